@@ -1,0 +1,126 @@
+//! Parses, prints and compares the addresses that a listener can have.
+//!
+//! One text form serves the command line, the log and the messages between generations, and what is printed parses back
+//! to an equal value. Host names are refused: a listener that depends on a resolver may come back elsewhere after a
+//! handoff. Nothing here opens a socket.
+
+use std::fmt;
+use std::net::{SocketAddr, SocketAddrV6};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::error::Error;
+
+/// Bytes that a path or an abstract name may have: `sun_path` holds 108 with the terminating or leading zero, unix(7).
+const UNIX_NAME_MAX: usize = 107;
+
+/// Where a listener listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// `192.0.2.1:80`, `[2001:db8::1]:80`. `[::]:80` takes IPv4 as well (dual stack), whatever the system's default.
+    Tcp(SocketAddr),
+    /// `tcp6:[::]:80`: IPv6 alone, so that `0.0.0.0:80` may stand beside it.
+    Tcp6Only(SocketAddrV6),
+    /// `/run/web.sock` or `unix:/run/web.sock`: a path in the file system.
+    UnixPath(PathBuf),
+    /// `@web`: a name in the abstract namespace, which is gone with its last holder.
+    UnixAbstract(String),
+}
+
+impl Address {
+    /// The path in the file system, for a Unix socket that has one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::UnixPath(path) => Some(path),
+            Self::Tcp(_) | Self::Tcp6Only(_) | Self::UnixAbstract(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Tcp6Only(address) => write!(f, "tcp6:{address}"),
+            Self::UnixPath(path) => path.display().fmt(f),
+            Self::UnixAbstract(name) => write!(f, "@{name}"),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let refuse = |why| Error::Address { text: text.to_owned(), why };
+        let unix = text.strip_prefix("unix:").unwrap_or(text);
+        if unix.starts_with('/') || unix.starts_with('@') {
+            if unix.chars().any(char::is_control) {
+                return Err(refuse("a Unix socket's name may not hold control characters"));
+            }
+            if unix.len() == 1 {
+                return Err(refuse("a Unix socket needs a name"));
+            }
+            let abstract_name = unix.strip_prefix('@');
+            if abstract_name.unwrap_or(unix).len() > UNIX_NAME_MAX {
+                return Err(refuse("a Unix socket's name has at most 107 bytes"));
+            }
+            return Ok(match abstract_name {
+                Some(name) => Self::UnixAbstract(name.to_owned()),
+                None if unix.ends_with('/') => return Err(refuse("a Unix socket's path may not end with a slash")),
+                None => Self::UnixPath(PathBuf::from(unix)),
+            });
+        }
+        if text.starts_with("unix:") {
+            return Err(refuse("a Unix socket is an absolute path or an abstract name, as in unix:/run/web.sock"));
+        }
+        if let Some(six) = text.strip_prefix("tcp6:") {
+            return six.parse().map(Self::Tcp6Only).map_err(|_| refuse("tcp6: takes an IPv6 address, as in [::]:80"));
+        }
+        text.parse().map(Self::Tcp).map_err(|_| {
+            refuse("expected IP:PORT, [IPV6]:PORT, tcp6:[IPV6]:PORT, /PATH or @NAME (host names are not resolved)")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_parses_back_to_the_same_address() {
+        for text in ["127.0.0.1:80", "[::1]:0", "[::]:65535", "tcp6:[::]:80", "/run/a.sock", "@name", "@with space"] {
+            let address: Address = text.parse().unwrap();
+            assert_eq!(address.to_string(), text);
+            assert_eq!(address.to_string().parse::<Address>().unwrap(), address);
+        }
+        assert_eq!("unix:/a".parse::<Address>().unwrap(), "/a".parse().unwrap());
+        assert_eq!("unix:@a".parse::<Address>().unwrap(), "@a".parse().unwrap());
+    }
+
+    #[test]
+    fn what_cannot_be_an_address_is_refused_and_named() {
+        let long = format!("/{}", "x".repeat(UNIX_NAME_MAX));
+        for text in [
+            "",
+            "80",
+            ":80",
+            "localhost:80",
+            "127.0.0.1",
+            "127.0.0.1:65536",
+            "::1:80",
+            "tcp6:1.2.3.4:5",
+            "/",
+            "@",
+            "unix:",
+            "unix:relative",
+            "/ends/",
+            "/a\nb",
+            &long,
+        ] {
+            let error = text.parse::<Address>().unwrap_err().to_string();
+            assert!(error.contains(&format!("{text:?}")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Holds what a generation is told to do, as values that cannot be wrong.
+//!
+//! Everything is checked when a value is made and never again. Where the values come from (flags, later a file) is the
+//! caller's affair.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::address::Address;
+use crate::error::Error;
+
+/// Where the daemon listens when it is told nothing and inherits nothing: the port of the program that this one follows.
+pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
+
+/// All that a generation is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What to listen on.
+    pub listeners: Listeners,
+    /// How long a successor may take from `fork` to ready before it is killed. Default 30 s.
+    pub ready_timeout: Duration,
+    /// How long both generations accept after the successor is ready; until then it can be rolled back. Default 1 s;
+    /// zero retires the predecessor at once.
+    pub bake: Duration,
+    /// How long connections get to end by themselves before they are cut. Default 30 s.
+    pub drain_timeout: Duration,
+    /// How long after it was accepted a connection may still send its first request when a drain begins. Default 1 s.
+    pub first_request_grace: Duration,
+    /// How many generations may serve or drain at once.
+    pub max_generations: MaxGenerations,
+    /// A file that names the process to signal, always.
+    pub pid_file: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listeners: Listeners::default(),
+            ready_timeout: Duration::from_secs(30),
+            bake: Duration::from_secs(1),
+            drain_timeout: Duration::from_secs(30),
+            first_request_grace: Duration::from_secs(1),
+            max_generations: MaxGenerations::default(),
+            pid_file: None,
+        }
+    }
+}
+
+/// What to listen on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Listeners {
+    /// Whatever a parent passes in; if nothing, [`DEFAULT_ADDRESS`].
+    #[default]
+    Inherited,
+    /// These and no others. Names and addresses are unique.
+    Named(UniqueListeners),
+}
+
+impl Listeners {
+    /// Exactly these; none at all means [`Listeners::Inherited`].
+    ///
+    /// # Errors
+    /// [`Error::DuplicateName`] and [`Error::DuplicateAddress`]. Port 0 may be asked for more than once.
+    pub fn exactly(listeners: Vec<ListenerConfig>) -> Result<Self, Error> {
+        if listeners.is_empty() { Ok(Self::Inherited) } else { UniqueListeners::new(listeners).map(Self::Named) }
+    }
+}
+
+/// Listeners of which no two share a name or an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UniqueListeners(Vec<ListenerConfig>);
+
+impl UniqueListeners {
+    fn new(listeners: Vec<ListenerConfig>) -> Result<Self, Error> {
+        for (index, one) in listeners.iter().enumerate() {
+            for other in &listeners[..index] {
+                if one.name.is_some() && one.name == other.name {
+                    return Err(Error::DuplicateName {
+                        name: one.name.as_ref().map_or_else(String::new, ToString::to_string),
+                    });
+                }
+                let any_port = matches!(&one.address, Address::Tcp(address) if address.port() == 0)
+                    || matches!(&one.address, Address::Tcp6Only(address) if address.port() == 0);
+                if one.address == other.address && !any_port {
+                    return Err(Error::DuplicateAddress { address: one.address.to_string() });
+                }
+            }
+        }
+        Ok(Self(listeners))
+    }
+
+    /// In the order in which they were given.
+    #[must_use]
+    pub fn as_slice(&self) -> &[ListenerConfig] {
+        &self.0
+    }
+}
+
+/// One listener: `[name=]ADDRESS`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerConfig {
+    /// Its name, by which an inherited socket is matched; without one it goes by its address, then by its place.
+    pub name: Option<ListenerName>,
+    /// Where to listen when no socket is passed in for it.
+    pub address: Address,
+}
+
+impl FromStr for ListenerConfig {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        // An abstract or path address may hold an equals sign; a name comes before the first character of an address.
+        let (name, address) = match text.split_once('=') {
+            Some((name, address)) if !name.starts_with(['/', '@']) && !name.starts_with("unix:") => {
+                (Some(name.parse()?), address)
+            }
+            _ => (None, text),
+        };
+        Ok(Self { name, address: address.parse()? })
+    }
+}
+
+/// A listener's name: what `LISTEN_FDNAMES` can carry, sd_listen_fds(3).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListenerName(String);
+
+impl ListenerName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ListenerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for ListenerName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let refuse = |why| Err(Error::ListenerName { text: text.to_owned(), why });
+        if text.is_empty() {
+            return refuse("a name may not be empty");
+        }
+        if text.len() > 255 {
+            return refuse("a name has at most 255 characters");
+        }
+        if !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':' && byte != b'=') {
+            return refuse("a name is printable ASCII without spaces, colons and equals signs");
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// How many generations may serve or drain at once; one on probation does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaxGenerations(usize);
+
+impl MaxGenerations {
+    /// One that serves and at least one that drains, at most 64.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] outside of 2 to 64.
+    pub fn new(count: usize) -> Result<Self, Error> {
+        if (2..=64).contains(&count) {
+            Ok(Self(count))
+        } else {
+            let why = "expected 2 to 64: one that serves and those that drain";
+            Err(Error::Setting { setting: "max-generations", value: count.to_string(), why })
+        }
+    }
+
+    /// The number, 2 to 64.
+    #[must_use]
+    pub const fn get(self) -> usize {
+        self.0
+    }
+}
+
+impl Default for MaxGenerations {
+    fn default() -> Self {
+        Self(8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listen(texts: &[&str]) -> Result<Listeners, Error> {
+        Listeners::exactly(texts.iter().map(|text| text.parse().unwrap()).collect())
+    }
+
+    #[test]
+    fn a_name_is_what_stands_before_an_address() {
+        let named: ListenerConfig = "web=127.0.0.1:80".parse().unwrap();
+        assert_eq!(named.name.unwrap().as_str(), "web");
+        for text in ["127.0.0.1:80", "/run/a=b", "@a=b", "unix:/run/a=b"] {
+            let unnamed: ListenerConfig = text.parse().unwrap();
+            assert_eq!(unnamed.name, None, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_that_the_environment_cannot_carry_are_refused() {
+        for text in ["", "a:b", "a b", "a\n", "ü", &"x".repeat(256)] {
+            assert!(text.parse::<ListenerName>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn two_listeners_share_neither_name_nor_address() {
+        assert!(matches!(listen(&["a=127.0.0.1:1", "a=127.0.0.1:2"]), Err(Error::DuplicateName { .. })));
+        assert!(matches!(listen(&["127.0.0.1:1", "b=127.0.0.1:1"]), Err(Error::DuplicateAddress { .. })));
+        assert!(listen(&["127.0.0.1:0", "127.0.0.1:0"]).is_ok());
+        assert_eq!(listen(&[]).unwrap(), Listeners::Inherited);
+    }
+
+    #[test]
+    fn a_bound_on_generations_leaves_room_for_one_that_drains() {
+        assert!(MaxGenerations::new(1).is_err());
+        assert!(MaxGenerations::new(65).is_err());
+        assert_eq!(MaxGenerations::new(2).unwrap().get(), 2);
+    }
+}

@@ -1,0 +1,225 @@
+//! Names each thing that an operator or a developer can act on, one variant each, and the exit code that it ends in.
+//!
+//! Errors are facts with their particulars as fields; the text is one line and names the thing that was wrong. Why a
+//! handoff failed is a fact of its own, [`HandoffFailure`], for it is not an error of the process that reports it: that
+//! one goes on serving.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What the exit code of a process means: the one table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// It did what it was asked to.
+    Done = 0,
+    /// The command line is wrong (`EX_USAGE`). Nothing was touched.
+    Usage = 64,
+    /// The operating system refused what no setting can mend (`EX_OSERR`).
+    System = 71,
+    /// The configuration, or what was inherited, cannot be served (`EX_CONFIG`). Nothing was touched.
+    Configuration = 78,
+}
+
+/// Why a generation cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A listener's address does not parse.
+    #[error("bad address {text:?}: {why}")]
+    Address {
+        /// What was given.
+        text: String,
+        /// What was expected.
+        why: &'static str,
+    },
+    /// A listener's name holds what `LISTEN_FDNAMES` cannot carry.
+    #[error("bad listener name {text:?}: {why}")]
+    ListenerName {
+        /// What was given.
+        text: String,
+        /// What was expected.
+        why: &'static str,
+    },
+    /// Two listeners were given one name.
+    #[error("two listeners are named {name:?}")]
+    DuplicateName {
+        /// The name.
+        name: String,
+    },
+    /// Two listeners were given one address.
+    #[error("two listeners have the address {address}")]
+    DuplicateAddress {
+        /// The address.
+        address: String,
+    },
+    /// A setting is outside of what makes sense.
+    #[error("bad {setting} {value}: {why}")]
+    Setting {
+        /// Its name.
+        setting: &'static str,
+        /// What was given.
+        value: String,
+        /// What was expected.
+        why: &'static str,
+    },
+    /// A listener was asked for by a name that no listener has.
+    #[error("there is no listener named {name:?}")]
+    NoSuchListener {
+        /// The name.
+        name: String,
+    },
+    /// [`crate::Inheritance::take`] was called when other threads were running; it changes the environment, and so must
+    /// come first (getenv(3), "ATTRIBUTES").
+    #[error("the inheritance must be taken before any thread is started; {threads} are running")]
+    ThreadsRunning {
+        /// How many there are.
+        threads: usize,
+    },
+    /// [`crate::Inheritance::take`] was called a second time: what a process is born with can be taken once.
+    #[error("the inheritance has been taken already")]
+    AlreadyTaken,
+    /// A variable by which sockets are passed holds what it cannot mean.
+    #[error("bad {variable}={value:?}: {why}")]
+    Environment {
+        /// The variable.
+        variable: &'static str,
+        /// What it holds.
+        value: String,
+        /// What was expected.
+        why: String,
+    },
+    /// A descriptor that was passed in cannot be listened on.
+    #[error("inherited descriptor {descriptor} ({name}) is {found}, not a listening stream socket")]
+    NotAListener {
+        /// Its number.
+        descriptor: RawFd,
+        /// Its name, or `unnamed`.
+        name: String,
+        /// What it is instead.
+        found: String,
+    },
+    /// An address cannot be bound or listened on.
+    #[error("cannot listen on {address} ({name}): {source}")]
+    Bind {
+        /// The listener's name.
+        name: String,
+        /// Its address.
+        address: String,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The pid file cannot be written.
+    #[error("cannot write the pid file {}: {source}", path.display())]
+    PidFile {
+        /// Its path.
+        path: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The program's own path cannot be found, so that no successor could be started.
+    #[error("cannot find the path of this program: {source}")]
+    Program {
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The predecessor's channel is not one, or it speaks what is not understood here.
+    #[error("cannot take over from the predecessor: {why}")]
+    Predecessor {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A system call failed that none of our settings can make work.
+    #[error("cannot {doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// What the kernel says.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The exit code that a process ends with because of this.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::Address { .. }
+            | Self::ListenerName { .. }
+            | Self::DuplicateName { .. }
+            | Self::DuplicateAddress { .. }
+            | Self::Setting { .. } => Exit::Usage,
+            Self::NoSuchListener { .. }
+            | Self::Environment { .. }
+            | Self::NotAListener { .. }
+            | Self::Bind { .. }
+            | Self::PidFile { .. }
+            | Self::Predecessor { .. } => Exit::Configuration,
+            Self::ThreadsRunning { .. } | Self::AlreadyTaken | Self::Program { .. } | Self::System { .. } => {
+                Exit::System
+            }
+        }
+    }
+
+    /// For `map_err`: a system call that failed while `doing` something.
+    pub(crate) fn system<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::System { doing, source: source.into() }
+    }
+}
+
+/// Why a successor did not take over. The predecessor serves on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HandoffFailure {
+    /// `fork` failed, or the channel could not be made.
+    #[error("cannot start a process: {source}")]
+    Fork {
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// What lies at the program's path cannot be executed.
+    #[error("cannot execute {}: {source}", program.display())]
+    Exec {
+        /// The path by which this process was started.
+        program: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The successor said why it cannot serve.
+    #[error("the successor says: {reason}")]
+    Refused {
+        /// Its own words.
+        reason: String,
+    },
+    /// It ended before it was ready, without a word.
+    #[error("the successor ended before it was ready")]
+    EndedEarly,
+    /// It was not ready in time, and was killed.
+    #[error("the successor was not ready within {}", Seconds(*limit))]
+    TimedOut {
+        /// `--ready-timeout`.
+        limit: Duration,
+    },
+    /// It ended after it was ready, without a word.
+    #[error("the successor ended after it was ready")]
+    EndedLate,
+    /// It was told to stop while it was on probation.
+    #[error("the successor was told to stop while on probation")]
+    ToldToStop,
+    /// It sent what is not a message.
+    #[error("the successor sent what is not a message: {why}")]
+    Garbage {
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// Prints a duration as seconds, as the flags take it.
+struct Seconds(Duration);
+
+impl std::fmt::Display for Seconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} s", self.0.as_secs_f64())
+    }
+}
