@@ -1,0 +1,50 @@
+//! Holds a process so that no signal can reach a stranger: pidfd_open(2), pidfd_send_signal(2).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::Signal;
+
+/// `PIDFS_MAGIC`, of file systems whose inodes are processes (since Linux 6.9).
+const PIDFS_MAGIC: libc::c_long = 0x5049_4446;
+
+/// A process, by a descriptor that stays its own even when its number is used again.
+#[derive(Debug)]
+pub(crate) struct PidFd(OwnedFd);
+
+impl PidFd {
+    /// The process that has the number `pid` now. Whether that is the one that was meant, the caller must find out.
+    pub(crate) fn open(pid: u32) -> io::Result<Self> {
+        // SAFETY: pidfd_open(2) takes two integers and makes a descriptor, which is close-on-exec from the start.
+        let raw = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+        let raw = i32::try_from(raw).map_err(io::Error::other)?;
+        // SAFETY: the kernel has just made it, for us.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(raw) }))
+    }
+
+    /// Sends `signal` to it.
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        let none = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: pidfd_send_signal(2) takes a descriptor that we own, a number, and no information.
+        let done =
+            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal as libc::c_int, none, 0) };
+        Errno::result(done).map(drop).map_err(Into::into)
+    }
+
+    /// The number by which `LISTEN_PIDFDID` names a process, where this kernel has such numbers.
+    pub(crate) fn inode(&self) -> Option<u64> {
+        let file_system = nix::sys::statfs::fstatfs(self.as_fd()).ok()?.filesystem_type();
+        if file_system.0 != PIDFS_MAGIC {
+            return None;
+        }
+        nix::sys::stat::fstat(self.as_fd()).ok().map(|status| status.st_ino)
+    }
+}
+
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

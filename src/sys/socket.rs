@@ -1,0 +1,72 @@
+//! Sends and receives packets on a channel, and asks sockets what only an ioctl tells.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+
+/// Two ends of a channel: packets keep their bounds, and the end of one side is end of file at the other, unix(7).
+pub(crate) fn channel_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).map_err(Into::into)
+}
+
+/// Sends one packet, whole or not at all, without waiting.
+pub(crate) fn send_packet(channel: BorrowedFd<'_>, packet: &[u8]) -> io::Result<()> {
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    send(channel.as_raw_fd(), packet, flags).map(drop).map_err(Into::into)
+}
+
+/// What came in.
+pub(crate) enum Packet {
+    /// A packet of that many bytes.
+    Whole(usize),
+    /// A packet that is longer than the buffer; the rest of it is gone.
+    Truncated,
+    /// The other end is closed, and everything that it sent has been read.
+    End,
+}
+
+/// Receives one packet without waiting: `WouldBlock` when there is none.
+pub(crate) fn receive_packet(channel: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packet> {
+    loop {
+        // With MSG_TRUNC the kernel says how long the packet was, recv(2).
+        match recv(channel.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
+            Ok(0) => return Ok(Packet::End),
+            Ok(length) if length > buffer.len() => return Ok(Packet::Truncated),
+            Ok(length) => return Ok(Packet::Whole(length)),
+            // The other end was closed with packets of ours unread. That is told once, ahead of what it had sent
+            // before: its last words are still to come.
+            Err(Errno::ECONNRESET | Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Whether `socket` can be an end of a channel.
+pub(crate) fn is_channel(socket: BorrowedFd<'_>) -> bool {
+    let socket = socket2::SockRef::from(&socket);
+    matches!((socket.domain(), socket.r#type()), (Ok(socket2::Domain::UNIX), Ok(socket2::Type::SEQPACKET)))
+}
+
+/// Whether nobody holds the other end of a channel any more.
+pub(crate) fn has_hung_up(channel: BorrowedFd<'_>) -> bool {
+    let mut poll = [PollFd::new(channel, PollFlags::empty())];
+    nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok()
+        && poll[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
+}
+
+mod ioctl {
+    nix::ioctl_read_bad!(outq, nix::libc::TIOCOUTQ, nix::libc::c_int);
+}
+
+/// Bytes that were written and that the peer's kernel has not acknowledged yet, tcp(7) and unix(7).
+pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ writes one int, to a place that lives until the call returns.
+    unsafe { ioctl::outq(socket.as_raw_fd(), &raw mut count) }?;
+    usize::try_from(count).map_err(io::Error::other)
+}

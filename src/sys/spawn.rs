@@ -1,0 +1,161 @@
+//! Starts a program as nobody's child, with chosen descriptors from 3 up and nothing else open.
+//!
+//! Forked twice, so that the process in the middle ends at once and whoever watches over orphans (systemd, a
+//! subreaper, init) becomes the parent: it sees the program die and reaps it. What goes wrong after the first fork is
+//! told on a channel that the program inherits anyway, so nothing here waits for an exec that may hang.
+//!
+//! Between fork and exec only async-signal-safe calls are allowed (signal-safety(7)): everything that needs memory is
+//! made ready before. A signal that arrives there must not run a handler of ours, which would write into a pipe that
+//! the parent reads; so all signals are blocked meanwhile, and SIGHUP stays blocked across the exec: a hangup that
+//! comes before the new program has its handler waits for it instead of killing it.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::ptr;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, fork};
+
+use super::fd::{CLOSE_ON_EXEC, FIRST_PASSED, lift};
+
+/// What is to be started, and what it is to have.
+pub(crate) struct Launch<'a> {
+    /// Its path; links in it are followed now.
+    pub(crate) program: &'a CString,
+    /// All its arguments, `argv[0]` included.
+    pub(crate) arguments: &'a [CString],
+    /// Its whole environment.
+    pub(crate) environment: &'a [CString],
+    /// What becomes descriptors 3, 4, ... of it. No others stay open but the standard streams.
+    pub(crate) passed: &'a [BorrowedFd<'a>],
+    /// Which of `passed` is the channel on which to tell how it went.
+    pub(crate) channel: usize,
+    /// The words in which to tell it.
+    pub(crate) words: Words,
+}
+
+/// Beginnings of packets; a number in decimal completes each.
+pub(crate) struct Words {
+    /// The program is about to be executed, under this process id.
+    pub(crate) born: &'static [u8],
+    /// The second fork failed with this errno.
+    pub(crate) fork_failed: &'static [u8],
+    /// The exec failed with this errno.
+    pub(crate) exec_failed: &'static [u8],
+}
+
+/// Forks twice and executes. Returns when the process in the middle has ended; what came of the program, the channel
+/// tells. Blocks for as long as two forks take.
+///
+/// # Errors
+/// When a descriptor cannot be copied, or for the first fork.
+pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
+    let count = RawFd::try_from(launch.passed.len()).map_err(io::Error::other)?;
+    // Above the range into which they go, dup2 of one never hits another, nor itself: dup2(x, x) keeps close-on-exec.
+    let lifted: Vec<OwnedFd> =
+        launch.passed.iter().map(|fd| lift(*fd, FIRST_PASSED + count)).collect::<Result<_, _>>()?;
+    let prepared = Prepared {
+        program: launch.program.as_ptr(),
+        arguments: pointers(launch.arguments),
+        environment: pointers(launch.environment),
+        lifted: lifted.iter().map(AsRawFd::as_raw_fd).collect(),
+        channel: launch.channel,
+        words: &launch.words,
+    };
+    let mut before = SigSet::empty();
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    // SAFETY: both children call only what is async-signal-safe until they exec or _exit: see `middle` and `exec`.
+    let forked = unsafe { fork() };
+    if let Ok(ForkResult::Child) = forked {
+        middle(&prepared);
+    }
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    let Ok(ForkResult::Parent { child }) = forked else { return Err(forked.err().unwrap_or(Errno::ECHILD).into()) };
+    loop {
+        match waitpid(child, None) {
+            Err(Errno::EINTR) => {}
+            // ECHILD: the host program ignores SIGCHLD, and the kernel has reaped it for us.
+            Ok(_) | Err(Errno::ECHILD) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// All that the children need, in memory that the parent allocated.
+struct Prepared<'a> {
+    program: *const libc::c_char,
+    arguments: Vec<*const libc::c_char>,
+    environment: Vec<*const libc::c_char>,
+    lifted: Vec<RawFd>,
+    channel: usize,
+    words: &'a Words,
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// The process in the middle: forks again and ends. Async-signal-safe.
+fn middle(prepared: &Prepared<'_>) -> ! {
+    // SAFETY: a child of a fork may fork; fork(2) itself is async-signal-safe as long as no handler is registered
+    // with pthread_atfork(3) that is not, and this crate registers none.
+    match unsafe { fork() } {
+        Ok(ForkResult::Child) => exec(prepared),
+        Ok(ForkResult::Parent { .. }) => {}
+        Err(errno) => tell(prepared.lifted[prepared.channel], prepared.words.fork_failed, errno as i32),
+    }
+    // SAFETY: _exit(2) is async-signal-safe and runs no destructor of the parent's.
+    unsafe { libc::_exit(0) }
+}
+
+/// The process that becomes the program. Async-signal-safe.
+fn exec(prepared: &Prepared<'_>) -> ! {
+    let mut target = FIRST_PASSED;
+    let mut failed = None;
+    for lifted in &prepared.lifted {
+        // SAFETY: dup2(2) onto a number below every lifted one; what was open there is the parent's business, not ours.
+        if unsafe { libc::dup2(*lifted, target) } < 0 {
+            failed = failed.or(Some(Errno::last()));
+        }
+        target += 1;
+    }
+    let channel = prepared.lifted[prepared.channel];
+    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC only sets a flag. It is a second guard: every descriptor of ours
+    // is close-on-exec already, but not every one of the host program's need be.
+    unsafe { libc::close_range(target.unsigned_abs(), libc::c_uint::MAX, CLOSE_ON_EXEC) };
+    // SAFETY: getpid(2) cannot fail.
+    tell(channel, prepared.words.born, unsafe { libc::getpid() });
+    let mut hangup = SigSet::empty();
+    hangup.add(Signal::SIGHUP);
+    // Not what the parent had blocked: nothing grows from one generation to the next.
+    failed = failed.or(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&hangup), None).err());
+    if failed.is_none() {
+        // SAFETY: the path and both arrays end in zero, and live in memory that the fork has copied.
+        unsafe { libc::execve(prepared.program, prepared.arguments.as_ptr(), prepared.environment.as_ptr()) };
+    }
+    tell(channel, prepared.words.exec_failed, failed.unwrap_or_else(Errno::last) as i32);
+    // SAFETY: as in `middle`.
+    unsafe { libc::_exit(127) }
+}
+
+/// Sends `words` and a number as one packet. Async-signal-safe: no memory but the stack's.
+fn tell(channel: RawFd, words: &[u8], number: i32) {
+    let mut packet = [0_u8; 64];
+    let mut end = words.len().min(48);
+    packet[..end].copy_from_slice(&words[..end]);
+    let (mut power, number) = (1_000_000_000_u32, number.unsigned_abs());
+    while power > number.max(1) {
+        power /= 10;
+    }
+    while power > 0 {
+        packet[end] = b'0' + u8::try_from(number / power % 10).unwrap_or(0);
+        (end, power) = (end + 1, power / 10);
+    }
+    packet[end] = b'\n';
+    // SAFETY: send(2) reads as many bytes as the array holds. Whether anybody is left to hear it is no concern of ours.
+    unsafe { libc::send(channel, packet.as_ptr().cast(), end + 1, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
+}
