@@ -1,0 +1,217 @@
+//! Carries bytes over one accepted connection, counts them, and closes it so that none is lost.
+//!
+//! Closing is the delicate part: `close` with unread bytes, or bytes that come after it, makes the kernel send a reset,
+//! which destroys a reply that is still on its way (RFC 2525, 2.17). [`Stream::finish`] is the one place that ends a
+//! connection.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use socket2::{SockAddr, Socket};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::sys;
+
+/// One connection.
+#[derive(Debug)]
+pub struct Stream {
+    socket: Family,
+    received: u64,
+    sent: u64,
+    /// Whether the peer has half-closed: nothing can come that a reset would answer.
+    peer_finished: bool,
+}
+
+#[derive(Debug)]
+enum Family {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A TCP client.
+    Tcp(SocketAddr),
+    /// A client on a Unix socket; such clients have no address.
+    Unix,
+}
+
+impl Peer {
+    pub(crate) fn new(address: &SockAddr) -> Self {
+        address.as_socket().map_or(Self::Unix, Self::Tcp)
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+impl Stream {
+    /// Takes an accepted, non-blocking socket. Must be called in a tokio runtime.
+    pub(crate) fn new(socket: Socket, peer: Peer) -> io::Result<Self> {
+        let fd = OwnedFd::from(socket);
+        let socket = match peer {
+            Peer::Tcp(_) => Family::Tcp(TcpStream::from_std(fd.into())?),
+            Peer::Unix => Family::Unix(UnixStream::from_std(fd.into())?),
+        };
+        Ok(Self { socket, received: 0, sent: 0, peer_finished: false })
+    }
+
+    /// Bytes read so far.
+    #[must_use]
+    pub const fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Bytes written so far.
+    #[must_use]
+    pub const fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Waits until there is something to read, or the peer has half-closed. Cancel safe.
+    ///
+    /// # Errors
+    /// When the runtime is shutting down.
+    pub async fn readable(&self) -> io::Result<()> {
+        match &self.socket {
+            Family::Tcp(socket) => socket.readable().await,
+            Family::Unix(socket) => socket.readable().await,
+        }
+    }
+
+    /// Whether bytes or the peer's end wait to be read, by the kernel's word: the runtime may not have heard of them yet.
+    #[must_use]
+    pub fn has_input(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        let flags = nix::libc::MSG_PEEK | nix::libc::MSG_DONTWAIT;
+        let peeked = socket2::SockRef::from(self).recv_with_flags(&mut byte, flags);
+        !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Ends the connection: half-closes, and stays for the peer's end as long as closing could destroy what was sent.
+    ///
+    /// Returns at once when the peer has half-closed already, or when everything that was sent is acknowledged and
+    /// nothing waits to be read: then there is no reply that a reset could destroy. Otherwise reads and drops what the
+    /// peer still sends until it closes, at most for `linger`.
+    ///
+    /// Returns how many bytes came too late to be answered.
+    pub(crate) async fn finish(&mut self, linger: Duration) -> u64 {
+        let nothing_at_risk =
+            self.peer_finished || (!self.has_input() && matches!(sys::socket::unacknowledged(self.as_fd()), Ok(0)));
+        if self.shutdown().await.is_err() || nothing_at_risk {
+            return 0;
+        }
+        let before = self.received;
+        let _ = tokio::time::timeout(linger, self.discard()).await;
+        self.received - before
+    }
+
+    /// Reads until the peer closes.
+    async fn discard(&mut self) {
+        let mut waste = [0; 512];
+        while matches!(self.read(&mut waste).await, Ok(1..)) {}
+    }
+
+    const fn count_read(&mut self, count: usize) {
+        self.received += count as u64;
+        self.peer_finished |= count == 0;
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Family::Tcp(socket) => socket.as_fd(),
+            Family::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let room = buffer.remaining();
+        ready!(match &mut self.socket {
+            Family::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Family::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
+        })?;
+        if room > 0 {
+            self.count_read(buffer.filled().len() - before);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let count = ready!(match &mut self.socket {
+            Family::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Family::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
+        })?;
+        self.sent += count as u64;
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.socket {
+            Family::Tcp(socket) => Pin::new(socket).poll_flush(cx),
+            Family::Unix(socket) => Pin::new(socket).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.socket {
+            Family::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            Family::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection over loopback: our end, and the client's.
+    async fn connected() -> (Stream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, peer) = listener.accept().await.unwrap();
+        let socket = Socket::from(accepted.into_std().unwrap());
+        (Stream::new(socket, Peer::Tcp(peer)).unwrap(), client)
+    }
+
+    #[tokio::test]
+    async fn a_reply_survives_a_client_that_goes_on_sending() {
+        let (mut stream, mut client) = connected().await;
+        stream.write_all(b"reply").await.unwrap();
+        client.write_all(b"too late").await.unwrap();
+        stream.readable().await.unwrap();
+        let finish = tokio::spawn(async move { stream.finish(Duration::from_secs(30)).await });
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"reply");
+        drop(client);
+        assert_eq!(finish.await.unwrap(), 8);
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_is_finished_without_waiting_for_its_peer() {
+        let (mut stream, mut client) = connected().await;
+        assert_eq!(stream.finish(Duration::MAX).await, 0);
+        drop(stream);
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+    }
+}
