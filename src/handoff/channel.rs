@@ -1,0 +1,129 @@
+//! Carries messages between two generations, one packet each, and reports the other's death as the end of file.
+//!
+//! Sending never waits: a channel that is full belongs to a process that does not read, and is an error. Receiving is
+//! cancel safe, for a packet is taken whole in one system call. An unknown kind is answered here, for everybody.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::message::Message;
+use crate::sys;
+use crate::sys::socket::Packet;
+
+/// Bytes in the largest packet: a welcome with some thousand listeners. Less than `net.core.wmem_default`.
+const PACKET_MAX: usize = 128 * 1024;
+
+/// One end of a channel.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    socket: AsyncFd<OwnedFd>,
+    buffer: Vec<u8>,
+}
+
+/// What was received.
+#[derive(Debug)]
+pub(crate) enum Received {
+    /// A message of a kind that is known here.
+    Message(Message),
+    /// What is not a message, and why.
+    Garbage(String),
+    /// Nobody is left at the other end.
+    End,
+}
+
+impl Channel {
+    /// Takes an end that [`sys::socket::channel_pair`] made. Must be called in a tokio runtime.
+    pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self { socket: sys::fd::watch(socket, Interest::READABLE)?, buffer: Vec::new() })
+    }
+
+    /// Sends a message without waiting.
+    pub(crate) fn send(&self, message: &Message) -> io::Result<()> {
+        sys::socket::send_packet(self.as_fd(), &message.encode())
+    }
+
+    /// Receives one message.
+    pub(crate) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
+        loop {
+            let mut ready = match ready!(self.socket.poll_read_ready(cx)) {
+                Ok(ready) => ready,
+                Err(error) => return Poll::Ready(Received::Garbage(error.to_string())),
+            };
+            let received = ready.try_io(|socket| receive(socket.get_ref().as_fd(), &mut self.buffer));
+            let Ok(received) = received else { continue };
+            let received = received.unwrap_or_else(|error| Received::Garbage(error.to_string()));
+            if let Received::Message(Message::Unrecognised { version, kind }) = received {
+                tracing::warn!(version, kind, "answered a message that is not known here");
+                let _ = self.send(&Message::Unknown { kind });
+                continue;
+            }
+            return Poll::Ready(received);
+        }
+    }
+}
+
+/// Receives one message without waiting, before there is a runtime.
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Received> {
+    buffer.resize(PACKET_MAX, 0);
+    let received = match sys::socket::receive_packet(socket, buffer)? {
+        Packet::End => Received::End,
+        Packet::Truncated => Received::Garbage(format!("a packet of more than {PACKET_MAX} bytes")),
+        Packet::Whole(length) => match Message::decode(&buffer[..length]) {
+            Ok(message) => Received::Message(message),
+            Err(why) => Received::Garbage(why),
+        },
+    };
+    *buffer = Vec::new();
+    Ok(received)
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.get_ref().as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+
+    fn pair() -> (Channel, Channel) {
+        let (one, other) = sys::socket::channel_pair().unwrap();
+        (Channel::new(one).unwrap(), Channel::new(other).unwrap())
+    }
+
+    #[tokio::test]
+    async fn messages_that_were_sent_before_death_are_heard_before_the_end() {
+        let (one, mut other) = pair();
+        one.send(&Message::Stopping).unwrap();
+        drop(one);
+        let first = poll_fn(|cx| other.poll_receive(cx)).await;
+        assert!(matches!(first, Received::Message(Message::Stopping)), "{first:?}");
+        let second = poll_fn(|cx| other.poll_receive(cx)).await;
+        assert!(matches!(second, Received::End), "{second:?}");
+    }
+
+    #[tokio::test]
+    async fn an_unknown_kind_is_answered_and_the_next_message_is_heard() {
+        let (mut one, mut other) = pair();
+        sys::socket::send_packet(one.as_fd(), b"VERSION=9\nKIND=novel\n").unwrap();
+        one.send(&Message::Cut).unwrap();
+        let heard = poll_fn(|cx| other.poll_receive(cx)).await;
+        assert!(matches!(heard, Received::Message(Message::Cut)), "{heard:?}");
+        let answer = poll_fn(|cx| one.poll_receive(cx)).await;
+        assert!(matches!(answer, Received::Message(Message::Unknown { ref kind }) if kind == "novel"), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_packet_that_is_too_long_is_garbage() {
+        let (one, mut other) = pair();
+        sys::socket::send_packet(one.as_fd(), &vec![b'x'; PACKET_MAX + 1]).unwrap();
+        let heard = poll_fn(|cx| other.poll_receive(cx)).await;
+        assert!(matches!(heard, Received::Garbage(_)), "{heard:?}");
+    }
+}

@@ -1,0 +1,278 @@
+//! Encodes what generations say to each other: one packet a message, lines of `KEY=value`, like sd_notify(3).
+//!
+//! Every packet opens with the version and the kind. Lines with a key that is not known are passed over, so that a
+//! message can grow; a kind or a version that is not known is answered, not fatal ([`Message::Unknown`]). Text holds no
+//! line breaks: they become spaces. Who says what when is in `docs/protocol.md`.
+
+use std::collections::VecDeque;
+use std::fmt::{Display, Write as _};
+use std::os::fd::RawFd;
+
+use crate::generation::Generation;
+use crate::net::Binding;
+use crate::sys::spawn::Words;
+
+/// The version that is spoken here.
+pub(crate) const VERSION: u32 = 1;
+
+/// What the processes between fork and exec say, as [`Message::encode`] would write it: they cannot allocate.
+pub(crate) const WORDS: Words = Words {
+    born: b"VERSION=1\nKIND=born\nPID=",
+    fork_failed: b"VERSION=1\nKIND=fork-failed\nERRNO=",
+    exec_failed: b"VERSION=1\nKIND=exec-failed\nERRNO=",
+};
+
+/// One packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Message {
+    /// Predecessor to successor, the first packet: what a descriptor cannot tell.
+    Welcome(Welcome),
+    /// Predecessor to successor: I have retired, the line is yours. With a hangup that came too late for me.
+    Committed(Hangup),
+    /// Predecessor to successor: stop; the whole line does.
+    Stop,
+    /// From the process that is about to become the successor: its process id.
+    Born { pid: u32 },
+    /// From the process in the middle: the second fork failed.
+    ForkFailed { errno: i32 },
+    /// From the process that could not become the successor.
+    ExecFailed { errno: i32 },
+    /// Successor to predecessor: I accept. The descriptors that I closed because nothing claims them.
+    Ready { pid: u32, closed: Vec<RawFd> },
+    /// Successor to predecessor: I cannot serve, and why.
+    Failed { reason: String },
+    /// Successor to predecessor: I was told to stop while on probation; serve on.
+    Rollback,
+    /// The newest generation to all that drain: the line is told to stop, never accept again.
+    Stopping,
+    /// The newest generation to one that drains: too many of us, cut your drain short.
+    Cut,
+    /// To whoever sent it: I do not know this kind.
+    Unknown { kind: String },
+    /// Not sent; what any packet of an unknown version or kind becomes.
+    Unrecognised { version: u32, kind: String },
+}
+
+/// What a successor is told at birth.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Welcome {
+    /// The sockets, by their place among the passed ones, that the line bound itself.
+    pub(crate) bound: Vec<(usize, Binding)>,
+    /// The generations before the predecessor that still drain, each with the descriptor of the channel to it.
+    pub(crate) draining: Vec<(Generation, RawFd)>,
+}
+
+/// Whether a hangup waits to be acted on. However many come, they are one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub(crate) enum Hangup {
+    #[default]
+    None,
+    Remembered,
+}
+
+impl Message {
+    /// The packet.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut packet = Packet(format!("VERSION={VERSION}\nKIND={}\n", self.kind()));
+        match self {
+            Self::Welcome(welcome) => {
+                for (place, binding) in &welcome.bound {
+                    packet.line("BOUND", format_args!("{place} {binding}"));
+                }
+                for (generation, descriptor) in &welcome.draining {
+                    packet.line("DRAINING", format_args!("{generation} {descriptor}"));
+                }
+            }
+            Self::Committed(Hangup::Remembered) => packet.line("HANGUP", 1),
+            Self::Born { pid } => packet.line("PID", pid),
+            Self::ForkFailed { errno } | Self::ExecFailed { errno } => packet.line("ERRNO", errno),
+            Self::Ready { pid, closed } => {
+                packet.line("PID", pid);
+                closed.iter().for_each(|descriptor| packet.line("CLOSED", descriptor));
+            }
+            Self::Failed { reason } => packet.line("REASON", reason),
+            Self::Unknown { kind } => packet.line("UNKNOWN", kind),
+            Self::Committed(Hangup::None)
+            | Self::Stop
+            | Self::Rollback
+            | Self::Stopping
+            | Self::Cut
+            | Self::Unrecognised { .. } => {}
+        }
+        packet.0.into_bytes()
+    }
+
+    fn kind(&self) -> &str {
+        match self {
+            Self::Welcome(_) => "welcome",
+            Self::Committed(_) => "committed",
+            Self::Stop => "stop",
+            Self::Born { .. } => "born",
+            Self::ForkFailed { .. } => "fork-failed",
+            Self::ExecFailed { .. } => "exec-failed",
+            Self::Ready { .. } => "ready",
+            Self::Failed { .. } => "failed",
+            Self::Rollback => "rollback",
+            Self::Stopping => "stopping",
+            Self::Cut => "cut",
+            Self::Unknown { .. } => "unknown",
+            Self::Unrecognised { kind, .. } => kind,
+        }
+    }
+
+    /// Reads a packet.
+    ///
+    /// # Errors
+    /// Why it is not a message at all: garbage, or half of one.
+    pub(crate) fn decode(packet: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(packet).map_err(|_| format!("{} bytes that are not text", packet.len()))?;
+        let mut fields = Fields::read(text)?;
+        let version = fields.number("VERSION")?;
+        let kind = fields.text("KIND")?;
+        if version != VERSION {
+            return Ok(Self::Unrecognised { version, kind: kind.to_owned() });
+        }
+        Ok(match kind {
+            "welcome" => {
+                let mut welcome = Welcome::default();
+                while let Some((place, binding)) = fields.pair("BOUND")? {
+                    welcome.bound.push((place, binding));
+                }
+                while let Some((generation, descriptor)) = fields.pair("DRAINING")? {
+                    welcome.draining.push((generation, descriptor));
+                }
+                Self::Welcome(welcome)
+            }
+            "committed" if fields.take("HANGUP").is_some() => Self::Committed(Hangup::Remembered),
+            "committed" => Self::Committed(Hangup::None),
+            "stop" => Self::Stop,
+            "born" => Self::Born { pid: fields.number("PID")? },
+            "fork-failed" => Self::ForkFailed { errno: fields.number("ERRNO")? },
+            "exec-failed" => Self::ExecFailed { errno: fields.number("ERRNO")? },
+            "ready" => {
+                let pid = fields.number("PID")?;
+                let mut closed = Vec::new();
+                while let Some(descriptor) = fields.take("CLOSED") {
+                    closed.push(descriptor.parse().map_err(|_| format!("CLOSED={descriptor:?}"))?);
+                }
+                Self::Ready { pid, closed }
+            }
+            "failed" => Self::Failed { reason: fields.text("REASON")?.to_owned() },
+            "rollback" => Self::Rollback,
+            "stopping" => Self::Stopping,
+            "cut" => Self::Cut,
+            "unknown" => Self::Unknown { kind: fields.text("UNKNOWN")?.to_owned() },
+            other => Self::Unrecognised { version, kind: other.to_owned() },
+        })
+    }
+}
+
+/// A packet that is being written.
+struct Packet(String);
+
+impl Packet {
+    fn line(&mut self, key: &str, value: impl Display) {
+        let start = self.0.len() + key.len() + 1;
+        let _ = write!(self.0, "{key}={value}");
+        let one_line = self.0[start..].replace('\n', " ");
+        self.0.truncate(start);
+        self.0.push_str(&one_line);
+        self.0.push('\n');
+    }
+}
+
+/// A packet that is being read: what is left of its lines.
+struct Fields<'a>(VecDeque<(&'a str, &'a str)>);
+
+impl<'a> Fields<'a> {
+    fn read(text: &'a str) -> Result<Self, String> {
+        let whole = text.strip_suffix('\n').ok_or_else(|| format!("half a message: {text:?}"))?;
+        let fields = whole.split('\n').map(|line| line.split_once('=').ok_or_else(|| format!("a line {line:?}")));
+        fields.collect::<Result<_, _>>().map(Self)
+    }
+
+    fn take(&mut self, key: &str) -> Option<&'a str> {
+        let place = self.0.iter().position(|(found, _)| *found == key)?;
+        self.0.remove(place).map(|(_, value)| value)
+    }
+
+    fn text(&mut self, key: &str) -> Result<&'a str, String> {
+        self.take(key).ok_or_else(|| format!("no {key}"))
+    }
+
+    fn number<N: std::str::FromStr>(&mut self, key: &str) -> Result<N, String> {
+        let text = self.text(key)?;
+        text.parse().map_err(|_| format!("{key}={text:?}"))
+    }
+
+    /// Two values in one line, the first without a space.
+    fn pair<A: std::str::FromStr, B: std::str::FromStr>(&mut self, key: &str) -> Result<Option<(A, B)>, String> {
+        let Some(text) = self.take(key) else { return Ok(None) };
+        let both = text.split_once(' ').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+        both.map(Some).ok_or_else(|| format!("{key}={text:?}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_message_reads_back_as_it_was_written() {
+        let welcome = Welcome {
+            bound: vec![(0, "127.0.0.1:0".parse().unwrap()), (2, "8:42 /run/a b.sock".parse().unwrap())],
+            draining: vec![(Generation::FIRST, 7), (Generation::FIRST.next(), 8)],
+        };
+        for message in [
+            Message::Welcome(welcome),
+            Message::Committed(Hangup::None),
+            Message::Committed(Hangup::Remembered),
+            Message::Stop,
+            Message::Born { pid: 42 },
+            Message::ForkFailed { errno: 11 },
+            Message::ExecFailed { errno: 2 },
+            Message::Ready { pid: 42, closed: vec![3, 5] },
+            Message::Failed { reason: "a=b is wrong".into() },
+            Message::Rollback,
+            Message::Stopping,
+            Message::Cut,
+            Message::Unknown { kind: "novel".into() },
+        ] {
+            assert_eq!(Message::decode(&message.encode()), Ok(message));
+        }
+    }
+
+    #[test]
+    fn the_words_between_fork_and_exec_are_messages() {
+        let complete = |words: &[u8]| Message::decode(&[words, b"12\n"].concat()).unwrap();
+        assert_eq!(complete(WORDS.born), Message::Born { pid: 12 });
+        assert_eq!(complete(WORDS.fork_failed), Message::ForkFailed { errno: 12 });
+        assert_eq!(complete(WORDS.exec_failed), Message::ExecFailed { errno: 12 });
+    }
+
+    #[test]
+    fn an_unknown_kind_or_version_is_a_message_and_garbage_is_not() {
+        let unknown = |version, kind: &str| Ok(Message::Unrecognised { version, kind: kind.to_owned() });
+        assert_eq!(Message::decode(b"VERSION=1\nKIND=carry\nCOUNT=3\n"), unknown(1, "carry"));
+        assert_eq!(Message::decode(b"VERSION=2\nKIND=ready\n"), unknown(2, "ready"));
+        for garbage in [
+            &b""[..],
+            b"\n",
+            b"garbage",
+            b"VERSION=1\nKIND=ready\nPI",
+            b"KIND=ready\nPID=1\n",
+            b"\xff\n",
+            b"VERSION=1\nKIND=ready\nPID=-1\n",
+            b"VERSION=1\nKIND=ready\nPID=1\nCLOSED=x\n",
+        ] {
+            assert!(Message::decode(garbage).is_err(), "{garbage:?}");
+        }
+    }
+
+    #[test]
+    fn a_message_may_grow_and_text_cannot_forge_a_line() {
+        assert_eq!(Message::decode(b"VERSION=1\nKIND=stop\nNOVEL=1\n"), Ok(Message::Stop));
+        let forged = Message::Failed { reason: "bad\nKIND=ready".into() }.encode();
+        assert_eq!(Message::decode(&forged), Ok(Message::Failed { reason: "bad KIND=ready".into() }));
+    }
+}

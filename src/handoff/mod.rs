@@ -1,0 +1,16 @@
+//! Passes a line of processes on: what one is born with, what it says to the one before and the one after it.
+//!
+//! Both halves of the protocol lie side by side: [`Successor`] is what a predecessor holds of the process that it
+//! starts, [`Predecessors`] what a successor holds of those before it. `docs/protocol.md` has the packets.
+
+mod channel;
+mod inheritance;
+mod message;
+mod predecessor;
+mod successor;
+
+pub use inheritance::Inheritance;
+pub(crate) use inheritance::Program;
+pub(crate) use message::{Hangup, Message};
+pub(crate) use predecessor::{PredecessorEvent, Predecessors};
+pub(crate) use successor::{Bequest, Fate, Successor, SuccessorEvent};

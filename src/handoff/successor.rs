@@ -1,0 +1,217 @@
+//! Starts a successor and holds it: its channel, its process, and what it has said so far.
+//!
+//! Readiness is a message and death is the end of the channel; how long to wait for either is the caller's decision.
+//! From its first message on the process is held as a pidfd, so that no signal can reach a stranger.
+
+use std::ffi::CString;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use nix::sys::signal::Signal;
+
+use super::channel::{Channel, Received};
+use super::inheritance::Program;
+use super::message::{Hangup, Message, WORDS, Welcome};
+use super::predecessor::Predecessors;
+use crate::error::HandoffFailure;
+use crate::generation::Generation;
+use crate::net::{Listener, ListenerSet, Origin};
+use crate::sys::fd::FIRST_PASSED;
+use crate::sys::process::PidFd;
+use crate::sys::socket::{channel_pair, has_hung_up};
+use crate::sys::spawn::{Launch, launch};
+
+/// All that a successor is born with.
+pub(crate) struct Bequest<'a> {
+    pub(crate) program: &'a Program,
+    pub(crate) generation: Generation,
+    pub(crate) listeners: &'a ListenerSet,
+    pub(crate) predecessors: &'a Predecessors,
+}
+
+/// The process after this one.
+#[derive(Debug)]
+pub(crate) struct Successor {
+    channel: Channel,
+    program: PathBuf,
+    process: Option<(u32, PidFd)>,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Starting,
+    Ready,
+}
+
+/// What came from the successor.
+#[derive(Debug)]
+pub(crate) enum SuccessorEvent {
+    /// It accepts. The places, in the listener set that it was given, of what it gave up.
+    Ready { pid: u32, given_up: Vec<usize> },
+    /// It will never take over, or no longer; why.
+    Lost(HandoffFailure),
+    /// It has taken over, and was told to stop with the whole line.
+    Stopping,
+    /// There are too many of us: stop draining.
+    Cut,
+}
+
+/// How to end a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// Tell it to stop; it drains what it has accepted.
+    Stop,
+    /// Kill it.
+    Kill,
+}
+
+impl Successor {
+    /// Starts it. What comes of it, [`Successor::next`] tells. Must be called in a tokio runtime, and holds the thread
+    /// for as long as two forks take.
+    ///
+    /// # Errors
+    /// [`HandoffFailure::Fork`] when not even a process could be made.
+    pub(crate) fn start(bequest: &Bequest<'_>) -> Result<Self, HandoffFailure> {
+        let failed = |source| HandoffFailure::Fork { source };
+        let (ours, theirs) = channel_pair().map_err(failed)?;
+        let channel = Channel::new(ours).map_err(failed)?;
+        let listeners = bequest.listeners.as_slice();
+        let mut passed: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
+        let mut welcome = Welcome { bound: bound(listeners), draining: Vec::new() };
+        let place = |passed: &[BorrowedFd<'_>]| RawFd::try_from(passed.len()).map(|count| FIRST_PASSED + count);
+        for (generation, older) in bequest.predecessors.channels() {
+            let descriptor = place(&passed).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+            welcome.draining.push((generation, descriptor));
+            passed.push(older);
+        }
+        let descriptor = place(&passed).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+        passed.push(theirs.as_fd());
+        // Before the fork, so that the successor never has to wait for it.
+        channel.send(&Message::Welcome(welcome)).map_err(failed)?;
+
+        let program = bequest.program.path();
+        let path = CString::new(program.as_os_str().as_bytes()).map_err(|error| failed(error.into()))?;
+        let names: Vec<&str> = listeners.iter().map(|listener| &**listener.name()).collect();
+        let environment =
+            bequest.program.environment_for(bequest.generation, &names.join(":"), listeners.len(), descriptor);
+        let started = launch(&Launch {
+            program: &path,
+            arguments: bequest.program.arguments(),
+            environment: &environment,
+            passed: &passed,
+            channel: passed.len() - 1,
+            words: WORDS,
+        });
+        started.map_err(failed)?;
+        Ok(Self { channel, program: program.to_owned(), process: None, stage: Stage::Starting })
+    }
+
+    /// Its process id, once it has said so.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(|(pid, _)| *pid)
+    }
+
+    /// Whether it has said that it accepts.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.stage == Stage::Ready
+    }
+
+    /// The next thing that matters. After [`SuccessorEvent::Lost`] nothing more comes. Cancel safe.
+    pub(crate) async fn next(&mut self) -> SuccessorEvent {
+        loop {
+            let received = poll_fn(|cx| self.channel.poll_receive(cx)).await;
+            if let Some(event) = self.take(received) {
+                return event;
+            }
+        }
+    }
+
+    /// Tells it that the line is its own.
+    pub(crate) fn commit(&self, hangup: Hangup) {
+        self.tell(&Message::Committed(hangup));
+    }
+
+    /// Ends it, unless it has ended.
+    pub(crate) fn end(&self, fate: Fate) {
+        let signal = match fate {
+            Fate::Stop => {
+                // By message, for a process that has no handler yet or whose pid is not known yet; by signal, for a
+                // program that is none of ours.
+                self.tell(&Message::Stop);
+                Signal::SIGTERM
+            }
+            Fate::Kill => Signal::SIGKILL,
+        };
+        if let Some((pid, process)) = &self.process {
+            match process.signal(signal) {
+                Ok(()) => tracing::debug!(successor_pid = pid, %signal, "signalled the successor"),
+                Err(error) => tracing::debug!(successor_pid = pid, %signal, %error, "the successor has ended already"),
+            }
+        }
+    }
+
+    fn tell(&self, message: &Message) {
+        if let Err(error) = self.channel.send(message) {
+            tracing::debug!(?message, %error, "the successor no longer hears");
+        }
+    }
+
+    fn take(&mut self, received: Received) -> Option<SuccessorEvent> {
+        let lost = |failure| Some(SuccessorEvent::Lost(failure));
+        let exec = |source| HandoffFailure::Exec { program: self.program.clone(), source };
+        match received {
+            Received::Message(Message::Born { pid }) => {
+                self.hold(pid);
+                None
+            }
+            Received::Message(Message::Ready { pid, closed }) => {
+                // A wrapper may have forked: what serves is what says that it is ready.
+                if self.pid() != Some(pid) {
+                    self.hold(pid);
+                }
+                self.stage = Stage::Ready;
+                let given_up = closed.iter().filter_map(|descriptor| usize::try_from(descriptor - FIRST_PASSED).ok());
+                Some(SuccessorEvent::Ready { pid, given_up: given_up.collect() })
+            }
+            Received::Message(Message::ForkFailed { errno }) => {
+                lost(HandoffFailure::Fork { source: io::Error::from_raw_os_error(errno) })
+            }
+            Received::Message(Message::ExecFailed { errno }) => lost(exec(io::Error::from_raw_os_error(errno))),
+            Received::Message(Message::Failed { reason }) => lost(HandoffFailure::Refused { reason }),
+            Received::Message(Message::Rollback) => lost(HandoffFailure::ToldToStop),
+            Received::Message(Message::Stopping) => Some(SuccessorEvent::Stopping),
+            Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
+            Received::Message(message) => {
+                tracing::debug!(?message, "passed over a message of the successor");
+                None
+            }
+            Received::Garbage(why) => lost(HandoffFailure::Garbage { why }),
+            Received::End => lost(match self.stage {
+                Stage::Starting => HandoffFailure::EndedEarly,
+                Stage::Ready => HandoffFailure::EndedLate,
+            }),
+        }
+    }
+
+    /// Holds the process that has the number `pid`, if it is the one that said so: a process that has ended no longer
+    /// holds its end of the channel, and its number may be a stranger's by now.
+    fn hold(&mut self, pid: u32) {
+        match PidFd::open(pid) {
+            Ok(process) if !has_hung_up(self.channel.as_fd()) => self.process = Some((pid, process)),
+            _ => tracing::debug!(successor_pid = pid, "the successor has ended already"),
+        }
+    }
+}
+
+/// The sockets that the line bound itself, by their place.
+fn bound(listeners: &[Listener]) -> Vec<(usize, crate::net::Binding)> {
+    let bound = listeners.iter().enumerate().filter_map(|(place, listener)| match listener.origin() {
+        Origin::Bound(binding) => Some((place, binding.clone())),
+        Origin::Inherited => None,
+    });
+    bound.collect()
+}
