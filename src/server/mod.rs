@@ -1,0 +1,93 @@
+//! Serves: an accept loop for each listener, a task for each connection, and a drain over all of them.
+//!
+//! A stranger to handoffs: it accepts, stops, resumes, drains and cuts when it is told to. Listeners on which it stops
+//! accepting stay open, for what waits in their queues belongs to whoever accepts next; which of them to close, the
+//! caller decides.
+
+mod accept;
+mod connection;
+
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::drain::{Drain, DrainReport};
+use crate::error::Error;
+use crate::net::Listener;
+use crate::service::Service;
+use accept::AcceptLoop;
+use connection::Connections;
+
+/// A service on its listeners.
+#[derive(Debug)]
+pub(crate) struct Server<S> {
+    connections: Connections<S>,
+    drain: Drain,
+    /// Ends the accept loops that run now; they are owned, and waited for, here.
+    stop: CancellationToken,
+    loops: JoinSet<()>,
+}
+
+impl<S: Service> Server<S> {
+    /// Serves nothing yet.
+    pub(crate) fn new(service: S, first_request_grace: Duration) -> Self {
+        let connections = Connections::new(service, first_request_grace);
+        Self { connections, drain: Drain::new(), stop: CancellationToken::new(), loops: JoinSet::new() }
+    }
+
+    /// Accepts on all of `listeners`, for the first time or again. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::System`] when the kernel will not watch a listener.
+    pub(crate) fn accept(&mut self, listeners: &[Listener]) -> Result<(), Error> {
+        self.drain.resume();
+        self.stop = CancellationToken::new();
+        for listener in listeners {
+            let accept = AcceptLoop::new(listener.clone(), self.connections.clone(), self.drain.entry())?;
+            self.loops.spawn(accept.run(self.stop.clone()));
+        }
+        Ok(())
+    }
+
+    /// Stops accepting: when this returns nothing more is accepted, and the kernel watches no listener for us.
+    pub(crate) async fn stop_accepting(&mut self) {
+        self.stop.cancel();
+        while self.loops.join_next().await.is_some() {}
+    }
+
+    /// Accepts what waits in the queues of listeners that nobody will accept on any more. Comes before [`Server::drain`].
+    pub(crate) fn sweep(&self, listeners: &[Listener]) {
+        let entry = self.drain.entry();
+        for listener in listeners {
+            while let Ok((stream, peer)) = listener.accept() {
+                self.connections.spawn(stream, peer, listener, &entry);
+            }
+        }
+    }
+
+    /// Tells every connection to come to an end.
+    pub(crate) fn drain(&mut self) {
+        self.drain.begin();
+    }
+
+    /// Waits until no connection is left. Pends for ever unless [`Server::drain`] came first. Cancel safe.
+    pub(crate) async fn drained(&self) {
+        self.drain.drained().await;
+    }
+
+    /// Cuts the connections that are left.
+    pub(crate) fn cut(&mut self) {
+        self.drain.cut();
+    }
+
+    /// How many connections there are.
+    pub(crate) fn connections(&self) -> usize {
+        self.drain.connections()
+    }
+
+    /// How they ended that were there when the drain began.
+    pub(crate) fn report(&self) -> DrainReport {
+        self.drain.report()
+    }
+}
