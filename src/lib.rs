@@ -1,0 +1,82 @@
+//! Replaces a server while it serves.
+//!
+//! A process takes its listening sockets from systemd, from another parent or from its predecessor; on SIGHUP it starts
+//! whatever now lies at its own path, hands the sockets over, and drains its old connections while the new process
+//! accepts. Nobody who connects ever notices. If the new process fails, the old one has never stopped.
+//!
+//! # Your own service
+//!
+//! ```no_run
+//! use handoffd::{Config, Connection, Inheritance, Next, Service};
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//!
+//! struct Shout;
+//!
+//! impl Service for Shout {
+//!     async fn serve(&self, connection: &mut Connection) -> std::io::Result<()> {
+//!         let mut request = [0; 1024];
+//!         while connection.next_request().await? == Next::Read {
+//!             let length = connection.stream.read(&mut request).await?;
+//!             if length == 0 {
+//!                 break;
+//!             }
+//!             request[..length].make_ascii_uppercase();
+//!             connection.stream.write_all(&request[..length]).await?;
+//!         }
+//!         Ok(())
+//!     }
+//! }
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let inheritance = Inheritance::take()?; // first: it changes the environment
+//!     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+//!     runtime.block_on(handoffd::run(Config::default(), inheritance, Shout))?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Your own server
+//!
+//! Whatever takes a listener can be replaced in the same way: [`Starting`] gives listeners by name,
+//! [`Starting::ready`] says that it accepts, [`Serving::retired`] tells when to stop, [`Serving::drained`] ends it.
+//! `examples/axum.rs` is such a server.
+//!
+//! # The house
+//!
+//! Two planes that do, one core that decides, words and the kernel below; `docs/architecture.md` has the picture, the
+//! promise and the order in which to read. A test holds the layers.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `lifecycle` | decides: the life of a generation as a pure function, and the driver that lives it |
+//! | `handoff` | passes sockets on: inheritance, channel, predecessor, successor |
+//! | `server` | serves: accept loops and connections |
+//! | `notify` | tells the service manager |
+//! | `service` | what is done with a connection |
+//! | `net`, `drain` | the parts: listeners, streams, the end of connections |
+//! | `config`, `address`, `generation`, `error` | plain values |
+//! | `sys` | all unsafe code, all raw descriptors, all of the environment |
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+mod address;
+mod config;
+mod drain;
+mod error;
+mod generation;
+mod handoff;
+mod lifecycle;
+mod net;
+mod notify;
+mod server;
+mod service;
+mod sys;
+
+pub use address::Address;
+pub use config::{Config, DEFAULT_ADDRESS, ListenerConfig, ListenerName, Listeners, MaxGenerations, UniqueListeners};
+pub use drain::{DrainReport, DrainWatch};
+pub use error::{Error, Exit};
+pub use generation::Generation;
+pub use handoff::Inheritance;
+pub use lifecycle::{Drained, Ending, Serving, Starting, run};
+pub use net::{Listener, ListenerSet, Origin, Peer, Stream};
+pub use service::{Connection, Echo, Next, Service};

@@ -1,0 +1,361 @@
+//! Lives the life that `machine` decides: waits for events, performs actions.
+//!
+//! One task owns everything, so nothing is locked. What an event means is decided in `machine`, never here; what is
+//! decided here is only how a thing is done. Every wait has a deadline in [`Deadlines`], except for what may rightly
+//! never come: signals, and a successor's death.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::machine::{Action, Birth, Event, Hangup, State, step};
+use super::pid_file::PidFile;
+use super::plane::Plane;
+use super::signals::Signals;
+use crate::config::Config;
+use crate::drain::DrainReport;
+use crate::error::{Error, HandoffFailure};
+use crate::generation::Generation;
+use crate::handoff::{
+    Bequest, Fate, Inheritance, Message, PredecessorEvent, Predecessors, Program, Successor, SuccessorEvent,
+};
+use crate::net::{Listener, ListenerSet};
+use crate::notify::Notifier;
+
+/// How long a cut connection may take to be gone: its task has only to be dropped.
+const CUT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// How its last connections ended.
+    pub drain: DrainReport,
+}
+
+/// A generation, alive.
+#[derive(Debug)]
+pub(super) struct Driver<P> {
+    state: State,
+    /// Events that an action gave rise to, ahead of all that come from outside.
+    pending: VecDeque<Event>,
+    config: Config,
+    generation: Generation,
+    program: Program,
+    listeners: ListenerSet,
+    plane: P,
+    signals: Signals,
+    notifier: Notifier,
+    pid_file: Option<PidFile>,
+    predecessors: Predecessors,
+    successor: Option<Successor>,
+    /// Places in `listeners` that the successor has given up: nobody will accept there after us.
+    given_up: Vec<usize>,
+    /// Why the successor was lost, until that is reported.
+    failure: Option<HandoffFailure>,
+    deadlines: Deadlines,
+}
+
+/// When the present waits end.
+#[derive(Debug, Default)]
+struct Deadlines {
+    ready: Option<Instant>,
+    bake: Option<Instant>,
+    drain: Option<Instant>,
+}
+
+impl<P: Plane> Driver<P> {
+    /// Installs the signal handlers and adopts or binds the listeners. Nothing is accepted yet.
+    pub(super) fn start(config: Config, inheritance: Inheritance, plane: P) -> Result<Self, Error> {
+        let signals = Signals::install().map_err(Error::system("install signal handlers"))?;
+        let Inheritance { generation, sockets, predecessors, program, .. } = inheritance;
+        let predecessors =
+            Predecessors::connect(predecessors, generation).map_err(Error::system("watch the predecessor"))?;
+        let prepare = || -> Result<_, Error> {
+            let notifier = Notifier::new(program.notify_socket())?;
+            let pid_file = config.pid_file.as_deref().map(PidFile::new).transpose()?;
+            Ok((notifier, pid_file, ListenerSet::assemble(&config.listeners, sockets)?))
+        };
+        let (notifier, pid_file, listeners) = prepare().inspect_err(|error| {
+            predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
+        })?;
+        let birth = if predecessors.has_predecessor() { Birth::Successor } else { Birth::First };
+        Ok(Self {
+            state: State::born(birth),
+            pending: VecDeque::new(),
+            config,
+            generation,
+            program,
+            listeners,
+            plane,
+            signals,
+            notifier,
+            pid_file,
+            predecessors,
+            successor: None,
+            given_up: Vec::new(),
+            failure: None,
+            deadlines: Deadlines::default(),
+        })
+    }
+
+    /// Accepts.
+    pub(super) fn live(mut self) -> Result<Self, Error> {
+        if let Err(error) = self.plane.accept(self.listeners.as_slice()) {
+            self.predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
+            return Err(error);
+        }
+        let listeners = self.listeners.as_slice().iter().map(|one| format!("{}={}", one.name(), one.address()));
+        tracing::info!(listeners = listeners.collect::<Vec<_>>().join(" "), "accepting");
+        self.pending.push_back(Event::Live);
+        Ok(self)
+    }
+
+    /// The listeners.
+    pub(super) const fn listeners(&self) -> &ListenerSet {
+        &self.listeners
+    }
+
+    /// The ordinal.
+    pub(super) const fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Lives until the end.
+    pub(super) async fn run(mut self) -> Result<Ending, Error> {
+        while self.state != State::Stopped {
+            let event = self.next_event().await;
+            let before = self.state;
+            let (state, actions) = step(self.state, event);
+            self.state = state;
+            tracing::debug!(?event, from = before.name(), to = state.name(), ?actions, "step");
+            for action in actions {
+                self.perform(action).await?;
+            }
+        }
+        Ok(Ending { drain: self.plane.report() })
+    }
+
+    /// The next event. What the neighbours say goes first: a predecessor that has retired, or a successor that has
+    /// died, changes what a signal means.
+    async fn next_event(&mut self) -> Event {
+        if let Some(event) = self.pending.pop_front() {
+            return event;
+        }
+        let draining = matches!(self.state, State::Retiring { .. } | State::Stopping);
+        tokio::select! {
+            biased;
+            event = self.predecessors.next() => match event {
+                PredecessorEvent::Committed(hangup) => Event::Committed(hangup),
+                PredecessorEvent::Lost => Event::PredecessorLost,
+                PredecessorEvent::Stop => Event::Terminate,
+            },
+            event = next_of(&mut self.successor) => self.heard(event),
+            event = self.signals.next() => event,
+            () = at(self.deadlines.ready) => self.ready_expired(),
+            () = at(self.deadlines.bake) => Event::BakeOver,
+            () = at(self.deadlines.drain) => Event::DrainExpired,
+            () = self.plane.drained(), if draining && !self.awaits_successor() => Event::Drained,
+        }
+    }
+
+    /// Whether a successor that was told to stop has not ended yet: it is ours to see to the end.
+    fn awaits_successor(&self) -> bool {
+        self.state == State::Stopping && self.successor.as_ref().is_some_and(|successor| !successor.is_ready())
+    }
+
+    /// What the successor's word means.
+    fn heard(&mut self, event: SuccessorEvent) -> Event {
+        match event {
+            SuccessorEvent::Ready { pid, given_up } => {
+                tracing::info!(successor_pid = pid, "the successor is ready");
+                self.given_up = given_up;
+                Event::SuccessorReady
+            }
+            SuccessorEvent::Lost(failure) => {
+                self.failure = Some(failure);
+                // A service manager ends the service when its main process dies, and starts it anew.
+                let retired = matches!(self.state, State::Retiring { .. });
+                if retired && self.notifier.is_supervised() {
+                    self.successor = None;
+                    return Event::LineStopping;
+                }
+                Event::SuccessorLost
+            }
+            SuccessorEvent::Stopping => Event::LineStopping,
+            SuccessorEvent::Cut => Event::CutNow,
+        }
+    }
+
+    fn ready_expired(&mut self) -> Event {
+        self.failure = Some(HandoffFailure::TimedOut { limit: self.config.ready_timeout });
+        Event::SuccessorLost
+    }
+
+    async fn perform(&mut self, action: Action) -> Result<(), Error> {
+        match action {
+            Action::TellReady => {
+                let closed = self.listeners.unclaimed().to_vec();
+                self.predecessors.tell_predecessor(&Message::Ready { pid: std::process::id(), closed });
+            }
+            Action::TellRollback => self.predecessors.tell_predecessor(&Message::Rollback),
+            Action::TakeTheLine => self.take_the_line()?,
+            Action::NotifyReady => self.notifier.ready(&self.status()),
+            Action::StartSuccessor => self.start_successor(),
+            Action::StartBake => {
+                self.deadlines.ready = None;
+                if self.config.bake.is_zero() {
+                    self.pending.push_back(Event::BakeOver);
+                } else {
+                    self.deadlines.bake = deadline(self.config.bake);
+                }
+            }
+            Action::Commit(hangup) => self.commit(hangup),
+            Action::DropSuccessor => self.drop_successor(),
+            Action::StopSuccessor => {
+                self.deadlines.ready = None;
+                if let Some(successor) = &self.successor {
+                    successor.end(Fate::Stop);
+                }
+            }
+            Action::StopAccepting => {
+                self.plane.stop_accepting().await;
+                let given_up = self.listeners.remove(&std::mem::take(&mut self.given_up));
+                self.close(&given_up);
+            }
+            Action::CloseListeners => {
+                self.plane.stop_accepting().await;
+                let all = self.listeners.take();
+                self.close(&all);
+                if let Some(pid_file) = &self.pid_file {
+                    pid_file.remove();
+                }
+            }
+            Action::TellStopping => {
+                self.predecessors.tell_all(&Message::Stopping);
+                self.notifier.stopping(&format!("generation {} stopping", self.generation));
+            }
+            Action::Drain => {
+                self.plane.drain();
+                self.deadlines.drain = deadline(self.config.drain_timeout);
+                let (why, connections) = (self.state.name(), self.plane.connections());
+                tracing::info!(why, connections, "draining");
+            }
+            Action::Resume => {
+                self.deadlines.drain = None;
+                self.plane.accept(self.listeners.as_slice())?;
+                tracing::warn!("accepting again: the successor is gone");
+            }
+            Action::Cut => {
+                self.plane.cut();
+                if tokio::time::timeout(CUT_TIMEOUT, self.plane.drained()).await.is_err() {
+                    tracing::warn!(connections = self.plane.connections(), "connections outlived being cut");
+                }
+            }
+            Action::Exit => self.exit(),
+        }
+        Ok(())
+    }
+
+    /// Becomes the process to signal.
+    fn take_the_line(&mut self) -> Result<(), Error> {
+        if let Some(pid_file) = &self.pid_file {
+            match pid_file.write(std::process::id()) {
+                // The first generation has not told anybody that it is up; a later one must not end a service that runs.
+                Err(error) if self.generation == Generation::FIRST => return Err(error),
+                Err(error) => tracing::error!(%error, "nobody can learn from the pid file whom to signal"),
+                Ok(()) => {}
+            }
+        }
+        self.predecessors.cut_all_but(self.config.max_generations.get() - 1);
+        tracing::info!(draining = self.predecessors.count(), "serving");
+        Ok(())
+    }
+
+    fn start_successor(&mut self) {
+        let generation = self.generation.next();
+        self.deadlines.ready = deadline(self.config.ready_timeout);
+        tracing::info!(successor = %generation, program = %self.program.path().display(), "starting a successor");
+        let (program, listeners, predecessors) = (&self.program, &self.listeners, &self.predecessors);
+        match Successor::start(&Bequest { program, generation, listeners, predecessors }) {
+            Ok(successor) => self.successor = Some(successor),
+            Err(failure) => {
+                self.failure = Some(failure);
+                self.pending.push_back(Event::SuccessorLost);
+            }
+        }
+    }
+
+    /// Hands the line over. The pid file first: whoever reads it from now on signals a process that heeds it.
+    fn commit(&mut self, hangup: Hangup) {
+        self.deadlines.bake = None;
+        let Some(successor) = &self.successor else { return };
+        let pid = successor.pid();
+        if let (Some(pid_file), Some(pid)) = (&self.pid_file, pid) {
+            if let Err(error) = pid_file.write(pid) {
+                tracing::error!(%error, "nobody can learn from the pid file whom to signal");
+            }
+        }
+        if let Some(pid) = pid {
+            self.notifier.handed_over(pid, &format!("generation {} serving", self.generation.next()));
+        }
+        successor.commit(hangup);
+        tracing::info!(successor = %self.generation.next(), successor_pid = pid, "handed over");
+    }
+
+    /// Says why the successor will not take over, or no longer, and lets go of it.
+    fn drop_successor(&mut self) {
+        self.deadlines.ready = None;
+        self.deadlines.bake = None;
+        self.given_up.clear();
+        let Some(failure) = self.failure.take() else { return };
+        tracing::error!(successor = %self.generation.next(), reason = %failure, "the handoff failed");
+        if let Some(successor) = self.successor.take() {
+            // It may be alive: it hangs, or talks nonsense. One that drains what it accepted has said so, and may.
+            if !matches!(failure, HandoffFailure::ToldToStop) {
+                successor.end(Fate::Kill);
+            }
+        }
+    }
+
+    /// Closes listeners for good. The path goes first, so that nobody comes who will not be accepted.
+    fn close(&mut self, listeners: &[Listener]) {
+        listeners.iter().for_each(Listener::unlink);
+        self.plane.sweep(listeners);
+    }
+
+    fn exit(&mut self) {
+        if self.awaits_successor() {
+            if let Some(successor) = &self.successor {
+                successor.end(Fate::Kill);
+            }
+        }
+        let DrainReport { ended, cut } = self.plane.report();
+        tracing::info!(ended, cut, "ended");
+    }
+
+    fn status(&self) -> String {
+        format!("generation {} serving", self.generation)
+    }
+}
+
+/// What comes from a successor, if there is one.
+async fn next_of(successor: &mut Option<Successor>) -> SuccessorEvent {
+    match successor {
+        Some(successor) => successor.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Pends until `deadline`, for ever if there is none.
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// `duration` from now; none when the clock cannot hold it.
+fn deadline(duration: Duration) -> Option<Instant> {
+    Instant::now().checked_add(duration)
+}

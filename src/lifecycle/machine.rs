@@ -1,0 +1,336 @@
+//! Is the life of a generation as a pure, total function: a state and an event give a state and what is to be done.
+//!
+//! No clock, no input or output, no memory but the state; so every cell can be tested and all interleavings of several
+//! generations explored (`machine/exploration.rs`). Both matches of [`step`] are exhaustive, without a wildcard: a new
+//! state or event has to be thought about in every cell. `docs/architecture.md` shows the same as a table.
+
+pub(crate) use crate::handoff::Hangup;
+
+/// Where a generation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum State {
+    /// Not accepting yet.
+    Starting {
+        /// Who served before.
+        birth: Birth,
+        /// Whether a handoff is to follow.
+        hangup: Hangup,
+    },
+    /// Accepting, beside a predecessor that may still take everything back.
+    Probation {
+        /// Whether a handoff is to follow.
+        hangup: Hangup,
+    },
+    /// Accepting, as the head of the line.
+    Serving,
+    /// Accepting, while a successor starts.
+    HandingOff {
+        /// Whether another handoff is to follow.
+        hangup: Hangup,
+    },
+    /// Accepting, beside a successor that is ready and on probation.
+    Baking {
+        /// Whether another handoff is to follow: the successor will be told.
+        hangup: Hangup,
+    },
+    /// Draining, because the successor has taken over.
+    Retiring {
+        /// Whether to accept again should the successor die.
+        recall: Recall,
+    },
+    /// Draining, because the line is told to stop.
+    Stopping,
+    /// Nothing is left to do.
+    Stopped,
+}
+
+/// How a generation came into being.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Birth {
+    /// Nobody served before it.
+    First,
+    /// A predecessor waits for it to be ready.
+    Successor,
+    /// Its predecessor died while it was starting: what was the predecessor's is its own.
+    Orphan,
+}
+
+/// Whether a retired generation accepts again when its successor dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Recall {
+    /// It does.
+    Possible,
+    /// It was told to stop, the line was, or somebody else restarts it.
+    Never,
+}
+
+/// What happens to a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Event {
+    /// Its accept loops run.
+    Live,
+    /// The predecessor has retired; with a hangup that came too late for it.
+    Committed(Hangup),
+    /// The predecessor died before it retired.
+    PredecessorLost,
+    /// SIGHUP.
+    Hangup,
+    /// SIGTERM, the first SIGINT, or a predecessor that was told to stop.
+    Terminate,
+    /// SIGQUIT, the second SIGINT, or a newer generation that finds us too many.
+    CutNow,
+    /// The successor accepts.
+    SuccessorReady,
+    /// The successor's probation is over.
+    BakeOver,
+    /// The successor is dead, hangs, says that it cannot, or was told to stop while on probation.
+    SuccessorLost,
+    /// The successor has taken over and was told to stop with the whole line; or it died, and a service manager will
+    /// start the service anew.
+    LineStopping,
+    /// No connection is left.
+    Drained,
+    /// The drain deadline has passed.
+    DrainExpired,
+}
+
+/// What a generation is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Action {
+    /// Tell the predecessor that we accept.
+    TellReady,
+    /// Tell the predecessor that we stop, and that it serves on.
+    TellRollback,
+    /// Be the process to signal: write the pid file, and let no more generations live than are allowed.
+    TakeTheLine,
+    /// Tell the service manager that the service is up. It is told once in a line's life.
+    NotifyReady,
+    /// Start a successor, and its deadline.
+    StartSuccessor,
+    /// Start the successor's probation.
+    StartBake,
+    /// Make the successor the process to signal, and tell it that the line is its own.
+    Commit(Hangup),
+    /// Say why the successor did not take over, and forget it.
+    DropSuccessor,
+    /// Tell the successor to stop.
+    StopSuccessor,
+    /// Stop accepting and keep the listeners: the successor accepts.
+    StopAccepting,
+    /// Stop accepting for good: serve what waits in the queues of our own sockets, unlink their paths, close them.
+    CloseListeners,
+    /// Tell the older generations and the service manager that the line stops.
+    TellStopping,
+    /// Tell every connection to end, and start the drain deadline.
+    Drain,
+    /// Accept again.
+    Resume,
+    /// Cut the connections that are left.
+    Cut,
+    /// Report, and end.
+    Exit,
+}
+
+use Action::{
+    CloseListeners, Commit, Cut, Drain, DropSuccessor, Exit, NotifyReady, Resume, StartBake, StartSuccessor,
+    StopAccepting, StopSuccessor, TakeTheLine, TellReady, TellRollback, TellStopping,
+};
+
+impl State {
+    /// The state of a process that is the first of its line, or was started by a predecessor.
+    #[must_use]
+    pub(crate) const fn born(birth: Birth) -> Self {
+        Self::Starting { birth, hangup: Hangup::None }
+    }
+
+    /// Whether connections are accepted in it.
+    #[cfg(test)]
+    pub(crate) const fn accepts(self) -> bool {
+        matches!(self, Self::Probation { .. } | Self::Serving | Self::HandingOff { .. } | Self::Baking { .. })
+    }
+
+    /// Its name, for the log.
+    #[must_use]
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Starting { .. } => "starting",
+            Self::Probation { .. } => "probation",
+            Self::Serving => "serving",
+            Self::HandingOff { .. } => "handing-off",
+            Self::Baking { .. } => "baking",
+            Self::Retiring { .. } => "retiring",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// What `event` makes of a generation in `state`, and what it has to do, in this order.
+#[must_use]
+pub(crate) fn step(state: State, event: Event) -> (State, Vec<Action>) {
+    match state {
+        State::Starting { birth, hangup } => starting(birth, hangup, event),
+        State::Probation { hangup } => probation(hangup, event),
+        State::Serving => serving(event),
+        State::HandingOff { hangup } => handing_off(hangup, event),
+        State::Baking { hangup } => baking(hangup, event),
+        State::Retiring { recall } => retiring(recall, event),
+        State::Stopping => stopping(event),
+        State::Stopped => (State::Stopped, vec![]),
+    }
+}
+
+fn starting(birth: Birth, hangup: Hangup, event: Event) -> (State, Vec<Action>) {
+    match event {
+        Event::Live => match birth {
+            Birth::First => head(hangup, vec![TakeTheLine, NotifyReady]),
+            Birth::Successor => (State::Probation { hangup }, vec![TellReady]),
+            Birth::Orphan => head(hangup, vec![TakeTheLine]),
+        },
+        Event::Hangup => (State::Starting { birth, hangup: Hangup::Remembered }, vec![]),
+        Event::PredecessorLost => (State::Starting { birth: Birth::Orphan, hangup }, vec![]),
+        Event::Terminate | Event::CutNow => match birth {
+            // Nothing was accepted. The predecessor hears it, and serves on.
+            Birth::Successor => (State::Stopped, vec![TellRollback, Exit]),
+            Birth::First | Birth::Orphan => serving(event),
+        },
+        Event::Committed(_)
+        | Event::SuccessorReady
+        | Event::BakeOver
+        | Event::SuccessorLost
+        | Event::LineStopping
+        | Event::Drained
+        | Event::DrainExpired => (State::Starting { birth, hangup }, vec![]),
+    }
+}
+
+fn probation(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
+    match event {
+        Event::Committed(late) => head(either(hangup, late), vec![TakeTheLine]),
+        Event::PredecessorLost => head(hangup, vec![TakeTheLine]),
+        // Not before the predecessor has retired: two generations on probation could outlive each other's rollback.
+        Event::Hangup => (State::Probation { hangup: Hangup::Remembered }, vec![]),
+        // The predecessor has never stopped: its listeners are not ours to close.
+        Event::Terminate => (State::Stopping, vec![TellRollback, StopAccepting, Drain]),
+        Event::CutNow => (State::Stopped, vec![TellRollback, StopAccepting, Drain, Cut, Exit]),
+        Event::Live
+        | Event::SuccessorReady
+        | Event::BakeOver
+        | Event::SuccessorLost
+        | Event::LineStopping
+        | Event::Drained
+        | Event::DrainExpired => (State::Probation { hangup }, vec![]),
+    }
+}
+
+fn serving(event: Event) -> (State, Vec<Action>) {
+    match event {
+        Event::Hangup => (State::HandingOff { hangup: Hangup::None }, vec![StartSuccessor]),
+        Event::Terminate => (State::Stopping, vec![TellStopping, CloseListeners, Drain]),
+        Event::CutNow => (State::Stopped, vec![TellStopping, CloseListeners, Drain, Cut, Exit]),
+        // Late words of a successor that is gone, and of generations before us.
+        Event::Live
+        | Event::Committed(_)
+        | Event::PredecessorLost
+        | Event::SuccessorReady
+        | Event::BakeOver
+        | Event::SuccessorLost
+        | Event::LineStopping
+        | Event::Drained
+        | Event::DrainExpired => (State::Serving, vec![]),
+    }
+}
+
+fn handing_off(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
+    match event {
+        Event::SuccessorReady => (State::Baking { hangup }, vec![StartBake]),
+        Event::SuccessorLost => head(hangup, vec![DropSuccessor]),
+        Event::Hangup => (State::HandingOff { hangup: Hangup::Remembered }, vec![]),
+        Event::Terminate => (State::Stopping, vec![TellStopping, StopSuccessor, CloseListeners, Drain]),
+        Event::CutNow => (State::Stopped, vec![TellStopping, StopSuccessor, CloseListeners, Drain, Cut, Exit]),
+        Event::Live
+        | Event::Committed(_)
+        | Event::PredecessorLost
+        | Event::BakeOver
+        | Event::LineStopping
+        | Event::Drained
+        | Event::DrainExpired => (State::HandingOff { hangup }, vec![]),
+    }
+}
+
+fn baking(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
+    let retire = vec![Commit(hangup), StopAccepting, Drain];
+    match event {
+        Event::BakeOver => (State::Retiring { recall: Recall::Possible }, retire),
+        // It has taken over before it could hear that it may: only a message that overtook another does this.
+        Event::LineStopping | Event::SuccessorLost => head(hangup, vec![DropSuccessor]),
+        Event::Hangup => (State::Baking { hangup: Hangup::Remembered }, vec![]),
+        Event::Terminate => (State::Retiring { recall: Recall::Never }, retire),
+        Event::CutNow => (State::Stopped, [retire, vec![Cut, Exit]].concat()),
+        Event::Live
+        | Event::Committed(_)
+        | Event::PredecessorLost
+        | Event::SuccessorReady
+        | Event::Drained
+        | Event::DrainExpired => (State::Baking { hangup }, vec![]),
+    }
+}
+
+fn retiring(recall: Recall, event: Event) -> (State, Vec<Action>) {
+    match event {
+        Event::SuccessorLost => match recall {
+            Recall::Possible => (State::Serving, vec![DropSuccessor, Resume, TakeTheLine]),
+            Recall::Never => (State::Retiring { recall }, vec![DropSuccessor]),
+        },
+        Event::Terminate | Event::LineStopping => (State::Retiring { recall: Recall::Never }, vec![]),
+        Event::Drained => (State::Stopped, vec![Exit]),
+        Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
+        // The newest generation is the one to ask.
+        Event::Hangup
+        | Event::Live
+        | Event::Committed(_)
+        | Event::PredecessorLost
+        | Event::SuccessorReady
+        | Event::BakeOver => (State::Retiring { recall }, vec![]),
+    }
+}
+
+fn stopping(event: Event) -> (State, Vec<Action>) {
+    match event {
+        Event::Drained => (State::Stopped, vec![Exit]),
+        Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
+        Event::SuccessorLost => (State::Stopping, vec![DropSuccessor]),
+        // A successor that is ready all the same has been told to stop.
+        Event::SuccessorReady
+        | Event::Live
+        | Event::Committed(_)
+        | Event::PredecessorLost
+        | Event::Hangup
+        | Event::Terminate
+        | Event::BakeOver
+        | Event::LineStopping => (State::Stopping, vec![]),
+    }
+}
+
+/// The head of the line, which starts a handoff if one was asked for.
+fn head(hangup: Hangup, mut actions: Vec<Action>) -> (State, Vec<Action>) {
+    match hangup {
+        Hangup::None => (State::Serving, actions),
+        Hangup::Remembered => {
+            actions.push(StartSuccessor);
+            (State::HandingOff { hangup: Hangup::None }, actions)
+        }
+    }
+}
+
+const fn either(one: Hangup, other: Hangup) -> Hangup {
+    match (one, other) {
+        (Hangup::None, Hangup::None) => Hangup::None,
+        (Hangup::Remembered, _) | (_, Hangup::Remembered) => Hangup::Remembered,
+    }
+}
+
+#[cfg(test)]
+mod exploration;
+#[cfg(test)]
+mod tests;

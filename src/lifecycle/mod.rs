@@ -1,0 +1,34 @@
+//! Decides: the life of a generation, from its birth to its last connection.
+//!
+//! `machine` is the pure core: every state, every event, and what is to be done. `driver` is its hands: it turns
+//! signals, messages, timers and ends of tasks into events, and actions into calls. The planes that do the work
+//! (`handoff`, `server`, `notify`) never meet but here. [`run`] serves a [`crate::Service`]; [`Starting`] is the face
+//! for a server of one's own.
+
+mod driver;
+mod embedded;
+mod machine;
+mod pid_file;
+mod plane;
+mod signals;
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::handoff::Inheritance;
+use crate::server::Server;
+use crate::service::Service;
+
+pub use driver::Ending;
+pub use embedded::{Drained, Serving, Starting};
+
+/// Serves `service` for the whole life of this generation: adopts or binds the listeners, takes over from a
+/// predecessor, hands over to successors, drains. Must be called in a tokio runtime with I/O and time.
+///
+/// Signals are taken from the whole process: SIGHUP, SIGTERM, SIGINT and SIGQUIT, as the README's table has them.
+///
+/// # Errors
+/// When this generation cannot begin to serve. A predecessor is told why, and serves on.
+pub async fn run<S: Service>(config: Config, inheritance: Inheritance, service: S) -> Result<Ending, Error> {
+    let server = Server::new(service, config.first_request_grace);
+    driver::Driver::start(config, inheritance, server)?.live()?.run().await
+}

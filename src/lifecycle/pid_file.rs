@@ -1,0 +1,51 @@
+//! Keeps a file that always names the process to signal.
+//!
+//! It is replaced by rename, so that a reader finds the old process or the new one and never half a number. Which
+//! process that is, and when it changes, is decided in `machine`.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+
+/// The file.
+#[derive(Clone, Debug)]
+pub(super) struct PidFile {
+    path: PathBuf,
+    /// Where it is written before it is renamed: in the same folder, and no other process uses the name.
+    draft: PathBuf,
+}
+
+impl PidFile {
+    /// Checks that the file can be written, without touching it.
+    pub(super) fn new(path: &Path) -> Result<Self, Error> {
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(format!(".{}", std::process::id()));
+        let file = Self { path: path.to_owned(), draft: draft.into() };
+        let check = || {
+            if path.is_dir() {
+                return Err(io::Error::from(io::ErrorKind::IsADirectory));
+            }
+            fs::write(&file.draft, "")?;
+            fs::remove_file(&file.draft)
+        };
+        check().map_err(|source| Error::PidFile { path: path.to_owned(), source })?;
+        Ok(file)
+    }
+
+    /// Names `pid`.
+    pub(super) fn write(&self, pid: u32) -> Result<(), Error> {
+        let written = fs::write(&self.draft, format!("{pid}\n")).and_then(|()| fs::rename(&self.draft, &self.path));
+        written.map_err(|source| Error::PidFile { path: self.path.clone(), source })
+    }
+
+    /// Removes the file if it names this process.
+    pub(super) fn remove(&self) {
+        if fs::read_to_string(&self.path).is_ok_and(|text| text.trim().parse() == Ok(std::process::id())) {
+            if let Err(error) = fs::remove_file(&self.path) {
+                tracing::warn!(path = %self.path.display(), %error, "cannot remove the pid file");
+            }
+        }
+    }
+}

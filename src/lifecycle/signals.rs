@@ -1,0 +1,60 @@
+//! Turns signals into events.
+//!
+//! A predecessor blocks SIGHUP across the exec, so that one which comes before our handler waits for it instead of
+//! killing us. Once the handlers stand it is let in.
+
+use std::io;
+
+use nix::sys::signal::{SigSet, Signal as Number};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::machine::Event;
+
+/// The signals that a generation heeds.
+#[derive(Debug)]
+pub(super) struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    interrupted: Interrupted,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Interrupted {
+    NotYet,
+    Once,
+}
+
+impl Signals {
+    /// Installs the handlers. Must be called in a tokio runtime.
+    pub(super) fn install() -> io::Result<Self> {
+        let signals = Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            interrupted: Interrupted::NotYet,
+        };
+        let mut hangup = SigSet::empty();
+        hangup.add(Number::SIGHUP);
+        hangup.thread_unblock()?;
+        Ok(signals)
+    }
+
+    /// The next signal. Cancel safe.
+    pub(super) async fn next(&mut self) -> Event {
+        let (event, signal) = tokio::select! {
+            Some(()) = self.hangup.recv() => (Event::Hangup, "SIGHUP"),
+            Some(()) = self.terminate.recv() => (Event::Terminate, "SIGTERM"),
+            Some(()) = self.interrupt.recv() => match std::mem::replace(&mut self.interrupted, Interrupted::Once) {
+                Interrupted::NotYet => (Event::Terminate, "SIGINT"),
+                Interrupted::Once => (Event::CutNow, "SIGINT"),
+            },
+            Some(()) = self.quit.recv() => (Event::CutNow, "SIGQUIT"),
+            else => std::future::pending().await,
+        };
+        tracing::debug!(signal, "signal received");
+        event
+    }
+}
