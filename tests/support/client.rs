@@ -1,0 +1,103 @@
+//! Talks to the daemon over TCP or a Unix socket, byte for byte.
+
+use std::fmt::Debug;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::time::Duration;
+
+use super::DEADLINE;
+
+/// A connection. Reads and writes give up after [`DEADLINE`].
+#[derive(Debug)]
+pub(crate) enum Client {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Client {
+    /// Connects to `IP:PORT`, `/PATH` or `@NAME`.
+    pub(crate) fn connect(address: &str) -> io::Result<Self> {
+        let client = if let Some(name) = address.strip_prefix('@') {
+            Self::Unix(UnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?)?)
+        } else if address.starts_with('/') {
+            Self::Unix(UnixStream::connect(address)?)
+        } else {
+            Self::Tcp(TcpStream::connect(address)?)
+        };
+        client.set_read_timeout(DEADLINE)?;
+        Ok(client)
+    }
+
+    /// How long a read may take.
+    pub(crate) fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => {
+                socket.set_read_timeout(Some(timeout)).and_then(|()| socket.set_write_timeout(Some(DEADLINE)))
+            }
+            Self::Unix(socket) => {
+                socket.set_read_timeout(Some(timeout)).and_then(|()| socket.set_write_timeout(Some(DEADLINE)))
+            }
+        }
+    }
+
+    /// Sends `request` and reads as many bytes back, which must be the same.
+    pub(crate) fn echo(&mut self, request: &[u8]) -> io::Result<()> {
+        self.write_all(request)?;
+        self.expect(request)
+    }
+
+    /// Reads as many bytes as `expected` has, which must be the same.
+    pub(crate) fn expect(&mut self, expected: &[u8]) -> io::Result<()> {
+        let mut reply = vec![0; expected.len()];
+        self.read_exact(&mut reply)?;
+        if reply == expected { Ok(()) } else { Err(io::Error::other("the reply differs from the request")) }
+    }
+
+    /// Says that nothing more will be sent.
+    pub(crate) fn half_close(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.shutdown(Shutdown::Write),
+            Self::Unix(socket) => socket.shutdown(Shutdown::Write),
+        }
+    }
+
+    /// Reads the end of the connection: nothing more but the peer's half-close, no reset.
+    pub(crate) fn expect_end(&mut self) -> io::Result<()> {
+        match self.read(&mut [0; 1])? {
+            0 => Ok(()),
+            _ => Err(io::Error::other("bytes came where the end was expected")),
+        }
+    }
+
+    /// One whole short connection: connect, request, reply, half-close, end.
+    pub(crate) fn once(address: &str, request: &[u8]) -> io::Result<()> {
+        let mut client = Self::connect(address)?;
+        client.echo(request)?;
+        client.half_close()?;
+        client.expect_end()
+    }
+}
+
+impl Read for Client {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.read(buffer),
+            Self::Unix(socket) => socket.read(buffer),
+        }
+    }
+}
+
+impl Write for Client {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.write(bytes),
+            Self::Unix(socket) => socket.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,271 @@
+//! Starts a line of generations in a folder of its own, and follows it by its log.
+//!
+//! All generations write to the same standard error, a pipe that the test reads. So one place tells what every
+//! generation does, the pipe's end tells that all of them have ended, and whoever holds the pipe belongs to the line.
+
+use std::fs;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use super::process::{adopt_orphans, exit_code, kill_if_alive, reap_if_ours, signal};
+use super::{Client, DEADLINE};
+
+/// A line of generations that the test started.
+#[derive(Debug)]
+pub(crate) struct Line {
+    folder: TempDir,
+    pid: u32,
+    /// `pipe:[INODE]` of their standard error.
+    stderr: PathBuf,
+    log: Arc<Log>,
+    reader: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    lines: Mutex<Lines>,
+    grown: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    text: Vec<String>,
+    ended: bool,
+}
+
+/// One record of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    /// Who wrote it: 0 for a line that is no record.
+    pub(crate) generation: u64,
+    pub(crate) pid: u32,
+    /// Level, message and fields, as written.
+    pub(crate) text: String,
+}
+
+impl Record {
+    fn parse(line: &str) -> Self {
+        let mut words = line.splitn(4, ' ').skip(1);
+        let mut number = |key: &str| words.next().and_then(|word| word.strip_prefix(key)?.parse().ok());
+        let generation = number("generation=");
+        let pid = number("pid=").and_then(|pid| u32::try_from(pid).ok());
+        match (generation, pid, words.next()) {
+            (Some(generation), Some(pid), Some(text)) => Self { generation, pid, text: text.trim_start().to_owned() },
+            _ => Self { generation: 0, pid: 0, text: line.to_owned() },
+        }
+    }
+
+    /// The value of a field without spaces, or in quotes.
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
+        let value = self.text.split_once(&format!(" {name}="))?.1;
+        match value.strip_prefix('"') {
+            Some(quoted) => quoted.split('"').next(),
+            None => value.split(' ').next(),
+        }
+    }
+
+    /// Whether it is by that generation and holds that text.
+    pub(crate) fn is(&self, generation: u64, text: &str) -> bool {
+        self.generation == generation && self.text.contains(text)
+    }
+}
+
+impl Line {
+    /// Starts the daemon on `127.0.0.1:0` with these arguments, and waits until it serves.
+    pub(crate) fn serve(arguments: &[&str]) -> Self {
+        let line = Self::start_with(|command, _| {
+            command.args(["--listen", "127.0.0.1:0"]).args(arguments);
+        });
+        line.wait_for(1, "serving");
+        line
+    }
+
+    /// Starts the daemon. `prepare` completes the command; it is given the folder of the line.
+    ///
+    /// The program is `FOLDER/handoffd`, a link to the real binary, so that a test may put something else in its place.
+    pub(crate) fn start_with(prepare: impl FnOnce(&mut Command, &Path)) -> Self {
+        adopt_orphans();
+        let folder = tempfile::Builder::new().prefix("handoffd-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let program = folder.path().join("handoffd");
+        symlink(env!("CARGO_BIN_EXE_handoffd"), &program).unwrap();
+        let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+        let stderr = fs::read_link(format!("/proc/self/fd/{}", read.as_raw_fd())).unwrap();
+        let mut command = Command::new(&program);
+        command.args(["--log", "debug"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(write);
+        prepare(&mut command, folder.path());
+        let pid = command.spawn().unwrap().id();
+        drop(command);
+        let log = Arc::new(Log::default());
+        let reader = std::thread::spawn({
+            let log = Arc::clone(&log);
+            move || log.follow(BufReader::new(File::from(read)))
+        });
+        Self { folder, pid, stderr, log, reader: Some(reader) }
+    }
+
+    /// The folder of the line.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The path by which the line was started.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.folder().join("handoffd")
+    }
+
+    /// The first generation's process id.
+    pub(crate) const fn first_pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Every record so far.
+    pub(crate) fn records(&self) -> Vec<Record> {
+        self.log.lines.lock().unwrap().text.iter().map(|line| Record::parse(line)).collect()
+    }
+
+    /// How many records hold that text.
+    pub(crate) fn count(&self, text: &str) -> usize {
+        self.records().iter().filter(|record| record.text.contains(text)).count()
+    }
+
+    /// Waits for a record, among those that were and those that come.
+    pub(crate) fn wait(&self, what: &str, wanted: impl Fn(&Record) -> bool) -> Record {
+        let until = Instant::now() + DEADLINE;
+        let mut lines = self.log.lines.lock().unwrap();
+        let mut seen = 0;
+        loop {
+            let found = lines.text[seen..].iter().map(|line| Record::parse(line)).find(|record| wanted(record));
+            if let Some(record) = found {
+                return record;
+            }
+            seen = lines.text.len();
+            let left = until.saturating_duration_since(Instant::now());
+            if lines.ended || left.is_zero() {
+                let why = if lines.ended { "every process has ended" } else { "the deadline has passed" };
+                panic!("{why}, and there was no record of {what}. The log:\n{}", lines.text.join("\n"));
+            }
+            lines = self.log.grown.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    /// Waits for a record of that generation that holds that text.
+    pub(crate) fn wait_for(&self, generation: u64, text: &str) -> Record {
+        self.wait(&format!("{text:?} by generation {generation}"), |record| record.is(generation, text))
+    }
+
+    /// Waits until `count` records hold that text.
+    pub(crate) fn wait_for_count(&self, count: usize, text: &str) {
+        let seen = std::cell::Cell::new(0);
+        self.wait(&format!("{text:?}, {count} times"), |record| {
+            seen.set(seen.get() + usize::from(record.text.contains(text)));
+            seen.get() == count
+        });
+    }
+
+    /// Waits until that generation serves as the head of the line, and tells its process id.
+    pub(crate) fn pid_of(&self, generation: u64) -> u32 {
+        self.wait_for(generation, "accepting listeners").pid
+    }
+
+    /// Where the listener of that name listens; the generations of a line agree on it.
+    pub(crate) fn address_of(&self, listener: &str) -> String {
+        let record = self.wait("accepting", |record| record.text.contains("accepting listeners"));
+        let listeners = record.field("listeners").unwrap();
+        let mut named = listeners.split(' ').filter_map(|one| one.split_once('='));
+        named.find(|(name, _)| *name == listener).unwrap_or_else(|| panic!("no {listener} in {listeners}")).1.to_owned()
+    }
+
+    /// Where the first listener listens.
+    pub(crate) fn address(&self) -> String {
+        let record = self.wait("accepting", |record| record.text.contains("accepting listeners"));
+        record.field("listeners").unwrap().split(' ').next().unwrap().split_once('=').unwrap().1.to_owned()
+    }
+
+    /// Sends a signal to that generation.
+    pub(crate) fn signal(&self, generation: u64, number: Signal) {
+        signal(self.pid_of(generation), number);
+    }
+
+    /// Has `generation` hand over, and waits until its successor is the head of the line.
+    pub(crate) fn hand_over_from(&self, generation: u64) {
+        self.signal(generation, Signal::SIGHUP);
+        self.wait_for(generation + 1, "serving draining");
+    }
+
+    /// Waits for the end of that generation: its exit code, or 128 and the signal that killed it.
+    pub(crate) fn exit_code(&self, generation: u64) -> i32 {
+        let pid = if generation == 1 { self.pid } else { self.pid_of(generation) };
+        exit_code(pid)
+    }
+
+    /// One short connection to the first listener: it must be served.
+    pub(crate) fn assert_serves(&self) {
+        Client::once(&self.address(), b"are you there?").unwrap();
+    }
+
+    /// Waits until every process of the line has ended, and tells the whole log.
+    pub(crate) fn wait_for_end(&self) -> Vec<Record> {
+        let until = Instant::now() + DEADLINE;
+        let mut lines = self.log.lines.lock().unwrap();
+        while !lines.ended {
+            let left = until.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "processes are left: {:?}\n{}", self.processes(), lines.text.join("\n"));
+            lines = self.log.grown.wait_timeout(lines, left.min(Duration::from_millis(100))).unwrap().0;
+        }
+        drop(lines);
+        self.records()
+    }
+
+    /// Every living process of the line.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|held| held == self.stderr)).collect()
+    }
+}
+
+impl Log {
+    fn follow(&self, mut pipe: impl BufRead) {
+        let mut line = Vec::new();
+        while pipe.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+            self.lines.lock().unwrap().text.push(String::from_utf8_lossy(&line).trim_end().to_owned());
+            self.grown.notify_all();
+            line.clear();
+        }
+        self.lines.lock().unwrap().ended = true;
+        self.grown.notify_all();
+    }
+}
+
+impl Drop for Line {
+    /// Ends whatever is left of the line, and reaps it.
+    fn drop(&mut self) {
+        let mut pids: Vec<u32> = self.records().iter().map(|record| record.pid).filter(|pid| *pid > 0).collect();
+        pids.push(self.pid);
+        loop {
+            let living = self.processes();
+            if living.is_empty() {
+                break;
+            }
+            for pid in &living {
+                kill_if_alive(*pid);
+            }
+            pids.extend(living);
+        }
+        let _ = self.reader.take().map(JoinHandle::join);
+        pids.sort_unstable();
+        pids.dedup();
+        for pid in pids {
+            reap_if_ours(pid);
+        }
+    }
+}

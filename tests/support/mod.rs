@@ -1,0 +1,14 @@
+//! Starts the real daemon, reads its log, talks to it, and cleans up after it.
+
+mod client;
+mod line;
+mod process;
+
+use std::time::Duration;
+
+pub(crate) use client::Client;
+pub(crate) use line::{Line, Record};
+pub(crate) use process::signal;
+
+/// How long any event may take before the test has failed. Far above what it does take: a deadline, not a measurement.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
