@@ -177,6 +177,8 @@ impl<P: Plane> Driver<P> {
                 // A service manager ends the service when its main process dies, and starts it anew.
                 let retired = matches!(self.state, State::Retiring { .. });
                 if retired && self.notifier.is_supervised() {
+                    let reason = self.failure.take().map(tracing::field::display);
+                    tracing::error!(reason, "the successor is gone; the service manager starts the service anew");
                     self.successor = None;
                     return Event::LineStopping;
                 }

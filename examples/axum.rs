@@ -1,0 +1,42 @@
+//! Replaces an axum server while it serves: any server that takes a listener can be lent a generation's life.
+//!
+//! Try it: `cargo run --example axum -- 127.0.0.1:7001`, then `curl 127.0.0.1:7001`, and `kill -HUP` with the process id
+//! that it answers with.
+
+use std::error::Error;
+
+use axum::Router;
+use axum::routing::get;
+use handoffd::{Config, Drained, Inheritance, Listeners, Starting};
+use tokio::net::TcpListener;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    // First of all: it changes the environment, which is sound only while there is one thread.
+    let inheritance = Inheritance::take()?;
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7001".to_owned());
+    let config =
+        Config { listeners: Listeners::exactly(vec![format!("http={address}").parse()?])?, ..Config::default() };
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config, inheritance))
+}
+
+async fn serve(config: Config, inheritance: Inheritance) -> Result<(), Box<dyn Error>> {
+    let starting = Starting::new(config, inheritance)?;
+    let whoami = format!("generation {} process {}\n", starting.generation(), std::process::id());
+    let app = Router::new().route("/", get(move || async { whoami }));
+    let mut serving = starting.ready()?;
+    loop {
+        let listener = TcpListener::from_std(serving.listener("http")?)?;
+        let server = axum::serve(listener, app.clone()).with_graceful_shutdown(serving.retired());
+        tokio::select! {
+            ended = server => ended?,
+            // The drain deadline: whoever is left is cut when the server is dropped.
+            () = serving.cut() => {}
+        }
+        match serving.drained().await? {
+            Drained::End => return Ok(()),
+            // The successor died before our last connection had ended: the line is ours again.
+            Drained::AcceptAgain(again) => serving = again,
+        }
+    }
+}
