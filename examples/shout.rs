@@ -4,6 +4,7 @@
 //! do, with `kill -HUP` and the process id that it logs.
 
 use std::error::Error;
+use std::io::IsTerminal;
 
 use handoffd::{Config, Connection, Inheritance, Listeners, Next, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,7 +30,7 @@ impl Service for Shout {
 fn main() -> Result<(), Box<dyn Error>> {
     // First of all: it changes the environment, which is sound only while there is one thread.
     let inheritance = Inheritance::take()?;
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7000".to_owned());
     let config = Config { listeners: Listeners::exactly(vec![address.parse()?])?, ..Config::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -7,4 +7,6 @@
 
 mod support;
 
+mod examples;
 mod handoff;
+mod layers;

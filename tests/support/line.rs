@@ -94,14 +94,23 @@ impl Line {
     ///
     /// The program is `FOLDER/handoffd`, a link to the real binary, so that a test may put something else in its place.
     pub(crate) fn start_with(prepare: impl FnOnce(&mut Command, &Path)) -> Self {
+        Self::start_program(Path::new(env!("CARGO_BIN_EXE_handoffd")), |command, folder| {
+            command.args(["--log", "debug"]);
+            prepare(command, folder);
+        })
+    }
+
+    /// Starts another program that is built on the library, by a link to it.
+    pub(crate) fn start_program(real: &Path, prepare: impl FnOnce(&mut Command, &Path)) -> Self {
         adopt_orphans();
+        assert!(real.exists(), "{} is missing: `cargo test` builds it", real.display());
         let folder = tempfile::Builder::new().prefix("handoffd-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let program = folder.path().join("handoffd");
-        symlink(env!("CARGO_BIN_EXE_handoffd"), &program).unwrap();
+        symlink(real, &program).unwrap();
         let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         let stderr = fs::read_link(format!("/proc/self/fd/{}", read.as_raw_fd())).unwrap();
         let mut command = Command::new(&program);
-        command.args(["--log", "debug"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(write);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(write);
         prepare(&mut command, folder.path());
         let pid = command.spawn().unwrap().id();
         drop(command);
@@ -152,7 +161,10 @@ impl Line {
             let left = until.saturating_duration_since(Instant::now());
             if lines.ended || left.is_zero() {
                 let why = if lines.ended { "every process has ended" } else { "the deadline has passed" };
-                panic!("{why}, and there was no record of {what}. The log:\n{}", lines.text.join("\n"));
+                let log = lines.text.join("\n");
+                // Not while the lock is held: the clean-up reads the log as well.
+                drop(lines);
+                panic!("{why}, and there was no record of {what}. The log:\n{log}");
             }
             lines = self.log.grown.wait_timeout(lines, left).unwrap().0;
         }
