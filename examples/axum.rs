@@ -5,6 +5,7 @@
 
 use std::error::Error;
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
@@ -15,8 +16,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let inheritance = Inheritance::take()?;
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7001".to_owned());
-    let config =
-        Config { listeners: Listeners::exactly(vec![format!("http={address}").parse()?])?, ..Config::default() };
+    let config = Config {
+        listeners: Listeners::exactly(vec![format!("http={address}").parse()?])?,
+        // A browser opens connections ahead of need; give them time to be used.
+        first_request_grace: Duration::from_secs(10),
+        ..Config::default()
+    };
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config, inheritance))
 }
 

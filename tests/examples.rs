@@ -69,12 +69,28 @@ fn a_service_of_ones_own_loses_nothing_while_it_is_replaced() {
 
 #[test]
 fn an_axum_server_loses_nothing_while_it_is_replaced() {
-    survives_replacement("axum", |address| {
-        let mut client = Client::connect(address)?;
-        client.write_all(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")?;
-        let mut reply = String::new();
-        client.read_to_string(&mut reply)?;
-        let whole = reply.starts_with("HTTP/1.1 200 OK\r\n") && reply.contains("generation ") && reply.ends_with('\n');
-        if whole { Ok(()) } else { Err(io::Error::other(format!("half a reply: {reply:?}"))) }
+    survives_replacement("axum", |address| get(&mut Client::connect(address)?));
+}
+
+/// hyper closes a connection that has sent nothing yet as soon as it is told to shut down.
+#[test]
+fn an_axum_server_answers_a_first_request_that_comes_after_it_was_replaced() {
+    let line = Line::start_program(&example("axum"), |command, _| {
+        command.arg("127.0.0.1:0");
     });
+    let mut silent = Client::connect(&line.address()).unwrap();
+    // The queue is first come, first served: when this one is answered, the silent one has been accepted.
+    get(&mut Client::connect(&line.address()).unwrap()).unwrap();
+    signal(line.first_pid(), Signal::SIGHUP);
+    line.wait("the drain", |record| record.text.contains("draining why=\"retiring\""));
+    get(&mut silent).unwrap();
+}
+
+/// One request over HTTP, and the whole of its reply.
+fn get(client: &mut Client) -> io::Result<()> {
+    client.write_all(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")?;
+    let mut reply = String::new();
+    client.read_to_string(&mut reply)?;
+    let whole = reply.starts_with("HTTP/1.1 200 OK\r\n") && reply.contains("generation ") && reply.ends_with('\n');
+    if whole { Ok(()) } else { Err(io::Error::other(format!("half a reply: {reply:?}"))) }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::driver::{Driver, Ending};
 use super::plane::Plane;
@@ -55,6 +56,8 @@ pub struct Acceptor {
     acceptor: net::Acceptor,
     retired: Signal,
     unheard: TaskTracker,
+    /// Stands for the connection that is being accepted at this instant, until nothing more is.
+    accepting: Option<TaskTrackerToken>,
 }
 
 /// The server's side of what it shares with the driver.
@@ -127,7 +130,9 @@ impl Serving {
     pub fn acceptor(&self, name: &str) -> Result<Acceptor, Error> {
         let acceptor =
             net::Acceptor::new(self.listeners.get(name)?.clone()).map_err(Error::system("watch a listener"))?;
-        Ok(Acceptor { acceptor, retired: Signal(Box::pin(self.retired())), unheard: self.face.unheard.clone() })
+        let unheard = self.face.unheard.clone();
+        let accepting = Some(unheard.token());
+        Ok(Acceptor { acceptor, retired: Signal(Box::pin(self.retired())), unheard, accepting })
     }
 
     /// A descriptor of the TCP listener of that name, for a server that must have one; stop accepting at
@@ -145,8 +150,8 @@ impl Serving {
         self.face.until(|phase| phase != Phase::Accepting)
     }
 
-    /// Pends until it is time to tell the connections to end: the generation has retired, and every connection that
-    /// came by an [`Acceptor`] has sent something or had `first_request_grace` to do so.
+    /// Pends until it is time to tell the connections to end: the generation has retired, every [`Acceptor`] has said so
+    /// or is gone, and every connection that came by one has sent something; or `first_request_grace` is over.
     ///
     /// A server that ends connections at [`Serving::retired`] loses those that it accepted in the last instant: their
     /// first request is still on the way.
@@ -202,9 +207,13 @@ impl Acceptor {
     ///
     /// The stream is non-blocking and counts as unheard until something has been read from it.
     pub async fn accept(&mut self) -> Option<(Stream, Peer)> {
+        self.accepting.as_ref()?;
         tokio::select! {
             biased;
-            () = &mut self.retired.0 => None,
+            () = &mut self.retired.0 => {
+                self.accepting = None;
+                None
+            }
             (mut stream, peer) = self.acceptor.accept() => {
                 stream.unheard(self.unheard.token());
                 Some((stream, peer))
