@@ -10,3 +10,4 @@ mod support;
 mod examples;
 mod handoff;
 mod layers;
+mod log;

@@ -238,10 +238,11 @@ impl Line {
         self.records()
     }
 
-    /// Every living process of the line.
+    /// Every living process of the line: whoever holds its pipe as standard error, or as standard output.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        pids.filter(|pid| fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|held| held == self.stderr)).collect()
+        let holds = |path| fs::read_link(path).is_ok_and(|held| held == self.stderr);
+        pids.filter(|pid| (1..=2).any(|stream| holds(format!("/proc/{pid}/fd/{stream}")))).collect()
     }
 }
 
