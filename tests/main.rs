@@ -9,5 +9,6 @@ mod support;
 
 mod examples;
 mod handoff;
+mod inheritance;
 mod layers;
 mod log;

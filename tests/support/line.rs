@@ -3,6 +3,7 @@
 //! All generations write to the same standard error, a pipe that the test reads. So one place tells what every
 //! generation does, the pipe's end tells that all of them have ended, and whoever holds the pipe belongs to the line.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -94,7 +95,12 @@ impl Line {
     ///
     /// The program is `FOLDER/handoffd`, a link to the real binary, so that a test may put something else in its place.
     pub(crate) fn start_with(prepare: impl FnOnce(&mut Command, &Path)) -> Self {
-        Self::start_program(Path::new(env!("CARGO_BIN_EXE_handoffd")), |command, folder| {
+        Self::start_under(&[], prepare)
+    }
+
+    /// Starts the daemon by a launcher: a program, with arguments, that executes what follows them.
+    pub(crate) fn start_under(launcher: &[&str], prepare: impl FnOnce(&mut Command, &Path)) -> Self {
+        Self::start_by(launcher, Path::new(env!("CARGO_BIN_EXE_handoffd")), |command, folder| {
             command.args(["--log", "debug"]);
             prepare(command, folder);
         })
@@ -102,6 +108,10 @@ impl Line {
 
     /// Starts another program that is built on the library, by a link to it.
     pub(crate) fn start_program(real: &Path, prepare: impl FnOnce(&mut Command, &Path)) -> Self {
+        Self::start_by(&[], real, prepare)
+    }
+
+    fn start_by(launcher: &[&str], real: &Path, prepare: impl FnOnce(&mut Command, &Path)) -> Self {
         adopt_orphans();
         assert!(real.exists(), "{} is missing: `cargo test` builds it", real.display());
         let folder = tempfile::Builder::new().prefix("handoffd-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -109,8 +119,9 @@ impl Line {
         symlink(real, &program).unwrap();
         let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         let stderr = fs::read_link(format!("/proc/self/fd/{}", read.as_raw_fd())).unwrap();
-        let mut command = Command::new(&program);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(write);
+        let mut words = launcher.iter().map(OsStr::new).chain([program.as_os_str()]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(write);
         prepare(&mut command, folder.path());
         let pid = command.spawn().unwrap().id();
         drop(command);
