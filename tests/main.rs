@@ -11,4 +11,5 @@ mod examples;
 mod handoff;
 mod inheritance;
 mod layers;
+mod listeners;
 mod log;
