@@ -7,9 +7,11 @@
 
 mod support;
 
+mod activation;
 mod examples;
 mod handoff;
 mod inheritance;
 mod layers;
 mod listeners;
 mod log;
+mod unix_paths;
