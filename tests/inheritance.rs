@@ -153,6 +153,12 @@ fn names_that_are_too_few_or_too_many_are_refused() {
 }
 
 #[test]
+fn names_that_would_break_a_line_of_the_log_are_refused() {
+    let parent = Parent::passing([File::open("/").unwrap().into()]).saying("LISTEN_FDNAMES", "one\ntwo");
+    parent.refused(&[]).names(78, &["LISTEN_FDNAMES", r"one\ntwo"]);
+}
+
+#[test]
 fn two_sockets_of_one_name_are_both_served() {
     let ((one, at_one), (two, at_two)) = (listener(), listener());
     let parent = Parent::passing([one.into(), two.into()]).saying("LISTEN_FDNAMES", "web:web");

@@ -15,3 +15,4 @@ mod layers;
 mod listeners;
 mod log;
 mod unix_paths;
+mod usage;
