@@ -12,6 +12,7 @@ mod examples;
 mod handoff;
 mod inheritance;
 mod layers;
+mod leaks;
 mod listeners;
 mod log;
 mod unix_paths;

@@ -15,6 +15,7 @@ use super::Line;
 /// nobody could execute it (`ETXTBSY`).
 pub(crate) fn replace_program(line: &Line, script: &str) {
     let real = line.folder().join("real");
+    // It is there from the second time on.
     let _ = symlink(env!("CARGO_BIN_EXE_handoffd"), &real);
     let script = format!("#!/bin/bash\n{}\n", script.replace("REAL", real.to_str().unwrap()));
     let draft = line.folder().join("draft");
@@ -43,7 +44,8 @@ impl Gate {
         let path = line.folder().join("gate");
         nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
         let (path, pipe) = (path.display(), OpenOptions::new().read(true).write(true).open(&path).unwrap());
-        replace_program(line, &format!("echo \"waiting $$\" >&2; read -r _ < {path}; exec REAL \"$@\""));
+        // Programs, not words of the shell: for a redirection of its own it would hold a descriptor more.
+        replace_program(line, &format!("env echo \"waiting $$\" >&2; head -n 1 {path} > /dev/null; exec REAL \"$@\""));
         Self { pipe }
     }
 

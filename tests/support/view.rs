@@ -1,9 +1,11 @@
 //! Looks at a process from outside, by /proc: what it holds, what it was born with, what it left behind.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::fs;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
@@ -70,4 +72,13 @@ pub(crate) fn accept(listener: &TcpListener) {
     assert_eq!(waiting, 1, "nobody came");
     listener.set_nonblocking(true).unwrap();
     listener.accept().unwrap();
+}
+
+/// Looks until `look` sees what is expected: what a process lets go of, it lets go of after it has said so.
+pub(crate) fn assert_becomes<T: PartialEq + Debug>(expected: &T, look: impl Fn() -> T) {
+    let until = Instant::now() + DEADLINE;
+    while look() != *expected {
+        assert!(Instant::now() < until, "{:?} has not become {expected:?}", look());
+        std::thread::yield_now();
+    }
 }
