@@ -93,6 +93,23 @@ fn a_stop_during_the_bake_leaves_no_path_whichever_generation_hears_it_first() {
 }
 
 #[test]
+fn the_last_to_end_unlinks_the_path_when_its_successor_was_killed() {
+    let (line, path) = serve(&["--bake", "1h", "--first-request-grace", "1h", "--drain-timeout", "1h"]);
+    // It keeps the first generation draining: it says nothing.
+    let silent = Client::connect(path.to_str().unwrap()).unwrap();
+    echo(&path);
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(1, "the successor is ready");
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for(2, "serving draining");
+    line.signal(2, Signal::SIGKILL);
+    line.wait_for(1, "the handoff failed");
+    drop(silent);
+    assert_eq!(line.exit_code(1), 0);
+    assert!(!path.exists());
+}
+
+#[test]
 fn a_path_that_a_successor_gives_up_is_unlinked() {
     let (line, path) = serve(&["--bake", "0", "--listen", "127.0.0.1:0"]);
     successor_gets(&line, "--listen 127.0.0.1:0");
