@@ -7,7 +7,10 @@
 
 mod support;
 
+mod drain;
 mod examples;
 mod handoff;
 mod layers;
 mod log;
+mod soak;
+mod storm;

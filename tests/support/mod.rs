@@ -3,12 +3,14 @@
 mod client;
 mod line;
 mod process;
+mod storm;
 
 use std::time::Duration;
 
 pub(crate) use client::Client;
 pub(crate) use line::{Line, Record};
-pub(crate) use process::signal;
+pub(crate) use process::{exit_code, signal};
+pub(crate) use storm::{Handoffs, Storm, Tally};
 
 /// How long any event may take before the test has failed. Far above what it does take: a deadline, not a measurement.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
