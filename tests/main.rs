@@ -7,10 +7,14 @@
 
 mod support;
 
+mod conversation;
 mod drain;
 mod examples;
+mod exhaustion;
+mod generations;
 mod handoff;
 mod layers;
 mod log;
+mod queue;
 mod soak;
 mod storm;
