@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use socket2::Socket;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::listener::Listener;
@@ -27,14 +26,15 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Acceptor {
     listener: Listener,
     watch: AsyncFd<Arc<Socket>>,
-    /// How long to wait before the next try, while trying is in vain.
-    pause: Option<Duration>,
+    /// The last pause, from the first failure until nobody waits any more. One that is accepted ends no shortage: it may
+    /// have taken the one descriptor that came free, and the log would tell the same story for each of them.
+    shortage: Option<Duration>,
 }
 
 impl Acceptor {
     /// Registers the listener. Must be called in a tokio runtime.
     pub(crate) fn new(listener: Listener) -> io::Result<Self> {
-        Ok(Self { watch: listener.watch()?, listener, pause: None })
+        Ok(Self { watch: listener.watch()?, listener, shortage: None })
     }
 
     /// The listener.
@@ -45,25 +45,34 @@ impl Acceptor {
     /// The next connection. Cancel safe: what was accepted has been returned.
     pub(crate) async fn accept(&mut self) -> (Stream, Peer) {
         loop {
-            match self.watch.async_io(Interest::READABLE, |_| self.listener.accept()).await {
-                Ok(accepted) => {
-                    if self.pause.take().is_some() {
+            match self.look().await {
+                Ok(Some(accepted)) => {
+                    self.shortage = self.shortage.map(|_| Duration::ZERO);
+                    return accepted;
+                }
+                Ok(None) => {
+                    if self.shortage.take().is_some() {
                         tracing::info!(listener = %self.listener.name(), "accepting again");
                     }
-                    return accepted;
                 }
                 Err(error) if is_the_peers_affair(&error) => {
                     tracing::debug!(listener = %self.listener.name(), %error, "a connection was gone before it was accepted");
                 }
                 Err(error) => {
-                    let pause = self.pause.map_or(FIRST_PAUSE, |last| LAST_PAUSE.min(last * 2));
-                    if self.pause.replace(pause).is_none() {
+                    let pause = self.shortage.map_or(FIRST_PAUSE, |last| (last * 2).clamp(FIRST_PAUSE, LAST_PAUSE));
+                    if self.shortage.replace(pause).is_none() {
                         tracing::error!(listener = %self.listener.name(), %error, "cannot accept; trying again");
                     }
                     tokio::time::sleep(pause).await;
                 }
             }
         }
+    }
+
+    /// Waits until somebody may wait in the queue, and looks once: none when nobody does. Cancel safe.
+    async fn look(&self) -> io::Result<Option<(Stream, Peer)>> {
+        let mut ready = self.watch.readable().await?;
+        ready.try_io(|_| self.listener.accept()).map_or(Ok(None), |accepted| accepted.map(Some))
     }
 }
 
