@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use socket2::Socket;
 use tokio::io::unix::AsyncFd;
 
-use super::listener::Listener;
+use super::listener::{BACKLOG, Listener};
 use super::stream::{Peer, Stream};
 
 /// How long to wait when nothing can be accepted: doubled from the first to the last, as Go's net/http does. There is no
@@ -74,6 +74,22 @@ impl Acceptor {
         let mut ready = self.watch.readable().await?;
         ready.try_io(|_| self.listener.accept()).map_or(Ok(None), |accepted| accepted.map(Some))
     }
+}
+
+/// Accepts what waits in the queue of a listener on which nobody will accept any more.
+///
+/// No more than a queue can hold: who comes after that has come too late, and there may be no end of them.
+pub(crate) fn waiting(listener: &Listener) -> impl Iterator<Item = (Stream, Peer)> {
+    let attempts = (0..=BACKLOG).map_while(|_| match listener.accept() {
+        Ok(accepted) => Some(Some(accepted)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        Err(error) if is_the_peers_affair(&error) => Some(None),
+        Err(error) => {
+            tracing::error!(listener = %listener.name(), %error, "cannot accept those that still wait: they are lost");
+            None
+        }
+    });
+    attempts.flatten()
 }
 
 /// Errors of one connection that the kernel reports by accept, accept(2): the next one may be well.
