@@ -227,11 +227,15 @@ struct Loss(String);
 
 impl Loss {
     fn of(doing: &str, error: &io::Error) -> Self {
-        match error.kind() {
-            ErrorKind::ConnectionRefused => Self(format!("refused: {doing}")),
-            ErrorKind::UnexpectedEof | ErrorKind::WouldBlock | ErrorKind::TimedOut => Self::unanswered(doing),
-            _ if is_end(error) => Self(format!("reset: {doing}")),
-            _ => Self(format!("{doing}: {error}")),
+        let kind = error.kind();
+        if kind == ErrorKind::ConnectionRefused {
+            Self(format!("refused: {doing}"))
+        } else if is_end(error) {
+            Self(format!("reset: {doing}"))
+        } else if matches!(kind, ErrorKind::UnexpectedEof | ErrorKind::WouldBlock | ErrorKind::TimedOut) {
+            Self::unanswered(doing)
+        } else {
+            Self(format!("{doing}: {error}"))
         }
     }
 
