@@ -2,14 +2,12 @@
 
 use std::io::{Read, Write};
 
-use socket2::{Domain, SockAddr, Socket, Type};
-
-use crate::support::{Client, Gate, Line, Stuck, freeze, thaw};
+use crate::support::{Client, Gate, Line, Stuck, freeze, narrow, thaw};
 use nix::sys::signal::Signal;
 
 #[test]
 fn requests_that_arrive_in_the_instant_of_the_drain_are_answered() {
-    // More than the runtime hears of at once: some connections are told of the drain before they hear of their request.
+    // More than the runtime hears of at once: some connections may be told of the drain before they hear of their request.
     const MANY: usize = 2_500;
     let line = Line::serve(&["--bake", "0", "--drain-timeout", "1h"]);
     let mut clients: Vec<Client> = (0..MANY).map(|_| Client::connect(&line.address()).unwrap()).collect();
@@ -52,20 +50,12 @@ fn a_client_that_has_half_closed_gets_its_whole_reply() {
     line.wait_for_end();
 }
 
-/// Connects with room for little more than one packet: a reply stays with the server until it is read.
-fn narrow(address: &str) -> Client {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.set_recv_buffer_size(4_096).unwrap();
-    socket.connect(&SockAddr::from(address.parse::<std::net::SocketAddr>().unwrap())).unwrap();
-    Client::Tcp(socket.into())
-}
-
 /// Sends after the drain has begun what may be answered or not, then reads: all that was asked before is answered, what
 /// comes back is what was sent, in order, and its end is an end and no reset.
 fn assert_nothing_dies_of_a_reset(line: &Line, generation: u64, number: Signal) {
     // Small enough for the server to be rid of: it has nothing to do when the drain begins.
     let mut sent: Vec<u8> = (0_u32..).flat_map(u32::to_be_bytes).take(60_000).collect();
-    let mut clients: Vec<Client> = (0..20).map(|_| narrow(&line.address())).collect();
+    let mut clients: Vec<Client> = (0..20).map(|_| narrow(line.address().parse().unwrap())).collect();
     for client in &mut clients {
         client.write_all(&sent).unwrap();
         // The beginning of the reply: the server has come to this connection.

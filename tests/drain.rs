@@ -90,7 +90,7 @@ fn thousands_of_idle_connections_are_all_told_and_none_is_forgotten() {
 fn what_is_left_at_the_deadline_is_cut_and_counted() {
     let (line, tcp, unix) = line(&["--drain-timeout", "1s"]);
     let mut idle = idle(&tcp, 3);
-    let (slow, vanished, quick) = (Stuck::on(&unix), Stuck::on(&unix), Stuck::on(&unix));
+    let (slow, vanished, quick) = (Stuck::on(&tcp), Stuck::on(&unix), Stuck::on(&tcp));
     line.hand_over_from(1);
     quick.read_to_end();
     for client in &mut idle {

@@ -3,11 +3,12 @@
 use crate::support::{Handoffs, Line, Stuck, exit_code, signal};
 use nix::sys::signal::Signal;
 
-/// A line on a Unix socket, and that socket.
+/// A line on a Unix socket and on TCP, and that socket.
 fn line(arguments: &[&str]) -> (Line, String) {
     let line = Line::start_with(|command, folder| {
         let path = folder.join("socket");
-        command.args(["--listen", path.to_str().unwrap(), "--bake", "0", "--drain-timeout", "1h"]).args(arguments);
+        command.args(["--listen", path.to_str().unwrap(), "--listen", "tcp=127.0.0.1:0"]);
+        command.args(["--bake", "0", "--drain-timeout", "1h"]).args(arguments);
     });
     line.wait_for(1, "serving draining");
     let path = line.address();
@@ -25,7 +26,7 @@ fn hand_over(line: &Line, head: &mut Handoffs<'_>) {
 fn a_connection_in_the_middle_of_a_request_outlives_many_handoffs() {
     let (line, path) = line(&["--max-generations", "64"]);
     let mut head = Handoffs::of(&line);
-    let mut clients = vec![Stuck::on(&path)];
+    let mut clients = vec![Stuck::on(&line.address_of("tcp"))];
     for _ in 0..40 {
         hand_over(&line, &mut head);
         clients.push(Stuck::on(&path));

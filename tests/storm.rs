@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use crate::support::{Handoffs, Line, Record, Storm, Tally, exit_code};
+use crate::support::{Client, Handoffs, Line, Record, Storm, Tally, exit_code};
 use nix::sys::signal::Signal;
 
 /// Old generations drain for as long as it takes; none is cut because there are too many.
@@ -82,4 +82,19 @@ fn a_request_that_crosses_the_close_of_an_idle_connection_was_not_taken_on() {
     answered.sort();
     tally.verified.sort();
     assert_eq!(answered, tally.verified);
+}
+
+#[test]
+fn a_stop_at_full_load_comes_to_its_end_and_cuts_nobody() {
+    let line = Line::serve(&LIMITS);
+    let storm = Storm::start(&line.address(), 8, 8);
+    line.hand_over_from(1);
+    line.signal(2, Signal::SIGTERM);
+    for generation in [1, 2] {
+        assert_eq!(line.exit_code(generation), 0);
+        assert_eq!(line.wait_for(generation, "INFO ended ended=").field("cut"), Some("0"));
+    }
+    // What comes after that is refused: nobody is left.
+    storm.end();
+    assert!(Client::connect(&line.address()).is_err());
 }

@@ -14,7 +14,7 @@ pub(crate) use gate::{Gate, install};
 pub(crate) use line::{Line, Record};
 pub(crate) use process::{exit_code, freeze, signal, thaw};
 pub(crate) use storm::{Handoffs, Storm, Tally};
-pub(crate) use stuck::Stuck;
+pub(crate) use stuck::{Stuck, narrow};
 
 /// How long any event may take before the test has failed. Far above what it does take: a deadline, not a measurement.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
