@@ -11,10 +11,9 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use socket2::Socket;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::listener::Listener;
+use super::listener::{BACKLOG, Listener};
 use super::stream::{Peer, Stream};
 
 /// How long to wait when nothing can be accepted: doubled from the first to the last, as Go's net/http does. There is no
@@ -27,14 +26,15 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Acceptor {
     listener: Listener,
     watch: AsyncFd<Arc<Socket>>,
-    /// How long to wait before the next try, while trying is in vain.
-    pause: Option<Duration>,
+    /// The last pause, from the first failure until nobody waits any more. One that is accepted ends no shortage: it may
+    /// have taken the one descriptor that came free, and the log would tell the same story for each of them.
+    shortage: Option<Duration>,
 }
 
 impl Acceptor {
     /// Registers the listener. Must be called in a tokio runtime.
     pub(crate) fn new(listener: Listener) -> io::Result<Self> {
-        Ok(Self { watch: listener.watch()?, listener, pause: None })
+        Ok(Self { watch: listener.watch()?, listener, shortage: None })
     }
 
     /// The listener.
@@ -45,19 +45,22 @@ impl Acceptor {
     /// The next connection. Cancel safe: what was accepted has been returned.
     pub(crate) async fn accept(&mut self) -> (Stream, Peer) {
         loop {
-            match self.watch.async_io(Interest::READABLE, |_| self.listener.accept()).await {
-                Ok(accepted) => {
-                    if self.pause.take().is_some() {
+            match self.look().await {
+                Ok(Some(accepted)) => {
+                    self.shortage = self.shortage.map(|_| Duration::ZERO);
+                    return accepted;
+                }
+                Ok(None) => {
+                    if self.shortage.take().is_some() {
                         tracing::info!(listener = %self.listener.name(), "accepting again");
                     }
-                    return accepted;
                 }
                 Err(error) if is_the_peers_affair(&error) => {
                     tracing::debug!(listener = %self.listener.name(), %error, "a connection was gone before it was accepted");
                 }
                 Err(error) => {
-                    let pause = self.pause.map_or(FIRST_PAUSE, |last| LAST_PAUSE.min(last * 2));
-                    if self.pause.replace(pause).is_none() {
+                    let pause = self.shortage.map_or(FIRST_PAUSE, |last| (last * 2).clamp(FIRST_PAUSE, LAST_PAUSE));
+                    if self.shortage.replace(pause).is_none() {
                         tracing::error!(listener = %self.listener.name(), %error, "cannot accept; trying again");
                     }
                     tokio::time::sleep(pause).await;
@@ -65,6 +68,28 @@ impl Acceptor {
             }
         }
     }
+
+    /// Waits until somebody may wait in the queue, and looks once: none when nobody does. Cancel safe.
+    async fn look(&self) -> io::Result<Option<(Stream, Peer)>> {
+        let mut ready = self.watch.readable().await?;
+        ready.try_io(|_| self.listener.accept()).map_or(Ok(None), |accepted| accepted.map(Some))
+    }
+}
+
+/// Accepts what waits in the queue of a listener on which nobody will accept any more.
+///
+/// No more than a queue can hold: who comes after that has come too late, and there may be no end of them.
+pub(crate) fn waiting(listener: &Listener) -> impl Iterator<Item = (Stream, Peer)> {
+    let attempts = (0..=BACKLOG).map_while(|_| match listener.accept() {
+        Ok(accepted) => Some(Some(accepted)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        Err(error) if is_the_peers_affair(&error) => Some(None),
+        Err(error) => {
+            tracing::error!(listener = %listener.name(), %error, "cannot accept those that still wait: they are lost");
+            None
+        }
+    });
+    attempts.flatten()
 }
 
 /// Errors of one connection that the kernel reports by accept, accept(2): the next one may be well.

@@ -5,7 +5,7 @@ mod listener;
 mod listener_set;
 mod stream;
 
-pub(crate) use acceptor::Acceptor;
+pub(crate) use acceptor::{Acceptor, waiting};
 pub(crate) use listener::{Binding, Passed};
 pub use listener::{Listener, Origin};
 pub use listener_set::ListenerSet;

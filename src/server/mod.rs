@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::drain::{Drain, DrainEntry, DrainReport};
 use crate::error::Error;
-use crate::net::{Acceptor, Listener};
+use crate::net::{Acceptor, Listener, waiting};
 use crate::service::Service;
 use connection::Connections;
 
@@ -58,7 +58,7 @@ impl<S: Service> Server<S> {
     pub(crate) fn sweep(&self, listeners: &[Listener]) {
         let entry = self.drain.entry();
         for listener in listeners {
-            while let Ok((stream, peer)) = listener.accept() {
+            for (stream, peer) in waiting(listener) {
                 self.connections.spawn(stream, peer, listener, &entry);
             }
         }

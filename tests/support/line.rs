@@ -160,15 +160,21 @@ impl Line {
 
     /// Waits for a record, among those that were and those that come.
     pub(crate) fn wait(&self, what: &str, wanted: impl Fn(&Record) -> bool) -> Record {
+        self.wait_after(&mut 0, what, wanted)
+    }
+
+    /// Waits for a record among those after the first `seen`, and moves `seen` past it: for a log that grows long.
+    pub(crate) fn wait_after(&self, seen: &mut usize, what: &str, wanted: impl Fn(&Record) -> bool) -> Record {
         let until = Instant::now() + DEADLINE;
         let mut lines = self.log.lines.lock().unwrap();
-        let mut seen = 0;
         loop {
-            let found = lines.text[seen..].iter().map(|line| Record::parse(line)).find(|record| wanted(record));
-            if let Some(record) = found {
-                return record;
+            while let Some(line) = lines.text.get(*seen) {
+                *seen += 1;
+                let record = Record::parse(line);
+                if wanted(&record) {
+                    return record;
+                }
             }
-            seen = lines.text.len();
             let left = until.saturating_duration_since(Instant::now());
             if lines.ended || left.is_zero() {
                 let why = if lines.ended { "every process has ended" } else { "the deadline has passed" };
@@ -242,7 +248,11 @@ impl Line {
         let mut lines = self.log.lines.lock().unwrap();
         while !lines.ended {
             let left = until.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "processes are left: {:?}\n{}", self.processes(), lines.text.join("\n"));
+            if left.is_zero() {
+                let log = lines.text.join("\n");
+                drop(lines);
+                panic!("processes are left: {:?}\n{log}", self.processes());
+            }
             lines = self.log.grown.wait_timeout(lines, left.min(Duration::from_millis(100))).unwrap().0;
         }
         drop(lines);
