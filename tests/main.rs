@@ -7,4 +7,10 @@
 
 mod support;
 
+mod crashes;
 mod handoff;
+mod instants;
+mod launch;
+mod pid_file;
+mod program;
+mod signals;

@@ -94,15 +94,23 @@ impl Line {
     ///
     /// The program is `FOLDER/handoffd`, a link to the real binary, so that a test may put something else in its place.
     pub(crate) fn start_with(prepare: impl FnOnce(&mut Command, &Path)) -> Self {
+        Self::start_by(|folder| {
+            let mut command = Command::new(folder.join("handoffd"));
+            command.args(["--log", "debug"]);
+            prepare(&mut command, folder);
+            command
+        })
+    }
+
+    /// Starts the daemon by a command of the test's own, which must exec it and log at debug level.
+    pub(crate) fn start_by(command: impl FnOnce(&Path) -> Command) -> Self {
         adopt_orphans();
         let folder = tempfile::Builder::new().prefix("handoffd-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let program = folder.path().join("handoffd");
-        symlink(env!("CARGO_BIN_EXE_handoffd"), &program).unwrap();
+        symlink(env!("CARGO_BIN_EXE_handoffd"), folder.path().join("handoffd")).unwrap();
         let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         let stderr = fs::read_link(format!("/proc/self/fd/{}", read.as_raw_fd())).unwrap();
-        let mut command = Command::new(&program);
-        command.args(["--log", "debug"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(write);
-        prepare(&mut command, folder.path());
+        let mut command = command(folder.path());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(write);
         let pid = command.spawn().unwrap().id();
         drop(command);
         let log = Arc::new(Log::default());
@@ -140,22 +148,47 @@ impl Line {
 
     /// Waits for a record, among those that were and those that come.
     pub(crate) fn wait(&self, what: &str, wanted: impl Fn(&Record) -> bool) -> Record {
+        self.wait_since(0, what, wanted)
+    }
+
+    /// Waits for a record that comes after a [`Line::mark`]. A failed handoff leaves records of a generation that will
+    /// be tried again under the same number; those count for nothing here.
+    pub(crate) fn wait_since(&self, mark: usize, what: &str, wanted: impl Fn(&Record) -> bool) -> Record {
+        let found = self.wait_since_or_end(mark, what, wanted);
+        found.unwrap_or_else(|| panic!("every process has ended, and there was no record of {what}:\n{}", self.text()))
+    }
+
+    /// Waits for a record that comes after a mark, or for the end of every process of the line.
+    pub(crate) fn wait_since_or_end(
+        &self,
+        mark: usize,
+        what: &str,
+        wanted: impl Fn(&Record) -> bool,
+    ) -> Option<Record> {
         let until = Instant::now() + DEADLINE;
         let mut lines = self.log.lines.lock().unwrap();
-        let mut seen = 0;
+        let mut seen = mark;
         loop {
             let found = lines.text[seen..].iter().map(|line| Record::parse(line)).find(|record| wanted(record));
-            if let Some(record) = found {
-                return record;
+            if found.is_some() || lines.ended {
+                return found;
             }
             seen = lines.text.len();
             let left = until.saturating_duration_since(Instant::now());
-            if lines.ended || left.is_zero() {
-                let why = if lines.ended { "every process has ended" } else { "the deadline has passed" };
-                panic!("{why}, and there was no record of {what}. The log:\n{}", lines.text.join("\n"));
-            }
+            let log = || lines.text.join("\n");
+            assert!(!left.is_zero(), "the deadline has passed, and there was no record of {what}. The log:\n{}", log());
             lines = self.log.grown.wait_timeout(lines, left).unwrap().0;
         }
+    }
+
+    /// A place in the log: behind all that has been read so far.
+    pub(crate) fn mark(&self) -> usize {
+        self.log.lines.lock().unwrap().text.len()
+    }
+
+    /// The log as it is, for a test that has failed.
+    pub(crate) fn text(&self) -> String {
+        self.log.lines.lock().unwrap().text.join("\n")
     }
 
     /// Waits for a record of that generation that holds that text.
