@@ -173,13 +173,13 @@ impl<P: Plane> Driver<P> {
                 Event::SuccessorReady
             }
             SuccessorEvent::Lost(failure) => {
-                self.failure = Some(failure);
                 // A service manager ends the service when its main process dies, and starts it anew.
                 let retired = matches!(self.state, State::Retiring { .. });
                 if retired && self.notifier.is_supervised() {
-                    self.successor = None;
+                    tracing::error!(reason = %failure, "not accepting again: that is for the service manager to mend");
                     return Event::LineStopping;
                 }
+                self.failure = Some(failure);
                 Event::SuccessorLost
             }
             SuccessorEvent::Stopping => Event::LineStopping,
@@ -212,6 +212,7 @@ impl<P: Plane> Driver<P> {
             }
             Action::Commit(hangup) => self.commit(hangup),
             Action::DropSuccessor => self.drop_successor(),
+            Action::ForgetSuccessor => self.successor = None,
             Action::StopSuccessor => {
                 self.deadlines.ready = None;
                 if let Some(successor) = &self.successor {
@@ -228,7 +229,7 @@ impl<P: Plane> Driver<P> {
                 let all = self.listeners.take();
                 self.close(&all);
                 if let Some(pid_file) = &self.pid_file {
-                    pid_file.remove();
+                    pid_file.remove(self.successor.as_ref().and_then(Successor::pid));
                 }
             }
             Action::TellStopping => {

@@ -113,6 +113,8 @@ pub(crate) enum Action {
     Commit(Hangup),
     /// Say why the successor did not take over, and forget it.
     DropSuccessor,
+    /// Forget the successor: the line that it has taken over stops.
+    ForgetSuccessor,
     /// Tell the successor to stop.
     StopSuccessor,
     /// Stop accepting and keep the listeners: the successor accepts.
@@ -132,8 +134,8 @@ pub(crate) enum Action {
 }
 
 use Action::{
-    CloseListeners, Commit, Cut, Drain, DropSuccessor, Exit, NotifyReady, Resume, StartBake, StartSuccessor,
-    StopAccepting, StopSuccessor, TakeTheLine, TellReady, TellRollback, TellStopping,
+    CloseListeners, Commit, Cut, Drain, DropSuccessor, Exit, ForgetSuccessor, NotifyReady, Resume, StartBake,
+    StartSuccessor, StopAccepting, StopSuccessor, TakeTheLine, TellReady, TellRollback, TellStopping,
 };
 
 impl State {
@@ -280,9 +282,11 @@ fn retiring(recall: Recall, event: Event) -> (State, Vec<Action>) {
     match event {
         Event::SuccessorLost => match recall {
             Recall::Possible => (State::Serving, vec![DropSuccessor, Resume, TakeTheLine]),
-            Recall::Never => (State::Retiring { recall }, vec![DropSuccessor]),
+            // Nobody accepts after us: who waits in the queues is served, and who comes now is refused at once.
+            Recall::Never => (State::Retiring { recall }, vec![CloseListeners, DropSuccessor]),
         },
-        Event::Terminate | Event::LineStopping => (State::Retiring { recall: Recall::Never }, vec![]),
+        Event::LineStopping => (State::Retiring { recall: Recall::Never }, vec![CloseListeners, ForgetSuccessor]),
+        Event::Terminate => (State::Retiring { recall: Recall::Never }, vec![]),
         Event::Drained => (State::Stopped, vec![Exit]),
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
         // The newest generation is the one to ask.
