@@ -135,6 +135,11 @@ impl Successor {
         self.tell(&Message::Committed(hangup));
     }
 
+    /// The same, and that this generation was told to stop.
+    pub(crate) fn commit_for_good(&self, hangup: Hangup) {
+        self.tell(&Message::CommittedForGood(hangup));
+    }
+
     /// Ends it, unless it has ended.
     pub(crate) fn end(&self, fate: Fate) {
         // By message, for a process that has no handler yet, whose pid is not known yet, or that a wrapper has forked: it

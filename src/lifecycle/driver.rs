@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::machine::{Action, Birth, Event, Hangup, State, step};
+use super::machine::{Action, Birth, Event, State, step};
 use super::pid_file::PidFile;
 use super::plane::Plane;
 use super::signals::Signals;
@@ -147,6 +147,7 @@ impl<P: Plane> Driver<P> {
             biased;
             event = self.predecessors.next() => match event {
                 PredecessorEvent::Committed(hangup) => Event::Committed(hangup),
+                PredecessorEvent::CommittedForGood(hangup) => Event::CommittedForGood(hangup),
                 PredecessorEvent::Lost => Event::PredecessorLost,
                 PredecessorEvent::Stop => Event::Terminate,
             },
@@ -210,7 +211,8 @@ impl<P: Plane> Driver<P> {
                     self.deadlines.bake = deadline(self.config.bake);
                 }
             }
-            Action::Commit(hangup) => self.commit(hangup),
+            Action::Commit(hangup) => self.commit(|successor| successor.commit(hangup)),
+            Action::CommitForGood(hangup) => self.commit(|successor| successor.commit_for_good(hangup)),
             Action::DropSuccessor => self.drop_successor(),
             Action::ForgetSuccessor => self.successor = None,
             Action::StopSuccessor => {
@@ -288,7 +290,7 @@ impl<P: Plane> Driver<P> {
     }
 
     /// Hands the line over. The pid file first: whoever reads it from now on signals a process that heeds it.
-    fn commit(&mut self, hangup: Hangup) {
+    fn commit(&mut self, tell: impl FnOnce(&Successor)) {
         self.deadlines.bake = None;
         let Some(successor) = &self.successor else { return };
         let pid = successor.pid();
@@ -300,7 +302,7 @@ impl<P: Plane> Driver<P> {
         if let Some(pid) = pid {
             self.notifier.handed_over(pid, &format!("generation {} serving", self.generation.next()));
         }
-        successor.commit(hangup);
+        tell(successor);
         tracing::info!(successor = %self.generation.next(), successor_pid = pid, "handed over");
     }
 

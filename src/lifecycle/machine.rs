@@ -71,6 +71,8 @@ pub(crate) enum Event {
     Live,
     /// The predecessor has retired; with a hangup that came too late for it.
     Committed(Hangup),
+    /// The same, and it was told to stop: it will not take the line back.
+    CommittedForGood(Hangup),
     /// The predecessor died before it retired.
     PredecessorLost,
     /// SIGHUP.
@@ -111,6 +113,8 @@ pub(crate) enum Action {
     StartBake,
     /// Make the successor the process to signal, and tell it that the line is its own.
     Commit(Hangup),
+    /// The same, and tell it that this generation was told to stop.
+    CommitForGood(Hangup),
     /// Say why the successor did not take over, and forget it.
     DropSuccessor,
     /// Forget the successor: the line that it has taken over stops.
@@ -134,8 +138,8 @@ pub(crate) enum Action {
 }
 
 use Action::{
-    CloseListeners, Commit, Cut, Drain, DropSuccessor, Exit, ForgetSuccessor, NotifyReady, Resume, StartBake,
-    StartSuccessor, StopAccepting, StopSuccessor, TakeTheLine, TellReady, TellRollback, TellStopping,
+    CloseListeners, Commit, CommitForGood, Cut, Drain, DropSuccessor, Exit, ForgetSuccessor, NotifyReady, Resume,
+    StartBake, StartSuccessor, StopAccepting, StopSuccessor, TakeTheLine, TellReady, TellRollback, TellStopping,
 };
 
 impl State {
@@ -197,6 +201,7 @@ fn starting(birth: Birth, hangup: Hangup, event: Event) -> (State, Vec<Action>) 
             Birth::First | Birth::Orphan => serving(event),
         },
         Event::Committed(_)
+        | Event::CommittedForGood(_)
         | Event::SuccessorReady
         | Event::BakeOver
         | Event::SuccessorLost
@@ -208,7 +213,7 @@ fn starting(birth: Birth, hangup: Hangup, event: Event) -> (State, Vec<Action>) 
 
 fn probation(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
     match event {
-        Event::Committed(late) => head(either(hangup, late), vec![TakeTheLine]),
+        Event::Committed(late) | Event::CommittedForGood(late) => head(either(hangup, late), vec![TakeTheLine]),
         Event::PredecessorLost => head(hangup, vec![TakeTheLine]),
         // Not before the predecessor has retired: two generations on probation could outlive each other's rollback.
         Event::Hangup => (State::Probation { hangup: Hangup::Remembered }, vec![]),
@@ -233,6 +238,7 @@ fn serving(event: Event) -> (State, Vec<Action>) {
         // Late words of a successor that is gone, and of generations before us.
         Event::Live
         | Event::Committed(_)
+        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
         | Event::BakeOver
@@ -252,6 +258,7 @@ fn handing_off(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
         Event::CutNow => (State::Stopped, vec![TellStopping, StopSuccessor, CloseListeners, Drain, Cut, Exit]),
         Event::Live
         | Event::Committed(_)
+        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::BakeOver
         | Event::LineStopping
@@ -261,16 +268,17 @@ fn handing_off(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
 }
 
 fn baking(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
-    let retire = vec![Commit(hangup), StopAccepting, Drain];
+    let stop = vec![CommitForGood(hangup), StopAccepting, Drain];
     match event {
-        Event::BakeOver => (State::Retiring { recall: Recall::Possible }, retire),
+        Event::BakeOver => (State::Retiring { recall: Recall::Possible }, vec![Commit(hangup), StopAccepting, Drain]),
         // It has taken over before it could hear that it may: only a message that overtook another does this.
         Event::LineStopping | Event::SuccessorLost => head(hangup, vec![DropSuccessor]),
         Event::Hangup => (State::Baking { hangup: Hangup::Remembered }, vec![]),
-        Event::Terminate => (State::Retiring { recall: Recall::Never }, retire),
-        Event::CutNow => (State::Stopped, [retire, vec![Cut, Exit]].concat()),
+        Event::Terminate => (State::Retiring { recall: Recall::Never }, stop),
+        Event::CutNow => (State::Stopped, [stop, vec![Cut, Exit]].concat()),
         Event::Live
         | Event::Committed(_)
+        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
         | Event::Drained
@@ -293,6 +301,7 @@ fn retiring(recall: Recall, event: Event) -> (State, Vec<Action>) {
         Event::Hangup
         | Event::Live
         | Event::Committed(_)
+        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
         | Event::BakeOver => (State::Retiring { recall }, vec![]),
@@ -304,6 +313,8 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
         Event::Drained => (State::Stopped, vec![Exit]),
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
         Event::SuccessorLost => (State::Stopping, vec![DropSuccessor]),
+        // We have rolled back, and it was told to stop before it heard so: the line ends with us.
+        Event::CommittedForGood(_) => (State::Stopping, vec![CloseListeners]),
         // A successor that is ready all the same has been told to stop.
         Event::SuccessorReady
         | Event::Live
