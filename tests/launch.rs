@@ -159,14 +159,23 @@ fn a_successor_that_hangs_is_killed_at_the_ready_timeout() {
 }
 
 #[test]
-fn a_wrapper_may_fork_the_successor_which_is_held_and_hands_over_in_turn() {
-    let line = Line::serve(&["--bake", "60s", "--drain-timeout", "60s"]);
+fn a_successor_that_a_wrapper_has_forked_takes_over_and_hands_over_in_turn() {
+    let line = Line::serve(&["--bake", "0"]);
+    line.put_script(r#""$REAL" "$@" & wait"#);
+    line.hand_over_from(1);
+    line.hand_over_from(2);
+    assert_eq!((line.exit_code(1), line.exit_code(2)), (0, 0));
+    line.assert_serves();
+}
+
+#[test]
+fn a_successor_that_a_wrapper_has_forked_is_seen_to_die_on_probation() {
+    let line = Line::serve(&["--bake", "60s"]);
     line.put_script(r#""$REAL" "$@" & wait"#);
     line.signal(1, Signal::SIGHUP);
     let ready = line.wait_for(1, "the successor is ready");
     let pid = line.pid_of(2);
     assert!(ready.text.contains(&format!("successor_pid={pid}")), "{}", ready.text);
-    // On probation still: what is known of it is enough to see it die.
     signal(pid, Signal::SIGKILL);
     let failure = line.wait_for(1, "the handoff failed");
     assert!(failure.text.contains("ended after it was ready"), "{}", failure.text);

@@ -5,7 +5,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use super::Client;
+use super::{Client, Line};
+
+/// Flags with which connections keep a generation draining until the test lets go of them, see [`Line::hold`].
+pub(crate) const SLOW_DRAIN: [&str; 4] = ["--drain-timeout", "60s", "--first-request-grace", "60s"];
+
+impl Line {
+    /// A client that is connected and has said nothing: with [`SLOW_DRAIN`] it keeps the one generation that accepts
+    /// now from ending, until it has spoken.
+    pub(crate) fn hold(&self) -> Client {
+        let client = Client::connect(&self.address()).unwrap();
+        // Accepted after it, by the same generation.
+        let mark = self.mark();
+        self.assert_serves();
+        self.wait_since(mark, "the end of a connection", |record| record.text.contains("connection ended"));
+        client
+    }
+}
 
 /// Clients that call until they are told to stop.
 #[derive(Debug)]

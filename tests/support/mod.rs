@@ -9,7 +9,7 @@ mod tracer;
 
 use std::time::Duration;
 
-pub(crate) use callers::Callers;
+pub(crate) use callers::{Callers, Calls, SLOW_DRAIN};
 pub(crate) use client::Client;
 pub(crate) use impostor::{Gate, REAL};
 pub(crate) use line::{Line, Record};
