@@ -175,8 +175,11 @@ impl Line {
             }
             seen = lines.text.len();
             let left = until.saturating_duration_since(Instant::now());
-            let log = || lines.text.join("\n");
-            assert!(!left.is_zero(), "the deadline has passed, and there was no record of {what}. The log:\n{}", log());
+            if left.is_zero() {
+                // Not with the lock: the line, dropped, reads the log.
+                drop(lines);
+                panic!("the deadline has passed, and there was no record of {what}. The log:\n{}", self.text());
+            }
             lines = self.log.grown.wait_timeout(lines, left).unwrap().0;
         }
     }
