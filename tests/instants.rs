@@ -61,7 +61,12 @@ fn assert_unhurt(calls: Calls, what: &str, line: &Line) {
 
 /// The head of the line after the second generation was killed: the first, which a client keeps from ending.
 fn recalled(line: &Line, mark: usize, what: &str) -> Record {
-    line.wait_since(mark, &format!("a failed handoff, after {what}"), |record| record.is(1, "the handoff failed"));
+    let what = format!("a failed handoff, after {what}");
+    let lost = line.wait_since(mark, &what, |record| record.is(1, "step event=SuccessorLost"));
+    line.wait_since(mark, &what, |record| record.is(1, "the handoff failed"));
+    if lost.text.contains("TakeTheLine") {
+        line.wait_since(mark, &what, |record| record.is(1, "serving draining"));
+    }
     Record { generation: 1, pid: line.first_pid(), text: String::new() }
 }
 
@@ -93,12 +98,13 @@ fn a_successor_that_is_killed_at_any_record_leaves_the_line_to_its_predecessor()
         let line = serve();
         let held = line.hold();
         let callers = Callers::start(&line.address(), CALLERS);
+        let mark = line.mark();
         line.signal(1, Signal::SIGHUP);
-        line.wait_for(by, text);
+        line.wait_since(mark, text, |record| record.is(by, text));
         let successor = line.wait("the successor", |record| record.generation == 2).pid;
         signal(successor, Signal::SIGKILL);
         assert_eq!(exit_code(successor), KILLED);
-        let head = recalled(&line, 0, text);
+        let head = recalled(&line, mark, text);
         assert_unhurt(callers.finish(), text, &line);
         drop(held);
         assert_is_head(&line, &head, text);
@@ -140,7 +146,7 @@ fn a_predecessor_that_is_killed_at_any_system_call_leaves_the_line_to_its_succes
     drop(line);
     assert!(calls.contains_key("clone") && calls.contains_key("sendto"), "{calls:?}");
     let mut survived = 0;
-    for instant in instants(&calls, 5) {
+    for instant in instants(&calls, usize::MAX) {
         let what = format!("{instant:?}");
         let line = serve();
         let tracer = Tracer::attach(&line, line.first_pid(), &["-e", &kill_at(&instant)]);
@@ -159,6 +165,23 @@ fn a_predecessor_that_is_killed_at_any_system_call_leaves_the_line_to_its_succes
         }
     }
     assert!(survived >= 20, "{survived}");
+}
+
+#[test]
+fn a_successor_that_is_killed_between_fork_and_exec_leaves_the_line_to_its_predecessor() {
+    // Calls that only the process makes which is about to become the successor.
+    for call in ["?dup2,?dup3", "close_range", "execve"] {
+        let line = serve();
+        let inject = format!("inject={call}:signal=SIGKILL:when=1");
+        let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", &inject]);
+        let callers = Callers::start(&line.address(), CALLERS);
+        let failure = line.fail_to_hand_over_from(1);
+        assert!(failure.text.contains("the successor ended before it was ready"), "{}", failure.text);
+        let calls = callers.finish();
+        assert_eq!((calls.refused, calls.broken), (0, 0), "{call}");
+        assert!(tracer.detach().contains("+++ killed by SIGKILL"), "{call}");
+        assert_is_head(&line, &Record { generation: 1, pid: line.first_pid(), text: String::new() }, call);
+    }
 }
 
 /// Puts the daemon, under strace, in the place of the program. The tracer is its grandchild: it keeps its process id.
@@ -184,14 +207,15 @@ fn a_successor_that_is_killed_at_any_system_call_leaves_the_line_to_its_predeces
         let held = line.hold();
         put_traced(&line, Path::new("/dev/null"), &format!("-e {}", kill_at(&instant)));
         let callers = Callers::start(&line.address(), CALLERS);
+        let mark = line.mark();
         line.signal(1, Signal::SIGHUP);
         let done = |record: &Record| record.is(1, "the handoff failed") || record.is(2, "serving draining");
-        let came = line.wait_since(0, &format!("an outcome, after {what}"), done);
+        let came = line.wait_since(mark, &format!("an outcome, after {what}"), done);
         // One that got through the calls that the handoff is made of dies of a later one, or now.
         if came.generation == 2 {
             signal(came.pid, Signal::SIGKILL);
         }
-        let head = recalled(&line, 0, &what);
+        let head = recalled(&line, mark, &what);
         assert_unhurt(callers.finish(), &what, &line);
         drop(held);
         assert_is_head(&line, &head, &what);

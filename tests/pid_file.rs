@@ -11,7 +11,10 @@ use crate::support::{Line, SLOW_DRAIN, exit_code, signal};
 
 fn serve(bake: &str) -> Line {
     let line = Line::start_with(|command, folder| {
-        command.args(["--listen", "127.0.0.1:0", "--bake", bake, "--pid-file"]).arg(folder.join("pid")).args(SLOW_DRAIN);
+        command
+            .args(["--listen", "127.0.0.1:0", "--bake", bake, "--pid-file"])
+            .arg(folder.join("pid"))
+            .args(SLOW_DRAIN);
     });
     line.wait_for(1, "serving draining");
     line
