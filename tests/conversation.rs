@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 
-use crate::support::{Client, Line, Stuck, SuccessorGate, freeze, narrow, thaw};
+use crate::support::{Client, Gate, Line, Stuck, freeze, narrow, thaw};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -12,7 +12,7 @@ fn requests_that_arrive_in_the_instant_of_the_drain_are_answered() {
     let line = Line::serve(&["--bake", "0", "--drain-timeout", "1h"]);
     let mut clients: Vec<Client> = (0..MANY).map(|_| Client::connect(&line.address()).unwrap()).collect();
     clients.iter_mut().for_each(|client| client.echo(b"first").unwrap());
-    let gate = SuccessorGate::close(&line, "\"$@\"");
+    let mut gate = Gate::before_successor(&line, "\"$@\"");
     line.signal(1, Signal::SIGHUP);
     gate.wait(&line);
     freeze(line.first_pid());

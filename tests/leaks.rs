@@ -9,8 +9,7 @@ use std::net::TcpListener;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Client, Gate, Line, Parent, assert_becomes, children, environment, holds, holds_socket, kinds, replace_program,
-    threads,
+    Client, Gate, Line, Parent, assert_becomes, children, environment, holds, holds_socket, kinds, threads,
 };
 
 /// The variables that a handoff adds; no others may be there.
@@ -38,7 +37,7 @@ fn a_successor_gets_the_listeners_and_the_channel_and_nothing_else() {
     // Connections, which are descriptors too.
     let mut clients: Vec<_> = (0..10).map(|_| Client::connect(&line.address()).unwrap()).collect();
     clients.iter_mut().for_each(|client| client.echo(b"open").unwrap());
-    let mut gate = Gate::before_successor_of(&line);
+    let mut gate = Gate::before_successor(&line, "\"$@\"");
     line.signal(1, Signal::SIGHUP);
     let script = gate.wait(&line);
     let (held, born_with) = (passed_to(script, &line), environment(script));
@@ -115,7 +114,7 @@ fn twenty_handoffs_leave_nothing_behind() {
 fn handoffs_that_fail_leave_nothing_behind() {
     let line = Line::serve(&["--bake", "0"]);
     let before = (kinds(line.first_pid()), threads(line.first_pid()), 0);
-    replace_program(&line, "exit 3");
+    line.put_script("exit 3");
     for failures in 1..11 {
         line.signal(1, Signal::SIGHUP);
         line.wait_for_count(failures, "the handoff failed");

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Line, Parent, free_port, holds, holds_socket, successor_gets};
+use crate::support::{Client, Line, Parent, free_port, holds, holds_socket};
 
 /// Starts on these addresses, and waits until it serves.
 fn serve(addresses: &[&str]) -> Line {
@@ -133,7 +133,7 @@ fn three_hundred_listeners_survive_handoffs() {
 #[test]
 fn an_added_listener_is_bound_and_said_so() {
     let line = serve(&["web=127.0.0.1:0"]);
-    successor_gets(&line, "--bake 0 --listen web=127.0.0.1:0 --listen api=[::1]:0");
+    line.successor_gets("--bake 0 --listen web=127.0.0.1:0 --listen api=[::1]:0");
     line.hand_over_from(1);
     assert_eq!(line.wait_for(2, "bound").field("listener"), Some("api"));
     let (web, api) = listeners_of(&line, 2).split_once(' ').map(|(web, api)| (web.to_owned(), api.to_owned())).unwrap();
@@ -146,7 +146,7 @@ fn an_added_listener_is_bound_and_said_so() {
 fn a_removed_listener_is_closed_by_everybody_and_refuses() {
     let line = serve_patiently(&["--listen", "web=127.0.0.1:0", "--listen", "api=127.0.0.1:0"]);
     let (web, api) = (line.address_of("web"), line.address_of("api"));
-    successor_gets(&line, "--bake 0 --listen web=127.0.0.1:0");
+    line.successor_gets("--bake 0 --listen web=127.0.0.1:0");
     let _silent = keep_draining(&web);
     line.hand_over_from(1);
     let closed = line.wait_for(2, "closed a passed socket that nothing claims");
@@ -160,7 +160,7 @@ fn a_removed_listener_is_closed_by_everybody_and_refuses() {
 #[test]
 fn a_renamed_listener_keeps_its_port_and_says_so() {
     let line = serve(&["web=127.0.0.1:0"]);
-    successor_gets(&line, "--bake 0 --listen shop=127.0.0.1:0");
+    line.successor_gets("--bake 0 --listen shop=127.0.0.1:0");
     line.hand_over_from(1);
     let renamed = line.wait_for(2, "adopted under a new name");
     assert_eq!((renamed.field("listener"), renamed.field("before")), (Some("shop"), Some("web")));
@@ -173,7 +173,7 @@ fn a_renamed_listener_keeps_its_port_and_says_so() {
 fn a_listener_that_moves_is_bound_anew_and_closed_where_it_was() {
     let line = serve(&["web=127.0.0.1:0"]);
     let before = line.address_of("web");
-    successor_gets(&line, "--bake 0 --listen web=[::1]:0");
+    line.successor_gets("--bake 0 --listen web=[::1]:0");
     line.hand_over_from(1);
     line.wait_for(1, "draining why");
     assert!(Client::connect(&before).is_err());
@@ -187,7 +187,7 @@ fn an_added_listener_that_cannot_be_bound_fails_the_handoff_and_nothing_else() {
     let line = serve(&["web=127.0.0.1:0"]);
     let path = line.folder().join("new.sock");
     let new = format!("--listen new={} --listen api={address}", path.display());
-    successor_gets(&line, &format!("--bake 0 --listen web=127.0.0.1:0 {new}"));
+    line.successor_gets(&format!("--bake 0 --listen web=127.0.0.1:0 {new}"));
     line.signal(1, Signal::SIGHUP);
     let failed = line.wait_for(1, "the handoff failed");
     assert!(failed.text.contains(&format!("cannot listen on {address} (api)")), "{failed:?}");
@@ -207,7 +207,7 @@ fn a_generation_that_is_rolled_back_takes_what_it_bound_with_it() {
         });
         line.wait_for(1, "serving");
         let (web, new) = (line.address(), line.folder().join("new.sock"));
-        successor_gets(&line, &format!("--listen web={web} --listen new={}", new.display()));
+        line.successor_gets(&format!("--listen web={web} --listen new={}", new.display()));
         line.signal(1, Signal::SIGHUP);
         line.wait_for(1, "the successor is ready");
         Client::once(new.to_str().unwrap(), b"for now").unwrap();
@@ -255,7 +255,7 @@ fn no_process_holds_a_listener_that_its_configuration_does_not_name() {
     let line = parent.saying("LISTEN_FDNAMES", "kept:dropped").serve(&patiently);
     let _silent = keep_draining(&line.address_of("kept"));
     assert!(holds_socket(line.first_pid(), &dropped));
-    successor_gets(&line, "--bake 0 --listen kept=127.0.0.1:1");
+    line.successor_gets("--bake 0 --listen kept=127.0.0.1:1");
     line.hand_over_from(1);
     line.wait_for(1, "draining why");
     assert_eq!(line.processes().len(), 2);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Line, Parent, Refusal, signal, successor_gets};
+use crate::support::{Client, Line, Parent, Refusal, signal};
 
 fn serve(arguments: &[&str]) -> (Line, PathBuf) {
     let line = Line::start_with(|command, folder| {
@@ -112,7 +112,7 @@ fn the_last_to_end_unlinks_the_path_when_its_successor_was_killed() {
 #[test]
 fn a_path_that_a_successor_gives_up_is_unlinked() {
     let (line, path) = serve(&["--bake", "0", "--listen", "127.0.0.1:0"]);
-    successor_gets(&line, "--listen 127.0.0.1:0");
+    line.successor_gets("--listen 127.0.0.1:0");
     line.hand_over_from(1);
     assert_eq!(line.exit_code(1), 0);
     assert!(!path.exists());

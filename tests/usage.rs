@@ -200,7 +200,7 @@ fn bad_input_of_a_successor_reaches_the_log_of_its_predecessor() {
         ("--listen 127.0.0.1:0 --pid-file /", "cannot write the pid file \"/\""),
     ] {
         let line = Line::serve(&[]);
-        crate::support::successor_gets(&line, arguments);
+        line.successor_gets(arguments);
         line.signal(1, Signal::SIGHUP);
         let failed = line.wait_for(1, "the handoff failed");
         assert!(failed.text.replace('\\', "").contains(&reason.replace('\\', "")), "{failed:?}");

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::machine::{Action, Birth, Event, Hangup, State, step};
+use super::machine::{Action, Birth, Event, State, step};
 use super::pid_file::PidFile;
 use super::plane::Plane;
 use super::signals::Signals;
@@ -148,6 +148,7 @@ impl<P: Plane> Driver<P> {
             biased;
             event = self.predecessors.next() => match event {
                 PredecessorEvent::Committed(hangup) => Event::Committed(hangup),
+                PredecessorEvent::CommittedForGood(hangup) => Event::CommittedForGood(hangup),
                 PredecessorEvent::Lost => Event::PredecessorLost,
                 PredecessorEvent::Stop => Event::Terminate,
             },
@@ -174,15 +175,13 @@ impl<P: Plane> Driver<P> {
                 Event::SuccessorReady
             }
             SuccessorEvent::Lost(failure) => {
-                self.failure = Some(failure);
                 // A service manager ends the service when its main process dies, and starts it anew.
                 let retired = matches!(self.state, State::Retiring { .. });
                 if retired && self.notifier.is_supervised() {
-                    let reason = self.failure.take().map(tracing::field::display);
-                    tracing::error!(reason, "the successor is gone; the service manager starts the service anew");
-                    self.successor = None;
+                    tracing::error!(reason = %failure, "not accepting again: that is for the service manager to mend");
                     return Event::LineStopping;
                 }
+                self.failure = Some(failure);
                 Event::SuccessorLost
             }
             SuccessorEvent::Stopping => Event::LineStopping,
@@ -217,8 +216,10 @@ impl<P: Plane> Driver<P> {
                     self.deadlines.bake = deadline(self.config.bake);
                 }
             }
-            Action::Commit(hangup) => self.commit(hangup),
+            Action::Commit(hangup) => self.commit(|successor| successor.commit(hangup)),
+            Action::CommitForGood(hangup) => self.commit(|successor| successor.commit_for_good(hangup)),
             Action::DropSuccessor => self.drop_successor(),
+            Action::ForgetSuccessor => self.successor = None,
             Action::StopSuccessor => {
                 self.deadlines.ready = None;
                 if let Some(successor) = &self.successor {
@@ -235,7 +236,7 @@ impl<P: Plane> Driver<P> {
                 let all = self.listeners.take();
                 self.close(&all);
                 if let Some(pid_file) = &self.pid_file {
-                    pid_file.remove();
+                    pid_file.remove(self.successor.as_ref().and_then(Successor::pid));
                 }
             }
             Action::TellStopping => {
@@ -294,7 +295,7 @@ impl<P: Plane> Driver<P> {
     }
 
     /// Hands the line over. The pid file first: whoever reads it from now on signals a process that heeds it.
-    fn commit(&mut self, hangup: Hangup) {
+    fn commit(&mut self, tell: impl FnOnce(&Successor)) {
         self.deadlines.bake = None;
         let Some(successor) = &self.successor else { return };
         let pid = successor.pid();
@@ -306,7 +307,7 @@ impl<P: Plane> Driver<P> {
         if let Some(pid) = pid {
             self.notifier.handed_over(pid, &format!("generation {} serving", self.generation.next()));
         }
-        successor.commit(hangup);
+        tell(successor);
         tracing::info!(successor = %self.generation.next(), successor_pid = pid, "handed over");
     }
 
