@@ -15,18 +15,25 @@ pub(crate) enum Past {
     Asked,
 }
 
+/// How many may wait to be accepted: fewer than the shortest queue of the servers here (tokio's, 1,024) holds. A client
+/// for whom there is no room tries again only after a second.
+const BURST: usize = 256;
+
 /// Opens `count` connections that stay open until they are dropped. All of them have been accepted.
 pub(crate) fn idle(address: SocketAddr, count: usize, past: Past) -> Vec<TcpStream> {
-    let open = |_| {
-        let mut stream = TcpStream::connect(address).expect("connect");
-        if past == Past::Asked {
-            echo(&mut stream).expect("a reply");
-        }
-        stream
-    };
-    let streams = (0..count).map(open).collect();
-    // The queue is a queue: when the last to come has its reply, all before it were accepted.
-    echo(&mut TcpStream::connect(address).expect("connect")).expect("a reply");
+    let mut streams = Vec::with_capacity(count);
+    while streams.len() < count {
+        let burst = BURST.min(count - streams.len());
+        streams.extend((0..burst).map(|_| {
+            let mut stream = TcpStream::connect(address).expect("connect");
+            if past == Past::Asked {
+                echo(&mut stream).expect("a reply");
+            }
+            stream
+        }));
+        // Who comes last is accepted last: when this one has its reply, all before it have been accepted.
+        visit(address).expect("a reply");
+    }
     streams
 }
 
