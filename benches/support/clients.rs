@@ -15,9 +15,9 @@ pub(crate) enum Past {
     Asked,
 }
 
-/// How many may wait to be accepted: fewer than the shortest queue of the servers here (tokio's, 1,024) holds. A client
-/// for whom there is no room tries again only after a second.
-const BURST: usize = 256;
+/// How many may wait to be accepted: fewer than the shortest queue of the servers here (tokio's, 128) holds. A client for
+/// whom there is no room tries again only after a second.
+const BURST: usize = 64;
 
 /// Opens `count` connections that stay open until they are dropped. All of them have been accepted.
 pub(crate) fn idle(address: SocketAddr, count: usize, past: Past) -> Vec<TcpStream> {
