@@ -46,7 +46,7 @@ fn main() {
         let mut table = Table::new("SIGHUP to the successor accepting, ms", &["median", "p99"]);
         for Case { listeners, connections, times, .. } in &cases {
             let target = if *listeners == 1 { Target::AtMost(5.0) } else { Target::None };
-            let figure = format!("{listeners} listeners, {} connections", connections.len());
+            let figure = format!("listeners {listeners}, connections {}", connections.len());
             table.row(&figure, &[times.median(), times.per_mille(990)], target);
         }
         let lightest = cases[0].times.median();
