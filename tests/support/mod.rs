@@ -12,7 +12,7 @@ use std::time::Duration;
 pub(crate) use client::Client;
 pub(crate) use gate::{Gate, install};
 pub(crate) use line::{Line, Record};
-pub(crate) use process::{exit_code, freeze, signal, thaw};
+pub(crate) use process::{exit_code, freeze, raise_descriptor_limit, signal, thaw};
 pub(crate) use storm::{Handoffs, Storm, Tally};
 pub(crate) use stuck::{Stuck, narrow};
 
