@@ -184,7 +184,14 @@ impl<P: Plane> Driver<P> {
                 }
                 Event::SuccessorLost
             }
-            SuccessorEvent::Stopping => Event::LineStopping,
+            SuccessorEvent::Stopping => {
+                // Its end, which comes next, is no failure. Nor is it to be killed when it has closed the channel and
+                // not ended yet: it may have more to do than we know of.
+                if matches!(self.state, State::Retiring { .. }) {
+                    self.successor = None;
+                }
+                Event::LineStopping
+            }
             SuccessorEvent::Cut => Event::CutNow,
         }
     }
