@@ -13,7 +13,7 @@ fn requests_that_arrive_in_the_instant_of_the_drain_are_answered() {
     raise_descriptor_limit();
     let mut clients: Vec<Client> = (0..MANY).map(|_| Client::connect(&line.address()).unwrap()).collect();
     clients.iter_mut().for_each(|client| client.echo(b"first").unwrap());
-    let gate = Gate::close(&line, "\"$@\"");
+    let mut gate = Gate::before_successor(&line, "\"$@\"");
     line.signal(1, Signal::SIGHUP);
     gate.wait(&line);
     freeze(line.first_pid());

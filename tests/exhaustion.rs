@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 fn traced(setting: &str, flags: &str) -> Line {
     let line = Line::start_with(|command, folder| {
         let trace = format!("exec strace -f -qq -ttt -e signal=none -e trace=accept4 {flags} -o {}", trace(folder));
-        install(&folder.join("handoffd"), &format!("{setting}\n{trace} \"$DAEMON\" \"$@\""));
+        install(folder, &format!("{setting}\n{trace} \"$REAL\" \"$@\""));
         command.args(["--listen", "127.0.0.1:0"]);
     });
     line.wait_for(1, "serving draining");

@@ -8,14 +8,26 @@
 
 mod support;
 
+mod activation;
 mod conversation;
+mod crashes;
 mod drain;
 mod examples;
 mod exhaustion;
 mod generations;
 mod handoff;
+mod inheritance;
+mod instants;
+mod launch;
 mod layers;
+mod leaks;
+mod listeners;
 mod log;
+mod pid_file;
+mod program;
 mod queue;
+mod signals;
 mod soak;
 mod storm;
+mod unix_paths;
+mod usage;

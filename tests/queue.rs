@@ -99,7 +99,7 @@ fn who_waits_in_the_queue_of_a_listener_that_is_given_up_is_served() {
         command.args(["--listen", "kept=127.0.0.1:0", "--listen", "given-up=127.0.0.1:0", "--bake", "0"]);
     });
     let (kept, given_up) = (line.address_of("kept"), line.address_of("given-up"));
-    let gate = Gate::close(&line, "--log debug --bake 0 --listen kept=127.0.0.1:0");
+    let mut gate = Gate::before_successor(&line, "--log debug --bake 0 --listen kept=127.0.0.1:0");
     line.signal(1, Signal::SIGHUP);
     gate.wait(&line);
     freeze(line.first_pid());

@@ -46,15 +46,19 @@ impl Channel {
         sys::socket::send_packet(self.as_fd(), &message.encode())
     }
 
-    /// Receives one message.
+    /// Receives one message. What has been sent when this is called is received by it: the channel itself is asked, for
+    /// the runtime may not have looked at it yet.
     pub(crate) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
         loop {
-            let mut ready = match ready!(self.socket.poll_read_ready(cx)) {
-                Ok(ready) => ready,
-                Err(error) => return Poll::Ready(Received::Garbage(error.to_string())),
-            };
-            let received = ready.try_io(|socket| receive(socket.get_ref().as_fd(), &mut self.buffer));
-            let Ok(received) = received else { continue };
+            let mut received = receive(self.socket.get_ref().as_fd(), &mut self.buffer);
+            while matches!(&received, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                let mut ready = match ready!(self.socket.poll_read_ready(cx)) {
+                    Ok(ready) => ready,
+                    Err(error) => return Poll::Ready(Received::Garbage(error.to_string())),
+                };
+                let tried = ready.try_io(|socket| receive(socket.get_ref().as_fd(), &mut self.buffer));
+                received = tried.unwrap_or_else(|_| Err(io::ErrorKind::WouldBlock.into()));
+            }
             let received = received.unwrap_or_else(|error| Received::Garbage(error.to_string()));
             if let Received::Message(Message::Unrecognised { version, kind }) = received {
                 tracing::warn!(version, kind, "answered a message that is not known here");
@@ -106,6 +110,15 @@ mod tests {
         assert!(matches!(first, Received::Message(Message::Stopping)), "{first:?}");
         let second = poll_fn(|cx| other.poll_receive(cx)).await;
         assert!(matches!(second, Received::End), "{second:?}");
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_is_received_before_the_runtime_has_looked() {
+        let (one, mut other) = pair();
+        let poll = |other: &mut Channel| other.poll_receive(&mut Context::from_waker(std::task::Waker::noop()));
+        assert!(poll(&mut other).is_pending());
+        one.send(&Message::Cut).unwrap();
+        assert!(matches!(poll(&mut other), Poll::Ready(Received::Message(Message::Cut))));
     }
 
     #[tokio::test]

@@ -29,6 +29,8 @@ pub(crate) enum Message {
     Welcome(Welcome),
     /// Predecessor to successor: I have retired, the line is yours. With a hangup that came too late for me.
     Committed(Hangup),
+    /// The same, from one that was told to stop: it will not take the line back.
+    CommittedForGood(Hangup),
     /// Predecessor to successor: stop; the whole line does.
     Stop,
     /// From the process that is about to become the successor: its process id.
@@ -83,7 +85,11 @@ impl Message {
                     packet.line("DRAINING", format_args!("{generation} {descriptor}"));
                 }
             }
-            Self::Committed(Hangup::Remembered) => packet.line("HANGUP", 1),
+            Self::Committed(hangup) => packet.hangup(*hangup),
+            Self::CommittedForGood(hangup) => {
+                packet.line("FOR-GOOD", 1);
+                packet.hangup(*hangup);
+            }
             Self::Born { pid } => packet.line("PID", pid),
             Self::ForkFailed { errno } | Self::ExecFailed { errno } => packet.line("ERRNO", errno),
             Self::Ready { pid, closed } => {
@@ -92,12 +98,7 @@ impl Message {
             }
             Self::Failed { reason } => packet.line("REASON", reason),
             Self::Unknown { kind } => packet.line("UNKNOWN", kind),
-            Self::Committed(Hangup::None)
-            | Self::Stop
-            | Self::Rollback
-            | Self::Stopping
-            | Self::Cut
-            | Self::Unrecognised { .. } => {}
+            Self::Stop | Self::Rollback | Self::Stopping | Self::Cut | Self::Unrecognised { .. } => {}
         }
         packet.0.into_bytes()
     }
@@ -105,7 +106,7 @@ impl Message {
     fn kind(&self) -> &str {
         match self {
             Self::Welcome(_) => "welcome",
-            Self::Committed(_) => "committed",
+            Self::Committed(_) | Self::CommittedForGood(_) => "committed",
             Self::Stop => "stop",
             Self::Born { .. } => "born",
             Self::ForkFailed { .. } => "fork-failed",
@@ -143,8 +144,11 @@ impl Message {
                 }
                 Self::Welcome(welcome)
             }
-            "committed" if fields.take("HANGUP").is_some() => Self::Committed(Hangup::Remembered),
-            "committed" => Self::Committed(Hangup::None),
+            "committed" => {
+                let hangup = if fields.take("HANGUP").is_some() { Hangup::Remembered } else { Hangup::None };
+                let is_for_good = fields.take("FOR-GOOD").is_some();
+                if is_for_good { Self::CommittedForGood(hangup) } else { Self::Committed(hangup) }
+            }
             "stop" => Self::Stop,
             "born" => Self::Born { pid: fields.number("PID")? },
             "fork-failed" => Self::ForkFailed { errno: fields.number("ERRNO")? },
@@ -171,6 +175,13 @@ impl Message {
 struct Packet(String);
 
 impl Packet {
+    fn hangup(&mut self, hangup: Hangup) {
+        match hangup {
+            Hangup::Remembered => self.line("HANGUP", 1),
+            Hangup::None => {}
+        }
+    }
+
     fn line(&mut self, key: &str, value: impl Display) {
         let start = self.0.len() + key.len() + 1;
         let _ = write!(self.0, "{key}={value}");
@@ -227,6 +238,8 @@ mod tests {
             Message::Welcome(welcome),
             Message::Committed(Hangup::None),
             Message::Committed(Hangup::Remembered),
+            Message::CommittedForGood(Hangup::None),
+            Message::CommittedForGood(Hangup::Remembered),
             Message::Stop,
             Message::Born { pid: 42 },
             Message::ForkFailed { errno: 11 },

@@ -53,6 +53,8 @@ enum Role {
 pub(crate) enum PredecessorEvent {
     /// The predecessor has retired.
     Committed(Hangup),
+    /// The same, and it was told to stop.
+    CommittedForGood(Hangup),
     /// The predecessor died before it retired.
     Lost,
     /// The predecessor wants the line to stop.
@@ -150,6 +152,10 @@ impl Older {
             Received::Message(Message::Committed(hangup)) if self.role == Role::Predecessor => {
                 self.role = Role::Draining;
                 Taken::Event(PredecessorEvent::Committed(hangup))
+            }
+            Received::Message(Message::CommittedForGood(hangup)) if self.role == Role::Predecessor => {
+                self.role = Role::Draining;
+                Taken::Event(PredecessorEvent::CommittedForGood(hangup))
             }
             Received::Message(Message::Stop) if self.role == Role::Predecessor => Taken::Event(PredecessorEvent::Stop),
             Received::Message(message) => {

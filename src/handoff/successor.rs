@@ -135,15 +135,19 @@ impl Successor {
         self.tell(&Message::Committed(hangup));
     }
 
+    /// The same, and that this generation was told to stop.
+    pub(crate) fn commit_for_good(&self, hangup: Hangup) {
+        self.tell(&Message::CommittedForGood(hangup));
+    }
+
     /// Ends it, unless it has ended.
     pub(crate) fn end(&self, fate: Fate) {
+        // By message, for a process that has no handler yet, whose pid is not known yet, or that a wrapper has forked: it
+        // would take the end of the channel for our death, and the line for its own. By signal, for a program that is none
+        // of ours.
+        self.tell(&Message::Stop);
         let signal = match fate {
-            Fate::Stop => {
-                // By message, for a process that has no handler yet or whose pid is not known yet; by signal, for a
-                // program that is none of ours.
-                self.tell(&Message::Stop);
-                Signal::SIGTERM
-            }
+            Fate::Stop => Signal::SIGTERM,
             Fate::Kill => Signal::SIGKILL,
         };
         if let Some((pid, process)) = &self.process {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::machine::{Action, Birth, Event, Hangup, State, step};
+use super::machine::{Action, Birth, Event, State, step};
 use super::pid_file::PidFile;
 use super::plane::Plane;
 use super::signals::Signals;
@@ -49,7 +49,8 @@ pub(super) struct Driver<P> {
     pid_file: Option<PidFile>,
     predecessors: Predecessors,
     successor: Option<Successor>,
-    /// Places in `listeners` that the successor has given up: nobody will accept there after us.
+    /// Places in `listeners` where nobody will accept after us: the successor has given them up, or we are rolled back
+    /// and the predecessor never had them.
     given_up: Vec<usize>,
     /// Why the successor was lost, until that is reported.
     failure: Option<HandoffFailure>,
@@ -147,6 +148,7 @@ impl<P: Plane> Driver<P> {
             biased;
             event = self.predecessors.next() => match event {
                 PredecessorEvent::Committed(hangup) => Event::Committed(hangup),
+                PredecessorEvent::CommittedForGood(hangup) => Event::CommittedForGood(hangup),
                 PredecessorEvent::Lost => Event::PredecessorLost,
                 PredecessorEvent::Stop => Event::Terminate,
             },
@@ -173,15 +175,13 @@ impl<P: Plane> Driver<P> {
                 Event::SuccessorReady
             }
             SuccessorEvent::Lost(failure) => {
-                self.failure = Some(failure);
                 // A service manager ends the service when its main process dies, and starts it anew.
                 let retired = matches!(self.state, State::Retiring { .. });
                 if retired && self.notifier.is_supervised() {
-                    let reason = self.failure.take().map(tracing::field::display);
-                    tracing::error!(reason, "the successor is gone; the service manager starts the service anew");
-                    self.successor = None;
+                    tracing::error!(reason = %failure, "not accepting again: that is for the service manager to mend");
                     return Event::LineStopping;
                 }
+                self.failure = Some(failure);
                 Event::SuccessorLost
             }
             SuccessorEvent::Stopping => {
@@ -207,7 +207,11 @@ impl<P: Plane> Driver<P> {
                 let closed = self.listeners.unclaimed().to_vec();
                 self.predecessors.tell_predecessor(&Message::Ready { pid: std::process::id(), closed });
             }
-            Action::TellRollback => self.predecessors.tell_predecessor(&Message::Rollback),
+            Action::TellRollback => {
+                self.predecessors.tell_predecessor(&Message::Rollback);
+                // The predecessor goes on with its own listeners; those that were bound here end here.
+                self.given_up = self.listeners.bound_here().to_vec();
+            }
             Action::TakeTheLine => self.take_the_line()?,
             Action::NotifyReady => self.notifier.ready(&self.status()),
             Action::StartSuccessor => self.start_successor(),
@@ -219,8 +223,10 @@ impl<P: Plane> Driver<P> {
                     self.deadlines.bake = deadline(self.config.bake);
                 }
             }
-            Action::Commit(hangup) => self.commit(hangup),
+            Action::Commit(hangup) => self.commit(|successor| successor.commit(hangup)),
+            Action::CommitForGood(hangup) => self.commit(|successor| successor.commit_for_good(hangup)),
             Action::DropSuccessor => self.drop_successor(),
+            Action::ForgetSuccessor => self.successor = None,
             Action::StopSuccessor => {
                 self.deadlines.ready = None;
                 if let Some(successor) = &self.successor {
@@ -237,7 +243,7 @@ impl<P: Plane> Driver<P> {
                 let all = self.listeners.take();
                 self.close(&all);
                 if let Some(pid_file) = &self.pid_file {
-                    pid_file.remove();
+                    pid_file.remove(self.successor.as_ref().and_then(Successor::pid));
                 }
             }
             Action::TellStopping => {
@@ -296,7 +302,7 @@ impl<P: Plane> Driver<P> {
     }
 
     /// Hands the line over. The pid file first: whoever reads it from now on signals a process that heeds it.
-    fn commit(&mut self, hangup: Hangup) {
+    fn commit(&mut self, tell: impl FnOnce(&Successor)) {
         self.deadlines.bake = None;
         let Some(successor) = &self.successor else { return };
         let pid = successor.pid();
@@ -308,7 +314,7 @@ impl<P: Plane> Driver<P> {
         if let Some(pid) = pid {
             self.notifier.handed_over(pid, &format!("generation {} serving", self.generation.next()));
         }
-        successor.commit(hangup);
+        tell(successor);
         tracing::info!(successor = %self.generation.next(), successor_pid = pid, "handed over");
     }
 

@@ -71,6 +71,8 @@ pub(crate) enum Event {
     Live,
     /// The predecessor has retired; with a hangup that came too late for it.
     Committed(Hangup),
+    /// The same, and it was told to stop: it will not take the line back.
+    CommittedForGood(Hangup),
     /// The predecessor died before it retired.
     PredecessorLost,
     /// SIGHUP.
@@ -111,8 +113,12 @@ pub(crate) enum Action {
     StartBake,
     /// Make the successor the process to signal, and tell it that the line is its own.
     Commit(Hangup),
+    /// The same, and tell it that this generation was told to stop.
+    CommitForGood(Hangup),
     /// Say why the successor did not take over, and forget it.
     DropSuccessor,
+    /// Forget the successor: the line that it has taken over stops.
+    ForgetSuccessor,
     /// Tell the successor to stop.
     StopSuccessor,
     /// Stop accepting and keep the listeners: the successor accepts.
@@ -132,8 +138,8 @@ pub(crate) enum Action {
 }
 
 use Action::{
-    CloseListeners, Commit, Cut, Drain, DropSuccessor, Exit, NotifyReady, Resume, StartBake, StartSuccessor,
-    StopAccepting, StopSuccessor, TakeTheLine, TellReady, TellRollback, TellStopping,
+    CloseListeners, Commit, CommitForGood, Cut, Drain, DropSuccessor, Exit, ForgetSuccessor, NotifyReady, Resume,
+    StartBake, StartSuccessor, StopAccepting, StopSuccessor, TakeTheLine, TellReady, TellRollback, TellStopping,
 };
 
 impl State {
@@ -195,6 +201,7 @@ fn starting(birth: Birth, hangup: Hangup, event: Event) -> (State, Vec<Action>) 
             Birth::First | Birth::Orphan => serving(event),
         },
         Event::Committed(_)
+        | Event::CommittedForGood(_)
         | Event::SuccessorReady
         | Event::BakeOver
         | Event::SuccessorLost
@@ -206,7 +213,7 @@ fn starting(birth: Birth, hangup: Hangup, event: Event) -> (State, Vec<Action>) 
 
 fn probation(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
     match event {
-        Event::Committed(late) => head(either(hangup, late), vec![TakeTheLine]),
+        Event::Committed(late) | Event::CommittedForGood(late) => head(either(hangup, late), vec![TakeTheLine]),
         Event::PredecessorLost => head(hangup, vec![TakeTheLine]),
         // Not before the predecessor has retired: two generations on probation could outlive each other's rollback.
         Event::Hangup => (State::Probation { hangup: Hangup::Remembered }, vec![]),
@@ -231,6 +238,7 @@ fn serving(event: Event) -> (State, Vec<Action>) {
         // Late words of a successor that is gone, and of generations before us.
         Event::Live
         | Event::Committed(_)
+        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
         | Event::BakeOver
@@ -250,6 +258,7 @@ fn handing_off(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
         Event::CutNow => (State::Stopped, vec![TellStopping, StopSuccessor, CloseListeners, Drain, Cut, Exit]),
         Event::Live
         | Event::Committed(_)
+        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::BakeOver
         | Event::LineStopping
@@ -259,16 +268,17 @@ fn handing_off(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
 }
 
 fn baking(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
-    let retire = vec![Commit(hangup), StopAccepting, Drain];
+    let stop = vec![CommitForGood(hangup), StopAccepting, Drain];
     match event {
-        Event::BakeOver => (State::Retiring { recall: Recall::Possible }, retire),
+        Event::BakeOver => (State::Retiring { recall: Recall::Possible }, vec![Commit(hangup), StopAccepting, Drain]),
         // It has taken over before it could hear that it may: only a message that overtook another does this.
         Event::LineStopping | Event::SuccessorLost => head(hangup, vec![DropSuccessor]),
         Event::Hangup => (State::Baking { hangup: Hangup::Remembered }, vec![]),
-        Event::Terminate => (State::Retiring { recall: Recall::Never }, retire),
-        Event::CutNow => (State::Stopped, [retire, vec![Cut, Exit]].concat()),
+        Event::Terminate => (State::Retiring { recall: Recall::Never }, stop),
+        Event::CutNow => (State::Stopped, [stop, vec![Cut, Exit]].concat()),
         Event::Live
         | Event::Committed(_)
+        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
         | Event::Drained
@@ -280,15 +290,18 @@ fn retiring(recall: Recall, event: Event) -> (State, Vec<Action>) {
     match event {
         Event::SuccessorLost => match recall {
             Recall::Possible => (State::Serving, vec![DropSuccessor, Resume, TakeTheLine]),
-            Recall::Never => (State::Retiring { recall }, vec![DropSuccessor]),
+            // Nobody accepts after us: who waits in the queues is served, and who comes now is refused at once.
+            Recall::Never => (State::Retiring { recall }, vec![CloseListeners, DropSuccessor]),
         },
-        Event::Terminate | Event::LineStopping => (State::Retiring { recall: Recall::Never }, vec![]),
+        Event::LineStopping => (State::Retiring { recall: Recall::Never }, vec![CloseListeners, ForgetSuccessor]),
+        Event::Terminate => (State::Retiring { recall: Recall::Never }, vec![]),
         Event::Drained => (State::Stopped, vec![Exit]),
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
         // The newest generation is the one to ask.
         Event::Hangup
         | Event::Live
         | Event::Committed(_)
+        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
         | Event::BakeOver => (State::Retiring { recall }, vec![]),
@@ -300,6 +313,8 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
         Event::Drained => (State::Stopped, vec![Exit]),
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
         Event::SuccessorLost => (State::Stopping, vec![DropSuccessor]),
+        // We have rolled back, and it was told to stop before it heard so: the line ends with us.
+        Event::CommittedForGood(_) => (State::Stopping, vec![CloseListeners]),
         // A successor that is ready all the same has been told to stop.
         Event::SuccessorReady
         | Event::Live

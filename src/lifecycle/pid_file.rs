@@ -40,11 +40,17 @@ impl PidFile {
         written.map_err(|source| Error::PidFile { path: self.path.clone(), source })
     }
 
-    /// Removes the file if it names this process.
-    pub(super) fn remove(&self) {
-        if fs::read_to_string(&self.path).is_ok_and(|text| text.trim().parse() == Ok(std::process::id())) {
-            if let Err(error) = fs::remove_file(&self.path) {
-                tracing::warn!(path = %self.path.display(), %error, "cannot remove the pid file");
+    /// Removes the file if it names this process, or the successor with which the line ends.
+    pub(super) fn remove(&self, successor: Option<u32>) {
+        let Ok(text) = fs::read_to_string(&self.path) else { return };
+        let named = text.trim().parse().ok();
+        if named.is_some_and(|named| named == std::process::id() || Some(named) == successor) {
+            match fs::remove_file(&self.path) {
+                // A successor that is told to stop removes it too.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %self.path.display(), %error, "cannot remove the pid file");
+                }
+                Ok(()) | Err(_) => {}
             }
         }
     }

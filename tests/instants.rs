@@ -1,0 +1,223 @@
+//! A generation may be killed at any instant of a handoff: the other serves, and whoever calls is served by it.
+//!
+//! Two ways to name an instant: the records of the log, each written by one generation or the other, and the system
+//! calls of a generation's main thread, which does all of a handoff. strace kills at each of them in turn, before the
+//! kernel has done what the call asks for. Which calls there are, a handoff without a kill tells.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Callers, Calls, Line, Record, SLOW_DRAIN, Tracer, exit_code, signal};
+
+const CALLERS: usize = 2;
+const KILLED: i32 = 128 + Signal::SIGKILL as i32;
+
+/// A system call, and which one of that name.
+type Instant = (String, usize);
+
+/// Records of a handoff: who writes it, and what it holds.
+const RECORDS: [(u64, &str); 10] = [
+    (1, "signal received"),
+    (1, "starting a successor"),
+    (2, "adopted"),
+    (2, "accepting listeners"),
+    (2, "to=\"probation\""),
+    (1, "the successor is ready"),
+    (1, "to=\"baking\""),
+    (1, "handed over"),
+    (1, "draining why"),
+    (2, "serving draining"),
+];
+
+fn serve() -> Line {
+    let line = Line::start_with(|command, folder| {
+        command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"]).arg(folder.join("pid")).args(SLOW_DRAIN);
+    });
+    line.wait_for(1, "serving draining");
+    line
+}
+
+/// What is left of the line is one generation that serves, that the pid file names, and that hands over in turn.
+fn assert_is_head(line: &Line, head: &Record, what: &str) {
+    let named = fs::read_to_string(line.folder().join("pid")).unwrap();
+    assert_eq!(named.trim(), head.pid.to_string(), "the pid file, after {what}\n{}", line.text());
+    line.assert_serves();
+    line.put_real();
+    let mark = line.mark();
+    signal(head.pid, Signal::SIGHUP);
+    line.wait_since(mark, &format!("a handoff, after {what}"), |record| {
+        record.is(head.generation + 1, "serving draining")
+    });
+    line.assert_serves();
+}
+
+/// Nobody was refused. Of each caller one call at most was with the one that was killed.
+fn assert_unhurt(calls: Calls, what: &str, line: &Line) {
+    assert!(calls.refused == 0 && calls.broken <= CALLERS, "{calls:?} after {what}\n{}", line.text());
+}
+
+/// The head of the line after the second generation was killed: the first, which a client keeps from ending.
+fn recalled(line: &Line, mark: usize, what: &str) -> Record {
+    let what = format!("a failed handoff, after {what}");
+    let lost = line.wait_since(mark, &what, |record| record.is(1, "step event=SuccessorLost"));
+    line.wait_since(mark, &what, |record| record.is(1, "the handoff failed"));
+    if lost.text.contains("TakeTheLine") {
+        line.wait_since(mark, &what, |record| record.is(1, "serving draining"));
+    }
+    Record { generation: 1, pid: line.first_pid(), text: String::new() }
+}
+
+#[test]
+fn a_predecessor_that_is_killed_at_any_record_leaves_the_line_to_its_successor() {
+    for (by, text) in RECORDS.into_iter().skip(1) {
+        let line = serve();
+        let callers = Callers::start(&line.address(), CALLERS);
+        line.signal(1, Signal::SIGHUP);
+        line.wait_for(by, text);
+        signal(line.first_pid(), Signal::SIGKILL);
+        let end = exit_code(line.first_pid());
+        // Callers may have been its last connections, and it may have ended before the signal came.
+        assert!(end == KILLED || end == 0, "{end}");
+        // "starting" is written before the fork.
+        match line.wait_since_or_end(0, "the successor", |record| record.is(2, "serving draining")) {
+            Some(head) => {
+                assert_unhurt(callers.finish(), text, &line);
+                assert_is_head(&line, &head, text);
+            }
+            None => assert_eq!(text, "starting a successor", "{}", line.text()),
+        }
+    }
+}
+
+#[test]
+fn a_successor_that_is_killed_at_any_record_leaves_the_line_to_its_predecessor() {
+    for (by, text) in RECORDS.into_iter().skip(2) {
+        let line = serve();
+        let held = line.hold();
+        let callers = Callers::start(&line.address(), CALLERS);
+        let mark = line.mark();
+        line.signal(1, Signal::SIGHUP);
+        line.wait_since(mark, text, |record| record.is(by, text));
+        let successor = line.wait("the successor", |record| record.generation == 2).pid;
+        signal(successor, Signal::SIGKILL);
+        assert_eq!(exit_code(successor), KILLED);
+        let head = recalled(&line, mark, text);
+        assert_unhurt(callers.finish(), text, &line);
+        drop(held);
+        assert_is_head(&line, &head, text);
+    }
+}
+
+/// How often each system call is in a trace.
+fn count(trace: &str) -> BTreeMap<String, usize> {
+    let mut calls = BTreeMap::new();
+    for line in trace.lines() {
+        let name = line.split('(').next().unwrap_or_default();
+        if !name.is_empty() && name.chars().all(|one| one.is_ascii_alphanumeric() || one == '_') {
+            *calls.entry(name.to_owned()).or_insert(0) += 1;
+        }
+    }
+    calls
+}
+
+/// Up to `most` instants for each call: the first ones and the last.
+fn instants(calls: &BTreeMap<String, usize>, most: usize) -> Vec<Instant> {
+    let chosen = |(name, count): (&String, &usize)| {
+        let head = 1..=(*count).min(most - 1);
+        let tail = (*count >= most).then_some(*count);
+        head.chain(tail).map(|number| (name.clone(), number)).collect::<Vec<_>>()
+    };
+    calls.iter().flat_map(chosen).collect()
+}
+
+fn kill_at((call, number): &Instant) -> String {
+    format!("inject={call}:signal=SIGKILL:when={number}")
+}
+
+#[test]
+fn a_predecessor_that_is_killed_at_any_system_call_leaves_the_line_to_its_successor() {
+    let line = serve();
+    let tracer = Tracer::attach(&line, line.first_pid(), &[]);
+    line.hand_over_from(1);
+    let calls = count(&tracer.wait());
+    drop(line);
+    assert!(calls.contains_key("clone") && calls.contains_key("sendto"), "{calls:?}");
+    let mut survived = 0;
+    for instant in instants(&calls, usize::MAX) {
+        let what = format!("{instant:?}");
+        let line = serve();
+        let tracer = Tracer::attach(&line, line.first_pid(), &["-e", &kill_at(&instant)]);
+        let callers = Callers::start(&line.address(), CALLERS);
+        // Its main thread may be dead of an earlier call by then.
+        line.signal(1, Signal::SIGHUP);
+        let head = line.wait_since_or_end(0, "the successor", |record| record.is(2, "serving draining"));
+        let trace = tracer.wait();
+        let calls = callers.finish();
+        let has_forked = trace.lines().any(|line| line.starts_with("clone(") && !line.ends_with('?'));
+        assert_eq!(head.is_some(), has_forked, "{what}\n{trace}\n{}", line.text());
+        if let Some(head) = head {
+            assert_unhurt(calls, &what, &line);
+            assert_is_head(&line, &head, &what);
+            survived += 1;
+        }
+    }
+    assert!(survived >= 20, "{survived}");
+}
+
+#[test]
+fn a_successor_that_is_killed_between_fork_and_exec_leaves_the_line_to_its_predecessor() {
+    // Calls that only the process makes which is about to become the successor.
+    for call in ["?dup2,?dup3", "close_range", "execve"] {
+        let line = serve();
+        let inject = format!("inject={call}:signal=SIGKILL:when=1");
+        let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", &inject]);
+        let callers = Callers::start(&line.address(), CALLERS);
+        let failure = line.fail_to_hand_over_from(1);
+        assert!(failure.text.contains("the successor ended before it was ready"), "{}", failure.text);
+        let calls = callers.finish();
+        assert_eq!((calls.refused, calls.broken), (0, 0), "{call}");
+        assert!(tracer.detach().contains("+++ killed by SIGKILL"), "{call}");
+        assert_is_head(&line, &Record { generation: 1, pid: line.first_pid(), text: String::new() }, call);
+    }
+}
+
+/// Puts the daemon, under strace, in the place of the program. The tracer is its grandchild: it keeps its process id.
+fn put_traced(line: &Line, trace: &Path, options: &str) {
+    line.put_script(&format!("exec strace -D -o '{}' {options} \"$REAL\" \"$@\"", trace.display()));
+}
+
+#[test]
+fn a_successor_that_is_killed_at_any_system_call_leaves_the_line_to_its_predecessor() {
+    let line = serve();
+    let trace = line.folder().join("trace");
+    put_traced(&line, &trace, "");
+    line.hand_over_from(1);
+    line.signal(2, Signal::SIGTERM);
+    line.wait_for_end();
+    let calls = count(&fs::read_to_string(trace).unwrap());
+    drop(line);
+    // The first exec is that of strace itself, on which the daemon's depends.
+    assert!(calls.contains_key("sendto") && calls["execve"] == 1, "{calls:?}");
+    for instant in instants(&calls, 4) {
+        let what = format!("{instant:?}");
+        let line = serve();
+        let held = line.hold();
+        put_traced(&line, Path::new("/dev/null"), &format!("-e {}", kill_at(&instant)));
+        let callers = Callers::start(&line.address(), CALLERS);
+        let mark = line.mark();
+        line.signal(1, Signal::SIGHUP);
+        let done = |record: &Record| record.is(1, "the handoff failed") || record.is(2, "serving draining");
+        let came = line.wait_since(mark, &format!("an outcome, after {what}"), done);
+        // One that got through the calls that the handoff is made of dies of a later one, or now.
+        if came.generation == 2 {
+            signal(came.pid, Signal::SIGKILL);
+        }
+        let head = recalled(&line, mark, &what);
+        assert_unhurt(callers.finish(), &what, &line);
+        drop(held);
+        assert_is_head(&line, &head, &what);
+    }
+}

@@ -1,0 +1,277 @@
+//! A successor that cannot be started, or never becomes ready, changes nothing but the log.
+//!
+//! The old generation says why, serves on, and the next good handoff works. Bash scripts play the bad successors.
+
+use std::fs;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Gate, Line, REAL, Tracer, exit_code, signal};
+
+/// Has the first generation fail to hand over for each of these reasons, and then succeed.
+/// What a handoff fails of, and how to bring that about.
+type Failure<'a> = (&'a str, &'a dyn Fn(&Line));
+
+fn assert_survives(line: &Line, failures: &[Failure<'_>]) {
+    for (reason, put) in failures {
+        put(line);
+        let failure = line.fail_to_hand_over_from(1);
+        assert!(failure.text.contains(reason), "{reason:?} is not in {}", failure.text);
+        line.assert_serves();
+    }
+    assert_recovers(line);
+}
+
+/// Has the first generation hand over to the daemon itself, which then serves alone.
+fn assert_recovers(line: &Line) {
+    line.put_real();
+    let mark = line.mark();
+    line.signal(1, Signal::SIGHUP);
+    line.wait_since(mark, "the next good handoff", |record| record.is(2, "serving draining"));
+    assert_eq!(line.exit_code(1), 0);
+    line.assert_serves();
+}
+
+/// For a script that ends as it should not, and says nothing.
+fn script(text: &'static str) -> impl Fn(&Line) {
+    move |line| line.put_script(text)
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_is_named_and_the_predecessor_serves_on() {
+    let mut foreign = fs::read(REAL).unwrap();
+    foreign.truncate(1 << 16);
+    // e_machine, elf(5): no such architecture.
+    foreign[18..20].copy_from_slice(&[0xfe, 0xfe]);
+    assert_survives(
+        &Line::serve(&["--bake", "0"]),
+        &[
+            ("handoffd: No such file or directory", &|line| fs::remove_file(line.program()).unwrap()),
+            ("handoffd: Permission denied", &|line| line.put_file(b"#!/bin/true\n", "644")),
+            ("handoffd: Exec format error", &|line| line.put_file(&foreign, "755")),
+            ("handoffd: Exec format error", &|line| line.put_file(b"neither a program nor a script", "755")),
+            ("handoffd: Exec format error", &|line| line.put_file(b"", "755")),
+            ("handoffd: No such file or directory", &|line| line.put_file(b"#!/no/such/interpreter\n", "755")),
+            ("handoffd: No such file or directory", &|line| line.put_link("/no/such/program")),
+            ("handoffd: Permission denied", &|line| line.put_link("/")),
+            ("handoffd: Too many levels of symbolic links", &|line| line.put_link(line.program())),
+        ],
+    );
+}
+
+#[test]
+fn a_successor_that_refuses_its_configuration_tells_the_predecessor_why() {
+    let line = Line::start_with(|command, folder| {
+        fs::create_dir(folder.join("run")).unwrap();
+        command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"]).arg(folder.join("run/pid"));
+    });
+    line.wait_for(1, "serving draining");
+    let run = |line: &Line| line.folder().join("run");
+    assert_survives(
+        &line,
+        &[
+            ("the successor says: unexpected argument '--bad-flag'", &script(r#"exec "$REAL" "$@" --bad-flag"#)),
+            ("the successor says: bad address", &script(r#"exec "$REAL" --listen here"#)),
+            (
+                "the successor says: cannot listen on 203.0.113.1:9 (far): Cannot assign requested address",
+                &script(r#"exec "$REAL" "$@" --listen far=203.0.113.1:9"#),
+            ),
+            ("the successor says: cannot write the pid file", &|line| {
+                fs::rename(run(line), line.folder().join("away")).unwrap();
+                line.put_real();
+            }),
+            // The old generation still knows where the file is once it is back.
+            ("the successor says: inherited descriptor 3", &|line| {
+                fs::rename(line.folder().join("away"), run(line)).unwrap();
+                line.put_script(r#"exec "$REAL" "$@" 3</dev/null"#);
+            }),
+        ],
+    );
+    let named = fs::read_to_string(run(&line).join("pid")).unwrap();
+    assert_eq!(named.trim(), line.wait_for(2, "serving draining").pid.to_string());
+}
+
+#[test]
+fn a_successor_that_ends_before_it_is_ready_leaves_the_predecessor_serving() {
+    let ended = "the successor ended before it was ready";
+    assert_survives(
+        &Line::serve(&["--bake", "0"]),
+        &[
+            (ended, &script("exit 0")),
+            (ended, &script("exit 1")),
+            (ended, &script("kill -KILL $$")),
+            (ended, &script("kill -ABRT $$")),
+            (ended, &script("kill -SEGV $$")),
+            (ended, &script(r#"exec "$REAL" --help"#)),
+        ],
+    );
+}
+
+#[test]
+fn a_successor_that_talks_nonsense_is_killed_and_the_predecessor_serves_on() {
+    let line = Line::serve(&["--bake", "0"]);
+    let garbage = "the successor sent what is not a message";
+    for (says, reason) in [
+        ("say garbage", garbage),
+        (r"say 'VERSION=1\nKIND=ready\nPI'", garbage),
+        (r"say 'VERSION=1\nKIND=ready\n'", garbage),
+        (r"say 'VERSION=1\nKIND=ready\nPID=-7\n'", garbage),
+        (r"say '\377\376\n'", garbage),
+        ("head -c 150000 /dev/zero | dd bs=150000 iflag=fullblock status=none >&$fd", garbage),
+        // An empty packet cannot be told from the end.
+        (
+            r#"perl -e 'open(my $s, "+<&=", $ARGV[0]) or die; defined(send($s, "", 0)) or die' "$fd""#,
+            "the successor ended before it was ready",
+        ),
+        ("exec {fd}>&-", "the successor ended before it was ready"),
+    ] {
+        line.put_script(&format!("echo $$ >\"$FOLDER/pid\"\n{says}\nexec sleep infinity"));
+        let failure = line.fail_to_hand_over_from(1);
+        assert!(failure.text.contains(reason), "{says}: {}", failure.text);
+        let pid = fs::read_to_string(line.folder().join("pid")).unwrap();
+        assert_eq!(exit_code(pid.trim().parse().unwrap()), 128 + Signal::SIGKILL as i32, "{says}");
+        line.assert_serves();
+    }
+    assert_recovers(&line);
+}
+
+#[test]
+fn a_message_of_an_unknown_kind_or_version_is_answered_and_is_not_fatal() {
+    let line = Line::serve(&["--bake", "0"]);
+    line.put_script(
+        r#"say 'VERSION=1\nKIND=novel\nANY=thing\n'; say 'VERSION=9\nKIND=ready\nPID=1\n'; exec "$REAL" "$@""#,
+    );
+    line.hand_over_from(1);
+    line.wait_for(1, r#"answered a message that is not known here version=1 kind="novel""#);
+    line.wait_for(1, r#"answered a message that is not known here version=9 kind="ready""#);
+    line.wait_for(2, r#"Unknown { kind: "novel" }"#);
+    line.wait_for(2, r#"Unknown { kind: "ready" }"#);
+    assert_eq!(line.exit_code(1), 0);
+    line.assert_serves();
+}
+
+#[test]
+fn a_successor_that_hangs_is_killed_at_the_ready_timeout() {
+    let line = Line::serve(&["--bake", "0", "--ready-timeout", "2s"]);
+    line.put_script("echo $$ >\"$FOLDER/pid\"\nexec sleep infinity");
+    let failure = line.fail_to_hand_over_from(1);
+    assert!(failure.text.contains("the successor was not ready within 2 s"), "{}", failure.text);
+    let pid = fs::read_to_string(line.folder().join("pid")).unwrap();
+    assert_eq!(exit_code(pid.trim().parse().unwrap()), 128 + Signal::SIGKILL as i32);
+    assert_recovers(&line);
+}
+
+#[test]
+fn a_successor_that_a_wrapper_has_forked_takes_over_and_hands_over_in_turn() {
+    let line = Line::serve(&["--bake", "0"]);
+    line.put_script(r#""$REAL" "$@" & wait"#);
+    line.hand_over_from(1);
+    line.hand_over_from(2);
+    assert_eq!(line.exit_code(1), 0);
+    // A child of the wrapper, which reaps it.
+    line.wait_for(2, "ended ended");
+    line.assert_serves();
+}
+
+#[test]
+fn a_successor_that_a_wrapper_has_forked_is_seen_to_die_on_probation() {
+    let line = Line::serve(&["--bake", "60s"]);
+    line.put_script(r#""$REAL" "$@" & wait"#);
+    line.signal(1, Signal::SIGHUP);
+    let ready = line.wait_for(1, "the successor is ready");
+    let pid = line.pid_of(2);
+    assert!(ready.text.contains(&format!("successor_pid={pid}")), "{}", ready.text);
+    signal(pid, Signal::SIGKILL);
+    let failure = line.wait_for(1, "the handoff failed");
+    assert!(failure.text.contains("ended after it was ready"), "{}", failure.text);
+    line.assert_serves();
+}
+
+#[test]
+fn a_forked_successor_that_comes_after_the_ready_timeout_does_not_serve() {
+    let line = Line::serve(&["--bake", "0", "--ready-timeout", "2s"]);
+    let mut gate = Gate::new(&line);
+    line.put_script(&format!("( {}; exec \"$REAL\" \"$@\" ) & wait", Gate::PASS));
+    let failure = line.fail_to_hand_over_from(1);
+    assert!(failure.text.contains("not ready within"), "{}", failure.text);
+    gate.open();
+    let late = line.wait_for(2, "accepting listeners").pid;
+    assert_eq!(exit_code(late), 0);
+    assert!(!line.records().iter().any(|record| record.is(2, "serving draining")), "{}", line.text());
+    assert_recovers(&line);
+}
+
+#[test]
+fn a_fork_that_fails_is_said_and_the_next_handoff_works() {
+    let line = Line::serve(&["--bake", "0"]);
+    // Counted for each process: the first fork of the daemon fails, and later the first of the one in the middle.
+    let inject = "inject=clone,clone3,fork,vfork:error=EAGAIN:when=1";
+    let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", inject]);
+    for _ in ["the first fork", "the second fork"] {
+        let failure = line.fail_to_hand_over_from(1);
+        assert!(failure.text.contains("cannot start a process: Resource temporarily unavailable"), "{}", failure.text);
+        line.assert_serves();
+    }
+    let seen = tracer.detach();
+    let failed = seen.lines().filter(|line| line.contains("(INJECTED)")).filter_map(|line| line.split(' ').next());
+    let by: Vec<&str> = failed.collect();
+    assert!(by.len() == 2 && by[0] != by[1], "{seen}");
+    assert_recovers(&line);
+}
+
+#[test]
+fn an_exec_that_finds_no_memory_is_said_and_the_next_handoff_works() {
+    let line = Line::serve(&["--bake", "0"]);
+    let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", "inject=execve:error=ENOMEM"]);
+    let failure = line.fail_to_hand_over_from(1);
+    assert!(failure.text.contains("cannot execute") && failure.text.contains("Cannot allocate memory"), "{failure:?}");
+    line.assert_serves();
+    assert_eq!(tracer.detach().matches("(INJECTED)").count(), 1);
+    assert_recovers(&line);
+}
+
+#[test]
+fn a_channel_that_cannot_be_made_is_said_and_the_next_handoff_works() {
+    let line = Line::serve(&["--bake", "0"]);
+    let tracer = Tracer::attach(&line, line.first_pid(), &["-e", "inject=socketpair:error=EMFILE"]);
+    let failure = line.fail_to_hand_over_from(1);
+    assert!(failure.text.contains("cannot start a process: Too many open files"), "{}", failure.text);
+    tracer.detach();
+    assert_recovers(&line);
+}
+
+#[test]
+fn ten_failed_handoffs_leave_the_predecessor_as_it_was_and_the_next_one_works() {
+    let line = Line::serve(&["--bake", "0"]);
+    let mut gate = Gate::new(&line);
+    let waiting = format!("say 'VERSION=1\\nKIND=novel\\n'; {}", Gate::PASS);
+    // Looked at while a successor waits, and after the predecessor has heard from it: it is not in the middle of things.
+    let mut descriptors = |line: &Line| {
+        let mark = line.mark();
+        line.put_script(&waiting);
+        line.signal(1, Signal::SIGHUP);
+        line.wait_since(mark, "a message", |record| record.is(1, "answered a message"));
+        let open = fs::read_dir(format!("/proc/{}/fd", line.first_pid())).unwrap();
+        let mut open: Vec<_> = open.map(|entry| entry.unwrap().file_name()).collect();
+        open.sort();
+        gate.open();
+        line.wait_since(mark, "a failed handoff", |record| record.is(1, "the handoff failed"));
+        open
+    };
+    let before = descriptors(&line);
+    for _ in 0..2 {
+        line.put_script("exit 1");
+        line.fail_to_hand_over_from(1);
+        fs::remove_file(line.program()).unwrap();
+        line.fail_to_hand_over_from(1);
+        line.put_script("say garbage; exec sleep infinity");
+        line.fail_to_hand_over_from(1);
+        line.put_script(r#"exec "$REAL" --bad-flag"#);
+        line.fail_to_hand_over_from(1);
+        line.put_script("kill -KILL $$");
+        line.fail_to_hand_over_from(1);
+    }
+    assert_eq!(descriptors(&line), before);
+    assert_eq!(line.count("the handoff failed"), 12);
+    assert_recovers(&line);
+}

@@ -1,0 +1,128 @@
+//! The pid file always names a living process that heeds SIGHUP.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Line, SLOW_DRAIN, exit_code, signal};
+
+fn serve(bake: &str) -> Line {
+    let line = Line::start_with(|command, folder| {
+        command
+            .args(["--listen", "127.0.0.1:0", "--bake", bake, "--pid-file"])
+            .arg(folder.join("pid"))
+            .args(SLOW_DRAIN);
+    });
+    line.wait_for(1, "serving draining");
+    line
+}
+
+fn path(line: &Line) -> PathBuf {
+    line.folder().join("pid")
+}
+
+fn named(path: &Path) -> u32 {
+    fs::read_to_string(path).unwrap().strip_suffix('\n').unwrap().parse().unwrap()
+}
+
+#[test]
+fn the_pid_file_changes_hands_by_rename_when_the_successor_takes_over_and_not_before() {
+    let line = serve("60s");
+    // Open, so that its inode is not used again.
+    let before = fs::File::open(path(&line)).unwrap();
+    let inode = before.metadata().unwrap().ino();
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(1, "the successor is ready");
+    assert_eq!((named(&path(&line)), fs::metadata(path(&line)).unwrap().ino()), (line.first_pid(), inode));
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for(1, "handed over");
+    assert_eq!(named(&path(&line)), line.pid_of(2));
+    line.wait_for(2, "serving draining");
+    assert_eq!(named(&path(&line)), line.pid_of(2));
+    assert_ne!(fs::metadata(path(&line)).unwrap().ino(), inode);
+    assert_eq!(line.exit_code(1), 0);
+    assert_eq!(named(&path(&line)), line.pid_of(2));
+    line.signal(2, Signal::SIGTERM);
+    assert_eq!(line.exit_code(2), 0);
+    // Neither the file nor a draft of it.
+    let left: Vec<_> = fs::read_dir(line.folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["handoffd"]);
+}
+
+#[test]
+fn a_rollback_leaves_the_pid_file_as_it_was() {
+    let line = serve("60s");
+    for number in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGQUIT] {
+        let mark = line.mark();
+        line.signal(1, Signal::SIGHUP);
+        let successor = line.wait_since(mark, "a successor", |record| record.is(2, "accepting listeners")).pid;
+        line.wait_since(mark, "a ready one", |record| record.is(1, "the successor is ready"));
+        signal(successor, number);
+        line.wait_since(mark, "a rollback", |record| record.is(1, "the handoff failed"));
+        exit_code(successor);
+        assert_eq!(named(&path(&line)), line.first_pid());
+    }
+}
+
+#[test]
+fn a_generation_that_accepts_again_puts_its_own_pid_back() {
+    let line = serve("0");
+    let held = line.hold();
+    line.hand_over_from(1);
+    line.wait_for(1, "draining why");
+    assert_eq!(named(&path(&line)), line.pid_of(2));
+    let mark = line.mark();
+    line.signal(2, Signal::SIGKILL);
+    line.wait_since(mark, "serving", |record| record.is(1, "serving draining"));
+    assert_eq!(named(&path(&line)), line.first_pid());
+    drop(held);
+}
+
+#[test]
+fn a_successor_whose_predecessor_died_takes_the_pid_file() {
+    let line = serve("60s");
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(1, "the successor is ready");
+    line.signal(1, Signal::SIGKILL);
+    line.wait_for(2, "serving draining");
+    assert_eq!(named(&path(&line)), line.pid_of(2));
+}
+
+#[test]
+fn whoever_reads_the_pid_file_at_any_time_finds_a_living_process_that_heeds_a_hangup() {
+    const HANDOFFS: u64 = 20;
+    let line = serve("0");
+    let path = path(&line);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut reads = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let pid = named(&path);
+                // It may end between the two looks; then the file names another by now.
+                assert!(heeds_hangups(pid) || named(&path) != pid, "{pid}\n{}", line.text());
+                reads += 1;
+            }
+            reads
+        });
+        for generation in 1..=HANDOFFS {
+            // By the file alone, as an operator does; and not before it has changed, or the hangup is for the old one.
+            signal(named(&path), Signal::SIGHUP);
+            line.wait_for(generation + 1, "serving draining");
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(reader.join().unwrap() > HANDOFFS);
+    });
+    assert_eq!(named(&path), line.pid_of(HANDOFFS + 1));
+}
+
+/// Whether it lives and catches SIGHUP, proc_pid_status(5).
+fn heeds_hangups(pid: u32) -> bool {
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap();
+    let is_zombie = status.lines().any(|line| line.starts_with("State:\tZ"));
+    !is_zombie && u64::from_str_radix(caught, 16).unwrap() & 1 == 1
+}

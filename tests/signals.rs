@@ -1,0 +1,346 @@
+//! Every signal has one effect in every state, however many come and to whichever generation.
+//!
+//! A bake of a minute holds the probation, a script at a gate holds the start, a client that has said nothing holds the
+//! drain; so each signal finds the state that it is meant for, and no test waits for time.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Client, DEADLINE, Gate, Line, SLOW_DRAIN, exit_code, signal};
+
+const BAKE: [&str; 2] = ["--bake", "60s"];
+const NO_BAKE: [&str; 2] = ["--bake", "0"];
+
+fn serve(bake: [&str; 2]) -> Line {
+    Line::serve(&[&bake[..], &SLOW_DRAIN].concat())
+}
+
+/// A line whose first generation bakes the second.
+fn baking() -> (Line, Client) {
+    let line = serve(BAKE);
+    let held = line.hold();
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(1, "the successor is ready");
+    (line, held)
+}
+
+/// A line whose first generation drains, and will until the client has spoken; the second serves.
+fn draining() -> (Line, Client) {
+    let line = serve(NO_BAKE);
+    let held = line.hold();
+    line.hand_over_from(1);
+    line.wait_for(1, "draining why");
+    (line, held)
+}
+
+/// Waits until that generation has taken note of so many signals of that name.
+fn wait_for_signals(line: &Line, generation: u64, name: &str, count: usize) {
+    let seen = std::cell::Cell::new(0);
+    line.wait(&format!("{count} {name}"), |record| {
+        let is_one = record.is(generation, "signal received") && record.text.contains(name);
+        seen.set(seen.get() + usize::from(is_one));
+        seen.get() == count
+    });
+}
+
+/// Speaks, is answered, and hears the end: it was never cut.
+fn assert_finishes(mut held: Client) {
+    held.echo(b"here at last").unwrap();
+    held.expect_end().unwrap();
+}
+
+/// Waits until nobody listens any more. A connection that nobody takes out of its queue would keep this from passing.
+fn assert_refuses(line: &Line) {
+    let until = Instant::now() + DEADLINE;
+    while Client::once(&line.address(), b"anybody?").is_ok() {
+        assert!(Instant::now() < until, "{}", line.text());
+    }
+    assert!(Client::connect(&line.address()).is_err(), "{}", line.text());
+}
+
+/// Ends the line by its newest generation, and counts the handoffs that were begun in it.
+fn handoffs_until_end(line: &Line, newest: u64) -> usize {
+    line.signal(newest, Signal::SIGTERM);
+    line.wait_for_end();
+    line.count("starting a successor")
+}
+
+#[test]
+fn a_hangup_before_the_handler_stands_is_one_more_handoff() {
+    let line = serve(NO_BAKE);
+    line.put_script(r#"kill -HUP $$; exec "$REAL" "$@""#);
+    line.hand_over_from(1);
+    line.wait_for(3, "serving draining");
+    line.assert_serves();
+    assert_eq!(handoffs_until_end(&line, 3), 2);
+}
+
+#[test]
+fn a_hangup_right_after_ready_is_one_more_handoff() {
+    let line = serve(NO_BAKE);
+    line.signal(1, Signal::SIGHUP);
+    signal(line.wait_for(2, "accepting listeners").pid, Signal::SIGHUP);
+    line.wait_for(3, "serving draining");
+    line.assert_serves();
+    assert_eq!(handoffs_until_end(&line, 3), 2);
+}
+
+#[test]
+fn a_hundred_hangups_during_a_handoff_are_one_more_handoff() {
+    let line = serve(NO_BAKE);
+    let mut gate = Gate::new(&line);
+    line.put_script(&format!("{}; exec \"$REAL\" \"$@\"", Gate::PASS));
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(0, "at the gate");
+    for _ in 0..100 {
+        line.signal(1, Signal::SIGHUP);
+    }
+    wait_for_signals(&line, 1, "SIGHUP", 2);
+    gate.open();
+    line.wait_for(3, "serving draining");
+    line.assert_serves();
+    assert_eq!(handoffs_until_end(&line, 3), 2);
+}
+
+#[test]
+fn a_hangup_during_a_handoff_that_fails_is_one_more_attempt() {
+    let line = serve(NO_BAKE);
+    let mut gate = Gate::new(&line);
+    line.put_script(&format!("{}; exit 1", Gate::PASS));
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(0, "at the gate");
+    line.signal(1, Signal::SIGHUP);
+    wait_for_signals(&line, 1, "SIGHUP", 2);
+    line.put_real();
+    gate.open();
+    line.wait_for(2, "serving draining");
+    assert_eq!(line.exit_code(1), 0);
+    assert_eq!(handoffs_until_end(&line, 2), 2);
+}
+
+#[test]
+fn hangups_during_the_bake_are_one_more_handoff_by_the_successor() {
+    let (line, held) = baking();
+    line.signal(1, Signal::SIGHUP);
+    line.signal(2, Signal::SIGHUP);
+    wait_for_signals(&line, 1, "SIGHUP", 2);
+    wait_for_signals(&line, 2, "SIGHUP", 1);
+    assert_eq!(line.count("starting a successor"), 1);
+    // Which ends the bake: the successor takes over.
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for(2, "the successor is ready");
+    line.signal(2, Signal::SIGTERM);
+    line.wait_for(3, "serving draining");
+    line.assert_serves();
+    assert_finishes(held);
+    assert_eq!(handoffs_until_end(&line, 3), 2);
+}
+
+#[test]
+fn a_hangup_to_a_draining_generation_is_ignored() {
+    let (line, held) = draining();
+    line.signal(1, Signal::SIGHUP);
+    wait_for_signals(&line, 1, "SIGHUP", 2);
+    assert_finishes(held);
+    assert_eq!(line.exit_code(1), 0);
+    line.assert_serves();
+    assert_eq!(handoffs_until_end(&line, 2), 1);
+}
+
+#[test]
+fn a_second_terminate_changes_nothing() {
+    let line = serve(NO_BAKE);
+    let held = line.hold();
+    for count in 1..=2 {
+        line.signal(1, Signal::SIGTERM);
+        wait_for_signals(&line, 1, "SIGTERM", count);
+    }
+    assert!(Client::connect(&line.address()).is_err());
+    assert_finishes(held);
+    assert_eq!(line.exit_code(1), 0);
+    line.wait_for(1, " cut=0");
+}
+
+#[test]
+fn the_first_interrupt_drains_and_the_second_cuts() {
+    let line = serve(NO_BAKE);
+    let mut held = line.hold();
+    line.signal(1, Signal::SIGINT);
+    line.wait_for(1, "draining why");
+    line.signal(1, Signal::SIGINT);
+    assert_eq!(line.exit_code(1), 0);
+    assert!(!line.wait_for(1, "ended ended=").text.contains("cut=0"), "{}", line.text());
+    assert!(matches!(held.read(&mut [0]), Ok(0) | Err(_)));
+}
+
+#[test]
+fn a_quit_cuts_at_once_in_every_state() {
+    let line = serve(NO_BAKE);
+    let held = line.hold();
+    line.signal(1, Signal::SIGQUIT);
+    assert_eq!(line.exit_code(1), 0);
+    assert!(!line.wait_for(1, "ended ended=").text.contains("cut=0"), "{}", line.text());
+    drop(held);
+
+    let (line, held) = draining();
+    line.signal(1, Signal::SIGQUIT);
+    assert_eq!(line.exit_code(1), 0);
+    assert!(!line.wait_for(1, "ended ended=").text.contains("cut=0"), "{}", line.text());
+    drop(held);
+    line.assert_serves();
+
+    // The old one during the bake: the new one takes over. Then the new one.
+    let (line, _held) = baking();
+    line.signal(1, Signal::SIGQUIT);
+    assert_eq!(line.exit_code(1), 0);
+    line.wait_for(2, "serving draining");
+    line.assert_serves();
+    line.signal(2, Signal::SIGQUIT);
+    assert_eq!(line.exit_code(2), 0);
+    line.wait_for_end();
+
+    // The new one during the bake: the old one serves on.
+    let (line, _held) = baking();
+    line.signal(2, Signal::SIGQUIT);
+    assert_eq!(line.exit_code(2), 0);
+    line.wait_for(1, "the handoff failed");
+    line.assert_serves();
+}
+
+#[test]
+fn a_hangup_after_a_terminate_is_ignored() {
+    let line = serve(NO_BAKE);
+    let held = line.hold();
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for(1, "draining why");
+    line.signal(1, Signal::SIGHUP);
+    wait_for_signals(&line, 1, "SIGHUP", 1);
+    assert_finishes(held);
+    assert_eq!(line.exit_code(1), 0);
+    line.wait_for_end();
+    assert_eq!(line.count("starting a successor"), 0);
+}
+
+#[test]
+fn a_terminate_right_after_a_hangup_ends_the_whole_line() {
+    for _ in 0..5 {
+        let line = serve(NO_BAKE);
+        line.signal(1, Signal::SIGHUP);
+        wait_for_signals(&line, 1, "SIGHUP", 1);
+        line.signal(1, Signal::SIGTERM);
+        assert_eq!(line.exit_code(1), 0);
+        // Unless it was so quick that it has taken over: then it was the old one alone that was told to end.
+        if line.wait_since_or_end(0, "a successor", |record| record.is(2, "serving draining")).is_some() {
+            line.assert_serves();
+            line.signal(2, Signal::SIGTERM);
+        }
+        line.wait_for_end();
+    }
+}
+
+#[test]
+fn a_terminate_while_a_successor_hangs_ends_both() {
+    let line = serve(NO_BAKE);
+    line.put_script("echo $$ >\"$FOLDER/pid\"; echo waiting >&2; exec sleep infinity");
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(0, "waiting");
+    line.signal(1, Signal::SIGTERM);
+    assert_eq!(line.exit_code(1), 0);
+    let pid = fs::read_to_string(line.folder().join("pid")).unwrap();
+    assert_eq!(exit_code(pid.trim().parse().unwrap()), 128 + Signal::SIGTERM as i32);
+    line.wait_for_end();
+}
+
+#[test]
+fn a_terminate_while_a_successor_starts_ends_both_also_when_it_starts_after_all() {
+    let line = serve(NO_BAKE);
+    let mut gate = Gate::new(&line);
+    line.put_script(&format!("trap '' TERM; {}; exec \"$REAL\" \"$@\"", Gate::PASS));
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(0, "at the gate");
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for(1, "draining why");
+    gate.open();
+    assert_eq!(line.exit_code(1), 0);
+    line.wait_for_end();
+    assert!(!line.records().iter().any(|record| record.is(2, "serving draining")), "{}", line.text());
+}
+
+#[test]
+fn a_terminate_to_the_old_one_during_the_bake_ends_the_bake_and_the_new_one_serves() {
+    let (line, held) = baking();
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for(2, "serving draining");
+    line.assert_serves();
+    assert_finishes(held);
+    assert_eq!(line.exit_code(1), 0);
+    line.put_script("exit 1");
+    line.fail_to_hand_over_from(2);
+    line.assert_serves();
+}
+
+#[test]
+fn a_terminate_to_the_new_one_during_the_bake_is_a_rollback_and_the_next_handoff_works() {
+    let (line, held) = baking();
+    line.signal(2, Signal::SIGTERM);
+    let failure = line.wait_for(1, "the handoff failed");
+    assert!(failure.text.contains("told to stop while on probation"), "{}", failure.text);
+    assert_eq!(line.exit_code(2), 0);
+    line.assert_serves();
+    let mark = line.mark();
+    line.signal(1, Signal::SIGHUP);
+    let ready = line.wait_since(mark, "the next successor", |record| record.is(2, "accepting listeners"));
+    line.wait_since(mark, "it is ready", |record| record.is(1, "the successor is ready"));
+    line.signal(1, Signal::SIGTERM);
+    line.wait_since(mark, "it takes over", |record| record.is(2, "serving draining"));
+    assert_finishes(held);
+    assert_eq!(line.exit_code(1), 0);
+    line.assert_serves();
+    signal(ready.pid, Signal::SIGTERM);
+    assert_eq!(exit_code(ready.pid), 0);
+}
+
+#[test]
+fn a_terminate_to_the_new_one_while_the_old_drains_ends_both_and_neither_accepts_again() {
+    let (line, held) = draining();
+    line.signal(2, Signal::SIGTERM);
+    assert_eq!(line.exit_code(2), 0);
+    line.wait_for(1, "LineStopping");
+    // The old one still drains, and whoever calls now must be told that nobody will answer.
+    assert_refuses(&line);
+    assert_finishes(held);
+    assert_eq!(line.exit_code(1), 0);
+    line.wait_for_end();
+    assert_eq!(line.count("accepting again"), 0);
+}
+
+#[test]
+fn a_terminate_to_both_in_any_order_ends_both_and_leaves_nothing_behind() {
+    for round in 0..12 {
+        let line = Line::start_with(|command, folder| {
+            command.arg("--listen").arg(folder.join("socket")).args(BAKE).args(SLOW_DRAIN);
+            command.arg("--pid-file").arg(folder.join("pid"));
+        });
+        line.wait_for(1, "serving draining");
+        line.signal(1, Signal::SIGHUP);
+        line.wait_for(1, "the successor is ready");
+        let is_socket = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+        assert!(is_socket(&line.folder().join("socket")));
+        let both = [line.pid_of(1), line.pid_of(2)];
+        // Both are told before either has acted: what they say to each other crosses on the way.
+        for number in [Signal::SIGSTOP, Signal::SIGTERM, Signal::SIGCONT] {
+            signal(both[round % 2], number);
+            signal(both[1 - round % 2], number);
+        }
+        assert_eq!((line.exit_code(1), line.exit_code(2)), (0, 0));
+        line.wait_for_end();
+        for left in ["socket", "pid"] {
+            assert!(!line.folder().join(left).exists(), "{left} is left behind in round {round}:\n{}", line.text());
+        }
+    }
+}
