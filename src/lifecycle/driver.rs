@@ -184,14 +184,7 @@ impl<P: Plane> Driver<P> {
                 self.failure = Some(failure);
                 Event::SuccessorLost
             }
-            SuccessorEvent::Stopping => {
-                // Its end, which comes next, is no failure. Nor is it to be killed when it has closed the channel and
-                // not ended yet: it may have more to do than we know of.
-                if matches!(self.state, State::Retiring { .. }) {
-                    self.successor = None;
-                }
-                Event::LineStopping
-            }
+            SuccessorEvent::Stopping => Event::LineStopping,
             SuccessorEvent::Cut => Event::CutNow,
         }
     }
