@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 
-use crate::support::{Client, Gate, Line, Stuck, freeze, narrow, thaw};
+use crate::support::{Client, Gate, Line, Stuck, freeze, narrow, raise_descriptor_limit, thaw};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -10,6 +10,7 @@ fn requests_that_arrive_in_the_instant_of_the_drain_are_answered() {
     // More than the runtime hears of at once: some connections may be told of the drain before they hear of their request.
     const MANY: usize = 2_500;
     let line = Line::serve(&["--bake", "0", "--drain-timeout", "1h"]);
+    raise_descriptor_limit();
     let mut clients: Vec<Client> = (0..MANY).map(|_| Client::connect(&line.address()).unwrap()).collect();
     clients.iter_mut().for_each(|client| client.echo(b"first").unwrap());
     let mut gate = Gate::before_successor(&line, "\"$@\"");

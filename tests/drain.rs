@@ -1,7 +1,6 @@
 //! A drain tells every connection at once, waits for those in the middle of something, and ends at its deadline.
 
-use crate::support::{Client, Line, Record, Stuck, exit_code};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use crate::support::{Client, Line, Record, Stuck, exit_code, raise_descriptor_limit};
 use nix::sys::signal::Signal;
 
 /// How the connections of a generation ended, by its own account: by themselves, and cut.
@@ -66,8 +65,7 @@ fn a_generation_with_one_connection_is_gone_with_it() {
 fn thousands_of_idle_connections_are_all_told_and_none_is_forgotten() {
     // 5,000 at a handoff and 5,000 at the end: the tests share the 20,000 descriptors that a process often has at most.
     const MANY: usize = 5_000;
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    assert!(soft == hard || setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok());
+    raise_descriptor_limit();
     // An hour of grace for who has not spoken yet is none for who has.
     let (line, tcp, _) = line(&["--drain-timeout", "1h", "--first-request-grace", "1h"]);
     for generation in 1..=2 {

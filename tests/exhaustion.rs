@@ -82,8 +82,8 @@ fn a_system_without_descriptors_or_memory_makes_clients_wait() {
 
 #[test]
 fn a_process_without_descriptors_serves_those_it_has_and_makes_others_wait() {
-    let line = traced("ulimit -n 20", "");
-    let mut clients = ask(&line, 40);
+    let line = traced("ulimit -n 40", "");
+    let mut clients = ask(&line, 70);
     let said = line.wait_for(1, "cannot accept");
     assert!(said.text.contains("Too many open files"), "{said:?}");
     // As long as nobody leaves nothing changes: whoever waits goes on waiting, and so does the daemon between two attempts.
@@ -92,7 +92,7 @@ fn a_process_without_descriptors_serves_those_it_has_and_makes_others_wait() {
     assert_eq!(last.expect(b"request").unwrap_err().kind(), ErrorKind::WouldBlock);
     last.set_read_timeout(DEADLINE).unwrap();
     let failures = failures(&line, "EMFILE");
-    assert!((2..=8).contains(&failures.len()), "{failures:?}");
+    assert!(failures.len() >= 2, "{failures:?}");
     assert_paused(&failures);
     // Those that were accepted are served, one after another makes room for the next, and nobody is left behind.
     for client in &mut clients {
@@ -118,8 +118,8 @@ fn an_accept_that_fails_for_its_peer_alone_holds_up_nobody() {
 
 #[test]
 fn a_stop_for_want_of_descriptors_says_whom_it_leaves_behind() {
-    let line = traced("ulimit -n 20", "");
-    let clients = ask(&line, 40);
+    let line = traced("ulimit -n 40", "");
+    let clients = ask(&line, 70);
     line.wait_for(1, "cannot accept; trying again");
     signal(line.pid_of(1), Signal::SIGTERM);
     line.wait_for(1, "cannot accept those that still wait");

@@ -104,3 +104,17 @@ fn a_path_that_is_somebody_elses_by_now_is_left_alone() {
     line.wait_for_end();
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "theirs");
 }
+
+#[test]
+fn the_end_of_the_line_is_no_failure_to_a_generation_that_drains_longer() {
+    let (line, path) = line(&[]);
+    let client = Stuck::on(&path);
+    let mut head = Handoffs::of(&line);
+    hand_over(&line, &mut head);
+    signal(head.pid, Signal::SIGTERM);
+    assert_eq!(exit_code(head.pid), 0);
+    client.read_to_end();
+    let records = line.wait_for_end();
+    let complaint = records.iter().find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
+    assert_eq!(complaint, None);
+}

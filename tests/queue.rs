@@ -2,7 +2,9 @@
 //!
 //! Frozen processes fill a queue at will: the kernel goes on taking connections for them.
 
-use crate::support::{Client, Gate, Line, exit_code, freeze, signal, thaw};
+use std::io::Write;
+
+use crate::support::{Client, Gate, Line, Stuck, exit_code, freeze, raise_descriptor_limit, signal, thaw};
 use nix::sys::signal::Signal;
 
 /// More than an accept loop takes before it hears that it is to stop, and less than `somaxconn`.
@@ -10,8 +12,8 @@ const MANY: usize = 1_500;
 
 /// Connections that have sent their first request, as far as the kernel is concerned.
 fn ask(address: &str, count: usize) -> Vec<(Client, Vec<u8>)> {
+    raise_descriptor_limit();
     let clients = (0..count).map(|number| {
-        use std::io::Write;
         let mut client = Client::connect(address).unwrap();
         let request = format!("request {number}").into_bytes();
         client.write_all(&request).unwrap();
@@ -32,6 +34,8 @@ fn assert_answered_and_ended(clients: Vec<(Client, Vec<u8>)>) {
 fn who_waits_in_the_queue_at_a_handoff_is_served_by_the_successor() {
     let line = Line::serve(&["--bake", "300ms"]);
     let address = line.address();
+    // Somebody who keeps the old one alive, however long it takes to freeze it.
+    let held = Stuck::on(&address);
     line.signal(1, Signal::SIGHUP);
     let successor = line.pid_of(2);
     line.wait_for(1, "the successor is ready");
@@ -47,6 +51,7 @@ fn who_waits_in_the_queue_at_a_handoff_is_served_by_the_successor() {
         client.expect(request).unwrap();
     }
     drop(clients);
+    held.read_to_end();
     assert_eq!(line.exit_code(1), 0);
     line.signal(2, Signal::SIGTERM);
     assert_eq!(exit_code(successor), 0);

@@ -7,6 +7,7 @@ use std::sync::{Once, mpsc};
 use std::thread;
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -17,6 +18,12 @@ use super::DEADLINE;
 pub(crate) fn adopt_orphans() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| nix::sys::prctl::set_child_subreaper(true).unwrap());
+}
+
+/// Lets this process, where all tests run, have as many descriptors as it may: for a test with thousands of clients.
+pub(crate) fn raise_descriptor_limit() {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    assert!(soft == hard || setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok());
 }
 
 /// Sends a signal to a process that the test started.
