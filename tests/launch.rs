@@ -8,8 +8,11 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Gate, Line, REAL, Tracer, exit_code, signal};
 
+/// A reason that the log must hold, and what has to be done for it.
+type Failure<'a> = (&'a str, &'a dyn Fn(&Line));
+
 /// Has the first generation fail to hand over for each of these reasons, and then succeed.
-fn assert_survives(line: &Line, failures: &[(&str, &dyn Fn(&Line))]) {
+fn assert_survives(line: &Line, failures: &[Failure<'_>]) {
     for (reason, put) in failures {
         put(line);
         let failure = line.fail_to_hand_over_from(1);

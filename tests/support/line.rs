@@ -255,7 +255,10 @@ impl Line {
         let mut lines = self.log.lines.lock().unwrap();
         while !lines.ended {
             let left = until.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "processes are left: {:?}\n{}", self.processes(), lines.text.join("\n"));
+            if left.is_zero() {
+                drop(lines);
+                panic!("processes are left: {:?}\n{}", self.processes(), self.text());
+            }
             lines = self.log.grown.wait_timeout(lines, left.min(Duration::from_millis(100))).unwrap().0;
         }
         drop(lines);
