@@ -112,7 +112,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The pid file cannot be written.
-    #[error("cannot write the pid file {}: {source}", path.display())]
+    #[error("cannot write the pid file {path:?}: {source}")]
     PidFile {
         /// Its path.
         path: PathBuf,

@@ -77,6 +77,6 @@ pub use drain::{DrainReport, DrainWatch};
 pub use error::{Error, Exit};
 pub use generation::Generation;
 pub use handoff::Inheritance;
-pub use lifecycle::{Drained, Ending, Serving, Starting, run};
+pub use lifecycle::{Acceptor, Drained, Ending, Serving, Starting, run};
 pub use net::{Listener, ListenerSet, Origin, Peer, Stream};
 pub use service::{Connection, Echo, Next, Service};

@@ -4,13 +4,30 @@
 //! port 0 and folders of their own, run in parallel, and leave no process, socket or file behind.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::missing_panics_doc, reason = "tests panic")]
+#![allow(clippy::print_stdout, reason = "a storm tells how many it was made of; cargo shows it on request")]
 
 mod support;
 
+mod activation;
+mod conversation;
 mod crashes;
+mod drain;
+mod examples;
+mod exhaustion;
+mod generations;
 mod handoff;
+mod inheritance;
 mod instants;
 mod launch;
+mod layers;
+mod leaks;
+mod listeners;
+mod log;
 mod pid_file;
 mod program;
+mod queue;
 mod signals;
+mod soak;
+mod storm;
+mod unix_paths;
+mod usage;

@@ -290,6 +290,9 @@ fn adopt(environment: &Environment, descriptors: &mut ListenFd, welcome: &Welcom
 fn names(environment: &Environment, count: usize) -> Result<Vec<Option<String>>, Error> {
     let Some(value) = environment.get(LISTEN_FDNAMES) else { return Ok(vec![None; count]) };
     let text = value.to_str().ok_or_else(|| bad(LISTEN_FDNAMES, value, "expected text"))?;
+    if text.chars().any(char::is_control) {
+        return Err(bad(LISTEN_FDNAMES, value, "a name may not hold control characters"));
+    }
     let names: Vec<_> =
         text.split(':').map(|name| (!matches!(name, "" | "unknown")).then(|| name.to_owned())).collect();
     if names.len() == count {

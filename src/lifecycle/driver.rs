@@ -49,7 +49,8 @@ pub(super) struct Driver<P> {
     pid_file: Option<PidFile>,
     predecessors: Predecessors,
     successor: Option<Successor>,
-    /// Places in `listeners` that the successor has given up: nobody will accept there after us.
+    /// Places in `listeners` where nobody will accept after us: the successor has given them up, or we are rolled back
+    /// and the predecessor never had them.
     given_up: Vec<usize>,
     /// Why the successor was lost, until that is reported.
     failure: Option<HandoffFailure>,
@@ -199,7 +200,11 @@ impl<P: Plane> Driver<P> {
                 let closed = self.listeners.unclaimed().to_vec();
                 self.predecessors.tell_predecessor(&Message::Ready { pid: std::process::id(), closed });
             }
-            Action::TellRollback => self.predecessors.tell_predecessor(&Message::Rollback),
+            Action::TellRollback => {
+                self.predecessors.tell_predecessor(&Message::Rollback);
+                // The predecessor goes on with its own listeners; those that were bound here end here.
+                self.given_up = self.listeners.bound_here().to_vec();
+            }
             Action::TakeTheLine => self.take_the_line()?,
             Action::NotifyReady => self.notifier.ready(&self.status()),
             Action::StartSuccessor => self.start_successor(),

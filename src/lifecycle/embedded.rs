@@ -1,14 +1,18 @@
-//! Lends a generation's life to a server of one's own: axum, hyper, a thread pool, anything that takes a listener.
+//! Lends a generation's life to a server of one's own: axum, hyper, anything that takes connections.
 //!
-//! The steps are values: [`Starting`] gives listeners, [`Starting::ready`] turns it into [`Serving`], which tells when to
-//! stop accepting and is told when the last connection has ended. What cannot be done in one step does not compile.
+//! The steps are values: [`Starting`] has the listeners, [`Starting::ready`] turns it into [`Serving`], which tells when
+//! to stop accepting and when to end connections, and is told when the last one has ended. What cannot be done in one
+//! step does not compile. How connections are served, counted and cut is the server's affair.
 
 use std::future::Future;
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::driver::{Driver, Ending};
 use super::plane::Plane;
@@ -17,7 +21,7 @@ use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::handoff::Inheritance;
-use crate::net::{Listener, ListenerSet};
+use crate::net::{self, Listener, ListenerSet, Peer, Stream};
 
 /// A generation that has its listeners and has not said that it is ready.
 ///
@@ -26,16 +30,14 @@ use crate::net::{Listener, ListenerSet};
 #[must_use = "a generation that never says that it is ready is killed by its predecessor"]
 pub struct Starting {
     driver: Driver<Embedded>,
-    phase: watch::Receiver<Phase>,
-    told: watch::Sender<Told>,
+    face: Face,
 }
 
 /// A generation that serves.
 #[derive(Debug)]
 pub struct Serving {
     listeners: ListenerSet,
-    phase: watch::Receiver<Phase>,
-    told: watch::Sender<Told>,
+    face: Face,
     driver: JoinHandle<Result<Ending, Error>>,
 }
 
@@ -44,8 +46,28 @@ pub struct Serving {
 pub enum Drained {
     /// Nothing: return from `main`.
     End,
-    /// The successor died. Accept again, on fresh listeners from [`Serving::listener`].
+    /// The successor died. Accept again, with a fresh [`Serving::acceptor`].
     AcceptAgain(Serving),
+}
+
+/// Accepts connections on one listener until the generation retires.
+#[derive(Debug)]
+pub struct Acceptor {
+    acceptor: net::Acceptor,
+    retired: Signal,
+    unheard: TaskTracker,
+    /// Stands for the connection that is being accepted at this instant, until nothing more is.
+    accepting: Option<TaskTrackerToken>,
+}
+
+/// The server's side of what it shares with the driver.
+#[derive(Debug)]
+struct Face {
+    phase: watch::Receiver<Phase>,
+    told: watch::Sender<Told>,
+    /// Counts the connections that were accepted and have not sent anything yet.
+    unheard: TaskTracker,
+    first_request_grace: Duration,
 }
 
 /// What the driver asks of the server.
@@ -71,8 +93,9 @@ impl Starting {
     pub fn new(config: Config, inheritance: Inheritance) -> Result<Self, Error> {
         let (asked, phase) = watch::channel(Phase::Accepting);
         let (told, heard) = watch::channel(Told::Nothing);
+        let first_request_grace = config.first_request_grace;
         let driver = Driver::start(config, inheritance, Embedded { asked, heard })?;
-        Ok(Self { driver, phase, told })
+        Ok(Self { driver, face: Face { phase, told, unheard: TaskTracker::new(), first_request_grace } })
     }
 
     /// The ordinal of this process in its line.
@@ -87,49 +110,69 @@ impl Starting {
         self.driver.listeners()
     }
 
-    /// A descriptor of the TCP listener of that name, non-blocking.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchListener`], or when no descriptor is left.
-    pub fn listener(&self, name: &str) -> Result<TcpListener, Error> {
-        listener(self.driver.listeners(), name)
-    }
-
-    /// Says that connections are accepted. From here on signals are heeded, and handoffs happen.
+    /// Says that connections are accepted. From here on signals are heeded, and handoffs happen. What comes between now
+    /// and the first accept waits in the listener's queue.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn ready(self) -> Result<Serving, Error> {
-        let Self { driver, phase, told } = self;
+        let Self { driver, face } = self;
         let listeners = driver.listeners().clone();
-        Ok(Serving { listeners, phase, told, driver: tokio::spawn(driver.live()?.run()) })
+        Ok(Serving { listeners, face, driver: tokio::spawn(driver.live()?.run()) })
     }
 }
 
 impl Serving {
-    /// A descriptor of the TCP listener of that name, non-blocking.
+    /// Accepts on the listener of that name until the generation retires.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchListener`], or when the kernel will not watch it.
+    pub fn acceptor(&self, name: &str) -> Result<Acceptor, Error> {
+        let acceptor =
+            net::Acceptor::new(self.listeners.get(name)?.clone()).map_err(Error::system("watch a listener"))?;
+        let unheard = self.face.unheard.clone();
+        let accepting = Some(unheard.token());
+        Ok(Acceptor { acceptor, retired: Signal(Box::pin(self.retired())), unheard, accepting })
+    }
+
+    /// A descriptor of the TCP listener of that name, for a server that must have one; stop accepting at
+    /// [`Serving::retired`].
     ///
     /// # Errors
     /// [`Error::NoSuchListener`], or when no descriptor is left.
     pub fn listener(&self, name: &str) -> Result<TcpListener, Error> {
-        listener(&self.listeners, name)
+        let copy = self.listeners.get(name)?.try_clone();
+        copy.map(TcpListener::from).map_err(Error::system("copy a listener's descriptor"))
     }
 
-    /// Pends until it is time to stop accepting and to end the connections: a successor has taken over, or the service
-    /// is told to stop. May be called any number of times.
+    /// Pends until it is time to stop accepting: a successor has taken over, or the service is told to stop.
     pub fn retired(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
-        self.until(|phase| phase != Phase::Accepting)
+        self.face.until(|phase| phase != Phase::Accepting)
+    }
+
+    /// Pends until it is time to tell the connections to end: the generation has retired, every [`Acceptor`] has said so
+    /// or is gone, and every connection that came by one has sent something; or `first_request_grace` is over.
+    ///
+    /// A server that ends connections at [`Serving::retired`] loses those that it accepted in the last instant: their
+    /// first request is still on the way.
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
+        let (retired, unheard, grace) = (self.retired(), self.face.unheard.clone(), self.face.first_request_grace);
+        async move {
+            retired.await;
+            unheard.close();
+            let _ = tokio::time::timeout(grace, unheard.wait()).await;
+        }
     }
 
     /// Pends until the drain deadline has passed: drop the connections that are left.
     pub fn cut(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
-        self.until(|phase| phase == Phase::Cut)
+        self.face.until(|phase| phase == Phase::Cut)
     }
 
     /// Pends until a generation that was retired has to accept again, because its successor died. For a server that can
     /// accept anew while its old connections still drain; others learn it from [`Serving::drained`].
     pub fn recalled(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
-        let (retired, accepting) = (self.retired(), self.until(|phase| phase == Phase::Accepting));
+        let (retired, accepting) = (self.retired(), self.face.until(|phase| phase == Phase::Accepting));
         async move {
             retired.await;
             accepting.await;
@@ -140,21 +183,52 @@ impl Serving {
     ///
     /// # Errors
     /// What ended the generation before its time.
+    ///
+    /// # Panics
+    /// When the task that drives the generation has panicked.
     pub async fn drained(mut self) -> Result<Drained, Error> {
-        self.told.send_replace(Told::Drained);
-        let recalled = self.until(|phase| phase == Phase::Accepting);
+        self.face.told.send_replace(Told::Drained);
+        let recalled = self.face.until(|phase| phase == Phase::Accepting);
         tokio::select! {
             ended = &mut self.driver => match ended {
                 Ok(ended) => ended.map(|_| Drained::End),
                 Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
             },
             () = recalled => {
-                self.told.send_replace(Told::Nothing);
+                self.face.told.send_replace(Told::Nothing);
                 Ok(Drained::AcceptAgain(self))
             }
         }
     }
+}
 
+impl Acceptor {
+    /// The next connection; none once the generation has retired. Cancel safe.
+    ///
+    /// The stream is non-blocking and counts as unheard until something has been read from it.
+    pub async fn accept(&mut self) -> Option<(Stream, Peer)> {
+        self.accepting.as_ref()?;
+        tokio::select! {
+            biased;
+            () = &mut self.retired.0 => {
+                self.accepting = None;
+                None
+            }
+            (mut stream, peer) = self.acceptor.accept() => {
+                stream.unheard(self.unheard.token());
+                Some((stream, peer))
+            }
+        }
+    }
+
+    /// The listener.
+    #[must_use]
+    pub const fn listener(&self) -> &Listener {
+        self.acceptor.listener()
+    }
+}
+
+impl Face {
     /// Pends for ever once the driver has ended, for nothing is asked any more.
     fn until(&self, wanted: fn(Phase) -> bool) -> impl Future<Output = ()> + Send + Sync + use<> {
         let mut phase = self.phase.clone();
@@ -166,10 +240,13 @@ impl Serving {
     }
 }
 
-fn listener(listeners: &ListenerSet, name: &str) -> Result<TcpListener, Error> {
-    let descriptor: OwnedFd =
-        listeners.get(name)?.try_clone().map_err(Error::system("copy a listener's descriptor"))?;
-    Ok(descriptor.into())
+/// Something that is awaited again and again until it has come.
+struct Signal(Pin<Box<dyn Future<Output = ()> + Send + Sync>>);
+
+impl std::fmt::Debug for Signal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Signal")
+    }
 }
 
 /// The driver's side.
@@ -185,9 +262,12 @@ impl Plane for Embedded {
         Ok(())
     }
 
-    async fn stop_accepting(&mut self) {}
+    /// The server is asked, and not waited for: what it accepts meanwhile it serves.
+    async fn stop_accepting(&mut self) {
+        self.asked.send_replace(Phase::Draining);
+    }
 
-    /// The kernel's queue stays with the descriptors that the server holds: it has not stopped yet.
+    /// What waits in the queues belongs to the server's own descriptors.
     fn sweep(&mut self, _listeners: &[Listener]) {}
 
     fn drain(&mut self) {
@@ -195,10 +275,8 @@ impl Plane for Embedded {
     }
 
     async fn drained(&self) {
-        let mut heard = self.heard.clone();
-        if heard.wait_for(|told| *told == Told::Drained).await.is_err() {
-            // The server has dropped its side: it is over.
-        }
+        // An error says that the server has dropped its side: there is nobody left to wait for.
+        let _ = self.heard.clone().wait_for(|told| *told == Told::Drained).await;
     }
 
     fn cut(&mut self) {

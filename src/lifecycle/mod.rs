@@ -19,7 +19,7 @@ use crate::server::Server;
 use crate::service::Service;
 
 pub use driver::Ending;
-pub use embedded::{Drained, Serving, Starting};
+pub use embedded::{Acceptor, Drained, Serving, Starting};
 
 /// Serves `service` for the whole life of this generation: adopts or binds the listeners, takes over from a
 /// predecessor, hands over to successors, drains. Must be called in a tokio runtime with I/O and time.

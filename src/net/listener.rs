@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::sys;
 
 /// As long as the kernel allows: it cuts this down to `net.core.somaxconn`, listen(2).
-const BACKLOG: i32 = 65_535;
+pub(crate) const BACKLOG: i32 = 65_535;
 
 /// A bound, listening, non-blocking socket with a name. Clones share it.
 #[derive(Clone, Debug)]

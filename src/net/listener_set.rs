@@ -18,6 +18,8 @@ pub struct ListenerSet {
     listeners: Vec<Listener>,
     /// Descriptors, by the number under which they were passed in, that nothing claimed. They are closed.
     unclaimed: Vec<RawFd>,
+    /// Places of those that this very process bound: no predecessor accepts there.
+    bound_here: Vec<usize>,
 }
 
 /// One listener to be: its name, and where to bind it if no socket was passed in for it.
@@ -49,7 +51,7 @@ impl ListenerSet {
             }
         }
         claim(&mut wanted, &mut passed);
-        listeners.extend(adopt_or_bind(wanted)?);
+        let bound_here = adopt_or_bind(wanted, &mut listeners)?;
         for socket in &passed {
             let (listener, address) = (socket.name.as_deref().unwrap_or("unnamed"), socket.address());
             tracing::info!(
@@ -59,7 +61,7 @@ impl ListenerSet {
                 "closed a passed socket that nothing claims"
             );
         }
-        Ok(Self { listeners, unclaimed: passed.iter().map(|socket| socket.descriptor).collect() })
+        Ok(Self { listeners, unclaimed: passed.iter().map(|socket| socket.descriptor).collect(), bound_here })
     }
 
     /// In the order in which they are passed on.
@@ -80,6 +82,11 @@ impl ListenerSet {
     /// The numbers of the passed descriptors that were closed because nothing claims them.
     pub(crate) fn unclaimed(&self) -> &[RawFd] {
         &self.unclaimed
+    }
+
+    /// The places of those that this process bound itself. Once any is taken out, the places are others.
+    pub(crate) fn bound_here(&self) -> &[usize] {
+        &self.bound_here
     }
 
     /// Takes all listeners out of the set.
@@ -123,9 +130,8 @@ fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
     }
 }
 
-/// Adopts what was found for each, and binds those for which nothing was.
-fn adopt_or_bind(wanted: Vec<Wanted>) -> Result<Vec<Listener>, Error> {
-    let mut listeners: Vec<Listener> = Vec::new();
+/// Adopts what was found for each, and binds those for which nothing was: the places of these.
+fn adopt_or_bind(wanted: Vec<Wanted>, listeners: &mut Vec<Listener>) -> Result<Vec<usize>, Error> {
     let mut bound = Vec::new();
     for want in wanted {
         if !want.found.is_empty() {
@@ -135,16 +141,16 @@ fn adopt_or_bind(wanted: Vec<Wanted>) -> Result<Vec<Listener>, Error> {
         match Listener::bind(&want.name, &want.address) {
             Ok(listener) => {
                 tracing::info!(listener = %listener.name(), address = listener.address(), "bound");
-                bound.push(listener);
-                listeners.extend(bound.last().cloned());
+                bound.push(listeners.len());
+                listeners.push(listener);
             }
             Err(error) => {
-                bound.iter().for_each(Listener::unlink);
+                bound.iter().filter_map(|place| listeners.get(*place)).for_each(Listener::unlink);
                 return Err(error);
             }
         }
     }
-    Ok(listeners)
+    Ok(bound)
 }
 
 /// Adopts all of them under the names that they came with.

@@ -15,6 +15,7 @@ use std::time::Duration;
 use socket2::{SockAddr, Socket};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::sys;
 
@@ -26,6 +27,8 @@ pub struct Stream {
     sent: u64,
     /// Whether the peer has half-closed: nothing can come that a reset would answer.
     peer_finished: bool,
+    /// Held until the first byte has been read, for whoever waits for first requests.
+    unheard: Option<TaskTrackerToken>,
 }
 
 #[derive(Debug)]
@@ -66,7 +69,12 @@ impl Stream {
             Peer::Tcp(_) => Family::Tcp(TcpStream::from_std(fd.into())?),
             Peer::Unix => Family::Unix(UnixStream::from_std(fd.into())?),
         };
-        Ok(Self { socket, received: 0, sent: 0, peer_finished: false })
+        Ok(Self { socket, received: 0, sent: 0, peer_finished: false, unheard: None })
+    }
+
+    /// Has `token` dropped when the first byte, or the peer's end, has been read.
+    pub(crate) fn unheard(&mut self, token: TaskTrackerToken) {
+        self.unheard = Some(token);
     }
 
     /// Bytes read so far.
@@ -125,7 +133,8 @@ impl Stream {
         while matches!(self.read(&mut waste).await, Ok(1..)) {}
     }
 
-    const fn count_read(&mut self, count: usize) {
+    fn count_read(&mut self, count: usize) {
+        self.unheard = None;
         self.received += count as u64;
         self.peer_finished |= count == 0;
     }

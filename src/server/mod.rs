@@ -4,7 +4,6 @@
 //! accepting stay open, for what waits in their queues belongs to whoever accepts next; which of them to close, the
 //! caller decides.
 
-mod accept;
 mod connection;
 
 use std::time::Duration;
@@ -12,11 +11,10 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::drain::{Drain, DrainReport};
+use crate::drain::{Drain, DrainEntry, DrainReport};
 use crate::error::Error;
-use crate::net::Listener;
+use crate::net::{Acceptor, Listener, waiting};
 use crate::service::Service;
-use accept::AcceptLoop;
 use connection::Connections;
 
 /// A service on its listeners.
@@ -44,8 +42,8 @@ impl<S: Service> Server<S> {
         self.drain.resume();
         self.stop = CancellationToken::new();
         for listener in listeners {
-            let accept = AcceptLoop::new(listener.clone(), self.connections.clone(), self.drain.entry())?;
-            self.loops.spawn(accept.run(self.stop.clone()));
+            let acceptor = Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
+            self.loops.spawn(accept(acceptor, self.connections.clone(), self.drain.entry(), self.stop.clone()));
         }
         Ok(())
     }
@@ -60,7 +58,7 @@ impl<S: Service> Server<S> {
     pub(crate) fn sweep(&self, listeners: &[Listener]) {
         let entry = self.drain.entry();
         for listener in listeners {
-            while let Ok((stream, peer)) = listener.accept() {
+            for (stream, peer) in waiting(listener) {
                 self.connections.spawn(stream, peer, listener, &entry);
             }
         }
@@ -89,5 +87,17 @@ impl<S: Service> Server<S> {
     /// How they ended that were there when the drain began.
     pub(crate) fn report(&self) -> DrainReport {
         self.drain.report()
+    }
+}
+
+/// Accepts on one listener until `stop` is cancelled.
+async fn accept<S: Service>(
+    mut acceptor: Acceptor,
+    connections: Connections<S>,
+    entry: DrainEntry,
+    stop: CancellationToken,
+) {
+    while let Some((stream, peer)) = stop.run_until_cancelled(acceptor.accept()).await {
+        connections.spawn(stream, peer, acceptor.listener(), &entry);
     }
 }

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, fork};
+use nix::unistd::Pid;
 
 use super::fd::{CLOSE_ON_EXEC, FIRST_PASSED, lift};
 
@@ -68,13 +68,14 @@ pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
     };
     let mut before = SigSet::empty();
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-    // SAFETY: both children call only what is async-signal-safe until they exec or _exit: see `middle` and `exec`.
-    let forked = unsafe { fork() };
-    if let Ok(ForkResult::Child) = forked {
+    // SAFETY: both children call only what is async-signal-safe until they exec or _exit: see `middle` and `exec`. The
+    // one in the middle opens and closes nothing, so that it may share our descriptors.
+    let forked = unsafe { fork(Descriptors::Shared) };
+    if let Ok(Forked::Child) = forked {
         middle(&prepared);
     }
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-    let Ok(ForkResult::Parent { child }) = forked else { return Err(forked.err().unwrap_or(Errno::ECHILD).into()) };
+    let Forked::Parent { child } = forked? else { return Err(Errno::ECHILD.into()) };
     loop {
         match waitpid(child, None) {
             Err(Errno::EINTR) => {}
@@ -82,6 +83,41 @@ pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
             Ok(_) | Err(Errno::ECHILD) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         }
+    }
+}
+
+/// What a new process does with our descriptors. Thousands of connections take a millisecond to copy and close again,
+/// which only the process that will execute needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Descriptors {
+    Shared,
+    Copied,
+}
+
+/// Which of two we are.
+enum Forked {
+    Parent { child: Pid },
+    Child,
+}
+
+/// fork(2) as a bare system call.
+///
+/// # Safety
+/// The child may call only what is async-signal-safe. One that shares descriptors may not open or close any.
+unsafe fn fork(descriptors: Descriptors) -> Result<Forked, Errno> {
+    let flags = match descriptors {
+        Descriptors::Shared => libc::CLONE_FILES | libc::SIGCHLD,
+        Descriptors::Copied => libc::SIGCHLD,
+    };
+    // The other arguments come in an order that differs between machines, and are all zero.
+    let flags = libc::c_long::from(flags);
+    let none: libc::c_long = 0;
+    // SAFETY: without CLONE_VM the child runs on a copy of this stack; nothing is written for zero pointers.
+    let pid = Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) })?;
+    match libc::pid_t::try_from(pid) {
+        Ok(0) => Ok(Forked::Child),
+        Ok(pid) => Ok(Forked::Parent { child: Pid::from_raw(pid) }),
+        Err(_) => Err(Errno::ERANGE),
     }
 }
 
@@ -101,11 +137,11 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
 
 /// The process in the middle: forks again and ends. Async-signal-safe.
 fn middle(prepared: &Prepared<'_>) -> ! {
-    // SAFETY: a child of a fork may fork; fork(2) itself is async-signal-safe as long as no handler is registered
-    // with pthread_atfork(3) that is not, and this crate registers none.
-    match unsafe { fork() } {
-        Ok(ForkResult::Child) => exec(prepared),
-        Ok(ForkResult::Parent { .. }) => {}
+    // SAFETY: a child of a fork may fork; the system call runs no handler of pthread_atfork(3), whose locks another
+    // thread of the parent may have held. The child gets descriptors of its own: it is going to move them.
+    match unsafe { fork(Descriptors::Copied) } {
+        Ok(Forked::Child) => exec(prepared),
+        Ok(Forked::Parent { .. }) => {}
         Err(errno) => tell(prepared.lifted[prepared.channel], prepared.words.fork_failed, errno as i32),
     }
     // SAFETY: _exit(2) is async-signal-safe and runs no destructor of the parent's.

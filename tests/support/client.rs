@@ -42,6 +42,14 @@ impl Client {
         }
     }
 
+    /// How long a write may take.
+    pub(crate) fn set_write_timeout(&self, timeout: Duration) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.set_write_timeout(Some(timeout)),
+            Self::Unix(socket) => socket.set_write_timeout(Some(timeout)),
+        }
+    }
+
     /// Sends `request` and reads as many bytes back, which must be the same.
     pub(crate) fn echo(&mut self, request: &[u8]) -> io::Result<()> {
         self.write_all(request)?;

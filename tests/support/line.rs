@@ -3,6 +3,7 @@
 //! All generations write to the same standard error, a pipe that the test reads. So one place tells what every
 //! generation does, the pipe's end tells that all of them have ended, and whoever holds the pipe belongs to the line.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -18,7 +19,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::process::{adopt_orphans, exit_code, kill_if_alive, reap_if_ours, signal};
-use super::{Client, DEADLINE};
+use super::{Client, DEADLINE, REAL};
 
 /// A line of generations that the test started.
 #[derive(Debug)]
@@ -94,23 +95,41 @@ impl Line {
     ///
     /// The program is `FOLDER/handoffd`, a link to the real binary, so that a test may put something else in its place.
     pub(crate) fn start_with(prepare: impl FnOnce(&mut Command, &Path)) -> Self {
-        Self::start_by(|folder| {
-            let mut command = Command::new(folder.join("handoffd"));
-            command.args(["--log", "debug"]);
-            prepare(&mut command, folder);
+        Self::start_under(&[], prepare)
+    }
+
+    /// Starts the daemon by a launcher: a program, with arguments, that executes what follows them.
+    pub(crate) fn start_under(launcher: &[&str], prepare: impl FnOnce(&mut Command, &Path)) -> Self {
+        let words = |folder: &Path| {
+            let program = folder.join("handoffd");
+            let mut words = launcher.iter().map(OsStr::new).chain([program.as_os_str()]);
+            let mut command = Command::new(words.next().unwrap());
+            command.args(words).args(["--log", "debug"]);
             command
-        })
+        };
+        Self::start(Path::new(REAL), words, prepare)
     }
 
     /// Starts the daemon by a command of the test's own, which must exec it and log at debug level.
     pub(crate) fn start_by(command: impl FnOnce(&Path) -> Command) -> Self {
+        Self::start(Path::new(REAL), command, |_, _| {})
+    }
+
+    /// Starts another program that is built on the library, by a link to it.
+    pub(crate) fn start_program(real: &Path, prepare: impl FnOnce(&mut Command, &Path)) -> Self {
+        Self::start(real, |folder| Command::new(folder.join("handoffd")), prepare)
+    }
+
+    fn start(real: &Path, command: impl FnOnce(&Path) -> Command, prepare: impl FnOnce(&mut Command, &Path)) -> Self {
         adopt_orphans();
+        assert!(real.exists(), "{} is missing: `cargo test` builds it", real.display());
         let folder = tempfile::Builder::new().prefix("handoffd-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        symlink(env!("CARGO_BIN_EXE_handoffd"), folder.path().join("handoffd")).unwrap();
+        symlink(real, folder.path().join("handoffd")).unwrap();
         let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         let stderr = fs::read_link(format!("/proc/self/fd/{}", read.as_raw_fd())).unwrap();
         let mut command = command(folder.path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(write);
+        prepare(&mut command, folder.path());
         let pid = command.spawn().unwrap().id();
         drop(command);
         let log = Arc::new(Log::default());
@@ -154,7 +173,12 @@ impl Line {
     /// Waits for a record that comes after a [`Line::mark`]. A failed handoff leaves records of a generation that will
     /// be tried again under the same number; those count for nothing here.
     pub(crate) fn wait_since(&self, mark: usize, what: &str, wanted: impl Fn(&Record) -> bool) -> Record {
-        let found = self.wait_since_or_end(mark, what, wanted);
+        self.wait_after(&mut { mark }, what, wanted)
+    }
+
+    /// Waits for a record among those after the first `seen`, and moves `seen` past it: for a log that grows long.
+    pub(crate) fn wait_after(&self, seen: &mut usize, what: &str, wanted: impl Fn(&Record) -> bool) -> Record {
+        let found = self.wait_after_or_end(seen, what, wanted);
         found.unwrap_or_else(|| panic!("every process has ended, and there was no record of {what}:\n{}", self.text()))
     }
 
@@ -165,16 +189,24 @@ impl Line {
         what: &str,
         wanted: impl Fn(&Record) -> bool,
     ) -> Option<Record> {
+        self.wait_after_or_end(&mut { mark }, what, wanted)
+    }
+
+    fn wait_after_or_end(&self, seen: &mut usize, what: &str, wanted: impl Fn(&Record) -> bool) -> Option<Record> {
         let until = Instant::now() + DEADLINE;
         let mut lines = self.log.lines.lock().unwrap();
-        let mut seen = mark;
         loop {
-            let found = lines.text[seen..].iter().map(|line| Record::parse(line)).find(|record| wanted(record));
-            if found.is_some() || lines.ended {
-                return found;
+            while let Some(line) = lines.text.get(*seen) {
+                *seen += 1;
+                let record = Record::parse(line);
+                if wanted(&record) {
+                    return Some(record);
+                }
             }
-            seen = lines.text.len();
             let left = until.saturating_duration_since(Instant::now());
+            if lines.ended {
+                return None;
+            }
             if left.is_zero() {
                 // Not with the lock: the line, dropped, reads the log.
                 drop(lines);
@@ -256,8 +288,9 @@ impl Line {
         while !lines.ended {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
+                let log = lines.text.join("\n");
                 drop(lines);
-                panic!("processes are left: {:?}\n{}", self.processes(), self.text());
+                panic!("processes are left: {:?}\n{log}", self.processes());
             }
             lines = self.log.grown.wait_timeout(lines, left.min(Duration::from_millis(100))).unwrap().0;
         }
@@ -265,10 +298,11 @@ impl Line {
         self.records()
     }
 
-    /// Every living process of the line.
+    /// Every living process of the line: whoever holds its pipe as standard error, or as standard output.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        pids.filter(|pid| fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|held| held == self.stderr)).collect()
+        let holds = |path| fs::read_link(path).is_ok_and(|held| held == self.stderr);
+        pids.filter(|pid| (1..=2).any(|stream| holds(format!("/proc/{pid}/fd/{stream}")))).collect()
     }
 }
 

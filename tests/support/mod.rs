@@ -4,17 +4,27 @@ mod callers;
 mod client;
 mod impostor;
 mod line;
+mod parent;
 mod process;
+mod refusal;
+mod storm;
+mod stuck;
 mod tracer;
+mod view;
 
 use std::time::Duration;
 
 pub(crate) use callers::{Callers, Calls, SLOW_DRAIN};
 pub(crate) use client::Client;
-pub(crate) use impostor::{Gate, REAL};
+pub(crate) use impostor::{Gate, REAL, install};
 pub(crate) use line::{Line, Record};
-pub(crate) use process::{exit_code, signal};
+pub(crate) use parent::{Parent, free_port};
+pub(crate) use process::{exit_code, freeze, signal, thaw};
+pub(crate) use refusal::Refusal;
+pub(crate) use storm::{Handoffs, Storm, Tally};
+pub(crate) use stuck::{Stuck, narrow};
 pub(crate) use tracer::Tracer;
+pub(crate) use view::{accept, assert_becomes, children, environment, holds, holds_socket, kinds, threads};
 
 /// How long any event may take before the test has failed. Far above what it does take: a deadline, not a measurement.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);

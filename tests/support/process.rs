@@ -8,7 +8,7 @@ use std::thread;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::DEADLINE;
@@ -22,6 +22,18 @@ pub(crate) fn adopt_orphans() {
 /// Sends a signal to a process that the test started.
 pub(crate) fn signal(pid: u32, signal: Signal) {
     kill(raw(pid), signal).unwrap_or_else(|error| panic!("{signal} to {pid}: {error}"));
+}
+
+/// Stops a process of the line, and returns when it does stand still.
+pub(crate) fn freeze(pid: u32) {
+    signal(pid, Signal::SIGSTOP);
+    let stopped = waitpid(raw(pid), Some(WaitPidFlag::WUNTRACED)).unwrap();
+    assert!(matches!(stopped, WaitStatus::Stopped(..)), "{stopped:?}");
+}
+
+/// Has a frozen process go on.
+pub(crate) fn thaw(pid: u32) {
+    signal(pid, Signal::SIGCONT);
 }
 
 /// Waits for the end of a process that is ours by birth or by adoption, and reaps it: its exit code, or 128 and the

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use clap::error::ErrorKind;
+use clap::error::{ContextValue, ErrorKind};
 use handoffd::{Config, ListenerConfig, Listeners, MaxGenerations};
 use tracing_subscriber::filter::Targets;
 
@@ -102,9 +102,33 @@ pub(crate) fn parse() -> Result<Arguments, Answer> {
 
 /// The first line of what clap says, which names the flag and the value; the rest is usage.
 fn one_line(error: &clap::Error) -> String {
-    let text = error.render().to_string();
+    if error.kind() == ErrorKind::InvalidUtf8 {
+        // Clap does not say which.
+        let culprit = std::env::args_os().find(|argument| argument.to_str().is_none()).unwrap_or_default();
+        return format!("argument {culprit:?} is not UTF-8 (see --help)");
+    }
+    let mut text = error.render().to_string();
+    for (_, value) in error.context() {
+        if let ContextValue::String(given) = value {
+            // What was given may hold line breaks.
+            text = text.replace(given.as_str(), &printable(given));
+        }
+    }
     let first = text.lines().next().unwrap_or_default();
-    first.strip_prefix("error: ").unwrap_or(first).to_owned() + " (see --help)"
+    printable(first.strip_prefix("error: ").unwrap_or(first)) + " (see --help)"
+}
+
+/// With control characters as escapes.
+fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            printable.extend(character.escape_default());
+        } else {
+            printable.push(character);
+        }
+    }
+    printable
 }
 
 /// Seconds, or a number with a unit.

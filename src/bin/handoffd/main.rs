@@ -54,9 +54,9 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// One line that says what was wrong, in the log or, before there is one, on standard error.
+/// One line that says what was wrong, in the log or, if there is none yet or it takes no errors, on standard error.
 fn fail(error: &Error) -> ExitCode {
-    if tracing::dispatcher::has_been_set() {
+    if tracing::enabled!(tracing::Level::ERROR) {
         tracing::error!(reason = %error, "cannot serve");
         return code(error.exit());
     }

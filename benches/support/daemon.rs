@@ -1,0 +1,169 @@
+//! Starts the daemon, follows its line by the log, and ends every process of it.
+//!
+//! All generations of a line write to one pipe. A record counts from the moment in which we read it, so what is
+//! measured is what an observer sees, the wait for a core included.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{ChildStderr, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// Longest wait for anything the daemon does: far beyond what it takes, so that a bench that cannot go on ends.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One line of the log.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    /// When it was read.
+    pub(crate) at: Instant,
+    /// Which generation wrote it.
+    pub(crate) generation: u64,
+    /// Its process.
+    pub(crate) pid: Pid,
+    /// The whole line.
+    pub(crate) text: String,
+}
+
+/// A line of generations.
+pub(crate) struct Daemon {
+    records: Receiver<Record>,
+    /// Processes that have written to the log and were not reaped yet. While that is so no number is used anew, and a
+    /// signal cannot reach a stranger.
+    unreaped: Arc<Mutex<BTreeSet<Pid>>>,
+    first: Pid,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Daemon {
+    /// Starts one with `listeners` listeners on loopback and these flags, and waits until it serves.
+    pub(crate) fn start(listeners: usize, flags: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_handoffd"));
+        command.args(["--listen", "127.0.0.1:0"].repeat(listeners)).args(flags);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        // Reaped by its number, like every generation after it.
+        #[allow(clippy::zombie_processes)]
+        let mut child = command.spawn().expect("start the daemon");
+        let first = Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
+        let stderr = child.stderr.take().expect("its standard error");
+        let unreaped = Arc::new(Mutex::new(BTreeSet::from([first])));
+        let (sender, records) = channel();
+        let seen = Arc::clone(&unreaped);
+        std::thread::spawn(move || follow(stderr, &sender, &seen));
+        let mut daemon = Self { records, unreaped, first, addresses: Vec::new() };
+        daemon.addresses = addresses(&daemon.await_record(1, "accepting").text);
+        daemon.await_record(1, "serving");
+        daemon
+    }
+
+    /// The process of the first generation.
+    pub(crate) fn first(&self) -> Pid {
+        self.first
+    }
+
+    /// Where the first listener listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+
+    /// The next record of `generation` whose message begins with `message`; what comes before it is passed over.
+    pub(crate) fn await_record(&self, generation: u64, message: &str) -> Record {
+        let deadline = Instant::now() + PATIENCE;
+        let mut last = None;
+        loop {
+            match self.records.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(record) if record.generation == generation && record.says(message) => return record,
+                Ok(record) => last = Some(record.text),
+                Err(_) => panic!("no record {message:?} of generation {generation}; the last one was {last:?}"),
+            }
+        }
+    }
+
+    /// Sends a signal, and says when.
+    pub(crate) fn signal(pid: Pid, signal: Signal) -> Instant {
+        let at = Instant::now();
+        kill(pid, signal).expect("signal a process that is not reaped yet");
+        at
+    }
+
+    /// Waits until a process has ended.
+    pub(crate) fn reap(&self, pid: Pid) -> Instant {
+        waitpid(pid, None).expect("reap a process of ours");
+        let at = Instant::now();
+        self.unreaped().remove(&pid);
+        at
+    }
+
+    /// Reaps what has ended.
+    pub(crate) fn reap_ended(&self) {
+        self.unreaped().retain(|pid| matches!(waitpid(*pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive)));
+    }
+
+    fn unreaped(&self) -> std::sync::MutexGuard<'_, BTreeSet<Pid>> {
+        self.unreaped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kill_all(&self) {
+        for pid in self.unreaped().iter() {
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+    }
+}
+
+impl Drop for Daemon {
+    /// The log ends when nobody is left who could write to it: a generation that was being born is heard of until then.
+    fn drop(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        self.kill_all();
+        while Instant::now() < deadline {
+            match self.records.recv_timeout(Duration::from_millis(100)) {
+                Ok(_) | Err(RecvTimeoutError::Timeout) => self.kill_all(),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        for pid in self.unreaped().iter() {
+            let _ = waitpid(*pid, None);
+        }
+    }
+}
+
+impl Record {
+    fn says(&self, message: &str) -> bool {
+        ["INFO", "WARN", "ERROR"].iter().any(|level| {
+            self.text.split_once(&format!(" {level} ")).is_some_and(|(_, words)| words.starts_with(message))
+        })
+    }
+
+    /// Reads `TIME generation=N pid=N LEVEL message`.
+    fn parse(at: Instant, text: String) -> Option<Self> {
+        let field = |name| text.split_whitespace().find_map(|word| word.strip_prefix(name));
+        let (generation, pid) = (field("generation=")?.parse().ok()?, field("pid=")?.parse().ok()?);
+        Some(Self { at, generation, pid: Pid::from_raw(pid), text })
+    }
+}
+
+/// Reads the log to its end.
+fn follow(stderr: ChildStderr, records: &Sender<Record>, unreaped: &Mutex<BTreeSet<Pid>>) {
+    let mut known = BTreeSet::new();
+    for line in BufReader::new(stderr).lines() {
+        let at = Instant::now();
+        let Some(record) = line.ok().and_then(|line| Record::parse(at, line)) else { continue };
+        if known.insert(record.pid) {
+            unreaped.lock().unwrap_or_else(PoisonError::into_inner).insert(record.pid);
+        }
+        let _ = records.send(record);
+    }
+}
+
+/// The addresses in `accepting listeners="NAME=ADDRESS NAME=ADDRESS"`.
+fn addresses(text: &str) -> Vec<SocketAddr> {
+    let list = text.split('"').nth(1).expect("a list of listeners");
+    let address = |one: &str| one.split_once('=').and_then(|(_, address)| address.parse().ok());
+    list.split(' ').map(|one| address(one).expect("NAME=ADDRESS")).collect()
+}

@@ -1,0 +1,71 @@
+//! Prints a small table: figure, values, target, and whether it was met.
+// A bench is there to print.
+#![allow(clippy::print_stdout)]
+
+/// What a figure is held against.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    /// No more than this.
+    AtMost(f64),
+    /// No less than this.
+    AtLeast(f64),
+    /// Nothing: it is there to be compared.
+    None,
+}
+
+/// Rows, printed when all of them are there.
+pub(crate) struct Table {
+    columns: usize,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// `columns` come between the figure's name and the target; the first of them is held against the target.
+    pub(crate) fn new(title: &str, columns: &[&str]) -> Self {
+        let mut table = Self { columns: columns.len(), rows: Vec::new() };
+        table.push(title, columns.iter().map(|name| (*name).to_owned()), "target", "");
+        table
+    }
+
+    /// One figure. Columns for which it has no value stay empty.
+    pub(crate) fn row(&mut self, figure: &str, values: &[f64], target: Target) {
+        let held = values[0];
+        let (wanted, met) = match target {
+            Target::AtMost(most) => (format!("<= {most}"), Some(held <= most)),
+            Target::AtLeast(least) => (format!(">= {least}"), Some(held >= least)),
+            Target::None => (String::new(), None),
+        };
+        let verdict = met.map_or("", |met| if met { "met" } else { "missed" });
+        self.push(figure, values.iter().map(|value| short(*value)), &wanted, verdict);
+    }
+
+    fn push(&mut self, figure: &str, values: impl Iterator<Item = String>, target: &str, verdict: &str) {
+        let mut row = vec![figure.to_owned()];
+        row.extend(values);
+        row.resize(1 + self.columns, String::new());
+        row.extend([target.to_owned(), verdict.to_owned()]);
+        self.rows.push(row);
+    }
+
+    /// Prints it.
+    pub(crate) fn print(&self) {
+        let width = |column: usize| self.rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+        println!();
+        for row in &self.rows {
+            let cells = row.iter().enumerate().map(|(column, cell)| match column {
+                0 => format!("{cell:<0$}", width(0)),
+                _ => format!("{cell:>0$}", width(column)),
+            });
+            println!("  {}", cells.collect::<Vec<_>>().join("  ").trim_end());
+        }
+    }
+}
+
+/// Three digits that count.
+fn short(value: f64) -> String {
+    match value {
+        100.0.. => format!("{value:.0}"),
+        10.0.. => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}

@@ -1,0 +1,68 @@
+//! Replaces an axum server while it serves: any server that takes connections can be lent a generation's life.
+//!
+//! Try it: `cargo run --example axum -- 127.0.0.1:7001`, then `curl 127.0.0.1:7001`, and `kill -HUP` with the process id
+//! that it answers with.
+
+use std::error::Error;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use handoffd::{Acceptor, Config, Drained, Inheritance, Listeners, Peer, Starting, Stream};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    // First of all: it changes the environment, which is sound only while there is one thread.
+    let inheritance = Inheritance::take()?;
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7001".to_owned());
+    let config = Config {
+        listeners: Listeners::exactly(vec![format!("http={address}").parse()?])?,
+        // A browser opens connections ahead of need; give them time to be used.
+        first_request_grace: Duration::from_secs(10),
+        ..Config::default()
+    };
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config, inheritance))
+}
+
+async fn serve(config: Config, inheritance: Inheritance) -> Result<(), Box<dyn Error>> {
+    let starting = Starting::new(config, inheritance)?;
+    let whoami = format!("generation {} process {}\n", starting.generation(), std::process::id());
+    let app = Router::new().route("/", get(move || async { whoami }));
+    let mut serving = starting.ready()?;
+    loop {
+        // It stops accepting at once when the successor has taken over, and tells the connections a moment later, when
+        // those that it accepted last have sent their request.
+        let listener = UntilRetired(serving.acceptor("http")?);
+        let server = axum::serve(listener, app.clone()).with_graceful_shutdown(serving.draining());
+        tokio::select! {
+            ended = server => ended?,
+            // The drain deadline: whoever is left is cut when the server is dropped.
+            () = serving.cut() => {}
+        }
+        match serving.drained().await? {
+            Drained::End => return Ok(()),
+            // The successor died before our last connection had ended: the line is ours again.
+            Drained::AcceptAgain(again) => serving = again,
+        }
+    }
+}
+
+/// The form in which axum takes a listener.
+struct UntilRetired(Acceptor);
+
+impl axum::serve::Listener for UntilRetired {
+    type Io = Stream;
+    type Addr = Peer;
+
+    async fn accept(&mut self) -> (Stream, Peer) {
+        match self.0.accept().await {
+            Some(accepted) => accepted,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<Peer> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+}

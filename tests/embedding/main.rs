@@ -1,0 +1,65 @@
+//! A program that a server of one's own starts gets none of what the server was born with.
+//!
+//! What the library takes must be taken before any thread runs, so this is a program without the test harness, and it is
+//! both sides: started plainly it is the parent, started with `serve` it is a server that embeds the library.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test that cannot go on has failed")]
+#![allow(clippy::wildcard_enum_match_arm, reason = "a test looks at one of them")]
+
+use std::error::Error;
+use std::io::Read;
+use std::net::TcpListener;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+
+use command_fds::{CommandFdExt, FdMapping};
+use handoffd::{Config, Inheritance, Starting};
+
+/// Prints its variables and its descriptors, less the folder in which it looks.
+const PROGRAM: &str = "env; for fd in /proc/$$/fd/*; do [ -e \"$fd\" ] && echo \"fd=${fd##*/}\"; done; :";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    if std::env::args().nth(1).is_some_and(|role| role == "serve") { serve() } else { parent() }
+}
+
+/// Takes what it was born with, serves, and starts a program.
+fn serve() -> Result<(), Box<dyn Error>> {
+    let inheritance = Inheritance::take()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _inside = runtime.enter();
+    let serving = Starting::new(Config::default(), inheritance)?.ready()?;
+    let listener = serving.listener("web")?;
+    let status = Command::new("bash").args(["-c", PROGRAM]).status()?;
+    assert!(status.success());
+    drop(listener);
+    Ok(())
+}
+
+/// Starts the server as a service manager does, with a descriptor too many, and looks at what the program saw.
+fn parent() -> Result<(), Box<dyn Error>> {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let notify = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&notify)?;
+    let mut server = Command::new("bash");
+    server.args(["-c", "LISTEN_PID=$$ exec \"$0\" serve"]).arg(std::env::current_exe()?);
+    server.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "web").env("NOTIFY_SOCKET", &notify);
+    server.env("WATCHDOG_USEC", "3000000").env("WATCHDOG_PID", "1").env("KEPT", "yes");
+    server.fd_mappings(vec![
+        FdMapping { parent_fd: TcpListener::bind("127.0.0.1:0")?.into(), child_fd: 3 },
+        FdMapping { parent_fd: tempfile::tempfile()?.into(), child_fd: 20 },
+    ])?;
+    let mut server = server.stdout(Stdio::piped()).spawn()?;
+    let mut seen = String::new();
+    server.stdout.take().ok_or("no output")?.read_to_string(&mut seen)?;
+    assert!(server.wait()?.success(), "{seen}");
+    drop(manager);
+
+    let names: Vec<_> = seen.lines().filter_map(|line| line.split_once('=').map(|(name, _)| name)).collect();
+    assert!(names.contains(&"KEPT"), "the rest of the environment goes through: {seen}");
+    for prefix in ["LISTEN_", "NOTIFY_", "WATCHDOG_", "HANDOFFD_"] {
+        assert!(!names.iter().any(|name| name.starts_with(prefix)), "a started program sees {prefix}*: {seen}");
+    }
+    let descriptors: Vec<_> = seen.lines().filter_map(|line| line.strip_prefix("fd=")).collect();
+    assert_eq!(descriptors, ["0", "1", "2"], "a started program holds what is not its own");
+    println!("a started program sees neither our descriptors nor our variables ... ok");
+    Ok(())
+}

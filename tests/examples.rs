@@ -1,0 +1,96 @@
+//! The examples keep the promise as the daemon does: under load, replaced again and again, they lose nothing.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Client, Line, signal};
+
+/// How often each example is replaced while the clients run.
+const HANDOFFS: usize = 10;
+const CLIENTS: usize = 4;
+
+/// Where cargo puts an example that it builds for the tests.
+fn example(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_handoffd")).parent().unwrap().join("examples").join(name)
+}
+
+/// Replaces an example while clients run `exchange` as fast as they can, none of which may fail; then stops it.
+fn survives_replacement(name: &str, exchange: impl Fn(&str) -> io::Result<()> + Sync) {
+    let line = Line::start_program(&example(name), |command, _| {
+        command.arg("127.0.0.1:0");
+    });
+    let address = line.address();
+    let (over, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let last = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        exchange(&address)?;
+                        served.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok::<_, io::Error>(())
+                })
+            })
+            .collect();
+        let mut pid = line.first_pid();
+        for successor in 2..HANDOFFS + 2 {
+            signal(pid, Signal::SIGHUP);
+            let handed_over = line.wait("the handoff", |record| {
+                record.text.contains("handed over") && record.field("successor") == Some(&successor.to_string())
+            });
+            pid = handed_over.field("successor_pid").unwrap().parse().unwrap();
+        }
+        over.store(true, Ordering::Relaxed);
+        for client in clients {
+            client.join().unwrap().unwrap_or_else(|error| panic!("{name}: a client met {error}"));
+        }
+        pid
+    });
+    assert!(served.into_inner() > HANDOFFS * CLIENTS, "the clients hardly ran");
+    line.wait_for_count(HANDOFFS + 1, "serving draining");
+    signal(last, Signal::SIGTERM);
+    line.wait_for_end();
+}
+
+#[test]
+fn a_service_of_ones_own_loses_nothing_while_it_is_replaced() {
+    survives_replacement("shout", |address| {
+        let mut client = Client::connect(address)?;
+        client.write_all(b"hello")?;
+        client.expect(b"HELLO")?;
+        client.half_close()?;
+        client.expect_end()
+    });
+}
+
+#[test]
+fn an_axum_server_loses_nothing_while_it_is_replaced() {
+    survives_replacement("axum", |address| get(&mut Client::connect(address)?));
+}
+
+/// hyper closes a connection that has sent nothing yet as soon as it is told to shut down.
+#[test]
+fn an_axum_server_answers_a_first_request_that_comes_after_it_was_replaced() {
+    let line = Line::start_program(&example("axum"), |command, _| {
+        command.arg("127.0.0.1:0");
+    });
+    let mut silent = Client::connect(&line.address()).unwrap();
+    // The queue is first come, first served: when this one is answered, the silent one has been accepted.
+    get(&mut Client::connect(&line.address()).unwrap()).unwrap();
+    signal(line.first_pid(), Signal::SIGHUP);
+    line.wait("the drain", |record| record.text.contains("draining why=\"retiring\""));
+    get(&mut silent).unwrap();
+}
+
+/// One request over HTTP, and the whole of its reply.
+fn get(client: &mut Client) -> io::Result<()> {
+    client.write_all(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")?;
+    let mut reply = String::new();
+    client.read_to_string(&mut reply)?;
+    let whole = reply.starts_with("HTTP/1.1 200 OK\r\n") && reply.contains("generation ") && reply.ends_with('\n');
+    if whole { Ok(()) } else { Err(io::Error::other(format!("half a reply: {reply:?}"))) }
+}

@@ -1,0 +1,128 @@
+//! A daemon that runs out of descriptors or memory makes its clients wait, does not spin, and recovers by itself.
+//!
+//! strace(1) watches every accept, and makes it fail where the system itself cannot be brought to.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::support::{Client, DEADLINE, Line, install, signal};
+use nix::sys::signal::Signal;
+
+/// Starts a line under `strace`, in a shell that has run `setting`.
+fn traced(setting: &str, flags: &str) -> Line {
+    let line = Line::start_with(|command, folder| {
+        let trace = format!("exec strace -f -qq -ttt -e signal=none -e trace=accept4 {flags} -o {}", trace(folder));
+        install(folder, &format!("{setting}\n{trace} \"$REAL\" \"$@\""));
+        command.args(["--listen", "127.0.0.1:0"]);
+    });
+    line.wait_for(1, "serving draining");
+    line
+}
+
+fn trace(folder: &Path) -> String {
+    folder.join("trace").to_str().unwrap().to_owned()
+}
+
+/// When each accept failed with this error, in seconds.
+fn failures(line: &Line, error: &str) -> Vec<f64> {
+    let trace = fs::read_to_string(trace(line.folder())).unwrap();
+    let failed = trace.lines().filter(|call| call.contains(&format!("= -1 {error} ")));
+    failed.map(|call| call.split_whitespace().nth(1).unwrap().parse().unwrap()).collect()
+}
+
+/// Clients that have sent a request, whether they are accepted or wait in the queue.
+fn ask(line: &Line, count: usize) -> Vec<Client> {
+    let clients = (0..count).map(|_| {
+        let mut client = Client::connect(&line.address()).unwrap();
+        client.write_all(b"request").unwrap();
+        client
+    });
+    clients.collect()
+}
+
+/// It waited between two attempts, twice as long each time.
+fn assert_paused(failures: &[f64]) {
+    let mut expected = 0.005;
+    for pair in failures.windows(2) {
+        assert!(pair[1] - pair[0] >= expected, "too soon: {failures:?}");
+        expected = f64::min(expected * 2.0, 1.0);
+    }
+}
+
+fn assert_said_once(line: &Line) {
+    line.wait_for(1, "accepting again");
+    let said: Vec<_> = line.records().into_iter().filter(|one| one.text.contains("cannot accept")).collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_eq!(line.count("accepting again"), 1);
+}
+
+fn stop(line: &Line) {
+    signal(line.pid_of(1), Signal::SIGTERM);
+    assert_eq!(line.exit_code(1), 0);
+    line.wait_for_end();
+}
+
+#[test]
+fn a_system_without_descriptors_or_memory_makes_clients_wait() {
+    for error in ["ENFILE", "ENOMEM", "ENOBUFS"] {
+        let line = traced("", &format!("-e inject=accept4:error={error}:when=1..5"));
+        for mut client in ask(&line, 10) {
+            client.expect(b"request").unwrap();
+        }
+        let failures = failures(&line, error);
+        // strace counts for each thread.
+        assert!(failures.len() >= 5, "{failures:?}");
+        assert_paused(&failures);
+        assert_said_once(&line);
+        stop(&line);
+    }
+}
+
+#[test]
+fn a_process_without_descriptors_serves_those_it_has_and_makes_others_wait() {
+    let line = traced("ulimit -n 20", "");
+    let mut clients = ask(&line, 40);
+    let said = line.wait_for(1, "cannot accept");
+    assert!(said.text.contains("Too many open files"), "{said:?}");
+    // As long as nobody leaves nothing changes: whoever waits goes on waiting, and so does the daemon between two attempts.
+    let last = clients.last_mut().unwrap();
+    last.set_read_timeout(Duration::from_millis(400)).unwrap();
+    assert_eq!(last.expect(b"request").unwrap_err().kind(), ErrorKind::WouldBlock);
+    last.set_read_timeout(DEADLINE).unwrap();
+    let failures = failures(&line, "EMFILE");
+    assert!((2..=8).contains(&failures.len()), "{failures:?}");
+    assert_paused(&failures);
+    // Those that were accepted are served, one after another makes room for the next, and nobody is left behind.
+    for client in &mut clients {
+        client.expect(b"request").unwrap();
+        client.half_close().unwrap();
+        client.expect_end().unwrap();
+    }
+    Client::once(&line.address(), b"as before").unwrap();
+    assert_said_once(&line);
+    stop(&line);
+}
+
+#[test]
+fn an_accept_that_fails_for_its_peer_alone_holds_up_nobody() {
+    let line = traced("", "-e inject=accept4:error=ECONNABORTED:when=1..3");
+    for mut client in ask(&line, 10) {
+        client.expect(b"request").unwrap();
+    }
+    assert!(failures(&line, "ECONNABORTED").len() >= 3);
+    assert_eq!(line.count("cannot accept"), 0);
+    stop(&line);
+}
+
+#[test]
+fn a_stop_for_want_of_descriptors_says_whom_it_leaves_behind() {
+    let line = traced("ulimit -n 20", "");
+    let clients = ask(&line, 40);
+    line.wait_for(1, "cannot accept; trying again");
+    signal(line.pid_of(1), Signal::SIGTERM);
+    line.wait_for(1, "cannot accept those that still wait");
+    drop(clients);
+    assert_eq!(line.exit_code(1), 0);
+}

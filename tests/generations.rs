@@ -1,0 +1,106 @@
+//! Generations overlap for as long as their clients need them, and no longer than their number allows.
+
+use crate::support::{Handoffs, Line, Stuck, exit_code, signal};
+use nix::sys::signal::Signal;
+
+/// A line on a Unix socket and on TCP, and that socket.
+fn line(arguments: &[&str]) -> (Line, String) {
+    let line = Line::start_with(|command, folder| {
+        let path = folder.join("socket");
+        command.args(["--listen", path.to_str().unwrap(), "--listen", "tcp=127.0.0.1:0"]);
+        command.args(["--bake", "0", "--drain-timeout", "1h"]).args(arguments);
+    });
+    line.wait_for(1, "serving draining");
+    let path = line.address();
+    (line, path)
+}
+
+/// One more handoff; when it returns only the new head accepts.
+fn hand_over(line: &Line, head: &mut Handoffs<'_>) {
+    let old = head.generation;
+    head.next();
+    line.wait_for(old, "INFO draining");
+}
+
+#[test]
+fn a_connection_in_the_middle_of_a_request_outlives_many_handoffs() {
+    let (line, path) = line(&["--max-generations", "64"]);
+    let mut head = Handoffs::of(&line);
+    let mut clients = vec![Stuck::on(&line.address_of("tcp"))];
+    for _ in 0..40 {
+        hand_over(&line, &mut head);
+        clients.push(Stuck::on(&path));
+    }
+    assert_eq!(line.processes().len(), clients.len());
+    signal(head.pid, Signal::SIGTERM);
+    for (client, generation) in clients.into_iter().zip(1..) {
+        client.read_to_end();
+        let ended = line.wait_for(generation, "INFO ended");
+        assert_eq!((ended.field("ended"), ended.field("cut")), (Some("1"), Some("0")), "{ended:?}");
+    }
+    line.wait_for_end();
+}
+
+/// Lets generations pile up, each with a client that holds it: `bound` may live, and the oldest makes room.
+fn assert_bounded(bound: u64, arguments: &[&str]) {
+    let (line, path) = line(arguments);
+    let mut head = Handoffs::of(&line);
+    let mut clients = vec![Stuck::on(&path)];
+    for _ in 1..bound {
+        hand_over(&line, &mut head);
+        clients.push(Stuck::on(&path));
+    }
+    assert_eq!(line.processes().len() as u64, bound);
+    assert_eq!(line.count("too many generations"), 0);
+    for cut in 1..=2 {
+        hand_over(&line, &mut head);
+        assert_eq!(line.exit_code(cut), 0);
+        let ended = line.wait_for(cut, "INFO ended");
+        assert_eq!((ended.field("ended"), ended.field("cut")), (Some("0"), Some("1")), "{ended:?}");
+        clients.remove(0).expect_cut();
+        clients.push(Stuck::on(&path));
+        assert_eq!(line.processes().len() as u64, bound);
+    }
+    assert_eq!(line.count("too many generations"), 2);
+    // The others have lost nothing.
+    signal(head.pid, Signal::SIGTERM);
+    clients.into_iter().for_each(Stuck::read_to_end);
+    line.wait_for_end();
+}
+
+#[test]
+fn no_more_generations_live_than_are_allowed() {
+    assert_bounded(3, &["--max-generations", "3"]);
+}
+
+#[test]
+fn eight_generations_live_unless_told_otherwise() {
+    assert_bounded(8, &[]);
+}
+
+#[test]
+fn the_path_stays_while_anybody_serves_on_it_and_goes_with_the_last() {
+    let (line, path) = line(&[]);
+    let client = Stuck::on(&path);
+    let mut head = Handoffs::of(&line);
+    head.next();
+    client.read_to_end();
+    assert_eq!(line.exit_code(1), 0);
+    line.assert_serves();
+    signal(head.pid, Signal::SIGTERM);
+    assert_eq!(exit_code(head.pid), 0);
+    assert!(!std::path::Path::new(&path).exists());
+}
+
+#[test]
+fn a_path_that_is_somebody_elses_by_now_is_left_alone() {
+    let (line, path) = line(&[]);
+    let other = line.folder().join("other");
+    std::fs::write(&other, "theirs").unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    let mut head = Handoffs::of(&line);
+    head.next();
+    signal(head.pid, Signal::SIGTERM);
+    line.wait_for_end();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "theirs");
+}

@@ -1,0 +1,221 @@
+//! What a parent passes is taken over when it is meant for us and can be served; else it is refused by name.
+//!
+//! A daemon that guesses serves the wrong socket, or takes a file of its parent's for one.
+
+use std::fs::File;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+
+use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket, socketpair};
+
+use crate::support::{Client, Line, Parent, Refusal, accept, holds_socket};
+
+fn listener() -> (TcpListener, String) {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap().to_string();
+    (socket, address)
+}
+
+fn copy(socket: &TcpListener) -> OwnedFd {
+    socket.try_clone().unwrap().into()
+}
+
+/// The daemon serves on a socket of its own, and the one that it was not meant to have is the test's alone to serve.
+fn assert_not_adopted(line: &Line, passed: &TcpListener) {
+    let address = passed.local_addr().unwrap().to_string();
+    assert_ne!(line.address(), address);
+    assert_eq!(line.count("accepting listeners"), 1);
+    assert!(!line.wait_for(1, "accepting listeners").text.contains(&address));
+    line.assert_serves();
+    let _waiting = TcpStream::connect(address).unwrap();
+    accept(passed);
+    // Nor does it reach a successor.
+    line.hand_over_from(1);
+    assert!(!holds_socket(line.pid_of(2), passed));
+    line.signal(2, Signal::SIGTERM);
+    assert_eq!(line.exit_code(2), 0);
+}
+
+#[test]
+fn sockets_are_taken_over_from_a_parent_that_names_our_pid() {
+    let (socket, address) = listener();
+    let line = Parent::passing([copy(&socket)]).saying("LISTEN_FDNAMES", "web").serve(&["--bake", "0"]);
+    assert_eq!(line.address_of("web"), address);
+    line.hand_over_from(1);
+    line.assert_serves();
+    assert!(holds_socket(line.pid_of(2), &socket));
+}
+
+#[test]
+fn without_a_pid_descriptor_3_is_not_taken_on_trust() {
+    let (socket, _) = listener();
+    let line = Parent::passing([copy(&socket)]).without_pid().serve(&["--bake", "0", "--listen", "127.0.0.1:0"]);
+    assert_not_adopted(&line, &socket);
+}
+
+#[test]
+fn sockets_that_are_meant_for_another_process_are_not_taken() {
+    for pid in ["1", "0", "-1", "", "garbage", "4294967296", "99999999999999999999999"] {
+        let (socket, _) = listener();
+        let parent = Parent::passing([copy(&socket)]).saying("LISTEN_PID", pid);
+        assert_not_adopted(&parent.serve(&["--bake", "0", "--listen", "127.0.0.1:0"]), &socket);
+    }
+}
+
+#[test]
+fn sockets_that_are_meant_for_an_earlier_process_of_our_pid_are_not_taken() {
+    let (socket, _) = listener();
+    let parent = Parent::passing([copy(&socket)]).saying("LISTEN_PIDFDID", "1");
+    assert_not_adopted(&parent.serve(&["--bake", "0", "--listen", "127.0.0.1:0"]), &socket);
+}
+
+#[test]
+fn a_process_descriptor_id_that_is_none_is_named() {
+    let (socket, _) = listener();
+    let parent = Parent::passing([copy(&socket)]).saying("LISTEN_PIDFDID", "seven");
+    parent.refused(&[]).names(78, &["LISTEN_PIDFDID", "seven"]);
+}
+
+#[test]
+fn a_count_of_descriptors_that_is_none_is_named() {
+    for count in ["-1", "many", "", "1.0", "1048577", "18446744073709551616"] {
+        let (socket, _) = listener();
+        let parent = Parent::passing([copy(&socket)]).saying("LISTEN_FDS", count);
+        parent.refused(&[]).names(78, &["LISTEN_FDS", &format!("{count:?}")]);
+    }
+}
+
+#[test]
+fn more_descriptors_counted_than_passed_names_the_first_that_is_missing() {
+    let (socket, _) = listener();
+    Parent::passing([copy(&socket)]).saying("LISTEN_FDS", "3").refused(&[]).names(78, &["LISTEN_FDS", "descriptor 4"]);
+}
+
+#[test]
+fn a_closed_descriptor_in_the_middle_of_the_range_is_named() {
+    let (one, two) = (listener().0, listener().0);
+    let parent = Parent::passing([one.into()]).leaving(5, two.into()).saying("LISTEN_FDS", "3");
+    parent.refused(&[]).names(78, &["LISTEN_FDS", "descriptor 4"]);
+}
+
+#[test]
+fn a_count_of_zero_takes_nothing() {
+    let (socket, _) = listener();
+    let parent = Parent::passing([copy(&socket)]).saying("LISTEN_FDS", "0");
+    assert_not_adopted(&parent.serve(&["--bake", "0", "--listen", "127.0.0.1:0"]), &socket);
+}
+
+#[test]
+fn what_is_no_listening_stream_socket_is_refused_and_named() {
+    let (listening, at) = listener();
+    let packets = || socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let ours = SockFlag::SOCK_CLOEXEC;
+    let cases: [(&str, OwnedFd); 12] = [
+        ("a file", tempfile::tempfile().unwrap().into()),
+        ("a directory", File::open("/").unwrap().into()),
+        ("a pipe", nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap().0),
+        ("a character device", File::open("/dev/null").unwrap().into()),
+        ("a connected socket", TcpStream::connect(at).unwrap().into()),
+        ("a connected socket", UnixStream::pair().unwrap().0.into()),
+        ("a datagram socket", UdpSocket::bind("127.0.0.1:0").unwrap().into()),
+        ("a datagram socket", UnixDatagram::unbound().unwrap().into()),
+        ("does not listen", socket(AddressFamily::Inet, SockType::Stream, ours, None).unwrap()),
+        ("does not listen", socket(AddressFamily::Unix, SockType::Stream, ours, None).unwrap()),
+        ("a socket of another type", packets()),
+        ("a socket of another type", socketpair(AddressFamily::Unix, SockType::SeqPacket, None, ours).unwrap().0),
+    ];
+    for (what, descriptor) in cases {
+        // Behind one that is well, so that it is told which.
+        let parent = Parent::passing([copy(&listening), descriptor]).saying("LISTEN_FDNAMES", "well:ill");
+        parent.refused(&[]).names(78, &["descriptor 4", "ill", what]);
+    }
+}
+
+#[test]
+fn a_packet_socket_that_listens_is_refused_all_the_same() {
+    use nix::sys::socket::{Backlog, UnixAddr, bind, listen};
+    let packets = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(std::os::fd::AsRawFd::as_raw_fd(&packets), &UnixAddr::new_unnamed()).unwrap();
+    listen(&packets, Backlog::MAXCONN).unwrap();
+    Parent::passing([packets]).refused(&[]).names(78, &["descriptor 3", "unnamed", "another type"]);
+}
+
+#[test]
+fn names_that_are_too_few_or_too_many_are_refused() {
+    for (names, count) in [("one", "1"), ("", "1"), ("one:two:three", "3"), ("one:two:", "3")] {
+        let (first, second) = (listener().0, listener().0);
+        let parent = Parent::passing([first.into(), second.into()]).saying("LISTEN_FDNAMES", names);
+        let expected = format!("it names {count} descriptors, and LISTEN_FDS says 2");
+        parent.refused(&[]).names(78, &["LISTEN_FDNAMES", &format!("{names:?}"), &expected]);
+    }
+}
+
+#[test]
+fn names_that_would_break_a_line_of_the_log_are_refused() {
+    let parent = Parent::passing([File::open("/").unwrap().into()]).saying("LISTEN_FDNAMES", "one\ntwo");
+    parent.refused(&[]).names(78, &["LISTEN_FDNAMES", r"one\ntwo"]);
+}
+
+#[test]
+fn two_sockets_of_one_name_are_both_served() {
+    let ((one, at_one), (two, at_two)) = (listener(), listener());
+    let parent = Parent::passing([one.into(), two.into()]).saying("LISTEN_FDNAMES", "web:web");
+    let line = parent.serve(&["--bake", "0", "--listen", "web=127.0.0.1:1"]);
+    line.hand_over_from(1);
+    for address in [at_one, at_two] {
+        Client::once(&address, b"both").unwrap();
+    }
+}
+
+#[test]
+fn an_empty_name_is_none() {
+    let ((one, at_one), (two, at_two)) = (listener(), listener());
+    let parent = Parent::passing([one.into(), two.into()]).saying("LISTEN_FDNAMES", ":api");
+    let line = parent.serve(&["--listen", "web=127.0.0.1:1", "--listen", "api=127.0.0.1:2"]);
+    assert_eq!((line.address_of("web"), line.address_of("api")), (at_one, at_two));
+}
+
+#[test]
+fn names_decide_and_not_the_order() {
+    let ((one, at_one), (two, at_two)) = (listener(), listener());
+    for names in ["web:api", "api:web"] {
+        let parent = Parent::passing([copy(&one), copy(&two)]).saying("LISTEN_FDNAMES", names);
+        let line = parent.serve(&["--bake", "0", "--listen", "web=127.0.0.1:1", "--listen", "api=127.0.0.1:2"]);
+        let (web, api) = if names == "web:api" { (&at_one, &at_two) } else { (&at_two, &at_one) };
+        line.hand_over_from(1);
+        let second = line.wait_for(2, "accepting listeners");
+        assert_eq!(second.field("listeners").unwrap(), format!("web={web} api={api}"));
+    }
+}
+
+#[test]
+fn a_passed_socket_that_nothing_claims_is_closed_and_said_so() {
+    let ((one, _), (two, at_two)) = (listener(), listener());
+    let parent = Parent::passing([copy(&one), copy(&two)]).saying("LISTEN_FDNAMES", "web:stray");
+    let line = parent.serve(&["--listen", "web=127.0.0.1:1"]);
+    let closed = line.wait_for(1, "closed a passed socket that nothing claims");
+    assert_eq!((closed.field("listener"), closed.field("address")), (Some("stray"), Some(at_two.as_str())));
+    assert!(holds_socket(line.first_pid(), &one));
+    assert!(!holds_socket(line.first_pid(), &two));
+}
+
+#[test]
+fn a_refused_inheritance_leaves_the_sockets_as_they_were() {
+    let (socket, address) = listener();
+    Parent::passing([copy(&socket), File::open("/").unwrap().into()]).refused(&[]).names(78, &["descriptor 4"]);
+    let _waiting = TcpStream::connect(address).unwrap();
+    accept(&socket);
+}
+
+#[test]
+fn a_channel_that_is_none_is_named() {
+    for channel in ["", "3", "x:3", "1:x", "1:-1", "1:2", "1:200", "1:3"] {
+        let descriptor = File::open("/").unwrap().into();
+        let parent = Parent::passing([descriptor]).saying("LISTEN_FDS", "0").saying("HANDOFFD_CHANNEL", channel);
+        let Refusal { code, said } = parent.refused(&[]);
+        assert_eq!((code, said.lines().count()), (78, 1), "{channel:?}: {said}");
+        assert!(said.contains("HANDOFFD_CHANNEL") && said.contains(&format!("{channel:?}")), "{said}");
+    }
+}

@@ -1,0 +1,85 @@
+//! The house has layers: a module imports only what stands below it. The table is the one of docs/architecture.md.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What each module of the library may import. `words` are plain values.
+const MAY_IMPORT: [(&str, &[&str]); 13] = [
+    ("sys", &["error"]),
+    ("error", &[]),
+    ("generation", &[]),
+    ("drain", &[]),
+    ("address", &["error"]),
+    ("notify", &["error"]),
+    ("config", &["address", "error"]),
+    ("net", &["sys", "address", "config", "error"]),
+    ("service", &["net", "drain"]),
+    ("handoff", &["net", "sys", "generation", "error"]),
+    ("server", &["net", "service", "drain", "error"]),
+    ("lifecycle", &["handoff", "server", "notify", "service", "net", "drain", "config", "generation", "error"]),
+    ("lib", &["address", "config", "drain", "error", "generation", "handoff", "lifecycle", "net", "service"]),
+];
+
+fn source() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// Every file of a folder, and of those below it.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// The module that a file belongs to: the first part of its path below `src`.
+fn module(path: &Path) -> String {
+    let first = path.strip_prefix(source()).unwrap().components().next().unwrap();
+    Path::new(first.as_os_str()).file_stem().unwrap().to_str().unwrap().to_owned()
+}
+
+/// The modules of the library that a file names by `crate::`; what stands in comments does not count.
+fn imports(path: &Path) -> BTreeSet<String> {
+    let text = fs::read_to_string(path).unwrap();
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let named = code.flat_map(|line| line.split("crate::").skip(1).map(str::to_owned).collect::<Vec<_>>());
+    named.map(|rest| rest.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()).collect()
+}
+
+#[test]
+fn every_module_imports_only_what_stands_below_it() {
+    let mut seen = BTreeSet::new();
+    for path in files(&source()) {
+        let module = module(&path);
+        if module == "bin" {
+            continue;
+        }
+        let rule = MAY_IMPORT.iter().find(|(name, _)| *name == module);
+        let (_, allowed) = rule.unwrap_or_else(|| panic!("{module} is not in the table"));
+        for import in imports(&path) {
+            let below = import == module || allowed.contains(&import.as_str());
+            assert!(below, "{} imports {import}, which {module} may not", path.display());
+        }
+        seen.insert(module);
+    }
+    assert_eq!(seen.len(), MAY_IMPORT.len(), "the table names a module that is gone");
+}
+
+#[test]
+fn the_binary_uses_the_public_face_alone() {
+    for path in files(&source().join("bin")) {
+        let text = fs::read_to_string(&path).unwrap();
+        let inner = text.lines().find(|line| line.contains("handoffd::") && line.contains("::sys"));
+        assert_eq!(inner, None, "{}", path.display());
+        assert!(!text.contains("#[path"), "{} reaches into the library", path.display());
+    }
+}
+
+#[test]
+fn unsafe_code_is_in_sys_alone() {
+    for path in files(&source()).into_iter().filter(|path| module(path) != "sys") {
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let found: Vec<_> = code.filter(|line| line.contains("unsafe {") || line.contains("unsafe fn")).collect();
+        assert!(found.is_empty(), "{}: {found:?}", path.display());
+    }
+}

@@ -1,0 +1,139 @@
+//! Nothing leaks: not into the programs that are started, and not from generation to generation.
+//!
+//! A descriptor that leaks keeps a port or a client's connection alive; a variable that leaks has another program speak
+//! to our service manager. What grows by one each handoff is found by comparing generations that lie far apart.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{
+    Client, Gate, Line, Parent, assert_becomes, children, environment, holds, holds_socket, kinds, threads,
+};
+
+/// The variables that a handoff adds; no others may be there.
+const HANDED_OVER: [&str; 4] = ["HANDOFFD_CHANNEL", "HANDOFFD_GENERATION", "LISTEN_FDNAMES", "LISTEN_FDS"];
+
+fn names(variables: &[String]) -> Vec<&str> {
+    variables.iter().map(|variable| variable.split_once('=').unwrap().0).collect()
+}
+
+fn value<'a>(variables: &'a [String], name: &str) -> &'a str {
+    let variable = variables.iter().find_map(|variable| variable.strip_prefix(name)?.strip_prefix('='));
+    variable.unwrap_or_else(|| panic!("no {name} in {variables:?}"))
+}
+
+/// What a script holds that was started as a successor: less itself, which its shell reads.
+fn passed_to(script: u32, line: &Line) -> BTreeMap<i32, String> {
+    let mut held = holds(script);
+    held.retain(|_, what| *what != line.program().to_str().unwrap());
+    held
+}
+
+#[test]
+fn a_successor_gets_the_listeners_and_the_channel_and_nothing_else() {
+    let line = Line::serve(&["--bake", "0", "--listen", "127.0.0.1:0", "--listen", "[::1]:0"]);
+    // Connections, which are descriptors too.
+    let mut clients: Vec<_> = (0..10).map(|_| Client::connect(&line.address()).unwrap()).collect();
+    clients.iter_mut().for_each(|client| client.echo(b"open").unwrap());
+    let mut gate = Gate::before_successor(&line, "\"$@\"");
+    line.signal(1, Signal::SIGHUP);
+    let script = gate.wait(&line);
+    let (held, born_with) = (passed_to(script, &line), environment(script));
+    assert_eq!(held.keys().copied().collect::<Vec<_>>(), [3, 4, 5, 6], "{held:?}");
+    assert!(held.values().all(|what| what.starts_with("socket:")), "{held:?}");
+    assert_eq!(value(&born_with, "LISTEN_FDS"), "3");
+    assert_eq!(value(&born_with, "LISTEN_FDNAMES"), "listener-1:listener-2:listener-3");
+    assert!(value(&born_with, "HANDOFFD_CHANNEL").ends_with(":6"), "{born_with:?}");
+    assert_eq!(value(&born_with, "HANDOFFD_GENERATION"), "2");
+    // The listeners are those of the first generation, and none of its connections.
+    let first = holds(line.first_pid());
+    let shared = (3..6).filter(|number| first.values().any(|what| *what == held[number])).count();
+    assert_eq!(shared, 3);
+    gate.open();
+    line.wait_for(2, "serving");
+    line.assert_serves();
+}
+
+#[test]
+fn a_successor_is_born_with_the_environment_of_its_predecessor_and_the_handoff() {
+    let line = Line::serve(&["--bake", "0"]);
+    let first = environment(line.first_pid());
+    line.hand_over_from(1);
+    let (second, both) = (environment(line.pid_of(2)), names(&first));
+    let (added, kept): (Vec<_>, Vec<_>) =
+        second.iter().cloned().partition(|variable| !both.contains(&names(std::slice::from_ref(variable))[0]));
+    assert_eq!(kept, first);
+    assert_eq!(names(&added), HANDED_OVER);
+}
+
+#[test]
+fn what_a_parent_said_of_its_sockets_is_not_repeated_to_a_successor() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let parent = Parent::passing([socket.into()]).saying("LISTEN_FDNAMES", "web").saying("WATCHDOG_USEC", "3000000");
+    let line = parent.serve(&["--bake", "0"]);
+    line.hand_over_from(1);
+    let second = environment(line.pid_of(2));
+    assert_eq!(second.iter().filter(|variable| variable.starts_with("LISTEN_")).count(), 2, "{second:?}");
+    assert!(!names(&second).contains(&"LISTEN_PID"));
+    assert_eq!(value(&second, "WATCHDOG_USEC"), "3000000", "the service manager's word is passed on");
+}
+
+#[test]
+fn descriptors_that_a_parent_left_open_go_no_further() {
+    let (stray, file) = (TcpListener::bind("127.0.0.1:0").unwrap(), tempfile::tempfile().unwrap());
+    let parent = Parent::passing([TcpListener::bind("127.0.0.1:0").unwrap().into()])
+        .leaving(9, stray.try_clone().unwrap().into())
+        .leaving(50, file.try_clone().unwrap().into());
+    let line = parent.serve(&["--bake", "0"]);
+    assert!(holds_socket(line.first_pid(), &stray), "it is open in the first generation, or this tests nothing");
+    line.hand_over_from(1);
+    assert!(!holds_socket(line.pid_of(2), &stray));
+    assert!(!holds_socket(line.pid_of(2), &file));
+}
+
+#[test]
+fn twenty_handoffs_leave_nothing_behind() {
+    let line = Line::serve(&["--bake", "0", "--listen", "[::1]:0"]);
+    line.hand_over_from(1);
+    assert_eq!(line.exit_code(1), 0);
+    // Three descriptors are its runtime's and three its signals'; nothing of a predecessor is left.
+    assert_becomes(&BTreeMap::from([("anon_inode".to_owned(), 3), ("socket".to_owned(), 5)]), || kinds(line.pid_of(2)));
+    let second = settled(&line, 2);
+    for generation in 2..22 {
+        Client::once(&line.address(), b"in between").unwrap();
+        line.hand_over_from(generation);
+        assert_eq!(line.exit_code(generation), 0);
+    }
+    assert_becomes(&second, || settled(&line, 22));
+    assert_eq!(line.processes(), [line.pid_of(22)]);
+}
+
+#[test]
+fn handoffs_that_fail_leave_nothing_behind() {
+    let line = Line::serve(&["--bake", "0"]);
+    let before = (kinds(line.first_pid()), threads(line.first_pid()), 0);
+    line.put_script("exit 3");
+    for failures in 1..11 {
+        line.signal(1, Signal::SIGHUP);
+        line.wait_for_count(failures, "the handoff failed");
+    }
+    std::fs::remove_file(line.program()).unwrap();
+    for failures in 11..21 {
+        line.signal(1, Signal::SIGHUP);
+        line.wait_for_count(failures, "the handoff failed");
+    }
+    line.assert_serves();
+    let look = || (kinds(line.first_pid()), threads(line.first_pid()), children(line.first_pid()).len());
+    assert_becomes(&before, look);
+}
+
+/// What a generation has: descriptors, threads, children, environment less its ordinal.
+fn settled(line: &Line, generation: u64) -> (BTreeMap<String, usize>, usize, usize, Vec<String>) {
+    let pid = line.pid_of(generation);
+    let mut born_with = environment(pid);
+    let own = format!("HANDOFFD_GENERATION={generation}");
+    born_with.retain(|variable| *variable != own);
+    (kinds(pid), threads(pid), children(pid).len(), born_with)
+}

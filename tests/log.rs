@@ -1,0 +1,103 @@
+//! Log records reach the journal or standard error, with the generation in every one, and never stand in the way.
+
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Client, DEADLINE, Line, signal};
+
+/// Starts the daemon in a mount namespace in which the journal's socket is the test's own.
+fn with_journal(journal_stream: &str) -> (Line, UnixDatagram) {
+    let mut journal = None;
+    let line = Line::start_program(Path::new("/usr/bin/unshare"), |command, folder| {
+        let socket = UnixDatagram::bind(folder.join("socket")).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        journal = Some(socket);
+        let script = format!(
+            "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && mount --bind \"$1\" /run/systemd/journal &&
+             JOURNAL_STREAM={journal_stream} exec \"$2\" --listen 127.0.0.1:0 --log debug"
+        );
+        command.args(["--map-root-user", "--mount", "sh", "-c", &script, "sh"]);
+        command.arg(folder).arg(env!("CARGO_BIN_EXE_handoffd"));
+    });
+    (line, journal.unwrap())
+}
+
+/// Receives records until one has that field.
+fn record(journal: &UnixDatagram, field: &str) -> String {
+    let mut packet = vec![0; 65_536];
+    loop {
+        let length = journal.recv(&mut packet).unwrap_or_else(|error| panic!("no record with {field}: {error}"));
+        let text = String::from_utf8_lossy(&packet[..length]).into_owned();
+        if text.contains(field) {
+            return text;
+        }
+    }
+}
+
+#[test]
+fn records_go_to_the_journal_with_their_fields_when_standard_error_is_its_stream() {
+    let (line, journal) = with_journal("$(stat -L -c %d:%i /proc/self/fd/2)");
+    let serving = record(&journal, "HANDOFFD_DRAINING");
+    for field in ["HANDOFFD_GENERATION", "SYSLOG_IDENTIFIER", "serving"] {
+        assert!(serving.contains(field), "no {field} in {serving:?}");
+    }
+    assert_eq!(line.records(), [], "the journal has it already");
+}
+
+#[test]
+fn records_go_to_standard_error_when_another_stream_is_the_journals() {
+    let (line, _journal) = with_journal("1:1");
+    line.wait_for(1, "serving draining");
+}
+
+#[test]
+fn every_record_bears_its_generation_and_process() {
+    let line = Line::serve(&["--bake", "0"]);
+    line.hand_over_from(1);
+    line.assert_serves();
+    line.signal(2, Signal::SIGTERM);
+    for record in line.wait_for_end() {
+        assert!(record.generation == 1 || record.generation == 2, "{}", record.text);
+        assert_eq!(record.pid, line.pid_of(record.generation), "{}", record.text);
+    }
+}
+
+#[test]
+fn one_record_tells_how_a_connection_ended() {
+    let line = Line::serve(&[]);
+    Client::once(&line.address(), b"eight by").unwrap();
+    let record = line.wait_for(1, "connection ended");
+    for (field, value) in [("listener", "listener-1"), ("received", "8"), ("sent", "8"), ("ending", "finished")] {
+        assert_eq!(record.field(field), Some(value), "{}", record.text);
+    }
+    assert_eq!(line.count("connection ended"), 1);
+}
+
+/// Whoever read the log may be gone; the clients are not.
+#[test]
+fn a_broken_standard_error_hurts_nobody() {
+    // Its reader ends at once, so records meet a broken pipe; standard output keeps the daemon in the line. The socket
+    // is passed in, so that a client may come at any time.
+    let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$1\" --pid-file \"$2/pid\" --bake 0 3<&0 1>&2 2> >(exec true)";
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap().to_string();
+    let line = Line::start_program(Path::new("/bin/bash"), |command, folder| {
+        command.args(["-c", script, "bash", env!("CARGO_BIN_EXE_handoffd")]).arg(folder);
+        command.stdin(OwnedFd::from(socket));
+    });
+    let mut idle = Client::connect(&address).unwrap();
+    idle.echo(b"before").unwrap();
+    signal(line.first_pid(), Signal::SIGHUP);
+    // An idle connection is closed when its generation retires, and not before.
+    idle.expect_end().unwrap();
+    Client::once(&address, b"after").unwrap();
+    let pid = std::fs::read_to_string(line.folder().join("pid")).unwrap().trim().parse().unwrap();
+    assert_ne!(pid, line.first_pid());
+    signal(pid, Signal::SIGTERM);
+    assert_eq!(line.exit_code(1), 0);
+    line.wait_for_end();
+}

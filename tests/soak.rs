@@ -1,0 +1,110 @@
+//! A thousand handoffs leave nothing behind: the last generation has what the first had, and no more.
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::{Client, Handoffs, Line, Storm, exit_code, signal};
+use nix::sys::signal::Signal;
+
+const HANDOFFS: u64 = 1_000;
+
+/// What a process holds that could grow from generation to generation.
+#[derive(Debug, PartialEq, Eq)]
+struct Holdings {
+    /// The kind of each descriptor, sorted.
+    descriptors: Vec<String>,
+    threads: usize,
+    children: Vec<u32>,
+}
+
+impl Holdings {
+    fn of(pid: u32) -> Self {
+        let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().filter_map(|entry| {
+            let entry = entry.unwrap();
+            let (number, link) = (entry.file_name().into_string().unwrap(), fs::read_link(entry.path()).unwrap());
+            // Whoever runs the tests may leave descriptors open; they come to the first generation and no further.
+            let stray = !["0", "1", "2"].contains(&number.as_str())
+                && fs::read_link(format!("/proc/self/fd/{number}")).is_ok_and(|ours| ours == link);
+            // socket:[12345] is a socket, whichever.
+            (!stray).then(|| link.to_str().unwrap().split(":[").next().unwrap().to_owned())
+        });
+        let mut descriptors: Vec<String> = descriptors.collect();
+        descriptors.sort();
+        Self { descriptors, threads: count("task"), children: children(pid) }
+    }
+}
+
+/// Every process whose parent it is; one that has ended and is not reaped, too.
+fn children(parent: u32) -> Vec<u32> {
+    let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &u32| status(*pid, "PPid:").is_some_and(|ppid| ppid == parent.into())).collect()
+}
+
+/// A number in `/proc/PID/status`.
+fn status(pid: u32, key: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse().ok())
+}
+
+/// What it was born with, sorted, less its ordinal.
+fn environment(pid: u32, generation: u64) -> Vec<String> {
+    let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap();
+    let variables = bytes.split(|byte| *byte == 0).map(|variable| String::from_utf8_lossy(variable).into_owned());
+    let ordinal = format!("HANDOFFD_GENERATION={generation}");
+    let mut variables: Vec<String> =
+        variables.filter(|variable| !variable.is_empty() && *variable != ordinal).collect();
+    variables.sort();
+    variables
+}
+
+#[test]
+fn a_thousand_handoffs_leave_nothing_behind() {
+    let line = Line::start_program(Path::new(env!("CARGO_BIN_EXE_handoffd")), |command, _| {
+        command.args(["--log", "info,handoffd::handoff=debug"]);
+        command.args(["--listen", "127.0.0.1:0", "--bake", "0"]);
+    });
+    line.wait_for(1, "serving draining");
+    let (first, born) = (Holdings::of(line.first_pid()), environment(line.first_pid(), 1));
+    let address = line.address();
+    let mut handoffs = Handoffs::of(&line);
+    let mut seen = 0;
+    let mut hand_over = || {
+        let old = handoffs.pid;
+        handoffs.next();
+        assert_eq!(exit_code(old), 0);
+        let heard = format!("an older generation has ended ended={}", handoffs.generation - 1);
+        line.wait_after(&mut seen, &heard, |record| record.is(handoffs.generation, &heard));
+        (handoffs.pid, handoffs.generation)
+    };
+
+    let (second_pid, second) = hand_over();
+    let (environment_then, memory_then) = (environment(second_pid, second), status(second_pid, "VmRSS:").unwrap());
+    // All that a handoff puts into the environment of a successor.
+    let added: Vec<&str> = environment_then.iter().filter(|one| !born.contains(one)).map(String::as_str).collect();
+    assert_eq!(added, ["HANDOFFD_CHANNEL=1:4", "LISTEN_FDNAMES=listener-1", "LISTEN_FDS=1"]);
+    assert!(born.iter().all(|one| environment_then.contains(one)));
+
+    let traffic = Storm::start(&address, 1, 4);
+    for _ in 2..HANDOFFS {
+        hand_over();
+    }
+    let tally = traffic.end();
+    assert!(tally.losses.is_empty(), "{:?}", tally.losses);
+    // The last one has had no connection, as the first had not.
+    let (last_pid, last) = hand_over();
+    assert_eq!(last, HANDOFFS + 1);
+    assert_eq!(Holdings::of(last_pid), first);
+    assert_eq!(environment(last_pid, last), environment_then);
+    let memory = status(last_pid, "VmRSS:").unwrap();
+    assert!(memory < memory_then + memory_then / 4, "{memory_then} KiB have become {memory}");
+    println!(
+        "{HANDOFFS} handoffs: {first:?}, {memory_then} KiB, now {memory}; {} connections and {} requests on kept ones",
+        tally.short, tally.persistent
+    );
+
+    Client::once(&address, b"still there").unwrap();
+    signal(last_pid, Signal::SIGTERM);
+    assert_eq!(exit_code(last_pid), 0);
+    line.wait_for_end();
+}

@@ -1,0 +1,103 @@
+//! Starts the daemon as a parent does that passes sockets: descriptors from 3 up, `LISTEN_FDS` and its kin.
+//!
+//! A parent can only name its child's process id after the fork, so a shell does it that then becomes the daemon.
+//! Everything that a parent may get wrong can be said here.
+
+use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use command_fds::{CommandFdExt, FdMapping};
+
+use super::{Line, Refusal};
+
+/// Says `LISTEN_PID`, and becomes the program.
+const NAME_THE_PID: [&str; 3] = ["bash", "-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""];
+
+/// A parent, and what it passes.
+#[derive(Debug)]
+pub(crate) struct Parent {
+    passed: Vec<(i32, OwnedFd)>,
+    launcher: Vec<&'static str>,
+    variables: Vec<(&'static str, String)>,
+}
+
+impl Parent {
+    /// Passes these as descriptors 3, 4, ... and says so rightly, without names.
+    pub(crate) fn passing<const N: usize>(descriptors: [OwnedFd; N]) -> Self {
+        let variables = vec![("LISTEN_FDS", N.to_string())];
+        Self { passed: (3..).zip(descriptors).collect(), launcher: NAME_THE_PID.to_vec(), variables }
+    }
+
+    /// Leaves a descriptor open that it does not speak of, or leaves a gap.
+    pub(crate) fn leaving(mut self, number: i32, descriptor: OwnedFd) -> Self {
+        self.passed.push((number, descriptor));
+        self
+    }
+
+    /// Has the daemon born with this variable. With `LISTEN_PID`, the right one is not said.
+    pub(crate) fn saying(mut self, variable: &'static str, value: impl Into<String>) -> Self {
+        if variable == "LISTEN_PID" {
+            self.launcher.clear();
+        }
+        self.variables.push((variable, value.into()));
+        self
+    }
+
+    /// Does not say `LISTEN_PID`.
+    pub(crate) fn without_pid(mut self) -> Self {
+        self.launcher.clear();
+        self
+    }
+
+    /// Starts the daemon.
+    pub(crate) fn start(self, arguments: &[&str]) -> Line {
+        let launcher = self.launcher.clone();
+        Line::start_under(&launcher, |command, _| self.prepare(command, arguments))
+    }
+
+    /// Starts the daemon, and waits until it serves.
+    pub(crate) fn serve(self, arguments: &[&str]) -> Line {
+        let line = self.start(arguments);
+        line.wait_for(1, "serving");
+        line
+    }
+
+    /// Starts the daemon, which must end by itself.
+    pub(crate) fn refused(self, arguments: &[&str]) -> Refusal {
+        let mut words = self.launcher.clone().into_iter().chain([env!("CARGO_BIN_EXE_handoffd")]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words);
+        self.prepare(&mut command, arguments);
+        Refusal::of(command)
+    }
+
+    fn prepare(self, command: &mut Command, arguments: &[&str]) {
+        command.args(arguments).envs(self.variables);
+        let mappings = self.passed.into_iter().map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
+        command.fd_mappings(mappings.collect()).unwrap();
+    }
+}
+
+/// A port on which nobody listens, outside of the range from which the kernel chooses for port 0, so that no other test
+/// is given it. For what cannot be told port 0.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let lowest: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(lowest > 2048, "the kernel chooses from {lowest} on");
+    // Other test processes on this machine begin elsewhere.
+    let start = std::process::id().wrapping_mul(61);
+    loop {
+        let next = u32::from(NEXT.fetch_add(1, Ordering::Relaxed)).wrapping_add(start);
+        let port = 1024 + u16::try_from(next % u32::from(lowest - 1024)).unwrap();
+        // One after the other: the first takes IPv4 as well.
+        if TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok()
+            && TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
+        {
+            return port;
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Looks at a process from outside, by /proc: what it holds, what it was born with, what it left behind.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::fs;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Instant;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+
+use super::DEADLINE;
+
+/// The descriptors of a process from 3 up, and what each is: `socket:[INODE]`, a path.
+pub(crate) fn holds(pid: u32) -> BTreeMap<i32, String> {
+    let folder = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let descriptors = folder.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let number: i32 = entry.file_name().to_str()?.parse().ok()?;
+        Some((number, fs::read_link(entry.path()).ok()?.to_str()?.to_owned()))
+    });
+    descriptors.filter(|(number, _)| *number > 2).collect()
+}
+
+/// Whether a process holds this socket, pipe or file.
+pub(crate) fn holds_socket(pid: u32, socket: &impl AsFd) -> bool {
+    let path = format!("/proc/self/fd/{}", socket.as_fd().as_raw_fd());
+    let wanted = fs::read_link(path).unwrap();
+    holds(pid).values().any(|held| wanted.as_os_str() == held.as_str())
+}
+
+/// How many descriptors of each kind a process has.
+pub(crate) fn kinds(pid: u32) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for held in holds(pid).into_values() {
+        let kind = held.split(":[").next().unwrap().to_owned();
+        *kinds.entry(kind).or_default() += 1;
+    }
+    kinds
+}
+
+/// The environment that a process was born with, sorted.
+pub(crate) fn environment(pid: u32) -> Vec<String> {
+    let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap();
+    let variables = bytes.split(|byte| *byte == 0).filter(|variable| !variable.is_empty());
+    let mut variables: Vec<_> = variables.map(|variable| String::from_utf8_lossy(variable).into_owned()).collect();
+    variables.sort();
+    variables
+}
+
+/// How many threads a process has.
+pub(crate) fn threads(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
+}
+
+/// The children of a process, with their states.
+pub(crate) fn children(pid: u32) -> Vec<String> {
+    let all =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("stat")).ok());
+    // pid (name) state ppid ...; a name may hold anything.
+    let is_child = |stat: &String| {
+        let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
+        parent == Some(pid)
+    };
+    all.filter(is_child).collect()
+}
+
+/// Accepts a connection that waits, or comes within the deadline, on a listener that the test holds.
+pub(crate) fn accept(listener: &TcpListener) {
+    let timeout = PollTimeout::try_from(DEADLINE).unwrap();
+    let waiting = nix::poll::poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], timeout).unwrap();
+    assert_eq!(waiting, 1, "nobody came");
+    listener.set_nonblocking(true).unwrap();
+    listener.accept().unwrap();
+}
+
+/// Looks until `look` sees what is expected: what a process lets go of, it lets go of after it has said so.
+pub(crate) fn assert_becomes<T: PartialEq + Debug>(expected: &T, look: impl Fn() -> T) {
+    let until = Instant::now() + DEADLINE;
+    while look() != *expected {
+        assert!(Instant::now() < until, "{:?} has not become {expected:?}", look());
+        std::thread::yield_now();
+    }
+}

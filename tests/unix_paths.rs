@@ -1,0 +1,223 @@
+//! A Unix socket's path belongs to the line that bound it: the same file over all handoffs, unlinked by the last.
+//!
+//! A path outlives its socket, so both mistakes are possible: to leave a dead file behind, and to take away a live one.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Client, Line, Parent, Refusal, signal};
+
+fn serve(arguments: &[&str]) -> (Line, PathBuf) {
+    let line = Line::start_with(|command, folder| {
+        command.args(["--listen", &format!("web={}/web.sock", folder.display())]).args(arguments);
+    });
+    line.wait_for(1, "serving");
+    let path = line.folder().join("web.sock");
+    (line, path)
+}
+
+/// All that an operator may have set, or a client may hold on to.
+fn identity(path: &Path) -> (u64, u64, u32, u32, u32) {
+    let status = fs::symlink_metadata(path).unwrap();
+    assert!(status.file_type().is_socket());
+    (status.dev(), status.ino(), status.uid(), status.gid(), status.mode())
+}
+
+fn echo(path: &Path) {
+    Client::once(path.to_str().unwrap(), b"at the same path").unwrap();
+}
+
+#[test]
+fn a_path_keeps_inode_owner_and_mode_over_handoffs_and_goes_with_the_last() {
+    let (line, path) = serve(&["--bake", "0"]);
+    // What an operator does after the start; only root may give a file away.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o620)).unwrap();
+    if nix::unistd::geteuid().is_root() {
+        chown(&path, Some(1), Some(2)).unwrap();
+    }
+    let before = identity(&path);
+    for generation in 1..4 {
+        line.hand_over_from(generation);
+        assert_eq!(line.exit_code(generation), 0);
+        assert_eq!(identity(&path), before, "after generation {generation} has ended");
+        echo(&path);
+    }
+    line.signal(4, Signal::SIGTERM);
+    assert_eq!(line.exit_code(4), 0);
+    assert!(!path.exists(), "the last one unlinks it");
+}
+
+#[test]
+fn a_path_is_unlinked_by_the_last_however_it_is_told_to_stop() {
+    for stop in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
+        let (line, path) = serve(&[]);
+        line.signal(1, stop);
+        assert_eq!(line.exit_code(1), 0);
+        assert!(!path.exists(), "{stop}");
+    }
+}
+
+#[test]
+fn a_successor_that_is_rolled_back_leaves_the_path() {
+    let (line, path) = serve(&["--bake", "1h"]);
+    let before = identity(&path);
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(1, "the successor is ready");
+    line.signal(2, Signal::SIGTERM);
+    assert_eq!(line.exit_code(2), 0);
+    assert_eq!(identity(&path), before);
+    echo(&path);
+}
+
+#[test]
+fn a_stop_during_the_bake_leaves_no_path_whichever_generation_hears_it_first() {
+    for first in [1, 2] {
+        let (line, path) = serve(&["--bake", "1h"]);
+        line.signal(1, Signal::SIGHUP);
+        line.wait_for(1, "the successor is ready");
+        line.signal(first, Signal::SIGTERM);
+        if first == 1 {
+            line.wait_for(2, "serving draining");
+        } else {
+            line.wait_for(1, "the handoff failed");
+        }
+        assert!(path.exists());
+        line.signal(3 - first, Signal::SIGTERM);
+        line.wait_for_end();
+        assert!(!path.exists());
+    }
+}
+
+#[test]
+fn the_last_to_end_unlinks_the_path_when_its_successor_was_killed() {
+    let (line, path) = serve(&["--bake", "1h", "--first-request-grace", "1h", "--drain-timeout", "1h"]);
+    // It keeps the first generation draining: it says nothing.
+    let silent = Client::connect(path.to_str().unwrap()).unwrap();
+    echo(&path);
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(1, "the successor is ready");
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for(2, "serving draining");
+    line.signal(2, Signal::SIGKILL);
+    line.wait_for(1, "the handoff failed");
+    drop(silent);
+    assert_eq!(line.exit_code(1), 0);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_path_that_a_successor_gives_up_is_unlinked() {
+    let (line, path) = serve(&["--bake", "0", "--listen", "127.0.0.1:0"]);
+    line.successor_gets("--listen 127.0.0.1:0");
+    line.hand_over_from(1);
+    assert_eq!(line.exit_code(1), 0);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_path_that_a_parent_bound_is_never_unlinked() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("parent.sock");
+    let socket = UnixListener::bind(&path).unwrap();
+    let before = identity(&path);
+    let arguments = ["--bake", "0", "--listen", &format!("web={}", path.display())];
+    let line = Parent::passing([socket.into()]).saying("LISTEN_FDNAMES", "web").serve(&arguments);
+    echo(&path);
+    line.hand_over_from(1);
+    assert_eq!(line.exit_code(1), 0);
+    echo(&path);
+    line.signal(2, Signal::SIGTERM);
+    assert_eq!(line.exit_code(2), 0);
+    assert_eq!(identity(&path), before);
+}
+
+#[test]
+fn what_has_come_to_lie_at_the_path_meanwhile_is_not_unlinked() {
+    let (line, path) = serve(&["--bake", "0"]);
+    line.hand_over_from(1);
+    fs::remove_file(&path).unwrap();
+    let theirs = UnixListener::bind(&path).unwrap();
+    let before = identity(&path);
+    line.signal(2, Signal::SIGTERM);
+    assert_eq!(line.exit_code(2), 0);
+    assert_eq!(identity(&path), before);
+    drop(theirs);
+}
+
+#[test]
+fn a_path_whose_owner_was_killed_is_taken_over_at_the_next_start() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("web.sock");
+    let start = || {
+        let line = Line::start_with(|command, _| {
+            command.args(["--listen", path.to_str().unwrap()]);
+        });
+        line.wait_for(1, "serving");
+        line
+    };
+    let line = start();
+    signal(line.first_pid(), Signal::SIGKILL);
+    assert_eq!(line.exit_code(1), 128 + 9);
+    assert!(path.exists(), "nobody was left to unlink it");
+    let line = start();
+    echo(&path);
+    line.signal(1, Signal::SIGTERM);
+    assert_eq!(line.exit_code(1), 0);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_path_that_a_living_daemon_serves_is_refused_and_left() {
+    let (_line, path) = serve(&[]);
+    let before = identity(&path);
+    let address = path.to_str().unwrap();
+    Refusal::to(&["--listen", address]).names(78, &[address, "(listener-1)", "in use"]);
+    assert_eq!(identity(&path), before);
+    echo(&path);
+}
+
+#[test]
+fn a_path_whose_owner_has_no_room_in_its_queue_is_refused_and_left() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("busy.sock");
+    let busy = UnixListener::bind(&path).unwrap();
+    nix::sys::socket::listen(&busy, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+    let _waiting = Client::connect(path.to_str().unwrap()).unwrap();
+    let before = identity(&path);
+    Refusal::to(&["--listen", path.to_str().unwrap()]).names(78, &["busy.sock", "in use"]);
+    assert_eq!(identity(&path), before);
+}
+
+#[test]
+fn what_is_no_socket_of_ours_is_refused_and_left() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("file"), "precious").unwrap();
+    fs::create_dir(at("directory")).unwrap();
+    std::os::unix::fs::symlink("nowhere", at("dangling")).unwrap();
+    std::os::unix::fs::symlink("file", at("link")).unwrap();
+    nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let _datagrams = UnixDatagram::bind(at("datagrams")).unwrap();
+    for name in ["file", "directory", "dangling", "link", "pipe", "datagrams"] {
+        let before = fs::symlink_metadata(at(name)).unwrap();
+        let address = at(name).to_str().unwrap().to_owned();
+        Refusal::to(&["--listen", &address]).names(78, &[&address, "in use"]);
+        let after = fs::symlink_metadata(at(name)).unwrap();
+        assert_eq!((after.ino(), after.file_type()), (before.ino(), before.file_type()), "{name}");
+    }
+    assert_eq!(fs::read_to_string(at("file")).unwrap(), "precious");
+}
+
+#[test]
+fn a_link_that_is_stale_only_in_name_is_not_followed_to_its_target() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (target, link) = (folder.path().join("target"), folder.path().join("link"));
+    drop(UnixListener::bind(&target).unwrap());
+    std::os::unix::fs::symlink("target", &link).unwrap();
+    Refusal::to(&["--listen", link.to_str().unwrap()]).names(78, &["link", "in use"]);
+    assert!(identity(&target).1 > 0 && fs::symlink_metadata(&link).unwrap().is_symlink());
+}

@@ -1,0 +1,218 @@
+//! Bad input gets one line that names it, exit code 64 or 78, and nothing was touched.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Line, Refusal};
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).unwrap().next().is_none()
+}
+
+/// With these arguments beside others that are well, nothing comes of the whole.
+fn assert_refused(wrong: &[&str], code: i32, words: &[&str]) {
+    let folder = folder();
+    let (socket, pid_file) = (folder.path().join("well.sock"), folder.path().join("pid"));
+    let well = ["--listen", socket.to_str().unwrap(), "--log", "error"];
+    let pid_file = ["--pid-file", pid_file.to_str().unwrap()];
+    // Not what may be given but once.
+    let well = well.into_iter().filter(|_| !wrong.contains(&"--log"));
+    let pid_file = pid_file.into_iter().filter(|_| !wrong.contains(&"--pid-file"));
+    let arguments: Vec<_> = well.chain(pid_file).chain(wrong.iter().copied()).collect();
+    Refusal::to(&arguments).names(code, words);
+    assert!(is_empty(folder.path()), "{wrong:?} left something behind");
+}
+
+#[test]
+fn a_flag_that_does_not_exist_is_named() {
+    for wrong in ["--nope", "-x", "--liste", "serve", "-1", "--no\npe"] {
+        assert_refused(&[wrong], 64, &[&wrong.replace('\n', "\\n")]);
+    }
+}
+
+#[test]
+fn a_flag_without_its_value_or_given_twice_is_named() {
+    for flag in ["--listen", "--ready-timeout", "--bake", "--drain-timeout", "--first-request-grace", "--pid-file"] {
+        assert_refused(&[flag], 64, &[flag]);
+    }
+    for (flag, value) in [("--bake", "1"), ("--max-generations", "4"), ("--pid-file", "/x"), ("--log", "info")] {
+        assert_refused(&[flag, value, flag, value], 64, &[flag, "multiple times"]);
+    }
+    assert_refused(&["--pid-file", ""], 64, &["--pid-file"]);
+}
+
+#[test]
+fn a_time_that_is_none_is_named() {
+    for flag in ["--ready-timeout", "--bake", "--drain-timeout", "--first-request-grace"] {
+        for time in ["", "soon", "1.5", "1x", "0x10", "8d", "18446744073709551616", "5 s ago"] {
+            assert_refused(&[flag, time], 64, &[flag, &format!("'{time}'")]);
+        }
+        let negative = format!("{flag}=-1");
+        assert_refused(&[&negative], 64, &[flag, "'-1'"]);
+        assert_refused(&[flag, "1\n2"], 64, &[flag, "1\\n2"]);
+    }
+}
+
+#[test]
+fn a_count_that_is_none_is_named() {
+    for count in ["", "0", "1", "65", "-2", "many", "2.5", "99999999999999999999"] {
+        let flag = format!("--max-generations={count}");
+        assert_refused(&[&flag], 64, &["--max-generations", &format!("'{count}'"), "2 to 64"]);
+    }
+}
+
+#[test]
+fn a_filter_that_is_none_is_named() {
+    assert_refused(&["--log", "handoffd=loud"], 64, &["--log", "handoffd=loud"]);
+}
+
+#[test]
+fn an_address_that_is_none_is_named() {
+    let long = format!("/{}", "x".repeat(107));
+    let wrong = [
+        "",
+        "80",
+        ":80",
+        "localhost:80",
+        "127.0.0.1",
+        "127.0.0.1:",
+        "127.0.0.1:65536",
+        "127.0.0.1:-1",
+        "256.0.0.1:80",
+        "::1:80",
+        "[::1]",
+        "tcp6:127.0.0.1:80",
+        "udp:127.0.0.1:80",
+        "/",
+        "@",
+        "unix:",
+        "unix:relative.sock",
+        "relative.sock",
+        "/ends/with/",
+        "/new\nline",
+        &long,
+    ];
+    for address in wrong {
+        assert_refused(&["--listen", address], 64, &["address", &format!("{address:?}")]);
+        let named = format!("web={address}");
+        assert_refused(&["--listen", &named], 64, &["address", &format!("{address:?}")]);
+    }
+}
+
+#[test]
+fn a_name_that_is_none_is_named() {
+    for name in ["", "with space", "with:colon", "new\nline", "ümlaut", &"x".repeat(256)] {
+        assert_refused(&["--listen", &format!("{name}=127.0.0.1:0")], 64, &["name", &format!("{name:?}")]);
+    }
+}
+
+#[test]
+fn two_listeners_of_one_name_or_address_are_named() {
+    let twice = ["--listen", "web=127.0.0.1:0", "--listen", "web=127.0.0.1:0"];
+    assert_refused(&twice, 64, &["named", "\"web\""]);
+    for address in ["127.0.0.1:1", "/run/twice.sock", "@twice"] {
+        let twice = ["--listen", address, "--listen", &format!("api={address}")];
+        assert_refused(&twice, 64, &["address", address]);
+    }
+}
+
+#[test]
+fn an_argument_that_is_no_text_is_named() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_handoffd"));
+    command.args(["--listen", "127.0.0.1:0", "--bake"]).arg(OsStr::from_bytes(b"1\xff2"));
+    Refusal::of(command).names(64, &["1\\xFF2", "UTF-8"]);
+}
+
+#[test]
+fn an_address_that_is_in_use_is_named_with_its_listener() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    assert_refused(&["--listen", &format!("web={address}")], 78, &[&address, "(web)", "Address already in use"]);
+    assert_refused(&["--listen", &address], 78, &[&address, "(listener-2)", "Address already in use"]);
+    let name = format!("@handoffd-usage-{}", std::process::id());
+    let line = Line::serve(&["--listen", &name]);
+    assert_refused(&["--listen", &name], 78, &[&name, "(listener-2)", "Address already in use"]);
+    line.assert_serves();
+}
+
+#[test]
+fn an_address_that_this_machine_does_not_have_is_named() {
+    // Set aside for documentation, RFC 5737 and RFC 3849: nobody's.
+    for address in ["192.0.2.1:48879", "[2001:db8::1]:48879"] {
+        assert_refused(&["--listen", &format!("web={address}")], 78, &[address, "(web)", "Cannot assign"]);
+    }
+}
+
+#[test]
+fn a_path_in_a_folder_that_is_not_there_is_named() {
+    let folder = folder();
+    let path = folder.path().join("gone/web.sock");
+    let address = path.to_str().unwrap();
+    assert_refused(&["--listen", address], 78, &[address, "(listener-2)", "No such file"]);
+    assert!(is_empty(folder.path()));
+}
+
+#[test]
+fn a_pid_file_that_cannot_be_is_named() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("file"), "").unwrap();
+    for (pid_file, why) in
+        [(path("gone/pid"), "No such file"), (path("file/pid"), "Not a directory"), (path(""), "is a directory")]
+    {
+        assert_refused(&["--pid-file", &pid_file], 78, &["pid file", &pid_file, why]);
+    }
+    assert_refused(&["--pid-file", &path("new\nline/pid")], 78, &["pid file", r"new\nline/pid"]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_notification_socket_that_can_be_none_is_named() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_handoffd"));
+    command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", "relative/socket");
+    Refusal::of(command).names(78, &["NOTIFY_SOCKET", "relative/socket"]);
+}
+
+#[test]
+fn why_nothing_is_served_is_said_even_if_nothing_is_logged() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for filter in ["off", "tokio=info"] {
+        Refusal::to(&["--log", filter, "--listen", &address]).names(78, &[&address, "in use"]);
+    }
+}
+
+#[test]
+fn bad_input_of_a_successor_reaches_the_log_of_its_predecessor() {
+    for (arguments, reason) in [
+        ("--bake soon", "invalid value 'soon' for '--bake"),
+        ("--listen nowhere", "bad address \\\"nowhere\\\""),
+        ("--listen 127.0.0.1:0 --pid-file /", "cannot write the pid file \"/\""),
+    ] {
+        let line = Line::serve(&[]);
+        line.successor_gets(arguments);
+        line.signal(1, Signal::SIGHUP);
+        let failed = line.wait_for(1, "the handoff failed");
+        assert!(failed.text.replace('\\', "").contains(&reason.replace('\\', "")), "{failed:?}");
+        line.assert_serves();
+    }
+}
+
+#[test]
+fn help_and_version_go_to_standard_output_and_end_well() {
+    for flag in ["--help", "-h", "--version", "-V"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_handoffd")).arg(flag).output().unwrap();
+        assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{flag}");
+        assert!(String::from_utf8(output.stdout).unwrap().contains("handoffd"), "{flag}");
+    }
+}
