@@ -120,6 +120,8 @@ fn of_three_generations_the_eldest_accepts_again_when_both_younger_ones_die() {
     let line = serve("0");
     let first = line.hold();
     line.hand_over_from(1);
+    // The first one accepts no more: it is the second that holds.
+    line.wait_for(1, "draining why");
     let second = line.hold();
     line.hand_over_from(2);
     line.wait_for(2, "draining why");
@@ -142,6 +144,8 @@ fn of_three_generations_the_middle_one_accepts_again_when_the_youngest_dies() {
     let line = serve("0");
     let first = line.hold();
     line.hand_over_from(1);
+    // The first one accepts no more: it is the second that holds.
+    line.wait_for(1, "draining why");
     let second = line.hold();
     line.hand_over_from(2);
     line.wait_for(2, "draining why");
