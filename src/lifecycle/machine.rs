@@ -300,10 +300,11 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
         Event::Drained => (State::Stopped, vec![Exit]),
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
         Event::SuccessorLost => (State::Stopping, vec![DropSuccessor]),
+        // The line is ours, though we gave it back: the predecessor was told to stop as well, or hears that we were.
+        Event::Committed(_) => (State::Stopping, vec![TellStopping]),
         // A successor that is ready all the same has been told to stop.
         Event::SuccessorReady
         | Event::Live
-        | Event::Committed(_)
         | Event::PredecessorLost
         | Event::Hangup
         | Event::Terminate
