@@ -104,6 +104,11 @@ impl Predecessors {
         self.older.iter().for_each(|older| older.tell(message));
     }
 
+    /// Closes our ends of all channels: from now on the others' lives decide what the older generations hear.
+    pub(crate) fn let_go(&mut self) {
+        self.older.clear();
+    }
+
     /// Tells the oldest ones to cut their drain short, so that no more than `keep` go on.
     pub(crate) fn cut_all_but(&self, keep: usize) {
         let excess = self.older.len().saturating_sub(keep);

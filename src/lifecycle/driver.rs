@@ -144,6 +144,7 @@ impl<P: Plane> Driver<P> {
             return event;
         }
         let draining = matches!(self.state, State::Retiring { .. } | State::Stopping);
+        let awaits_successor = self.state == State::Stopping && self.has_unready_successor();
         tokio::select! {
             biased;
             event = self.predecessors.next() => match event {
@@ -157,13 +158,13 @@ impl<P: Plane> Driver<P> {
             () = at(self.deadlines.ready) => self.ready_expired(),
             () = at(self.deadlines.bake) => Event::BakeOver,
             () = at(self.deadlines.drain) => Event::DrainExpired,
-            () = self.plane.drained(), if draining && !self.awaits_successor() => Event::Drained,
+            () = self.plane.drained(), if draining && !awaits_successor => Event::Drained,
         }
     }
 
-    /// Whether a successor that was told to stop has not ended yet: it is ours to see to the end.
-    fn awaits_successor(&self) -> bool {
-        self.state == State::Stopping && self.successor.as_ref().is_some_and(|successor| !successor.is_ready())
+    /// Whether there is a successor that is not ready. When the line stops it is ours to see it to its end.
+    fn has_unready_successor(&self) -> bool {
+        self.successor.as_ref().is_some_and(|successor| !successor.is_ready())
     }
 
     /// What the successor's word means.
@@ -181,8 +182,9 @@ impl<P: Plane> Driver<P> {
                     tracing::error!(reason = %failure, "not accepting again: that is for the service manager to mend");
                     return Event::LineStopping;
                 }
+                let rolled_back = matches!(failure, HandoffFailure::ToldToStop);
                 self.failure = Some(failure);
-                Event::SuccessorLost
+                if rolled_back { Event::SuccessorRolledBack } else { Event::SuccessorLost }
             }
             SuccessorEvent::Stopping => Event::LineStopping,
             SuccessorEvent::Cut => Event::CutNow,
@@ -210,16 +212,14 @@ impl<P: Plane> Driver<P> {
             Action::StartSuccessor => self.start_successor(),
             Action::StartBake => {
                 self.deadlines.ready = None;
-                if self.config.bake.is_zero() {
-                    self.pending.push_back(Event::BakeOver);
-                } else {
-                    self.deadlines.bake = deadline(self.config.bake);
-                }
+                self.deadlines.bake = deadline(self.config.bake);
             }
             Action::Commit(hangup) => self.commit(|successor| successor.commit(hangup)),
             Action::CommitForGood(hangup) => self.commit(|successor| successor.commit_for_good(hangup)),
             Action::DropSuccessor => self.drop_successor(),
             Action::ForgetSuccessor => self.successor = None,
+            Action::LetGo => self.predecessors.let_go(),
+            Action::LeaveTheLine if self.predecessors.count() > 0 => self.predecessors.let_go(),
             Action::StopSuccessor => {
                 self.deadlines.ready = None;
                 if let Some(successor) = &self.successor {
@@ -231,7 +231,7 @@ impl<P: Plane> Driver<P> {
                 let given_up = self.listeners.remove(&std::mem::take(&mut self.given_up));
                 self.close(&given_up);
             }
-            Action::CloseListeners => {
+            Action::CloseListeners | Action::LeaveTheLine => {
                 self.plane.stop_accepting().await;
                 let all = self.listeners.take();
                 self.close(&all);
@@ -244,10 +244,10 @@ impl<P: Plane> Driver<P> {
                 self.notifier.stopping(&format!("generation {} stopping", self.generation));
             }
             Action::Drain => {
-                self.plane.drain();
-                self.deadlines.drain = deadline(self.config.drain_timeout);
                 let (why, connections) = (self.state.name(), self.plane.connections());
                 tracing::info!(why, connections, "draining");
+                self.plane.drain();
+                self.deadlines.drain = deadline(self.config.drain_timeout);
             }
             Action::Resume => {
                 self.deadlines.drain = None;
@@ -333,10 +333,8 @@ impl<P: Plane> Driver<P> {
     }
 
     fn exit(&mut self) {
-        if self.awaits_successor() {
-            if let Some(successor) = &self.successor {
-                successor.end(Fate::Kill);
-            }
+        if let Some(successor) = self.successor.as_ref().filter(|successor| !successor.is_ready()) {
+            successor.end(Fate::Kill);
         }
         let DrainReport { ended, cut } = self.plane.report();
         tracing::info!(ended, cut, "ended");
@@ -355,9 +353,10 @@ async fn next_of(successor: &mut Option<Successor>) -> SuccessorEvent {
     }
 }
 
-/// Pends until `deadline`, for ever if there is none.
+/// Pends until `deadline`, for ever if there is none. One that has passed is not rounded up to a tick of the clock.
 async fn at(deadline: Option<Instant>) {
     match deadline {
+        Some(deadline) if deadline <= Instant::now() => {}
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
     }

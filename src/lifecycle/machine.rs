@@ -85,8 +85,10 @@ pub(crate) enum Event {
     SuccessorReady,
     /// The successor's probation is over.
     BakeOver,
-    /// The successor is dead, hangs, says that it cannot, or was told to stop while on probation.
+    /// The successor is dead, hangs, or says that it cannot.
     SuccessorLost,
+    /// The successor was told to stop while on probation, and gives everything back.
+    SuccessorRolledBack,
     /// The successor has taken over and was told to stop with the whole line; or it died, and a service manager will
     /// start the service anew.
     LineStopping,
@@ -119,6 +121,10 @@ pub(crate) enum Action {
     DropSuccessor,
     /// Forget the successor: the line that it has taken over stops.
     ForgetSuccessor,
+    /// Let go of the channels to older generations: when nobody else holds them, the youngest of these accepts again.
+    LetGo,
+    /// Let go of them if any lives; if none does, nobody will accept any more: close the listeners for good.
+    LeaveTheLine,
     /// Tell the successor to stop.
     StopSuccessor,
     /// Stop accepting and keep the listeners: the successor accepts.
@@ -138,8 +144,9 @@ pub(crate) enum Action {
 }
 
 use Action::{
-    CloseListeners, Commit, CommitForGood, Cut, Drain, DropSuccessor, Exit, ForgetSuccessor, NotifyReady, Resume,
-    StartBake, StartSuccessor, StopAccepting, StopSuccessor, TakeTheLine, TellReady, TellRollback, TellStopping,
+    CloseListeners, Commit, CommitForGood, Cut, Drain, DropSuccessor, Exit, ForgetSuccessor, LeaveTheLine, LetGo,
+    NotifyReady, Resume, StartBake, StartSuccessor, StopAccepting, StopSuccessor, TakeTheLine, TellReady, TellRollback,
+    TellStopping,
 };
 
 impl State {
@@ -205,6 +212,7 @@ fn starting(birth: Birth, hangup: Hangup, event: Event) -> (State, Vec<Action>) 
         | Event::SuccessorReady
         | Event::BakeOver
         | Event::SuccessorLost
+        | Event::SuccessorRolledBack
         | Event::LineStopping
         | Event::Drained
         | Event::DrainExpired => (State::Starting { birth, hangup }, vec![]),
@@ -224,6 +232,7 @@ fn probation(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
         | Event::SuccessorReady
         | Event::BakeOver
         | Event::SuccessorLost
+        | Event::SuccessorRolledBack
         | Event::LineStopping
         | Event::Drained
         | Event::DrainExpired => (State::Probation { hangup }, vec![]),
@@ -243,6 +252,7 @@ fn serving(event: Event) -> (State, Vec<Action>) {
         | Event::SuccessorReady
         | Event::BakeOver
         | Event::SuccessorLost
+        | Event::SuccessorRolledBack
         | Event::LineStopping
         | Event::Drained
         | Event::DrainExpired => (State::Serving, vec![]),
@@ -252,7 +262,7 @@ fn serving(event: Event) -> (State, Vec<Action>) {
 fn handing_off(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
     match event {
         Event::SuccessorReady => (State::Baking { hangup }, vec![StartBake]),
-        Event::SuccessorLost => head(hangup, vec![DropSuccessor]),
+        Event::SuccessorLost | Event::SuccessorRolledBack => head(hangup, vec![DropSuccessor]),
         Event::Hangup => (State::HandingOff { hangup: Hangup::Remembered }, vec![]),
         Event::Terminate => (State::Stopping, vec![TellStopping, StopSuccessor, CloseListeners, Drain]),
         Event::CutNow => (State::Stopped, vec![TellStopping, StopSuccessor, CloseListeners, Drain, Cut, Exit]),
@@ -271,8 +281,7 @@ fn baking(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
     let stop = vec![CommitForGood(hangup), StopAccepting, Drain];
     match event {
         Event::BakeOver => (State::Retiring { recall: Recall::Possible }, vec![Commit(hangup), StopAccepting, Drain]),
-        // It has taken over before it could hear that it may: only a message that overtook another does this.
-        Event::LineStopping | Event::SuccessorLost => head(hangup, vec![DropSuccessor]),
+        Event::SuccessorLost | Event::SuccessorRolledBack => head(hangup, vec![DropSuccessor]),
         Event::Hangup => (State::Baking { hangup: Hangup::Remembered }, vec![]),
         Event::Terminate => (State::Retiring { recall: Recall::Never }, stop),
         Event::CutNow => (State::Stopped, [stop, vec![Cut, Exit]].concat()),
@@ -281,6 +290,8 @@ fn baking(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
         | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
+        // Only the head of the line says so.
+        | Event::LineStopping
         | Event::Drained
         | Event::DrainExpired => (State::Baking { hangup }, vec![]),
     }
@@ -288,11 +299,12 @@ fn baking(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
 
 fn retiring(recall: Recall, event: Event) -> (State, Vec<Action>) {
     match event {
-        Event::SuccessorLost => match recall {
-            Recall::Possible => (State::Serving, vec![DropSuccessor, Resume, TakeTheLine]),
-            // Nobody accepts after us: who waits in the queues is served, and who comes now is refused at once.
-            Recall::Never => (State::Retiring { recall }, vec![CloseListeners, DropSuccessor]),
-        },
+        Event::SuccessorLost | Event::SuccessorRolledBack if recall == Recall::Possible => {
+            (State::Serving, vec![DropSuccessor, Resume, TakeTheLine])
+        }
+        Event::SuccessorLost => (State::Retiring { recall }, vec![LeaveTheLine, DropSuccessor]),
+        // It and we were told to stop, each before it heard of the other: nobody else tells the older ones.
+        Event::SuccessorRolledBack => (State::Retiring { recall }, vec![TellStopping, CloseListeners, DropSuccessor]),
         Event::LineStopping => (State::Retiring { recall: Recall::Never }, vec![CloseListeners, ForgetSuccessor]),
         Event::Terminate => (State::Retiring { recall: Recall::Never }, vec![]),
         Event::Drained => (State::Stopped, vec![Exit]),
@@ -312,14 +324,14 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
     match event {
         Event::Drained => (State::Stopped, vec![Exit]),
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
-        Event::SuccessorLost => (State::Stopping, vec![DropSuccessor]),
+        Event::SuccessorLost | Event::SuccessorRolledBack => (State::Stopping, vec![DropSuccessor]),
         // We have rolled back, and it was told to stop before it heard so: the line ends with us.
-        Event::CommittedForGood(_) => (State::Stopping, vec![CloseListeners]),
+        Event::CommittedForGood(_) => (State::Stopping, vec![TellStopping, CloseListeners]),
+        // We have rolled back. It takes the line back when it hears so; if it has ended, one before it does.
+        Event::Committed(_) | Event::PredecessorLost => (State::Stopping, vec![LetGo]),
         // A successor that is ready all the same has been told to stop.
         Event::SuccessorReady
         | Event::Live
-        | Event::Committed(_)
-        | Event::PredecessorLost
         | Event::Hangup
         | Event::Terminate
         | Event::BakeOver

@@ -1,1 +1,395 @@
-//! Tests the life of a generation cell by cell.
+//! Tests the life of a generation cell by cell: every state with its data, and every event, against a table by hand.
+//!
+//! A row of the table is a state: what moves it, where to and with which actions in which order, and what it ignores.
+//! Each row has to name every event once, so that a cell can neither be forgotten nor be said twice.
+
+use std::collections::HashSet;
+
+use super::{Action, Birth, Event, Hangup, Recall, State, step};
+use Action::*;
+use Birth::{First, Orphan, Successor};
+use Event::{
+    BakeOver, Committed, CommittedForGood, CutNow, DrainExpired, Drained, LineStopping, Live, PredecessorLost,
+    SuccessorLost, SuccessorReady, SuccessorRolledBack, Terminate,
+};
+use Recall::{Never, Possible};
+use State::{Serving, Stopped, Stopping};
+
+const NONE: Hangup = Hangup::None;
+const ONE: Hangup = Hangup::Remembered;
+const HANGUP: Event = Event::Hangup;
+
+const EVENTS: [Event; 16] = [
+    Live,
+    Committed(NONE),
+    Committed(ONE),
+    CommittedForGood(NONE),
+    CommittedForGood(ONE),
+    PredecessorLost,
+    HANGUP,
+    Terminate,
+    CutNow,
+    SuccessorReady,
+    BakeOver,
+    SuccessorLost,
+    SuccessorRolledBack,
+    LineStopping,
+    Drained,
+    DrainExpired,
+];
+
+/// What cannot have happened to a generation that does not accept yet.
+const TOO_EARLY: [Event; 11] = [
+    Committed(NONE),
+    Committed(ONE),
+    CommittedForGood(NONE),
+    CommittedForGood(ONE),
+    SuccessorReady,
+    BakeOver,
+    SuccessorLost,
+    SuccessorRolledBack,
+    LineStopping,
+    Drained,
+    DrainExpired,
+];
+
+/// The words of a predecessor that has retired, for those who have none.
+const COMMITS: [Event; 4] = [Committed(NONE), Committed(ONE), CommittedForGood(NONE), CommittedForGood(ONE)];
+
+/// All states that there are, with all their data.
+const STATES: [State; 17] = [
+    starting(First, NONE),
+    starting(First, ONE),
+    starting(Successor, NONE),
+    starting(Successor, ONE),
+    starting(Orphan, NONE),
+    starting(Orphan, ONE),
+    probation(NONE),
+    probation(ONE),
+    Serving,
+    handing_off(NONE),
+    handing_off(ONE),
+    baking(NONE),
+    baking(ONE),
+    retiring(Possible),
+    retiring(Never),
+    Stopping,
+    Stopped,
+];
+
+const fn starting(birth: Birth, hangup: Hangup) -> State {
+    State::Starting { birth, hangup }
+}
+
+const fn probation(hangup: Hangup) -> State {
+    State::Probation { hangup }
+}
+
+const fn handing_off(hangup: Hangup) -> State {
+    State::HandingOff { hangup }
+}
+
+const fn baking(hangup: Hangup) -> State {
+    State::Baking { hangup }
+}
+
+const fn retiring(recall: Recall) -> State {
+    State::Retiring { recall }
+}
+
+/// One cell: an event, where it leads, and what is done on the way.
+type Cell<'a> = (Event, State, &'a [Action]);
+
+/// Holds a row of the table: `moves` are as they are written, `ignored` change nothing and do nothing.
+fn row(state: State, moves: &[Cell<'_>], ignored: &[Event]) {
+    let named: Vec<Event> = moves.iter().map(|cell| cell.0).chain(ignored.iter().copied()).collect();
+    assert_eq!(named.len(), EVENTS.len(), "the row of {state:?} names {} events", named.len());
+    for event in EVENTS {
+        assert!(named.contains(&event), "the row of {state:?} forgets {event:?}");
+    }
+    for &(event, to, actions) in moves {
+        assert_eq!(step(state, event), (to, actions.to_vec()), "{state:?} x {event:?}");
+    }
+    for &event in ignored {
+        assert_eq!(step(state, event), (state, vec![]), "{state:?} x {event:?} is to be ignored");
+    }
+}
+
+#[test]
+fn the_first_generation_takes_the_line_and_says_that_the_service_is_up() {
+    for hangup in [NONE, ONE] {
+        let live: Cell<'_> = match hangup {
+            NONE => (Live, Serving, &[TakeTheLine, NotifyReady]),
+            ONE => (Live, handing_off(NONE), &[TakeTheLine, NotifyReady, StartSuccessor]),
+        };
+        let moves = [
+            live,
+            (HANGUP, starting(First, ONE), &[]),
+            (PredecessorLost, starting(Orphan, hangup), &[]),
+            (Terminate, Stopping, &[TellStopping, CloseListeners, Drain]),
+            (CutNow, Stopped, &[TellStopping, CloseListeners, Drain, Cut, Exit]),
+        ];
+        row(starting(First, hangup), &moves, &TOO_EARLY);
+    }
+}
+
+#[test]
+fn a_successor_tells_its_predecessor_that_it_accepts_or_that_it_never_will() {
+    for hangup in [NONE, ONE] {
+        let moves: [Cell<'_>; 5] = [
+            (Live, probation(hangup), &[TellReady]),
+            (HANGUP, starting(Successor, ONE), &[]),
+            (PredecessorLost, starting(Orphan, hangup), &[]),
+            (Terminate, Stopped, &[TellRollback, Exit]),
+            (CutNow, Stopped, &[TellRollback, Exit]),
+        ];
+        row(starting(Successor, hangup), &moves, &TOO_EARLY);
+    }
+}
+
+#[test]
+fn an_orphan_takes_the_line_without_saying_again_that_the_service_is_up() {
+    for hangup in [NONE, ONE] {
+        let live: Cell<'_> = match hangup {
+            NONE => (Live, Serving, &[TakeTheLine]),
+            ONE => (Live, handing_off(NONE), &[TakeTheLine, StartSuccessor]),
+        };
+        let moves = [
+            live,
+            (HANGUP, starting(Orphan, ONE), &[]),
+            (PredecessorLost, starting(Orphan, hangup), &[]),
+            (Terminate, Stopping, &[TellStopping, CloseListeners, Drain]),
+            (CutNow, Stopped, &[TellStopping, CloseListeners, Drain, Cut, Exit]),
+        ];
+        row(starting(Orphan, hangup), &moves, &TOO_EARLY);
+    }
+}
+
+#[test]
+fn on_probation_a_hangup_waits_and_a_stop_gives_everything_back() {
+    let late =
+        [Live, SuccessorReady, BakeOver, SuccessorLost, SuccessorRolledBack, LineStopping, Drained, DrainExpired];
+    let stops: [Cell<'_>; 2] = [
+        (Terminate, Stopping, &[TellRollback, StopAccepting, Drain]),
+        (CutNow, Stopped, &[TellRollback, StopAccepting, Drain, Cut, Exit]),
+    ];
+    let [terminate, cut_now] = stops;
+    let serves: &[Action] = &[TakeTheLine];
+    let hands_off: &[Action] = &[TakeTheLine, StartSuccessor];
+    let untroubled = [
+        (Committed(NONE), Serving, serves),
+        (Committed(ONE), handing_off(NONE), hands_off),
+        (CommittedForGood(NONE), Serving, serves),
+        (CommittedForGood(ONE), handing_off(NONE), hands_off),
+        (PredecessorLost, Serving, serves),
+        (HANGUP, probation(ONE), &[]),
+        terminate,
+        cut_now,
+    ];
+    row(probation(NONE), &untroubled, &late);
+    let asked = [
+        (Committed(NONE), handing_off(NONE), hands_off),
+        (Committed(ONE), handing_off(NONE), hands_off),
+        (CommittedForGood(NONE), handing_off(NONE), hands_off),
+        (CommittedForGood(ONE), handing_off(NONE), hands_off),
+        (PredecessorLost, handing_off(NONE), hands_off),
+        (HANGUP, probation(ONE), &[]),
+        terminate,
+        cut_now,
+    ];
+    row(probation(ONE), &asked, &late);
+}
+
+#[test]
+fn the_head_starts_a_successor_on_a_hangup_and_is_deaf_to_late_words() {
+    row(
+        Serving,
+        &[
+            (HANGUP, handing_off(NONE), &[StartSuccessor]),
+            (Terminate, Stopping, &[TellStopping, CloseListeners, Drain]),
+            (CutNow, Stopped, &[TellStopping, CloseListeners, Drain, Cut, Exit]),
+        ],
+        &[
+            &COMMITS[..],
+            &[Live, PredecessorLost, SuccessorReady, BakeOver, SuccessorLost, SuccessorRolledBack, LineStopping],
+            &[Drained, DrainExpired],
+        ]
+        .concat(),
+    );
+}
+
+#[test]
+fn while_handing_off_one_hangup_is_remembered_and_a_stop_ends_the_successor() {
+    let late = [&COMMITS[..], &[Live, PredecessorLost, BakeOver, LineStopping, Drained, DrainExpired]].concat();
+    for hangup in [NONE, ONE] {
+        let lost = |event| -> Cell<'_> {
+            match hangup {
+                NONE => (event, Serving, &[DropSuccessor]),
+                ONE => (event, handing_off(NONE), &[DropSuccessor, StartSuccessor]),
+            }
+        };
+        let moves = [
+            lost(SuccessorLost),
+            lost(SuccessorRolledBack),
+            (SuccessorReady, baking(hangup), &[StartBake]),
+            (HANGUP, handing_off(ONE), &[]),
+            (Terminate, Stopping, &[TellStopping, StopSuccessor, CloseListeners, Drain]),
+            (CutNow, Stopped, &[TellStopping, StopSuccessor, CloseListeners, Drain, Cut, Exit]),
+        ];
+        row(handing_off(hangup), &moves, &late);
+    }
+}
+
+#[test]
+fn while_it_bakes_a_stop_retires_and_a_lost_successor_costs_nothing() {
+    let late = [&COMMITS[..], &[Live, PredecessorLost, SuccessorReady, LineStopping, Drained, DrainExpired]].concat();
+    let unasked: [Cell<'_>; 6] = [
+        (BakeOver, retiring(Possible), &[Commit(NONE), StopAccepting, Drain]),
+        (SuccessorLost, Serving, &[DropSuccessor]),
+        (SuccessorRolledBack, Serving, &[DropSuccessor]),
+        (HANGUP, baking(ONE), &[]),
+        (Terminate, retiring(Never), &[CommitForGood(NONE), StopAccepting, Drain]),
+        (CutNow, Stopped, &[CommitForGood(NONE), StopAccepting, Drain, Cut, Exit]),
+    ];
+    row(baking(NONE), &unasked, &late);
+    let asked: [Cell<'_>; 6] = [
+        (BakeOver, retiring(Possible), &[Commit(ONE), StopAccepting, Drain]),
+        (SuccessorLost, handing_off(NONE), &[DropSuccessor, StartSuccessor]),
+        (SuccessorRolledBack, handing_off(NONE), &[DropSuccessor, StartSuccessor]),
+        (HANGUP, baking(ONE), &[]),
+        (Terminate, retiring(Never), &[CommitForGood(ONE), StopAccepting, Drain]),
+        (CutNow, Stopped, &[CommitForGood(ONE), StopAccepting, Drain, Cut, Exit]),
+    ];
+    row(baking(ONE), &asked, &late);
+}
+
+#[test]
+fn a_retired_generation_accepts_again_only_if_nobody_told_it_to_stop() {
+    let late = [&COMMITS[..], &[HANGUP, Live, PredecessorLost, SuccessorReady, BakeOver]].concat();
+    let ends: [Cell<'_>; 5] = [
+        (Terminate, retiring(Never), &[]),
+        (LineStopping, retiring(Never), &[CloseListeners, ForgetSuccessor]),
+        (Drained, Stopped, &[Exit]),
+        (DrainExpired, Stopped, &[Cut, Exit]),
+        (CutNow, Stopped, &[Cut, Exit]),
+    ];
+    let recalled: [Cell<'_>; 2] = [
+        (SuccessorLost, Serving, &[DropSuccessor, Resume, TakeTheLine]),
+        (SuccessorRolledBack, Serving, &[DropSuccessor, Resume, TakeTheLine]),
+    ];
+    row(retiring(Possible), &[&ends[..], &recalled].concat(), &late);
+    let forgotten: [Cell<'_>; 2] = [
+        (SuccessorLost, retiring(Never), &[LeaveTheLine, DropSuccessor]),
+        (SuccessorRolledBack, retiring(Never), &[TellStopping, CloseListeners, DropSuccessor]),
+    ];
+    row(retiring(Never), &[&ends[..], &forgotten].concat(), &late);
+}
+
+#[test]
+fn a_stopping_generation_only_drains_and_ends() {
+    row(
+        Stopping,
+        &[
+            (Drained, Stopped, &[Exit]),
+            (DrainExpired, Stopped, &[Cut, Exit]),
+            (CutNow, Stopped, &[Cut, Exit]),
+            (SuccessorLost, Stopping, &[DropSuccessor]),
+            (SuccessorRolledBack, Stopping, &[DropSuccessor]),
+            (Committed(NONE), Stopping, &[LetGo]),
+            (Committed(ONE), Stopping, &[LetGo]),
+            (PredecessorLost, Stopping, &[LetGo]),
+            (CommittedForGood(NONE), Stopping, &[TellStopping, CloseListeners]),
+            (CommittedForGood(ONE), Stopping, &[TellStopping, CloseListeners]),
+        ],
+        &[Live, HANGUP, Terminate, SuccessorReady, BakeOver, LineStopping],
+    );
+}
+
+#[test]
+fn once_stopped_nothing_happens() {
+    row(Stopped, &[], &EVENTS);
+}
+
+#[test]
+fn the_table_has_every_event() {
+    // Exhaustive, so that a new event does not compile before it is given a place.
+    let place = |event| match event {
+        Live => 0,
+        Committed(NONE) => 1,
+        Committed(ONE) => 2,
+        CommittedForGood(NONE) => 3,
+        CommittedForGood(ONE) => 4,
+        PredecessorLost => 5,
+        HANGUP => 6,
+        Terminate => 7,
+        CutNow => 8,
+        SuccessorReady => 9,
+        BakeOver => 10,
+        SuccessorLost => 11,
+        SuccessorRolledBack => 12,
+        LineStopping => 13,
+        Drained => 14,
+        DrainExpired => 15,
+    };
+    assert!(EVENTS.into_iter().map(place).eq(0..EVENTS.len()));
+}
+
+#[test]
+fn the_table_has_every_state_that_can_be_reached() {
+    let born = [State::born(First), State::born(Successor)];
+    assert_eq!(closure(&born), STATES.into_iter().collect());
+}
+
+#[test]
+fn a_state_that_was_told_to_stop_never_accepts_again() {
+    for state in closure(&[Stopping, retiring(Never)]) {
+        assert!(!state.accepts(), "{state:?}");
+        for event in EVENTS {
+            let (_, actions) = step(state, event);
+            assert!(!actions.contains(&Resume) && !actions.contains(&StartSuccessor), "{state:?} x {event:?}");
+        }
+    }
+}
+
+#[test]
+fn a_stop_is_heeded_by_every_state() {
+    let heeded = closure(&[Stopping, retiring(Never)]);
+    for state in STATES {
+        let (told, _) = step(state, Terminate);
+        assert!(heeded.contains(&told), "{state:?} x Terminate leads to {told:?}");
+        assert_eq!(step(state, CutNow).0, Stopped, "{state:?} x CutNow");
+    }
+}
+
+#[test]
+fn accepting_ends_and_begins_with_an_action_and_never_without() {
+    for state in STATES {
+        for event in EVENTS {
+            let (to, actions) = step(state, event);
+            let ends = actions.contains(&StopAccepting) || actions.contains(&CloseListeners);
+            let begins = actions.contains(&Resume) || event == Live;
+            if state.accepts() && !to.accepts() {
+                assert!(ends && !begins, "{state:?} x {event:?}: {actions:?}");
+            } else if !state.accepts() && to.accepts() {
+                assert!(begins && !ends, "{state:?} x {event:?}: {actions:?}");
+            } else if state.accepts() {
+                assert!(!begins && !ends || event == Live, "{state:?} x {event:?}: {actions:?}");
+            }
+        }
+    }
+}
+
+/// All states to which any events lead from `states`, and these themselves.
+fn closure(states: &[State]) -> HashSet<State> {
+    let mut known: HashSet<State> = states.iter().copied().collect();
+    let mut left = states.to_vec();
+    while let Some(state) = left.pop() {
+        for event in EVENTS {
+            let (to, _) = step(state, event);
+            if known.insert(to) {
+                left.push(to);
+            }
+        }
+    }
+    known
+}

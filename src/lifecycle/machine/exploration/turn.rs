@@ -1,0 +1,313 @@
+//! Plays one turn of a driver: what may happen to a process, what `step` says to that, and what its actions do.
+//!
+//! A turn is one event and all actions that it gives rise to. A signal, a deadline and the accept loops may overtake words
+//! that wait unread, for a driver may look before a word is there and act when it is. Not so the end of a drain: its turn
+//! tells nobody anything, so what it overlooks might as well have been said later. A process may be killed between any
+//! two turns, and in a turn between any two actions.
+
+use std::fmt;
+
+use super::line::{Breach, Deadlines, Failure, Heard, Id, Line, Outcome, Setting, Successor, Word};
+use crate::lifecycle::machine::{Action, Event, State, step};
+
+/// What sets a process in motion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Cause {
+    /// A word.
+    Hears(Heard),
+    /// A signal.
+    Signal(Event),
+    /// Its accept loops run, a deadline has passed, or no connection is left.
+    Own(Event),
+    /// It cannot serve, and says so.
+    Fails,
+    /// SIGKILL.
+    Crash,
+}
+
+/// One turn of a driver. With `dies_after` the process is killed when it has performed so many actions.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Turn {
+    pub(super) of: Id,
+    pub(super) cause: Cause,
+    pub(super) dies_after: Option<usize>,
+}
+
+impl fmt::Debug for Turn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}: {:?}", self.of, self.cause)?;
+        self.dies_after.map_or(Ok(()), |count| write!(f, ", killed after {count} actions"))
+    }
+}
+
+impl Line {
+    /// All turns that may come next.
+    pub(super) fn turns(&self, setting: &Setting) -> Vec<Turn> {
+        let mut turns = Vec::new();
+        for (of, _) in self.living() {
+            for cause in self.causes(of) {
+                turns.push(Turn { of, cause, dies_after: None });
+                if self.left.crashes > 0 {
+                    let counts = self.fatal_counts(setting, of, cause).into_iter();
+                    turns.extend(counts.map(|count| Turn { of, cause, dies_after: Some(count) }));
+                }
+            }
+        }
+        turns
+    }
+
+    /// All that may set `id` in motion.
+    fn causes(&self, id: Id) -> Vec<Cause> {
+        let process = &self.processes[id];
+        let mut causes = Vec::new();
+        let starting = matches!(process.state, State::Starting { .. });
+        if starting && process.parent.is_some() {
+            causes.push(Cause::Fails);
+        }
+        if self.left.crashes > 0 {
+            causes.push(Cause::Crash);
+        }
+        let word = self.next_word(id);
+        causes.extend(word.map(Cause::Hears));
+        let Deadlines { ready, bake, drain } = process.deadlines;
+        let drains = matches!(process.state, State::Retiring { .. } | State::Stopping);
+        let signals = [
+            (self.left.hangups > 0, Event::Hangup),
+            (self.left.stops > 0, Event::Terminate),
+            (self.left.cuts > 0, Event::CutNow),
+        ];
+        let own = [
+            (starting, Event::Live),
+            (ready, Event::SuccessorLost),
+            (bake, Event::BakeOver),
+            (drain && word.is_none(), Event::DrainExpired),
+            (drains && word.is_none() && !process.awaits_successor(), Event::Drained),
+        ];
+        let may = |(may, event): (bool, Event)| may.then_some(event);
+        causes.extend(signals.into_iter().filter_map(may).map(Cause::Signal));
+        causes.extend(own.into_iter().filter_map(may).map(Cause::Own));
+        causes
+    }
+
+    /// The line after `turn`.
+    pub(super) fn after(&self, setting: &Setting, turn: Turn) -> Self {
+        let mut line = self.clone();
+        let Turn { of, cause, dies_after } = turn;
+        let actions = line.meet(setting, of, cause);
+        for action in &actions[..dies_after.unwrap_or(actions.len())] {
+            line.perform(setting, of, *action);
+        }
+        if dies_after.is_some() || cause == Cause::Crash {
+            line.left.crashes -= 1;
+            line.die(of);
+        }
+        if cause == Cause::Fails {
+            line.tell_predecessor(of, Word::Failed);
+            line.die(of);
+        }
+        let heard_the_end = cause == Cause::Hears(Heard::Successor(Word::End)) && line.processes[of].alive;
+        if heard_the_end && line.next_word(of).map(Cause::Hears) == Some(cause) {
+            line.breach = Some(Breach::BusyLoop);
+        }
+        line
+    }
+
+    /// After how many actions a crash leaves something else behind than one before or after the turn.
+    fn fatal_counts(&self, setting: &Setting, of: Id, cause: Cause) -> Vec<usize> {
+        let speaks = |action: &Action| match action {
+            Action::TellReady
+            | Action::TellRollback
+            | Action::TakeTheLine
+            | Action::StartSuccessor
+            | Action::Commit(_)
+            | Action::CommitForGood(_)
+            | Action::DropSuccessor
+            | Action::ForgetSuccessor
+            | Action::LetGo
+            | Action::LeaveTheLine
+            | Action::StopSuccessor
+            | Action::TellStopping => true,
+            Action::NotifyReady
+            | Action::StartBake
+            | Action::StopAccepting
+            | Action::CloseListeners
+            | Action::Drain
+            | Action::Resume
+            | Action::Cut
+            | Action::Exit => false,
+        };
+        let actions = self.clone().meet(setting, of, cause);
+        (1..actions.len()).filter(|&count| speaks(&actions[count - 1]) && actions[count..].iter().any(speaks)).collect()
+    }
+
+    /// Takes `cause` and steps; what is to be done then.
+    fn meet(&mut self, setting: &Setting, of: Id, cause: Cause) -> Vec<Action> {
+        let event = match cause {
+            Cause::Crash | Cause::Fails => None,
+            Cause::Hears(Heard::Predecessor(word)) => self.hear_predecessor(of, word),
+            Cause::Hears(Heard::Successor(word)) => self.hear_successor(setting, of, word),
+            Cause::Signal(event) => {
+                let left = if event == Event::Hangup {
+                    &mut self.left.hangups
+                } else if event == Event::CutNow {
+                    &mut self.left.cuts
+                } else {
+                    &mut self.left.stops
+                };
+                *left -= 1;
+                Some(event)
+            }
+            Cause::Own(event) => {
+                let process = &mut self.processes[of];
+                process.accepts |= event == Event::Live;
+                if event == Event::SuccessorLost {
+                    process.failure = Some(Failure::Other);
+                }
+                Some(event)
+            }
+        };
+        let Some(event) = event else { return Vec::new() };
+        let process = &mut self.processes[of];
+        process.told |= matches!(event, Event::Terminate | Event::CutNow | Event::LineStopping);
+        let (state, actions) = step(process.state, event);
+        process.state = state;
+        actions
+    }
+
+    fn hear_predecessor(&mut self, id: Id, word: Word) -> Option<Event> {
+        let process = &mut self.processes[id];
+        process.down.pop_front();
+        process.predecessor?;
+        match word {
+            Word::Committed(hangup) => {
+                process.predecessor = None;
+                Some(Event::Committed(hangup))
+            }
+            Word::CommittedForGood(hangup) => {
+                process.predecessor = None;
+                Some(Event::CommittedForGood(hangup))
+            }
+            Word::Stop => Some(Event::Terminate),
+            Word::End => {
+                process.predecessor = None;
+                process.older.retain(|channel| *channel != id);
+                Some(Event::PredecessorLost)
+            }
+            Word::Ready | Word::Failed | Word::Rollback | Word::Stopping | Word::Cut => None,
+        }
+    }
+
+    fn hear_successor(&mut self, setting: &Setting, id: Id, word: Word) -> Option<Event> {
+        let successor = self.processes[id].successor?.id;
+        self.processes[successor].up.pop_front();
+        let failure = match word {
+            Word::Ready => {
+                self.processes[id].successor.as_mut()?.ready = true;
+                return Some(Event::SuccessorReady);
+            }
+            Word::Stopping => return Some(Event::LineStopping),
+            Word::Cut => return Some(Event::CutNow),
+            Word::Rollback => Failure::ToldToStop,
+            Word::Failed | Word::End => Failure::Other,
+            Word::Committed(_) | Word::CommittedForGood(_) | Word::Stop => return None,
+        };
+        let process = &mut self.processes[id];
+        process.failure = Some(failure);
+        if matches!(process.state, State::Retiring { .. }) && setting.supervised {
+            return Some(Event::LineStopping);
+        }
+        Some(if failure == Failure::ToldToStop { Event::SuccessorRolledBack } else { Event::SuccessorLost })
+    }
+
+    /// Does what the driver does.
+    fn perform(&mut self, setting: &Setting, id: Id, action: Action) {
+        let process = &mut self.processes[id];
+        match action {
+            Action::TellReady => self.tell_predecessor(id, Word::Ready),
+            Action::TellRollback => self.tell_predecessor(id, Word::Rollback),
+            Action::TakeTheLine => {
+                self.pid_file = Some(id);
+                let older = self.open_channels(id);
+                let excess = older.len().saturating_sub(setting.generations - 1);
+                older[..excess].iter().for_each(|channel| self.processes[*channel].up.push_back(Word::Cut));
+            }
+            Action::NotifyReady => self.main = Some(id),
+            Action::StartSuccessor => {
+                process.deadlines.ready = true;
+                self.give_birth(id);
+            }
+            Action::StartBake => process.deadlines = Deadlines { bake: true, ..Deadlines::default() },
+            Action::LetGo => self.let_go(id),
+            Action::LeaveTheLine => {
+                if self.open_channels(id).is_empty() {
+                    self.perform(setting, id, Action::CloseListeners);
+                } else {
+                    self.let_go(id);
+                }
+            }
+            Action::ForgetSuccessor => {
+                process.successor = None;
+                self.forget_the_unheard();
+            }
+            Action::Commit(hangup) | Action::CommitForGood(hangup) => {
+                process.deadlines.bake = false;
+                let Some(Successor { id: successor, .. }) = process.successor else {
+                    self.breach = Some(Breach::NoSuccessor);
+                    return;
+                };
+                self.pid_file = Some(successor);
+                self.main = Some(successor);
+                self.settle(successor, Outcome::Committed);
+                let is_for_good = matches!(action, Action::CommitForGood(_));
+                let word = if is_for_good { Word::CommittedForGood(hangup) } else { Word::Committed(hangup) };
+                self.tell_successor(successor, word);
+            }
+            Action::DropSuccessor => {
+                process.deadlines = Deadlines { drain: process.deadlines.drain, ..Deadlines::default() };
+                let Some(failure) = process.failure.take() else { return };
+                let Some(Successor { id: successor, .. }) = process.successor.take() else { return };
+                self.settle(successor, Outcome::Dropped);
+                match failure {
+                    Failure::ToldToStop => self.forget_the_unheard(),
+                    Failure::Other => self.die(successor),
+                }
+            }
+            Action::StopSuccessor => {
+                process.deadlines.ready = false;
+                match process.successor {
+                    Some(Successor { id: successor, .. }) => self.tell_successor(successor, Word::Stop),
+                    None => self.breach = Some(Breach::NoSuccessor),
+                }
+            }
+            Action::StopAccepting => process.accepts = false,
+            Action::CloseListeners => {
+                process.accepts = false;
+                self.pid_file.take_if(|named| *named == id);
+            }
+            Action::TellStopping => {
+                for channel in self.open_channels(id) {
+                    self.processes[channel].up.push_back(Word::Stopping);
+                }
+            }
+            Action::Drain => process.deadlines.drain = true,
+            Action::Resume => {
+                process.deadlines.drain = false;
+                process.accepts = true;
+            }
+            Action::Cut => {}
+            Action::Exit => self.exit(id),
+        }
+    }
+
+    fn exit(&mut self, id: Id) {
+        let process = &self.processes[id];
+        let after = process.successor.map(|successor| successor.id);
+        if !process.told && after.is_none_or(|channel| self.holders(channel).next().is_none()) {
+            self.breach = Some(Breach::Desertion);
+        }
+        if let Some(Successor { id: successor, ready: false }) = process.successor {
+            self.die(successor);
+        }
+        self.die(id);
+    }
+}
