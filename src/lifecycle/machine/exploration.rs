@@ -10,11 +10,12 @@
 //!
 //! | broken | found by |
 //! |---|---|
-//! | Retiring + Terminate, or + LineStopping: recall stays possible | I8 |
+//! | Retiring + Terminate: recall stays possible | I8 |
 //! | Probation + Hangup: starts a successor at once | no driver is led astray |
-//! | Baking + SuccessorLost: retires; Retiring + SuccessorLost: stays | I1 |
+//! | Baking + SuccessorLost: retires | I1 |
 //! | Probation + Terminate: tells no rollback | who bakes has a successor on probation |
-//! | Serving + Terminate, Stopping + Committed: do not tell the older ones | I1 |
+//! | Serving + Terminate, Stopping + CommittedForGood, Retiring + SuccessorRolledBack: do not tell the older ones | I1 |
+//! | Stopping + Committed: does not let go; Retiring + SuccessorLost, told to stop: does not leave the line | I1 |
 //! | HandingOff + SuccessorLost: does not drop it; Baking + Terminate, + BakeOver: no commit | I6 |
 //! | Stopping + Hangup: hands off | I2 |
 //! | a remembered hangup is never forgotten | I7 |
