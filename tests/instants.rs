@@ -169,8 +169,10 @@ fn a_predecessor_that_is_killed_at_any_system_call_leaves_the_line_to_its_succes
 
 #[test]
 fn a_successor_that_is_killed_between_fork_and_exec_leaves_the_line_to_its_predecessor() {
-    // Calls that only the process makes which is about to become the successor.
-    for call in ["?dup2,?dup3", "close_range", "execve"] {
+    // Calls that the daemon itself never makes: the first close_range is that of the process in the middle, the others
+    // are those of the process which is about to become the successor. Not every machine has a dup2.
+    let calls: &[&str] = if cfg!(target_arch = "x86_64") { &["close_range", "dup2", "execve"] } else { &["execve"] };
+    for call in calls {
         let line = serve();
         let inject = format!("inject={call}:signal=SIGKILL:when=1");
         let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", &inject]);

@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::generation::Generation;
 use crate::net::{Origin, Passed};
 use crate::sys::env::{Environment, Passed as Judgement};
-use crate::sys::fd::FIRST_PASSED;
+use crate::sys::fd::{FIRST_PASSED, LowSlot};
 use crate::sys::process::PidFd;
 use crate::sys::{self, socket::send_packet};
 
@@ -46,6 +46,8 @@ pub struct Inheritance {
     pub(crate) predecessors: Unconnected,
     pub(crate) program: Program,
     journal_stream: Option<String>,
+    /// For the channel to the successor: reserved now, while low numbers are free.
+    pub(crate) slot: LowSlot,
 }
 
 /// What a successor is started with: the same as this process was, resolved anew.
@@ -138,7 +140,8 @@ impl Inheritance {
             .rest
             .iter()
             .find_map(|variable| variable.to_str().ok()?.strip_prefix("JOURNAL_STREAM=").map(str::to_owned));
-        Ok(Self { generation, sockets, predecessors, program, journal_stream })
+        let slot = LowSlot::reserve().map_err(Error::system("reserve a descriptor"))?;
+        Ok(Self { generation, sockets, predecessors, program, journal_stream, slot })
     }
 
     fn take_from_predecessor(

@@ -9,6 +9,7 @@ mod message;
 mod predecessor;
 mod successor;
 
+pub(crate) use crate::sys::fd::LowSlot;
 pub use inheritance::Inheritance;
 pub(crate) use inheritance::Program;
 pub(crate) use message::{Hangup, Message};

@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ use super::predecessor::Predecessors;
 use crate::error::HandoffFailure;
 use crate::generation::Generation;
 use crate::net::{Listener, ListenerSet, Origin};
-use crate::sys::fd::FIRST_PASSED;
+use crate::sys::fd::{FIRST_PASSED, LowSlot};
 use crate::sys::process::PidFd;
 use crate::sys::socket::{channel_pair, has_hung_up};
 use crate::sys::spawn::{Launch, launch};
@@ -30,6 +30,41 @@ pub(crate) struct Bequest<'a> {
     pub(crate) generation: Generation,
     pub(crate) listeners: &'a ListenerSet,
     pub(crate) predecessors: &'a Predecessors,
+    pub(crate) slot: &'a mut LowSlot,
+}
+
+impl Bequest<'_> {
+    /// Sends the welcome and starts the program, with `theirs` as its end of `channel`.
+    fn launch(&mut self, channel: &Channel, theirs: OwnedFd) -> io::Result<()> {
+        let listeners = self.listeners.as_slice();
+        let mut passed: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
+        let mut welcome = Welcome { bound: bound(listeners), draining: Vec::new() };
+        for (generation, older) in self.predecessors.channels() {
+            welcome.draining.push((generation, number_of(passed.len())?));
+            passed.push(older);
+        }
+        let descriptor = number_of(passed.len())?;
+        passed.push(self.slot.fill(theirs)?);
+        // Before the fork, so that the successor never has to wait for it.
+        channel.send(&Message::Welcome(welcome))?;
+
+        let program = CString::new(self.program.path().as_os_str().as_bytes())?;
+        let names: Vec<&str> = listeners.iter().map(|listener| &**listener.name()).collect();
+        let environment = self.program.environment_for(self.generation, &names.join(":"), listeners.len(), descriptor);
+        launch(&Launch {
+            program: &program,
+            arguments: self.program.arguments(),
+            environment: &environment,
+            passed: &passed,
+            channel: passed.len() - 1,
+            words: WORDS,
+        })
+    }
+}
+
+/// The number under which the descriptor at `place` is passed.
+fn number_of(place: usize) -> io::Result<RawFd> {
+    RawFd::try_from(place).map(|place| FIRST_PASSED + place).map_err(io::Error::other)
 }
 
 /// The process after this one.
@@ -75,39 +110,15 @@ impl Successor {
     ///
     /// # Errors
     /// [`HandoffFailure::Fork`] when not even a process could be made.
-    pub(crate) fn start(bequest: &Bequest<'_>) -> Result<Self, HandoffFailure> {
+    pub(crate) fn start(bequest: &mut Bequest<'_>) -> Result<Self, HandoffFailure> {
         let failed = |source| HandoffFailure::Fork { source };
         let (ours, theirs) = channel_pair().map_err(failed)?;
         let channel = Channel::new(ours).map_err(failed)?;
-        let listeners = bequest.listeners.as_slice();
-        let mut passed: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
-        let mut welcome = Welcome { bound: bound(listeners), draining: Vec::new() };
-        let place = |passed: &[BorrowedFd<'_>]| RawFd::try_from(passed.len()).map(|count| FIRST_PASSED + count);
-        for (generation, older) in bequest.predecessors.channels() {
-            let descriptor = place(&passed).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
-            welcome.draining.push((generation, descriptor));
-            passed.push(older);
-        }
-        let descriptor = place(&passed).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
-        passed.push(theirs.as_fd());
-        // Before the fork, so that the successor never has to wait for it.
-        channel.send(&Message::Welcome(welcome)).map_err(failed)?;
-
-        let program = bequest.program.path();
-        let path = CString::new(program.as_os_str().as_bytes()).map_err(|error| failed(error.into()))?;
-        let names: Vec<&str> = listeners.iter().map(|listener| &**listener.name()).collect();
-        let environment =
-            bequest.program.environment_for(bequest.generation, &names.join(":"), listeners.len(), descriptor);
-        let started = launch(&Launch {
-            program: &path,
-            arguments: bequest.program.arguments(),
-            environment: &environment,
-            passed: &passed,
-            channel: passed.len() - 1,
-            words: WORDS,
-        });
-        started.map_err(failed)?;
-        Ok(Self { channel, program: program.to_owned(), process: None, stage: Stage::Starting })
+        let started = bequest.launch(&channel, theirs).map_err(failed);
+        // Whatever came of it: as long as we held a copy of the other end, we would not hear of a death.
+        bequest.slot.clear().map_err(failed)?;
+        started?;
+        Ok(Self { channel, program: bequest.program.path().to_owned(), process: None, stage: Stage::Starting })
     }
 
     /// Its process id, once it has said so.

@@ -18,7 +18,7 @@ use crate::drain::DrainReport;
 use crate::error::{Error, HandoffFailure};
 use crate::generation::Generation;
 use crate::handoff::{
-    Bequest, Fate, Inheritance, Message, PredecessorEvent, Predecessors, Program, Successor, SuccessorEvent,
+    Bequest, Fate, Inheritance, LowSlot, Message, PredecessorEvent, Predecessors, Program, Successor, SuccessorEvent,
 };
 use crate::net::{Listener, ListenerSet};
 use crate::notify::Notifier;
@@ -42,6 +42,7 @@ pub(super) struct Driver<P> {
     config: Config,
     generation: Generation,
     program: Program,
+    slot: LowSlot,
     listeners: ListenerSet,
     plane: P,
     signals: Signals,
@@ -69,7 +70,7 @@ impl<P: Plane> Driver<P> {
     /// Installs the signal handlers and adopts or binds the listeners. Nothing is accepted yet.
     pub(super) fn start(config: Config, inheritance: Inheritance, plane: P) -> Result<Self, Error> {
         let signals = Signals::install().map_err(Error::system("install signal handlers"))?;
-        let Inheritance { generation, sockets, predecessors, program, .. } = inheritance;
+        let Inheritance { generation, sockets, predecessors, program, slot, .. } = inheritance;
         let predecessors =
             Predecessors::connect(predecessors, generation).map_err(Error::system("watch the predecessor"))?;
         let prepare = || -> Result<_, Error> {
@@ -87,6 +88,7 @@ impl<P: Plane> Driver<P> {
             config,
             generation,
             program,
+            slot,
             listeners,
             plane,
             signals,
@@ -285,7 +287,8 @@ impl<P: Plane> Driver<P> {
         self.deadlines.ready = deadline(self.config.ready_timeout);
         tracing::info!(successor = %generation, program = %self.program.path().display(), "starting a successor");
         let (program, listeners, predecessors) = (&self.program, &self.listeners, &self.predecessors);
-        match Successor::start(&Bequest { program, generation, listeners, predecessors }) {
+        let slot = &mut self.slot;
+        match Successor::start(&mut Bequest { program, generation, listeners, predecessors, slot }) {
             Ok(successor) => self.successor = Some(successor),
             Err(failure) => {
                 self.failure = Some(failure);

@@ -1,4 +1,4 @@
-//! Owns descriptors: what one is, how to keep it from leaking, how to lift it out of the way.
+//! Owns descriptors: what one is, how to keep it from leaking, how to keep it low.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -6,15 +6,19 @@ use std::sync::Arc;
 
 use listenfd::ListenFd;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::dup3;
 use socket2::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// close_range(2) sets the flag instead of closing.
 pub(super) const CLOSE_ON_EXEC: libc::c_int = 1 << 2;
+
+/// close_range(2) closes in a copy of the table, if the table is shared.
+pub(super) const CLOSE_IN_A_COPY: libc::c_int = 1 << 1;
 
 /// The first descriptor that is passed, sd_listen_fds(3).
 pub(crate) const FIRST_PASSED: RawFd = 3;
@@ -74,11 +78,34 @@ pub(crate) fn device_and_inode(descriptor: impl AsFd) -> Option<String> {
     fstat(descriptor).ok().map(|status| format!("{}:{}", status.st_dev, status.st_ino))
 }
 
-/// A copy of `descriptor` at `lowest` or above, close-on-exec.
-pub(crate) fn lift(descriptor: BorrowedFd<'_>, lowest: RawFd) -> io::Result<OwnedFd> {
-    let raw = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(lowest))?;
-    // SAFETY: fcntl has just made it, for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+/// A low descriptor number, kept for what a successor is to be passed.
+///
+/// A new descriptor gets the lowest free number, which is a high one in a process with thousands of connections; and the
+/// launch copies all that lies below the highest that is passed.
+#[derive(Debug)]
+pub(crate) struct LowSlot {
+    slot: OwnedFd,
+    /// What the slot holds while it holds nothing.
+    blank: OwnedFd,
+}
+
+impl LowSlot {
+    /// Takes the lowest number that is free now: early in the life of a process.
+    pub(crate) fn reserve() -> io::Result<Self> {
+        let blank = OwnedFd::from(std::fs::File::open("/dev/null")?);
+        Ok(Self { slot: blank.try_clone()?, blank })
+    }
+
+    /// Puts a copy of `descriptor` into the slot, until [`LowSlot::clear`].
+    pub(crate) fn fill(&mut self, descriptor: impl AsFd) -> io::Result<BorrowedFd<'_>> {
+        dup3(descriptor, &mut self.slot, OFlag::O_CLOEXEC)?;
+        Ok(self.slot.as_fd())
+    }
+
+    /// Closes what is in the slot, and keeps the number.
+    pub(crate) fn clear(&mut self) -> io::Result<()> {
+        dup3(&self.blank, &mut self.slot, OFlag::O_CLOEXEC).map_err(Into::into)
+    }
 }
 
 /// Something whose descriptor stays open and the same for as long as it lives.

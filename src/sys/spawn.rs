@@ -8,10 +8,14 @@
 //! made ready before. A signal that arrives there must not run a handler of ours, which would write into a pipe that
 //! the parent reads; so all signals are blocked meanwhile, and SIGHUP stays blocked across the exec: a hangup that
 //! comes before the new program has its handler waits for it instead of killing it.
+//!
+//! What it costs must not grow with the number of connections. A fork copies every descriptor, and an exec closes every
+//! one; so the process in the middle shares ours at first and then takes a table of its own that holds only the low ones
+//! (close_range(2), `CLOSE_RANGE_UNSHARE`). What is passed is low, if [`super::fd::LowSlot`] saw to it.
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
 
 use nix::errno::Errno;
@@ -20,7 +24,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use super::fd::{CLOSE_ON_EXEC, FIRST_PASSED, lift};
+use super::fd::{CLOSE_IN_A_COPY, CLOSE_ON_EXEC, FIRST_PASSED};
 
 /// What is to be started, and what it is to have.
 pub(crate) struct Launch<'a> {
@@ -55,24 +59,24 @@ pub(crate) struct Words {
 /// When a descriptor cannot be copied, or for the first fork.
 pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
     let count = RawFd::try_from(launch.passed.len()).map_err(io::Error::other)?;
-    // Above the range into which they go, dup2 of one never hits another, nor itself: dup2(x, x) keeps close-on-exec.
-    let lifted: Vec<OwnedFd> =
-        launch.passed.iter().map(|fd| lift(*fd, FIRST_PASSED + count)).collect::<Result<_, _>>()?;
-    let prepared = Prepared {
+    let mut passed: Vec<RawFd> = launch.passed.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut prepared = Prepared {
         program: launch.program.as_ptr(),
         arguments: pointers(launch.arguments),
         environment: pointers(launch.environment),
-        lifted: lifted.iter().map(AsRawFd::as_raw_fd).collect(),
+        above_the_passed: passed.iter().copied().max().map_or(FIRST_PASSED, |highest| highest.max(2) + 1),
+        passed: &mut passed,
+        first_free: FIRST_PASSED + count,
         channel: launch.channel,
         words: &launch.words,
     };
     let mut before = SigSet::empty();
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
     // SAFETY: both children call only what is async-signal-safe until they exec or _exit: see `middle` and `exec`. The
-    // one in the middle opens and closes nothing, so that it may share our descriptors.
+    // one in the middle opens and closes nothing before it has descriptors of its own, so that it may share ours.
     let forked = unsafe { fork(Descriptors::Shared) };
     if let Ok(Forked::Child) = forked {
-        middle(&prepared);
+        middle(&mut prepared);
     }
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
     let Forked::Parent { child } = forked? else { return Err(Errno::ECHILD.into()) };
@@ -86,8 +90,7 @@ pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
     }
 }
 
-/// What a new process does with our descriptors. Thousands of connections take a millisecond to copy and close again,
-/// which only the process that will execute needs.
+/// What a new process does with our descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Descriptors {
     Shared,
@@ -126,7 +129,12 @@ struct Prepared<'a> {
     program: *const libc::c_char,
     arguments: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
-    lifted: Vec<RawFd>,
+    /// Overwritten with where they are lifted to, in the memory of the child alone.
+    passed: &'a mut [RawFd],
+    /// The first descriptor above all that are passed.
+    above_the_passed: RawFd,
+    /// The first descriptor above all that the program will have.
+    first_free: RawFd,
     channel: usize,
     words: &'a Words,
 }
@@ -136,30 +144,46 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
 }
 
 /// The process in the middle: forks again and ends. Async-signal-safe.
-fn middle(prepared: &Prepared<'_>) -> ! {
+fn middle(prepared: &mut Prepared<'_>) -> ! {
     // SAFETY: a child of a fork may fork; the system call runs no handler of pthread_atfork(3), whose locks another
-    // thread of the parent may have held. The child gets descriptors of its own: it is going to move them.
-    match unsafe { fork(Descriptors::Copied) } {
+    // thread of the parent may have held.
+    let forked = own_descriptors(prepared.above_the_passed).and_then(|()| unsafe { fork(Descriptors::Copied) });
+    match forked {
         Ok(Forked::Child) => exec(prepared),
         Ok(Forked::Parent { .. }) => {}
-        Err(errno) => tell(prepared.lifted[prepared.channel], prepared.words.fork_failed, errno as i32),
+        Err(errno) => tell(prepared.passed[prepared.channel], prepared.words.fork_failed, errno as i32),
     }
     // SAFETY: _exit(2) is async-signal-safe and runs no destructor of the parent's.
     unsafe { libc::_exit(0) }
 }
 
+/// Stops sharing the parent's descriptors, and keeps only those below `end`. Async-signal-safe.
+fn own_descriptors(end: RawFd) -> Result<(), Errno> {
+    // SAFETY: with CLOSE_RANGE_UNSHARE the table is copied before anything is closed: the parent keeps all of its own.
+    let done = unsafe { libc::close_range(end.unsigned_abs(), libc::c_uint::MAX, CLOSE_IN_A_COPY) };
+    Errno::result(done).map(drop)
+}
+
 /// The process that becomes the program. Async-signal-safe.
-fn exec(prepared: &Prepared<'_>) -> ! {
-    let mut target = FIRST_PASSED;
+fn exec(prepared: &mut Prepared<'_>) -> ! {
     let mut failed = None;
-    for lifted in &prepared.lifted {
+    // Above the range into which they go, dup2 of one never hits another, nor itself: dup2(x, x) keeps close-on-exec.
+    for passed in &mut *prepared.passed {
+        // SAFETY: fcntl(2) makes a copy of a descriptor that is open, for us.
+        *passed = unsafe { libc::fcntl(*passed, libc::F_DUPFD_CLOEXEC, prepared.first_free) };
+        if *passed < 0 {
+            failed = failed.or(Some(Errno::last()));
+        }
+    }
+    let mut target = FIRST_PASSED;
+    for lifted in &*prepared.passed {
         // SAFETY: dup2(2) onto a number below every lifted one; what was open there is the parent's business, not ours.
         if unsafe { libc::dup2(*lifted, target) } < 0 {
             failed = failed.or(Some(Errno::last()));
         }
         target += 1;
     }
-    let channel = prepared.lifted[prepared.channel];
+    let channel = prepared.passed[prepared.channel];
     // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC only sets a flag. It is a second guard: every descriptor of ours
     // is close-on-exec already, but not every one of the host program's need be.
     unsafe { libc::close_range(target.unsigned_abs(), libc::c_uint::MAX, CLOSE_ON_EXEC) };
