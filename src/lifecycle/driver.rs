@@ -7,8 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
-
+use super::deadlines::{Deadlines, at, deadline};
 use super::machine::{Action, Birth, Event, State, step};
 use super::pid_file::PidFile;
 use super::plane::Plane;
@@ -56,14 +55,6 @@ pub(super) struct Driver<P> {
     /// Why the successor was lost, until that is reported.
     failure: Option<HandoffFailure>,
     deadlines: Deadlines,
-}
-
-/// When the present waits end.
-#[derive(Debug, Default)]
-struct Deadlines {
-    ready: Option<Instant>,
-    bake: Option<Instant>,
-    drain: Option<Instant>,
 }
 
 impl<P: Plane> Driver<P> {
@@ -354,18 +345,4 @@ async fn next_of(successor: &mut Option<Successor>) -> SuccessorEvent {
         Some(successor) => successor.next().await,
         None => std::future::pending().await,
     }
-}
-
-/// Pends until `deadline`, for ever if there is none. One that has passed is not rounded up to a tick of the clock.
-async fn at(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) if deadline <= Instant::now() => {}
-        Some(deadline) => sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// `duration` from now; none when the clock cannot hold it.
-fn deadline(duration: Duration) -> Option<Instant> {
-    Instant::now().checked_add(duration)
 }
