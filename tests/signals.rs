@@ -115,7 +115,7 @@ fn a_hangup_during_a_handoff_that_fails_is_one_more_attempt() {
     line.signal(1, Signal::SIGHUP);
     line.wait_for(0, "at the gate");
     line.signal(1, Signal::SIGHUP);
-    wait_for_signals(&line, 1, "SIGHUP", 2);
+    line.wait_for(1, "hangup remembered");
     line.put_real();
     gate.open();
     line.wait_for(2, "serving draining");
@@ -145,7 +145,7 @@ fn hangups_during_the_bake_are_one_more_handoff_by_the_successor() {
 fn a_hangup_to_a_draining_generation_is_ignored() {
     let (line, held) = draining();
     line.signal(1, Signal::SIGHUP);
-    wait_for_signals(&line, 1, "SIGHUP", 2);
+    line.wait_for(1, "hangup ignored: a newer generation serves");
     assert_finishes(held);
     assert_eq!(line.exit_code(1), 0);
     line.assert_serves();
@@ -219,7 +219,7 @@ fn a_hangup_after_a_terminate_is_ignored() {
     line.signal(1, Signal::SIGTERM);
     line.wait_for(1, "draining why");
     line.signal(1, Signal::SIGHUP);
-    wait_for_signals(&line, 1, "SIGHUP", 1);
+    line.wait_for(1, "hangup ignored: the service is told to stop");
     assert_finishes(held);
     assert_eq!(line.exit_code(1), 0);
     line.wait_for_end();

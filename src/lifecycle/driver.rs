@@ -11,7 +11,7 @@ use super::deadlines::{Deadlines, at, deadline};
 use super::machine::{Action, Birth, Event, State, step};
 use super::pid_file::PidFile;
 use super::plane::Plane;
-use super::signals::Signals;
+use super::signals::{Signals, answer_hangup};
 use crate::config::Config;
 use crate::drain::DrainReport;
 use crate::error::{Error, HandoffFailure};
@@ -123,6 +123,9 @@ impl<P: Plane> Driver<P> {
             let (state, actions) = step(self.state, event);
             self.state = state;
             tracing::debug!(?event, from = before.name(), to = state.name(), ?actions, "step");
+            if event == Event::Hangup && actions.is_empty() {
+                answer_hangup(state);
+            }
             for action in actions {
                 self.perform(action).await?;
             }

@@ -1,4 +1,4 @@
-//! Turns signals into events.
+//! Turns signals into events, and answers those that come to nothing.
 //!
 //! A predecessor blocks SIGHUP across the exec, so that one which comes before our handler waits for it instead of
 //! killing us. Once the handlers stand it is let in.
@@ -8,7 +8,7 @@ use std::io;
 use nix::sys::signal::{SigSet, Signal as Number};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::machine::Event;
+use super::machine::{Event, State};
 
 /// The signals that a generation heeds.
 #[derive(Debug)]
@@ -56,5 +56,17 @@ impl Signals {
         };
         tracing::debug!(signal, "signal received");
         event
+    }
+}
+
+/// Says what becomes of a hangup that starts nothing now: whoever sent it may be waiting for a new generation.
+pub(super) fn answer_hangup(state: State) {
+    match state {
+        State::Starting { .. } | State::Probation { .. } | State::HandingOff { .. } | State::Baking { .. } => {
+            tracing::info!("hangup remembered: a handoff follows the present one");
+        }
+        State::Retiring { .. } => tracing::warn!("hangup ignored: a newer generation serves"),
+        State::Stopping => tracing::warn!("hangup ignored: the service is told to stop"),
+        State::Serving | State::Stopped => {}
     }
 }
