@@ -282,7 +282,14 @@ impl<P: Plane> Driver<P> {
         tracing::info!(successor = %generation, program = %self.program.path().display(), "starting a successor");
         let (program, listeners, predecessors) = (&self.program, &self.listeners, &self.predecessors);
         let slot = &mut self.slot;
-        match Successor::start(&mut Bequest { program, generation, listeners, predecessors, slot }) {
+        // The kernel kills whatever is left of a pid namespace when its first process ends, pid_namespaces(7): the
+        // successor would die of our retirement.
+        let started = if std::process::id() == 1 {
+            Err(HandoffFailure::FirstProcess)
+        } else {
+            Successor::start(&mut Bequest { program, generation, listeners, predecessors, slot })
+        };
+        match started {
             Ok(successor) => self.successor = Some(successor),
             Err(failure) => {
                 self.failure = Some(failure);
