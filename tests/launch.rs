@@ -118,6 +118,7 @@ fn a_successor_that_talks_nonsense_is_killed_and_the_predecessor_serves_on() {
         (r"say 'VERSION=1\nKIND=ready\n'", garbage),
         (r"say 'VERSION=1\nKIND=ready\nPID=-7\n'", garbage),
         (r"say '\377\376\n'", garbage),
+        (r"say 'VERSION=1\nKIND=cut\n'", garbage),
         ("head -c 150000 /dev/zero | dd bs=150000 iflag=fullblock status=none >&$fd", garbage),
         // An empty packet cannot be told from the end.
         (

@@ -165,6 +165,7 @@ impl<P: Plane> Driver<P> {
 
     /// What the successor's word means.
     fn heard(&mut self, event: SuccessorEvent) -> Event {
+        let retired = matches!(self.state, State::Retiring { .. });
         match event {
             SuccessorEvent::Ready { pid, given_up } => {
                 tracing::info!(successor_pid = pid, "the successor is ready");
@@ -173,7 +174,6 @@ impl<P: Plane> Driver<P> {
             }
             SuccessorEvent::Lost(failure) => {
                 // A service manager ends the service when its main process dies, and starts it anew.
-                let retired = matches!(self.state, State::Retiring { .. });
                 if retired && self.notifier.is_supervised() {
                     tracing::error!(reason = %failure, "not accepting again: that is for the service manager to mend");
                     return Event::LineStopping;
@@ -183,7 +183,13 @@ impl<P: Plane> Driver<P> {
                 if rolled_back { Event::SuccessorRolledBack } else { Event::SuccessorLost }
             }
             SuccessorEvent::Stopping => Event::LineStopping,
-            SuccessorEvent::Cut => Event::CutNow,
+            SuccessorEvent::Cut if retired => Event::CutNow,
+            // Nonsense, before it has taken over: we would end, and nobody would serve.
+            SuccessorEvent::Cut => {
+                let why = "to cut a drain, before it has taken over".to_owned();
+                self.failure = Some(HandoffFailure::Garbage { why });
+                Event::SuccessorLost
+            }
         }
     }
 
