@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
@@ -173,7 +174,13 @@ fn a_pid_file_that_cannot_be_is_named() {
         assert_refused(&["--pid-file", &pid_file], 78, &["pid file", &pid_file, why]);
     }
     assert_refused(&["--pid-file", &path("new\nline/pid")], 78, &["pid file", r"new\nline/pid"]);
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    nix::unistd::mkfifo(path("pipe").as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    symlink("/dev/null", path("link")).unwrap();
+    for no_file in ["pipe", "link"] {
+        assert_refused(&["--pid-file", &path(no_file)], 78, &["pid file", &path(no_file), "no file"]);
+        assert!(!fs::symlink_metadata(path(no_file)).unwrap().is_file());
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
 }
 
 #[test]

@@ -27,6 +27,10 @@ impl PidFile {
             if path.is_dir() {
                 return Err(io::Error::from(io::ErrorKind::IsADirectory));
             }
+            // To rename over /dev/null would take it from the whole system.
+            if path.exists() && !path.is_file() {
+                return Err(io::Error::other("what lies there is no file"));
+            }
             fs::write(&file.draft, "")?;
             fs::remove_file(&file.draft)
         };
