@@ -153,6 +153,19 @@ fn a_hangup_to_a_draining_generation_is_ignored() {
 }
 
 #[test]
+fn what_a_parent_had_blocked_is_heeded_all_the_same() {
+    let blocked = ["env", "--block-signal=HUP,TERM,INT,QUIT"];
+    for number in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
+        let line = Line::start_under(&blocked, |command, _| {
+            command.args(["--listen", "127.0.0.1:0"]);
+        });
+        line.wait_for(1, "serving draining");
+        line.signal(1, number);
+        assert_eq!(line.exit_code(1), 0, "{number}");
+    }
+}
+
+#[test]
 fn a_second_terminate_changes_nothing() {
     let line = serve(NO_BAKE);
     let held = line.hold();

@@ -1,7 +1,8 @@
 //! Turns signals into events, and answers those that come to nothing.
 //!
 //! A predecessor blocks SIGHUP across the exec, so that one which comes before our handler waits for it instead of
-//! killing us. Once the handlers stand it is let in.
+//! killing us; and whatever a parent had blocked when it started us is still blocked. Once the handlers stand all of ours
+//! are let in.
 
 use std::io;
 
@@ -36,9 +37,8 @@ impl Signals {
             quit: signal(SignalKind::quit())?,
             interrupted: Interrupted::NotYet,
         };
-        let mut hangup = SigSet::empty();
-        hangup.add(Number::SIGHUP);
-        hangup.thread_unblock()?;
+        let ours = [Number::SIGHUP, Number::SIGTERM, Number::SIGINT, Number::SIGQUIT];
+        ours.into_iter().collect::<SigSet>().thread_unblock()?;
         Ok(signals)
     }
 
