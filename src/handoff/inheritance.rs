@@ -271,7 +271,9 @@ fn channel(environment: &Environment, passed: &ListenFd) -> Result<Option<OwnedF
 
 /// Whether `descriptor` is one of those that `LISTEN_FDS` counts.
 fn is_passed(descriptors: &ListenFd, descriptor: RawFd) -> bool {
-    usize::try_from(descriptor - FIRST_PASSED).is_ok_and(|place| place < descriptors.len())
+    // Whatever the environment says: the lowest number there is has none three below it.
+    let place = descriptor.checked_sub(FIRST_PASSED).and_then(|place| usize::try_from(place).ok());
+    place.is_some_and(|place| place < descriptors.len())
 }
 
 /// Turns what was passed into sockets with names and origins, or names the first that cannot be one.
