@@ -5,9 +5,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, DEADLINE, Line, signal};
+use crate::support::{Client, DEADLINE, Line, assert_becomes, signal};
 
 /// Starts the daemon in a mount namespace in which the journal's socket is the test's own.
 fn with_journal(journal_stream: &str) -> (Line, UnixDatagram) {
@@ -100,4 +101,29 @@ fn a_broken_standard_error_hurts_nobody() {
     signal(pid, Signal::SIGTERM);
     assert_eq!(line.exit_code(1), 0);
     line.wait_for_end();
+}
+
+/// Whoever reads the log may have stalled, as a pager does; neither clients nor signals wait for that.
+#[test]
+fn a_standard_error_that_nobody_reads_holds_up_nobody() {
+    let (unread, full) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+    while nix::unistd::write(&full, &[b'x'; 512]).is_ok() {}
+    fcntl(&full, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    // Standard output keeps the daemon in the line.
+    let script = "exec \"$1\" --listen \"$2/socket\" --pid-file \"$2/pid\" --bake 0 1>&2 2>&0 0</dev/null";
+    let line = Line::start_program(Path::new("/bin/bash"), |command, folder| {
+        command.args(["-c", script, "bash", env!("CARGO_BIN_EXE_handoffd")]).arg(folder);
+        command.stdin(full);
+    });
+    let head = || std::fs::read_to_string(line.folder().join("pid")).ok()?.trim().parse().ok();
+    let serves = || Client::once(line.folder().join("socket").to_str().unwrap(), b"anybody?").is_ok();
+    assert_becomes(&Some(line.first_pid()), head);
+    assert!(serves());
+    signal(line.first_pid(), Signal::SIGHUP);
+    assert_becomes(&true, || head().is_some_and(|pid| pid != line.first_pid()));
+    assert_eq!(line.exit_code(1), 0);
+    assert!(serves());
+    signal(head().unwrap(), Signal::SIGTERM);
+    line.wait_for_end();
+    drop(unread);
 }

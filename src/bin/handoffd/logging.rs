@@ -2,11 +2,15 @@
 //!
 //! Over the journal's own protocol fields stay fields: `listener` becomes `HANDOFFD_LISTENER`. On standard error every
 //! record opens with the time, the generation and the process id, for all generations of a line write to the same place.
+//! Whoever reads there may have stalled (a pager, a terminal that is held up); no signal and no client waits for that.
 
 use std::fmt;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use handoffd::Generation;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::FmtContext;
@@ -18,6 +22,12 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// What the journal's fields begin with.
 const PREFIX: &str = "HANDOFFD";
+
+/// How long a reader of standard error may hold us up, in milliseconds; what comes after that is dropped until it reads.
+const PATIENCE: u16 = 1000;
+
+/// What can be written to a pipe that poll(2) calls writable without waiting: `PIPE_BUF`, pipe(7).
+const AT_ONCE: usize = 4096;
 
 /// Where records go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,12 +48,38 @@ pub(crate) fn start(destination: Destination, filter: &Targets, generation: Gene
         }
     }
     let text = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(|| StandardError)
         .with_ansi(io::stderr().is_terminal())
         // It would complain on standard error that standard error is broken, and panic when that fails.
         .log_internal_errors(false)
         .event_format(WithGeneration { generation, inner: Format::default().without_time().with_target(false) });
     registry.with(text).init();
+}
+
+/// Standard error, for as long as somebody reads it.
+///
+/// Not by `O_NONBLOCK`: that would act on every process that holds the stream, the shell included.
+struct StandardError;
+
+impl Write for StandardError {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        static STALLED: AtomicBool = AtomicBool::new(false);
+        // Locked before the look, so that no other thread takes the room that was seen.
+        let mut stderr = io::stderr().lock();
+        let patience = if STALLED.load(Ordering::Relaxed) { 0 } else { PATIENCE };
+        let mut poll = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+        // An error of poll's is no reason to be silent: then the write decides.
+        let stalled = nix::poll::poll(&mut poll, PollTimeout::from(patience)) == Ok(0);
+        STALLED.store(stalled, Ordering::Relaxed);
+        if stalled {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stderr.write(&bytes[..bytes.len().min(AT_ONCE)])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 /// Puts the time, the generation and the process in front of each record.
