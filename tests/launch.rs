@@ -9,10 +9,10 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Gate, Line, REAL, Tracer, exit_code, signal};
 
-/// Has the first generation fail to hand over for each of these reasons, and then succeed.
 /// What a handoff fails of, and how to bring that about.
 type Failure<'a> = (&'a str, &'a dyn Fn(&Line));
 
+/// Has the first generation fail to hand over for each of these reasons, and then succeed.
 fn assert_survives(line: &Line, failures: &[Failure<'_>]) {
     for (reason, put) in failures {
         put(line);

@@ -2,7 +2,7 @@
 //!
 //! One task owns everything, so nothing is locked. What an event means is decided in `machine`, never here; what is
 //! decided here is only how a thing is done. Every wait has a deadline in [`Deadlines`], except for what may rightly
-//! never come: signals, and a successor's death.
+//! never come: signals, a neighbour's death, and the word of a predecessor that has been stopped in the bake.
 
 use std::collections::VecDeque;
 use std::time::Duration;
