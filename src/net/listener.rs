@@ -214,8 +214,12 @@ impl Listener {
         let Origin::Bound(Binding { address, file: Some(file) }) = self.origin() else { return };
         let Some(path) = address.path() else { return };
         if FileId::of(path).is_ok_and(|found| found == *file) {
-            if let Err(error) = std::fs::remove_file(path) {
-                tracing::warn!(listener = %self.name, path = %path.display(), %error, "cannot unlink the socket");
+            match std::fs::remove_file(path) {
+                // Another generation that hears of the end of the line unlinks it too.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(listener = %self.name, path = %path.display(), %error, "cannot unlink the socket");
+                }
+                Ok(()) | Err(_) => {}
             }
         }
     }
