@@ -31,7 +31,6 @@ impl Refusal {
         let mut said = Vec::new();
         stderr.rewind().unwrap();
         stderr.read_to_end(&mut said).unwrap();
-        std::mem::forget(process);
         Self { code, said: String::from_utf8_lossy(&said).into_owned() }
     }
 
@@ -46,7 +45,7 @@ impl Refusal {
     }
 }
 
-/// Killed and reaped when the test has failed.
+/// Reaped in any case; killed when the test has failed.
 struct Process(u32);
 
 impl Drop for Process {
