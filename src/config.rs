@@ -75,11 +75,9 @@ pub struct UniqueListeners(Vec<ListenerConfig>);
 impl UniqueListeners {
     fn new(listeners: Vec<ListenerConfig>) -> Result<Self, Error> {
         for (index, one) in listeners.iter().enumerate() {
-            for other in &listeners[..index] {
-                if one.name.is_some() && one.name == other.name {
-                    return Err(Error::DuplicateName {
-                        name: one.name.as_ref().map_or_else(String::new, ToString::to_string),
-                    });
+            for (other_index, other) in listeners[..index].iter().enumerate() {
+                if one.name_at(index) == other.name_at(other_index) {
+                    return Err(Error::DuplicateName { name: one.name_at(index) });
                 }
                 let any_port = matches!(&one.address, Address::Tcp(address) if address.port() == 0)
                     || matches!(&one.address, Address::Tcp6Only(address) if address.port() == 0);
@@ -105,6 +103,13 @@ pub struct ListenerConfig {
     pub name: Option<ListenerName>,
     /// Where to listen when no socket is passed in for it.
     pub address: Address,
+}
+
+impl ListenerConfig {
+    /// The name that it goes by as the listener at `index`: its own, or one by its place.
+    pub(crate) fn name_at(&self, index: usize) -> String {
+        self.name.as_ref().map_or_else(|| format!("listener-{}", index + 1), ToString::to_string)
+    }
 }
 
 impl FromStr for ListenerConfig {
@@ -217,6 +222,7 @@ mod tests {
     #[test]
     fn two_listeners_share_neither_name_nor_address() {
         assert!(matches!(listen(&["a=127.0.0.1:1", "a=127.0.0.1:2"]), Err(Error::DuplicateName { .. })));
+        assert!(matches!(listen(&["listener-2=127.0.0.1:1", "127.0.0.1:2"]), Err(Error::DuplicateName { .. })));
         assert!(matches!(listen(&["127.0.0.1:1", "b=127.0.0.1:1"]), Err(Error::DuplicateAddress { .. })));
         assert!(listen(&["127.0.0.1:0", "127.0.0.1:0"]).is_ok());
         assert_eq!(listen(&[]).unwrap(), Listeners::Inherited);

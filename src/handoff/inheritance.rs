@@ -84,13 +84,17 @@ impl Inheritance {
         let Some(channel) = channel(&environment, &descriptors)? else {
             counted?;
             let sockets = adopt(&environment, &mut descriptors, &Welcome::default())?;
-            return Self::new(&environment, Generation::FIRST, sockets, Unconnected::default());
+            return Self::new(&environment, Generation::FIRST, sockets);
         };
-        let taken = counted.and_then(|_| Self::take_from_predecessor(&environment, &mut descriptors, &channel));
+        let mut draining = Draining::new();
+        let taken = counted.and_then(|_| {
+            let (generation, sockets, older) = take_from_predecessor(&environment, &mut descriptors, &channel)?;
+            draining = older;
+            Self::new(&environment, generation, sockets)
+        });
         match taken {
-            Ok((generation, sockets, draining)) => {
-                let predecessors = Unconnected { draining, predecessor: Some(channel) };
-                Self::new(&environment, generation, sockets, predecessors)
+            Ok(inheritance) => {
+                Ok(Self { predecessors: Unconnected { draining, predecessor: Some(channel) }, ..inheritance })
             }
             Err(error) => {
                 tell_why(&channel, &error);
@@ -119,12 +123,8 @@ impl Inheritance {
         }
     }
 
-    fn new(
-        environment: &Environment,
-        generation: Generation,
-        sockets: Vec<Passed>,
-        predecessors: Unconnected,
-    ) -> Result<Self, Error> {
+    /// With nobody before it.
+    fn new(environment: &Environment, generation: Generation, sockets: Vec<Passed>) -> Result<Self, Error> {
         let service_manager = SERVICE_MANAGER.iter().filter_map(|name| {
             let value = environment.get(name)?;
             CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok()
@@ -141,40 +141,7 @@ impl Inheritance {
             .iter()
             .find_map(|variable| variable.to_str().ok()?.strip_prefix("JOURNAL_STREAM=").map(str::to_owned));
         let slot = LowSlot::reserve().map_err(Error::system("reserve a descriptor"))?;
-        Ok(Self { generation, sockets, predecessors, program, journal_stream, slot })
-    }
-
-    fn take_from_predecessor(
-        environment: &Environment,
-        descriptors: &mut ListenFd,
-        channel: &OwnedFd,
-    ) -> Result<(Generation, Vec<Passed>, Draining), Error> {
-        let wrong = |why: String| Error::Predecessor { why };
-        // It was sent before the fork, so there is nothing to wait for.
-        let welcome = match receive(channel.as_fd(), &mut Vec::new()) {
-            Ok(Received::Message(Message::Welcome(welcome))) => welcome,
-            Ok(Received::Message(Message::Unrecognised { version, .. })) => {
-                return Err(wrong(format!(
-                    "it speaks version {version} of the protocol, and {VERSION} is spoken here"
-                )));
-            }
-            Ok(other) => return Err(wrong(format!("expected a welcome on the channel, found {other:?}"))),
-            Err(error) => return Err(wrong(format!("no welcome on the channel: {error}"))),
-        };
-        let generation = parse(environment, GENERATION, "the ordinal of a process")?.unwrap_or(Generation::FIRST);
-        let mut draining: Draining = Vec::new();
-        for (generation, descriptor) in &welcome.draining {
-            let taken = is_passed(descriptors, *descriptor)
-                || *descriptor == sys::fd::number(channel)
-                || draining.iter().any(|(_, fd)| sys::fd::number(fd) == *descriptor);
-            if taken {
-                return Err(wrong(format!("descriptor {descriptor} is passed twice")));
-            }
-            let fd =
-                sys::fd::take_named(*descriptor).map_err(|error| wrong(format!("descriptor {descriptor}: {error}")))?;
-            draining.push((*generation, fd));
-        }
-        Ok((generation, adopt(environment, descriptors, &welcome)?, draining))
+        Ok(Self { generation, sockets, predecessors: Unconnected::default(), program, journal_stream, slot })
     }
 }
 
@@ -212,6 +179,38 @@ impl Program {
         let ours = ours.into_iter().filter_map(|variable| CString::new(variable).ok());
         self.environment.iter().chain(&self.service_manager).cloned().chain(ours).collect()
     }
+}
+
+/// Takes what the predecessor passed: our ordinal, the sockets, the channels to those before it.
+fn take_from_predecessor(
+    environment: &Environment,
+    descriptors: &mut ListenFd,
+    channel: &OwnedFd,
+) -> Result<(Generation, Vec<Passed>, Draining), Error> {
+    let wrong = |why: String| Error::Predecessor { why };
+    // It was sent before the fork, so there is nothing to wait for.
+    let welcome = match receive(channel.as_fd(), &mut Vec::new()) {
+        Ok(Received::Message(Message::Welcome(welcome))) => welcome,
+        Ok(Received::Message(Message::Unrecognised { version, .. })) => {
+            return Err(wrong(format!("it speaks version {version} of the protocol, and {VERSION} is spoken here")));
+        }
+        Ok(other) => return Err(wrong(format!("expected a welcome on the channel, found {other:?}"))),
+        Err(error) => return Err(wrong(format!("no welcome on the channel: {error}"))),
+    };
+    let generation = parse(environment, GENERATION, "the ordinal of a process")?.unwrap_or(Generation::FIRST);
+    let mut draining: Draining = Vec::new();
+    for (generation, descriptor) in &welcome.draining {
+        let taken = is_passed(descriptors, *descriptor)
+            || *descriptor == sys::fd::number(channel)
+            || draining.iter().any(|(_, fd)| sys::fd::number(fd) == *descriptor);
+        if taken {
+            return Err(wrong(format!("descriptor {descriptor} is passed twice")));
+        }
+        let fd =
+            sys::fd::take_named(*descriptor).map_err(|error| wrong(format!("descriptor {descriptor}: {error}")))?;
+        draining.push((*generation, fd));
+    }
+    Ok((generation, adopt(environment, descriptors, &welcome)?, draining))
 }
 
 /// Tells the predecessor why this process cannot serve. If it does not hear, it has ended: nobody is left to be told.

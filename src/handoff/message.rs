@@ -15,6 +15,9 @@ use crate::sys::spawn::Words;
 /// The version that is spoken here.
 pub(crate) const VERSION: u32 = 1;
 
+/// Characters of a reason that are sent: it is one line of a log, and a packet has its bounds.
+const REASON_MAX: usize = 4000;
+
 /// What the processes between fork and exec say, as [`Message::encode`] would write it: they cannot allocate.
 pub(crate) const WORDS: Words = Words {
     born: b"VERSION=1\nKIND=born\nPID=",
@@ -96,7 +99,7 @@ impl Message {
                 packet.line("PID", pid);
                 closed.iter().for_each(|descriptor| packet.line("CLOSED", descriptor));
             }
-            Self::Failed { reason } => packet.line("REASON", reason),
+            Self::Failed { reason } => packet.line("REASON", reason.chars().take(REASON_MAX).collect::<String>()),
             Self::Unknown { kind } => packet.line("UNKNOWN", kind),
             Self::Stop | Self::Rollback | Self::Stopping | Self::Cut | Self::Unrecognised { .. } => {}
         }
@@ -287,5 +290,7 @@ mod tests {
         assert_eq!(Message::decode(b"VERSION=1\nKIND=stop\nNOVEL=1\n"), Ok(Message::Stop));
         let forged = Message::Failed { reason: "bad\nKIND=ready".into() }.encode();
         assert_eq!(Message::decode(&forged), Ok(Message::Failed { reason: "bad KIND=ready".into() }));
+        let long = Message::Failed { reason: "x".repeat(1 << 20) }.encode();
+        assert_eq!(Message::decode(&long), Ok(Message::Failed { reason: "x".repeat(REASON_MAX) }));
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Every generation keeps, until it ends, its end of the channel to each older one that lives, and hands a copy to its
 //! successor at birth. So the newest generation can speak to all of them, and an old one sees the end of its channel
-//! only when nobody after it is left. Only the newest reads.
+//! only when nobody after it is left. An older generation that has retired says nothing more but `unknown`, so it
+//! does not matter who of those that hold its channel reads that.
 
 use std::future::poll_fn;
 use std::io;

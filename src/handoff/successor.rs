@@ -189,7 +189,8 @@ impl Successor {
                     self.hold(pid);
                 }
                 self.stage = Stage::Ready;
-                let given_up = closed.iter().filter_map(|descriptor| usize::try_from(descriptor - FIRST_PASSED).ok());
+                let place = |descriptor: &RawFd| usize::try_from(descriptor.checked_sub(FIRST_PASSED)?).ok();
+                let given_up = closed.iter().filter_map(place);
                 Some(SuccessorEvent::Ready { pid, given_up: given_up.collect() })
             }
             Received::Message(Message::ForkFailed { errno }) => {

@@ -38,10 +38,8 @@ impl ListenerSet {
         let mut listeners = Vec::new();
         let mut wanted = Vec::new();
         match configured {
-            Listeners::Named(named) => wanted.extend(named.as_slice().iter().zip(1..).map(|(config, place)| Wanted {
-                name: config.name.as_ref().map_or_else(|| format!("listener-{place}"), ToString::to_string),
-                address: config.address.clone(),
-                found: Vec::new(),
+            Listeners::Named(named) => wanted.extend(named.as_slice().iter().enumerate().map(|(index, config)| {
+                Wanted { name: config.name_at(index), address: config.address.clone(), found: Vec::new() }
             })),
             Listeners::Inherited => {
                 listeners.extend(adopt_all(take(&mut passed, |socket| socket.origin == Origin::Inherited)));

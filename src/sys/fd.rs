@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
 use listenfd::ListenFd;
@@ -92,7 +93,8 @@ pub(crate) struct LowSlot {
 impl LowSlot {
     /// Takes the lowest number that is free now: early in the life of a process.
     pub(crate) fn reserve() -> io::Result<Self> {
-        let blank = OwnedFd::from(std::fs::File::open("/dev/null")?);
+        // Anything that needs no path: there may be no /dev.
+        let blank = OwnedFd::from(UnixDatagram::unbound()?);
         Ok(Self { slot: blank.try_clone()?, blank })
     }
 

@@ -164,40 +164,40 @@ fn own_descriptors(end: RawFd) -> Result<(), Errno> {
     Errno::result(done).map(drop)
 }
 
-/// The process that becomes the program. Async-signal-safe.
-fn exec(prepared: &mut Prepared<'_>) -> ! {
-    let mut failed = None;
+/// Puts what is passed in its place, from 3 up. Async-signal-safe.
+fn place(prepared: &mut Prepared<'_>) -> Result<(), Errno> {
     // Above the range into which they go, dup2 of one never hits another, nor itself: dup2(x, x) keeps close-on-exec.
     for passed in &mut *prepared.passed {
         // SAFETY: fcntl(2) makes a copy of a descriptor that is open, for us.
-        *passed = unsafe { libc::fcntl(*passed, libc::F_DUPFD_CLOEXEC, prepared.first_free) };
-        if *passed < 0 {
-            failed = failed.or(Some(Errno::last()));
-        }
+        *passed = Errno::result(unsafe { libc::fcntl(*passed, libc::F_DUPFD_CLOEXEC, prepared.first_free) })?;
     }
-    let mut target = FIRST_PASSED;
-    for lifted in &*prepared.passed {
+    for (target, lifted) in (FIRST_PASSED..).zip(&*prepared.passed) {
         // SAFETY: dup2(2) onto a number below every lifted one; what was open there is the parent's business, not ours.
-        if unsafe { libc::dup2(*lifted, target) } < 0 {
-            failed = failed.or(Some(Errno::last()));
-        }
-        target += 1;
+        Errno::result(unsafe { libc::dup2(*lifted, target) })?;
     }
+    Ok(())
+}
+
+/// The process that becomes the program. Async-signal-safe.
+fn exec(prepared: &mut Prepared<'_>) -> ! {
+    let placed = place(prepared);
+    // Where it was lifted to or, if it was not, where it is.
     let channel = prepared.passed[prepared.channel];
     // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC only sets a flag. It is a second guard: every descriptor of ours
     // is close-on-exec already, but not every one of the host program's need be.
-    unsafe { libc::close_range(target.unsigned_abs(), libc::c_uint::MAX, CLOSE_ON_EXEC) };
+    unsafe { libc::close_range(prepared.first_free.unsigned_abs(), libc::c_uint::MAX, CLOSE_ON_EXEC) };
     // SAFETY: getpid(2) cannot fail.
     tell(channel, prepared.words.born, unsafe { libc::getpid() });
     let mut hangup = SigSet::empty();
     hangup.add(Signal::SIGHUP);
     // Not what the parent had blocked: nothing grows from one generation to the next.
-    failed = failed.or(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&hangup), None).err());
-    if failed.is_none() {
+    let ready = placed.and_then(|()| pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&hangup), None));
+    let failed = ready.and_then(|()| {
         // SAFETY: the path and both arrays end in zero, and live in memory that the fork has copied.
         unsafe { libc::execve(prepared.program, prepared.arguments.as_ptr(), prepared.environment.as_ptr()) };
-    }
-    tell(channel, prepared.words.exec_failed, failed.unwrap_or_else(Errno::last) as i32);
+        Err::<(), _>(Errno::last())
+    });
+    tell(channel, prepared.words.exec_failed, failed.map_or_else(|errno| errno as i32, |()| 0));
     // SAFETY: as in `middle`.
     unsafe { libc::_exit(127) }
 }
