@@ -13,7 +13,7 @@ fn serve(addresses: &[&str]) -> Line {
     let line = Line::start_with(|command, _| {
         command.args(["--bake", "0"]).args(addresses.iter().flat_map(|address| ["--listen", address]));
     });
-    line.wait_for(1, "serving");
+    line.wait_for(1, "serving draining");
     line
 }
 
@@ -26,7 +26,7 @@ fn serve_patiently(arguments: &[&str]) -> Line {
     let line = Line::start_with(|command, _| {
         command.args(["--bake", "0", "--first-request-grace", "1h", "--drain-timeout", "1h"]).args(arguments);
     });
-    line.wait_for(1, "serving");
+    line.wait_for(1, "serving draining");
     line
 }
 
@@ -107,7 +107,7 @@ fn ten_listeners_of_all_families_survive_handoffs_together() {
             command.args(["--listen", "127.0.0.1:0", "--listen", &format!("unix-{number}={}", path.display())]);
         }
     });
-    line.wait_for(1, "serving");
+    line.wait_for(1, "serving draining");
     let listeners = listeners_of(&line, 1);
     let addresses: Vec<_> = listeners.split(' ').map(|one| one.split_once('=').unwrap().1.to_owned()).collect();
     assert_eq!(addresses.len(), 10);
@@ -205,7 +205,7 @@ fn a_generation_that_is_rolled_back_takes_what_it_bound_with_it() {
         let line = Line::start_with(|command, folder| {
             command.args(["--bake", "1h", "--listen", &format!("web={}/web.sock", folder.display())]);
         });
-        line.wait_for(1, "serving");
+        line.wait_for(1, "serving draining");
         let (web, new) = (line.address(), line.folder().join("new.sock"));
         line.successor_gets(&format!("--listen web={web} --listen new={}", new.display()));
         line.signal(1, Signal::SIGHUP);

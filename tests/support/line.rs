@@ -87,7 +87,7 @@ impl Line {
         let line = Self::start_with(|command, _| {
             command.args(["--listen", "127.0.0.1:0"]).args(arguments);
         });
-        line.wait_for(1, "serving");
+        line.wait_for(1, "serving draining");
         line
     }
 

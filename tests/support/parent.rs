@@ -61,7 +61,7 @@ impl Parent {
     /// Starts the daemon, and waits until it serves.
     pub(crate) fn serve(self, arguments: &[&str]) -> Line {
         let line = self.start(arguments);
-        line.wait_for(1, "serving");
+        line.wait_for(1, "serving draining");
         line
     }
 
