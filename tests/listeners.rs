@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Line, Parent, free_port, holds, holds_socket};
+use crate::support::{Client, Line, Parent, close, free_port, holds, holds_socket};
 
 /// Starts on these addresses, and waits until it serves.
 fn serve(addresses: &[&str]) -> Line {
@@ -182,7 +182,8 @@ fn a_listener_that_moves_is_bound_anew_and_closed_where_it_was() {
 
 #[test]
 fn an_added_listener_that_cannot_be_bound_fails_the_handoff_and_nothing_else() {
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Not one that the kernel would give to somebody else meanwhile.
+    let taken = TcpListener::bind(("127.0.0.1", free_port())).unwrap();
     let address = taken.local_addr().unwrap();
     let line = serve(&["web=127.0.0.1:0"]);
     let path = line.folder().join("new.sock");
@@ -194,7 +195,7 @@ fn an_added_listener_that_cannot_be_bound_fails_the_handoff_and_nothing_else() {
     assert!(!path.exists(), "what was bound for nothing is unlinked");
     line.assert_serves();
     // With the obstacle gone the same handoff works.
-    drop(taken);
+    close(taken);
     line.hand_over_from(1);
     Client::once(&address.to_string(), b"at last").unwrap();
 }
