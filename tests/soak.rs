@@ -62,7 +62,8 @@ fn environment(pid: u32, generation: u64) -> Vec<String> {
 fn a_thousand_handoffs_leave_nothing_behind() {
     let line = Line::start_program(Path::new(env!("CARGO_BIN_EXE_handoffd")), |command, _| {
         command.args(["--log", "info,handoffd::handoff=debug"]);
-        command.args(["--listen", "127.0.0.1:0", "--bake", "0"]);
+        // However long a client takes from its connection to its first request.
+        command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--first-request-grace", "60s"]);
     });
     line.wait_for(1, "serving draining");
     let (first, born) = (Holdings::of(line.first_pid()), environment(line.first_pid(), 1));
