@@ -42,11 +42,11 @@ impl Client {
         }
     }
 
-    /// How long a write may take.
-    pub(crate) fn set_write_timeout(&self, timeout: Duration) -> io::Result<()> {
+    /// Whether a write that finds no room fails at once instead of waiting for it.
+    pub(crate) fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
         match self {
-            Self::Tcp(socket) => socket.set_write_timeout(Some(timeout)),
-            Self::Unix(socket) => socket.set_write_timeout(Some(timeout)),
+            Self::Tcp(socket) => socket.set_nonblocking(nonblocking),
+            Self::Unix(socket) => socket.set_nonblocking(nonblocking),
         }
     }
 
