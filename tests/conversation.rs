@@ -38,11 +38,11 @@ fn a_client_that_has_half_closed_gets_its_whole_reply() {
         command.args(["--bake", "0", "--listen", folder.join("socket").to_str().unwrap()]);
     });
     line.wait_for(1, "serving draining");
-    let client = Stuck::on(&line.address());
+    let client = Stuck::on(&line, &line.address());
     client.half_close();
     line.hand_over_from(1);
     line.wait_for(1, "INFO draining");
-    let last = Stuck::on(&line.address());
+    let last = Stuck::on(&line, &line.address());
     last.half_close();
     line.signal(2, Signal::SIGTERM);
     line.wait_for(2, "INFO draining");

@@ -26,10 +26,10 @@ fn hand_over(line: &Line, head: &mut Handoffs<'_>) {
 fn a_connection_in_the_middle_of_a_request_outlives_many_handoffs() {
     let (line, path) = line(&["--max-generations", "64"]);
     let mut head = Handoffs::of(&line);
-    let mut clients = vec![Stuck::on(&line.address_of("tcp"))];
+    let mut clients = vec![Stuck::on(&line, &line.address_of("tcp"))];
     for _ in 0..40 {
         hand_over(&line, &mut head);
-        clients.push(Stuck::on(&path));
+        clients.push(Stuck::on(&line, &path));
     }
     assert_eq!(line.processes().len(), clients.len());
     signal(head.pid, Signal::SIGTERM);
@@ -45,10 +45,10 @@ fn a_connection_in_the_middle_of_a_request_outlives_many_handoffs() {
 fn assert_bounded(bound: u64, arguments: &[&str]) {
     let (line, path) = line(arguments);
     let mut head = Handoffs::of(&line);
-    let mut clients = vec![Stuck::on(&path)];
+    let mut clients = vec![Stuck::on(&line, &path)];
     for _ in 1..bound {
         hand_over(&line, &mut head);
-        clients.push(Stuck::on(&path));
+        clients.push(Stuck::on(&line, &path));
     }
     assert_eq!(line.processes().len() as u64, bound);
     assert_eq!(line.count("too many generations"), 0);
@@ -58,7 +58,7 @@ fn assert_bounded(bound: u64, arguments: &[&str]) {
         let ended = line.wait_for(cut, "INFO ended");
         assert_eq!((ended.field("ended"), ended.field("cut")), (Some("0"), Some("1")), "{ended:?}");
         clients.remove(0).expect_cut();
-        clients.push(Stuck::on(&path));
+        clients.push(Stuck::on(&line, &path));
         assert_eq!(line.processes().len() as u64, bound);
     }
     assert_eq!(line.count("too many generations"), 2);
@@ -81,7 +81,7 @@ fn eight_generations_live_unless_told_otherwise() {
 #[test]
 fn the_path_stays_while_anybody_serves_on_it_and_goes_with_the_last() {
     let (line, path) = line(&[]);
-    let client = Stuck::on(&path);
+    let client = Stuck::on(&line, &path);
     let mut head = Handoffs::of(&line);
     head.next();
     client.read_to_end();
@@ -108,7 +108,7 @@ fn a_path_that_is_somebody_elses_by_now_is_left_alone() {
 #[test]
 fn the_end_of_the_line_is_no_failure_to_a_generation_that_drains_longer() {
     let (line, path) = line(&[]);
-    let client = Stuck::on(&path);
+    let client = Stuck::on(&line, &path);
     let mut head = Handoffs::of(&line);
     hand_over(&line, &mut head);
     signal(head.pid, Signal::SIGTERM);

@@ -6,14 +6,14 @@ use std::net::{SocketAddr, TcpListener};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Line, Parent, free_port, holds, holds_socket};
+use crate::support::{Client, Line, Parent, close, free_port, holds, holds_socket};
 
 /// Starts on these addresses, and waits until it serves.
 fn serve(addresses: &[&str]) -> Line {
     let line = Line::start_with(|command, _| {
         command.args(["--bake", "0"]).args(addresses.iter().flat_map(|address| ["--listen", address]));
     });
-    line.wait_for(1, "serving");
+    line.wait_for(1, "serving draining");
     line
 }
 
@@ -26,7 +26,7 @@ fn serve_patiently(arguments: &[&str]) -> Line {
     let line = Line::start_with(|command, _| {
         command.args(["--bake", "0", "--first-request-grace", "1h", "--drain-timeout", "1h"]).args(arguments);
     });
-    line.wait_for(1, "serving");
+    line.wait_for(1, "serving draining");
     line
 }
 
@@ -107,7 +107,7 @@ fn ten_listeners_of_all_families_survive_handoffs_together() {
             command.args(["--listen", "127.0.0.1:0", "--listen", &format!("unix-{number}={}", path.display())]);
         }
     });
-    line.wait_for(1, "serving");
+    line.wait_for(1, "serving draining");
     let listeners = listeners_of(&line, 1);
     let addresses: Vec<_> = listeners.split(' ').map(|one| one.split_once('=').unwrap().1.to_owned()).collect();
     assert_eq!(addresses.len(), 10);
@@ -182,7 +182,8 @@ fn a_listener_that_moves_is_bound_anew_and_closed_where_it_was() {
 
 #[test]
 fn an_added_listener_that_cannot_be_bound_fails_the_handoff_and_nothing_else() {
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Not one that the kernel would give to somebody else meanwhile.
+    let taken = TcpListener::bind(("127.0.0.1", free_port())).unwrap();
     let address = taken.local_addr().unwrap();
     let line = serve(&["web=127.0.0.1:0"]);
     let path = line.folder().join("new.sock");
@@ -194,7 +195,7 @@ fn an_added_listener_that_cannot_be_bound_fails_the_handoff_and_nothing_else() {
     assert!(!path.exists(), "what was bound for nothing is unlinked");
     line.assert_serves();
     // With the obstacle gone the same handoff works.
-    drop(taken);
+    close(taken);
     line.hand_over_from(1);
     Client::once(&address.to_string(), b"at last").unwrap();
 }
@@ -205,7 +206,7 @@ fn a_generation_that_is_rolled_back_takes_what_it_bound_with_it() {
         let line = Line::start_with(|command, folder| {
             command.args(["--bake", "1h", "--listen", &format!("web={}/web.sock", folder.display())]);
         });
-        line.wait_for(1, "serving");
+        line.wait_for(1, "serving draining");
         let (web, new) = (line.address(), line.folder().join("new.sock"));
         line.successor_gets(&format!("--listen web={web} --listen new={}", new.display()));
         line.signal(1, Signal::SIGHUP);

@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use crate::support::{Client, Gate, Line, Stuck, exit_code, freeze, raise_descriptor_limit, signal, thaw};
+use crate::support::{Client, Gate, Line, SLOW_DRAIN, exit_code, freeze, raise_descriptor_limit, signal, thaw};
 use nix::sys::signal::Signal;
 
 /// More than an accept loop takes before it hears that it is to stop, and less than `somaxconn`.
@@ -32,10 +32,10 @@ fn assert_answered_and_ended(clients: Vec<(Client, Vec<u8>)>) {
 
 #[test]
 fn who_waits_in_the_queue_at_a_handoff_is_served_by_the_successor() {
-    let line = Line::serve(&["--bake", "300ms"]);
+    let line = Line::serve(&[&["--bake", "300ms"][..], &SLOW_DRAIN].concat());
     let address = line.address();
     // Somebody who keeps the old one alive, however long it takes to freeze it.
-    let held = Stuck::on(&address);
+    let mut held = line.hold();
     line.signal(1, Signal::SIGHUP);
     let successor = line.pid_of(2);
     line.wait_for(1, "the successor is ready");
@@ -51,7 +51,9 @@ fn who_waits_in_the_queue_at_a_handoff_is_served_by_the_successor() {
         client.expect(request).unwrap();
     }
     drop(clients);
-    held.read_to_end();
+    held.echo(b"here at last").unwrap();
+    held.expect_end().unwrap();
+    drop(held);
     assert_eq!(line.exit_code(1), 0);
     line.signal(2, Signal::SIGTERM);
     assert_eq!(exit_code(successor), 0);

@@ -8,8 +8,9 @@ use std::path::Path;
 use crate::support::{Client, Handoffs, Line, Record, Storm, Tally, exit_code};
 use nix::sys::signal::Signal;
 
-/// Old generations drain for as long as it takes; none is cut because there are too many.
-const LIMITS: [&str; 4] = ["--max-generations", "64", "--drain-timeout", "60s"];
+/// Old generations drain for as long as it takes; none is cut because there are too many, and no client is closed because
+/// it took a while from its connection to its first request.
+const LIMITS: [&str; 6] = ["--max-generations", "64", "--drain-timeout", "60s", "--first-request-grace", "60s"];
 
 /// Starts a line on `address`, storms it through `handoffs`, stops it: what the clients met, and the log.
 fn storm(filter: &str, address: &str, bake: &str, clients: (usize, usize), handoffs: u64) -> (Tally, Vec<Record>) {

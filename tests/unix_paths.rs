@@ -15,7 +15,7 @@ fn serve(arguments: &[&str]) -> (Line, PathBuf) {
     let line = Line::start_with(|command, folder| {
         command.args(["--listen", &format!("web={}/web.sock", folder.display())]).args(arguments);
     });
-    line.wait_for(1, "serving");
+    line.wait_for(1, "serving draining");
     let path = line.folder().join("web.sock");
     (line, path)
 }
@@ -156,7 +156,7 @@ fn a_path_whose_owner_was_killed_is_taken_over_at_the_next_start() {
         let line = Line::start_with(|command, _| {
             command.args(["--listen", path.to_str().unwrap()]);
         });
-        line.wait_for(1, "serving");
+        line.wait_for(1, "serving draining");
         line
     };
     let line = start();

@@ -87,7 +87,7 @@ impl Line {
         let line = Self::start_with(|command, _| {
             command.args(["--listen", "127.0.0.1:0"]).args(arguments);
         });
-        line.wait_for(1, "serving");
+        line.wait_for(1, "serving draining");
         line
     }
 
@@ -304,6 +304,22 @@ impl Line {
         let holds = |path| fs::read_link(path).is_ok_and(|held| held == self.stderr);
         pids.filter(|pid| (1..=2).any(|stream| holds(format!("/proc/{pid}/fd/{stream}")))).collect()
     }
+
+    /// Whether nobody of the line has anything to do: what was sent by now and is not read will stay so.
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.processes().into_iter().all(|pid| is_asleep(pid).unwrap_or(false))
+    }
+}
+
+/// Whether every thread of a process waits for something to happen, proc_pid_stat(5).
+fn is_asleep(pid: u32) -> std::io::Result<bool> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(thread?.path().join("stat"))?;
+        if !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S')) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl Log {

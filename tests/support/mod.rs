@@ -18,7 +18,7 @@ pub(crate) use callers::{Callers, Calls, SLOW_DRAIN};
 pub(crate) use client::Client;
 pub(crate) use impostor::{Gate, REAL, install};
 pub(crate) use line::{Line, Record};
-pub(crate) use parent::{Parent, free_port};
+pub(crate) use parent::{Parent, close, free_port};
 pub(crate) use process::{exit_code, freeze, raise_descriptor_limit, signal, thaw};
 pub(crate) use refusal::Refusal;
 pub(crate) use storm::{Handoffs, Storm, Tally};

@@ -5,11 +5,12 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use command_fds::{CommandFdExt, FdMapping};
+use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{Line, Refusal};
 
@@ -61,7 +62,7 @@ impl Parent {
     /// Starts the daemon, and waits until it serves.
     pub(crate) fn serve(self, arguments: &[&str]) -> Line {
         let line = self.start(arguments);
-        line.wait_for(1, "serving");
+        line.wait_for(1, "serving draining");
         line
     }
 
@@ -94,10 +95,17 @@ pub(crate) fn free_port() -> u16 {
         let next = u32::from(NEXT.fetch_add(1, Ordering::Relaxed)).wrapping_add(start);
         let port = 1024 + u16::try_from(next % u32::from(lowest - 1024)).unwrap();
         // One after the other: the first takes IPv4 as well.
-        if TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok()
-            && TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
-        {
+        let six = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).map(close);
+        let four = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).map(close);
+        if six.and(four).is_ok() {
             return port;
         }
     }
+}
+
+/// Closes a listener, so that another may take its address at once: a process that another test has just forked may hold
+/// a copy until it executes its program.
+pub(crate) fn close(listener: TcpListener) {
+    shutdown(listener.as_raw_fd(), Shutdown::Both).unwrap();
+    drop(listener);
 }

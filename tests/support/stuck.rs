@@ -1,13 +1,17 @@
 //! A client in the middle of a request: it has sent more than fits into the reply's way back, and does not read.
 
+//!
+//! Either more is sent than fits on the way back, or all the buffers between here and there are full. That they are, and
+//! that the server has not merely been slow, is seen and not supposed: whoever might read on sleeps.
+
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::Instant;
 
 use socket2::{Domain, Socket, Type};
 
-use super::{Client, DEADLINE};
+use super::{Client, DEADLINE, Line};
 
 /// How much of a reply a narrow client's own kernel takes, at most.
 const NARROW: usize = 4_096;
@@ -24,28 +28,34 @@ pub(crate) struct Stuck {
 impl Stuck {
     /// Connects and sends more than fits on the way back: when this returns, and until the reply is read, the server
     /// has some of the request still to read or to write back.
-    pub(crate) fn on(address: &str) -> Self {
+    pub(crate) fn on(line: &Line, address: &str) -> Self {
         match address.parse() {
             // The way back over TCP grows up to the last number of tcp_wmem.
-            Ok(address) => Self::send(narrow(address), setting("ipv4/tcp_wmem") + 2 * NARROW + BESIDES),
-            Err(_) => Self::send(Client::connect(address).unwrap(), setting("core/wmem_default") + BESIDES / 4),
+            Ok(address) => Self::send(line, narrow(address), setting("ipv4/tcp_wmem") + 2 * NARROW + BESIDES),
+            Err(_) => Self::send(line, Client::connect(address).unwrap(), setting("core/wmem_default") + BESIDES / 4),
         }
     }
 
     /// Sends this much, or as much as anybody takes.
-    fn send(mut client: Client, length: usize) -> Self {
+    fn send(line: &Line, mut client: Client, length: usize) -> Self {
         let mut request: Vec<u8> = (0_u32..).flat_map(u32::to_be_bytes).take(length).collect();
-        client.set_write_timeout(Duration::from_millis(300)).unwrap();
-        let mut sent = 0;
+        client.set_nonblocking(true).unwrap();
+        let (mut sent, mut slept) = (0, false);
+        let until = Instant::now() + DEADLINE;
         while sent < length {
             match client.write(&request[sent..]) {
-                Ok(count) => sent += count,
-                // All the buffers between here and there are full: the server reads nothing, for it cannot write.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Ok(count) => (sent, slept) = (sent + count, false),
+                // Full, also after the server was seen asleep.
+                Err(error) if error.kind() == ErrorKind::WouldBlock && slept => break,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    assert!(Instant::now() < until, "the server neither reads nor sleeps");
+                    slept = line.is_asleep();
+                    std::thread::yield_now();
+                }
                 Err(error) => panic!("{error}"),
             }
         }
-        client.set_write_timeout(DEADLINE).unwrap();
+        client.set_nonblocking(false).unwrap();
         request.truncate(sent);
         Self { client, request }
     }
