@@ -5,7 +5,7 @@
 //! that the server has not merely been slow, is seen and not supposed: whoever might read on sleeps.
 
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -69,6 +69,14 @@ impl Stuck {
     pub(crate) fn read_to_end(mut self) {
         self.read();
         self.client.expect_end().unwrap();
+    }
+
+    /// Reads to the end that a draining server puts after what it has taken on: how much of the request that was.
+    pub(crate) fn read_until_end(mut self) -> usize {
+        let mut reply = Vec::new();
+        self.client.read_to_end(&mut reply).unwrap();
+        assert!(self.request.starts_with(&reply), "the reply differs from the request");
+        reply.len()
     }
 
     /// Reads what is left of a reply after the server has cut the connection: part of it.
