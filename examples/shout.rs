@@ -5,6 +5,7 @@
 
 use std::error::Error;
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use handoffd::{Config, Connection, Inheritance, Listeners, Next, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -32,7 +33,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let inheritance = Inheritance::take()?;
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7000".to_owned());
-    let config = Config { listeners: Listeners::exactly(vec![address.parse()?])?, ..Config::default() };
+    let config = Config {
+        listeners: Listeners::exactly(vec![address.parse()?])?,
+        // A person at a terminal opens a connection and then begins to think.
+        first_request_grace: Duration::from_secs(10),
+        ..Config::default()
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(handoffd::run(config, inheritance, Shout))?;
     Ok(())

@@ -20,7 +20,7 @@ use crate::error::HandoffFailure;
 use crate::generation::Generation;
 use crate::net::{Listener, ListenerSet, Origin};
 use crate::sys::fd::{FIRST_PASSED, LowSlot};
-use crate::sys::process::PidFd;
+use crate::sys::process::{PidFd, is_in_our_group};
 use crate::sys::socket::{channel_pair, has_hung_up};
 use crate::sys::spawn::{Launch, launch};
 
@@ -213,11 +213,14 @@ impl Successor {
         }
     }
 
-    /// Holds the process that has the number `pid`, if it is the one that said so: a process that has ended no longer
-    /// holds its end of the channel, and its number may be a stranger's by now.
+    /// Holds the process that has the number `pid`, if it is the one that said so and not a stranger that has got its
+    /// number since. It is, as long as its end of the channel is open. When that is closed, it has ended, or it is a
+    /// program that closes what it does not know: then it is still in our process group, as no stranger is.
     fn hold(&mut self, pid: u32) {
         match PidFd::open(pid) {
-            Ok(process) if !has_hung_up(self.channel.as_fd()) => self.process = Some((pid, process)),
+            Ok(process) if !has_hung_up(self.channel.as_fd()) || is_in_our_group(pid) => {
+                self.process = Some((pid, process));
+            }
             _ => tracing::debug!(successor_pid = pid, "the successor has ended already"),
         }
     }

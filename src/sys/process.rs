@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getpgid, getpgrp};
 
 /// `PIDFS_MAGIC`, of file systems whose inodes are processes (since Linux 6.9).
 const PIDFS_MAGIC: libc::c_long = 0x5049_4446;
@@ -47,4 +48,10 @@ impl AsFd for PidFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Whether a process is in the process group of this one, as whatever it has started is unless that asked to leave.
+pub(crate) fn is_in_our_group(pid: u32) -> bool {
+    let group = i32::try_from(pid).ok().and_then(|pid| getpgid(Some(Pid::from_raw(pid))).ok());
+    group == Some(getpgrp())
 }
