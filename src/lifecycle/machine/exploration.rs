@@ -3,8 +3,8 @@
 //! A line begins with one process. Three hangups, two SIGTERMs, a SIGQUIT and two SIGKILLs may meet any living process at
 //! any instant; three hangups make up to four processes. A successor may fail or hang, a deadline pass, a drain end,
 //! whenever it can. That is some 58 000 states without a service manager and 36 000 with one, up to 24 turns deep. A fourth
-//! hangup makes it 520 000 and 260 000, some ten seconds: `the_promise_holds_for_longer`. A state in
-//! which the promise is broken is reported with the shortest way there.
+//! hangup makes it 520 000 and 260 000, some ten seconds: `the_promise_holds_for_longer`. A state in which the promise is
+//! broken is reported with the shortest way there.
 //!
 //! What this is worth was tried by breaking `step` on purpose. Found, and by what:
 //!
