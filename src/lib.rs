@@ -37,9 +37,10 @@
 //!
 //! # Your own server
 //!
-//! Whatever takes a listener can be replaced in the same way: [`Starting`] gives listeners by name,
-//! [`Starting::ready`] says that it accepts, [`Serving::retired`] tells when to stop, [`Serving::drained`] ends it.
-//! `examples/axum.rs` is such a server.
+//! Whatever takes connections can be replaced in the same way: [`Starting::ready`] says that it accepts,
+//! [`Serving::acceptor`] gives the connections of a listener by its name until it is time to stop,
+//! [`Serving::draining`] tells when to end them, [`Serving::drained`] says that they have ended. `examples/axum.rs` is
+//! such a server.
 //!
 //! # The house
 //!
@@ -55,7 +56,7 @@
 //! | `service` | what is done with a connection |
 //! | `net`, `drain` | the parts: listeners, streams, the end of connections |
 //! | `config`, `address`, `generation`, `error` | plain values |
-//! | `sys` | all unsafe code, all raw descriptors, all of the environment |
+//! | `sys` | the kernel: what is not safe, raw descriptors, the environment |
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 mod address;

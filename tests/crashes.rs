@@ -115,8 +115,8 @@ fn a_generation_that_was_told_to_stop_does_not_accept_again() {
     assert_eq!(line.count("accepting again"), 0);
 }
 
-#[test]
-fn of_three_generations_the_eldest_accepts_again_when_both_younger_ones_die() {
+/// A line whose third generation serves, and the clients for whom the first and the second still drain.
+fn three_generations() -> (Line, Client, Client) {
     let line = serve("0");
     let first = line.hold();
     line.hand_over_from(1);
@@ -125,6 +125,12 @@ fn of_three_generations_the_eldest_accepts_again_when_both_younger_ones_die() {
     let second = line.hold();
     line.hand_over_from(2);
     line.wait_for(2, "draining why");
+    (line, first, second)
+}
+
+#[test]
+fn of_three_generations_the_eldest_accepts_again_when_both_younger_ones_die() {
+    let (line, first, second) = three_generations();
     // The one in the middle: nothing changes for anybody else.
     kill(&line, 2);
     drop(second);
@@ -141,14 +147,7 @@ fn of_three_generations_the_eldest_accepts_again_when_both_younger_ones_die() {
 
 #[test]
 fn of_three_generations_the_middle_one_accepts_again_when_the_youngest_dies() {
-    let line = serve("0");
-    let first = line.hold();
-    line.hand_over_from(1);
-    // The first one accepts no more: it is the second that holds.
-    line.wait_for(1, "draining why");
-    let second = line.hold();
-    line.hand_over_from(2);
-    line.wait_for(2, "draining why");
+    let (line, first, second) = three_generations();
     let mark = line.mark();
     kill(&line, 3);
     line.wait_since(mark, "accepting again", |record| record.is(2, "accepting again"));

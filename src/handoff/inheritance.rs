@@ -19,7 +19,7 @@ use super::predecessor::{Draining, Unconnected};
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::net::{Origin, Passed};
-use crate::sys::env::{Environment, Passed as Judgement};
+use crate::sys::env::{Environment, Judgement};
 use crate::sys::fd::{FIRST_PASSED, LowSlot};
 use crate::sys::process::PidFd;
 use crate::sys::{self, socket::send_packet};

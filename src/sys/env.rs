@@ -33,8 +33,8 @@ impl Environment {
     }
 }
 
-/// How many descriptors were passed to this process, in the judgement of the caller.
-pub(crate) enum Passed {
+/// Whether any descriptors were passed to this very process: the caller judges.
+pub(crate) enum Judgement {
     Nothing,
     Descriptors,
 }
@@ -45,7 +45,7 @@ pub(crate) enum Passed {
 /// [`Error::AlreadyTaken`] and [`Error::ThreadsRunning`]; then nothing was changed.
 pub(crate) fn take(
     names: &[&'static str],
-    judge: impl FnOnce(&Environment) -> Passed,
+    judge: impl FnOnce(&Environment) -> Judgement,
 ) -> Result<(Environment, ListenFd), Error> {
     let threads = std::fs::read_dir("/proc/self/task").map_err(Error::system("count the threads in /proc"))?.count();
     if threads != 1 {
@@ -69,8 +69,8 @@ pub(crate) fn take(
     // listenfd reads LISTEN_FDS and LISTEN_PID itself, and a first descriptor other than 3 that no protocol knows.
     remove("LISTEN_FDS_FIRST_FD");
     let descriptors = match passed {
-        Passed::Nothing => ListenFd::empty(),
-        Passed::Descriptors => ListenFd::from_env(),
+        Judgement::Nothing => ListenFd::empty(),
+        Judgement::Descriptors => ListenFd::from_env(),
     };
     names.iter().for_each(|name| remove(name));
     Ok((environment, descriptors))

@@ -128,7 +128,7 @@ pub(crate) fn watch<T: Steady>(watched: T, interest: Interest) -> io::Result<Asy
     unsafe { AsyncFd::register_with_interest(watched, interest) }.map_err(Into::into)
 }
 
-/// The number of a descriptor, for a successor that will be born with it.
+/// The number of a descriptor, to be held against one that a predecessor names.
 pub(crate) fn number(descriptor: &impl AsRawFd) -> RawFd {
     descriptor.as_raw_fd()
 }

@@ -56,7 +56,7 @@ pub(crate) struct Words {
 /// tells. Blocks for as long as two forks take.
 ///
 /// # Errors
-/// When a descriptor cannot be copied, or for the first fork.
+/// For the first fork alone.
 pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
     let count = RawFd::try_from(launch.passed.len()).map_err(io::Error::other)?;
     let mut passed: Vec<RawFd> = launch.passed.iter().map(AsRawFd::as_raw_fd).collect();
@@ -106,7 +106,8 @@ enum Forked {
 /// fork(2) as a bare system call.
 ///
 /// # Safety
-/// The child may call only what is async-signal-safe. One that shares descriptors may not open or close any.
+/// The child may call only what is async-signal-safe. One that shares descriptors may not open or close any before it has
+/// stopped sharing them.
 unsafe fn fork(descriptors: Descriptors) -> Result<Forked, Errno> {
     let flags = match descriptors {
         Descriptors::Shared => libc::CLONE_FILES | libc::SIGCHLD,
