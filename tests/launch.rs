@@ -7,7 +7,7 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Gate, Line, REAL, Tracer, exit_code, signal, thaw};
+use crate::support::{Gate, Line, REAL, Tracer, exit_code, signal};
 
 /// What a handoff fails of, and how to bring that about.
 type Failure<'a> = (&'a str, &'a dyn Fn(&Line));
@@ -320,22 +320,5 @@ fn a_successor_without_room_for_its_listeners_is_said_and_the_predecessor_serves
     line.wait_for(1, "serving draining");
     let failure = line.fail_to_hand_over_from(1);
     assert!(failure.text.contains("Too many open files"), "{}", failure.text);
-    line.assert_serves();
-}
-
-/// The predecessor is stopped as soon as it has forked, so that it learns of the successor's birth and of the end of its
-/// channel at once.
-#[test]
-fn a_successor_that_closes_its_channel_before_it_is_known_is_killed_all_the_same() {
-    let line = Line::serve(&["--bake", "0"]);
-    line.put_script("exec {fd}>&-\necho \"closed by $$\" >&2\nexec sleep infinity");
-    let tracer = Tracer::attach(&line, line.first_pid(), &["-e", "inject=wait4:signal=SIGSTOP:when=1"]);
-    line.signal(1, Signal::SIGHUP);
-    let closed = line.wait("the end of the channel", |record| record.text.starts_with("closed by "));
-    thaw(line.first_pid());
-    let failure = line.wait_for(1, "the handoff failed");
-    assert!(failure.text.contains("the successor ended before it was ready"), "{}", failure.text);
-    assert_eq!(exit_code(closed.text["closed by ".len()..].parse().unwrap()), 128 + Signal::SIGKILL as i32);
-    assert!(tracer.detach().contains("SIGSTOP"));
     line.assert_serves();
 }
