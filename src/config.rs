@@ -10,9 +10,13 @@ use std::time::Duration;
 
 use crate::address::Address;
 use crate::error::Error;
+use crate::report::Identity;
 
 /// Where the daemon listens when it is told nothing and inherits nothing: the port of the program that this one follows.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
+
+/// The name of the operator's socket on its way from process to process: no listener can have it.
+pub(crate) const CONTROL: &str = "control";
 
 /// All that a generation is told.
 #[derive(Clone, Debug)]
@@ -32,6 +36,11 @@ pub struct Config {
     pub max_generations: MaxGenerations,
     /// A file that names the process to signal, always.
     pub pid_file: Option<PathBuf>,
+    /// Where an operator's commands are heard: the path of a Unix socket, which is open to the user of this process and to
+    /// root alone. Without one nothing is heard there, unless a parent passes a socket in under the name `control`.
+    pub control: Option<PathBuf>,
+    /// What `status` says of the program and its configuration.
+    pub identity: Identity,
 }
 
 impl Default for Config {
@@ -44,6 +53,8 @@ impl Default for Config {
             first_request_grace: Duration::from_secs(1),
             max_generations: MaxGenerations::default(),
             pid_file: None,
+            control: None,
+            identity: Identity::default(),
         }
     }
 }
@@ -156,6 +167,9 @@ impl FromStr for ListenerName {
         if text.len() > 255 {
             return refuse("a name has at most 255 characters");
         }
+        if text == CONTROL {
+            return refuse("that is what the operator's socket is called");
+        }
         if !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':' && byte != b'=') {
             return refuse("a name is printable ASCII without spaces, colons and equals signs");
         }
@@ -214,7 +228,7 @@ mod tests {
 
     #[test]
     fn names_that_the_environment_cannot_carry_are_refused() {
-        for text in ["", "a:b", "a b", "a\n", "ü", &"x".repeat(256)] {
+        for text in ["", "control", "a:b", "a b", "a\n", "ü", &"x".repeat(256)] {
             assert!(text.parse::<ListenerName>().is_err(), "{text:?}");
         }
     }

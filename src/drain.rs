@@ -33,12 +33,6 @@ impl Drain {
         DrainEntry { watch, connections: self.connections.clone() }
     }
 
-    /// How many connections are counted now.
-    #[must_use]
-    pub(crate) fn connections(&self) -> usize {
-        self.connections.len()
-    }
-
     /// Tells every connection at once.
     pub(crate) fn begin(&mut self) {
         self.at_start = self.connections.len();
@@ -148,7 +142,7 @@ mod tests {
         });
         drain.begin();
         while obedient.join_next().await.is_some() {}
-        assert_eq!(drain.connections(), 1);
+        assert_eq!(drain.connections.len(), 1);
         drain.cut();
         drain.drained().await;
         assert_eq!(deaf.await.unwrap(), None);

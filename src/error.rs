@@ -17,8 +17,18 @@ pub enum Exit {
     Done = 0,
     /// The command line is wrong (`EX_USAGE`). Nothing was touched.
     Usage = 64,
+    /// Nobody answers on the operator's socket (`EX_UNAVAILABLE`).
+    Unavailable = 69,
+    /// The new generation did not take over, and the old one never stopped (`EX_SOFTWARE`).
+    HandoffFailed = 70,
     /// The operating system refused what no setting can mend (`EX_OSERR`).
     System = 71,
+    /// A handoff is under way, or time ran out: nothing has changed (`EX_TEMPFAIL`).
+    TryAgain = 75,
+    /// The new generation was ready, and everything was taken back; the old one never stopped.
+    RolledBack = 76,
+    /// The operator's socket does not hear this user, or not these words (`EX_NOPERM`).
+    Denied = 77,
     /// The configuration, or what was inherited, cannot be served (`EX_CONFIG`). Nothing was touched.
     Configuration = 78,
 }
@@ -131,6 +141,38 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// Nobody listens on the operator's socket, or there is none.
+    #[error("nobody answers on {}: {source}", path.display())]
+    NobodyAnswers {
+        /// Its path.
+        path: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// A reload was asked for, and the new generation was never ready. The old one serves on.
+    #[error("the new generation did not take over: {reason}")]
+    HandoffFailed {
+        /// Why not.
+        reason: String,
+    },
+    /// A reload was asked for, and the new generation was ready and taken back. The old one serves on.
+    #[error("the new generation was rolled back: {reason}")]
+    RolledBack {
+        /// Why.
+        reason: String,
+    },
+    /// Not now, or not in the time that was given.
+    #[error("try again: {reason}")]
+    TryAgain {
+        /// Why.
+        reason: String,
+    },
+    /// Whoever listens there does not take this request from this user.
+    #[error("refused: {reason}")]
+    Denied {
+        /// Why.
+        reason: String,
+    },
     /// A system call failed that none of our settings can make work.
     #[error("cannot {doing}: {source}")]
     System {
@@ -157,6 +199,11 @@ impl Error {
             | Self::Bind { .. }
             | Self::PidFile { .. }
             | Self::Predecessor { .. } => Exit::Configuration,
+            Self::NobodyAnswers { .. } => Exit::Unavailable,
+            Self::HandoffFailed { .. } => Exit::HandoffFailed,
+            Self::RolledBack { .. } => Exit::RolledBack,
+            Self::TryAgain { .. } => Exit::TryAgain,
+            Self::Denied { .. } => Exit::Denied,
             Self::ThreadsRunning { .. } | Self::AlreadyTaken | Self::Program { .. } | Self::System { .. } => {
                 Exit::System
             }
@@ -202,6 +249,12 @@ pub(crate) enum HandoffFailure {
     #[error("the successor was not ready within {}", Seconds(*limit))]
     TimedOut {
         /// `--ready-timeout`.
+        limit: Duration,
+    },
+    /// Whoever asked for the handoff gave it less time than it took.
+    #[error("it was not done within {}, as was asked", Seconds(*limit))]
+    OutOfTime {
+        /// What was asked for.
         limit: Duration,
     },
     /// It ended after it was ready, without a word.

@@ -7,8 +7,10 @@ use std::fmt;
 use std::num::{NonZeroU64, ParseIntError};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// The ordinal of a process in its line, from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Generation(NonZeroU64);
 
 impl Generation {

@@ -61,6 +61,7 @@
 
 mod address;
 mod config;
+mod control;
 mod drain;
 mod error;
 mod generation;
@@ -68,16 +69,19 @@ mod handoff;
 mod lifecycle;
 mod net;
 mod notify;
+mod report;
 mod server;
 mod service;
 mod sys;
 
 pub use address::Address;
 pub use config::{Config, DEFAULT_ADDRESS, ListenerConfig, ListenerName, Listeners, MaxGenerations, UniqueListeners};
+pub use control::{Control, ReloadNews, ReloadOptions, default_control_path};
 pub use drain::{DrainReport, DrainWatch};
 pub use error::{Error, Exit};
 pub use generation::Generation;
-pub use handoff::Inheritance;
-pub use lifecycle::{Acceptor, Drained, Ending, Serving, Starting, run};
+pub use handoff::{Inheritance, runtime_directory};
+pub use lifecycle::{Acceptor, Drained, Ending, Serving, Starting, check, run};
 pub use net::{Listener, ListenerSet, Origin, Peer, Stream};
+pub use report::{Connections, Identity, LastHandoff, ListenerReport, Outcome, Report, Settings, Standing, Status};
 pub use service::{Connection, Echo, Next, Service};

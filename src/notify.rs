@@ -2,10 +2,12 @@
 //!
 //! The words are the `sd-notify` crate's. The sending is ours, because that crate reads `NOTIFY_SOCKET` from the
 //! environment, from which we have removed it by then, and cannot reach an abstract socket. Only the main process of a
-//! unit may speak under `NotifyAccess=main`; who that is, the lifecycle knows, not this file.
+//! unit is heard under `NotifyAccess=main`, and one that is not may stop the whole unit under `all`; who that is, the
+//! lifecycle knows, not this file.
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -14,14 +16,25 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 
 use crate::error::Error;
+use crate::sys::socket::send_with_descriptors;
 
-/// How long a full notification socket may hold us up. systemd empties it between any two of its own actions.
+/// How long a full notification socket may hold us up when something must be said. systemd empties it between any two
+/// of its own actions.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The way to the service manager, if there is one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Notifier {
     socket: Option<SocketAddr>,
+}
+
+/// What becomes of a message for which the service manager has no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weight {
+    /// It is awaited: a state hangs on it.
+    Awaited,
+    /// It is dropped: another one follows soon.
+    Dropped,
 }
 
 impl Notifier {
@@ -52,29 +65,75 @@ impl Notifier {
 
     /// This process accepts, and is the main one.
     pub(crate) fn ready(&self, status: &str) {
-        self.send(&[NotifyState::Ready, NotifyState::Status(status)]);
+        self.send(Weight::Awaited, &[NotifyState::Ready, NotifyState::Status(status)], &[]);
+    }
+
+    /// A handoff begins that a signal has asked for; [`Notifier::ready`] or [`Notifier::handed_over`] has to follow.
+    ///
+    /// The time is how systemd tells the answer to its signal from one to an earlier signal, sd_notify(3).
+    pub(crate) fn reloading(&self, status: &str) {
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => self.send(Weight::Awaited, &[NotifyState::Reloading, now, NotifyState::Status(status)], &[]),
+            Err(error) => tracing::warn!(%error, "cannot tell the service manager of the reload"),
+        }
     }
 
     /// From here on the main process is `pid`. The last word of this one: it is not heard afterwards.
     pub(crate) fn handed_over(&self, pid: u32, status: &str) {
-        self.send(&[NotifyState::MainPid(pid), NotifyState::Ready, NotifyState::Status(status)]);
+        let states = [NotifyState::MainPid(pid), NotifyState::Ready, NotifyState::Status(status)];
+        self.send(Weight::Awaited, &states, &[]);
     }
 
     /// The service as a whole is stopping. Never said by a generation that drains for a successor.
     pub(crate) fn stopping(&self, status: &str) {
-        self.send(&[NotifyState::Stopping, NotifyState::Status(status)]);
+        self.send(Weight::Awaited, &[NotifyState::Stopping, NotifyState::Status(status)], &[]);
+    }
+
+    /// How it stands, for people.
+    pub(crate) fn status(&self, status: &str) {
+        self.send(Weight::Dropped, &[NotifyState::Status(status)], &[]);
+    }
+
+    /// The stop may take `by` longer, from now, even if the unit's limit passes.
+    pub(crate) fn extend(&self, by: Duration) {
+        let by = u32::try_from(by.as_micros()).unwrap_or(u32::MAX);
+        self.send(Weight::Dropped, &[NotifyState::ExtendTimeoutUsec(by)], &[]);
+    }
+
+    /// This process is alive.
+    pub(crate) fn alive(&self) {
+        self.send(Weight::Dropped, &[NotifyState::Watchdog], &[]);
+    }
+
+    /// Keeps a copy of a socket with the service manager, which passes it to the next process that it starts, should all
+    /// of ours be gone. One that it has already it does not take twice; without `FileDescriptorStoreMax=` it takes none,
+    /// and does not say so.
+    pub(crate) fn store(&self, name: &str, socket: impl AsFd) {
+        let states = [NotifyState::FdStore, NotifyState::FdName(name)];
+        self.send(Weight::Awaited, &states, &[socket.as_fd()]);
+    }
+
+    /// Has it drop what it keeps under that name.
+    pub(crate) fn unstore(&self, name: &str) {
+        self.send(Weight::Awaited, &[NotifyState::FdStoreRemove, NotifyState::FdName(name)], &[]);
     }
 
     /// Sends all of `states` as one datagram, so that they are taken together.
-    fn send(&self, states: &[NotifyState<'_>]) {
+    fn send(&self, weight: Weight, states: &[NotifyState<'_>], descriptors: &[BorrowedFd<'_>]) {
         let Some(socket) = &self.socket else { return };
         let text: String = states.iter().map(|state| format!("{state}\n")).collect();
         let sent = UnixDatagram::unbound().and_then(|from| {
             from.set_write_timeout(Some(SEND_TIMEOUT))?;
-            from.send_to_addr(text.as_bytes(), socket)
+            from.set_nonblocking(weight == Weight::Dropped)?;
+            from.connect_addr(socket)?;
+            send_with_descriptors(from.as_fd(), text.as_bytes(), descriptors)
         });
-        if let Err(error) = sent {
-            tracing::warn!(%error, "cannot notify the service manager");
+        match sent {
+            Err(error) if weight == Weight::Dropped => {
+                tracing::debug!(%error, text, "the service manager did not hear")
+            }
+            Err(error) => tracing::warn!(%error, text, "cannot notify the service manager"),
+            Ok(()) => {}
         }
     }
 }
@@ -82,6 +141,18 @@ impl Notifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn listening(name: &str) -> (UnixDatagram, Notifier) {
+        let name = format!("handoffd-{name}-{}", std::process::id());
+        let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        (manager, Notifier::new(Some(OsStr::new(&format!("@{name}")))).unwrap())
+    }
+
+    fn heard(manager: &UnixDatagram) -> String {
+        let mut heard = [0; 256];
+        let length = manager.recv(&mut heard).unwrap();
+        String::from_utf8(heard[..length].to_vec()).unwrap()
+    }
 
     #[test]
     fn without_a_service_manager_nothing_is_sent_and_nothing_is_wrong() {
@@ -92,12 +163,29 @@ mod tests {
 
     #[test]
     fn an_abstract_socket_hears_main_pid_ready_and_status_in_one_datagram() {
-        let name = format!("handoffd-notify-{}", std::process::id());
-        let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-        Notifier::new(Some(OsStr::new(&format!("@{name}")))).unwrap().handed_over(7, "generation 2 serving");
-        let mut heard = [0; 256];
-        let length = manager.recv(&mut heard).unwrap();
-        assert_eq!(&heard[..length], b"MAINPID=7\nREADY=1\nSTATUS=generation 2 serving\n");
+        let (manager, notifier) = listening("handed-over");
+        notifier.handed_over(7, "generation 2 serving");
+        assert_eq!(heard(&manager), "MAINPID=7\nREADY=1\nSTATUS=generation 2 serving\n");
+    }
+
+    #[test]
+    fn a_reload_is_told_with_its_time_in_one_datagram() {
+        let (manager, notifier) = listening("reloading");
+        notifier.reloading("handing off");
+        let heard = heard(&manager);
+        let time = heard.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
+        assert!(time.split_once('\n').unwrap().0.parse::<u64>().unwrap() > 0, "{heard}");
+    }
+
+    #[test]
+    fn a_full_socket_holds_up_nobody_who_only_says_how_it_stands() {
+        let (manager, notifier) = listening("full");
+        let flood = UnixDatagram::unbound().unwrap();
+        flood.connect_addr(&manager.local_addr().unwrap()).unwrap();
+        flood.set_nonblocking(true).unwrap();
+        while flood.send(b"x").is_ok() {}
+        // Awaited it would take a second each.
+        (0..1000).for_each(|_| notifier.alive());
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Generations overlap for as long as their clients need them, and no longer than their number allows.
 
-use crate::support::{Handoffs, Line, Stuck, exit_code, signal};
+use std::path::Path;
+
+use crate::support::{Client, Handoffs, Line, Stuck, exit_code, signal};
 use nix::sys::signal::Signal;
 
 /// A line on a Unix socket and on TCP, and that socket.
@@ -97,7 +99,7 @@ fn the_path_stays_while_anybody_serves_on_it_and_goes_with_the_last() {
     line.assert_serves();
     signal(head.pid, Signal::SIGTERM);
     assert_eq!(exit_code(head.pid), 0);
-    assert!(!std::path::Path::new(&path).exists());
+    assert!(!Path::new(&path).exists());
 }
 
 #[test]
@@ -114,15 +116,31 @@ fn a_path_that_is_somebody_elses_by_now_is_left_alone() {
 }
 
 #[test]
-fn the_end_of_the_line_is_no_failure_to_a_generation_that_drains_longer() {
+fn a_path_that_somebody_has_removed_is_bound_anew_by_the_next_generation() {
+    let (line, path) = line(&[]);
+    std::fs::remove_file(&path).unwrap();
+    assert!(Client::connect(&path).is_err());
+    let mut head = Handoffs::of(&line);
+    head.next();
+    Client::once(&path, b"back again").unwrap();
+    signal(head.pid, Signal::SIGTERM);
+    line.wait_for_end();
+    assert!(!Path::new(&path).exists());
+}
+
+#[test]
+fn the_head_outlives_a_generation_that_drains_longer_and_neither_complains() {
     let (line, path) = line(&[]);
     let client = Stuck::on(&line, &path);
     let mut head = Handoffs::of(&line);
     hand_over(&line, &mut head);
     signal(head.pid, Signal::SIGTERM);
-    assert_eq!(exit_code(head.pid), 0);
+    line.wait_for(head.generation, "draining why=\"stopping\"");
     client.read_to_end();
+    assert_eq!(exit_code(head.pid), 0);
     let records = line.wait_for_end();
+    let ended: Vec<_> = records.iter().filter(|record| record.text.starts_with("INFO ended")).collect();
+    assert_eq!(ended.last().unwrap().generation, head.generation, "the head has to be the last");
     let complaint = records.iter().find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
     assert_eq!(complaint, None);
 }

@@ -9,6 +9,7 @@
 mod support;
 
 mod activation;
+mod control;
 mod conversation;
 mod crashes;
 mod drain;

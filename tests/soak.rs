@@ -39,7 +39,7 @@ impl Holdings {
 /// Every process whose parent it is; one that has ended and is not reaped, too.
 fn children(parent: u32) -> Vec<u32> {
     let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter(|pid: &u32| status(*pid, "PPid:").is_some_and(|ppid| ppid == parent.into())).collect()
+    pids.filter(|pid: &u32| status(*pid, "PPid:").is_some_and(|ppid| ppid == u64::from(parent))).collect()
 }
 
 /// A number in `/proc/PID/status`.

@@ -5,11 +5,12 @@
 //! cannot know our pid before the fork, and names the channel instead. Whatever is wrong with what was passed is an
 //! error that names it: a process that guesses serves the wrong socket.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CString, OsStr, OsString};
 use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use listenfd::ListenFd;
 
@@ -18,7 +19,7 @@ use super::message::{Message, VERSION, Welcome};
 use super::predecessor::{Draining, Unconnected};
 use crate::error::Error;
 use crate::generation::Generation;
-use crate::net::{Origin, Passed};
+use crate::net::{Origin, Passed, StoredName};
 use crate::sys::env::{Environment, Judgement};
 use crate::sys::fd::{FIRST_PASSED, LowSlot};
 use crate::sys::process::PidFd;
@@ -35,8 +36,25 @@ const LISTEN_PIDFDID: &str = "LISTEN_PIDFDID";
 const CHANNEL: &str = "HANDOFFD_CHANNEL";
 /// The ordinal of this process.
 const GENERATION: &str = "HANDOFFD_GENERATION";
-/// What a service manager wants to be told, and where. Kept out of sight, and passed on.
-const SERVICE_MANAGER: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+/// What a service manager wants to be told, where and how often. Kept out of sight, and passed on.
+const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
+/// Whom the watchdog watches: the first generation. Those after it are watched in its place, under other pids.
+const WATCHDOG_PID: &str = "WATCHDOG_PID";
+/// What no program may see that this process starts.
+const TAKEN_OUT: [&str; 9] = [
+    LISTEN_FDS,
+    LISTEN_FDNAMES,
+    LISTEN_PID,
+    LISTEN_PIDFDID,
+    CHANNEL,
+    GENERATION,
+    NOTIFY_SOCKET,
+    WATCHDOG_USEC,
+    WATCHDOG_PID,
+];
+/// Where the service may keep its sockets of control and the like, systemd.exec(5).
+const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
 /// All that a process is born with.
 #[derive(Debug)]
@@ -46,6 +64,7 @@ pub struct Inheritance {
     pub(crate) predecessors: Unconnected,
     pub(crate) program: Program,
     journal_stream: Option<String>,
+    runtime_directory: Option<PathBuf>,
     /// For the channel to the successor: reserved now, while low numbers are free.
     pub(crate) slot: LowSlot,
 }
@@ -61,7 +80,8 @@ pub(crate) struct Program {
     environment: Vec<CString>,
     /// What was taken out and belongs to the service manager.
     service_manager: Vec<CString>,
-    notify_socket: Option<std::ffi::OsString>,
+    notify_socket: Option<OsString>,
+    watchdog: Option<Duration>,
 }
 
 impl Inheritance {
@@ -72,11 +92,8 @@ impl Inheritance {
     /// [`Error::ThreadsRunning`], [`Error::AlreadyTaken`]; [`Error::Environment`] and [`Error::NotAListener`] name what
     /// a parent passed wrongly. A predecessor is told.
     pub fn take() -> Result<Self, Error> {
-        let names =
-            [&[LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID, LISTEN_PIDFDID, CHANNEL, GENERATION][..], &SERVICE_MANAGER]
-                .concat();
         let mut counted = Ok(0);
-        let (environment, mut descriptors) = sys::env::take(&names, |environment| {
+        let (environment, mut descriptors) = sys::env::take(&TAKEN_OUT, |environment| {
             counted = count(environment);
             if matches!(counted, Ok(0) | Err(_)) { Judgement::Nothing } else { Judgement::Descriptors }
         })?;
@@ -116,6 +133,12 @@ impl Inheritance {
         self.journal_stream.is_some() && self.journal_stream == sys::fd::device_and_inode(std::io::stderr())
     }
 
+    /// The first folder that the service manager has made for what lives as long as the service, systemd.exec(5).
+    #[must_use]
+    pub fn runtime_directory(&self) -> Option<&Path> {
+        self.runtime_directory.as_deref()
+    }
+
     /// Tells the predecessor, if there is one, why this process cannot serve. It serves on.
     pub fn refuse(self, reason: &dyn Display) {
         if let Some(channel) = self.predecessors.predecessor {
@@ -125,23 +148,36 @@ impl Inheritance {
 
     /// With nobody before it.
     fn new(environment: &Environment, generation: Generation, sockets: Vec<Passed>) -> Result<Self, Error> {
-        let service_manager = SERVICE_MANAGER.iter().filter_map(|name| {
-            let value = environment.get(name)?;
-            CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok()
-        });
+        let watchdog = watchdog(environment)?;
+        let notify_socket = environment.get(NOTIFY_SOCKET);
+        let passed_on = [
+            notify_socket.map(|value| [NOTIFY_SOCKET.as_bytes(), b"=", value.as_bytes()].concat()),
+            watchdog.map(|limit| format!("{WATCHDOG_USEC}={}", limit.as_micros()).into_bytes()),
+        ];
         let program = Program {
             path: sys::env::program().map_err(|source| Error::Program { source })?,
             arguments: sys::env::arguments(),
             environment: environment.rest.clone(),
-            service_manager: service_manager.collect(),
-            notify_socket: environment.get("NOTIFY_SOCKET").map(OsStr::to_owned),
+            service_manager: passed_on
+                .into_iter()
+                .flatten()
+                .filter_map(|variable| CString::new(variable).ok())
+                .collect(),
+            notify_socket: notify_socket.map(OsStr::to_owned),
+            watchdog,
         };
-        let journal_stream = environment
-            .rest
-            .iter()
-            .find_map(|variable| variable.to_str().ok()?.strip_prefix("JOURNAL_STREAM=").map(str::to_owned));
+        let journal_stream = environment.kept("JOURNAL_STREAM").and_then(|value| value.to_str().map(str::to_owned));
+        let runtime_directory = environment.kept(RUNTIME_DIRECTORY).and_then(first_of);
         let slot = LowSlot::reserve().map_err(Error::system("reserve a descriptor"))?;
-        Ok(Self { generation, sockets, predecessors: Unconnected::default(), program, journal_stream, slot })
+        Ok(Self {
+            generation,
+            sockets,
+            predecessors: Unconnected::default(),
+            program,
+            journal_stream,
+            runtime_directory,
+            slot,
+        })
     }
 }
 
@@ -159,6 +195,11 @@ impl Program {
     /// Where the service manager listens, if there is one.
     pub(crate) fn notify_socket(&self) -> Option<&OsStr> {
         self.notify_socket.as_deref()
+    }
+
+    /// How often the service manager wants to hear that the main process is alive.
+    pub(crate) const fn watchdog(&self) -> Option<Duration> {
+        self.watchdog
     }
 
     /// The environment of a successor: as this process found its own, with what it is passed in place of what this one
@@ -249,6 +290,30 @@ fn is_meant_for_us(environment: &Environment) -> Result<bool, Error> {
     Ok(inode.is_none_or(|inode| inode == id))
 }
 
+/// How often the service manager wants to hear of the main process, sd_watchdog_enabled(3). With a predecessor the pid
+/// is not ours, and the watch is.
+fn watchdog(environment: &Environment) -> Result<Option<Duration>, Error> {
+    let is_ours = environment.get(CHANNEL).is_some()
+        || environment.get(WATCHDOG_PID).is_none_or(|pid| pid.to_str() == Some(&std::process::id().to_string()));
+    if !is_ours {
+        return Ok(None);
+    }
+    let limit = parse(environment, WATCHDOG_USEC, "a number of microseconds")?.map(Duration::from_micros);
+    Ok(limit.filter(|limit| !limit.is_zero() && *limit != Duration::from_micros(u64::MAX)))
+}
+
+/// The first of the folders that a variable names: systemd joins several by colons.
+fn first_of(folders: &OsStr) -> Option<PathBuf> {
+    let first = folders.as_bytes().split(|byte| *byte == b':').next().filter(|first| first.starts_with(b"/"))?;
+    Some(PathBuf::from(OsStr::from_bytes(first)))
+}
+
+/// Where the operator's socket is by default: in the folder that the service manager has made, if it has.
+#[must_use]
+pub fn runtime_directory() -> Option<PathBuf> {
+    first_of(&sys::env::variable(RUNTIME_DIRECTORY)?)
+}
+
 /// The channel to the predecessor, if one started this process.
 fn channel(environment: &Environment, passed: &ListenFd) -> Result<Option<OwnedFd>, Error> {
     let Some(value) = environment.get(CHANNEL) else { return Ok(None) };
@@ -284,7 +349,13 @@ fn adopt(environment: &Environment, descriptors: &mut ListenFd, welcome: &Welcom
     let names = names(environment, count)?;
     let adopted = names.into_iter().enumerate().filter_map(|(place, name)| {
         let bound = welcome.bound.iter().find(|(bound, _)| *bound == place);
-        let origin = bound.map_or(Origin::Inherited, |(_, binding)| Origin::Bound(binding.clone()));
+        let stored = name.as_deref().and_then(StoredName::parse);
+        let (name, origin) = match (bound, stored) {
+            (Some((_, binding)), _) => (name, Origin::Bound(binding.clone())),
+            // It comes back from the service manager's store: a process of ours, now dead, has bound it.
+            (None, Some((stored, binding))) => (Some(stored.to_owned()), Origin::Bound(binding)),
+            (None, None) => (name, Origin::Inherited),
+        };
         sys::fd::take_passed(descriptors, place).map(|fd| Passed::check(fd, name, origin))
     });
     adopted.collect()

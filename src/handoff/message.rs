@@ -10,6 +10,7 @@ use std::os::fd::RawFd;
 
 use crate::generation::Generation;
 use crate::net::Binding;
+use crate::report::Report;
 use crate::sys::spawn::Words;
 
 /// The version that is spoken here.
@@ -17,6 +18,9 @@ pub(crate) const VERSION: u32 = 1;
 
 /// Characters of a reason that are sent: it is one line of a log, and a packet has its bounds.
 const REASON_MAX: usize = 4000;
+
+/// The kind of [`Message::Ask`], which an older version answers as unknown.
+pub(super) const ASK: &str = "ask";
 
 /// What the processes between fork and exec say, as [`Message::encode`] would write it: they cannot allocate.
 pub(crate) const WORDS: Words = Words {
@@ -52,6 +56,10 @@ pub(crate) enum Message {
     Stopping,
     /// The newest generation to one that drains: too many of us, cut your drain short.
     Cut,
+    /// The head to any other: how do you stand?
+    Ask,
+    /// In answer to that.
+    Report(Box<Report>),
     /// To whoever sent it: I do not know this kind.
     Unknown { kind: String },
     /// Not sent; what any packet of an unknown version or kind becomes.
@@ -100,8 +108,9 @@ impl Message {
                 closed.iter().for_each(|descriptor| packet.line("CLOSED", descriptor));
             }
             Self::Failed { reason } => packet.line("REASON", reason.chars().take(REASON_MAX).collect::<String>()),
+            Self::Report(report) => packet.line("REPORT", serde_json::to_string(report).unwrap_or_default()),
             Self::Unknown { kind } => packet.line("UNKNOWN", kind),
-            Self::Stop | Self::Rollback | Self::Stopping | Self::Cut | Self::Unrecognised { .. } => {}
+            Self::Stop | Self::Rollback | Self::Stopping | Self::Cut | Self::Ask | Self::Unrecognised { .. } => {}
         }
         packet.0.into_bytes()
     }
@@ -119,6 +128,8 @@ impl Message {
             Self::Rollback => "rollback",
             Self::Stopping => "stopping",
             Self::Cut => "cut",
+            Self::Ask => ASK,
+            Self::Report(_) => "report",
             Self::Unknown { .. } => "unknown",
             Self::Unrecognised { kind, .. } => kind,
         }
@@ -168,6 +179,11 @@ impl Message {
             "rollback" => Self::Rollback,
             "stopping" => Self::Stopping,
             "cut" => Self::Cut,
+            ASK => Self::Ask,
+            "report" => {
+                let text = fields.text("REPORT")?;
+                Self::Report(Box::new(serde_json::from_str(text).map_err(|error| format!("REPORT={text:?}: {error}"))?))
+            }
             "unknown" => Self::Unknown { kind: fields.text("UNKNOWN")?.to_owned() },
             other => Self::Unrecognised { version, kind: other.to_owned() },
         })
@@ -230,12 +246,22 @@ impl<'a> Fields<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::{Identity, Standing};
 
     #[test]
     fn every_message_reads_back_as_it_was_written() {
         let welcome = Welcome {
             bound: vec![(0, "127.0.0.1:0".parse().unwrap()), (2, "8:42 /run/a b.sock".parse().unwrap())],
             draining: vec![(Generation::FIRST, 7), (Generation::FIRST.next(), 8)],
+        };
+        let report = Report {
+            generation: Generation::FIRST,
+            pid: Some(42),
+            identity: Identity { version: Some("one\nline".into()), ..Identity::default() },
+            state: Standing::Retiring,
+            since_unix_ms: 1,
+            connections: None,
+            drain_left_ms: Some(2),
         };
         for message in [
             Message::Welcome(welcome),
@@ -252,6 +278,8 @@ mod tests {
             Message::Rollback,
             Message::Stopping,
             Message::Cut,
+            Message::Ask,
+            Message::Report(Box::new(report)),
             Message::Unknown { kind: "novel".into() },
         ] {
             assert_eq!(Message::decode(&message.encode()), Ok(message));

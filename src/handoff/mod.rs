@@ -5,13 +5,15 @@
 
 mod channel;
 mod inheritance;
+mod inquiry;
 mod message;
 mod predecessor;
 mod successor;
 
 pub(crate) use crate::sys::fd::LowSlot;
-pub use inheritance::Inheritance;
 pub(crate) use inheritance::Program;
+pub use inheritance::{Inheritance, runtime_directory};
+pub(crate) use inquiry::Inquiry;
 pub(crate) use message::{Hangup, Message};
 pub(crate) use predecessor::{PredecessorEvent, Predecessors};
 pub(crate) use successor::{Bequest, Fate, Successor, SuccessorEvent};

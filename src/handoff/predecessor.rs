@@ -2,8 +2,8 @@
 //!
 //! Every generation keeps, until it ends, its end of the channel to each older one that lives, and hands a copy to its
 //! successor at birth. So the newest generation can speak to all of them, and an old one sees the end of its channel
-//! only when nobody after it is left. An older generation that has retired says nothing more but `unknown`, so it
-//! does not matter who of those that hold its channel reads that.
+//! only when nobody after it is left. What an older generation says that has retired, the head of the line reads and
+//! nobody else: several hold the channel, and a packet is read once ([`Attention`]).
 
 use std::future::poll_fn;
 use std::io;
@@ -11,8 +11,10 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::task::Poll;
 
 use super::channel::{Channel, Received};
+use super::inquiry::Inquiry;
 use super::message::{Hangup, Message};
 use crate::generation::Generation;
+use crate::sys::socket::has_hung_up;
 
 /// Generations that drain, each with the channel to it.
 pub(super) type Draining = Vec<(Generation, OwnedFd)>;
@@ -31,6 +33,16 @@ pub(crate) struct Unconnected {
 pub(crate) struct Predecessors {
     /// The oldest first.
     older: Vec<Older>,
+    attention: Attention,
+}
+
+/// Whom this process listens to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attention {
+    /// Its predecessor: another process is the head of the line.
+    Predecessor,
+    /// All: it is the head itself.
+    All,
 }
 
 #[derive(Debug)]
@@ -38,6 +50,13 @@ struct Older {
     generation: Generation,
     channel: Channel,
     role: Role,
+    inquiry: Inquiry,
+}
+
+impl Older {
+    fn new(generation: Generation, channel: OwnedFd, role: Role) -> io::Result<Self> {
+        Ok(Self { generation, channel: Channel::new(channel)?, role, inquiry: Inquiry::default() })
+    }
 }
 
 /// What an older generation is to this one.
@@ -60,6 +79,10 @@ pub(crate) enum PredecessorEvent {
     Lost,
     /// The predecessor wants the line to stop.
     Stop,
+    /// The predecessor asks how this process stands.
+    Asked,
+    /// One that drains has said how it stands, or has ended.
+    Reported,
 }
 
 impl Predecessors {
@@ -67,14 +90,14 @@ impl Predecessors {
     pub(crate) fn connect(inherited: Unconnected, ours: Generation) -> io::Result<Self> {
         let mut older = Vec::new();
         for (generation, channel) in inherited.draining {
-            older.push(Older { generation, channel: Channel::new(channel)?, role: Role::Draining });
+            older.push(Older::new(generation, channel, Role::Draining)?);
         }
         if let Some(channel) = inherited.predecessor {
             // Its number is only for the log; the line numbers by one.
             let generation = ours.previous();
-            older.push(Older { generation, channel: Channel::new(channel)?, role: Role::Predecessor });
+            older.push(Older::new(generation, channel, Role::Predecessor)?);
         }
-        Ok(Self { older })
+        Ok(Self { older, attention: Attention::Predecessor })
     }
 
     /// Whether this process is a successor.
@@ -82,9 +105,39 @@ impl Predecessors {
         self.older.iter().any(|older| older.role == Role::Predecessor)
     }
 
-    /// How many older generations live.
+    /// How many older generations live. The kernel is asked: whoever is not the head does not hear of their ends.
     pub(crate) fn count(&self) -> usize {
-        self.older.len()
+        use std::os::fd::AsFd;
+        self.older.iter().filter(|older| !has_hung_up(older.channel.as_fd())).count()
+    }
+
+    /// Whether the last of them has ended, by the word of those that were listened to.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.older.is_empty()
+    }
+
+    /// Listens to all of them, as the head of the line does.
+    pub(crate) fn attend(&mut self) {
+        self.attention = Attention::All;
+    }
+
+    /// Leaves those that drain to the next head.
+    pub(crate) fn leave(&mut self) {
+        self.attention = Attention::Predecessor;
+    }
+
+    /// Asks those that drain how they stand.
+    pub(crate) fn ask(&mut self) {
+        for older in &mut self.older {
+            if let Some(question) = older.inquiry.question() {
+                older.tell(&question);
+            }
+        }
+    }
+
+    /// What each that drains has said last, the newest first: none when it has never said anything.
+    pub(crate) fn reports(&self) -> impl Iterator<Item = (Generation, &Inquiry)> {
+        self.older.iter().rev().map(|older| (older.generation, &older.inquiry))
     }
 
     /// The channels, for a successor to be born with.
@@ -124,7 +177,8 @@ impl Predecessors {
         poll_fn(|cx| {
             let mut place = 0;
             while let Some(older) = self.older.get_mut(place) {
-                let Poll::Ready(received) = older.channel.poll_receive(cx) else {
+                let is_heard = older.role == Role::Predecessor || self.attention == Attention::All;
+                let Some(received) = is_heard.then(|| older.channel.poll_receive(cx)).and_then(ready) else {
                     place += 1;
                     continue;
                 };
@@ -133,15 +187,23 @@ impl Predecessors {
                     Taken::Nothing => {}
                     Taken::End(role) => {
                         self.older.remove(place);
-                        if role == Role::Predecessor {
-                            return Poll::Ready(PredecessorEvent::Lost);
-                        }
+                        return Poll::Ready(match role {
+                            Role::Predecessor => PredecessorEvent::Lost,
+                            Role::Draining => PredecessorEvent::Reported,
+                        });
                     }
                 }
             }
             Poll::Pending
         })
         .await
+    }
+}
+
+fn ready<T>(poll: Poll<T>) -> Option<T> {
+    match poll {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
     }
 }
 
@@ -164,10 +226,14 @@ impl Older {
                 Taken::Event(PredecessorEvent::CommittedForGood(hangup))
             }
             Received::Message(Message::Stop) if self.role == Role::Predecessor => Taken::Event(PredecessorEvent::Stop),
-            Received::Message(message) => {
-                tracing::debug!(from = %self.generation, ?message, "passed over a message of an older generation");
-                Taken::Nothing
-            }
+            Received::Message(Message::Ask) if self.role == Role::Predecessor => Taken::Event(PredecessorEvent::Asked),
+            Received::Message(message) => match self.inquiry.hear(message) {
+                Ok(()) => Taken::Event(PredecessorEvent::Reported),
+                Err(message) => {
+                    tracing::debug!(from = %self.generation, ?message, "passed over a message of an older generation");
+                    Taken::Nothing
+                }
+            },
             Received::Garbage(why) => {
                 tracing::warn!(from = %self.generation, why, "an older generation sent what is not a message; no longer listening to it");
                 Taken::End(self.role)

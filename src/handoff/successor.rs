@@ -14,11 +14,13 @@ use nix::sys::signal::Signal;
 
 use super::channel::{Channel, Received};
 use super::inheritance::Program;
+use super::inquiry::Inquiry;
 use super::message::{Hangup, Message, WORDS, Welcome};
 use super::predecessor::Predecessors;
 use crate::error::HandoffFailure;
 use crate::generation::Generation;
 use crate::net::{Listener, ListenerSet, Origin};
+use crate::report::Report;
 use crate::sys::fd::{FIRST_PASSED, LowSlot};
 use crate::sys::process::{PidFd, is_in_our_group};
 use crate::sys::socket::{channel_pair, has_hung_up};
@@ -36,9 +38,9 @@ pub(crate) struct Bequest<'a> {
 impl Bequest<'_> {
     /// Sends the welcome and starts the program, with `theirs` as its end of `channel`.
     fn launch(&mut self, channel: &Channel, theirs: OwnedFd) -> io::Result<()> {
-        let listeners = self.listeners.as_slice();
+        let listeners = self.listeners.passed_on();
         let mut passed: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
-        let mut welcome = Welcome { bound: bound(listeners), draining: Vec::new() };
+        let mut welcome = Welcome { bound: bound(&listeners), draining: Vec::new() };
         for (generation, older) in self.predecessors.channels() {
             welcome.draining.push((generation, number_of(passed.len())?));
             passed.push(older);
@@ -74,12 +76,15 @@ pub(crate) struct Successor {
     program: PathBuf,
     process: Option<(u32, PidFd)>,
     stage: Stage,
+    inquiry: Inquiry,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Starting,
     Ready,
+    /// It has taken over, and what becomes of it is no longer our affair; but it may ask how we stand.
+    Released,
 }
 
 /// What came from the successor.
@@ -93,6 +98,12 @@ pub(crate) enum SuccessorEvent {
     Stopping,
     /// There are too many of us: stop draining.
     Cut,
+    /// It asks how we stand.
+    Asked,
+    /// It has said how it stands.
+    Reported,
+    /// It has ended, after it was released. Nothing more comes.
+    Ended,
 }
 
 /// How to end a process.
@@ -118,7 +129,13 @@ impl Successor {
         // Whatever came of it: as long as we held a copy of the other end, we would not hear of a death.
         bequest.slot.clear().map_err(failed)?;
         started?;
-        Ok(Self { channel, program: bequest.program.path().to_owned(), process: None, stage: Stage::Starting })
+        Ok(Self {
+            channel,
+            program: bequest.program.path().to_owned(),
+            process: None,
+            stage: Stage::Starting,
+            inquiry: Inquiry::default(),
+        })
     }
 
     /// Its process id, once it has said so.
@@ -128,10 +145,35 @@ impl Successor {
 
     /// Whether it has said that it accepts.
     pub(crate) fn is_ready(&self) -> bool {
-        self.stage == Stage::Ready
+        self.stage != Stage::Starting
     }
 
-    /// The next thing that matters. After [`SuccessorEvent::Lost`] nothing more comes. Cancel safe.
+    /// Cares no longer what becomes of it: all that it may still do is ask.
+    pub(crate) fn release(&mut self) {
+        self.stage = Stage::Released;
+    }
+
+    /// Asks it how it stands, if it can answer by now.
+    pub(crate) fn ask(&mut self) {
+        if self.is_ready() {
+            if let Some(question) = self.inquiry.question() {
+                self.tell(&question);
+            }
+        }
+    }
+
+    /// What it has said of how it stands.
+    pub(crate) const fn inquiry(&self) -> &Inquiry {
+        &self.inquiry
+    }
+
+    /// Answers how we stand.
+    pub(crate) fn answer(&self, report: Report) {
+        self.tell(&Message::Report(Box::new(report)));
+    }
+
+    /// The next thing that matters. After [`SuccessorEvent::Lost`] and [`SuccessorEvent::Ended`] nothing more comes.
+    /// Cancel safe.
     pub(crate) async fn next(&mut self) -> SuccessorEvent {
         loop {
             let received = poll_fn(|cx| self.channel.poll_receive(cx)).await;
@@ -176,6 +218,14 @@ impl Successor {
     }
 
     fn take(&mut self, received: Received) -> Option<SuccessorEvent> {
+        if self.stage == Stage::Released {
+            return match received {
+                Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
+                Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
+                Received::Message(_) => None,
+                Received::Garbage(_) | Received::End => Some(SuccessorEvent::Ended),
+            };
+        }
         let lost = |failure| Some(SuccessorEvent::Lost(failure));
         let exec = |source| HandoffFailure::Exec { program: self.program.clone(), source };
         match received {
@@ -201,14 +251,18 @@ impl Successor {
             Received::Message(Message::Rollback) => lost(HandoffFailure::ToldToStop),
             Received::Message(Message::Stopping) => Some(SuccessorEvent::Stopping),
             Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
-            Received::Message(message) => {
-                tracing::debug!(?message, "passed over a message of the successor");
-                None
-            }
+            Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
+            Received::Message(message) => match self.inquiry.hear(message) {
+                Ok(()) => Some(SuccessorEvent::Reported),
+                Err(message) => {
+                    tracing::debug!(?message, "passed over a message of the successor");
+                    None
+                }
+            },
             Received::Garbage(why) => lost(HandoffFailure::Garbage { why }),
             Received::End => lost(match self.stage {
                 Stage::Starting => HandoffFailure::EndedEarly,
-                Stage::Ready => HandoffFailure::EndedLate,
+                Stage::Ready | Stage::Released => HandoffFailure::EndedLate,
             }),
         }
     }
@@ -227,7 +281,7 @@ impl Successor {
 }
 
 /// The sockets that the line bound itself, by their place.
-fn bound(listeners: &[Listener]) -> Vec<(usize, crate::net::Binding)> {
+fn bound(listeners: &[&Listener]) -> Vec<(usize, crate::net::Binding)> {
     let bound = listeners.iter().enumerate().filter_map(|(place, listener)| match listener.origin() {
         Origin::Bound(binding) => Some((place, binding.clone())),
         Origin::Inherited => None,

@@ -9,6 +9,8 @@ use tokio::time::{Instant, sleep_until};
 pub(super) struct Deadlines {
     /// A successor that is not ready by then is killed.
     pub(super) ready: Option<Instant>,
+    /// A handoff that has not ended by then is given up: whoever asked for it wants to wait no longer.
+    pub(super) given: Option<Instant>,
     /// The successor's probation.
     pub(super) bake: Option<Instant>,
     /// Connections that have not ended by then are cut.

@@ -5,22 +5,27 @@
 //! never come: signals, a neighbour's death, and the word of a predecessor that has been stopped in the bake.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::deadlines::{Deadlines, at, deadline};
+use super::handover::Reload;
+use super::head::Head;
 use super::machine::{Action, Birth, Event, State, step};
 use super::pid_file::PidFile;
 use super::plane::Plane;
 use super::signals::{Signals, answer_hangup};
+use super::standing::Inquirers;
 use crate::config::Config;
+use crate::control::{Answer, ControlServer, Request};
 use crate::drain::DrainReport;
 use crate::error::{Error, HandoffFailure};
 use crate::generation::Generation;
 use crate::handoff::{
-    Bequest, Fate, Inheritance, LowSlot, Message, PredecessorEvent, Predecessors, Program, Successor, SuccessorEvent,
+    Fate, Inheritance, LowSlot, Message, PredecessorEvent, Predecessors, Program, Successor, SuccessorEvent,
 };
 use crate::net::{Listener, ListenerSet};
 use crate::notify::Notifier;
+use crate::report::LastHandoff;
 
 /// How long a cut connection may take to be gone: its task has only to be dropped.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -35,26 +40,50 @@ pub struct Ending {
 /// A generation, alive.
 #[derive(Debug)]
 pub(super) struct Driver<P> {
-    state: State,
+    pub(super) state: State,
+    /// When that became so.
+    pub(super) since: SystemTime,
     /// Events that an action gave rise to, ahead of all that come from outside.
-    pending: VecDeque<Event>,
-    config: Config,
-    generation: Generation,
-    program: Program,
-    slot: LowSlot,
-    listeners: ListenerSet,
-    plane: P,
+    pub(super) pending: VecDeque<Event>,
+    pub(super) config: Config,
+    pub(super) generation: Generation,
+    pub(super) program: Program,
+    pub(super) slot: LowSlot,
+    pub(super) listeners: ListenerSet,
+    pub(super) plane: P,
     signals: Signals,
-    notifier: Notifier,
-    pid_file: Option<PidFile>,
-    predecessors: Predecessors,
-    successor: Option<Successor>,
+    pub(super) notifier: Notifier,
+    /// What this process does as the head of the line, while it is.
+    pub(super) head: Option<Head>,
+    pub(super) pid_file: Option<PidFile>,
+    pub(super) predecessors: Predecessors,
+    pub(super) successor: Option<Successor>,
     /// Places in `listeners` where nobody will accept after us: the successor has given them up, or we are rolled back
     /// and the predecessor never had them.
-    given_up: Vec<usize>,
+    pub(super) given_up: Vec<usize>,
+    /// Whether the operator's socket ends with this process.
+    control_ends: bool,
     /// Why the successor was lost, until that is reported.
-    failure: Option<HandoffFailure>,
-    deadlines: Deadlines,
+    pub(super) failure: Option<HandoffFailure>,
+    pub(super) last_handoff: Option<LastHandoff>,
+    pub(super) deadlines: Deadlines,
+    pub(super) control: ControlServer,
+    /// The reload that is under way, if an operator asked for it.
+    pub(super) reload: Option<Reload>,
+    /// The operator who waits until this generation has drained.
+    pub(super) waits_for_drain: Option<Answer>,
+    pub(super) inquirers: Inquirers,
+}
+
+/// What a turn begins with.
+enum Heard {
+    Event(Event),
+    Predecessor(PredecessorEvent),
+    Successor(SuccessorEvent),
+    Asked(Request, Answer),
+    Duty(super::head::Duty),
+    /// Those who asked how the line stands have waited long enough.
+    InquiryOver,
 }
 
 impl<P: Plane> Driver<P> {
@@ -67,7 +96,7 @@ impl<P: Plane> Driver<P> {
         let prepare = || -> Result<_, Error> {
             let notifier = Notifier::new(program.notify_socket())?;
             let pid_file = config.pid_file.as_deref().map(PidFile::new).transpose()?;
-            Ok((notifier, pid_file, ListenerSet::assemble(&config.listeners, sockets)?))
+            Ok((notifier, pid_file, ListenerSet::assemble(&config.listeners, config.control.as_deref(), sockets)?))
         };
         let (notifier, pid_file, listeners) = prepare().inspect_err(|error| {
             predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
@@ -75,6 +104,7 @@ impl<P: Plane> Driver<P> {
         let birth = if predecessors.has_predecessor() { Birth::Successor } else { Birth::First };
         Ok(Self {
             state: State::born(birth),
+            since: SystemTime::now(),
             pending: VecDeque::new(),
             config,
             generation,
@@ -84,12 +114,19 @@ impl<P: Plane> Driver<P> {
             plane,
             signals,
             notifier,
+            head: None,
             pid_file,
             predecessors,
             successor: None,
             given_up: Vec::new(),
+            control_ends: false,
             failure: None,
+            last_handoff: None,
             deadlines: Deadlines::default(),
+            control: ControlServer::new(),
+            reload: None,
+            waits_for_drain: None,
+            inquirers: Inquirers::default(),
         })
     }
 
@@ -117,10 +154,21 @@ impl<P: Plane> Driver<P> {
 
     /// Lives until the end.
     pub(super) async fn run(mut self) -> Result<Ending, Error> {
+        let lived = self.live_on().await;
+        let drain = self.plane.report();
+        // Whoever asked hears the end of it, whatever it is.
+        self.control.finish().await;
+        lived.map(|()| Ending { drain })
+    }
+
+    async fn live_on(&mut self) -> Result<(), Error> {
         while self.state != State::Stopped {
             let event = self.next_event().await;
             let before = self.state;
             let (state, actions) = step(self.state, event);
+            if state.name() != before.name() {
+                self.since = SystemTime::now();
+            }
             self.state = state;
             tracing::debug!(?event, from = before.name(), to = state.name(), ?actions, "step");
             if event == Event::Hangup && actions.is_empty() {
@@ -130,7 +178,7 @@ impl<P: Plane> Driver<P> {
                 self.perform(action).await?;
             }
         }
-        Ok(Ending { drain: self.plane.report() })
+        Ok(())
     }
 
     /// The next event. What the neighbours say goes first: a predecessor that has retired, or a successor that has
@@ -139,62 +187,124 @@ impl<P: Plane> Driver<P> {
         if let Some(event) = self.pending.pop_front() {
             return event;
         }
-        let draining = matches!(self.state, State::Retiring { .. } | State::Stopping);
-        let awaits_successor = self.state == State::Stopping && self.has_unready_successor();
-        tokio::select! {
-            biased;
-            event = self.predecessors.next() => match event {
-                PredecessorEvent::Committed(hangup) => Event::Committed(hangup),
-                PredecessorEvent::CommittedForGood(hangup) => Event::CommittedForGood(hangup),
-                PredecessorEvent::Lost => Event::PredecessorLost,
-                PredecessorEvent::Stop => Event::Terminate,
-            },
-            event = next_of(&mut self.successor) => self.heard(event),
-            event = self.signals.next() => event,
-            () = at(self.deadlines.ready) => self.ready_expired(),
-            () = at(self.deadlines.bake) => Event::BakeOver,
-            () = at(self.deadlines.drain) => Event::DrainExpired,
-            () = self.plane.drained(), if draining && !awaits_successor => Event::Drained,
+        loop {
+            let may_be_drained = self.may_be_drained();
+            let heard = tokio::select! {
+                biased;
+                event = self.predecessors.next() => Heard::Predecessor(event),
+                event = next_of(&mut self.successor) => Heard::Successor(event),
+                event = self.signals.next() => Heard::Event(event),
+                () = at(self.deadlines.ready) => Heard::Event(self.expired(HandoffFailure::TimedOut { limit: self.config.ready_timeout })),
+                () = at(self.deadlines.given) => Heard::Event(self.out_of_time()),
+                () = at(self.deadlines.bake) => Heard::Event(Event::BakeOver),
+                () = at(self.deadlines.drain) => Heard::Event(Event::DrainExpired),
+                () = self.plane.drained(), if may_be_drained => Heard::Event(Event::Drained),
+                (request, answer) = self.control.next() => Heard::Asked(request, answer),
+                () = at(self.inquirers.deadline()) => Heard::InquiryOver,
+                duty = next_duty(&mut self.head) => Heard::Duty(duty),
+            };
+            let event = match heard {
+                Heard::Event(event) => Some(event),
+                Heard::Predecessor(event) => self.heard_predecessor(event),
+                Heard::Successor(event) => self.heard_successor(event),
+                Heard::Asked(request, answer) => self.asked(request, answer),
+                Heard::Duty(duty) => {
+                    self.do_duty(duty);
+                    None
+                }
+                Heard::InquiryOver => {
+                    self.answer_inquirers();
+                    None
+                }
+            };
+            if let Some(event) = event {
+                return event;
+            }
         }
     }
 
-    /// Whether there is a successor that is not ready. When the line stops it is ours to see it to its end.
-    fn has_unready_successor(&self) -> bool {
-        self.successor.as_ref().is_some_and(|successor| !successor.is_ready())
+    /// Whether the end of the last connection is the end of this process. A successor that is not ready is ours to see to
+    /// its end when the line stops; and the head outlives all before it: with the main process a unit ends, and a
+    /// container.
+    fn may_be_drained(&self) -> bool {
+        let has_unready_successor = self.successor.as_ref().is_some_and(|successor| !successor.is_ready());
+        match self.state {
+            State::Retiring { .. } => true,
+            State::Stopping => !has_unready_successor && (self.head.is_none() || self.predecessors.is_empty()),
+            State::Starting { .. }
+            | State::Probation { .. }
+            | State::Serving
+            | State::HandingOff { .. }
+            | State::Baking { .. }
+            | State::Stopped => false,
+        }
+    }
+
+    /// What a predecessor's word means.
+    fn heard_predecessor(&mut self, event: PredecessorEvent) -> Option<Event> {
+        match event {
+            PredecessorEvent::Committed(hangup) => Some(Event::Committed(hangup)),
+            PredecessorEvent::CommittedForGood(hangup) => Some(Event::CommittedForGood(hangup)),
+            PredecessorEvent::Lost => Some(Event::PredecessorLost),
+            PredecessorEvent::Stop => Some(Event::Terminate),
+            PredecessorEvent::Asked => {
+                self.predecessors.tell_predecessor(&Message::Report(Box::new(self.report())));
+                None
+            }
+            PredecessorEvent::Reported => {
+                self.reported();
+                None
+            }
+        }
     }
 
     /// What the successor's word means.
-    fn heard(&mut self, event: SuccessorEvent) -> Event {
+    fn heard_successor(&mut self, event: SuccessorEvent) -> Option<Event> {
         let retired = matches!(self.state, State::Retiring { .. });
         match event {
             SuccessorEvent::Ready { pid, given_up } => {
                 tracing::info!(successor_pid = pid, "the successor is ready");
                 self.given_up = given_up;
-                Event::SuccessorReady
+                Some(Event::SuccessorReady)
             }
             SuccessorEvent::Lost(failure) => {
                 // A service manager ends the service when its main process dies, and starts it anew.
                 if retired && self.notifier.is_supervised() {
                     tracing::error!(reason = %failure, "not accepting again: that is for the service manager to mend");
-                    return Event::LineStopping;
+                    self.refuse_who_waits_for_drain(&failure);
+                    return Some(Event::LineStopping);
                 }
                 let rolled_back = matches!(failure, HandoffFailure::ToldToStop);
                 self.failure = Some(failure);
-                if rolled_back { Event::SuccessorRolledBack } else { Event::SuccessorLost }
+                Some(if rolled_back { Event::SuccessorRolledBack } else { Event::SuccessorLost })
             }
-            SuccessorEvent::Stopping => Event::LineStopping,
-            SuccessorEvent::Cut if retired => Event::CutNow,
+            SuccessorEvent::Stopping => Some(Event::LineStopping),
+            SuccessorEvent::Cut if retired => Some(Event::CutNow),
             // Nonsense, before it has taken over: we would end, and nobody would serve.
             SuccessorEvent::Cut => {
                 let why = "to cut a drain, before it has taken over".to_owned();
-                self.failure = Some(HandoffFailure::Garbage { why });
-                Event::SuccessorLost
+                Some(self.expired(HandoffFailure::Garbage { why }))
+            }
+            SuccessorEvent::Asked => {
+                if let Some(successor) = &self.successor {
+                    successor.answer(self.report());
+                }
+                None
+            }
+            SuccessorEvent::Reported => {
+                self.reported();
+                None
+            }
+            SuccessorEvent::Ended => {
+                self.successor = None;
+                None
             }
         }
     }
 
-    fn ready_expired(&mut self) -> Event {
-        self.failure = Some(HandoffFailure::TimedOut { limit: self.config.ready_timeout });
+    /// The successor is to be given up, for this reason.
+    fn expired(&mut self, failure: HandoffFailure) -> Event {
+        self.failure = Some(failure);
         Event::SuccessorLost
     }
 
@@ -210,7 +320,12 @@ impl<P: Plane> Driver<P> {
                 self.given_up = self.listeners.bound_here().to_vec();
             }
             Action::TakeTheLine => self.take_the_line()?,
-            Action::NotifyReady => self.notifier.ready(&self.status()),
+            Action::NotifyReady => {
+                let status = self.status().to_string();
+                if let Some(head) = &mut self.head {
+                    head.ready(status);
+                }
+            }
             Action::StartSuccessor => self.start_successor(),
             Action::StartBake => {
                 self.deadlines.ready = None;
@@ -219,7 +334,11 @@ impl<P: Plane> Driver<P> {
             Action::Commit(hangup) => self.commit(|successor| successor.commit(hangup)),
             Action::CommitForGood(hangup) => self.commit(|successor| successor.commit_for_good(hangup)),
             Action::DropSuccessor => self.drop_successor(),
-            Action::ForgetSuccessor => self.successor = None,
+            Action::ForgetSuccessor => {
+                if let Some(successor) = &mut self.successor {
+                    successor.release();
+                }
+            }
             Action::LetGo => self.predecessors.let_go(),
             Action::LeaveTheLine if self.predecessors.count() > 0 => self.predecessors.let_go(),
             Action::StopSuccessor => {
@@ -230,23 +349,34 @@ impl<P: Plane> Driver<P> {
             }
             Action::StopAccepting => {
                 self.plane.stop_accepting().await;
-                let given_up = self.listeners.remove(&std::mem::take(&mut self.given_up));
-                self.close(&given_up);
+                let (given_up, control) = self.listeners.remove(&std::mem::take(&mut self.given_up));
+                given_up.iter().chain(&control).for_each(Listener::unlink);
+                self.plane.sweep(&given_up);
             }
             Action::CloseListeners | Action::LeaveTheLine => {
                 self.plane.stop_accepting().await;
                 let all = self.listeners.take();
-                self.close(&all);
+                // The path goes first, so that nobody comes who will not be accepted; but what the service manager keeps
+                // has to be found again when it starts us anew.
+                if !self.notifier.is_supervised() {
+                    all.iter().for_each(Listener::unlink);
+                }
+                self.plane.sweep(&all);
+                self.control_ends = true;
                 if let Some(pid_file) = &self.pid_file {
                     pid_file.remove(self.successor.as_ref().and_then(Successor::pid));
                 }
             }
             Action::TellStopping => {
                 self.predecessors.tell_all(&Message::Stopping);
-                self.notifier.stopping(&format!("generation {} stopping", self.generation));
+                self.refuse_reload("the service is told to stop");
+                let status = self.status().to_string();
+                if let Some(head) = &mut self.head {
+                    head.stopping(status);
+                }
             }
             Action::Drain => {
-                let (why, connections) = (self.state.name(), self.plane.connections());
+                let (why, connections) = (self.state.name(), self.plane.connections().map(|now| now.open));
                 tracing::info!(why, connections, "draining");
                 self.plane.drain();
                 self.deadlines.drain = deadline(self.config.drain_timeout);
@@ -256,102 +386,51 @@ impl<P: Plane> Driver<P> {
                 self.plane.accept(self.listeners.as_slice())?;
                 tracing::warn!("accepting again: the successor is gone");
             }
-            Action::Cut => {
-                self.plane.cut();
-                if tokio::time::timeout(CUT_TIMEOUT, self.plane.drained()).await.is_err() {
-                    tracing::warn!(connections = self.plane.connections(), "connections outlived being cut");
-                }
-            }
+            Action::Cut => self.cut().await,
             Action::Exit => self.exit(),
         }
         Ok(())
     }
 
-    /// Becomes the process to signal.
-    fn take_the_line(&mut self) -> Result<(), Error> {
-        if let Some(pid_file) = &self.pid_file {
-            match pid_file.write(std::process::id()) {
-                // The first generation has not told anybody that it is up; a later one must not end a service that runs.
-                Err(error) if self.generation == Generation::FIRST => return Err(error),
-                Err(error) => tracing::error!(%error, "nobody can learn from the pid file whom to signal"),
-                Ok(()) => {}
-            }
+    /// Cuts what is left of this generation; and of all before it, if they end with this one.
+    async fn cut(&mut self) {
+        self.plane.cut();
+        if self.head.is_some() {
+            self.predecessors.tell_all(&Message::Cut);
         }
-        self.predecessors.cut_all_but(self.config.max_generations.get() - 1);
-        tracing::info!(draining = self.predecessors.count(), "serving");
-        Ok(())
-    }
-
-    fn start_successor(&mut self) {
-        let generation = self.generation.next();
-        self.deadlines.ready = deadline(self.config.ready_timeout);
-        tracing::info!(successor = %generation, program = %self.program.path().display(), "starting a successor");
-        let (program, listeners, predecessors) = (&self.program, &self.listeners, &self.predecessors);
-        let slot = &mut self.slot;
-        // The kernel kills whatever is left of a pid namespace when its first process ends, pid_namespaces(7): the
-        // successor would die of our retirement.
-        let started = if std::process::id() == 1 {
-            Err(HandoffFailure::FirstProcess)
-        } else {
-            Successor::start(&mut Bequest { program, generation, listeners, predecessors, slot })
+        let Self { plane, predecessors, head, .. } = self;
+        let gone = async {
+            plane.drained().await;
+            while head.is_some() && !predecessors.is_empty() {
+                predecessors.next().await;
+            }
         };
-        match started {
-            Ok(successor) => self.successor = Some(successor),
-            Err(failure) => {
-                self.failure = Some(failure);
-                self.pending.push_back(Event::SuccessorLost);
-            }
+        if tokio::time::timeout(CUT_TIMEOUT, gone).await.is_err() {
+            let (connections, generations) = (self.plane.connections().map(|now| now.open), self.predecessors.count());
+            tracing::warn!(connections, generations, "connections or older generations outlived being cut");
         }
-    }
-
-    /// Hands the line over. The pid file first: whoever reads it from now on signals a process that heeds it.
-    fn commit(&mut self, tell: impl FnOnce(&Successor)) {
-        self.deadlines.bake = None;
-        let Some(successor) = &self.successor else { return };
-        let pid = successor.pid();
-        if let (Some(pid_file), Some(pid)) = (&self.pid_file, pid) {
-            if let Err(error) = pid_file.write(pid) {
-                tracing::error!(%error, "nobody can learn from the pid file whom to signal");
-            }
-        }
-        if let Some(pid) = pid {
-            self.notifier.handed_over(pid, &format!("generation {} serving", self.generation.next()));
-        }
-        tell(successor);
-        tracing::info!(successor = %self.generation.next(), successor_pid = pid, "handed over");
-    }
-
-    /// Says why the successor will not take over, or no longer, and lets go of it.
-    fn drop_successor(&mut self) {
-        self.deadlines.ready = None;
-        self.deadlines.bake = None;
-        self.given_up.clear();
-        let Some(failure) = self.failure.take() else { return };
-        tracing::error!(successor = %self.generation.next(), reason = %failure, "the handoff failed");
-        if let Some(successor) = self.successor.take() {
-            // It may be alive: it hangs, or talks nonsense. One that drains what it accepted has said so, and may.
-            if !matches!(failure, HandoffFailure::ToldToStop) {
-                successor.end(Fate::Kill);
-            }
-        }
-    }
-
-    /// Closes listeners for good. The path goes first, so that nobody comes who will not be accepted.
-    fn close(&mut self, listeners: &[Listener]) {
-        listeners.iter().for_each(Listener::unlink);
-        self.plane.sweep(listeners);
     }
 
     fn exit(&mut self) {
         if let Some(successor) = self.successor.as_ref().filter(|successor| !successor.is_ready()) {
             successor.end(Fate::Kill);
         }
+        if self.control_ends {
+            if let Some(control) = self.listeners.take_control() {
+                control.unlink();
+            }
+        }
         let DrainReport { ended, cut } = self.plane.report();
         tracing::info!(ended, cut, "ended");
+        self.tell_drained(ended, cut);
     }
+}
 
-    fn status(&self) -> String {
-        format!("generation {} serving", self.generation)
+/// What the head has to do, if this process is it.
+async fn next_duty(head: &mut Option<Head>) -> super::head::Duty {
+    match head {
+        Some(head) => head.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::generation::Generation;
 use crate::handoff::Inheritance;
 use crate::net::{self, Listener, ListenerSet, Peer, Stream};
+use crate::report::Connections;
 
 /// A generation that has its listeners and has not said that it is ready.
 ///
@@ -262,6 +263,13 @@ impl Plane for Embedded {
         Ok(())
     }
 
+    /// What a server of one's own does in its loops it alone knows. The driver, which runs beside them, answers.
+    fn heartbeat(&self) -> TaskTracker {
+        let beat = TaskTracker::new();
+        beat.close();
+        beat
+    }
+
     /// The server is asked, and not waited for: what it accepts meanwhile it serves.
     async fn stop_accepting(&mut self) {
         self.asked.send_replace(Phase::Draining);
@@ -284,8 +292,8 @@ impl Plane for Embedded {
     }
 
     /// The server counts its own.
-    fn connections(&self) -> usize {
-        0
+    fn connections(&self) -> Option<Connections> {
+        None
     }
 
     fn report(&self) -> DrainReport {

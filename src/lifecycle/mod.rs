@@ -5,13 +5,17 @@
 //! (`handoff`, `server`, `notify`) never meet but here. [`run`] serves a [`crate::Service`]; [`Starting`] is the face
 //! for a server of one's own.
 
+mod check;
 mod deadlines;
 mod driver;
 mod embedded;
+mod handover;
+mod head;
 mod machine;
 mod pid_file;
 mod plane;
 mod signals;
+mod standing;
 
 use crate::config::Config;
 use crate::error::Error;
@@ -19,6 +23,7 @@ use crate::handoff::Inheritance;
 use crate::server::Server;
 use crate::service::Service;
 
+pub use check::check;
 pub use driver::Ending;
 pub use embedded::{Acceptor, Drained, Serving, Starting};
 

@@ -2,9 +2,12 @@
 
 use std::future::Future;
 
+use tokio_util::task::TaskTracker;
+
 use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::net::Listener;
+use crate::report::Connections;
 use crate::server::Server;
 use crate::service::Service;
 
@@ -12,6 +15,9 @@ use crate::service::Service;
 pub(crate) trait Plane: Send + 'static {
     /// Accepts on all of `listeners`, for the first time or again.
     fn accept(&mut self, listeners: &[Listener]) -> Result<(), Error>;
+
+    /// Asks whatever accepts to show that it does: the beat is over when it has.
+    fn heartbeat(&self) -> TaskTracker;
 
     /// Stops accepting; when it returns, nothing more is accepted.
     fn stop_accepting(&mut self) -> impl Future<Output = ()> + Send;
@@ -28,8 +34,8 @@ pub(crate) trait Plane: Send + 'static {
     /// Cuts what is left.
     fn cut(&mut self);
 
-    /// How many connections there are.
-    fn connections(&self) -> usize;
+    /// How its connections stand; none if it counts them itself.
+    fn connections(&self) -> Option<Connections>;
 
     /// How those ended that were there when the drain began.
     fn report(&self) -> DrainReport;
@@ -38,6 +44,10 @@ pub(crate) trait Plane: Send + 'static {
 impl<S: Service> Plane for Server<S> {
     fn accept(&mut self, listeners: &[Listener]) -> Result<(), Error> {
         self.accept(listeners)
+    }
+
+    fn heartbeat(&self) -> TaskTracker {
+        self.heartbeat()
     }
 
     async fn stop_accepting(&mut self) {
@@ -60,8 +70,8 @@ impl<S: Service> Plane for Server<S> {
         self.cut();
     }
 
-    fn connections(&self) -> usize {
-        self.connections()
+    fn connections(&self) -> Option<Connections> {
+        Some(self.connections())
     }
 
     fn report(&self) -> DrainReport {

@@ -14,6 +14,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use nix::libc;
+use nix::sys::stat::Mode;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -42,6 +43,15 @@ pub enum Origin {
     Inherited,
     /// This process or one before it in the line bound it.
     Bound(Binding),
+}
+
+/// Who may connect to a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Whom the umask lets.
+    Umask,
+    /// The user of this process alone.
+    Owner,
 }
 
 /// What the line needs to remember of a socket that it bound itself.
@@ -122,6 +132,16 @@ impl Passed {
         local_address(&self.socket)
     }
 
+    /// Whether its path has been removed, so that nobody can come to it any more.
+    pub(crate) fn has_lost_its_path(&self) -> bool {
+        match &self.origin {
+            Origin::Bound(Binding { address: Address::UnixPath(path), file: Some(_) }) => {
+                FileId::of(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+            }
+            Origin::Bound(_) | Origin::Inherited => false,
+        }
+    }
+
     /// Whether it listens where `address` says.
     pub(crate) fn listens_on(&self, address: &Address) -> bool {
         let same = SockAddr::try_from_address(address).ok().zip(self.socket.local_addr().ok());
@@ -146,11 +166,11 @@ impl Listener {
     ///
     /// # Errors
     /// [`Error::Bind`], which names it; nothing was changed then.
-    pub(crate) fn bind(name: &str, address: &Address) -> Result<Self, Error> {
+    pub(crate) fn bind(name: &str, address: &Address, access: Access) -> Result<Self, Error> {
         let bound = match address {
-            Address::UnixPath(path) => bind_path(path, address).map(|(socket, file)| (socket, Some(file))),
+            Address::UnixPath(path) => bind_path(path, address, access).map(|(socket, file)| (socket, Some(file))),
             Address::Tcp(_) | Address::Tcp6Only(_) | Address::UnixAbstract(_) => {
-                bind_socket(address).map(|socket| (socket, None))
+                bind_socket(address, access).map(|socket| (socket, None))
             }
         };
         let (socket, file) =
@@ -279,7 +299,7 @@ impl TryFromAddress for SockAddr {
     }
 }
 
-fn bind_socket(address: &Address) -> io::Result<Socket> {
+fn bind_socket(address: &Address, access: Access) -> io::Result<Socket> {
     let domain = match address {
         Address::Tcp(std::net::SocketAddr::V4(_)) => Domain::IPV4,
         Address::Tcp(std::net::SocketAddr::V6(_)) | Address::Tcp6Only(_) => Domain::IPV6,
@@ -293,17 +313,21 @@ fn bind_socket(address: &Address) -> io::Result<Socket> {
     if domain == Domain::IPV6 {
         socket.set_only_v6(matches!(address, Address::Tcp6Only(_)))?;
     }
+    if access == Access::Owner {
+        // The file that bind(2) makes has the socket's own mode, less the umask: it is never open to others.
+        nix::sys::stat::fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    }
     socket.bind(&SockAddr::try_from_address(address)?)?;
     socket.listen(BACKLOG)?;
     Ok(socket)
 }
 
 /// Binds a path, taking the place of a socket there that nobody listens on.
-fn bind_path(path: &Path, address: &Address) -> io::Result<(Socket, FileId)> {
-    let bound = match bind_socket(address) {
+fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Socket, FileId)> {
+    let bound = match bind_socket(address, access) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path)? => {
             std::fs::remove_file(path)?;
-            bind_socket(address)
+            bind_socket(address, access)
         }
         other => other,
     };

@@ -3,21 +3,29 @@
 //! Two kinds of socket come in by the same door, and they are matched by different things. What a parent made, the
 //! parent decides: its name wins, and the configured address is only for when nobody passes it. What the line bound
 //! itself, the configuration decides: a socket that was bound for an address that is still configured is kept, under a
-//! new name if it has one; any other is closed. Whatever nobody claims is closed and said so; nothing is held unclaimed.
+//! new name if it has one; any other is closed. So is one whose path was removed: it is bound anew. Whatever nobody claims is closed and said so; nothing is held unclaimed.
+//!
+//! The operator's socket is one of them on its way from process to process, and none of those that serve.
 
 use std::os::fd::RawFd;
+use std::path::Path;
 
-use super::listener::{Listener, Origin, Passed};
+use super::listener::{Access, Listener, Origin, Passed};
+use super::stored_name::StoredName;
 use crate::address::Address;
-use crate::config::{DEFAULT_ADDRESS, Listeners};
+use crate::config::{CONTROL, DEFAULT_ADDRESS, Listeners};
 use crate::error::Error;
 
 /// All listeners of a generation.
 #[derive(Clone, Debug)]
 pub struct ListenerSet {
     listeners: Vec<Listener>,
+    /// The operator's socket. Its place is behind all others.
+    control: Option<Listener>,
     /// Descriptors, by the number under which they were passed in, that nothing claimed. They are closed.
     unclaimed: Vec<RawFd>,
+    /// By what names the service manager may keep such of them as the line had bound.
+    no_longer_stored: Vec<StoredName>,
     /// Places of those that this very process bound: no predecessor accepts there.
     bound_here: Vec<usize>,
 }
@@ -34,8 +42,14 @@ impl ListenerSet {
     ///
     /// # Errors
     /// [`Error::Bind`]. What had been bound by then is closed again, and its path unlinked.
-    pub(crate) fn assemble(configured: &Listeners, mut passed: Vec<Passed>) -> Result<Self, Error> {
+    pub(crate) fn assemble(
+        configured: &Listeners,
+        control: Option<&Path>,
+        mut passed: Vec<Passed>,
+    ) -> Result<Self, Error> {
         let mut listeners = Vec::new();
+        let control = control.map(|path| Address::UnixPath(path.to_owned()));
+        let control_passed = take_one(&mut passed, |socket| is_control(socket, control.as_ref()));
         let mut wanted = Vec::new();
         match configured {
             Listeners::Named(named) => wanted.extend(named.as_slice().iter().enumerate().map(|(index, config)| {
@@ -49,7 +63,22 @@ impl ListenerSet {
             }
         }
         claim(&mut wanted, &mut passed);
-        let bound_here = adopt_or_bind(wanted, &mut listeners)?;
+        let mut bound_here = adopt_or_bind(wanted, &mut listeners)?;
+        let control = match (control_passed, control) {
+            (Some(socket), _) => Some(adopt(socket, CONTROL)),
+            (None, Some(address)) => {
+                let bound = Listener::bind(CONTROL, &address, Access::Owner);
+                let bound = bound.inspect_err(|_| unlink_at(&bound_here, &listeners))?;
+                bound_here.push(listeners.len());
+                Some(bound)
+            }
+            (None, None) => None,
+        };
+        let no_longer_stored = passed.iter().filter_map(|socket| match &socket.origin {
+            Origin::Bound(binding) => StoredName::new(socket.name.as_deref()?, binding),
+            Origin::Inherited => None,
+        });
+        let no_longer_stored = no_longer_stored.collect();
         for socket in &passed {
             let (listener, address) = (socket.name.as_deref().unwrap_or("unnamed"), socket.address());
             tracing::info!(
@@ -59,10 +88,11 @@ impl ListenerSet {
                 "closed a passed socket that nothing claims"
             );
         }
-        Ok(Self { listeners, unclaimed: passed.iter().map(|socket| socket.descriptor).collect(), bound_here })
+        let unclaimed = passed.iter().map(|socket| socket.descriptor).collect();
+        Ok(Self { listeners, control, unclaimed, no_longer_stored, bound_here })
     }
 
-    /// In the order in which they are passed on.
+    /// Those that serve.
     #[must_use]
     pub fn as_slice(&self) -> &[Listener] {
         &self.listeners
@@ -77,6 +107,30 @@ impl ListenerSet {
         found.ok_or_else(|| Error::NoSuchListener { name: name.to_owned() })
     }
 
+    /// The operator's socket.
+    pub(crate) const fn control(&self) -> Option<&Listener> {
+        self.control.as_ref()
+    }
+
+    /// All that a successor is passed, each in its place.
+    pub(crate) fn passed_on(&self) -> Vec<&Listener> {
+        self.listeners.iter().chain(&self.control).collect()
+    }
+
+    /// What the service manager is to keep, and by what names: all that the line bound, save the operator's socket, which
+    /// nobody waits for in vain. None has a name that is too long, and is refused.
+    pub(crate) fn to_store(&self) -> impl Iterator<Item = (&Listener, Option<StoredName>)> {
+        self.listeners.iter().filter_map(|listener| match listener.origin() {
+            Origin::Bound(binding) => Some((listener, StoredName::new(listener.name(), binding))),
+            Origin::Inherited => None,
+        })
+    }
+
+    /// What it is to keep no longer.
+    pub(crate) fn no_longer_stored(&self) -> &[StoredName] {
+        &self.no_longer_stored
+    }
+
     /// The numbers of the passed descriptors that were closed because nothing claims them.
     pub(crate) fn unclaimed(&self) -> &[RawFd] {
         &self.unclaimed
@@ -87,18 +141,40 @@ impl ListenerSet {
         &self.bound_here
     }
 
-    /// Takes all listeners out of the set.
+    /// Takes all listeners that serve out of the set.
     pub(crate) fn take(&mut self) -> Vec<Listener> {
         std::mem::take(&mut self.listeners)
     }
 
-    /// Takes the listeners at these places out of the set, in no particular order.
-    pub(crate) fn remove(&mut self, places: &[usize]) -> Vec<Listener> {
+    /// Takes the operator's socket out of the set.
+    pub(crate) fn take_control(&mut self) -> Option<Listener> {
+        self.control.take()
+    }
+
+    /// Takes the listeners at these places out of the set, in no particular order: those that serve, and the operator's.
+    pub(crate) fn remove(&mut self, places: &[usize]) -> (Vec<Listener>, Option<Listener>) {
+        let control = self.control.take_if(|_| places.contains(&self.listeners.len()));
         let (gone, kept): (Vec<_>, Vec<_>) =
             self.listeners.drain(..).enumerate().partition(|(place, _)| places.contains(place));
         self.listeners = kept.into_iter().map(|(_, listener)| listener).collect();
-        gone.into_iter().map(|(_, listener)| listener).collect()
+        (gone.into_iter().map(|(_, listener)| listener).collect(), control)
     }
+}
+
+/// Whether it is the operator's socket: a parent says so by its name, of what the line bound the configuration does.
+fn is_control(socket: &Passed, configured: Option<&Address>) -> bool {
+    match &socket.origin {
+        Origin::Inherited => socket.name.as_deref() == Some(CONTROL),
+        Origin::Bound(binding) => {
+            socket.name.as_deref() == Some(CONTROL)
+                && configured == Some(&binding.address)
+                && !socket.has_lost_its_path()
+        }
+    }
+}
+
+fn unlink_at(places: &[usize], listeners: &[Listener]) {
+    places.iter().filter_map(|place| listeners.get(*place)).for_each(Listener::unlink);
 }
 
 /// Gives each wanted listener the sockets that are its own. The surest sign goes first, for all of them, before the
@@ -106,7 +182,7 @@ impl ListenerSet {
 fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
     let inherited = |socket: &Passed| socket.origin == Origin::Inherited;
     let bound_for = |socket: &Passed, address: &Address| match &socket.origin {
-        Origin::Bound(binding) => binding.address == *address,
+        Origin::Bound(binding) => binding.address == *address && !socket.has_lost_its_path(),
         Origin::Inherited => false,
     };
     for want in &mut *wanted {
@@ -136,14 +212,14 @@ fn adopt_or_bind(wanted: Vec<Wanted>, listeners: &mut Vec<Listener>) -> Result<V
             listeners.extend(want.found.into_iter().map(|socket| adopt(socket, &want.name)));
             continue;
         }
-        match Listener::bind(&want.name, &want.address) {
+        match Listener::bind(&want.name, &want.address, Access::Umask) {
             Ok(listener) => {
                 tracing::info!(listener = %listener.name(), address = listener.address(), "bound");
                 bound.push(listeners.len());
                 listeners.push(listener);
             }
             Err(error) => {
-                bound.iter().filter_map(|place| listeners.get(*place)).for_each(Listener::unlink);
+                unlink_at(&bound, listeners);
                 return Err(error);
             }
         }
@@ -191,13 +267,17 @@ mod tests {
         Listeners::exactly(texts.iter().map(|text| text.parse().unwrap()).collect()).unwrap()
     }
 
+    fn assemble(texts: &[&str], passed: Vec<Passed>) -> Result<ListenerSet, Error> {
+        ListenerSet::assemble(&configured(texts), None, passed)
+    }
+
     /// What a successor is passed when its predecessor holds `set`.
     fn passed_on(set: &ListenerSet) -> Vec<Passed> {
         let pass = |listener: &Listener| {
             let name = Some(listener.name().to_string());
             Passed::check(listener.try_clone().unwrap(), name, listener.origin().clone()).unwrap()
         };
-        set.as_slice().iter().map(pass).collect()
+        set.passed_on().into_iter().map(pass).collect()
     }
 
     /// A socket that a parent made.
@@ -213,16 +293,16 @@ mod tests {
 
     #[test]
     fn a_bound_socket_follows_its_address_to_a_new_name_and_keeps_its_port() {
-        let first = ListenerSet::assemble(&configured(&["a=127.0.0.1:0", "b=[::1]:0"]), vec![]).unwrap();
-        let second = ListenerSet::assemble(&configured(&["c=[::1]:0", "a=127.0.0.1:0"]), passed_on(&first)).unwrap();
+        let first = assemble(&["a=127.0.0.1:0", "b=[::1]:0"], vec![]).unwrap();
+        let second = assemble(&["c=[::1]:0", "a=127.0.0.1:0"], passed_on(&first)).unwrap();
         let (before, after) = (names_and_addresses(&first), names_and_addresses(&second));
         assert_eq!(after, [("c".to_owned(), before[1].1.clone()), before[0].clone()]);
     }
 
     #[test]
     fn a_bound_socket_whose_address_is_no_longer_configured_is_closed_even_if_its_name_is() {
-        let first = ListenerSet::assemble(&configured(&["a=127.0.0.1:0"]), vec![]).unwrap();
-        let second = ListenerSet::assemble(&configured(&["a=[::1]:0"]), passed_on(&first)).unwrap();
+        let first = assemble(&["a=127.0.0.1:0"], vec![]).unwrap();
+        let second = assemble(&["a=[::1]:0"], passed_on(&first)).unwrap();
         assert_eq!(second.unclaimed().len(), 1);
         assert!(second.as_slice()[0].address().starts_with("[::1]"));
     }
@@ -230,7 +310,7 @@ mod tests {
     #[test]
     fn what_a_parent_names_is_adopted_wherever_it_listens() {
         let ((two, at_two), (one, at_one)) = (from_parent(Some("two")), from_parent(Some("one")));
-        let set = ListenerSet::assemble(&configured(&["one=127.0.0.1:1", "two=127.0.0.1:2"]), vec![two, one]).unwrap();
+        let set = assemble(&["one=127.0.0.1:1", "two=127.0.0.1:2"], vec![two, one]).unwrap();
         assert_eq!(names_and_addresses(&set), [("one".to_owned(), at_one), ("two".to_owned(), at_two)]);
     }
 
@@ -238,7 +318,7 @@ mod tests {
     fn unnamed_sockets_go_by_their_address_and_then_by_their_place() {
         let ((first, at_first), (second, at_second)) = (from_parent(None), from_parent(None));
         let wanted = configured(&["127.0.0.1:1", &format!("b={at_first}")]);
-        let set = ListenerSet::assemble(&wanted, vec![first, second]).unwrap();
+        let set = ListenerSet::assemble(&wanted, None, vec![first, second]).unwrap();
         assert_eq!(names_and_addresses(&set), [("listener-1".to_owned(), at_second), ("b".to_owned(), at_first)]);
     }
 
@@ -246,17 +326,17 @@ mod tests {
     fn without_a_configuration_all_that_a_parent_passes_is_served() {
         let ((web, _), (also_web, _), (unnamed, _)) =
             (from_parent(Some("web")), from_parent(Some("web")), from_parent(None));
-        let set = ListenerSet::assemble(&Listeners::Inherited, vec![web, also_web, unnamed]).unwrap();
+        let set = ListenerSet::assemble(&Listeners::Inherited, None, vec![web, also_web, unnamed]).unwrap();
         let names: Vec<_> = set.as_slice().iter().map(|one| one.name().to_string()).collect();
         assert_eq!(names, ["web", "web", "listener-3"]);
-        let second = ListenerSet::assemble(&Listeners::Inherited, passed_on(&set)).unwrap();
+        let second = ListenerSet::assemble(&Listeners::Inherited, None, passed_on(&set)).unwrap();
         assert_eq!(names_and_addresses(&second), names_and_addresses(&set));
     }
 
     #[test]
     fn two_sockets_of_one_name_are_both_served_by_the_listener_of_that_name() {
         let ((web, _), (also_web, _)) = (from_parent(Some("web")), from_parent(Some("web")));
-        let set = ListenerSet::assemble(&configured(&["web=127.0.0.1:1"]), vec![web, also_web]).unwrap();
+        let set = assemble(&["web=127.0.0.1:1"], vec![web, also_web]).unwrap();
         assert_eq!(set.as_slice().len(), 2);
         assert!(set.unclaimed().is_empty());
     }

@@ -3,10 +3,14 @@
 mod acceptor;
 mod listener;
 mod listener_set;
+mod stored_name;
 mod stream;
+mod traffic;
 
 pub(crate) use acceptor::{Acceptor, waiting};
 pub(crate) use listener::{Binding, Passed};
 pub use listener::{Listener, Origin};
 pub use listener_set::ListenerSet;
+pub(crate) use stored_name::StoredName;
 pub use stream::{Peer, Stream};
+pub(crate) use traffic::Traffic;

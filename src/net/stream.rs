@@ -9,6 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,14 +18,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::traffic::Traffic;
 use crate::sys;
 
 /// One connection.
 #[derive(Debug)]
 pub struct Stream {
     socket: Family,
-    received: u64,
-    sent: u64,
+    traffic: Arc<Traffic>,
     /// Whether the peer has half-closed: nothing can come that a reset would answer.
     peer_finished: bool,
     /// Held until the first byte has been read, for whoever waits for first requests.
@@ -69,7 +70,7 @@ impl Stream {
             Peer::Tcp(_) => Family::Tcp(TcpStream::from_std(fd.into())?),
             Peer::Unix => Family::Unix(UnixStream::from_std(fd.into())?),
         };
-        Ok(Self { socket, received: 0, sent: 0, peer_finished: false, unheard: None })
+        Ok(Self { socket, traffic: Arc::default(), peer_finished: false, unheard: None })
     }
 
     /// Has `token` dropped when the first byte, or the peer's end, has been read.
@@ -79,14 +80,19 @@ impl Stream {
 
     /// Bytes read so far.
     #[must_use]
-    pub const fn received(&self) -> u64 {
-        self.received
+    pub fn received(&self) -> u64 {
+        self.traffic.received()
     }
 
     /// Bytes written so far.
     #[must_use]
-    pub const fn sent(&self) -> u64 {
-        self.sent
+    pub fn sent(&self) -> u64 {
+        self.traffic.sent()
+    }
+
+    /// What it has carried, for whoever keeps count.
+    pub(crate) const fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
     }
 
     /// Waits until there is something to read, or the peer has half-closed. Cancel safe.
@@ -122,9 +128,9 @@ impl Stream {
         if self.shutdown().await.is_err() || nothing_at_risk {
             return 0;
         }
-        let before = self.received;
+        let before = self.received();
         let _ = tokio::time::timeout(linger, self.discard()).await;
-        self.received - before
+        self.received() - before
     }
 
     /// Reads until the peer closes.
@@ -135,7 +141,7 @@ impl Stream {
 
     fn count_read(&mut self, count: usize) {
         self.unheard = None;
-        self.received += count as u64;
+        self.traffic.count_received(count as u64);
         self.peer_finished |= count == 0;
     }
 }
@@ -170,7 +176,7 @@ impl AsyncWrite for Stream {
             Family::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
             Family::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
         })?;
-        self.sent += count as u64;
+        self.traffic.count_sent(count as u64);
         Poll::Ready(Ok(count))
     }
 

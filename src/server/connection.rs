@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::census::{Census, Counted};
 use crate::drain::DrainEntry;
 use crate::net::{Listener, Peer, Stream};
+use crate::report;
 use crate::service::{Connection, Service};
 
 /// How long a connection that is over stays for its peer's end, so that no reply dies of a reset.
@@ -17,36 +19,44 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(super) struct Connections<S> {
     service: Arc<S>,
     first_request_grace: Duration,
+    census: Census,
 }
 
 // Derived, it would ask the service to be Clone.
 impl<S> Clone for Connections<S> {
     fn clone(&self) -> Self {
-        Self { service: Arc::clone(&self.service), first_request_grace: self.first_request_grace }
+        let Self { service, first_request_grace, census } = self;
+        Self { service: Arc::clone(service), first_request_grace: *first_request_grace, census: census.clone() }
     }
 }
 
 impl<S: Service> Connections<S> {
     pub(super) fn new(service: S, first_request_grace: Duration) -> Self {
-        Self { service: Arc::new(service), first_request_grace }
+        Self { service: Arc::new(service), first_request_grace, census: Census::default() }
+    }
+
+    /// How those that are open stand.
+    pub(super) fn report(&self) -> report::Connections {
+        self.census.connections()
     }
 
     /// Serves one connection in a task of its own, which the drain counts and waits for.
     pub(super) fn spawn(&self, stream: Stream, peer: Peer, listener: &Listener, entry: &DrainEntry) {
         let (watch, guard) = entry.admit();
+        let counted = self.census.enter(Instant::now(), Arc::clone(stream.traffic()));
         let mut connection =
             Connection::new(stream, peer, Arc::clone(listener.name()), watch.clone(), self.first_request_grace);
         let service = Arc::clone(&self.service);
         tokio::spawn(async move {
-            let since = Instant::now();
             let served = watch.unless_cut(async {
                 service.serve(&mut connection).await?;
                 Ok(connection.stream.finish(LINGER).await)
             });
             let ending = Ending::from(served.await);
-            report(&connection, since, &ending);
+            report(&connection, &counted, &ending);
             // The descriptor is closed before the connection is counted as gone.
             drop(connection);
+            drop(counted);
             drop(guard);
         });
     }
@@ -73,7 +83,7 @@ impl From<Option<std::io::Result<u64>>> for Ending {
 }
 
 /// The one record of a connection.
-fn report(connection: &Connection, since: Instant, ending: &Ending) {
+fn report(connection: &Connection, counted: &Counted, ending: &Ending) {
     let (ending, late, error) = match ending {
         Ending::Finished { late } => ("finished", *late, None),
         Ending::Broken(error) => ("broken", 0, Some(error)),
@@ -85,7 +95,7 @@ fn report(connection: &Connection, since: Instant, ending: &Ending) {
         received = connection.stream.received(),
         sent = connection.stream.sent(),
         late,
-        seconds = since.elapsed().as_secs_f64(),
+        seconds = counted.since().elapsed().as_secs_f64(),
         ending,
         error = error.map(tracing::field::display),
         "connection ended"

@@ -4,16 +4,21 @@
 //! accepting stay open, for what waits in their queues belongs to whoever accepts next; which of them to close, the
 //! caller decides.
 
+mod census;
 mod connection;
 
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::drain::{Drain, DrainEntry, DrainReport};
 use crate::error::Error;
 use crate::net::{Acceptor, Listener, waiting};
+use crate::report;
 use crate::service::Service;
 use connection::Connections;
 
@@ -25,13 +30,16 @@ pub(crate) struct Server<S> {
     /// Ends the accept loops that run now; they are owned, and waited for, here.
     stop: CancellationToken,
     loops: JoinSet<()>,
+    /// The way to each loop for a heartbeat: a token that it drops when it comes round.
+    hearts: Vec<mpsc::Sender<TaskTrackerToken>>,
 }
 
 impl<S: Service> Server<S> {
     /// Serves nothing yet.
     pub(crate) fn new(service: S, first_request_grace: Duration) -> Self {
         let connections = Connections::new(service, first_request_grace);
-        Self { connections, drain: Drain::new(), stop: CancellationToken::new(), loops: JoinSet::new() }
+        let (drain, stop, loops) = (Drain::new(), CancellationToken::new(), JoinSet::new());
+        Self { connections, drain, stop, loops, hearts: Vec::new() }
     }
 
     /// Accepts on all of `listeners`, for the first time or again. Must be called in a tokio runtime.
@@ -43,7 +51,9 @@ impl<S: Service> Server<S> {
         self.stop = CancellationToken::new();
         for listener in listeners {
             let acceptor = Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
-            self.loops.spawn(accept(acceptor, self.connections.clone(), self.drain.entry(), self.stop.clone()));
+            let (heart, beats) = mpsc::channel(1);
+            self.hearts.push(heart);
+            self.loops.spawn(accept(acceptor, self.connections.clone(), self.drain.entry(), self.stop.clone(), beats));
         }
         Ok(())
     }
@@ -51,7 +61,20 @@ impl<S: Service> Server<S> {
     /// Stops accepting: when this returns nothing more is accepted, and the kernel watches no listener for us.
     pub(crate) async fn stop_accepting(&mut self) {
         self.stop.cancel();
+        self.hearts.clear();
         while self.loops.join_next().await.is_some() {}
+    }
+
+    /// Asks every accept loop to come round once: the beat is over when all have. A loop that hangs, or that the runtime
+    /// does not get to, never does.
+    pub(crate) fn heartbeat(&self) -> TaskTracker {
+        let beat = TaskTracker::new();
+        beat.close();
+        for heart in &self.hearts {
+            // A loop that has not yet taken the last one has not come round either.
+            let _ = heart.try_send(beat.token());
+        }
+        beat
     }
 
     /// Accepts what waits in the queues of listeners that nobody will accept on any more. Comes before [`Server::drain`].
@@ -79,9 +102,9 @@ impl<S: Service> Server<S> {
         self.drain.cut();
     }
 
-    /// How many connections there are.
-    pub(crate) fn connections(&self) -> usize {
-        self.drain.connections()
+    /// How its connections stand.
+    pub(crate) fn connections(&self) -> report::Connections {
+        self.connections.report()
     }
 
     /// How they ended that were there when the drain began.
@@ -96,8 +119,14 @@ async fn accept<S: Service>(
     connections: Connections<S>,
     entry: DrainEntry,
     stop: CancellationToken,
+    mut beats: mpsc::Receiver<TaskTrackerToken>,
 ) {
-    while let Some((stream, peer)) = stop.run_until_cancelled(acceptor.accept()).await {
-        connections.spawn(stream, peer, acceptor.listener(), &entry);
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            Some(beat) = beats.recv() => drop(beat),
+            (stream, peer) = acceptor.accept() => connections.spawn(stream, peer, acceptor.listener(), &entry),
+        }
     }
 }

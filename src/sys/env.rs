@@ -31,6 +31,13 @@ impl Environment {
     pub(crate) fn get(&self, name: &str) -> Option<&OsStr> {
         self.taken.iter().find(|(taken, _)| *taken == name).map(|(_, value)| value.as_os_str())
     }
+
+    /// What a variable holds that was left in.
+    pub(crate) fn kept(&self, name: &str) -> Option<&OsStr> {
+        let values =
+            self.rest.iter().filter_map(|text| text.as_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+        values.map(OsStr::from_bytes).next()
+    }
 }
 
 /// Whether any descriptors were passed to this very process: the caller judges.
@@ -74,6 +81,11 @@ pub(crate) fn take(
     };
     names.iter().for_each(|name| remove(name));
     Ok((environment, descriptors))
+}
+
+/// What a variable holds, for a program that was started by hand and inherits nothing.
+pub(crate) fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
 }
 
 fn remove(name: &str) {

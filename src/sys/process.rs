@@ -50,6 +50,11 @@ impl AsFd for PidFd {
     }
 }
 
+/// The user that this process acts as.
+pub(crate) fn user() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
 /// Whether a process is in the process group of this one, as whatever it has started is unless that asked to leave.
 pub(crate) fn is_in_our_group(pid: u32) -> bool {
     let group = i32::try_from(pid).ok().and_then(|pid| getpgid(Some(Pid::from_raw(pid))).ok());

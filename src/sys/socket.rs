@@ -1,12 +1,14 @@
 //! Sends and receives packets on a channel, and asks sockets what only an ioctl tells.
 
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, recv, send, sendmsg, socketpair, sockopt,
+};
 
 /// Two ends of a channel: packets keep their bounds, and the end of one side is end of file at the other, unix(7).
 pub(crate) fn channel_pair() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -18,6 +20,24 @@ pub(crate) fn channel_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 pub(crate) fn send_packet(channel: BorrowedFd<'_>, packet: &[u8]) -> io::Result<()> {
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
     send(channel.as_raw_fd(), packet, flags).map(drop).map_err(Into::into)
+}
+
+/// Sends one packet with copies of descriptors, unix(7): whole or not at all.
+pub(crate) fn send_with_descriptors(
+    socket: BorrowedFd<'_>,
+    packet: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let rights = if raw.is_empty() { &[][..] } else { &rights };
+    let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(packet)], rights, MsgFlags::MSG_NOSIGNAL, None);
+    sent.map(drop).map_err(Into::into)
+}
+
+/// The user who connected a Unix socket, unix(7).
+pub(crate) fn peer_user(socket: &impl AsFd) -> io::Result<u32> {
+    getsockopt(socket, sockopt::PeerCredentials).map(|peer| peer.uid()).map_err(Into::into)
 }
 
 /// What came in.

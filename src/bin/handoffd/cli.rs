@@ -1,12 +1,15 @@
 //! Reads the command line into values that cannot be wrong.
 
 use std::num::ParseIntError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Parser;
 use clap::error::{ContextValue, ErrorKind};
-use handoffd::{Config, ListenerConfig, Listeners, MaxGenerations};
+use clap::{Args, Parser, Subcommand};
+use handoffd::{
+    Address, Config, Generation, Identity, ListenerConfig, Listeners, MaxGenerations, ReloadOptions,
+    default_control_path,
+};
 use tracing_subscriber::filter::Targets;
 
 /// Longest time that a flag takes: beyond it a mistyped unit is more likely than a wish.
@@ -14,8 +17,30 @@ const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A server that can be replaced while it serves. It echoes what it is sent.
 #[derive(Debug, Parser)]
-#[command(name = "handoffd", version, after_help = SIGNALS, max_term_width = 100)]
-struct Flags {
+#[command(name = "handoffd", version, after_help = AFTERWARDS, max_term_width = 100)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+struct Line {
+    #[command(flatten)]
+    serve: ServeFlags,
+
+    #[command(subcommand)]
+    command: Option<CommandLine>,
+}
+
+#[derive(Debug, Subcommand)]
+enum CommandLine {
+    /// Replace the generation that serves by whatever now lies at its path, and say how that ended
+    ///
+    /// Returns when the new generation serves (0), or why it does not: see the exit codes of `handoffd --help`.
+    Reload(ReloadFlags),
+    /// Show every generation: its process, version, state and connections
+    Status(StatusFlags),
+    /// Read what would be served, and say what is wrong with it; bind and touch nothing
+    Check(ServeFlags),
+}
+
+#[derive(Debug, Args)]
+struct ServeFlags {
     /// Listen here; may be given several times.
     ///
     /// ADDRESS is IP:PORT, [IPV6]:PORT, tcp6:[IPV6]:PORT (IPv6 alone), /PATH or @NAME (abstract). A socket that a parent
@@ -47,12 +72,55 @@ struct Flags {
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
 
+    /// Where `reload` and `status` are heard; without it $RUNTIME_DIRECTORY/control, if systemd has made that folder
+    #[arg(long, value_name = "PATH", value_parser = socket_path)]
+    control: Option<PathBuf>,
+
     /// What to log: error, warn, info, debug or trace, also for one target, as in info,handoffd=debug
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: Targets,
 }
 
-const SIGNALS: &str = "\
+#[derive(Debug, Args)]
+struct Where {
+    /// Where the daemon listens for commands; without it $RUNTIME_DIRECTORY/control, or /run/handoffd/control
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ReloadFlags {
+    #[command(flatten)]
+    daemon: Where,
+
+    /// Give up, and keep the old generation, if the new one does not serve by then
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    timeout: Option<Duration>,
+
+    /// Only if this generation serves now
+    #[arg(long, value_name = "NUMBER", value_parser = ordinal)]
+    expect_generation: Option<Generation>,
+
+    /// Return only when the old generation's last connection has ended
+    #[arg(long)]
+    wait_drained: bool,
+}
+
+#[derive(Debug, Args)]
+struct StatusFlags {
+    #[command(flatten)]
+    daemon: Where,
+
+    /// Print JSON, one object a line
+    #[arg(long)]
+    json: bool,
+
+    /// Follow what is under way, a line for each change, until nothing drains any more
+    #[arg(long)]
+    watch: bool,
+}
+
+const AFTERWARDS: &str = "\
 Times are seconds, or a number with a unit: 500ms, 30s, 2m.
 
 Signals:
@@ -63,16 +131,43 @@ Signals:
 Exit codes:
    0  done
   64  the command line is wrong
+  69  nobody answers on the control socket
+  70  the new generation did not take over; the old one serves on
   71  the operating system refused
+  75  try again: a handoff is under way, or time ran out; the old one serves on
+  76  the new generation was ready, and was rolled back; the old one serves on
+  77  the control socket does not hear this user
   78  the configuration or what was inherited cannot be served";
 
 /// What was asked for.
-pub(crate) struct Arguments {
+pub(crate) enum Command {
+    Serve(Serve),
+    Check(Serve),
+    Reload { control: PathBuf, options: ReloadOptions },
+    Status { control: PathBuf, form: Form, span: Span },
+}
+
+/// What to serve.
+pub(crate) struct Serve {
     pub(crate) config: Config,
     pub(crate) log: Targets,
 }
 
-/// Why nothing is served.
+/// For whom to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    People,
+    Programs,
+}
+
+/// How long to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Span {
+    Once,
+    Watch,
+}
+
+/// Why nothing is done.
 pub(crate) enum Answer {
     /// Help or the version was asked for.
     Print(String),
@@ -80,12 +175,33 @@ pub(crate) enum Answer {
     Refuse(String),
 }
 
-/// Reads the command line.
-pub(crate) fn parse() -> Result<Arguments, Answer> {
-    let flags = Flags::try_parse().map_err(|error| {
+/// Reads the command line. `runtime_directory` is where sockets are kept that are not said to be elsewhere.
+pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer> {
+    let line = Line::try_parse().map_err(|error| {
         let is_asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
         if is_asked_for { Answer::Print(error.render().to_string()) } else { Answer::Refuse(one_line(&error)) }
     })?;
+    let find = |daemon: Where| daemon.control.unwrap_or_else(|| default_control_path(runtime_directory));
+    Ok(match line.command {
+        None => Command::Serve(serve(line.serve, runtime_directory)?),
+        Some(CommandLine::Check(flags)) => Command::Check(serve(flags, runtime_directory)?),
+        Some(CommandLine::Reload(flags)) => Command::Reload {
+            options: ReloadOptions {
+                expect_generation: flags.expect_generation,
+                timeout_ms: flags.timeout.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
+                wait_drained: flags.wait_drained,
+            },
+            control: find(flags.daemon),
+        },
+        Some(CommandLine::Status(flags)) => Command::Status {
+            control: find(flags.daemon),
+            form: if flags.json { Form::Programs } else { Form::People },
+            span: if flags.watch { Span::Watch } else { Span::Once },
+        },
+    })
+}
+
+fn serve(flags: ServeFlags, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
     let listeners: Result<Vec<ListenerConfig>, _> = flags.listen.iter().map(|text| text.parse()).collect();
     let listeners = listeners.and_then(Listeners::exactly).map_err(|error| Answer::Refuse(error.to_string()))?;
     let config = Config {
@@ -96,8 +212,10 @@ pub(crate) fn parse() -> Result<Arguments, Answer> {
         first_request_grace: flags.first_request_grace,
         max_generations: flags.max_generations,
         pid_file: flags.pid_file,
+        control: flags.control.or_else(|| runtime_directory.map(|folder| default_control_path(Some(folder)))),
+        identity: Identity::default(),
     };
-    Ok(Arguments { config, log: flags.log })
+    Ok(Serve { config, log: flags.log })
 }
 
 /// The first line of what clap says, which names the flag and the value; the rest is usage.
@@ -144,4 +262,14 @@ fn time(text: &str) -> Result<Duration, String> {
 fn generations(text: &str) -> Result<MaxGenerations, String> {
     let why = || "expected 2 to 64: one that serves and those that drain".to_owned();
     text.parse().ok().and_then(|count| MaxGenerations::new(count).ok()).ok_or_else(why)
+}
+
+fn ordinal(text: &str) -> Result<Generation, String> {
+    text.parse().map_err(|_| "expected the number of a generation, from 1".to_owned())
+}
+
+/// A path at which a socket can be.
+fn socket_path(text: &str) -> Result<PathBuf, String> {
+    let path = text.parse().ok().and_then(|address: Address| address.path().map(Path::to_owned));
+    path.ok_or_else(|| "expected an absolute path of at most 107 bytes".to_owned())
 }

@@ -1,37 +1,58 @@
-//! Is the daemon: arguments, logging, exit code; everything else is the library's.
+//! Is the daemon, and the commands that ask it: arguments, logging, exit code; everything else is the library's.
 
+mod check;
 mod cli;
+mod identity;
 mod logging;
+mod reload;
+mod status;
 
+use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
+use cli::Command;
 use handoffd::{Config, Echo, Error, Exit, Inheritance};
 use logging::Destination;
 
 fn main() -> ExitCode {
+    let command = cli::parse(handoffd::runtime_directory().as_deref());
+    let done = match command {
+        Ok(Command::Serve(arguments)) => return serve(arguments),
+        Ok(Command::Check(arguments)) => check::run(&arguments.config),
+        Ok(Command::Reload { control, options }) => reload::run(control, &options),
+        Ok(Command::Status { control, form, span }) => status::run(control, form, span),
+        Err(cli::Answer::Print(text)) => return print(&text),
+        Err(cli::Answer::Refuse(why)) => {
+            // A predecessor has to hear it; whoever asked for a command has none.
+            if let Ok(inheritance) = Inheritance::take() {
+                inheritance.refuse(&why);
+            }
+            return complain(&why, Exit::Usage);
+        }
+    };
+    match done {
+        Ok(()) => code(Exit::Done),
+        Err(error) => complain(&error, error.exit()),
+    }
+}
+
+fn serve(arguments: cli::Serve) -> ExitCode {
     // Before anything that could start a thread or open a descriptor.
     let inheritance = match Inheritance::take() {
         Ok(inheritance) => inheritance,
         Err(error) => return fail(&error),
     };
-    let arguments = match cli::parse() {
-        Ok(arguments) => arguments,
-        Err(cli::Answer::Print(text)) => return print(&text),
-        Err(cli::Answer::Refuse(why)) => {
-            inheritance.refuse(&why);
-            return complain(&why, Exit::Usage);
-        }
-    };
     let destination = if inheritance.logs_to_journal() { Destination::Journal } else { Destination::StandardError };
     logging::start(destination, &arguments.log, inheritance.generation());
-    match serve(arguments.config, inheritance) {
+    let config = Config { identity: identity::identity(), ..arguments.config };
+    match run(config, inheritance) {
         Ok(()) => code(Exit::Done),
         Err(error) => fail(&error),
     }
 }
 
-fn serve(config: Config, inheritance: Inheritance) -> Result<(), Error> {
+fn run(config: Config, inheritance: Inheritance) -> Result<(), Error> {
     raise_descriptor_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -63,7 +84,7 @@ fn fail(error: &Error) -> ExitCode {
     complain(error, error.exit())
 }
 
-fn complain(why: &dyn std::fmt::Display, exit: Exit) -> ExitCode {
+fn complain(why: &dyn Display, exit: Exit) -> ExitCode {
     // If standard error is closed, the exit code has to say it alone.
     let _ = writeln!(std::io::stderr(), "handoffd: {why}");
     code(exit)

@@ -92,6 +92,9 @@ const ALWAYS: &[Claim] = &[
     ("I8: who was told to stop does not accept, and has a deadline to end by", |_, line| {
         line.living().filter(|(_, process)| process.told).all(|(_, process)| process.only_ends())
     }),
+    ("who stops as the head outlives those before it, unless its time is over", |_, line| {
+        line.breach != Some(Breach::LeftBehind)
+    }),
     ("one head at most", |_, line| !line.is_quiet() || line.heads().count() <= 1),
     ("who is on probation has a predecessor that bakes, and who bakes a successor on probation", |_, line| {
         !line.is_quiet() || line.living().all(|(_, process)| line.is_vouched_for(process))

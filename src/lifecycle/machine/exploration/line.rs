@@ -55,6 +55,8 @@ pub(super) struct Process {
     pub(super) accepts: bool,
     /// Whether it was told to stop.
     pub(super) told: bool,
+    /// Whether it has the line: it was the last to take it.
+    pub(super) head: bool,
     pub(super) deadlines: Deadlines,
     /// How the handoff to it ended, by its predecessor's account.
     pub(super) outcome: Option<Outcome>,
@@ -91,6 +93,8 @@ pub(super) enum Outcome {
 pub(super) struct Successor {
     pub(super) id: Id,
     pub(super) ready: bool,
+    /// What becomes of it matters no more; but it may say that there are too many.
+    pub(super) released: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -129,6 +133,8 @@ pub(super) enum Breach {
     SecondOutcome,
     /// A generation that nobody told to stop ended, and nobody is left after it.
     Desertion,
+    /// A head that was told to stop ended by itself, and generations before it live.
+    LeftBehind,
     /// The end of a channel was heard and the channel kept: it would be heard for ever.
     BusyLoop,
     /// A successor was born while a word to its predecessor was unread; it would read it, for it has a copy of the
@@ -182,7 +188,7 @@ impl Line {
         if !parent.down.is_empty() {
             self.breach = Some(Breach::WordForTheWrongReader);
         }
-        if parent.successor.replace(Successor { id: channel, ready: false }).is_some() {
+        if parent.successor.replace(Successor { id: channel, ready: false, released: false }).is_some() {
             self.breach = Some(Breach::TwoSuccessors);
         }
         let older = parent.older.iter().copied().chain([channel]).collect();
@@ -230,6 +236,14 @@ impl Line {
         self.processes[id].older.iter().copied().filter(|channel| self.is_open(*channel)).collect()
     }
 
+    /// Whether a process that has no connections any more is still needed: for a successor that was told to stop, or, as
+    /// the head that is told to stop, for those before it.
+    pub(super) fn is_needed(&self, id: Id) -> bool {
+        let process = &self.processes[id];
+        let awaits_successor = process.successor.is_some_and(|successor| !successor.ready);
+        process.state == State::Stopping && (awaits_successor || process.head && !self.open_channels(id).is_empty())
+    }
+
     pub(super) fn let_go(&mut self, id: Id) {
         let process = &mut self.processes[id];
         process.older.clear();
@@ -258,6 +272,7 @@ impl Process {
             alive: true,
             accepts: false,
             told: false,
+            head: false,
             deadlines: Deadlines::default(),
             outcome: None,
             parent,
@@ -268,10 +283,5 @@ impl Process {
             down: VecDeque::new(),
             up: VecDeque::new(),
         }
-    }
-
-    /// Whether a successor that was told to stop has not ended yet.
-    pub(super) fn awaits_successor(&self) -> bool {
-        self.state == State::Stopping && self.successor.is_some_and(|successor| !successor.ready)
     }
 }

@@ -81,7 +81,7 @@ impl Line {
             (ready, Event::SuccessorLost),
             (bake, Event::BakeOver),
             (drain && word.is_none(), Event::DrainExpired),
-            (drains && word.is_none() && !process.awaits_successor(), Event::Drained),
+            (drains && word.is_none() && !self.is_needed(id), Event::Drained),
         ];
         let may = |(may, event): (bool, Event)| may.then_some(event);
         causes.extend(signals.into_iter().filter_map(may).map(Cause::Signal));
@@ -94,6 +94,9 @@ impl Line {
         let mut line = self.clone();
         let Turn { of, cause, dies_after } = turn;
         let actions = line.meet(setting, of, cause);
+        if cause == Cause::Own(Event::Drained) && line.processes[of].head && !line.open_channels(of).is_empty() {
+            line.breach = Some(Breach::LeftBehind);
+        }
         for action in &actions[..dies_after.unwrap_or(actions.len())] {
             line.perform(setting, of, *action);
         }
@@ -105,8 +108,10 @@ impl Line {
             line.tell_predecessor(of, Word::Failed);
             line.die(of);
         }
+        // One that is released is let go of when its end is heard once more.
+        let is_released = line.processes[of].successor.is_some_and(|successor| successor.released);
         let heard_the_end = cause == Cause::Hears(Heard::Successor(Word::End)) && line.processes[of].alive;
-        if heard_the_end && line.next_word(of).map(Cause::Hears) == Some(cause) {
+        if heard_the_end && !is_released && line.next_word(of).map(Cause::Hears) == Some(cause) {
             line.breach = Some(Breach::BusyLoop);
         }
         line
@@ -126,14 +131,14 @@ impl Line {
             | Action::LetGo
             | Action::LeaveTheLine
             | Action::StopSuccessor
-            | Action::TellStopping => true,
+            | Action::TellStopping
+            | Action::Cut => true,
             Action::NotifyReady
             | Action::StartBake
             | Action::StopAccepting
             | Action::CloseListeners
             | Action::Drain
             | Action::Resume
-            | Action::Cut
             | Action::Exit => false,
         };
         let actions = self.clone().meet(setting, of, cause);
@@ -198,8 +203,15 @@ impl Line {
     }
 
     fn hear_successor(&mut self, setting: &Setting, id: Id, word: Word) -> Option<Event> {
-        let successor = self.processes[id].successor?.id;
+        let Successor { id: successor, released, .. } = self.processes[id].successor?;
         self.processes[successor].up.pop_front();
+        if released {
+            if word == Word::End {
+                self.processes[id].successor = None;
+                self.forget_the_unheard();
+            }
+            return (word == Word::Cut).then_some(Event::CutNow);
+        }
         let failure = match word {
             Word::Ready => {
                 self.processes[id].successor.as_mut()?.ready = true;
@@ -212,10 +224,10 @@ impl Line {
             Word::Committed(_) | Word::CommittedForGood(_) | Word::Stop => return None,
         };
         let process = &mut self.processes[id];
-        process.failure = Some(failure);
         if matches!(process.state, State::Retiring { .. }) && setting.supervised {
             return Some(Event::LineStopping);
         }
+        process.failure = Some(failure);
         Some(if failure == Failure::ToldToStop { Event::SuccessorRolledBack } else { Event::SuccessorLost })
     }
 
@@ -227,6 +239,7 @@ impl Line {
             Action::TellRollback => self.tell_predecessor(id, Word::Rollback),
             Action::TakeTheLine => {
                 self.pid_file = Some(id);
+                process.head = true;
                 let older = self.open_channels(id);
                 let excess = older.len().saturating_sub(setting.generations - 1);
                 older[..excess].iter().for_each(|channel| self.processes[*channel].up.push_back(Word::Cut));
@@ -246,11 +259,13 @@ impl Line {
                 }
             }
             Action::ForgetSuccessor => {
-                process.successor = None;
-                self.forget_the_unheard();
+                if let Some(successor) = &mut process.successor {
+                    successor.released = true;
+                }
             }
             Action::Commit(hangup) | Action::CommitForGood(hangup) => {
                 process.deadlines.bake = false;
+                process.head = false;
                 let Some(Successor { id: successor, .. }) = process.successor else {
                     self.breach = Some(Breach::NoSuccessor);
                     return;
@@ -294,6 +309,11 @@ impl Line {
                 process.deadlines.drain = false;
                 process.accepts = true;
             }
+            Action::Cut if process.head => {
+                for channel in self.open_channels(id) {
+                    self.processes[channel].up.push_back(Word::Cut);
+                }
+            }
             Action::Cut => {}
             Action::Exit => self.exit(id),
         }
@@ -305,7 +325,7 @@ impl Line {
         if !process.told && after.is_none_or(|channel| self.holders(channel).next().is_none()) {
             self.breach = Some(Breach::Desertion);
         }
-        if let Some(Successor { id: successor, ready: false }) = process.successor {
+        if let Some(Successor { id: successor, ready: false, .. }) = process.successor {
             self.die(successor);
         }
         self.die(id);

@@ -1,0 +1,36 @@
+//! Says which program this is and how it is configured, so that an operator can tell two generations apart.
+
+use std::fmt::Write as _;
+use std::fs::File;
+
+use handoffd::Identity;
+use object::{Object, ReadCache};
+use sha2::{Digest, Sha256};
+
+/// Of this process, configured by its command line.
+pub(crate) fn identity() -> Identity {
+    let mut digest = Sha256::new();
+    for argument in std::env::args_os().skip(1) {
+        digest.update(argument.as_encoded_bytes());
+        digest.update([0]);
+    }
+    Identity {
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        build: build_id(),
+        configuration: Some(hexadecimal(&digest.finalize())),
+    }
+}
+
+/// The id that the linker has given this build: of the file that is running, whatever lies at its path by now.
+fn build_id() -> Option<String> {
+    let file = ReadCache::new(File::open("/proc/self/exe").ok()?);
+    let object = object::File::parse(&file).ok()?;
+    object.build_id().ok().flatten().map(hexadecimal)
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,35 @@
+//! Asks for a handoff and says how it ended, in words and by the exit code.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use handoffd::{Control, Error, ReloadNews, ReloadOptions};
+
+/// Runs the command.
+pub(crate) fn run(control: PathBuf, options: &ReloadOptions) -> Result<(), Error> {
+    Control::at(control).reload(options, |news| {
+        // Whoever does not read it still has the exit code.
+        let _ = writeln!(std::io::stdout(), "{}", tell(&news));
+    })
+}
+
+fn tell(news: &ReloadNews) -> String {
+    match news {
+        ReloadNews::Serving { generation, pid, after, draining } => {
+            let mut text = format!("generation {generation} serves");
+            if let Some(pid) = pid {
+                text += &format!(", process {pid}");
+            }
+            if let Some(after) = after {
+                text += &format!(", after {:.3} s", after.as_secs_f64());
+            }
+            if let Some(draining) = draining {
+                text += &format!("; connections left: {draining}");
+            }
+            text
+        }
+        ReloadNews::Drained { generation, ended, cut } => {
+            format!("generation {generation} has drained; connections that ended: {ended}, that were cut: {cut}")
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Shows every generation, once or for as long as something is under way, to people or to programs.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use handoffd::{Control, Error, LastHandoff, Outcome, Report, Standing, Status};
+
+use crate::cli::{Form, Span};
+
+/// How often to look when watching.
+const EVERY: Duration = Duration::from_secs(1);
+/// Characters of a digest that tell it from others.
+const SHORT: usize = 12;
+
+/// Runs the command.
+pub(crate) fn run(control: PathBuf, form: Form, span: Span) -> Result<(), Error> {
+    let control = Control::at(control);
+    let mut said = String::new();
+    loop {
+        let status = match control.status() {
+            // What was watched has come to its end.
+            Err(Error::NobodyAnswers { .. }) if !said.is_empty() => return Ok(()),
+            status => status?,
+        };
+        let text = match (form, span) {
+            (Form::Programs, _) => json(&status)?,
+            (Form::People, Span::Once) => table(&status),
+            (Form::People, Span::Watch) => format!("{status}\n"),
+        };
+        if text != said && print(&text).is_err() {
+            // Whoever read it has gone away.
+            return Ok(());
+        }
+        if span == Span::Once || is_quiet(&status) {
+            return Ok(());
+        }
+        said = text;
+        wait();
+    }
+}
+
+fn json(status: &Status) -> Result<String, Error> {
+    let text =
+        serde_json::to_string(status).map_err(|error| Error::System { doing: "write JSON", source: error.into() })?;
+    Ok(text + "\n")
+}
+
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+#[expect(clippy::disallowed_methods, reason = "to look every second is what was asked for")]
+fn wait() {
+    std::thread::sleep(EVERY);
+}
+
+/// Whether nothing is under way.
+fn is_quiet(status: &Status) -> bool {
+    matches!(&status.generations[..], [alone] if alone.state == Standing::Serving)
+}
+
+/// For people: a row for each generation, and what happened last.
+fn table(status: &Status) -> String {
+    let head = ["GENERATION", "PID", "STATE", "FOR", "CONNECTIONS", "OLDEST", "CUT IN", "VERSION", "BUILD", "CONFIG"];
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(status.generations.iter().map(|report| row(report, SystemTime::now())));
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().enumerate().map(|(column, cell)| {
+            let width = rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
+            format!("{cell:width$}")
+        });
+        text += cells.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    for listener in &status.listeners {
+        text += &format!("listener {} on {}\n", listener.name, listener.address);
+    }
+    if let Some(last) = &status.last_handoff {
+        text += &format!("last handoff: {}\n", tell(last));
+    }
+    text
+}
+
+fn row(report: &Report, now: SystemTime) -> [String; 10] {
+    let short = |text: &Option<String>| text.as_ref().map_or_else(none, |text| text.chars().take(SHORT).collect());
+    let since = SystemTime::UNIX_EPOCH + Duration::from_millis(report.since_unix_ms);
+    let age = (report.since_unix_ms > 0).then(|| now.duration_since(since).unwrap_or_default());
+    let connections = report.connections.as_ref();
+    let oldest = connections.and_then(|connections| connections.oldest_ms).map(Duration::from_millis);
+    [
+        report.generation.to_string(),
+        report.pid.map_or_else(none, |pid| pid.to_string()),
+        report.state.name().to_owned(),
+        age.map_or_else(none, seconds),
+        connections.map_or_else(none, |connections| connections.open.to_string()),
+        oldest.map_or_else(none, seconds),
+        report.drain_left_ms.map(Duration::from_millis).map_or_else(none, seconds),
+        report.identity.version.clone().unwrap_or_else(none),
+        short(&report.identity.build),
+        short(&report.identity.configuration),
+    ]
+}
+
+fn none() -> String {
+    "-".to_owned()
+}
+
+/// In whole seconds: more than that nobody reads off a table.
+fn seconds(time: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(time.as_secs())).to_string()
+}
+
+fn tell(last: &LastHandoff) -> String {
+    let outcome = match last.outcome {
+        Outcome::Committed => "took over",
+        Outcome::Failed => "failed",
+        Outcome::RolledBack => "was rolled back",
+        Outcome::TimedOut => "was given up",
+        Outcome::Unknown => "ended",
+    };
+    let when = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_millis(last.unix_ms));
+    let reason = last.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    format!("generation {} {outcome} at {when}{reason}", last.successor)
+}

@@ -1,0 +1,172 @@
+//! Listens on the operator's socket, reads one request from each connection, and writes what it is told to answer.
+//!
+//! A task for each connection, all of them owned here, so that an operator who stalls holds up nobody. Everything is
+//! bounded: how long a request may take to arrive and a reply to be taken, how long a request is, how many are heard at
+//! once. Peers are known by the kernel's word (unix(7), `SO_PEERCRED`), whatever the mode of the path.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::sync::mpsc::error::SendError;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use super::message::{Refusal, Reply, Request};
+use crate::net::{Acceptor, Listener, Stream};
+use crate::sys;
+
+/// How long a request may take to arrive.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a reply may take to be read, and at the end all of them.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes in the longest request.
+const REQUEST_MAX: u64 = 16 * 1024;
+/// How many are heard at once; others wait in the queue.
+const CLIENTS_MAX: usize = 64;
+/// Replies to one request that may be unwritten: more than a reload has.
+const REPLIES_MAX: usize = 8;
+
+/// The daemon's side of the operator's socket.
+#[derive(Debug)]
+pub(crate) struct ControlServer {
+    asked: mpsc::Receiver<(Request, Answer)>,
+    ask: mpsc::Sender<(Request, Answer)>,
+    accepting: Option<AbortHandle>,
+    clients: TaskTracker,
+    room: Arc<Semaphore>,
+}
+
+/// The way back to whoever asked. Dropped, it ends the conversation.
+#[derive(Debug)]
+pub(crate) struct Answer(mpsc::Sender<Reply>);
+
+impl Answer {
+    /// Replies, without waiting. Whoever has gone away hears nothing.
+    pub(crate) fn send(&self, reply: Reply) {
+        if self.0.try_send(reply).is_err() {
+            tracing::debug!("whoever asked has gone away");
+        }
+    }
+
+    /// Says no, and ends the conversation.
+    pub(crate) fn refuse(self, why: Refusal, reason: impl Into<String>) {
+        self.send(Reply::Refused { why, reason: reason.into() });
+    }
+}
+
+impl ControlServer {
+    /// Listens to nobody yet.
+    pub(crate) fn new() -> Self {
+        let (ask, asked) = mpsc::channel(CLIENTS_MAX);
+        let room = Arc::new(Semaphore::new(CLIENTS_MAX));
+        Self { asked, ask, accepting: None, clients: TaskTracker::new(), room }
+    }
+
+    /// Listens. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// When the kernel will not watch the socket.
+    pub(crate) fn open(&mut self, listener: Listener) -> io::Result<()> {
+        self.close();
+        let acceptor = Acceptor::new(listener)?;
+        let (ask, clients, room) = (self.ask.clone(), self.clients.clone(), Arc::clone(&self.room));
+        let accepting = self.clients.spawn(accept(acceptor, ask, clients, room));
+        self.accepting = Some(accepting.abort_handle());
+        Ok(())
+    }
+
+    /// Listens no longer: who comes now waits for the next head. Who has asked is still answered.
+    pub(crate) fn close(&mut self) {
+        if let Some(accepting) = self.accepting.take() {
+            accepting.abort();
+        }
+    }
+
+    /// The next request. Cancel safe.
+    pub(crate) async fn next(&mut self) -> (Request, Answer) {
+        match self.asked.recv().await {
+            Some(asked) => asked,
+            // Not while `ask` is ours.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Listens no longer, and waits until every reply is written. Whoever still waits for one hears the end.
+    pub(crate) async fn finish(mut self) {
+        self.close();
+        self.asked.close();
+        while let Ok((_, answer)) = self.asked.try_recv() {
+            answer.send(Reply::Moved {});
+        }
+        self.clients.close();
+        // Whoever does not read has had its time.
+        let _ = timeout(REPLY_TIMEOUT, self.clients.wait()).await;
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+async fn accept(
+    mut acceptor: Acceptor,
+    ask: mpsc::Sender<(Request, Answer)>,
+    clients: TaskTracker,
+    room: Arc<Semaphore>,
+) {
+    while let Ok(seat) = Arc::clone(&room).acquire_owned().await {
+        let (stream, _) = acceptor.accept().await;
+        let ask = ask.clone();
+        clients.spawn(async move {
+            if let Err(error) = converse(stream, ask).await {
+                tracing::debug!(%error, "a conversation with an operator broke off");
+            }
+            drop(seat);
+        });
+    }
+}
+
+/// One conversation: a request, its replies, the end.
+async fn converse(stream: Stream, ask: mpsc::Sender<(Request, Answer)>) -> io::Result<()> {
+    let user = sys::socket::peer_user(&stream)?;
+    let mut stream = BufReader::new(stream);
+    let request = if user == 0 || user == sys::process::user() {
+        read(&mut stream).await?
+    } else {
+        tracing::warn!(user, "refused to hear a user who is neither ours nor root");
+        Err(format!("user {user} may not ask; root and the user of the daemon may"))
+    };
+    let (to_write, mut replies) = mpsc::channel(REPLIES_MAX);
+    let answer = Answer(to_write);
+    match request {
+        Ok(request) => {
+            if let Err(SendError((_, answer))) = ask.send((request, answer)).await {
+                answer.send(Reply::Moved {});
+            }
+        }
+        Err(why) => answer.refuse(Refusal::Denied, why),
+    }
+    drop(ask);
+    while let Some(reply) = replies.recv().await {
+        let mut line = serde_json::to_vec(&reply).map_err(io::Error::other)?;
+        line.push(b'\n');
+        timeout(REPLY_TIMEOUT, stream.write_all(&line)).await??;
+    }
+    stream.shutdown().await
+}
+
+/// Reads a request, or says what is wrong with it.
+async fn read(stream: &mut BufReader<Stream>) -> io::Result<Result<Request, String>> {
+    let mut line = String::new();
+    timeout(REQUEST_TIMEOUT, stream.take(REQUEST_MAX).read_line(&mut line)).await??;
+    if line.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_str(&line).map_err(|error| format!("cannot read the request {line:?}: {error}")))
+}

@@ -1,0 +1,52 @@
+//! Says whether a configuration could be served, as far as that can be seen without touching anything.
+//!
+//! For a command before the daemon is started or reloaded. Whether an address is free only binding can tell, and a
+//! reload does not need it to be; so what is looked at is where files are to be made.
+
+use std::io;
+use std::path::Path;
+
+use nix::unistd::{AccessFlags, eaccess};
+
+use crate::address::Address;
+use crate::config::{CONTROL, Config, Listeners};
+use crate::error::Error;
+
+/// Looks, and touches nothing.
+///
+/// # Errors
+/// [`Error::Bind`], [`Error::PidFile`]: the first path at which nothing can be made.
+pub fn check(config: &Config) -> Result<(), Error> {
+    let named = match &config.listeners {
+        Listeners::Named(named) => named.as_slice(),
+        Listeners::Inherited => &[],
+    };
+    for (index, listener) in named.iter().enumerate() {
+        if let Some(path) = listener.address.path() {
+            can_be_made(path).map_err(|source| refuse(listener.name_at(index), path, source))?;
+        }
+    }
+    if let Some(path) = &config.control {
+        can_be_made(path).map_err(|source| refuse(CONTROL.to_owned(), path, source))?;
+    }
+    if let Some(path) = &config.pid_file {
+        can_be_made(path).map_err(|source| Error::PidFile { path: path.clone(), source })?;
+    }
+    Ok(())
+}
+
+fn refuse(name: String, path: &Path, source: io::Error) -> Error {
+    Error::Bind { name, address: Address::UnixPath(path.to_owned()).to_string(), source }
+}
+
+/// Whether this process may make a file in the folder of `path`.
+fn can_be_made(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    eaccess(folder, AccessFlags::W_OK | AccessFlags::X_OK).map_err(Into::into)
+}

@@ -1,0 +1,234 @@
+//! Hands the line over, takes it, or says why not: the part of the driver that is about a successor.
+//!
+//! Whoever asked for a handoff hears from here how it ended: an operator by the answer to a reload, the service manager
+//! by its notification, everybody else by the log and the pid file.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::deadlines::deadline;
+use super::driver::Driver;
+use super::head::Head;
+use super::machine::{Event, State};
+use super::plane::Plane;
+use super::standing::unix_ms;
+use crate::control::{Answer, Refusal, ReloadOptions, Reply};
+use crate::error::{Error, HandoffFailure};
+use crate::generation::Generation;
+use crate::handoff::{Bequest, Fate, Successor};
+use crate::report::{LastHandoff, Outcome};
+
+/// A reload that an operator has asked for.
+#[derive(Debug)]
+pub(super) struct Reload {
+    answer: Answer,
+    began: Instant,
+    limit: Option<Duration>,
+    waits_for_drain: bool,
+}
+
+impl<P: Plane> Driver<P> {
+    /// An operator asks for a handoff. What stands against it is said at once.
+    pub(super) fn asked_to_reload(&mut self, options: &ReloadOptions, answer: Answer) -> Option<Event> {
+        let why_not = match self.state {
+            State::Serving => None,
+            State::HandingOff { .. } | State::Baking { .. } => Some("a handoff is under way"),
+            State::Stopping | State::Stopped => Some("the service is told to stop"),
+            State::Starting { .. } | State::Probation { .. } | State::Retiring { .. } => {
+                answer.send(Reply::Moved {});
+                return None;
+            }
+        };
+        let expected = options.expect_generation.filter(|expected| *expected != self.generation);
+        let why_not = why_not.map(str::to_owned).or_else(|| {
+            expected.map(|expected| format!("generation {} serves, not {expected} as expected", self.generation))
+        });
+        if let Some(reason) = why_not {
+            answer.refuse(Refusal::TryAgain, reason);
+            return None;
+        }
+        let limit = options.timeout_ms.map(Duration::from_millis);
+        let longest = self.config.ready_timeout + self.config.bake;
+        let within = limit.map_or(longest, |limit| limit.min(longest));
+        answer.send(Reply::Started { successor: self.generation.next(), within_ms: milliseconds(within) });
+        self.deadlines.given = limit.and_then(deadline);
+        self.reload = Some(Reload { answer, began: Instant::now(), limit, waits_for_drain: options.wait_drained });
+        Some(Event::Hangup)
+    }
+
+    /// Whoever asked for the handoff wants to wait no longer.
+    pub(super) fn out_of_time(&mut self) -> Event {
+        let limit = self.reload.as_ref().and_then(|reload| reload.limit).unwrap_or_default();
+        self.failure = Some(HandoffFailure::OutOfTime { limit });
+        Event::SuccessorLost
+    }
+
+    /// Becomes the head of the line: the process to signal, to ask, and to hear from.
+    pub(super) fn take_the_line(&mut self) -> Result<(), Error> {
+        if let Some(pid_file) = &self.pid_file {
+            match pid_file.write(std::process::id()) {
+                // The first generation has not told anybody that it is up; a later one must not end a service that runs.
+                Err(error) if self.generation == Generation::FIRST => return Err(error),
+                Err(error) => tracing::error!(%error, "nobody can learn from the pid file whom to signal"),
+                Ok(()) => {}
+            }
+        }
+        self.predecessors.attend();
+        self.predecessors.cut_all_but(self.config.max_generations.get() - 1);
+        let head = Head::new(self.notifier.clone(), self.program.watchdog());
+        self.keep_with_the_service_manager(&head);
+        self.head = Some(head);
+        if let Some(control) = self.listeners.control() {
+            if let Err(error) = self.control.open(control.clone()) {
+                tracing::error!(%error, "no operator will be heard");
+            }
+        }
+        if self.generation != Generation::FIRST && self.last_handoff.is_none() {
+            self.ended(self.generation, Outcome::Committed, None);
+        }
+        tracing::info!(draining = self.predecessors.count(), "serving");
+        Ok(())
+    }
+
+    /// What the line bound itself the service manager keeps, in case all of us die.
+    fn keep_with_the_service_manager(&self, head: &Head) {
+        if !self.notifier.is_supervised() {
+            return;
+        }
+        for name in self.listeners.no_longer_stored() {
+            head.unstore(name);
+        }
+        for (listener, name) in self.listeners.to_store() {
+            match name {
+                Some(name) => head.store(&name, listener),
+                None => tracing::warn!(
+                    listener = %listener.name(),
+                    address = listener.address(),
+                    "the service manager cannot keep this socket: its name and address are too long"
+                ),
+            }
+        }
+    }
+
+    pub(super) fn start_successor(&mut self) {
+        let generation = self.generation.next();
+        self.deadlines.ready = deadline(self.config.ready_timeout);
+        tracing::info!(successor = %generation, program = %self.program.path().display(), "starting a successor");
+        let status = self.status().to_string();
+        if let Some(head) = &mut self.head {
+            // An operator's command waits for the outcome itself, and systemd for the command.
+            if self.reload.is_some() { head.say(status) } else { head.reloading(status) }
+        }
+        let (program, listeners, predecessors) = (&self.program, &self.listeners, &self.predecessors);
+        let slot = &mut self.slot;
+        // The kernel kills whatever is left of a pid namespace when its first process ends, pid_namespaces(7): the
+        // successor would die of our retirement.
+        let started = if std::process::id() == 1 {
+            Err(HandoffFailure::FirstProcess)
+        } else {
+            Successor::start(&mut Bequest { program, generation, listeners, predecessors, slot })
+        };
+        match started {
+            Ok(successor) => self.successor = Some(successor),
+            Err(failure) => {
+                self.failure = Some(failure);
+                self.pending.push_back(Event::SuccessorLost);
+            }
+        }
+    }
+
+    /// Hands the line over. The pid file first: whoever reads it from now on signals a process that heeds it.
+    pub(super) fn commit(&mut self, tell: impl FnOnce(&Successor)) {
+        self.deadlines.bake = None;
+        self.deadlines.given = None;
+        let Some(successor) = &self.successor else { return };
+        let pid = successor.pid();
+        if let (Some(pid_file), Some(pid)) = (&self.pid_file, pid) {
+            if let Err(error) = pid_file.write(pid) {
+                tracing::error!(%error, "nobody can learn from the pid file whom to signal");
+            }
+        }
+        self.control.close();
+        self.predecessors.leave();
+        if let (Some(head), Some(pid)) = (self.head.take(), pid) {
+            head.hand_over(pid, &format!("generation {} serving", self.generation.next()));
+        }
+        tell(successor);
+        tracing::info!(successor = %self.generation.next(), successor_pid = pid, "handed over");
+        self.answer_inquirers();
+        let Some(Reload { answer, began, waits_for_drain, .. }) = self.reload.take() else { return };
+        answer.send(Reply::Serving {
+            generation: self.generation.next(),
+            pid,
+            after_ms: milliseconds(began.elapsed()),
+            draining: self.plane.connections().map(|now| now.open),
+            drain_within_ms: milliseconds(self.config.drain_timeout),
+        });
+        self.waits_for_drain = waits_for_drain.then_some(answer);
+    }
+
+    /// Says why the successor will not take over, or no longer, and lets go of it.
+    pub(super) fn drop_successor(&mut self) {
+        self.deadlines.ready = None;
+        self.deadlines.bake = None;
+        self.deadlines.given = None;
+        self.given_up.clear();
+        let Some(failure) = self.failure.take() else { return };
+        tracing::error!(successor = %self.generation.next(), reason = %failure, "the handoff failed");
+        let was_ready = self.successor.as_ref().is_some_and(Successor::is_ready);
+        if let Some(successor) = self.successor.take() {
+            // It may be alive: it hangs, or talks nonsense. One that drains what it accepted has said so, and may.
+            if !matches!(failure, HandoffFailure::ToldToStop) {
+                successor.end(Fate::Kill);
+            }
+        }
+        let (outcome, why) = if matches!(failure, HandoffFailure::OutOfTime { .. }) {
+            (Outcome::TimedOut, Refusal::TryAgain)
+        } else if was_ready {
+            (Outcome::RolledBack, Refusal::RolledBack)
+        } else {
+            (Outcome::Failed, Refusal::Failed)
+        };
+        self.ended(self.generation.next(), outcome, Some(failure.to_string()));
+        self.refuse_who_waits_for_drain(&failure);
+        if let Some(reload) = self.reload.take() {
+            reload.answer.refuse(why, failure.to_string());
+        }
+        let status = self.status().to_string();
+        if let Some(head) = &mut self.head {
+            head.not_handed_over(status);
+        }
+    }
+
+    /// Tells whoever asked for the handoff that is under way that it has no end.
+    pub(super) fn refuse_reload(&mut self, why: &str) {
+        self.deadlines.given = None;
+        if let Some(reload) = self.reload.take() {
+            reload.answer.refuse(Refusal::Failed, why);
+        }
+    }
+
+    /// Tells whoever waits for the drain that the new generation is gone.
+    pub(super) fn refuse_who_waits_for_drain(&mut self, failure: &HandoffFailure) {
+        if let Some(answer) = self.waits_for_drain.take() {
+            answer.refuse(Refusal::RolledBack, failure.to_string());
+        }
+    }
+
+    /// Tells them how the drain ended.
+    pub(super) fn tell_drained(&mut self, ended: usize, cut: usize) {
+        if let Some(answer) = self.waits_for_drain.take() {
+            answer.send(Reply::Drained { generation: self.generation, ended: ended as u64, cut: cut as u64 });
+        }
+    }
+
+    fn ended(&mut self, successor: Generation, outcome: Outcome, reason: Option<String>) {
+        self.last_handoff = Some(LastHandoff { unix_ms: unix_ms(SystemTime::now()), successor, outcome, reason });
+    }
+}
+
+/// As many as a message can hold.
+pub(super) fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

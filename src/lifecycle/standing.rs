@@ -1,0 +1,205 @@
+//! Says how this generation stands and, as the head, how all of them do: the part of the driver that answers questions.
+//!
+//! Each generation knows itself. The head asks the others, and waits for their answers a moment and no longer, for one
+//! of them may be stuck; what that one has said last is shown, and that it is silent now.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+
+use super::driver::Driver;
+use super::handover::milliseconds;
+use super::head::{Duty, Pace};
+use super::machine::{Event, State};
+use super::plane::Plane;
+use crate::control::{Answer, Reply, Request};
+use crate::generation::Generation;
+use crate::handoff::Inquiry;
+use crate::net::Origin;
+use crate::report::{Connections, Identity, ListenerReport, Report, Settings, Standing, Status};
+
+/// How long the others get to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Operators who have asked how the line stands.
+#[derive(Debug, Default)]
+pub(super) struct Inquirers {
+    waiting: Vec<Answer>,
+    until: Option<Instant>,
+}
+
+impl Inquirers {
+    /// When they are answered at the latest.
+    pub(super) const fn deadline(&self) -> Option<Instant> {
+        self.until
+    }
+}
+
+impl<P: Plane> Driver<P> {
+    /// An operator asks.
+    pub(super) fn asked(&mut self, request: Request, answer: Answer) -> Option<Event> {
+        match request {
+            Request::Reload(options) => return self.asked_to_reload(&options, answer),
+            Request::Status {} if self.head.is_none() => answer.send(Reply::Moved {}),
+            Request::Status {} => {
+                self.inquirers.waiting.push(answer);
+                self.inquirers.until.get_or_insert(Instant::now() + ANSWER_TIMEOUT);
+                self.ask_the_others();
+                self.reported();
+            }
+        }
+        None
+    }
+
+    /// Performs a duty of the head's.
+    pub(super) fn do_duty(&mut self, duty: Duty) {
+        match duty {
+            Duty::Beat => {
+                let beat = self.plane.heartbeat();
+                if let Some(head) = &mut self.head {
+                    head.beat(beat);
+                }
+            }
+            Duty::Look => {
+                self.ask_the_others();
+                let pace = if self.predecessors.is_empty() && self.state != State::Stopping {
+                    Pace::Quiet
+                } else {
+                    Pace::Drain
+                };
+                let status = self.status();
+                if let Some(head) = &mut self.head {
+                    head.look_again(pace);
+                    head.say(status.to_string());
+                    if self.state == State::Stopping {
+                        head.stop_stands(total(&status.generations));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Another generation has said how it stands, or has ended.
+    pub(super) fn reported(&mut self) {
+        let is_due = self.predecessors.reports().any(|(_, inquiry)| inquiry.is_due())
+            || self.successor.as_ref().is_some_and(|successor| successor.inquiry().is_due());
+        if !is_due {
+            self.answer_inquirers();
+        }
+    }
+
+    /// Answers those who wait, with what is known.
+    pub(super) fn answer_inquirers(&mut self) {
+        self.inquirers.until = None;
+        let waiting = std::mem::take(&mut self.inquirers.waiting);
+        if waiting.is_empty() {
+            return;
+        }
+        let reply = if self.head.is_some() { Reply::Status(Box::new(self.status())) } else { Reply::Moved {} };
+        waiting.iter().for_each(|answer| answer.send(reply.clone()));
+    }
+
+    fn ask_the_others(&mut self) {
+        self.predecessors.ask();
+        if let Some(successor) = &mut self.successor {
+            successor.ask();
+        }
+    }
+
+    /// How this generation stands.
+    pub(super) fn report(&self) -> Report {
+        let left = self.deadlines.drain.map(|until| until.saturating_duration_since(Instant::now()));
+        Report {
+            generation: self.generation,
+            pid: Some(std::process::id()),
+            identity: self.config.identity.clone(),
+            state: self.state.standing(),
+            since_unix_ms: unix_ms(self.since),
+            connections: self.plane.connections(),
+            drain_left_ms: left.map(milliseconds),
+        }
+    }
+
+    /// How the line stands, by what is known.
+    pub(super) fn status(&self) -> Status {
+        let after = self.successor.as_ref().map(|successor| {
+            let unheard = Report {
+                pid: successor.pid(),
+                state: if successor.is_ready() { Standing::Probation } else { Standing::Starting },
+                since_unix_ms: unix_ms(self.since),
+                ..silent(self.generation.next())
+            };
+            last_word(unheard, successor.inquiry())
+        });
+        let before = self.predecessors.reports().map(|(generation, inquiry)| last_word(silent(generation), inquiry));
+        let listeners = self.listeners.as_slice().iter().map(|listener| ListenerReport {
+            name: listener.name().to_string(),
+            address: listener.address().to_owned(),
+            bound: matches!(listener.origin(), Origin::Bound(_)),
+        });
+        Status {
+            serving: self.generation,
+            generations: after.into_iter().chain([self.report()]).chain(before).collect(),
+            listeners: listeners.collect(),
+            last_handoff: self.last_handoff.clone(),
+            settings: Settings {
+                ready_timeout_ms: milliseconds(self.config.ready_timeout),
+                bake_ms: milliseconds(self.config.bake),
+                drain_timeout_ms: milliseconds(self.config.drain_timeout),
+            },
+        }
+    }
+}
+
+impl State {
+    /// Its name for others.
+    const fn standing(self) -> Standing {
+        match self {
+            Self::Starting { .. } => Standing::Starting,
+            Self::Probation { .. } => Standing::Probation,
+            Self::Serving => Standing::Serving,
+            Self::HandingOff { .. } => Standing::HandingOff,
+            Self::Baking { .. } => Standing::Baking,
+            Self::Retiring { .. } => Standing::Retiring,
+            Self::Stopping => Standing::Stopping,
+            Self::Stopped => Standing::Stopped,
+        }
+    }
+}
+
+/// A generation of which nothing is known.
+fn silent(generation: Generation) -> Report {
+    Report {
+        generation,
+        pid: None,
+        identity: Identity::default(),
+        state: Standing::Unknown,
+        since_unix_ms: 0,
+        connections: None,
+        drain_left_ms: None,
+    }
+}
+
+/// What a generation has said last, and whether it is silent now; `unheard` if it has said nothing.
+fn last_word(unheard: Report, inquiry: &Inquiry) -> Report {
+    match inquiry.report() {
+        None => unheard,
+        Some(report) if inquiry.is_due() => Report { state: Standing::Unknown, ..report.clone() },
+        Some(report) => report.clone(),
+    }
+}
+
+/// How all connections stand together.
+fn total(reports: &[Report]) -> Connections {
+    let all = reports.iter().filter_map(|report| report.connections);
+    all.fold(Connections::default(), |sum, one| Connections {
+        open: sum.open + one.open,
+        oldest_ms: None,
+        carried: sum.carried + one.carried,
+    })
+}
+
+/// Milliseconds since 1970.
+pub(super) fn unix_ms(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, milliseconds)
+}

@@ -1,0 +1,79 @@
+//! Names a socket that the service manager keeps for us, so that the next process knows it again.
+//!
+//! A name is all that comes back with a stored socket (sd_pid_notify_with_fds(3), `FDNAME=`), beside those of socket
+//! units. So it holds what a process must know of a socket that its line has bound: the listener's name, the address that
+//! was asked for, and which file a path was. No listener can be called so, for no listener's name has an equals sign.
+
+use std::fmt::Write as _;
+
+use super::listener::Binding;
+
+/// Characters that `FDNAME=` takes at most.
+const NAME_MAX: usize = 255;
+
+/// The name of a stored socket: `NAME=BINDING`, colons and what is not plain ASCII as `%XX`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StoredName(String);
+
+impl StoredName {
+    /// Of the listener `name` with `binding`; none when that is longer than a name can be.
+    pub(crate) fn new(name: &str, binding: &Binding) -> Option<Self> {
+        let mut text = format!("{name}=");
+        for byte in binding.to_string().bytes() {
+            if byte.is_ascii_graphic() && !matches!(byte, b':' | b'%') {
+                text.push(char::from(byte));
+            } else {
+                let _ = write!(text, "%{byte:02X}");
+            }
+        }
+        (text.len() <= NAME_MAX).then_some(Self(text))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The listener's name and binding that `text` stands for; none when it is no name of ours.
+    pub(crate) fn parse(text: &str) -> Option<(&str, Binding)> {
+        let (name, encoded) = text.split_once('=')?;
+        let mut binding = Vec::new();
+        let mut bytes = encoded.bytes();
+        while let Some(byte) = bytes.next() {
+            binding.push(match byte {
+                b'%' => {
+                    let digits = [bytes.next()?, bytes.next()?];
+                    u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+                }
+                byte => byte,
+            });
+        }
+        Some((name, String::from_utf8(binding).ok()?.parse().ok()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_reads_back_and_holds_no_colon() {
+        for binding in ["127.0.0.1:8080", "tcp6:[::]:80", "8:42 /run/a b=c%3A.sock", "@größe"] {
+            let binding: Binding = binding.parse().unwrap();
+            let name = StoredName::new("web", &binding).unwrap();
+            assert!(name.as_str().bytes().all(|byte| byte.is_ascii_graphic() && byte != b':'), "{name:?}");
+            assert_eq!(StoredName::parse(name.as_str()), Some(("web", binding)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_of_ours_is_none() {
+        for text in ["web", "", "web=%4", "web=%zz", "web=%FF", "web=nowhere"] {
+            assert_eq!(StoredName::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_would_be_too_long_is_none() {
+        assert_eq!(StoredName::new(&"x".repeat(250), &"127.0.0.1:1".parse().unwrap()), None);
+    }
+}

@@ -1,0 +1,384 @@
+//! An operator asks over the control socket, and the answer is the truth: the exit code, and the reason.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Callers, DEADLINE, Gate, Line, Operator, Parent, REAL, SLOW_DRAIN, freeze, signal, thaw};
+
+/// What a raw request is answered with.
+fn converse(socket: &Path, request: &[u8]) -> String {
+    let mut client = UnixStream::connect(socket).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client.write_all(request).unwrap();
+    let mut answer = String::new();
+    // An end by reset is one too: the request may be longer than anybody reads.
+    let _ = client.read_to_string(&mut answer);
+    answer
+}
+
+#[test]
+fn a_reload_returns_when_the_new_generation_serves_and_says_so() {
+    let line = Line::serve_controlled(&["--bake", "0"]);
+    for generation in 1..4 {
+        let said = line.asked(&["reload"]).well();
+        assert!(said.starts_with(&format!("generation {} serves, process ", generation + 1)), "{said}");
+        line.wait_for(generation + 1, "serving draining");
+        line.assert_serves();
+    }
+}
+
+#[test]
+fn a_reload_that_fails_says_why_and_the_old_generation_serves_on() {
+    let line = Line::serve_controlled(&["--bake", "1h", "--ready-timeout", "1s"]);
+    let callers = Callers::start(&line.address(), 2);
+    let never_ready: [(&str, &str); 4] = [
+        ("exec \"$REAL\" --listen nowhere", "bad address \"nowhere\""),
+        ("exit 0", "ended before it was ready"),
+        ("kill -9 $$", "ended before it was ready"),
+        ("exec sleep 1000", "not ready within 1 s"),
+    ];
+    for (script, reason) in never_ready {
+        line.put_script(script);
+        line.asked(&["reload"]).names(70, &["the new generation did not take over", reason]);
+        line.assert_serves();
+    }
+    line.put_file(b"", "755");
+    line.asked(&["reload"]).names(70, &["Exec format error"]);
+    let calls = callers.finish();
+    assert_eq!((calls.refused, calls.broken), (0, 0));
+}
+
+#[test]
+fn a_reload_whose_generation_dies_after_it_was_ready_is_a_rollback() {
+    let line = Line::serve_controlled(&["--bake", "1h"]);
+    let reload = line.ask(&["reload"]);
+    line.wait_for(1, "the successor is ready");
+    line.signal(2, Signal::SIGKILL);
+    reload.wait().names(76, &["rolled back", "ended after it was ready"]);
+    line.assert_serves();
+    let reload = line.ask(&["reload"]);
+    line.wait_for_count(2, "the successor is ready");
+    let first = line.pid_of(2);
+    let second = line.wait("the second try", |record| record.is(2, "accepting") && record.pid != first).pid;
+    signal(second, Signal::SIGTERM);
+    reload.wait().names(76, &["told to stop while on probation"]);
+    line.assert_serves();
+}
+
+#[test]
+fn while_a_handoff_is_under_way_a_second_reload_is_told_to_try_again() {
+    let line = Line::serve_controlled(&["--bake", "0"]);
+    let mut gate = Gate::before_successor(&line, "\"$@\"");
+    let first = line.ask(&["reload"]);
+    gate.wait(&line);
+    line.asked(&["reload"]).names(75, &["a handoff is under way"]);
+    gate.open();
+    first.wait().well();
+    assert_eq!(line.count("starting a successor"), 1);
+}
+
+#[test]
+fn a_reload_that_expects_another_generation_does_nothing() {
+    let line = Line::serve_controlled(&["--bake", "0"]);
+    line.asked(&["reload", "--expect-generation", "2"]).names(75, &["generation 1 serves, not 2"]);
+    assert_eq!(line.count("starting a successor"), 0);
+    line.asked(&["reload", "--expect-generation", "1"]).well();
+    line.asked(&["reload", "--expect-generation", "1"]).names(75, &["generation 2 serves, not 1"]);
+}
+
+#[test]
+fn a_reload_that_runs_out_of_time_is_taken_back_ready_or_not() {
+    let line = Line::serve_controlled(&["--bake", "1h"]);
+    line.asked(&["reload", "--timeout", "300ms"]).names(75, &["not done within 0.3 s"]);
+    line.wait_for(1, "the successor is ready");
+    line.put_script("exec sleep 1000");
+    line.asked(&["reload", "--timeout", "300ms"]).names(75, &["not done within 0.3 s"]);
+    line.assert_serves();
+    let said = line.asked(&["status"]).well();
+    assert!(said.contains("last handoff: generation 2 was given up"), "{said}");
+}
+
+#[test]
+fn a_handoff_goes_on_when_whoever_asked_for_it_goes_away() {
+    let line = Line::serve_controlled(&["--bake", "0"]);
+    let mut gate = Gate::before_successor(&line, "\"$@\"");
+    let reload = line.ask(&["reload"]);
+    gate.wait(&line);
+    drop(reload);
+    gate.open();
+    line.wait_for(2, "serving draining");
+    assert_eq!(line.exit_code(1), 0);
+    line.assert_serves();
+}
+
+#[test]
+fn a_reload_that_waits_for_the_drain_returns_with_the_last_connection() {
+    let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
+    let mut held = line.hold();
+    let mut reload = line.ask(&["reload", "--wait-drained"]);
+    let said = reload.line();
+    assert!(said.starts_with("generation 2 serves") && said.ends_with("connections left: 1"), "{said}");
+    held.echo(b"still here").unwrap();
+    held.expect_end().unwrap();
+    assert_eq!(reload.line(), "generation 1 has drained; connections that ended: 1, that were cut: 0");
+    reload.wait().well();
+}
+
+#[test]
+fn who_waits_for_the_drain_hears_of_a_successor_that_dies_meanwhile() {
+    let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
+    let _held = line.hold();
+    let mut reload = line.ask(&["reload", "--wait-drained"]);
+    reload.line();
+    line.signal(2, Signal::SIGKILL);
+    reload.wait().names(76, &["rolled back", "ended after it was ready"]);
+    line.assert_serves();
+}
+
+#[test]
+fn when_the_one_that_was_asked_dies_the_line_is_asked_who_serves() {
+    let line = Line::serve_controlled(&["--bake", "1h"]);
+    let reload = line.ask(&["reload"]);
+    line.wait_for(2, "accepting listeners");
+    line.signal(1, Signal::SIGKILL);
+    let said = reload.wait().well();
+    assert!(said.starts_with("generation 2 serves"), "{said}");
+}
+
+/// The test plays the daemon, to die at just these places.
+#[test]
+fn when_all_die_a_reload_has_failed() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("control");
+    let reload_that_meets = |last_word: &str| {
+        let daemon = UnixListener::bind(&path).unwrap();
+        let mut command = Command::new(REAL);
+        command.arg("reload").arg("--control").arg(&path);
+        let reload = Operator::start(command);
+        let (mut client, _) = daemon.accept().unwrap();
+        BufReader::new(&client).read_line(&mut String::new()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        client.write_all(last_word.as_bytes()).unwrap();
+        drop((client, daemon));
+        reload.wait()
+    };
+    reload_that_meets("{\"started\":{\"successor\":2,\"within_ms\":0}}\n").names(70, &["has died", "nobody answers"]);
+    reload_that_meets("{\"started\":{\"succ").names(75, &["ended before it answered"]);
+    reload_that_meets("").names(75, &["ended before it answered"]);
+    reload_that_meets("what?\n").names(77, &["cannot understand the answer", "what?"]);
+}
+
+#[test]
+fn a_stop_in_the_middle_of_a_handoff_reaches_whoever_asked_for_it() {
+    let line = Line::serve_controlled(&["--bake", "0"]);
+    let mut gate = Gate::before_successor(&line, "\"$@\"");
+    let reload = line.ask(&["reload"]);
+    gate.wait(&line);
+    line.signal(1, Signal::SIGTERM);
+    reload.wait().names(70, &["the service is told to stop"]);
+    gate.open();
+    line.wait_for_end();
+}
+
+#[test]
+fn without_a_daemon_or_a_socket_nobody_answers() {
+    let line = Line::serve(&[]);
+    for command in ["reload", "status"] {
+        line.asked(&[command]).names(69, &["nobody answers on", "control", "No such file"]);
+    }
+    drop(UnixListener::bind(line.control()).unwrap());
+    line.asked(&["status"]).names(69, &["Connection refused"]);
+}
+
+#[test]
+fn status_shows_every_generation() {
+    let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
+    let _one = line.hold();
+    line.asked(&["reload"]).well();
+    let _two = line.hold();
+    line.asked(&["reload"]).well();
+    let table = line.asked(&["status"]).well();
+    let rows: Vec<Vec<&str>> = table.lines().map(|row| row.split_whitespace().collect()).collect();
+    let pid = |generation| line.pid_of(generation).to_string();
+    for (row, generation, state) in [(1, 3, "serving"), (2, 2, "retiring"), (3, 1, "retiring")] {
+        assert_eq!(rows[row][..3], [&generation.to_string(), &pid(generation), state], "{table}");
+    }
+    assert_eq!((rows[1][4], rows[2][4], rows[3][4]), ("0", "1", "1"), "{table}");
+    assert!(table.contains("last handoff: generation 3 took over"), "{table}");
+    let json = line.asked(&["status", "--json"]).well();
+    let status: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(status["serving"], 3);
+    let generations = status["generations"].as_array().unwrap();
+    assert_eq!(generations.len(), 3);
+    for report in generations {
+        assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
+        assert_eq!(report["build"], generations[0]["build"]);
+        assert_eq!(report["configuration"].as_str().unwrap().len(), 64);
+        assert_eq!(report["drain_left_ms"].is_number(), report["state"] == "retiring");
+        assert_eq!(report["connections"]["oldest_ms"].is_number(), report["state"] == "retiring");
+    }
+    assert_eq!(status["listeners"][0]["address"], line.address());
+    assert_eq!(status["last_handoff"]["outcome"], "committed");
+}
+
+#[test]
+fn status_is_answered_also_while_one_generation_is_frozen() {
+    let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
+    let _held = line.hold();
+    line.asked(&["reload"]).well();
+    line.wait_for(1, "draining why");
+    freeze(line.first_pid());
+    let table = line.asked(&["status"]).well();
+    assert!(table.lines().any(|row| row.starts_with("1 ") && row.contains("unknown")), "{table}");
+    assert!(table.lines().any(|row| row.starts_with("2 ") && row.contains("serving")), "{table}");
+    thaw(line.first_pid());
+    let table = line.asked(&["status"]).well();
+    assert!(table.lines().any(|row| row.starts_with("1 ") && row.contains("retiring")), "{table}");
+}
+
+#[test]
+fn a_watch_follows_a_drain_to_its_end() {
+    let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
+    let mut held = line.hold();
+    line.asked(&["reload"]).well();
+    let mut watch = line.ask(&["status", "--watch"]);
+    let said = watch.line();
+    assert!(said.starts_with("generation 2 serving 0; 1 draining, 1 left, "), "{said}");
+    held.echo(b"still here").unwrap();
+    let rest = watch.wait().well();
+    assert_eq!(rest.lines().last(), Some("generation 2 serving 0"), "{rest}");
+}
+
+#[test]
+fn a_watch_follows_a_stop_to_its_end() {
+    let line = Line::serve_controlled(&SLOW_DRAIN);
+    let mut held = line.hold();
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for(1, "draining why");
+    let mut watch = line.ask(&["status", "--watch"]);
+    let said = watch.line();
+    assert!(said.starts_with("generation 1 stopping, 1 left, "), "{said}");
+    line.asked(&["reload"]).names(75, &["the service is told to stop"]);
+    held.echo(b"still here").unwrap();
+    watch.wait().well();
+    line.wait_for_end();
+    assert!(!line.control().exists());
+}
+
+#[test]
+fn the_socket_is_its_owners_alone_and_one_and_the_same_over_handoffs() {
+    let line = Line::serve_controlled(&["--bake", "0"]);
+    let first = std::fs::metadata(line.control()).unwrap();
+    assert_eq!(first.permissions().mode() & 0o777, 0o600);
+    line.asked(&["reload"]).well();
+    assert_eq!(std::fs::metadata(line.control()).unwrap().ino(), first.ino());
+    line.signal(2, Signal::SIGTERM);
+    line.wait_for_end();
+    assert!(!line.control().exists());
+}
+
+/// Whatever the mode of the path: the kernel tells who asks.
+#[test]
+fn another_user_is_refused() {
+    let line = Line::serve_controlled(&[]);
+    std::fs::set_permissions(line.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(line.control(), std::fs::Permissions::from_mode(0o666)).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "perl", "-MIO::Socket::UNIX", "-e"]);
+    command.arg("my $s = IO::Socket::UNIX->new($ARGV[0]) or die; print $s qq({\"reload\":{}}\\n); print <$s>");
+    command.arg(line.control());
+    let said = Operator::start(command).wait().well();
+    assert!(said.contains(r#""why":"denied""#) && said.contains("user 65534 may not ask"), "{said}");
+    assert_eq!(line.count("starting a successor"), 0);
+}
+
+#[test]
+fn what_is_no_request_is_refused_and_named() {
+    let line = Line::serve_controlled(&[]);
+    for request in [&b"nonsense\n"[..], b"{}\n", b"{\"levitate\":{}}\n", b"{\"reload\":{\"timeout_ms\":-1}}\n", b"\n"] {
+        let said = converse(&line.control(), request);
+        assert!(said.contains(r#""why":"denied""#) && said.contains("cannot read the request"), "{said}");
+    }
+    assert!(converse(&line.control(), &[b'x'; 100_000]).contains("cannot read the request"));
+    assert_eq!(line.count("starting a successor"), 0);
+}
+
+#[test]
+fn clients_that_stall_hold_up_nobody() {
+    let line = Line::serve_controlled(&["--bake", "0"]);
+    let stalled: Vec<_> = (0..20).map(|_| UnixStream::connect(line.control()).unwrap()).collect();
+    line.asked(&["reload"]).well();
+    line.asked(&["status"]).well();
+    drop(stalled);
+}
+
+#[test]
+fn a_request_that_reaches_a_generation_that_has_retired_is_answered_by_its_successor() {
+    let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
+    let _held = line.hold();
+    // Accepted by the first generation, and asked of when it is no longer the head.
+    let mut early = UnixStream::connect(line.control()).unwrap();
+    line.asked(&["status"]).well();
+    line.asked(&["reload"]).well();
+    early.write_all(b"{\"status\":{}}\n").unwrap();
+    let mut answer = String::new();
+    BufReader::new(early).read_line(&mut answer).unwrap();
+    assert_eq!(answer, "{\"moved\":{}}\n");
+}
+
+#[test]
+fn a_parent_may_pass_the_socket_in() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("theirs");
+    let control: OwnedFd = UnixListener::bind(&path).unwrap().into();
+    let web: OwnedFd = std::net::TcpListener::bind("127.0.0.1:0").unwrap().into();
+    let parent = Parent::passing([control, web]).saying("LISTEN_FDNAMES", "control:web");
+    let line = parent.serve(&["--bake", "0"]);
+    let ask = |words: &[&str]| {
+        let mut command = Command::new(REAL);
+        command.args(words).arg("--control").arg(&path);
+        Operator::start(command).wait().well()
+    };
+    ask(&["reload"]);
+    assert!(ask(&["status"]).contains("listener web on 127.0.0.1:"));
+    line.signal(2, Signal::SIGTERM);
+    line.wait_for_end();
+    assert!(path.exists(), "it is not ours to unlink");
+}
+
+#[test]
+fn the_runtime_directory_is_where_the_socket_is_and_is_looked_for() {
+    let line = Line::start_with(|command, folder| {
+        command.args(["--listen", "127.0.0.1:0"]).env("RUNTIME_DIRECTORY", format!("{}:/other", folder.display()));
+    });
+    line.wait_for(1, "serving draining");
+    assert!(line.control().exists());
+    let mut command = Command::new(REAL);
+    command.arg("status").env("RUNTIME_DIRECTORY", line.folder());
+    Operator::start(command).wait().well();
+}
+
+#[test]
+fn a_check_reads_everything_and_touches_nothing() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let check = |arguments: &[&str]| {
+        let mut command = Command::new(REAL);
+        command.current_dir(&folder).arg("check").args(arguments);
+        Operator::start(command).wait()
+    };
+    let path = folder.path().join("socket");
+    let good = ["--listen", path.to_str().unwrap(), "--listen", "web=127.0.0.1:1", "--pid-file", "pid"];
+    let said = check(&good).well();
+    assert!(said.contains("would listen on /") && said.contains("web=127.0.0.1:1"), "{said}");
+    check(&["--listen", "nowhere"]).names(64, &["bad address \"nowhere\""]);
+    check(&["--listen", "web=/no/such/folder/socket"]).names(78, &["web", "/no/such/folder/socket", "No such file"]);
+    check(&["--pid-file", "/no/such/folder/pid"]).names(78, &["pid file", "/no/such/folder/pid"]);
+    check(&["--control", "/no/such/folder/control"]).names(78, &["control", "/no/such/folder/control"]);
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+}

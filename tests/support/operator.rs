@@ -1,0 +1,99 @@
+//! Is an operator: runs the daemon's own commands against a line, and sees what they print and how they end.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use super::process::{exit_code, kill_if_alive};
+use super::{Line, REAL};
+
+/// A command that runs.
+#[derive(Debug)]
+pub(crate) struct Operator(Child);
+
+/// What a command came to.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Line {
+    /// Starts the daemon on `127.0.0.1:0` with an operator's socket and these arguments, and waits until it serves.
+    pub(crate) fn serve_controlled(arguments: &[&str]) -> Self {
+        let line = Self::start_with(|command, folder| {
+            command.args(["--listen", "127.0.0.1:0"]).arg("--control").arg(folder.join("control")).args(arguments);
+        });
+        line.wait_for(1, "serving draining");
+        line
+    }
+
+    /// Where the line listens for commands.
+    pub(crate) fn control(&self) -> PathBuf {
+        self.folder().join("control")
+    }
+
+    /// Starts a command of the daemon's that asks this line.
+    pub(crate) fn ask(&self, words: &[&str]) -> Operator {
+        let mut command = Command::new(REAL);
+        command.args(words).arg("--control").arg(self.control());
+        Operator::start(command)
+    }
+
+    /// Runs such a command.
+    pub(crate) fn asked(&self, words: &[&str]) -> Answered {
+        self.ask(words).wait()
+    }
+}
+
+impl Operator {
+    /// Starts a command.
+    pub(crate) fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self(command.spawn().unwrap())
+    }
+
+    /// The next line that it prints.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while self.0.stdout.as_mut().unwrap().read(&mut byte).unwrap() == 1 && byte != [b'\n'] {
+            line.push(byte[0]);
+        }
+        String::from_utf8(line).unwrap()
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(mut self) -> Answered {
+        let code = exit_code(self.0.id());
+        let (mut out, mut err) = (String::new(), String::new());
+        self.0.stdout.as_mut().unwrap().read_to_string(&mut out).unwrap();
+        self.0.stderr.as_mut().unwrap().read_to_string(&mut err).unwrap();
+        Answered { code, out, err }
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        kill_if_alive(self.0.id());
+        let _ = self.0.wait();
+    }
+}
+
+impl Answered {
+    /// It went well.
+    pub(crate) fn well(self) -> String {
+        assert_eq!((self.code, self.err.as_str()), (0, ""), "{self:?}");
+        self.out
+    }
+
+    /// It ended with that code, and said why in one line with these words.
+    pub(crate) fn names(self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, code, "{self:?}");
+        assert_eq!(self.err.matches('\n').count(), 1, "one line was expected: {self:?}");
+        for word in words {
+            assert!(self.err.contains(word), "{word:?} is not named: {self:?}");
+        }
+    }
+}
