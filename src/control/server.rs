@@ -136,12 +136,12 @@ async fn accept(
 async fn converse(stream: Stream, ask: mpsc::Sender<(Request, Answer)>) -> io::Result<()> {
     let user = sys::socket::peer_user(&stream)?;
     let mut stream = BufReader::new(stream);
-    let request = if user == 0 || user == sys::process::user() {
-        read(&mut stream).await?
-    } else {
+    // Read it is in any case: whoever is still writing would not hear why not.
+    let mut request = read(&mut stream).await?;
+    if user != 0 && user != sys::process::user() {
         tracing::warn!(user, "refused to hear a user who is neither ours nor root");
-        Err(format!("user {user} may not ask; root and the user of the daemon may"))
-    };
+        request = Err(format!("user {user} may not ask; root and the user of the daemon may"));
+    }
     let (to_write, mut replies) = mpsc::channel(REPLIES_MAX);
     let answer = Answer(to_write);
     match request {

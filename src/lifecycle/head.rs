@@ -153,6 +153,8 @@ impl Head {
     pub(super) fn stopping(&mut self, status: String) {
         self.notifier.stopping(&status);
         self.said = status;
+        // Whoever waits for the end of a reload has this.
+        self.reload_told = false;
         // Nobody watches a service that stops, and nothing accepts any more.
         self.watchdog = None;
         self.next = Instant::now();

@@ -61,21 +61,24 @@ impl<P: Plane> Driver<P> {
                 }
             }
             Duty::Look => {
+                // What was not answered since the last look will not be soon.
+                self.say_how_it_stands();
                 self.ask_the_others();
-                let pace = if self.predecessors.is_empty() && self.state != State::Stopping {
-                    Pace::Quiet
-                } else {
-                    Pace::Drain
-                };
-                let status = self.status();
+                let is_quiet = self.predecessors.is_empty() && self.state != State::Stopping;
                 if let Some(head) = &mut self.head {
-                    head.look_again(pace);
-                    head.say(status.to_string());
-                    if self.state == State::Stopping {
-                        head.stop_stands(total(&status.generations));
-                    }
+                    head.look_again(if is_quiet { Pace::Quiet } else { Pace::Drain });
                 }
             }
+        }
+    }
+
+    /// Tells the service manager, if this is the head.
+    fn say_how_it_stands(&mut self) {
+        let status = self.status();
+        let Some(head) = &mut self.head else { return };
+        head.say(status.to_string());
+        if self.state == State::Stopping {
+            head.stop_stands(total(&status.generations));
         }
     }
 
@@ -84,6 +87,7 @@ impl<P: Plane> Driver<P> {
         let is_due = self.predecessors.reports().any(|(_, inquiry)| inquiry.is_due())
             || self.successor.as_ref().is_some_and(|successor| successor.inquiry().is_due());
         if !is_due {
+            self.say_how_it_stands();
             self.answer_inquirers();
         }
     }
@@ -123,15 +127,16 @@ impl<P: Plane> Driver<P> {
     /// How the line stands, by what is known.
     pub(super) fn status(&self) -> Status {
         let after = self.successor.as_ref().map(|successor| {
-            let unheard = Report {
+            let state = if successor.is_ready() { Standing::Probation } else { Standing::Starting };
+            let known = Report {
                 pid: successor.pid(),
-                state: if successor.is_ready() { Standing::Probation } else { Standing::Starting },
                 since_unix_ms: unix_ms(self.since),
-                ..silent(self.generation.next())
+                ..unheard(self.generation.next(), state)
             };
-            last_word(unheard, successor.inquiry())
+            last_word(known, successor.inquiry())
         });
-        let before = self.predecessors.reports().map(|(generation, inquiry)| last_word(silent(generation), inquiry));
+        let before = self.predecessors.reports();
+        let before = before.map(|(generation, inquiry)| last_word(unheard(generation, Standing::Retiring), inquiry));
         let listeners = self.listeners.as_slice().iter().map(|listener| ListenerReport {
             name: listener.name().to_string(),
             address: listener.address().to_owned(),
@@ -167,26 +172,23 @@ impl State {
     }
 }
 
-/// A generation of which nothing is known.
-fn silent(generation: Generation) -> Report {
+/// A generation that has not said anything yet.
+fn unheard(generation: Generation, state: Standing) -> Report {
     Report {
         generation,
         pid: None,
         identity: Identity::default(),
-        state: Standing::Unknown,
+        state,
         since_unix_ms: 0,
         connections: None,
         drain_left_ms: None,
     }
 }
 
-/// What a generation has said last, and whether it is silent now; `unheard` if it has said nothing.
-fn last_word(unheard: Report, inquiry: &Inquiry) -> Report {
-    match inquiry.report() {
-        None => unheard,
-        Some(report) if inquiry.is_due() => Report { state: Standing::Unknown, ..report.clone() },
-        Some(report) => report.clone(),
-    }
+/// What a generation has said last, or what is `known` of it; and whether it is silent now.
+fn last_word(known: Report, inquiry: &Inquiry) -> Report {
+    let last = inquiry.report().cloned().unwrap_or(known);
+    if inquiry.is_due() { Report { state: Standing::Unknown, ..last } } else { last }
 }
 
 /// How all connections stand together.

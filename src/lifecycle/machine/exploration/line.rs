@@ -55,8 +55,7 @@ pub(super) struct Process {
     pub(super) accepts: bool,
     /// Whether it was told to stop.
     pub(super) told: bool,
-    /// Whether it has the line: it was the last to take it.
-    pub(super) head: bool,
+    pub(super) office: Office,
     pub(super) deadlines: Deadlines,
     /// How the handoff to it ended, by its predecessor's account.
     pub(super) outcome: Option<Outcome>,
@@ -72,6 +71,13 @@ pub(super) struct Process {
     /// Unread words of the predecessor, and to it: its own and those of all that hold a copy of its channel.
     pub(super) down: VecDeque<Word>,
     pub(super) up: VecDeque<Word>,
+}
+
+/// Whether a process has the line: it was the last to take it, by what the actions did and not by what the state says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Office {
+    Head,
+    None,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -241,7 +247,8 @@ impl Line {
     pub(super) fn is_needed(&self, id: Id) -> bool {
         let process = &self.processes[id];
         let awaits_successor = process.successor.is_some_and(|successor| !successor.ready);
-        process.state == State::Stopping && (awaits_successor || process.head && !self.open_channels(id).is_empty())
+        let others = process.office == Office::Head && !self.open_channels(id).is_empty();
+        process.state == State::Stopping && (awaits_successor || others)
     }
 
     pub(super) fn let_go(&mut self, id: Id) {
@@ -272,7 +279,7 @@ impl Process {
             alive: true,
             accepts: false,
             told: false,
-            head: false,
+            office: Office::None,
             deadlines: Deadlines::default(),
             outcome: None,
             parent,

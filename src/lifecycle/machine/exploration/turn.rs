@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use super::line::{Breach, Deadlines, Failure, Heard, Id, Line, Outcome, Setting, Successor, Word};
+use super::line::{Breach, Deadlines, Failure, Heard, Id, Line, Office, Outcome, Setting, Successor, Word};
 use crate::lifecycle::machine::{Action, Event, State, step};
 
 /// What sets a process in motion.
@@ -94,7 +94,8 @@ impl Line {
         let mut line = self.clone();
         let Turn { of, cause, dies_after } = turn;
         let actions = line.meet(setting, of, cause);
-        if cause == Cause::Own(Event::Drained) && line.processes[of].head && !line.open_channels(of).is_empty() {
+        let is_head = line.processes[of].office == Office::Head;
+        if cause == Cause::Own(Event::Drained) && is_head && !line.open_channels(of).is_empty() {
             line.breach = Some(Breach::LeftBehind);
         }
         for action in &actions[..dies_after.unwrap_or(actions.len())] {
@@ -239,7 +240,7 @@ impl Line {
             Action::TellRollback => self.tell_predecessor(id, Word::Rollback),
             Action::TakeTheLine => {
                 self.pid_file = Some(id);
-                process.head = true;
+                process.office = Office::Head;
                 let older = self.open_channels(id);
                 let excess = older.len().saturating_sub(setting.generations - 1);
                 older[..excess].iter().for_each(|channel| self.processes[*channel].up.push_back(Word::Cut));
@@ -265,7 +266,7 @@ impl Line {
             }
             Action::Commit(hangup) | Action::CommitForGood(hangup) => {
                 process.deadlines.bake = false;
-                process.head = false;
+                process.office = Office::None;
                 let Some(Successor { id: successor, .. }) = process.successor else {
                     self.breach = Some(Breach::NoSuccessor);
                     return;
@@ -309,7 +310,7 @@ impl Line {
                 process.deadlines.drain = false;
                 process.accepts = true;
             }
-            Action::Cut if process.head => {
+            Action::Cut if process.office == Office::Head => {
                 for channel in self.open_channels(id) {
                     self.processes[channel].up.push_back(Word::Cut);
                 }
