@@ -225,9 +225,6 @@ pub(crate) enum HandoffFailure {
         /// What the kernel says.
         source: io::Error,
     },
-    /// This process is the first of its pid namespace, and the kernel would kill the successor with it.
-    #[error("this is process 1, with which all others end; start it under an init, as `docker run --init` does")]
-    FirstProcess,
     /// What lies at the program's path cannot be executed.
     #[error("cannot execute {}: {source}", program.display())]
     Exec {

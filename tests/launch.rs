@@ -3,7 +3,6 @@
 //! The old generation says why, serves on, and the next good handoff works. Bash scripts play the bad successors.
 
 use std::fs;
-use std::process::Command;
 
 use nix::sys::signal::Signal;
 
@@ -237,32 +236,6 @@ fn an_exec_that_finds_no_memory_is_said_and_the_next_handoff_works() {
 }
 
 /// In a container without an init, the end of the old generation would be the end of the new one.
-#[test]
-fn the_first_process_of_a_container_does_not_hand_over_to_one_that_would_die_with_it() {
-    let line = Line::start_by(|folder| {
-        let mut command = Command::new("unshare");
-        command.args(["--map-root-user", "--pid", "--fork", "--kill-child"]).arg(folder.join("handoffd"));
-        command.args(["--log", "debug", "--listen", "127.0.0.1:0", "--bake", "0"]);
-        command
-    });
-    assert_eq!(line.wait_for(1, "serving draining").pid, 1);
-    // By its number out here.
-    let is_first = |pid: &u32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        status.contains(&format!("NSpid:\t{pid}\t1\n"))
-    };
-    let daemon = line.processes().into_iter().find(is_first).unwrap();
-    for _ in 0..2 {
-        let mark = line.mark();
-        signal(daemon, Signal::SIGHUP);
-        let failure = line.wait_since(mark, "a failed handoff", |record| record.is(1, "the handoff failed"));
-        assert!(failure.text.contains("process 1"), "{}", failure.text);
-        line.assert_serves();
-    }
-    signal(daemon, Signal::SIGTERM);
-    assert_eq!(line.exit_code(1), 0);
-}
-
 #[test]
 fn a_channel_that_cannot_be_made_is_said_and_the_next_handoff_works() {
     let line = Line::serve(&["--bake", "0"]);

@@ -9,6 +9,7 @@
 mod support;
 
 mod activation;
+mod container;
 mod control;
 mod conversation;
 mod crashes;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use listenfd::ListenFd;
 
 use super::channel::{Received, receive};
+use super::init::Init;
 use super::message::{Message, VERSION, Welcome};
 use super::predecessor::{Draining, Unconnected};
 use crate::error::Error;
@@ -63,6 +64,8 @@ pub struct Inheritance {
     pub(crate) sockets: Vec<Passed>,
     pub(crate) predecessors: Unconnected,
     pub(crate) program: Program,
+    /// The process that stays, if this one is not what a container or a supervisor watches.
+    pub(crate) init: Option<Init>,
     journal_stream: Option<String>,
     runtime_directory: Option<PathBuf>,
     /// For the channel to the successor: reserved now, while low numbers are free.
@@ -91,7 +94,28 @@ impl Inheritance {
     /// # Errors
     /// [`Error::ThreadsRunning`], [`Error::AlreadyTaken`]; [`Error::Environment`] and [`Error::NotAListener`] name what
     /// a parent passed wrongly. A predecessor is told.
+    ///
+    /// # As process 1
+    /// A generation ends when it has handed over, and with process 1 a container ends. So process 1 of a pid namespace
+    /// stays, as a small init that ends with the line, and this returns in a child of it, and never there.
     pub fn take() -> Result<Self, Error> {
+        if std::process::id() == 1 { Self::take_under_init() } else { Self::take_alone() }
+    }
+
+    /// The same with an init in any case, unless there is one already: for a supervisor that watches the one process which
+    /// it has started, as most do that are not systemd.
+    ///
+    /// # Errors
+    /// As [`Inheritance::take`].
+    pub fn take_under_init() -> Result<Self, Error> {
+        let mut inheritance = Self::take_alone()?;
+        if inheritance.predecessors.predecessor.is_none() {
+            inheritance.init = Some(Init::leave()?);
+        }
+        Ok(inheritance)
+    }
+
+    fn take_alone() -> Result<Self, Error> {
         let mut counted = Ok(0);
         let (environment, mut descriptors) = sys::env::take(&TAKEN_OUT, |environment| {
             counted = count(environment);
@@ -103,15 +127,14 @@ impl Inheritance {
             let sockets = adopt(&environment, &mut descriptors, &Welcome::default())?;
             return Self::new(&environment, Generation::FIRST, sockets);
         };
-        let mut draining = Draining::new();
-        let taken = counted.and_then(|_| {
-            let (generation, sockets, older) = take_from_predecessor(&environment, &mut descriptors, &channel)?;
-            draining = older;
-            Self::new(&environment, generation, sockets)
+        let taken = counted.and_then(|_| take_from_predecessor(&environment, &mut descriptors, &channel));
+        let taken = taken.and_then(|taken| {
+            let inheritance = Self::new(&environment, taken.generation, taken.sockets)?;
+            Ok((inheritance, taken.draining, taken.init))
         });
         match taken {
-            Ok(inheritance) => {
-                Ok(Self { predecessors: Unconnected { draining, predecessor: Some(channel) }, ..inheritance })
+            Ok((inheritance, draining, init)) => {
+                Ok(Self { predecessors: Unconnected { draining, predecessor: Some(channel) }, init, ..inheritance })
             }
             Err(error) => {
                 tell_why(&channel, &error);
@@ -174,6 +197,7 @@ impl Inheritance {
             sockets,
             predecessors: Unconnected::default(),
             program,
+            init: None,
             journal_stream,
             runtime_directory,
             slot,
@@ -222,12 +246,20 @@ impl Program {
     }
 }
 
-/// Takes what the predecessor passed: our ordinal, the sockets, the channels to those before it.
+/// What only a predecessor can pass.
+struct Bequeathed {
+    generation: Generation,
+    sockets: Vec<Passed>,
+    draining: Draining,
+    init: Option<Init>,
+}
+
+/// Takes what the predecessor passed: our ordinal, the sockets, the channels to those before it and to the init.
 fn take_from_predecessor(
     environment: &Environment,
     descriptors: &mut ListenFd,
     channel: &OwnedFd,
-) -> Result<(Generation, Vec<Passed>, Draining), Error> {
+) -> Result<Bequeathed, Error> {
     let wrong = |why: String| Error::Predecessor { why };
     // It was sent before the fork, so there is nothing to wait for.
     let welcome = match receive(channel.as_fd(), &mut Vec::new()) {
@@ -239,19 +271,20 @@ fn take_from_predecessor(
         Err(error) => return Err(wrong(format!("no welcome on the channel: {error}"))),
     };
     let generation = parse(environment, GENERATION, "the ordinal of a process")?.unwrap_or(Generation::FIRST);
-    let mut draining: Draining = Vec::new();
-    for (generation, descriptor) in &welcome.draining {
-        let taken = is_passed(descriptors, *descriptor)
-            || *descriptor == sys::fd::number(channel)
-            || draining.iter().any(|(_, fd)| sys::fd::number(fd) == *descriptor);
-        if taken {
+    let mut taken = vec![sys::fd::number(channel)];
+    let mut take = |descriptor: RawFd| {
+        if is_passed(descriptors, descriptor) || taken.contains(&descriptor) {
             return Err(wrong(format!("descriptor {descriptor} is passed twice")));
         }
-        let fd =
-            sys::fd::take_named(*descriptor).map_err(|error| wrong(format!("descriptor {descriptor}: {error}")))?;
-        draining.push((*generation, fd));
+        taken.push(descriptor);
+        sys::fd::take_named(descriptor).map_err(|error| wrong(format!("descriptor {descriptor}: {error}")))
+    };
+    let mut draining: Draining = Vec::new();
+    for (generation, descriptor) in &welcome.draining {
+        draining.push((*generation, take(*descriptor)?));
     }
-    Ok((generation, adopt(environment, descriptors, &welcome)?, draining))
+    let init = welcome.init.map(take).transpose()?.map(Init::inherited);
+    Ok(Bequeathed { generation, sockets: adopt(environment, descriptors, &welcome)?, draining, init })
 }
 
 /// Tells the predecessor why this process cannot serve. If it does not hear, it has ended: nobody is left to be told.

@@ -56,6 +56,8 @@ pub(crate) enum Message {
     Stopping,
     /// The newest generation to one that drains: too many of us, cut your drain short.
     Cut,
+    /// The head to the init, if there is one: I am the head, or this one is.
+    Head { pid: u32 },
     /// The head to any other: how do you stand?
     Ask,
     /// In answer to that.
@@ -73,6 +75,8 @@ pub(crate) struct Welcome {
     pub(crate) bound: Vec<(usize, Binding)>,
     /// The generations before the predecessor that still drain, each with the descriptor of the channel to it.
     pub(crate) draining: Vec<(Generation, RawFd)>,
+    /// The descriptor of the channel to the init, if there is one.
+    pub(crate) init: Option<RawFd>,
 }
 
 /// Whether a hangup waits to be acted on. However many come, they are one.
@@ -95,13 +99,16 @@ impl Message {
                 for (generation, descriptor) in &welcome.draining {
                     packet.line("DRAINING", format_args!("{generation} {descriptor}"));
                 }
+                if let Some(descriptor) = welcome.init {
+                    packet.line("INIT", descriptor);
+                }
             }
             Self::Committed(hangup) => packet.hangup(*hangup),
             Self::CommittedForGood(hangup) => {
                 packet.line("FOR-GOOD", 1);
                 packet.hangup(*hangup);
             }
-            Self::Born { pid } => packet.line("PID", pid),
+            Self::Born { pid } | Self::Head { pid } => packet.line("PID", pid),
             Self::ForkFailed { errno } | Self::ExecFailed { errno } => packet.line("ERRNO", errno),
             Self::Ready { pid, closed } => {
                 packet.line("PID", pid);
@@ -128,6 +135,7 @@ impl Message {
             Self::Rollback => "rollback",
             Self::Stopping => "stopping",
             Self::Cut => "cut",
+            Self::Head { .. } => "head",
             Self::Ask => ASK,
             Self::Report(_) => "report",
             Self::Unknown { .. } => "unknown",
@@ -156,6 +164,10 @@ impl Message {
                 while let Some((generation, descriptor)) = fields.pair("DRAINING")? {
                     welcome.draining.push((generation, descriptor));
                 }
+                welcome.init = match fields.take("INIT") {
+                    Some(descriptor) => Some(descriptor.parse().map_err(|_| format!("INIT={descriptor:?}"))?),
+                    None => None,
+                };
                 Self::Welcome(welcome)
             }
             "committed" => {
@@ -179,6 +191,7 @@ impl Message {
             "rollback" => Self::Rollback,
             "stopping" => Self::Stopping,
             "cut" => Self::Cut,
+            "head" => Self::Head { pid: fields.number("PID")? },
             ASK => Self::Ask,
             "report" => {
                 let text = fields.text("REPORT")?;
@@ -253,6 +266,7 @@ mod tests {
         let welcome = Welcome {
             bound: vec![(0, "127.0.0.1:0".parse().unwrap()), (2, "8:42 /run/a b.sock".parse().unwrap())],
             draining: vec![(Generation::FIRST, 7), (Generation::FIRST.next(), 8)],
+            init: Some(9),
         };
         let report = Report {
             generation: Generation::FIRST,
@@ -278,6 +292,7 @@ mod tests {
             Message::Rollback,
             Message::Stopping,
             Message::Cut,
+            Message::Head { pid: 42 },
             Message::Ask,
             Message::Report(Box::new(report)),
             Message::Unknown { kind: "novel".into() },

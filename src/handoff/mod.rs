@@ -5,6 +5,7 @@
 
 mod channel;
 mod inheritance;
+mod init;
 mod inquiry;
 mod message;
 mod predecessor;
@@ -13,6 +14,7 @@ mod successor;
 pub(crate) use crate::sys::fd::LowSlot;
 pub(crate) use inheritance::Program;
 pub use inheritance::{Inheritance, runtime_directory};
+pub(crate) use init::Init;
 pub(crate) use inquiry::Inquiry;
 pub(crate) use message::{Hangup, Message};
 pub(crate) use predecessor::{PredecessorEvent, Predecessors};

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 
 use super::channel::{Channel, Received};
 use super::inheritance::Program;
+use super::init::Init;
 use super::inquiry::Inquiry;
 use super::message::{Hangup, Message, WORDS, Welcome};
 use super::predecessor::Predecessors;
@@ -32,6 +33,7 @@ pub(crate) struct Bequest<'a> {
     pub(crate) generation: Generation,
     pub(crate) listeners: &'a ListenerSet,
     pub(crate) predecessors: &'a Predecessors,
+    pub(crate) init: Option<&'a Init>,
     pub(crate) slot: &'a mut LowSlot,
 }
 
@@ -40,10 +42,14 @@ impl Bequest<'_> {
     fn launch(&mut self, channel: &Channel, theirs: OwnedFd) -> io::Result<()> {
         let listeners = self.listeners.passed_on();
         let mut passed: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
-        let mut welcome = Welcome { bound: bound(&listeners), draining: Vec::new() };
+        let mut welcome = Welcome { bound: bound(&listeners), ..Welcome::default() };
         for (generation, older) in self.predecessors.channels() {
             welcome.draining.push((generation, number_of(passed.len())?));
             passed.push(older);
+        }
+        if let Some(init) = self.init {
+            welcome.init = Some(number_of(passed.len())?);
+            passed.push(init.as_fd());
         }
         let descriptor = number_of(passed.len())?;
         passed.push(self.slot.fill(theirs)?);

@@ -21,7 +21,7 @@ use crate::drain::DrainReport;
 use crate::error::{Error, HandoffFailure};
 use crate::generation::Generation;
 use crate::handoff::{
-    Fate, Inheritance, LowSlot, Message, PredecessorEvent, Predecessors, Program, Successor, SuccessorEvent,
+    Fate, Inheritance, Init, LowSlot, Message, PredecessorEvent, Predecessors, Program, Successor, SuccessorEvent,
 };
 use crate::net::{Listener, ListenerSet};
 use crate::notify::Notifier;
@@ -49,6 +49,7 @@ pub(super) struct Driver<P> {
     pub(super) generation: Generation,
     pub(super) program: Program,
     pub(super) slot: LowSlot,
+    pub(super) init: Option<Init>,
     pub(super) listeners: ListenerSet,
     pub(super) plane: P,
     signals: Signals,
@@ -90,7 +91,7 @@ impl<P: Plane> Driver<P> {
     /// Installs the signal handlers and adopts or binds the listeners. Nothing is accepted yet.
     pub(super) fn start(config: Config, inheritance: Inheritance, plane: P) -> Result<Self, Error> {
         let signals = Signals::install().map_err(Error::system("install signal handlers"))?;
-        let Inheritance { generation, sockets, predecessors, program, slot, .. } = inheritance;
+        let Inheritance { generation, sockets, predecessors, program, slot, init, .. } = inheritance;
         let predecessors =
             Predecessors::connect(predecessors, generation).map_err(Error::system("watch the predecessor"))?;
         let prepare = || -> Result<_, Error> {
@@ -110,6 +111,7 @@ impl<P: Plane> Driver<P> {
             generation,
             program,
             slot,
+            init,
             listeners,
             plane,
             signals,

@@ -74,6 +74,9 @@ impl<P: Plane> Driver<P> {
                 Ok(()) => {}
             }
         }
+        if let Some(init) = &self.init {
+            init.tell_head(std::process::id());
+        }
         self.predecessors.attend();
         self.predecessors.cut_all_but(self.config.max_generations.get() - 1);
         let head = Head::new(self.notifier.clone(), self.program.watchdog());
@@ -121,14 +124,8 @@ impl<P: Plane> Driver<P> {
             if self.reload.is_some() { head.say(status) } else { head.reloading(status) }
         }
         let (program, listeners, predecessors) = (&self.program, &self.listeners, &self.predecessors);
-        let slot = &mut self.slot;
-        // The kernel kills whatever is left of a pid namespace when its first process ends, pid_namespaces(7): the
-        // successor would die of our retirement.
-        let started = if std::process::id() == 1 {
-            Err(HandoffFailure::FirstProcess)
-        } else {
-            Successor::start(&mut Bequest { program, generation, listeners, predecessors, slot })
-        };
+        let (init, slot) = (self.init.as_ref(), &mut self.slot);
+        let started = Successor::start(&mut Bequest { program, generation, listeners, predecessors, init, slot });
         match started {
             Ok(successor) => self.successor = Some(successor),
             Err(failure) => {
@@ -148,6 +145,9 @@ impl<P: Plane> Driver<P> {
             if let Err(error) = pid_file.write(pid) {
                 tracing::error!(%error, "nobody can learn from the pid file whom to signal");
             }
+        }
+        if let (Some(init), Some(pid)) = (&self.init, pid) {
+            init.tell_head(pid);
         }
         self.control.close();
         self.predecessors.leave();

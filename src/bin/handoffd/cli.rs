@@ -76,6 +76,10 @@ struct ServeFlags {
     #[arg(long, value_name = "PATH", value_parser = socket_path)]
     control: Option<PathBuf>,
 
+    /// Stay as a small init that ends with the service, for a supervisor that watches one process; process 1 always does
+    #[arg(long)]
+    init: bool,
+
     /// What to log: error, warn, info, debug or trace, also for one target, as in info,handoffd=debug
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: Targets,
@@ -151,6 +155,16 @@ pub(crate) enum Command {
 pub(crate) struct Serve {
     pub(crate) config: Config,
     pub(crate) log: Targets,
+    pub(crate) watched: Watched,
+}
+
+/// Whom whoever started this process watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watched {
+    /// Whoever is the head: systemd is told; others do not watch.
+    TheHead,
+    /// This process.
+    ThisProcess,
 }
 
 /// For whom to print.
@@ -215,7 +229,8 @@ fn serve(flags: ServeFlags, runtime_directory: Option<&Path>) -> Result<Serve, A
         control: flags.control.or_else(|| runtime_directory.map(|folder| default_control_path(Some(folder)))),
         identity: Identity::default(),
     };
-    Ok(Serve { config, log: flags.log })
+    let watched = if flags.init { Watched::ThisProcess } else { Watched::TheHead };
+    Ok(Serve { config, log: flags.log, watched })
 }
 
 /// The first line of what clap says, which names the flag and the value; the rest is usage.

@@ -11,7 +11,7 @@ use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
-use cli::Command;
+use cli::{Command, Watched};
 use handoffd::{Config, Echo, Error, Exit, Inheritance};
 use logging::Destination;
 
@@ -39,7 +39,11 @@ fn main() -> ExitCode {
 
 fn serve(arguments: cli::Serve) -> ExitCode {
     // Before anything that could start a thread or open a descriptor.
-    let inheritance = match Inheritance::take() {
+    let taken = match arguments.watched {
+        Watched::TheHead => Inheritance::take(),
+        Watched::ThisProcess => Inheritance::take_under_init(),
+    };
+    let inheritance = match taken {
         Ok(inheritance) => inheritance,
         Err(error) => return fail(&error),
     };

@@ -1,0 +1,212 @@
+//! As process 1 of a container, or under a supervisor that watches one process, the first process stays to the end.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use nix::pty::openpty;
+use nix::sys::signal::Signal;
+
+use crate::support::{
+    Client, Handoffs, Line, Parent, SLOW_DRAIN, Storm, assert_becomes, exit_code, freeze, holds, signal, thaw,
+};
+
+/// Starts the daemon as process 1 of a pid namespace, and waits until it serves: the line, and process 1 by its number
+/// out here.
+fn contained(arguments: &[&str]) -> (Line, u32) {
+    let line = Line::start_by(|folder| {
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+        command.arg(folder.join("handoffd")).args(["--log", "debug", "--listen", "127.0.0.1:0"]).args(arguments);
+        command
+    });
+    line.wait_for(1, "serving draining");
+    let first = line.processes().into_iter().find(|pid| inner(*pid) == Some(1)).unwrap();
+    (line, first)
+}
+
+/// The number of a process in the innermost namespace that it is in, if that is not ours.
+fn inner(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let numbers: Vec<&str> = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().collect();
+    (numbers.len() > 1).then(|| numbers[numbers.len() - 1].parse().unwrap())
+}
+
+/// The process out here that has that number in there.
+fn outer(line: &Line, number: u32) -> u32 {
+    line.processes().into_iter().find(|pid| inner(*pid) == Some(number)).unwrap()
+}
+
+#[test]
+fn fifty_handoffs_of_a_container_lose_nothing_and_end_with_it() {
+    let (line, first) = contained(&["--bake", "0"]);
+    let storm = Storm::start(&line.address(), 2, 2);
+    let mut seen = 0;
+    for generation in 2..=51 {
+        signal(first, Signal::SIGHUP);
+        line.wait_after(&mut seen, "the next head", |record| record.is(generation, "serving draining"));
+    }
+    let tally = storm.end();
+    assert!(tally.losses.is_empty(), "{:?}", tally.losses);
+    assert!(tally.short > 0 && tally.persistent > 0);
+    // The init holds its streams, the signals, the channel; and nothing of what is served.
+    let held: Vec<String> = holds(first).into_values().collect();
+    assert!(held.len() == 2 && held.iter().any(|one| one.contains("signalfd")), "{held:?}");
+    signal(first, Signal::SIGTERM);
+    assert_eq!(line.exit_code(1), 0);
+    line.wait_for_end();
+}
+
+#[test]
+fn a_container_ends_when_its_last_connection_has_and_not_before() {
+    let (line, first) = contained(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
+    let mut held = line.hold();
+    signal(first, Signal::SIGHUP);
+    line.wait_for(1, "draining why");
+    line.wait_for(2, "serving draining");
+    signal(first, Signal::SIGTERM);
+    line.wait_for(2, "draining why");
+    // The old one keeps the listener until it hears that the line stops.
+    line.wait_for(1, "LineStopping");
+    assert!(Client::connect(&line.address()).is_err());
+    held.echo(b"still here").unwrap();
+    held.expect_end().unwrap();
+    assert_eq!(line.exit_code(1), 0);
+    let records = line.wait_for_end();
+    let ended: Vec<_> = records.iter().filter(|record| record.text.starts_with("INFO ended")).collect();
+    assert_eq!(ended.last().unwrap().generation, 2);
+}
+
+/// `docker stop` may come in any instant of a handoff: the one that was told is not always the one to tell.
+#[test]
+fn a_stop_in_the_middle_of_a_handoff_ends_the_container() {
+    for _ in 0..20 {
+        let (line, first) = contained(&["--bake", "0"]);
+        signal(first, Signal::SIGHUP);
+        line.wait_for(1, "the successor is ready");
+        signal(first, Signal::SIGTERM);
+        assert_eq!(line.exit_code(1), 0);
+        line.wait_for_end();
+    }
+}
+
+#[test]
+fn a_container_ends_with_the_status_of_the_generation_that_serves() {
+    let (line, _) = contained(&["--bake", "0"]);
+    signal(outer(&line, line.pid_of(1)), Signal::SIGKILL);
+    assert_eq!(line.exit_code(1), 128 + 9);
+
+    let (line, first) = contained(&["--bake", "0"]);
+    signal(first, Signal::SIGHUP);
+    line.wait_for(2, "serving draining");
+    // While it drained, it would accept again.
+    line.wait_for(1, "INFO ended");
+    signal(outer(&line, line.pid_of(2)), Signal::SIGKILL);
+    assert_eq!(line.exit_code(1), 128 + 9);
+
+    let line = Line::start_by(|folder| {
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--pid", "--fork", "--kill-child"]);
+        command.arg(folder.join("handoffd")).args(["--listen", "/no/such/folder/socket"]);
+        command
+    });
+    assert_eq!(line.exit_code(1), 78);
+}
+
+#[test]
+fn in_a_container_too_a_draining_generation_accepts_again_when_its_successor_dies() {
+    let (line, first) = contained(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
+    let _held = line.hold();
+    signal(first, Signal::SIGHUP);
+    line.wait_for(2, "serving draining");
+    let mark = line.mark();
+    signal(outer(&line, line.pid_of(2)), Signal::SIGKILL);
+    line.wait_since(mark, "the first as the head again", |record| record.is(1, "serving draining"));
+    line.assert_serves();
+    let mark = line.mark();
+    signal(first, Signal::SIGHUP);
+    line.wait_since(mark, "the next", |record| record.is(2, "serving draining"));
+    line.assert_serves();
+}
+
+#[test]
+fn orphans_in_a_container_are_reaped() {
+    let (line, first) = contained(&["--bake", "0"]);
+    // Forked twice in the container, and left to its first process.
+    let orphan = Command::new("nsenter")
+        .args(["--target", &first.to_string(), "--user", "--pid", "--preserve-credentials"])
+        .args(["sh", "-c", "sh -c 'exit 3' & exec true"])
+        .status();
+    assert!(orphan.unwrap().success());
+    let task = format!("/proc/{first}/task/{first}/children");
+    assert_becomes(&1, || fs::read_to_string(&task).unwrap().split_whitespace().count());
+    signal(first, Signal::SIGQUIT);
+    assert_eq!(line.exit_code(1), 0);
+}
+
+#[test]
+fn a_supervisor_that_watches_one_process_sees_it_stay() {
+    let line = Line::serve(&["--bake", "0", "--init"]);
+    assert_ne!(line.pid_of(1), line.first_pid());
+    let mut head = Handoffs::of(&line);
+    for _ in 0..3 {
+        head.pid = line.first_pid();
+        head.next();
+        line.assert_serves();
+    }
+    assert!(Path::new(&format!("/proc/{}", line.first_pid())).exists());
+    // Whatever the head dies of is what the supervisor sees, once nobody drains who would accept again.
+    line.wait_for(3, "INFO ended");
+    signal(head.pid, Signal::SIGKILL);
+    assert_eq!(exit_code(line.first_pid()), 128 + 9);
+    line.wait_for_end();
+}
+
+#[test]
+fn a_second_interrupt_reaches_the_head_and_cuts() {
+    let line = Line::serve(&[&["--init"], &SLOW_DRAIN[..]].concat());
+    let _held = line.hold();
+    signal(line.first_pid(), Signal::SIGINT);
+    line.wait_for(1, "draining why");
+    signal(line.first_pid(), Signal::SIGINT);
+    assert_eq!(exit_code(line.first_pid()), 0);
+    assert_eq!(line.wait_for(1, "INFO ended").field("cut"), Some("1"));
+}
+
+/// What a parent passes is for the line: the init keeps nothing.
+#[test]
+fn sockets_that_are_passed_in_go_to_the_line_and_not_to_the_init() {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap().to_string();
+    let line = Parent::passing([socket.into()]).serve(&["--init", "--bake", "0"]);
+    Client::once(&address, b"are you there?").unwrap();
+    signal(line.first_pid(), Signal::SIGHUP);
+    line.wait_for(2, "serving draining");
+    Client::once(&address, b"are you there?").unwrap();
+    signal(line.first_pid(), Signal::SIGTERM);
+    line.wait_for_end();
+    assert!(Client::connect(&address).is_err(), "somebody holds the socket");
+}
+
+/// Ctrl-C goes to every process in the foreground: the head has it from the terminal, and not a second time from its init.
+#[test]
+fn an_interrupt_from_the_terminal_is_one_to_the_head() {
+    let terminal = openpty(None, None).unwrap();
+    let line = Line::start_under(&["setsid", "--ctty"], |command, _| {
+        command.args(["--listen", "127.0.0.1:0", "--init"]).args(SLOW_DRAIN).stdin(terminal.slave);
+    });
+    line.wait_for(1, "serving draining");
+    let mut held = line.hold();
+    // Two that come at once would be one: the init sees it when the head has.
+    freeze(line.first_pid());
+    nix::unistd::write(&terminal.master, b"\x03").unwrap();
+    line.wait_for(1, "draining why");
+    thaw(line.first_pid());
+    // Whatever the init has passed on before, comes before this.
+    signal(line.first_pid(), Signal::SIGHUP);
+    line.wait_for(1, "hangup ignored");
+    assert_eq!(line.count("signal received signal=\"SIGINT\""), 1);
+    held.echo(b"still here").unwrap();
+    line.wait_for_end();
+    assert_eq!(line.wait_for(1, "INFO ended").field("cut"), Some("0"));
+}
