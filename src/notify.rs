@@ -74,7 +74,7 @@ impl Notifier {
     pub(crate) fn reloading(&self, status: &str) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => self.send(Weight::Awaited, &[NotifyState::Reloading, now, NotifyState::Status(status)], &[]),
-            Err(error) => tracing::warn!(%error, "cannot tell the service manager of the reload"),
+            Err(error) => tracing::warn!(reason = %error, "cannot tell the service manager of the reload: {error}"),
         }
     }
 
@@ -132,7 +132,7 @@ impl Notifier {
             Err(error) if weight == Weight::Dropped => {
                 tracing::debug!(%error, text, "the service manager did not hear")
             }
-            Err(error) => tracing::warn!(%error, text, "cannot notify the service manager"),
+            Err(error) => tracing::warn!(reason = %error, text, "cannot notify the service manager: {error}"),
             Ok(()) => {}
         }
     }

@@ -73,7 +73,7 @@ fn a_container_ends_when_its_last_connection_has_and_not_before() {
     held.expect_end().unwrap();
     assert_eq!(line.exit_code(1), 0);
     let records = line.wait_for_end();
-    let ended: Vec<_> = records.iter().filter(|record| record.text.starts_with("INFO ended")).collect();
+    let ended: Vec<_> = records.iter().filter(|record| record.text.contains("has ended ended=")).collect();
     assert_eq!(ended.last().unwrap().generation, 2);
 }
 
@@ -100,7 +100,7 @@ fn a_container_ends_with_the_status_of_the_generation_that_serves() {
     signal(first, Signal::SIGHUP);
     line.wait_for(2, "serving draining");
     // While it drained, it would accept again.
-    line.wait_for(1, "INFO ended");
+    line.wait_for(1, "has ended ended=");
     signal(outer(&line, line.pid_of(2)), Signal::SIGKILL);
     assert_eq!(line.exit_code(1), 128 + 9);
 
@@ -156,7 +156,7 @@ fn a_supervisor_that_watches_one_process_sees_it_stay() {
     }
     assert!(Path::new(&format!("/proc/{}", line.first_pid())).exists());
     // Whatever the head dies of is what the supervisor sees, once nobody drains who would accept again.
-    line.wait_for(3, "INFO ended");
+    line.wait_for(3, "has ended ended=");
     signal(head.pid, Signal::SIGKILL);
     assert_eq!(exit_code(line.first_pid()), 128 + 9);
     line.wait_for_end();
@@ -170,7 +170,7 @@ fn a_second_interrupt_reaches_the_head_and_cuts() {
     line.wait_for(1, "draining why");
     signal(line.first_pid(), Signal::SIGINT);
     assert_eq!(exit_code(line.first_pid()), 0);
-    assert_eq!(line.wait_for(1, "INFO ended").field("cut"), Some("1"));
+    assert_eq!(line.wait_for(1, "has ended ended=").field("cut"), Some("1"));
 }
 
 /// What a parent passes is for the line: the init keeps nothing.
@@ -208,5 +208,5 @@ fn an_interrupt_from_the_terminal_is_one_to_the_head() {
     assert_eq!(line.count("signal received signal=\"SIGINT\""), 1);
     held.echo(b"still here").unwrap();
     line.wait_for_end();
-    assert_eq!(line.wait_for(1, "INFO ended").field("cut"), Some("0"));
+    assert_eq!(line.wait_for(1, "has ended ended=").field("cut"), Some("0"));
 }

@@ -28,7 +28,7 @@ fn requests_that_arrive_in_the_instant_of_the_drain_are_answered() {
     }
     drop(clients);
     assert_eq!(line.exit_code(1), 0);
-    let ended = line.wait_for(1, "INFO ended");
+    let ended = line.wait_for(1, "has ended ended=");
     assert_eq!((ended.field("ended").unwrap().parse(), ended.field("cut")), (Ok(MANY), Some("0")));
 }
 
@@ -41,11 +41,11 @@ fn a_client_that_has_half_closed_gets_its_whole_reply() {
     let client = Stuck::on(&line, &line.address());
     client.half_close();
     line.hand_over_from(1);
-    line.wait_for(1, "INFO draining");
+    line.wait_for(1, "draining why");
     let last = Stuck::on(&line, &line.address());
     last.half_close();
     line.signal(2, Signal::SIGTERM);
-    line.wait_for(2, "INFO draining");
+    line.wait_for(2, "draining why");
     client.read_to_end();
     last.read_to_end();
     line.wait_for_end();
@@ -64,7 +64,7 @@ fn assert_nothing_dies_of_a_reset(line: &Line, generation: u64, number: Signal) 
     }
     line.assert_serves();
     line.signal(generation, number);
-    line.wait_for(generation, "INFO draining");
+    line.wait_for(generation, "draining why");
     let asked = sent.len();
     sent.extend(b"and one thing more".repeat(500));
     for client in &mut clients {

@@ -119,7 +119,7 @@ fn an_accept_that_fails_for_its_peer_alone_holds_up_nobody() {
 fn a_stop_for_want_of_descriptors_says_whom_it_leaves_behind() {
     let line = traced("ulimit -n 40", "");
     let clients = ask(&line, 70);
-    line.wait_for(1, "cannot accept; trying again");
+    line.wait_for(1, "cannot accept on listener-1, trying again");
     signal(line.pid_of(1), Signal::SIGTERM);
     line.wait_for(1, "cannot accept those that still wait");
     drop(clients);

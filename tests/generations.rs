@@ -21,7 +21,7 @@ fn line(arguments: &[&str]) -> (Line, String) {
 fn hand_over(line: &Line, head: &mut Handoffs<'_>) {
     let old = head.generation;
     head.next();
-    line.wait_for(old, "INFO draining");
+    line.wait_for(old, "draining why");
 }
 
 #[test]
@@ -41,11 +41,11 @@ fn a_connection_in_the_middle_of_a_request_outlives_many_handoffs() {
     let record = line.wait_for(1, "connection ended");
     let number = |name| record.field(name).and_then(|value| value.parse::<usize>().ok()).unwrap();
     assert_eq!((number("received") - number("late"), number("sent")), (answered, answered), "{record:?}");
-    let ended = line.wait_for(1, "INFO ended");
+    let ended = line.wait_for(1, "has ended ended=");
     assert_eq!((ended.field("ended"), ended.field("cut")), (Some("1"), Some("0")), "{ended:?}");
     for (client, generation) in clients.into_iter().zip(2..) {
         client.read_to_end();
-        let ended = line.wait_for(generation, "INFO ended");
+        let ended = line.wait_for(generation, "has ended ended=");
         assert_eq!((ended.field("ended"), ended.field("cut")), (Some("1"), Some("0")), "{ended:?}");
     }
     line.wait_for_end();
@@ -65,7 +65,7 @@ fn assert_bounded(bound: u64, arguments: &[&str]) {
     for cut in 1..=2 {
         hand_over(&line, &mut head);
         assert_eq!(line.exit_code(cut), 0);
-        let ended = line.wait_for(cut, "INFO ended");
+        let ended = line.wait_for(cut, "has ended ended=");
         assert_eq!((ended.field("ended"), ended.field("cut")), (Some("0"), Some("1")), "{ended:?}");
         clients.remove(0).expect_cut();
         clients.push(Stuck::on(&line, &path));
@@ -139,7 +139,7 @@ fn the_head_outlives_a_generation_that_drains_longer_and_neither_complains() {
     client.read_to_end();
     assert_eq!(exit_code(head.pid), 0);
     let records = line.wait_for_end();
-    let ended: Vec<_> = records.iter().filter(|record| record.text.starts_with("INFO ended")).collect();
+    let ended: Vec<_> = records.iter().filter(|record| record.text.contains("has ended ended=")).collect();
     assert_eq!(ended.last().unwrap().generation, head.generation, "the head has to be the last");
     let complaint = records.iter().find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
     assert_eq!(complaint, None);

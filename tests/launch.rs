@@ -172,7 +172,7 @@ fn a_successor_that_a_wrapper_has_forked_takes_over_and_hands_over_in_turn() {
     line.hand_over_from(2);
     assert_eq!(line.exit_code(1), 0);
     // A child of the wrapper, which reaps it.
-    line.wait_for(2, "ended ended");
+    line.wait_for(2, "has ended ended=");
     line.assert_serves();
 }
 

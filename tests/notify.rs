@@ -114,7 +114,7 @@ fn a_stop_is_told_by_the_head_alone_which_is_the_last_to_end() {
     assert_eq!(line.exit_code(1), 0);
     assert_only_by(&manager.rest(), line.pid_of(2));
     let records = line.wait_for_end();
-    let ended = records.iter().rfind(|record| record.text.starts_with("INFO ended")).unwrap();
+    let ended = records.iter().rfind(|record| record.text.contains("has ended ended=")).unwrap();
     assert_eq!(ended.generation, 2);
 }
 

@@ -89,7 +89,7 @@ fn who_waits_in_the_queue_when_the_line_is_told_to_stop_is_served() {
         thaw(pid);
         assert_answered_and_ended(clients);
         assert_eq!(line.exit_code(1), 0);
-        let ended = line.wait_for(1, "INFO ended");
+        let ended = line.wait_for(1, "has ended ended=");
         assert_eq!((ended.field("ended").unwrap().parse(), ended.field("cut")), (Ok(MANY), Some("0")));
         assert!(Client::connect(&address).is_err());
     }

@@ -187,7 +187,7 @@ fn the_first_interrupt_drains_and_the_second_cuts() {
     line.wait_for(1, "draining why");
     line.signal(1, Signal::SIGINT);
     assert_eq!(line.exit_code(1), 0);
-    assert!(!line.wait_for(1, "ended ended=").text.contains("cut=0"), "{}", line.text());
+    assert!(!line.wait_for(1, "has ended ended=").text.contains("cut=0"), "{}", line.text());
     assert!(matches!(held.read(&mut [0]), Ok(0) | Err(_)));
 }
 
@@ -197,13 +197,13 @@ fn a_quit_cuts_at_once_in_every_state() {
     let held = line.hold();
     line.signal(1, Signal::SIGQUIT);
     assert_eq!(line.exit_code(1), 0);
-    assert!(!line.wait_for(1, "ended ended=").text.contains("cut=0"), "{}", line.text());
+    assert!(!line.wait_for(1, "has ended ended=").text.contains("cut=0"), "{}", line.text());
     drop(held);
 
     let (line, held) = draining();
     line.signal(1, Signal::SIGQUIT);
     assert_eq!(line.exit_code(1), 0);
-    assert!(!line.wait_for(1, "ended ended=").text.contains("cut=0"), "{}", line.text());
+    assert!(!line.wait_for(1, "has ended ended=").text.contains("cut=0"), "{}", line.text());
     drop(held);
     line.assert_serves();
 

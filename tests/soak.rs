@@ -75,7 +75,7 @@ fn a_thousand_handoffs_leave_nothing_behind() {
         let old = handoffs.pid;
         handoffs.next();
         assert_eq!(exit_code(old), 0);
-        let heard = format!("an older generation has ended ended={}", handoffs.generation - 1);
+        let heard = format!("an older generation is gone ended={}", handoffs.generation - 1);
         line.wait_after(&mut seen, &heard, |record| record.is(handoffs.generation, &heard));
         (handoffs.pid, handoffs.generation)
     };

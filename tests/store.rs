@@ -59,7 +59,7 @@ fn what_was_bound_comes_back_after_all_have_died_and_who_waits_is_answered() {
             line
         };
         assert_eq!((line.address_of("tcp"), line.address_of("unix")), (tcp.clone(), path.clone()));
-        assert_eq!(line.count("bound listener"), 0, "nothing was to be bound anew");
+        assert_eq!(line.count("bound a listener"), 0, "nothing was to be bound anew");
         let again = stored(&manager);
         let names = |kept: &[(String, OwnedFd)]| kept.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&again), names(&kept), "the same sockets under the same names: systemd keeps each once");

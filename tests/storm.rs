@@ -42,7 +42,7 @@ fn storm(filter: &str, address: &str, bake: &str, clients: (usize, usize), hando
 fn assert_unnoticed(tally: &Tally, records: &[Record], handoffs: u64) {
     assert!(tally.losses.is_empty(), "{:?}", tally.losses);
     assert!(tally.short >= handoffs && tally.persistent >= handoffs, "hardly a storm: {tally:?}");
-    let ended: Vec<&Record> = records.iter().filter(|record| record.text.starts_with("INFO ended ended=")).collect();
+    let ended: Vec<&Record> = records.iter().filter(|record| record.text.contains("has ended ended=")).collect();
     assert_eq!(ended.len() as u64, handoffs + 1);
     assert!(ended.iter().all(|record| record.field("cut") == Some("0")), "somebody was cut: {ended:?}");
     let complaint = records.iter().find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
@@ -93,7 +93,7 @@ fn a_stop_at_full_load_comes_to_its_end_and_cuts_nobody() {
     line.signal(2, Signal::SIGTERM);
     for generation in [1, 2] {
         assert_eq!(line.exit_code(generation), 0);
-        assert_eq!(line.wait_for(generation, "INFO ended ended=").field("cut"), Some("0"));
+        assert_eq!(line.wait_for(generation, "has ended ended=").field("cut"), Some("0"));
     }
     // What comes after that is refused: nobody is left.
     storm.end();

@@ -57,7 +57,7 @@ impl Init {
     /// Says that `pid` is the head from now on.
     pub(crate) fn tell_head(&self, pid: u32) {
         if let Err(error) = send_packet(self.0.as_fd(), &Message::Head { pid }.encode()) {
-            tracing::warn!(%error, "the init does not hear who is the head");
+            tracing::warn!(reason = %error, "the init does not hear who is the head: {error}");
         }
     }
 }

@@ -239,7 +239,7 @@ impl Older {
                 Taken::End(self.role)
             }
             Received::End => {
-                tracing::debug!(ended = %self.generation, "an older generation has ended");
+                tracing::debug!(ended = %self.generation, "an older generation is gone");
                 Taken::End(self.role)
             }
         }

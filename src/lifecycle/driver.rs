@@ -139,7 +139,8 @@ impl<P: Plane> Driver<P> {
             return Err(error);
         }
         let listeners = self.listeners.as_slice().iter().map(|one| format!("{}={}", one.name(), one.address()));
-        tracing::info!(listeners = listeners.collect::<Vec<_>>().join(" "), "accepting");
+        let listeners = listeners.collect::<Vec<_>>().join(" ");
+        tracing::info!(listeners, "generation {} is accepting", self.generation);
         self.pending.push_back(Event::Live);
         Ok(self)
     }
@@ -272,7 +273,8 @@ impl<P: Plane> Driver<P> {
             SuccessorEvent::Lost(failure) => {
                 // A service manager ends the service when its main process dies, and starts it anew.
                 if retired && self.notifier.is_supervised() {
-                    tracing::error!(reason = %failure, "not accepting again: that is for the service manager to mend");
+                    let what = "the successor is lost, and for the service manager to mend";
+                    tracing::error!(reason = %failure, "{what}: {failure}");
                     self.refuse_who_waits_for_drain(&failure);
                     return Some(Event::LineStopping);
                 }
@@ -379,14 +381,14 @@ impl<P: Plane> Driver<P> {
             }
             Action::Drain => {
                 let (why, connections) = (self.state.name(), self.plane.connections().map(|now| now.open));
-                tracing::info!(why, connections, "draining");
+                tracing::info!(why, connections, "generation {} is draining", self.generation);
                 self.plane.drain();
                 self.deadlines.drain = deadline(self.config.drain_timeout);
             }
             Action::Resume => {
                 self.deadlines.drain = None;
                 self.plane.accept(self.listeners.as_slice())?;
-                tracing::warn!("accepting again: the successor is gone");
+                tracing::warn!("generation {} is accepting again", self.generation);
             }
             Action::Cut => self.cut().await,
             Action::Exit => self.exit(),
@@ -423,7 +425,7 @@ impl<P: Plane> Driver<P> {
             }
         }
         let DrainReport { ended, cut } = self.plane.report();
-        tracing::info!(ended, cut, "ended");
+        tracing::info!(ended, cut, "generation {} has ended", self.generation);
         self.tell_drained(ended, cut);
     }
 }

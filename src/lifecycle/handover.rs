@@ -70,7 +70,9 @@ impl<P: Plane> Driver<P> {
             match pid_file.write(std::process::id()) {
                 // The first generation has not told anybody that it is up; a later one must not end a service that runs.
                 Err(error) if self.generation == Generation::FIRST => return Err(error),
-                Err(error) => tracing::error!(%error, "nobody can learn from the pid file whom to signal"),
+                Err(error) => {
+                    tracing::error!(reason = %error, "nobody can learn from the pid file whom to signal: {error}")
+                }
                 Ok(()) => {}
             }
         }
@@ -84,13 +86,13 @@ impl<P: Plane> Driver<P> {
         self.head = Some(head);
         if let Some(control) = self.listeners.control() {
             if let Err(error) = self.control.open(control.clone()) {
-                tracing::error!(%error, "no operator will be heard");
+                tracing::error!(reason = %error, "no operator will be heard: {error}");
             }
         }
         if self.generation != Generation::FIRST && self.last_handoff.is_none() {
             self.ended(self.generation, Outcome::Committed, None);
         }
-        tracing::info!(draining = self.predecessors.count(), "serving");
+        tracing::info!(draining = self.predecessors.count(), "generation {} is serving", self.generation);
         Ok(())
     }
 
@@ -117,7 +119,8 @@ impl<P: Plane> Driver<P> {
     pub(super) fn start_successor(&mut self) {
         let generation = self.generation.next();
         self.deadlines.ready = deadline(self.config.ready_timeout);
-        tracing::info!(successor = %generation, program = %self.program.path().display(), "starting a successor");
+        let program = self.program.path().display();
+        tracing::info!(successor = %generation, %program, "starting a successor: generation {generation}");
         let status = self.status().to_string();
         if let Some(head) = &mut self.head {
             // An operator's command waits for the outcome itself, and systemd for the command.
@@ -143,7 +146,7 @@ impl<P: Plane> Driver<P> {
         let pid = successor.pid();
         if let (Some(pid_file), Some(pid)) = (&self.pid_file, pid) {
             if let Err(error) = pid_file.write(pid) {
-                tracing::error!(%error, "nobody can learn from the pid file whom to signal");
+                tracing::error!(reason = %error, "nobody can learn from the pid file whom to signal: {error}");
             }
         }
         if let (Some(init), Some(pid)) = (&self.init, pid) {
@@ -155,7 +158,8 @@ impl<P: Plane> Driver<P> {
             head.hand_over(pid, &format!("generation {} serving", self.generation.next()));
         }
         tell(successor);
-        tracing::info!(successor = %self.generation.next(), successor_pid = pid, "handed over");
+        let successor = self.generation.next();
+        tracing::info!(%successor, successor_pid = pid, "handed over to generation {successor}");
         self.answer_inquirers();
         let Some(Reload { answer, began, waits_for_drain, .. }) = self.reload.take() else { return };
         answer.send(Reply::Serving {
@@ -175,7 +179,13 @@ impl<P: Plane> Driver<P> {
         self.deadlines.given = None;
         self.given_up.clear();
         let Some(failure) = self.failure.take() else { return };
-        tracing::error!(successor = %self.generation.next(), reason = %failure, "the handoff failed");
+        let successor = self.generation.next();
+        // It had taken over if this is the head no longer.
+        if self.head.is_some() {
+            tracing::error!(%successor, reason = %failure, "the handoff failed: {failure}");
+        } else {
+            tracing::error!(%successor, reason = %failure, "the handoff failed after all: {failure}");
+        }
         let was_ready = self.successor.as_ref().is_some_and(Successor::is_ready);
         if let Some(successor) = self.successor.take() {
             // It may be alive: it hangs, or talks nonsense. One that drains what it accepted has said so, and may.

@@ -52,7 +52,7 @@ impl PidFile {
             match fs::remove_file(&self.path) {
                 // A successor that is told to stop removes it too.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %self.path.display(), %error, "cannot remove the pid file");
+                    tracing::warn!(path = %self.path.display(), reason = %error, "cannot remove the pid file: {error}");
                 }
                 Ok(()) | Err(_) => {}
             }

@@ -61,7 +61,8 @@ impl Acceptor {
                 Err(error) => {
                     let pause = self.shortage.map_or(FIRST_PAUSE, |last| (last * 2).clamp(FIRST_PAUSE, LAST_PAUSE));
                     if self.shortage.replace(pause).is_none() {
-                        tracing::error!(listener = %self.listener.name(), %error, "cannot accept; trying again");
+                        let listener = self.listener.name();
+                        tracing::error!(%listener, reason = %error, "cannot accept on {listener}, trying again: {error}");
                     }
                     tokio::time::sleep(pause).await;
                 }
@@ -85,7 +86,8 @@ pub(crate) fn waiting(listener: &Listener) -> impl Iterator<Item = (Stream, Peer
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
         Err(error) if is_the_peers_affair(&error) => Some(None),
         Err(error) => {
-            tracing::error!(listener = %listener.name(), %error, "cannot accept those that still wait: they are lost");
+            let listener = listener.name();
+            tracing::error!(%listener, reason = %error, "cannot accept those that still wait on {listener}, they are lost: {error}");
             None
         }
     });

@@ -237,7 +237,7 @@ impl Listener {
             match std::fs::remove_file(path) {
                 // When the line stops, all its generations do this at once: another one was faster.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(listener = %self.name, path = %path.display(), %error, "cannot unlink the socket");
+                    tracing::warn!(listener = %self.name, path = %path.display(), reason = %error, "cannot unlink the socket: {error}");
                 }
                 Ok(()) | Err(_) => {}
             }

@@ -214,7 +214,8 @@ fn adopt_or_bind(wanted: Vec<Wanted>, listeners: &mut Vec<Listener>) -> Result<V
         }
         match Listener::bind(&want.name, &want.address, Access::Umask) {
             Ok(listener) => {
-                tracing::info!(listener = %listener.name(), address = listener.address(), "bound");
+                let (name, address) = (listener.name(), listener.address());
+                tracing::info!(listener = %name, address, "bound a listener");
                 bound.push(listeners.len());
                 listeners.push(listener);
             }

@@ -1,7 +1,7 @@
 //! Sends log records to the journal, if standard error goes there, else to standard error.
 //!
-//! Over the journal's own protocol fields stay fields: `listener` becomes `HANDOFFD_LISTENER`. On standard error every
-//! record opens with the time, the generation and the process id, for all generations of a line write to the same place.
+//! Over the journal's own protocol fields stay fields: `listener` becomes `HANDOFFD_LISTENER`, and the message alone is what
+//! journalctl(1) shows; so it holds what people must know, as the reason of a failure. On standard error every record opens with the time, the generation and the process id, for all generations of a line write to the same place.
 //! Whoever reads there may have stalled (a pager, a terminal that is held up); no signal and no client waits for that.
 
 use std::fmt;
@@ -11,10 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use handoffd::Generation;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
+use tracing_subscriber::field::{RecordFields, VisitOutput};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::FmtContext;
-use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Full, Writer};
+use tracing_subscriber::fmt::format::{DefaultVisitor, Format, FormatEvent, FormatFields, Full, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
@@ -52,6 +54,7 @@ pub(crate) fn start(destination: Destination, filter: &Targets, generation: Gene
         .with_ansi(io::stderr().is_terminal())
         // It would complain on standard error that standard error is broken, and panic when that fails.
         .log_internal_errors(false)
+        .fmt_fields(WhatIsNotSaid)
         .event_format(WithGeneration { generation, inner: Format::default().without_time().with_target(false) });
     registry.with(text).init();
 }
@@ -97,5 +100,37 @@ where
         SystemTime.format_time(&mut to)?;
         write!(to, " generation={} pid={} ", self.generation, std::process::id())?;
         self.inner.format_event(context, to, event)
+    }
+}
+
+/// What a message holds already: the field is for the journal.
+const SAID: [&str; 2] = ["reason", "successor"];
+
+/// The message and the fields that it does not hold itself.
+struct WhatIsNotSaid;
+
+impl<'w> FormatFields<'w> for WhatIsNotSaid {
+    fn format_fields<R: RecordFields>(&self, to: Writer<'w>, fields: R) -> fmt::Result {
+        let mut visitor = Unsaid { inner: DefaultVisitor::new(to, true) };
+        fields.record(&mut visitor);
+        visitor.inner.finish()
+    }
+}
+
+struct Unsaid<'w> {
+    inner: DefaultVisitor<'w>,
+}
+
+impl Visit for Unsaid<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if !SAID.contains(&field.name()) {
+            self.inner.record_debug(field, value);
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if !SAID.contains(&field.name()) {
+            self.inner.record_str(field, value);
+        }
     }
 }

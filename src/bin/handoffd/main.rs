@@ -82,7 +82,7 @@ fn raise_descriptor_limit() {
 /// One line that says what was wrong, in the log or, if there is none yet or it takes no errors, on standard error.
 fn fail(error: &Error) -> ExitCode {
     if tracing::enabled!(tracing::Level::ERROR) {
-        tracing::error!(reason = %error, "cannot serve");
+        tracing::error!(reason = %error, "cannot serve: {error}");
         return code(error.exit());
     }
     complain(error, error.exit())
