@@ -181,8 +181,9 @@ fn a_stop_in_the_middle_of_a_handoff_reaches_whoever_asked_for_it() {
     let reload = line.ask(&["reload"]);
     gate.wait(&line);
     line.signal(1, Signal::SIGTERM);
-    reload.wait().names(70, &["the service is told to stop"]);
+    line.wait_for(1, "draining why");
     gate.open();
+    reload.wait().names(70, &["the service was told to stop"]);
     line.wait_for_end();
 }
 

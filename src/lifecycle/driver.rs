@@ -373,7 +373,6 @@ impl<P: Plane> Driver<P> {
             }
             Action::TellStopping => {
                 self.predecessors.tell_all(&Message::Stopping);
-                self.refuse_reload("the service is told to stop");
                 let status = self.status().to_string();
                 if let Some(head) = &mut self.head {
                     head.stopping(status);
@@ -427,6 +426,9 @@ impl<P: Plane> Driver<P> {
         let DrainReport { ended, cut } = self.plane.report();
         tracing::info!(ended, cut, "generation {} has ended", self.generation);
         self.tell_drained(ended, cut);
+        // Not before: systemd, which stops a unit, ends the command that asked as well, and its own failure would be the
+        // unit's.
+        self.refuse_reload("the service was told to stop");
     }
 }
 

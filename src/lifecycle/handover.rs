@@ -202,7 +202,8 @@ impl<P: Plane> Driver<P> {
         };
         self.ended(self.generation.next(), outcome, Some(failure.to_string()));
         self.refuse_who_waits_for_drain(&failure);
-        if let Some(reload) = self.reload.take() {
+        // One that was told to stop had no choice: it says so at its end.
+        if let Some(reload) = self.reload.take_if(|_| self.state != State::Stopping) {
             reload.answer.refuse(why, failure.to_string());
         }
         let status = self.status().to_string();

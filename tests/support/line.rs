@@ -312,7 +312,7 @@ impl Line {
 }
 
 /// Whether every thread of a process waits for something to happen, proc_pid_stat(5).
-fn is_asleep(pid: u32) -> std::io::Result<bool> {
+pub(crate) fn is_asleep(pid: u32) -> std::io::Result<bool> {
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let stat = fs::read_to_string(thread?.path().join("stat"))?;
         if !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S')) {

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 
 use super::process::{exit_code, kill_if_alive};
 use super::{Line, REAL};
@@ -66,12 +67,20 @@ impl Operator {
 
     /// Waits for its end.
     pub(crate) fn wait(mut self) -> Answered {
+        // Meanwhile, for it may print more than a pipe holds.
+        let out = read(self.0.stdout.take().unwrap());
+        let err = read(self.0.stderr.take().unwrap());
         let code = exit_code(self.0.id());
-        let (mut out, mut err) = (String::new(), String::new());
-        self.0.stdout.as_mut().unwrap().read_to_string(&mut out).unwrap();
-        self.0.stderr.as_mut().unwrap().read_to_string(&mut err).unwrap();
-        Answered { code, out, err }
+        Answered { code, out: out.join().unwrap(), err: err.join().unwrap() }
     }
+}
+
+fn read(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    })
 }
 
 impl Drop for Operator {

@@ -1,5 +1,4 @@
 //! A client in the middle of a request: it has sent more than fits into the reply's way back, and does not read.
-
 //!
 //! Either more is sent than fits on the way back, or all the buffers between here and there are full. That they are, and
 //! that the server has not merely been slow, is seen and not supposed: whoever might read on sleeps.
@@ -29,15 +28,22 @@ impl Stuck {
     /// Connects and sends more than fits on the way back: when this returns, and until the reply is read, the server
     /// has some of the request still to read or to write back.
     pub(crate) fn on(line: &Line, address: &str) -> Self {
+        Self::on_whoever_sleeps(|| line.is_asleep(), address)
+    }
+
+    /// The same, with the word of the caller for whether whoever serves there sleeps.
+    pub(crate) fn on_whoever_sleeps(is_asleep: impl Fn() -> bool, address: &str) -> Self {
         match address.parse() {
             // The way back over TCP grows up to the last number of tcp_wmem.
-            Ok(address) => Self::send(line, narrow(address), setting("ipv4/tcp_wmem") + 2 * NARROW + BESIDES),
-            Err(_) => Self::send(line, Client::connect(address).unwrap(), setting("core/wmem_default") + BESIDES / 4),
+            Ok(address) => Self::send(is_asleep, narrow(address), setting("ipv4/tcp_wmem") + 2 * NARROW + BESIDES),
+            Err(_) => {
+                Self::send(is_asleep, Client::connect(address).unwrap(), setting("core/wmem_default") + BESIDES / 4)
+            }
         }
     }
 
     /// Sends this much, or as much as anybody takes.
-    fn send(line: &Line, mut client: Client, length: usize) -> Self {
+    fn send(is_asleep: impl Fn() -> bool, mut client: Client, length: usize) -> Self {
         let mut request: Vec<u8> = (0_u32..).flat_map(u32::to_be_bytes).take(length).collect();
         client.set_nonblocking(true).unwrap();
         let (mut sent, mut slept) = (0, false);
@@ -49,7 +55,7 @@ impl Stuck {
                 Err(error) if error.kind() == ErrorKind::WouldBlock && slept => break,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     assert!(Instant::now() < until, "the server neither reads nor sleeps");
-                    slept = line.is_asleep();
+                    slept = is_asleep();
                     std::thread::yield_now();
                 }
                 Err(error) => panic!("{error}"),

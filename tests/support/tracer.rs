@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
@@ -21,7 +21,12 @@ pub(crate) struct Tracer {
 impl Tracer {
     /// Attaches to the main thread of a process, and returns when every system call from now on is seen.
     pub(crate) fn attach(line: &Line, pid: u32, arguments: &[&str]) -> Self {
-        let trace = line.folder().join("trace");
+        Self::attach_in(line.folder(), pid, arguments)
+    }
+
+    /// The same, with a trace in that folder.
+    pub(crate) fn attach_in(folder: &Path, pid: u32, arguments: &[&str]) -> Self {
+        let trace = folder.join(format!("trace-{pid}"));
         let mut strace = Command::new("strace");
         strace.arg("-o").arg(&trace).args(arguments).args(["-p", &pid.to_string()]);
         let mut strace = strace.stderr(Stdio::piped()).spawn().expect("strace is needed");

@@ -1,0 +1,262 @@
+//! A real systemd to serve under: boots one, installs the units that we ship, and looks on from outside.
+//!
+//! Commands run in there by nsenter(1), files are reached through `/proc/PID/root`, and clients enter the network namespace
+//! with a thread of their own. Everything is gone with the lab.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use nix::sched::{CloneFlags, setns};
+use tempfile::TempDir;
+
+use crate::support::{Answered, DEADLINE, Operator, REAL, Stuck, is_asleep};
+
+/// Where the shipped socket unit listens.
+pub(crate) const ADDRESS: &str = "127.0.0.1:48879";
+/// The daemon in there: a link into the current release.
+pub(crate) const PROGRAM: &str = "/usr/local/bin/handoffd";
+/// What is mounted in there from the lab's folder.
+const RELEASES: &str = "/opt/handoffd";
+
+/// Which systemd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum System {
+    /// This machine's own.
+    Host,
+    /// Debian 13's: 257.
+    Trixie,
+    /// Debian's next: 262.
+    Forky,
+}
+
+/// A booted systemd.
+#[derive(Debug)]
+pub(crate) struct Lab {
+    boot: Child,
+    /// Its first process, by its number out here.
+    first: u32,
+    folder: TempDir,
+    releases: u32,
+}
+
+impl Lab {
+    /// Boots, with the daemon as release 1 and the units that we ship, of which none is started.
+    pub(crate) fn boot(system: System) -> Self {
+        static NAMES: AtomicU32 = AtomicU32::new(0);
+        let name = format!("lab-{}-{}", std::process::id(), NAMES.fetch_add(1, Ordering::Relaxed));
+        let folder = tempfile::tempdir().unwrap();
+        let mut boot = Command::new(script("boot"));
+        boot.arg(root(system)).arg(name).arg(format!("{}:{RELEASES}", folder.path().display()));
+        let mut boot = boot.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(boot.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        let first = said.trim().parse().unwrap_or_else(|_| panic!("systemd did not boot: {said:?}"));
+        let mut lab = Self { boot, first, folder, releases: 0 };
+        fs::set_permissions(lab.folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        lab.deploy(|release| {
+            // The same file, if it can be.
+            let program = release.join("handoffd");
+            fs::hard_link(REAL, &program).or_else(|_| fs::copy(REAL, &program).map(drop)).unwrap();
+        });
+        symlink(Path::new(RELEASES).join("current/handoffd"), lab.path(PROGRAM)).unwrap();
+        for unit in ["handoffd.socket", "handoffd.service"] {
+            lab.install(unit, &fs::read_to_string(shipped(unit)).unwrap());
+        }
+        lab
+    }
+
+    /// The same, serving on [`ADDRESS`].
+    pub(crate) fn serving(system: System) -> Self {
+        let lab = Self::boot(system);
+        lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
+        lab
+    }
+
+    /// A path in there, as it is reached from out here.
+    pub(crate) fn path(&self, path: impl AsRef<Path>) -> PathBuf {
+        Path::new(&format!("/proc/{}/root", self.first)).join(path.as_ref().strip_prefix("/").unwrap())
+    }
+
+    /// Installs a unit, or a drop-in for one, and has systemd read it.
+    pub(crate) fn install(&self, name: &str, text: &str) {
+        let path = self.path("/etc/systemd/system").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        self.systemctl(&["daemon-reload"]).well();
+    }
+
+    /// Installs a drop-in that has the daemon bind its address itself, and takes the socket unit away.
+    pub(crate) fn bind_without_socket_unit(&self, arguments: &str) {
+        fs::remove_file(self.path("/etc/systemd/system/handoffd.socket")).unwrap();
+        let text = format!("[Service]\nExecStart=\nExecStart={PROGRAM} {arguments}\n");
+        self.install("handoffd.service.d/address.conf", &text);
+    }
+
+    /// Makes the next release, filled by `fill`, and flips the link to it.
+    pub(crate) fn deploy(&mut self, fill: impl FnOnce(&Path)) {
+        self.releases += 1;
+        let release = self.folder.path().join(self.releases.to_string());
+        fs::create_dir(&release).unwrap();
+        fill(&release);
+        self.flip(self.releases);
+    }
+
+    /// The same with a shell script for the daemon. In it `$REAL` is the daemon of release 1.
+    pub(crate) fn deploy_script(&mut self, script: &str) {
+        self.deploy(|release| install(release, &format!("#!/bin/bash\nREAL={RELEASES}/1/handoffd\n{script}\n")));
+    }
+
+    /// Flips the link back to the first release, which is good.
+    pub(crate) fn deploy_good(&self) {
+        self.flip(1);
+    }
+
+    fn flip(&self, release: u32) {
+        let draft = self.folder.path().join("draft");
+        symlink(release.to_string(), &draft).unwrap();
+        fs::rename(draft, self.folder.path().join("current")).unwrap();
+    }
+
+    /// A command that runs in there.
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.first.to_string(), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w"]);
+        command.args(["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"]).args(words);
+        command
+    }
+
+    /// Starts a command in there.
+    pub(crate) fn start(&self, words: &[&str]) -> Operator {
+        Operator::start(self.command(words))
+    }
+
+    /// Runs one.
+    pub(crate) fn run(&self, words: &[&str]) -> Answered {
+        self.start(words).wait()
+    }
+
+    /// Asks systemd.
+    pub(crate) fn systemctl(&self, words: &[&str]) -> Answered {
+        self.run(&[&["systemctl"], words].concat())
+    }
+
+    /// A property of the service.
+    pub(crate) fn show(&self, property: &str) -> String {
+        let shown = self.systemctl(&["show", "handoffd.service", "--value", "--property", property]);
+        shown.well().trim().to_owned()
+    }
+
+    /// The main process, by its number in there.
+    pub(crate) fn main_pid(&self) -> u32 {
+        self.show("MainPID").parse().unwrap()
+    }
+
+    /// How all generations stand, by the daemon's word.
+    pub(crate) fn status(&self) -> serde_json::Value {
+        serde_json::from_str(&self.run(&[PROGRAM, "status", "--json"]).well()).unwrap()
+    }
+
+    /// Looks until `look` sees it.
+    pub(crate) fn wait(&self, what: &str, look: impl Fn(&Self) -> bool) {
+        let until = Instant::now() + DEADLINE;
+        while !look(self) {
+            assert!(Instant::now() < until, "{what}: not within the deadline\n{}", self.journal_text());
+            std::thread::yield_now();
+        }
+    }
+
+    /// Does something from within the network in there; threads that it starts stay there.
+    pub(crate) fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let acting = scope.spawn(|| {
+                let network = fs::File::open(format!("/proc/{}/ns/net", self.first)).unwrap();
+                setns(network, CloneFlags::CLONE_NEWNET).unwrap();
+                act()
+            });
+            acting.join().unwrap()
+        })
+    }
+
+    /// A client that is never idle until its reply is read. To be called inside.
+    pub(crate) fn busy_client(&self) -> Stuck {
+        let processes: Vec<u32> = self.processes().into_iter().map(|pid| self.outer(pid)).collect();
+        let sleep = || processes.iter().all(|pid| is_asleep(*pid).unwrap_or(true));
+        Stuck::on_whoever_sleeps(sleep, ADDRESS)
+    }
+
+    /// Every record of the unit in the journal.
+    pub(crate) fn journal(&self) -> Vec<serde_json::Value> {
+        self.run(&["journalctl", "--sync"]).well();
+        let text = self.run(&["journalctl", "-o", "json", "-u", "handoffd.service", "--no-pager", "--all"]).well();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The journal, as an operator reads it.
+    pub(crate) fn journal_text(&self) -> String {
+        let _ = self.run(&["journalctl", "--sync"]);
+        self.run(&["journalctl", "--no-pager", "-u", "handoffd.service"]).out
+    }
+
+    /// The number out here of a process in there.
+    pub(crate) fn outer(&self, number: u32) -> u32 {
+        let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let ours = namespace(self.first);
+        let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let is_it = |pid: &u32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+            namespace(*pid) == ours && numbers.split_whitespace().last() == Some(&number.to_string())
+        };
+        pids.into_iter().find(is_it).unwrap_or_else(|| panic!("no process {number} in there"))
+    }
+
+    /// Every process of the service, by its number in there.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        let group = "/sys/fs/cgroup/system.slice/handoffd.service/cgroup.procs";
+        let listed = self.run(&["cat", group]);
+        // Without a process there is no group.
+        listed.out.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        drop(self.boot.stdin.take());
+        let _ = self.boot.wait();
+    }
+}
+
+/// Writes an executable by another process: a descriptor that a thread of ours has forked with would make its exec fail.
+fn install(release: &Path, text: &str) {
+    let mut install = Command::new("install");
+    install.args(["-m", "755", "/dev/stdin"]).arg(release.join("handoffd")).stdin(Stdio::piped());
+    let mut install = install.spawn().expect("install, of coreutils, is needed");
+    install.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(install.wait().unwrap().success());
+}
+
+/// A unit file that we ship.
+pub(crate) fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/systemd").join(name)
+}
+
+/// The root file system of a systemd, made on first use.
+fn root(system: System) -> PathBuf {
+    let suite = match system {
+        System::Host => return PathBuf::from("/"),
+        System::Trixie => "trixie",
+        System::Forky => "forky",
+    };
+    let made = Command::new(script("root")).arg(suite).stderr(Stdio::inherit()).output().unwrap();
+    assert!(made.status.success(), "no root file system for {suite}");
+    PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())
+}

@@ -1,0 +1,64 @@
+//! Holds the shipped units to the promise under a real systemd: this machine's, 257 and 262.
+//!
+//! `cargo test --test systemd`, as root. Each claim is a function of a systemd and runs once on each, in a lab of its own
+//! that boots in half a second; all of them run side by side. What Debian package `debootstrap` needs for the other two it
+//! fetches once.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::missing_panics_doc, reason = "tests panic")]
+#![allow(dead_code, unused_imports, reason = "of what the tests share, each uses a part")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod activation;
+mod crashes;
+mod hardening;
+mod lab;
+mod reload;
+mod stop;
+mod user;
+mod variant;
+
+use lab::System;
+
+/// Makes a test of each claim for each systemd.
+macro_rules! claims {
+    ($($file:ident::$claim:ident,)*) => {
+        mod host {
+            $(#[test] fn $claim() { crate::$file::$claim(crate::System::Host); })*
+        }
+        mod trixie {
+            $(#[test] fn $claim() { crate::$file::$claim(crate::System::Trixie); })*
+        }
+        mod forky {
+            $(#[test] fn $claim() { crate::$file::$claim(crate::System::Forky); })*
+        }
+    };
+}
+
+claims! {
+    activation::a_client_starts_the_service_and_is_answered,
+    activation::restarts_under_traffic_refuse_and_reset_nobody,
+    activation::a_client_that_waits_while_the_service_stops_is_answered_by_the_next,
+    crashes::a_kill_of_every_process_refuses_nobody_under_socket_activation,
+    crashes::a_kill_of_every_process_refuses_nobody_with_the_store,
+    crashes::a_main_process_that_dies_while_an_old_one_drains_is_restarted,
+    crashes::a_main_process_that_dies_during_the_bake_costs_nobody_who_waits,
+    crashes::a_main_process_whose_accept_loop_hangs_is_restarted_by_the_watchdog,
+    hardening::the_units_are_sound_and_hardened,
+    reload::a_hundred_reloads_under_traffic_lose_nobody,
+    reload::a_reload_that_cannot_succeed_says_why_and_changes_nothing,
+    reload::ready_means_accepting_and_the_main_process_is_one_that_systemd_watches,
+    reload::of_two_reloads_at_once_one_is_told_to_try_again,
+    reload::systemd_may_be_reloaded_and_replaced_in_the_middle_of_a_handoff,
+    stop::a_stop_drains_every_generation_and_cuts_nobody,
+    stop::a_stop_right_after_a_reload_ends_all_of_them_in_order,
+    user::a_service_manager_of_a_user_sees_the_same,
+}
+
+mod only_from_259 {
+    #[test]
+    fn the_notify_reload_variant_reports_every_end_of_a_reload() {
+        crate::variant::the_notify_reload_variant_reports_every_end_of_a_reload(crate::System::Forky);
+    }
+}

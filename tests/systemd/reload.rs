@@ -1,0 +1,164 @@
+//! `systemctl reload` puts what lies at the path live, and its exit code is the truth.
+
+use std::collections::BTreeMap;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::lab::{ADDRESS, Lab, PROGRAM, System};
+use crate::support::{Callers, Client, Storm, signal};
+
+/// What a record in the journal holds as text.
+fn text<'a>(record: &'a Value, field: &str) -> &'a str {
+    record[field].as_str().unwrap_or_default()
+}
+
+pub(crate) fn a_hundred_reloads_under_traffic_lose_nobody(system: System) {
+    let lab = Lab::serving(system);
+    let storm = lab.inside(|| Storm::start(ADDRESS, 2, 2));
+    for _ in 0..100 {
+        lab.systemctl(&["reload", "handoffd.service"]).well();
+    }
+    let tally = storm.end();
+    println!("{:?}: {} short, {} persistent, {} crossed", system, tally.short, tally.persistent, tally.crossed);
+    assert!(tally.losses.is_empty(), "{:?}\n{}", tally.losses, lab.journal_text());
+    assert!(tally.short > 100 && tally.persistent > 100);
+    assert_eq!((lab.show("ActiveState"), lab.show("NRestarts")), ("active".into(), "0".into()));
+    assert_eq!(lab.status()["serving"], 101);
+    assert_the_journal_is_true(&lab, 101);
+}
+
+/// Every record has the generation of its writer, and systemd saw nothing strange.
+fn assert_the_journal_is_true(lab: &Lab, generations: usize) {
+    let mut writers: BTreeMap<String, String> = BTreeMap::new();
+    for record in lab.journal() {
+        let message = text(&record, "MESSAGE");
+        assert!(!message.contains("not our child") && !message.contains("Supervising process"), "{message}");
+        if text(&record, "SYSLOG_IDENTIFIER") != "handoffd" || text(&record, "_TRANSPORT") != "journal" {
+            continue;
+        }
+        let (pid, generation) = (text(&record, "_PID"), text(&record, "HANDOFFD_GENERATION"));
+        let known = writers.entry(generation.to_owned()).or_insert_with(|| pid.to_owned());
+        assert_eq!(known, pid, "generation {generation} has one process: {message}");
+        let priority: u32 = text(&record, "PRIORITY").parse().unwrap();
+        assert!(priority > 4, "a complaint: {message}");
+        if message.ends_with("is serving") {
+            assert_eq!(message, format!("generation {generation} is serving"));
+            assert_ne!(text(&record, "HANDOFFD_DRAINING"), "");
+        }
+    }
+    assert_eq!(writers.len(), generations);
+}
+
+pub(crate) fn a_reload_that_cannot_succeed_says_why_and_changes_nothing(system: System) {
+    let mut lab = Lab::serving(system);
+    let storm = lab.inside(|| Storm::start(ADDRESS, 1, 1));
+    let main = lab.main_pid();
+    let dies_in_the_bake =
+        "(until $REAL status --control /run/handoffd/control --json | grep -q '\"probation\"'; do :; done
+        kill -9 $$) & exec $REAL";
+    let never_ready: [(&str, &str); 3] = [
+        ("exit 7", "the successor ended before it was ready"),
+        ("exec $REAL --listen nowhere", "bad address \"nowhere\""),
+        ("exec sleep 1000", "not ready within 30 s"),
+    ];
+    for (script, reason) in never_ready {
+        lab.deploy_script(script);
+        assert_fails(&lab, main, reason);
+    }
+    lab.deploy(|release| std::fs::write(release.join("handoffd"), "no program").unwrap());
+    assert_fails(&lab, main, "Permission denied");
+    let tally = storm.end();
+    assert!(tally.losses.is_empty(), "{:?}\n{}", tally.losses, lab.journal_text());
+    // Who was accepted by one that dies, dies with it; refused is nobody.
+    let callers = lab.inside(|| Callers::start(ADDRESS, 2));
+    lab.deploy_script(dies_in_the_bake);
+    assert_fails(&lab, main, "ended after it was ready");
+    assert_eq!(callers.finish().refused, 0);
+    let storm = lab.inside(|| Storm::start(ADDRESS, 1, 1));
+    lab.deploy_good();
+    lab.systemctl(&["reload", "handoffd.service"]).well();
+    assert_ne!(lab.main_pid(), main);
+    let tally = storm.end();
+    assert!(tally.losses.is_empty(), "{:?}\n{}", tally.losses, lab.journal_text());
+    assert_eq!(lab.show("NRestarts"), "0");
+}
+
+/// A reload ends with 1; the old generation is the main process still, and serves; why stands in the journal, by whoever was
+/// to hand over and by the command that systemd ran.
+fn assert_fails(lab: &Lab, main: u32, reason: &str) {
+    let before = lab.journal().len();
+    let reload = lab.systemctl(&["reload", "handoffd.service"]);
+    assert_eq!(reload.code, 1, "{reason}: {reload:?}");
+    assert_eq!((lab.show("ActiveState"), lab.main_pid()), ("active".into(), main), "{reason}");
+    lab.inside(|| Client::once(ADDRESS, b"are you there?").unwrap());
+    let said: Vec<_> = lab.journal()[before..].iter().map(|record| text(record, "MESSAGE").to_owned()).collect();
+    for teller in ["the handoff failed: ", "handoffd: the new generation "] {
+        let told = said.iter().any(|message| message.starts_with(teller) && message.contains(reason));
+        assert!(told, "{teller:?} {reason:?} in {said:#?}");
+    }
+    assert!(lab.show("StatusText").contains(reason), "{}", lab.show("StatusText"));
+}
+
+pub(crate) fn ready_means_accepting_and_the_main_process_is_one_that_systemd_watches(system: System) {
+    let lab = Lab::boot(system);
+    // Bound by itself: before READY nobody would be there.
+    lab.bind_without_socket_unit(&format!("--listen {ADDRESS}"));
+    lab.systemctl(&["start", "handoffd.service"]).well();
+    lab.inside(|| Client::once(ADDRESS, b"at once").unwrap());
+    for generation in 2..5 {
+        lab.systemctl(&["reload", "handoffd.service"]).well();
+        let main = lab.main_pid();
+        assert_eq!(lab.status()["generations"][0]["pid"], main);
+        assert_eq!(lab.status()["serving"], generation);
+        assert!(lab.processes().contains(&main));
+        let status = std::fs::read_to_string(format!("/proc/{}/status", lab.outer(main))).unwrap();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).unwrap();
+        assert_eq!(lab.outer(1).to_string(), parent, "systemd reaps it");
+    }
+    // And sees it die, in whatever generation.
+    signal(lab.outer(lab.main_pid()), Signal::SIGKILL);
+    lab.wait("the restart", |lab| lab.show("NRestarts") == "1" && lab.show("ActiveState") == "active");
+    lab.inside(|| Client::once(ADDRESS, b"again").unwrap());
+}
+
+pub(crate) fn of_two_reloads_at_once_one_is_told_to_try_again(system: System) {
+    let lab = Lab::serving(system);
+    let first = lab.start(&[PROGRAM, "reload"]);
+    lab.wait("a successor", |lab| lab.status()["generations"].as_array().unwrap().len() == 2);
+    lab.run(&[PROGRAM, "reload"]).names(75, &["a handoff is under way"]);
+    // systemd's own too: what it would have been told, the first is told.
+    let reload = lab.systemctl(&["reload", "handoffd.service"]);
+    assert_eq!(reload.code, 1, "{reload:?}");
+    first.wait().well();
+    // One that is not waited for: the handoff goes on without it.
+    let gone = lab.start(&[PROGRAM, "reload"]);
+    lab.wait("a successor", |lab| lab.status()["generations"].as_array().unwrap().len() == 2);
+    drop(gone);
+    lab.wait("the handoff", |lab| lab.status()["serving"] == 3);
+    lab.run(&[PROGRAM, "reload", "--expect-generation", "2"]).names(75, &["generation 3 serves, not 2"]);
+    lab.run(&[PROGRAM, "reload", "--expect-generation", "3"]).well();
+    assert_eq!(lab.status()["serving"], 4);
+}
+
+pub(crate) fn systemd_may_be_reloaded_and_replaced_in_the_middle_of_a_handoff(system: System) {
+    let lab = Lab::serving(system);
+    let storm = lab.inside(|| Storm::start(ADDRESS, 1, 1));
+    for (serving, command) in [(2, "daemon-reload"), (3, "daemon-reexec")] {
+        let reload = lab.start(&[PROGRAM, "reload"]);
+        lab.wait("a successor", |lab| lab.status()["generations"].as_array().unwrap().len() == 2);
+        lab.systemctl(&[command]).well();
+        reload.wait().well();
+        lab.wait("the main process", |lab| lab.status()["generations"][0]["pid"] == lab.main_pid());
+        assert_eq!(lab.status()["serving"], serving);
+        assert_eq!(lab.show("ActiveState"), "active");
+    }
+    // With systemd's own command too: it is told to carry on where it was.
+    let reload = lab.start(&["systemctl", "reload", "--no-block", "handoffd.service"]);
+    reload.wait().well();
+    lab.systemctl(&["daemon-reexec"]).well();
+    lab.wait("the handoff", |lab| lab.status()["serving"] == 4 && lab.show("ActiveState") == "active");
+    lab.systemctl(&["reload", "handoffd.service"]).well();
+    let tally = storm.end();
+    assert!(tally.losses.is_empty(), "{:?}\n{}", tally.losses, lab.journal_text());
+}

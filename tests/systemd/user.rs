@@ -1,0 +1,36 @@
+//! A service manager of a user is one too: it is a subreaper and not process 1, and the rest is the same.
+
+use crate::lab::{Lab, PROGRAM, System};
+use crate::support::{Client, signal};
+
+const ADDRESS: &str = "127.0.0.1:7070";
+
+pub(crate) fn a_service_manager_of_a_user_sees_the_same(system: System) {
+    let lab = Lab::boot(system);
+    lab.run(&["mkdir", "-p", "/run/user/0", "/root/.config/systemd/user"]).well();
+    let unit = format!(
+        "[Service]\nType=notify\nNotifyAccess=main\nRestart=on-failure\nRuntimeDirectory=handoffd\n\
+         ExecStart={PROGRAM} --listen {ADDRESS}\nExecReload=/usr/bin/env /proc/${{MAINPID}}/exe reload\n"
+    );
+    std::fs::write(lab.path("/root/.config/systemd/user/handoffd.service"), unit).unwrap();
+    let manager = ["--unit=manager", "-p", "Delegate=yes", "-E", "XDG_RUNTIME_DIR=/run/user/0", "-E", "HOME=/root"];
+    lab.run(&[&["systemd-run", "--quiet"], &manager[..], &["/lib/systemd/systemd", "--user"]].concat()).well();
+    let user =
+        |words: &[&str]| lab.run(&[&["env", "XDG_RUNTIME_DIR=/run/user/0", "systemctl", "--user"], words].concat());
+    lab.wait("the user's manager", |_| {
+        user(&["is-system-running"]).out.trim() != "offline" && user(&["show"]).code == 0
+    });
+    user(&["start", "handoffd.service"]).well();
+    let main = || user(&["show", "handoffd.service", "--value", "-p", "MainPID"]).well().trim().parse::<u32>().unwrap();
+    let first = main();
+    for _ in 0..2 {
+        lab.inside(|| Client::once(ADDRESS, b"are you there?").unwrap());
+        user(&["reload", "handoffd.service"]).well();
+    }
+    assert_ne!(main(), first);
+    let dead = main();
+    signal(lab.outer(dead), nix::sys::signal::Signal::SIGKILL);
+    lab.wait("the restart", |_| ![0, dead].contains(&main()));
+    lab.wait("that it serves", |lab| lab.inside(|| Client::once(ADDRESS, b"are you there?").is_ok()));
+    user(&["stop", "handoffd.service"]).well();
+}

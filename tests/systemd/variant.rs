@@ -1,0 +1,34 @@
+//! The documented variant: systemd asks by SIGHUP, and takes the end of a reload from the notification.
+
+use crate::lab::{ADDRESS, Lab, System, shipped};
+use crate::support::{Client, Storm};
+
+pub(crate) fn the_notify_reload_variant_reports_every_end_of_a_reload(system: System) {
+    let mut lab = Lab::boot(system);
+    let variant = std::fs::read_to_string(shipped("notify-reload.conf")).unwrap();
+    lab.install("handoffd.service.d/notify-reload.conf", &variant);
+    lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
+    let storm = lab.inside(|| Storm::start(ADDRESS, 1, 1));
+    let first = lab.main_pid();
+    for generation in 2..6 {
+        lab.systemctl(&["reload", "handoffd.service"]).well();
+        assert_eq!(lab.status()["serving"], generation);
+    }
+    let main = lab.main_pid();
+    assert_ne!(main, first);
+    lab.deploy_script("exit 7");
+    for _ in 0..2 {
+        // There is no word for "failed"; but it ends, and says so to whoever looks.
+        lab.systemctl(&["reload", "handoffd.service"]).well();
+        assert_eq!((lab.show("ActiveState"), lab.main_pid()), ("active".into(), main));
+        assert!(lab.show("StatusText").contains("the handoff to 6 failed"), "{}", lab.show("StatusText"));
+    }
+    lab.deploy_good();
+    // Two in a row: the second is remembered until the first has ended.
+    let reloads = [(); 2].map(|()| lab.start(&["systemctl", "reload", "handoffd.service"]));
+    reloads.into_iter().for_each(|reload| drop(reload.wait().well()));
+    lab.inside(|| Client::once(ADDRESS, b"are you there?").unwrap());
+    assert_ne!(lab.main_pid(), main);
+    let tally = storm.end();
+    assert!(tally.losses.is_empty(), "{:?}\n{}", tally.losses, lab.journal_text());
+}
