@@ -14,7 +14,9 @@ use std::time::Instant;
 use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
 
-use crate::support::{Answered, DEADLINE, Operator, REAL, Stuck, is_asleep};
+use crate::support::line::is_asleep;
+use crate::support::operator::Answered;
+use crate::support::{DEADLINE, Operator, REAL, Stuck};
 
 /// Where the shipped socket unit listens.
 pub(crate) const ADDRESS: &str = "127.0.0.1:48879";
