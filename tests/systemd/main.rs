@@ -5,6 +5,7 @@
 //! fetches once.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::missing_panics_doc, reason = "tests panic")]
+#![allow(clippy::print_stdout, reason = "a storm tells how many it was made of; cargo shows it on request")]
 #![allow(dead_code, unused_imports, reason = "of what the tests share, each uses a part")]
 
 #[path = "../support/mod.rs"]
