@@ -173,6 +173,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A unit has settings that break a handoff. Each has been said.
+    #[error("{unit} has {count} settings that break a handoff")]
+    Unsound {
+        /// Its name.
+        unit: String,
+        /// How many.
+        count: usize,
+    },
     /// A system call failed that none of our settings can make work.
     #[error("cannot {doing}: {source}")]
     System {
@@ -198,6 +206,7 @@ impl Error {
             | Self::NotAListener { .. }
             | Self::Bind { .. }
             | Self::PidFile { .. }
+            | Self::Unsound { .. }
             | Self::Predecessor { .. } => Exit::Configuration,
             Self::NobodyAnswers { .. } => Exit::Unavailable,
             Self::HandoffFailed { .. } => Exit::HandoffFailed,

@@ -223,3 +223,18 @@ fn help_and_version_go_to_standard_output_and_end_well() {
         assert!(String::from_utf8(output.stdout).unwrap().contains("handoffd"), "{flag}");
     }
 }
+
+#[test]
+fn what_is_wrong_with_a_command_is_named() {
+    for (arguments, words) in [
+        (&["reload", "--timeout", "soon"][..], &["--timeout", "soon", "expected a time"][..]),
+        (&["reload", "--expect-generation", "0"], &["--expect-generation", "0", "from 1"]),
+        (&["reload", "now"], &["unexpected argument 'now'"]),
+        (&["status", "--bake", "1s"], &["unexpected argument '--bake'"]),
+        (&["levitate"], &["levitate"]),
+        (&["--control", "relative"], &["--control", "relative", "absolute path"]),
+        (&["--listen", "control=127.0.0.1:0"], &["control", "what the operator's socket is called"]),
+    ] {
+        Refusal::to(arguments).names(64, words);
+    }
+}

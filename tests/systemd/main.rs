@@ -13,6 +13,7 @@ mod support;
 
 mod activation;
 mod crashes;
+mod doctor;
 mod hardening;
 mod lab;
 mod reload;
@@ -46,6 +47,7 @@ claims! {
     crashes::a_main_process_that_dies_while_an_old_one_drains_is_restarted,
     crashes::a_main_process_that_dies_during_the_bake_costs_nobody_who_waits,
     crashes::a_main_process_whose_accept_loop_hangs_is_restarted_by_the_watchdog,
+    doctor::the_doctor_names_what_breaks_a_handoff,
     hardening::the_units_are_sound_and_hardened,
     reload::a_hundred_reloads_under_traffic_lose_nobody,
     reload::a_reload_that_cannot_succeed_says_why_and_changes_nothing,

@@ -37,6 +37,8 @@ enum CommandLine {
     Status(StatusFlags),
     /// Read what would be served, and say what is wrong with it; bind and touch nothing
     Check(ServeFlags),
+    /// Say which settings of the systemd unit would break a handoff, and why
+    Doctor(DoctorFlags),
 }
 
 #[derive(Debug, Args)]
@@ -124,6 +126,15 @@ struct StatusFlags {
     watch: bool,
 }
 
+#[derive(Debug, Args)]
+struct DoctorFlags {
+    #[command(flatten)]
+    daemon: Where,
+
+    /// The unit to look at; without it that of the daemon that answers
+    unit: Option<String>,
+}
+
 const AFTERWARDS: &str = "\
 Times are seconds, or a number with a unit: 500ms, 30s, 2m.
 
@@ -141,7 +152,7 @@ Exit codes:
   75  try again: a handoff is under way, or time ran out; the old one serves on
   76  the new generation was ready, and was rolled back; the old one serves on
   77  the control socket does not hear this user
-  78  the configuration or what was inherited cannot be served";
+  78  the configuration or what was inherited cannot be served, or the unit breaks a handoff";
 
 /// What was asked for.
 pub(crate) enum Command {
@@ -149,6 +160,7 @@ pub(crate) enum Command {
     Check(Serve),
     Reload { control: PathBuf, options: ReloadOptions },
     Status { control: PathBuf, form: Form, span: Span },
+    Doctor { control: PathBuf, unit: Option<String> },
 }
 
 /// What to serve.
@@ -207,6 +219,7 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer>
             },
             control: find(flags.daemon),
         },
+        Some(CommandLine::Doctor(flags)) => Command::Doctor { control: find(flags.daemon), unit: flags.unit },
         Some(CommandLine::Status(flags)) => Command::Status {
             control: find(flags.daemon),
             form: if flags.json { Form::Programs } else { Form::People },

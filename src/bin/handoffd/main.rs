@@ -2,6 +2,7 @@
 
 mod check;
 mod cli;
+mod doctor;
 mod identity;
 mod logging;
 mod reload;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         Ok(Command::Check(arguments)) => check::run(&arguments.config),
         Ok(Command::Reload { control, options }) => reload::run(control, &options),
         Ok(Command::Status { control, form, span }) => status::run(control, form, span),
+        Ok(Command::Doctor { control, unit }) => doctor::run(control, unit),
         Err(cli::Answer::Print(text)) => return print(&text),
         Err(cli::Answer::Refuse(why)) => {
             // A predecessor has to hear it; whoever asked for a command has none.
@@ -89,8 +91,8 @@ fn fail(error: &Error) -> ExitCode {
 }
 
 fn complain(why: &dyn Display, exit: Exit) -> ExitCode {
-    // If standard error is closed, the exit code has to say it alone.
-    let _ = writeln!(std::io::stderr(), "handoffd: {why}");
+    // In one piece, for a predecessor writes there too. If it is closed, the exit code has to say it alone.
+    let _ = std::io::stderr().write_all(format!("handoffd: {why}\n").as_bytes());
     code(exit)
 }
 

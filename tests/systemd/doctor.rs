@@ -1,0 +1,45 @@
+//! `handoffd doctor` finds what breaks a handoff in the words of each systemd, and nothing in the unit that we ship.
+
+use crate::lab::{Lab, PROGRAM, System};
+
+/// A drop-in, what the doctor says of it, and how it ends.
+const ILLS: [(&str, &str, i32); 14] = [
+    ("Type=exec", "breaks  Type=exec: ", 78),
+    ("NotifyAccess=all", "risks   NotifyAccess=all: ", 0),
+    ("KillMode=mixed", "breaks  KillMode=mixed: ", 78),
+    ("KillMode=process", "breaks  KillMode=process: ", 78),
+    ("KillSignal=SIGHUP", "breaks  KillSignal=1: ", 78),
+    ("ExecReload=\nExecReload=kill -HUP $MAINPID", "breaks  ExecReload=: it returns at once", 78),
+    ("ExecReload=\nExecReload=-/usr/bin/env /proc/${MAINPID}/exe reload", "breaks  ExecReload=-: ", 78),
+    ("TimeoutStartSec=20", "breaks  TimeoutStartSec=20s: ", 78),
+    ("TimeoutStopSec=20", "risks   TimeoutStopSec=20s: ", 0),
+    ("OOMPolicy=stop", "risks   OOMPolicy=stop: ", 0),
+    ("NonBlocking=no", "risks   NonBlocking=no: ", 0),
+    ("RestrictAddressFamilies=\nRestrictAddressFamilies=AF_INET", "breaks  RestrictAddressFamilies=AF_INET: ", 78),
+    ("SystemCallFilter=~execve", "breaks  SystemCallFilter=: a generation needs execve ", 78),
+    ("PrivateUsers=yes", "risks   PrivateUsers=yes: ", 0),
+];
+
+pub(crate) fn the_doctor_names_what_breaks_a_handoff(system: System) {
+    let lab = Lab::serving(system);
+    // Of whoever answers, and by name.
+    for words in [&[PROGRAM, "doctor"][..], &[PROGRAM, "doctor", "handoffd.service"]] {
+        let said = lab.run(words).well();
+        assert!(said.starts_with("handoffd.service under systemd 2"), "{said}");
+        assert!(said.trim_end().ends_with(": 0 that break a handoff, 0 that risk one"), "{said}");
+    }
+    let name = "handoffd.service.d/ill.conf";
+    for (setting, found, code) in ILLS {
+        lab.install(name, &format!("[Service]\n{setting}\n"));
+        let said = lab.run(&[PROGRAM, "doctor"]);
+        assert_eq!(said.code, code, "{setting}: {said:?}");
+        let findings: Vec<_> = said.out.lines().filter(|line| !line.starts_with("handoffd.service")).collect();
+        assert!(findings.len() == 1 && findings[0].starts_with(found), "{setting}: {said:?}");
+    }
+    lab.install(name, "[Service]\n");
+    lab.run(&[PROGRAM, "doctor", "no-such.service"]).names(71, &["no unit no-such.service"]);
+    lab.systemctl(&["stop", "handoffd.socket", "handoffd.service"]).well();
+    lab.run(&[PROGRAM, "doctor"]).names(69, &["nobody answers on"]);
+    // One that does not run can be looked at as well.
+    lab.run(&[PROGRAM, "doctor", "handoffd.service"]).well();
+}
