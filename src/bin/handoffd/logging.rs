@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use handoffd::Generation;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -71,8 +72,9 @@ impl Write for StandardError {
         let mut stderr = io::stderr().lock();
         let patience = if STALLED.load(Ordering::Relaxed) { 0 } else { PATIENCE };
         let mut poll = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-        // An error of poll's is no reason to be silent: then the write decides.
-        let stalled = nix::poll::poll(&mut poll, PollTimeout::from(patience)) == Ok(0);
+        // A signal that comes meanwhile ends the wait, and the write would wait for ever: what is not known to have room
+        // has none. Of any other error of poll's, the write tells.
+        let stalled = matches!(nix::poll::poll(&mut poll, PollTimeout::from(patience)), Ok(0) | Err(Errno::EINTR));
         STALLED.store(stalled, Ordering::Relaxed);
         if stalled {
             return Err(io::ErrorKind::TimedOut.into());
