@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, DEADLINE, Line, assert_becomes, signal};
+use crate::support::{Client, DEADLINE, Line, Tracer, assert_becomes, signal};
 
 /// Starts the daemon in a mount namespace in which the journal's socket is the test's own.
 fn with_journal(journal_stream: &str) -> (Line, UnixDatagram) {
@@ -103,9 +103,8 @@ fn a_broken_standard_error_hurts_nobody() {
     line.wait_for_end();
 }
 
-/// Whoever reads the log may have stalled, as a pager does; neither clients nor signals wait for that.
-#[test]
-fn a_standard_error_that_nobody_reads_holds_up_nobody() {
+/// A line whose standard error is full and has a reader that does not read: the line, and that reader.
+fn serve_unread() -> (Line, OwnedFd) {
     let (unread, full) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
     while nix::unistd::write(&full, &[b'x'; 512]).is_ok() {}
     fcntl(&full, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
@@ -115,6 +114,24 @@ fn a_standard_error_that_nobody_reads_holds_up_nobody() {
         command.args(["-c", script, "bash", env!("CARGO_BIN_EXE_handoffd")]).arg(folder);
         command.stdin(full);
     });
+    (line, unread)
+}
+
+/// A signal ends the look whether somebody reads (poll(2), EINTR); that is not the word that somebody does.
+#[test]
+fn a_signal_while_nobody_reads_holds_up_nobody_either() {
+    let (line, _unread) = serve_unread();
+    assert_becomes(&true, || line.folder().join("pid").exists());
+    let tracer = Tracer::attach(&line, line.first_pid(), &["-e", "trace=poll", "-e", "inject=poll:error=EINTR"]);
+    signal(line.first_pid(), Signal::SIGTERM);
+    assert_eq!(line.exit_code(1), 0);
+    assert!(tracer.wait().contains("EINTR"));
+}
+
+/// Whoever reads the log may have stalled, as a pager does; neither clients nor signals wait for that.
+#[test]
+fn a_standard_error_that_nobody_reads_holds_up_nobody() {
+    let (line, _unread) = serve_unread();
     let head = || std::fs::read_to_string(line.folder().join("pid")).ok()?.trim().parse().ok();
     let serves = || Client::once(line.folder().join("socket").to_str().unwrap(), b"anybody?").is_ok();
     assert_becomes(&Some(line.first_pid()), head);
@@ -125,5 +142,4 @@ fn a_standard_error_that_nobody_reads_holds_up_nobody() {
     assert!(serves());
     signal(head().unwrap(), Signal::SIGTERM);
     line.wait_for_end();
-    drop(unread);
 }

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Gate, Line, Manager, SLOW_DRAIN, Told};
+use crate::support::{Client, Gate, Line, Manager, SLOW_DRAIN, Told, assert_becomes};
 
 /// A line on `127.0.0.1:0` with an operator's socket under `manager`, which hears first that it is ready.
 fn serve(manager: &Manager, arguments: &[&str], variables: &[(&str, &str)]) -> Line {
@@ -202,5 +202,6 @@ fn a_stop_in_the_middle_of_a_reload_is_told_as_a_stop() {
     gate.open();
     line.wait_for_end();
     assert!(manager.rest().iter().all(|told| told.value("MAINPID").is_none() && told.value("READY").is_none()));
-    assert!(Client::connect(&line.address()).is_err());
+    // What the manager was given to keep, a process that another test has just forked may hold until its exec.
+    assert_becomes(&true, || Client::connect(&line.address()).is_err());
 }
