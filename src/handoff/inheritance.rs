@@ -5,57 +5,27 @@
 //! cannot know our pid before the fork, and names the channel instead. Whatever is wrong with what was passed is an
 //! error that names it: a process that guesses serves the wrong socket.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use listenfd::ListenFd;
 
 use super::channel::{Received, receive};
 use super::init::Init;
 use super::message::{Message, VERSION, Welcome};
+use super::passed::{adopt, count, is_passed};
 use super::predecessor::{Draining, Unconnected};
+use super::program::Program;
+use super::variables::{CHANNEL, GENERATION, RUNTIME_DIRECTORY, TAKEN_OUT, bad, parse};
 use crate::error::Error;
 use crate::generation::Generation;
-use crate::net::{Origin, Passed, StoredName};
+use crate::net::Passed;
 use crate::sys::env::{Environment, Judgement};
-use crate::sys::fd::{FIRST_PASSED, LowSlot};
-use crate::sys::process::PidFd;
+use crate::sys::fd::LowSlot;
 use crate::sys::{self, socket::send_packet};
-
-/// More descriptors than a process can have cannot have been passed: `fs.nr_open` is 2^20 by default.
-const DESCRIPTORS_MAX: usize = 1 << 20;
-
-const LISTEN_FDS: &str = "LISTEN_FDS";
-const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
-const LISTEN_PID: &str = "LISTEN_PID";
-const LISTEN_PIDFDID: &str = "LISTEN_PIDFDID";
-/// `VERSION:DESCRIPTOR` of the channel to the predecessor. Private: taken out of the environment at once.
-const CHANNEL: &str = "HANDOFFD_CHANNEL";
-/// The ordinal of this process.
-const GENERATION: &str = "HANDOFFD_GENERATION";
-/// What a service manager wants to be told, where and how often. Kept out of sight, and passed on.
-const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
-const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
-/// Whom the watchdog watches: the first generation. Those after it are watched in its place, under other pids.
-const WATCHDOG_PID: &str = "WATCHDOG_PID";
-/// What no program may see that this process starts.
-const TAKEN_OUT: [&str; 9] = [
-    LISTEN_FDS,
-    LISTEN_FDNAMES,
-    LISTEN_PID,
-    LISTEN_PIDFDID,
-    CHANNEL,
-    GENERATION,
-    NOTIFY_SOCKET,
-    WATCHDOG_USEC,
-    WATCHDOG_PID,
-];
-/// Where the service may keep its sockets of control and the like, systemd.exec(5).
-const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
 /// All that a process is born with.
 #[derive(Debug)]
@@ -70,21 +40,6 @@ pub struct Inheritance {
     runtime_directory: Option<PathBuf>,
     /// For the channel to the successor: reserved now, while low numbers are free.
     pub(crate) slot: LowSlot,
-}
-
-/// What a successor is started with: the same as this process was, resolved anew.
-#[derive(Clone, Debug)]
-pub(crate) struct Program {
-    /// The path by which this process was started, absolute, links not followed.
-    path: PathBuf,
-    /// With `argv[0]`.
-    arguments: Vec<CString>,
-    /// As it was at birth, less what was taken out.
-    environment: Vec<CString>,
-    /// What was taken out and belongs to the service manager.
-    service_manager: Vec<CString>,
-    notify_socket: Option<OsString>,
-    watchdog: Option<Duration>,
 }
 
 impl Inheritance {
@@ -171,24 +126,7 @@ impl Inheritance {
 
     /// With nobody before it.
     fn new(environment: &Environment, generation: Generation, sockets: Vec<Passed>) -> Result<Self, Error> {
-        let watchdog = watchdog(environment)?;
-        let notify_socket = environment.get(NOTIFY_SOCKET);
-        let passed_on = [
-            notify_socket.map(|value| [NOTIFY_SOCKET.as_bytes(), b"=", value.as_bytes()].concat()),
-            watchdog.map(|limit| format!("{WATCHDOG_USEC}={}", limit.as_micros()).into_bytes()),
-        ];
-        let program = Program {
-            path: sys::env::program().map_err(|source| Error::Program { source })?,
-            arguments: sys::env::arguments(),
-            environment: environment.rest.clone(),
-            service_manager: passed_on
-                .into_iter()
-                .flatten()
-                .filter_map(|variable| CString::new(variable).ok())
-                .collect(),
-            notify_socket: notify_socket.map(OsStr::to_owned),
-            watchdog,
-        };
+        let program = Program::of_this_process(environment)?;
         let journal_stream = environment.kept("JOURNAL_STREAM").and_then(|value| value.to_str().map(str::to_owned));
         let runtime_directory = environment.kept(RUNTIME_DIRECTORY).and_then(first_of);
         let slot = LowSlot::reserve().map_err(Error::system("reserve a descriptor"))?;
@@ -202,47 +140,6 @@ impl Inheritance {
             runtime_directory,
             slot,
         })
-    }
-}
-
-impl Program {
-    /// What will be executed, whatever lies there then.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The arguments, `argv[0]` included.
-    pub(crate) fn arguments(&self) -> &[CString] {
-        &self.arguments
-    }
-
-    /// Where the service manager listens, if there is one.
-    pub(crate) fn notify_socket(&self) -> Option<&OsStr> {
-        self.notify_socket.as_deref()
-    }
-
-    /// How often the service manager wants to hear that the main process is alive.
-    pub(crate) const fn watchdog(&self) -> Option<Duration> {
-        self.watchdog
-    }
-
-    /// The environment of a successor: as this process found its own, with what it is passed in place of what this one
-    /// was. Nothing grows from generation to generation.
-    pub(crate) fn environment_for(
-        &self,
-        generation: Generation,
-        names: &str,
-        count: usize,
-        channel: RawFd,
-    ) -> Vec<CString> {
-        let ours = [
-            format!("{LISTEN_FDS}={count}"),
-            format!("{LISTEN_FDNAMES}={names}"),
-            format!("{CHANNEL}={VERSION}:{channel}"),
-            format!("{GENERATION}={generation}"),
-        ];
-        let ours = ours.into_iter().filter_map(|variable| CString::new(variable).ok());
-        self.environment.iter().chain(&self.service_manager).cloned().chain(ours).collect()
     }
 }
 
@@ -292,61 +189,6 @@ fn tell_why(channel: &OwnedFd, reason: &dyn Display) {
     let _ = send_packet(channel.as_fd(), &Message::Failed { reason: reason.to_string() }.encode());
 }
 
-/// How many descriptors were passed to this process; 0 when they are meant for another.
-fn count(environment: &Environment) -> Result<usize, Error> {
-    let Some(value) = environment.get(LISTEN_FDS) else { return Ok(0) };
-    if environment.get(CHANNEL).is_none() && !is_meant_for_us(environment)? {
-        return Ok(0);
-    }
-    let count = value.to_str().and_then(|text| text.parse().ok()).filter(|count| *count <= DESCRIPTORS_MAX);
-    let count = count.ok_or_else(|| bad(LISTEN_FDS, value, "expected how many descriptors are passed"))?;
-    for index in 0..count {
-        let descriptor = FIRST_PASSED + RawFd::try_from(index).unwrap_or(RawFd::MAX - FIRST_PASSED);
-        if !sys::fd::is_open(descriptor) {
-            return Err(bad(LISTEN_FDS, value, format!("descriptor {descriptor} is not open")));
-        }
-    }
-    Ok(count)
-}
-
-/// Whether the parent means this very process. A process that it started inherits the variables with the old pid.
-fn is_meant_for_us(environment: &Environment) -> Result<bool, Error> {
-    let ours = std::process::id();
-    // Anything that is not our pid is somebody else's, also what is no pid at all: never adopt on trust.
-    if environment.get(LISTEN_PID).and_then(OsStr::to_str).and_then(|text| text.parse().ok()) != Some(ours) {
-        return Ok(false);
-    }
-    let Some(id) = parse::<u64>(environment, LISTEN_PIDFDID, "the inode of a process descriptor")? else {
-        return Ok(true);
-    };
-    let inode = PidFd::open(ours).ok().and_then(|process| process.inode());
-    Ok(inode.is_none_or(|inode| inode == id))
-}
-
-/// How often the service manager wants to hear of the main process, sd_watchdog_enabled(3). With a predecessor the pid
-/// is not ours, and the watch is.
-fn watchdog(environment: &Environment) -> Result<Option<Duration>, Error> {
-    let is_ours = environment.get(CHANNEL).is_some()
-        || environment.get(WATCHDOG_PID).is_none_or(|pid| pid.to_str() == Some(&std::process::id().to_string()));
-    if !is_ours {
-        return Ok(None);
-    }
-    let limit = parse(environment, WATCHDOG_USEC, "a number of microseconds")?.map(Duration::from_micros);
-    Ok(limit.filter(|limit| !limit.is_zero() && *limit != Duration::from_micros(u64::MAX)))
-}
-
-/// The first of the folders that a variable names: systemd joins several by colons.
-fn first_of(folders: &OsStr) -> Option<PathBuf> {
-    let first = folders.as_bytes().split(|byte| *byte == b':').next().filter(|first| first.starts_with(b"/"))?;
-    Some(PathBuf::from(OsStr::from_bytes(first)))
-}
-
-/// Where the operator's socket is by default: in the folder that the service manager has made, if it has.
-#[must_use]
-pub fn runtime_directory() -> Option<PathBuf> {
-    first_of(&sys::env::variable(RUNTIME_DIRECTORY)?)
-}
-
 /// The channel to the predecessor, if one started this process.
 fn channel(environment: &Environment, passed: &ListenFd) -> Result<Option<OwnedFd>, Error> {
     let Some(value) = environment.get(CHANNEL) else { return Ok(None) };
@@ -366,60 +208,14 @@ fn channel(environment: &Environment, passed: &ListenFd) -> Result<Option<OwnedF
     Err(bad(CHANNEL, value, why))
 }
 
-/// Whether `descriptor` is one of those that `LISTEN_FDS` counts.
-fn is_passed(descriptors: &ListenFd, descriptor: RawFd) -> bool {
-    // Whatever the environment says: the lowest number there is has none three below it.
-    let place = descriptor.checked_sub(FIRST_PASSED).and_then(|place| usize::try_from(place).ok());
-    place.is_some_and(|place| place < descriptors.len())
+/// The first of the folders that a variable names: systemd joins several by colons.
+fn first_of(folders: &OsStr) -> Option<PathBuf> {
+    let first = folders.as_bytes().split(|byte| *byte == b':').next().filter(|first| first.starts_with(b"/"))?;
+    Some(PathBuf::from(OsStr::from_bytes(first)))
 }
 
-/// Turns what was passed into sockets with names and origins, or names the first that cannot be one.
-fn adopt(environment: &Environment, descriptors: &mut ListenFd, welcome: &Welcome) -> Result<Vec<Passed>, Error> {
-    let count = descriptors.len();
-    if count == 0 {
-        return Ok(Vec::new());
-    }
-    let names = names(environment, count)?;
-    let adopted = names.into_iter().enumerate().filter_map(|(place, name)| {
-        let bound = welcome.bound.iter().find(|(bound, _)| *bound == place);
-        let stored = name.as_deref().and_then(StoredName::parse);
-        let (name, origin) = match (bound, stored) {
-            (Some((_, binding)), _) => (name, Origin::Bound(binding.clone())),
-            // It comes back from the service manager's store: a process of ours, now dead, has bound it.
-            (None, Some((stored, binding))) => (Some(stored.to_owned()), Origin::Bound(binding)),
-            (None, None) => (name, Origin::Inherited),
-        };
-        sys::fd::take_passed(descriptors, place).map(|fd| Passed::check(fd, name, origin))
-    });
-    adopted.collect()
-}
-
-/// The names of the passed descriptors. `unknown` and the empty name are what systemd calls those without one.
-fn names(environment: &Environment, count: usize) -> Result<Vec<Option<String>>, Error> {
-    let Some(value) = environment.get(LISTEN_FDNAMES) else { return Ok(vec![None; count]) };
-    let text = value.to_str().ok_or_else(|| bad(LISTEN_FDNAMES, value, "expected text"))?;
-    if text.chars().any(char::is_control) {
-        return Err(bad(LISTEN_FDNAMES, value, "a name may not hold control characters"));
-    }
-    let names: Vec<_> =
-        text.split(':').map(|name| (!matches!(name, "" | "unknown")).then(|| name.to_owned())).collect();
-    if names.len() == count {
-        Ok(names)
-    } else {
-        Err(bad(LISTEN_FDNAMES, value, format!("it names {} descriptors, and {LISTEN_FDS} says {count}", names.len())))
-    }
-}
-
-fn parse<T: std::str::FromStr>(
-    environment: &Environment,
-    name: &'static str,
-    expected: &str,
-) -> Result<Option<T>, Error> {
-    let Some(value) = environment.get(name) else { return Ok(None) };
-    let parsed = value.to_str().and_then(|text| text.parse().ok());
-    parsed.map(Some).ok_or_else(|| bad(name, value, format!("expected {expected}")))
-}
-
-fn bad(variable: &'static str, value: &OsStr, why: impl Into<String>) -> Error {
-    Error::Environment { variable, value: value.to_string_lossy().into_owned(), why: why.into() }
+/// Where the operator's socket is by default: in the folder that the service manager has made, if it has.
+#[must_use]
+pub fn runtime_directory() -> Option<PathBuf> {
+    first_of(&sys::env::variable(RUNTIME_DIRECTORY)?)
 }

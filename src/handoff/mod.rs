@@ -8,14 +8,17 @@ mod inheritance;
 mod init;
 mod inquiry;
 mod message;
+mod passed;
 mod predecessor;
+mod program;
 mod successor;
+mod variables;
 
 pub(crate) use crate::sys::fd::LowSlot;
-pub(crate) use inheritance::Program;
 pub use inheritance::{Inheritance, runtime_directory};
 pub(crate) use init::Init;
 pub(crate) use inquiry::Inquiry;
 pub(crate) use message::{Hangup, Message};
 pub(crate) use predecessor::{PredecessorEvent, Predecessors};
+pub(crate) use program::Program;
 pub(crate) use successor::{Bequest, Fate, Successor, SuccessorEvent};

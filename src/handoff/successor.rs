@@ -13,11 +13,11 @@ use std::path::PathBuf;
 use nix::sys::signal::Signal;
 
 use super::channel::{Channel, Received};
-use super::inheritance::Program;
 use super::init::Init;
 use super::inquiry::Inquiry;
 use super::message::{Hangup, Message, WORDS, Welcome};
 use super::predecessor::Predecessors;
+use super::program::Program;
 use crate::error::HandoffFailure;
 use crate::generation::Generation;
 use crate::net::{Listener, ListenerSet, Origin};

@@ -5,12 +5,12 @@
 //! never come: signals, a neighbour's death, and the word of a predecessor that has been stopped in the bake.
 
 use std::collections::VecDeque;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use super::deadlines::{Deadlines, at, deadline};
+use super::deadlines::{Deadlines, at};
 use super::handover::Reload;
 use super::head::Head;
-use super::machine::{Action, Birth, Event, State, step};
+use super::machine::{Birth, Event, State, step};
 use super::pid_file::PidFile;
 use super::plane::Plane;
 use super::signals::{Signals, answer_hangup};
@@ -21,14 +21,11 @@ use crate::drain::DrainReport;
 use crate::error::{Error, HandoffFailure};
 use crate::generation::Generation;
 use crate::handoff::{
-    Fate, Inheritance, Init, LowSlot, Message, PredecessorEvent, Predecessors, Program, Successor, SuccessorEvent,
+    Inheritance, Init, LowSlot, Message, PredecessorEvent, Predecessors, Program, Successor, SuccessorEvent,
 };
-use crate::net::{Listener, ListenerSet};
+use crate::net::ListenerSet;
 use crate::notify::Notifier;
 use crate::report::LastHandoff;
-
-/// How long a cut connection may take to be gone: its task has only to be dropped.
-const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +60,7 @@ pub(super) struct Driver<P> {
     /// and the predecessor never had them.
     pub(super) given_up: Vec<usize>,
     /// Whether the operator's socket ends with this process.
-    control_ends: bool,
+    pub(super) control_ends: bool,
     /// Why the successor was lost, until that is reported.
     pub(super) failure: Option<HandoffFailure>,
     pub(super) last_handoff: Option<LastHandoff>,
@@ -310,125 +307,6 @@ impl<P: Plane> Driver<P> {
     fn expired(&mut self, failure: HandoffFailure) -> Event {
         self.failure = Some(failure);
         Event::SuccessorLost
-    }
-
-    async fn perform(&mut self, action: Action) -> Result<(), Error> {
-        match action {
-            Action::TellReady => {
-                let closed = self.listeners.unclaimed().to_vec();
-                self.predecessors.tell_predecessor(&Message::Ready { pid: std::process::id(), closed });
-            }
-            Action::TellRollback => {
-                self.predecessors.tell_predecessor(&Message::Rollback);
-                // The predecessor goes on with its own listeners; those that were bound here end here.
-                self.given_up = self.listeners.bound_here().to_vec();
-            }
-            Action::TakeTheLine => self.take_the_line()?,
-            Action::NotifyReady => {
-                let status = self.status().to_string();
-                if let Some(head) = &mut self.head {
-                    head.ready(status);
-                }
-            }
-            Action::StartSuccessor => self.start_successor(),
-            Action::StartBake => {
-                self.deadlines.ready = None;
-                self.deadlines.bake = deadline(self.config.bake);
-            }
-            Action::Commit(hangup) => self.commit(|successor| successor.commit(hangup)),
-            Action::CommitForGood(hangup) => self.commit(|successor| successor.commit_for_good(hangup)),
-            Action::DropSuccessor => self.drop_successor(),
-            Action::ForgetSuccessor => {
-                if let Some(successor) = &mut self.successor {
-                    successor.release();
-                }
-            }
-            Action::LetGo => self.predecessors.let_go(),
-            Action::LeaveTheLine if self.predecessors.count() > 0 => self.predecessors.let_go(),
-            Action::StopSuccessor => {
-                self.deadlines.ready = None;
-                if let Some(successor) = &self.successor {
-                    successor.end(Fate::Stop);
-                }
-            }
-            Action::StopAccepting => {
-                self.plane.stop_accepting().await;
-                let (given_up, control) = self.listeners.remove(&std::mem::take(&mut self.given_up));
-                given_up.iter().chain(&control).for_each(Listener::unlink);
-                self.plane.sweep(&given_up);
-            }
-            Action::CloseListeners | Action::LeaveTheLine => {
-                self.plane.stop_accepting().await;
-                let all = self.listeners.take();
-                // The path goes first, so that nobody comes who will not be accepted; but what the service manager keeps
-                // has to be found again when it starts us anew.
-                if !self.notifier.is_supervised() {
-                    all.iter().for_each(Listener::unlink);
-                }
-                self.plane.sweep(&all);
-                self.control_ends = true;
-                if let Some(pid_file) = &self.pid_file {
-                    pid_file.remove(self.successor.as_ref().and_then(Successor::pid));
-                }
-            }
-            Action::TellStopping => {
-                self.predecessors.tell_all(&Message::Stopping);
-                let status = self.status().to_string();
-                if let Some(head) = &mut self.head {
-                    head.stopping(status);
-                }
-            }
-            Action::Drain => {
-                let (why, connections) = (self.state.name(), self.plane.connections().map(|now| now.open));
-                tracing::info!(why, connections, "generation {} is draining", self.generation);
-                self.plane.drain();
-                self.deadlines.drain = deadline(self.config.drain_timeout);
-            }
-            Action::Resume => {
-                self.deadlines.drain = None;
-                self.plane.accept(self.listeners.as_slice())?;
-                tracing::warn!("generation {} is accepting again", self.generation);
-            }
-            Action::Cut => self.cut().await,
-            Action::Exit => self.exit(),
-        }
-        Ok(())
-    }
-
-    /// Cuts what is left of this generation; and of all before it, if they end with this one.
-    async fn cut(&mut self) {
-        self.plane.cut();
-        if self.head.is_some() {
-            self.predecessors.tell_all(&Message::Cut);
-        }
-        let Self { plane, predecessors, head, .. } = self;
-        let gone = async {
-            plane.drained().await;
-            while head.is_some() && !predecessors.is_empty() {
-                predecessors.next().await;
-            }
-        };
-        if tokio::time::timeout(CUT_TIMEOUT, gone).await.is_err() {
-            let (connections, generations) = (self.plane.connections().map(|now| now.open), self.predecessors.count());
-            tracing::warn!(connections, generations, "connections or older generations outlived being cut");
-        }
-    }
-
-    fn exit(&mut self) {
-        if let Some(successor) = self.successor.as_ref().filter(|successor| !successor.is_ready()) {
-            successor.end(Fate::Kill);
-        }
-        if self.control_ends {
-            if let Some(control) = self.listeners.take_control() {
-                control.unlink();
-            }
-        }
-        let DrainReport { ended, cut } = self.plane.report();
-        tracing::info!(ended, cut, "generation {} has ended", self.generation);
-        self.tell_drained(ended, cut);
-        // Not before: systemd, which stops a unit, ends the command that asked as well, and its own failure would be the
-        // unit's.
-        self.refuse_reload("the service was told to stop");
     }
 }
 
