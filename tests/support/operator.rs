@@ -1,12 +1,12 @@
 //! Is an operator: runs the daemon's own commands against a line, and sees what they print and how they end.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 
 use super::process::{exit_code, kill_if_alive};
-use super::{Line, REAL};
+use super::{DEADLINE, Line, REAL};
 
 /// A command that runs.
 #[derive(Debug)]
@@ -65,22 +65,36 @@ impl Operator {
         String::from_utf8(line).unwrap()
     }
 
-    /// Waits for its end.
+    /// Waits for its end: for each line that it prints, and for that, no longer than the deadline.
     pub(crate) fn wait(mut self) -> Answered {
-        // Meanwhile, for it may print more than a pipe holds.
-        let out = read(self.0.stdout.take().unwrap());
-        let err = read(self.0.stderr.take().unwrap());
-        let code = exit_code(self.0.id());
-        Answered { code, out: out.join().unwrap(), err: err.join().unwrap() }
+        // Both from the start, for it may print more than a pipe holds.
+        let (out, err) = (read(self.0.stdout.take().unwrap()), read(self.0.stderr.take().unwrap()));
+        let (out, err) = (hear(&out), hear(&err));
+        Answered { code: exit_code(self.0.id()), out, err }
     }
 }
 
-fn read(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
+/// Reads to the end, line by line.
+fn read(stream: impl Read + Send + 'static) -> Receiver<String> {
+    let (tell, told) = mpsc::channel();
+    let mut stream = BufReader::new(stream);
     std::thread::spawn(move || {
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text
-    })
+        let mut line = String::new();
+        while stream.read_line(&mut line).unwrap() > 0 && tell.send(std::mem::take(&mut line)).is_ok() {}
+    });
+    told
+}
+
+/// All of it.
+fn hear(told: &Receiver<String>) -> String {
+    let mut text = String::new();
+    loop {
+        match told.recv_timeout(DEADLINE) {
+            Ok(line) => text += &line,
+            Err(RecvTimeoutError::Disconnected) => return text,
+            Err(RecvTimeoutError::Timeout) => panic!("nothing more within the deadline, after:\n{text}"),
+        }
+    }
 }
 
 impl Drop for Operator {
