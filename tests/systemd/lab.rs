@@ -47,28 +47,35 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// Boots, with the daemon as release 1 and the units that we ship, of which none is started.
-    pub(crate) fn boot(system: System) -> Self {
+    /// Boots, with nothing of ours but an empty folder for releases. Of each of `mounts`, what lies at the first path here is
+    /// seen at the second in there.
+    pub(crate) fn bare(system: System, mounts: &[(&Path, &Path)]) -> Self {
         static NAMES: AtomicU32 = AtomicU32::new(0);
         let name = format!("lab-{}-{}", std::process::id(), NAMES.fetch_add(1, Ordering::Relaxed));
         let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let mut boot = Command::new(script("boot"));
-        boot.arg(root(system)).arg(name).arg(format!("{}:{RELEASES}", folder.path().display()));
+        boot.arg(root(system)).arg(name);
+        for (source, target) in [(folder.path(), Path::new(RELEASES))].iter().chain(mounts) {
+            boot.arg(format!("{}:{}", source.display(), target.display()));
+        }
         let mut boot = boot.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut said = String::new();
         BufReader::new(boot.stdout.take().unwrap()).read_line(&mut said).unwrap();
         let first = said.trim().parse().unwrap_or_else(|_| panic!("systemd did not boot: {said:?}"));
-        let mut lab = Self { boot, first, folder, releases: 0 };
-        fs::set_permissions(lab.folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        Self { boot, first, folder, releases: 0 }
+    }
+
+    /// Boots, with the daemon as release 1 and the units that we ship, of which none is started.
+    pub(crate) fn boot(system: System) -> Self {
+        let mut lab = Self::bare(system, &[]);
         lab.deploy(|release| {
             // The same file, if it can be.
             let program = release.join("handoffd");
             fs::hard_link(REAL, &program).or_else(|_| fs::copy(REAL, &program).map(drop)).unwrap();
         });
         symlink(Path::new(RELEASES).join("current/handoffd"), lab.path(PROGRAM)).unwrap();
-        for unit in ["handoffd.socket", "handoffd.service"] {
-            lab.install(unit, &fs::read_to_string(shipped(unit)).unwrap());
-        }
+        lab.install_units();
         lab
     }
 
@@ -79,9 +86,29 @@ impl Lab {
         lab
     }
 
+    /// Lays a cable to another lab: at each end there is an interface of that name, with that address.
+    pub(crate) fn cable(&self, (here, address): (&str, &str), other: &Self, (there, peer): (&str, &str)) {
+        let ends =
+            ["link", "add", "name", here, "type", "veth", "peer", "name", there, "netns", &other.first.to_string()];
+        // Only its network is entered: in there the other's process would have no number.
+        let laid = self.inside(|| Command::new("ip").args(ends).status().unwrap());
+        assert!(laid.success());
+        for (lab, name, address) in [(self, here, address), (other, there, peer)] {
+            lab.run(&["ip", "address", "add", address, "dev", name]).well();
+            lab.run(&["ip", "link", "set", name, "up"]).well();
+        }
+    }
+
     /// A path in there, as it is reached from out here.
     pub(crate) fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         Path::new(&format!("/proc/{}/root", self.first)).join(path.as_ref().strip_prefix("/").unwrap())
+    }
+
+    /// Installs the units that we ship.
+    pub(crate) fn install_units(&self) {
+        for unit in ["handoffd.socket", "handoffd.service"] {
+            self.install(unit, &fs::read_to_string(shipped(unit)).unwrap());
+        }
     }
 
     /// Installs a unit, or a drop-in for one, and has systemd read it.
@@ -247,7 +274,8 @@ pub(crate) fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)
 }
 
-fn script(name: &str) -> PathBuf {
+/// A script that lies beside this file.
+pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/systemd").join(name)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `cargo test --test systemd`, as root. Each claim is a function of a systemd and runs once on each, in a lab of its own
 //! that boots in half a second; all of them run side by side. What Debian package `debootstrap` needs for the other two it
-//! fetches once.
+//! fetches once. `by_ansible` needs the packages `openssh-server` and `python3-venv`, and fetches Ansible once.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::missing_panics_doc, reason = "tests panic")]
 #![allow(clippy::print_stdout, reason = "a storm tells how many it was made of; cargo shows it on request")]
@@ -17,6 +17,7 @@ mod doctor;
 mod hardening;
 mod lab;
 mod reload;
+mod rolling;
 mod stop;
 mod user;
 mod variant;
@@ -63,5 +64,18 @@ mod only_from_259 {
     #[test]
     fn the_notify_reload_variant_reports_every_end_of_a_reload() {
         crate::variant::the_notify_reload_variant_reports_every_end_of_a_reload(crate::System::Forky);
+    }
+}
+
+/// On this machine's systemd alone. They take the longest, and by this name they begin first.
+mod by_ansible {
+    #[test]
+    fn a_good_release_goes_over_all_hosts_one_by_one_and_nobody_notices() {
+        crate::rolling::a_good_release_goes_over_all_hosts_one_by_one_and_nobody_notices();
+    }
+
+    #[test]
+    fn a_bad_release_stops_at_the_first_host_which_serves_on() {
+        crate::rolling::a_bad_release_stops_at_the_first_host_which_serves_on();
     }
 }

@@ -1,0 +1,284 @@
+//! The rolling playbook, run for real: Ansible on one machine, three hosts with sshd, and cables between.
+//!
+//! Each machine is a lab of its own, so whatever Ansible leaves running or lying about ends with it.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Map, json};
+
+use crate::lab::{ADDRESS, Lab, PROGRAM, System, script};
+use crate::support::operator::Answered;
+use crate::support::{Client, REAL, Storm};
+
+/// The hosts. Ansible takes them in this order, which is the alphabet's.
+const HOSTS: [&str; 3] = ["first", "second", "third"];
+/// Where the operator finds the checkout.
+const CHECKOUT: &str = "/srv/handoffd";
+/// Where the operator keeps the rest.
+const FOLDER: &str = "/opt/handoffd";
+
+pub(crate) fn a_good_release_goes_over_all_hosts_one_by_one_and_nobody_notices() {
+    let fleet = Fleet::serving();
+    let storms: Vec<Storm> = fleet.hosts.iter().map(traffic).collect();
+    fleet.build("b");
+    fleet.roll("b", &[]).well();
+    for (storm, host) in storms.into_iter().zip(&fleet.hosts) {
+        let tally = storm.end();
+        println!("{} short, {} persistent, {} crossed", tally.short, tally.persistent, tally.crossed);
+        assert!(tally.losses.is_empty(), "{:?}\n{}", tally.losses, host.journal_text());
+        assert!(tally.short > 0 && tally.persistent > 0);
+    }
+    let mut before = 0;
+    for host in &fleet.hosts {
+        let seen = see(host);
+        assert_eq!((seen.generation, &*seen.build, &*seen.link), (2, "b", "releases/b"));
+        assert_eq!(seen.releases, ["a", "b"]);
+        let (start, end) = (when(host, "starting a successor: generation 2"), when(host, "generation 2 is serving"));
+        assert!(before < start && start < end, "one begins when the one before it serves: {before}, {start}, {end}");
+        before = end;
+    }
+    // Again, after one of them has been set up anew.
+    let [old @ .., new] = &fleet.hosts[..] else { unreachable!("there are three") };
+    let were: Vec<Seen> = old.iter().map(see).collect();
+    wipe(new);
+    let again = fleet.roll("b", &[]).well();
+    assert_eq!(again.matches("changed=0").count(), old.len(), "{again}");
+    assert_eq!(old.iter().map(see).collect::<Vec<_>>(), were);
+    let seen = see(new);
+    assert_eq!((seen.generation, &*seen.build, &*seen.link), (1, "b", "releases/b"));
+    assert_eq!(seen.releases, ["b"]);
+    new.inside(|| Client::once(ADDRESS, b"are you there?").unwrap());
+    assert_eq!(new.systemctl(&["is-enabled", "handoffd.service", "handoffd.socket"]).well(), "enabled\nenabled\n");
+}
+
+pub(crate) fn a_bad_release_stops_at_the_first_host_which_serves_on() {
+    let fleet = Fleet::serving();
+    let [first, others @ ..] = &fleet.hosts[..] else { unreachable!("there are three") };
+    let arguments = format!("[Service]\nExecStart=\nExecStart={PROGRAM} --log info\n");
+    first.install("handoffd.service.d/arguments.conf", &arguments);
+    first.systemctl(&["restart", "handoffd.service"]).well();
+    let untouched: Vec<Seen> = others.iter().map(see).collect();
+    let was = see(first);
+    let storm = traffic(first);
+
+    // It finds everything good, and ends when it is to serve.
+    fleet.write("ends", "[ \"$1\" = check ] || exit 7");
+    fleet.roll("ends", &[]).says("the successor ended before it was ready");
+    let is = see(first);
+    assert_eq!((is.generation, is.pid, &is.link), (1, was.pid, &was.link));
+    assert_eq!(is.releases, ["a", "ends"]);
+    // It finds something wrong with the arguments: it is never made current.
+    fleet.write("refuses", "[ \"$1\" != check ] || echo \"I will not ${*:2}\" >&2; exit 78");
+    fleet.roll("refuses", &[]).says("I will not --log info");
+    assert_eq!(see(first), Seen { releases: ["a", "ends", "refuses"].map(str::to_owned).to_vec(), ..is });
+    // It is another program under a name that is taken.
+    fleet.write("a", "");
+    fleet.roll("a", &[]).says("A release never changes");
+    // It serves, and what it serves is wrong: the one before it takes over again.
+    fleet.build("c");
+    fleet.roll("c", &["-e", "probe='echo 42 is the wrong answer; false'"]).says("42 is the wrong answer");
+    let is = see(first);
+    assert_eq!((is.generation, &*is.build, &is.link), (3, "a", &was.link));
+    // A host that cannot be reached is no reason to go on either.
+    fleet.roll("c", &["-e", "ansible_port=9"]).says("UNREACHABLE");
+    assert_eq!(others.iter().map(see).collect::<Vec<_>>(), untouched);
+
+    // What was left behind is in nobody's way, and goes.
+    fleet.build("d");
+    fleet.roll("d", &["-e", "keep=1", "--limit", "first"]).well();
+    let is = see(first);
+    assert_eq!((is.generation, &*is.build, &*is.link), (4, "d", "releases/d"));
+    assert_eq!(is.releases, ["a", "d"]);
+    let tally = storm.end();
+    assert!(tally.losses.is_empty(), "{:?}\n{}", tally.losses, first.journal_text());
+}
+
+/// The hosts, and the operator's machine.
+struct Fleet {
+    operator: Lab,
+    hosts: Vec<Lab>,
+}
+
+impl Fleet {
+    fn new() -> Self {
+        let ansible = ansible();
+        let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let operator = Lab::bare(System::Host, &[(&ansible, &ansible), (checkout, Path::new(CHECKOUT))]);
+        let key = make_key(&operator, &format!("{FOLDER}/key"));
+        let mut known = String::new();
+        let mut hosts = Vec::new();
+        let mut addresses = Map::new();
+        for (number, name) in HOSTS.into_iter().enumerate() {
+            let host = Lab::bare(System::Host, &[]);
+            let address = format!("10.0.{number}.2");
+            operator.cable((name, &format!("10.0.{number}.1/24")), &host, ("operator", &format!("{address}/24")));
+            known += &format!("{address} {}", start_sshd(&host, &key));
+            addresses.insert(name.to_owned(), json!({ "ansible_host": address }));
+            hosts.push(host);
+        }
+        let vars = json!({
+            "ansible_user": "root",
+            "ansible_pipelining": true,
+            "ansible_python_interpreter": "/usr/bin/python3",
+            "ansible_ssh_private_key_file": format!("{FOLDER}/key"),
+            "ansible_ssh_common_args": format!("-F none -o UserKnownHostsFile={FOLDER}/known"),
+        });
+        let inventory = json!({ "handoffd": { "hosts": addresses, "vars": vars } }).to_string();
+        // Whatever this machine is configured for has no say.
+        let config = "[defaults]\ncallback_result_format = yaml\n".to_owned();
+        for (name, text) in [("known", known), ("inventory.yml", inventory), ("ansible.cfg", config)] {
+            fs::write(operator.path(format!("{FOLDER}/{name}")), text).unwrap();
+        }
+        Self { operator, hosts }
+    }
+
+    /// The same, with release `a` installed by hand and served on each host.
+    fn serving() -> Self {
+        let fleet = Self::new();
+        fleet.build("a");
+        for host in &fleet.hosts {
+            let release = host.path(format!("{FOLDER}/releases/a/handoffd"));
+            // By another process: see `Lab::deploy_script`.
+            let installed = Command::new("install").arg("-D").arg(fleet.binary("a")).arg(release).status().unwrap();
+            assert!(installed.success());
+            symlink("releases/a", host.path(format!("{FOLDER}/current"))).unwrap();
+            symlink(format!("{FOLDER}/current/handoffd"), host.path(PROGRAM)).unwrap();
+            host.install_units();
+            host.systemctl(&["enable", "--quiet", "--now", "handoffd.service"]).well();
+        }
+        fleet
+    }
+
+    /// Has the operator build the daemon. Its name, a letter from `a` to `f`, is each digit of its build id as well.
+    fn build(&self, release: &str) {
+        let note = self.operator.path(format!("{FOLDER}/note"));
+        let digits = [u8::from_str_radix(&release.repeat(2), 16).unwrap(); 20];
+        fs::write(&note, [&b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"[..], &digits].concat()).unwrap();
+        let mut objcopy = Command::new("objcopy");
+        objcopy.arg("--strip-all").arg(format!("--update-section=.note.gnu.build-id={}", note.display()));
+        let built = objcopy.arg(REAL).arg(self.binary(release)).status().expect("objcopy, of binutils, is needed");
+        assert!(built.success());
+    }
+
+    /// The same with a shell script for the daemon.
+    fn write(&self, release: &str, text: &str) {
+        fs::write(self.binary(release), format!("#!/bin/bash\n{text}\n")).unwrap();
+    }
+
+    fn binary(&self, release: &str) -> PathBuf {
+        self.operator.path(format!("{FOLDER}/handoffd-{release}"))
+    }
+
+    /// Runs the playbook.
+    fn roll(&self, release: &str, more: &[&str]) -> Answered {
+        let (config, inventory) = (format!("ANSIBLE_CONFIG={FOLDER}/ansible.cfg"), format!("{FOLDER}/inventory.yml"));
+        let ansible = ansible().join("bin/ansible-playbook");
+        let playbook = format!("{CHECKOUT}/docs/deploy/rolling.yml");
+        let (name, binary) = (format!("release={release}"), format!("binary={FOLDER}/handoffd-{release}"));
+        let words =
+            ["env", &config, ansible.to_str().unwrap(), "-i", &inventory, &playbook, "-e", &name, "-e", &binary];
+        let run = self.operator.start(&[&words, more].concat()).wait();
+        println!("{}{}", run.out, run.err);
+        run
+    }
+}
+
+impl Answered {
+    /// The run has failed, at the first host, and says so with these words.
+    fn says(&self, words: &str) {
+        let [first, others @ ..] = HOSTS;
+        assert_ne!(self.code, 0, "{self:?}");
+        assert!(self.out.contains(words), "{words:?} is not said: {self:?}");
+        assert!(self.out.contains(&format!("[{first}]")));
+        for other in others {
+            assert!(!self.out.contains(other), "{other} should not have been reached: {self:?}");
+        }
+    }
+}
+
+/// How a host stands.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    generation: u64,
+    pid: u32,
+    /// The one digit of its build id.
+    build: String,
+    link: String,
+    releases: Vec<String>,
+}
+
+fn see(host: &Lab) -> Seen {
+    let status = host.status();
+    let serving = &status["generations"][0];
+    let build = serving["build"].as_str().unwrap();
+    let releases = fs::read_dir(host.path(format!("{FOLDER}/releases"))).unwrap();
+    let mut releases: Vec<_> = releases.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    releases.sort();
+    let seen = Seen {
+        generation: status["serving"].as_u64().unwrap(),
+        pid: host.main_pid(),
+        build: build[..1].to_owned(),
+        link: fs::read_link(host.path(format!("{FOLDER}/current"))).unwrap().into_os_string().into_string().unwrap(),
+        releases,
+    };
+    assert_eq!((&serving["pid"], build), (&json!(seen.pid), &*seen.build.repeat(40)), "{status}");
+    seen
+}
+
+/// Clients at full rate, for whom nothing else has to wait.
+fn traffic(host: &Lab) -> Storm {
+    host.inside(|| {
+        // What these threads start at, they stay at.
+        rustix::process::nice(19).unwrap();
+        Storm::start(ADDRESS, 1, 1)
+    })
+}
+
+/// Takes everything of ours from a host.
+fn wipe(host: &Lab) {
+    let units = ["handoffd.socket", "handoffd.service"];
+    host.systemctl(&[&["disable", "--quiet", "--now"], &units[..]].concat()).well();
+    for unit in units {
+        fs::remove_file(host.path(format!("/etc/systemd/system/{unit}"))).unwrap();
+    }
+    fs::remove_file(host.path(PROGRAM)).unwrap();
+    fs::remove_file(host.path(format!("{FOLDER}/current"))).unwrap();
+    fs::remove_dir_all(host.path(format!("{FOLDER}/releases"))).unwrap();
+    host.systemctl(&["daemon-reload"]).well();
+}
+
+/// When the daemon on a host said this, in microseconds: one clock for all of them.
+fn when(host: &Lab, message: &str) -> u64 {
+    let journal = host.journal();
+    let record = journal.iter().find(|record| record["MESSAGE"] == message);
+    let record = record.unwrap_or_else(|| panic!("{message:?} is not in:\n{}", host.journal_text()));
+    record["__REALTIME_TIMESTAMP"].as_str().unwrap().parse().unwrap()
+}
+
+/// Where Ansible is.
+fn ansible() -> PathBuf {
+    let made = Command::new(script("ansible")).stderr(Stdio::inherit()).output().unwrap();
+    assert!(made.status.success(), "no Ansible");
+    PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())
+}
+
+/// Makes a key, and tells its public half.
+fn make_key(lab: &Lab, path: &str) -> String {
+    lab.run(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path]).well();
+    fs::read_to_string(lab.path(format!("{path}.pub"))).unwrap()
+}
+
+/// Starts sshd for whoever has that key, and tells the host's own.
+fn start_sshd(host: &Lab, authorised: &str) -> String {
+    let key = make_key(host, "/etc/ssh/host");
+    let config = "HostKey /etc/ssh/host\nAuthorizedKeysFile /etc/ssh/authorised\nAuthenticationMethods publickey\n\
+                  PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n";
+    fs::write(host.path("/etc/ssh/authorised"), authorised).unwrap();
+    fs::write(host.path("/etc/ssh/sshd_config"), config).unwrap();
+    // Debian's unit, of the package openssh-server.
+    host.systemctl(&["start", "ssh.service"]).well();
+    key
+}
