@@ -86,12 +86,14 @@ pub(crate) fn a_bad_release_stops_at_the_first_host_which_serves_on() {
     fleet.roll("c", &["-e", "ansible_port=9"]).says("UNREACHABLE");
     assert_eq!(others.iter().map(see).collect::<Vec<_>>(), untouched);
 
-    // What was left behind is in nobody's way, and goes.
-    fleet.build("d");
-    fleet.roll("d", &["-e", "keep=1", "--limit", "first"]).well();
+    // As if a run had been cut short right after the flip: it is repeated. What was left behind goes.
+    let current = first.path(format!("{FOLDER}/current"));
+    fs::remove_file(&current).unwrap();
+    symlink("releases/c", current).unwrap();
+    fleet.roll("c", &["-e", "keep=1", "--limit", "first"]).well();
     let is = see(first);
-    assert_eq!((is.generation, &*is.build, &*is.link), (4, "d", "releases/d"));
-    assert_eq!(is.releases, ["a", "d"]);
+    assert_eq!((is.generation, &*is.build, &*is.link), (4, "c", "releases/c"));
+    assert_eq!(is.releases, ["a", "c"]);
     let tally = storm.end();
     assert!(tally.losses.is_empty(), "{:?}\n{}", tally.losses, first.journal_text());
 }
