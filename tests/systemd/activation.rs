@@ -32,7 +32,7 @@ pub(crate) fn a_client_that_waits_while_the_service_stops_is_answered_by_the_nex
     let lab = Lab::serving(system);
     let main = lab.outer(lab.main_pid());
     // It hangs: whoever comes waits in the queue.
-    crate::support::signal(main, nix::sys::signal::Signal::SIGSTOP);
+    lab.freeze();
     let mut waiting = lab.inside(|| Client::connect(ADDRESS).unwrap());
     crate::support::signal(main, nix::sys::signal::Signal::SIGKILL);
     waiting.echo(b"I have waited").unwrap();

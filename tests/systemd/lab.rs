@@ -14,7 +14,7 @@ use std::time::Instant;
 use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
 
-use crate::support::line::is_asleep;
+use crate::support::line::{is_asleep, is_frozen};
 use crate::support::operator::Answered;
 use crate::support::{DEADLINE, Operator, REAL, Stuck};
 
@@ -216,6 +216,13 @@ impl Lab {
         let processes: Vec<u32> = self.processes().into_iter().map(|pid| self.outer(pid)).collect();
         let sleep = || processes.iter().all(|pid| is_asleep(*pid).unwrap_or(true));
         Stuck::on_whoever_sleeps(sleep, ADDRESS)
+    }
+
+    /// Stops every process of the service in its tracks: from now on they accept nobody.
+    pub(crate) fn freeze(&self) {
+        let processes: Vec<u32> = self.processes().into_iter().map(|pid| self.outer(pid)).collect();
+        self.systemctl(&["kill", "--signal=STOP", "handoffd.service"]).well();
+        self.wait("that all are frozen", |_| processes.iter().all(|pid| is_frozen(*pid).unwrap_or(true)));
     }
 
     /// Every record of the unit in the journal.
