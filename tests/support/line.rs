@@ -313,16 +313,11 @@ impl Line {
 
 /// Whether every thread of a process waits for something to happen.
 pub(crate) fn is_asleep(pid: u32) -> std::io::Result<bool> {
-    is_all(pid, 'S')
-}
-
-/// Whether every thread of a process has been stopped: one that runs notices a SIGSTOP a moment after it is sent.
-pub(crate) fn is_frozen(pid: u32) -> std::io::Result<bool> {
-    is_all(pid, 'T')
+    are_all(pid, 'S')
 }
 
 /// Whether every thread of a process is in a state of proc_pid_stat(5).
-fn is_all(pid: u32, state: char) -> std::io::Result<bool> {
+pub(crate) fn are_all(pid: u32, state: char) -> std::io::Result<bool> {
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let stat = fs::read_to_string(thread?.path().join("stat"))?;
         if !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(state)) {

@@ -14,7 +14,7 @@ use std::time::Instant;
 use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
 
-use crate::support::line::{is_asleep, is_frozen};
+use crate::support::line::{are_all, is_asleep};
 use crate::support::operator::Answered;
 use crate::support::{DEADLINE, Operator, REAL, Stuck};
 
@@ -222,7 +222,8 @@ impl Lab {
     pub(crate) fn freeze(&self) {
         let processes: Vec<u32> = self.processes().into_iter().map(|pid| self.outer(pid)).collect();
         self.systemctl(&["kill", "--signal=STOP", "handoffd.service"]).well();
-        self.wait("that all are frozen", |_| processes.iter().all(|pid| is_frozen(*pid).unwrap_or(true)));
+        // Whoever runs notices a moment after the signal was sent.
+        self.wait("that all are frozen", |_| processes.iter().all(|pid| are_all(*pid, 'T').unwrap_or(true)));
     }
 
     /// Every record of the unit in the journal.
