@@ -65,6 +65,15 @@ pub enum Error {
         /// The address.
         address: String,
     },
+    /// A proxy has nowhere to send its clients.
+    #[error("no upstream is given")]
+    NoUpstream,
+    /// A proxy was given one upstream twice.
+    #[error("the upstream {address} is there twice")]
+    DuplicateUpstream {
+        /// The address.
+        address: String,
+    },
     /// A setting is outside of what makes sense.
     #[error("bad {setting} {value}: {why}")]
     Setting {
@@ -200,6 +209,8 @@ impl Error {
             | Self::ListenerName { .. }
             | Self::DuplicateName { .. }
             | Self::DuplicateAddress { .. }
+            | Self::NoUpstream
+            | Self::DuplicateUpstream { .. }
             | Self::Setting { .. } => Exit::Usage,
             Self::NoSuchListener { .. }
             | Self::Environment { .. }

@@ -75,13 +75,17 @@ mod service;
 mod sys;
 
 pub use address::Address;
-pub use config::{Config, DEFAULT_ADDRESS, ListenerConfig, ListenerName, Listeners, MaxGenerations, UniqueListeners};
+pub use config::{
+    Balance, Check, Config, DEFAULT_ADDRESS, Ejection, HeaderVersion, ListenerConfig, ListenerName, Listeners,
+    MaxGenerations, Network, ProxyConfig, UniqueListeners, Upstreams,
+};
 pub use control::{Control, ReloadNews, ReloadOptions, default_control_path};
 pub use drain::{DrainReport, DrainWatch};
 pub use error::{Error, Exit};
 pub use generation::Generation;
 pub use handoff::{Inheritance, runtime_directory};
-pub use lifecycle::{Acceptor, Drained, Ending, Serving, Starting, check, run};
+pub use lifecycle::{Acceptor, Drained, Ending, Serving, Starting, check, run, run_on};
 pub use net::{Listener, ListenerSet, Origin, Peer, Stream};
 pub use report::{Connections, Identity, LastHandoff, ListenerReport, Outcome, Report, Settings, Standing, Status};
-pub use service::{Connection, Echo, Next, Service};
+pub use server::Workers;
+pub use service::{Connection, Echo, Next, Proxy, Routes, Served, Service};

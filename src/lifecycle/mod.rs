@@ -21,7 +21,7 @@ mod standing;
 use crate::config::Config;
 use crate::error::Error;
 use crate::handoff::Inheritance;
-use crate::server::Server;
+use crate::server::{Server, Workers};
 use crate::service::Service;
 
 pub use check::check;
@@ -36,6 +36,19 @@ pub use embedded::{Acceptor, Drained, Serving, Starting};
 /// # Errors
 /// When this generation cannot begin to serve. A predecessor is told why, and serves on.
 pub async fn run<S: Service>(config: Config, inheritance: Inheritance, service: S) -> Result<Ending, Error> {
-    let server = Server::new(service, config.first_request_grace);
+    run_on(Workers::here(), config, inheritance, service).await
+}
+
+/// The same, with the connections on workers of their own; what is decided is decided in the runtime that this is called in.
+///
+/// # Errors
+/// When this generation cannot begin to serve. A predecessor is told why, and serves on.
+pub async fn run_on<S: Service>(
+    workers: Workers,
+    config: Config,
+    inheritance: Inheritance,
+    service: S,
+) -> Result<Ending, Error> {
+    let server = Server::new(service, config.first_request_grace, workers);
     driver::Driver::start(config, inheritance, server)?.live()?.run().await
 }

@@ -283,7 +283,7 @@ impl FromStr for Binding {
 }
 
 /// The form in which the kernel takes an [`Address`].
-trait TryFromAddress: Sized {
+pub(super) trait TryFromAddress: Sized {
     fn try_from_address(address: &Address) -> io::Result<Self>;
 }
 

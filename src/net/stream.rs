@@ -1,4 +1,4 @@
-//! Carries bytes over one accepted connection, counts them, and closes it so that none is lost.
+//! Carries bytes over one connection, counts them, and closes it so that none is lost.
 //!
 //! Closing is the delicate part: `close` with unread bytes, or bytes that come after it, makes the kernel send a reset,
 //! which destroys a reply that is still on its way (RFC 2525, 2.17). [`Stream::finish`] is the one place that ends a
@@ -14,10 +14,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::{SockAddr, Socket};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::pipe::Pipe;
 use super::traffic::Traffic;
 use crate::sys;
 
@@ -63,7 +64,7 @@ impl fmt::Display for Peer {
 }
 
 impl Stream {
-    /// Takes an accepted, non-blocking socket. Must be called in a tokio runtime.
+    /// Takes a non-blocking socket, accepted or connecting. Must be called in a tokio runtime.
     pub(crate) fn new(socket: Socket, peer: Peer) -> io::Result<Self> {
         let fd = OwnedFd::from(socket);
         let socket = match peer {
@@ -93,6 +94,43 @@ impl Stream {
     /// What it has carried, for whoever keeps count.
     pub(crate) const fn traffic(&self) -> &Arc<Traffic> {
         &self.traffic
+    }
+
+    /// Has each write go out at once, tcp(7): whoever relays does not know what comes next. A Unix socket knows no delay.
+    pub(crate) fn set_nodelay(&self) -> io::Result<()> {
+        match &self.socket {
+            Family::Tcp(socket) => socket.set_nodelay(true),
+            Family::Unix(_) => Ok(()),
+        }
+    }
+
+    /// Waits for the end of a connect(2) that is under way.
+    pub(super) async fn connected(&self) -> io::Result<()> {
+        let error = match &self.socket {
+            Family::Tcp(socket) => {
+                socket.writable().await?;
+                socket.take_error()?
+            }
+            Family::Unix(socket) => {
+                socket.writable().await?;
+                socket.take_error()?
+            }
+        };
+        error.map_or(Ok(()), Err)
+    }
+
+    /// Moves what has arrived into an empty pipe: how many bytes it were, none at the peer's end.
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        let count = ready!(self.socket.poll_io(cx, Interest::READABLE, |socket| pipe.fill(socket)))?;
+        self.count_read(count);
+        Poll::Ready(Ok(count))
+    }
+
+    /// Moves what is in a pipe to the peer, as much as it takes: how many bytes it were.
+    pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        let count = ready!(self.socket.poll_io(cx, Interest::WRITABLE, |socket| pipe.drain(socket)))?;
+        self.traffic.count_sent(count as u64);
+        Poll::Ready(Ok(count))
     }
 
     /// Waits until there is something to read, or the peer has half-closed. Cancel safe.
@@ -143,6 +181,32 @@ impl Stream {
         self.unheard = None;
         self.traffic.count_received(count as u64);
         self.peer_finished |= count == 0;
+    }
+}
+
+impl Family {
+    /// Performs a system call when the runtime finds the socket ready for it.
+    fn poll_io<T>(
+        &self,
+        cx: &mut Context<'_>,
+        interest: Interest,
+        mut call: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        loop {
+            ready!(match (self, interest.is_readable()) {
+                (Self::Tcp(socket), true) => socket.poll_read_ready(cx),
+                (Self::Tcp(socket), false) => socket.poll_write_ready(cx),
+                (Self::Unix(socket), true) => socket.poll_read_ready(cx),
+                (Self::Unix(socket), false) => socket.poll_write_ready(cx),
+            })?;
+            let done = match self {
+                Self::Tcp(socket) => socket.try_io(interest, || call(socket.as_fd())),
+                Self::Unix(socket) => socket.try_io(interest, || call(socket.as_fd())),
+            };
+            if !matches!(&done, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                return Poll::Ready(done);
+            }
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Serves: an accept loop for each listener, a task for each connection, and a drain over all of them.
+//! Serves: an accept loop for each listener on each worker, a task for each connection, and a drain over all of them.
 //!
 //! A stranger to handoffs: it accepts, stops, resumes, drains and cuts when it is told to. Listeners on which it stops
 //! accepting stay open, for what waits in their queues belongs to whoever accepts next; which of them to close, the
@@ -6,6 +6,7 @@
 
 mod census;
 mod connection;
+mod workers;
 
 use std::time::Duration;
 
@@ -22,9 +23,12 @@ use crate::report;
 use crate::service::Service;
 use connection::Connections;
 
+pub use workers::Workers;
+
 /// A service on its listeners.
 #[derive(Debug)]
 pub(crate) struct Server<S> {
+    workers: Workers,
     connections: Connections<S>,
     drain: Drain,
     /// Ends the accept loops that run now; they are owned, and waited for, here.
@@ -36,10 +40,10 @@ pub(crate) struct Server<S> {
 
 impl<S: Service> Server<S> {
     /// Serves nothing yet.
-    pub(crate) fn new(service: S, first_request_grace: Duration) -> Self {
+    pub(crate) fn new(service: S, first_request_grace: Duration, workers: Workers) -> Self {
         let connections = Connections::new(service, first_request_grace);
         let (drain, stop, loops) = (Drain::new(), CancellationToken::new(), JoinSet::new());
-        Self { connections, drain, stop, loops, hearts: Vec::new() }
+        Self { workers, connections, drain, stop, loops, hearts: Vec::new() }
     }
 
     /// Accepts on all of `listeners`, for the first time or again. Must be called in a tokio runtime.
@@ -49,11 +53,17 @@ impl<S: Service> Server<S> {
     pub(crate) fn accept(&mut self, listeners: &[Listener]) -> Result<(), Error> {
         self.drain.resume();
         self.stop = CancellationToken::new();
-        for listener in listeners {
+        for (worker, listener) in
+            self.workers.handles().iter().flat_map(|worker| listeners.iter().map(move |one| (worker, one)))
+        {
+            // Watched by the worker's runtime.
+            let within = worker.enter();
             let acceptor = Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
+            drop(within);
             let (heart, beats) = mpsc::channel(1);
             self.hearts.push(heart);
-            self.loops.spawn(accept(acceptor, self.connections.clone(), self.drain.entry(), self.stop.clone(), beats));
+            let accepting = accept(acceptor, self.connections.clone(), self.drain.entry(), self.stop.clone(), beats);
+            self.loops.spawn_on(accepting, worker);
         }
         Ok(())
     }
@@ -80,6 +90,8 @@ impl<S: Service> Server<S> {
     /// Accepts what waits in the queues of listeners that nobody will accept on any more. Comes before [`Server::drain`].
     pub(crate) fn sweep(&self, listeners: &[Listener]) {
         let entry = self.drain.entry();
+        // There is at least one.
+        let _within = self.workers.handles().first().map(tokio::runtime::Handle::enter);
         for listener in listeners {
             for (stream, peer) in waiting(listener) {
                 self.connections.spawn(stream, peer, listener, &entry);

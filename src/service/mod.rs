@@ -4,6 +4,9 @@
 //! itself. Accepting, counting, cutting and closing are not its affair: the server does them for every service alike.
 
 mod echo;
+mod proxy;
+mod relay;
+mod routes;
 
 use std::future::Future;
 use std::io;
@@ -13,6 +16,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use echo::Echo;
+pub use proxy::Proxy;
+pub use routes::{Routes, Served};
 
 use crate::drain::DrainWatch;
 use crate::net::{Peer, Stream};

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::error::{ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use handoffd::{
-    Address, Config, Generation, Identity, ListenerConfig, Listeners, MaxGenerations, ReloadOptions,
-    default_control_path,
+    Address, Config, Echo, Generation, Identity, ListenerConfig, Listeners, MaxGenerations, Proxy, ProxyConfig,
+    ReloadOptions, Routes, Served, Upstreams, default_control_path,
 };
 use tracing_subscriber::filter::Targets;
 
@@ -35,10 +35,24 @@ enum CommandLine {
     Reload(ReloadFlags),
     /// Show every generation: its process, version, state and connections
     Status(StatusFlags),
+    /// Pass every connection on to an upstream
+    Proxy(ProxyFlags),
     /// Read what would be served, and say what is wrong with it; bind and touch nothing
     Check(ServeFlags),
     /// Say which settings of the systemd unit would break a handoff, and why
     Doctor(DoctorFlags),
+}
+
+#[derive(Debug, Args)]
+struct ProxyFlags {
+    /// Pass them on to this one; given several times, to each in turn.
+    ///
+    /// ADDRESS is IP:PORT, [IPV6]:PORT, /PATH or @NAME (abstract).
+    #[arg(long, value_name = "ADDRESS", required = true)]
+    to: Vec<String>,
+
+    #[command(flatten)]
+    serve: ServeFlags,
 }
 
 #[derive(Debug, Args)]
@@ -166,6 +180,7 @@ pub(crate) enum Command {
 /// What to serve.
 pub(crate) struct Serve {
     pub(crate) config: Config,
+    pub(crate) routes: Routes,
     pub(crate) log: Targets,
     pub(crate) watched: Watched,
 }
@@ -210,6 +225,7 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer>
     let find = |daemon: Where| daemon.control.unwrap_or_else(|| default_control_path(runtime_directory));
     Ok(match line.command {
         None => Command::Serve(serve(line.serve, runtime_directory)?),
+        Some(CommandLine::Proxy(flags)) => Command::Serve(proxy(flags, runtime_directory)?),
         Some(CommandLine::Check(flags)) => Command::Check(serve(flags, runtime_directory)?),
         Some(CommandLine::Reload(flags)) => Command::Reload {
             options: ReloadOptions {
@@ -228,6 +244,13 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer>
     })
 }
 
+fn proxy(flags: ProxyFlags, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
+    let upstreams: Result<Vec<Address>, _> = flags.to.iter().map(|text| text.parse()).collect();
+    let upstreams = upstreams.and_then(Upstreams::new).map_err(|error| Answer::Refuse(error.to_string()))?;
+    let routes = Routes::all(Served::Proxy(Proxy::new(ProxyConfig::to(upstreams))));
+    Ok(Serve { routes, ..serve(flags.serve, runtime_directory)? })
+}
+
 fn serve(flags: ServeFlags, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
     let listeners: Result<Vec<ListenerConfig>, _> = flags.listen.iter().map(|text| text.parse()).collect();
     let listeners = listeners.and_then(Listeners::exactly).map_err(|error| Answer::Refuse(error.to_string()))?;
@@ -243,7 +266,7 @@ fn serve(flags: ServeFlags, runtime_directory: Option<&Path>) -> Result<Serve, A
         identity: Identity::default(),
     };
     let watched = if flags.init { Watched::ThisProcess } else { Watched::TheHead };
-    Ok(Serve { config, log: flags.log, watched })
+    Ok(Serve { config, routes: Routes::all(Served::Echo(Echo)), log: flags.log, watched })
 }
 
 /// The first line of what clap says, which names the flag and the value; the rest is usage.

@@ -10,10 +10,11 @@ mod status;
 
 use std::fmt::Display;
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use cli::{Command, Watched};
-use handoffd::{Config, Echo, Error, Exit, Inheritance};
+use handoffd::{Config, Error, Exit, Inheritance, Routes, Workers};
 use logging::Destination;
 
 fn main() -> ExitCode {
@@ -52,23 +53,25 @@ fn serve(arguments: cli::Serve) -> ExitCode {
     let destination = if inheritance.logs_to_journal() { Destination::Journal } else { Destination::StandardError };
     logging::start(destination, &arguments.log, inheritance.generation());
     let config = Config { identity: identity::identity(), ..arguments.config };
-    match run(config, inheritance) {
+    match run(config, inheritance, arguments.routes) {
         Ok(()) => code(Exit::Done),
         Err(error) => fail(&error),
     }
 }
 
-fn run(config: Config, inheritance: Inheritance) -> Result<(), Error> {
+fn run(config: Config, inheritance: Inheritance, routes: Routes) -> Result<(), Error> {
     raise_descriptor_limit();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
+    let count = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let (runtime, workers) = match runtime.and_then(|runtime| Ok((runtime, Workers::start(count)?))) {
+        Ok(started) => started,
         Err(source) => {
             let error = Error::System { doing: "start the runtime", source };
             inheritance.refuse(&error);
             return Err(error);
         }
     };
-    runtime.block_on(handoffd::run(config, inheritance, Echo)).map(drop)
+    runtime.block_on(handoffd::run_on(workers, config, inheritance, routes)).map(drop)
 }
 
 /// A connection is a descriptor: the soft limit is there for programs that use select(2), and this one does not.

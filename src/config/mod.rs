@@ -3,7 +3,10 @@
 //! Everything is checked when a value is made and never again. Where the values come from (flags, later a file) is the
 //! caller's affair.
 
+mod proxy;
+
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,6 +14,8 @@ use std::time::Duration;
 use crate::address::Address;
 use crate::error::Error;
 use crate::report::Identity;
+
+pub use proxy::{Balance, Check, Ejection, HeaderVersion, Network, ProxyConfig, Upstreams};
 
 /// Where the daemon listens when it is told nothing and inherits nothing: the port of the program that this one follows.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
@@ -114,6 +119,9 @@ pub struct ListenerConfig {
     pub name: Option<ListenerName>,
     /// Where to listen when no socket is passed in for it.
     pub address: Address,
+    /// How many connections it may have at once; when there are as many, nobody is accepted, and whoever comes waits in the
+    /// queue. Default: as many as come.
+    pub max_connections: Option<NonZeroUsize>,
 }
 
 impl ListenerConfig {
@@ -134,7 +142,7 @@ impl FromStr for ListenerConfig {
             }
             _ => (None, text),
         };
-        Ok(Self { name, address: address.parse()? })
+        Ok(Self { name, address: address.parse()?, max_connections: None })
     }
 }
 

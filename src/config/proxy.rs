@@ -1,0 +1,193 @@
+//! Holds what a proxied listener is told: where to, in which order, how long to wait, what to say of the client.
+//!
+//! Everything is checked when a value is made. How a connection fares by it is decided in `service::proxy`.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::address::Address;
+use crate::error::Error;
+
+/// What is done with the connections of one listener.
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    /// Where they go.
+    pub upstreams: Upstreams,
+    /// Which upstream is tried first.
+    pub balance: Balance,
+    /// How long one upstream may take to accept. Default 5 s.
+    pub connect_timeout: Duration,
+    /// How long a client is held while no upstream accepts. Default 10 s; zero means that each is tried once.
+    pub connect_patience: Duration,
+    /// A connection on which nothing moves for this long is closed. Default: never.
+    pub idle_timeout: Option<Duration>,
+    /// A connection that is older than this is closed. Default: never.
+    pub lifetime: Option<Duration>,
+    /// In which form the upstream is told who the client is. Default: it is not.
+    pub send_header: Option<HeaderVersion>,
+    /// From these addresses the client begins with a PROXY header, which says who it really is. Default: none.
+    pub accept_header_from: Vec<Network>,
+    /// How long such a client may take for its header. Default 3 s.
+    pub header_timeout: Duration,
+    /// How long nothing may be heard before the kernel probes a peer, on both sides (`TCP_KEEPIDLE`). Default: never.
+    pub keep_alive: Option<Duration>,
+    /// How long what was sent may stay unacknowledged, on both sides (`TCP_USER_TIMEOUT`). Default: the kernel's.
+    pub user_timeout: Option<Duration>,
+    /// When an upstream that fails is passed over.
+    pub ejection: Ejection,
+    /// How upstreams are looked after when no client does it. Default: not at all.
+    pub check: Option<Check>,
+}
+
+impl ProxyConfig {
+    /// The defaults, for these upstreams.
+    #[must_use]
+    pub fn to(upstreams: Upstreams) -> Self {
+        Self {
+            upstreams,
+            balance: Balance::default(),
+            connect_timeout: Duration::from_secs(5),
+            connect_patience: Duration::from_secs(10),
+            idle_timeout: None,
+            lifetime: None,
+            send_header: None,
+            accept_header_from: Vec::new(),
+            header_timeout: Duration::from_secs(3),
+            keep_alive: None,
+            user_timeout: None,
+            ejection: Ejection::default(),
+            check: None,
+        }
+    }
+}
+
+/// Upstreams: at least one, no two alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstreams(Vec<Address>);
+
+impl Upstreams {
+    /// These, in this order.
+    ///
+    /// # Errors
+    /// [`Error::NoUpstream`] for none, [`Error::DuplicateUpstream`] for one that is there twice, [`Error::Address`] for one
+    /// that nobody can connect to: port 0, or `tcp6:`, which says how to listen.
+    pub fn new(upstreams: Vec<Address>) -> Result<Self, Error> {
+        if upstreams.is_empty() {
+            return Err(Error::NoUpstream);
+        }
+        for (index, one) in upstreams.iter().enumerate() {
+            let refuse = |why| Err(Error::Address { text: one.to_string(), why });
+            match one {
+                Address::Tcp(address) if address.port() == 0 => return refuse("nobody can be reached at port 0"),
+                Address::Tcp6Only(_) => return refuse("tcp6: is for listeners; an upstream is [IPV6]:PORT"),
+                Address::Tcp(_) | Address::UnixPath(_) | Address::UnixAbstract(_) => {}
+            }
+            if upstreams[..index].contains(one) {
+                return Err(Error::DuplicateUpstream { address: one.to_string() });
+            }
+        }
+        Ok(Self(upstreams))
+    }
+
+    /// In the order in which they were given.
+    #[must_use]
+    pub fn as_slice(&self) -> &[Address] {
+        &self.0
+    }
+}
+
+/// Which upstream is tried first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Balance {
+    /// Each in turn.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest connections of ours.
+    LeastConnections,
+    /// The first one that is well; those after it stand by.
+    InOrder,
+}
+
+/// In which form an upstream is told who the client is: HAProxy's PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderVersion {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
+}
+
+/// When an upstream that fails is passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ejection {
+    /// After how many failures in a row. Default 3; zero means never.
+    pub failures: u32,
+    /// For how long. Default 10 s. When all are passed over, none is.
+    pub time: Duration,
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        Self { failures: 3, time: Duration::from_secs(10) }
+    }
+}
+
+/// How upstreams are looked after when no client does it: a connection is made, and closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// How often.
+    pub interval: Duration,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// Addresses that share a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network(ipnet::IpNet);
+
+impl Network {
+    /// Whether `address` is one of them. An IPv4 address that came in over IPv6 is the IPv4 address.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.contains(&address.to_canonical())
+    }
+}
+
+impl std::str::FromStr for Network {
+    type Err = Error;
+
+    /// `192.0.2.0/24`, `2001:db8::/32`; a single address is a network of one.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let network = text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(Into::into));
+        let why = "expected a network, as in 192.0.2.0/24 or 2001:db8::/32";
+        network.map(Self).ok_or_else(|| Error::Address { text: text.to_owned(), why })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upstreams(texts: &[&str]) -> Result<Upstreams, Error> {
+        Upstreams::new(texts.iter().map(|text| text.parse().unwrap()).collect())
+    }
+
+    #[test]
+    fn upstreams_are_some_that_can_be_reached_and_each_is_there_once() {
+        assert!(matches!(upstreams(&[]), Err(Error::NoUpstream)));
+        assert!(matches!(upstreams(&["@a", "127.0.0.1:1", "@a"]), Err(Error::DuplicateUpstream { .. })));
+        assert!(matches!(upstreams(&["127.0.0.1:0"]), Err(Error::Address { .. })));
+        assert!(matches!(upstreams(&["tcp6:[::1]:1"]), Err(Error::Address { .. })));
+        assert_eq!(upstreams(&["127.0.0.1:1", "/run/a", "@a"]).unwrap().as_slice().len(), 3);
+    }
+
+    #[test]
+    fn a_network_knows_its_own_by_whichever_way_they_come() {
+        let network: Network = "192.0.2.0/24".parse().unwrap();
+        assert!(network.contains("192.0.2.77".parse().unwrap()));
+        assert!(network.contains("::ffff:192.0.2.77".parse().unwrap()));
+        assert!(!network.contains("192.0.3.1".parse().unwrap()));
+        assert!("2001:db8::1".parse::<Network>().unwrap().contains("2001:db8::1".parse().unwrap()));
+        assert!("192.0.2.0/33".parse::<Network>().is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! Lends pipes to long transfers: through one, bytes go from socket to socket without being copied here.
+//!
+//! A pipe is two descriptors and kernel memory, so it is taken when there is something to move and given back as soon as it is
+//! empty: only a transfer whose receiver is slow holds one for longer. Each thread keeps a few empty ones for the next.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::sys;
+
+/// What a pipe holds as the kernel makes it, pipe(7).
+const CAPACITY: usize = 64 * 1024;
+/// How many empty ones a thread keeps.
+const KEPT: usize = 16;
+
+thread_local! {
+    static EMPTY: RefCell<Vec<Ends>> = const { RefCell::new(Vec::new()) };
+}
+
+#[derive(Debug)]
+struct Ends {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+/// A pipe, and how much is in it.
+#[derive(Debug)]
+pub(crate) struct Pipe {
+    /// None only while it is dropped.
+    ends: Option<Ends>,
+    held: usize,
+}
+
+impl Pipe {
+    /// An empty one: one of those that the thread has kept, or a new one.
+    pub(crate) fn take() -> io::Result<Self> {
+        let kept = EMPTY.with_borrow_mut(Vec::pop);
+        let ends = match kept {
+            Some(ends) => ends,
+            None => sys::splice::pipe().map(|(read, write)| Ends { read, write })?,
+        };
+        Ok(Self { ends: Some(ends), held: 0 })
+    }
+
+    /// Bytes in it.
+    pub(crate) const fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Moves what `socket` has into it, which must be empty: so `WouldBlock` means that the socket has nothing.
+    pub(super) fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        debug_assert_eq!(self.held, 0, "a full pipe cannot be told from an empty socket");
+        let count = sys::splice::splice(socket, &self.ends()?.write, CAPACITY)?;
+        self.held = count;
+        Ok(count)
+    }
+
+    /// Moves what is in it into `socket`: `WouldBlock` when that takes nothing.
+    pub(super) fn drain(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        let count = sys::splice::splice(&self.ends()?.read, socket, self.held)?;
+        self.held -= count;
+        Ok(count)
+    }
+
+    fn ends(&self) -> io::Result<&Ends> {
+        self.ends.as_ref().ok_or_else(|| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl Drop for Pipe {
+    /// Gives it back, unless something is in it that nobody will read any more.
+    fn drop(&mut self) {
+        let Some(ends) = self.ends.take() else { return };
+        // Not while the thread ends.
+        let _ = EMPTY.try_with(|empty| {
+            let mut empty = empty.borrow_mut();
+            if self.held == 0 && empty.len() < KEPT {
+                empty.push(ends);
+            }
+        });
+    }
+}

@@ -1,0 +1,65 @@
+//! Relays bytes between two streams, both ways at once, until both have ended.
+//!
+//! An idle connection holds nothing: bytes are read into a buffer that the thread shares and written at once, and only what
+//! the other side would not take is kept; then that side alone is waited for, so one slow peer costs one buffer and no more. A
+//! long transfer goes through a pipe instead, within the kernel. Nobody keeps the thread: after so many moves a connection
+//! lets the others have their turn. When to give up, and what a connection was for, is decided by whoever relays.
+
+mod direction;
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll};
+
+use crate::net::Stream;
+use direction::Direction;
+
+/// Both ways of a connection.
+#[derive(Debug, Default)]
+pub(crate) struct Relay {
+    /// From the client to the upstream.
+    up: Direction,
+    /// From the upstream to the client.
+    down: Direction,
+}
+
+/// How a relay ended.
+#[derive(Debug)]
+pub(crate) enum Relayed {
+    /// Both sides have ended, and everything they said was passed on.
+    Finished,
+    /// The client's connection broke.
+    ClientBroke(io::Error),
+    /// The upstream's connection broke.
+    UpstreamBroke(io::Error),
+}
+
+/// On which side of a direction something broke.
+enum Broken {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
+impl Relay {
+    /// Relays until both sides have ended, or one has broken. Cancel safe: what it owes then is still owed when it goes on.
+    pub(crate) async fn run(&mut self, client: &mut Stream, upstream: &mut Stream) -> Relayed {
+        poll_fn(|cx| self.poll(cx, client, upstream)).await
+    }
+
+    /// The same, for whoever waits for other things as well.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, client: &mut Stream, upstream: &mut Stream) -> Poll<Relayed> {
+        let up = match self.up.poll(cx, client, upstream) {
+            Poll::Ready(Err(Broken::Source(error))) => return Poll::Ready(Relayed::ClientBroke(error)),
+            Poll::Ready(Err(Broken::Sink(error))) => return Poll::Ready(Relayed::UpstreamBroke(error)),
+            Poll::Ready(Ok(())) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
+        };
+        let down = match self.down.poll(cx, upstream, client) {
+            Poll::Ready(Err(Broken::Source(error))) => return Poll::Ready(Relayed::UpstreamBroke(error)),
+            Poll::Ready(Err(Broken::Sink(error))) => return Poll::Ready(Relayed::ClientBroke(error)),
+            Poll::Ready(Ok(())) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
+        };
+        if up.is_ready() && down.is_ready() { Poll::Ready(Relayed::Finished) } else { Poll::Pending }
+    }
+}
