@@ -86,6 +86,9 @@ pub use generation::Generation;
 pub use handoff::{Inheritance, runtime_directory};
 pub use lifecycle::{Acceptor, Drained, Ending, Serving, Starting, check, run, run_on};
 pub use net::{Listener, ListenerSet, Origin, Peer, Stream};
-pub use report::{Connections, Identity, LastHandoff, ListenerReport, Outcome, Report, Settings, Standing, Status};
+pub use report::{
+    Connections, Counters, HandoffCounters, Identity, LastHandoff, ListenerCounters, ListenerReport, Outcome, Report,
+    Settings, Standing, Status, UpstreamCounters,
+};
 pub use server::Workers;
 pub use service::{Connection, Echo, Next, Proxy, Routes, Served, Service};

@@ -15,7 +15,7 @@ const MAY_IMPORT: [(&str, &[&str]); 15] = [
     ("config", &["address", "report", "error"]),
     ("notify", &["sys", "error"]),
     ("net", &["sys", "address", "config", "error"]),
-    ("service", &["net", "drain", "address", "config", "error"]),
+    ("service", &["net", "drain", "address", "config", "report", "error"]),
     ("handoff", &["net", "sys", "generation", "report", "error"]),
     ("server", &["net", "service", "drain", "report", "error"]),
     ("control", &["net", "sys", "generation", "report", "error"]),

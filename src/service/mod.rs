@@ -8,6 +8,7 @@ mod proxy;
 mod relay;
 mod routes;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub use routes::{Routes, Served};
 
 use crate::drain::DrainWatch;
 use crate::net::{Peer, Stream};
+use crate::report::UpstreamCounters;
 
 /// What is done with a connection.
 pub trait Service: Send + Sync + 'static {
@@ -33,6 +35,11 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     /// What the connection died of. It is logged at debug level; a peer that goes away is no fault.
     fn serve(&self, connection: &mut Connection) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// What it has passed on, by the listener's name and the upstream's address: for a service that has upstreams.
+    fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
+        BTreeMap::new()
+    }
 }
 
 /// One accepted connection.

@@ -12,7 +12,7 @@ pub enum Served {
     /// What is read is written back.
     Echo(Echo),
     /// Connections are passed on.
-    Proxy(Proxy),
+    Proxy(Box<Proxy>),
 }
 
 /// What is served on each listener, by its name.

@@ -247,7 +247,7 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer>
 fn proxy(flags: ProxyFlags, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
     let upstreams: Result<Vec<Address>, _> = flags.to.iter().map(|text| text.parse()).collect();
     let upstreams = upstreams.and_then(Upstreams::new).map_err(|error| Answer::Refuse(error.to_string()))?;
-    let routes = Routes::all(Served::Proxy(Proxy::new(ProxyConfig::to(upstreams))));
+    let routes = Routes::all(Served::Proxy(Box::new(Proxy::new(ProxyConfig::to(upstreams)))));
     Ok(Serve { routes, ..serve(flags.serve, runtime_directory)? })
 }
 

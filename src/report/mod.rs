@@ -3,11 +3,15 @@
 //! Plain values with a form in JSON that may grow: readers pass over fields that they do not know, and a state of a later
 //! version reads as [`Standing::Unknown`]. Times are milliseconds, for every program can compute with those.
 
+mod counters;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::generation::Generation;
+
+pub use counters::{Counters, HandoffCounters, ListenerCounters, UpstreamCounters};
 
 /// How one generation stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

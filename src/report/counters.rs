@@ -1,0 +1,142 @@
+//! Counts what a line has done, for each listener and each upstream: sums that survive a handoff.
+//!
+//! Each generation counts for itself, and the head adds up: those that live, and those that have ended, whose last word was
+//! their sums. Here are only the sums; who counts where is the affair of `server` and `service`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// All of them, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counters {
+    /// By the listener's name.
+    pub listeners: BTreeMap<String, ListenerCounters>,
+    /// By the listener's name, then by the upstream's address.
+    pub upstreams: BTreeMap<String, BTreeMap<String, UpstreamCounters>>,
+    /// How handoffs ended.
+    pub handoffs: HandoffCounters,
+}
+
+/// What came in by one listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ListenerCounters {
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Connections open now.
+    pub active: u64,
+    /// How many times nobody was accepted because there were as many as there may be.
+    pub limited: u64,
+    /// Bytes read from clients.
+    pub received: u64,
+    /// Bytes written to clients.
+    pub sent: u64,
+    /// Connections that were there when a drain began and ended within it.
+    pub drained: u64,
+    /// Connections cut, at a drain's deadline or by a signal.
+    pub cut: u64,
+}
+
+/// What was passed on to one upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpstreamCounters {
+    /// Connections made.
+    pub connected: u64,
+    /// Connections open now.
+    pub active: u64,
+    /// Connections that were not made: refused, unreachable, too slow.
+    pub failed: u64,
+    /// How many times it was passed over from then on, for it had failed too often.
+    pub ejected: u64,
+    /// Bytes written to it.
+    pub sent: u64,
+    /// Bytes read from it.
+    pub received: u64,
+}
+
+/// How handoffs ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HandoffCounters {
+    /// The successor took over.
+    pub succeeded: u64,
+    /// It did not.
+    pub failed: u64,
+    /// It was ready, and everything was taken back.
+    pub rolled_back: u64,
+}
+
+impl Counters {
+    /// Adds those of another generation.
+    pub fn add(&mut self, other: &Self) {
+        for (name, counters) in &other.listeners {
+            self.listeners.entry(name.clone()).or_default().add(*counters);
+        }
+        for (listener, upstreams) in &other.upstreams {
+            let sums = self.upstreams.entry(listener.clone()).or_default();
+            for (name, counters) in upstreams {
+                sums.entry(name.clone()).or_default().add(*counters);
+            }
+        }
+        self.handoffs.add(other.handoffs);
+    }
+}
+
+impl ListenerCounters {
+    /// Adds those of another generation.
+    pub const fn add(&mut self, other: Self) {
+        // All of them by name: a new one is not to be forgotten here.
+        let Self { accepted, active, limited, received, sent, drained, cut } = other;
+        self.accepted += accepted;
+        self.active += active;
+        self.limited += limited;
+        self.received += received;
+        self.sent += sent;
+        self.drained += drained;
+        self.cut += cut;
+    }
+}
+
+impl UpstreamCounters {
+    /// Adds those of another generation.
+    pub const fn add(&mut self, other: Self) {
+        let Self { connected, active, failed, ejected, sent, received } = other;
+        self.connected += connected;
+        self.active += active;
+        self.failed += failed;
+        self.ejected += ejected;
+        self.sent += sent;
+        self.received += received;
+    }
+}
+
+impl HandoffCounters {
+    /// Adds those of another generation.
+    pub const fn add(&mut self, other: Self) {
+        let Self { succeeded, failed, rolled_back } = other;
+        self.succeeded += succeeded;
+        self.failed += failed;
+        self.rolled_back += rolled_back;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_two_generations_counted_is_added_name_by_name() {
+        let text = r#"{"listeners":{"a":{"accepted":1,"cut":2},"b":{"sent":3}},
+            "upstreams":{"a":{"@u":{"connected":4}}},"handoffs":{"failed":5}}"#;
+        let one: Counters = serde_json::from_str(text).unwrap();
+        let mut sum = Counters::default();
+        sum.add(&one);
+        assert_eq!(sum, one);
+        sum.add(&one);
+        assert_eq!((sum.listeners["a"].accepted, sum.listeners["a"].cut, sum.listeners["b"].sent), (2, 4, 6));
+        assert_eq!((sum.upstreams["a"]["@u"].connected, sum.handoffs.failed), (8, 10));
+    }
+}
