@@ -74,6 +74,18 @@ mod server;
 mod service;
 mod sys;
 
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    //! What `fuzz/` calls, and nobody else.
+
+    /// Reads what a client begins with as a PROXY header: how long it is, if it is whole. What it says must not depend on
+    /// what follows it, nor may a part of it be taken for the whole.
+    #[must_use]
+    pub fn proxy_header(bytes: &[u8]) -> Option<usize> {
+        crate::service::fuzz_proxy_header(bytes)
+    }
+}
+
 pub use address::Address;
 pub use config::{
     Balance, Check, Config, DEFAULT_ADDRESS, Ejection, HeaderVersion, ListenerConfig, ListenerName, Listeners,

@@ -13,9 +13,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use socket2::{SockAddr, Socket};
+use socket2::{SockAddr, SockRef, Socket, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::pipe::Pipe;
@@ -91,6 +92,11 @@ impl Stream {
         self.traffic.sent()
     }
 
+    /// Bytes both ways: whoever looks twice sees whether anything has moved.
+    pub(crate) fn carried(&self) -> u64 {
+        self.received() + self.sent()
+    }
+
     /// What it has carried, for whoever keeps count.
     pub(crate) const fn traffic(&self) -> &Arc<Traffic> {
         &self.traffic
@@ -102,6 +108,92 @@ impl Stream {
             Family::Tcp(socket) => socket.set_nodelay(true),
             Family::Unix(_) => Ok(()),
         }
+    }
+
+    /// How long nothing may be heard before the kernel probes the peer, and how long what was sent may stay unacknowledged,
+    /// tcp(7). A Unix socket knows neither: its peer cannot vanish unnoticed.
+    pub(crate) fn set_alive(&self, keep_alive: Option<Duration>, user_timeout: Option<Duration>) -> io::Result<()> {
+        let Family::Tcp(socket) = &self.socket else { return Ok(()) };
+        let socket = SockRef::from(socket);
+        if let Some(time) = keep_alive {
+            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time))?;
+        }
+        user_timeout.map_or(Ok(()), |time| socket.set_tcp_user_timeout(Some(time)))
+    }
+
+    /// The address that the peer has connected to; a Unix socket has none that others could use.
+    pub(crate) fn local(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            Family::Tcp(socket) => socket.local_addr().ok(),
+            Family::Unix(_) => None,
+        }
+    }
+
+    /// Whether the peer is gone, by the kernel's word: reset, or closed on both sides. One that has half-closed is there, and
+    /// over TCP nobody can tell it from one that has closed.
+    pub(crate) fn has_hung_up(&self) -> bool {
+        sys::socket::has_hung_up(self.as_fd())
+    }
+
+    /// Has the connection reset when it is dropped: the peer learns that this is no end in order. What it has not acknowledged
+    /// by then is lost, see [`Stream::acknowledged`]. A Unix socket knows no reset.
+    pub(crate) fn reset_on_drop(&self) {
+        if let Family::Tcp(socket) = &self.socket {
+            // If the socket is not to be told any more, there is nobody to be reset either.
+            let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// Waits until the peer's kernel has acknowledged everything, as long as it goes on acknowledging something within
+    /// `patience`. There is no event for it: the kernel is asked.
+    pub(crate) async fn acknowledged(&self, patience: Duration) {
+        const PAUSE: Duration = Duration::from_millis(5);
+        let mut left = usize::MAX;
+        let mut until = Instant::now() + patience;
+        while let Ok(now @ 1..) = sys::socket::unacknowledged(self.as_fd()) {
+            if now < left {
+                (left, until) = (now, Instant::now() + patience);
+            } else if Instant::now() >= until {
+                return;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Reads what `look` recognises at the head of what has arrived, and not one byte more. `look` is shown all that is there,
+    /// as far as `buffer` takes it, each time that there is more; it says how many bytes it was and what they mean, or that it
+    /// has to see more. Cancel safe.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the peer ends before that; what `look` says.
+    pub(crate) async fn read_head<T>(
+        &mut self,
+        buffer: &mut [u8],
+        mut look: impl FnMut(&[u8]) -> io::Result<Option<(usize, T)>>,
+    ) -> io::Result<T> {
+        let (length, value) = loop {
+            let is_at_end = match &self.socket {
+                Family::Tcp(socket) => socket.ready(Interest::READABLE).await,
+                Family::Unix(socket) => socket.ready(Interest::READABLE).await,
+            }?
+            .is_read_closed();
+            let found = self.socket.try_io(Interest::READABLE, |socket| {
+                let count = sys::socket::peek(socket, buffer)?;
+                match look(&buffer[..count])? {
+                    Some(found) => Ok(found),
+                    None if is_at_end || count == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
+                    // What is there is not read, so only more of it makes the socket ready again.
+                    None => Err(io::ErrorKind::WouldBlock.into()),
+                }
+            });
+            match found {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                found => break found?,
+            }
+        };
+        let head = &mut buffer[..length];
+        self.read_exact(head).await?;
+        Ok(value)
     }
 
     /// Waits for the end of a connect(2) that is under way.
@@ -149,7 +241,7 @@ impl Stream {
     pub fn has_input(&self) -> bool {
         let mut byte = [std::mem::MaybeUninit::uninit()];
         let flags = nix::libc::MSG_PEEK | nix::libc::MSG_DONTWAIT;
-        let peeked = socket2::SockRef::from(self).recv_with_flags(&mut byte, flags);
+        let peeked = SockRef::from(self).recv_with_flags(&mut byte, flags);
         !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
@@ -161,8 +253,11 @@ impl Stream {
     ///
     /// Returns how many bytes came too late to be answered.
     pub(crate) async fn finish(&mut self, linger: Duration) -> u64 {
-        let nothing_at_risk =
-            self.peer_finished || (!self.has_input() && matches!(sys::socket::unacknowledged(self.as_fd()), Ok(0)));
+        if self.peer_finished {
+            // Both ends are said, or the close that follows says ours: no call is needed for it.
+            return 0;
+        }
+        let nothing_at_risk = !self.has_input() && matches!(sys::socket::unacknowledged(self.as_fd()), Ok(0));
         if self.shutdown().await.is_err() || nothing_at_risk {
             return 0;
         }
@@ -185,6 +280,14 @@ impl Stream {
 }
 
 impl Family {
+    /// Performs a system call; one that would block has the runtime wait for the socket to become ready again.
+    fn try_io<T>(&self, interest: Interest, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+        match self {
+            Self::Tcp(socket) => socket.try_io(interest, || call(socket.as_fd())),
+            Self::Unix(socket) => socket.try_io(interest, || call(socket.as_fd())),
+        }
+    }
+
     /// Performs a system call when the runtime finds the socket ready for it.
     fn poll_io<T>(
         &self,
@@ -199,10 +302,7 @@ impl Family {
                 (Self::Unix(socket), true) => socket.poll_read_ready(cx),
                 (Self::Unix(socket), false) => socket.poll_write_ready(cx),
             })?;
-            let done = match self {
-                Self::Tcp(socket) => socket.try_io(interest, || call(socket.as_fd())),
-                Self::Unix(socket) => socket.try_io(interest, || call(socket.as_fd())),
-            };
+            let done = self.try_io(interest, &mut call);
             if !matches!(&done, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
                 return Poll::Ready(done);
             }

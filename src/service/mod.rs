@@ -18,6 +18,8 @@ use tokio::time::Instant;
 
 pub use echo::Echo;
 pub use proxy::Proxy;
+#[cfg(fuzzing)]
+pub(crate) use proxy::fuzz_proxy_header;
 pub use routes::{Routes, Served};
 
 use crate::drain::DrainWatch;
@@ -39,6 +41,17 @@ pub trait Service: Send + Sync + 'static {
     /// What it has passed on, by the listener's name and the upstream's address: for a service that has upstreams.
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
         BTreeMap::new()
+    }
+}
+
+/// Shared with whoever else needs it.
+impl<S: Service> Service for Arc<S> {
+    async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
+        S::serve(self, connection).await
+    }
+
+    fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
+        S::upstreams(self)
     }
 }
 

@@ -1,10 +1,14 @@
 //! Serves each listener as it is told to: one service for all, of which every listener has its part.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::task::Poll;
 
 use super::{Connection, Echo, Proxy, Service};
 use crate::config::ListenerName;
+use crate::report::UpstreamCounters;
 
 /// What is served on a listener.
 #[derive(Debug)]
@@ -32,8 +36,33 @@ impl Routes {
     /// This one on the listener of that name, whatever the others do.
     #[must_use]
     pub fn with(mut self, name: &ListenerName, served: Served) -> Self {
+        if let Served::Proxy(proxy) = &served {
+            proxy.expect(name.as_str());
+        }
         self.named.insert(name.as_str().to_owned(), served);
         self
+    }
+
+    /// Looks after the upstreams of all of them, for as long as this is awaited.
+    pub async fn watch(&self) -> Infallible {
+        let proxies = self.proxies();
+        let mut watches: Vec<_> = proxies.map(|proxy| Box::pin(proxy.watch())).collect();
+        poll_fn(|cx| {
+            for watch in &mut watches {
+                if let Poll::Ready(never) = watch.as_mut().poll(cx) {
+                    return Poll::Ready(never);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn proxies(&self) -> impl Iterator<Item = &Proxy> {
+        self.named.values().chain([&self.others]).filter_map(|served| match served {
+            Served::Proxy(proxy) => Some(&**proxy),
+            Served::Echo(_) => None,
+        })
     }
 }
 
@@ -43,5 +72,10 @@ impl Service for Routes {
             Served::Echo(echo) => echo.serve(connection).await,
             Served::Proxy(proxy) => proxy.serve(connection).await,
         }
+    }
+
+    fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
+        // No two of them count for the same listener.
+        self.proxies().flat_map(Proxy::upstreams).collect()
     }
 }

@@ -66,6 +66,11 @@ pub(crate) fn receive_packet(channel: BorrowedFd<'_>, buffer: &mut [u8]) -> io::
     }
 }
 
+/// Looks at what has arrived without taking it: how many bytes it were, none at the peer's end.
+pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).map_err(Into::into)
+}
+
 /// Whether `socket` can be an end of a channel.
 pub(crate) fn is_channel(socket: BorrowedFd<'_>) -> bool {
     let socket = socket2::SockRef::from(&socket);

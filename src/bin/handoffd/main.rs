@@ -12,6 +12,7 @@ use std::fmt::Display;
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use cli::{Command, Watched};
 use handoffd::{Config, Error, Exit, Inheritance, Routes, Workers};
@@ -71,7 +72,13 @@ fn run(config: Config, inheritance: Inheritance, routes: Routes) -> Result<(), E
             return Err(error);
         }
     };
-    runtime.block_on(handoffd::run_on(workers, config, inheritance, routes)).map(drop)
+    let routes = Arc::new(routes);
+    runtime.block_on(async {
+        tokio::select! {
+            served = handoffd::run_on(workers, config, inheritance, Arc::clone(&routes)) => served.map(drop),
+            never = routes.watch() => match never {},
+        }
+    })
 }
 
 /// A connection is a descriptor: the soft limit is there for programs that use select(2), and this one does not.

@@ -66,32 +66,56 @@ impl Direction {
         sink: &mut Stream,
     ) -> Poll<Result<(), Broken>> {
         for _ in 0..TURN {
-            match &mut self.held {
-                Held::Nothing if self.streak >= LONG => ready!(self.splice(cx, source))?,
-                Held::Nothing => ready!(self.copy(cx, source, sink))?,
-                Held::Bytes(rest) => {
-                    let write = Pin::new(&mut *sink).poll_write(cx, &rest.bytes[rest.written..]);
-                    rest.written += ready!(write).map_err(Broken::Sink)?;
-                    if rest.written == rest.bytes.len() {
-                        self.held = Held::Nothing;
-                    }
-                }
-                Held::Piped(pipe) => {
-                    ready!(sink.poll_drain(cx, pipe)).map_err(Broken::Sink)?;
-                    if pipe.held() == 0 {
-                        self.held = Held::Nothing;
-                    }
-                }
-                Held::End => {
-                    ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Broken::Sink)?;
-                    self.held = Held::Over;
-                }
-                Held::Over => return Poll::Ready(Ok(())),
+            if matches!(self.held, Held::Over) {
+                return Poll::Ready(Ok(()));
             }
+            ready!(self.step(cx, source, sink))?;
         }
         // There is more, and it is somebody else's turn.
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Does the next thing that is to be done.
+    fn step(&mut self, cx: &mut Context<'_>, source: &mut Stream, sink: &mut Stream) -> Poll<Result<(), Broken>> {
+        match &mut self.held {
+            Held::Nothing if self.streak >= LONG => return self.splice(cx, source),
+            Held::Nothing => return self.copy(cx, source, sink),
+            Held::Bytes(rest) => {
+                let write = Pin::new(&mut *sink).poll_write(cx, &rest.bytes[rest.written..]);
+                rest.written += ready!(write).map_err(Broken::Sink)?;
+                if rest.written == rest.bytes.len() {
+                    self.held = Held::Nothing;
+                }
+            }
+            Held::Piped(pipe) => {
+                ready!(sink.poll_drain(cx, pipe)).map_err(Broken::Sink)?;
+                if pipe.held() == 0 {
+                    self.held = Held::Nothing;
+                }
+            }
+            Held::End => {
+                ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Broken::Sink)?;
+                self.held = Held::Over;
+            }
+            Held::Over => {}
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Moves what is left to be moved, and keeps the source's end to itself: ready when there is no more, or nobody to take it.
+    pub(super) fn poll_rest(&mut self, cx: &mut Context<'_>, source: &mut Stream, sink: &mut Stream) -> Poll<()> {
+        while !matches!(self.held, Held::End | Held::Over) {
+            if ready!(self.step(cx, source, sink)).is_err() {
+                break;
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Whether something was read that the sink has not taken.
+    pub(super) const fn owes(&self) -> bool {
+        matches!(self.held, Held::Bytes(_) | Held::Piped(_))
     }
 
     /// Reads once into the thread's buffer and writes at once.

@@ -7,7 +7,6 @@
 
 mod direction;
 
-use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll};
 
@@ -41,12 +40,7 @@ enum Broken {
 }
 
 impl Relay {
-    /// Relays until both sides have ended, or one has broken. Cancel safe: what it owes then is still owed when it goes on.
-    pub(crate) async fn run(&mut self, client: &mut Stream, upstream: &mut Stream) -> Relayed {
-        poll_fn(|cx| self.poll(cx, client, upstream)).await
-    }
-
-    /// The same, for whoever waits for other things as well.
+    /// Relays until both sides have ended, or one has broken. What it owes when it is given up is still owed when it goes on.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, client: &mut Stream, upstream: &mut Stream) -> Poll<Relayed> {
         let up = match self.up.poll(cx, client, upstream) {
             Poll::Ready(Err(Broken::Source(error))) => return Poll::Ready(Relayed::ClientBroke(error)),
@@ -61,5 +55,30 @@ impl Relay {
             Poll::Pending => Poll::Pending,
         };
         if up.is_ready() && down.is_ready() { Poll::Ready(Relayed::Finished) } else { Poll::Pending }
+    }
+
+    /// After the client has broken: passes on what it had said before, but no end. Ready when there is no more of it.
+    pub(crate) fn poll_rest_up(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Stream,
+        upstream: &mut Stream,
+    ) -> Poll<()> {
+        self.up.poll_rest(cx, client, upstream)
+    }
+
+    /// The same after the upstream has broken.
+    pub(crate) fn poll_rest_down(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Stream,
+        upstream: &mut Stream,
+    ) -> Poll<()> {
+        self.down.poll_rest(cx, upstream, client)
+    }
+
+    /// Whether something was read that nobody has taken yet.
+    pub(crate) const fn owes(&self) -> bool {
+        self.up.owes() || self.down.owes()
     }
 }

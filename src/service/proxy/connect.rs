@@ -1,0 +1,151 @@
+//! Finds an upstream for one client: the next one when one fails, and patience when all do.
+//!
+//! A client is held while nobody accepts, so that a backend may restart without its clients seeing it. Whoever waits looks from
+//! time to time whether the client is still there; one that has half-closed after its request is.
+
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio::io::AsyncWriteExt;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::Proxy;
+use super::tally::Counted;
+use super::upstreams::{Place, Round};
+use crate::net::{Stream, dial};
+use crate::service::Connection;
+
+/// The pause after nobody has accepted; each is twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// The longest pause, and how long a client may be gone before that is seen.
+const LAST_PAUSE: Duration = Duration::from_millis(250);
+
+/// A connection to an upstream, counted for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Connected<'a> {
+    pub(super) stream: Stream,
+    _place: Place<'a>,
+    _counted: Counted<'a>,
+}
+
+/// Why an attempt came to nothing.
+enum Failed {
+    /// The upstream did not accept.
+    Upstream(io::Error),
+    /// We have no descriptors, ports or memory: no fault of the upstream's.
+    Own(io::Error),
+    /// The client is not there any more.
+    ClientGone,
+    /// The client has waited long enough.
+    OutOfPatience,
+}
+
+impl Proxy {
+    /// Connects `client` to an upstream, and tells that one `header` first.
+    ///
+    /// # Errors
+    /// Why nobody accepted, or that the client is gone.
+    pub(super) async fn connect(&self, client: &Connection, header: &[u8]) -> io::Result<Connected<'_>> {
+        let until = Instant::now().checked_add(self.config.connect_patience);
+        let mut pause = FIRST_PAUSE;
+        // The first time each is given all of its time, however short the patience.
+        let mut limit = None;
+        loop {
+            let reason = match self.go_round(client, header, limit).await {
+                Ok(connected) => return Ok(connected),
+                Err(Failed::ClientGone) => return Err(client_gone()),
+                Err(Failed::Upstream(reason) | Failed::Own(reason)) => reason,
+                Err(Failed::OutOfPatience) => io::ErrorKind::TimedOut.into(),
+            };
+            let next = Instant::now() + pause;
+            if until.is_some_and(|until| next >= until) {
+                self.upstreams.turned_away(client.listener(), &reason);
+                return Err(reason);
+            }
+            sleep_until(next).await;
+            if client.stream.has_hung_up() {
+                return Err(client_gone());
+            }
+            pause = (pause * 2).min(LAST_PAUSE);
+            limit = until;
+        }
+    }
+
+    /// Tries each of them once.
+    async fn go_round(
+        &self,
+        client: &Connection,
+        header: &[u8],
+        limit: Option<Instant>,
+    ) -> Result<Connected<'_>, Failed> {
+        let mut round: Round = self.upstreams.round();
+        let mut last = None;
+        while let Some(index) = self.upstreams.choose(&round) {
+            let place = self.upstreams.take(index);
+            match self.attempt(client, header, index, limit).await {
+                Ok(stream) => {
+                    let all = self.upstreams.all();
+                    self.upstreams.succeeded(index, client.listener());
+                    let counted = self.tally.enter(&client.listener, all, index, stream.traffic());
+                    return Ok(Connected { stream, _place: place, _counted: counted });
+                }
+                Err(Failed::Upstream(reason)) => {
+                    self.tally.failed(&client.listener, self.upstreams.all(), index);
+                    self.upstreams.failed(index, client.listener(), &reason);
+                    last = Some(reason);
+                    round.tried(index);
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        Err(Failed::Upstream(last.unwrap_or_else(|| io::ErrorKind::NotConnected.into())))
+    }
+
+    /// Connects to one of them within the deadline.
+    async fn attempt(
+        &self,
+        client: &Connection,
+        header: &[u8],
+        index: usize,
+        limit: Option<Instant>,
+    ) -> Result<Stream, Failed> {
+        let now = Instant::now();
+        let deadline = now.checked_add(self.config.connect_timeout).unwrap_or(now + Duration::from_secs(86_400));
+        let end = limit.map_or(deadline, |limit| limit.min(deadline));
+        let mut connecting = pin!(self.greet(index, header));
+        loop {
+            let look = Instant::now() + LAST_PAUSE;
+            match timeout_at(look.min(end), connecting.as_mut()).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) if is_own(&error) => return Err(Failed::Own(error)),
+                Ok(Err(error)) => return Err(Failed::Upstream(error)),
+                Err(_) if client.stream.has_hung_up() => return Err(Failed::ClientGone),
+                Err(_) if look < end => {}
+                Err(_) if end < deadline => return Err(Failed::OutOfPatience),
+                Err(_) => return Err(Failed::Upstream(io::ErrorKind::TimedOut.into())),
+            }
+        }
+    }
+
+    /// Connects, and says what is to be said first.
+    async fn greet(&self, index: usize, header: &[u8]) -> io::Result<Stream> {
+        let mut stream = dial(self.upstreams.all()[index].address()).await?;
+        self.tune(&stream)?;
+        if !header.is_empty() {
+            stream.write_all(header).await?;
+        }
+        Ok(stream)
+    }
+}
+
+fn client_gone() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the client went away before an upstream accepted it")
+}
+
+/// Whether a connection failed for a want of our own.
+fn is_own(error: &io::Error) -> bool {
+    let wants = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| wants.contains(&Errno::from_raw(code)))
+}

@@ -1,0 +1,159 @@
+//! Counts what was passed on, by listener and by upstream: live connections, and the sums of those that have ended.
+//!
+//! One short lock for each connection at its beginning and one at its end; a live connection counts its own bytes, and whoever
+//! asks pays for the sum.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::upstreams::Upstream;
+use crate::net::Traffic;
+use crate::report::UpstreamCounters;
+
+/// What was passed on by one proxy.
+#[derive(Debug, Default)]
+pub(super) struct Tally(Mutex<Vec<Row>>);
+
+/// By one listener.
+#[derive(Debug)]
+struct Row {
+    listener: Arc<str>,
+    cells: Box<[Cell]>,
+}
+
+/// To one upstream.
+#[derive(Debug, Default)]
+struct Cell {
+    /// Of connections that have ended; `active` and `ejected` are not counted here.
+    sums: UpstreamCounters,
+    /// The live ones. A place that is free is taken again before there is a new one.
+    open: Vec<Option<Arc<Traffic>>>,
+    free: Vec<usize>,
+}
+
+/// Keeps a connection in the tally for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Counted<'a> {
+    tally: &'a Tally,
+    row: usize,
+    cell: usize,
+    place: usize,
+}
+
+impl Tally {
+    /// Knows a listener before anybody has come by it.
+    pub(super) fn expect(&self, listener: &Arc<str>, upstreams: usize) {
+        row(&mut self.lock(), listener, upstreams);
+    }
+
+    /// Enters a connection that was made.
+    pub(super) fn enter(
+        &self,
+        listener: &Arc<str>,
+        upstreams: &[Upstream],
+        cell: usize,
+        traffic: &Arc<Traffic>,
+    ) -> Counted<'_> {
+        let mut rows = self.lock();
+        let row = row(&mut rows, listener, upstreams.len());
+        let Cell { sums, open, free } = &mut rows[row].cells[cell];
+        sums.connected += 1;
+        let place = free.pop().unwrap_or(open.len());
+        if place == open.len() {
+            open.push(None);
+        }
+        open[place] = Some(Arc::clone(traffic));
+        Counted { tally: self, row, cell, place }
+    }
+
+    /// Counts one that was not.
+    pub(super) fn failed(&self, listener: &Arc<str>, upstreams: &[Upstream], cell: usize) {
+        let mut rows = self.lock();
+        let row = row(&mut rows, listener, upstreams.len());
+        rows[row].cells[cell].sums.failed += 1;
+    }
+
+    /// All listeners that are known, for whoever names them.
+    pub(super) fn listeners(&self) -> String {
+        let rows = self.lock();
+        let names: Vec<&str> = rows.iter().map(|row| &*row.listener).collect();
+        names.join(",")
+    }
+
+    /// How it stands, by listener and by upstream.
+    pub(super) fn counters(&self, upstreams: &[Upstream]) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
+        let rows = self.lock();
+        let by_upstream = |row: &Row| {
+            let cells = row.cells.iter().zip(upstreams);
+            cells.map(|(cell, upstream)| (upstream.address().to_string(), cell.counters(upstream.ejected()))).collect()
+        };
+        rows.iter().map(|row| (row.listener.to_string(), by_upstream(row))).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Row>> {
+        // Nothing panics while it is held; if something did, the rows would still be whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where a listener's row is: there are few.
+fn row(rows: &mut Vec<Row>, listener: &Arc<str>, upstreams: usize) -> usize {
+    rows.iter().position(|row| row.listener == *listener).unwrap_or_else(|| {
+        let cells = (0..upstreams).map(|_| Cell::default()).collect();
+        rows.push(Row { listener: Arc::clone(listener), cells });
+        rows.len() - 1
+    })
+}
+
+impl Cell {
+    fn counters(&self, ejected: u64) -> UpstreamCounters {
+        let mut counters = UpstreamCounters { ejected, ..self.sums };
+        for traffic in self.open.iter().flatten() {
+            counters.active += 1;
+            counters.sent += traffic.sent();
+            counters.received += traffic.received();
+        }
+        counters
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let mut rows = self.tally.lock();
+        let Cell { sums, open, free } = &mut rows[self.row].cells[self.cell];
+        if let Some(traffic) = open[self.place].take() {
+            sums.sent += traffic.sent();
+            sums.received += traffic.received();
+            free.push(self.place);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::upstreams::Upstreams;
+    use super::*;
+    use crate::config::ProxyConfig;
+
+    #[test]
+    fn the_live_and_the_ended_are_counted_by_listener_and_upstream() {
+        let addresses = crate::config::Upstreams::new(vec!["@a".parse().unwrap(), "@b".parse().unwrap()]).unwrap();
+        let upstreams = Upstreams::new(&ProxyConfig::to(addresses));
+        let (web, api): (Arc<str>, Arc<str>) = ("web".into(), "api".into());
+        let (tally, all) = (Tally::default(), upstreams.all());
+        tally.expect(&api, all.len());
+        let first = tally.enter(&web, all, 1, &Arc::default());
+        let second = tally.enter(&web, all, 1, &Arc::default());
+        drop(first);
+        let third = tally.enter(&web, all, 1, &Arc::default());
+        tally.failed(&web, all, 0);
+        let counters = tally.counters(all);
+        let one = counters["web"]["@b"];
+        assert_eq!((one.connected, one.active, one.failed), (3, 2, 0));
+        assert_eq!((counters["web"]["@a"].failed, counters["api"]["@a"]), (1, UpstreamCounters::default()));
+        drop((second, third));
+        assert_eq!(tally.counters(all)["web"]["@b"].active, 0);
+        // Places are taken again.
+        assert_eq!(tally.lock()[1].cells[1].open.len(), 2);
+    }
+}
