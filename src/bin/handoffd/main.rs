@@ -5,6 +5,7 @@ mod cli;
 mod doctor;
 mod identity;
 mod logging;
+mod metrics;
 mod reload;
 mod status;
 
@@ -14,8 +15,9 @@ use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use cli::{Command, Watched};
-use handoffd::{Config, Error, Exit, Inheritance, Routes, Workers};
+use handoffd::{Config, Error, Exit, Inheritance, Workers};
 use logging::Destination;
+use metrics::WithMetrics;
 
 fn main() -> ExitCode {
     let command = cli::parse(handoffd::runtime_directory().as_deref());
@@ -53,13 +55,15 @@ fn serve(arguments: cli::Serve) -> ExitCode {
     let destination = if inheritance.logs_to_journal() { Destination::Journal } else { Destination::StandardError };
     logging::start(destination, &arguments.log, inheritance.generation());
     let config = Config { identity: identity::identity(), ..arguments.config };
-    match run(config, inheritance, arguments.routes) {
+    let control = config.control.clone().filter(|_| arguments.metrics);
+    let service = WithMetrics { routes: arguments.routes, control };
+    match run(config, inheritance, service) {
         Ok(()) => code(Exit::Done),
         Err(error) => fail(&error),
     }
 }
 
-fn run(config: Config, inheritance: Inheritance, routes: Routes) -> Result<(), Error> {
+fn run(config: Config, inheritance: Inheritance, service: WithMetrics) -> Result<(), Error> {
     raise_descriptor_limit();
     let count = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -71,7 +75,7 @@ fn run(config: Config, inheritance: Inheritance, routes: Routes) -> Result<(), E
             return Err(error);
         }
     };
-    runtime.block_on(handoffd::run_on(workers, config, inheritance, routes)).map(drop)
+    runtime.block_on(handoffd::run_on(workers, config, inheritance, service)).map(drop)
 }
 
 /// A connection is a descriptor: the soft limit is there for programs that use select(2), and this one does not.
