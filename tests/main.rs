@@ -12,6 +12,7 @@ mod activation;
 mod container;
 mod control;
 mod conversation;
+mod counters;
 mod crashes;
 mod drain;
 mod examples;

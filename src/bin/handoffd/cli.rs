@@ -4,6 +4,7 @@ use std::num::ParseIntError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::metrics;
 use clap::error::{ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use handoffd::{
@@ -87,6 +88,12 @@ struct ServeFlags {
     /// A file that always names the process to signal
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
+
+    /// Listen here for whoever collects metrics, in the OpenMetrics format: GET /metrics. Needs --listen and --control
+    ///
+    /// A socket that a parent passes in under the name `metrics` is used instead.
+    #[arg(long, value_name = "ADDRESS", requires = "listen")]
+    metrics: Option<String>,
 
     /// Where `reload` and `status` are heard; without it $RUNTIME_DIRECTORY/control, if systemd has made that folder
     #[arg(long, value_name = "PATH", value_parser = socket_path)]
@@ -181,6 +188,8 @@ pub(crate) enum Command {
 pub(crate) struct Serve {
     pub(crate) config: Config,
     pub(crate) routes: Routes,
+    /// Whether one of the listeners is for metrics.
+    pub(crate) metrics: bool,
     pub(crate) log: Targets,
     pub(crate) watched: Watched,
 }
@@ -252,7 +261,9 @@ fn proxy(flags: ProxyFlags, runtime_directory: Option<&Path>) -> Result<Serve, A
 }
 
 fn serve(flags: ServeFlags, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
-    let listeners: Result<Vec<ListenerConfig>, _> = flags.listen.iter().map(|text| text.parse()).collect();
+    let metrics = flags.metrics.map(|address| format!("{}={address}", metrics::LISTENER));
+    let listeners: Result<Vec<ListenerConfig>, _> =
+        flags.listen.iter().chain(&metrics).map(|text| text.parse()).collect();
     let listeners = listeners.and_then(Listeners::exactly).map_err(|error| Answer::Refuse(error.to_string()))?;
     let config = Config {
         listeners,
@@ -265,8 +276,12 @@ fn serve(flags: ServeFlags, runtime_directory: Option<&Path>) -> Result<Serve, A
         control: flags.control.or_else(|| runtime_directory.map(|folder| default_control_path(Some(folder)))),
         identity: Identity::default(),
     };
+    if metrics.is_some() && config.control.is_none() {
+        return Err(Answer::Refuse("--metrics needs --control: that is where the counters are asked for".to_owned()));
+    }
     let watched = if flags.init { Watched::ThisProcess } else { Watched::TheHead };
-    Ok(Serve { config, routes: Routes::all(Served::Echo(Echo)), log: flags.log, watched })
+    let routes = Routes::all(Served::Echo(Echo));
+    Ok(Serve { config, routes, metrics: metrics.is_some(), log: flags.log, watched })
 }
 
 /// The first line of what clap says, which names the flag and the value; the rest is usage.

@@ -5,6 +5,7 @@ mod cli;
 mod doctor;
 mod identity;
 mod logging;
+mod metrics;
 mod reload;
 mod status;
 
@@ -15,8 +16,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use cli::{Command, Watched};
-use handoffd::{Config, Error, Exit, Inheritance, Routes, Workers};
+use handoffd::{Config, Error, Exit, Inheritance, Workers};
 use logging::Destination;
+use metrics::WithMetrics;
 
 fn main() -> ExitCode {
     let command = cli::parse(handoffd::runtime_directory().as_deref());
@@ -54,13 +56,15 @@ fn serve(arguments: cli::Serve) -> ExitCode {
     let destination = if inheritance.logs_to_journal() { Destination::Journal } else { Destination::StandardError };
     logging::start(destination, &arguments.log, inheritance.generation());
     let config = Config { identity: identity::identity(), ..arguments.config };
-    match run(config, inheritance, arguments.routes) {
+    let control = config.control.clone().filter(|_| arguments.metrics);
+    let service = WithMetrics { routes: arguments.routes, control };
+    match run(config, inheritance, service) {
         Ok(()) => code(Exit::Done),
         Err(error) => fail(&error),
     }
 }
 
-fn run(config: Config, inheritance: Inheritance, routes: Routes) -> Result<(), Error> {
+fn run(config: Config, inheritance: Inheritance, service: WithMetrics) -> Result<(), Error> {
     raise_descriptor_limit();
     let count = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -72,11 +76,11 @@ fn run(config: Config, inheritance: Inheritance, routes: Routes) -> Result<(), E
             return Err(error);
         }
     };
-    let routes = Arc::new(routes);
+    let service = Arc::new(service);
     runtime.block_on(async {
         tokio::select! {
-            served = handoffd::run_on(workers, config, inheritance, Arc::clone(&routes)) => served.map(drop),
-            never = routes.watch() => match never {},
+            served = handoffd::run_on(workers, config, inheritance, Arc::clone(&service)) => served.map(drop),
+            never = service.routes.watch() => match never {},
         }
     })
 }
