@@ -1,5 +1,6 @@
 //! Starts the real daemon, reads its log, talks to it, and cleans up after it.
 
+mod backend;
 mod callers;
 mod client;
 mod impostor;
@@ -16,6 +17,7 @@ mod view;
 
 use std::time::Duration;
 
+pub(crate) use backend::{Echoing, Upstream};
 pub(crate) use callers::{Callers, Calls, SLOW_DRAIN};
 pub(crate) use client::Client;
 pub(crate) use impostor::{Gate, REAL, install};

@@ -1,0 +1,190 @@
+//! A proxy passes on every byte and every end, both ways, and in a drain leaves both sides their conversation.
+
+use std::io::{ErrorKind, Write};
+
+use crate::support::{Client, Line, Upstream, narrow};
+use nix::sys::signal::Signal;
+
+/// Bytes of which no two pieces are alike.
+fn bytes(length: usize) -> Vec<u8> {
+    (0_u32..).flat_map(|number| number.wrapping_mul(2_654_435_761).to_be_bytes()).take(length).collect()
+}
+
+/// How the connections of a generation ended, by its own account: by themselves, and cut.
+fn outcome(line: &Line, generation: u64) -> (String, String) {
+    let ended = line.wait_for(generation, "has ended ended=");
+    (ended.field("ended").unwrap().to_owned(), ended.field("cut").unwrap().to_owned())
+}
+
+#[test]
+fn every_byte_goes_both_ways_at_once_over_every_kind_of_socket() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let tcp = Upstream::tcp();
+    let path = folder.path().join("socket").to_str().unwrap().to_owned();
+    let name = format!("@{path}");
+    let upstreams = [(tcp.address(), tcp), (path.clone(), Upstream::on(&path)), (name.clone(), Upstream::on(&name))];
+    for (address, upstream) in &upstreams {
+        let line = Line::proxy(&[address], &[]);
+        let (client, server) = line.pair(upstream);
+        let (up, down) = (bytes(3_000_000), bytes(2_000_000));
+        std::thread::scope(|scope| {
+            for (mut end, said, heard) in [(client, &up, &down), (server, &down, &up)] {
+                let mut other = end.duplicate();
+                scope.spawn(move || {
+                    other.write_all(said).unwrap();
+                    other.half_close().unwrap();
+                });
+                scope.spawn(move || {
+                    let (bytes, ended) = end.read_all();
+                    ended.unwrap();
+                    assert!(bytes == *heard, "{} bytes, of {}", bytes.len(), heard.len());
+                });
+            }
+        });
+        assert_eq!(line.wait_for(1, "connection ended").field("ending"), Some("finished"));
+    }
+}
+
+#[test]
+fn upstreams_take_turns() {
+    let upstreams = [Upstream::tcp(), Upstream::tcp(), Upstream::tcp()];
+    let addresses: Vec<String> = upstreams.iter().map(Upstream::address).collect();
+    let line = Line::proxy(&addresses.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
+    for upstream in upstreams.iter().cycle().take(6) {
+        let (mut client, mut server) = line.pair(upstream);
+        server.write_all(b"welcome").unwrap();
+        client.expect(b"welcome").unwrap();
+    }
+}
+
+#[test]
+fn a_client_that_half_closes_first_is_answered() {
+    let upstream = Upstream::tcp();
+    let line = Line::proxy(&[&upstream.address()], &[]);
+    let (mut client, mut server) = line.pair(&upstream);
+    client.write_all(b"request").unwrap();
+    client.half_close().unwrap();
+    server.expect(b"request").unwrap();
+    server.expect_end().unwrap();
+    server.write_all(b"reply").unwrap();
+    server.half_close().unwrap();
+    client.expect(b"reply").unwrap();
+    client.expect_end().unwrap();
+}
+
+#[test]
+fn an_upstream_that_half_closes_first_hears_the_client_to_its_end() {
+    let upstream = Upstream::tcp();
+    let line = Line::proxy(&[&upstream.address()], &[]);
+    let (mut client, mut server) = line.pair(&upstream);
+    server.write_all(b"welcome").unwrap();
+    server.half_close().unwrap();
+    client.expect(b"welcome").unwrap();
+    client.expect_end().unwrap();
+    client.write_all(b"late").unwrap();
+    client.half_close().unwrap();
+    server.expect(b"late").unwrap();
+    server.expect_end().unwrap();
+}
+
+#[test]
+fn an_upstream_that_speaks_and_closes_at_once_is_heard_whole() {
+    let upstream = Upstream::tcp();
+    let line = Line::proxy(&[&upstream.address()], &[]);
+    for length in [5, 100_000, 2_000_000] {
+        let said = bytes(length);
+        let (mut client, mut server) = line.pair(&upstream);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                server.write_all(&said).unwrap();
+                drop(server);
+            });
+            let (heard, end) = client.read_all();
+            end.unwrap();
+            assert!(heard == said);
+        });
+    }
+}
+
+#[test]
+fn a_slow_reader_holds_up_its_own_upstream_and_nobody_else() {
+    let upstream = Upstream::tcp();
+    let line = Line::proxy(&[&upstream.address()], &[]);
+    let slow = narrow(line.address().parse().unwrap());
+    let mut pouring = upstream.accept();
+    pouring.set_nonblocking(true).unwrap();
+    let chunk = bytes(64 * 1024);
+    let (mut poured, mut slept) = (0, false);
+    loop {
+        match pouring.write(&chunk) {
+            Ok(count) => (poured, slept) = (poured + count, false),
+            Err(error) if error.kind() == ErrorKind::WouldBlock && slept => break,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => slept = line.is_asleep(),
+            Err(error) => panic!("{error}"),
+        }
+        // What the kernel takes on both sides, and not what the client might take in the end.
+        assert!(poured < 64 * 1024 * 1024, "the proxy reads what nobody takes");
+    }
+    let (mut client, mut server) = line.pair(&upstream);
+    for _ in 0..100 {
+        client.write_all(b"request").unwrap();
+        server.expect(b"request").unwrap();
+        server.write_all(b"reply").unwrap();
+        client.expect(b"reply").unwrap();
+    }
+    drop(slow);
+}
+
+#[test]
+fn in_a_drain_a_proxied_connection_goes_on_until_either_side_ends_it() {
+    let upstream = Upstream::tcp();
+    let line = Line::proxy(&[&upstream.address()], &["--drain-timeout", "1h", "--bake", "0"]);
+    let mut pairs = [line.pair(&upstream), line.pair(&upstream)];
+    line.hand_over_from(1);
+    line.wait_for(1, "draining why");
+    for (client, server) in &mut pairs {
+        for _ in 0..3 {
+            client.write_all(b"request").unwrap();
+            server.expect(b"request").unwrap();
+            server.write_all(b"reply").unwrap();
+            client.expect(b"reply").unwrap();
+        }
+    }
+    assert_eq!(line.processes().len(), 2, "the first generation has not waited");
+    let [(mut client, server), (other, mut server_of_other)] = pairs;
+    drop(server);
+    client.expect_end().unwrap();
+    drop(client);
+    drop(other);
+    server_of_other.expect_end().unwrap();
+    drop(server_of_other);
+    assert_eq!(line.exit_code(1), 0);
+    assert_eq!(outcome(&line, 1), ("2".to_owned(), "0".to_owned()));
+    let (mut client, mut server) = line.pair(&upstream);
+    server.write_all(b"welcome").unwrap();
+    client.expect(b"welcome").unwrap();
+}
+
+#[test]
+fn what_is_left_at_the_deadline_is_reset_on_both_sides() {
+    let upstream = Upstream::tcp();
+    let line = Line::proxy(&[&upstream.address()], &["--drain-timeout", "300ms"]);
+    let (mut client, mut server) = line.pair(&upstream);
+    client.write_all(b"half of").unwrap();
+    server.expect(b"half of").unwrap();
+    line.signal(1, Signal::SIGTERM);
+    client.expect_reset();
+    server.expect_reset();
+    assert_eq!(line.exit_code(1), 0);
+    assert_eq!(outcome(&line, 1), ("0".to_owned(), "1".to_owned()));
+}
+
+impl Client {
+    /// The same connection, for another thread.
+    fn duplicate(&self) -> Self {
+        match self {
+            Self::Tcp(socket) => Self::Tcp(socket.try_clone().unwrap()),
+            Self::Unix(socket) => Self::Unix(socket.try_clone().unwrap()),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Whatever one side of a proxied connection does, the other learns what became of it, and nobody else does.
+
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, Echoing, Line, REAL, Upstream, assert_becomes, free_port, install};
+
+/// More than one read takes, and less than the kernel does for a reader that is not there.
+const SOME: usize = 100_000;
+
+/// Waits until the one connection of a proxy has ended, and tells of what.
+fn ending(line: &Line) -> (String, String) {
+    let record = line.wait_for(1, "connection ended");
+    (record.field("ending").unwrap().to_owned(), record.field("error").unwrap_or_default().to_owned())
+}
+
+#[test]
+fn an_upstream_that_refuses_is_passed_by_and_then_passed_over() {
+    let (refusing, upstream) = (free_port().to_string(), Upstream::tcp());
+    let line = Line::proxy(&[&format!("127.0.0.1:{refusing}"), &upstream.address()], &[]);
+    for _ in 0..20 {
+        let (mut client, mut server) = line.pair(&upstream);
+        server.write_all(b"welcome").unwrap();
+        client.expect(b"welcome").unwrap();
+    }
+    // Three times it was tried in vain; then it was not tried any more, and that was said once.
+    assert_eq!(line.count("an upstream did not accept"), 3);
+    let said = line.wait_for(1, "an upstream is passed over");
+    assert!(said.text.starts_with("WARN"), "{said:?}");
+    assert_eq!(said.field("upstream"), Some(&*format!("127.0.0.1:{refusing}")));
+    assert_eq!(said.field("listener"), Some("listener-1"));
+    assert!(said.field("reason").unwrap().contains("refused"), "{said:?}");
+    assert_eq!(line.count("an upstream is passed over"), 1);
+}
+
+#[test]
+fn an_upstream_whose_queue_is_full_is_passed_by() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("socket").to_str().unwrap().to_owned();
+    let full = Upstream::on(&path);
+    nix::sys::socket::listen(&full, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+    let _waiting = Client::connect(&path).unwrap();
+    let upstream = Upstream::tcp();
+    let line = Line::proxy(&[&path, &upstream.address()], &[]);
+    for _ in 0..4 {
+        let (mut client, mut server) = line.pair(&upstream);
+        server.write_all(b"welcome").unwrap();
+        client.expect(b"welcome").unwrap();
+    }
+}
+
+#[test]
+fn an_upstream_that_is_reset_has_its_client_reset_after_what_it_had_said() {
+    let upstream = Upstream::tcp();
+    let line = Line::proxy(&[&upstream.address()], &[]);
+    let (mut client, mut server) = line.pair(&upstream);
+    let said = vec![7; SOME];
+    server.write_all(&said).unwrap();
+    // It is on its way to the client, who does not read it yet.
+    assert_becomes(&true, || line.is_asleep());
+    server.reset();
+    assert!(ending(&line).0 == "broken");
+    let (heard, end) = client.read_all();
+    assert!(heard == said, "{} bytes of {}", heard.len(), said.len());
+    assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_client_that_is_reset_has_its_upstream_reset_after_what_it_had_said() {
+    let upstream = Upstream::tcp();
+    let line = Line::proxy(&[&upstream.address()], &[]);
+    let (mut client, mut server) = line.pair(&upstream);
+    let said = vec![7; SOME];
+    client.write_all(&said).unwrap();
+    assert_becomes(&true, || line.is_asleep());
+    client.reset();
+    assert!(ending(&line).0 == "broken");
+    let (heard, end) = server.read_all();
+    assert!(heard == said, "{} bytes of {}", heard.len(), said.len());
+    assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn an_upstream_that_closes_on_a_client_that_goes_on_sending_is_heard_first() {
+    let upstream = Upstream::tcp();
+    let line = Line::proxy(&[&upstream.address()], &[]);
+    let (mut client, mut server) = line.pair(&upstream);
+    // Refused in the middle of an upload: with unread bytes there, the close is a reset.
+    client.write_all(&vec![1; SOME]).unwrap();
+    server.expect(&[1; 10]).unwrap();
+    server.write_all(b"too large").unwrap();
+    client.expect(b"too large").unwrap();
+    drop(server);
+    let until = Instant::now() + crate::support::DEADLINE;
+    // It hears of it when it sends on, or reads.
+    while client.write_all(&[1; 1000]).is_ok() {
+        assert!(Instant::now() < until);
+    }
+}
+
+#[test]
+fn a_client_that_does_not_read_is_given_up_when_its_upstream_is_gone() {
+    let upstream = Upstream::tcp();
+    let line = Line::proxy(&[&upstream.address()], &[]);
+    let client = crate::support::narrow(line.address().parse().unwrap());
+    let mut server = upstream.accept();
+    server.set_nonblocking(true).unwrap();
+    let mut slept = false;
+    loop {
+        match server.write(&[7; 65_536]) {
+            Ok(_) => slept = false,
+            Err(error) if error.kind() == ErrorKind::WouldBlock && slept => break,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => slept = line.is_asleep(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    server.reset();
+    // Neither write nor read tells of the reset while the client is waited for; its client is what ends it.
+    drop(client);
+    assert_eq!(ending(&line).0, "broken");
+}
+
+#[test]
+fn a_client_that_goes_away_while_it_is_held_is_let_go() {
+    let line = Line::proxy(&[&format!("127.0.0.1:{}", free_port())], &[]);
+    let client = Client::connect(&line.address()).unwrap();
+    line.wait_for_count(3, "an upstream did not accept");
+    let since = Instant::now();
+    client.reset();
+    let (ending, error) = ending(&line);
+    assert_eq!(ending, "broken");
+    assert!(error.contains("went away") || line.text().contains("went away"), "{error}");
+    assert!(since.elapsed() < Duration::from_secs(5), "it was held as if it were there");
+}
+
+#[test]
+fn a_client_that_nobody_accepts_is_reset_in_the_end_and_that_is_said_once() {
+    let line = Line::proxy(&[&format!("127.0.0.1:{}", free_port())], &[]);
+    let mut clients = [(); 3].map(|()| Client::connect(&line.address()).unwrap());
+    for client in &mut clients {
+        client.expect_reset();
+    }
+    let said = line.wait_for(1, "no upstream accepts");
+    assert!(said.text.starts_with("WARN"), "{said:?}");
+    assert_eq!(line.count("no upstream accepts"), 1);
+}
+
+#[test]
+fn a_proxy_without_descriptors_makes_clients_wait_and_recovers() {
+    let upstream = Upstream::tcp();
+    let address = upstream.address();
+    let backend = Echoing::on(upstream, &address);
+    let line = Line::start_program(Path::new(REAL), |command, folder| {
+        install(folder, "ulimit -n 60\nexec \"$REAL\" \"$@\"");
+        command.args(["proxy", "--log", "debug", "--listen", "127.0.0.1:0", "--to", &address]);
+    });
+    line.wait_for(1, "serving draining");
+    // One after the other, until there is no room for one more pair.
+    let mut clients = Vec::new();
+    for _ in 0..60 {
+        let mut client = Client::connect(&line.address()).unwrap();
+        client.set_read_timeout(Duration::from_millis(200)).unwrap();
+        if client.echo(b"here I am").is_err() {
+            client.set_read_timeout(crate::support::DEADLINE).unwrap();
+            clients.push(client);
+            break;
+        }
+        clients.push(client);
+    }
+    assert!((5..30).contains(&clients.len()), "{}", clients.len());
+    let mut waiting = clients.pop().unwrap();
+    // Those that are there are served, and no upstream is to blame.
+    for client in &mut clients {
+        client.echo(b"still here").unwrap();
+    }
+    assert_eq!(line.count("an upstream did not accept"), 0);
+    drop(clients);
+    waiting.expect(b"here I am").unwrap();
+    drop(waiting);
+    Client::once(&line.address(), b"as before").unwrap();
+    drop(line);
+    backend.stop();
+}

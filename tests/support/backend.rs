@@ -1,0 +1,191 @@
+//! What stands behind a proxy: upstreams that the test itself plays, and the line in front of them.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use socket2::SockRef;
+
+use super::{Client, DEADLINE, Line, REAL};
+
+impl Line {
+    /// Starts a proxy on `127.0.0.1:0` in front of these upstreams, and waits until it serves.
+    pub(crate) fn proxy(upstreams: &[&str], arguments: &[&str]) -> Self {
+        let line = Self::start_program(Path::new(REAL), |command, _| {
+            command.args(["proxy", "--log", "debug", "--listen", "127.0.0.1:0"]).args(arguments);
+            for upstream in upstreams {
+                command.args(["--to", upstream]);
+            }
+        });
+        line.wait_for(1, "serving draining");
+        line
+    }
+
+    /// A client of a proxy, and what the upstream has of it.
+    pub(crate) fn pair(&self, upstream: &Upstream) -> (Client, Client) {
+        let client = Client::connect(&self.address()).unwrap();
+        (client, upstream.accept())
+    }
+}
+
+/// A listener that the test accepts on when it pleases.
+#[derive(Debug)]
+pub(crate) enum Upstream {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Upstream {
+    /// Listens on `IP:PORT`, `/PATH` or `@NAME`. Whoever listened there before must be gone.
+    pub(crate) fn on(address: &str) -> Self {
+        if let Some(name) = address.strip_prefix('@') {
+            Self::Unix(UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap())
+        } else if address.starts_with('/') {
+            Self::Unix(UnixListener::bind(address).unwrap())
+        } else {
+            Self::Tcp(TcpListener::bind(address).unwrap())
+        }
+    }
+
+    /// On a port of its own.
+    pub(crate) fn tcp() -> Self {
+        Self::on("127.0.0.1:0")
+    }
+
+    /// Where it listens, on TCP.
+    pub(crate) fn address(&self) -> String {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().unwrap().to_string(),
+            Self::Unix(listener) => panic!("{listener:?} has a path, which the test knows"),
+        }
+    }
+
+    /// Accepts whoever comes within the deadline.
+    pub(crate) fn accept(&self) -> Client {
+        self.accept_within(DEADLINE).expect("nobody came")
+    }
+
+    /// Accepts whoever comes within that time.
+    pub(crate) fn accept_within(&self, time: Duration) -> Option<Client> {
+        let mut poll = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        if nix::poll::poll(&mut poll, PollTimeout::try_from(time).unwrap()).unwrap() == 0 {
+            return None;
+        }
+        let client = match self {
+            Self::Tcp(listener) => Client::Tcp(listener.accept().unwrap().0),
+            Self::Unix(listener) => Client::Unix(listener.accept().unwrap().0),
+        };
+        client.set_read_timeout(DEADLINE).unwrap();
+        Some(client)
+    }
+}
+
+impl AsFd for Upstream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
+impl Client {
+    /// Ends the connection by a reset.
+    pub(crate) fn reset(self) {
+        let Self::Tcp(socket) = &self else { panic!("a Unix socket knows no reset") };
+        SockRef::from(socket).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    /// Reads to the end, or to what came instead of it.
+    pub(crate) fn read_all(&mut self) -> (Vec<u8>, io::Result<()>) {
+        let mut bytes = Vec::new();
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            match self.read(&mut buffer) {
+                Ok(0) => return (bytes, Ok(())),
+                Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return (bytes, Err(error)),
+            }
+        }
+    }
+
+    /// The connection was reset, and nothing came before that.
+    pub(crate) fn expect_reset(&mut self) {
+        let (bytes, end) = self.read_all();
+        assert_eq!((bytes, end.unwrap_err().kind()), (Vec::new(), io::ErrorKind::ConnectionReset));
+    }
+}
+
+/// An upstream that echoes, each connection in a thread of its own, until it is stopped.
+#[derive(Debug)]
+pub(crate) struct Echoing {
+    address: String,
+    stop: Arc<AtomicBool>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl Echoing {
+    pub(crate) fn on(upstream: Upstream, address: &str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let accepting = std::thread::spawn(move || {
+            let mut serving = Vec::new();
+            loop {
+                // Whoever is in the queue when nobody can come any more is served too.
+                let is_last = stopping.load(Ordering::SeqCst);
+                match upstream.accept_within(Duration::from_millis(2)) {
+                    Some(client) => serving.push(std::thread::spawn(move || echo(client))),
+                    None if is_last => break,
+                    None => {}
+                }
+                serving.retain(|thread| !thread.is_finished());
+            }
+            drop(upstream);
+            for thread in serving {
+                thread.join().unwrap();
+            }
+        });
+        Self { address: address.to_owned(), stop, accepting: Some(accepting) }
+    }
+
+    /// Stops in order: nobody can come any more, and whoever has come is served to the end.
+    pub(crate) fn stop(mut self) {
+        self.halt();
+        self.accepting.take().unwrap().join().unwrap();
+    }
+
+    fn halt(&self) {
+        if self.address.starts_with('/') {
+            let _ = std::fs::remove_file(&self.address);
+        }
+        self.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Echoing {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}
+
+fn echo(mut client: Client) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(count @ 1..) = client.read(&mut buffer) {
+        if client.write_all(&buffer[..count]).is_err() {
+            return;
+        }
+    }
+    let _ = match &client {
+        Client::Tcp(socket) => socket.shutdown(Shutdown::Write),
+        Client::Unix(socket) => socket.shutdown(Shutdown::Write),
+    };
+}
