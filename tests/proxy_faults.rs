@@ -30,7 +30,7 @@ fn an_upstream_that_refuses_is_passed_by_and_then_passed_over() {
     assert!(said.text.starts_with("WARN"), "{said:?}");
     assert_eq!(said.field("upstream"), Some(&*format!("127.0.0.1:{refusing}")));
     assert_eq!(said.field("listener"), Some("listener-1"));
-    assert!(said.field("reason").unwrap().contains("refused"), "{said:?}");
+    assert!(said.text.contains("refused"), "{said:?}");
     assert_eq!(line.count("an upstream is passed over"), 1);
 }
 
@@ -130,7 +130,7 @@ fn a_client_that_goes_away_while_it_is_held_is_let_go() {
     client.reset();
     let (ending, error) = ending(&line);
     assert_eq!(ending, "broken");
-    assert!(error.contains("went away") || line.text().contains("went away"), "{error}");
+    assert!(line.text().contains("went away"), "{error}");
     assert!(since.elapsed() < Duration::from_secs(5), "it was held as if it were there");
 }
 

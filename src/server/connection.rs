@@ -1,5 +1,6 @@
 //! Runs the task of one connection: serve, finish, count, report.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,11 +44,14 @@ impl<S: Service> Connections<S> {
             Connection::new(stream, peer, Arc::clone(listener.name()), watch.clone(), self.first_request_grace);
         let service = Arc::clone(&self.service);
         tokio::spawn(async move {
-            let served = watch.unless_cut(async {
-                service.serve(&mut connection).await?;
-                Ok(connection.stream.finish(LINGER).await)
-            });
-            let ending = Ending::from(served.await);
+            let ending = {
+                // Pinned here: whoever it was passed to by value would make room for a copy of it.
+                let serving = pin!(async {
+                    service.serve(&mut connection).await?;
+                    Ok(connection.stream.finish(LINGER).await)
+                });
+                Ending::from(watch.unless_cut(serving).await)
+            };
             report(&connection, &counted, &ending);
             // The descriptor is closed before the connection is counted as gone.
             drop(connection);

@@ -132,7 +132,7 @@ impl Proxy {
     /// Connects, and says what is to be said first.
     async fn greet(&self, index: usize, header: &[u8]) -> io::Result<Stream> {
         let mut stream = dial(self.upstreams.all()[index].address()).await?;
-        self.tune(&stream)?;
+        self.tune(&mut stream)?;
         if !header.is_empty() {
             stream.write_all(header).await?;
         }

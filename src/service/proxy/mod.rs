@@ -63,7 +63,7 @@ impl Proxy {
 
     /// Brings a client to its upstream.
     async fn begin(&self, connection: &mut Connection) -> io::Result<Connected<'_>> {
-        self.tune(&connection.stream)?;
+        self.tune(&mut connection.stream)?;
         let route = self.identify(connection).await?;
         let header = match self.config.send_header {
             Some(version) => header::announce(version, route),
@@ -93,8 +93,8 @@ impl Proxy {
     }
 
     /// Each write goes out at once, for whoever relays does not know what comes next; and a peer that is gone is noticed.
-    fn tune(&self, stream: &Stream) -> io::Result<()> {
-        stream.set_nodelay()?;
+    fn tune(&self, stream: &mut Stream) -> io::Result<()> {
+        stream.set_nodelay();
         stream.set_alive(self.config.keep_alive, self.config.user_timeout)
     }
 }

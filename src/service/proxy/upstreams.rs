@@ -142,7 +142,7 @@ impl Upstreams {
     /// It has not. After so many times in a row it is passed over for a while.
     pub(super) fn failed(&self, index: usize, listener: &str, reason: &std::io::Error) {
         let upstream = &self.all[index];
-        tracing::debug!(listener, upstream = %upstream.address, %reason, "an upstream did not accept");
+        tracing::debug!(listener, upstream = %upstream.address, %reason, "an upstream did not accept: {reason}");
         let failures = upstream.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         if self.ejection.failures == 0 || failures < self.ejection.failures {
             return;
@@ -158,7 +158,7 @@ impl Upstreams {
     /// A client was turned away because nobody accepted it.
     pub(super) fn turned_away(&self, listener: &str, reason: &std::io::Error) {
         if !self.deserted.swap(true, Ordering::Relaxed) {
-            tracing::warn!(listener, %reason, "no upstream accepts, clients are turned away");
+            tracing::warn!(listener, %reason, "no upstream accepts, clients are turned away: {reason}");
         }
     }
 
@@ -189,7 +189,7 @@ impl Upstreams {
 
     fn say_well(&self, upstream: &Upstream, listener: &str) {
         if !self.is_out(upstream) && upstream.said.swap(false, Ordering::Relaxed) {
-            tracing::info!(listener, upstream = %upstream.address, reason = "it accepts", "an upstream is back");
+            tracing::info!(listener, upstream = %upstream.address, reason = "it accepts", "an upstream is back: it accepts");
         }
     }
 
@@ -212,7 +212,7 @@ impl Upstream {
     /// Once, until it is back: one that stays away is passed over again and again.
     fn say_out(&self, listener: &str, reason: &std::io::Error) {
         if !self.said.swap(true, Ordering::Relaxed) {
-            tracing::warn!(listener, upstream = %self.address, %reason, "an upstream is passed over");
+            tracing::warn!(listener, upstream = %self.address, %reason, "an upstream is passed over: {reason}");
         }
     }
 }
