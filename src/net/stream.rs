@@ -419,4 +419,31 @@ mod tests {
         drop(stream);
         assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
     }
+
+    #[tokio::test]
+    async fn the_kernel_is_told_when_a_silent_peer_counts_as_gone() {
+        let (stream, _client) = connected().await;
+        stream.set_alive(None, None).unwrap();
+        let socket = SockRef::from(&stream);
+        assert_eq!((socket.keepalive().unwrap(), socket.tcp_user_timeout().unwrap()), (false, None));
+        stream.set_alive(Some(Duration::from_secs(77)), Some(Duration::from_millis(4321))).unwrap();
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(77));
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_millis(4321)));
+    }
+
+    #[tokio::test]
+    async fn a_head_is_read_to_the_byte() {
+        let (mut stream, mut client) = connected().await;
+        client.write_all(b"head;rest").await.unwrap();
+        let look = |bytes: &[u8]| Ok(bytes.iter().position(|byte| *byte == b';').map(|end| (end + 1, end)));
+        assert_eq!(stream.read_head(&mut [0; 64], look).await.unwrap(), 4);
+        let mut rest = [0; 4];
+        stream.read_exact(&mut rest).await.unwrap();
+        assert_eq!(&rest, b"rest");
+        client.write_all(b"no end").await.unwrap();
+        client.shutdown().await.unwrap();
+        let error = stream.read_head(&mut [0; 64], look).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
 }
