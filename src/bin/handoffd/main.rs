@@ -6,6 +6,7 @@ mod doctor;
 mod identity;
 mod logging;
 mod reload;
+mod serve;
 mod status;
 
 use std::fmt::Display;
@@ -13,9 +14,10 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-use cli::{Command, Watched};
+use cli::Command;
 use handoffd::{Config, Error, Exit, Inheritance, Routes, Workers};
 use logging::Destination;
+use serve::{Serve, Watched};
 
 fn main() -> ExitCode {
     let command = cli::parse(handoffd::runtime_directory().as_deref());
@@ -26,12 +28,12 @@ fn main() -> ExitCode {
         Ok(Command::Status { control, form, span }) => status::run(control, form, span),
         Ok(Command::Doctor { control, unit }) => doctor::run(control, unit),
         Err(cli::Answer::Print(text)) => return print(&text),
-        Err(cli::Answer::Refuse(why)) => {
+        Err(cli::Answer::Refuse { why, exit }) => {
             // A predecessor has to hear it; whoever asked for a command has none.
             if let Ok(inheritance) = Inheritance::take() {
                 inheritance.refuse(&why);
             }
-            return complain(&why, Exit::Usage);
+            return complain(&why, exit);
         }
     };
     match done {
@@ -40,7 +42,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(arguments: cli::Serve) -> ExitCode {
+fn serve(arguments: Serve) -> ExitCode {
     // Before anything that could start a thread or open a descriptor.
     let taken = match arguments.watched {
         Watched::TheHead => Inheritance::take(),
@@ -52,16 +54,16 @@ fn serve(arguments: cli::Serve) -> ExitCode {
     };
     let destination = if inheritance.logs_to_journal() { Destination::Journal } else { Destination::StandardError };
     logging::start(destination, &arguments.log, inheritance.generation());
-    let config = Config { identity: identity::identity(), ..arguments.config };
-    match run(config, inheritance, arguments.routes) {
+    let config = Config { identity: identity::identity(&arguments.file), ..arguments.config };
+    match run(config, inheritance, arguments.routes, arguments.workers) {
         Ok(()) => code(Exit::Done),
         Err(error) => fail(&error),
     }
 }
 
-fn run(config: Config, inheritance: Inheritance, routes: Routes) -> Result<(), Error> {
+fn run(config: Config, inheritance: Inheritance, routes: Routes, workers: Option<NonZeroUsize>) -> Result<(), Error> {
     raise_descriptor_limit();
-    let count = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let count = workers.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let (runtime, workers) = match runtime.and_then(|runtime| Ok((runtime, Workers::start(count)?))) {
         Ok(started) => started,
