@@ -9,6 +9,7 @@
 mod support;
 
 mod activation;
+mod config_file;
 mod container;
 mod control;
 mod conversation;
