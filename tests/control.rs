@@ -347,7 +347,7 @@ fn a_parent_may_pass_the_socket_in() {
         Operator::start(command).wait().well()
     };
     ask(&["reload"]);
-    assert!(ask(&["status"]).contains("listener web on 127.0.0.1:"));
+    assert!(ask(&["status"]).contains("\nweb       127.0.0.1:"));
     line.signal(2, Signal::SIGTERM);
     line.wait_for_end();
     assert!(path.exists(), "it is not ours to unlink");

@@ -10,9 +10,11 @@ mod support;
 
 mod activation;
 mod config_file;
+mod config_text;
 mod container;
 mod control;
 mod conversation;
+mod counters;
 mod crashes;
 mod drain;
 mod examples;

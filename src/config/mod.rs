@@ -5,6 +5,7 @@
 
 mod proxy;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -81,6 +82,16 @@ impl Listeners {
     /// [`Error::DuplicateName`] and [`Error::DuplicateAddress`]. Port 0 may be asked for more than once.
     pub fn exactly(listeners: Vec<ListenerConfig>) -> Result<Self, Error> {
         if listeners.is_empty() { Ok(Self::Inherited) } else { UniqueListeners::new(listeners).map(Self::Named) }
+    }
+
+    /// How many connections each may have at once, by the name that it goes by, where that is said.
+    pub(crate) fn limits(&self) -> HashMap<String, NonZeroUsize> {
+        let named = match self {
+            Self::Inherited => &[],
+            Self::Named(named) => named.as_slice(),
+        };
+        let limits = named.iter().enumerate();
+        limits.filter_map(|(index, one)| Some((one.name_at(index), one.max_connections?))).collect()
     }
 }
 

@@ -21,11 +21,14 @@ use tracing_subscriber::filter::Targets;
 use crate::address::Address;
 use crate::config::{Config, ListenerName, Listeners, ProxyConfig};
 use crate::error::Error;
-use place::Fault;
+use place::{Fault, line_and_column};
 use tables::Root;
 
 pub use time::{parse_time, parse_wait};
 pub use values::parse_workers;
+
+/// The name of the listener that shows the counters.
+pub const METRICS_LISTENER: &str = "metrics";
 
 /// Beyond it something else than a configuration is more likely than a long one.
 const LONGEST: u64 = 1024 * 1024;
@@ -41,8 +44,20 @@ pub struct ConfigFile {
     pub workers: Option<NonZeroUsize>,
     /// What is logged.
     pub log: Option<Targets>,
-    /// Where the counters are shown.
-    pub metrics: Option<Address>,
+    /// Where the counters are shown, by a listener named [`METRICS_LISTENER`]; none of `config.listeners` has its name or its
+    /// address.
+    pub metrics: Option<Placed<Address>>,
+}
+
+/// A value that may turn out to be wrong beside what a file does not say, and its place.
+#[derive(Clone, Debug)]
+pub struct Placed<T> {
+    /// The value.
+    pub value: T,
+    /// Its line, from 1.
+    pub line: usize,
+    /// Its character in the line, from 1.
+    pub column: usize,
 }
 
 /// What is served on a listener.
@@ -94,9 +109,14 @@ fn read(text: &str) -> Result<ConfigFile, Fault> {
     let listeners = listeners::read(root.listener)?;
     let metrics = root.metrics;
     if let Some(metrics) = &metrics {
+        let refuse = |what| Err(Fault::at(metrics.span().start, what));
         if let Some(taken) = listeners.iter().find(|listener| listener.has(&metrics.get_ref().0)) {
-            let what = format!("the listener {:?} has that address, expected another", taken.name().as_str());
-            return Err(Fault::at(metrics.span().start, what));
+            return refuse(format!("the listener {:?} has that address, expected another", taken.name().as_str()));
+        }
+        if listeners.iter().any(|listener| listener.name().as_str() == METRICS_LISTENER) {
+            return refuse(format!(
+                "the name of this listener is {METRICS_LISTENER:?}, expected no other of that name"
+            ));
         }
     }
     let (listeners, services): (Vec<_>, Vec<_>) = listeners.into_iter().map(listeners::Listener::split).unzip();
@@ -118,7 +138,10 @@ fn read(text: &str) -> Result<ConfigFile, Fault> {
         services,
         workers: root.workers.map(|count| count.0),
         log: root.log.map(|filter| filter.0),
-        metrics: metrics.map(|address| address.into_inner().0),
+        metrics: metrics.map(|address| {
+            let (line, column) = line_and_column(text, address.span().start);
+            Placed { value: address.into_inner().0, line, column }
+        }),
     })
 }
 
@@ -167,7 +190,8 @@ mod tests {
         }
         assert_eq!(file.workers.map(NonZeroUsize::get), Some(7));
         assert_eq!(file.log, "debug".parse().ok());
-        assert_eq!(file.metrics, "127.0.0.1:0".parse().ok());
+        let metrics = file.metrics.unwrap();
+        assert_eq!((metrics.value.to_string(), metrics.line, metrics.column), ("127.0.0.1:0".to_owned(), 10, 11));
         assert!(matches!(&file.services[..], [(name, ServiceConfig::Echo)] if name.as_str() == "web"));
     }
 

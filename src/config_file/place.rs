@@ -41,7 +41,7 @@ impl Fault {
 }
 
 /// Both from 1; a column is a character.
-fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
+pub(super) fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     // Some editors begin a file with it and show nothing.
     let before = before.strip_prefix('\u{feff}').unwrap_or(before);

@@ -45,6 +45,11 @@ impl Inquiry {
         self.report.as_deref()
     }
 
+    /// The same, when nothing more will come.
+    pub(super) fn into_report(self) -> Option<Box<Report>> {
+        self.report
+    }
+
     /// Takes an answer; gives back what is none.
     pub(super) fn hear(&mut self, message: Message) -> Result<(), Message> {
         if matches!(&message, Message::Unknown { kind } if kind == ASK) {

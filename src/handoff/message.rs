@@ -8,9 +8,11 @@ use std::collections::VecDeque;
 use std::fmt::{Display, Write as _};
 use std::os::fd::RawFd;
 
+use serde::de::DeserializeOwned;
+
 use crate::generation::Generation;
 use crate::net::Binding;
-use crate::report::Report;
+use crate::report::{Counters, Report};
 use crate::sys::spawn::Words;
 
 /// The version that is spoken here.
@@ -38,6 +40,8 @@ pub(crate) enum Message {
     Committed(Hangup),
     /// The same, from one that was told to stop: it will not take the line back.
     CommittedForGood(Hangup),
+    /// Predecessor to successor, just before that: what those before us have done that have ended.
+    Counted(Box<Counters>),
     /// Predecessor to successor: stop; the whole line does.
     Stop,
     /// From the process that is about to become the successor: its process id.
@@ -115,6 +119,7 @@ impl Message {
                 closed.iter().for_each(|descriptor| packet.line("CLOSED", descriptor));
             }
             Self::Failed { reason } => packet.line("REASON", reason.chars().take(REASON_MAX).collect::<String>()),
+            Self::Counted(counters) => packet.line("COUNTERS", serde_json::to_string(counters).unwrap_or_default()),
             Self::Report(report) => packet.line("REPORT", serde_json::to_string(report).unwrap_or_default()),
             Self::Unknown { kind } => packet.line("UNKNOWN", kind),
             Self::Stop | Self::Rollback | Self::Stopping | Self::Cut | Self::Ask | Self::Unrecognised { .. } => {}
@@ -126,6 +131,7 @@ impl Message {
         match self {
             Self::Welcome(_) => "welcome",
             Self::Committed(_) | Self::CommittedForGood(_) => "committed",
+            Self::Counted(_) => "counted",
             Self::Stop => "stop",
             Self::Born { .. } => "born",
             Self::ForkFailed { .. } => "fork-failed",
@@ -175,6 +181,7 @@ impl Message {
                 let is_for_good = fields.take("FOR-GOOD").is_some();
                 if is_for_good { Self::CommittedForGood(hangup) } else { Self::Committed(hangup) }
             }
+            "counted" => Self::Counted(Box::new(fields.json("COUNTERS")?)),
             "stop" => Self::Stop,
             "born" => Self::Born { pid: fields.number("PID")? },
             "fork-failed" => Self::ForkFailed { errno: fields.number("ERRNO")? },
@@ -193,10 +200,7 @@ impl Message {
             "cut" => Self::Cut,
             "head" => Self::Head { pid: fields.number("PID")? },
             ASK => Self::Ask,
-            "report" => {
-                let text = fields.text("REPORT")?;
-                Self::Report(Box::new(serde_json::from_str(text).map_err(|error| format!("REPORT={text:?}: {error}"))?))
-            }
+            "report" => Self::Report(Box::new(fields.json("REPORT")?)),
             "unknown" => Self::Unknown { kind: fields.text("UNKNOWN")?.to_owned() },
             other => Self::Unrecognised { version, kind: other.to_owned() },
         })
@@ -248,6 +252,11 @@ impl<'a> Fields<'a> {
         text.parse().map_err(|_| format!("{key}={text:?}"))
     }
 
+    fn json<T: DeserializeOwned>(&mut self, key: &str) -> Result<T, String> {
+        let text = self.text(key)?;
+        serde_json::from_str(text).map_err(|error| format!("{key}={text:?}: {error}"))
+    }
+
     /// Two values in one line, the first without a space.
     fn pair<A: std::str::FromStr, B: std::str::FromStr>(&mut self, key: &str) -> Result<Option<(A, B)>, String> {
         let Some(text) = self.take(key) else { return Ok(None) };
@@ -275,6 +284,7 @@ mod tests {
             state: Standing::Retiring,
             since_unix_ms: 1,
             connections: None,
+            counters: Counters::default(),
             drain_left_ms: Some(2),
         };
         for message in [
@@ -283,6 +293,7 @@ mod tests {
             Message::Committed(Hangup::Remembered),
             Message::CommittedForGood(Hangup::None),
             Message::CommittedForGood(Hangup::Remembered),
+            Message::Counted(Box::default()),
             Message::Stop,
             Message::Born { pid: 42 },
             Message::ForkFailed { errno: 11 },

@@ -14,6 +14,7 @@ use super::channel::{Channel, Received};
 use super::inquiry::Inquiry;
 use super::message::{Hangup, Message};
 use crate::generation::Generation;
+use crate::report::{Counters, Report};
 use crate::sys::socket::has_hung_up;
 
 /// Generations that drain, each with the channel to it.
@@ -69,7 +70,7 @@ enum Role {
 }
 
 /// What came from an older generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum PredecessorEvent {
     /// The predecessor has retired.
     Committed(Hangup),
@@ -81,8 +82,12 @@ pub(crate) enum PredecessorEvent {
     Stop,
     /// The predecessor asks how this process stands.
     Asked,
-    /// One that drains has said how it stands, or has ended.
+    /// The predecessor knows what those before it have done.
+    Counted(Box<Counters>),
+    /// One that drains has said how it stands.
     Reported,
+    /// One that drained has ended. What it said last, if it said anything.
+    Ended(Option<Box<Report>>),
 }
 
 impl Predecessors {
@@ -186,10 +191,10 @@ impl Predecessors {
                     Taken::Event(event) => return Poll::Ready(event),
                     Taken::Nothing => {}
                     Taken::End(role) => {
-                        self.older.remove(place);
+                        let gone = self.older.remove(place);
                         return Poll::Ready(match role {
                             Role::Predecessor => PredecessorEvent::Lost,
-                            Role::Draining => PredecessorEvent::Reported,
+                            Role::Draining => PredecessorEvent::Ended(gone.inquiry.into_report()),
                         });
                     }
                 }
@@ -224,6 +229,9 @@ impl Older {
             Received::Message(Message::CommittedForGood(hangup)) if self.role == Role::Predecessor => {
                 self.role = Role::Draining;
                 Taken::Event(PredecessorEvent::CommittedForGood(hangup))
+            }
+            Received::Message(Message::Counted(counters)) if self.role == Role::Predecessor => {
+                Taken::Event(PredecessorEvent::Counted(counters))
             }
             Received::Message(Message::Stop) if self.role == Role::Predecessor => Taken::Event(PredecessorEvent::Stop),
             Received::Message(Message::Ask) if self.role == Role::Predecessor => Taken::Event(PredecessorEvent::Asked),

@@ -21,7 +21,7 @@ use super::program::Program;
 use crate::error::HandoffFailure;
 use crate::generation::Generation;
 use crate::net::{Listener, ListenerSet, Origin};
-use crate::report::Report;
+use crate::report::{Counters, Report};
 use crate::sys::fd::{FIRST_PASSED, LowSlot};
 use crate::sys::process::{PidFd, is_in_our_group};
 use crate::sys::socket::{channel_pair, has_hung_up};
@@ -187,6 +187,11 @@ impl Successor {
                 return event;
             }
         }
+    }
+
+    /// Tells it what those before us have done that have ended.
+    pub(crate) fn counted(&self, counters: Counters) {
+        self.tell(&Message::Counted(Box::new(counters)));
     }
 
     /// Tells it that the line is its own.

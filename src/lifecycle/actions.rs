@@ -133,6 +133,10 @@ impl<P: Plane> Driver<P> {
         let DrainReport { ended, cut } = self.plane.report();
         tracing::info!(ended, cut, "generation {} has ended", self.generation);
         self.tell_drained(ended, cut);
+        // The head adds it to what it knows.
+        if let Some(successor) = &self.successor {
+            successor.answer(self.report());
+        }
         // Not before: systemd, which stops a unit, ends the command that asked as well, and its own failure would be the
         // unit's.
         self.refuse_reload("the service was told to stop");

@@ -25,7 +25,7 @@ use crate::handoff::{
 };
 use crate::net::ListenerSet;
 use crate::notify::Notifier;
-use crate::report::LastHandoff;
+use crate::report::{Counters, HandoffCounters, LastHandoff};
 
 /// How a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +64,10 @@ pub(super) struct Driver<P> {
     /// Why the successor was lost, until that is reported.
     pub(super) failure: Option<HandoffFailure>,
     pub(super) last_handoff: Option<LastHandoff>,
+    /// How the handoffs ended that this generation has begun.
+    pub(super) handoffs: HandoffCounters,
+    /// What those have done that have ended, as far as it is known here.
+    pub(super) past: Counters,
     pub(super) deadlines: Deadlines,
     pub(super) control: ControlServer,
     /// The reload that is under way, if an operator asked for it.
@@ -121,6 +125,8 @@ impl<P: Plane> Driver<P> {
             control_ends: false,
             failure: None,
             last_handoff: None,
+            handoffs: HandoffCounters::default(),
+            past: Counters::default(),
             deadlines: Deadlines::default(),
             control: ControlServer::new(),
             reload: None,
@@ -252,6 +258,18 @@ impl<P: Plane> Driver<P> {
                 None
             }
             PredecessorEvent::Reported => {
+                self.reported();
+                None
+            }
+            PredecessorEvent::Counted(counters) => {
+                self.past = *counters;
+                None
+            }
+            PredecessorEvent::Ended(last) => {
+                if let Some(mut last) = last {
+                    last.counters.settle();
+                    self.past.add(&last.counters);
+                }
                 self.reported();
                 None
             }

@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::generation::Generation;
 use crate::handoff::Inheritance;
 use crate::net::{self, Listener, ListenerSet, Peer, Stream};
-use crate::report::Connections;
+use crate::report::{Connections, Counters};
 
 /// A generation that has its listeners and has not said that it is ready.
 ///
@@ -43,6 +43,7 @@ pub struct Serving {
 }
 
 /// What is to be done once the connections have ended.
+#[expect(clippy::large_enum_variant, reason = "one is made in the life of a generation")]
 #[derive(Debug)]
 pub enum Drained {
     /// Nothing: return from `main`.
@@ -294,6 +295,10 @@ impl Plane for Embedded {
     /// The server counts its own.
     fn connections(&self) -> Option<Connections> {
         None
+    }
+
+    fn counters(&self) -> Counters {
+        Counters::default()
     }
 
     fn report(&self) -> DrainReport {

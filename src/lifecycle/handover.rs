@@ -157,6 +157,8 @@ impl<P: Plane> Driver<P> {
         if let (Some(head), Some(pid)) = (self.head.take(), pid) {
             head.hand_over(pid, &format!("generation {} serving", self.generation.next()));
         }
+        self.handoffs.succeeded += 1;
+        successor.counted(self.past.clone());
         tell(successor);
         let successor = self.generation.next();
         tracing::info!(%successor, successor_pid = pid, "handed over to generation {successor}");
@@ -193,13 +195,14 @@ impl<P: Plane> Driver<P> {
                 successor.end(Fate::Kill);
             }
         }
-        let (outcome, why) = if matches!(failure, HandoffFailure::OutOfTime { .. }) {
-            (Outcome::TimedOut, Refusal::TryAgain)
+        let (outcome, why, count) = if matches!(failure, HandoffFailure::OutOfTime { .. }) {
+            (Outcome::TimedOut, Refusal::TryAgain, &mut self.handoffs.failed)
         } else if was_ready {
-            (Outcome::RolledBack, Refusal::RolledBack)
+            (Outcome::RolledBack, Refusal::RolledBack, &mut self.handoffs.rolled_back)
         } else {
-            (Outcome::Failed, Refusal::Failed)
+            (Outcome::Failed, Refusal::Failed, &mut self.handoffs.failed)
         };
+        *count += 1;
         self.ended(self.generation.next(), outcome, Some(failure.to_string()));
         self.refuse_who_waits_for_drain(&failure);
         // One that was told to stop had no choice: it says so at its end.

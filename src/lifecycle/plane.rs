@@ -7,7 +7,7 @@ use tokio_util::task::TaskTracker;
 use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::net::Listener;
-use crate::report::Connections;
+use crate::report::{Connections, Counters};
 use crate::server::Server;
 use crate::service::Service;
 
@@ -36,6 +36,9 @@ pub(crate) trait Plane: Send + 'static {
 
     /// How its connections stand; none if it counts them itself.
     fn connections(&self) -> Option<Connections>;
+
+    /// What it has done until now, if it counts.
+    fn counters(&self) -> Counters;
 
     /// How those ended that were there when the drain began.
     fn report(&self) -> DrainReport;
@@ -72,6 +75,10 @@ impl<S: Service> Plane for Server<S> {
 
     fn connections(&self) -> Option<Connections> {
         Some(self.connections())
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters()
     }
 
     fn report(&self) -> DrainReport {

@@ -16,7 +16,7 @@ use crate::control::{Answer, Reply, Request};
 use crate::generation::Generation;
 use crate::handoff::Inquiry;
 use crate::net::Origin;
-use crate::report::{Connections, Identity, ListenerReport, Report, Settings, Standing, Status};
+use crate::report::{Connections, Counters, Identity, ListenerReport, Report, Settings, Standing, Status};
 
 /// How long the others get to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
@@ -120,6 +120,7 @@ impl<P: Plane> Driver<P> {
             state: self.state.standing(),
             since_unix_ms: unix_ms(self.since),
             connections: self.plane.connections(),
+            counters: Counters { handoffs: self.handoffs, ..self.plane.counters() },
             drain_left_ms: left.map(milliseconds),
         }
     }
@@ -142,9 +143,13 @@ impl<P: Plane> Driver<P> {
             address: listener.address().to_owned(),
             bound: matches!(listener.origin(), Origin::Bound(_)),
         });
+        let generations: Vec<Report> = after.into_iter().chain([self.report()]).chain(before).collect();
+        let mut counters = self.past.clone();
+        generations.iter().for_each(|report| counters.add(&report.counters));
         Status {
             serving: self.generation,
-            generations: after.into_iter().chain([self.report()]).chain(before).collect(),
+            generations,
+            counters,
             listeners: listeners.collect(),
             last_handoff: self.last_handoff.clone(),
             settings: Settings {
@@ -181,6 +186,7 @@ fn unheard(generation: Generation, state: Standing) -> Report {
         state,
         since_unix_ms: 0,
         connections: None,
+        counters: Counters::default(),
         drain_left_ms: None,
     }
 }

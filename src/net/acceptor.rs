@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use socket2::Socket;
 use tokio::io::unix::AsyncFd;
 
-use super::listener::{BACKLOG, Listener};
+use super::listener::{BACKLOG, Listener, Shortage};
 use super::stream::{Peer, Stream};
 
 /// How long to wait when nothing can be accepted: doubled from the first to the last, as Go's net/http does. There is no
@@ -51,7 +51,7 @@ impl Acceptor {
                     return accepted;
                 }
                 Ok(None) => {
-                    if self.shortage.take().is_some() {
+                    if self.shortage.take().is_some() && self.listener.note_shortage(Shortage::Over) {
                         tracing::info!(listener = %self.listener.name(), "accepting again");
                     }
                 }
@@ -60,7 +60,7 @@ impl Acceptor {
                 }
                 Err(error) => {
                     let pause = self.shortage.map_or(FIRST_PAUSE, |last| (last * 2).clamp(FIRST_PAUSE, LAST_PAUSE));
-                    if self.shortage.replace(pause).is_none() {
+                    if self.shortage.replace(pause).is_none() && self.listener.note_shortage(Shortage::Begun) {
                         let listener = self.listener.name();
                         tracing::error!(%listener, reason = %error, "cannot accept on {listener}, trying again: {error}");
                     }

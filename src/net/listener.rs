@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 use nix::sys::stat::Mode;
@@ -34,6 +35,8 @@ pub struct Listener {
     address: Arc<str>,
     origin: Arc<Origin>,
     socket: Arc<Socket>,
+    /// Whether it was said that nobody can be accepted: of all that accept here, one says so.
+    shortage: Arc<AtomicBool>,
 }
 
 /// Where a listener comes from, which decides who may unlink its path and what it is matched by.
@@ -43,6 +46,13 @@ pub enum Origin {
     Inherited,
     /// This process or one before it in the line bound it.
     Bound(Binding),
+}
+
+/// Whether nobody can be accepted, for want of descriptors or memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shortage {
+    Begun,
+    Over,
 }
 
 /// Who may connect to a path.
@@ -155,6 +165,7 @@ impl Passed {
             address: self.address().into(),
             origin: Arc::new(self.origin),
             socket: Arc::new(self.socket),
+            shortage: Arc::default(),
         }
     }
 }
@@ -180,6 +191,7 @@ impl Listener {
             address: local_address(&socket).into(),
             origin: Arc::new(Origin::Bound(Binding { address: address.clone(), file })),
             socket: Arc::new(socket),
+            shortage: Arc::default(),
         })
     }
 
@@ -227,6 +239,12 @@ impl Listener {
         let (socket, address) = self.socket.accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)?;
         let peer = Peer::new(&address);
         Ok((Stream::new(socket, peer)?, peer))
+    }
+
+    /// Nobody can be accepted, or somebody can again: whether that is news.
+    pub(super) fn note_shortage(&self, shortage: Shortage) -> bool {
+        let is_short = shortage == Shortage::Begun;
+        self.shortage.swap(is_short, Ordering::Relaxed) != is_short
     }
 
     /// Removes the path of a Unix socket that the line bound, if it is still the same file.

@@ -9,10 +9,11 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::sys;
 
-/// What a pipe holds as the kernel makes it, pipe(7).
-const CAPACITY: usize = 64 * 1024;
+/// What a pipe shall hold, if the kernel allows it: each piece of a packet takes a page's place in it, however small it is, and
+/// the fewer calls, the cheaper a gigabyte (`docs/decisions/`).
+const CAPACITY: usize = 512 * 1024;
 /// How many empty ones a thread keeps.
-const KEPT: usize = 16;
+const KEPT: usize = 8;
 
 thread_local! {
     static EMPTY: RefCell<Vec<Ends>> = const { RefCell::new(Vec::new()) };
@@ -38,7 +39,7 @@ impl Pipe {
         let kept = EMPTY.with_borrow_mut(Vec::pop);
         let ends = match kept {
             Some(ends) => ends,
-            None => sys::splice::pipe().map(|(read, write)| Ends { read, write })?,
+            None => sys::splice::pipe(CAPACITY).map(|(read, write)| Ends { read, write })?,
         };
         Ok(Self { ends: Some(ends), held: 0 })
     }

@@ -29,8 +29,18 @@ pub struct Stream {
     traffic: Arc<Traffic>,
     /// Whether the peer has half-closed: nothing can come that a reset would answer.
     peer_finished: bool,
+    delay: Delay,
     /// Held until the first byte has been read, for whoever waits for first requests.
     unheard: Option<TaskTrackerToken>,
+}
+
+/// From which write on the kernel has to be told that none may wait for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Delay {
+    /// It has been told, or need not be.
+    None,
+    FromTheFirst,
+    FromTheSecond,
 }
 
 #[derive(Debug)]
@@ -71,7 +81,7 @@ impl Stream {
             Peer::Tcp(_) => Family::Tcp(TcpStream::from_std(fd.into())?),
             Peer::Unix => Family::Unix(UnixStream::from_std(fd.into())?),
         };
-        Ok(Self { socket, traffic: Arc::default(), peer_finished: false, unheard: None })
+        Ok(Self { socket, traffic: Arc::default(), peer_finished: false, delay: Delay::None, unheard: None })
     }
 
     /// Has `token` dropped when the first byte, or the peer's end, has been read.
@@ -97,25 +107,38 @@ impl Stream {
     }
 
     /// Has each write go out at once, tcp(7): whoever relays does not know what comes next. A Unix socket knows no delay.
-    pub(crate) fn set_nodelay(&self) -> io::Result<()> {
-        match &self.socket {
-            Family::Tcp(socket) => socket.set_nodelay(true),
-            Family::Unix(_) => Ok(()),
+    ///
+    /// The kernel is told before the second write: the first has nothing to wait for, and many connections have but one.
+    pub(crate) fn set_nodelay(&mut self) {
+        if matches!(self.socket, Family::Tcp(_)) {
+            self.delay = Delay::FromTheFirst;
         }
+    }
+
+    /// Tells the kernel, if it is time.
+    fn before_write(&mut self) {
+        self.delay = match self.delay {
+            Delay::None => return,
+            Delay::FromTheFirst => Delay::FromTheSecond,
+            Delay::FromTheSecond => {
+                if let Family::Tcp(socket) = &self.socket {
+                    // It is only slower if that fails.
+                    let _ = socket.set_nodelay(true);
+                }
+                Delay::None
+            }
+        };
     }
 
     /// Waits for the end of a connect(2) that is under way.
     pub(super) async fn connected(&self) -> io::Result<()> {
-        let error = match &self.socket {
-            Family::Tcp(socket) => {
-                socket.writable().await?;
-                socket.take_error()?
-            }
-            Family::Unix(socket) => {
-                socket.writable().await?;
-                socket.take_error()?
-            }
+        let interest = Interest::WRITABLE | Interest::ERROR;
+        let ready = match &self.socket {
+            Family::Tcp(socket) => socket.ready(interest).await?,
+            Family::Unix(socket) => socket.ready(interest).await?,
         };
+        // Only if the kernel says that there is an error is it asked which.
+        let error = if ready.is_error() { socket2::SockRef::from(self).take_error()? } else { None };
         error.map_or(Ok(()), Err)
     }
 
@@ -128,6 +151,7 @@ impl Stream {
 
     /// Moves what is in a pipe to the peer, as much as it takes: how many bytes it were.
     pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        self.before_write();
         let count = ready!(self.socket.poll_io(cx, Interest::WRITABLE, |socket| pipe.drain(socket)))?;
         self.traffic.count_sent(count as u64);
         Poll::Ready(Ok(count))
@@ -167,7 +191,8 @@ impl Stream {
             return 0;
         }
         let before = self.received();
-        let _ = tokio::time::timeout(linger, self.discard()).await;
+        // In a box: every connection would be as large as this, and few come here.
+        let _ = Box::pin(tokio::time::timeout(linger, self.discard())).await;
         self.received() - before
     }
 
@@ -236,6 +261,7 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.before_write();
         let count = ready!(match &mut self.socket {
             Family::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
             Family::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),

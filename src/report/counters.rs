@@ -70,6 +70,12 @@ pub struct HandoffCounters {
 }
 
 impl Counters {
+    /// Those of a generation that has ended: nothing of it is open now.
+    pub(crate) fn settle(&mut self) {
+        self.listeners.values_mut().for_each(|counters| counters.active = 0);
+        self.upstreams.values_mut().flat_map(BTreeMap::values_mut).for_each(|counters| counters.active = 0);
+    }
+
     /// Adds those of another generation.
     pub fn add(&mut self, other: &Self) {
         for (name, counters) in &other.listeners {

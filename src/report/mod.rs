@@ -29,6 +29,9 @@ pub struct Report {
     pub since_unix_ms: u64,
     /// Its connections; none when whoever serves them counts them itself.
     pub connections: Option<Connections>,
+    /// What it has done so far.
+    #[serde(default)]
+    pub counters: Counters,
     /// How long its connections have left, if they are being drained.
     pub drain_left_ms: Option<u64>,
 }
@@ -93,6 +96,9 @@ pub struct Status {
     pub last_handoff: Option<LastHandoff>,
     /// The head's deadlines.
     pub settings: Settings,
+    /// What the line has done, those that have ended included.
+    #[serde(default)]
+    pub counters: Counters,
 }
 
 /// One listener.
@@ -249,6 +255,7 @@ mod tests {
             listeners: vec![],
             last_handoff: None,
             settings: Settings { ready_timeout_ms: 1, bake_ms: 1, drain_timeout_ms: 1 },
+            counters: Counters::default(),
         };
         assert_eq!(status.to_string(), "generation 8 serving 1200; 9 on probation; 7 draining, 2 left, 1 s");
         status.generations.drain(..1);

@@ -1,17 +1,18 @@
-//! Knows every open connection: how many there are, how old the oldest is, what they have carried.
+//! Knows the connections of one listener: which are open, how old the oldest is, what all of them have carried.
 //!
-//! One short lock for each connection at its beginning and one at its end; whoever asks pays for the sum. Ending them is
-//! not its affair: that is `drain`'s.
+//! One short lock for each connection at its beginning and one at its end, and each thread that accepts has a census of its own;
+//! whoever asks pays for the sum. Ending connections is not its affair: that is `drain`'s.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::net::Traffic;
-use crate::report::Connections;
+use crate::report::{Connections, ListenerCounters};
 
-/// All open connections of a server. Clones share it.
+/// The connections of one listener that one thread has accepted. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Census(Arc<Mutex<Entries>>);
 
@@ -19,9 +20,8 @@ pub(super) struct Census(Arc<Mutex<Entries>>);
 struct Entries {
     /// In the order in which they came: the first is the oldest.
     open: BTreeMap<u64, Entry>,
-    next: u64,
-    /// Bytes that those have carried that have ended.
-    carried: u64,
+    /// All that came; and what those have carried that have ended.
+    sums: ListenerCounters,
 }
 
 #[derive(Debug)]
@@ -36,28 +36,52 @@ pub(super) struct Counted {
     census: Census,
     number: u64,
     since: Instant,
+    end: End,
+    /// Its place among those that the listener may have at once.
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+/// What is counted of how a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// While nobody drained.
+    Served,
+    /// In a drain, by itself.
+    Drained,
+    /// By us.
+    Cut,
 }
 
 impl Census {
     /// Enters a connection that began at `since`.
-    pub(super) fn enter(&self, since: Instant, traffic: Arc<Traffic>) -> Counted {
+    pub(super) fn enter(&self, since: Instant, traffic: Arc<Traffic>, place: Option<OwnedSemaphorePermit>) -> Counted {
         let mut entries = self.lock();
-        let number = entries.next;
-        entries.next += 1;
+        let number = entries.sums.accepted;
+        entries.sums.accepted += 1;
         entries.open.insert(number, Entry { since, traffic });
-        Counted { census: self.clone(), number, since }
+        Counted { census: self.clone(), number, since, end: End::Served, _place: place }
+    }
+
+    /// Nobody is accepted for now, because there are as many as there may be.
+    pub(super) fn limited(&self) {
+        self.lock().sums.limited += 1;
     }
 
     /// How they stand now.
     pub(super) fn connections(&self) -> Connections {
         let entries = self.lock();
-        let carried = entries.open.values().map(|entry| carried(&entry.traffic)).sum::<u64>();
         let oldest = entries.open.values().next().map(|entry| entry.since.elapsed().as_millis());
+        let ListenerCounters { active, received, sent, .. } = entries.counters();
         Connections {
-            open: entries.open.len() as u64,
+            open: active,
             oldest_ms: oldest.map(|age| u64::try_from(age).unwrap_or(u64::MAX)),
-            carried: entries.carried + carried,
+            carried: received + sent,
         }
+    }
+
+    /// What they have done until now.
+    pub(super) fn counters(&self) -> ListenerCounters {
+        self.lock().counters()
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
@@ -66,24 +90,42 @@ impl Census {
     }
 }
 
+impl Entries {
+    fn counters(&self) -> ListenerCounters {
+        let active = self.open.len() as u64;
+        self.open.values().fold(ListenerCounters { active, ..self.sums }, |sums, entry| ListenerCounters {
+            received: sums.received + entry.traffic.received(),
+            sent: sums.sent + entry.traffic.sent(),
+            ..sums
+        })
+    }
+}
+
 impl Counted {
     /// When the connection began.
     pub(super) const fn since(&self) -> Instant {
         self.since
+    }
+
+    /// Takes it out of the census.
+    pub(super) fn end(mut self, end: End) {
+        self.end = end;
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         let mut entries = self.census.lock();
-        if let Some(entry) = entries.open.remove(&self.number) {
-            entries.carried += carried(&entry.traffic);
+        if let Some(Entry { traffic, .. }) = entries.open.remove(&self.number) {
+            entries.sums.received += traffic.received();
+            entries.sums.sent += traffic.sent();
+        }
+        match self.end {
+            End::Served => {}
+            End::Drained => entries.sums.drained += 1,
+            End::Cut => entries.sums.cut += 1,
         }
     }
-}
-
-fn carried(traffic: &Traffic) -> u64 {
-    traffic.received() + traffic.sent()
 }
 
 #[cfg(test)]
@@ -95,14 +137,15 @@ mod tests {
     fn the_oldest_is_the_one_that_came_first_and_is_still_there() {
         let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
         let census = Census::default();
-        let first = census.enter(ago(3000), Arc::default());
-        let second = census.enter(ago(1000), Arc::default());
+        let first = census.enter(ago(3000), Arc::default(), None);
+        let second = census.enter(ago(1000), Arc::default(), None);
         let Connections { open, oldest_ms, carried } = census.connections();
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), carried), (2, Some(3), 0));
         drop(first);
         let Connections { open, oldest_ms, .. } = census.connections();
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000)), (1, Some(1)));
-        drop(second);
+        second.end(End::Cut);
+        assert_eq!(census.counters(), ListenerCounters { accepted: 2, cut: 1, ..ListenerCounters::default() });
         assert_eq!(census.connections(), Connections::default());
     }
 }

@@ -1,14 +1,12 @@
 //! Runs the task of one connection: serve, finish, count, report.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
-use super::census::{Census, Counted};
+use super::census::{Counted, End};
 use crate::drain::DrainEntry;
 use crate::net::{Listener, Peer, Stream};
-use crate::report;
 use crate::service::{Connection, Service};
 
 /// How long a connection that is over stays for its peer's end, so that no reply dies of a reset.
@@ -19,44 +17,49 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(super) struct Connections<S> {
     service: Arc<S>,
     first_request_grace: Duration,
-    census: Census,
 }
 
 // Derived, it would ask the service to be Clone.
 impl<S> Clone for Connections<S> {
     fn clone(&self) -> Self {
-        let Self { service, first_request_grace, census } = self;
-        Self { service: Arc::clone(service), first_request_grace: *first_request_grace, census: census.clone() }
+        let Self { service, first_request_grace } = self;
+        Self { service: Arc::clone(service), first_request_grace: *first_request_grace }
     }
 }
 
 impl<S: Service> Connections<S> {
     pub(super) fn new(service: S, first_request_grace: Duration) -> Self {
-        Self { service: Arc::new(service), first_request_grace, census: Census::default() }
+        Self { service: Arc::new(service), first_request_grace }
     }
 
-    /// How those that are open stand.
-    pub(super) fn report(&self) -> report::Connections {
-        self.census.connections()
+    /// What is done with them.
+    pub(super) fn service(&self) -> &S {
+        &self.service
     }
 
-    /// Serves one connection in a task of its own, which the drain counts and waits for.
-    pub(super) fn spawn(&self, stream: Stream, peer: Peer, listener: &Listener, entry: &DrainEntry) {
+    /// Serves one connection in a task of its own, which the drain counts and waits for. Must be called in a tokio runtime.
+    pub(super) fn spawn(&self, stream: Stream, peer: Peer, listener: &Listener, entry: &DrainEntry, counted: Counted) {
         let (watch, guard) = entry.admit();
-        let counted = self.census.enter(Instant::now(), Arc::clone(stream.traffic()));
         let mut connection =
             Connection::new(stream, peer, Arc::clone(listener.name()), watch.clone(), self.first_request_grace);
         let service = Arc::clone(&self.service);
         tokio::spawn(async move {
-            let served = watch.unless_cut(async {
-                service.serve(&mut connection).await?;
-                Ok(connection.stream.finish(LINGER).await)
-            });
-            let ending = Ending::from(served.await);
+            let ending = {
+                // Pinned here: whoever it was passed to by value would make room for a copy of it.
+                let serving = pin!(async {
+                    service.serve(&mut connection).await?;
+                    Ok(connection.stream.finish(LINGER).await)
+                });
+                Ending::from(watch.unless_cut(serving).await)
+            };
             report(&connection, &counted, &ending);
             // The descriptor is closed before the connection is counted as gone.
             drop(connection);
-            drop(counted);
+            counted.end(match ending {
+                Ending::Cut => End::Cut,
+                Ending::Finished { .. } | Ending::Broken(_) if watch.is_told() => End::Drained,
+                Ending::Finished { .. } | Ending::Broken(_) => End::Served,
+            });
             drop(guard);
         });
     }

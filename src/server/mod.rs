@@ -4,31 +4,45 @@
 //! accepting stay open, for what waits in their queues belongs to whoever accepts next; which of them to close, the
 //! caller decides.
 
+mod accept;
 mod census;
 mod connection;
 mod workers;
 
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::drain::{Drain, DrainEntry, DrainReport};
+use crate::drain::{Drain, DrainReport};
 use crate::error::Error;
 use crate::net::{Acceptor, Listener, waiting};
-use crate::report;
+use crate::report::{self, Counters};
 use crate::service::Service;
+use accept::Accepting;
+use census::Census;
 use connection::Connections;
 
 pub use workers::Workers;
+
+/// How many connections listeners may have at once, by their names: those of which that is said.
+pub(crate) type Limits = HashMap<String, NonZeroUsize>;
 
 /// A service on its listeners.
 #[derive(Debug)]
 pub(crate) struct Server<S> {
     workers: Workers,
+    /// For each listener that has a limit, the places that it has.
+    places: HashMap<String, Arc<Semaphore>>,
+    /// For each worker and listener. They outlive the accept loops.
+    census: BTreeMap<(usize, Arc<str>), Census>,
     connections: Connections<S>,
     drain: Drain,
     /// Ends the accept loops that run now; they are owned, and waited for, here.
@@ -40,10 +54,21 @@ pub(crate) struct Server<S> {
 
 impl<S: Service> Server<S> {
     /// Serves nothing yet.
-    pub(crate) fn new(service: S, first_request_grace: Duration, workers: Workers) -> Self {
-        let connections = Connections::new(service, first_request_grace);
-        let (drain, stop, loops) = (Drain::new(), CancellationToken::new(), JoinSet::new());
-        Self { workers, connections, drain, stop, loops, hearts: Vec::new() }
+    pub(crate) fn new(service: S, first_request_grace: Duration, workers: Workers, limits: &Limits) -> Self {
+        let places = limits.iter().map(|(name, limit)| {
+            let places = limit.get().min(Semaphore::MAX_PERMITS);
+            (name.clone(), Arc::new(Semaphore::new(places)))
+        });
+        Self {
+            workers,
+            places: places.collect(),
+            census: BTreeMap::new(),
+            connections: Connections::new(service, first_request_grace),
+            drain: Drain::new(),
+            stop: CancellationToken::new(),
+            loops: JoinSet::new(),
+            hearts: Vec::new(),
+        }
     }
 
     /// Accepts on all of `listeners`, for the first time or again. Must be called in a tokio runtime.
@@ -53,17 +78,24 @@ impl<S: Service> Server<S> {
     pub(crate) fn accept(&mut self, listeners: &[Listener]) -> Result<(), Error> {
         self.drain.resume();
         self.stop = CancellationToken::new();
-        for (worker, listener) in
-            self.workers.handles().iter().flat_map(|worker| listeners.iter().map(move |one| (worker, one)))
-        {
-            // Watched by the worker's runtime.
-            let within = worker.enter();
-            let acceptor = Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
-            drop(within);
-            let (heart, beats) = mpsc::channel(1);
-            self.hearts.push(heart);
-            let accepting = accept(acceptor, self.connections.clone(), self.drain.entry(), self.stop.clone(), beats);
-            self.loops.spawn_on(accepting, worker);
+        for (number, worker) in self.workers.handles().iter().enumerate() {
+            // The worker's runtime watches.
+            let _within = worker.enter();
+            for listener in listeners {
+                let acceptor = Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
+                let (heart, beats) = mpsc::channel(1);
+                self.hearts.push(heart);
+                let accepting = Accepting {
+                    acceptor,
+                    connections: self.connections.clone(),
+                    census: self.census.entry((number, Arc::clone(listener.name()))).or_default().clone(),
+                    places: self.places.get(&**listener.name()).cloned(),
+                    entry: self.drain.entry(),
+                    stop: self.stop.clone(),
+                    beats,
+                };
+                self.loops.spawn_on(accepting.run(), worker);
+            }
         }
         Ok(())
     }
@@ -88,13 +120,15 @@ impl<S: Service> Server<S> {
     }
 
     /// Accepts what waits in the queues of listeners that nobody will accept on any more. Comes before [`Server::drain`].
-    pub(crate) fn sweep(&self, listeners: &[Listener]) {
+    pub(crate) fn sweep(&mut self, listeners: &[Listener]) {
         let entry = self.drain.entry();
-        // There is at least one.
-        let _within = self.workers.handles().first().map(tokio::runtime::Handle::enter);
-        for listener in listeners {
+        for (listener, (number, worker)) in listeners.iter().zip(self.workers.handles().iter().enumerate().cycle()) {
+            let _within = worker.enter();
+            let census = self.census.entry((number, Arc::clone(listener.name()))).or_default();
             for (stream, peer) in waiting(listener) {
-                self.connections.spawn(stream, peer, listener, &entry);
+                // However many there may be: they came when they were welcome.
+                let counted = census.enter(Instant::now(), Arc::clone(stream.traffic()), None);
+                self.connections.spawn(stream, peer, listener, &entry, counted);
             }
         }
     }
@@ -116,29 +150,25 @@ impl<S: Service> Server<S> {
 
     /// How its connections stand.
     pub(crate) fn connections(&self) -> report::Connections {
-        self.connections.report()
+        let all = self.census.values().map(Census::connections);
+        all.fold(report::Connections::default(), |sum, one| report::Connections {
+            open: sum.open + one.open,
+            oldest_ms: sum.oldest_ms.max(one.oldest_ms),
+            carried: sum.carried + one.carried,
+        })
+    }
+
+    /// What it has done until now.
+    pub(crate) fn counters(&self) -> Counters {
+        let mut counters = Counters { upstreams: self.connections.service().upstreams(), ..Counters::default() };
+        for ((_, listener), census) in &self.census {
+            counters.listeners.entry(listener.to_string()).or_default().add(census.counters());
+        }
+        counters
     }
 
     /// How they ended that were there when the drain began.
     pub(crate) fn report(&self) -> DrainReport {
         self.drain.report()
-    }
-}
-
-/// Accepts on one listener until `stop` is cancelled.
-async fn accept<S: Service>(
-    mut acceptor: Acceptor,
-    connections: Connections<S>,
-    entry: DrainEntry,
-    stop: CancellationToken,
-    mut beats: mpsc::Receiver<TaskTrackerToken>,
-) {
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            Some(beat) = beats.recv() => drop(beat),
-            (stream, peer) = acceptor.accept() => connections.spawn(stream, peer, acceptor.listener(), &entry),
-        }
     }
 }

@@ -155,7 +155,7 @@ pub(crate) enum Answer {
 
 impl Answer {
     /// The command line is wrong.
-    fn usage(why: String) -> Self {
+    pub(crate) fn usage(why: String) -> Self {
         Self::Refuse { why, exit: Exit::Usage }
     }
 }

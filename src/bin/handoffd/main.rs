@@ -5,6 +5,7 @@ mod cli;
 mod doctor;
 mod identity;
 mod logging;
+mod metrics;
 mod reload;
 mod serve;
 mod status;
@@ -15,8 +16,9 @@ use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use cli::Command;
-use handoffd::{Config, Error, Exit, Inheritance, Routes, Workers};
+use handoffd::{Config, Error, Exit, Inheritance, Workers};
 use logging::Destination;
+use metrics::WithMetrics;
 use serve::{Serve, Watched};
 
 fn main() -> ExitCode {
@@ -55,13 +57,20 @@ fn serve(arguments: Serve) -> ExitCode {
     let destination = if inheritance.logs_to_journal() { Destination::Journal } else { Destination::StandardError };
     logging::start(destination, &arguments.log, inheritance.generation());
     let config = Config { identity: identity::identity(&arguments.file), ..arguments.config };
-    match run(config, inheritance, arguments.routes, arguments.workers) {
+    let control = config.control.clone().filter(|_| arguments.metrics);
+    let service = WithMetrics { routes: arguments.routes, control };
+    match run(config, inheritance, service, arguments.workers) {
         Ok(()) => code(Exit::Done),
         Err(error) => fail(&error),
     }
 }
 
-fn run(config: Config, inheritance: Inheritance, routes: Routes, workers: Option<NonZeroUsize>) -> Result<(), Error> {
+fn run(
+    config: Config,
+    inheritance: Inheritance,
+    service: WithMetrics,
+    workers: Option<NonZeroUsize>,
+) -> Result<(), Error> {
     raise_descriptor_limit();
     let count = workers.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -73,7 +82,7 @@ fn run(config: Config, inheritance: Inheritance, routes: Routes, workers: Option
             return Err(error);
         }
     };
-    runtime.block_on(handoffd::run_on(workers, config, inheritance, routes)).map(drop)
+    runtime.block_on(handoffd::run_on(workers, config, inheritance, service)).map(drop)
 }
 
 /// A connection is a descriptor: the soft limit is there for programs that use select(2), and this one does not.

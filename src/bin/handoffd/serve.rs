@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use clap::Args;
 use handoffd::{
-    Address, Balance, Config, ConfigFile, Echo, Error, HeaderVersion, ListenerConfig, Listeners, MaxGenerations, Proxy,
-    ProxyConfig, Routes, Served, ServiceConfig, Upstreams, default_control_path, parse_time, parse_wait, parse_workers,
+    Address, Balance, Config, ConfigFile, Echo, Error, HeaderVersion, ListenerConfig, Listeners, METRICS_LISTENER,
+    MaxGenerations, Placed, Proxy, ProxyConfig, Routes, Served, ServiceConfig, Upstreams, default_control_path,
+    parse_time, parse_wait, parse_workers,
 };
 use tracing_subscriber::filter::{LevelFilter, Targets};
+
+use crate::cli::Answer;
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeFlags {
@@ -102,6 +105,12 @@ struct DaemonFlags {
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
 
+    /// Listen here for whoever collects metrics, in the OpenMetrics format: GET /metrics. Needs --control
+    ///
+    /// A socket that a parent passes in under the name `metrics` is used instead.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<String>,
+
     /// Where `reload` and `status` are heard; without it $RUNTIME_DIRECTORY/control, if systemd has made that folder
     #[arg(long, value_name = "PATH", value_parser = socket_path)]
     control: Option<PathBuf>,
@@ -123,6 +132,8 @@ struct DaemonFlags {
 pub(crate) struct Serve {
     pub(crate) config: Config,
     pub(crate) routes: Routes,
+    /// Whether one of the listeners is for metrics.
+    pub(crate) metrics: bool,
     pub(crate) workers: Option<NonZeroUsize>,
     pub(crate) log: Targets,
     /// What the configuration file held; nothing without one.
@@ -141,22 +152,24 @@ pub(crate) enum Watched {
 
 impl ServeFlags {
     /// What these flags say, and the file that they name. `runtime_directory` is where sockets are kept.
-    pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<Serve, Error> {
+    pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
+        let mut metrics = None;
         let serve = match self.config {
             Some(path) => {
                 let bytes = ConfigFile::read(&path)?;
                 let file = ConfigFile::parse(&path, &bytes)?;
+                metrics = file.metrics.clone().map(|address| Metrics::of_file(path, address));
                 Serve::by_file(file, bytes)
             }
             None => Serve::everywhere(self.listen.read(None)?, Served::Echo(Echo)),
         };
-        Ok(self.daemon.over(serve, runtime_directory))
+        self.daemon.over(serve, metrics, runtime_directory)
     }
 }
 
 impl ProxyFlags {
     /// The same, for a proxy.
-    pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<Serve, Error> {
+    pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
         let upstreams: Result<Vec<Address>, _> = self.to.iter().map(|text| text.parse()).collect();
         let proxy = ProxyConfig {
             balance: self.balance,
@@ -168,7 +181,7 @@ impl ProxyFlags {
         };
         let listeners = self.listen.read(self.max_connections)?;
         let serve = Serve::everywhere(listeners, Served::Proxy(Box::new(Proxy::new(proxy))));
-        Ok(self.daemon.over(serve, runtime_directory))
+        self.daemon.over(serve, None, runtime_directory)
     }
 }
 
@@ -182,7 +195,11 @@ impl ListenFlags {
 
 impl DaemonFlags {
     /// Puts what was given over what a file, or nobody, has said.
-    fn over(self, serve: Serve, runtime_directory: Option<&Path>) -> Serve {
+    fn over(self, serve: Serve, metrics: Option<Metrics>, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
+        let metrics = match self.metrics {
+            Some(text) => Some(Metrics { address: text.parse()?, file: None }),
+            None => metrics,
+        };
         let said = serve.config;
         let in_runtime_directory = || runtime_directory.map(|folder| default_control_path(Some(folder)));
         let config = Config {
@@ -193,15 +210,61 @@ impl DaemonFlags {
             max_generations: self.max_generations.unwrap_or(said.max_generations),
             pid_file: self.pid_file.or(said.pid_file),
             control: self.control.or(said.control).or_else(in_runtime_directory),
-            ..said
+            listeners: said.listeners,
+            identity: said.identity,
         };
-        Serve {
+        let is_shown = metrics.is_some();
+        let config = match metrics {
+            Some(metrics) => metrics.beside(config)?,
+            None => config,
+        };
+        Ok(Serve {
             config,
+            metrics: is_shown,
             workers: self.workers.or(serve.workers),
             log: self.log.unwrap_or(serve.log),
             watched: if self.init { Watched::ThisProcess } else { serve.watched },
             ..serve
+        })
+    }
+}
+
+/// Where the counters are to be shown.
+struct Metrics {
+    address: Address,
+    /// The file that says so and where, if it is not a flag.
+    file: Option<(PathBuf, usize, usize)>,
+}
+
+impl Metrics {
+    fn of_file(file: PathBuf, Placed { value, line, column }: Placed<Address>) -> Self {
+        Self { address: value, file: Some((file, line, column)) }
+    }
+
+    /// Adds the listener that shows them.
+    fn beside(self, config: Config) -> Result<Config, Answer> {
+        let Self { address, file } = self;
+        if config.control.is_none() {
+            let why = "needs a control socket: that is where the counters are asked for";
+            return Err(match file {
+                Some((file, line, column)) => Error::ConfigFile {
+                    file,
+                    line,
+                    column,
+                    what: format!("metrics {why}, expected control = \"/PATH\""),
+                }
+                .into(),
+                None => Answer::usage(format!("--metrics {why} (--control)")),
+            });
         }
+        let mut listeners = match config.listeners {
+            Listeners::Named(named) => named.as_slice().to_vec(),
+            Listeners::Inherited => {
+                return Err(Answer::usage("--metrics needs --listen beside it, or --config".to_owned()));
+            }
+        };
+        listeners.push(ListenerConfig { name: Some(METRICS_LISTENER.parse()?), address, max_connections: None });
+        Ok(Config { listeners: Listeners::exactly(listeners)?, ..config })
     }
 }
 
@@ -211,6 +274,7 @@ impl Serve {
         Self {
             config: Config { listeners, ..Config::default() },
             routes: Routes::all(served),
+            metrics: false,
             workers: None,
             log: Targets::new().with_default(LevelFilter::INFO),
             file: Vec::new(),
@@ -232,6 +296,7 @@ impl Serve {
         Self {
             config: file.config,
             routes,
+            metrics: false,
             workers: file.workers,
             log: file.log.unwrap_or(default.log),
             file: bytes,

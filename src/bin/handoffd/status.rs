@@ -4,7 +4,10 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use handoffd::{Control, Error, LastHandoff, Outcome, Report, Standing, Status};
+use handoffd::{
+    Control, Counters, Error, HandoffCounters, LastHandoff, ListenerCounters, ListenerReport, Outcome, Report,
+    Standing, Status, UpstreamCounters,
+};
 
 use crate::cli::{Form, Span};
 
@@ -65,8 +68,30 @@ fn is_quiet(status: &Status) -> bool {
 /// For people: a row for each generation, and what happened last.
 fn table(status: &Status) -> String {
     let head = ["GENERATION", "PID", "STATE", "FOR", "CONNECTIONS", "OLDEST", "CUT IN", "VERSION", "BUILD", "CONFIG"];
-    let mut rows = vec![head.map(str::to_owned)];
-    rows.extend(status.generations.iter().map(|report| row(report, SystemTime::now())));
+    let mut text = aligned(head, status.generations.iter().map(|report| row(report, SystemTime::now())));
+    let head = ["LISTENER", "ADDRESS", "ACCEPTED", "OPEN", "FULL", "RECEIVED", "SENT", "DRAINED", "CUT"];
+    text.push('\n');
+    text += &aligned(head, status.listeners.iter().map(|listener| listener_row(listener, &status.counters)));
+    let upstreams = status.counters.upstreams.iter();
+    let mut upstreams =
+        upstreams.flat_map(|(listener, all)| all.iter().map(move |one| upstream_row(listener, one))).peekable();
+    if upstreams.peek().is_some() {
+        let head = ["LISTENER", "UPSTREAM", "CONNECTED", "OPEN", "FAILED", "EJECTED", "SENT", "RECEIVED"];
+        text.push('\n');
+        text += &aligned(head, upstreams);
+    }
+    text.push('\n');
+    let HandoffCounters { succeeded, failed, rolled_back } = status.counters.handoffs;
+    text += &format!("handoffs: {succeeded} succeeded, {failed} failed, {rolled_back} rolled back\n");
+    if let Some(last) = &status.last_handoff {
+        text += &format!("last handoff: {}\n", tell(last));
+    }
+    text
+}
+
+/// A table: each column as wide as its widest cell.
+fn aligned<const COLUMNS: usize>(head: [&str; COLUMNS], rows: impl Iterator<Item = [String; COLUMNS]>) -> String {
+    let rows: Vec<_> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
     let mut text = String::new();
     for row in &rows {
         let cells = row.iter().enumerate().map(|(column, cell)| {
@@ -76,13 +101,22 @@ fn table(status: &Status) -> String {
         text += cells.collect::<Vec<_>>().join("  ").trim_end();
         text.push('\n');
     }
-    for listener in &status.listeners {
-        text += &format!("listener {} on {}\n", listener.name, listener.address);
-    }
-    if let Some(last) = &status.last_handoff {
-        text += &format!("last handoff: {}\n", tell(last));
-    }
     text
+}
+
+fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 9] {
+    let ListenerCounters { accepted, active, limited, received, sent, drained, cut } =
+        counters.listeners.get(&listener.name).copied().unwrap_or_default();
+    let numbers = [accepted, active, limited, received, sent, drained, cut];
+    let [accepted, active, limited, received, sent, drained, cut] = numbers.map(|number| number.to_string());
+    [listener.name.clone(), listener.address.clone(), accepted, active, limited, received, sent, drained, cut]
+}
+
+fn upstream_row(listener: &str, (upstream, counters): (&String, &UpstreamCounters)) -> [String; 8] {
+    let UpstreamCounters { connected, active, failed, ejected, sent, received } = *counters;
+    let numbers = [connected, active, failed, ejected, sent, received];
+    let [connected, active, failed, ejected, sent, received] = numbers.map(|number| number.to_string());
+    [listener.to_owned(), upstream.clone(), connected, active, failed, ejected, sent, received]
 }
 
 fn row(report: &Report, now: SystemTime) -> [String; 10] {

@@ -32,10 +32,10 @@ impl Proxy {
 
 impl Service for Proxy {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
-        connection.stream.set_nodelay()?;
+        connection.stream.set_nodelay();
         // In a box of its own: what waits to connect needs much more room than what relays, and most do the latter.
         let mut upstream = Box::pin(self.connect(connection)).await?;
-        upstream.set_nodelay()?;
+        upstream.set_nodelay();
         match Relay::default().run(&mut connection.stream, &mut upstream).await {
             Relayed::Finished => Ok(()),
             Relayed::ClientBroke(error) | Relayed::UpstreamBroke(error) => Err(error),

@@ -1,0 +1,96 @@
+//! Writes the counters of a line as OpenMetrics text.
+//!
+//! The names are part of what users rely on: one that is here stays.
+
+use std::fmt;
+
+use handoffd::{Counters, ListenerCounters, Status, UpstreamCounters};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+/// Writes them.
+pub(super) fn encode(status: Status) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("handoffd");
+    registry.register_collector(Box::new(Line(status)));
+    let mut encoded = String::new();
+    text::encode(&mut encoded, &registry)?;
+    Ok(encoded)
+}
+
+#[derive(Debug)]
+struct Line(Status);
+
+/// A metric of each listener: its name, what it is, its value.
+type OfListener = (&'static str, &'static str, MetricType, fn(&ListenerCounters) -> u64);
+/// The same of each upstream.
+type OfUpstream = (&'static str, &'static str, MetricType, fn(&UpstreamCounters) -> u64);
+
+const OF_LISTENERS: [OfListener; 7] = [
+    ("accepted_connections", "Connections accepted", MetricType::Counter, |one| one.accepted),
+    ("open_connections", "Connections open now, in all generations", MetricType::Gauge, |one| one.active),
+    ("full", "Times that nobody was accepted, for there were as many as may be", MetricType::Counter, |one| {
+        one.limited
+    }),
+    ("received_bytes", "Bytes read from clients", MetricType::Counter, |one| one.received),
+    ("sent_bytes", "Bytes written to clients", MetricType::Counter, |one| one.sent),
+    ("drained_connections", "Connections that ended by themselves in a drain", MetricType::Counter, |one| one.drained),
+    ("cut_connections", "Connections cut at a drain's deadline or by a signal", MetricType::Counter, |one| one.cut),
+];
+
+const OF_UPSTREAMS: [OfUpstream; 6] = [
+    ("upstream_connections", "Connections made to an upstream", MetricType::Counter, |one| one.connected),
+    ("upstream_open_connections", "Connections open to an upstream now", MetricType::Gauge, |one| one.active),
+    ("upstream_failures", "Connections to an upstream that were not made", MetricType::Counter, |one| one.failed),
+    ("upstream_ejections", "Times an upstream was passed over from then on", MetricType::Counter, |one| one.ejected),
+    ("upstream_sent_bytes", "Bytes written to an upstream", MetricType::Counter, |one| one.sent),
+    ("upstream_received_bytes", "Bytes read from an upstream", MetricType::Counter, |one| one.received),
+];
+
+impl Collector for Line {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Self(Status { serving, generations, counters: Counters { listeners, upstreams, handoffs }, .. }) = self;
+        let numbers = [
+            ("generation", "The generation that serves", serving.get()),
+            ("generations", "Generations alive", generations.len() as u64),
+        ];
+        for (name, help, number) in numbers {
+            ConstGauge::new(number).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        let outcomes =
+            [("succeeded", handoffs.succeeded), ("failed", handoffs.failed), ("rolled_back", handoffs.rolled_back)];
+        let mut family =
+            encoder.encode_descriptor("handoffs", "Handoffs, by how they ended", None, MetricType::Counter)?;
+        for (outcome, number) in outcomes {
+            ConstCounter::new(number).encode(family.encode_family(&[("outcome", outcome)])?)?;
+        }
+        for (name, help, kind, number) in OF_LISTENERS {
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            for (listener, one) in listeners {
+                let labels = [("listener", listener.as_str())];
+                put(family.encode_family(&labels)?, kind, number(one))?;
+            }
+        }
+        for (name, help, kind, number) in OF_UPSTREAMS {
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            for (listener, all) in upstreams {
+                for (upstream, one) in all {
+                    let labels = [("listener", listener.as_str()), ("upstream", upstream.as_str())];
+                    put(family.encode_family(&labels)?, kind, number(one))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn put(encoder: prometheus_client::encoding::MetricEncoder<'_>, kind: MetricType, number: u64) -> fmt::Result {
+    if matches!(kind, MetricType::Gauge) {
+        ConstGauge::new(number).encode(encoder)
+    } else {
+        ConstCounter::new(number).encode(encoder)
+    }
+}

@@ -1,0 +1,69 @@
+//! Accepts on one listener until it is told to stop, and no more than there may be at once.
+//!
+//! When a listener has as many connections as it may have, nobody is accepted: whoever comes waits in the kernel's queue, and
+//! is not reset. What is done with a connection is not its affair.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::census::Census;
+use super::connection::Connections;
+use crate::drain::DrainEntry;
+use crate::net::{Acceptor, Peer, Stream};
+use crate::service::Service;
+
+/// An accept loop.
+pub(super) struct Accepting<S> {
+    pub(super) acceptor: Acceptor,
+    pub(super) connections: Connections<S>,
+    pub(super) census: Census,
+    /// A place for each connection that the listener may have; none when it may have as many as come.
+    pub(super) places: Option<Arc<Semaphore>>,
+    pub(super) entry: DrainEntry,
+    pub(super) stop: CancellationToken,
+    pub(super) beats: mpsc::Receiver<TaskTrackerToken>,
+}
+
+impl<S: Service> Accepting<S> {
+    /// Until it is told to stop.
+    pub(super) async fn run(mut self) {
+        let mut place = None;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                Some(beat) = self.beats.recv() => drop(beat),
+                (stream, peer) = next(&mut self.acceptor, self.places.as_ref(), &self.census, &mut place) => {
+                    let counted = self.census.enter(Instant::now(), Arc::clone(stream.traffic()), place.take());
+                    self.connections.spawn(stream, peer, self.acceptor.listener(), &self.entry, counted);
+                }
+            }
+        }
+    }
+}
+
+/// Waits until there is a place, if places are counted, and then for somebody to take it. Cancel safe.
+async fn next(
+    acceptor: &mut Acceptor,
+    places: Option<&Arc<Semaphore>>,
+    census: &Census,
+    place: &mut Option<OwnedSemaphorePermit>,
+) -> (Stream, Peer) {
+    if let (Some(places), None) = (places, &place) {
+        *place = match Arc::clone(places).try_acquire_owned() {
+            Ok(place) => Some(place),
+            Err(_) => {
+                census.limited();
+                let listener = acceptor.listener().name();
+                tracing::debug!(%listener, "there are as many connections as there may be");
+                // It is never closed.
+                Arc::clone(places).acquire_owned().await.ok()
+            }
+        };
+    }
+    acceptor.accept().await
+}

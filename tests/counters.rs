@@ -1,0 +1,122 @@
+//! What a line has done is counted, for each listener, and no handoff makes it forget.
+
+use std::io::{Read, Write};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::{Client, Line, SLOW_DRAIN, assert_becomes};
+
+fn status(line: &Line) -> Value {
+    serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap()
+}
+
+/// The counters of the line, once nobody drains any more.
+fn settled(line: &Line) -> Value {
+    assert_becomes(&1, || status(line)["generations"].as_array().unwrap().len());
+    status(line)["counters"].clone()
+}
+
+fn listener<'a>(counters: &'a Value, name: &str) -> Vec<(&'a str, u64)> {
+    let counters = counters["listeners"][name].as_object().unwrap();
+    let numbers = counters.iter().map(|(name, number)| (name.as_str(), number.as_u64().unwrap()));
+    numbers.filter(|(_, number)| *number > 0).collect()
+}
+
+#[test]
+fn counters_survive_every_handoff() {
+    let line = Line::serve_controlled(&["--bake", "0", "--listen", "other=127.0.0.1:0"]);
+    let (first, other) = (line.address(), line.address_of("other"));
+    for generation in 1..6 {
+        for _ in 0..10 {
+            Client::once(&first, b"12345").unwrap();
+        }
+        Client::once(&other, b"123").unwrap();
+        line.asked(&["reload"]).well();
+        line.wait_for(generation + 1, "serving draining");
+    }
+    let counters = settled(&line);
+    assert_eq!(listener(&counters, "listener-1"), [("accepted", 50), ("received", 250), ("sent", 250)]);
+    assert_eq!(listener(&counters, "other"), [("accepted", 5), ("received", 15), ("sent", 15)]);
+    assert_eq!(counters["handoffs"]["succeeded"], 5);
+    let table = line.asked(&["status"]).well();
+    assert!(table.contains("handoffs: 5 succeeded, 0 failed, 0 rolled back"), "{table}");
+    let row: Vec<&str> = table.lines().find(|row| row.starts_with("other ")).unwrap().split_whitespace().collect();
+    assert_eq!(row[1..], [&*other, "5", "0", "0", "15", "15", "0", "0"], "{table}");
+}
+
+#[test]
+fn what_is_open_in_an_old_generation_counts_until_it_ends() {
+    let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
+    let mut held = Client::connect(&line.address()).unwrap();
+    held.echo(b"first").unwrap();
+    // With another one, which asks and is answered.
+    let silent = line.hold();
+    line.asked(&["reload"]).well();
+    held.expect_end().unwrap();
+    drop(held);
+    let seen = || {
+        let status = status(&line);
+        let counters = &status["counters"]["listeners"]["listener-1"];
+        ["accepted", "active", "drained", "cut", "sent"].map(|name| counters[name].as_u64().unwrap())
+    };
+    assert_becomes(&[3, 1, 1, 0, 19], seen);
+    line.signal(1, Signal::SIGQUIT);
+    assert_eq!(line.exit_code(1), 0);
+    assert_becomes(&[3, 0, 1, 1, 19], seen);
+    drop(silent);
+}
+
+#[test]
+fn handoffs_are_counted_by_how_they_ended() {
+    let line = Line::serve_controlled(&["--bake", "1h"]);
+    line.put_script("exit 3");
+    line.asked(&["reload"]).names(70, &["ended before it was ready"]);
+    line.put_real();
+    let reload = line.ask(&["reload"]);
+    line.wait_for(1, "the successor is ready");
+    line.signal(2, Signal::SIGKILL);
+    reload.wait().names(76, &["rolled back"]);
+    let handoffs = settled(&line)["handoffs"].clone();
+    assert_eq!(handoffs, serde_json::json!({ "succeeded": 0, "failed": 1, "rolled_back": 1 }));
+}
+
+/// What is answered to one request.
+fn request(address: &str, head: &str) -> String {
+    let mut client = Client::connect(address).unwrap();
+    client.write_all(format!("{head}\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn metrics_tell_of_the_whole_line_whoever_answers() {
+    let line = Line::serve_controlled(&["--bake", "0", "--metrics", "127.0.0.1:0"]);
+    let metrics = line.address_of("metrics");
+    for handoffs in 0..3 {
+        Client::once(&line.address(), b"12345").unwrap();
+        line.wait_for_count(handoffs + 1, "received=5 sent=5");
+        let answer = request(&metrics, "GET /metrics HTTP/1.1");
+        assert!(
+            answer.starts_with("HTTP/1.1 200 OK\r\ncontent-type: application/openmetrics-text; version=1.0.0"),
+            "{answer}"
+        );
+        assert!(answer.ends_with("# EOF\n"), "{answer}");
+        for number in [
+            format!("handoffd_generation {}", handoffs + 1),
+            format!("handoffd_handoffs_total{{outcome=\"succeeded\"}} {handoffs}"),
+            format!("handoffd_accepted_connections_total{{listener=\"listener-1\"}} {}", handoffs + 1),
+            format!("handoffd_received_bytes_total{{listener=\"listener-1\"}} {}", 5 * (handoffs + 1)),
+            "handoffd_open_connections{listener=\"metrics\"} 1".to_owned(),
+        ] {
+            assert!(answer.contains(&format!("\n{number}\n")), "no {number:?} in {answer}");
+        }
+        line.asked(&["reload"]).well();
+        settled(&line);
+    }
+    assert!(request(&metrics, "POST /metrics HTTP/1.1").starts_with("HTTP/1.1 405 "));
+    assert!(request(&metrics, "GET / HTTP/1.1").starts_with("HTTP/1.1 404 "));
+    assert!(request(&metrics, "nonsense").starts_with("HTTP/1.1 400 "));
+    Client::once(&line.address(), b"as before").unwrap();
+}
