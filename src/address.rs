@@ -28,6 +28,15 @@ pub enum Address {
 }
 
 impl Address {
+    /// Whether the kernel chooses the port, so that the same address may be asked for more than once.
+    pub(crate) const fn is_any_port(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.port() == 0,
+            Self::Tcp6Only(address) => address.port() == 0,
+            Self::UnixPath(_) | Self::UnixAbstract(_) => false,
+        }
+    }
+
     /// The path in the file system, for a Unix socket that has one.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {

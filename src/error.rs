@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What the exit code of a process means: the one table.
@@ -83,6 +83,26 @@ pub enum Error {
         value: String,
         /// What was expected.
         why: &'static str,
+    },
+    /// The configuration file says what cannot be.
+    #[error("{}:{line}:{column}: {what}", printable(file))]
+    ConfigFile {
+        /// Its path, as it was given.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The character in the line, from 1.
+        column: usize,
+        /// What is wrong there, and what was expected.
+        what: String,
+    },
+    /// The configuration file cannot be read.
+    #[error("{}: cannot read the configuration: {source}", printable(file))]
+    ConfigFileUnreadable {
+        /// Its path, as it was given.
+        file: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
     },
     /// A listener was asked for by a name that no listener has.
     #[error("there is no listener named {name:?}")]
@@ -212,7 +232,9 @@ impl Error {
             | Self::NoUpstream
             | Self::DuplicateUpstream { .. }
             | Self::Setting { .. } => Exit::Usage,
-            Self::NoSuchListener { .. }
+            Self::ConfigFile { .. }
+            | Self::ConfigFileUnreadable { .. }
+            | Self::NoSuchListener { .. }
             | Self::Environment { .. }
             | Self::NotAListener { .. }
             | Self::Bind { .. }
@@ -286,6 +308,15 @@ pub(crate) enum HandoffFailure {
         /// What is wrong with it.
         why: String,
     },
+}
+
+/// A path on one line, without quotes: as compilers print it, so that editors find the place.
+fn printable(path: &Path) -> String {
+    let characters = path.to_string_lossy();
+    let one = |character: char| {
+        if character.is_control() { character.escape_default().to_string() } else { character.to_string() }
+    };
+    characters.chars().map(one).collect()
 }
 
 /// Prints a duration as seconds, as the flags take it.

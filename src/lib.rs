@@ -55,12 +55,15 @@
 //! | `notify` | tells the service manager |
 //! | `service` | what is done with a connection |
 //! | `net`, `drain` | the parts: listeners, streams, the end of connections |
+//! | `config_file` | reads the daemon's configuration file |
 //! | `config`, `address`, `generation`, `error` | plain values |
 //! | `sys` | the kernel: what is not safe, raw descriptors, the environment |
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 mod address;
 mod config;
+#[cfg(feature = "daemon")]
+mod config_file;
 mod control;
 mod drain;
 mod error;
@@ -91,6 +94,8 @@ pub use config::{
     Balance, Check, Config, DEFAULT_ADDRESS, Ejection, HeaderVersion, ListenerConfig, ListenerName, Listeners,
     MaxGenerations, Network, ProxyConfig, UniqueListeners, Upstreams,
 };
+#[cfg(feature = "daemon")]
+pub use config_file::{ConfigFile, METRICS_LISTENER, Placed, ServiceConfig, parse_time, parse_wait, parse_workers};
 pub use control::{Control, ReloadNews, ReloadOptions, default_control_path};
 pub use drain::{DrainReport, DrainWatch};
 pub use error::{Error, Exit};

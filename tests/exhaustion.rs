@@ -15,7 +15,8 @@ fn traced(setting: &str, flags: &str) -> Line {
     let line = Line::start_with(|command, folder| {
         let trace = format!("exec strace -f -qq -ttt -e signal=none -e trace=accept4 {flags} -o {}", trace(folder));
         install(folder, &format!("{setting}\n{trace} \"$REAL\" \"$@\""));
-        command.args(["--listen", "127.0.0.1:0"]);
+        // strace counts for each thread: one accepts.
+        command.args(["--listen", "127.0.0.1:0", "--workers", "1"]);
     });
     line.wait_for(1, "serving draining");
     line
@@ -67,7 +68,6 @@ fn stop(line: &Line) {
 #[test]
 fn a_system_without_descriptors_or_memory_makes_clients_wait() {
     for error in ["ENFILE", "ENOMEM", "ENOBUFS"] {
-        // strace counts for each thread: one accepts.
         let line = traced("export TOKIO_WORKER_THREADS=1", &format!("-e inject=accept4:error={error}:when=1..5"));
         for mut client in ask(&line, 10) {
             client.expect(b"request").unwrap();
@@ -106,7 +106,7 @@ fn a_process_without_descriptors_serves_those_it_has_and_makes_others_wait() {
 
 #[test]
 fn an_accept_that_fails_for_its_peer_alone_holds_up_nobody() {
-    let line = traced("export TOKIO_WORKER_THREADS=1", "-e inject=accept4:error=ECONNABORTED:when=1..3");
+    let line = traced(":", "-e inject=accept4:error=ECONNABORTED:when=1..3");
     for mut client in ask(&line, 10) {
         client.expect(b"request").unwrap();
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the library may import. `words` are plain values.
-const MAY_IMPORT: [(&str, &[&str]); 15] = [
+const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("sys", &["error"]),
     ("error", &[]),
     ("generation", &[]),
@@ -13,6 +13,7 @@ const MAY_IMPORT: [(&str, &[&str]); 15] = [
     ("report", &["generation"]),
     ("address", &["error"]),
     ("config", &["address", "report", "error"]),
+    ("config_file", &["config", "address", "error"]),
     ("notify", &["sys", "error"]),
     ("net", &["sys", "address", "config", "error"]),
     ("service", &["net", "drain", "address", "config", "report", "error"]),
@@ -41,6 +42,7 @@ const MAY_IMPORT: [(&str, &[&str]); 15] = [
         &[
             "address",
             "config",
+            "config_file",
             "control",
             "drain",
             "error",

@@ -9,6 +9,8 @@
 mod support;
 
 mod activation;
+mod config_file;
+mod config_text;
 mod container;
 mod control;
 mod conversation;

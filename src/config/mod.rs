@@ -1,6 +1,6 @@
 //! Holds what a generation is told to do, as values that cannot be wrong.
 //!
-//! Everything is checked when a value is made and never again. Where the values come from (flags, later a file) is the
+//! Everything is checked when a value is made and never again. Where the values come from (flags, a file) is the
 //! caller's affair.
 
 mod proxy;
@@ -106,9 +106,7 @@ impl UniqueListeners {
                 if one.name_at(index) == other.name_at(other_index) {
                     return Err(Error::DuplicateName { name: one.name_at(index) });
                 }
-                let any_port = matches!(&one.address, Address::Tcp(address) if address.port() == 0)
-                    || matches!(&one.address, Address::Tcp6Only(address) if address.port() == 0);
-                if one.address == other.address && !any_port {
+                if one.address == other.address && !one.address.is_any_port() {
                     return Err(Error::DuplicateAddress { address: one.address.to_string() });
                 }
             }

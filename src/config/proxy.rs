@@ -3,6 +3,7 @@
 //! Everything is checked when a value is made. How a connection fares by it is decided in `service::proxy`.
 
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::address::Address;
@@ -108,6 +109,22 @@ pub enum Balance {
     InOrder,
 }
 
+impl FromStr for Balance {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "round-robin" => Ok(Self::RoundRobin),
+            "least-connections" => Ok(Self::LeastConnections),
+            "in-order" => Ok(Self::InOrder),
+            _ => {
+                let why = "expected round-robin, least-connections or in-order";
+                Err(Error::Setting { setting: "balance", value: format!("{text:?}"), why })
+            }
+        }
+    }
+}
+
 /// In which form an upstream is told who the client is: HAProxy's PROXY protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeaderVersion {
@@ -115,6 +132,21 @@ pub enum HeaderVersion {
     V1,
     /// Binary.
     V2,
+}
+
+impl FromStr for HeaderVersion {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "v1" => Ok(Self::V1),
+            "v2" => Ok(Self::V2),
+            _ => {
+                let why = "expected v1 (text) or v2 (binary)";
+                Err(Error::Setting { setting: "PROXY header", value: format!("{text:?}"), why })
+            }
+        }
+    }
 }
 
 /// When an upstream that fails is passed over.
@@ -153,7 +185,7 @@ impl Network {
     }
 }
 
-impl std::str::FromStr for Network {
+impl FromStr for Network {
     type Err = Error;
 
     /// `192.0.2.0/24`, `2001:db8::/32`; a single address is a network of one.

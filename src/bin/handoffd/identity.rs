@@ -7,13 +7,14 @@ use handoffd::Identity;
 use object::{Object, ReadCache};
 use sha2::{Digest, Sha256};
 
-/// Of this process, configured by its command line.
-pub(crate) fn identity() -> Identity {
+/// Of this process, configured by its command line, and by what the file held that it names, or by nothing more.
+pub(crate) fn identity(file: &[u8]) -> Identity {
     let mut digest = Sha256::new();
     for argument in std::env::args_os().skip(1) {
         digest.update(argument.as_encoded_bytes());
         digest.update([0]);
     }
+    digest.update(file);
     Identity {
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         build: build_id(),

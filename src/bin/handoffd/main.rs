@@ -7,6 +7,7 @@ mod identity;
 mod logging;
 mod metrics;
 mod reload;
+mod serve;
 mod status;
 
 use std::fmt::Display;
@@ -15,10 +16,11 @@ use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use cli::{Command, Watched};
+use cli::Command;
 use handoffd::{Config, Error, Exit, Inheritance, Workers};
 use logging::Destination;
 use metrics::WithMetrics;
+use serve::{Serve, Watched};
 
 fn main() -> ExitCode {
     let command = cli::parse(handoffd::runtime_directory().as_deref());
@@ -29,12 +31,12 @@ fn main() -> ExitCode {
         Ok(Command::Status { control, form, span }) => status::run(control, form, span),
         Ok(Command::Doctor { control, unit }) => doctor::run(control, unit),
         Err(cli::Answer::Print(text)) => return print(&text),
-        Err(cli::Answer::Refuse(why)) => {
+        Err(cli::Answer::Refuse { why, exit }) => {
             // A predecessor has to hear it; whoever asked for a command has none.
             if let Ok(inheritance) = Inheritance::take() {
                 inheritance.refuse(&why);
             }
-            return complain(&why, Exit::Usage);
+            return complain(&why, exit);
         }
     };
     match done {
@@ -43,7 +45,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(arguments: cli::Serve) -> ExitCode {
+fn serve(arguments: Serve) -> ExitCode {
     // Before anything that could start a thread or open a descriptor.
     let taken = match arguments.watched {
         Watched::TheHead => Inheritance::take(),
@@ -55,18 +57,23 @@ fn serve(arguments: cli::Serve) -> ExitCode {
     };
     let destination = if inheritance.logs_to_journal() { Destination::Journal } else { Destination::StandardError };
     logging::start(destination, &arguments.log, inheritance.generation());
-    let config = Config { identity: identity::identity(), ..arguments.config };
+    let config = Config { identity: identity::identity(&arguments.file), ..arguments.config };
     let control = config.control.clone().filter(|_| arguments.metrics);
     let service = WithMetrics { routes: arguments.routes, control };
-    match run(config, inheritance, service) {
+    match run(config, inheritance, service, arguments.workers) {
         Ok(()) => code(Exit::Done),
         Err(error) => fail(&error),
     }
 }
 
-fn run(config: Config, inheritance: Inheritance, service: WithMetrics) -> Result<(), Error> {
+fn run(
+    config: Config,
+    inheritance: Inheritance,
+    service: WithMetrics,
+    workers: Option<NonZeroUsize>,
+) -> Result<(), Error> {
     raise_descriptor_limit();
-    let count = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let count = workers.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let (runtime, workers) = match runtime.and_then(|runtime| Ok((runtime, Workers::start(count)?))) {
         Ok(started) => started,

@@ -88,8 +88,10 @@ impl Proxy {
                 return Ok(Some(route));
             }
         }
-        let is_wanted = self.config.send_header.is_some();
-        Ok(connection.stream.local().filter(|_| is_wanted).map(|destination| Route { source, destination }))
+        if self.config.send_header.is_none() {
+            return Ok(None);
+        }
+        Ok(connection.stream.local().map(|destination| Route { source, destination }))
     }
 
     /// Each write goes out at once, for whoever relays does not know what comes next; and a peer that is gone is noticed.

@@ -11,15 +11,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use handoffd::{Connection, Control, Routes, Service, Status, UpstreamCounters};
+use handoffd::{Connection, Control, METRICS_LISTENER, Routes, Service, Status, UpstreamCounters};
 use hyper::header::{ALLOW, CONTENT_TYPE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-/// The name of its listener.
-pub(crate) const LISTENER: &str = "metrics";
 /// The content type of OpenMetrics, version 1.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// How long a request may take to arrive.
@@ -37,7 +35,7 @@ impl Service for WithMetrics {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
         match &self.control {
             // In a box: no other connection shall be as large as this one.
-            Some(control) if connection.listener() == LISTENER => Box::pin(answer(control, connection)).await,
+            Some(control) if connection.listener() == METRICS_LISTENER => Box::pin(answer(control, connection)).await,
             _ => self.routes.serve(connection).await,
         }
     }

@@ -1,0 +1,325 @@
+//! Is what is served: flags and file put together. A flag that is given wins over the file.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use handoffd::{
+    Address, Balance, Config, ConfigFile, Echo, Error, HeaderVersion, ListenerConfig, Listeners, METRICS_LISTENER,
+    MaxGenerations, Placed, Proxy, ProxyConfig, Routes, Served, ServiceConfig, Upstreams, default_control_path,
+    parse_time, parse_wait, parse_workers,
+};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+
+use crate::cli::Answer;
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeFlags {
+    /// Serve what this file says, on the listeners that it names; read anew by each generation
+    ///
+    /// TOML; docs/handoffd.toml explains every setting. A flag that is given as well wins over the file.
+    #[arg(long, value_name = "FILE", conflicts_with = "listen")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    listen: ListenFlags,
+
+    #[command(flatten)]
+    daemon: DaemonFlags,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProxyFlags {
+    /// Pass them on to this one; given several times, to each in turn.
+    ///
+    /// ADDRESS is IP:PORT, [IPV6]:PORT, /PATH or @NAME (abstract).
+    #[arg(long, value_name = "ADDRESS", required = true)]
+    to: Vec<String>,
+
+    /// Which upstream is tried first: round-robin, least-connections or in-order
+    #[arg(long, value_name = "ORDER", default_value = "round-robin", value_parser = balance)]
+    balance: Balance,
+
+    /// How long one upstream may take to accept
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_wait)]
+    connect_timeout: Duration,
+
+    /// How long a client is held while no upstream accepts
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
+    connect_patience: Duration,
+
+    /// Close a connection on which nothing moves for this long [default: never]
+    #[arg(long, value_name = "TIME", value_parser = parse_wait)]
+    idle_timeout: Option<Duration>,
+
+    /// How many connections each listener may have at once; more wait in its queue [default: as many as come]
+    #[arg(long, value_name = "COUNT", requires = "listen")]
+    max_connections: Option<NonZeroUsize>,
+
+    /// Tell the upstream who the client is by a PROXY header: v1 or v2 [default: none]
+    #[arg(long, value_name = "VERSION", value_parser = header)]
+    send_proxy_header: Option<HeaderVersion>,
+
+    #[command(flatten)]
+    listen: ListenFlags,
+
+    #[command(flatten)]
+    daemon: DaemonFlags,
+}
+
+#[derive(Debug, Args)]
+struct ListenFlags {
+    /// Listen here; may be given several times.
+    ///
+    /// ADDRESS is IP:PORT, [IPV6]:PORT, tcp6:[IPV6]:PORT (IPv6 alone), /PATH or @NAME (abstract). A socket that a parent
+    /// passes in under NAME is used instead. Without this, all that is passed in is served, or else 127.0.0.1:48879.
+    #[arg(long, value_name = "[NAME=]ADDRESS")]
+    listen: Vec<String>,
+}
+
+/// What a file can say as well.
+#[derive(Debug, Args)]
+struct DaemonFlags {
+    /// How long a successor may take to be ready [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    ready_timeout: Option<Duration>,
+
+    /// How long old and new both accept before the old one retires; until then a failure is rolled back [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    bake: Option<Duration>,
+
+    /// How long connections get to end by themselves before they are cut [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    drain_timeout: Option<Duration>,
+
+    /// How long a new connection may take to send its first request when a drain begins [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    first_request_grace: Option<Duration>,
+
+    /// How many generations may serve or drain at once; beyond, the oldest's drain is cut short [default: 8]
+    #[arg(long, value_name = "COUNT", value_parser = generations)]
+    max_generations: Option<MaxGenerations>,
+
+    /// A file that always names the process to signal
+    #[arg(long, value_name = "PATH")]
+    pid_file: Option<PathBuf>,
+
+    /// Listen here for whoever collects metrics, in the OpenMetrics format: GET /metrics. Needs --control
+    ///
+    /// A socket that a parent passes in under the name `metrics` is used instead.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<String>,
+
+    /// Where `reload` and `status` are heard; without it $RUNTIME_DIRECTORY/control, if systemd has made that folder
+    #[arg(long, value_name = "PATH", value_parser = socket_path)]
+    control: Option<PathBuf>,
+
+    /// How many threads serve [default: one for each core]
+    #[arg(long, value_name = "COUNT", value_parser = parse_workers)]
+    workers: Option<NonZeroUsize>,
+
+    /// Stay as a small init that ends with the service, for a supervisor that watches one process; process 1 always does
+    #[arg(long)]
+    init: bool,
+
+    /// What to log: error, warn, info, debug or trace, also for one target, as in info,handoffd=debug [default: info]
+    #[arg(long, value_name = "FILTER")]
+    log: Option<Targets>,
+}
+
+/// What to serve.
+pub(crate) struct Serve {
+    pub(crate) config: Config,
+    pub(crate) routes: Routes,
+    /// Whether one of the listeners is for metrics.
+    pub(crate) metrics: bool,
+    pub(crate) workers: Option<NonZeroUsize>,
+    pub(crate) log: Targets,
+    /// What the configuration file held; nothing without one.
+    pub(crate) file: Vec<u8>,
+    pub(crate) watched: Watched,
+}
+
+/// Whom whoever started this process watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watched {
+    /// Whoever is the head: systemd is told; others do not watch.
+    TheHead,
+    /// This process.
+    ThisProcess,
+}
+
+impl ServeFlags {
+    /// What these flags say, and the file that they name. `runtime_directory` is where sockets are kept.
+    pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
+        let mut metrics = None;
+        let serve = match self.config {
+            Some(path) => {
+                let bytes = ConfigFile::read(&path)?;
+                let file = ConfigFile::parse(&path, &bytes)?;
+                metrics = file.metrics.clone().map(|address| Metrics::of_file(path, address));
+                Serve::by_file(file, bytes)
+            }
+            None => Serve::everywhere(self.listen.read(None)?, Served::Echo(Echo)),
+        };
+        self.daemon.over(serve, metrics, runtime_directory)
+    }
+}
+
+impl ProxyFlags {
+    /// The same, for a proxy.
+    pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
+        let upstreams: Result<Vec<Address>, _> = self.to.iter().map(|text| text.parse()).collect();
+        let proxy = ProxyConfig {
+            balance: self.balance,
+            connect_timeout: self.connect_timeout,
+            connect_patience: self.connect_patience,
+            idle_timeout: self.idle_timeout,
+            send_header: self.send_proxy_header,
+            ..ProxyConfig::to(Upstreams::new(upstreams?)?)
+        };
+        let listeners = self.listen.read(self.max_connections)?;
+        let serve = Serve::everywhere(listeners, Served::Proxy(Box::new(Proxy::new(proxy))));
+        self.daemon.over(serve, None, runtime_directory)
+    }
+}
+
+impl ListenFlags {
+    fn read(&self, max_connections: Option<NonZeroUsize>) -> Result<Listeners, Error> {
+        let parse = |text: &String| Ok(ListenerConfig { max_connections, ..text.parse()? });
+        let listeners: Result<Vec<_>, Error> = self.listen.iter().map(parse).collect();
+        Listeners::exactly(listeners?)
+    }
+}
+
+impl DaemonFlags {
+    /// Puts what was given over what a file, or nobody, has said.
+    fn over(self, serve: Serve, metrics: Option<Metrics>, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
+        let metrics = match self.metrics {
+            Some(text) => Some(Metrics { address: text.parse()?, file: None }),
+            None => metrics,
+        };
+        let said = serve.config;
+        let in_runtime_directory = || runtime_directory.map(|folder| default_control_path(Some(folder)));
+        let config = Config {
+            ready_timeout: self.ready_timeout.unwrap_or(said.ready_timeout),
+            bake: self.bake.unwrap_or(said.bake),
+            drain_timeout: self.drain_timeout.unwrap_or(said.drain_timeout),
+            first_request_grace: self.first_request_grace.unwrap_or(said.first_request_grace),
+            max_generations: self.max_generations.unwrap_or(said.max_generations),
+            pid_file: self.pid_file.or(said.pid_file),
+            control: self.control.or(said.control).or_else(in_runtime_directory),
+            listeners: said.listeners,
+            identity: said.identity,
+        };
+        let is_shown = metrics.is_some();
+        let config = match metrics {
+            Some(metrics) => metrics.beside(config)?,
+            None => config,
+        };
+        Ok(Serve {
+            config,
+            metrics: is_shown,
+            workers: self.workers.or(serve.workers),
+            log: self.log.unwrap_or(serve.log),
+            watched: if self.init { Watched::ThisProcess } else { serve.watched },
+            ..serve
+        })
+    }
+}
+
+/// Where the counters are to be shown.
+struct Metrics {
+    address: Address,
+    /// The file that says so and where, if it is not a flag.
+    file: Option<(PathBuf, usize, usize)>,
+}
+
+impl Metrics {
+    fn of_file(file: PathBuf, Placed { value, line, column }: Placed<Address>) -> Self {
+        Self { address: value, file: Some((file, line, column)) }
+    }
+
+    /// Adds the listener that shows them.
+    fn beside(self, config: Config) -> Result<Config, Answer> {
+        let Self { address, file } = self;
+        if config.control.is_none() {
+            let why = "needs a control socket: that is where the counters are asked for";
+            return Err(match file {
+                Some((file, line, column)) => Error::ConfigFile {
+                    file,
+                    line,
+                    column,
+                    what: format!("metrics {why}, expected control = \"/PATH\""),
+                }
+                .into(),
+                None => Answer::usage(format!("--metrics {why} (--control)")),
+            });
+        }
+        let mut listeners = match config.listeners {
+            Listeners::Named(named) => named.as_slice().to_vec(),
+            Listeners::Inherited => {
+                return Err(Answer::usage("--metrics needs --listen beside it, or --config".to_owned()));
+            }
+        };
+        listeners.push(ListenerConfig { name: Some(METRICS_LISTENER.parse()?), address, max_connections: None });
+        Ok(Config { listeners: Listeners::exactly(listeners)?, ..config })
+    }
+}
+
+impl Serve {
+    /// The same on every listener, and for the rest the defaults.
+    fn everywhere(listeners: Listeners, served: Served) -> Self {
+        Self {
+            config: Config { listeners, ..Config::default() },
+            routes: Routes::all(served),
+            metrics: false,
+            workers: None,
+            log: Targets::new().with_default(LevelFilter::INFO),
+            file: Vec::new(),
+            watched: Watched::TheHead,
+        }
+    }
+
+    /// What a file says, which held these bytes.
+    fn by_file(file: ConfigFile, bytes: Vec<u8>) -> Self {
+        // Every listener is named in the file: for the others there are none.
+        let routes = file.services.iter().fold(Routes::all(Served::Echo(Echo)), |routes, (name, service)| {
+            let served = match service {
+                ServiceConfig::Echo => Served::Echo(Echo),
+                ServiceConfig::Proxy(proxy) => Served::Proxy(Box::new(Proxy::new((**proxy).clone()))),
+            };
+            routes.with(name, served)
+        });
+        let default = Self::everywhere(file.config.listeners.clone(), Served::Echo(Echo));
+        Self {
+            config: file.config,
+            routes,
+            metrics: false,
+            workers: file.workers,
+            log: file.log.unwrap_or(default.log),
+            file: bytes,
+            watched: default.watched,
+        }
+    }
+}
+
+fn balance(text: &str) -> Result<Balance, &'static str> {
+    text.parse().map_err(|_| "expected round-robin, least-connections or in-order")
+}
+
+fn header(text: &str) -> Result<HeaderVersion, &'static str> {
+    text.parse().map_err(|_| "expected v1 or v2")
+}
+
+fn generations(text: &str) -> Result<MaxGenerations, &'static str> {
+    let count = text.parse().ok().and_then(|count| MaxGenerations::new(count).ok());
+    count.ok_or("expected 2 to 64: one that serves and those that drain")
+}
+
+/// A path at which a socket can be.
+fn socket_path(text: &str) -> Result<PathBuf, &'static str> {
+    let path = text.parse().ok().and_then(|address: Address| address.path().map(Path::to_owned));
+    path.ok_or("expected an absolute path of at most 107 bytes")
+}

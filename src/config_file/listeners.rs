@@ -1,0 +1,150 @@
+//! Puts the listeners of a configuration file together: what none may lack, and what no two may share.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use toml::Spanned;
+
+use super::ServiceConfig;
+use super::place::Fault;
+use super::tables::ListenerTable;
+use super::values::{As, Kind, List, Service, Upstream};
+use crate::address::Address;
+use crate::config::{Check, Ejection, ListenerConfig, ListenerName, ProxyConfig, Upstreams};
+use crate::error::Error;
+
+/// How long a check may take if the file does not say.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One listener, and what is served on it.
+pub(super) struct Listener {
+    name: ListenerName,
+    config: ListenerConfig,
+    service: ServiceConfig,
+}
+
+impl Listener {
+    pub(super) const fn name(&self) -> &ListenerName {
+        &self.name
+    }
+
+    /// Whether nobody else can listen at `address`, for it does.
+    pub(super) fn has(&self, address: &Address) -> bool {
+        self.config.address == *address && !address.is_any_port()
+    }
+
+    pub(super) fn split(self) -> (ListenerConfig, (ListenerName, ServiceConfig)) {
+        (self.config, (self.name, self.service))
+    }
+}
+
+/// All of them, in the order of the file.
+pub(super) fn read(tables: BTreeMap<Spanned<String>, ListenerTable>) -> Result<Vec<Listener>, Fault> {
+    if tables.is_empty() {
+        // One that is empty, or half written, must not close what the generation before serves.
+        return Err(Fault::at(0, "there is no listener, expected at least one, as in [listener.web]"));
+    }
+    let mut tables: Vec<_> = tables.into_iter().collect();
+    tables.sort_by_key(|(name, _)| name.span().start);
+    let mut taken = HashMap::new();
+    tables.into_iter().map(|(name, table)| one(&name, table, &mut taken)).collect()
+}
+
+/// One of them. `taken` is who listens where.
+fn one(
+    name: &Spanned<String>,
+    mut table: ListenerTable,
+    taken: &mut HashMap<Address, ListenerName>,
+) -> Result<Listener, Fault> {
+    let refuse = |what| Fault::at(name.span().start, what);
+    let lacks =
+        |what, expected| refuse(format!("the listener {:?} has no {what}, expected {expected}", name.get_ref()));
+    let parsed: Result<ListenerName, Error> = name.get_ref().parse();
+    let parsed = parsed.map_err(|error| refuse(error.to_string()))?;
+    let address = table.address.take().ok_or_else(|| lacks("address", "one, as in address = \"127.0.0.1:8080\""))?;
+    let place = address.span().start;
+    let address = address.into_inner().0;
+    if !address.is_any_port() {
+        if let Some(other) = taken.insert(address.clone(), parsed.clone()) {
+            let what = format!("the listener {:?} has the address {address} already, expected another", other.as_str());
+            return Err(Fault::at(place, what));
+        }
+    }
+    let config = ListenerConfig {
+        name: Some(parsed.clone()),
+        address,
+        max_connections: table.max_connections.take().map(|count| count.0),
+    };
+    let service = match table.service.as_ref().map(|service| service.0) {
+        None => return Err(lacks("service", Service::EXPECTED)),
+        Some(Service::Echo) => {
+            if let Some((setting, place)) = table.first_of_a_proxy() {
+                let what = format!("{setting} is a setting of a proxy, expected service = \"proxy\" and not \"echo\"");
+                return Err(Fault::at(place, what));
+            }
+            ServiceConfig::Echo
+        }
+        Some(Service::Proxy) => {
+            let list = table.upstreams.take();
+            let list = list.ok_or_else(|| lacks("upstreams", "some, as in upstreams = [\"127.0.0.1:9000\"]"))?;
+            ServiceConfig::Proxy(Box::new(proxy(upstreams(list)?, table)?))
+        }
+    };
+    Ok(Listener { name: parsed, config, service })
+}
+
+fn upstreams(list: Spanned<List<Upstream>>) -> Result<Upstreams, Fault> {
+    let place = list.span().start;
+    let mut seen = HashSet::new();
+    for upstream in &list.get_ref().0 {
+        let address = &upstream.get_ref().0;
+        if !seen.insert(address) {
+            let what = format!("the upstream {address} is there twice, expected each once");
+            return Err(Fault::at(upstream.span().start, what));
+        }
+    }
+    let list = list.into_inner().0.into_iter().map(inner).collect();
+    Upstreams::new(list).map_err(|error| Fault::at(place, format!("{error}, expected at least one")))
+}
+
+/// What the table says, and for the rest the defaults.
+fn proxy(upstreams: Upstreams, table: ListenerTable) -> Result<ProxyConfig, Fault> {
+    let default = ProxyConfig::to(upstreams);
+    let alone = |place: usize, setting: &str, other: &str| {
+        Err(Fault::at(place, format!("{setting} says nothing alone, expected {other} beside it")))
+    };
+    if let (Some(timeout), None) = (&table.proxy_header_timeout, &table.accept_proxy_header_from) {
+        return alone(timeout.span().start, "proxy_header_timeout", "accept_proxy_header_from");
+    }
+    let check = match (table.check_interval, table.check_timeout) {
+        (None, None) => None,
+        (None, Some(timeout)) => return alone(timeout.span().start, "check_timeout", "check_interval"),
+        (Some(interval), timeout) => {
+            Some(Check { interval: inner(interval), timeout: timeout.map_or(CHECK_TIMEOUT, inner) })
+        }
+    };
+    Ok(ProxyConfig {
+        balance: table.balance.map_or(default.balance, inner),
+        connect_timeout: table.connect_timeout.map_or(default.connect_timeout, inner),
+        connect_patience: table.connect_patience.map_or(default.connect_patience, inner),
+        idle_timeout: table.idle_timeout.map(inner),
+        lifetime: table.lifetime.map(inner),
+        send_header: table.send_proxy_header.map(inner),
+        accept_header_from: table
+            .accept_proxy_header_from
+            .map_or_else(Vec::new, |list| list.into_inner().0.into_iter().map(inner).collect()),
+        header_timeout: table.proxy_header_timeout.map_or(default.header_timeout, inner),
+        keep_alive: table.keep_alive.map(inner),
+        user_timeout: table.user_timeout.map(inner),
+        ejection: Ejection {
+            failures: table.eject_after.map_or(default.ejection.failures, inner),
+            time: table.eject_for.map_or(default.ejection.time, inner),
+        },
+        check,
+        upstreams: default.upstreams,
+    })
+}
+
+fn inner<K: Kind>(value: Spanned<As<K>>) -> K::Value {
+    value.into_inner().0
+}

@@ -1,0 +1,243 @@
+//! Reads the configuration file: listeners, what is served on each, and what the whole daemon is told.
+//!
+//! The file is TOML, and whatever is wrong in it is said in one line that names the place, the fault and what was
+//! expected. Each generation reads it anew, so an error must be found before anything is touched: what comes out of here
+//! is checked as a whole. `values` reads single values, `tables` is the shape of the file, `listeners` puts a listener
+//! together, `place` finds the line. Nothing is opened here but the file itself.
+
+mod listeners;
+mod place;
+mod tables;
+mod time;
+mod values;
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use tracing_subscriber::filter::Targets;
+
+use crate::address::Address;
+use crate::config::{Config, ListenerName, Listeners, ProxyConfig};
+use crate::error::Error;
+use place::{Fault, line_and_column};
+use tables::Root;
+
+pub use time::{parse_time, parse_wait};
+pub use values::parse_workers;
+
+/// The name of the listener that shows the counters.
+pub const METRICS_LISTENER: &str = "metrics";
+
+/// Beyond it something else than a configuration is more likely than a long one.
+const LONGEST: u64 = 1024 * 1024;
+
+/// All that a configuration file says.
+#[derive(Clone, Debug)]
+pub struct ConfigFile {
+    /// What every generation is told. What the file leaves out is as [`Config::default`] has it.
+    pub config: Config,
+    /// What is served on each listener, in the order of the file: one for each of `config.listeners`, at least one.
+    pub services: Vec<(ListenerName, ServiceConfig)>,
+    /// How many threads serve.
+    pub workers: Option<NonZeroUsize>,
+    /// What is logged.
+    pub log: Option<Targets>,
+    /// Where the counters are shown, by a listener named [`METRICS_LISTENER`]; none of `config.listeners` has its name or its
+    /// address.
+    pub metrics: Option<Placed<Address>>,
+}
+
+/// A value that may turn out to be wrong beside what a file does not say, and its place.
+#[derive(Clone, Debug)]
+pub struct Placed<T> {
+    /// The value.
+    pub value: T,
+    /// Its line, from 1.
+    pub line: usize,
+    /// Its character in the line, from 1.
+    pub column: usize,
+}
+
+/// What is served on a listener.
+#[derive(Clone, Debug)]
+pub enum ServiceConfig {
+    /// What is read is written back.
+    Echo,
+    /// Connections are passed on.
+    Proxy(Box<ProxyConfig>),
+}
+
+impl ConfigFile {
+    /// The bytes of the file at `path`, for [`ConfigFile::parse`]; whoever compares two generations needs them as well.
+    ///
+    /// # Errors
+    /// [`Error::ConfigFileUnreadable`], also for what is no regular file, for that could not be read once more by the next
+    /// generation, and for one of more than 1 MiB.
+    pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
+        let refuse = |source| Error::ConfigFileUnreadable { file: path.to_owned(), source };
+        // Before it is opened: a pipe would keep us until somebody writes.
+        if !fs::metadata(path).map_err(refuse)?.is_file() {
+            let why = "it is no regular file, which each generation could read anew";
+            return Err(refuse(io::Error::other(why)));
+        }
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(refuse)?;
+        file.take(LONGEST + 1).read_to_end(&mut bytes).map_err(refuse)?;
+        if bytes.len() as u64 > LONGEST {
+            return Err(refuse(io::Error::other("it has more than 1 MiB")));
+        }
+        Ok(bytes)
+    }
+
+    /// Reads what a file holds. `path` is what errors call it.
+    ///
+    /// # Errors
+    /// [`Error::ConfigFile`]: the first thing that is wrong, and where it stands.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
+        let text = std::str::from_utf8(bytes).map_err(|error| {
+            let before = std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default();
+            Fault::at(before.len(), "this is not UTF-8, expected text").into_error(path, before)
+        })?;
+        read(text).map_err(|fault| fault.into_error(path, text))
+    }
+}
+
+fn read(text: &str) -> Result<ConfigFile, Fault> {
+    let root = Root::read(text)?;
+    let listeners = listeners::read(root.listener)?;
+    let metrics = root.metrics;
+    if let Some(metrics) = &metrics {
+        let refuse = |what| Err(Fault::at(metrics.span().start, what));
+        if let Some(taken) = listeners.iter().find(|listener| listener.has(&metrics.get_ref().0)) {
+            return refuse(format!("the listener {:?} has that address, expected another", taken.name().as_str()));
+        }
+        if listeners.iter().any(|listener| listener.name().as_str() == METRICS_LISTENER) {
+            return refuse(format!(
+                "the name of this listener is {METRICS_LISTENER:?}, expected no other of that name"
+            ));
+        }
+    }
+    let (listeners, services): (Vec<_>, Vec<_>) = listeners.into_iter().map(listeners::Listener::split).unzip();
+    let default = Config::default();
+    let config = Config {
+        // Names and addresses have been compared where their places are known.
+        listeners: Listeners::exactly(listeners).map_err(|error| Fault::at(0, error.to_string()))?,
+        ready_timeout: root.ready_timeout.map_or(default.ready_timeout, |time| time.0),
+        bake: root.bake.map_or(default.bake, |time| time.0),
+        drain_timeout: root.drain_timeout.map_or(default.drain_timeout, |time| time.0),
+        first_request_grace: root.first_request_grace.map_or(default.first_request_grace, |time| time.0),
+        max_generations: root.max_generations.map_or(default.max_generations, |count| count.0),
+        pid_file: root.pid_file.map(|path| path.0),
+        control: root.control.map(|path| path.0),
+        identity: default.identity,
+    };
+    Ok(ConfigFile {
+        config,
+        services,
+        workers: root.workers.map(|count| count.0),
+        log: root.log.map(|filter| filter.0),
+        metrics: metrics.map(|address| {
+            let (line, column) = line_and_column(text, address.span().start);
+            Placed { value: address.into_inner().0, line, column }
+        }),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Balance, HeaderVersion};
+
+    fn parse(text: &str) -> Result<ConfigFile, Error> {
+        ConfigFile::parse(Path::new("a.toml"), text.as_bytes())
+    }
+
+    /// The file with one proxied listener, and these lines in its table.
+    fn proxy(lines: &str) -> ProxyConfig {
+        let text = format!(
+            "[listener.web]\naddress = '127.0.0.1:0'\nservice = 'proxy'\nupstreams = ['@a', '127.0.0.1:9', '/b']\n{lines}"
+        );
+        match parse(&text).unwrap().services.remove(0) {
+            (_, ServiceConfig::Proxy(config)) => *config,
+            (_, ServiceConfig::Echo) => panic!("a proxy was asked for"),
+        }
+    }
+
+    #[test]
+    fn every_setting_of_the_daemon_arrives() {
+        let file = parse(
+            "ready_timeout = 2\nbake = '3s'\ndrain_timeout = '1h'\nfirst_request_grace = '5ms'\nmax_generations = 6\n\
+             pid_file = 'run/pid'\ncontrol = '/run/control'\nlog = 'debug'\nworkers = 7\nmetrics = '127.0.0.1:0'\n\
+             [listener.web]\naddress = '@web'\nservice = 'echo'\nmax_connections = 8\n",
+        )
+        .unwrap();
+        let said = format!("{:?}", file.config);
+        for word in [
+            "ready_timeout: 2s",
+            "bake: 3s",
+            "drain_timeout: 3600s",
+            "first_request_grace: 5ms",
+            "MaxGenerations(6)",
+            "Some(\"run/pid\")",
+            "Some(\"/run/control\")",
+            "UnixAbstract(\"web\")",
+            "ListenerName(\"web\")",
+            "max_connections: Some(8)",
+        ] {
+            assert!(said.contains(word), "{word} is not in {said}");
+        }
+        assert_eq!(file.workers.map(NonZeroUsize::get), Some(7));
+        assert_eq!(file.log, "debug".parse().ok());
+        let metrics = file.metrics.unwrap();
+        assert_eq!((metrics.value.to_string(), metrics.line, metrics.column), ("127.0.0.1:0".to_owned(), 10, 11));
+        assert!(matches!(&file.services[..], [(name, ServiceConfig::Echo)] if name.as_str() == "web"));
+    }
+
+    #[test]
+    fn every_setting_of_a_proxy_arrives() {
+        let config = proxy(
+            "balance = 'least-connections'\nconnect_timeout = '1s'\nconnect_patience = 0\nidle_timeout = '2s'\n\
+             lifetime = '3s'\nsend_proxy_header = 'v1'\naccept_proxy_header_from = ['10.0.0.0/8', '::1']\n\
+             proxy_header_timeout = '4s'\nkeep_alive = '5s'\nuser_timeout = '6s'\neject_after = 7\neject_for = '8s'\n\
+             check_interval = '9s'\ncheck_timeout = '10s'\n",
+        );
+        let seconds = |time: Option<std::time::Duration>| time.map(|time| time.as_secs());
+        assert_eq!(config.upstreams.as_slice().len(), 3);
+        assert_eq!((config.balance, config.send_header), (Balance::LeastConnections, Some(HeaderVersion::V1)));
+        assert_eq!((config.connect_timeout.as_secs(), config.connect_patience.as_secs()), (1, 0));
+        assert_eq!((seconds(config.idle_timeout), seconds(config.lifetime)), (Some(2), Some(3)));
+        assert_eq!((config.accept_header_from.len(), config.header_timeout.as_secs()), (2, 4));
+        assert_eq!((seconds(config.keep_alive), seconds(config.user_timeout)), (Some(5), Some(6)));
+        assert_eq!((config.ejection.failures, config.ejection.time.as_secs()), (7, 8));
+        let check = config.check.unwrap();
+        assert_eq!((check.interval.as_secs(), check.timeout.as_secs()), (9, 10));
+    }
+
+    #[test]
+    fn what_is_left_out_is_as_without_a_file() {
+        let file = parse("[listener.web]\naddress = '@web'\nservice = 'echo'\n").unwrap();
+        let config = Config { listeners: file.config.listeners.clone(), ..Config::default() };
+        assert_eq!(format!("{:?}", file.config), format!("{config:?}"));
+        assert!(file.workers.is_none() && file.log.is_none() && file.metrics.is_none());
+        let left_out = proxy("");
+        assert_eq!(format!("{left_out:?}"), format!("{:?}", ProxyConfig::to(left_out.upstreams.clone())));
+    }
+
+    #[test]
+    fn listeners_stay_in_the_order_of_the_file() {
+        let table = |name| format!("[listener.{name}]\naddress = '127.0.0.1:0'\nservice = 'echo'\n");
+        let file = parse(&["b", "c", "a"].map(table).concat()).unwrap();
+        let names: Vec<_> = file.services.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["b", "c", "a"]);
+    }
+
+    #[test]
+    fn a_mark_of_the_byte_order_is_no_character_of_the_first_line() {
+        let place = |text| parse(text).unwrap_err().to_string();
+        assert!(place("\u{feff}bake = no").starts_with("a.toml:1:8: "), "{}", place("\u{feff}bake = no"));
+        let bytes = ConfigFile::parse(Path::new("a.toml"), b"# \xc3\xbc\nx\xff").unwrap_err().to_string();
+        assert_eq!(bytes, "a.toml:2:2: this is not UTF-8, expected text");
+    }
+}

@@ -1,0 +1,67 @@
+//! Reads times as people write them: seconds, or a number with a unit. For flags and for the file alike.
+
+use std::time::Duration;
+
+/// Longest time that is taken: beyond it a mistyped unit is more likely than a wish.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// A time of at most 7 days: `500ms`, `2m`, or whole seconds.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_time(text: &str) -> Result<Duration, &'static str> {
+    let time = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => humantime::parse_duration(text).map_err(|_| "expected a time, as in 500ms, 30s or 2m")?,
+    };
+    at_most_a_week(time)
+}
+
+/// The same, and longer than nothing: for what would never come to pass in no time.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_wait(text: &str) -> Result<Duration, &'static str> {
+    parse_time(text).and_then(not_zero)
+}
+
+pub(super) fn at_most_a_week(time: Duration) -> Result<Duration, &'static str> {
+    if time > LONGEST { Err("expected at most 7 days") } else { Ok(time) }
+}
+
+pub(super) fn not_zero(time: Duration) -> Result<Duration, &'static str> {
+    if time.is_zero() { Err("expected more than zero") } else { Ok(time) }
+}
+
+/// What `TCP_KEEPIDLE` can be: whole seconds, at most 32767.
+pub(super) fn keep_alive(time: Duration) -> Result<Duration, &'static str> {
+    let fits = time.subsec_nanos() == 0 && (1..=32767).contains(&time.as_secs());
+    if fits { Ok(time) } else { Err("expected whole seconds, 1s to 9h: the kernel takes no other") }
+}
+
+/// What `TCP_USER_TIMEOUT` can be: milliseconds, and 0 is the kernel's own.
+pub(super) fn user_timeout(time: Duration) -> Result<Duration, &'static str> {
+    if time < Duration::from_millis(1) { Err("expected at least 1ms") } else { Ok(time) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_seconds_or_a_number_with_a_unit_and_has_bounds() {
+        assert_eq!(parse_time("2"), Ok(Duration::from_secs(2)));
+        assert_eq!(parse_time("1m 500ms"), Ok(Duration::from_millis(60_500)));
+        assert_eq!(parse_time("7d"), Ok(LONGEST));
+        assert!(parse_time("8d").is_err() && parse_time("soon").is_err() && parse_time("-1").is_err());
+        assert!(parse_time("0").is_ok() && parse_wait("0").is_err());
+    }
+
+    #[test]
+    fn what_the_kernel_takes_is_its_own_affair() {
+        let check = |text| parse_time(text).and_then(keep_alive).is_ok();
+        assert!(check("1s") && check("32767s") && check("9h"));
+        assert!(!check("0") && !check("1500ms") && !check("32768s"));
+        assert!(user_timeout(Duration::from_millis(1)).is_ok() && user_timeout(Duration::from_micros(1)).is_err());
+    }
+}

@@ -1,0 +1,289 @@
+//! Reads the single values of a configuration file, each of its kind.
+//!
+//! A value is checked while it is deserialized: then the place of the error is the value's own.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Unexpected, Visitor};
+use toml::Spanned;
+use tracing_subscriber::filter::Targets;
+
+use super::time::{at_most_a_week, keep_alive, not_zero, parse_time, user_timeout};
+use crate::address::Address;
+use crate::config::{Balance, HeaderVersion, MaxGenerations, Network, Upstreams};
+use crate::error::Error;
+
+/// More threads than any machine has cores are a slip of the hand.
+const MOST_WORKERS: usize = 1024;
+
+/// A kind of value.
+pub(super) trait Kind {
+    type Value;
+
+    /// What is said when it is of another type.
+    const EXPECTED: &'static str;
+
+    /// From a text; none if it is not written so.
+    fn text(_: &str) -> Option<Result<Self::Value, String>> {
+        None
+    }
+
+    /// From a whole number; none if it is not written so.
+    fn number(_: u64) -> Option<Result<Self::Value, String>> {
+        None
+    }
+}
+
+/// A value of some kind.
+pub(super) struct As<K: Kind>(pub(super) K::Value);
+
+impl<'de, K: Kind> Deserialize<'de> for As<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(OfKind::<K>(PhantomData)).map(Self)
+    }
+}
+
+struct OfKind<K>(PhantomData<K>);
+
+impl<'de, K: Kind> Visitor<'de> for OfKind<K> {
+    type Value = K::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(K::EXPECTED)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<K::Value, E> {
+        let read = K::text(text).ok_or_else(|| E::invalid_type(Unexpected::Str(text), &self))?;
+        read.map_err(E::custom)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<K::Value, E> {
+        match u64::try_from(number) {
+            Ok(number) => self.visit_u64(number),
+            Err(_) => Err(E::invalid_value(Unexpected::Signed(number), &self)),
+        }
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<K::Value, E> {
+        let read = K::number(number).ok_or_else(|| E::invalid_type(Unexpected::Unsigned(number), &self))?;
+        read.map_err(E::custom)
+    }
+
+    /// `toml` makes a map of a date.
+    fn visit_map<M: MapAccess<'de>>(self, _: M) -> Result<K::Value, M::Error> {
+        Err(serde::de::Error::invalid_type(Unexpected::Other("table or date"), &self))
+    }
+}
+
+/// Values of some kind in a list, each with its place.
+pub(super) struct List<K: Kind>(pub(super) Vec<Spanned<As<K>>>);
+
+impl<'de, K: Kind> Deserialize<'de> for List<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ListOf::<K>(PhantomData))
+    }
+}
+
+struct ListOf<K>(PhantomData<K>);
+
+impl<'de, K: Kind> Visitor<'de> for ListOf<K> {
+    type Value = List<K>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list in brackets, and in it {}", K::EXPECTED)
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut elements: S) -> Result<List<K>, S::Error> {
+        let mut list = Vec::new();
+        while let Some(element) = elements.next_element()? {
+            list.push(element);
+        }
+        Ok(List(list))
+    }
+}
+
+/// A kind of time: any, up to a week.
+pub(super) enum Time {}
+/// A time that is longer than nothing.
+pub(super) enum Wait {}
+/// For `TCP_KEEPIDLE`.
+pub(super) enum KeepAlive {}
+/// For `TCP_USER_TIMEOUT`.
+pub(super) enum UserTimeout {}
+
+macro_rules! times {
+    ($($kind:ty: $check:expr;)*) => { $(
+        impl Kind for $kind {
+            type Value = Duration;
+            const EXPECTED: &'static str = "a time, as in \"500ms\", \"30s\" or \"2m\", or whole seconds";
+
+            fn text(text: &str) -> Option<Result<Duration, String>> {
+                Some(parse_time(text).and_then($check).map_err(|why| format!("bad time {text:?}: {why}")))
+            }
+
+            fn number(seconds: u64) -> Option<Result<Duration, String>> {
+                let time = at_most_a_week(Duration::from_secs(seconds)).and_then($check);
+                Some(time.map_err(|why| format!("bad time {seconds}: {why}")))
+            }
+        }
+    )* };
+}
+
+times! {
+    Time: Ok;
+    Wait: not_zero;
+    KeepAlive: keep_alive;
+    UserTimeout: user_timeout;
+}
+
+/// Values that are written as text, and know how to read it.
+macro_rules! texts {
+    ($($kind:ty: $expected:literal;)*) => { $(
+        impl Kind for $kind {
+            type Value = Self;
+            const EXPECTED: &'static str = $expected;
+
+            fn text(text: &str) -> Option<Result<Self, String>> {
+                Some(text.parse().map_err(|error: Error| error.to_string()))
+            }
+        }
+    )* };
+}
+
+texts! {
+    Address: "an address: \"IP:PORT\", \"[IPV6]:PORT\", \"tcp6:[IPV6]:PORT\", \"/PATH\" or \"@NAME\"";
+    Balance: "\"round-robin\", \"least-connections\" or \"in-order\"";
+    HeaderVersion: "\"v1\" or \"v2\"";
+    Network: "a network, as in \"192.0.2.0/24\" or \"2001:db8::/32\"";
+}
+
+/// An address that can be connected to.
+pub(super) enum Upstream {}
+
+impl Kind for Upstream {
+    type Value = Address;
+    const EXPECTED: &'static str = "an upstream: \"IP:PORT\", \"[IPV6]:PORT\", \"/PATH\" or \"@NAME\"";
+
+    fn text(text: &str) -> Option<Result<Address, String>> {
+        let upstream = text.parse().and_then(|address: Address| {
+            Upstreams::new(vec![address.clone()])?;
+            Ok(address)
+        });
+        Some(upstream.map_err(|error| error.to_string()))
+    }
+}
+
+/// Which service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Service {
+    Echo,
+    Proxy,
+}
+
+impl Kind for Service {
+    type Value = Self;
+    const EXPECTED: &'static str = "\"echo\" or \"proxy\"";
+
+    fn text(text: &str) -> Option<Result<Self, String>> {
+        Some(match text {
+            "echo" => Ok(Self::Echo),
+            "proxy" => Ok(Self::Proxy),
+            _ => Err(format!("bad service {text:?}: expected {}", Self::EXPECTED)),
+        })
+    }
+}
+
+/// How many connections.
+pub(super) enum Count {}
+
+impl Kind for Count {
+    type Value = NonZeroUsize;
+    const EXPECTED: &'static str = "a whole number from 1";
+
+    fn number(number: u64) -> Option<Result<NonZeroUsize, String>> {
+        let count = usize::try_from(number).ok().and_then(NonZeroUsize::new);
+        Some(count.ok_or_else(|| format!("bad count {number}: expected {}", Self::EXPECTED)))
+    }
+}
+
+/// How many failures.
+pub(super) enum Failures {}
+
+impl Kind for Failures {
+    type Value = u32;
+    const EXPECTED: &'static str = "a whole number from 0";
+
+    fn number(number: u64) -> Option<Result<u32, String>> {
+        Some(u32::try_from(number).map_err(|_| format!("bad count {number}: expected at most {}", u32::MAX)))
+    }
+}
+
+/// How many threads.
+pub(super) enum Workers {}
+
+impl Kind for Workers {
+    type Value = NonZeroUsize;
+    const EXPECTED: &'static str = "a whole number from 1 to 1024";
+
+    fn number(number: u64) -> Option<Result<NonZeroUsize, String>> {
+        Some(parse_workers(&number.to_string()).map_err(|why| format!("bad count {number}: {why}")))
+    }
+}
+
+/// How many threads are to serve.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_workers(text: &str) -> Result<NonZeroUsize, &'static str> {
+    let count = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= MOST_WORKERS);
+    count.ok_or("expected a number of threads, 1 to 1024")
+}
+
+impl Kind for MaxGenerations {
+    type Value = Self;
+    const EXPECTED: &'static str = "a whole number from 2 to 64";
+
+    fn number(number: u64) -> Option<Result<Self, String>> {
+        Some(Self::new(usize::try_from(number).unwrap_or(usize::MAX)).map_err(|error| error.to_string()))
+    }
+}
+
+/// The path of a file that is written.
+pub(super) enum FilePath {}
+
+impl Kind for FilePath {
+    type Value = PathBuf;
+    const EXPECTED: &'static str = "a path";
+
+    fn text(text: &str) -> Option<Result<PathBuf, String>> {
+        // No system call takes another.
+        let is_path = !text.is_empty() && !text.contains('\0');
+        Some(if is_path { Ok(text.into()) } else { Err(format!("bad path {text:?}: expected a path of some length")) })
+    }
+}
+
+/// A path at which a socket can be.
+pub(super) enum SocketPath {}
+
+impl Kind for SocketPath {
+    type Value = PathBuf;
+    const EXPECTED: &'static str = "an absolute path of at most 107 bytes";
+
+    fn text(text: &str) -> Option<Result<PathBuf, String>> {
+        let path = text.parse().ok().and_then(|address: Address| address.path().map(Path::to_owned));
+        Some(path.ok_or_else(|| format!("bad path {text:?}: expected {}", Self::EXPECTED)))
+    }
+}
+
+impl Kind for Targets {
+    type Value = Self;
+    const EXPECTED: &'static str = "a filter, as in \"info\" or \"info,handoffd=debug\"";
+
+    fn text(text: &str) -> Option<Result<Self, String>> {
+        Some(text.parse().map_err(|_| format!("bad filter {text:?}: expected {}", Self::EXPECTED)))
+    }
+}

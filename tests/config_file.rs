@@ -1,0 +1,274 @@
+//! The configuration file: what it says is served, and what is wrong with it is said with its place.
+//!
+//! Each generation reads it anew, so a changed file takes effect with a handoff, and a broken one with none.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+use std::thread::JoinHandle;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Callers, Client, Line, Operator, Parent, REAL, Refusal, threads};
+
+/// Puts a file at `FOLDER/handoffd.toml`, whole at once: a generation may read at any time. In it `$F` is the folder.
+fn put(folder: &Path, text: &str) {
+    let draft = folder.join("draft.toml");
+    fs::write(&draft, text.replace("$F", folder.to_str().unwrap())).unwrap();
+    fs::rename(draft, folder.join("handoffd.toml")).unwrap();
+}
+
+/// Serves by such a file, in its folder, with these flags beside it.
+fn serve(text: &str, flags: &[&str]) -> Line {
+    let line = Line::start_with(|command, folder| {
+        put(folder, text);
+        // By a relative path: every generation has the working directory of the first.
+        command.current_dir(folder).args(["--config", "handoffd.toml", "--bake", "0"]).args(flags);
+        command.arg("--control").arg(folder.join("control"));
+    });
+    line.wait_for(1, "serving draining");
+    line
+}
+
+/// An upstream at `FOLDER/NAME.sock`, which says its name to one client after the other until it is given this word.
+fn upstream(folder: &Path, name: &'static str) -> JoinHandle<()> {
+    let listener = UnixListener::bind(folder.join(format!("{name}.sock"))).unwrap();
+    std::thread::spawn(move || {
+        loop {
+            let (mut client, _) = listener.accept().unwrap();
+            let mut word = [0; 4];
+            client.read_exact(&mut word).unwrap();
+            client.write_all(name.as_bytes()).unwrap();
+            if &word == b"last" {
+                return;
+            }
+        }
+    })
+}
+
+/// Who answers at that listener.
+fn who(line: &Line, listener: &str, word: &[u8; 4]) -> String {
+    let mut client = Client::connect(&line.address_of(listener)).unwrap();
+    client.write_all(word).unwrap();
+    client.half_close().unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn echo(address: &str) {
+    Client::once(address, b"who is there?").unwrap();
+}
+
+const WEB: &str = "[listener.web]\naddress = '127.0.0.1:0'\nservice = 'echo'\n";
+
+#[test]
+fn each_listener_of_a_file_has_its_own_service_over_handoffs() {
+    let line = serve(
+        "[listener.web]\naddress = '127.0.0.1:0'\nservice = 'echo'\n\
+         [listener.one]\naddress = '$F/1.sock'\nservice = 'proxy'\nupstreams = ['$F/alpha.sock']\n\
+         [listener.two]\naddress = '$F/2.sock'\nservice = 'proxy'\nupstreams = ['$F/beta.sock']\n",
+        &[],
+    );
+    let upstreams = [upstream(line.folder(), "alpha"), upstream(line.folder(), "beta")];
+    for generation in 1..3 {
+        assert_eq!([who(&line, "one", b"name"), who(&line, "two", b"name")], ["alpha", "beta"]);
+        echo(&line.address_of("web"));
+        line.hand_over_from(generation);
+    }
+    assert_eq!([who(&line, "one", b"last"), who(&line, "two", b"last")], ["alpha", "beta"]);
+    upstreams.into_iter().for_each(|upstream| upstream.join().unwrap());
+}
+
+#[test]
+fn a_listener_that_a_new_file_adds_appears_and_one_that_it_leaves_out_goes() {
+    let line = serve(&format!("{WEB}[listener.old]\naddress = '$F/old.sock'\nservice = 'echo'\n"), &[]);
+    let (old, new) = (line.folder().join("old.sock"), line.folder().join("new.sock"));
+    echo(old.to_str().unwrap());
+    put(line.folder(), &format!("{WEB}[listener.new]\naddress = '$F/new.sock'\nservice = 'echo'\n"));
+    let callers = Callers::start(&line.address_of("web"), 2);
+    line.asked(&["reload"]).well();
+    assert_eq!(line.exit_code(1), 0);
+    echo(new.to_str().unwrap());
+    assert!(!old.exists());
+    let calls = callers.finish();
+    assert_eq!((calls.refused, calls.broken), (0, 0));
+}
+
+#[test]
+fn the_service_of_a_listener_changes_with_the_file() {
+    let line = serve("[listener.web]\naddress = '$F/web.sock'\nservice = 'echo'\n", &[]);
+    assert_eq!(who(&line, "web", b"name"), "name");
+    let proxy = |name| {
+        put(
+            line.folder(),
+            &format!("[listener.web]\naddress = '$F/web.sock'\nservice = 'proxy'\nupstreams = ['$F/{name}.sock']\n"),
+        );
+        line.asked(&["reload"]).well();
+    };
+    let upstreams = [upstream(line.folder(), "alpha"), upstream(line.folder(), "beta")];
+    proxy("alpha");
+    assert_eq!(who(&line, "web", b"last"), "alpha");
+    proxy("beta");
+    assert_eq!(who(&line, "web", b"last"), "beta");
+    upstreams.into_iter().for_each(|upstream| upstream.join().unwrap());
+}
+
+#[test]
+fn a_broken_file_fails_the_reload_with_its_place_and_the_old_generation_serves_on() {
+    let line = serve(WEB, &[]);
+    for (broken, place) in [
+        ("[listener.web]\naddress = 'nowhere'\nservice = 'echo'\n", "handoffd.toml:2:11: bad address \"nowhere\""),
+        ("[listener.web\n", "handoffd.toml:1:14: "),
+        ("", "handoffd.toml:1:1: there is no listener"),
+        ("bake = '8d'", "handoffd.toml:1:8: bad time \"8d\": expected at most 7 days"),
+    ] {
+        put(line.folder(), broken);
+        line.asked(&["reload"]).names(70, &["the new generation did not take over: the successor says: ", place]);
+        echo(&line.address_of("web"));
+    }
+    fs::remove_file(line.folder().join("handoffd.toml")).unwrap();
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(
+        1,
+        "the handoff failed: the successor says: handoffd.toml: cannot read the configuration: No such file",
+    );
+    echo(&line.address_of("web"));
+    put(line.folder(), WEB);
+    line.asked(&["reload"]).well();
+    echo(&line.address_of("web"));
+}
+
+#[test]
+fn a_changed_file_shows_as_another_configuration() {
+    let line = serve(WEB, &[]);
+    let digest = || {
+        let status = line.asked(&["status", "--json"]).well();
+        let (_, rest) = status.split_once("\"configuration\":\"").unwrap_or_else(|| panic!("{status}"));
+        rest.split('"').next().unwrap().to_owned()
+    };
+    let first = digest();
+    line.asked(&["reload"]).well();
+    assert_eq!(digest(), first, "nothing has changed");
+    put(line.folder(), &format!("# a word more\n{WEB}"));
+    line.asked(&["reload"]).well();
+    assert_ne!(digest(), first);
+}
+
+#[test]
+fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+    let line = serve(
+        &format!("bake = '1h'\nready_timeout = '41s'\ndrain_timeout = '42s'\nworkers = 3\n{WEB}"),
+        &["--drain-timeout", "43s"],
+    );
+    let status = line.asked(&["status", "--json"]).well();
+    for word in ["\"ready_timeout_ms\":41000", "\"bake_ms\":0", "\"drain_timeout_ms\":43000"] {
+        assert!(status.contains(word), "{word} is not in {status}");
+    }
+    let workers = threads(line.first_pid());
+    let line = serve(&format!("workers = 3\n{WEB}"), &["--workers", "1"]);
+    assert_eq!(threads(line.first_pid()) + 2, workers);
+}
+
+#[test]
+fn the_file_says_where_commands_are_heard_and_whom_to_signal() {
+    let line = Line::start_with(|command, folder| {
+        put(folder, &format!("control = '$F/control'\npid_file = '$F/pid'\n{WEB}"));
+        command.arg("--config").arg(folder.join("handoffd.toml"));
+    });
+    line.wait_for(1, "serving draining");
+    line.asked(&["status"]).well();
+    assert_eq!(fs::read_to_string(line.folder().join("pid")).unwrap().trim(), line.first_pid().to_string());
+}
+
+#[test]
+fn a_socket_that_is_passed_in_under_the_name_of_a_listener_is_used() {
+    let folder = folder();
+    let socket = UnixListener::bind(folder.path().join("passed.sock")).unwrap();
+    put(folder.path(), "[listener.web]\naddress = '$F/bound.sock'\nservice = 'echo'\n");
+    let parent = Parent::passing([socket.into()]).saying("LISTEN_FDNAMES", "web");
+    let line = parent.serve(&["--config", folder.path().join("handoffd.toml").to_str().unwrap()]);
+    echo(folder.path().join("passed.sock").to_str().unwrap());
+    assert!(!folder.path().join("bound.sock").exists());
+    drop(line);
+}
+
+#[test]
+fn the_counters_are_shown_where_the_file_says() {
+    let line = serve(&format!("metrics = '127.0.0.1:0'\n{WEB}"), &[]);
+    echo(&line.address_of("web"));
+    let mut collector = Client::connect(&line.address_of("metrics")).unwrap();
+    collector.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    collector.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("handoffd_accepted_connections_total{listener=\"web\"} 1\n"), "{answer}");
+    // They are asked for over the operator's socket, and a file may name none.
+    put(line.folder(), &format!("\nmetrics = '127.0.0.1:0'\n{WEB}"));
+    let mut command = Command::new(REAL);
+    command.current_dir(line.folder()).args(["--config", "handoffd.toml"]).env_remove("RUNTIME_DIRECTORY");
+    Refusal::of(command).names(78, &["handoffd.toml:2:11: metrics needs a control socket", "expected control = "]);
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Runs `handoffd check` in that folder.
+fn check(folder: &Path, arguments: &[&str]) -> crate::support::operator::Answered {
+    let mut command = Command::new(REAL);
+    command.current_dir(folder).arg("check").args(arguments);
+    Operator::start(command).wait()
+}
+
+#[test]
+fn a_check_takes_whatever_the_daemon_takes() {
+    let folder = folder();
+    put(folder.path(), "[listener.web]\naddress = '127.0.0.1:1'\nservice = 'echo'\n");
+    let said = check(folder.path(), &["--config", "handoffd.toml", "--bake", "2"]).well();
+    assert!(said.contains("would listen on web=127.0.0.1:1"), "{said}");
+    let proxy = ["proxy", "--listen", "web=127.0.0.1:1", "--to", "127.0.0.1:2", "--max-connections", "3"];
+    assert!(check(folder.path(), &proxy).well().contains("web=127.0.0.1:1"));
+    check(folder.path(), &["proxy", "--to", "nowhere"]).names(64, &["bad address \"nowhere\""]);
+    put(folder.path(), "[listener.web]\naddress = '/no/such/folder/socket'\nservice = 'echo'\n");
+    check(folder.path(), &["--config", "handoffd.toml"]).names(78, &["web", "/no/such/folder/socket", "No such file"]);
+    put(folder.path(), "nope = 1");
+    check(folder.path(), &["--config", "handoffd.toml"]).names(78, &["handoffd.toml:1:1: unknown field `nope`"]);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+}
+
+#[test]
+fn what_contradicts_itself_on_the_command_line_is_named() {
+    for (arguments, words) in [
+        (&["--config", "a.toml", "--listen", "127.0.0.1:0"][..], &["--config", "--listen"][..]),
+        (&["--config", "a.toml", "--config", "b.toml"], &["--config", "multiple times"]),
+        (&["proxy", "--to", "@a", "--config", "a.toml"], &["--config"]),
+        (&["proxy", "--listen", "127.0.0.1:0"], &["required", "--to"]),
+        (&["proxy", "--to", "@a", "--balance", "fair"], &["--balance", "fair", "round-robin"]),
+        (&["proxy", "--to", "@a", "--connect-timeout", "0"], &["--connect-timeout", "'0'", "more than zero"]),
+        (&["proxy", "--to", "@a", "--max-connections", "5"], &["required", "--listen"]),
+        (&["proxy", "--to", "@a", "--send-proxy-header", "v3"], &["--send-proxy-header", "v3", "v1 or v2"]),
+        (&["proxy", "--to", "@a", "--to", "@a"], &["@a", "twice"]),
+        (&["--metrics", "127.0.0.1:0", "--control", "/run/c"], &["--metrics", "--listen", "--config"]),
+        (&["--workers", "0"], &["--workers", "1 to 1024"]),
+    ] {
+        Refusal::to(arguments).names(64, words);
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("long"), "#".repeat(1024 * 1024 + 1)).unwrap();
+    nix::unistd::mkfifo(path("pipe").as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for (name, why) in
+        [("gone", "No such file"), ("", "no regular file"), ("pipe", "no regular file"), ("long", "more than 1 MiB")]
+    {
+        Refusal::to(&["--config", &path(name)]).names(78, &[&path(name), "cannot read the configuration", why]);
+    }
+    Refusal::to(&["--config", &path("new\nline")]).names(78, &["new\\nline: cannot read"]);
+    fs::write(path("latin"), b"# na\xefve\n").unwrap();
+    Refusal::to(&["--config", &path("latin")]).names(78, &["latin:1:5: this is not UTF-8"]);
+}

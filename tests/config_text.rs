@@ -1,0 +1,197 @@
+//! What a configuration file may hold: every fault has its place, and the example that explains all of it is right.
+//!
+//! That the daemon reads it so is in `config_file`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use handoffd::{ConfigFile, Error, Exit};
+
+use crate::support::Refusal;
+
+/// Lines that belong to one listener, the proxy `web`, which are 4 lines and well by themselves.
+fn proxied(lines: &str) -> String {
+    format!("[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = ['@b']\n{lines}")
+}
+
+#[test]
+fn what_is_wrong_in_a_file_is_named_with_its_line_and_column() {
+    let echo = |lines: &str| format!("[listener.web]\naddress = '@a'\nservice = 'echo'\n{lines}");
+    let cases = [
+        // No TOML.
+        ("bake", "1:5: key with no value, expected `=`"),
+        ("# one\n\nbake = '1s", "3:11: invalid literal string"),
+        ("bake = 1\nbake = 2", "2:1: bake is there already, expected each once"),
+        ("bake = 1\n\n[listener.web]\n[listener.web]\n", "4:11: web is there already"),
+        // The daemon's settings.
+        ("  nope = 1", "1:3: unknown field `nope`, expected one of `ready_timeout`, `bake`"),
+        ("\"new\\nline\" = 1", "1:1: unknown field `new\\nline`"),
+        ("ready_timeout = 'soon'", "1:17: bad time \"soon\": expected a time, as in 500ms"),
+        ("bake = -1", "1:8: invalid value: integer `-1`, expected a time"),
+        ("bake = 1.5", "1:8: invalid type: floating point `1.5`, expected a time"),
+        ("bake = 2026-11-25", "1:8: invalid type: table or date, expected a time"),
+        ("drain_timeout = '8d'", "1:17: bad time \"8d\": expected at most 7 days"),
+        ("first_request_grace = 604801", "1:23: bad time 604801: expected at most 7 days"),
+        ("max_generations = 1", "1:19: bad max-generations 1: expected 2 to 64"),
+        ("max_generations = '8'", "1:19: invalid type: string \"8\", expected a whole number"),
+        ("workers = 0", "1:11: bad count 0: expected a number of threads, 1 to 1024"),
+        ("workers = 1025", "1:11: bad count 1025: expected a number of threads, 1 to 1024"),
+        ("pid_file = ''", "1:12: bad path \"\": expected"),
+        ("control = 'run/control'", "1:11: bad path \"run/control\": expected an absolute path"),
+        ("log = 'handoffd=loud'", "1:7: bad filter \"handoffd=loud\": expected a filter"),
+        ("metrics = 9100", "1:11: invalid type: integer `9100`, expected an address"),
+        (&format!("metrics = '@b'\n{}", echo("").replace("web", "metrics")), "1:11: the name of this listener is"),
+        (&format!("metrics = '@a'\n{}", echo("")), "1:11: the listener \"web\" has that address, expected another"),
+        // Listeners.
+        ("bake = 1\n", "1:1: there is no listener, expected at least one, as in [listener.web]"),
+        ("listener = 5", "1:12: this is no table, expected a table with the listener's name"),
+        ("[listener]\naddress = '@a'", "2:11: this is no table, expected a table with the listener's name"),
+        ("[[listener.web]]\naddress = '@a'", "1:1: this is no table"),
+        ("[listener.web]\nservice = 'echo'", "1:11: the listener \"web\" has no address, expected one"),
+        ("[listener.web]\naddress = '@a'", "1:11: the listener \"web\" has no service, expected \"echo\" or \"proxy\""),
+        ("[listener.web]\naddress = 'web:80'", "2:11: bad address \"web:80\": expected IP:PORT"),
+        ("[listener.web]\nservice = 'http'", "2:11: bad service \"http\": expected \"echo\" or \"proxy\""),
+        ("[listener.'ä b']\naddress = '@a'", "1:11: bad listener name \"ä b\": a name is printable ASCII"),
+        ("[listener.control]\n", "1:11: bad listener name \"control\": that is what the operator's socket is called"),
+        (&echo("max_connections = 0"), "4:19: bad count 0: expected a whole number from 1"),
+        (&echo("  balance = 'in-order'"), "4:13: balance is a setting of a proxy, expected service = \"proxy\""),
+        (&echo("\neject_for = 1\nlifetime = 1"), "5:13: eject_for is a setting of a proxy"),
+        (&echo("upstream = ['@b']"), "4:1: unknown field `upstream`, expected one of `address`"),
+        (
+            &echo("[listener.api]\naddress = '@a'\nservice = 'echo'"),
+            "5:11: the listener \"web\" has the address @a already, expected another",
+        ),
+        // Proxies.
+        (
+            "[listener.web]\naddress = '@a'\nservice = 'proxy'\n",
+            "1:11: the listener \"web\" has no upstreams, expected",
+        ),
+        (
+            "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = []",
+            "4:13: no upstream is given, expected at least one",
+        ),
+        (
+            "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = '@b'",
+            "4:13: invalid type: string \"@b\", expected a list",
+        ),
+        (
+            "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = [\n  '@ä', 'app:80']",
+            "5:9: bad address \"app:80\": expected IP:PORT",
+        ),
+        (
+            "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = ['127.0.0.1:0']",
+            "4:14: bad address \"127.0.0.1:0\": nobody can be reached at port 0",
+        ),
+        (
+            "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = ['tcp6:[::1]:1']",
+            "4:14: bad address \"tcp6:[::1]:1\": tcp6: is for listeners",
+        ),
+        (
+            "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = ['@b', '@c', '@b']",
+            "4:26: the upstream @b is there twice, expected each once",
+        ),
+        (
+            &proxied("balance = 'fair'"),
+            "5:11: bad balance \"fair\": expected round-robin, least-connections or in-order",
+        ),
+        (&proxied("connect_timeout = 0"), "5:19: bad time 0: expected more than zero"),
+        (&proxied("connect_patience = true"), "5:20: invalid type: boolean `true`, expected a time"),
+        (&proxied("idle_timeout = '0s'"), "5:16: bad time \"0s\": expected more than zero"),
+        (&proxied("lifetime = '30d'"), "5:12: bad time \"30d\": expected at most 7 days"),
+        (&proxied("send_proxy_header = 2"), "5:21: invalid type: integer `2`, expected \"v1\" or \"v2\""),
+        (
+            &proxied("accept_proxy_header_from = ['10.0.0.0/33']"),
+            "5:29: bad address \"10.0.0.0/33\": expected a network",
+        ),
+        (&proxied("proxy_header_timeout = 1"), "5:24: proxy_header_timeout says nothing alone, expected accept_proxy"),
+        (&proxied("keep_alive = '10h'"), "5:14: bad time \"10h\": expected whole seconds, 1s to 9h"),
+        (&proxied("user_timeout = '1us'"), "5:16: bad time \"1us\": expected at least 1ms"),
+        (&proxied("eject_after = -3"), "5:15: invalid value: integer `-3`, expected a whole number from 0"),
+        (&proxied("check_timeout = 1"), "5:17: check_timeout says nothing alone, expected check_interval"),
+    ];
+    for (text, expected) in cases {
+        let error = ConfigFile::parse(Path::new("a.toml"), text.as_bytes()).unwrap_err();
+        let said = error.to_string();
+        assert!(said.starts_with(&format!("a.toml:{expected}")), "{text:?}: {said}");
+        assert!(said.lines().count() == 1 && error.exit() == Exit::Configuration, "{text:?}: {said}");
+    }
+    // And the daemon says it so.
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("handoffd.toml");
+    for (text, expected) in &cases[..10] {
+        fs::write(&path, text).unwrap();
+        Refusal::to(&["--config", path.to_str().unwrap()]).names(78, &[&format!("{}:{expected}", path.display())]);
+    }
+}
+
+/// What is shown to every reader, and what it may be made of.
+const EXAMPLE: &str = include_str!("../docs/handoffd.toml");
+
+fn parse(text: &str) -> ConfigFile {
+    ConfigFile::parse(Path::new("docs/handoffd.toml"), text.as_bytes()).unwrap()
+}
+
+/// The example with what stands behind `#` without a space taken for a setting as well.
+fn with_all_settings() -> String {
+    let uncomment = |line: &str| match line.strip_prefix('#') {
+        Some(setting) if setting.starts_with(|letter: char| letter.is_ascii_lowercase()) => setting.to_owned(),
+        _ => line.to_owned(),
+    };
+    EXAMPLE.lines().map(|line| uncomment(line) + "\n").collect()
+}
+
+#[test]
+fn the_example_says_the_defaults_and_what_is_required() {
+    let required = "[listener.web]\naddress = '0.0.0.0:8080'\nservice = 'proxy'\n\
+                    upstreams = ['127.0.0.1:9000', '/run/app.sock', '@app']\n";
+    let default = ConfigFile { log: Some("info".parse().unwrap()), ..parse(required) };
+    assert_eq!(format!("{:?}", parse(EXAMPLE)), format!("{default:?}"));
+    parse(&with_all_settings());
+}
+
+#[test]
+fn the_example_explains_every_setting_that_there_is() {
+    let all = with_all_settings();
+    for table in ["", "[listener.web]\n"] {
+        let text = format!("{table}nope = 1");
+        let said = ConfigFile::parse(Path::new("a.toml"), text.as_bytes()).unwrap_err().to_string();
+        let (_, settings) = said.split_once("expected one of ").unwrap();
+        let settings: Vec<_> = settings.split(", ").map(|setting| setting.trim_matches('`')).collect();
+        assert!(settings.len() > 10, "{said}");
+        for setting in settings.iter().filter(|setting| **setting != "listener") {
+            let lines: Vec<_> = all.lines().collect();
+            let place = lines.iter().position(|line| line.starts_with(&format!("{setting} = ")));
+            let place = place.unwrap_or_else(|| panic!("{setting} is not there"));
+            let above: Vec<_> = lines[..place].iter().rev().take_while(|line| line.starts_with("# ")).collect();
+            let says = |word| above.iter().any(|line| line.contains(word));
+            assert!(says("Default: ") || says("Required."), "{setting} has no default: {above:?}");
+        }
+    }
+}
+
+/// Every file that the fuzzer has found worth keeping.
+fn corpus() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/config_file");
+    let files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() > 10, "the corpus is gone");
+    files
+}
+
+#[test]
+fn every_file_of_the_corpus_is_served_or_refused_with_a_place_in_it() {
+    for path in corpus() {
+        let bytes = fs::read(&path).unwrap();
+        match ConfigFile::parse(Path::new("a.toml"), &bytes) {
+            Ok(file) => assert!(!file.services.is_empty(), "{}", path.display()),
+            Err(error @ Error::ConfigFile { line, column, .. }) => {
+                let said = error.to_string();
+                assert!(said.starts_with(&format!("a.toml:{line}:{column}: ")), "{}: {said}", path.display());
+                assert!(!said.contains(char::is_control), "{}: {said}", path.display());
+                let lines: Vec<_> = bytes.split(|byte| *byte == b'\n').collect();
+                assert!((1..=lines.len()).contains(&line), "{}: {said}", path.display());
+                assert!((1..=lines[line - 1].len() + 1).contains(&column), "{}: {said}", path.display());
+            }
+            Err(error) => panic!("{}: {error}", path.display()),
+        }
+    }
+}
