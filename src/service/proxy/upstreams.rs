@@ -289,6 +289,7 @@ mod tests {
         assert_eq!(offered(&upstreams), [0, 1], "not in a row");
         fail(&upstreams, 0, 1);
         let since = Instant::now();
+        fail(&upstreams, 0, 1);
         assert_eq!((offered(&upstreams), upstreams.all()[0].ejected()), (vec![1], 1));
         while offered(&upstreams) != [0, 1] {
             assert!(since.elapsed() < Duration::from_secs(60));
