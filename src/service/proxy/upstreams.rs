@@ -333,4 +333,26 @@ mod tests {
         upstreams.check_passed(0, "web");
         assert_eq!(offered(&upstreams), [0, 1]);
     }
+
+    #[test]
+    fn who_stays_away_is_named_once_and_so_is_the_return() {
+        let (mut read, write) = std::io::pipe().unwrap();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(std::sync::Mutex::new(write)).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let upstreams = upstreams(2, Balance::InOrder, Ejection { failures: 1, time: Duration::ZERO });
+            for times in 1..=5 {
+                fail(&upstreams, 0, 1);
+                while upstreams.is_out(&upstreams.all()[0]) {
+                    std::thread::yield_now();
+                }
+                assert_eq!(upstreams.all()[0].ejected(), times);
+            }
+            upstreams.succeeded(0, "web");
+            upstreams.succeeded(0, "web");
+        });
+        let mut log = String::new();
+        std::io::Read::read_to_string(&mut read, &mut log).unwrap();
+        assert_eq!((log.matches("is passed over").count(), log.matches("is back").count()), (1, 1), "{log}");
+        assert!(log.contains("connection refused") && log.contains(r#"listener="web" upstream=@upstream-0"#), "{log}");
+    }
 }
