@@ -36,6 +36,15 @@ pub(super) struct Direction {
     streak: u8,
 }
 
+/// What is done with the source's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The sink is told.
+    Tell,
+    /// Nothing: the sink is about to be closed.
+    Keep,
+}
+
 /// What was read and is not written yet.
 #[derive(Debug, Default)]
 enum Held {
@@ -58,16 +67,18 @@ struct Rest {
 }
 
 impl Direction {
-    /// Moves what can be moved: ready when the source's end has been passed on.
+    /// Moves what can be moved: ready when the source's end has been passed on, or reached if it is to be kept.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         source: &mut Stream,
         sink: &mut Stream,
+        end: End,
     ) -> Poll<Result<(), Broken>> {
         for _ in 0..TURN {
-            if matches!(self.held, Held::Over) {
-                return Poll::Ready(Ok(()));
+            match (&self.held, end) {
+                (Held::Over, _) | (Held::End, End::Keep) => return Poll::Ready(Ok(())),
+                _ => {}
             }
             ready!(self.step(cx, source, sink))?;
         }
@@ -111,6 +122,11 @@ impl Direction {
             }
         }
         Poll::Ready(())
+    }
+
+    /// Whether the source's end has been passed on.
+    pub(super) const fn is_over(&self) -> bool {
+        matches!(self.held, Held::Over)
     }
 
     /// Whether something was read that the sink has not taken.

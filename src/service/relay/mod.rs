@@ -11,7 +11,7 @@ use std::io;
 use std::task::{Context, Poll};
 
 use crate::net::Stream;
-use direction::Direction;
+use direction::{Direction, End};
 
 /// Both ways of a connection.
 #[derive(Debug, Default)]
@@ -42,13 +42,14 @@ enum Broken {
 impl Relay {
     /// Relays until both sides have ended, or one has broken. What it owes when it is given up is still owed when it goes on.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, client: &mut Stream, upstream: &mut Stream) -> Poll<Relayed> {
-        let up = match self.up.poll(cx, client, upstream) {
+        // The end of the second direction need not be told: both sides are closed at once.
+        let up = match self.up.poll(cx, client, upstream, if self.down.is_over() { End::Keep } else { End::Tell }) {
             Poll::Ready(Err(Broken::Source(error))) => return Poll::Ready(Relayed::ClientBroke(error)),
             Poll::Ready(Err(Broken::Sink(error))) => return Poll::Ready(Relayed::UpstreamBroke(error)),
             Poll::Ready(Ok(())) => Poll::Ready(()),
             Poll::Pending => Poll::Pending,
         };
-        let down = match self.down.poll(cx, upstream, client) {
+        let down = match self.down.poll(cx, upstream, client, if self.up.is_over() { End::Keep } else { End::Tell }) {
             Poll::Ready(Err(Broken::Source(error))) => return Poll::Ready(Relayed::UpstreamBroke(error)),
             Poll::Ready(Err(Broken::Sink(error))) => return Poll::Ready(Relayed::ClientBroke(error)),
             Poll::Ready(Ok(())) => Poll::Ready(()),
