@@ -107,7 +107,7 @@ fn fill(line: &Line, end: &mut Client) -> Vec<u8> {
     let mut sent = Vec::new();
     let mut slept = false;
     loop {
-        let next: Vec<u8> = (0..8_192).map(|number| (sent.len() / 8_192 + number) as u8).collect();
+        let next: Vec<u8> = (0..8_192).map(|number| (sent.len() / 8_192 + number).to_le_bytes()[0]).collect();
         match end.write(&next) {
             Ok(count) => {
                 sent.extend_from_slice(&next[..count]);

@@ -224,7 +224,7 @@ fn milliseconds(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Error, ErrorKind};
+    use std::io::{Error, ErrorKind, Read, Seek};
 
     fn upstreams(count: usize, balance: Balance, ejection: Ejection) -> Upstreams {
         let addresses = (0..count).map(|number| format!("@upstream-{number}").parse().unwrap());
@@ -336,7 +336,8 @@ mod tests {
 
     #[test]
     fn who_stays_away_is_named_once_and_so_is_the_return() {
-        let (mut read, write) = std::io::pipe().unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        let write = file.try_clone().unwrap();
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(std::sync::Mutex::new(write)).finish();
         tracing::subscriber::with_default(subscriber, || {
             let upstreams = upstreams(2, Balance::InOrder, Ejection { failures: 1, time: Duration::ZERO });
@@ -351,7 +352,8 @@ mod tests {
             upstreams.succeeded(0, "web");
         });
         let mut log = String::new();
-        std::io::Read::read_to_string(&mut read, &mut log).unwrap();
+        file.rewind().unwrap();
+        file.read_to_string(&mut log).unwrap();
         assert_eq!((log.matches("is passed over").count(), log.matches("is back").count()), (1, 1), "{log}");
         assert!(log.contains("connection refused") && log.contains(r#"listener="web" upstream=@upstream-0"#), "{log}");
     }
