@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Echoing, Line, REAL, Upstream, assert_becomes, free_port, install};
+use crate::support::{Client, Echoing, Line, REAL, Upstream, assert_becomes, free_port, install, narrow};
 
 /// More than one read takes, and less than the kernel does for a reader that is not there.
 const SOME: usize = 100_000;
@@ -99,26 +99,85 @@ fn an_upstream_that_closes_on_a_client_that_goes_on_sending_is_heard_first() {
     }
 }
 
-#[test]
-fn a_client_that_does_not_read_is_given_up_when_its_upstream_is_gone() {
-    let upstream = Upstream::tcp();
-    let line = Line::proxy(&[&upstream.address()], &[]);
-    let client = crate::support::narrow(line.address().parse().unwrap());
-    let mut server = upstream.accept();
-    server.set_nonblocking(true).unwrap();
+/// Sends, with little room here, until nobody takes more: what was sent.
+fn fill(line: &Line, end: &mut Client) -> Vec<u8> {
+    let Client::Tcp(socket) = &*end else { panic!("{end:?}") };
+    socket2::SockRef::from(socket).set_send_buffer_size(4_096).unwrap();
+    end.set_nonblocking(true).unwrap();
+    let mut sent = Vec::new();
     let mut slept = false;
     loop {
-        match server.write(&[7; 65_536]) {
-            Ok(_) => slept = false,
+        let next: Vec<u8> = (0..8_192).map(|number| (sent.len() / 8_192 + number).to_le_bytes()[0]).collect();
+        match end.write(&next) {
+            Ok(count) => {
+                sent.extend_from_slice(&next[..count]);
+                slept = false;
+            }
             Err(error) if error.kind() == ErrorKind::WouldBlock && slept => break,
             Err(error) if error.kind() == ErrorKind::WouldBlock => slept = line.is_asleep(),
             Err(error) => panic!("{error}"),
         }
     }
+    end.set_nonblocking(false).unwrap();
+    sent
+}
+
+/// All of it was heard, but for what had not left the sender, and then there was no end but a reset.
+fn assert_heard(sent: &[u8], (heard, end): (Vec<u8>, std::io::Result<()>)) {
+    const NOT_YET_LEFT: usize = 100_000;
+    assert!(sent.starts_with(&heard), "altered");
+    assert!(sent.len() > 3 * NOT_YET_LEFT, "hardly anything was on its way: {}", sent.len());
+    assert!(heard.len() + NOT_YET_LEFT >= sent.len(), "{} bytes of {}", heard.len(), sent.len());
+    assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn what_an_upstream_said_before_it_broke_reaches_a_slow_client() {
+    for goes_on_sending in [false, true] {
+        let upstream = Upstream::tcp();
+        let line = Line::proxy(&[&upstream.address()], &[]);
+        let mut client = narrow(line.address().parse().unwrap());
+        let mut server = upstream.accept();
+        let sent = fill(&line, &mut server);
+        server.reset();
+        if goes_on_sending {
+            // Then it is the proxy's own write that tells it.
+            client.write_all(b"and another thing").unwrap();
+        }
+        assert_heard(&sent, client.read_all());
+        assert_eq!(ending(&line).0, "broken");
+    }
+}
+
+#[test]
+fn what_a_client_said_before_it_broke_reaches_a_slow_upstream() {
+    for goes_on_sending in [false, true] {
+        let upstream = Upstream::tcp();
+        let Upstream::Tcp(listener) = &upstream else { panic!("{upstream:?}") };
+        socket2::SockRef::from(listener).set_recv_buffer_size(4_096).unwrap();
+        let line = Line::proxy(&[&upstream.address()], &[]);
+        let (mut client, mut server) = line.pair(&upstream);
+        let sent = fill(&line, &mut client);
+        client.reset();
+        if goes_on_sending {
+            server.write_all(b"and another thing").unwrap();
+        }
+        assert_heard(&sent, server.read_all());
+        assert_eq!(ending(&line).0, "broken");
+    }
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_given_up_when_its_upstream_has_broken() {
+    let upstream = Upstream::tcp();
+    let line = Line::proxy(&[&upstream.address()], &[]);
+    let mut client = narrow(line.address().parse().unwrap());
+    let mut server = upstream.accept();
+    fill(&line, &mut server);
     server.reset();
-    // Neither write nor read tells of the reset while the client is waited for; its client is what ends it.
-    drop(client);
+    client.write_all(b"and another thing").unwrap();
     assert_eq!(ending(&line).0, "broken");
+    drop(client);
 }
 
 #[test]
@@ -148,37 +207,39 @@ fn a_client_that_nobody_accepts_is_reset_in_the_end_and_that_is_said_once() {
 
 #[test]
 fn a_proxy_without_descriptors_makes_clients_wait_and_recovers() {
-    let upstream = Upstream::tcp();
-    let address = upstream.address();
-    let backend = Echoing::on(upstream, &address);
-    let line = Line::start_program(Path::new(REAL), |command, folder| {
-        install(folder, "ulimit -n 60\nexec \"$REAL\" \"$@\"");
-        command.args(["proxy", "--log", "debug", "--listen", "127.0.0.1:0", "--to", &address]);
-    });
-    line.wait_for(1, "serving draining");
-    // One after the other, until there is no room for one more pair.
-    let mut clients = Vec::new();
-    for _ in 0..60 {
-        let mut client = Client::connect(&line.address()).unwrap();
-        client.set_read_timeout(Duration::from_millis(200)).unwrap();
-        if client.echo(b"here I am").is_err() {
+    // With an even number it is the accept that finds none, with an odd one the connect; or the other way round.
+    for limit in [60, 61] {
+        let upstream = Upstream::tcp();
+        let address = upstream.address();
+        let backend = Echoing::on(upstream, &address);
+        let line = Line::start_program(Path::new(REAL), |command, folder| {
+            install(folder, &format!("ulimit -n {limit}\nexec \"$REAL\" \"$@\""));
+            command.args(["proxy", "--log", "debug", "--listen", "127.0.0.1:0", "--to", &address]);
+        });
+        line.wait_for(1, "serving draining");
+        // One after the other, until there is no room for one more pair.
+        let mut clients = Vec::new();
+        let mut waiting = loop {
+            let mut client = Client::connect(&line.address()).unwrap();
+            client.set_read_timeout(Duration::from_millis(200)).unwrap();
+            let answered = client.echo(b"here I am").is_ok();
             client.set_read_timeout(crate::support::DEADLINE).unwrap();
+            if !answered {
+                break client;
+            }
             clients.push(client);
-            break;
+        };
+        assert!((5..30).contains(&clients.len()), "{}", clients.len());
+        // Those that are there are served, and no upstream is to blame.
+        for client in &mut clients {
+            client.echo(b"still here").unwrap();
         }
-        clients.push(client);
+        assert_eq!(line.count("an upstream did not accept"), 0);
+        drop(clients);
+        waiting.expect(b"here I am").unwrap();
+        drop(waiting);
+        Client::once(&line.address(), b"as before").unwrap();
+        drop(line);
+        backend.stop();
     }
-    assert!((5..30).contains(&clients.len()), "{}", clients.len());
-    let mut waiting = clients.pop().unwrap();
-    // Those that are there are served, and no upstream is to blame.
-    for client in &mut clients {
-        client.echo(b"still here").unwrap();
-    }
-    assert_eq!(line.count("an upstream did not accept"), 0);
-    drop(clients);
-    waiting.expect(b"here I am").unwrap();
-    drop(waiting);
-    Client::once(&line.address(), b"as before").unwrap();
-    drop(line);
-    backend.stop();
 }

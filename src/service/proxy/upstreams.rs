@@ -224,7 +224,7 @@ fn milliseconds(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Error, ErrorKind};
+    use std::io::{Error, ErrorKind, Read, Seek};
 
     fn upstreams(count: usize, balance: Balance, ejection: Ejection) -> Upstreams {
         let addresses = (0..count).map(|number| format!("@upstream-{number}").parse().unwrap());
@@ -289,6 +289,7 @@ mod tests {
         assert_eq!(offered(&upstreams), [0, 1], "not in a row");
         fail(&upstreams, 0, 1);
         let since = Instant::now();
+        fail(&upstreams, 0, 1);
         assert_eq!((offered(&upstreams), upstreams.all()[0].ejected()), (vec![1], 1));
         while offered(&upstreams) != [0, 1] {
             assert!(since.elapsed() < Duration::from_secs(60));
@@ -331,5 +332,29 @@ mod tests {
         assert_eq!(offered(&upstreams), [1], "a client's word does not count against a check's");
         upstreams.check_passed(0, "web");
         assert_eq!(offered(&upstreams), [0, 1]);
+    }
+
+    #[test]
+    fn who_stays_away_is_named_once_and_so_is_the_return() {
+        let mut file = tempfile::tempfile().unwrap();
+        let write = file.try_clone().unwrap();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(std::sync::Mutex::new(write)).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let upstreams = upstreams(2, Balance::InOrder, Ejection { failures: 1, time: Duration::ZERO });
+            for times in 1..=5 {
+                fail(&upstreams, 0, 1);
+                while upstreams.is_out(&upstreams.all()[0]) {
+                    std::thread::yield_now();
+                }
+                assert_eq!(upstreams.all()[0].ejected(), times);
+            }
+            upstreams.succeeded(0, "web");
+            upstreams.succeeded(0, "web");
+        });
+        let mut log = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut log).unwrap();
+        assert_eq!((log.matches("is passed over").count(), log.matches("is back").count()), (1, 1), "{log}");
+        assert!(log.contains("connection refused") && log.contains(r#"listener="web" upstream=@upstream-0"#), "{log}");
     }
 }
