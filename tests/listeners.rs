@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Line, Parent, close, free_port, holds, holds_socket};
+use crate::support::{Client, Line, Parent, assert_becomes, close, free_port, holds, holds_socket};
 
 /// Starts on these addresses, and waits until it serves.
 fn serve(addresses: &[&str]) -> Line {
@@ -235,15 +235,20 @@ fn a_listener_that_another_process_sets_blocking_stops_nothing() {
     let copy = socket.try_clone().unwrap();
     let line = Parent::passing([socket.into()]).serve(&["--bake", "0"]);
     line.assert_serves();
-    for generation in 1..4 {
+    // Not between the look and the accept: nothing helps there.
+    let set_blocking = || {
+        assert_becomes(&true, || line.is_asleep());
         copy.set_nonblocking(false).unwrap();
+    };
+    for generation in 1..4 {
+        set_blocking();
         line.assert_serves();
         line.wait_for(generation, "set the listener blocking; set back");
-        copy.set_nonblocking(false).unwrap();
+        set_blocking();
         line.hand_over_from(generation);
         assert_eq!(line.exit_code(generation), 0);
     }
-    copy.set_nonblocking(false).unwrap();
+    set_blocking();
     line.signal(4, Signal::SIGTERM);
     assert_eq!(line.exit_code(4), 0);
 }
