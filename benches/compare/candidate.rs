@@ -11,7 +11,11 @@ use std::process::{Command, Stdio};
 
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
+use nix::sys::signal::Signal;
 
+/// The variables that name another binary in the place of ours, and one beside it.
+const BINARY: &str = "HANDOFFD_BIN";
+const OTHER: &str = "HANDOFFD_OTHER";
 /// Where Debian puts nginx's modules.
 const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 const SOCKET_PROXYD: &str = "/usr/lib/systemd/systemd-socket-proxyd";
@@ -23,21 +27,50 @@ const DESCRIPTORS: usize = 20_000;
 /// A proxy, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Candidate {
-    Handoffd,
-    Haproxy,
+    Handoffd(Build),
+    Haproxy(Splice),
     Nginx,
     SocketProxyd,
     /// The client asks the upstream itself.
     Direct,
 }
 
+/// Which handoffd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Build {
+    /// The one that is held against the peers.
+    Ours,
+    /// One to hold beside it.
+    Other,
+}
+
+/// When bytes are to stay in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Splice {
+    /// When the proxy finds it worthwhile, as its manual recommends.
+    Auto,
+    Always,
+}
+
 impl Candidate {
-    pub(crate) const ALL: [Self; 5] = [Self::Handoffd, Self::Haproxy, Self::Nginx, Self::SocketProxyd, Self::Direct];
+    pub(crate) const OURS: Self = Self::Handoffd(Build::Ours);
+
+    pub(crate) const ALL: [Self; 7] = [
+        Self::OURS,
+        Self::Handoffd(Build::Other),
+        Self::Haproxy(Splice::Auto),
+        Self::Haproxy(Splice::Always),
+        Self::Nginx,
+        Self::SocketProxyd,
+        Self::Direct,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Handoffd => "handoffd",
-            Self::Haproxy => "haproxy",
+            Self::Handoffd(Build::Ours) => "handoffd",
+            Self::Handoffd(Build::Other) => "other",
+            Self::Haproxy(Splice::Auto) => "haproxy",
+            Self::Haproxy(Splice::Always) => "haproxy-splice",
             Self::Nginx => "nginx",
             Self::SocketProxyd => "socket-proxyd",
             Self::Direct => "direct",
@@ -46,7 +79,21 @@ impl Candidate {
 
     /// Whether it is a proxy of somebody else.
     pub(crate) fn is_peer(self) -> bool {
-        matches!(self, Self::Haproxy | Self::Nginx | Self::SocketProxyd)
+        !matches!(self, Self::Handoffd(_) | Self::Direct)
+    }
+
+    /// Whether it is measured without being named: another build is when there is one.
+    pub(crate) fn is_wanted(self) -> bool {
+        self != Self::Handoffd(Build::Other) || variable(OTHER).is_some()
+    }
+
+    /// What tells it to reload, if it can.
+    pub(crate) fn reload(self) -> Option<Signal> {
+        match self {
+            Self::Handoffd(_) | Self::Nginx => Some(Signal::SIGHUP),
+            Self::Haproxy(_) => Some(Signal::SIGUSR2),
+            Self::SocketProxyd | Self::Direct => None,
+        }
     }
 
     /// How many connections it has descriptors for, if so many are wanted.
@@ -54,18 +101,18 @@ impl Candidate {
         match self {
             // Two sockets, and two pipes from the first byte on.
             Self::SocketProxyd => wanted.min((DESCRIPTORS - 500) / 6),
-            Self::Handoffd | Self::Haproxy | Self::Nginx | Self::Direct => wanted,
+            Self::Handoffd(_) | Self::Haproxy(_) | Self::Nginx | Self::Direct => wanted,
         }
     }
 
     /// Its own words about its version, or what to do to have it.
     pub(crate) fn version(self) -> Result<String, &'static str> {
         match self {
-            Self::Handoffd => {
-                said(&[&handoffd(), "proxy", "--help"]).ok_or("its build has no `proxy`")?;
-                said(&[&handoffd(), "--version"]).ok_or("it does not start")
+            Self::Handoffd(build) => {
+                said(&[&handoffd(build), "proxy", "--help"]).ok_or("its build has no `proxy`")?;
+                said(&[&handoffd(build), "--version"]).ok_or("it does not start")
             }
-            Self::Haproxy => said(&["haproxy", "-v"]).ok_or("apt-get install haproxy"),
+            Self::Haproxy(_) => said(&["haproxy", "-v"]).ok_or("apt-get install haproxy"),
             Self::Nginx if !Path::new(NGINX_STREAM).exists() => Err("apt-get install nginx libnginx-mod-stream"),
             Self::Nginx => said(&["nginx", "-v"]).ok_or("apt-get install nginx"),
             Self::SocketProxyd => said(&[SOCKET_PROXYD, "--version"]).ok_or("apt-get install systemd"),
@@ -79,14 +126,14 @@ impl Candidate {
         let mut command;
         match self {
             Self::Direct => return None,
-            Self::Handoffd => {
-                command = Command::new(handoffd());
+            Self::Handoffd(build) => {
+                command = Command::new(handoffd(build));
                 command.args(["proxy", "--listen", &listen_at, "--to", &upstream_at]);
                 command.arg("--pid-file").arg(pid_file(folder));
             }
-            Self::Haproxy => {
+            Self::Haproxy(splice) => {
                 let settings = folder.join("haproxy.cfg");
-                fs::write(&settings, haproxy(listen, upstream)).expect("write the settings");
+                fs::write(&settings, haproxy(splice, listen, upstream)).expect("write the settings");
                 command = Command::new("haproxy");
                 command.args(["-W", "-db", "-f"]).arg(settings);
             }
@@ -121,14 +168,26 @@ pub(crate) fn pid_file(folder: &Path) -> PathBuf {
     folder.join("pid")
 }
 
-/// The binary that was built with the bench, or another build to hold beside it.
-fn handoffd() -> String {
-    // A bench has no other way to be told: what it is not given by name, it does not read.
-    #[allow(clippy::disallowed_methods)]
-    std::env::var("HANDOFFD_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_handoffd").to_owned())
+/// The binary that was built with the bench, or another one.
+fn handoffd(build: Build) -> String {
+    let named = variable(match build {
+        Build::Ours => BINARY,
+        Build::Other => OTHER,
+    });
+    named.unwrap_or_else(|| env!("CARGO_BIN_EXE_handoffd").to_owned())
 }
 
-fn haproxy(listen: SocketAddr, upstream: SocketAddr) -> String {
+fn variable(name: &str) -> Option<String> {
+    // A bench has no other way to be told that stays the same from run to run.
+    #[allow(clippy::disallowed_methods)]
+    std::env::var(name).ok()
+}
+
+fn haproxy(splice: Splice, listen: SocketAddr, upstream: SocketAddr) -> String {
+    let splice = match splice {
+        Splice::Auto => "option splice-auto",
+        Splice::Always => "option splice-request\n    option splice-response",
+    };
     format!(
         "global
     nbthread 2
@@ -136,7 +195,7 @@ fn haproxy(listen: SocketAddr, upstream: SocketAddr) -> String {
     hard-stop-after 30s
 defaults
     mode tcp
-    option splice-auto
+    {splice}
     timeout connect 5s
     timeout client 1h
     timeout server 1h

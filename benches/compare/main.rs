@@ -1,7 +1,8 @@
 //! Measures handoffd as a TCP proxy beside HAProxy, nginx and systemd-socket-proxyd: side by side, in turns, in one run.
 //!
 //! `cargo bench --bench compare` runs everything; after `--`, names of scenarios and candidates select, `--turns` and
-//! `--seconds` say how long. `HANDOFFD_BIN` names another build of handoffd. Every turn starts each candidate anew, each
+//! `--seconds` say how long, and `--write` puts the figures into `docs/comparison.md` and a plot beside it. `HANDOFFD_BIN`
+//! names a build of handoffd that is measured instead, `HANDOFFD_OTHER` one that is measured too. Every turn starts each candidate anew, each
 //! time beginning with the next one, and what is shown are medians over the turns.
 //!
 //! Generator, upstream and proxy share the cores: rates come out closer to each other than the proxies are. The
@@ -13,6 +14,8 @@ mod bulk;
 mod candidate;
 mod load;
 mod network;
+mod page;
+mod plot;
 mod process;
 mod proxy;
 mod report;
@@ -40,6 +43,9 @@ struct Options {
     /// How long each measurement takes
     #[arg(long, default_value = "2", value_parser = seconds)]
     seconds: Duration,
+    /// Put the results of everything into docs/comparison.md and docs/comparison.svg
+    #[arg(long, conflicts_with = "only")]
+    write: bool,
     /// What cargo says
     #[arg(long, hide = true)]
     bench: bool,
@@ -79,9 +85,11 @@ fn compare(options: &Options) {
     };
     let mut candidates = Candidate::ALL.to_vec();
     candidates.retain(|one| named(Selected::Candidate(*one), |other| matches!(other, Selected::Candidate(_))));
+    candidates.retain(|one| one.is_wanted() || options.only.contains(&Selected::Candidate(*one)));
     candidates.retain(|one| report::introduce(*one));
     let mut scenarios = Scenario::value_variants().to_vec();
     scenarios.retain(|one| named(Selected::Scenario(*one), |other| matches!(other, Selected::Scenario(_))));
+    let mut all = Vec::new();
     for scenario in scenarios {
         let mut results = Results::new(scenario, &candidates);
         for turn in 0..options.turns {
@@ -91,5 +99,10 @@ fn compare(options: &Options) {
             }
         }
         results.print();
+        all.push(results);
+    }
+    if options.write {
+        page::write(&all, options.turns, options.seconds);
+        plot::write(&all);
     }
 }

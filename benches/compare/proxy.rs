@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
@@ -58,31 +58,22 @@ impl Proxy {
         self.root.map(process::family).unwrap_or_default()
     }
 
-    /// The processes that change when it reloads.
+    /// The processes that others take the place of when it reloads.
     pub(crate) fn generation(&self) -> Vec<Pid> {
-        match self.candidate {
-            Candidate::Handoffd => vec![self.head()],
-            Candidate::Haproxy | Candidate::Nginx | Candidate::SocketProxyd | Candidate::Direct => self.processes(),
-        }
+        self.head().map_or_else(|| self.processes(), |head| vec![head])
     }
 
-    /// Tells it to reload, in its own way; false if it has none.
-    pub(crate) fn reload(&self) -> bool {
-        let Some(root) = self.root else { return false };
-        let (pid, signal) = match self.candidate {
-            Candidate::Handoffd => (self.head(), Signal::SIGHUP),
-            Candidate::Haproxy => (root, Signal::SIGUSR2),
-            Candidate::Nginx => (root, Signal::SIGHUP),
-            Candidate::SocketProxyd | Candidate::Direct => return false,
-        };
+    /// Tells it to reload, in its own way.
+    pub(crate) fn reload(&self) {
+        let pid = self.head().or(self.root).expect("a proxy");
+        let signal = self.candidate.reload().expect("one that can reload");
         kill(pid, signal).expect("signal a process that is not reaped");
-        true
     }
 
     /// The generation that handoffd's pid file names.
-    fn head(&self) -> Pid {
-        let text = fs::read_to_string(pid_file(self.folder.path())).expect("the pid file");
-        Pid::from_raw(text.trim().parse().expect("a process id"))
+    fn head(&self) -> Option<Pid> {
+        let text = fs::read_to_string(pid_file(self.folder.path())).ok()?;
+        Some(Pid::from_raw(text.trim().parse().expect("a process id")))
     }
 
     fn await_service(&self) {

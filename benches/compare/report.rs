@@ -3,7 +3,7 @@
 #![allow(clippy::print_stdout)]
 
 use crate::candidate::Candidate;
-use crate::scenario::{Better, Measure, Scenario};
+use crate::scenario::{Better, Scenario};
 use crate::support::figures::Figures;
 use crate::support::table::{Table, Target};
 
@@ -42,43 +42,60 @@ impl Results {
         }
     }
 
-    /// Prints a table of the medians, and one of the ratios.
+    pub(crate) fn scenario(&self) -> Scenario {
+        self.scenario
+    }
+
+    pub(crate) fn candidates(&self) -> &[Candidate] {
+        &self.candidates
+    }
+
+    /// The medians of one measure, for each candidate.
+    pub(crate) fn medians(&self, measure: usize) -> Vec<f64> {
+        self.values.iter().map(|values| values[measure].median()).collect()
+    }
+
+    /// The medians over the turns of handoffd's value over that of each candidate; not numbers where it was not measured.
+    pub(crate) fn ratios(&self, measure: usize) -> Vec<f64> {
+        let ours = self.candidates.iter().position(|candidate| *candidate == Candidate::OURS);
+        let ratio = |theirs: &Vec<Figures>| {
+            ours.map_or(f64::NAN, |ours| self.values[ours][measure].over(&theirs[measure]).median())
+        };
+        self.values.iter().map(ratio).collect()
+    }
+
+    /// Which candidate is the peer with the best median.
+    pub(crate) fn best_peer(&self, measure: usize) -> Option<usize> {
+        let medians = self.medians(measure);
+        let peers = (0..medians.len()).filter(|one| self.candidates[*one].is_peer() && !medians[*one].is_nan());
+        let order = |one: &usize, other: &usize| medians[*one].total_cmp(&medians[*other]);
+        match self.scenario.measures()[measure].better {
+            Better::Less | Better::Zero => peers.min_by(order),
+            Better::More => peers.max_by(order),
+        }
+    }
+
+    /// Prints the medians, and then the ratios.
     pub(crate) fn print(&self) {
         let names: Vec<&str> = self.candidates.iter().map(|candidate| candidate.name()).collect();
         let mut table = Table::new(&self.scenario.title(), &[&["best peer"], &names[..]].concat());
-        for (number, measure) in self.scenario.measures().iter().enumerate() {
-            let medians = self.values.iter().map(|values| values[number].median());
-            let best = self.best_peer(number).map_or(f64::NAN, |peer| self.values[peer][number].median());
-            table.row(measure.name, &std::iter::once(best).chain(medians).collect::<Vec<_>>(), Target::None);
-        }
-        let Some(ours) = self.candidates.iter().position(|candidate| *candidate == Candidate::Handoffd) else {
-            return table.print();
+        let with_best = |number: usize, values: Vec<f64>| {
+            let best = self.best_peer(number).map_or(f64::NAN, |peer| values[peer]);
+            std::iter::once(best).chain(values).collect::<Vec<_>>()
         };
         for (number, measure) in self.scenario.measures().iter().enumerate() {
-            let ratio = |theirs: usize| self.values[ours][number].over(&self.values[theirs][number]).median();
+            table.row(measure.name, &with_best(number, self.medians(number)), Target::None);
+        }
+        for (number, measure) in self.scenario.measures().iter().enumerate() {
+            let ratios = with_best(number, self.ratios(number));
             let target = match measure.better {
+                Better::Zero => continue,
+                _ if ratios[0].is_nan() => Target::None,
                 Better::Less => Target::AtMost(1.0),
                 Better::More => Target::AtLeast(1.0),
-                Better::Zero => continue,
             };
-            let best = self.best_peer(number).map_or(f64::NAN, ratio);
-            let ratios = std::iter::once(best).chain((0..self.candidates.len()).map(ratio)).collect::<Vec<_>>();
-            table.row(&format!("handoffd's share: {}", unitless(measure)), &ratios, target);
+            table.row(&format!("handoffd over it: {}", measure.figure()), &ratios, target);
         }
         table.print();
     }
-
-    /// The peer with the best median.
-    fn best_peer(&self, number: usize) -> Option<usize> {
-        let median = |candidate: usize| self.values[candidate][number].median();
-        let peers = (0..self.candidates.len()).filter(|one| self.candidates[*one].is_peer() && !median(*one).is_nan());
-        match self.scenario.measures()[number].better {
-            Better::Less | Better::Zero => peers.min_by(|one, other| median(*one).total_cmp(&median(*other))),
-            Better::More => peers.max_by(|one, other| median(*one).total_cmp(&median(*other))),
-        }
-    }
-}
-
-fn unitless(measure: &Measure) -> &'static str {
-    measure.name.split_once(", ").map_or(measure.name, |(name, _)| name)
 }

@@ -48,13 +48,38 @@ pub(crate) enum Better {
 pub(crate) struct Measure {
     pub(crate) name: &'static str,
     pub(crate) better: Better,
+    /// Whether the plot shows it.
+    pub(crate) plotted: bool,
 }
 
 const fn measure(name: &'static str, better: Better) -> Measure {
-    Measure { name, better }
+    Measure { name, better, plotted: false }
+}
+
+const fn plotted(name: &'static str, better: Better) -> Measure {
+    Measure { name, better, plotted: true }
+}
+
+impl Measure {
+    /// Its name without the unit.
+    pub(crate) fn figure(&self) -> &'static str {
+        self.name.split_once(", ").map_or(self.name, |(name, _)| name)
+    }
 }
 
 impl Scenario {
+    /// In a word.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Connections => "connections",
+            Self::Download => "download",
+            Self::Upload => "upload",
+            Self::Memory => "memory",
+            Self::Reload => "reload",
+        }
+    }
+
     /// In a sentence.
     pub(crate) fn title(self) -> String {
         match self {
@@ -73,30 +98,30 @@ impl Scenario {
     /// What it measures, in the order of [`Scenario::run`].
     pub(crate) fn measures(self) -> &'static [Measure] {
         const SMALL: [Measure; 5] = [
-            measure("processor time a request, us", Better::Less),
-            measure("requests a second", Better::More),
+            plotted("processor time a request, us", Better::Less),
+            plotted("requests a second", Better::More),
             measure("latency p50, us", Better::Less),
             measure("latency p99, us", Better::Less),
             measure("latency p99.9, us", Better::Less),
         ];
         const CONNECTIONS: [Measure; 6] = [
-            measure("processor time a connection, us", Better::Less),
-            measure("connections a second", Better::More),
+            plotted("processor time a connection, us", Better::Less),
+            plotted("connections a second", Better::More),
             measure("latency p50, us", Better::Less),
             measure("latency p99, us", Better::Less),
             measure("latency p99.9, us", Better::Less),
             measure("refused or reset", Better::Zero),
         ];
         const BULK: [Measure; 2] =
-            [measure("processor time a gigabyte, ms", Better::Less), measure("gigabytes a second", Better::More)];
+            [plotted("processor time a gigabyte, ms", Better::Less), plotted("gigabytes a second", Better::More)];
         const MEMORY: [Measure; 2] =
-            [measure("memory a connection, bytes", Better::Less), measure("memory of all of it, MB", Better::Less)];
+            [plotted("growth a connection, bytes", Better::Less), measure("with all of them, MB", Better::Less)];
         const RELOAD: [Measure; 6] = [
             measure("refused", Better::Zero),
             measure("reset", Better::Zero),
-            measure("connections that stay, cut", Better::Zero),
+            measure("cut of those that stay", Better::Zero),
             measure("p99.9 over steady p99.9", Better::Less),
-            measure("p99.9 of a visit, us", Better::Less),
+            plotted("p99.9 of a visit, us", Better::Less),
             measure("longest visit, us", Better::Less),
         ];
         match self {
@@ -110,6 +135,9 @@ impl Scenario {
 
     /// Measures. What a candidate does not have is not a number.
     pub(crate) fn run(self, candidate: Candidate, time: Duration) -> Vec<f64> {
+        if self == Self::Reload && candidate.reload().is_none() {
+            return vec![f64::NAN; self.measures().len()];
+        }
         let proxy = Proxy::start(candidate);
         match self {
             Self::Small => small(&proxy, Keep::All, time),
@@ -139,6 +167,7 @@ fn small(proxy: &Proxy, keep: Keep, time: Duration) -> Vec<f64> {
         Keep::All => &tally.requests,
         Keep::One => &tally.visits,
     };
+    assert!(times.len() > 0, "nobody had a reply");
     let done = number(times.len());
     let mut values = vec![used / done * 1e6, done / time.as_secs_f64()];
     values.extend([500, 990, 999].map(|rank| times.per_mille(rank)));
@@ -176,9 +205,7 @@ fn reload(proxy: &Proxy, time: Duration) -> Vec<f64> {
     let mut during = Tally::default();
     let before = proxy.generation();
     for _ in 0..RELOADS {
-        if !proxy.reload() {
-            return vec![f64::NAN; Scenario::Reload.measures().len()];
-        }
+        proxy.reload();
         during.add(load.run(time * 2 / RELOADS));
     }
     assert_ne!(before, proxy.generation(), "a reload that changed nothing");

@@ -62,7 +62,7 @@ impl Table {
 }
 
 /// Three digits that count.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value {
         _ if value.is_nan() => String::from("-"),
         100.0.. => format!("{value:.0}"),
