@@ -60,7 +60,11 @@ enum Selected {
 impl Selected {
     fn parse(name: &str) -> Result<Self, String> {
         let scenario = Scenario::from_str(name, true).map(Self::Scenario);
-        scenario.or_else(|_| Candidate::from_str(name, true).map(Self::Candidate))
+        scenario.or_else(|_| Candidate::from_str(name, true).map(Self::Candidate)).map_err(|_| {
+            let scenarios = Scenario::value_variants().iter().map(|scenario| scenario.name());
+            let candidates = Candidate::ALL.iter().map(|candidate| candidate.name());
+            format!("there are {}", scenarios.chain(candidates).collect::<Vec<_>>().join(", "))
+        })
     }
 }
 
