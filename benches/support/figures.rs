@@ -17,6 +17,11 @@ impl Figures {
         self.push(time.as_secs_f64() * 1e3);
     }
 
+    /// Adds those of another time.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.0.len()

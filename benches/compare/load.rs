@@ -1,0 +1,285 @@
+//! Asks: many clients in one thread, on connections that stay or on a new one for each request.
+//!
+//! One epoll, and no more calls for a request than a write and a read, so that the generator takes as little as it can
+//! of the cores that it shares with the proxy. Without a pace, each client asks again as soon as it has its reply; with
+//! one, requests start when they are due, and a late one counts from when it was due.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::support::clients::REQUEST;
+use crate::support::figures::Figures;
+
+/// Beside numbers of clients, which are small.
+const TIMER: u64 = u64::MAX;
+
+/// What the clients were given.
+#[derive(Default)]
+pub(crate) struct Tally {
+    /// Microseconds to each reply on a connection that stays.
+    pub(crate) requests: Figures,
+    /// Microseconds from the connect to the reply, on a new connection.
+    pub(crate) visits: Figures,
+    /// Connections that were not to be had.
+    pub(crate) refused: usize,
+    /// New connections that ended before the reply.
+    pub(crate) reset: usize,
+    /// Connections that ended though they were to stay.
+    pub(crate) cut: usize,
+}
+
+impl Tally {
+    /// Adds what was given in another time.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.requests.extend(other.requests);
+        self.visits.extend(other.visits);
+        self.refused += other.refused;
+        self.reset += other.reset;
+        self.cut += other.cut;
+    }
+}
+
+/// How long a client keeps its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// For all its requests.
+    All,
+    /// For one.
+    One,
+}
+
+/// One request of one client, or its connection between two.
+struct Client {
+    socket: Socket,
+    keep: Keep,
+    since: Instant,
+    sent: bool,
+    received: usize,
+    waits: bool,
+}
+
+/// When requests start.
+enum Rhythm {
+    /// As soon as the one before has its reply.
+    Eager,
+    /// When they are due.
+    Paced(Pace),
+    /// Never again.
+    Over,
+}
+
+struct Pace {
+    timer: TimerFd,
+    /// When the next one is due.
+    due: Instant,
+    every: Duration,
+    /// The client that stays whose turn it is.
+    turn: usize,
+}
+
+/// The clients.
+pub(crate) struct Load {
+    address: SockAddr,
+    epoll: Epoll,
+    clients: Vec<Option<Client>>,
+    free: Vec<usize>,
+    /// Those that stay are the first ones.
+    staying: usize,
+    rhythm: Rhythm,
+    /// Those that come again.
+    again: Vec<Keep>,
+    tally: Tally,
+}
+
+impl Load {
+    /// `count` clients that ask without a pause.
+    pub(crate) fn eager(address: SocketAddr, count: usize, keep: Keep) -> Self {
+        let mut load = Self::new(address, Rhythm::Eager);
+        load.again = vec![keep; count];
+        load
+    }
+
+    /// `staying` clients that stay, and so many visits a second. With each visit, one that stays asks too.
+    pub(crate) fn paced(address: SocketAddr, staying: usize, visits_a_second: u32) -> Self {
+        let every = Duration::from_secs(1) / visits_a_second;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC);
+        let timer = timer.expect("a timer");
+        let expiration = Expiration::Interval(TimeSpec::from_duration(every));
+        timer.set(expiration, TimerSetTimeFlags::empty()).expect("set it");
+        let pace = Pace { timer, due: Instant::now() + every, every, turn: 0 };
+        let mut load = Self::new(address, Rhythm::Eager);
+        load.epoll.add(&pace.timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)).expect("watch it");
+        load.rhythm = Rhythm::Paced(pace);
+        load.staying = staying;
+        for _ in 0..staying {
+            load.start(Keep::All, Instant::now());
+        }
+        load
+    }
+
+    fn new(address: SocketAddr, rhythm: Rhythm) -> Self {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll");
+        let (clients, free, again) = (Vec::new(), Vec::new(), Vec::new());
+        Self { address: address.into(), epoll, clients, free, staying: 0, rhythm, again, tally: Tally::default() }
+    }
+
+    /// Lets them ask for so long, and says what they were given in that time.
+    pub(crate) fn run(&mut self, time: Duration) -> Tally {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            self.turn();
+        }
+        std::mem::take(&mut self.tally)
+    }
+
+    /// Starts no more, and waits for what has started; a visit without a reply by then counts as reset.
+    pub(crate) fn finish(mut self, patience: Duration) -> Tally {
+        let until = Instant::now() + patience;
+        self.rhythm = Rhythm::Over;
+        let visiting = |load: &Self| load.clients[load.staying..].iter().flatten().count();
+        while visiting(&self) > 0 && Instant::now() < until {
+            self.turn();
+        }
+        self.tally.reset += visiting(&self);
+        self.tally
+    }
+
+    fn turn(&mut self) {
+        for keep in std::mem::take(&mut self.again) {
+            self.start(keep, Instant::now());
+        }
+        let mut events = [EpollEvent::empty(); 256];
+        let ready = self.epoll.wait(&mut events, 100_u8).expect("wait for events");
+        for event in &events[..ready] {
+            match event.data() {
+                TIMER => self.start_what_is_due(),
+                number => self.go_on(usize::try_from(number).expect("a number of ours")),
+            }
+        }
+    }
+
+    fn start_what_is_due(&mut self) {
+        let now = Instant::now();
+        while let Rhythm::Paced(pace) = &mut self.rhythm {
+            if pace.due > now {
+                return;
+            }
+            // Level-triggered: it is quiet until the next one is due.
+            let _ = pace.timer.wait();
+            let (due, turn) = (pace.due, pace.turn);
+            pace.due += pace.every;
+            pace.turn = (turn + 1) % self.staying.max(1);
+            self.start(Keep::One, due);
+            if let Some(client) = self.clients[turn].as_mut().filter(|client| client.keep == Keep::All && !client.waits)
+            {
+                client.since = due;
+                client.waits = true;
+                client.sent = false;
+                self.ask(turn);
+            }
+        }
+    }
+
+    /// Connects, and asks at once if that is possible. It is on loopback, unless the queue is full.
+    fn start(&mut self, keep: Keep, since: Instant) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("a socket");
+        match socket.connect(&self.address) {
+            Err(error) if error.raw_os_error() != Some(nix::errno::Errno::EINPROGRESS as i32) => {
+                self.tally.refused += 1;
+                return self.come_again(keep);
+            }
+            _ => {}
+        }
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.clients.push(None);
+            self.clients.len() - 1
+        });
+        let interest = EpollEvent::new(EpollFlags::EPOLLIN, number as u64);
+        self.epoll.add(&socket, interest).expect("watch it");
+        self.clients[number] = Some(Client { socket, keep, since, sent: false, received: 0, waits: true });
+        self.ask(number);
+    }
+
+    /// Sends the request, or has itself told when that is possible.
+    fn ask(&mut self, number: usize) {
+        let Some(client) = &mut self.clients[number] else { return };
+        match (&client.socket).write(&REQUEST) {
+            Ok(_) => client.sent = true,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let mut interest = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT, number as u64);
+                self.epoll.modify(&client.socket, &mut interest).expect("watch it");
+            }
+            Err(error) => self.end(number, Some(error)),
+        }
+    }
+
+    fn go_on(&mut self, number: usize) {
+        let Some(client) = &mut self.clients[number] else { return };
+        if !client.sent && client.waits {
+            let mut interest = EpollEvent::new(EpollFlags::EPOLLIN, number as u64);
+            self.epoll.modify(&client.socket, &mut interest).expect("watch it");
+            return self.ask(number);
+        }
+        let mut reply = [0; REQUEST.len()];
+        match (&client.socket).read(&mut reply) {
+            Ok(0) => self.end(number, Some(ErrorKind::UnexpectedEof.into())),
+            Ok(length) => {
+                assert_eq!(reply[..length], REQUEST[client.received..client.received + length], "an altered reply");
+                client.received += length;
+                if client.received == REQUEST.len() {
+                    self.replied(number);
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => self.end(number, Some(error)),
+        }
+    }
+
+    fn replied(&mut self, number: usize) {
+        let Some(client) = &mut self.clients[number] else { return };
+        let now = Instant::now();
+        let time = (now - client.since).as_secs_f64() * 1e6;
+        client.waits = false;
+        client.received = 0;
+        if client.keep == Keep::One {
+            self.tally.visits.push(time);
+            return self.end(number, None);
+        }
+        self.tally.requests.push(time);
+        if let Rhythm::Eager = self.rhythm {
+            client.since = now;
+            client.waits = true;
+            self.ask(number);
+        }
+    }
+
+    /// The end of a connection. Without a pace, the client comes again.
+    fn end(&mut self, number: usize, error: Option<io::Error>) {
+        let Some(client) = self.clients[number].take() else { return };
+        let keep = client.keep;
+        drop(client);
+        match (error.map(|error| error.kind()), keep) {
+            (None, _) => {}
+            (Some(ErrorKind::ConnectionRefused), _) => self.tally.refused += 1,
+            (Some(_), Keep::One) => self.tally.reset += 1,
+            (Some(_), Keep::All) => self.tally.cut += 1,
+        }
+        // The place of one that was to stay remains empty: it is counted by its number.
+        if number >= self.staying {
+            self.free.push(number);
+        }
+        self.come_again(keep);
+    }
+
+    fn come_again(&mut self, keep: Keep) {
+        if let Rhythm::Eager = self.rhythm {
+            self.again.push(keep);
+        }
+    }
+}

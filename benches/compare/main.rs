@@ -1,0 +1,112 @@
+//! Measures handoffd as a TCP proxy beside HAProxy, nginx and systemd-socket-proxyd: side by side, in turns, in one run.
+//!
+//! `cargo bench --bench compare` runs everything; after `--`, names of scenarios and candidates select, `--turns` and
+//! `--seconds` say how long, and `--write` puts the figures into `docs/comparison.md` and a plot beside it. `HANDOFFD_BIN`
+//! names a build of handoffd that is measured instead, `HANDOFFD_OTHER` one that is measured too. Every turn starts each candidate anew, each
+//! time beginning with the next one, and what is shown are medians over the turns.
+//!
+//! Generator, upstream and proxy share the cores: rates come out closer to each other than the proxies are. The
+//! processor time that the proxy itself uses is the steadiest figure.
+// A bench that cannot go on has failed.
+#![allow(clippy::panic)]
+
+mod bulk;
+mod candidate;
+mod load;
+mod network;
+mod page;
+mod plot;
+mod process;
+mod proxy;
+mod report;
+mod scenario;
+#[path = "../support/mod.rs"]
+mod support;
+mod upstream;
+
+use std::time::Duration;
+
+use candidate::Candidate;
+use clap::{Parser, ValueEnum};
+use report::Results;
+use scenario::Scenario;
+
+/// Measures handoffd beside other proxies.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Scenarios and candidates; of each kind, all if none is named
+    #[arg(value_parser = Selected::parse)]
+    only: Vec<Selected>,
+    /// How often each candidate is measured
+    #[arg(long, default_value_t = 5)]
+    turns: usize,
+    /// How long each measurement takes
+    #[arg(long, default_value = "2", value_parser = seconds)]
+    seconds: Duration,
+    /// Put the results of everything into docs/comparison.md and docs/comparison.svg
+    #[arg(long, conflicts_with = "only")]
+    write: bool,
+    /// What cargo says
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Selected {
+    Scenario(Scenario),
+    Candidate(Candidate),
+}
+
+impl Selected {
+    fn parse(name: &str) -> Result<Self, String> {
+        let scenario = Scenario::from_str(name, true).map(Self::Scenario);
+        scenario.or_else(|_| Candidate::from_str(name, true).map(Self::Candidate)).map_err(|_| {
+            let scenarios = Scenario::value_variants().iter().map(|scenario| scenario.name());
+            let candidates = Candidate::ALL.iter().map(|candidate| candidate.name());
+            format!("there are {}", scenarios.chain(candidates).collect::<Vec<_>>().join(", "))
+        })
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().map_err(|error| format!("{error}"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+fn main() {
+    if upstream::serve_if_asked() {
+        return;
+    }
+    support::run(|| compare(&Options::parse()));
+}
+
+fn compare(options: &Options) {
+    if !network::isolate() {
+        report::warn("not root: on the machine's own loopback, where ports run out and its settings count");
+    }
+    let named = |selected: Selected, all: fn(&Selected) -> bool| {
+        options.only.contains(&selected) || !options.only.iter().any(all)
+    };
+    let mut candidates = Candidate::ALL.to_vec();
+    candidates.retain(|one| named(Selected::Candidate(*one), |other| matches!(other, Selected::Candidate(_))));
+    candidates.retain(|one| one.is_wanted() || options.only.contains(&Selected::Candidate(*one)));
+    candidates.retain(|one| report::introduce(*one));
+    let mut scenarios = Scenario::value_variants().to_vec();
+    scenarios.retain(|one| named(Selected::Scenario(*one), |other| matches!(other, Selected::Scenario(_))));
+    let mut all = Vec::new();
+    for scenario in scenarios {
+        let mut results = Results::new(scenario, &candidates);
+        for turn in 0..options.turns {
+            for number in 0..candidates.len() {
+                let number = (number + turn) % candidates.len();
+                results.add(number, &scenario.run(candidates[number], options.seconds));
+            }
+        }
+        results.print();
+        all.push(results);
+    }
+    if options.write {
+        page::write(&all, options.turns, options.seconds);
+        plot::write(&all);
+    }
+}

@@ -1,0 +1,162 @@
+//! Is what the proxies lead to: a server in a process of its own, whose time is not counted.
+//!
+//! The bench executes itself with [`ARGUMENT`]. One thread and one epoll, so that it takes as little as possible of the
+//! cores that it shares with the proxy. The first byte of a connection says what it wants: bytes without end, to have
+//! all its bytes dropped, or else its own bytes back.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::unistd::Pid;
+use rustix::net::{SocketFlags, accept_with};
+use socket2::{Domain, Socket, Type};
+
+use crate::bulk::{Mover, Way};
+
+/// The argument by which the bench learns that it is to be the upstream.
+const ARGUMENT: &str = "upstream";
+const BACKLOG: i32 = 4096;
+
+// Beside descriptors, which are small.
+const LISTENER: u64 = u64::MAX;
+const PARENT: u64 = u64::MAX - 1;
+
+/// The upstream, until it is dropped.
+pub(crate) struct Upstream {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Upstream {
+    /// Starts it and waits until it listens.
+    pub(crate) fn start() -> Self {
+        let mut command = Command::new(std::env::current_exe().expect("our own path"));
+        // It ends with its standard input, so with us, whatever becomes of us.
+        let mut child =
+            command.arg(ARGUMENT).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start the upstream");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("its standard output");
+        BufReader::new(stdout).read_line(&mut line).expect("hear where it listens");
+        Self { child, address: line.trim().parse().expect("an address") }
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"))
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether this process was started to be the upstream: then it was, to the end.
+pub(crate) fn serve_if_asked() -> bool {
+    let asked = std::env::args().nth(1).as_deref() == Some(ARGUMENT);
+    if asked {
+        Server::new().run();
+    }
+    asked
+}
+
+/// What a connection wants.
+#[derive(Clone, Copy, Debug)]
+enum Wish {
+    Unknown,
+    Echo,
+    Bulk(Way),
+}
+
+struct Server {
+    listener: Socket,
+    epoll: Epoll,
+    /// By their descriptors.
+    connections: Vec<Option<(TcpStream, Wish)>>,
+    mover: Mover,
+}
+
+impl Server {
+    fn new() -> Self {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("a socket");
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bind");
+        listener.listen(BACKLOG).expect("listen");
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll");
+        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER)).expect("watch the listener");
+        epoll.add(std::io::stdin(), EpollEvent::new(EpollFlags::EPOLLIN, PARENT)).expect("watch the parent");
+        let address = listener.local_addr().expect("an address").as_socket().expect("an internet address");
+        writeln!(std::io::stdout(), "{address}").expect("say where");
+        Self { listener, epoll, connections: Vec::new(), mover: Mover::new() }
+    }
+
+    fn run(&mut self) {
+        let mut events = [EpollEvent::empty(); 256];
+        loop {
+            let ready = self.epoll.wait(&mut events, EpollTimeout::NONE).expect("wait for events");
+            for event in &events[..ready] {
+                match event.data() {
+                    LISTENER => self.accept(),
+                    PARENT => return,
+                    number => self.serve(usize::try_from(number).expect("a descriptor")),
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        while let Ok(descriptor) = accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+            let stream = TcpStream::from(descriptor);
+            let number = usize::try_from(stream.as_raw_fd()).expect("a descriptor");
+            if self.connections.len() <= number {
+                self.connections.resize_with(number + 1, || None);
+            }
+            self.epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, number as u64)).expect("watch it");
+            self.connections[number] = Some((stream, Wish::Unknown));
+        }
+    }
+
+    /// Does one piece of work for a connection; the connection ends when that was the last.
+    fn serve(&mut self, number: usize) {
+        let Some((stream, wish)) = &mut self.connections[number] else { return };
+        let served = match wish {
+            Wish::Unknown | Wish::Echo => echo(stream, wish),
+            Wish::Bulk(Way::Download) => self.mover.pour(&*stream).is_ok(),
+            Wish::Bulk(Way::Upload) => self.mover.drop_from(stream).is_ok(),
+        };
+        if !served {
+            self.connections[number] = None;
+        } else if let Wish::Bulk(Way::Download) = wish {
+            // Again and again the same, once for each piece: cheap beside the piece.
+            let mut event = EpollEvent::new(EpollFlags::EPOLLOUT, number as u64);
+            self.epoll.modify(stream, &mut event).expect("watch for room");
+        }
+    }
+}
+
+fn echo(mut stream: &TcpStream, wish: &mut Wish) -> bool {
+    let mut buffer = [0; 4096];
+    let length = match stream.read(&mut buffer) {
+        Ok(0) => return false,
+        Ok(length) => length,
+        Err(error) => return error.kind() == std::io::ErrorKind::WouldBlock,
+    };
+    if let Wish::Unknown = wish {
+        let way = [Way::Download, Way::Upload].into_iter().find(|way| way.wish() == buffer[0]);
+        *wish = way.map_or(Wish::Echo, Wish::Bulk);
+        if way.is_some() {
+            return true;
+        }
+    }
+    // A request is small, and its client waits for the reply: there is room for it.
+    stream.write_all(&buffer[..length]).is_ok()
+}
