@@ -213,15 +213,16 @@ impl Lab {
 
     /// A client that is never idle until its reply is read. To be called inside.
     pub(crate) fn busy_client(&self) -> Stuck {
-        let processes: Vec<u32> = self.processes().into_iter().map(|pid| self.outer(pid)).collect();
+        let processes: Vec<u32> = self.processes().into_iter().filter_map(|pid| self.find(pid)).collect();
         let sleep = || processes.iter().all(|pid| is_asleep(*pid).unwrap_or(true));
         Stuck::on_whoever_sleeps(sleep, ADDRESS)
     }
 
     /// Stops every process of the service in its tracks: from now on they accept nobody.
     pub(crate) fn freeze(&self) {
-        let processes: Vec<u32> = self.processes().into_iter().map(|pid| self.outer(pid)).collect();
         self.systemctl(&["kill", "--signal=STOP", "handoffd.service"]).well();
+        // One that was about to end may be gone by now.
+        let processes: Vec<u32> = self.processes().into_iter().filter_map(|pid| self.find(pid)).collect();
         // Whoever runs notices a moment after the signal was sent.
         self.wait("that all are frozen", |_| processes.iter().all(|pid| are_all(*pid, 'T').unwrap_or(true)));
     }
@@ -241,15 +242,21 @@ impl Lab {
 
     /// The number out here of a process in there.
     pub(crate) fn outer(&self, number: u32) -> u32 {
+        self.find(number).unwrap_or_else(|| panic!("no process {number} in there"))
+    }
+
+    /// The same, if there is one.
+    fn find(&self, number: u32) -> Option<u32> {
         let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let ours = namespace(self.first);
-        let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let mut pids =
+            fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let is_it = |pid: &u32| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
             let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
             namespace(*pid) == ours && numbers.split_whitespace().last() == Some(&number.to_string())
         };
-        pids.into_iter().find(is_it).unwrap_or_else(|| panic!("no process {number} in there"))
+        pids.find(is_it)
     }
 
     /// Every process of the service, by its number in there.
