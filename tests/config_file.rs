@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Callers, Client, Line, Operator, Parent, REAL, Refusal, threads};
+use crate::support::{Callers, Client, Line, Operator, Parent, REAL, Refusal, assert_becomes, threads};
 
 /// Puts a file at `FOLDER/handoffd.toml`, whole at once: a generation may read at any time. In it `$F` is the folder.
 fn put(folder: &Path, text: &str) {
@@ -271,4 +271,34 @@ fn a_file_that_cannot_be_read_is_named() {
     Refusal::to(&["--config", &path("new\nline")]).names(78, &["new\\nline: cannot read"]);
     fs::write(path("latin"), b"# na\xefve\n").unwrap();
     Refusal::to(&["--config", &path("latin")]).names(78, &["latin:1:5: this is not UTF-8"]);
+}
+
+#[test]
+fn beyond_its_limit_a_listener_resets_nobody_and_makes_whoever_comes_wait() {
+    let text = "workers = 2\n[listener.few]\naddress = \"127.0.0.1:0\"\nservice = \"echo\"\nmax_connections = 3\n\
+                [listener.many]\naddress = \"127.0.0.1:0\"\nservice = \"echo\"\n";
+    let line = serve(text, &[]);
+    let few = line.address_of("few");
+    let mut inside: Vec<Client> = (0..3).map(|_| Client::connect(&few).unwrap()).collect();
+    inside.iter_mut().for_each(|client| client.echo(b"inside").unwrap());
+    let mut outside: Vec<Client> = (0..10).map(|_| Client::connect(&few).unwrap()).collect();
+    outside.iter_mut().for_each(|client| client.write_all(b"outside").unwrap());
+    line.wait_for(1, "there are as many connections as there may be");
+    // Whatever the daemon does when it is told of them, it has done.
+    assert_becomes(&true, || line.is_asleep());
+    Client::once(&line.address_of("many"), b"another listener").unwrap();
+    let status: serde_json::Value = serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
+    let counters = &status["counters"]["listeners"]["few"];
+    assert_eq!((&counters["accepted"], &counters["active"]), (&3.into(), &3.into()), "{status}");
+    assert!(counters["limited"].as_u64().unwrap() > 0, "{status}");
+    // Each that leaves makes room for one.
+    for mut client in outside {
+        drop(inside.remove(0));
+        client.expect(b"outside").unwrap();
+        inside.push(client);
+    }
+    // The next generation has places of its own.
+    line.asked(&["reload"]).well();
+    line.wait_for(2, "serving draining");
+    Client::once(&few, b"as before").unwrap();
 }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::sys;
 
 /// What a pipe shall hold, if the kernel allows it: each piece of a packet takes a page's place in it, however small it is, and
-/// the fewer calls, the cheaper a gigabyte (`docs/decisions/`).
+/// the fewer calls, the cheaper a gigabyte (`docs/decisions/0018-long-transfers-are-spliced.md`).
 const CAPACITY: usize = 512 * 1024;
 /// How many empty ones a thread keeps.
 const KEPT: usize = 8;

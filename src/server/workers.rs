@@ -1,8 +1,8 @@
 //! Is where connections are served: on the runtime that we were called in, or on threads of our own.
 //!
 //! With threads of our own each has a runtime of its own that knows no other: a connection stays with the thread that accepted
-//! it, nothing is stolen, and no thread wakes another. `docs/decisions/` has the measurements. What is served there is not
-//! known here.
+//! it, nothing is stolen, and no thread wakes another. `docs/decisions/0017-a-runtime-for-each-thread.md` has the measurements.
+//! What is served there is not known here.
 
 use std::io;
 use std::num::NonZeroUsize;
