@@ -121,7 +121,7 @@ async fn accept(
     room: Arc<Semaphore>,
 ) {
     while let Ok(seat) = Arc::clone(&room).acquire_owned().await {
-        let (stream, _) = acceptor.accept().await;
+        let (stream, _) = acceptor.accept_here().await;
         let ask = ask.clone();
         clients.spawn(async move {
             if let Err(error) = converse(stream, ask).await {

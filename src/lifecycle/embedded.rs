@@ -216,7 +216,7 @@ impl Acceptor {
                 self.accepting = None;
                 None
             }
-            (mut stream, peer) = self.acceptor.accept() => {
+            (mut stream, peer) = self.acceptor.accept_here() => {
                 stream.unheard(self.unheard.token());
                 Some((stream, peer))
             }

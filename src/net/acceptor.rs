@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use socket2::Socket;
 use tokio::io::unix::AsyncFd;
 
-use super::listener::{BACKLOG, Listener, Shortage};
+use super::listener::{Accepted, BACKLOG, Listener, Shortage};
 use super::stream::{Peer, Stream};
 
 /// How long to wait when nothing can be accepted: doubled from the first to the last, as Go's net/http does. There is no
@@ -42,8 +42,17 @@ impl Acceptor {
         &self.listener
     }
 
+    /// The next connection, watched by the runtime that this is called in. Cancel safe: what was accepted has been returned.
+    pub(crate) async fn accept_here(&mut self) -> (Stream, Peer) {
+        loop {
+            if let Some(accepted) = self.accept().await.into_stream(&self.listener) {
+                return accepted;
+            }
+        }
+    }
+
     /// The next connection. Cancel safe: what was accepted has been returned.
-    pub(crate) async fn accept(&mut self) -> (Stream, Peer) {
+    pub(crate) async fn accept(&mut self) -> Accepted {
         loop {
             match self.look().await {
                 Ok(Some(accepted)) => {
@@ -71,7 +80,7 @@ impl Acceptor {
     }
 
     /// Waits until somebody may wait in the queue, and looks once: none when nobody does. Cancel safe.
-    async fn look(&self) -> io::Result<Option<(Stream, Peer)>> {
+    async fn look(&self) -> io::Result<Option<Accepted>> {
         let mut ready = self.watch.readable().await?;
         ready.try_io(|_| self.listener.accept()).map_or(Ok(None), |accepted| accepted.map(Some))
     }
@@ -82,7 +91,7 @@ impl Acceptor {
 /// No more than a queue can hold: who comes after that has come too late, and there may be no end of them.
 pub(crate) fn waiting(listener: &Listener) -> impl Iterator<Item = (Stream, Peer)> {
     let attempts = (0..=BACKLOG).map_while(|_| match listener.accept() {
-        Ok(accepted) => Some(Some(accepted)),
+        Ok(accepted) => Some(accepted.into_stream(listener)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
         Err(error) if is_the_peers_affair(&error) => Some(None),
         Err(error) => {

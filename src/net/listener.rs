@@ -99,6 +99,27 @@ pub(crate) struct Passed {
     socket: Socket,
 }
 
+/// A connection that was accepted, before a runtime watches it.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    socket: Socket,
+    peer: Peer,
+}
+
+impl Accepted {
+    /// Has the runtime watch it that this is called in. None when the kernel has no memory for that: then it is closed.
+    pub(crate) fn into_stream(self, listener: &Listener) -> Option<(Stream, Peer)> {
+        match Stream::new(self.socket, self.peer) {
+            Ok(stream) => Some((stream, self.peer)),
+            Err(error) => {
+                let listener = listener.name();
+                tracing::error!(%listener, reason = %error, "cannot watch a connection on {listener}, it is lost: {error}");
+                None
+            }
+        }
+    }
+}
+
 impl Passed {
     /// Checks what was passed in: a socket, of a family we serve, a stream, and really listening.
     ///
@@ -231,14 +252,13 @@ impl Listener {
     ///
     /// Another holder may have set the socket blocking (systemd does, for a unit without `NonBlocking=`); then accept
     /// would hang the thread. It is set back, and what remains is the instant between the look and the accept.
-    pub(crate) fn accept(&self) -> io::Result<(Stream, Peer)> {
+    pub(super) fn accept(&self) -> io::Result<Accepted> {
         if !self.socket.nonblocking()? {
             self.socket.set_nonblocking(true)?;
             tracing::warn!(listener = %self.name, "another process set the listener blocking; set back");
         }
         let (socket, address) = self.socket.accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)?;
-        let peer = Peer::new(&address);
-        Ok((Stream::new(socket, peer)?, peer))
+        Ok(Accepted { socket, peer: Peer::new(&address) })
     }
 
     /// Nobody can be accepted, or somebody can again: whether that is news.

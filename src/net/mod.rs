@@ -11,7 +11,7 @@ mod traffic;
 
 pub(crate) use acceptor::{Acceptor, waiting};
 pub(crate) use dial::dial;
-pub(crate) use listener::{Binding, Passed};
+pub(crate) use listener::{Accepted, Binding, Passed};
 pub use listener::{Listener, Origin};
 pub use listener_set::ListenerSet;
 pub(crate) use pipe::Pipe;

@@ -12,15 +12,20 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::census::Census;
 use super::connection::Connections;
+use super::workers::{Worker, choose};
 use crate::drain::DrainEntry;
-use crate::net::{Acceptor, Peer, Stream};
+use crate::net::{Accepted, Acceptor};
 use crate::service::Service;
 
 /// An accept loop.
 pub(super) struct Accepting<S> {
     pub(super) acceptor: Acceptor,
     pub(super) connections: Connections<S>,
-    pub(super) census: Census,
+    /// All workers, and which of them this loop runs on.
+    pub(super) workers: Arc<[Worker]>,
+    pub(super) own: usize,
+    /// This listener's connections, for each worker.
+    pub(super) census: Vec<Census>,
     /// A place for each connection that the listener may have; none when it may have as many as come.
     pub(super) places: Option<Arc<Semaphore>>,
     pub(super) entry: DrainEntry,
@@ -37,11 +42,24 @@ impl<S: Service> Accepting<S> {
                 biased;
                 () = self.stop.cancelled() => return,
                 Some(beat) = self.beats.recv() => drop(beat),
-                (stream, peer) = next(&mut self.acceptor, self.places.as_ref(), &self.census, &mut place) => {
-                    let counted = self.census.enter(Instant::now(), Arc::clone(stream.traffic()), place.take());
-                    self.connections.spawn(stream, peer, self.acceptor.listener(), &self.entry, counted);
+                accepted = next(&mut self.acceptor, self.places.as_ref(), &self.census[self.own], &mut place) => {
+                    self.admit(accepted, place.take());
                 }
             }
+        }
+    }
+
+    /// Has one of the workers serve a connection.
+    fn admit(&self, accepted: Accepted, place: Option<OwnedSemaphorePermit>) {
+        let number = choose(&self.workers, self.own);
+        let worker = &self.workers[number];
+        // Its runtime watches the socket, and runs the task.
+        let _within = worker.handle().enter();
+        let listener = self.acceptor.listener();
+        if let Some((stream, peer)) = accepted.into_stream(listener) {
+            let traffic = Arc::clone(stream.traffic());
+            let counted = self.census[number].enter(Instant::now(), traffic, worker.load(), place);
+            self.connections.spawn(stream, peer, listener, &self.entry, counted);
         }
     }
 }
@@ -52,7 +70,7 @@ async fn next(
     places: Option<&Arc<Semaphore>>,
     census: &Census,
     place: &mut Option<OwnedSemaphorePermit>,
-) -> (Stream, Peer) {
+) -> Accepted {
     if let (Some(places), None) = (places, &place) {
         *place = match Arc::clone(places).try_acquire_owned() {
             Ok(place) => Some(place),

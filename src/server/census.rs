@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::workers::Load;
 use crate::net::Traffic;
 use crate::report::{Connections, ListenerCounters};
 
@@ -39,6 +40,8 @@ pub(super) struct Counted {
     end: End,
     /// Its place among those that the listener may have at once.
     _place: Option<OwnedSemaphorePermit>,
+    /// It is one of its worker's.
+    _load: Load,
 }
 
 /// What is counted of how a connection ended.
@@ -54,12 +57,18 @@ pub(super) enum End {
 
 impl Census {
     /// Enters a connection that began at `since`.
-    pub(super) fn enter(&self, since: Instant, traffic: Arc<Traffic>, place: Option<OwnedSemaphorePermit>) -> Counted {
+    pub(super) fn enter(
+        &self,
+        since: Instant,
+        traffic: Arc<Traffic>,
+        load: Load,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Counted {
         let mut entries = self.lock();
         let number = entries.sums.accepted;
         entries.sums.accepted += 1;
         entries.open.insert(number, Entry { since, traffic });
-        Counted { census: self.clone(), number, since, end: End::Served, _place: place }
+        Counted { census: self.clone(), number, since, end: End::Served, _place: place, _load: load }
     }
 
     /// Nobody is accepted for now, because there are as many as there may be.
@@ -130,15 +139,17 @@ impl Drop for Counted {
 
 #[cfg(test)]
 mod tests {
+    use super::super::workers::Workers;
     use super::*;
     use std::time::Duration;
 
     #[test]
     fn the_oldest_is_the_one_that_came_first_and_is_still_there() {
+        let worker = Workers::start(std::num::NonZeroUsize::MIN).unwrap();
         let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
         let census = Census::default();
-        let first = census.enter(ago(3000), Arc::default(), None);
-        let second = census.enter(ago(1000), Arc::default(), None);
+        let first = census.enter(ago(3000), Arc::default(), worker.all()[0].load(), None);
+        let second = census.enter(ago(1000), Arc::default(), worker.all()[0].load(), None);
         let Connections { open, oldest_ms, carried } = census.connections();
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), carried), (2, Some(3), 0));
         drop(first);

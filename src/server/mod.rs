@@ -78,9 +78,10 @@ impl<S: Service> Server<S> {
     pub(crate) fn accept(&mut self, listeners: &[Listener]) -> Result<(), Error> {
         self.drain.resume();
         self.stop = CancellationToken::new();
-        for (number, worker) in self.workers.handles().iter().enumerate() {
+        let workers = Arc::clone(self.workers.all());
+        for (own, worker) in workers.iter().enumerate() {
             // The worker's runtime watches.
-            let _within = worker.enter();
+            let _within = worker.handle().enter();
             for listener in listeners {
                 let acceptor = Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
                 let (heart, beats) = mpsc::channel(1);
@@ -88,13 +89,15 @@ impl<S: Service> Server<S> {
                 let accepting = Accepting {
                     acceptor,
                     connections: self.connections.clone(),
-                    census: self.census.entry((number, Arc::clone(listener.name()))).or_default().clone(),
+                    workers: Arc::clone(&workers),
+                    own,
+                    census: (0..workers.len()).map(|number| self.census(number, listener)).collect(),
                     places: self.places.get(&**listener.name()).cloned(),
                     entry: self.drain.entry(),
                     stop: self.stop.clone(),
                     beats,
                 };
-                self.loops.spawn_on(accepting.run(), worker);
+                self.loops.spawn_on(accepting.run(), worker.handle());
             }
         }
         Ok(())
@@ -122,15 +125,21 @@ impl<S: Service> Server<S> {
     /// Accepts what waits in the queues of listeners that nobody will accept on any more. Comes before [`Server::drain`].
     pub(crate) fn sweep(&mut self, listeners: &[Listener]) {
         let entry = self.drain.entry();
-        for (listener, (number, worker)) in listeners.iter().zip(self.workers.handles().iter().enumerate().cycle()) {
-            let _within = worker.enter();
-            let census = self.census.entry((number, Arc::clone(listener.name()))).or_default();
+        let workers = Arc::clone(self.workers.all());
+        for (listener, (number, worker)) in listeners.iter().zip(workers.iter().enumerate().cycle()) {
+            let _within = worker.handle().enter();
+            let census = self.census(number, listener);
             for (stream, peer) in waiting(listener) {
                 // However many there may be: they came when they were welcome.
-                let counted = census.enter(Instant::now(), Arc::clone(stream.traffic()), None);
+                let counted = census.enter(Instant::now(), Arc::clone(stream.traffic()), worker.load(), None);
                 self.connections.spawn(stream, peer, listener, &entry, counted);
             }
         }
+    }
+
+    /// The connections of a listener that a worker serves.
+    fn census(&mut self, worker: usize, listener: &Listener) -> Census {
+        self.census.entry((worker, Arc::clone(listener.name()))).or_default().clone()
     }
 
     /// Tells every connection to come to an end.
