@@ -99,7 +99,7 @@ fn pour(address: &str, over: &AtomicBool) -> usize {
 
 #[test]
 fn handoffs_under_short_persistent_and_bulk_connections_lose_nobody() {
-    const HANDOFFS: u64 = 20;
+    const HANDOFFS: u64 = 100;
     let upstream = Upstream::tcp();
     let to = upstream.address();
     let backend = Echoing::on(upstream, &to);
