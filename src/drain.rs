@@ -100,8 +100,8 @@ impl DrainWatch {
     }
 
     /// Runs a connection to its end, or until it is cut: `None`.
-    pub(crate) async fn unless_cut<F: Future>(&self, connection: F) -> Option<F::Output> {
-        self.cut.run_until_cancelled(connection).await
+    pub(crate) fn unless_cut<F: Future>(&self, connection: F) -> impl Future<Output = Option<F::Output>> {
+        self.cut.run_until_cancelled(connection)
     }
 }
 

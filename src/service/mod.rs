@@ -46,8 +46,9 @@ pub trait Service: Send + Sync + 'static {
 
 /// Shared with whoever else needs it.
 impl<S: Service> Service for Arc<S> {
-    async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
-        S::serve(self, connection).await
+    // Not an `async fn`: that would be a future around a future, and each connection would be larger by it.
+    fn serve(&self, connection: &mut Connection) -> impl Future<Output = io::Result<()>> + Send {
+        S::serve(self, connection)
     }
 
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
