@@ -14,7 +14,8 @@ use socket2::Socket;
 use tokio::io::unix::AsyncFd;
 
 use super::listener::{Accepted, BACKLOG, Listener, Shortage};
-use super::stream::{Peer, Stream};
+use super::peer::Peer;
+use super::stream::Stream;
 
 /// How long to wait when nothing can be accepted: doubled from the first to the last, as Go's net/http does. There is no
 /// event to wait for: a descriptor may come free anywhere in the process, or in the system.

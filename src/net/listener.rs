@@ -20,7 +20,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::stream::{Peer, Stream};
+use super::peer::Peer;
+use super::stream::Stream;
 use crate::address::Address;
 use crate::error::Error;
 use crate::sys;

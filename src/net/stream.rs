@@ -2,23 +2,21 @@
 //!
 //! Closing is the delicate part: `close` with unread bytes, or bytes that come after it, makes the kernel send a reset,
 //! which destroys a reply that is still on its way (RFC 2525, 2.17). [`Stream::finish`] is the one place that ends a
-//! connection.
+//! connection. What is known of the other end, and told to it, is in [`super::peer`].
 
-use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use socket2::{SockAddr, SockRef, Socket, TcpKeepalive};
+use socket2::{SockRef, Socket};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::peer::Peer;
 use super::pipe::Pipe;
 use super::traffic::Traffic;
 use crate::sys;
@@ -26,7 +24,7 @@ use crate::sys;
 /// One connection.
 #[derive(Debug)]
 pub struct Stream {
-    socket: Family,
+    pub(super) socket: Family,
     traffic: Arc<Traffic>,
     /// Whether the peer has half-closed: nothing can come that a reset would answer.
     peer_finished: bool,
@@ -45,33 +43,9 @@ enum Delay {
 }
 
 #[derive(Debug)]
-enum Family {
+pub(super) enum Family {
     Tcp(TcpStream),
     Unix(UnixStream),
-}
-
-/// Who is at the other end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Peer {
-    /// A TCP client.
-    Tcp(SocketAddr),
-    /// A client on a Unix socket; such clients have no address.
-    Unix,
-}
-
-impl Peer {
-    pub(crate) fn new(address: &SockAddr) -> Self {
-        address.as_socket().map_or(Self::Unix, Self::Tcp)
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix => f.write_str("unix"),
-        }
-    }
 }
 
 impl Stream {
@@ -119,92 +93,6 @@ impl Stream {
         if matches!(self.socket, Family::Tcp(_)) {
             self.delay = Delay::FromTheFirst;
         }
-    }
-
-    /// How long nothing may be heard before the kernel probes the peer, and how long what was sent may stay unacknowledged,
-    /// tcp(7). A Unix socket knows neither: its peer cannot vanish unnoticed.
-    pub(crate) fn set_alive(&self, keep_alive: Option<Duration>, user_timeout: Option<Duration>) -> io::Result<()> {
-        let Family::Tcp(socket) = &self.socket else { return Ok(()) };
-        let socket = SockRef::from(socket);
-        if let Some(time) = keep_alive {
-            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time))?;
-        }
-        user_timeout.map_or(Ok(()), |time| socket.set_tcp_user_timeout(Some(time)))
-    }
-
-    /// The address that the peer has connected to; a Unix socket has none that others could use.
-    pub(crate) fn local(&self) -> Option<SocketAddr> {
-        match &self.socket {
-            Family::Tcp(socket) => socket.local_addr().ok(),
-            Family::Unix(_) => None,
-        }
-    }
-
-    /// Whether the peer is gone, by the kernel's word: reset, or closed on both sides. One that has half-closed is there, and
-    /// over TCP nobody can tell it from one that has closed.
-    pub(crate) fn has_hung_up(&self) -> bool {
-        sys::socket::has_hung_up(self.as_fd())
-    }
-
-    /// Has the connection reset when it is dropped: the peer learns that this is no end in order. What it has not acknowledged
-    /// by then is lost, see [`Stream::acknowledged`]. A Unix socket knows no reset.
-    pub(crate) fn reset_on_drop(&self) {
-        if let Family::Tcp(socket) = &self.socket {
-            // If the socket is not to be told any more, there is nobody to be reset either.
-            let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
-        }
-    }
-
-    /// Waits until the peer's kernel has acknowledged everything, as long as it goes on acknowledging something within
-    /// `patience`. There is no event for it: the kernel is asked.
-    pub(crate) async fn acknowledged(&self, patience: Duration) {
-        const PAUSE: Duration = Duration::from_millis(5);
-        let mut left = usize::MAX;
-        let mut until = Instant::now() + patience;
-        while let Ok(now @ 1..) = sys::socket::unacknowledged(self.as_fd()) {
-            if now < left {
-                (left, until) = (now, Instant::now() + patience);
-            } else if Instant::now() >= until {
-                return;
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-
-    /// Reads what `look` recognises at the head of what has arrived, and not one byte more. `look` is shown all that is there,
-    /// as far as `buffer` takes it, each time that there is more; it says how many bytes it was and what they mean, or that it
-    /// has to see more. Cancel safe.
-    ///
-    /// # Errors
-    /// `UnexpectedEof` when the peer ends before that; what `look` says.
-    pub(crate) async fn read_head<T>(
-        &mut self,
-        buffer: &mut [u8],
-        mut look: impl FnMut(&[u8]) -> io::Result<Option<(usize, T)>>,
-    ) -> io::Result<T> {
-        let (length, value) = loop {
-            let is_at_end = match &self.socket {
-                Family::Tcp(socket) => socket.ready(Interest::READABLE).await,
-                Family::Unix(socket) => socket.ready(Interest::READABLE).await,
-            }?
-            .is_read_closed();
-            let found = self.socket.try_io(Interest::READABLE, |socket| {
-                let count = sys::socket::peek(socket, buffer)?;
-                match look(&buffer[..count])? {
-                    Some(found) => Ok(found),
-                    None if is_at_end || count == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
-                    // What is there is not read, so only more of it makes the socket ready again.
-                    None => Err(io::ErrorKind::WouldBlock.into()),
-                }
-            });
-            match found {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                found => break found?,
-            }
-        };
-        let head = &mut buffer[..length];
-        self.read_exact(head).await?;
-        Ok(value)
     }
 
     /// Tells the kernel, if it is time.
@@ -306,7 +194,11 @@ impl Stream {
 
 impl Family {
     /// Performs a system call; one that would block has the runtime wait for the socket to become ready again.
-    fn try_io<T>(&self, interest: Interest, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+    pub(super) fn try_io<T>(
+        &self,
+        interest: Interest,
+        call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
         match self {
             Self::Tcp(socket) => socket.try_io(interest, || call(socket.as_fd())),
             Self::Unix(socket) => socket.try_io(interest, || call(socket.as_fd())),
@@ -386,11 +278,11 @@ impl AsyncWrite for Stream {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A connection over loopback: our end, and the client's.
-    async fn connected() -> (Stream, TcpStream) {
+    pub(in crate::net) async fn connected() -> (Stream, TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (accepted, peer) = listener.accept().await.unwrap();
@@ -418,32 +310,5 @@ mod tests {
         assert_eq!(stream.finish(Duration::MAX).await, 0);
         drop(stream);
         assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
-    }
-
-    #[tokio::test]
-    async fn the_kernel_is_told_when_a_silent_peer_counts_as_gone() {
-        let (stream, _client) = connected().await;
-        stream.set_alive(None, None).unwrap();
-        let socket = SockRef::from(&stream);
-        assert_eq!((socket.keepalive().unwrap(), socket.tcp_user_timeout().unwrap()), (false, None));
-        stream.set_alive(Some(Duration::from_secs(77)), Some(Duration::from_millis(4321))).unwrap();
-        assert!(socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(77));
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_millis(4321)));
-    }
-
-    #[tokio::test]
-    async fn a_head_is_read_to_the_byte() {
-        let (mut stream, mut client) = connected().await;
-        client.write_all(b"head;rest").await.unwrap();
-        let look = |bytes: &[u8]| Ok(bytes.iter().position(|byte| *byte == b';').map(|end| (end + 1, end)));
-        assert_eq!(stream.read_head(&mut [0; 64], look).await.unwrap(), 4);
-        let mut rest = [0; 4];
-        stream.read_exact(&mut rest).await.unwrap();
-        assert_eq!(&rest, b"rest");
-        client.write_all(b"no end").await.unwrap();
-        client.shutdown().await.unwrap();
-        let error = stream.read_head(&mut [0; 64], look).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }
