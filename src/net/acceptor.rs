@@ -13,7 +13,8 @@ use nix::errno::Errno;
 use socket2::Socket;
 use tokio::io::unix::AsyncFd;
 
-use super::listener::{Accepted, BACKLOG, Listener, Shortage};
+use super::bind::BACKLOG;
+use super::listener::{Accepted, Listener, Shortage};
 use super::peer::Peer;
 use super::stream::Stream;
 

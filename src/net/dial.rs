@@ -5,7 +5,7 @@ use std::io;
 use nix::errno::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::listener::TryFromAddress;
+use super::socket_address::TryFromAddress;
 use super::stream::Stream;
 use crate::address::Address;
 

@@ -10,7 +10,10 @@
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use super::listener::{Access, Listener, Origin, Passed};
+use super::bind::Access;
+use super::listener::Listener;
+use super::origin::Origin;
+use super::passed::Passed;
 use super::stored_name::StoredName;
 use crate::address::Address;
 use crate::config::{CONTROL, DEFAULT_ADDRESS, Listeners};

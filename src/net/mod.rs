@@ -1,20 +1,27 @@
 //! Listeners and streams: sockets of which the rest of the crate need not know the family.
 
 mod acceptor;
+mod bind;
 mod dial;
 mod listener;
 mod listener_set;
+mod origin;
+mod passed;
 mod peer;
 mod pipe;
+mod socket_address;
 mod stored_name;
 mod stream;
 mod traffic;
 
 pub(crate) use acceptor::{Acceptor, waiting};
 pub(crate) use dial::dial;
-pub(crate) use listener::{Accepted, Binding, Passed};
-pub use listener::{Listener, Origin};
+pub(crate) use listener::Accepted;
+pub use listener::Listener;
 pub use listener_set::ListenerSet;
+pub(crate) use origin::Binding;
+pub use origin::Origin;
+pub(crate) use passed::Passed;
 pub use peer::Peer;
 pub(crate) use pipe::Pipe;
 pub(crate) use stored_name::StoredName;

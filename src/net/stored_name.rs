@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use super::listener::Binding;
+use super::origin::Binding;
 
 /// Characters that `FDNAME=` takes at most.
 const NAME_MAX: usize = 255;

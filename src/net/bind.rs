@@ -1,0 +1,101 @@
+//! Binds an address and listens there.
+//!
+//! A path is the hard case: it stays when its owner dies, and then nobody else can bind it. So a socket on which nobody listens
+//! is taken over, and which file came of it is noted, for whoever unlinks it one day. Sockets that were bound before and
+//! passed in are no matter of this file: see [`super::passed`].
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::sys::stat::Mode;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::listener::Listener;
+use super::origin::{Binding, FileId, Origin};
+use super::socket_address::{TryFromAddress, local_address};
+use crate::address::Address;
+use crate::error::Error;
+
+/// As long as the kernel allows: it cuts this down to `net.core.somaxconn`, listen(2).
+pub(crate) const BACKLOG: i32 = 65_535;
+
+/// Who may connect to a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Whom the umask lets.
+    Umask,
+    /// The user of this process alone.
+    Owner,
+}
+
+impl Listener {
+    /// Binds `address` and listens.
+    ///
+    /// A path at which a socket lies that nobody listens on is taken over: its owner died without unlinking it.
+    ///
+    /// # Errors
+    /// [`Error::Bind`], which names it; nothing was changed then.
+    pub(crate) fn bind(name: &str, address: &Address, access: Access) -> Result<Self, Error> {
+        let bound = match address {
+            Address::UnixPath(path) => bind_path(path, address, access).map(|(socket, file)| (socket, Some(file))),
+            Address::Tcp(_) | Address::Tcp6Only(_) | Address::UnixAbstract(_) => {
+                bind_socket(address, access).map(|socket| (socket, None))
+            }
+        };
+        let (socket, file) =
+            bound.map_err(|source| Error::Bind { name: name.to_owned(), address: address.to_string(), source })?;
+        Ok(Self {
+            name: name.into(),
+            address: local_address(&socket).into(),
+            origin: Arc::new(Origin::Bound(Binding { address: address.clone(), file })),
+            socket: Arc::new(socket),
+            shortage: Arc::default(),
+        })
+    }
+}
+
+fn bind_socket(address: &Address, access: Access) -> io::Result<Socket> {
+    let domain = match address {
+        Address::Tcp(std::net::SocketAddr::V4(_)) => Domain::IPV4,
+        Address::Tcp(std::net::SocketAddr::V6(_)) | Address::Tcp6Only(_) => Domain::IPV6,
+        Address::UnixPath(_) | Address::UnixAbstract(_) => Domain::UNIX,
+    };
+    let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
+    if domain != Domain::UNIX {
+        // A port whose old connections are in TIME_WAIT can be bound; a port on which somebody listens cannot.
+        socket.set_reuse_address(true)?;
+    }
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(matches!(address, Address::Tcp6Only(_)))?;
+    }
+    if access == Access::Owner {
+        // The file that bind(2) makes has the socket's own mode, less the umask: it is never open to others.
+        nix::sys::stat::fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    }
+    socket.bind(&SockAddr::try_from_address(address)?)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+/// Binds a path, taking the place of a socket there that nobody listens on.
+fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Socket, FileId)> {
+    let bound = match bind_socket(address, access) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path)? => {
+            std::fs::remove_file(path)?;
+            bind_socket(address, access)
+        }
+        other => other,
+    };
+    Ok((bound?, FileId::of(path)?))
+}
+
+/// Whether a socket lies at `path` to which nobody listens any more, connect(2): `ECONNREFUSED`.
+fn is_stale(path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::FileTypeExt;
+    if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Ok(false);
+    }
+    let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
+    Ok(probe.connect(&SockAddr::unix(path)?).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
+}
