@@ -1,0 +1,138 @@
+//! Holds the proxy to which upstream a client comes to, and how long it is held for one.
+
+use socket2::SockRef;
+
+use super::*;
+use crate::config::{Balance, Ejection};
+
+#[tokio::test]
+async fn each_upstream_has_its_turn() {
+    let (one, other) = (listen().await, listen().await);
+    let front = Front::new(&[&one, &other], |_| {}).await;
+    for _ in 0..2 {
+        let (mut client, mut upstream) = front.pair(&one).await;
+        assert_linked(&mut client, &mut upstream).await;
+        let (mut client, mut upstream) = front.pair(&other).await;
+        assert_linked(&mut client, &mut upstream).await;
+    }
+}
+
+#[tokio::test]
+async fn whoever_has_the_fewest_connections_gets_the_next() {
+    let (one, other) = (listen().await, listen().await);
+    let front = Front::new(&[&one, &other], |config| config.balance = Balance::LeastConnections).await;
+    let _stays = front.pair(&one).await;
+    for _ in 0..3 {
+        let (client, mut upstream) = front.pair(&other).await;
+        drop(client);
+        assert_eq!(read_to_end(&mut upstream).await.unwrap(), b"");
+        drop(upstream);
+        becomes(|| front.counters(&other).active == 0).await;
+    }
+    assert_eq!((front.counters(&one).connected, front.counters(&other).connected), (1, 3));
+}
+
+#[tokio::test]
+async fn one_that_stands_by_serves_while_the_first_is_away() {
+    let (first, stand_by) = (nobody().await, listen().await);
+    let addresses = vec![Address::Tcp(first), Address::Tcp(stand_by.local_addr().unwrap())];
+    let front = Front::to(addresses, |config| {
+        config.balance = Balance::InOrder;
+        config.ejection = Ejection { failures: 2, time: SOON };
+    })
+    .await;
+    for _ in 0..4 {
+        let (mut client, mut upstream) = front.pair(&stand_by).await;
+        assert_linked(&mut client, &mut upstream).await;
+    }
+    let first = listen_again(first);
+    let counters = front.counters(&first);
+    assert_eq!(
+        (counters.failed, counters.ejected, counters.connected),
+        (2, 1, 0),
+        "it was to be passed over after two"
+    );
+    // When its time is over it is the first again.
+    let back = timeout(DEADLINE, async {
+        loop {
+            let client = front.connect().await;
+            tokio::select! {
+                _ = stand_by.accept() => {}
+                accepted = first.accept() => return (client, accepted.unwrap().0),
+            }
+        }
+    });
+    let (mut client, mut upstream) = back.await.expect("it is passed over for ever");
+    assert_linked(&mut client, &mut upstream).await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_answer_is_given_up_for_the_next() {
+    let ((hole, _queue), other) = (black_hole(), listen().await);
+    let addresses = [hole.local_addr().unwrap(), other.local_addr().unwrap()].map(Address::Tcp);
+    let front = Front::to(addresses.into(), |config| {
+        config.balance = Balance::InOrder;
+        config.connect_timeout = SOON;
+    })
+    .await;
+    let since = Instant::now();
+    let (mut client, mut upstream) = front.pair(&other).await;
+    assert!(since.elapsed() >= SOON);
+    assert_linked(&mut client, &mut upstream).await;
+}
+
+#[tokio::test]
+async fn a_client_is_held_until_an_upstream_accepts() {
+    let address = nobody().await;
+    let front = Front::to(vec![Address::Tcp(address)], |config| config.connect_patience = DEADLINE).await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let mut client = front.connect().await;
+        client.write_all(b"request").await.unwrap();
+        clients.push(client);
+    }
+    // One of them has nothing more to say, and waits for its reply.
+    clients[0].shutdown().await.unwrap();
+    becomes(|| front.proxy.upstreams().values().any(|by| by.values().any(|one| one.failed >= 60))).await;
+    let upstream = listen_again(address);
+    for _ in 0..20 {
+        let mut server = accept(&upstream).await;
+        assert_eq!(read(&mut server, 7).await, b"request");
+        server.write_all(b"reply").await.unwrap();
+    }
+    for client in &mut clients {
+        assert_eq!(read_to_end(client).await.unwrap(), b"reply");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_nobody_accepts_in_time_is_reset() {
+    let (patience, address) = (SOON, nobody().await);
+    for connect_patience in [Duration::ZERO, patience] {
+        let front = Front::to(vec![Address::Tcp(address)], |config| config.connect_patience = connect_patience).await;
+        let since = Instant::now();
+        let mut client = front.connect().await;
+        assert_reset(&mut client).await;
+        // The last pause is not begun when it is longer than what is left.
+        assert!(since.elapsed() >= connect_patience / 2, "{:?}", since.elapsed());
+        assert!(since.elapsed() < DEADLINE / 2);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_is_gone_is_not_connected_any_more() {
+    let (hole, _queue) = black_hole();
+    for address in [nobody().await, hole.local_addr().unwrap()] {
+        let front = Front::to(vec![Address::Tcp(address)], |config| {
+            config.connect_patience = Duration::from_secs(3600);
+            config.connect_timeout = Duration::from_secs(3600);
+        })
+        .await;
+        let client = front.connect().await;
+        let alive = || Arc::strong_count(&front.proxy);
+        becomes(|| alive() == 3).await;
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(client);
+        becomes(|| alive() == 2).await;
+    }
+}

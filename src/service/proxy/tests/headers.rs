@@ -1,0 +1,95 @@
+//! Holds the proxy to who the client is: by whose word, and how the upstream is told.
+
+use super::*;
+use crate::config::HeaderVersion;
+
+#[tokio::test]
+async fn the_upstream_is_told_who_the_client_is() {
+    for version in [HeaderVersion::V1, HeaderVersion::V2] {
+        let upstream = listen().await;
+        let front = Front::new(&[&upstream], |config| config.send_header = Some(version)).await;
+        let (mut client, mut server) = front.pair(&upstream).await;
+        let route = Route { source: client.local_addr().unwrap(), destination: front.address };
+        let expected = header::announce(version, Some(route));
+        assert_eq!(read(&mut server, expected.len()).await, expected);
+        assert_linked(&mut client, &mut server).await;
+    }
+}
+
+#[tokio::test]
+async fn who_is_trusted_says_who_the_client_is_and_what_follows_is_the_upstreams() {
+    let route = Route { source: "192.0.2.1:1234".parse().unwrap(), destination: "198.51.100.7:80".parse().unwrap() };
+    for version in [HeaderVersion::V1, HeaderVersion::V2] {
+        let upstream = listen().await;
+        let front = Front::new(&[&upstream], |config| {
+            config.accept_header_from = vec!["127.0.0.0/8".parse().unwrap()];
+            config.send_header = Some(HeaderVersion::V1);
+        })
+        .await;
+        let header = header::announce(version, Some(route));
+        let told = header::announce(HeaderVersion::V1, Some(route));
+        // All in one packet, and what follows looks like a header.
+        let mut client = front.connect().await;
+        client.write_all(&[&header[..], b"PROXY rest"].concat()).await.unwrap();
+        let mut server = accept(&upstream).await;
+        assert_eq!(read(&mut server, told.len() + 10).await, [&told[..], b"PROXY rest"].concat());
+        assert_linked(&mut client, &mut server).await;
+        // Byte by byte.
+        let mut client = front.connect().await;
+        client.set_nodelay(true).unwrap();
+        for byte in header.iter().chain(b"rest") {
+            client.write_all(&[*byte]).await.unwrap();
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+        client.shutdown().await.unwrap();
+        let mut server = accept(&upstream).await;
+        assert_eq!(read_to_end(&mut server).await.unwrap(), [&told[..], b"rest"].concat());
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_speaks_for_itself_is_announced_as_it_is() {
+    let upstream = listen().await;
+    let front = Front::new(&[&upstream], |config| {
+        config.accept_header_from = vec!["127.0.0.1".parse().unwrap()];
+        config.send_header = Some(HeaderVersion::V2);
+    })
+    .await;
+    let mut client = front.connect().await;
+    client.write_all(&header::own(HeaderVersion::V2)).await.unwrap();
+    let mut server = accept(&upstream).await;
+    let route = Route { source: client.local_addr().unwrap(), destination: front.address };
+    let expected = header::announce(HeaderVersion::V2, Some(route));
+    assert_eq!(read(&mut server, expected.len()).await, expected);
+}
+
+#[tokio::test]
+async fn who_is_trusted_and_brings_no_header_is_closed_and_meets_no_upstream() {
+    let upstream = listen().await;
+    let front = Front::new(&[&upstream], |config| {
+        config.accept_header_from = vec!["127.0.0.0/8".parse().unwrap()];
+        config.header_timeout = SOON;
+    })
+    .await;
+    let mut silent = front.connect().await;
+    let mut other = front.connect().await;
+    other.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut half = front.connect().await;
+    half.write_all(b"PROXY TCP4 192.0.2.1 ").await.unwrap();
+    half.shutdown().await.unwrap();
+    for client in [&mut silent, &mut other, &mut half] {
+        // Closed or reset, and not a byte.
+        assert_eq!(read_to_end(client).await.unwrap_or_default(), b"");
+    }
+    assert!(timeout(Duration::from_millis(50), upstream.accept()).await.is_err());
+}
+
+#[tokio::test]
+async fn what_a_stranger_says_is_not_interpreted() {
+    let upstream = listen().await;
+    let front =
+        Front::new(&[&upstream], |config| config.accept_header_from = vec!["192.0.2.0/24".parse().unwrap()]).await;
+    let (mut client, mut server) = front.pair(&upstream).await;
+    client.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.1 1 1\r\nrest").await.unwrap();
+    assert_eq!(read(&mut server, 40).await, b"PROXY TCP4 192.0.2.1 192.0.2.1 1 1\r\nrest");
+}

@@ -1,0 +1,81 @@
+//! Holds the proxy to what a connection may take - memory, silence, time - and to how it is counted and cut.
+
+use super::*;
+
+#[tokio::test]
+async fn what_an_idle_connection_needs_is_little() {
+    let upstream = listen().await;
+    let front = Front::new(&[&upstream], |_| {}).await;
+    let (watch, _guard) = Drain::new().entry().admit();
+    let client = Socket::from(front.connect().await.into_std().unwrap());
+    let stream = Stream::new(client, Peer::Unix).unwrap();
+    let mut connection = Connection::new(stream, Peer::Unix, "web".into(), watch, Duration::ZERO);
+    let size = size_of_val(&front.proxy.serve(&mut connection));
+    assert!(size <= 320, "{size} bytes");
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_moves_is_closed() {
+    let upstream = listen().await;
+    let front = Front::new(&[&upstream], |config| config.idle_timeout = Some(SOON)).await;
+    let (mut client, mut server) = front.pair(&upstream).await;
+    let since = Instant::now();
+    while since.elapsed() < SOON * 2 {
+        assert_linked(&mut client, &mut server).await;
+    }
+    let since = Instant::now();
+    assert_eq!(read_to_end(&mut client).await.unwrap(), b"");
+    assert_eq!(read_to_end(&mut server).await.unwrap(), b"");
+    assert!(since.elapsed() >= SOON - Duration::from_millis(20), "{:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn a_connection_that_is_too_old_is_reset_whatever_moves() {
+    let upstream = listen().await;
+    let front = Front::new(&[&upstream], |config| config.lifetime = Some(SOON)).await;
+    let (mut client, mut server) = front.pair(&upstream).await;
+    let since = Instant::now();
+    let mut bytes = [0; 5];
+    let broke = loop {
+        let _ = client.write_all(b"hello").await;
+        if let Err(error) = server.read_exact(&mut bytes).await {
+            break error;
+        }
+        assert!(since.elapsed() < DEADLINE);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert_eq!(broke.kind(), ErrorKind::ConnectionReset);
+    assert!(since.elapsed() >= SOON - Duration::from_millis(20));
+}
+
+#[tokio::test]
+async fn live_connections_are_in_the_sums() {
+    let upstream = listen().await;
+    let front = Front::new(&[&upstream], |_| {}).await;
+    let (mut client, mut server) = front.pair(&upstream).await;
+    assert_linked(&mut client, &mut server).await;
+    let expected = UpstreamCounters { connected: 1, active: 1, sent: 7, received: 5, ..UpstreamCounters::default() };
+    assert_eq!(front.counters(&upstream), expected);
+    drop(client);
+    assert_eq!(read_to_end(&mut server).await.unwrap(), b"");
+    drop(server);
+    becomes(|| front.counters(&upstream) == UpstreamCounters { active: 0, ..expected }).await;
+}
+
+#[tokio::test]
+async fn what_is_cut_is_reset_on_both_sides() {
+    let upstream = listen().await;
+    let front = Front::new(&[&upstream], |_| {}).await;
+    let listener = listen().await;
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (accepted, peer) = listener.accept().await.unwrap();
+    let stream = Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
+    let (watch, _guard) = Drain::new().entry().admit();
+    let mut connection = Connection::new(stream, Peer::Tcp(peer), "web".into(), watch, Duration::ZERO);
+    let serving = timeout(SOON, front.proxy.serve(&mut connection)).await;
+    assert!(serving.is_err());
+    drop(connection);
+    let mut server = accept(&upstream).await;
+    assert_reset(&mut client).await;
+    assert_reset(&mut server).await;
+}
