@@ -53,10 +53,11 @@
 //! | `handoff` | passes sockets on: inheritance, channel, predecessor, successor |
 //! | `server` | serves: accept loops and connections |
 //! | `notify` | tells the service manager |
+//! | `control` | hears an operator and answers |
 //! | `service` | what is done with a connection |
 //! | `net`, `drain` | the parts: listeners, streams, the end of connections |
 //! | `config_file` | reads the daemon's configuration file |
-//! | `config`, `address`, `generation`, `error` | plain values |
+//! | `config`, `address`, `generation`, `report`, `error` | plain values; a report is what an operator is told |
 //! | `sys` | the kernel: what is not safe, raw descriptors, the environment |
 #![forbid(unsafe_op_in_unsafe_fn)]
 
