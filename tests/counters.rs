@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{Client, Line, SLOW_DRAIN, assert_becomes};
+use crate::support::{Client, Line, Manager, SLOW_DRAIN, assert_becomes};
 
 fn status(line: &Line) -> Value {
     serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap()
@@ -65,6 +65,33 @@ fn what_is_open_in_an_old_generation_counts_until_it_ends() {
     assert_eq!(line.exit_code(1), 0);
     assert_becomes(&[3, 0, 1, 1, 19], seen);
     drop(silent);
+}
+
+#[test]
+fn the_watchdog_does_not_make_a_listener_fuller() {
+    let manager = Manager::new();
+    let line = Line::start_under(&["sh", "-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""], |command, folder| {
+        let config = folder.join("handoffd.toml");
+        let few = "[listener.few]\naddress = \"127.0.0.1:0\"\nservice = \"echo\"\nmax_connections = 1\n";
+        std::fs::write(&config, format!("workers = 3\n{few}")).unwrap();
+        command.arg("--config").arg(config).arg("--control").arg(folder.join("control"));
+        command.env("NOTIFY_SOCKET", manager.path()).env("WATCHDOG_USEC", "20000");
+    });
+    let limited = || {
+        // What is said, is said when every loop has come round. What was said before counts for nothing.
+        manager.rest();
+        (0..5).for_each(|_| drop(manager.hear_until("WATCHDOG=1")));
+        status(&line)["counters"]["listeners"]["few"]["limited"].as_u64().unwrap()
+    };
+    manager.hear_until("WATCHDOG=1");
+    // One loop has the only place, and yet nobody is there.
+    assert_eq!(limited(), 0);
+    for times in 1..4 {
+        let mut client = Client::connect(&line.address_of("few")).unwrap();
+        client.echo(b"the only one").unwrap();
+        assert_becomes(&times, limited);
+        assert_eq!(limited(), times);
+    }
 }
 
 #[test]

@@ -5,13 +5,14 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::census::Census;
 use super::connection::Connections;
+use super::places::{Place, Places};
 use super::workers::{Worker, choose};
 use crate::drain::DrainEntry;
 use crate::net::{Accepted, Acceptor};
@@ -27,7 +28,7 @@ pub(super) struct Accepting<S> {
     /// This listener's connections, for each worker.
     pub(super) census: Vec<Census>,
     /// A place for each connection that the listener may have; none when it may have as many as come.
-    pub(super) places: Option<Arc<Semaphore>>,
+    pub(super) places: Option<Arc<Places>>,
     pub(super) entry: DrainEntry,
     pub(super) stop: CancellationToken,
     pub(super) beats: mpsc::Receiver<TaskTrackerToken>,
@@ -42,7 +43,7 @@ impl<S: Service> Accepting<S> {
                 biased;
                 () = self.stop.cancelled() => return,
                 Some(beat) = self.beats.recv() => drop(beat),
-                accepted = next(&mut self.acceptor, self.places.as_ref(), &self.census[self.own], &mut place) => {
+                accepted = next(&mut self.acceptor, self.places.as_deref(), &self.census, &mut place) => {
                     self.admit(accepted, place.take());
                 }
             }
@@ -50,7 +51,7 @@ impl<S: Service> Accepting<S> {
     }
 
     /// Has one of the workers serve a connection.
-    fn admit(&self, accepted: Accepted, place: Option<OwnedSemaphorePermit>) {
+    fn admit(&self, accepted: Accepted, place: Option<Place>) {
         let number = choose(&self.workers, self.own);
         let worker = &self.workers[number];
         // Its runtime watches the socket, and runs the task.
@@ -67,21 +68,22 @@ impl<S: Service> Accepting<S> {
 /// Waits until there is a place, if places are counted, and then for somebody to take it. Cancel safe.
 async fn next(
     acceptor: &mut Acceptor,
-    places: Option<&Arc<Semaphore>>,
-    census: &Census,
-    place: &mut Option<OwnedSemaphorePermit>,
+    places: Option<&Places>,
+    census: &[Census],
+    place: &mut Option<Place>,
 ) -> Accepted {
     if let (Some(places), None) = (places, &place) {
-        *place = match Arc::clone(places).try_acquire_owned() {
-            Ok(place) => Some(place),
-            Err(_) => {
-                census.limited();
+        *place = places.try_take();
+        if place.is_none() {
+            // Every loop comes by here, and with each heartbeat again. The one that has accepted the last sees them all.
+            if places.fills(|| census.iter().map(Census::open).sum()) {
+                // The sum over the workers is what is told: it matters to nobody which of them has it.
+                census[0].limited();
                 let listener = acceptor.listener().name();
                 tracing::debug!(%listener, "there are as many connections as there may be");
-                // It is never closed.
-                Arc::clone(places).acquire_owned().await.ok()
             }
-        };
+            *place = places.take().await;
+        }
     }
     acceptor.accept().await
 }

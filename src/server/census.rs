@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::places::Place;
 use super::workers::Load;
 use crate::net::Traffic;
 use crate::report::{Connections, ListenerCounters};
@@ -39,7 +39,7 @@ pub(super) struct Counted {
     since: Instant,
     end: End,
     /// Its place among those that the listener may have at once.
-    _place: Option<OwnedSemaphorePermit>,
+    _place: Option<Place>,
     /// It is one of its worker's.
     _load: Load,
 }
@@ -57,13 +57,7 @@ pub(super) enum End {
 
 impl Census {
     /// Enters a connection that began at `since`.
-    pub(super) fn enter(
-        &self,
-        since: Instant,
-        traffic: Arc<Traffic>,
-        load: Load,
-        place: Option<OwnedSemaphorePermit>,
-    ) -> Counted {
+    pub(super) fn enter(&self, since: Instant, traffic: Arc<Traffic>, load: Load, place: Option<Place>) -> Counted {
         let mut entries = self.lock();
         let number = entries.sums.accepted;
         entries.sums.accepted += 1;
@@ -74,6 +68,11 @@ impl Census {
     /// Nobody is accepted for now, because there are as many as there may be.
     pub(super) fn limited(&self) {
         self.lock().sums.limited += 1;
+    }
+
+    /// How many are open now.
+    pub(super) fn open(&self) -> usize {
+        self.lock().open.len()
     }
 
     /// How they stand now.

@@ -7,6 +7,9 @@
 mod accept;
 mod census;
 mod connection;
+mod places;
+#[cfg(test)]
+mod tests;
 mod workers;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,7 +17,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +32,7 @@ use crate::service::Service;
 use accept::Accepting;
 use census::Census;
 use connection::Connections;
+use places::Places;
 
 pub use workers::Workers;
 
@@ -40,7 +44,7 @@ pub(crate) type Limits = HashMap<String, NonZeroUsize>;
 pub(crate) struct Server<S> {
     workers: Workers,
     /// For each listener that has a limit, the places that it has.
-    places: HashMap<String, Arc<Semaphore>>,
+    places: HashMap<String, Arc<Places>>,
     /// For each worker and listener. They outlive the accept loops.
     census: BTreeMap<(usize, Arc<str>), Census>,
     connections: Connections<S>,
@@ -55,10 +59,7 @@ pub(crate) struct Server<S> {
 impl<S: Service> Server<S> {
     /// Serves nothing yet.
     pub(crate) fn new(service: S, first_request_grace: Duration, workers: Workers, limits: &Limits) -> Self {
-        let places = limits.iter().map(|(name, limit)| {
-            let places = limit.get().min(Semaphore::MAX_PERMITS);
-            (name.clone(), Arc::new(Semaphore::new(places)))
-        });
+        let places = limits.iter().map(|(name, limit)| (name.clone(), Arc::new(Places::new(*limit))));
         Self {
             workers,
             places: places.collect(),

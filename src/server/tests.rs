@@ -1,0 +1,59 @@
+//! A listener that has a limit, on threads of their own: what is counted of it.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use super::*;
+use crate::net::{Origin, Passed};
+use crate::service::Echo;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A client that is served.
+fn client(address: &str) -> TcpStream {
+    let mut client = TcpStream::connect(address).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client.write_all(b"?").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    client
+}
+
+/// Every accept loop comes round.
+async fn beat(server: &Server<Echo>) {
+    tokio::time::timeout(DEADLINE, server.heartbeat().wait()).await.unwrap();
+}
+
+/// The times that the listener was full, once there were so many.
+async fn limited(server: &Server<Echo>, times: u64) -> u64 {
+    let limited = || server.counters().listeners["few"].limited;
+    let told = async {
+        while limited() < times {
+            beat(server).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, told).await.unwrap();
+    // Also when they have come round often.
+    for _ in 0..100 {
+        beat(server).await;
+    }
+    limited()
+}
+
+#[tokio::test]
+async fn each_time_that_a_listener_is_full_counts_once_for_all_workers_and_heartbeats() {
+    let [workers, limit] = [3, 2].map(|count| NonZeroUsize::new(count).unwrap());
+    let limits = Limits::from([("few".to_owned(), limit)]);
+    let mut server = Server::new(Echo, DEADLINE, Workers::start(workers).unwrap(), &limits);
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("few");
+    server.accept(std::slice::from_ref(&listener)).unwrap();
+    // More loops than places: one has none, and yet nobody is there.
+    assert_eq!(limited(&server, 0).await, 0);
+    let mut inside = vec![client(listener.address())];
+    assert_eq!(limited(&server, 0).await, 0);
+    for times in 1..10 {
+        inside.push(client(listener.address()));
+        assert_eq!(limited(&server, times).await, times);
+        drop(inside.remove(0));
+    }
+}
