@@ -30,6 +30,14 @@ impl Peer {
     pub(crate) fn new(address: &SockAddr) -> Self {
         address.as_socket().map_or(Self::Unix, Self::Tcp)
     }
+
+    /// Its address, if it has one.
+    pub(crate) const fn address(self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(address),
+            Self::Unix => None,
+        }
+    }
 }
 
 impl fmt::Display for Peer {

@@ -44,6 +44,23 @@ impl Pipe {
         Ok(Self { ends: Some(ends), held: 0 })
     }
 
+    /// Its end to read from and its end to write to: with [`Pipe::held`] all there is to it.
+    pub(crate) fn into_ends(mut self) -> Option<(OwnedFd, OwnedFd)> {
+        self.ends.take().map(|Ends { read, write }| (read, write))
+    }
+
+    /// One of which another process had the ends, with so many bytes in it.
+    ///
+    /// # Errors
+    /// `InvalidInput` when they are not ends of a pipe.
+    pub(crate) fn taken_up(read: OwnedFd, write: OwnedFd, held: usize) -> io::Result<Self> {
+        if [&read, &write].into_iter().all(|end| sys::fd::describe(end) == "a pipe") {
+            Ok(Self { ends: Some(Ends { read, write }), held })
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "they are not the ends of a pipe"))
+        }
+    }
+
     /// Bytes in it.
     pub(crate) const fn held(&self) -> usize {
         self.held

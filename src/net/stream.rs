@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use socket2::{SockRef, Socket};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -57,6 +57,37 @@ impl Stream {
             Peer::Unix => Family::Unix(UnixStream::from_std(fd.into())?),
         };
         Ok(Self { socket, traffic: Arc::default(), peer_finished: false, delay: Delay::None, unheard: None })
+    }
+
+    /// Takes up a connection that another process has served until now: what that one had read and written, and whether it had
+    /// read the peer's end. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it is not a stream socket of the peer's family.
+    pub(crate) fn taken_up(socket: OwnedFd, peer: Peer, traffic: Traffic, peer_finished: bool) -> io::Result<Self> {
+        let socket = Socket::from(socket);
+        let is_unix = socket.domain()? == Domain::UNIX;
+        if socket.r#type()? != Type::STREAM || is_unix != (peer == Peer::Unix) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no stream socket of its family"));
+        }
+        let stream = Self::new(socket, peer)?;
+        Ok(Self { traffic: Arc::new(traffic), peer_finished, ..stream })
+    }
+
+    /// Gives the socket up, as it stands: nothing is closed, and nobody watches it any more.
+    ///
+    /// # Errors
+    /// When the kernel will not end the watch.
+    pub(crate) fn into_socket(self) -> io::Result<OwnedFd> {
+        match self.socket {
+            Family::Tcp(socket) => socket.into_std().map(OwnedFd::from),
+            Family::Unix(socket) => socket.into_std().map(OwnedFd::from),
+        }
+    }
+
+    /// Whether the peer's end has been read.
+    pub(crate) const fn peer_has_finished(&self) -> bool {
+        self.peer_finished
     }
 
     /// Has `token` dropped when the first byte, or the peer's end, has been read.

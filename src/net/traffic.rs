@@ -13,6 +13,11 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
+    /// Of a connection that has carried so much already.
+    pub(crate) const fn so_far(received: u64, sent: u64) -> Self {
+        Self { received: AtomicU64::new(received), sent: AtomicU64::new(sent) }
+    }
+
     /// Bytes read so far.
     pub(crate) fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
