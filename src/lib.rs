@@ -62,6 +62,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 mod address;
+mod carry;
 mod config;
 #[cfg(feature = "daemon")]
 mod config_file;
@@ -91,9 +92,10 @@ pub mod fuzzing {
 }
 
 pub use address::Address;
+pub use carry::Parcel;
 pub use config::{
     Balance, Check, Config, DEFAULT_ADDRESS, Ejection, HeaderVersion, ListenerConfig, ListenerName, Listeners,
-    MaxGenerations, Network, ProxyConfig, UniqueListeners, Upstreams,
+    MaxGenerations, Network, OnHandoff, ProxyConfig, UniqueListeners, Upstreams,
 };
 #[cfg(feature = "daemon")]
 pub use config_file::{ConfigFile, METRICS_LISTENER, Placed, ServiceConfig, parse_time, parse_wait, parse_workers};

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the library may import. `words` are plain values.
-const MAY_IMPORT: [(&str, &[&str]); 16] = [
+const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("sys", &["error"]),
     ("error", &[]),
     ("generation", &[]),
@@ -16,9 +16,10 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("config_file", &["config", "address", "error"]),
     ("notify", &["sys", "error"]),
     ("net", &["sys", "address", "config", "error"]),
-    ("service", &["net", "drain", "address", "config", "report", "error"]),
+    ("carry", &["net", "sys"]),
+    ("service", &["net", "drain", "carry", "address", "config", "report", "error"]),
     ("handoff", &["net", "sys", "generation", "report", "error"]),
-    ("server", &["net", "service", "drain", "report", "error"]),
+    ("server", &["net", "service", "drain", "carry", "config", "report", "error"]),
     ("control", &["net", "sys", "generation", "report", "error"]),
     (
         "lifecycle",
@@ -30,6 +31,7 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
             "service",
             "net",
             "drain",
+            "carry",
             "config",
             "address",
             "generation",
@@ -41,6 +43,7 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
         "lib",
         &[
             "address",
+            "carry",
             "config",
             "config_file",
             "control",

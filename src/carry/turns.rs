@@ -1,0 +1,270 @@
+//! Asks connections to come to a boundary, so many at a time, that none is at a stop for longer than it takes to carry a few.
+//!
+//! A turn goes from connection to connection: whoever has it is asked; when it has been carried, or cannot stop at this
+//! instant, the turn goes to the next. So the pause of each does not grow with their number, and one that is busy keeps nobody
+//! waiting: it stays asked, and comes when it is done. How a connection is carried is not its affair.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+/// How many connections are on their way at once: enough that neither process waits for the other.
+const AT_ONCE: usize = 64;
+
+/// Whose turn it is, for all connections of a process.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    /// The number of the carry that goes on; 0 when none does.
+    round: AtomicU32,
+    rounds: AtomicU32,
+    /// How many were carried in the last one.
+    carried: AtomicUsize,
+    /// Counts those that may still be carried.
+    candidates: TaskTracker,
+    turn: Arc<Notify>,
+    /// Wakes those that have been asked, when nothing is asked any more.
+    over: Arc<Notify>,
+}
+
+impl Turns {
+    /// From now on all are asked, one after another.
+    pub(crate) fn begin(&self) {
+        self.carried.store(0, Ordering::Relaxed);
+        self.candidates.close();
+        let round = self.rounds.fetch_add(1, Ordering::Relaxed) + 1;
+        self.round.store(round, Ordering::SeqCst);
+        for _ in 0..AT_ONCE {
+            self.turn.notify_one();
+        }
+    }
+
+    /// Nothing is asked of anybody any more.
+    pub(crate) fn end(&self) {
+        self.round.store(0, Ordering::SeqCst);
+        self.over.notify_waiters();
+        self.candidates.reopen();
+    }
+
+    /// Waits until none is left that may be carried in this round. Cancel safe.
+    pub(crate) async fn all_went(&self) {
+        self.candidates.wait().await;
+    }
+
+    /// How many were carried in this round, or in the last one.
+    pub(crate) fn carried(&self) -> usize {
+        self.carried.load(Ordering::Relaxed)
+    }
+}
+
+/// What is asked of one connection: shared with whoever serves it.
+#[derive(Debug, Default)]
+pub(crate) struct Word {
+    state: AtomicU8,
+    changed: Notify,
+}
+
+const NOTHING: u8 = 0;
+const ASKED: u8 = 1;
+const REFUSED: u8 = 2;
+
+impl Word {
+    /// Whether it is to come to a boundary.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == ASKED
+    }
+
+    /// Whether the successor would not have it: it is to be drained.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == REFUSED
+    }
+
+    /// Waits until it is asked. Cancel safe.
+    pub(crate) async fn asked(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.is_asked() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn set(&self, state: u8) {
+        self.state.store(state, Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+}
+
+/// One connection's place among them.
+#[derive(Debug)]
+pub(crate) struct Asking {
+    turns: Arc<Turns>,
+    word: Arc<Word>,
+    state: State,
+    /// For as long as it may still be carried in this round.
+    candidate: Option<TaskTrackerToken>,
+}
+
+#[derive(Debug)]
+enum State {
+    New,
+    Waiting(Pin<Box<OwnedNotified>>),
+    /// In this round, until its end.
+    Asked(u32, Pin<Box<OwnedNotified>>),
+}
+
+/// A turn; it goes to the next when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn(Arc<Notify>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+impl Asking {
+    /// A new connection's.
+    pub(crate) fn new(turns: Arc<Turns>) -> Self {
+        let candidate = Some(turns.candidates.token());
+        Self { turns, word: Arc::default(), state: State::New, candidate }
+    }
+
+    /// What is asked of it.
+    pub(crate) const fn word(&self) -> &Arc<Word> {
+        &self.word
+    }
+
+    /// It has been carried.
+    pub(crate) fn carried(&mut self) {
+        self.turns.carried.fetch_add(1, Ordering::Relaxed);
+        self.candidate = None;
+    }
+
+    /// The successor would not have it: in this round it is not asked again.
+    pub(crate) fn refused(&mut self) {
+        self.word.set(REFUSED);
+        self.candidate = None;
+    }
+
+    /// There was nobody who could take it.
+    pub(crate) fn alone(&self) {
+        self.word.set(NOTHING);
+    }
+
+    /// To be called whenever the connection's task runs, before it serves: ready when the connection has just been asked. Then
+    /// it has this turn until it is handed over, or for as long as it takes to see that it is not at a boundary.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        loop {
+            match &mut self.state {
+                State::New => {
+                    let mut notified = Box::pin(Arc::clone(&self.turns.turn).notified_owned());
+                    // In the queue first, and then a look: whoever begins a round does it the other way round. One that
+                    // comes while a round goes on may have come too late for its turn.
+                    let woken = notified.as_mut().poll(cx).is_ready();
+                    let round = self.turns.round.load(Ordering::SeqCst);
+                    if round != 0 {
+                        return Poll::Ready(self.ask(round));
+                    }
+                    if !woken {
+                        self.state = State::Waiting(notified);
+                        return Poll::Pending;
+                    }
+                }
+                State::Waiting(notified) => {
+                    if notified.as_mut().poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                    match self.turns.round.load(Ordering::SeqCst) {
+                        // A turn that was left over from a round.
+                        0 => self.state = State::New,
+                        round => return Poll::Ready(self.ask(round)),
+                    }
+                }
+                State::Asked(round, over) => {
+                    let is_over = over.as_mut().poll(cx).is_ready();
+                    if !is_over && self.turns.round.load(Ordering::SeqCst) == *round {
+                        return Poll::Pending;
+                    }
+                    self.word.set(NOTHING);
+                    self.candidate = Some(self.turns.candidates.token());
+                    self.state = State::New;
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, round: u32) -> Turn {
+        self.word.set(ASKED);
+        self.state = State::Asked(round, Box::pin(Arc::clone(&self.turns.over).notified_owned()));
+        Turn(Arc::clone(&self.turns.turn))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use std::task::Waker;
+
+    fn poll(asking: &mut Asking) -> Poll<Turn> {
+        asking.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    fn waiting(turns: &Arc<Turns>, count: usize) -> Vec<Asking> {
+        let mut all: Vec<_> = (0..count).map(|_| Asking::new(Arc::clone(turns))).collect();
+        assert!(all.iter_mut().all(|one| poll(one).is_pending()));
+        all
+    }
+
+    #[test]
+    fn so_many_are_asked_at_once_and_a_turn_goes_on() {
+        let turns = Arc::default();
+        let mut all = waiting(&turns, AT_ONCE + 10);
+        turns.begin();
+        let mut held: Vec<Turn> = all
+            .iter_mut()
+            .filter_map(|one| match poll(one) {
+                Poll::Ready(turn) => Some(turn),
+                Poll::Pending => None,
+            })
+            .collect();
+        assert_eq!(held.len(), AT_ONCE);
+        drop(held.split_off(AT_ONCE - 3));
+        assert_eq!(all.iter_mut().filter_map(|one| matches!(poll(one), Poll::Ready(_)).then_some(())).count(), 10);
+        assert!(all.iter().all(|one| one.word().is_asked()));
+    }
+
+    #[test]
+    fn those_that_come_in_a_round_are_asked_and_each_only_once() {
+        let turns: Arc<Turns> = Arc::default();
+        turns.begin();
+        let mut one = Asking::new(Arc::clone(&turns));
+        assert!(poll(&mut one).is_ready() && poll(&mut one).is_pending());
+        one.refused();
+        assert!(poll(&mut one).is_pending() && one.word().is_refused());
+    }
+
+    #[tokio::test]
+    async fn a_round_that_ends_withdraws_its_word_and_the_next_one_asks_again() {
+        let turns: Arc<Turns> = Arc::default();
+        turns.begin();
+        let mut one = Asking::new(Arc::clone(&turns));
+        drop(poll(&mut one));
+        let word = Arc::clone(one.word());
+        let idle = tokio::spawn(poll_fn(move |cx| one.poll(cx)));
+        tokio::task::yield_now().await;
+        turns.end();
+        tokio::task::yield_now().await;
+        assert!(!word.is_asked());
+        turns.begin();
+        drop(idle.await.unwrap());
+        word.asked().await;
+    }
+}
