@@ -36,6 +36,8 @@ pub struct Config {
     pub bake: Duration,
     /// How long connections get to end by themselves before they are cut. Default 30 s.
     pub drain_timeout: Duration,
+    /// What becomes of connections when a successor takes over, on listeners that do not say otherwise.
+    pub on_handoff: OnHandoff,
     /// How long after it was accepted a connection may still send its first request when a drain begins. Default 1 s.
     pub first_request_grace: Duration,
     /// How many generations may serve or drain at once.
@@ -56,6 +58,7 @@ impl Default for Config {
             ready_timeout: Duration::from_secs(30),
             bake: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
+            on_handoff: OnHandoff::default(),
             first_request_grace: Duration::from_secs(1),
             max_generations: MaxGenerations::default(),
             pid_file: None,
@@ -63,6 +66,27 @@ impl Default for Config {
             identity: Identity::default(),
         }
     }
+}
+
+impl Config {
+    /// What becomes of the connections of the listener that goes by this name.
+    pub(crate) fn on_handoff_of(&self, listener: &str) -> OnHandoff {
+        let Listeners::Named(named) = &self.listeners else { return self.on_handoff };
+        let mut all = named.as_slice().iter().enumerate();
+        let of_it = all.find(|(index, one)| one.name_at(*index) == listener).and_then(|(_, one)| one.on_handoff);
+        of_it.unwrap_or(self.on_handoff)
+    }
+}
+
+/// What becomes of connections when a successor takes over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnHandoff {
+    /// They are told to come to an end, and cut at the drain deadline.
+    #[default]
+    Drain,
+    /// They move to the successor, if that carries them as well: the generation before gives, the one after takes. Those that
+    /// cannot are drained.
+    Carry,
 }
 
 /// What to listen on.
@@ -131,6 +155,8 @@ pub struct ListenerConfig {
     /// How many connections it may have at once; when there are as many, nobody is accepted, and whoever comes waits in the
     /// queue. Default: as many as come.
     pub max_connections: Option<NonZeroUsize>,
+    /// What becomes of its connections when a successor takes over; none: as [`Config::on_handoff`] says.
+    pub on_handoff: Option<OnHandoff>,
 }
 
 impl ListenerConfig {
@@ -151,7 +177,7 @@ impl FromStr for ListenerConfig {
             }
             _ => (None, text),
         };
-        Ok(Self { name, address: address.parse()?, max_connections: None })
+        Ok(Self { name, address: address.parse()?, max_connections: None, on_handoff: None })
     }
 }
 

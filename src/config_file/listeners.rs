@@ -74,6 +74,7 @@ fn one(
         name: Some(parsed.clone()),
         address,
         max_connections: table.max_connections.take().map(|count| count.0),
+        on_handoff: table.carry.take().map(|carry| carry.0),
     };
     let service = match table.service.as_ref().map(|service| service.0) {
         None => return Err(lacks("service", Service::EXPECTED)),

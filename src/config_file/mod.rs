@@ -128,6 +128,7 @@ fn read(text: &str) -> Result<ConfigFile, Fault> {
         bake: root.bake.map_or(default.bake, |time| time.0),
         drain_timeout: root.drain_timeout.map_or(default.drain_timeout, |time| time.0),
         first_request_grace: root.first_request_grace.map_or(default.first_request_grace, |time| time.0),
+        on_handoff: root.carry.map_or(default.on_handoff, |carry| carry.0),
         max_generations: root.max_generations.map_or(default.max_generations, |count| count.0),
         pid_file: root.pid_file.map(|path| path.0),
         control: root.control.map(|path| path.0),

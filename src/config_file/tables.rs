@@ -16,7 +16,7 @@ use super::values::{
     As, Count, Failures, FilePath, KeepAlive, List, Service, SocketPath, Time, Upstream, UserTimeout, Wait, Workers,
 };
 use crate::address::Address;
-use crate::config::{Balance, HeaderVersion, MaxGenerations, Network};
+use crate::config::{Balance, HeaderVersion, MaxGenerations, Network, OnHandoff};
 
 const A_LISTENER: &str = "expected a table with the listener's name, as in [listener.web]";
 
@@ -28,6 +28,7 @@ pub(super) struct Root {
     pub(super) bake: Option<As<Time>>,
     pub(super) drain_timeout: Option<As<Time>>,
     pub(super) first_request_grace: Option<As<Time>>,
+    pub(super) carry: Option<As<OnHandoff>>,
     pub(super) max_generations: Option<As<MaxGenerations>>,
     pub(super) pid_file: Option<As<FilePath>>,
     pub(super) control: Option<As<SocketPath>>,
@@ -66,6 +67,7 @@ pub(super) struct ListenerTable {
     pub(super) address: Option<Spanned<As<Address>>>,
     pub(super) service: Option<As<Service>>,
     pub(super) max_connections: Option<As<Count>>,
+    pub(super) carry: Option<As<OnHandoff>>,
 
     pub(super) upstreams: Option<Spanned<List<Upstream>>>,
     pub(super) balance: Option<Spanned<As<Balance>>>,

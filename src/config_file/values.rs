@@ -14,7 +14,7 @@ use tracing_subscriber::filter::Targets;
 
 use super::time::{at_most_a_week, keep_alive, not_zero, parse_time, user_timeout};
 use crate::address::Address;
-use crate::config::{Balance, HeaderVersion, MaxGenerations, Network, Upstreams};
+use crate::config::{Balance, HeaderVersion, MaxGenerations, Network, OnHandoff, Upstreams};
 use crate::error::Error;
 
 /// More threads than any machine has cores are a slip of the hand.
@@ -34,6 +34,11 @@ pub(super) trait Kind {
 
     /// From a whole number; none if it is not written so.
     fn number(_: u64) -> Option<Result<Self::Value, String>> {
+        None
+    }
+
+    /// From true or false; none if it is not written so.
+    fn truth(_: bool) -> Option<Self::Value> {
         None
     }
 }
@@ -71,6 +76,10 @@ impl<'de, K: Kind> Visitor<'de> for OfKind<K> {
     fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<K::Value, E> {
         let read = K::number(number).ok_or_else(|| E::invalid_type(Unexpected::Unsigned(number), &self))?;
         read.map_err(E::custom)
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, truth: bool) -> Result<K::Value, E> {
+        K::truth(truth).ok_or_else(|| E::invalid_type(Unexpected::Bool(truth), &self))
     }
 
     /// `toml` makes a map of a date.
@@ -174,6 +183,16 @@ impl Kind for Upstream {
             Ok(address)
         });
         Some(upstream.map_err(|error| error.to_string()))
+    }
+}
+
+/// Whether connections are carried.
+impl Kind for OnHandoff {
+    type Value = Self;
+    const EXPECTED: &'static str = "true or false";
+
+    fn truth(carry: bool) -> Option<Self> {
+        Some(if carry { Self::Carry } else { Self::Drain })
     }
 }
 

@@ -37,6 +37,13 @@ pub struct ListenerCounters {
     pub drained: u64,
     /// Connections cut, at a drain's deadline or by a signal.
     pub cut: u64,
+    /// Connections that a successor has taken over.
+    pub carried: u64,
+    /// Connections that a successor would not take: they were drained.
+    pub refused: u64,
+    /// Connections that a successor had taken over that died while its predecessor still lived, at most: some may have ended
+    /// before.
+    pub lost: u64,
 }
 
 /// What was passed on to one upstream.
@@ -95,13 +102,16 @@ impl ListenerCounters {
     /// Adds those of another generation.
     pub const fn add(&mut self, other: Self) {
         // All of them by name: a new one is not to be forgotten here.
-        let Self { accepted, active, limited, received, sent, drained, cut } = other;
+        let Self { accepted, active, limited, received, sent, drained, cut, carried, refused, lost } = other;
         self.accepted += accepted;
         self.active += active;
         self.limited += limited;
         self.received += received;
         self.sent += sent;
         self.drained += drained;
+        self.carried += carried;
+        self.refused += refused;
+        self.lost += lost;
         self.cut += cut;
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use handoffd::{
     Address, Balance, Config, ConfigFile, Echo, Error, HeaderVersion, ListenerConfig, Listeners, METRICS_LISTENER,
-    MaxGenerations, Placed, Proxy, ProxyConfig, Routes, Served, ServiceConfig, Upstreams, default_control_path,
-    parse_time, parse_wait, parse_workers,
+    MaxGenerations, OnHandoff, Placed, Proxy, ProxyConfig, Routes, Served, ServiceConfig, Upstreams,
+    default_control_path, parse_time, parse_wait, parse_workers,
 };
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -92,6 +92,10 @@ struct DaemonFlags {
     /// How long connections get to end by themselves before they are cut [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     drain_timeout: Option<Duration>,
+
+    /// Move live connections to the new generation instead of draining them, on listeners of which the file does not say otherwise
+    #[arg(long)]
+    carry: bool,
 
     /// How long a new connection may take to send its first request when a drain begins [default: 1s]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
@@ -207,6 +211,7 @@ impl DaemonFlags {
             bake: self.bake.unwrap_or(said.bake),
             drain_timeout: self.drain_timeout.unwrap_or(said.drain_timeout),
             first_request_grace: self.first_request_grace.unwrap_or(said.first_request_grace),
+            on_handoff: if self.carry { OnHandoff::Carry } else { said.on_handoff },
             max_generations: self.max_generations.unwrap_or(said.max_generations),
             pid_file: self.pid_file.or(said.pid_file),
             control: self.control.or(said.control).or_else(in_runtime_directory),
@@ -263,7 +268,9 @@ impl Metrics {
                 return Err(Answer::usage("--metrics needs --listen beside it, or --config".to_owned()));
             }
         };
-        listeners.push(ListenerConfig { name: Some(METRICS_LISTENER.parse()?), address, max_connections: None });
+        // Each answers one request.
+        let (name, on_handoff) = (Some(METRICS_LISTENER.parse()?), Some(OnHandoff::Drain));
+        listeners.push(ListenerConfig { name, address, max_connections: None, on_handoff });
         Ok(Config { listeners: Listeners::exactly(listeners)?, ..config })
     }
 }

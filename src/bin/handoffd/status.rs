@@ -69,7 +69,8 @@ fn is_quiet(status: &Status) -> bool {
 fn table(status: &Status) -> String {
     let head = ["GENERATION", "PID", "STATE", "FOR", "CONNECTIONS", "OLDEST", "CUT IN", "VERSION", "BUILD", "CONFIG"];
     let mut text = aligned(head, status.generations.iter().map(|report| row(report, SystemTime::now())));
-    let head = ["LISTENER", "ADDRESS", "ACCEPTED", "OPEN", "FULL", "RECEIVED", "SENT", "DRAINED", "CUT"];
+    let head =
+        ["LISTENER", "ADDRESS", "ACCEPTED", "OPEN", "FULL", "RECEIVED", "SENT", "DRAINED", "CUT", "CARRIED", "REFUSED"];
     text.push('\n');
     text += &aligned(head, status.listeners.iter().map(|listener| listener_row(listener, &status.counters)));
     let upstreams = status.counters.upstreams.iter();
@@ -104,12 +105,15 @@ fn aligned<const COLUMNS: usize>(head: [&str; COLUMNS], rows: impl Iterator<Item
     text
 }
 
-fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 9] {
-    let ListenerCounters { accepted, active, limited, received, sent, drained, cut } =
+fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 11] {
+    // What was lost has been said in the log, and is seldom more than nothing.
+    let ListenerCounters { accepted, active, limited, received, sent, drained, cut, carried, refused, lost: _ } =
         counters.listeners.get(&listener.name).copied().unwrap_or_default();
-    let numbers = [accepted, active, limited, received, sent, drained, cut];
-    let [accepted, active, limited, received, sent, drained, cut] = numbers.map(|number| number.to_string());
-    [listener.name.clone(), listener.address.clone(), accepted, active, limited, received, sent, drained, cut]
+    let numbers = [accepted, active, limited, received, sent, drained, cut, carried, refused];
+    let [accepted, active, limited, received, sent, drained, cut, carried, refused] =
+        numbers.map(|number| number.to_string());
+    let (name, address) = (listener.name.clone(), listener.address.clone());
+    [name, address, accepted, active, limited, received, sent, drained, cut, carried, refused]
 }
 
 fn upstream_row(listener: &str, (upstream, counters): (&String, &UpstreamCounters)) -> [String; 8] {

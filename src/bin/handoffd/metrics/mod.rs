@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use handoffd::{Connection, Control, METRICS_LISTENER, Routes, Service, Status, UpstreamCounters};
+use handoffd::{Connection, Control, METRICS_LISTENER, Parcel, Routes, Service, Status, UpstreamCounters};
 use hyper::header::{ALLOW, CONTENT_TYPE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -38,6 +38,14 @@ impl Service for WithMetrics {
             Some(control) if connection.listener() == METRICS_LISTENER => Box::pin(answer(control, connection)).await,
             _ => self.routes.serve(connection).await,
         }
+    }
+
+    fn carries(&self, listener: &str) -> bool {
+        listener != METRICS_LISTENER && self.routes.carries(listener)
+    }
+
+    fn accepts(&self, listener: &str, parcel: &Parcel) -> Result<(), String> {
+        self.routes.accepts(listener, parcel)
     }
 
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {

@@ -29,7 +29,7 @@ type OfListener = (&'static str, &'static str, MetricType, fn(&ListenerCounters)
 /// The same of each upstream.
 type OfUpstream = (&'static str, &'static str, MetricType, fn(&UpstreamCounters) -> u64);
 
-const OF_LISTENERS: [OfListener; 7] = [
+const OF_LISTENERS: [OfListener; 10] = [
     ("accepted_connections", "Connections accepted", MetricType::Counter, |one| one.accepted),
     ("open_connections", "Connections open now, in all generations", MetricType::Gauge, |one| one.active),
     ("full", "Times that nobody was accepted, for there were as many as may be", MetricType::Counter, |one| {
@@ -39,6 +39,11 @@ const OF_LISTENERS: [OfListener; 7] = [
     ("sent_bytes", "Bytes written to clients", MetricType::Counter, |one| one.sent),
     ("drained_connections", "Connections that ended by themselves in a drain", MetricType::Counter, |one| one.drained),
     ("cut_connections", "Connections cut at a drain's deadline or by a signal", MetricType::Counter, |one| one.cut),
+    ("carried_connections", "Connections that a successor has taken over", MetricType::Counter, |one| one.carried),
+    ("refused_connections", "Connections that a successor would not take", MetricType::Counter, |one| one.refused),
+    ("lost_connections", "Connections lost with a successor that had taken them over", MetricType::Counter, |one| {
+        one.lost
+    }),
 ];
 
 const OF_UPSTREAMS: [OfUpstream; 6] = [
