@@ -9,11 +9,12 @@ use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Connection, Next, Service};
+use crate::carry::Parcel;
 use crate::net::Stream;
 
 /// Bytes taken in one read.
@@ -23,17 +24,58 @@ const BUFFER: usize = 16 * 1024;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Echo;
 
+/// How it is given up: the bytes that are not written back yet, and nothing else.
+const FORMAT: &str = "echo/1";
+
 impl Service for Echo {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
-        while connection.next_request().await? == Next::Read {
-            match poll_fn(|cx| Poll::Ready(echo(&mut connection.stream, cx))).await? {
-                Echoed::All => {}
-                Echoed::Owing(rest) => connection.stream.write_all(&rest).await?,
-                Echoed::PeerFinished => break,
+        let mut owed = connection.taken_up().map_or_else(Vec::new, |parcel| parcel.bytes);
+        loop {
+            if !owed.is_empty() && pay(connection, &mut owed).await? == Next::Carry {
+                break;
+            }
+            match connection.next_request().await? {
+                Next::Read => match poll_fn(|cx| Poll::Ready(echo(&mut connection.stream, cx))).await? {
+                    Echoed::All => {}
+                    Echoed::Owing(rest) => owed = rest,
+                    Echoed::PeerFinished => return Ok(()),
+                },
+                Next::End => return Ok(()),
+                Next::Carry => break,
             }
         }
+        connection.give_up(Parcel::new(FORMAT, owed));
         Ok(())
     }
+
+    fn carries(&self, _listener: &str) -> bool {
+        true
+    }
+
+    fn accepts(&self, _listener: &str, parcel: &Parcel) -> Result<(), String> {
+        if parcel.format == FORMAT && parcel.descriptors.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{} with {} descriptors is not known here", parcel.format, parcel.descriptors.len()))
+        }
+    }
+}
+
+/// Writes what is owed, until it is written or to be given up.
+async fn pay(connection: &mut Connection, owed: &mut Vec<u8>) -> io::Result<Next> {
+    let mut written = 0;
+    let next = poll_fn(|cx| {
+        while written < owed.len() {
+            if connection.is_asked() {
+                return Poll::Ready(Ok(Next::Carry));
+            }
+            written += ready!(Pin::new(&mut connection.stream).poll_write(cx, &owed[written..]))?;
+        }
+        Poll::Ready(Ok::<_, io::Error>(Next::Read))
+    })
+    .await?;
+    owed.drain(..written);
+    Ok(next)
 }
 
 /// What came of one read.

@@ -1,8 +1,10 @@
 //! Says what is done with a connection: the trait that a service implements, and the services we ship.
 //!
 //! A service is handed one connection at a time and serves it to its end. It learns of a drain from the connection
-//! itself. Accepting, counting, cutting and closing are not its affair: the server does them for every service alike.
+//! itself, and whether to give it up for a successor to go on with. Accepting, counting, cutting, carrying and closing are not
+//! its affair: the server does them for every service alike.
 
+mod connection;
 mod echo;
 mod proxy;
 mod relay;
@@ -12,18 +14,16 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::time::Instant;
-
+pub(crate) use connection::Admission;
+pub use connection::{Connection, Next};
 pub use echo::Echo;
 pub use proxy::Proxy;
 #[cfg(fuzzing)]
 pub(crate) use proxy::fuzz_proxy_header;
 pub use routes::{Routes, Served};
 
-use crate::drain::DrainWatch;
-use crate::net::{Peer, Stream};
+use crate::carry::Parcel;
 use crate::report::UpstreamCounters;
 
 /// What is done with a connection.
@@ -34,9 +34,30 @@ pub trait Service: Send + Sync + 'static {
     /// requests. Then the server half-closes, waits for the peer as long as that protects the last reply, and closes.
     /// At the drain deadline the future is dropped.
     ///
+    /// One that has been given up ([`Connection::give_up`]) is handed to the successor when this returns; if that does not take
+    /// it, it is served again, and begins with what was given up.
+    ///
     /// # Errors
     /// What the connection died of. It is logged at debug level; a peer that goes away is no fault.
     fn serve(&self, connection: &mut Connection) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Whether connections of this listener come to a boundary when they are asked to, and are given up there
+    /// ([`Connection::is_asked`], [`Connection::give_up`]). One that cannot is drained.
+    ///
+    /// A service that ends TLS itself cannot: the keys and the state of a session live in its library, which does not give
+    /// them away.
+    fn carries(&self, _listener: &str) -> bool {
+        false
+    }
+
+    /// Whether a connection that another process has given up can be served on: if it says so, [`Service::serve`] finds the
+    /// parcel by [`Connection::taken_up`].
+    ///
+    /// # Errors
+    /// Why not: a format that is not known, or what cannot be so. Then it stays where it is, and is drained there.
+    fn accepts(&self, _listener: &str, _parcel: &Parcel) -> Result<(), String> {
+        Err("the service takes up no connections".to_owned())
+    }
 
     /// What it has passed on, by the listener's name and the upstream's address: for a service that has upstreams.
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
@@ -51,86 +72,15 @@ impl<S: Service> Service for Arc<S> {
         S::serve(self, connection)
     }
 
+    fn carries(&self, listener: &str) -> bool {
+        S::carries(self, listener)
+    }
+
+    fn accepts(&self, listener: &str, parcel: &Parcel) -> Result<(), String> {
+        S::accepts(self, listener, parcel)
+    }
+
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
         S::upstreams(self)
-    }
-}
-
-/// One accepted connection.
-#[derive(Debug)]
-pub struct Connection {
-    /// Its bytes.
-    pub stream: Stream,
-    peer: Peer,
-    listener: Arc<str>,
-    drain: DrainWatch,
-    /// Until when its first request is awaited even if a drain has begun.
-    first_request_until: Instant,
-}
-
-/// What a connection between two requests has to do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// Something can be read: a request, or the peer's end.
-    Read,
-    /// Nothing more is to come, or nothing more is to be taken: end the conversation.
-    End,
-}
-
-impl Connection {
-    /// `first_request_grace` counts from now.
-    pub(crate) fn new(
-        stream: Stream,
-        peer: Peer,
-        listener: Arc<str>,
-        drain: DrainWatch,
-        first_request_grace: Duration,
-    ) -> Self {
-        let now = Instant::now();
-        // A grace that no clock can hold is no bound at all; a day is far beyond any drain.
-        let until = now.checked_add(first_request_grace).unwrap_or(now + Duration::from_secs(86_400));
-        Self { stream, peer, listener, drain, first_request_until: until }
-    }
-
-    /// Who is at the other end.
-    #[must_use]
-    pub const fn peer(&self) -> Peer {
-        self.peer
-    }
-
-    /// The name of the listener that accepted it.
-    #[must_use]
-    pub fn listener(&self) -> &str {
-        &self.listener
-    }
-
-    /// For a service that keeps its own time: learns when to come to an end.
-    #[must_use]
-    pub const fn drain(&self) -> &DrainWatch {
-        &self.drain
-    }
-
-    /// Waits, between two requests, for the next one or for the end. Cancel safe.
-    ///
-    /// While a drain has not begun it waits as long as the peer does. When it has, whatever has arrived is still served;
-    /// a connection that has not sent its first request keeps the rest of `first_request_grace` to do so, for its peer
-    /// may have connected in the very instant in which we stopped accepting; any other ends at once.
-    ///
-    /// # Errors
-    /// When the runtime is shutting down.
-    pub async fn next_request(&self) -> io::Result<Next> {
-        tokio::select! {
-            biased;
-            readable = self.stream.readable() => return readable.map(|()| Next::Read),
-            () = self.drain.told() => {}
-        }
-        if self.stream.received() == 0 {
-            // Whether it came in time or not, the kernel's word below decides.
-            let _ = tokio::time::timeout_at(self.first_request_until, self.stream.readable()).await;
-        }
-        if !self.stream.has_input() {
-            return Ok(Next::End);
-        }
-        self.stream.readable().await.map(|()| Next::Read)
     }
 }

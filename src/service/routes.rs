@@ -7,6 +7,7 @@ use std::io;
 use std::task::Poll;
 
 use super::{Connection, Echo, Proxy, Service};
+use crate::carry::Parcel;
 use crate::config::ListenerName;
 use crate::report::UpstreamCounters;
 
@@ -58,6 +59,10 @@ impl Routes {
         .await
     }
 
+    fn on(&self, listener: &str) -> &Served {
+        self.named.get(listener).unwrap_or(&self.others)
+    }
+
     fn proxies(&self) -> impl Iterator<Item = &Proxy> {
         self.named.values().chain([&self.others]).filter_map(|served| match served {
             Served::Proxy(proxy) => Some(&**proxy),
@@ -68,9 +73,23 @@ impl Routes {
 
 impl Service for Routes {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
-        match self.named.get(connection.listener()).unwrap_or(&self.others) {
+        match self.on(connection.listener()) {
             Served::Echo(echo) => echo.serve(connection).await,
             Served::Proxy(proxy) => proxy.serve(connection).await,
+        }
+    }
+
+    fn carries(&self, listener: &str) -> bool {
+        match self.on(listener) {
+            Served::Echo(echo) => echo.carries(listener),
+            Served::Proxy(proxy) => proxy.carries(listener),
+        }
+    }
+
+    fn accepts(&self, listener: &str, parcel: &Parcel) -> Result<(), String> {
+        match self.on(listener) {
+            Served::Echo(echo) => echo.accepts(listener, parcel),
+            Served::Proxy(proxy) => proxy.accepts(listener, parcel),
         }
     }
 

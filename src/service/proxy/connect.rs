@@ -5,6 +5,7 @@
 
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -12,7 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Proxy;
-use super::tally::Counted;
+use super::tally::{Came, Counted};
 use super::upstreams::{Place, Round};
 use crate::net::{Stream, dial};
 use crate::service::Connection;
@@ -26,6 +27,8 @@ const LAST_PAUSE: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct Connected<'a> {
     pub(super) stream: Stream,
+    /// Which of the upstreams it is.
+    pub(super) index: usize,
     _place: Place<'a>,
     _counted: Counted<'a>,
 }
@@ -43,12 +46,25 @@ enum Failed {
 }
 
 impl Proxy {
-    /// Connects `client` to an upstream, and tells that one `header` first.
+    /// Goes on with a connection to an upstream that another process has made.
+    pub(super) fn reconnected(&self, listener: &Arc<str>, index: usize, stream: Stream) -> Connected<'_> {
+        let place = self.upstreams.take(index);
+        let counted = self.tally.enter(listener, self.upstreams.all(), index, Came::Carried, stream.traffic());
+        Connected { stream, index, _place: place, _counted: counted }
+    }
+
+    /// Connects `client`, which has waited since then, to an upstream, and tells that one `header` first. Cancel safe: what has
+    /// been connected is closed.
     ///
     /// # Errors
     /// Why nobody accepted, or that the client is gone.
-    pub(super) async fn connect(&self, client: &Connection, header: &[u8]) -> io::Result<Connected<'_>> {
-        let until = Instant::now().checked_add(self.config.connect_patience);
+    pub(super) async fn connect(
+        &self,
+        client: &Connection,
+        since: Instant,
+        header: &[u8],
+    ) -> io::Result<Connected<'_>> {
+        let until = since.checked_add(self.config.connect_patience);
         let mut pause = FIRST_PAUSE;
         // The first time each is given all of its time, however short the patience.
         let mut limit = None;
@@ -88,8 +104,8 @@ impl Proxy {
                 Ok(stream) => {
                     let all = self.upstreams.all();
                     self.upstreams.succeeded(index, client.listener());
-                    let counted = self.tally.enter(&client.listener, all, index, stream.traffic());
-                    return Ok(Connected { stream, _place: place, _counted: counted });
+                    let counted = self.tally.enter(&client.listener, all, index, Came::Made, stream.traffic());
+                    return Ok(Connected { stream, index, _place: place, _counted: counted });
                 }
                 Err(Failed::Upstream(reason)) => {
                     self.tally.failed(&client.listener, self.upstreams.all(), index);

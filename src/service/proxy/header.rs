@@ -7,6 +7,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use ppp::{v1, v2};
+use serde::{Deserialize, Serialize};
 
 use crate::config::HeaderVersion;
 use crate::net::Stream;
@@ -19,7 +20,7 @@ const FIXED_V2: usize = 16;
 const LONGEST: usize = 2048;
 
 /// From where to where a client connected, by somebody's word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Route {
     pub(super) source: SocketAddr,
     pub(super) destination: SocketAddr,

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::ProxyConfig;
@@ -15,6 +16,7 @@ pub(super) struct Limits(Option<Box<Clock>>);
 
 struct Clock {
     timer: Pin<Box<Sleep>>,
+    made: Instant,
     idle: Option<Duration>,
     /// When it is too old.
     end: Option<Instant>,
@@ -40,18 +42,38 @@ impl From<Expired> for io::Error {
     }
 }
 
+/// What a connection has used of its limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Used {
+    /// How long it has been there.
+    pub(super) age: Duration,
+    /// How long nothing has moved.
+    pub(super) idle: Duration,
+    /// Bytes that it has carried.
+    pub(super) carried: u64,
+}
+
 impl Limits {
-    pub(super) fn new(config: &ProxyConfig) -> Self {
+    /// For one that has used so much of them.
+    pub(super) fn new(config: &ProxyConfig, used: Used) -> Self {
         if config.idle_timeout.is_none() && config.lifetime.is_none() {
             return Self(None);
         }
         let now = Instant::now();
-        let end = config.lifetime.and_then(|lifetime| now.checked_add(lifetime));
-        let mut clock =
-            Clock { timer: Box::pin(sleep_until(now)), idle: config.idle_timeout, end, carried: 0, moved: now };
+        let ago = |time| now.checked_sub(time).unwrap_or(now);
+        let (made, moved) = (ago(used.age), ago(used.idle));
+        let end = config.lifetime.and_then(|lifetime| made.checked_add(lifetime));
+        let (timer, idle) = (Box::pin(sleep_until(now)), config.idle_timeout);
+        let mut clock = Clock { timer, made, idle, end, carried: used.carried, moved };
         let next = clock.next(now);
         clock.timer.as_mut().reset(next);
         Self(Some(Box::new(clock)))
+    }
+
+    /// What has been used of them; nothing if there are none.
+    pub(super) fn used(&self) -> Used {
+        let Some(clock) = &self.0 else { return Used::default() };
+        Used { age: clock.made.elapsed(), idle: clock.moved.elapsed(), carried: clock.carried }
     }
 
     /// Ready when one is reached. To be asked whenever something may have moved.
@@ -93,7 +115,7 @@ mod tests {
 
     fn limits(idle_timeout: Option<Duration>, lifetime: Option<Duration>) -> Limits {
         let upstreams = crate::config::Upstreams::new(vec!["@a".parse().unwrap()]).unwrap();
-        Limits::new(&ProxyConfig { idle_timeout, lifetime, ..ProxyConfig::to(upstreams) })
+        Limits::new(&ProxyConfig { idle_timeout, lifetime, ..ProxyConfig::to(upstreams) }, Used::default())
     }
 
     #[tokio::test]
@@ -126,6 +148,20 @@ mod tests {
         });
         assert_eq!(expired.await, Expired::Idle);
         assert!(start.elapsed() >= Duration::from_millis(150));
+    }
+
+    #[tokio::test]
+    async fn what_was_used_elsewhere_is_used_here() {
+        let upstreams = crate::config::Upstreams::new(vec!["@a".parse().unwrap()]).unwrap();
+        let hour = Some(Duration::from_secs(3600));
+        let config = ProxyConfig { idle_timeout: hour, lifetime: hour, ..ProxyConfig::to(upstreams) };
+        let used = Used { idle: Duration::from_secs(3600), carried: 7, ..Used::default() };
+        let mut limits = Limits::new(&config, used);
+        assert_eq!(poll_fn(|cx| limits.poll(cx, || 7)).await, Expired::Idle);
+        let used = Used { age: Duration::from_secs(3600), ..Used::default() };
+        let mut limits = Limits::new(&config, used);
+        assert!(limits.used().age >= used.age);
+        assert_eq!(poll_fn(|cx| limits.poll(cx, || 7)).await, Expired::Lifetime);
     }
 
     #[tokio::test]

@@ -7,11 +7,13 @@
 //! | `upstreams` | which one that is, and who is passed over |
 //! | `checks` | who looks after them when no client does |
 //! | `conversation` | the two of them to the end; `relay` moves the bytes |
+//! | `carried` | what of them goes to another process |
 //! | `limits` | how long they may be silent, and how old |
 //! | `tally` | what was passed on |
 //!
 //! In a drain a connection goes on until either side ends it: what the two are saying is theirs, and only the deadline cuts it.
 
+mod carried;
 mod checks;
 mod connect;
 mod conversation;
@@ -23,17 +25,24 @@ mod tests;
 mod upstreams;
 
 use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::sync::Arc;
+use std::task::Poll;
+
+use tokio::time::Instant;
 
 use super::{Connection, Service};
+use crate::carry::Parcel;
 use crate::config::ProxyConfig;
 use crate::net::{Peer, Stream};
 use crate::report::UpstreamCounters;
+use crate::service::relay::Relay;
+use carried::{Arriving, Begun, Identified, Resumed};
 use connect::Connected;
-use conversation::Conversation;
+use conversation::{Conversation, Held};
 use header::Route;
-use limits::Limits;
+use limits::{Limits, Used};
 use tally::Tally;
 use upstreams::Upstreams;
 
@@ -46,6 +55,13 @@ pub struct Proxy {
     config: ProxyConfig,
     upstreams: Arc<Upstreams>,
     tally: Arc<Tally>,
+}
+
+/// With what a conversation begins, or goes on.
+struct Beginning<'a> {
+    upstream: Connected<'a>,
+    relay: Relay,
+    limits: Limits,
 }
 
 impl Proxy {
@@ -61,15 +77,51 @@ impl Proxy {
         self.tally.expect(&listener.into(), self.upstreams.all().len());
     }
 
-    /// Brings a client to its upstream.
-    async fn begin(&self, connection: &mut Connection) -> io::Result<Connected<'_>> {
+    /// Takes a conversation up that was carried here, or brings a client to its upstream: none if it has been given up on the way.
+    async fn prepare(&self, connection: &mut Connection) -> io::Result<Option<Beginning<'_>>> {
+        let begun = match connection.taken_up() {
+            Some(parcel) => carried::take_up(parcel, &self.upstreams)?,
+            None => Begun::Arriving(Arriving::default()),
+        };
+        let mut arriving = match begun {
+            Begun::Arriving(arriving) => arriving,
+            Begun::Conversing(Resumed { upstream, mut stream, relay, used }) => {
+                self.tune(&mut connection.stream)?;
+                self.tune(&mut stream)?;
+                let upstream = self.reconnected(&connection.listener, upstream, stream);
+                return Ok(Some(Beginning { upstream, relay, limits: Limits::new(&self.config, used) }));
+            }
+        };
+        let word = connection.word();
+        let mut beginning = Box::pin(self.begin(connection, &mut arriving));
+        let connected = poll_fn(|cx| match &word {
+            Some(word) if word.is_asked() => Poll::Ready(None),
+            _ => beginning.as_mut().poll(cx).map(Some),
+        })
+        .await;
+        drop(beginning);
+        let Some(upstream) = connected.transpose()? else {
+            connection.give_up(carried::arriving(arriving));
+            return Ok(None);
+        };
+        let limits = Limits::new(&self.config, Used::default());
+        Ok(Some(Beginning { upstream, relay: Relay::default(), limits }))
+    }
+
+    /// Brings a client to its upstream. What is learned of it on the way is kept in `arriving`; if this is dropped, it begins
+    /// anew with that. Cancel safe.
+    async fn begin(&self, connection: &mut Connection, arriving: &mut Arriving) -> io::Result<Connected<'_>> {
         self.tune(&mut connection.stream)?;
-        let route = self.identify(connection).await?;
+        let Identified { route } = match arriving.identified {
+            Some(identified) => identified,
+            None => *arriving.identified.insert(Identified { route: self.identify(connection).await? }),
+        };
         let header = match self.config.send_header {
             Some(version) => header::announce(version, route),
             None => Vec::new(),
         };
-        let connected = self.connect(connection, &header).await;
+        let since = *arriving.since.get_or_insert_with(Instant::now);
+        let connected = self.connect(connection, since, &header).await;
         if connected.is_err() {
             // An empty reply could be taken for a reply.
             connection.stream.reset_on_drop();
@@ -78,6 +130,7 @@ impl Proxy {
     }
 
     /// Learns who the client is, as far as anybody wants to know: from its header, if we trust it with one, or from itself.
+    /// Cancel safe: a header is read whole, or not at all.
     async fn identify(&self, connection: &mut Connection) -> io::Result<Option<Route>> {
         let Peer::Tcp(source) = connection.peer else { return Ok(None) };
         if self.config.accept_header_from.iter().any(|network| network.contains(source.ip())) {
@@ -104,9 +157,22 @@ impl Proxy {
 impl Service for Proxy {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
         // In a box of its own: what waits to connect needs much more room than what relays, and most do the latter.
-        let connected = Box::pin(self.begin(connection)).await?;
-        let limits = Limits::new(&self.config);
-        Conversation::new(&mut connection.stream, connected, limits).hold().await
+        let Some(Beginning { upstream, relay, limits }) = Box::pin(self.prepare(connection)).await? else {
+            return Ok(());
+        };
+        let mut conversation = Conversation::new(connection, upstream, relay, limits);
+        if conversation.hold().await? == Held::ToBeCarried {
+            conversation.give_up(&self.upstreams)?;
+        }
+        Ok(())
+    }
+
+    fn carries(&self, _listener: &str) -> bool {
+        true
+    }
+
+    fn accepts(&self, _listener: &str, parcel: &Parcel) -> Result<(), String> {
+        carried::check(parcel, &self.upstreams)
     }
 
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {

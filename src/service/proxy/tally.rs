@@ -24,11 +24,21 @@ struct Row {
 /// To one upstream.
 #[derive(Debug, Default)]
 struct Cell {
-    /// Of connections that have ended; `active` and `ejected` are not counted here.
+    /// Of connections that have ended; `active` and `ejected` are not counted here. What one had carried already when it was
+    /// taken over is counted elsewhere, and taken off here: without those that are live the sums may be below zero, and wrap.
     sums: UpstreamCounters,
     /// The live ones. A place that is free is taken again before there is a new one.
     open: Vec<Option<Arc<Traffic>>>,
     free: Vec<usize>,
+}
+
+/// How a connection to an upstream came here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Came {
+    /// It was made.
+    Made,
+    /// It was taken over from the predecessor, which has counted it.
+    Carried,
 }
 
 /// Keeps a connection in the tally for as long as it lives.
@@ -46,18 +56,25 @@ impl Tally {
         row(&mut self.lock(), listener, upstreams);
     }
 
-    /// Enters a connection that was made.
+    /// Enters a connection.
     pub(super) fn enter(
         &self,
         listener: &Arc<str>,
         upstreams: &[Upstream],
         cell: usize,
+        came: Came,
         traffic: &Arc<Traffic>,
     ) -> Counted<'_> {
         let mut rows = self.lock();
         let row = row(&mut rows, listener, upstreams.len());
         let Cell { sums, open, free } = &mut rows[row].cells[cell];
-        sums.connected += 1;
+        match came {
+            Came::Made => sums.connected += 1,
+            Came::Carried => {
+                sums.sent = sums.sent.wrapping_sub(traffic.sent());
+                sums.received = sums.received.wrapping_sub(traffic.received());
+            }
+        }
         let place = free.pop().unwrap_or(open.len());
         if place == open.len() {
             open.push(None);
@@ -110,8 +127,8 @@ impl Cell {
         let mut counters = UpstreamCounters { ejected, ..self.sums };
         for traffic in self.open.iter().flatten() {
             counters.active += 1;
-            counters.sent += traffic.sent();
-            counters.received += traffic.received();
+            counters.sent = counters.sent.wrapping_add(traffic.sent());
+            counters.received = counters.received.wrapping_add(traffic.received());
         }
         counters
     }
@@ -122,8 +139,8 @@ impl Drop for Counted<'_> {
         let mut rows = self.tally.lock();
         let Cell { sums, open, free } = &mut rows[self.row].cells[self.cell];
         if let Some(traffic) = open[self.place].take() {
-            sums.sent += traffic.sent();
-            sums.received += traffic.received();
+            sums.sent = sums.sent.wrapping_add(traffic.sent());
+            sums.received = sums.received.wrapping_add(traffic.received());
             free.push(self.place);
         }
     }
@@ -142,18 +159,22 @@ mod tests {
         let (web, api): (Arc<str>, Arc<str>) = ("web".into(), "api".into());
         let (tally, all) = (Tally::default(), upstreams.all());
         tally.expect(&api, all.len());
-        let first = tally.enter(&web, all, 1, &Arc::default());
-        let second = tally.enter(&web, all, 1, &Arc::default());
+        let first = tally.enter(&web, all, 1, Came::Made, &Arc::default());
+        let second = tally.enter(&web, all, 1, Came::Made, &Arc::default());
         drop(first);
-        let third = tally.enter(&web, all, 1, &Arc::default());
+        let third = tally.enter(&web, all, 1, Came::Made, &Arc::default());
         tally.failed(&web, all, 0);
         let counters = tally.counters(all);
         let one = counters["web"]["@b"];
         assert_eq!((one.connected, one.active, one.failed), (3, 2, 0));
         assert_eq!((counters["web"]["@a"].failed, counters["api"]["@a"]), (1, UpstreamCounters::default()));
-        drop((second, third));
+        let traffic = Arc::new(Traffic::so_far(5, 6));
+        let carried = tally.enter(&web, all, 1, Came::Carried, &traffic);
+        let one = tally.counters(all)["web"]["@b"];
+        assert_eq!((one.connected, one.active, one.received, one.sent), (3, 3, 0, 0));
+        drop((second, third, carried));
         assert_eq!(tally.counters(all)["web"]["@b"].active, 0);
         // Places are taken again.
-        assert_eq!(tally.lock()[1].cells[1].open.len(), 2);
+        assert_eq!(tally.lock()[1].cells[1].open.len(), 3);
     }
 }

@@ -89,6 +89,12 @@ impl Upstreams {
         &self.all
     }
 
+    /// Which of them has this address, as it is printed.
+    pub(super) fn find(&self, address: &str) -> Option<usize> {
+        let address: Address = address.parse().ok()?;
+        self.all.iter().position(|upstream| upstream.address == address)
+    }
+
     /// Begins a round.
     pub(super) fn round(&self) -> Round {
         let start = match self.balance {

@@ -31,9 +31,9 @@ thread_local! {
 /// One way of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Direction {
-    held: Held,
+    pub(super) held: Held,
     /// How many reads in a row have filled the buffer; [`LONG`] is a long transfer.
-    streak: u8,
+    pub(super) streak: u8,
 }
 
 /// What is done with the source's end.
@@ -47,7 +47,7 @@ pub(super) enum End {
 
 /// What was read and is not written yet.
 #[derive(Debug, Default)]
-enum Held {
+pub(super) enum Held {
     #[default]
     Nothing,
     /// The rest of what one read brought.
@@ -61,9 +61,9 @@ enum Held {
 }
 
 #[derive(Debug)]
-struct Rest {
-    bytes: Vec<u8>,
-    written: usize,
+pub(super) struct Rest {
+    pub(super) bytes: Vec<u8>,
+    pub(super) written: usize,
 }
 
 impl Direction {

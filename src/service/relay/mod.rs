@@ -6,12 +6,14 @@
 //! lets the others have their turn. When to give up, and what a connection was for, is decided by whoever relays.
 
 mod direction;
+mod still;
 
 use std::io;
 use std::task::{Context, Poll};
 
 use crate::net::Stream;
 use direction::{Direction, End};
+pub(crate) use still::Still;
 
 /// Both ways of a connection.
 #[derive(Debug, Default)]

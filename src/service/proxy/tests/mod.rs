@@ -20,11 +20,18 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::address::Address;
-use crate::drain::Drain;
+use crate::drain::{Drain, DrainWatch, Way};
+use crate::service::Admission;
 
 /// How long any event may take before the test has failed.
 const DEADLINE: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_millis(300);
+
+/// What a proxy is given to serve.
+fn connection(stream: Stream, peer: Peer, drain: DrainWatch) -> Connection {
+    let (listener, first_request_grace) = ("web".into(), Duration::ZERO);
+    Connection::new(Admission { stream, peer, listener, drain, word: None, parcel: None, first_request_grace })
+}
 
 /// A proxy at work on a port of its own, until it is dropped.
 struct Front {
@@ -51,9 +58,9 @@ impl Front {
             let drain = Drain::new();
             loop {
                 let (accepted, peer) = listener.accept().await.unwrap();
-                let (watch, guard) = drain.entry().admit();
+                let (watch, guard) = drain.entry(Way::End).admit();
                 let stream = Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
-                let mut connection = Connection::new(stream, Peer::Tcp(peer), "web".into(), watch, Duration::ZERO);
+                let mut connection = connection(stream, Peer::Tcp(peer), watch);
                 let proxy = Arc::clone(&serving);
                 tokio::spawn(async move {
                     if proxy.serve(&mut connection).await.is_ok() {

@@ -1,0 +1,169 @@
+//! Puts a proxied connection into words, so that another process can go on with it: its upstream's socket, what is owed each way,
+//! which ends were passed on, and what has been used of its limits.
+//!
+//! One that has no upstream yet begins anew there, with what was learned of it and the patience that is left. One whose upstream is
+//! not in the other's configuration stays where it is: the configuration says that nobody is to be sent there any more.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::header::Route;
+use super::limits::Used;
+use super::upstreams::Upstreams;
+use crate::address::Address;
+use crate::carry::Parcel;
+use crate::net::{Peer, Stream, Traffic};
+use crate::service::relay::{Relay, Still};
+
+/// The words' name and version: one line of JSON, and the bytes that are owed.
+const FORMAT: &str = "proxy/1";
+
+/// How far a connection has come.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Stage {
+    /// It has no upstream yet, for which it has waited so long.
+    Arriving { identified: Option<Identified>, waited: Option<Duration> },
+    /// It has. The socket is the first of the parcel's descriptors, those of pipes follow.
+    Conversing(Conversing),
+}
+
+/// What is known of a client that has no upstream yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Arriving {
+    /// Where it came from and where it went, if that has been asked: some have nothing to say to it.
+    pub(super) identified: Option<Identified>,
+    /// Since when it waits for an upstream, if it does.
+    pub(super) since: Option<Instant>,
+}
+
+/// The answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identified {
+    pub(super) route: Option<Route>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Conversing {
+    upstream: String,
+    /// Bytes read from it so far, and written to it.
+    received: u64,
+    sent: u64,
+    /// Whether its end has been read.
+    finished: bool,
+    relay: Still,
+    used: Used,
+}
+
+/// A conversation that another process has held until now.
+pub(super) struct Resumed {
+    /// Which of the upstreams it is with.
+    pub(super) upstream: usize,
+    pub(super) stream: Stream,
+    pub(super) relay: Relay,
+    pub(super) used: Used,
+}
+
+/// What a connection begins with.
+pub(super) enum Begun {
+    Arriving(Arriving),
+    Conversing(Resumed),
+}
+
+/// Puts a client into words that has no upstream yet.
+pub(super) fn arriving(Arriving { identified, since }: Arriving) -> Parcel {
+    let waited = since.map(|since| since.elapsed());
+    parcel(&Stage::Arriving { identified, waited }, &[], Vec::new())
+}
+
+/// Puts a conversation into words: what was not passed on, and what has been used of its limits.
+///
+/// # Errors
+/// When the kernel will not end its watch over the upstream's socket.
+pub(super) fn conversing(address: String, stream: Stream, relay: Relay, used: Used) -> io::Result<Parcel> {
+    let (still, bytes, pipes) = relay.into_still();
+    let conversing = Conversing {
+        upstream: address,
+        received: stream.received(),
+        sent: stream.sent(),
+        finished: stream.peer_has_finished(),
+        relay: still,
+        used,
+    };
+    let descriptors = [stream.into_socket()?].into_iter().chain(pipes).collect();
+    Ok(parcel(&Stage::Conversing(conversing), &bytes, descriptors))
+}
+
+fn parcel(stage: &Stage, owed: &[u8], descriptors: Vec<OwnedFd>) -> Parcel {
+    // What is written here has no keys but names, and cannot fail.
+    let mut bytes = serde_json::to_vec(stage).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes.extend_from_slice(owed);
+    Parcel { descriptors, ..Parcel::new(FORMAT, bytes) }
+}
+
+/// Whether a parcel can be taken up with these upstreams.
+///
+/// # Errors
+/// Why not.
+pub(super) fn check(parcel: &Parcel, upstreams: &Upstreams) -> Result<(), String> {
+    if parcel.format != FORMAT {
+        return Err(format!("{} is not known here", parcel.format));
+    }
+    let (stage, owed) = read(&parcel.bytes)?;
+    let (bytes, descriptors) = match stage {
+        Stage::Arriving { .. } => (0, 0),
+        Stage::Conversing(Conversing { upstream, relay, .. }) => {
+            upstreams.find(&upstream).ok_or_else(|| format!("{upstream} is no upstream any more"))?;
+            let (bytes, descriptors) = relay.needs();
+            (bytes, 1 + descriptors)
+        }
+    };
+    if (bytes, descriptors) == (owed.len(), parcel.descriptors.len()) {
+        Ok(())
+    } else {
+        Err(format!("{} bytes and {} descriptors are not what it speaks of", owed.len(), parcel.descriptors.len()))
+    }
+}
+
+/// Takes up what was given up. Must be called in a tokio runtime.
+///
+/// # Errors
+/// What [`check`] says, or the kernel.
+pub(super) fn take_up(parcel: Parcel, upstreams: &Upstreams) -> io::Result<Begun> {
+    check(&parcel, upstreams).map_err(io::Error::other)?;
+    let (stage, owed) = read(&parcel.bytes).map_err(io::Error::other)?;
+    let Conversing { upstream, received, sent, finished, relay, used } = match stage {
+        Stage::Arriving { identified, waited } => {
+            let since = waited.map(|waited| Instant::now().checked_sub(waited).unwrap_or_else(Instant::now));
+            return Ok(Begun::Arriving(Arriving { identified, since }));
+        }
+        Stage::Conversing(conversing) => conversing,
+    };
+    let missing = || io::Error::from(io::ErrorKind::NotFound);
+    let upstream = upstreams.find(&upstream).ok_or_else(missing)?;
+    let mut descriptors = parcel.descriptors.into_iter();
+    let socket = descriptors.next().ok_or_else(missing)?;
+    let stream =
+        Stream::taken_up(socket, peer(upstreams.all()[upstream].address()), Traffic::so_far(received, sent), finished)?;
+    Ok(Begun::Conversing(Resumed { upstream, stream, relay: Relay::from_still(relay, owed, descriptors)?, used }))
+}
+
+const fn peer(address: &Address) -> Peer {
+    match address {
+        Address::Tcp(address) => Peer::Tcp(*address),
+        Address::Tcp6Only(address) => Peer::Tcp(SocketAddr::V6(*address)),
+        Address::UnixPath(_) | Address::UnixAbstract(_) => Peer::Unix,
+    }
+}
+
+fn read(bytes: &[u8]) -> Result<(Stage, &[u8]), String> {
+    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("a parcel without words")?;
+    let stage = serde_json::from_slice(&bytes[..end]).map_err(|error| error.to_string())?;
+    Ok((stage, &bytes[end + 1..]))
+}
