@@ -1,5 +1,7 @@
 //! Ends connections in order: tell all of them at once, wait, cut what is left, count.
 //!
+//! Those that may be carried to a successor are told apart: while there is hope that it takes them they are told nothing.
+//!
 //! tokio-util's `CancellationToken` tells and its `TaskTracker` counts; nothing polls and nothing ticks. A [`Drain`] is
 //! the owner's side, a [`DrainEntry`] the acceptor's, a [`DrainWatch`] the connection's, a [`DrainGuard`] the proof that
 //! a connection is counted. When to drain and how long to wait is not decided here.
@@ -12,11 +14,22 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 #[derive(Debug, Default)]
 pub(crate) struct Drain {
     told: CancellationToken,
+    /// The same for those that may be carried.
+    told_after_carry: CancellationToken,
     cut: CancellationToken,
     connections: TaskTracker,
     /// How many there were when the drain began, and how many of them were cut: the report.
     at_start: usize,
     at_cut: usize,
+}
+
+/// What becomes of a connection in a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// It is told to come to an end.
+    End,
+    /// It is, unless a successor takes it.
+    Carry,
 }
 
 impl Drain {
@@ -28,17 +41,26 @@ impl Drain {
 
     /// The way in for new connections, until the next [`Drain::begin`].
     #[must_use]
-    pub(crate) fn entry(&self) -> DrainEntry {
-        let watch = DrainWatch { told: self.told.clone(), cut: self.cut.clone() };
+    pub(crate) fn entry(&self, way: Way) -> DrainEntry {
+        let told = match way {
+            Way::End => &self.told,
+            Way::Carry => &self.told_after_carry,
+        };
+        let watch = DrainWatch { told: told.clone(), cut: self.cut.clone() };
         DrainEntry { watch, connections: self.connections.clone() }
     }
 
-    /// Tells every connection at once.
+    /// Tells every connection at once, other than those that may be carried: these are told by [`Drain::tell_the_rest`].
     pub(crate) fn begin(&mut self) {
         self.at_start = self.connections.len();
         self.at_cut = 0;
         self.connections.close();
         self.told.cancel();
+    }
+
+    /// Tells those that were not carried, for they will not be.
+    pub(crate) fn tell_the_rest(&self) {
+        self.told_after_carry.cancel();
     }
 
     /// Waits until no connection is left. Cancel safe. Pends for ever unless [`Drain::begin`] came first.
@@ -54,14 +76,19 @@ impl Drain {
 
     /// Takes connections again: those that come are not told; those that were told end as they were going to.
     pub(crate) fn resume(&mut self) {
-        self.told = CancellationToken::new();
+        // Those that were not told go on as if nothing had been, and are told the next time.
+        for told in [&mut self.told, &mut self.told_after_carry] {
+            if told.is_cancelled() {
+                *told = CancellationToken::new();
+            }
+        }
         self.connections.reopen();
     }
 
-    /// How the connections ended that were there when the drain began.
+    /// How the connections ended that were there when the drain began, of which so many were `carried`.
     #[must_use]
-    pub(crate) fn report(&self) -> DrainReport {
-        DrainReport { ended: self.at_start.saturating_sub(self.at_cut), cut: self.at_cut }
+    pub(crate) fn report(&self, carried: usize) -> DrainReport {
+        DrainReport { ended: self.at_start.saturating_sub(self.at_cut + carried), carried, cut: self.at_cut }
     }
 }
 
@@ -116,6 +143,8 @@ pub(crate) struct DrainGuard {
 pub struct DrainReport {
     /// By themselves, within the deadline.
     pub ended: usize,
+    /// Not at all: the successor has taken them over.
+    pub carried: usize,
     /// By us, at the deadline.
     pub cut: usize,
 }
@@ -129,13 +158,13 @@ mod tests {
         let mut drain = Drain::new();
         let mut obedient = tokio::task::JoinSet::new();
         for _ in 0..10 {
-            let (watch, guard) = drain.entry().admit();
+            let (watch, guard) = drain.entry(Way::End).admit();
             obedient.spawn(async move {
                 watch.told().await;
                 drop(guard);
             });
         }
-        let (watch, guard) = drain.entry().admit();
+        let (watch, guard) = drain.entry(Way::End).admit();
         let deaf = tokio::spawn(async move {
             let _guard = guard;
             watch.unless_cut(std::future::pending::<()>()).await
@@ -146,19 +175,38 @@ mod tests {
         drain.cut();
         drain.drained().await;
         assert_eq!(deaf.await.unwrap(), None);
-        assert_eq!(drain.report(), DrainReport { ended: 10, cut: 1 });
+        assert_eq!(drain.report(0), DrainReport { ended: 10, carried: 0, cut: 1 });
     }
 
     #[tokio::test]
     async fn a_drain_that_resumes_tells_only_those_that_were_there() {
         let mut drain = Drain::new();
-        let (before, _guard) = drain.entry().admit();
+        let (before, _guard) = drain.entry(Way::End).admit();
         drain.begin();
         drain.resume();
-        let (after, _guard) = drain.entry().admit();
+        let (after, _guard) = drain.entry(Way::End).admit();
         assert!(before.is_told());
         assert!(!after.is_told());
         drain.begin();
         assert!(after.is_told());
+    }
+
+    #[tokio::test]
+    async fn those_that_may_be_carried_are_told_when_they_are_not() {
+        let mut drain = Drain::new();
+        let (carried, one) = drain.entry(Way::Carry).admit();
+        let (left, _two) = drain.entry(Way::Carry).admit();
+        drain.begin();
+        drop(one);
+        assert!(!carried.is_told() && !left.is_told());
+        assert_eq!(drain.report(1), DrainReport { ended: 1, carried: 1, cut: 0 });
+        // Nobody takes it, and we accept again: it is as if nothing had been.
+        drain.resume();
+        drain.begin();
+        assert!(!left.is_told());
+        drain.tell_the_rest();
+        assert!(left.is_told());
+        drain.resume();
+        assert!(!drain.entry(Way::Carry).admit().0.is_told());
     }
 }

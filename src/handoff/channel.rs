@@ -12,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::message::Message;
 use crate::sys;
-use crate::sys::socket::Packet;
+use crate::sys::socket::{Packet, Rights};
 
 /// Bytes in the largest packet: a welcome with some thousand listeners. Less than `net.core.wmem_default`.
 const PACKET_MAX: usize = 128 * 1024;
@@ -29,6 +29,8 @@ pub(crate) struct Channel {
 pub(crate) enum Received {
     /// A message of a kind that is known here.
     Message(Message),
+    /// One with a descriptor.
+    Passed(Message, OwnedFd),
     /// What is not a message, and why.
     Garbage(String),
     /// Nobody is left at the other end.
@@ -46,6 +48,11 @@ impl Channel {
         sys::socket::send_packet(self.as_fd(), &message.encode())
     }
 
+    /// Sends a message with a copy of a descriptor, without waiting.
+    pub(crate) fn pass(&self, message: &Message, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        sys::socket::send_with_descriptors(self.as_fd(), &message.encode(), &[descriptor])
+    }
+
     /// Receives one message. What has been sent when this is called is received by it: the channel itself is asked, for
     /// the runtime may not have looked at it yet.
     pub(crate) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
@@ -60,7 +67,9 @@ impl Channel {
                 received = tried.unwrap_or_else(|_| Err(io::ErrorKind::WouldBlock.into()));
             }
             let received = received.unwrap_or_else(|error| Received::Garbage(error.to_string()));
-            if let Received::Message(Message::Unrecognised { version, kind }) = received {
+            if let Received::Message(Message::Unrecognised { version, kind })
+            | Received::Passed(Message::Unrecognised { version, kind }, _) = received
+            {
                 tracing::warn!(version, kind, "answered a message that is not known here");
                 let _ = self.send(&Message::Unknown { kind });
                 continue;
@@ -73,12 +82,17 @@ impl Channel {
 /// Receives one message without waiting, before there is a runtime.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Received> {
     buffer.resize(PACKET_MAX, 0);
-    let received = match sys::socket::receive_packet(socket, buffer)? {
+    let (packet, rights) = sys::socket::receive_with_descriptors(socket, buffer)?;
+    let received = match packet {
         Packet::End => Received::End,
         Packet::Truncated => Received::Garbage(format!("a packet of more than {PACKET_MAX} bytes")),
-        Packet::Whole(length) => match Message::decode(&buffer[..length]) {
-            Ok(message) => Received::Message(message),
-            Err(why) => Received::Garbage(why),
+        Packet::Whole(length) => match (Message::decode(&buffer[..length]), rights) {
+            (Ok(message), Rights::All(mut descriptors)) if descriptors.len() == 1 => {
+                Received::Passed(message, descriptors.remove(0))
+            }
+            // What was not asked for is closed.
+            (Ok(message), Rights::All(_) | Rights::Truncated) => Received::Message(message),
+            (Err(why), _) => Received::Garbage(why),
         },
     };
     *buffer = Vec::new();

@@ -124,7 +124,7 @@ impl Keeper {
         while self.line == LineIs::Alive {
             match receive(self.channel.as_fd(), &mut Vec::new()) {
                 Ok(Received::Message(Message::Head { pid })) => self.take_head(pid),
-                Ok(Received::Message(_) | Received::Garbage(_)) => {}
+                Ok(Received::Message(_) | Received::Passed(..) | Received::Garbage(_)) => {}
                 Ok(Received::End) => self.line = LineIs::Over,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),

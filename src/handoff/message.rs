@@ -42,6 +42,9 @@ pub(crate) enum Message {
     CommittedForGood(Hangup),
     /// Predecessor to successor, just before that: what those before us have done that have ended.
     Counted(Box<Counters>),
+    /// Predecessor to successor, before that as well: connections will come by the channel that goes with this, in the words of
+    /// this version.
+    Carry { version: u32 },
     /// Predecessor to successor: stop; the whole line does.
     Stop,
     /// From the process that is about to become the successor: its process id.
@@ -119,6 +122,7 @@ impl Message {
                 closed.iter().for_each(|descriptor| packet.line("CLOSED", descriptor));
             }
             Self::Failed { reason } => packet.line("REASON", reason.chars().take(REASON_MAX).collect::<String>()),
+            Self::Carry { version } => packet.line("CARRY", version),
             Self::Counted(counters) => packet.line("COUNTERS", serde_json::to_string(counters).unwrap_or_default()),
             Self::Report(report) => packet.line("REPORT", serde_json::to_string(report).unwrap_or_default()),
             Self::Unknown { kind } => packet.line("UNKNOWN", kind),
@@ -132,6 +136,7 @@ impl Message {
             Self::Welcome(_) => "welcome",
             Self::Committed(_) | Self::CommittedForGood(_) => "committed",
             Self::Counted(_) => "counted",
+            Self::Carry { .. } => "carry",
             Self::Stop => "stop",
             Self::Born { .. } => "born",
             Self::ForkFailed { .. } => "fork-failed",
@@ -182,6 +187,7 @@ impl Message {
                 if is_for_good { Self::CommittedForGood(hangup) } else { Self::Committed(hangup) }
             }
             "counted" => Self::Counted(Box::new(fields.json("COUNTERS")?)),
+            "carry" => Self::Carry { version: fields.number("CARRY")? },
             "stop" => Self::Stop,
             "born" => Self::Born { pid: fields.number("PID")? },
             "fork-failed" => Self::ForkFailed { errno: fields.number("ERRNO")? },
@@ -294,6 +300,7 @@ mod tests {
             Message::CommittedForGood(Hangup::None),
             Message::CommittedForGood(Hangup::Remembered),
             Message::Counted(Box::default()),
+            Message::Carry { version: 3 },
             Message::Stop,
             Message::Born { pid: 42 },
             Message::ForkFailed { errno: 11 },
@@ -323,7 +330,7 @@ mod tests {
     #[test]
     fn an_unknown_kind_or_version_is_a_message_and_garbage_is_not() {
         let unknown = |version, kind: &str| Ok(Message::Unrecognised { version, kind: kind.to_owned() });
-        assert_eq!(Message::decode(b"VERSION=1\nKIND=carry\nCOUNT=3\n"), unknown(1, "carry"));
+        assert_eq!(Message::decode(b"VERSION=1\nKIND=novel\nCOUNT=3\n"), unknown(1, "novel"));
         assert_eq!(Message::decode(b"VERSION=2\nKIND=ready\n"), unknown(2, "ready"));
         for garbage in [
             &b""[..],

@@ -70,7 +70,7 @@ enum Role {
 }
 
 /// What came from an older generation.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum PredecessorEvent {
     /// The predecessor has retired.
     Committed(Hangup),
@@ -84,6 +84,8 @@ pub(crate) enum PredecessorEvent {
     Asked,
     /// The predecessor knows what those before it have done.
     Counted(Box<Counters>),
+    /// The predecessor will carry its connections by this channel, in words of this version.
+    Carrying(u32, OwnedFd),
     /// One that drains has said how it stands.
     Reported,
     /// One that drained has ended. What it said last, if it said anything.
@@ -233,9 +235,13 @@ impl Older {
             Received::Message(Message::Counted(counters)) if self.role == Role::Predecessor => {
                 Taken::Event(PredecessorEvent::Counted(counters))
             }
+            Received::Passed(Message::Carry { version }, channel) if self.role == Role::Predecessor => {
+                Taken::Event(PredecessorEvent::Carrying(version, channel))
+            }
             Received::Message(Message::Stop) if self.role == Role::Predecessor => Taken::Event(PredecessorEvent::Stop),
             Received::Message(Message::Ask) if self.role == Role::Predecessor => Taken::Event(PredecessorEvent::Asked),
-            Received::Message(message) => match self.inquiry.hear(message) {
+            // A descriptor that nobody asked for is closed.
+            Received::Message(message) | Received::Passed(message, _) => match self.inquiry.hear(message) {
                 Ok(()) => Taken::Event(PredecessorEvent::Reported),
                 Err(message) => {
                     tracing::debug!(from = %self.generation, ?message, "passed over a message of an older generation");

@@ -194,6 +194,16 @@ impl Successor {
         self.tell(&Message::Counted(Box::new(counters)));
     }
 
+    /// Offers to carry our connections to it, in words of this version: our end of the channel to do so by, if it could be told.
+    /// One that is closed tells that it will not have them.
+    pub(crate) fn carry(&self, version: u32) -> Option<OwnedFd> {
+        let offered = channel_pair().and_then(|(ours, theirs)| {
+            self.channel.pass(&Message::Carry { version }, theirs.as_fd())?;
+            Ok(ours)
+        });
+        offered.inspect_err(|error| tracing::error!(reason = %error, "no connection can be carried: {error}")).ok()
+    }
+
     /// Tells it that the line is its own.
     pub(crate) fn commit(&self, hangup: Hangup) {
         self.tell(&Message::Committed(hangup));
@@ -233,7 +243,7 @@ impl Successor {
             return match received {
                 Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
                 Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
-                Received::Message(_) => None,
+                Received::Message(_) | Received::Passed(..) => None,
                 Received::Garbage(_) | Received::End => Some(SuccessorEvent::Ended),
             };
         }
@@ -263,7 +273,8 @@ impl Successor {
             Received::Message(Message::Stopping) => Some(SuccessorEvent::Stopping),
             Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
             Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
-            Received::Message(message) => match self.inquiry.hear(message) {
+            // No successor passes anything: it is closed.
+            Received::Message(message) | Received::Passed(message, _) => match self.inquiry.hear(message) {
                 Ok(()) => Some(SuccessorEvent::Reported),
                 Err(message) => {
                     tracing::debug!(?message, "passed over a message of the successor");

@@ -88,9 +88,11 @@ impl<P: Plane> Driver<P> {
             Action::Drain => {
                 let (why, connections) = (self.state.name(), self.plane.connections().map(|now| now.open));
                 tracing::info!(why, connections, "generation {} is draining", self.generation);
-                self.plane.drain();
+                let to_successor = self.to_successor.take();
+                self.plane.drain(to_successor);
                 self.deadlines.drain = deadline(self.config.drain_timeout);
             }
+            Action::TellTheRest => self.plane.tell_the_rest(),
             Action::Resume => {
                 self.deadlines.drain = None;
                 self.plane.accept(self.listeners.as_slice())?;
@@ -130,8 +132,8 @@ impl<P: Plane> Driver<P> {
                 control.unlink();
             }
         }
-        let DrainReport { ended, cut } = self.plane.report();
-        tracing::info!(ended, cut, "generation {} has ended", self.generation);
+        let DrainReport { ended, carried, cut } = self.plane.report();
+        tracing::info!(ended, carried, cut, "generation {} has ended", self.generation);
         self.tell_drained(ended, cut);
         // The head adds it to what it knows.
         if let Some(successor) = &self.successor {

@@ -5,6 +5,7 @@
 //! never come: signals, a neighbour's death, and the word of a predecessor that has been stopped in the bake.
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::time::SystemTime;
 
 use super::deadlines::{Deadlines, at};
@@ -15,6 +16,7 @@ use super::pid_file::PidFile;
 use super::plane::Plane;
 use super::signals::{Signals, answer_hangup};
 use super::standing::Inquirers;
+use crate::carry;
 use crate::config::Config;
 use crate::control::{Answer, ControlServer, Request};
 use crate::drain::DrainReport;
@@ -56,6 +58,8 @@ pub(super) struct Driver<P> {
     pub(super) pid_file: Option<PidFile>,
     pub(super) predecessors: Predecessors,
     pub(super) successor: Option<Successor>,
+    /// By which connections go to it, from when it is told that the line is its own until they do.
+    pub(super) to_successor: Option<OwnedFd>,
     /// Places in `listeners` where nobody will accept after us: the successor has given them up, or we are rolled back
     /// and the predecessor never had them.
     pub(super) given_up: Vec<usize>,
@@ -121,6 +125,7 @@ impl<P: Plane> Driver<P> {
             pid_file,
             predecessors,
             successor: None,
+            to_successor: None,
             given_up: Vec::new(),
             control_ends: false,
             failure: None,
@@ -195,6 +200,7 @@ impl<P: Plane> Driver<P> {
         }
         loop {
             let may_be_drained = self.may_be_drained();
+            let is_retiring = matches!(self.state, State::Retiring { .. });
             let heard = tokio::select! {
                 biased;
                 event = self.predecessors.next() => Heard::Predecessor(event),
@@ -204,6 +210,7 @@ impl<P: Plane> Driver<P> {
                 () = at(self.deadlines.given) => Heard::Event(self.out_of_time()),
                 () = at(self.deadlines.bake) => Heard::Event(Event::BakeOver),
                 () = at(self.deadlines.drain) => Heard::Event(Event::DrainExpired),
+                () = self.plane.carry_ended(), if is_retiring => Heard::Event(Event::CarryEnded),
                 () = self.plane.drained(), if may_be_drained => Heard::Event(Event::Drained),
                 (request, answer) = self.control.next() => Heard::Asked(request, answer),
                 () = at(self.inquirers.deadline()) => Heard::InquiryOver,
@@ -259,6 +266,19 @@ impl<P: Plane> Driver<P> {
             }
             PredecessorEvent::Reported => {
                 self.reported();
+                None
+            }
+            PredecessorEvent::Carrying(version, _) if version != carry::VERSION => {
+                tracing::warn!(
+                    version,
+                    "the predecessor carries connections in words that are not known here: they stay with it"
+                );
+                None
+            }
+            PredecessorEvent::Carrying(_, channel) => {
+                if let Err(error) = self.plane.take_over(channel) {
+                    tracing::error!(reason = %error, "the predecessor's connections stay with it: {error}");
+                }
                 None
             }
             PredecessorEvent::Counted(counters) => {

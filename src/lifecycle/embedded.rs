@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -279,8 +280,28 @@ impl Plane for Embedded {
     /// What waits in the queues belongs to the server's own descriptors.
     fn sweep(&mut self, _listeners: &[Listener]) {}
 
-    fn drain(&mut self) {
+    /// What a server of one's own has of a connection nobody else can take over.
+    fn can_carry(&self) -> bool {
+        false
+    }
+
+    fn take_over(&mut self, _channel: OwnedFd) -> Result<(), Error> {
+        // Closed: the predecessor hears that nothing is taken.
+        Ok(())
+    }
+
+    fn drain(&mut self, _successor: Option<OwnedFd>) {
         self.asked.send_replace(Phase::Draining);
+    }
+
+    async fn carry_ended(&self) {
+        std::future::pending().await
+    }
+
+    fn tell_the_rest(&mut self) {}
+
+    fn successor_lost(&mut self) -> u64 {
+        0
     }
 
     async fn drained(&self) {
@@ -302,6 +323,6 @@ impl Plane for Embedded {
     }
 
     fn report(&self) -> DrainReport {
-        DrainReport { ended: 0, cut: 0 }
+        DrainReport { ended: 0, carried: 0, cut: 0 }
     }
 }

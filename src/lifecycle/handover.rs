@@ -13,6 +13,7 @@ use super::head::Head;
 use super::machine::{Event, State};
 use super::plane::Plane;
 use super::standing::unix_ms;
+use crate::carry;
 use crate::control::{Answer, Refusal, ReloadOptions, Reply};
 use crate::error::{Error, HandoffFailure};
 use crate::generation::Generation;
@@ -158,6 +159,8 @@ impl<P: Plane> Driver<P> {
             head.hand_over(pid, &format!("generation {} serving", self.generation.next()));
         }
         self.handoffs.succeeded += 1;
+        // Before it hears that the line is its own: after that a successor of its own might read what is meant for it.
+        self.to_successor = self.plane.can_carry().then(|| successor.carry(carry::VERSION)).flatten();
         successor.counted(self.past.clone());
         tell(successor);
         let successor = self.generation.next();
@@ -187,6 +190,10 @@ impl<P: Plane> Driver<P> {
             tracing::error!(%successor, reason = %failure, "the handoff failed: {failure}");
         } else {
             tracing::error!(%successor, reason = %failure, "the handoff failed after all: {failure}");
+        }
+        let lost = self.plane.successor_lost();
+        if lost > 0 {
+            tracing::error!(%successor, lost, "up to {lost} connections that it had taken over are lost with it");
         }
         let was_ready = self.successor.as_ref().is_some_and(Successor::is_ready);
         if let Some(successor) = self.successor.take() {

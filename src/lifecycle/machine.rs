@@ -92,6 +92,8 @@ pub(crate) enum Event {
     /// The successor has taken over and was told to stop with the whole line; or it died, and a service manager will
     /// start the service anew.
     LineStopping,
+    /// No more connections go to the successor.
+    CarryEnded,
     /// No connection is left.
     Drained,
     /// The drain deadline has passed.
@@ -133,8 +135,10 @@ pub(crate) enum Action {
     CloseListeners,
     /// Tell the older generations and the service manager that the line stops.
     TellStopping,
-    /// Tell every connection to end, and start the drain deadline.
+    /// Tell every connection to end, but for those that the successor takes over, and start the drain deadline.
     Drain,
+    /// Tell those to end that it has not taken over.
+    TellTheRest,
     /// Accept again.
     Resume,
     /// Cut the connections that are left.
@@ -146,7 +150,7 @@ pub(crate) enum Action {
 use Action::{
     CloseListeners, Commit, CommitForGood, Cut, Drain, DropSuccessor, Exit, ForgetSuccessor, LeaveTheLine, LetGo,
     NotifyReady, Resume, StartBake, StartSuccessor, StopAccepting, StopSuccessor, TakeTheLine, TellReady, TellRollback,
-    TellStopping,
+    TellStopping, TellTheRest,
 };
 
 impl State {
@@ -214,6 +218,7 @@ fn starting(birth: Birth, hangup: Hangup, event: Event) -> (State, Vec<Action>) 
         | Event::SuccessorLost
         | Event::SuccessorRolledBack
         | Event::LineStopping
+        | Event::CarryEnded
         | Event::Drained
         | Event::DrainExpired => (State::Starting { birth, hangup }, vec![]),
     }
@@ -234,6 +239,7 @@ fn probation(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
         | Event::SuccessorLost
         | Event::SuccessorRolledBack
         | Event::LineStopping
+        | Event::CarryEnded
         | Event::Drained
         | Event::DrainExpired => (State::Probation { hangup }, vec![]),
     }
@@ -254,6 +260,7 @@ fn serving(event: Event) -> (State, Vec<Action>) {
         | Event::SuccessorLost
         | Event::SuccessorRolledBack
         | Event::LineStopping
+        | Event::CarryEnded
         | Event::Drained
         | Event::DrainExpired => (State::Serving, vec![]),
     }
@@ -272,6 +279,7 @@ fn handing_off(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
         | Event::PredecessorLost
         | Event::BakeOver
         | Event::LineStopping
+        | Event::CarryEnded
         | Event::Drained
         | Event::DrainExpired => (State::HandingOff { hangup }, vec![]),
     }
@@ -292,6 +300,7 @@ fn baking(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
         | Event::SuccessorReady
         // Only the head of the line says so.
         | Event::LineStopping
+        | Event::CarryEnded
         | Event::Drained
         | Event::DrainExpired => (State::Baking { hangup }, vec![]),
     }
@@ -307,6 +316,7 @@ fn retiring(recall: Recall, event: Event) -> (State, Vec<Action>) {
         Event::SuccessorRolledBack => (State::Retiring { recall }, vec![TellStopping, CloseListeners, DropSuccessor]),
         Event::LineStopping => (State::Retiring { recall: Recall::Never }, vec![CloseListeners, ForgetSuccessor]),
         Event::Terminate => (State::Retiring { recall: Recall::Never }, vec![]),
+        Event::CarryEnded => (State::Retiring { recall }, vec![TellTheRest]),
         Event::Drained => (State::Stopped, vec![Exit]),
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
         // The newest generation is the one to ask.
@@ -335,6 +345,7 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
         | Event::Hangup
         | Event::Terminate
         | Event::BakeOver
+        | Event::CarryEnded
         | Event::LineStopping => (State::Stopping, vec![]),
     }
 }

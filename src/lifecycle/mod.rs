@@ -49,6 +49,6 @@ pub async fn run_on<S: Service>(
     inheritance: Inheritance,
     service: S,
 ) -> Result<Ending, Error> {
-    let server = Server::new(service, config.first_request_grace, workers, &config.listeners.limits());
+    let server = Server::new(service, workers, config.clone());
     driver::Driver::start(config, inheritance, server)?.live()?.run().await
 }

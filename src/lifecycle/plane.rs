@@ -1,6 +1,7 @@
 //! Is what the driver needs of whatever serves: our own server, or one that embeds us.
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 
 use tokio_util::task::TaskTracker;
 
@@ -25,8 +26,23 @@ pub(crate) trait Plane: Send + 'static {
     /// Accepts what waits in the queues of listeners on which nobody will accept any more.
     fn sweep(&mut self, listeners: &[Listener]);
 
-    /// Tells every connection to come to an end.
-    fn drain(&mut self);
+    /// Whether it has connections that a successor could take over.
+    fn can_carry(&self) -> bool;
+
+    /// Takes over what the predecessor carries here.
+    fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error>;
+
+    /// Tells every connection to come to an end, but for those that are carried to a `successor`.
+    fn drain(&mut self, successor: Option<OwnedFd>);
+
+    /// Waits until no more are carried; pends for ever when none are. Cancel safe.
+    fn carry_ended(&self) -> impl Future<Output = ()> + Send;
+
+    /// Tells those to come to an end that were not carried.
+    fn tell_the_rest(&mut self);
+
+    /// The successor has died: how many of those are lost with it that it has taken over, at most.
+    fn successor_lost(&mut self) -> u64;
 
     /// Waits until no connection is left. Cancel safe.
     fn drained(&self) -> impl Future<Output = ()> + Send;
@@ -61,8 +77,28 @@ impl<S: Service> Plane for Server<S> {
         Self::sweep(self, listeners);
     }
 
-    fn drain(&mut self) {
-        self.drain();
+    fn can_carry(&self) -> bool {
+        self.can_carry()
+    }
+
+    fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {
+        self.take_over(channel)
+    }
+
+    fn drain(&mut self, successor: Option<OwnedFd>) {
+        self.drain(successor);
+    }
+
+    async fn carry_ended(&self) {
+        self.carry_ended().await;
+    }
+
+    fn tell_the_rest(&mut self) {
+        self.tell_the_rest();
+    }
+
+    fn successor_lost(&mut self) -> u64 {
+        Self::successor_lost(self)
     }
 
     async fn drained(&self) {

@@ -10,11 +10,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::census::Census;
-use super::connection::Connections;
+use super::census::{Came, Census};
+use super::connection::{Connections, Newcomer};
 use super::places::{Place, Places};
 use super::workers::{Worker, choose};
-use crate::drain::DrainEntry;
+use crate::drain::{DrainEntry, Way};
 use crate::net::{Accepted, Acceptor};
 use crate::service::Service;
 
@@ -29,6 +29,8 @@ pub(super) struct Accepting<S> {
     pub(super) census: Vec<Census>,
     /// A place for each connection that the listener may have; none when it may have as many as come.
     pub(super) places: Option<Arc<Places>>,
+    /// What becomes of its connections in a drain, and their way in.
+    pub(super) way: Way,
     pub(super) entry: DrainEntry,
     pub(super) stop: CancellationToken,
     pub(super) beats: mpsc::Receiver<TaskTrackerToken>,
@@ -59,8 +61,9 @@ impl<S: Service> Accepting<S> {
         let listener = self.acceptor.listener();
         if let Some((stream, peer)) = accepted.into_stream(listener) {
             let traffic = Arc::clone(stream.traffic());
-            let counted = self.census[number].enter(Instant::now(), traffic, worker.load(), place);
-            self.connections.spawn(stream, peer, listener, &self.entry, counted);
+            let counted = self.census[number].enter(Instant::now(), Came::Accepted, traffic, worker.load(), place);
+            let (listener, way, entry) = (listener.name(), self.way, &self.entry);
+            self.connections.spawn(Newcomer { stream, peer, listener, counted, way, entry, parcel: None });
         }
     }
 }

@@ -1,67 +1,210 @@
-//! Runs the task of one connection: serve, finish, count, report.
+//! Runs the task of one connection: serve, hand over or finish, count, report.
+//!
+//! One that is given up is the successor's when that has taken it; else it is served again, from where it was given up.
 
-use std::pin::pin;
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use super::census::{Counted, End};
-use crate::drain::DrainEntry;
-use crate::net::{Listener, Peer, Stream};
-use crate::service::{Connection, Service};
+use crate::carry::{Asking, Departing, Outgoing, Parcel, Turn, Turns, Verdict};
+use crate::drain::{DrainEntry, Way};
+use crate::net::{Peer, Stream};
+use crate::service::{Admission, Connection, Service};
 
 /// How long a connection that is over stays for its peer's end, so that no reply dies of a reset.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// What every connection is served with.
+/// What every connection is served with. Clones share it.
 #[derive(Debug)]
-pub(super) struct Connections<S> {
-    service: Arc<S>,
+pub(super) struct Connections<S>(Arc<Shared<S>>);
+
+#[derive(Debug)]
+struct Shared<S> {
+    service: S,
     first_request_grace: Duration,
+    /// Whose turn it is to be carried, and to whom.
+    turns: Arc<Turns>,
+    successor: Mutex<Option<Arc<Outgoing>>>,
+}
+
+/// A connection that is to be served.
+pub(super) struct Newcomer<'a> {
+    pub(super) stream: Stream,
+    pub(super) peer: Peer,
+    pub(super) listener: &'a Arc<str>,
+    pub(super) counted: Counted,
+    /// What becomes of it in a drain, and its way in.
+    pub(super) way: Way,
+    pub(super) entry: &'a DrainEntry,
+    /// What it was given up as, if it was carried here.
+    pub(super) parcel: Option<Parcel>,
 }
 
 // Derived, it would ask the service to be Clone.
 impl<S> Clone for Connections<S> {
     fn clone(&self) -> Self {
-        let Self { service, first_request_grace } = self;
-        Self { service: Arc::clone(service), first_request_grace: *first_request_grace }
+        Self(Arc::clone(&self.0))
     }
 }
 
 impl<S: Service> Connections<S> {
     pub(super) fn new(service: S, first_request_grace: Duration) -> Self {
-        Self { service: Arc::new(service), first_request_grace }
+        Self(Arc::new(Shared { service, first_request_grace, turns: Arc::default(), successor: Mutex::default() }))
     }
 
     /// What is done with them.
     pub(super) fn service(&self) -> &S {
-        &self.service
+        &self.0.service
+    }
+
+    /// Whose turn it is to be carried.
+    pub(super) fn turns(&self) -> &Arc<Turns> {
+        &self.0.turns
+    }
+
+    /// To whom they are carried from now on; none: to nobody.
+    pub(super) fn carry_to(&self, successor: Option<Arc<Outgoing>>) {
+        *self.0.successor.lock().unwrap_or_else(PoisonError::into_inner) = successor;
     }
 
     /// Serves one connection in a task of its own, which the drain counts and waits for. Must be called in a tokio runtime.
-    pub(super) fn spawn(&self, stream: Stream, peer: Peer, listener: &Listener, entry: &DrainEntry, counted: Counted) {
+    pub(super) fn spawn(&self, newcomer: Newcomer<'_>) {
+        let Newcomer { stream, peer, listener, counted, way, entry, parcel } = newcomer;
         let (watch, guard) = entry.admit();
-        let mut connection =
-            Connection::new(stream, peer, Arc::clone(listener.name()), watch.clone(), self.first_request_grace);
-        let service = Arc::clone(&self.service);
+        // In a box, for most connections have none.
+        let mut asking = (way == Way::Carry).then(|| Box::new(Asking::new(Arc::clone(&self.0.turns))));
+        let mut connection = Connection::new(Admission {
+            stream,
+            peer,
+            listener: Arc::clone(listener),
+            drain: watch.clone(),
+            word: asking.as_ref().map(|asking| Arc::clone(asking.word())),
+            parcel,
+            first_request_grace: self.0.first_request_grace,
+        });
+        let shared = Arc::clone(&self.0);
         tokio::spawn(async move {
-            let ending = {
-                // Pinned here: whoever it was passed to by value would make room for a copy of it.
-                let serving = pin!(async {
-                    service.serve(&mut connection).await?;
-                    Ok(connection.stream.finish(LINGER).await)
-                });
-                Ending::from(watch.unless_cut(serving).await)
+            let ending = loop {
+                let mut turn = None;
+                let served = {
+                    // Pinned here: whoever it was passed to by value would make room for a copy of it.
+                    let serving = pin!(async {
+                        shared.service.serve(&mut connection).await?;
+                        Ok(match connection.given_up() {
+                            None => Served::Finished { late: connection.stream.finish(LINGER).await },
+                            Some(_) => Served::GivenUp,
+                        })
+                    });
+                    watch.unless_cut(in_turn(serving, &mut asking, &mut turn)).await
+                };
+                match served {
+                    Some(Ok(Served::Finished { late })) => break Ending::Finished { late },
+                    Some(Ok(Served::GivenUp)) => {
+                        let leaving = Box::pin(shared.hand_over(&connection, &counted, asking.as_deref_mut()));
+                        match watch.unless_cut(leaving).await {
+                            Some(Left::Carried) => break Ending::Carried,
+                            Some(Left::Stayed) => {}
+                            Some(Left::Unasked) => break Ending::Broken(io::Error::other("it was given up unasked")),
+                            None => break Ending::Cut,
+                        }
+                    }
+                    Some(Err(error)) => break Ending::Broken(error),
+                    None => break Ending::Cut,
+                }
             };
             report(&connection, &counted, &ending);
+            let is_told = connection.is_told();
             // The descriptor is closed before the connection is counted as gone.
             drop(connection);
             counted.end(match ending {
                 Ending::Cut => End::Cut,
-                Ending::Finished { .. } | Ending::Broken(_) if watch.is_told() => End::Drained,
+                Ending::Carried => End::Carried,
+                Ending::Finished { .. } | Ending::Broken(_) if is_told => End::Drained,
                 Ending::Finished { .. } | Ending::Broken(_) => End::Served,
             });
-            drop(guard);
+            drop((asking, guard));
         });
+    }
+}
+
+/// Serves, and asks to be given up in between, when it is this connection's turn.
+fn in_turn<F: Future>(
+    mut serving: Pin<&mut F>,
+    asking: &mut Option<Box<Asking>>,
+    turn: &mut Option<Turn>,
+) -> impl Future<Output = F::Output> {
+    poll_fn(move |cx| {
+        if let Some(asking) = asking {
+            // Until it waits for something.
+            while let Poll::Ready(asked) = asking.poll(cx) {
+                *turn = Some(asked);
+            }
+        }
+        let served = serving.as_mut().poll(cx);
+        if served.is_pending() {
+            // Not at a boundary: the next one is asked meanwhile.
+            *turn = None;
+        }
+        served
+    })
+}
+
+/// What came of serving.
+enum Served {
+    /// It is over. Bytes that came after our end were not answered.
+    Finished { late: u64 },
+    /// It is to be carried.
+    GivenUp,
+}
+
+/// What came of handing over.
+enum Left {
+    Carried,
+    /// It is to be served here.
+    Stayed,
+    /// Nobody had asked for it.
+    Unasked,
+}
+
+impl<S> Shared<S> {
+    /// Hands a connection that was given up to the successor. If it is dropped, nobody knows whose it is.
+    async fn hand_over(&self, connection: &Connection, counted: &Counted, asking: Option<&mut Asking>) -> Left {
+        let (Some(asking), Some(parcel)) = (asking, connection.given_up()) else { return Left::Unasked };
+        let successor = self.successor.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let verdict = match successor {
+            Some(successor) => {
+                let departing = Departing {
+                    listener: connection.listener(),
+                    peer: connection.peer(),
+                    age: counted.since().elapsed(),
+                    stream: &connection.stream,
+                    parcel,
+                };
+                successor.hand_over(&departing).await
+            }
+            None => Verdict::Alone,
+        };
+        match verdict {
+            Verdict::Taken => {
+                asking.carried();
+                Left::Carried
+            }
+            Verdict::Refused(why) => {
+                let (listener, peer) = (connection.listener(), connection.peer());
+                tracing::debug!(listener, %peer, reason = why, "the successor does not take the connection: {why}");
+                counted.refused();
+                asking.refused();
+                Left::Stayed
+            }
+            Verdict::Alone => {
+                asking.alone();
+                Left::Stayed
+            }
+        }
     }
 }
 
@@ -70,19 +213,11 @@ enum Ending {
     /// In order. Bytes that came after our end were not answered.
     Finished { late: u64 },
     /// It broke.
-    Broken(std::io::Error),
+    Broken(io::Error),
+    /// Not at all: the successor has it.
+    Carried,
     /// At the drain deadline, or by a signal.
     Cut,
-}
-
-impl From<Option<std::io::Result<u64>>> for Ending {
-    fn from(served: Option<std::io::Result<u64>>) -> Self {
-        match served {
-            Some(Ok(late)) => Self::Finished { late },
-            Some(Err(error)) => Self::Broken(error),
-            None => Self::Cut,
-        }
-    }
 }
 
 /// The one record of a connection.
@@ -90,6 +225,7 @@ fn report(connection: &Connection, counted: &Counted, ending: &Ending) {
     let (ending, late, error) = match ending {
         Ending::Finished { late } => ("finished", *late, None),
         Ending::Broken(error) => ("broken", 0, Some(error)),
+        Ending::Carried => ("carried", 0, None),
         Ending::Cut => ("cut", 0, None),
     };
     tracing::debug!(

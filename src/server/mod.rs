@@ -8,14 +8,14 @@ mod accept;
 mod census;
 mod connection;
 mod places;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod workers;
 
-use std::collections::{BTreeMap, HashMap};
-use std::num::NonZeroUsize;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -24,24 +24,25 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::drain::{Drain, DrainReport};
+use crate::carry::{Incoming, Outgoing};
+use crate::config::{Config, OnHandoff};
+use crate::drain::{Drain, DrainReport, Way};
 use crate::error::Error;
 use crate::net::{Acceptor, Listener, waiting};
 use crate::report::{self, Counters};
 use crate::service::Service;
 use accept::Accepting;
-use census::Census;
-use connection::Connections;
+use census::{Came, Census};
+use connection::{Connections, Newcomer};
 use places::Places;
+use takeover::{Door, TakingOver};
 
 pub use workers::Workers;
-
-/// How many connections listeners may have at once, by their names: those of which that is said.
-pub(crate) type Limits = HashMap<String, NonZeroUsize>;
 
 /// A service on its listeners.
 #[derive(Debug)]
 pub(crate) struct Server<S> {
+    config: Config,
     workers: Workers,
     /// For each listener that has a limit, the places that it has.
     places: HashMap<String, Arc<Places>>,
@@ -54,21 +55,36 @@ pub(crate) struct Server<S> {
     loops: JoinSet<()>,
     /// The way to each loop for a heartbeat: a token that it drops when it comes round.
     hearts: Vec<mpsc::Sender<TaskTrackerToken>>,
+    /// The names of all listeners on which it has accepted.
+    names: BTreeSet<Arc<str>>,
+    /// Reads what the successor answers to those that are carried to it; and the end of that.
+    carrying: JoinSet<()>,
+    carry_ended: Option<CancellationToken>,
+    /// Take over what the predecessor carries here, until this is cancelled.
+    taking: TaskTracker,
+    stop_taking: CancellationToken,
 }
 
 impl<S: Service> Server<S> {
     /// Serves nothing yet.
-    pub(crate) fn new(service: S, first_request_grace: Duration, workers: Workers, limits: &Limits) -> Self {
-        let places = limits.iter().map(|(name, limit)| (name.clone(), Arc::new(Places::new(*limit))));
+    pub(crate) fn new(service: S, workers: Workers, config: Config) -> Self {
+        let limits = config.listeners.limits().into_iter();
+        let places = limits.map(|(name, limit)| (name, Arc::new(Places::new(limit))));
         Self {
             workers,
             places: places.collect(),
             census: BTreeMap::new(),
-            connections: Connections::new(service, first_request_grace),
+            connections: Connections::new(service, config.first_request_grace),
             drain: Drain::new(),
             stop: CancellationToken::new(),
             loops: JoinSet::new(),
             hearts: Vec::new(),
+            names: BTreeSet::new(),
+            carrying: JoinSet::new(),
+            carry_ended: None,
+            taking: TaskTracker::new(),
+            stop_taking: CancellationToken::new(),
+            config,
         }
     }
 
@@ -78,6 +94,9 @@ impl<S: Service> Server<S> {
     /// [`Error::System`] when the kernel will not watch a listener.
     pub(crate) fn accept(&mut self, listeners: &[Listener]) -> Result<(), Error> {
         self.drain.resume();
+        self.end_carry();
+        self.taking.reopen();
+        self.names.extend(listeners.iter().map(|listener| Arc::clone(listener.name())));
         self.stop = CancellationToken::new();
         let workers = Arc::clone(self.workers.all());
         for (own, worker) in workers.iter().enumerate() {
@@ -92,9 +111,10 @@ impl<S: Service> Server<S> {
                     connections: self.connections.clone(),
                     workers: Arc::clone(&workers),
                     own,
-                    census: (0..workers.len()).map(|number| self.census(number, listener)).collect(),
+                    census: (0..workers.len()).map(|number| self.census(number, listener.name())).collect(),
                     places: self.places.get(&**listener.name()).cloned(),
-                    entry: self.drain.entry(),
+                    way: self.way(listener.name()),
+                    entry: self.drain.entry(self.way(listener.name())),
                     stop: self.stop.clone(),
                     beats,
                 };
@@ -125,36 +145,133 @@ impl<S: Service> Server<S> {
 
     /// Accepts what waits in the queues of listeners that nobody will accept on any more. Comes before [`Server::drain`].
     pub(crate) fn sweep(&mut self, listeners: &[Listener]) {
-        let entry = self.drain.entry();
         let workers = Arc::clone(self.workers.all());
         for (listener, (number, worker)) in listeners.iter().zip(workers.iter().enumerate().cycle()) {
             let _within = worker.handle().enter();
-            let census = self.census(number, listener);
+            let census = self.census(number, listener.name());
+            let way = self.way(listener.name());
+            let entry = self.drain.entry(way);
             for (stream, peer) in waiting(listener) {
                 // However many there may be: they came when they were welcome.
-                let counted = census.enter(Instant::now(), Arc::clone(stream.traffic()), worker.load(), None);
-                self.connections.spawn(stream, peer, listener, &entry, counted);
+                let traffic = Arc::clone(stream.traffic());
+                let counted = census.enter(Instant::now(), Came::Accepted, traffic, worker.load(), None);
+                let listener = listener.name();
+                self.connections.spawn(Newcomer { stream, peer, listener, counted, way, entry: &entry, parcel: None });
             }
         }
     }
 
     /// The connections of a listener that a worker serves.
-    fn census(&mut self, worker: usize, listener: &Listener) -> Census {
-        self.census.entry((worker, Arc::clone(listener.name()))).or_default().clone()
+    fn census(&mut self, worker: usize, listener: &Arc<str>) -> Census {
+        self.census.entry((worker, Arc::clone(listener))).or_default().clone()
     }
 
-    /// Tells every connection to come to an end.
-    pub(crate) fn drain(&mut self) {
+    /// What becomes of a listener's connections in a drain.
+    fn way(&self, listener: &str) -> Way {
+        match self.config.on_handoff_of(listener) {
+            OnHandoff::Carry if self.connections.service().carries(listener) => Way::Carry,
+            OnHandoff::Carry | OnHandoff::Drain => Way::End,
+        }
+    }
+
+    /// Whether there are listeners whose connections can be carried.
+    pub(crate) fn can_carry(&self) -> bool {
+        self.names.iter().any(|name| self.way(name) == Way::Carry)
+    }
+
+    /// Takes over what the predecessor carries here. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::System`] when the kernel will not watch the channel. Then the predecessor keeps its connections.
+    pub(crate) fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {
+        let incoming = Incoming::new(channel).map_err(Error::system("watch the predecessor's connections"))?;
+        let workers = Arc::clone(self.workers.all());
+        let names: Vec<_> = self.names.iter().filter(|name| self.way(name) == Way::Carry).cloned().collect();
+        let doors = names.into_iter().map(|name| {
+            let census = (0..workers.len()).map(|number| self.census(number, &name)).collect();
+            (name.to_string(), Door { places: self.places.get(&*name).cloned(), census, name })
+        });
+        let doors = doors.collect();
+        let (connections, entry) = (self.connections.clone(), self.drain.entry(Way::Carry));
+        let stop = self.stop_taking.clone();
+        self.taking.spawn(TakingOver { incoming, connections, workers, doors, entry, stop }.run());
+        Ok(())
+    }
+
+    /// Tells every connection to come to an end, but for those that are carried, if there is a channel to a `successor`: these
+    /// are asked, one after another, to be given up. Without one nothing more is taken over from a predecessor either.
+    pub(crate) fn drain(&mut self, successor: Option<OwnedFd>) {
+        self.census.values().for_each(Census::begin_drain);
         self.drain.begin();
+        self.taking.close();
+        let outgoing = successor.and_then(|channel| match Outgoing::new(channel) {
+            Ok(outgoing) => Some(Arc::new(outgoing)),
+            Err(error) => {
+                tracing::error!(reason = %error, "no connection can be carried: {error}");
+                None
+            }
+        });
+        let Some(outgoing) = outgoing else {
+            self.stop_taking.cancel();
+            self.drain.tell_the_rest();
+            return;
+        };
+        self.connections.carry_to(Some(Arc::clone(&outgoing)));
+        let turns = Arc::clone(self.connections.turns());
+        turns.begin();
+        let taking = self.taking.clone();
+        let ended = CancellationToken::new();
+        self.carry_ended = Some(ended.clone());
+        self.carrying.spawn(async move {
+            let _ended = ended.drop_guard();
+            // Those that a predecessor is still carrying here are to go on as well.
+            let all_went = async {
+                taking.wait().await;
+                turns.all_went().await;
+            };
+            tokio::select! {
+                () = outgoing.answers() => {}
+                () = all_went => {}
+            }
+        });
+    }
+
+    /// Waits until no more connections go to the successor: none is left that it might take, or it hears nothing any more.
+    /// Pends for ever when none go. Cancel safe.
+    pub(crate) async fn carry_ended(&self) {
+        match &self.carry_ended {
+            Some(ended) => ended.cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Tells those to come to an end that were not carried.
+    pub(crate) fn tell_the_rest(&mut self) {
+        self.end_carry();
+        self.drain.tell_the_rest();
+    }
+
+    fn end_carry(&mut self) {
+        self.connections.carry_to(None);
+        self.connections.turns().end();
+        self.carrying.abort_all();
+        self.carry_ended = None;
+    }
+
+    /// The successor has died: how many of those are lost with it that it has taken over, at most.
+    pub(crate) fn successor_lost(&self) -> u64 {
+        self.census.values().map(Census::successor_lost).sum()
     }
 
     /// Waits until no connection is left. Pends for ever unless [`Server::drain`] came first. Cancel safe.
     pub(crate) async fn drained(&self) {
+        self.taking.wait().await;
         self.drain.drained().await;
     }
 
     /// Cuts the connections that are left.
     pub(crate) fn cut(&mut self) {
+        self.stop_taking.cancel();
         self.drain.cut();
     }
 
@@ -179,6 +296,6 @@ impl<S: Service> Server<S> {
 
     /// How they ended that were there when the drain began.
     pub(crate) fn report(&self) -> DrainReport {
-        self.drain.report()
+        self.drain.report(self.connections.turns().carried())
     }
 }

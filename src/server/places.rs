@@ -12,6 +12,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// One of them, for as long as this lives.
 pub(super) type Place = OwnedSemaphorePermit;
 
+/// There are as many connections as there may be.
+#[derive(Debug)]
+pub(super) struct Full;
+
 /// The places of one listener.
 #[derive(Debug)]
 pub(super) struct Places {
@@ -38,6 +42,18 @@ impl Places {
     pub(super) async fn take(&self) -> Option<Place> {
         // It is never closed.
         Arc::clone(&self.free).acquire_owned().await.ok().inspect(|_| self.taken())
+    }
+
+    /// One for a connection that has come by another way, where there are so many. It is none if there is room and loops hold what
+    /// is free for those that they wait for: by as many the listener may have too many for a while.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub(super) fn try_take_beside(&self, connections: impl FnOnce() -> usize) -> Result<Option<Place>, Full> {
+        match self.try_take() {
+            None if connections() >= self.limit => Err(Full),
+            place => Ok(place),
+        }
     }
 
     /// Whether the listener is full with so many connections and was not before: true once until somebody takes a place, whoever
@@ -73,6 +89,15 @@ mod tests {
         let again = places.try_take().unwrap();
         assert_eq!([(); 3].map(|()| places.fills(|| 2)), [true, false, false]);
         drop((second, again));
+    }
+
+    #[test]
+    fn what_loops_hold_for_nobody_is_room_for_one_that_is_there() {
+        let places = Places::new(NonZeroUsize::MIN);
+        assert!(matches!(places.try_take_beside(|| 0), Ok(Some(_))));
+        let _loops = places.try_take().unwrap();
+        assert!(matches!(places.try_take_beside(|| 0), Ok(None)));
+        assert!(places.try_take_beside(|| 1).is_err());
     }
 
     #[tokio::test]

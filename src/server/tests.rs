@@ -2,8 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use super::*;
+use crate::config::{ListenerConfig, Listeners};
 use crate::net::{Origin, Passed};
 use crate::service::Echo;
 
@@ -42,8 +45,10 @@ async fn limited(server: &Server<Echo>, times: u64) -> u64 {
 #[tokio::test]
 async fn each_time_that_a_listener_is_full_counts_once_for_all_workers_and_heartbeats() {
     let [workers, limit] = [3, 2].map(|count| NonZeroUsize::new(count).unwrap());
-    let limits = Limits::from([("few".to_owned(), limit)]);
-    let mut server = Server::new(Echo, DEADLINE, Workers::start(workers).unwrap(), &limits);
+    let few: ListenerConfig = "few=127.0.0.1:0".parse().unwrap();
+    let few = ListenerConfig { max_connections: Some(limit), ..few };
+    let config = Config { listeners: Listeners::exactly(vec![few]).unwrap(), ..Config::default() };
+    let mut server = Server::new(Echo, Workers::start(workers).unwrap(), config);
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("few");
     server.accept(std::slice::from_ref(&listener)).unwrap();

@@ -9,8 +9,8 @@ use super::{Action, Birth, Event, Hangup, Recall, State, step};
 use Action::*;
 use Birth::{First, Orphan, Successor};
 use Event::{
-    BakeOver, Committed, CommittedForGood, CutNow, DrainExpired, Drained, LineStopping, Live, PredecessorLost,
-    SuccessorLost, SuccessorReady, SuccessorRolledBack, Terminate,
+    BakeOver, CarryEnded, Committed, CommittedForGood, CutNow, DrainExpired, Drained, LineStopping, Live,
+    PredecessorLost, SuccessorLost, SuccessorReady, SuccessorRolledBack, Terminate,
 };
 use Recall::{Never, Possible};
 use State::{Serving, Stopped, Stopping};
@@ -19,7 +19,7 @@ const NONE: Hangup = Hangup::None;
 const ONE: Hangup = Hangup::Remembered;
 const HANGUP: Event = Event::Hangup;
 
-const EVENTS: [Event; 16] = [
+const EVENTS: [Event; 17] = [
     Live,
     Committed(NONE),
     Committed(ONE),
@@ -34,12 +34,13 @@ const EVENTS: [Event; 16] = [
     SuccessorLost,
     SuccessorRolledBack,
     LineStopping,
+    CarryEnded,
     Drained,
     DrainExpired,
 ];
 
 /// What cannot have happened to a generation that does not accept yet.
-const TOO_EARLY: [Event; 11] = [
+const TOO_EARLY: [Event; 12] = [
     Committed(NONE),
     Committed(ONE),
     CommittedForGood(NONE),
@@ -49,6 +50,7 @@ const TOO_EARLY: [Event; 11] = [
     SuccessorLost,
     SuccessorRolledBack,
     LineStopping,
+    CarryEnded,
     Drained,
     DrainExpired,
 ];
@@ -167,8 +169,17 @@ fn an_orphan_takes_the_line_without_saying_again_that_the_service_is_up() {
 
 #[test]
 fn on_probation_a_hangup_waits_and_a_stop_gives_everything_back() {
-    let late =
-        [Live, SuccessorReady, BakeOver, SuccessorLost, SuccessorRolledBack, LineStopping, Drained, DrainExpired];
+    let late = [
+        Live,
+        SuccessorReady,
+        BakeOver,
+        SuccessorLost,
+        SuccessorRolledBack,
+        LineStopping,
+        CarryEnded,
+        Drained,
+        DrainExpired,
+    ];
     let stops: [Cell<'_>; 2] = [
         (Terminate, Stopping, &[TellRollback, StopAccepting, Drain]),
         (CutNow, Stopped, &[TellRollback, StopAccepting, Drain, Cut, Exit]),
@@ -212,7 +223,7 @@ fn the_head_starts_a_successor_on_a_hangup_and_is_deaf_to_late_words() {
         &[
             &COMMITS[..],
             &[Live, PredecessorLost, SuccessorReady, BakeOver, SuccessorLost, SuccessorRolledBack, LineStopping],
-            &[Drained, DrainExpired],
+            &[CarryEnded, Drained, DrainExpired],
         ]
         .concat(),
     );
@@ -220,7 +231,8 @@ fn the_head_starts_a_successor_on_a_hangup_and_is_deaf_to_late_words() {
 
 #[test]
 fn while_handing_off_one_hangup_is_remembered_and_a_stop_ends_the_successor() {
-    let late = [&COMMITS[..], &[Live, PredecessorLost, BakeOver, LineStopping, Drained, DrainExpired]].concat();
+    let late =
+        [&COMMITS[..], &[Live, PredecessorLost, BakeOver, LineStopping, CarryEnded, Drained, DrainExpired]].concat();
     for hangup in [NONE, ONE] {
         let lost = |event| -> Cell<'_> {
             match hangup {
@@ -242,7 +254,9 @@ fn while_handing_off_one_hangup_is_remembered_and_a_stop_ends_the_successor() {
 
 #[test]
 fn while_it_bakes_a_stop_retires_and_a_lost_successor_costs_nothing() {
-    let late = [&COMMITS[..], &[Live, PredecessorLost, SuccessorReady, LineStopping, Drained, DrainExpired]].concat();
+    let late =
+        [&COMMITS[..], &[Live, PredecessorLost, SuccessorReady, LineStopping, CarryEnded, Drained, DrainExpired]]
+            .concat();
     let unasked: [Cell<'_>; 6] = [
         (BakeOver, retiring(Possible), &[Commit(NONE), StopAccepting, Drain]),
         (SuccessorLost, Serving, &[DropSuccessor]),
@@ -266,23 +280,26 @@ fn while_it_bakes_a_stop_retires_and_a_lost_successor_costs_nothing() {
 #[test]
 fn a_retired_generation_accepts_again_only_if_nobody_told_it_to_stop() {
     let late = [&COMMITS[..], &[HANGUP, Live, PredecessorLost, SuccessorReady, BakeOver]].concat();
-    let ends: [Cell<'_>; 5] = [
-        (Terminate, retiring(Never), &[]),
-        (LineStopping, retiring(Never), &[CloseListeners, ForgetSuccessor]),
-        (Drained, Stopped, &[Exit]),
-        (DrainExpired, Stopped, &[Cut, Exit]),
-        (CutNow, Stopped, &[Cut, Exit]),
-    ];
+    let ends = |recall| -> [Cell<'_>; 6] {
+        [
+            (CarryEnded, retiring(recall), &[TellTheRest]),
+            (Terminate, retiring(Never), &[]),
+            (LineStopping, retiring(Never), &[CloseListeners, ForgetSuccessor]),
+            (Drained, Stopped, &[Exit]),
+            (DrainExpired, Stopped, &[Cut, Exit]),
+            (CutNow, Stopped, &[Cut, Exit]),
+        ]
+    };
     let recalled: [Cell<'_>; 2] = [
         (SuccessorLost, Serving, &[DropSuccessor, Resume, TakeTheLine]),
         (SuccessorRolledBack, Serving, &[DropSuccessor, Resume, TakeTheLine]),
     ];
-    row(retiring(Possible), &[&ends[..], &recalled].concat(), &late);
+    row(retiring(Possible), &[&ends(Possible)[..], &recalled].concat(), &late);
     let forgotten: [Cell<'_>; 2] = [
         (SuccessorLost, retiring(Never), &[LeaveTheLine, DropSuccessor]),
         (SuccessorRolledBack, retiring(Never), &[TellStopping, CloseListeners, DropSuccessor]),
     ];
-    row(retiring(Never), &[&ends[..], &forgotten].concat(), &late);
+    row(retiring(Never), &[&ends(Never)[..], &forgotten].concat(), &late);
 }
 
 #[test]
@@ -301,7 +318,7 @@ fn a_stopping_generation_only_drains_and_ends() {
             (CommittedForGood(NONE), Stopping, &[TellStopping, CloseListeners]),
             (CommittedForGood(ONE), Stopping, &[TellStopping, CloseListeners]),
         ],
-        &[Live, HANGUP, Terminate, SuccessorReady, BakeOver, LineStopping],
+        &[Live, HANGUP, Terminate, SuccessorReady, BakeOver, LineStopping, CarryEnded],
     );
 }
 
@@ -328,8 +345,9 @@ fn the_table_has_every_event() {
         SuccessorLost => 11,
         SuccessorRolledBack => 12,
         LineStopping => 13,
-        Drained => 14,
-        DrainExpired => 15,
+        CarryEnded => 14,
+        Drained => 15,
+        DrainExpired => 16,
     };
     assert!(EVENTS.into_iter().map(place).eq(0..EVENTS.len()));
 }

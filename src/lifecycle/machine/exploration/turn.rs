@@ -139,6 +139,7 @@ impl Line {
             | Action::StopAccepting
             | Action::CloseListeners
             | Action::Drain
+            | Action::TellTheRest
             | Action::Resume
             | Action::Exit => false,
         };
@@ -296,6 +297,8 @@ impl Line {
                 }
             }
             Action::StopAccepting => process.accepts = false,
+            // Its connections alone: they are not modelled.
+            Action::TellTheRest => {}
             Action::CloseListeners => {
                 process.accepts = false;
                 self.pid_file.take_if(|named| *named == id);

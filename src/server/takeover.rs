@@ -1,0 +1,112 @@
+//! Takes over connections that the predecessor carries here, as long as there is room for them.
+//!
+//! Each is made ready to be served before it is answered for, and served only then: what was not answered for is still the
+//! predecessor's. One that cannot be served as well here as there is refused, and stays with it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::census::{Came, Census};
+use super::connection::{Connections, Newcomer};
+use super::places::Places;
+use super::workers::{Worker, choose};
+use crate::carry::{Answer, Arrival, Arrived, Incoming};
+use crate::drain::{DrainEntry, Way};
+use crate::net::{Peer, Stream, Traffic};
+use crate::service::Service;
+
+/// The successor's side of a carry.
+pub(super) struct TakingOver<S> {
+    pub(super) incoming: Incoming,
+    pub(super) connections: Connections<S>,
+    pub(super) workers: Arc<[Worker]>,
+    /// Of the listeners that carry, by name.
+    pub(super) doors: HashMap<String, Door>,
+    pub(super) entry: DrainEntry,
+    /// Refuses those that still come: the channel's end tells the predecessor.
+    pub(super) stop: CancellationToken,
+}
+
+/// By which listener a connection has come.
+pub(super) struct Door {
+    pub(super) name: Arc<str>,
+    /// For each worker.
+    pub(super) census: Vec<Census>,
+    pub(super) places: Option<Arc<Places>>,
+}
+
+impl<S: Service> TakingOver<S> {
+    /// Until the predecessor has no more, or it is told to stop.
+    pub(super) async fn run(mut self) {
+        let (mut taken, mut refused) = (0_u64, 0_u64);
+        loop {
+            let arrival = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => break,
+                arrival = self.incoming.next() => arrival,
+            };
+            let (id, outcome) = match arrival {
+                Arrival::Connection(arrived) => (arrived.id(), self.admit(*arrived)),
+                Arrival::Damaged { id, why } => (id, Err(why)),
+                Arrival::End => break,
+            };
+            match outcome {
+                Ok((worker, newcomer)) => {
+                    self.incoming.answer(id, Answer::Taken).await;
+                    let _within = self.workers[worker].handle().enter();
+                    self.connections.spawn(newcomer);
+                    taken += 1;
+                }
+                Err(why) => {
+                    tracing::debug!(reason = why, "a connection of the predecessor's is refused: {why}");
+                    self.incoming.answer(id, Answer::Refused(why)).await;
+                    refused += 1;
+                }
+            }
+            // There may be thousands of them, and others have something to do.
+            tokio::task::yield_now().await;
+        }
+        if taken + refused > 0 {
+            tracing::info!(taken, refused, "took over {taken} connections, and refused {refused}");
+        }
+    }
+
+    /// Makes everything ready to serve it, without touching it: the worker that will.
+    fn admit(&self, Arrived { head, socket, parcel }: Arrived) -> Result<(usize, Newcomer<'_>), String> {
+        let door = self.doors.get(&head.listener);
+        let door = door.ok_or_else(|| format!("no listener {:?} takes connections over here", head.listener))?;
+        self.connections.service().accepts(&door.name, &parcel)?;
+        let place = match &door.places {
+            Some(places) => {
+                let open = || door.census.iter().map(Census::open).sum();
+                let full = |_| format!("{} has as many connections as it may have", door.name);
+                places.try_take_beside(open).map_err(full)?
+            }
+            None => None,
+        };
+        let number = choose(&self.workers, 0);
+        let worker = &self.workers[number];
+        let _within = worker.handle().enter();
+        let peer = head.peer.map_or(Peer::Unix, Peer::Tcp);
+        let traffic = Traffic::so_far(head.received, head.sent);
+        let stream = Stream::taken_up(socket, peer, traffic, head.peer_finished).map_err(|error| error.to_string())?;
+        let now = Instant::now();
+        let since = now.checked_sub(Duration::from_millis(head.age_ms)).unwrap_or(now);
+        let traffic = Arc::clone(stream.traffic());
+        let counted = door.census[number].enter(since, Came::Carried, traffic, worker.load(), place);
+        let newcomer = Newcomer {
+            stream,
+            peer,
+            listener: &door.name,
+            counted,
+            way: Way::Carry,
+            entry: &self.entry,
+            parcel: Some(parcel),
+        };
+        Ok((number, newcomer))
+    }
+}
