@@ -1,0 +1,154 @@
+//! Starts a daemon that carries its connections, and has one generation after the other take over.
+//!
+//! A handoff is over when the new generation is the head and the old one's process has ended, by itself and well: what it
+//! served must have gone on elsewhere by then. How long that took is printed and not judged.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Line, REAL, Record, exit_code, holds, kinds, signal};
+use crate::tally::distribution;
+
+/// What makes a daemon carry.
+const CARRY: [&str; 1] = ["--carry"];
+/// What is not carried is cut after this; long enough that it is not taken for carried, and short enough to fail soon.
+const LIMITS: [&str; 4] = ["--bake", "0", "--drain-timeout", "10s"];
+
+/// A line of generations.
+#[derive(Debug)]
+pub(crate) struct Generations {
+    pub(crate) line: Line,
+    /// The head.
+    pub(crate) generation: u64,
+    pub(crate) pid: u32,
+    seen: usize,
+    /// How long each handoff took until the old process had ended, in microseconds.
+    took: Vec<u32>,
+}
+
+impl Generations {
+    /// Of a daemon with these arguments, that carries.
+    pub(crate) fn carrying(arguments: &[&str]) -> Self {
+        Self::start(|command, _| {
+            command.args(arguments).args(CARRY).args(LIMITS);
+        })
+    }
+
+    /// Of one that drains instead.
+    pub(crate) fn draining(arguments: &[&str]) -> Self {
+        Self::start(|command, _| {
+            command.args(arguments).args(["--bake", "0", "--drain-timeout", "1s"]);
+        })
+    }
+
+    /// Of a daemon by a file, that carries: its listener `echo` echoes, and `proxy` passes on to that upstream.
+    pub(crate) fn carrying_by_file(upstream: &str) -> Self {
+        Self::start(|command, folder| {
+            let text = format!(
+                "carry = true\nbake = '0s'\ndrain_timeout = '10s'\n\
+                 [listener.echo]\naddress = '127.0.0.1:0'\nservice = 'echo'\n\
+                 [listener.proxy]\naddress = '127.0.0.1:0'\nservice = 'proxy'\nupstreams = ['{upstream}']\n"
+            );
+            let file = folder.join("handoffd.toml");
+            fs::write(&file, text).unwrap();
+            command.arg("--config").arg(file);
+        })
+    }
+
+    fn start(prepare: impl FnOnce(&mut Command, &Path)) -> Self {
+        let line = Line::start_program(Path::new(REAL), |command, folder| {
+            prepare(command, folder);
+            command.args(["--log", "info"]).arg("--control").arg(folder.join("control"));
+        });
+        line.wait_for(1, "serving draining");
+        let pid = line.first_pid();
+        Self { line, generation: 1, pid, seen: 0, took: Vec::new() }
+    }
+
+    /// Has the head hand over by a signal, and waits until it is gone.
+    pub(crate) fn hand_over(&mut self) {
+        let asked = Instant::now();
+        signal(self.pid, Signal::SIGHUP);
+        self.succeed(asked);
+    }
+
+    /// Has the head hand over by an operator, who waits until all of its connections have gone on.
+    pub(crate) fn reload(&mut self) {
+        let asked = Instant::now();
+        self.line.asked(&["reload", "--wait-drained"]).well();
+        self.succeed(asked);
+    }
+
+    fn succeed(&mut self, asked: Instant) {
+        let old = self.pid;
+        self.generation += 1;
+        let what = format!("generation {} as the head", self.generation);
+        let is_head = |record: &Record| record.is(self.generation, "serving draining");
+        self.pid = self.line.wait_after(&mut self.seen, &what, is_head).pid;
+        assert_eq!(exit_code(old), 0, "{}", self.line.text());
+        self.took.push(u32::try_from(asked.elapsed().as_micros()).unwrap());
+    }
+
+    /// Stops the line, and tells its whole log; nothing in it may be out of order.
+    pub(crate) fn stop(self) -> Vec<Record> {
+        signal(self.pid, Signal::SIGTERM);
+        assert_eq!(exit_code(self.pid), 0);
+        let records = self.line.wait_for_end();
+        let complaint =
+            records.iter().find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
+        assert_eq!(complaint, None);
+        records
+    }
+
+    /// How long the handoffs took, in words.
+    pub(crate) fn took(&self) -> String {
+        format!("handoffs, to the end of the old process: {}", distribution(&self.took))
+    }
+}
+
+/// What a process holds that could grow from generation to generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Holdings {
+    /// What each descriptor is that is neither a socket nor a pipe, sorted; for those see [`count`].
+    pub(crate) descriptors: Vec<String>,
+    /// What it was born with, but for the values: its ordinal is another each time.
+    pub(crate) variables: Vec<String>,
+    pub(crate) arguments: Vec<u8>,
+}
+
+impl Holdings {
+    pub(crate) fn of(pid: u32) -> Self {
+        let is_other = |held: &String| !held.starts_with("socket:") && !held.starts_with("pipe:");
+        let mut descriptors: Vec<String> = holds(pid).into_values().filter(is_other).collect();
+        descriptors.sort();
+        let name = |variable: String| variable.split('=').next().unwrap().to_owned();
+        let variables = crate::support::environment(pid).into_iter().map(name).collect();
+        Self { descriptors, variables, arguments: fs::read(format!("/proc/{pid}/cmdline")).unwrap() }
+    }
+}
+
+/// How many descriptors of a kind a process holds: `socket`, or `pipe`, of which a thread keeps some for the next transfer.
+pub(crate) fn count(pid: u32, kind: &str) -> usize {
+    kinds(pid).remove(kind).unwrap_or(0)
+}
+
+/// How many bytes a process was born with.
+pub(crate) fn born_with(pid: u32) -> usize {
+    fs::read(format!("/proc/{pid}/environ")).unwrap().len()
+}
+
+/// The memory that a process has resident, in KiB.
+pub(crate) fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// The time since then, to the millisecond.
+pub(crate) fn since(start: Instant) -> Duration {
+    Duration::from_millis(u64::try_from(start.elapsed().as_millis()).unwrap())
+}

@@ -1,0 +1,180 @@
+//! The claims: over hundreds of handoffs no connection ends, no byte is wrong, and nothing is left behind.
+//!
+//! Each load takes all of the machine, so they take turns. A test stops at the first handoff that somebody has noticed, and
+//! says what all of them met. How long answers took is printed; nothing is judged by the clock.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::clients::Kind;
+use crate::generations::{Generations, Holdings, born_with, count, resident, since};
+use crate::load::{Load, Service};
+use crate::support::assert_becomes;
+use crate::tally::Loss;
+
+/// How much more memory the last of a thousand generations may have than the fiftieth, in KiB: by this, two KiB that each
+/// handoff leaves behind are found.
+const MORE_MEMORY: u64 = 2 * 1024;
+
+/// One load at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[test]
+fn no_connection_ends_and_no_byte_is_wrong_over_a_hundred_handoffs() {
+    const HANDOFFS: usize = 100;
+    const ECHOED: usize = 5_000;
+    const PROXIED: usize = 2_000;
+    let _turn = alone();
+    let start = Instant::now();
+    let mut load = Load::new();
+    let mut line = Generations::carrying_by_file(&load.upstream().to_string());
+    load.add(Service::Echo, &line.line.address_of("echo"), Kind::Steady, ECHOED);
+    load.add(Service::Proxy, &line.line.address_of("proxy"), Kind::Steady, PROXIED);
+    load.settle();
+    for _ in 0..HANDOFFS {
+        line.hand_over();
+        // As many requests as there are connections: each generation is asked by most of them.
+        load.wait_for_answers((ECHOED + PROXIED) as u64);
+        if !load.is_whole() {
+            break;
+        }
+    }
+    let report = load.end();
+    println!("{} generations in {:?}; {}\n{report}", line.generation, since(start), line.took());
+    report.assert_unnoticed();
+    line.stop();
+}
+
+#[test]
+fn full_queues_and_half_closed_connections_lose_nothing_over_handoffs() {
+    const HANDOFFS: usize = 25;
+    const EACH: usize = 20;
+    let _turn = alone();
+    let start = Instant::now();
+    let mut load = Load::new();
+    let upstream = load.upstream().to_string();
+    let mut lines = [
+        Generations::carrying(&["--listen", "127.0.0.1:0"]),
+        Generations::carrying(&["proxy", "--listen", "127.0.0.1:0", "--to", &upstream]),
+    ];
+    let [echo, proxy] = [lines[0].line.address(), lines[1].line.address()];
+    for kind in [Kind::SlowReader, Kind::HalfClosed, Kind::Bulk] {
+        load.add(Service::Echo, &echo, kind, EACH);
+        load.add(Service::Proxy, &proxy, kind, EACH);
+    }
+    load.add(Service::Proxy, &proxy, Kind::Listener, EACH);
+    load.add(Service::Proxy, &proxy, Kind::Talker, EACH);
+    // To see what all of that makes of an answer.
+    load.add(Service::Echo, &echo, Kind::Steady, EACH);
+    load.add(Service::Proxy, &proxy, Kind::Steady, EACH);
+    load.settle();
+    for _ in 0..HANDOFFS {
+        lines.iter_mut().for_each(Generations::reload);
+        load.wait_for_answers(2 * EACH as u64);
+        if !load.is_whole() {
+            break;
+        }
+    }
+    let report = load.end();
+    println!("twice {} generations in {:?}", lines[0].generation, since(start));
+    println!("echo: {}\nproxy: {}\n{report}", lines[0].took(), lines[1].took());
+    report.assert_unnoticed();
+    lines.into_iter().for_each(|line| drop(line.stop()));
+}
+
+#[test]
+fn nothing_is_leaked_over_a_thousand_handoffs() {
+    const HANDOFFS: u64 = 1_000;
+    /// By then whatever grows only once has grown.
+    const FIRST: u64 = 50;
+    let _turn = alone();
+    let start = Instant::now();
+    let mut load = Load::new();
+    let mut line = Generations::carrying_by_file(&load.upstream().to_string());
+    // What whoever runs the tests has left open came to the first one, and goes no further.
+    line.hand_over();
+    let (untouched, sockets) = (Holdings::of(line.pid), count(line.pid, "socket"));
+    let [echo, proxy] = ["echo", "proxy"].map(|name| line.line.address_of(name));
+    let on_both = [(Kind::Steady, 10), (Kind::SlowReader, 4), (Kind::HalfClosed, 4), (Kind::Bulk, 1)];
+    let through_the_proxy = [(Kind::Listener, 6), (Kind::Talker, 6)];
+    let mut connected = sockets;
+    for (kind, count) in on_both {
+        load.add(Service::Echo, &echo, kind, count);
+        connected += count;
+    }
+    for (kind, count) in on_both.into_iter().chain(through_the_proxy) {
+        load.add(Service::Proxy, &proxy, kind, count);
+        connected += 2 * count;
+    }
+    load.settle();
+    // The least of some: what a busy moment needs beside is not what grows.
+    let (mut memory_then, mut memory_now) = (u64::MAX, u64::MAX);
+    let mut held_then = None;
+    for number in 1..=HANDOFFS {
+        line.hand_over();
+        if !load.is_whole() {
+            break;
+        }
+        if (FIRST - 10..FIRST).contains(&number) {
+            memory_then = memory_then.min(resident(line.pid));
+        } else if number == FIRST {
+            // One that half-closes comes again, and is not there for a moment.
+            assert_becomes(&connected, || count(line.pid, "socket"));
+            held_then = Some((Holdings::of(line.pid), count(line.pid, "pipe"), born_with(line.pid)));
+        } else if number > HANDOFFS - 10 {
+            memory_now = memory_now.min(resident(line.pid));
+        }
+    }
+    if let Some((then, pipes_then, born_then)) = held_then.filter(|_| load.is_whole()) {
+        println!("{connected} sockets; {memory_then} KiB and {pipes_then} ends of pipes after {FIRST} handoffs");
+        println!("{memory_now} KiB and {} ends of pipes after {HANDOFFS}", count(line.pid, "pipe"));
+        assert_becomes(&connected, || count(line.pid, "socket"));
+        assert_eq!(Holdings::of(line.pid), then);
+        // The ordinal has two digits more, and so may some count.
+        assert!(born_with(line.pid) <= born_then + 16, "the environment has grown from {born_then} bytes");
+        assert!(memory_now <= memory_then + MORE_MEMORY, "{memory_then} KiB have become {memory_now}");
+    }
+    let report = load.end();
+    println!("{} generations in {:?}; {}\n{report}", line.generation, since(start), line.took());
+    report.assert_unnoticed();
+    // Nobody is connected any more, and no pipe is lent to anybody: the next has what the first had.
+    line.hand_over();
+    assert_becomes(&(sockets, 0), || (count(line.pid, "socket"), count(line.pid, "pipe")));
+    let left = Holdings::of(line.pid);
+    assert_eq!(left.descriptors, untouched.descriptors);
+    assert_eq!(left.arguments, untouched.arguments);
+    line.stop();
+}
+
+/// The load sees what it is there to see.
+#[test]
+fn a_handoff_that_drains_is_noticed_by_every_client() {
+    const EACH: usize = 5;
+    let _turn = alone();
+    let mut load = Load::new();
+    let upstream = load.upstream().to_string();
+    let mut lines = [
+        Generations::draining(&["--listen", "127.0.0.1:0"]),
+        Generations::draining(&["proxy", "--listen", "127.0.0.1:0", "--to", &upstream]),
+    ];
+    let [echo, proxy] = [lines[0].line.address(), lines[1].line.address()];
+    for kind in [Kind::Steady, Kind::Bulk, Kind::SlowReader] {
+        load.add(Service::Echo, &echo, kind, EACH);
+        load.add(Service::Proxy, &proxy, kind, EACH);
+    }
+    load.add(Service::Proxy, &proxy, Kind::Listener, EACH);
+    load.add(Service::Proxy, &proxy, Kind::Talker, EACH);
+    load.settle();
+    lines.iter_mut().for_each(Generations::hand_over);
+    // On echoes one side each, through a proxy two.
+    load.wait_for_losses((3 + 2 * 5) * EACH);
+    let report = load.end();
+    println!("{report}");
+    assert_eq!(report.lost(Loss::Wrong) + report.lost(Loss::Stuck) + report.lost(Loss::Refused), 0);
+    for tally in report.0.values() {
+        assert_eq!(tally.lost(Loss::Closed) + tally.lost(Loss::Reset), tally.connections, "{tally}");
+    }
+}
