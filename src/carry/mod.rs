@@ -17,4 +17,4 @@ pub(crate) use incoming::{Arrival, Arrived, Incoming};
 pub(crate) use outgoing::{Departing, Outgoing, Verdict};
 pub(crate) use packet::{Answer, VERSION};
 pub use parcel::Parcel;
-pub(crate) use turns::{Asking, Turn, Turns, Word};
+pub(crate) use turns::{Asking, Turns, Word};

@@ -109,6 +109,8 @@ pub(crate) struct Asking {
     state: State,
     /// For as long as it may still be carried in this round.
     candidate: Option<TaskTrackerToken>,
+    /// The turn, while it has it.
+    turn: Option<Turn>,
 }
 
 #[derive(Debug)]
@@ -121,7 +123,7 @@ enum State {
 
 /// A turn; it goes to the next when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Turn(Arc<Notify>);
+struct Turn(Arc<Notify>);
 
 impl Drop for Turn {
     fn drop(&mut self) {
@@ -133,7 +135,7 @@ impl Asking {
     /// A new connection's.
     pub(crate) fn new(turns: Arc<Turns>) -> Self {
         let candidate = Some(turns.candidates.token());
-        Self { turns, word: Arc::default(), state: State::New, candidate }
+        Self { turns, word: Arc::default(), state: State::New, candidate, turn: None }
     }
 
     /// What is asked of it.
@@ -158,9 +160,21 @@ impl Asking {
         self.word.set(NOTHING);
     }
 
-    /// To be called whenever the connection's task runs, before it serves: ready when the connection has just been asked. Then
-    /// it has this turn until it is handed over, or for as long as it takes to see that it is not at a boundary.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+    /// To be called whenever the connection's task runs, before it serves: it may be asked then, and has a turn. That is to be
+    /// passed on when it is seen not to be at a boundary, and when it has been handed over or was not.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
+        // Until it waits for something.
+        while let Poll::Ready(turn) = self.poll_turn(cx) {
+            self.turn = Some(turn);
+        }
+    }
+
+    /// Has another connection asked.
+    pub(crate) fn pass_on(&mut self) {
+        self.turn = None;
+    }
+
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
         loop {
             match &mut self.state {
                 State::New => {
@@ -213,13 +227,15 @@ mod tests {
     use std::future::poll_fn;
     use std::task::Waker;
 
-    fn poll(asking: &mut Asking) -> Poll<Turn> {
-        asking.poll(&mut Context::from_waker(Waker::noop()))
+    /// Whether it has a turn now.
+    fn poll(asking: &mut Asking) -> bool {
+        asking.poll(&mut Context::from_waker(Waker::noop()));
+        asking.turn.is_some()
     }
 
     fn waiting(turns: &Arc<Turns>, count: usize) -> Vec<Asking> {
         let mut all: Vec<_> = (0..count).map(|_| Asking::new(Arc::clone(turns))).collect();
-        assert!(all.iter_mut().all(|one| poll(one).is_pending()));
+        assert!(!all.iter_mut().any(poll));
         all
     }
 
@@ -228,16 +244,16 @@ mod tests {
         let turns = Arc::default();
         let mut all = waiting(&turns, AT_ONCE + 10);
         turns.begin();
-        let mut held: Vec<Turn> = all
-            .iter_mut()
-            .filter_map(|one| match poll(one) {
-                Poll::Ready(turn) => Some(turn),
-                Poll::Pending => None,
-            })
-            .collect();
-        assert_eq!(held.len(), AT_ONCE);
-        drop(held.split_off(AT_ONCE - 3));
-        assert_eq!(all.iter_mut().filter_map(|one| matches!(poll(one), Poll::Ready(_)).then_some(())).count(), 10);
+        let have_turns = |all: &mut Vec<Asking>| all.iter_mut().filter_map(|one| poll(one).then_some(())).count();
+        assert_eq!(have_turns(&mut all), AT_ONCE);
+        assert_eq!(all.iter().filter(|one| one.word().is_asked()).count(), AT_ONCE);
+        all[0].pass_on();
+        drop(all.remove(1));
+        assert_eq!(have_turns(&mut all), AT_ONCE);
+        for _ in 0..8 {
+            all.iter_mut().find(|one| one.turn.is_some()).unwrap().pass_on();
+            assert_eq!(have_turns(&mut all), AT_ONCE);
+        }
         assert!(all.iter().all(|one| one.word().is_asked()));
     }
 
@@ -246,9 +262,11 @@ mod tests {
         let turns: Arc<Turns> = Arc::default();
         turns.begin();
         let mut one = Asking::new(Arc::clone(&turns));
-        assert!(poll(&mut one).is_ready() && poll(&mut one).is_pending());
+        assert!(poll(&mut one) && one.word().is_asked());
+        one.pass_on();
+        assert!(!poll(&mut one));
         one.refused();
-        assert!(poll(&mut one).is_pending() && one.word().is_refused());
+        assert!(!poll(&mut one) && one.word().is_refused());
     }
 
     #[tokio::test]
@@ -256,15 +274,19 @@ mod tests {
         let turns: Arc<Turns> = Arc::default();
         turns.begin();
         let mut one = Asking::new(Arc::clone(&turns));
-        drop(poll(&mut one));
+        assert!(poll(&mut one));
+        one.pass_on();
         let word = Arc::clone(one.word());
-        let idle = tokio::spawn(poll_fn(move |cx| one.poll(cx)));
+        let idle = tokio::spawn(poll_fn(move |cx| {
+            one.poll(cx);
+            if one.turn.is_some() { Poll::Ready(()) } else { Poll::Pending }
+        }));
         tokio::task::yield_now().await;
         turns.end();
         tokio::task::yield_now().await;
         assert!(!word.is_asked());
         turns.begin();
-        drop(idle.await.unwrap());
+        idle.await.unwrap();
         word.asked().await;
     }
 }

@@ -6,12 +6,11 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use super::census::{Counted, End};
-use crate::carry::{Asking, Departing, Outgoing, Parcel, Turn, Turns, Verdict};
-use crate::drain::{DrainEntry, Way};
+use crate::carry::{Asking, Departing, Outgoing, Parcel, Turns, Verdict};
+use crate::drain::{DrainEntry, DrainWatch, Way};
 use crate::net::{Peer, Stream};
 use crate::service::{Admission, Connection, Service};
 
@@ -89,7 +88,6 @@ impl<S: Service> Connections<S> {
         let shared = Arc::clone(&self.0);
         tokio::spawn(async move {
             let ending = loop {
-                let mut turn = None;
                 let served = {
                     // Pinned here: whoever it was passed to by value would make room for a copy of it.
                     let serving = pin!(async {
@@ -99,22 +97,20 @@ impl<S: Service> Connections<S> {
                             Some(_) => Served::GivenUp,
                         })
                     });
-                    watch.unless_cut(in_turn(serving, &mut asking, &mut turn)).await
+                    watch.unless_cut(in_turn(serving, asking.as_deref_mut())).await
                 };
-                match served {
-                    Some(Ok(Served::Finished { late })) => break Ending::Finished { late },
+                break match served {
+                    Some(Ok(Served::Finished { late })) => Ending::Finished { late },
+                    // In a box: every connection would be as large as this.
                     Some(Ok(Served::GivenUp)) => {
-                        let leaving = Box::pin(shared.hand_over(&connection, &counted, asking.as_deref_mut()));
-                        match watch.unless_cut(leaving).await {
-                            Some(Left::Carried) => break Ending::Carried,
-                            Some(Left::Stayed) => {}
-                            Some(Left::Unasked) => break Ending::Broken(io::Error::other("it was given up unasked")),
-                            None => break Ending::Cut,
+                        match Box::pin(shared.leave(&connection, &counted, asking.as_deref_mut(), &watch)).await {
+                            Some(ending) => ending,
+                            None => continue,
                         }
                     }
-                    Some(Err(error)) => break Ending::Broken(error),
-                    None => break Ending::Cut,
-                }
+                    Some(Err(error)) => Ending::Broken(error),
+                    None => Ending::Cut,
+                };
             };
             report(&connection, &counted, &ending);
             let is_told = connection.is_told();
@@ -132,22 +128,14 @@ impl<S: Service> Connections<S> {
 }
 
 /// Serves, and asks to be given up in between, when it is this connection's turn.
-fn in_turn<F: Future>(
-    mut serving: Pin<&mut F>,
-    asking: &mut Option<Box<Asking>>,
-    turn: &mut Option<Turn>,
-) -> impl Future<Output = F::Output> {
+fn in_turn<F: Future>(mut serving: Pin<&mut F>, mut asking: Option<&mut Asking>) -> impl Future<Output = F::Output> {
     poll_fn(move |cx| {
-        if let Some(asking) = asking {
-            // Until it waits for something.
-            while let Poll::Ready(asked) = asking.poll(cx) {
-                *turn = Some(asked);
-            }
-        }
+        let Some(asking) = &mut asking else { return serving.as_mut().poll(cx) };
+        asking.poll(cx);
         let served = serving.as_mut().poll(cx);
         if served.is_pending() {
             // Not at a boundary: the next one is asked meanwhile.
-            *turn = None;
+            asking.pass_on();
         }
         served
     })
@@ -161,50 +149,49 @@ enum Served {
     GivenUp,
 }
 
-/// What came of handing over.
-enum Left {
-    Carried,
-    /// It is to be served here.
-    Stayed,
-    /// Nobody had asked for it.
-    Unasked,
-}
-
 impl<S> Shared<S> {
-    /// Hands a connection that was given up to the successor. If it is dropped, nobody knows whose it is.
-    async fn hand_over(&self, connection: &Connection, counted: &Counted, asking: Option<&mut Asking>) -> Left {
-        let (Some(asking), Some(parcel)) = (asking, connection.given_up()) else { return Left::Unasked };
-        let successor = self.successor.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let verdict = match successor {
-            Some(successor) => {
-                let departing = Departing {
-                    listener: connection.listener(),
-                    peer: connection.peer(),
-                    age: counted.since().elapsed(),
-                    stream: &connection.stream,
-                    parcel,
-                };
-                successor.hand_over(&departing).await
-            }
-            None => Verdict::Alone,
+    /// Hands a connection that was given up to the successor: how it ended here, or nothing if it stays. When it is cut meanwhile
+    /// nobody knows whose it is; it is not touched any more.
+    async fn leave(
+        &self,
+        connection: &Connection,
+        counted: &Counted,
+        asking: Option<&mut Asking>,
+        watch: &DrainWatch,
+    ) -> Option<Ending> {
+        let (Some(asking), Some(parcel)) = (asking, connection.given_up()) else {
+            return Some(Ending::Broken(io::Error::other("it was given up unasked")));
         };
+        let departing = Departing {
+            listener: connection.listener(),
+            peer: connection.peer(),
+            age: counted.since().elapsed(),
+            stream: &connection.stream,
+            parcel,
+        };
+        let successor = self.successor.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let handing_over = async {
+            match successor {
+                Some(successor) => successor.hand_over(&departing).await,
+                None => Verdict::Alone,
+            }
+        };
+        let Some(verdict) = watch.unless_cut(handing_over).await else { return Some(Ending::Cut) };
+        asking.pass_on();
         match verdict {
             Verdict::Taken => {
                 asking.carried();
-                Left::Carried
+                return Some(Ending::Carried);
             }
             Verdict::Refused(why) => {
                 let (listener, peer) = (connection.listener(), connection.peer());
                 tracing::debug!(listener, %peer, reason = why, "the successor does not take the connection: {why}");
                 counted.refused();
                 asking.refused();
-                Left::Stayed
             }
-            Verdict::Alone => {
-                asking.alone();
-                Left::Stayed
-            }
+            Verdict::Alone => asking.alone(),
         }
+        None
     }
 }
 

@@ -146,7 +146,8 @@ impl Connection {
         }
         if self.stream.received() == 0 {
             // Whether it came in time or not, the kernel's word below decides.
-            let _ = tokio::time::timeout_at(self.first_request_until, self.stream.readable()).await;
+            // In a box: every connection would be as large as this, and few come here.
+            let _ = Box::pin(tokio::time::timeout_at(self.first_request_until, self.stream.readable())).await;
         }
         if !self.stream.has_input() {
             return Ok(Next::End);

@@ -29,23 +29,30 @@ const FORMAT: &str = "echo/1";
 
 impl Service for Echo {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
-        let mut owed = connection.taken_up().map_or_else(Vec::new, |parcel| parcel.bytes);
-        loop {
-            if !owed.is_empty() && pay(connection, &mut owed).await? == Next::Carry {
-                break;
+        if let Some(parcel) = connection.taken_up() {
+            if Box::pin(pay(connection, parcel.bytes)).await? == Paid::NotAll {
+                return Ok(());
             }
+        }
+        loop {
             match connection.next_request().await? {
                 Next::Read => match poll_fn(|cx| Poll::Ready(echo(&mut connection.stream, cx))).await? {
                     Echoed::All => {}
-                    Echoed::Owing(rest) => owed = rest,
+                    // In a box: most owe nothing.
+                    Echoed::Owing(rest) => {
+                        if Box::pin(pay(connection, rest)).await? == Paid::NotAll {
+                            return Ok(());
+                        }
+                    }
                     Echoed::PeerFinished => return Ok(()),
                 },
                 Next::End => return Ok(()),
-                Next::Carry => break,
+                Next::Carry => {
+                    connection.give_up(Parcel::new(FORMAT, Vec::new()));
+                    return Ok(());
+                }
             }
         }
-        connection.give_up(Parcel::new(FORMAT, owed));
-        Ok(())
     }
 
     fn carries(&self, _listener: &str) -> bool {
@@ -61,21 +68,32 @@ impl Service for Echo {
     }
 }
 
-/// Writes what is owed, until it is written or to be given up.
-async fn pay(connection: &mut Connection, owed: &mut Vec<u8>) -> io::Result<Next> {
+/// What came of paying what is owed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Paid {
+    All,
+    /// The connection has been given up with the rest of it.
+    NotAll,
+}
+
+/// Writes what is owed, or gives the connection up.
+async fn pay(connection: &mut Connection, mut owed: Vec<u8>) -> io::Result<Paid> {
     let mut written = 0;
-    let next = poll_fn(|cx| {
+    let paid = poll_fn(|cx| {
         while written < owed.len() {
             if connection.is_asked() {
-                return Poll::Ready(Ok(Next::Carry));
+                return Poll::Ready(Ok(Paid::NotAll));
             }
             written += ready!(Pin::new(&mut connection.stream).poll_write(cx, &owed[written..]))?;
         }
-        Poll::Ready(Ok::<_, io::Error>(Next::Read))
+        Poll::Ready(Ok::<_, io::Error>(Paid::All))
     })
     .await?;
-    owed.drain(..written);
-    Ok(next)
+    if paid == Paid::NotAll {
+        owed.drain(..written);
+        connection.give_up(Parcel::new(FORMAT, owed));
+    }
+    Ok(paid)
 }
 
 /// What came of one read.

@@ -27,10 +27,15 @@ const LAST_PAUSE: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct Connected<'a> {
     pub(super) stream: Stream,
-    /// Which of the upstreams it is.
-    pub(super) index: usize,
     _place: Place<'a>,
-    _counted: Counted<'a>,
+    counted: Counted<'a>,
+}
+
+impl Connected<'_> {
+    /// Which of the upstreams it is.
+    pub(super) const fn index(&self) -> usize {
+        self.counted.upstream()
+    }
 }
 
 /// Why an attempt came to nothing.
@@ -50,7 +55,7 @@ impl Proxy {
     pub(super) fn reconnected(&self, listener: &Arc<str>, index: usize, stream: Stream) -> Connected<'_> {
         let place = self.upstreams.take(index);
         let counted = self.tally.enter(listener, self.upstreams.all(), index, Came::Carried, stream.traffic());
-        Connected { stream, index, _place: place, _counted: counted }
+        Connected { stream, _place: place, counted }
     }
 
     /// Connects `client`, which has waited since then, to an upstream, and tells that one `header` first. Cancel safe: what has
@@ -105,7 +110,7 @@ impl Proxy {
                     let all = self.upstreams.all();
                     self.upstreams.succeeded(index, client.listener());
                     let counted = self.tally.enter(&client.listener, all, index, Came::Made, stream.traffic());
-                    return Ok(Connected { stream, index, _place: place, _counted: counted });
+                    return Ok(Connected { stream, _place: place, counted });
                 }
                 Err(Failed::Upstream(reason)) => {
                     self.tally.failed(&client.listener, self.upstreams.all(), index);

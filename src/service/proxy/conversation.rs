@@ -81,7 +81,8 @@ impl<'a> Conversation<'a> {
     /// # Errors
     /// When the kernel will not end the watch over the upstream's socket.
     pub(super) fn give_up(mut self, upstreams: &Upstreams) -> io::Result<()> {
-        let Some(Connected { stream, index, .. }) = self.upstream.take() else { return Ok(()) };
+        let Some(upstream) = self.upstream.take() else { return Ok(()) };
+        let (index, stream) = (upstream.index(), upstream.stream);
         let carried = self.client.stream.carried() + stream.carried();
         let used = Used { carried, ..self.limits.used() };
         let address = upstreams.all()[index].address().to_string();

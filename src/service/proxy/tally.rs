@@ -134,6 +134,13 @@ impl Cell {
     }
 }
 
+impl Counted<'_> {
+    /// Which of the upstreams it is with.
+    pub(super) const fn upstream(&self) -> usize {
+        self.cell
+    }
+}
+
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         let mut rows = self.tally.lock();
