@@ -126,7 +126,10 @@ fn a_reload_that_waits_for_the_drain_returns_with_the_last_connection() {
     assert!(said.starts_with("generation 2 serves") && said.ends_with("connections left: 1"), "{said}");
     held.echo(b"still here").unwrap();
     held.expect_end().unwrap();
-    assert_eq!(reload.line(), "generation 1 has drained; connections that ended: 1, that were cut: 0");
+    assert_eq!(
+        reload.line(),
+        "generation 1 has drained; connections that ended: 1, that were carried: 0, that were cut: 0"
+    );
     reload.wait().well();
 }
 

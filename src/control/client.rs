@@ -51,6 +51,8 @@ pub enum ReloadNews {
         generation: Generation,
         /// How many connections ended by themselves.
         ended: u64,
+        /// How many the new generation has taken over.
+        carried: u64,
         /// How many were cut at the deadline.
         cut: u64,
     },
@@ -109,8 +111,8 @@ impl Control {
             return Ok(());
         }
         match conversation.hear(drain_within + GRACE)? {
-            Some(Reply::Drained { generation, ended, cut }) => {
-                news(ReloadNews::Drained { generation, ended, cut });
+            Some(Reply::Drained { generation, ended, carried, cut }) => {
+                news(ReloadNews::Drained { generation, ended, carried, cut });
                 Ok(())
             }
             Some(other) => Err(self.unexpected(&other)),

@@ -41,8 +41,15 @@ pub(crate) enum Reply {
     Started { successor: Generation, within_ms: u64 },
     /// The successor serves. An end, unless the drain is waited for: that will be over by then.
     Serving { generation: Generation, pid: Option<u32>, after_ms: u64, draining: Option<u64>, drain_within_ms: u64 },
-    /// The old generation's last connection has ended. An end.
-    Drained { generation: Generation, ended: u64, cut: u64 },
+    /// The old generation's last connection has ended, or is the successor's. An end.
+    Drained {
+        generation: Generation,
+        ended: u64,
+        /// An older one carries nothing.
+        #[serde(default)]
+        carried: u64,
+        cut: u64,
+    },
     /// No. An end.
     Refused { why: Refusal, reason: String },
     /// Another generation is the head by now: ask again. An end.
@@ -84,7 +91,7 @@ mod tests {
         for reply in [
             Reply::Started { successor, within_ms: 1 },
             Reply::Serving { generation, pid: Some(2), after_ms: 3, draining: None, drain_within_ms: 4 },
-            Reply::Drained { generation, ended: 1, cut: 0 },
+            Reply::Drained { generation, ended: 1, carried: 2, cut: 0 },
             Reply::Refused { why: Refusal::RolledBack, reason: "it\ndied".into() },
             Reply::Moved {},
         ] {

@@ -132,9 +132,10 @@ impl<P: Plane> Driver<P> {
                 control.unlink();
             }
         }
-        let DrainReport { ended, carried, cut } = self.plane.report();
+        let report = self.plane.report();
+        let DrainReport { ended, carried, cut } = report;
         tracing::info!(ended, carried, cut, "generation {} has ended", self.generation);
-        self.tell_drained(ended, cut);
+        self.tell_drained(report);
         // The head adds it to what it knows.
         if let Some(successor) = &self.successor {
             successor.answer(self.report());

@@ -15,6 +15,7 @@ use super::plane::Plane;
 use super::standing::unix_ms;
 use crate::carry;
 use crate::control::{Answer, Refusal, ReloadOptions, Reply};
+use crate::drain::DrainReport;
 use crate::error::{Error, HandoffFailure};
 use crate::generation::Generation;
 use crate::handoff::{Bequest, Fate, Successor};
@@ -238,9 +239,10 @@ impl<P: Plane> Driver<P> {
     }
 
     /// Tells them how the drain ended.
-    pub(super) fn tell_drained(&mut self, ended: usize, cut: usize) {
+    pub(super) fn tell_drained(&mut self, DrainReport { ended, carried, cut }: DrainReport) {
         if let Some(answer) = self.waits_for_drain.take() {
-            answer.send(Reply::Drained { generation: self.generation, ended: ended as u64, cut: cut as u64 });
+            let [ended, carried, cut] = [ended, carried, cut].map(|count| count as u64);
+            answer.send(Reply::Drained { generation: self.generation, ended, carried, cut });
         }
     }
 

@@ -254,7 +254,7 @@ impl<S: Service> Server<S> {
     fn end_carry(&mut self) {
         self.connections.carry_to(None);
         self.connections.turns().end();
-        self.carrying.abort_all();
+        // The task goes on until the successor's end: whoever has been sent waits for what it says.
         self.carry_ended = None;
     }
 

@@ -28,8 +28,10 @@ fn tell(news: &ReloadNews) -> String {
             }
             text
         }
-        ReloadNews::Drained { generation, ended, cut } => {
-            format!("generation {generation} has drained; connections that ended: {ended}, that were cut: {cut}")
+        ReloadNews::Drained { generation, ended, carried, cut } => {
+            format!(
+                "generation {generation} has drained; connections that ended: {ended}, that were carried: {carried}, that were cut: {cut}"
+            )
         }
     }
 }
