@@ -55,6 +55,7 @@
 //! | `notify` | tells the service manager |
 //! | `control` | hears an operator and answers |
 //! | `service` | what is done with a connection |
+//! | `carry` | moves live connections to the successor |
 //! | `net`, `drain` | the parts: listeners, streams, the end of connections |
 //! | `config_file` | reads the daemon's configuration file |
 //! | `config`, `address`, `generation`, `report`, `error` | plain values; a report is what an operator is told |
