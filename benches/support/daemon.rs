@@ -44,8 +44,13 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts one with `listeners` listeners on loopback and these flags, and waits until it serves.
     pub(crate) fn start(listeners: usize, flags: &[&str]) -> Self {
+        Self::start_as(&[], listeners, flags)
+    }
+
+    /// The same of one of its commands, as `proxy --to ADDRESS`.
+    pub(crate) fn start_as(command_words: &[&str], listeners: usize, flags: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_handoffd"));
-        command.args(["--listen", "127.0.0.1:0"].repeat(listeners)).args(flags);
+        command.args(command_words).args(["--listen", "127.0.0.1:0"].repeat(listeners)).args(flags);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // Reaped by its number, like every generation after it.
         #[allow(clippy::zombie_processes)]
@@ -134,10 +139,23 @@ impl Drop for Daemon {
 }
 
 impl Record {
+    /// Whether it begins with `message`, with or without who it is that does so: `generation 2 is serving`.
     fn says(&self, message: &str) -> bool {
+        let of_it = format!("generation {} ", self.generation);
         ["INFO", "WARN", "ERROR"].iter().any(|level| {
-            self.text.split_once(&format!(" {level} ")).is_some_and(|(_, words)| words.starts_with(message))
+            self.text.split_once(&format!(" {level} ")).is_some_and(|(_, words)| {
+                let words = words.strip_prefix(&of_it).unwrap_or(words);
+                [words, words.trim_start_matches("is "), words.trim_start_matches("has ")]
+                    .iter()
+                    .any(|words| words.starts_with(message))
+            })
         })
+    }
+
+    /// The process that a field of it names.
+    pub(crate) fn process(&self, field: &str) -> Pid {
+        let value = self.text.split_whitespace().find_map(|word| word.strip_prefix(field)?.strip_prefix('='));
+        Pid::from_raw(value.and_then(|pid| pid.parse().ok()).expect("a process id"))
     }
 
     /// Reads `TIME generation=N pid=N LEVEL message`.
