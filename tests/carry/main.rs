@@ -19,5 +19,6 @@ mod generations;
 mod load;
 mod pattern;
 mod promises;
+mod sessions;
 mod tally;
 mod upstream;
