@@ -9,6 +9,7 @@
 mod support;
 
 mod activation;
+mod carry_faults;
 mod config_file;
 mod config_text;
 mod container;

@@ -66,12 +66,16 @@ impl Incoming {
         Arrival::End
     }
 
-    /// Answers. If nobody hears it, the predecessor is dead, and what it sent is ours.
-    pub(crate) async fn answer(&self, id: u64, answer: Answer) {
+    /// Answers. If nobody is left to hear it, the predecessor is dead, and what it sent is ours.
+    ///
+    /// # Errors
+    /// When it could not be said though somebody may wait for it: then what it sent is still the predecessor's.
+    pub(crate) async fn answer(&self, id: u64, answer: Answer) -> io::Result<()> {
         let packet = packet::answer(id, answer);
         let send = |socket: &OwnedFd| sys::socket::send_packet(socket.as_fd(), &packet);
-        if let Err(error) = self.socket.async_io(Interest::WRITABLE, send).await {
-            tracing::debug!(%error, "the predecessor does not hear the answer");
+        match self.socket.async_io(Interest::WRITABLE, send).await {
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
+            said => said,
         }
     }
 }

@@ -103,7 +103,11 @@ impl Outgoing {
             Err(error) => {
                 self.lock().answers.remove(&id);
                 let nobody_hears = matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
-                if nobody_hears { Verdict::Alone } else { Verdict::Refused(format!("it cannot be sent: {error}")) }
+                if nobody_hears {
+                    return Verdict::Alone;
+                }
+                tracing::warn!(listener, %peer, reason = %error, "a connection cannot be sent to the successor: {error}");
+                Verdict::Refused(error.to_string())
             }
         }
     }
@@ -129,7 +133,10 @@ impl Outgoing {
                 },
                 Ok(Packet::Truncated) => "it is too long".to_owned(),
                 Ok(Packet::End) => break,
-                Err(error) => error.to_string(),
+                Err(error) => {
+                    tracing::error!(reason = %error, "the successor's answers cannot be read: {error}");
+                    break;
+                }
             };
             // Whose answer it was is not known; that connection waits for the end.
             tracing::warn!(reason = why, "the successor's answer to a connection is none: {why}");

@@ -111,6 +111,8 @@ pub(crate) struct Asking {
     candidate: Option<TaskTrackerToken>,
     /// The turn, while it has it.
     turn: Option<Turn>,
+    /// Whether it has been asked since it was last given up.
+    was_asked: bool,
 }
 
 #[derive(Debug)]
@@ -135,12 +137,17 @@ impl Asking {
     /// A new connection's.
     pub(crate) fn new(turns: Arc<Turns>) -> Self {
         let candidate = Some(turns.candidates.token());
-        Self { turns, word: Arc::default(), state: State::New, candidate, turn: None }
+        Self { turns, word: Arc::default(), state: State::New, candidate, turn: None, was_asked: false }
     }
 
     /// What is asked of it.
     pub(crate) const fn word(&self) -> &Arc<Word> {
         &self.word
+    }
+
+    /// Whether it has been asked since the last time that this was called: even if nothing is asked of it any more.
+    pub(crate) fn was_asked(&mut self) -> bool {
+        std::mem::take(&mut self.was_asked)
     }
 
     /// It has been carried.
@@ -192,11 +199,12 @@ impl Asking {
                     }
                 }
                 State::Waiting(notified) => {
+                    // Also while nothing is asked of anybody: one that a left-over turn has come to is in no queue any more, and
+                    // has to get into it again before the next round begins.
                     if notified.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
                     }
                     match self.turns.round.load(Ordering::SeqCst) {
-                        // A turn that was left over from a round.
                         0 => self.state = State::New,
                         round => return Poll::Ready(self.ask(round)),
                     }
@@ -216,6 +224,7 @@ impl Asking {
 
     fn ask(&mut self, round: u32) -> Turn {
         self.word.set(ASKED);
+        self.was_asked = true;
         self.state = State::Asked(round, Box::pin(Arc::clone(&self.turns.over).notified_owned()));
         Turn(Arc::clone(&self.turns.turn))
     }
@@ -267,6 +276,32 @@ mod tests {
         assert!(!poll(&mut one));
         one.refused();
         assert!(!poll(&mut one) && one.word().is_refused());
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_is_left_over_keeps_nobody_from_the_next_round() {
+        let turns: Arc<Turns> = Arc::default();
+        let mut all = waiting(&turns, 5);
+        turns.begin();
+        assert!(all.iter_mut().all(poll));
+        turns.end();
+        let idle: Vec<_> = all
+            .into_iter()
+            .map(|mut one| {
+                // It waits again, and what it had goes to one that does as well.
+                one.poll(&mut Context::from_waker(Waker::noop()));
+                one.pass_on();
+                tokio::spawn(poll_fn(move |cx| {
+                    one.poll(cx);
+                    if one.turn.is_some() { Poll::Ready(()) } else { Poll::Pending }
+                }))
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        turns.begin();
+        for one in idle {
+            tokio::time::timeout(std::time::Duration::from_secs(30), one).await.expect("it is asked").unwrap();
+        }
     }
 
     #[tokio::test]

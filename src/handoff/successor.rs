@@ -27,6 +27,9 @@ use crate::sys::process::{PidFd, is_in_our_group};
 use crate::sys::socket::{channel_pair, has_hung_up};
 use crate::sys::spawn::{Launch, launch};
 
+/// What connections that are carried may have queued, if the system allows that much.
+const CARRY_QUEUE: usize = 256 * 1024;
+
 /// All that a successor is born with.
 pub(crate) struct Bequest<'a> {
     pub(crate) program: &'a Program,
@@ -198,8 +201,13 @@ impl Successor {
     /// One that is closed tells that it will not have them.
     pub(crate) fn carry(&self, version: u32) -> Option<OwnedFd> {
         let offered = channel_pair().and_then(|(ours, theirs)| {
-            self.channel.pass(&Message::Carry { version }, theirs.as_fd())?;
-            Ok(ours)
+            // What is owed may be more than a queue has room for that some system has made small.
+            let _ = socket2::SockRef::from(&ours).set_send_buffer_size(CARRY_QUEUE);
+            match self.channel.pass(&Message::Carry { version }, theirs.as_fd()) {
+                // It is dead, which will be heard: nobody is told to come to an end for it.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ours),
+                passed => passed.map(|()| ours),
+            }
         });
         offered.inspect_err(|error| tracing::error!(reason = %error, "no connection can be carried: {error}")).ok()
     }

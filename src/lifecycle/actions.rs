@@ -44,7 +44,7 @@ impl<P: Plane> Driver<P> {
             }
             Action::Commit(hangup) => self.commit(|successor| successor.commit(hangup)),
             Action::CommitForGood(hangup) => self.commit(|successor| successor.commit_for_good(hangup)),
-            Action::DropSuccessor => self.drop_successor(),
+            Action::DropSuccessor => self.drop_successor().await,
             Action::ForgetSuccessor => {
                 if let Some(successor) = &mut self.successor {
                     successor.release();
@@ -89,12 +89,19 @@ impl<P: Plane> Driver<P> {
                 let (why, connections) = (self.state.name(), self.plane.connections().map(|now| now.open));
                 tracing::info!(why, connections, "generation {} is draining", self.generation);
                 let to_successor = self.to_successor.take();
-                self.plane.drain(to_successor);
                 self.deadlines.drain = deadline(self.config.drain_timeout);
+                // Half of it is left to those that are not carried by then, to come to an end.
+                self.deadlines.carry = to_successor.as_ref().and_then(|_| deadline(self.config.drain_timeout / 2));
+                self.is_alone = false;
+                self.plane.drain(to_successor);
             }
-            Action::TellTheRest => self.plane.tell_the_rest(),
+            Action::TellTheRest => {
+                self.deadlines.carry = None;
+                self.plane.tell_the_rest();
+            }
             Action::Resume => {
                 self.deadlines.drain = None;
+                self.deadlines.carry = None;
                 self.plane.accept(self.listeners.as_slice())?;
                 tracing::warn!("generation {} is accepting again", self.generation);
             }

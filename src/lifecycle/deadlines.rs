@@ -15,6 +15,8 @@ pub(super) struct Deadlines {
     pub(super) bake: Option<Instant>,
     /// Connections that have not ended by then are cut.
     pub(super) drain: Option<Instant>,
+    /// Those that were not carried by then are told to come to an end.
+    pub(super) carry: Option<Instant>,
 }
 
 /// Pends until `deadline`, for ever if there is none. One that has passed is not rounded up to a tick of the clock.

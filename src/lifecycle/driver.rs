@@ -6,9 +6,9 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use super::deadlines::{Deadlines, at};
+use super::deadlines::{Deadlines, at, deadline};
 use super::handover::Reload;
 use super::head::Head;
 use super::machine::{Birth, Event, State, step};
@@ -28,6 +28,10 @@ use crate::handoff::{
 use crate::net::ListenerSet;
 use crate::notify::Notifier;
 use crate::report::{Counters, HandoffCounters, LastHandoff};
+use crate::server::CarryEnd;
+
+/// How long after a successor takes no more connections it may take to hear that it is dead.
+const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +64,8 @@ pub(super) struct Driver<P> {
     pub(super) successor: Option<Successor>,
     /// By which connections go to it, from when it is told that the line is its own until they do.
     pub(super) to_successor: Option<OwnedFd>,
+    /// Whether it is known that the successor takes no more.
+    pub(super) is_alone: bool,
     /// Places in `listeners` where nobody will accept after us: the successor has given them up, or we are rolled back
     /// and the predecessor never had them.
     pub(super) given_up: Vec<usize>,
@@ -84,6 +90,7 @@ pub(super) struct Driver<P> {
 /// What a turn begins with.
 enum Heard {
     Event(Event),
+    CarryEnd(CarryEnd),
     Predecessor(PredecessorEvent),
     Successor(SuccessorEvent),
     Asked(Request, Answer),
@@ -126,6 +133,7 @@ impl<P: Plane> Driver<P> {
             predecessors,
             successor: None,
             to_successor: None,
+            is_alone: false,
             given_up: Vec::new(),
             control_ends: false,
             failure: None,
@@ -210,7 +218,8 @@ impl<P: Plane> Driver<P> {
                 () = at(self.deadlines.given) => Heard::Event(self.out_of_time()),
                 () = at(self.deadlines.bake) => Heard::Event(Event::BakeOver),
                 () = at(self.deadlines.drain) => Heard::Event(Event::DrainExpired),
-                () = self.plane.carry_ended(), if is_retiring => Heard::Event(Event::CarryEnded),
+                end = self.plane.carry_ended(), if is_retiring && !self.is_alone => Heard::CarryEnd(end),
+                () = at(self.deadlines.carry) => Heard::Event(Event::CarryEnded),
                 () = self.plane.drained(), if may_be_drained => Heard::Event(Event::Drained),
                 (request, answer) = self.control.next() => Heard::Asked(request, answer),
                 () = at(self.inquirers.deadline()) => Heard::InquiryOver,
@@ -218,6 +227,7 @@ impl<P: Plane> Driver<P> {
             };
             let event = match heard {
                 Heard::Event(event) => Some(event),
+                Heard::CarryEnd(end) => self.carry_ended(end),
                 Heard::Predecessor(event) => self.heard_predecessor(event),
                 Heard::Successor(event) => self.heard_successor(event),
                 Heard::Asked(request, answer) => self.asked(request, answer),
@@ -250,6 +260,20 @@ impl<P: Plane> Driver<P> {
             | State::HandingOff { .. }
             | State::Baking { .. }
             | State::Stopped => false,
+        }
+    }
+
+    /// No more connections go to the successor. If that takes no more, it may be about to be heard that it is dead: a process that
+    /// dies closes one channel before the other. Those that were not carried are told when it is not.
+    fn carry_ended(&mut self, end: CarryEnd) -> Option<Event> {
+        self.is_alone = true;
+        match end {
+            CarryEnd::AllWent => Some(Event::CarryEnded),
+            CarryEnd::Alone => {
+                let soon = deadline(LAST_WORD_TIMEOUT);
+                self.deadlines.carry = [self.deadlines.carry, soon].into_iter().flatten().min();
+                None
+            }
         }
     }
 
@@ -310,6 +334,7 @@ impl<P: Plane> Driver<P> {
                 if retired && self.notifier.is_supervised() {
                     let what = "the successor is lost, and for the service manager to mend";
                     tracing::error!(reason = %failure, "{what}: {failure}");
+                    self.tell_what_is_lost();
                     self.refuse_who_waits_for_drain(&failure);
                     return Some(Event::LineStopping);
                 }

@@ -24,6 +24,7 @@ use crate::generation::Generation;
 use crate::handoff::Inheritance;
 use crate::net::{self, Listener, ListenerSet, Peer, Stream};
 use crate::report::{Connections, Counters};
+use crate::server::CarryEnd;
 
 /// A generation that has its listeners and has not said that it is ready.
 ///
@@ -294,11 +295,13 @@ impl Plane for Embedded {
         self.asked.send_replace(Phase::Draining);
     }
 
-    async fn carry_ended(&self) {
+    async fn carry_ended(&self) -> CarryEnd {
         std::future::pending().await
     }
 
     fn tell_the_rest(&mut self) {}
+
+    async fn settled(&self) {}
 
     fn successor_lost(&mut self) -> u64 {
         0

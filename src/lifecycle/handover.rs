@@ -21,6 +21,9 @@ use crate::generation::Generation;
 use crate::handoff::{Bequest, Fate, Successor};
 use crate::report::{LastHandoff, Outcome};
 
+/// How long the last words of a successor may take that has died: the kernel has only to close its end.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A reload that an operator has asked for.
 #[derive(Debug)]
 pub(super) struct Reload {
@@ -179,7 +182,7 @@ impl<P: Plane> Driver<P> {
     }
 
     /// Says why the successor will not take over, or no longer, and lets go of it.
-    pub(super) fn drop_successor(&mut self) {
+    pub(super) async fn drop_successor(&mut self) {
         self.deadlines.ready = None;
         self.deadlines.bake = None;
         self.deadlines.given = None;
@@ -192,15 +195,14 @@ impl<P: Plane> Driver<P> {
         } else {
             tracing::error!(%successor, reason = %failure, "the handoff failed after all: {failure}");
         }
-        let lost = self.plane.successor_lost();
-        if lost > 0 {
-            tracing::error!(%successor, lost, "up to {lost} connections that it had taken over are lost with it");
-        }
         let was_ready = self.successor.as_ref().is_some_and(Successor::is_ready);
         if let Some(successor) = self.successor.take() {
             // It may be alive: it hangs, or talks nonsense. One that drains what it accepted has said so, and may.
             if !matches!(failure, HandoffFailure::ToldToStop) {
                 successor.end(Fate::Kill);
+                // What it has answered before its end may be unread.
+                let _ = tokio::time::timeout(SETTLE_TIMEOUT, self.plane.settled()).await;
+                self.tell_what_is_lost();
             }
         }
         let (outcome, why, count) = if matches!(failure, HandoffFailure::OutOfTime { .. }) {
@@ -220,6 +222,14 @@ impl<P: Plane> Driver<P> {
         let status = self.status().to_string();
         if let Some(head) = &mut self.head {
             head.not_handed_over(status);
+        }
+    }
+
+    /// Says how many connections are lost with the successor.
+    pub(super) fn tell_what_is_lost(&mut self) {
+        let (successor, lost) = (self.generation.next(), self.plane.successor_lost());
+        if lost > 0 {
+            tracing::error!(%successor, lost, "up to {lost} connections that it had taken over are lost with it");
         }
     }
 

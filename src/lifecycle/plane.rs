@@ -9,7 +9,7 @@ use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::net::Listener;
 use crate::report::{Connections, Counters};
-use crate::server::Server;
+use crate::server::{CarryEnd, Server};
 use crate::service::Service;
 
 /// Serves on listeners, and stops in order.
@@ -36,10 +36,13 @@ pub(crate) trait Plane: Send + 'static {
     fn drain(&mut self, successor: Option<OwnedFd>);
 
     /// Waits until no more are carried; pends for ever when none are. Cancel safe.
-    fn carry_ended(&self) -> impl Future<Output = ()> + Send;
+    fn carry_ended(&self) -> impl Future<Output = CarryEnd> + Send;
 
     /// Tells those to come to an end that were not carried.
     fn tell_the_rest(&mut self);
+
+    /// Waits until it is known what became of those that were on their way to a successor that has died. Cancel safe.
+    fn settled(&self) -> impl Future<Output = ()> + Send;
 
     /// The successor has died: how many of those are lost with it that it has taken over, at most.
     fn successor_lost(&mut self) -> u64;
@@ -89,12 +92,16 @@ impl<S: Service> Plane for Server<S> {
         self.drain(successor);
     }
 
-    async fn carry_ended(&self) {
-        self.carry_ended().await;
+    async fn carry_ended(&self) -> CarryEnd {
+        self.carry_ended().await
     }
 
     fn tell_the_rest(&mut self) {
         self.tell_the_rest();
+    }
+
+    async fn settled(&self) {
+        self.settled().await;
     }
 
     fn successor_lost(&mut self) -> u64 {

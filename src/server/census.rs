@@ -27,6 +27,8 @@ struct Entries {
     sums: ListenerCounters,
     /// How many had been taken over by a successor when the last drain began.
     carried_before: u64,
+    /// Whether that successor is dead: of what it had taken over more may be heard.
+    successor_is_lost: bool,
 }
 
 /// How a connection came here.
@@ -97,6 +99,7 @@ impl Census {
     pub(super) fn begin_drain(&self) {
         let mut entries = self.lock();
         entries.carried_before = entries.sums.carried;
+        entries.successor_is_lost = false;
     }
 
     /// The successor has died, and with it those that it had taken over since: how many they were.
@@ -105,6 +108,7 @@ impl Census {
         let lost = entries.sums.carried - entries.carried_before;
         entries.carried_before = entries.sums.carried;
         entries.sums.lost += lost;
+        entries.successor_is_lost = true;
         lost
     }
 
@@ -174,7 +178,13 @@ impl Drop for Counted {
         }
         match self.end {
             End::Served => {}
-            End::Carried => entries.sums.carried += 1,
+            End::Carried => {
+                entries.sums.carried += 1;
+                if entries.successor_is_lost {
+                    entries.carried_before += 1;
+                    entries.sums.lost += 1;
+                }
+            }
             End::Drained => entries.sums.drained += 1,
             End::Cut => entries.sums.cut += 1,
         }

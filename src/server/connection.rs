@@ -8,6 +8,9 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
 use super::census::{Counted, End};
 use crate::carry::{Asking, Departing, Outgoing, Parcel, Turns, Verdict};
 use crate::drain::{DrainEntry, DrainWatch, Way};
@@ -28,6 +31,8 @@ struct Shared<S> {
     /// Whose turn it is to be carried, and to whom.
     turns: Arc<Turns>,
     successor: Mutex<Option<Arc<Outgoing>>>,
+    /// Counts those that are on their way to it, until it is known what became of them.
+    leaving: TaskTracker,
 }
 
 /// A connection that is to be served.
@@ -52,7 +57,9 @@ impl<S> Clone for Connections<S> {
 
 impl<S: Service> Connections<S> {
     pub(super) fn new(service: S, first_request_grace: Duration) -> Self {
-        Self(Arc::new(Shared { service, first_request_grace, turns: Arc::default(), successor: Mutex::default() }))
+        let (turns, successor, leaving) = (Arc::default(), Mutex::default(), TaskTracker::new());
+        leaving.close();
+        Self(Arc::new(Shared { service, first_request_grace, turns, successor, leaving }))
     }
 
     /// What is done with them.
@@ -63,6 +70,11 @@ impl<S: Service> Connections<S> {
     /// Whose turn it is to be carried.
     pub(super) fn turns(&self) -> &Arc<Turns> {
         &self.0.turns
+    }
+
+    /// Waits until it is known, and counted, what became of those that are on their way to the successor. Cancel safe.
+    pub(super) async fn settled(&self) {
+        self.0.leaving.wait().await;
     }
 
     /// To whom they are carried from now on; none: to nobody.
@@ -105,7 +117,10 @@ impl<S: Service> Connections<S> {
                     Some(Ok(Served::GivenUp)) => {
                         match Box::pin(shared.leave(&connection, &counted, asking.as_deref_mut(), &watch)).await {
                             Some(ending) => ending,
-                            None => continue,
+                            None => {
+                                connection.stay();
+                                continue;
+                            }
                         }
                     }
                     Some(Err(error)) => Ending::Broken(error),
@@ -116,13 +131,13 @@ impl<S: Service> Connections<S> {
             let is_told = connection.is_told();
             // The descriptor is closed before the connection is counted as gone.
             drop(connection);
-            counted.end(match ending {
+            counted.end(match &ending {
                 Ending::Cut => End::Cut,
-                Ending::Carried => End::Carried,
+                Ending::Carried(_) => End::Carried,
                 Ending::Finished { .. } | Ending::Broken(_) if is_told => End::Drained,
                 Ending::Finished { .. } | Ending::Broken(_) => End::Served,
             });
-            drop((asking, guard));
+            drop((ending, asking, guard));
         });
     }
 }
@@ -159,9 +174,12 @@ impl<S> Shared<S> {
         asking: Option<&mut Asking>,
         watch: &DrainWatch,
     ) -> Option<Ending> {
-        let (Some(asking), Some(parcel)) = (asking, connection.given_up()) else {
+        // One that nobody had asked for would be given up again and again.
+        let asked = asking.and_then(|asking| asking.was_asked().then_some(asking));
+        let (Some(asking), Some(parcel)) = (asked, connection.given_up()) else {
             return Some(Ending::Broken(io::Error::other("it was given up unasked")));
         };
+        let leaving = self.leaving.token();
         let departing = Departing {
             listener: connection.listener(),
             peer: connection.peer(),
@@ -181,7 +199,7 @@ impl<S> Shared<S> {
         match verdict {
             Verdict::Taken => {
                 asking.carried();
-                return Some(Ending::Carried);
+                return Some(Ending::Carried(leaving));
             }
             Verdict::Refused(why) => {
                 let (listener, peer) = (connection.listener(), connection.peer());
@@ -201,8 +219,8 @@ enum Ending {
     Finished { late: u64 },
     /// It broke.
     Broken(io::Error),
-    /// Not at all: the successor has it.
-    Carried,
+    /// Not at all: the successor has it. It is on its way until that is counted.
+    Carried(#[expect(dead_code, reason = "it is there to be dropped")] TaskTrackerToken),
     /// At the drain deadline, or by a signal.
     Cut,
 }
@@ -212,7 +230,7 @@ fn report(connection: &Connection, counted: &Counted, ending: &Ending) {
     let (ending, late, error) = match ending {
         Ending::Finished { late } => ("finished", *late, None),
         Ending::Broken(error) => ("broken", 0, Some(error)),
-        Ending::Carried => ("carried", 0, None),
+        Ending::Carried(_) => ("carried", 0, None),
         Ending::Cut => ("cut", 0, None),
     };
     tracing::debug!(

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,15 @@ use takeover::{Door, TakingOver};
 
 pub use workers::Workers;
 
+/// How it ended that connections went to the successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CarryEnd {
+    /// None is left that might go.
+    AllWent,
+    /// The successor takes no more: it does not know how, was told to stop, or is dead.
+    Alone,
+}
+
 /// A service on its listeners.
 #[derive(Debug)]
 pub(crate) struct Server<S> {
@@ -59,7 +68,7 @@ pub(crate) struct Server<S> {
     names: BTreeSet<Arc<str>>,
     /// Reads what the successor answers to those that are carried to it; and the end of that.
     carrying: JoinSet<()>,
-    carry_ended: Option<CancellationToken>,
+    carry_ended: Option<watch::Receiver<Option<CarryEnd>>>,
     /// Take over what the predecessor carries here, until this is cancelled.
     taking: TaskTracker,
     stop_taking: CancellationToken,
@@ -96,6 +105,9 @@ impl<S: Service> Server<S> {
         self.drain.resume();
         self.end_carry();
         self.taking.reopen();
+        if self.stop_taking.is_cancelled() {
+            self.stop_taking = CancellationToken::new();
+        }
         self.names.extend(listeners.iter().map(|listener| Arc::clone(listener.name())));
         self.stop = CancellationToken::new();
         let workers = Arc::clone(self.workers.all());
@@ -220,34 +232,38 @@ impl<S: Service> Server<S> {
         let turns = Arc::clone(self.connections.turns());
         turns.begin();
         let taking = self.taking.clone();
-        let ended = CancellationToken::new();
-        self.carry_ended = Some(ended.clone());
+        let (ended, carry_ended) = watch::channel(None);
+        self.carry_ended = Some(carry_ended);
         self.carrying.spawn(async move {
-            let _ended = ended.drop_guard();
             // Those that a predecessor is still carrying here are to go on as well.
             let all_went = async {
                 taking.wait().await;
                 turns.all_went().await;
             };
-            tokio::select! {
-                () = outgoing.answers() => {}
-                () = all_went => {}
-            }
+            let end = tokio::select! {
+                () = outgoing.answers() => CarryEnd::Alone,
+                () = all_went => CarryEnd::AllWent,
+            };
+            ended.send_replace(Some(end));
         });
     }
 
     /// Waits until no more connections go to the successor: none is left that it might take, or it hears nothing any more.
     /// Pends for ever when none go. Cancel safe.
-    pub(crate) async fn carry_ended(&self) {
-        match &self.carry_ended {
-            Some(ended) => ended.cancelled().await,
-            None => std::future::pending().await,
+    pub(crate) async fn carry_ended(&self) -> CarryEnd {
+        if let Some(mut ended) = self.carry_ended.clone() {
+            if let Ok(end) = ended.wait_for(Option::is_some).await {
+                return end.unwrap_or(CarryEnd::Alone);
+            }
         }
+        std::future::pending().await
     }
 
     /// Tells those to come to an end that were not carried.
     pub(crate) fn tell_the_rest(&mut self) {
         self.end_carry();
+        // What comes from a predecessor would not go on from here either.
+        self.stop_taking.cancel();
         self.drain.tell_the_rest();
     }
 
@@ -256,6 +272,11 @@ impl<S: Service> Server<S> {
         self.connections.turns().end();
         // The task goes on until the successor's end: whoever has been sent waits for what it says.
         self.carry_ended = None;
+    }
+
+    /// Waits until it is known what became of those that were on their way to a successor that has died. Cancel safe.
+    pub(crate) async fn settled(&self) {
+        self.connections.settled().await;
     }
 
     /// The successor has died: how many of those are lost with it that it has taken over, at most.

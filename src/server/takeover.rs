@@ -56,15 +56,22 @@ impl<S: Service> TakingOver<S> {
             };
             match outcome {
                 Ok((worker, newcomer)) => {
-                    self.incoming.answer(id, Answer::Taken).await;
+                    if let Err(error) = self.incoming.answer(id, Answer::Taken).await {
+                        // The channel's end says it as well.
+                        tracing::error!(reason = %error, "cannot answer the predecessor, taking no more: {error}");
+                        break;
+                    }
                     let _within = self.workers[worker].handle().enter();
                     self.connections.spawn(newcomer);
                     taken += 1;
                 }
                 Err(why) => {
                     tracing::debug!(reason = why, "a connection of the predecessor's is refused: {why}");
-                    self.incoming.answer(id, Answer::Refused(why)).await;
                     refused += 1;
+                    if let Err(error) = self.incoming.answer(id, Answer::Refused(why)).await {
+                        tracing::error!(reason = %error, "cannot answer the predecessor, taking no more: {error}");
+                        break;
+                    }
                 }
             }
             // There may be thousands of them, and others have something to do.

@@ -38,8 +38,9 @@ pub struct Connection {
     pub(super) listener: Arc<str>,
     drain: DrainWatch,
     word: Option<Arc<Word>>,
-    /// What it was given up as, on its way out or in.
-    parcel: Option<Box<Parcel>>,
+    /// What it was given up as: by whoever served it before, and by whoever serves it now.
+    taken_up: Option<Box<Parcel>>,
+    given_up: Option<Box<Parcel>>,
     /// Until when its first request is awaited even if a drain has begun.
     first_request_until: Instant,
 }
@@ -62,8 +63,8 @@ impl Connection {
         let now = Instant::now();
         // A grace that no clock can hold is no bound at all; a day is far beyond any drain.
         let until = now.checked_add(first_request_grace).unwrap_or(now + Duration::from_secs(86_400));
-        let parcel = parcel.map(Box::new);
-        Self { stream, peer, listener, drain, word, parcel, first_request_until: until }
+        let taken_up = parcel.map(Box::new);
+        Self { stream, peer, listener, drain, word, taken_up, given_up: None, first_request_until: until }
     }
 
     /// Who is at the other end.
@@ -107,17 +108,22 @@ impl Connection {
 
     /// Gives it up, as `parcel`: nothing may be read or written any more, and `serve` returns. The client's socket goes with it.
     pub fn give_up(&mut self, parcel: Parcel) {
-        self.parcel = Some(Box::new(parcel));
+        self.given_up = Some(Box::new(parcel));
     }
 
     /// What it was given up as by whoever served it before, to be looked for before anything else.
     pub fn taken_up(&mut self) -> Option<Parcel> {
-        self.parcel.take().map(|parcel| *parcel)
+        self.taken_up.take().map(|parcel| *parcel)
     }
 
     /// What it is given up as, if it is.
     pub(crate) fn given_up(&self) -> Option<&Parcel> {
-        self.parcel.as_deref()
+        self.given_up.as_deref()
+    }
+
+    /// It stays here after all: whoever serves it again begins with what it was given up as.
+    pub(crate) fn stay(&mut self) {
+        self.taken_up = self.given_up.take();
     }
 
     /// Whether it is to come to an end: because all are, or because it was to be carried and the successor would not have it.

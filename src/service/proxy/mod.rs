@@ -80,14 +80,21 @@ impl Proxy {
     /// Takes a conversation up that was carried here, or brings a client to its upstream: none if it has been given up on the way.
     async fn prepare(&self, connection: &mut Connection) -> io::Result<Option<Beginning<'_>>> {
         let begun = match connection.taken_up() {
-            Some(parcel) => carried::take_up(parcel, &self.upstreams)?,
+            // A clean end could be taken for one.
+            Some(parcel) => {
+                carried::take_up(parcel, &self.upstreams).inspect_err(|_| connection.stream.reset_on_drop())?
+            }
             None => Begun::Arriving(Arriving::default()),
         };
         let mut arriving = match begun {
             Begun::Arriving(arriving) => arriving,
             Begun::Conversing(Resumed { upstream, mut stream, relay, used }) => {
-                self.tune(&mut connection.stream)?;
-                self.tune(&mut stream)?;
+                for stream in [&mut connection.stream, &mut stream] {
+                    // It has been told before, by another generation.
+                    if let Err(error) = self.tune(stream) {
+                        tracing::debug!(%error, "a connection that was carried here keeps the options that it had");
+                    }
+                }
                 let upstream = self.reconnected(&connection.listener, upstream, stream);
                 return Ok(Some(Beginning { upstream, relay, limits: Limits::new(&self.config, used) }));
             }
@@ -113,6 +120,8 @@ impl Proxy {
     async fn begin(&self, connection: &mut Connection, arriving: &mut Arriving) -> io::Result<Connected<'_>> {
         self.tune(&mut connection.stream)?;
         let Identified { route } = match arriving.identified {
+            // The generation that has asked may have had no need to know.
+            Some(Identified { route: None }) => Identified { route: self.own_route(connection) },
             Some(identified) => identified,
             None => *arriving.identified.insert(Identified { route: self.identify(connection).await? }),
         };
@@ -141,10 +150,13 @@ impl Proxy {
                 return Ok(Some(route));
             }
         }
-        if self.config.send_header.is_none() {
-            return Ok(None);
-        }
-        Ok(connection.stream.local().map(|destination| Route { source, destination }))
+        Ok(self.own_route(connection))
+    }
+
+    /// Who the client is by itself, if anybody wants to know.
+    fn own_route(&self, connection: &Connection) -> Option<Route> {
+        let (Peer::Tcp(source), Some(_)) = (connection.peer, self.config.send_header) else { return None };
+        connection.stream.local().map(|destination| Route { source, destination })
     }
 
     /// Each write goes out at once, for whoever relays does not know what comes next; and a peer that is gone is noticed.
