@@ -9,6 +9,8 @@
 mod support;
 
 mod activation;
+mod carry_room;
+mod carry_versions;
 mod config_file;
 mod config_text;
 mod container;
