@@ -14,14 +14,14 @@ use nix::sys::signal::Signal;
 use crate::support::{Callers, Client, Line, Operator, Parent, REAL, Refusal, assert_becomes, threads};
 
 /// Puts a file at `FOLDER/handoffd.toml`, whole at once: a generation may read at any time. In it `$F` is the folder.
-fn put(folder: &Path, text: &str) {
+pub(crate) fn put(folder: &Path, text: &str) {
     let draft = folder.join("draft.toml");
     fs::write(&draft, text.replace("$F", folder.to_str().unwrap())).unwrap();
     fs::rename(draft, folder.join("handoffd.toml")).unwrap();
 }
 
 /// Serves by such a file, in its folder, with these flags beside it.
-fn serve(text: &str, flags: &[&str]) -> Line {
+pub(crate) fn serve(text: &str, flags: &[&str]) -> Line {
     let line = Line::start_with(|command, folder| {
         put(folder, text);
         // By a relative path: every generation has the working directory of the first.

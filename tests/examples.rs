@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Line, signal};
+use crate::support::{Client, Line, exit_code, signal};
 
 /// How often each example is replaced while the clients run.
 const HANDOFFS: usize = 10;
@@ -70,6 +70,43 @@ fn a_service_of_ones_own_loses_nothing_while_it_is_replaced() {
 #[test]
 fn an_axum_server_loses_nothing_while_it_is_replaced() {
     survives_replacement("axum", |address| get(&mut Client::connect(address)?));
+}
+
+/// Half a line goes with each of them as well: the other half comes to the next process.
+#[test]
+fn a_carry_takes_along_what_a_service_of_ones_own_knows_of_each_connection() {
+    const HANDOFFS: usize = 3;
+    let line = Line::start_program(&example("tally"), |command, _| {
+        command.arg("127.0.0.1:0");
+    });
+    let address = line.address();
+    let mut clients: Vec<_> = (0..20).map(|_| Client::connect(&address).unwrap()).collect();
+    let mut pid = line.first_pid();
+    let mut lines = vec![0; clients.len()];
+    for successor in 2..HANDOFFS + 2 {
+        for (place, (client, lines)) in clients.iter_mut().zip(&mut lines).enumerate() {
+            // Not as many on each.
+            for _ in 0..=place % 3 {
+                *lines += 1;
+                client.write_all(b"or more\none").unwrap();
+                client.expect(format!("{lines}\n").as_bytes()).unwrap();
+            }
+        }
+        signal(pid, Signal::SIGHUP);
+        let handed_over = line.wait("the handoff", |record| {
+            record.text.contains("handed over") && record.field("successor") == Some(&successor.to_string())
+        });
+        // Nobody has left, and yet the old process can end.
+        assert_eq!(exit_code(pid), 0);
+        pid = handed_over.field("successor_pid").unwrap().parse().unwrap();
+    }
+    line.wait_for_count(HANDOFFS, "took over 20 connections, and refused 0");
+    for (client, lines) in clients.iter_mut().zip(lines) {
+        client.write_all(b"last\n").unwrap();
+        client.expect(format!("{}\n", lines + 1).as_bytes()).unwrap();
+        client.half_close().unwrap();
+        client.expect_end().unwrap();
+    }
 }
 
 /// hyper closes a connection that has sent nothing yet as soon as it is told to shut down.

@@ -10,6 +10,8 @@ mod support;
 
 mod activation;
 mod carry_faults;
+mod carry_room;
+mod carry_versions;
 mod config_file;
 mod config_text;
 mod container;

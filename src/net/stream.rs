@@ -71,6 +71,8 @@ impl Stream {
         if socket.r#type()? != Type::STREAM || is_unix != (peer == Peer::Unix) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no stream socket of its family"));
         }
+        // Here it is by no word but the other process's that it does not block; one that did would hold up a whole thread.
+        socket.set_nonblocking(true)?;
         let stream = Self::new(socket, peer)?;
         Ok(Self { traffic: Arc::new(traffic), peer_finished, ..stream })
     }

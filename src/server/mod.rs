@@ -261,10 +261,11 @@ impl<S: Service> Server<S> {
 
     /// Tells those to come to an end that were not carried.
     pub(crate) fn tell_the_rest(&mut self) {
-        self.end_carry();
         // What comes from a predecessor would not go on from here either.
         self.stop_taking.cancel();
+        // In this order, so that one that was refused and ends in between is told of its end by one word or the other.
         self.drain.tell_the_rest();
+        self.end_carry();
     }
 
     fn end_carry(&mut self) {
