@@ -4,6 +4,8 @@
 //! thousand handoffs. `promises.rs` has the claims. The rest is the load (`load.rs`): clients and upstreams that verify every
 //! byte by its place (`pattern.rs`) and every end against what was said on the other side (`ends.rs`), and count what they
 //! met (`tally.rs`). That they see what they have to see, `faults.rs` shows with a server that does wrong.
+//!
+//! `sessions.rs` has the claims for programs of others: their servers (`servers.rs`), and their clients (`talk.rs`). As root.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::missing_panics_doc, reason = "tests panic")]
 #![allow(clippy::print_stdout, reason = "a load tells what it was made of; cargo shows it on request")]
@@ -19,6 +21,8 @@ mod generations;
 mod load;
 mod pattern;
 mod promises;
+mod servers;
 mod sessions;
+mod talk;
 mod tally;
 mod upstream;

@@ -1,65 +1,246 @@
-//! Sessions of real programs live through handoffs: PostgreSQL with psql, and OpenSSH, each behind the proxy.
+//! The claims for programs of others: sessions of PostgreSQL's and OpenSSH's own clients, behind the proxy, notice no handoff.
 //!
 //! What they say to each other is theirs: a byte that is lost, repeated or altered ends an SSH session by its checksums, and a
-//! database's by its protocol. The servers are the test's own, in folders of their own, and are ended by it. They come from
-//! Debian's packages `postgresql` and `openssh-server`; where there are none the tests fail, for what they hold would go unseen.
+//! database's by its protocol. Each handoff happens while something is under way, for that is made to last: a statement waits
+//! for a lock, the result of another has not been read, or there is a next one as long as the handoff is not over.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Instant;
 
-use nix::sys::signal::Signal;
-use nix::unistd::User;
-use tempfile::TempDir;
+use crate::generations::{Generations, since};
+use crate::pattern::Pattern;
+use crate::servers::{Postgres, Sshd};
+use crate::support::{DEADLINE, Record, assert_becomes};
+use crate::talk::Talk;
 
-use crate::generations::Generations;
-use crate::support::{assert_becomes, free_port, signal};
+const HANDOFFS: u64 = 20;
 
-const HANDOFFS: usize = 20;
+#[test]
+fn a_database_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() {
+    const WHO: &str = "select pg_backend_pid(), pg_current_xact_id(), pg_my_temp_schema();\n";
+    const EACH: u64 = HANDOFFS / 4;
+    let start = Instant::now();
+    let server = Postgres::start();
+    let mut line = Generations::carrying(&["proxy", "--listen", "127.0.0.1:0", "--to", &server.socket()]);
+    let mut bystander = server.direct_session();
+    let mut session = server.session(&line.line.address());
+    session.ask("create table kept (number bigint, text text);\nselect 'made';\n", "made\n");
+    session.ask("begin;\ncreate temporary table noted (number bigint);\nselect 'begun';\n", "begun\n");
+    session.mouth.say(WHO.as_bytes());
+    let who = session.ear.line();
+    let backend = who.split('|').next().unwrap();
 
-/// A server, until it is dropped.
-struct Server(Child);
+    for number in 0..EACH {
+        a_statement_waits(&mut line, &mut session, &mut bystander, backend, number);
+    }
+    a_result_is_on_its_way(&mut line, &mut session, EACH);
+    let mut noted = 0;
+    for _ in 0..EACH {
+        noted = rows_are_counted_one_by_one(&mut line, &mut session, noted);
+    }
+    let kept = rows_are_on_their_way(&mut line, &mut session, EACH);
+    println!("{noted} questions, {kept} rows up");
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // PostgreSQL's fast shutdown; an sshd ends at either.
-        signal(self.0.id(), Signal::SIGINT);
-        signal(self.0.id(), Signal::SIGTERM);
-        let _ = self.0.wait();
+    session.ask(WHO, &who);
+    session.ask("select count(*), sum(number) from noted;\n", &format!("{noted}|{}\n", noted * (noted + 1) / 2));
+    // Nobody else has seen any of it so far.
+    bystander.ask("select count(*) from kept;\n", "0\n");
+    session.ask("commit;\nselect 'committed';\n", "committed\n");
+    let texts: u64 = (1..=kept).map(|number| row(number).len() as u64 - number.to_string().len() as u64 - 2).sum();
+    bystander.ask(
+        "select count(*), count(distinct number), sum(number), sum(length(text)) from kept;\n",
+        &format!("{kept}|{kept}|{}|{texts}\n", kept * (kept + 1) / 2),
+    );
+    session.finish();
+    bystander.finish();
+    let took = line.took();
+    assert_carried(&line.stop(), 1);
+    server.stop();
+    println!("{:?}; {took}", since(start));
+}
+
+#[test]
+fn an_ssh_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() {
+    let start = Instant::now();
+    let server = Sshd::start();
+    let mut line = Generations::carrying(&["proxy", "--listen", "127.0.0.1:0", "--to", &server.address]);
+    let address = line.line.address();
+    // At a terminal over there, which gives back nothing by itself.
+    let squares = "stty -echo -onlcr; echo ready; while read -r n; do echo $((n * n)); done";
+    let mut typist = server.session(&address, &["-tt"], squares);
+    let mut stream = server.session(&address, &["-T"], "cat");
+    let mut files = server.files(&address);
+    typist.ear.hear(b"ready\n");
+    copy(&server, &mut files, 0);
+
+    let (is_over, echoed) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (mouth, ear) = (&mut stream.mouth, &mut stream.ear);
+    let (typed, sent, copies) = thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let _fallen = Over(&is_over);
+            let mut sent = 0;
+            let mut piece = vec![0; 32 * 1024];
+            while !is_over.load(Ordering::Relaxed) {
+                PATTERN.fill(sent, &mut piece);
+                mouth.say(&piece);
+                sent += piece.len() as u64;
+            }
+            mouth.close();
+            sent
+        });
+        scope.spawn(|| {
+            let _fallen = Over(&is_over);
+            let mut piece = vec![0; 32 * 1024];
+            while let length @ 1.. = ear.some(&mut piece) {
+                PATTERN.check(echoed.load(Ordering::Relaxed), &piece[..length]).unwrap();
+                echoed.fetch_add(length as u64, Ordering::Relaxed);
+            }
+        });
+        let copier = scope.spawn(|| {
+            let _fallen = Over(&is_over);
+            let copies = (1..).find(|number| {
+                copy(&server, &mut files, *number);
+                is_over.load(Ordering::Relaxed)
+            });
+            copies.unwrap()
+        });
+        let over = Over(&is_over);
+        let mut typed = 0;
+        for _ in 0..HANDOFFS {
+            hand_over_during(&mut line, || {
+                typed += 1;
+                typist.ask(&format!("{typed}\n"), &format!("{}\n", typed * typed));
+            });
+            // Each generation has its share.
+            let due = echoed.load(Ordering::Relaxed) + 256 * 1024;
+            assert_becomes(&true, || echoed.load(Ordering::Relaxed) >= due || is_over.load(Ordering::Relaxed));
+            if is_over.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        drop(over);
+        (typed, sender.join().unwrap(), copier.join().unwrap())
+    });
+    assert_eq!((line.generation, echoed.into_inner()), (HANDOFFS + 1, sent));
+    println!("{typed} lines typed, {sent} bytes there and back, {copies} files there and back");
+    typist.mouth.say(b"\x04"); // the end, from a terminal
+    for session in [typist, stream, files] {
+        session.finish();
+    }
+    let took = line.took();
+    assert_carried(&line.stop(), 3);
+    server.stop();
+    println!("{:?}; {took}", since(start));
+}
+
+/// What is sent to and fro.
+const PATTERN: Pattern = Pattern::of(7);
+
+/// A statement is under way for as long as the handoff takes: it waits for somebody else.
+fn a_statement_waits(line: &mut Generations, session: &mut Talk, bystander: &mut Talk, backend: &str, lock: u64) {
+    bystander.ask(&format!("select 'held' from pg_advisory_lock({lock});\n"), "held\n");
+    session.mouth.say(format!("select 'waited' from pg_advisory_xact_lock({lock});\n").as_bytes());
+    let question = format!("select wait_event_type = 'Lock' from pg_stat_activity where pid = {backend};\n");
+    let mut answer = String::new();
+    let until = Instant::now() + DEADLINE;
+    while answer != "t\n" {
+        assert!(Instant::now() < until, "the statement does not wait");
+        bystander.mouth.say(question.as_bytes());
+        answer = bystander.ear.line();
+    }
+    line.hand_over();
+    bystander.ask(&format!("select pg_advisory_unlock({lock});\n"), "t\n");
+    session.ear.hear(b"waited\n");
+}
+
+/// One result lasts over all of these handoffs: no more is read in each than leaves far more than any queue takes.
+fn a_result_is_on_its_way(line: &mut Generations, session: &mut Talk, handoffs: u64) {
+    const PART: u64 = 30_000;
+    const REST: u64 = 200_000;
+    let count = PART * handoffs + REST;
+    let what = "n, repeat(chr(97 + (n % 26)::int), (n % 200)::int)";
+    session
+        .mouth
+        .say(format!("copy (select {what} from generate_series(1::bigint, {count}) n) to stdout;\n").as_bytes());
+    let mut hear = |rows: &mut dyn Iterator<Item = u64>| session.ear.hear(rows.map(row).collect::<String>().as_bytes());
+    for part in 0..handoffs {
+        let mut rows = PART * part + 1..=PART * (part + 1);
+        hand_over_during(line, || hear(&mut rows.by_ref().take(1_000)));
+        // What was not read meanwhile comes through the next generation.
+        hear(&mut rows);
+    }
+    hear(&mut (PART * handoffs + 1..=count));
+}
+
+/// Row after row is inserted, and each time all of them are counted.
+fn rows_are_counted_one_by_one(line: &mut Generations, session: &mut Talk, mut noted: u64) -> u64 {
+    hand_over_during(line, || {
+        noted += 1;
+        session.ask(
+            &format!("insert into noted values ({noted});\nselect count(*), sum(number) from noted;\n"),
+            &format!("{noted}|{}\n", noted * (noted + 1) / 2),
+        );
+    });
+    noted
+}
+
+/// One statement takes rows over all of these handoffs.
+fn rows_are_on_their_way(line: &mut Generations, session: &mut Talk, handoffs: u64) -> u64 {
+    let mut kept = 0;
+    session.mouth.say(b"copy kept from stdin;\n");
+    for _ in 0..handoffs {
+        hand_over_during(line, || {
+            let text: String = (kept + 1..=kept + 1_000).map(row).collect();
+            session.mouth.say(text.as_bytes());
+            kept += 1_000;
+        });
+    }
+    session.ask("\\.\nselect count(*) from kept;\n", &format!("{kept}\n"));
+    kept
+}
+
+/// A row as it is copied, in either direction.
+fn row(number: u64) -> String {
+    let letter = char::from(b'a' + u8::try_from(number % 26).unwrap());
+    format!("{number}\t{}\n", String::from(letter).repeat(usize::try_from(number % 200).unwrap()))
+}
+
+/// Copies a file there and back, and looks at both copies.
+fn copy(server: &Sshd, files: &mut Talk, number: u64) {
+    let mut bytes = vec![0; 4 * 1024 * 1024];
+    Pattern::of(number).fill(0, &mut bytes);
+    let (from, there, back) = (server.here("from"), server.at_home("there"), server.here("back"));
+    fs::write(&from, &bytes).unwrap();
+    let put = format!("put {} {}\n", from.display(), there.display());
+    let get = format!("get {} {}\n", there.display(), back.display());
+    // What it is told by a file, it repeats.
+    let told = format!("{put}{get}!echo {number}\n");
+    let repeated: String = told.lines().map(|line| format!("sftp> {line}\n")).collect();
+    files.ask(&told, &format!("{repeated}{number}\n"));
+    for copy in [there, back] {
+        assert!(fs::read(&copy).unwrap() == bytes, "copy {number} differs: {}", copy.display());
+        fs::remove_file(copy).unwrap();
     }
 }
 
-/// Runs a command to its end, which must be a good one.
-fn run(command: &mut Command) {
-    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+/// Hands over while something goes on: again and again until the handoff is over, and once more.
+fn hand_over_during(line: &mut Generations, mut work: impl FnMut()) {
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _over = Over(&is_over);
+            line.hand_over();
+        });
+        while !is_over.load(Ordering::Relaxed) {
+            work();
+        }
+    });
+    work();
 }
 
-/// A client, which a test that fails does not leave behind.
-struct Session(Child);
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Hands over again and again while a session is at work: each time something has come of it since, and there is more to come.
-fn hand_over(line: &mut Generations, received: &AtomicUsize, mut at_work: impl FnMut(usize)) {
-    for number in 0..HANDOFFS {
-        let before = received.load(Ordering::Relaxed);
-        at_work(number);
-        assert_becomes(&true, || received.load(Ordering::Relaxed) > before);
-        line.hand_over();
-    }
-}
-
-/// Says that it is over, also when the test fails.
+/// Says that something is over, also when it has failed.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -68,181 +249,11 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Reads to the end, and lets others know how much it was so far.
-fn listen(mut said: impl Read, received: &AtomicUsize, mut hear: impl FnMut(&[u8])) {
-    let mut piece = vec![0; 32 * 1024];
-    while let length @ 1.. = said.read(&mut piece).unwrap() {
-        hear(&piece[..length]);
-        received.fetch_add(length, Ordering::Relaxed);
-    }
-}
-
-#[test]
-fn a_database_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() {
-    /// Rows of each answer that is on its way while the daemon is replaced: about two megabytes.
-    const ROWS: usize = 300_000;
-    let folder = tempfile::tempdir().unwrap();
-    let (_server, socket) = postgres(&folder);
-    let mut line = Generations::carrying(&["proxy", "--listen", "127.0.0.1:0", "--to", socket.to_str().unwrap()]);
-    let address = line.line.address();
-    let (host, port) = address.split_once(':').unwrap();
-    let mut session = Command::new("psql")
-        .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", host, "-p", port, "-U", "postgres", "-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("psql is needed, of Debian's package postgresql-client");
-    let (mut words, said) = (session.stdin.take().unwrap(), session.stdout.take().unwrap());
-    let mut session = Session(session);
-    let received = AtomicUsize::new(0);
-    let text = thread::scope(|scope| {
-        let listener = scope.spawn(|| {
-            let mut text = Vec::new();
-            listen(said, &received, |piece| text.extend_from_slice(piece));
-            String::from_utf8(text).unwrap()
-        });
-        let mut say = |text: String| words.write_all(text.as_bytes()).unwrap();
-        say("select pg_backend_pid();\ncreate temporary table work (n int);\nbegin;\n".to_owned());
-        hand_over(&mut line, &received, |number| {
-            say(format!("insert into work values ({number});\ncopy (select generate_series(1, {ROWS})) to stdout;\n"));
-        });
-        say("commit;\nselect count(*), sum(n) from work;\nselect pg_backend_pid();\n".to_owned());
-        drop(words);
-        listener.join().unwrap()
-    });
-    assert!(session.0.wait().unwrap().success());
-    let (first, rest) = text.split_once('\n').unwrap();
-    let rows: String = (1..=ROWS).map(|row| format!("{row}\n")).collect();
-    let sum = HANDOFFS * (HANDOFFS - 1) / 2;
-    // The same process of the server, the same transaction, every row of every answer.
-    let expected = rows.repeat(HANDOFFS) + &format!("{HANDOFFS}|{sum}\n{first}\n");
-    assert!(rest == expected, "{} bytes instead of {}", rest.len(), expected.len());
-    line.stop();
-}
-
-/// A PostgreSQL of the test's own, and the socket that it listens on.
-fn postgres(folder: &TempDir) -> (Server, PathBuf) {
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
-    let programs = versions.map(|version| version.unwrap().path().join("bin")).max();
-    let programs = programs.expect("a PostgreSQL is needed, of Debian's package postgresql");
-    // It refuses to be root.
-    let user = User::from_name("postgres").unwrap().expect("its package makes a user");
-    chown(folder.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
-    let by_its_user = |program: &str| {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]).arg(programs.join(program));
-        command.current_dir(folder.path());
-        command
-    };
-    let data = folder.path().join("data");
-    run(by_its_user("initdb").args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync", "-D"]).arg(&data));
-    let server = by_its_user("postgres")
-        .arg("-D")
-        .arg(&data)
-        .arg("-k")
-        .arg(folder.path())
-        .args(["-c", "listen_addresses=", "-c", "fsync=off"])
-        .stderr(fs::File::create(folder.path().join("log")).unwrap())
-        .spawn()
-        .unwrap();
-    let server = Server(server);
-    let ready = || {
-        let mut ask = Command::new(programs.join("pg_isready"));
-        ask.args(["-q", "-h"]).arg(folder.path()).status().unwrap().success()
-    };
-    assert_becomes(&true, ready);
-    (server, folder.path().join(".s.PGSQL.5432"))
-}
-
-#[test]
-fn an_ssh_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() {
-    let folder = tempfile::tempdir().unwrap();
-    let (_server, address) = sshd(folder.path());
-    let mut line = Generations::carrying(&["proxy", "--listen", "127.0.0.1:0", "--to", &address]);
-    let proxy = line.line.address();
-    let mut session = Command::new("ssh")
-        .args([
-            "-F",
-            "none",
-            "-o",
-            "StrictHostKeyChecking=no",
-            "-o",
-            "UserKnownHostsFile=/dev/null",
-            "-o",
-            "BatchMode=yes",
-        ])
-        .args(["-o", "LogLevel=ERROR", "-i"])
-        .arg(folder.path().join("client"))
-        .args(["-p", proxy.split_once(':').unwrap().1, "root@127.0.0.1", "cat"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("ssh is needed, of Debian's package openssh-client");
-    let (words, said) = (session.stdin.take().unwrap(), session.stdout.take().unwrap());
-    let mut session = Session(session);
-    let (is_over, received) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let byte = |place: usize| u8::try_from((place ^ (place >> 8)) % 251).unwrap();
-    let mut wrong = None;
-    let sent = thread::scope(|scope| {
-        let sender = scope.spawn(|| {
-            // Whatever comes of it, it is dropped at the end of this, and the session ends.
-            let mut words = words;
-            let mut sent = 0;
-            while !is_over.load(Ordering::Relaxed) {
-                let piece: Vec<u8> = (sent..sent + 32 * 1024).map(byte).collect();
-                if words.write_all(&piece).is_err() {
-                    break;
-                }
-                sent += piece.len();
-            }
-            sent
-        });
-        let listener = scope.spawn(|| {
-            let mut place = 0;
-            listen(said, &received, |piece| {
-                if !piece.iter().copied().eq((place..place + piece.len()).map(byte)) {
-                    wrong.get_or_insert(place);
-                }
-                place += piece.len();
-            });
-        });
-        let over = Over(&is_over);
-        hand_over(&mut line, &received, |_| {});
-        drop(over);
-        listener.join().unwrap();
-        sender.join().unwrap()
-    });
-    assert!(session.0.wait().unwrap().success());
-    let received = received.into_inner();
-    assert_eq!(wrong, None, "something is wrong after so many bytes");
-    assert!(sent == received, "{sent} bytes were sent, and {received} came back");
-    println!("{sent} bytes there and back");
-    line.stop();
-}
-
-/// An sshd of the test's own, and where it listens. It lets in whoever has the key `client` of the folder.
-fn sshd(folder: &Path) -> (Server, String) {
-    for key in ["host", "client"] {
-        run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(folder.join(key)));
-    }
-    fs::copy(folder.join("client.pub"), folder.join("authorized")).unwrap();
-    // Where its process without rights lives: made by the package's unit, if there is a systemd.
-    fs::create_dir_all("/run/sshd").unwrap();
-    fs::set_permissions("/run/sshd", fs::Permissions::from_mode(0o755)).unwrap();
-    let port = free_port();
-    let text = format!(
-        "ListenAddress 127.0.0.1:{port}\nHostKey {0}/host\nAuthorizedKeysFile {0}/authorized\nPidFile none\n\
-         PermitRootLogin prohibit-password\nPasswordAuthentication no\nUsePAM no\nStrictModes no\n",
-        folder.display()
-    );
-    fs::write(folder.join("config"), text).unwrap();
-    let server = Command::new("/usr/sbin/sshd")
-        .args(["-D", "-e", "-f"])
-        .arg(folder.join("config"))
-        .stderr(fs::File::create(folder.join("log")).unwrap())
-        .spawn()
-        .expect("an sshd is needed, of Debian's package openssh-server");
-    let (server, address) = (Server(server), format!("127.0.0.1:{port}"));
-    assert_becomes(&true, || std::net::TcpStream::connect(&address).is_ok());
-    (server, address)
+/// Each old generation has ended with so many connections carried, and none of them ended or was cut in any.
+fn assert_carried(records: &[Record], connections: u64) {
+    let ended = records.iter().filter(|record| record.text.contains(" has ended "));
+    let fields = |record: &Record| ["carried", "cut"].map(|name| record.field(name).unwrap().parse::<u64>().unwrap());
+    let all: Vec<_> = ended.map(fields).collect();
+    let olds = usize::try_from(HANDOFFS).unwrap();
+    assert_eq!(all, [vec![[connections, 0]; olds], vec![[0, 0]]].concat());
 }
