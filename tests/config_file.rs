@@ -172,6 +172,70 @@ fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
     assert_eq!(threads(line.first_pid()) + 2, workers);
 }
 
+/// What became of the connections of a listener: how many were carried, and how many drained.
+fn became(line: &Line, listener: &str) -> [u64; 2] {
+    let status: serde_json::Value = serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
+    ["carried", "drained"].map(|name| status["counters"]["listeners"][listener][name].as_u64().unwrap())
+}
+
+/// A client that has been served there.
+fn served(address: &str) -> Client {
+    let mut client = Client::connect(address).unwrap();
+    client.echo(b"before").unwrap();
+    client
+}
+
+/// Replaces the first generation, and waits until all of its connections have gone on or ended.
+fn replace_the_first(line: &Line) {
+    line.asked(&["reload", "--wait-drained"]).well();
+    assert_eq!(line.exit_code(1), 0);
+}
+
+#[test]
+fn each_listener_carries_as_it_says_and_else_as_the_file_or_the_flag_says() {
+    let listener =
+        |name: &str, says: &str| format!("[listener.{name}]\naddress = '127.0.0.1:0'\nservice = 'echo'\n{says}\n");
+    let listeners =
+        [listener("silent", ""), listener("gives", "carry = true"), listener("keeps", "carry = false")].concat();
+    for (general, flags, silent) in [
+        ("", &[][..], [0, 1]),
+        ("carry = true\n", &[], [1, 0]),
+        ("", &["--carry"], [1, 0]),
+        ("carry = false\n", &["--carry"], [1, 0]),
+    ] {
+        let line = serve(&format!("{general}{listeners}"), flags);
+        let mut clients = ["silent", "gives", "keeps"].map(|name| (name, served(&line.address_of(name))));
+        replace_the_first(&line);
+        for ((name, client), expected) in clients.iter_mut().zip([silent, [1, 0], [0, 1]]) {
+            assert_eq!(became(&line, name), expected, "{name} with {general:?} and {flags:?}");
+            if expected == [1, 0] {
+                client.echo(b"after").unwrap();
+            } else {
+                client.expect_end().unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reload_that_switches_carrying_on_or_off_still_drains() {
+    let line = serve(WEB, &[]);
+    let web = line.address_of("web");
+    for (text, carries) in [("carry = true", false), ("carry = true", true), ("carry = false", false)] {
+        put(line.folder(), &format!("{text}\n{WEB}"));
+        let mut client = served(&web);
+        let [carried, drained] = became(&line, "web");
+        line.asked(&["reload", "--wait-drained"]).well();
+        let expected = if carries { [carried + 1, drained] } else { [carried, drained + 1] };
+        assert_becomes(&expected, || became(&line, "web"));
+        if carries {
+            client.echo(b"after").unwrap();
+            client.half_close().unwrap();
+        }
+        client.expect_end().unwrap();
+    }
+}
+
 #[test]
 fn the_file_says_where_commands_are_heard_and_whom_to_signal() {
     let line = Line::start_with(|command, folder| {
@@ -230,6 +294,8 @@ fn a_check_takes_whatever_the_daemon_takes() {
     assert!(said.contains("would listen on web=127.0.0.1:1"), "{said}");
     let proxy = ["proxy", "--listen", "web=127.0.0.1:1", "--to", "127.0.0.1:2", "--max-connections", "3"];
     assert!(check(folder.path(), &proxy).well().contains("web=127.0.0.1:1"));
+    let carry = [&["--carry"][..], &["--config", "handoffd.toml", "--carry"], &["proxy", "--to", "@a", "--carry"]];
+    carry.iter().for_each(|flags| drop(check(folder.path(), flags).well()));
     check(folder.path(), &["proxy", "--to", "nowhere"]).names(64, &["bad address \"nowhere\""]);
     put(folder.path(), "[listener.web]\naddress = '/no/such/folder/socket'\nservice = 'echo'\n");
     check(folder.path(), &["--config", "handoffd.toml"]).names(78, &["web", "/no/such/folder/socket", "No such file"]);
@@ -252,6 +318,8 @@ fn what_contradicts_itself_on_the_command_line_is_named() {
         (&["proxy", "--to", "@a", "--to", "@a"], &["@a", "twice"]),
         (&["--metrics", "127.0.0.1:0", "--control", "/run/c"], &["--metrics", "--listen", "--config"]),
         (&["--workers", "0"], &["--workers", "1 to 1024"]),
+        (&["--carry", "--carry"], &["--carry", "multiple times"]),
+        (&["--carry=yes"], &["--carry", "yes"]),
     ] {
         Refusal::to(arguments).names(64, words);
     }

@@ -108,6 +108,32 @@ fn handoffs_are_counted_by_how_they_ended() {
     assert_eq!(handoffs, serde_json::json!({ "succeeded": 0, "failed": 1, "rolled_back": 1 }));
 }
 
+#[test]
+fn what_is_carried_is_counted_where_it_was_and_accepted_once() {
+    let line = Line::serve_controlled(&["--bake", "0", "--carry", "--metrics", "127.0.0.1:0"]);
+    let mut client = Client::connect(&line.address()).unwrap();
+    client.echo(b"12345").unwrap();
+    for generation in 1..4 {
+        line.asked(&["reload", "--wait-drained"]).well();
+        assert_eq!(line.exit_code(generation), 0);
+        client.echo(b"12345").unwrap();
+        let table = line.asked(&["status"]).well();
+        let column = |name: &str| {
+            let cells = |begin: &str| {
+                let row = table.lines().find(|row| row.starts_with(begin)).unwrap();
+                row.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+            };
+            let place = cells("LISTENER").iter().position(|head| head == name).unwrap();
+            cells("listener-1")[place].clone()
+        };
+        let shown = ["ACCEPTED", "OPEN", "DRAINED", "CUT", "CARRIED", "REFUSED"].map(column);
+        assert_eq!(shown, ["1", "1", "0", "0", &generation.to_string(), "0"], "{table}");
+        let metrics = request(&line.address_of("metrics"), "GET /metrics HTTP/1.1");
+        let carried = format!("\nhandoffd_carried_connections_total{{listener=\"listener-1\"}} {generation}\n");
+        assert!(metrics.contains(&carried), "{metrics}");
+    }
+}
+
 /// What is answered to one request.
 fn request(address: &str, head: &str) -> String {
     let mut client = Client::connect(address).unwrap();
@@ -136,6 +162,9 @@ fn metrics_tell_of_the_whole_line_whoever_answers() {
             format!("handoffd_accepted_connections_total{{listener=\"listener-1\"}} {}", handoffs + 1),
             format!("handoffd_received_bytes_total{{listener=\"listener-1\"}} {}", 5 * (handoffs + 1)),
             "handoffd_open_connections{listener=\"metrics\"} 1".to_owned(),
+            "handoffd_carried_connections_total{listener=\"listener-1\"} 0".to_owned(),
+            "handoffd_refused_connections_total{listener=\"listener-1\"} 0".to_owned(),
+            "handoffd_lost_connections_total{listener=\"listener-1\"} 0".to_owned(),
         ] {
             assert!(answer.contains(&format!("\n{number}\n")), "no {number:?} in {answer}");
         }

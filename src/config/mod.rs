@@ -286,6 +286,26 @@ mod tests {
     }
 
     #[test]
+    fn what_becomes_of_connections_is_as_their_listener_says_and_else_as_all_do() {
+        let says = |text: &str, on_handoff| ListenerConfig { on_handoff, ..text.parse().unwrap() };
+        let listeners = Listeners::exactly(vec![
+            says("gives=127.0.0.1:1", Some(OnHandoff::Carry)),
+            // By its place: it has no name of its own.
+            says("127.0.0.1:2", Some(OnHandoff::Drain)),
+            says("silent=127.0.0.1:3", None),
+        ]);
+        let mut config = Config { listeners: listeners.unwrap(), ..Config::default() };
+        for general in [OnHandoff::Drain, OnHandoff::Carry] {
+            config.on_handoff = general;
+            let all = ["gives", "listener-2", "silent", "passed-in"].map(|name| config.on_handoff_of(name));
+            assert_eq!(all, [OnHandoff::Carry, OnHandoff::Drain, general, general]);
+            let inherited = Config { listeners: Listeners::Inherited, ..config.clone() };
+            assert_eq!(inherited.on_handoff_of("gives"), general);
+        }
+        assert_eq!(Config::default().on_handoff, OnHandoff::Drain, "nobody has asked for more");
+    }
+
+    #[test]
     fn a_bound_on_generations_leaves_room_for_one_that_drains() {
         assert!(MaxGenerations::new(1).is_err());
         assert!(MaxGenerations::new(65).is_err());

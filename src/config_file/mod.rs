@@ -171,7 +171,7 @@ mod tests {
         let file = parse(
             "ready_timeout = 2\nbake = '3s'\ndrain_timeout = '1h'\nfirst_request_grace = '5ms'\nmax_generations = 6\n\
              pid_file = 'run/pid'\ncontrol = '/run/control'\nlog = 'debug'\nworkers = 7\nmetrics = '127.0.0.1:0'\n\
-             [listener.web]\naddress = '@web'\nservice = 'echo'\nmax_connections = 8\n",
+             carry = true\n[listener.web]\naddress = '@web'\nservice = 'echo'\nmax_connections = 8\ncarry = false\n",
         )
         .unwrap();
         let said = format!("{:?}", file.config);
@@ -186,6 +186,8 @@ mod tests {
             "UnixAbstract(\"web\")",
             "ListenerName(\"web\")",
             "max_connections: Some(8)",
+            " on_handoff: Carry",
+            "on_handoff: Some(Drain)",
         ] {
             assert!(said.contains(word), "{word} is not in {said}");
         }

@@ -155,4 +155,26 @@ mod tests {
         assert_eq!((sum.listeners["a"].accepted, sum.listeners["a"].cut, sum.listeners["b"].sent), (2, 4, 6));
         assert_eq!((sum.upstreams["a"]["@u"].connected, sum.handoffs.failed), (8, 10));
     }
+
+    #[test]
+    fn each_number_of_a_listener_is_added_to_its_own() {
+        let Ok(serde_json::Value::Object(names)) = serde_json::to_value(ListenerCounters::default()) else {
+            panic!("counters have names");
+        };
+        // Each another number, so that none can stand in for its neighbour.
+        let numbers = |times: u64| {
+            let all = names.keys().zip(1_u64..).map(|(name, number)| (name.clone(), (number * times).into()));
+            serde_json::Value::Object(all.collect())
+        };
+        let one: ListenerCounters = serde_json::from_value(numbers(1)).unwrap();
+        let mut sum = one;
+        sum.add(one);
+        assert_eq!(serde_json::to_value(sum).unwrap(), numbers(2));
+    }
+
+    #[test]
+    fn those_of_an_older_version_have_carried_nothing() {
+        let older: ListenerCounters = serde_json::from_str(r#"{"accepted":1,"cut":2}"#).unwrap();
+        assert_eq!(older, ListenerCounters { accepted: 1, cut: 2, ..ListenerCounters::default() });
+    }
 }
