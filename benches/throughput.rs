@@ -6,16 +6,15 @@
 
 mod support;
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use nix::sys::time::TimeValLike;
-use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
-use std::net::SocketAddr;
 use support::bare::{self, Bare};
 use support::clients::REQUEST;
 use support::daemon::Daemon;
 use support::figures::Figures;
+use support::processor::time_of;
 use support::table::{Table, Target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -86,19 +85,12 @@ impl Side {
     }
 
     fn turn(&mut self, runtime: &Runtime, work: Work) {
-        let (since, before) = (Instant::now(), processor_time(self.pid));
+        let (since, before) = (Instant::now(), time_of(self.pid));
         let done = runtime.block_on(load(self.address, work));
-        let (wall, processor) = (since.elapsed(), processor_time(self.pid) - before);
+        let (wall, processor) = (since.elapsed(), time_of(self.pid) - before);
         self.rates.push(f64::from(done) / wall.as_secs_f64());
         self.costs.push(processor.as_secs_f64() * 1e6 / f64::from(done));
     }
-}
-
-/// All that a process has used, its threads included.
-fn processor_time(pid: Pid) -> Duration {
-    let clock = clock_getcpuclockid(pid).expect("the clock of a living process");
-    let time = clock_gettime(clock).expect("its time");
-    Duration::from_nanos(time.num_nanoseconds().unsigned_abs())
 }
 
 /// Many clients for one turn; how often they were served.

@@ -125,3 +125,21 @@ fn a_stop_for_want_of_descriptors_says_whom_it_leaves_behind() {
     drop(clients);
     assert_eq!(line.exit_code(1), 0);
 }
+
+#[test]
+fn every_generation_has_room_for_its_descriptors_before_they_come() {
+    let line = Line::start_with(|command, folder| {
+        install(folder, "ulimit -n 1000\nexec \"$REAL\" \"$@\"");
+        command.args(["--listen", "127.0.0.1:0", "--bake", "0"]);
+    });
+    line.wait_for(1, "serving draining");
+    signal(line.pid_of(1), Signal::SIGHUP);
+    line.wait_for(2, "serving draining");
+    let status = fs::read_to_string(format!("/proc/{}/status", line.pid_of(2))).unwrap();
+    let size = status.lines().find_map(|field| field.strip_prefix("FDSize:")?.trim().parse::<u32>().ok());
+    // As many as it may have, and not 64, though it has a dozen.
+    assert!(size >= Some(1000), "{size:?}");
+    signal(line.pid_of(2), Signal::SIGTERM);
+    assert_eq!(line.exit_code(2), 0);
+    line.wait_for_end();
+}

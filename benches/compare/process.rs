@@ -4,10 +4,10 @@ use std::fs;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::time::TimeValLike;
 use nix::sys::wait::waitpid;
-use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
+
+use crate::support::processor::time_of;
 
 /// A process and all that descend from it, as far as their parents live.
 pub(crate) fn family(root: Pid) -> Vec<Pid> {
@@ -23,12 +23,7 @@ pub(crate) fn family(root: Pid) -> Vec<Pid> {
 
 /// All that these processes have used, their threads included, also those that have ended.
 pub(crate) fn processor_time(family: &[Pid]) -> Duration {
-    let one = |pid: &Pid| {
-        let clock = clock_getcpuclockid(*pid).expect("the clock of a living process");
-        let time = clock_gettime(clock).expect("its time");
-        Duration::from_nanos(time.num_nanoseconds().unsigned_abs())
-    };
-    family.iter().map(one).sum()
+    family.iter().map(|pid| time_of(*pid)).sum()
 }
 
 /// The bytes that these processes hold; a page that several share counts once.

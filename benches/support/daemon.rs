@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 /// Longest wait for anything the daemon does: far beyond what it takes, so that a bench that cannot go on ends.
@@ -95,6 +95,12 @@ impl Daemon {
         let at = Instant::now();
         kill(pid, signal).expect("signal a process that is not reaped yet");
         at
+    }
+
+    /// Waits until a process has ended. What it has used can be asked until it is reaped.
+    pub(crate) fn await_end(pid: Pid) -> Instant {
+        waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).expect("wait for a process of ours");
+        Instant::now()
     }
 
     /// Waits until a process has ended.
