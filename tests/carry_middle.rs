@@ -21,6 +21,8 @@ const KILLED: i32 = 128 + Signal::SIGKILL as i32;
 const AT_ONCE: usize = 64;
 /// Some more than that.
 const SOME: usize = AT_ONCE + 6;
+/// Longer than a test may take: whatever ends before that was cut.
+const LONG_DRAIN: [&str; 2] = ["--drain-timeout", "600s"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -248,7 +250,7 @@ fn what_a_predecessor_that_dies_had_sent_goes_on_in_the_successor_answered_or_no
 #[test]
 fn a_predecessor_that_is_cut_in_the_middle_ends_at_once_and_what_it_had_sent_goes_on() {
     for (kind, signals) in cases([&[Signal::SIGINT, Signal::SIGINT][..], &[Signal::SIGQUIT]]) {
-        let mut scene = Scene::set(kind, SOME, &[]);
+        let mut scene = Scene::set(kind, SOME, &LONG_DRAIN);
         let successor = scene.hold_before_carry();
         scene.send();
         for (number, one) in signals.iter().enumerate() {
@@ -301,7 +303,7 @@ fn a_line_that_is_told_to_stop_when_some_are_carried_serves_everybody_to_the_end
 #[test]
 fn a_line_that_is_cut_when_some_are_carried_ends_and_so_does_every_connection() {
     for kind in KINDS {
-        let mut scene = Scene::set(kind, SOME, &[]);
+        let mut scene = Scene::set(kind, SOME, &LONG_DRAIN);
         let successor = scene.hold_before_carry();
         scene.send();
         let tracer = go_on_to_answer(&scene.line, successor, Signal::SIGQUIT, 20);
