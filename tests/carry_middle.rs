@@ -5,7 +5,9 @@
 //! once. `carry_faults` has the ends of a carry, and each single call.
 
 use std::io::{ErrorKind, Write};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -53,6 +55,13 @@ fn requests(client: usize) -> [Vec<u8>; 2] {
 impl Scene {
     /// Starts a line, with so many clients who have been served.
     fn set(kind: Kind, count: usize, arguments: &[&str]) -> Self {
+        Self::set_with(kind, count, |command| {
+            command.args(arguments);
+        })
+    }
+
+    /// The same with what the caller adds to the command.
+    fn set_with(kind: Kind, count: usize, add: impl FnOnce(&mut Command)) -> Self {
         raise_descriptor_limit();
         let upstream = (kind == Kind::Proxy).then(Upstream::tcp);
         let to = upstream.as_ref().map(Upstream::address);
@@ -61,7 +70,8 @@ impl Scene {
                 command.args(["proxy", "--to", to]);
             }
             command.args(["--listen", "127.0.0.1:0", "--log", "debug", "--carry", "--workers", "1", "--bake", "0"]);
-            command.arg("--control").arg(folder.join("control")).args(arguments);
+            command.arg("--control").arg(folder.join("control"));
+            add(command);
         });
         let upstream = upstream.zip(to).map(|(upstream, to)| Echoing::on(upstream, &to));
         line.wait_for(1, "serving draining");
@@ -222,6 +232,29 @@ fn a_successor_that_dies_in_the_middle_takes_with_it_exactly_what_it_has_answere
         assert_eq!(said.field("lost"), Some(&*taken.to_string()), "{what}");
         assert_eq!([scene.counted("carried"), scene.counted("lost")], [taken; 2], "{what}");
         scene.assert_recalled(mark, SOME - taken);
+    }
+}
+
+#[test]
+fn what_is_lost_with_a_successor_is_said_in_full_also_where_a_service_manager_mends_it() {
+    for kind in KINDS {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let path = folder.path().join("notify");
+        let _manager = UnixDatagram::bind(&path).unwrap();
+        let mut scene = Scene::set_with(kind, SOME, |command| {
+            command.env("NOTIFY_SOCKET", &path);
+        });
+        let successor = scene.hold_before_carry();
+        scene.send();
+        freeze(scene.line.first_pid());
+        let taken = taken(&go_on_to_answer(&scene.line, successor, Signal::SIGKILL, 40).wait());
+        assert_eq!(exit_code(successor), KILLED);
+        thaw(scene.line.first_pid());
+        scene.line.wait_for(1, "for the service manager to mend");
+        let said = scene.line.wait_for(1, "are lost with it");
+        assert!(taken > 0 && said.field("lost") == Some(&*taken.to_string()), "{taken}\n{}", scene.line.text());
+        scene.clients.clear();
+        assert_eq!(exit_code(scene.line.first_pid()), 0);
     }
 }
 
