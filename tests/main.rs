@@ -10,6 +10,7 @@ mod support;
 
 mod activation;
 mod carry_faults;
+mod carry_middle;
 mod carry_room;
 mod carry_versions;
 mod config_file;

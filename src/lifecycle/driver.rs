@@ -229,7 +229,7 @@ impl<P: Plane> Driver<P> {
                 Heard::Event(event) => Some(event),
                 Heard::CarryEnd(end) => self.carry_ended(end),
                 Heard::Predecessor(event) => self.heard_predecessor(event),
-                Heard::Successor(event) => self.heard_successor(event),
+                Heard::Successor(event) => self.heard_successor(event).await,
                 Heard::Asked(request, answer) => self.asked(request, answer),
                 Heard::Duty(duty) => {
                     self.do_duty(duty);
@@ -321,7 +321,7 @@ impl<P: Plane> Driver<P> {
     }
 
     /// What the successor's word means.
-    fn heard_successor(&mut self, event: SuccessorEvent) -> Option<Event> {
+    async fn heard_successor(&mut self, event: SuccessorEvent) -> Option<Event> {
         let retired = matches!(self.state, State::Retiring { .. });
         match event {
             SuccessorEvent::Ready { pid, given_up } => {
@@ -334,7 +334,7 @@ impl<P: Plane> Driver<P> {
                 if retired && self.notifier.is_supervised() {
                     let what = "the successor is lost, and for the service manager to mend";
                     tracing::error!(reason = %failure, "{what}: {failure}");
-                    self.tell_what_is_lost();
+                    self.tell_what_is_lost().await;
                     self.refuse_who_waits_for_drain(&failure);
                     return Some(Event::LineStopping);
                 }

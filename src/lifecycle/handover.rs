@@ -200,9 +200,7 @@ impl<P: Plane> Driver<P> {
             // It may be alive: it hangs, or talks nonsense. One that drains what it accepted has said so, and may.
             if !matches!(failure, HandoffFailure::ToldToStop) {
                 successor.end(Fate::Kill);
-                // What it has answered before its end may be unread.
-                let _ = tokio::time::timeout(SETTLE_TIMEOUT, self.plane.settled()).await;
-                self.tell_what_is_lost();
+                self.tell_what_is_lost().await;
             }
         }
         let (outcome, why, count) = if matches!(failure, HandoffFailure::OutOfTime { .. }) {
@@ -226,7 +224,9 @@ impl<P: Plane> Driver<P> {
     }
 
     /// Says how many connections are lost with the successor.
-    pub(super) fn tell_what_is_lost(&mut self) {
+    pub(super) async fn tell_what_is_lost(&mut self) {
+        // What it has answered before its end may be unread.
+        let _ = tokio::time::timeout(SETTLE_TIMEOUT, self.plane.settled()).await;
         let (successor, lost) = (self.generation.next(), self.plane.successor_lost());
         if lost > 0 {
             tracing::error!(%successor, lost, "up to {lost} connections that it had taken over are lost with it");
