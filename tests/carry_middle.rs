@@ -2,7 +2,7 @@
 //!
 //! That middle is held still without a clock: both processes are stopped when the successor is ready and nothing is committed,
 //! and then each is let run until it can do no more without the other. There are more connections than are on their way at
-//! once. `carry_faults` has the ends of a carry, and each single call.
+//! once. `carry_calls` has each single call.
 
 use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixDatagram;

@@ -9,7 +9,7 @@
 mod support;
 
 mod activation;
-mod carry_faults;
+mod carry_calls;
 mod carry_middle;
 mod carry_room;
 mod carry_versions;
