@@ -2,7 +2,7 @@
 //! answered by its number.
 //!
 //! Try it: `cargo run --example tally -- 127.0.0.1:7000`, talk to it with `nc 127.0.0.1 7000`, and replace it while you
-//! do, with `kill -HUP` and the process id that it logs: the new process counts on.
+//! do, with `kill -HUP` and the process id that it logs: the new process counts on. Who says `stay` is not taken along.
 
 use std::error::Error;
 use std::io::IsTerminal;
@@ -34,6 +34,10 @@ impl Service for Tally {
                     let length = connection.stream.read(&mut request).await?;
                     if length == 0 {
                         return Ok(());
+                    }
+                    if &request[..length] == b"stay\n" {
+                        // What a service does that begins to speak TLS on a connection: from now on it cannot be taken along.
+                        connection.decline();
                     }
                     // The beginning of a line needs no answer: it is part of the next one.
                     for _ in request[..length].iter().filter(|byte| **byte == b'\n') {

@@ -6,6 +6,9 @@
 //! the owner's side, a [`DrainEntry`] the acceptor's, a [`DrainWatch`] the connection's, a [`DrainGuard`] the proof that
 //! a connection is counted. When to drain and how long to wait is not decided here.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -18,8 +21,9 @@ pub(crate) struct Drain {
     told_after_carry: CancellationToken,
     cut: CancellationToken,
     connections: TaskTracker,
-    /// How many there were when the drain began, and how many of them were cut: the report.
+    /// How many there were when the drain began, how many came after that, and how many of both were cut: the report.
     at_start: usize,
+    late: Arc<AtomicUsize>,
     at_cut: usize,
 }
 
@@ -47,12 +51,13 @@ impl Drain {
             Way::Carry => &self.told_after_carry,
         };
         let watch = DrainWatch { told: told.clone(), cut: self.cut.clone() };
-        DrainEntry { watch, connections: self.connections.clone() }
+        DrainEntry { watch, connections: self.connections.clone(), late: Arc::clone(&self.late) }
     }
 
     /// Tells every connection at once, other than those that may be carried: these are told by [`Drain::tell_the_rest`].
     pub(crate) fn begin(&mut self) {
         self.at_start = self.connections.len();
+        self.late.store(0, Ordering::Relaxed);
         self.at_cut = 0;
         self.connections.close();
         self.told.cancel();
@@ -85,10 +90,11 @@ impl Drain {
         self.connections.reopen();
     }
 
-    /// How the connections ended that were there when the drain began, of which so many were `carried`.
+    /// How the connections ended that were there when the drain began or came after that, of which so many were `carried`.
     #[must_use]
     pub(crate) fn report(&self, carried: usize) -> DrainReport {
-        DrainReport { ended: self.at_start.saturating_sub(self.at_cut + carried), carried, cut: self.at_cut }
+        let all = self.at_start + self.late.load(Ordering::Relaxed);
+        DrainReport { ended: all.saturating_sub(self.at_cut + carried), carried, cut: self.at_cut }
     }
 }
 
@@ -97,12 +103,17 @@ impl Drain {
 pub(crate) struct DrainEntry {
     watch: DrainWatch,
     connections: TaskTracker,
+    late: Arc<AtomicUsize>,
 }
 
 impl DrainEntry {
     /// Counts one connection until the guard is dropped, and gives it its watch.
     #[must_use]
     pub(crate) fn admit(&self) -> (DrainWatch, DrainGuard) {
+        if self.connections.is_closed() {
+            // From the predecessor, which carries it here, on its way to our successor.
+            self.late.fetch_add(1, Ordering::Relaxed);
+        }
         (self.watch.clone(), DrainGuard { _counted: self.connections.token() })
     }
 }
@@ -208,5 +219,19 @@ mod tests {
         assert!(left.is_told());
         drain.resume();
         assert!(!drain.entry(Way::Carry).admit().0.is_told());
+    }
+
+    #[tokio::test]
+    async fn those_that_come_in_a_drain_are_in_its_report() {
+        let mut drain = Drain::new();
+        let entry = drain.entry(Way::Carry);
+        for times in 0..2 {
+            let guards: Vec<_> = (0..3).map(|_| entry.admit().1).collect();
+            drain.begin();
+            let late = entry.admit().1;
+            drop((guards, late));
+            assert_eq!(drain.report(2), DrainReport { ended: 2, carried: 2, cut: 0 }, "{times}");
+            drain.resume();
+        }
     }
 }

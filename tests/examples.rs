@@ -109,6 +109,27 @@ fn a_carry_takes_along_what_a_service_of_ones_own_knows_of_each_connection() {
     }
 }
 
+#[test]
+fn a_carry_leaves_behind_whom_a_service_of_ones_own_cannot_give_up_and_waits_for_nobody() {
+    let line = Line::start_program(&example("tally"), |command, _| {
+        command.arg("127.0.0.1:0");
+    });
+    let [mut carried, mut stays] = [(), ()].map(|()| Client::connect(&line.address()).unwrap());
+    for (client, words) in [(&mut carried, "go\n"), (&mut stays, "stay\n")] {
+        client.write_all(words.as_bytes()).unwrap();
+        client.expect(b"1\n").unwrap();
+    }
+    signal(line.first_pid(), Signal::SIGHUP);
+    // It waits for its next line when it is told: not at the end of the time that a carry may take.
+    stays.expect_end().unwrap();
+    drop(stays);
+    assert_eq!(exit_code(line.first_pid()), 0);
+    line.wait_for_count(1, "took over 1 connections, and refused 0");
+    line.wait_for_count(1, "has ended ended=1 carried=1 cut=0");
+    carried.write_all(b"on\n").unwrap();
+    carried.expect(b"2\n").unwrap();
+}
+
 /// hyper closes a connection that has sent nothing yet as soon as it is told to shut down.
 #[test]
 fn an_axum_server_answers_a_first_request_that_comes_after_it_was_replaced() {

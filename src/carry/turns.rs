@@ -6,7 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::sync::Notify;
@@ -66,6 +66,8 @@ impl Turns {
 #[derive(Debug, Default)]
 pub(crate) struct Word {
     state: AtomicU8,
+    /// It cannot be given up, says whoever serves it.
+    is_declined: AtomicBool,
     changed: Notify,
 }
 
@@ -76,12 +78,20 @@ const REFUSED: u8 = 2;
 impl Word {
     /// Whether it is to come to a boundary.
     pub(crate) fn is_asked(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == ASKED
+        self.state.load(Ordering::Relaxed) == ASKED && !self.is_declined.load(Ordering::Relaxed)
     }
 
-    /// Whether the successor would not have it: it is to be drained.
+    /// Whether it would have been carried, but the successor would not have it, or whoever serves it declines: it is to be drained.
     pub(crate) fn is_refused(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == REFUSED
+        match self.state.load(Ordering::Relaxed) {
+            ASKED => self.is_declined.load(Ordering::Relaxed),
+            state => state == REFUSED,
+        }
+    }
+
+    /// It cannot be given up, from now on. Whoever serves it is polled when it is to be drained for that.
+    pub(crate) fn decline(&self) {
+        self.is_declined.store(true, Ordering::Relaxed);
     }
 
     /// Waits until it is asked. Cancel safe.
@@ -179,6 +189,10 @@ impl Asking {
     /// Has another connection asked.
     pub(crate) fn pass_on(&mut self) {
         self.turn = None;
+        if self.word.is_refused() {
+            // It has declined. Nobody has to wait for it.
+            self.candidate = None;
+        }
     }
 
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
@@ -276,6 +290,26 @@ mod tests {
         assert!(!poll(&mut one));
         one.refused();
         assert!(!poll(&mut one) && one.word().is_refused());
+    }
+
+    #[tokio::test]
+    async fn one_that_declines_is_refused_in_each_round_and_nobody_waits_for_it() {
+        let turns: Arc<Turns> = Arc::default();
+        let [mut early, mut late] = [(), ()].map(|()| Asking::new(Arc::clone(&turns)));
+        early.word().decline();
+        for _ in 0..2 {
+            assert!(!poll(&mut early) && !early.word().is_refused());
+            turns.begin();
+            assert!(poll(&mut early) && poll(&mut late));
+            assert!(early.word().is_refused() && !early.word().is_asked());
+            late.pass_on();
+            late.word().decline();
+            assert!(!poll(&mut late) && late.word().is_refused());
+            early.pass_on();
+            late.pass_on();
+            turns.all_went().await;
+            turns.end();
+        }
     }
 
     #[tokio::test]

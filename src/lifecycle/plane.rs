@@ -59,7 +59,7 @@ pub(crate) trait Plane: Send + 'static {
     /// What it has done until now, if it counts.
     fn counters(&self) -> Counters;
 
-    /// How those ended that were there when the drain began.
+    /// How those ended that were there when the drain began, or came after that.
     fn report(&self) -> DrainReport;
 }
 

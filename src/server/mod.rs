@@ -316,7 +316,7 @@ impl<S: Service> Server<S> {
         counters
     }
 
-    /// How they ended that were there when the drain began.
+    /// How they ended that were there when the drain began, or came after that.
     pub(crate) fn report(&self) -> DrainReport {
         self.drain.report(self.connections.turns().carried())
     }

@@ -111,6 +111,14 @@ impl Connection {
         self.given_up = Some(Box::new(parcel));
     }
 
+    /// Says that it cannot be given up, from now on: it has become one with keys of TLS, say. When the others are carried it is told
+    /// to come to an end, as all are without a carry.
+    pub fn decline(&self) {
+        if let Some(word) = &self.word {
+            word.decline();
+        }
+    }
+
     /// What it was given up as by whoever served it before, to be looked for before anything else.
     pub fn taken_up(&mut self) -> Option<Parcel> {
         self.taken_up.take().map(|parcel| *parcel)
@@ -142,10 +150,13 @@ impl Connection {
     pub async fn next_request(&self) -> io::Result<Next> {
         if !self.is_told() {
             // Whoever asks has the whole task polled.
-            let asked = poll_fn(|_| if self.is_asked() { Poll::Ready(()) } else { Poll::Pending });
+            let asked = poll_fn(|_| match &self.word {
+                Some(word) if word.is_asked() || word.is_refused() => Poll::Ready(()),
+                _ => Poll::Pending,
+            });
             tokio::select! {
                 biased;
-                () = asked => return Ok(Next::Carry),
+                () = asked => if self.is_asked() { return Ok(Next::Carry) },
                 readable = self.stream.readable() => return readable.map(|()| Next::Read),
                 () = self.drain.told() => {}
             }

@@ -82,7 +82,11 @@ impl Proxy {
         let begun = match connection.taken_up() {
             // A clean end could be taken for one.
             Some(parcel) => {
-                carried::take_up(parcel, &self.upstreams).inspect_err(|_| connection.stream.reset_on_drop())?
+                carried::take_up(parcel, &self.upstreams).inspect_err(|error| {
+                    connection.stream.reset_on_drop();
+                    let (listener, peer) = (connection.listener(), connection.peer());
+                    tracing::error!(listener, %peer, reason = %error, "a connection is lost that was carried here: {error}");
+                })?
             }
             None => Begun::Arriving(Arriving::default()),
         };
