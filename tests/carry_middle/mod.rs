@@ -4,19 +4,14 @@
 //! and then each is let run until it can do no more without the other. There are more connections than are on their way at
 //! once. `carry_calls` has each single call.
 
-use std::io::{ErrorKind, Write};
+mod scene;
+
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
-use std::process::Command;
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
-use crate::support::line::is_asleep;
-use crate::support::{
-    Client, Echoing, Gate, Line, REAL, Stuck, Tracer, Upstream, assert_becomes, exit_code, freeze,
-    raise_descriptor_limit, signal, thaw,
-};
+use crate::support::{Line, Stuck, Tracer, exit_code, freeze, signal, thaw};
+use scene::{Kind, Scene, asleep};
 
 const KILLED: i32 = 128 + Signal::SIGKILL as i32;
 /// How many are on their way at once.
@@ -26,140 +21,11 @@ const SOME: usize = AT_ONCE + 6;
 /// Longer than a test may take: whatever ends before that was cut.
 const LONG_DRAIN: [&str; 2] = ["--drain-timeout", "600s"];
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Echo,
-    Proxy,
-}
-
 const KINDS: [Kind; 2] = [Kind::Echo, Kind::Proxy];
 
 /// Each kind with each of those.
 fn cases<T: Copy, const N: usize>(of: [T; N]) -> impl Iterator<Item = (Kind, T)> {
     KINDS.into_iter().flat_map(move |kind| of.map(|one| (kind, one)))
-}
-
-/// A line that carries, and the clients of its first generation.
-struct Scene {
-    line: Line,
-    clients: Vec<Client>,
-    _upstream: Option<Echoing>,
-}
-
-/// What a client says, unlike all others: first this, and while it is carried that.
-fn requests(client: usize) -> [Vec<u8>; 2] {
-    let bytes = |from: usize, count: usize| (from..from + count).map(|at| ((at * 31) ^ (at >> 8)).to_le_bytes()[0]);
-    [bytes(client * 7, 100).collect(), bytes(client * 11 + 5, 3_000).collect()]
-}
-
-impl Scene {
-    /// Starts a line, with so many clients who have been served.
-    fn set(kind: Kind, count: usize, arguments: &[&str]) -> Self {
-        Self::set_with(kind, count, |command| {
-            command.args(arguments);
-        })
-    }
-
-    /// The same with what the caller adds to the command.
-    fn set_with(kind: Kind, count: usize, add: impl FnOnce(&mut Command)) -> Self {
-        raise_descriptor_limit();
-        let upstream = (kind == Kind::Proxy).then(Upstream::tcp);
-        let to = upstream.as_ref().map(Upstream::address);
-        let line = Line::start_program(Path::new(REAL), |command, folder| {
-            if let Some(to) = &to {
-                command.args(["proxy", "--to", to]);
-            }
-            command.args(["--listen", "127.0.0.1:0", "--log", "debug", "--carry", "--workers", "1", "--bake", "0"]);
-            command.arg("--control").arg(folder.join("control"));
-            add(command);
-        });
-        let upstream = upstream.zip(to).map(|(upstream, to)| Echoing::on(upstream, &to));
-        line.wait_for(1, "serving draining");
-        let mut clients: Vec<_> = (0..count).map(|_| Client::connect(&line.address()).unwrap()).collect();
-        clients.iter_mut().for_each(|client| client.echo(b"there").unwrap());
-        Self { line, clients, _upstream: upstream }
-    }
-
-    /// Begins a handoff, and stops both processes when the successor is ready. Then each client says the first. Tells the
-    /// successor's process id.
-    fn hold_before_carry(&mut self) -> u32 {
-        let mut gate = Gate::before_successor(&self.line, "\"$@\"");
-        self.line.signal(1, Signal::SIGHUP);
-        let successor = gate.wait(&self.line);
-        freeze(self.line.first_pid());
-        gate.open();
-        self.line.wait_for(2, "to=\"probation\"");
-        // That is written before it tells.
-        asleep(successor);
-        freeze(successor);
-        for (number, client) in self.clients.iter_mut().enumerate() {
-            client.write_all(&requests(number)[0]).unwrap();
-        }
-        successor
-    }
-
-    /// The predecessor commits, and sends all that may be on their way at once. Then each client says the second, most of them to
-    /// nobody.
-    fn send(&mut self) {
-        thaw(self.line.first_pid());
-        self.line.wait_for(1, "draining why");
-        asleep(self.line.first_pid());
-        for (number, client) in self.clients.iter_mut().enumerate() {
-            client.write_all(&requests(number)[1]).unwrap();
-        }
-    }
-
-    /// How many clients hear all that they are owed, and are served on. All others hear an end: no byte is wrong.
-    fn heard(&mut self) -> usize {
-        let hear = |(number, client): (usize, &mut Client)| {
-            let owed = requests(number).concat();
-            match client.expect(&owed).and_then(|()| client.echo(b"and on")) {
-                Ok(()) => true,
-                Err(error) if is_end(error.kind()) => false,
-                Err(error) => panic!("client {number}: {error}"),
-            }
-        };
-        self.clients.iter_mut().enumerate().map(hear).filter(|is_served| *is_served).count()
-    }
-
-    /// Everybody hears all that was owed, and then the end.
-    fn assert_all_end_in_order(&mut self) {
-        for (number, client) in self.clients.iter_mut().enumerate() {
-            client.expect(&requests(number).concat()).unwrap();
-            // Behind a proxy it is for one of the two to end a conversation. The other may have done so.
-            let _ = client.half_close();
-            client.expect_end().unwrap();
-        }
-    }
-
-    /// What the line has counted of its listener.
-    fn counted(&self, name: &str) -> usize {
-        let status: Value = serde_json::from_str(&self.line.asked(&["status", "--json"]).well()).unwrap();
-        let number = status["counters"]["listeners"]["listener-1"][name].as_u64().unwrap();
-        usize::try_from(number).unwrap()
-    }
-
-    /// The old generation is the head again, and hands over in turn: so many connections go with that.
-    fn assert_recalled(&self, mark: usize, carries: usize) {
-        let line = &self.line;
-        line.put_real();
-        line.wait_since(mark, "serving again", |record| record.is(1, "serving draining"));
-        line.assert_serves();
-        let recalled = line.mark();
-        line.signal(1, Signal::SIGHUP);
-        let taken = line.wait_since(recalled, "a takeover", |record| record.is(2, "took over"));
-        assert_eq!(taken.field("taken"), Some(&*carries.to_string()), "{}", line.text());
-        assert_eq!(exit_code(line.first_pid()), 0);
-    }
-}
-
-fn is_end(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
-}
-
-/// Waits until a process has done all that it can do.
-fn asleep(pid: u32) {
-    assert_becomes(&true, || is_asleep(pid).unwrap());
 }
 
 fn kill(pid: u32) {
