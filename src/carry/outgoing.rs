@@ -135,7 +135,9 @@ impl Outgoing {
                 Ok(Packet::End) => break,
                 Err(error) => {
                     tracing::error!(reason = %error, "the successor's answers cannot be read: {error}");
-                    break;
+                    // It may have taken those that wait: they go on waiting, and no others come.
+                    self.lock().has_ended = true;
+                    return;
                 }
             };
             // Whose answer it was is not known; that connection waits for the end.

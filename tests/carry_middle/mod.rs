@@ -125,6 +125,25 @@ fn what_is_lost_with_a_successor_is_said_in_full_also_where_a_service_manager_me
 }
 
 #[test]
+fn a_predecessor_that_cannot_read_what_it_is_answered_does_not_touch_what_it_has_sent() {
+    for kind in KINDS {
+        let mut scene = Scene::set(kind, SOME, &["--drain-timeout", "2s"]);
+        let successor = scene.hold_before_carry();
+        scene.send();
+        freeze(scene.line.first_pid());
+        thaw(successor);
+        scene.line.wait_for(2, "serving draining");
+        asleep(successor);
+        let _tracer = Tracer::attach(&scene.line, scene.line.first_pid(), &["-e", "inject=recvfrom:error=EIO:when=1"]);
+        thaw(scene.line.first_pid());
+        scene.line.wait_for(1, "the successor's answers cannot be read");
+        assert_eq!(exit_code(scene.line.first_pid()), 0);
+        assert_eq!(scene.heard(), AT_ONCE, "{kind:?}\n{}", scene.line.text());
+        scene.line.assert_serves();
+    }
+}
+
+#[test]
 fn what_a_predecessor_that_dies_had_sent_goes_on_in_the_successor_answered_or_not() {
     for (kind, is_answered) in cases([false, true]) {
         let mut scene = Scene::set(kind, SOME, &[]);
