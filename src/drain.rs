@@ -21,10 +21,16 @@ pub(crate) struct Drain {
     told_after_carry: CancellationToken,
     cut: CancellationToken,
     connections: TaskTracker,
-    /// How many there were when the drain began, how many came after that, and how many of both were cut: the report.
+    /// How many there were when the drain began, and what became of it since: the report.
     at_start: usize,
-    late: Arc<AtomicUsize>,
-    at_cut: usize,
+    tally: Arc<Tally>,
+}
+
+/// Counts since the drain began. They say nothing of other memory, so no access to them is ordered.
+#[derive(Debug, Default)]
+struct Tally {
+    came: AtomicUsize,
+    cut: AtomicUsize,
 }
 
 /// What becomes of a connection in a drain.
@@ -51,14 +57,14 @@ impl Drain {
             Way::Carry => &self.told_after_carry,
         };
         let watch = DrainWatch { told: told.clone(), cut: self.cut.clone() };
-        DrainEntry { watch, connections: self.connections.clone(), late: Arc::clone(&self.late) }
+        DrainEntry { watch, connections: self.connections.clone(), tally: Arc::clone(&self.tally) }
     }
 
     /// Tells every connection at once, other than those that may be carried: these are told by [`Drain::tell_the_rest`].
     pub(crate) fn begin(&mut self) {
         self.at_start = self.connections.len();
-        self.late.store(0, Ordering::Relaxed);
-        self.at_cut = 0;
+        self.tally.came.store(0, Ordering::Relaxed);
+        self.tally.cut.store(0, Ordering::Relaxed);
         self.connections.close();
         self.told.cancel();
     }
@@ -74,8 +80,7 @@ impl Drain {
     }
 
     /// Cuts what is left; [`Drain::drained`] tells when it is gone.
-    pub(crate) fn cut(&mut self) {
-        self.at_cut = self.connections.len();
+    pub(crate) fn cut(&self) {
         self.cut.cancel();
     }
 
@@ -93,8 +98,11 @@ impl Drain {
     /// How the connections ended that were there when the drain began or came after that, of which so many were `carried`.
     #[must_use]
     pub(crate) fn report(&self, carried: usize) -> DrainReport {
-        let all = self.at_start + self.late.load(Ordering::Relaxed);
-        DrainReport { ended: all.saturating_sub(self.at_cut + carried), carried, cut: self.at_cut }
+        let all = self.at_start + self.tally.came.load(Ordering::Relaxed);
+        // What is cut and still there has not heard of it.
+        let left = if self.cut.is_cancelled() { self.connections.len() } else { 0 };
+        let cut = self.tally.cut.load(Ordering::Relaxed) + left;
+        DrainReport { ended: all.saturating_sub(cut + carried), carried, cut }
     }
 }
 
@@ -103,7 +111,7 @@ impl Drain {
 pub(crate) struct DrainEntry {
     watch: DrainWatch,
     connections: TaskTracker,
-    late: Arc<AtomicUsize>,
+    tally: Arc<Tally>,
 }
 
 impl DrainEntry {
@@ -112,9 +120,9 @@ impl DrainEntry {
     pub(crate) fn admit(&self) -> (DrainWatch, DrainGuard) {
         if self.connections.is_closed() {
             // From the predecessor, which carries it here, on its way to our successor.
-            self.late.fetch_add(1, Ordering::Relaxed);
+            self.tally.came.fetch_add(1, Ordering::Relaxed);
         }
-        (self.watch.clone(), DrainGuard { _counted: self.connections.token() })
+        (self.watch.clone(), DrainGuard { _counted: self.connections.token(), tally: Arc::clone(&self.tally) })
     }
 }
 
@@ -137,9 +145,14 @@ impl DrainWatch {
         self.told.is_cancelled()
     }
 
-    /// Runs a connection to its end, or until it is cut: `None`.
-    pub(crate) fn unless_cut<F: Future>(&self, connection: F) -> impl Future<Output = Option<F::Output>> {
-        self.cut.run_until_cancelled(connection)
+    /// Runs a connection to its end, or until it is cut: `None`. Even if that has been it is polled once before: one that is to be
+    /// reset when it is cut has begun then.
+    pub(crate) async fn unless_cut<F: Future>(&self, connection: F) -> Option<F::Output> {
+        tokio::select! {
+            biased;
+            done = connection => Some(done),
+            () = self.cut.cancelled() => None,
+        }
     }
 }
 
@@ -147,6 +160,14 @@ impl DrainWatch {
 #[derive(Debug)]
 pub(crate) struct DrainGuard {
     _counted: TaskTrackerToken,
+    tally: Arc<Tally>,
+}
+
+impl DrainGuard {
+    /// It was cut.
+    pub(crate) fn cut(self) {
+        self.tally.cut.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// How the connections of a drain ended.
@@ -177,8 +198,9 @@ mod tests {
         }
         let (watch, guard) = drain.entry(Way::End).admit();
         let deaf = tokio::spawn(async move {
-            let _guard = guard;
-            watch.unless_cut(std::future::pending::<()>()).await
+            let cut = watch.unless_cut(std::future::pending::<()>()).await;
+            guard.cut();
+            cut
         });
         drain.begin();
         while obedient.join_next().await.is_some() {}

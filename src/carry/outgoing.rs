@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::packet::{self, Answer, Head, PACKET_MAX};
 use super::parcel::Parcel;
@@ -21,11 +22,18 @@ use crate::net::{Peer, Stream};
 use crate::sys;
 use crate::sys::socket::Packet;
 
+/// How often a connection is sent that the kernel has no room for, and how long after one another: a second in all. By then it would
+/// have been at a stop for too long.
+const TRIES: usize = 100;
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// The predecessor's end.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     socket: AsyncFd<OwnedFd>,
     waiting: Mutex<Waiting>,
+    /// Nothing more goes out.
+    closed: CancellationToken,
 }
 
 /// Those that wait for an answer.
@@ -33,8 +41,6 @@ pub(crate) struct Outgoing {
 struct Waiting {
     next: u64,
     answers: HashMap<u64, oneshot::Sender<Answer>>,
-    /// Nobody answers any more.
-    has_ended: bool,
 }
 
 /// A connection on its way.
@@ -54,7 +60,7 @@ pub(crate) enum Verdict {
     Taken,
     /// It is not, and will not be; why.
     Refused(String),
-    /// It is not: there is no successor any more that could take it.
+    /// It is not: there is no successor any more that could take it, or none that takes any.
     Alone,
 }
 
@@ -62,16 +68,22 @@ impl Outgoing {
     /// Must be called in a tokio runtime, which has to live as long as this.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         let socket = sys::fd::watch(socket, Interest::READABLE | Interest::WRITABLE)?;
-        Ok(Self { socket, waiting: Mutex::default() })
+        Ok(Self { socket, waiting: Mutex::default(), closed: CancellationToken::new() })
+    }
+
+    /// Sends nothing any more. What has been sent is waited for; what has not is nobody else's.
+    pub(crate) fn close(&self) {
+        self.closed.cancel();
     }
 
     /// Hands a connection over. The stream must not be touched meanwhile, nor the parcel's descriptors; nor after
-    /// [`Verdict::Taken`], other than by closing them. Not cancel safe: when it is dropped, nobody knows whose it is.
+    /// [`Verdict::Taken`], other than by closing them. Not cancel safe: when it is dropped, nobody knows whose it is; but after
+    /// [`Outgoing::close`] it is over at once, unless the connection has been sent.
     pub(crate) async fn hand_over(&self, departing: &Departing<'_>) -> Verdict {
         let Departing { listener, peer, age, stream, parcel } = departing;
         let (id, answer) = {
             let mut waiting = self.lock();
-            if waiting.has_ended {
+            if self.closed.is_cancelled() {
                 return Verdict::Alone;
             }
             let (sender, answer) = oneshot::channel();
@@ -93,7 +105,12 @@ impl Outgoing {
         let packet = packet::connection(&head, &parcel.bytes);
         let descriptors: Vec<BorrowedFd<'_>> =
             [stream.as_fd()].into_iter().chain(parcel.descriptors.iter().map(AsFd::as_fd)).collect();
-        match self.send(&packet, &descriptors).await {
+        let sent = tokio::select! {
+            biased;
+            () = self.closed.cancelled() => Err(io::ErrorKind::BrokenPipe.into()),
+            sent = self.send(&packet, &descriptors) => sent,
+        };
+        match sent {
             Ok(()) => match answer.await {
                 Ok(Answer::Taken) => Verdict::Taken,
                 Ok(Answer::Refused(why)) => Verdict::Refused(why),
@@ -136,16 +153,15 @@ impl Outgoing {
                 Err(error) => {
                     tracing::error!(reason = %error, "the successor's answers cannot be read: {error}");
                     // It may have taken those that wait: they go on waiting, and no others come.
-                    self.lock().has_ended = true;
-                    return;
+                    return self.close();
                 }
             };
             // Whose answer it was is not known; that connection waits for the end.
             tracing::warn!(reason = why, "the successor's answer to a connection is none: {why}");
         }
-        let mut waiting = self.lock();
-        waiting.has_ended = true;
-        waiting.answers.clear();
+        // In this order: whoever is not let in any more is in nobody's way, and whoever was hears it.
+        self.close();
+        self.lock().answers.clear();
     }
 
     async fn send(&self, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -153,6 +169,12 @@ impl Outgoing {
             return Err(Errno::EMSGSIZE.into());
         }
         let send = |socket: &OwnedFd| sys::socket::send_with_descriptors(socket.as_fd(), packet, descriptors);
+        for _ in 0..TRIES {
+            match self.socket.async_io(Interest::WRITABLE, send).await {
+                Err(error) if will_pass(&error) => tokio::time::sleep(PAUSE).await,
+                sent => return sent,
+            }
+        }
         self.socket.async_io(Interest::WRITABLE, send).await
     }
 
@@ -160,4 +182,11 @@ impl Outgoing {
         // Nothing panics while it is held; if something did, it would still be whole.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the kernel would have sent it at another time, unix(7): there was no memory, or this user has too many descriptors on
+/// their way.
+fn will_pass(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ENOBUFS | Errno::ENOMEM | Errno::ETOOMANYREFS))
 }

@@ -77,9 +77,12 @@ impl<S: Service> Connections<S> {
         self.0.leaving.wait().await;
     }
 
-    /// To whom they are carried from now on; none: to nobody.
+    /// To whom they are carried from now on; none: to nobody, and those that wait to be sent stay.
     pub(super) fn carry_to(&self, successor: Option<Arc<Outgoing>>) {
-        *self.0.successor.lock().unwrap_or_else(PoisonError::into_inner) = successor;
+        let mut current = self.0.successor.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = std::mem::replace(&mut *current, successor) {
+            last.close();
+        }
     }
 
     /// Serves one connection in a task of its own, which the drain counts and waits for. Must be called in a tokio runtime.
@@ -137,7 +140,11 @@ impl<S: Service> Connections<S> {
                 Ending::Finished { .. } | Ending::Broken(_) if is_told => End::Drained,
                 Ending::Finished { .. } | Ending::Broken(_) => End::Served,
             });
-            drop((ending, asking, guard));
+            let is_cut = matches!(ending, Ending::Cut);
+            drop((ending, asking));
+            if is_cut {
+                guard.cut();
+            }
         });
     }
 }

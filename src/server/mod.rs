@@ -294,6 +294,8 @@ impl<S: Service> Server<S> {
     /// Cuts the connections that are left.
     pub(crate) fn cut(&mut self) {
         self.stop_taking.cancel();
+        // First, so that none is given up any more, and none that was is cut as if it were on its way.
+        self.end_carry();
         self.drain.cut();
     }
 

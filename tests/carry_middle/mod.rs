@@ -6,6 +6,7 @@
 
 mod scene;
 
+use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 
 use nix::sys::signal::Signal;
@@ -179,6 +180,39 @@ fn a_predecessor_that_is_cut_in_the_middle_ends_at_once_and_what_it_had_sent_goe
         thaw(successor);
         assert_eq!(scene.heard(), AT_ONCE, "{kind:?} {signals:?}\n{}", scene.line.text());
         scene.line.assert_serves();
+    }
+}
+
+#[test]
+fn a_predecessor_that_is_cut_resets_whom_it_could_not_send() {
+    let mut scene = Scene::set(Kind::Proxy, 10, &LONG_DRAIN);
+    let pid = scene.line.first_pid();
+    // The first of each thread: the main one's is the offer.
+    let tracer = Tracer::attach(&scene.line, pid, &["-f", "-e", "inject=sendmsg:error=ENOBUFS:when=2+"]);
+    scene.line.signal(1, Signal::SIGHUP);
+    scene.line.wait_for(1, "ending=\"carried\"");
+    scene.line.signal(1, Signal::SIGQUIT);
+    assert_eq!(exit_code(pid), 0);
+    // It follows the successor as well.
+    tracer.detach();
+    let ends: Vec<_> =
+        scene.clients.iter_mut().map(|client| client.echo(b"after").map_err(|error| error.kind())).collect();
+    let count = |what| ends.iter().filter(|end| **end == what).count();
+    assert_eq!([count(Ok(())), count(Err(ErrorKind::ConnectionReset))], [1, 9], "{ends:?}\n{}", scene.line.text());
+    scene.line.wait_for(1, "has ended ended=0 carried=1 cut=9");
+}
+
+#[test]
+fn connections_that_the_kernel_has_no_room_for_are_sent_again() {
+    for kind in KINDS {
+        let mut scene = Scene::set(kind, 5, &[]);
+        let pid = scene.line.first_pid();
+        let tracer = Tracer::attach(&scene.line, pid, &["-f", "-e", "inject=sendmsg:error=ETOOMANYREFS:when=2..9"]);
+        scene.line.signal(1, Signal::SIGHUP);
+        assert_eq!(exit_code(pid), 0);
+        tracer.detach();
+        scene.line.wait_for(1, "has ended ended=0 carried=5 cut=0");
+        scene.clients.iter_mut().for_each(|client| client.echo(b"after").unwrap());
     }
 }
 
