@@ -76,6 +76,11 @@ impl Outgoing {
         self.closed.cancel();
     }
 
+    /// Waits until nothing is sent any more. Cancel safe.
+    pub(crate) async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
+
     /// Hands a connection over. The stream must not be touched meanwhile, nor the parcel's descriptors; nor after
     /// [`Verdict::Taken`], other than by closing them. Not cancel safe: when it is dropped, nobody knows whose it is; but after
     /// [`Outgoing::close`] it is over at once, unless the connection has been sent.

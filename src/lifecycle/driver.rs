@@ -66,6 +66,8 @@ pub(super) struct Driver<P> {
     pub(super) to_successor: Option<OwnedFd>,
     /// Whether it is known that the successor takes no more.
     pub(super) is_alone: bool,
+    /// Whether a successor is to be started when all connections have been taken over that are on their way here.
+    pub(super) is_start_due: bool,
     /// Places in `listeners` where nobody will accept after us: the successor has given them up, or we are rolled back
     /// and the predecessor never had them.
     pub(super) given_up: Vec<usize>,
@@ -91,6 +93,7 @@ pub(super) struct Driver<P> {
 enum Heard {
     Event(Event),
     CarryEnd(CarryEnd),
+    TakenOver,
     Predecessor(PredecessorEvent),
     Successor(SuccessorEvent),
     Asked(Request, Answer),
@@ -134,6 +137,7 @@ impl<P: Plane> Driver<P> {
             successor: None,
             to_successor: None,
             is_alone: false,
+            is_start_due: false,
             given_up: Vec::new(),
             control_ends: false,
             failure: None,
@@ -219,6 +223,7 @@ impl<P: Plane> Driver<P> {
                 () = at(self.deadlines.bake) => Heard::Event(Event::BakeOver),
                 () = at(self.deadlines.drain) => Heard::Event(Event::DrainExpired),
                 end = self.plane.carry_ended(), if is_retiring && !self.is_alone => Heard::CarryEnd(end),
+                () = self.plane.taken_over(), if self.is_start_due => Heard::TakenOver,
                 () = at(self.deadlines.carry) => Heard::Event(Event::CarryEnded),
                 () = self.plane.drained(), if may_be_drained => Heard::Event(Event::Drained),
                 (request, answer) = self.control.next() => Heard::Asked(request, answer),
@@ -228,6 +233,10 @@ impl<P: Plane> Driver<P> {
             let event = match heard {
                 Heard::Event(event) => Some(event),
                 Heard::CarryEnd(end) => self.carry_ended(end),
+                Heard::TakenOver => {
+                    self.taken_over();
+                    self.pending.pop_front()
+                }
                 Heard::Predecessor(event) => self.heard_predecessor(event),
                 Heard::Successor(event) => self.heard_successor(event).await,
                 Heard::Asked(request, answer) => self.asked(request, answer),

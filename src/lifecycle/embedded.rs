@@ -291,6 +291,12 @@ impl Plane for Embedded {
         Ok(())
     }
 
+    fn is_taking_over(&self) -> bool {
+        false
+    }
+
+    async fn taken_over(&self) {}
+
     fn drain(&mut self, _successor: Option<OwnedFd>) {
         self.asked.send_replace(Phase::Draining);
     }

@@ -54,7 +54,8 @@ impl<P: Plane> Driver<P> {
             return None;
         }
         let limit = options.timeout_ms.map(Duration::from_millis);
-        let longest = self.config.ready_timeout + self.config.bake;
+        let carry = if self.is_start_to_wait() { self.config.drain_timeout } else { Duration::ZERO };
+        let longest = carry + self.config.ready_timeout + self.config.bake;
         let within = limit.map_or(longest, |limit| limit.min(longest));
         answer.send(Reply::Started { successor: self.generation.next(), within_ms: milliseconds(within) });
         self.deadlines.given = limit.and_then(deadline);
@@ -121,16 +122,43 @@ impl<P: Plane> Driver<P> {
         }
     }
 
+    /// Whether with a successor there would be too many generations, and connections are still on their way from those: when it has
+    /// taken over, the oldest is cut.
+    fn is_start_to_wait(&self) -> bool {
+        self.plane.is_taking_over() && self.predecessors.count() + 1 >= self.config.max_generations.get()
+    }
+
+    /// Starts a successor, as soon as that may be.
     pub(super) fn start_successor(&mut self) {
-        let generation = self.generation.next();
-        self.deadlines.ready = deadline(self.config.ready_timeout);
-        let program = self.program.path().display();
-        tracing::info!(successor = %generation, %program, "starting a successor: generation {generation}");
         let status = self.status().to_string();
         if let Some(head) = &mut self.head {
             // An operator's command waits for the outcome itself, and systemd for the command.
             if self.reload.is_some() { head.say(status) } else { head.reloading(status) }
         }
+        self.is_start_due = self.is_start_to_wait();
+        if self.is_start_due {
+            tracing::info!(
+                "the handoff waits for the connections that are still taken over: one generation more is too many"
+            );
+        } else {
+            self.launch_successor();
+        }
+    }
+
+    /// All connections have been taken over that were on their way: starts the successor that has waited for that.
+    pub(super) fn taken_over(&mut self) {
+        self.is_start_due = false;
+        // Whoever waited may have been told to stop.
+        if matches!(self.state, State::HandingOff { .. }) {
+            self.launch_successor();
+        }
+    }
+
+    fn launch_successor(&mut self) {
+        let generation = self.generation.next();
+        self.deadlines.ready = deadline(self.config.ready_timeout);
+        let program = self.program.path().display();
+        tracing::info!(successor = %generation, %program, "starting a successor: generation {generation}");
         let (program, listeners, predecessors) = (&self.program, &self.listeners, &self.predecessors);
         let (init, slot) = (self.init.as_ref(), &mut self.slot);
         let started = Successor::start(&mut Bequest { program, generation, listeners, predecessors, init, slot });

@@ -32,6 +32,12 @@ pub(crate) trait Plane: Send + 'static {
     /// Takes over what the predecessor carries here.
     fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error>;
 
+    /// Whether a predecessor still carries connections here.
+    fn is_taking_over(&self) -> bool;
+
+    /// Waits until none does. Cancel safe.
+    fn taken_over(&self) -> impl Future<Output = ()> + Send;
+
     /// Tells every connection to come to an end, but for those that are carried to a `successor`.
     fn drain(&mut self, successor: Option<OwnedFd>);
 
@@ -86,6 +92,14 @@ impl<S: Service> Plane for Server<S> {
 
     fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {
         self.take_over(channel)
+    }
+
+    fn is_taking_over(&self) -> bool {
+        self.is_taking_over()
+    }
+
+    async fn taken_over(&self) {
+        self.taken_over().await;
     }
 
     fn drain(&mut self, successor: Option<OwnedFd>) {

@@ -77,6 +77,8 @@ pub(crate) struct Server<S> {
 impl<S: Service> Server<S> {
     /// Serves nothing yet.
     pub(crate) fn new(service: S, workers: Workers, config: Config) -> Self {
+        let taking = TaskTracker::new();
+        taking.close();
         let limits = config.listeners.limits().into_iter();
         let places = limits.map(|(name, limit)| (name, Arc::new(Places::new(limit))));
         Self {
@@ -91,7 +93,7 @@ impl<S: Service> Server<S> {
             names: BTreeSet::new(),
             carrying: JoinSet::new(),
             carry_ended: None,
-            taking: TaskTracker::new(),
+            taking,
             stop_taking: CancellationToken::new(),
             config,
         }
@@ -104,7 +106,6 @@ impl<S: Service> Server<S> {
     pub(crate) fn accept(&mut self, listeners: &[Listener]) -> Result<(), Error> {
         self.drain.resume();
         self.end_carry();
-        self.taking.reopen();
         if self.stop_taking.is_cancelled() {
             self.stop_taking = CancellationToken::new();
         }
@@ -210,12 +211,21 @@ impl<S: Service> Server<S> {
         Ok(())
     }
 
+    /// Whether a predecessor still carries connections here.
+    pub(crate) fn is_taking_over(&self) -> bool {
+        !self.taking.is_empty()
+    }
+
+    /// Waits until none does. Cancel safe.
+    pub(crate) async fn taken_over(&self) {
+        self.taking.wait().await;
+    }
+
     /// Tells every connection to come to an end, but for those that are carried, if there is a channel to a `successor`: these
     /// are asked, one after another, to be given up. Without one nothing more is taken over from a predecessor either.
     pub(crate) fn drain(&mut self, successor: Option<OwnedFd>) {
         self.census.values().for_each(Census::begin_drain);
         self.drain.begin();
-        self.taking.close();
         let outgoing = successor.and_then(|channel| match Outgoing::new(channel) {
             Ok(outgoing) => Some(Arc::new(outgoing)),
             Err(error) => {
@@ -231,7 +241,7 @@ impl<S: Service> Server<S> {
         self.connections.carry_to(Some(Arc::clone(&outgoing)));
         let turns = Arc::clone(self.connections.turns());
         turns.begin();
-        let taking = self.taking.clone();
+        let (taking, connections) = (self.taking.clone(), self.connections.clone());
         let (ended, carry_ended) = watch::channel(None);
         self.carry_ended = Some(carry_ended);
         self.carrying.spawn(async move {
@@ -240,9 +250,15 @@ impl<S: Service> Server<S> {
                 taking.wait().await;
                 turns.all_went().await;
             };
+            // Or nobody else is to be sent: then the channel ends with the last answer.
+            let called_off = async {
+                outgoing.closed().await;
+                connections.settled().await;
+            };
             let end = tokio::select! {
                 () = outgoing.answers() => CarryEnd::Alone,
                 () = all_went => CarryEnd::AllWent,
+                () = called_off => CarryEnd::AllWent,
             };
             ended.send_replace(Some(end));
         });
@@ -271,7 +287,7 @@ impl<S: Service> Server<S> {
     fn end_carry(&mut self) {
         self.connections.carry_to(None);
         self.connections.turns().end();
-        // The task goes on until the successor's end: whoever has been sent waits for what it says.
+        // The task goes on until whoever has been sent has heard what the successor says.
         self.carry_ended = None;
     }
 

@@ -217,6 +217,46 @@ fn connections_that_the_kernel_has_no_room_for_are_sent_again() {
 }
 
 #[test]
+fn a_handoff_that_would_cut_a_carry_waits_until_it_is_over() {
+    for kind in KINDS {
+        let mut scene = Scene::set(kind, SOME, &["--max-generations", "2"]);
+        let successor = scene.hold_before_carry();
+        scene.send();
+        let first = scene.line.first_pid();
+        freeze(first);
+        thaw(successor);
+        scene.line.wait_for(2, "serving draining");
+        scene.line.put_real();
+        scene.line.signal(2, Signal::SIGHUP);
+        scene.line.wait_for(2, "the handoff waits");
+        thaw(first);
+        scene.line.wait_for(3, &format!("took over {SOME} connections, and refused 0"));
+        assert_eq!([exit_code(first), exit_code(successor)], [0, 0]);
+        assert_eq!(scene.heard(), SOME, "{kind:?}\n{}", scene.line.text());
+    }
+}
+
+#[test]
+fn a_line_that_is_told_to_stop_when_a_handoff_waits_ends_without_it() {
+    let mut scene = Scene::set(Kind::Echo, SOME, &["--max-generations", "2"]);
+    let successor = scene.hold_before_carry();
+    scene.send();
+    let first = scene.line.first_pid();
+    freeze(first);
+    thaw(successor);
+    scene.line.wait_for(2, "serving draining");
+    scene.line.signal(2, Signal::SIGHUP);
+    scene.line.wait_for(2, "the handoff waits");
+    scene.line.signal(2, Signal::SIGTERM);
+    scene.line.wait_for(2, "draining why=\"stopping\"");
+    thaw(first);
+    scene.assert_all_end_in_order();
+    assert_eq!([exit_code(first), exit_code(successor)], [0, 0]);
+    scene.line.wait_for_end();
+    assert_eq!(scene.line.count("starting a successor"), 1);
+}
+
+#[test]
 fn a_predecessor_that_is_told_to_stop_in_the_middle_carries_the_rest_as_well_and_ends() {
     for kind in KINDS {
         let mut scene = Scene::set(kind, SOME, &[]);
