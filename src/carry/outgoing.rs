@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -49,6 +50,8 @@ pub(crate) struct Departing<'a> {
     pub(crate) listener: &'a str,
     pub(crate) peer: Peer,
     pub(crate) age: Duration,
+    /// How many the listener may have at once.
+    pub(crate) max_connections: Option<NonZeroUsize>,
     pub(crate) stream: &'a Stream,
     pub(crate) parcel: &'a Parcel,
 }
@@ -85,7 +88,7 @@ impl Outgoing {
     /// [`Verdict::Taken`], other than by closing them. Not cancel safe: when it is dropped, nobody knows whose it is; but after
     /// [`Outgoing::close`] it is over at once, unless the connection has been sent.
     pub(crate) async fn hand_over(&self, departing: &Departing<'_>) -> Verdict {
-        let Departing { listener, peer, age, stream, parcel } = departing;
+        let Departing { listener, peer, age, max_connections, stream, parcel } = departing;
         let (id, answer) = {
             let mut waiting = self.lock();
             if self.closed.is_cancelled() {
@@ -105,6 +108,7 @@ impl Outgoing {
             received: stream.received(),
             sent: stream.sent(),
             peer_finished: stream.peer_has_finished(),
+            max_connections: *max_connections,
             format: parcel.format.clone(),
         };
         let packet = packet::connection(&head, &parcel.bytes);

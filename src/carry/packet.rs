@@ -4,6 +4,7 @@
 //! predecessor offers it, and a successor that does not speak it closes its end.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,9 @@ pub(crate) struct Head {
     pub(crate) sent: u64,
     /// Whether the client's end has been read.
     pub(crate) peer_finished: bool,
+    /// How many the listener might have at once; none if as many as came.
+    #[serde(default)]
+    pub(crate) max_connections: Option<NonZeroUsize>,
     /// The format of its parcel.
     pub(super) format: String,
 }
@@ -108,6 +112,7 @@ mod tests {
             received: 2,
             sent: u64::MAX,
             peer_finished: true,
+            max_connections: NonZeroUsize::new(9),
             format: "echo/1".to_owned(),
         }
     }

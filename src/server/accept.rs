@@ -45,7 +45,7 @@ impl<S: Service> Accepting<S> {
                 biased;
                 () = self.stop.cancelled() => return,
                 Some(beat) = self.beats.recv() => drop(beat),
-                accepted = next(&mut self.acceptor, self.places.as_deref(), &self.census, &mut place) => {
+                accepted = next(&mut self.acceptor, self.places.as_ref(), &self.census, &mut place) => {
                     self.admit(accepted, place.take());
                 }
             }
@@ -71,7 +71,7 @@ impl<S: Service> Accepting<S> {
 /// Waits until there is a place, if places are counted, and then for somebody to take it. Cancel safe.
 async fn next(
     acceptor: &mut Acceptor,
-    places: Option<&Places>,
+    places: Option<&Arc<Places>>,
     census: &[Census],
     place: &mut Option<Place>,
 ) -> Accepted {

@@ -2,8 +2,10 @@
 //!
 //! One that is given up is the successor's when that has taken it; else it is served again, from where it was given up.
 
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
+use std::num::NonZeroUsize;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,6 +30,8 @@ pub(super) struct Connections<S>(Arc<Shared<S>>);
 struct Shared<S> {
     service: S,
     first_request_grace: Duration,
+    /// How many connections a listener may have at once, where that is limited.
+    limits: HashMap<String, NonZeroUsize>,
     /// Whose turn it is to be carried, and to whom.
     turns: Arc<Turns>,
     successor: Mutex<Option<Arc<Outgoing>>>,
@@ -56,10 +60,10 @@ impl<S> Clone for Connections<S> {
 }
 
 impl<S: Service> Connections<S> {
-    pub(super) fn new(service: S, first_request_grace: Duration) -> Self {
+    pub(super) fn new(service: S, first_request_grace: Duration, limits: HashMap<String, NonZeroUsize>) -> Self {
         let (turns, successor, leaving) = (Arc::default(), Mutex::default(), TaskTracker::new());
         leaving.close();
-        Self(Arc::new(Shared { service, first_request_grace, turns, successor, leaving }))
+        Self(Arc::new(Shared { service, first_request_grace, limits, turns, successor, leaving }))
     }
 
     /// What is done with them.
@@ -191,6 +195,7 @@ impl<S> Shared<S> {
             listener: connection.listener(),
             peer: connection.peer(),
             age: counted.since().elapsed(),
+            max_connections: self.limits.get(connection.listener()).copied(),
             stream: &connection.stream,
             parcel,
         };

@@ -79,13 +79,13 @@ impl<S: Service> Server<S> {
     pub(crate) fn new(service: S, workers: Workers, config: Config) -> Self {
         let taking = TaskTracker::new();
         taking.close();
-        let limits = config.listeners.limits().into_iter();
-        let places = limits.map(|(name, limit)| (name, Arc::new(Places::new(limit))));
+        let limits = config.listeners.limits();
+        let places = limits.iter().map(|(name, limit)| (name.clone(), Arc::new(Places::new(*limit))));
         Self {
             workers,
             places: places.collect(),
             census: BTreeMap::new(),
-            connections: Connections::new(service, config.first_request_grace),
+            connections: Connections::new(service, config.first_request_grace, limits),
             drain: Drain::new(),
             stop: CancellationToken::new(),
             loops: JoinSet::new(),

@@ -5,12 +5,13 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// One of them, for as long as this lives.
-pub(super) type Place = OwnedSemaphorePermit;
+#[derive(Debug)]
+pub(super) struct Place(Arc<Places>);
 
 /// There are as many connections as there may be.
 #[derive(Debug)]
@@ -19,8 +20,10 @@ pub(super) struct Full;
 /// The places of one listener.
 #[derive(Debug)]
 pub(super) struct Places {
-    free: Arc<Semaphore>,
+    free: Semaphore,
     limit: usize,
+    /// How many there are more than places: the next that are given back are nobody's.
+    excess: AtomicUsize,
     /// It was seen that the listener is full, and nobody has taken a place since. Says nothing of other memory, so no access
     /// to it is ordered.
     full: AtomicBool,
@@ -30,30 +33,40 @@ impl Places {
     /// So many, or as many as can be counted.
     pub(super) fn new(limit: NonZeroUsize) -> Self {
         let limit = limit.get().min(Semaphore::MAX_PERMITS);
-        Self { free: Arc::new(Semaphore::new(limit)), limit, full: AtomicBool::new(false) }
+        Self { free: Semaphore::new(limit), limit, excess: AtomicUsize::new(0), full: AtomicBool::new(false) }
     }
 
     /// One that is free.
-    pub(super) fn try_take(&self) -> Option<Place> {
-        Arc::clone(&self.free).try_acquire_owned().ok().inspect(|_| self.taken())
+    pub(super) fn try_take(self: &Arc<Self>) -> Option<Place> {
+        self.free.try_acquire().ok().map(|permit| self.taken(permit))
     }
 
     /// One, as soon as one is free. Cancel safe, but for the turn.
-    pub(super) async fn take(&self) -> Option<Place> {
+    pub(super) async fn take(self: &Arc<Self>) -> Option<Place> {
         // It is never closed.
-        Arc::clone(&self.free).acquire_owned().await.ok().inspect(|_| self.taken())
+        self.free.acquire().await.ok().map(|permit| self.taken(permit))
     }
 
-    /// One for a connection that has come by another way, where there are so many. It is none if there is room and loops hold what
-    /// is free for those that they wait for: by as many the listener may have too many for a while.
+    /// One for a connection that is there already, and has come from a process where there are so many places, if they are counted.
+    /// Where there were no more than here it is one in any case, for all of them together become no more by it: who has been
+    /// accepted since must not be in its way. Else there has to be room, other than what loops hold for those that they wait for.
     ///
     /// # Errors
     /// When there is no room.
-    pub(super) fn try_take_beside(&self, connections: impl FnOnce() -> usize) -> Result<Option<Place>, Full> {
-        match self.try_take() {
-            None if connections() >= self.limit => Err(Full),
-            place => Ok(place),
+    pub(super) fn take_beside(
+        self: &Arc<Self>,
+        there: Option<NonZeroUsize>,
+        connections: impl FnOnce() -> usize,
+    ) -> Result<Place, Full> {
+        if let Some(place) = self.try_take() {
+            return Ok(place);
         }
+        let were_more = there.is_none_or(|there| there.get() > self.limit);
+        if were_more && connections() >= self.limit {
+            return Err(Full);
+        }
+        self.excess.fetch_add(1, Ordering::Relaxed);
+        Ok(Place(Arc::clone(self)))
     }
 
     /// Whether the listener is full with so many connections and was not before: true once until somebody takes a place, whoever
@@ -63,10 +76,23 @@ impl Places {
         !self.full.load(Ordering::Relaxed) && connections() >= self.limit && !self.full.swap(true, Ordering::Relaxed)
     }
 
-    fn taken(&self) {
+    fn taken(self: &Arc<Self>, permit: SemaphorePermit<'_>) -> Place {
+        // The place gives it back.
+        permit.forget();
         // Most often there is nothing to write, and all the threads can read at once.
         if self.full.load(Ordering::Relaxed) {
             self.full.store(false, Ordering::Relaxed);
+        }
+        Place(Arc::clone(self))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Self(places) = self;
+        let less = |excess: usize| excess.checked_sub(1);
+        if places.excess.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_err() {
+            places.free.add_permits(1);
         }
     }
 }
@@ -77,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_listener_fills_once_until_a_place_is_taken() {
-        let places = Places::new(NonZeroUsize::new(2).unwrap());
+        let places = Arc::new(Places::new(NonZeroUsize::new(2).unwrap()));
         let (first, second) = (places.try_take().unwrap(), places.try_take().unwrap());
         assert!(places.try_take().is_none());
         // With one of them somebody still waits for a client.
@@ -93,16 +119,28 @@ mod tests {
 
     #[test]
     fn what_loops_hold_for_nobody_is_room_for_one_that_is_there() {
-        let places = Places::new(NonZeroUsize::MIN);
-        assert!(matches!(places.try_take_beside(|| 0), Ok(Some(_))));
+        let places = Arc::new(Places::new(NonZeroUsize::MIN));
+        assert!(places.take_beside(None, || 0).is_ok());
         let _loops = places.try_take().unwrap();
-        assert!(matches!(places.try_take_beside(|| 0), Ok(None)));
-        assert!(places.try_take_beside(|| 1).is_err());
+        assert!(places.take_beside(None, || 0).is_ok());
+        for fewer in [None, NonZeroUsize::new(2)] {
+            assert!(places.take_beside(fewer, || 1).is_err());
+        }
+    }
+
+    #[test]
+    fn one_that_comes_from_where_there_are_no_more_places_always_has_one_and_those_before_it_leave_none() {
+        let places = Arc::new(Places::new(NonZeroUsize::MIN));
+        let mut all = vec![places.try_take().unwrap()];
+        all.extend([(); 3].map(|()| places.take_beside(Some(NonZeroUsize::MIN), || 1).unwrap()));
+        while all.pop().is_some() {
+            assert_eq!(places.try_take().is_some(), all.is_empty());
+        }
     }
 
     #[tokio::test]
     async fn whoever_has_waited_for_a_place_has_taken_it() {
-        let places = Places::new(NonZeroUsize::MIN);
+        let places = Arc::new(Places::new(NonZeroUsize::MIN));
         let place = places.try_take().unwrap();
         assert!(places.fills(|| 1));
         let (taken, ()) = tokio::join!(places.take(), async { drop(place) });

@@ -91,7 +91,7 @@ impl<S: Service> TakingOver<S> {
             Some(places) => {
                 let open = || door.census.iter().map(Census::open).sum();
                 let full = |_| format!("{} has as many connections as it may have", door.name);
-                places.try_take_beside(open).map_err(full)?
+                Some(places.take_beside(head.max_connections, open).map_err(full)?)
             }
             None => None,
         };
