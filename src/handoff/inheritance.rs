@@ -40,6 +40,8 @@ pub struct Inheritance {
     runtime_directory: Option<PathBuf>,
     /// For the channel to the successor: reserved now, while low numbers are free.
     pub(crate) slot: LowSlot,
+    /// How many connections may be carried here, by the name of their listener.
+    pub(crate) coming: Vec<(usize, String)>,
 }
 
 impl Inheritance {
@@ -85,7 +87,7 @@ impl Inheritance {
         let taken = counted.and_then(|_| take_from_predecessor(&environment, &mut descriptors, &channel));
         let taken = taken.and_then(|taken| {
             let inheritance = Self::new(&environment, taken.generation, taken.sockets)?;
-            Ok((inheritance, taken.draining, taken.init))
+            Ok((Self { coming: taken.coming, ..inheritance }, taken.draining, taken.init))
         });
         match taken {
             Ok((inheritance, draining, init)) => {
@@ -139,6 +141,7 @@ impl Inheritance {
             journal_stream,
             runtime_directory,
             slot,
+            coming: Vec::new(),
         })
     }
 }
@@ -149,6 +152,7 @@ struct Bequeathed {
     sockets: Vec<Passed>,
     draining: Draining,
     init: Option<Init>,
+    coming: Vec<(usize, String)>,
 }
 
 /// Takes what the predecessor passed: our ordinal, the sockets, the channels to those before it and to the init.
@@ -181,7 +185,8 @@ fn take_from_predecessor(
         draining.push((*generation, take(*descriptor)?));
     }
     let init = welcome.init.map(take).transpose()?.map(Init::inherited);
-    Ok(Bequeathed { generation, sockets: adopt(environment, descriptors, &welcome)?, draining, init })
+    let sockets = adopt(environment, descriptors, &welcome)?;
+    Ok(Bequeathed { generation, sockets, draining, init, coming: welcome.coming })
 }
 
 /// Tells the predecessor why this process cannot serve. If it does not hear, it has ended: nobody is left to be told.

@@ -84,6 +84,8 @@ pub(crate) struct Welcome {
     pub(crate) draining: Vec<(Generation, RawFd)>,
     /// The descriptor of the channel to the init, if there is one.
     pub(crate) init: Option<RawFd>,
+    /// How many connections there are that may be carried to it, by the name of their listener.
+    pub(crate) coming: Vec<(usize, String)>,
 }
 
 /// Whether a hangup waits to be acted on. However many come, they are one.
@@ -108,6 +110,9 @@ impl Message {
                 }
                 if let Some(descriptor) = welcome.init {
                     packet.line("INIT", descriptor);
+                }
+                for (count, listener) in &welcome.coming {
+                    packet.line("COMING", format_args!("{count} {listener}"));
                 }
             }
             Self::Committed(hangup) => packet.hangup(*hangup),
@@ -179,6 +184,9 @@ impl Message {
                     Some(descriptor) => Some(descriptor.parse().map_err(|_| format!("INIT={descriptor:?}"))?),
                     None => None,
                 };
+                while let Some((count, listener)) = fields.pair("COMING")? {
+                    welcome.coming.push((count, listener));
+                }
                 Self::Welcome(welcome)
             }
             "committed" => {
@@ -282,6 +290,7 @@ mod tests {
             bound: vec![(0, "127.0.0.1:0".parse().unwrap()), (2, "8:42 /run/a b.sock".parse().unwrap())],
             draining: vec![(Generation::FIRST, 7), (Generation::FIRST.next(), 8)],
             init: Some(9),
+            coming: vec![(3, "web".into()), (0, "admin".into())],
         };
         let report = Report {
             generation: Generation::FIRST,

@@ -38,6 +38,8 @@ pub(crate) struct Bequest<'a> {
     pub(crate) predecessors: &'a Predecessors,
     pub(crate) init: Option<&'a Init>,
     pub(crate) slot: &'a mut LowSlot,
+    /// How many connections there are that may be carried to it, by the name of their listener.
+    pub(crate) coming: Vec<(usize, String)>,
 }
 
 impl Bequest<'_> {
@@ -45,7 +47,8 @@ impl Bequest<'_> {
     fn launch(&mut self, channel: &Channel, theirs: OwnedFd) -> io::Result<()> {
         let listeners = self.listeners.passed_on();
         let mut passed: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
-        let mut welcome = Welcome { bound: bound(&listeners), ..Welcome::default() };
+        let coming = std::mem::take(&mut self.coming);
+        let mut welcome = Welcome { bound: bound(&listeners), coming, ..Welcome::default() };
         for (generation, older) in self.predecessors.channels() {
             welcome.draining.push((generation, number_of(passed.len())?));
             passed.push(older);

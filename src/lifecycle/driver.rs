@@ -104,9 +104,10 @@ enum Heard {
 
 impl<P: Plane> Driver<P> {
     /// Installs the signal handlers and adopts or binds the listeners. Nothing is accepted yet.
-    pub(super) fn start(config: Config, inheritance: Inheritance, plane: P) -> Result<Self, Error> {
+    pub(super) fn start(config: Config, inheritance: Inheritance, mut plane: P) -> Result<Self, Error> {
         let signals = Signals::install().map_err(Error::system("install signal handlers"))?;
-        let Inheritance { generation, sockets, predecessors, program, slot, init, .. } = inheritance;
+        let Inheritance { generation, sockets, predecessors, program, slot, init, coming, .. } = inheritance;
+        plane.expect(coming);
         let predecessors =
             Predecessors::connect(predecessors, generation).map_err(Error::system("watch the predecessor"))?;
         let prepare = || -> Result<_, Error> {

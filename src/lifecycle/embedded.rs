@@ -286,6 +286,14 @@ impl Plane for Embedded {
         false
     }
 
+    fn carries(&self) -> Vec<(usize, String)> {
+        Vec::new()
+    }
+
+    fn expect(&mut self, _coming: Vec<(usize, String)>) {}
+
+    fn expect_no_more(&mut self) {}
+
     fn take_over(&mut self, _channel: OwnedFd) -> Result<(), Error> {
         // Closed: the predecessor hears that nothing is taken.
         Ok(())

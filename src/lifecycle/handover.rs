@@ -95,6 +95,10 @@ impl<P: Plane> Driver<P> {
                 tracing::error!(reason = %error, "no operator will be heard: {error}");
             }
         }
+        if !self.plane.is_taking_over() {
+            // They were offered before this, if they are.
+            self.plane.expect_no_more();
+        }
         if self.generation != Generation::FIRST && self.last_handoff.is_none() {
             self.ended(self.generation, Outcome::Committed, None);
         }
@@ -161,7 +165,9 @@ impl<P: Plane> Driver<P> {
         tracing::info!(successor = %generation, %program, "starting a successor: generation {generation}");
         let (program, listeners, predecessors) = (&self.program, &self.listeners, &self.predecessors);
         let (init, slot) = (self.init.as_ref(), &mut self.slot);
-        let started = Successor::start(&mut Bequest { program, generation, listeners, predecessors, init, slot });
+        let coming = self.plane.carries();
+        let started =
+            Successor::start(&mut Bequest { program, generation, listeners, predecessors, init, slot, coming });
         match started {
             Ok(successor) => self.successor = Some(successor),
             Err(failure) => {

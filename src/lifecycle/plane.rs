@@ -29,6 +29,15 @@ pub(crate) trait Plane: Send + 'static {
     /// Whether it has connections that a successor could take over.
     fn can_carry(&self) -> bool;
 
+    /// How many connections a successor could take over, by the name of their listener.
+    fn carries(&self) -> Vec<(usize, String)>;
+
+    /// So many may be carried here: their places are kept for them. Comes before the first [`Plane::accept`].
+    fn expect(&mut self, coming: Vec<(usize, String)>);
+
+    /// No more will be.
+    fn expect_no_more(&mut self);
+
     /// Takes over what the predecessor carries here.
     fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error>;
 
@@ -88,6 +97,18 @@ impl<S: Service> Plane for Server<S> {
 
     fn can_carry(&self) -> bool {
         self.can_carry()
+    }
+
+    fn carries(&self) -> Vec<(usize, String)> {
+        self.carries()
+    }
+
+    fn expect(&mut self, coming: Vec<(usize, String)>) {
+        Self::expect(self, coming);
+    }
+
+    fn expect_no_more(&mut self) {
+        Self::expect_no_more(self);
     }
 
     fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {

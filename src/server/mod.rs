@@ -192,6 +192,28 @@ impl<S: Service> Server<S> {
         self.names.iter().any(|name| self.way(name) == Way::Carry)
     }
 
+    /// How many connections there are that can be carried, by the name of their listener.
+    pub(crate) fn carries(&self) -> Vec<(usize, String)> {
+        let carried = self.names.iter().filter(|name| self.way(name) == Way::Carry);
+        let open =
+            |name: &Arc<str>| self.census.iter().filter(|((_, of), _)| of == name).map(|(_, one)| one.open()).sum();
+        carried.map(|name| (open(name), name.to_string())).collect()
+    }
+
+    /// So many may be carried here: their places are kept for them. Comes before the first [`Server::accept`].
+    pub(crate) fn expect(&self, coming: Vec<(usize, String)>) {
+        for (count, listener) in coming {
+            if let Some(places) = self.places.get(&listener).filter(|_| self.way(&listener) == Way::Carry) {
+                places.keep(count);
+            }
+        }
+    }
+
+    /// No more will be.
+    pub(crate) fn expect_no_more(&self) {
+        self.places.values().for_each(|places| places.keep_no_more());
+    }
+
     /// Takes over what the predecessor carries here. Must be called in a tokio runtime.
     ///
     /// # Errors

@@ -22,6 +22,8 @@ pub(super) struct Full;
 pub(super) struct Places {
     free: Semaphore,
     limit: usize,
+    /// How many are kept for those that may be carried here.
+    kept: AtomicUsize,
     /// How many there are more than places: the next that are given back are nobody's.
     excess: AtomicUsize,
     /// It was seen that the listener is full, and nobody has taken a place since. Says nothing of other memory, so no access
@@ -33,7 +35,13 @@ impl Places {
     /// So many, or as many as can be counted.
     pub(super) fn new(limit: NonZeroUsize) -> Self {
         let limit = limit.get().min(Semaphore::MAX_PERMITS);
-        Self { free: Semaphore::new(limit), limit, excess: AtomicUsize::new(0), full: AtomicBool::new(false) }
+        Self {
+            free: Semaphore::new(limit),
+            limit,
+            kept: AtomicUsize::new(0),
+            excess: AtomicUsize::new(0),
+            full: AtomicBool::new(false),
+        }
     }
 
     /// One that is free.
@@ -58,6 +66,9 @@ impl Places {
         there: Option<NonZeroUsize>,
         connections: impl FnOnce() -> usize,
     ) -> Result<Place, Full> {
+        if lower(&self.kept) {
+            return Ok(Place(Arc::clone(self)));
+        }
         if let Some(place) = self.try_take() {
             return Ok(place);
         }
@@ -67,6 +78,17 @@ impl Places {
         }
         self.excess.fetch_add(1, Ordering::Relaxed);
         Ok(Place(Arc::clone(self)))
+    }
+
+    /// Keeps so many of those that are free for connections that may be carried here. There are no more in all for that, while
+    /// those are with another process: who waits in the queue waits for one that is free.
+    pub(super) fn keep(&self, count: usize) {
+        self.kept.fetch_add(self.free.forget_permits(count), Ordering::Relaxed);
+    }
+
+    /// Gives back what is kept and was not needed.
+    pub(super) fn keep_no_more(&self) {
+        self.free.add_permits(self.kept.swap(0, Ordering::Relaxed));
     }
 
     /// Whether the listener is full with so many connections and was not before: true once until somebody takes a place, whoever
@@ -90,11 +112,15 @@ impl Places {
 impl Drop for Place {
     fn drop(&mut self) {
         let Self(places) = self;
-        let less = |excess: usize| excess.checked_sub(1);
-        if places.excess.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_err() {
+        if !lower(&places.excess) {
             places.free.add_permits(1);
         }
     }
+}
+
+/// Makes a count less by one, unless it is nothing.
+fn lower(count: &AtomicUsize) -> bool {
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1)).is_ok()
 }
 
 #[cfg(test)]
@@ -136,6 +162,21 @@ mod tests {
         while all.pop().is_some() {
             assert_eq!(places.try_take().is_some(), all.is_empty());
         }
+    }
+
+    #[test]
+    fn what_is_kept_is_for_those_that_come_from_elsewhere_until_no_more_come() {
+        let places = Arc::new(Places::new(NonZeroUsize::new(3).unwrap()));
+        places.keep(2);
+        let _accepted = places.try_take().unwrap();
+        assert!(places.try_take().is_none());
+        let _carried = places.take_beside(None, || unreachable!("one is kept")).unwrap();
+        places.keep_no_more();
+        let _late = places.try_take().unwrap();
+        assert!(places.try_take().is_none());
+        places.keep(9);
+        places.keep_no_more();
+        assert!(places.try_take().is_none());
     }
 
     #[tokio::test]

@@ -77,6 +77,7 @@ impl<S: Service> TakingOver<S> {
             // There may be thousands of them, and others have something to do.
             tokio::task::yield_now().await;
         }
+        self.doors.values().filter_map(|door| door.places.as_ref()).for_each(|places| places.keep_no_more());
         if taken + refused > 0 {
             tracing::info!(taken, refused, "took over {taken} connections, and refused {refused}");
         }
