@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write;
 
 use nix::sys::signal::Signal;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 
 use crate::config_file::{put, serve};
@@ -230,6 +231,21 @@ fn carry_leaves_nobody_behind_where_the_limit_is_as_before_and_newcomers_wait_on
     all.truncate(2);
     late.iter_mut().for_each(|client| client.expect(b"late").unwrap());
     all.iter_mut().for_each(|client| client.echo(b"fourth").unwrap());
+}
+
+#[test]
+fn carry_needs_no_descriptor_of_a_predecessor_that_has_none_left() {
+    let line = serve(&format!("{CARRY}{}", echo("web")), &[]);
+    let mut clients = clients(&line, "web", 5);
+    let mut gate = Gate::before_successor(&line, "\"$@\"");
+    line.signal(1, Signal::SIGHUP);
+    gate.wait(&line);
+    let pid = Pid::from_raw(line.first_pid().cast_signed());
+    prlimit(pid, Resource::Nofile, Rlimit { current: Some(0), maximum: Some(0) }).unwrap();
+    gate.open();
+    assert_eq!(took_over(&line, 2), [5, 0]);
+    assert_eq!(line.exit_code(1), 0);
+    clients.iter_mut().for_each(|client| client.echo(b"second").unwrap());
 }
 
 #[test]

@@ -87,6 +87,8 @@ pub(crate) struct Successor {
     channel: Channel,
     program: PathBuf,
     process: Option<(u32, PidFd)>,
+    /// Both ends of a channel for connections, if there are any: made when there is room for it, not at the instant of the commit.
+    carrying: Option<(OwnedFd, OwnedFd)>,
     stage: Stage,
     inquiry: Inquiry,
 }
@@ -118,6 +120,14 @@ pub(crate) enum SuccessorEvent {
     Ended,
 }
 
+/// A channel to carry connections by: our end, and the successor's.
+fn carry_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = channel_pair()?;
+    // What is owed may be more than a queue has room for that some system has made small.
+    let _ = socket2::SockRef::from(&ours).set_send_buffer_size(CARRY_QUEUE);
+    Ok((ours, theirs))
+}
+
 /// How to end a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -137,6 +147,7 @@ impl Successor {
         let failed = |source| HandoffFailure::Fork { source };
         let (ours, theirs) = channel_pair().map_err(failed)?;
         let channel = Channel::new(ours).map_err(failed)?;
+        let carrying = if bequest.coming.is_empty() { None } else { Some(carry_pair().map_err(failed)?) };
         let started = bequest.launch(&channel, theirs).map_err(failed);
         // Whatever came of it: as long as we held a copy of the other end, we would not hear of a death.
         bequest.slot.clear().map_err(failed)?;
@@ -145,6 +156,7 @@ impl Successor {
             channel,
             program: bequest.program.path().to_owned(),
             process: None,
+            carrying,
             stage: Stage::Starting,
             inquiry: Inquiry::default(),
         })
@@ -200,19 +212,18 @@ impl Successor {
         self.tell(&Message::Counted(Box::new(counters)));
     }
 
-    /// Offers to carry our connections to it, in words of this version: our end of the channel to do so by, if it could be told.
-    /// One that is closed tells that it will not have them.
-    pub(crate) fn carry(&self, version: u32) -> Option<OwnedFd> {
-        let offered = channel_pair().and_then(|(ours, theirs)| {
-            // What is owed may be more than a queue has room for that some system has made small.
-            let _ = socket2::SockRef::from(&ours).set_send_buffer_size(CARRY_QUEUE);
-            match self.channel.pass(&Message::Carry { version }, theirs.as_fd()) {
-                // It is dead, which will be heard: nobody is told to come to an end for it.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ours),
-                passed => passed.map(|()| ours),
+    /// Offers to carry our connections to it, in words of this version: our end of the channel to do so by, if there are any and it
+    /// could be told. One that is closed tells that it will not have them.
+    pub(crate) fn carry(&mut self, version: u32) -> Option<OwnedFd> {
+        let (ours, theirs) = self.carrying.take()?;
+        match self.channel.pass(&Message::Carry { version }, theirs.as_fd()) {
+            // It is dead, which will be heard: nobody is told to come to an end for it.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                tracing::error!(reason = %error, "no connection can be carried: {error}");
+                None
             }
-        });
-        offered.inspect_err(|error| tracing::error!(reason = %error, "no connection can be carried: {error}")).ok()
+            Err(_) | Ok(()) => Some(ours),
+        }
     }
 
     /// Tells it that the line is its own.

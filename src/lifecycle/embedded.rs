@@ -282,10 +282,6 @@ impl Plane for Embedded {
     fn sweep(&mut self, _listeners: &[Listener]) {}
 
     /// What a server of one's own has of a connection nobody else can take over.
-    fn can_carry(&self) -> bool {
-        false
-    }
-
     fn carries(&self) -> Vec<(usize, String)> {
         Vec::new()
     }

@@ -181,7 +181,7 @@ impl<P: Plane> Driver<P> {
     pub(super) fn commit(&mut self, tell: impl FnOnce(&Successor)) {
         self.deadlines.bake = None;
         self.deadlines.given = None;
-        let Some(successor) = &self.successor else { return };
+        let Some(successor) = &mut self.successor else { return };
         let pid = successor.pid();
         if let (Some(pid_file), Some(pid)) = (&self.pid_file, pid) {
             if let Err(error) = pid_file.write(pid) {
@@ -198,7 +198,7 @@ impl<P: Plane> Driver<P> {
         }
         self.handoffs.succeeded += 1;
         // Before it hears that the line is its own: after that a successor of its own might read what is meant for it.
-        self.to_successor = self.plane.can_carry().then(|| successor.carry(carry::VERSION)).flatten();
+        self.to_successor = successor.carry(carry::VERSION);
         successor.counted(self.past.clone());
         tell(successor);
         let successor = self.generation.next();

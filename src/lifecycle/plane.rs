@@ -26,9 +26,6 @@ pub(crate) trait Plane: Send + 'static {
     /// Accepts what waits in the queues of listeners on which nobody will accept any more.
     fn sweep(&mut self, listeners: &[Listener]);
 
-    /// Whether it has connections that a successor could take over.
-    fn can_carry(&self) -> bool;
-
     /// How many connections a successor could take over, by the name of their listener.
     fn carries(&self) -> Vec<(usize, String)>;
 
@@ -93,10 +90,6 @@ impl<S: Service> Plane for Server<S> {
 
     fn sweep(&mut self, listeners: &[Listener]) {
         Self::sweep(self, listeners);
-    }
-
-    fn can_carry(&self) -> bool {
-        self.can_carry()
     }
 
     fn carries(&self) -> Vec<(usize, String)> {

@@ -187,11 +187,6 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Whether there are listeners whose connections can be carried.
-    pub(crate) fn can_carry(&self) -> bool {
-        self.names.iter().any(|name| self.way(name) == Way::Carry)
-    }
-
     /// How many connections there are that can be carried, by the name of their listener.
     pub(crate) fn carries(&self) -> Vec<(usize, String)> {
         let carried = self.names.iter().filter(|name| self.way(name) == Way::Carry);
