@@ -3,6 +3,7 @@
 //! Each load takes all of the machine, so they take turns. A test stops at the first handoff that somebody has noticed, and
 //! says what all of them met. How long answers took is printed; nothing is judged by the clock.
 
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -85,6 +86,11 @@ fn full_queues_and_half_closed_connections_lose_nothing_over_handoffs() {
     lines.into_iter().for_each(|line| drop(line.stop()));
 }
 
+/// One that comes again is there twice for an instant: it has heard the end of its first connection, which is not closed yet.
+fn assert_so_many_sockets(pid: u32, expected: &RangeInclusive<usize>) {
+    assert_becomes(&None, || Some(count(pid, "socket")).filter(|sockets| !expected.contains(sockets)));
+}
+
 #[test]
 fn nothing_is_leaked_over_a_thousand_handoffs() {
     const HANDOFFS: u64 = 1_000;
@@ -129,8 +135,7 @@ fn nothing_is_leaked_over_a_thousand_handoffs() {
         if (FIRST - 10..FIRST).contains(&number) {
             memory_then = memory_then.min(resident(line.pid));
         } else if number == FIRST {
-            let sockets = count(line.pid, "socket");
-            assert!(expected.contains(&sockets), "{sockets} are not {expected:?}");
+            assert_so_many_sockets(line.pid, &expected);
             held_then = Some((Holdings::of(line.pid), count(line.pid, "pipe"), born_with(line.pid)));
         } else if number > HANDOFFS - 10 {
             memory_now = memory_now.min(resident(line.pid));
@@ -139,8 +144,7 @@ fn nothing_is_leaked_over_a_thousand_handoffs() {
     if let Some((then, pipes_then, born_then)) = held_then.filter(|_| load.is_whole()) {
         println!("{expected:?} sockets; {memory_then} KiB and {pipes_then} ends of pipes after {FIRST} handoffs");
         println!("{memory_now} KiB and {} ends of pipes after {HANDOFFS}", count(line.pid, "pipe"));
-        let sockets = count(line.pid, "socket");
-        assert!(expected.contains(&sockets), "{sockets} are not {expected:?}");
+        assert_so_many_sockets(line.pid, &expected);
         assert_eq!(Holdings::of(line.pid), then);
         // The ordinal has two digits more, and so may some count.
         assert!(born_with(line.pid) <= born_then + 16, "the environment has grown from {born_then} bytes");
