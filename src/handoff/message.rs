@@ -84,7 +84,7 @@ pub(crate) struct Welcome {
     pub(crate) draining: Vec<(Generation, RawFd)>,
     /// The descriptor of the channel to the init, if there is one.
     pub(crate) init: Option<RawFd>,
-    /// How many connections there are that may be carried to it, by the name of their listener.
+    /// How many connections there are that may be carried to it, by the name of their listener, where their number is limited.
     pub(crate) coming: Vec<(usize, String)>,
 }
 

@@ -38,8 +38,9 @@ pub(crate) struct Bequest<'a> {
     pub(crate) predecessors: &'a Predecessors,
     pub(crate) init: Option<&'a Init>,
     pub(crate) slot: &'a mut LowSlot,
-    /// How many connections there are that may be carried to it, by the name of their listener.
-    pub(crate) coming: Vec<(usize, String)>,
+    /// How many connections there are that may be carried to it, by the name of their listener, where their number is limited; none
+    /// if there are none to be carried.
+    pub(crate) coming: Option<Vec<(usize, String)>>,
 }
 
 impl Bequest<'_> {
@@ -47,7 +48,7 @@ impl Bequest<'_> {
     fn launch(&mut self, channel: &Channel, theirs: OwnedFd) -> io::Result<()> {
         let listeners = self.listeners.passed_on();
         let mut passed: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
-        let coming = std::mem::take(&mut self.coming);
+        let coming = self.coming.take().unwrap_or_default();
         let mut welcome = Welcome { bound: bound(&listeners), coming, ..Welcome::default() };
         for (generation, older) in self.predecessors.channels() {
             welcome.draining.push((generation, number_of(passed.len())?));
@@ -147,7 +148,7 @@ impl Successor {
         let failed = |source| HandoffFailure::Fork { source };
         let (ours, theirs) = channel_pair().map_err(failed)?;
         let channel = Channel::new(ours).map_err(failed)?;
-        let carrying = if bequest.coming.is_empty() { None } else { Some(carry_pair().map_err(failed)?) };
+        let carrying = bequest.coming.as_ref().map(|_| carry_pair()).transpose().map_err(failed)?;
         let started = bequest.launch(&channel, theirs).map_err(failed);
         // Whatever came of it: as long as we held a copy of the other end, we would not hear of a death.
         bequest.slot.clear().map_err(failed)?;

@@ -282,8 +282,8 @@ impl Plane for Embedded {
     fn sweep(&mut self, _listeners: &[Listener]) {}
 
     /// What a server of one's own has of a connection nobody else can take over.
-    fn carries(&self) -> Vec<(usize, String)> {
-        Vec::new()
+    fn carries(&self) -> Option<Vec<(usize, String)>> {
+        None
     }
 
     fn expect(&mut self, _coming: Vec<(usize, String)>) {}

@@ -26,8 +26,9 @@ pub(crate) trait Plane: Send + 'static {
     /// Accepts what waits in the queues of listeners on which nobody will accept any more.
     fn sweep(&mut self, listeners: &[Listener]);
 
-    /// How many connections a successor could take over, by the name of their listener.
-    fn carries(&self) -> Vec<(usize, String)>;
+    /// How many connections a successor could take over, by the name of their listener, where their number is limited. None if it
+    /// can take over none.
+    fn carries(&self) -> Option<Vec<(usize, String)>>;
 
     /// So many may be carried here: their places are kept for them. Comes before the first [`Plane::accept`].
     fn expect(&mut self, coming: Vec<(usize, String)>);
@@ -92,7 +93,7 @@ impl<S: Service> Plane for Server<S> {
         Self::sweep(self, listeners);
     }
 
-    fn carries(&self) -> Vec<(usize, String)> {
+    fn carries(&self) -> Option<Vec<(usize, String)>> {
         self.carries()
     }
 

@@ -187,12 +187,17 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// How many connections there are that can be carried, by the name of their listener.
-    pub(crate) fn carries(&self) -> Vec<(usize, String)> {
-        let carried = self.names.iter().filter(|name| self.way(name) == Way::Carry);
-        let open =
-            |name: &Arc<str>| self.census.iter().filter(|((_, of), _)| of == name).map(|(_, one)| one.open()).sum();
-        carried.map(|name| (open(name), name.to_string())).collect()
+    /// How many connections there are that can be carried, by the name of their listener, where their number is limited. None if no
+    /// listener's can be.
+    pub(crate) fn carries(&self) -> Option<Vec<(usize, String)>> {
+        let mut carried = self.names.iter().filter(|name| self.way(name) == Way::Carry).peekable();
+        carried.peek()?;
+        let open = |name: &Arc<str>| {
+            let all = (0..self.workers.all().len()).filter_map(|worker| self.census.get(&(worker, Arc::clone(name))));
+            all.map(Census::open).sum()
+        };
+        let limited = carried.filter(|name| self.places.contains_key(&***name));
+        Some(limited.map(|name| (open(name), name.to_string())).collect())
     }
 
     /// So many may be carried here: their places are kept for them. Comes before the first [`Server::accept`].
