@@ -129,12 +129,7 @@ fn what_is_lost_with_a_successor_is_said_in_full_also_where_a_service_manager_me
 fn a_predecessor_that_cannot_read_what_it_is_answered_does_not_touch_what_it_has_sent() {
     for kind in KINDS {
         let mut scene = Scene::set(kind, SOME, &["--drain-timeout", "2s"]);
-        let successor = scene.hold_before_carry();
-        scene.send();
-        freeze(scene.line.first_pid());
-        thaw(successor);
-        scene.line.wait_for(2, "serving draining");
-        asleep(successor);
+        scene.take();
         let _tracer = Tracer::attach(&scene.line, scene.line.first_pid(), &["-e", "inject=recvfrom:error=EIO:when=1"]);
         thaw(scene.line.first_pid());
         scene.line.wait_for(1, "the successor's answers cannot be read");
@@ -220,12 +215,8 @@ fn connections_that_the_kernel_has_no_room_for_are_sent_again() {
 fn a_handoff_that_would_cut_a_carry_waits_until_it_is_over() {
     for kind in KINDS {
         let mut scene = Scene::set(kind, SOME, &["--max-generations", "2"]);
-        let successor = scene.hold_before_carry();
-        scene.send();
+        let successor = scene.take();
         let first = scene.line.first_pid();
-        freeze(first);
-        thaw(successor);
-        scene.line.wait_for(2, "serving draining");
         scene.line.put_real();
         scene.line.signal(2, Signal::SIGHUP);
         scene.line.wait_for(2, "the handoff waits");
@@ -239,12 +230,8 @@ fn a_handoff_that_would_cut_a_carry_waits_until_it_is_over() {
 #[test]
 fn a_line_that_is_told_to_stop_when_a_handoff_waits_ends_without_it() {
     let mut scene = Scene::set(Kind::Echo, SOME, &["--max-generations", "2"]);
-    let successor = scene.hold_before_carry();
-    scene.send();
+    let successor = scene.take();
     let first = scene.line.first_pid();
-    freeze(first);
-    thaw(successor);
-    scene.line.wait_for(2, "serving draining");
     scene.line.signal(2, Signal::SIGHUP);
     scene.line.wait_for(2, "the handoff waits");
     scene.line.signal(2, Signal::SIGTERM);
@@ -311,12 +298,7 @@ fn of_three_parts_a_successor_that_hangs_serves_on_what_it_had_and_what_it_was_s
     for kind in KINDS {
         // The first part is taken when it hangs, the second waits for it, and the third was not sent.
         let mut scene = Scene::set(kind, AT_ONCE + SOME, &["--drain-timeout", "2s"]);
-        let successor = scene.hold_before_carry();
-        scene.send();
-        freeze(scene.line.first_pid());
-        thaw(successor);
-        scene.line.wait_for(2, "serving draining");
-        asleep(successor);
+        let successor = scene.take();
         freeze(successor);
         thaw(scene.line.first_pid());
         assert_eq!(exit_code(scene.line.first_pid()), 0);

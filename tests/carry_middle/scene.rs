@@ -88,6 +88,18 @@ impl Scene {
         }
     }
 
+    /// Begins a handoff in which the predecessor has sent what may be on its way at once, and stands still; the successor has taken
+    /// all of that. Tells the successor's process id.
+    pub(super) fn take(&mut self) -> u32 {
+        let successor = self.hold_before_carry();
+        self.send();
+        freeze(self.line.first_pid());
+        thaw(successor);
+        self.line.wait_for(2, "serving draining");
+        asleep(successor);
+        successor
+    }
+
     /// How many clients hear all that they are owed, and are served on. All others hear an end: no byte is wrong.
     pub(super) fn heard(&mut self) -> usize {
         let hear = |(number, client): (usize, &mut Client)| {
