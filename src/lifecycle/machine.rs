@@ -111,7 +111,7 @@ pub(crate) enum Action {
     TakeTheLine,
     /// Tell the service manager that the service is up. It is told once in a line's life.
     NotifyReady,
-    /// Start a successor, and its deadline.
+    /// Start a successor, and its deadline: as soon as no connection is on its way here that would be lost for it.
     StartSuccessor,
     /// Start the successor's probation.
     StartBake,

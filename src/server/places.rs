@@ -1,7 +1,9 @@
 //! The places of one listener: one for each connection that it may have at once, for all the loops that accept on it.
 //!
 //! A loop takes a place before it accepts, so one that waits for somebody to come holds a place that nobody has: that none is
-//! free does not yet say that the listener is full. How many connections there are is not known here: `census` counts them.
+//! free does not yet say that the listener is full. Connections that a predecessor carries here come by another way: places are
+//! kept for them, and who comes beyond that is worked off before anybody else is accepted. How many connections there are is
+//! not known here: `census` counts them.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -80,8 +82,7 @@ impl Places {
         Ok(Place(Arc::clone(self)))
     }
 
-    /// Keeps so many of those that are free for connections that may be carried here. There are no more in all for that, while
-    /// those are with another process: who waits in the queue waits for one that is free.
+    /// Keeps so many of those that are free for connections that may be carried here, or as many as there are.
     pub(super) fn keep(&self, count: usize) {
         self.kept.fetch_add(self.free.forget_permits(count), Ordering::Relaxed);
     }

@@ -45,7 +45,7 @@ pub trait Service: Send + Sync + 'static {
     /// ([`Connection::is_asked`], [`Connection::give_up`]). One that cannot is drained.
     ///
     /// A service that ends TLS itself cannot: the keys and the state of a session live in its library, which does not give
-    /// them away.
+    /// them away. Where that is so of some connections only, it declines these ([`Connection::decline`]).
     fn carries(&self, _listener: &str) -> bool {
         false
     }

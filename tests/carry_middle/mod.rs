@@ -228,6 +228,22 @@ fn a_handoff_that_would_cut_a_carry_waits_until_it_is_over() {
 }
 
 #[test]
+fn a_reload_that_waits_for_a_carry_ends_with_the_truth_and_no_later_than_it_may() {
+    let mut scene = Scene::set(Kind::Echo, SOME, &["--max-generations", "2"]);
+    let successor = scene.take();
+    let first = scene.line.first_pid();
+    scene.line.put_real();
+    scene.line.asked(&["reload", "--timeout", "300ms"]).names(75, &["not done within 0.3 s"]);
+    assert_eq!(scene.line.count("starting a successor"), 1);
+    let reload = scene.line.ask(&["reload"]);
+    scene.line.wait_for_count(2, "the handoff waits");
+    thaw(first);
+    assert!(reload.wait().well().contains("generation 3 serves"));
+    assert_eq!([exit_code(first), exit_code(successor)], [0, 0]);
+    assert_eq!(scene.heard(), SOME, "{}", scene.line.text());
+}
+
+#[test]
 fn a_line_that_is_told_to_stop_when_a_handoff_waits_ends_without_it() {
     let mut scene = Scene::set(Kind::Echo, SOME, &["--max-generations", "2"]);
     let successor = scene.take();
