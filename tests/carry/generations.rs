@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Line, REAL, Record, exit_code, holds, kinds, signal};
+use crate::support::{Line, REAL, Record, assert_becomes, exit_code, holds, kinds, signal};
 use crate::tally::distribution;
 
 /// What makes a daemon carry.
@@ -134,6 +134,19 @@ impl Holdings {
 /// How many descriptors of a kind a process holds: `socket`, or `pipe`, of which a thread keeps some for the next transfer.
 pub(crate) fn count(pid: u32, kind: &str) -> usize {
     kinds(pid).remove(kind).unwrap_or(0)
+}
+
+/// Waits until a process has let go of its channels to a predecessor that has gone: it hears of the end after everybody else.
+pub(crate) fn wait_until_alone(pid: u32) {
+    // The type is in the fifth column, in hexadecimal, the inode in the seventh: proc(5). Only channels keep messages apart.
+    const SEQPACKET: &str = "0005";
+    let channels = || {
+        let held: Vec<String> = holds(pid).into_values().collect();
+        let table = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap();
+        let rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+        rows.filter(|row| row[4] == SEQPACKET && held.contains(&format!("socket:[{}]", row[6]))).count()
+    };
+    assert_becomes(&0, channels);
 }
 
 /// How many bytes a process was born with.

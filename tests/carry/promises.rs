@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::clients::Kind;
-use crate::generations::{Generations, Holdings, born_with, count, resident, since};
+use crate::generations::{Generations, Holdings, born_with, count, resident, since, wait_until_alone};
 use crate::load::{Load, Service};
 use crate::support::assert_becomes;
 use crate::tally::Loss;
@@ -102,6 +102,7 @@ fn nothing_is_leaked_over_a_thousand_handoffs() {
     let mut line = Generations::carrying_by_file(&load.upstream().to_string());
     // What whoever runs the tests has left open came to the first one, and goes no further.
     line.hand_over();
+    wait_until_alone(line.pid);
     let (untouched, sockets) = (Holdings::of(line.pid), count(line.pid, "socket"));
     let [echo, proxy] = ["echo", "proxy"].map(|name| line.line.address_of(name));
     let on_both = [(Kind::Steady, 10), (Kind::SlowReader, 4), (Kind::HalfClosed, 4), (Kind::Bulk, 1)];
