@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Echoing, Line, REAL, Upstream, assert_becomes, free_port, install, narrow};
+use crate::support::{Client, Echoing, Line, REAL, Tracer, Upstream, assert_becomes, free_port, install, narrow};
 
 /// More than one read takes, and less than the kernel does for a reader that is not there.
 const SOME: usize = 100_000;
@@ -241,5 +241,30 @@ fn a_proxy_without_descriptors_makes_clients_wait_and_recovers() {
         Client::once(&line.address(), b"as before").unwrap();
         drop(line);
         backend.stop();
+    }
+}
+
+#[test]
+fn a_long_transfer_for_which_the_kernel_makes_no_pipe_goes_on_without_one() {
+    let long: Vec<u8> = (0..8_000_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    // No descriptor is left, and then there is one, and no memory for what it should hold.
+    for refused in ["pipe2:error=EMFILE", "fcntl:error=EPERM"] {
+        let upstream = Upstream::tcp();
+        let line = Line::proxy(&[&upstream.address()], &["--workers", "1"]);
+        let (mut client, mut server) = line.pair(&upstream);
+        // The connection is made, and only a pipe needs either call.
+        server.write_all(b"welcome").unwrap();
+        client.expect(b"welcome").unwrap();
+        let inject = format!("inject={refused}");
+        let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", &inject]);
+        std::thread::scope(|scope| {
+            scope.spawn(|| client.write_all(&long).unwrap());
+            server.expect(&long).unwrap();
+        });
+        let trace = tracer.detach();
+        assert!(trace.contains("INJECTED"), "it was not asked for: {trace}");
+        assert!(!trace.contains("splice("), "{trace}");
+        server.write_all(b"thank you").unwrap();
+        client.expect(b"thank you").unwrap();
     }
 }
