@@ -27,7 +27,7 @@ const FORMAT: &str = "proxy/1";
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Stage {
-    /// It has no upstream yet, for which it has waited so long.
+    /// It has no upstream yet. So long it has waited for what it lacks: its header, or an upstream.
     Arriving { identified: Option<Identified>, waited: Option<Duration> },
     /// It has. The socket is the first of the parcel's descriptors, those of pipes follow.
     Conversing(Conversing),
@@ -38,7 +38,7 @@ enum Stage {
 pub(super) struct Arriving {
     /// Where it came from and where it went, if that has been asked: some have nothing to say to it.
     pub(super) identified: Option<Identified>,
-    /// Since when it waits for an upstream, if it does.
+    /// Since when it waits for what it lacks, its header or an upstream, if it does.
     pub(super) since: Option<Instant>,
 }
 

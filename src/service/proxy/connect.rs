@@ -58,21 +58,22 @@ impl Proxy {
         Connected { stream, _place: place, counted }
     }
 
-    /// Connects `client`, which has waited since then, to an upstream, and tells that one `header` first. Cancel safe: what has
-    /// been connected is closed.
+    /// Connects `client` to an upstream, and tells that one `header` first. `since` is when that began, if another process has
+    /// begun it. Cancel safe: what has been connected is closed.
     ///
     /// # Errors
     /// Why nobody accepted, or that the client is gone.
     pub(super) async fn connect(
         &self,
         client: &Connection,
-        since: Instant,
+        since: &mut Option<Instant>,
         header: &[u8],
     ) -> io::Result<Connected<'_>> {
-        let until = since.checked_add(self.config.connect_patience);
+        // The first time each is given all of its time, however short the patience; but not once more by each process.
+        let mut limit =
+            since.and_then(|since| since.checked_add(self.config.connect_patience.max(self.longest_round())));
+        let until = since.get_or_insert_with(Instant::now).checked_add(self.config.connect_patience);
         let mut pause = FIRST_PAUSE;
-        // The first time each is given all of its time, however short the patience.
-        let mut limit = None;
         loop {
             let reason = match self.go_round(client, header, limit).await {
                 Ok(connected) => return Ok(connected),
@@ -92,6 +93,12 @@ impl Proxy {
             pause = (pause * 2).min(LAST_PAUSE);
             limit = until;
         }
+    }
+
+    /// How long it takes at most to try each of them once.
+    fn longest_round(&self) -> Duration {
+        let upstreams = u32::try_from(self.upstreams.all().len()).unwrap_or(u32::MAX);
+        self.config.connect_timeout.saturating_mul(upstreams)
     }
 
     /// Tries each of them once.

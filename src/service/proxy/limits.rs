@@ -12,11 +12,13 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::config::ProxyConfig;
 
 /// The limits of one connection, from when it was made.
-pub(super) struct Limits(Option<Box<Clock>>);
+pub(super) struct Limits {
+    made: Instant,
+    clock: Option<Box<Clock>>,
+}
 
 struct Clock {
     timer: Pin<Box<Sleep>>,
-    made: Instant,
     idle: Option<Duration>,
     /// When it is too old.
     end: Option<Instant>,
@@ -56,29 +58,32 @@ pub(super) struct Used {
 impl Limits {
     /// For one that has used so much of them.
     pub(super) fn new(config: &ProxyConfig, used: Used) -> Self {
-        if config.idle_timeout.is_none() && config.lifetime.is_none() {
-            return Self(None);
-        }
         let now = Instant::now();
         let ago = |time| now.checked_sub(time).unwrap_or(now);
         let (made, moved) = (ago(used.age), ago(used.idle));
+        if config.idle_timeout.is_none() && config.lifetime.is_none() {
+            return Self { made, clock: None };
+        }
         let end = config.lifetime.and_then(|lifetime| made.checked_add(lifetime));
         let (timer, idle) = (Box::pin(sleep_until(now)), config.idle_timeout);
-        let mut clock = Clock { timer, made, idle, end, carried: used.carried, moved };
+        let mut clock = Clock { timer, idle, end, carried: used.carried, moved };
         let next = clock.next(now);
         clock.timer.as_mut().reset(next);
-        Self(Some(Box::new(clock)))
+        Self { made, clock: Some(Box::new(clock)) }
     }
 
-    /// What has been used of them; nothing if there are none.
+    /// What has been used of them. Where there are none, nobody has seen when something last moved: just now.
     pub(super) fn used(&self) -> Used {
-        let Some(clock) = &self.0 else { return Used::default() };
-        Used { age: clock.made.elapsed(), idle: clock.moved.elapsed(), carried: clock.carried }
+        let age = self.made.elapsed();
+        match &self.clock {
+            Some(clock) => Used { age, idle: clock.moved.elapsed(), carried: clock.carried },
+            None => Used { age, ..Used::default() },
+        }
     }
 
     /// Ready when one is reached. To be asked whenever something may have moved.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, carried: impl FnOnce() -> u64) -> Poll<Expired> {
-        let Some(clock) = &mut self.0 else { return Poll::Pending };
+        let Some(clock) = &mut self.clock else { return Poll::Pending };
         let now = Instant::now();
         let carried = carried();
         if carried != clock.carried {
@@ -154,12 +159,14 @@ mod tests {
     async fn what_was_used_elsewhere_is_used_here() {
         let upstreams = crate::config::Upstreams::new(vec!["@a".parse().unwrap()]).unwrap();
         let hour = Some(Duration::from_secs(3600));
-        let config = ProxyConfig { idle_timeout: hour, lifetime: hour, ..ProxyConfig::to(upstreams) };
+        let unlimited = ProxyConfig::to(upstreams);
+        let config = ProxyConfig { idle_timeout: hour, lifetime: hour, ..unlimited.clone() };
         let used = Used { idle: Duration::from_secs(3600), carried: 7, ..Used::default() };
         let mut limits = Limits::new(&config, used);
         assert_eq!(poll_fn(|cx| limits.poll(cx, || 7)).await, Expired::Idle);
         let used = Used { age: Duration::from_secs(3600), ..Used::default() };
-        let mut limits = Limits::new(&config, used);
+        // Also when a configuration without limits came in between.
+        let mut limits = Limits::new(&config, Limits::new(&unlimited, used).used());
         assert!(limits.used().age >= used.age);
         assert_eq!(poll_fn(|cx| limits.poll(cx, || 7)).await, Expired::Lifetime);
     }

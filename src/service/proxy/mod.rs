@@ -127,14 +127,17 @@ impl Proxy {
             // The generation that has asked may have had no need to know.
             Some(Identified { route: None }) => Identified { route: self.own_route(connection) },
             Some(identified) => identified,
-            None => *arriving.identified.insert(Identified { route: self.identify(connection).await? }),
+            None => {
+                let identified = Identified { route: self.identify(connection, &mut arriving.since).await? };
+                *arriving = Arriving { identified: Some(identified), since: None };
+                identified
+            }
         };
         let header = match self.config.send_header {
             Some(version) => header::announce(version, route),
             None => Vec::new(),
         };
-        let since = *arriving.since.get_or_insert_with(Instant::now);
-        let connected = self.connect(connection, since, &header).await;
+        let connected = self.connect(connection, &mut arriving.since, &header).await;
         if connected.is_err() {
             // An empty reply could be taken for a reply.
             connection.stream.reset_on_drop();
@@ -142,14 +145,16 @@ impl Proxy {
         connected
     }
 
-    /// Learns who the client is, as far as anybody wants to know: from its header, if we trust it with one, or from itself.
-    /// Cancel safe: a header is read whole, or not at all.
-    async fn identify(&self, connection: &mut Connection) -> io::Result<Option<Route>> {
+    /// Learns who the client is, as far as anybody wants to know: from its header, if we trust it with one, or from itself. `since`
+    /// is when the wait for the header began, in this process or in another. Cancel safe: a header is read whole, or not at all.
+    async fn identify(&self, connection: &mut Connection, since: &mut Option<Instant>) -> io::Result<Option<Route>> {
         let Peer::Tcp(source) = connection.peer else { return Ok(None) };
         if self.config.accept_header_from.iter().any(|network| network.contains(source.ip())) {
+            let since = since.get_or_insert_with(Instant::now);
+            let left = self.config.header_timeout.saturating_sub(since.elapsed());
             let receiving = header::receive(&mut connection.stream);
             let late = |_| io::Error::new(io::ErrorKind::TimedOut, "its PROXY header did not come in time");
-            if let Some(route) = tokio::time::timeout(self.config.header_timeout, receiving).await.map_err(late)?? {
+            if let Some(route) = tokio::time::timeout(left, receiving).await.map_err(late)?? {
                 connection.peer = Peer::Tcp(route.source);
                 return Ok(Some(route));
             }

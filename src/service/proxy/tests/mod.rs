@@ -28,9 +28,9 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_millis(300);
 
 /// What a proxy is given to serve.
-fn connection(stream: Stream, peer: Peer, drain: DrainWatch) -> Connection {
+fn connection(stream: Stream, peer: Peer, drain: DrainWatch, parcel: Option<Parcel>) -> Connection {
     let (listener, first_request_grace) = ("web".into(), Duration::ZERO);
-    Connection::new(Admission { stream, peer, listener, drain, word: None, parcel: None, first_request_grace })
+    Connection::new(Admission { stream, peer, listener, drain, word: None, parcel, first_request_grace })
 }
 
 /// A proxy at work on a port of its own, until it is dropped.
@@ -60,7 +60,7 @@ impl Front {
                 let (accepted, peer) = listener.accept().await.unwrap();
                 let (watch, guard) = drain.entry(Way::End).admit();
                 let stream = Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
-                let mut connection = connection(stream, Peer::Tcp(peer), watch);
+                let mut connection = connection(stream, Peer::Tcp(peer), watch, None);
                 let proxy = Arc::clone(&serving);
                 tokio::spawn(async move {
                     if proxy.serve(&mut connection).await.is_ok() {
