@@ -1,8 +1,9 @@
 //! What the successor of a carry has no room for, or would not serve as it was served, stays in the old generation.
 //!
-//! There it is drained with its replies, and counted; the others go on in the new one. One that is slow to take them loses none.
+//! There it is drained with its replies, and counted; the others go on in the new one. One that is slow to take them loses none,
+//! and all of its threads serve them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 
@@ -321,4 +322,29 @@ fn carry_to_a_successor_that_is_slow_to_read_loses_nothing_and_whoever_was_not_a
     asked.iter_mut().chain(&mut unasked).for_each(|client| client.echo(b"afterwards").unwrap());
     let end = line.wait_for(1, "has ended ended=");
     assert_eq!(["ended", "carried", "cut"].map(|name| end.field(name).unwrap()), ["0", &*all.to_string(), "0"]);
+}
+
+/// What each epoll instance of a process watches, as many descriptors as that has: epoll(7) shows it in fdinfo.
+fn watched(pid: u32) -> Vec<usize> {
+    let polls = holds(pid).into_iter().filter(|(_, what)| what == "anon_inode:[eventpoll]");
+    let targets = polls.map(|(number, _)| {
+        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap();
+        let targets = info.lines().filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next());
+        targets.map(str::to_owned).collect::<BTreeSet<_>>()
+    });
+    // One instance may have more than one descriptor.
+    targets.collect::<BTreeSet<_>>().iter().map(BTreeSet::len).collect()
+}
+
+#[test]
+fn carried_ones_are_shared_out_among_the_threads_that_serve() {
+    const CLIENTS: usize = 60;
+    let threads = CARRY.replace("workers = 1", "workers = 3");
+    let line = serve(&format!("{threads}{}", echo("web")), &[]);
+    let mut clients = clients(&line, "web", CLIENTS);
+    line.hand_over_from(1);
+    assert_eq!(took_over(&line, 2), [CLIENTS, 0]);
+    clients.iter_mut().for_each(|client| client.echo(b"second").unwrap());
+    let watched = watched(line.pid_of(2));
+    assert_eq!(watched.iter().filter(|count| **count >= CLIENTS / 4).count(), 3, "{watched:?}");
 }
