@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::census::{Came, Census};
@@ -18,6 +18,12 @@ use crate::carry::{Answer, Arrival, Arrived, Incoming};
 use crate::drain::{DrainEntry, Way};
 use crate::net::{Peer, Stream, Traffic};
 use crate::service::Service;
+
+/// So many are taken over without a rest.
+const STRETCH: u32 = 64;
+/// How long nobody is taken over then, tokio's clock being one of whole milliseconds: about a third of the time, so that what the
+/// carried ones and the others ask for meanwhile does not pile up, however many are still to come.
+const REST: Duration = Duration::from_millis(1);
 
 /// The successor's side of a carry.
 pub(super) struct TakingOver<S> {
@@ -42,7 +48,7 @@ pub(super) struct Door {
 impl<S: Service> TakingOver<S> {
     /// Until the predecessor has no more, or it is told to stop.
     pub(super) async fn run(mut self) {
-        let (mut taken, mut refused) = (0_u64, 0_u64);
+        let (mut taken, mut refused, mut pace) = (0_u64, 0_u64, Pace::default());
         loop {
             let arrival = tokio::select! {
                 biased;
@@ -75,7 +81,7 @@ impl<S: Service> TakingOver<S> {
                 }
             }
             // There may be thousands of them, and others have something to do.
-            tokio::task::yield_now().await;
+            pace.after_one().await;
         }
         self.doors.values().filter_map(|door| door.places.as_ref()).for_each(|places| places.keep_no_more());
         if taken + refused > 0 {
@@ -116,5 +122,37 @@ impl<S: Service> TakingOver<S> {
             parcel: Some(parcel),
         };
         Ok((number, newcomer))
+    }
+}
+
+/// Gives the processors back in between.
+#[derive(Debug, Default)]
+struct Pace {
+    since_rest: u32,
+}
+
+impl Pace {
+    async fn after_one(&mut self) {
+        self.since_rest += 1;
+        if self.since_rest == STRETCH {
+            self.since_rest = 0;
+            sleep(REST).await;
+        } else {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn others_have_the_processors_in_between_however_many_come() {
+        let (mut pace, began) = (Pace::default(), Instant::now());
+        for _ in 0..10 * STRETCH {
+            pace.after_one().await;
+        }
+        assert!(began.elapsed() >= 10 * REST);
     }
 }
