@@ -64,11 +64,14 @@ impl<'a> Conversation<'a> {
             Ended::Limit(Expired::Idle) if !self.relay.owes() => self.is_settled = true,
             Ended::Limit(expired) => return Err(expired.into()),
             Ended::Asked => return Ok(Held::ToBeCarried),
+            // Nobody can take up what is left of it then, and nobody is to wait for it.
             Ended::Relay(Relayed::ClientBroke(error)) => {
+                self.client.decline();
                 Box::pin(self.settle_upstream()).await;
                 return Err(error);
             }
             Ended::Relay(Relayed::UpstreamBroke(error)) => {
+                self.client.decline();
                 Box::pin(self.settle_client()).await;
                 return Err(error);
             }

@@ -9,7 +9,7 @@ async fn what_an_idle_connection_needs_is_little() {
     let (watch, _guard) = Drain::new().entry(Way::End).admit();
     let client = Socket::from(front.connect().await.into_std().unwrap());
     let stream = Stream::new(client, Peer::Unix).unwrap();
-    let mut connection = connection(stream, Peer::Unix, watch, None);
+    let mut connection = connection(stream, Peer::Unix, watch);
     let size = size_of_val(&front.proxy.serve(&mut connection));
     assert!(size <= 320, "{size} bytes");
 }
@@ -71,33 +71,11 @@ async fn what_is_cut_is_reset_on_both_sides() {
     let (accepted, peer) = listener.accept().await.unwrap();
     let stream = Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
     let (watch, _guard) = Drain::new().entry(Way::End).admit();
-    let mut connection = connection(stream, Peer::Tcp(peer), watch, None);
+    let mut connection = connection(stream, Peer::Tcp(peer), watch);
     let serving = timeout(SOON, front.proxy.serve(&mut connection)).await;
     assert!(serving.is_err());
     drop(connection);
     let mut server = accept(&upstream).await;
     assert_reset(&mut client).await;
     assert_reset(&mut server).await;
-}
-
-#[tokio::test]
-async fn a_client_that_has_used_its_time_in_another_process_has_none_left_here() {
-    let hour = Duration::from_secs(3600);
-    let (hole, _queue) = black_hole();
-    let upstream = Address::Tcp(hole.local_addr().unwrap());
-    let mut config = ProxyConfig::to(crate::config::Upstreams::new(vec![upstream]).unwrap());
-    config.accept_header_from = vec!["127.0.0.0/8".parse().unwrap()];
-    (config.header_timeout, config.connect_patience, config.connect_timeout) = (hour, Duration::ZERO, hour);
-    let proxy = Proxy::new(config);
-    let listener = listen().await;
-    for identified in [None, Some(Identified { route: None })] {
-        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (accepted, peer) = listener.accept().await.unwrap();
-        let stream = Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
-        let (watch, _guard) = Drain::new().entry(Way::End).admit();
-        let waited = Arriving { identified, since: tokio::time::Instant::now().checked_sub(hour) };
-        let mut connection = connection(stream, Peer::Tcp(peer), watch, Some(carried::arriving(waited)));
-        let served = timeout(DEADLINE, proxy.serve(&mut connection)).await.expect("it waits for an hour again");
-        assert_eq!(served.unwrap_err().kind(), ErrorKind::TimedOut);
-    }
 }

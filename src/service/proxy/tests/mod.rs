@@ -2,6 +2,7 @@
 //!
 //! Here is what the tests need, a proxy at work and its two sides; they are in a file for each subject.
 
+mod carried;
 mod checks;
 mod choice;
 mod headers;
@@ -28,9 +29,13 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_millis(300);
 
 /// What a proxy is given to serve.
-fn connection(stream: Stream, peer: Peer, drain: DrainWatch, parcel: Option<Parcel>) -> Connection {
+fn connection(stream: Stream, peer: Peer, drain: DrainWatch) -> Connection {
+    Connection::new(admission(stream, peer, drain))
+}
+
+fn admission(stream: Stream, peer: Peer, drain: DrainWatch) -> Admission {
     let (listener, first_request_grace) = ("web".into(), Duration::ZERO);
-    Connection::new(Admission { stream, peer, listener, drain, word: None, parcel, first_request_grace })
+    Admission { stream, peer, listener, drain, word: None, parcel: None, first_request_grace }
 }
 
 /// A proxy at work on a port of its own, until it is dropped.
@@ -60,7 +65,7 @@ impl Front {
                 let (accepted, peer) = listener.accept().await.unwrap();
                 let (watch, guard) = drain.entry(Way::End).admit();
                 let stream = Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
-                let mut connection = connection(stream, Peer::Tcp(peer), watch, None);
+                let mut connection = connection(stream, Peer::Tcp(peer), watch);
                 let proxy = Arc::clone(&serving);
                 tokio::spawn(async move {
                     if proxy.serve(&mut connection).await.is_ok() {
