@@ -35,13 +35,18 @@ pub(crate) struct Turns {
 impl Turns {
     /// From now on all are asked, one after another.
     pub(crate) fn begin(&self) {
-        self.carried.store(0, Ordering::Relaxed);
+        self.forget();
         self.candidates.close();
         let round = self.rounds.fetch_add(1, Ordering::Relaxed) + 1;
         self.round.store(round, Ordering::SeqCst);
         for _ in 0..AT_ONCE {
             self.turn.notify_one();
         }
+    }
+
+    /// A round that may not begin has carried none.
+    pub(crate) fn forget(&self) {
+        self.carried.store(0, Ordering::Relaxed);
     }
 
     /// Nothing is asked of anybody any more.

@@ -247,6 +247,8 @@ impl<S: Service> Server<S> {
     /// are asked, one after another, to be given up. Without one nothing more is taken over from a predecessor either.
     pub(crate) fn drain(&mut self, successor: Option<OwnedFd>) {
         self.census.values().for_each(Census::begin_drain);
+        // It may have carried some to a successor that has died, and been recalled.
+        self.connections.turns().forget();
         self.drain.begin();
         let outgoing = successor.and_then(|channel| match Outgoing::new(channel) {
             Ok(outgoing) => Some(Arc::new(outgoing)),
