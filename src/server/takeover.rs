@@ -25,6 +25,10 @@ const STRETCH: u32 = 64;
 /// carried ones and the others ask for meanwhile does not pile up, however many are still to come.
 const REST: Duration = Duration::from_millis(1);
 
+/// How long places are kept for connections of which none comes. Some may be busy for as long as they like, and a predecessor that
+/// hangs sends none: newcomers do not wait for either, and who comes late has a place beside them, if the limit is not lower here.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// The successor's side of a carry.
 pub(super) struct TakingOver<S> {
     pub(super) incoming: Incoming,
@@ -49,11 +53,17 @@ impl<S: Service> TakingOver<S> {
     /// Until the predecessor has no more, or it is told to stop.
     pub(super) async fn run(mut self) {
         let (mut taken, mut refused, mut pace) = (0_u64, 0_u64, Pace::default());
+        let mut keeps = true;
         loop {
             let arrival = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
                 arrival = self.incoming.next() => arrival,
+                () = sleep(PATIENCE), if keeps => {
+                    keeps = false;
+                    self.keep_no_more();
+                    continue;
+                }
             };
             let (id, outcome) = match arrival {
                 Arrival::Connection(arrived) => (arrived.id(), self.admit(*arrived)),
@@ -83,10 +93,15 @@ impl<S: Service> TakingOver<S> {
             // There may be thousands of them, and others have something to do.
             pace.after_one().await;
         }
-        self.doors.values().filter_map(|door| door.places.as_ref()).for_each(|places| places.keep_no_more());
+        self.keep_no_more();
         if taken + refused > 0 {
             tracing::info!(taken, refused, "took over {taken} connections, and refused {refused}");
         }
+    }
+
+    /// Newcomers may have the places that were kept.
+    fn keep_no_more(&self) {
+        self.doors.values().filter_map(|door| door.places.as_ref()).for_each(|places| places.keep_no_more());
     }
 
     /// Makes everything ready to serve it, without touching it: the worker that will.

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixDatagram;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Line, Stuck, Tracer, exit_code, freeze, signal, thaw};
+use crate::support::{Client, Line, Stuck, Tracer, exit_code, freeze, signal, thaw};
 use scene::{Kind, Scene, asleep};
 
 const KILLED: i32 = 128 + Signal::SIGKILL as i32;
@@ -100,6 +100,30 @@ fn a_successor_that_dies_in_the_middle_takes_with_it_exactly_what_it_has_answere
         assert_eq!([scene.counted("carried"), scene.counted("lost")], [taken; 2], "{what}");
         scene.assert_recalled(mark, SOME - taken);
     }
+}
+
+#[test]
+fn a_generation_that_was_recalled_in_the_middle_and_stops_has_carried_none_by_its_last_word() {
+    let mut scene = Scene::set(Kind::Echo, SOME, &[]);
+    let successor = scene.take();
+    kill(successor);
+    thaw(scene.line.first_pid());
+    scene.line.wait_for(1, "accepting again");
+    assert_eq!(scene.heard(), SOME - AT_ONCE);
+    scene.line.signal(1, Signal::SIGTERM);
+    scene.line.wait_for(1, &format!("has ended ended={} carried=0 cut=0", SOME - AT_ONCE));
+}
+
+#[test]
+fn newcomers_do_not_wait_for_the_places_of_those_that_a_predecessor_does_not_send() {
+    let mut scene = Scene::set(Kind::Proxy, SOME, &["--max-connections", &SOME.to_string()]);
+    scene.take();
+    let mut newcomers: Vec<_> = (AT_ONCE..SOME).map(|_| Client::connect(&scene.line.address()).unwrap()).collect();
+    newcomers.iter_mut().for_each(|client| client.echo(b"is there room?").unwrap());
+    // They come all the same.
+    thaw(scene.line.first_pid());
+    scene.line.wait_for(2, &format!("took over {SOME} connections, and refused 0"));
+    assert_eq!(scene.heard(), SOME);
 }
 
 #[test]
