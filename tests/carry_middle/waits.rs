@@ -1,0 +1,67 @@
+//! Who waits for a carry that stands still: a handoff that would cut it, and whoever asked for that. Newcomers do not.
+
+use nix::sys::signal::Signal;
+
+use super::scene::{Kind, Scene};
+use super::{AT_ONCE, KINDS, SOME};
+use crate::support::{Client, exit_code, thaw};
+
+#[test]
+fn a_handoff_that_would_cut_a_carry_waits_until_it_is_over() {
+    for kind in KINDS {
+        let mut scene = Scene::set(kind, SOME, &["--max-generations", "2"]);
+        let successor = scene.take();
+        let first = scene.line.first_pid();
+        scene.line.put_real();
+        scene.line.signal(2, Signal::SIGHUP);
+        scene.line.wait_for(2, "the handoff waits");
+        thaw(first);
+        scene.line.wait_for(3, &format!("took over {SOME} connections, and refused 0"));
+        assert_eq!([exit_code(first), exit_code(successor)], [0, 0]);
+        assert_eq!(scene.heard(), SOME, "{kind:?}\n{}", scene.line.text());
+    }
+}
+
+#[test]
+fn a_reload_that_waits_for_a_carry_ends_with_the_truth_and_no_later_than_it_may() {
+    let mut scene = Scene::set(Kind::Echo, SOME, &["--max-generations", "2"]);
+    let successor = scene.take();
+    let first = scene.line.first_pid();
+    scene.line.put_real();
+    scene.line.asked(&["reload", "--timeout", "300ms"]).names(75, &["not done within 0.3 s"]);
+    assert_eq!(scene.line.count("starting a successor"), 1);
+    let reload = scene.line.ask(&["reload"]);
+    scene.line.wait_for_count(2, "the handoff waits");
+    thaw(first);
+    assert!(reload.wait().well().contains("generation 3 serves"));
+    assert_eq!([exit_code(first), exit_code(successor)], [0, 0]);
+    assert_eq!(scene.heard(), SOME, "{}", scene.line.text());
+}
+
+#[test]
+fn a_line_that_is_told_to_stop_when_a_handoff_waits_ends_without_it() {
+    let mut scene = Scene::set(Kind::Echo, SOME, &["--max-generations", "2"]);
+    let successor = scene.take();
+    let first = scene.line.first_pid();
+    scene.line.signal(2, Signal::SIGHUP);
+    scene.line.wait_for(2, "the handoff waits");
+    scene.line.signal(2, Signal::SIGTERM);
+    scene.line.wait_for(2, "draining why=\"stopping\"");
+    thaw(first);
+    scene.assert_all_end_in_order();
+    assert_eq!([exit_code(first), exit_code(successor)], [0, 0]);
+    scene.line.wait_for_end();
+    assert_eq!(scene.line.count("starting a successor"), 1);
+}
+
+#[test]
+fn newcomers_do_not_wait_for_the_places_of_those_that_a_predecessor_does_not_send() {
+    let mut scene = Scene::set(Kind::Proxy, SOME, &["--max-connections", &SOME.to_string()]);
+    scene.take();
+    let mut newcomers: Vec<_> = (AT_ONCE..SOME).map(|_| Client::connect(&scene.line.address()).unwrap()).collect();
+    newcomers.iter_mut().for_each(|client| client.echo(b"is there room?").unwrap());
+    // They come all the same.
+    thaw(scene.line.first_pid());
+    scene.line.wait_for(2, &format!("took over {SOME} connections, and refused 0"));
+    assert_eq!(scene.heard(), SOME);
+}
