@@ -296,6 +296,12 @@ pub(crate) enum HandoffFailure {
         /// What was asked for.
         limit: Duration,
     },
+    /// It was not started, for with it there would have been too many generations: connections of the oldest had not been taken over.
+    #[error("an older generation's connections were not taken over within {}", Seconds(*limit))]
+    NotStarted {
+        /// `--drain-timeout`.
+        limit: Duration,
+    },
     /// It ended after it was ready, without a word.
     #[error("the successor ended after it was ready")]
     EndedLate,

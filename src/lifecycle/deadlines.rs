@@ -7,6 +7,8 @@ use tokio::time::{Instant, sleep_until};
 /// When the present waits end; none of what is not awaited.
 #[derive(Debug, Default)]
 pub(super) struct Deadlines {
+    /// A handoff that waits for connections to be taken over waits no longer.
+    pub(super) start: Option<Instant>,
     /// A successor that is not ready by then is killed.
     pub(super) ready: Option<Instant>,
     /// A handoff that has not ended by then is given up: whoever asked for it wants to wait no longer.

@@ -94,6 +94,7 @@ enum Heard {
     Event(Event),
     CarryEnd(CarryEnd),
     TakenOver,
+    StartExpired,
     Predecessor(PredecessorEvent),
     Successor(SuccessorEvent),
     Asked(Request, Answer),
@@ -225,6 +226,7 @@ impl<P: Plane> Driver<P> {
                 () = at(self.deadlines.drain) => Heard::Event(Event::DrainExpired),
                 end = self.plane.carry_ended(), if is_retiring && !self.is_alone => Heard::CarryEnd(end),
                 () = self.plane.taken_over(), if self.is_start_due => Heard::TakenOver,
+                () = at(self.deadlines.start), if self.is_start_due => Heard::StartExpired,
                 () = at(self.deadlines.carry) => Heard::Event(Event::CarryEnded),
                 () = self.plane.drained(), if may_be_drained => Heard::Event(Event::Drained),
                 (request, answer) = self.control.next() => Heard::Asked(request, answer),
@@ -238,6 +240,7 @@ impl<P: Plane> Driver<P> {
                     self.taken_over();
                     self.pending.pop_front()
                 }
+                Heard::StartExpired => self.start_expired(),
                 Heard::Predecessor(event) => self.heard_predecessor(event),
                 Heard::Successor(event) => self.heard_successor(event).await,
                 Heard::Asked(request, answer) => self.asked(request, answer),
@@ -377,7 +380,7 @@ impl<P: Plane> Driver<P> {
     }
 
     /// The successor is to be given up, for this reason.
-    fn expired(&mut self, failure: HandoffFailure) -> Event {
+    pub(super) fn expired(&mut self, failure: HandoffFailure) -> Event {
         self.failure = Some(failure);
         Event::SuccessorLost
     }

@@ -141,6 +141,7 @@ impl<P: Plane> Driver<P> {
         }
         self.is_start_due = self.is_start_to_wait();
         if self.is_start_due {
+            self.deadlines.start = deadline(self.config.drain_timeout);
             tracing::info!(
                 "the handoff waits for the connections that are still taken over: one generation more is too many"
             );
@@ -151,11 +152,19 @@ impl<P: Plane> Driver<P> {
 
     /// All connections have been taken over that were on their way: starts the successor that has waited for that.
     pub(super) fn taken_over(&mut self) {
-        self.is_start_due = false;
+        (self.is_start_due, self.deadlines.start) = (false, None);
         // Whoever waited may have been told to stop.
         if matches!(self.state, State::HandingOff { .. }) {
             self.launch_successor();
         }
+    }
+
+    /// They were not in time: their generation hangs, or may take longer than we.
+    pub(super) fn start_expired(&mut self) -> Option<Event> {
+        (self.is_start_due, self.deadlines.start) = (false, None);
+        // Whoever waited may have been told to stop.
+        let waits = matches!(self.state, State::HandingOff { .. });
+        waits.then(|| self.expired(HandoffFailure::NotStarted { limit: self.config.drain_timeout }))
     }
 
     fn launch_successor(&mut self) {
@@ -237,7 +246,8 @@ impl<P: Plane> Driver<P> {
                 self.tell_what_is_lost().await;
             }
         }
-        let (outcome, why, count) = if matches!(failure, HandoffFailure::OutOfTime { .. }) {
+        let out_of_time = matches!(failure, HandoffFailure::OutOfTime { .. } | HandoffFailure::NotStarted { .. });
+        let (outcome, why, count) = if out_of_time {
             (Outcome::TimedOut, Refusal::TryAgain, &mut self.handoffs.failed)
         } else if was_ready {
             (Outcome::RolledBack, Refusal::RolledBack, &mut self.handoffs.rolled_back)

@@ -39,6 +39,25 @@ fn a_reload_that_waits_for_a_carry_ends_with_the_truth_and_no_later_than_it_may(
 }
 
 #[test]
+fn a_handoff_that_waits_for_a_generation_that_hangs_is_given_up_when_it_promised_and_can_be_tried_again() {
+    let mut scene = Scene::set(Kind::Echo, SOME, &["--max-generations", "2", "--drain-timeout", "1s"]);
+    let successor = scene.take();
+    scene.line.put_real();
+    scene.line.asked(&["reload"]).names(75, &["connections were not taken over within 1 s"]);
+    let status = scene.line.asked(&["status"]).well();
+    assert!(status.contains("last handoff: generation 3 was given up"), "{status}");
+    assert_eq!(scene.line.count("starting a successor"), 1);
+    scene.line.assert_serves();
+    // Its deadline has come as well, for those that it has not sent.
+    thaw(scene.line.first_pid());
+    assert_eq!(exit_code(scene.line.first_pid()), 0);
+    scene.line.wait_for(2, &format!("took over {AT_ONCE} connections, and refused 0"));
+    assert!(scene.line.asked(&["reload"]).well().contains("generation 3 serves"));
+    assert_eq!(exit_code(successor), 0);
+    assert_eq!(scene.heard(), AT_ONCE, "{}", scene.line.text());
+}
+
+#[test]
 fn a_line_that_is_told_to_stop_when_a_handoff_waits_ends_without_it() {
     let mut scene = Scene::set(Kind::Echo, SOME, &["--max-generations", "2"]);
     let successor = scene.take();
