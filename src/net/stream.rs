@@ -6,6 +6,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub struct Stream {
     traffic: Arc<Traffic>,
     /// Whether the peer has half-closed: nothing can come that a reset would answer.
     peer_finished: bool,
+    /// Whether another process may hold the socket as well, for as long as it hangs: then closing it here says nothing.
+    is_shared: bool,
     delay: Delay,
     /// Held until the first byte has been read, for whoever waits for first requests.
     unheard: Option<TaskTrackerToken>,
@@ -57,7 +60,8 @@ impl Stream {
             Peer::Tcp(_) => Family::Tcp(TcpStream::from_std(fd.into())?),
             Peer::Unix => Family::Unix(UnixStream::from_std(fd.into())?),
         };
-        Ok(Self { socket, traffic: Arc::default(), peer_finished: false, delay: Delay::None, unheard: None })
+        let (peer_finished, is_shared) = (false, false);
+        Ok(Self { socket, traffic: Arc::default(), peer_finished, is_shared, delay: Delay::None, unheard: None })
     }
 
     /// Takes up a connection that another process has served until now: what that one had read and written, and whether it had
@@ -74,7 +78,7 @@ impl Stream {
         // Here it is by no word but the other process's that it does not block; one that did would hold up a whole thread.
         socket.set_nonblocking(true)?;
         let stream = Self::new(socket, peer)?;
-        Ok(Self { traffic: Arc::new(traffic), peer_finished, ..stream })
+        Ok(Self { traffic: Arc::new(traffic), peer_finished, is_shared: true, ..stream })
     }
 
     /// Gives the socket up, as it stands: nothing is closed, and nobody watches it any more.
@@ -203,6 +207,7 @@ impl Stream {
     pub(crate) async fn finish(&mut self, linger: Duration) -> u64 {
         if self.peer_finished {
             // Both ends are said, or the close that follows says ours: no call is needed for it.
+            self.say_end();
             return 0;
         }
         let nothing_at_risk = !self.has_input() && matches!(sys::socket::unacknowledged(self.as_fd()), Ok(0));
@@ -213,6 +218,14 @@ impl Stream {
         // In a box: every connection would be as large as this, and few come here.
         let _ = Box::pin(tokio::time::timeout(linger, self.discard())).await;
         self.received() - before
+    }
+
+    /// Says the end ahead of a close that may say nothing.
+    pub(crate) fn say_end(&self) {
+        if self.is_shared {
+            // Where it is said already, or cannot be said any more, there is nothing to do.
+            let _ = SockRef::from(self).shutdown(Shutdown::Write);
+        }
     }
 
     /// Reads until the peer closes.

@@ -74,6 +74,17 @@ fn a_line_that_is_told_to_stop_when_a_handoff_waits_ends_without_it() {
 }
 
 #[test]
+fn who_has_been_taken_over_hears_an_end_while_the_predecessor_hangs_with_its_copy() {
+    for kind in KINDS {
+        let mut scene = Scene::set(kind, AT_ONCE, &[]);
+        scene.take();
+        scene.assert_all_end_in_order();
+        thaw(scene.line.first_pid());
+        assert_eq!(exit_code(scene.line.first_pid()), 0);
+    }
+}
+
+#[test]
 fn newcomers_do_not_wait_for_the_places_of_those_that_a_predecessor_does_not_send() {
     let mut scene = Scene::set(Kind::Proxy, SOME, &["--max-connections", &SOME.to_string()]);
     scene.take();

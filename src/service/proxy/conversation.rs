@@ -61,7 +61,10 @@ impl<'a> Conversation<'a> {
         match poll_fn(|cx| self.poll(cx)).await {
             Ended::Relay(Relayed::Finished) => self.is_settled = true,
             // Nothing was under way: an end like any other. The upstream's is its close.
-            Ended::Limit(Expired::Idle) if !self.relay.owes() => self.is_settled = true,
+            Ended::Limit(Expired::Idle) if !self.relay.owes() => {
+                self.is_settled = true;
+                self.upstream.iter().for_each(|upstream| upstream.stream.say_end());
+            }
             Ended::Limit(expired) => return Err(expired.into()),
             Ended::Asked => return Ok(Held::ToBeCarried),
             // Nobody can take up what is left of it then, and nobody is to wait for it.
