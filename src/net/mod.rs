@@ -3,6 +3,7 @@
 mod acceptor;
 mod bind;
 mod dial;
+mod ending;
 mod listener;
 mod listener_set;
 mod origin;

@@ -1,8 +1,8 @@
 //! Knows the other end of a connection: who it is, whether it is there, what it has got, what it says first.
 //!
 //! A proxy stands between two peers that cannot see each other, so it asks the kernel what a server need not know, and has
-//! it tell a peer what the other one would have told. How bytes are carried, and how a connection ends in order, is in
-//! [`super::stream`].
+//! it tell a peer what the other one would have told. How bytes are carried is in [`super::stream`], how
+//! a connection ends in `ending`.
 
 use std::fmt;
 use std::io;
@@ -73,15 +73,6 @@ impl Stream {
     /// over TCP nobody can tell it from one that has closed.
     pub(crate) fn has_hung_up(&self) -> bool {
         sys::socket::has_hung_up(self.as_fd())
-    }
-
-    /// Has the connection reset when it is dropped: the peer learns that this is no end in order. What it has not acknowledged
-    /// by then is lost, see [`Stream::acknowledged`]. A Unix socket knows no reset.
-    pub(crate) fn reset_on_drop(&self) {
-        if let Family::Tcp(socket) = &self.socket {
-            // If the socket is not to be told any more, there is nobody to be reset either.
-            let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
-        }
     }
 
     /// Waits until the peer's kernel has acknowledged everything, as long as it goes on acknowledging something within

@@ -1,27 +1,22 @@
-//! Carries bytes over one connection, counts them, and closes it so that none is lost.
+//! Carries bytes over one connection, and counts them.
 //!
-//! Closing is the delicate part: `close` with unread bytes, or bytes that come after it, makes the kernel send a reset,
-//! which destroys a reply that is still on its way (RFC 2525, 2.17). [`Stream::finish`] is the one place that ends a
-//! connection. What is known of the other end, and told to it, is in [`super::peer`].
+//! How it ends is in `ending`. What is known of the other end, and told to it, is in [`super::peer`].
 
 use std::future::poll_fn;
 use std::io;
-use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, Type};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::peer::Peer;
 use super::pipe::Pipe;
 use super::traffic::Traffic;
-use crate::sys;
 
 /// One connection.
 #[derive(Debug)]
@@ -29,9 +24,9 @@ pub struct Stream {
     pub(super) socket: Family,
     traffic: Arc<Traffic>,
     /// Whether the peer has half-closed: nothing can come that a reset would answer.
-    peer_finished: bool,
+    pub(super) peer_finished: bool,
     /// Whether another process may hold the socket as well, for as long as it hangs: then closing it here says nothing.
-    is_shared: bool,
+    pub(super) is_shared: bool,
     delay: Delay,
     /// Held until the first byte has been read, for whoever waits for first requests.
     unheard: Option<TaskTrackerToken>,
@@ -197,43 +192,6 @@ impl Stream {
         !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Ends the connection: half-closes, and stays for the peer's end as long as closing could destroy what was sent.
-    ///
-    /// Returns at once when the peer has half-closed already, or when everything that was sent is acknowledged and
-    /// nothing waits to be read: then there is no reply that a reset could destroy. Otherwise reads and drops what the
-    /// peer still sends until it closes, at most for `linger`.
-    ///
-    /// Returns how many bytes came too late to be answered.
-    pub(crate) async fn finish(&mut self, linger: Duration) -> u64 {
-        if self.peer_finished {
-            // Both ends are said, or the close that follows says ours: no call is needed for it.
-            self.say_end();
-            return 0;
-        }
-        let nothing_at_risk = !self.has_input() && matches!(sys::socket::unacknowledged(self.as_fd()), Ok(0));
-        if self.shutdown().await.is_err() || nothing_at_risk {
-            return 0;
-        }
-        let before = self.received();
-        // In a box: every connection would be as large as this, and few come here.
-        let _ = Box::pin(tokio::time::timeout(linger, self.discard())).await;
-        self.received() - before
-    }
-
-    /// Says the end ahead of a close that may say nothing.
-    pub(crate) fn say_end(&self) {
-        if self.is_shared {
-            // Where it is said already, or cannot be said any more, there is nothing to do.
-            let _ = SockRef::from(self).shutdown(Shutdown::Write);
-        }
-    }
-
-    /// Reads until the peer closes.
-    async fn discard(&mut self) {
-        let mut waste = [0; 512];
-        while matches!(self.read(&mut waste).await, Ok(1..)) {}
-    }
-
     fn count_read(&mut self, count: usize) {
         self.unheard = None;
         self.traffic.count_received(count as u64);
@@ -337,27 +295,5 @@ pub(super) mod tests {
         let (accepted, peer) = listener.accept().await.unwrap();
         let socket = Socket::from(accepted.into_std().unwrap());
         (Stream::new(socket, Peer::Tcp(peer)).unwrap(), client)
-    }
-
-    #[tokio::test]
-    async fn a_reply_survives_a_client_that_goes_on_sending() {
-        let (mut stream, mut client) = connected().await;
-        stream.write_all(b"reply").await.unwrap();
-        client.write_all(b"too late").await.unwrap();
-        stream.readable().await.unwrap();
-        let finish = tokio::spawn(async move { stream.finish(Duration::from_secs(30)).await });
-        let mut heard = Vec::new();
-        client.read_to_end(&mut heard).await.unwrap();
-        assert_eq!(heard, b"reply");
-        drop(client);
-        assert_eq!(finish.await.unwrap(), 8);
-    }
-
-    #[tokio::test]
-    async fn an_idle_connection_is_finished_without_waiting_for_its_peer() {
-        let (mut stream, mut client) = connected().await;
-        assert_eq!(stream.finish(Duration::MAX).await, 0);
-        drop(stream);
-        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
     }
 }
