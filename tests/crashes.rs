@@ -199,7 +199,7 @@ fn a_predecessor_that_dies_while_it_drains_hurts_none_but_its_own() {
     let callers = Callers::start(&line.address(), CALLERS);
     line.wait_for(2, "connection ended");
     kill(&line, 1);
-    line.wait_for(2, "an older generation is gone");
+    line.wait_for(2, "generation 1 has died, and with it what was left of the ");
     let calls = callers.finish();
     assert_eq!((calls.refused, calls.broken), (0, 0));
     drop(held);

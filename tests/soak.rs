@@ -96,6 +96,7 @@ fn a_thousand_handoffs_leave_nothing_behind() {
     // The last one has had no connection, as the first had not.
     let (last_pid, last) = hand_over();
     assert_eq!(last, HANDOFFS + 1);
+    assert_eq!(line.count("has died"), 0);
     assert_becomes(&first, || Holdings::of(last_pid));
     assert_eq!(environment(last_pid, last), environment_then);
     let memory = status(last_pid, "VmRSS:").unwrap();

@@ -89,7 +89,7 @@ pub(crate) enum PredecessorEvent {
     /// One that drains has said how it stands.
     Reported,
     /// One that drained has ended. What it said last, if it said anything.
-    Ended(Option<Box<Report>>),
+    Ended(Generation, Option<Box<Report>>),
 }
 
 impl Predecessors {
@@ -196,7 +196,7 @@ impl Predecessors {
                         let gone = self.older.remove(place);
                         return Poll::Ready(match role {
                             Role::Predecessor => PredecessorEvent::Lost,
-                            Role::Draining => PredecessorEvent::Ended(gone.inquiry.into_report()),
+                            Role::Draining => PredecessorEvent::Ended(gone.generation, gone.inquiry.into_report()),
                         });
                     }
                 }

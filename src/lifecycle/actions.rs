@@ -94,6 +94,10 @@ impl<P: Plane> Driver<P> {
                 self.deadlines.carry = to_successor.as_ref().and_then(|_| deadline(self.config.drain_timeout / 2));
                 self.is_alone = false;
                 self.plane.drain(to_successor);
+                // Whoever is the head from now on knows what would be lost with this process, and what it has counted.
+                if let Some(successor) = &self.successor {
+                    successor.answer(self.report());
+                }
             }
             Action::TellTheRest => {
                 self.deadlines.carry = None;

@@ -27,7 +27,7 @@ use crate::handoff::{
 };
 use crate::net::ListenerSet;
 use crate::notify::Notifier;
-use crate::report::{Counters, HandoffCounters, LastHandoff};
+use crate::report::{Connections, Counters, HandoffCounters, LastHandoff, Report, Standing};
 use crate::server::CarryEnd;
 
 /// How long after a successor takes no more connections it may take to hear that it is dead.
@@ -322,7 +322,8 @@ impl<P: Plane> Driver<P> {
                 self.past = *counters;
                 None
             }
-            PredecessorEvent::Ended(last) => {
+            PredecessorEvent::Ended(generation, last) => {
+                say_if_it_died(generation, last.as_deref());
                 if let Some(mut last) = last {
                     last.counters.settle();
                     self.past.add(&last.counters);
@@ -383,6 +384,21 @@ impl<P: Plane> Driver<P> {
     pub(super) fn expired(&mut self, failure: HandoffFailure) -> Event {
         self.failure = Some(failure);
         Event::SuccessorLost
+    }
+}
+
+/// The end of an older generation is in order if it has said so itself.
+fn say_if_it_died(generation: Generation, last: Option<&Report>) {
+    match last.map(|last| (last.state, last.connections)) {
+        Some((Standing::Stopped, _)) => {}
+        Some((_, Some(Connections { open, .. }))) => tracing::error!(
+            died = %generation,
+            open,
+            "generation {generation} has died, and with it what was left of the {open} connections that it had when it was last heard"
+        ),
+        Some((_, None)) | None => {
+            tracing::error!(died = %generation, "generation {generation} has died, and with it what it still served");
+        }
     }
 }
 

@@ -171,6 +171,10 @@ fn what_a_predecessor_that_dies_had_sent_goes_on_in_the_successor_answered_or_no
         assert_eq!(scene.heard(), AT_ONCE, "{kind:?}\n{}", scene.line.text());
         scene.line.assert_serves();
         scene.line.wait_for(2, &format!("took over {AT_ONCE} connections, and refused 0"));
+        let lost = format!("generation 1 has died, and with it what was left of the {SOME} connections");
+        assert!(scene.line.wait_for(2, &lost).text.starts_with("ERROR"));
+        // What it has counted is not lost.
+        assert_eq!(scene.counted("accepted"), SOME + 1);
     }
 }
 
