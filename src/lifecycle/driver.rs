@@ -6,9 +6,9 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use super::deadlines::{Deadlines, at, deadline};
+use super::deadlines::{Deadlines, at};
 use super::handover::Reload;
 use super::head::Head;
 use super::machine::{Birth, Event, State, step};
@@ -16,7 +16,6 @@ use super::pid_file::PidFile;
 use super::plane::Plane;
 use super::signals::{Signals, answer_hangup};
 use super::standing::Inquirers;
-use crate::carry;
 use crate::config::Config;
 use crate::control::{Answer, ControlServer, Request};
 use crate::drain::DrainReport;
@@ -27,11 +26,8 @@ use crate::handoff::{
 };
 use crate::net::ListenerSet;
 use crate::notify::Notifier;
-use crate::report::{Connections, Counters, HandoffCounters, LastHandoff, Report, Standing};
+use crate::report::{Counters, HandoffCounters, LastHandoff};
 use crate::server::CarryEnd;
-
-/// How long after a successor takes no more connections it may take to hear that it is dead.
-const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -273,131 +269,6 @@ impl<P: Plane> Driver<P> {
             | State::HandingOff { .. }
             | State::Baking { .. }
             | State::Stopped => false,
-        }
-    }
-
-    /// No more connections go to the successor. If that takes no more, it may be about to be heard that it is dead: a process that
-    /// dies closes one channel before the other. Those that were not carried are told when it is not.
-    fn carry_ended(&mut self, end: CarryEnd) -> Option<Event> {
-        self.is_alone = true;
-        match end {
-            CarryEnd::AllWent => Some(Event::CarryEnded),
-            CarryEnd::Alone => {
-                let soon = deadline(LAST_WORD_TIMEOUT);
-                self.deadlines.carry = [self.deadlines.carry, soon].into_iter().flatten().min();
-                None
-            }
-        }
-    }
-
-    /// What a predecessor's word means.
-    fn heard_predecessor(&mut self, event: PredecessorEvent) -> Option<Event> {
-        match event {
-            PredecessorEvent::Committed(hangup) => Some(Event::Committed(hangup)),
-            PredecessorEvent::CommittedForGood(hangup) => Some(Event::CommittedForGood(hangup)),
-            PredecessorEvent::Lost => Some(Event::PredecessorLost),
-            PredecessorEvent::Stop => Some(Event::Terminate),
-            PredecessorEvent::Asked => {
-                self.predecessors.tell_predecessor(&Message::Report(Box::new(self.report())));
-                None
-            }
-            PredecessorEvent::Reported => {
-                self.reported();
-                None
-            }
-            PredecessorEvent::Carrying(version, _) if version != carry::VERSION => {
-                tracing::warn!(
-                    version,
-                    "the predecessor carries connections in words that are not known here: they stay with it"
-                );
-                None
-            }
-            PredecessorEvent::Carrying(_, channel) => {
-                if let Err(error) = self.plane.take_over(channel) {
-                    tracing::error!(reason = %error, "the predecessor's connections stay with it: {error}");
-                }
-                None
-            }
-            PredecessorEvent::Counted(counters) => {
-                self.past = *counters;
-                None
-            }
-            PredecessorEvent::Ended(generation, last) => {
-                say_if_it_died(generation, last.as_deref());
-                if let Some(mut last) = last {
-                    last.counters.settle();
-                    self.past.add(&last.counters);
-                }
-                self.reported();
-                None
-            }
-        }
-    }
-
-    /// What the successor's word means.
-    async fn heard_successor(&mut self, event: SuccessorEvent) -> Option<Event> {
-        let retired = matches!(self.state, State::Retiring { .. });
-        match event {
-            SuccessorEvent::Ready { pid, given_up } => {
-                tracing::info!(successor_pid = pid, "the successor is ready");
-                self.given_up = given_up;
-                Some(Event::SuccessorReady)
-            }
-            SuccessorEvent::Lost(failure) => {
-                // A service manager ends the service when its main process dies, and starts it anew.
-                if retired && self.notifier.is_supervised() {
-                    let what = "the successor is lost, and for the service manager to mend";
-                    tracing::error!(reason = %failure, "{what}: {failure}");
-                    self.tell_what_is_lost().await;
-                    self.refuse_who_waits_for_drain(&failure);
-                    return Some(Event::LineStopping);
-                }
-                let rolled_back = matches!(failure, HandoffFailure::ToldToStop);
-                self.failure = Some(failure);
-                Some(if rolled_back { Event::SuccessorRolledBack } else { Event::SuccessorLost })
-            }
-            SuccessorEvent::Stopping => Some(Event::LineStopping),
-            SuccessorEvent::Cut if retired => Some(Event::CutNow),
-            // Nonsense, before it has taken over: we would end, and nobody would serve.
-            SuccessorEvent::Cut => {
-                let why = "to cut a drain, before it has taken over".to_owned();
-                Some(self.expired(HandoffFailure::Garbage { why }))
-            }
-            SuccessorEvent::Asked => {
-                if let Some(successor) = &self.successor {
-                    successor.answer(self.report());
-                }
-                None
-            }
-            SuccessorEvent::Reported => {
-                self.reported();
-                None
-            }
-            SuccessorEvent::Ended => {
-                self.successor = None;
-                None
-            }
-        }
-    }
-
-    /// The successor is to be given up, for this reason.
-    pub(super) fn expired(&mut self, failure: HandoffFailure) -> Event {
-        self.failure = Some(failure);
-        Event::SuccessorLost
-    }
-}
-
-/// The end of an older generation is in order if it has said so itself.
-fn say_if_it_died(generation: Generation, last: Option<&Report>) {
-    match last.map(|last| (last.state, last.connections)) {
-        Some((Standing::Stopped, _)) => {}
-        Some((_, Some(Connections { open, .. }))) => tracing::error!(
-            died = %generation,
-            open,
-            "generation {generation} has died, and with it what was left of the {open} connections that it had when it was last heard"
-        ),
-        Some((_, None)) | None => {
-            tracing::error!(died = %generation, "generation {generation} has died, and with it what it still served");
         }
     }
 }

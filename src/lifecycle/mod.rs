@@ -13,6 +13,7 @@ mod embedded;
 mod handover;
 mod head;
 mod machine;
+mod neighbours;
 mod pid_file;
 mod plane;
 mod signals;
