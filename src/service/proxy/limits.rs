@@ -72,11 +72,14 @@ impl Limits {
         Self { made, clock: Some(Box::new(clock)) }
     }
 
-    /// What has been used of them. Where there are none, nobody has seen when something last moved: just now.
+    /// What has been used of them. Silence is only time used where it is limited.
     pub(super) fn used(&self) -> Used {
         let age = self.made.elapsed();
         match &self.clock {
-            Some(clock) => Used { age, idle: clock.moved.elapsed(), carried: clock.carried },
+            Some(clock) => {
+                let idle = clock.idle.map_or(Duration::ZERO, |_| clock.moved.elapsed());
+                Used { age, idle, carried: clock.carried }
+            }
             None => Used { age, ..Used::default() },
         }
     }
@@ -169,6 +172,10 @@ mod tests {
         let mut limits = Limits::new(&config, Limits::new(&unlimited, used).used());
         assert!(limits.used().age >= used.age);
         assert_eq!(poll_fn(|cx| limits.poll(cx, || 7)).await, Expired::Lifetime);
+        // Silence counts from where it is limited.
+        let lifetime = ProxyConfig { lifetime: hour, ..unlimited };
+        let used = Used { idle: Duration::from_secs(3600), ..Used::default() };
+        assert_eq!(Limits::new(&lifetime, used).used().idle, Duration::ZERO);
     }
 
     #[tokio::test]
