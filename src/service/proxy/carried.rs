@@ -28,18 +28,26 @@ const FORMAT: &str = "proxy/1";
 #[serde(rename_all = "kebab-case")]
 enum Stage {
     /// It has no upstream yet. So long it has waited for what it lacks: its header, or an upstream.
-    Arriving { identified: Option<Identified>, waited: Option<Duration> },
+    Arriving {
+        identified: Option<Identified>,
+        waited: Option<Duration>,
+        #[serde(default)]
+        tried: Vec<String>,
+    },
     /// It has. The socket is the first of the parcel's descriptors, those of pipes follow.
     Conversing(Conversing),
 }
 
 /// What is known of a client that has no upstream yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(super) struct Arriving {
     /// Where it came from and where it went, if that has been asked: some have nothing to say to it.
     pub(super) identified: Option<Identified>,
     /// Since when it waits for what it lacks, its header or an upstream, if it does.
     pub(super) since: Option<Instant>,
+    /// Which of the upstreams have had their chance in this round: also one whose answer is still awaited, or a client that is carried
+    /// again and again would never come to the others.
+    pub(super) tried: Vec<usize>,
 }
 
 /// The answer.
@@ -76,9 +84,10 @@ pub(super) enum Begun {
 }
 
 /// Puts a client into words that has no upstream yet.
-pub(super) fn arriving(Arriving { identified, since }: Arriving) -> Parcel {
+pub(super) fn arriving(Arriving { identified, since, tried }: Arriving, upstreams: &Upstreams) -> Parcel {
     let waited = since.map(|since| since.elapsed());
-    parcel(&Stage::Arriving { identified, waited }, &[], Vec::new())
+    let tried = tried.into_iter().map(|index| upstreams.all()[index].address().to_string()).collect();
+    parcel(&Stage::Arriving { identified, waited, tried }, &[], Vec::new())
 }
 
 /// Puts a conversation into words: what was not passed on, and what has been used of its limits.
@@ -139,9 +148,10 @@ pub(super) fn take_up(parcel: Parcel, upstreams: &Upstreams) -> io::Result<Begun
     check(&parcel, upstreams).map_err(io::Error::other)?;
     let (stage, owed) = read(&parcel.bytes).map_err(io::Error::other)?;
     let Conversing { upstream, received, sent, finished, relay, used } = match stage {
-        Stage::Arriving { identified, waited } => {
+        Stage::Arriving { identified, waited, tried } => {
             let since = waited.map(|waited| Instant::now().checked_sub(waited).unwrap_or_else(Instant::now));
-            return Ok(Begun::Arriving(Arriving { identified, since }));
+            let tried = tried.iter().filter_map(|address| upstreams.find(address)).collect();
+            return Ok(Begun::Arriving(Arriving { identified, since, tried }));
         }
         Stage::Conversing(conversing) => conversing,
     };

@@ -13,6 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Proxy;
+use super::carried::Arriving;
 use super::tally::{Came, Counted};
 use super::upstreams::{Place, Round};
 use crate::net::{Stream, dial};
@@ -58,24 +59,25 @@ impl Proxy {
         Connected { stream, _place: place, counted }
     }
 
-    /// Connects `client` to an upstream, and tells that one `header` first. `since` is when that began, if another process has
-    /// begun it. Cancel safe: what has been connected is closed.
+    /// Connects `client` to an upstream, and tells that one `header` first; goes on from where another process has left it, if one
+    /// has. Cancel safe: what has been connected is closed, and `arriving` says how far it came.
     ///
     /// # Errors
     /// Why nobody accepted, or that the client is gone.
     pub(super) async fn connect(
         &self,
         client: &Connection,
-        since: &mut Option<Instant>,
+        arriving: &mut Arriving,
         header: &[u8],
     ) -> io::Result<Connected<'_>> {
+        let Arriving { since, tried, .. } = arriving;
         // The first time each is given all of its time, however short the patience; but not once more by each process.
         let mut limit =
             since.and_then(|since| since.checked_add(self.config.connect_patience.max(self.longest_round())));
         let until = since.get_or_insert_with(Instant::now).checked_add(self.config.connect_patience);
         let mut pause = FIRST_PAUSE;
         loop {
-            let reason = match self.go_round(client, header, limit).await {
+            let reason = match self.go_round(client, header, limit, tried).await {
                 Ok(connected) => return Ok(connected),
                 Err(Failed::ClientGone) => return Err(client_gone()),
                 Err(Failed::Upstream(reason) | Failed::Own(reason)) => reason,
@@ -90,6 +92,7 @@ impl Proxy {
             if client.stream.has_hung_up() {
                 return Err(client_gone());
             }
+            tried.clear();
             pause = (pause * 2).min(LAST_PAUSE);
             limit = until;
         }
@@ -101,16 +104,20 @@ impl Proxy {
         self.config.connect_timeout.saturating_mul(upstreams)
     }
 
-    /// Tries each of them once.
+    /// Tries each of them once, but for those that have been.
     async fn go_round(
         &self,
         client: &Connection,
         header: &[u8],
         limit: Option<Instant>,
+        tried: &mut Vec<usize>,
     ) -> Result<Connected<'_>, Failed> {
         let mut round: Round = self.upstreams.round();
+        tried.iter().for_each(|index| round.tried(*index));
         let mut last = None;
         while let Some(index) = self.upstreams.choose(&round) {
+            tried.push(index);
+            round.tried(index);
             let place = self.upstreams.take(index);
             match self.attempt(client, header, index, limit).await {
                 Ok(stream) => {
@@ -123,7 +130,6 @@ impl Proxy {
                     self.tally.failed(&client.listener, self.upstreams.all(), index);
                     self.upstreams.failed(index, client.listener(), &reason);
                     last = Some(reason);
-                    round.tried(index);
                 }
                 Err(other) => return Err(other),
             }

@@ -112,7 +112,7 @@ impl Proxy {
         .await;
         drop(beginning);
         let Some(upstream) = connected.transpose()? else {
-            connection.give_up(carried::arriving(arriving));
+            connection.give_up(carried::arriving(arriving, &self.upstreams));
             return Ok(None);
         };
         let limits = Limits::new(&self.config, Used::default());
@@ -129,7 +129,7 @@ impl Proxy {
             Some(identified) => identified,
             None => {
                 let identified = Identified { route: self.identify(connection, &mut arriving.since).await? };
-                *arriving = Arriving { identified: Some(identified), since: None };
+                *arriving = Arriving { identified: Some(identified), ..Arriving::default() };
                 identified
             }
         };
@@ -137,7 +137,7 @@ impl Proxy {
             Some(version) => header::announce(version, route),
             None => Vec::new(),
         };
-        let connected = self.connect(connection, &mut arriving.since, &header).await;
+        let connected = self.connect(connection, arriving, &header).await;
         if connected.is_err() {
             // An empty reply could be taken for a reply.
             connection.stream.reset_on_drop();

@@ -8,6 +8,46 @@ use tokio::net::TcpSocket;
 
 use super::*;
 use crate::carry::{Asking, Turns};
+use crate::drain::DrainGuard;
+
+/// Who asks one connection to be carried.
+struct Asker {
+    turns: Arc<Turns>,
+    asking: Asking,
+    _guard: DrainGuard,
+}
+
+impl Asker {
+    /// With a connection, and its client, which takes little that it does not read.
+    async fn new() -> (Self, Connection, TcpStream) {
+        let listener = listen().await;
+        let client = TcpSocket::new_v4().unwrap();
+        client.set_recv_buffer_size(4096).unwrap();
+        let client = client.connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, peer) = listener.accept().await.unwrap();
+        let stream = Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
+        let (watch, guard) = Drain::new().entry(Way::Carry).admit();
+        let turns = Arc::<Turns>::default();
+        let asking = Asking::new(Arc::clone(&turns));
+        let word = Some(Arc::clone(asking.word()));
+        let connection = Connection::new(Admission { word, ..admission(stream, Peer::Tcp(peer), watch) });
+        (Self { turns, asking, _guard: guard }, connection, client)
+    }
+
+    fn ask(&mut self) {
+        self.turns.begin();
+        self.asking.poll(&mut Context::from_waker(Waker::noop()));
+    }
+
+    fn ask_no_more(&mut self) {
+        self.turns.end();
+        self.asking.poll(&mut Context::from_waker(Waker::noop()));
+    }
+}
+
+async fn poll<F: Future>(future: &mut Pin<&mut F>) -> Poll<F::Output> {
+    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+}
 
 #[tokio::test]
 async fn a_client_that_has_used_its_time_in_another_process_has_none_left_here() {
@@ -24,8 +64,9 @@ async fn a_client_that_has_used_its_time_in_another_process_has_none_left_here()
         let (accepted, peer) = listener.accept().await.unwrap();
         let stream = Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
         let (watch, _guard) = Drain::new().entry(Way::End).admit();
-        let waited = Arriving { identified, since: tokio::time::Instant::now().checked_sub(hour) };
-        let parcel = Some(crate::service::proxy::carried::arriving(waited));
+        let since = tokio::time::Instant::now().checked_sub(hour);
+        let waited = Arriving { identified, since, ..Arriving::default() };
+        let parcel = Some(crate::service::proxy::carried::arriving(waited, &proxy.upstreams));
         let mut connection = Connection::new(Admission { parcel, ..admission(stream, Peer::Tcp(peer), watch) });
         let served = timeout(DEADLINE, proxy.serve(&mut connection)).await.expect("it waits for an hour again");
         assert_eq!(served.unwrap_err().kind(), ErrorKind::TimedOut);
@@ -37,17 +78,7 @@ async fn what_is_left_of_a_broken_conversation_is_not_waited_for_by_a_carry() {
     let upstream = listen().await;
     let address = Address::Tcp(upstream.local_addr().unwrap());
     let proxy = Proxy::new(ProxyConfig::to(crate::config::Upstreams::new(vec![address]).unwrap()));
-    let listener = listen().await;
-    let client = TcpSocket::new_v4().unwrap();
-    client.set_recv_buffer_size(4096).unwrap();
-    let client = client.connect(listener.local_addr().unwrap()).await.unwrap();
-    let (accepted, peer) = listener.accept().await.unwrap();
-    let stream = Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
-    let (watch, _guard) = Drain::new().entry(Way::Carry).admit();
-    let turns = Arc::<Turns>::default();
-    let mut asking = Asking::new(Arc::clone(&turns));
-    let word = Some(Arc::clone(asking.word()));
-    let mut connection = Connection::new(Admission { word, ..admission(stream, Peer::Tcp(peer), watch) });
+    let (mut asker, mut connection, client) = Asker::new().await;
     let mut serving = pin!(proxy.serve(&mut connection));
     let mut server = tokio::select! {
         _ = &mut serving => panic!("it has ended"),
@@ -64,11 +95,9 @@ async fn what_is_left_of_a_broken_conversation_is_not_waited_for_by_a_carry() {
     drop(server);
     // It asks nobody, for between the two nobody serves.
     let mut is_refused = || {
-        turns.begin();
-        asking.poll(&mut Context::from_waker(Waker::noop()));
-        let is_refused = asking.word().is_refused();
-        turns.end();
-        asking.poll(&mut Context::from_waker(Waker::noop()));
+        asker.ask();
+        let is_refused = asker.asking.word().is_refused();
+        asker.ask_no_more();
         is_refused
     };
     let began = Instant::now();
@@ -82,6 +111,27 @@ async fn what_is_left_of_a_broken_conversation_is_not_waited_for_by_a_carry() {
     assert!(timeout(DEADLINE, serving).await.expect("it does not end").is_err());
 }
 
-async fn poll<F: Future>(future: &mut Pin<&mut F>) -> Poll<F::Output> {
-    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+#[tokio::test]
+async fn a_client_that_is_carried_in_the_middle_of_an_attempt_goes_on_with_the_next_upstream() {
+    let (hole, _queue) = black_hole();
+    let upstream = listen().await;
+    let addresses = [hole.local_addr().unwrap(), upstream.local_addr().unwrap()].map(Address::Tcp);
+    let mut config = ProxyConfig::to(crate::config::Upstreams::new(addresses.into()).unwrap());
+    (config.balance, config.connect_timeout) = (crate::config::Balance::InOrder, Duration::from_secs(3600));
+    let (mut asker, mut connection, _client) = Asker::new().await;
+    let proxy = Proxy::new(config.clone());
+    {
+        let mut serving = pin!(proxy.serve(&mut connection));
+        assert!(poll(&mut serving).await.is_pending());
+        asker.ask();
+        serving.await.unwrap();
+    }
+    assert!(connection.given_up().is_some());
+    asker.ask_no_more();
+    connection.stay();
+    let another = Proxy::new(config);
+    tokio::select! {
+        _ = another.serve(&mut connection) => panic!("it has ended"),
+        _ = accept(&upstream) => {}
+    }
 }
