@@ -6,7 +6,7 @@ use std::os::unix::net::UnixDatagram;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Callers, Calls, Client, Gate, Line, SLOW_DRAIN, assert_becomes, exit_code, signal};
+use crate::support::{Callers, Calls, Client, Gate, Line, SLOW_DRAIN, assert_becomes, exit_code, freeze, signal};
 
 const CALLERS: usize = 3;
 const KILLED: i32 = 128 + Signal::SIGKILL as i32;
@@ -204,6 +204,48 @@ fn a_predecessor_that_dies_while_it_drains_hurts_none_but_its_own() {
     assert_eq!((calls.refused, calls.broken), (0, 0));
     drop(held);
     assert_hands_over(&line, 2, line.pid_of(2));
+}
+
+#[test]
+fn a_generation_that_dies_before_the_head_has_heard_it_is_missed_all_the_same() {
+    let line = Line::serve_controlled(&[&["--bake", "0"][..], &SLOW_DRAIN].concat());
+    let held = line.hold();
+    let accepted = || {
+        let status: serde_json::Value = serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
+        status["counters"]["listeners"]["listener-1"]["accepted"].as_u64().unwrap()
+    };
+    line.hand_over_from(1);
+    line.wait_for(2, "serving draining");
+    // Before it answers, it has heard its predecessor.
+    let before = accepted();
+    freeze(line.pid_of(1));
+    line.hand_over_from(2);
+    line.wait_for(3, "serving draining");
+    kill(&line, 1);
+    let missed = line.wait_for(3, "generation 1 has died, and with it what was left of the 1 connections");
+    assert!(missed.text.starts_with("ERROR"), "{missed:?}");
+    // Nor is forgotten what it had done.
+    assert_eq!(accepted(), before);
+    drop(held);
+}
+
+#[test]
+fn a_generation_that_ends_in_order_is_missed_by_no_head_after_it() {
+    let line = Line::serve_controlled(&[&["--bake", "0"][..], &SLOW_DRAIN].concat());
+    let held = line.hold();
+    line.hand_over_from(1);
+    line.wait_for(2, "serving draining");
+    // The next one is born with a channel to it, and hears it only when it is gone.
+    let mut gate = Gate::before_successor(&line, "\"$@\"");
+    line.signal(2, Signal::SIGHUP);
+    gate.wait(&line);
+    drop(held);
+    assert_eq!(line.exit_code(1), 0);
+    line.wait_for(2, "an older generation is gone");
+    gate.open();
+    line.wait_for(3, "an older generation is gone ended=1");
+    line.assert_serves();
+    assert_eq!(line.count("has died"), 0, "{}", line.text());
 }
 
 #[test]

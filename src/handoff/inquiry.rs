@@ -4,7 +4,7 @@
 //! neighbour of a version that does not know the question says so once, and is not asked again.
 
 use super::message::{ASK, Message};
-use crate::report::Report;
+use crate::report::{Report, Standing};
 
 /// What is known of one neighbour.
 #[derive(Debug, Default)]
@@ -57,9 +57,21 @@ impl Inquiry {
             return Ok(());
         }
         let Message::Report(report) = message else { return Err(message) };
-        self.report = Some(report);
+        self.remember(report);
         self.answer = Answer::None;
         Ok(())
+    }
+
+    /// Takes what somebody else was told.
+    pub(super) fn remember(&mut self, report: Box<Report>) {
+        self.report = Some(report);
+    }
+
+    /// From now on somebody else is told.
+    pub(super) fn leave(&mut self) {
+        if let Some(report) = &mut self.report {
+            report.state = Standing::Unknown;
+        }
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) enum Message {
     CommittedForGood(Hangup),
     /// Predecessor to successor, just before that: what those before us have done that have ended.
     Counted(Box<Counters>),
+    /// Predecessor to successor, with that: how one before us stands that has not ended, by its last word to us.
+    Draining(Box<Report>),
     /// Predecessor to successor, before that as well: connections will come by the channel that goes with this, in the words of
     /// this version.
     Carry { version: u32 },
@@ -129,7 +131,9 @@ impl Message {
             Self::Failed { reason } => packet.line("REASON", reason.chars().take(REASON_MAX).collect::<String>()),
             Self::Carry { version } => packet.line("CARRY", version),
             Self::Counted(counters) => packet.line("COUNTERS", serde_json::to_string(counters).unwrap_or_default()),
-            Self::Report(report) => packet.line("REPORT", serde_json::to_string(report).unwrap_or_default()),
+            Self::Draining(report) | Self::Report(report) => {
+                packet.line("REPORT", serde_json::to_string(report).unwrap_or_default())
+            }
             Self::Unknown { kind } => packet.line("UNKNOWN", kind),
             Self::Stop | Self::Rollback | Self::Stopping | Self::Cut | Self::Ask | Self::Unrecognised { .. } => {}
         }
@@ -141,6 +145,7 @@ impl Message {
             Self::Welcome(_) => "welcome",
             Self::Committed(_) | Self::CommittedForGood(_) => "committed",
             Self::Counted(_) => "counted",
+            Self::Draining(_) => "draining",
             Self::Carry { .. } => "carry",
             Self::Stop => "stop",
             Self::Born { .. } => "born",
@@ -195,6 +200,7 @@ impl Message {
                 if is_for_good { Self::CommittedForGood(hangup) } else { Self::Committed(hangup) }
             }
             "counted" => Self::Counted(Box::new(fields.json("COUNTERS")?)),
+            "draining" => Self::Draining(Box::new(fields.json("REPORT")?)),
             "carry" => Self::Carry { version: fields.number("CARRY")? },
             "stop" => Self::Stop,
             "born" => Self::Born { pid: fields.number("PID")? },
@@ -321,6 +327,7 @@ mod tests {
             Message::Cut,
             Message::Head { pid: 42 },
             Message::Ask,
+            Message::Draining(Box::new(report.clone())),
             Message::Report(Box::new(report)),
             Message::Unknown { kind: "novel".into() },
         ] {

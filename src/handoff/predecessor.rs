@@ -84,11 +84,13 @@ pub(crate) enum PredecessorEvent {
     Asked,
     /// The predecessor knows what those before it have done.
     Counted(Box<Counters>),
+    /// The predecessor knows this of one before it that has not ended.
+    Draining(Box<Report>),
     /// The predecessor will carry its connections by this channel, in words of this version.
     Carrying(u32, OwnedFd),
     /// One that drains has said how it stands.
     Reported,
-    /// One that drained has ended. What it said last, if it said anything.
+    /// One that drained has ended. What it said last, to this process or the predecessor; nothing if it had ended before.
     Ended(Generation, Option<Box<Report>>),
 }
 
@@ -128,9 +130,10 @@ impl Predecessors {
         self.attention = Attention::All;
     }
 
-    /// Leaves those that drain to the next head.
+    /// Leaves those that drain to the next head, which hears from now on what they say.
     pub(crate) fn leave(&mut self) {
         self.attention = Attention::Predecessor;
+        self.older.iter_mut().for_each(|older| older.inquiry.leave());
     }
 
     /// Asks those that drain how they stand.
@@ -139,6 +142,13 @@ impl Predecessors {
             if let Some(question) = older.inquiry.question() {
                 older.tell(&question);
             }
+        }
+    }
+
+    /// Takes what one that drains has said to the predecessor, when that was the head.
+    pub(crate) fn remember(&mut self, report: Box<Report>) {
+        if let Some(older) = self.older.iter_mut().find(|older| older.generation == report.generation) {
+            older.inquiry.remember(report);
         }
     }
 
@@ -235,6 +245,9 @@ impl Older {
             Received::Message(Message::Counted(counters)) if self.role == Role::Predecessor => {
                 Taken::Event(PredecessorEvent::Counted(counters))
             }
+            Received::Message(Message::Draining(report)) if self.role == Role::Predecessor => {
+                Taken::Event(PredecessorEvent::Draining(report))
+            }
             Received::Passed(Message::Carry { version }, channel) if self.role == Role::Predecessor => {
                 Taken::Event(PredecessorEvent::Carrying(version, channel))
             }
@@ -263,5 +276,59 @@ impl Older {
         if let Err(error) = self.channel.send(message) {
             tracing::debug!(to = %self.generation, ?message, %error, "an older generation no longer hears");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Identity, Standing};
+    use crate::sys::socket::channel_pair;
+
+    fn report(state: Standing) -> Box<Report> {
+        Box::new(Report {
+            generation: Generation::FIRST,
+            pid: None,
+            identity: Identity::default(),
+            state,
+            since_unix_ms: 0,
+            connections: None,
+            counters: Counters::default(),
+            drain_left_ms: None,
+        })
+    }
+
+    #[tokio::test]
+    async fn the_last_word_to_the_predecessor_is_the_last_word() {
+        let (oldest, to_oldest) = channel_pair().unwrap();
+        let (predecessor, to_predecessor) = channel_pair().unwrap();
+        let draining = vec![(Generation::FIRST, to_oldest)];
+        let inherited = Unconnected { draining, predecessor: Some(to_predecessor) };
+        let mut predecessors = Predecessors::connect(inherited, Generation::FIRST.next().next()).unwrap();
+        let predecessor = Channel::new(predecessor).unwrap();
+        predecessor.send(&Message::Draining(report(Standing::Stopped))).unwrap();
+        predecessor.send(&Message::Committed(Hangup::None)).unwrap();
+        drop(oldest);
+        let PredecessorEvent::Draining(word) = predecessors.next().await else { panic!("not what was said") };
+        predecessors.remember(word);
+        assert!(matches!(predecessors.next().await, PredecessorEvent::Committed(Hangup::None)));
+        predecessors.attend();
+        let PredecessorEvent::Ended(Generation::FIRST, Some(last)) = predecessors.next().await else {
+            panic!("not its end, or no last word")
+        };
+        assert_eq!(last.state, Standing::Stopped);
+    }
+
+    #[tokio::test]
+    async fn what_may_have_been_said_to_another_head_is_unknown() {
+        let (oldest, to_oldest) = channel_pair().unwrap();
+        let inherited = Unconnected { draining: vec![(Generation::FIRST, to_oldest)], predecessor: None };
+        let mut predecessors = Predecessors::connect(inherited, Generation::FIRST.next()).unwrap();
+        predecessors.remember(report(Standing::Retiring));
+        predecessors.leave();
+        drop(oldest);
+        predecessors.attend();
+        let PredecessorEvent::Ended(_, Some(last)) = predecessors.next().await else { panic!("not its end") };
+        assert_eq!(last.state, Standing::Unknown);
     }
 }

@@ -213,6 +213,11 @@ impl Successor {
         self.tell(&Message::Counted(Box::new(counters)));
     }
 
+    /// Tells it how one before us stands that has not ended.
+    pub(crate) fn draining(&self, report: Report) {
+        self.tell(&Message::Draining(Box::new(report)));
+    }
+
     /// Offers to carry our connections to it, in words of this version: our end of the channel to do so by, if there are any and it
     /// could be told. One that is closed tells that it will not have them.
     pub(crate) fn carry(&mut self, version: u32) -> Option<OwnedFd> {

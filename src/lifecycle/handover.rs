@@ -12,14 +12,14 @@ use super::driver::Driver;
 use super::head::Head;
 use super::machine::{Event, State};
 use super::plane::Plane;
-use super::standing::unix_ms;
+use super::standing::{unheard, unix_ms};
 use crate::carry;
 use crate::control::{Answer, Refusal, ReloadOptions, Reply};
 use crate::drain::DrainReport;
 use crate::error::{Error, HandoffFailure};
 use crate::generation::Generation;
 use crate::handoff::{Bequest, Fate, Successor};
-use crate::report::{LastHandoff, Outcome};
+use crate::report::{LastHandoff, Outcome, Standing};
 
 /// How long the last words of a successor may take that has died: the kernel has only to close its end.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -201,12 +201,16 @@ impl<P: Plane> Driver<P> {
             init.tell_head(pid);
         }
         self.control.close();
-        self.predecessors.leave();
         if let (Some(head), Some(pid)) = (self.head.take(), pid) {
             head.hand_over(pid, &format!("generation {} serving", self.generation.next()));
         }
         self.handoffs.succeeded += 1;
         // Before it hears that the line is its own: after that a successor of its own might read what is meant for it.
+        for (generation, inquiry) in self.predecessors.reports() {
+            let known = || unheard(generation, Standing::Retiring);
+            successor.draining(inquiry.report().cloned().unwrap_or_else(known));
+        }
+        self.predecessors.leave();
         self.to_successor = successor.carry(carry::VERSION);
         successor.counted(self.past.clone());
         tell(successor);

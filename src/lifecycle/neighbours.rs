@@ -65,8 +65,12 @@ impl<P: Plane> Driver<P> {
                 self.past = *counters;
                 None
             }
+            PredecessorEvent::Draining(report) => {
+                self.predecessors.remember(report);
+                None
+            }
             PredecessorEvent::Ended(generation, last) => {
-                say_if_it_died(generation, last.as_deref());
+                self.say_if_it_died(generation, last.as_deref());
                 if let Some(mut last) = last {
                     last.counters.settle();
                     self.past.add(&last.counters);
@@ -123,24 +127,26 @@ impl<P: Plane> Driver<P> {
         }
     }
 
+    /// The end of an older generation is in order if it has said so itself; which may have been to another head: one that had
+    /// ended when this one took the line is not known here, and one that ended while another was the head is left to that.
+    fn say_if_it_died(&self, generation: Generation, last: Option<&Report>) {
+        match last.map(|last| (last.state, last.connections)) {
+            Some((Standing::Stopped | Standing::Unknown, _)) => {}
+            Some((_, Some(Connections { open, .. }))) => tracing::error!(
+                died = %generation,
+                open,
+                "generation {generation} has died, and with it what was left of the {open} connections that it had when it was last heard"
+            ),
+            None if generation.next() != self.generation => {}
+            Some((_, None)) | None => {
+                tracing::error!(died = %generation, "generation {generation} has died, and with it what it still served");
+            }
+        }
+    }
+
     /// The successor is to be given up, for this reason.
     pub(super) fn expired(&mut self, failure: HandoffFailure) -> Event {
         self.failure = Some(failure);
         Event::SuccessorLost
-    }
-}
-
-/// The end of an older generation is in order if it has said so itself.
-fn say_if_it_died(generation: Generation, last: Option<&Report>) {
-    match last.map(|last| (last.state, last.connections)) {
-        Some((Standing::Stopped, _)) => {}
-        Some((_, Some(Connections { open, .. }))) => tracing::error!(
-            died = %generation,
-            open,
-            "generation {generation} has died, and with it what was left of the {open} connections that it had when it was last heard"
-        ),
-        Some((_, None)) | None => {
-            tracing::error!(died = %generation, "generation {generation} has died, and with it what it still served");
-        }
     }
 }

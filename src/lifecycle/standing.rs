@@ -178,7 +178,7 @@ impl State {
 }
 
 /// A generation that has not said anything yet.
-fn unheard(generation: Generation, state: Standing) -> Report {
+pub(super) fn unheard(generation: Generation, state: Standing) -> Report {
     Report {
         generation,
         pid: None,
