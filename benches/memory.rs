@@ -8,7 +8,7 @@ mod support;
 use std::net::SocketAddr;
 
 use nix::unistd::Pid;
-use support::bare::{self, Bare};
+use support::bare;
 use support::clients::{Past, idle};
 use support::daemon::Daemon;
 use support::figures::Figures;
@@ -25,7 +25,7 @@ fn main() {
         for (figure, past) in [("idle from the first", Past::Silent), ("idle after a request", Past::Asked)] {
             let (mut ours, mut theirs) = (Figures::default(), Figures::default());
             for _ in 0..TURNS {
-                let (daemon, bare) = (Daemon::start(1, &[]), Bare::start());
+                let (daemon, bare) = (Daemon::start(1, &[]), bare::start());
                 ours.push(growth(daemon.first(), daemon.address(), past));
                 theirs.push(growth(bare.pid(), bare.address(), past));
             }

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
-use support::bare::{self, Bare};
+use support::bare;
 use support::clients::REQUEST;
 use support::daemon::Daemon;
 use support::figures::Figures;
@@ -48,7 +48,7 @@ fn main() {
     bare::serve_if_asked();
     support::run(|| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-        let (daemon, bare) = (Daemon::start(1, &[]), Bare::start());
+        let (daemon, bare) = (Daemon::start(1, &[]), bare::start());
         for work in [Work::Connections, Work::Requests] {
             let mut ours = Side::new(daemon.address(), daemon.first());
             let mut theirs = Side::new(bare.address(), bare.pid());

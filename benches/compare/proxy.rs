@@ -12,7 +12,8 @@ use tempfile::TempDir;
 use crate::candidate::{Candidate, pid_file};
 use crate::process;
 use crate::support::clients::visit;
-use crate::upstream::Upstream;
+use crate::support::itself::Itself;
+use crate::upstream;
 
 /// Longest wait for a proxy to serve.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -22,7 +23,7 @@ const WARM: usize = 100;
 /// A proxy that serves, until it is dropped.
 pub(crate) struct Proxy {
     candidate: Candidate,
-    upstream: Upstream,
+    upstream: Itself,
     address: SocketAddr,
     /// The first process; none where there is no proxy.
     root: Option<Pid>,
@@ -32,7 +33,7 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Starts it and waits until it serves.
     pub(crate) fn start(candidate: Candidate) -> Self {
-        let (upstream, folder) = (Upstream::start(), TempDir::new().expect("a folder"));
+        let (upstream, folder) = (upstream::start(), TempDir::new().expect("a folder"));
         let listen = unused_address();
         let command = candidate.command(folder.path(), listen, upstream.address());
         let address = if command.is_some() { listen } else { upstream.address() };

@@ -1,20 +1,18 @@
 //! Is what the proxies lead to: a server in a process of its own, whose time is not counted.
 //!
-//! The bench executes itself with [`ARGUMENT`]. One thread and one epoll, so that it takes as little as possible of the
-//! cores that it shares with the proxy. The first byte of a connection says what it wants: bytes without end, to have
-//! all its bytes dropped, or else its own bytes back.
+//! One thread and one epoll, so that it takes as little as possible of the cores that it shares with the proxy. The first byte of a
+//! connection says what it wants: bytes without end, to have all its bytes dropped, or else its own bytes back.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
-use std::process::{Child, Command, Stdio};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::unistd::Pid;
 use rustix::net::{SocketFlags, accept_with};
 use socket2::{Domain, Socket, Type};
 
 use crate::bulk::{Mover, Way};
+use crate::support::itself::{Itself, is_asked_to_be, say_where};
 
 /// The argument by which the bench learns that it is to be the upstream.
 const ARGUMENT: &str = "upstream";
@@ -24,46 +22,14 @@ const BACKLOG: i32 = 4096;
 const LISTENER: u64 = u64::MAX;
 const PARENT: u64 = u64::MAX - 1;
 
-/// The upstream, until it is dropped.
-pub(crate) struct Upstream {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Upstream {
-    /// Starts it and waits until it listens.
-    pub(crate) fn start() -> Self {
-        let mut command = Command::new(std::env::current_exe().expect("our own path"));
-        // It ends with its standard input, so with us, whatever becomes of us.
-        let mut child =
-            command.arg(ARGUMENT).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start the upstream");
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("its standard output");
-        BufReader::new(stdout).read_line(&mut line).expect("hear where it listens");
-        Self { child, address: line.trim().parse().expect("an address") }
-    }
-
-    /// Where it listens.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Its process.
-    pub(crate) fn pid(&self) -> Pid {
-        Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"))
-    }
-}
-
-impl Drop for Upstream {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Starts it.
+pub(crate) fn start() -> Itself {
+    Itself::start(ARGUMENT)
 }
 
 /// Whether this process was started to be the upstream: then it was, to the end.
 pub(crate) fn serve_if_asked() -> bool {
-    let asked = std::env::args().nth(1).as_deref() == Some(ARGUMENT);
+    let asked = is_asked_to_be(ARGUMENT);
     if asked {
         Server::new().run();
     }
@@ -94,8 +60,7 @@ impl Server {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll");
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER)).expect("watch the listener");
         epoll.add(std::io::stdin(), EpollEvent::new(EpollFlags::EPOLLIN, PARENT)).expect("watch the parent");
-        let address = listener.local_addr().expect("an address").as_socket().expect("an internet address");
-        writeln!(std::io::stdout(), "{address}").expect("say where");
+        say_where(listener.local_addr().expect("an address").as_socket().expect("an internet address"));
         Self { listener, epoll, connections: Vec::new(), mover: Mover::new() }
     }
 

@@ -9,6 +9,7 @@ pub(crate) mod bare;
 pub(crate) mod clients;
 pub(crate) mod daemon;
 pub(crate) mod figures;
+pub(crate) mod itself;
 pub(crate) mod processor;
 pub(crate) mod table;
 
