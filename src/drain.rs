@@ -2,9 +2,9 @@
 //!
 //! Those that may be carried to a successor are told apart: while there is hope that it takes them they are told nothing.
 //!
-//! tokio-util's `CancellationToken` tells and its `TaskTracker` counts; nothing polls and nothing ticks. A [`Drain`] is
-//! the owner's side, a [`DrainEntry`] the acceptor's, a [`DrainWatch`] the connection's, a [`DrainGuard`] the proof that
-//! a connection is counted. When to drain and how long to wait is not decided here.
+//! tokio-util's `CancellationToken` tells and its `TaskTracker` counts; nothing polls and nothing ticks. A [`Drain`] is the owner's
+//! side, a [`DrainEntry`] the acceptor's, a [`DrainWatch`] the connection's, a [`DrainGuard`] its task's: the proof that it is
+//! counted, and what cuts it. When to drain and how long to wait is not decided here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,18 +19,19 @@ pub(crate) struct Drain {
     told: CancellationToken,
     /// The same for those that may be carried.
     told_after_carry: CancellationToken,
-    cut: CancellationToken,
     connections: TaskTracker,
-    /// How many there were when the drain began, and what became of it since: the report.
+    /// How many there were when the drain began.
     at_start: usize,
-    tally: Arc<Tally>,
+    shared: Arc<Shared>,
 }
 
-/// Counts since the drain began. They say nothing of other memory, so no access to them is ordered.
+/// What every connection needs a hold of: behind one pointer, for there are many of them.
 #[derive(Debug, Default)]
-struct Tally {
+struct Shared {
+    cut: CancellationToken,
+    /// Counts since the drain began. They say nothing of other memory, so no access to them is ordered.
     came: AtomicUsize,
-    cut: AtomicUsize,
+    were_cut: AtomicUsize,
 }
 
 /// What becomes of a connection in a drain.
@@ -56,15 +57,15 @@ impl Drain {
             Way::End => &self.told,
             Way::Carry => &self.told_after_carry,
         };
-        let watch = DrainWatch { told: told.clone(), cut: self.cut.clone() };
-        DrainEntry { watch, connections: self.connections.clone(), tally: Arc::clone(&self.tally) }
+        let watch = DrainWatch { told: told.clone() };
+        DrainEntry { watch, connections: self.connections.clone(), shared: Arc::clone(&self.shared) }
     }
 
     /// Tells every connection at once, other than those that may be carried: these are told by [`Drain::tell_the_rest`].
     pub(crate) fn begin(&mut self) {
         self.at_start = self.connections.len();
-        self.tally.came.store(0, Ordering::Relaxed);
-        self.tally.cut.store(0, Ordering::Relaxed);
+        self.shared.came.store(0, Ordering::Relaxed);
+        self.shared.were_cut.store(0, Ordering::Relaxed);
         self.connections.close();
         self.told.cancel();
     }
@@ -81,7 +82,7 @@ impl Drain {
 
     /// Cuts what is left; [`Drain::drained`] tells when it is gone.
     pub(crate) fn cut(&self) {
-        self.cut.cancel();
+        self.shared.cut.cancel();
     }
 
     /// Takes connections again: those that come are not told; those that were told end as they were going to.
@@ -98,10 +99,10 @@ impl Drain {
     /// How the connections ended that were there when the drain began or came after that, of which so many were `carried`.
     #[must_use]
     pub(crate) fn report(&self, carried: usize) -> DrainReport {
-        let all = self.at_start + self.tally.came.load(Ordering::Relaxed);
+        let all = self.at_start + self.shared.came.load(Ordering::Relaxed);
         // What is cut and still there has not heard of it.
-        let left = if self.cut.is_cancelled() { self.connections.len() } else { 0 };
-        let cut = self.tally.cut.load(Ordering::Relaxed) + left;
+        let left = if self.shared.cut.is_cancelled() { self.connections.len() } else { 0 };
+        let cut = self.shared.were_cut.load(Ordering::Relaxed) + left;
         DrainReport { ended: all.saturating_sub(cut + carried), carried, cut }
     }
 }
@@ -111,7 +112,7 @@ impl Drain {
 pub(crate) struct DrainEntry {
     watch: DrainWatch,
     connections: TaskTracker,
-    tally: Arc<Tally>,
+    shared: Arc<Shared>,
 }
 
 impl DrainEntry {
@@ -120,9 +121,9 @@ impl DrainEntry {
     pub(crate) fn admit(&self) -> (DrainWatch, DrainGuard) {
         if self.connections.is_closed() {
             // From the predecessor, which carries it here, on its way to our successor.
-            self.tally.came.fetch_add(1, Ordering::Relaxed);
+            self.shared.came.fetch_add(1, Ordering::Relaxed);
         }
-        (self.watch.clone(), DrainGuard { _counted: self.connections.token(), tally: Arc::clone(&self.tally) })
+        (self.watch.clone(), DrainGuard { _counted: self.connections.token(), shared: Arc::clone(&self.shared) })
     }
 }
 
@@ -130,7 +131,6 @@ impl DrainEntry {
 #[derive(Clone, Debug)]
 pub struct DrainWatch {
     told: CancellationToken,
-    cut: CancellationToken,
 }
 
 impl DrainWatch {
@@ -144,29 +144,29 @@ impl DrainWatch {
     pub fn is_told(&self) -> bool {
         self.told.is_cancelled()
     }
+}
 
+/// Counts one connection for as long as it lives, and cuts it.
+#[derive(Debug)]
+pub(crate) struct DrainGuard {
+    _counted: TaskTrackerToken,
+    shared: Arc<Shared>,
+}
+
+impl DrainGuard {
     /// Runs a connection to its end, or until it is cut: `None`. Even if that has been it is polled once before: one that is to be
     /// reset when it is cut has begun then.
     pub(crate) async fn unless_cut<F: Future>(&self, connection: F) -> Option<F::Output> {
         tokio::select! {
             biased;
             done = connection => Some(done),
-            () = self.cut.cancelled() => None,
+            () = self.shared.cut.cancelled() => None,
         }
     }
-}
 
-/// Counts one connection for as long as it lives.
-#[derive(Debug)]
-pub(crate) struct DrainGuard {
-    _counted: TaskTrackerToken,
-    tally: Arc<Tally>,
-}
-
-impl DrainGuard {
     /// It was cut.
     pub(crate) fn cut(self) {
-        self.tally.cut.fetch_add(1, Ordering::Relaxed);
+        self.shared.were_cut.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -196,9 +196,9 @@ mod tests {
                 drop(guard);
             });
         }
-        let (watch, guard) = drain.entry(Way::End).admit();
+        let (_watch, guard) = drain.entry(Way::End).admit();
         let deaf = tokio::spawn(async move {
-            let cut = watch.unless_cut(std::future::pending::<()>()).await;
+            let cut = guard.unless_cut(std::future::pending::<()>()).await;
             guard.cut();
             cut
         });

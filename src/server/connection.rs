@@ -15,7 +15,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::census::{Counted, End};
 use crate::carry::{Asking, Departing, Outgoing, Parcel, Turns, Verdict};
-use crate::drain::{DrainEntry, DrainWatch, Way};
+use crate::drain::{DrainEntry, DrainGuard, Way};
 use crate::net::{Peer, Stream};
 use crate::service::{Admission, Connection, Service};
 
@@ -99,7 +99,7 @@ impl<S: Service> Connections<S> {
             stream,
             peer,
             listener: Arc::clone(listener),
-            drain: watch.clone(),
+            drain: watch,
             word: asking.as_ref().map(|asking| Arc::clone(asking.word())),
             parcel,
             first_request_grace: self.0.first_request_grace,
@@ -116,13 +116,13 @@ impl<S: Service> Connections<S> {
                             Some(_) => Served::GivenUp,
                         })
                     });
-                    watch.unless_cut(in_turn(serving, asking.as_deref_mut())).await
+                    guard.unless_cut(in_turn(serving, asking.as_deref_mut())).await
                 };
                 break match served {
                     Some(Ok(Served::Finished { late })) => Ending::Finished { late },
                     // In a box: every connection would be as large as this.
                     Some(Ok(Served::GivenUp)) => {
-                        match Box::pin(shared.leave(&connection, &counted, asking.as_deref_mut(), &watch)).await {
+                        match Box::pin(shared.leave(&connection, &counted, asking.as_deref_mut(), &guard)).await {
                             Some(ending) => ending,
                             None => {
                                 connection.stay();
@@ -183,7 +183,7 @@ impl<S> Shared<S> {
         connection: &Connection,
         counted: &Counted,
         asking: Option<&mut Asking>,
-        watch: &DrainWatch,
+        guard: &DrainGuard,
     ) -> Option<Ending> {
         // One that nobody had asked for would be given up again and again.
         let asked = asking.and_then(|asking| asking.was_asked().then_some(asking));
@@ -206,7 +206,7 @@ impl<S> Shared<S> {
                 None => Verdict::Alone,
             }
         };
-        let Some(verdict) = watch.unless_cut(handing_over).await else { return Some(Ending::Cut) };
+        let Some(verdict) = guard.unless_cut(handing_over).await else { return Some(Ending::Cut) };
         asking.pass_on();
         match verdict {
             Verdict::Taken => {
