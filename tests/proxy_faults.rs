@@ -268,3 +268,22 @@ fn a_long_transfer_for_which_the_kernel_makes_no_pipe_goes_on_without_one() {
         client.expect(b"thank you").unwrap();
     }
 }
+
+#[test]
+fn a_long_transfer_goes_on_beyond_urgent_data_and_to_its_own_end() {
+    let long: Vec<u8> = (0..8_000_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let upstream = Upstream::tcp();
+    let line = Line::proxy(&[&upstream.address()], &["--workers", "1"]);
+    let (mut client, mut server) = line.pair(&upstream);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            client.write_all(&long).unwrap();
+            client.send_urgent(b'!');
+            client.write_all(b"the rest").unwrap();
+            client.half_close().unwrap();
+        });
+        server.expect(&long).unwrap();
+        server.expect(b"the rest").unwrap();
+        server.expect_end().unwrap();
+    });
+}

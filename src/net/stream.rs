@@ -17,6 +17,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::peer::Peer;
 use super::pipe::Pipe;
 use super::traffic::Traffic;
+use crate::sys;
 
 /// One connection.
 #[derive(Debug)]
@@ -156,8 +157,18 @@ impl Stream {
     }
 
     /// Moves what has arrived into an empty pipe: how many bytes it were, none at the peer's end.
+    ///
+    /// # Errors
+    /// `InvalidInput` also when what has arrived has to be read.
     pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
-        let count = ready!(self.socket.poll_io(cx, Interest::READABLE, |socket| pipe.fill(socket)))?;
+        let fill = |socket: BorrowedFd<'_>| match pipe.fill(socket) {
+            // A splice takes nothing beyond a byte of urgent data, and calls that the end, or says that nothing has arrived.
+            Ok(0) | Err(_) if matches!(sys::socket::peek(socket, &mut [0]), Ok(1..)) => {
+                Err(io::ErrorKind::InvalidInput.into())
+            }
+            filled => filled,
+        };
+        let count = ready!(self.socket.poll_io(cx, Interest::READABLE, fill))?;
         self.count_read(count);
         Poll::Ready(Ok(count))
     }

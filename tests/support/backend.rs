@@ -104,6 +104,12 @@ impl Client {
         SockRef::from(socket).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
+    /// Sends a byte of urgent data, tcp(7).
+    pub(crate) fn send_urgent(&self, byte: u8) {
+        let Self::Tcp(socket) = self else { panic!("a Unix socket knows no urgent data") };
+        assert_eq!(SockRef::from(socket).send_out_of_band(&[byte]).unwrap(), 1);
+    }
+
     /// Reads to the end, or to what came instead of it.
     pub(crate) fn read_all(&mut self) -> (Vec<u8>, io::Result<()>) {
         let mut bytes = Vec::new();
