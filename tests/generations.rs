@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::{Client, Handoffs, Line, Stuck, exit_code, signal};
+use crate::support::{Client, Gate, Handoffs, Line, Stuck, exit_code, signal};
 use nix::sys::signal::Signal;
 
 /// A line on a Unix socket and on TCP, and that socket.
@@ -86,6 +86,28 @@ fn no_more_generations_live_than_are_allowed() {
 #[test]
 fn eight_generations_live_unless_told_otherwise() {
     assert_bounded(8, &[]);
+}
+
+#[test]
+fn a_generation_that_ends_while_the_next_one_starts_makes_nobody_be_cut() {
+    let (line, path) = line(&["--max-generations", "3"]);
+    let mut head = Handoffs::of(&line);
+    let oldest = Stuck::on(&line, &path);
+    hand_over(&line, &mut head);
+    let second = Stuck::on(&line, &path);
+    hand_over(&line, &mut head);
+    let mut gate = Gate::before_successor(&line, "\"$@\"");
+    signal(head.pid, Signal::SIGHUP);
+    gate.wait(&line);
+    second.read_to_end();
+    assert_eq!(line.exit_code(2), 0);
+    gate.open();
+    line.wait_for(4, "serving draining");
+    line.wait_for(4, "an older generation is gone ended=2");
+    assert_eq!(line.count("too many generations"), 0, "{}", line.text());
+    oldest.read_to_end();
+    let ended = line.wait_for(1, "has ended ended=");
+    assert_eq!((ended.field("ended"), ended.field("cut")), (Some("1"), Some("0")), "{ended:?}");
 }
 
 #[test]

@@ -7,14 +7,14 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::Poll;
 
 use super::channel::{Channel, Received};
 use super::inquiry::Inquiry;
 use super::message::{Hangup, Message};
 use crate::generation::Generation;
-use crate::report::{Counters, Report};
+use crate::report::{Counters, Report, Standing};
 use crate::sys::socket::has_hung_up;
 
 /// Generations that drain, each with the channel to it.
@@ -114,10 +114,9 @@ impl Predecessors {
         self.older.iter().any(|older| older.role == Role::Predecessor)
     }
 
-    /// How many older generations live. The kernel is asked: whoever is not the head does not hear of their ends.
+    /// How many older generations live, by the word of the kernel and their own.
     pub(crate) fn count(&self) -> usize {
-        use std::os::fd::AsFd;
-        self.older.iter().filter(|older| !has_hung_up(older.channel.as_fd())).count()
+        self.older.iter().filter(|older| !older.is_over()).count()
     }
 
     /// Whether the last of them has ended, by the word of those that were listened to.
@@ -159,7 +158,6 @@ impl Predecessors {
 
     /// The channels, for a successor to be born with.
     pub(crate) fn channels(&self) -> impl Iterator<Item = (Generation, BorrowedFd<'_>)> {
-        use std::os::fd::AsFd;
         self.older.iter().map(|older| (older.generation, older.channel.as_fd()))
     }
 
@@ -180,10 +178,12 @@ impl Predecessors {
         self.older.clear();
     }
 
-    /// Tells the oldest ones to cut their drain short, so that no more than `keep` go on.
+    /// Tells the oldest ones to cut their drain short, so that no more than `keep` go on. Those that have ended do not count, although
+    /// their ends may not be heard here yet.
     pub(crate) fn cut_all_but(&self, keep: usize) {
-        let excess = self.older.len().saturating_sub(keep);
-        for older in &self.older[..excess] {
+        let left: Vec<_> = self.older.iter().filter(|older| !older.is_over()).collect();
+        let excess = left.len().saturating_sub(keep);
+        for older in &left[..excess] {
             tracing::warn!(generation_cut = %older.generation, "too many generations: told the oldest to cut its drain short");
             older.tell(&Message::Cut);
         }
@@ -272,6 +272,13 @@ impl Older {
         }
     }
 
+    /// Whether it has ended, or is about to: it has said its last word. The kernel is asked, for whoever is not the head does not hear
+    /// of an end.
+    fn is_over(&self) -> bool {
+        let has_said_so = self.inquiry.report().is_some_and(|last| last.state == Standing::Stopped);
+        has_said_so || has_hung_up(self.channel.as_fd())
+    }
+
     fn tell(&self, message: &Message) {
         if let Err(error) = self.channel.send(message) {
             tracing::debug!(to = %self.generation, ?message, %error, "an older generation no longer hears");
@@ -282,7 +289,7 @@ impl Older {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Identity, Standing};
+    use crate::report::Identity;
     use crate::sys::socket::channel_pair;
 
     fn report(state: Standing) -> Box<Report> {
