@@ -59,12 +59,9 @@ impl<'a> Conversation<'a> {
     /// What it broke of, or which limit ended it in the middle.
     pub(super) async fn hold(&mut self) -> io::Result<Held> {
         match poll_fn(|cx| self.poll(cx)).await {
-            Ended::Relay(Relayed::Finished) => self.is_settled = true,
-            // Nothing was under way: an end like any other. The upstream's is its close.
-            Ended::Limit(Expired::Idle) if !self.relay.owes() => {
-                self.is_settled = true;
-                self.upstream.iter().for_each(|upstream| upstream.stream.say_end());
-            }
+            Ended::Relay(Relayed::Finished) => self.finish(),
+            // Nothing was under way: an end like any other.
+            Ended::Limit(Expired::Idle) if !self.relay.owes() => self.finish(),
             Ended::Limit(expired) => return Err(expired.into()),
             Ended::Asked => return Ok(Held::ToBeCarried),
             // Nobody can take up what is left of it then, and nobody is to wait for it.
@@ -108,6 +105,12 @@ impl<'a> Conversation<'a> {
             return Poll::Ready(Ended::Relay(relayed));
         }
         limits.poll(cx, || client.stream.carried() + upstream.carried()).map(Ended::Limit)
+    }
+
+    /// It is over in order. The upstream's end is its close.
+    fn finish(&mut self) {
+        self.is_settled = true;
+        self.upstream.iter().for_each(|upstream| upstream.stream.say_end());
     }
 
     /// Passes on what the client had said before it broke.

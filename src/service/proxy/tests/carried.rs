@@ -135,3 +135,35 @@ async fn a_client_that_is_carried_in_the_middle_of_an_attempt_goes_on_with_the_n
         _ = accept(&upstream) => {}
     }
 }
+
+#[tokio::test]
+async fn an_upstream_that_was_carried_after_its_end_hears_the_clients_while_the_other_process_has_a_copy() {
+    let upstream = listen().await;
+    let address = Address::Tcp(upstream.local_addr().unwrap());
+    let config = ProxyConfig::to(crate::config::Upstreams::new(vec![address]).unwrap());
+    let (mut asker, mut connection, mut client) = Asker::new().await;
+    let proxy = Proxy::new(config.clone());
+    let mut server = {
+        let mut serving = pin!(proxy.serve(&mut connection));
+        let ended = async {
+            let mut server = accept(&upstream).await;
+            server.shutdown().await.unwrap();
+            assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+            server
+        };
+        let server = tokio::select! {
+            _ = &mut serving => panic!("it has ended"),
+            server = ended => server,
+        };
+        asker.ask();
+        serving.await.unwrap();
+        server
+    };
+    asker.ask_no_more();
+    let _copy = connection.given_up().unwrap().descriptors[0].try_clone().unwrap();
+    connection.stay();
+    client.shutdown().await.unwrap();
+    let another = Proxy::new(config);
+    timeout(DEADLINE, another.serve(&mut connection)).await.unwrap().unwrap();
+    assert_eq!(timeout(DEADLINE, server.read(&mut [0; 1])).await.expect("it hears no end").unwrap(), 0);
+}
