@@ -11,7 +11,9 @@ use std::thread::JoinHandle;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Callers, Client, Line, Operator, Parent, REAL, Refusal, assert_becomes, threads};
+use crate::support::{
+    Callers, Client, Line, Operator, Parent, REAL, Refusal, SLOW_DRAIN, assert_becomes, free_port, threads,
+};
 
 /// Puts a file at `FOLDER/handoffd.toml`, whole at once: a generation may read at any time. In it `$F` is the folder.
 pub(crate) fn put(folder: &Path, text: &str) {
@@ -95,6 +97,30 @@ fn a_listener_that_a_new_file_adds_appears_and_one_that_it_leaves_out_goes() {
     assert!(!old.exists());
     let calls = callers.finish();
     assert_eq!((calls.refused, calls.broken), (0, 0));
+}
+
+#[test]
+fn a_listener_that_goes_is_let_go_of_by_those_that_drain_as_well_and_may_come_back() {
+    let api = format!("127.0.0.1:{}", free_port());
+    let both = format!("{WEB}[listener.api]\naddress = '{api}'\nservice = 'echo'\n");
+    let line = serve(&both, &SLOW_DRAIN);
+    let held = line.hold();
+    line.asked(&["reload"]).well();
+    line.wait_for(1, "draining why");
+    put(line.folder(), WEB);
+    line.asked(&["reload"]).well();
+    assert_eq!(line.exit_code(2), 0);
+    assert_becomes(&true, || Client::connect(&api).is_err());
+    put(line.folder(), &both);
+    line.asked(&["reload"]).well();
+    assert_eq!(line.exit_code(3), 0);
+    echo(&api);
+    // The first one may yet have to accept again: where it still listens.
+    line.signal(4, Signal::SIGKILL);
+    line.wait_for(1, "accepting again");
+    echo(&line.address_of("web"));
+    assert_becomes(&true, || Client::connect(&api).is_err());
+    drop(held);
 }
 
 #[test]

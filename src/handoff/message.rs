@@ -63,6 +63,8 @@ pub(crate) enum Message {
     Rollback,
     /// The newest generation to all that drain: the line is told to stop, never accept again.
     Stopping,
+    /// From one that retires to all older ones: nobody listens any more on these sockets, by their `SO_COOKIE`, socket(7).
+    GivenUp { sockets: Vec<u64> },
     /// The newest generation to one that drains: too many of us, cut your drain short.
     Cut,
     /// The head to the init, if there is one: I am the head, or this one is.
@@ -128,6 +130,7 @@ impl Message {
                 packet.line("PID", pid);
                 closed.iter().for_each(|descriptor| packet.line("CLOSED", descriptor));
             }
+            Self::GivenUp { sockets } => sockets.iter().for_each(|socket| packet.line("SOCKET", socket)),
             Self::Failed { reason } => packet.line("REASON", reason.chars().take(REASON_MAX).collect::<String>()),
             Self::Carry { version } => packet.line("CARRY", version),
             Self::Counted(counters) => packet.line("COUNTERS", serde_json::to_string(counters).unwrap_or_default()),
@@ -155,6 +158,7 @@ impl Message {
             Self::Failed { .. } => "failed",
             Self::Rollback => "rollback",
             Self::Stopping => "stopping",
+            Self::GivenUp { .. } => "given-up",
             Self::Cut => "cut",
             Self::Head { .. } => "head",
             Self::Ask => ASK,
@@ -206,17 +210,11 @@ impl Message {
             "born" => Self::Born { pid: fields.number("PID")? },
             "fork-failed" => Self::ForkFailed { errno: fields.number("ERRNO")? },
             "exec-failed" => Self::ExecFailed { errno: fields.number("ERRNO")? },
-            "ready" => {
-                let pid = fields.number("PID")?;
-                let mut closed = Vec::new();
-                while let Some(descriptor) = fields.take("CLOSED") {
-                    closed.push(descriptor.parse().map_err(|_| format!("CLOSED={descriptor:?}"))?);
-                }
-                Self::Ready { pid, closed }
-            }
+            "ready" => Self::Ready { pid: fields.number("PID")?, closed: fields.numbers("CLOSED")? },
             "failed" => Self::Failed { reason: fields.text("REASON")?.to_owned() },
             "rollback" => Self::Rollback,
             "stopping" => Self::Stopping,
+            "given-up" => Self::GivenUp { sockets: fields.numbers("SOCKET")? },
             "cut" => Self::Cut,
             "head" => Self::Head { pid: fields.number("PID")? },
             ASK => Self::Ask,
@@ -272,6 +270,12 @@ impl<'a> Fields<'a> {
         text.parse().map_err(|_| format!("{key}={text:?}"))
     }
 
+    /// Those of all lines with that key.
+    fn numbers<N: std::str::FromStr>(&mut self, key: &str) -> Result<Vec<N>, String> {
+        let texts = std::iter::from_fn(|| self.take(key));
+        texts.map(|text| text.parse().map_err(|_| format!("{key}={text:?}"))).collect()
+    }
+
     fn json<T: DeserializeOwned>(&mut self, key: &str) -> Result<T, String> {
         let text = self.text(key)?;
         serde_json::from_str(text).map_err(|error| format!("{key}={text:?}: {error}"))
@@ -324,6 +328,7 @@ mod tests {
             Message::Failed { reason: "a=b is wrong".into() },
             Message::Rollback,
             Message::Stopping,
+            Message::GivenUp { sockets: vec![u64::MAX, 1] },
             Message::Cut,
             Message::Head { pid: 42 },
             Message::Ask,

@@ -111,6 +111,8 @@ pub(crate) enum SuccessorEvent {
     Lost(HandoffFailure),
     /// It has taken over, and was told to stop with the whole line.
     Stopping,
+    /// Nobody listens any more on these sockets, by their `SO_COOKIE`.
+    GivenUp(Vec<u64>),
     /// There are too many of us: stop draining.
     Cut,
     /// It asks how we stand.
@@ -271,6 +273,7 @@ impl Successor {
             return match received {
                 Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
                 Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
+                Received::Message(Message::GivenUp { sockets }) => Some(SuccessorEvent::GivenUp(sockets)),
                 Received::Message(_) | Received::Passed(..) => None,
                 Received::Garbage(_) | Received::End => Some(SuccessorEvent::Ended),
             };
@@ -300,6 +303,7 @@ impl Successor {
             Received::Message(Message::Rollback) => lost(HandoffFailure::ToldToStop),
             Received::Message(Message::Stopping) => Some(SuccessorEvent::Stopping),
             Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
+            Received::Message(Message::GivenUp { sockets }) => Some(SuccessorEvent::GivenUp(sockets)),
             Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
             // No successor passes anything: it is closed.
             Received::Message(message) | Received::Passed(message, _) => match self.inquiry.hear(message) {

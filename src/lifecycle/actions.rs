@@ -62,6 +62,11 @@ impl<P: Plane> Driver<P> {
                 self.plane.stop_accepting().await;
                 let (given_up, control) = self.listeners.remove(&std::mem::take(&mut self.given_up));
                 given_up.iter().chain(&control).for_each(Listener::unlink);
+                // Whoever may have to accept again holds them still.
+                let sockets: Vec<_> = given_up.iter().filter_map(|listener| listener.cookie().ok()).collect();
+                if !sockets.is_empty() {
+                    self.predecessors.tell_all(&Message::GivenUp { sockets });
+                }
                 self.plane.sweep(&given_up);
             }
             Action::CloseListeners | Action::LeaveTheLine => {

@@ -104,6 +104,15 @@ impl<P: Plane> Driver<P> {
                 Some(if rolled_back { Event::SuccessorRolledBack } else { Event::SuccessorLost })
             }
             SuccessorEvent::Stopping => Some(Event::LineStopping),
+            SuccessorEvent::GivenUp(sockets) => {
+                // Whoever has not taken over decides nothing.
+                if retired {
+                    // Whoever waits in a queue is reset when the last that holds it lets go.
+                    let given_up = self.listeners.remove_sockets(&sockets);
+                    self.plane.sweep(&given_up);
+                }
+                None
+            }
             SuccessorEvent::Cut if retired => Some(Event::CutNow),
             // Nonsense, before it has taken over: we would end, and nobody would serve.
             SuccessorEvent::Cut => {

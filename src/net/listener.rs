@@ -88,6 +88,11 @@ impl Listener {
         self.socket.try_clone().map(Into::into)
     }
 
+    /// What no other socket has, in whichever process: `SO_COOKIE`, socket(7).
+    pub(crate) fn cookie(&self) -> io::Result<u64> {
+        self.socket.cookie()
+    }
+
     /// Has the runtime tell when there is something to accept. Must be called in a tokio runtime.
     pub(crate) fn watch(&self) -> io::Result<AsyncFd<Arc<Socket>>> {
         sys::fd::watch(Arc::clone(&self.socket), Interest::READABLE)

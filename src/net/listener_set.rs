@@ -162,6 +162,14 @@ impl ListenerSet {
         self.listeners = kept.into_iter().map(|(_, listener)| listener).collect();
         (gone.into_iter().map(|(_, listener)| listener).collect(), control)
     }
+
+    /// Takes the listeners that are these sockets out of the set.
+    pub(crate) fn remove_sockets(&mut self, cookies: &[u64]) -> Vec<Listener> {
+        let is_one = |listener: &Listener| listener.cookie().is_ok_and(|cookie| cookies.contains(&cookie));
+        let (gone, kept) = self.listeners.drain(..).partition(is_one);
+        self.listeners = kept;
+        gone
+    }
 }
 
 /// Whether it is the operator's socket: a parent says so by its name, of what the line bound the configuration does.
