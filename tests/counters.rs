@@ -109,6 +109,32 @@ fn handoffs_are_counted_by_how_they_ended() {
 }
 
 #[test]
+fn what_a_generation_has_done_that_is_rolled_back_stays_counted() {
+    for number in [Signal::SIGTERM, Signal::SIGKILL] {
+        let line = Line::serve_controlled(&["--bake", "1h"]);
+        let address = line.address();
+        let reload = line.ask(&["reload"]);
+        line.wait_for(1, "the successor is ready");
+        let mut calls = 0;
+        // Both accept: until it is the new one's turn.
+        while line.records().iter().all(|record| !record.is(2, "connection ended")) {
+            Client::once(&address, b"12345").unwrap();
+            calls += 1;
+        }
+        // With what it has said last, if it is given no time for a last word.
+        let seen =
+            || listener(&status(&line)["counters"], "listener-1").iter().map(|(_, sum)| *sum).collect::<Vec<_>>();
+        assert_becomes(&vec![calls, calls * 5, calls * 5], seen);
+        line.signal(2, number);
+        reload.wait().names(76, &["rolled back"]);
+        let counters = settled(&line);
+        let sums = [("accepted", calls), ("received", calls * 5), ("sent", calls * 5)];
+        assert_eq!(listener(&counters, "listener-1"), sums, "{number}");
+        assert_eq!(counters["handoffs"]["rolled_back"], 1);
+    }
+}
+
+#[test]
 fn what_is_carried_is_counted_where_it_was_and_accepted_once() {
     let line = Line::serve_controlled(&["--bake", "0", "--carry", "--metrics", "127.0.0.1:0"]);
     let mut client = Client::connect(&line.address()).unwrap();

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -260,6 +261,19 @@ impl Successor {
                 Err(error) => tracing::debug!(successor_pid = pid, %signal, %error, "the successor has ended already"),
             }
         }
+    }
+
+    /// Tells it to stop: whether it says within that time that it does, and leaves the line to us.
+    pub(crate) async fn gives_back(&mut self, within: Duration) -> bool {
+        self.end(Fate::Stop);
+        let said = async {
+            loop {
+                if let SuccessorEvent::Lost(failure) = self.next().await {
+                    return matches!(failure, HandoffFailure::ToldToStop);
+                }
+            }
+        };
+        tokio::time::timeout(within, said).await.unwrap_or(false)
     }
 
     fn tell(&self, message: &Message) {

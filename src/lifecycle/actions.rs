@@ -26,6 +26,8 @@ impl<P: Plane> Driver<P> {
                 self.predecessors.tell_predecessor(&Message::Ready { pid: std::process::id(), closed });
             }
             Action::TellRollback => {
+                // Who goes on counts it.
+                self.predecessors.tell_predecessor(&Message::Report(Box::new(self.report())));
                 self.predecessors.tell_predecessor(&Message::Rollback);
                 // The predecessor goes on with its own listeners; those that were bound here end here.
                 self.given_up = self.listeners.bound_here().to_vec();

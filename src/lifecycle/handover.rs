@@ -21,7 +21,7 @@ use crate::generation::Generation;
 use crate::handoff::{Bequest, Fate, Successor};
 use crate::report::{LastHandoff, Outcome, Standing};
 
-/// How long the last words of a successor may take that has died: the kernel has only to close its end.
+/// How long the last words of a successor may take that has died, for the kernel has only to close its end, or is told to stop.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A reload that an operator has asked for.
@@ -243,9 +243,18 @@ impl<P: Plane> Driver<P> {
             tracing::error!(%successor, reason = %failure, "the handoff failed after all: {failure}");
         }
         let was_ready = self.successor.as_ref().is_some_and(Successor::is_ready);
-        if let Some(successor) = self.successor.take() {
-            // It may be alive: it hangs, or talks nonsense. One that drains what it accepted has said so, and may.
-            if !matches!(failure, HandoffFailure::ToldToStop) {
+        if let Some(mut successor) = self.successor.take() {
+            // One that serves is well, and drains what it has accepted; so does one that has said that it was told to stop. Any other
+            // may be alive as well: it hangs, or talks nonsense.
+            let serves = was_ready && matches!(failure, HandoffFailure::OutOfTime { .. });
+            let is_well =
+                matches!(failure, HandoffFailure::ToldToStop) || serves && successor.gives_back(SETTLE_TIMEOUT).await;
+            // What it has done it has done, whatever becomes of it: sums never fall.
+            if let Some(mut last) = successor.inquiry().report().cloned() {
+                last.counters.settle();
+                self.past.add(&last.counters);
+            }
+            if !is_well {
                 successor.end(Fate::Kill);
                 self.tell_what_is_lost().await;
             }
