@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -34,6 +35,19 @@ pub(super) struct Accepting<S> {
     pub(super) entry: DrainEntry,
     pub(super) stop: CancellationToken,
     pub(super) beats: mpsc::Receiver<TaskTrackerToken>,
+}
+
+/// Runs a worker's accept loops, each as a task of its own, until they are to stop. They are begun and ended from here: to wake another
+/// thread for each of them takes longer than all the rest of it.
+pub(super) async fn run_all<S: Service>(
+    loops: Vec<Accepting<S>>,
+    stop: CancellationToken,
+    stop_all: CancellationToken,
+) {
+    let mut running: JoinSet<()> = loops.into_iter().map(Accepting::run).collect();
+    stop_all.cancelled().await;
+    stop.cancel();
+    while running.join_next().await.is_some() {}
 }
 
 impl<S: Service> Accepting<S> {

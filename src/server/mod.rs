@@ -115,11 +115,12 @@ impl<S: Service> Server<S> {
         for (own, worker) in workers.iter().enumerate() {
             // The worker's runtime watches.
             let _within = worker.handle().enter();
+            let (mut loops, stop) = (Vec::new(), CancellationToken::new());
             for listener in listeners {
                 let acceptor = Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
                 let (heart, beats) = mpsc::channel(1);
                 self.hearts.push(heart);
-                let accepting = Accepting {
+                loops.push(Accepting {
                     acceptor,
                     connections: self.connections.clone(),
                     workers: Arc::clone(&workers),
@@ -128,11 +129,11 @@ impl<S: Service> Server<S> {
                     places: self.places.get(&**listener.name()).cloned(),
                     way: self.way(listener.name()),
                     entry: self.drain.entry(self.way(listener.name())),
-                    stop: self.stop.clone(),
+                    stop: stop.clone(),
                     beats,
-                };
-                self.loops.spawn_on(accepting.run(), worker.handle());
+                });
             }
+            self.loops.spawn_on(accept::run_all(loops, stop, self.stop.clone()), worker.handle());
         }
         Ok(())
     }
