@@ -289,20 +289,10 @@ impl Older {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::Identity;
     use crate::sys::socket::channel_pair;
 
     fn report(state: Standing) -> Box<Report> {
-        Box::new(Report {
-            generation: Generation::FIRST,
-            pid: None,
-            identity: Identity::default(),
-            state,
-            since_unix_ms: 0,
-            connections: None,
-            counters: Counters::default(),
-            drain_left_ms: None,
-        })
+        Box::new(Report::unheard(Generation::FIRST, state))
     }
 
     #[tokio::test]

@@ -12,14 +12,14 @@ use super::driver::Driver;
 use super::head::Head;
 use super::machine::{Event, State};
 use super::plane::Plane;
-use super::standing::{unheard, unix_ms};
+use super::standing::unix_ms;
 use crate::carry;
 use crate::control::{Answer, Refusal, ReloadOptions, Reply};
 use crate::drain::DrainReport;
 use crate::error::{Error, HandoffFailure};
 use crate::generation::Generation;
 use crate::handoff::{Bequest, Fate, Successor};
-use crate::report::{LastHandoff, Outcome, Standing};
+use crate::report::{LastHandoff, Outcome, Report, Standing};
 
 /// How long the last words of a successor may take that has died, for the kernel has only to close its end, or is told to stop.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -207,7 +207,7 @@ impl<P: Plane> Driver<P> {
         self.handoffs.succeeded += 1;
         // Before it hears that the line is its own: after that a successor of its own might read what is meant for it.
         for (generation, inquiry) in self.predecessors.reports() {
-            let known = || unheard(generation, Standing::Retiring);
+            let known = || Report::unheard(generation, Standing::Retiring);
             successor.draining(inquiry.report().cloned().unwrap_or_else(known));
         }
         self.predecessors.leave();

@@ -13,10 +13,9 @@ use super::head::{Duty, Pace};
 use super::machine::{Event, State};
 use super::plane::Plane;
 use crate::control::{Answer, Reply, Request};
-use crate::generation::Generation;
 use crate::handoff::Inquiry;
 use crate::net::Origin;
-use crate::report::{Connections, Counters, Identity, ListenerReport, Report, Settings, Standing, Status};
+use crate::report::{Connections, Counters, ListenerReport, Report, Settings, Standing, Status};
 
 /// How long the others get to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
@@ -132,12 +131,13 @@ impl<P: Plane> Driver<P> {
             let known = Report {
                 pid: successor.pid(),
                 since_unix_ms: unix_ms(self.since),
-                ..unheard(self.generation.next(), state)
+                ..Report::unheard(self.generation.next(), state)
             };
             last_word(known, successor.inquiry())
         });
         let before = self.predecessors.reports();
-        let before = before.map(|(generation, inquiry)| last_word(unheard(generation, Standing::Retiring), inquiry));
+        let before =
+            before.map(|(generation, inquiry)| last_word(Report::unheard(generation, Standing::Retiring), inquiry));
         let listeners = self.listeners.as_slice().iter().map(|listener| ListenerReport {
             name: listener.name().to_string(),
             address: listener.address().to_owned(),
@@ -174,20 +174,6 @@ impl State {
             Self::Stopping => Standing::Stopping,
             Self::Stopped => Standing::Stopped,
         }
-    }
-}
-
-/// A generation that has not said anything yet.
-pub(super) fn unheard(generation: Generation, state: Standing) -> Report {
-    Report {
-        generation,
-        pid: None,
-        identity: Identity::default(),
-        state,
-        since_unix_ms: 0,
-        connections: None,
-        counters: Counters::default(),
-        drain_left_ms: None,
     }
 }
 

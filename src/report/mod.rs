@@ -36,6 +36,22 @@ pub struct Report {
     pub drain_left_ms: Option<u64>,
 }
 
+impl Report {
+    /// Of a generation that has not said anything yet: what others know of it.
+    pub(crate) fn unheard(generation: Generation, state: Standing) -> Self {
+        Self {
+            generation,
+            pid: None,
+            identity: Identity::default(),
+            state,
+            since_unix_ms: 0,
+            connections: None,
+            counters: Counters::default(),
+            drain_left_ms: None,
+        }
+    }
+}
+
 /// Which program a generation runs, and how it is configured: what a deploy has to tell apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
