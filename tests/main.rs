@@ -27,6 +27,7 @@ mod generations;
 mod handoff;
 mod inheritance;
 mod instants;
+mod large;
 mod launch;
 mod layers;
 mod leaks;

@@ -14,8 +14,12 @@ use super::message::Message;
 use crate::sys;
 use crate::sys::socket::{Packet, Rights};
 
-/// Bytes in the largest packet: a welcome with some thousand listeners. Less than `net.core.wmem_default`.
-const PACKET_MAX: usize = 128 * 1024;
+/// Bytes in the largest packet. Less than half of `net.core.wmem_default`, so that two fit into an empty queue.
+const PACKET_MAX: usize = 64 * 1024;
+
+/// Bytes in the largest message that is read from a file: a bound on what a broken successor can make us allocate.
+/// 10,000 listeners with 10,000 upstreams need about 10 MB.
+const FILE_MAX: u64 = 256 * 1024 * 1024;
 
 /// One end of a channel.
 #[derive(Debug)]
@@ -44,8 +48,16 @@ impl Channel {
     }
 
     /// Sends a message without waiting.
+    ///
+    /// A message has no size limit: one that is too long for a packet is written to a file in memory, and the packet
+    /// carries its descriptor.
     pub(crate) fn send(&self, message: &Message) -> io::Result<()> {
-        sys::socket::send_packet(self.as_fd(), &message.encode())
+        let packet = message.encode();
+        if packet.len() <= PACKET_MAX {
+            return sys::socket::send_packet(self.as_fd(), &packet);
+        }
+        let file = sys::memory_file::written(&packet)?;
+        sys::socket::send_with_descriptors(self.as_fd(), &Message::File.encode(), &[file.as_fd()])
     }
 
     /// Sends a message with a copy of a descriptor, without waiting.
@@ -87,6 +99,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Resul
         Packet::End => Received::End,
         Packet::Truncated => Received::Garbage(format!("a packet of more than {PACKET_MAX} bytes")),
         Packet::Whole(length) => match (Message::decode(&buffer[..length]), rights) {
+            (Ok(Message::File), rights) => read_file(rights),
             (Ok(message), Rights::All(mut descriptors)) if descriptors.len() == 1 => {
                 Received::Passed(message, descriptors.remove(0))
             }
@@ -97,6 +110,22 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Resul
     };
     *buffer = Vec::new();
     Ok(received)
+}
+
+/// Reads the message whose packet carried a file instead of its text.
+fn read_file(rights: Rights) -> Received {
+    let Rights::All(mut descriptors) = rights else {
+        return Received::Garbage("no room for the descriptor of a long message".to_owned());
+    };
+    if descriptors.len() != 1 {
+        return Received::Garbage(format!("a long message with {} descriptors", descriptors.len()));
+    }
+    let read = sys::memory_file::read(descriptors.remove(0), FILE_MAX);
+    match read.map_err(|error| format!("a long message: {error}")).and_then(|text| Message::decode(&text)) {
+        Ok(Message::File) => Received::Garbage("a long message within a long message".to_owned()),
+        Ok(message) => Received::Message(message),
+        Err(why) => Received::Garbage(why),
+    }
 }
 
 impl AsFd for Channel {
@@ -144,6 +173,32 @@ mod tests {
         assert!(matches!(heard, Received::Message(Message::Cut)), "{heard:?}");
         let answer = poll_fn(|cx| one.poll_receive(cx)).await;
         assert!(matches!(answer, Received::Message(Message::Unknown { ref kind }) if kind == "novel"), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_message_longer_than_any_packet_arrives() {
+        let (one, mut other) = pair();
+        let sockets: Vec<u64> = (0..1_000_000).collect();
+        one.send(&Message::GivenUp { sockets: sockets.clone() }).unwrap();
+        one.send(&Message::Cut).unwrap();
+        let heard = poll_fn(|cx| other.poll_receive(cx)).await;
+        assert!(matches!(heard, Received::Message(Message::GivenUp { sockets: ref heard }) if *heard == sockets));
+        let heard = poll_fn(|cx| other.poll_receive(cx)).await;
+        assert!(matches!(heard, Received::Message(Message::Cut)), "{heard:?}");
+    }
+
+    #[tokio::test]
+    async fn a_long_message_without_its_file_is_garbage() {
+        let (one, mut other) = pair();
+        let folder = std::fs::File::open("/").unwrap();
+        sys::socket::send_packet(one.as_fd(), &Message::File.encode()).unwrap();
+        sys::socket::send_with_descriptors(one.as_fd(), &Message::File.encode(), &[folder.as_fd()]).unwrap();
+        let file = sys::memory_file::written(&Message::File.encode()).unwrap();
+        sys::socket::send_with_descriptors(one.as_fd(), &Message::File.encode(), &[file.as_fd()]).unwrap();
+        for _ in 0..3 {
+            let heard = poll_fn(|cx| other.poll_receive(cx)).await;
+            assert!(matches!(heard, Received::Garbage(_)), "{heard:?}");
+        }
     }
 
     #[tokio::test]

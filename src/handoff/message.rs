@@ -73,6 +73,8 @@ pub(crate) enum Message {
     Ask,
     /// In answer to that.
     Report(Box<Report>),
+    /// Either way: the message is too long for a packet, and is the content of the file that goes with this.
+    File,
     /// To whoever sent it: I do not know this kind.
     Unknown { kind: String },
     /// Not sent; what any packet of an unknown version or kind becomes.
@@ -90,6 +92,8 @@ pub(crate) struct Welcome {
     pub(crate) init: Option<RawFd>,
     /// How many connections there are that may be carried to it, by the name of their listener, where their number is limited.
     pub(crate) coming: Vec<(usize, String)>,
+    /// The names of the passed sockets. Not in `LISTEN_FDNAMES`: a variable holds at most 128 KiB, execve(2).
+    pub(crate) names: Vec<String>,
 }
 
 /// Whether a hangup waits to be acted on. However many come, they are one.
@@ -118,6 +122,7 @@ impl Message {
                 for (count, listener) in &welcome.coming {
                     packet.line("COMING", format_args!("{count} {listener}"));
                 }
+                welcome.names.iter().for_each(|name| packet.line("NAME", name));
             }
             Self::Committed(hangup) => packet.hangup(*hangup),
             Self::CommittedForGood(hangup) => {
@@ -138,7 +143,13 @@ impl Message {
                 packet.line("REPORT", serde_json::to_string(report).unwrap_or_default())
             }
             Self::Unknown { kind } => packet.line("UNKNOWN", kind),
-            Self::Stop | Self::Rollback | Self::Stopping | Self::Cut | Self::Ask | Self::Unrecognised { .. } => {}
+            Self::Stop
+            | Self::Rollback
+            | Self::Stopping
+            | Self::Cut
+            | Self::Ask
+            | Self::File
+            | Self::Unrecognised { .. } => {}
         }
         packet.0.into_bytes()
     }
@@ -163,6 +174,7 @@ impl Message {
             Self::Head { .. } => "head",
             Self::Ask => ASK,
             Self::Report(_) => "report",
+            Self::File => "file",
             Self::Unknown { .. } => "unknown",
             Self::Unrecognised { kind, .. } => kind,
         }
@@ -196,6 +208,7 @@ impl Message {
                 while let Some((count, listener)) = fields.pair("COMING")? {
                     welcome.coming.push((count, listener));
                 }
+                welcome.names = fields.all("NAME")?;
                 Self::Welcome(welcome)
             }
             "committed" => {
@@ -210,14 +223,15 @@ impl Message {
             "born" => Self::Born { pid: fields.number("PID")? },
             "fork-failed" => Self::ForkFailed { errno: fields.number("ERRNO")? },
             "exec-failed" => Self::ExecFailed { errno: fields.number("ERRNO")? },
-            "ready" => Self::Ready { pid: fields.number("PID")?, closed: fields.numbers("CLOSED")? },
+            "ready" => Self::Ready { pid: fields.number("PID")?, closed: fields.all("CLOSED")? },
             "failed" => Self::Failed { reason: fields.text("REASON")?.to_owned() },
             "rollback" => Self::Rollback,
             "stopping" => Self::Stopping,
-            "given-up" => Self::GivenUp { sockets: fields.numbers("SOCKET")? },
+            "given-up" => Self::GivenUp { sockets: fields.all("SOCKET")? },
             "cut" => Self::Cut,
             "head" => Self::Head { pid: fields.number("PID")? },
             ASK => Self::Ask,
+            "file" => Self::File,
             "report" => Self::Report(Box::new(fields.json("REPORT")?)),
             "unknown" => Self::Unknown { kind: fields.text("UNKNOWN")?.to_owned() },
             other => Self::Unrecognised { version, kind: other.to_owned() },
@@ -251,8 +265,9 @@ struct Fields<'a>(VecDeque<(&'a str, &'a str)>);
 
 impl<'a> Fields<'a> {
     fn read(text: &'a str) -> Result<Self, String> {
-        let whole = text.strip_suffix('\n').ok_or_else(|| format!("half a message: {text:?}"))?;
-        let fields = whole.split('\n').map(|line| line.split_once('=').ok_or_else(|| format!("a line {line:?}")));
+        let whole = text.strip_suffix('\n').ok_or_else(|| format!("half a message: {}", excerpt(text)))?;
+        let fields =
+            whole.split('\n').map(|line| line.split_once('=').ok_or_else(|| format!("a line {}", excerpt(line))));
         fields.collect::<Result<_, _>>().map(Self)
     }
 
@@ -270,15 +285,15 @@ impl<'a> Fields<'a> {
         text.parse().map_err(|_| format!("{key}={text:?}"))
     }
 
-    /// Those of all lines with that key.
-    fn numbers<N: std::str::FromStr>(&mut self, key: &str) -> Result<Vec<N>, String> {
+    /// Those of all lines with that key, in their order.
+    fn all<N: std::str::FromStr>(&mut self, key: &str) -> Result<Vec<N>, String> {
         let texts = std::iter::from_fn(|| self.take(key));
-        texts.map(|text| text.parse().map_err(|_| format!("{key}={text:?}"))).collect()
+        texts.map(|text| text.parse().map_err(|_| format!("{key}={}", excerpt(text)))).collect()
     }
 
     fn json<T: DeserializeOwned>(&mut self, key: &str) -> Result<T, String> {
         let text = self.text(key)?;
-        serde_json::from_str(text).map_err(|error| format!("{key}={text:?}: {error}"))
+        serde_json::from_str(text).map_err(|error| format!("{key}={}: {error}", excerpt(text)))
     }
 
     /// Two values in one line, the first without a space.
@@ -287,6 +302,14 @@ impl<'a> Fields<'a> {
         let both = text.split_once(' ').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
         both.map(Some).ok_or_else(|| format!("{key}={text:?}"))
     }
+}
+
+/// The beginning of what cannot be read, for an error that is one line of a log.
+fn excerpt(text: &str) -> String {
+    const SHOWN: usize = 100;
+    let shown: String = text.chars().take(SHOWN).collect();
+    let rest = if shown.len() < text.len() { "..." } else { "" };
+    format!("{shown:?}{rest}")
 }
 
 #[cfg(test)]
@@ -301,6 +324,7 @@ mod tests {
             draining: vec![(Generation::FIRST, 7), (Generation::FIRST.next(), 8)],
             init: Some(9),
             coming: vec![(3, "web".into()), (0, "admin".into())],
+            names: vec!["web".into(), "admin".into()],
         };
         let report = Report {
             generation: Generation::FIRST,
@@ -334,6 +358,7 @@ mod tests {
             Message::Ask,
             Message::Draining(Box::new(report.clone())),
             Message::Report(Box::new(report)),
+            Message::File,
             Message::Unknown { kind: "novel".into() },
         ] {
             assert_eq!(Message::decode(&message.encode()), Ok(message));

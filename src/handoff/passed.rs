@@ -3,6 +3,7 @@
 //! They are taken only when they are meant for this very process, and each is checked. Which listener is which is decided in
 //! [`crate::net::ListenerSet`].
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::RawFd;
 
@@ -11,7 +12,7 @@ use listenfd::ListenFd;
 use super::message::Welcome;
 use super::variables::{CHANNEL, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, LISTEN_PIDFDID, bad, parse};
 use crate::error::Error;
-use crate::net::{Origin, Passed, StoredName};
+use crate::net::{Binding, Origin, Passed, StoredName};
 use crate::sys;
 use crate::sys::env::Environment;
 use crate::sys::fd::FIRST_PASSED;
@@ -68,12 +69,21 @@ pub(super) fn adopt(
     if count == 0 {
         return Ok(Vec::new());
     }
-    let names = names(environment, count)?;
+    let names = match welcome.names.len() {
+        // A parent names them by a variable, a predecessor in its welcome.
+        0 => names(environment, count)?,
+        named if named == count => welcome.names.iter().cloned().map(Some).collect(),
+        named => {
+            let why = format!("it names {named} descriptors, and {LISTEN_FDS} says {count}");
+            return Err(Error::Predecessor { why });
+        }
+    };
+    let bound: HashMap<usize, &Binding> = welcome.bound.iter().map(|(place, binding)| (*place, binding)).collect();
     let adopted = names.into_iter().enumerate().filter_map(|(place, name)| {
-        let bound = welcome.bound.iter().find(|(bound, _)| *bound == place);
+        let bound = bound.get(&place);
         let stored = name.as_deref().and_then(StoredName::parse);
         let (name, origin) = match (bound, stored) {
-            (Some((_, binding)), _) => (name, Origin::Bound(binding.clone())),
+            (Some(binding), _) => (name, Origin::Bound((*binding).clone())),
             // It comes back from the service manager's store: a process of ours, now dead, has bound it.
             (None, Some((stored, binding))) => (Some(stored.to_owned()), Origin::Bound(binding)),
             (None, None) => (name, Origin::Inherited),

@@ -10,9 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::message::VERSION;
-use super::variables::{
-    CHANNEL, GENERATION, LISTEN_FDNAMES, LISTEN_FDS, NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC, parse,
-};
+use super::variables::{CHANNEL, GENERATION, LISTEN_FDS, NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC, parse};
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::sys;
@@ -81,16 +79,9 @@ impl Program {
 
     /// The environment of a successor: as this process found its own, with what it is passed in place of what this one
     /// was. Nothing grows from generation to generation.
-    pub(crate) fn environment_for(
-        &self,
-        generation: Generation,
-        names: &str,
-        count: usize,
-        channel: RawFd,
-    ) -> Vec<CString> {
+    pub(crate) fn environment_for(&self, generation: Generation, count: usize, channel: RawFd) -> Vec<CString> {
         let ours = [
             format!("{LISTEN_FDS}={count}"),
-            format!("{LISTEN_FDNAMES}={names}"),
             format!("{CHANNEL}={VERSION}:{channel}"),
             format!("{GENERATION}={generation}"),
         ];

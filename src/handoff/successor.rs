@@ -50,7 +50,8 @@ impl Bequest<'_> {
         let listeners = self.listeners.passed_on();
         let mut passed: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
         let coming = self.coming.take().unwrap_or_default();
-        let mut welcome = Welcome { bound: bound(&listeners), coming, ..Welcome::default() };
+        let names = listeners.iter().map(|listener| listener.name().to_string()).collect();
+        let mut welcome = Welcome { bound: bound(&listeners), coming, names, ..Welcome::default() };
         for (generation, older) in self.predecessors.channels() {
             welcome.draining.push((generation, number_of(passed.len())?));
             passed.push(older);
@@ -65,8 +66,7 @@ impl Bequest<'_> {
         channel.send(&Message::Welcome(welcome))?;
 
         let program = CString::new(self.program.path().as_os_str().as_bytes())?;
-        let names: Vec<&str> = listeners.iter().map(|listener| &**listener.name()).collect();
-        let environment = self.program.environment_for(self.generation, &names.join(":"), listeners.len(), descriptor);
+        let environment = self.program.environment_for(self.generation, listeners.len(), descriptor);
         launch(&Launch {
             program: &program,
             arguments: self.program.arguments(),

@@ -7,6 +7,7 @@
 pub(crate) mod env;
 pub(crate) mod fd;
 pub(crate) mod init;
+pub(crate) mod memory_file;
 pub(crate) mod process;
 pub(crate) mod socket;
 pub(crate) mod spawn;

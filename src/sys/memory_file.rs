@@ -1,0 +1,45 @@
+//! Files in memory, memfd_create(2), by which one process passes another more bytes than a packet holds.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// `MFD_NOEXEC_SEAL`, since Linux 6.3: the file can never be executed. Some systems refuse files without it.
+const NEVER_EXECUTED: libc::c_uint = 8;
+
+/// A file in memory that holds `bytes`.
+///
+/// # Errors
+/// When the kernel has no memory or this process has no descriptor left.
+pub(crate) fn written(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::from_bits_retain(NEVER_EXECUTED);
+    let file = match memfd_create(c"handoffd", flags) {
+        // An older kernel does not know the flag.
+        Err(Errno::EINVAL) => memfd_create(c"handoffd", MFdFlags::MFD_CLOEXEC),
+        created => created,
+    };
+    let mut file = File::from(file?);
+    file.write_all(bytes)?;
+    Ok(file.into())
+}
+
+/// Reads a file from its beginning, wherever its writer has left its offset.
+///
+/// # Errors
+/// `InvalidInput` when it is not a regular file or has more than `most` bytes.
+pub(crate) fn read(file: OwnedFd, most: u64) -> io::Result<Vec<u8>> {
+    let file = File::from(file);
+    let status = file.metadata()?;
+    if !status.is_file() || status.len() > most {
+        let why = format!("expected a regular file of at most {most} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    let mut bytes = vec![0; usize::try_from(status.len()).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}

@@ -1,0 +1,46 @@
+//! Large configurations: thousands of listeners and upstreams start, reload, report and drain like a few.
+
+use std::fmt::Write as _;
+
+use crate::config_file::serve;
+use crate::support::{Client, SLOW_DRAIN};
+
+/// The names alone are longer than one variable of the environment may be, execve(2), and than any packet.
+#[test]
+fn a_reload_passes_on_names_of_any_total_length() {
+    let name = |number: usize| format!("{}-{number}", "n".repeat(100));
+    let mut file = String::new();
+    for number in 0..1500 {
+        writeln!(file, "[listener.{}]\naddress = \"$F/{number:03}\"\nservice = \"echo\"", name(number)).unwrap();
+    }
+    let line = serve(&file, &[]);
+    line.hand_over_from(1);
+    for number in [0, 1499] {
+        Client::connect(&line.address_of(&name(number))).unwrap().echo(b"through the successor").unwrap();
+    }
+}
+
+/// The report of a generation grows with its listeners and upstreams. When it was longer than any packet, the
+/// predecessor took it for garbage and killed a successor that served.
+#[test]
+fn a_report_of_any_length_reaches_the_other_generation() {
+    let upstreams: Vec<_> = (0..20).map(|number| format!("\"@nobody-{number}\"")).collect();
+    let mut file = "[listener.first]\naddress = \"$F/first\"\nservice = \"echo\"\n".to_owned();
+    for number in 0..200 {
+        let upstreams = upstreams.join(", ");
+        write!(file, "[listener.b{number}]\naddress = \"$F/{number}\"\n").unwrap();
+        writeln!(file, "service = \"proxy\"\nupstreams = [{upstreams}]").unwrap();
+    }
+    let line = serve(&file, &SLOW_DRAIN);
+    // A client that has sent nothing yet keeps the old generation draining.
+    let mut client = Client::connect(&line.address_of("first")).unwrap();
+    line.asked(&["status"]).well();
+    line.asked(&["reload"]).well();
+    let status = line.asked(&["status", "--json"]).well();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let [new, old] = [0, 1].map(|place| &status["generations"][place]);
+    assert_eq!((&new["state"], &old["state"]), (&"serving".into(), &"retiring".into()));
+    assert_eq!(old["counters"]["listeners"]["first"]["active"], 1);
+    client.echo(b"served by the old one").unwrap();
+    assert_eq!(line.count("the handoff failed"), 0);
+}
