@@ -97,8 +97,9 @@ impl Control {
             Some(other) => return Err(self.unexpected(&other)),
             None => return Err(self.broke_off()),
         };
-        let deadline = Instant::now() + within + GRACE;
-        let drain_within = match conversation.hear(within + GRACE)? {
+        let within = within.saturating_add(GRACE);
+        let deadline = Instant::now().checked_add(within);
+        let drain_within = match conversation.hear(within)? {
             Some(Reply::Serving { generation, pid, after_ms, draining, drain_within_ms }) => {
                 let after = Some(Duration::from_millis(after_ms));
                 news(ReloadNews::Serving { generation, pid, after, draining });
@@ -110,7 +111,7 @@ impl Control {
         if !options.wait_drained {
             return Ok(());
         }
-        match conversation.hear(drain_within + GRACE)? {
+        match conversation.hear(drain_within.saturating_add(GRACE))? {
             Some(Reply::Drained { generation, ended, carried, cut }) => {
                 news(ReloadNews::Drained { generation, ended, carried, cut });
                 Ok(())
@@ -125,7 +126,7 @@ impl Control {
     fn find_out(
         &self,
         successor: Generation,
-        deadline: Instant,
+        deadline: Option<Instant>,
         mut news: impl FnMut(ReloadNews),
     ) -> Result<(), Error> {
         let died = "the generation that was asked has died";
@@ -141,7 +142,7 @@ impl Control {
                     let reason = format!("{died}, and generation {} serves, not {successor}", status.serving);
                     return Err(Error::HandoffFailed { reason });
                 }
-                Err(_) if Instant::now() < deadline => pause(),
+                Err(_) if deadline.is_none_or(|deadline| Instant::now() < deadline) => pause(),
                 Err(error) => return Err(Error::HandoffFailed { reason: format!("{died}: {error}") }),
             }
         }

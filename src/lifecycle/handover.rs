@@ -55,7 +55,7 @@ impl<P: Plane> Driver<P> {
         }
         let limit = options.timeout_ms.map(Duration::from_millis);
         let carry = if self.is_start_to_wait() { self.config.drain_timeout } else { Duration::ZERO };
-        let longest = carry + self.config.ready_timeout + self.config.bake;
+        let longest = total([carry, self.config.ready_timeout, self.config.bake]);
         let within = limit.map_or(longest, |limit| limit.min(longest));
         answer.send(Reply::Started { successor: self.generation.next(), within_ms: milliseconds(within) });
         self.deadlines.given = limit.and_then(deadline);
@@ -318,7 +318,24 @@ impl<P: Plane> Driver<P> {
     }
 }
 
+/// The sum of durations that a user has configured. Each may be as long as `Duration::MAX`, so the sum saturates.
+fn total<const N: usize>(durations: [Duration; N]) -> Duration {
+    durations.into_iter().fold(Duration::ZERO, Duration::saturating_add)
+}
+
 /// As many as a message can hold.
 pub(super) fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_as_long_as_there_are_do_not_overflow() {
+        assert_eq!(total([Duration::MAX, Duration::MAX, Duration::from_secs(1)]), Duration::MAX);
+        assert_eq!(total([Duration::from_secs(2), Duration::ZERO, Duration::from_secs(1)]), Duration::from_secs(3));
+        assert_eq!(milliseconds(Duration::MAX), u64::MAX);
+    }
 }
