@@ -99,7 +99,9 @@ pub use config::{
     MaxGenerations, Network, OnHandoff, ProxyConfig, UniqueListeners, Upstreams,
 };
 #[cfg(feature = "daemon")]
-pub use config_file::{ConfigFile, METRICS_LISTENER, Placed, ServiceConfig, parse_time, parse_wait, parse_workers};
+pub use config_file::{
+    ConfigFile, METRICS_LISTENER, Placed, ServiceConfig, parse_log_filter, parse_time, parse_wait, parse_workers,
+};
 pub use control::{Control, ReloadNews, ReloadOptions, default_control_path};
 pub use drain::{DrainReport, DrainWatch};
 pub use error::{Error, Exit};

@@ -41,7 +41,9 @@ fn what_is_wrong_in_a_file_is_named_with_its_line_and_column() {
         ("workers = 1025", "1:11: bad count 1025: expected a number of threads, 1 to 1024"),
         ("pid_file = ''", "1:12: bad path \"\": expected"),
         ("control = 'run/control'", "1:11: bad path \"run/control\": expected an absolute path"),
-        ("log = 'handoffd=loud'", "1:7: bad filter \"handoffd=loud\": expected a filter"),
+        ("log = 'handoffd=loud'", "1:7: bad filter \"handoffd=loud\": \"loud\" is not a level, expected error, warn"),
+        ("log = 'inof'", "1:7: bad filter \"inof\": \"inof\" is not a level, expected error, warn"),
+        ("log = ''", "1:7: bad filter \"\": \"\" is not a level, expected error, warn"),
         ("metrics = 9100", "1:11: invalid type: integer `9100`, expected an address"),
         (&format!("metrics = '@b'\n{}", echo("").replace("web", "metrics")), "1:11: the name of this listener is"),
         (&format!("metrics = '@a'\n{}", echo("")), "1:11: the listener \"web\" has that address, expected another"),
@@ -148,7 +150,7 @@ fn with_all_settings() -> String {
 fn the_example_says_the_defaults_and_what_is_required() {
     let required = "[listener.web]\naddress = '0.0.0.0:8080'\nservice = 'proxy'\n\
                     upstreams = ['127.0.0.1:9000', '/run/app.sock', '@app']\n";
-    let default = ConfigFile { log: Some("info".parse().unwrap()), ..parse(required) };
+    let default = ConfigFile { log: Some(handoffd::parse_log_filter("info").unwrap()), ..parse(required) };
     assert_eq!(format!("{:?}", parse(EXAMPLE)), format!("{default:?}"));
     parse(&with_all_settings());
 }

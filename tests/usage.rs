@@ -74,7 +74,12 @@ fn a_count_that_is_none_is_named() {
 
 #[test]
 fn a_filter_that_is_none_is_named() {
-    assert_refused(&["--log", "handoffd=loud"], 64, &["--log", "handoffd=loud"]);
+    for filter in ["handoffd=loud", "inof", "handoffd", "info,inof", "info,,debug", "handoffd="] {
+        assert_refused(&["--log", filter], 64, &["--log", filter, "expected error, warn, info"]);
+        Refusal::to(&["check", "--log", filter]).names(64, &["--log", filter]);
+        Refusal::to(&["proxy", "--to", "@a", "--log", filter]).names(64, &["--log", filter]);
+    }
+    assert_refused(&["--log", ""], 64, &["--log"]);
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //! The file is TOML, and whatever is wrong in it is said in one line that names the place, the fault and what was
 //! expected. Each generation reads it anew, so an error must be found before anything is touched: what comes out of here
 //! is checked as a whole. `values` reads single values, `tables` is the shape of the file, `listeners` puts a listener
-//! together, `place` finds the line. Nothing is opened here but the file itself.
+//! together, `filter` and `time` read what flags have as well, `place` finds the line. Nothing is opened here but the file itself.
 
+mod filter;
 mod listeners;
 mod place;
 mod tables;
@@ -24,6 +25,7 @@ use crate::error::Error;
 use place::{Fault, line_and_column};
 use tables::Root;
 
+pub use filter::parse_log_filter;
 pub use time::{parse_time, parse_wait};
 pub use values::parse_workers;
 
@@ -192,7 +194,7 @@ mod tests {
             assert!(said.contains(word), "{word} is not in {said}");
         }
         assert_eq!(file.workers.map(NonZeroUsize::get), Some(7));
-        assert_eq!(file.log, "debug".parse().ok());
+        assert_eq!(file.log, parse_log_filter("debug").ok());
         let metrics = file.metrics.unwrap();
         assert_eq!((metrics.value.to_string(), metrics.line, metrics.column), ("127.0.0.1:0".to_owned(), 10, 11));
         assert!(matches!(&file.services[..], [(name, ServiceConfig::Echo)] if name.as_str() == "web"));

@@ -12,6 +12,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Unexpected, Vis
 use toml::Spanned;
 use tracing_subscriber::filter::Targets;
 
+use super::filter::parse_log_filter;
 use super::time::{at_most_a_week, keep_alive, not_zero, parse_time, user_timeout};
 use crate::address::Address;
 use crate::config::{Balance, HeaderVersion, MaxGenerations, Network, OnHandoff, Upstreams};
@@ -303,6 +304,6 @@ impl Kind for Targets {
     const EXPECTED: &'static str = "a filter, as in \"info\" or \"info,handoffd=debug\"";
 
     fn text(text: &str) -> Option<Result<Self, String>> {
-        Some(text.parse().map_err(|_| format!("bad filter {text:?}: expected {}", Self::EXPECTED)))
+        Some(parse_log_filter(text).map_err(|why| format!("bad filter {text:?}: {why}")))
     }
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use handoffd::{
     Address, Balance, Config, ConfigFile, Echo, Error, HeaderVersion, ListenerConfig, Listeners, METRICS_LISTENER,
     MaxGenerations, OnHandoff, Placed, Proxy, ProxyConfig, Routes, Served, ServiceConfig, Upstreams,
-    default_control_path, parse_time, parse_wait, parse_workers,
+    default_control_path, parse_log_filter, parse_time, parse_wait, parse_workers,
 };
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -127,8 +127,8 @@ struct DaemonFlags {
     #[arg(long)]
     init: bool,
 
-    /// What to log: error, warn, info, debug or trace, also for one target, as in info,handoffd=debug [default: info]
-    #[arg(long, value_name = "FILTER")]
+    /// What to log: error, warn, info, debug, trace or off, also for one target, as in info,handoffd=debug [default: info]
+    #[arg(long, value_name = "FILTER", value_parser = parse_log_filter)]
     log: Option<Targets>,
 }
 

@@ -1,0 +1,120 @@
+//! This module reads log filters: a level, a level for one target, or several of both.
+//!
+//! The parser of `tracing-subscriber` takes a misspelled level as the name of a target, and then drops every other
+//! record. So a word that is no level is an error here, and a target that matches nothing leaves the rest as it was.
+
+use tracing_subscriber::filter::{LevelFilter, Targets};
+
+/// What a filter looks like.
+pub(super) const EXPECTED: &str =
+    "error, warn, info, debug, trace or off, also for one target, as in info,handoffd=debug";
+
+/// Reads a filter such as `debug` or `warn,handoffd::net=trace`. A target that the filter does not name is logged at
+/// the level that stands alone, or at `info` without one.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_log_filter(text: &str) -> Result<Targets, String> {
+    let mut general = None;
+    let mut targets: Vec<(&str, LevelFilter)> = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let (target, word) = match part.split_once('=') {
+            Some((target, word)) => (Some(target.trim()), word.trim()),
+            None => (None, part),
+        };
+        let level = level(word).ok_or_else(|| format!("{word:?} is not a level, expected {EXPECTED}"))?;
+        let Some(target) = target else {
+            if general.replace(level).is_some() {
+                return Err(format!("{text:?} has two levels for all targets, expected one"));
+            }
+            continue;
+        };
+        if !is_target(target) {
+            return Err(format!("{target:?} is not a target, expected one as in handoffd=debug"));
+        }
+        if targets.iter().any(|(other, _)| *other == target) {
+            return Err(format!("the target {target:?} is there twice, expected each once"));
+        }
+        targets.push((target, level));
+    }
+    Ok(Targets::new().with_default(general.unwrap_or(LevelFilter::INFO)).with_targets(targets))
+}
+
+fn level(word: &str) -> Option<LevelFilter> {
+    let levels = [
+        ("off", LevelFilter::OFF),
+        ("error", LevelFilter::ERROR),
+        ("warn", LevelFilter::WARN),
+        ("info", LevelFilter::INFO),
+        ("debug", LevelFilter::DEBUG),
+        ("trace", LevelFilter::TRACE),
+    ];
+    levels.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(word)).map(|(_, level)| level)
+}
+
+/// Whether `text` can be the target of a record: the path of a module.
+fn is_target(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|letter| letter.is_alphanumeric() || "_-:.".contains(letter))
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing_subscriber::filter::LevelFilter;
+
+    use super::*;
+
+    fn level_of(filter: &str, target: &str) -> LevelFilter {
+        let targets = parse_log_filter(filter).unwrap();
+        let levels = [
+            tracing::Level::TRACE,
+            tracing::Level::DEBUG,
+            tracing::Level::INFO,
+            tracing::Level::WARN,
+            tracing::Level::ERROR,
+        ];
+        let most = levels.into_iter().find(|level| targets.would_enable(target, level));
+        most.map_or(LevelFilter::OFF, LevelFilter::from_level)
+    }
+
+    #[test]
+    fn a_filter_is_a_level_or_levels_of_targets() {
+        for (filter, all, net) in [
+            ("debug", LevelFilter::DEBUG, LevelFilter::DEBUG),
+            ("WARN", LevelFilter::WARN, LevelFilter::WARN),
+            ("off", LevelFilter::OFF, LevelFilter::OFF),
+            ("error, handoffd::net = trace", LevelFilter::ERROR, LevelFilter::TRACE),
+            ("handoffd::net=off", LevelFilter::INFO, LevelFilter::OFF),
+        ] {
+            assert_eq!(level_of(filter, "handoffd::handoff"), all, "{filter}");
+            assert_eq!(level_of(filter, "handoffd::net::stream"), net, "{filter}");
+        }
+    }
+
+    #[test]
+    fn a_misspelled_target_silences_nothing_else() {
+        assert_eq!(level_of("handofd=debug", "handoffd"), LevelFilter::INFO);
+    }
+
+    #[test]
+    fn what_is_not_a_filter_is_refused() {
+        for filter in [
+            "",
+            " ",
+            ",",
+            "inof",
+            "info,",
+            "info,debug",
+            "handoffd",
+            "handoffd=",
+            "=info",
+            "handoffd=loud",
+            "3",
+            "info handoffd=debug",
+            "a=info,a=warn",
+            "handoffd[{x}]=info",
+            "handoffd=info=info",
+        ] {
+            assert!(parse_log_filter(filter).is_err(), "{filter:?}");
+        }
+    }
+}
