@@ -23,6 +23,8 @@ pub enum Exit {
     HandoffFailed = 70,
     /// The operating system refused what no setting can mend (`EX_OSERR`).
     System = 71,
+    /// The output of a command cannot be written (`EX_IOERR`).
+    Output = 74,
     /// A handoff is under way, or time ran out: nothing has changed (`EX_TEMPFAIL`).
     TryAgain = 75,
     /// The new generation was ready, and everything was taken back; the old one never stopped.
@@ -210,6 +212,14 @@ pub enum Error {
         /// How many.
         count: usize,
     },
+    /// What a command has to say cannot be written to standard output.
+    #[error("cannot write {what}: {source}")]
+    Output {
+        /// What is lost.
+        what: &'static str,
+        /// What the kernel says.
+        source: io::Error,
+    },
     /// A system call failed that none of our settings can make work.
     #[error("cannot {doing}: {source}")]
     System {
@@ -242,6 +252,7 @@ impl Error {
             | Self::Unsound { .. }
             | Self::Predecessor { .. } => Exit::Configuration,
             Self::NobodyAnswers { .. } => Exit::Unavailable,
+            Self::Output { .. } => Exit::Output,
             Self::HandoffFailed { .. } => Exit::HandoffFailed,
             Self::RolledBack { .. } => Exit::RolledBack,
             Self::TryAgain { .. } => Exit::TryAgain,

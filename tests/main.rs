@@ -34,6 +34,7 @@ mod leaks;
 mod listeners;
 mod log;
 mod notify;
+mod output;
 mod pid_file;
 mod program;
 mod proxy;

@@ -21,10 +21,15 @@ impl Refusal {
     }
 
     /// Runs a command, which is the daemon in the end.
-    pub(crate) fn of(mut command: Command) -> Self {
+    pub(crate) fn of(command: Command) -> Self {
+        Self::writing_to(Stdio::null(), command)
+    }
+
+    /// Runs a command with this standard output.
+    pub(crate) fn writing_to(output: impl Into<Stdio>, mut command: Command) -> Self {
         // A file and not a pipe: nobody has to read it meanwhile.
         let mut stderr = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.try_clone().unwrap());
+        command.stdin(Stdio::null()).stdout(output).stderr(stderr.try_clone().unwrap());
         let process = Process(command.spawn().unwrap().id());
         drop(command);
         let code = exit_code(process.0);

@@ -1,8 +1,8 @@
 //! Reads all that the daemon would be told, and says whether it could be served; binds and touches nothing.
 
-use std::io::Write;
-
 use handoffd::{Config, DEFAULT_ADDRESS, Error, Listeners};
+
+use crate::output::print;
 
 /// Runs the command. What is wrong with the command line itself has been said before this.
 pub(crate) fn run(config: &Config) -> Result<(), Error> {
@@ -17,7 +17,5 @@ pub(crate) fn run(config: &Config) -> Result<(), Error> {
             named.collect::<Vec<_>>().join(", ")
         }
     };
-    // The exit code is what counts.
-    let _ = writeln!(std::io::stdout(), "good: would listen on {listeners}");
-    Ok(())
+    print("the outcome of the check, which is good", &format!("good: would listen on {listeners}\n"))
 }

@@ -117,6 +117,7 @@ Exit codes:
   69  nobody answers on the control socket
   70  the new generation did not take over; the old one serves on
   71  the operating system refused
+  74  the command was carried out, and its output could not be written
   75  try again: a handoff is under way, or time ran out; the old one serves on
   76  the new generation was ready, and was rolled back; the old one serves on
   77  the control socket does not hear this user

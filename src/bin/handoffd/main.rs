@@ -6,6 +6,7 @@ mod doctor;
 mod identity;
 mod logging;
 mod metrics;
+mod output;
 mod reload;
 mod serve;
 mod status;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
         Ok(Command::Reload { control, options }) => reload::run(control, &options),
         Ok(Command::Status { control, form, span }) => status::run(control, form, span),
         Ok(Command::Doctor { control, unit }) => doctor::run(control, unit),
-        Err(cli::Answer::Print(text)) => return print(&text),
+        Err(cli::Answer::Print(text)) => output::print("what was asked for", &text),
         Err(cli::Answer::Refuse { why, exit }) => {
             // A predecessor has to hear it; whoever asked for a command has none.
             if let Ok(inheritance) = Inheritance::take() {
@@ -132,13 +133,6 @@ fn complain(why: &dyn Display, exit: Exit) -> ExitCode {
     // In one piece, for a predecessor writes there too. If it is closed, the exit code has to say it alone.
     let _ = std::io::stderr().write_all(format!("handoffd: {why}\n").as_bytes());
     code(exit)
-}
-
-fn print(text: &str) -> ExitCode {
-    match write!(std::io::stdout(), "{text}") {
-        Ok(()) => code(Exit::Done),
-        Err(_) => code(Exit::System),
-    }
 }
 
 fn code(exit: Exit) -> ExitCode {

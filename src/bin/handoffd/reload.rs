@@ -1,16 +1,21 @@
 //! Asks for a handoff and says how it ended, in words and by the exit code.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use handoffd::{Control, Error, ReloadNews, ReloadOptions};
 
+use crate::output::print;
+
 /// Runs the command.
 pub(crate) fn run(control: PathBuf, options: &ReloadOptions) -> Result<(), Error> {
+    let mut printed = Ok(());
     Control::at(control).reload(options, |news| {
-        // Whoever does not read it still has the exit code.
-        let _ = writeln!(std::io::stdout(), "{}", tell(&news));
-    })
+        if printed.is_ok() {
+            printed = print("the outcome of the reload, which has succeeded", &(tell(&news) + "\n"));
+        }
+    })?;
+    // Only now: what was asked for is done, and waited for, also when nobody can read of it.
+    printed
 }
 
 fn tell(news: &ReloadNews) -> String {

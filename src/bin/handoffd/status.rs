@@ -1,6 +1,5 @@
 //! Shows every generation, once or for as long as something is under way, to people or to programs.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +9,7 @@ use handoffd::{
 };
 
 use crate::cli::{Form, Span};
+use crate::output::print;
 
 /// How often to look when watching.
 const EVERY: Duration = Duration::from_secs(1);
@@ -31,9 +31,8 @@ pub(crate) fn run(control: PathBuf, form: Form, span: Span) -> Result<(), Error>
             (Form::People, Span::Once) => table(&status),
             (Form::People, Span::Watch) => format!("{status}\n"),
         };
-        if text != said && print(&text).is_err() {
-            // Whoever read it has gone away.
-            return Ok(());
+        if text != said {
+            print("the status", &text)?;
         }
         if span == Span::Once || is_quiet(&status) {
             return Ok(());
@@ -47,12 +46,6 @@ fn json(status: &Status) -> Result<String, Error> {
     let text =
         serde_json::to_string(status).map_err(|error| Error::System { doing: "write JSON", source: error.into() })?;
     Ok(text + "\n")
-}
-
-fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
 }
 
 #[expect(clippy::disallowed_methods, reason = "to look every second is what was asked for")]

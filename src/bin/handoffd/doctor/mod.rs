@@ -5,13 +5,14 @@
 mod rules;
 mod unit;
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use handoffd::{Control, Error, Settings};
 
 use rules::{Daemon, Severity, examine};
 use unit::Unit;
+
+use crate::output::print;
 
 /// Runs the command: on the unit of that name, or on that of whoever answers on the control socket.
 pub(crate) fn run(control: PathBuf, unit: Option<String>) -> Result<(), Error> {
@@ -45,8 +46,7 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>) -> Result<(), Error> {
     let breaks = findings.iter().filter(|finding| finding.severity == Severity::Breaks).count();
     let risks = findings.len() - breaks;
     text += &format!("{name} under systemd {}: {breaks} that break a handoff, {risks} that risk one\n", unit.systemd);
-    // The exit code is what counts.
-    let _ = write!(std::io::stdout(), "{text}");
+    print("the findings", &text)?;
     if breaks > 0 { Err(Error::Unsound { unit: name, count: breaks }) } else { Ok(()) }
 }
 

@@ -1,0 +1,37 @@
+//! This module writes what a command has to say to standard output, and reports when that fails.
+//!
+//! The standard library takes a standard output that cannot be written (`EBADF`) for one that was. A command whose
+//! output is lost must not end with 0: a script would take an empty answer for the truth. So the text goes to a copy of
+//! the descriptor, which is also closed here, because some file systems report a full disk only then (close(2)).
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
+
+use handoffd::Error;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+
+/// Writes `text`. `what` names it in the error.
+///
+/// # Errors
+/// [`Error::Output`].
+pub(crate) fn print(what: &'static str, text: &str) -> Result<(), Error> {
+    write(text.as_bytes()).map_err(|source| Error::Output { what, source })
+}
+
+fn write(mut bytes: &[u8]) -> io::Result<()> {
+    let mut output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    while !bytes.is_empty() {
+        match output.write(bytes) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // Another holder of the stream has made it non-blocking.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                nix::poll::poll(&mut [PollFd::new(output.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(nix::unistd::close(output)?)
+}

@@ -1,0 +1,98 @@
+//! A command whose output cannot be written says so and does not end with 0: an empty answer is not the truth.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use nix::fcntl::OFlag;
+
+use crate::support::{Line, REAL, Refusal, SLOW_DRAIN, assert_becomes};
+
+/// Standard outputs that cannot be written, each with the reason.
+fn unwritable() -> [(OwnedFd, &'static str); 3] {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let only_read = File::open("/dev/null").unwrap();
+    let (_, without_reader) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+    [
+        (full.into(), "No space left on device"),
+        (only_read.into(), "Bad file descriptor"),
+        (without_reader, "Broken pipe"),
+    ]
+}
+
+fn command(words: &[&str]) -> Command {
+    let mut command = Command::new(REAL);
+    command.args(words);
+    command
+}
+
+/// Puts a systemctl in the folder that knows one unit, without settings.
+fn put_systemctl(folder: &Path) {
+    let systemctl = folder.join("systemctl");
+    fs::write(&systemctl, "#!/bin/sh\n[ \"$1\" = --version ] && echo systemd 257 || echo LoadState=loaded\n").unwrap();
+    fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn a_command_whose_output_is_lost_ends_with_74() {
+    let line = Line::serve_controlled(&[]);
+    put_systemctl(line.folder());
+    let control = line.control();
+    let of_line = ["--control", control.to_str().unwrap()];
+    for (words, what) in [
+        (&[&["status"][..], &of_line].concat()[..], "the status"),
+        (&[&["status", "--json"][..], &of_line].concat(), "the status"),
+        (&[&["status", "--watch"][..], &of_line].concat(), "the status"),
+        (&[&["doctor", "a.service"][..], &of_line].concat(), "the findings"),
+        (&["check", "--listen", "127.0.0.1:1"], "the outcome of the check, which is good"),
+        (&["--help"], "what was asked for"),
+        (&["status", "--help"], "what was asked for"),
+        (&["--version"], "what was asked for"),
+    ] {
+        for (output, why) in unwritable() {
+            let mut command = command(words);
+            command.env("PATH", line.folder());
+            Refusal::writing_to(output, command).names(74, &[&format!("cannot write {what}: {why}")]);
+        }
+    }
+}
+
+#[test]
+fn a_reload_whose_output_is_lost_says_that_it_has_succeeded() {
+    let line = Line::serve_controlled(&["--bake", "0"]);
+    for (serving, (output, why)) in (2..).zip(unwritable()) {
+        let mut command = command(&["reload", "--control"]);
+        command.arg(line.control());
+        let said = format!("cannot write the outcome of the reload, which has succeeded: {why}");
+        Refusal::writing_to(output, command).names(74, &[&said]);
+        line.wait_for(serving, "serving draining");
+    }
+}
+
+#[test]
+fn a_reload_that_fails_tells_why_though_its_output_is_lost() {
+    let line = Line::serve_controlled(&["--bake", "0"]);
+    line.put_script("exit 0");
+    let mut command = command(&["reload", "--control"]);
+    command.arg(line.control());
+    let (full, _) = unwritable().into_iter().next().unwrap();
+    Refusal::writing_to(full, command).names(70, &["ended before it was ready"]);
+}
+
+#[test]
+fn a_reload_waits_for_the_drain_though_its_output_is_lost() {
+    let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
+    let mut held = line.hold();
+    let mut command = command(&["reload", "--wait-drained", "--control"]);
+    command.arg(line.control());
+    let (full, _) = unwritable().into_iter().next().unwrap();
+    let reload = std::thread::spawn(move || Refusal::writing_to(full, command));
+    line.wait_for(1, "draining why");
+    assert!(!reload.is_finished());
+    held.echo(b"still here").unwrap();
+    held.expect_end().unwrap();
+    assert_becomes(&true, || reload.is_finished());
+    reload.join().unwrap().names(74, &["which has succeeded"]);
+}
