@@ -3,7 +3,7 @@
 use crate::lab::{Lab, PROGRAM, System};
 
 /// A drop-in, what the doctor says of it, and how it ends.
-const ILLS: [(&str, &str, i32); 14] = [
+const ILLS: [(&str, &str, i32); 15] = [
     ("Type=exec", "breaks  Type=exec: ", 78),
     ("NotifyAccess=all", "risks   NotifyAccess=all: ", 0),
     ("KillMode=mixed", "breaks  KillMode=mixed: ", 78),
@@ -13,6 +13,7 @@ const ILLS: [(&str, &str, i32); 14] = [
     ("ExecReload=\nExecReload=-/usr/bin/env /proc/${MAINPID}/exe reload", "breaks  ExecReload=-: ", 78),
     ("TimeoutStartSec=20", "breaks  TimeoutStartSec=20s: ", 78),
     ("TimeoutStopSec=20", "risks   TimeoutStopSec=20s: ", 0),
+    ("ExecStartPre=true\nExecStartPre=-true", "risks   ExecStartPre=: a command that fails there", 0),
     ("OOMPolicy=stop", "risks   OOMPolicy=stop: ", 0),
     ("NonBlocking=no", "risks   NonBlocking=no: ", 0),
     ("RestrictAddressFamilies=\nRestrictAddressFamilies=AF_INET", "breaks  RestrictAddressFamilies=AF_INET: ", 78),

@@ -14,6 +14,7 @@ mod support;
 mod activation;
 mod crashes;
 mod doctor;
+mod failed_start;
 mod hardening;
 mod lab;
 mod reload;
@@ -49,6 +50,7 @@ claims! {
     crashes::a_main_process_that_dies_during_the_bake_costs_nobody_who_waits,
     crashes::a_main_process_whose_accept_loop_hangs_is_restarted_by_the_watchdog,
     doctor::the_doctor_names_what_breaks_a_handoff,
+    failed_start::a_wrong_configuration_is_tried_once,
     hardening::the_units_are_sound_and_hardened,
     reload::a_hundred_reloads_under_traffic_lose_nobody,
     reload::a_reload_that_cannot_succeed_says_why_and_changes_nothing,
@@ -58,6 +60,21 @@ claims! {
     stop::a_stop_drains_every_generation_and_cuts_nobody,
     stop::a_stop_right_after_a_reload_ends_all_of_them_in_order,
     user::a_service_manager_of_a_user_sees_the_same,
+}
+
+mod only_from_254 {
+    use crate::System::{Forky, Trixie};
+    use crate::failed_start::the_pause_between_failed_starts_grows;
+
+    #[test]
+    fn the_pause_grows_on_trixie() {
+        the_pause_between_failed_starts_grows(Trixie);
+    }
+
+    #[test]
+    fn the_pause_grows_on_forky() {
+        the_pause_between_failed_starts_grows(Forky);
+    }
 }
 
 mod only_from_259 {

@@ -1,8 +1,10 @@
 //! Reads the unit that the daemon runs under, and says which settings will break a handoff, and why.
 //!
-//! What the rules are is in `rules`, each with its reason; where the facts come from is in `unit`. Nothing is changed.
+//! What the rules are is in `rules` and `starts`, each with its reason; where the facts come from is in `unit`. Nothing is
+//! changed.
 
 mod rules;
+mod starts;
 mod unit;
 
 use std::path::PathBuf;

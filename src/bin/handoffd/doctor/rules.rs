@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use handoffd::Settings;
 
+use super::starts::failed_starts;
 use super::unit::Unit;
 
 /// What is known of the daemon itself.
@@ -46,6 +47,7 @@ const NEEDED_CALLS: [&str; 9] =
 pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
     let mut findings = Vec::new();
     main_process(unit, &mut findings);
+    failed_starts(unit, &mut findings);
     reload(unit, daemon, &mut findings);
     stop(unit, daemon, &mut findings);
     sockets(unit, daemon, &mut findings);
@@ -236,12 +238,14 @@ mod tests {
     use super::*;
 
     /// What systemd shows of the unit that we ship, as far as any rule looks.
-    const SHIPPED: [(&str, &str); 18] = [
+    const SHIPPED: [(&str, &str); 20] = [
         ("Type", "notify"),
         ("NotifyAccess", "main"),
         ("ExitType", "main"),
         ("RemainAfterExit", "no"),
         ("Restart", "on-failure"),
+        ("StartLimitIntervalUSec", "0"),
+        ("RestartSteps", "0"),
         ("OOMPolicy", "continue"),
         ("NeedDaemonReload", "no"),
         ("ExecReload", "{ path=/usr/bin/env ; argv[]=/usr/bin/env /proc/${MAINPID}/exe reload ; ignore_errors=no ; }"),
@@ -328,6 +332,9 @@ mod tests {
         }
         assert_eq!(found(257, &[("TimeoutStopUSec", "30s")]), [(Risks, "TimeoutStopSec=30s".to_owned())]);
         assert_eq!(found(257, &[("ExecReload", "")]), [(Risks, "ExecReload=".to_owned())]);
+        let commands = "{ path=/bin/a ; ignore_errors=no ; }\n{ path=/bin/b ; ignore_errors=yes ; }";
+        assert_eq!(found(257, &[("ExecStartPre", commands)]), [(Risks, "ExecStartPre=".to_owned())]);
+        assert_eq!(found(257, &[("ExecStartPre", commands), ("RestartSteps", "8")]), []);
         assert_eq!(found(250, &[]), [(Risks, "systemd 250".to_owned())]);
     }
 

@@ -66,7 +66,15 @@ pub(super) fn of_process(pid: Option<u32>) -> Result<String, Error> {
 
 fn show(unit: &str) -> Result<BTreeMap<String, String>, Error> {
     let text = systemctl(&["show", "--no-pager", "--all", "--", unit])?;
-    Ok(text.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key.into(), value.into())).collect())
+    let mut properties = BTreeMap::<String, String>::new();
+    for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
+        // A setting with several commands is shown as several lines.
+        properties
+            .entry(key.to_owned())
+            .and_modify(|before| *before += &format!("\n{value}"))
+            .or_insert(value.to_owned());
+    }
+    Ok(properties)
 }
 
 fn systemctl(words: &[&str]) -> Result<String, Error> {

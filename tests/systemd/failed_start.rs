@@ -1,0 +1,40 @@
+//! A start that fails: systemd tries again what may pass, at a bounded rate, and leaves alone what only an editor can mend.
+
+use crate::lab::{Lab, PROGRAM, System, shipped};
+
+/// The drop-in that the runbook shows for a configuration file.
+fn documented_drop_in() -> String {
+    let runbook = std::fs::read_to_string(shipped("../docs/operations.md")).unwrap();
+    let block = runbook.split("```ini\n").nth(1).and_then(|rest| rest.split("```").next());
+    block.expect("a drop-in in the runbook").to_owned()
+}
+
+/// Both for the start of a service that was down, and for a restart.
+pub(crate) fn a_wrong_configuration_is_tried_once(system: System) {
+    let lab = Lab::boot(system);
+    std::fs::write(lab.path("/etc/handoffd.toml"), "bake = [\n").unwrap();
+    lab.install("handoffd.service.d/config.conf", &documented_drop_in());
+    for command in ["start", "restart"] {
+        assert_ne!(lab.systemctl(&[command, "handoffd.service"]).code, 0);
+        // An automatic restart that is due would be its sub-state.
+        assert_eq!((lab.show("ActiveState"), lab.show("SubState")), ("failed".into(), "failed".into()));
+        assert_eq!((lab.show("NRestarts"), lab.show("ExecMainStatus")), ("0".into(), "78".into()));
+    }
+    assert!(lab.journal_text().contains("/etc/handoffd.toml:1:"), "{}", lab.journal_text());
+}
+
+/// With the drop-in for it, where the program is gone: systemd itself fails, and no exit code of ours stops it.
+pub(crate) fn the_pause_between_failed_starts_grows(system: System) {
+    let lab = Lab::boot(system);
+    let steps = std::fs::read_to_string(shipped("restart-steps.conf")).unwrap();
+    lab.install("handoffd.service.d/restart-steps.conf", &steps);
+    std::fs::remove_file(lab.path(PROGRAM)).unwrap();
+    assert_ne!(lab.systemctl(&["start", "handoffd.service"]).code, 0);
+    let mut pauses = Vec::new();
+    for restarts in 1..5 {
+        lab.wait("a restart", |lab| lab.show("NRestarts").parse::<u32>().unwrap() >= restarts);
+        let pause = humantime::parse_duration(&lab.show("RestartUSecNext")).unwrap();
+        pauses.push(pause);
+    }
+    assert!(pauses.is_sorted() && pauses[3] > 2 * pauses[0], "{pauses:?}");
+}
