@@ -45,5 +45,6 @@ mod signals;
 mod soak;
 mod store;
 mod storm;
+mod stray_signals;
 mod unix_paths;
 mod usage;

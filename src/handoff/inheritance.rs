@@ -78,6 +78,7 @@ impl Inheritance {
             counted = count(environment);
             if matches!(counted, Ok(0) | Err(_)) { Judgement::Nothing } else { Judgement::Descriptors }
         })?;
+        sys::signals::hold_off().map_err(Error::system("hold off signals"))?;
         sys::fd::close_all_on_exec().map_err(Error::system("mark descriptors close-on-exec"))?;
         let Some(channel) = channel(&environment, &descriptors)? else {
             counted?;

@@ -21,10 +21,11 @@ use super::channel::{Received, receive};
 use super::message::Message;
 use crate::error::{Error, Exit};
 use crate::sys::init::{Half, end, keep_only, split};
+use crate::sys::signals::HANDOFF;
 use crate::sys::socket::{channel_pair, send_packet};
 
 /// What is passed on to the head.
-const PASSED_ON: [Signal; 4] = [Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT];
+const PASSED_ON: [Signal; 5] = [Signal::SIGHUP, Signal::SIGUSR2, Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT];
 
 /// Sent by the kernel, and so to the whole foreground of a terminal: the head has it already, sigaction(2).
 const FROM_THE_KERNEL: i32 = 0x80;
@@ -147,7 +148,7 @@ impl Keeper {
     fn pass_on(&mut self, signal: &siginfo) {
         let number = i32::try_from(signal.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
         let Some(number) = number.filter(|number| PASSED_ON.contains(number)) else { return };
-        if number != Signal::SIGHUP {
+        if !HANDOFF.contains(&number) {
             self.stop = Some(number);
         }
         if signal.ssi_code != FROM_THE_KERNEL {

@@ -15,6 +15,7 @@ mod successor;
 mod variables;
 
 pub(crate) use crate::sys::fd::LowSlot;
+pub(crate) use crate::sys::signals;
 pub use inheritance::{Inheritance, runtime_directory};
 pub(crate) use init::Init;
 pub(crate) use inquiry::Inquiry;

@@ -32,7 +32,9 @@ pub use embedded::{Acceptor, Drained, Serving, Starting};
 /// Serves `service` for the whole life of this generation: adopts or binds the listeners, takes over from a
 /// predecessor, hands over to successors, drains. Must be called in a tokio runtime with I/O and time.
 ///
-/// Signals are taken from the whole process: SIGHUP, SIGTERM, SIGINT and SIGQUIT, as the README's table has them.
+/// Signals are taken from the whole process: SIGHUP, SIGUSR2, SIGTERM, SIGINT and SIGQUIT, as the README's table has them. Every
+/// other signal that would end the process is logged and ignored. SIGUSR2 and those others stay with the program if it has
+/// installed a handler for them before this is called.
 ///
 /// # Errors
 /// When this generation cannot begin to serve. A predecessor is told why, and serves on.

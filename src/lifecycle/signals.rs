@@ -1,24 +1,33 @@
 //! Turns signals into events, and answers those that come to nothing.
 //!
-//! A predecessor blocks SIGHUP across the exec, so that one which comes before our handler waits for it instead of
+//! A predecessor blocks SIGHUP and SIGUSR2 across the exec, so that one which comes before our handler waits for it instead of
 //! killing us; and whatever a parent had blocked when it started us is still blocked. Once the handlers stand all of ours
 //! are let in.
+//!
+//! Every other signal that would end the process is logged and ignored: a mistyped number must not cut clients.
 
+use std::ffi::c_int;
 use std::io;
+use std::task::{Context, Poll};
 
 use nix::sys::signal::{SigSet, Signal as Number};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::machine::{Event, State};
+use crate::handoff::signals::{has_handler, stray};
 
 /// The signals that a generation heeds.
 #[derive(Debug)]
 pub(super) struct Signals {
     hangup: Signal,
+    /// Unless the program has a handler of its own for it.
+    user: Option<Signal>,
     terminate: Signal,
     interrupt: Signal,
     quit: Signal,
     interrupted: Interrupted,
+    /// The signals that mean nothing here, but those for which the program has a handler of its own.
+    stray: Vec<(c_int, Signal)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -30,33 +39,65 @@ enum Interrupted {
 impl Signals {
     /// Installs the handlers. Must be called in a tokio runtime.
     pub(super) fn install() -> io::Result<Self> {
+        let unhandled = |number: c_int| -> io::Result<Option<Signal>> {
+            let is_ours = !has_handler(number)?;
+            is_ours.then(|| signal(SignalKind::from_raw(number))).transpose()
+        };
+        let mut strays = Vec::new();
+        for number in stray() {
+            strays.extend(unhandled(number)?.map(|signal| (number, signal)));
+        }
         let signals = Self {
             hangup: signal(SignalKind::hangup())?,
+            user: unhandled(Number::SIGUSR2 as c_int)?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             quit: signal(SignalKind::quit())?,
             interrupted: Interrupted::NotYet,
+            stray: strays,
         };
-        let ours = [Number::SIGHUP, Number::SIGTERM, Number::SIGINT, Number::SIGQUIT];
+        let ours = [Number::SIGHUP, Number::SIGUSR2, Number::SIGTERM, Number::SIGINT, Number::SIGQUIT];
         ours.into_iter().collect::<SigSet>().thread_unblock()?;
         Ok(signals)
     }
 
     /// The next signal. Cancel safe.
     pub(super) async fn next(&mut self) -> Event {
+        let Self { hangup, user, terminate, interrupt, quit, interrupted, stray } = self;
         let (event, signal) = tokio::select! {
-            Some(()) = self.hangup.recv() => (Event::Hangup, "SIGHUP"),
-            Some(()) = self.terminate.recv() => (Event::Terminate, "SIGTERM"),
-            Some(()) = self.interrupt.recv() => match std::mem::replace(&mut self.interrupted, Interrupted::Once) {
+            Some(()) = hangup.recv() => (Event::Hangup, "SIGHUP"),
+            Some(()) = next_of(user) => (Event::Hangup, "SIGUSR2"),
+            Some(()) = terminate.recv() => (Event::Terminate, "SIGTERM"),
+            Some(()) = interrupt.recv() => match std::mem::replace(interrupted, Interrupted::Once) {
                 Interrupted::NotYet => (Event::Terminate, "SIGINT"),
                 Interrupted::Once => (Event::CutNow, "SIGINT"),
             },
-            Some(()) = self.quit.recv() => (Event::CutNow, "SIGQUIT"),
+            Some(()) = quit.recv() => (Event::CutNow, "SIGQUIT"),
+            never = std::future::poll_fn(|context| log_strays(stray, context)) => match never {},
             else => std::future::pending().await,
         };
         tracing::debug!(signal, "signal received");
         event
     }
+}
+
+async fn next_of(signal: &mut Option<Signal>) -> Option<()> {
+    signal.as_mut()?.recv().await
+}
+
+/// Logs every signal that means nothing here. Never ready.
+fn log_strays(stray: &mut [(c_int, Signal)], context: &mut Context<'_>) -> Poll<std::convert::Infallible> {
+    for (number, signal) in stray {
+        while let Poll::Ready(Some(())) = signal.poll_recv(context) {
+            let signal = name(*number);
+            tracing::warn!(signal, "signal ignored: {signal} has no effect");
+        }
+    }
+    Poll::Pending
+}
+
+fn name(number: c_int) -> String {
+    Number::try_from(number).map_or_else(|_| format!("signal {number}"), |named| named.to_string())
 }
 
 /// Says what becomes of a hangup that starts nothing now: whoever sent it may be waiting for a new generation.

@@ -9,6 +9,7 @@ pub(crate) mod fd;
 pub(crate) mod init;
 pub(crate) mod memory_file;
 pub(crate) mod process;
+pub(crate) mod signals;
 pub(crate) mod socket;
 pub(crate) mod spawn;
 pub(crate) mod splice;

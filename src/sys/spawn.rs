@@ -6,8 +6,9 @@
 //!
 //! Between fork and exec only async-signal-safe calls are allowed (signal-safety(7)): everything that needs memory is
 //! made ready before. A signal that arrives there must not run a handler of ours, which would write into a pipe that
-//! the parent reads; so all signals are blocked meanwhile, and SIGHUP stays blocked across the exec: a hangup that
-//! comes before the new program has its handler waits for it instead of killing it.
+//! the parent reads; so all signals are blocked meanwhile. The signals that ask for a handoff stay blocked across the
+//! exec: one that comes before the new program has its handler waits for it instead of killing it. Every other signal that
+//! would kill it by accident is ignored across the exec.
 //!
 //! What it costs must not grow with the number of connections. A fork copies every descriptor, and an exec closes every
 //! one; so the process in the middle shares ours at first and then takes a table of its own that holds only the low ones
@@ -20,11 +21,12 @@ use std::ptr;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use super::fd::{CLOSE_IN_A_COPY, CLOSE_ON_EXEC, FIRST_PASSED};
+use super::signals;
 
 /// What is to be started, and what it is to have.
 pub(crate) struct Launch<'a> {
@@ -69,6 +71,8 @@ pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
         first_free: FIRST_PASSED + count,
         channel: launch.channel,
         words: &launch.words,
+        blocked: signals::handoff(),
+        ignored: signals::ignored(),
     };
     let mut before = SigSet::empty();
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
@@ -138,6 +142,9 @@ struct Prepared<'a> {
     first_free: RawFd,
     channel: usize,
     words: &'a Words,
+    /// The signals that the program is born with blocked, and those that it is born with ignored.
+    blocked: SigSet,
+    ignored: Vec<libc::c_int>,
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
@@ -189,10 +196,12 @@ fn exec(prepared: &mut Prepared<'_>) -> ! {
     unsafe { libc::close_range(prepared.first_free.unsigned_abs(), libc::c_uint::MAX, CLOSE_ON_EXEC) };
     // SAFETY: getpid(2) cannot fail.
     tell(channel, prepared.words.born, unsafe { libc::getpid() });
-    let mut hangup = SigSet::empty();
-    hangup.add(Signal::SIGHUP);
+    // Before they are let in. One that the C library knows and the kernel does not is no reason not to start.
+    for signal in &prepared.ignored {
+        let _ = signals::ignore(*signal);
+    }
     // Not what the parent had blocked: nothing grows from one generation to the next.
-    let ready = placed.and_then(|()| pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&hangup), None));
+    let ready = placed.and_then(|()| pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&prepared.blocked), None));
     let failed = ready.and_then(|()| {
         // SAFETY: the path and both arrays end in zero, and live in memory that the fork has copied.
         unsafe { libc::execve(prepared.program, prepared.arguments.as_ptr(), prepared.environment.as_ptr()) };
