@@ -47,4 +47,5 @@ mod store;
 mod storm;
 mod stray_signals;
 mod unix_paths;
+mod upstreams;
 mod usage;

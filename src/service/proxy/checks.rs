@@ -8,6 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::connect::is_own;
 use super::tally::Tally;
 use super::upstreams::Upstreams;
 use super::{Proxy, header};
@@ -54,6 +55,13 @@ impl Watch {
             let listeners = self.tally.listeners();
             match result {
                 Ok(()) => self.upstreams.check_passed(self.index, &listeners),
+                // Nothing was learned of the upstream.
+                Err(reason) if is_own(&reason) => {
+                    tracing::debug!(
+                        listener = %listeners, upstream = %address, %reason,
+                        "cannot check an upstream: {reason}"
+                    );
+                }
                 Err(reason) => self.upstreams.check_failed(self.index, &listeners, &reason),
             }
             sleep(self.check.interval).await;

@@ -43,7 +43,7 @@ impl Connected<'_> {
 enum Failed {
     /// The upstream did not accept.
     Upstream(io::Error),
-    /// We have no descriptors, ports or memory: no fault of the upstream's.
+    /// We have no descriptors or no memory, which is no fault of the upstream's.
     Own(io::Error),
     /// The client is not there any more.
     ClientGone,
@@ -178,8 +178,43 @@ fn client_gone() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "the client went away before an upstream accepted it")
 }
 
-/// Whether a connection failed for a want of our own.
-fn is_own(error: &io::Error) -> bool {
-    let wants = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::EADDRNOTAVAIL];
+/// Whether a connection failed because this process or this machine lacks descriptors or memory.
+///
+/// Every other error is a failure of that one upstream, whatever its cause: the next upstream may well
+/// be reachable. Used-up ports are among them, because they are counted for each destination.
+pub(super) fn is_own(error: &io::Error) -> bool {
+    // ENOSPC is epoll_ctl(2): as many sockets are watched as the user may watch.
+    let wants = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC];
     error.raw_os_error().is_some_and(|code| wants.contains(&Errno::from_raw(code)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lack_of_descriptors_or_memory_is_our_own() {
+        let is_own = |errno: Errno| is_own(&errno.into());
+        for own in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC] {
+            assert!(is_own(own), "{own}");
+        }
+        for upstream in [
+            Errno::EADDRNOTAVAIL,
+            Errno::EAFNOSUPPORT,
+            Errno::EACCES,
+            Errno::EPERM,
+            Errno::EAGAIN,
+            Errno::EINVAL,
+            Errno::ENETUNREACH,
+            Errno::EHOSTUNREACH,
+            Errno::ENETDOWN,
+            Errno::ENODEV,
+            Errno::EPROTONOSUPPORT,
+            Errno::ECONNREFUSED,
+            Errno::ETIMEDOUT,
+            Errno::ENOENT,
+        ] {
+            assert!(!is_own(upstream), "{upstream}");
+        }
+    }
 }
