@@ -114,8 +114,8 @@ fn a_successor_that_talks_nonsense_is_killed_and_the_predecessor_serves_on() {
     for (says, reason) in [
         ("say garbage", garbage),
         (r"say 'VERSION=1\nKIND=ready\nPI'", garbage),
-        (r"say 'VERSION=1\nKIND=ready\n'", garbage),
-        (r"say 'VERSION=1\nKIND=ready\nPID=-7\n'", garbage),
+        (r"say 'VERSION=1\nKIND=ready\nCLOSED=x\n'", garbage),
+        (r"say 'VERSION=1\nKIND=head\nPID=-7\n'", garbage),
         (r"say '\377\376\n'", garbage),
         (r"say 'VERSION=1\nKIND=cut\n'", garbage),
         ("head -c 150000 /dev/zero | dd bs=150000 iflag=fullblock status=none >&$fd", garbage),
@@ -188,6 +188,50 @@ fn a_successor_that_a_wrapper_has_forked_is_seen_to_die_on_probation() {
     let failure = line.wait_for(1, "the handoff failed");
     assert!(failure.text.contains("ended after it was ready"), "{}", failure.text);
     line.assert_serves();
+}
+
+/// A process that the successor has started holds a copy of the channel, so its end of file never comes.
+#[test]
+fn a_successor_that_leaves_a_child_is_seen_to_die_in_the_bake() {
+    let line = Line::serve(&["--bake", "60s"]);
+    line.put_script(r#"sleep 600 & echo $! >"$FOLDER/child"; exec "$REAL" "$@""#);
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(1, "the successor is ready");
+    signal(line.pid_of(2), Signal::SIGKILL);
+    let failure = line.wait_for(1, "the handoff failed");
+    assert!(failure.text.contains("ended after it was ready"), "{}", failure.text);
+    line.assert_serves();
+    kill_child(&line);
+}
+
+#[test]
+fn a_successor_that_leaves_a_child_is_seen_to_die_while_it_starts() {
+    let line = Line::serve(&["--ready-timeout", "60s"]);
+    line.put_script(r#"sleep 600 & echo $! >"$FOLDER/child"; exit 3"#);
+    let failure = line.fail_to_hand_over_from(1);
+    assert!(failure.text.contains("ended before it was ready"), "{}", failure.text);
+    line.assert_serves();
+    kill_child(&line);
+}
+
+/// Which process a message comes from, the kernel says: a message can claim any number.
+#[test]
+fn a_process_that_a_successor_claims_to_be_is_not_signalled() {
+    let line = Line::serve(&["--bake", "60s"]);
+    let mut stranger = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    let claim = format!(r"say 'VERSION=1\nKIND=ready\nPID={}\n'; say garbage", stranger.id());
+    line.put_script(&claim);
+    line.fail_to_hand_over_from(1);
+    line.assert_serves();
+    assert!(stranger.try_wait().unwrap().is_none(), "a stranger was killed");
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+}
+
+/// Ends the child that a script has left.
+fn kill_child(line: &Line) {
+    let child = fs::read_to_string(line.folder().join("child")).unwrap();
+    signal(child.trim().parse().unwrap(), Signal::SIGKILL);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -13,7 +14,11 @@ use tokio::io::unix::AsyncFd;
 use super::packet::{self, Answer, Head, PACKET_MAX};
 use super::parcel::Parcel;
 use crate::sys;
-use crate::sys::socket::{Packet, Rights};
+use crate::sys::ancillary::{Rights, receive_with_attachments};
+use crate::sys::socket::{Packet, lacks_memory, while_memory_is_short};
+
+/// How long after the kernel had no memory for a packet it is asked again.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// The successor's end.
 #[derive(Debug)]
@@ -51,10 +56,17 @@ impl Incoming {
     /// The next connection. Cancel safe.
     pub(crate) async fn next(&mut self) -> Arrival {
         let Self { socket, buffer } = self;
-        let receive = |socket: &OwnedFd| sys::socket::receive_with_descriptors(socket.as_fd(), buffer);
-        let why = match socket.async_io(Interest::READABLE, receive).await {
-            Ok((Packet::Whole(length), rights)) => match packet::read_connection(&self.buffer[..length]) {
-                Ok((head, bytes)) => return arrived(head, bytes.to_vec(), rights),
+        let received = loop {
+            let receive = |socket: &OwnedFd| receive_with_attachments(socket.as_fd(), buffer);
+            match socket.async_io(Interest::READABLE, receive).await {
+                // The packet is still in the queue.
+                Err(error) if lacks_memory(&error) => tokio::time::sleep(PAUSE).await,
+                received => break received,
+            }
+        };
+        let why = match received {
+            Ok((Packet::Whole(length), attached)) => match packet::read_connection(&self.buffer[..length]) {
+                Ok((head, bytes)) => return arrived(head, bytes.to_vec(), attached.rights),
                 Err(why) => why,
             },
             Ok((Packet::Truncated, _)) => "it is too long".to_owned(),
@@ -72,7 +84,7 @@ impl Incoming {
     /// When it could not be said though somebody may wait for it: then what it sent is still the predecessor's.
     pub(crate) async fn answer(&self, id: u64, answer: Answer) -> io::Result<()> {
         let packet = packet::answer(id, answer);
-        let send = |socket: &OwnedFd| sys::socket::send_packet(socket.as_fd(), &packet);
+        let send = |socket: &OwnedFd| while_memory_is_short(|| sys::socket::send_packet(socket.as_fd(), &packet));
         match self.socket.async_io(Interest::WRITABLE, send).await {
             Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
             said => said,

@@ -49,14 +49,14 @@ pub(crate) enum Message {
     Carry { version: u32 },
     /// Predecessor to successor: stop; the whole line does.
     Stop,
-    /// From the process that is about to become the successor: its process id.
-    Born { pid: u32 },
+    /// From the process that is about to become the successor: which one it is, the kernel says.
+    Born,
     /// From the process in the middle: the second fork failed.
     ForkFailed { errno: i32 },
     /// From the process that could not become the successor.
     ExecFailed { errno: i32 },
     /// Successor to predecessor: I accept. The descriptors that I closed because nothing claims them.
-    Ready { pid: u32, closed: Vec<RawFd> },
+    Ready { closed: Vec<RawFd> },
     /// Successor to predecessor: I cannot serve, and why.
     Failed { reason: String },
     /// Successor to predecessor: I was told to stop while on probation; serve on.
@@ -129,12 +129,9 @@ impl Message {
                 packet.line("FOR-GOOD", 1);
                 packet.hangup(*hangup);
             }
-            Self::Born { pid } | Self::Head { pid } => packet.line("PID", pid),
+            Self::Head { pid } => packet.line("PID", pid),
             Self::ForkFailed { errno } | Self::ExecFailed { errno } => packet.line("ERRNO", errno),
-            Self::Ready { pid, closed } => {
-                packet.line("PID", pid);
-                closed.iter().for_each(|descriptor| packet.line("CLOSED", descriptor));
-            }
+            Self::Ready { closed } => closed.iter().for_each(|descriptor| packet.line("CLOSED", descriptor)),
             Self::GivenUp { sockets } => sockets.iter().for_each(|socket| packet.line("SOCKET", socket)),
             Self::Failed { reason } => packet.line("REASON", reason.chars().take(REASON_MAX).collect::<String>()),
             Self::Carry { version } => packet.line("CARRY", version),
@@ -147,6 +144,7 @@ impl Message {
             | Self::Rollback
             | Self::Stopping
             | Self::Cut
+            | Self::Born
             | Self::Ask
             | Self::File
             | Self::Unrecognised { .. } => {}
@@ -162,7 +160,7 @@ impl Message {
             Self::Draining(_) => "draining",
             Self::Carry { .. } => "carry",
             Self::Stop => "stop",
-            Self::Born { .. } => "born",
+            Self::Born => "born",
             Self::ForkFailed { .. } => "fork-failed",
             Self::ExecFailed { .. } => "exec-failed",
             Self::Ready { .. } => "ready",
@@ -220,10 +218,10 @@ impl Message {
             "draining" => Self::Draining(Box::new(fields.json("REPORT")?)),
             "carry" => Self::Carry { version: fields.number("CARRY")? },
             "stop" => Self::Stop,
-            "born" => Self::Born { pid: fields.number("PID")? },
+            "born" => Self::Born,
             "fork-failed" => Self::ForkFailed { errno: fields.number("ERRNO")? },
             "exec-failed" => Self::ExecFailed { errno: fields.number("ERRNO")? },
-            "ready" => Self::Ready { pid: fields.number("PID")?, closed: fields.all("CLOSED")? },
+            "ready" => Self::Ready { closed: fields.all("CLOSED")? },
             "failed" => Self::Failed { reason: fields.text("REASON")?.to_owned() },
             "rollback" => Self::Rollback,
             "stopping" => Self::Stopping,
@@ -345,10 +343,10 @@ mod tests {
             Message::Counted(Box::default()),
             Message::Carry { version: 3 },
             Message::Stop,
-            Message::Born { pid: 42 },
+            Message::Born,
             Message::ForkFailed { errno: 11 },
             Message::ExecFailed { errno: 2 },
-            Message::Ready { pid: 42, closed: vec![3, 5] },
+            Message::Ready { closed: vec![3, 5] },
             Message::Failed { reason: "a=b is wrong".into() },
             Message::Rollback,
             Message::Stopping,
@@ -368,7 +366,7 @@ mod tests {
     #[test]
     fn the_words_between_fork_and_exec_are_messages() {
         let complete = |words: &[u8]| Message::decode(&[words, b"12\n"].concat()).unwrap();
-        assert_eq!(complete(WORDS.born), Message::Born { pid: 12 });
+        assert_eq!(complete(WORDS.born), Message::Born);
         assert_eq!(complete(WORDS.fork_failed), Message::ForkFailed { errno: 12 });
         assert_eq!(complete(WORDS.exec_failed), Message::ExecFailed { errno: 12 });
     }
@@ -385,8 +383,8 @@ mod tests {
             b"VERSION=1\nKIND=ready\nPI",
             b"KIND=ready\nPID=1\n",
             b"\xff\n",
-            b"VERSION=1\nKIND=ready\nPID=-1\n",
-            b"VERSION=1\nKIND=ready\nPID=1\nCLOSED=x\n",
+            b"VERSION=1\nKIND=head\nPID=-1\n",
+            b"VERSION=1\nKIND=ready\nCLOSED=x\n",
         ] {
             assert!(Message::decode(garbage).is_err(), "{garbage:?}");
         }

@@ -15,7 +15,6 @@ use super::inquiry::Inquiry;
 use super::message::{Hangup, Message};
 use crate::generation::Generation;
 use crate::report::{Counters, Report, Standing};
-use crate::sys::socket::has_hung_up;
 
 /// Generations that drain, each with the channel to it.
 pub(super) type Draining = Vec<(Generation, OwnedFd)>;
@@ -56,7 +55,7 @@ struct Older {
 
 impl Older {
     fn new(generation: Generation, channel: OwnedFd, role: Role) -> io::Result<Self> {
-        Ok(Self { generation, channel: Channel::new(channel)?, role, inquiry: Inquiry::default() })
+        Ok(Self { generation, channel: Channel::to_its_maker(channel)?, role, inquiry: Inquiry::default() })
     }
 }
 
@@ -276,7 +275,7 @@ impl Older {
     /// of an end.
     fn is_over(&self) -> bool {
         let has_said_so = self.inquiry.report().is_some_and(|last| last.state == Standing::Stopped);
-        has_said_so || has_hung_up(self.channel.as_fd())
+        has_said_so || self.channel.is_over()
     }
 
     fn tell(&self, message: &Message) {

@@ -1,7 +1,7 @@
 //! Starts a successor and holds it: its channel, its process, and what it has said so far.
 //!
-//! Readiness is a message and death is the end of the channel; how long to wait for either is the caller's decision.
-//! From its first message on the process is held as a pidfd, so that no signal can reach a stranger.
+//! Readiness is a message and death is the word of the kernel; how long to wait for either is the caller's decision.
+//! From its first message on the process is held by a descriptor, so that no signal can reach a stranger.
 
 use std::ffi::CString;
 use std::future::poll_fn;
@@ -24,8 +24,7 @@ use crate::generation::Generation;
 use crate::net::{Listener, ListenerSet, Origin};
 use crate::report::{Counters, Report};
 use crate::sys::fd::{FIRST_PASSED, LowSlot};
-use crate::sys::process::{PidFd, is_in_our_group};
-use crate::sys::socket::{channel_pair, has_hung_up};
+use crate::sys::socket::channel_pair;
 use crate::sys::spawn::{Launch, launch};
 
 /// What connections that are carried may have queued, if the system allows that much.
@@ -88,7 +87,6 @@ fn number_of(place: usize) -> io::Result<RawFd> {
 pub(crate) struct Successor {
     channel: Channel,
     program: PathBuf,
-    process: Option<(u32, PidFd)>,
     /// Both ends of a channel for connections, if there are any: made when there is room for it, not at the instant of the commit.
     carrying: Option<(OwnedFd, OwnedFd)>,
     stage: Stage,
@@ -107,7 +105,7 @@ enum Stage {
 #[derive(Debug)]
 pub(crate) enum SuccessorEvent {
     /// It accepts. The places, in the listener set that it was given, of what it gave up.
-    Ready { pid: u32, given_up: Vec<usize> },
+    Ready { pid: Option<u32>, given_up: Vec<usize> },
     /// It will never take over, or no longer; why.
     Lost(HandoffFailure),
     /// It has taken over, and was told to stop with the whole line.
@@ -150,25 +148,27 @@ impl Successor {
     pub(crate) fn start(bequest: &mut Bequest<'_>) -> Result<Self, HandoffFailure> {
         let failed = |source| HandoffFailure::Fork { source };
         let (ours, theirs) = channel_pair().map_err(failed)?;
-        let channel = Channel::new(ours).map_err(failed)?;
+        let channel = Channel::to_a_new_process(ours).map_err(failed)?;
         let carrying = bequest.coming.as_ref().map(|_| carry_pair()).transpose().map_err(failed)?;
         let started = bequest.launch(&channel, theirs).map_err(failed);
-        // Whatever came of it: as long as we held a copy of the other end, we would not hear of a death.
-        bequest.slot.clear().map_err(failed)?;
+        // A copy of the other end that stays in the slot does no harm: the process descriptor tells of a death. What
+        // was started must not be forgotten for it.
+        if let Err(error) = bequest.slot.clear() {
+            tracing::warn!(reason = %error, "cannot close the successor's end of the channel: {error}");
+        }
         started?;
         Ok(Self {
             channel,
             program: bequest.program.path().to_owned(),
-            process: None,
             carrying,
             stage: Stage::Starting,
             inquiry: Inquiry::default(),
         })
     }
 
-    /// Its process id, once it has said so.
+    /// Its process id, once the kernel has said so with its first message.
     pub(crate) fn pid(&self) -> Option<u32> {
-        self.process.as_ref().map(|(pid, _)| *pid)
+        self.channel.pid()
     }
 
     /// Whether it has said that it accepts.
@@ -236,12 +236,14 @@ impl Successor {
     }
 
     /// Tells it that the line is its own.
-    pub(crate) fn commit(&self, hangup: Hangup) {
+    pub(crate) fn commit(&mut self, hangup: Hangup) {
+        self.channel.outlive_process();
         self.tell(&Message::Committed(hangup));
     }
 
     /// The same, and that this generation was told to stop.
-    pub(crate) fn commit_for_good(&self, hangup: Hangup) {
+    pub(crate) fn commit_for_good(&mut self, hangup: Hangup) {
+        self.channel.outlive_process();
         self.tell(&Message::CommittedForGood(hangup));
     }
 
@@ -255,11 +257,13 @@ impl Successor {
             Fate::Stop => Signal::SIGTERM,
             Fate::Kill => Signal::SIGKILL,
         };
-        if let Some((pid, process)) = &self.process {
-            match process.signal(signal) {
-                Ok(()) => tracing::debug!(successor_pid = pid, %signal, "signalled the successor"),
-                Err(error) => tracing::debug!(successor_pid = pid, %signal, %error, "the successor has ended already"),
+        let pid = self.pid();
+        match self.channel.signal(signal) {
+            Some(Ok(())) => tracing::debug!(successor_pid = pid, %signal, "signalled the successor"),
+            Some(Err(error)) => {
+                tracing::debug!(successor_pid = pid, %signal, %error, "the successor has ended already");
             }
+            None => {}
         }
     }
 
@@ -295,19 +299,17 @@ impl Successor {
         let lost = |failure| Some(SuccessorEvent::Lost(failure));
         let exec = |source| HandoffFailure::Exec { program: self.program.clone(), source };
         match received {
-            Received::Message(Message::Born { pid }) => {
-                self.hold(pid);
+            Received::Message(Message::Born) => {
+                self.channel.follow_sender();
                 None
             }
-            Received::Message(Message::Ready { pid, closed }) => {
-                // A wrapper may have forked: what serves is what says that it is ready.
-                if self.pid() != Some(pid) {
-                    self.hold(pid);
-                }
+            Received::Message(Message::Ready { closed }) => {
+                // A wrapper may have forked: the process that says that it is ready is the one that serves.
+                self.channel.follow_sender();
                 self.stage = Stage::Ready;
                 let place = |descriptor: &RawFd| usize::try_from(descriptor.checked_sub(FIRST_PASSED)?).ok();
                 let given_up = closed.iter().filter_map(place);
-                Some(SuccessorEvent::Ready { pid, given_up: given_up.collect() })
+                Some(SuccessorEvent::Ready { pid: self.pid(), given_up: given_up.collect() })
             }
             Received::Message(Message::ForkFailed { errno }) => {
                 lost(HandoffFailure::Fork { source: io::Error::from_raw_os_error(errno) })
@@ -332,18 +334,6 @@ impl Successor {
                 Stage::Starting => HandoffFailure::EndedEarly,
                 Stage::Ready | Stage::Released => HandoffFailure::EndedLate,
             }),
-        }
-    }
-
-    /// Holds the process that has the number `pid`, if it is the one that said so and not a stranger that has got its
-    /// number since. It is, as long as its end of the channel is open. When that is closed, it has ended, or it is a
-    /// program that closes what it does not know: then it is still in our process group, as no stranger is.
-    fn hold(&mut self, pid: u32) {
-        match PidFd::open(pid) {
-            Ok(process) if !has_hung_up(self.channel.as_fd()) || is_in_our_group(pid) => {
-                self.process = Some((pid, process));
-            }
-            _ => tracing::debug!(successor_pid = pid, "the successor has ended already"),
         }
     }
 }

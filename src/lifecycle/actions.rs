@@ -23,7 +23,7 @@ impl<P: Plane> Driver<P> {
         match action {
             Action::TellReady => {
                 let closed = self.listeners.unclaimed().to_vec();
-                self.predecessors.tell_predecessor(&Message::Ready { pid: std::process::id(), closed });
+                self.predecessors.tell_predecessor(&Message::Ready { closed });
             }
             Action::TellRollback => {
                 // Who goes on counts it.

@@ -187,7 +187,7 @@ impl<P: Plane> Driver<P> {
     }
 
     /// Hands the line over. The pid file first: whoever reads it from now on signals a process that heeds it.
-    pub(super) fn commit(&mut self, tell: impl FnOnce(&Successor)) {
+    pub(super) fn commit(&mut self, tell: impl FnOnce(&mut Successor)) {
         self.deadlines.bake = None;
         self.deadlines.given = None;
         let Some(successor) = &mut self.successor else { return };

@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "the one place for it; every block says who meets its duty")]
 #![allow(clippy::disallowed_methods, reason = "the one place that reads and cleans the environment")]
 
+pub(crate) mod ancillary;
 pub(crate) mod env;
 pub(crate) mod fd;
 pub(crate) mod init;

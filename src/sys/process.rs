@@ -1,12 +1,15 @@
 //! Holds a process so that no signal can reach a stranger: pidfd_open(2), pidfd_send_signal(2).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpgid, getpgrp};
+
+use super::fd::Steady;
 
 /// `PIDFS_MAGIC`, of file systems whose inodes are processes (since Linux 6.9).
 const PIDFS_MAGIC: libc::c_long = 0x5049_4446;
@@ -34,6 +37,12 @@ impl PidFd {
         Errno::result(done).map(drop).map_err(Into::into)
     }
 
+    /// Whether the process has ended, pidfd_open(2): then its descriptor is readable.
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut poll = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
     /// The number by which `LISTEN_PIDFDID` names a process, where this kernel has such numbers.
     pub(crate) fn inode(&self) -> Option<u64> {
         let file_system = nix::sys::statfs::fstatfs(self.as_fd()).ok()?.filesystem_type();
@@ -43,6 +52,22 @@ impl PidFd {
         nix::sys::stat::fstat(self.as_fd()).ok().map(|status| status.st_ino)
     }
 }
+
+impl From<OwnedFd> for PidFd {
+    /// A descriptor that the kernel has made for a process.
+    fn from(descriptor: OwnedFd) -> Self {
+        Self(descriptor)
+    }
+}
+
+impl AsRawFd for PidFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+// SAFETY: it owns one descriptor for its whole life.
+unsafe impl Steady for PidFd {}
 
 impl AsFd for PidFd {
     fn as_fd(&self) -> BorrowedFd<'_> {

@@ -1,8 +1,8 @@
 //! Sends and receives packets on a channel, and asks sockets what only an ioctl tells.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -10,7 +10,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, recv, send, sendmsg, socketpair, sockopt,
 };
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
 
 /// Two ends of a channel: packets keep their bounds, and the end of one side is end of file at the other, unix(7).
 pub(crate) fn channel_pair() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -35,6 +34,27 @@ pub(crate) fn send_with_descriptors(
     let rights = if raw.is_empty() { &[][..] } else { &rights };
     let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(packet)], rights, MsgFlags::MSG_NOSIGNAL, None);
     sent.map(drop).map_err(Into::into)
+}
+
+/// How often and how long after one another a call is repeated that fails for want of kernel memory.
+const TRIES: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Whether a call failed because the kernel had no memory for it, and may succeed at another time.
+pub(crate) fn lacks_memory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ENOMEM | Errno::ENOBUFS))
+}
+
+/// Repeats a call that fails for want of kernel memory: 100 tries, 1 ms apart. A lost message could cost a handoff.
+#[expect(clippy::disallowed_methods, reason = "the kernel does not say when it has memory again")]
+pub(crate) fn while_memory_is_short<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..TRIES {
+        match call() {
+            Err(error) if lacks_memory(&error) => std::thread::sleep(PAUSE),
+            done => return done,
+        }
+    }
+    call()
 }
 
 /// The user who connected a Unix socket, unix(7).
@@ -65,44 +85,6 @@ pub(crate) fn receive_packet(channel: BorrowedFd<'_>, buffer: &mut [u8]) -> io::
             Err(Errno::ECONNRESET | Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
-    }
-}
-
-/// The descriptors that came with a packet.
-pub(crate) enum Rights {
-    All(Vec<OwnedFd>),
-    /// There were more than this process had room for. Those that it had are closed.
-    Truncated,
-}
-
-/// Descriptors in one message, unix(7): `SCM_MAX_FD`.
-const RIGHTS_MAX: usize = 253;
-
-/// Receives one packet with its descriptors, which are close-on-exec, without waiting: `WouldBlock` when there is none.
-pub(crate) fn receive_with_descriptors(channel: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(Packet, Rights)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(RIGHTS_MAX))];
-    let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC | RecvFlags::CMSG_CLOEXEC;
-    loop {
-        // Not nix's: when not all of them had room it leaves those open that had.
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = match rustix::net::recvmsg(channel, &mut [IoSliceMut::new(buffer)], &mut control, flags) {
-            // See `receive_packet`.
-            Err(rustix::io::Errno::CONNRESET | rustix::io::Errno::INTR) => continue,
-            received => received?,
-        };
-        let mut rights = Vec::new();
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                rights.extend(descriptors);
-            }
-        }
-        let rights = if received.flags.contains(ReturnFlags::CTRUNC) { Rights::Truncated } else { Rights::All(rights) };
-        let packet = match received.bytes {
-            0 => Packet::End,
-            length if length > buffer.len() => Packet::Truncated,
-            length => Packet::Whole(length),
-        };
-        return Ok((packet, rights));
     }
 }
 
