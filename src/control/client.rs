@@ -2,6 +2,8 @@
 //!
 //! A reload's answer has to be the truth. The generation that is asked lives on until it has answered; should it die
 //! first, the line itself is asked who serves. Nothing here waits without a deadline, and nothing needs a runtime.
+//! The deadline is the client's own: a daemon that says nothing cannot hold it up, and does not carry out later what the
+//! client has given up (`server` drops the request of a client that has hung up).
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -22,6 +24,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How long to wait between two questions when another process is about to take over. There is no event to wait for:
 /// whoever would tell has died.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long to look for an answer when there is no time left.
+const LOOK: Duration = Duration::from_millis(1);
 /// The name of the socket in its folder.
 const FILE: &str = "control";
 
@@ -76,8 +80,12 @@ impl Control {
     /// # Errors
     /// [`Error::NobodyAnswers`], [`Error::TryAgain`].
     pub fn status(&self) -> Result<Status, Error> {
-        let mut conversation = self.ask(&Request::Status {})?;
-        match conversation.hear(ANSWER_TIMEOUT)? {
+        self.status_by(from_now(ANSWER_TIMEOUT))
+    }
+
+    fn status_by(&self, deadline: Instant) -> Result<Status, Error> {
+        let mut conversation = self.ask(|| Request::Status {}, deadline)?;
+        match conversation.hear(deadline)? {
             Some(Reply::Status(status)) => Ok(*status),
             Some(other) => Err(self.unexpected(&other)),
             None => Err(self.broke_off()),
@@ -85,21 +93,44 @@ impl Control {
     }
 
     /// Has the line hand off, and returns when the new generation serves, or, if that is asked for, when the old one has
-    /// drained; `news` hears of each.
+    /// drained; `news` hears of each. After `timeout_ms` it returns in any case, if the new generation does not serve.
     ///
     /// # Errors
     /// [`Error::NobodyAnswers`]; [`Error::HandoffFailed`], [`Error::RolledBack`]: the old generation serves on;
     /// [`Error::TryAgain`]: a handoff is under way, or time ran out.
     pub fn reload(&self, options: &ReloadOptions, mut news: impl FnMut(ReloadNews)) -> Result<(), Error> {
-        let mut conversation = self.ask(&Request::Reload(options.clone()))?;
-        let (successor, within) = match conversation.hear(ANSWER_TIMEOUT)? {
+        let limit = options.timeout_ms.map(Duration::from_millis);
+        let began = Instant::now();
+        self.reload_by(options, limit.map(from_now), &mut news).map_err(|error| match (error, limit) {
+            (Error::TryAgain { reason }, Some(limit)) if reason == self.no_answer() && began.elapsed() >= limit => {
+                Error::TryAgain { reason: format!("not done within {} s: {reason}", limit.as_secs_f64()) }
+            }
+            (error, _) => error,
+        })
+    }
+
+    /// The same. `limit` is when the client has no more time, if it has not heard that the new generation serves.
+    fn reload_by(
+        &self,
+        options: &ReloadOptions,
+        limit: Option<Instant>,
+        news: &mut dyn FnMut(ReloadNews),
+    ) -> Result<(), Error> {
+        let until = |time: Duration| limit.map_or(from_now(time), |limit| limit.min(from_now(time)));
+        let began = Instant::now();
+        let request = || {
+            let timeout_ms = options.timeout_ms.map(|limit| left_of(limit, began.elapsed()));
+            Request::Reload(ReloadOptions { timeout_ms, ..options.clone() })
+        };
+        let deadline = until(ANSWER_TIMEOUT);
+        let mut conversation = self.ask(request, deadline)?;
+        let (successor, within) = match conversation.hear(deadline)? {
             Some(Reply::Started { successor, within_ms }) => (successor, Duration::from_millis(within_ms)),
             Some(other) => return Err(self.unexpected(&other)),
             None => return Err(self.broke_off()),
         };
-        let within = within.saturating_add(GRACE);
-        let deadline = Instant::now().checked_add(within);
-        let drain_within = match conversation.hear(within)? {
+        let deadline = until(within.saturating_add(GRACE));
+        let drain_within = match conversation.hear(deadline)? {
             Some(Reply::Serving { generation, pid, after_ms, draining, drain_within_ms }) => {
                 let after = Some(Duration::from_millis(after_ms));
                 news(ReloadNews::Serving { generation, pid, after, draining });
@@ -111,7 +142,7 @@ impl Control {
         if !options.wait_drained {
             return Ok(());
         }
-        match conversation.hear(drain_within.saturating_add(GRACE))? {
+        match conversation.hear(from_now(drain_within.saturating_add(GRACE)))? {
             Some(Reply::Drained { generation, ended, carried, cut }) => {
                 news(ReloadNews::Drained { generation, ended, carried, cut });
                 Ok(())
@@ -126,12 +157,12 @@ impl Control {
     fn find_out(
         &self,
         successor: Generation,
-        deadline: Option<Instant>,
-        mut news: impl FnMut(ReloadNews),
+        deadline: Instant,
+        news: &mut dyn FnMut(ReloadNews),
     ) -> Result<(), Error> {
         let died = "the generation that was asked has died";
         loop {
-            match self.status() {
+            match self.status_by(deadline.max(from_now(PAUSE))) {
                 Ok(status) if status.serving >= successor => {
                     let serving = status.generations.iter().find(|report| report.generation == status.serving);
                     let pid = serving.and_then(|report| report.pid);
@@ -142,18 +173,18 @@ impl Control {
                     let reason = format!("{died}, and generation {} serves, not {successor}", status.serving);
                     return Err(Error::HandoffFailed { reason });
                 }
-                Err(_) if deadline.is_none_or(|deadline| Instant::now() < deadline) => pause(),
+                Err(_) if Instant::now() < deadline => pause(),
                 Err(error) => return Err(Error::HandoffFailed { reason: format!("{died}: {error}") }),
             }
         }
     }
 
     /// Asks, and asks again whoever has become the head in the meantime.
-    fn ask(&self, request: &Request) -> Result<Conversation<'_>, Error> {
-        let deadline = Instant::now() + ANSWER_TIMEOUT;
+    fn ask(&self, request: impl Fn() -> Request, deadline: Instant) -> Result<Conversation<'_>, Error> {
         loop {
-            let mut conversation = self.connect(request).map_err(|source| self.unreachable(source))?;
-            match (request, conversation.peek(ANSWER_TIMEOUT)?) {
+            let request = request();
+            let mut conversation = self.connect(&request, deadline).map_err(|source| self.unreachable(source))?;
+            match (request, conversation.peek(deadline)?) {
                 (_, Some(Reply::Moved {})) | (Request::Status {}, None) => {}
                 _ => return Ok(conversation),
             }
@@ -163,10 +194,10 @@ impl Control {
         }
     }
 
-    fn connect(&self, request: &Request) -> io::Result<Conversation<'_>> {
+    fn connect(&self, request: &Request, deadline: Instant) -> io::Result<Conversation<'_>> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM.cloexec(), None)?;
         // Also how long a connect waits for room in the queue, socket(7).
-        socket.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+        socket.set_write_timeout(Some(time_left(deadline)?))?;
         socket.connect(&SockAddr::unix(&self.path)?)?;
         let mut stream = UnixStream::from(std::os::fd::OwnedFd::from(socket));
         let mut line = serde_json::to_vec(request)?;
@@ -180,7 +211,11 @@ impl Control {
     }
 
     fn silent(&self) -> Error {
-        Error::TryAgain { reason: format!("no answer in time on {}", self.path.display()) }
+        Error::TryAgain { reason: self.no_answer() }
+    }
+
+    fn no_answer(&self) -> String {
+        format!("no answer in time on {}", self.path.display())
     }
 
     fn broke_off(&self) -> Error {
@@ -202,6 +237,24 @@ impl Control {
     }
 }
 
+/// The instant `time` from now; a time that is too long for the clock is a year.
+fn from_now(time: Duration) -> Instant {
+    const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+    Instant::now() + time.min(LONGEST)
+}
+
+/// The time until `deadline`.
+fn time_left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+/// What is left of a limit in milliseconds. The daemon's messages name it, so a first attempt passes it on as it is.
+fn left_of(limit: u64, elapsed: Duration) -> u64 {
+    let elapsed = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+    if elapsed <= limit / 20 { limit } else { limit.saturating_sub(elapsed) }
+}
+
 /// How the kernel says that a socket's timeout has passed, socket(7).
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
@@ -221,28 +274,46 @@ struct Conversation<'a> {
 
 impl Conversation<'_> {
     /// The next reply, which stays the next; none at the end.
-    fn peek(&mut self, within: Duration) -> Result<Option<Reply>, Error> {
-        let reply = self.hear(within)?;
+    fn peek(&mut self, deadline: Instant) -> Result<Option<Reply>, Error> {
+        let reply = self.hear(deadline)?;
         self.peeked = Some(reply.clone());
         Ok(reply)
     }
 
     /// The next reply; none at the end.
-    fn hear(&mut self, within: Duration) -> Result<Option<Reply>, Error> {
+    fn hear(&mut self, deadline: Instant) -> Result<Option<Reply>, Error> {
         if let Some(peeked) = self.peeked.take() {
             return Ok(peeked);
         }
-        let mut line = String::new();
-        let heard =
-            self.stream.get_ref().set_read_timeout(Some(within)).and_then(|()| self.stream.read_line(&mut line));
-        match heard {
-            Ok(_) if line.ends_with('\n') => serde_json::from_str(&line).map(Some).map_err(|error| Error::Denied {
-                reason: format!("cannot understand the answer {:?}: {error}", line.trim_end()),
-            }),
-            // Half a line is an end as well.
-            Ok(_) => Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
-            Err(source) => Err(self.control.unreachable(source)),
+        let line = match self.line(deadline) {
+            Ok(line) => line,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            Err(source) => return Err(self.control.unreachable(source)),
+        };
+        // Half a line is an end as well.
+        let Some(line) = line.strip_suffix(b"\n") else { return Ok(None) };
+        serde_json::from_slice(line).map(Some).map_err(|error| Error::Denied {
+            reason: format!("cannot understand the answer {:?}: {error}", String::from_utf8_lossy(line)),
+        })
+    }
+
+    /// The next line, however its bytes arrive: the deadline is that of the whole.
+    fn line(&mut self, deadline: Instant) -> io::Result<Vec<u8>> {
+        let mut line = Vec::new();
+        loop {
+            // What has arrived by the deadline counts: a short look at least.
+            let left = if line.is_empty() { time_left(deadline).unwrap_or(LOOK) } else { time_left(deadline)? };
+            self.stream.get_ref().set_read_timeout(Some(left))?;
+            let chunk = match self.stream.fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                chunk => chunk?,
+            };
+            let length = chunk.iter().position(|byte| *byte == b'\n').map_or(chunk.len(), |end| end + 1);
+            line.extend_from_slice(&chunk[..length]);
+            self.stream.consume(length);
+            if length == 0 || line.ends_with(b"\n") {
+                return Ok(line);
+            }
         }
     }
 }

@@ -5,7 +5,8 @@
 //! once. Peers are known by the kernel's word (unix(7), `SO_PEERCRED`), whatever the mode of the path.
 
 use std::io;
-use std::sync::Arc;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -27,6 +28,8 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 const REQUEST_MAX: u64 = 16 * 1024;
 /// How many are heard at once; others wait in the queue.
 const CLIENTS_MAX: usize = 64;
+/// How often to look whether a client that waits for its reply is still there.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Replies to one request that may be unwritten: more than a reload has.
 const REPLIES_MAX: usize = 8;
 
@@ -42,12 +45,23 @@ pub(crate) struct ControlServer {
 
 /// The way back to whoever asked. Dropped, it ends the conversation.
 #[derive(Debug)]
-pub(crate) struct Answer(mpsc::Sender<Reply>);
+pub(crate) struct Answer {
+    replies: mpsc::Sender<Reply>,
+    /// A copy of the client's socket, for as long as the conversation lasts.
+    peer: Weak<OwnedFd>,
+}
 
 impl Answer {
+    /// Whether the client has hung up, by the kernel's word: it has given up, and what it asked for must not happen later.
+    /// A client that has only half-closed waits for its reply.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        let has_hung_up = |peer: Arc<OwnedFd>| sys::socket::has_hung_up(peer.as_fd());
+        self.replies.is_closed() || self.peer.upgrade().is_some_and(has_hung_up)
+    }
+
     /// Replies, without waiting. Whoever has gone away hears nothing.
     pub(crate) fn send(&self, reply: Reply) {
-        if self.0.try_send(reply).is_err() {
+        if self.replies.try_send(reply).is_err() {
             tracing::debug!("whoever asked has gone away");
         }
     }
@@ -143,7 +157,8 @@ async fn converse(stream: Stream, ask: mpsc::Sender<(Request, Answer)>) -> io::R
         request = Err(format!("user {user} may not ask; root and the user of the daemon may"));
     }
     let (to_write, mut replies) = mpsc::channel(REPLIES_MAX);
-    let answer = Answer(to_write);
+    let peer = Arc::new(stream.get_ref().as_fd().try_clone_to_owned()?);
+    let answer = Answer { replies: to_write, peer: Arc::downgrade(&peer) };
     match request {
         Ok(request) => {
             if let Err(SendError((_, answer))) = ask.send((request, answer)).await {
@@ -153,10 +168,18 @@ async fn converse(stream: Stream, ask: mpsc::Sender<(Request, Answer)>) -> io::R
         Err(why) => answer.refuse(Refusal::Denied, why),
     }
     drop(ask);
-    while let Some(reply) = replies.recv().await {
-        let mut line = serde_json::to_vec(&reply).map_err(io::Error::other)?;
-        line.push(b'\n');
-        timeout(REPLY_TIMEOUT, stream.write_all(&line)).await??;
+    loop {
+        match timeout(LOOK_INTERVAL, replies.recv()).await {
+            Ok(Some(reply)) => {
+                let mut line = serde_json::to_vec(&reply).map_err(io::Error::other)?;
+                line.push(b'\n');
+                timeout(REPLY_TIMEOUT, stream.write_all(&line)).await??;
+            }
+            Ok(None) => break,
+            // Its seat is free for another.
+            Err(_) if sys::socket::has_hung_up(peer.as_fd()) => return Ok(()),
+            Err(_) => {}
+        }
     }
     stream.shutdown().await
 }

@@ -24,12 +24,20 @@ use crate::report::{LastHandoff, Outcome, Report, Standing};
 /// How long the last words of a successor may take that has died, for the kernel has only to close its end, or is told to stop.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How much later than promised a handoff may end that an operator has asked for: less than the client waits.
+const PROMISE_GRACE: Duration = Duration::from_secs(2);
+
+/// How much of a client's limit is left for the way back, so that the answer arrives within it.
+fn time_to_answer(limit: Duration) -> Duration {
+    (limit / 10).min(Duration::from_secs(1))
+}
+
 /// A reload that an operator has asked for.
 #[derive(Debug)]
 pub(super) struct Reload {
     answer: Answer,
     began: Instant,
-    limit: Option<Duration>,
+    limit: Duration,
     waits_for_drain: bool,
 }
 
@@ -58,14 +66,18 @@ impl<P: Plane> Driver<P> {
         let longest = total([carry, self.config.ready_timeout, self.config.bake]);
         let within = limit.map_or(longest, |limit| limit.min(longest));
         answer.send(Reply::Started { successor: self.generation.next(), within_ms: milliseconds(within) });
-        self.deadlines.given = limit.and_then(deadline);
+        // A client waits for its own limit, or a little longer than it was promised, and then believes that nothing has
+        // changed. So the handoff ends before that: a process that is stopped meanwhile must not go on with it later.
+        self.deadlines.given =
+            deadline(limit.map_or(total([longest, PROMISE_GRACE]), |limit| limit - time_to_answer(limit)));
+        let limit = limit.unwrap_or(longest);
         self.reload = Some(Reload { answer, began: Instant::now(), limit, waits_for_drain: options.wait_drained });
         Some(Event::Hangup)
     }
 
     /// Whoever asked for the handoff wants to wait no longer.
     pub(super) fn out_of_time(&mut self) -> Event {
-        let limit = self.reload.as_ref().and_then(|reload| reload.limit).unwrap_or_default();
+        let limit = self.reload.as_ref().map(|reload| reload.limit).unwrap_or_default();
         self.failure = Some(HandoffFailure::OutOfTime { limit });
         Event::SuccessorLost
     }

@@ -37,6 +37,10 @@ impl Inquirers {
 impl<P: Plane> Driver<P> {
     /// An operator asks.
     pub(super) fn asked(&mut self, request: Request, answer: Answer) -> Option<Event> {
+        if answer.is_abandoned() {
+            tracing::info!("dropped a control request: its client has hung up");
+            return None;
+        }
         match request {
             Request::Reload(options) => return self.asked_to_reload(&options, answer),
             Request::Status {} if self.head.is_none() => answer.send(Reply::Moved {}),
