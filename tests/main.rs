@@ -17,6 +17,7 @@ mod config_file;
 mod config_text;
 mod container;
 mod control;
+mod control_clients;
 mod conversation;
 mod counters;
 mod crashes;

@@ -202,7 +202,11 @@ impl Control {
         let mut stream = UnixStream::from(std::os::fd::OwnedFd::from(socket));
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
-        stream.write_all(&line)?;
+        match stream.write_all(&line) {
+            // The daemon may have refused this client and hung up before it read the request.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            written => written?,
+        }
         Ok(Conversation { control: self, stream: BufReader::new(stream), peeked: None })
     }
 

@@ -6,6 +6,7 @@
 
 mod client;
 mod message;
+mod seats;
 mod server;
 
 pub use client::{Control, ReloadNews, default_control_path};

@@ -2,21 +2,22 @@
 //!
 //! A task for each connection, all of them owned here, so that an operator who stalls holds up nobody. Everything is
 //! bounded: how long a request may take to arrive and a reply to be taken, how long a request is, how many are heard at
-//! once. Peers are known by the kernel's word (unix(7), `SO_PEERCRED`), whatever the mode of the path.
+//! once (`seats`). Peers are known by the kernel's word when they are accepted, whatever the mode of the path.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendError;
-use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::message::{Refusal, Reply, Request};
+use super::seats::{Seat, Seats, User};
 use crate::net::{Acceptor, Listener, Stream};
 use crate::sys;
 
@@ -26,8 +27,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes in the longest request.
 const REQUEST_MAX: u64 = 16 * 1024;
-/// How many are heard at once; others wait in the queue.
-const CLIENTS_MAX: usize = 64;
+/// Requests that wait for the driver.
+const REQUESTS_MAX: usize = 64;
+/// How often at most the log tells of users who are refused.
+const WARN_INTERVAL: Duration = Duration::from_secs(1);
 /// How often to look whether a client that waits for its reply is still there.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Replies to one request that may be unwritten: more than a reload has.
@@ -40,14 +43,13 @@ pub(crate) struct ControlServer {
     ask: mpsc::Sender<(Request, Answer)>,
     accepting: Option<AbortHandle>,
     clients: TaskTracker,
-    room: Arc<Semaphore>,
 }
 
 /// The way back to whoever asked. Dropped, it ends the conversation.
 #[derive(Debug)]
 pub(crate) struct Answer {
     replies: mpsc::Sender<Reply>,
-    /// A copy of the client's socket, for as long as the conversation lasts.
+    /// A copy of the client's socket, for as long as the conversation lasts, if it has asked for a reload.
     peer: Weak<OwnedFd>,
 }
 
@@ -75,9 +77,8 @@ impl Answer {
 impl ControlServer {
     /// Listens to nobody yet.
     pub(crate) fn new() -> Self {
-        let (ask, asked) = mpsc::channel(CLIENTS_MAX);
-        let room = Arc::new(Semaphore::new(CLIENTS_MAX));
-        Self { asked, ask, accepting: None, clients: TaskTracker::new(), room }
+        let (ask, asked) = mpsc::channel(REQUESTS_MAX);
+        Self { asked, ask, accepting: None, clients: TaskTracker::new() }
     }
 
     /// Listens. Must be called in a tokio runtime.
@@ -87,8 +88,7 @@ impl ControlServer {
     pub(crate) fn open(&mut self, listener: Listener) -> io::Result<()> {
         self.close();
         let acceptor = Acceptor::new(listener)?;
-        let (ask, clients, room) = (self.ask.clone(), self.clients.clone(), Arc::clone(&self.room));
-        let accepting = self.clients.spawn(accept(acceptor, ask, clients, room));
+        let accepting = self.clients.spawn(accept(acceptor, self.ask.clone(), self.clients.clone()));
         self.accepting = Some(accepting.abort_handle());
         Ok(())
     }
@@ -128,37 +128,76 @@ impl Drop for ControlServer {
     }
 }
 
-async fn accept(
-    mut acceptor: Acceptor,
-    ask: mpsc::Sender<(Request, Answer)>,
-    clients: TaskTracker,
-    room: Arc<Semaphore>,
-) {
-    while let Ok(seat) = Arc::clone(&room).acquire_owned().await {
+async fn accept(mut acceptor: Acceptor, ask: mpsc::Sender<(Request, Answer)>, clients: TaskTracker) {
+    let mut seats = Seats::new();
+    let mut last_warning: Option<Instant> = None;
+    loop {
         let (stream, _) = acceptor.accept_here().await;
-        let ask = ask.clone();
-        clients.spawn(async move {
-            if let Err(error) = converse(stream, ask).await {
-                tracing::debug!(%error, "a conversation with an operator broke off");
+        let user = match User::of(&stream) {
+            Ok(user) => user,
+            Err(error) => {
+                tracing::debug!(%error, "cannot tell the user of a control connection");
+                continue;
             }
-            drop(seat);
-        });
+        };
+        if let User::Stranger(user) = user {
+            if last_warning.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
+                tracing::warn!(user, "refused to hear a user who is neither ours nor root");
+                last_warning = Some(Instant::now());
+            }
+        }
+        if let Some(seat) = seats.take(user) {
+            let ask = ask.clone();
+            clients.spawn(async move {
+                if let Err(error) = converse(stream, user, seat, ask).await {
+                    tracing::debug!(%error, "a conversation with an operator broke off");
+                }
+            });
+        } else {
+            let (why, reason) = match user {
+                User::Stranger(user) => (Refusal::Denied, denied(user)),
+                User::Root | User::Owner => (Refusal::TryAgain, "too many control requests are under way".to_owned()),
+            };
+            refuse_at_once(&stream, &Reply::Refused { why, reason });
+        }
+        // A client that has just been evicted leaves before the next one comes.
+        tokio::task::yield_now().await;
     }
 }
 
+/// Says no without reading the request, as much as the socket takes of it without waiting.
+fn refuse_at_once(stream: &Stream, reply: &Reply) {
+    if let Ok(mut line) = serde_json::to_vec(reply) {
+        line.push(b'\n');
+        // Nothing is owed to a client that there is no room for.
+        let _ = sys::socket::send_packet(stream.as_fd(), &line);
+    }
+}
+
+fn denied(user: u32) -> String {
+    format!("user {user} may not ask; root and the user of the daemon may")
+}
+
 /// One conversation: a request, its replies, the end.
-async fn converse(stream: Stream, ask: mpsc::Sender<(Request, Answer)>) -> io::Result<()> {
-    let user = sys::socket::peer_user(&stream)?;
+async fn converse(stream: Stream, user: User, seat: Seat, ask: mpsc::Sender<(Request, Answer)>) -> io::Result<()> {
+    let Seat { evicted, place: _place } = seat;
     let mut stream = BufReader::new(stream);
     // Read it is in any case: whoever is still writing would not hear why not.
-    let mut request = read(&mut stream).await?;
-    if user != 0 && user != sys::process::user() {
-        tracing::warn!(user, "refused to hear a user who is neither ours nor root");
-        request = Err(format!("user {user} may not ask; root and the user of the daemon may"));
+    let mut request = tokio::select! {
+        biased;
+        request = read(&mut stream) => request?,
+        Ok(()) = evicted => return Ok(()),
+    };
+    if let User::Stranger(user) = user {
+        request = Err(denied(user));
     }
     let (to_write, mut replies) = mpsc::channel(REPLIES_MAX);
-    let peer = Arc::new(stream.get_ref().as_fd().try_clone_to_owned()?);
-    let answer = Answer { replies: to_write, peer: Arc::downgrade(&peer) };
+    // A status is answered at once, or by nobody.
+    let peer = match &request {
+        Ok(Request::Reload(_)) => Some(Arc::new(stream.get_ref().as_fd().try_clone_to_owned()?)),
+        Ok(Request::Status {}) | Err(_) => None,
+    };
+    let answer = Answer { replies: to_write, peer: peer.as_ref().map_or_else(Weak::new, Arc::downgrade) };
     match request {
         Ok(request) => {
             if let Err(SendError((_, answer))) = ask.send((request, answer)).await {
@@ -177,7 +216,7 @@ async fn converse(stream: Stream, ask: mpsc::Sender<(Request, Answer)>) -> io::R
             }
             Ok(None) => break,
             // Its seat is free for another.
-            Err(_) if sys::socket::has_hung_up(peer.as_fd()) => return Ok(()),
+            Err(_) if sys::socket::has_hung_up(stream.get_ref().as_fd()) => return Ok(()),
             Err(_) => {}
         }
     }
