@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Line, SLOW_DRAIN, exit_code, signal};
+use crate::support::{Line, SLOW_DRAIN, exit_code, install, signal};
 
 fn serve(bake: &str) -> Line {
     let line = Line::start_with(|command, folder| {
@@ -117,6 +117,23 @@ fn whoever_reads_the_pid_file_at_any_time_finds_a_living_process_that_heeds_a_ha
         assert!(reader.join().unwrap() > HANDOFFS);
     });
     assert_eq!(named(&path), line.pid_of(HANDOFFS + 1));
+}
+
+/// Whoever may make files in the folder may make a link of any name that can be guessed.
+#[test]
+fn a_link_at_the_name_of_a_draft_is_not_followed() {
+    let line = Line::start_with(|command, folder| {
+        fs::write(folder.join("victim"), "precious").unwrap();
+        // The daemon has the number of this shell.
+        install(folder, r#"ln -s victim "$FOLDER/pid.$$"; exec "$REAL" "$@""#);
+        command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"]).arg(folder.join("pid"));
+    });
+    line.wait_for(1, "serving draining");
+    line.hand_over_from(1);
+    assert_eq!(fs::read_to_string(line.folder().join("victim")).unwrap(), "precious");
+    assert_eq!(named(&path(&line)), line.pid_of(2));
+    let link = line.folder().join(format!("pid.{}", line.first_pid()));
+    assert_eq!(fs::read_link(link).unwrap(), Path::new("victim"));
 }
 
 /// Whether it lives and catches SIGHUP, proc_pid_status(5).
