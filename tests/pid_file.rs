@@ -1,13 +1,13 @@
 //! The pid file always names a living process that heeds SIGHUP.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Line, SLOW_DRAIN, exit_code, install, signal};
+use crate::support::{Line, Refusal, SLOW_DRAIN, exit_code, install, signal};
 
 fn serve(bake: &str) -> Line {
     let line = Line::start_with(|command, folder| {
@@ -134,6 +134,60 @@ fn a_link_at_the_name_of_a_draft_is_not_followed() {
     assert_eq!(named(&path(&line)), line.pid_of(2));
     let link = line.folder().join(format!("pid.{}", line.first_pid()));
     assert_eq!(fs::read_link(link).unwrap(), Path::new("victim"));
+}
+
+/// A full disk, a folder that is being moved: whatever it was, the file is right when it is over.
+#[test]
+fn a_write_that_fails_is_tried_until_the_file_is_right() {
+    let line = Line::start_with(|command, folder| {
+        fs::create_dir(folder.join("run")).unwrap();
+        command.args(["--listen", "127.0.0.1:0", "--bake", "60s", "--pid-file"]).arg(folder.join("run/pid"));
+    });
+    line.wait_for(1, "serving draining");
+    let (run, away) = (line.folder().join("run"), line.folder().join("away"));
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(1, "the successor is ready");
+    fs::rename(&run, &away).unwrap();
+    line.signal(1, Signal::SIGTERM);
+    for generation in 1..=2 {
+        line.wait_for(generation, "nobody can learn from the pid file whom to signal");
+    }
+    line.assert_serves();
+    fs::rename(&away, &run).unwrap();
+    let written = line.wait_for(2, "the pid file names process");
+    assert!(written.text.contains(&line.pid_of(2).to_string()), "{}", written.text);
+    assert_eq!(named(&run.join("pid")), line.pid_of(2));
+    assert_eq!(fs::read_dir(&run).unwrap().count(), 1);
+    // Said once for each generation, however often it was tried.
+    assert_eq!(line.count("nobody can learn from the pid file"), 2);
+}
+
+/// `check` and the start agree, and neither touches what is there.
+#[test]
+fn a_pid_file_replaces_nothing_but_a_pid_file() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("precious"), "precious").unwrap();
+    symlink("precious", path("link")).unwrap();
+    symlink(folder.path(), path("folder")).unwrap();
+    let (socket, control) = (path("socket"), path("control"));
+    for (pid_file, reason) in [
+        (path("precious"), "something else than a process id"),
+        (path("link"), "a symbolic link"),
+        ("/dev/null".to_owned(), "no file"),
+        (folder.path().to_str().unwrap().to_owned(), "is a directory"),
+        (socket.clone(), "the listener web has the same path"),
+        (path("folder/socket"), "the listener web has the same path"),
+        (control.clone(), "the control socket has the same path"),
+    ] {
+        let listener = format!("web={socket}");
+        let flags = ["--listen", &listener, "--control", &control, "--pid-file", &pid_file];
+        for command in [&[][..], &["check"]] {
+            Refusal::to(&[command, &flags].concat()).names(78, &["pid file", &pid_file, reason]);
+        }
+    }
+    assert_eq!(fs::read_to_string(path("precious")).unwrap(), "precious");
+    assert!(!Path::new(&socket).exists() && !Path::new(&control).exists());
 }
 
 /// Whether it lives and catches SIGHUP, proc_pid_status(5).

@@ -81,7 +81,7 @@ impl<P: Plane> Driver<P> {
                 }
                 self.plane.sweep(&all);
                 self.control_ends = true;
-                if let Some(pid_file) = &self.pid_file {
+                if let Some(pid_file) = &mut self.pid_file {
                     pid_file.remove(self.successor.as_ref().and_then(Successor::pid));
                 }
             }

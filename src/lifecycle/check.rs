@@ -8,6 +8,7 @@ use std::path::Path;
 
 use nix::unistd::{AccessFlags, eaccess};
 
+use super::pid_file;
 use crate::address::Address;
 use crate::config::{CONTROL, Config, Listeners};
 use crate::error::Error;
@@ -29,6 +30,7 @@ pub fn check(config: &Config) -> Result<(), Error> {
     if let Some(path) = &config.control {
         can_be_made(path).map_err(|source| refuse(CONTROL.to_owned(), path, source))?;
     }
+    pid_file::check(config)?;
     if let Some(path) = &config.pid_file {
         can_be_made(path).map_err(|source| Error::PidFile { path: path.clone(), source })?;
     }

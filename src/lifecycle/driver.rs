@@ -97,6 +97,8 @@ enum Heard {
     Duty(super::head::Duty),
     /// Those who asked how the line stands have waited long enough.
     InquiryOver,
+    /// The pid file is to be written once more.
+    PidFileDue,
 }
 
 impl<P: Plane> Driver<P> {
@@ -109,7 +111,7 @@ impl<P: Plane> Driver<P> {
             Predecessors::connect(predecessors, generation).map_err(Error::system("watch the predecessor"))?;
         let prepare = || -> Result<_, Error> {
             let notifier = Notifier::new(program.notify_socket())?;
-            let pid_file = config.pid_file.as_deref().map(PidFile::new).transpose()?;
+            let pid_file = PidFile::new(&config)?;
             Ok((notifier, pid_file, ListenerSet::assemble(&config.listeners, config.control.as_deref(), sockets)?))
         };
         let (notifier, pid_file, listeners) = prepare().inspect_err(|error| {
@@ -228,6 +230,7 @@ impl<P: Plane> Driver<P> {
                 (request, answer) = self.control.next() => Heard::Asked(request, answer),
                 () = at(self.inquirers.deadline()) => Heard::InquiryOver,
                 duty = next_duty(&mut self.head) => Heard::Duty(duty),
+                () = at(self.pid_file.as_ref().and_then(PidFile::due)) => Heard::PidFileDue,
             };
             let event = match heard {
                 Heard::Event(event) => Some(event),
@@ -246,6 +249,10 @@ impl<P: Plane> Driver<P> {
                 }
                 Heard::InquiryOver => {
                     self.answer_inquirers();
+                    None
+                }
+                Heard::PidFileDue => {
+                    self.pid_file.as_mut().into_iter().for_each(PidFile::retry);
                     None
                 }
             };

@@ -11,6 +11,7 @@ use super::deadlines::deadline;
 use super::driver::Driver;
 use super::head::Head;
 use super::machine::{Event, State};
+use super::pid_file::log_failure;
 use super::plane::Plane;
 use super::standing::unix_ms;
 use crate::carry;
@@ -84,13 +85,12 @@ impl<P: Plane> Driver<P> {
 
     /// Becomes the head of the line: the process to signal, to ask, and to hear from.
     pub(super) fn take_the_line(&mut self) -> Result<(), Error> {
-        if let Some(pid_file) = &self.pid_file {
-            match pid_file.write(std::process::id()) {
-                // The first generation has not told anybody that it is up; a later one must not end a service that runs.
-                Err(error) if self.generation == Generation::FIRST => return Err(error),
-                Err(error) => {
-                    tracing::error!(reason = %error, "nobody can learn from the pid file whom to signal: {error}")
-                }
+        let is_up = self.generation != Generation::FIRST || self.handoffs.succeeded > 0;
+        if let Some(pid_file) = &mut self.pid_file {
+            match pid_file.name(std::process::id()) {
+                // Nobody has been told that the service is up. Once it is, a pid file must not end it.
+                Err(error) if !is_up => return Err(error),
+                Err(error) => log_failure(&error),
                 Ok(()) => {}
             }
         }
@@ -204,9 +204,9 @@ impl<P: Plane> Driver<P> {
         self.deadlines.given = None;
         let Some(successor) = &mut self.successor else { return };
         let pid = successor.pid();
-        if let (Some(pid_file), Some(pid)) = (&self.pid_file, pid) {
-            if let Err(error) = pid_file.write(pid) {
-                tracing::error!(reason = %error, "nobody can learn from the pid file whom to signal: {error}");
+        if let (Some(pid_file), Some(pid)) = (&mut self.pid_file, pid) {
+            if let Err(error) = pid_file.hand_over(pid) {
+                log_failure(&error);
             }
         }
         if let (Some(init), Some(pid)) = (&self.init, pid) {

@@ -1,51 +1,109 @@
 //! Keeps a file that always names the process to signal.
 //!
 //! It is replaced by rename, so that a reader finds the old process or the new one and never half a number. Which
-//! process that is, and when it changes, is decided in `machine`.
+//! process that is, and when it changes, is decided in `machine`. A write that fails is tried again until it succeeds:
+//! whoever signals the process that the file names must not hit one that has ended.
+//!
+//! Nothing but a pid file is ever replaced: a regular file that holds a number or nothing.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use tokio::time::Instant;
 
+use crate::config::{Config, Listeners};
 use crate::error::Error;
 
+/// How long after a failed write the next one is tried.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What a pid file may hold, generously: a number, a line feed, and what other programs add.
+const LONGEST: u64 = 64;
+
 /// The file.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct PidFile {
     path: PathBuf,
+    /// What the file has to name and does not name yet.
+    owed: Option<Owed>,
+}
+
+/// A write that has failed and is tried again.
+#[derive(Debug)]
+struct Owed {
+    pid: u32,
+    due: Instant,
+    failures: u32,
+    /// Why it failed the last time: the same reason is logged once.
+    reason: String,
 }
 
 impl PidFile {
-    /// Checks that the file can be written, without touching it.
-    pub(super) fn new(path: &Path) -> Result<Self, Error> {
-        let check = || {
-            if path.is_dir() {
-                return Err(io::Error::from(io::ErrorKind::IsADirectory));
-            }
-            // To rename over /dev/null would take it from the whole system.
-            if path.exists() && !path.is_file() {
-                return Err(io::Error::other("not a regular file"));
-            }
-            Draft::create(path).map(drop)
-        };
-        check().map_err(|source| Error::PidFile { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned() })
+    /// Checks that the file can be written, without touching it, and removes drafts that dead processes have left behind.
+    pub(super) fn new(config: &Config) -> Result<Option<Self>, Error> {
+        let Some(path) = &config.pid_file else { return Ok(None) };
+        check(config)?;
+        remove_stale_drafts(path);
+        Draft::create(path).map_err(|source| Error::PidFile { path: path.clone(), source })?;
+        Ok(Some(Self { path: path.clone(), owed: None }))
     }
 
-    /// Names `pid`.
-    pub(super) fn write(&self, pid: u32) -> Result<(), Error> {
+    /// Names `pid`. A write that fails is tried again when [`PidFile::due`] says so.
+    ///
+    /// # Errors
+    /// Why the file does not name it yet.
+    pub(super) fn name(&mut self, pid: u32) -> Result<(), Error> {
+        let failures = self.owed.take().filter(|owed| owed.pid == pid).map_or(0, |owed| owed.failures);
+        self.write(pid).inspect_err(|error| {
+            let due = Instant::now() + RETRY;
+            self.owed = Some(Owed { pid, due, failures: failures.saturating_add(1), reason: error.to_string() });
+        })
+    }
+
+    /// Names `pid`, which keeps the file from now on, and tries again if this fails.
+    ///
+    /// # Errors
+    /// Why the file does not name it yet.
+    pub(super) fn hand_over(&mut self, pid: u32) -> Result<(), Error> {
+        self.owed = None;
+        self.write(pid)
+    }
+
+    /// When to call [`PidFile::retry`], if a write has failed.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.owed.as_ref().map(|owed| owed.due)
+    }
+
+    /// Tries a failed write again.
+    pub(super) fn retry(&mut self) {
+        let Some(Owed { pid, failures, reason, .. }) = self.owed.take() else { return };
+        self.owed = Some(Owed { pid, due: Instant::now(), failures, reason: String::new() });
+        match self.name(pid) {
+            Ok(()) => tracing::info!(failures, "the pid file names process {pid} now"),
+            Err(error) if error.to_string() != reason => log_failure(&error),
+            Err(_) => {}
+        }
+    }
+
+    fn write(&self, pid: u32) -> Result<(), Error> {
         let written = Draft::create(&self.path).and_then(|draft| draft.publish(pid, &self.path));
         written.map_err(|source| Error::PidFile { path: self.path.clone(), source })
     }
 
     /// Removes the file if it names this process, or the successor with which the line ends.
-    pub(super) fn remove(&self, successor: Option<u32>) {
-        let Ok(text) = fs::read_to_string(&self.path) else { return };
-        let named = text.trim().parse().ok();
+    pub(super) fn remove(&mut self, successor: Option<u32>) {
+        self.owed = None;
+        let named = named(&self.path).ok().flatten();
         if named.is_some_and(|named| named == std::process::id() || Some(named) == successor) {
             match fs::remove_file(&self.path) {
                 // A successor that is told to stop removes it too.
@@ -56,6 +114,111 @@ impl PidFile {
             }
         }
     }
+}
+
+/// Says that the file does not name the process to signal.
+pub(super) fn log_failure(error: &Error) {
+    tracing::error!(reason = %error, "nobody can learn from the pid file whom to signal: {error}");
+}
+
+/// Checks that the pid file replaces nothing but a pid file, and has a path of its own. Touches nothing.
+///
+/// # Errors
+/// [`Error::PidFile`].
+pub(super) fn check(config: &Config) -> Result<(), Error> {
+    let Some(path) = &config.pid_file else { return Ok(()) };
+    let refuse = |source| Error::PidFile { path: path.clone(), source };
+    let named = match &config.listeners {
+        Listeners::Named(named) => named.as_slice(),
+        Listeners::Inherited => &[],
+    };
+    for (index, listener) in named.iter().enumerate() {
+        if listener.address.path().is_some_and(|other| is_same(path, other)) {
+            let name = listener.name_at(index);
+            return Err(refuse(io::Error::other(format!("the listener {name} has the same path"))));
+        }
+    }
+    if config.control.as_deref().is_some_and(|other| is_same(path, other)) {
+        return Err(refuse(io::Error::other("the control socket has the same path")));
+    }
+    named_or_none(path).map_err(refuse)
+}
+
+/// Whether two paths are names of one file, which need not exist: the folders may be written differently.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let folder = |path: &Path| match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => fs::canonicalize(folder),
+        _ => fs::canonicalize("."),
+    };
+    one == other
+        || (one.file_name() == other.file_name()
+            && matches!((folder(one), folder(other)), (Ok(one), Ok(other)) if one == other))
+}
+
+/// Checks that a file at `path` may be replaced: there is none, or it is empty or a pid file.
+fn named_or_none(path: &Path) -> io::Result<()> {
+    match named(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// Reads the process that a pid file names; an empty one names none.
+///
+/// # Errors
+/// When there is no file, and when it is another kind of file.
+fn named(path: &Path) -> io::Result<Option<u32>> {
+    // Before it is opened: to open a device or a pipe may do something, or wait.
+    let kind = fs::symlink_metadata(path)?.file_type();
+    if kind.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if kind.is_symlink() {
+        return Err(io::Error::other("what lies there is no file, but a symbolic link: name the file itself"));
+    }
+    // To rename over /dev/null would take it from the whole system.
+    if !kind.is_file() {
+        return Err(io::Error::other("what lies there is no file"));
+    }
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let mut bytes = Vec::new();
+    file.take(LONGEST + 1).read_to_end(&mut bytes)?;
+    let text = bytes.trim_ascii();
+    let is_number = bytes.len() as u64 <= LONGEST && text.iter().all(u8::is_ascii_digit);
+    if !is_number {
+        return Err(io::Error::other("it holds something else than a process id, and is not replaced"));
+    }
+    Ok(std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()))
+}
+
+/// Removes drafts beside `pid_file` whose processes have ended: they were killed in the instant between two system calls.
+fn remove_stale_drafts(pid_file: &Path) {
+    let Some(name) = pid_file.file_name() else { return };
+    let folder = pid_file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if is_file && draft_of(&entry.file_name(), name).is_some_and(has_ended) {
+            let path = entry.path();
+            let removed = fs::remove_file(&path).is_ok();
+            tracing::debug!(path = %path.display(), removed, "a draft of the pid file was left behind");
+        }
+    }
+}
+
+/// The process that has made a draft of the pid file with this name, if it is the name of one: `NAME.PID-RANDOM`.
+fn draft_of(draft: &OsStr, name: &OsStr) -> Option<u32> {
+    let rest = draft.as_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b".")?;
+    let (pid, random) = std::str::from_utf8(rest).ok()?.split_once('-')?;
+    let is_random = random.len() == 16 && random.bytes().all(|byte| byte.is_ascii_hexdigit());
+    pid.parse().ok().filter(|_| is_random)
+}
+
+/// Whether there is no such process any more. A draft of this process is one of an earlier process with its number.
+fn has_ended(pid: u32) -> bool {
+    let Some(raw) = i32::try_from(pid).ok().filter(|raw| *raw > 0) else { return false };
+    pid == std::process::id() || kill(Pid::from_raw(raw), None) == Err(Errno::ESRCH)
 }
 
 /// A file that becomes the pid file when it is complete. Dropped before that, it is removed.
@@ -87,6 +250,7 @@ impl Draft {
     /// Puts it in the place of `pid_file`, with `pid` in it.
     fn publish(mut self, pid: u32, pid_file: &Path) -> io::Result<()> {
         self.file.write_all(format!("{pid}\n").as_bytes())?;
+        named_or_none(pid_file)?;
         fs::rename(&self.path, pid_file)
     }
 }
@@ -99,30 +263,4 @@ impl Drop for Draft {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_draft_is_never_a_file_or_a_link_of_somebody_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let (victim, link) = (folder.path().join("victim"), folder.path().join("link"));
-        fs::write(&victim, "precious").unwrap();
-        std::os::unix::fs::symlink(&victim, &link).unwrap();
-        std::os::unix::fs::symlink("/nowhere", folder.path().join("dangling")).unwrap();
-        for path in ["victim", "link", "dangling"] {
-            let made = Draft::create_at(folder.path().join(path));
-            assert_eq!(made.err().unwrap().kind(), io::ErrorKind::AlreadyExists, "{path}");
-        }
-        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
-    }
-
-    #[test]
-    fn no_two_drafts_have_one_name_and_none_is_left_behind() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("pid");
-        let drafts: Vec<_> = (0..100).map(|_| Draft::create(&path).unwrap()).collect();
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), drafts.len());
-        drop(drafts);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-    }
-}
+mod tests;

@@ -1,0 +1,111 @@
+//! Drafts, and what may be replaced.
+
+use super::*;
+
+#[test]
+fn a_draft_is_never_a_file_or_a_link_of_somebody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let (victim, link) = (folder.path().join("victim"), folder.path().join("link"));
+    fs::write(&victim, "precious").unwrap();
+    std::os::unix::fs::symlink(&victim, &link).unwrap();
+    std::os::unix::fs::symlink("/nowhere", folder.path().join("dangling")).unwrap();
+    for path in ["victim", "link", "dangling"] {
+        let made = Draft::create_at(folder.path().join(path));
+        assert_eq!(made.err().unwrap().kind(), io::ErrorKind::AlreadyExists, "{path}");
+    }
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+}
+
+#[test]
+fn no_two_drafts_have_one_name_and_none_is_left_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pid");
+    let drafts: Vec<_> = (0..100).map(|_| Draft::create(&path).unwrap()).collect();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), drafts.len());
+    drop(drafts);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+fn config(pid_file: &Path) -> Config {
+    Config { pid_file: Some(pid_file.to_owned()), ..Config::default() }
+}
+
+#[test]
+fn only_a_pid_file_or_nothing_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pid");
+    for content in ["", "7", "7\n", "4194304\n", " 12 \n"] {
+        fs::write(&path, content).unwrap();
+        PidFile::new(&config(&path)).unwrap().unwrap().name(9).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "9\n");
+    }
+    for content in ["precious", "7 8", "-7", "[listener]\n", &"1".repeat(65)] {
+        fs::write(&path, content).unwrap();
+        let error = PidFile::new(&config(&path)).unwrap_err().to_string();
+        assert!(error.contains("something else than a process id"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), content);
+    }
+}
+
+#[test]
+fn what_appears_at_the_path_later_is_not_replaced_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pid");
+    let mut file = PidFile::new(&config(&path)).unwrap().unwrap();
+    std::os::unix::fs::symlink("/nowhere", &path).unwrap();
+    assert!(file.name(9).unwrap_err().to_string().contains("symbolic link"));
+    assert!(file.due().is_some());
+    fs::remove_file(&path).unwrap();
+    file.retry();
+    assert_eq!(file.due(), None);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "9\n");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_removed_or_handed_over_file_is_not_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("there/pid");
+    let mut file = PidFile { path, owed: None };
+    file.name(9).unwrap_err();
+    file.remove(None);
+    assert_eq!(file.due(), None);
+    file.name(9).unwrap_err();
+    file.hand_over(10).unwrap_err();
+    assert_eq!(file.due(), None);
+}
+
+#[test]
+fn drafts_of_dead_processes_are_removed_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pid");
+    // No process has a number as high as that.
+    let stale = ["pid.2147483647-0123456789abcdef".to_owned(), format!("pid.{}-0123456789abcdef", std::process::id())];
+    let parent = std::os::unix::process::parent_id();
+    let kept = ["pid.2", "pid.2147483647", "pid.2147483647-abc", "other.2147483647-0123456789abcdef"];
+    let kept = kept.map(str::to_owned).into_iter().chain([format!("pid.{parent}-0123456789abcdef")]);
+    let mut kept: Vec<_> = kept.collect();
+    for name in kept.iter().chain(&stale) {
+        fs::write(folder.path().join(name), "").unwrap();
+    }
+    PidFile::new(&config(&path)).unwrap();
+    let entries = fs::read_dir(folder.path()).unwrap();
+    let mut left: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    kept.sort();
+    assert_eq!(left, kept);
+}
+
+#[test]
+fn the_path_of_a_socket_is_refused_however_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    std::os::unix::fs::symlink(folder.path(), folder.path().join("link")).unwrap();
+    let other = folder.path().join("link/socket");
+    let refused = |config: &Config| check(config).unwrap_err().to_string();
+    let control = Config { control: Some(other.clone()), ..config(&path) };
+    assert!(refused(&control).contains("the control socket has the same path"));
+    let web = format!("web={}", other.display()).parse().unwrap();
+    let listener = Config { listeners: Listeners::exactly(vec![web]).unwrap(), ..config(&path) };
+    assert!(refused(&listener).contains("the listener web has the same path"));
+}
