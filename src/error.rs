@@ -4,36 +4,15 @@
 //! handoff failed is a fact of its own, [`HandoffFailure`], for it is not an error of the process that reports it: that
 //! one goes on serving.
 
+mod exit;
+
 use std::io;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What the exit code of a process means: the one table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Exit {
-    /// It did what it was asked to.
-    Done = 0,
-    /// The command line is wrong (`EX_USAGE`). Nothing was touched.
-    Usage = 64,
-    /// Nobody answers on the operator's socket (`EX_UNAVAILABLE`).
-    Unavailable = 69,
-    /// The new generation did not take over, and the old one never stopped (`EX_SOFTWARE`).
-    HandoffFailed = 70,
-    /// The operating system refused what no setting can mend (`EX_OSERR`).
-    System = 71,
-    /// The output of a command cannot be written (`EX_IOERR`).
-    Output = 74,
-    /// A handoff is under way, or time ran out: nothing has changed (`EX_TEMPFAIL`).
-    TryAgain = 75,
-    /// The new generation was ready, and everything was taken back; the old one never stopped.
-    RolledBack = 76,
-    /// The operator's socket does not hear this user, or not these words (`EX_NOPERM`).
-    Denied = 77,
-    /// The configuration, or what was inherited, cannot be served (`EX_CONFIG`). Nothing was touched.
-    Configuration = 78,
-}
+pub use exit::Exit;
+use exit::exit_of;
 
 /// Why a generation cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -233,7 +212,7 @@ pub enum Error {
 impl Error {
     /// The exit code that a process ends with because of this.
     #[must_use]
-    pub const fn exit(&self) -> Exit {
+    pub fn exit(&self) -> Exit {
         match self {
             Self::Address { .. }
             | Self::ListenerName { .. }
@@ -243,14 +222,14 @@ impl Error {
             | Self::DuplicateUpstream { .. }
             | Self::Setting { .. } => Exit::Usage,
             Self::ConfigFile { .. }
-            | Self::ConfigFileUnreadable { .. }
             | Self::NoSuchListener { .. }
             | Self::Environment { .. }
             | Self::NotAListener { .. }
-            | Self::Bind { .. }
-            | Self::PidFile { .. }
             | Self::Unsound { .. }
             | Self::Predecessor { .. } => Exit::Configuration,
+            Self::Bind { source, .. } | Self::PidFile { source, .. } | Self::ConfigFileUnreadable { source, .. } => {
+                exit_of(source)
+            }
             Self::NobodyAnswers { .. } => Exit::Unavailable,
             Self::Output { .. } => Exit::Output,
             Self::HandoffFailed { .. } => Exit::HandoffFailed,

@@ -175,7 +175,7 @@ fn a_path_that_a_living_daemon_serves_is_refused_and_left() {
     let (_line, path) = serve(&[]);
     let before = identity(&path);
     let address = path.to_str().unwrap();
-    Refusal::to(&["--listen", address]).names(78, &[address, "(listener-1)", "in use"]);
+    Refusal::to(&["--listen", address]).names(75, &[address, "(listener-1)", "in use"]);
     assert_eq!(identity(&path), before);
     echo(&path);
 }
@@ -188,7 +188,7 @@ fn a_path_whose_owner_has_no_room_in_its_queue_is_refused_and_left() {
     nix::sys::socket::listen(&busy, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
     let _waiting = Client::connect(path.to_str().unwrap()).unwrap();
     let before = identity(&path);
-    Refusal::to(&["--listen", path.to_str().unwrap()]).names(78, &["busy.sock", "in use"]);
+    Refusal::to(&["--listen", path.to_str().unwrap()]).names(75, &["busy.sock", "in use"]);
     assert_eq!(identity(&path), before);
 }
 
@@ -205,7 +205,9 @@ fn what_is_no_socket_of_ours_is_refused_and_left() {
     for name in ["file", "directory", "dangling", "link", "pipe", "datagrams"] {
         let before = fs::symlink_metadata(at(name)).unwrap();
         let address = at(name).to_str().unwrap().to_owned();
-        Refusal::to(&["--listen", &address]).names(78, &[&address, "in use"]);
+        // Another process has the datagram socket and may let go of it; the rest stays until somebody removes it.
+        let code = if name == "datagrams" { 75 } else { 78 };
+        Refusal::to(&["--listen", &address]).names(code, &[&address, "in use"]);
         let after = fs::symlink_metadata(at(name)).unwrap();
         assert_eq!((after.ino(), after.file_type()), (before.ino(), before.file_type()), "{name}");
     }

@@ -1,4 +1,4 @@
-//! Bad input gets one line that names it, exit code 64 or 78, and nothing was touched.
+//! Bad input gets one line that names it, exit code 64 or 78, or 75 when it may be good later. Nothing is touched.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -143,11 +143,11 @@ fn an_argument_that_is_no_text_is_named() {
 fn an_address_that_is_in_use_is_named_with_its_listener() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    assert_refused(&["--listen", &format!("web={address}")], 78, &[&address, "(web)", "Address already in use"]);
-    assert_refused(&["--listen", &address], 78, &[&address, "(listener-2)", "Address already in use"]);
+    assert_refused(&["--listen", &format!("web={address}")], 75, &[&address, "(web)", "Address already in use"]);
+    assert_refused(&["--listen", &address], 75, &[&address, "(listener-2)", "Address already in use"]);
     let name = format!("@handoffd-usage-{}", std::process::id());
     let line = Line::serve(&["--listen", &name]);
-    assert_refused(&["--listen", &name], 78, &[&name, "(listener-2)", "Address already in use"]);
+    assert_refused(&["--listen", &name], 75, &[&name, "(listener-2)", "Address already in use"]);
     line.assert_serves();
 }
 
@@ -155,8 +155,11 @@ fn an_address_that_is_in_use_is_named_with_its_listener() {
 fn an_address_that_this_machine_does_not_have_is_named() {
     // Set aside for documentation, RFC 5737 and RFC 3849: nobody's.
     for address in ["192.0.2.1:48879", "[2001:db8::1]:48879"] {
-        assert_refused(&["--listen", &format!("web={address}")], 78, &[address, "(web)", "Cannot assign"]);
+        assert_refused(&["--listen", &format!("web={address}")], 75, &[address, "(web)", "Cannot assign"]);
     }
+    // An interface that may come later.
+    let address = "[fe80::1%99999]:48879";
+    assert_refused(&["--listen", &format!("web={address}")], 75, &[address, "(web)", "No such device"]);
 }
 
 #[test]
@@ -200,7 +203,7 @@ fn why_nothing_is_served_is_said_even_if_nothing_is_logged() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     for filter in ["off", "tokio=info"] {
-        Refusal::to(&["--log", filter, "--listen", &address]).names(78, &[&address, "in use"]);
+        Refusal::to(&["--log", filter, "--listen", &address]).names(75, &[&address, "in use"]);
     }
 }
 

@@ -81,7 +81,14 @@ fn bind_socket(address: &Address, access: Access) -> io::Result<Socket> {
 /// Binds a path, taking the place of a socket there that nobody listens on.
 fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Socket, FileId)> {
     let bound = match bind_socket(address, access) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path)? => {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if !is_socket(path)? {
+                // Nothing that passes by itself: without an error number it counts as a wrong configuration.
+                return Err(io::Error::other("Address already in use, and not by a socket"));
+            }
+            if !is_stale(path)? {
+                return Err(error);
+            }
             std::fs::remove_file(path)?;
             bind_socket(address, access)
         }
@@ -90,12 +97,14 @@ fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Sock
     Ok((bound?, FileId::of(path)?))
 }
 
-/// Whether a socket lies at `path` to which nobody listens any more, connect(2): `ECONNREFUSED`.
-fn is_stale(path: &Path) -> io::Result<bool> {
+/// Whether what lies at `path` is a socket itself, and no link to one.
+fn is_socket(path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::FileTypeExt;
-    if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
-        return Ok(false);
-    }
+    Ok(std::fs::symlink_metadata(path)?.file_type().is_socket())
+}
+
+/// Whether nobody listens any more on the socket at `path`, connect(2): `ECONNREFUSED`.
+fn is_stale(path: &Path) -> io::Result<bool> {
     let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
     Ok(probe.connect(&SockAddr::unix(path)?).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
 }

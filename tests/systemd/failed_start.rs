@@ -1,6 +1,7 @@
 //! A start that fails: systemd tries again what may pass, at a bounded rate, and leaves alone what only an editor can mend.
 
-use crate::lab::{Lab, PROGRAM, System, shipped};
+use crate::lab::{ADDRESS, Lab, PROGRAM, System, shipped};
+use crate::support::Client;
 
 /// The drop-in that the runbook shows for a configuration file.
 fn documented_drop_in() -> String {
@@ -37,4 +38,26 @@ pub(crate) fn the_pause_between_failed_starts_grows(system: System) {
         pauses.push(pause);
     }
     assert!(pauses.is_sorted() && pauses[3] > 2 * pauses[0], "{pauses:?}");
+}
+
+/// An address that DHCP brings later, and a port that another process has for a moment.
+pub(crate) fn an_address_that_is_not_there_yet_is_served_when_it_comes(system: System) {
+    let lab = Lab::boot(system);
+    let later = "192.0.2.7:7070";
+    lab.bind_without_socket_unit(&format!("--listen {later} --listen {ADDRESS}"));
+    let taken = lab.inside(|| std::net::TcpListener::bind(ADDRESS).unwrap());
+    assert_ne!(lab.systemctl(&["start", "handoffd.service"]).code, 0);
+    // While a next start is under way it shows nothing.
+    lab.wait("a start that failed", |lab| lab.show("ExecMainStatus") == "75");
+    lab.wait("a restart", |lab| lab.show("NRestarts") != "0");
+    assert!(lab.journal_text().contains("Cannot assign"), "{}", lab.journal_text());
+    // Only its network is entered: not every root file system has the program.
+    let add = ["address", "add", "192.0.2.7/32", "dev", "lo"];
+    assert!(lab.inside(|| std::process::Command::new("ip").args(add).status().unwrap()).success());
+    lab.wait("that the port is the reason", |lab| lab.journal_text().contains("in use"));
+    drop(taken);
+    lab.wait("that it serves", |lab| lab.show("ActiveState") == "active");
+    for address in [later, ADDRESS] {
+        lab.inside(|| Client::once(address, b"are you there?").unwrap());
+    }
 }

@@ -50,6 +50,7 @@ claims! {
     crashes::a_main_process_that_dies_during_the_bake_costs_nobody_who_waits,
     crashes::a_main_process_whose_accept_loop_hangs_is_restarted_by_the_watchdog,
     doctor::the_doctor_names_what_breaks_a_handoff,
+    failed_start::an_address_that_is_not_there_yet_is_served_when_it_comes,
     failed_start::a_wrong_configuration_is_tried_once,
     hardening::the_units_are_sound_and_hardened,
     reload::a_hundred_reloads_under_traffic_lose_nobody,

@@ -118,7 +118,8 @@ Exit codes:
   70  the new generation did not take over; the old one serves on
   71  the operating system refused
   74  the command was carried out, and its output could not be written
-  75  try again: a handoff is under way, or time ran out; the old one serves on
+  75  try again: a handoff is under way, or time ran out; the old one serves on. Of the daemon: an
+      address is in use, or not there yet
   76  the new generation was ready, and was rolled back; the old one serves on
   77  the control socket does not hear this user
   78  the configuration or what was inherited cannot be served, or the unit breaks a handoff";
