@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::config_file::serve;
-use crate::support::{Client, SLOW_DRAIN};
+use crate::config_file::{put, serve};
+use crate::support::{Client, Line, SLOW_DRAIN};
 
 /// The names alone are longer than one variable of the environment may be, execve(2), and than any packet.
 #[test]
@@ -18,6 +18,23 @@ fn a_reload_passes_on_names_of_any_total_length() {
     for number in [0, 1499] {
         Client::connect(&line.address_of(&name(number))).unwrap().echo(b"through the successor").unwrap();
     }
+}
+
+/// Each passed descriptor was copied above all others first, which took twice as many as there are listeners.
+#[test]
+fn a_handoff_needs_hardly_more_descriptors_than_listeners() {
+    let file: String = (0..500)
+        .map(|number| format!("[listener.n{number}]\naddress = \"$F/{number}\"\nservice = \"echo\"\n"))
+        .collect();
+    let line = Line::start_under(&["prlimit", "--nofile=700:700"], |command, folder| {
+        put(folder, &file);
+        let config = folder.join("handoffd.toml");
+        command.arg("--config").arg(config).args(["--bake", "0", "--workers", "1"]);
+    });
+    line.wait_for(1, "serving draining");
+    line.hand_over_from(1);
+    line.hand_over_from(2);
+    Client::connect(&line.address_of("n499")).unwrap().echo(b"through the third generation").unwrap();
 }
 
 /// The report of a generation grows with its listeners and upstreams. When it was longer than any packet, the

@@ -62,12 +62,14 @@ pub(crate) struct Words {
 pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
     let count = RawFd::try_from(launch.passed.len()).map_err(io::Error::other)?;
     let mut passed: Vec<RawFd> = launch.passed.iter().map(AsRawFd::as_raw_fd).collect();
+    let wanted_at = wanted_at(&passed);
     let mut prepared = Prepared {
         program: launch.program.as_ptr(),
         arguments: pointers(launch.arguments),
         environment: pointers(launch.environment),
         above_the_passed: passed.iter().copied().max().map_or(FIRST_PASSED, |highest| highest.max(2) + 1),
         passed: &mut passed,
+        wanted_at: &wanted_at,
         first_free: FIRST_PASSED + count,
         channel: launch.channel,
         words: &launch.words,
@@ -134,8 +136,10 @@ struct Prepared<'a> {
     program: *const libc::c_char,
     arguments: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
-    /// Overwritten with where they are lifted to, in the memory of the child alone.
+    /// Overwritten with where they have been moved to, in the memory of the child alone.
     passed: &'a mut [RawFd],
+    /// For each target, which of `passed` lies at that number: see [`wanted_at`].
+    wanted_at: &'a [Option<usize>],
     /// The first descriptor above all that are passed.
     above_the_passed: RawFd,
     /// The first descriptor above all that the program will have.
@@ -149,6 +153,19 @@ struct Prepared<'a> {
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// For each number that something is to be passed at, which of `passed` lies there now. What is put there must not
+/// overwrite it before it is in its own place. No descriptor is passed twice.
+fn wanted_at(passed: &[RawFd]) -> Vec<Option<usize>> {
+    let mut wanted = vec![None; passed.len()];
+    for (index, descriptor) in passed.iter().enumerate() {
+        let target = descriptor.checked_sub(FIRST_PASSED).and_then(|target| usize::try_from(target).ok());
+        if let Some(place) = target.and_then(|target| wanted.get_mut(target)) {
+            *place = Some(index);
+        }
+    }
+    wanted
 }
 
 /// The process in the middle: forks again and ends. Async-signal-safe.
@@ -173,16 +190,32 @@ fn own_descriptors(end: RawFd) -> Result<(), Errno> {
 }
 
 /// Puts what is passed in its place, from 3 up. Async-signal-safe.
+///
+/// Most lie in their place already, or above it. Only one that lies where another goes is lifted out of the way first,
+/// so that a process may pass on nearly as many descriptors as it may have.
 fn place(prepared: &mut Prepared<'_>) -> Result<(), Errno> {
-    // Above the range into which they go, dup2 of one never hits another, nor itself: dup2(x, x) keeps close-on-exec.
-    for passed in &mut *prepared.passed {
-        // SAFETY: fcntl(2) makes a copy of a descriptor that is open, for us.
-        *passed = Errno::result(unsafe { libc::fcntl(*passed, libc::F_DUPFD_CLOEXEC, prepared.first_free) })?;
+    for (index, target) in (0..prepared.passed.len()).zip(FIRST_PASSED..) {
+        let source = prepared.passed[index];
+        if source == target {
+            // dup2(x, x) would keep close-on-exec.
+            // SAFETY: fcntl(2) sets a flag of a descriptor that is open, in the table of this process alone.
+            Errno::result(unsafe { libc::fcntl(source, libc::F_SETFD, 0) })?;
+            continue;
+        }
+        if let Some(other) = prepared.wanted_at[index].filter(|other| *other > index) {
+            lift(prepared, other, target)?;
+        }
+        // SAFETY: dup2(2) onto a number at which nothing lies that is still to be placed.
+        Errno::result(unsafe { libc::dup2(source, target) })?;
     }
-    for (target, lifted) in (FIRST_PASSED..).zip(&*prepared.passed) {
-        // SAFETY: dup2(2) onto a number below every lifted one; what was open there is the parent's business, not ours.
-        Errno::result(unsafe { libc::dup2(*lifted, target) })?;
-    }
+    Ok(())
+}
+
+/// Moves the one at `index` above all that the program will have. Async-signal-safe.
+fn lift(prepared: &mut Prepared<'_>, index: usize, from: RawFd) -> Result<(), Errno> {
+    // SAFETY: fcntl(2) makes a copy of a descriptor that is open, for this process alone.
+    let lifted = Errno::result(unsafe { libc::fcntl(from, libc::F_DUPFD_CLOEXEC, prepared.first_free) })?;
+    prepared.passed[index] = lifted;
     Ok(())
 }
 
