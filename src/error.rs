@@ -8,8 +8,10 @@ mod exit;
 
 use std::io;
 use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::text::printable;
 
 pub use exit::Exit;
 use exit::exit_of;
@@ -152,7 +154,7 @@ pub enum Error {
         why: String,
     },
     /// Nobody listens on the operator's socket, or there is none.
-    #[error("nobody answers on {}: {source}", path.display())]
+    #[error("nobody answers on {}: {source}", printable(path))]
     NobodyAnswers {
         /// Its path.
         path: PathBuf,
@@ -258,7 +260,7 @@ pub(crate) enum HandoffFailure {
         source: io::Error,
     },
     /// What lies at the program's path cannot be executed.
-    #[error("cannot execute {}: {source}", program.display())]
+    #[error("cannot execute {}: {source}", printable(program))]
     Exec {
         /// The path by which this process was started.
         program: PathBuf,
@@ -304,15 +306,6 @@ pub(crate) enum HandoffFailure {
         /// What is wrong with it.
         why: String,
     },
-}
-
-/// A path on one line, without quotes: as compilers print it, so that editors find the place.
-fn printable(path: &Path) -> String {
-    let characters = path.to_string_lossy();
-    let one = |character: char| {
-        if character.is_control() { character.escape_default().to_string() } else { character.to_string() }
-    };
-    characters.chars().map(one).collect()
 }
 
 /// Prints a duration as seconds, as the flags take it.

@@ -59,6 +59,7 @@
 //! | `net`, `drain` | the parts: listeners, streams, the end of connections |
 //! | `config_file` | reads the daemon's configuration file |
 //! | `config`, `address`, `generation`, `report`, `error` | plain values; a report is what an operator is told |
+//! | `text` | makes text from outside fit for a log and a terminal |
 //! | `sys` | the kernel: what is not safe, raw descriptors, the environment |
 #![forbid(unsafe_op_in_unsafe_fn)]
 
@@ -79,6 +80,7 @@ mod report;
 mod server;
 mod service;
 mod sys;
+mod text;
 
 #[cfg(fuzzing)]
 pub mod fuzzing {
@@ -115,3 +117,4 @@ pub use report::{
 };
 pub use server::Workers;
 pub use service::{Connection, Echo, Next, Proxy, Routes, Served, Service};
+pub use text::{escaped, one_line};

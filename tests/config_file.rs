@@ -360,7 +360,11 @@ fn a_file_that_cannot_be_read_is_named() {
     for (name, why) in
         [("gone", "No such file"), ("", "no regular file"), ("pipe", "no regular file"), ("long", "more than 1 MiB")]
     {
+        check(folder.path(), &["--config", &path(name)]).names(78, &["cannot read the configuration", why]);
         Refusal::to(&["--config", &path(name)]).names(78, &[&path(name), "cannot read the configuration", why]);
+    }
+    for of_kernel in ["/proc/kmsg", "/proc/self/status", "/dev/zero", "/dev/stdin"] {
+        check(folder.path(), &["--config", of_kernel]).names(78, &[of_kernel, "no regular file"]);
     }
     Refusal::to(&["--config", &path("new\nline")]).names(78, &["new\\nline: cannot read"]);
     fs::write(path("latin"), b"# na\xefve\n").unwrap();

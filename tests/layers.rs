@@ -5,22 +5,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the library may import. `words` are plain values.
-const MAY_IMPORT: [(&str, &[&str]); 17] = [
+const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("sys", &["error"]),
-    ("error", &[]),
+    ("text", &[]),
+    ("error", &["text"]),
     ("generation", &[]),
     ("drain", &[]),
     ("report", &["generation"]),
     ("address", &["error"]),
     ("config", &["address", "report", "error"]),
-    ("config_file", &["config", "address", "error"]),
+    ("config_file", &["config", "address", "error", "text"]),
     ("notify", &["sys", "error"]),
     ("net", &["sys", "address", "config", "error"]),
     ("carry", &["net", "sys"]),
     ("service", &["net", "drain", "carry", "address", "config", "report", "error"]),
-    ("handoff", &["net", "sys", "generation", "report", "error"]),
+    ("handoff", &["net", "sys", "generation", "report", "error", "text"]),
     ("server", &["net", "service", "drain", "carry", "config", "report", "error"]),
-    ("control", &["net", "sys", "generation", "report", "error"]),
+    ("control", &["net", "sys", "generation", "report", "error", "text"]),
     (
         "lifecycle",
         &[
@@ -56,6 +57,7 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
             "report",
             "server",
             "service",
+            "text",
         ],
     ),
 ];

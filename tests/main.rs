@@ -24,6 +24,7 @@ mod crashes;
 mod drain;
 mod examples;
 mod exhaustion;
+mod foreign_text;
 mod generations;
 mod handoff;
 mod inheritance;

@@ -15,8 +15,11 @@ mod values;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use nix::fcntl::OFlag;
+use nix::sys::statfs::{self, FsType, fstatfs};
 use tracing_subscriber::filter::Targets;
 
 use crate::address::Address;
@@ -34,6 +37,10 @@ pub const METRICS_LISTENER: &str = "metrics";
 
 /// Beyond it something else than a configuration is more likely than a long one.
 const LONGEST: u64 = 1024 * 1024;
+
+/// File systems whose files are the kernel's own.
+const KERNEL_FILES: [FsType; 4] =
+    [statfs::PROC_SUPER_MAGIC, statfs::SYSFS_MAGIC, statfs::DEBUGFS_MAGIC, statfs::TRACEFS_MAGIC];
 
 /// All that a configuration file says.
 #[derive(Clone, Debug)]
@@ -79,13 +86,20 @@ impl ConfigFile {
     /// generation, and for one of more than 1 MiB.
     pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
         let refuse = |source| Error::ConfigFileUnreadable { file: path.to_owned(), source };
-        // Before it is opened: a pipe would keep us until somebody writes.
+        let no_file = || refuse(io::Error::other("it is no regular file, which each generation could read anew"));
+        // Before it is opened: some devices act on that.
         if !fs::metadata(path).map_err(refuse)?.is_file() {
-            let why = "it is no regular file, which each generation could read anew";
-            return Err(refuse(io::Error::other(why)));
+            return Err(no_file());
+        }
+        // Another file may have been put there since, and a pipe would keep us until somebody writes.
+        let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
+        let file = File::options().read(true).custom_flags(flags).open(path).map_err(refuse)?;
+        // The files of the kernel say that they are regular, and some of them wait to be written to (proc_kmsg(5)).
+        let is_of_kernel = fstatfs(&file).is_ok_and(|system| KERNEL_FILES.contains(&system.filesystem_type()));
+        if is_of_kernel || !file.metadata().map_err(refuse)?.is_file() {
+            return Err(no_file());
         }
         let mut bytes = Vec::new();
-        let file = File::open(path).map_err(refuse)?;
         file.take(LONGEST + 1).read_to_end(&mut bytes).map_err(refuse)?;
         if bytes.len() as u64 > LONGEST {
             return Err(refuse(io::Error::other("it has more than 1 MiB")));

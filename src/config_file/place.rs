@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::error::Error;
+use crate::text::cut_line;
 
 /// A message that is longer is cut: whoever writes a whole page where an address belongs still gets one line.
 const LONGEST: usize = 1000;
@@ -36,7 +37,7 @@ impl Fault {
     /// The error that it is in that file of that text.
     pub(super) fn into_error(self, file: &Path, text: &str) -> Error {
         let (line, column) = line_and_column(text, self.offset);
-        Error::ConfigFile { file: file.to_owned(), line, column, what: one_line(&self.what) }
+        Error::ConfigFile { file: file.to_owned(), line, column, what: cut_line(&self.what, LONGEST) }
     }
 }
 
@@ -48,23 +49,6 @@ pub(super) fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
     let column = before.chars().rev().take_while(|character| *character != '\n').count() + 1;
     (line, column)
-}
-
-/// With control characters as escapes: what was given may hold line breaks.
-fn one_line(what: &str) -> String {
-    let mut line = String::with_capacity(what.len().min(LONGEST));
-    for (count, character) in what.chars().enumerate() {
-        if count == LONGEST {
-            line.push_str("...");
-            break;
-        }
-        if character.is_control() {
-            line.extend(character.escape_default());
-        } else {
-            line.push(character);
-        }
-    }
-    line
 }
 
 #[cfg(test)]
@@ -79,11 +63,5 @@ mod tests {
         {
             assert_eq!(line_and_column(text, offset), place, "{offset}");
         }
-    }
-
-    #[test]
-    fn a_message_is_one_line_that_can_be_read() {
-        assert_eq!(one_line("a\nb\u{1b}c"), "a\\nb\\u{1b}c");
-        assert_eq!(one_line(&"x".repeat(5000)).len(), LONGEST + 3);
     }
 }

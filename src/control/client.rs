@@ -16,6 +16,7 @@ use super::message::{Refusal, ReloadOptions, Reply, Request};
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::report::Status;
+use crate::text::{one_line, printable};
 
 /// How long the head may take to say anything at all.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,6 +27,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long to look for an answer when there is no time left.
 const LOOK: Duration = Duration::from_millis(1);
+/// Bytes in the longest answer: the status of a line of ten thousand listeners and upstreams has a tenth of that.
+const ANSWER_MAX: usize = 64 * 1024 * 1024;
 /// The name of the socket in its folder.
 const FILE: &str = "control";
 
@@ -219,19 +222,21 @@ impl Control {
     }
 
     fn no_answer(&self) -> String {
-        format!("no answer in time on {}", self.path.display())
+        format!("no answer in time on {}", printable(&self.path))
     }
 
     fn broke_off(&self) -> Error {
-        Error::TryAgain { reason: format!("whoever was asked on {} ended before it answered", self.path.display()) }
+        Error::TryAgain { reason: format!("whoever was asked on {} ended before it answered", printable(&self.path)) }
     }
 
     /// The error that an unwelcome reply is.
     fn unexpected(&self, reply: &Reply) -> Error {
         let Reply::Refused { why, reason } = reply else {
-            return Error::Denied { reason: format!("{} answers what was not asked: {reply:?}", self.path.display()) };
+            let reason = format!("{} answers what was not asked: {reply:?}", printable(&self.path));
+            return Error::Denied { reason: one_line(&reason) };
         };
-        let reason = reason.clone();
+        // It may be any program that answers.
+        let reason = one_line(reason);
         match why {
             Refusal::Failed => Error::HandoffFailed { reason },
             Refusal::RolledBack => Error::RolledBack { reason },
@@ -292,12 +297,16 @@ impl Conversation<'_> {
         let line = match self.line(deadline) {
             Ok(line) => line,
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::Other => {
+                let reason = format!("cannot understand {}: {error}", printable(&self.control.path));
+                return Err(Error::Denied { reason });
+            }
             Err(source) => return Err(self.control.unreachable(source)),
         };
         // Half a line is an end as well.
         let Some(line) = line.strip_suffix(b"\n") else { return Ok(None) };
         serde_json::from_slice(line).map(Some).map_err(|error| Error::Denied {
-            reason: format!("cannot understand the answer {:?}: {error}", String::from_utf8_lossy(line)),
+            reason: one_line(&format!("cannot understand the answer ({error}): {}", String::from_utf8_lossy(line))),
         })
     }
 
@@ -313,6 +322,9 @@ impl Conversation<'_> {
                 chunk => chunk?,
             };
             let length = chunk.iter().position(|byte| *byte == b'\n').map_or(chunk.len(), |end| end + 1);
+            if line.len() + length > ANSWER_MAX {
+                return Err(io::Error::other("an answer of more than 64 MiB"));
+            }
             line.extend_from_slice(&chunk[..length]);
             self.stream.consume(length);
             if length == 0 || line.ends_with(b"\n") {

@@ -20,6 +20,7 @@ use super::message::{Refusal, Reply, Request};
 use super::seats::{Seat, Seats, User};
 use crate::net::{Acceptor, Listener, Stream};
 use crate::sys;
+use crate::text::one_line;
 
 /// How long a request may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -230,5 +231,5 @@ async fn read(stream: &mut BufReader<Stream>) -> io::Result<Result<Request, Stri
     if line.is_empty() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(serde_json::from_str(&line).map_err(|error| format!("cannot read the request {line:?}: {error}")))
+    Ok(serde_json::from_str(&line).map_err(|error| one_line(&format!("cannot read the request ({error}): {line}"))))
 }

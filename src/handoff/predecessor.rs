@@ -15,6 +15,7 @@ use super::inquiry::Inquiry;
 use super::message::{Hangup, Message};
 use crate::generation::Generation;
 use crate::report::{Counters, Report, Standing};
+use crate::text::one_line;
 
 /// Generations that drain, each with the channel to it.
 pub(super) type Draining = Vec<(Generation, OwnedFd)>;
@@ -261,6 +262,7 @@ impl Older {
                 }
             },
             Received::Garbage(why) => {
+                let why = one_line(&why);
                 tracing::warn!(from = %self.generation, why, "an older generation sent what is not a message; no longer listening to it");
                 Taken::End(self.role)
             }

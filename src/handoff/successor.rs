@@ -26,6 +26,7 @@ use crate::report::{Counters, Report};
 use crate::sys::fd::{FIRST_PASSED, LowSlot};
 use crate::sys::socket::channel_pair;
 use crate::sys::spawn::{Launch, launch};
+use crate::text::one_line;
 
 /// What connections that are carried may have queued, if the system allows that much.
 const CARRY_QUEUE: usize = 256 * 1024;
@@ -315,7 +316,9 @@ impl Successor {
                 lost(HandoffFailure::Fork { source: io::Error::from_raw_os_error(errno) })
             }
             Received::Message(Message::ExecFailed { errno }) => lost(exec(io::Error::from_raw_os_error(errno))),
-            Received::Message(Message::Failed { reason }) => lost(HandoffFailure::Refused { reason }),
+            Received::Message(Message::Failed { reason }) => {
+                lost(HandoffFailure::Refused { reason: one_line(&reason) })
+            }
             Received::Message(Message::Rollback) => lost(HandoffFailure::ToldToStop),
             Received::Message(Message::Stopping) => Some(SuccessorEvent::Stopping),
             Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
@@ -329,7 +332,7 @@ impl Successor {
                     None
                 }
             },
-            Received::Garbage(why) => lost(HandoffFailure::Garbage { why }),
+            Received::Garbage(why) => lost(HandoffFailure::Garbage { why: one_line(&why) }),
             Received::End => lost(match self.stage {
                 Stage::Starting => HandoffFailure::EndedEarly,
                 Stage::Ready | Stage::Released => HandoffFailure::EndedLate,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
-use handoffd::{Error, Exit, Generation, ReloadOptions, default_control_path, parse_time};
+use handoffd::{Error, Exit, Generation, ReloadOptions, default_control_path, escaped, parse_time};
 
 use crate::serve::{ProxyFlags, Serve, ServeFlags};
 
@@ -210,11 +210,11 @@ fn one_line(error: &clap::Error) -> String {
     for (_, value) in error.context() {
         if let ContextValue::String(given) = value {
             // What was given may hold line breaks.
-            text = text.replace(given.as_str(), &printable(given));
+            text = text.replace(given.as_str(), &escaped(given));
         }
     }
     let first = text.lines().next().unwrap_or_default();
-    let mut line = printable(first.strip_prefix("error: ").unwrap_or(first));
+    let mut line = escaped(first.strip_prefix("error: ").unwrap_or(first));
     if let (ErrorKind::MissingRequiredArgument, Some(ContextValue::Strings(missing))) =
         (error.kind(), error.get(ContextKind::InvalidArg))
     {
@@ -222,19 +222,6 @@ fn one_line(error: &clap::Error) -> String {
         line += &format!(" {}", missing.join(", "));
     }
     line + " (see --help)"
-}
-
-/// With control characters as escapes.
-fn printable(text: &str) -> String {
-    let mut printable = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() {
-            printable.extend(character.escape_default());
-        } else {
-            printable.push(character);
-        }
-    }
-    printable
 }
 
 fn ordinal(text: &str) -> Result<Generation, String> {

@@ -9,7 +9,7 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use handoffd::Generation;
+use handoffd::{Generation, escaped};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use tracing::field::{Field, Visit};
@@ -105,6 +105,9 @@ where
     }
 }
 
+/// The field that a record's text is in.
+const MESSAGE: &str = "message";
+
 /// What a message holds already: the field is for the journal.
 const SAID: [&str; 2] = ["reason", "successor"];
 
@@ -126,12 +129,16 @@ struct Unsaid<'w> {
 impl Visit for Unsaid<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if !SAID.contains(&field.name()) {
-            self.inner.record_debug(field, value);
+            // Text from outside has come this far by the name of a listener or a path; a record is one line.
+            self.inner.record_debug(field, &format_args!("{}", escaped(&format!("{value:?}"))));
         }
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        if !SAID.contains(&field.name()) {
+        if field.name() == MESSAGE {
+            self.record_debug(field, &format_args!("{value}"));
+        } else if !SAID.contains(&field.name()) {
+            // In quotes, and escaped with them.
             self.inner.record_str(field, value);
         }
     }

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use cli::Command;
-use handoffd::{Config, Error, Exit, Inheritance, Workers};
+use handoffd::{Config, Error, Exit, Inheritance, Workers, one_line};
 use logging::Destination;
 use metrics::WithMetrics;
 use serve::{Serve, Watched};
@@ -123,7 +123,8 @@ fn make_room_for_descriptors() {
 /// One line that says what was wrong, in the log or, if there is none yet or it takes no errors, on standard error.
 fn fail(error: &Error) -> ExitCode {
     if tracing::enabled!(tracing::Level::ERROR) {
-        tracing::error!(reason = %error, "cannot serve: {error}");
+        let why = one_line(&error.to_string());
+        tracing::error!(reason = why, "cannot serve: {why}");
         return code(error.exit());
     }
     complain(error, error.exit())
@@ -131,7 +132,7 @@ fn fail(error: &Error) -> ExitCode {
 
 fn complain(why: &dyn Display, exit: Exit) -> ExitCode {
     // In one piece, for a predecessor writes there too. If it is closed, the exit code has to say it alone.
-    let _ = std::io::stderr().write_all(format!("handoffd: {why}\n").as_bytes());
+    let _ = std::io::stderr().write_all(format!("handoffd: {}\n", one_line(&why.to_string())).as_bytes());
     code(exit)
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use handoffd::{
     Control, Counters, Error, HandoffCounters, LastHandoff, ListenerCounters, ListenerReport, Outcome, Report,
-    Standing, Status, UpstreamCounters,
+    Standing, Status, UpstreamCounters, escaped, one_line,
 };
 
 use crate::cli::{Form, Span};
@@ -29,7 +29,7 @@ pub(crate) fn run(control: PathBuf, form: Form, span: Span) -> Result<(), Error>
         let text = match (form, span) {
             (Form::Programs, _) => json(&status)?,
             (Form::People, Span::Once) => table(&status),
-            (Form::People, Span::Watch) => format!("{status}\n"),
+            (Form::People, Span::Watch) => one_line(&status.to_string()) + "\n",
         };
         if text != said {
             print("the status", &text)?;
@@ -85,6 +85,8 @@ fn table(status: &Status) -> String {
 
 /// A table: each column as wide as its widest cell.
 fn aligned<const COLUMNS: usize>(head: [&str; COLUMNS], rows: impl Iterator<Item = [String; COLUMNS]>) -> String {
+    // What the daemon says of itself may be anything.
+    let rows = rows.map(|row| row.map(|cell| escaped(&cell)));
     let rows: Vec<_> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
     let mut text = String::new();
     for row in &rows {
@@ -155,5 +157,5 @@ fn tell(last: &LastHandoff) -> String {
     };
     let when = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_millis(last.unix_ms));
     let reason = last.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-    format!("generation {} {outcome} at {when}{reason}", last.successor)
+    one_line(&format!("generation {} {outcome} at {when}{reason}", last.successor))
 }

@@ -9,7 +9,7 @@ mod unit;
 
 use std::path::PathBuf;
 
-use handoffd::{Control, Error, Settings};
+use handoffd::{Control, Error, Settings, one_line};
 
 use rules::{Daemon, Severity, examine};
 use unit::Unit;
@@ -43,7 +43,8 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>) -> Result<(), Error> {
             Severity::Breaks => "breaks",
             Severity::Risks => "risks",
         };
-        text += &format!("{severity:6}  {}: {}\n", finding.setting, finding.why);
+        text += &one_line(&format!("{severity:6}  {}: {}", finding.setting, finding.why));
+        text.push('\n');
     }
     let breaks = findings.iter().filter(|finding| finding.severity == Severity::Breaks).count();
     let risks = findings.len() - breaks;

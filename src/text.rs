@@ -1,0 +1,74 @@
+//! This module makes text that comes from outside fit for one line of a log or a terminal.
+//!
+//! A successor may be any program, and so may the daemon that a client talks to. A line break would forge a second record,
+//! an escape sequence would reach the operator's terminal, and a line without end would fill the log.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// Bytes that a line has at most.
+const LONGEST: usize = 4000;
+
+/// Returns `text` on one line that a terminal shows as it is, cut when it is longer than a log should have.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    cut_line(text, LONGEST)
+}
+
+/// Returns `text` on one line of about `longest` bytes.
+pub(crate) fn cut_line(text: &str, longest: usize) -> String {
+    let mut line = String::with_capacity(text.len().min(longest));
+    for character in text.chars() {
+        if line.len() >= longest {
+            line.push_str("...");
+            break;
+        }
+        push(&mut line, character);
+    }
+    line
+}
+
+/// Returns `text` with everything escaped that a terminal would act on.
+#[must_use]
+pub fn escaped(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    text.chars().for_each(|character| push(&mut line, character));
+    line
+}
+
+/// Returns a path on one line, without quotes: as compilers print it, so that editors find the place.
+pub(crate) fn printable(path: &Path) -> String {
+    escaped(&path.to_string_lossy())
+}
+
+fn push(line: &mut String, character: char) {
+    if character.is_control() || is_invisible(character) {
+        // Writing to a string does not fail.
+        let _ = write!(line, "{}", character.escape_default());
+    } else {
+        line.push(character);
+    }
+}
+
+/// Whether a character breaks lines or changes the direction of those around it.
+const fn is_invisible(character: char) -> bool {
+    matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_escaped() {
+        assert_eq!(one_line("a\nb\r\0\u{1b}[2Jü\u{9b}c\u{202e}"), "a\\nb\\r\\u{0}\\u{1b}[2Jü\\u{9b}c\\u{202e}");
+        assert_eq!(one_line("\"quotes\" and \\ stay"), "\"quotes\" and \\ stay");
+    }
+
+    #[test]
+    fn a_line_has_an_end() {
+        assert_eq!(one_line(&"x".repeat(120_000)).len(), LONGEST + 3);
+        assert!(one_line(&"\u{1b}".repeat(120_000)).len() < LONGEST + 10);
+        assert_eq!(escaped(&"x".repeat(120_000)).len(), 120_000);
+    }
+}
