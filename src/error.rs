@@ -201,6 +201,20 @@ pub enum Error {
         /// What the kernel says.
         source: io::Error,
     },
+    /// A thread that serves, or an accept loop, has panicked. What it served is lost with it.
+    #[error("{what} has died: {reason}")]
+    Died {
+        /// The thread or the loop.
+        what: String,
+        /// What the panic says.
+        reason: String,
+    },
+    /// The accept loops were started and have not run.
+    #[error("the accept loops did not run within {}", Seconds(*limit))]
+    NotAccepting {
+        /// `--ready-timeout`.
+        limit: Duration,
+    },
     /// A system call failed that none of our settings can make work.
     #[error("cannot {doing}: {source}")]
     System {
@@ -238,9 +252,12 @@ impl Error {
             Self::RolledBack { .. } => Exit::RolledBack,
             Self::TryAgain { .. } => Exit::TryAgain,
             Self::Denied { .. } => Exit::Denied,
-            Self::ThreadsRunning { .. } | Self::AlreadyTaken | Self::Program { .. } | Self::System { .. } => {
-                Exit::System
-            }
+            Self::ThreadsRunning { .. }
+            | Self::AlreadyTaken
+            | Self::Program { .. }
+            | Self::Died { .. }
+            | Self::NotAccepting { .. }
+            | Self::System { .. } => Exit::System,
         }
     }
 

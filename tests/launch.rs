@@ -244,7 +244,7 @@ fn a_forked_successor_that_comes_after_the_ready_timeout_does_not_serve() {
     // The wrapper; or it would reap the one that is late.
     assert_eq!(exit_code(gate.wait(&line)), 128 + Signal::SIGKILL as i32);
     gate.open();
-    let late = line.wait_for(2, "accepting listeners").pid;
+    let late = line.wait_for(2, "has ended ended=").pid;
     assert_eq!(exit_code(late), 0);
     assert!(!line.records().iter().any(|record| record.is(2, "serving draining")), "{}", line.text());
     assert_recovers(&line);

@@ -51,3 +51,4 @@ mod stray_signals;
 mod unix_paths;
 mod upstreams;
 mod usage;
+mod workers;

@@ -7,6 +7,8 @@ use tokio::time::{Instant, sleep_until};
 /// When the present waits end; none of what is not awaited.
 #[derive(Debug, Default)]
 pub(super) struct Deadlines {
+    /// Accept loops that have not run by then are taken for dead.
+    pub(super) begin: Option<Instant>,
     /// A handoff that waits for connections to be taken over waits no longer.
     pub(super) start: Option<Instant>,
     /// A successor that is not ready by then is killed.

@@ -8,7 +8,10 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::SystemTime;
 
-use super::deadlines::{Deadlines, at};
+use tokio_util::task::TaskTracker;
+
+use super::accepting::begin;
+use super::deadlines::{Deadlines, at, deadline};
 use super::handover::Reload;
 use super::head::Head;
 use super::machine::{Birth, Event, State, step};
@@ -51,6 +54,10 @@ pub(super) struct Driver<P> {
     pub(super) init: Option<Init>,
     pub(super) listeners: ListenerSet,
     pub(super) plane: P,
+    /// Over when every accept loop has run for the first time; none before they are started, and after that.
+    pub(super) beginning: Option<TaskTracker>,
+    /// Why this generation ends in an error once its connections have ended.
+    pub(super) died: Option<Error>,
     signals: Signals,
     pub(super) notifier: Notifier,
     /// What this process does as the head of the line, while it is.
@@ -87,6 +94,8 @@ pub(super) struct Driver<P> {
 
 /// What a turn begins with.
 enum Heard {
+    Died(Error),
+    Begun,
     Event(Event),
     CarryEnd(CarryEnd),
     TakenOver,
@@ -129,6 +138,8 @@ impl<P: Plane> Driver<P> {
             init,
             listeners,
             plane,
+            beginning: None,
+            died: None,
             signals,
             notifier,
             head: None,
@@ -152,16 +163,14 @@ impl<P: Plane> Driver<P> {
         })
     }
 
-    /// Accepts.
+    /// Accepts. The generation is live when every accept loop has run, which [`Driver::run`] waits for.
     pub(super) fn live(mut self) -> Result<Self, Error> {
         if let Err(error) = self.plane.accept(self.listeners.as_slice()) {
             self.predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
             return Err(error);
         }
-        let listeners = self.listeners.as_slice().iter().map(|one| format!("{}={}", one.name(), one.address()));
-        let listeners = listeners.collect::<Vec<_>>().join(" ");
-        tracing::info!(listeners, "generation {} is accepting", self.generation);
-        self.pending.push_back(Event::Live);
+        self.beginning = Some(self.plane.heartbeat());
+        self.deadlines.begin = deadline(self.config.ready_timeout);
         Ok(self)
     }
 
@@ -181,12 +190,15 @@ impl<P: Plane> Driver<P> {
         let drain = self.plane.report();
         // Whoever asked hears the end of it, whatever it is.
         self.control.finish().await;
-        lived.map(|()| Ending { drain })
+        match (lived, self.died.take()) {
+            (Err(error), _) | (Ok(()), Some(error)) => Err(error),
+            (Ok(()), None) => Ok(Ending { drain }),
+        }
     }
 
     async fn live_on(&mut self) -> Result<(), Error> {
         while self.state != State::Stopped {
-            let event = self.next_event().await;
+            let event = self.next_event().await?;
             let before = self.state;
             let (state, actions) = step(self.state, event);
             if state.name() != before.name() {
@@ -206,18 +218,24 @@ impl<P: Plane> Driver<P> {
 
     /// The next event. What the neighbours say goes first: a predecessor that has retired, or a successor that has
     /// died, changes what a signal means.
-    async fn next_event(&mut self) -> Event {
+    ///
+    /// # Errors
+    /// What this generation has died of.
+    async fn next_event(&mut self) -> Result<Event, Error> {
         if let Some(event) = self.pending.pop_front() {
-            return event;
+            return Ok(event);
         }
         loop {
             let may_be_drained = self.may_be_drained();
             let is_retiring = matches!(self.state, State::Retiring { .. });
             let heard = tokio::select! {
                 biased;
+                error = self.plane.died(), if self.died.is_none() => Heard::Died(error),
                 event = self.predecessors.next() => Heard::Predecessor(event),
                 event = next_of(&mut self.successor) => Heard::Successor(event),
                 event = self.signals.next() => Heard::Event(event),
+                () = begin(self.beginning.as_ref()) => Heard::Begun,
+                () = at(self.deadlines.begin) => Heard::Died(Error::NotAccepting { limit: self.config.ready_timeout }),
                 () = at(self.deadlines.ready) => Heard::Event(self.expired(HandoffFailure::TimedOut { limit: self.config.ready_timeout })),
                 () = at(self.deadlines.given) => Heard::Event(self.out_of_time()),
                 () = at(self.deadlines.bake) => Heard::Event(Event::BakeOver),
@@ -233,6 +251,11 @@ impl<P: Plane> Driver<P> {
                 () = at(self.pid_file.as_ref().and_then(PidFile::due)) => Heard::PidFileDue,
             };
             let event = match heard {
+                Heard::Died(error) => {
+                    self.part_died(error)?;
+                    None
+                }
+                Heard::Begun => self.begun(),
                 Heard::Event(event) => Some(event),
                 Heard::CarryEnd(end) => self.carry_ended(end),
                 Heard::TakenOver => {
@@ -257,7 +280,7 @@ impl<P: Plane> Driver<P> {
                 }
             };
             if let Some(event) = event {
-                return event;
+                return Ok(event);
             }
         }
     }

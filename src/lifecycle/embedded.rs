@@ -273,6 +273,11 @@ impl Plane for Embedded {
         beat
     }
 
+    /// The server ends the process itself.
+    async fn died(&self) -> Error {
+        std::future::pending().await
+    }
+
     /// The server is asked, and not waited for: what it accepts meanwhile it serves.
     async fn stop_accepting(&mut self) {
         self.asked.send_replace(Phase::Draining);

@@ -5,6 +5,7 @@
 //! (`handoff`, `server`, `notify`) never meet but here. [`run`] serves a [`crate::Service`]; [`Starting`] is the face
 //! for a server of one's own.
 
+mod accepting;
 mod actions;
 mod check;
 mod deadlines;

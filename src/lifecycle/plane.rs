@@ -20,6 +20,9 @@ pub(crate) trait Plane: Send + 'static {
     /// Asks whatever accepts to show that it does: the beat is over when it has.
     fn heartbeat(&self) -> TaskTracker;
 
+    /// Waits until a part of what serves has died, so that the generation cannot go on. Cancel safe.
+    fn died(&self) -> impl Future<Output = Error> + Send;
+
     /// Stops accepting; when it returns, nothing more is accepted.
     fn stop_accepting(&mut self) -> impl Future<Output = ()> + Send;
 
@@ -83,6 +86,10 @@ impl<S: Service> Plane for Server<S> {
 
     fn heartbeat(&self) -> TaskTracker {
         self.heartbeat()
+    }
+
+    async fn died(&self) -> Error {
+        self.died().await
     }
 
     async fn stop_accepting(&mut self) {

@@ -6,13 +6,14 @@
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::census::{Came, Census};
 use super::connection::{Connections, Newcomer};
+use super::deaths::{Deaths, panic_text};
 use super::places::{Place, Places};
 use super::workers::{Worker, choose};
 use crate::drain::{DrainEntry, Way};
@@ -38,16 +39,31 @@ pub(super) struct Accepting<S> {
 }
 
 /// Runs a worker's accept loops, each as a task of its own, until they are to stop. They are begun and ended from here: to wake another
-/// thread for each of them takes longer than all the rest of it.
+/// thread for each of them takes longer than all the rest of it. The first that dies is reported, and the others go on.
 pub(super) async fn run_all<S: Service>(
     loops: Vec<Accepting<S>>,
     stop: CancellationToken,
     stop_all: CancellationToken,
+    deaths: Deaths,
 ) {
     let mut running: JoinSet<()> = loops.into_iter().map(Accepting::run).collect();
-    stop_all.cancelled().await;
+    loop {
+        tokio::select! {
+            biased;
+            () = stop_all.cancelled() => break,
+            Some(ended) = running.join_next() => report_panic(ended, &deaths),
+        }
+    }
     stop.cancel();
-    while running.join_next().await.is_some() {}
+    while let Some(ended) = running.join_next().await {
+        report_panic(ended, &deaths);
+    }
+}
+
+fn report_panic(ended: Result<(), JoinError>, deaths: &Deaths) {
+    if let Some(panic) = ended.err().and_then(|error| error.try_into_panic().ok()) {
+        deaths.report("an accept loop", &panic_text(&*panic));
+    }
 }
 
 impl<S: Service> Accepting<S> {

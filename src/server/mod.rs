@@ -7,6 +7,7 @@
 mod accept;
 mod census;
 mod connection;
+mod deaths;
 mod places;
 mod takeover;
 #[cfg(test)]
@@ -101,9 +102,14 @@ impl<S: Service> Server<S> {
 
     /// Accepts on all of `listeners`, for the first time or again. Must be called in a tokio runtime.
     ///
+    /// The loops run once a [`Server::heartbeat`] is over.
+    ///
     /// # Errors
-    /// [`Error::System`] when the kernel will not watch a listener.
+    /// [`Error::System`] when the kernel will not watch a listener, and [`Error::Died`] when a worker has died.
     pub(crate) fn accept(&mut self, listeners: &[Listener]) -> Result<(), Error> {
+        if let Some(died) = self.workers.deaths().first() {
+            return Err(died);
+        }
         self.drain.resume();
         self.end_carry();
         if self.stop_taking.is_cancelled() {
@@ -133,7 +139,8 @@ impl<S: Service> Server<S> {
                     beats,
                 });
             }
-            self.loops.spawn_on(accept::run_all(loops, stop, self.stop.clone()), worker.handle());
+            let deaths = self.workers.deaths().clone();
+            self.loops.spawn_on(accept::run_all(loops, stop, self.stop.clone(), deaths), worker.handle());
         }
         Ok(())
     }
@@ -145,16 +152,21 @@ impl<S: Service> Server<S> {
         while self.loops.join_next().await.is_some() {}
     }
 
-    /// Asks every accept loop to come round once: the beat is over when all have. A loop that hangs, or that the runtime
-    /// does not get to, never does.
+    /// Asks every accept loop to come round once: the beat is over when all have. A loop that hangs, that has died, or that the
+    /// runtime does not get to, never does; and where there is no loop, no beat is ever over.
     pub(crate) fn heartbeat(&self) -> TaskTracker {
         let beat = TaskTracker::new();
-        beat.close();
-        for heart in &self.hearts {
-            // A loop that has not yet taken the last one has not come round either.
-            let _ = heart.try_send(beat.token());
+        let takes = |heart: &mpsc::Sender<TaskTrackerToken>| heart.try_send(beat.token()).is_ok();
+        // One that stays open has no end.
+        if !self.hearts.is_empty() && self.hearts.iter().all(takes) {
+            beat.close();
         }
         beat
+    }
+
+    /// Waits until a worker or an accept loop has died. Cancel safe.
+    pub(crate) async fn died(&self) -> Error {
+        self.workers.deaths().wait().await
     }
 
     /// Accepts what waits in the queues of listeners that nobody will accept on any more. Comes before [`Server::drain`].

@@ -62,3 +62,24 @@ async fn each_time_that_a_listener_is_full_counts_once_for_all_workers_and_heart
         drop(inside.remove(0));
     }
 }
+
+#[tokio::test]
+async fn a_heartbeat_that_finds_no_loop_is_never_over() {
+    let mut server = Server::new(Echo, Workers::start(NonZeroUsize::MIN).unwrap(), Config::default());
+    // A beat that stays open has no end.
+    assert!(!server.heartbeat().is_closed());
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("web");
+    server.accept(std::slice::from_ref(&listener)).unwrap();
+    beat(&server).await;
+    server.stop_accepting().await;
+    assert!(!server.heartbeat().is_closed());
+}
+
+#[tokio::test]
+async fn nothing_is_accepted_again_when_a_worker_has_died() {
+    let workers = Workers::start(NonZeroUsize::MIN).unwrap();
+    workers.deaths().report("worker-1", "it was unwell");
+    let mut server = Server::new(Echo, workers, Config::default());
+    assert!(matches!(server.accept(&[]), Err(Error::Died { .. })));
+}

@@ -6,12 +6,15 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
+
+use super::deaths::{Deaths, panic_text};
 
 /// Where connections are served.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub struct Workers {
     /// Ends the threads.
     stop: CancellationToken,
     threads: Vec<JoinHandle<()>>,
+    /// What has died of them and of the accept loops that run on them.
+    deaths: Deaths,
 }
 
 impl Workers {
@@ -29,8 +34,11 @@ impl Workers {
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn here() -> Self {
-        let workers = [Worker::new(Handle::current())].into();
-        Self { workers, stop: CancellationToken::new(), threads: Vec::new() }
+        Self::of([Worker::new("the only worker".into(), Handle::current())].into())
+    }
+
+    fn of(workers: Arc<[Worker]>) -> Self {
+        Self { workers, stop: CancellationToken::new(), threads: Vec::new(), deaths: Deaths::default() }
     }
 
     /// Starts so many threads. They end, and whatever is served there with them, when this is dropped.
@@ -40,12 +48,20 @@ impl Workers {
     pub fn start(count: NonZeroUsize) -> io::Result<Self> {
         let build = |_| Builder::new_current_thread().enable_all().build();
         let runtimes = (0..count.get()).map(build).collect::<io::Result<Vec<_>>>()?;
-        let workers = runtimes.iter().map(|runtime| Worker::new(runtime.handle().clone())).collect();
-        let mut workers = Self { workers, stop: CancellationToken::new(), threads: Vec::new() };
-        for (number, runtime) in (1..).zip(runtimes) {
-            let stop = workers.stop.clone();
-            let thread = std::thread::Builder::new().name(format!("worker-{number}"));
-            workers.threads.push(thread.spawn(move || runtime.block_on(stop.cancelled()))?);
+        let named = (1..).zip(&runtimes);
+        let named = named.map(|(number, runtime)| Worker::new(format!("worker-{number}"), runtime.handle().clone()));
+        let mut workers = Self::of(named.collect());
+        for (number, runtime) in runtimes.into_iter().enumerate() {
+            let (stop, deaths, all) = (workers.stop.clone(), workers.deaths.clone(), Arc::clone(&workers.workers));
+            let name = all[number].name.clone();
+            let body = move || {
+                // A panic here is one of the runtime itself, which catches those of its tasks.
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| runtime.block_on(stop.cancelled()))) {
+                    all[number].is_dead.store(true, Ordering::Relaxed);
+                    deaths.report(all[number].name(), &panic_text(&*panic));
+                }
+            };
+            workers.threads.push(std::thread::Builder::new().name(name).spawn(body)?);
         }
         Ok(workers)
     }
@@ -54,13 +70,21 @@ impl Workers {
     pub(super) const fn all(&self) -> &Arc<[Worker]> {
         &self.workers
     }
+
+    /// What has died of them.
+    pub(super) const fn deaths(&self) -> &Deaths {
+        &self.deaths
+    }
 }
 
 /// One runtime, and how many connections it serves.
 #[derive(Debug)]
 pub(super) struct Worker {
+    name: String,
     handle: Handle,
     load: Arc<AtomicUsize>,
+    /// Its thread has ended: it serves nothing any more.
+    is_dead: AtomicBool,
 }
 
 /// Counts as one connection of a worker for as long as it lives.
@@ -68,8 +92,13 @@ pub(super) struct Worker {
 pub(super) struct Load(Arc<AtomicUsize>);
 
 impl Worker {
-    fn new(handle: Handle) -> Self {
-        Self { handle, load: Arc::default() }
+    fn new(name: String, handle: Handle) -> Self {
+        Self { name, handle, load: Arc::default(), is_dead: AtomicBool::new(false) }
+    }
+
+    /// Its name, which is that of its thread.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Its runtime.
@@ -94,7 +123,11 @@ impl Drop for Load {
 /// woken comes first is chance, and connections that stay would stay where chance has put them; but to pass one on is to wake a
 /// thread.
 pub(super) fn choose(workers: &[Worker], own: usize) -> usize {
-    let load = |number: usize| workers[number].load.load(Ordering::Relaxed);
+    // A dead one has the least to do, and would get all of them.
+    let load = |number: usize| match &workers[number] {
+        dead if dead.is_dead.load(Ordering::Relaxed) => usize::MAX / 4,
+        worker => worker.load.load(Ordering::Relaxed),
+    };
     let least = (0..workers.len()).min_by_key(|number| load(*number)).unwrap_or(own);
     let clearly_less = load(least) + load(least) / 8 + 2;
     if load(own) > clearly_less { least } else { own }
@@ -104,7 +137,7 @@ impl Drop for Workers {
     fn drop(&mut self) {
         self.stop.cancel();
         for thread in self.threads.drain(..) {
-            // One that has panicked has said so.
+            // One that has panicked has been reported.
             let _ = thread.join();
         }
     }
@@ -125,5 +158,16 @@ mod tests {
         assert_eq!((choose(all, 1), choose(all, 2)), (1, 2));
         loads.clear();
         assert_eq!(counts(), [0, 0, 0]);
+    }
+
+    #[test]
+    fn a_dead_worker_gets_no_connections() {
+        let workers = Workers::start(NonZeroUsize::new(3).unwrap()).unwrap();
+        let all = workers.all();
+        all[0].is_dead.store(true, Ordering::Relaxed);
+        let loads: Vec<Load> = (0..90).map(|_| all[choose(all, 1)].load()).collect();
+        assert_eq!(all[0].load.load(Ordering::Relaxed), 0);
+        assert_eq!(loads.len(), 90);
+        assert_ne!(choose(all, 0), 0);
     }
 }

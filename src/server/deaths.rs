@@ -1,0 +1,77 @@
+//! The deaths of workers and accept loops, for the generation that ends because of them.
+//!
+//! A worker that has died serves nobody, and an accept loop that has died accepts nobody. The rest
+//! of the process may be well and would go on with a part of the clients lost, so each death is
+//! reported here, with its reason.
+
+use std::any::Any;
+
+use tokio::sync::watch;
+
+use crate::error::Error;
+
+/// What has died first, and why. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Deaths(watch::Sender<Option<Death>>);
+
+#[derive(Clone, Debug)]
+struct Death {
+    what: String,
+    reason: String,
+}
+
+impl Deaths {
+    /// Reports that `what` has died, and why. The first report is kept: what dies later may have
+    /// died of it.
+    pub(super) fn report(&self, what: &str, reason: &str) {
+        self.0.send_if_modified(|first| {
+            let is_first = first.is_none();
+            first.get_or_insert_with(|| Death { what: what.to_owned(), reason: reason.to_owned() });
+            is_first
+        });
+    }
+
+    /// The error to end with, if something has died.
+    pub(super) fn first(&self) -> Option<Error> {
+        self.0.borrow().clone().map(Death::into_error)
+    }
+
+    /// Waits until something has died. Cancel safe.
+    pub(super) async fn wait(&self) -> Error {
+        // The sender is borrowed, so the channel stays open.
+        match self.0.subscribe().wait_for(Option::is_some).await.map(|first| first.clone()) {
+            Ok(Some(death)) => death.into_error(),
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Death {
+    fn into_error(self) -> Error {
+        Error::Died { what: self.what, reason: self.reason }
+    }
+}
+
+/// What a panic says, on one line.
+pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
+    text.lines().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_death_is_what_is_reported() {
+        let deaths = Deaths::default();
+        assert!(deaths.first().is_none());
+        for (what, panic) in [("worker-2", "no\nmemory"), ("worker-1", "later")] {
+            let panic: Box<dyn Any + Send> = Box::new(panic.to_owned());
+            deaths.clone().report(what, &panic_text(&*panic));
+        }
+        assert_eq!(deaths.wait().await.to_string(), "worker-2 has died: no memory");
+        assert_eq!(deaths.first().unwrap().exit(), crate::error::Exit::System);
+    }
+}

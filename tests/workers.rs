@@ -1,0 +1,104 @@
+//! A generation says that it is ready when all of its workers accept, and it ends with the reason
+//! when one of them dies.
+//!
+//! strace(1) has the runtime of one thread fail: tokio panics when epoll_wait(2) does.
+
+use std::fs;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Client, Line, SLOW_DRAIN, Tracer, install, signal};
+
+/// EX_OSERR: the system has failed us.
+const SYSTEM: i32 = 71;
+
+/// The number of a worker's thread.
+fn thread(pid: u32, worker: &str) -> u32 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap().path());
+    let mut named = threads.filter(|path| fs::read_to_string(path.join("comm")).unwrap().trim() == worker);
+    named.next().unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap()
+}
+
+/// Kills the first worker of that process, as the kernel would that has no room to wait for events.
+fn kill_worker(line: &Line, pid: u32) -> Tracer {
+    let tracer = Tracer::attach(
+        line,
+        thread(pid, "worker-1"),
+        &["-e", "inject=epoll_wait:error=EINVAL", "-e", "trace=epoll_wait"],
+    );
+    // It may sleep; whether this client is served is of no interest.
+    drop(Client::connect(&line.address()));
+    tracer
+}
+
+#[test]
+fn a_dead_worker_ends_the_generation_with_the_reason() {
+    let pid_file = |line: &Line| line.folder().join("pid");
+    let line = Line::start_with(|command, folder| {
+        command.args(["--listen", "127.0.0.1:0", "--workers", "2", "--pid-file"]).arg(folder.join("pid"));
+    });
+    let tracer = kill_worker(&line, line.pid_of(1));
+    let said = line.wait_for(1, "cannot serve: worker-1 has died: ");
+    assert!(said.text.contains("epoll") || said.text.contains("I/O driver"), "{said:?}");
+    assert_eq!(line.exit_code(1), SYSTEM);
+    assert!(!pid_file(&line).exists(), "the pid file names a process that has ended");
+    tracer.wait();
+    line.wait_for_end();
+}
+
+#[test]
+fn a_successor_whose_worker_dies_in_the_bake_is_rolled_back() {
+    let line = Line::serve_controlled(&["--workers", "2", "--bake", "60s"]);
+    let operator = line.ask(&["reload"]);
+    line.wait_for(1, "the successor is ready");
+    let tracer = kill_worker(&line, line.pid_of(2));
+    let answered = operator.wait();
+    assert_eq!(answered.code, 76, "{answered:?}");
+    assert!(answered.err.contains("worker-1 has died"), "{answered:?}");
+    tracer.wait();
+    line.assert_serves();
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for_end();
+}
+
+#[test]
+fn a_draining_generation_finishes_what_its_other_workers_serve() {
+    let line = Line::serve(&[&["--workers", "2", "--bake", "0"][..], &SLOW_DRAIN].concat());
+    let mut clients: Vec<Client> = (0..16).map(|_| line.hold()).collect();
+    let old = line.pid_of(1);
+    line.hand_over_from(1);
+    line.wait_for(1, "draining why");
+    let tracer = kill_worker(&line, old);
+    line.wait_for(1, "a part of the connections is lost: worker-1 has died");
+    tracer.wait();
+    clients.retain_mut(|client| client.echo(b"still here").is_ok());
+    assert!((1..16).contains(&clients.len()), "{} of 16 are left", clients.len());
+    drop(clients);
+    assert_eq!(line.exit_code(1), SYSTEM);
+    line.assert_serves();
+    line.signal(2, Signal::SIGTERM);
+    line.wait_for_end();
+}
+
+/// The birth of each thread is held up at the only prctl(2) that it makes, which gives it its name.
+#[test]
+fn a_generation_is_ready_when_every_worker_has_run() {
+    let line = Line::start_with(|command, folder| {
+        let trace = folder.join("trace");
+        let delay = "-e trace=prctl,write -e inject=prctl:delay_enter=300000";
+        let strace = format!("exec strace -f -qq -s 200 -e signal=none {delay} -o {}", trace.display());
+        install(folder, &format!("{strace} \"$REAL\" \"$@\""));
+        command.args(["--listen", "127.0.0.1:0", "--workers", "3"]);
+    });
+    line.wait_for(1, "serving draining");
+    line.assert_serves();
+    signal(line.pid_of(1), Signal::SIGTERM);
+    line.wait_for_end();
+    let trace = fs::read_to_string(line.folder().join("trace")).unwrap();
+    let lines = || trace.lines().enumerate();
+    let ready = lines().find(|(_, call)| call.contains("is accepting")).unwrap().0;
+    let is_born = |call: &str| call.contains("prctl") && call.contains("= 0") && !call.contains("unfinished");
+    let born: Vec<_> = lines().filter(|(_, call)| is_born(call)).map(|(place, _)| place).collect();
+    assert_eq!(born.len(), 3, "{trace}");
+    assert!(born.iter().all(|place| *place < ready), "{trace}");
+}
