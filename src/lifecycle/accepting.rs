@@ -36,7 +36,7 @@ impl<P: Plane> Driver<P> {
             }
             State::Serving | State::HandingOff { .. } | State::Baking { .. } => {
                 self.refuse_reload(&error.to_string());
-                if let Some(pid_file) = &self.pid_file {
+                if let Some(pid_file) = &mut self.pid_file {
                     pid_file.remove(None);
                 }
             }
