@@ -1,5 +1,6 @@
 //! Is what is wrong in a configuration file, and finds the line and the column.
 
+use std::ops::Range;
 use std::path::Path;
 
 use crate::error::Error;
@@ -24,6 +25,9 @@ impl Fault {
     /// What `toml`, or one of our values in its hands, says of that text.
     pub(super) fn of_toml(error: &toml::de::Error, text: &str) -> Self {
         let span = error.span().unwrap_or_default();
+        if let Some(fault) = Self::of_value(error.message(), &span, text) {
+            return fault;
+        }
         let what = match error.message() {
             "duplicate key" => {
                 let key = text.get(span.clone()).unwrap_or_default();
@@ -34,11 +38,64 @@ impl Fault {
         Self { offset: span.start, what }
     }
 
+    /// What `toml` says of a value that it cannot read is about its own attempts: `no` is "invalid float, expected `nan`".
+    fn of_value(message: &str, span: &Range<usize>, text: &str) -> Option<Self> {
+        const OF_VALUES: [&str; 11] = [
+            "string values must be quoted",
+            "invalid float",
+            "invalid boolean",
+            "invalid mantissa",
+            "invalid fraction",
+            "invalid binary number",
+            "unexpected leading zero",
+            "`_` may only go between digits",
+            "integer number overflowed",
+            "floating-point number overflowed",
+            "unexpected key or value",
+        ];
+        if !OF_VALUES.iter().any(|known| message.starts_with(known)) {
+            return None;
+        }
+        let (start, value) = value_at(text, span.start)?;
+        let what = if value.is_empty() { "there is no value".to_owned() } else { format!("bad value {value}") };
+        Some(Self::at(start, format!("{what}: expected text in quotes, a number, true or false")))
+    }
+
     /// The error that it is in that file of that text.
     pub(super) fn into_error(self, file: &Path, text: &str) -> Error {
         let (line, column) = line_and_column(text, self.offset);
         Error::ConfigFile { file: file.to_owned(), line, column, what: cut_line(&self.what, LONGEST) }
     }
+}
+
+/// The value in which `offset` lies, and where it begins: all that stands behind the equals sign, or in a list one of its
+/// elements. None in a line that gives no value.
+fn value_at(text: &str, offset: usize) -> Option<(usize, &str)> {
+    let before = text.get(..offset)?;
+    let line = before.rfind('\n').map_or(0, |end| end + 1);
+    let end = text[offset..].find(['\n', '#']).map_or(text.len(), |end| offset + end);
+    let equals = text[line..end].find('=').map(|place| line + place + 1).filter(|start| *start <= offset);
+    let whole = equals.map(|start| trimmed(text, start, end));
+    match whole {
+        Some((start, value)) if !value.starts_with(['[', '{']) || value.ends_with(|last| !"]},[".contains(last)) => {
+            Some((start, value))
+        }
+        // Within a list, which may have begun in a line before.
+        _ => {
+            const ENDS: &[char] = &[',', '[', ']', '{', '}', '='];
+            let start = before[line..].rfind(ENDS).map_or(line, |place| line + place + 1);
+            let end = text[offset..end].find(ENDS).map_or(end, |place| offset + place);
+            let (start, value) = trimmed(text, start, end);
+            (!value.is_empty()).then_some((start, value))
+        }
+    }
+}
+
+/// What stands between two offsets, without the space around it, and where that begins.
+fn trimmed(text: &str, start: usize, end: usize) -> (usize, &str) {
+    let value = text[start..end].trim_end();
+    let trimmed = value.trim_start();
+    (start + value.len() - trimmed.len(), trimmed)
 }
 
 /// Both from 1; a column is a character.

@@ -42,10 +42,14 @@ pub(super) struct Root {
 impl Root {
     /// Reads the file.
     pub(super) fn read(text: &str) -> Result<Self, Fault> {
-        let fault = |error| Fault::of_toml(&error, text);
-        let file = DeTable::parse(text).map_err(fault)?;
+        // A value that cannot be read makes others of what follows it: the first in the text is the cause.
+        let (file, errors) = DeTable::parse_recoverable(text);
+        let first = errors.iter().min_by_key(|error| error.span().map_or(0, |span| span.start));
+        if let Some(first) = first {
+            return Err(Fault::of_toml(first, text));
+        }
         has_tables_of_listeners(file.get_ref())?;
-        Self::deserialize(toml::Deserializer::from(file)).map_err(fault)
+        Self::deserialize(toml::Deserializer::from(file)).map_err(|error| Fault::of_toml(&error, text))
     }
 }
 

@@ -79,6 +79,11 @@ impl<'de, K: Kind> Visitor<'de> for OfKind<K> {
         read.map_err(E::custom)
     }
 
+    /// Of a number that no other has room for.
+    fn visit_i128<E: serde::de::Error>(self, number: i128) -> Result<K::Value, E> {
+        Err(E::invalid_value(Unexpected::Other(&format!("integer `{number}`")), &self))
+    }
+
     fn visit_bool<E: serde::de::Error>(self, truth: bool) -> Result<K::Value, E> {
         K::truth(truth).ok_or_else(|| E::invalid_type(Unexpected::Bool(truth), &self))
     }
