@@ -1,10 +1,15 @@
-//! An upstream that cannot be reached costs no client: the next one is tried, whatever the reason.
+//! What the kernel refuses a proxy costs no client: an upstream that cannot be reached is passed by, and a
+//! socket that does not know an option is served without it.
 
+use std::fs;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Protocol, Socket, Type};
+
 use crate::config_file::serve;
-use crate::support::{Client, Line, Tracer, Upstream};
+use crate::support::{Client, Line, Parent, Tracer, Upstream};
 
 /// A client is served by `upstream` without having been held.
 fn assert_served_by(line: &Line, upstream: &Upstream) {
@@ -51,4 +56,67 @@ fn a_check_without_a_descriptor_says_nothing_of_the_upstream() {
     tracer.detach();
     assert_eq!(line.count("an upstream is passed over"), 0);
     let _client = Client::connect(&line.address_of("web")).unwrap();
+}
+
+/// A proxy with all options of sockets that there are.
+fn with_options(upstream: &Upstream) -> String {
+    format!(
+        "[listener.web]\naddress = '127.0.0.1:0'\nservice = 'proxy'\nupstreams = ['{}']\n\
+         keep_alive = '1m'\nuser_timeout = '30s'\n",
+        upstream.address()
+    )
+}
+
+/// Both sides of a connection hear each other.
+fn assert_passes_on(client: &mut Client, server: &mut Client) {
+    client.write_all(b"request").unwrap();
+    server.expect(b"request").unwrap();
+    server.write_all(b"reply").unwrap();
+    client.expect(b"reply").unwrap();
+}
+
+#[test]
+fn an_option_that_no_socket_knows_is_logged_once_and_served() {
+    for error in ["ENOPROTOOPT", "EOPNOTSUPP", "EPERM"] {
+        let upstream = Upstream::tcp();
+        let line = serve(&with_options(&upstream), &["--workers", "1"]);
+        let inject = format!("inject=setsockopt:error={error}");
+        let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", &inject]);
+        for _ in 0..3 {
+            let mut client = Client::connect(&line.address_of("web")).unwrap();
+            assert_passes_on(&mut client, &mut upstream.accept());
+        }
+        assert!(tracer.detach().contains("INJECTED"));
+        for setting in ["keep_alive", "user_timeout"] {
+            for side in ["clients", "upstreams"] {
+                let said = format!("cannot set {setting} on connections of {side}");
+                line.wait_for(1, &said);
+                assert_eq!(line.count(&said), 1);
+            }
+        }
+    }
+}
+
+/// Of the options, a socket of MPTCP does not know `TCP_USER_TIMEOUT`.
+#[test]
+fn a_client_of_mptcp_is_served_whatever_options_are_set() {
+    let stream = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP));
+    let Ok(listener) = stream() else { return println!("this kernel has no MPTCP") };
+    listener.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    listener.listen(8).unwrap();
+    let address = listener.local_addr().unwrap();
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let file = folder.path().join("handoffd.toml");
+    let upstream = Upstream::tcp();
+    fs::write(&file, with_options(&upstream)).unwrap();
+    let parent = Parent::passing([listener.into()]).saying("LISTEN_FDNAMES", "web");
+    let line = parent.serve(&["--config", file.to_str().unwrap()]);
+    for _ in 0..3 {
+        let client = stream().unwrap();
+        client.connect(&address).unwrap();
+        let mut client = Client::Tcp(client.into());
+        client.set_read_timeout(crate::support::DEADLINE).unwrap();
+        assert_passes_on(&mut client, &mut upstream.accept());
+    }
+    drop(line);
 }

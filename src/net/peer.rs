@@ -50,15 +50,27 @@ impl fmt::Display for Peer {
 }
 
 impl Stream {
-    /// How long nothing may be heard before the kernel probes the peer, and how long what was sent may stay unacknowledged,
-    /// tcp(7). A Unix socket knows neither: its peer cannot vanish unnoticed.
-    pub(crate) fn set_alive(&self, keep_alive: Option<Duration>, user_timeout: Option<Duration>) -> io::Result<()> {
-        let Family::Tcp(socket) = &self.socket else { return Ok(()) };
-        let socket = SockRef::from(socket);
-        if let Some(time) = keep_alive {
-            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time))?;
+    /// Has the kernel probe a peer from which nothing was heard for this long (`TCP_KEEPIDLE`, tcp(7)).
+    ///
+    /// # Errors
+    /// `ENOPROTOOPT` and the like from a socket that does not know the option.
+    pub(crate) fn set_keep_alive(&self, time: Duration) -> io::Result<()> {
+        match &self.socket {
+            Family::Tcp(socket) => SockRef::from(socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(time)),
+            // Its peer cannot vanish unnoticed.
+            Family::Unix(_) => Ok(()),
         }
-        user_timeout.map_or(Ok(()), |time| socket.set_tcp_user_timeout(Some(time)))
+    }
+
+    /// Has the kernel give up a peer that does not acknowledge for this long (`TCP_USER_TIMEOUT`, tcp(7)).
+    ///
+    /// # Errors
+    /// `ENOPROTOOPT` and the like from a socket that does not know the option, such as one of MPTCP.
+    pub(crate) fn set_user_timeout(&self, time: Duration) -> io::Result<()> {
+        match &self.socket {
+            Family::Tcp(socket) => SockRef::from(socket).set_tcp_user_timeout(Some(time)),
+            Family::Unix(_) => Ok(()),
+        }
     }
 
     /// The address that the peer has connected to; a Unix socket has none that others could use.
@@ -138,10 +150,10 @@ mod tests {
     #[tokio::test]
     async fn the_kernel_is_told_when_a_silent_peer_counts_as_gone() {
         let (stream, _client) = connected().await;
-        stream.set_alive(None, None).unwrap();
         let socket = SockRef::from(&stream);
         assert_eq!((socket.keepalive().unwrap(), socket.tcp_user_timeout().unwrap()), (false, None));
-        stream.set_alive(Some(Duration::from_secs(77)), Some(Duration::from_millis(4321))).unwrap();
+        stream.set_keep_alive(Duration::from_secs(77)).unwrap();
+        stream.set_user_timeout(Duration::from_millis(4321)).unwrap();
         assert!(socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(77));
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_millis(4321)));

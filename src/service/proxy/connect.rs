@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Proxy;
 use super::carried::Arriving;
+use super::options::Side;
 use super::tally::{Came, Counted};
 use super::upstreams::{Place, Round};
 use crate::net::{Stream, dial};
@@ -148,7 +149,7 @@ impl Proxy {
         let now = Instant::now();
         let deadline = now.checked_add(self.config.connect_timeout).unwrap_or(now + Duration::from_secs(86_400));
         let end = limit.map_or(deadline, |limit| limit.min(deadline));
-        let mut connecting = pin!(self.greet(index, header));
+        let mut connecting = pin!(self.greet(client.listener(), index, header));
         loop {
             let look = Instant::now() + LAST_PAUSE;
             match timeout_at(look.min(end), connecting.as_mut()).await {
@@ -164,9 +165,9 @@ impl Proxy {
     }
 
     /// Connects, and says what is to be said first.
-    async fn greet(&self, index: usize, header: &[u8]) -> io::Result<Stream> {
+    async fn greet(&self, listener: &str, index: usize, header: &[u8]) -> io::Result<Stream> {
         let mut stream = dial(self.upstreams.all()[index].address()).await?;
-        self.tune(&mut stream)?;
+        self.options.set(&mut stream, Side::Upstream, listener);
         if !header.is_empty() {
             stream.write_all(header).await?;
         }

@@ -9,6 +9,7 @@
 //! | `conversation` | the two of them to the end; `relay` moves the bytes |
 //! | `carried` | what of them goes to another process |
 //! | `limits` | how long they may be silent, and how old |
+//! | `options` | the options of their sockets |
 //! | `tally` | what was passed on |
 //!
 //! In a drain a connection goes on until either side ends it: what the two are saying is theirs, and only the deadline cuts it.
@@ -19,6 +20,7 @@ mod connect;
 mod conversation;
 mod header;
 mod limits;
+mod options;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -35,7 +37,7 @@ use tokio::time::Instant;
 use super::{Connection, Service};
 use crate::carry::Parcel;
 use crate::config::ProxyConfig;
-use crate::net::{Peer, Stream};
+use crate::net::Peer;
 use crate::report::UpstreamCounters;
 use crate::service::relay::Relay;
 use carried::{Arriving, Begun, Identified, Resumed};
@@ -43,6 +45,7 @@ use connect::Connected;
 use conversation::{Conversation, Held};
 use header::Route;
 use limits::{Limits, Used};
+use options::{Side, SocketOptions};
 use tally::Tally;
 use upstreams::Upstreams;
 
@@ -53,6 +56,7 @@ pub(crate) use header::fuzz as fuzz_proxy_header;
 #[derive(Debug)]
 pub struct Proxy {
     config: ProxyConfig,
+    options: SocketOptions,
     upstreams: Arc<Upstreams>,
     tally: Arc<Tally>,
 }
@@ -69,7 +73,8 @@ impl Proxy {
     #[must_use]
     pub fn new(config: ProxyConfig) -> Self {
         let (upstreams, tally) = (Arc::new(Upstreams::new(&config)), Arc::default());
-        Self { config, upstreams, tally }
+        let options = SocketOptions::new(&config);
+        Self { config, options, upstreams, tally }
     }
 
     /// Counts for this listener from now on, also while nobody comes by it.
@@ -93,12 +98,9 @@ impl Proxy {
         let mut arriving = match begun {
             Begun::Arriving(arriving) => arriving,
             Begun::Conversing(Resumed { upstream, mut stream, relay, used }) => {
-                for stream in [&mut connection.stream, &mut stream] {
-                    // It has been told before, by another generation.
-                    if let Err(error) = self.tune(stream) {
-                        tracing::debug!(%error, "a connection that was carried here keeps the options that it had");
-                    }
-                }
+                // This configuration may have other options than that of the generation before.
+                self.options.set(&mut connection.stream, Side::Client, &connection.listener);
+                self.options.set(&mut stream, Side::Upstream, &connection.listener);
                 let upstream = self.reconnected(&connection.listener, upstream, stream);
                 return Ok(Some(Beginning { upstream, relay, limits: Limits::new(&self.config, used) }));
             }
@@ -122,7 +124,7 @@ impl Proxy {
     /// Brings a client to its upstream. What is learned of it on the way is kept in `arriving`; if this is dropped, it begins
     /// anew with that. Cancel safe.
     async fn begin(&self, connection: &mut Connection, arriving: &mut Arriving) -> io::Result<Connected<'_>> {
-        self.tune(&mut connection.stream)?;
+        self.options.set(&mut connection.stream, Side::Client, &connection.listener);
         let Identified { route } = match arriving.identified {
             // The generation that has asked may have had no need to know.
             Some(Identified { route: None }) => Identified { route: self.own_route(connection) },
@@ -166,12 +168,6 @@ impl Proxy {
     fn own_route(&self, connection: &Connection) -> Option<Route> {
         let (Peer::Tcp(source), Some(_)) = (connection.peer, self.config.send_header) else { return None };
         connection.stream.local().map(|destination| Route { source, destination })
-    }
-
-    /// Each write goes out at once, for whoever relays does not know what comes next; and a peer that is gone is noticed.
-    fn tune(&self, stream: &mut Stream) -> io::Result<()> {
-        stream.set_nodelay();
-        stream.set_alive(self.config.keep_alive, self.config.user_timeout)
     }
 }
 

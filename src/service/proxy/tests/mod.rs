@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::address::Address;
 use crate::drain::{Drain, DrainWatch, Way};
+use crate::net::Stream;
 use crate::service::Admission;
 
 /// How long any event may take before the test has failed.

@@ -1,0 +1,69 @@
+//! This module sets the socket options of a proxied connection, on either side of it.
+//!
+//! None of them is worth a connection: a socket that does not know an option is served without it. That
+//! is logged once for each option and side, because it is the same for every connection.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::config::ProxyConfig;
+use crate::net::Stream;
+
+/// The side of a proxied connection that a socket belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Upstream,
+}
+
+/// The options of one proxy, and which of them were reported as unknown.
+#[derive(Debug)]
+pub(super) struct SocketOptions {
+    keep_alive: Option<Duration>,
+    user_timeout: Option<Duration>,
+    client: Reported,
+    upstream: Reported,
+}
+
+#[derive(Debug, Default)]
+struct Reported {
+    keep_alive: AtomicBool,
+    user_timeout: AtomicBool,
+}
+
+impl SocketOptions {
+    pub(super) fn new(config: &ProxyConfig) -> Self {
+        let ProxyConfig { keep_alive, user_timeout, .. } = *config;
+        Self { keep_alive, user_timeout, client: Reported::default(), upstream: Reported::default() }
+    }
+
+    /// Sets them all. Writes are not delayed either: a relay does not know whether more will follow.
+    pub(super) fn set(&self, stream: &mut Stream, side: Side, listener: &str) {
+        stream.set_nodelay();
+        let reported = match side {
+            Side::Client => &self.client,
+            Side::Upstream => &self.upstream,
+        };
+        if let Some(Err(error)) = self.keep_alive.map(|time| stream.set_keep_alive(time)) {
+            report("keep_alive", &error, &reported.keep_alive, side, listener);
+        }
+        if let Some(Err(error)) = self.user_timeout.map(|time| stream.set_user_timeout(time)) {
+            report("user_timeout", &error, &reported.user_timeout, side, listener);
+        }
+    }
+}
+
+fn report(setting: &str, error: &io::Error, was_reported: &AtomicBool, side: Side, listener: &str) {
+    if was_reported.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let side = match side {
+        Side::Client => "clients",
+        Side::Upstream => "upstreams",
+    };
+    tracing::warn!(
+        listener, setting, reason = %error,
+        "cannot set {setting} on connections of {side}, serving them without it: {error}"
+    );
+}
