@@ -1,11 +1,13 @@
 //! What a line has done is counted, for each listener, and no handoff makes it forget.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixListener;
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{Client, Line, Manager, SLOW_DRAIN, assert_becomes};
+use crate::support::{Client, Line, Manager, Operator, REAL, SLOW_DRAIN, assert_becomes};
 
 fn status(line: &Line) -> Value {
     serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap()
@@ -201,4 +203,28 @@ fn metrics_tell_of_the_whole_line_whoever_answers() {
     assert!(request(&metrics, "GET / HTTP/1.1").starts_with("HTTP/1.1 404 "));
     assert!(request(&metrics, "nonsense").starts_with("HTTP/1.1 400 "));
     Client::once(&line.address(), b"as before").unwrap();
+}
+
+/// The test plays the daemon, whose clock was wrong when it started and has been set since.
+#[test]
+fn how_long_a_state_lasts_does_not_change_with_the_clock() {
+    let line = Line::serve_controlled(&[]);
+    let mut status = status(&line);
+    let generation = &mut status["generations"][0];
+    assert!(generation["for_ms"].is_u64() && generation["since_unix_ms"].is_u64(), "{generation}");
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("control");
+    let daemon = UnixListener::bind(&path).unwrap();
+    for since in [1_u64, 4_102_444_800_000] {
+        status["generations"][0]["since_unix_ms"] = since.into();
+        status["generations"][0]["for_ms"] = 61_000.into();
+        let mut command = Command::new(REAL);
+        command.arg("status").arg("--control").arg(&path);
+        let operator = Operator::start(command);
+        let (mut client, _) = daemon.accept().unwrap();
+        BufReader::new(&client).read_line(&mut String::new()).unwrap();
+        writeln!(client, "{}", serde_json::json!({ "status": status })).unwrap();
+        let table = operator.wait().well();
+        assert!(table.contains(" serving  1m 1s  "), "{table}");
+    }
 }

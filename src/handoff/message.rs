@@ -330,6 +330,7 @@ mod tests {
             identity: Identity { version: Some("one\nline".into()), ..Identity::default() },
             state: Standing::Retiring,
             since_unix_ms: 1,
+            for_ms: Some(2),
             connections: None,
             counters: Counters::default(),
             drain_left_ms: Some(2),

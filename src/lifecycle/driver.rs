@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::time::SystemTime;
 
 use tokio_util::task::TaskTracker;
 
@@ -18,7 +17,7 @@ use super::machine::{Birth, Event, State, step};
 use super::pid_file::PidFile;
 use super::plane::Plane;
 use super::signals::{Signals, answer_hangup};
-use super::standing::Inquirers;
+use super::standing::{Inquirers, Since};
 use crate::config::Config;
 use crate::control::{Answer, ControlServer, Request};
 use crate::drain::DrainReport;
@@ -44,7 +43,7 @@ pub struct Ending {
 pub(super) struct Driver<P> {
     pub(super) state: State,
     /// When that became so.
-    pub(super) since: SystemTime,
+    pub(super) since: Since,
     /// Events that an action gave rise to, ahead of all that come from outside.
     pub(super) pending: VecDeque<Event>,
     pub(super) config: Config,
@@ -129,7 +128,7 @@ impl<P: Plane> Driver<P> {
         let birth = if predecessors.has_predecessor() { Birth::Successor } else { Birth::First };
         Ok(Self {
             state: State::born(birth),
-            since: SystemTime::now(),
+            since: Since::now(),
             pending: VecDeque::new(),
             config,
             generation,
@@ -202,7 +201,7 @@ impl<P: Plane> Driver<P> {
             let before = self.state;
             let (state, actions) = step(self.state, event);
             if state.name() != before.name() {
-                self.since = SystemTime::now();
+                self.since = Since::now();
             }
             self.state = state;
             tracing::debug!(?event, from = before.name(), to = state.name(), ?actions, "step");

@@ -34,6 +34,26 @@ impl Inquirers {
     }
 }
 
+/// When something began.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Since {
+    /// By the clock on the wall, which somebody may set.
+    date: SystemTime,
+    /// By the clock that durations are measured with.
+    instant: Instant,
+}
+
+impl Since {
+    /// This instant.
+    pub(super) fn now() -> Self {
+        Self { date: SystemTime::now(), instant: Instant::now() }
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        milliseconds(self.instant.elapsed())
+    }
+}
+
 impl<P: Plane> Driver<P> {
     /// An operator asks.
     pub(super) fn asked(&mut self, request: Request, answer: Answer) -> Option<Event> {
@@ -121,7 +141,8 @@ impl<P: Plane> Driver<P> {
             pid: Some(std::process::id()),
             identity: self.config.identity.clone(),
             state: self.state.standing(),
-            since_unix_ms: unix_ms(self.since),
+            since_unix_ms: unix_ms(self.since.date),
+            for_ms: Some(self.since.elapsed_ms()),
             connections: self.plane.connections(),
             counters: Counters { handoffs: self.handoffs, ..self.plane.counters() },
             drain_left_ms: left.map(milliseconds),
@@ -134,7 +155,8 @@ impl<P: Plane> Driver<P> {
             let state = if successor.is_ready() { Standing::Probation } else { Standing::Starting };
             let known = Report {
                 pid: successor.pid(),
-                since_unix_ms: unix_ms(self.since),
+                since_unix_ms: unix_ms(self.since.date),
+                for_ms: Some(self.since.elapsed_ms()),
                 ..Report::unheard(self.generation.next(), state)
             };
             last_word(known, successor.inquiry())

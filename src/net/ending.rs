@@ -32,10 +32,10 @@ impl Stream {
         if self.shutdown().await.is_err() || nothing_at_risk {
             return 0;
         }
-        let before = self.received();
+        let mut late = 0;
         // In a box: every connection would be as large as this, and few come here.
-        let _ = Box::pin(tokio::time::timeout(linger, self.discard())).await;
-        self.received() - before
+        let _ = Box::pin(tokio::time::timeout(linger, self.discard(&mut late))).await;
+        late
     }
 
     /// Says the end ahead of a close that may say nothing.
@@ -46,10 +46,16 @@ impl Stream {
         }
     }
 
-    /// Reads until the peer closes.
-    async fn discard(&mut self) {
+    /// Reads until the peer closes, and counts the bytes in `late`, not among those received: they are not served.
+    async fn discard(&mut self, late: &mut u64) {
         let mut waste = [0; 512];
-        while matches!(self.read(&mut waste).await, Ok(1..)) {}
+        let mut read = async || match &mut self.socket {
+            Family::Tcp(socket) => socket.read(&mut waste).await,
+            Family::Unix(socket) => socket.read(&mut waste).await,
+        };
+        while let Ok(count @ 1..) = read().await {
+            *late += count as u64;
+        }
     }
 
     /// Has the connection reset when it is dropped: the peer learns that this is no end in order. What it has not acknowledged
@@ -75,12 +81,13 @@ mod tests {
         stream.write_all(b"reply").await.unwrap();
         client.write_all(b"too late").await.unwrap();
         stream.readable().await.unwrap();
-        let finish = tokio::spawn(async move { stream.finish(Duration::from_secs(30)).await });
+        let finish = tokio::spawn(async move { (stream.finish(Duration::from_secs(30)).await, stream.received()) });
         let mut heard = Vec::new();
         client.read_to_end(&mut heard).await.unwrap();
         assert_eq!(heard, b"reply");
         drop(client);
-        assert_eq!(finish.await.unwrap(), 8);
+        // They are no part of what was served.
+        assert_eq!(finish.await.unwrap(), (8, 0));
     }
 
     #[tokio::test]

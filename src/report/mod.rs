@@ -27,6 +27,9 @@ pub struct Report {
     pub state: Standing,
     /// Since when, in milliseconds since 1970.
     pub since_unix_ms: u64,
+    /// For how long, by a clock that nobody sets; none when an older version has not said so.
+    #[serde(default)]
+    pub for_ms: Option<u64>,
     /// Its connections; none when whoever serves them counts them itself.
     pub connections: Option<Connections>,
     /// What it has done so far.
@@ -45,6 +48,7 @@ impl Report {
             identity: Identity::default(),
             state,
             since_unix_ms: 0,
+            for_ms: None,
             connections: None,
             counters: Counters::default(),
             drain_left_ms: None,

@@ -61,7 +61,7 @@ fn is_quiet(status: &Status) -> bool {
 /// For people: a row for each generation, and what happened last.
 fn table(status: &Status) -> String {
     let head = ["GENERATION", "PID", "STATE", "FOR", "CONNECTIONS", "OLDEST", "CUT IN", "VERSION", "BUILD", "CONFIG"];
-    let mut text = aligned(head, status.generations.iter().map(|report| row(report, SystemTime::now())));
+    let mut text = aligned(head, status.generations.iter().map(row));
     let head =
         ["LISTENER", "ADDRESS", "ACCEPTED", "OPEN", "FULL", "RECEIVED", "SENT", "DRAINED", "CUT", "CARRIED", "REFUSED"];
     text.push('\n');
@@ -118,10 +118,9 @@ fn upstream_row(listener: &str, (upstream, counters): (&String, &UpstreamCounter
     [listener.to_owned(), upstream.clone(), connected, active, failed, ejected, sent, received]
 }
 
-fn row(report: &Report, now: SystemTime) -> [String; 10] {
+fn row(report: &Report) -> [String; 10] {
     let short = |text: &Option<String>| text.as_ref().map_or_else(none, |text| text.chars().take(SHORT).collect());
-    let since = SystemTime::UNIX_EPOCH + Duration::from_millis(report.since_unix_ms);
-    let age = (report.since_unix_ms > 0).then(|| now.duration_since(since).unwrap_or_default());
+    let age = report.for_ms.map(Duration::from_millis).or_else(|| by_date(report.since_unix_ms));
     let connections = report.connections.as_ref();
     let oldest = connections.and_then(|connections| connections.oldest_ms).map(Duration::from_millis);
     [
@@ -136,6 +135,12 @@ fn row(report: &Report, now: SystemTime) -> [String; 10] {
         short(&report.identity.build),
         short(&report.identity.configuration),
     ]
+}
+
+/// How long ago it was, for a generation of a version that does not say how long: wrong when a clock has been set since.
+fn by_date(unix_ms: u64) -> Option<Duration> {
+    let date = SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms);
+    (unix_ms > 0).then(|| SystemTime::now().duration_since(date).unwrap_or_default())
 }
 
 fn none() -> String {
