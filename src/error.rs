@@ -48,6 +48,26 @@ pub enum Error {
         /// The address.
         address: String,
     },
+    /// Two listeners cannot listen beside each other: the address of one is part of the other's.
+    #[error(
+        "two listeners have overlapping addresses: {address} and {other} ([::] takes IPv4 as well, tcp6:[::] does not)"
+    )]
+    OverlappingAddresses {
+        /// One of them.
+        address: String,
+        /// The other.
+        other: String,
+    },
+    /// An upstream of a proxy is its own listener, or leads back to it.
+    #[error(
+        "the upstream {upstream} leads back to the listener {listener}: connections would be passed on without end"
+    )]
+    UpstreamLoop {
+        /// The upstream.
+        upstream: String,
+        /// The address that the upstream leads to.
+        listener: String,
+    },
     /// A proxy has nowhere to send its clients.
     #[error("no upstream is given")]
     NoUpstream,
@@ -234,6 +254,8 @@ impl Error {
             | Self::ListenerName { .. }
             | Self::DuplicateName { .. }
             | Self::DuplicateAddress { .. }
+            | Self::OverlappingAddresses { .. }
+            | Self::UpstreamLoop { .. }
             | Self::NoUpstream
             | Self::DuplicateUpstream { .. }
             | Self::Setting { .. } => Exit::Usage,

@@ -68,7 +68,14 @@ fn what_is_wrong_in_a_file_is_named_with_its_line_and_column() {
         ("log = ''", "1:7: bad filter \"\": \"\" is not a level, expected error, warn"),
         ("metrics = 9100", "1:11: invalid type: integer `9100`, expected an address"),
         (&format!("metrics = '@b'\n{}", echo("").replace("web", "metrics")), "1:11: the name of this listener is"),
-        (&format!("metrics = '@a'\n{}", echo("")), "1:11: the listener \"web\" has that address, expected another"),
+        (
+            &format!("metrics = '@a'\n{}", echo("")),
+            "1:11: the listener \"web\" has the address @a already, expected another",
+        ),
+        (
+            "metrics = '127.0.0.1:80'\n[listener.web]\naddress = '[::]:80'\nservice = 'echo'",
+            "1:11: the address 127.0.0.1:80 overlaps with [::]:80 of the listener \"web\", expected another",
+        ),
         // Listeners.
         ("bake = 1\n", "1:1: there is no listener, expected at least one, as in [listener.web]"),
         ("listener = 5", "1:12: this is no table, expected a table with the listener's name"),
@@ -89,7 +96,20 @@ fn what_is_wrong_in_a_file_is_named_with_its_line_and_column() {
             &echo("[listener.api]\naddress = '@a'\nservice = 'echo'"),
             "5:11: the listener \"web\" has the address @a already, expected another",
         ),
+        (
+            "[listener.web]\naddress = '0.0.0.0:80'\nservice = 'echo'\n[listener.api]\naddress = '127.0.0.1:80'",
+            "5:11: the address 127.0.0.1:80 overlaps with 0.0.0.0:80 of the listener \"web\", expected another",
+        ),
         // Proxies.
+        (
+            "[listener.web]\naddress = '[::]:80'\nservice = 'proxy'\nupstreams = ['@b', '127.0.0.1:80']",
+            "4:20: the upstream 127.0.0.1:80 leads back to the listener \"web\", expected one that does not",
+        ),
+        (
+            "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = ['@b']\n\
+             [listener.api]\naddress = '@b'\nservice = 'proxy'\nupstreams = ['@a']",
+            "8:14: the upstream @a leads back to the listener \"web\", expected one that does not",
+        ),
         (
             "[listener.web]\naddress = '@a'\nservice = 'proxy'\n",
             "1:11: the listener \"web\" has no upstreams, expected",

@@ -133,6 +133,39 @@ fn two_listeners_of_one_name_or_address_are_named() {
 }
 
 #[test]
+fn addresses_that_overlap_are_named() {
+    for (one, other) in [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:1", "0.0.0.0:1"), ("[::1]:1", "tcp6:[::]:1")] {
+        let both = ["--listen", one, "--listen", &format!("web={other}")];
+        assert_refused(&both, 64, &["overlapping", one, other]);
+        Refusal::to(&[&["check"][..], &both].concat()).names(64, &["overlapping", one, other]);
+    }
+    let metrics = ["check", "--listen", "[::]:1", "--metrics", "127.0.0.1:1", "--control", "/run/c"];
+    Refusal::to(&metrics).names(64, &["overlapping", "[::]:1", "127.0.0.1:1"]);
+}
+
+#[test]
+fn a_proxy_that_is_its_own_upstream_is_named() {
+    for (listener, upstream) in [("127.0.0.1:1", "127.0.0.1:1"), ("0.0.0.0:1", "127.0.0.1:1"), ("@a", "@a")] {
+        let proxy = ["proxy", "--listen", listener, "--to", upstream];
+        for arguments in [&proxy[..], &[&["check"][..], &proxy].concat()] {
+            Refusal::to(arguments).names(64, &[&format!("the upstream {upstream} leads back"), listener]);
+        }
+    }
+}
+
+#[test]
+fn sockets_that_share_a_path_are_named_by_check() {
+    let folder = folder();
+    symlink(folder.path(), folder.path().join("link")).unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (one, other) = (path("socket"), path("link/socket"));
+    let both = ["check", "--listen", &format!("web={one}"), "--listen", &format!("api={other}")];
+    Refusal::to(&both).names(78, &["(api)", "web has the same path"]);
+    let control = ["check", "--listen", &format!("web={one}"), "--control", &other];
+    Refusal::to(&control).names(78, &["(control)", "web has the same path"]);
+}
+
+#[test]
 fn an_argument_that_is_no_text_is_named() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_handoffd"));
     command.args(["--listen", "127.0.0.1:0", "--bake"]).arg(OsStr::from_bytes(b"1\xff2"));

@@ -3,9 +3,10 @@
 //! Everything is checked when a value is made and never again. Where the values come from (flags, a file) is the
 //! caller's affair.
 
+mod overlap;
 mod proxy;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use crate::address::Address;
 use crate::error::Error;
 use crate::report::Identity;
 
+pub(crate) use overlap::{Loop, TakenAddresses, find_loop};
 pub use proxy::{Balance, Check, Ejection, HeaderVersion, Network, ProxyConfig, Upstreams};
 
 /// Where the daemon listens when it is told nothing and inherits nothing: the port of the program that this one follows.
@@ -103,9 +105,25 @@ impl Listeners {
     /// Exactly these; none at all means [`Listeners::Inherited`].
     ///
     /// # Errors
-    /// [`Error::DuplicateName`] and [`Error::DuplicateAddress`]. Port 0 may be asked for more than once.
+    /// [`Error::DuplicateName`], [`Error::DuplicateAddress`] and [`Error::OverlappingAddresses`]. Port 0 may be asked for more than once.
     pub fn exactly(listeners: Vec<ListenerConfig>) -> Result<Self, Error> {
         if listeners.is_empty() { Ok(Self::Inherited) } else { UniqueListeners::new(listeners).map(Self::Named) }
+    }
+
+    /// Checks that a proxy on all of these does not connect to itself.
+    ///
+    /// # Errors
+    /// [`Error::UpstreamLoop`].
+    pub fn check_upstreams(&self, upstreams: &Upstreams) -> Result<(), Error> {
+        let Self::Named(named) = self else { return Ok(()) };
+        let all: Vec<_> = named.as_slice().iter().map(|one| (&one.address, upstreams.as_slice())).collect();
+        match find_loop(&all) {
+            None => Ok(()),
+            Some(Loop { upstream, leads_to, .. }) => Err(Error::UpstreamLoop {
+                upstream: upstreams.as_slice()[upstream].to_string(),
+                listener: named.as_slice()[leads_to].address.to_string(),
+            }),
+        }
     }
 
     /// How many connections each may have at once, by the name that it goes by, where that is said.
@@ -119,21 +137,28 @@ impl Listeners {
     }
 }
 
-/// Listeners of which no two share a name or an address.
+/// Listeners of which no two share a name, and no two addresses overlap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UniqueListeners(Vec<ListenerConfig>);
 
 impl UniqueListeners {
     fn new(listeners: Vec<ListenerConfig>) -> Result<Self, Error> {
+        let mut names = HashSet::new();
+        let mut taken = TakenAddresses::new();
         for (index, one) in listeners.iter().enumerate() {
-            for (other_index, other) in listeners[..index].iter().enumerate() {
-                if one.name_at(index) == other.name_at(other_index) {
-                    return Err(Error::DuplicateName { name: one.name_at(index) });
-                }
-                if one.address == other.address && !one.address.is_any_port() {
-                    return Err(Error::DuplicateAddress { address: one.address.to_string() });
-                }
+            let name = one.name_at(index);
+            if names.contains(&name) {
+                return Err(Error::DuplicateName { name });
             }
+            names.insert(name);
+            taken.take(&one.address, &one.address).map_err(|other| {
+                let address = one.address.to_string();
+                if *other == one.address {
+                    Error::DuplicateAddress { address }
+                } else {
+                    Error::OverlappingAddresses { address, other: other.to_string() }
+                }
+            })?;
         }
         Ok(Self(listeners))
     }
@@ -281,6 +306,7 @@ mod tests {
         assert!(matches!(listen(&["a=127.0.0.1:1", "a=127.0.0.1:2"]), Err(Error::DuplicateName { .. })));
         assert!(matches!(listen(&["listener-2=127.0.0.1:1", "127.0.0.1:2"]), Err(Error::DuplicateName { .. })));
         assert!(matches!(listen(&["127.0.0.1:1", "b=127.0.0.1:1"]), Err(Error::DuplicateAddress { .. })));
+        assert!(matches!(listen(&["127.0.0.1:1", "[::]:1"]), Err(Error::OverlappingAddresses { .. })));
         assert!(listen(&["127.0.0.1:0", "127.0.0.1:0"]).is_ok());
         assert_eq!(listen(&[]).unwrap(), Listeners::Inherited);
     }

@@ -1,6 +1,6 @@
 //! Puts the listeners of a configuration file together: what none may lack, and what no two may share.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use toml::Spanned;
@@ -10,7 +10,9 @@ use super::place::Fault;
 use super::tables::ListenerTable;
 use super::values::{As, Kind, List, Service, Upstream};
 use crate::address::Address;
-use crate::config::{Check, Ejection, ListenerConfig, ListenerName, ProxyConfig, Upstreams};
+use crate::config::{
+    Check, Ejection, ListenerConfig, ListenerName, Loop, ProxyConfig, TakenAddresses, Upstreams, find_loop,
+};
 use crate::error::Error;
 
 /// How long a check may take if the file does not say.
@@ -21,6 +23,8 @@ pub(super) struct Listener {
     name: ListenerName,
     config: ListenerConfig,
     service: ServiceConfig,
+    /// Where each of its upstreams stands.
+    upstream_places: Vec<usize>,
 }
 
 impl Listener {
@@ -28,34 +32,65 @@ impl Listener {
         &self.name
     }
 
-    /// Whether nobody else can listen at `address`, for it does.
-    pub(super) fn has(&self, address: &Address) -> bool {
-        self.config.address == *address && !address.is_any_port()
-    }
-
     pub(super) fn split(self) -> (ListenerConfig, (ListenerName, ServiceConfig)) {
         (self.config, (self.name, self.service))
     }
 }
 
-/// All of them, in the order of the file.
-pub(super) fn read(tables: BTreeMap<Spanned<String>, ListenerTable>) -> Result<Vec<Listener>, Fault> {
+/// Addresses that are listened on, each with the listener.
+pub(super) type Taken = TakenAddresses<(Address, ListenerName)>;
+
+/// All of them, in the order of the file. Their addresses are taken from then on.
+pub(super) fn read(
+    tables: BTreeMap<Spanned<String>, ListenerTable>,
+    taken: &mut Taken,
+) -> Result<Vec<Listener>, Fault> {
     if tables.is_empty() {
         // One that is empty, or half written, must not close what the generation before serves.
         return Err(Fault::at(0, "there is no listener, expected at least one, as in [listener.web]"));
     }
     let mut tables: Vec<_> = tables.into_iter().collect();
     tables.sort_by_key(|(name, _)| name.span().start);
-    let mut taken = HashMap::new();
-    tables.into_iter().map(|(name, table)| one(&name, table, &mut taken)).collect()
+    let listeners: Vec<_> =
+        tables.into_iter().map(|(name, table)| one(&name, table, taken)).collect::<Result<_, _>>()?;
+    leads_to_no_loop(&listeners)?;
+    Ok(listeners)
 }
 
-/// One of them. `taken` is who listens where.
-fn one(
-    name: &Spanned<String>,
-    mut table: ListenerTable,
-    taken: &mut HashMap<Address, ListenerName>,
-) -> Result<Listener, Fault> {
+/// No proxy connects to itself, straight or by way of others.
+fn leads_to_no_loop(listeners: &[Listener]) -> Result<(), Fault> {
+    let upstreams = |listener: &'_ Listener| match &listener.service {
+        ServiceConfig::Proxy(proxy) => proxy.upstreams.as_slice().to_vec(),
+        ServiceConfig::Echo => Vec::new(),
+    };
+    let upstreams: Vec<_> = listeners.iter().map(upstreams).collect();
+    let all = listeners.iter().zip(&upstreams).map(|(listener, to)| (&listener.config.address, to.as_slice()));
+    let Some(Loop { listener, upstream, leads_to }) = find_loop(&all.collect::<Vec<_>>()) else { return Ok(()) };
+    let address = &upstreams[listener][upstream];
+    let what = format!(
+        "the upstream {address} leads back to the listener {:?}, expected one that does not",
+        listeners[leads_to].name.as_str()
+    );
+    Err(Fault::at(listeners[listener].upstream_places[upstream], what))
+}
+
+/// Takes the address of a listener, at which it stands in the file.
+pub(super) fn take(taken: &mut Taken, address: &Address, name: &ListenerName, place: usize) -> Result<(), Fault> {
+    taken.take(address, (address.clone(), name.clone())).map_err(|(other, owner)| {
+        let owner = owner.as_str();
+        Fault::at(
+            place,
+            if other == *address {
+                format!("the listener {owner:?} has the address {address} already, expected another")
+            } else {
+                format!("the address {address} overlaps with {other} of the listener {owner:?}, expected another")
+            },
+        )
+    })
+}
+
+/// One of them.
+fn one(name: &Spanned<String>, mut table: ListenerTable, taken: &mut Taken) -> Result<Listener, Fault> {
     let refuse = |what| Fault::at(name.span().start, what);
     let lacks =
         |what, expected| refuse(format!("the listener {:?} has no {what}, expected {expected}", name.get_ref()));
@@ -64,12 +99,9 @@ fn one(
     let address = table.address.take().ok_or_else(|| lacks("address", "one, as in address = \"127.0.0.1:8080\""))?;
     let place = address.span().start;
     let address = address.into_inner().0;
-    if !address.is_any_port() {
-        if let Some(other) = taken.insert(address.clone(), parsed.clone()) {
-            let what = format!("the listener {:?} has the address {address} already, expected another", other.as_str());
-            return Err(Fault::at(place, what));
-        }
-    }
+    take(taken, &address, &parsed, place)?;
+    let upstreams_at = |list: &Spanned<List<Upstream>>| list.get_ref().0.iter().map(|one| one.span().start).collect();
+    let upstream_places = table.upstreams.as_ref().map_or_else(Vec::new, upstreams_at);
     let config = ListenerConfig {
         name: Some(parsed.clone()),
         address,
@@ -91,7 +123,7 @@ fn one(
             ServiceConfig::Proxy(Box::new(proxy(upstreams(list)?, table)?))
         }
     };
-    Ok(Listener { name: parsed, config, service })
+    Ok(Listener { name: parsed, config, service, upstream_places })
 }
 
 fn upstreams(list: Spanned<List<Upstream>>) -> Result<Upstreams, Fault> {

@@ -122,17 +122,16 @@ impl ConfigFile {
 
 fn read(text: &str) -> Result<ConfigFile, Fault> {
     let root = Root::read(text)?;
-    let listeners = listeners::read(root.listener)?;
+    let mut taken = listeners::Taken::new();
+    let listeners = listeners::read(root.listener, &mut taken)?;
     let metrics = root.metrics;
     if let Some(metrics) = &metrics {
-        let refuse = |what| Err(Fault::at(metrics.span().start, what));
-        if let Some(taken) = listeners.iter().find(|listener| listener.has(&metrics.get_ref().0)) {
-            return refuse(format!("the listener {:?} has that address, expected another", taken.name().as_str()));
-        }
-        if listeners.iter().any(|listener| listener.name().as_str() == METRICS_LISTENER) {
-            return refuse(format!(
-                "the name of this listener is {METRICS_LISTENER:?}, expected no other of that name"
-            ));
+        let place = metrics.span().start;
+        let name = METRICS_LISTENER.parse().map_err(|error: Error| Fault::at(place, error.to_string()))?;
+        listeners::take(&mut taken, &metrics.get_ref().0, &name, place)?;
+        if listeners.iter().any(|listener| *listener.name() == name) {
+            let what = format!("the name of this listener is {METRICS_LISTENER:?}, expected no other of that name");
+            return Err(Fault::at(place, what));
         }
     }
     let (listeners, services): (Vec<_>, Vec<_>) = listeners.into_iter().map(listeners::Listener::split).unzip();

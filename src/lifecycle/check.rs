@@ -3,8 +3,10 @@
 //! For a command before the daemon is started or reloaded. Whether an address is free only binding can tell, and a
 //! reload does not need it to be; so what is looked at is where files are to be made.
 
+use std::collections::HashMap;
+use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, eaccess};
 
@@ -16,25 +18,35 @@ use crate::error::Error;
 /// Looks, and touches nothing.
 ///
 /// # Errors
-/// [`Error::Bind`], [`Error::PidFile`]: the first path at which nothing can be made.
+/// [`Error::Bind`], [`Error::PidFile`]: the first path at which nothing can be made, or that two sockets have.
 pub fn check(config: &Config) -> Result<(), Error> {
     let named = match &config.listeners {
         Listeners::Named(named) => named.as_slice(),
         Listeners::Inherited => &[],
     };
-    for (index, listener) in named.iter().enumerate() {
-        if let Some(path) = listener.address.path() {
-            can_be_made(path).map_err(|source| refuse(listener.name_at(index), path, source))?;
+    let named = named.iter().enumerate();
+    let paths = named.filter_map(|(index, listener)| Some((listener.name_at(index), listener.address.path()?)));
+    let mut taken: HashMap<PathBuf, String> = HashMap::new();
+    for (name, path) in paths.chain(config.control.as_deref().map(|path| (CONTROL.to_owned(), path))) {
+        can_be_made(path).map_err(|source| refuse(name.clone(), path, source))?;
+        if let Some(other) = taken.insert(resolved(path), name.clone()) {
+            return Err(refuse(name, path, io::Error::other(format!("{other} has the same path"))));
         }
-    }
-    if let Some(path) = &config.control {
-        can_be_made(path).map_err(|source| refuse(CONTROL.to_owned(), path, source))?;
     }
     pid_file::check(config)?;
     if let Some(path) = &config.pid_file {
         can_be_made(path).map_err(|source| Error::PidFile { path: path.clone(), source })?;
     }
     Ok(())
+}
+
+/// The path with its folder as it is in the file system: two names of one folder are one.
+fn resolved(path: &Path) -> PathBuf {
+    let folder = path.parent().and_then(|folder| fs::canonicalize(folder).ok());
+    match (folder, path.file_name()) {
+        (Some(folder), Some(name)) => folder.join(name),
+        _ => path.to_owned(),
+    }
 }
 
 fn refuse(name: String, path: &Path, source: io::Error) -> Error {

@@ -184,6 +184,7 @@ impl ProxyFlags {
             ..ProxyConfig::to(Upstreams::new(upstreams?)?)
         };
         let listeners = self.listen.read(self.max_connections)?;
+        listeners.check_upstreams(&proxy.upstreams)?;
         let serve = Serve::everywhere(listeners, Served::Proxy(Box::new(Proxy::new(proxy))));
         self.daemon.over(serve, None, runtime_directory)
     }

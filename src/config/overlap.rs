@@ -1,0 +1,292 @@
+//! This module finds addresses that cannot be listened on together, and proxies that would connect to themselves.
+//!
+//! The kernel would refuse the first when a generation starts, with "address in use" and no word of the other listener.
+//! The second would start, and use up every descriptor with the first client. Nothing here opens a socket: which addresses
+//! the interfaces of this machine have is not known.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::address::Address;
+
+/// Addresses that are listened on, each with its owner.
+#[derive(Debug)]
+pub(crate) struct TakenAddresses<T> {
+    unix: HashMap<Address, T>,
+    ports: HashMap<u16, Port<T>>,
+}
+
+/// The addresses of a TCP port.
+#[derive(Debug)]
+struct Port<T> {
+    v4: BTreeMap<Ipv4Addr, T>,
+    /// With the scope, which tells link-local addresses of two interfaces apart.
+    v6: BTreeMap<(Ipv6Addr, u32), T>,
+    /// `[::]`, where it takes IPv4 as well.
+    dual: Option<T>,
+}
+
+impl<T: Clone> TakenAddresses<T> {
+    pub(crate) fn new() -> Self {
+        Self { unix: HashMap::new(), ports: HashMap::new() }
+    }
+
+    /// Takes an address.
+    ///
+    /// # Errors
+    /// The owner of an address that overlaps with it.
+    pub(crate) fn take(&mut self, address: &Address, owner: T) -> Result<(), T> {
+        if address.is_any_port() {
+            return Ok(());
+        }
+        let (socket, takes_v4) = match address {
+            Address::UnixPath(_) | Address::UnixAbstract(_) => {
+                return match self.unix.insert(address.clone(), owner) {
+                    Some(other) => Err(other),
+                    None => Ok(()),
+                };
+            }
+            Address::Tcp(socket) => (*socket, true),
+            Address::Tcp6Only(socket) => (SocketAddr::V6(*socket), false),
+        };
+        let port = self.ports.entry(socket.port()).or_insert_with(Port::new);
+        match port.owner_beside(socket, takes_v4) {
+            Some(other) => Err(other.clone()),
+            None => {
+                port.add(socket, takes_v4, owner);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl<T> Port<T> {
+    const fn new() -> Self {
+        Self { v4: BTreeMap::new(), v6: BTreeMap::new(), dual: None }
+    }
+
+    fn owner_beside(&self, socket: SocketAddr, takes_v4: bool) -> Option<&T> {
+        let unspecified = (Ipv6Addr::UNSPECIFIED, 0);
+        match (socket.ip().to_canonical(), scope(socket)) {
+            (IpAddr::V4(Ipv4Addr::UNSPECIFIED), _) => self.v4.values().next().or(self.dual.as_ref()),
+            (IpAddr::V4(ip), _) => {
+                let v4 = self.v4.get(&ip).or_else(|| self.v4.get(&Ipv4Addr::UNSPECIFIED));
+                v4.or(self.dual.as_ref())
+            }
+            (IpAddr::V6(Ipv6Addr::UNSPECIFIED), _) => {
+                let v4 = if takes_v4 { self.v4.values().next() } else { None };
+                self.v6.values().next().or(v4)
+            }
+            (IpAddr::V6(ip), scope) => self.v6.get(&(ip, scope)).or_else(|| self.v6.get(&unspecified)),
+        }
+    }
+
+    fn add(&mut self, socket: SocketAddr, takes_v4: bool, owner: T)
+    where
+        T: Clone,
+    {
+        match (socket.ip().to_canonical(), scope(socket)) {
+            (IpAddr::V4(ip), _) => {
+                self.v4.insert(ip, owner);
+            }
+            (IpAddr::V6(ip), scope) => {
+                if ip.is_unspecified() && takes_v4 {
+                    self.dual = Some(owner.clone());
+                }
+                self.v6.insert((ip, scope), owner);
+            }
+        }
+    }
+}
+
+const fn scope(socket: SocketAddr) -> u32 {
+    match socket {
+        SocketAddr::V4(_) => 0,
+        SocketAddr::V6(socket) => socket.scope_id(),
+    }
+}
+
+/// An upstream that leads back to its own listener, straight or by way of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Loop {
+    /// The place of the listener whose upstream it is.
+    pub(crate) listener: usize,
+    /// The place of the upstream among those of the listener.
+    pub(crate) upstream: usize,
+    /// The place of the listener that it leads to.
+    pub(crate) leads_to: usize,
+}
+
+/// The first loop among these listeners, each with its upstreams.
+pub(crate) fn find_loop(listeners: &[(&Address, &[Address])]) -> Option<Loop> {
+    let mut by_port: HashMap<Option<u16>, Vec<usize>> = HashMap::new();
+    for (place, (address, _)) in listeners.iter().enumerate() {
+        by_port.entry(port(address)).or_default().push(place);
+    }
+    let target = |upstream: &Address| {
+        let candidates = by_port.get(&port(upstream)).map_or(&[][..], Vec::as_slice);
+        candidates.iter().copied().find(|place| reaches(upstream, listeners[*place].0))
+    };
+    let mut state = vec![Visit::Never; listeners.len()];
+    for first in 0..listeners.len() {
+        // Listeners on the way from the first, each with the upstream that is looked at next.
+        let mut way = vec![(first, 0)];
+        while let Some((listener, upstream)) = way.last().copied() {
+            if upstream == 0 {
+                if state[listener] == Visit::Done {
+                    way.pop();
+                    continue;
+                }
+                state[listener] = Visit::UnderWay;
+            }
+            let Some(address) = listeners[listener].1.get(upstream) else {
+                state[listener] = Visit::Done;
+                way.pop();
+                continue;
+            };
+            if let Some((_, next)) = way.last_mut() {
+                *next += 1;
+            }
+            match target(address) {
+                Some(leads_to) if state[leads_to] == Visit::UnderWay => {
+                    return Some(Loop { listener, upstream, leads_to });
+                }
+                Some(leads_to) => way.push((leads_to, 0)),
+                None => {}
+            }
+        }
+    }
+    None
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Visit {
+    Never,
+    UnderWay,
+    Done,
+}
+
+const fn port(address: &Address) -> Option<u16> {
+    match address {
+        Address::Tcp(socket) => Some(socket.port()),
+        Address::Tcp6Only(socket) => Some(socket.port()),
+        Address::UnixPath(_) | Address::UnixAbstract(_) => None,
+    }
+}
+
+/// Whether a connection to `upstream` is accepted at `listener`, as far as the addresses tell.
+fn reaches(upstream: &Address, listener: &Address) -> bool {
+    let Address::Tcp(to) = upstream else { return upstream == listener };
+    let (at, takes_v4) = match listener {
+        Address::Tcp(at) => (*at, true),
+        Address::Tcp6Only(at) => (SocketAddr::V6(*at), false),
+        Address::UnixPath(_) | Address::UnixAbstract(_) => return false,
+    };
+    if to.port() != at.port() {
+        return false;
+    }
+    // A connection to no address goes to the local host.
+    let to = match to.ip().to_canonical() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
+    };
+    match at.ip().to_canonical() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => to.is_ipv4() && to.is_loopback(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => to.is_loopback() && (takes_v4 || to.is_ipv6()),
+        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => to == ip,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        text.parse().unwrap()
+    }
+
+    /// Whether two addresses can be listened on together, whichever is first.
+    fn are_apart(one: &str, other: &str) -> bool {
+        let apart = |first: &str, second: &str| {
+            let mut taken = TakenAddresses::new();
+            taken.take(&address(first), 1).unwrap();
+            taken.take(&address(second), 2).is_ok()
+        };
+        assert_eq!(apart(one, other), apart(other, one), "{one} {other}");
+        apart(one, other)
+    }
+
+    /// What the kernel does with two such sockets, bind(2): seen with each pair.
+    #[test]
+    fn addresses_of_which_one_holds_the_other_overlap() {
+        for (one, other) in [
+            ("127.0.0.1:80", "127.0.0.1:80"),
+            ("0.0.0.0:80", "127.0.0.1:80"),
+            ("[::]:80", "127.0.0.1:80"),
+            ("[::]:80", "0.0.0.0:80"),
+            ("[::]:80", "[::1]:80"),
+            ("[::]:80", "tcp6:[::]:80"),
+            ("tcp6:[::]:80", "[::1]:80"),
+            ("tcp6:[::1]:80", "[::1]:80"),
+            ("[::ffff:127.0.0.1]:80", "127.0.0.1:80"),
+            ("[::ffff:127.0.0.1]:80", "0.0.0.0:80"),
+            ("/run/a", "/run//a"),
+            ("@a", "@a"),
+        ] {
+            assert!(!are_apart(one, other), "{one} {other}");
+        }
+        for (one, other) in [
+            ("127.0.0.1:80", "127.0.0.1:81"),
+            ("127.0.0.1:80", "127.0.0.2:80"),
+            ("127.0.0.1:80", "[::1]:80"),
+            ("0.0.0.0:80", "[::1]:80"),
+            ("0.0.0.0:80", "tcp6:[::]:80"),
+            ("0.0.0.0:0", "0.0.0.0:0"),
+            ("[fe80::1%1]:80", "[fe80::1%2]:80"),
+            ("/run/a", "@a"),
+            ("/run/a", "/run/b"),
+        ] {
+            assert!(are_apart(one, other), "{one} {other}");
+        }
+    }
+
+    fn found(listeners: &[(&str, &[&str])]) -> Option<Loop> {
+        let parsed: Vec<(Address, Vec<Address>)> =
+            listeners.iter().map(|(at, to)| (address(at), to.iter().map(|text| address(text)).collect())).collect();
+        find_loop(&parsed.iter().map(|(at, to)| (at, to.as_slice())).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_listener_that_is_its_own_upstream_is_a_loop() {
+        for (listener, upstream) in [
+            ("127.0.0.1:80", "127.0.0.1:80"),
+            ("127.0.0.1:80", "0.0.0.0:80"),
+            ("0.0.0.0:80", "127.1.2.3:80"),
+            ("[::]:80", "127.0.0.1:80"),
+            ("[::]:80", "[::1]:80"),
+            ("tcp6:[::]:80", "[::1]:80"),
+            ("[::1]:80", "[::]:80"),
+            ("127.0.0.1:80", "[::ffff:127.0.0.1]:80"),
+            ("/run/a", "/run/a"),
+            ("@a", "@a"),
+        ] {
+            let expected = Loop { listener: 0, upstream: 1, leads_to: 0 };
+            assert_eq!(found(&[(listener, &["@other", upstream])]), Some(expected), "{listener} {upstream}");
+        }
+        for (listener, upstream) in
+            [("0.0.0.0:80", "127.0.0.1:81"), ("0.0.0.0:80", "[::1]:80"), ("tcp6:[::]:80", "127.0.0.1:80"), ("@a", "/a")]
+        {
+            assert_eq!(found(&[(listener, &[upstream])]), None, "{listener} {upstream}");
+        }
+    }
+
+    #[test]
+    fn a_loop_by_way_of_other_listeners_is_found_and_a_chain_is_none() {
+        let chain: &[(&str, &[&str])] = &[("@a", &["@b", "@c"]), ("@b", &["@c"]), ("@c", &["@d"])];
+        assert_eq!(found(chain), None);
+        let mut looped = chain.to_vec();
+        looped[2].1 = &["@d", "@a"];
+        assert_eq!(found(&looped), Some(Loop { listener: 2, upstream: 1, leads_to: 0 }));
+    }
+}
