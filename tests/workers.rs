@@ -4,10 +4,12 @@
 //! strace(1) has the runtime of one thread fail: tokio panics when epoll_wait(2) does.
 
 use std::fs;
+use std::net::TcpListener;
 
+use nix::libc;
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Line, SLOW_DRAIN, Tracer, install, signal};
+use crate::support::{Client, Line, Parent, SLOW_DRAIN, Tracer, install, signal};
 
 /// EX_OSERR: the system has failed us.
 const SYSTEM: i32 = 71;
@@ -44,6 +46,30 @@ fn a_dead_worker_ends_the_generation_with_the_reason() {
     assert!(!pid_file(&line).exists(), "the pid file names a process that has ended");
     tracer.wait();
     line.wait_for_end();
+}
+
+/// strace(1) has the thread see the flag as it was: so it is, when another process clears it right after the look.
+#[test]
+fn a_listener_that_is_set_blocking_during_accept_hangs_nobody() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let parent = Parent::passing([socket.try_clone().unwrap().into()]);
+    let line = parent.serve(&["--workers", "1"]);
+    let mut held = line.hold();
+    let pid = line.pid_of(1);
+    for round in 1..=2 {
+        // The look before the accept, tokio's at what was accepted (in a debug build), and the look before the next accept.
+        let looks = format!("inject=fcntl:retval={}:when=1..3", libc::O_RDWR | libc::O_NONBLOCK);
+        let tracer = Tracer::attach(&line, thread(pid, "worker-1"), &["-e", "trace=fcntl", "-e", &looks]);
+        socket.set_nonblocking(false).unwrap();
+        let mut client = Client::connect(&line.address()).unwrap();
+        client.echo(b"accepted").unwrap();
+        held.echo(b"still here").unwrap();
+        line.wait_for_count(round, "another process set the listener blocking; set back");
+        tracer.detach();
+    }
+    line.signal(1, Signal::SIGTERM);
+    drop(held);
+    assert_eq!(line.exit_code(1), 0);
 }
 
 #[test]
@@ -97,7 +123,11 @@ fn a_generation_is_ready_when_every_worker_has_run() {
     let trace = fs::read_to_string(line.folder().join("trace")).unwrap();
     let lines = || trace.lines().enumerate();
     let ready = lines().find(|(_, call)| call.contains("is accepting")).unwrap().0;
-    let is_born = |call: &str| call.contains("prctl") && call.contains("= 0") && !call.contains("unfinished");
+    // The call may be told of in two lines, and the name is in the first.
+    let thread_of = |call: &str| call.split(' ').next().unwrap().to_owned();
+    let workers: Vec<_> =
+        lines().filter(|(_, call)| call.contains("\"worker-")).map(|(_, call)| thread_of(call)).collect();
+    let is_born = |call: &str| call.contains("prctl") && call.contains("= 0") && workers.contains(&thread_of(call));
     let born: Vec<_> = lines().filter(|(_, call)| is_born(call)).map(|(place, _)| place).collect();
     assert_eq!(born.len(), 3, "{trace}");
     assert!(born.iter().all(|place| *place < ready), "{trace}");

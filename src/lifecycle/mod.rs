@@ -36,6 +36,7 @@ pub use embedded::{Acceptor, Drained, Serving, Starting};
 /// Signals are taken from the whole process: SIGHUP, SIGUSR2, SIGTERM, SIGINT and SIGQUIT, as the README's table has them. Every
 /// other signal that would end the process is logged and ignored. SIGUSR2 and those others stay with the program if it has
 /// installed a handler for them before this is called.
+/// SIGURG is used within the process, to interrupt an accept that blocks although it must not.
 ///
 /// # Errors
 /// When this generation cannot begin to serve. A predecessor is told why, and serves on.

@@ -95,20 +95,34 @@ impl Listener {
 
     /// Has the runtime tell when there is something to accept. Must be called in a tokio runtime.
     pub(crate) fn watch(&self) -> io::Result<AsyncFd<Arc<Socket>>> {
+        sys::interrupt::start_watcher();
         sys::fd::watch(Arc::clone(&self.socket), Interest::READABLE)
     }
 
     /// Accepts one connection without waiting: `WouldBlock` when there is none.
     ///
     /// Another holder may have set the socket blocking (systemd does, for a unit without `NonBlocking=`); then accept
-    /// would hang the thread. It is set back, and what remains is the instant between the look and the accept.
+    /// would hang the thread. It is set back. When that happens between the look and the accept, the accept is
+    /// interrupted: it has waited, so there was none.
     pub(super) fn accept(&self) -> io::Result<Accepted> {
+        self.set_back_nonblocking()?;
+        let accept = || self.socket.accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
+        match sys::interrupt::unless_it_blocks(accept) {
+            Ok((socket, address)) => Ok(Accepted { socket, peer: Peer::new(&address) }),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                self.set_back_nonblocking()?;
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn set_back_nonblocking(&self) -> io::Result<()> {
         if !self.socket.nonblocking()? {
             self.socket.set_nonblocking(true)?;
             tracing::warn!(listener = %self.name, "another process set the listener blocking; set back");
         }
-        let (socket, address) = self.socket.accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)?;
-        Ok(Accepted { socket, peer: Peer::new(&address) })
+        Ok(())
     }
 
     /// Nobody can be accepted, or somebody can again: whether that is news.

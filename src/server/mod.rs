@@ -17,10 +17,11 @@ mod workers;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -39,6 +40,9 @@ use places::Places;
 use takeover::{Door, TakingOver};
 
 pub use workers::Workers;
+
+/// How long the accept loops may take to stop. One that hangs in accept(2) is interrupted sooner.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How it ended that connections went to the successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,11 +149,17 @@ impl<S: Service> Server<S> {
         Ok(())
     }
 
-    /// Stops accepting: when this returns nothing more is accepted, and the kernel watches no listener for us.
+    /// Stops accepting: when this returns nothing more is accepted, and the kernel watches no listener for us. A worker that
+    /// hangs is not waited for: it stops when it comes round.
     pub(crate) async fn stop_accepting(&mut self) {
         self.stop.cancel();
         self.hearts.clear();
-        while self.loops.join_next().await.is_some() {}
+        let stopped = async { while self.loops.join_next().await.is_some() {} };
+        if timeout(STOP_TIMEOUT, stopped).await.is_err() {
+            let workers = self.loops.len();
+            tracing::error!(workers, "{workers} workers hang and have not stopped accepting: going on without them");
+            self.loops.detach_all();
+        }
     }
 
     /// Asks every accept loop to come round once: the beat is over when all have. A loop that hangs, that has died, or that the

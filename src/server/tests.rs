@@ -23,7 +23,7 @@ fn client(address: &str) -> TcpStream {
 
 /// Every accept loop comes round.
 async fn beat(server: &Server<Echo>) {
-    tokio::time::timeout(DEADLINE, server.heartbeat().wait()).await.unwrap();
+    timeout(DEADLINE, server.heartbeat().wait()).await.unwrap();
 }
 
 /// The times that the listener was full, once there were so many.
@@ -34,7 +34,7 @@ async fn limited(server: &Server<Echo>, times: u64) -> u64 {
             beat(server).await;
         }
     };
-    tokio::time::timeout(DEADLINE, told).await.unwrap();
+    timeout(DEADLINE, told).await.unwrap();
     // Also when they have come round often.
     for _ in 0..100 {
         beat(server).await;
@@ -82,4 +82,26 @@ async fn nothing_is_accepted_again_when_a_worker_has_died() {
     workers.deaths().report("worker-1", "it was unwell");
     let mut server = Server::new(Echo, workers, Config::default());
     assert!(matches!(server.accept(&[]), Err(Error::Died { .. })));
+}
+
+#[tokio::test]
+async fn a_worker_that_hangs_holds_up_neither_a_stop_nor_the_end() {
+    let workers = Workers::start(NonZeroUsize::new(2).unwrap()).unwrap();
+    let mut server = Server::new(Echo, workers, Config::default());
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("web");
+    server.accept(std::slice::from_ref(&listener)).unwrap();
+    beat(&server).await;
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let (hangs, hung) = tokio::sync::oneshot::channel();
+    server.workers.all()[0].handle().spawn(async move {
+        hangs.send(()).unwrap();
+        // What a service must not do: it blocks the thread.
+        let _ = held.recv();
+    });
+    hung.await.unwrap();
+    timeout(DEADLINE, server.stop_accepting()).await.unwrap();
+    let ended = tokio::task::spawn_blocking(move || drop(server));
+    timeout(DEADLINE, ended).await.unwrap().unwrap();
+    drop(release);
 }

@@ -7,14 +7,22 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
 use super::deaths::{Deaths, panic_text};
+
+/// How long the threads may take to end: longer than a call that blocks is left alone.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What is never sent.
+type Never = std::convert::Infallible;
 
 /// Where connections are served.
 #[derive(Debug)]
@@ -23,6 +31,8 @@ pub struct Workers {
     /// Ends the threads.
     stop: CancellationToken,
     threads: Vec<JoinHandle<()>>,
+    /// Ends when the last thread does: each holds a sender.
+    running: Mutex<Receiver<Never>>,
     /// What has died of them and of the accept loops that run on them.
     deaths: Deaths,
 }
@@ -34,14 +44,21 @@ impl Workers {
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn here() -> Self {
-        Self::of([Worker::new("the only worker".into(), Handle::current())].into())
+        Self::of([Worker::new("the only worker".into(), Handle::current())].into(), channel().1)
     }
 
-    fn of(workers: Arc<[Worker]>) -> Self {
-        Self { workers, stop: CancellationToken::new(), threads: Vec::new(), deaths: Deaths::default() }
+    fn of(workers: Arc<[Worker]>, running: Receiver<Never>) -> Self {
+        Self {
+            workers,
+            stop: CancellationToken::new(),
+            threads: Vec::new(),
+            running: Mutex::new(running),
+            deaths: Deaths::default(),
+        }
     }
 
-    /// Starts so many threads. They end, and whatever is served there with them, when this is dropped.
+    /// Starts so many threads. They end, and whatever is served there with them, when this is dropped. One that hangs then is
+    /// left behind after a few seconds.
     ///
     /// # Errors
     /// When the system has no thread or no descriptors left.
@@ -50,18 +67,27 @@ impl Workers {
         let runtimes = (0..count.get()).map(build).collect::<io::Result<Vec<_>>>()?;
         let named = (1..).zip(&runtimes);
         let named = named.map(|(number, runtime)| Worker::new(format!("worker-{number}"), runtime.handle().clone()));
-        let mut workers = Self::of(named.collect());
+        let (runs, running) = channel();
+        let mut workers = Self::of(named.collect(), running);
         for (number, runtime) in runtimes.into_iter().enumerate() {
             let (stop, deaths, all) = (workers.stop.clone(), workers.deaths.clone(), Arc::clone(&workers.workers));
-            let name = all[number].name.clone();
+            let (name, runs_too) = (all[number].name.clone(), runs.clone());
             let body = move || {
+                let _runs = runs_too;
                 // A panic here is one of the runtime itself, which catches those of its tasks.
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| runtime.block_on(stop.cancelled()))) {
                     all[number].is_dead.store(true, Ordering::Relaxed);
                     deaths.report(all[number].name(), &panic_text(&*panic));
                 }
             };
-            workers.threads.push(std::thread::Builder::new().name(name).spawn(body)?);
+            match std::thread::Builder::new().name(name).spawn(body) {
+                Ok(thread) => workers.threads.push(thread),
+                Err(error) => {
+                    // Before the workers, which wait until the last of these is gone.
+                    drop(runs);
+                    return Err(error);
+                }
+            }
         }
         Ok(workers)
     }
@@ -136,6 +162,12 @@ pub(super) fn choose(workers: &[Worker], own: usize) -> usize {
 impl Drop for Workers {
     fn drop(&mut self) {
         self.stop.cancel();
+        // Nothing is ever sent.
+        let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if matches!(running.recv_timeout(END_TIMEOUT), Err(RecvTimeoutError::Timeout)) {
+            tracing::error!("a worker hangs, and is left behind");
+            return;
+        }
         for thread in self.threads.drain(..) {
             // One that has panicked has been reported.
             let _ = thread.join();

@@ -8,6 +8,7 @@ pub(crate) mod ancillary;
 pub(crate) mod env;
 pub(crate) mod fd;
 pub(crate) mod init;
+pub(crate) mod interrupt;
 pub(crate) mod memory_file;
 pub(crate) mod process;
 pub(crate) mod signals;
