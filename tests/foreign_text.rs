@@ -32,16 +32,18 @@ fn what_a_successor_says_is_escaped_and_cut() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     let long = "$(head -c 100000 /dev/zero | tr '\\0' x)";
     let hostile = r"\033[2J\r\302\233\000end";
-    for said in [
+    let all = [
         format!(r#"say "VERSION=1\nKIND=failed\nREASON={hostile} {long}\n""#),
         format!(r#"say "VERSION=1\nKIND=ready\nCLOSED={hostile}{long}\n""#),
         format!(r#"say "{hostile}{long}\n""#),
         format!(r#"say "VERSION=1\nKIND=exec-failed\nERRNO={hostile}{long}\n""#),
-    ] {
+    ];
+    for (round, said) in all.iter().enumerate() {
         line.put_script(&format!("{said}; exec sleep 1000"));
         let answered = line.asked(&["reload"]);
         assert_eq!(answered.code, 70, "{answered:?}");
         assert_all_harmless(&answered);
+        line.wait_for_count(2 * round + 1, "the handoff failed");
         let record = line.fail_to_hand_over_from(1);
         assert_harmless(&record.text);
         assert_all_harmless(&line.asked(&["status"]));
