@@ -21,6 +21,7 @@ mod control_clients;
 mod conversation;
 mod counters;
 mod crashes;
+mod doctor;
 mod drain;
 mod examples;
 mod exhaustion;

@@ -1,13 +1,12 @@
 //! A command whose output cannot be written says so and does not end with 0: an empty answer is not the truth.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::Command;
 
 use nix::fcntl::OFlag;
 
+use crate::doctor::put_systemctl;
 use crate::support::{Line, REAL, Refusal, SLOW_DRAIN, assert_becomes};
 
 /// Standard outputs that cannot be written, each with the reason.
@@ -26,13 +25,6 @@ fn command(words: &[&str]) -> Command {
     let mut command = Command::new(REAL);
     command.args(words);
     command
-}
-
-/// Puts a systemctl in the folder that knows one unit, without settings.
-fn put_systemctl(folder: &Path) {
-    let systemctl = folder.join("systemctl");
-    fs::write(&systemctl, "#!/bin/sh\n[ \"$1\" = --version ] && echo systemd 257 || echo LoadState=loaded\n").unwrap();
-    fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 #[test]

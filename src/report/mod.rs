@@ -65,6 +65,8 @@ pub struct Identity {
     pub build: Option<String>,
     /// A digest of the configuration.
     pub configuration: Option<String>,
+    /// The control group of the process, by which systemd knows its unit.
+    pub control_group: Option<String>,
 }
 
 /// What a generation is doing.

@@ -99,6 +99,10 @@ struct DoctorFlags {
     #[command(flatten)]
     daemon: Where,
 
+    /// Ask the service manager of this user, and not that of the system
+    #[arg(long)]
+    user: bool,
+
     /// The unit to look at; without it that of the daemon that answers
     unit: Option<String>,
 }
@@ -130,7 +134,7 @@ pub(crate) enum Command {
     Check(Serve),
     Reload { control: PathBuf, options: ReloadOptions },
     Status { control: PathBuf, form: Form, span: Span },
-    Doctor { control: PathBuf, unit: Option<String> },
+    Doctor { control: PathBuf, unit: Option<String>, scope: Scope },
 }
 
 /// For whom to print.
@@ -145,6 +149,15 @@ pub(crate) enum Form {
 pub(crate) enum Span {
     Once,
     Watch,
+}
+
+/// Whose service manager to ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// The one that the daemon runs under; the system's if that is not known.
+    OfTheDaemon,
+    /// That of the user who asks.
+    User,
 }
 
 /// Why nothing is done.
@@ -190,7 +203,14 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer>
             },
             control: find(flags.daemon),
         },
-        Some(CommandLine::Doctor(flags)) => Command::Doctor { control: find(flags.daemon), unit: flags.unit },
+        Some(CommandLine::Doctor(flags)) if flags.user => Command::Doctor {
+            control: flags.daemon.control.unwrap_or_else(|| default_control_path(Some(&users_runtime_directory()))),
+            unit: flags.unit,
+            scope: Scope::User,
+        },
+        Some(CommandLine::Doctor(flags)) => {
+            Command::Doctor { control: find(flags.daemon), unit: flags.unit, scope: Scope::OfTheDaemon }
+        }
         Some(CommandLine::Status(flags)) => Command::Status {
             control: find(flags.daemon),
             form: if flags.json { Form::Programs } else { Form::People },
@@ -222,6 +242,11 @@ fn one_line(error: &clap::Error) -> String {
         line += &format!(" {}", missing.join(", "));
     }
     line + " (see --help)"
+}
+
+/// Where a unit of the user who asks has its runtime directory, pam_systemd(8).
+fn users_runtime_directory() -> PathBuf {
+    Path::new("/run/user").join(nix::unistd::getuid().to_string()).join("handoffd")
 }
 
 fn ordinal(text: &str) -> Result<Generation, String> {

@@ -1,7 +1,7 @@
 //! Says which program this is and how it is configured, so that an operator can tell two generations apart.
 
 use std::fmt::Write as _;
-use std::fs::File;
+use std::fs::{self, File};
 
 use handoffd::Identity;
 use object::{Object, ReadCache};
@@ -19,7 +19,16 @@ pub(crate) fn identity(file: &[u8]) -> Identity {
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         build: build_id(),
         configuration: Some(hexadecimal(&digest.finalize())),
+        control_group: control_group(),
     }
+}
+
+/// The control group by which systemd knows this process, cgroups(7): that of the unified hierarchy, or systemd's own.
+fn control_group() -> Option<String> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = |prefix: &str| groups.lines().find_map(|line| line.strip_prefix(prefix)).map(str::to_owned);
+    let of_systemd = groups.lines().find_map(|line| line.split_once(":name=systemd:")).map(|(_, path)| path.to_owned());
+    of_systemd.or_else(|| path("0::"))
 }
 
 /// The id that the linker has given this build: of the file that is running, whatever lies at its path by now.

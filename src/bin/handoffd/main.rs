@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         Ok(Command::Check(arguments)) => check::run(&arguments.config),
         Ok(Command::Reload { control, options }) => reload::run(control, &options),
         Ok(Command::Status { control, form, span }) => status::run(control, form, span),
-        Ok(Command::Doctor { control, unit }) => doctor::run(control, unit),
+        Ok(Command::Doctor { control, unit, scope }) => doctor::run(control, unit, scope),
         Err(cli::Answer::Print(text)) => output::print("what was asked for", &text),
         Err(cli::Answer::Refuse { why, exit }) => {
             // A predecessor has to hear it; whoever asked for a command has none.

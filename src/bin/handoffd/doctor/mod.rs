@@ -1,8 +1,9 @@
 //! Reads the unit that the daemon runs under, and says which settings will break a handoff, and why.
 //!
-//! What the rules are is in `rules` and `starts`, each with its reason; where the facts come from is in `unit`. Nothing is
+//! What the rules are is in `rules`, `starts` and `program`, each with its reason; where the facts come from is in `unit`. Nothing is
 //! changed.
 
+mod program;
 mod rules;
 mod starts;
 mod unit;
@@ -12,30 +13,36 @@ use std::path::PathBuf;
 use handoffd::{Control, Error, Settings, one_line};
 
 use rules::{Daemon, Severity, examine};
-use unit::Unit;
+use unit::{Manager, Place, Unit};
 
+use crate::cli::Scope;
 use crate::output::print;
 
 /// Runs the command: on the unit of that name, or on that of whoever answers on the control socket.
-pub(crate) fn run(control: PathBuf, unit: Option<String>) -> Result<(), Error> {
+pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Result<(), Error> {
     let status = Control::at(control).status();
+    let answering = status.as_ref().ok().map(Place::of_the_daemon);
+    let place = match (unit, answering) {
+        (Some(name), Some(Ok(place))) if place.is_named(&name) => place,
+        (Some(name), _) => Place { unit: name, manager: Manager::System },
+        (None, Some(place)) => place?,
+        (None, None) => return Err(status.err().unwrap_or_else(|| unit::unreadable("no daemon answers".to_owned()))),
+    };
+    let place = match scope {
+        Scope::User => Place { manager: Manager::User, ..place },
+        Scope::OfTheDaemon => place,
+    };
     let daemon = match &status {
-        Ok(status) => Daemon {
+        // Unless it is known that another daemon answers than the one that is looked at.
+        Ok(status) if Place::of_the_daemon(status).is_ok_and(|daemon| daemon.is_named(&place.unit)) => Daemon {
             settings: status.settings,
             bound: status.listeners.iter().filter(|listener| listener.bound).count(),
         },
         // One that does not run is judged by the defaults.
-        Err(_) => Daemon { settings: default_settings(), bound: 0 },
+        Ok(_) | Err(_) => Daemon { settings: default_settings(), bound: 0 },
     };
-    let name = match (unit, status) {
-        (Some(name), _) => name,
-        (None, Ok(status)) => {
-            let head = status.generations.iter().find(|report| report.generation == status.serving);
-            unit::of_process(head.and_then(|report| report.pid))?
-        }
-        (None, Err(error)) => return Err(error),
-    };
-    let unit = Unit::read(&name)?;
+    let unit = Unit::read(&place)?;
+    let name = &place.unit;
     let findings = examine(&unit, &daemon);
     let mut text = String::new();
     for finding in &findings {
@@ -48,9 +55,12 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>) -> Result<(), Error> {
     }
     let breaks = findings.iter().filter(|finding| finding.severity == Severity::Breaks).count();
     let risks = findings.len() - breaks;
-    text += &format!("{name} under systemd {}: {breaks} that break a handoff, {risks} that risk one\n", unit.systemd);
+    text += &format!(
+        "{name} under {} {}: {breaks} that break a handoff, {risks} that risk one\n",
+        place.manager, unit.systemd
+    );
     print("the findings", &text)?;
-    if breaks > 0 { Err(Error::Unsound { unit: name, count: breaks }) } else { Ok(()) }
+    if breaks > 0 { Err(Error::Unsound { unit: place.unit, count: breaks }) } else { Ok(()) }
 }
 
 fn default_settings() -> Settings {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use handoffd::Settings;
 
+use super::program;
 use super::starts::failed_starts;
 use super::unit::Unit;
 
@@ -52,6 +53,7 @@ pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
     stop(unit, daemon, &mut findings);
     sockets(unit, daemon, &mut findings);
     sandbox(unit, &mut findings);
+    program::examine(unit, &mut findings);
     if unit.systemd < OLDEST {
         let setting = format!("systemd {}", unit.systemd);
         findings.push(Finding { severity: Risks, setting, why: format!("nothing older than {OLDEST} was tried") });
@@ -79,6 +81,7 @@ fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
             add(Breaks, "Type", "a reload whose end is not told hangs for ever before systemd 259");
         }
         "notify-reload" => add(Risks, "Type", "a reload that failed ends with 0: only the status line says so"),
+        "simple" | "exec" if program::keeps_first_process(unit) => {}
         _ => add(
             Breaks,
             "Type",
@@ -236,6 +239,7 @@ fn sandbox(unit: &Unit, findings: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::unit::Manager;
 
     /// What systemd shows of the unit that we ship, as far as any rule looks.
     const SHIPPED: [(&str, &str); 20] = [
@@ -267,7 +271,13 @@ mod tests {
         let socket = [("Accept".to_owned(), "no".to_owned())].into();
         let sockets = vec![("handoffd.socket".to_owned(), socket)];
         let settings = Settings { ready_timeout_ms: 30_000, bake_ms: 1_000, drain_timeout_ms: 30_000 };
-        let unit = Unit { systemd, properties: properties.collect(), sockets };
+        let unit = Unit {
+            systemd,
+            manager: Manager::System,
+            properties: properties.collect(),
+            sockets,
+            has_file_capabilities: changed.contains(&("setcap", "yes")),
+        };
         let findings = examine(&unit, &Daemon { settings, bound: 2 });
         findings.into_iter().map(|finding| (finding.severity, finding.setting)).collect()
     }
@@ -309,6 +319,39 @@ mod tests {
         ] {
             assert_eq!(found(257, &[(property, value)]), [(Breaks, setting.to_owned())], "{property}={value}");
         }
+    }
+
+    #[test]
+    fn an_init_of_ours_under_a_manager_that_is_notified_is_found() {
+        let init = ("ExecStart", "{ path=/usr/bin/h ; argv[]=/usr/bin/h --init --bake 1 ; ignore_errors=no ; }");
+        assert_eq!(found(257, &[init]), [(Breaks, "Type=notify with --init".to_owned())]);
+        let risks = ["Type=notify with --init", "NotifyAccess=all"].map(|setting| (Risks, setting.to_owned()));
+        let mut all = found(257, &[init, ("NotifyAccess", "all")]);
+        all.reverse();
+        assert_eq!(all, risks);
+        for kind in ["simple", "exec"] {
+            assert_eq!(found(257, &[init, ("Type", kind)]), [], "systemd watches the process that stays");
+        }
+        let other = ("ExecStart", "{ path=/usr/bin/--init ; argv[]=/usr/bin/h --initial ; ignore_errors=no ; }");
+        assert_eq!(found(257, &[other]), []);
+    }
+
+    /// Seen: the user of a program with file capabilities gets "Permission denied" for `/proc/PID/exe`.
+    #[test]
+    fn file_capabilities_with_a_reload_by_proc_are_found() {
+        let (setcap, user) = (("setcap", "yes"), ("User", "web"));
+        for as_user in [user, ("DynamicUser", "yes")] {
+            assert_eq!(found(257, &[setcap, as_user]), [(Breaks, "ExecReload=".to_owned())]);
+        }
+        for (harmless, why) in [
+            (("User", "root"), "root may follow it"),
+            (("NoNewPrivileges", "yes"), "nothing is gained"),
+            (("ExecReload", "{ path=/usr/bin/h ; argv[]=/usr/bin/h reload ; ignore_errors=no ; }"), "by its path"),
+            (("ExecReloadEx", "{ path=/usr/bin/env ; argv[]=/usr/bin/env ; flags=privileged ; }"), "with a plus sign"),
+        ] {
+            assert_eq!(found(257, &[setcap, user, harmless]), [], "{why}");
+        }
+        assert_eq!(found(257, &[user]), []);
     }
 
     #[test]

@@ -1,21 +1,25 @@
 //! Reads what systemd knows of a unit, by systemctl(1): the one interface that all versions have in one form.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use handoffd::Error;
+use handoffd::{Error, Status};
 
 /// A service, and the sockets that start it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Unit {
     /// The version of systemd.
     pub(super) systemd: u32,
+    pub(super) manager: Manager,
     /// The service's properties, as `systemctl show` prints them.
     pub(super) properties: BTreeMap<String, String>,
     /// Its socket units, each with its properties.
     pub(super) sockets: Vec<(String, BTreeMap<String, String>)>,
+    /// Whether its program has file capabilities.
+    pub(super) has_file_capabilities: bool,
 }
 
 impl Unit {
@@ -23,19 +27,33 @@ impl Unit {
     ///
     /// # Errors
     /// When there is none, or no such unit.
-    pub(super) fn read(name: &str) -> Result<Self, Error> {
-        let version = systemctl(&["--version"])?;
+    pub(super) fn read(Place { unit: name, manager }: &Place) -> Result<Self, Error> {
+        let manager = *manager;
+        let version = systemctl(manager, &["--version"])?;
         let systemd =
             version.split_whitespace().nth(1).and_then(|word| word.split(['.', '~', '-']).next()?.parse().ok());
         let systemd = systemd.ok_or_else(|| unreadable(format!("systemctl --version says {version:?}")))?;
-        let properties = show(name)?;
+        let properties = show(manager, name)?;
         if properties.get("LoadState").map(String::as_str) != Some("loaded") {
-            return Err(unreadable(format!("systemd has no unit {name}")));
+            return Err(unreadable(format!("{manager} has no unit {name}")));
         }
         let triggers = properties.get("TriggeredBy").cloned().unwrap_or_default();
         let sockets = triggers.split_whitespace().filter(|unit| unit.ends_with(".socket"));
-        let sockets = sockets.map(|socket| Ok((socket.to_owned(), show(socket)?))).collect::<Result<_, Error>>()?;
-        Ok(Self { systemd, properties, sockets })
+        let sockets =
+            sockets.map(|socket| Ok((socket.to_owned(), show(manager, socket)?))).collect::<Result<_, Error>>()?;
+        let mut unit = Self { systemd, manager, properties, sockets, has_file_capabilities: false };
+        unit.has_file_capabilities = unit.program().is_some_and(has_file_capabilities);
+        Ok(unit)
+    }
+
+    /// The program that `ExecStart=` runs.
+    fn program(&self) -> Option<&str> {
+        self.get("ExecStart").split_once("path=")?.1.split(" ;").next()
+    }
+
+    /// Whether `ExecStart=` has that argument.
+    pub(super) fn has_argument(&self, argument: &str) -> bool {
+        self.get("ExecStart").split_whitespace().any(|word| word == argument)
     }
 
     /// What a property is; empty when this systemd does not know it.
@@ -54,31 +72,83 @@ impl Unit {
     }
 }
 
-/// The unit that a process runs in, by its control group.
-pub(super) fn of_process(pid: Option<u32>) -> Result<String, Error> {
-    let pid = pid.ok_or_else(|| unreadable("the serving process has not said who it is".to_owned()))?;
-    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))
-        .map_err(|source| Error::System { doing: "read the control group of the serving process", source })?;
-    let of_unit = |group: &str| group.rsplit('/').find(|part| part.ends_with(".service")).map(str::to_owned);
-    let unit = groups.lines().find_map(|line| of_unit(line.rsplit(':').next()?));
-    unit.ok_or_else(|| unreadable(format!("process {pid} runs in no service of systemd")))
+/// A unit, and the service manager that has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) unit: String,
+    pub(super) manager: Manager,
 }
 
-fn show(unit: &str) -> Result<BTreeMap<String, String>, Error> {
-    let text = systemctl(&["show", "--no-pager", "--all", "--", unit])?;
-    let mut properties = BTreeMap::<String, String>::new();
-    for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
-        // A setting with several commands is shown as several lines.
-        properties
-            .entry(key.to_owned())
-            .and_modify(|before| *before += &format!("\n{value}"))
-            .or_insert(value.to_owned());
+/// A service manager.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manager {
+    System,
+    /// Of the user who asks.
+    User,
+    /// Of another user.
+    Of(u32),
+}
+
+impl fmt::Display for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::System => f.write_str("systemd"),
+            Self::User => f.write_str("the user's systemd"),
+            Self::Of(user) => write!(f, "the systemd of user {user},"),
+        }
     }
-    Ok(properties)
 }
 
-fn systemctl(words: &[&str]) -> Result<String, Error> {
-    let ran = Command::new("systemctl").args(words).output();
+impl Place {
+    /// The unit that a daemon runs in, by its own word, or else by what the kernel says of its process.
+    pub(super) fn of_the_daemon(status: &Status) -> Result<Self, Error> {
+        let head = status.generations.iter().find(|report| report.generation == status.serving);
+        let group = match head.map(|report| (&report.identity.control_group, report.pid)) {
+            Some((Some(group), _)) => group.clone(),
+            Some((None, Some(pid))) => fs::read_to_string(format!("/proc/{pid}/cgroup"))
+                .map_err(|source| Error::System { doing: "read the control group of the serving process", source })?,
+            Some((None, None)) | None => {
+                return Err(unreadable("the serving process has not said who it is".to_owned()));
+            }
+        };
+        let unit = group.lines().find_map(|line| Self::of_group(line, nix::unistd::getuid().as_raw()));
+        unit.ok_or_else(|| unreadable("the serving process runs in no service of systemd".to_owned()))
+    }
+
+    /// The unit of a control group. Below the service `user@UID.service` that user's own manager has the units.
+    fn of_group(group: &str, asking: u32) -> Option<Self> {
+        let parts: Vec<&str> = group.split('/').collect();
+        let user = |part: &str| part.strip_prefix("user@")?.strip_suffix(".service")?.parse::<u32>().ok();
+        let service =
+            |parts: &[&str]| parts.iter().rfind(|part| part.ends_with(".service")).map(|part| (*part).to_owned());
+        let of_user = parts.iter().enumerate().find_map(|(index, part)| Some((user(part)?, index)));
+        if let Some((user, index)) = of_user {
+            if let Some(unit) = service(&parts[index + 1..]) {
+                return Some(Self { unit, manager: if user == asking { Manager::User } else { Manager::Of(user) } });
+            }
+        }
+        service(&parts).map(|unit| Self { unit, manager: Manager::System })
+    }
+
+    /// Whether this is the unit that an operator calls so: systemctl(1) completes names.
+    pub(super) fn is_named(&self, name: &str) -> bool {
+        self.unit == name || self.unit.strip_suffix(".service") == Some(name)
+    }
+}
+
+fn show(manager: Manager, unit: &str) -> Result<BTreeMap<String, String>, Error> {
+    let text = systemctl(manager, &["show", "--no-pager", "--all", "--", unit])?;
+    Ok(text.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key.into(), value.into())).collect())
+}
+
+fn systemctl(manager: Manager, words: &[&str]) -> Result<String, Error> {
+    let mut command = Command::new("systemctl");
+    match manager {
+        Manager::System => {}
+        Manager::User => drop(command.arg("--user")),
+        Manager::Of(user) => drop(command.args(["--user".to_owned(), format!("--machine={user}@.host")])),
+    }
+    let ran = command.args(words).output();
     let ran = ran.map_err(|source| Error::System { doing: "run systemctl", source })?;
     if !ran.status.success() {
         return Err(unreadable(String::from_utf8_lossy(&ran.stderr).trim().to_owned()));
@@ -86,6 +156,34 @@ fn systemctl(words: &[&str]) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&ran.stdout).into_owned())
 }
 
-fn unreadable(why: String) -> Error {
+/// Whether a program has capabilities of its own, capabilities(7).
+fn has_file_capabilities(program: &str) -> bool {
+    rustix::fs::getxattr(program, "security.capability", &mut [0u8; 64]).is_ok_and(|length| length > 0)
+}
+
+pub(super) fn unreadable(why: String) -> Error {
     Error::System { doing: "read the unit", source: std::io::Error::other(why) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_group_tells_the_unit_and_its_manager() {
+        let place = |unit: &str, manager| Some(Place { unit: unit.to_owned(), manager });
+        for (group, expected) in [
+            ("/system.slice/handoffd.service", place("handoffd.service", Manager::System)),
+            ("1:name=systemd:/system.slice/handoffd.service/below", place("handoffd.service", Manager::System)),
+            ("/user.slice/user-7.slice/user@7.service/app.slice/h.service", place("h.service", Manager::User)),
+            ("/user.slice/user-8.slice/user@8.service/app.slice/h.service", place("h.service", Manager::Of(8))),
+            ("/user.slice/user-7.slice/user@7.service/init.scope", place("user@7.service", Manager::System)),
+            ("/user.slice/user-7.slice/session-1.scope", None),
+            ("/", None),
+        ] {
+            assert_eq!(Place::of_group(group, 7), expected, "{group}");
+        }
+        let unit = place("handoffd.service", Manager::System).unwrap();
+        assert!(unit.is_named("handoffd") && unit.is_named("handoffd.service") && !unit.is_named("other"));
+    }
 }

@@ -1,0 +1,52 @@
+//! Rules about the program that a unit starts: its arguments, and what the file system gives it.
+
+use super::rules::{Finding, Severity};
+use super::unit::{Manager, Unit};
+
+/// The argument that keeps the first process.
+const INIT: &str = "--init";
+
+/// Adds what is wrong.
+pub(super) fn examine(unit: &Unit, findings: &mut Vec<Finding>) {
+    findings.extend(init(unit));
+    findings.extend(capabilities(unit));
+}
+
+/// Whether the first process stays and systemd watches it: then no other main process has to be made known.
+pub(super) fn keeps_first_process(unit: &Unit) -> bool {
+    unit.has_argument(INIT)
+}
+
+/// With `--init` a child of the main process says that it is ready.
+fn init(unit: &Unit) -> Option<Finding> {
+    if !keeps_first_process(unit) || !unit.get("Type").starts_with("notify") {
+        return None;
+    }
+    let (severity, why) = match unit.get("NotifyAccess") {
+        "main" | "" => (
+            Severity::Breaks,
+            "systemd does not hear the child of the main process that says that it is ready, and the start times out",
+        ),
+        _ => (Severity::Risks, "systemd watches a process that does not serve"),
+    };
+    let why = format!("{why}; leave {INIT} out, it is meant for other supervisors");
+    Some(Finding { severity, setting: format!("Type={} with {INIT}", unit.get("Type")), why })
+}
+
+/// A process that has gained capabilities by an exec belongs to root as far as `/proc` goes, proc_pid(5).
+fn capabilities(unit: &Unit) -> Option<Finding> {
+    let reload = unit.get("ExecReload");
+    let is_by_proc = reload.contains("/proc/") && reload.contains("/exe");
+    let is_privileged = unit.get("ExecReloadEx").contains("privileged");
+    let is_gained = unit.has_file_capabilities && !unit.is_yes("NoNewPrivileges");
+    if !is_by_proc || is_privileged || !is_gained || !runs_as_user(unit) {
+        return None;
+    }
+    let why = "the program has file capabilities, so that its user may not follow /proc/${MAINPID}/exe: the reload fails; \
+               use the path of the program there, or AmbientCapabilities= in place of setcap(8)";
+    Some(Finding { severity: Severity::Breaks, setting: "ExecReload=".to_owned(), why: why.to_owned() })
+}
+
+fn runs_as_user(unit: &Unit) -> bool {
+    unit.manager != Manager::System || unit.is_yes("DynamicUser") || !matches!(unit.get("User"), "" | "root" | "0")
+}

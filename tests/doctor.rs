@@ -1,0 +1,88 @@
+//! `handoffd doctor` asks the service manager that the daemon runs under. What it finds is tested under a real systemd.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::operator::Answered;
+use crate::support::{Line, Operator, REAL};
+
+/// Puts a systemctl in the folder that notes its arguments and knows every unit, without settings.
+pub(crate) fn put_systemctl(folder: &Path) {
+    let systemctl = folder.join("systemctl");
+    let script = "#!/bin/sh\necho \"$*\" >>\"${0%/*}/asked\"
+        case \"$*\" in *--version) echo systemd 257 ;; *) echo LoadState=loaded ;; esac\n";
+    fs::write(&systemctl, script).unwrap();
+    fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Runs the doctor with that systemctl. Returns what it came to, and how the unit was asked for.
+fn examine(folder: &Path, words: &[&str]) -> (Answered, String) {
+    put_systemctl(folder);
+    let _ = fs::remove_file(folder.join("asked"));
+    let mut command = Command::new(REAL);
+    command.arg("doctor").args(words).arg("--control").arg(folder.join("theirs")).env("PATH", folder);
+    let answered = Operator::start(command).wait();
+    let asked = fs::read_to_string(folder.join("asked")).unwrap_or_default();
+    (answered, asked.lines().find(|line| line.contains("show")).unwrap_or_default().to_owned())
+}
+
+/// The status of a daemon in that control group, from a socket that answers one client.
+fn answer_as_in(folder: &Path, group: &str, status: &str) -> std::thread::JoinHandle<()> {
+    let mut status: serde_json::Value = serde_json::from_str(status).unwrap();
+    status["generations"][0]["control_group"] = group.into();
+    let answer = serde_json::json!({"status": status}).to_string() + "\n";
+    let path = folder.join("theirs");
+    let _ = fs::remove_file(&path);
+    let daemon = UnixListener::bind(path).unwrap();
+    std::thread::spawn(move || {
+        let (mut client, _) = daemon.accept().unwrap();
+        BufReader::new(&client).read_line(&mut String::new()).unwrap();
+        client.write_all(answer.as_bytes()).unwrap();
+    })
+}
+
+#[test]
+fn the_manager_that_the_daemon_runs_under_is_asked() {
+    let line = Line::serve_controlled(&[]);
+    let status = line.asked(&["status", "--json"]).well();
+    let own = nix::unistd::getuid();
+    let of_user = |user: &str| format!("/user.slice/user-{user}.slice/user@{user}.service/app.slice/h.service");
+    let (ours, theirs) = (of_user(&own.to_string()), of_user("12345"));
+    let show = |manager: &str, unit: &str| format!("{manager}show --no-pager --all -- {unit}");
+    for (group, words, expected) in [
+        ("/system.slice/h.service", &[][..], show("", "h.service")),
+        (&ours, &[], show("--user ", "h.service")),
+        (&theirs, &[], show("--user --machine=12345@.host ", "h.service")),
+        (&ours, &["h"], show("--user ", "h.service")),
+        (&ours, &["other.service"], show("", "other.service")),
+        ("/system.slice/h.service", &["--user", "h.service"], show("--user ", "h.service")),
+    ] {
+        let daemon = answer_as_in(line.folder(), group, &status);
+        let (answered, asked) = examine(line.folder(), words);
+        assert_eq!(asked, expected, "{group} {words:?}: {answered:?}");
+        daemon.join().unwrap();
+    }
+}
+
+#[test]
+fn a_user_without_a_daemon_may_name_a_unit() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (answered, asked) = examine(folder.path(), &["--user", "h.service"]);
+    assert_eq!(asked, "--user show --no-pager --all -- h.service", "{answered:?}");
+    assert!(answered.out.contains("h.service under the user's systemd 257: "), "{answered:?}");
+    let (answered, _) = examine(folder.path(), &["--user"]);
+    answered.names(69, &["nobody answers on"]);
+}
+
+#[test]
+fn a_daemon_says_in_which_control_group_it_runs() {
+    let line = Line::serve_controlled(&[]);
+    let status: serde_json::Value = serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
+    let group = status["generations"][0]["control_group"].as_str().unwrap();
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", line.first_pid())).unwrap();
+    assert!(groups.lines().any(|line| line.ends_with(&format!(":{group}"))), "{group} is not in {groups}");
+}
