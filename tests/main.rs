@@ -28,6 +28,7 @@ mod exhaustion;
 mod foreign_text;
 mod generations;
 mod handoff;
+mod hangups;
 mod inheritance;
 mod instants;
 mod large;

@@ -10,7 +10,7 @@ use crate::support::{Client, Echoing, Line, REAL, Tracer, Upstream, assert_becom
 const SOME: usize = 100_000;
 
 /// Waits until the one connection of a proxy has ended, and tells of what.
-fn ending(line: &Line) -> (String, String) {
+pub(crate) fn ending(line: &Line) -> (String, String) {
     let record = line.wait_for(1, "connection ended");
     (record.field("ending").unwrap().to_owned(), record.field("error").unwrap_or_default().to_owned())
 }
@@ -100,7 +100,7 @@ fn an_upstream_that_closes_on_a_client_that_goes_on_sending_is_heard_first() {
 }
 
 /// Sends, with little room here, until nobody takes more: what was sent.
-fn fill(line: &Line, end: &mut Client) -> Vec<u8> {
+pub(crate) fn fill(line: &Line, end: &mut Client) -> Vec<u8> {
     let Client::Tcp(socket) = &*end else { panic!("{end:?}") };
     socket2::SockRef::from(socket).set_send_buffer_size(4_096).unwrap();
     end.set_nonblocking(true).unwrap();

@@ -4,6 +4,7 @@ mod acceptor;
 mod bind;
 mod dial;
 mod ending;
+mod hangup;
 mod listener;
 mod listener_set;
 mod origin;
@@ -17,6 +18,7 @@ mod traffic;
 
 pub(crate) use acceptor::{Acceptor, waiting};
 pub(crate) use dial::dial;
+pub(crate) use hangup::Gone;
 pub(crate) use listener::Accepted;
 pub use listener::Listener;
 pub use listener_set::ListenerSet;

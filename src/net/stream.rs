@@ -1,6 +1,6 @@
 //! Carries bytes over one connection, and counts them.
 //!
-//! How it ends is in `ending`. What is known of the other end, and told to it, is in [`super::peer`].
+//! How it ends is in `ending`, how a peer that is gone is noticed in `hangup`. What is known of the other end, and told to it, is in [`super::peer`].
 
 use std::future::poll_fn;
 use std::io;
@@ -28,6 +28,8 @@ pub struct Stream {
     pub(super) peer_finished: bool,
     /// Whether another process may hold the socket as well, for as long as it hangs: then closing it here says nothing.
     pub(super) is_shared: bool,
+    /// Whether a write is tried although the runtime does not know the socket to be writable.
+    pub(super) tries_writes: bool,
     delay: Delay,
     /// Held until the first byte has been read, for whoever waits for first requests.
     unheard: Option<TaskTrackerToken>,
@@ -56,8 +58,15 @@ impl Stream {
             Peer::Tcp(_) => Family::Tcp(TcpStream::from_std(fd.into())?),
             Peer::Unix => Family::Unix(UnixStream::from_std(fd.into())?),
         };
-        let (peer_finished, is_shared) = (false, false);
-        Ok(Self { socket, traffic: Arc::default(), peer_finished, is_shared, delay: Delay::None, unheard: None })
+        Ok(Self {
+            socket,
+            traffic: Arc::default(),
+            peer_finished: false,
+            is_shared: false,
+            tries_writes: false,
+            delay: Delay::None,
+            unheard: None,
+        })
     }
 
     /// Takes up a connection that another process has served until now: what that one had read and written, and whether it had
@@ -176,7 +185,10 @@ impl Stream {
     /// Moves what is in a pipe to the peer, as much as it takes: how many bytes it were.
     pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
         self.before_write();
-        let count = ready!(self.socket.poll_io(cx, Interest::WRITABLE, |socket| pipe.drain(socket)))?;
+        let count = ready!(match self.socket.poll_io(cx, Interest::WRITABLE, |socket| pipe.drain(socket)) {
+            Poll::Pending => self.try_write(|socket| pipe.drain(socket)),
+            drained => drained,
+        })?;
         self.traffic.count_sent(count as u64);
         Poll::Ready(Ok(count))
     }
@@ -272,9 +284,14 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.before_write();
-        let count = ready!(match &mut self.socket {
+        let written = match &mut self.socket {
             Family::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
             Family::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
+        };
+        let send = |socket: BorrowedFd<'_>| SockRef::from(&socket).send_with_flags(bytes, nix::libc::MSG_NOSIGNAL);
+        let count = ready!(match written {
+            Poll::Pending => self.try_write(send),
+            written => written,
         })?;
         self.traffic.count_sent(count as u64);
         Poll::Ready(Ok(count))

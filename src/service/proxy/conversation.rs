@@ -18,8 +18,10 @@ use super::upstreams::Upstreams;
 use crate::service::Connection;
 use crate::service::relay::{Relay, Relayed};
 
-/// How long one side may take nothing of what it is owed after the other has broken.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long one side may take nothing of what it is owed after the other has broken. As long as TCP may
+/// need for a segment that is lost four times: the first retransmission comes after 0.2 s, the next one
+/// after twice that time, and so on.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// A client and its upstream. There may be very many of them: all that one needs while it is idle is in here, once.
 pub(super) struct Conversation<'a> {

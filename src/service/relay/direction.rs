@@ -124,6 +124,11 @@ impl Direction {
         Poll::Ready(())
     }
 
+    /// Whether it waits for the source to say something.
+    pub(super) const fn is_reading(&self) -> bool {
+        matches!(self.held, Held::Nothing)
+    }
+
     /// Whether the source's end has been passed on.
     pub(super) const fn is_over(&self) -> bool {
         matches!(self.held, Held::Over)

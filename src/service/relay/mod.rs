@@ -11,7 +11,7 @@ mod still;
 use std::io;
 use std::task::{Context, Poll};
 
-use crate::net::Stream;
+use crate::net::{Gone, Stream};
 use direction::{Direction, End};
 pub(crate) use still::Still;
 
@@ -27,7 +27,7 @@ pub(crate) struct Relay {
 /// How a relay ended.
 #[derive(Debug)]
 pub(crate) enum Relayed {
-    /// Both sides have ended, and everything they said was passed on.
+    /// Both sides have ended, or one is gone for good after its end. All that was said was passed on.
     Finished,
     /// The client's connection broke.
     ClientBroke(io::Error),
@@ -57,7 +57,22 @@ impl Relay {
             Poll::Ready(Ok(())) => Poll::Ready(()),
             Poll::Pending => Poll::Pending,
         };
-        if up.is_ready() && down.is_ready() { Poll::Ready(Relayed::Finished) } else { Poll::Pending }
+        if up.is_ready() && down.is_ready() {
+            return Poll::Ready(Relayed::Finished);
+        }
+        // A read tells when a side has broken. Where none is under way the kernel has to be asked.
+        let client = if self.up.is_reading() { Poll::Pending } else { client.poll_gone(cx) };
+        match client {
+            Poll::Ready(Gone::Broken(error)) => return Poll::Ready(Relayed::ClientBroke(error)),
+            Poll::Ready(Gone::Closed) if self.up.is_over() => return Poll::Ready(Relayed::Finished),
+            Poll::Ready(Gone::Closed) | Poll::Pending => {}
+        }
+        let upstream = if self.down.is_reading() { Poll::Pending } else { upstream.poll_gone(cx) };
+        match upstream {
+            Poll::Ready(Gone::Broken(error)) => Poll::Ready(Relayed::UpstreamBroke(error)),
+            Poll::Ready(Gone::Closed) if self.down.is_over() => Poll::Ready(Relayed::Finished),
+            Poll::Ready(Gone::Closed) | Poll::Pending => Poll::Pending,
+        }
     }
 
     /// After the client has broken: passes on what it had said before, but no end. Ready when there is no more of it.

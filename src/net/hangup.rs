@@ -1,0 +1,185 @@
+//! This module notices that a peer is gone while nothing is read from it.
+//!
+//! A read reports a broken connection. A socket whose end has been read is read no more, and neither is one
+//! whose last bytes still wait for a slow receiver. The runtime has two places for a task that waits for a
+//! socket, one for reads and one for writes. The first is of no use after the end, because the end stays
+//! readable. So the task waits in the second: the runtime is made to forget that the socket is writable,
+//! and every event wakes the task, an error among them. A write must not wait for such an event, because
+//! the socket may be writable all the time: it is tried whatever the runtime says.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::task::{Context, Poll};
+
+use socket2::SockRef;
+use tokio::io::Interest;
+
+use super::stream::{Family, Stream};
+
+/// How a peer went away.
+#[derive(Debug)]
+pub(crate) enum Gone {
+    /// The connection broke.
+    Broken(io::Error),
+    /// The peer closed its Unix socket, which knows no reset: it will read nothing more.
+    Closed,
+}
+
+impl Stream {
+    /// Ready when the peer is gone; until then the task is woken when that changes. To be called only
+    /// while nothing is read from the peer: what it sent before is still to be read.
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
+        loop {
+            if !self.is_writable(cx) {
+                return Poll::Pending;
+            }
+            self.forget_writable();
+            if !self.is_writable(cx) {
+                return Poll::Pending;
+            }
+            // Writable all the same: it is closed, or an event has come in between.
+            if let Ok(Some(error)) = SockRef::from(&*self).take_error() {
+                return Poll::Ready(Gone::Broken(error));
+            }
+            if self.has_hung_up() {
+                return match self.socket {
+                    // Both sides have ended in order. Nothing can break any more.
+                    Family::Tcp(_) => Poll::Pending,
+                    Family::Unix(_) => Poll::Ready(Gone::Closed),
+                };
+            }
+        }
+    }
+
+    fn is_writable(&self, cx: &mut Context<'_>) -> bool {
+        let ready = match &self.socket {
+            Family::Tcp(socket) => socket.poll_write_ready(cx),
+            Family::Unix(socket) => socket.poll_write_ready(cx),
+        };
+        // An error says that the runtime is shutting down.
+        matches!(ready, Poll::Ready(Ok(())))
+    }
+
+    fn forget_writable(&mut self) {
+        self.tries_writes = true;
+        let forget = |_: BorrowedFd<'_>| Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        let _ = self.socket.try_io(Interest::WRITABLE, forget);
+    }
+
+    /// Writes to a socket of which the runtime says that it is not writable, if it was made to forget.
+    pub(super) fn try_write<T>(&mut self, write: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> Poll<io::Result<T>> {
+        if !self.tries_writes {
+            return Poll::Pending;
+        }
+        match write(self.as_fd()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // Now there will be an event when it is writable again.
+                self.tries_writes = false;
+                Poll::Pending
+            }
+            done => Poll::Ready(done),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpStream, UnixStream};
+    use tokio::time::timeout;
+
+    use super::super::peer::Peer;
+    use super::super::stream::tests::connected;
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    fn reset(client: TcpStream) {
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    async fn gone(stream: &mut Stream) -> Gone {
+        timeout(DEADLINE, poll_fn(|cx| stream.poll_gone(cx))).await.unwrap()
+    }
+
+    async fn is_there(stream: &mut Stream) {
+        let is_pending = poll_fn(|cx| Poll::Ready(stream.poll_gone(cx).is_pending())).await;
+        assert!(is_pending);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_resets_after_its_end_is_gone() {
+        for is_watched_before in [true, false] {
+            let (mut stream, mut client) = connected().await;
+            client.shutdown().await.unwrap();
+            assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+            if is_watched_before {
+                is_there(&mut stream).await;
+            }
+            let watch = async {
+                match gone(&mut stream).await {
+                    Gone::Broken(error) => error.kind(),
+                    Gone::Closed => panic!("TCP knows resets"),
+                }
+            };
+            let (kind, ()) = tokio::join!(watch, async { reset(client) });
+            assert_eq!(kind, io::ErrorKind::BrokenPipe);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_resets_before_its_bytes_are_read_is_gone() {
+        let (mut stream, mut client) = connected().await;
+        client.write_all(b"unread").await.unwrap();
+        stream.readable().await.unwrap();
+        is_there(&mut stream).await;
+        reset(client);
+        assert!(matches!(gone(&mut stream).await, Gone::Broken(_)));
+        // What it said before is still there.
+        let mut said = [0; 6];
+        stream.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"unread");
+    }
+
+    #[tokio::test]
+    async fn a_peer_is_written_to_while_it_is_watched() {
+        let (mut stream, mut client) = connected().await;
+        client.shutdown().await.unwrap();
+        assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+        let long = vec![7; 8 * 1024 * 1024];
+        for said in [&b"short"[..], &long, b"short"] {
+            is_there(&mut stream).await;
+            let write = async {
+                stream.write_all(said).await.unwrap();
+                is_there(&mut stream).await;
+            };
+            let mut heard = vec![0; said.len()];
+            let (both, ()) = tokio::join!(timeout(DEADLINE, client.read_exact(&mut heard)), write);
+            both.unwrap().unwrap();
+            assert!(heard == said);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_in_order_on_both_sides_is_no_break() {
+        let (mut stream, mut client) = connected().await;
+        stream.shutdown().await.unwrap();
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+        drop(client);
+        assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+        is_there(&mut stream).await;
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_closes_its_unix_socket_is_gone() {
+        let (client, accepted) = UnixStream::pair().unwrap();
+        let socket = socket2::Socket::from(accepted.into_std().unwrap());
+        let mut stream = Stream::new(socket, Peer::Unix).unwrap();
+        is_there(&mut stream).await;
+        let (gone, ()) = tokio::join!(gone(&mut stream), async { drop(client) });
+        assert!(matches!(gone, Gone::Closed));
+    }
+}
