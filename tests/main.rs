@@ -23,6 +23,7 @@ mod counters;
 mod crashes;
 mod doctor;
 mod drain;
+mod errors;
 mod examples;
 mod exhaustion;
 mod foreign_text;

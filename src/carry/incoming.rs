@@ -15,7 +15,7 @@ use super::packet::{self, Answer, Head, PACKET_MAX};
 use super::parcel::Parcel;
 use crate::sys;
 use crate::sys::ancillary::{Rights, receive_with_attachments};
-use crate::sys::socket::{Packet, lacks_memory, while_memory_is_short};
+use crate::sys::socket::{Packet, retry, will_pass};
 
 /// How long after the kernel had no memory for a packet it is asked again.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -60,7 +60,7 @@ impl Incoming {
             let receive = |socket: &OwnedFd| receive_with_attachments(socket.as_fd(), buffer);
             match socket.async_io(Interest::READABLE, receive).await {
                 // The packet is still in the queue.
-                Err(error) if lacks_memory(&error) => tokio::time::sleep(PAUSE).await,
+                Err(error) if will_pass(&error) => tokio::time::sleep(PAUSE).await,
                 received => break received,
             }
         };
@@ -84,7 +84,7 @@ impl Incoming {
     /// When it could not be said though somebody may wait for it: then what it sent is still the predecessor's.
     pub(crate) async fn answer(&self, id: u64, answer: Answer) -> io::Result<()> {
         let packet = packet::answer(id, answer);
-        let send = |socket: &OwnedFd| while_memory_is_short(|| sys::socket::send_packet(socket.as_fd(), &packet));
+        let send = |socket: &OwnedFd| retry(|| sys::socket::send_packet(socket.as_fd(), &packet));
         match self.socket.async_io(Interest::WRITABLE, send).await {
             Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
             said => said,

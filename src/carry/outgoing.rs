@@ -21,7 +21,7 @@ use super::packet::{self, Answer, Head, PACKET_MAX};
 use super::parcel::Parcel;
 use crate::net::{Peer, Stream};
 use crate::sys;
-use crate::sys::socket::Packet;
+use crate::sys::socket::{Packet, will_pass};
 
 /// How often a connection is sent that the kernel has no room for, and how long after one another: a second in all. By then it would
 /// have been at a stop for too long.
@@ -191,11 +191,4 @@ impl Outgoing {
         // Nothing panics while it is held; if something did, it would still be whole.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether the kernel would have sent it at another time, unix(7): there was no memory, or this user has too many descriptors on
-/// their way.
-fn will_pass(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    matches!(errno, Some(Errno::ENOBUFS | Errno::ENOMEM | Errno::ETOOMANYREFS))
 }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendError;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::message::{Refusal, Reply, Request};
@@ -34,6 +34,8 @@ const REQUESTS_MAX: usize = 64;
 const WARN_INTERVAL: Duration = Duration::from_secs(1);
 /// How often to look whether a client that waits for its reply is still there.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long after the kernel had no memory for something it is asked again.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Replies to one request that may be unwritten: more than a reload has.
 const REPLIES_MAX: usize = 8;
 
@@ -82,16 +84,11 @@ impl ControlServer {
         Self { asked, ask, accepting: None, clients: TaskTracker::new() }
     }
 
-    /// Listens. Must be called in a tokio runtime.
-    ///
-    /// # Errors
-    /// When the kernel will not watch the socket.
-    pub(crate) fn open(&mut self, listener: Listener) -> io::Result<()> {
+    /// Listens, as soon as the kernel watches the socket. Must be called in a tokio runtime.
+    pub(crate) fn open(&mut self, listener: Listener) {
         self.close();
-        let acceptor = Acceptor::new(listener)?;
-        let accepting = self.clients.spawn(accept(acceptor, self.ask.clone(), self.clients.clone()));
+        let accepting = self.clients.spawn(accept(listener, self.ask.clone(), self.clients.clone()));
         self.accepting = Some(accepting.abort_handle());
-        Ok(())
     }
 
     /// Listens no longer: who comes now waits for the next head. Who has asked is still answered.
@@ -129,7 +126,8 @@ impl Drop for ControlServer {
     }
 }
 
-async fn accept(mut acceptor: Acceptor, ask: mpsc::Sender<(Request, Answer)>, clients: TaskTracker) {
+async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, clients: TaskTracker) {
+    let mut acceptor = watch(listener).await;
     let mut seats = Seats::new();
     let mut last_warning: Option<Instant> = None;
     loop {
@@ -164,6 +162,38 @@ async fn accept(mut acceptor: Acceptor, ask: mpsc::Sender<(Request, Answer)>, cl
         // A client that has just been evicted leaves before the next one comes.
         tokio::task::yield_now().await;
     }
+}
+
+/// Registers the control socket with the runtime. A want of memory passes, and a generation that no operator can reach
+/// could not be replaced.
+async fn watch(listener: Listener) -> Acceptor {
+    let mut has_failed = false;
+    loop {
+        match Acceptor::new(listener.clone()) {
+            Ok(acceptor) => return acceptor,
+            Err(error) => {
+                if !has_failed {
+                    tracing::error!(reason = %error, "cannot open the control socket, trying again: {error}");
+                }
+                has_failed = true;
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Writes a reply. One for which the kernel has no memory is written again: it may be the outcome of a handoff.
+async fn write(stream: &mut BufReader<Stream>, line: &[u8]) -> io::Result<()> {
+    let mut written = 0;
+    while written < line.len() {
+        match stream.write(&line[written..]).await {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(more) => written += more,
+            Err(error) if sys::socket::will_pass(&error) => sleep(PAUSE).await,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Says no without reading the request, as much as the socket takes of it without waiting.
@@ -213,7 +243,7 @@ async fn converse(stream: Stream, user: User, seat: Seat, ask: mpsc::Sender<(Req
             Ok(Some(reply)) => {
                 let mut line = serde_json::to_vec(&reply).map_err(io::Error::other)?;
                 line.push(b'\n');
-                timeout(REPLY_TIMEOUT, stream.write_all(&line)).await??;
+                timeout(REPLY_TIMEOUT, write(&mut stream, &line)).await??;
             }
             Ok(None) => break,
             // Its seat is free for another.

@@ -22,7 +22,7 @@ use crate::sys::ancillary::{
     Attached, Rights, Sender, SenderProcess, peer_process, receive_with_attachments, report_senders,
 };
 use crate::sys::process::{PidFd, is_in_our_group};
-use crate::sys::socket::{Packet, lacks_memory, send_packet, send_with_descriptors, while_memory_is_short};
+use crate::sys::socket::{Packet, retry, send_packet, send_with_descriptors, will_pass};
 
 /// Bytes in the largest packet. Less than half of `net.core.wmem_default`, so that two fit into an empty queue.
 const PACKET_MAX: usize = 64 * 1024;
@@ -172,15 +172,15 @@ impl Channel {
     pub(crate) fn send(&self, message: &Message) -> io::Result<()> {
         let packet = message.encode();
         if packet.len() <= PACKET_MAX {
-            return while_memory_is_short(|| send_packet(self.as_fd(), &packet));
+            return retry(|| send_packet(self.as_fd(), &packet));
         }
-        let file = while_memory_is_short(|| sys::memory_file::written(&packet))?;
-        while_memory_is_short(|| send_with_descriptors(self.as_fd(), &Message::File.encode(), &[file.as_fd()]))
+        let file = retry(|| sys::memory_file::written(&packet))?;
+        retry(|| send_with_descriptors(self.as_fd(), &Message::File.encode(), &[file.as_fd()]))
     }
 
     /// Sends a message with a copy of a descriptor, without waiting.
     pub(crate) fn pass(&self, message: &Message, descriptor: BorrowedFd<'_>) -> io::Result<()> {
-        while_memory_is_short(|| send_with_descriptors(self.as_fd(), &message.encode(), &[descriptor]))
+        retry(|| send_with_descriptors(self.as_fd(), &message.encode(), &[descriptor]))
     }
 
     /// Receives one message. What has been sent when this is called is received by it: the channel itself is asked,
@@ -227,7 +227,7 @@ impl Channel {
                 Poll::Ready(received)
             }
             // The packet is still in the queue. Only the end of the other process ends a channel.
-            Err(error) if lacks_memory(&error) => {
+            Err(error) if will_pass(&error) => {
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
@@ -244,7 +244,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Resul
 /// Takes one packet, and says which process has sent it.
 fn take_packet(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<(Received, Option<Sender>)> {
     buffer.resize(PACKET_MAX, 0);
-    let (packet, attached) = while_memory_is_short(|| receive_with_attachments(socket, buffer))?;
+    let (packet, attached) = retry(|| receive_with_attachments(socket, buffer))?;
     let Attached { rights, sender } = attached;
     let received = match packet {
         Packet::End => Received::End,

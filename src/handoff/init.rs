@@ -7,7 +7,7 @@
 //!
 //! It opens nothing, binds nothing, and knows nothing of what is served.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -22,7 +22,7 @@ use super::message::Message;
 use crate::error::{Error, Exit};
 use crate::sys::init::{Half, end, keep_only, split};
 use crate::sys::signals::HANDOFF;
-use crate::sys::socket::{channel_pair, send_packet};
+use crate::sys::socket::{channel_pair, pause, retry, send_packet, will_pass};
 
 /// What is passed on to the head.
 const PASSED_ON: [Signal; 5] = [Signal::SIGHUP, Signal::SIGUSR2, Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT];
@@ -43,9 +43,11 @@ impl Init {
             Half::Line => Ok(Self(lines)),
             Half::Init { child } => {
                 drop(lines);
-                end(keep_only(ours)
-                    .and_then(|channel| Keeper::new(child, channel)?.keep())
-                    .unwrap_or(Exit::System as i32))
+                end(keep_only(ours).and_then(|channel| Keeper::new(child, channel)?.keep()).unwrap_or_else(|error| {
+                    // Nothing is left to log with: this process has no runtime and no subscriber of its own.
+                    let _ = writeln!(io::stderr(), "handoffd: the init cannot go on: {error}");
+                    Exit::System as i32
+                }))
             }
         }
     }
@@ -57,7 +59,8 @@ impl Init {
 
     /// Says that `pid` is the head from now on.
     pub(crate) fn tell_head(&self, pid: u32) {
-        if let Err(error) = send_packet(self.0.as_fd(), &Message::Head { pid }.encode()) {
+        let packet = Message::Head { pid }.encode();
+        if let Err(error) = retry(|| send_packet(self.0.as_fd(), &packet)) {
             tracing::warn!(reason = %error, "the init does not hear who is the head: {error}");
         }
     }
@@ -100,24 +103,33 @@ impl Keeper {
     /// Until the line has ended: with what status its head did.
     fn keep(mut self) -> io::Result<i32> {
         loop {
-            // The channel first: a signal is for whoever is the head by then.
-            self.hear()?;
-            while let Some(signal) = self.signals.read_signal()? {
-                self.pass_on(&signal);
-            }
-            self.reap()?;
-            if let (LineIs::Over, Some(status)) = (self.line, self.status) {
-                return Ok(status);
-            }
-            let mut watched = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-            if self.line == LineIs::Alive {
-                watched.push(PollFd::new(self.channel.as_fd(), PollFlags::POLLIN));
-            }
-            match nix::poll::poll(&mut watched, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
+            match self.turn() {
+                Ok(None) => {}
+                Ok(Some(status)) => return Ok(status),
+                // The service ends with this process: it outlives every want that passes.
+                Err(error) if will_pass(&error) => pause(),
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Does what there is to do, and waits for more; the status of the head when the line has ended.
+    fn turn(&mut self) -> io::Result<Option<i32>> {
+        // The channel first: a signal is for whoever is the head by then.
+        self.hear()?;
+        while let Some(signal) = self.signals.read_signal()? {
+            self.pass_on(&signal);
+        }
+        self.reap()?;
+        if let (LineIs::Over, Some(status)) = (self.line, self.status) {
+            return Ok(Some(status));
+        }
+        let mut watched = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        if self.line == LineIs::Alive {
+            watched.push(PollFd::new(self.channel.as_fd(), PollFlags::POLLIN));
+        }
+        nix::poll::poll(&mut watched, PollTimeout::NONE)?;
+        Ok(None)
     }
 
     /// Takes what the line has said.

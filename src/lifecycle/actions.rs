@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
+
 use super::deadlines::deadline;
 use super::driver::Driver;
 use super::machine::Action;
@@ -16,6 +18,10 @@ use crate::net::Listener;
 
 /// How long a cut connection may take to be gone: its task has only to be dropped.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long and how often a retired generation tries to accept again.
+const RESUME_TIMEOUT: Duration = Duration::from_secs(10);
+const RESUME_PAUSE: Duration = Duration::from_millis(100);
 
 impl<P: Plane> Driver<P> {
     /// Performs one action.
@@ -113,13 +119,28 @@ impl<P: Plane> Driver<P> {
             Action::Resume => {
                 self.deadlines.drain = None;
                 self.deadlines.carry = None;
-                self.plane.accept(self.listeners.as_slice())?;
+                self.accept_again().await?;
                 tracing::warn!("generation {} is accepting again", self.generation);
             }
             Action::Cut => self.cut().await,
             Action::Exit => self.exit(),
         }
         Ok(())
+    }
+
+    /// Accepts again after a successor's death. A want of memory or descriptors is waited for, because nobody else serves.
+    async fn accept_again(&mut self) -> Result<(), Error> {
+        let until = Instant::now() + RESUME_TIMEOUT;
+        loop {
+            match self.plane.accept(self.listeners.as_slice()) {
+                Err(error) if Instant::now() < until => {
+                    tracing::error!(reason = %error, "cannot accept again yet: {error}");
+                    self.plane.stop_accepting().await;
+                    sleep(RESUME_PAUSE).await;
+                }
+                accepted => return accepted,
+            }
+        }
     }
 
     /// Cuts what is left of this generation; and of all before it, if they end with this one.

@@ -103,9 +103,7 @@ impl<P: Plane> Driver<P> {
         self.keep_with_the_service_manager(&head);
         self.head = Some(head);
         if let Some(control) = self.listeners.control() {
-            if let Err(error) = self.control.open(control.clone()) {
-                tracing::error!(reason = %error, "no operator will be heard: {error}");
-            }
+            self.control.open(control.clone());
         }
         if !self.plane.is_taking_over() {
             // They were offered before this, if they are.

@@ -36,25 +36,32 @@ pub(crate) fn send_with_descriptors(
     sent.map(drop).map_err(Into::into)
 }
 
-/// How often and how long after one another a call is repeated that fails for want of kernel memory.
+/// How often and how long after one another a call is repeated whose failure will pass.
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Whether a call failed because the kernel had no memory for it, and may succeed at another time.
-pub(crate) fn lacks_memory(error: &io::Error) -> bool {
-    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ENOMEM | Errno::ENOBUFS))
+/// Whether a call may succeed at another time: the kernel had no memory for it, this user has too many descriptors on
+/// their way (unix(7)), or a signal came.
+pub(crate) fn will_pass(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ENOMEM | Errno::ENOBUFS | Errno::ETOOMANYREFS | Errno::EINTR))
 }
 
-/// Repeats a call that fails for want of kernel memory: 100 tries, 1 ms apart. A lost message could cost a handoff.
-#[expect(clippy::disallowed_methods, reason = "the kernel does not say when it has memory again")]
-pub(crate) fn while_memory_is_short<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// Repeats a call whose failure will pass: 100 tries, 1 ms apart. A lost message could cost a handoff.
+pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 1..TRIES {
         match call() {
-            Err(error) if lacks_memory(&error) => std::thread::sleep(PAUSE),
+            Err(error) if will_pass(&error) => pause(),
             done => return done,
         }
     }
     call()
+}
+
+/// Waits a millisecond, blocking the thread.
+#[expect(clippy::disallowed_methods, reason = "the kernel does not say when it has memory again")]
+pub(crate) fn pause() {
+    std::thread::sleep(PAUSE);
 }
 
 /// The user who connected a Unix socket, unix(7).

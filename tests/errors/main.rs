@@ -1,0 +1,32 @@
+//! The whole matrix of errors: every system call of a handoff fails once, with every error that fits.
+//!
+//! It takes half an hour: `cargo test --test errors`. A sample of it runs with the other tests.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test that cannot go on has failed")]
+#![allow(clippy::wildcard_enum_match_arm, reason = "a test looks at one of them")]
+
+mod matrix;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the other tests use more of it")]
+mod support;
+
+use matrix::Extent;
+
+#[test]
+fn any_call_of_the_old_generation_may_fail() {
+    matrix::old_generation(Extent::Whole);
+}
+
+#[test]
+fn any_call_of_the_new_generation_may_fail() {
+    matrix::new_generation(Extent::Whole);
+}
+
+#[test]
+fn any_call_between_the_forks_may_fail() {
+    matrix::between_the_forks(Extent::Whole);
+}
+
+#[test]
+fn any_call_of_the_init_may_fail() {
+    matrix::init(Extent::Whole);
+}

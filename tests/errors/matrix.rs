@@ -1,0 +1,307 @@
+//! One system call of a handoff fails, in one process of it, and then the same for the next call: the matrix of errors.
+//!
+//! A plan names a call, which one of that name, and an error that the kernel could give there. strace(1) makes the call
+//! fail in the real binary. After each plan an operator must have heard the truth, exactly one generation serves, no
+//! client was refused or reset, nothing is left behind, and the next handoff works.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::{Callers, Line, Tracer, assert_becomes, exit_code, signal};
+
+/// How many plans run at once. Each waits most of the time.
+const AT_ONCE: usize = 4;
+const CALLERS: usize = 2;
+
+/// How much of the matrix is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// The first and the last call of each name, with one error each.
+    #[allow(dead_code, reason = "the other tests run a sample")]
+    Sample,
+    /// Every call, with every error that fits.
+    #[allow(dead_code, reason = "the test of errors runs all of it")]
+    Whole,
+}
+
+/// One call that fails.
+#[derive(Clone, Debug)]
+struct Plan {
+    call: String,
+    /// Which call of that name, and whether those after it fail as well.
+    when: String,
+    error: &'static str,
+}
+
+impl Plan {
+    fn inject(&self) -> String {
+        format!("inject={}:error={}:when={}", self.call, self.error, self.when)
+    }
+}
+
+/// The errors that the kernel may give for a call, by its manual page. None for calls that do not fail, or whose error
+/// the runtime or the standard library meets with a panic or an abort: those are kills, which have tests of their own
+/// (`write`, by which the runtime wakes itself; `mmap`).
+fn errors(call: &str) -> &'static [&'static str] {
+    match call {
+        "socket" | "socketpair" | "epoll_create1" | "eventfd2" | "dup3" | "memfd_create" | "pidfd_open" | "pipe2" => {
+            &["EMFILE", "ENFILE", "ENOMEM"]
+        }
+        "accept4" => &["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EINTR", "ECONNABORTED"],
+        // Not EAGAIN: the runtime then waits for a wake-up that the kernel does not owe.
+        "sendto" | "sendmsg" => &["ENOBUFS", "ENOMEM", "EINTR"],
+        "recvfrom" | "recvmsg" => &["ENOMEM", "EINTR"],
+        "openat" => &["EMFILE", "ENFILE", "ENOMEM", "EINTR", "EIO"],
+        "read" => &["EIO", "EINTR"],
+        "epoll_ctl" => &["ENOMEM", "ENOSPC"],
+        "clone" | "clone3" => &["EAGAIN", "ENOMEM"],
+        "wait4" | "epoll_wait" | "poll" | "close" => &["EINTR"],
+        // Not unlink: a draft of the pid file then stays until a generation starts after its process was reaped, and
+        // here the test reaps at its end. tests/pid_file.rs has that.
+        "rename" | "linkat" | "renameat2" | "ftruncate" => &["EIO", "ENOSPC", "EPERM"],
+        "fcntl" => &["EMFILE"],
+        "setsockopt" | "getsockopt" | "bind" | "listen" | "connect" | "getsockname" => &["ENOBUFS", "ENOMEM"],
+        _ => &[],
+    }
+}
+
+/// Which calls of each name there are in a trace. Of the operations of `fcntl` only one makes a descriptor.
+fn count(trace: &str) -> BTreeMap<String, Vec<usize>> {
+    let (mut seen, mut calls) = (BTreeMap::<String, usize>::new(), BTreeMap::<String, Vec<usize>>::new());
+    for line in trace.lines() {
+        let name = line.split('(').next().unwrap_or_default();
+        if name.is_empty() || !name.chars().all(|one| one.is_ascii_alphanumeric() || one == '_') {
+            continue;
+        }
+        let number = seen.entry(name.to_owned()).or_default();
+        *number += 1;
+        let can_fail = match name {
+            "fcntl" => line.contains("F_DUPFD"),
+            _ => true,
+        };
+        if can_fail {
+            calls.entry(name.to_owned()).or_default().push(*number);
+        }
+    }
+    calls
+}
+
+/// A plan for each call of a trace, and for each name one that fails ten times.
+fn plans(calls: &BTreeMap<String, Vec<usize>>, extent: Extent) -> Vec<Plan> {
+    let mut plans = Vec::new();
+    for (call, numbers) in calls {
+        let errors = errors(call);
+        let (numbers, errors) = match extent {
+            Extent::Whole => (numbers.clone(), errors),
+            Extent::Sample => {
+                let (first, last) = (numbers[0], numbers[numbers.len() - 1]);
+                (BTreeSet::from([first, last]).into_iter().collect(), &errors[..errors.len().min(1)])
+            }
+        };
+        for error in errors {
+            let single = numbers.iter().map(|number| number.to_string());
+            let plan = |when| Plan { call: call.clone(), when, error };
+            // Ten in a row, where all calls of that name can fail.
+            let ten = (call != "fcntl").then(|| "1..10".to_owned());
+            plans.extend(single.chain(ten).map(plan));
+        }
+    }
+    plans
+}
+
+fn serve(flags: &[&str]) -> Line {
+    let line = Line::start_with(|command, folder| {
+        command.args(flags);
+        command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--workers", "2", "--control"]);
+        command.arg(folder.join("control")).arg("--pid-file").arg(folder.join("pid"));
+    });
+    line.wait_for(1, "serving draining");
+    line
+}
+
+/// What an operator hears.
+fn status(line: &Line) -> Value {
+    serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap()
+}
+
+/// Asks for a handoff while `tracer` watches, and holds everybody to the promise.
+fn hand_over(line: &Line, finish: impl FnOnce() -> String) -> Result<bool, String> {
+    let callers = Callers::start(&line.address(), CALLERS);
+    let answered = line.asked(&["reload"]);
+    let calls = callers.finish();
+    // strace that lets go of a process in the middle of an injected call leaves it with ENOSYS.
+    assert_becomes(&true, || line.is_asleep());
+    let trace = finish();
+    let serving = status(line)["serving"].as_u64().unwrap();
+    let told = if answered.code == 0 { 2 } else { 1 };
+    if serving != told {
+        return Err(format!("generation {serving} serves after {answered:?}\n{trace}"));
+    }
+    if answered.code != 0 && answered.err.lines().count() != 1 {
+        return Err(format!("not one line of reason: {answered:?}"));
+    }
+    if calls.refused + calls.broken > 0 {
+        return Err(format!("{calls:?} after {answered:?}\n{trace}"));
+    }
+    line.put_real();
+    let next = line.asked(&["reload"]);
+    if next.code != 0 {
+        return Err(format!("the next handoff: {next:?}\n{trace}"));
+    }
+    let serving = status(line)["generations"][0]["pid"].as_u64().unwrap();
+    // The init, where there is one, is the first process.
+    let mut expected = vec![u64::from(line.first_pid()), serving];
+    if !has_init(line) {
+        expected.remove(0);
+    }
+    let sorted = |mut pids: Vec<u64>| {
+        pids.sort_unstable();
+        pids
+    };
+    let expected = sorted(expected);
+    assert_becomes(&expected, || sorted(line.processes().into_iter().map(u64::from).collect()));
+    line.assert_serves();
+    let named = fs::read_to_string(line.folder().join("pid")).unwrap();
+    if named.trim() != serving.to_string() {
+        return Err(format!("the pid file names {named}, not {serving}\n{trace}"));
+    }
+    let mut left: Vec<_> = fs::read_dir(line.folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.retain(|name| !name.to_str().unwrap().starts_with("trace"));
+    left.sort();
+    if left != ["control", "handoffd", "pid"] {
+        return Err(format!("left behind: {left:?}"));
+    }
+    Ok(trace.contains("(INJECTED)"))
+}
+
+fn has_init(line: &Line) -> bool {
+    let arguments = fs::read_to_string(format!("/proc/{}/cmdline", line.first_pid())).unwrap_or_default();
+    arguments.split('\0').any(|argument| argument == "--init")
+        && line.records().iter().all(|record| record.pid != line.first_pid())
+}
+
+/// Runs all plans, and tells how many of them hit.
+fn run(who: &str, plans: &[Plan], one: impl Fn(&Plan) -> Result<bool, String> + Sync) -> usize {
+    let (next, hit, failed) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(plan) = plans.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let outcome = catch_unwind(AssertUnwindSafe(|| one(plan))).unwrap_or_else(|panic| {
+                        let text = panic.downcast_ref::<String>().map(String::as_str);
+                        Err(text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned())
+                    });
+                    match outcome {
+                        Ok(was_hit) => {
+                            hit.fetch_add(usize::from(was_hit), Ordering::Relaxed);
+                        }
+                        Err(why) => failed.lock().unwrap().push(format!("{plan:?}: {why}")),
+                    }
+                }
+            });
+        }
+    });
+    let (hit, failed) = (hit.into_inner(), failed.into_inner().unwrap());
+    println!("{who}: {} plans, {} hit, {} ended well", plans.len(), hit + failed.len(), hit);
+    assert!(failed.is_empty(), "{} plans failed:\n{}", failed.len(), failed.join("\n\n"));
+    hit
+}
+
+/// Calls of the old generation fail.
+pub(crate) fn old_generation(extent: Extent) {
+    let line = serve(&[]);
+    let tracer = Tracer::attach(&line, line.first_pid(), &[]);
+    line.asked(&["reload"]).well();
+    let plans = plans(&count(&tracer.wait()), extent);
+    drop(line);
+    let hit = run("the old generation", &plans, |plan| {
+        let line = serve(&[]);
+        let tracer = Tracer::attach(&line, line.first_pid(), &["-e", &plan.inject()]);
+        hand_over(&line, || tracer.detach())
+    });
+    assert!(hit >= 20, "only {hit} plans hit");
+}
+
+/// Calls of the new generation fail.
+pub(crate) fn new_generation(extent: Extent) {
+    let traced = |line: &Line, options: &str| {
+        let trace = line.folder().join("trace");
+        let trace_name = trace.display();
+        line.put_script(&format!("exec strace -D -o '{trace_name}' {options} \"$REAL\" \"$@\""));
+        trace
+    };
+    let line = serve(&[]);
+    let trace = traced(&line, "");
+    line.asked(&["reload"]).well();
+    line.wait_for(2, "serving draining");
+    line.signal(2, Signal::SIGTERM);
+    line.wait_for_end();
+    let plans = plans(&count(&fs::read_to_string(trace).unwrap()), extent);
+    drop(line);
+    let hit = run("the new generation", &plans, |plan| {
+        let line = serve(&[]);
+        let trace = traced(&line, &format!("-e {}", plan.inject()));
+        hand_over(&line, || read(&trace))
+    });
+    assert!(hit >= 20, "only {hit} plans hit");
+}
+
+/// Calls fail that only the process between the two forks makes, and the one that becomes the successor.
+pub(crate) fn between_the_forks(extent: Extent) {
+    let calls: &[(&str, &[&'static str])] = &[
+        ("close_range", &["EMFILE", "ENOMEM"]),
+        ("dup2", &["EMFILE", "EBUSY", "EINTR"]),
+        ("execve", &["ENOMEM", "EIO", "EPERM", "EMFILE"]),
+        ("clone", &["EAGAIN", "ENOMEM"]),
+    ];
+    let mut plans = Vec::new();
+    for (call, errors) in calls {
+        let errors = if extent == Extent::Whole { errors } else { &errors[..1] };
+        let plan = |when: &str, error| Plan { call: (*call).to_owned(), when: when.to_owned(), error };
+        plans.extend(errors.iter().flat_map(|error| [plan("1", error), plan("1..10", error)]));
+    }
+    let hit = run("the process between the forks", &plans, |plan| {
+        let line = serve(&[]);
+        let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", &plan.inject()]);
+        hand_over(&line, || tracer.detach())
+    });
+    assert!(hit >= 8, "only {hit} plans hit");
+}
+
+/// Calls of the init fail, which is what a container or a supervisor watches.
+pub(crate) fn init(extent: Extent) {
+    let calls: &[(&str, &[&'static str])] = &[
+        ("poll", &["ENOMEM", "EINTR"]),
+        ("recvmsg", &["ENOMEM", "EINTR"]),
+        ("wait4", &["EINTR"]),
+        ("read", &["EINTR"]),
+    ];
+    let numbers: &[&str] = if extent == Extent::Whole { &["1", "2", "3", "4", "5", "1..10"] } else { &["1", "1..10"] };
+    let mut plans = Vec::new();
+    for (call, errors) in calls {
+        let plan = |when: &str, error| Plan { call: (*call).to_owned(), when: when.to_owned(), error };
+        plans.extend(errors.iter().flat_map(|error| numbers.iter().map(move |when| plan(when, error))));
+    }
+    let hit = run("the init", &plans, |plan| {
+        let line = serve(&["--init"]);
+        let tracer = Tracer::attach(&line, line.first_pid(), &["-e", &plan.inject()]);
+        let was_hit = hand_over(&line, || tracer.detach())?;
+        signal(line.first_pid(), Signal::SIGTERM);
+        match exit_code(line.first_pid()) {
+            0 => Ok(was_hit),
+            code => Err(format!("the init ended with {code}\n{}", line.text())),
+        }
+    });
+    assert!(hit >= 6, "only {hit} plans hit");
+}
+
+fn read(trace: &Path) -> String {
+    fs::read_to_string(trace).unwrap_or_default()
+}
