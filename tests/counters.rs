@@ -7,7 +7,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{Client, Line, Manager, Operator, REAL, SLOW_DRAIN, assert_becomes};
+use crate::support::{Client, Line, Manager, Operator, REAL, SLOW_DRAIN, assert_becomes, freeze, thaw, threads};
 
 fn status(line: &Line) -> Value {
     serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap()
@@ -227,4 +227,26 @@ fn how_long_a_state_lasts_does_not_change_with_the_clock() {
         let table = operator.wait().well();
         assert!(table.contains(" serving  1m 1s  "), "{table}");
     }
+}
+
+/// The head is stopped while they come, so that all of them wait at once.
+#[test]
+fn any_number_of_scrapes_takes_one_thread() {
+    let line = Line::serve_controlled(&["--workers", "2", "--bake", "0", "--metrics", "127.0.0.1:0"]);
+    let metrics = line.address_of("metrics");
+    let before = threads(line.first_pid());
+    let mut collectors: Vec<_> = (0..200).map(|_| Client::connect(&metrics).unwrap()).collect();
+    freeze(line.first_pid());
+    for collector in &mut collectors {
+        collector.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    }
+    thaw(line.first_pid());
+    let mut most = 0;
+    for mut collector in collectors {
+        let mut answer = String::new();
+        collector.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("# EOF\n"), "{answer}");
+        most = most.max(threads(line.first_pid()));
+    }
+    assert!(most <= before + 1, "{most} threads, {before} before the first scrape");
 }

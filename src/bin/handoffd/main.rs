@@ -64,7 +64,7 @@ fn serve(arguments: Serve) -> ExitCode {
     logging::start(destination, &arguments.log, inheritance.generation());
     let config = Config { identity: identity::identity(&arguments.file), ..arguments.config };
     let control = config.control.clone().filter(|_| arguments.metrics);
-    let service = WithMetrics { routes: arguments.routes, control };
+    let service = WithMetrics::new(arguments.routes, control);
     match run(config, inheritance, service, arguments.workers) {
         Ok(()) => code(Exit::Done),
         Err(error) => fail(&error),

@@ -14,6 +14,9 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::cli::Answer;
 
+/// How many connections the listener for metrics has at once; a collector has one.
+const COLLECTORS_MAX: usize = 64;
+
 #[derive(Debug, Args)]
 pub(crate) struct ServeFlags {
     /// Serve what this file says, on the listeners that it names; read anew by each generation
@@ -271,7 +274,8 @@ impl Metrics {
         };
         // Each answers one request.
         let (name, on_handoff) = (Some(METRICS_LISTENER.parse()?), Some(OnHandoff::Drain));
-        listeners.push(ListenerConfig { name, address, max_connections: None, on_handoff });
+        let max_connections = NonZeroUsize::new(COLLECTORS_MAX);
+        listeners.push(ListenerConfig { name, address, max_connections, on_handoff });
         Ok(Config { listeners: Listeners::exactly(listeners)?, ..config })
     }
 }
