@@ -76,7 +76,11 @@ impl Manager {
     pub(crate) fn hear_until(&self, line: &str) -> (Told, Vec<Told>) {
         let mut before = Vec::new();
         loop {
-            let told = self.try_hear().unwrap_or_else(|error| panic!("no {line}: {error}, after {before:#?}"));
+            let told = match self.try_hear() {
+                // A receive with a timeout is not begun again when the process was stopped meanwhile, signal(7).
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                heard => heard.unwrap_or_else(|error| panic!("no {line}: {error}, after {before:#?}")),
+            };
             if told.text.lines().any(|found| found.starts_with(line)) {
                 return (told, before);
             }
