@@ -1,9 +1,12 @@
-//! Any system call of a handoff may fail: a sample of the matrix of errors. `cargo test --test errors` runs all of it.
+//! Any system call of a handoff may fail, and either side may be killed: a sample of `cargo test --test errors`.
 
 #[path = "errors/matrix.rs"]
-mod matrix;
+pub(crate) mod matrix;
+#[path = "errors/storm.rs"]
+mod storm;
 
 use matrix::Extent;
+use storm::OnHandoff;
 
 #[test]
 fn any_call_of_the_old_generation_may_fail() {
@@ -23,4 +26,14 @@ fn any_call_between_the_forks_may_fail() {
 #[test]
 fn any_call_of_the_init_may_fail() {
     matrix::init(Extent::Sample);
+}
+
+#[test]
+fn handoffs_with_faults_lose_nobody() {
+    storm::run(OnHandoff::Drain, 150, 3);
+}
+
+#[test]
+fn handoffs_with_carry_and_faults_lose_nobody() {
+    storm::run(OnHandoff::Carry, 100, 4);
 }

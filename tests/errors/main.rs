@@ -5,11 +5,13 @@
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test looks at one of them")]
 
 mod matrix;
+mod storm;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the other tests use more of it")]
 mod support;
 
 use matrix::Extent;
+use storm::OnHandoff;
 
 #[test]
 fn any_call_of_the_old_generation_may_fail() {
@@ -29,4 +31,14 @@ fn any_call_between_the_forks_may_fail() {
 #[test]
 fn any_call_of_the_init_may_fail() {
     matrix::init(Extent::Whole);
+}
+
+#[test]
+fn ten_thousand_handoffs_with_faults_lose_nobody() {
+    storm::run(OnHandoff::Drain, 10_000, 1);
+}
+
+#[test]
+fn a_thousand_handoffs_with_carry_and_faults_lose_nobody() {
+    storm::run(OnHandoff::Carry, 1_000, 2);
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -33,15 +33,15 @@ pub(crate) enum Extent {
 
 /// One call that fails.
 #[derive(Clone, Debug)]
-struct Plan {
-    call: String,
+pub(crate) struct Plan {
+    pub(crate) call: String,
     /// Which call of that name, and whether those after it fail as well.
-    when: String,
-    error: &'static str,
+    pub(crate) when: String,
+    pub(crate) error: &'static str,
 }
 
 impl Plan {
-    fn inject(&self) -> String {
+    pub(crate) fn inject(&self) -> String {
         format!("inject={}:error={}:when={}", self.call, self.error, self.when)
     }
 }
@@ -73,7 +73,7 @@ fn errors(call: &str) -> &'static [&'static str] {
 }
 
 /// Which calls of each name there are in a trace. Of the operations of `fcntl` only one makes a descriptor.
-fn count(trace: &str) -> BTreeMap<String, Vec<usize>> {
+pub(crate) fn count(trace: &str) -> BTreeMap<String, Vec<usize>> {
     let (mut seen, mut calls) = (BTreeMap::<String, usize>::new(), BTreeMap::<String, Vec<usize>>::new());
     for line in trace.lines() {
         let name = line.split('(').next().unwrap_or_default();
@@ -91,6 +91,11 @@ fn count(trace: &str) -> BTreeMap<String, Vec<usize>> {
         }
     }
     calls
+}
+
+/// A plan for each call of a trace and each error that fits.
+pub(crate) fn single_plans(trace: &str) -> Vec<Plan> {
+    plans(&count(trace), Extent::Whole).into_iter().filter(|plan| !plan.when.contains("..")).collect()
 }
 
 /// A plan for each call of a trace, and for each name one that fails ten times.
@@ -127,7 +132,7 @@ fn serve(flags: &[&str]) -> Line {
 }
 
 /// What an operator hears.
-fn status(line: &Line) -> Value {
+pub(crate) fn status(line: &Line) -> Value {
     serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap()
 }
 
@@ -136,7 +141,6 @@ fn hand_over(line: &Line, finish: impl FnOnce() -> String) -> Result<bool, Strin
     let callers = Callers::start(&line.address(), CALLERS);
     let answered = line.asked(&["reload"]);
     let calls = callers.finish();
-    // strace that lets go of a process in the middle of an injected call leaves it with ENOSYS.
     assert_becomes(&true, || line.is_asleep());
     let trace = finish();
     let serving = status(line)["serving"].as_u64().unwrap();
@@ -229,16 +233,28 @@ pub(crate) fn old_generation(extent: Extent) {
     assert!(hit >= 20, "only {hit} plans hit");
 }
 
+/// Lets go of a process when its main thread is in no call that fails: strace would leave it with ENOSYS. One that has
+/// ended has been let go of.
+pub(crate) fn detach_when_asleep(pid: u32, tracer: Tracer) {
+    let stat = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    assert_becomes(&true, || {
+        let stat = stat();
+        stat.rsplit(") ").next().is_none_or(|rest| !rest.starts_with(['R', 't', 'T', 'D']))
+    });
+    tracer.detach();
+}
+
+/// Puts the daemon, under strace, in the place of the program. Returns where the trace will be.
+pub(crate) fn put_traced(line: &Line, options: &str) -> PathBuf {
+    let trace = line.folder().join("trace");
+    line.put_script(&format!("exec strace -D -o '{}' {options} \"$REAL\" \"$@\"", trace.display()));
+    trace
+}
+
 /// Calls of the new generation fail.
 pub(crate) fn new_generation(extent: Extent) {
-    let traced = |line: &Line, options: &str| {
-        let trace = line.folder().join("trace");
-        let trace_name = trace.display();
-        line.put_script(&format!("exec strace -D -o '{trace_name}' {options} \"$REAL\" \"$@\""));
-        trace
-    };
     let line = serve(&[]);
-    let trace = traced(&line, "");
+    let trace = put_traced(&line, "");
     line.asked(&["reload"]).well();
     line.wait_for(2, "serving draining");
     line.signal(2, Signal::SIGTERM);
@@ -247,7 +263,7 @@ pub(crate) fn new_generation(extent: Extent) {
     drop(line);
     let hit = run("the new generation", &plans, |plan| {
         let line = serve(&[]);
-        let trace = traced(&line, &format!("-e {}", plan.inject()));
+        let trace = put_traced(&line, &format!("-e {}", plan.inject()));
         hand_over(&line, || read(&trace))
     });
     assert!(hit >= 20, "only {hit} plans hit");

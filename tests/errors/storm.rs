@@ -1,0 +1,219 @@
+//! Thousands of handoffs under load, in one of ten of which something fails: a system call of either side, or a side is
+//! killed. No client is refused; only connections that a killed process held are reset; every exit code is true; and at
+//! the end nothing is left behind.
+//!
+//! The successor is killed before it is ready and the predecessor after the successor has started to accept: a service
+//! of which the only process is killed is down, and that is the service manager's affair.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+
+use super::matrix::{self, Plan};
+use crate::support::{Line, REAL, Storm, Tally, Tracer, assert_becomes, kinds, signal, threads};
+
+/// Clients that connect again and again, and clients that stay.
+const SHORT: usize = 2;
+const PERSISTENT: usize = 6;
+
+/// What happens to the connections of an old generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnHandoff {
+    Drain,
+    Carry,
+}
+
+/// What fails in a handoff.
+#[derive(Clone, Debug)]
+enum Fault {
+    None,
+    /// A call of the old generation.
+    Old(Plan),
+    /// A call of the new one.
+    New(Plan),
+    /// The old one is killed when this is in the log: of the generation so many after it.
+    KillOld(u64, &'static str),
+    /// The new one is killed at a call that it makes before it is ready.
+    KillNew(Plan),
+}
+
+/// A sequence of numbers that is the same for the same seed: a failure can be looked at again.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % end
+    }
+
+    fn choose<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[self.below(all.len())]
+    }
+}
+
+/// The calls that a handoff is made of, from one without a fault.
+struct Calls {
+    old: Vec<Plan>,
+    new: Vec<Plan>,
+    new_before_ready: Vec<Plan>,
+}
+
+impl Calls {
+    fn fault(&self, random: &mut Random) -> Fault {
+        if random.below(10) > 0 {
+            return Fault::None;
+        }
+        match random.below(4) {
+            0 => Fault::Old(random.choose(&self.old).clone()),
+            1 => Fault::New(random.choose(&self.new).clone()),
+            2 => {
+                let records =
+                    [(1, "is accepting"), (0, "the successor is ready"), (0, "handed over"), (0, "is draining")];
+                let (after, text) = *random.choose(&records);
+                Fault::KillOld(after, text)
+            }
+            _ => Fault::KillNew(random.choose(&self.new_before_ready).clone()),
+        }
+    }
+}
+
+fn serve(on_handoff: OnHandoff) -> Line {
+    let line = Line::start_program(Path::new(REAL), |command, folder| {
+        command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--workers", "2", "--first-request-grace", "60s"]);
+        command.arg("--control").arg(folder.join("control")).arg("--pid-file").arg(folder.join("pid"));
+        if on_handoff == OnHandoff::Carry {
+            command.arg("--carry");
+        }
+    });
+    line.wait_for(1, "serving draining");
+    line
+}
+
+fn calls(on_handoff: OnHandoff) -> Calls {
+    let old = {
+        let line = serve(on_handoff);
+        let tracer = Tracer::attach(&line, line.first_pid(), &[]);
+        line.asked(&["reload"]).well();
+        tracer.wait()
+    };
+    let new = {
+        let line = serve(on_handoff);
+        let trace = matrix::put_traced(&line, "");
+        line.asked(&["reload"]).well();
+        line.wait_for(2, "serving draining");
+        line.signal(2, Signal::SIGTERM);
+        line.wait_for_end();
+        fs::read_to_string(trace).unwrap()
+    };
+    let before_ready = new.split("KIND=ready").next().unwrap();
+    let kill = |(call, numbers): (String, Vec<usize>)| {
+        numbers.into_iter().map(move |number| Plan { call: call.clone(), when: number.to_string(), error: "" })
+    };
+    Calls {
+        old: matrix::single_plans(&old),
+        new: matrix::single_plans(&new),
+        new_before_ready: matrix::count(before_ready).into_iter().flat_map(kill).collect(),
+    }
+}
+
+/// What a process holds that could grow.
+fn holdings(pid: u32) -> (BTreeMap<String, usize>, usize) {
+    (kinds(pid), threads(pid))
+}
+
+fn files(line: &Line) -> Vec<String> {
+    let names = fs::read_dir(line.folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.filter(|name| !name.starts_with("trace")).collect();
+    names.sort();
+    names
+}
+
+/// Runs so many handoffs, and tells what they were made of.
+pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
+    let calls = calls(on_handoff);
+    let line = serve(on_handoff);
+    line.asked(&["reload"]).well();
+    let (mut generation, mut seen) = (2, 0);
+    let serves = |generation: u64, seen: &mut usize| {
+        let what = format!("generation {generation} serves");
+        line.wait_after(seen, &what, |record| record.is(generation, "is serving")).pid
+    };
+    let mut pid = serves(2, &mut seen);
+    assert_becomes(&1, || line.processes().len());
+    let before = (holdings(pid), files(&line));
+    let storm = Storm::start(&line.address(), SHORT, PERSISTENT);
+    let (mut random, mut counts, mut kills) = (Random(seed), BTreeMap::<&str, [usize; 2]>::new(), 0);
+    for number in 0..handoffs {
+        let fault = calls.fault(&mut random);
+        let context = || format!("handoff {number}, seed {seed}, {fault:?}\n{}", last_lines(&line));
+        let mut tracer = None;
+        match &fault {
+            Fault::New(plan) => drop(matrix::put_traced(&line, &format!("-e {}", plan.inject()))),
+            Fault::KillNew(Plan { call, when, .. }) => {
+                drop(matrix::put_traced(&line, &format!("-e inject={call}:signal=SIGKILL:when={when}")));
+            }
+            Fault::Old(plan) => tracer = Some(Tracer::attach(&line, pid, &["-e", &plan.inject()])),
+            Fault::None | Fault::KillOld(..) => {}
+        }
+        let mark = line.mark();
+        let operator = line.ask(&["reload"]);
+        if let Fault::KillOld(after, text) = fault {
+            line.wait_since(mark, text, |record| record.is(generation + after, text));
+            signal(pid, Signal::SIGKILL);
+        }
+        let answered = operator.wait();
+        if let Some(tracer) = tracer {
+            matrix::detach_when_asleep(pid, tracer);
+        }
+        if matches!(fault, Fault::New(_) | Fault::KillNew(_)) {
+            line.put_real();
+        }
+        let serving = matrix::status(&line)["serving"].as_u64().unwrap();
+        let told = if answered.code == 0 { generation + 1 } else { generation };
+        assert_eq!(serving, told, "{answered:?} after {}", context());
+        let (name, was_killed) = match fault {
+            Fault::None => ("none", false),
+            Fault::Old(_) => ("a call of the old generation", false),
+            Fault::New(_) => ("a call of the new generation", false),
+            Fault::KillOld(..) => ("the old generation is killed", true),
+            Fault::KillNew(_) => ("the new generation is killed", true),
+        };
+        assert!(name != "none" || answered.code == 0, "{answered:?} after {}", context());
+        kills += usize::from(was_killed);
+        counts.entry(name).or_default()[usize::from(answered.code != 0)] += 1;
+        if answered.code == 0 {
+            generation += 1;
+            pid = serves(generation, &mut seen);
+        }
+    }
+    let tally = storm.end();
+    assert_becomes(&vec![pid], || line.processes());
+    assert_becomes(&before, || (holdings(pid), files(&line)));
+    println!("{on_handoff:?}, {handoffs} handoffs, seed {seed}: {} short, {} requests", tally.short, tally.persistent);
+    println!("  {} closed between requests, {} crossed a close", tally.closed, tally.crossed);
+    for (fault, [done, failed]) in counts {
+        println!("  {fault}: {done} handed over, {failed} failed");
+    }
+    println!("  losses with {kills} kills: {:?}", tally.losses);
+    assert_losses(&tally, kills, &line);
+}
+
+/// Nobody was refused or served wrongly, and only a killed process lost what it held.
+fn assert_losses(tally: &Tally, kills: usize, line: &Line) {
+    let lost = |kind: &str| {
+        tally.losses.iter().filter(|(name, _)| name.starts_with(kind)).map(|(_, count)| *count).sum::<u64>()
+    };
+    let explained = lost("reset: ") + lost("unanswered: ");
+    assert_eq!(tally.losses.values().sum::<u64>(), explained, "{:?}\n{}", tally.losses, last_lines(line));
+    let held = u64::try_from(kills * (SHORT + PERSISTENT)).unwrap();
+    assert!(explained <= held, "{:?} with {kills} kills", tally.losses);
+    assert!(tally.short > 0 && tally.persistent > 0, "{tally:?}");
+}
+
+fn last_lines(line: &Line) -> String {
+    let text = line.text();
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}
