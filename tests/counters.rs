@@ -163,7 +163,7 @@ fn what_is_carried_is_counted_where_it_was_and_accepted_once() {
 }
 
 /// What is answered to one request.
-fn request(address: &str, head: &str) -> String {
+pub(crate) fn request(address: &str, head: &str) -> String {
     let mut client = Client::connect(address).unwrap();
     client.write_all(format!("{head}\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
     let mut answer = String::new();

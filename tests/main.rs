@@ -44,6 +44,7 @@ mod pid_file;
 mod program;
 mod proxy;
 mod proxy_faults;
+mod proxy_headers;
 mod proxy_restarts;
 mod queue;
 mod signals;

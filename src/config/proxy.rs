@@ -26,7 +26,7 @@ pub struct ProxyConfig {
     pub lifetime: Option<Duration>,
     /// In which form the upstream is told who the client is. Default: it is not.
     pub send_header: Option<HeaderVersion>,
-    /// From these addresses the client begins with a PROXY header, which says who it really is. Default: none.
+    /// From these networks the client begins with a PROXY header, which says who it really is. Default: none.
     pub accept_header_from: Vec<Network>,
     /// How long such a client may take for its header. Default 3 s.
     pub header_timeout: Duration,
@@ -173,26 +173,59 @@ pub struct Check {
     pub timeout: Duration,
 }
 
-/// Addresses that share a prefix.
+/// Clients that are told apart by where they come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network(ipnet::IpNet);
+pub struct Network(Members);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Members {
+    /// Addresses that share a prefix.
+    Prefix(ipnet::IpNet),
+    /// All clients of Unix sockets.
+    Unix,
+}
 
 impl Network {
     /// Whether `address` is one of them. An IPv4 address that came in over IPv6 is the IPv4 address.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
-        self.0.contains(&address.to_canonical())
+        match self.0 {
+            Members::Prefix(network) => network.contains(&address.to_canonical()),
+            Members::Unix => false,
+        }
+    }
+
+    /// Whether the clients of Unix sockets are meant, which have no address.
+    #[must_use]
+    pub fn is_unix(&self) -> bool {
+        self.0 == Members::Unix
     }
 }
 
 impl FromStr for Network {
     type Err = Error;
 
-    /// `192.0.2.0/24`, `2001:db8::/32`; a single address is a network of one.
+    /// `192.0.2.0/24`, `2001:db8::/32`, `unix`; a single address is a network of one.
     fn from_str(text: &str) -> Result<Self, Error> {
+        // The second is how nginx has it.
+        if matches!(text, "unix" | "unix:") {
+            return Ok(Self(Members::Unix));
+        }
         let network = text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(Into::into));
-        let why = "expected a network, as in 192.0.2.0/24 or 2001:db8::/32";
-        network.map(Self).ok_or_else(|| Error::Address { text: text.to_owned(), why })
+        let why = "expected a network, as in 192.0.2.0/24 or 2001:db8::/32, or unix";
+        let network = network.ok_or_else(|| Error::Address { text: text.to_owned(), why })?;
+        Ok(Self(Members::Prefix(canonical(network))))
+    }
+}
+
+/// IPv4 addresses written as IPv6 (`::ffff:192.0.2.0/120`) are the IPv4 addresses (`192.0.2.0/24`).
+fn canonical(network: ipnet::IpNet) -> ipnet::IpNet {
+    const MAPPED: u8 = 96;
+    let ipnet::IpNet::V6(six) = network else { return network };
+    let length = six.prefix_len().checked_sub(MAPPED);
+    match (six.addr().to_ipv4_mapped(), length) {
+        (Some(address), Some(length)) => ipnet::Ipv4Net::new(address, length).map_or(network, Into::into),
+        _ => network,
     }
 }
 
@@ -221,5 +254,25 @@ mod tests {
         assert!(!network.contains("192.0.3.1".parse().unwrap()));
         assert!("2001:db8::1".parse::<Network>().unwrap().contains("2001:db8::1".parse().unwrap()));
         assert!("192.0.2.0/33".parse::<Network>().is_err());
+    }
+
+    #[test]
+    fn a_network_of_ipv4_may_be_written_as_ipv6() {
+        for text in ["::ffff:127.0.0.0/104", "::ffff:127.1.2.3/104", "::ffff:7f00:0/104", "::ffff:127.0.0.1"] {
+            let network: Network = text.parse().unwrap();
+            assert!(network.contains("127.0.0.1".parse().unwrap()), "{text}");
+            assert!(network.contains("::ffff:127.0.0.1".parse().unwrap()), "{text}");
+            assert!(!network.contains("128.0.0.1".parse().unwrap()), "{text}");
+            assert!(!network.contains("::1".parse().unwrap()), "{text}");
+        }
+        let all: Network = "::ffff:0.0.0.0/96".parse().unwrap();
+        assert!(all.contains("192.0.2.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn clients_of_unix_sockets_are_a_network_without_addresses() {
+        let network: Network = "unix".parse().unwrap();
+        assert!(network.is_unix() && !network.contains("127.0.0.1".parse().unwrap()));
+        assert!(!"0.0.0.0/0".parse::<Network>().unwrap().is_unix());
     }
 }

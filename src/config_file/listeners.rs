@@ -11,7 +11,7 @@ use super::tables::ListenerTable;
 use super::values::{As, Kind, List, Service, Upstream};
 use crate::address::Address;
 use crate::config::{
-    Check, Ejection, ListenerConfig, ListenerName, Loop, ProxyConfig, TakenAddresses, Upstreams, find_loop,
+    Check, Ejection, ListenerConfig, ListenerName, Loop, Network, ProxyConfig, TakenAddresses, Upstreams, find_loop,
 };
 use crate::error::Error;
 
@@ -120,6 +120,9 @@ fn one(name: &Spanned<String>, mut table: ListenerTable, taken: &mut Taken) -> R
         Some(Service::Proxy) => {
             let list = table.upstreams.take();
             let list = list.ok_or_else(|| lacks("upstreams", "some, as in upstreams = [\"127.0.0.1:9000\"]"))?;
+            if let Some(networks) = &table.accept_proxy_header_from {
+                meet_clients(networks, &config.address)?;
+            }
             ServiceConfig::Proxy(Box::new(proxy(upstreams(list)?, table)?))
         }
     };
@@ -138,6 +141,24 @@ fn upstreams(list: Spanned<List<Upstream>>) -> Result<Upstreams, Fault> {
     }
     let list = list.into_inner().0.into_iter().map(inner).collect();
     Upstreams::new(list).map_err(|error| Fault::at(place, format!("{error}, expected at least one")))
+}
+
+/// Refuses networks of which no client can come by this address: headers would be passed on as data.
+fn meet_clients(networks: &Spanned<List<Network>>, address: &Address) -> Result<(), Fault> {
+    let listens_on_unix = match address {
+        Address::Tcp(_) | Address::Tcp6Only(_) => false,
+        Address::UnixPath(_) | Address::UnixAbstract(_) => true,
+    };
+    let all = &networks.get_ref().0;
+    if all.is_empty() || all.iter().any(|one| one.get_ref().0.is_unix() == listens_on_unix) {
+        return Ok(());
+    }
+    let what = if listens_on_unix {
+        "clients of a Unix socket have no address, expected \"unix\" among these networks"
+    } else {
+        "no client of this address comes by a Unix socket, expected a network of IP addresses"
+    };
+    Err(Fault::at(networks.span().start, what))
 }
 
 /// What the table says, and for the rest the defaults.

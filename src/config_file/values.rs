@@ -173,7 +173,7 @@ texts! {
     Address: "an address: \"IP:PORT\", \"[IPV6]:PORT\", \"tcp6:[IPV6]:PORT\", \"/PATH\" or \"@NAME\"";
     Balance: "\"round-robin\", \"least-connections\" or \"in-order\"";
     HeaderVersion: "\"v1\" or \"v2\"";
-    Network: "a network, as in \"192.0.2.0/24\" or \"2001:db8::/32\"";
+    Network: "a network, as in \"192.0.2.0/24\" or \"2001:db8::/32\", or \"unix\"";
 }
 
 /// An address that can be connected to.

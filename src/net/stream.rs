@@ -77,12 +77,13 @@ impl Stream {
     pub(crate) fn taken_up(socket: OwnedFd, peer: Peer, traffic: Traffic, peer_finished: bool) -> io::Result<Self> {
         let socket = Socket::from(socket);
         let is_unix = socket.domain()? == Domain::UNIX;
-        if socket.r#type()? != Type::STREAM || is_unix != (peer == Peer::Unix) {
+        // A client of a Unix socket may have an address, by the word of a proxy.
+        if socket.r#type()? != Type::STREAM || (peer == Peer::Unix && !is_unix) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no stream socket of its family"));
         }
         // Here it is by no word but the other process's that it does not block; one that did would hold up a whole thread.
         socket.set_nonblocking(true)?;
-        let stream = Self::new(socket, peer)?;
+        let stream = Self::new(socket, if is_unix { Peer::Unix } else { peer })?;
         Ok(Self { traffic: Arc::new(traffic), peer_finished, is_shared: true, ..stream })
     }
 

@@ -44,6 +44,8 @@ pub struct ListenerCounters {
     /// Connections that a successor had taken over that died while its predecessor still lived, at most: some may have ended
     /// before.
     pub lost: u64,
+    /// Clients refused because their PROXY header was wrong, or did not come in time.
+    pub header_errors: u64,
 }
 
 /// What was passed on to one upstream.
@@ -102,7 +104,8 @@ impl ListenerCounters {
     /// Adds those of another generation.
     pub const fn add(&mut self, other: Self) {
         // All of them by name: a new one is not to be forgotten here.
-        let Self { accepted, active, limited, received, sent, drained, cut, carried, refused, lost } = other;
+        let Self { accepted, active, limited, received, sent, drained, cut, carried, refused, lost, header_errors } =
+            other;
         self.accepted += accepted;
         self.active += active;
         self.limited += limited;
@@ -112,6 +115,7 @@ impl ListenerCounters {
         self.carried += carried;
         self.refused += refused;
         self.lost += lost;
+        self.header_errors += header_errors;
         self.cut += cut;
     }
 }

@@ -374,9 +374,13 @@ impl<S: Service> Server<S> {
 
     /// What it has done until now.
     pub(crate) fn counters(&self) -> Counters {
-        let mut counters = Counters { upstreams: self.connections.service().upstreams(), ..Counters::default() };
+        let service = self.connections.service();
+        let mut counters = Counters { upstreams: service.upstreams(), ..Counters::default() };
         for ((_, listener), census) in &self.census {
             counters.listeners.entry(listener.to_string()).or_default().add(census.counters());
+        }
+        for (listener, count) in service.header_errors() {
+            counters.listeners.entry(listener).or_default().header_errors += count;
         }
         counters
     }

@@ -63,6 +63,12 @@ pub trait Service: Send + Sync + 'static {
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
         BTreeMap::new()
     }
+
+    /// How many clients it has refused because of their PROXY header, by the listener's name: for a service
+    /// that expects such headers.
+    fn header_errors(&self) -> BTreeMap<String, u64> {
+        BTreeMap::new()
+    }
 }
 
 /// Shared with whoever else needs it.
@@ -82,5 +88,9 @@ impl<S: Service> Service for Arc<S> {
 
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
         S::upstreams(self)
+    }
+
+    fn header_errors(&self) -> BTreeMap<String, u64> {
+        S::header_errors(self)
     }
 }

@@ -97,4 +97,8 @@ impl Service for Routes {
         // No two of them count for the same listener.
         self.proxies().flat_map(Proxy::upstreams).collect()
     }
+
+    fn header_errors(&self) -> BTreeMap<String, u64> {
+        self.proxies().flat_map(Proxy::header_errors).collect()
+    }
 }

@@ -75,6 +75,12 @@ fn table(status: &Status) -> String {
         text += &aligned(head, upstreams);
     }
     text.push('\n');
+    for (listener, ListenerCounters { header_errors, .. }) in &status.counters.listeners {
+        if *header_errors > 0 {
+            let listener = escaped(listener);
+            text += &format!("{listener}: {header_errors} clients refused because of their PROXY header\n");
+        }
+    }
     let HandoffCounters { succeeded, failed, rolled_back } = status.counters.handoffs;
     text += &format!("handoffs: {succeeded} succeeded, {failed} failed, {rolled_back} rolled back\n");
     if let Some(last) = &status.last_handoff {
@@ -101,8 +107,8 @@ fn aligned<const COLUMNS: usize>(head: [&str; COLUMNS], rows: impl Iterator<Item
 }
 
 fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 11] {
-    // What was lost has been said in the log, and is seldom more than nothing.
-    let ListenerCounters { accepted, active, limited, received, sent, drained, cut, carried, refused, lost: _ } =
+    // Those that are left out are in the log, and are seldom more than nothing.
+    let ListenerCounters { accepted, active, limited, received, sent, drained, cut, carried, refused, .. } =
         counters.listeners.get(&listener.name).copied().unwrap_or_default();
     let numbers = [accepted, active, limited, received, sent, drained, cut, carried, refused];
     let [accepted, active, limited, received, sent, drained, cut, carried, refused] =

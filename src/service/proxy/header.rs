@@ -1,13 +1,20 @@
 //! Reads and writes the header of the PROXY protocol, by which proxies tell each other who the client is.
 //!
-//! Crate ppp knows the format; where a header ends, and what is ignored in it, is decided here: what follows belongs to the
-//! upstream, to the byte. A header is at most so long, whatever it says of itself.
+//! Of a header only as much is held as can mean something here: a line, or the addresses of a binary one.
+//! The additions behind them (TLVs), up to 64 KiB, are read and dropped. What follows the header belongs to
+//! the upstream, to the byte. Crate ppp writes headers; its parser of addresses is stricter than senders are.
+
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ppp::{v1, v2};
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
 
 use crate::config::HeaderVersion;
 use crate::net::Stream;
@@ -16,8 +23,8 @@ use crate::net::Stream;
 const LONGEST_V1: usize = 107;
 /// Bytes before the length of a binary header takes effect.
 const FIXED_V2: usize = 16;
-/// More than addresses and everything that proxies are known to add.
-const LONGEST: usize = 2048;
+/// The addresses of two Unix sockets, the longest ones that a binary header has.
+const LONGEST_ADDRESSES: usize = 216;
 
 /// From where to where a client connected, by somebody's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,17 +33,55 @@ pub(super) struct Route {
     pub(super) destination: SocketAddr,
 }
 
-/// Reads the header with which a connection begins. `None` is a proxy that speaks for itself, or does not know.
-///
-/// # Errors
-/// When it begins with something else, or ends.
-pub(super) async fn receive(stream: &mut Stream) -> io::Result<Option<Route>> {
-    let mut buffer = vec![0; LONGEST];
-    stream.read_head(&mut buffer, parse).await
+/// What the beginning of a connection says of its header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    /// Bytes that have been understood.
+    length: usize,
+    /// Bytes of the header behind them, which mean nothing here.
+    rest: usize,
+    /// The client; none for a proxy that speaks for itself, or does not know.
+    route: Option<Route>,
 }
 
-/// How long the header is at the head of `bytes`, and what it says; `None` when it goes on.
-pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<(usize, Option<Route>)>> {
+/// Reads the header with which a connection begins. `None` is a proxy that speaks for itself, or does not
+/// know.
+///
+/// Cancel safe while `is_within` is false: until then nothing has been read, or all of it has been.
+///
+/// # Errors
+/// `InvalidData` when it begins with something else, or ends within its header; `UnexpectedEof` when it
+/// ends without a byte.
+pub(super) async fn receive(stream: &mut Stream, is_within: &AtomicBool) -> io::Result<Option<Route>> {
+    let mut buffer = vec![0; FIXED_V2 + LONGEST_ADDRESSES];
+    let mut is_silent = true;
+    let look = |bytes: &[u8]| {
+        is_silent = bytes.is_empty();
+        Ok(parse(bytes)?.map(|head| (head.length, head)))
+    };
+    let ended = |error: io::Error| {
+        let is_end = error.kind() == io::ErrorKind::UnexpectedEof;
+        if is_end { invalid("it ended within its PROXY header") } else { error }
+    };
+    let head = match stream.read_head(&mut buffer, look).await {
+        Err(error) if is_silent => return Err(error),
+        head => head.map_err(ended)?,
+    };
+    let mut rest = head.rest;
+    is_within.store(rest > 0, Ordering::Relaxed);
+    while rest > 0 {
+        let most = rest.min(buffer.len());
+        rest -= match stream.read(&mut buffer[..most]).await? {
+            0 => return Err(ended(io::ErrorKind::UnexpectedEof.into())),
+            count => count,
+        };
+    }
+    is_within.store(false, Ordering::Relaxed);
+    Ok(head.route)
+}
+
+/// What the head of `bytes` says; `None` when more has to be seen.
+pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Head>> {
     let has_begun = |prefix: &[u8]| {
         let length = bytes.len().min(prefix.len());
         bytes[..length] == prefix[..length]
@@ -50,77 +95,124 @@ pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<(usize, Option<Route>)>> 
     }
 }
 
-/// A header of version 1. It is parsed when it is whole: ppp takes parts of some for wrong.
-fn line(bytes: &[u8]) -> io::Result<Option<(usize, Option<Route>)>> {
+/// A header of version 1.
+fn line(bytes: &[u8]) -> io::Result<Option<Head>> {
     let bytes = &bytes[..bytes.len().min(LONGEST_V1)];
     let Some(end) = bytes.windows(2).position(|pair| pair == b"\r\n") else {
         return if bytes.len() == LONGEST_V1 { Err(invalid("its PROXY header is too long")) } else { Ok(None) };
     };
-    let (length, text) = (end + 2, &bytes[..end]);
-    if text == b"PROXY UNKNOWN" || text.starts_with(b"PROXY UNKNOWN ") {
+    let head = |route| Ok(Some(Head { length: end + 2, rest: 0, route }));
+    let text = std::str::from_utf8(&bytes[..end]).map_err(|_| wrong("it is not ASCII"))?;
+    let mut words = text.split(' ').skip(1);
+    let family = words.next().unwrap_or_default();
+    if family == "UNKNOWN" {
         // Whatever follows is to be ignored.
-        return Ok(Some((length, None)));
+        return head(None);
     }
-    let header = v1::Header::try_from(&bytes[..length]).map_err(|error| wrong(&error))?;
-    let route = match header.addresses {
-        v1::Addresses::Tcp4(at) => {
-            Route::new((at.source_address, at.source_port), (at.destination_address, at.destination_port))
-        }
-        v1::Addresses::Tcp6(at) => {
-            Route::new((at.source_address, at.source_port), (at.destination_address, at.destination_port))
-        }
-        v1::Addresses::Unknown => return Ok(Some((length, None))),
+    let is_of_family = |address: &IpAddr| match family {
+        "TCP4" => Some(address.is_ipv4()),
+        "TCP6" => Some(address.is_ipv6()),
+        _ => None,
     };
-    Ok(Some((length, Some(route))))
+    let mut next = || words.next().unwrap_or_default();
+    let (source, destination) = (address(next())?, address(next())?);
+    let (source_port, destination_port) = (port(next())?, port(next())?);
+    if words.next().is_some() {
+        return Err(wrong("it has too many words"));
+    }
+    // Nginx names the family of the client, and the server's own address may be of the other one. HAProxy
+    // writes both as IPv6 then.
+    match (is_of_family(&source), is_of_family(&destination)) {
+        (Some(source), Some(destination)) if source || destination => {}
+        (None, _) | (_, None) => return Err(wrong("expected TCP4, TCP6 or UNKNOWN")),
+        (Some(_), Some(_)) => return Err(wrong("its addresses are not of the family that it names")),
+    }
+    head(Some(Route::new((source, source_port), (destination, destination_port))))
+}
+
+fn address(word: &str) -> io::Result<IpAddr> {
+    IpAddr::from_str(word).map_err(|_| wrong("expected an address"))
+}
+
+/// A number as the specification has it: digits alone, and no zero ahead of others.
+fn port(word: &str) -> io::Result<u16> {
+    let is_plain = word.bytes().all(|byte| byte.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
+    word.parse().ok().filter(|_| is_plain).ok_or_else(|| wrong("expected a port"))
 }
 
 /// A header of version 2.
-fn binary(bytes: &[u8]) -> io::Result<Option<(usize, Option<Route>)>> {
+fn binary(bytes: &[u8]) -> io::Result<Option<Head>> {
+    const LOCAL: u8 = 0x20;
+    const PROXY: u8 = 0x21;
     let Some(fixed) = bytes.get(..FIXED_V2) else { return Ok(None) };
-    let length = FIXED_V2 + usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
-    if length > LONGEST {
-        return Err(invalid("its PROXY header is too long"));
+    let after_fixed = usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
+    let head = |addresses, route| Ok(Some(Head { length: FIXED_V2 + addresses, rest: after_fixed - addresses, route }));
+    match fixed[12] {
+        // The proxy itself, whatever follows.
+        LOCAL => return head(0, None),
+        PROXY => {}
+        _ => return Err(wrong("expected version 2, and LOCAL or PROXY")),
     }
-    let Some(whole) = bytes.get(..length) else { return Ok(None) };
-    if fixed[12] == 0x20 {
-        // LOCAL: the proxy itself, whatever addresses follow.
-        return Ok(Some((length, None)));
+    let (family, transport) = (fixed[13] >> 4, fixed[13] & 0xf);
+    match transport {
+        0 | 1 => {}
+        2 => return Err(invalid("its PROXY header speaks of datagrams")),
+        _ => return Err(wrong("its transport is not known")),
     }
-    let header = v2::Header::try_from(whole).map_err(|error| wrong(&error))?;
-    if header.protocol == v2::Protocol::Datagram {
-        return Err(invalid("its PROXY header speaks of datagrams"));
-    }
-    let route = match header.addresses {
-        v2::Addresses::IPv4(at) => {
-            Some(Route::new((at.source_address, at.source_port), (at.destination_address, at.destination_port)))
-        }
-        v2::Addresses::IPv6(at) => {
-            Some(Route::new((at.source_address, at.source_port), (at.destination_address, at.destination_port)))
-        }
-        v2::Addresses::Unix(_) | v2::Addresses::Unspecified => None,
+    let addresses = match family {
+        0 => return head(0, None),
+        1 => 12,
+        2 => 36,
+        3 => LONGEST_ADDRESSES,
+        _ => return Err(wrong("its family is not known")),
     };
-    Ok(Some((length, route)))
+    if after_fixed < addresses {
+        return Err(wrong("it is too short for its addresses"));
+    }
+    let Some(block) = bytes.get(FIXED_V2..FIXED_V2 + addresses) else { return Ok(None) };
+    head(addresses, route(block))
+}
+
+/// The addresses of a binary header; none for those of Unix sockets.
+fn route(block: &[u8]) -> Option<Route> {
+    fn split<const LENGTH: usize>(block: &[u8]) -> Option<([IpAddr; 2], &[u8])>
+    where
+        IpAddr: From<[u8; LENGTH]>,
+    {
+        let (source, rest) = block.split_first_chunk::<LENGTH>()?;
+        let (destination, ports) = rest.split_first_chunk::<LENGTH>()?;
+        Some(([(*source).into(), (*destination).into()], ports))
+    }
+    let ([source, destination], ports) = match block.len() {
+        12 => split::<4>(block)?,
+        36 => split::<16>(block)?,
+        _ => return None,
+    };
+    let port = |at: usize| u16::from_be_bytes([ports[at], ports[at + 1]]);
+    Some(Route::new((source, port(0)), (destination, port(2))))
 }
 
 /// For fuzzing: how long a whole header is. Neither may a part of it be taken for the whole, nor may what follows count.
 #[cfg(any(fuzzing, test))]
 pub(crate) fn fuzz(bytes: &[u8]) -> Option<usize> {
-    let (length, route) = parse(bytes).ok()??;
-    assert!(length <= LONGEST.min(bytes.len()));
-    for part in 0..length {
+    let head = parse(bytes).ok()??;
+    assert!(head.length <= bytes.len().min(FIXED_V2 + LONGEST_ADDRESSES));
+    for part in 0..head.length {
         assert!(matches!(parse(&bytes[..part]), Ok(None)), "a part of {part} bytes");
     }
-    assert_eq!(parse(&bytes[..length]).ok(), Some(Some((length, route))));
+    assert_eq!(parse(&bytes[..head.length]).ok(), Some(Some(head)));
+    let route = head.route;
     for version in [HeaderVersion::V1, HeaderVersion::V2] {
         let announced = announce(version, route);
-        let (whole, again) = parse(&announced).ok()??;
-        assert_eq!((whole, again.is_some()), (announced.len(), route.is_some()));
+        let again = parse(&announced).ok()??;
+        let whole = again.length + again.rest;
+        assert_eq!((whole, again.route.is_some()), (announced.len(), route.is_some()));
     }
-    Some(length)
+    Some(head.length)
 }
 
-fn wrong(error: &dyn std::fmt::Display) -> io::Error {
-    invalid(&format!("its PROXY header is wrong: {error}"))
+fn wrong(why: &str) -> io::Error {
+    invalid(&format!("its PROXY header is wrong: {why}"))
 }
 
 fn invalid(why: &str) -> io::Error {
@@ -174,111 +266,5 @@ fn six(address: IpAddr) -> std::net::Ipv6Addr {
     match address {
         IpAddr::V4(four) => four.to_ipv6_mapped(),
         IpAddr::V6(six) => six,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-
-    #[test]
-    fn every_file_of_the_corpus_begins_with_a_header_and_is_told_from_what_follows() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/proxy_header");
-        let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert!(files.len() > 5, "the corpus is gone");
-        for file in files {
-            assert!(fuzz(&std::fs::read(&file).unwrap()).is_some(), "{}", file.display());
-        }
-    }
-
-    fn v2(command: u8, family: u8, length: u16, block: &[u8]) -> Vec<u8> {
-        [SIGNATURE, &[command, family], &length.to_be_bytes(), block].concat()
-    }
-
-    fn route(source: &str, destination: &str) -> Route {
-        Route { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
-    }
-
-    /// What is said of a header, which is the same however it arrives and whatever follows.
-    fn said(header: &[u8]) -> Option<Route> {
-        for part in 0..header.len() {
-            assert!(parse(&header[..part]).unwrap().is_none(), "{part} bytes are not all of it");
-        }
-        let (length, route) = parse(header).unwrap().unwrap();
-        assert_eq!(length, header.len());
-        assert_eq!(parse(&[header, b"PROXY \r\n"].concat()).unwrap().unwrap(), (length, route));
-        route
-    }
-
-    #[test]
-    fn what_is_announced_is_understood_in_any_parts() {
-        for version in [HeaderVersion::V1, HeaderVersion::V2] {
-            for (source, destination) in
-                [("192.0.2.1:1234", "198.51.100.7:80"), ("[2001:db8::1]:65535", "[2001:db8::2]:1")]
-            {
-                let route = route(source, destination);
-                assert_eq!(said(&announce(version, Some(route))), Some(route));
-            }
-            assert_eq!(said(&announce(version, None)), None);
-            assert_eq!(said(&own(version)), None);
-        }
-    }
-
-    #[test]
-    fn what_is_announced_is_what_the_specification_says() {
-        let four = route("[::ffff:192.0.2.1]:1234", "198.51.100.7:80");
-        assert_eq!(announce(HeaderVersion::V1, Some(four)), b"PROXY TCP4 192.0.2.1 198.51.100.7 1234 80\r\n");
-        let block = [192, 0, 2, 1, 198, 51, 100, 7, 1234_u16.to_be_bytes()[0], 1234_u16.to_be_bytes()[1], 0, 80];
-        assert_eq!(announce(HeaderVersion::V2, Some(four)), v2(0x21, 0x11, 12, &block));
-        let mixed = route("[2001:db8::1]:1", "198.51.100.7:2");
-        assert_eq!(announce(HeaderVersion::V1, Some(mixed)), b"PROXY TCP6 2001:db8::1 ::ffff:198.51.100.7 1 2\r\n");
-        assert_eq!(announce(HeaderVersion::V1, None), b"PROXY UNKNOWN\r\n");
-        assert_eq!(announce(HeaderVersion::V2, None), v2(0x21, 0, 0, &[]));
-        assert_eq!(own(HeaderVersion::V2), v2(0x20, 0, 0, &[]));
-    }
-
-    #[test]
-    fn what_a_proxy_says_of_itself_or_does_not_know_is_passed_over() {
-        assert_eq!(said(b"PROXY UNKNOWN\r\n"), None);
-        assert_eq!(said(b"PROXY UNKNOWN ffff::1 anything at all, and  more \r\n"), None);
-        assert_eq!(said(&v2(0x20, 0x11, 3, &[1, 2, 3])), None);
-        assert_eq!(said(&v2(0x20, 0xff, 0, &[])), None);
-        assert_eq!(said(&v2(0x21, 0, 5, &[0; 5])), None);
-        assert_eq!(said(&v2(0x21, 0x31, 216, &[7; 216])), None);
-    }
-
-    #[test]
-    fn what_follows_the_addresses_is_part_of_the_header() {
-        let block = [&[10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2][..], &[0x03, 0, 4, 1, 2, 3, 4], &[0x20; 700]].concat();
-        let length = u16::try_from(block.len()).unwrap();
-        assert_eq!(said(&v2(0x21, 0x11, length, &block)), Some(route("10.0.0.1:1", "10.0.0.2:2")));
-    }
-
-    #[test]
-    fn what_is_no_header_is_refused_as_soon_as_that_is_seen() {
-        let long = [b"PROXY UNKNOWN ".as_slice(), &[b'x'; LONGEST_V1]].concat();
-        for wrong in [
-            &b"GET / HTTP/1.1\r\n"[..],
-            b"PROXX",
-            b"\r\n\r\n\0\r\nQUIX",
-            b"PROXY TCP4 1.2.3.4 1.2.3.4 1 65536\r\n",
-            b"PROXY TCP4 1.2.3.4 1.2.3.4 01 2\r\n",
-            b"PROXY TCP4 1.2.3.4 ::1 1 2\r\n",
-            b"PROXY TCP4 1.2.3.4 1.2.3.4 1\r\n",
-            b"PROXY TCP5 1.2.3.4 1.2.3.4 1 2\r\n",
-            b"PROXY \r\n",
-            b"PROXY TCP4 \xff\xff\r\n",
-            &long,
-            &v2(0x31, 0x11, 12, &[0; 12]),
-            &v2(0x22, 0x11, 12, &[0; 12]),
-            &v2(0x21, 0x41, 12, &[0; 12]),
-            &v2(0x21, 0x12, 12, &[0; 12]),
-            &v2(0x21, 0x11, 11, &[0; 11]),
-            &v2(0x21, 0x11, 2033, &[]),
-        ] {
-            assert!(parse(wrong).is_err(), "{:?}", String::from_utf8_lossy(wrong));
-        }
     }
 }

@@ -10,6 +10,7 @@
 //! | `carried` | what of them goes to another process |
 //! | `limits` | how long they may be silent, and how old |
 //! | `options` | the options of their sockets |
+//! | `refusals` | clients whose header is wrong: counted, and logged now and then |
 //! | `tally` | what was passed on |
 //!
 //! In a drain a connection goes on until either side ends it: what the two are saying is theirs, and only the deadline cuts it.
@@ -21,6 +22,7 @@ mod conversation;
 mod header;
 mod limits;
 mod options;
+mod refusals;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -30,13 +32,14 @@ use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
 use tokio::time::Instant;
 
 use super::{Connection, Service};
 use crate::carry::Parcel;
-use crate::config::ProxyConfig;
+use crate::config::{Network, ProxyConfig};
 use crate::net::Peer;
 use crate::report::UpstreamCounters;
 use crate::service::relay::Relay;
@@ -46,6 +49,7 @@ use conversation::{Conversation, Held};
 use header::Route;
 use limits::{Limits, Used};
 use options::{Side, SocketOptions};
+use refusals::Refusals;
 use tally::Tally;
 use upstreams::Upstreams;
 
@@ -59,6 +63,7 @@ pub struct Proxy {
     options: SocketOptions,
     upstreams: Arc<Upstreams>,
     tally: Arc<Tally>,
+    refusals: Refusals,
 }
 
 /// With what a conversation begins, or goes on.
@@ -74,7 +79,7 @@ impl Proxy {
     pub fn new(config: ProxyConfig) -> Self {
         let (upstreams, tally) = (Arc::new(Upstreams::new(&config)), Arc::default());
         let options = SocketOptions::new(&config);
-        Self { config, options, upstreams, tally }
+        Self { config, options, upstreams, tally, refusals: Refusals::default() }
     }
 
     /// Counts for this listener from now on, also while nobody comes by it.
@@ -106,10 +111,19 @@ impl Proxy {
             }
         };
         let word = connection.word();
-        let mut beginning = Box::pin(self.begin(connection, &mut arriving));
-        let connected = poll_fn(|cx| match &word {
-            Some(word) if word.is_asked() => Poll::Ready(None),
-            _ => beginning.as_mut().poll(cx).map(Some),
+        // Nobody else could go on in the middle of a header.
+        let is_within_header = AtomicBool::new(false);
+        let mut beginning = Box::pin(self.begin(connection, &mut arriving, &is_within_header));
+        let is_to_go = || {
+            let is_asked = word.as_ref().is_some_and(|word| word.is_asked());
+            is_asked && !is_within_header.load(Ordering::Relaxed)
+        };
+        let connected = poll_fn(|cx| {
+            if is_to_go() {
+                return Poll::Ready(None);
+            }
+            let connected = beginning.as_mut().poll(cx);
+            if connected.is_pending() && is_to_go() { Poll::Ready(None) } else { connected.map(Some) }
         })
         .await;
         drop(beginning);
@@ -123,14 +137,20 @@ impl Proxy {
 
     /// Brings a client to its upstream. What is learned of it on the way is kept in `arriving`; if this is dropped, it begins
     /// anew with that. Cancel safe.
-    async fn begin(&self, connection: &mut Connection, arriving: &mut Arriving) -> io::Result<Connected<'_>> {
+    async fn begin(
+        &self,
+        connection: &mut Connection,
+        arriving: &mut Arriving,
+        is_within_header: &AtomicBool,
+    ) -> io::Result<Connected<'_>> {
         self.options.set(&mut connection.stream, Side::Client, &connection.listener);
         let Identified { route } = match arriving.identified {
             // The generation that has asked may have had no need to know.
             Some(Identified { route: None }) => Identified { route: self.own_route(connection) },
             Some(identified) => identified,
             None => {
-                let identified = Identified { route: self.identify(connection, &mut arriving.since).await? };
+                let identifying = self.identify(connection, &mut arriving.since, is_within_header);
+                let identified = Identified { route: identifying.await? };
                 *arriving = Arriving { identified: Some(identified), ..Arriving::default() };
                 identified
             }
@@ -148,15 +168,28 @@ impl Proxy {
     }
 
     /// Learns who the client is, as far as anybody wants to know: from its header, if we trust it with one, or from itself. `since`
-    /// is when the wait for the header began, in this process or in another. Cancel safe: a header is read whole, or not at all.
-    async fn identify(&self, connection: &mut Connection, since: &mut Option<Instant>) -> io::Result<Option<Route>> {
-        let Peer::Tcp(source) = connection.peer else { return Ok(None) };
-        if self.config.accept_header_from.iter().any(|network| network.contains(source.ip())) {
+    /// is when the wait for the header began, in this process or in another. Cancel safe unless `is_within_header`: else a header
+    /// is read whole, or not at all.
+    async fn identify(
+        &self,
+        connection: &mut Connection,
+        since: &mut Option<Instant>,
+        is_within_header: &AtomicBool,
+    ) -> io::Result<Option<Route>> {
+        let is_trusted = match connection.peer {
+            Peer::Tcp(source) => self.config.accept_header_from.iter().any(|network| network.contains(source.ip())),
+            Peer::Unix => self.config.accept_header_from.iter().any(Network::is_unix),
+        };
+        if is_trusted {
             let since = since.get_or_insert_with(Instant::now);
             let left = self.config.header_timeout.saturating_sub(since.elapsed());
-            let receiving = header::receive(&mut connection.stream);
-            let late = |_| io::Error::new(io::ErrorKind::TimedOut, "its PROXY header did not come in time");
-            if let Some(route) = tokio::time::timeout(left, receiving).await.map_err(late)?? {
+            let receiving = header::receive(&mut connection.stream, is_within_header);
+            let received = match tokio::time::timeout(left, receiving).await {
+                Ok(received) => received,
+                Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "its PROXY header did not come in time")),
+            };
+            let refused = |error: &io::Error| self.refusals.refused(connection, error);
+            if let Some(route) = received.inspect_err(refused)? {
                 connection.peer = Peer::Tcp(route.source);
                 return Ok(Some(route));
             }
@@ -194,5 +227,9 @@ impl Service for Proxy {
 
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
         self.tally.counters(self.upstreams.all())
+    }
+
+    fn header_errors(&self) -> BTreeMap<String, u64> {
+        self.refusals.counts()
     }
 }

@@ -67,6 +67,10 @@ impl Service for WithMetrics {
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
         self.routes.upstreams()
     }
+
+    fn header_errors(&self) -> BTreeMap<String, u64> {
+        self.routes.header_errors()
+    }
 }
 
 /// One request, one answer.

@@ -29,7 +29,7 @@ type OfListener = (&'static str, &'static str, MetricType, fn(&ListenerCounters)
 /// The same of each upstream.
 type OfUpstream = (&'static str, &'static str, MetricType, fn(&UpstreamCounters) -> u64);
 
-const OF_LISTENERS: [OfListener; 10] = [
+const OF_LISTENERS: [OfListener; 11] = [
     ("accepted_connections", "Connections accepted", MetricType::Counter, |one| one.accepted),
     ("open_connections", "Connections open now, in all generations", MetricType::Gauge, |one| one.active),
     ("full", "Times that nobody was accepted, for there were as many as may be", MetricType::Counter, |one| {
@@ -44,6 +44,7 @@ const OF_LISTENERS: [OfListener; 10] = [
     ("lost_connections", "Connections lost with a successor that had taken them over", MetricType::Counter, |one| {
         one.lost
     }),
+    ("header_errors", "Clients refused because of their PROXY header", MetricType::Counter, |one| one.header_errors),
 ];
 
 const OF_UPSTREAMS: [OfUpstream; 6] = [

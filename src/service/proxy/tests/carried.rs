@@ -167,3 +167,46 @@ async fn an_upstream_that_was_carried_after_its_end_hears_the_clients_while_the_
     timeout(DEADLINE, another.serve(&mut connection)).await.unwrap().unwrap();
     assert_eq!(timeout(DEADLINE, server.read(&mut [0; 1])).await.expect("it hears no end").unwrap(), 0);
 }
+
+#[tokio::test]
+async fn a_client_in_the_middle_of_its_header_is_carried_behind_it() {
+    let upstream = listen().await;
+    let address = Address::Tcp(upstream.local_addr().unwrap());
+    let mut config = ProxyConfig::to(crate::config::Upstreams::new(vec![address]).unwrap());
+    config.accept_header_from = vec!["127.0.0.0/8".parse().unwrap()];
+    config.header_timeout = DEADLINE;
+    let (mut asker, mut connection, mut client) = Asker::new().await;
+    // LOCAL, and 4,000 bytes that mean nothing.
+    let header = [b"\r\n\r\n\0\r\nQUIT\n\x20\0\x0f\xa0", &[0xee; 4_000][..]].concat();
+    let proxy = Proxy::new(config.clone());
+    {
+        let mut serving = pin!(proxy.serve(&mut connection));
+        assert!(poll(&mut serving).await.is_pending());
+        client.write_all(&header[..1_000]).await.unwrap();
+        // It reads what has come, and waits for the rest.
+        let rest = timeout(SOON, serving.as_mut()).await;
+        assert!(rest.is_err());
+        asker.ask();
+        assert!(poll(&mut serving).await.is_pending(), "it is given up in the middle");
+        client.write_all(&header[1_000..]).await.unwrap();
+        client.write_all(b"request").await.unwrap();
+        timeout(DEADLINE, serving).await.unwrap().unwrap();
+    }
+    assert!(connection.given_up().is_some());
+    asker.ask_no_more();
+    connection.stay();
+    let another = Proxy::new(config);
+    let served = async {
+        // The first proxy may have begun to connect: that connection is closed.
+        loop {
+            let (mut server, mut request) = (accept(&upstream).await, Vec::new());
+            if server.read_buf(&mut request).await.unwrap() > 0 {
+                return assert_eq!(request, b"request");
+            }
+        }
+    };
+    tokio::select! {
+        ended = another.serve(&mut connection) => panic!("it has ended: {ended:?}"),
+        () = served => {}
+    }
+}

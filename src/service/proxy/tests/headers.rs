@@ -93,3 +93,56 @@ async fn what_a_stranger_says_is_not_interpreted() {
     client.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.1 1 1\r\nrest").await.unwrap();
     assert_eq!(read(&mut server, 40).await, b"PROXY TCP4 192.0.2.1 192.0.2.1 1 1\r\nrest");
 }
+
+/// The addresses 192.0.2.1:1234 and 198.51.100.7:80, and so many bytes of additions.
+fn with_additions(length: u16) -> Vec<u8> {
+    let fixed = b"\r\n\r\n\0\r\nQUIT\n\x21\x11";
+    let addresses = [192, 0, 2, 1, 198, 51, 100, 7, 4, 210, 0, 80];
+    let after_fixed = (length + 12).to_be_bytes();
+    [&fixed[..], &after_fixed, &addresses, &vec![0xee; usize::from(length)]].concat()
+}
+
+#[tokio::test]
+async fn the_longest_header_is_read_to_the_byte() {
+    let upstream = listen().await;
+    let front = Front::new(&[&upstream], |config| {
+        config.accept_header_from = vec!["::ffff:127.0.0.0/104".parse().unwrap()];
+        config.send_header = Some(HeaderVersion::V1);
+    })
+    .await;
+    let told = b"PROXY TCP4 192.0.2.1 198.51.100.7 1234 80\r\n";
+    for length in [4_000, u16::MAX - 12] {
+        for part in [1_000, usize::MAX] {
+            let mut client = front.connect().await;
+            let all = [&with_additions(length)[..], b"rest"].concat();
+            for part in all.chunks(part.min(all.len())) {
+                client.write_all(part).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            let mut server = accept(&upstream).await;
+            let expected = [&told[..], b"rest"].concat();
+            assert_eq!(read(&mut server, expected.len()).await, expected);
+            assert_linked(&mut client, &mut server).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_header_is_counted_and_a_visit_without_a_byte_is_not() {
+    let upstream = listen().await;
+    let front = Front::new(&[&upstream], |config| {
+        config.accept_header_from = vec!["127.0.0.0/8".parse().unwrap()];
+        config.header_timeout = SOON;
+    })
+    .await;
+    drop(front.connect().await);
+    let _silent = front.connect().await;
+    let half = with_additions(4_000);
+    for wrong in [&b"GET / HTTP/1.1\r\n"[..], b"PROXY TCP4 192.0.2.1", &half[..1_000]] {
+        let mut client = front.connect().await;
+        client.write_all(wrong).await.unwrap();
+        client.shutdown().await.unwrap();
+        assert_eq!(read_to_end(&mut client).await.unwrap_or_default(), b"");
+    }
+    becomes(|| front.proxy.header_errors() == BTreeMap::from([("web".to_owned(), 4)])).await;
+}

@@ -1,0 +1,133 @@
+//! Tests of which headers are understood, and of what is written.
+
+use super::*;
+
+const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
+#[test]
+fn every_file_of_the_corpus_begins_with_a_header_and_is_told_from_what_follows() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/proxy_header");
+    let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() > 5, "the corpus is gone");
+    for file in files {
+        assert!(fuzz(&std::fs::read(&file).unwrap()).is_some(), "{}", file.display());
+    }
+}
+
+fn v2(command: u8, family: u8, length: u16, block: &[u8]) -> Vec<u8> {
+    [SIGNATURE, &[command, family], &length.to_be_bytes(), block].concat()
+}
+
+fn route(source: &str, destination: &str) -> Route {
+    Route { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+}
+
+/// What is said of a header, which is the same however it arrives and whatever follows.
+fn said(header: &[u8]) -> Option<Route> {
+    let head = parse(header).unwrap().unwrap();
+    for part in 0..head.length {
+        assert!(parse(&header[..part]).unwrap().is_none(), "{part} bytes are not enough");
+    }
+    assert_eq!(head.length + head.rest, header.len());
+    assert_eq!(parse(&[header, b"PROXY \r\n"].concat()).unwrap().unwrap(), head);
+    head.route
+}
+
+#[test]
+fn what_is_announced_is_understood_in_any_parts() {
+    for version in [HeaderVersion::V1, HeaderVersion::V2] {
+        for (source, destination) in [("192.0.2.1:1234", "198.51.100.7:80"), ("[2001:db8::1]:65535", "[2001:db8::2]:1")]
+        {
+            let route = route(source, destination);
+            assert_eq!(said(&announce(version, Some(route))), Some(route));
+        }
+        assert_eq!(said(&announce(version, None)), None);
+        assert_eq!(said(&own(version)), None);
+    }
+}
+
+#[test]
+fn what_is_announced_is_what_the_specification_says() {
+    let four = route("[::ffff:192.0.2.1]:1234", "198.51.100.7:80");
+    assert_eq!(announce(HeaderVersion::V1, Some(four)), b"PROXY TCP4 192.0.2.1 198.51.100.7 1234 80\r\n");
+    let block = [192, 0, 2, 1, 198, 51, 100, 7, 1234_u16.to_be_bytes()[0], 1234_u16.to_be_bytes()[1], 0, 80];
+    assert_eq!(announce(HeaderVersion::V2, Some(four)), v2(0x21, 0x11, 12, &block));
+    let mixed = route("[2001:db8::1]:1", "198.51.100.7:2");
+    assert_eq!(announce(HeaderVersion::V1, Some(mixed)), b"PROXY TCP6 2001:db8::1 ::ffff:198.51.100.7 1 2\r\n");
+    assert_eq!(announce(HeaderVersion::V1, None), b"PROXY UNKNOWN\r\n");
+    assert_eq!(announce(HeaderVersion::V2, None), v2(0x21, 0, 0, &[]));
+    assert_eq!(own(HeaderVersion::V2), v2(0x20, 0, 0, &[]));
+}
+
+#[test]
+fn what_a_proxy_says_of_itself_or_does_not_know_is_passed_over() {
+    assert_eq!(said(b"PROXY UNKNOWN\r\n"), None);
+    assert_eq!(said(b"PROXY UNKNOWN ffff::1 anything at all, and  more \r\n"), None);
+    assert_eq!(said(&v2(0x20, 0x11, 3, &[1, 2, 3])), None);
+    assert_eq!(said(&v2(0x20, 0xff, 0, &[])), None);
+    assert_eq!(said(&v2(0x21, 0, 5, &[0; 5])), None);
+    assert_eq!(said(&v2(0x21, 0x31, 216, &[7; 216])), None);
+}
+
+#[test]
+fn what_follows_the_addresses_is_part_of_the_header() {
+    let block = [&[10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2][..], &[0x03, 0, 4, 1, 2, 3, 4], &[0x20; 700]].concat();
+    let length = u16::try_from(block.len()).unwrap();
+    assert_eq!(said(&v2(0x21, 0x11, length, &block)), Some(route("10.0.0.1:1", "10.0.0.2:2")));
+}
+
+#[test]
+fn a_header_may_have_as_many_additions_as_its_length_can_say() {
+    let block = [10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2];
+    for length in [2_036, 4_000, u16::MAX] {
+        let additions = vec![0xee; usize::from(length) - block.len()];
+        let header = v2(0x21, 0x11, length, &[&block[..], &additions].concat());
+        assert_eq!(said(&header), Some(route("10.0.0.1:1", "10.0.0.2:2")));
+        assert_eq!(said(&v2(0x20, 0, length, &vec![0xee; usize::from(length)])), None);
+        assert_eq!(said(&v2(0x21, 0, length, &vec![0xee; usize::from(length)])), None);
+    }
+}
+
+/// Nginx names the family of the client alone.
+#[test]
+fn the_two_addresses_of_a_line_may_be_of_two_families() {
+    for (line, source, destination) in [
+        ("TCP6 2001:db8::1 192.0.2.7 1234 443", "[2001:db8::1]:1234", "192.0.2.7:443"),
+        ("TCP6 192.0.2.7 2001:db8::1 1234 443", "192.0.2.7:1234", "[2001:db8::1]:443"),
+        ("TCP4 192.0.2.7 2001:db8::1 1234 443", "192.0.2.7:1234", "[2001:db8::1]:443"),
+        ("TCP6 ::ffff:192.0.2.7 ::1 0 65535", "[::ffff:192.0.2.7]:0", "[::1]:65535"),
+    ] {
+        assert_eq!(said(format!("PROXY {line}\r\n").as_bytes()), Some(route(source, destination)), "{line}");
+    }
+}
+
+#[test]
+fn what_is_no_header_is_refused_as_soon_as_that_is_seen() {
+    let long = [b"PROXY UNKNOWN ".as_slice(), &[b'x'; LONGEST_V1]].concat();
+    for wrong in [
+        &b"GET / HTTP/1.1\r\n"[..],
+        b"PROXX",
+        b"\r\n\r\n\0\r\nQUIX",
+        b"PROXY TCP4 1.2.3.4 1.2.3.4 1 65536\r\n",
+        b"PROXY TCP4 1.2.3.4 1.2.3.4 01 2\r\n",
+        b"PROXY TCP4 1.2.3.4 1.2.3.4 1 +2\r\n",
+        b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2 3\r\n",
+        b"PROXY TCP4  1.2.3.4 1.2.3.4 1 2\r\n",
+        b"PROXY TCP4 ::1 ::1 1 2\r\n",
+        b"PROXY TCP6 1.2.3.4 1.2.3.4 1 2\r\n",
+        b"PROXY TCP4 1.2.3.4 1.2.3.4 1\r\n",
+        b"PROXY TCP5 1.2.3.4 1.2.3.4 1 2\r\n",
+        b"PROXY \r\n",
+        b"PROXY TCP4 \xff\xff\r\n",
+        &long,
+        &v2(0x31, 0x11, 12, &[0; 12]),
+        &v2(0x22, 0x11, 12, &[0; 12]),
+        &v2(0x21, 0x41, 12, &[0; 12]),
+        &v2(0x21, 0x12, 12, &[0; 12]),
+        &v2(0x21, 0x11, 11, &[0; 11]),
+        &v2(0x21, 0x13, 12, &[0; 12]),
+        &v2(0x21, 0x31, 215, &[0; 215]),
+    ] {
+        assert!(parse(wrong).is_err(), "{:?}", String::from_utf8_lossy(wrong));
+    }
+}

@@ -1,0 +1,82 @@
+//! This module counts clients whose PROXY header is wrong or does not come, and logs some of them.
+//!
+//! A sender that is configured wrongly sends thousands of them: every client is counted, and the log gets a
+//! record at most every ten seconds for each listener.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::service::Connection;
+
+/// The shortest time between two records of one listener.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// The refused clients of each listener.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(Mutex<BTreeMap<Arc<str>, Refused>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Refused {
+    count: u64,
+    /// How many of them had been counted when the last record was written, and when that was.
+    logged: u64,
+    logged_at: Option<Instant>,
+}
+
+impl Refusals {
+    /// Counts a client whose header could not be received because of `error`. A client that sent no byte
+    /// and left is not counted: the health checks of load balancers do that.
+    pub(super) fn refused(&self, connection: &Connection, error: &io::Error) {
+        if !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::TimedOut) {
+            return;
+        }
+        let Some(refused) = self.count(&connection.listener, Instant::now()) else { return };
+        tracing::warn!(
+            listener = connection.listener(), peer = %connection.peer(), refused, reason = %error,
+            "a client is refused because of its PROXY header: {error} ({refused} since the last record)"
+        );
+    }
+
+    /// The number of refused clients by listener.
+    pub(super) fn counts(&self) -> BTreeMap<String, u64> {
+        let counts = self.lock();
+        counts.iter().map(|(listener, refused)| (listener.to_string(), refused.count)).collect()
+    }
+
+    /// Counts a client. Returns how many clients a record has to name, if a record is due.
+    fn count(&self, listener: &Arc<str>, now: Instant) -> Option<u64> {
+        let mut counts = self.lock();
+        let one = counts.entry(Arc::clone(listener)).or_default();
+        one.count += 1;
+        if one.logged_at.is_some_and(|at| now.duration_since(at) < INTERVAL) {
+            return None;
+        }
+        one.logged_at = Some(now);
+        Some(one.count - std::mem::replace(&mut one.logged, one.count))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Refused>> {
+        // Nothing panics while it is held; if something did, the counts would still be whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_are_counted_and_few_are_logged() {
+        let (refusals, begin) = (Refusals::default(), Instant::now());
+        let (web, api): (Arc<str>, Arc<str>) = ("web".into(), "api".into());
+        assert_eq!(refusals.count(&web, begin), Some(1));
+        for _ in 0..1_000 {
+            assert_eq!(refusals.count(&web, begin + INTERVAL / 2), None);
+        }
+        assert_eq!(refusals.count(&api, begin + INTERVAL / 2), Some(1));
+        assert_eq!(refusals.count(&web, begin + INTERVAL), Some(1_001));
+        assert_eq!(refusals.counts(), BTreeMap::from([("web".into(), 1_002), ("api".into(), 1)]));
+    }
+}
