@@ -306,7 +306,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 /// Runs `handoffd check` in that folder.
-fn check(folder: &Path, arguments: &[&str]) -> crate::support::operator::Answered {
+pub(crate) fn check(folder: &Path, arguments: &[&str]) -> crate::support::operator::Answered {
     let mut command = Command::new(REAL);
     command.current_dir(folder).arg("check").args(arguments);
     Operator::start(command).wait()

@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use crate::config_file::{put, serve};
+use nix::sys::signal::Signal;
+
+use crate::config_file::{check, put, serve};
+use crate::counters::request;
 use crate::support::{Client, Line, SLOW_DRAIN};
 
 /// The names alone are longer than one variable of the environment may be, execve(2), and than any packet.
@@ -60,4 +63,37 @@ fn a_report_of_any_length_reaches_the_other_generation() {
     assert_eq!(old["counters"]["listeners"]["first"]["active"], 1);
     client.echo(b"served by the old one").unwrap();
     assert_eq!(line.count("the handoff failed"), 0);
+}
+
+/// With a time that grows with the square of the number, each of these commands would take minutes.
+#[test]
+fn eight_thousand_listeners_are_served_in_linear_time() {
+    let mut file = "metrics = \"$F/metrics\"\n".to_owned();
+    for number in 0..8000 {
+        writeln!(file, "[listener.n{number}]\naddress = \"$F/{number}\"\nservice = \"echo\"").unwrap();
+    }
+    let line = serve(&file, &[]);
+    let control = line.control();
+    check(line.folder(), &["--config", "handoffd.toml", "--control", control.to_str().unwrap()]).well();
+    line.asked(&["reload", "--wait-drained"]).well();
+    assert_eq!(line.asked(&["status"]).well().lines().filter(|row| row.starts_with('n')).count(), 8000);
+    let metrics = request(&line.address_of("metrics"), "GET /metrics HTTP/1.1");
+    assert_eq!(metrics.matches("\nhandoffd_accepted_connections_total{").count(), 8001);
+    Client::connect(&line.address_of("n7999")).unwrap().echo(b"through the successor").unwrap();
+    line.signal(2, Signal::SIGTERM);
+    line.wait_for_end();
+}
+
+/// As above, for what is counted by listener and upstream.
+#[test]
+fn twenty_thousand_upstreams_are_reported_in_linear_time() {
+    let upstreams: Vec<_> = (0..20).map(|number| format!("\"@u{number}\"")).collect();
+    let mut file = String::new();
+    for number in 0..1000 {
+        writeln!(file, "[listener.n{number}]\naddress = \"$F/{number}\"\nservice = \"proxy\"").unwrap();
+        writeln!(file, "upstreams = [{}]", upstreams.join(", ")).unwrap();
+    }
+    let line = serve(&file, &[]);
+    line.asked(&["reload", "--wait-drained"]).well();
+    assert_eq!(line.asked(&["status"]).well().matches(" @u7 ").count(), 1000);
 }

@@ -70,16 +70,6 @@ impl Default for Config {
     }
 }
 
-impl Config {
-    /// What becomes of the connections of the listener that goes by this name.
-    pub(crate) fn on_handoff_of(&self, listener: &str) -> OnHandoff {
-        let Listeners::Named(named) = &self.listeners else { return self.on_handoff };
-        let mut all = named.as_slice().iter().enumerate();
-        let of_it = all.find(|(index, one)| one.name_at(*index) == listener).and_then(|(_, one)| one.on_handoff);
-        of_it.unwrap_or(self.on_handoff)
-    }
-}
-
 /// What becomes of connections when a successor takes over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnHandoff {
@@ -124,6 +114,16 @@ impl Listeners {
                 listener: named.as_slice()[leads_to].address.to_string(),
             }),
         }
+    }
+
+    /// What becomes of the connections of each when a successor takes over, by the name that it goes by, where that is said.
+    pub(crate) fn on_handoff(&self) -> HashMap<String, OnHandoff> {
+        let named = match self {
+            Self::Inherited => &[],
+            Self::Named(named) => named.as_slice(),
+        };
+        let named = named.iter().enumerate();
+        named.filter_map(|(index, one)| Some((one.name_at(index), one.on_handoff?))).collect()
     }
 
     /// How many connections each may have at once, by the name that it goes by, where that is said.
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_becomes_of_connections_is_as_their_listener_says_and_else_as_all_do() {
+    fn what_becomes_of_connections_is_known_where_a_listener_says_it() {
         let says = |text: &str, on_handoff| ListenerConfig { on_handoff, ..text.parse().unwrap() };
         let listeners = Listeners::exactly(vec![
             says("gives=127.0.0.1:1", Some(OnHandoff::Carry)),
@@ -320,14 +320,10 @@ mod tests {
             says("127.0.0.1:2", Some(OnHandoff::Drain)),
             says("silent=127.0.0.1:3", None),
         ]);
-        let mut config = Config { listeners: listeners.unwrap(), ..Config::default() };
-        for general in [OnHandoff::Drain, OnHandoff::Carry] {
-            config.on_handoff = general;
-            let all = ["gives", "listener-2", "silent", "passed-in"].map(|name| config.on_handoff_of(name));
-            assert_eq!(all, [OnHandoff::Carry, OnHandoff::Drain, general, general]);
-            let inherited = Config { listeners: Listeners::Inherited, ..config.clone() };
-            assert_eq!(inherited.on_handoff_of("gives"), general);
-        }
+        let said = listeners.unwrap().on_handoff();
+        let all = ["gives", "listener-2", "silent", "passed-in"].map(|name| said.get(name).copied());
+        assert_eq!(all, [Some(OnHandoff::Carry), Some(OnHandoff::Drain), None, None]);
+        assert!(Listeners::Inherited.on_handoff().is_empty());
         assert_eq!(Config::default().on_handoff, OnHandoff::Drain, "nobody has asked for more");
     }
 

@@ -119,14 +119,8 @@ pub(crate) struct Loop {
 
 /// The first loop among these listeners, each with its upstreams.
 pub(crate) fn find_loop(listeners: &[(&Address, &[Address])]) -> Option<Loop> {
-    let mut by_port: HashMap<Option<u16>, Vec<usize>> = HashMap::new();
-    for (place, (address, _)) in listeners.iter().enumerate() {
-        by_port.entry(port(address)).or_default().push(place);
-    }
-    let target = |upstream: &Address| {
-        let candidates = by_port.get(&port(upstream)).map_or(&[][..], Vec::as_slice);
-        candidates.iter().copied().find(|place| reaches(upstream, listeners[*place].0))
-    };
+    let at: Places = Places::of(listeners.iter().map(|(address, _)| *address));
+    let target = |upstream: &Address| at.reached_from(upstream);
     let mut state = vec![Visit::Never; listeners.len()];
     for first in 0..listeners.len() {
         // Listeners on the way from the first, each with the upstream that is looked at next.
@@ -166,35 +160,59 @@ enum Visit {
     Done,
 }
 
-const fn port(address: &Address) -> Option<u16> {
-    match address {
-        Address::Tcp(socket) => Some(socket.port()),
-        Address::Tcp6Only(socket) => Some(socket.port()),
-        Address::UnixPath(_) | Address::UnixAbstract(_) => None,
-    }
+/// The places of listeners by what reaches them. Of several with one key the first counts.
+#[derive(Default)]
+struct Places {
+    unix: HashMap<Address, usize>,
+    tcp: HashMap<(u16, IpAddr), usize>,
+    /// Listeners at `0.0.0.0`, at `[::]` alone, and at `[::]` with IPv4.
+    all_v4: HashMap<u16, usize>,
+    all_v6: HashMap<u16, usize>,
+    all: HashMap<u16, usize>,
 }
 
-/// Whether a connection to `upstream` is accepted at `listener`, as far as the addresses tell.
-fn reaches(upstream: &Address, listener: &Address) -> bool {
-    let Address::Tcp(to) = upstream else { return upstream == listener };
-    let (at, takes_v4) = match listener {
-        Address::Tcp(at) => (*at, true),
-        Address::Tcp6Only(at) => (SocketAddr::V6(*at), false),
-        Address::UnixPath(_) | Address::UnixAbstract(_) => return false,
-    };
-    if to.port() != at.port() {
-        return false;
+impl Places {
+    fn of<'a>(listeners: impl Iterator<Item = &'a Address>) -> Self {
+        let mut places = Self::default();
+        for (place, address) in listeners.enumerate() {
+            let (at, takes_v4) = match address {
+                Address::Tcp(at) => (*at, true),
+                Address::Tcp6Only(at) => (SocketAddr::V6(*at), false),
+                Address::UnixPath(_) | Address::UnixAbstract(_) => {
+                    places.unix.entry(address.clone()).or_insert(place);
+                    continue;
+                }
+            };
+            match at.ip().to_canonical() {
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED) => places.all_v4.entry(at.port()).or_insert(place),
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED) if takes_v4 => places.all.entry(at.port()).or_insert(place),
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED) => places.all_v6.entry(at.port()).or_insert(place),
+                ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => places.tcp.entry((at.port(), ip)).or_insert(place),
+            };
+        }
+        places
     }
-    // A connection to no address goes to the local host.
-    let to = match to.ip().to_canonical() {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
-    };
-    match at.ip().to_canonical() {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => to.is_ipv4() && to.is_loopback(),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => to.is_loopback() && (takes_v4 || to.is_ipv6()),
-        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => to == ip,
+
+    /// The first listener that accepts a connection to `upstream`, as far as the addresses tell.
+    fn reached_from(&self, upstream: &Address) -> Option<usize> {
+        let to = match upstream {
+            Address::Tcp(to) => *to,
+            Address::Tcp6Only(_) | Address::UnixPath(_) | Address::UnixAbstract(_) => {
+                return self.unix.get(upstream).copied();
+            }
+        };
+        // A connection to no address goes to the local host.
+        let ip = match to.ip().to_canonical() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
+        };
+        let mut reached = vec![self.tcp.get(&(to.port(), ip))];
+        if ip.is_loopback() {
+            let one_family = if ip.is_ipv4() { &self.all_v4 } else { &self.all_v6 };
+            reached.extend([one_family.get(&to.port()), self.all.get(&to.port())]);
+        }
+        reached.into_iter().flatten().min().copied()
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Everything is checked when a value is made. How a connection fares by it is decided in `service::proxy`.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
@@ -76,14 +77,15 @@ impl Upstreams {
         if upstreams.is_empty() {
             return Err(Error::NoUpstream);
         }
-        for (index, one) in upstreams.iter().enumerate() {
+        let mut seen = HashSet::new();
+        for one in &upstreams {
             let refuse = |why| Err(Error::Address { text: one.to_string(), why });
             match one {
                 Address::Tcp(address) if address.port() == 0 => return refuse("nobody can be reached at port 0"),
                 Address::Tcp6Only(_) => return refuse("tcp6: is for listeners; an upstream is [IPV6]:PORT"),
                 Address::Tcp(_) | Address::UnixPath(_) | Address::UnixAbstract(_) => {}
             }
-            if upstreams[..index].contains(one) {
+            if !seen.insert(one) {
                 return Err(Error::DuplicateUpstream { address: one.to_string() });
             }
         }

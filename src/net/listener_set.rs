@@ -7,10 +7,12 @@
 //!
 //! The operator's socket is one of them on its way from process to process, and none of those that serve.
 
+use std::collections::HashSet;
 use std::os::fd::RawFd;
 use std::path::Path;
 
 use super::bind::Access;
+use super::claim::claim;
 use super::listener::Listener;
 use super::origin::Origin;
 use super::passed::Passed;
@@ -34,10 +36,10 @@ pub struct ListenerSet {
 }
 
 /// One listener to be: its name, and where to bind it if no socket was passed in for it.
-struct Wanted {
-    name: String,
-    address: Address,
-    found: Vec<Passed>,
+pub(super) struct Wanted {
+    pub(super) name: String,
+    pub(super) address: Address,
+    pub(super) found: Vec<Passed>,
 }
 
 impl ListenerSet {
@@ -156,6 +158,7 @@ impl ListenerSet {
 
     /// Takes the listeners at these places out of the set, in no particular order: those that serve, and the operator's.
     pub(crate) fn remove(&mut self, places: &[usize]) -> (Vec<Listener>, Option<Listener>) {
+        let places: HashSet<_> = places.iter().copied().collect();
         let control = self.control.take_if(|_| places.contains(&self.listeners.len()));
         let (gone, kept): (Vec<_>, Vec<_>) =
             self.listeners.drain(..).enumerate().partition(|(place, _)| places.contains(place));
@@ -165,6 +168,7 @@ impl ListenerSet {
 
     /// Takes the listeners that are these sockets out of the set.
     pub(crate) fn remove_sockets(&mut self, cookies: &[u64]) -> Vec<Listener> {
+        let cookies: HashSet<_> = cookies.iter().copied().collect();
         let is_one = |listener: &Listener| listener.cookie().is_ok_and(|cookie| cookies.contains(&cookie));
         let (gone, kept) = self.listeners.drain(..).partition(is_one);
         self.listeners = kept;
@@ -186,33 +190,6 @@ fn is_control(socket: &Passed, configured: Option<&Address>) -> bool {
 
 fn unlink_at(places: &[usize], listeners: &[Listener]) {
     places.iter().filter_map(|place| listeners.get(*place)).for_each(Listener::unlink);
-}
-
-/// Gives each wanted listener the sockets that are its own. The surest sign goes first, for all of them, before the
-/// next one is looked at: otherwise the order of the configuration would decide who gets what.
-fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
-    let inherited = |socket: &Passed| socket.origin == Origin::Inherited;
-    let bound_for = |socket: &Passed, address: &Address| match &socket.origin {
-        Origin::Bound(binding) => binding.address == *address && !socket.has_lost_its_path(),
-        Origin::Inherited => false,
-    };
-    for want in &mut *wanted {
-        // A unit with two ListenStream= lines passes two sockets under one name: both are meant.
-        want.found = take(passed, |socket| inherited(socket) && socket.name.as_ref() == Some(&want.name));
-    }
-    for same_name in [true, false] {
-        for want in wanted.iter_mut().filter(|want| want.found.is_empty()) {
-            want.found.extend(take_one(passed, |socket| {
-                bound_for(socket, &want.address) && (!same_name || socket.name.as_ref() == Some(&want.name))
-            }));
-        }
-    }
-    for want in wanted.iter_mut().filter(|want| want.found.is_empty()) {
-        want.found.extend(take_one(passed, |socket| inherited(socket) && socket.listens_on(&want.address)));
-    }
-    for want in wanted.iter_mut().filter(|want| want.found.is_empty()) {
-        want.found.extend(take_one(passed, |socket| inherited(socket) && socket.name.is_none()));
-    }
 }
 
 /// Adopts what was found for each, and binds those for which nothing was: the places of these.

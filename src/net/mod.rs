@@ -2,6 +2,7 @@
 
 mod acceptor;
 mod bind;
+mod claim;
 mod dial;
 mod ending;
 mod hangup;

@@ -11,7 +11,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::listener::Listener;
 use super::origin::{Binding, FileId, Origin};
-use super::socket_address::{TryFromAddress, local_address};
+use super::socket_address::local_address;
 use crate::address::Address;
 use crate::error::Error;
 use crate::sys;
@@ -81,10 +81,9 @@ impl Passed {
         }
     }
 
-    /// Whether it listens where `address` says.
-    pub(crate) fn listens_on(&self, address: &Address) -> bool {
-        let same = SockAddr::try_from_address(address).ok().zip(self.socket.local_addr().ok());
-        same.is_some_and(|(wanted, found)| wanted == found)
+    /// The address where it listens, if the kernel says so.
+    pub(super) fn local_address(&self) -> Option<SockAddr> {
+        self.socket.local_addr().ok()
     }
 
     /// The listener that it is, under the name that it goes by from now on.

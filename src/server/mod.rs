@@ -60,6 +60,8 @@ pub(crate) struct Server<S> {
     workers: Workers,
     /// For each listener that has a limit, the places that it has.
     places: HashMap<String, Arc<Places>>,
+    /// For each listener that says so, what becomes of its connections.
+    on_handoff: HashMap<String, OnHandoff>,
     /// For each worker and listener. They outlive the accept loops.
     census: BTreeMap<(usize, Arc<str>), Census>,
     connections: Connections<S>,
@@ -89,6 +91,7 @@ impl<S: Service> Server<S> {
         Self {
             workers,
             places: places.collect(),
+            on_handoff: config.listeners.on_handoff(),
             census: BTreeMap::new(),
             connections: Connections::new(service, config.first_request_grace, limits),
             drain: Drain::new(),
@@ -204,7 +207,7 @@ impl<S: Service> Server<S> {
 
     /// What becomes of a listener's connections in a drain.
     fn way(&self, listener: &str) -> Way {
-        match self.config.on_handoff_of(listener) {
+        match self.on_handoff.get(listener).copied().unwrap_or(self.config.on_handoff) {
             OnHandoff::Carry if self.connections.service().carries(listener) => Way::Carry,
             OnHandoff::Carry | OnHandoff::Drain => Way::End,
         }

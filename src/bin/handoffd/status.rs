@@ -94,12 +94,11 @@ fn aligned<const COLUMNS: usize>(head: [&str; COLUMNS], rows: impl Iterator<Item
     // What the daemon says of itself may be anything.
     let rows = rows.map(|row| row.map(|cell| escaped(&cell)));
     let rows: Vec<_> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
+    let widths: [_; COLUMNS] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or_default());
     let mut text = String::new();
     for row in &rows {
-        let cells = row.iter().enumerate().map(|(column, cell)| {
-            let width = rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
-            format!("{cell:width$}")
-        });
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
         text += cells.collect::<Vec<_>>().join("  ").trim_end();
         text.push('\n');
     }

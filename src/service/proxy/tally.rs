@@ -3,7 +3,7 @@
 //! One short lock for each connection at its beginning and one at its end; a live connection counts its own bytes, and whoever
 //! asks pays for the sum.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::upstreams::Upstream;
@@ -12,7 +12,14 @@ use crate::report::UpstreamCounters;
 
 /// What was passed on by one proxy.
 #[derive(Debug, Default)]
-pub(super) struct Tally(Mutex<Vec<Row>>);
+pub(super) struct Tally(Mutex<Rows>);
+
+/// One row for each listener, in the order in which they were first seen.
+#[derive(Debug, Default)]
+struct Rows {
+    all: Vec<Row>,
+    by_listener: HashMap<Arc<str>, usize>,
+}
 
 /// By one listener.
 #[derive(Debug)]
@@ -53,7 +60,7 @@ pub(super) struct Counted<'a> {
 impl Tally {
     /// Knows a listener before anybody has come by it.
     pub(super) fn expect(&self, listener: &Arc<str>, upstreams: usize) {
-        row(&mut self.lock(), listener, upstreams);
+        self.lock().row(listener, upstreams);
     }
 
     /// Enters a connection.
@@ -66,8 +73,8 @@ impl Tally {
         traffic: &Arc<Traffic>,
     ) -> Counted<'_> {
         let mut rows = self.lock();
-        let row = row(&mut rows, listener, upstreams.len());
-        let Cell { sums, open, free } = &mut rows[row].cells[cell];
+        let row = rows.row(listener, upstreams.len());
+        let Cell { sums, open, free } = &mut rows.all[row].cells[cell];
         match came {
             Came::Made => sums.connected += 1,
             Came::Carried => {
@@ -86,14 +93,14 @@ impl Tally {
     /// Counts one that was not.
     pub(super) fn failed(&self, listener: &Arc<str>, upstreams: &[Upstream], cell: usize) {
         let mut rows = self.lock();
-        let row = row(&mut rows, listener, upstreams.len());
-        rows[row].cells[cell].sums.failed += 1;
+        let row = rows.row(listener, upstreams.len());
+        rows.all[row].cells[cell].sums.failed += 1;
     }
 
     /// All listeners that are known, for whoever names them.
     pub(super) fn listeners(&self) -> String {
         let rows = self.lock();
-        let names: Vec<&str> = rows.iter().map(|row| &*row.listener).collect();
+        let names: Vec<&str> = rows.all.iter().map(|row| &*row.listener).collect();
         names.join(",")
     }
 
@@ -104,22 +111,27 @@ impl Tally {
             let cells = row.cells.iter().zip(upstreams);
             cells.map(|(cell, upstream)| (upstream.address().to_string(), cell.counters(upstream.ejected()))).collect()
         };
-        rows.iter().map(|row| (row.listener.to_string(), by_upstream(row))).collect()
+        rows.all.iter().map(|row| (row.listener.to_string(), by_upstream(row))).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Row>> {
+    fn lock(&self) -> MutexGuard<'_, Rows> {
         // Nothing panics while it is held; if something did, the rows would still be whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Where a listener's row is: there are few.
-fn row(rows: &mut Vec<Row>, listener: &Arc<str>, upstreams: usize) -> usize {
-    rows.iter().position(|row| row.listener == *listener).unwrap_or_else(|| {
+impl Rows {
+    /// Returns the place of a listener's row, which is made if there is none.
+    fn row(&mut self, listener: &Arc<str>, upstreams: usize) -> usize {
+        if let Some(row) = self.by_listener.get(listener) {
+            return *row;
+        }
+        let row = self.all.len();
         let cells = (0..upstreams).map(|_| Cell::default()).collect();
-        rows.push(Row { listener: Arc::clone(listener), cells });
-        rows.len() - 1
-    })
+        self.all.push(Row { listener: Arc::clone(listener), cells });
+        self.by_listener.insert(Arc::clone(listener), row);
+        row
+    }
 }
 
 impl Cell {
@@ -144,7 +156,7 @@ impl Counted<'_> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         let mut rows = self.tally.lock();
-        let Cell { sums, open, free } = &mut rows[self.row].cells[self.cell];
+        let Cell { sums, open, free } = &mut rows.all[self.row].cells[self.cell];
         if let Some(traffic) = open[self.place].take() {
             sums.sent = sums.sent.wrapping_add(traffic.sent());
             sums.received = sums.received.wrapping_add(traffic.received());
@@ -182,6 +194,6 @@ mod tests {
         drop((second, third, carried));
         assert_eq!(tally.counters(all)["web"]["@b"].active, 0);
         // Places are taken again.
-        assert_eq!(tally.lock()[1].cells[1].open.len(), 3);
+        assert_eq!(tally.lock().all[1].cells[1].open.len(), 3);
     }
 }

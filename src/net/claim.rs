@@ -1,0 +1,94 @@
+//! Matches passed sockets to wanted listeners, in a time that grows with their number and not faster.
+//!
+//! How each kind of socket is matched, and why, is in [`super::ListenerSet`]. Each rule sorts the
+//! sockets that are left by what it looks at, and then serves the listeners in their order: thousands
+//! of sockets come with every handoff, and to look at all of them for each listener takes seconds.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+
+use super::listener_set::Wanted;
+use super::origin::{Binding, Origin};
+use super::passed::Passed;
+use super::socket_address::TryFromAddress;
+use socket2::SockAddr;
+
+/// Gives each wanted listener the sockets that are its own. The surest sign goes first, for all of
+/// them, before the next one is looked at: otherwise the order of the configuration would decide who
+/// gets what.
+pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
+    let mut pool = Pool(passed.drain(..).map(Some).collect());
+    // A unit with two ListenStream= lines passes two sockets under one name: both are meant.
+    let mut by_name = pool.sorted(|socket| inherited(socket)?.name.clone());
+    for want in &mut *wanted {
+        while let Some(socket) = pool.first(&mut by_name, &want.name) {
+            want.found.push(socket);
+        }
+    }
+    pool.give_one(
+        wanted,
+        |socket| Some((binding(socket)?.address.clone(), socket.name.clone()?)),
+        |want| Some((want.address.clone(), want.name.clone())),
+    );
+    pool.give_one(wanted, |socket| Some(binding(socket)?.address.clone()), |want| Some(want.address.clone()));
+    pool.give_one(
+        wanted,
+        |socket| inherited(socket)?.local_address(),
+        |want| SockAddr::try_from_address(&want.address).ok(),
+    );
+    pool.give_one(wanted, |socket| inherited(socket)?.name.is_none().then_some(()), |_| Some(()));
+    passed.extend(pool.0.into_iter().flatten());
+}
+
+fn inherited(socket: &Passed) -> Option<&Passed> {
+    (socket.origin == Origin::Inherited).then_some(socket)
+}
+
+/// For what the line bound it, if somebody can still come to it.
+fn binding(socket: &Passed) -> Option<&Binding> {
+    match &socket.origin {
+        Origin::Bound(binding) if !socket.has_lost_its_path() => Some(binding),
+        Origin::Bound(_) | Origin::Inherited => None,
+    }
+}
+
+/// The sockets that nothing has claimed, in the order in which they were passed.
+struct Pool(Vec<Option<Passed>>);
+
+/// Places in a pool, by what a rule looks at.
+type Sorted<K> = HashMap<K, VecDeque<usize>>;
+
+impl Pool {
+    fn sorted<K: Eq + Hash>(&self, key: impl Fn(&Passed) -> Option<K>) -> Sorted<K> {
+        let mut sorted = Sorted::new();
+        for (place, socket) in self.0.iter().enumerate() {
+            if let Some(key) = socket.as_ref().and_then(&key) {
+                sorted.entry(key).or_insert_with(VecDeque::new).push_back(place);
+            }
+        }
+        sorted
+    }
+
+    /// Takes the first socket with that key.
+    fn first<K: Eq + Hash>(&mut self, sorted: &mut Sorted<K>, key: &K) -> Option<Passed> {
+        self.0[sorted.get_mut(key)?.pop_front()?].take()
+    }
+
+    /// Gives each listener that has nothing yet the first socket with the listener's key.
+    fn give_one<K: Eq + Hash>(
+        &mut self,
+        wanted: &mut [Wanted],
+        key: impl Fn(&Passed) -> Option<K>,
+        wanted_key: impl Fn(&Wanted) -> Option<K>,
+    ) {
+        let mut wanted = wanted.iter_mut().filter(|want| want.found.is_empty()).peekable();
+        if wanted.peek().is_none() {
+            return;
+        }
+        let mut sorted = self.sorted(key);
+        for want in wanted {
+            let found = wanted_key(want).and_then(|key| self.first(&mut sorted, &key));
+            want.found.extend(found);
+        }
+    }
+}
