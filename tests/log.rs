@@ -1,5 +1,6 @@
 //! Log records reach the journal or standard error, with the generation in every one, and never stand in the way.
 
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -109,7 +110,8 @@ fn serve_unread() -> (Line, OwnedFd) {
     while nix::unistd::write(&full, &[b'x'; 512]).is_ok() {}
     fcntl(&full, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
     // Standard output keeps the daemon in the line.
-    let script = "exec \"$1\" --listen \"$2/socket\" --pid-file \"$2/pid\" --bake 0 1>&2 2>&0 0</dev/null";
+    let script = "exec \"$1\" --listen \"$2/socket\" --pid-file \"$2/pid\" --bake 0 --log debug \\
+                  1>&2 2>&0 0</dev/null";
     let line = Line::start_program(Path::new("/bin/bash"), |command, folder| {
         command.args(["-c", script, "bash", env!("CARGO_BIN_EXE_handoffd")]).arg(folder);
         command.stdin(full);
@@ -142,4 +144,46 @@ fn a_standard_error_that_nobody_reads_holds_up_nobody() {
     assert!(serves());
     signal(head().unwrap(), Signal::SIGTERM);
     line.wait_for_end();
+}
+
+/// Makes more connections than there is room for records: each is one record at least.
+fn flood(address: &str) {
+    for _ in 0..4_000 {
+        Client::once(address, b"anybody?").unwrap();
+    }
+}
+
+/// The socket of the journal is full, and the journal does not read it.
+#[test]
+fn a_journal_that_is_stopped_holds_up_nobody() {
+    let (line, journal) = with_journal("$(stat -L -c %d:%i /proc/self/fd/2)");
+    let accepting = record(&journal, "HANDOFFD_LISTENERS");
+    let address = accepting.split("listener-1=").nth(1).unwrap().split_whitespace().next().unwrap();
+    record(&journal, "HANDOFFD_DRAINING");
+    flood(address);
+    signal(line.first_pid(), Signal::SIGHUP);
+    assert_eq!(line.exit_code(1), 0);
+    flood(address);
+    let dropped = record(&journal, "HANDOFFD_DROPPED");
+    assert!(dropped.contains("log records that could not be written"), "{dropped}");
+    let head = line.processes();
+    assert_eq!(head.len(), 1, "{head:?}");
+    signal(head[0], Signal::SIGTERM);
+    line.wait_for_end();
+}
+
+#[test]
+fn a_log_that_is_read_again_says_how_much_was_dropped() {
+    let (line, unread) = serve_unread();
+    assert_becomes(&true, || line.folder().join("pid").exists());
+    flood(line.folder().join("socket").to_str().unwrap());
+    fcntl(&unread, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    let mut records = BufReader::new(std::fs::File::from(unread)).lines().map(Result::unwrap);
+    let ended =
+        records.by_ref().take_while(|record| !record.contains("dropped ")).filter(|one| one.contains("ended")).count();
+    assert!((1..4_000).contains(&ended), "{ended}");
+    signal(line.first_pid(), Signal::SIGTERM);
+    assert_eq!(line.exit_code(1), 0);
+    // The records after that arrive again.
+    assert!(records.any(|record| record.contains("has ended ended=")));
 }

@@ -40,6 +40,8 @@ fn a_dead_worker_ends_the_generation_with_the_reason() {
         command.args(["--listen", "127.0.0.1:0", "--workers", "2", "--pid-file"]).arg(folder.join("pid"));
     });
     let tracer = kill_worker(&line, line.pid_of(1));
+    // The panic is a record, so it reaches the journal and waits for no reader.
+    line.wait_for(1, "panicked at ");
     let said = line.wait_for(1, "cannot serve: worker-1 has died: ");
     assert!(said.text.contains("epoll") || said.text.contains("I/O driver"), "{said:?}");
     assert_eq!(line.exit_code(1), SYSTEM);

@@ -44,8 +44,7 @@ impl Init {
             Half::Init { child } => {
                 drop(lines);
                 end(keep_only(ours).and_then(|channel| Keeper::new(child, channel)?.keep()).unwrap_or_else(|error| {
-                    // Nothing is left to log with: this process has no runtime and no subscriber of its own.
-                    let _ = writeln!(io::stderr(), "handoffd: the init cannot go on: {error}");
+                    complain(&error);
                     Exit::System as i32
                 }))
             }
@@ -63,6 +62,16 @@ impl Init {
         if let Err(error) = retry(|| send_packet(self.0.as_fd(), &packet)) {
             tracing::warn!(reason = %error, "the init does not hear who is the head: {error}");
         }
+    }
+}
+
+/// Writes why the init ends to standard error: this process has no log. A full pipe is not waited for.
+fn complain(error: &io::Error) {
+    let stderr = io::stderr();
+    let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    if nix::poll::poll(&mut room, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+        // If it fails, the exit code says it alone.
+        let _ = (&stderr).write_all(format!("handoffd: the init cannot go on: {error}\n").as_bytes());
     }
 }
 

@@ -12,7 +12,6 @@ mod serve;
 mod status;
 
 use std::fmt::Display;
-use std::io::Write;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -65,10 +64,12 @@ fn serve(arguments: Serve) -> ExitCode {
     let config = Config { identity: identity::identity(&arguments.file), ..arguments.config };
     let control = config.control.clone().filter(|_| arguments.metrics);
     let service = WithMetrics::new(arguments.routes, control);
-    match run(config, inheritance, service, arguments.workers) {
+    let ended = match run(config, inheritance, service, arguments.workers) {
         Ok(()) => code(Exit::Done),
         Err(error) => fail(&error),
-    }
+    };
+    logging::finish();
+    ended
 }
 
 fn run(
@@ -131,8 +132,8 @@ fn fail(error: &Error) -> ExitCode {
 }
 
 fn complain(why: &dyn Display, exit: Exit) -> ExitCode {
-    // In one piece, for a predecessor writes there too. If it is closed, the exit code has to say it alone.
-    let _ = std::io::stderr().write_all(format!("handoffd: {}\n", one_line(&why.to_string())).as_bytes());
+    // In one piece because a predecessor writes there too. If it is closed, the exit code has to say it alone.
+    logging::complain(&format!("handoffd: {}\n", one_line(&why.to_string())));
     code(exit)
 }
 

@@ -2,16 +2,22 @@
 //!
 //! Over the journal's own protocol fields stay fields: `listener` becomes `HANDOFFD_LISTENER`, and the message alone is what
 //! journalctl(1) shows; so it holds what people must know, as the reason of a failure. On standard error every record opens with the time, the generation and the process id, for all generations of a line write to the same place.
-//! Whoever reads there may have stalled (a pager, a terminal that is held up); no signal and no client waits for that.
+//! The reader may have stalled (a pager, a terminal that is held up, a journal that is stopped); no signal and no client
+//! waits for it.
 
+mod journal;
+mod outlet;
+mod stream;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 
-use handoffd::{Generation, escaped};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout};
+use handoffd::{Generation, escaped, one_line};
+use journal::Journal;
+use outlet::Outlet;
+use stream::Stream;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::field::{RecordFields, VisitOutput};
@@ -23,14 +29,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// What the journal's fields begin with.
-const PREFIX: &str = "HANDOFFD";
-
-/// How long a reader of standard error may hold us up, in milliseconds; what comes after that is dropped until it reads.
-const PATIENCE: u16 = 1000;
-
-/// What can be written to a pipe that poll(2) calls writable without waiting: `PIPE_BUF`, pipe(7).
-const AT_ONCE: usize = 4096;
+/// The outlet of all records of this process.
+static OUTLET: OnceLock<Outlet> = OnceLock::new();
 
 /// Where records go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,16 +42,16 @@ pub(crate) enum Destination {
 /// Starts logging, for the whole process.
 pub(crate) fn start(destination: Destination, filter: &Targets, generation: Generation) {
     let registry = tracing_subscriber::registry().with(filter.clone());
-    if destination == Destination::Journal {
-        // Without a journal to talk to, standard error still is one's stream.
-        if let Ok(journal) = tracing_journald::layer() {
-            let generation = [(format!("{PREFIX}_GENERATION"), generation.to_string())];
-            let journal = journal.with_field_prefix(Some(PREFIX.to_owned())).with_custom_fields(generation);
-            return registry.with(journal).init();
-        }
+    // Without a journal to talk to, standard error still is its stream.
+    let journal = if destination == Destination::Journal { Stream::journal().ok() } else { None };
+    let is_journal = journal.is_some();
+    let outlet = OUTLET.get_or_init(|| Outlet::new(journal.unwrap_or_else(Stream::standard_error)));
+    std::panic::set_hook(Box::new(report_panic));
+    if is_journal {
+        return registry.with(Journal::new(outlet.clone(), generation)).init();
     }
     let text = tracing_subscriber::fmt::layer()
-        .with_writer(|| StandardError)
+        .with_writer(|| Record(outlet))
         .with_ansi(io::stderr().is_terminal())
         // It would complain on standard error that standard error is broken, and panic when that fails.
         .log_internal_errors(false)
@@ -60,30 +60,39 @@ pub(crate) fn start(destination: Destination, filter: &Targets, generation: Gene
     registry.with(text).init();
 }
 
-/// Standard error, for as long as somebody reads it.
-///
-/// Not by `O_NONBLOCK`: that would act on every process that holds the stream, the shell included.
-struct StandardError;
+/// Waits a moment for the last records to be read.
+pub(crate) fn finish() {
+    if let Some(outlet) = OUTLET.get() {
+        outlet.finish();
+    }
+}
 
-impl Write for StandardError {
+/// Logs a panic. The hook of the standard library writes to standard error and waits for its reader.
+fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let backtrace = Backtrace::capture();
+    let is_captured = backtrace.status() == BacktraceStatus::Captured;
+    let backtrace = if is_captured { format!("\n{backtrace}") } else { String::new() };
+    tracing::error!("{}{backtrace}", one_line(&panic.to_string()));
+}
+
+/// Writes one line to standard error for a process that has no log, and waits a moment for the reader.
+pub(crate) fn complain(line: &str) {
+    let outlet = Outlet::new(Stream::standard_error());
+    outlet.put(line.as_bytes());
+    outlet.finish();
+}
+
+/// The writer of one record: the formatter passes it in one piece.
+struct Record<'a>(&'a Outlet);
+
+impl Write for Record<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        static STALLED: AtomicBool = AtomicBool::new(false);
-        // Locked before the look, so that no other thread takes the room that was seen.
-        let mut stderr = io::stderr().lock();
-        let patience = if STALLED.load(Ordering::Relaxed) { 0 } else { PATIENCE };
-        let mut poll = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-        // A signal that comes meanwhile ends the wait, and the write would wait for ever: what is not known to have room
-        // has none. Of any other error of poll's, the write tells.
-        let stalled = matches!(nix::poll::poll(&mut poll, PollTimeout::from(patience)), Ok(0) | Err(Errno::EINTR));
-        STALLED.store(stalled, Ordering::Relaxed);
-        if stalled {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stderr.write(&bytes[..bytes.len().min(AT_ONCE)])
+        self.0.put(bytes);
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
 }
 
