@@ -7,7 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 
@@ -118,6 +119,41 @@ fn calls(on_handoff: OnHandoff) -> Calls {
     }
 }
 
+/// The path by which the serving generation was executed, and so the one that its successor is.
+///
+/// A script that executes the daemon under strace makes another path of it: that of what the script executes.
+struct Program {
+    path: PathBuf,
+    made: usize,
+}
+
+impl Program {
+    fn of(line: &Line) -> Self {
+        Self { path: line.program(), made: 0 }
+    }
+
+    /// Has the next successor run under strace. Returns where its successor will be.
+    fn put_traced(&mut self, line: &Line, options: &str) -> PathBuf {
+        self.made += 1;
+        let next = line.folder().join(format!("program-{}", self.made));
+        symlink(REAL, &next).unwrap();
+        let trace = line.folder().join("trace");
+        line.put_script(&format!("exec strace -D -o '{}' {options} '{}' \"$@\"", trace.display(), next.display()));
+        if self.path != line.program() {
+            fs::rename(line.program(), &self.path).unwrap();
+        }
+        next
+    }
+
+    /// Puts the daemon back where the script is.
+    fn put_real(&self, line: &Line) {
+        line.put_real();
+        if self.path != line.program() {
+            fs::rename(line.program(), &self.path).unwrap();
+        }
+    }
+}
+
 /// What a process holds that could grow.
 fn holdings(pid: u32) -> (BTreeMap<String, usize>, usize) {
     (kinds(pid), threads(pid))
@@ -125,7 +161,8 @@ fn holdings(pid: u32) -> (BTreeMap<String, usize>, usize) {
 
 fn files(line: &Line) -> Vec<String> {
     let names = fs::read_dir(line.folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<_> = names.filter(|name| !name.starts_with("trace")).collect();
+    let ours = |name: &String| ["trace", "program-", "handoffd"].iter().any(|prefix| name.starts_with(prefix));
+    let mut names: Vec<_> = names.filter(|name| !ours(name)).collect();
     names.sort();
     names
 }
@@ -142,17 +179,20 @@ pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
     };
     let mut pid = serves(2, &mut seen);
     assert_becomes(&1, || line.processes().len());
+    // Asleep, it has also let go of the one before.
+    assert_becomes(&true, || line.is_asleep());
     let before = (holdings(pid), files(&line));
     let storm = Storm::start(&line.address(), SHORT, PERSISTENT);
+    let mut program = Program::of(&line);
     let (mut random, mut counts, mut kills) = (Random(seed), BTreeMap::<&str, [usize; 2]>::new(), 0);
     for number in 0..handoffs {
         let fault = calls.fault(&mut random);
         let context = || format!("handoff {number}, seed {seed}, {fault:?}\n{}", last_lines(&line));
-        let mut tracer = None;
+        let (mut tracer, mut next) = (None, None);
         match &fault {
-            Fault::New(plan) => drop(matrix::put_traced(&line, &format!("-e {}", plan.inject()))),
+            Fault::New(plan) => next = Some(program.put_traced(&line, &format!("-e {}", plan.inject()))),
             Fault::KillNew(Plan { call, when, .. }) => {
-                drop(matrix::put_traced(&line, &format!("-e inject={call}:signal=SIGKILL:when={when}")));
+                next = Some(program.put_traced(&line, &format!("-e inject={call}:signal=SIGKILL:when={when}")));
             }
             Fault::Old(plan) => tracer = Some(Tracer::attach(&line, pid, &["-e", &plan.inject()])),
             Fault::None | Fault::KillOld(..) => {}
@@ -167,8 +207,11 @@ pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
         if let Some(tracer) = tracer {
             matrix::detach_when_asleep(pid, tracer);
         }
-        if matches!(fault, Fault::New(_) | Fault::KillNew(_)) {
-            line.put_real();
+        if let Some(next) = next {
+            program.put_real(&line);
+            if answered.code == 0 {
+                program.path = next;
+            }
         }
         let serving = matrix::status(&line)["serving"].as_u64().unwrap();
         let told = if answered.code == 0 { generation + 1 } else { generation };
