@@ -103,7 +103,7 @@ fn a_listener_that_a_new_file_adds_appears_and_one_that_it_leaves_out_goes() {
 fn a_listener_that_goes_is_let_go_of_by_those_that_drain_as_well_and_may_come_back() {
     let api = format!("127.0.0.1:{}", free_port());
     let both = format!("{WEB}[listener.api]\naddress = '{api}'\nservice = 'echo'\n");
-    let line = serve(&both, &SLOW_DRAIN);
+    let line = serve(&both, &[&SLOW_DRAIN[..], &["--no-carry"]].concat());
     let held = line.hold();
     line.asked(&["reload"]).well();
     line.wait_for(1, "draining why");
@@ -224,9 +224,10 @@ fn each_listener_carries_as_it_says_and_else_as_the_file_or_the_flag_says() {
     let listeners =
         [listener("silent", ""), listener("gives", "carry = true"), listener("keeps", "carry = false")].concat();
     for (general, flags, silent) in [
-        ("", &[][..], [0, 1]),
-        ("carry = true\n", &[], [1, 0]),
-        ("", &["--carry"], [1, 0]),
+        ("", &[][..], [1, 0]),
+        ("carry = false\n", &[], [0, 1]),
+        ("", &["--no-carry"], [0, 1]),
+        ("carry = true\n", &["--no-carry"], [0, 1]),
         ("carry = false\n", &["--carry"], [1, 0]),
     ] {
         let line = serve(&format!("{general}{listeners}"), flags);
@@ -245,7 +246,7 @@ fn each_listener_carries_as_it_says_and_else_as_the_file_or_the_flag_says() {
 
 #[test]
 fn a_reload_that_switches_carrying_on_or_off_still_drains() {
-    let line = serve(WEB, &[]);
+    let line = serve(&format!("carry = false\n{WEB}"), &[]);
     let web = line.address_of("web");
     for (text, carries) in [("carry = true", false), ("carry = true", true), ("carry = false", false)] {
         put(line.folder(), &format!("{text}\n{WEB}"));
@@ -396,6 +397,7 @@ fn beyond_its_limit_a_listener_resets_nobody_and_makes_whoever_comes_wait() {
         inside.push(client);
     }
     // The next generation has places of its own.
+    put(line.folder(), &format!("carry = false\n{text}"));
     line.asked(&["reload"]).well();
     line.wait_for(2, "serving draining");
     Client::once(&few, b"as before").unwrap();

@@ -17,7 +17,10 @@ fn contained(arguments: &[&str]) -> (Line, u32) {
     let line = Line::start_by(|folder| {
         let mut command = Command::new("unshare");
         command.args(["--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]);
-        command.arg(folder.join("handoffd")).args(["--log", "debug", "--listen", "127.0.0.1:0"]).args(arguments);
+        command
+            .arg(folder.join("handoffd"))
+            .args(["--log", "debug", "--listen", "127.0.0.1:0", "--no-carry"])
+            .args(arguments);
         command
     });
     line.wait_for(1, "serving draining");

@@ -84,7 +84,8 @@ fn one_record_tells_how_a_connection_ended() {
 fn a_broken_standard_error_hurts_nobody() {
     // Its reader ends at once, so records meet a broken pipe; standard output keeps the daemon in the line. The socket
     // is passed in, so that a client may come at any time.
-    let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$1\" --pid-file \"$2/pid\" --bake 0 3<&0 1>&2 2> >(exec true)";
+    let script =
+        "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$1\" --pid-file \"$2/pid\" --bake 0 --no-carry 3<&0 1>&2 2> >(exec true)";
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap().to_string();
     let line = Line::start_program(Path::new("/bin/bash"), |command, folder| {

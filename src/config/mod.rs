@@ -38,7 +38,8 @@ pub struct Config {
     pub bake: Duration,
     /// How long connections get to end by themselves before they are cut. Default 30 s.
     pub drain_timeout: Duration,
-    /// What becomes of connections when a successor takes over, on listeners that do not say otherwise.
+    /// What becomes of connections when a successor takes over, on listeners that do not say otherwise. By default they
+    /// are carried.
     pub on_handoff: OnHandoff,
     /// How long after it was accepted a connection may still send its first request when a drain begins. Default 1 s.
     pub first_request_grace: Duration,
@@ -74,10 +75,9 @@ impl Default for Config {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnHandoff {
     /// They are told to come to an end, and cut at the drain deadline.
-    #[default]
     Drain,
-    /// They move to the successor, if that carries them as well: the generation before gives, the one after takes. Those that
-    /// cannot are drained.
+    /// They move to the successor, if the service of both generations can carry them. Those that cannot are drained.
+    #[default]
     Carry,
 }
 
@@ -324,7 +324,7 @@ mod tests {
         let all = ["gives", "listener-2", "silent", "passed-in"].map(|name| said.get(name).copied());
         assert_eq!(all, [Some(OnHandoff::Carry), Some(OnHandoff::Drain), None, None]);
         assert!(Listeners::Inherited.on_handoff().is_empty());
-        assert_eq!(Config::default().on_handoff, OnHandoff::Drain, "nobody has asked for more");
+        assert_eq!(Config::default().on_handoff, OnHandoff::Carry, "the promise needs no flag");
     }
 
     #[test]

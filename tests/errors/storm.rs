@@ -84,8 +84,8 @@ fn serve(on_handoff: OnHandoff) -> Line {
     let line = Line::start_program(Path::new(REAL), |command, folder| {
         command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--workers", "2", "--first-request-grace", "60s"]);
         command.arg("--control").arg(folder.join("control")).arg("--pid-file").arg(folder.join("pid"));
-        if on_handoff == OnHandoff::Carry {
-            command.arg("--carry");
+        if on_handoff == OnHandoff::Drain {
+            command.arg("--no-carry");
         }
     });
     line.wait_for(1, "serving draining");

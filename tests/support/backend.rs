@@ -24,6 +24,9 @@ impl Line {
             for upstream in upstreams {
                 command.args(["--to", upstream]);
             }
+            if !arguments.contains(&"--carry") {
+                command.arg("--no-carry");
+            }
         });
         line.wait_for(1, "serving draining");
         line

@@ -99,6 +99,8 @@ impl Line {
     }
 
     /// Starts the daemon by a launcher: a program, with arguments, that executes what follows them.
+    ///
+    /// It drains unless the test says `--carry` or has a file: most tests hold a generation by its connections.
     pub(crate) fn start_under(launcher: &[&str], prepare: impl FnOnce(&mut Command, &Path)) -> Self {
         let words = |folder: &Path| {
             let program = folder.join("handoffd");
@@ -107,7 +109,12 @@ impl Line {
             command.args(words).args(["--log", "debug"]);
             command
         };
-        Self::start(Path::new(REAL), words, prepare)
+        Self::start(Path::new(REAL), words, |command, folder| {
+            prepare(command, folder);
+            if !command.get_args().any(|argument| argument == "--carry" || argument == "--config") {
+                command.arg("--no-carry");
+            }
+        })
     }
 
     /// Starts the daemon by a command of the test's own, which must exec it and log at debug level.

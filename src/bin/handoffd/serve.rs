@@ -96,9 +96,15 @@ struct DaemonFlags {
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     drain_timeout: Option<Duration>,
 
-    /// Move live connections to the new generation instead of draining them, on listeners of which the file does not say otherwise
-    #[arg(long)]
+    /// Move live connections to the new generation; this is the default, and wins over `carry = false` at the top of a file
+    #[arg(long, conflicts_with = "no_carry")]
     carry: bool,
+
+    /// Drain live connections in the old generation instead of moving them to the new one
+    ///
+    /// A listener's own `carry` in the file wins over both flags.
+    #[arg(long)]
+    no_carry: bool,
 
     /// How long a new connection may take to send its first request when a drain begins [default: 1s]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
@@ -215,7 +221,11 @@ impl DaemonFlags {
             bake: self.bake.unwrap_or(said.bake),
             drain_timeout: self.drain_timeout.unwrap_or(said.drain_timeout),
             first_request_grace: self.first_request_grace.unwrap_or(said.first_request_grace),
-            on_handoff: if self.carry { OnHandoff::Carry } else { said.on_handoff },
+            on_handoff: match (self.carry, self.no_carry) {
+                (true, _) => OnHandoff::Carry,
+                (false, true) => OnHandoff::Drain,
+                (false, false) => said.on_handoff,
+            },
             max_generations: self.max_generations.unwrap_or(said.max_generations),
             pid_file: self.pid_file.or(said.pid_file),
             control: self.control.or(said.control).or_else(in_runtime_directory),
