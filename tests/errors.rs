@@ -1,5 +1,7 @@
 //! Any system call of a handoff may fail, and either side may be killed: a sample of `cargo test --test errors`.
 
+#[path = "errors/embedded.rs"]
+mod embedded;
 #[path = "errors/matrix.rs"]
 pub(crate) mod matrix;
 #[path = "errors/storm.rs"]
@@ -26,6 +28,16 @@ fn any_call_between_the_forks_may_fail() {
 #[test]
 fn any_call_of_the_init_may_fail() {
     matrix::init(Extent::Sample);
+}
+
+#[test]
+fn any_call_of_an_old_embedded_server_may_fail() {
+    embedded::old_generation(Extent::Sample);
+}
+
+#[test]
+fn any_call_of_a_new_embedded_server_may_fail() {
+    embedded::new_generation(Extent::Sample);
 }
 
 #[test]

@@ -1,21 +1,15 @@
 //! The examples keep the promise as the daemon does: under load, replaced again and again, they lose nothing.
 
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Line, exit_code, signal};
+use crate::support::{Client, Line, example, exit_code, signal};
 
 /// How often each example is replaced while the clients run.
 const HANDOFFS: usize = 10;
 const CLIENTS: usize = 4;
-
-/// Where cargo puts an example that it builds for the tests.
-fn example(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_BIN_EXE_handoffd")).parent().unwrap().join("examples").join(name)
-}
 
 /// Replaces an example while clients run `exchange` as fast as they can, none of which may fail; then stops it.
 fn survives_replacement(name: &str, exchange: impl Fn(&str) -> io::Result<()> + Sync) {
@@ -69,7 +63,7 @@ fn a_service_of_ones_own_loses_nothing_while_it_is_replaced() {
 
 #[test]
 fn an_axum_server_loses_nothing_while_it_is_replaced() {
-    survives_replacement("axum", |address| get(&mut Client::connect(address)?));
+    survives_replacement("axum", |address| Client::connect(address)?.get().map(drop));
 }
 
 /// Half a line goes with each of them as well: the other half comes to the next process.
@@ -138,17 +132,8 @@ fn an_axum_server_answers_a_first_request_that_comes_after_it_was_replaced() {
     });
     let mut silent = Client::connect(&line.address()).unwrap();
     // The queue is first come, first served: when this one is answered, the silent one has been accepted.
-    get(&mut Client::connect(&line.address()).unwrap()).unwrap();
+    Client::connect(&line.address()).unwrap().get().unwrap();
     signal(line.first_pid(), Signal::SIGHUP);
     line.wait("the drain", |record| record.text.contains("draining why=\"retiring\""));
-    get(&mut silent).unwrap();
-}
-
-/// One request over HTTP, and the whole of its reply.
-fn get(client: &mut Client) -> io::Result<()> {
-    client.write_all(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")?;
-    let mut reply = String::new();
-    client.read_to_string(&mut reply)?;
-    let whole = reply.starts_with("HTTP/1.1 200 OK\r\n") && reply.contains("generation ") && reply.ends_with('\n');
-    if whole { Ok(()) } else { Err(io::Error::other(format!("half a reply: {reply:?}"))) }
+    silent.get().unwrap();
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test that cannot go on has failed")]
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test looks at one of them")]
 
+mod embedded;
 mod matrix;
 mod storm;
 #[path = "../support/mod.rs"]
@@ -31,6 +32,16 @@ fn any_call_between_the_forks_may_fail() {
 #[test]
 fn any_call_of_the_init_may_fail() {
     matrix::init(Extent::Whole);
+}
+
+#[test]
+fn any_call_of_an_old_embedded_server_may_fail() {
+    embedded::old_generation(Extent::Whole);
+}
+
+#[test]
+fn any_call_of_a_new_embedded_server_may_fail() {
+    embedded::new_generation(Extent::Whole);
 }
 
 #[test]

@@ -73,21 +73,25 @@ fn errors(call: &str) -> &'static [&'static str] {
 }
 
 /// Which calls of each name there are in a trace. Of the operations of `fcntl` only one makes a descriptor.
-pub(crate) fn count(trace: &str) -> BTreeMap<String, Vec<usize>> {
-    let (mut seen, mut calls) = (BTreeMap::<String, usize>::new(), BTreeMap::<String, Vec<usize>>::new());
+///
+/// Where several threads are traced, each line opens with its thread, and strace counts the calls of each by itself.
+pub(crate) fn count(trace: &str) -> BTreeMap<String, BTreeSet<usize>> {
+    let (mut seen, mut calls) = (BTreeMap::<_, usize>::new(), BTreeMap::<String, BTreeSet<usize>>::new());
     for line in trace.lines() {
-        let name = line.split('(').next().unwrap_or_default();
+        let without_thread = line.trim_start_matches(|one: char| one.is_ascii_digit());
+        let thread = &line[..line.len() - without_thread.len()];
+        let name = without_thread.trim_start().split('(').next().unwrap_or_default();
         if name.is_empty() || !name.chars().all(|one| one.is_ascii_alphanumeric() || one == '_') {
             continue;
         }
-        let number = seen.entry(name.to_owned()).or_default();
+        let number = seen.entry((thread, name)).or_default();
         *number += 1;
         let can_fail = match name {
             "fcntl" => line.contains("F_DUPFD"),
             _ => true,
         };
         if can_fail {
-            calls.entry(name.to_owned()).or_default().push(*number);
+            calls.entry(name.to_owned()).or_default().insert(*number);
         }
     }
     calls
@@ -99,15 +103,15 @@ pub(crate) fn single_plans(trace: &str) -> Vec<Plan> {
 }
 
 /// A plan for each call of a trace, and for each name one that fails ten times.
-fn plans(calls: &BTreeMap<String, Vec<usize>>, extent: Extent) -> Vec<Plan> {
+pub(crate) fn plans(calls: &BTreeMap<String, BTreeSet<usize>>, extent: Extent) -> Vec<Plan> {
     let mut plans = Vec::new();
     for (call, numbers) in calls {
         let errors = errors(call);
         let (numbers, errors) = match extent {
             Extent::Whole => (numbers.clone(), errors),
             Extent::Sample => {
-                let (first, last) = (numbers[0], numbers[numbers.len() - 1]);
-                (BTreeSet::from([first, last]).into_iter().collect(), &errors[..errors.len().min(1)])
+                let ends = [numbers.first(), numbers.last()].into_iter().flatten().copied();
+                (ends.collect(), &errors[..errors.len().min(1)])
             }
         };
         for error in errors {
@@ -192,7 +196,7 @@ fn has_init(line: &Line) -> bool {
 }
 
 /// Runs all plans, and tells how many of them hit.
-fn run(who: &str, plans: &[Plan], one: impl Fn(&Plan) -> Result<bool, String> + Sync) -> usize {
+pub(crate) fn run(who: &str, plans: &[Plan], one: impl Fn(&Plan) -> Result<bool, String> + Sync) -> usize {
     let (next, hit, failed) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
@@ -318,6 +322,6 @@ pub(crate) fn init(extent: Extent) {
     assert!(hit >= 6, "only {hit} plans hit");
 }
 
-fn read(trace: &Path) -> String {
+pub(crate) fn read(trace: &Path) -> String {
     fs::read_to_string(trace).unwrap_or_default()
 }

@@ -5,7 +5,7 @@
 //! The successor is killed before it is ready and the predecessor after the successor has started to accept: a service
 //! of which the only process is killed is down, and that is the service manager's affair.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -109,7 +109,7 @@ fn calls(on_handoff: OnHandoff) -> Calls {
         fs::read_to_string(trace).unwrap()
     };
     let before_ready = new.split("KIND=ready").next().unwrap();
-    let kill = |(call, numbers): (String, Vec<usize>)| {
+    let kill = |(call, numbers): (String, BTreeSet<usize>)| {
         numbers.into_iter().map(move |number| Plan { call: call.clone(), when: number.to_string(), error: "" })
     };
     Calls {

@@ -1,6 +1,6 @@
 //! Calls the daemon all the time, one short connection after the other, and tells what became of them.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -42,12 +42,21 @@ pub(crate) struct Calls {
 }
 
 impl Callers {
-    /// Starts that many.
+    /// Starts that many, of an echo.
     pub(crate) fn start(address: &str, count: usize) -> Self {
+        Self::start_with(address, count, |client| {
+            client.echo(b"are you there?")?;
+            client.half_close()?;
+            client.expect_end()
+        })
+    }
+
+    /// Starts that many, each of which talks like this over a connection of its own.
+    pub(crate) fn start_with(address: &str, count: usize, talk: fn(&mut Client) -> io::Result<()>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let caller = |_| {
             let (stop, address) = (Arc::clone(&stop), address.to_owned());
-            std::thread::spawn(move || call(&address, &stop))
+            std::thread::spawn(move || call(&address, talk, &stop))
         };
         Self { threads: (0..count).map(caller).collect(), stop }
     }
@@ -64,19 +73,16 @@ impl Callers {
 }
 
 /// Calls at least once after the word to stop: so that whatever the test did before it, was called upon.
-fn call(address: &str, stop: &AtomicBool) -> Calls {
+fn call(address: &str, talk: fn(&mut Client) -> io::Result<()>, stop: &AtomicBool) -> Calls {
     let mut calls = Calls::default();
     loop {
         let is_last = stop.load(Ordering::Relaxed);
         match Client::connect(address) {
-            Ok(mut client) => {
-                let served = client.echo(b"are you there?").and_then(|()| client.half_close());
-                match served.and_then(|()| client.expect_end()) {
-                    Ok(()) => calls.served += 1,
-                    Err(error) if error.kind() == ErrorKind::Other => panic!("altered: {error}"),
-                    Err(_) => calls.broken += 1,
-                }
-            }
+            Ok(mut client) => match talk(&mut client) {
+                Ok(()) => calls.served += 1,
+                Err(error) if error.kind() == ErrorKind::Other => panic!("altered: {error}"),
+                Err(_) => calls.broken += 1,
+            },
             Err(_) => calls.refused += 1,
         }
         if is_last {

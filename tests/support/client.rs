@@ -88,6 +88,19 @@ impl Client {
         client.half_close()?;
         client.expect_end()
     }
+
+    /// One request over HTTP to the axum example, and the whole of its reply. Returns the generation that answers.
+    pub(crate) fn get(&mut self) -> io::Result<u64> {
+        self.write_all(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")?;
+        let mut reply = String::new();
+        self.read_to_string(&mut reply)?;
+        let body = reply.strip_prefix("HTTP/1.1 200 OK\r\n").and_then(|rest| rest.split_once("\r\n\r\n"));
+        let words = body.and_then(|(_, body)| body.strip_suffix('\n')).map(|body| body.split(' ').collect::<Vec<_>>());
+        match words.as_deref() {
+            Some(["generation", generation, "process", _]) => generation.parse().map_err(io::Error::other),
+            _ => Err(io::Error::new(ErrorKind::UnexpectedEof, format!("half a reply: {reply:?}"))),
+        }
+    }
 }
 
 impl Read for Client {

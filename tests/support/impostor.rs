@@ -7,7 +7,7 @@ use std::fs;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
@@ -17,6 +17,11 @@ use super::{Line, Record};
 
 /// The daemon.
 pub(crate) const REAL: &str = env!("CARGO_BIN_EXE_handoffd");
+
+/// Where cargo puts an example that it builds for the tests.
+pub(crate) fn example(name: &str) -> PathBuf {
+    Path::new(REAL).parent().unwrap().join("examples").join(name)
+}
 
 /// What every script opens with. `say FORMAT` sends the predecessor one packet: bash itself would write line by line.
 const PRELUDE: &str = r#"ulimit -c 0

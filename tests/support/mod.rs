@@ -20,7 +20,7 @@ use std::time::Duration;
 pub(crate) use backend::{Echoing, Upstream};
 pub(crate) use callers::{Callers, Calls, SLOW_DRAIN};
 pub(crate) use client::Client;
-pub(crate) use impostor::{Gate, REAL, install};
+pub(crate) use impostor::{Gate, REAL, example, install};
 pub(crate) use line::{Line, Record};
 pub(crate) use manager::{Manager, Told};
 pub(crate) use operator::Operator;

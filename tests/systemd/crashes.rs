@@ -52,7 +52,9 @@ pub(crate) fn a_kill_of_every_process_refuses_nobody_with_the_store(system: Syst
 
 /// An old generation that drains keeps the unit from ending; systemd has to see the main process die all the same.
 pub(crate) fn a_main_process_that_dies_while_an_old_one_drains_is_restarted(system: System) {
-    let lab = Lab::serving(system);
+    let lab = Lab::boot(system);
+    lab.drain();
+    lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
     let busy = lab.inside(|| lab.busy_client());
     lab.systemctl(&["reload", "handoffd.service"]).well();
     assert_eq!(lab.status()["generations"].as_array().unwrap().len(), 2, "the first one drains");

@@ -119,6 +119,12 @@ impl Lab {
         self.systemctl(&["daemon-reload"]).well();
     }
 
+    /// Installs a drop-in that has the daemon drain connections: they hold an old generation.
+    pub(crate) fn drain(&self) {
+        let text = format!("[Service]\nExecStart=\nExecStart={PROGRAM} --no-carry\n");
+        self.install("handoffd.service.d/drain.conf", &text);
+    }
+
     /// Installs a drop-in that has the daemon bind its address itself, and takes the socket unit away.
     pub(crate) fn bind_without_socket_unit(&self, arguments: &str) {
         fs::remove_file(self.path("/etc/systemd/system/handoffd.socket")).unwrap();

@@ -6,6 +6,7 @@ use crate::support::{Client, Storm};
 /// With one, two and three generations, each in the middle of a reply.
 pub(crate) fn a_stop_drains_every_generation_and_cuts_nobody(system: System) {
     let lab = Lab::boot(system);
+    lab.drain();
     for generations in 1..4 {
         lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
         let mut busy = vec![lab.inside(|| lab.busy_client())];
