@@ -265,7 +265,8 @@ fn carry_refuses_a_packet_for_whose_descriptors_there_is_no_room_and_takes_the_n
     // Room for three beside all that it has.
     let held = holds(pid);
     let fourth = (3_i32..).filter(|number| !held.contains_key(number)).nth(3).unwrap();
-    let limit = u64::try_from(fourth).ok();
+    // A quarter of the limit is kept for the operator.
+    let limit = u64::try_from(fourth * 4 / 3).ok();
     let limit = Rlimit { current: limit, maximum: limit };
     prlimit(Pid::from_raw(pid.try_into().unwrap()), Resource::Nofile, limit).unwrap();
     let (_client, ours) = connection();

@@ -7,13 +7,15 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::{Client, DEADLINE, Line, assert_becomes, install, signal};
+use crate::counters::request;
+use crate::support::{Client, DEADLINE, Line, assert_becomes, install, raise_descriptor_limit, signal};
 use nix::sys::signal::Signal;
 
 /// Starts a line under `strace`, in a shell that has run `setting`.
 fn traced(setting: &str, flags: &str) -> Line {
     let line = Line::start_with(|command, folder| {
-        let trace = format!("exec strace -f -qq -ttt -e signal=none -e trace=accept4 {flags} -o {}", trace(folder));
+        let traced = "-e signal=none -e trace=accept4,fcntl";
+        let trace = format!("exec strace -f -qq -ttt {traced} {flags} -o {}", trace(folder));
         install(folder, &format!("{setting}\n{trace} \"$REAL\" \"$@\""));
         // strace counts for each thread: one accepts.
         command.args(["--listen", "127.0.0.1:0", "--workers", "1"]);
@@ -31,6 +33,14 @@ fn failures(line: &Line, error: &str) -> Vec<f64> {
     let trace = fs::read_to_string(trace(line.folder())).unwrap();
     let failed = trace.lines().filter(|call| call.contains(&format!("= -1 {error} ")));
     failed.map(|call| call.split_whitespace().nth(1).unwrap().parse().unwrap()).collect()
+}
+
+/// When a worker found that only the reserve was left, in seconds. The reserve of 40 descriptors begins at 30.
+fn refusals(line: &Line) -> Vec<f64> {
+    let trace = fs::read_to_string(trace(line.folder())).unwrap();
+    let looks = trace.lines().filter(|call| call.contains("F_DUPFD_CLOEXEC, 0) = "));
+    let refused = looks.filter(|call| call.rsplit(' ').next().unwrap().parse::<u32>().unwrap() >= 30);
+    refused.map(|call| call.split_whitespace().nth(1).unwrap().parse().unwrap()).collect()
 }
 
 /// Clients that have sent a request, whether they are accepted or wait in the queue.
@@ -91,8 +101,8 @@ fn a_process_without_descriptors_serves_those_it_has_and_makes_others_wait() {
     last.set_read_timeout(Duration::from_millis(400)).unwrap();
     assert_eq!(last.expect(b"request").unwrap_err().kind(), ErrorKind::WouldBlock);
     last.set_read_timeout(DEADLINE).unwrap();
-    assert_becomes(&true, || failures(&line, "EMFILE").len() >= 2);
-    assert_paused(&failures(&line, "EMFILE"));
+    assert_becomes(&true, || refusals(&line).len() >= 2);
+    assert_paused(&refusals(&line));
     // Those that were accepted are served, one after another makes room for the next, and nobody is left behind.
     for client in &mut clients {
         client.expect(b"request").unwrap();
@@ -142,4 +152,34 @@ fn every_generation_has_room_for_its_descriptors_before_they_come() {
     signal(line.pid_of(2), Signal::SIGTERM);
     assert_eq!(line.exit_code(2), 0);
     line.wait_for_end();
+}
+
+/// Clients that only connect took every descriptor: no operator was heard and every handoff failed.
+#[test]
+fn clients_leave_descriptors_for_operators_and_handoffs() {
+    raise_descriptor_limit();
+    for flags in [&["--bake", "0"][..], &["--bake", "0", "--carry"]] {
+        let line = Line::start_under(&["prlimit", "--nofile=300:300"], |command, folder| {
+            command.args(["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
+            command.arg("--control").arg(folder.join("control")).args(flags);
+        });
+        line.wait_for(1, "serving draining");
+        let mut idle = Vec::new();
+        for generation in 1..=3 {
+            idle.extend((0..400).map(|_| Client::connect(&line.address()).unwrap()));
+            let said = line.wait_for(generation, "cannot accept on ");
+            assert!(said.text.contains("Too many open files"), "{said:?}");
+            let full = line.asked(&["status", "--json"]).well();
+            let full: serde_json::Value = serde_json::from_str(&full).unwrap();
+            assert!(full["counters"]["listeners"]["listener-1"]["limited"].as_u64() > Some(0), "{full}");
+            let metrics = request(&line.address_of("metrics"), "GET /metrics HTTP/1.1");
+            assert!(metrics.starts_with("HTTP/1.1 200 OK"), "{metrics}");
+            if generation == 1 {
+                line.asked(&["reload"]).well();
+            } else {
+                line.hand_over_from(generation);
+            }
+        }
+        assert_eq!(line.count("the handoff failed"), 0);
+    }
 }

@@ -98,6 +98,10 @@ fn arrived(head: Head, bytes: Vec<u8>, rights: Rights) -> Arrival {
         Rights::All(descriptors) => descriptors,
         Rights::Truncated => return damaged("no descriptors are left"),
     };
+    // The predecessor still has it, and drains it.
+    if descriptors.iter().any(sys::reserve::is_reserved) {
+        return damaged("no descriptors are left");
+    }
     if descriptors.is_empty() {
         return damaged("it came without its socket");
     }

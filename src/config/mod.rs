@@ -26,6 +26,9 @@ pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
 /// The name of the operator's socket on its way from process to process: no listener can have it.
 pub(crate) const CONTROL: &str = "control";
 
+/// The name of the listener that shows the counters.
+pub const METRICS_LISTENER: &str = "metrics";
+
 /// All that a generation is told.
 #[derive(Clone, Debug)]
 pub struct Config {

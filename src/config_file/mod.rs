@@ -28,12 +28,10 @@ use crate::error::Error;
 use place::{Fault, line_and_column};
 use tables::Root;
 
+pub use crate::config::METRICS_LISTENER;
 pub use filter::parse_log_filter;
 pub use time::{parse_time, parse_wait};
 pub use values::parse_workers;
-
-/// The name of the listener that shows the counters.
-pub const METRICS_LISTENER: &str = "metrics";
 
 /// Beyond it something else than a configuration is more likely than a long one.
 const LONGEST: u64 = 1024 * 1024;

@@ -14,9 +14,12 @@ use socket2::Socket;
 use tokio::io::unix::AsyncFd;
 
 use super::bind::BACKLOG;
-use super::listener::{Accepted, Listener, Shortage};
+use super::listener::{Accepted, Listener};
 use super::peer::Peer;
 use super::stream::Stream;
+use crate::config::{CONTROL, METRICS_LISTENER};
+use crate::sys;
+use crate::sys::reserve::Share;
 
 /// How long to wait when nothing can be accepted: doubled from the first to the last, as Go's net/http does. There is no
 /// event to wait for: a descriptor may come free anywhere in the process, or in the system.
@@ -31,12 +34,19 @@ pub(crate) struct Acceptor {
     /// The last pause, from the first failure until nobody waits any more. One that is accepted ends no shortage: it may
     /// have taken the one descriptor that came free, and the log would tell the same story for each of them.
     shortage: Option<Duration>,
+    /// What it may use of the descriptors that are kept in reserve.
+    share: Share,
 }
 
 impl Acceptor {
     /// Registers the listener. Must be called in a tokio runtime.
     pub(crate) fn new(listener: Listener) -> io::Result<Self> {
-        Ok(Self { watch: listener.watch()?, listener, shortage: None })
+        let share = match &**listener.name() {
+            CONTROL => Share::All,
+            METRICS_LISTENER => Share::Half,
+            _ => Share::Nothing,
+        };
+        Ok(Self { watch: listener.watch()?, listener, shortage: None, share })
     }
 
     /// The listener.
@@ -47,14 +57,16 @@ impl Acceptor {
     /// The next connection, watched by the runtime that this is called in. Cancel safe: what was accepted has been returned.
     pub(crate) async fn accept_here(&mut self) -> (Stream, Peer) {
         loop {
-            if let Some(accepted) = self.accept().await.into_stream(&self.listener) {
+            if let Some(accepted) = self.accept(|| {}).await.into_stream(&self.listener) {
                 return accepted;
             }
         }
     }
 
     /// The next connection. Cancel safe: what was accepted has been returned.
-    pub(crate) async fn accept(&mut self) -> Accepted {
+    ///
+    /// `on_shortage` is called when none can be accepted from then on, for want of descriptors or memory.
+    pub(crate) async fn accept(&mut self, on_shortage: impl Fn()) -> Accepted {
         loop {
             match self.look().await {
                 Ok(Some(accepted)) => {
@@ -62,8 +74,8 @@ impl Acceptor {
                     return accepted;
                 }
                 Ok(None) => {
-                    if self.shortage.take().is_some() && self.listener.note_shortage(Shortage::Over) {
-                        tracing::info!(listener = %self.listener.name(), "accepting again");
+                    if self.shortage.take().is_some() {
+                        self.listener.shortage.end(self.listener.name());
                     }
                 }
                 Err(error) if is_the_peers_affair(&error) => {
@@ -71,9 +83,10 @@ impl Acceptor {
                 }
                 Err(error) => {
                     let pause = self.shortage.map_or(FIRST_PAUSE, |last| (last * 2).clamp(FIRST_PAUSE, LAST_PAUSE));
-                    if self.shortage.replace(pause).is_none() && self.listener.note_shortage(Shortage::Begun) {
-                        let listener = self.listener.name();
-                        tracing::error!(%listener, reason = %error, "cannot accept on {listener}, trying again: {error}");
+                    if self.shortage.replace(pause).is_none()
+                        && self.listener.shortage.begin(self.listener.name(), &error)
+                    {
+                        on_shortage();
                     }
                     tokio::time::sleep(pause).await;
                 }
@@ -84,7 +97,8 @@ impl Acceptor {
     /// Waits until somebody may wait in the queue, and looks once: none when nobody does. Cancel safe.
     async fn look(&self) -> io::Result<Option<Accepted>> {
         let mut ready = self.watch.readable().await?;
-        ready.try_io(|_| self.listener.accept()).map_or(Ok(None), |accepted| accepted.map(Some))
+        let accept = || sys::reserve::accept(self.share, &self.listener, || self.listener.accept());
+        ready.try_io(|_| accept()).map_or(Ok(None), |accepted| accepted.map(Some))
     }
 }
 

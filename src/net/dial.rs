@@ -8,14 +8,18 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::socket_address::TryFromAddress;
 use super::stream::Stream;
 use crate::address::Address;
+use crate::sys;
 
 /// Connects. Cancel safe: what is dropped half-way is closed. Must be called in a tokio runtime.
 ///
 /// # Errors
-/// What connect(2) says. `WouldBlock` is a Unix socket whose queue is full.
+/// What connect(2) says, and `EMFILE` when only the reserve of descriptors is left. `WouldBlock` is a
+/// Unix socket whose queue is full.
 pub(crate) async fn dial(address: &Address) -> io::Result<Stream> {
     let peer = SockAddr::try_from_address(address)?;
-    let socket = Socket::new(Domain::from(i32::from(peer.family())), Type::STREAM.nonblocking().cloexec(), None)?;
+    let domain = Domain::from(i32::from(peer.family()));
+    let new = || Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None);
+    let socket = sys::reserve::open(new)?;
     let is_under_way = match socket.connect(&peer) {
         Ok(()) => false,
         // The answer comes later; an interrupted connect(2) goes on as well.

@@ -9,7 +9,6 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 use socket2::Socket;
@@ -18,6 +17,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::origin::{Binding, FileId, Origin};
 use super::peer::Peer;
+use super::shortage::Shortage;
 use super::stream::Stream;
 use crate::sys;
 
@@ -28,15 +28,8 @@ pub struct Listener {
     pub(super) address: Arc<str>,
     pub(super) origin: Arc<Origin>,
     pub(super) socket: Arc<Socket>,
-    /// Whether it was said that nobody can be accepted: of all that accept here, one says so.
-    pub(super) shortage: Arc<AtomicBool>,
-}
-
-/// Whether nobody can be accepted, for want of descriptors or memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shortage {
-    Begun,
-    Over,
+    /// The shortage under way, shared by all accept loops of the listener: one of them reports it.
+    pub(super) shortage: Arc<Shortage>,
 }
 
 /// A connection that was accepted, before a runtime watches it.
@@ -44,6 +37,12 @@ pub(super) enum Shortage {
 pub(crate) struct Accepted {
     socket: Socket,
     peer: Peer,
+}
+
+impl AsFd for Accepted {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl Accepted {
@@ -123,12 +122,6 @@ impl Listener {
             tracing::warn!(listener = %self.name, "another process set the listener blocking; set back");
         }
         Ok(())
-    }
-
-    /// Nobody can be accepted, or somebody can again: whether that is news.
-    pub(super) fn note_shortage(&self, shortage: Shortage) -> bool {
-        let is_short = shortage == Shortage::Begun;
-        self.shortage.swap(is_short, Ordering::Relaxed) != is_short
     }
 
     /// Removes the path of a Unix socket that the line bound, if it is still the same file.

@@ -12,6 +12,7 @@ mod origin;
 mod passed;
 mod peer;
 mod pipe;
+mod shortage;
 mod socket_address;
 mod stored_name;
 mod stream;

@@ -7,6 +7,8 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use nix::errno::Errno;
+
 use crate::sys;
 
 /// What a pipe shall hold, if the kernel allows it: each piece of a packet takes a page's place in it, however small it is, and
@@ -25,6 +27,17 @@ struct Ends {
     write: OwnedFd,
 }
 
+impl Ends {
+    fn new() -> io::Result<Self> {
+        let (read, write) = sys::splice::pipe(CAPACITY)?;
+        // The transfer goes on without a pipe.
+        if sys::reserve::is_reserved(&read) || sys::reserve::is_reserved(&write) {
+            return Err(Errno::EMFILE.into());
+        }
+        Ok(Self { read, write })
+    }
+}
+
 /// A pipe, and how much is in it.
 #[derive(Debug)]
 pub(crate) struct Pipe {
@@ -39,7 +52,7 @@ impl Pipe {
         let kept = EMPTY.with_borrow_mut(Vec::pop);
         let ends = match kept {
             Some(ends) => ends,
-            None => sys::splice::pipe(CAPACITY).map(|(read, write)| Ends { read, write })?,
+            None => Ends::new()?,
         };
         Ok(Self { ends: Some(ends), held: 0 })
     }

@@ -27,7 +27,7 @@ pub struct ListenerCounters {
     pub accepted: u64,
     /// Connections open now.
     pub active: u64,
-    /// How many times nobody was accepted because there were as many as there may be.
+    /// How many times no client was accepted: the limit was reached, or no descriptor was left.
     pub limited: u64,
     /// Bytes read from clients.
     pub received: u64,

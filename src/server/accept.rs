@@ -118,5 +118,6 @@ async fn next(
             *place = places.take().await;
         }
     }
-    acceptor.accept().await
+    // It is told like a full listener: clients wait.
+    acceptor.accept(|| census[0].limited()).await
 }

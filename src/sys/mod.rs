@@ -11,6 +11,7 @@ pub(crate) mod init;
 pub(crate) mod interrupt;
 pub(crate) mod memory_file;
 pub(crate) mod process;
+pub(crate) mod reserve;
 pub(crate) mod signals;
 pub(crate) mod socket;
 pub(crate) mod spawn;

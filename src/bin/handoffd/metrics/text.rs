@@ -32,9 +32,12 @@ type OfUpstream = (&'static str, &'static str, MetricType, fn(&UpstreamCounters)
 const OF_LISTENERS: [OfListener; 11] = [
     ("accepted_connections", "Connections accepted", MetricType::Counter, |one| one.accepted),
     ("open_connections", "Connections open now, in all generations", MetricType::Gauge, |one| one.active),
-    ("full", "Times that nobody was accepted, for there were as many as may be", MetricType::Counter, |one| {
-        one.limited
-    }),
+    (
+        "full",
+        "Times that no client was accepted: the limit was reached, or no descriptor was left",
+        MetricType::Counter,
+        |one| one.limited,
+    ),
     ("received_bytes", "Bytes read from clients", MetricType::Counter, |one| one.received),
     ("sent_bytes", "Bytes written to clients", MetricType::Counter, |one| one.sent),
     ("drained_connections", "Connections that ended by themselves in a drain", MetricType::Counter, |one| one.drained),

@@ -1,0 +1,85 @@
+//! This module reports that a listener cannot accept for want of descriptors or memory.
+//!
+//! Thousands of listeners lack descriptors at the same time, and a shortage may begin and end many times a second. So
+//! one report stands for all that begin soon after it.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long no other report follows a report, whichever listener it is about.
+const PAUSE: Duration = Duration::from_secs(10);
+
+static LAST_REPORT: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// The shortage of one listener, shared by all accept loops on it.
+#[derive(Debug, Default)]
+pub(super) struct Shortage(Mutex<State>);
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Over,
+    Unreported,
+    Reported,
+}
+
+impl Shortage {
+    /// Takes note of a failure, and reports the first one. Returns whether it is the first.
+    pub(super) fn begin(&self, listener: &str, error: &io::Error) -> bool {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state != State::Over {
+            return false;
+        }
+        *state = if may_report() { State::Reported } else { State::Unreported };
+        if *state == State::Reported {
+            tracing::error!(listener, reason = %error, "cannot accept on {listener}, trying again: {error}");
+        } else {
+            tracing::debug!(listener, "cannot accept on this listener either");
+        }
+        true
+    }
+
+    /// Takes note that nobody waits any more.
+    pub(super) fn end(&self, listener: &str) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::take(&mut *state) == State::Reported {
+            tracing::info!(listener, "accepting again");
+        }
+    }
+}
+
+fn may_report() -> bool {
+    let mut last = LAST_REPORT.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = Instant::now();
+    let is_due = is_due(*last, now);
+    if is_due {
+        *last = Some(now);
+    }
+    is_due
+}
+
+fn is_due(last: Option<Instant>, now: Instant) -> bool {
+    last.is_none_or(|last| now.saturating_duration_since(last) >= PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_report_stands_for_all_that_begin_soon_after_it() {
+        let now = Instant::now();
+        assert!(is_due(None, now));
+        assert!(!is_due(Some(now), now + PAUSE / 2));
+        assert!(is_due(Some(now), now + PAUSE));
+    }
+
+    #[test]
+    fn a_shortage_begins_once_until_it_is_over() {
+        let (shortage, error) = (Shortage::default(), io::Error::other("test"));
+        assert_eq!([(); 2].map(|()| shortage.begin("web", &error)), [true, false]);
+        shortage.end("web");
+        assert!(shortage.begin("web", &error));
+    }
+}
