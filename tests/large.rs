@@ -1,12 +1,13 @@
 //! Large configurations: thousands of listeners and upstreams start, reload, report and drain like a few.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 
 use nix::sys::signal::Signal;
 
 use crate::config_file::{check, put, serve};
 use crate::counters::request;
-use crate::support::{Client, Line, SLOW_DRAIN};
+use crate::support::{Client, Line, SLOW_DRAIN, Upstream, raise_descriptor_limit};
 
 /// The names alone are longer than one variable of the environment may be, execve(2), and than any packet.
 #[test]
@@ -96,4 +97,45 @@ fn twenty_thousand_upstreams_are_reported_in_linear_time() {
     let line = serve(&file, &[]);
     line.asked(&["reload", "--wait-drained"]).well();
     assert_eq!(line.asked(&["status"]).well().matches(" @u7 ").count(), 1000);
+}
+
+/// The listeners, the upstreams and the connections of one generation are all numerous.
+#[test]
+fn thousands_of_connections_are_carried_from_large_generations() {
+    const LISTENERS: usize = 2000;
+    const PROXIED: usize = 500;
+    raise_descriptor_limit();
+    let upstream = Upstream::tcp();
+    let others = (1..2000).map(|number| format!("@u{number}"));
+    let upstreams: Vec<_> = std::iter::once(upstream.address()).chain(others).map(|one| format!("\"{one}\"")).collect();
+    let mut file = "carry = true\ndrain_timeout = \"1h\"\n".to_owned();
+    write!(file, "[listener.proxy]\naddress = \"$F/proxy\"\nservice = \"proxy\"\n").unwrap();
+    writeln!(file, "balance = \"in-order\"\nupstreams = [{}]", upstreams.join(", ")).unwrap();
+    for number in 0..LISTENERS {
+        writeln!(file, "[listener.n{number}]\naddress = \"$F/{number}\"\nservice = \"echo\"").unwrap();
+    }
+    let line = serve(&file, &[]);
+    let connect = |name: &str| Client::connect(line.folder().join(name).to_str().unwrap()).unwrap();
+    let mut echoed: Vec<_> = (0..LISTENERS).map(|number| connect(&number.to_string())).collect();
+    let mut proxied: Vec<_> = (0..PROXIED).map(|_| (connect("proxy"), upstream.accept())).collect();
+    let mut exchange = |request: &[u8]| {
+        echoed.iter_mut().for_each(|client| client.echo(request).unwrap());
+        for (client, server) in &mut proxied {
+            client.write_all(request).unwrap();
+            server.expect(request).unwrap();
+            server.write_all(request).unwrap();
+            client.expect(request).unwrap();
+        }
+    };
+    exchange(b"before");
+    for generation in 1..=2 {
+        line.asked(&["reload", "--wait-drained"]).well();
+        assert_eq!(line.exit_code(generation), 0);
+        exchange(b"after");
+        let status = line.asked(&["status", "--json"]).well();
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let counters = status["counters"]["listeners"].as_object().unwrap();
+        let carried: u64 = counters.values().map(|listener| listener["carried"].as_u64().unwrap()).sum();
+        assert_eq!(carried, generation * (LISTENERS + PROXIED) as u64);
+    }
 }
