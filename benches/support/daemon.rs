@@ -11,12 +11,16 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 /// Longest wait for anything the daemon does: far beyond what it takes, so that a bench that cannot go on ends.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The size of the pipe for the log: as large as any user may make one (pipe(7)).
+const PIPE: i32 = 1024 * 1024;
 
 /// One line of the log.
 #[derive(Clone, Debug)]
@@ -51,12 +55,19 @@ impl Daemon {
     pub(crate) fn start_as(command_words: &[&str], listeners: usize, flags: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_handoffd"));
         command.args(command_words).args(["--listen", "127.0.0.1:0"].repeat(listeners)).args(flags);
+        Self::start_by(command)
+    }
+
+    /// Starts one by a command that listens on loopback, and waits until it serves.
+    pub(crate) fn start_by(mut command: Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // Reaped by its number, like every generation after it.
         #[allow(clippy::zombie_processes)]
         let mut child = command.spawn().expect("start the daemon");
         let first = Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
         let stderr = child.stderr.take().expect("its standard error");
+        // The longest record, of 10,000 listeners, has to fit: in pieces the records of two generations would mix.
+        fcntl(&stderr, FcntlArg::F_SETPIPE_SZ(PIPE)).expect("enlarge the pipe");
         let unreaped = Arc::new(Mutex::new(BTreeSet::from([first])));
         let (sender, records) = channel();
         let seen = Arc::clone(&unreaped);
