@@ -168,7 +168,9 @@ fn a_request_that_reaches_a_generation_that_has_retired_is_answered_by_its_succe
 #[test]
 fn what_is_no_request_is_refused_and_named() {
     let line = Line::serve_controlled(&[]);
-    for request in [&b"nonsense\n"[..], b"{}\n", b"{\"levitate\":{}}\n", b"{\"reload\":{\"timeout_ms\":-1}}\n", b"\n"] {
+    for request in
+        [&b"nonsense\n"[..], b"{}\n", b"{\"levitate\":{}}\n", b"{\"reload\":{\"timeout_ms\":-1}}\n", b"\n", b"\xff{}\n"]
+    {
         let said = converse(&line.control(), request);
         assert!(said.contains(r#""why":"denied""#) && said.contains("cannot read the request"), "{said}");
     }

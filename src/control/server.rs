@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendError;
 use tokio::task::AbortHandle;
@@ -255,11 +255,12 @@ async fn converse(stream: Stream, user: User, seat: Seat, ask: mpsc::Sender<(Req
 }
 
 /// Reads a request, or says what is wrong with it.
-async fn read(stream: &mut BufReader<Stream>) -> io::Result<Result<Request, String>> {
-    let mut line = String::new();
-    timeout(REQUEST_TIMEOUT, stream.take(REQUEST_MAX).read_line(&mut line)).await??;
+pub(super) async fn read(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Result<Request, String>> {
+    let mut line = Vec::new();
+    timeout(REQUEST_TIMEOUT, stream.take(REQUEST_MAX).read_until(b'\n', &mut line)).await??;
     if line.is_empty() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(serde_json::from_str(&line).map_err(|error| one_line(&format!("cannot read the request ({error}): {line}"))))
+    Ok(serde_json::from_slice(&line)
+        .map_err(|error| one_line(&format!("cannot read the request ({error}): {}", String::from_utf8_lossy(&line)))))
 }
