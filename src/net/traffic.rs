@@ -40,5 +40,5 @@ impl Traffic {
 }
 
 fn add(counter: &AtomicU64, bytes: u64) {
-    counter.store(counter.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
 }

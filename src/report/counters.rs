@@ -1,7 +1,8 @@
 //! Counts what a line has done, for each listener and each upstream: sums that survive a handoff.
 //!
 //! Each generation counts for itself, and the head adds up: those that live, and those that have ended, whose last word was
-//! their sums. Here are only the sums; who counts where is the affair of `server` and `service`.
+//! their sums. A successor may be any program, so a sum that is too large stays at the largest number. Here are only the sums;
+//! who counts where is the affair of `server` and `service`.
 
 use std::collections::BTreeMap;
 
@@ -106,17 +107,17 @@ impl ListenerCounters {
         // All of them by name: a new one is not to be forgotten here.
         let Self { accepted, active, limited, received, sent, drained, cut, carried, refused, lost, header_errors } =
             other;
-        self.accepted += accepted;
-        self.active += active;
-        self.limited += limited;
-        self.received += received;
-        self.sent += sent;
-        self.drained += drained;
-        self.carried += carried;
-        self.refused += refused;
-        self.lost += lost;
-        self.header_errors += header_errors;
-        self.cut += cut;
+        self.accepted = self.accepted.saturating_add(accepted);
+        self.active = self.active.saturating_add(active);
+        self.limited = self.limited.saturating_add(limited);
+        self.received = self.received.saturating_add(received);
+        self.sent = self.sent.saturating_add(sent);
+        self.drained = self.drained.saturating_add(drained);
+        self.carried = self.carried.saturating_add(carried);
+        self.refused = self.refused.saturating_add(refused);
+        self.lost = self.lost.saturating_add(lost);
+        self.header_errors = self.header_errors.saturating_add(header_errors);
+        self.cut = self.cut.saturating_add(cut);
     }
 }
 
@@ -124,12 +125,12 @@ impl UpstreamCounters {
     /// Adds those of another generation.
     pub const fn add(&mut self, other: Self) {
         let Self { connected, active, failed, ejected, sent, received } = other;
-        self.connected += connected;
-        self.active += active;
-        self.failed += failed;
-        self.ejected += ejected;
-        self.sent += sent;
-        self.received += received;
+        self.connected = self.connected.saturating_add(connected);
+        self.active = self.active.saturating_add(active);
+        self.failed = self.failed.saturating_add(failed);
+        self.ejected = self.ejected.saturating_add(ejected);
+        self.sent = self.sent.saturating_add(sent);
+        self.received = self.received.saturating_add(received);
     }
 }
 
@@ -137,9 +138,9 @@ impl HandoffCounters {
     /// Adds those of another generation.
     pub const fn add(&mut self, other: Self) {
         let Self { succeeded, failed, rolled_back } = other;
-        self.succeeded += succeeded;
-        self.failed += failed;
-        self.rolled_back += rolled_back;
+        self.succeeded = self.succeeded.saturating_add(succeeded);
+        self.failed = self.failed.saturating_add(failed);
+        self.rolled_back = self.rolled_back.saturating_add(rolled_back);
     }
 }
 
@@ -158,6 +159,15 @@ mod tests {
         sum.add(&one);
         assert_eq!((sum.listeners["a"].accepted, sum.listeners["a"].cut, sum.listeners["b"].sent), (2, 4, 6));
         assert_eq!((sum.upstreams["a"]["@u"].connected, sum.handoffs.failed), (8, 10));
+    }
+
+    #[test]
+    fn a_sum_that_is_too_large_stays_at_the_largest_number() {
+        let text = r#"{"listeners":{"a":{"accepted":18446744073709551615}}}"#;
+        let one: Counters = serde_json::from_str(text).unwrap();
+        let mut sum = one.clone();
+        sum.add(&one);
+        assert_eq!(sum, one);
     }
 
     #[test]
