@@ -66,11 +66,13 @@
 mod address;
 mod carry;
 mod config;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "config-file")]
 mod config_file;
 mod control;
 mod drain;
 mod error;
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
 mod generation;
 mod handoff;
 mod lifecycle;
@@ -82,25 +84,13 @@ mod service;
 mod sys;
 mod text;
 
-#[cfg(fuzzing)]
-pub mod fuzzing {
-    //! What `fuzz/` calls, and nobody else.
-
-    /// Reads what a client begins with as a PROXY header: how long it is, if it is whole. What it says must not depend on
-    /// what follows it, nor may a part of it be taken for the whole.
-    #[must_use]
-    pub fn proxy_header(bytes: &[u8]) -> Option<usize> {
-        crate::service::fuzz_proxy_header(bytes)
-    }
-}
-
 pub use address::Address;
 pub use carry::Parcel;
 pub use config::{
     Balance, Check, Config, DEFAULT_ADDRESS, Ejection, HeaderVersion, ListenerConfig, ListenerName, Listeners,
     MaxGenerations, Network, OnHandoff, ProxyConfig, UniqueListeners, Upstreams,
 };
-#[cfg(feature = "daemon")]
+#[cfg(feature = "config-file")]
 pub use config_file::{
     ConfigFile, METRICS_LISTENER, Placed, ServiceConfig, parse_log_filter, parse_time, parse_wait, parse_workers,
 };

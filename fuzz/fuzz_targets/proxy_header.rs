@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 
+// The properties are asserted in the library, beside the parsers.
 fuzz_target!(|bytes: &[u8]| {
-    // What has to hold is asserted there.
     let _ = handoffd::fuzzing::proxy_header(bytes);
 });

@@ -7,6 +7,8 @@
 //!
 //! Which connections are carried, and when, is decided in `lifecycle`; what a parcel holds, by each service.
 
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod incoming;
 mod outgoing;
 mod packet;

@@ -19,7 +19,7 @@ use crate::report::Status;
 use crate::text::{one_line, printable};
 
 /// How long the head may take to say anything at all.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much later than promised an answer may come.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long to wait between two questions when another process is about to take over. There is no event to wait for:
@@ -210,7 +210,7 @@ impl Control {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             written => written?,
         }
-        Ok(Conversation { control: self, stream: BufReader::new(stream), peeked: None })
+        Ok(Conversation::new(self, stream))
     }
 
     fn unreachable(&self, source: io::Error) -> Error {
@@ -230,7 +230,7 @@ impl Control {
     }
 
     /// The error that an unwelcome reply is.
-    fn unexpected(&self, reply: &Reply) -> Error {
+    pub(super) fn unexpected(&self, reply: &Reply) -> Error {
         let Reply::Refused { why, reason } = reply else {
             let reason = format!("{} answers what was not asked: {reply:?}", printable(&self.path));
             return Error::Denied { reason: one_line(&reason) };
@@ -247,7 +247,7 @@ impl Control {
 }
 
 /// The instant `time` from now; a time that is too long for the clock is a year.
-fn from_now(time: Duration) -> Instant {
+pub(super) fn from_now(time: Duration) -> Instant {
     const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
     Instant::now() + time.min(LONGEST)
 }
@@ -275,13 +275,17 @@ fn pause() {
 }
 
 /// One request and its replies.
-struct Conversation<'a> {
+pub(super) struct Conversation<'a> {
     control: &'a Control,
     stream: BufReader<UnixStream>,
     peeked: Option<Option<Reply>>,
 }
 
-impl Conversation<'_> {
+impl<'a> Conversation<'a> {
+    pub(super) fn new(control: &'a Control, stream: UnixStream) -> Self {
+        Self { control, stream: BufReader::new(stream), peeked: None }
+    }
+
     /// The next reply, which stays the next; none at the end.
     fn peek(&mut self, deadline: Instant) -> Result<Option<Reply>, Error> {
         let reply = self.hear(deadline)?;
@@ -290,7 +294,7 @@ impl Conversation<'_> {
     }
 
     /// The next reply; none at the end.
-    fn hear(&mut self, deadline: Instant) -> Result<Option<Reply>, Error> {
+    pub(super) fn hear(&mut self, deadline: Instant) -> Result<Option<Reply>, Error> {
         if let Some(peeked) = self.peeked.take() {
             return Ok(peeked);
         }

@@ -5,6 +5,8 @@
 //! Only the head of a line listens; what it is asked, the lifecycle decides.
 
 mod client;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod message;
 mod seats;
 mod server;

@@ -5,6 +5,7 @@
 //! cannot know our pid before the fork, and names the channel instead. Whatever is wrong with what was passed is an
 //! error that names it: a process that guesses serves the wrong socket.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -172,13 +173,9 @@ fn take_from_predecessor(
         Ok(other) => return Err(wrong(format!("expected a welcome on the channel, found {other:?}"))),
         Err(error) => return Err(wrong(format!("no welcome on the channel: {error}"))),
     };
-    let generation = parse(environment, GENERATION, "the ordinal of a process")?.unwrap_or(Generation::FIRST);
-    let mut taken = vec![sys::fd::number(channel)];
-    let mut take = |descriptor: RawFd| {
-        if is_passed(descriptors, descriptor) || taken.contains(&descriptor) {
-            return Err(wrong(format!("descriptor {descriptor} is passed twice")));
-        }
-        taken.push(descriptor);
+    let generation = ordinal(environment)?;
+    check_descriptors(&welcome, descriptors.len(), sys::fd::number(channel))?;
+    let take = |descriptor: RawFd| {
         sys::fd::take_named(descriptor).map_err(|error| wrong(format!("descriptor {descriptor}: {error}")))
     };
     let mut draining: Draining = Vec::new();
@@ -190,6 +187,22 @@ fn take_from_predecessor(
     Ok(Bequeathed { generation, sockets, draining, init, coming: welcome.coming })
 }
 
+/// The ordinal of this process.
+pub(super) fn ordinal(environment: &Environment) -> Result<Generation, Error> {
+    Ok(parse(environment, GENERATION, "the ordinal of a process")?.unwrap_or(Generation::FIRST))
+}
+
+/// Whether the welcome names each descriptor once, and neither one of the first `count` nor the channel.
+pub(super) fn check_descriptors(welcome: &Welcome, count: usize, channel: RawFd) -> Result<(), Error> {
+    let mut taken = HashSet::from([channel]);
+    for descriptor in welcome.draining.iter().map(|(_, descriptor)| *descriptor).chain(welcome.init) {
+        if is_passed(count, descriptor) || !taken.insert(descriptor) {
+            return Err(Error::Predecessor { why: format!("descriptor {descriptor} is passed twice") });
+        }
+    }
+    Ok(())
+}
+
 /// Tells the predecessor why this process cannot serve. If it does not hear, it has ended: nobody is left to be told.
 fn tell_why(channel: &OwnedFd, reason: &dyn Display) {
     let _ = send_packet(channel.as_fd(), &Message::Failed { reason: reason.to_string() }.encode());
@@ -197,14 +210,10 @@ fn tell_why(channel: &OwnedFd, reason: &dyn Display) {
 
 /// The channel to the predecessor, if one started this process.
 fn channel(environment: &Environment, passed: &ListenFd) -> Result<Option<OwnedFd>, Error> {
-    let Some(value) = environment.get(CHANNEL) else { return Ok(None) };
-    let expected = || bad(CHANNEL, value, "expected VERSION:DESCRIPTOR");
-    let (version, descriptor) = value.to_str().and_then(|text| text.split_once(':')).ok_or_else(expected)?;
-    let _: u32 = version.parse().map_err(|_| expected())?;
-    let descriptor = descriptor.parse().map_err(|_| expected())?;
-    if is_passed(passed, descriptor) {
-        return Err(bad(CHANNEL, value, format!("descriptor {descriptor} is one of the passed sockets")));
-    }
+    let (Some(value), Some(descriptor)) = (environment.get(CHANNEL), announced_channel(environment, passed.len())?)
+    else {
+        return Ok(None);
+    };
     let channel = sys::fd::take_named(descriptor)
         .map_err(|error| bad(CHANNEL, value, format!("descriptor {descriptor}: {error}")))?;
     if sys::socket::is_channel(channel.as_fd()) {
@@ -214,8 +223,21 @@ fn channel(environment: &Environment, passed: &ListenFd) -> Result<Option<OwnedF
     Err(bad(CHANNEL, value, why))
 }
 
+/// The descriptor that the environment announces as the channel to the predecessor, beside the first `count`.
+pub(super) fn announced_channel(environment: &Environment, count: usize) -> Result<Option<RawFd>, Error> {
+    let Some(value) = environment.get(CHANNEL) else { return Ok(None) };
+    let expected = || bad(CHANNEL, value, "expected VERSION:DESCRIPTOR");
+    let (version, descriptor) = value.to_str().and_then(|text| text.split_once(':')).ok_or_else(expected)?;
+    let _: u32 = version.parse().map_err(|_| expected())?;
+    let descriptor = descriptor.parse().map_err(|_| expected())?;
+    if is_passed(count, descriptor) {
+        return Err(bad(CHANNEL, value, format!("descriptor {descriptor} is one of the passed sockets")));
+    }
+    Ok(Some(descriptor))
+}
+
 /// The first of the folders that a variable names: systemd joins several by colons.
-fn first_of(folders: &OsStr) -> Option<PathBuf> {
+pub(super) fn first_of(folders: &OsStr) -> Option<PathBuf> {
     let first = folders.as_bytes().split(|byte| *byte == b':').next().filter(|first| first.starts_with(b"/"))?;
     Some(PathBuf::from(OsStr::from_bytes(first)))
 }

@@ -313,53 +313,10 @@ fn excerpt(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Identity, Standing};
 
     #[test]
     fn every_message_reads_back_as_it_was_written() {
-        let welcome = Welcome {
-            bound: vec![(0, "127.0.0.1:0".parse().unwrap()), (2, "8:42 /run/a b.sock".parse().unwrap())],
-            draining: vec![(Generation::FIRST, 7), (Generation::FIRST.next(), 8)],
-            init: Some(9),
-            coming: vec![(3, "web".into()), (0, "admin".into())],
-            names: vec!["web".into(), "admin".into()],
-        };
-        let report = Report {
-            generation: Generation::FIRST,
-            pid: Some(42),
-            identity: Identity { version: Some("one\nline".into()), ..Identity::default() },
-            state: Standing::Retiring,
-            since_unix_ms: 1,
-            for_ms: Some(2),
-            connections: None,
-            counters: Counters::default(),
-            drain_left_ms: Some(2),
-        };
-        for message in [
-            Message::Welcome(welcome),
-            Message::Committed(Hangup::None),
-            Message::Committed(Hangup::Remembered),
-            Message::CommittedForGood(Hangup::None),
-            Message::CommittedForGood(Hangup::Remembered),
-            Message::Counted(Box::default()),
-            Message::Carry { version: 3 },
-            Message::Stop,
-            Message::Born,
-            Message::ForkFailed { errno: 11 },
-            Message::ExecFailed { errno: 2 },
-            Message::Ready { closed: vec![3, 5] },
-            Message::Failed { reason: "a=b is wrong".into() },
-            Message::Rollback,
-            Message::Stopping,
-            Message::GivenUp { sockets: vec![u64::MAX, 1] },
-            Message::Cut,
-            Message::Head { pid: 42 },
-            Message::Ask,
-            Message::Draining(Box::new(report.clone())),
-            Message::Report(Box::new(report)),
-            Message::File,
-            Message::Unknown { kind: "novel".into() },
-        ] {
+        for message in crate::handoff::fuzz::every_message() {
             assert_eq!(Message::decode(&message.encode()), Ok(message));
         }
     }

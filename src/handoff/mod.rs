@@ -4,6 +4,8 @@
 //! starts, [`Predecessors`] what a successor holds of those before it. `docs/protocol.md` has the packets.
 
 mod channel;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod inheritance;
 mod init;
 mod inquiry;

@@ -21,21 +21,27 @@ use crate::sys::process::PidFd;
 /// More descriptors than a process can have cannot have been passed: `fs.nr_open` is 2^20 by default.
 const DESCRIPTORS_MAX: usize = 1 << 20;
 
-/// How many descriptors were passed to this process; 0 when they are meant for another.
+/// How many descriptors were passed to this process, all of which are open; 0 when they are meant for another.
 pub(super) fn count(environment: &Environment) -> Result<usize, Error> {
+    let count = announced(environment)?;
+    for index in 0..count {
+        let descriptor = FIRST_PASSED + RawFd::try_from(index).unwrap_or(RawFd::MAX - FIRST_PASSED);
+        if !sys::fd::is_open(descriptor) {
+            let value = environment.get(LISTEN_FDS).unwrap_or_default();
+            return Err(bad(LISTEN_FDS, value, format!("descriptor {descriptor} is not open")));
+        }
+    }
+    Ok(count)
+}
+
+/// How many descriptors the environment announces to this process.
+pub(super) fn announced(environment: &Environment) -> Result<usize, Error> {
     let Some(value) = environment.get(LISTEN_FDS) else { return Ok(0) };
     if environment.get(CHANNEL).is_none() && !is_meant_for_us(environment)? {
         return Ok(0);
     }
     let count = value.to_str().and_then(|text| text.parse().ok()).filter(|count| *count <= DESCRIPTORS_MAX);
-    let count = count.ok_or_else(|| bad(LISTEN_FDS, value, "expected how many descriptors are passed"))?;
-    for index in 0..count {
-        let descriptor = FIRST_PASSED + RawFd::try_from(index).unwrap_or(RawFd::MAX - FIRST_PASSED);
-        if !sys::fd::is_open(descriptor) {
-            return Err(bad(LISTEN_FDS, value, format!("descriptor {descriptor} is not open")));
-        }
-    }
-    Ok(count)
+    count.ok_or_else(|| bad(LISTEN_FDS, value, "expected how many descriptors are passed"))
 }
 
 /// Whether the parent means this very process. A process that it started inherits the variables with the old pid.
@@ -52,11 +58,11 @@ fn is_meant_for_us(environment: &Environment) -> Result<bool, Error> {
     Ok(inode.is_none_or(|inode| inode == id))
 }
 
-/// Whether `descriptor` is one of those that `LISTEN_FDS` counts.
-pub(super) fn is_passed(descriptors: &ListenFd, descriptor: RawFd) -> bool {
+/// Whether `descriptor` is one of the first `count` that are passed.
+pub(super) fn is_passed(count: usize, descriptor: RawFd) -> bool {
     // Whatever the environment says: the lowest number there is has none three below it.
     let place = descriptor.checked_sub(FIRST_PASSED).and_then(|place| usize::try_from(place).ok());
-    place.is_some_and(|place| place < descriptors.len())
+    place.is_some_and(|place| place < count)
 }
 
 /// Turns what was passed into sockets with names and origins, or names the first that cannot be one.
@@ -65,7 +71,17 @@ pub(super) fn adopt(
     descriptors: &mut ListenFd,
     welcome: &Welcome,
 ) -> Result<Vec<Passed>, Error> {
-    let count = descriptors.len();
+    let identities = identities(environment, descriptors.len(), welcome)?.into_iter().enumerate();
+    let taken = identities.filter_map(|(place, identity)| Some((sys::fd::take_passed(descriptors, place)?, identity)));
+    taken.map(|(fd, (name, origin))| Passed::check(fd, name, origin)).collect()
+}
+
+/// The name and the origin of each descriptor, in their order.
+pub(super) fn identities(
+    environment: &Environment,
+    count: usize,
+    welcome: &Welcome,
+) -> Result<Vec<(Option<String>, Origin)>, Error> {
     if count == 0 {
         return Ok(Vec::new());
     }
@@ -79,18 +95,17 @@ pub(super) fn adopt(
         }
     };
     let bound: HashMap<usize, &Binding> = welcome.bound.iter().map(|(place, binding)| (*place, binding)).collect();
-    let adopted = names.into_iter().enumerate().filter_map(|(place, name)| {
+    let identities = names.into_iter().enumerate().map(|(place, name)| {
         let bound = bound.get(&place);
         let stored = name.as_deref().and_then(StoredName::parse);
-        let (name, origin) = match (bound, stored) {
+        match (bound, stored) {
             (Some(binding), _) => (name, Origin::Bound((*binding).clone())),
             // It comes back from the service manager's store: a process of ours, now dead, has bound it.
             (None, Some((stored, binding))) => (Some(stored.to_owned()), Origin::Bound(binding)),
             (None, None) => (name, Origin::Inherited),
-        };
-        sys::fd::take_passed(descriptors, place).map(|fd| Passed::check(fd, name, origin))
+        }
     });
-    adopted.collect()
+    Ok(identities.collect())
 }
 
 /// The names of the passed descriptors. `unknown` and the empty name are what systemd calls those without one.

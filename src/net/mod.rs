@@ -30,5 +30,9 @@ pub(crate) use passed::Passed;
 pub use peer::Peer;
 pub(crate) use pipe::Pipe;
 pub(crate) use stored_name::StoredName;
+#[cfg(any(fuzzing, test))]
+pub(crate) use stored_name::fuzz as fuzz_stored_name;
+#[cfg(test)]
+pub(crate) use stored_name::seeds as stored_names;
 pub use stream::Stream;
 pub(crate) use traffic::Traffic;

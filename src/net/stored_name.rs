@@ -51,6 +51,34 @@ impl StoredName {
     }
 }
 
+/// For fuzzing: whether it is a name of ours. The socket that it stands for has a name that stands
+/// for the same.
+#[cfg(any(fuzzing, test))]
+pub(crate) fn fuzz(bytes: &[u8]) -> bool {
+    let Some((name, binding)) = std::str::from_utf8(bytes).ok().and_then(StoredName::parse) else { return false };
+    if let Some(stored) = StoredName::new(name, &binding) {
+        assert!(stored.0[name.len()..].bytes().all(|byte| byte.is_ascii_graphic() && byte != b':'), "{stored:?}");
+        assert_eq!(StoredName::parse(stored.as_str()), Some((name, binding)));
+    }
+    true
+}
+
+/// For fuzzing: names of all kinds of sockets.
+#[cfg(test)]
+pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
+    let bindings = [
+        ("tcp", "127.0.0.1:8080"),
+        ("tcp6", "tcp6:[fe80::1%3]:80"),
+        ("path", "8:42 /run/a b=c%3A.sock"),
+        ("abstract", "@größe"),
+    ];
+    let named = |(kind, binding): (&str, &str)| {
+        let name = StoredName::new("web", &binding.parse().unwrap()).unwrap();
+        (kind.to_owned(), name.0.into_bytes())
+    };
+    bindings.into_iter().map(named).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

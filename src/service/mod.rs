@@ -6,6 +6,8 @@
 
 mod connection;
 mod echo;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod proxy;
 mod relay;
 mod routes;
@@ -19,8 +21,6 @@ pub(crate) use connection::Admission;
 pub use connection::{Connection, Next};
 pub use echo::Echo;
 pub use proxy::Proxy;
-#[cfg(fuzzing)]
-pub(crate) use proxy::fuzz_proxy_header;
 pub use routes::{Routes, Served};
 
 use crate::carry::Parcel;

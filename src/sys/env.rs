@@ -27,6 +27,19 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
+    /// Divides `variables` into those that are called as one of `names`, and the rest.
+    pub(crate) fn new(names: &[&'static str], variables: Vec<(OsString, OsString)>) -> Self {
+        let value = |name: &str| variables.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone());
+        let taken = names.iter().filter_map(|name| Some((*name, value(name)?))).collect();
+        let rest = variables.into_iter().filter(|(name, _)| !names.iter().any(|taken| name == taken));
+        let rest = rest.filter_map(|(mut text, value)| {
+            text.push("=");
+            text.push(value);
+            CString::new(text.into_vec()).ok()
+        });
+        Self { taken, rest: rest.collect() }
+    }
+
     /// What a variable held that was taken out.
     pub(crate) fn get(&self, name: &str) -> Option<&OsStr> {
         self.taken.iter().find(|(taken, _)| *taken == name).map(|(_, value)| value.as_os_str())
@@ -61,17 +74,7 @@ pub(crate) fn take(
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Err(Error::AlreadyTaken);
     }
-    let environment = Environment {
-        taken: names.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))).collect(),
-        rest: std::env::vars_os()
-            .filter(|(name, _)| !names.iter().any(|taken| name == taken))
-            .filter_map(|(mut text, value)| {
-                text.push("=");
-                text.push(value);
-                CString::new(text.into_vec()).ok()
-            })
-            .collect(),
-    };
+    let environment = Environment::new(names, std::env::vars_os().collect());
     let passed = judge(&environment);
     // listenfd reads LISTEN_FDS and LISTEN_PID itself, and a first descriptor other than 3 that no protocol knows.
     remove("LISTEN_FDS_FIRST_FD");

@@ -26,7 +26,7 @@ const FORMAT: &str = "proxy/1";
 /// How far a connection has come.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Stage {
+pub(super) enum Stage {
     /// It has no upstream yet. So long it has waited for what it lacks: its header, or an upstream.
     Arriving {
         identified: Option<Identified>,
@@ -57,14 +57,14 @@ pub(super) struct Identified {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Conversing {
-    upstream: String,
+pub(super) struct Conversing {
+    pub(super) upstream: String,
     /// Bytes read from it so far, and written to it.
     received: u64,
     sent: u64,
     /// Whether its end has been read.
     finished: bool,
-    relay: Still,
+    pub(super) relay: Still,
     used: Used,
 }
 
@@ -172,7 +172,7 @@ const fn peer(address: &Address) -> Peer {
     }
 }
 
-fn read(bytes: &[u8]) -> Result<(Stage, &[u8]), String> {
+pub(super) fn read(bytes: &[u8]) -> Result<(Stage, &[u8]), String> {
     let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("a parcel without words")?;
     let stage = serde_json::from_slice(&bytes[..end]).map_err(|error| error.to_string())?;
     Ok((stage, &bytes[end + 1..]))

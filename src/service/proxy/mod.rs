@@ -19,6 +19,8 @@ mod carried;
 mod checks;
 mod connect;
 mod conversation;
+#[cfg(any(fuzzing, test))]
+pub(super) mod fuzz;
 mod header;
 mod limits;
 mod options;
@@ -52,9 +54,6 @@ use options::{Side, SocketOptions};
 use refusals::Refusals;
 use tally::Tally;
 use upstreams::Upstreams;
-
-#[cfg(fuzzing)]
-pub(crate) use header::fuzz as fuzz_proxy_header;
 
 /// The service that passes connections on.
 #[derive(Debug)]

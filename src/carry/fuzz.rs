@@ -1,0 +1,56 @@
+//! This module checks the parsers of what the two ends of a carry say, for `fuzz/`.
+
+use super::packet::{self, Answer};
+use super::parcel::Parcel;
+
+/// Reads the packet of a connection, and returns its parcel, without descriptors.
+pub(crate) fn connection(packet: &[u8]) -> Option<Parcel> {
+    let (head, bytes) = packet::read_connection(packet).ok()?;
+    assert_eq!(packet::read_connection(&packet::connection(&head, bytes)), Ok((head.clone(), bytes)));
+    Some(Parcel::new(&head.format, bytes.to_vec()))
+}
+
+/// Reads the packet of an answer.
+pub(crate) fn answer(packet: &[u8]) -> bool {
+    let Ok((id, answer)) = packet::read_answer(packet) else { return false };
+    let again = packet::read_answer(&packet::answer(id, answer.clone()));
+    match (&answer, &again) {
+        // A reason is cut.
+        (Answer::Refused(why), Ok((same, Answer::Refused(cut)))) => assert!(*same == id && why.starts_with(cut)),
+        _ => assert_eq!(again, Ok((id, answer))),
+    }
+    true
+}
+
+#[cfg(test)]
+pub(crate) use seeds::{answers, packet};
+
+#[cfg(test)]
+mod seeds {
+    use super::*;
+    use crate::carry::packet::Head;
+    use std::num::NonZeroUsize;
+
+    /// The packet of a connection with this parcel.
+    pub(crate) fn packet(parcel: &Parcel) -> Vec<u8> {
+        let head = Head {
+            id: 7,
+            listener: "web".to_owned(),
+            peer: Some("[::1]:5".parse().unwrap()),
+            age_ms: 1,
+            received: 2,
+            sent: 3,
+            peer_finished: false,
+            max_connections: NonZeroUsize::new(9),
+            format: parcel.format.clone(),
+        };
+        packet::connection(&head, &parcel.bytes)
+    }
+
+    pub(crate) fn answers() -> Vec<(String, Vec<u8>)> {
+        let grown = b"{\"id\":1,\"taken\":null,\"novel\":2}\n".to_vec();
+        let refused = packet::answer(9, Answer::Refused("no \"room\"\n".to_owned()));
+        let taken = packet::answer(8, Answer::Taken);
+        vec![("taken".to_owned(), taken), ("refused".to_owned(), refused), ("grown".to_owned(), grown)]
+    }
+}

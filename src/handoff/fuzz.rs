@@ -1,0 +1,196 @@
+//! This module checks the parsers of what a parent or another generation passes, for `fuzz/`.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use super::inheritance::{announced_channel, check_descriptors, first_of, ordinal};
+use super::message::{Message, Welcome};
+use super::passed::{announced, identities};
+use super::program::Program;
+use super::variables::{LISTEN_PID, RUNTIME_DIRECTORY, TAKEN_OUT};
+use crate::error::Error;
+use crate::generation::Generation;
+use crate::sys::env::Environment;
+
+/// The value of `LISTEN_PID` that stands for the process that reads it.
+const OURSELVES: &[u8] = b"self";
+
+/// Reads a message, and returns whether it is one that is known here.
+pub(crate) fn message(packet: &[u8]) -> bool {
+    let Ok(message) = Message::decode(packet) else { return false };
+    if let Message::Unrecognised { kind, .. } = message {
+        let answer = Message::Unknown { kind };
+        assert_eq!(Message::decode(&answer.encode()), Ok(answer));
+        return false;
+    }
+    let again = Message::decode(&message.encode());
+    match (&message, &again) {
+        // A reason is cut.
+        (Message::Failed { reason }, Ok(Message::Failed { reason: cut })) => assert!(reason.starts_with(cut)),
+        _ => assert_eq!(again.as_ref(), Ok(&message)),
+    }
+    let counters = if let Message::Counted(counters) = message {
+        *counters
+    } else if let Message::Draining(report) | Message::Report(report) = message {
+        report.counters
+    } else {
+        return true;
+    };
+    // The active generation adds up what the others have counted.
+    let mut sum = counters.clone();
+    sum.add(&counters);
+    sum.settle();
+    true
+}
+
+/// What the parts of a birth say.
+#[derive(Debug, PartialEq, Eq)]
+struct Birth {
+    count: usize,
+    channel: Option<RawFd>,
+    generation: Generation,
+}
+
+/// Reads an environment, and after an empty variable the welcome; returns what a successor would be
+/// started with.
+pub(crate) fn birth(bytes: &[u8]) -> Option<Program> {
+    let end = bytes.windows(2).position(|pair| pair == b"\0\0").unwrap_or(bytes.len());
+    let environment = environment(bytes[..end].split(|byte| *byte == 0));
+    let welcome = match Message::decode(bytes.get(end + 2..).unwrap_or_default()) {
+        Ok(Message::Welcome(welcome)) => welcome,
+        _ => Welcome::default(),
+    };
+    read(&environment, &welcome).ok()
+}
+
+fn read(environment: &Environment, welcome: &Welcome) -> Result<Program, Error> {
+    let birth = parts(environment)?;
+    if let Some(channel) = birth.channel {
+        check_descriptors(welcome, birth.count, channel)?;
+    }
+    let program = Program::of_this_process(environment)?;
+    let _ = environment.kept(RUNTIME_DIRECTORY).and_then(first_of);
+    let identities = identities(environment, birth.count, welcome)?;
+    assert_eq!(identities.len(), birth.count);
+
+    // The channel to a successor is one of its descriptors, beside its sockets.
+    let (count, channel) = (birth.count, birth.channel.filter(|channel| *channel > 2).unwrap_or(RawFd::MAX));
+    let variables = program.environment_for(birth.generation, count, channel);
+    let passed_on = self::environment(variables.iter().map(|variable| variable.as_bytes()));
+    assert_eq!(parts(&passed_on).ok(), Some(Birth { channel: Some(channel), ..birth }));
+    let next = Program::of_this_process(&passed_on)?;
+    assert_eq!((next.notify_socket(), next.watchdog()), (program.notify_socket(), program.watchdog()));
+    assert_eq!(next.environment_for(birth.generation, count, channel), variables, "the environment grows");
+    Ok(program)
+}
+
+fn parts(environment: &Environment) -> Result<Birth, Error> {
+    let count = announced(environment)?;
+    let channel = announced_channel(environment, count)?;
+    Ok(Birth { count, channel, generation: ordinal(environment)? })
+}
+
+fn environment<'a>(variables: impl Iterator<Item = &'a [u8]>) -> Environment {
+    let variables = variables.filter_map(|variable| {
+        // The C library has no variable without a name.
+        let equals = variable.iter().skip(1).position(|byte| *byte == b'=')? + 1;
+        let (name, value) = (OsStr::from_bytes(&variable[..equals]), &variable[equals + 1..]);
+        let is_ours = name == LISTEN_PID && value == OURSELVES;
+        let value = if is_ours { std::process::id().to_string().into_bytes() } else { value.to_vec() };
+        Some((name.to_owned(), OsString::from_vec(value)))
+    });
+    Environment::new(&TAKEN_OUT, variables.collect())
+}
+
+#[cfg(test)]
+pub(crate) use seeds::{births, every_message, messages};
+
+#[cfg(test)]
+mod seeds {
+    use super::*;
+    use crate::handoff::message::Hangup;
+    use crate::report::{Connections, Counters, Identity, ListenerCounters, Report, Standing, UpstreamCounters};
+
+    /// One of each kind.
+    pub(crate) fn every_message() -> Vec<Message> {
+        let mut counters = Counters::default();
+        counters.listeners.insert("web".into(), ListenerCounters { accepted: 1, cut: 2, ..Default::default() });
+        let upstreams = counters.upstreams.entry("web".into()).or_default();
+        upstreams.insert("@up".into(), UpstreamCounters { connected: 3, ..Default::default() });
+        let report = Report {
+            generation: Generation::FIRST,
+            pid: Some(42),
+            identity: Identity { version: Some("one\nline".into()), ..Identity::default() },
+            state: Standing::Retiring,
+            since_unix_ms: 1,
+            for_ms: Some(2),
+            connections: Some(Connections { open: 1, oldest_ms: Some(5), carried: 6 }),
+            counters: counters.clone(),
+            drain_left_ms: Some(2),
+        };
+        vec![
+            Message::Welcome(welcome()),
+            Message::Committed(Hangup::None),
+            Message::Committed(Hangup::Remembered),
+            Message::CommittedForGood(Hangup::None),
+            Message::CommittedForGood(Hangup::Remembered),
+            Message::Counted(Box::new(counters)),
+            Message::Carry { version: 3 },
+            Message::Stop,
+            Message::Born,
+            Message::ForkFailed { errno: 11 },
+            Message::ExecFailed { errno: 2 },
+            Message::Ready { closed: vec![3, 5] },
+            Message::Failed { reason: "a=b is wrong".into() },
+            Message::Rollback,
+            Message::Stopping,
+            Message::GivenUp { sockets: vec![u64::MAX, 1] },
+            Message::Cut,
+            Message::Head { pid: 42 },
+            Message::Ask,
+            Message::Draining(Box::new(report.clone())),
+            Message::Report(Box::new(report)),
+            Message::File,
+            Message::Unknown { kind: "novel".into() },
+        ]
+    }
+
+    fn welcome() -> Welcome {
+        Welcome {
+            bound: vec![(0, "127.0.0.1:0".parse().unwrap()), (2, "8:42 /run/a b.sock".parse().unwrap())],
+            draining: vec![(Generation::FIRST, 7), (Generation::FIRST.next(), 8)],
+            init: Some(9),
+            coming: vec![(3, "web".into()), (0, "admin".into())],
+            names: vec!["web".into(), "admin".into(), "files".into()],
+        }
+    }
+
+    /// The packets of all of them, each named for its kind and its number.
+    pub(crate) fn messages() -> Vec<(String, Vec<u8>)> {
+        let named = |(number, message): (usize, Message)| {
+            let packet = message.encode();
+            let kind = packet.split(|byte| *byte == b'\n').nth(1).unwrap_or_default();
+            (format!("{number:02}-{}", String::from_utf8_lossy(&kind[5..])), packet)
+        };
+        every_message().into_iter().enumerate().map(named).collect()
+    }
+
+    /// A first generation under systemd, with what comes from its store, and a successor.
+    pub(crate) fn births() -> Vec<(String, Vec<u8>)> {
+        let first = "PATH=/bin\0LISTEN_FDS=2\0LISTEN_FDNAMES=web:admin=8%3A42%20/run/admin.sock\0LISTEN_PID=self\0\
+            RUNTIME_DIRECTORY=/run/a:/run/b\0NOTIFY_SOCKET=/run/systemd/notify\0WATCHDOG_USEC=3000000\0";
+        let environment = environment(first.as_bytes().split(|byte| *byte == 0));
+        let program = Program::of_this_process(&environment).unwrap();
+        let passed_on = program.environment_for(Generation::FIRST.next(), 3, 10);
+        let mut successor: Vec<u8> =
+            passed_on.iter().flat_map(|variable| variable.as_bytes_with_nul()).copied().collect();
+        successor.push(0);
+        successor.extend(Message::Welcome(welcome()).encode());
+        vec![
+            ("first".to_owned(), first.into()),
+            ("successor".to_owned(), successor),
+            ("alone".to_owned(), b"A=b\0".into()),
+        ]
+    }
+}

@@ -1,0 +1,115 @@
+//! This module checks the parsers of what a client and another generation say to a proxy, for
+//! `fuzz/`.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+use tokio::runtime::{Builder, Runtime};
+
+use super::carried::{self, Begun, Resumed, Stage};
+use super::limits::Limits;
+use super::upstreams::Upstreams;
+use crate::address::Address;
+use crate::carry::Parcel;
+use crate::config::ProxyConfig;
+use crate::net::Pipe;
+
+pub(crate) use super::header::fuzz as proxy_header;
+
+struct Setup {
+    runtime: Runtime,
+    config: ProxyConfig,
+    upstreams: Upstreams,
+}
+
+thread_local! {
+    static SETUP: Option<Setup> = setup();
+}
+
+fn setup() -> Option<Setup> {
+    let addresses: Option<Vec<Address>> = ["127.0.0.1:9", "@up"].iter().map(|address| address.parse().ok()).collect();
+    let mut config = ProxyConfig::to(crate::config::Upstreams::new(addresses?).ok()?);
+    (config.idle_timeout, config.lifetime) = (Some(Duration::from_secs(60)), Some(Duration::from_secs(3600)));
+    let runtime = Builder::new_current_thread().enable_all().build().ok()?;
+    Some(Setup { runtime, upstreams: Upstreams::new(&config), config })
+}
+
+/// Takes up what another process has given up, and gives it up again: it says the same.
+pub(crate) fn take_up(parcel: Parcel) -> bool {
+    SETUP.with(|setup| setup.as_ref().and_then(|setup| setup.take_up(parcel)).is_some())
+}
+
+impl Setup {
+    fn take_up(&self, mut parcel: Parcel) -> Option<()> {
+        let _within = self.runtime.enter();
+        let (stage, owed) = carried::read(&parcel.bytes).ok()?;
+        let words = serde_json::to_string(&stage).ok()?;
+        // No bytes say which descriptors come with them: those that are needed.
+        let needed = match &stage {
+            Stage::Arriving { .. } => Vec::new(),
+            Stage::Conversing(conversing) => {
+                let upstream = self.upstreams.find(&conversing.upstream)?;
+                descriptors(self.upstreams.all()[upstream].address(), conversing.relay.needs().1)?
+            }
+        };
+        let owed = owed.to_vec();
+        parcel.descriptors = needed;
+        carried::check(&parcel, &self.upstreams).ok()?;
+        let begun = carried::take_up(parcel, &self.upstreams);
+        assert!(begun.is_ok(), "it was checked: {:?}", begun.err());
+        match begun.ok()? {
+            Begun::Arriving(arriving) => {
+                let again = carried::arriving(arriving, &self.upstreams);
+                assert_eq!(carried::check(&again, &self.upstreams), Ok(()));
+            }
+            Begun::Conversing(Resumed { upstream, stream, relay, used }) => {
+                let _ = Limits::new(&self.config, used).used();
+                let address = self.upstreams.all()[upstream].address().to_string();
+                let again = carried::conversing(address, stream, relay, used).ok()?;
+                assert_eq!(carried::check(&again, &self.upstreams), Ok(()));
+                let (stage, owed_again) = carried::read(&again.bytes).ok()?;
+                assert_eq!((serde_json::to_string(&stage).ok()?, owed_again), (words, &owed[..]));
+            }
+        }
+        Some(())
+    }
+}
+
+/// A socket of the upstream's family, and the ends of as many pipes.
+fn descriptors(upstream: &Address, of_pipes: usize) -> Option<Vec<OwnedFd>> {
+    let socket = match upstream {
+        Address::Tcp(_) | Address::Tcp6Only(_) => Socket::new(Domain::IPV4, Type::STREAM, None).ok()?.into(),
+        Address::UnixPath(_) | Address::UnixAbstract(_) => UnixStream::pair().ok()?.0.into(),
+    };
+    let mut descriptors = vec![socket];
+    for _ in 0..of_pipes / 2 {
+        let (read, write) = Pipe::take().ok()?.into_ends()?;
+        descriptors.extend([read, write]);
+    }
+    Some(descriptors)
+}
+
+#[cfg(test)]
+pub(crate) fn parcels() -> Vec<(String, Parcel)> {
+    let parcel = |name: &str, words: &str| (name.to_owned(), Parcel::new("proxy/1", words.as_bytes().to_vec()));
+    let used = r#""used":{"age":{"secs":1,"nanos":2},"idle":{"secs":0,"nanos":5},"carried":7}"#;
+    let conversing = |upstream: &str, relay: &str, owed: &str| {
+        format!(
+            "{{\"conversing\":{{\"upstream\":\"{upstream}\",\"received\":1,\"sent\":2,\"finished\":false,\
+            \"relay\":{relay},{used}}}}}\n{owed}"
+        )
+    };
+    vec![
+        parcel("arriving", "{\"arriving\":{\"identified\":null,\"waited\":null,\"tried\":[]}}\n"),
+        parcel(
+            "identified",
+            "{\"arriving\":{\"identified\":{\"route\":{\"source\":\"192.0.2.1:5\",\"destination\":\"[::1]:80\"}},\
+            \"waited\":{\"secs\":1,\"nanos\":2},\"tried\":[\"@up\"]}}\n",
+        ),
+        parcel("even", &conversing("@up", r#"{"up":"even","down":"over"}"#, "")),
+        parcel("owing", &conversing("127.0.0.1:9", r#"{"up":{"bytes":2},"down":{"bytes":4}}"#, "updown")),
+        parcel("piped", &conversing("@up", r#"{"up":{"piped":9},"down":"end"}"#, "")),
+    ]
+}
