@@ -88,11 +88,12 @@ pub use address::Address;
 pub use carry::Parcel;
 pub use config::{
     Balance, Check, Config, DEFAULT_ADDRESS, Ejection, HeaderVersion, ListenerConfig, ListenerName, Listeners,
-    MaxGenerations, Network, OnHandoff, ProxyConfig, UniqueListeners, Upstreams,
+    MaxGenerations, Network, OnHandoff, ProxyConfig, SocketAccess, SocketMode, UniqueListeners, Upstreams,
 };
 #[cfg(feature = "config-file")]
 pub use config_file::{
-    ConfigFile, METRICS_LISTENER, Placed, ServiceConfig, parse_log_filter, parse_time, parse_wait, parse_workers,
+    ConfigFile, METRICS_LISTENER, Placed, ServiceConfig, parse_log_filter, parse_time, parse_user_or_group, parse_wait,
+    parse_workers,
 };
 pub use control::{Control, ReloadNews, ReloadOptions, default_control_path};
 pub use drain::{DrainReport, DrainWatch};

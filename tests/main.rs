@@ -52,6 +52,7 @@ mod soak;
 mod store;
 mod storm;
 mod stray_signals;
+mod unix_access;
 mod unix_paths;
 mod upstreams;
 mod usage;

@@ -5,6 +5,7 @@
 
 mod overlap;
 mod proxy;
+mod socket_access;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -19,6 +20,7 @@ use crate::report::Identity;
 
 pub(crate) use overlap::{Loop, TakenAddresses, find_loop};
 pub use proxy::{Balance, Check, Ejection, HeaderVersion, Network, ProxyConfig, Upstreams};
+pub use socket_access::{SocketAccess, SocketMode};
 
 /// Where the daemon listens when it is told nothing and inherits nothing: the port of the program that this one follows.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
@@ -185,6 +187,8 @@ pub struct ListenerConfig {
     pub max_connections: Option<NonZeroUsize>,
     /// What becomes of its connections when a successor takes over; none: as [`Config::on_handoff`] says.
     pub on_handoff: Option<OnHandoff>,
+    /// Who may connect, when its address is a path that the line binds.
+    pub access: SocketAccess,
 }
 
 impl ListenerConfig {
@@ -205,7 +209,13 @@ impl FromStr for ListenerConfig {
             }
             _ => (None, text),
         };
-        Ok(Self { name, address: address.parse()?, max_connections: None, on_handoff: None })
+        Ok(Self {
+            name,
+            address: address.parse()?,
+            max_connections: None,
+            on_handoff: None,
+            access: SocketAccess::default(),
+        })
     }
 }
 

@@ -11,7 +11,8 @@ use super::tables::ListenerTable;
 use super::values::{As, Kind, List, Service, Upstream};
 use crate::address::Address;
 use crate::config::{
-    Check, Ejection, ListenerConfig, ListenerName, Loop, Network, ProxyConfig, TakenAddresses, Upstreams, find_loop,
+    Check, Ejection, ListenerConfig, ListenerName, Loop, Network, ProxyConfig, SocketAccess, TakenAddresses, Upstreams,
+    find_loop,
 };
 use crate::error::Error;
 
@@ -107,6 +108,11 @@ fn one(name: &Spanned<String>, mut table: ListenerTable, taken: &mut Taken) -> R
         address,
         max_connections: table.max_connections.take().map(|count| count.0),
         on_handoff: table.carry.take().map(|carry| carry.0),
+        access: SocketAccess {
+            mode: table.mode.take().map(|mode| mode.0),
+            user: table.user.take().map(|user| user.0),
+            group: table.group.take().map(|group| group.0),
+        },
     };
     let service = match table.service.as_ref().map(|service| service.0) {
         None => return Err(lacks("service", Service::EXPECTED)),

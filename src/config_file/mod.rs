@@ -31,7 +31,7 @@ use tables::Root;
 pub use crate::config::METRICS_LISTENER;
 pub use filter::parse_log_filter;
 pub use time::{parse_time, parse_wait};
-pub use values::parse_workers;
+pub use values::{parse_user_or_group, parse_workers};
 
 /// Beyond it something else than a configuration is more likely than a long one.
 const LONGEST: u64 = 1024 * 1024;

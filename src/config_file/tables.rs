@@ -13,10 +13,11 @@ use tracing_subscriber::filter::Targets;
 
 use super::place::Fault;
 use super::values::{
-    As, Count, Failures, FilePath, KeepAlive, List, Service, SocketPath, Time, Upstream, UserTimeout, Wait, Workers,
+    As, Count, Failures, FilePath, KeepAlive, List, Service, SocketPath, Time, Upstream, UserOrGroup, UserTimeout,
+    Wait, Workers,
 };
 use crate::address::Address;
-use crate::config::{Balance, HeaderVersion, MaxGenerations, Network, OnHandoff};
+use crate::config::{Balance, HeaderVersion, MaxGenerations, Network, OnHandoff, SocketMode};
 
 const A_LISTENER: &str = "expected a table with the listener's name, as in [listener.web]";
 
@@ -72,6 +73,9 @@ pub(super) struct ListenerTable {
     pub(super) service: Option<As<Service>>,
     pub(super) max_connections: Option<As<Count>>,
     pub(super) carry: Option<As<OnHandoff>>,
+    pub(super) mode: Option<As<SocketMode>>,
+    pub(super) user: Option<As<UserOrGroup>>,
+    pub(super) group: Option<As<UserOrGroup>>,
 
     pub(super) upstreams: Option<Spanned<List<Upstream>>>,
     pub(super) balance: Option<Spanned<As<Balance>>>,

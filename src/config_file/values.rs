@@ -15,7 +15,7 @@ use tracing_subscriber::filter::Targets;
 use super::filter::parse_log_filter;
 use super::time::{at_most_a_week, keep_alive, not_zero, parse_time, user_timeout};
 use crate::address::Address;
-use crate::config::{Balance, HeaderVersion, MaxGenerations, Network, OnHandoff, Upstreams};
+use crate::config::{Balance, HeaderVersion, MaxGenerations, Network, OnHandoff, SocketMode, Upstreams};
 use crate::error::Error;
 
 /// More threads than any machine has cores are a slip of the hand.
@@ -173,6 +173,7 @@ texts! {
     Address: "an address: \"IP:PORT\", \"[IPV6]:PORT\", \"tcp6:[IPV6]:PORT\", \"/PATH\" or \"@NAME\"";
     Balance: "\"round-robin\", \"least-connections\" or \"in-order\"";
     HeaderVersion: "\"v1\" or \"v2\"";
+    SocketMode: "octal digits as text, as in \"0660\"";
     Network: "a network, as in \"192.0.2.0/24\" or \"2001:db8::/32\", or \"unix\"";
 }
 
@@ -302,6 +303,28 @@ impl Kind for SocketPath {
         let path = text.parse().ok().and_then(|address: Address| address.path().map(Path::to_owned));
         Some(path.ok_or_else(|| format!("bad path {text:?}: expected {}", Self::EXPECTED)))
     }
+}
+
+/// The name or the number of a user or a group.
+pub(super) enum UserOrGroup {}
+
+impl Kind for UserOrGroup {
+    type Value = String;
+    const EXPECTED: &'static str = "a name or a number as text, as in \"www-data\" or \"33\"";
+
+    fn text(text: &str) -> Option<Result<String, String>> {
+        let name = parse_user_or_group(text).map_err(|why| format!("bad name {text:?}: {why}"));
+        Some(name)
+    }
+}
+
+/// Reads the name or the number of a user or a group.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_user_or_group(text: &str) -> Result<String, &'static str> {
+    let is_name = !text.is_empty() && !text.chars().any(|character| character.is_control() || character == ':');
+    if is_name { Ok(text.to_owned()) } else { Err("expected a name or a number, as in \"www-data\" or \"33\"") }
 }
 
 impl Kind for Targets {

@@ -14,6 +14,7 @@ use super::pid_file;
 use crate::address::Address;
 use crate::config::{CONTROL, Config, Listeners};
 use crate::error::Error;
+use crate::net::FileAccess;
 
 /// Looks, and touches nothing.
 ///
@@ -24,6 +25,12 @@ pub fn check(config: &Config) -> Result<(), Error> {
         Listeners::Named(named) => named.as_slice(),
         Listeners::Inherited => &[],
     };
+    for (index, listener) in named.iter().enumerate() {
+        FileAccess::resolve(&listener.access, &listener.address).map_err(|source| {
+            let (name, address) = (listener.name_at(index), listener.address.to_string());
+            Error::Bind { name, address, source }
+        })?;
+    }
     let named = named.iter().enumerate();
     let paths = named.filter_map(|(index, listener)| Some((listener.name_at(index), listener.address.path()?)));
     let mut taken: HashMap<PathBuf, String> = HashMap::new();

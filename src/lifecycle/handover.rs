@@ -102,6 +102,7 @@ impl<P: Plane> Driver<P> {
         let head = Head::new(self.notifier.clone(), self.program.watchdog());
         self.keep_with_the_service_manager(&head);
         self.head = Some(head);
+        self.listeners.grant_access();
         if let Some(control) = self.listeners.control() {
             self.control.open(control.clone());
         }

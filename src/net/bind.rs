@@ -14,6 +14,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::listener::Listener;
 use super::origin::{Binding, FileId, Origin};
 use super::socket_address::{TryFromAddress, local_address};
+use super::socket_file::FileAccess;
 use crate::address::Address;
 use crate::error::Error;
 
@@ -21,10 +22,10 @@ use crate::error::Error;
 pub(crate) const BACKLOG: i32 = 65_535;
 
 /// Who may connect to a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Access {
-    /// Whom the umask lets.
-    Umask,
+    /// As the configuration says, and where it says nothing as the umask does.
+    Configured(FileAccess),
     /// The user of this process alone.
     Owner,
 }
@@ -40,7 +41,7 @@ impl Listener {
         let bound = match address {
             Address::UnixPath(path) => bind_path(path, address, access).map(|(socket, file)| (socket, Some(file))),
             Address::Tcp(_) | Address::Tcp6Only(_) | Address::UnixAbstract(_) => {
-                bind_socket(address, access).map(|socket| (socket, None))
+                bind_socket(address, access).and_then(|socket| socket.listen(BACKLOG).map(|()| (socket, None)))
             }
         };
         let (socket, file) =
@@ -55,6 +56,7 @@ impl Listener {
     }
 }
 
+/// Binds, and does not listen yet.
 fn bind_socket(address: &Address, access: Access) -> io::Result<Socket> {
     let domain = match address {
         Address::Tcp(std::net::SocketAddr::V4(_)) => Domain::IPV4,
@@ -69,16 +71,15 @@ fn bind_socket(address: &Address, access: Access) -> io::Result<Socket> {
     if domain == Domain::IPV6 {
         socket.set_only_v6(matches!(address, Address::Tcp6Only(_)))?;
     }
-    if access == Access::Owner {
+    if matches!(access, Access::Owner) {
         // The file that bind(2) makes has the socket's own mode, less the umask: it is never open to others.
         nix::sys::stat::fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
     }
     socket.bind(&SockAddr::try_from_address(address)?)?;
-    socket.listen(BACKLOG)?;
     Ok(socket)
 }
 
-/// Binds a path, taking the place of a socket there that nobody listens on.
+/// Binds a path and listens, taking the place of a socket there that nobody listens on.
 fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Socket, FileId)> {
     let bound = match bind_socket(address, access) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -94,7 +95,15 @@ fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Sock
         }
         other => other,
     };
-    Ok((bound?, FileId::of(path)?))
+    let socket = bound?;
+    let file = FileId::of(path)?;
+    let listening = match access {
+        // Before anybody can connect, so that the umask decides for no client.
+        Access::Configured(access) => access.set(path, file).and_then(|()| socket.listen(BACKLOG)),
+        Access::Owner => socket.listen(BACKLOG),
+    };
+    listening.inspect_err(|_| drop(std::fs::remove_file(path)))?;
+    Ok((socket, file))
 }
 
 /// Whether what lies at `path` is a socket itself, and no link to one.

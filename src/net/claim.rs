@@ -7,10 +7,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 
-use super::listener_set::Wanted;
 use super::origin::{Binding, Origin};
 use super::passed::Passed;
 use super::socket_address::TryFromAddress;
+use super::wanted::Wanted;
 use socket2::SockAddr;
 
 /// Gives each wanted listener the sockets that are its own. The surest sign goes first, for all of

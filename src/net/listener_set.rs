@@ -17,6 +17,7 @@ use super::listener::Listener;
 use super::origin::Origin;
 use super::passed::Passed;
 use super::stored_name::StoredName;
+use super::wanted::{Grant, Wanted};
 use crate::address::Address;
 use crate::config::{CONTROL, DEFAULT_ADDRESS, Listeners};
 use crate::error::Error;
@@ -31,15 +32,10 @@ pub struct ListenerSet {
     unclaimed: Vec<RawFd>,
     /// By what names the service manager may keep such of them as the line had bound.
     no_longer_stored: Vec<StoredName>,
+    /// What the files of adopted sockets are to get when this generation takes over.
+    grants: Vec<Grant>,
     /// Places of those that this very process bound: no predecessor accepts there.
     bound_here: Vec<usize>,
-}
-
-/// One listener to be: its name, and where to bind it if no socket was passed in for it.
-pub(super) struct Wanted {
-    pub(super) name: String,
-    pub(super) address: Address,
-    pub(super) found: Vec<Passed>,
 }
 
 impl ListenerSet {
@@ -57,17 +53,20 @@ impl ListenerSet {
         let control_passed = take_one(&mut passed, |socket| is_control(socket, control.as_ref()));
         let mut wanted = Vec::new();
         match configured {
-            Listeners::Named(named) => wanted.extend(named.as_slice().iter().enumerate().map(|(index, config)| {
-                Wanted { name: config.name_at(index), address: config.address.clone(), found: Vec::new() }
-            })),
+            Listeners::Named(named) => {
+                for (index, config) in named.as_slice().iter().enumerate() {
+                    wanted.push(Wanted::new(config.name_at(index), config)?);
+                }
+            }
             Listeners::Inherited => {
                 listeners.extend(adopt_all(take(&mut passed, |socket| socket.origin == Origin::Inherited)));
                 if listeners.is_empty() {
-                    wanted.push(Wanted { name: "default".into(), address: DEFAULT_ADDRESS.parse()?, found: vec![] });
+                    wanted.push(Wanted::new("default".into(), &DEFAULT_ADDRESS.parse()?)?);
                 }
             }
         }
         claim(&mut wanted, &mut passed);
+        let grants = wanted.iter().filter_map(Wanted::grant).collect();
         let mut bound_here = adopt_or_bind(wanted, &mut listeners)?;
         let control = match (control_passed, control) {
             (Some(socket), _) => Some(adopt(socket, CONTROL)),
@@ -94,7 +93,7 @@ impl ListenerSet {
             );
         }
         let unclaimed = passed.iter().map(|socket| socket.descriptor).collect();
-        Ok(Self { listeners, control, unclaimed, no_longer_stored, bound_here })
+        Ok(Self { listeners, control, unclaimed, no_longer_stored, grants, bound_here })
     }
 
     /// Those that serve.
@@ -134,6 +133,13 @@ impl ListenerSet {
     /// What it is to keep no longer.
     pub(crate) fn no_longer_stored(&self) -> &[StoredName] {
         &self.no_longer_stored
+    }
+
+    /// Gives the files of adopted sockets the mode and the owner that the configuration says.
+    ///
+    /// Not before this generation has taken over: after a rollback the predecessor serves as it has configured them.
+    pub(crate) fn grant_access(&mut self) {
+        self.grants.drain(..).for_each(Grant::perform);
     }
 
     /// The numbers of the passed descriptors that were closed because nothing claims them.
@@ -200,7 +206,7 @@ fn adopt_or_bind(wanted: Vec<Wanted>, listeners: &mut Vec<Listener>) -> Result<V
             listeners.extend(want.found.into_iter().map(|socket| adopt(socket, &want.name)));
             continue;
         }
-        match Listener::bind(&want.name, &want.address, Access::Umask) {
+        match Listener::bind(&want.name, &want.address, Access::Configured(want.access)) {
             Ok(listener) => {
                 let (name, address) = (listener.name(), listener.address());
                 tracing::info!(listener = %name, address, "bound a listener");

@@ -14,9 +14,11 @@ mod peer;
 mod pipe;
 mod shortage;
 mod socket_address;
+mod socket_file;
 mod stored_name;
 mod stream;
 mod traffic;
+mod wanted;
 
 pub(crate) use acceptor::{Acceptor, waiting};
 pub(crate) use dial::dial;
@@ -29,6 +31,7 @@ pub use origin::Origin;
 pub(crate) use passed::Passed;
 pub use peer::Peer;
 pub(crate) use pipe::Pipe;
+pub(crate) use socket_file::FileAccess;
 pub(crate) use stored_name::StoredName;
 #[cfg(any(fuzzing, test))]
 pub(crate) use stored_name::fuzz as fuzz_stored_name;

@@ -5,6 +5,7 @@
 //! the socket listens now: that is asked of the socket.
 
 use std::fmt;
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -40,8 +41,13 @@ pub(crate) struct FileId {
 
 impl FileId {
     pub(super) fn of(path: &Path) -> io::Result<Self> {
-        let status = std::fs::symlink_metadata(path)?;
-        Ok(Self { device: status.dev(), inode: status.ino() })
+        Ok(Self::from(&std::fs::symlink_metadata(path)?))
+    }
+}
+
+impl From<&Metadata> for FileId {
+    fn from(status: &Metadata) -> Self {
+        Self { device: status.dev(), inode: status.ino() }
     }
 }
 

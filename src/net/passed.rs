@@ -81,6 +81,14 @@ impl Passed {
         }
     }
 
+    /// The file of a path that the line bound.
+    pub(crate) fn file(&self) -> Option<FileId> {
+        match &self.origin {
+            Origin::Bound(binding) => binding.file,
+            Origin::Inherited => None,
+        }
+    }
+
     /// The address where it listens, if the kernel says so.
     pub(super) fn local_address(&self) -> Option<SockAddr> {
         self.socket.local_addr().ok()

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use listenfd::ListenFd;
@@ -72,6 +73,11 @@ pub(crate) fn describe(descriptor: impl AsFd) -> &'static str {
         SFlag::S_IFSOCK => "a socket",
         _ => "an anonymous kernel object",
     }
+}
+
+/// The path under which the kernel shows what a descriptor refers to.
+pub(crate) fn path_to(descriptor: impl AsFd) -> PathBuf {
+    format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd()).into()
 }
 
 /// `DEVICE:INODE`, by which `JOURNAL_STREAM` names a stream.

@@ -1,20 +1,13 @@
 //! A start that fails: systemd tries again what may pass, at a bounded rate, and leaves alone what only an editor can mend.
 
-use crate::lab::{ADDRESS, Lab, PROGRAM, System, shipped};
+use crate::lab::{ADDRESS, Lab, PROGRAM, System, documented, shipped};
 use crate::support::Client;
-
-/// The drop-in that the runbook shows for a configuration file.
-fn documented_drop_in() -> String {
-    let runbook = std::fs::read_to_string(shipped("../docs/operations.md")).unwrap();
-    let block = runbook.split("```ini\n").nth(1).and_then(|rest| rest.split("```").next());
-    block.expect("a drop-in in the runbook").to_owned()
-}
 
 /// Both for the start of a service that was down, and for a restart.
 pub(crate) fn a_wrong_configuration_is_tried_once(system: System) {
     let lab = Lab::boot(system);
     std::fs::write(lab.path("/etc/handoffd.toml"), "bake = [\n").unwrap();
-    lab.install("handoffd.service.d/config.conf", &documented_drop_in());
+    lab.install("handoffd.service.d/config.conf", &documented("--config"));
     for command in ["start", "restart"] {
         assert_ne!(lab.systemctl(&[command, "handoffd.service"]).code, 0);
         // An automatic restart that is due would be its sub-state.

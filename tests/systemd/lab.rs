@@ -295,6 +295,13 @@ pub(crate) fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)
 }
 
+/// The drop-in of the runbook in which `word` stands.
+pub(crate) fn documented(word: &str) -> String {
+    let runbook = fs::read_to_string(shipped("../docs/operations.md")).unwrap();
+    let blocks = runbook.split("```ini\n").skip(1).filter_map(|rest| rest.split("```").next());
+    blocks.filter(|block| block.contains(word)).map(str::to_owned).next().expect("a drop-in in the runbook")
+}
+
 /// A script that lies beside this file.
 pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/systemd").join(name)

@@ -20,6 +20,7 @@ mod lab;
 mod reload;
 mod rolling;
 mod stop;
+mod unix_path;
 mod user;
 mod variant;
 
@@ -60,6 +61,10 @@ claims! {
     reload::systemd_may_be_reloaded_and_replaced_in_the_middle_of_a_handoff,
     stop::a_stop_drains_every_generation_and_cuts_nobody,
     stop::a_stop_right_after_a_reload_ends_all_of_them_in_order,
+    unix_path::restarts_lose_no_client_of_a_unix_path,
+    unix_path::systemd_makes_a_path_for_other_users,
+    unix_path::the_doctor_finds_a_path_that_clients_lose,
+    unix_path::the_runbook_lets_other_users_reach_a_unix_path,
     user::a_service_manager_of_a_user_sees_the_same,
 }
 

@@ -4,6 +4,7 @@ mod check;
 mod cli;
 mod doctor;
 mod identity;
+mod listen;
 mod logging;
 mod metrics;
 mod output;

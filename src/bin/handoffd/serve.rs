@@ -7,12 +7,13 @@ use std::time::Duration;
 use clap::Args;
 use handoffd::{
     Address, Balance, Config, ConfigFile, Echo, Error, HeaderVersion, ListenerConfig, Listeners, METRICS_LISTENER,
-    MaxGenerations, OnHandoff, Placed, Proxy, ProxyConfig, Routes, Served, ServiceConfig, Upstreams,
+    MaxGenerations, OnHandoff, Placed, Proxy, ProxyConfig, Routes, Served, ServiceConfig, SocketAccess, Upstreams,
     default_control_path, parse_log_filter, parse_time, parse_wait, parse_workers,
 };
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::cli::Answer;
+use crate::listen::ListenFlags;
 
 /// How many connections the listener for metrics has at once; a collector has one.
 const COLLECTORS_MAX: usize = 64;
@@ -69,16 +70,6 @@ pub(crate) struct ProxyFlags {
 
     #[command(flatten)]
     daemon: DaemonFlags,
-}
-
-#[derive(Debug, Args)]
-struct ListenFlags {
-    /// Listen here; may be given several times.
-    ///
-    /// ADDRESS is IP:PORT, [IPV6]:PORT, tcp6:[IPV6]:PORT (IPv6 alone), /PATH or @NAME (abstract). A socket that a parent
-    /// passes in under NAME is used instead. Without this, all that is passed in is served, or else 127.0.0.1:48879.
-    #[arg(long, value_name = "[NAME=]ADDRESS")]
-    listen: Vec<String>,
 }
 
 /// What a file can say as well.
@@ -199,14 +190,6 @@ impl ProxyFlags {
     }
 }
 
-impl ListenFlags {
-    fn read(&self, max_connections: Option<NonZeroUsize>) -> Result<Listeners, Error> {
-        let parse = |text: &String| Ok(ListenerConfig { max_connections, ..text.parse()? });
-        let listeners: Result<Vec<_>, Error> = self.listen.iter().map(parse).collect();
-        Listeners::exactly(listeners?)
-    }
-}
-
 impl DaemonFlags {
     /// Puts what was given over what a file, or nobody, has said.
     fn over(self, serve: Serve, metrics: Option<Metrics>, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
@@ -284,8 +267,8 @@ impl Metrics {
         };
         // Each answers one request.
         let (name, on_handoff) = (Some(METRICS_LISTENER.parse()?), Some(OnHandoff::Drain));
-        let max_connections = NonZeroUsize::new(COLLECTORS_MAX);
-        listeners.push(ListenerConfig { name, address, max_connections, on_handoff });
+        let (max_connections, access) = (NonZeroUsize::new(COLLECTORS_MAX), SocketAccess::default());
+        listeners.push(ListenerConfig { name, address, max_connections, on_handoff, access });
         Ok(Config { listeners: Listeners::exactly(listeners)?, ..config })
     }
 }

@@ -1,8 +1,9 @@
 //! Reads the unit that the daemon runs under, and says which settings will break a handoff, and why.
 //!
-//! What the rules are is in `rules`, `starts` and `program`, each with its reason; where the facts come from is in `unit`. Nothing is
-//! changed.
+//! What the rules are is in `rules`, `starts`, `paths` and `program`, each with its reason; where the facts come from is in
+//! `unit`. Nothing is changed.
 
+mod paths;
 mod program;
 mod rules;
 mod starts;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 
 use handoffd::{Control, Error, Settings, one_line};
 
+use paths::BoundPath;
 use rules::{Daemon, Severity, examine};
 use unit::{Manager, Place, Unit};
 
@@ -37,9 +39,13 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
         Ok(status) if Place::of_the_daemon(status).is_ok_and(|daemon| daemon.is_named(&place.unit)) => Daemon {
             settings: status.settings,
             bound: status.listeners.iter().filter(|listener| listener.bound).count(),
+            paths: {
+                let bound = status.listeners.iter().filter(|listener| listener.bound);
+                bound.filter_map(|listener| BoundPath::of(&listener.address)).collect()
+            },
         },
         // One that does not run is judged by the defaults.
-        Ok(_) | Err(_) => Daemon { settings: default_settings(), bound: 0 },
+        Ok(_) | Err(_) => Daemon { settings: default_settings(), bound: 0, paths: Vec::new() },
     };
     let unit = Unit::read(&place)?;
     let name = &place.unit;

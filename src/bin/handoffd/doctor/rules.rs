@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use handoffd::Settings;
 
+use super::paths::{BoundPath, paths};
 use super::program;
 use super::starts::failed_starts;
 use super::unit::Unit;
@@ -16,6 +17,8 @@ pub(super) struct Daemon {
     pub(super) settings: Settings,
     /// How many listeners the line has bound itself.
     pub(super) bound: usize,
+    /// The paths of those that have one.
+    pub(super) paths: Vec<BoundPath>,
 }
 
 /// Something that is not as it should be.
@@ -52,6 +55,7 @@ pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
     reload(unit, daemon, &mut findings);
     stop(unit, daemon, &mut findings);
     sockets(unit, daemon, &mut findings);
+    paths(unit, daemon, &mut findings);
     sandbox(unit, &mut findings);
     program::examine(unit, &mut findings);
     if unit.systemd < OLDEST {
@@ -278,7 +282,7 @@ mod tests {
             sockets,
             has_file_capabilities: changed.contains(&("setcap", "yes")),
         };
-        let findings = examine(&unit, &Daemon { settings, bound: 2 });
+        let findings = examine(&unit, &Daemon { settings, bound: 2, paths: Vec::new() });
         findings.into_iter().map(|finding| (finding.severity, finding.setting)).collect()
     }
 

@@ -138,7 +138,13 @@ impl Place {
 
 fn show(manager: Manager, unit: &str) -> Result<BTreeMap<String, String>, Error> {
     let text = systemctl(manager, &["show", "--no-pager", "--all", "--", unit])?;
-    Ok(text.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key.into(), value.into())).collect())
+    let mut properties = BTreeMap::<String, String>::new();
+    for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
+        // A setting with several commands is shown as several lines.
+        let add = |before: &mut String| *before += &format!("\n{value}");
+        properties.entry(key.to_owned()).and_modify(add).or_insert(value.to_owned());
+    }
+    Ok(properties)
 }
 
 fn systemctl(manager: Manager, words: &[&str]) -> Result<String, Error> {

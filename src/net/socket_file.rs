@@ -1,0 +1,88 @@
+//! Sets the mode and the owner of the path of a Unix listener.
+//!
+//! A path may be replaced at any time by another process that can write to its folder. So the file is opened first,
+//! compared with the one that was bound, and changed through the descriptor.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use nix::fcntl::AtFlags;
+use nix::libc;
+use nix::unistd::{Gid, Group, Uid, User, fchownat};
+
+use super::origin::FileId;
+use crate::address::Address;
+use crate::config::{SocketAccess, SocketMode};
+use crate::sys;
+
+/// A [`SocketAccess`] whose names the system knows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FileAccess {
+    mode: Option<u32>,
+    user: Option<Uid>,
+    group: Option<Gid>,
+}
+
+impl FileAccess {
+    /// Looks the names up that `access` holds for a listener at `address`.
+    ///
+    /// # Errors
+    /// When the system does not know one, or when the address has no file.
+    pub(crate) fn resolve(access: &SocketAccess, address: &Address) -> io::Result<Self> {
+        if address.path().is_none() && !access.is_default() {
+            return Err(io::Error::other("mode, user and group need an address with a path, as in /run/web.sock"));
+        }
+        let user = access.user.as_deref().map(|user| match user.parse() {
+            Ok(number) => Ok(Uid::from_raw(number)),
+            Err(_) => User::from_name(user)?.map(|found| found.uid).ok_or_else(|| unknown("user", user)),
+        });
+        let group = access.group.as_deref().map(|group| match group.parse() {
+            Ok(number) => Ok(Gid::from_raw(number)),
+            Err(_) => Group::from_name(group)?.map(|found| found.gid).ok_or_else(|| unknown("group", group)),
+        });
+        Ok(Self { mode: access.mode.map(SocketMode::bits), user: user.transpose()?, group: group.transpose()? })
+    }
+
+    /// Whether there is nothing to set.
+    pub(super) const fn is_empty(self) -> bool {
+        self.mode.is_none() && self.user.is_none() && self.group.is_none()
+    }
+
+    /// Sets what is said on the file at `path`, if it is still `expected`.
+    ///
+    /// # Errors
+    /// What the kernel says, with the setting that it refuses.
+    pub(super) fn set(self, path: &Path, expected: FileId) -> io::Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
+        if FileId::from(&file.metadata()?) != expected {
+            return Err(io::Error::other("another file has taken its place"));
+        }
+        // The owner first: a new owner takes nothing from the mode, but after the mode others could already connect.
+        if self.user.is_some() || self.group.is_some() {
+            fchownat(&file, "", self.user, self.group, AtFlags::AT_EMPTY_PATH)
+                .map_err(|error| refused("user and group", error.into()))?;
+        }
+        match self.mode {
+            Some(mode) => chmod(&file, mode).map_err(|error| refused("mode", error)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// fchmod(2) takes no descriptor that was opened as a path.
+fn chmod(file: &File, mode: u32) -> io::Result<()> {
+    fs::set_permissions(sys::fd::path_to(file), Permissions::from_mode(mode))
+}
+
+fn refused(setting: &str, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot set its {setting}: {error}"))
+}
+
+fn unknown(kind: &str, name: &str) -> io::Error {
+    io::Error::other(format!("the system has no {kind} {name:?}"))
+}

@@ -1,0 +1,91 @@
+//! A Unix listener under the shipped unit: its path stays over restarts, and the runbook says how other users reach it.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+
+use crate::lab::{Lab, PROGRAM, System, documented};
+use crate::support::{Callers, Client};
+
+const PATH: &str = "/run/handoffd/web.sock";
+
+/// Connects as a user who is not root. `path` is below `/run`.
+fn connect_as(lab: &Lab, user: Uid, path: &str) -> std::io::Result<UnixStream> {
+    let run = File::open(lab.path("/run")).unwrap();
+    std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| {
+            // Of this thread alone; the kernel takes the privileges of root away with them.
+            setfsgid(Gid::from_raw(user.as_raw()));
+            setfsuid(user);
+            UnixStream::connect(format!("/proc/self/fd/{}/{path}", run.as_raw_fd()))
+        });
+        connecting.join().unwrap()
+    })
+}
+
+pub(crate) fn restarts_lose_no_client_of_a_unix_path(system: System) {
+    let lab = Lab::boot(system);
+    lab.bind_without_socket_unit(&format!("--listen web={PATH}"));
+    lab.systemctl(&["start", "handoffd.service"]).well();
+    let path = lab.path(PATH).to_str().unwrap().to_owned();
+    let callers = Callers::start(&path, 2);
+    for command in ["restart", "reload", "restart", "restart"] {
+        lab.systemctl(&[command, "handoffd.service"]).well();
+    }
+    let calls = callers.finish();
+    assert_eq!((calls.refused, calls.broken), (0, 0), "{calls:?}\n{}", lab.journal_text());
+    assert!(calls.served > 0);
+    // Frozen, the daemon accepts nobody: this client waits in the queue while all processes die.
+    lab.freeze();
+    let mut waiting = Client::connect(&path).unwrap();
+    lab.systemctl(&["kill", "--signal=KILL", "handoffd.service"]).well();
+    waiting.echo(b"I have waited").unwrap();
+    lab.wait("the restart", |lab| lab.show("ActiveState") == "active");
+    assert!(lab.run(&[PROGRAM, "doctor"]).well().trim_end().ends_with("0 that risk one"));
+    lab.systemctl(&["stop", "handoffd.service"]).well();
+    assert!(!lab.path(PATH).exists(), "a stop leaves nothing behind");
+}
+
+pub(crate) fn the_runbook_lets_other_users_reach_a_unix_path(system: System) {
+    let lab = Lab::boot(system);
+    std::fs::remove_file(lab.path("/etc/systemd/system/handoffd.socket")).unwrap();
+    lab.run(&["systemd-sysusers", "--inline", "u handoffd -"]);
+    lab.install("handoffd.service.d/unix.conf", &documented("--socket-group"));
+    lab.systemctl(&["start", "handoffd.service"]).well();
+    let [http, other] = [33, 65534].map(Uid::from_raw);
+    for _ in 0..2 {
+        connect_as(&lab, http, "handoffd/web.sock").unwrap();
+        assert!(connect_as(&lab, other, "handoffd/web.sock").is_err());
+        assert!(connect_as(&lab, http, "handoffd/control").is_err(), "the control socket is for its owner");
+        lab.systemctl(&["restart", "handoffd.service"]).well();
+    }
+    assert!(lab.run(&[PROGRAM, "doctor"]).well().trim_end().ends_with("0 that risk one"));
+}
+
+/// The drop-in for the socket unit: with it the shipped service needs no other user.
+pub(crate) fn systemd_makes_a_path_for_other_users(system: System) {
+    let lab = Lab::boot(system);
+    lab.install("handoffd.socket.d/unix.conf", &documented("SocketGroup="));
+    lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
+    for command in ["reload", "restart"] {
+        connect_as(&lab, Uid::from_raw(33), "handoffd.sock").unwrap();
+        lab.systemctl(&[command, "handoffd.service"]).well();
+    }
+    Client::once(lab.path("/run/handoffd.sock").to_str().unwrap(), b"are you there?").unwrap();
+}
+
+/// What the doctor says of paths that do not survive a restart, or that others cannot reach.
+pub(crate) fn the_doctor_finds_a_path_that_clients_lose(system: System) {
+    let lab = Lab::boot(system);
+    lab.bind_without_socket_unit(&format!("--listen web={PATH} --socket-mode 0666"));
+    lab.install("handoffd.service.d/gone.conf", "[Service]\nRuntimeDirectoryPreserve=no\n");
+    lab.systemctl(&["start", "handoffd.service"]).well();
+    let said = lab.run(&[PROGRAM, "doctor"]).well();
+    assert!(said.contains(&format!("risks   RuntimeDirectoryPreserve=no: {PATH} is removed by a restart")), "{said}");
+    lab.install("handoffd.service.d/gone.conf", "[Service]\n");
+    lab.systemctl(&["restart", "handoffd.service"]).well();
+    let said = lab.run(&[PROGRAM, "doctor"]).well();
+    assert!(said.contains(&format!("risks   DynamicUser=yes: other users cannot connect to {PATH}")), "{said}");
+}
