@@ -10,11 +10,14 @@ use std::process::Command;
 use crate::support::operator::Answered;
 use crate::support::{Line, Operator, REAL};
 
-/// Puts a systemctl in the folder that notes its arguments and knows every unit, without settings.
+/// Puts a systemctl in the folder that notes its arguments and knows every unit. The file `unit` has its settings.
 pub(crate) fn put_systemctl(folder: &Path) {
     let systemctl = folder.join("systemctl");
     let script = "#!/bin/sh\necho \"$*\" >>\"${0%/*}/asked\"
-        case \"$*\" in *--version) echo systemd 257 ;; *) echo LoadState=loaded ;; esac\n";
+        case \"$*\" in
+            *--version) echo systemd 257 ;;
+            *) echo LoadState=loaded; cat \"${0%/*}/unit\" 2>/dev/null || true ;;
+        esac\n";
     fs::write(&systemctl, script).unwrap();
     fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).unwrap();
 }
@@ -24,7 +27,8 @@ fn examine(folder: &Path, words: &[&str]) -> (Answered, String) {
     put_systemctl(folder);
     let _ = fs::remove_file(folder.join("asked"));
     let mut command = Command::new(REAL);
-    command.arg("doctor").args(words).arg("--control").arg(folder.join("theirs")).env("PATH", folder);
+    let path = format!("{}:/usr/bin:/bin", folder.display());
+    command.arg("doctor").args(words).arg("--control").arg(folder.join("theirs")).env("PATH", path);
     let answered = Operator::start(command).wait();
     let asked = fs::read_to_string(folder.join("asked")).unwrap_or_default();
     (answered, asked.lines().find(|line| line.contains("show")).unwrap_or_default().to_owned())
@@ -85,4 +89,29 @@ fn a_daemon_says_in_which_control_group_it_runs() {
     let group = status["generations"][0]["control_group"].as_str().unwrap();
     let groups = fs::read_to_string(format!("/proc/{}/cgroup", line.first_pid())).unwrap();
     assert!(groups.lines().any(|line| line.ends_with(&format!(":{group}"))), "{group} is not in {groups}");
+}
+
+/// The kernel lets only root look into such a process, so a reload by `/proc` fails.
+#[test]
+fn file_capabilities_of_the_program_are_seen() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let program = folder.path().join("program");
+    fs::write(&program, "").unwrap();
+    let unit = format!(
+        "User=web\nExecStart={{ path={0} ; argv[]={0} ; ignore_errors=no ; }}\n\
+         ExecReload={{ path=/usr/bin/env ; argv[]=/usr/bin/env /proc/${{MAINPID}}/exe reload ; ignore_errors=no ; }}\n",
+        program.display()
+    );
+    fs::write(folder.path().join("unit"), unit).unwrap();
+    let finding = "breaks  ExecReload=: the program has file capabilities";
+    let (before, _) = examine(folder.path(), &["a.service"]);
+    assert!(!before.out.contains(finding), "{before:?}");
+    // CAP_NET_BIND_SERVICE, effective: what setcap(8) writes.
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    rustix::fs::setxattr(&program, "security.capability", &capability, rustix::fs::XattrFlags::empty()).unwrap();
+    let (after, _) = examine(folder.path(), &["a.service"]);
+    assert!(after.out.contains(finding), "{after:?}");
 }

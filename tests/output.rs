@@ -45,7 +45,7 @@ fn a_command_whose_output_is_lost_ends_with_74() {
     ] {
         for (output, why) in unwritable() {
             let mut command = command(words);
-            command.env("PATH", line.folder());
+            command.env("PATH", format!("{}:/usr/bin:/bin", line.folder().display()));
             Refusal::writing_to(output, command).names(74, &[&format!("cannot write {what}: {why}")]);
         }
     }

@@ -3,7 +3,7 @@
 use crate::lab::{Lab, PROGRAM, System};
 
 /// A drop-in, what the doctor says of it, and how it ends.
-const ILLS: [(&str, &str, i32); 15] = [
+const ILLS: [(&str, &str, i32); 16] = [
     ("Type=exec", "breaks  Type=exec: ", 78),
     ("NotifyAccess=all", "risks   NotifyAccess=all: ", 0),
     ("KillMode=mixed", "breaks  KillMode=mixed: ", 78),
@@ -19,6 +19,7 @@ const ILLS: [(&str, &str, i32); 15] = [
     ("RestrictAddressFamilies=\nRestrictAddressFamilies=AF_INET", "breaks  RestrictAddressFamilies=AF_INET: ", 78),
     ("SystemCallFilter=~execve", "breaks  SystemCallFilter=: a generation needs execve ", 78),
     ("PrivateUsers=yes", "risks   PrivateUsers=yes: ", 0),
+    ("ExecStart=\nExecStart=/usr/local/bin/handoffd --init", "breaks  Type=notify with --init: ", 78),
 ];
 
 pub(crate) fn the_doctor_names_what_breaks_a_handoff(system: System) {

@@ -28,6 +28,12 @@ pub(crate) fn a_service_manager_of_a_user_sees_the_same(system: System) {
         user(&["reload", "handoffd.service"]).well();
     }
     assert_ne!(main(), first);
+    // By the unit's name, asked of that manager: the system's has none of that name.
+    let control = ["--control", "/run/user/0/handoffd/control"];
+    let words = [&["env", "XDG_RUNTIME_DIR=/run/user/0", PROGRAM, "doctor", "--user"], &control[..]].concat();
+    let doctor = lab.run(&[&words[..], &["handoffd.service"]].concat()).well();
+    assert!(doctor.contains("handoffd.service under the user's systemd 2"), "{doctor}");
+    assert!(lab.run(&[&words[..], &["no-such.service"]].concat()).code == 71);
     let dead = main();
     signal(lab.outer(dead), nix::sys::signal::Signal::SIGKILL);
     lab.wait("the restart", |_| ![0, dead].contains(&main()));

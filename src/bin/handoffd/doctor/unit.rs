@@ -100,19 +100,21 @@ impl fmt::Display for Manager {
 }
 
 impl Place {
-    /// The unit that a daemon runs in, by its own word, or else by what the kernel says of its process.
+    /// The unit that a daemon runs in, by its own report, or else by what the kernel says of its process. A daemon in a
+    /// cgroup namespace of its own sees nothing but `/`.
     pub(super) fn of_the_daemon(status: &Status) -> Result<Self, Error> {
+        let asking = nix::unistd::getuid().as_raw();
         let head = status.generations.iter().find(|report| report.generation == status.serving);
-        let group = match head.map(|report| (&report.identity.control_group, report.pid)) {
-            Some((Some(group), _)) => group.clone(),
-            Some((None, Some(pid))) => fs::read_to_string(format!("/proc/{pid}/cgroup"))
-                .map_err(|source| Error::System { doing: "read the control group of the serving process", source })?,
-            Some((None, None)) | None => {
-                return Err(unreadable("the serving process has not said who it is".to_owned()));
-            }
-        };
-        let unit = group.lines().find_map(|line| Self::of_group(line, nix::unistd::getuid().as_raw()));
-        unit.ok_or_else(|| unreadable("the serving process runs in no service of systemd".to_owned()))
+        let reported = head.and_then(|report| report.identity.control_group.as_deref());
+        if let Some(place) = reported.and_then(|group| Self::of_group(group, asking)) {
+            return Ok(place);
+        }
+        let pid = head.and_then(|report| report.pid);
+        let pid = pid.ok_or_else(|| unreadable("the serving process has not said who it is".to_owned()))?;
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))
+            .map_err(|source| Error::System { doing: "read the control group of the serving process", source })?;
+        let place = groups.lines().find_map(|line| Self::of_group(line, asking));
+        place.ok_or_else(|| unreadable("the serving process runs in no service of systemd".to_owned()))
     }
 
     /// The unit of a control group. Below the service `user@UID.service` that user's own manager has the units.
