@@ -6,12 +6,13 @@
 
 mod exit;
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::text::printable;
+use crate::text::{escaped, printable};
 
 pub use exit::Exit;
 use exit::exit_of;
@@ -113,12 +114,16 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// [`crate::Inheritance::take`] was called when other threads were running; it changes the environment, and so must
-    /// come first (getenv(3), "ATTRIBUTES").
-    #[error("the inheritance must be taken before any thread is started; {threads} are running")]
+    /// Other threads were running when the environment was to be changed (getenv(3), "ATTRIBUTES") or an init to be
+    /// split off (fork(2)): [`crate::Inheritance::take`] was not called first, or a library has started a thread.
+    #[error("{threads} threads run already ({}){}, and one is needed here", escaped(names), preloaded_by(preloaded.as_ref()))]
     ThreadsRunning {
         /// How many there are.
         threads: usize,
+        /// Their names, the first thread's included.
+        names: String,
+        /// `LD_PRELOAD`, if it is set: a library that it names may have started them.
+        preloaded: Option<OsString>,
     },
     /// [`crate::Inheritance::take`] was called a second time: what a process is born with can be taken once.
     #[error("the inheritance has been taken already")]
@@ -263,6 +268,7 @@ impl Error {
             | Self::NoSuchListener { .. }
             | Self::Environment { .. }
             | Self::NotAListener { .. }
+            | Self::ThreadsRunning { .. }
             | Self::Unsound { .. }
             | Self::Predecessor { .. } => Exit::Configuration,
             Self::Bind { source, .. } | Self::PidFile { source, .. } | Self::ConfigFileUnreadable { source, .. } => {
@@ -274,8 +280,7 @@ impl Error {
             Self::RolledBack { .. } => Exit::RolledBack,
             Self::TryAgain { .. } => Exit::TryAgain,
             Self::Denied { .. } => Exit::Denied,
-            Self::ThreadsRunning { .. }
-            | Self::AlreadyTaken
+            Self::AlreadyTaken
             | Self::Program { .. }
             | Self::Died { .. }
             | Self::NotAccepting { .. }
@@ -345,6 +350,12 @@ pub(crate) enum HandoffFailure {
         /// What is wrong with it.
         why: String,
     },
+}
+
+/// Names the libraries that were loaded before the program, as a part of a sentence.
+fn preloaded_by(libraries: Option<&OsString>) -> String {
+    let named = |libraries| format!(" with LD_PRELOAD={}", printable(Path::new(libraries)));
+    libraries.map(named).unwrap_or_default()
 }
 
 /// Prints a duration as seconds, as the flags take it.

@@ -99,7 +99,7 @@ pub use control::{Control, ReloadNews, ReloadOptions, default_control_path};
 pub use drain::{DrainReport, DrainWatch};
 pub use error::{Error, Exit};
 pub use generation::Generation;
-pub use handoff::{Inheritance, runtime_directory};
+pub use handoff::{Inheritance, check_for_init, runtime_directory};
 pub use lifecycle::{Acceptor, Drained, Ending, Serving, Starting, check, run, run_on};
 pub use net::{Listener, ListenerSet, Origin, Peer, Stream};
 pub use report::{

@@ -41,6 +41,7 @@ mod log;
 mod notify;
 mod output;
 mod pid_file;
+mod preloaded;
 mod program;
 mod proxy;
 mod proxy_faults;

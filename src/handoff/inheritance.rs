@@ -12,8 +12,6 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use listenfd::ListenFd;
-
 use super::channel::{Received, receive};
 use super::init::Init;
 use super::message::{Message, VERSION, Welcome};
@@ -24,8 +22,8 @@ use super::variables::{CHANNEL, GENERATION, RUNTIME_DIRECTORY, TAKEN_OUT, bad, p
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::net::Passed;
-use crate::sys::env::{Environment, Judgement};
-use crate::sys::fd::LowSlot;
+use crate::sys::env::{Environment, Variables};
+use crate::sys::fd::{LowSlot, PassedDescriptors};
 use crate::sys::{self, socket::send_packet};
 
 /// All that a process is born with.
@@ -57,7 +55,17 @@ impl Inheritance {
     /// A generation ends when it has handed over, and with process 1 a container ends. So process 1 of a pid namespace
     /// stays, as a small init that ends with the line, and this returns in a child of it, and never there.
     pub fn take() -> Result<Self, Error> {
-        if std::process::id() == 1 { Self::take_under_init() } else { Self::take_alone() }
+        Self::take_alone(Variables::Removed)?.with_init_as_process_1()
+    }
+
+    /// The same for a program that starts no other programs. It changes nothing in the environment, so
+    /// other threads may run, as those of an allocator that was loaded before the program. Process 1
+    /// needs one thread all the same.
+    ///
+    /// # Errors
+    /// As [`Inheritance::take`].
+    pub fn take_beside_threads() -> Result<Self, Error> {
+        Self::take_alone(Variables::Kept)?.with_init_as_process_1()
     }
 
     /// The same with an init in any case, unless there is one already: for a supervisor that watches the one process which
@@ -66,18 +74,27 @@ impl Inheritance {
     /// # Errors
     /// As [`Inheritance::take`].
     pub fn take_under_init() -> Result<Self, Error> {
-        let mut inheritance = Self::take_alone()?;
-        if inheritance.predecessors.predecessor.is_none() {
-            inheritance.init = Some(Init::leave()?);
-        }
-        Ok(inheritance)
+        Self::take_alone(Variables::Removed)?.with_init()
     }
 
-    fn take_alone() -> Result<Self, Error> {
+    fn with_init_as_process_1(self) -> Result<Self, Error> {
+        if std::process::id() == 1 { self.with_init() } else { Ok(self) }
+    }
+
+    /// Leaves an init behind, unless there is one already.
+    fn with_init(mut self) -> Result<Self, Error> {
+        if self.predecessors.predecessor.is_none() {
+            sys::process::require_one_thread()?;
+            self.init = Some(Init::leave()?);
+        }
+        Ok(self)
+    }
+
+    fn take_alone(variables: Variables) -> Result<Self, Error> {
         let mut counted = Ok(0);
-        let (environment, mut descriptors) = sys::env::take(&TAKEN_OUT, |environment| {
+        let (environment, mut descriptors) = sys::env::take(&TAKEN_OUT, variables, |environment| {
             counted = count(environment);
-            if matches!(counted, Ok(0) | Err(_)) { Judgement::Nothing } else { Judgement::Descriptors }
+            counted.as_ref().copied().unwrap_or_default()
         })?;
         sys::signals::hold_off().map_err(Error::system("hold off signals"))?;
         sys::fd::close_all_on_exec().map_err(Error::system("mark descriptors close-on-exec"))?;
@@ -160,7 +177,7 @@ struct Bequeathed {
 /// Takes what the predecessor passed: our ordinal, the sockets, the channels to those before it and to the init.
 fn take_from_predecessor(
     environment: &Environment,
-    descriptors: &mut ListenFd,
+    descriptors: &mut PassedDescriptors,
     channel: &OwnedFd,
 ) -> Result<Bequeathed, Error> {
     let wrong = |why: String| Error::Predecessor { why };
@@ -209,7 +226,7 @@ fn tell_why(channel: &OwnedFd, reason: &dyn Display) {
 }
 
 /// The channel to the predecessor, if one started this process.
-fn channel(environment: &Environment, passed: &ListenFd) -> Result<Option<OwnedFd>, Error> {
+fn channel(environment: &Environment, passed: &PassedDescriptors) -> Result<Option<OwnedFd>, Error> {
     let (Some(value), Some(descriptor)) = (environment.get(CHANNEL), announced_channel(environment, passed.len())?)
     else {
         return Ok(None);
@@ -234,6 +251,14 @@ pub(super) fn announced_channel(environment: &Environment, count: usize) -> Resu
         return Err(bad(CHANNEL, value, format!("descriptor {descriptor} is one of the passed sockets")));
     }
     Ok(Some(descriptor))
+}
+
+/// Checks that an init can be left behind: this process has one thread.
+///
+/// # Errors
+/// [`Error::ThreadsRunning`].
+pub fn check_for_init() -> Result<(), Error> {
+    sys::process::require_one_thread()
 }
 
 /// The first of the folders that a variable names: systemd joins several by colons.

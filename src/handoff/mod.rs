@@ -18,7 +18,7 @@ mod variables;
 
 pub(crate) use crate::sys::fd::LowSlot;
 pub(crate) use crate::sys::signals;
-pub use inheritance::{Inheritance, runtime_directory};
+pub use inheritance::{Inheritance, check_for_init, runtime_directory};
 pub(crate) use init::Init;
 pub(crate) use inquiry::Inquiry;
 pub(crate) use message::{Hangup, Message};

@@ -7,15 +7,13 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::RawFd;
 
-use listenfd::ListenFd;
-
 use super::message::Welcome;
 use super::variables::{CHANNEL, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, LISTEN_PIDFDID, bad, parse};
 use crate::error::Error;
 use crate::net::{Binding, Origin, Passed, StoredName};
 use crate::sys;
 use crate::sys::env::Environment;
-use crate::sys::fd::FIRST_PASSED;
+use crate::sys::fd::{FIRST_PASSED, PassedDescriptors};
 use crate::sys::process::PidFd;
 
 /// More descriptors than a process can have cannot have been passed: `fs.nr_open` is 2^20 by default.
@@ -68,11 +66,11 @@ pub(super) fn is_passed(count: usize, descriptor: RawFd) -> bool {
 /// Turns what was passed into sockets with names and origins, or names the first that cannot be one.
 pub(super) fn adopt(
     environment: &Environment,
-    descriptors: &mut ListenFd,
+    descriptors: &mut PassedDescriptors,
     welcome: &Welcome,
 ) -> Result<Vec<Passed>, Error> {
     let identities = identities(environment, descriptors.len(), welcome)?.into_iter().enumerate();
-    let taken = identities.filter_map(|(place, identity)| Some((sys::fd::take_passed(descriptors, place)?, identity)));
+    let taken = identities.filter_map(|(place, identity)| Some((descriptors.take(place)?, identity)));
     taken.map(|(fd, (name, origin))| Passed::check(fd, name, origin)).collect()
 }
 

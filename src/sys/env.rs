@@ -1,6 +1,8 @@
 //! Reads what a process is born with, once, and takes out of its environment what no other program may see.
 //!
-//! Changing the environment is sound only while one thread runs (setenv(3)), so that is checked rather than asked for.
+//! Changing the environment is sound only while one thread runs (setenv(3)), so that is checked
+//! rather than asked for. A program that starts no other programs may keep the variables in its
+//! environment, and then other threads may run.
 //! What the variables mean is not decided here.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
@@ -9,9 +11,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use listenfd::ListenFd;
 use nix::libc;
 
+use super::fd::PassedDescriptors;
+use super::process;
 use crate::error::Error;
 
 /// A process is born once: a second taking would adopt descriptors that have an owner by now.
@@ -53,36 +56,35 @@ impl Environment {
     }
 }
 
-/// Whether any descriptors were passed to this very process: the caller judges.
-pub(crate) enum Judgement {
-    Nothing,
-    Descriptors,
+/// What becomes of the variables that are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Variables {
+    /// They are removed, so that no program that this process starts sees them. One thread may run.
+    Removed,
+    /// They stay in the environment, which is not changed. Other threads may run.
+    Kept,
 }
 
-/// Takes `names` out of the environment, and the passed descriptors with them if `judge` finds that they are ours.
+/// Takes what `names` hold, and as many passed descriptors as `count` finds to be ours.
 ///
 /// # Errors
 /// [`Error::AlreadyTaken`] and [`Error::ThreadsRunning`]; then nothing was changed.
 pub(crate) fn take(
     names: &[&'static str],
-    judge: impl FnOnce(&Environment) -> Judgement,
-) -> Result<(Environment, ListenFd), Error> {
-    let threads = std::fs::read_dir("/proc/self/task").map_err(Error::system("count the threads in /proc"))?.count();
-    if threads != 1 {
-        return Err(Error::ThreadsRunning { threads });
+    variables: Variables,
+    count: impl FnOnce(&Environment) -> usize,
+) -> Result<(Environment, PassedDescriptors), Error> {
+    if variables == Variables::Removed {
+        process::require_one_thread()?;
     }
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Err(Error::AlreadyTaken);
     }
     let environment = Environment::new(names, std::env::vars_os().collect());
-    let passed = judge(&environment);
-    // listenfd reads LISTEN_FDS and LISTEN_PID itself, and a first descriptor other than 3 that no protocol knows.
-    remove("LISTEN_FDS_FIRST_FD");
-    let descriptors = match passed {
-        Judgement::Nothing => ListenFd::empty(),
-        Judgement::Descriptors => ListenFd::from_env(),
-    };
-    names.iter().for_each(|name| remove(name));
+    let descriptors = PassedDescriptors::new(count(&environment));
+    if variables == Variables::Removed {
+        names.iter().for_each(|name| remove(name));
+    }
     Ok((environment, descriptors))
 }
 
@@ -92,7 +94,7 @@ pub(crate) fn variable(name: &str) -> Option<OsString> {
 }
 
 fn remove(name: &str) {
-    // SAFETY: no other thread reads the environment, for there is none: `take`, the only caller, has counted them.
+    // SAFETY: no other thread reads the environment: `take`, the only caller, has found that there is none.
     unsafe { std::env::remove_var(name) };
 }
 

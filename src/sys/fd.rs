@@ -6,7 +6,6 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use listenfd::ListenFd;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -38,11 +37,30 @@ pub(crate) fn is_open(descriptor: RawFd) -> bool {
     unsafe { libc::fcntl(descriptor, libc::F_GETFD) >= 0 }
 }
 
-/// Takes the passed descriptor at `index` out of the list, whatever it is. `None` when it was taken before.
-pub(crate) fn take_passed(passed: &mut ListenFd, index: usize) -> Option<OwnedFd> {
-    let raw = passed.take_raw_fd(index).ok().flatten()?;
-    // SAFETY: the caller of `env::take` found it open; it is handed out once, and nobody else was born with it.
-    Some(unsafe { OwnedFd::from_raw_fd(raw) })
+/// The descriptors from 3 up that a parent or a predecessor has passed, sd_listen_fds(3).
+#[derive(Debug)]
+pub(crate) struct PassedDescriptors {
+    /// The numbers of those that were not taken yet, by their place.
+    left: Vec<Option<RawFd>>,
+}
+
+impl PassedDescriptors {
+    /// The caller has found that so many are open and meant for this process.
+    pub(super) fn new(count: usize) -> Self {
+        Self { left: (FIRST_PASSED..).take(count).map(Some).collect() }
+    }
+
+    /// How many were passed.
+    pub(crate) fn len(&self) -> usize {
+        self.left.len()
+    }
+
+    /// Takes the one at `index`, whatever it is. `None` when it was taken before.
+    pub(crate) fn take(&mut self, index: usize) -> Option<OwnedFd> {
+        let raw = self.left.get_mut(index)?.take()?;
+        // SAFETY: it was found open, it is handed out once, and nothing else in this process was born with it.
+        Some(unsafe { OwnedFd::from_raw_fd(raw) })
+    }
 }
 
 /// Takes the descriptor `raw`, which a predecessor names as one that it passed.

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpgid, getpgrp};
 
 use super::fd::Steady;
+use crate::error::Error;
 
 /// `PIDFS_MAGIC`, of file systems whose inodes are processes (since Linux 6.9).
 const PIDFS_MAGIC: libc::c_long = 0x5049_4446;
@@ -73,6 +74,32 @@ impl AsFd for PidFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Checks that this process has one thread.
+///
+/// # Errors
+/// [`Error::ThreadsRunning`], which names all threads.
+pub(crate) fn require_one_thread() -> Result<(), Error> {
+    let names = thread_names().map_err(Error::system("list the threads in /proc"))?;
+    if names.len() == 1 {
+        return Ok(());
+    }
+    // A thread of a library has often no name of its own, so the library is named as well.
+    let preloaded = std::env::var_os("LD_PRELOAD").filter(|libraries| !libraries.is_empty());
+    Err(Error::ThreadsRunning { threads: names.len(), names: names.join(", "), preloaded })
+}
+
+/// The names of all threads of this process.
+fn thread_names() -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for thread in std::fs::read_dir("/proc/self/task")? {
+        // A thread that ends meanwhile is passed over.
+        if let Ok(name) = std::fs::read(thread?.path().join("comm")) {
+            names.push(String::from_utf8_lossy(&name).trim_end().to_owned());
+        }
+    }
+    Ok(names)
 }
 
 /// The user that this process acts as.

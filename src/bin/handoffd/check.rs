@@ -1,12 +1,17 @@
 //! Reads all that the daemon would be told, and says whether it could be served; binds and touches nothing.
 
-use handoffd::{Config, DEFAULT_ADDRESS, Error, Listeners};
+use handoffd::{DEFAULT_ADDRESS, Error, Listeners};
 
 use crate::output::print;
+use crate::serve::{Serve, Watched};
 
 /// Runs the command. What is wrong with the command line itself has been said before this.
-pub(crate) fn run(config: &Config) -> Result<(), Error> {
+pub(crate) fn run(arguments: &Serve) -> Result<(), Error> {
+    let config = &arguments.config;
     handoffd::check(config)?;
+    if arguments.watched == Watched::ThisProcess || std::process::id() == 1 {
+        handoffd::check_for_init()?;
+    }
     let listeners = match &config.listeners {
         Listeners::Inherited => format!("whatever is passed in, or {DEFAULT_ADDRESS}"),
         Listeners::Named(named) => {

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     let command = cli::parse(handoffd::runtime_directory().as_deref());
     let done = match command {
         Ok(Command::Serve(arguments)) => return serve(arguments),
-        Ok(Command::Check(arguments)) => check::run(&arguments.config),
+        Ok(Command::Check(arguments)) => check::run(&arguments),
         Ok(Command::Reload { control, options }) => reload::run(control, &options),
         Ok(Command::Status { control, form, span }) => status::run(control, form, span),
         Ok(Command::Doctor { control, unit, scope }) => doctor::run(control, unit, scope),
@@ -51,9 +51,10 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: Serve) -> ExitCode {
-    // Before anything that could start a thread or open a descriptor.
+    // Before anything that could start a thread or open a descriptor. The daemon starts no other
+    // programs, so a preloaded library may have threads; only an init needs a process with one thread.
     let taken = match arguments.watched {
-        Watched::TheHead => Inheritance::take(),
+        Watched::TheHead => Inheritance::take_beside_threads(),
         Watched::ThisProcess => Inheritance::take_under_init(),
     };
     let inheritance = match taken {
