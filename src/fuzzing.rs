@@ -3,6 +3,8 @@
 //! Each function gives bytes from outside to a parser of ours. It panics when a property of the
 //! parser does not hold, and returns whether the parser understood the bytes.
 
+use crate::notify::{MainProcess, Notifier};
+
 /// Reads a message of another generation. What is understood is written and read again without a
 /// change.
 #[must_use]
@@ -16,7 +18,7 @@ pub fn message(packet: &[u8]) -> bool {
 #[must_use]
 pub fn birth(bytes: &[u8]) -> bool {
     let program = crate::handoff::fuzz::birth(bytes);
-    program.is_some_and(|program| crate::notify::Notifier::new(program.notify_socket()).is_ok())
+    program.is_some_and(|program| Notifier::new(program.notify_socket(), MainProcess::Head).is_ok())
 }
 
 /// Reads the packet of a carried connection, and the parcel of a service in it. What is taken up is

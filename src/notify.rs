@@ -26,6 +26,18 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Notifier {
     socket: Option<SocketAddr>,
+    main_process: MainProcess,
+}
+
+/// Which process the service manager takes for the main one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum MainProcess {
+    /// The head of the line: it is told at each handoff.
+    #[default]
+    Head,
+    /// The one that it has started: an init that stays, or a process in front of another pid
+    /// namespace, outside of which our numbers belong to strangers.
+    First,
 }
 
 /// What becomes of a message for which the service manager has no room.
@@ -42,7 +54,7 @@ impl Notifier {
     ///
     /// # Errors
     /// [`Error::Environment`] when it can name no socket.
-    pub(crate) fn new(notify_socket: Option<&OsStr>) -> Result<Self, Error> {
+    pub(crate) fn new(notify_socket: Option<&OsStr>, main_process: MainProcess) -> Result<Self, Error> {
         let Some(name) = notify_socket.filter(|name| !name.is_empty()) else { return Ok(Self::default()) };
         let bytes = name.as_bytes();
         let socket = match bytes.split_first() {
@@ -50,17 +62,23 @@ impl Notifier {
             Some((b'/', _)) => SocketAddr::from_pathname(name),
             _ => Err(io::Error::other("expected an absolute path or an abstract name")),
         };
-        socket.map(|socket| Self { socket: Some(socket) }).map_err(|source| Error::Environment {
+        socket.map(|socket| Self { socket: Some(socket), main_process }).map_err(|source| Error::Environment {
             variable: "NOTIFY_SOCKET",
             value: name.to_string_lossy().into_owned(),
             why: source.to_string(),
         })
     }
 
-    /// Whether a service manager listens: it restarts what dies, so nobody else has to.
+    /// Whether a service manager listens.
     #[must_use]
     pub(crate) const fn is_supervised(&self) -> bool {
         self.socket.is_some()
+    }
+
+    /// Whether a service manager takes the head for the main process, and so sees its death.
+    #[must_use]
+    pub(crate) fn watches_head(&self) -> bool {
+        self.is_supervised() && self.main_process == MainProcess::Head
     }
 
     /// This process accepts, and is the main one.
@@ -78,10 +96,14 @@ impl Notifier {
         }
     }
 
-    /// From here on the main process is `pid`. The last word of this one: it is not heard afterwards.
+    /// From here on the head is `pid`. The last word of this process: it is not heard afterwards.
     pub(crate) fn handed_over(&self, pid: u32, status: &str) {
         let states = [NotifyState::MainPid(pid), NotifyState::Ready, NotifyState::Status(status)];
-        self.send(Weight::Awaited, &states, &[]);
+        let states = match self.main_process {
+            MainProcess::Head => &states[..],
+            MainProcess::First => &states[1..],
+        };
+        self.send(Weight::Awaited, states, &[]);
     }
 
     /// The service as a whole is stopping. Never said by a generation that drains for a successor.
@@ -145,7 +167,7 @@ mod tests {
     fn listening(name: &str) -> (UnixDatagram, Notifier) {
         let name = format!("handoffd-{name}-{}", std::process::id());
         let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-        (manager, Notifier::new(Some(OsStr::new(&format!("@{name}")))).unwrap())
+        (manager, Notifier::new(Some(OsStr::new(&format!("@{name}"))), MainProcess::Head).unwrap())
     }
 
     fn heard(manager: &UnixDatagram) -> String {
@@ -156,7 +178,7 @@ mod tests {
 
     #[test]
     fn without_a_service_manager_nothing_is_sent_and_nothing_is_wrong() {
-        let silent = Notifier::new(None).unwrap();
+        let silent = Notifier::new(None, MainProcess::Head).unwrap();
         assert!(!silent.is_supervised());
         silent.ready("serving");
     }
@@ -166,6 +188,15 @@ mod tests {
         let (manager, notifier) = listening("handed-over");
         notifier.handed_over(7, "generation 2 serving");
         assert_eq!(heard(&manager), "MAINPID=7\nREADY=1\nSTATUS=generation 2 serving\n");
+    }
+
+    #[test]
+    fn a_main_process_that_stays_is_not_named() {
+        let (manager, notifier) = listening("stays");
+        let notifier = Notifier { main_process: MainProcess::First, ..notifier };
+        notifier.handed_over(7, "generation 2 serving");
+        assert_eq!(heard(&manager), "READY=1\nSTATUS=generation 2 serving\n");
+        assert!(!notifier.watches_head());
     }
 
     #[test]
@@ -190,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_socket_that_can_be_none_is_named() {
-        let error = Notifier::new(Some(OsStr::new("relative"))).unwrap_err().to_string();
+        let error = Notifier::new(Some(OsStr::new("relative")), MainProcess::Head).unwrap_err().to_string();
         assert!(error.contains("NOTIFY_SOCKET") && error.contains("relative"), "{error}");
     }
 }

@@ -1,8 +1,11 @@
 //! A service manager hears what it needs, from whom it listens to, and nothing else.
 
+use std::fs;
+use std::process::Command;
+
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Gate, Line, Manager, SLOW_DRAIN, Told, assert_becomes};
+use crate::support::{Client, Gate, Line, Manager, SLOW_DRAIN, Told, assert_becomes, signal};
 
 /// A line on `127.0.0.1:0` with an operator's socket under `manager`, which hears first that it is ready.
 fn serve(manager: &Manager, arguments: &[&str], variables: &[(&str, &str)]) -> Line {
@@ -204,4 +207,78 @@ fn a_stop_in_the_middle_of_a_reload_is_told_as_a_stop() {
     assert!(manager.rest().iter().all(|told| told.value("MAINPID").is_none() && told.value("READY").is_none()));
     // What the manager was given to keep, a process that another test has just forked may hold until its exec.
     assert_becomes(&true, || Client::connect(&line.address()).is_err());
+}
+
+/// Reloads twice, and checks that each handoff is told without a number.
+fn assert_no_main_process_is_named(line: &Line, manager: &Manager) {
+    for generation in 2..=3 {
+        line.asked(&["reload"]).well();
+        let (handed_over, before) = manager.hear_until("READY=1");
+        assert_eq!(handed_over.value("STATUS"), Some(format!("generation {generation} serving").as_str()));
+        assert!(before.iter().chain([&handed_over]).all(|told| told.value("MAINPID").is_none()), "{handed_over:?}");
+    }
+    line.assert_serves();
+}
+
+/// Prepares a daemon with an operator's socket that tells `manager` how it fares.
+fn arguments(command: &mut Command, folder: &std::path::Path, manager: &Manager) {
+    command.args(["--listen", "127.0.0.1:0", "--bake", "0"]).arg("--control");
+    command.arg(folder.join("control")).env("NOTIFY_SOCKET", manager.path());
+}
+
+#[test]
+fn an_init_that_stays_stays_the_main_process() {
+    let manager = Manager::new();
+    let line = Line::start_with(|command, folder| {
+        arguments(command, folder, &manager);
+        command.arg("--init");
+    });
+    manager.hear_until("READY=1");
+    assert_no_main_process_is_named(&line, &manager);
+    signal(line.first_pid(), Signal::SIGTERM);
+    assert_eq!(line.exit_code(1), 0);
+    line.wait_for_end();
+}
+
+/// Process 1 in there is none of ours, so no init of ours stays; with a /proc of its own, and with that of the manager.
+#[test]
+fn to_a_manager_outside_a_container_no_number_is_told() {
+    for proc in [&["--mount-proc"][..], &[]] {
+        let manager = Manager::new();
+        let line = Line::start_by(|folder| {
+            let mut command = Command::new("unshare");
+            command.args(["--map-root-user", "--pid", "--fork", "--kill-child"]).args(proc);
+            command.args(["sh", "-c", "\"$0\" \"$@\" & exec sleep 600"]).arg(folder.join("handoffd"));
+            command.args(["--log", "debug"]);
+            arguments(&mut command, folder, &manager);
+            command
+        });
+        manager.hear_until("READY=1");
+        assert_no_main_process_is_named(&line, &manager);
+    }
+}
+
+/// The second generation has no ancestor left that knows the manager.
+#[test]
+fn a_daemon_that_enters_a_container_tells_no_number() {
+    let manager = Manager::new();
+    let mut container = Command::new("unshare");
+    container.args(["--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc", "sleep", "600"]);
+    let mut container = container.spawn().unwrap();
+    let inside = || fs::read_to_string(format!("/proc/{0}/task/{0}/children", container.id())).unwrap();
+    assert_becomes(&true, || !inside().is_empty());
+    let inside = inside().trim().to_owned();
+    assert_becomes(&true, || fs::read_to_string(format!("/proc/{inside}/comm")).unwrap().trim() == "sleep");
+    let line = Line::start_by(|folder| {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &inside, "--user", "--pid", "--mount", "--preserve-credentials"]);
+        command.arg(folder.join("handoffd")).args(["--log", "debug"]);
+        arguments(&mut command, folder, &manager);
+        command
+    });
+    manager.hear_until("READY=1");
+    assert_no_main_process_is_named(&line, &manager);
+    container.kill().unwrap();
+    container.wait().unwrap();
+    line.wait_for_end();
 }

@@ -23,5 +23,5 @@ pub(crate) use init::Init;
 pub(crate) use inquiry::Inquiry;
 pub(crate) use message::{Hangup, Message};
 pub(crate) use predecessor::{PredecessorEvent, Predecessors};
-pub(crate) use program::Program;
+pub(crate) use program::{ManagerNumbers, Program};
 pub(crate) use successor::{Bequest, Fate, Successor, SuccessorEvent};

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::message::VERSION;
-use super::variables::{CHANNEL, GENERATION, LISTEN_FDS, NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC, parse};
+use super::variables::{
+    CHANNEL, FOREIGN_MANAGER, GENERATION, LISTEN_FDS, NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC, parse,
+};
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::sys;
@@ -28,7 +30,17 @@ pub(crate) struct Program {
     /// What was taken out and belongs to the service manager.
     service_manager: Vec<CString>,
     notify_socket: Option<OsString>,
+    numbers: ManagerNumbers,
     watchdog: Option<Duration>,
+}
+
+/// How the service manager numbers processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ManagerNumbers {
+    /// As this process does.
+    Ours,
+    /// In another way: it is in another pid namespace.
+    Foreign,
 }
 
 impl Program {
@@ -39,8 +51,13 @@ impl Program {
     pub(super) fn of_this_process(environment: &Environment) -> Result<Self, Error> {
         let watchdog = watchdog(environment)?;
         let notify_socket = environment.get(NOTIFY_SOCKET);
+        let notify = notify_socket.map(|value| [NOTIFY_SOCKET.as_bytes(), b"=", value.as_bytes()].concat());
+        let is_foreign = environment.get(FOREIGN_MANAGER).is_some()
+            || notify.as_deref().is_some_and(|variable| !sys::namespace::is_shared_with_setter_of(variable));
+        let numbers = if is_foreign { ManagerNumbers::Foreign } else { ManagerNumbers::Ours };
         let passed_on = [
-            notify_socket.map(|value| [NOTIFY_SOCKET.as_bytes(), b"=", value.as_bytes()].concat()),
+            notify,
+            is_foreign.then(|| format!("{FOREIGN_MANAGER}=1").into_bytes()),
             watchdog.map(|limit| format!("{WATCHDOG_USEC}={}", limit.as_micros()).into_bytes()),
         ];
         Ok(Self {
@@ -53,6 +70,7 @@ impl Program {
                 .filter_map(|variable| CString::new(variable).ok())
                 .collect(),
             notify_socket: notify_socket.map(OsStr::to_owned),
+            numbers,
             watchdog,
         })
     }
@@ -70,6 +88,11 @@ impl Program {
     /// Where the service manager listens, if there is one.
     pub(crate) fn notify_socket(&self) -> Option<&OsStr> {
         self.notify_socket.as_deref()
+    }
+
+    /// How the service manager numbers processes.
+    pub(crate) const fn manager_numbers(&self) -> ManagerNumbers {
+        self.numbers
     }
 
     /// How often the service manager wants to hear that the main process is alive.

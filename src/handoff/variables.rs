@@ -26,11 +26,14 @@ pub(super) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 pub(super) const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
 /// Whom it watches: the first generation. Those after it are watched in its place, under other pids.
 pub(super) const WATCHDOG_PID: &str = "WATCHDOG_PID";
+/// Set when the service manager is in another pid namespace. A later generation may have lost the
+/// ancestor by which the first one has found that.
+pub(super) const FOREIGN_MANAGER: &str = "HANDOFFD_FOREIGN_MANAGER";
 /// Where the service may keep its sockets of control and the like, systemd.exec(5).
 pub(super) const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
 /// What no program may see that this process starts.
-pub(super) const TAKEN_OUT: [&str; 9] = [
+pub(super) const TAKEN_OUT: [&str; 10] = [
     LISTEN_FDS,
     LISTEN_FDNAMES,
     LISTEN_PID,
@@ -40,6 +43,7 @@ pub(super) const TAKEN_OUT: [&str; 9] = [
     NOTIFY_SOCKET,
     WATCHDOG_USEC,
     WATCHDOG_PID,
+    FOREIGN_MANAGER,
 ];
 
 /// Reads a variable, if it is there.

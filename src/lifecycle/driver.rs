@@ -24,10 +24,11 @@ use crate::drain::DrainReport;
 use crate::error::{Error, HandoffFailure};
 use crate::generation::Generation;
 use crate::handoff::{
-    Inheritance, Init, LowSlot, Message, PredecessorEvent, Predecessors, Program, Successor, SuccessorEvent,
+    Inheritance, Init, LowSlot, ManagerNumbers, Message, PredecessorEvent, Predecessors, Program, Successor,
+    SuccessorEvent,
 };
 use crate::net::ListenerSet;
-use crate::notify::Notifier;
+use crate::notify::{MainProcess, Notifier};
 use crate::report::{Counters, HandoffCounters, LastHandoff};
 use crate::server::CarryEnd;
 
@@ -117,8 +118,12 @@ impl<P: Plane> Driver<P> {
         plane.expect(coming);
         let predecessors =
             Predecessors::connect(predecessors, generation).map_err(Error::system("watch the predecessor"))?;
+        let main_process = match program.manager_numbers() {
+            ManagerNumbers::Ours if init.is_none() => MainProcess::Head,
+            ManagerNumbers::Ours | ManagerNumbers::Foreign => MainProcess::First,
+        };
         let prepare = || -> Result<_, Error> {
-            let notifier = Notifier::new(program.notify_socket())?;
+            let notifier = Notifier::new(program.notify_socket(), main_process)?;
             let pid_file = PidFile::new(&config)?;
             Ok((notifier, pid_file, ListenerSet::assemble(&config.listeners, config.control.as_deref(), sockets)?))
         };

@@ -92,7 +92,7 @@ impl<P: Plane> Driver<P> {
             }
             SuccessorEvent::Lost(failure) => {
                 // A service manager ends the service when its main process dies, and starts it anew.
-                if retired && self.notifier.is_supervised() {
+                if retired && self.notifier.watches_head() {
                     let what = "the successor is lost, and for the service manager to mend";
                     tracing::error!(reason = %failure, "{what}: {failure}");
                     self.tell_what_is_lost().await;

@@ -10,6 +10,7 @@ pub(crate) mod fd;
 pub(crate) mod init;
 pub(crate) mod interrupt;
 pub(crate) mod memory_file;
+pub(crate) mod namespace;
 pub(crate) mod process;
 pub(crate) mod reserve;
 pub(crate) mod signals;
