@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use crate::text::{escaped, printable};
@@ -318,8 +319,11 @@ pub(crate) enum HandoffFailure {
         reason: String,
     },
     /// It ended before it was ready, without a word.
-    #[error("the successor ended before it was ready")]
-    EndedEarly,
+    #[error("the successor ended before it was ready{status}")]
+    EndedEarly {
+        /// How it ended.
+        status: EndStatus,
+    },
     /// It was not ready in time, and was killed.
     #[error("the successor was not ready within {}", Seconds(*limit))]
     TimedOut {
@@ -339,8 +343,11 @@ pub(crate) enum HandoffFailure {
         limit: Duration,
     },
     /// It ended after it was ready, without a word.
-    #[error("the successor ended after it was ready")]
-    EndedLate,
+    #[error("the successor ended after it was ready{status}")]
+    EndedLate {
+        /// How it ended.
+        status: EndStatus,
+    },
     /// It was told to stop while it was on probation.
     #[error("the successor was told to stop while on probation")]
     ToldToStop,
@@ -356,6 +363,16 @@ pub(crate) enum HandoffFailure {
 fn preloaded_by(libraries: Option<&OsString>) -> String {
     let named = |libraries| format!(" with LD_PRELOAD={}", printable(Path::new(libraries)));
     libraries.map(named).unwrap_or_default()
+}
+
+/// How a process ended, if that is known. Printed as the end of a sentence.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EndStatus(pub(crate) Option<ExitStatus>);
+
+impl std::fmt::Display for EndStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.map_or(Ok(()), |status| write!(f, " ({status})"))
+    }
 }
 
 /// Prints a duration as seconds, as the flags take it.

@@ -186,7 +186,8 @@ fn a_successor_that_a_wrapper_has_forked_is_seen_to_die_on_probation() {
     assert!(ready.text.contains(&format!("successor_pid={pid}")), "{}", ready.text);
     signal(pid, Signal::SIGKILL);
     let failure = line.wait_for(1, "the handoff failed");
-    assert!(failure.text.contains("ended after it was ready"), "{}", failure.text);
+    let words = "ended after it was ready (signal: 9 (SIGKILL))";
+    assert!(failure.text.contains(words), "{}", failure.text);
     line.assert_serves();
 }
 
@@ -276,6 +277,31 @@ fn an_exec_that_finds_no_memory_is_said_and_the_next_handoff_works() {
     assert!(failure.text.contains("cannot execute") && failure.text.contains("Cannot allocate memory"), "{failure:?}");
     line.assert_serves();
     assert_eq!(tracer.detach().matches("(INJECTED)").count(), 1);
+    assert_recovers(&line);
+}
+
+#[test]
+fn descriptors_that_cannot_be_placed_are_not_a_fault_of_the_program() {
+    let line = Line::serve(&["--bake", "0"]);
+    let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", "inject=dup2,dup3:error=EMFILE:when=1"]);
+    // Counted for each process: the daemon's own call fails first, and then that of the child.
+    for _ in ["the daemon", "the child"] {
+        let failure = line.fail_to_hand_over_from(1);
+        assert!(failure.text.contains("cannot start a process: Too many open files"), "{}", failure.text);
+        line.assert_serves();
+    }
+    tracer.detach();
+    assert_recovers(&line);
+}
+
+#[test]
+fn a_successor_that_dies_early_is_reported_with_its_status() {
+    let line = Line::serve(&["--bake", "0"]);
+    for (script, status) in [("exit 3", "(exit status: 3)"), ("kill -9 $$", "(signal: 9 (SIGKILL))")] {
+        line.put_script(script);
+        let failure = line.fail_to_hand_over_from(1);
+        assert!(failure.text.contains(&format!("ended before it was ready {status}")), "{}", failure.text);
+    }
     assert_recovers(&line);
 }
 

@@ -19,7 +19,7 @@ use super::inquiry::Inquiry;
 use super::message::{Hangup, Message, WORDS, Welcome};
 use super::predecessor::Predecessors;
 use super::program::Program;
-use crate::error::HandoffFailure;
+use crate::error::{EndStatus, HandoffFailure};
 use crate::generation::Generation;
 use crate::net::{Listener, ListenerSet, Origin};
 use crate::report::{Counters, Report};
@@ -30,6 +30,9 @@ use crate::text::one_line;
 
 /// What connections that are carried may have queued, if the system allows that much.
 const CARRY_QUEUE: usize = 256 * 1024;
+
+/// How long to wait for the exit status of a process that has closed its end of the channel.
+const DYING: Duration = Duration::from_millis(100);
 
 /// All that a successor is born with.
 pub(crate) struct Bequest<'a> {
@@ -206,6 +209,13 @@ impl Successor {
     pub(crate) async fn next(&mut self) -> SuccessorEvent {
         loop {
             let received = poll_fn(|cx| self.channel.poll_receive(cx)).await;
+            if matches!(received, Received::End) && self.stage != Stage::Released {
+                let status = EndStatus(self.channel.exit_status(DYING).await);
+                return SuccessorEvent::Lost(match self.stage {
+                    Stage::Starting => HandoffFailure::EndedEarly { status },
+                    Stage::Ready | Stage::Released => HandoffFailure::EndedLate { status },
+                });
+            }
             if let Some(event) = self.take(received) {
                 return event;
             }
@@ -333,10 +343,8 @@ impl Successor {
                 }
             },
             Received::Garbage(why) => lost(HandoffFailure::Garbage { why: one_line(&why) }),
-            Received::End => lost(match self.stage {
-                Stage::Starting => HandoffFailure::EndedEarly,
-                Stage::Ready | Stage::Released => HandoffFailure::EndedLate,
-            }),
+            // [`Successor::next`] reports the end.
+            Received::End => None,
         }
     }
 }

@@ -235,12 +235,15 @@ fn exec(prepared: &mut Prepared<'_>) -> ! {
     }
     // Not what the parent had blocked: nothing grows from one generation to the next.
     let ready = placed.and_then(|()| pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&prepared.blocked), None));
-    let failed = ready.and_then(|()| {
-        // SAFETY: the path and both arrays end in zero, and live in memory that the fork has copied.
-        unsafe { libc::execve(prepared.program, prepared.arguments.as_ptr(), prepared.environment.as_ptr()) };
-        Err::<(), _>(Errno::last())
-    });
-    tell(channel, prepared.words.exec_failed, failed.map_or_else(|errno| errno as i32, |()| 0));
+    match ready {
+        // The program was not tried, so the failure is not the program's.
+        Err(errno) => tell(channel, prepared.words.fork_failed, errno as i32),
+        Ok(()) => {
+            // SAFETY: the path and both arrays end in zero, and live in memory that the fork has copied.
+            unsafe { libc::execve(prepared.program, prepared.arguments.as_ptr(), prepared.environment.as_ptr()) };
+            tell(channel, prepared.words.exec_failed, Errno::last_raw());
+        }
+    }
     // SAFETY: as in `middle`.
     unsafe { libc::_exit(127) }
 }
