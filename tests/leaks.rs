@@ -98,8 +98,8 @@ fn twenty_handoffs_leave_nothing_behind() {
     line.hand_over_from(1);
     assert_eq!(line.exit_code(1), 0);
     // Three descriptors are its runtime's and three its signals', four its worker's, two keep a place for the channel to a
-    // successor; nothing of a predecessor is left.
-    let expected = [("anon_inode", 6), ("socket", 8)];
+    // successor, and the log has opened standard error again; nothing of a predecessor is left.
+    let expected = [("anon_inode", 6), ("pipe", 1), ("socket", 8)];
     let expected = expected.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect();
     assert_becomes::<BTreeMap<_, _>>(&expected, || kinds(line.pid_of(2)));
     let second = settled(&line, 2);
