@@ -13,8 +13,8 @@ use nix::poll::PollTimeout;
 
 use super::stream::Stream;
 
-/// The size of the backlog in bytes. A burst of some hundred connections at debug level needs less.
-const BACKLOG: usize = 256 * 1024;
+/// The size of the backlog in bytes. The start of 4,000 listeners makes as many records at once.
+const BACKLOG: usize = 512 * 1024;
 
 /// How long a process that ends waits for its backlog to be read.
 const LAST_WORDS: Duration = Duration::from_millis(200);
