@@ -79,6 +79,10 @@ pub enum Error {
         /// The address.
         address: String,
     },
+    /// A proxy's upstreams are host names, and none of them resolves. The predecessor serves on, with the
+    /// addresses that it has.
+    #[error("no upstream of a proxy has an address: none of its host names resolves")]
+    Unresolved,
     /// A setting is outside of what makes sense.
     #[error("bad {setting} {value}: {why}")]
     Setting {
@@ -279,7 +283,7 @@ impl Error {
             Self::Output { .. } => Exit::Output,
             Self::HandoffFailed { .. } => Exit::HandoffFailed,
             Self::RolledBack { .. } => Exit::RolledBack,
-            Self::TryAgain { .. } => Exit::TryAgain,
+            Self::TryAgain { .. } | Self::Unresolved => Exit::TryAgain,
             Self::Denied { .. } => Exit::Denied,
             Self::AlreadyTaken
             | Self::Program { .. }

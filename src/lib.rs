@@ -87,8 +87,9 @@ mod text;
 pub use address::Address;
 pub use carry::Parcel;
 pub use config::{
-    Balance, Check, Config, DEFAULT_ADDRESS, Ejection, HeaderVersion, ListenerConfig, ListenerName, Listeners,
-    MaxGenerations, Network, OnHandoff, ProxyConfig, SocketAccess, SocketMode, UniqueListeners, Upstreams,
+    Balance, Check, Config, DEFAULT_ADDRESS, Ejection, HeaderVersion, HostPort, ListenerConfig, ListenerName,
+    Listeners, MaxGenerations, Network, OnHandoff, ProxyConfig, SocketAccess, SocketMode, UniqueListeners,
+    UpstreamTarget, Upstreams,
 };
 #[cfg(feature = "config-file")]
 pub use config_file::{

@@ -126,8 +126,8 @@ fn what_is_wrong_in_a_file_is_named_with_its_line_and_column() {
             "4:13: invalid type: string \"@b\", expected a list",
         ),
         (
-            "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = [\n  '@ä', 'app:80']",
-            "5:9: bad address \"app:80\": expected IP:PORT",
+            "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = [\n  '@ä', 'app']",
+            "5:9: bad address \"app\": expected IP:PORT",
         ),
         (
             "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = ['127.0.0.1:0']",

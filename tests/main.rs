@@ -55,6 +55,7 @@ mod storm;
 mod stray_signals;
 mod unix_access;
 mod unix_paths;
+mod upstream_names;
 mod upstreams;
 mod usage;
 mod workers;

@@ -6,6 +6,7 @@
 mod overlap;
 mod proxy;
 mod socket_access;
+mod upstream;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -19,8 +20,9 @@ use crate::error::Error;
 use crate::report::Identity;
 
 pub(crate) use overlap::{Loop, TakenAddresses, find_loop};
-pub use proxy::{Balance, Check, Ejection, HeaderVersion, Network, ProxyConfig, Upstreams};
+pub use proxy::{Balance, Check, Ejection, HeaderVersion, Network, ProxyConfig};
 pub use socket_access::{SocketAccess, SocketMode};
+pub use upstream::{HostPort, UpstreamTarget, Upstreams};
 
 /// Where the daemon listens when it is told nothing and inherits nothing: the port of the program that this one follows.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::upstream::UpstreamTarget;
 use crate::address::Address;
 
 /// Addresses that are listened on, each with its owner.
@@ -117,10 +118,17 @@ pub(crate) struct Loop {
     pub(crate) leads_to: usize,
 }
 
-/// The first loop among these listeners, each with its upstreams.
-pub(crate) fn find_loop(listeners: &[(&Address, &[Address])]) -> Option<Loop> {
+/// The first loop among these listeners, each with its upstreams. Of host names only localhost is known.
+pub(crate) fn find_loop(listeners: &[(&Address, &[UpstreamTarget])]) -> Option<Loop> {
     let at: Places = Places::of(listeners.iter().map(|(address, _)| *address));
-    let target = |upstream: &Address| at.reached_from(upstream);
+    let target = |upstream: &UpstreamTarget| match upstream {
+        UpstreamTarget::Address(address) => at.reached_from(address),
+        UpstreamTarget::Host(host) if host.is_localhost() => {
+            let local = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+            local.iter().find_map(|ip| at.reached_from(&Address::Tcp(SocketAddr::new(*ip, host.port()))))
+        }
+        UpstreamTarget::Host(_) => None,
+    };
     let mut state = vec![Visit::Never; listeners.len()];
     for first in 0..listeners.len() {
         // Listeners on the way from the first, each with the upstream that is looked at next.
@@ -270,8 +278,9 @@ mod tests {
     }
 
     fn found(listeners: &[(&str, &[&str])]) -> Option<Loop> {
-        let parsed: Vec<(Address, Vec<Address>)> =
-            listeners.iter().map(|(at, to)| (address(at), to.iter().map(|text| address(text)).collect())).collect();
+        let upstreams = |to: &[&str]| to.iter().map(|text| text.parse().unwrap()).collect();
+        let parsed: Vec<(Address, Vec<UpstreamTarget>)> =
+            listeners.iter().map(|(at, to)| (address(at), upstreams(to))).collect();
         find_loop(&parsed.iter().map(|(at, to)| (at, to.as_slice())).collect::<Vec<_>>())
     }
 
@@ -286,15 +295,22 @@ mod tests {
             ("tcp6:[::]:80", "[::1]:80"),
             ("[::1]:80", "[::]:80"),
             ("127.0.0.1:80", "[::ffff:127.0.0.1]:80"),
+            ("127.0.0.1:80", "localhost:80"),
+            ("[::1]:80", "a.localhost:80"),
             ("/run/a", "/run/a"),
             ("@a", "@a"),
         ] {
             let expected = Loop { listener: 0, upstream: 1, leads_to: 0 };
             assert_eq!(found(&[(listener, &["@other", upstream])]), Some(expected), "{listener} {upstream}");
         }
-        for (listener, upstream) in
-            [("0.0.0.0:80", "127.0.0.1:81"), ("0.0.0.0:80", "[::1]:80"), ("tcp6:[::]:80", "127.0.0.1:80"), ("@a", "/a")]
-        {
+        for (listener, upstream) in [
+            ("0.0.0.0:80", "127.0.0.1:81"),
+            ("0.0.0.0:80", "[::1]:80"),
+            ("tcp6:[::]:80", "127.0.0.1:80"),
+            ("192.0.2.1:80", "localhost:80"),
+            ("0.0.0.0:80", "backend.example:80"),
+            ("@a", "/a"),
+        ] {
             assert_eq!(found(&[(listener, &[upstream])]), None, "{listener} {upstream}");
         }
     }

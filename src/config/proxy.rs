@@ -2,12 +2,11 @@
 //!
 //! Everything is checked when a value is made. How a connection fares by it is decided in `service::proxy`.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::address::Address;
+use super::upstream::Upstreams;
 use crate::error::Error;
 
 /// What is done with the connections of one listener.
@@ -15,6 +14,8 @@ use crate::error::Error;
 pub struct ProxyConfig {
     /// Where they go.
     pub upstreams: Upstreams,
+    /// How often host names among them are resolved. Default 30 s.
+    pub resolve_interval: Duration,
     /// Which upstream is tried first.
     pub balance: Balance,
     /// How long one upstream may take to accept. Default 5 s.
@@ -47,6 +48,7 @@ impl ProxyConfig {
     pub fn to(upstreams: Upstreams) -> Self {
         Self {
             upstreams,
+            resolve_interval: Duration::from_secs(30),
             balance: Balance::default(),
             connect_timeout: Duration::from_secs(5),
             connect_patience: Duration::from_secs(10),
@@ -60,42 +62,6 @@ impl ProxyConfig {
             ejection: Ejection::default(),
             check: None,
         }
-    }
-}
-
-/// Upstreams: at least one, no two alike.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upstreams(Vec<Address>);
-
-impl Upstreams {
-    /// These, in this order.
-    ///
-    /// # Errors
-    /// [`Error::NoUpstream`] for none, [`Error::DuplicateUpstream`] for one that is there twice, [`Error::Address`] for one
-    /// that nobody can connect to: port 0, or `tcp6:`, which says how to listen.
-    pub fn new(upstreams: Vec<Address>) -> Result<Self, Error> {
-        if upstreams.is_empty() {
-            return Err(Error::NoUpstream);
-        }
-        let mut seen = HashSet::new();
-        for one in &upstreams {
-            let refuse = |why| Err(Error::Address { text: one.to_string(), why });
-            match one {
-                Address::Tcp(address) if address.port() == 0 => return refuse("nobody can be reached at port 0"),
-                Address::Tcp6Only(_) => return refuse("tcp6: is for listeners; an upstream is [IPV6]:PORT"),
-                Address::Tcp(_) | Address::UnixPath(_) | Address::UnixAbstract(_) => {}
-            }
-            if !seen.insert(one) {
-                return Err(Error::DuplicateUpstream { address: one.to_string() });
-            }
-        }
-        Ok(Self(upstreams))
-    }
-
-    /// In the order in which they were given.
-    #[must_use]
-    pub fn as_slice(&self) -> &[Address] {
-        &self.0
     }
 }
 
@@ -234,19 +200,6 @@ fn canonical(network: ipnet::IpNet) -> ipnet::IpNet {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn upstreams(texts: &[&str]) -> Result<Upstreams, Error> {
-        Upstreams::new(texts.iter().map(|text| text.parse().unwrap()).collect())
-    }
-
-    #[test]
-    fn upstreams_are_some_that_can_be_reached_and_each_is_there_once() {
-        assert!(matches!(upstreams(&[]), Err(Error::NoUpstream)));
-        assert!(matches!(upstreams(&["@a", "127.0.0.1:1", "@a"]), Err(Error::DuplicateUpstream { .. })));
-        assert!(matches!(upstreams(&["127.0.0.1:0"]), Err(Error::Address { .. })));
-        assert!(matches!(upstreams(&["tcp6:[::1]:1"]), Err(Error::Address { .. })));
-        assert_eq!(upstreams(&["127.0.0.1:1", "/run/a", "@a"]).unwrap().as_slice().len(), 3);
-    }
 
     #[test]
     fn a_network_knows_its_own_by_whichever_way_they_come() {

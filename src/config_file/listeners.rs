@@ -8,11 +8,11 @@ use toml::Spanned;
 use super::ServiceConfig;
 use super::place::Fault;
 use super::tables::ListenerTable;
-use super::values::{As, Kind, List, Service, Upstream};
+use super::values::{As, Kind, List, Service};
 use crate::address::Address;
 use crate::config::{
-    Check, Ejection, ListenerConfig, ListenerName, Loop, Network, ProxyConfig, SocketAccess, TakenAddresses, Upstreams,
-    find_loop,
+    Check, Ejection, ListenerConfig, ListenerName, Loop, Network, ProxyConfig, SocketAccess, TakenAddresses,
+    UpstreamTarget, Upstreams, find_loop,
 };
 use crate::error::Error;
 
@@ -101,7 +101,8 @@ fn one(name: &Spanned<String>, mut table: ListenerTable, taken: &mut Taken) -> R
     let place = address.span().start;
     let address = address.into_inner().0;
     take(taken, &address, &parsed, place)?;
-    let upstreams_at = |list: &Spanned<List<Upstream>>| list.get_ref().0.iter().map(|one| one.span().start).collect();
+    let upstreams_at =
+        |list: &Spanned<List<UpstreamTarget>>| list.get_ref().0.iter().map(|one| one.span().start).collect();
     let upstream_places = table.upstreams.as_ref().map_or_else(Vec::new, upstreams_at);
     let config = ListenerConfig {
         name: Some(parsed.clone()),
@@ -135,7 +136,7 @@ fn one(name: &Spanned<String>, mut table: ListenerTable, taken: &mut Taken) -> R
     Ok(Listener { name: parsed, config, service, upstream_places })
 }
 
-fn upstreams(list: Spanned<List<Upstream>>) -> Result<Upstreams, Fault> {
+fn upstreams(list: Spanned<List<UpstreamTarget>>) -> Result<Upstreams, Fault> {
     let place = list.span().start;
     let mut seen = HashSet::new();
     for upstream in &list.get_ref().0 {
@@ -184,6 +185,7 @@ fn proxy(upstreams: Upstreams, table: ListenerTable) -> Result<ProxyConfig, Faul
         }
     };
     Ok(ProxyConfig {
+        resolve_interval: table.resolve_interval.map_or(default.resolve_interval, inner),
         balance: table.balance.map_or(default.balance, inner),
         connect_timeout: table.connect_timeout.map_or(default.connect_timeout, inner),
         connect_patience: table.connect_patience.map_or(default.connect_patience, inner),

@@ -214,13 +214,13 @@ mod tests {
     #[test]
     fn every_setting_of_a_proxy_arrives() {
         let config = proxy(
-            "balance = 'least-connections'\nconnect_timeout = '1s'\nconnect_patience = 0\nidle_timeout = '2s'\n\
+            "resolve_interval = '11s'\nbalance = 'least-connections'\nconnect_timeout = '1s'\nconnect_patience = 0\nidle_timeout = '2s'\n\
              lifetime = '3s'\nsend_proxy_header = 'v1'\naccept_proxy_header_from = ['10.0.0.0/8', '::1']\n\
              proxy_header_timeout = '4s'\nkeep_alive = '5s'\nuser_timeout = '6s'\neject_after = 7\neject_for = '8s'\n\
              check_interval = '9s'\ncheck_timeout = '10s'\n",
         );
         let seconds = |time: Option<std::time::Duration>| time.map(|time| time.as_secs());
-        assert_eq!(config.upstreams.as_slice().len(), 3);
+        assert_eq!((config.upstreams.as_slice().len(), config.resolve_interval.as_secs()), (3, 11));
         assert_eq!((config.balance, config.send_header), (Balance::LeastConnections, Some(HeaderVersion::V1)));
         assert_eq!((config.connect_timeout.as_secs(), config.connect_patience.as_secs()), (1, 0));
         assert_eq!((seconds(config.idle_timeout), seconds(config.lifetime)), (Some(2), Some(3)));

@@ -13,11 +13,10 @@ use tracing_subscriber::filter::Targets;
 
 use super::place::Fault;
 use super::values::{
-    As, Count, Failures, FilePath, KeepAlive, List, Service, SocketPath, Time, Upstream, UserOrGroup, UserTimeout,
-    Wait, Workers,
+    As, Count, Failures, FilePath, KeepAlive, List, Service, SocketPath, Time, UserOrGroup, UserTimeout, Wait, Workers,
 };
 use crate::address::Address;
-use crate::config::{Balance, HeaderVersion, MaxGenerations, Network, OnHandoff, SocketMode};
+use crate::config::{Balance, HeaderVersion, MaxGenerations, Network, OnHandoff, SocketMode, UpstreamTarget};
 
 const A_LISTENER: &str = "expected a table with the listener's name, as in [listener.web]";
 
@@ -77,7 +76,8 @@ pub(super) struct ListenerTable {
     pub(super) user: Option<As<UserOrGroup>>,
     pub(super) group: Option<As<UserOrGroup>>,
 
-    pub(super) upstreams: Option<Spanned<List<Upstream>>>,
+    pub(super) upstreams: Option<Spanned<List<UpstreamTarget>>>,
+    pub(super) resolve_interval: Option<Spanned<As<Wait>>>,
     pub(super) balance: Option<Spanned<As<Balance>>>,
     pub(super) connect_timeout: Option<Spanned<As<Wait>>>,
     pub(super) connect_patience: Option<Spanned<As<Time>>>,
@@ -102,6 +102,7 @@ impl ListenerTable {
         }
         let all = [
             ("upstreams", place(self.upstreams.as_ref())),
+            ("resolve_interval", place(self.resolve_interval.as_ref())),
             ("balance", place(self.balance.as_ref())),
             ("connect_timeout", place(self.connect_timeout.as_ref())),
             ("connect_patience", place(self.connect_patience.as_ref())),

@@ -15,7 +15,7 @@ use tracing_subscriber::filter::Targets;
 use super::filter::parse_log_filter;
 use super::time::{at_most_a_week, keep_alive, not_zero, parse_time, user_timeout};
 use crate::address::Address;
-use crate::config::{Balance, HeaderVersion, MaxGenerations, Network, OnHandoff, SocketMode, Upstreams};
+use crate::config::{Balance, HeaderVersion, MaxGenerations, Network, OnHandoff, SocketMode, UpstreamTarget};
 use crate::error::Error;
 
 /// More threads than any machine has cores are a slip of the hand.
@@ -174,23 +174,8 @@ texts! {
     Balance: "\"round-robin\", \"least-connections\" or \"in-order\"";
     HeaderVersion: "\"v1\" or \"v2\"";
     SocketMode: "octal digits as text, as in \"0660\"";
+    UpstreamTarget: "an upstream: \"IP:PORT\", \"[IPV6]:PORT\", \"HOST:PORT\", \"/PATH\" or \"@NAME\"";
     Network: "a network, as in \"192.0.2.0/24\" or \"2001:db8::/32\", or \"unix\"";
-}
-
-/// An address that can be connected to.
-pub(super) enum Upstream {}
-
-impl Kind for Upstream {
-    type Value = Address;
-    const EXPECTED: &'static str = "an upstream: \"IP:PORT\", \"[IPV6]:PORT\", \"/PATH\" or \"@NAME\"";
-
-    fn text(text: &str) -> Option<Result<Address, String>> {
-        let upstream = text.parse().and_then(|address: Address| {
-            Upstreams::new(vec![address.clone()])?;
-            Ok(address)
-        });
-        Some(upstream.map_err(|error| error.to_string()))
-    }
 }
 
 /// Whether connections are carried.

@@ -125,6 +125,12 @@ impl Inheritance {
         self.generation
     }
 
+    /// Whether another generation serves until this one is ready.
+    #[must_use]
+    pub const fn has_predecessor(&self) -> bool {
+        self.predecessors.predecessor.is_some()
+    }
+
     /// Whether standard error is the journal's stream: `JOURNAL_STREAM` is its device and inode, systemd.exec(5). A
     /// program that was started with its output elsewhere inherits the variable all the same.
     #[must_use]

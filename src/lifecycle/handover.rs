@@ -264,6 +264,7 @@ impl<P: Plane> Driver<P> {
             if let Some(mut last) = successor.inquiry().report().cloned() {
                 last.counters.settle();
                 self.past.add(&last.counters);
+                self.past.fold_departed(&self.plane.counters());
             }
             if !is_well {
                 successor.end(Fate::Kill);

@@ -74,6 +74,7 @@ impl<P: Plane> Driver<P> {
                 if let Some(mut last) = last {
                     last.counters.settle();
                     self.past.add(&last.counters);
+                    self.past.fold_departed(&self.plane.counters());
                 }
                 self.reported();
                 None

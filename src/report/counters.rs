@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 pub struct Counters {
     /// By the listener's name.
     pub listeners: BTreeMap<String, ListenerCounters>,
-    /// By the listener's name, then by the upstream's address.
+    /// By the listener's name, then by the upstream: its address; for a host name `HOST:PORT/ADDRESS`, and
+    /// `HOST:PORT` for the name itself and the sums of addresses that it no longer has.
     pub upstreams: BTreeMap<String, BTreeMap<String, UpstreamCounters>>,
     /// How handoffs ended.
     pub handoffs: HandoffCounters,
@@ -65,6 +66,8 @@ pub struct UpstreamCounters {
     pub sent: u64,
     /// Bytes read from it.
     pub received: u64,
+    /// How many times its host name did not resolve.
+    pub resolve_failures: u64,
 }
 
 /// How handoffs ended.
@@ -99,6 +102,24 @@ impl Counters {
         }
         self.handoffs.add(other.handoffs);
     }
+
+    /// Adds the sums of addresses that a host name no longer has to those of the name: addresses may come and
+    /// go for as long as generations follow each other. `now` is what the generation that serves has counted.
+    pub(crate) fn fold_departed(&mut self, now: &Self) {
+        for (listener, upstreams) in &mut self.upstreams {
+            let Some(now) = now.upstreams.get(listener) else { continue };
+            let host = |label: &str| {
+                let (host, _) = label.split_once('/').filter(|_| !label.starts_with(['/', '@']))?;
+                now.contains_key(host).then(|| host.to_owned())
+            };
+            let gone = upstreams.keys().filter(|label| !now.contains_key(*label));
+            let gone: Vec<_> = gone.filter_map(|label| Some((label.clone(), host(label)?))).collect();
+            for (label, host) in gone {
+                let sums = upstreams.remove(&label).unwrap_or_default();
+                upstreams.entry(host).or_default().add(sums);
+            }
+        }
+    }
 }
 
 impl ListenerCounters {
@@ -124,13 +145,14 @@ impl ListenerCounters {
 impl UpstreamCounters {
     /// Adds those of another generation.
     pub const fn add(&mut self, other: Self) {
-        let Self { connected, active, failed, ejected, sent, received } = other;
+        let Self { connected, active, failed, ejected, sent, received, resolve_failures } = other;
         self.connected = self.connected.saturating_add(connected);
         self.active = self.active.saturating_add(active);
         self.failed = self.failed.saturating_add(failed);
         self.ejected = self.ejected.saturating_add(ejected);
         self.sent = self.sent.saturating_add(sent);
         self.received = self.received.saturating_add(received);
+        self.resolve_failures = self.resolve_failures.saturating_add(resolve_failures);
     }
 }
 
@@ -159,6 +181,21 @@ mod tests {
         sum.add(&one);
         assert_eq!((sum.listeners["a"].accepted, sum.listeners["a"].cut, sum.listeners["b"].sent), (2, 4, 6));
         assert_eq!((sum.upstreams["a"]["@u"].connected, sum.handoffs.failed), (8, 10));
+    }
+
+    #[test]
+    fn what_an_address_counted_that_its_name_has_lost_is_its_names() {
+        let counters = |text: &str| serde_json::from_str::<Counters>(text).unwrap();
+        let mut past = counters(
+            r#"{"upstreams":{"a":{"b:1/10.0.0.1:1":{"sent":1},"b:1/10.0.0.2:1":{"sent":2},"b:1":{"sent":4},
+                "c:1/10.0.0.1:1":{"sent":8},"@u/1":{"sent":16},"/u/1":{"sent":32}},"gone":{"b:1/10.0.0.1:1":{}}}}"#,
+        );
+        past.fold_departed(&counters(r#"{"upstreams":{"a":{"b:1":{},"b:1/10.0.0.2:1":{},"@u":{}}}}"#));
+        let expected = counters(
+            r#"{"upstreams":{"a":{"b:1/10.0.0.2:1":{"sent":2},"b:1":{"sent":5},
+                "c:1/10.0.0.1:1":{"sent":8},"@u/1":{"sent":16},"/u/1":{"sent":32}},"gone":{"b:1/10.0.0.1:1":{}}}}"#,
+        );
+        assert_eq!(past, expected);
     }
 
     #[test]

@@ -44,6 +44,25 @@ impl Routes {
         self
     }
 
+    /// Resolves the host names among the upstreams of all of them once, all at the same time, within 5 s.
+    /// Returns whether each proxy has an upstream with an address.
+    pub async fn resolve(&self) -> bool {
+        let mut lookups: Vec<_> = self.proxies().map(|proxy| Box::pin(proxy.resolve())).collect();
+        let mut all_have_some = true;
+        poll_fn(|cx| {
+            lookups.retain_mut(|lookup| match lookup.as_mut().poll(cx) {
+                Poll::Ready(has_some) => {
+                    all_have_some &= has_some;
+                    false
+                }
+                Poll::Pending => true,
+            });
+            if lookups.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        all_have_some
+    }
+
     /// Looks after the upstreams of all of them, for as long as this is awaited.
     pub async fn watch(&self) -> Infallible {
         let proxies = self.proxies();

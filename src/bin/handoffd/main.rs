@@ -94,6 +94,12 @@ fn run(
     };
     let service = Arc::new(service);
     runtime.block_on(async {
+        // A predecessor may still have addresses that cannot be learned now.
+        if !service.routes.resolve().await && inheritance.has_predecessor() {
+            let error = Error::Unresolved;
+            inheritance.refuse(&error);
+            return Err(error);
+        }
         tokio::select! {
             served = handoffd::run_on(workers, config, inheritance, Arc::clone(&service)) => served.map(drop),
             never = service.routes.watch() => match never {},

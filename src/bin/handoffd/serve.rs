@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use handoffd::{
     Address, Balance, Config, ConfigFile, Echo, Error, HeaderVersion, ListenerConfig, Listeners, METRICS_LISTENER,
-    MaxGenerations, OnHandoff, Placed, Proxy, ProxyConfig, Routes, Served, ServiceConfig, SocketAccess, Upstreams,
-    default_control_path, parse_log_filter, parse_time, parse_wait, parse_workers,
+    MaxGenerations, OnHandoff, Placed, Proxy, ProxyConfig, Routes, Served, ServiceConfig, SocketAccess, UpstreamTarget,
+    Upstreams, default_control_path, parse_log_filter, parse_time, parse_wait, parse_workers,
 };
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -37,9 +37,13 @@ pub(crate) struct ServeFlags {
 pub(crate) struct ProxyFlags {
     /// Pass them on to this one; given several times, to each in turn.
     ///
-    /// ADDRESS is IP:PORT, [IPV6]:PORT, /PATH or @NAME (abstract).
+    /// ADDRESS is IP:PORT, [IPV6]:PORT, HOST:PORT, /PATH or @NAME (abstract). A host name stands for all its addresses.
     #[arg(long, value_name = "ADDRESS", required = true)]
     to: Vec<String>,
+
+    /// How often host names of --to are resolved
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_wait)]
+    resolve_interval: Duration,
 
     /// Which upstream is tried first: round-robin, least-connections or in-order
     #[arg(long, value_name = "ORDER", default_value = "round-robin", value_parser = balance)]
@@ -174,8 +178,9 @@ impl ServeFlags {
 impl ProxyFlags {
     /// The same, for a proxy.
     pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
-        let upstreams: Result<Vec<Address>, _> = self.to.iter().map(|text| text.parse()).collect();
+        let upstreams: Result<Vec<UpstreamTarget>, _> = self.to.iter().map(|text| text.parse()).collect();
         let proxy = ProxyConfig {
+            resolve_interval: self.resolve_interval,
             balance: self.balance,
             connect_timeout: self.connect_timeout,
             connect_patience: self.connect_patience,

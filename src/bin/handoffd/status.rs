@@ -1,5 +1,6 @@
 //! Shows every generation, once or for as long as something is under way, to people or to programs.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -67,8 +68,7 @@ fn table(status: &Status) -> String {
     text.push('\n');
     text += &aligned(head, status.listeners.iter().map(|listener| listener_row(listener, &status.counters)));
     let upstreams = status.counters.upstreams.iter();
-    let mut upstreams =
-        upstreams.flat_map(|(listener, all)| all.iter().map(move |one| upstream_row(listener, one))).peekable();
+    let mut upstreams = upstreams.flat_map(|(listener, all)| upstream_rows(listener, all)).peekable();
     if upstreams.peek().is_some() {
         let head = ["LISTENER", "UPSTREAM", "CONNECTED", "OPEN", "FAILED", "EJECTED", "SENT", "RECEIVED"];
         text.push('\n');
@@ -79,6 +79,14 @@ fn table(status: &Status) -> String {
         if *header_errors > 0 {
             let listener = escaped(listener);
             text += &format!("{listener}: {header_errors} clients refused because of their PROXY header\n");
+        }
+    }
+    for (listener, all) in &status.counters.upstreams {
+        for (host, UpstreamCounters { resolve_failures, .. }) in all {
+            if *resolve_failures > 0 {
+                let (listener, host) = (escaped(listener), escaped(host));
+                text += &format!("{listener}: the host name {host} did not resolve {resolve_failures} times\n");
+            }
         }
     }
     let HandoffCounters { succeeded, failed, rolled_back } = status.counters.handoffs;
@@ -116,8 +124,22 @@ fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 11] 
     [name, address, accepted, active, limited, received, sent, drained, cut, carried, refused]
 }
 
+/// A row for each upstream. A host name has one of its own if there was something to be counted at
+/// addresses that it no longer has.
+fn upstream_rows<'a>(
+    listener: &'a str,
+    all: &'a BTreeMap<String, UpstreamCounters>,
+) -> impl Iterator<Item = [String; 8]> + 'a {
+    let has_addresses = |name: &str| all.keys().any(|other| other.starts_with(&format!("{name}/")));
+    let is_nothing = |one: &UpstreamCounters| {
+        *one == UpstreamCounters { resolve_failures: one.resolve_failures, ..UpstreamCounters::default() }
+    };
+    let rows = all.iter().filter(move |(name, one)| !(is_nothing(one) && has_addresses(name)));
+    rows.map(move |one| upstream_row(listener, one))
+}
+
 fn upstream_row(listener: &str, (upstream, counters): (&String, &UpstreamCounters)) -> [String; 8] {
-    let UpstreamCounters { connected, active, failed, ejected, sent, received } = *counters;
+    let UpstreamCounters { connected, active, failed, ejected, sent, received, .. } = *counters;
     let numbers = [connected, active, failed, ejected, sent, received];
     let [connected, active, failed, ejected, sent, received] = numbers.map(|number| number.to_string());
     [listener.to_owned(), upstream.clone(), connected, active, failed, ejected, sent, received]

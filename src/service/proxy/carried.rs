@@ -2,11 +2,13 @@
 //! which ends were passed on, and what has been used of its limits.
 //!
 //! One that has no upstream yet begins anew there, with what was learned of it and the patience that is left. One whose upstream is
-//! not in the other's configuration stays where it is: the configuration says that nobody is to be sent there any more.
+//! not in the other's configuration stays where it is: the configuration says that nobody is to be sent there any more. An address
+//! of a host name is in it as long as the name is: what the name has now counts for new connections alone.
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +16,8 @@ use tokio::time::Instant;
 
 use super::header::Route;
 use super::limits::Used;
+use super::tally::Tally;
+use super::upstream::Upstream;
 use super::upstreams::Upstreams;
 use crate::address::Address;
 use crate::carry::Parcel;
@@ -47,7 +51,7 @@ pub(super) struct Arriving {
     pub(super) since: Option<Instant>,
     /// Which of the upstreams have had their chance in this round: also one whose answer is still awaited, or a client that is carried
     /// again and again would never come to the others.
-    pub(super) tried: Vec<usize>,
+    pub(super) tried: Vec<Arc<Upstream>>,
 }
 
 /// The answer.
@@ -58,6 +62,7 @@ pub(super) struct Identified {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Conversing {
+    /// Its label.
     pub(super) upstream: String,
     /// Bytes read from it so far, and written to it.
     received: u64,
@@ -71,7 +76,7 @@ pub(super) struct Conversing {
 /// A conversation that another process has held until now.
 pub(super) struct Resumed {
     /// Which of the upstreams it is with.
-    pub(super) upstream: usize,
+    pub(super) upstream: Arc<Upstream>,
     pub(super) stream: Stream,
     pub(super) relay: Relay,
     pub(super) used: Used,
@@ -84,9 +89,9 @@ pub(super) enum Begun {
 }
 
 /// Puts a client into words that has no upstream yet.
-pub(super) fn arriving(Arriving { identified, since, tried }: Arriving, upstreams: &Upstreams) -> Parcel {
+pub(super) fn arriving(Arriving { identified, since, tried }: Arriving) -> Parcel {
     let waited = since.map(|since| since.elapsed());
-    let tried = tried.into_iter().map(|index| upstreams.all()[index].address().to_string()).collect();
+    let tried = tried.iter().map(|upstream| upstream.label().to_owned()).collect();
     parcel(&Stage::Arriving { identified, waited, tried }, &[], Vec::new())
 }
 
@@ -94,10 +99,10 @@ pub(super) fn arriving(Arriving { identified, since, tried }: Arriving, upstream
 ///
 /// # Errors
 /// When the kernel will not end its watch over the upstream's socket.
-pub(super) fn conversing(address: String, stream: Stream, relay: Relay, used: Used) -> io::Result<Parcel> {
+pub(super) fn conversing(upstream: String, stream: Stream, relay: Relay, used: Used) -> io::Result<Parcel> {
     let (still, bytes, pipes) = relay.into_still();
     let conversing = Conversing {
-        upstream: address,
+        upstream,
         received: stream.received(),
         sent: stream.sent(),
         finished: stream.peer_has_finished(),
@@ -121,47 +126,57 @@ fn parcel(stage: &Stage, owed: &[u8], descriptors: Vec<OwnedFd>) -> Parcel {
 /// # Errors
 /// Why not.
 pub(super) fn check(parcel: &Parcel, upstreams: &Upstreams) -> Result<(), String> {
-    if parcel.format != FORMAT {
-        return Err(format!("{} is not known here", parcel.format));
-    }
-    let (stage, owed) = read(&parcel.bytes)?;
-    let (bytes, descriptors) = match stage {
-        Stage::Arriving { .. } => (0, 0),
-        Stage::Conversing(Conversing { upstream, relay, .. }) => {
-            upstreams.find(&upstream).ok_or_else(|| format!("{upstream} is no upstream any more"))?;
-            let (bytes, descriptors) = relay.needs();
-            (bytes, 1 + descriptors)
+    let (stage, _) = whole(parcel)?;
+    match stage {
+        Stage::Conversing(Conversing { upstream, .. }) if !upstreams.is_configured(&upstream) => {
+            Err(format!("{upstream} is no upstream any more"))
         }
-    };
-    if (bytes, descriptors) == (owed.len(), parcel.descriptors.len()) {
-        Ok(())
-    } else {
-        Err(format!("{} bytes and {} descriptors are not what it speaks of", owed.len(), parcel.descriptors.len()))
+        Stage::Arriving { .. } | Stage::Conversing(_) => Ok(()),
     }
 }
 
-/// Takes up what was given up. Must be called in a tokio runtime.
+/// Takes up what was given up, after [`check`] has passed. Must be called in a tokio runtime.
 ///
 /// # Errors
-/// What [`check`] says, or the kernel.
-pub(super) fn take_up(parcel: Parcel, upstreams: &Upstreams) -> io::Result<Begun> {
-    check(&parcel, upstreams).map_err(io::Error::other)?;
-    let (stage, owed) = read(&parcel.bytes).map_err(io::Error::other)?;
+/// When it is not whole, or the kernel refuses it.
+pub(super) fn take_up(parcel: Parcel, upstreams: &Upstreams, tally: &Tally) -> io::Result<Begun> {
+    let (stage, owed) = whole(&parcel).map_err(io::Error::other)?;
+    let owed = &parcel.bytes[owed..];
     let Conversing { upstream, received, sent, finished, relay, used } = match stage {
         Stage::Arriving { identified, waited, tried } => {
             let since = waited.map(|waited| Instant::now().checked_sub(waited).unwrap_or_else(Instant::now));
-            let tried = tried.iter().filter_map(|address| upstreams.find(address)).collect();
+            let tried = tried.iter().filter_map(|label| upstreams.find(label)).collect();
             return Ok(Begun::Arriving(Arriving { identified, since, tried }));
         }
         Stage::Conversing(conversing) => conversing,
     };
     let missing = || io::Error::from(io::ErrorKind::NotFound);
-    let upstream = upstreams.find(&upstream).ok_or_else(missing)?;
+    // Its name may have lost the address since the check.
+    let upstream = upstreams.adopt(&upstream, &tally.known()).ok_or_else(missing)?;
     let mut descriptors = parcel.descriptors.into_iter();
     let socket = descriptors.next().ok_or_else(missing)?;
-    let stream =
-        Stream::taken_up(socket, peer(upstreams.all()[upstream].address()), Traffic::so_far(received, sent), finished)?;
+    let stream = Stream::taken_up(socket, peer(upstream.address()), Traffic::so_far(received, sent), finished)?;
     Ok(Begun::Conversing(Resumed { upstream, stream, relay: Relay::from_still(relay, owed, descriptors)?, used }))
+}
+
+/// Reads a parcel that holds all that it speaks of: the stage, and where the bytes begin that are owed.
+fn whole(parcel: &Parcel) -> Result<(Stage, usize), String> {
+    if parcel.format != FORMAT {
+        return Err(format!("{} is not known here", parcel.format));
+    }
+    let (stage, owed) = read(&parcel.bytes)?;
+    let (bytes, descriptors) = match &stage {
+        Stage::Arriving { .. } => (0, 0),
+        Stage::Conversing(Conversing { relay, .. }) => {
+            let (bytes, descriptors) = relay.needs();
+            (bytes, 1 + descriptors)
+        }
+    };
+    if (bytes, descriptors) == (owed.len(), parcel.descriptors.len()) {
+        Ok((stage, parcel.bytes.len() - owed.len()))
+    } else {
+        Err(format!("{} bytes and {} descriptors are not what it speaks of", owed.len(), parcel.descriptors.len()))
+    }
 }
 
 const fn peer(address: &Address) -> Peer {

@@ -5,11 +5,13 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt;
-use tokio::task::JoinSet;
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::connect::is_own;
 use super::tally::Tally;
+use super::upstream::Upstream;
 use super::upstreams::Upstreams;
 use super::{Proxy, header};
 use crate::address::Address;
@@ -20,51 +22,75 @@ use crate::net::dial;
 struct Watch {
     upstreams: Arc<Upstreams>,
     tally: Arc<Tally>,
-    index: usize,
+    upstream: Arc<Upstream>,
     check: Check,
     /// What is said on each connection: one that expects a header is not to be met by silence.
     header: Vec<u8>,
 }
 
+/// The checks of all upstreams that there are now. They end with this.
+#[derive(Default)]
+struct Watches {
+    tasks: JoinSet<()>,
+    handles: Vec<(Arc<Upstream>, AbortHandle)>,
+}
+
 impl Proxy {
-    /// Checks each upstream, if that is configured, for as long as this is awaited.
+    /// Resolves host names again and again, and checks each upstream if that is configured, for as long as
+    /// this is awaited.
     pub async fn watch(&self) -> Infallible {
-        let Some(check) = self.config.check else { return std::future::pending().await };
-        let header = self.config.send_header.map(header::own).unwrap_or_default();
-        let mut watches = JoinSet::new();
-        for index in 0..self.upstreams.all().len() {
-            let (upstreams, tally) = (Arc::clone(&self.upstreams), Arc::clone(&self.tally));
-            watches.spawn(Watch { upstreams, tally, index, check, header: header.clone() }.run());
-        }
+        let (mut names, changed) = (JoinSet::new(), Arc::new(Notify::new()));
+        self.watch_names(&mut names, &changed);
+        let mut watches = Watches::default();
         loop {
-            // They end with this, and never before.
-            watches.join_next().await;
-            std::future::pending::<()>().await;
+            self.keep(&mut watches);
+            changed.notified().await;
+        }
+    }
+
+    /// Checks the upstreams that there are now, and no others.
+    fn keep(&self, watches: &mut Watches) {
+        let Some(check) = self.config.check else { return };
+        let current = self.upstreams.current();
+        let has = |all: &[Arc<Upstream>], one: &Arc<Upstream>| all.iter().any(|other| Arc::ptr_eq(one, other));
+        watches.handles.retain(|(upstream, handle)| {
+            let stays = has(&current, upstream);
+            if !stays {
+                handle.abort();
+            }
+            stays
+        });
+        let watched: Vec<_> = watches.handles.iter().map(|(upstream, _)| Arc::clone(upstream)).collect();
+        let header = self.config.send_header.map(header::own).unwrap_or_default();
+        for upstream in current.iter().filter(|upstream| !has(&watched, upstream)) {
+            let (upstreams, tally) = (Arc::clone(&self.upstreams), Arc::clone(&self.tally));
+            let watch = Watch { upstreams, tally, upstream: Arc::clone(upstream), check, header: header.clone() };
+            watches.handles.push((Arc::clone(upstream), watches.tasks.spawn(watch.run())));
         }
     }
 }
 
 impl Watch {
     async fn run(self) {
+        let Self { upstreams, tally, upstream, check, header } = self;
         loop {
-            let address = self.upstreams.all()[self.index].address();
-            let result = match timeout(self.check.timeout, look(address, &self.header)).await {
+            let result = match timeout(check.timeout, look(upstream.address(), &header)).await {
                 Ok(result) => result,
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),
             };
-            let listeners = self.tally.listeners();
+            let listeners = tally.listeners();
             match result {
-                Ok(()) => self.upstreams.check_passed(self.index, &listeners),
+                Ok(()) => upstreams.check_passed(&upstream, &listeners),
                 // Nothing was learned of the upstream.
                 Err(reason) if is_own(&reason) => {
                     tracing::debug!(
-                        listener = %listeners, upstream = %address, %reason,
+                        listener = %listeners, upstream = %upstream.label(), %reason,
                         "cannot check an upstream: {reason}"
                     );
                 }
-                Err(reason) => self.upstreams.check_failed(self.index, &listeners, &reason),
+                Err(reason) => upstreams.check_failed(&upstream, &listeners, &reason),
             }
-            sleep(self.check.interval).await;
+            sleep(check.interval).await;
         }
     }
 }

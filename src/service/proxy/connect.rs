@@ -16,7 +16,8 @@ use super::Proxy;
 use super::carried::Arriving;
 use super::options::Side;
 use super::tally::{Came, Counted};
-use super::upstreams::{Place, Round};
+use super::upstream::{Place, Upstream};
+use super::upstreams::Round;
 use crate::net::{Stream, dial};
 use crate::service::Connection;
 
@@ -29,14 +30,14 @@ const LAST_PAUSE: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct Connected<'a> {
     pub(super) stream: Stream,
-    _place: Place<'a>,
+    _place: Place,
     counted: Counted<'a>,
 }
 
 impl Connected<'_> {
     /// Which of the upstreams it is.
-    pub(super) const fn index(&self) -> usize {
-        self.counted.upstream()
+    pub(super) fn label(&self) -> &str {
+        self.counted.upstream().label()
     }
 }
 
@@ -54,9 +55,9 @@ enum Failed {
 
 impl Proxy {
     /// Goes on with a connection to an upstream that another process has made.
-    pub(super) fn reconnected(&self, listener: &Arc<str>, index: usize, stream: Stream) -> Connected<'_> {
-        let place = self.upstreams.take(index);
-        let counted = self.tally.enter(listener, self.upstreams.all(), index, Came::Carried, stream.traffic());
+    pub(super) fn reconnected(&self, listener: &Arc<str>, upstream: &Arc<Upstream>, stream: Stream) -> Connected<'_> {
+        let place = Place::take(upstream);
+        let counted = self.tally.enter(listener, upstream, Came::Carried, stream.traffic());
         Connected { stream, _place: place, counted }
     }
 
@@ -101,7 +102,7 @@ impl Proxy {
 
     /// How long it takes at most to try each of them once.
     fn longest_round(&self) -> Duration {
-        let upstreams = u32::try_from(self.upstreams.all().len()).unwrap_or(u32::MAX);
+        let upstreams = u32::try_from(self.upstreams.current().len()).unwrap_or(u32::MAX);
         self.config.connect_timeout.saturating_mul(upstreams)
     }
 
@@ -111,25 +112,27 @@ impl Proxy {
         client: &Connection,
         header: &[u8],
         limit: Option<Instant>,
-        tried: &mut Vec<usize>,
+        tried: &mut Vec<Arc<Upstream>>,
     ) -> Result<Connected<'_>, Failed> {
         let mut round: Round = self.upstreams.round();
-        tried.iter().for_each(|index| round.tried(*index));
+        tried.iter().for_each(|upstream| round.tried(upstream));
         let mut last = None;
-        while let Some(index) = self.upstreams.choose(&round) {
-            tried.push(index);
-            round.tried(index);
-            let place = self.upstreams.take(index);
-            match self.attempt(client, header, index, limit).await {
+        if round.is_empty() {
+            last = Some(io::Error::new(io::ErrorKind::NotConnected, "no upstream's host name has an address yet"));
+        }
+        while let Some(upstream) = self.upstreams.choose(&round) {
+            tried.push(Arc::clone(&upstream));
+            round.tried(&upstream);
+            let place = Place::take(&upstream);
+            match self.attempt(client, header, &upstream, limit).await {
                 Ok(stream) => {
-                    let all = self.upstreams.all();
-                    self.upstreams.succeeded(index, client.listener());
-                    let counted = self.tally.enter(&client.listener, all, index, Came::Made, stream.traffic());
+                    self.upstreams.succeeded(&upstream, client.listener());
+                    let counted = self.tally.enter(&client.listener, &upstream, Came::Made, stream.traffic());
                     return Ok(Connected { stream, _place: place, counted });
                 }
                 Err(Failed::Upstream(reason)) => {
-                    self.tally.failed(&client.listener, self.upstreams.all(), index);
-                    self.upstreams.failed(index, client.listener(), &reason);
+                    self.tally.failed(&client.listener, &upstream);
+                    self.upstreams.failed(&upstream, client.listener(), &reason);
                     last = Some(reason);
                 }
                 Err(other) => return Err(other),
@@ -143,13 +146,13 @@ impl Proxy {
         &self,
         client: &Connection,
         header: &[u8],
-        index: usize,
+        upstream: &Upstream,
         limit: Option<Instant>,
     ) -> Result<Stream, Failed> {
         let now = Instant::now();
         let deadline = now.checked_add(self.config.connect_timeout).unwrap_or(now + Duration::from_secs(86_400));
         let end = limit.map_or(deadline, |limit| limit.min(deadline));
-        let mut connecting = pin!(self.greet(client.listener(), index, header));
+        let mut connecting = pin!(self.greet(client.listener(), upstream, header));
         loop {
             let look = Instant::now() + LAST_PAUSE;
             match timeout_at(look.min(end), connecting.as_mut()).await {
@@ -165,8 +168,8 @@ impl Proxy {
     }
 
     /// Connects, and says what is to be said first.
-    async fn greet(&self, listener: &str, index: usize, header: &[u8]) -> io::Result<Stream> {
-        let mut stream = dial(self.upstreams.all()[index].address()).await?;
+    async fn greet(&self, listener: &str, upstream: &Upstream, header: &[u8]) -> io::Result<Stream> {
+        let mut stream = dial(upstream.address()).await?;
         self.options.set(&mut stream, Side::Upstream, listener);
         if !header.is_empty() {
             stream.write_all(header).await?;

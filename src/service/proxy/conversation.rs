@@ -14,7 +14,6 @@ use tokio::time::timeout;
 use super::carried;
 use super::connect::Connected;
 use super::limits::{Expired, Limits, Used};
-use super::upstreams::Upstreams;
 use crate::service::Connection;
 use crate::service::relay::{Relay, Relayed};
 
@@ -85,13 +84,12 @@ impl<'a> Conversation<'a> {
     ///
     /// # Errors
     /// When the kernel will not end the watch over the upstream's socket.
-    pub(super) fn give_up(mut self, upstreams: &Upstreams) -> io::Result<()> {
+    pub(super) fn give_up(mut self) -> io::Result<()> {
         let Some(upstream) = self.upstream.take() else { return Ok(()) };
-        let (index, stream) = (upstream.index(), upstream.stream);
+        let (label, stream) = (upstream.label().to_owned(), upstream.stream);
         let carried = self.client.stream.carried() + stream.carried();
         let used = Used { carried, ..self.limits.used() };
-        let address = upstreams.all()[index].address().to_string();
-        let parcel = carried::conversing(address, stream, std::mem::take(&mut self.relay), used);
+        let parcel = carried::conversing(label, stream, std::mem::take(&mut self.relay), used);
         self.client.give_up(parcel.inspect_err(|_| self.client.stream.reset_on_drop())?);
         Ok(())
     }

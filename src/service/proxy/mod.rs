@@ -5,6 +5,9 @@
 //! | `header` | who the client is, by the word of another proxy, and for the next one |
 //! | `connect` | one client's way to an upstream: deadlines, the next one, patience |
 //! | `upstreams` | which one that is, and who is passed over |
+//! | `upstream` | one of them, and how it fares |
+//! | `names` | host names among them, and the addresses that they have now |
+//! | `resolver` | how a name is resolved, without waiting for it for ever |
 //! | `checks` | who looks after them when no client does |
 //! | `conversation` | the two of them to the end; `relay` moves the bytes |
 //! | `carried` | what of them goes to another process |
@@ -23,11 +26,14 @@ mod conversation;
 pub(super) mod fuzz;
 mod header;
 mod limits;
+mod names;
 mod options;
 mod refusals;
+mod resolver;
 mod tally;
 #[cfg(test)]
 mod tests;
+mod upstream;
 mod upstreams;
 
 use std::collections::BTreeMap;
@@ -52,6 +58,7 @@ use header::Route;
 use limits::{Limits, Used};
 use options::{Side, SocketOptions};
 use refusals::Refusals;
+use resolver::Resolver;
 use tally::Tally;
 use upstreams::Upstreams;
 
@@ -63,6 +70,7 @@ pub struct Proxy {
     upstreams: Arc<Upstreams>,
     tally: Arc<Tally>,
     refusals: Refusals,
+    resolver: Resolver,
 }
 
 /// With what a conversation begins, or goes on.
@@ -74,16 +82,18 @@ struct Beginning<'a> {
 
 impl Proxy {
     /// For one listener, or for several that share its upstreams.
+    ///
+    /// Upstreams that are host names have no address until [`Proxy::resolve`] or [`Proxy::watch`] is awaited.
     #[must_use]
     pub fn new(config: ProxyConfig) -> Self {
         let (upstreams, tally) = (Arc::new(Upstreams::new(&config)), Arc::default());
         let options = SocketOptions::new(&config);
-        Self { config, options, upstreams, tally, refusals: Refusals::default() }
+        Self { config, options, upstreams, tally, refusals: Refusals::default(), resolver: Resolver::system() }
     }
 
     /// Counts for this listener from now on, also while nobody comes by it.
     pub(super) fn expect(&self, listener: &str) {
-        self.tally.expect(&listener.into(), self.upstreams.all().len());
+        self.tally.expect(&listener.into());
     }
 
     /// Takes a conversation up that was carried here, or brings a client to its upstream: none if it has been given up on the way.
@@ -91,7 +101,7 @@ impl Proxy {
         let begun = match connection.taken_up() {
             // A clean end could be taken for one.
             Some(parcel) => {
-                carried::take_up(parcel, &self.upstreams).inspect_err(|error| {
+                carried::take_up(parcel, &self.upstreams, &self.tally).inspect_err(|error| {
                     connection.stream.reset_on_drop();
                     let (listener, peer) = (connection.listener(), connection.peer());
                     tracing::error!(listener, %peer, reason = %error, "a connection is lost that was carried here: {error}");
@@ -105,7 +115,7 @@ impl Proxy {
                 // This configuration may have other options than that of the generation before.
                 self.options.set(&mut connection.stream, Side::Client, &connection.listener);
                 self.options.set(&mut stream, Side::Upstream, &connection.listener);
-                let upstream = self.reconnected(&connection.listener, upstream, stream);
+                let upstream = self.reconnected(&connection.listener, &upstream, stream);
                 return Ok(Some(Beginning { upstream, relay, limits: Limits::new(&self.config, used) }));
             }
         };
@@ -127,7 +137,7 @@ impl Proxy {
         .await;
         drop(beginning);
         let Some(upstream) = connected.transpose()? else {
-            connection.give_up(carried::arriving(arriving, &self.upstreams));
+            connection.give_up(carried::arriving(arriving));
             return Ok(None);
         };
         let limits = Limits::new(&self.config, Used::default());
@@ -211,7 +221,7 @@ impl Service for Proxy {
         };
         let mut conversation = Conversation::new(connection, upstream, relay, limits);
         if conversation.hold().await? == Held::ToBeCarried {
-            conversation.give_up(&self.upstreams)?;
+            conversation.give_up()?;
         }
         Ok(())
     }
@@ -225,7 +235,7 @@ impl Service for Proxy {
     }
 
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
-        self.tally.counters(self.upstreams.all())
+        self.tally.counters(&self.upstreams)
     }
 
     fn header_errors(&self) -> BTreeMap<String, u64> {

@@ -1,18 +1,28 @@
 //! Chooses upstreams for clients: whose turn it is, who has the fewest connections, who is passed over because it fails.
 //!
-//! Shared by all threads, without a lock: a client that finds its upstream at once pays for a few atomic operations. Threads
+//! Shared by all threads: a client that finds its upstream at once pays for a few atomic operations. Threads
 //! that decide at the same instant may decide alike; that balances a little less evenly, and harms nobody.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use super::names::Name;
+use super::upstream::{Upstream, read_label};
 use crate::address::Address;
-use crate::config::{Balance, Ejection, ProxyConfig};
+use crate::config::{Balance, Ejection, ProxyConfig, UpstreamTarget};
 
 /// The upstreams of one proxy.
 #[derive(Debug)]
 pub(super) struct Upstreams {
-    all: Box<[Upstream]>,
+    /// Those of the configuration, in its order.
+    targets: Box<[Target]>,
+    /// All that clients may be passed on to now, in the same order.
+    current: RwLock<Arc<[Arc<Upstream>]>>,
     balance: Balance,
     ejection: Ejection,
     turn: AtomicUsize,
@@ -22,133 +32,175 @@ pub(super) struct Upstreams {
     deserted: AtomicBool,
 }
 
-/// One of them.
+/// An upstream as it is configured.
 #[derive(Debug)]
-pub(super) struct Upstream {
-    address: Address,
-    /// Connections of ours, with those that are being made.
-    active: AtomicUsize,
-    /// Failures in a row.
-    failures: AtomicU32,
-    /// Until when it is passed over, in milliseconds of [`Upstreams::epoch`]; 0 when it is not.
-    out_until: AtomicU64,
-    /// Whether the last active check failed.
-    check_failed: AtomicBool,
-    /// Whether the log has it as passed over.
-    said: AtomicBool,
-    ejected: AtomicU64,
+enum Target {
+    Address(Arc<Upstream>),
+    Host(Arc<Name>),
 }
 
 /// One client's way round the upstreams: each is tried once.
 #[derive(Debug)]
 pub(super) struct Round {
+    all: Arc<[Arc<Upstream>]>,
     start: usize,
-    tried: Vec<usize>,
+    tried: Vec<Arc<Upstream>>,
 }
 
 impl Round {
     /// Does not offer this one again.
-    pub(super) fn tried(&mut self, index: usize) {
-        self.tried.push(index);
+    pub(super) fn tried(&mut self, upstream: &Arc<Upstream>) {
+        self.tried.push(Arc::clone(upstream));
     }
-}
 
-/// Counts a connection of an upstream for as long as it lives.
-#[derive(Debug)]
-pub(super) struct Place<'a>(&'a AtomicUsize);
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+    /// Whether there is any upstream.
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
     }
 }
 
 impl Upstreams {
     pub(super) fn new(config: &ProxyConfig) -> Self {
-        let all = config.upstreams.as_slice().iter().map(|address| Upstream {
-            address: address.clone(),
-            active: AtomicUsize::new(0),
-            failures: AtomicU32::new(0),
-            out_until: AtomicU64::new(0),
-            check_failed: AtomicBool::new(false),
-            said: AtomicBool::new(false),
-            ejected: AtomicU64::new(0),
+        let targets = config.upstreams.as_slice().iter().map(|target| match target {
+            UpstreamTarget::Address(address) => Target::Address(Arc::new(Upstream::new(None, address.clone()))),
+            UpstreamTarget::Host(host) => Target::Host(Arc::new(Name::new(host.clone()))),
         });
-        Self {
-            all: all.collect(),
+        let upstreams = Self {
+            targets: targets.collect(),
+            current: RwLock::new(Arc::new([])),
             balance: config.balance,
             ejection: config.ejection,
             turn: AtomicUsize::new(0),
             epoch: Instant::now(),
             deserted: AtomicBool::new(false),
+        };
+        upstreams.update(&[]);
+        upstreams
+    }
+
+    /// All that clients may be passed on to now, in the order of the configuration.
+    pub(super) fn current(&self) -> Arc<[Arc<Upstream>]> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The host names of the configuration.
+    pub(super) fn names(&self) -> impl Iterator<Item = &Arc<Name>> {
+        self.targets.iter().filter_map(|target| match target {
+            Target::Address(_) => None,
+            Target::Host(name) => Some(name),
+        })
+    }
+
+    /// Takes the addresses that the names have now. An address that stays keeps what is known of it, and so
+    /// does one that comes back while it is among `known`. Returns those that are gone.
+    pub(super) fn update(&self, known: &[Arc<Upstream>]) -> Vec<Arc<Upstream>> {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        // An address that the configuration itself has is there once, whatever names have it as well.
+        let mut seen: HashSet<Address> = HashSet::new();
+        if self.names().next().is_some() {
+            seen.extend(self.targets.iter().filter_map(|target| match target {
+                Target::Address(upstream) => Some(upstream.address().clone()),
+                Target::Host(_) => None,
+            }));
         }
+        let mut next: Vec<Arc<Upstream>> = Vec::new();
+        for target in &self.targets {
+            let name = match target {
+                Target::Address(upstream) => {
+                    next.push(Arc::clone(upstream));
+                    continue;
+                }
+                Target::Host(name) => name,
+            };
+            for socket in name.addresses() {
+                let address = Address::Tcp(socket);
+                if !seen.insert(address.clone()) {
+                    continue;
+                }
+                let same = current.iter().chain(known).find(|one| one.is(name.host(), socket));
+                let create = || Arc::new(Upstream::new(Some(Arc::clone(name.host())), address));
+                next.push(same.map_or_else(create, Arc::clone));
+            }
+        }
+        let stay: HashSet<usize> = next.iter().map(|upstream| upstream.id()).collect();
+        let gone = current.iter().filter(|one| !stay.contains(&one.id())).map(Arc::clone).collect();
+        *current = next.into();
+        gone
     }
 
-    /// All of them, in the order of the configuration.
-    pub(super) fn all(&self) -> &[Upstream] {
-        &self.all
+    /// Which of them has this label.
+    pub(super) fn find(&self, label: &str) -> Option<Arc<Upstream>> {
+        self.current().iter().find(|upstream| upstream.label() == label).map(Arc::clone)
     }
 
-    /// Which of them has this address, as it is printed.
-    pub(super) fn find(&self, address: &str) -> Option<usize> {
-        let address: Address = address.parse().ok()?;
-        self.all.iter().position(|upstream| upstream.address == address)
+    /// Whether the configuration names the upstream with this label: by its address, or by a host name that
+    /// has the address or had it.
+    pub(super) fn is_configured(&self, label: &str) -> bool {
+        let Some((host, address)) = read_label(label) else { return false };
+        let is_named = || host.is_some_and(|host| self.names().any(|name| name.host().to_string() == host));
+        self.current().iter().any(|upstream| *upstream.address() == address) || is_named()
+    }
+
+    /// The upstream of a connection that another process has made. Its name may not have that address any
+    /// more: the connection goes on all the same.
+    pub(super) fn adopt(&self, label: &str, known: &[Arc<Upstream>]) -> Option<Arc<Upstream>> {
+        let (host, address) = read_label(label)?;
+        let current = self.current();
+        let all = || current.iter().chain(known);
+        let same = all().find(|one| one.label() == label).or_else(|| all().find(|one| *one.address() == address));
+        if let Some(same) = same {
+            return Some(Arc::clone(same));
+        }
+        let host = host.and_then(|host| self.names().find(|name| name.host().to_string() == host));
+        Some(Arc::new(Upstream::new(host.map(|name| Arc::clone(name.host())), address)))
     }
 
     /// Begins a round.
     pub(super) fn round(&self) -> Round {
+        let all = self.current();
         let start = match self.balance {
             Balance::InOrder => 0,
             // Where all have as few connections, they take turns.
             Balance::RoundRobin | Balance::LeastConnections => {
-                self.turn.fetch_add(1, Ordering::Relaxed) % self.all.len()
+                self.turn.fetch_add(1, Ordering::Relaxed) % all.len().max(1)
             }
         };
-        Round { start, tried: Vec::new() }
+        Round { all, start, tried: Vec::new() }
     }
 
     /// Whom to try next: somebody who is well. If nobody is, whoever returns first; none when this round is over.
-    pub(super) fn choose(&self, round: &Round) -> Option<usize> {
-        let in_turn = (0..self.all.len()).map(|step| (round.start + step) % self.all.len());
-        let untried = |index: &usize| !round.tried.contains(index);
-        let mut well = in_turn.clone().filter(|index| !self.is_out(&self.all[*index]));
+    pub(super) fn choose(&self, round: &Round) -> Option<Arc<Upstream>> {
+        let all = &round.all;
+        let in_turn = (0..all.len()).map(|step| &all[(round.start + step) % all.len()]);
+        let untried = |one: &&Arc<Upstream>| !round.tried.iter().any(|tried| Arc::ptr_eq(tried, one));
+        let mut well = in_turn.clone().filter(|one| !self.is_out(one));
         let mut anybody_well = well.clone();
-        if anybody_well.next().is_none() {
-            let returns = |index: &usize| self.all[*index].out_until.load(Ordering::Relaxed);
-            return in_turn.filter(untried).min_by_key(returns);
-        }
-        match self.balance {
-            Balance::RoundRobin | Balance::InOrder => well.find(untried),
-            Balance::LeastConnections => {
-                well.filter(untried).min_by_key(|index| self.all[*index].active.load(Ordering::Relaxed))
+        let chosen = if anybody_well.next().is_none() {
+            in_turn.filter(untried).min_by_key(|one| one.out_until.load(Ordering::Relaxed))
+        } else {
+            match self.balance {
+                Balance::RoundRobin | Balance::InOrder => well.find(untried),
+                Balance::LeastConnections => well.filter(untried).min_by_key(|one| one.active.load(Ordering::Relaxed)),
             }
-        }
-    }
-
-    /// Takes a place at one of them.
-    pub(super) fn take(&self, index: usize) -> Place<'_> {
-        let active = &self.all[index].active;
-        active.fetch_add(1, Ordering::Relaxed);
-        Place(active)
+        };
+        chosen.map(Arc::clone)
     }
 
     /// It has accepted a client.
-    pub(super) fn succeeded(&self, index: usize, listener: &str) {
-        let upstream = &self.all[index];
+    pub(super) fn succeeded(&self, upstream: &Upstream, listener: &str) {
         if upstream.failures.load(Ordering::Relaxed) != 0 {
             upstream.failures.store(0, Ordering::Relaxed);
             upstream.out_until.store(0, Ordering::Relaxed);
             self.say_well(upstream, listener);
         }
         if self.deserted.load(Ordering::Relaxed) && self.deserted.swap(false, Ordering::Relaxed) {
-            tracing::info!(listener, upstream = %upstream.address, "clients are served again");
+            tracing::info!(listener, upstream = %upstream.label(), "clients are served again");
         }
     }
 
     /// It has not. After so many times in a row it is passed over for a while.
-    pub(super) fn failed(&self, index: usize, listener: &str, reason: &std::io::Error) {
-        let upstream = &self.all[index];
-        tracing::debug!(listener, upstream = %upstream.address, %reason, "an upstream did not accept: {reason}");
+    pub(super) fn failed(&self, upstream: &Upstream, listener: &str, reason: &std::io::Error) {
+        tracing::debug!(listener, upstream = %upstream.label(), %reason, "an upstream did not accept: {reason}");
         let failures = upstream.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         if self.ejection.failures == 0 || failures < self.ejection.failures {
             return;
@@ -169,8 +221,7 @@ impl Upstreams {
     }
 
     /// An active check has passed.
-    pub(super) fn check_passed(&self, index: usize, listener: &str) {
-        let upstream = &self.all[index];
+    pub(super) fn check_passed(&self, upstream: &Upstream, listener: &str) {
         upstream.check_failed.store(false, Ordering::Relaxed);
         upstream.failures.store(0, Ordering::Relaxed);
         upstream.out_until.store(0, Ordering::Relaxed);
@@ -178,8 +229,7 @@ impl Upstreams {
     }
 
     /// An active check has failed: it is passed over until one passes.
-    pub(super) fn check_failed(&self, index: usize, listener: &str, reason: &std::io::Error) {
-        let upstream = &self.all[index];
+    pub(super) fn check_failed(&self, upstream: &Upstream, listener: &str, reason: &std::io::Error) {
         let was_out = self.is_out(upstream);
         upstream.check_failed.store(true, Ordering::Relaxed);
         if !was_out {
@@ -195,7 +245,10 @@ impl Upstreams {
 
     fn say_well(&self, upstream: &Upstream, listener: &str) {
         if !self.is_out(upstream) && upstream.said.swap(false, Ordering::Relaxed) {
-            tracing::info!(listener, upstream = %upstream.address, reason = "it accepts", "an upstream is back: it accepts");
+            tracing::info!(
+                listener, upstream = %upstream.label(), reason = "it accepts",
+                "an upstream is back: it accepts"
+            );
         }
     }
 
@@ -204,163 +257,6 @@ impl Upstreams {
     }
 }
 
-impl Upstream {
-    /// Where it is.
-    pub(super) const fn address(&self) -> &Address {
-        &self.address
-    }
-
-    /// How many times it was passed over from then on.
-    pub(super) fn ejected(&self) -> u64 {
-        self.ejected.load(Ordering::Relaxed)
-    }
-
-    /// Once, until it is back: one that stays away is passed over again and again.
-    fn say_out(&self, listener: &str, reason: &std::io::Error) {
-        if !self.said.swap(true, Ordering::Relaxed) {
-            tracing::warn!(listener, upstream = %self.address, %reason, "an upstream is passed over: {reason}");
-        }
-    }
-}
-
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 2)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::{Error, ErrorKind, Read, Seek};
-
-    fn upstreams(count: usize, balance: Balance, ejection: Ejection) -> Upstreams {
-        let addresses = (0..count).map(|number| format!("@upstream-{number}").parse().unwrap());
-        let addresses = crate::config::Upstreams::new(addresses.collect()).unwrap();
-        Upstreams::new(&ProxyConfig { balance, ejection, ..ProxyConfig::to(addresses) })
-    }
-
-    /// Whom a client is offered, one after the other.
-    fn offered(upstreams: &Upstreams) -> Vec<usize> {
-        let mut round = upstreams.round();
-        while let Some(index) = upstreams.choose(&round) {
-            round.tried(index);
-        }
-        round.tried
-    }
-
-    fn fail(upstreams: &Upstreams, index: usize, times: usize) {
-        for _ in 0..times {
-            upstreams.failed(index, "web", &Error::from(ErrorKind::ConnectionRefused));
-        }
-    }
-
-    const LONG: Ejection = Ejection { failures: 2, time: Duration::from_secs(3600) };
-
-    #[test]
-    fn each_has_its_turn_and_a_client_meets_each_once() {
-        let upstreams = upstreams(3, Balance::RoundRobin, LONG);
-        assert_eq!(offered(&upstreams), [0, 1, 2]);
-        assert_eq!(offered(&upstreams), [1, 2, 0]);
-        assert_eq!(offered(&upstreams), [2, 0, 1]);
-    }
-
-    #[test]
-    fn whoever_has_the_fewest_connections_is_first() {
-        let upstreams = upstreams(3, Balance::LeastConnections, LONG);
-        let places: Vec<_> = [0, 0, 1, 2, 2, 2].map(|index| upstreams.take(index)).into();
-        assert_eq!(offered(&upstreams), [1, 0, 2]);
-        drop(places);
-        let first: Vec<_> = (0..3).map(|_| offered(&upstreams)[0]).collect();
-        assert_ne!(first[0], first[1]);
-        assert_ne!(first[1], first[2]);
-    }
-
-    #[test]
-    fn those_that_stand_by_are_met_only_when_the_first_fails() {
-        let upstreams = upstreams(3, Balance::InOrder, LONG);
-        assert_eq!(offered(&upstreams), [0, 1, 2]);
-        assert_eq!(offered(&upstreams), [0, 1, 2]);
-        fail(&upstreams, 0, 2);
-        assert_eq!(offered(&upstreams), [1, 2]);
-        upstreams.succeeded(0, "web");
-        assert_eq!(offered(&upstreams), [0, 1, 2]);
-    }
-
-    #[test]
-    fn who_fails_so_many_times_in_a_row_is_passed_over_for_a_while() {
-        let ejection = Ejection { failures: 2, time: Duration::from_millis(20) };
-        let upstreams = upstreams(2, Balance::InOrder, ejection);
-        fail(&upstreams, 0, 1);
-        upstreams.succeeded(0, "web");
-        fail(&upstreams, 0, 1);
-        assert_eq!(offered(&upstreams), [0, 1], "not in a row");
-        fail(&upstreams, 0, 1);
-        let since = Instant::now();
-        fail(&upstreams, 0, 1);
-        assert_eq!((offered(&upstreams), upstreams.all()[0].ejected()), (vec![1], 1));
-        while offered(&upstreams) != [0, 1] {
-            assert!(since.elapsed() < Duration::from_secs(60));
-            std::thread::yield_now();
-        }
-        assert!(since.elapsed() >= Duration::from_millis(19), "{:?}", since.elapsed());
-        // It is not well because time has passed: one more failure is enough.
-        fail(&upstreams, 0, 1);
-        assert_eq!((offered(&upstreams), upstreams.all()[0].ejected()), (vec![1], 2));
-    }
-
-    #[test]
-    fn when_all_are_passed_over_they_are_tried_in_the_order_of_their_return() {
-        let upstreams = upstreams(3, Balance::RoundRobin, LONG);
-        for index in [2, 0, 1] {
-            fail(&upstreams, index, 2);
-            let now = upstreams.now();
-            while upstreams.now() == now {
-                std::thread::yield_now();
-            }
-        }
-        assert_eq!(offered(&upstreams), [2, 0, 1]);
-        assert_eq!(offered(&upstreams), [2, 0, 1]);
-    }
-
-    #[test]
-    fn without_a_number_of_failures_nobody_is_passed_over() {
-        let upstreams = upstreams(2, Balance::InOrder, Ejection { failures: 0, ..LONG });
-        fail(&upstreams, 0, 100);
-        assert_eq!(offered(&upstreams), [0, 1]);
-    }
-
-    #[test]
-    fn who_fails_a_check_is_passed_over_until_one_passes() {
-        let upstreams = upstreams(2, Balance::InOrder, LONG);
-        upstreams.check_failed(0, "web", &Error::from(ErrorKind::TimedOut));
-        upstreams.check_failed(0, "web", &Error::from(ErrorKind::TimedOut));
-        assert_eq!((offered(&upstreams), upstreams.all()[0].ejected()), (vec![1], 1));
-        upstreams.succeeded(0, "web");
-        assert_eq!(offered(&upstreams), [1], "a client's word does not count against a check's");
-        upstreams.check_passed(0, "web");
-        assert_eq!(offered(&upstreams), [0, 1]);
-    }
-
-    #[test]
-    fn who_stays_away_is_named_once_and_so_is_the_return() {
-        let mut file = tempfile::tempfile().unwrap();
-        let write = file.try_clone().unwrap();
-        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(std::sync::Mutex::new(write)).finish();
-        tracing::subscriber::with_default(subscriber, || {
-            let upstreams = upstreams(2, Balance::InOrder, Ejection { failures: 1, time: Duration::ZERO });
-            for times in 1..=5 {
-                fail(&upstreams, 0, 1);
-                while upstreams.is_out(&upstreams.all()[0]) {
-                    std::thread::yield_now();
-                }
-                assert_eq!(upstreams.all()[0].ejected(), times);
-            }
-            upstreams.succeeded(0, "web");
-            upstreams.succeeded(0, "web");
-        });
-        let mut log = String::new();
-        file.rewind().unwrap();
-        file.read_to_string(&mut log).unwrap();
-        assert_eq!((log.matches("is passed over").count(), log.matches("is back").count()), (1, 1), "{log}");
-        assert!(log.contains("connection refused") && log.contains(r#"listener="web" upstream=@upstream-0"#), "{log}");
-    }
 }

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use handoffd::{Counters, ListenerCounters, Status, UpstreamCounters};
+use handoffd::{Address, Counters, ListenerCounters, Status, UpstreamCounters};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::MetricType;
@@ -50,13 +50,16 @@ const OF_LISTENERS: [OfListener; 11] = [
     ("header_errors", "Clients refused because of their PROXY header", MetricType::Counter, |one| one.header_errors),
 ];
 
-const OF_UPSTREAMS: [OfUpstream; 6] = [
+const OF_UPSTREAMS: [OfUpstream; 7] = [
     ("upstream_connections", "Connections made to an upstream", MetricType::Counter, |one| one.connected),
     ("upstream_open_connections", "Connections open to an upstream now", MetricType::Gauge, |one| one.active),
     ("upstream_failures", "Connections to an upstream that were not made", MetricType::Counter, |one| one.failed),
     ("upstream_ejections", "Times an upstream was passed over from then on", MetricType::Counter, |one| one.ejected),
     ("upstream_sent_bytes", "Bytes written to an upstream", MetricType::Counter, |one| one.sent),
     ("upstream_received_bytes", "Bytes read from an upstream", MetricType::Counter, |one| one.received),
+    ("upstream_resolve_failures", "Times that a host name did not resolve", MetricType::Counter, |one| {
+        one.resolve_failures
+    }),
 ];
 
 impl Collector for Line {
@@ -87,12 +90,26 @@ impl Collector for Line {
             let mut family = encoder.encode_descriptor(name, help, None, kind)?;
             for (listener, all) in upstreams {
                 for (upstream, one) in all {
-                    let labels = [("listener", listener.as_str()), ("upstream", upstream.as_str())];
+                    let (host, upstream) = host_and_address(upstream);
+                    let mut labels = vec![("listener", listener.as_str())];
+                    labels.extend(host.map(|host| ("host", host)));
+                    labels.push(("upstream", upstream));
                     put(family.encode_family(&labels)?, kind, number(one))?;
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// The host name of an upstream, if it has one, and its address; the name itself stands for the addresses
+/// that it no longer has.
+fn host_and_address(upstream: &str) -> (Option<&str>, &str) {
+    let is_name = |text: &str| !text.starts_with(['/', '@', '[']) && text.parse::<Address>().is_err();
+    match upstream.split_once('/') {
+        Some((host, address)) if is_name(upstream) => (Some(host), address),
+        _ if is_name(upstream) => (Some(upstream), upstream),
+        _ => (None, upstream),
     }
 }
 

@@ -54,7 +54,7 @@ async fn a_client_that_has_used_its_time_in_another_process_has_none_left_here()
     let hour = Duration::from_secs(3600);
     let (hole, _queue) = black_hole();
     let upstream = Address::Tcp(hole.local_addr().unwrap());
-    let mut config = ProxyConfig::to(crate::config::Upstreams::new(vec![upstream]).unwrap());
+    let mut config = config(vec![upstream]);
     config.accept_header_from = vec!["127.0.0.0/8".parse().unwrap()];
     (config.header_timeout, config.connect_patience, config.connect_timeout) = (hour, Duration::ZERO, hour);
     let proxy = Proxy::new(config);
@@ -66,7 +66,7 @@ async fn a_client_that_has_used_its_time_in_another_process_has_none_left_here()
         let (watch, _guard) = Drain::new().entry(Way::End).admit();
         let since = tokio::time::Instant::now().checked_sub(hour);
         let waited = Arriving { identified, since, ..Arriving::default() };
-        let parcel = Some(crate::service::proxy::carried::arriving(waited, &proxy.upstreams));
+        let parcel = Some(crate::service::proxy::carried::arriving(waited));
         let mut connection = Connection::new(Admission { parcel, ..admission(stream, Peer::Tcp(peer), watch) });
         let served = timeout(DEADLINE, proxy.serve(&mut connection)).await.expect("it waits for an hour again");
         assert_eq!(served.unwrap_err().kind(), ErrorKind::TimedOut);
@@ -77,7 +77,7 @@ async fn a_client_that_has_used_its_time_in_another_process_has_none_left_here()
 async fn what_is_left_of_a_broken_conversation_is_not_waited_for_by_a_carry() {
     let upstream = listen().await;
     let address = Address::Tcp(upstream.local_addr().unwrap());
-    let proxy = Proxy::new(ProxyConfig::to(crate::config::Upstreams::new(vec![address]).unwrap()));
+    let proxy = Proxy::new(config(vec![address]));
     let (mut asker, mut connection, client) = Asker::new().await;
     let mut serving = pin!(proxy.serve(&mut connection));
     let mut server = tokio::select! {
@@ -116,7 +116,7 @@ async fn a_client_that_is_carried_in_the_middle_of_an_attempt_goes_on_with_the_n
     let (hole, _queue) = black_hole();
     let upstream = listen().await;
     let addresses = [hole.local_addr().unwrap(), upstream.local_addr().unwrap()].map(Address::Tcp);
-    let mut config = ProxyConfig::to(crate::config::Upstreams::new(addresses.into()).unwrap());
+    let mut config = config(addresses.into());
     (config.balance, config.connect_timeout) = (crate::config::Balance::InOrder, Duration::from_secs(3600));
     let (mut asker, mut connection, _client) = Asker::new().await;
     let proxy = Proxy::new(config.clone());
@@ -140,7 +140,7 @@ async fn a_client_that_is_carried_in_the_middle_of_an_attempt_goes_on_with_the_n
 async fn an_upstream_that_was_carried_after_its_end_hears_the_clients_while_the_other_process_has_a_copy() {
     let upstream = listen().await;
     let address = Address::Tcp(upstream.local_addr().unwrap());
-    let config = ProxyConfig::to(crate::config::Upstreams::new(vec![address]).unwrap());
+    let config = config(vec![address]);
     let (mut asker, mut connection, mut client) = Asker::new().await;
     let proxy = Proxy::new(config.clone());
     let mut server = {
@@ -172,7 +172,7 @@ async fn an_upstream_that_was_carried_after_its_end_hears_the_clients_while_the_
 async fn a_client_in_the_middle_of_its_header_is_carried_behind_it() {
     let upstream = listen().await;
     let address = Address::Tcp(upstream.local_addr().unwrap());
-    let mut config = ProxyConfig::to(crate::config::Upstreams::new(vec![address]).unwrap());
+    let mut config = config(vec![address]);
     config.accept_header_from = vec!["127.0.0.0/8".parse().unwrap()];
     config.header_timeout = DEADLINE;
     let (mut asker, mut connection, mut client) = Asker::new().await;

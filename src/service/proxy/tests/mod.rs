@@ -7,6 +7,7 @@ mod checks;
 mod choice;
 mod headers;
 mod limits;
+mod names;
 
 use std::io::{Error, ErrorKind};
 use std::net::SocketAddr;
@@ -39,6 +40,11 @@ fn admission(stream: Stream, peer: Peer, drain: DrainWatch) -> Admission {
     Admission { stream, peer, listener, drain, word: None, parcel: None, first_request_grace }
 }
 
+/// The defaults, for these upstreams.
+fn config(addresses: Vec<Address>) -> ProxyConfig {
+    ProxyConfig::to(crate::config::Upstreams::new(addresses.into_iter().map(Into::into).collect()).unwrap())
+}
+
 /// A proxy at work on a port of its own, until it is dropped.
 struct Front {
     proxy: Arc<Proxy>,
@@ -54,9 +60,13 @@ impl Front {
     }
 
     async fn to(addresses: Vec<Address>, set: impl FnOnce(&mut ProxyConfig)) -> Self {
-        let mut config = ProxyConfig::to(crate::config::Upstreams::new(addresses).unwrap());
+        let mut config = config(addresses);
         set(&mut config);
-        let proxy = Arc::new(Proxy::new(config));
+        Self::of(Arc::new(Proxy::new(config))).await
+    }
+
+    /// In front of this proxy.
+    async fn of(proxy: Arc<Proxy>) -> Self {
         let listener = listen().await;
         let address = listener.local_addr().unwrap();
         let serving = Arc::clone(&proxy);

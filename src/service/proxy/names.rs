@@ -1,0 +1,178 @@
+//! Keeps the addresses of host names up to date: each name is resolved at the start, and from time to time.
+//!
+//! The last good answer stays when a name does not resolve. Connections that live are not touched.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::Proxy;
+use super::resolver::{Lookup, Resolver};
+use super::tally::Tally;
+use super::upstreams::Upstreams;
+use crate::config::HostPort;
+
+/// How soon a name that has no address yet is resolved again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A host name of the configuration.
+#[derive(Debug)]
+pub(super) struct Name {
+    host: Arc<HostPort>,
+    /// The last good answer. It is empty until there has been one.
+    addresses: Mutex<Vec<SocketAddr>>,
+    lookup: tokio::sync::Mutex<Lookup>,
+    /// Whether it has been looked up at all.
+    was_resolved: AtomicBool,
+    failures: AtomicU64,
+    /// Whether the log has it as a name that does not resolve.
+    said: AtomicBool,
+}
+
+impl Name {
+    pub(super) fn new(host: HostPort) -> Self {
+        Self {
+            host: Arc::new(host),
+            addresses: Mutex::default(),
+            lookup: tokio::sync::Mutex::default(),
+            was_resolved: AtomicBool::new(false),
+            failures: AtomicU64::new(0),
+            said: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) const fn host(&self) -> &Arc<HostPort> {
+        &self.host
+    }
+
+    /// The last good answer.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        self.lock().clone()
+    }
+
+    /// How many times it did not resolve.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Takes an answer; returns whether it changes anything. An address that stays keeps its place: many
+    /// name servers give another order each time.
+    fn learn(&self, answer: &[SocketAddr]) -> bool {
+        let mut addresses = self.lock();
+        let mut next: Vec<_> = addresses.iter().copied().filter(|address| answer.contains(address)).collect();
+        for address in answer {
+            if !next.contains(address) {
+                next.push(*address);
+            }
+        }
+        let is_new = *addresses != next;
+        *addresses = next;
+        is_new
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
+        // Nothing panics while it is held.
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Resolves one name.
+struct Refresh {
+    name: Arc<Name>,
+    upstreams: Arc<Upstreams>,
+    tally: Arc<Tally>,
+    resolver: Resolver,
+}
+
+impl Refresh {
+    /// Resolves it once. Returns whether upstreams have changed.
+    async fn once(&self) -> bool {
+        let Self { name, upstreams, tally, resolver } = self;
+        let answer = name.lookup.lock().await.addresses(&name.host, resolver).await;
+        name.was_resolved.store(true, Ordering::Relaxed);
+        let (listener, host) = (tally.listeners(), &name.host);
+        let has_changed = match answer {
+            Ok(answer) => {
+                let has_changed = name.learn(&answer);
+                if name.said.swap(false, Ordering::Relaxed) {
+                    tracing::info!(%listener, %host, "an upstream's host name resolves again");
+                }
+                if has_changed {
+                    let addresses = listed(&name.addresses());
+                    tracing::info!(%listener, %host, addresses, "an upstream's host name has these addresses now");
+                    tally.depart(&upstreams.update(&tally.known()));
+                }
+                has_changed
+            }
+            Err(reason) => {
+                name.failures.fetch_add(1, Ordering::Relaxed);
+                let addresses = listed(&name.addresses());
+                if name.said.swap(true, Ordering::Relaxed) {
+                    tracing::debug!(%listener, %host, %reason, "an upstream's host name still does not resolve: {reason}");
+                } else if addresses.is_empty() {
+                    tracing::warn!(%listener, %host, %reason, "an upstream's host name does not resolve: {reason}");
+                } else {
+                    tracing::warn!(
+                        %listener, %host, addresses, %reason,
+                        "an upstream's host name does not resolve, and keeps its addresses: {reason}"
+                    );
+                }
+                false
+            }
+        };
+        tally.fold(&upstreams.current());
+        has_changed
+    }
+
+    /// Resolves it for as long as this is awaited, and says when upstreams have changed.
+    async fn run(self, interval: Duration, changed: Arc<Notify>) {
+        if !self.name.was_resolved.load(Ordering::Relaxed) && self.once().await {
+            changed.notify_one();
+        }
+        loop {
+            let has_address = !self.name.lock().is_empty();
+            sleep(if has_address { interval } else { interval.min(RETRY) }).await;
+            if self.once().await {
+                changed.notify_one();
+            }
+        }
+    }
+}
+
+impl Proxy {
+    /// Resolves the host names among the upstreams once, all at the same time, within 5 s. Returns whether
+    /// any upstream has an address.
+    ///
+    /// Call it before the proxy serves: until then the upstreams that are names have no address.
+    /// [`Proxy::watch`] keeps the addresses up to date. Must be called in a tokio runtime.
+    pub async fn resolve(&self) -> bool {
+        let mut lookups: JoinSet<bool> = self.refreshes().map(|refresh| async move { refresh.once().await }).collect();
+        while lookups.join_next().await.is_some() {}
+        !self.upstreams.current().is_empty()
+    }
+
+    /// Keeps names up to date in these tasks.
+    pub(super) fn watch_names(&self, tasks: &mut JoinSet<()>, changed: &Arc<Notify>) {
+        for refresh in self.refreshes() {
+            tasks.spawn(refresh.run(self.config.resolve_interval, Arc::clone(changed)));
+        }
+    }
+
+    fn refreshes(&self) -> impl Iterator<Item = Refresh> {
+        self.upstreams.names().map(|name| Refresh {
+            name: Arc::clone(name),
+            upstreams: Arc::clone(&self.upstreams),
+            tally: Arc::clone(&self.tally),
+            resolver: self.resolver.clone(),
+        })
+    }
+}
+
+fn listed(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",")
+}

@@ -1,0 +1,142 @@
+//! Resolves host names in threads of their own, because getaddrinfo(3) may block for minutes.
+//!
+//! A thread that hangs is left behind: no start, handoff or stop waits for it. A proxy has at most one for
+//! each name, and the process at most [`THREADS_MAX`].
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+
+use crate::config::HostPort;
+
+/// How long a name may take to be resolved: as long as resolv.conf(5) gives one name server by default.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Threads that resolve names, and may hang in it.
+const THREADS_MAX: usize = 16;
+
+static THREADS: Semaphore = Semaphore::const_new(THREADS_MAX);
+
+type Answer = io::Result<Vec<SocketAddr>>;
+
+/// A function that blocks until a name is resolved, and how long to wait for it.
+#[derive(Clone)]
+pub(super) struct Resolver {
+    resolve: Arc<dyn Fn(&HostPort) -> Answer + Send + Sync>,
+    timeout: Duration,
+}
+
+impl Resolver {
+    /// The resolver of this system, nsswitch.conf(5).
+    pub(super) fn system() -> Self {
+        Self::new(|host| (host.name(), host.port()).to_socket_addrs().map(Iterator::collect))
+    }
+
+    pub(super) fn new(resolve: impl Fn(&HostPort) -> Answer + Send + Sync + 'static) -> Self {
+        Self { resolve: Arc::new(resolve), timeout: TIMEOUT }
+    }
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resolver")
+    }
+}
+
+/// The lookups of one name.
+#[derive(Debug, Default)]
+pub(super) struct Lookup {
+    /// The answer of a lookup that did not end in time.
+    pending: Option<oneshot::Receiver<Answer>>,
+}
+
+impl Lookup {
+    /// Returns all addresses of a name. A lookup that has not ended in time goes on: the next call waits for
+    /// its answer, instead of starting another thread that hangs as well. Cancel safe.
+    ///
+    /// # Errors
+    /// When the name does not resolve, or not in time.
+    pub(super) async fn addresses(&mut self, host: &Arc<HostPort>, resolver: &Resolver) -> Answer {
+        match timeout(resolver.timeout, self.answer(host, resolver)).await {
+            Ok(Ok(addresses)) if addresses.is_empty() => Err(io::Error::other("the name has no address")),
+            Ok(answer) => answer,
+            Err(_) => {
+                let why = format!("there was no answer within {} s", resolver.timeout.as_secs());
+                Err(io::Error::new(io::ErrorKind::TimedOut, why))
+            }
+        }
+    }
+
+    async fn answer(&mut self, host: &Arc<HostPort>, resolver: &Resolver) -> Answer {
+        let pending = match &mut self.pending {
+            Some(pending) => pending,
+            None => self.pending.insert(start(Arc::clone(host), resolver.clone()).await?),
+        };
+        let answer = pending.await;
+        self.pending = None;
+        answer.unwrap_or_else(|_| Err(io::Error::other("the thread that resolves it has died")))
+    }
+}
+
+/// Begins a lookup.
+async fn start(host: Arc<HostPort>, resolver: Resolver) -> io::Result<oneshot::Receiver<Answer>> {
+    let permit = THREADS.acquire().await.map_err(io::Error::other)?;
+    let (tell, answer) = oneshot::channel();
+    let body = move || {
+        let addresses = (resolver.resolve)(&host);
+        drop(permit);
+        // The proxy may be gone by now.
+        let _ = tell.send(addresses);
+    };
+    std::thread::Builder::new().name("resolver".into()).spawn(body)?;
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::config::UpstreamTarget;
+
+    fn host(text: &str) -> Arc<HostPort> {
+        let Ok(UpstreamTarget::Host(host)) = text.parse() else { panic!("{text}") };
+        Arc::new(host)
+    }
+
+    #[tokio::test]
+    async fn localhost_has_addresses_at_the_port() {
+        let addresses = Lookup::default().addresses(&host("localhost:80"), &Resolver::system()).await.unwrap();
+        assert!(addresses.iter().all(|address| address.ip().is_loopback() && address.port() == 80), "{addresses:?}");
+        let none = Resolver::new(|_| Ok(Vec::new()));
+        assert!(Lookup::default().addresses(&host("localhost:80"), &none).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_lookup_that_hangs_is_given_up_and_started_once() {
+        let (go, wait) = mpsc::channel::<()>();
+        let (wait, started) = (Mutex::new(wait), Arc::new(AtomicUsize::new(0)));
+        let count = Arc::clone(&started);
+        let mut resolver = Resolver::new(move |host| {
+            count.fetch_add(1, Ordering::SeqCst);
+            wait.lock().unwrap().recv().map_err(io::Error::other)?;
+            Ok(vec![([192, 0, 2, 1], host.port()).into()])
+        });
+        let (mut lookup, host) = (Lookup::default(), host("backend:80"));
+        resolver.timeout = Duration::from_millis(20);
+        for _ in 0..3 {
+            let error = lookup.addresses(&host, &resolver).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        }
+        resolver.timeout = Duration::from_secs(60);
+        go.send(()).unwrap();
+        assert_eq!(lookup.addresses(&host, &resolver).await.unwrap(), [([192, 0, 2, 1], 80).into()]);
+        assert_eq!(started.load(Ordering::SeqCst), 1);
+    }
+}

@@ -1,0 +1,145 @@
+//! One upstream: its address, and what is known of how it fares.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use crate::address::Address;
+use crate::config::HostPort;
+
+/// The number of the next upstream.
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+/// An address that clients are passed on to. It lives as long as its last connection, also when its host
+/// name no longer has it.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    /// Unique in this process.
+    id: usize,
+    /// The name that has this address, unless the configuration itself has it.
+    host: Option<Arc<HostPort>>,
+    address: Address,
+    label: Box<str>,
+    /// Connections of ours, with those that are being made.
+    pub(super) active: AtomicUsize,
+    /// Failures in a row.
+    pub(super) failures: AtomicU32,
+    /// Until when it is passed over, in milliseconds of the epoch of [`super::upstreams::Upstreams`]; 0 when it is not.
+    pub(super) out_until: AtomicU64,
+    /// Whether the last active check failed.
+    pub(super) check_failed: AtomicBool,
+    /// Whether the log has it as passed over.
+    pub(super) said: AtomicBool,
+    pub(super) ejected: AtomicU64,
+}
+
+impl Upstream {
+    pub(super) fn new(host: Option<Arc<HostPort>>, address: Address) -> Self {
+        let label = match &host {
+            Some(host) => format!("{host}/{address}"),
+            None => address.to_string(),
+        };
+        Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            host,
+            address,
+            label: label.into(),
+            active: AtomicUsize::new(0),
+            failures: AtomicU32::new(0),
+            out_until: AtomicU64::new(0),
+            check_failed: AtomicBool::new(false),
+            said: AtomicBool::new(false),
+            ejected: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) const fn id(&self) -> usize {
+        self.id
+    }
+
+    pub(super) const fn address(&self) -> &Address {
+        &self.address
+    }
+
+    pub(super) const fn host(&self) -> Option<&Arc<HostPort>> {
+        self.host.as_ref()
+    }
+
+    /// Returns the name in logs, counters and carried state: `127.0.0.1:9000`, or with the host name
+    /// `backend.example:9000/192.0.2.1:9000`.
+    pub(super) const fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Whether this is that address of that name.
+    pub(super) fn is(&self, host: &HostPort, address: SocketAddr) -> bool {
+        self.host.as_deref() == Some(host) && self.address == Address::Tcp(address)
+    }
+
+    /// How many times it was passed over from then on.
+    pub(super) fn ejected(&self) -> u64 {
+        self.ejected.load(Ordering::Relaxed)
+    }
+
+    /// Once, until it is back: one that stays away is passed over again and again.
+    pub(super) fn say_out(&self, listener: &str, reason: &io::Error) {
+        if !self.said.swap(true, Ordering::Relaxed) {
+            tracing::warn!(listener, upstream = %self.label, %reason, "an upstream is passed over: {reason}");
+        }
+    }
+}
+
+/// Reads a label: the host name, if there is one, and the address.
+pub(super) fn read_label(label: &str) -> Option<(Option<&str>, Address)> {
+    let is_unix = label.starts_with('/') || label.starts_with('@');
+    let (host, address) = match label.split_once('/') {
+        Some((host, address)) if !is_unix => (Some(host), address),
+        _ => (None, label),
+    };
+    Some((host, address.parse().ok()?))
+}
+
+/// Counts a connection of an upstream for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Place(Arc<Upstream>);
+
+impl Place {
+    pub(super) fn take(upstream: &Arc<Upstream>) -> Self {
+        upstream.active.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(upstream))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::UpstreamTarget;
+
+    #[test]
+    fn a_label_says_which_name_has_the_address() {
+        let Ok(UpstreamTarget::Host(host)) = "backend:1".parse() else { panic!("a host name") };
+        for (host, address, label) in [
+            (Some(host.clone()), "192.0.2.1:1", "backend:1/192.0.2.1:1"),
+            (Some(host), "[2001:db8::1]:1", "backend:1/[2001:db8::1]:1"),
+            (None, "127.0.0.1:2", "127.0.0.1:2"),
+            (None, "/run/a/b", "/run/a/b"),
+            (None, "@a/b", "@a/b"),
+        ] {
+            let upstream = Upstream::new(host.clone().map(Arc::new), address.parse().unwrap());
+            assert_eq!(upstream.label(), label);
+            let read = read_label(label).unwrap();
+            assert_eq!(
+                (read.0.map(str::to_owned), read.1),
+                (host.map(|host| host.to_string()), address.parse().unwrap())
+            );
+        }
+        assert!(read_label("backend:1").is_none() && read_label("backend:1/").is_none());
+    }
+}

@@ -1,0 +1,142 @@
+//! Tests of which upstream a client is offered.
+
+use super::super::upstream::Place;
+use super::*;
+use std::io::{Error, ErrorKind, Read, Seek};
+
+fn upstreams(count: usize, balance: Balance, ejection: Ejection) -> Upstreams {
+    let addresses = (0..count).map(|number| format!("@upstream-{number}").parse().unwrap());
+    let addresses = crate::config::Upstreams::new(addresses.collect()).unwrap();
+    Upstreams::new(&ProxyConfig { balance, ejection, ..ProxyConfig::to(addresses) })
+}
+
+/// Whom a client is offered, one after the other.
+fn offered(upstreams: &Upstreams) -> Vec<usize> {
+    let mut round = upstreams.round();
+    while let Some(upstream) = upstreams.choose(&round) {
+        round.tried(&upstream);
+    }
+    let place = |one: &Arc<Upstream>| round.all.iter().position(|other| Arc::ptr_eq(one, other)).unwrap();
+    round.tried.iter().map(place).collect()
+}
+
+fn at(upstreams: &Upstreams, index: usize) -> Arc<Upstream> {
+    Arc::clone(&upstreams.current()[index])
+}
+
+fn fail(upstreams: &Upstreams, index: usize, times: usize) {
+    for _ in 0..times {
+        upstreams.failed(&at(upstreams, index), "web", &Error::from(ErrorKind::ConnectionRefused));
+    }
+}
+
+const LONG: Ejection = Ejection { failures: 2, time: Duration::from_secs(3600) };
+
+#[test]
+fn each_has_its_turn_and_a_client_meets_each_once() {
+    let upstreams = upstreams(3, Balance::RoundRobin, LONG);
+    assert_eq!(offered(&upstreams), [0, 1, 2]);
+    assert_eq!(offered(&upstreams), [1, 2, 0]);
+    assert_eq!(offered(&upstreams), [2, 0, 1]);
+}
+
+#[test]
+fn whoever_has_the_fewest_connections_is_first() {
+    let upstreams = upstreams(3, Balance::LeastConnections, LONG);
+    let places: Vec<_> = [0, 0, 1, 2, 2, 2].map(|index| Place::take(&at(&upstreams, index))).into();
+    assert_eq!(offered(&upstreams), [1, 0, 2]);
+    drop(places);
+    let first: Vec<_> = (0..3).map(|_| offered(&upstreams)[0]).collect();
+    assert_ne!(first[0], first[1]);
+    assert_ne!(first[1], first[2]);
+}
+
+#[test]
+fn those_that_stand_by_are_met_only_when_the_first_fails() {
+    let upstreams = upstreams(3, Balance::InOrder, LONG);
+    assert_eq!(offered(&upstreams), [0, 1, 2]);
+    assert_eq!(offered(&upstreams), [0, 1, 2]);
+    fail(&upstreams, 0, 2);
+    assert_eq!(offered(&upstreams), [1, 2]);
+    upstreams.succeeded(&at(&upstreams, 0), "web");
+    assert_eq!(offered(&upstreams), [0, 1, 2]);
+}
+
+#[test]
+fn who_fails_so_many_times_in_a_row_is_passed_over_for_a_while() {
+    let ejection = Ejection { failures: 2, time: Duration::from_millis(20) };
+    let upstreams = upstreams(2, Balance::InOrder, ejection);
+    fail(&upstreams, 0, 1);
+    upstreams.succeeded(&at(&upstreams, 0), "web");
+    fail(&upstreams, 0, 1);
+    assert_eq!(offered(&upstreams), [0, 1], "not in a row");
+    fail(&upstreams, 0, 1);
+    let since = Instant::now();
+    fail(&upstreams, 0, 1);
+    assert_eq!((offered(&upstreams), at(&upstreams, 0).ejected()), (vec![1], 1));
+    while offered(&upstreams) != [0, 1] {
+        assert!(since.elapsed() < Duration::from_secs(60));
+        std::thread::yield_now();
+    }
+    assert!(since.elapsed() >= Duration::from_millis(19), "{:?}", since.elapsed());
+    // It is not well because time has passed: one more failure is enough.
+    fail(&upstreams, 0, 1);
+    assert_eq!((offered(&upstreams), at(&upstreams, 0).ejected()), (vec![1], 2));
+}
+
+#[test]
+fn when_all_are_passed_over_they_are_tried_in_the_order_of_their_return() {
+    let upstreams = upstreams(3, Balance::RoundRobin, LONG);
+    for index in [2, 0, 1] {
+        fail(&upstreams, index, 2);
+        let now = upstreams.now();
+        while upstreams.now() == now {
+            std::thread::yield_now();
+        }
+    }
+    assert_eq!(offered(&upstreams), [2, 0, 1]);
+    assert_eq!(offered(&upstreams), [2, 0, 1]);
+}
+
+#[test]
+fn without_a_number_of_failures_nobody_is_passed_over() {
+    let upstreams = upstreams(2, Balance::InOrder, Ejection { failures: 0, ..LONG });
+    fail(&upstreams, 0, 100);
+    assert_eq!(offered(&upstreams), [0, 1]);
+}
+
+#[test]
+fn who_fails_a_check_is_passed_over_until_one_passes() {
+    let upstreams = upstreams(2, Balance::InOrder, LONG);
+    upstreams.check_failed(&at(&upstreams, 0), "web", &Error::from(ErrorKind::TimedOut));
+    upstreams.check_failed(&at(&upstreams, 0), "web", &Error::from(ErrorKind::TimedOut));
+    assert_eq!((offered(&upstreams), at(&upstreams, 0).ejected()), (vec![1], 1));
+    upstreams.succeeded(&at(&upstreams, 0), "web");
+    assert_eq!(offered(&upstreams), [1], "a client's word does not count against a check's");
+    upstreams.check_passed(&at(&upstreams, 0), "web");
+    assert_eq!(offered(&upstreams), [0, 1]);
+}
+
+#[test]
+fn who_stays_away_is_named_once_and_so_is_the_return() {
+    let mut file = tempfile::tempfile().unwrap();
+    let write = file.try_clone().unwrap();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(std::sync::Mutex::new(write)).finish();
+    tracing::subscriber::with_default(subscriber, || {
+        let upstreams = upstreams(2, Balance::InOrder, Ejection { failures: 1, time: Duration::ZERO });
+        for times in 1..=5 {
+            fail(&upstreams, 0, 1);
+            while upstreams.is_out(&at(&upstreams, 0)) {
+                std::thread::yield_now();
+            }
+            assert_eq!(at(&upstreams, 0).ejected(), times);
+        }
+        upstreams.succeeded(&at(&upstreams, 0), "web");
+        upstreams.succeeded(&at(&upstreams, 0), "web");
+    });
+    let mut log = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut log).unwrap();
+    assert_eq!((log.matches("is passed over").count(), log.matches("is back").count()), (1, 1), "{log}");
+    assert!(log.contains("connection refused") && log.contains(r#"listener="web" upstream=@upstream-0"#), "{log}");
+}
