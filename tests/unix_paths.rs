@@ -3,6 +3,7 @@
 //! A path outlives its socket, so both mistakes are possible: to leave a dead file behind, and to take away a live one.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
@@ -190,6 +191,24 @@ fn a_path_whose_owner_has_no_room_in_its_queue_is_refused_and_left() {
     let before = identity(&path);
     Refusal::to(&["--listen", path.to_str().unwrap()]).names(75, &["busy.sock", "in use"]);
     assert_eq!(identity(&path), before);
+}
+
+/// Between bind(2) and listen(2) a socket refuses every client, as the file of a dead one does.
+#[test]
+fn a_path_that_is_bound_and_not_yet_listened_on_is_left() {
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("early.sock");
+    let early = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(early.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+    let before = identity(&path);
+    let address = path.to_str().unwrap();
+    Refusal::to(&["--listen", address]).names(75, &[address, "(listener-1)", "in use"]);
+    let as_control = Refusal::to(&["--log", "off", "--listen", "127.0.0.1:0", "--control", address]);
+    as_control.names(75, &[address, "(control)", "in use"]);
+    assert_eq!(identity(&path), before);
+    listen(&early, Backlog::new(5).unwrap()).unwrap();
+    Client::connect(address).unwrap();
 }
 
 #[test]

@@ -15,6 +15,7 @@ use super::listener::Listener;
 use super::origin::{Binding, FileId, Origin};
 use super::socket_address::{TryFromAddress, local_address};
 use super::socket_file::FileAccess;
+use super::stale;
 use crate::address::Address;
 use crate::error::Error;
 
@@ -79,19 +80,11 @@ fn bind_socket(address: &Address, access: Access) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Binds a path and listens, taking the place of a socket there that nobody listens on.
+/// Binds a path and listens, taking the place of a socket there that no process holds.
 fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Socket, FileId)> {
     let bound = match bind_socket(address, access) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if !is_socket(path)? {
-                // Nothing that passes by itself: without an error number it counts as a wrong configuration.
-                return Err(io::Error::other("Address already in use, and not by a socket"));
-            }
-            if !is_stale(path)? {
-                return Err(error);
-            }
-            std::fs::remove_file(path)?;
-            bind_socket(address, access)
+            stale::replace(path, error, || bind_socket(address, access))
         }
         other => other,
     };
@@ -104,16 +97,4 @@ fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Sock
     };
     listening.inspect_err(|_| drop(std::fs::remove_file(path)))?;
     Ok((socket, file))
-}
-
-/// Whether what lies at `path` is a socket itself, and no link to one.
-fn is_socket(path: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::FileTypeExt;
-    Ok(std::fs::symlink_metadata(path)?.file_type().is_socket())
-}
-
-/// Whether nobody listens any more on the socket at `path`, connect(2): `ECONNREFUSED`.
-fn is_stale(path: &Path) -> io::Result<bool> {
-    let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
-    Ok(probe.connect(&SockAddr::unix(path)?).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
 }

@@ -15,6 +15,7 @@ mod pipe;
 mod shortage;
 mod socket_address;
 mod socket_file;
+mod stale;
 mod stored_name;
 mod stream;
 mod traffic;

@@ -1,0 +1,119 @@
+//! Replaces the file of a Unix socket that no process holds any more.
+//!
+//! A file outlives its socket, and only its absence lets another process bind the path. The file of a living socket must
+//! stay, also between bind(2) and listen(2), when every client is refused.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::sys;
+
+/// How long to wait for another process that replaces a file in the same folder: it needs a few system calls.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Removes the file at `path` if it is stale, and binds again. `in_use` is the error of the first attempt.
+///
+/// # Errors
+/// `in_use` when a process holds the socket, and what the kernel says.
+pub(super) fn replace(path: &Path, in_use: io::Error, bind: impl FnOnce() -> io::Result<Socket>) -> io::Result<Socket> {
+    // Two processes may find the same stale file. Without a lock, the second one removes the file that the first has bound.
+    let _lock = lock_folder(path);
+    match is_socket(path) {
+        Ok(true) => {}
+        // Nothing that passes by itself: without an error number it counts as a wrong configuration.
+        Ok(false) => return Err(io::Error::other("Address already in use, and not by a socket")),
+        // Its owner has removed it meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return bind(),
+        Err(error) => return Err(error),
+    }
+    if !is_stale(path)? {
+        return Err(in_use);
+    }
+    fs::remove_file(path)?;
+    bind()
+}
+
+/// Whether the file at `path` is a socket itself, and no link to one.
+fn is_socket(path: &Path) -> io::Result<bool> {
+    Ok(fs::symlink_metadata(path)?.file_type().is_socket())
+}
+
+/// Whether no process holds the socket of the file at `path`.
+///
+/// A datagram socket asks, because it is refused with `ECONNREFUSED` only when no socket is bound to the file. For a stream
+/// socket, listening or not, the error is `EPROTOTYPE`; and no connection comes into its queue, connect(2).
+fn is_stale(path: &Path) -> io::Result<bool> {
+    let probe = Socket::new(Domain::UNIX, Type::DGRAM.nonblocking().cloexec(), None)?;
+    Ok(probe.connect(&SockAddr::unix(path)?).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
+}
+
+/// Locks the folder of `path` against other processes that replace a file in it, until the result is dropped.
+///
+/// Another program may keep such a lock, or the folder may not be readable. Neither is a reason not to start.
+fn lock_folder(path: &Path) -> Option<Flock<File>> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let locked = File::open(folder).and_then(|mut opened| {
+        let deadline = Instant::now() + LOCK_TIMEOUT;
+        loop {
+            opened = match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(lock),
+                Err((opened, Errno::EWOULDBLOCK)) if Instant::now() < deadline => opened,
+                Err((_, error)) => return Err(error.into()),
+            };
+            sys::socket::pause();
+        }
+    });
+    let folder = folder.display();
+    let say =
+        |error: &io::Error| tracing::warn!(%folder, reason = %error, "cannot lock {folder}, going on without: {error}");
+    locked.inspect_err(say).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::sync::Barrier;
+
+    use super::super::bind::Access;
+    use super::super::listener::Listener;
+    use super::*;
+    use crate::address::Address;
+
+    #[test]
+    fn of_many_that_find_a_stale_file_one_binds_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.sock");
+        for _ in 0..50 {
+            drop(UnixListener::bind(&path).unwrap());
+            let start = Barrier::new(8);
+            let bound: Vec<_> = std::thread::scope(|scope| {
+                let bind = || {
+                    start.wait();
+                    Listener::bind("web", &Address::UnixPath(path.clone()), Access::Owner)
+                };
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(bind)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(bound.iter().filter(|bound| bound.is_ok()).count(), 1);
+            UnixStream::connect(&path).unwrap();
+            bound.iter().flatten().for_each(Listener::unlink);
+        }
+    }
+
+    #[test]
+    fn a_folder_that_stays_locked_is_not_waited_for_forever() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let lock = File::open(folder.path()).unwrap();
+        let _lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+        Listener::bind("web", &Address::UnixPath(path), Access::Owner).unwrap();
+    }
+}
