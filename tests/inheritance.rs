@@ -5,7 +5,8 @@
 use std::fs::File;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket, socketpair};
@@ -166,6 +167,61 @@ fn two_sockets_of_one_name_are_both_served() {
     line.hand_over_from(1);
     for address in [at_one, at_two] {
         Client::once(&address, b"both").unwrap();
+    }
+}
+
+/// systemd calls a socket by its unit, and its `ListenStream=80` is `[::]:80`.
+#[test]
+fn a_passed_socket_that_serves_an_address_in_other_words_is_taken() {
+    for wanted in ["0.0.0.0", "[::ffff:0.0.0.0]", "tcp6:[::]"] {
+        let socket = TcpListener::bind("[::]:0").unwrap();
+        let (address, port) = (socket.local_addr().unwrap().to_string(), socket.local_addr().unwrap().port());
+        let listen = format!("--listen=web={wanted}:{port}");
+        let parent = Parent::passing([copy(&socket)]).saying("LISTEN_FDNAMES", "handoffd.socket");
+        let line = parent.serve(&["--bake", "0", &listen]);
+        line.hand_over_from(1);
+        assert_eq!(line.wait_for(2, "accepting listeners").field("listeners"), Some(format!("web={address}").as_str()));
+        assert!(holds_socket(line.pid_of(2), &socket));
+        for client in ["127.0.0.1", "[::1]"] {
+            Client::once(&format!("{client}:{port}"), b"all of them").unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_passed_path_is_known_by_its_file() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir(at("run")).unwrap();
+    symlink("run", at("var-run")).unwrap();
+    symlink("run/web.sock", at("link.sock")).unwrap();
+    let socket = UnixListener::bind(at("run/web.sock")).unwrap();
+    for wanted in ["var-run/web.sock", "link.sock"] {
+        let listen = format!("--listen=web={}", at(wanted).display());
+        let parent = Parent::passing([socket.try_clone().unwrap().into()]).saying("LISTEN_FDNAMES", "handoffd.socket");
+        let line = parent.serve(&["--bake", "0", &listen]);
+        line.hand_over_from(1);
+        Client::once(at(wanted).to_str().unwrap(), b"by another path").unwrap();
+    }
+}
+
+#[test]
+fn a_passed_socket_that_is_in_the_way_is_named() {
+    let six = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).unwrap();
+    six.set_only_v6(true).unwrap();
+    six.bind(&"[::]:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    six.listen(5).unwrap();
+    for (socket, wanted) in [
+        (TcpListener::bind("127.0.0.1:0").unwrap(), "0.0.0.0"),
+        (TcpListener::bind("0.0.0.0:0").unwrap(), "127.0.0.1"),
+        (TcpListener::bind("0.0.0.0:0").unwrap(), "[::]"),
+        (six.into(), "[::]"),
+    ] {
+        let (address, port) = (socket.local_addr().unwrap().to_string(), socket.local_addr().unwrap().port());
+        let parent = Parent::passing([copy(&socket)]).saying("LISTEN_FDNAMES", "other");
+        let refusal = parent.refused(&[&format!("--listen=web={wanted}:{port}")]);
+        let wanted = format!("{wanted}:{port}");
+        refusal.names(78, &[&wanted, "(web)", "in use", "\"other\"", "descriptor 3", &address]);
     }
 }
 

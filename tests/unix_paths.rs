@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 
+use crate::config_file::put;
 use crate::support::{Client, Line, Parent, Refusal, signal};
 
 fn serve(arguments: &[&str]) -> (Line, PathBuf) {
@@ -117,6 +118,35 @@ fn a_path_that_a_successor_gives_up_is_unlinked() {
     line.hand_over_from(1);
     assert_eq!(line.exit_code(1), 0);
     assert!(!path.exists());
+}
+
+/// `/var/run` is a link to `/run`: a configuration that says the other changes nothing.
+#[test]
+fn a_path_in_other_words_keeps_its_socket() {
+    let put_paths = |folder: &Path, name: &str| {
+        let at = folder.join(name).display().to_string();
+        let listener = format!("[listener.web]\naddress = \"{at}/web.sock\"\nservice = \"echo\"\n");
+        put(folder, &format!("control = \"{at}/control\"\n{listener}"));
+    };
+    let line = Line::start_with(|command, folder| {
+        fs::create_dir(folder.join("run")).unwrap();
+        std::os::unix::fs::symlink("run", folder.join("var-run")).unwrap();
+        put_paths(folder, "run");
+        command.current_dir(folder).args(["--config", "handoffd.toml", "--bake", "0"]);
+    });
+    line.wait_for(1, "serving draining");
+    let at = |name: &str| line.folder().join(name);
+    let before = [identity(&at("run/web.sock")), identity(&at("run/control"))];
+    for (generation, name) in [(1, "var-run"), (2, "run")] {
+        put_paths(line.folder(), name);
+        line.hand_over_from(generation);
+        assert_eq!(line.exit_code(generation), 0);
+        assert_eq!([identity(&at("run/web.sock")), identity(&at("run/control"))], before);
+        echo(&at("run/web.sock"));
+    }
+    line.signal(3, Signal::SIGTERM);
+    assert_eq!(line.exit_code(3), 0);
+    assert!(!at("run/web.sock").exists() && !at("run/control").exists());
 }
 
 #[test]

@@ -7,11 +7,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 
+use super::endpoint::Endpoint;
 use super::origin::{Binding, Origin};
 use super::passed::Passed;
-use super::socket_address::TryFromAddress;
 use super::wanted::Wanted;
-use socket2::SockAddr;
 
 /// Gives each wanted listener the sockets that are its own. The surest sign goes first, for all of
 /// them, before the next one is looked at: otherwise the order of the configuration would decide who
@@ -31,11 +30,11 @@ pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
         |want| Some((want.address.clone(), want.name.clone())),
     );
     pool.give_one(wanted, |socket| Some(binding(socket)?.address.clone()), |want| Some(want.address.clone()));
-    pool.give_one(
-        wanted,
-        |socket| inherited(socket)?.local_address(),
-        |want| SockAddr::try_from_address(&want.address).ok(),
-    );
+    // The same place in other words.
+    pool.give_one(wanted, Passed::endpoint, |want| Endpoint::of(&want.address));
+    // Of a parent's, because systemd's ListenStream=80 is `[::]:80`, and serves `0.0.0.0:80`.
+    let of_both_families = |want: &Wanted| Endpoint::of(&want.address)?.of_both_families();
+    pool.give_one(wanted, |socket| inherited(socket)?.endpoint(), of_both_families);
     pool.give_one(wanted, |socket| inherited(socket)?.name.is_none().then_some(()), |_| Some(()));
     passed.extend(pool.0.into_iter().flatten());
 }

@@ -3,7 +3,9 @@
 //! Two kinds of socket come in by the same door, and they are matched by different things. What a parent made, the
 //! parent decides: its name wins, and the configured address is only for when nobody passes it. What the line bound
 //! itself, the configuration decides: a socket that was bound for an address that is still configured is kept, under a
-//! new name if it has one; any other is closed. So is one whose path was removed: it is bound anew. Whatever nobody claims is closed and said so; nothing is held unclaimed.
+//! new name if it has one; any other is closed. So is one whose path was removed: it is bound again. An address may be
+//! configured in other words than it was bound in, see [`super::endpoint`]. What no listener claims is closed and said so;
+//! nothing is held unclaimed.
 //!
 //! The operator's socket is one of them on its way from process to process, and none of those that serve.
 
@@ -13,11 +15,12 @@ use std::path::Path;
 
 use super::bind::Access;
 use super::claim::claim;
+use super::endpoint::Endpoint;
 use super::listener::Listener;
 use super::origin::Origin;
 use super::passed::Passed;
 use super::stored_name::StoredName;
-use super::wanted::{Grant, Wanted};
+use super::wanted::{Grant, Wanted, name_obstacle};
 use crate::address::Address;
 use crate::config::{CONTROL, DEFAULT_ADDRESS, Listeners};
 use crate::error::Error;
@@ -67,11 +70,12 @@ impl ListenerSet {
         }
         claim(&mut wanted, &mut passed);
         let grants = wanted.iter().filter_map(Wanted::grant).collect();
-        let mut bound_here = adopt_or_bind(wanted, &mut listeners)?;
+        let mut bound_here = adopt_or_bind(wanted, &passed, &mut listeners)?;
         let control = match (control_passed, control) {
             (Some(socket), _) => Some(adopt(socket, CONTROL)),
             (None, Some(address)) => {
                 let bound = Listener::bind(CONTROL, &address, Access::Owner);
+                let bound = bound.map_err(|error| name_obstacle(error, &address, &passed));
                 let bound = bound.inspect_err(|_| unlink_at(&bound_here, &listeners))?;
                 bound_here.push(listeners.len());
                 Some(bound)
@@ -188,8 +192,8 @@ fn is_control(socket: &Passed, configured: Option<&Address>) -> bool {
         Origin::Inherited => socket.name.as_deref() == Some(CONTROL),
         Origin::Bound(binding) => {
             socket.name.as_deref() == Some(CONTROL)
-                && configured == Some(&binding.address)
                 && !socket.has_lost_its_path()
+                && configured.is_some_and(|path| binding.address == *path || Endpoint::of(path) == socket.endpoint())
         }
     }
 }
@@ -199,7 +203,11 @@ fn unlink_at(places: &[usize], listeners: &[Listener]) {
 }
 
 /// Adopts what was found for each, and binds those for which nothing was: the places of these.
-fn adopt_or_bind(wanted: Vec<Wanted>, listeners: &mut Vec<Listener>) -> Result<Vec<usize>, Error> {
+fn adopt_or_bind(
+    wanted: Vec<Wanted>,
+    unclaimed: &[Passed],
+    listeners: &mut Vec<Listener>,
+) -> Result<Vec<usize>, Error> {
     let mut bound = Vec::new();
     for want in wanted {
         if !want.found.is_empty() {
@@ -215,7 +223,7 @@ fn adopt_or_bind(wanted: Vec<Wanted>, listeners: &mut Vec<Listener>) -> Result<V
             }
             Err(error) => {
                 unlink_at(&bound, listeners);
-                return Err(error);
+                return Err(name_obstacle(error, &want.address, unclaimed));
             }
         }
     }

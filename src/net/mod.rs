@@ -5,6 +5,7 @@ mod bind;
 mod claim;
 mod dial;
 mod ending;
+mod endpoint;
 mod hangup;
 mod listener;
 mod listener_set;

@@ -3,16 +3,19 @@
 //! Whoever passes one in may have erred, and what does not listen is found out here and named, not at the first accept. Which
 //! of the listeners that are configured it is, is decided in [`super::ListenerSet`].
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
+use super::endpoint::{self, Endpoint};
 use super::listener::Listener;
 use super::origin::{Binding, FileId, Origin};
 use super::socket_address::local_address;
 use crate::address::Address;
+use crate::config::TakenAddresses;
 use crate::error::Error;
 use crate::sys;
 
@@ -89,9 +92,20 @@ impl Passed {
         }
     }
 
-    /// The address where it listens, if the kernel says so.
-    pub(super) fn local_address(&self) -> Option<SockAddr> {
-        self.socket.local_addr().ok()
+    /// Where clients arrive at it: the file of a path that the line bound, and otherwise where it listens.
+    pub(super) fn endpoint(&self) -> Option<Endpoint> {
+        match &self.origin {
+            Origin::Bound(Binding { file: Some(file), .. }) => Some(Endpoint::File(*file)),
+            Origin::Bound(Binding { file: None, .. }) | Origin::Inherited => Endpoint::of_socket(&self.socket),
+        }
+    }
+
+    /// Whether it keeps the kernel from binding `wanted`.
+    pub(super) fn is_in_the_way_of(&self, wanted: &Address) -> bool {
+        let Some(found) = endpoint::address_of(&self.socket) else { return false };
+        let mut taken = TakenAddresses::new();
+        let is_same = self.endpoint().is_some_and(|endpoint| Endpoint::of(wanted) == Some(endpoint));
+        is_same || (taken.take(&found, ()).is_ok() && taken.take(wanted, ()).is_err())
     }
 
     /// The listener that it is, under the name that it goes by from now on.
@@ -103,6 +117,14 @@ impl Passed {
             socket: Arc::new(self.socket),
             shortage: Arc::default(),
         }
+    }
+}
+
+/// For an error: its name, its number and where it listens.
+impl fmt::Display for Passed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, address) = (self.name.as_deref().unwrap_or("unnamed"), self.address());
+        write!(f, "the passed socket {name:?} (descriptor {}) listens on {address}", self.descriptor)
     }
 }
 

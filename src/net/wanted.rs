@@ -1,8 +1,9 @@
 //! A configured listener before it has a socket, and what its path is to get.
 
+use std::io;
 use std::path::PathBuf;
 
-use super::origin::FileId;
+use super::origin::{FileId, Origin};
 use super::passed::Passed;
 use super::socket_file::FileAccess;
 use crate::address::Address;
@@ -53,5 +54,21 @@ impl Grant {
             let path = path.display();
             tracing::error!(listener, %path, reason = %error, "cannot change who may connect to {path}: {error}");
         }
+    }
+}
+
+/// The error for `want`, which cannot be bound: it names the passed socket that is in the way, if one is.
+pub(super) fn name_obstacle(error: Error, want: &Address, unclaimed: &[Passed]) -> Error {
+    let in_the_way = |socket: &&Passed| socket.origin == Origin::Inherited && socket.is_in_the_way_of(want);
+    match error {
+        Error::Bind { name, address, source } if source.kind() == io::ErrorKind::AddrInUse => {
+            let source = match unclaimed.iter().find(in_the_way) {
+                // Without an error number: it passes only when the configuration changes.
+                Some(socket) => io::Error::other(format!("{source}: {socket}, and no listener claims it")),
+                None => source,
+            };
+            Error::Bind { name, address, source }
+        }
+        other => other,
     }
 }
