@@ -38,6 +38,7 @@ mod layers;
 mod leaks;
 mod listeners;
 mod log;
+mod moved_listeners;
 mod notify;
 mod output;
 mod pid_file;

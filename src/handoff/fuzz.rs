@@ -141,7 +141,7 @@ mod seeds {
             Message::Born,
             Message::ForkFailed { errno: 11 },
             Message::ExecFailed { errno: 2 },
-            Message::Ready { closed: vec![3, 5] },
+            Message::Ready { closed: vec![3, 5], replaced: vec![5] },
             Message::Failed { reason: "a=b is wrong".into() },
             Message::Rollback,
             Message::Stopping,

@@ -55,8 +55,9 @@ pub(crate) enum Message {
     ForkFailed { errno: i32 },
     /// From the process that could not become the successor.
     ExecFailed { errno: i32 },
-    /// Successor to predecessor: I accept. The descriptors that I closed because nothing claims them.
-    Ready { closed: Vec<RawFd> },
+    /// Successor to predecessor: I accept. The descriptors that I closed because nothing claims them, and those among them
+    /// whose clients a new listener of mine gets when you close them.
+    Ready { closed: Vec<RawFd>, replaced: Vec<RawFd> },
     /// Successor to predecessor: I cannot serve, and why.
     Failed { reason: String },
     /// Successor to predecessor: I was told to stop while on probation; serve on.
@@ -131,7 +132,10 @@ impl Message {
             }
             Self::Head { pid } => packet.line("PID", pid),
             Self::ForkFailed { errno } | Self::ExecFailed { errno } => packet.line("ERRNO", errno),
-            Self::Ready { closed } => closed.iter().for_each(|descriptor| packet.line("CLOSED", descriptor)),
+            Self::Ready { closed, replaced } => {
+                closed.iter().for_each(|descriptor| packet.line("CLOSED", descriptor));
+                replaced.iter().for_each(|descriptor| packet.line("REPLACED", descriptor));
+            }
             Self::GivenUp { sockets } => sockets.iter().for_each(|socket| packet.line("SOCKET", socket)),
             Self::Failed { reason } => packet.line("REASON", reason.chars().take(REASON_MAX).collect::<String>()),
             Self::Carry { version } => packet.line("CARRY", version),
@@ -221,7 +225,7 @@ impl Message {
             "born" => Self::Born,
             "fork-failed" => Self::ForkFailed { errno: fields.number("ERRNO")? },
             "exec-failed" => Self::ExecFailed { errno: fields.number("ERRNO")? },
-            "ready" => Self::Ready { closed: fields.all("CLOSED")? },
+            "ready" => Self::Ready { closed: fields.all("CLOSED")?, replaced: fields.all("REPLACED")? },
             "failed" => Self::Failed { reason: fields.text("REASON")?.to_owned() },
             "rollback" => Self::Rollback,
             "stopping" => Self::Stopping,

@@ -108,8 +108,8 @@ enum Stage {
 /// What came from the successor.
 #[derive(Debug)]
 pub(crate) enum SuccessorEvent {
-    /// It accepts. The places, in the listener set that it was given, of what it gave up.
-    Ready { pid: Option<u32>, given_up: Vec<usize> },
+    /// It accepts. The places, in the listener set that it was given, of what it gave up, and of what it replaced.
+    Ready { pid: Option<u32>, given_up: Vec<usize>, replaced: Vec<usize> },
     /// It will never take over, or no longer; why.
     Lost(HandoffFailure),
     /// It has taken over, and was told to stop with the whole line.
@@ -314,13 +314,14 @@ impl Successor {
                 self.channel.follow_sender();
                 None
             }
-            Received::Message(Message::Ready { closed }) => {
+            Received::Message(Message::Ready { closed, replaced }) => {
                 // A wrapper may have forked: the process that says that it is ready is the one that serves.
                 self.channel.follow_sender();
                 self.stage = Stage::Ready;
                 let place = |descriptor: &RawFd| usize::try_from(descriptor.checked_sub(FIRST_PASSED)?).ok();
-                let given_up = closed.iter().filter_map(place);
-                Some(SuccessorEvent::Ready { pid: self.pid(), given_up: given_up.collect() })
+                let given_up = closed.iter().filter_map(place).collect();
+                let replaced = replaced.iter().filter_map(place).collect();
+                Some(SuccessorEvent::Ready { pid: self.pid(), given_up, replaced })
             }
             Received::Message(Message::ForkFailed { errno }) => {
                 lost(HandoffFailure::Fork { source: io::Error::from_raw_os_error(errno) })

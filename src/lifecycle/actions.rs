@@ -28,8 +28,8 @@ impl<P: Plane> Driver<P> {
     pub(super) async fn perform(&mut self, action: Action) -> Result<(), Error> {
         match action {
             Action::TellReady => {
-                let closed = self.listeners.unclaimed().to_vec();
-                self.predecessors.tell_predecessor(&Message::Ready { closed });
+                let (closed, replaced) = (self.listeners.unclaimed().to_vec(), self.listeners.replaced().to_vec());
+                self.predecessors.tell_predecessor(&Message::Ready { closed, replaced });
             }
             Action::TellRollback => {
                 // Who goes on counts it.
@@ -70,12 +70,15 @@ impl<P: Plane> Driver<P> {
                 self.plane.stop_accepting().await;
                 let (given_up, control) = self.listeners.remove(&std::mem::take(&mut self.given_up));
                 given_up.iter().chain(&control).for_each(Listener::unlink);
+                let replaced: Vec<_> = given_up.iter().filter(|listener| listener.is_replaced()).cloned().collect();
+                replaced.iter().for_each(Listener::divert);
                 // Whoever may have to accept again holds them still.
                 let sockets: Vec<_> = given_up.iter().filter_map(|listener| listener.cookie().ok()).collect();
                 if !sockets.is_empty() {
                     self.predecessors.tell_all(&Message::GivenUp { sockets });
                 }
                 self.plane.sweep(&given_up);
+                self.plane.accept_late(replaced);
             }
             Action::CloseListeners | Action::LeaveTheLine => {
                 self.plane.stop_accepting().await;

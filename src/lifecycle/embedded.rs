@@ -286,6 +286,9 @@ impl Plane for Embedded {
     /// What waits in the queues belongs to the server's own descriptors.
     fn sweep(&mut self, _listeners: &[Listener]) {}
 
+    /// The same.
+    fn accept_late(&mut self, _replaced: Vec<Listener>) {}
+
     /// What a server of one's own has of a connection nobody else can take over.
     fn carries(&self) -> Option<Vec<(usize, String)>> {
         None

@@ -103,6 +103,7 @@ impl<P: Plane> Driver<P> {
         self.keep_with_the_service_manager(&head);
         self.head = Some(head);
         self.listeners.grant_access();
+        self.listeners.forget_replacements();
         if let Some(control) = self.listeners.control() {
             self.control.open(control.clone());
         }
@@ -245,6 +246,7 @@ impl<P: Plane> Driver<P> {
         self.deadlines.bake = None;
         self.deadlines.given = None;
         self.given_up.clear();
+        self.listeners.restore();
         let Some(failure) = self.failure.take() else { return };
         let successor = self.generation.next();
         // It had taken over if this is the head no longer.

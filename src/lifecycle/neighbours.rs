@@ -86,8 +86,9 @@ impl<P: Plane> Driver<P> {
     pub(super) async fn heard_successor(&mut self, event: SuccessorEvent) -> Option<Event> {
         let retired = matches!(self.state, State::Retiring { .. });
         match event {
-            SuccessorEvent::Ready { pid, given_up } => {
+            SuccessorEvent::Ready { pid, given_up, replaced } => {
                 tracing::info!(successor_pid = pid, "the successor is ready");
+                self.listeners.mark_replaced(&replaced);
                 self.given_up = given_up;
                 Some(Event::SuccessorReady)
             }

@@ -29,6 +29,9 @@ pub(crate) trait Plane: Send + 'static {
     /// Accepts what waits in the queues of listeners on which nobody will accept any more.
     fn sweep(&mut self, listeners: &[Listener]);
 
+    /// Accepts, for as long as handshakes that have begun may take, on listeners that others have replaced.
+    fn accept_late(&mut self, replaced: Vec<Listener>);
+
     /// How many connections a successor could take over, by the name of their listener, where their number is limited. None if it
     /// can take over none.
     fn carries(&self) -> Option<Vec<(usize, String)>>;
@@ -98,6 +101,10 @@ impl<S: Service> Plane for Server<S> {
 
     fn sweep(&mut self, listeners: &[Listener]) {
         Self::sweep(self, listeners);
+    }
+
+    fn accept_late(&mut self, replaced: Vec<Listener>) {
+        Self::accept_late(self, replaced);
     }
 
     fn carries(&self) -> Option<Vec<(usize, String)>> {

@@ -47,18 +47,35 @@ impl Listener {
         };
         let (socket, file) =
             bound.map_err(|source| Error::Bind { name: name.to_owned(), address: address.to_string(), source })?;
-        Ok(Self {
+        Ok(Self::bound(name, address, socket, file))
+    }
+
+    /// The listener that `socket` is, which was bound to `address`.
+    pub(super) fn bound(name: &str, address: &Address, socket: Socket, file: Option<FileId>) -> Self {
+        Self {
             name: name.into(),
             address: local_address(&socket).into(),
             origin: Arc::new(Origin::Bound(Binding { address: address.clone(), file })),
             socket: Arc::new(socket),
             shortage: Arc::default(),
-        })
+            is_replaced: Arc::default(),
+        }
     }
 }
 
 /// Binds, and does not listen yet.
 fn bind_socket(address: &Address, access: Access) -> io::Result<Socket> {
+    let socket = new_socket(address)?;
+    if matches!(access, Access::Owner) {
+        // The file that bind(2) makes has the socket's own mode, less the umask: it is never open to others.
+        nix::sys::stat::fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    }
+    socket.bind(&SockAddr::try_from_address(address)?)?;
+    Ok(socket)
+}
+
+/// Makes a socket that can be bound to `address`.
+pub(super) fn new_socket(address: &Address) -> io::Result<Socket> {
     let domain = match address {
         Address::Tcp(std::net::SocketAddr::V4(_)) => Domain::IPV4,
         Address::Tcp(std::net::SocketAddr::V6(_)) | Address::Tcp6Only(_) => Domain::IPV6,
@@ -72,11 +89,6 @@ fn bind_socket(address: &Address, access: Access) -> io::Result<Socket> {
     if domain == Domain::IPV6 {
         socket.set_only_v6(matches!(address, Address::Tcp6Only(_)))?;
     }
-    if matches!(access, Access::Owner) {
-        // The file that bind(2) makes has the socket's own mode, less the umask: it is never open to others.
-        nix::sys::stat::fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    }
-    socket.bind(&SockAddr::try_from_address(address)?)?;
     Ok(socket)
 }
 

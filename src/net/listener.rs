@@ -9,6 +9,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 use socket2::Socket;
@@ -30,6 +31,8 @@ pub struct Listener {
     pub(super) socket: Arc<Socket>,
     /// The shortage under way, shared by all accept loops of the listener: one of them reports it.
     pub(super) shortage: Arc<Shortage>,
+    /// Whether another listener of the line gets its clients when it takes no more.
+    pub(super) is_replaced: Arc<AtomicBool>,
 }
 
 /// A connection that was accepted, before a runtime watches it.
@@ -122,6 +125,36 @@ impl Listener {
             tracing::warn!(listener = %self.name, "another process set the listener blocking; set back");
         }
         Ok(())
+    }
+
+    /// Notes whether another listener of the line gets its clients when it takes no more.
+    pub(super) fn set_replaced(&self, is_replaced: bool) {
+        self.is_replaced.store(is_replaced, Ordering::Relaxed);
+    }
+
+    /// Whether another listener of the line gets its clients when it takes no more.
+    pub(crate) fn is_replaced(&self) -> bool {
+        self.is_replaced.load(Ordering::Relaxed)
+    }
+
+    /// Leaves the clients that come from now on to the listener that has replaced this one, for good.
+    ///
+    /// A socket that is closed resets the clients in the middle of their handshake. One that is bound to another interface
+    /// gets no new clients, and those of before still come into its queue. It is no obstacle to a socket that is bound
+    /// beside it meanwhile.
+    pub(crate) fn divert(&self) {
+        let diverted = self.socket.set_reuse_port(true).and_then(|()| sys::socket::bind_to_no_interface(&*self.socket));
+        if let Err(error) = diverted {
+            let (listener, address) = (self.name(), self.address());
+            tracing::warn!(%listener, address, reason = %error, "clients of {address} that just connect may be reset: {error}");
+        }
+    }
+
+    /// Takes the port back for this socket alone.
+    pub(super) fn restore(&self) {
+        if let Err(error) = self.socket.set_reuse_port(false) {
+            tracing::debug!(listener = %self.name, %error, "cannot take the port back");
+        }
     }
 
     /// Removes the path of a Unix socket that the line bound, if it is still the same file.

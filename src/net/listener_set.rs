@@ -10,9 +10,11 @@
 //! The operator's socket is one of them on its way from process to process, and none of those that serve.
 
 use std::collections::HashSet;
+use std::io;
 use std::os::fd::RawFd;
 use std::path::Path;
 
+use super::beside::{self, OldSockets};
 use super::bind::Access;
 use super::claim::claim;
 use super::endpoint::Endpoint;
@@ -39,6 +41,8 @@ pub struct ListenerSet {
     grants: Vec<Grant>,
     /// Places of those that this very process bound: no predecessor accepts there.
     bound_here: Vec<usize>,
+    /// Descriptors, as above, of sockets whose clients a new listener gets when they are closed.
+    replaced: Vec<RawFd>,
 }
 
 impl ListenerSet {
@@ -70,7 +74,7 @@ impl ListenerSet {
         }
         claim(&mut wanted, &mut passed);
         let grants = wanted.iter().filter_map(Wanted::grant).collect();
-        let mut bound_here = adopt_or_bind(wanted, &passed, &mut listeners)?;
+        let (mut bound_here, replaced) = adopt_or_bind(wanted, &passed, &mut listeners)?;
         let control = match (control_passed, control) {
             (Some(socket), _) => Some(adopt(socket, CONTROL)),
             (None, Some(address)) => {
@@ -97,7 +101,7 @@ impl ListenerSet {
             );
         }
         let unclaimed = passed.iter().map(|socket| socket.descriptor).collect();
-        Ok(Self { listeners, control, unclaimed, no_longer_stored, grants, bound_here })
+        Ok(Self { listeners, control, unclaimed, no_longer_stored, grants, bound_here, replaced })
     }
 
     /// Those that serve.
@@ -151,6 +155,29 @@ impl ListenerSet {
         &self.unclaimed
     }
 
+    /// The numbers of those among them whose clients a new listener gets when they are closed.
+    pub(crate) fn replaced(&self) -> &[RawFd] {
+        &self.replaced
+    }
+
+    /// Notes that listeners of the successor get the clients of those at these places when they take no more.
+    pub(crate) fn mark_replaced(&self, places: &[usize]) {
+        places.iter().filter_map(|place| self.listeners.get(*place)).for_each(|listener| listener.set_replaced(true));
+    }
+
+    /// Notes that no listener replaces another any more, because the handoff is over.
+    pub(crate) fn forget_replacements(&self) {
+        self.listeners.iter().for_each(|listener| listener.set_replaced(false));
+    }
+
+    /// Has it all as before a handoff that has failed. A successor that was killed may have left the port of an old socket
+    /// open to others of this user.
+    pub(crate) fn restore(&self) {
+        self.forget_replacements();
+        let bound = self.listeners.iter().filter(|listener| *listener.origin() != Origin::Inherited);
+        bound.for_each(Listener::restore);
+    }
+
     /// The places of those that this process bound itself. Once any is taken out, the places are others.
     pub(crate) fn bound_here(&self) -> &[usize] {
         &self.bound_here
@@ -202,19 +229,34 @@ fn unlink_at(places: &[usize], listeners: &[Listener]) {
     places.iter().filter_map(|place| listeners.get(*place)).for_each(Listener::unlink);
 }
 
-/// Adopts what was found for each, and binds those for which nothing was: the places of these.
+/// Adopts what was found for each, and binds those for which nothing was. Returns the places of these, and the descriptors
+/// of the unclaimed sockets that they replace.
 fn adopt_or_bind(
     wanted: Vec<Wanted>,
     unclaimed: &[Passed],
     listeners: &mut Vec<Listener>,
-) -> Result<Vec<usize>, Error> {
-    let mut bound = Vec::new();
+) -> Result<(Vec<usize>, Vec<RawFd>), Error> {
+    let (mut bound, mut replaced) = (Vec::new(), Vec::new());
+    let old_sockets = OldSockets::new(unclaimed);
     for want in wanted {
         if !want.found.is_empty() {
             listeners.extend(want.found.into_iter().map(|socket| adopt(socket, &want.name)));
             continue;
         }
-        match Listener::bind(&want.name, &want.address, Access::Configured(want.access)) {
+        let bind = Listener::bind(&want.name, &want.address, Access::Configured(want.access));
+        let bind = bind.or_else(|error| {
+            let old = old_sockets.beside(&want.address);
+            let is_in_use = matches!(&error, Error::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse);
+            if old.is_empty() || !is_in_use {
+                return Err(error);
+            }
+            let listener = beside::bind(&want.name, &want.address, old)?;
+            // It replaces them, should this generation take over; and they it, should it not.
+            listener.set_replaced(true);
+            replaced.extend(old.iter().map(|socket| socket.descriptor));
+            Ok(listener)
+        });
+        match bind {
             Ok(listener) => {
                 let (name, address) = (listener.name(), listener.address());
                 tracing::info!(listener = %name, address, "bound a listener");
@@ -227,7 +269,7 @@ fn adopt_or_bind(
             }
         }
     }
-    Ok(bound)
+    Ok((bound, replaced))
 }
 
 /// Adopts all of them under the names that they came with.

@@ -1,6 +1,7 @@
 //! Listeners and streams: sockets of which the rest of the crate need not know the family.
 
 mod acceptor;
+mod beside;
 mod bind;
 mod claim;
 mod dial;

@@ -100,6 +100,16 @@ impl Passed {
         }
     }
 
+    /// The TCP port on which it listens.
+    pub(super) fn port(&self) -> Option<u16> {
+        self.socket.local_addr().ok()?.as_socket().map(|address| address.port())
+    }
+
+    /// Whether another socket of this user can be bound to the same port.
+    pub(super) fn share_port(&self, is_shared: bool) -> io::Result<()> {
+        self.socket.set_reuse_port(is_shared)
+    }
+
     /// Whether it keeps the kernel from binding `wanted`.
     pub(super) fn is_in_the_way_of(&self, wanted: &Address) -> bool {
         let Some(found) = endpoint::address_of(&self.socket) else { return false };
@@ -116,7 +126,15 @@ impl Passed {
             origin: Arc::new(self.origin),
             socket: Arc::new(self.socket),
             shortage: Arc::default(),
+            is_replaced: Arc::default(),
         }
+    }
+}
+
+#[cfg(test)]
+impl Passed {
+    pub(super) fn try_clone(&self) -> io::Result<OwnedFd> {
+        self.socket.try_clone().map(Into::into)
     }
 }
 

@@ -8,6 +8,7 @@ mod accept;
 mod census;
 mod connection;
 mod deaths;
+mod late;
 mod places;
 mod takeover;
 #[cfg(test)]
@@ -79,6 +80,9 @@ pub(crate) struct Server<S> {
     /// Take over what the predecessor carries here, until this is cancelled.
     taking: TaskTracker,
     stop_taking: CancellationToken,
+    /// Accept the last clients of replaced listeners, until this is cancelled.
+    late: TaskTracker,
+    stop_late: CancellationToken,
 }
 
 impl<S: Service> Server<S> {
@@ -86,6 +90,8 @@ impl<S: Service> Server<S> {
     pub(crate) fn new(service: S, workers: Workers, config: Config) -> Self {
         let taking = TaskTracker::new();
         taking.close();
+        let late = TaskTracker::new();
+        late.close();
         let limits = config.listeners.limits();
         let places = limits.iter().map(|(name, limit)| (name.clone(), Arc::new(Places::new(*limit))));
         Self {
@@ -103,6 +109,8 @@ impl<S: Service> Server<S> {
             carry_ended: None,
             taking,
             stop_taking: CancellationToken::new(),
+            late,
+            stop_late: CancellationToken::new(),
             config,
         }
     }
@@ -354,12 +362,14 @@ impl<S: Service> Server<S> {
     /// Waits until no connection is left. Pends for ever unless [`Server::drain`] came first. Cancel safe.
     pub(crate) async fn drained(&self) {
         self.taking.wait().await;
+        self.late.wait().await;
         self.drain.drained().await;
     }
 
     /// Cuts the connections that are left.
     pub(crate) fn cut(&mut self) {
         self.stop_taking.cancel();
+        self.stop_late.cancel();
         // First, so that none is given up any more, and none that was is cut as if it were on its way.
         self.end_carry();
         self.drain.cut();

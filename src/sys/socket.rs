@@ -8,7 +8,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, recv, send, sendmsg, socketpair, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, recv, send, sendmsg, setsockopt,
+    socketpair, sockopt,
 };
 
 /// Two ends of a channel: packets keep their bounds, and the end of one side is end of file at the other, unix(7).
@@ -67,6 +68,21 @@ pub(crate) fn pause() {
 /// The user who connected a Unix socket, unix(7).
 pub(crate) fn peer_user(socket: &impl AsFd) -> io::Result<u32> {
     getsockopt(socket, sockopt::PeerCredentials).map(|peer| peer.uid()).map_err(Into::into)
+}
+
+/// The index of an interface that no machine has.
+const NO_INTERFACE: libc::c_int = libc::c_int::MAX;
+
+/// Keeps new connections from a listening socket. Only a process with CAP_NET_RAW can undo that, socket(7).
+pub(crate) fn bind_to_no_interface(socket: &impl AsFd) -> io::Result<()> {
+    setsockopt(socket, option::BindToInterface, &NO_INTERFACE).map_err(Into::into)
+}
+
+mod option {
+    use nix::{libc, setsockopt_impl, sockopt_impl};
+
+    // Other than `SO_BINDTODEVICE` it takes an interface that is not there.
+    sockopt_impl!(BindToInterface, SetOnly, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, libc::c_int);
 }
 
 /// What came in.

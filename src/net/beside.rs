@@ -1,0 +1,143 @@
+//! Binds a TCP address beside sockets of the line that hold a part of it.
+//!
+//! The kernel refuses `0.0.0.0:80` while a socket listens on `127.0.0.1:80`, unless both have `SO_REUSEPORT` and the same
+//! user made both, socket(7). So both have it from the bind until the new one listens, and no longer: another process of
+//! the user could listen there as well. What becomes of the old socket's clients is in [`Listener::divert`].
+
+use std::collections::HashMap;
+use std::io;
+
+use super::bind::{BACKLOG, new_socket};
+use super::listener::Listener;
+use super::origin::Origin;
+use super::passed::Passed;
+use super::socket_address::TryFromAddress;
+use crate::address::Address;
+use crate::error::Error;
+use socket2::{SockAddr, Socket};
+
+/// The sockets that the line bound and that no listener claims, by their ports.
+#[derive(Debug)]
+pub(super) struct OldSockets<'a>(HashMap<u16, Vec<&'a Passed>>);
+
+impl<'a> OldSockets<'a> {
+    pub(super) fn new(unclaimed: &'a [Passed]) -> Self {
+        let mut by_port: HashMap<u16, Vec<&Passed>> = HashMap::new();
+        for socket in unclaimed.iter().filter(|socket| socket.origin != Origin::Inherited) {
+            if let Some(port) = socket.port() {
+                by_port.entry(port).or_default().push(socket);
+            }
+        }
+        Self(by_port)
+    }
+
+    /// Those on the port of `address`. One that does not overlap with it may have replaced one that does, and that another
+    /// generation has not closed yet.
+    pub(super) fn beside(&self, address: &Address) -> &[&'a Passed] {
+        let port = match address {
+            Address::Tcp(socket) => socket.port(),
+            Address::Tcp6Only(socket) => socket.port(),
+            Address::UnixPath(_) | Address::UnixAbstract(_) => return &[],
+        };
+        self.0.get(&port).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Binds `address` and listens, though `old` hold a part of it.
+///
+/// # Errors
+/// [`Error::Bind`]: another process holds a part of it, or one of `old` is of another user.
+pub(super) fn bind(name: &str, address: &Address, old: &[&Passed]) -> Result<Listener, Error> {
+    let bound = SharedPort::of(old).and_then(|_shared| {
+        let socket = new_socket(address)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&SockAddr::try_from_address(address)?)?;
+        // It binds once more: the kernel looks at all sockets of the port again.
+        socket.listen(BACKLOG)?;
+        socket.set_reuse_port(false)?;
+        Ok(socket)
+    });
+    let refuse = |source| Error::Bind { name: name.to_owned(), address: address.to_string(), source };
+    bound.map(|socket: Socket| Listener::bound(name, address, socket, None)).map_err(refuse)
+}
+
+/// Another socket of this user can be bound beside these, until this is dropped.
+struct SharedPort<'a>(&'a [&'a Passed]);
+
+impl<'a> SharedPort<'a> {
+    fn of(old: &'a [&'a Passed]) -> io::Result<Self> {
+        let shared = Self(old);
+        old.iter().try_for_each(|socket| socket.share_port(true)).map(|()| shared)
+    }
+}
+
+impl Drop for SharedPort<'_> {
+    fn drop(&mut self) {
+        for socket in self.0 {
+            if let Err(error) = socket.share_port(false) {
+                tracing::warn!(reason = %error, "cannot take the port of {socket} back for it alone: {error}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use nix::unistd::{Uid, setfsuid};
+
+    use super::*;
+
+    /// A socket of the line on a port of the range from which the kernel does not choose: a connection of another process
+    /// with that port would be in the way.
+    fn old(address: &str) -> (Passed, u16) {
+        let start = std::process::id() % 20_000 + 5_000;
+        let ports = (start..start + 1_000).map(|port| u16::try_from(port).unwrap());
+        let bind = |port| {
+            let is_free = TcpListener::bind(("::", port)).is_ok();
+            let address = format!("{address}:{port}").parse().ok().filter(|_| is_free)?;
+            Some((Listener::bind("old", &address, super::super::bind::Access::Owner).ok()?, port))
+        };
+        let (listener, port) = ports.into_iter().find_map(bind).unwrap();
+        let passed = Passed::check(listener.try_clone().unwrap(), None, listener.origin().clone()).unwrap();
+        (passed, port)
+    }
+
+    #[test]
+    fn the_port_is_shared_for_the_bind_alone() {
+        let (old, port) = old("127.0.0.1");
+        let (at, unclaimed) = (|ip: &str| format!("{ip}:{port}").parse::<Address>().unwrap(), [old]);
+        let sockets = OldSockets::new(&unclaimed);
+        let new = bind("web", &at("0.0.0.0"), sockets.beside(&at("0.0.0.0"))).unwrap();
+        for socket in [new.try_clone().unwrap(), unclaimed[0].try_clone().unwrap()] {
+            assert!(!Socket::from(socket).reuse_port().unwrap());
+        }
+        // The new one is in the way, and the port of the old one is its own again after that as well.
+        bind("web", &at("0.0.0.0"), sockets.beside(&at("0.0.0.0"))).unwrap_err();
+        assert!(!Socket::from(unclaimed[0].try_clone().unwrap()).reuse_port().unwrap());
+        assert!(sockets.beside(&"127.0.0.1:1".parse().unwrap()).is_empty());
+    }
+
+    #[test]
+    fn another_user_cannot_bind_while_the_port_is_shared() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let (old, port) = old("127.0.0.1");
+        let old = [&old];
+        let _shared = SharedPort::of(&old).unwrap();
+        let address: Address = format!("0.0.0.0:{port}").parse().unwrap();
+        std::thread::scope(|scope| {
+            let stranger = scope.spawn(|| {
+                // Of this thread alone; the kernel takes the socket's user from it.
+                setfsuid(Uid::from_raw(65_534));
+                let socket = new_socket(&address).unwrap();
+                socket.set_reuse_port(true).unwrap();
+                socket.bind(&SockAddr::try_from_address(&address).unwrap())
+            });
+            assert_eq!(stranger.join().unwrap().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        });
+        bind("web", &address, &old).unwrap();
+    }
+}

@@ -1,0 +1,110 @@
+//! A listener moves to an address that overlaps with its old one, and no client of both is lost.
+//!
+//! The kernel refuses to bind such an address while another socket listens on a part of it. So each move is a handoff that
+//! fails if the two generations do not share the port.
+
+use nix::sys::signal::Signal;
+
+use crate::config_file::put;
+use crate::support::{Callers, Client, Line, free_port};
+
+fn file(address: &str, port: u16) -> String {
+    format!("[listener.web]\naddress = \"{address}:{port}\"\nservice = \"echo\"\n")
+}
+
+fn serve(address: &str, port: u16, bake: &str) -> Line {
+    let line = Line::start_with(|command, folder| {
+        put(folder, &file(address, port));
+        command.current_dir(folder).args(["--config", "handoffd.toml", "--bake", bake]);
+    });
+    line.wait_for(1, "serving draining");
+    line
+}
+
+/// Moves along `addresses` while clients call `client`, and hands over as soon as the last handoff is over.
+fn assert_moves(client: &str, addresses: &[&str]) {
+    let port = free_port();
+    let line = serve(addresses[0], port, "0");
+    let callers = Callers::start(&format!("{client}:{port}"), 2);
+    for (generation, address) in (1..).zip(&addresses[1..]) {
+        put(line.folder(), &file(address, port));
+        line.hand_over_from(generation);
+        let accepting = line.wait_for(generation + 1, "accepting listeners");
+        let expected = format!("web={}:{port}", address.trim_start_matches("tcp6:"));
+        assert_eq!(accepting.field("listeners"), Some(expected.as_str()));
+    }
+    let calls = callers.finish();
+    assert_eq!((calls.refused, calls.broken), (0, 0), "{addresses:?}: {calls:?}");
+    assert!(calls.served > 0);
+}
+
+#[test]
+fn a_listener_moves_between_one_address_and_all_of_them() {
+    assert_moves("127.0.0.1", &["127.0.0.1", "0.0.0.0", "127.0.0.1", "0.0.0.0", "127.0.0.1"]);
+}
+
+#[test]
+fn a_listener_moves_between_the_families() {
+    assert_moves("127.0.0.1", &["0.0.0.0", "[::]", "127.0.0.1", "[::]", "0.0.0.0"]);
+    assert_moves("[::1]", &["[::]", "tcp6:[::]", "[::1]", "tcp6:[::]", "[::]"]);
+}
+
+/// The third address does not overlap with the second, but with the first, which its generation has not closed yet.
+#[test]
+fn a_listener_moves_on_before_its_first_address_is_closed() {
+    let port = free_port();
+    let line = serve("0.0.0.0", port, "0");
+    for (generation, address) in (1..).zip(["127.0.0.1", "127.0.0.2", "127.0.0.3", "0.0.0.0"]) {
+        put(line.folder(), &file(address, port));
+        line.hand_over_from(generation);
+        Client::once(&format!("{}:{port}", address.replace("0.0.0.0", "127.0.0.1")), b"moved").unwrap();
+    }
+}
+
+/// Has a successor on `new` bake, and ends it by `end`.
+fn take_back(old: &str, new: &str, end: Signal) -> (Line, u16) {
+    let port = free_port();
+    let line = serve(old, port, "1h");
+    put(line.folder(), &file(new, port));
+    let callers = (end == Signal::SIGTERM).then(|| Callers::start(&format!("127.0.0.1:{port}"), 2));
+    line.signal(1, Signal::SIGHUP);
+    line.wait_for(1, "the successor is ready");
+    Client::once(&format!("127.0.0.2:{port}"), b"of the old one or of the new one").unwrap();
+    line.signal(2, end);
+    line.wait_for(1, "the handoff failed");
+    if let Some(callers) = callers {
+        let calls = callers.finish();
+        assert_eq!((calls.refused, calls.broken), (0, 0), "{old} {new}: {calls:?}");
+    }
+    (line, port)
+}
+
+/// A process that is killed takes the clients in its queue with it, so nobody calls then.
+#[test]
+fn a_move_that_is_taken_back_leaves_all_as_it_was() {
+    for end in [Signal::SIGTERM, Signal::SIGKILL] {
+        for (old, new) in [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1")] {
+            let (line, port) = take_back(old, new, end);
+            Client::once(&format!("127.0.0.1:{port}"), b"as before").unwrap();
+            assert_eq!(Client::connect(&format!("127.0.0.2:{port}")).is_ok(), old == "0.0.0.0");
+            // The next one finds all as the first one did.
+            line.signal(1, Signal::SIGHUP);
+            line.wait_for_count(2, "the successor is ready");
+        }
+    }
+}
+
+#[test]
+fn a_part_that_another_process_holds_fails_the_move_alone() {
+    let port = free_port();
+    let theirs = std::net::TcpListener::bind(("127.0.0.2", port)).unwrap();
+    let line = serve("127.0.0.1", port, "0");
+    put(line.folder(), &file("0.0.0.0", port));
+    line.signal(1, Signal::SIGHUP);
+    let failed = line.wait_for(1, "the handoff failed");
+    assert!(failed.text.contains(&format!("cannot listen on 0.0.0.0:{port} (web)")), "{failed:?}");
+    line.assert_serves();
+    crate::support::close(theirs);
+    line.hand_over_from(1);
+    Client::once(&format!("127.0.0.2:{port}"), b"at last").unwrap();
+}
