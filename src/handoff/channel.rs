@@ -11,12 +11,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
 
 use super::message::Message;
 use crate::sys;
@@ -153,11 +153,11 @@ impl Channel {
         }
     }
 
-    /// Waits until the process at the other end has ended, at most for `limit`, and returns how it
+    /// Waits until the process at the other end has ended, or that time, and returns how it
     /// ended if the kernel tells. A process closes its descriptors a moment before its end. Cancel safe.
-    pub(crate) async fn exit_status(&self, limit: Duration) -> Option<ExitStatus> {
+    pub(crate) async fn exit_status(&self, until: Instant) -> Option<ExitStatus> {
         let Peer::Process(pid, process) = &self.peer else { return None };
-        let _ = tokio::time::timeout(limit, process.readable()).await;
+        let _ = tokio::time::timeout_at(until, process.readable()).await;
         process.get_ref().exit_status((*pid)?)
     }
 

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use tokio::time::Instant;
 
 use super::channel::{Channel, Received};
 use super::init::Init;
@@ -94,6 +95,8 @@ pub(crate) struct Successor {
     /// Both ends of a channel for connections, if there are any: made when there is room for it, not at the instant of the commit.
     carrying: Option<(OwnedFd, OwnedFd)>,
     stage: Stage,
+    /// How long to wait for its exit status, since it closed its end of the channel.
+    dying_until: Option<Instant>,
     inquiry: Inquiry,
 }
 
@@ -166,6 +169,7 @@ impl Successor {
             program: bequest.program.path().to_owned(),
             carrying,
             stage: Stage::Starting,
+            dying_until: None,
             inquiry: Inquiry::default(),
         })
     }
@@ -210,7 +214,9 @@ impl Successor {
         loop {
             let received = poll_fn(|cx| self.channel.poll_receive(cx)).await;
             if matches!(received, Received::End) && self.stage != Stage::Released {
-                let status = EndStatus(self.channel.exit_status(DYING).await);
+                // Kept, because this future may be dropped and made again more often than that.
+                let until = *self.dying_until.get_or_insert_with(|| Instant::now() + DYING);
+                let status = EndStatus(self.channel.exit_status(until).await);
                 return SuccessorEvent::Lost(match self.stage {
                     Stage::Starting => HandoffFailure::EndedEarly { status },
                     Stage::Ready | Stage::Released => HandoffFailure::EndedLate { status },
