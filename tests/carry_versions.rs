@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::UnixDatagram;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -234,7 +234,7 @@ fn carry_refuses_what_it_cannot_serve_and_takes_the_next_one() {
     predecessor.assert_refused(&plain.replace("web", "other"), "no listener", &[&ours]);
     predecessor.assert_refused(&plain, "without its socket", &[]);
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let (unix, _other) = UnixStream::pair().unwrap();
+    let (unix, _other) = UnixDatagram::pair().unwrap();
     let file = File::open("/").unwrap();
     predecessor.assert_refused(&plain, "no stream socket", &[&datagrams]);
     predecessor.assert_refused(&plain, "no stream socket", &[&unix]);

@@ -46,7 +46,7 @@ fn a_handoff_needs_hardly_more_descriptors_than_listeners() {
 #[test]
 fn a_report_of_any_length_reaches_the_other_generation() {
     let upstreams: Vec<_> = (0..20).map(|number| format!("\"@nobody-{number}\"")).collect();
-    let mut file = "[listener.first]\naddress = \"$F/first\"\nservice = \"echo\"\n".to_owned();
+    let mut file = "carry = false\n[listener.first]\naddress = \"$F/first\"\nservice = \"echo\"\n".to_owned();
     for number in 0..200 {
         let upstreams = upstreams.join(", ");
         write!(file, "[listener.b{number}]\naddress = \"$F/{number}\"\n").unwrap();

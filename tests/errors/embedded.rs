@@ -12,9 +12,10 @@ use crate::support::{Callers, Client, Line, Record, Tracer, assert_becomes, exam
 
 const CALLERS: usize = 2;
 
-/// Calls by which the runtime passes signals on to itself, over a pipe of its own. The kernel does not fail them there,
-/// and tokio would lose the signal or panic.
-const OF_THE_RUNTIME: [&str; 2] = ["recvfrom", "sendto"];
+/// Calls by which the runtime passes signals on to itself, over a pipe of its own: the kernel does not fail them there,
+/// and tokio would lose the signal or panic. And those by which it looks at the flags of a new connection: strace cannot
+/// tell them from those that make a descriptor.
+const OF_THE_RUNTIME: [&str; 3] = ["fcntl", "recvfrom", "sendto"];
 
 fn serve() -> Line {
     let line = Line::start_program(&example("axum"), |command, _| {
