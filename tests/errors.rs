@@ -31,11 +31,6 @@ fn any_call_of_the_init_may_fail() {
 }
 
 #[test]
-fn any_call_of_an_old_embedded_server_may_fail() {
-    embedded::old_generation(Extent::Sample);
-}
-
-#[test]
 fn any_call_of_a_new_embedded_server_may_fail() {
     embedded::new_generation(Extent::Sample);
 }
