@@ -31,6 +31,7 @@ pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
 pub(crate) const CONTROL: &str = "control";
 
 /// The name of the listener that shows the counters.
+#[cfg_attr(not(feature = "config-file"), allow(unreachable_pub, reason = "the configuration file exports it"))]
 pub const METRICS_LISTENER: &str = "metrics";
 
 /// All that a generation is told.
