@@ -123,7 +123,10 @@ pub(crate) fn ready_means_accepting_and_the_main_process_is_one_that_systemd_wat
 }
 
 pub(crate) fn of_two_reloads_at_once_one_is_told_to_try_again(system: System) {
-    let lab = Lab::serving(system);
+    let lab = Lab::boot(system);
+    // Longer than the commands take that come meanwhile.
+    lab.install("handoffd.service.d/bake.conf", &format!("[Service]\nExecStart=\nExecStart={PROGRAM} --bake 5s\n"));
+    lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
     let first = lab.start(&[PROGRAM, "reload"]);
     lab.wait("a successor", |lab| lab.status()["generations"].as_array().unwrap().len() == 2);
     lab.run(&[PROGRAM, "reload"]).names(75, &["a handoff is under way"]);
