@@ -147,8 +147,8 @@ fn when_all_die_a_reload_has_failed() {
         reload.wait()
     };
     reload_that_meets("{\"started\":{\"successor\":2,\"within_ms\":0}}\n").names(70, &["has died", "nobody answers"]);
-    reload_that_meets("{\"started\":{\"succ").names(75, &["ended before it answered"]);
-    reload_that_meets("").names(75, &["ended before it answered"]);
+    reload_that_meets("{\"started\":{\"succ").names(75, &["ended without an answer"]);
+    reload_that_meets("").names(75, &["ended without an answer"]);
     reload_that_meets("what?\n").names(77, &["cannot understand the answer", "what?"]);
 }
 

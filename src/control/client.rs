@@ -16,6 +16,7 @@ use super::message::{Refusal, ReloadOptions, Reply, Request};
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::report::Status;
+use crate::sys::socket::{retry, will_pass};
 use crate::text::{one_line, printable};
 
 /// How long the head may take to say anything at all.
@@ -198,14 +199,17 @@ impl Control {
     }
 
     fn connect(&self, request: &Request, deadline: Instant) -> io::Result<Conversation<'_>> {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM.cloexec(), None)?;
+        let socket = retry(|| Socket::new(Domain::UNIX, Type::STREAM.cloexec(), None))?;
         // Also how long a connect waits for room in the queue, socket(7).
         socket.set_write_timeout(Some(time_left(deadline)?))?;
-        socket.connect(&SockAddr::unix(&self.path)?)?;
+        let address = SockAddr::unix(&self.path)?;
+        // A connect that waits for room is interrupted by a stop and a continuation, signal(7).
+        retry(|| socket.connect(&address))?;
         let mut stream = UnixStream::from(std::os::fd::OwnedFd::from(socket));
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
-        match stream.write_all(&line) {
+        // A short line is sent as a whole or not at all.
+        match retry(|| stream.write_all(&line)) {
             // The daemon may have refused this client and hung up before it read the request.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             written => written?,
@@ -226,7 +230,7 @@ impl Control {
     }
 
     fn broke_off(&self) -> Error {
-        Error::TryAgain { reason: format!("whoever was asked on {} ended before it answered", printable(&self.path)) }
+        Error::TryAgain { reason: format!("the connection to {} ended without an answer", printable(&self.path)) }
     }
 
     /// The error that an unwelcome reply is.
@@ -322,7 +326,10 @@ impl<'a> Conversation<'a> {
             let left = if line.is_empty() { time_left(deadline).unwrap_or(LOOK) } else { time_left(deadline)? };
             self.stream.get_ref().set_read_timeout(Some(left))?;
             let chunk = match self.stream.fill_buf() {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if will_pass(&error) => {
+                    pause();
+                    continue;
+                }
                 chunk => chunk?,
             };
             let length = chunk.iter().position(|byte| *byte == b'\n').map_or(chunk.len(), |end| end + 1);

@@ -164,13 +164,18 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
     }
 }
 
-/// Registers the control socket with the runtime. A want of memory passes, and a generation that no operator can reach
-/// could not be replaced.
+/// Registers the control socket with the runtime. A shortage of memory passes, and a generation that no operator can
+/// reach could not be replaced.
 async fn watch(listener: Listener) -> Acceptor {
     let mut has_failed = false;
     loop {
         match Acceptor::new(listener.clone()) {
-            Ok(acceptor) => return acceptor,
+            Ok(acceptor) => {
+                if has_failed {
+                    tracing::info!("the control socket is open");
+                }
+                return acceptor;
+            }
             Err(error) => {
                 if !has_failed {
                     tracing::error!(reason = %error, "cannot open the control socket, trying again: {error}");
@@ -225,7 +230,8 @@ async fn converse(stream: Stream, user: User, seat: Seat, ask: mpsc::Sender<(Req
     let (to_write, mut replies) = mpsc::channel(REPLIES_MAX);
     // A status is answered at once, or by nobody.
     let peer = match &request {
-        Ok(Request::Reload(_)) => Some(Arc::new(stream.get_ref().as_fd().try_clone_to_owned()?)),
+        // Without a copy, because no descriptor is left, the end of the conversation tells.
+        Ok(Request::Reload(_)) => stream.get_ref().as_fd().try_clone_to_owned().ok().map(Arc::new),
         Ok(Request::Status {}) | Err(_) => None,
     };
     let answer = Answer { replies: to_write, peer: peer.as_ref().map_or_else(Weak::new, Arc::downgrade) };
@@ -256,11 +262,60 @@ async fn converse(stream: Stream, user: User, seat: Seat, ask: mpsc::Sender<(Req
 
 /// Reads a request, or says what is wrong with it.
 pub(super) async fn read(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Result<Request, String>> {
-    let mut line = Vec::new();
-    timeout(REQUEST_TIMEOUT, stream.take(REQUEST_MAX).read_until(b'\n', &mut line)).await??;
+    let line = timeout(REQUEST_TIMEOUT, read_line(stream)).await??;
     if line.is_empty() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(serde_json::from_slice(&line)
         .map_err(|error| one_line(&format!("cannot read the request ({error}): {}", String::from_utf8_lossy(&line)))))
+}
+
+/// Reads the first line, as much of it as a request may have. A read that fails because the kernel has no memory is tried
+/// again: the operator would take the end of the connection for the end of the daemon.
+async fn read_line(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Vec<u8>> {
+    let (mut stream, mut line) = (stream.take(REQUEST_MAX), Vec::new());
+    loop {
+        match stream.read_until(b'\n', &mut line).await {
+            Err(error) if sys::socket::will_pass(&error) => sleep(PAUSE).await,
+            read => return read.map(|_| line),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use nix::errno::Errno;
+    use tokio::io::{AsyncRead, ReadBuf};
+
+    use super::*;
+
+    /// What each read meets.
+    struct Script(Vec<Result<&'static str, Errno>>);
+
+    impl AsyncRead for Script {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            match self.0.remove(0) {
+                Ok(bytes) => buffer.put_slice(bytes.as_bytes()),
+                Err(errno) => return Poll::Ready(Err(errno.into())),
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_read_without_memory_is_tried_again() {
+        let reads = vec![Ok("{\"sta"), Err(Errno::ENOMEM), Err(Errno::ENOBUFS), Ok("tus\":{}}\n")];
+        let request = read(&mut BufReader::new(Script(reads))).await.unwrap();
+        assert_eq!(request, Ok(Request::Status {}));
+    }
+
+    #[tokio::test]
+    async fn a_read_that_fails_for_good_ends_the_conversation() {
+        let reads = vec![Ok("{\"sta"), Err(Errno::ECONNRESET)];
+        let error = read(&mut BufReader::new(Script(reads))).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
 }
