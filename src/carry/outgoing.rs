@@ -159,6 +159,11 @@ impl Outgoing {
                 },
                 Ok(Packet::Truncated) => "it is too long".to_owned(),
                 Ok(Packet::End) => break,
+                // The answer is still in the queue.
+                Err(error) if will_pass(&error) => {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
                 Err(error) => {
                     tracing::error!(reason = %error, "the successor's answers cannot be read: {error}");
                     // It may have taken those that wait: they go on waiting, and no others come.

@@ -206,7 +206,12 @@ impl Channel {
                 Peer::Ended => true,
             };
             let received = match self.poll_packet(cx) {
-                Poll::Ready(received) => received,
+                Poll::Ready(Some(received)) => received,
+                // The packet is still in the queue, and may be the last words of a process that has ended.
+                Poll::Ready(None) => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Poll::Pending if has_ended => return Poll::Ready(Received::End),
                 Poll::Pending => return Poll::Pending,
             };
@@ -221,12 +226,13 @@ impl Channel {
         }
     }
 
-    fn poll_packet(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
+    /// The next packet, or none when it cannot be taken yet for a reason that will pass.
+    fn poll_packet(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
         let mut received = take_packet(self.socket.get_ref().as_fd(), &mut self.buffer);
         while matches!(&received, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
             let mut ready = match ready!(self.socket.poll_read_ready(cx)) {
                 Ok(ready) => ready,
-                Err(error) => return Poll::Ready(Received::Garbage(error.to_string())),
+                Err(error) => return Poll::Ready(Some(Received::Garbage(error.to_string()))),
             };
             let tried = ready.try_io(|socket| take_packet(socket.get_ref().as_fd(), &mut self.buffer));
             received = tried.unwrap_or_else(|_| Err(io::ErrorKind::WouldBlock.into()));
@@ -234,14 +240,10 @@ impl Channel {
         match received {
             Ok((received, sender)) => {
                 self.sender = sender;
-                Poll::Ready(received)
+                Poll::Ready(Some(received))
             }
-            // The packet is still in the queue. Only the end of the other process ends a channel.
-            Err(error) if will_pass(&error) => {
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
-            Err(error) => Poll::Ready(Received::Garbage(error.to_string())),
+            Err(error) if will_pass(&error) => Poll::Ready(None),
+            Err(error) => Poll::Ready(Some(Received::Garbage(error.to_string()))),
         }
     }
 }

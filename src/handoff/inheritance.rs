@@ -22,9 +22,10 @@ use super::variables::{CHANNEL, GENERATION, RUNTIME_DIRECTORY, TAKEN_OUT, bad, p
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::net::Passed;
+use crate::sys;
 use crate::sys::env::{Environment, Variables};
 use crate::sys::fd::{LowSlot, PassedDescriptors};
-use crate::sys::{self, socket::send_packet};
+use crate::sys::socket::{retry, send_packet};
 
 /// All that a process is born with.
 #[derive(Debug)]
@@ -228,7 +229,8 @@ pub(super) fn check_descriptors(welcome: &Welcome, count: usize, channel: RawFd)
 
 /// Tells the predecessor why this process cannot serve. If it does not hear, it has ended: nobody is left to be told.
 fn tell_why(channel: &OwnedFd, reason: &dyn Display) {
-    let _ = send_packet(channel.as_fd(), &Message::Failed { reason: reason.to_string() }.encode());
+    let packet = Message::Failed { reason: reason.to_string() }.encode();
+    let _ = retry(|| send_packet(channel.as_fd(), &packet));
 }
 
 /// The channel to the predecessor, if one started this process.

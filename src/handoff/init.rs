@@ -124,7 +124,7 @@ impl Keeper {
 
     /// Does what there is to do, and waits for more; the status of the head when the line has ended.
     fn turn(&mut self) -> io::Result<Option<i32>> {
-        // The channel first: a signal is for whoever is the head by then.
+        // The channel first: it says which process is the head, and so gets the signal.
         self.hear()?;
         while let Some(signal) = self.signals.read_signal()? {
             self.pass_on(&signal);

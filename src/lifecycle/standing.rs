@@ -206,7 +206,8 @@ impl State {
 /// What a generation has said last, or what is `known` of it; and whether it is silent now.
 fn last_word(known: Report, inquiry: &Inquiry) -> Report {
     let last = inquiry.report().cloned().unwrap_or(known);
-    if inquiry.is_due() { Report { state: Standing::Unknown, ..last } } else { last }
+    // How long it has been so is no longer known: then it counts from the date.
+    if inquiry.is_due() { Report { state: Standing::Unknown, for_ms: None, ..last } } else { last }
 }
 
 /// How all connections stand together.

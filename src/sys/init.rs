@@ -24,8 +24,8 @@ pub(crate) enum Half {
 
 /// Splits this process. The half that stays becomes the parent of all orphans below it, as process 1 is anyway.
 ///
-/// Called only by whoever has taken the environment: then there is one thread, so the other half may do whatever this
-/// process might have done (fork(2)).
+/// The caller has checked that there is one thread ([`super::process::require_one_thread`]). So the other half may do
+/// whatever this process might have done (fork(2)).
 pub(crate) fn split() -> io::Result<Half> {
     set_child_subreaper(true)?;
     // Process 1 is not killed by a signal that it has no handler for; it is lost. So it must not come before we wait.
