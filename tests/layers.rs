@@ -38,6 +38,7 @@ const MAY_IMPORT: [(&str, &[&str]); 19] = [
             "generation",
             "report",
             "error",
+            "sys",
         ],
     ),
     // The entry points of fuzz/: `cfg(fuzzing)` alone.

@@ -131,13 +131,18 @@ impl<P: Plane> Driver<P> {
         Ok(())
     }
 
-    /// Accepts again after a successor's death. A want of memory or descriptors is waited for, because nobody else serves.
+    /// Accepts again after a successor's death. A system that lacks memory or descriptors is asked again for a while,
+    /// because no other generation serves.
     async fn accept_again(&mut self) -> Result<(), Error> {
         let until = Instant::now() + RESUME_TIMEOUT;
+        let mut has_failed = false;
         loop {
             match self.plane.accept(self.listeners.as_slice()) {
-                Err(error) if Instant::now() < until => {
-                    tracing::error!(reason = %error, "cannot accept again yet: {error}");
+                Err(error @ Error::System { .. }) if Instant::now() < until => {
+                    if !has_failed {
+                        tracing::error!(reason = %error, "cannot accept again yet: {error}");
+                    }
+                    has_failed = true;
                     self.plane.stop_accepting().await;
                     sleep(RESUME_PAUSE).await;
                 }

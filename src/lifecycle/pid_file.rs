@@ -17,12 +17,11 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
 use tokio::time::Instant;
 
 use crate::config::{Config, Listeners};
 use crate::error::Error;
+use crate::sys::process::PidFd;
 
 /// How long after a failed write the next one is tried.
 const RETRY: Duration = Duration::from_secs(1);
@@ -215,10 +214,14 @@ fn draft_of(draft: &OsStr, name: &OsStr) -> Option<u32> {
     pid.parse().ok().filter(|_| is_random)
 }
 
-/// Whether there is no such process any more. A draft of this process is one of an earlier process with its number.
+/// Whether the process has ended, though its parent may not have reaped it yet. A draft of this process is one of an
+/// earlier process with its number.
 fn has_ended(pid: u32) -> bool {
-    let Some(raw) = i32::try_from(pid).ok().filter(|raw| *raw > 0) else { return false };
-    pid == std::process::id() || kill(Pid::from_raw(raw), None) == Err(Errno::ESRCH)
+    pid == std::process::id()
+        || match PidFd::open(pid) {
+            Ok(process) => process.has_ended(),
+            Err(error) => error.raw_os_error() == Some(Errno::ESRCH as i32),
+        }
 }
 
 /// A file that becomes the pid file when it is complete. Dropped before that, it is removed.

@@ -144,9 +144,12 @@ pub(crate) fn require_one_thread() -> Result<(), Error> {
 fn thread_names() -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for thread in std::fs::read_dir("/proc/self/task")? {
-        // A thread that ends meanwhile is passed over.
-        if let Ok(name) = std::fs::read(thread?.path().join("comm")) {
-            names.push(String::from_utf8_lossy(&name).trim_end().to_owned());
+        match std::fs::read(thread?.path().join("comm")) {
+            Ok(name) => names.push(String::from_utf8_lossy(&name).trim_end().to_owned()),
+            // It has ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(names)
@@ -168,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn how_a_process_has_ended_is_known_before_and_after_it_is_reaped() {
+    fn an_exit_status_is_known_before_and_after_the_reaping() {
         for (script, expected) in [("exit 3", "exit status: 3"), ("kill -9 $$", "signal: 9 (SIGKILL)")] {
             let mut child = std::process::Command::new("sh").args(["-c", script]).spawn().unwrap();
             let process = PidFd::open(child.id()).unwrap();
