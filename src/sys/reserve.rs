@@ -76,9 +76,10 @@ fn lock_near() -> Option<MutexGuard<'static, ()>> {
 }
 
 fn note(opened: impl AsFd) {
-    // Others may take some numbers between two connections.
-    if opened.as_fd().as_raw_fd() >= first_kept_from(Share::Nothing).saturating_sub(RESERVE) {
-        IS_NEAR.store(true, Ordering::Relaxed);
+    // Others may take some numbers between two connections. A low number shows that there is room again.
+    let is_near = opened.as_fd().as_raw_fd() >= first_kept_from(Share::Nothing).saturating_sub(RESERVE);
+    if IS_NEAR.load(Ordering::Relaxed) != is_near {
+        IS_NEAR.store(is_near, Ordering::Relaxed);
     }
 }
 
