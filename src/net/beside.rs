@@ -75,7 +75,7 @@ impl Drop for SharedPort<'_> {
     fn drop(&mut self) {
         for socket in self.0 {
             if let Err(error) = socket.share_port(false) {
-                tracing::warn!(reason = %error, "cannot take the port of {socket} back for it alone: {error}");
+                tracing::warn!(reason = %error, "cannot clear SO_REUSEPORT, but {socket}: {error}");
             }
         }
     }
@@ -121,9 +121,7 @@ mod tests {
 
     #[test]
     fn another_user_cannot_bind_while_the_port_is_shared() {
-        if !nix::unistd::geteuid().is_root() {
-            return;
-        }
+        assert!(nix::unistd::geteuid().is_root(), "only root can be another user: run the tests as root");
         let (old, port) = old("127.0.0.1");
         let old = [&old];
         let _shared = SharedPort::of(&old).unwrap();

@@ -1,6 +1,6 @@
 //! Binds an address and listens there.
 //!
-//! A path is the hard case: it stays when its owner dies, and then nobody else can bind it. So a socket on which nobody listens
+//! A path is the hard case: it stays when its owner dies, and then nobody else can bind it. So a socket that no process holds
 //! is taken over, and which file came of it is noted, for whoever unlinks it one day. Sockets that were bound before and
 //! passed in are no matter of this file: see [`super::passed`].
 
@@ -34,7 +34,7 @@ pub(crate) enum Access {
 impl Listener {
     /// Binds `address` and listens.
     ///
-    /// A path at which a socket lies that nobody listens on is taken over: its owner died without unlinking it.
+    /// A path at which a socket lies that no process holds is taken over: its owner died without unlinking it.
     ///
     /// # Errors
     /// [`Error::Bind`], which names it; nothing was changed then.
@@ -107,6 +107,8 @@ fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Sock
         Access::Configured(access) => access.set(path, file).and_then(|()| socket.listen(BACKLOG)),
         Access::Owner => socket.listen(BACKLOG),
     };
-    listening.inspect_err(|_| drop(std::fs::remove_file(path)))?;
-    Ok((socket, file))
+    if listening.is_err() && file.is_at(path) {
+        let _ = std::fs::remove_file(path);
+    }
+    listening.map(|()| (socket, file))
 }

@@ -30,9 +30,9 @@ pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
         |want| Some((want.address.clone(), want.name.clone())),
     );
     pool.give_one(wanted, |socket| Some(binding(socket)?.address.clone()), |want| Some(want.address.clone()));
-    // The same place in other words.
+    // The same address, written differently.
     pool.give_one(wanted, Passed::endpoint, |want| Endpoint::of(&want.address));
-    // Of a parent's, because systemd's ListenStream=80 is `[::]:80`, and serves `0.0.0.0:80`.
+    // A parent's dual-stack socket serves one family: systemd's `ListenStream=80` is `[::]:80`.
     let of_both_families = |want: &Wanted| Endpoint::of(&want.address)?.of_both_families();
     pool.give_one(wanted, |socket| inherited(socket)?.endpoint(), of_both_families);
     pool.give_one(wanted, |socket| inherited(socket)?.name.is_none().then_some(()), |_| Some(()));
@@ -43,7 +43,7 @@ fn inherited(socket: &Passed) -> Option<&Passed> {
     (socket.origin == Origin::Inherited).then_some(socket)
 }
 
-/// For what the line bound it, if somebody can still come to it.
+/// Returns the binding of a socket that the line bound and whose path still exists.
 fn binding(socket: &Passed) -> Option<&Binding> {
     match &socket.origin {
         Origin::Bound(binding) if !socket.has_lost_its_path() => Some(binding),

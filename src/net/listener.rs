@@ -16,7 +16,7 @@ use socket2::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::origin::{Binding, FileId, Origin};
+use super::origin::{Binding, Origin};
 use super::peer::Peer;
 use super::shortage::Shortage;
 use super::stream::Stream;
@@ -137,7 +137,7 @@ impl Listener {
         self.is_replaced.load(Ordering::Relaxed)
     }
 
-    /// Leaves the clients that come from now on to the listener that has replaced this one, for good.
+    /// Sends new clients to the listener that has replaced this one. Cannot be undone.
     ///
     /// A socket that is closed resets the clients in the middle of their handshake. One that is bound to another interface
     /// gets no new clients, and those of before still come into its queue. It is no obstacle to a socket that is bound
@@ -146,11 +146,11 @@ impl Listener {
         let diverted = self.socket.set_reuse_port(true).and_then(|()| sys::socket::bind_to_no_interface(&*self.socket));
         if let Err(error) = diverted {
             let (listener, address) = (self.name(), self.address());
-            tracing::warn!(%listener, address, reason = %error, "clients of {address} that just connect may be reset: {error}");
+            tracing::warn!(%listener, address, reason = %error, "cannot divert new clients from {address}, those in a handshake may be reset: {error}");
         }
     }
 
-    /// Takes the port back for this socket alone.
+    /// Clears `SO_REUSEPORT`.
     pub(super) fn restore(&self) {
         if let Err(error) = self.socket.set_reuse_port(false) {
             tracing::debug!(listener = %self.name, %error, "cannot take the port back");
@@ -161,7 +161,7 @@ impl Listener {
     pub(crate) fn unlink(&self) {
         let Origin::Bound(Binding { address, file: Some(file) }) = self.origin() else { return };
         let Some(path) = address.path() else { return };
-        if FileId::of(path).is_ok_and(|found| found == *file) {
+        if file.is_at(path) {
             match std::fs::remove_file(path) {
                 // When the line stops, all its generations do this at once: another one was faster.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -43,6 +43,11 @@ impl FileId {
     pub(super) fn of(path: &Path) -> io::Result<Self> {
         Ok(Self::from(&std::fs::symlink_metadata(path)?))
     }
+
+    /// Whether this file, and no other one, is at `path`.
+    pub(super) fn is_at(self, path: &Path) -> bool {
+        Self::of(path).is_ok_and(|found| found == self)
+    }
 }
 
 impl From<&Metadata> for FileId {
