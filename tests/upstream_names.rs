@@ -22,7 +22,7 @@ fn start(hosts: &str, upstreams: &str) -> Line {
     Line::start_by(|folder| {
         let path = folder.join("hosts");
         match hosts {
-            // Whoever opens it waits for ever.
+            // A process that opens it waits for ever.
             "hangs" => nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap(),
             hosts => fs::write(path, hosts).unwrap(),
         }

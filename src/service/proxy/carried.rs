@@ -152,7 +152,8 @@ pub(super) fn take_up(parcel: Parcel, upstreams: &Upstreams, tally: &Tally) -> i
     };
     let missing = || io::Error::from(io::ErrorKind::NotFound);
     // Its name may have lost the address since the check.
-    let upstream = upstreams.adopt(&upstream, &tally.known()).ok_or_else(missing)?;
+    let upstream = upstreams.find(&upstream).or_else(|| upstreams.adopt(&upstream, &tally.known()));
+    let upstream = upstream.ok_or_else(missing)?;
     let mut descriptors = parcel.descriptors.into_iter();
     let socket = descriptors.next().ok_or_else(missing)?;
     let stream = Stream::taken_up(socket, peer(upstream.address()), Traffic::so_far(received, sent), finished)?;

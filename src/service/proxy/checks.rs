@@ -60,6 +60,8 @@ impl Proxy {
             }
             stays
         });
+        // What has been aborted is let go of.
+        while watches.tasks.try_join_next().is_some() {}
         let watched: Vec<_> = watches.handles.iter().map(|(upstream, _)| Arc::clone(upstream)).collect();
         let header = self.config.send_header.map(header::own).unwrap_or_default();
         for upstream in current.iter().filter(|upstream| !has(&watched, upstream)) {

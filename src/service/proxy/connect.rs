@@ -30,8 +30,9 @@ const LAST_PAUSE: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct Connected<'a> {
     pub(super) stream: Stream,
-    _place: Place,
+    // Dropped in this order: an upstream without connections has all of its traffic counted.
     counted: Counted<'a>,
+    _place: Place,
 }
 
 impl Connected<'_> {

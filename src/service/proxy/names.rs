@@ -103,9 +103,9 @@ impl Refresh {
                     tracing::info!(%listener, %host, "an upstream's host name resolves again");
                 }
                 if has_changed {
+                    tally.depart(&upstreams.update(&tally.known()));
                     let addresses = listed(&name.addresses());
                     tracing::info!(%listener, %host, addresses, "an upstream's host name has these addresses now");
-                    tally.depart(&upstreams.update(&tally.known()));
                 }
                 has_changed
             }

@@ -9,6 +9,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
@@ -65,13 +66,26 @@ impl Lookup {
             Ok(Ok(addresses)) if addresses.is_empty() => Err(io::Error::other("the name has no address")),
             Ok(answer) => answer,
             Err(_) => {
-                let why = format!("there was no answer within {} s", resolver.timeout.as_secs());
+                let seconds = resolver.timeout.as_secs();
+                let why = match &self.pending {
+                    Some(_) => format!("there was no answer within {seconds} s"),
+                    None => format!("all threads that resolve names were busy for {seconds} s"),
+                };
                 Err(io::Error::new(io::ErrorKind::TimedOut, why))
             }
         }
     }
 
     async fn answer(&mut self, host: &Arc<HostPort>, resolver: &Resolver) -> Answer {
+        match self.pending.as_mut().map(oneshot::Receiver::try_recv) {
+            Some(Ok(Ok(addresses))) => {
+                self.pending = None;
+                return Ok(addresses);
+            }
+            // A failure that came too late has been reported as a timeout. It says nothing about now.
+            Some(Ok(Err(_)) | Err(TryRecvError::Closed)) => self.pending = None,
+            Some(Err(TryRecvError::Empty)) | None => {}
+        }
         let pending = match &mut self.pending {
             Some(pending) => pending,
             None => self.pending.insert(start(Arc::clone(host), resolver.clone()).await?),
@@ -138,5 +152,24 @@ mod tests {
         go.send(()).unwrap();
         assert_eq!(lookup.addresses(&host, &resolver).await.unwrap(), [([192, 0, 2, 1], 80).into()]);
         assert_eq!(started.load(Ordering::SeqCst), 1);
+    }
+    #[tokio::test]
+    async fn a_failure_that_comes_too_late_is_no_answer() {
+        let (go, wait) = mpsc::channel::<bool>();
+        let wait = Mutex::new(wait);
+        let mut resolver = Resolver::new(move |host| match wait.lock().unwrap().recv() {
+            Ok(true) => Ok(vec![([192, 0, 2, 1], host.port()).into()]),
+            _ => Err(io::Error::other("no name server")),
+        });
+        let (mut lookup, host) = (Lookup::default(), host("backend:80"));
+        resolver.timeout = Duration::from_millis(20);
+        lookup.addresses(&host, &resolver).await.unwrap_err();
+        go.send(false).unwrap();
+        while lookup.pending.as_ref().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        resolver.timeout = Duration::from_secs(60);
+        go.send(true).unwrap();
+        assert_eq!(lookup.addresses(&host, &resolver).await.unwrap(), [([192, 0, 2, 1], 80).into()]);
     }
 }
