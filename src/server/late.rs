@@ -1,7 +1,8 @@
-//! Accepts clients of a replaced listener that had begun to connect before it was replaced.
+//! Accepts the last clients of listeners on which this generation stops accepting.
 //!
-//! The kernel sends new clients to the listener that has replaced it. Those in the middle of their handshake still come into
-//! its queue, and would be reset if it were closed at once.
+//! What waits in a queue when no other generation will accept on it is accepted at once. A listener that another one has
+//! replaced is different: the kernel sends new clients to the other one, but those in the middle of their handshake still
+//! come into its queue, and would be reset if it were closed at once.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -34,6 +35,24 @@ struct Latecomers<S> {
 }
 
 impl<S: Service> Server<S> {
+    /// Accepts what waits in the queues of listeners that nobody will accept on any more. Comes before [`Server::drain`].
+    pub(crate) fn sweep(&mut self, listeners: &[Listener]) {
+        let workers = Arc::clone(self.workers.all());
+        for (listener, (number, worker)) in listeners.iter().zip(workers.iter().enumerate().cycle()) {
+            let _within = worker.handle().enter();
+            let census = self.census(number, listener.name());
+            let way = self.way(listener.name());
+            let entry = self.drain.entry(way);
+            for (stream, peer) in waiting(listener) {
+                // However many there may be: they came when they were welcome.
+                let traffic = Arc::clone(stream.traffic());
+                let counted = census.enter(Instant::now(), Came::Accepted, traffic, worker.load(), None);
+                let listener = listener.name();
+                self.connections.spawn(Newcomer { stream, peer, listener, counted, way, entry: &entry, parcel: None });
+            }
+        }
+    }
+
     /// Accepts on `replaced` until all handshakes that had begun must have ended. [`Server::drained`] waits for that.
     pub(crate) fn accept_late(&mut self, replaced: Vec<Listener>) {
         let workers = Arc::clone(self.workers.all());
@@ -61,8 +80,8 @@ impl<S: Service> Latecomers<S> {
                 tokio::select! {
                     biased;
                     () = self.stop.cancelled() => break,
-                    (stream, peer) = acceptor.accept_here() => self.serve(stream, peer),
                     () = &mut end => break,
+                    (stream, peer) = acceptor.accept_here() => self.serve(stream, peer),
                 }
             },
             Err(error) => {

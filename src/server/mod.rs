@@ -5,6 +5,7 @@
 //! caller decides.
 
 mod accept;
+mod carry;
 mod census;
 mod connection;
 mod deaths;
@@ -16,43 +17,32 @@ mod tests;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::carry::{Incoming, Outgoing};
 use crate::config::{Config, OnHandoff};
 use crate::drain::{Drain, DrainReport, Way};
 use crate::error::Error;
-use crate::net::{Acceptor, Listener, waiting};
+use crate::net::{Acceptor, Listener};
 use crate::report::{self, Counters};
 use crate::service::Service;
 use accept::Accepting;
-use census::{Came, Census};
-use connection::{Connections, Newcomer};
+use census::Census;
+use connection::Connections;
 use places::Places;
-use takeover::{Door, TakingOver};
 
+pub(crate) use carry::CarryEnd;
 pub use workers::Workers;
 
 /// How long the accept loops may take to stop. One that hangs in accept(2) is interrupted sooner.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// How it ended that connections went to the successor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CarryEnd {
-    /// None is left that might go.
-    AllWent,
-    /// The successor takes no more: it does not know how, was told to stop, or is dead.
-    Alone,
-}
 
 /// A service on its listeners.
 #[derive(Debug)]
@@ -190,24 +180,6 @@ impl<S: Service> Server<S> {
         self.workers.deaths().wait().await
     }
 
-    /// Accepts what waits in the queues of listeners that nobody will accept on any more. Comes before [`Server::drain`].
-    pub(crate) fn sweep(&mut self, listeners: &[Listener]) {
-        let workers = Arc::clone(self.workers.all());
-        for (listener, (number, worker)) in listeners.iter().zip(workers.iter().enumerate().cycle()) {
-            let _within = worker.handle().enter();
-            let census = self.census(number, listener.name());
-            let way = self.way(listener.name());
-            let entry = self.drain.entry(way);
-            for (stream, peer) in waiting(listener) {
-                // However many there may be: they came when they were welcome.
-                let traffic = Arc::clone(stream.traffic());
-                let counted = census.enter(Instant::now(), Came::Accepted, traffic, worker.load(), None);
-                let listener = listener.name();
-                self.connections.spawn(Newcomer { stream, peer, listener, counted, way, entry: &entry, parcel: None });
-            }
-        }
-    }
-
     /// The connections of a listener that a worker serves.
     fn census(&mut self, worker: usize, listener: &Arc<str>) -> Census {
         self.census.entry((worker, Arc::clone(listener))).or_default().clone()
@@ -219,144 +191,6 @@ impl<S: Service> Server<S> {
             OnHandoff::Carry if self.connections.service().carries(listener) => Way::Carry,
             OnHandoff::Carry | OnHandoff::Drain => Way::End,
         }
-    }
-
-    /// How many connections there are that can be carried, by the name of their listener, where their number is limited. None if no
-    /// listener's can be.
-    pub(crate) fn carries(&self) -> Option<Vec<(usize, String)>> {
-        let mut carried = self.names.iter().filter(|name| self.way(name) == Way::Carry).peekable();
-        carried.peek()?;
-        let open = |name: &Arc<str>| {
-            let all = (0..self.workers.all().len()).filter_map(|worker| self.census.get(&(worker, Arc::clone(name))));
-            all.map(Census::open).sum()
-        };
-        let limited = carried.filter(|name| self.places.contains_key(&***name));
-        Some(limited.map(|name| (open(name), name.to_string())).collect())
-    }
-
-    /// So many may be carried here: their places are kept for them. Comes before the first [`Server::accept`].
-    pub(crate) fn expect(&self, coming: Vec<(usize, String)>) {
-        for (count, listener) in coming {
-            if let Some(places) = self.places.get(&listener).filter(|_| self.way(&listener) == Way::Carry) {
-                places.keep(count);
-            }
-        }
-    }
-
-    /// No more will be.
-    pub(crate) fn expect_no_more(&self) {
-        self.places.values().for_each(|places| places.keep_no_more());
-    }
-
-    /// Takes over what the predecessor carries here. Must be called in a tokio runtime.
-    ///
-    /// # Errors
-    /// [`Error::System`] when the kernel will not watch the channel. Then the predecessor keeps its connections.
-    pub(crate) fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {
-        let incoming = Incoming::new(channel).map_err(Error::system("watch the predecessor's connections"))?;
-        let workers = Arc::clone(self.workers.all());
-        let names: Vec<_> = self.names.iter().filter(|name| self.way(name) == Way::Carry).cloned().collect();
-        let doors = names.into_iter().map(|name| {
-            let census = (0..workers.len()).map(|number| self.census(number, &name)).collect();
-            (name.to_string(), Door { places: self.places.get(&*name).cloned(), census, name })
-        });
-        let doors = doors.collect();
-        let (connections, entry) = (self.connections.clone(), self.drain.entry(Way::Carry));
-        let stop = self.stop_taking.clone();
-        self.taking.spawn(TakingOver { incoming, connections, workers, doors, entry, stop }.run());
-        Ok(())
-    }
-
-    /// Whether a predecessor still carries connections here.
-    pub(crate) fn is_taking_over(&self) -> bool {
-        !self.taking.is_empty()
-    }
-
-    /// Waits until none does. Cancel safe.
-    pub(crate) async fn taken_over(&self) {
-        self.taking.wait().await;
-    }
-
-    /// Tells every connection to come to an end, but for those that are carried, if there is a channel to a `successor`: these
-    /// are asked, one after another, to be given up. Without one nothing more is taken over from a predecessor either.
-    pub(crate) fn drain(&mut self, successor: Option<OwnedFd>) {
-        self.census.values().for_each(Census::begin_drain);
-        // It may have carried some to a successor that has died, and been recalled.
-        self.connections.turns().forget();
-        self.drain.begin();
-        let outgoing = successor.and_then(|channel| match Outgoing::new(channel) {
-            Ok(outgoing) => Some(Arc::new(outgoing)),
-            Err(error) => {
-                tracing::error!(reason = %error, "no connection can be carried: {error}");
-                None
-            }
-        });
-        let Some(outgoing) = outgoing else {
-            self.stop_taking.cancel();
-            self.drain.tell_the_rest();
-            return;
-        };
-        self.connections.carry_to(Some(Arc::clone(&outgoing)));
-        let turns = Arc::clone(self.connections.turns());
-        turns.begin();
-        let (taking, connections) = (self.taking.clone(), self.connections.clone());
-        let (ended, carry_ended) = watch::channel(None);
-        self.carry_ended = Some(carry_ended);
-        self.carrying.spawn(async move {
-            // Those that a predecessor is still carrying here are to go on as well.
-            let all_went = async {
-                taking.wait().await;
-                turns.all_went().await;
-            };
-            // Or nobody else is to be sent: then the channel ends with the last answer.
-            let called_off = async {
-                outgoing.closed().await;
-                connections.settled().await;
-            };
-            let end = tokio::select! {
-                () = outgoing.answers() => CarryEnd::Alone,
-                () = all_went => CarryEnd::AllWent,
-                () = called_off => CarryEnd::AllWent,
-            };
-            ended.send_replace(Some(end));
-        });
-    }
-
-    /// Waits until no more connections go to the successor: none is left that it might take, or it hears nothing any more.
-    /// Pends for ever when none go. Cancel safe.
-    pub(crate) async fn carry_ended(&self) -> CarryEnd {
-        if let Some(mut ended) = self.carry_ended.clone() {
-            if let Ok(end) = ended.wait_for(Option::is_some).await {
-                return end.unwrap_or(CarryEnd::Alone);
-            }
-        }
-        std::future::pending().await
-    }
-
-    /// Tells those to come to an end that were not carried.
-    pub(crate) fn tell_the_rest(&mut self) {
-        // What comes from a predecessor would not go on from here either.
-        self.stop_taking.cancel();
-        // In this order, so that one that was refused and ends in between is told of its end by one word or the other.
-        self.drain.tell_the_rest();
-        self.end_carry();
-    }
-
-    fn end_carry(&mut self) {
-        self.connections.carry_to(None);
-        self.connections.turns().end();
-        // The task goes on until whoever has been sent has heard what the successor says.
-        self.carry_ended = None;
-    }
-
-    /// Waits until it is known what became of those that were on their way to a successor that has died. Cancel safe.
-    pub(crate) async fn settled(&self) {
-        self.connections.settled().await;
-    }
-
-    /// The successor has died: how many of those are lost with it that it has taken over, at most.
-    pub(crate) fn successor_lost(&self) -> u64 {
-        self.census.values().map(Census::successor_lost).sum()
     }
 
     /// Waits until no connection is left. Pends for ever unless [`Server::drain`] came first. Cancel safe.

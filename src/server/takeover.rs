@@ -4,18 +4,21 @@
 //! predecessor's. One that cannot be served as well here as there is refused, and stays with it.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::Server;
 use super::census::{Came, Census};
 use super::connection::{Connections, Newcomer};
 use super::places::Places;
 use super::workers::{Worker, choose};
 use crate::carry::{Answer, Arrival, Arrived, Incoming};
 use crate::drain::{DrainEntry, Way};
+use crate::error::Error;
 use crate::net::{Peer, Stream, Traffic};
 use crate::service::Service;
 
@@ -30,23 +33,68 @@ const REST: Duration = Duration::from_millis(1);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The successor's side of a carry.
-pub(super) struct TakingOver<S> {
-    pub(super) incoming: Incoming,
-    pub(super) connections: Connections<S>,
-    pub(super) workers: Arc<[Worker]>,
+struct TakingOver<S> {
+    incoming: Incoming,
+    connections: Connections<S>,
+    workers: Arc<[Worker]>,
     /// Of the listeners that carry, by name.
-    pub(super) doors: HashMap<String, Door>,
-    pub(super) entry: DrainEntry,
+    doors: HashMap<String, Door>,
+    entry: DrainEntry,
     /// Refuses those that still come: the channel's end tells the predecessor.
-    pub(super) stop: CancellationToken,
+    stop: CancellationToken,
 }
 
 /// By which listener a connection has come.
-pub(super) struct Door {
-    pub(super) name: Arc<str>,
+struct Door {
+    name: Arc<str>,
     /// For each worker.
-    pub(super) census: Vec<Census>,
-    pub(super) places: Option<Arc<Places>>,
+    census: Vec<Census>,
+    places: Option<Arc<Places>>,
+}
+
+impl<S: Service> Server<S> {
+    /// So many may be carried here: their places are kept for them. Comes before the first [`Server::accept`].
+    pub(crate) fn expect(&self, coming: Vec<(usize, String)>) {
+        for (count, listener) in coming {
+            if let Some(places) = self.places.get(&listener).filter(|_| self.way(&listener) == Way::Carry) {
+                places.keep(count);
+            }
+        }
+    }
+
+    /// No more will be.
+    pub(crate) fn expect_no_more(&self) {
+        self.places.values().for_each(|places| places.keep_no_more());
+    }
+
+    /// Takes over what the predecessor carries here. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::System`] when the kernel will not watch the channel. Then the predecessor keeps its connections.
+    pub(crate) fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {
+        let incoming = Incoming::new(channel).map_err(Error::system("watch the predecessor's connections"))?;
+        let workers = Arc::clone(self.workers.all());
+        let names: Vec<_> = self.names.iter().filter(|name| self.way(name) == Way::Carry).cloned().collect();
+        let doors = names.into_iter().map(|name| {
+            let census = (0..workers.len()).map(|number| self.census(number, &name)).collect();
+            (name.to_string(), Door { places: self.places.get(&*name).cloned(), census, name })
+        });
+        let doors = doors.collect();
+        let (connections, entry) = (self.connections.clone(), self.drain.entry(Way::Carry));
+        let stop = self.stop_taking.clone();
+        self.taking.spawn(TakingOver { incoming, connections, workers, doors, entry, stop }.run());
+        Ok(())
+    }
+
+    /// Whether a predecessor still carries connections here.
+    pub(crate) fn is_taking_over(&self) -> bool {
+        !self.taking.is_empty()
+    }
+
+    /// Waits until none does. Cancel safe.
+    pub(crate) async fn taken_over(&self) {
+        self.taking.wait().await;
+    }
 }
 
 impl<S: Service> TakingOver<S> {
