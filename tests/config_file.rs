@@ -11,9 +11,8 @@ use std::thread::JoinHandle;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{
-    Callers, Client, Line, Operator, Parent, REAL, Refusal, SLOW_DRAIN, assert_becomes, free_port, threads,
-};
+use crate::check::folder;
+use crate::support::{Callers, Client, Line, Parent, REAL, Refusal, SLOW_DRAIN, assert_becomes, free_port, threads};
 
 /// Puts a file at `FOLDER/handoffd.toml`, whole at once: a generation may read at any time. In it `$F` is the folder.
 pub(crate) fn put(folder: &Path, text: &str) {
@@ -300,76 +299,6 @@ fn the_counters_are_shown_where_the_file_says() {
     let mut command = Command::new(REAL);
     command.current_dir(line.folder()).args(["--config", "handoffd.toml"]).env_remove("RUNTIME_DIRECTORY");
     Refusal::of(command).names(78, &["handoffd.toml:2:11: metrics needs a control socket", "expected control = "]);
-}
-
-fn folder() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
-}
-
-/// Runs `handoffd check` in that folder.
-pub(crate) fn check(folder: &Path, arguments: &[&str]) -> crate::support::operator::Answered {
-    let mut command = Command::new(REAL);
-    command.current_dir(folder).arg("check").args(arguments);
-    Operator::start(command).wait()
-}
-
-#[test]
-fn a_check_takes_whatever_the_daemon_takes() {
-    let folder = folder();
-    put(folder.path(), "[listener.web]\naddress = '127.0.0.1:1'\nservice = 'echo'\n");
-    let said = check(folder.path(), &["--config", "handoffd.toml", "--bake", "2"]).well();
-    assert!(said.contains("would listen on web=127.0.0.1:1"), "{said}");
-    let proxy = ["proxy", "--listen", "web=127.0.0.1:1", "--to", "127.0.0.1:2", "--max-connections", "3"];
-    assert!(check(folder.path(), &proxy).well().contains("web=127.0.0.1:1"));
-    let carry = [&["--carry"][..], &["--config", "handoffd.toml", "--carry"], &["proxy", "--to", "@a", "--carry"]];
-    carry.iter().for_each(|flags| drop(check(folder.path(), flags).well()));
-    check(folder.path(), &["proxy", "--to", "nowhere"]).names(64, &["bad address \"nowhere\""]);
-    put(folder.path(), "[listener.web]\naddress = '/no/such/folder/socket'\nservice = 'echo'\n");
-    check(folder.path(), &["--config", "handoffd.toml"]).names(78, &["web", "/no/such/folder/socket", "No such file"]);
-    put(folder.path(), "nope = 1");
-    check(folder.path(), &["--config", "handoffd.toml"]).names(78, &["handoffd.toml:1:1: unknown field `nope`"]);
-    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-}
-
-#[test]
-fn what_contradicts_itself_on_the_command_line_is_named() {
-    for (arguments, words) in [
-        (&["--config", "a.toml", "--listen", "127.0.0.1:0"][..], &["--config", "--listen"][..]),
-        (&["--config", "a.toml", "--config", "b.toml"], &["--config", "multiple times"]),
-        (&["proxy", "--to", "@a", "--config", "a.toml"], &["--config"]),
-        (&["proxy", "--listen", "127.0.0.1:0"], &["required", "--to"]),
-        (&["proxy", "--to", "@a", "--balance", "fair"], &["--balance", "fair", "round-robin"]),
-        (&["proxy", "--to", "@a", "--connect-timeout", "0"], &["--connect-timeout", "'0'", "more than zero"]),
-        (&["proxy", "--to", "@a", "--max-connections", "5"], &["required", "--listen"]),
-        (&["proxy", "--to", "@a", "--send-proxy-header", "v3"], &["--send-proxy-header", "v3", "v1 or v2"]),
-        (&["proxy", "--to", "@a", "--to", "@a"], &["@a", "twice"]),
-        (&["--metrics", "127.0.0.1:0", "--control", "/run/c"], &["--metrics", "--listen", "--config"]),
-        (&["--workers", "0"], &["--workers", "1 to 1024"]),
-        (&["--carry", "--carry"], &["--carry", "multiple times"]),
-        (&["--carry=yes"], &["--carry", "yes"]),
-    ] {
-        Refusal::to(arguments).names(64, words);
-    }
-}
-
-#[test]
-fn a_file_that_cannot_be_read_is_named() {
-    let folder = folder();
-    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    fs::write(path("long"), "#".repeat(1024 * 1024 + 1)).unwrap();
-    nix::unistd::mkfifo(path("pipe").as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    for (name, why) in
-        [("gone", "No such file"), ("", "no regular file"), ("pipe", "no regular file"), ("long", "more than 1 MiB")]
-    {
-        check(folder.path(), &["--config", &path(name)]).names(78, &["cannot read the configuration", why]);
-        Refusal::to(&["--config", &path(name)]).names(78, &[&path(name), "cannot read the configuration", why]);
-    }
-    for of_kernel in ["/proc/kmsg", "/proc/self/status", "/dev/zero", "/dev/stdin"] {
-        check(folder.path(), &["--config", of_kernel]).names(78, &[of_kernel, "no regular file"]);
-    }
-    Refusal::to(&["--config", &path("new\nline")]).names(78, &["new\\nline: cannot read"]);
-    fs::write(path("latin"), b"# na\xefve\n").unwrap();
-    Refusal::to(&["--config", &path("latin")]).names(78, &["latin:1:5: this is not UTF-8"]);
 }
 
 #[test]

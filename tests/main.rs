@@ -13,6 +13,7 @@ mod carry_calls;
 mod carry_middle;
 mod carry_room;
 mod carry_versions;
+mod check;
 mod config_file;
 mod config_text;
 mod container;

@@ -7,6 +7,7 @@ mod overlap;
 mod proxy;
 mod socket_access;
 mod upstream;
+mod upstream_loop;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -19,10 +20,11 @@ use crate::address::Address;
 use crate::error::Error;
 use crate::report::Identity;
 
-pub(crate) use overlap::{Loop, TakenAddresses, find_loop};
+pub(crate) use overlap::TakenAddresses;
 pub use proxy::{Balance, Check, Ejection, HeaderVersion, Network, ProxyConfig};
 pub use socket_access::{SocketAccess, SocketMode};
 pub use upstream::{HostPort, UpstreamTarget, Upstreams};
+pub(crate) use upstream_loop::{Loop, find_loop};
 
 /// Where the daemon listens when it is told nothing and inherits nothing: the port of the program that this one follows.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
@@ -328,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_becomes_of_connections_is_known_where_a_listener_says_it() {
+    fn a_listener_may_say_what_becomes_of_its_connections() {
         let says = |text: &str, on_handoff| ListenerConfig { on_handoff, ..text.parse().unwrap() };
         let listeners = Listeners::exactly(vec![
             says("gives=127.0.0.1:1", Some(OnHandoff::Carry)),

@@ -1,0 +1,152 @@
+//! Tests of the rules, with units of one setting each.
+
+use super::*;
+use crate::doctor::unit::Manager;
+
+/// What systemd shows of the unit that we ship, as far as any rule looks.
+const SHIPPED: [(&str, &str); 20] = [
+    ("Type", "notify"),
+    ("NotifyAccess", "main"),
+    ("ExitType", "main"),
+    ("RemainAfterExit", "no"),
+    ("Restart", "on-failure"),
+    ("StartLimitIntervalUSec", "0"),
+    ("RestartSteps", "0"),
+    ("OOMPolicy", "continue"),
+    ("NeedDaemonReload", "no"),
+    ("ExecReload", "{ path=/usr/bin/env ; argv[]=/usr/bin/env /proc/${MAINPID}/exe reload ; ignore_errors=no ; }"),
+    ("RuntimeDirectory", "handoffd"),
+    ("TimeoutStartUSec", "1min"),
+    ("TimeoutStopUSec", "45s"),
+    ("KillMode", "control-group"),
+    ("KillSignal", "15"),
+    ("NonBlocking", "yes"),
+    ("FileDescriptorStoreMax", "128"),
+    ("PrivateUsers", "no"),
+    ("RestrictAddressFamilies", "AF_INET AF_INET6 AF_UNIX"),
+    ("SystemCallFilter", "clone close_range dup2 execve fcntl pidfd_open pidfd_send_signal sendmsg socketpair"),
+];
+
+/// What is found in the shipped unit with other values for some properties.
+fn found(systemd: u32, changed: &[(&str, &str)]) -> Vec<(Severity, String)> {
+    let properties = SHIPPED.iter().chain(changed).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let socket = [("Accept".to_owned(), "no".to_owned())].into();
+    let sockets = vec![("handoffd.socket".to_owned(), socket)];
+    let settings = Settings { ready_timeout_ms: 30_000, bake_ms: 1_000, drain_timeout_ms: 30_000 };
+    let unit = Unit {
+        systemd,
+        manager: Manager::System,
+        properties: properties.collect(),
+        sockets,
+        has_file_capabilities: changed.contains(&("setcap", "yes")),
+    };
+    let findings = examine(&unit, &Daemon { settings, bound: 2, paths: Vec::new() });
+    findings.into_iter().map(|finding| (finding.severity, finding.setting)).collect()
+}
+
+#[test]
+fn nothing_is_wrong_with_the_unit_that_we_ship() {
+    assert_eq!(found(252, &[]), []);
+    assert_eq!(found(262, &[]), []);
+}
+
+#[test]
+fn each_setting_that_breaks_a_handoff_is_found() {
+    for (property, value) in [
+        ("Type", "simple"),
+        ("NotifyAccess", "none"),
+        ("ExitType", "cgroup"),
+        ("KillMode", "mixed"),
+        ("KillMode", "process"),
+        ("KillSignal", "1"),
+        ("KillSignal", "3"),
+        ("KillSignal", "10"),
+        ("PrivatePIDs", "yes"),
+        ("RestrictAddressFamilies", "AF_INET"),
+        ("RestrictAddressFamilies", "~AF_PACKET AF_UNIX"),
+    ] {
+        assert_eq!(found(257, &[(property, value)]), [(Breaks, format!("{property}={value}"))], "{property}={value}");
+    }
+    for (property, value, setting) in [
+        ("ExecReload", "{ path=/bin/kill ; argv[]=/bin/kill -HUP ${MAINPID} ; ignore_errors=no ; }", "ExecReload="),
+        ("ExecReload", "{ path=/bin/x ; argv[]=/bin/x reload ; ignore_errors=yes ; }", "ExecReload=-"),
+        ("RuntimeDirectory", "", "RuntimeDirectory="),
+        ("TimeoutStartUSec", "31s", "TimeoutStartSec=31s"),
+        ("SystemCallFilter", "clone execve", "SystemCallFilter="),
+        ("SystemCallFilter", "~ptrace execve:EPERM", "SystemCallFilter="),
+    ] {
+        assert_eq!(found(257, &[(property, value)]), [(Breaks, setting.to_owned())], "{property}={value}");
+    }
+}
+
+#[test]
+fn an_init_of_ours_under_a_manager_that_is_notified_is_found() {
+    let init = ("ExecStart", "{ path=/usr/bin/h ; argv[]=/usr/bin/h --init --bake 1 ; ignore_errors=no ; }");
+    assert_eq!(found(257, &[init]), [(Breaks, "Type=notify with --init".to_owned())]);
+    let risks = ["Type=notify with --init", "NotifyAccess=all"].map(|setting| (Risks, setting.to_owned()));
+    let mut all = found(257, &[init, ("NotifyAccess", "all")]);
+    all.reverse();
+    assert_eq!(all, risks);
+    for kind in ["simple", "exec"] {
+        assert_eq!(found(257, &[init, ("Type", kind)]), [], "systemd watches the process that stays");
+    }
+    let other = ("ExecStart", "{ path=/usr/bin/--init ; argv[]=/usr/bin/h --initial ; ignore_errors=no ; }");
+    assert_eq!(found(257, &[other]), []);
+}
+
+/// Seen: the user of a program with file capabilities gets "Permission denied" for `/proc/PID/exe`.
+#[test]
+fn file_capabilities_with_a_reload_by_proc_are_found() {
+    let (setcap, user) = (("setcap", "yes"), ("User", "web"));
+    for as_user in [user, ("DynamicUser", "yes")] {
+        assert_eq!(found(257, &[setcap, as_user]), [(Breaks, "ExecReload=".to_owned())]);
+    }
+    for (harmless, why) in [
+        (("User", "root"), "root may follow it"),
+        (("NoNewPrivileges", "yes"), "nothing is gained"),
+        (("ExecReload", "{ path=/usr/bin/h ; argv[]=/usr/bin/h reload ; ignore_errors=no ; }"), "by its path"),
+        (("ExecReloadEx", "{ path=/usr/bin/env ; argv[]=/usr/bin/env ; flags=privileged ; }"), "with a plus sign"),
+    ] {
+        assert_eq!(found(257, &[setcap, user, harmless]), [], "{why}");
+    }
+    assert_eq!(found(257, &[user]), []);
+}
+
+#[test]
+fn each_setting_that_risks_a_handoff_is_found() {
+    for (property, value) in [
+        ("NotifyAccess", "all"),
+        ("RemainAfterExit", "yes"),
+        ("Restart", "no"),
+        ("OOMPolicy", "stop"),
+        ("NeedDaemonReload", "yes"),
+        ("SendSIGHUP", "yes"),
+        ("NonBlocking", "no"),
+        ("FileDescriptorStoreMax", "1"),
+        ("PrivateUsers", "yes"),
+    ] {
+        assert_eq!(found(257, &[(property, value)]), [(Risks, format!("{property}={value}"))], "{property}={value}");
+    }
+    assert_eq!(found(257, &[("TimeoutStopUSec", "30s")]), [(Risks, "TimeoutStopSec=30s".to_owned())]);
+    assert_eq!(found(257, &[("ExecReload", "")]), [(Risks, "ExecReload=".to_owned())]);
+    let commands = "{ path=/bin/a ; ignore_errors=no ; }\n{ path=/bin/b ; ignore_errors=yes ; }";
+    assert_eq!(found(257, &[("ExecStartPre", commands)]), [(Risks, "ExecStartPre=".to_owned())]);
+    assert_eq!(found(257, &[("ExecStartPre", commands), ("RestartSteps", "8")]), []);
+    assert_eq!(found(250, &[]), [(Risks, "systemd 250".to_owned())]);
+}
+
+#[test]
+fn the_variant_is_good_from_259_on() {
+    let variant = [("Type", "notify-reload"), ("ExecReload", ""), ("ReloadSignal", "1")];
+    let setting = || "Type=notify-reload".to_owned();
+    assert_eq!(found(252, &variant), [(Breaks, setting())]);
+    assert_eq!(found(257, &variant), [(Breaks, setting())]);
+    assert_eq!(found(262, &variant), [(Risks, setting())]);
+}
+
+#[test]
+fn without_bounds_and_with_what_an_older_systemd_does_not_know_nothing_is_wrong() {
+    let infinite = [("TimeoutStartUSec", "infinity"), ("TimeoutStopUSec", "infinity"), ("ExitType", "")];
+    assert_eq!(found(252, &infinite), []);
+    assert_eq!(found(252, &[("RestrictAddressFamilies", ""), ("SystemCallFilter", "")]), []);
+}
