@@ -94,9 +94,7 @@ fn a_daemon_says_in_which_control_group_it_runs() {
 /// The kernel lets only root look into such a process, so a reload by `/proc` fails.
 #[test]
 fn file_capabilities_of_the_program_are_seen() {
-    if !nix::unistd::geteuid().is_root() {
-        return;
-    }
+    assert!(nix::unistd::geteuid().is_root(), "only root gives a file capabilities: run the tests as root");
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let program = folder.path().join("program");
     fs::write(&program, "").unwrap();

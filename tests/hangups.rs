@@ -84,8 +84,8 @@ fn a_side_that_resets_after_a_carry_is_noticed() {
     }
 }
 
-/// A Unix socket knows no reset. Whoever closes it has still said all that the other side has heard, so
-/// the other side sees an end in order.
+/// A Unix socket knows no reset. A side that closes it has still sent all that the other side has read,
+/// so the other side reads an ordinary end.
 #[test]
 fn a_side_that_closes_its_unix_socket_is_noticed() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

@@ -172,7 +172,7 @@ fn two_sockets_of_one_name_are_both_served() {
 
 /// systemd calls a socket by its unit, and its `ListenStream=80` is `[::]:80`.
 #[test]
-fn a_passed_socket_that_serves_an_address_in_other_words_is_taken() {
+fn a_passed_socket_serves_an_address_in_other_words() {
     for wanted in ["0.0.0.0", "[::ffff:0.0.0.0]", "tcp6:[::]"] {
         let socket = TcpListener::bind("[::]:0").unwrap();
         let (address, port) = (socket.local_addr().unwrap().to_string(), socket.local_addr().unwrap().port());

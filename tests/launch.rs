@@ -281,7 +281,7 @@ fn an_exec_that_finds_no_memory_is_said_and_the_next_handoff_works() {
 }
 
 #[test]
-fn descriptors_that_cannot_be_placed_are_not_a_fault_of_the_program() {
+fn descriptors_that_cannot_be_placed_do_not_blame_the_program() {
     let line = Line::serve(&["--bake", "0"]);
     let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", "inject=dup2,dup3:error=EMFILE:when=1"]);
     // Counted for each process: the daemon's own call fails first, and then that of the child.

@@ -179,7 +179,12 @@ fn a_log_that_is_read_again_says_how_much_was_dropped() {
     assert_becomes(&true, || line.folder().join("pid").exists());
     flood(line.folder().join("socket").to_str().unwrap());
     fcntl(&unread, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
-    let mut records = BufReader::new(std::fs::File::from(unread)).lines().map(Result::unwrap);
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        BufReader::new(std::fs::File::from(unread)).lines().try_for_each(|line| tell.send(line))
+    });
+    // Until the log has ended, or no record has come for too long.
+    let mut records = std::iter::from_fn(|| told.recv_timeout(DEADLINE).ok()).map(Result::unwrap);
     let ended =
         records.by_ref().take_while(|record| !record.contains("dropped ")).filter(|one| one.contains("ended")).count();
     assert!((1..4_000).contains(&ended), "{ended}");

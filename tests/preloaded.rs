@@ -68,6 +68,21 @@ fn sockets_are_adopted_beside_the_thread_of_a_library() {
     line.assert_serves();
 }
 
+/// The successor finds the fault before it takes its inheritance.
+#[test]
+fn a_wrong_configuration_is_told_beside_the_thread_of_a_library() {
+    let write = |folder: &Path, text: &str| std::fs::write(folder.join("handoffd.toml"), text).unwrap();
+    let line = Line::start_with(|command, folder| {
+        write(folder, "[listener.web]\naddress = '127.0.0.1:0'\nservice = 'echo'\n");
+        command.arg("--config").arg(folder.join("handoffd.toml")).env("LD_PRELOAD", build(folder));
+    });
+    line.wait_for(1, "serving draining");
+    write(line.folder(), "nope = 1\n");
+    let failed = line.fail_to_hand_over_from(1);
+    assert!(failed.text.contains("handoffd.toml:1:1: unknown field `nope`"), "{failed:?}");
+    line.assert_serves();
+}
+
 #[test]
 fn an_init_beside_the_thread_of_a_library_is_refused_by_name() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

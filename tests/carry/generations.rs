@@ -41,7 +41,7 @@ impl Generations {
     /// Of one that drains instead.
     pub(crate) fn draining(arguments: &[&str]) -> Self {
         Self::start(|command, _| {
-            command.args(arguments).args(["--bake", "0", "--drain-timeout", "1s"]);
+            command.args(arguments).args(["--no-carry", "--bake", "0", "--drain-timeout", "1s"]);
         })
     }
 

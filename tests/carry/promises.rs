@@ -103,7 +103,8 @@ fn nothing_is_leaked_over_a_thousand_handoffs() {
     // What whoever runs the tests has left open came to the first one, and goes no further.
     line.hand_over();
     wait_until_alone(line.pid);
-    let (untouched, sockets) = (Holdings::of(line.pid), count(line.pid, "socket"));
+    let held = || (count(line.pid, "socket"), count(line.pid, "pipe"));
+    let (untouched, (sockets, pipes)) = (Holdings::of(line.pid), held());
     let [echo, proxy] = ["echo", "proxy"].map(|name| line.line.address_of(name));
     let on_both = [(Kind::Steady, 10), (Kind::SlowReader, 4), (Kind::HalfClosed, 4), (Kind::Bulk, 1)];
     let through_the_proxy = [(Kind::Listener, 6), (Kind::Talker, 6)];
@@ -156,7 +157,7 @@ fn nothing_is_leaked_over_a_thousand_handoffs() {
     report.assert_unnoticed();
     // Nobody is connected any more, and no pipe is lent to anybody: the next has what the first had.
     line.hand_over();
-    assert_becomes(&(sockets, 0), || (count(line.pid, "socket"), count(line.pid, "pipe")));
+    assert_becomes(&(sockets, pipes), || (count(line.pid, "socket"), count(line.pid, "pipe")));
     let left = Holdings::of(line.pid);
     assert_eq!(left.descriptors, untouched.descriptors);
     assert_eq!(left.arguments, untouched.arguments);
