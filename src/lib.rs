@@ -1,8 +1,9 @@
 //! Replaces a server while it serves.
 //!
 //! A process takes its listening sockets from systemd, from another parent or from its predecessor; on SIGHUP it starts
-//! whatever now lies at its own path, hands the sockets over, and drains its old connections while the new process
-//! accepts. Nobody who connects ever notices. If the new process fails, the old one has never stopped.
+//! whatever now lies at its own path, hands the sockets over, and moves its live connections to the new process.
+//! Connections that cannot move are drained. Nobody who connects ever notices. If the new process fails, the old one
+//! has never stopped.
 //!
 //! # Your own service
 //!

@@ -80,11 +80,11 @@ impl ConfigFile {
     /// The bytes of the file at `path`, for [`ConfigFile::parse`]; whoever compares two generations needs them as well.
     ///
     /// # Errors
-    /// [`Error::ConfigFileUnreadable`], also for what is no regular file, for that could not be read once more by the next
-    /// generation, and for one of more than 1 MiB.
+    /// [`Error::ConfigFileUnreadable`], also for anything but a regular file, because the next generation could not read it
+    /// again, and for a file of more than 1 MiB.
     pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
         let refuse = |source| Error::ConfigFileUnreadable { file: path.to_owned(), source };
-        let no_file = || refuse(io::Error::other("it is no regular file, which each generation could read anew"));
+        let no_file = || refuse(io::Error::other("not a regular file: each generation reads it again"));
         // Before it is opened: some devices act on that.
         if !fs::metadata(path).map_err(refuse)?.is_file() {
             return Err(no_file());

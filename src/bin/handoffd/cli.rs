@@ -75,7 +75,7 @@ struct ReloadFlags {
     #[arg(long, value_name = "NUMBER", value_parser = ordinal)]
     expect_generation: Option<Generation>,
 
-    /// Return only when the old generation's last connection has ended
+    /// Return only when the old generation has no connection left: all have moved, ended or been cut
     #[arg(long)]
     wait_drained: bool,
 }
@@ -99,7 +99,7 @@ struct DoctorFlags {
     #[command(flatten)]
     daemon: Where,
 
-    /// Ask the service manager of this user, and not that of the system
+    /// Ask the service manager of the user who asks; without this, the one that the daemon runs under
     #[arg(long)]
     user: bool,
 
@@ -123,7 +123,7 @@ Exit codes:
   71  the operating system refused
   74  the command was carried out, and its output could not be written
   75  try again: a handoff is under way, or time ran out; the old one serves on. Of the daemon: an
-      address is in use, or not there yet
+      address is in use or not there yet, or of a successor: no upstream's name resolves
   76  the new generation was ready, and was rolled back; the old one serves on
   77  the control socket does not hear this user
   78  the configuration or what was inherited cannot be served, or the unit breaks a handoff";

@@ -37,8 +37,8 @@ fn main() -> ExitCode {
         Ok(Command::Doctor { control, unit, scope }) => doctor::run(control, unit, scope),
         Err(cli::Answer::Print(text)) => output::print("what was asked for", &text),
         Err(cli::Answer::Refuse { why, exit }) => {
-            // A predecessor has to hear it; whoever asked for a command has none.
-            if let Ok(inheritance) = Inheritance::take() {
+            // A predecessor has to hear it. A preloaded library may have threads by now.
+            if let Ok(inheritance) = Inheritance::take_beside_threads() {
                 inheritance.refuse(&why);
             }
             return complain(&why, exit);

@@ -149,7 +149,7 @@ pub(crate) struct Serve {
     pub(crate) watched: Watched,
 }
 
-/// Whom whoever started this process watches.
+/// Which process the parent of this one watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Watched {
     /// Whoever is the head: systemd is told; others do not watch.

@@ -130,7 +130,10 @@ fn upstream_rows<'a>(
     listener: &'a str,
     all: &'a BTreeMap<String, UpstreamCounters>,
 ) -> impl Iterator<Item = [String; 8]> + 'a {
-    let has_addresses = |name: &str| all.keys().any(|other| other.starts_with(&format!("{name}/")));
+    let has_addresses = |name: &str| {
+        let of_the_name = format!("{name}/");
+        all.range(of_the_name.clone()..).next().is_some_and(|(next, _)| next.starts_with(&of_the_name))
+    };
     let is_nothing = |one: &UpstreamCounters| {
         *one == UpstreamCounters { resolve_failures: one.resolve_failures, ..UpstreamCounters::default() }
     };

@@ -20,7 +20,7 @@ use unit::{Manager, Place, Unit};
 use crate::cli::Scope;
 use crate::output::print;
 
-/// Runs the command: on the unit of that name, or on that of whoever answers on the control socket.
+/// Runs the command: on the unit of that name, or on that of the daemon that answers on the control socket.
 pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Result<(), Error> {
     let status = Control::at(control).status();
     let answering = status.as_ref().ok().map(Place::of_the_daemon);

@@ -42,8 +42,7 @@ pub(super) fn paths(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
         let path = bound.path.display();
         if bound.lies_in_runtime_directory(unit) {
             if !is_kept {
-                let why =
-                    format!("{path} is removed by a restart, and whoever connects meanwhile is refused; use restart");
+                let why = format!("{path} is removed by a restart, and clients are refused meanwhile; use restart");
                 add(format!("RuntimeDirectoryPreserve={}", unit.get("RuntimeDirectoryPreserve")), why);
             }
             let is_private = is_kept && unit.is_yes("DynamicUser");

@@ -94,7 +94,7 @@ impl fmt::Display for Manager {
         match self {
             Self::System => f.write_str("systemd"),
             Self::User => f.write_str("the user's systemd"),
-            Self::Of(user) => write!(f, "the systemd of user {user},"),
+            Self::Of(user) => write!(f, "the systemd of user {user}"),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Sends log records to the journal, if standard error goes there, else to standard error.
 //!
 //! Over the journal's own protocol fields stay fields: `listener` becomes `HANDOFFD_LISTENER`, and the message alone is what
-//! journalctl(1) shows; so it holds what people must know, as the reason of a failure. On standard error every record opens with the time, the generation and the process id, for all generations of a line write to the same place.
+//! journalctl(1) shows; so it holds what people must know, as the reason of a failure. On standard error every record opens with the time, the
+//! generation and the process id, because all generations write to the same place.
 //! The reader may have stalled (a pager, a terminal that is held up, a journal that is stopped); no signal and no client
 //! waits for it.
 

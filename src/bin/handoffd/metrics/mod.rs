@@ -1,7 +1,8 @@
-//! Answers whoever collects metrics, on a listener of its own: the counters of the whole line, in the OpenMetrics text format.
+//! A listener that answers scrapes with the counters of all generations, in the OpenMetrics text format.
 //!
-//! Whichever generation accepts asks the head by the operator's socket, as `handoffd status` does: so the sums are those of the
-//! line, whoever answers, and a handoff is no gap. How the head is asked is in `scrapes`, how they are written in `text`.
+//! The generation that accepts a scrape asks the active one by the operator's socket, as `handoffd status` does.
+//! So every answer has the sums of all generations, and a handoff leaves no gap. `scrapes` asks the active
+//! generation, `text` writes the answer.
 
 mod scrapes;
 mod text;
