@@ -8,8 +8,14 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::header::{CONNECTION, HeaderValue};
+use axum::middleware::map_response;
+use axum::response::Response;
 use axum::routing::get;
-use handoffd::{Acceptor, Config, Drained, Inheritance, Listeners, Peer, Starting, Stream};
+use handoffd::{Acceptor, Config, Drained, Inheritance, Listeners, Peer, Retirement, Starting, Stream};
+
+/// How long a client that keeps its connection may take for the next request once the successor has taken over.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 fn main() -> Result<(), Box<dyn Error>> {
     // First of all: it changes the environment, which is sound only while there is one thread.
@@ -31,10 +37,12 @@ async fn serve(config: Config, inheritance: Inheritance) -> Result<(), Box<dyn E
     let app = Router::new().route("/", get(move || async { whoami }));
     let mut serving = starting.ready()?;
     loop {
-        // It stops accepting at once when the successor has taken over, and tells the connections a moment later, when
-        // those that it accepted last have sent their request.
+        // It stops accepting at once when the successor has taken over. Each reply from then on announces the end of its
+        // connection; a connection without a request is closed later.
         let listener = UntilRetired(serving.acceptor("http")?);
-        let server = axum::serve(listener, app.clone()).with_graceful_shutdown(serving.draining());
+        let retirement = serving.retirement();
+        let app = app.clone().layer(map_response(move |reply| announce(retirement.clone(), reply)));
+        let server = axum::serve(listener, app).with_graceful_shutdown(serving.closing(KEEP_ALIVE));
         tokio::select! {
             ended = server => ended?,
             // The drain deadline: whoever is left is cut when the server is dropped.
@@ -46,6 +54,14 @@ async fn serve(config: Config, inheritance: Inheritance) -> Result<(), Box<dyn E
             Drained::AcceptAgain(again) => serving = again,
         }
     }
+}
+
+/// Tells the client not to send another request on this connection: hyper closes it after the reply.
+async fn announce(retirement: Retirement, mut reply: Response) -> Response {
+    if retirement.has_begun() {
+        reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    reply
 }
 
 /// The form in which axum takes a listener.

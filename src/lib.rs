@@ -41,7 +41,8 @@
 //! Whatever takes connections can be replaced in the same way: [`Starting::ready`] says that it accepts,
 //! [`Serving::acceptor`] gives the connections of a listener by its name until it is time to stop,
 //! [`Serving::draining`] tells when to end them, [`Serving::drained`] says that they have ended. `examples/axum.rs` is
-//! such a server.
+//! such a server: its replies announce the end of a connection by [`Serving::retirement`], and [`Serving::closing`]
+//! leaves its clients time to hear it.
 //!
 //! # The house
 //!
@@ -102,7 +103,7 @@ pub use drain::{DrainReport, DrainWatch};
 pub use error::{Error, Exit};
 pub use generation::Generation;
 pub use handoff::{Inheritance, check_for_init, runtime_directory};
-pub use lifecycle::{Acceptor, Drained, Ending, Serving, Starting, check, run, run_on};
+pub use lifecycle::{Acceptor, Drained, Ending, Retirement, Serving, Starting, check, run, run_on};
 pub use net::{Listener, ListenerSet, Origin, Peer, Stream};
 pub use report::{
     Connections, Counters, HandoffCounters, Identity, LastHandoff, ListenerCounters, ListenerReport, Outcome, Report,

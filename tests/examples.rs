@@ -1,6 +1,7 @@
 //! The examples keep the promise as the daemon does: under load, replaced again and again, they lose nothing.
 
-use std::io::{self, Write};
+use std::cell::RefCell;
+use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::sys::signal::Signal;
@@ -136,4 +137,65 @@ fn an_axum_server_answers_a_first_request_that_comes_after_it_was_replaced() {
     signal(line.first_pid(), Signal::SIGHUP);
     line.wait("the drain", |record| record.text.contains("draining why=\"retiring\""));
     silent.get().unwrap();
+}
+
+/// Each client keeps its connection until a reply says that it ends.
+#[test]
+fn an_axum_server_loses_no_request_of_keep_alive_clients() {
+    thread_local! {
+        static KEPT: RefCell<Option<Client>> = const { RefCell::new(None) };
+    }
+    survives_replacement("axum", |address| {
+        KEPT.with_borrow_mut(|kept| {
+            let mut client = kept.take().map_or_else(|| Client::connect(address), Ok)?;
+            if keep_alive_get(&mut client)? == Kept::Open {
+                *kept = Some(client);
+            }
+            Ok(())
+        })
+    });
+}
+
+/// The client is idle when the server is replaced, and asks again afterwards.
+#[test]
+fn an_axum_server_announces_the_end_of_a_kept_connection() {
+    let line = Line::start_program(&example("axum"), |command, _| {
+        command.arg("127.0.0.1:0");
+    });
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| Client::connect(&line.address()).unwrap()).collect();
+    for client in &mut clients {
+        assert_eq!(keep_alive_get(client).unwrap(), Kept::Open);
+    }
+    signal(line.first_pid(), Signal::SIGHUP);
+    line.wait("the drain", |record| record.text.contains("draining why=\"retiring\""));
+    for client in &mut clients {
+        assert_eq!(keep_alive_get(client).unwrap(), Kept::Announced);
+        client.expect_end().unwrap();
+    }
+    drop(clients);
+    assert_eq!(exit_code(line.first_pid()), 0);
+}
+
+/// What a reply says of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    Open,
+    /// It ends with this reply.
+    Announced,
+}
+
+/// One request over HTTP on a connection that is kept, and the whole of its reply.
+fn keep_alive_get(client: &mut Client) -> io::Result<Kept> {
+    client.write_all(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")?;
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        client.read_exact(&mut byte)?;
+        head.extend(byte);
+    }
+    let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+    let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let length = field("content-length:").and_then(|length| length.parse().ok());
+    let mut body = vec![0; length.ok_or_else(|| io::Error::other(format!("a reply without length: {head}")))?];
+    client.read_exact(&mut body)?;
+    Ok(if field("connection:") == Some("close") { Kept::Announced } else { Kept::Open })
 }

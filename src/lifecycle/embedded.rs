@@ -4,9 +4,10 @@
 //! to stop accepting and when to end connections, and is told when the last one has ended. What cannot be done in one
 //! step does not compile. How connections are served, counted and cut is the server's affair.
 
+mod plane;
+
 use std::future::Future;
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -16,15 +17,11 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::driver::{Driver, Ending};
-use super::plane::Plane;
 use crate::config::Config;
-use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::handoff::Inheritance;
 use crate::net::{self, Listener, ListenerSet, Peer, Stream};
-use crate::report::{Connections, Counters};
-use crate::server::CarryEnd;
 
 /// A generation that has its listeners and has not said that it is ready.
 ///
@@ -60,6 +57,7 @@ pub struct Acceptor {
     acceptor: net::Acceptor,
     retired: Signal,
     unheard: TaskTracker,
+    open: TaskTracker,
     /// Stands for the connection that is being accepted at this instant, until nothing more is.
     accepting: Option<TaskTrackerToken>,
 }
@@ -71,7 +69,24 @@ struct Face {
     told: watch::Sender<Told>,
     /// Counts the connections that were accepted and have not sent anything yet.
     unheard: TaskTracker,
+    /// Counts the connections that were accepted and are open.
+    open: TaskTracker,
     first_request_grace: Duration,
+}
+
+/// Tells a server whether each reply is the last one on its connection.
+///
+/// A client of HTTP keeps its connection for the next request, unless a reply says `Connection: close`. A server
+/// that closes it without that word may meet a request that is on its way.
+#[derive(Clone, Debug)]
+pub struct Retirement(watch::Receiver<Phase>);
+
+impl Retirement {
+    /// Whether the generation has retired or was told to stop, so that connections are to end.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        *self.0.borrow() != Phase::Accepting
+    }
 }
 
 /// What the driver asks of the server.
@@ -99,7 +114,8 @@ impl Starting {
         let (told, heard) = watch::channel(Told::Nothing);
         let first_request_grace = config.first_request_grace;
         let driver = Driver::start(config, inheritance, Embedded { asked, heard })?;
-        Ok(Self { driver, face: Face { phase, told, unheard: TaskTracker::new(), first_request_grace } })
+        let (unheard, open) = (TaskTracker::new(), TaskTracker::new());
+        Ok(Self { driver, face: Face { phase, told, unheard, open, first_request_grace } })
     }
 
     /// The ordinal of this process in its line.
@@ -134,9 +150,9 @@ impl Serving {
     pub fn acceptor(&self, name: &str) -> Result<Acceptor, Error> {
         let acceptor =
             net::Acceptor::new(self.listeners.get(name)?.clone()).map_err(Error::system("watch a listener"))?;
-        let unheard = self.face.unheard.clone();
+        let (unheard, open) = (self.face.unheard.clone(), self.face.open.clone());
         let accepting = Some(unheard.token());
-        Ok(Acceptor { acceptor, retired: Signal(Box::pin(self.retired())), unheard, accepting })
+        Ok(Acceptor { acceptor, retired: Signal(Box::pin(self.retired())), unheard, open, accepting })
     }
 
     /// A descriptor of the TCP listener of that name, for a server that must have one; stop accepting at
@@ -165,6 +181,30 @@ impl Serving {
             retired.await;
             unheard.close();
             let _ = tokio::time::timeout(grace, unheard.wait()).await;
+        }
+    }
+
+    /// Returns what a server asks before each reply: whether it is the last one on its connection.
+    #[must_use]
+    pub fn retirement(&self) -> Retirement {
+        Retirement(self.face.phase.clone())
+    }
+
+    /// Pends until it is time to close connections that wait for another request: as [`Serving::draining`], and
+    /// then until every connection that came by an [`Acceptor`] is closed, or `keep_alive` is over.
+    ///
+    /// For protocols whose replies announce the end of the connection, see [`Retirement`]. A client that asks
+    /// within `keep_alive` learns it by the reply, and loses no request. A generation that has to accept again
+    /// does not wait: new clients are in the listener's queue.
+    pub fn closing(&self, keep_alive: Duration) -> impl Future<Output = ()> + Send + Sync + use<> {
+        let (draining, recalled, open) = (self.draining(), self.recalled(), self.face.open.clone());
+        async move {
+            draining.await;
+            open.close();
+            tokio::select! {
+                _ = tokio::time::timeout(keep_alive, open.wait()) => {}
+                () = recalled => {}
+            }
         }
     }
 
@@ -220,6 +260,7 @@ impl Acceptor {
             }
             (mut stream, peer) = self.acceptor.accept_here() => {
                 stream.unheard(self.unheard.token());
+                stream.open(self.open.token());
                 Some((stream, peer))
             }
         }
@@ -258,92 +299,4 @@ impl std::fmt::Debug for Signal {
 struct Embedded {
     asked: watch::Sender<Phase>,
     heard: watch::Receiver<Told>,
-}
-
-impl Plane for Embedded {
-    fn accept(&mut self, _listeners: &[Listener]) -> Result<(), Error> {
-        self.asked.send_replace(Phase::Accepting);
-        Ok(())
-    }
-
-    /// What a server of one's own does in its loops it alone knows. The driver, which runs beside them, answers.
-    fn heartbeat(&self) -> TaskTracker {
-        let beat = TaskTracker::new();
-        beat.close();
-        beat
-    }
-
-    /// The server ends the process itself.
-    async fn died(&self) -> Error {
-        std::future::pending().await
-    }
-
-    /// The server is asked, and not waited for: what it accepts meanwhile it serves.
-    async fn stop_accepting(&mut self) {
-        self.asked.send_replace(Phase::Draining);
-    }
-
-    /// What waits in the queues belongs to the server's own descriptors.
-    fn sweep(&mut self, _listeners: &[Listener]) {}
-
-    /// The same.
-    fn accept_late(&mut self, _replaced: Vec<Listener>) {}
-
-    /// What a server of one's own has of a connection nobody else can take over.
-    fn carries(&self) -> Option<Vec<(usize, String)>> {
-        None
-    }
-
-    fn expect(&mut self, _coming: Vec<(usize, String)>) {}
-
-    fn expect_no_more(&mut self) {}
-
-    fn take_over(&mut self, _channel: OwnedFd) -> Result<(), Error> {
-        // Closed: the predecessor hears that nothing is taken.
-        Ok(())
-    }
-
-    fn is_taking_over(&self) -> bool {
-        false
-    }
-
-    async fn taken_over(&self) {}
-
-    fn drain(&mut self, _successor: Option<OwnedFd>) {
-        self.asked.send_replace(Phase::Draining);
-    }
-
-    async fn carry_ended(&self) -> CarryEnd {
-        std::future::pending().await
-    }
-
-    fn tell_the_rest(&mut self) {}
-
-    async fn settled(&self) {}
-
-    fn successor_lost(&mut self) -> u64 {
-        0
-    }
-
-    async fn drained(&self) {
-        // An error says that the server has dropped its side: there is nobody left to wait for.
-        let _ = self.heard.clone().wait_for(|told| *told == Told::Drained).await;
-    }
-
-    fn cut(&mut self) {
-        self.asked.send_replace(Phase::Cut);
-    }
-
-    /// The server counts its own.
-    fn connections(&self) -> Option<Connections> {
-        None
-    }
-
-    fn counters(&self) -> Counters {
-        Counters::default()
-    }
-
-    fn report(&self) -> DrainReport {
-        DrainReport { ended: 0, carried: 0, cut: 0 }
-    }
 }

@@ -28,7 +28,7 @@ use crate::service::Service;
 
 pub use check::check;
 pub use driver::Ending;
-pub use embedded::{Acceptor, Drained, Serving, Starting};
+pub use embedded::{Acceptor, Drained, Retirement, Serving, Starting};
 
 /// Serves `service` for the whole life of this generation: adopts or binds the listeners, takes over from a
 /// predecessor, hands over to successors, drains. Must be called in a tokio runtime with I/O and time.

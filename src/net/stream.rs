@@ -33,6 +33,8 @@ pub struct Stream {
     delay: Delay,
     /// Held until the first byte has been read, for whoever waits for first requests.
     unheard: Option<TaskTrackerToken>,
+    /// Held until this is dropped, by the same.
+    open: Option<TaskTrackerToken>,
 }
 
 /// From which write on the kernel has to be told that none may wait for more.
@@ -66,6 +68,7 @@ impl Stream {
             tries_writes: false,
             delay: Delay::None,
             unheard: None,
+            open: None,
         })
     }
 
@@ -106,6 +109,11 @@ impl Stream {
     /// Has `token` dropped when the first byte, or the peer's end, has been read.
     pub(crate) fn unheard(&mut self, token: TaskTrackerToken) {
         self.unheard = Some(token);
+    }
+
+    /// Counts as open until it is dropped.
+    pub(crate) fn open(&mut self, token: TaskTrackerToken) {
+        self.open = Some(token);
     }
 
     /// Bytes read so far.
