@@ -35,12 +35,19 @@ fn failures(line: &Line, error: &str) -> Vec<f64> {
     failed.map(|call| call.split_whitespace().nth(1).unwrap().parse().unwrap()).collect()
 }
 
-/// When a worker found that only the reserve was left, in seconds. The reserve of 40 descriptors begins at 30.
+/// When a worker found that only the reserve was left since the last accept, in seconds. The reserve of 40 descriptors begins at 30.
 fn refusals(line: &Line) -> Vec<f64> {
     let trace = fs::read_to_string(trace(line.folder())).unwrap();
-    let looks = trace.lines().filter(|call| call.contains("F_DUPFD_CLOEXEC, 0) = "));
-    let refused = looks.filter(|call| call.rsplit(' ').next().unwrap().parse::<u32>().unwrap() >= 30);
-    refused.map(|call| call.split_whitespace().nth(1).unwrap().parse().unwrap()).collect()
+    let mut refused = Vec::new();
+    for call in trace.lines() {
+        let result = || call.rsplit(' ').next().unwrap().parse::<u32>();
+        if call.contains("accept4(") && result().is_ok() {
+            refused.clear();
+        } else if call.contains("F_DUPFD_CLOEXEC, ") && result().is_ok_and(|number| number >= 30) {
+            refused.push(call.split_whitespace().nth(1).unwrap().parse().unwrap());
+        }
+    }
+    refused
 }
 
 /// Clients that have sent a request, whether they are accepted or wait in the queue.

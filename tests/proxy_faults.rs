@@ -244,6 +244,32 @@ fn a_proxy_without_descriptors_makes_clients_wait_and_recovers() {
     }
 }
 
+/// All clients were accepted before any upstream was connected to. Then none was left for an upstream, and every
+/// client waited until it was reset.
+#[test]
+fn clients_of_a_proxy_leave_descriptors_for_its_upstreams() {
+    let upstream = Upstream::tcp();
+    let address = upstream.address();
+    let backend = Echoing::on(upstream, &address);
+    let line = Line::start_program(Path::new(REAL), |command, folder| {
+        install(folder, "ulimit -n 120\nexec \"$REAL\" \"$@\"");
+        command.args(["proxy", "--log", "debug", "--listen", "127.0.0.1:0", "--to", &address]);
+    });
+    line.wait_for(1, "serving draining");
+    let ask = || {
+        let mut client = Client::connect(&line.address()).unwrap();
+        client.write_all(b"here I am").unwrap();
+        client
+    };
+    let clients: Vec<_> = (0..200).map(|_| ask()).collect();
+    for mut client in clients {
+        client.expect(b"here I am").unwrap();
+    }
+    assert_eq!(line.count("clients are turned away"), 0);
+    drop(line);
+    backend.stop();
+}
+
 #[test]
 fn a_long_transfer_for_which_the_kernel_makes_no_pipe_goes_on_without_one() {
     let long: Vec<u8> = (0..8_000_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

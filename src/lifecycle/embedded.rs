@@ -259,6 +259,7 @@ impl Acceptor {
                 None
             }
             (mut stream, peer) = self.acceptor.accept_here() => {
+                drop(stream.take_earmark());
                 stream.unheard(self.unheard.token());
                 stream.open(self.open.token());
                 Some((stream, peer))

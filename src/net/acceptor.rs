@@ -98,7 +98,8 @@ impl Acceptor {
     async fn look(&self) -> io::Result<Option<Accepted>> {
         let mut ready = self.watch.readable().await?;
         let accept = || sys::reserve::accept(self.share, &self.listener, || self.listener.accept());
-        ready.try_io(|_| accept()).map_or(Ok(None), |accepted| accepted.map(Some))
+        let accepted = ready.try_io(|_| accept()).map_or(Ok(None), |accepted| accepted.map(Some))?;
+        Ok(accepted.map(|(accepted, earmark)| Accepted { earmark: Some(earmark), ..accepted }))
     }
 }
 

@@ -21,6 +21,7 @@ use super::peer::Peer;
 use super::shortage::Shortage;
 use super::stream::Stream;
 use crate::sys;
+use crate::sys::reserve::Earmark;
 
 /// A bound, listening, non-blocking socket with a name. Clones share it.
 #[derive(Clone, Debug)]
@@ -38,8 +39,9 @@ pub struct Listener {
 /// A connection that was accepted, before a runtime watches it.
 #[derive(Debug)]
 pub(crate) struct Accepted {
-    socket: Socket,
-    peer: Peer,
+    pub(super) socket: Socket,
+    pub(super) peer: Peer,
+    pub(super) earmark: Option<Earmark>,
 }
 
 impl AsFd for Accepted {
@@ -52,7 +54,10 @@ impl Accepted {
     /// Has the runtime watch it that this is called in. None when the kernel has no memory for that: then it is closed.
     pub(crate) fn into_stream(self, listener: &Listener) -> Option<(Stream, Peer)> {
         match Stream::new(self.socket, self.peer) {
-            Ok(stream) => Some((stream, self.peer)),
+            Ok(mut stream) => {
+                stream.earmark = self.earmark;
+                Some((stream, self.peer))
+            }
             Err(error) => {
                 let listener = listener.name();
                 tracing::error!(%listener, reason = %error, "cannot watch a connection on {listener}, it is lost: {error}");
@@ -110,7 +115,7 @@ impl Listener {
         self.set_back_nonblocking()?;
         let accept = || self.socket.accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
         match sys::interrupt::unless_it_blocks(accept) {
-            Ok((socket, address)) => Ok(Accepted { socket, peer: Peer::new(&address) }),
+            Ok((socket, address)) => Ok(Accepted { socket, peer: Peer::new(&address), earmark: None }),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 self.set_back_nonblocking()?;
                 Err(io::ErrorKind::WouldBlock.into())

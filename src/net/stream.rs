@@ -18,6 +18,7 @@ use super::peer::Peer;
 use super::pipe::Pipe;
 use super::traffic::Traffic;
 use crate::sys;
+use crate::sys::reserve::Earmark;
 
 /// One connection.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct Stream {
     unheard: Option<TaskTrackerToken>,
     /// Held until this is dropped, by the same.
     open: Option<TaskTrackerToken>,
+    /// Keeps a descriptor for the upstream, if there is one.
+    pub(super) earmark: Option<Earmark>,
 }
 
 /// From which write on the kernel has to be told that none may wait for more.
@@ -69,6 +72,7 @@ impl Stream {
             delay: Delay::None,
             unheard: None,
             open: None,
+            earmark: None,
         })
     }
 
@@ -114,6 +118,11 @@ impl Stream {
     /// Counts as open until it is dropped.
     pub(crate) fn open(&mut self, token: TaskTrackerToken) {
         self.open = Some(token);
+    }
+
+    /// Takes what keeps a descriptor for an upstream of this client. A server without upstreams drops it.
+    pub(crate) const fn take_earmark(&mut self) -> Option<Earmark> {
+        self.earmark.take()
     }
 
     /// Bytes read so far.
@@ -226,6 +235,7 @@ impl Stream {
 
     fn count_read(&mut self, count: usize) {
         self.unheard = None;
+        self.earmark = None;
         self.traffic.count_received(count as u64);
         self.peer_finished |= count == 0;
     }

@@ -29,6 +29,7 @@ const FORMAT: &str = "echo/1";
 
 impl Service for Echo {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
+        drop(connection.stream.take_earmark());
         if let Some(parcel) = connection.taken_up() {
             if Box::pin(pay(connection, parcel.bytes)).await? == Paid::NotAll {
                 return Ok(());

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
@@ -15,9 +15,17 @@ use nix::sys::resource::{Resource, getrlimit};
 /// keeps a quarter.
 const RESERVE: RawFd = 64;
 
-/// Whether a connection has come near the reserve. From then on each one is opened under the lock.
+/// Whether a connection has come near the reserve. From then on each one is opened under the lock: a low
+/// number tells nothing of how many are free.
 static IS_NEAR: AtomicBool = AtomicBool::new(false);
 static OPENING: Mutex<()> = Mutex::new(());
+
+/// How many descriptors clients will need that have been accepted already.
+static EARMARKED: AtomicI32 = AtomicI32::new(0);
+
+/// A descriptor that a client will need for its upstream. No further client is accepted in place of it.
+#[derive(Debug)]
+pub(crate) struct Earmark(());
 
 /// Who may use the reserve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +38,8 @@ pub(crate) enum Share {
     All,
 }
 
-/// Accepts a connection, unless its descriptor would be one of the reserve. `listener` is any descriptor.
+/// Accepts a connection, and earmarks a descriptor for its upstream, unless its descriptor would be one of
+/// the reserve. `listener` is any descriptor.
 ///
 /// # Errors
 /// `EMFILE` when only the reserve is left.
@@ -38,18 +47,34 @@ pub(crate) fn accept<T: AsFd>(
     share: Share,
     listener: impl AsFd,
     accept: impl FnOnce() -> io::Result<T>,
-) -> io::Result<T> {
+) -> io::Result<(T, Earmark)> {
     let opening = (share != Share::All).then(lock_near).flatten();
     if opening.is_some() {
         // A connection that has been accepted can only be served or reset. So the look comes first.
-        let lowest = rustix::io::fcntl_dupfd_cloexec(listener, 0)?;
-        if lowest.as_raw_fd() >= first_kept_from(share) {
-            return Err(Errno::EMFILE.into());
-        }
+        let count = match share {
+            // The connection, and its own upstream.
+            Share::Nothing => EARMARKED.load(Ordering::Relaxed).saturating_add(2),
+            Share::Half | Share::All => 1,
+        };
+        require_free(listener, first_kept_from(share), count)?;
     }
     let accepted = accept()?;
     note(&accepted);
-    Ok(accepted)
+    // Still under the lock: the next accept sees it.
+    Ok((accepted, Earmark::new()))
+}
+
+/// Looks for `count` free numbers below `end`. `any` is any descriptor.
+fn require_free(any: impl AsFd, end: RawFd, count: RawFd) -> io::Result<()> {
+    let mut from = 0;
+    for _ in 0..count {
+        let free = rustix::io::fcntl_dupfd_cloexec(&any, from)?.as_raw_fd();
+        if free >= end {
+            return Err(Errno::EMFILE.into());
+        }
+        from = free + 1;
+    }
+    Ok(())
 }
 
 /// Opens something for a client, unless its descriptor is one of the reserve.
@@ -61,6 +86,19 @@ pub(crate) fn open<T: AsFd>(open: impl FnOnce() -> io::Result<T>) -> io::Result<
     let opened = open()?;
     note(&opened);
     if is_reserved(&opened) { Err(Errno::EMFILE.into()) } else { Ok(opened) }
+}
+
+impl Earmark {
+    fn new() -> Self {
+        EARMARKED.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for Earmark {
+    fn drop(&mut self) {
+        EARMARKED.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Returns whether a descriptor is one of the reserve.
@@ -76,10 +114,9 @@ fn lock_near() -> Option<MutexGuard<'static, ()>> {
 }
 
 fn note(opened: impl AsFd) {
-    // Others may take some numbers between two connections. A low number shows that there is room again.
-    let is_near = opened.as_fd().as_raw_fd() >= first_kept_from(Share::Nothing).saturating_sub(RESERVE);
-    if IS_NEAR.load(Ordering::Relaxed) != is_near {
-        IS_NEAR.store(is_near, Ordering::Relaxed);
+    // Clients that are accepted one after another need as many descriptors again for their upstreams.
+    if opened.as_fd().as_raw_fd() >= first_kept_from(Share::Nothing) / 2 {
+        IS_NEAR.store(true, Ordering::Relaxed);
     }
 }
 

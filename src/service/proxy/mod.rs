@@ -152,6 +152,9 @@ impl Proxy {
         arriving: &mut Arriving,
         is_within_header: &AtomicBool,
     ) -> io::Result<Connected<'_>> {
+        // Until the upstream is connected. Otherwise further clients would take all descriptors, and every
+        // client would wait for an upstream.
+        let _earmark = connection.stream.take_earmark();
         self.options.set(&mut connection.stream, Side::Client, &connection.listener);
         let Identified { route } = match arriving.identified {
             // The generation that has asked may have had no need to know.
