@@ -51,6 +51,9 @@ fn exit_time(connections: usize, past: Past) -> f64 {
     let ended = daemon.reap(daemon.first());
     drop(clients);
     let report = daemon.await_record(1, "ended").text;
-    assert!(report.contains(&format!("ended={connections} carried=0 cut=0")), "not all ended by themselves: {report}");
+    assert!(
+        report.contains(&format!("ended={connections} carried=0 cut=0")),
+        "not all ended by themselves: {report}"
+    );
     (ended - told).as_secs_f64() * 1e3
 }

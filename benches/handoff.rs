@@ -51,8 +51,16 @@ fn main() {
         }
         let lightest = cases[0].times.median();
         let heaviest = cases[cases.len() - 1].times.median();
-        table.row("a line that goes on", &[line.ready.median(), line.ready.per_mille(990)], Target::AtMost(5.0));
-        table.row("  until the old one has ended", &[line.over.median(), line.over.per_mille(990)], Target::None);
+        table.row(
+            "a line that goes on",
+            &[line.ready.median(), line.ready.per_mille(990)],
+            Target::AtMost(5.0),
+        );
+        table.row(
+            "  until the old one has ended",
+            &[line.over.median(), line.over.per_mille(990)],
+            Target::None,
+        );
         table.row("heaviest over lightest, ratio", &[heaviest / lightest], Target::None);
         table.print();
     });

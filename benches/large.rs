@@ -28,17 +28,25 @@ const CONNECTIONS: [usize; 3] = [1, 1_000, 10_000];
 fn main() {
     support::run(|| {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut cases: Vec<_> =
-            CONFIGURATIONS.iter().map(|(listeners, upstreams)| Case::start(&folder, *listeners, *upstreams)).collect();
+        let mut cases: Vec<_> = CONFIGURATIONS
+            .iter()
+            .map(|(listeners, upstreams)| Case::start(&folder, *listeners, *upstreams))
+            .collect();
         for _ in 0..TURNS {
             for case in &mut cases {
                 case.hand_off_and_roll_back();
                 case.check();
             }
         }
-        let mut table = Table::new("large configurations, ms", &["to accepting", "p90", "check", "p90"]);
+        let mut table =
+            Table::new("large configurations, ms", &["to accepting", "p90", "check", "p90"]);
         for Case { name, accepting, checks, .. } in &cases {
-            let figures = [accepting.median(), accepting.per_mille(900), checks.median(), checks.per_mille(900)];
+            let figures = [
+                accepting.median(),
+                accepting.per_mille(900),
+                checks.median(),
+                checks.per_mille(900),
+            ];
             table.row(name, &figures, Target::None);
         }
         drop(cases);
@@ -48,9 +56,11 @@ fn main() {
         for _ in 0..TURNS {
             lines.iter_mut().for_each(Carrying::hand_off);
         }
-        let mut table = Table::new("handoffs that carry, ms", &["to accepting", "p90", "old one ended", "p90"]);
+        let mut table =
+            Table::new("handoffs that carry, ms", &["to accepting", "p90", "old one ended", "p90"]);
         for Carrying { connections, accepting, over, .. } in &lines {
-            let figures = [accepting.median(), accepting.per_mille(900), over.median(), over.per_mille(900)];
+            let figures =
+                [accepting.median(), accepting.per_mille(900), over.median(), over.per_mille(900)];
             table.row(&format!("connections {}", connections.len()), &figures, Target::None);
         }
         table.print();
@@ -70,7 +80,8 @@ impl Case {
     fn start(folder: &TempDir, listeners: usize, upstreams: usize) -> Self {
         let name = format!("listeners {listeners}, upstreams of each {upstreams}");
         let file = folder.path().join(format!("{listeners}-{upstreams}.toml"));
-        std::fs::write(&file, configuration(listeners, upstreams)).expect("write the configuration");
+        std::fs::write(&file, configuration(listeners, upstreams))
+            .expect("write the configuration");
         let mut command = Command::new(env!("CARGO_BIN_EXE_handoffd"));
         command.arg("--config").arg(&file).args(["--bake", "10m"]);
         let daemon = Daemon::start_by(command);
@@ -102,7 +113,8 @@ fn configuration(listeners: usize, upstreams: usize) -> String {
     let service = match upstreams {
         0 => "service = \"echo\"".to_owned(),
         _ => {
-            let upstreams: Vec<_> = (1..=upstreams).map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+            let upstreams: Vec<_> =
+                (1..=upstreams).map(|port| format!("\"127.0.0.1:{port}\"")).collect();
             format!("service = \"proxy\"\nupstreams = [{}]", upstreams.join(", "))
         }
     };

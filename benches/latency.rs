@@ -55,11 +55,19 @@ fn main() {
             during.add(&visits_during_handoffs(&daemon, &mut generation, &mut serving));
         }
 
-        let mut table = Table::new("connect, request, reply, close, ms", &["p99.9", "p99", "median", "longest"]);
+        let mut table = Table::new(
+            "connect, request, reply, close, ms",
+            &["p99.9", "p99", "median", "longest"],
+        );
         table.row(&format!("steady, {} visits", steady.visits), &steady.row(), Target::None);
         let handoffs = format!("during {} handoffs, {} visits", generation - 1, during.visits);
         table.row(&handoffs, &during.row(), Target::None);
-        let ratios = during.row().iter().zip(steady.row()).map(|(during, steady)| during / steady).collect::<Vec<_>>();
+        let ratios = during
+            .row()
+            .iter()
+            .zip(steady.row())
+            .map(|(during, steady)| during / steady)
+            .collect::<Vec<_>>();
         table.row("ratio", &ratios, Target::AtMost(2.0));
         table.print();
     });

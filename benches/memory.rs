@@ -21,8 +21,11 @@ const MANY: usize = 5_000;
 fn main() {
     bare::serve_if_asked();
     support::run(|| {
-        let mut table = Table::new("memory of an idle connection, bytes", &["median", "bare", "ratio"]);
-        for (figure, past) in [("idle from the first", Past::Silent), ("idle after a request", Past::Asked)] {
+        let mut table =
+            Table::new("memory of an idle connection, bytes", &["median", "bare", "ratio"]);
+        for (figure, past) in
+            [("idle from the first", Past::Silent), ("idle after a request", Past::Asked)]
+        {
             let (mut ours, mut theirs) = (Figures::default(), Figures::default());
             for _ in 0..TURNS {
                 let (daemon, bare) = (Daemon::start(1, &[]), bare::start());
@@ -47,7 +50,9 @@ fn growth(pid: Pid, address: SocketAddr, past: Past) -> f64 {
 
 /// Kibibytes that are this process's alone.
 fn private(pid: Pid) -> f64 {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the memory of a living process");
-    let size = |line: &str| line.strip_prefix("Private_")?.split_whitespace().nth(1)?.parse::<f64>().ok();
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+        .expect("the memory of a living process");
+    let size =
+        |line: &str| line.strip_prefix("Private_")?.split_whitespace().nth(1)?.parse::<f64>().ok();
     rollup.lines().filter_map(size).sum()
 }

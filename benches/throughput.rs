@@ -47,7 +47,8 @@ struct Side {
 fn main() {
     bare::serve_if_asked();
     support::run(|| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
         let (daemon, bare) = (Daemon::start(1, &[]), bare::start());
         for work in [Work::Connections, Work::Requests] {
             let mut ours = Side::new(daemon.address(), daemon.first());
@@ -73,9 +74,15 @@ fn print(work: Work, ours: &Side, theirs: &Side) {
         Work::Requests => ("requests on connections that stay", Target::AtLeast(0.95)),
     };
     let mut table = Table::new(title, &["ratio", "daemon", "bare"]);
-    let row = |ours: &Figures, theirs: &Figures| [ours.over(theirs).median(), ours.median(), theirs.median()];
+    let row = |ours: &Figures, theirs: &Figures| {
+        [ours.over(theirs).median(), ours.median(), theirs.median()]
+    };
     table.row("a second", &row(&ours.rates, &theirs.rates), target);
-    table.row("server's processor time for each, us", &row(&ours.costs, &theirs.costs), Target::None);
+    table.row(
+        "server's processor time for each, us",
+        &row(&ours.costs, &theirs.costs),
+        Target::None,
+    );
     table.print();
 }
 

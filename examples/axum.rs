@@ -12,7 +12,9 @@ use axum::http::header::{CONNECTION, HeaderValue};
 use axum::middleware::map_response;
 use axum::response::Response;
 use axum::routing::get;
-use handoffd::{Acceptor, Config, Drained, Inheritance, Listeners, Peer, Retirement, Starting, Stream};
+use handoffd::{
+    Acceptor, Config, Drained, Inheritance, Listeners, Peer, Retirement, Starting, Stream,
+};
 
 /// How long a client that keeps its connection may take for the next request once the successor has taken over.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -20,7 +22,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 fn main() -> Result<(), Box<dyn Error>> {
     // First of all: it changes the environment, which is sound only while there is one thread.
     let inheritance = Inheritance::take()?;
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7001".to_owned());
     let config = Config {
         listeners: Listeners::exactly(vec![format!("http={address}").parse()?])?,
@@ -28,7 +33,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         first_request_grace: Duration::from_secs(10),
         ..Config::default()
     };
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config, inheritance))
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve(config, inheritance))
 }
 
 async fn serve(config: Config, inheritance: Inheritance) -> Result<(), Box<dyn Error>> {

@@ -31,7 +31,10 @@ impl Service for Shout {
 fn main() -> Result<(), Box<dyn Error>> {
     // First of all: it changes the environment, which is sound only while there is one thread.
     let inheritance = Inheritance::take()?;
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7000".to_owned());
     let config = Config {
         listeners: Listeners::exactly(vec![address.parse()?])?,

@@ -19,14 +19,17 @@ const FORMAT: &str = "tally/1";
 fn read(parcel: &Parcel) -> Result<u64, String> {
     let lines = || std::str::from_utf8(&parcel.bytes).ok()?.parse().ok();
     let lines = if parcel.format == FORMAT { lines() } else { None };
-    lines.ok_or_else(|| format!("{} of {} bytes is not known here", parcel.format, parcel.bytes.len()))
+    lines.ok_or_else(|| {
+        format!("{} of {} bytes is not known here", parcel.format, parcel.bytes.len())
+    })
 }
 
 impl Service for Tally {
     async fn serve(&self, connection: &mut Connection) -> std::io::Result<()> {
         // Where the last process was.
         let taken_up = connection.taken_up();
-        let mut lines = taken_up.map_or(Ok(0), |parcel| read(&parcel)).map_err(std::io::Error::other)?;
+        let mut lines =
+            taken_up.map_or(Ok(0), |parcel| read(&parcel)).map_err(std::io::Error::other)?;
         let mut request = [0; 1024];
         loop {
             match connection.next_request().await? {
@@ -67,7 +70,10 @@ impl Service for Tally {
 fn main() -> Result<(), Box<dyn Error>> {
     // First of all: it changes the environment, which is sound only while there is one thread.
     let inheritance = Inheritance::take()?;
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7000".to_owned());
     let config = Config {
         listeners: Listeners::exactly(vec![address.parse()?])?,

@@ -77,15 +77,22 @@ impl FromStr for Address {
             }
             return Ok(match abstract_name {
                 Some(name) => Self::UnixAbstract(name.to_owned()),
-                None if unix.ends_with('/') => return Err(refuse("a Unix socket's path may not end with a slash")),
+                None if unix.ends_with('/') => {
+                    return Err(refuse("a Unix socket's path may not end with a slash"));
+                }
                 None => Self::UnixPath(PathBuf::from(unix)),
             });
         }
         if text.starts_with("unix:") {
-            return Err(refuse("a Unix socket is an absolute path or an abstract name, as in unix:/run/web.sock"));
+            return Err(refuse(
+                "a Unix socket is an absolute path or an abstract name, as in unix:/run/web.sock",
+            ));
         }
         if let Some(six) = text.strip_prefix("tcp6:") {
-            return six.parse().map(Self::Tcp6Only).map_err(|_| refuse("tcp6: takes an IPv6 address, as in [::]:80"));
+            return six
+                .parse()
+                .map(Self::Tcp6Only)
+                .map_err(|_| refuse("tcp6: takes an IPv6 address, as in [::]:80"));
         }
         text.parse().map(Self::Tcp).map_err(|_| {
             refuse("expected IP:PORT, [IPV6]:PORT, tcp6:[IPV6]:PORT, /PATH or @NAME (host names are not resolved)")
@@ -99,7 +106,15 @@ mod tests {
 
     #[test]
     fn what_is_printed_parses_back_to_the_same_address() {
-        for text in ["127.0.0.1:80", "[::1]:0", "[::]:65535", "tcp6:[::]:80", "/run/a.sock", "@name", "@with space"] {
+        for text in [
+            "127.0.0.1:80",
+            "[::1]:0",
+            "[::]:65535",
+            "tcp6:[::]:80",
+            "/run/a.sock",
+            "@name",
+            "@with space",
+        ] {
             let address: Address = text.parse().unwrap();
             assert_eq!(address.to_string(), text);
             assert_eq!(address.to_string().parse::<Address>().unwrap(), address);

@@ -58,7 +58,11 @@ impl Drain {
             Way::Carry => &self.told_after_carry,
         };
         let watch = DrainWatch { told: told.clone() };
-        DrainEntry { watch, connections: self.connections.clone(), shared: Arc::clone(&self.shared) }
+        DrainEntry {
+            watch,
+            connections: self.connections.clone(),
+            shared: Arc::clone(&self.shared),
+        }
     }
 
     /// Tells every connection at once, other than those that may be carried: these are told by [`Drain::tell_the_rest`].
@@ -123,7 +127,10 @@ impl DrainEntry {
             // From the predecessor, which carries it here, on its way to our successor.
             self.shared.came.fetch_add(1, Ordering::Relaxed);
         }
-        (self.watch.clone(), DrainGuard { _counted: self.connections.token(), shared: Arc::clone(&self.shared) })
+        (
+            self.watch.clone(),
+            DrainGuard { _counted: self.connections.token(), shared: Arc::clone(&self.shared) },
+        )
     }
 }
 

@@ -276,9 +276,9 @@ impl Error {
             | Self::ThreadsRunning { .. }
             | Self::Unsound { .. }
             | Self::Predecessor { .. } => Exit::Configuration,
-            Self::Bind { source, .. } | Self::PidFile { source, .. } | Self::ConfigFileUnreadable { source, .. } => {
-                exit_of(source)
-            }
+            Self::Bind { source, .. }
+            | Self::PidFile { source, .. }
+            | Self::ConfigFileUnreadable { source, .. } => exit_of(source),
             Self::NobodyAnswers { .. } => Exit::Unavailable,
             Self::Output { .. } => Exit::Output,
             Self::HandoffFailed { .. } => Exit::HandoffFailed,

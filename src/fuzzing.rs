@@ -99,7 +99,8 @@ mod tests {
     #[test]
     fn every_file_of_the_corpus_is_read_as_its_name_says() {
         for (target, read, seeds) in targets() {
-            let files: Vec<_> = fs::read_dir(folder(target)).unwrap().map(|entry| entry.unwrap().path()).collect();
+            let files: Vec<_> =
+                fs::read_dir(folder(target)).unwrap().map(|entry| entry.unwrap().path()).collect();
             assert!(files.len() >= seeds.len().max(3), "the corpus of {target} is gone");
             for file in files {
                 let is_wrong = file.file_name().unwrap().to_str().unwrap().starts_with("not-");
@@ -120,7 +121,9 @@ mod tests {
     fn writes_the_corpus() {
         for (target, _, seeds) in targets() {
             fs::create_dir_all(folder(target)).unwrap();
-            seeds.into_iter().for_each(|(name, bytes)| fs::write(folder(target).join(name), bytes).unwrap());
+            seeds
+                .into_iter()
+                .for_each(|(name, bytes)| fs::write(folder(target).join(name), bytes).unwrap());
         }
     }
 }

@@ -89,14 +89,14 @@ mod text;
 pub use address::Address;
 pub use carry::Parcel;
 pub use config::{
-    Balance, Check, Config, DEFAULT_ADDRESS, Ejection, HeaderVersion, HostPort, ListenerConfig, ListenerName,
-    Listeners, MaxGenerations, Network, OnHandoff, ProxyConfig, SocketAccess, SocketMode, UniqueListeners,
-    UpstreamTarget, Upstreams,
+    Balance, Check, Config, DEFAULT_ADDRESS, Ejection, HeaderVersion, HostPort, ListenerConfig,
+    ListenerName, Listeners, MaxGenerations, Network, OnHandoff, ProxyConfig, SocketAccess,
+    SocketMode, UniqueListeners, UpstreamTarget, Upstreams,
 };
 #[cfg(feature = "config-file")]
 pub use config_file::{
-    ConfigFile, METRICS_LISTENER, Placed, ServiceConfig, parse_log_filter, parse_time, parse_user_or_group, parse_wait,
-    parse_workers,
+    ConfigFile, METRICS_LISTENER, Placed, ServiceConfig, parse_log_filter, parse_time,
+    parse_user_or_group, parse_wait, parse_workers,
 };
 pub use control::{Control, ReloadNews, ReloadOptions, default_control_path};
 pub use drain::{DrainReport, DrainWatch};
@@ -106,8 +106,8 @@ pub use handoff::{Inheritance, check_for_init, runtime_directory};
 pub use lifecycle::{Acceptor, Drained, Ending, Retirement, Serving, Starting, check, run, run_on};
 pub use net::{Listener, ListenerSet, Origin, Peer, Stream};
 pub use report::{
-    Connections, Counters, HandoffCounters, Identity, LastHandoff, ListenerCounters, ListenerReport, Outcome, Report,
-    Settings, Standing, Status, UpstreamCounters,
+    Connections, Counters, HandoffCounters, Identity, LastHandoff, ListenerCounters,
+    ListenerReport, Outcome, Report, Settings, Standing, Status, UpstreamCounters,
 };
 pub use server::Workers;
 pub use service::{Connection, Echo, Next, Proxy, Routes, Served, Service};

@@ -54,18 +54,25 @@ impl Notifier {
     ///
     /// # Errors
     /// [`Error::Environment`] when it can name no socket.
-    pub(crate) fn new(notify_socket: Option<&OsStr>, main_process: MainProcess) -> Result<Self, Error> {
-        let Some(name) = notify_socket.filter(|name| !name.is_empty()) else { return Ok(Self::default()) };
+    pub(crate) fn new(
+        notify_socket: Option<&OsStr>,
+        main_process: MainProcess,
+    ) -> Result<Self, Error> {
+        let Some(name) = notify_socket.filter(|name| !name.is_empty()) else {
+            return Ok(Self::default());
+        };
         let bytes = name.as_bytes();
         let socket = match bytes.split_first() {
             Some((b'@', abstract_name)) => SocketAddr::from_abstract_name(abstract_name),
             Some((b'/', _)) => SocketAddr::from_pathname(name),
             _ => Err(io::Error::other("expected an absolute path or an abstract name")),
         };
-        socket.map(|socket| Self { socket: Some(socket), main_process }).map_err(|source| Error::Environment {
-            variable: "NOTIFY_SOCKET",
-            value: name.to_string_lossy().into_owned(),
-            why: source.to_string(),
+        socket.map(|socket| Self { socket: Some(socket), main_process }).map_err(|source| {
+            Error::Environment {
+                variable: "NOTIFY_SOCKET",
+                value: name.to_string_lossy().into_owned(),
+                why: source.to_string(),
+            }
         })
     }
 
@@ -91,8 +98,14 @@ impl Notifier {
     /// The time is how systemd tells the answer to its signal from one to an earlier signal, sd_notify(3).
     pub(crate) fn reloading(&self, status: &str) {
         match NotifyState::monotonic_usec_now() {
-            Ok(now) => self.send(Weight::Awaited, &[NotifyState::Reloading, now, NotifyState::Status(status)], &[]),
-            Err(error) => tracing::warn!(reason = %error, "cannot tell the service manager of the reload: {error}"),
+            Ok(now) => self.send(
+                Weight::Awaited,
+                &[NotifyState::Reloading, now, NotifyState::Status(status)],
+                &[],
+            ),
+            Err(error) => {
+                tracing::warn!(reason = %error, "cannot tell the service manager of the reload: {error}")
+            }
         }
     }
 
@@ -154,7 +167,9 @@ impl Notifier {
             Err(error) if weight == Weight::Dropped => {
                 tracing::debug!(%error, text, "the service manager did not hear")
             }
-            Err(error) => tracing::warn!(reason = %error, text, "cannot notify the service manager: {error}"),
+            Err(error) => {
+                tracing::warn!(reason = %error, text, "cannot notify the service manager: {error}")
+            }
             Ok(()) => {}
         }
     }
@@ -166,7 +181,8 @@ mod tests {
 
     fn listening(name: &str) -> (UnixDatagram, Notifier) {
         let name = format!("handoffd-{name}-{}", std::process::id());
-        let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        let manager =
+            UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         (manager, Notifier::new(Some(OsStr::new(&format!("@{name}"))), MainProcess::Head).unwrap())
     }
 
@@ -221,7 +237,8 @@ mod tests {
 
     #[test]
     fn a_socket_that_can_be_none_is_named() {
-        let error = Notifier::new(Some(OsStr::new("relative")), MainProcess::Head).unwrap_err().to_string();
+        let error =
+            Notifier::new(Some(OsStr::new("relative")), MainProcess::Head).unwrap_err().to_string();
         assert!(error.contains("NOTIFY_SOCKET") && error.contains("relative"), "{error}");
     }
 }

@@ -61,7 +61,10 @@ mod tests {
 
     #[test]
     fn what_a_terminal_would_act_on_is_escaped() {
-        assert_eq!(one_line("a\nb\r\0\u{1b}[2Jü\u{9b}c\u{202e}"), "a\\nb\\r\\u{0}\\u{1b}[2Jü\\u{9b}c\\u{202e}");
+        assert_eq!(
+            one_line("a\nb\r\0\u{1b}[2Jü\u{9b}c\u{202e}"),
+            "a\\nb\\r\\u{0}\\u{1b}[2Jü\\u{9b}c\\u{202e}"
+        );
         assert_eq!(one_line("\"quotes\" and \\ stay"), "\"quotes\" and \\ stay");
     }
 

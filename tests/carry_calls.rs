@@ -33,7 +33,11 @@ impl Scene {
         let ask = |client: &mut Client| match client.echo(b"after") {
             Ok(()) => true,
             Err(error) => {
-                assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "neither an answer nor an end");
+                assert_ne!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock,
+                    "neither an answer nor an end"
+                );
                 false
             }
         };
@@ -68,10 +72,16 @@ fn a_successor_that_is_killed_at_any_call_of_a_carry_has_lost_what_it_answered_f
         .flat_map(|call| (1..=count(&trace, call)).map(move |number| (call, number)))
     {
         let mut scene = Scene::new();
-        put_traced(&scene.line, "/dev/null", &format!("-e inject={call}:signal=SIGKILL:when={number}"));
+        put_traced(
+            &scene.line,
+            "/dev/null",
+            &format!("-e inject={call}:signal=SIGKILL:when={number}"),
+        );
         let mark = scene.line.mark();
         scene.line.signal(1, Signal::SIGHUP);
-        let outcome = |record: &Record| record.is(1, "the handoff failed") || record.is(1, "generation 1 has ended");
+        let outcome = |record: &Record| {
+            record.is(1, "the handoff failed") || record.is(1, "generation 1 has ended")
+        };
         let what = format!("an outcome, after {call} {number}");
         let came = scene.line.wait_since(mark, &what, outcome);
         if came.text.contains("has ended") {
@@ -80,12 +90,19 @@ fn a_successor_that_is_killed_at_any_call_of_a_carry_has_lost_what_it_answered_f
         }
         if came.text.contains("after all") {
             // Whatever is lost is said ahead of that.
-            scene.line.wait_since(mark, "accepting again", |record| record.is(1, "accepting again"));
+            scene
+                .line
+                .wait_since(mark, "accepting again", |record| record.is(1, "accepting again"));
         }
         scene.line.assert_serves();
         let lost = scene.line.records().into_iter().find(|record| record.is(1, "are lost with it"));
         let lost: usize = lost.map_or(0, |record| record.field("lost").unwrap().parse().unwrap());
-        assert_eq!(scene.answered(), CLIENTS - lost, "after {call} {number}\n{}", scene.line.text());
+        assert_eq!(
+            scene.answered(),
+            CLIENTS - lost,
+            "after {call} {number}\n{}",
+            scene.line.text()
+        );
         in_between += usize::from((1..CLIENTS).contains(&lost));
     }
     assert!(in_between > 0, "no call was in the middle of a carry\n{trace}");

@@ -14,7 +14,8 @@ use serde_json::Value;
 use crate::config_file::{put, serve};
 use crate::support::line::is_asleep;
 use crate::support::{
-    Client, Gate, Line, Stuck, Upstream, assert_becomes, freeze, holds, kinds, raise_descriptor_limit, thaw,
+    Client, Gate, Line, Stuck, Upstream, assert_becomes, freeze, holds, kinds,
+    raise_descriptor_limit, thaw,
 };
 
 /// So many are on their way at once.
@@ -30,7 +31,9 @@ fn echo(name: &str) -> String {
 
 /// A proxy by this name to one upstream.
 fn proxy(name: &str, upstream: &str) -> String {
-    format!("[listener.{name}]\naddress = '127.0.0.1:0'\nservice = 'proxy'\nupstreams = ['{upstream}']\n")
+    format!(
+        "[listener.{name}]\naddress = '127.0.0.1:0'\nservice = 'proxy'\nupstreams = ['{upstream}']\n"
+    )
 }
 
 /// Clients of an echo, each of which has had a reply: they are served in this order.
@@ -73,7 +76,12 @@ fn took_over(line: &Line, generation: u64) -> [usize; 2] {
 
 /// Hands over with a request of each client on its way to whoever serves it next: each is answered, those that are refused end
 /// behind their reply, and the others are given back.
-fn hand_over_in_the_middle(line: &Line, generation: u64, setting: &str, mut clients: Vec<Client>) -> Vec<Client> {
+fn hand_over_in_the_middle(
+    line: &Line,
+    generation: u64,
+    setting: &str,
+    mut clients: Vec<Client>,
+) -> Vec<Client> {
     let all = clients.len();
     let new = hand_over_to_a_standstill(line, generation, setting);
     clients.iter_mut().for_each(|client| client.write_all(b"second").unwrap());
@@ -87,7 +95,8 @@ fn hand_over_in_the_middle(line: &Line, generation: u64, setting: &str, mut clie
     others.iter_mut().for_each(|client| client.echo(b"third").unwrap());
     assert_eq!(line.exit_code(generation), 0);
     let end = line.wait_for(generation, "has ended ended=");
-    let numbers: [usize; 3] = ["ended", "carried", "cut"].map(|name| end.field(name).unwrap().parse().unwrap());
+    let numbers: [usize; 3] =
+        ["ended", "carried", "cut"].map(|name| end.field(name).unwrap().parse().unwrap());
     assert_eq!(numbers, [refused, taken, 0]);
     others
 }
@@ -137,7 +146,8 @@ fn carry_refuses_those_for_whom_no_descriptor_is_left_and_the_others_go_on() {
     let going = hand_over_in_the_middle(&line, 2, &limit, clients(&line, "web", 60));
     let (taken, refused) = (going.len(), 60 - going.len());
     assert!(taken > 0 && refused > 0, "{taken} were taken");
-    let refusals = line.count("a connection of the predecessor's is refused: no descriptors are left");
+    let refusals =
+        line.count("a connection of the predecessor's is refused: no descriptors are left");
     assert_eq!(refusals, refused);
     drop(going);
     // Nothing of what was refused has stayed behind.
@@ -147,7 +157,8 @@ fn carry_refuses_those_for_whom_no_descriptor_is_left_and_the_others_go_on() {
 }
 
 #[test]
-fn carry_refuses_proxied_ones_that_have_room_for_half_of_their_descriptors_and_they_go_on_where_they_are() {
+fn carry_refuses_proxied_ones_that_have_room_for_half_of_their_descriptors_and_they_go_on_where_they_are()
+ {
     for room in [30, 31] {
         let upstream = Upstream::tcp();
         let line = serve(&format!("{CARRY}{}", proxy("web", &upstream.address())), &[]);
@@ -250,10 +261,14 @@ fn carry_needs_no_descriptor_of_a_predecessor_that_has_none_left() {
 }
 
 #[test]
-fn carry_refuses_what_the_new_configuration_would_not_serve_as_before_and_it_is_drained_with_its_replies() {
+fn carry_refuses_what_the_new_configuration_would_not_serve_as_before_and_it_is_drained_with_its_replies()
+ {
     let other = echo("other");
     for (now, why) in [
-        (format!("{}carry = false\n", echo("web")), "no listener \"web\" takes connections over here"),
+        (
+            format!("{}carry = false\n", echo("web")),
+            "no listener \"web\" takes connections over here",
+        ),
         (String::new(), "no listener \"web\" takes connections over here"),
         (proxy("web", "127.0.0.1:9"), "echo/1 is not known here"),
     ] {
@@ -269,10 +284,14 @@ fn carry_refuses_what_the_new_configuration_would_not_serve_as_before_and_it_is_
 }
 
 #[test]
-fn carry_refuses_proxied_ones_whose_upstream_or_service_has_changed_and_they_go_on_where_they_are() {
+fn carry_refuses_proxied_ones_whose_upstream_or_service_has_changed_and_they_go_on_where_they_are()
+{
     let (upstream, another) = (Upstream::tcp(), Upstream::tcp());
     for (now, why) in [
-        (proxy("web", &another.address()), format!("{} is no upstream any more", upstream.address())),
+        (
+            proxy("web", &another.address()),
+            format!("{} is no upstream any more", upstream.address()),
+        ),
         (echo("web"), "proxy/1 with 1 descriptors is not known here".to_owned()),
     ] {
         let line = serve(&format!("{CARRY}{}", proxy("web", &upstream.address())), &[]);
@@ -295,12 +314,14 @@ fn carry_refuses_proxied_ones_whose_upstream_or_service_has_changed_and_they_go_
 
 /// Each of those that do not read owes some 16 KB.
 #[test]
-fn carry_to_a_successor_that_is_slow_to_read_loses_nothing_and_whoever_was_not_asked_yet_is_served_meanwhile() {
+fn carry_to_a_successor_that_is_slow_to_read_loses_nothing_and_whoever_was_not_asked_yet_is_served_meanwhile()
+ {
     const STUCK: usize = 40;
     raise_descriptor_limit();
     let quiet = "[listener.quiet]\naddress = '$F/quiet.sock'\nservice = 'echo'\n";
     let line = serve(&format!("{CARRY}{}{quiet}", echo("web")), &[]);
-    let channel: usize = fs::read_to_string("/proc/sys/net/core/wmem_default").unwrap().trim().parse().unwrap();
+    let channel: usize =
+        fs::read_to_string("/proc/sys/net/core/wmem_default").unwrap().trim().parse().unwrap();
     assert!(STUCK * 10_000 > channel, "the channel takes all that is owed: {channel} bytes");
     let path = line.address_of("quiet");
     let stuck: Vec<_> = (0..STUCK).map(|_| Stuck::on(&line, &path)).collect();
@@ -321,7 +342,10 @@ fn carry_to_a_successor_that_is_slow_to_read_loses_nothing_and_whoever_was_not_a
     stuck.into_iter().for_each(Stuck::read_to_end);
     asked.iter_mut().chain(&mut unasked).for_each(|client| client.echo(b"afterwards").unwrap());
     let end = line.wait_for(1, "has ended ended=");
-    assert_eq!(["ended", "carried", "cut"].map(|name| end.field(name).unwrap()), ["0", &*all.to_string(), "0"]);
+    assert_eq!(
+        ["ended", "carried", "cut"].map(|name| end.field(name).unwrap()),
+        ["0", &*all.to_string(), "0"]
+    );
 }
 
 /// What each epoll instance of a process watches, as many descriptors as that has: epoll(7) shows it in fdinfo.
@@ -329,7 +353,8 @@ fn watched(pid: u32) -> Vec<usize> {
     let polls = holds(pid).into_iter().filter(|(_, what)| what == "anon_inode:[eventpoll]");
     let targets = polls.map(|(number, _)| {
         let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap();
-        let targets = info.lines().filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next());
+        let targets =
+            info.lines().filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next());
         targets.map(str::to_owned).collect::<BTreeSet<_>>()
     });
     // One instance may have more than one descriptor.

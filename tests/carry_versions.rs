@@ -13,12 +13,15 @@ use std::os::unix::net::UnixDatagram;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, setsockopt, socketpair, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, setsockopt,
+    socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-use crate::support::{Client, DEADLINE, Line, Parent, Stuck, Upstream, assert_becomes, holds, kinds};
+use crate::support::{
+    Client, DEADLINE, Line, Parent, Stuck, Upstream, assert_becomes, holds, kinds,
+};
 
 /// A successor that hears everything and serves nothing. Of a carry it does not read the descriptor, so that the kernel closes
 /// it, and answers it or not. It ends with its predecessor.
@@ -45,7 +48,8 @@ fn hand_over_to_another_version(line: &Line, answers: bool) {
 fn assert_all_drained(line: &Line, count: usize) {
     assert_eq!(line.exit_code(1), 0);
     let end = line.wait_for(1, "has ended ended=");
-    let numbers: [usize; 3] = ["ended", "carried", "cut"].map(|name| end.field(name).unwrap().parse().unwrap());
+    let numbers: [usize; 3] =
+        ["ended", "carried", "cut"].map(|name| end.field(name).unwrap().parse().unwrap());
     assert_eq!(numbers, [count, 0, 0]);
     line.wait_for_end();
 }
@@ -68,7 +72,10 @@ fn carry_to_a_version_that_does_not_know_it_or_declines_drains_all_with_their_re
 fn carry_of_proxied_ones_to_another_version_leaves_them_to_their_end() {
     for answers in [true, false] {
         let upstream = Upstream::tcp();
-        let line = Line::proxy(&[&upstream.address()], &["--bake", "0", "--carry", "--drain-timeout", "1h"]);
+        let line = Line::proxy(
+            &[&upstream.address()],
+            &["--bake", "0", "--carry", "--drain-timeout", "1h"],
+        );
         let mut pairs: Vec<_> = (0..5).map(|_| line.pair(&upstream)).collect();
         let exchange = |(client, behind): &mut (Client, Client)| {
             client.write_all(b"question").unwrap();
@@ -97,8 +104,14 @@ impl Channel {
     /// The test's end, and the daemon's.
     fn pair() -> (Self, OwnedFd) {
         let ours = SockFlag::SOCK_CLOEXEC;
-        let (one, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, ours).unwrap();
-        setsockopt(&one, sockopt::ReceiveTimeout, &TimeVal::seconds(DEADLINE.as_secs().try_into().unwrap())).unwrap();
+        let (one, other) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, ours).unwrap();
+        setsockopt(
+            &one,
+            sockopt::ReceiveTimeout,
+            &TimeVal::seconds(DEADLINE.as_secs().try_into().unwrap()),
+        )
+        .unwrap();
         (Self(one), other)
     }
 
@@ -106,7 +119,13 @@ impl Channel {
         let raw: Vec<_> = descriptors.iter().map(|one| one.as_raw_fd()).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         let rights = if raw.is_empty() { &[][..] } else { &rights };
-        let sent = sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(packet)], rights, MsgFlags::MSG_NOSIGNAL, None);
+        let sent = sendmsg::<()>(
+            self.0.as_raw_fd(),
+            &[IoSlice::new(packet)],
+            rights,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        );
         assert_eq!(sent, Ok(packet.len()));
     }
 
@@ -134,7 +153,8 @@ struct Predecessor {
 }
 
 /// What it says of a connection that has nothing remarkable.
-const PLAIN: &str = r#""listener":"web","age_ms":5,"received":3,"sent":3,"peer_finished":false,"format":"echo/1""#;
+const PLAIN: &str =
+    r#""listener":"web","age_ms":5,"received":3,"sent":3,"peer_finished":false,"format":"echo/1""#;
 const TAKEN: &str = "\"taken\"";
 
 impl Predecessor {
@@ -146,7 +166,8 @@ impl Predecessor {
         let successor = Parent::passing([listener.into()]).without_pid().leaving(4, theirs);
         let successor = successor.saying("LISTEN_FDNAMES", "web").saying("HANDOFFD_CHANNEL", "1:4");
         let successor = successor.saying("HANDOFFD_GENERATION", "2");
-        let line = successor.start(&["--carry", "--listen", "web=127.0.0.1:0", "--drain-timeout", "1h"]);
+        let line =
+            successor.start(&["--carry", "--listen", "web=127.0.0.1:0", "--drain-timeout", "1h"]);
         while !channel.hear().contains("KIND=ready") {}
         let (carry, theirs) = Channel::pair();
         channel.send(format!("VERSION=1\nKIND=carry\nCARRY={version}\n").as_bytes(), &[&theirs]);
@@ -166,7 +187,11 @@ impl Predecessor {
         self.carry.send(format!("{{\"id\":{id},{says}}}\n{owed}").as_bytes(), descriptors);
         let answer = self.carry.hear();
         let start = format!("{{\"id\":{id},");
-        assert!(answer.starts_with(&start), "{answer:?} is no answer to {id}: {}", self.line.text());
+        assert!(
+            answer.starts_with(&start),
+            "{answer:?} is no answer to {id}: {}",
+            self.line.text()
+        );
         answer[start.len()..].to_owned()
     }
 
@@ -186,7 +211,10 @@ impl Predecessor {
     /// One that is refused with these words: nobody has touched it.
     fn assert_refused(&mut self, says: &str, why: &str, descriptors: &[&dyn AsRawFd]) {
         let answer = self.carry(says, "", descriptors);
-        assert!(answer.starts_with("\"refused\":") && answer.contains(why), "{why:?} is not in {answer}");
+        assert!(
+            answer.starts_with("\"refused\":") && answer.contains(why),
+            "{why:?} is not in {answer}"
+        );
     }
 
     /// Whoever comes and whoever was carried is served as if nothing had been.
@@ -229,7 +257,11 @@ fn carry_refuses_what_it_cannot_serve_and_takes_the_next_one() {
     let (mut client, ours) = connection();
     let peer = format!("\"peer\":\"{}\"", ours.peer_addr().unwrap());
     let plain = format!("{peer},{PLAIN}");
-    predecessor.assert_refused(&plain.replace("echo/1", "echo/2"), "echo/2 with 0 descriptors", &[&ours]);
+    predecessor.assert_refused(
+        &plain.replace("echo/1", "echo/2"),
+        "echo/2 with 0 descriptors",
+        &[&ours],
+    );
     predecessor.assert_refused(&plain, "echo/1 with 1 descriptors", &[&ours, &ours]);
     predecessor.assert_refused(&plain.replace("web", "other"), "no listener", &[&ours]);
     predecessor.assert_refused(&plain, "without its socket", &[]);

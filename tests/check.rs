@@ -24,15 +24,22 @@ fn a_check_takes_whatever_the_daemon_takes() {
     put(folder.path(), "[listener.web]\naddress = '127.0.0.1:1'\nservice = 'echo'\n");
     let said = check(folder.path(), &["--config", "handoffd.toml", "--bake", "2"]).well();
     assert!(said.contains("would listen on web=127.0.0.1:1"), "{said}");
-    let proxy = ["proxy", "--listen", "web=127.0.0.1:1", "--to", "127.0.0.1:2", "--max-connections", "3"];
+    let proxy =
+        ["proxy", "--listen", "web=127.0.0.1:1", "--to", "127.0.0.1:2", "--max-connections", "3"];
     assert!(check(folder.path(), &proxy).well().contains("web=127.0.0.1:1"));
-    let carry = [&["--carry"][..], &["--config", "handoffd.toml", "--carry"], &["proxy", "--to", "@a", "--carry"]];
+    let carry = [
+        &["--carry"][..],
+        &["--config", "handoffd.toml", "--carry"],
+        &["proxy", "--to", "@a", "--carry"],
+    ];
     carry.iter().for_each(|flags| drop(check(folder.path(), flags).well()));
     check(folder.path(), &["proxy", "--to", "nowhere"]).names(64, &["bad address \"nowhere\""]);
     put(folder.path(), "[listener.web]\naddress = '/no/such/folder/socket'\nservice = 'echo'\n");
-    check(folder.path(), &["--config", "handoffd.toml"]).names(78, &["web", "/no/such/folder/socket", "No such file"]);
+    check(folder.path(), &["--config", "handoffd.toml"])
+        .names(78, &["web", "/no/such/folder/socket", "No such file"]);
     put(folder.path(), "nope = 1");
-    check(folder.path(), &["--config", "handoffd.toml"]).names(78, &["handoffd.toml:1:1: unknown field `nope`"]);
+    check(folder.path(), &["--config", "handoffd.toml"])
+        .names(78, &["handoffd.toml:1:1: unknown field `nope`"]);
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
 }
 
@@ -44,11 +51,20 @@ fn what_contradicts_itself_on_the_command_line_is_named() {
         (&["proxy", "--to", "@a", "--config", "a.toml"], &["--config"]),
         (&["proxy", "--listen", "127.0.0.1:0"], &["required", "--to"]),
         (&["proxy", "--to", "@a", "--balance", "fair"], &["--balance", "fair", "round-robin"]),
-        (&["proxy", "--to", "@a", "--connect-timeout", "0"], &["--connect-timeout", "'0'", "more than zero"]),
+        (
+            &["proxy", "--to", "@a", "--connect-timeout", "0"],
+            &["--connect-timeout", "'0'", "more than zero"],
+        ),
         (&["proxy", "--to", "@a", "--max-connections", "5"], &["required", "--listen"]),
-        (&["proxy", "--to", "@a", "--send-proxy-header", "v3"], &["--send-proxy-header", "v3", "v1 or v2"]),
+        (
+            &["proxy", "--to", "@a", "--send-proxy-header", "v3"],
+            &["--send-proxy-header", "v3", "v1 or v2"],
+        ),
         (&["proxy", "--to", "@a", "--to", "@a"], &["@a", "twice"]),
-        (&["--metrics", "127.0.0.1:0", "--control", "/run/c"], &["--metrics", "--listen", "--config"]),
+        (
+            &["--metrics", "127.0.0.1:0", "--control", "/run/c"],
+            &["--metrics", "--listen", "--config"],
+        ),
         (&["--workers", "0"], &["--workers", "1 to 1024"]),
         (&["--carry", "--no-carry"], &["--carry", "--no-carry", "cannot be used with"]),
         (&["--carry", "--carry"], &["--carry", "multiple times"]),
@@ -70,11 +86,14 @@ fn a_file_that_cannot_be_read_is_named() {
         ("pipe", "not a regular file"),
         ("long", "more than 1 MiB"),
     ] {
-        check(folder.path(), &["--config", &path(name)]).names(78, &["cannot read the configuration", why]);
-        Refusal::to(&["--config", &path(name)]).names(78, &[&path(name), "cannot read the configuration", why]);
+        check(folder.path(), &["--config", &path(name)])
+            .names(78, &["cannot read the configuration", why]);
+        Refusal::to(&["--config", &path(name)])
+            .names(78, &[&path(name), "cannot read the configuration", why]);
     }
     for of_kernel in ["/proc/kmsg", "/proc/self/status", "/dev/zero", "/dev/stdin"] {
-        check(folder.path(), &["--config", of_kernel]).names(78, &[of_kernel, "not a regular file"]);
+        check(folder.path(), &["--config", of_kernel])
+            .names(78, &[of_kernel, "not a regular file"]);
     }
     Refusal::to(&["--config", &path("new\nline")]).names(78, &["new\\nline: cannot read"]);
     fs::write(path("latin"), b"# na\xefve\n").unwrap();

@@ -12,7 +12,9 @@ use std::thread::JoinHandle;
 use nix::sys::signal::Signal;
 
 use crate::check::folder;
-use crate::support::{Callers, Client, Line, Parent, REAL, Refusal, SLOW_DRAIN, assert_becomes, free_port, threads};
+use crate::support::{
+    Callers, Client, Line, Parent, REAL, Refusal, SLOW_DRAIN, assert_becomes, free_port, threads,
+};
 
 /// Puts a file at `FOLDER/handoffd.toml`, whole at once: a generation may read at any time. In it `$F` is the folder.
 pub(crate) fn put(folder: &Path, text: &str) {
@@ -85,10 +87,14 @@ fn each_listener_of_a_file_has_its_own_service_over_handoffs() {
 
 #[test]
 fn a_listener_that_a_new_file_adds_appears_and_one_that_it_leaves_out_goes() {
-    let line = serve(&format!("{WEB}[listener.old]\naddress = '$F/old.sock'\nservice = 'echo'\n"), &[]);
+    let line =
+        serve(&format!("{WEB}[listener.old]\naddress = '$F/old.sock'\nservice = 'echo'\n"), &[]);
     let (old, new) = (line.folder().join("old.sock"), line.folder().join("new.sock"));
     echo(old.to_str().unwrap());
-    put(line.folder(), &format!("{WEB}[listener.new]\naddress = '$F/new.sock'\nservice = 'echo'\n"));
+    put(
+        line.folder(),
+        &format!("{WEB}[listener.new]\naddress = '$F/new.sock'\nservice = 'echo'\n"),
+    );
     let callers = Callers::start(&line.address_of("web"), 2);
     line.asked(&["reload"]).well();
     assert_eq!(line.exit_code(1), 0);
@@ -129,7 +135,9 @@ fn the_service_of_a_listener_changes_with_the_file() {
     let proxy = |name| {
         put(
             line.folder(),
-            &format!("[listener.web]\naddress = '$F/web.sock'\nservice = 'proxy'\nupstreams = ['$F/{name}.sock']\n"),
+            &format!(
+                "[listener.web]\naddress = '$F/web.sock'\nservice = 'proxy'\nupstreams = ['$F/{name}.sock']\n"
+            ),
         );
         line.asked(&["reload"]).well();
     };
@@ -145,13 +153,17 @@ fn the_service_of_a_listener_changes_with_the_file() {
 fn a_broken_file_fails_the_reload_with_its_place_and_the_old_generation_serves_on() {
     let line = serve(WEB, &[]);
     for (broken, place) in [
-        ("[listener.web]\naddress = 'nowhere'\nservice = 'echo'\n", "handoffd.toml:2:11: bad address \"nowhere\""),
+        (
+            "[listener.web]\naddress = 'nowhere'\nservice = 'echo'\n",
+            "handoffd.toml:2:11: bad address \"nowhere\"",
+        ),
         ("[listener.web\n", "handoffd.toml:1:14: "),
         ("", "handoffd.toml:1:1: there is no listener"),
         ("bake = '8d'", "handoffd.toml:1:8: bad time \"8d\": expected at most 7 days"),
     ] {
         put(line.folder(), broken);
-        line.asked(&["reload"]).names(70, &["the new generation did not take over: the successor says: ", place]);
+        line.asked(&["reload"])
+            .names(70, &["the new generation did not take over: the successor says: ", place]);
         echo(&line.address_of("web"));
     }
     fs::remove_file(line.folder().join("handoffd.toml")).unwrap();
@@ -171,7 +183,8 @@ fn a_changed_file_shows_as_another_configuration() {
     let line = serve(WEB, &[]);
     let digest = || {
         let status = line.asked(&["status", "--json"]).well();
-        let (_, rest) = status.split_once("\"configuration\":\"").unwrap_or_else(|| panic!("{status}"));
+        let (_, rest) =
+            status.split_once("\"configuration\":\"").unwrap_or_else(|| panic!("{status}"));
         rest.split('"').next().unwrap().to_owned()
     };
     let first = digest();
@@ -199,8 +212,10 @@ fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
 
 /// What became of the connections of a listener: how many were carried, and how many drained.
 fn became(line: &Line, listener: &str) -> [u64; 2] {
-    let status: serde_json::Value = serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
-    ["carried", "drained"].map(|name| status["counters"]["listeners"][listener][name].as_u64().unwrap())
+    let status: serde_json::Value =
+        serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
+    ["carried", "drained"]
+        .map(|name| status["counters"]["listeners"][listener][name].as_u64().unwrap())
 }
 
 /// A client that has been served there.
@@ -218,10 +233,15 @@ fn replace_the_first(line: &Line) {
 
 #[test]
 fn each_listener_carries_as_it_says_and_else_as_the_file_or_the_flag_says() {
-    let listener =
-        |name: &str, says: &str| format!("[listener.{name}]\naddress = '127.0.0.1:0'\nservice = 'echo'\n{says}\n");
-    let listeners =
-        [listener("silent", ""), listener("gives", "carry = true"), listener("keeps", "carry = false")].concat();
+    let listener = |name: &str, says: &str| {
+        format!("[listener.{name}]\naddress = '127.0.0.1:0'\nservice = 'echo'\n{says}\n")
+    };
+    let listeners = [
+        listener("silent", ""),
+        listener("gives", "carry = true"),
+        listener("keeps", "carry = false"),
+    ]
+    .concat();
     for (general, flags, silent) in [
         ("", &[][..], [1, 0]),
         ("carry = false\n", &[], [0, 1]),
@@ -230,7 +250,8 @@ fn each_listener_carries_as_it_says_and_else_as_the_file_or_the_flag_says() {
         ("carry = false\n", &["--carry"], [1, 0]),
     ] {
         let line = serve(&format!("{general}{listeners}"), flags);
-        let mut clients = ["silent", "gives", "keeps"].map(|name| (name, served(&line.address_of(name))));
+        let mut clients =
+            ["silent", "gives", "keeps"].map(|name| (name, served(&line.address_of(name))));
         replace_the_first(&line);
         for ((name, client), expected) in clients.iter_mut().zip([silent, [1, 0], [0, 1]]) {
             assert_eq!(became(&line, name), expected, "{name} with {general:?} and {flags:?}");
@@ -247,7 +268,9 @@ fn each_listener_carries_as_it_says_and_else_as_the_file_or_the_flag_says() {
 fn a_reload_that_switches_carrying_on_or_off_still_drains() {
     let line = serve(&format!("carry = false\n{WEB}"), &[]);
     let web = line.address_of("web");
-    for (text, carries) in [("carry = true", false), ("carry = true", true), ("carry = false", false)] {
+    for (text, carries) in
+        [("carry = true", false), ("carry = true", true), ("carry = false", false)]
+    {
         put(line.folder(), &format!("{text}\n{WEB}"));
         let mut client = served(&web);
         let [carried, drained] = became(&line, "web");
@@ -270,7 +293,10 @@ fn the_file_says_where_commands_are_heard_and_whom_to_signal() {
     });
     line.wait_for(1, "serving draining");
     line.asked(&["status"]).well();
-    assert_eq!(fs::read_to_string(line.folder().join("pid")).unwrap().trim(), line.first_pid().to_string());
+    assert_eq!(
+        fs::read_to_string(line.folder().join("pid")).unwrap().trim(),
+        line.first_pid().to_string()
+    );
 }
 
 #[test]
@@ -293,12 +319,19 @@ fn the_counters_are_shown_where_the_file_says() {
     collector.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     let mut answer = String::new();
     collector.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains("handoffd_accepted_connections_total{listener=\"web\"} 1\n"), "{answer}");
+    assert!(
+        answer.contains("handoffd_accepted_connections_total{listener=\"web\"} 1\n"),
+        "{answer}"
+    );
     // They are asked for over the operator's socket, and a file may name none.
     put(line.folder(), &format!("\nmetrics = '127.0.0.1:0'\n{WEB}"));
     let mut command = Command::new(REAL);
-    command.current_dir(line.folder()).args(["--config", "handoffd.toml"]).env_remove("RUNTIME_DIRECTORY");
-    Refusal::of(command).names(78, &["handoffd.toml:2:11: metrics needs a control socket", "expected control = "]);
+    command
+        .current_dir(line.folder())
+        .args(["--config", "handoffd.toml"])
+        .env_remove("RUNTIME_DIRECTORY");
+    Refusal::of(command)
+        .names(78, &["handoffd.toml:2:11: metrics needs a control socket", "expected control = "]);
 }
 
 #[test]
@@ -315,7 +348,8 @@ fn beyond_its_limit_a_listener_resets_nobody_and_makes_whoever_comes_wait() {
     // Whatever the daemon does when it is told of them, it has done.
     assert_becomes(&true, || line.is_asleep());
     Client::once(&line.address_of("many"), b"another listener").unwrap();
-    let status: serde_json::Value = serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
+    let status: serde_json::Value =
+        serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
     let counters = &status["counters"]["listeners"]["few"];
     assert_eq!((&counters["accepted"], &counters["active"]), (&3.into(), &3.into()), "{status}");
     assert_eq!(counters["limited"], 1, "once, and not for each worker: {status}");

@@ -35,15 +35,24 @@ fn what_is_wrong_in_a_file_is_named_with_its_line_and_column() {
         ("bake = 1,5", "1:8: bad value 1,5: expected text in quotes"),
         ("bake = 007", "1:8: bad value 007: expected text in quotes"),
         ("bake = 0x", "1:8: bad value 0x: expected text in quotes"),
-        ("bake = 99999999999999999999", "1:8: invalid value: integer `99999999999999999999`, expected a time"),
+        (
+            "bake = 99999999999999999999",
+            "1:8: invalid value: integer `99999999999999999999`, expected a time",
+        ),
         ("bake = “1s”", "1:8: bad value “1s”: expected text in quotes"),
         ("bake = ", "1:7: there is no value: expected text in quotes"),
         ("bake = \"1s\nready_timeout = 2", "1:11: invalid basic string, expected `\"`"),
         ("bake = \"1\ns\"", "1:10: invalid basic string, expected `\"`"),
-        ("[listener.web]\naddress = 127.0.0.1:80", "2:11: bad value 127.0.0.1:80: expected text in quotes"),
+        (
+            "[listener.web]\naddress = 127.0.0.1:80",
+            "2:11: bad value 127.0.0.1:80: expected text in quotes",
+        ),
         ("[listener.web]\naddress = [::1]:80", "2:11: bad value [::1]:80: expected text in quotes"),
         ("[listener.web]\nupstreams = [app, 'b']", "2:14: bad value app: expected text in quotes"),
-        ("[listener.web]\nupstreams = [\n  'a',\n  1.2.3.4:80,\n]", "4:3: bad value 1.2.3.4:80: expected text in"),
+        (
+            "[listener.web]\nupstreams = [\n  'a',\n  1.2.3.4:80,\n]",
+            "4:3: bad value 1.2.3.4:80: expected text in",
+        ),
         ("bake = no\ncarry = yes\n[listener.web", "1:8: bad value no: expected text in quotes"),
         // The daemon's settings.
         ("  nope = 1", "1:3: unknown field `nope`, expected one of `ready_timeout`, `bake`"),
@@ -63,11 +72,17 @@ fn what_is_wrong_in_a_file_is_named_with_its_line_and_column() {
         ("workers = 1025", "1:11: bad count 1025: expected a number of threads, 1 to 1024"),
         ("pid_file = ''", "1:12: bad path \"\": expected"),
         ("control = 'run/control'", "1:11: bad path \"run/control\": expected an absolute path"),
-        ("log = 'handoffd=loud'", "1:7: bad filter \"handoffd=loud\": \"loud\" is not a level, expected error, warn"),
+        (
+            "log = 'handoffd=loud'",
+            "1:7: bad filter \"handoffd=loud\": \"loud\" is not a level, expected error, warn",
+        ),
         ("log = 'inof'", "1:7: bad filter \"inof\": \"inof\" is not a level, expected error, warn"),
         ("log = ''", "1:7: bad filter \"\": \"\" is not a level, expected error, warn"),
         ("metrics = 9100", "1:11: invalid type: integer `9100`, expected an address"),
-        (&format!("metrics = '@b'\n{}", echo("").replace("web", "metrics")), "1:11: the name of this listener is"),
+        (
+            &format!("metrics = '@b'\n{}", echo("").replace("web", "metrics")),
+            "1:11: the name of this listener is",
+        ),
         (
             &format!("metrics = '@a'\n{}", echo("")),
             "1:11: the listener \"web\" has the address @a already, expected another",
@@ -79,20 +94,41 @@ fn what_is_wrong_in_a_file_is_named_with_its_line_and_column() {
         // Listeners.
         ("bake = 1\n", "1:1: there is no listener, expected at least one, as in [listener.web]"),
         ("listener = 5", "1:12: this is no table, expected a table with the listener's name"),
-        ("[listener]\naddress = '@a'", "2:11: this is no table, expected a table with the listener's name"),
+        (
+            "[listener]\naddress = '@a'",
+            "2:11: this is no table, expected a table with the listener's name",
+        ),
         ("[[listener.web]]\naddress = '@a'", "1:1: this is no table"),
-        ("[listener.web]\nservice = 'echo'", "1:11: the listener \"web\" has no address, expected one"),
-        ("[listener.web]\naddress = '@a'", "1:11: the listener \"web\" has no service, expected \"echo\" or \"proxy\""),
+        (
+            "[listener.web]\nservice = 'echo'",
+            "1:11: the listener \"web\" has no address, expected one",
+        ),
+        (
+            "[listener.web]\naddress = '@a'",
+            "1:11: the listener \"web\" has no service, expected \"echo\" or \"proxy\"",
+        ),
         ("[listener.web]\naddress = 'web:80'", "2:11: bad address \"web:80\": expected IP:PORT"),
-        ("[listener.web]\nservice = 'http'", "2:11: bad service \"http\": expected \"echo\" or \"proxy\""),
-        ("[listener.'ä b']\naddress = '@a'", "1:11: bad listener name \"ä b\": a name is printable ASCII"),
-        ("[listener.control]\n", "1:11: bad listener name \"control\": that is what the operator's socket is called"),
+        (
+            "[listener.web]\nservice = 'http'",
+            "2:11: bad service \"http\": expected \"echo\" or \"proxy\"",
+        ),
+        (
+            "[listener.'ä b']\naddress = '@a'",
+            "1:11: bad listener name \"ä b\": a name is printable ASCII",
+        ),
+        (
+            "[listener.control]\n",
+            "1:11: bad listener name \"control\": that is what the operator's socket is called",
+        ),
         (&echo("carry = 'drain'"), "4:9: invalid type: string \"drain\", expected true or false"),
         (&echo("mode = 660"), "4:8: invalid type: integer `660`, expected octal digits as text"),
         (&echo("mode = '0o660'"), "4:8: bad mode \"0o660\": expected three octal digits"),
         (&echo("group = ''"), "4:9: bad name \"\": expected a name or a number"),
         (&echo("max_connections = 0"), "4:19: bad count 0: expected a whole number from 1"),
-        (&echo("  balance = 'in-order'"), "4:13: balance is a setting of a proxy, expected service = \"proxy\""),
+        (
+            &echo("  balance = 'in-order'"),
+            "4:13: balance is a setting of a proxy, expected service = \"proxy\"",
+        ),
         (&echo("\neject_for = 1\nlifetime = 1"), "5:13: eject_for is a setting of a proxy"),
         (&echo("upstream = ['@b']"), "4:1: unknown field `upstream`, expected one of `address`"),
         (
@@ -146,32 +182,54 @@ fn what_is_wrong_in_a_file_is_named_with_its_line_and_column() {
             "5:11: bad balance \"fair\": expected round-robin, least-connections or in-order",
         ),
         (&proxied("connect_timeout = 0"), "5:19: bad time 0: expected more than zero"),
-        (&proxied("connect_patience = true"), "5:20: invalid type: boolean `true`, expected a time"),
+        (
+            &proxied("connect_patience = true"),
+            "5:20: invalid type: boolean `true`, expected a time",
+        ),
         (&proxied("idle_timeout = '0s'"), "5:16: bad time \"0s\": expected more than zero"),
         (&proxied("lifetime = '30d'"), "5:12: bad time \"30d\": expected at most 7 days"),
-        (&proxied("send_proxy_header = 2"), "5:21: invalid type: integer `2`, expected \"v1\" or \"v2\""),
+        (
+            &proxied("send_proxy_header = 2"),
+            "5:21: invalid type: integer `2`, expected \"v1\" or \"v2\"",
+        ),
         (
             &proxied("accept_proxy_header_from = ['10.0.0.0/33']"),
             "5:29: bad address \"10.0.0.0/33\": expected a network",
         ),
-        (&proxied("proxy_header_timeout = 1"), "5:24: proxy_header_timeout says nothing alone, expected accept_proxy"),
-        (&proxied("keep_alive = '10h'"), "5:14: bad time \"10h\": expected whole seconds, 1s to 9h"),
+        (
+            &proxied("proxy_header_timeout = 1"),
+            "5:24: proxy_header_timeout says nothing alone, expected accept_proxy",
+        ),
+        (
+            &proxied("keep_alive = '10h'"),
+            "5:14: bad time \"10h\": expected whole seconds, 1s to 9h",
+        ),
         (&proxied("user_timeout = '1us'"), "5:16: bad time \"1us\": expected at least 1ms"),
-        (&proxied("eject_after = -3"), "5:15: invalid value: integer `-3`, expected a whole number from 0"),
-        (&proxied("check_timeout = 1"), "5:17: check_timeout says nothing alone, expected check_interval"),
+        (
+            &proxied("eject_after = -3"),
+            "5:15: invalid value: integer `-3`, expected a whole number from 0",
+        ),
+        (
+            &proxied("check_timeout = 1"),
+            "5:17: check_timeout says nothing alone, expected check_interval",
+        ),
     ];
     for (text, expected) in cases {
         let error = ConfigFile::parse(Path::new("a.toml"), text.as_bytes()).unwrap_err();
         let said = error.to_string();
         assert!(said.starts_with(&format!("a.toml:{expected}")), "{text:?}: {said}");
-        assert!(said.lines().count() == 1 && error.exit() == Exit::Configuration, "{text:?}: {said}");
+        assert!(
+            said.lines().count() == 1 && error.exit() == Exit::Configuration,
+            "{text:?}: {said}"
+        );
     }
     // And the daemon says it so.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("handoffd.toml");
     for (text, expected) in &cases[..10] {
         fs::write(&path, text).unwrap();
-        Refusal::to(&["--config", path.to_str().unwrap()]).names(78, &[&format!("{}:{expected}", path.display())]);
+        Refusal::to(&["--config", path.to_str().unwrap()])
+            .names(78, &[&format!("{}:{expected}", path.display())]);
     }
 }
 
@@ -185,7 +243,9 @@ fn parse(text: &str) -> ConfigFile {
 /// The example with what stands behind `#` without a space taken for a setting as well.
 fn with_all_settings() -> String {
     let uncomment = |line: &str| match line.strip_prefix('#') {
-        Some(setting) if setting.starts_with(|letter: char| letter.is_ascii_lowercase()) => setting.to_owned(),
+        Some(setting) if setting.starts_with(|letter: char| letter.is_ascii_lowercase()) => {
+            setting.to_owned()
+        }
         _ => line.to_owned(),
     };
     EXAMPLE.lines().map(|line| uncomment(line) + "\n").collect()
@@ -195,7 +255,8 @@ fn with_all_settings() -> String {
 fn the_example_says_the_defaults_and_what_is_required() {
     let required = "[listener.web]\naddress = '0.0.0.0:8080'\nservice = 'proxy'\n\
                     upstreams = ['127.0.0.1:9000', '/run/app.sock', '@app']\n";
-    let default = ConfigFile { log: Some(handoffd::parse_log_filter("info").unwrap()), ..parse(required) };
+    let default =
+        ConfigFile { log: Some(handoffd::parse_log_filter("info").unwrap()), ..parse(required) };
     assert_eq!(format!("{:?}", parse(EXAMPLE)), format!("{default:?}"));
     parse(&with_all_settings());
 }
@@ -207,13 +268,15 @@ fn the_example_explains_every_setting_that_there_is() {
         let text = format!("{table}nope = 1");
         let said = ConfigFile::parse(Path::new("a.toml"), text.as_bytes()).unwrap_err().to_string();
         let (_, settings) = said.split_once("expected one of ").unwrap();
-        let settings: Vec<_> = settings.split(", ").map(|setting| setting.trim_matches('`')).collect();
+        let settings: Vec<_> =
+            settings.split(", ").map(|setting| setting.trim_matches('`')).collect();
         assert!(settings.len() > 10, "{said}");
         for setting in settings.iter().filter(|setting| **setting != "listener") {
             let lines: Vec<_> = all.lines().collect();
             let place = lines.iter().position(|line| line.starts_with(&format!("{setting} = ")));
             let place = place.unwrap_or_else(|| panic!("{setting} is not there"));
-            let above: Vec<_> = lines[..place].iter().rev().take_while(|line| line.starts_with("# ")).collect();
+            let above: Vec<_> =
+                lines[..place].iter().rev().take_while(|line| line.starts_with("# ")).collect();
             let says = |word| above.iter().any(|line| line.contains(word));
             assert!(says("Default: ") || says("Required."), "{setting} has no default: {above:?}");
         }
@@ -236,11 +299,19 @@ fn every_file_of_the_corpus_is_served_or_refused_with_a_place_in_it() {
             Ok(file) => assert!(!file.services.is_empty(), "{}", path.display()),
             Err(error @ Error::ConfigFile { line, column, .. }) => {
                 let said = error.to_string();
-                assert!(said.starts_with(&format!("a.toml:{line}:{column}: ")), "{}: {said}", path.display());
+                assert!(
+                    said.starts_with(&format!("a.toml:{line}:{column}: ")),
+                    "{}: {said}",
+                    path.display()
+                );
                 assert!(!said.contains(char::is_control), "{}: {said}", path.display());
                 let lines: Vec<_> = bytes.split(|byte| *byte == b'\n').collect();
                 assert!((1..=lines.len()).contains(&line), "{}: {said}", path.display());
-                assert!((1..=lines[line - 1].len() + 1).contains(&column), "{}: {said}", path.display());
+                assert!(
+                    (1..=lines[line - 1].len() + 1).contains(&column),
+                    "{}: {said}",
+                    path.display()
+                );
             }
             Err(error) => panic!("{}: {error}", path.display()),
         }

@@ -8,7 +8,8 @@ use nix::pty::openpty;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Client, Handoffs, Line, Parent, SLOW_DRAIN, Storm, assert_becomes, exit_code, freeze, holds, signal, thaw,
+    Client, Handoffs, Line, Parent, SLOW_DRAIN, Storm, assert_becomes, exit_code, freeze, holds,
+    signal, thaw,
 };
 
 /// Starts the daemon as process 1 of a pid namespace, and waits until it serves: the line, and process 1 by its number
@@ -31,7 +32,8 @@ fn contained(arguments: &[&str]) -> (Line, u32) {
 /// The number of a process in the innermost namespace that it is in, if that is not ours.
 fn inner(pid: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let numbers: Vec<&str> = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().collect();
+    let numbers: Vec<&str> =
+        status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().collect();
     (numbers.len() > 1).then(|| numbers[numbers.len() - 1].parse().unwrap())
 }
 
@@ -47,7 +49,9 @@ fn fifty_handoffs_of_a_container_lose_nothing_and_end_with_it() {
     let mut seen = 0;
     for generation in 2..=51 {
         signal(first, Signal::SIGHUP);
-        line.wait_after(&mut seen, "the next head", |record| record.is(generation, "serving draining"));
+        line.wait_after(&mut seen, "the next head", |record| {
+            record.is(generation, "serving draining")
+        });
     }
     let tally = storm.end();
     assert!(tally.losses.is_empty(), "{:?}", tally.losses);
@@ -76,7 +80,8 @@ fn a_container_ends_when_its_last_connection_has_and_not_before() {
     held.expect_end().unwrap();
     assert_eq!(line.exit_code(1), 0);
     let records = line.wait_for_end();
-    let ended: Vec<_> = records.iter().filter(|record| record.text.contains("has ended ended=")).collect();
+    let ended: Vec<_> =
+        records.iter().filter(|record| record.text.contains("has ended ended=")).collect();
     assert_eq!(ended.last().unwrap().generation, 2);
 }
 

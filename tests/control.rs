@@ -8,14 +8,19 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Callers, Gate, Line, Operator, Parent, REAL, SLOW_DRAIN, freeze, signal, thaw};
+use crate::support::{
+    Callers, Gate, Line, Operator, Parent, REAL, SLOW_DRAIN, freeze, signal, thaw,
+};
 
 #[test]
 fn a_reload_returns_when_the_new_generation_serves_and_says_so() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     for generation in 1..4 {
         let said = line.asked(&["reload"]).well();
-        assert!(said.starts_with(&format!("generation {} serves, process ", generation + 1)), "{said}");
+        assert!(
+            said.starts_with(&format!("generation {} serves, process ", generation + 1)),
+            "{said}"
+        );
         line.wait_for(generation + 1, "serving draining");
         line.assert_serves();
     }
@@ -53,7 +58,8 @@ fn a_reload_whose_generation_dies_after_it_was_ready_is_a_rollback() {
     let reload = line.ask(&["reload"]);
     line.wait_for_count(2, "the successor is ready");
     let first = line.pid_of(2);
-    let second = line.wait("the second try", |record| record.is(2, "accepting") && record.pid != first).pid;
+    let second =
+        line.wait("the second try", |record| record.is(2, "accepting") && record.pid != first).pid;
     signal(second, Signal::SIGTERM);
     reload.wait().names(76, &["told to stop while on probation"]);
     line.assert_serves();
@@ -98,7 +104,10 @@ fn a_reload_that_waits_for_the_drain_returns_with_the_last_connection() {
     let mut held = line.hold();
     let mut reload = line.ask(&["reload", "--wait-drained"]);
     let said = reload.line();
-    assert!(said.starts_with("generation 2 serves") && said.ends_with("connections left: 1"), "{said}");
+    assert!(
+        said.starts_with("generation 2 serves") && said.ends_with("connections left: 1"),
+        "{said}"
+    );
     held.echo(b"still here").unwrap();
     held.expect_end().unwrap();
     assert_eq!(
@@ -146,7 +155,8 @@ fn when_all_die_a_reload_has_failed() {
         drop((client, daemon));
         reload.wait()
     };
-    reload_that_meets("{\"started\":{\"successor\":2,\"within_ms\":0}}\n").names(70, &["has died", "nobody answers"]);
+    reload_that_meets("{\"started\":{\"successor\":2,\"within_ms\":0}}\n")
+        .names(70, &["has died", "nobody answers"]);
     reload_that_meets("{\"started\":{\"succ").names(75, &["ended without an answer"]);
     reload_that_meets("").names(75, &["ended without an answer"]);
     reload_that_meets("what?\n").names(77, &["cannot understand the answer", "what?"]);
@@ -285,7 +295,9 @@ fn a_parent_may_pass_the_socket_in() {
 #[test]
 fn the_runtime_directory_is_where_the_socket_is_and_is_looked_for() {
     let line = Line::start_with(|command, folder| {
-        command.args(["--listen", "127.0.0.1:0"]).env("RUNTIME_DIRECTORY", format!("{}:/other", folder.display()));
+        command
+            .args(["--listen", "127.0.0.1:0"])
+            .env("RUNTIME_DIRECTORY", format!("{}:/other", folder.display()));
     });
     line.wait_for(1, "serving draining");
     assert!(line.control().exists());
@@ -303,12 +315,15 @@ fn a_check_reads_everything_and_touches_nothing() {
         Operator::start(command).wait()
     };
     let path = folder.path().join("socket");
-    let good = ["--listen", path.to_str().unwrap(), "--listen", "web=127.0.0.1:1", "--pid-file", "pid"];
+    let good =
+        ["--listen", path.to_str().unwrap(), "--listen", "web=127.0.0.1:1", "--pid-file", "pid"];
     let said = check(&good).well();
     assert!(said.contains("would listen on /") && said.contains("web=127.0.0.1:1"), "{said}");
     check(&["--listen", "nowhere"]).names(64, &["bad address \"nowhere\""]);
-    check(&["--listen", "web=/no/such/folder/socket"]).names(78, &["web", "/no/such/folder/socket", "No such file"]);
+    check(&["--listen", "web=/no/such/folder/socket"])
+        .names(78, &["web", "/no/such/folder/socket", "No such file"]);
     check(&["--pid-file", "/no/such/folder/pid"]).names(78, &["pid file", "/no/such/folder/pid"]);
-    check(&["--control", "/no/such/folder/control"]).names(78, &["control", "/no/such/folder/control"]);
+    check(&["--control", "/no/such/folder/control"])
+        .names(78, &["control", "/no/such/folder/control"]);
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
 }

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::{DEADLINE, Gate, Line, Operator, REAL, SLOW_DRAIN, freeze, raise_descriptor_limit, thaw};
+use crate::support::{
+    DEADLINE, Gate, Line, Operator, REAL, SLOW_DRAIN, freeze, raise_descriptor_limit, thaw,
+};
 
 /// What a reload reports that was given up when its client's time was over.
 const OUT_OF_TIME: &str = "not done within 1 s";
@@ -30,7 +32,11 @@ fn a_reload_that_was_given_up_is_not_carried_out_later() {
     freeze(line.first_pid());
     let began = Instant::now();
     line.asked(&["reload", "--timeout", "1s"]).names(75, &[OUT_OF_TIME, "no answer in time on"]);
-    assert!(began.elapsed() < Duration::from_secs(8), "the client's clock, not the daemon's: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "the client's clock, not the daemon's: {:?}",
+        began.elapsed()
+    );
     let mut raw = UnixStream::connect(line.control()).unwrap();
     raw.write_all(b"{\"reload\":{}}\n").unwrap();
     drop(raw);
@@ -108,7 +114,14 @@ fn strangers_on_the_control_socket_do_not_keep_the_operator_out() {
     std::fs::set_permissions(line.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
     std::fs::set_permissions(line.control(), std::fs::Permissions::from_mode(0o666)).unwrap();
     let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "perl", "-MIO::Socket::UNIX", "-e"]);
+    command.args([
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "perl",
+        "-MIO::Socket::UNIX",
+        "-e",
+    ]);
     command.arg("$| = 1; my @s = map { IO::Socket::UNIX->new($ARGV[0]) or die } 1..200; print qq(all\n); sleep 1000");
     command.arg(line.control());
     let mut strangers = Operator::start(command);
@@ -118,7 +131,10 @@ fn strangers_on_the_control_socket_do_not_keep_the_operator_out() {
     assert!(line.count("refused to hear a user") < 20, "one record for each of them fills the log");
     // And the client hears why it is refused, though it was not read.
     let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(REAL).args(["status", "--control"]);
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(REAL)
+        .args(["status", "--control"]);
     Operator::start({
         command.arg(line.control());
         command
@@ -134,11 +150,21 @@ fn another_user_is_refused() {
     std::fs::set_permissions(line.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
     std::fs::set_permissions(line.control(), std::fs::Permissions::from_mode(0o666)).unwrap();
     let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "perl", "-MIO::Socket::UNIX", "-e"]);
+    command.args([
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "perl",
+        "-MIO::Socket::UNIX",
+        "-e",
+    ]);
     command.arg("my $s = IO::Socket::UNIX->new($ARGV[0]) or die; print $s qq({\"reload\":{}}\\n); print <$s>");
     command.arg(line.control());
     let said = Operator::start(command).wait().well();
-    assert!(said.contains(r#""why":"denied""#) && said.contains("user 65534 may not ask"), "{said}");
+    assert!(
+        said.contains(r#""why":"denied""#) && said.contains("user 65534 may not ask"),
+        "{said}"
+    );
     assert_eq!(line.count("starting a successor"), 0);
 }
 
@@ -168,11 +194,19 @@ fn a_request_that_reaches_a_generation_that_has_retired_is_answered_by_its_succe
 #[test]
 fn what_is_no_request_is_refused_and_named() {
     let line = Line::serve_controlled(&[]);
-    for request in
-        [&b"nonsense\n"[..], b"{}\n", b"{\"levitate\":{}}\n", b"{\"reload\":{\"timeout_ms\":-1}}\n", b"\n", b"\xff{}\n"]
-    {
+    for request in [
+        &b"nonsense\n"[..],
+        b"{}\n",
+        b"{\"levitate\":{}}\n",
+        b"{\"reload\":{\"timeout_ms\":-1}}\n",
+        b"\n",
+        b"\xff{}\n",
+    ] {
         let said = converse(&line.control(), request);
-        assert!(said.contains(r#""why":"denied""#) && said.contains("cannot read the request"), "{said}");
+        assert!(
+            said.contains(r#""why":"denied""#) && said.contains("cannot read the request"),
+            "{said}"
+        );
     }
     assert!(converse(&line.control(), &[b'x'; 100_000]).contains("cannot read the request"));
     assert_eq!(line.count("starting a successor"), 0);

@@ -11,7 +11,8 @@ fn requests_that_arrive_in_the_instant_of_the_drain_are_answered() {
     const MANY: usize = 2_500;
     let line = Line::serve(&["--bake", "0", "--drain-timeout", "1h"]);
     raise_descriptor_limit();
-    let mut clients: Vec<Client> = (0..MANY).map(|_| Client::connect(&line.address()).unwrap()).collect();
+    let mut clients: Vec<Client> =
+        (0..MANY).map(|_| Client::connect(&line.address()).unwrap()).collect();
     clients.iter_mut().for_each(|client| client.echo(b"first").unwrap());
     let mut gate = Gate::before_successor(&line, "\"$@\"");
     line.signal(1, Signal::SIGHUP);
@@ -56,7 +57,8 @@ fn a_client_that_has_half_closed_gets_its_whole_reply() {
 fn assert_nothing_dies_of_a_reset(line: &Line, generation: u64, number: Signal) {
     // Small enough for the server to be rid of: it has nothing to do when the drain begins.
     let mut sent: Vec<u8> = (0_u32..).flat_map(u32::to_be_bytes).take(60_000).collect();
-    let mut clients: Vec<Client> = (0..20).map(|_| narrow(line.address().parse().unwrap())).collect();
+    let mut clients: Vec<Client> =
+        (0..20).map(|_| narrow(line.address().parse().unwrap())).collect();
     for client in &mut clients {
         client.write_all(&sent).unwrap();
         // The beginning of the reply: the server has come to this connection.

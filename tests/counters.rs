@@ -8,7 +8,9 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{Client, Line, Manager, Operator, REAL, SLOW_DRAIN, assert_becomes, freeze, thaw};
+use crate::support::{
+    Client, Line, Manager, Operator, REAL, SLOW_DRAIN, assert_becomes, freeze, thaw,
+};
 
 fn status(line: &Line) -> Value {
     serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap()
@@ -39,12 +41,16 @@ fn counters_survive_every_handoff() {
         line.wait_for(generation + 1, "serving draining");
     }
     let counters = settled(&line);
-    assert_eq!(listener(&counters, "listener-1"), [("accepted", 50), ("received", 250), ("sent", 250)]);
+    assert_eq!(
+        listener(&counters, "listener-1"),
+        [("accepted", 50), ("received", 250), ("sent", 250)]
+    );
     assert_eq!(listener(&counters, "other"), [("accepted", 5), ("received", 15), ("sent", 15)]);
     assert_eq!(counters["handoffs"]["succeeded"], 5);
     let table = line.asked(&["status"]).well();
     assert!(table.contains("handoffs: 5 succeeded, 0 failed, 0 rolled back"), "{table}");
-    let row: Vec<&str> = table.lines().find(|row| row.starts_with("other ")).unwrap().split_whitespace().collect();
+    let row: Vec<&str> =
+        table.lines().find(|row| row.starts_with("other ")).unwrap().split_whitespace().collect();
     assert_eq!(row[1..], [&*other, "5", "0", "0", "15", "15", "0", "0", "0", "0"], "{table}");
 }
 
@@ -61,7 +67,8 @@ fn what_is_open_in_an_old_generation_counts_until_it_ends() {
     let seen = || {
         let status = status(&line);
         let counters = &status["counters"]["listeners"]["listener-1"];
-        ["accepted", "active", "drained", "cut", "sent"].map(|name| counters[name].as_u64().unwrap())
+        ["accepted", "active", "drained", "cut", "sent"]
+            .map(|name| counters[name].as_u64().unwrap())
     };
     assert_becomes(&[3, 1, 1, 0, 19], seen);
     line.signal(1, Signal::SIGQUIT);
@@ -73,13 +80,16 @@ fn what_is_open_in_an_old_generation_counts_until_it_ends() {
 #[test]
 fn the_watchdog_does_not_make_a_listener_fuller() {
     let manager = Manager::new();
-    let line = Line::start_under(&["sh", "-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""], |command, folder| {
-        let config = folder.join("handoffd.toml");
-        let few = "[listener.few]\naddress = \"127.0.0.1:0\"\nservice = \"echo\"\nmax_connections = 1\n";
-        fs::write(&config, format!("workers = 3\n{few}")).unwrap();
-        command.arg("--config").arg(config).arg("--control").arg(folder.join("control"));
-        command.env("NOTIFY_SOCKET", manager.path()).env("WATCHDOG_USEC", "20000");
-    });
+    let line = Line::start_under(
+        &["sh", "-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""],
+        |command, folder| {
+            let config = folder.join("handoffd.toml");
+            let few = "[listener.few]\naddress = \"127.0.0.1:0\"\nservice = \"echo\"\nmax_connections = 1\n";
+            fs::write(&config, format!("workers = 3\n{few}")).unwrap();
+            command.arg("--config").arg(config).arg("--control").arg(folder.join("control"));
+            command.env("NOTIFY_SOCKET", manager.path()).env("WATCHDOG_USEC", "20000");
+        },
+    );
     let limited = || {
         // What is said, is said when every loop has come round. What was said before counts for nothing.
         manager.rest();
@@ -125,8 +135,12 @@ fn what_a_generation_has_done_that_is_rolled_back_stays_counted() {
             calls += 1;
         }
         // With what it has said last, if it is given no time for a last word.
-        let seen =
-            || listener(&status(&line)["counters"], "listener-1").iter().map(|(_, sum)| *sum).collect::<Vec<_>>();
+        let seen = || {
+            listener(&status(&line)["counters"], "listener-1")
+                .iter()
+                .map(|(_, sum)| *sum)
+                .collect::<Vec<_>>()
+        };
         assert_becomes(&vec![calls, calls * 5, calls * 5], seen);
         line.signal(2, number);
         reload.wait().names(76, &["rolled back"]);
@@ -158,7 +172,9 @@ fn what_is_carried_is_counted_where_it_was_and_accepted_once() {
         let shown = ["ACCEPTED", "OPEN", "DRAINED", "CUT", "CARRIED", "REFUSED"].map(column);
         assert_eq!(shown, ["1", "1", "0", "0", &generation.to_string(), "0"], "{table}");
         let metrics = request(&line.address_of("metrics"), "GET /metrics HTTP/1.1");
-        let carried = format!("\nhandoffd_carried_connections_total{{listener=\"listener-1\"}} {generation}\n");
+        let carried = format!(
+            "\nhandoffd_carried_connections_total{{listener=\"listener-1\"}} {generation}\n"
+        );
         assert!(metrics.contains(&carried), "{metrics}");
     }
 }
@@ -181,15 +197,23 @@ fn metrics_tell_of_the_whole_line_whoever_answers() {
         line.wait_for_count(handoffs + 1, "received=5 sent=5");
         let answer = request(&metrics, "GET /metrics HTTP/1.1");
         assert!(
-            answer.starts_with("HTTP/1.1 200 OK\r\ncontent-type: application/openmetrics-text; version=1.0.0"),
+            answer.starts_with(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/openmetrics-text; version=1.0.0"
+            ),
             "{answer}"
         );
         assert!(answer.ends_with("# EOF\n"), "{answer}");
         for number in [
             format!("handoffd_generation {}", handoffs + 1),
             format!("handoffd_handoffs_total{{outcome=\"succeeded\"}} {handoffs}"),
-            format!("handoffd_accepted_connections_total{{listener=\"listener-1\"}} {}", handoffs + 1),
-            format!("handoffd_received_bytes_total{{listener=\"listener-1\"}} {}", 5 * (handoffs + 1)),
+            format!(
+                "handoffd_accepted_connections_total{{listener=\"listener-1\"}} {}",
+                handoffs + 1
+            ),
+            format!(
+                "handoffd_received_bytes_total{{listener=\"listener-1\"}} {}",
+                5 * (handoffs + 1)
+            ),
             "handoffd_open_connections{listener=\"metrics\"} 1".to_owned(),
             "handoffd_carried_connections_total{listener=\"listener-1\"} 0".to_owned(),
             "handoffd_refused_connections_total{listener=\"listener-1\"} 0".to_owned(),
@@ -233,11 +257,13 @@ fn how_long_a_state_lasts_does_not_change_with_the_clock() {
 /// The head is stopped while they come, so that all of them wait at once.
 #[test]
 fn any_number_of_scrapes_takes_one_thread() {
-    let line = Line::serve_controlled(&["--workers", "2", "--bake", "0", "--metrics", "127.0.0.1:0"]);
+    let line =
+        Line::serve_controlled(&["--workers", "2", "--bake", "0", "--metrics", "127.0.0.1:0"]);
     let metrics = line.address_of("metrics");
     let of_metrics = || {
         let threads = fs::read_dir(format!("/proc/{}/task", line.first_pid())).unwrap();
-        let names = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+        let names =
+            threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
         names.filter(|name| name == "metrics\n").count()
     };
     let mut collectors: Vec<_> = (0..200).map(|_| Client::connect(&metrics).unwrap()).collect();
@@ -250,7 +276,10 @@ fn any_number_of_scrapes_takes_one_thread() {
     for mut collector in collectors {
         let mut answer = String::new();
         collector.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("# EOF\n"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("# EOF\n"),
+            "{answer}"
+        );
         most = most.max(of_metrics());
     }
     assert_eq!(most, 1);

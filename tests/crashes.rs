@@ -6,7 +6,9 @@ use std::os::unix::net::UnixDatagram;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Callers, Calls, Client, Gate, Line, SLOW_DRAIN, assert_becomes, exit_code, freeze, signal};
+use crate::support::{
+    Callers, Calls, Client, Gate, Line, SLOW_DRAIN, assert_becomes, exit_code, freeze, signal,
+};
 
 const CALLERS: usize = 3;
 const KILLED: i32 = 128 + Signal::SIGKILL as i32;
@@ -32,7 +34,9 @@ fn assert_unhurt(calls: Calls) {
 fn assert_hands_over(line: &Line, generation: u64, pid: u32) {
     let mark = line.mark();
     signal(pid, Signal::SIGHUP);
-    line.wait_since(mark, "the successor is ready", |record| record.is(generation, "the successor is ready"));
+    line.wait_since(mark, "the successor is ready", |record| {
+        record.is(generation, "the successor is ready")
+    });
     // Ends a bake, if there is one.
     signal(pid, Signal::SIGTERM);
     line.wait_since(mark, "the next head", |record| record.is(generation + 1, "serving draining"));
@@ -77,7 +81,10 @@ fn with_a_supervisor_a_draining_generation_leaves_the_line_to_it() {
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
     let line = Line::start_with(|command, _| {
-        command.args(["--listen", "127.0.0.1:0", "--bake", "0"]).args(SLOW_DRAIN).env("NOTIFY_SOCKET", &path);
+        command
+            .args(["--listen", "127.0.0.1:0", "--bake", "0"])
+            .args(SLOW_DRAIN)
+            .env("NOTIFY_SOCKET", &path);
     });
     line.wait_for(1, "serving draining");
     let mut held = line.hold();
@@ -208,7 +215,8 @@ fn a_generation_that_dies_before_the_head_has_heard_it_is_missed_all_the_same() 
     let line = Line::serve_controlled(&[&["--bake", "0"][..], &SLOW_DRAIN].concat());
     let held = line.hold();
     let accepted = || {
-        let status: serde_json::Value = serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
+        let status: serde_json::Value =
+            serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
         status["counters"]["listeners"]["listener-1"]["accepted"].as_u64().unwrap()
     };
     line.hand_over_from(1);
@@ -219,7 +227,8 @@ fn a_generation_that_dies_before_the_head_has_heard_it_is_missed_all_the_same() 
     line.hand_over_from(2);
     line.wait_for(3, "serving draining");
     kill(&line, 1);
-    let missed = line.wait_for(3, "generation 1 has died, and with it what was left of the 1 connections");
+    let missed =
+        line.wait_for(3, "generation 1 has died, and with it what was left of the 1 connections");
     assert!(missed.text.starts_with("ERROR"), "{missed:?}");
     // Nor is forgotten what it had done.
     assert_eq!(accepted(), before);

@@ -54,7 +54,9 @@ fn the_manager_that_the_daemon_runs_under_is_asked() {
     let line = Line::serve_controlled(&[]);
     let status = line.asked(&["status", "--json"]).well();
     let own = nix::unistd::getuid();
-    let of_user = |user: &str| format!("/user.slice/user-{user}.slice/user@{user}.service/app.slice/h.service");
+    let of_user = |user: &str| {
+        format!("/user.slice/user-{user}.slice/user@{user}.service/app.slice/h.service")
+    };
     let (ours, theirs) = (of_user(&own.to_string()), of_user("12345"));
     let show = |manager: &str, unit: &str| format!("{manager}show --no-pager --all -- {unit}");
     for (group, words, expected) in [
@@ -85,16 +87,23 @@ fn a_user_without_a_daemon_may_name_a_unit() {
 #[test]
 fn a_daemon_says_in_which_control_group_it_runs() {
     let line = Line::serve_controlled(&[]);
-    let status: serde_json::Value = serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
+    let status: serde_json::Value =
+        serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
     let group = status["generations"][0]["control_group"].as_str().unwrap();
     let groups = fs::read_to_string(format!("/proc/{}/cgroup", line.first_pid())).unwrap();
-    assert!(groups.lines().any(|line| line.ends_with(&format!(":{group}"))), "{group} is not in {groups}");
+    assert!(
+        groups.lines().any(|line| line.ends_with(&format!(":{group}"))),
+        "{group} is not in {groups}"
+    );
 }
 
 /// The kernel lets only root look into such a process, so a reload by `/proc` fails.
 #[test]
 fn file_capabilities_of_the_program_are_seen() {
-    assert!(nix::unistd::geteuid().is_root(), "only root gives a file capabilities: run the tests as root");
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "only root gives a file capabilities: run the tests as root"
+    );
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let program = folder.path().join("program");
     fs::write(&program, "").unwrap();
@@ -109,7 +118,13 @@ fn file_capabilities_of_the_program_are_seen() {
     assert!(!before.out.contains(finding), "{before:?}");
     // CAP_NET_BIND_SERVICE, effective: what setcap(8) writes.
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    rustix::fs::setxattr(&program, "security.capability", &capability, rustix::fs::XattrFlags::empty()).unwrap();
+    rustix::fs::setxattr(
+        &program,
+        "security.capability",
+        &capability,
+        rustix::fs::XattrFlags::empty(),
+    )
+    .unwrap();
     let (after, _) = examine(folder.path(), &["a.service"]);
     assert!(after.out.contains(finding), "{after:?}");
 }

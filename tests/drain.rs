@@ -13,7 +13,9 @@ fn outcome(record: &Record) -> (usize, usize) {
 fn line(arguments: &[&str]) -> (Line, String, String) {
     let line = Line::start_with(|command, folder| {
         let path = format!("unix={}", folder.join("socket").display());
-        command.args(["--listen", "tcp=127.0.0.1:0", "--listen", &path, "--bake", "0"]).args(arguments);
+        command
+            .args(["--listen", "tcp=127.0.0.1:0", "--listen", &path, "--bake", "0"])
+            .args(arguments);
     });
     line.wait_for(1, "serving draining");
     let (tcp, unix) = (line.address_of("tcp"), line.address_of("unix"));
@@ -40,7 +42,8 @@ fn silent(address: &str) -> Client {
 /// Waits for the end of a drain in which nobody was cut: all that were counted when it began have ended by themselves.
 /// Those that showed that others were accepted have heard their end, and may still be among them.
 fn assert_all_ended(line: &Line, generation: u64, at_least: usize) {
-    let counted = line.wait_for(generation, "draining why").field("connections").unwrap().parse().unwrap();
+    let counted =
+        line.wait_for(generation, "draining why").field("connections").unwrap().parse().unwrap();
     assert!(counted >= at_least, "{counted} were counted");
     assert_eq!(outcome(&line.wait_for(generation, "has ended ended=")), (counted, 0));
 }
@@ -109,7 +112,10 @@ fn what_is_left_at_the_deadline_is_cut_and_counted() {
     drop(idle);
     assert_eq!(line.exit_code(1), 0);
     assert_eq!(outcome(&line.wait_for(1, "has ended ended=")), (4, 2));
-    assert_eq!(line.records().iter().filter(|record| record.field("ending") == Some("cut")).count(), 2);
+    assert_eq!(
+        line.records().iter().filter(|record| record.field("ending") == Some("cut")).count(),
+        2
+    );
     slow.expect_cut();
     drop(vanished);
     line.assert_serves();
@@ -149,7 +155,11 @@ fn who_has_not_spoken_when_the_drain_begins_may_still_do_so() {
         assert_eq!(line.exit_code(generation), 0);
         assert_all_ended(&line, generation, 2);
         line.wait("who serves", |record| {
-            if generation == 1 { record.is(2, "serving draining") } else { record.is(2, "has ended ended=") }
+            if generation == 1 {
+                record.is(2, "serving draining")
+            } else {
+                record.is(2, "has ended ended=")
+            }
         });
     }
 }

@@ -35,7 +35,8 @@ fn survives_replacement(name: &str, exchange: impl Fn(&str) -> io::Result<()> + 
         for successor in 2..HANDOFFS + 2 {
             signal(pid, Signal::SIGHUP);
             let handed_over = line.wait("the handoff", |record| {
-                record.text.contains("handed over") && record.field("successor") == Some(&successor.to_string())
+                record.text.contains("handed over")
+                    && record.field("successor") == Some(&successor.to_string())
             });
             pid = handed_over.field("successor_pid").unwrap().parse().unwrap();
         }
@@ -89,7 +90,8 @@ fn a_carry_takes_along_what_a_service_of_ones_own_knows_of_each_connection() {
         }
         signal(pid, Signal::SIGHUP);
         let handed_over = line.wait("the handoff", |record| {
-            record.text.contains("handed over") && record.field("successor") == Some(&successor.to_string())
+            record.text.contains("handed over")
+                && record.field("successor") == Some(&successor.to_string())
         });
         // Nobody has left, and yet the old process can end.
         assert_eq!(exit_code(pid), 0);
@@ -162,7 +164,8 @@ fn an_axum_server_announces_the_end_of_a_kept_connection() {
     let line = Line::start_program(&example("axum"), |command, _| {
         command.arg("127.0.0.1:0");
     });
-    let mut clients: Vec<_> = (0..CLIENTS).map(|_| Client::connect(&line.address()).unwrap()).collect();
+    let mut clients: Vec<_> =
+        (0..CLIENTS).map(|_| Client::connect(&line.address()).unwrap()).collect();
     for client in &mut clients {
         assert_eq!(keep_alive_get(client).unwrap(), Kept::Open);
     }
@@ -195,7 +198,8 @@ fn keep_alive_get(client: &mut Client) -> io::Result<Kept> {
     let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
     let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let length = field("content-length:").and_then(|length| length.parse().ok());
-    let mut body = vec![0; length.ok_or_else(|| io::Error::other(format!("a reply without length: {head}")))?];
+    let mut body =
+        vec![0; length.ok_or_else(|| io::Error::other(format!("a reply without length: {head}")))?];
     client.read_exact(&mut body)?;
     Ok(if field("connection:") == Some("close") { Kept::Announced } else { Kept::Open })
 }

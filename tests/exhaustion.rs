@@ -8,7 +8,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::counters::request;
-use crate::support::{Client, DEADLINE, Line, assert_becomes, install, raise_descriptor_limit, signal};
+use crate::support::{
+    Client, DEADLINE, Line, assert_becomes, install, raise_descriptor_limit, signal,
+};
 use nix::sys::signal::Signal;
 
 /// Starts a line under `strace`, in a shell that has run `setting`.
@@ -71,7 +73,8 @@ fn assert_paused(failures: &[f64]) {
 
 fn assert_said_once(line: &Line) {
     line.wait_for(1, "accepting again");
-    let said: Vec<_> = line.records().into_iter().filter(|one| one.text.contains("cannot accept")).collect();
+    let said: Vec<_> =
+        line.records().into_iter().filter(|one| one.text.contains("cannot accept")).collect();
     assert_eq!(said.len(), 1, "{said:?}");
     assert_eq!(line.count("accepting again"), 1);
 }
@@ -85,7 +88,10 @@ fn stop(line: &Line) {
 #[test]
 fn a_system_without_descriptors_or_memory_makes_clients_wait() {
     for error in ["ENFILE", "ENOMEM", "ENOBUFS"] {
-        let line = traced("export TOKIO_WORKER_THREADS=1", &format!("-e inject=accept4:error={error}:when=1..5"));
+        let line = traced(
+            "export TOKIO_WORKER_THREADS=1",
+            &format!("-e inject=accept4:error={error}:when=1..5"),
+        );
         for mut client in ask(&line, 10) {
             client.expect(b"request").unwrap();
         }
@@ -153,7 +159,8 @@ fn every_generation_has_room_for_its_descriptors_before_they_come() {
     signal(line.pid_of(1), Signal::SIGHUP);
     line.wait_for(2, "serving draining");
     let status = fs::read_to_string(format!("/proc/{}/status", line.pid_of(2))).unwrap();
-    let size = status.lines().find_map(|field| field.strip_prefix("FDSize:")?.trim().parse::<u32>().ok());
+    let size =
+        status.lines().find_map(|field| field.strip_prefix("FDSize:")?.trim().parse::<u32>().ok());
     // As many as it may have, and not 64, though it has a dozen.
     assert!(size >= Some(1000), "{size:?}");
     signal(line.pid_of(2), Signal::SIGTERM);
@@ -178,7 +185,10 @@ fn clients_leave_descriptors_for_operators_and_handoffs() {
             assert!(said.text.contains("Too many open files"), "{said:?}");
             let full = line.asked(&["status", "--json"]).well();
             let full: serde_json::Value = serde_json::from_str(&full).unwrap();
-            assert!(full["counters"]["listeners"]["listener-1"]["limited"].as_u64() > Some(0), "{full}");
+            assert!(
+                full["counters"]["listeners"]["listener-1"]["limited"].as_u64() > Some(0),
+                "{full}"
+            );
             let metrics = request(&line.address_of("metrics"), "GET /metrics HTTP/1.1");
             assert!(metrics.starts_with("HTTP/1.1 200 OK"), "{metrics}");
             if generation == 1 {

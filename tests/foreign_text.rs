@@ -48,7 +48,9 @@ fn what_a_successor_says_is_escaped_and_cut() {
         assert_harmless(&record.text);
         assert_all_harmless(&line.asked(&["status"]));
     }
-    line.put_script(&format!(r#"say "VERSION=1\nKIND=failed\nREASON={hostile}\n"; exec sleep 1000"#));
+    line.put_script(&format!(
+        r#"say "VERSION=1\nKIND=failed\nREASON={hostile}\n"; exec sleep 1000"#
+    ));
     line.asked(&["reload"]).names(70, &[&format!("the successor says: {ESCAPED}")]);
 }
 
@@ -77,9 +79,17 @@ fn what_a_daemon_says_of_itself_is_escaped_and_cut() {
     );
     let status = serde_json::json!({"status": status}).to_string() + "\n";
     let refused =
-        serde_json::json!({"refused": {"why": "failed", "reason": HOSTILE.repeat(10_000)}}).to_string() + "\n";
+        serde_json::json!({"refused": {"why": "failed", "reason": HOSTILE.repeat(10_000)}})
+            .to_string()
+            + "\n";
     let unexpected = serde_json::json!({"refused": HOSTILE.repeat(10_000)}).to_string() + "\n";
-    let answers = [status.as_bytes(), status.as_bytes(), refused.as_bytes(), unexpected.as_bytes(), b"\x1b[2J\x00\n"];
+    let answers = [
+        status.as_bytes(),
+        status.as_bytes(),
+        refused.as_bytes(),
+        unexpected.as_bytes(),
+        b"\x1b[2J\x00\n",
+    ];
     let path = line.folder().join("theirs");
     let daemon = daemon_that_answers(&path, answers.map(<[u8]>::to_vec).to_vec());
     let ask = |word: &[&str]| {
@@ -89,7 +99,8 @@ fn what_a_daemon_says_of_itself_is_escaped_and_cut() {
     };
     let table = ask(&["status"]);
     assert!(table.out.contains(ESCAPED), "{table:?}");
-    let all = [table, ask(&["status", "--watch"]), ask(&["reload"]), ask(&["reload"]), ask(&["reload"])];
+    let all =
+        [table, ask(&["status", "--watch"]), ask(&["reload"]), ask(&["reload"]), ask(&["reload"])];
     all.iter().for_each(assert_all_harmless);
     daemon.join().unwrap();
 }
@@ -115,7 +126,9 @@ fn a_client_does_not_believe_an_answer_without_end() {
 #[test]
 fn a_request_is_quoted_on_one_line() {
     let line = Line::serve_controlled(&[]);
-    for request in ["{\"\\u001b[2J\\r\\n\":{}}".to_owned(), HOSTILE.to_owned(), HOSTILE.repeat(1000)] {
+    for request in
+        ["{\"\\u001b[2J\\r\\n\":{}}".to_owned(), HOSTILE.to_owned(), HOSTILE.repeat(1000)]
+    {
         let mut client = UnixStream::connect(line.control()).unwrap();
         client.write_all((request + "\n").as_bytes()).unwrap();
         let mut answer = String::new();

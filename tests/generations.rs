@@ -40,7 +40,11 @@ fn a_connection_in_the_middle_of_a_request_outlives_many_handoffs() {
     let answered = first.read_until_end();
     let record = line.wait_for(1, "connection ended");
     let number = |name| record.field(name).and_then(|value| value.parse::<usize>().ok()).unwrap();
-    assert_eq!((number("received") - number("late"), number("sent")), (answered, answered), "{record:?}");
+    assert_eq!(
+        (number("received") - number("late"), number("sent")),
+        (answered, answered),
+        "{record:?}"
+    );
     let ended = line.wait_for(1, "has ended ended=");
     assert_eq!((ended.field("ended"), ended.field("cut")), (Some("1"), Some("0")), "{ended:?}");
     for (client, generation) in clients.into_iter().zip(2..) {
@@ -161,8 +165,11 @@ fn the_head_outlives_a_generation_that_drains_longer_and_neither_complains() {
     client.read_to_end();
     assert_eq!(exit_code(head.pid), 0);
     let records = line.wait_for_end();
-    let ended: Vec<_> = records.iter().filter(|record| record.text.contains("has ended ended=")).collect();
+    let ended: Vec<_> =
+        records.iter().filter(|record| record.text.contains("has ended ended=")).collect();
     assert_eq!(ended.last().unwrap().generation, head.generation, "the head has to be the last");
-    let complaint = records.iter().find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
+    let complaint = records
+        .iter()
+        .find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
     assert_eq!(complaint, None);
 }

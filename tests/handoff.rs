@@ -20,7 +20,8 @@ fn a_hangup_replaces_the_process_and_the_port_stays() {
 fn begin_in_vain(line: &Line) -> (Operator, u32) {
     let mark = line.mark();
     let reload = line.ask(&["reload", "--timeout", "3s"]);
-    let ready = line.wait_since(mark, "a successor", |record| record.is(1, "the successor is ready"));
+    let ready =
+        line.wait_since(mark, "a successor", |record| record.is(1, "the successor is ready"));
     (reload, ready.field("successor_pid").unwrap().parse().unwrap())
 }
 
@@ -39,7 +40,8 @@ fn a_successor_that_is_taken_back_for_want_of_time_drains_what_it_has_accepted()
     line.wait_for(2, "has ended ended=100 carried=0 cut=0");
     line.assert_serves();
     // What it has done is counted.
-    let status: serde_json::Value = serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
+    let status: serde_json::Value =
+        serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
     assert_eq!(status["counters"]["listeners"]["listener-1"]["accepted"], 101);
 }
 

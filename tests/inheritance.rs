@@ -42,7 +42,8 @@ fn assert_not_adopted(line: &Line, passed: &TcpListener) {
 #[test]
 fn sockets_are_taken_over_from_a_parent_that_names_our_pid() {
     let (socket, address) = listener();
-    let line = Parent::passing([copy(&socket)]).saying("LISTEN_FDNAMES", "web").serve(&["--bake", "0"]);
+    let line =
+        Parent::passing([copy(&socket)]).saying("LISTEN_FDNAMES", "web").serve(&["--bake", "0"]);
     assert_eq!(line.address_of("web"), address);
     line.hand_over_from(1);
     line.assert_serves();
@@ -52,7 +53,12 @@ fn sockets_are_taken_over_from_a_parent_that_names_our_pid() {
 #[test]
 fn without_a_pid_descriptor_3_is_not_taken_on_trust() {
     let (socket, _) = listener();
-    let line = Parent::passing([copy(&socket)]).without_pid().serve(&["--bake", "0", "--listen", "127.0.0.1:0"]);
+    let line = Parent::passing([copy(&socket)]).without_pid().serve(&[
+        "--bake",
+        "0",
+        "--listen",
+        "127.0.0.1:0",
+    ]);
     assert_not_adopted(&line, &socket);
 }
 
@@ -91,7 +97,10 @@ fn a_count_of_descriptors_that_is_none_is_named() {
 #[test]
 fn more_descriptors_counted_than_passed_names_the_first_that_is_missing() {
     let (socket, _) = listener();
-    Parent::passing([copy(&socket)]).saying("LISTEN_FDS", "3").refused(&[]).names(78, &["LISTEN_FDS", "descriptor 4"]);
+    Parent::passing([copy(&socket)])
+        .saying("LISTEN_FDS", "3")
+        .refused(&[])
+        .names(78, &["LISTEN_FDS", "descriptor 4"]);
 }
 
 #[test]
@@ -111,7 +120,8 @@ fn a_count_of_zero_takes_nothing() {
 #[test]
 fn what_is_no_listening_stream_socket_is_refused_and_named() {
     let (listening, at) = listener();
-    let packets = || socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let packets =
+        || socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
     let ours = SockFlag::SOCK_CLOEXEC;
     let cases: [(&str, OwnedFd); 12] = [
         ("a file", tempfile::tempfile().unwrap().into()),
@@ -125,11 +135,15 @@ fn what_is_no_listening_stream_socket_is_refused_and_named() {
         ("does not listen", socket(AddressFamily::Inet, SockType::Stream, ours, None).unwrap()),
         ("does not listen", socket(AddressFamily::Unix, SockType::Stream, ours, None).unwrap()),
         ("a socket of another type", packets()),
-        ("a socket of another type", socketpair(AddressFamily::Unix, SockType::SeqPacket, None, ours).unwrap().0),
+        (
+            "a socket of another type",
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, ours).unwrap().0,
+        ),
     ];
     for (what, descriptor) in cases {
         // Behind one that is well, so that it is told which.
-        let parent = Parent::passing([copy(&listening), descriptor]).saying("LISTEN_FDNAMES", "well:ill");
+        let parent =
+            Parent::passing([copy(&listening), descriptor]).saying("LISTEN_FDNAMES", "well:ill");
         parent.refused(&[]).names(78, &["descriptor 4", "ill", what]);
     }
 }
@@ -137,7 +151,8 @@ fn what_is_no_listening_stream_socket_is_refused_and_named() {
 #[test]
 fn a_packet_socket_that_listens_is_refused_all_the_same() {
     use nix::sys::socket::{Backlog, UnixAddr, bind, listen};
-    let packets = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let packets =
+        socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
     bind(std::os::fd::AsRawFd::as_raw_fd(&packets), &UnixAddr::new_unnamed()).unwrap();
     listen(&packets, Backlog::MAXCONN).unwrap();
     Parent::passing([packets]).refused(&[]).names(78, &["descriptor 3", "unnamed", "another type"]);
@@ -155,7 +170,8 @@ fn names_that_are_too_few_or_too_many_are_refused() {
 
 #[test]
 fn names_that_would_break_a_line_of_the_log_are_refused() {
-    let parent = Parent::passing([File::open("/").unwrap().into()]).saying("LISTEN_FDNAMES", "one\ntwo");
+    let parent =
+        Parent::passing([File::open("/").unwrap().into()]).saying("LISTEN_FDNAMES", "one\ntwo");
     parent.refused(&[]).names(78, &["LISTEN_FDNAMES", r"one\ntwo"]);
 }
 
@@ -175,12 +191,16 @@ fn two_sockets_of_one_name_are_both_served() {
 fn a_passed_socket_serves_an_address_in_other_words() {
     for wanted in ["0.0.0.0", "[::ffff:0.0.0.0]", "tcp6:[::]"] {
         let socket = TcpListener::bind("[::]:0").unwrap();
-        let (address, port) = (socket.local_addr().unwrap().to_string(), socket.local_addr().unwrap().port());
+        let (address, port) =
+            (socket.local_addr().unwrap().to_string(), socket.local_addr().unwrap().port());
         let listen = format!("--listen=web={wanted}:{port}");
         let parent = Parent::passing([copy(&socket)]).saying("LISTEN_FDNAMES", "handoffd.socket");
         let line = parent.serve(&["--bake", "0", &listen]);
         line.hand_over_from(1);
-        assert_eq!(line.wait_for(2, "accepting listeners").field("listeners"), Some(format!("web={address}").as_str()));
+        assert_eq!(
+            line.wait_for(2, "accepting listeners").field("listeners"),
+            Some(format!("web={address}").as_str())
+        );
         assert!(holds_socket(line.pid_of(2), &socket));
         for client in ["127.0.0.1", "[::1]"] {
             Client::once(&format!("{client}:{port}"), b"all of them").unwrap();
@@ -198,7 +218,8 @@ fn a_passed_path_is_known_by_its_file() {
     let socket = UnixListener::bind(at("run/web.sock")).unwrap();
     for wanted in ["var-run/web.sock", "link.sock"] {
         let listen = format!("--listen=web={}", at(wanted).display());
-        let parent = Parent::passing([socket.try_clone().unwrap().into()]).saying("LISTEN_FDNAMES", "handoffd.socket");
+        let parent = Parent::passing([socket.try_clone().unwrap().into()])
+            .saying("LISTEN_FDNAMES", "handoffd.socket");
         let line = parent.serve(&["--bake", "0", &listen]);
         line.hand_over_from(1);
         Client::once(at(wanted).to_str().unwrap(), b"by another path").unwrap();
@@ -217,7 +238,8 @@ fn a_passed_socket_that_is_in_the_way_is_named() {
         (TcpListener::bind("0.0.0.0:0").unwrap(), "[::]"),
         (six.into(), "[::]"),
     ] {
-        let (address, port) = (socket.local_addr().unwrap().to_string(), socket.local_addr().unwrap().port());
+        let (address, port) =
+            (socket.local_addr().unwrap().to_string(), socket.local_addr().unwrap().port());
         let parent = Parent::passing([copy(&socket)]).saying("LISTEN_FDNAMES", "other");
         let refusal = parent.refused(&[&format!("--listen=web={wanted}:{port}")]);
         let wanted = format!("{wanted}:{port}");
@@ -238,7 +260,14 @@ fn names_decide_and_not_the_order() {
     let ((one, at_one), (two, at_two)) = (listener(), listener());
     for names in ["web:api", "api:web"] {
         let parent = Parent::passing([copy(&one), copy(&two)]).saying("LISTEN_FDNAMES", names);
-        let line = parent.serve(&["--bake", "0", "--listen", "web=127.0.0.1:1", "--listen", "api=127.0.0.1:2"]);
+        let line = parent.serve(&[
+            "--bake",
+            "0",
+            "--listen",
+            "web=127.0.0.1:1",
+            "--listen",
+            "api=127.0.0.1:2",
+        ]);
         let (web, api) = if names == "web:api" { (&at_one, &at_two) } else { (&at_two, &at_one) };
         line.hand_over_from(1);
         let second = line.wait_for(2, "accepting listeners");
@@ -252,7 +281,10 @@ fn a_passed_socket_that_nothing_claims_is_closed_and_said_so() {
     let parent = Parent::passing([copy(&one), copy(&two)]).saying("LISTEN_FDNAMES", "web:stray");
     let line = parent.serve(&["--listen", "web=127.0.0.1:1"]);
     let closed = line.wait_for(1, "closed a passed socket that nothing claims");
-    assert_eq!((closed.field("listener"), closed.field("address")), (Some("stray"), Some(at_two.as_str())));
+    assert_eq!(
+        (closed.field("listener"), closed.field("address")),
+        (Some("stray"), Some(at_two.as_str()))
+    );
     assert!(holds_socket(line.first_pid(), &one));
     assert!(!holds_socket(line.first_pid(), &two));
 }
@@ -260,7 +292,9 @@ fn a_passed_socket_that_nothing_claims_is_closed_and_said_so() {
 #[test]
 fn a_refused_inheritance_leaves_the_sockets_as_they_were() {
     let (socket, address) = listener();
-    Parent::passing([copy(&socket), File::open("/").unwrap().into()]).refused(&[]).names(78, &["descriptor 4"]);
+    Parent::passing([copy(&socket), File::open("/").unwrap().into()])
+        .refused(&[])
+        .names(78, &["descriptor 4"]);
     let _waiting = TcpStream::connect(address).unwrap();
     accept(&socket);
 }
@@ -269,9 +303,14 @@ fn a_refused_inheritance_leaves_the_sockets_as_they_were() {
 fn a_channel_that_is_none_is_named() {
     for channel in ["", "3", "x:3", "1:x", "1:-1", "1:-2147483648", "1:2", "1:200", "1:3"] {
         let descriptor = File::open("/").unwrap().into();
-        let parent = Parent::passing([descriptor]).saying("LISTEN_FDS", "0").saying("HANDOFFD_CHANNEL", channel);
+        let parent = Parent::passing([descriptor])
+            .saying("LISTEN_FDS", "0")
+            .saying("HANDOFFD_CHANNEL", channel);
         let Refusal { code, said } = parent.refused(&[]);
         assert_eq!((code, said.lines().count()), (78, 1), "{channel:?}: {said}");
-        assert!(said.contains("HANDOFFD_CHANNEL") && said.contains(&format!("{channel:?}")), "{said}");
+        assert!(
+            said.contains("HANDOFFD_CHANNEL") && said.contains(&format!("{channel:?}")),
+            "{said}"
+        );
     }
 }

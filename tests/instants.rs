@@ -34,7 +34,10 @@ const RECORDS: [(u64, &str); 10] = [
 
 fn serve() -> Line {
     let line = Line::start_with(|command, folder| {
-        command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"]).arg(folder.join("pid")).args(SLOW_DRAIN);
+        command
+            .args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"])
+            .arg(folder.join("pid"))
+            .args(SLOW_DRAIN);
     });
     line.wait_for(1, "serving draining");
     line
@@ -56,7 +59,11 @@ fn assert_is_head(line: &Line, head: &Record, what: &str) {
 
 /// Nobody was refused. Of each caller one call at most was with the one that was killed.
 fn assert_unhurt(calls: Calls, what: &str, line: &Line) {
-    assert!(calls.refused == 0 && calls.broken <= CALLERS, "{calls:?} after {what}\n{}", line.text());
+    assert!(
+        calls.refused == 0 && calls.broken <= CALLERS,
+        "{calls:?} after {what}\n{}",
+        line.text()
+    );
 }
 
 /// The head of the line after the second generation was killed: the first, which a client keeps from ending.
@@ -82,7 +89,8 @@ fn a_predecessor_that_is_killed_at_any_record_leaves_the_line_to_its_successor()
         // Callers may have been its last connections, and it may have ended before the signal came.
         assert!(end == KILLED || end == 0, "{end}");
         // "starting" is written before the fork.
-        match line.wait_since_or_end(0, "the successor", |record| record.is(2, "serving draining")) {
+        match line.wait_since_or_end(0, "the successor", |record| record.is(2, "serving draining"))
+        {
             Some(head) => {
                 assert_unhurt(callers.finish(), text, &line);
                 assert_is_head(&line, &head, text);
@@ -153,10 +161,12 @@ fn a_predecessor_that_is_killed_at_any_system_call_leaves_the_line_to_its_succes
         let callers = Callers::start(&line.address(), CALLERS);
         // Its main thread may be dead of an earlier call by then.
         line.signal(1, Signal::SIGHUP);
-        let head = line.wait_since_or_end(0, "the successor", |record| record.is(2, "serving draining"));
+        let head =
+            line.wait_since_or_end(0, "the successor", |record| record.is(2, "serving draining"));
         let trace = tracer.wait();
         let calls = callers.finish();
-        let has_forked = trace.lines().any(|line| line.starts_with("clone(") && !line.ends_with('?'));
+        let has_forked =
+            trace.lines().any(|line| line.starts_with("clone(") && !line.ends_with('?'));
         assert_eq!(head.is_some(), has_forked, "{what}\n{trace}\n{}", line.text());
         if let Some(head) = head {
             assert_unhurt(calls, &what, &line);
@@ -171,18 +181,27 @@ fn a_predecessor_that_is_killed_at_any_system_call_leaves_the_line_to_its_succes
 fn a_successor_that_is_killed_between_fork_and_exec_leaves_the_line_to_its_predecessor() {
     // Calls that the daemon itself never makes: the first close_range is that of the process in the middle, the others
     // are those of the process which is about to become the successor. Not every machine has a dup2.
-    let calls: &[&str] = if cfg!(target_arch = "x86_64") { &["close_range", "dup2", "execve"] } else { &["execve"] };
+    let calls: &[&str] =
+        if cfg!(target_arch = "x86_64") { &["close_range", "dup2", "execve"] } else { &["execve"] };
     for call in calls {
         let line = serve();
         let inject = format!("inject={call}:signal=SIGKILL:when=1");
         let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", &inject]);
         let callers = Callers::start(&line.address(), CALLERS);
         let failure = line.fail_to_hand_over_from(1);
-        assert!(failure.text.contains("the successor ended before it was ready"), "{}", failure.text);
+        assert!(
+            failure.text.contains("the successor ended before it was ready"),
+            "{}",
+            failure.text
+        );
         let calls = callers.finish();
         assert_eq!((calls.refused, calls.broken), (0, 0), "{call}");
         assert!(tracer.detach().contains("+++ killed by SIGKILL"), "{call}");
-        assert_is_head(&line, &Record { generation: 1, pid: line.first_pid(), text: String::new() }, call);
+        assert_is_head(
+            &line,
+            &Record { generation: 1, pid: line.first_pid(), text: String::new() },
+            call,
+        );
     }
 }
 
@@ -211,7 +230,9 @@ fn a_successor_that_is_killed_at_any_system_call_leaves_the_line_to_its_predeces
         let callers = Callers::start(&line.address(), CALLERS);
         let mark = line.mark();
         line.signal(1, Signal::SIGHUP);
-        let done = |record: &Record| record.is(1, "the handoff failed") || record.is(2, "serving draining");
+        let done = |record: &Record| {
+            record.is(1, "the handoff failed") || record.is(2, "serving draining")
+        };
         let came = line.wait_since(mark, &format!("an outcome, after {what}"), done);
         // One that got through the calls that the handoff is made of dies of a later one, or now.
         if came.generation == 2 {

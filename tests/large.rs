@@ -16,12 +16,20 @@ fn a_reload_passes_on_names_of_any_total_length() {
     let name = |number: usize| format!("{}-{number}", "n".repeat(100));
     let mut file = String::new();
     for number in 0..1500 {
-        writeln!(file, "[listener.{}]\naddress = \"$F/{number:03}\"\nservice = \"echo\"", name(number)).unwrap();
+        writeln!(
+            file,
+            "[listener.{}]\naddress = \"$F/{number:03}\"\nservice = \"echo\"",
+            name(number)
+        )
+        .unwrap();
     }
     let line = serve(&file, &[]);
     line.hand_over_from(1);
     for number in [0, 1499] {
-        Client::connect(&line.address_of(&name(number))).unwrap().echo(b"through the successor").unwrap();
+        Client::connect(&line.address_of(&name(number)))
+            .unwrap()
+            .echo(b"through the successor")
+            .unwrap();
     }
 }
 
@@ -29,7 +37,9 @@ fn a_reload_passes_on_names_of_any_total_length() {
 #[test]
 fn a_handoff_needs_hardly_more_descriptors_than_listeners() {
     let file: String = (0..500)
-        .map(|number| format!("[listener.n{number}]\naddress = \"$F/{number}\"\nservice = \"echo\"\n"))
+        .map(|number| {
+            format!("[listener.n{number}]\naddress = \"$F/{number}\"\nservice = \"echo\"\n")
+        })
         .collect();
     let line = Line::start_under(&["prlimit", "--nofile=700:700"], |command, folder| {
         put(folder, &file);
@@ -39,7 +49,10 @@ fn a_handoff_needs_hardly_more_descriptors_than_listeners() {
     line.wait_for(1, "serving draining");
     line.hand_over_from(1);
     line.hand_over_from(2);
-    Client::connect(&line.address_of("n499")).unwrap().echo(b"through the third generation").unwrap();
+    Client::connect(&line.address_of("n499"))
+        .unwrap()
+        .echo(b"through the third generation")
+        .unwrap();
 }
 
 /// The report of a generation grows with its listeners and upstreams. When it was longer than any packet, the
@@ -47,7 +60,8 @@ fn a_handoff_needs_hardly_more_descriptors_than_listeners() {
 #[test]
 fn a_report_of_any_length_reaches_the_other_generation() {
     let upstreams: Vec<_> = (0..20).map(|number| format!("\"@nobody-{number}\"")).collect();
-    let mut file = "carry = false\n[listener.first]\naddress = \"$F/first\"\nservice = \"echo\"\n".to_owned();
+    let mut file =
+        "carry = false\n[listener.first]\naddress = \"$F/first\"\nservice = \"echo\"\n".to_owned();
     for number in 0..200 {
         let upstreams = upstreams.join(", ");
         write!(file, "[listener.b{number}]\naddress = \"$F/{number}\"\n").unwrap();
@@ -73,13 +87,18 @@ fn four_thousand_listeners_are_served() {
     let mut file = "metrics = \"$F/metrics\"\n".to_owned();
     let own = std::process::id();
     for number in 0..4000 {
-        writeln!(file, "[listener.n{number}]\naddress = \"@{own}-{number}\"\nservice = \"echo\"").unwrap();
+        writeln!(file, "[listener.n{number}]\naddress = \"@{own}-{number}\"\nservice = \"echo\"")
+            .unwrap();
     }
     let line = serve(&file, &[]);
     let control = line.control();
-    check(line.folder(), &["--config", "handoffd.toml", "--control", control.to_str().unwrap()]).well();
+    check(line.folder(), &["--config", "handoffd.toml", "--control", control.to_str().unwrap()])
+        .well();
     line.asked(&["reload", "--wait-drained"]).well();
-    assert_eq!(line.asked(&["status"]).well().lines().filter(|row| row.starts_with('n')).count(), 4000);
+    assert_eq!(
+        line.asked(&["status"]).well().lines().filter(|row| row.starts_with('n')).count(),
+        4000
+    );
     let metrics = request(&line.address_of("metrics"), "GET /metrics HTTP/1.1");
     assert_eq!(metrics.matches("\nhandoffd_accepted_connections_total{").count(), 4001);
     Client::connect(&line.address_of("n3999")).unwrap().echo(b"through the successor").unwrap();
@@ -93,7 +112,8 @@ fn twenty_thousand_upstreams_are_reported() {
     let upstreams: Vec<_> = (0..20).map(|number| format!("\"@u{number}\"")).collect();
     let mut file = String::new();
     for number in 0..1000 {
-        writeln!(file, "[listener.n{number}]\naddress = \"$F/{number}\"\nservice = \"proxy\"").unwrap();
+        writeln!(file, "[listener.n{number}]\naddress = \"$F/{number}\"\nservice = \"proxy\"")
+            .unwrap();
         writeln!(file, "upstreams = [{}]", upstreams.join(", ")).unwrap();
     }
     let line = serve(&file, &[]);
@@ -109,12 +129,14 @@ fn thousands_of_connections_are_carried_from_large_generations() {
     raise_descriptor_limit();
     let upstream = Upstream::tcp();
     let others = (1..2000).map(|number| format!("@u{number}"));
-    let upstreams: Vec<_> = std::iter::once(upstream.address()).chain(others).map(|one| format!("\"{one}\"")).collect();
+    let upstreams: Vec<_> =
+        std::iter::once(upstream.address()).chain(others).map(|one| format!("\"{one}\"")).collect();
     let mut file = "carry = true\ndrain_timeout = \"1h\"\n".to_owned();
     write!(file, "[listener.proxy]\naddress = \"$F/proxy\"\nservice = \"proxy\"\n").unwrap();
     writeln!(file, "balance = \"in-order\"\nupstreams = [{}]", upstreams.join(", ")).unwrap();
     for number in 0..LISTENERS {
-        writeln!(file, "[listener.n{number}]\naddress = \"$F/{number}\"\nservice = \"echo\"").unwrap();
+        writeln!(file, "[listener.n{number}]\naddress = \"$F/{number}\"\nservice = \"echo\"")
+            .unwrap();
     }
     let line = serve(&file, &[]);
     let connect = |name: &str| Client::connect(line.folder().join(name).to_str().unwrap()).unwrap();
@@ -137,7 +159,8 @@ fn thousands_of_connections_are_carried_from_large_generations() {
         let status = line.asked(&["status", "--json"]).well();
         let status: serde_json::Value = serde_json::from_str(&status).unwrap();
         let counters = status["counters"]["listeners"].as_object().unwrap();
-        let carried: u64 = counters.values().map(|listener| listener["carried"].as_u64().unwrap()).sum();
+        let carried: u64 =
+            counters.values().map(|listener| listener["carried"].as_u64().unwrap()).sum();
         assert_eq!(carried, generation * (LISTENERS + PROXIED) as u64);
     }
 }

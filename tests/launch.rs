@@ -46,12 +46,18 @@ fn a_program_that_cannot_be_executed_is_named_and_the_predecessor_serves_on() {
     assert_survives(
         &Line::serve(&["--bake", "0"]),
         &[
-            ("handoffd: No such file or directory", &|line| fs::remove_file(line.program()).unwrap()),
+            ("handoffd: No such file or directory", &|line| {
+                fs::remove_file(line.program()).unwrap()
+            }),
             ("handoffd: Permission denied", &|line| line.put_file(b"#!/bin/true\n", "644")),
             ("handoffd: Exec format error", &|line| line.put_file(&foreign, "755")),
-            ("handoffd: Exec format error", &|line| line.put_file(b"neither a program nor a script", "755")),
+            ("handoffd: Exec format error", &|line| {
+                line.put_file(b"neither a program nor a script", "755")
+            }),
             ("handoffd: Exec format error", &|line| line.put_file(b"", "755")),
-            ("handoffd: No such file or directory", &|line| line.put_file(b"#!/no/such/interpreter\n", "755")),
+            ("handoffd: No such file or directory", &|line| {
+                line.put_file(b"#!/no/such/interpreter\n", "755")
+            }),
             ("handoffd: No such file or directory", &|line| line.put_link("/no/such/program")),
             ("handoffd: Permission denied", &|line| line.put_link("/")),
             ("handoffd: Too many levels of symbolic links", &|line| line.put_link(line.program())),
@@ -63,14 +69,19 @@ fn a_program_that_cannot_be_executed_is_named_and_the_predecessor_serves_on() {
 fn a_successor_that_refuses_its_configuration_tells_the_predecessor_why() {
     let line = Line::start_with(|command, folder| {
         fs::create_dir(folder.join("run")).unwrap();
-        command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"]).arg(folder.join("run/pid"));
+        command
+            .args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"])
+            .arg(folder.join("run/pid"));
     });
     line.wait_for(1, "serving draining");
     let run = |line: &Line| line.folder().join("run");
     assert_survives(
         &line,
         &[
-            ("the successor says: unexpected argument '--bad-flag'", &script(r#"exec "$REAL" "$@" --bad-flag"#)),
+            (
+                "the successor says: unexpected argument '--bad-flag'",
+                &script(r#"exec "$REAL" "$@" --bad-flag"#),
+            ),
             ("the successor says: bad address", &script(r#"exec "$REAL" --listen here"#)),
             (
                 "the successor says: cannot listen on 203.0.113.1:9 (far): Cannot assign requested address",
@@ -247,7 +258,11 @@ fn a_forked_successor_that_comes_after_the_ready_timeout_does_not_serve() {
     gate.open();
     let late = line.wait_for(2, "has ended ended=").pid;
     assert_eq!(exit_code(late), 0);
-    assert!(!line.records().iter().any(|record| record.is(2, "serving draining")), "{}", line.text());
+    assert!(
+        !line.records().iter().any(|record| record.is(2, "serving draining")),
+        "{}",
+        line.text()
+    );
     assert_recovers(&line);
 }
 
@@ -259,11 +274,18 @@ fn a_fork_that_fails_is_said_and_the_next_handoff_works() {
     let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", inject]);
     for _ in ["the first fork", "the second fork"] {
         let failure = line.fail_to_hand_over_from(1);
-        assert!(failure.text.contains("cannot start a process: Resource temporarily unavailable"), "{}", failure.text);
+        assert!(
+            failure.text.contains("cannot start a process: Resource temporarily unavailable"),
+            "{}",
+            failure.text
+        );
         line.assert_serves();
     }
     let seen = tracer.detach();
-    let failed = seen.lines().filter(|line| line.contains("(INJECTED)")).filter_map(|line| line.split(' ').next());
+    let failed = seen
+        .lines()
+        .filter(|line| line.contains("(INJECTED)"))
+        .filter_map(|line| line.split(' ').next());
     let by: Vec<&str> = failed.collect();
     assert!(by.len() == 2 && by[0] != by[1], "{seen}");
     assert_recovers(&line);
@@ -272,9 +294,13 @@ fn a_fork_that_fails_is_said_and_the_next_handoff_works() {
 #[test]
 fn an_exec_that_finds_no_memory_is_said_and_the_next_handoff_works() {
     let line = Line::serve(&["--bake", "0"]);
-    let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", "inject=execve:error=ENOMEM"]);
+    let tracer =
+        Tracer::attach(&line, line.first_pid(), &["-f", "-e", "inject=execve:error=ENOMEM"]);
     let failure = line.fail_to_hand_over_from(1);
-    assert!(failure.text.contains("cannot execute") && failure.text.contains("Cannot allocate memory"), "{failure:?}");
+    assert!(
+        failure.text.contains("cannot execute") && failure.text.contains("Cannot allocate memory"),
+        "{failure:?}"
+    );
     line.assert_serves();
     assert_eq!(tracer.detach().matches("(INJECTED)").count(), 1);
     assert_recovers(&line);
@@ -283,11 +309,19 @@ fn an_exec_that_finds_no_memory_is_said_and_the_next_handoff_works() {
 #[test]
 fn descriptors_that_cannot_be_placed_do_not_blame_the_program() {
     let line = Line::serve(&["--bake", "0"]);
-    let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", "inject=dup2,dup3:error=EMFILE:when=1"]);
+    let tracer = Tracer::attach(
+        &line,
+        line.first_pid(),
+        &["-f", "-e", "inject=dup2,dup3:error=EMFILE:when=1"],
+    );
     // Counted for each process: the daemon's own call fails first, and then that of the child.
     for _ in ["the daemon", "the child"] {
         let failure = line.fail_to_hand_over_from(1);
-        assert!(failure.text.contains("cannot start a process: Too many open files"), "{}", failure.text);
+        assert!(
+            failure.text.contains("cannot start a process: Too many open files"),
+            "{}",
+            failure.text
+        );
         line.assert_serves();
     }
     tracer.detach();
@@ -297,10 +331,16 @@ fn descriptors_that_cannot_be_placed_do_not_blame_the_program() {
 #[test]
 fn a_successor_that_dies_early_is_reported_with_its_status() {
     let line = Line::serve(&["--bake", "0"]);
-    for (script, status) in [("exit 3", "(exit status: 3)"), ("kill -9 $$", "(signal: 9 (SIGKILL))")] {
+    for (script, status) in
+        [("exit 3", "(exit status: 3)"), ("kill -9 $$", "(signal: 9 (SIGKILL))")]
+    {
         line.put_script(script);
         let failure = line.fail_to_hand_over_from(1);
-        assert!(failure.text.contains(&format!("ended before it was ready {status}")), "{}", failure.text);
+        assert!(
+            failure.text.contains(&format!("ended before it was ready {status}")),
+            "{}",
+            failure.text
+        );
     }
     assert_recovers(&line);
 }
@@ -311,7 +351,11 @@ fn a_channel_that_cannot_be_made_is_said_and_the_next_handoff_works() {
     let line = Line::serve(&["--bake", "0"]);
     let tracer = Tracer::attach(&line, line.first_pid(), &["-e", "inject=socketpair:error=EMFILE"]);
     let failure = line.fail_to_hand_over_from(1);
-    assert!(failure.text.contains("cannot start a process: Too many open files"), "{}", failure.text);
+    assert!(
+        failure.text.contains("cannot start a process: Too many open files"),
+        "{}",
+        failure.text
+    );
     tracer.detach();
     assert_recovers(&line);
 }
@@ -357,7 +401,8 @@ fn ten_failed_handoffs_leave_the_predecessor_as_it_was_and_the_next_one_works() 
 #[test]
 fn a_successor_without_room_for_its_listeners_is_said() {
     let line = Line::serve(&["--listen", "127.0.0.1:0"]);
-    let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", "inject=dup2:error=EMFILE:when=2"]);
+    let tracer =
+        Tracer::attach(&line, line.first_pid(), &["-f", "-e", "inject=dup2:error=EMFILE:when=2"]);
     let failure = line.fail_to_hand_over_from(1);
     assert!(failure.text.contains("Too many open files"), "{}", failure.text);
     assert_eq!(tracer.detach().matches("(INJECTED)").count(), 1);

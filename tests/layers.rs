@@ -85,8 +85,13 @@ fn module(path: &Path) -> String {
 fn imports(path: &Path) -> BTreeSet<String> {
     let text = fs::read_to_string(path).unwrap();
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
-    let named = code.flat_map(|line| line.split("crate::").skip(1).map(str::to_owned).collect::<Vec<_>>());
-    named.map(|rest| rest.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()).collect()
+    let named =
+        code.flat_map(|line| line.split("crate::").skip(1).map(str::to_owned).collect::<Vec<_>>());
+    named
+        .map(|rest| {
+            rest.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()
+        })
+        .collect()
 }
 
 #[test]
@@ -123,7 +128,8 @@ fn unsafe_code_is_in_sys_alone() {
     for path in files(&source()).into_iter().filter(|path| module(path) != "sys") {
         let text = fs::read_to_string(&path).unwrap();
         let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
-        let found: Vec<_> = code.filter(|line| line.contains("unsafe {") || line.contains("unsafe fn")).collect();
+        let found: Vec<_> =
+            code.filter(|line| line.contains("unsafe {") || line.contains("unsafe fn")).collect();
         assert!(found.is_empty(), "{}: {found:?}", path.display());
     }
 }

@@ -9,7 +9,8 @@ use std::net::TcpListener;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Client, Gate, Line, Parent, assert_becomes, children, environment, holds, holds_socket, kinds, threads,
+    Client, Gate, Line, Parent, assert_becomes, children, environment, holds, holds_socket, kinds,
+    threads,
 };
 
 /// The variables that a handoff adds; no others may be there.
@@ -20,7 +21,8 @@ fn names(variables: &[String]) -> Vec<&str> {
 }
 
 fn value<'a>(variables: &'a [String], name: &str) -> &'a str {
-    let variable = variables.iter().find_map(|variable| variable.strip_prefix(name)?.strip_prefix('='));
+    let variable =
+        variables.iter().find_map(|variable| variable.strip_prefix(name)?.strip_prefix('='));
     variable.unwrap_or_else(|| panic!("no {name} in {variables:?}"))
 }
 
@@ -61,8 +63,10 @@ fn a_successor_is_born_with_the_environment_of_its_predecessor_and_the_handoff()
     let first = environment(line.first_pid());
     line.hand_over_from(1);
     let (second, both) = (environment(line.pid_of(2)), names(&first));
-    let (added, kept): (Vec<_>, Vec<_>) =
-        second.iter().cloned().partition(|variable| !both.contains(&names(std::slice::from_ref(variable))[0]));
+    let (added, kept): (Vec<_>, Vec<_>) = second
+        .iter()
+        .cloned()
+        .partition(|variable| !both.contains(&names(std::slice::from_ref(variable))[0]));
     assert_eq!(kept, first);
     assert_eq!(names(&added), HANDED_OVER);
 }
@@ -70,13 +74,23 @@ fn a_successor_is_born_with_the_environment_of_its_predecessor_and_the_handoff()
 #[test]
 fn what_a_parent_said_of_its_sockets_is_not_repeated_to_a_successor() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    let parent = Parent::passing([socket.into()]).saying("LISTEN_FDNAMES", "web").saying("WATCHDOG_USEC", "3000000");
+    let parent = Parent::passing([socket.into()])
+        .saying("LISTEN_FDNAMES", "web")
+        .saying("WATCHDOG_USEC", "3000000");
     let line = parent.serve(&["--bake", "0"]);
     line.hand_over_from(1);
     let second = environment(line.pid_of(2));
-    assert_eq!(second.iter().filter(|variable| variable.starts_with("LISTEN_")).count(), 1, "{second:?}");
+    assert_eq!(
+        second.iter().filter(|variable| variable.starts_with("LISTEN_")).count(),
+        1,
+        "{second:?}"
+    );
     assert!(!names(&second).contains(&"LISTEN_PID"));
-    assert_eq!(value(&second, "WATCHDOG_USEC"), "3000000", "the service manager's word is passed on");
+    assert_eq!(
+        value(&second, "WATCHDOG_USEC"),
+        "3000000",
+        "the service manager's word is passed on"
+    );
 }
 
 #[test]
@@ -86,7 +100,10 @@ fn descriptors_that_a_parent_left_open_go_no_further() {
         .leaving(9, stray.try_clone().unwrap().into())
         .leaving(50, file.try_clone().unwrap().into());
     let line = parent.serve(&["--bake", "0"]);
-    assert!(holds_socket(line.first_pid(), &stray), "it is open in the first generation, or this tests nothing");
+    assert!(
+        holds_socket(line.first_pid(), &stray),
+        "it is open in the first generation, or this tests nothing"
+    );
     line.hand_over_from(1);
     assert!(!holds_socket(line.pid_of(2), &stray));
     assert!(!holds_socket(line.pid_of(2), &file));
@@ -127,7 +144,8 @@ fn handoffs_that_fail_leave_nothing_behind() {
         line.wait_for_count(failures, "the handoff failed");
     }
     line.assert_serves();
-    let look = || (kinds(line.first_pid()), threads(line.first_pid()), children(line.first_pid()).len());
+    let look =
+        || (kinds(line.first_pid()), threads(line.first_pid()), children(line.first_pid()).len());
     assert_becomes(&before, look);
 }
 

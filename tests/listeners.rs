@@ -11,7 +11,9 @@ use crate::support::{Client, Line, Parent, assert_becomes, close, free_port, hol
 /// Starts on these addresses, and waits until it serves.
 fn serve(addresses: &[&str]) -> Line {
     let line = Line::start_with(|command, _| {
-        command.args(["--bake", "0"]).args(addresses.iter().flat_map(|address| ["--listen", address]));
+        command
+            .args(["--bake", "0"])
+            .args(addresses.iter().flat_map(|address| ["--listen", address]));
     });
     line.wait_for(1, "serving draining");
     line
@@ -24,7 +26,9 @@ fn listeners_of(line: &Line, generation: u64) -> String {
 /// Starts with these arguments and with all the time for a connection that says nothing.
 fn serve_patiently(arguments: &[&str]) -> Line {
     let line = Line::start_with(|command, _| {
-        command.args(["--bake", "0", "--first-request-grace", "1h", "--drain-timeout", "1h"]).args(arguments);
+        command
+            .args(["--bake", "0", "--first-request-grace", "1h", "--drain-timeout", "1h"])
+            .args(arguments);
     });
     line.wait_for(1, "serving draining");
     line
@@ -42,7 +46,8 @@ fn keep_draining(address: &str) -> Client {
 fn assert_survives_handoffs(line: &Line, addresses: &[String]) {
     for generation in 1..4 {
         for address in addresses {
-            Client::once(address, b"who is there?").unwrap_or_else(|error| panic!("{address}: {error}"));
+            Client::once(address, b"who is there?")
+                .unwrap_or_else(|error| panic!("{address}: {error}"));
         }
         line.hand_over_from(generation);
         assert_eq!(line.exit_code(generation), 0);
@@ -104,12 +109,18 @@ fn ten_listeners_of_all_families_survive_handoffs_together() {
         command.args(["--bake", "0"]);
         for number in 0..5 {
             let path = folder.join(format!("{number}.sock"));
-            command.args(["--listen", "127.0.0.1:0", "--listen", &format!("unix-{number}={}", path.display())]);
+            command.args([
+                "--listen",
+                "127.0.0.1:0",
+                "--listen",
+                &format!("unix-{number}={}", path.display()),
+            ]);
         }
     });
     line.wait_for(1, "serving draining");
     let listeners = listeners_of(&line, 1);
-    let addresses: Vec<_> = listeners.split(' ').map(|one| one.split_once('=').unwrap().1.to_owned()).collect();
+    let addresses: Vec<_> =
+        listeners.split(' ').map(|one| one.split_once('=').unwrap().1.to_owned()).collect();
     assert_eq!(addresses.len(), 10);
     assert_survives_handoffs(&line, &addresses);
 }
@@ -118,7 +129,8 @@ fn ten_listeners_of_all_families_survive_handoffs_together() {
 fn three_hundred_listeners_survive_handoffs() {
     let line = serve(&["127.0.0.1:0"; 300]);
     let listeners = listeners_of(&line, 1);
-    let addresses: Vec<_> = listeners.split(' ').map(|one| one.split_once('=').unwrap().1.to_owned()).collect();
+    let addresses: Vec<_> =
+        listeners.split(' ').map(|one| one.split_once('=').unwrap().1.to_owned()).collect();
     assert_eq!(addresses.len(), 300);
     line.hand_over_from(1);
     line.hand_over_from(2);
@@ -136,7 +148,10 @@ fn an_added_listener_is_bound_and_said_so() {
     line.successor_gets("--bake 0 --listen web=127.0.0.1:0 --listen api=[::1]:0");
     line.hand_over_from(1);
     assert_eq!(line.wait_for(2, "bound").field("listener"), Some("api"));
-    let (web, api) = listeners_of(&line, 2).split_once(' ').map(|(web, api)| (web.to_owned(), api.to_owned())).unwrap();
+    let (web, api) = listeners_of(&line, 2)
+        .split_once(' ')
+        .map(|(web, api)| (web.to_owned(), api.to_owned()))
+        .unwrap();
     assert_eq!(web, listeners_of(&line, 1), "the other one stays");
     Client::once(api.strip_prefix("api=").unwrap(), b"new here").unwrap();
     line.assert_serves();
@@ -150,7 +165,10 @@ fn a_removed_listener_is_closed_by_everybody_and_refuses() {
     let _silent = keep_draining(&web);
     line.hand_over_from(1);
     let closed = line.wait_for(2, "closed a passed socket that nothing claims");
-    assert_eq!((closed.field("listener"), closed.field("address")), (Some("api"), Some(api.as_str())));
+    assert_eq!(
+        (closed.field("listener"), closed.field("address")),
+        (Some("api"), Some(api.as_str()))
+    );
     line.wait_for(1, "draining why");
     assert!(Client::connect(&api).is_err());
     Client::once(&web, b"still here").unwrap();
@@ -204,7 +222,12 @@ fn an_added_listener_that_cannot_be_bound_fails_the_handoff_and_nothing_else() {
 fn a_generation_that_is_rolled_back_takes_what_it_bound_with_it() {
     for end in [Signal::SIGTERM, Signal::SIGQUIT] {
         let line = Line::start_with(|command, folder| {
-            command.args(["--bake", "1h", "--listen", &format!("web={}/web.sock", folder.display())]);
+            command.args([
+                "--bake",
+                "1h",
+                "--listen",
+                &format!("web={}/web.sock", folder.display()),
+            ]);
         });
         line.wait_for(1, "serving draining");
         let (web, new) = (line.address(), line.folder().join("new.sock"));
@@ -255,8 +278,10 @@ fn a_listener_that_another_process_sets_blocking_stops_nothing() {
 
 #[test]
 fn no_process_holds_a_listener_that_its_configuration_does_not_name() {
-    let (kept, dropped) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
-    let parent = Parent::passing([kept.try_clone().unwrap().into(), dropped.try_clone().unwrap().into()]);
+    let (kept, dropped) =
+        (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let parent =
+        Parent::passing([kept.try_clone().unwrap().into(), dropped.try_clone().unwrap().into()]);
     let patiently = ["--bake", "0", "--first-request-grace", "1h", "--drain-timeout", "1h"];
     let line = parent.saying("LISTEN_FDNAMES", "kept:dropped").serve(&patiently);
     let _silent = keep_draining(&line.address_of("kept"));

@@ -32,7 +32,9 @@ fn with_journal(journal_stream: &str) -> (Line, UnixDatagram) {
 fn record(journal: &UnixDatagram, field: &str) -> String {
     let mut packet = vec![0; 65_536];
     loop {
-        let length = journal.recv(&mut packet).unwrap_or_else(|error| panic!("no record with {field}: {error}"));
+        let length = journal
+            .recv(&mut packet)
+            .unwrap_or_else(|error| panic!("no record with {field}: {error}"));
         let text = String::from_utf8_lossy(&packet[..length]).into_owned();
         if text.contains(field) {
             return text;
@@ -73,7 +75,9 @@ fn one_record_tells_how_a_connection_ended() {
     let line = Line::serve(&[]);
     Client::once(&line.address(), b"eight by").unwrap();
     let record = line.wait_for(1, "connection ended");
-    for (field, value) in [("listener", "listener-1"), ("received", "8"), ("sent", "8"), ("ending", "finished")] {
+    for (field, value) in
+        [("listener", "listener-1"), ("received", "8"), ("sent", "8"), ("ending", "finished")]
+    {
         assert_eq!(record.field(field), Some(value), "{}", record.text);
     }
     assert_eq!(line.count("connection ended"), 1);
@@ -84,8 +88,7 @@ fn one_record_tells_how_a_connection_ended() {
 fn a_broken_standard_error_hurts_nobody() {
     // Its reader ends at once, so records meet a broken pipe; standard output keeps the daemon in the line. The socket
     // is passed in, so that a client may come at any time.
-    let script =
-        "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$1\" --pid-file \"$2/pid\" --bake 0 --no-carry 3<&0 1>&2 2> >(exec true)";
+    let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$1\" --pid-file \"$2/pid\" --bake 0 --no-carry 3<&0 1>&2 2> >(exec true)";
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap().to_string();
     let line = Line::start_program(Path::new("/bin/bash"), |command, folder| {
@@ -125,7 +128,11 @@ fn serve_unread() -> (Line, OwnedFd) {
 fn a_signal_while_nobody_reads_holds_up_nobody_either() {
     let (line, _unread) = serve_unread();
     assert_becomes(&true, || line.folder().join("pid").exists());
-    let tracer = Tracer::attach(&line, line.first_pid(), &["-e", "trace=poll", "-e", "inject=poll:error=EINTR"]);
+    let tracer = Tracer::attach(
+        &line,
+        line.first_pid(),
+        &["-e", "trace=poll", "-e", "inject=poll:error=EINTR"],
+    );
     signal(line.first_pid(), Signal::SIGTERM);
     assert_eq!(line.exit_code(1), 0);
     assert!(tracer.wait().contains("EINTR"));
@@ -136,7 +143,8 @@ fn a_signal_while_nobody_reads_holds_up_nobody_either() {
 fn a_standard_error_that_nobody_reads_holds_up_nobody() {
     let (line, _unread) = serve_unread();
     let head = || std::fs::read_to_string(line.folder().join("pid")).ok()?.trim().parse().ok();
-    let serves = || Client::once(line.folder().join("socket").to_str().unwrap(), b"anybody?").is_ok();
+    let serves =
+        || Client::once(line.folder().join("socket").to_str().unwrap(), b"anybody?").is_ok();
     assert_becomes(&Some(line.first_pid()), head);
     assert!(serves());
     signal(line.first_pid(), Signal::SIGHUP);
@@ -185,8 +193,11 @@ fn a_log_that_is_read_again_says_how_much_was_dropped() {
     });
     // Until the log has ended, or no record has come for too long.
     let mut records = std::iter::from_fn(|| told.recv_timeout(DEADLINE).ok()).map(Result::unwrap);
-    let ended =
-        records.by_ref().take_while(|record| !record.contains("dropped ")).filter(|one| one.contains("ended")).count();
+    let ended = records
+        .by_ref()
+        .take_while(|record| !record.contains("dropped "))
+        .filter(|one| one.contains("ended"))
+        .count();
     assert!((1..4_000).contains(&ended), "{ended}");
     signal(line.first_pid(), Signal::SIGTERM);
     assert_eq!(line.exit_code(1), 0);

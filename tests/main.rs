@@ -2,9 +2,17 @@
 //!
 //! Tests see what a client or an operator sees: bytes, exit codes, the log. They wait for events under a deadline, use
 //! port 0 and folders of their own, run in parallel, and leave no process, socket or file behind.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test that cannot go on has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test that cannot go on has failed"
+)]
 #![allow(clippy::missing_panics_doc, reason = "tests panic")]
-#![allow(clippy::print_stdout, reason = "a storm tells how many it was made of; cargo shows it on request")]
+#![allow(
+    clippy::print_stdout,
+    reason = "a storm tells how many it was made of; cargo shows it on request"
+)]
 
 mod support;
 

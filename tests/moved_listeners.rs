@@ -57,7 +57,8 @@ fn a_listener_moves_on_before_its_first_address_is_closed() {
     for (generation, address) in (1..).zip(["127.0.0.1", "127.0.0.2", "127.0.0.3", "0.0.0.0"]) {
         put(line.folder(), &file(address, port));
         line.hand_over_from(generation);
-        Client::once(&format!("{}:{port}", address.replace("0.0.0.0", "127.0.0.1")), b"moved").unwrap();
+        Client::once(&format!("{}:{port}", address.replace("0.0.0.0", "127.0.0.1")), b"moved")
+            .unwrap();
     }
 }
 
@@ -87,7 +88,9 @@ fn a_move_that_is_taken_back_leaves_all_as_it_was() {
             let (line, port) = take_back(old, new, end);
             Client::once(&format!("127.0.0.1:{port}"), b"as before").unwrap();
             // The successor lets go of its own a moment after it has said so.
-            assert_becomes(&(old == "0.0.0.0"), || Client::connect(&format!("127.0.0.2:{port}")).is_ok());
+            assert_becomes(&(old == "0.0.0.0"), || {
+                Client::connect(&format!("127.0.0.2:{port}")).is_ok()
+            });
             // The next one finds all as the first one did.
             line.signal(1, Signal::SIGHUP);
             line.wait_for_count(2, "the successor is ready");

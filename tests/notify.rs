@@ -11,7 +11,10 @@ use crate::support::{Client, Gate, Line, Manager, SLOW_DRAIN, Told, assert_becom
 fn serve(manager: &Manager, arguments: &[&str], variables: &[(&str, &str)]) -> Line {
     let line = Line::start_with(|command, folder| {
         command.args(["--listen", "127.0.0.1:0"]).arg("--control").arg(folder.join("control"));
-        command.args(arguments).envs(variables.iter().copied()).env("NOTIFY_SOCKET", manager.path());
+        command
+            .args(arguments)
+            .envs(variables.iter().copied())
+            .env("NOTIFY_SOCKET", manager.path());
     });
     let (ready, before) = manager.hear_until("READY=1");
     assert_eq!(ready.pid, line.first_pid());
@@ -56,20 +59,30 @@ fn a_handoff_that_a_signal_asks_for_is_told_with_one_word_at_each_end() {
 
 /// READY would say that a reload went well: it is for those who were told that one began.
 #[test]
-fn a_handoff_that_fails_ends_in_ready_if_a_signal_asked_for_it_and_in_a_status_if_an_operator_did() {
+fn a_handoff_that_fails_ends_in_ready_if_a_signal_asked_for_it_and_in_a_status_if_an_operator_did()
+{
     let manager = Manager::new();
     let line = serve(&manager, &["--bake", "0"], &[]);
     line.put_script("exit 1");
     line.asked(&["reload"]).names(70, &["ended before it was ready"]);
-    let (status, before) = manager.hear_until("STATUS=generation 1 serving 0; the handoff to 2 failed");
-    assert!(before.iter().all(|told| told.value("READY").is_none() && told.value("RELOADING").is_none()), "{before:?}");
+    let (status, before) =
+        manager.hear_until("STATUS=generation 1 serving 0; the handoff to 2 failed");
+    assert!(
+        before
+            .iter()
+            .all(|told| told.value("READY").is_none() && told.value("RELOADING").is_none()),
+        "{before:?}"
+    );
     assert_eq!(status.value("READY"), None);
     for _ in 0..3 {
         line.fail_to_hand_over_from(1);
         manager.hear_until("RELOADING=1");
         let (ready, _) = manager.hear_until("READY=1");
         assert!(
-            ready.value("STATUS").unwrap().contains("failed: the successor ended before it was ready"),
+            ready
+                .value("STATUS")
+                .unwrap()
+                .contains("failed: the successor ended before it was ready"),
             "{ready:?}"
         );
         assert_eq!(ready.value("MAINPID"), None);
@@ -132,7 +145,10 @@ fn a_stop_gets_more_time_for_every_connection_that_ends_and_none_for_those_that_
         // Twice seen as it is, so that the next word is about what changes now.
         let stands = format!("STATUS=generation 1 stopping, {}", left + 1);
         let (_, before) = manager.hear_until(&stands);
-        assert!(before.iter().all(|told| told.value("EXTEND_TIMEOUT_USEC").is_none()), "{before:?}");
+        assert!(
+            before.iter().all(|told| told.value("EXTEND_TIMEOUT_USEC").is_none()),
+            "{before:?}"
+        );
         held.pop().unwrap().echo(b"done").unwrap();
         let (extended, _) = manager.hear_until("EXTEND_TIMEOUT_USEC=");
         assert_eq!(extended.pid, line.first_pid());
@@ -144,7 +160,8 @@ fn a_stop_gets_more_time_for_every_connection_that_ends_and_none_for_those_that_
 #[test]
 fn the_watchdog_hears_from_the_head_and_from_whoever_takes_over() {
     let manager = Manager::new();
-    let line = serve(&manager, &["--bake", "0"], &[("WATCHDOG_USEC", "20000"), ("WATCHDOG_PID", "")]);
+    let line =
+        serve(&manager, &["--bake", "0"], &[("WATCHDOG_USEC", "20000"), ("WATCHDOG_PID", "")]);
     // Meant for another process: nothing is said.
     line.hand_over_from(1);
     manager.hear_until("MAINPID=");
@@ -153,10 +170,11 @@ fn the_watchdog_hears_from_the_head_and_from_whoever_takes_over() {
 
     // The shell says whom it is meant for.
     let manager = Manager::new();
-    let line = Line::start_under(&["sh", "-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""], |command, _| {
-        command.args(["--listen", "127.0.0.1:0", "--bake", "0"]);
-        command.env("NOTIFY_SOCKET", manager.path()).env("WATCHDOG_USEC", "20000");
-    });
+    let line =
+        Line::start_under(&["sh", "-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""], |command, _| {
+            command.args(["--listen", "127.0.0.1:0", "--bake", "0"]);
+            command.env("NOTIFY_SOCKET", manager.path()).env("WATCHDOG_USEC", "20000");
+        });
     for generation in 1..4 {
         for _ in 0..3 {
             let (alive, _) = manager.hear_until("WATCHDOG=1");
@@ -172,7 +190,10 @@ fn the_watchdog_hears_from_the_head_and_from_whoever_takes_over() {
 fn a_watchdog_that_cannot_be_is_named() {
     let manager = Manager::new();
     let line = Line::start_with(|command, _| {
-        command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", manager.path()).env("WATCHDOG_USEC", "soon");
+        command
+            .args(["--listen", "127.0.0.1:0"])
+            .env("NOTIFY_SOCKET", manager.path())
+            .env("WATCHDOG_USEC", "soon");
     });
     assert_eq!(line.exit_code(1), 78);
     let said = line.wait_for_end().pop().unwrap().text;
@@ -204,7 +225,12 @@ fn a_stop_in_the_middle_of_a_reload_is_told_as_a_stop() {
     assert_eq!(stopping.pid, line.first_pid());
     gate.open();
     line.wait_for_end();
-    assert!(manager.rest().iter().all(|told| told.value("MAINPID").is_none() && told.value("READY").is_none()));
+    assert!(
+        manager
+            .rest()
+            .iter()
+            .all(|told| told.value("MAINPID").is_none() && told.value("READY").is_none())
+    );
     // What the manager was given to keep, a process that another test has just forked may hold until its exec.
     assert_becomes(&true, || Client::connect(&line.address()).is_err());
 }
@@ -214,8 +240,14 @@ fn assert_no_main_process_is_named(line: &Line, manager: &Manager) {
     for generation in 2..=3 {
         line.asked(&["reload"]).well();
         let (handed_over, before) = manager.hear_until("READY=1");
-        assert_eq!(handed_over.value("STATUS"), Some(format!("generation {generation} serving").as_str()));
-        assert!(before.iter().chain([&handed_over]).all(|told| told.value("MAINPID").is_none()), "{handed_over:?}");
+        assert_eq!(
+            handed_over.value("STATUS"),
+            Some(format!("generation {generation} serving").as_str())
+        );
+        assert!(
+            before.iter().chain([&handed_over]).all(|told| told.value("MAINPID").is_none()),
+            "{handed_over:?}"
+        );
     }
     line.assert_serves();
 }
@@ -248,7 +280,9 @@ fn to_a_manager_outside_a_container_no_number_is_told() {
         let line = Line::start_by(|folder| {
             let mut command = Command::new("unshare");
             command.args(["--map-root-user", "--pid", "--fork", "--kill-child"]).args(proc);
-            command.args(["sh", "-c", "\"$0\" \"$@\" & exec sleep 600"]).arg(folder.join("handoffd"));
+            command
+                .args(["sh", "-c", "\"$0\" \"$@\" & exec sleep 600"])
+                .arg(folder.join("handoffd"));
             command.args(["--log", "debug"]);
             arguments(&mut command, folder, &manager);
             command
@@ -263,12 +297,23 @@ fn to_a_manager_outside_a_container_no_number_is_told() {
 fn a_daemon_that_enters_a_container_tells_no_number() {
     let manager = Manager::new();
     let mut container = Command::new("unshare");
-    container.args(["--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc", "sleep", "600"]);
+    container.args([
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "sleep",
+        "600",
+    ]);
     let mut container = container.spawn().unwrap();
-    let inside = || fs::read_to_string(format!("/proc/{0}/task/{0}/children", container.id())).unwrap();
+    let inside =
+        || fs::read_to_string(format!("/proc/{0}/task/{0}/children", container.id())).unwrap();
     assert_becomes(&true, || !inside().is_empty());
     let inside = inside().trim().to_owned();
-    assert_becomes(&true, || fs::read_to_string(format!("/proc/{inside}/comm")).unwrap().trim() == "sleep");
+    assert_becomes(&true, || {
+        fs::read_to_string(format!("/proc/{inside}/comm")).unwrap().trim() == "sleep"
+    });
     let line = Line::start_by(|folder| {
         let mut command = Command::new("nsenter");
         command.args(["--target", &inside, "--user", "--pid", "--mount", "--preserve-credentials"]);

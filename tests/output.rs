@@ -46,7 +46,8 @@ fn a_command_whose_output_is_lost_ends_with_74() {
         for (output, why) in unwritable() {
             let mut command = command(words);
             command.env("PATH", format!("{}:/usr/bin:/bin", line.folder().display()));
-            Refusal::writing_to(output, command).names(74, &[&format!("cannot write {what}: {why}")]);
+            Refusal::writing_to(output, command)
+                .names(74, &[&format!("cannot write {what}: {why}")]);
         }
     }
 }

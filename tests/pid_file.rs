@@ -36,7 +36,10 @@ fn the_pid_file_changes_hands_by_rename_when_the_successor_takes_over_and_not_be
     let inode = before.metadata().unwrap().ino();
     line.signal(1, Signal::SIGHUP);
     line.wait_for(1, "the successor is ready");
-    assert_eq!((named(&path(&line)), fs::metadata(path(&line)).unwrap().ino()), (line.first_pid(), inode));
+    assert_eq!(
+        (named(&path(&line)), fs::metadata(path(&line)).unwrap().ino()),
+        (line.first_pid(), inode)
+    );
     line.signal(1, Signal::SIGTERM);
     line.wait_for(1, "handed over");
     assert_eq!(named(&path(&line)), line.pid_of(2));
@@ -48,7 +51,8 @@ fn the_pid_file_changes_hands_by_rename_when_the_successor_takes_over_and_not_be
     line.signal(2, Signal::SIGTERM);
     assert_eq!(line.exit_code(2), 0);
     // Neither the file nor a draft of it.
-    let left: Vec<_> = fs::read_dir(line.folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> =
+        fs::read_dir(line.folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["handoffd"]);
 }
 
@@ -58,7 +62,8 @@ fn a_rollback_leaves_the_pid_file_as_it_was() {
     for number in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGQUIT] {
         let mark = line.mark();
         line.signal(1, Signal::SIGHUP);
-        let successor = line.wait_since(mark, "a successor", |record| record.is(2, "accepting listeners")).pid;
+        let successor =
+            line.wait_since(mark, "a successor", |record| record.is(2, "accepting listeners")).pid;
         line.wait_since(mark, "a ready one", |record| record.is(1, "the successor is ready"));
         signal(successor, number);
         line.wait_since(mark, "a rollback", |record| record.is(1, "the handoff failed"));
@@ -126,7 +131,9 @@ fn a_link_at_the_name_of_a_draft_is_not_followed() {
         fs::write(folder.join("victim"), "precious").unwrap();
         // The daemon has the number of this shell.
         install(folder, r#"ln -s victim "$FOLDER/pid.$$"; exec "$REAL" "$@""#);
-        command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"]).arg(folder.join("pid"));
+        command
+            .args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"])
+            .arg(folder.join("pid"));
     });
     line.wait_for(1, "serving draining");
     line.hand_over_from(1);
@@ -141,7 +148,9 @@ fn a_link_at_the_name_of_a_draft_is_not_followed() {
 fn a_write_that_fails_is_tried_until_the_file_is_right() {
     let line = Line::start_with(|command, folder| {
         fs::create_dir(folder.join("run")).unwrap();
-        command.args(["--listen", "127.0.0.1:0", "--bake", "60s", "--pid-file"]).arg(folder.join("run/pid"));
+        command
+            .args(["--listen", "127.0.0.1:0", "--bake", "60s", "--pid-file"])
+            .arg(folder.join("run/pid"));
     });
     line.wait_for(1, "serving draining");
     let (run, away) = (line.folder().join("run"), line.folder().join("away"));

@@ -24,7 +24,10 @@ __attribute__((constructor)) static void start(void) {
 fn build(folder: &Path) -> PathBuf {
     let library = folder.join("library.so");
     let mut compiler = Command::new("cc");
-    compiler.args(["-shared", "-fPIC", "-pthread", "-x", "c", "-", "-o"]).arg(&library).stdin(Stdio::piped());
+    compiler
+        .args(["-shared", "-fPIC", "-pthread", "-x", "c", "-", "-o"])
+        .arg(&library)
+        .stdin(Stdio::piped());
     let mut compiler = compiler.spawn().unwrap();
     compiler.stdin.take().unwrap().write_all(LIBRARY.as_bytes()).unwrap();
     assert!(compiler.wait().unwrap().success());
@@ -33,7 +36,8 @@ fn build(folder: &Path) -> PathBuf {
 
 fn has_the_thread(pid: u32) -> bool {
     let names = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let mut names = names.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("comm")).unwrap());
+    let mut names =
+        names.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("comm")).unwrap());
     names.any(|name| name.trim() == "of-the-library")
 }
 
@@ -71,7 +75,8 @@ fn sockets_are_adopted_beside_the_thread_of_a_library() {
 /// The successor finds the fault before it takes its inheritance.
 #[test]
 fn a_wrong_configuration_is_told_beside_the_thread_of_a_library() {
-    let write = |folder: &Path, text: &str| std::fs::write(folder.join("handoffd.toml"), text).unwrap();
+    let write =
+        |folder: &Path, text: &str| std::fs::write(folder.join("handoffd.toml"), text).unwrap();
     let line = Line::start_with(|command, folder| {
         write(folder, "[listener.web]\naddress = '127.0.0.1:0'\nservice = 'echo'\n");
         command.arg("--config").arg(folder.join("handoffd.toml")).env("LD_PRELOAD", build(folder));

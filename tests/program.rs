@@ -58,7 +58,11 @@ fn a_program_behind_a_link_that_is_flipped_takes_effect_and_a_dangling_one_chang
     assert_eq!(image(&line, 2), folder.join("r2/handoffd"));
     flip("r3");
     let failure = line.fail_to_hand_over_from(2);
-    assert!(failure.text.contains("current/handoffd: No such file or directory"), "{}", failure.text);
+    assert!(
+        failure.text.contains("current/handoffd: No such file or directory"),
+        "{}",
+        failure.text
+    );
     line.assert_serves();
     flip("r1");
     line.hand_over_from(2);
@@ -80,7 +84,10 @@ fn assert_finds_itself(start: impl FnOnce(&mut Command)) {
     for generation in 1..=2 {
         line.hand_over_from(generation);
         assert_eq!(image(&line, generation + 1), line.folder().join("bin/handoffd"));
-        assert_eq!(fs::read(format!("/proc/{}/cmdline", line.pid_of(generation + 1))).unwrap(), started);
+        assert_eq!(
+            fs::read(format!("/proc/{}/cmdline", line.pid_of(generation + 1))).unwrap(),
+            started
+        );
         line.assert_serves();
     }
 }
@@ -106,7 +113,9 @@ fn a_program_found_in_path_finds_itself() {
 
 #[test]
 fn a_program_with_another_name_for_itself_is_not_misled() {
-    assert_finds_itself(|command| script(command, r#"PATH="$PWD/bin:$PATH"; exec -a funny handoffd "$@""#));
+    assert_finds_itself(|command| {
+        script(command, r#"PATH="$PWD/bin:$PATH"; exec -a funny handoffd "$@""#)
+    });
     assert_finds_itself(|command| script(command, r#"exec -a /bin/false bin/handoffd "$@""#));
     assert_finds_itself(|command| script(command, r#"exec -a "" bin/handoffd "$@""#));
     assert_finds_itself(|command| {

@@ -7,7 +7,10 @@ use nix::sys::signal::Signal;
 
 /// Bytes of which no two pieces are alike.
 fn bytes(length: usize) -> Vec<u8> {
-    (0_u32..).flat_map(|number| number.wrapping_mul(2_654_435_761).to_be_bytes()).take(length).collect()
+    (0_u32..)
+        .flat_map(|number| number.wrapping_mul(2_654_435_761).to_be_bytes())
+        .take(length)
+        .collect()
 }
 
 /// How the connections of a generation ended, by its own account: by themselves, and cut.
@@ -22,7 +25,11 @@ fn every_byte_goes_both_ways_at_once_over_every_kind_of_socket() {
     let tcp = Upstream::tcp();
     let path = folder.path().join("socket").to_str().unwrap().to_owned();
     let name = format!("@{path}");
-    let upstreams = [(tcp.address(), tcp), (path.clone(), Upstream::on(&path)), (name.clone(), Upstream::on(&name))];
+    let upstreams = [
+        (tcp.address(), tcp),
+        (path.clone(), Upstream::on(&path)),
+        (name.clone(), Upstream::on(&name)),
+    ];
     for (address, upstream) in &upstreams {
         let line = Line::proxy(&[address], &[]);
         let (client, server) = line.pair(upstream);

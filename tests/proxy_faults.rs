@@ -4,7 +4,9 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Echoing, Line, REAL, Tracer, Upstream, assert_becomes, free_port, install, narrow};
+use crate::support::{
+    Client, Echoing, Line, REAL, Tracer, Upstream, assert_becomes, free_port, install, narrow,
+};
 
 /// More than one read takes, and less than the kernel does for a reader that is not there.
 const SOME: usize = 100_000;
@@ -12,7 +14,10 @@ const SOME: usize = 100_000;
 /// Waits until the one connection of a proxy has ended, and tells of what.
 pub(crate) fn ending(line: &Line) -> (String, String) {
     let record = line.wait_for(1, "connection ended");
-    (record.field("ending").unwrap().to_owned(), record.field("error").unwrap_or_default().to_owned())
+    (
+        record.field("ending").unwrap().to_owned(),
+        record.field("error").unwrap_or_default().to_owned(),
+    )
 }
 
 #[test]
@@ -107,7 +112,8 @@ pub(crate) fn fill(line: &Line, end: &mut Client) -> Vec<u8> {
     let mut sent = Vec::new();
     let mut slept = false;
     loop {
-        let next: Vec<u8> = (0..8_192).map(|number| (sent.len() / 8_192 + number).to_le_bytes()[0]).collect();
+        let next: Vec<u8> =
+            (0..8_192).map(|number| (sent.len() / 8_192 + number).to_le_bytes()[0]).collect();
         match end.write(&next) {
             Ok(count) => {
                 sent.extend_from_slice(&next[..count]);
@@ -272,7 +278,8 @@ fn clients_of_a_proxy_leave_descriptors_for_its_upstreams() {
 
 #[test]
 fn a_long_transfer_for_which_the_kernel_makes_no_pipe_goes_on_without_one() {
-    let long: Vec<u8> = (0..8_000_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let long: Vec<u8> =
+        (0..8_000_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     // No descriptor is left, and then there is one, and no memory for what it should hold.
     for refused in ["pipe2:error=EMFILE", "fcntl:error=EPERM"] {
         let upstream = Upstream::tcp();
@@ -297,7 +304,8 @@ fn a_long_transfer_for_which_the_kernel_makes_no_pipe_goes_on_without_one() {
 
 #[test]
 fn a_long_transfer_goes_on_beyond_urgent_data_and_to_its_own_end() {
-    let long: Vec<u8> = (0..8_000_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let long: Vec<u8> =
+        (0..8_000_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let upstream = Upstream::tcp();
     let line = Line::proxy(&[&upstream.address()], &["--workers", "1"]);
     let (mut client, mut server) = line.pair(&upstream);

@@ -52,7 +52,9 @@ fn headers_of_real_senders_are_understood() {
         let Client::Tcp(socket) = &client else { panic!("{client:?}") };
         let (from, to) = (socket.local_addr().unwrap().port(), socket.peer_addr().unwrap().port());
         let mut server = upstream.accept();
-        server.expect(format!("PROXY TCP4 127.0.0.1 127.0.0.1 {from} {to}\r\nrequest").as_bytes()).unwrap();
+        server
+            .expect(format!("PROXY TCP4 127.0.0.1 127.0.0.1 {from} {to}\r\nrequest").as_bytes())
+            .unwrap();
     }
 }
 
@@ -78,7 +80,8 @@ fn a_unix_listener_takes_headers_and_carries_its_clients() {
 #[test]
 fn refused_headers_are_logged_now_and_then_and_all_are_counted() {
     let upstream = Upstream::tcp();
-    let line = serve(&trusting("127.0.0.1:0", "['127.0.0.1']", &upstream), &["--metrics", "127.0.0.1:0"]);
+    let line =
+        serve(&trusting("127.0.0.1:0", "['127.0.0.1']", &upstream), &["--metrics", "127.0.0.1:0"]);
     for _ in 0..20 {
         let mut client = Client::connect(&line.address_of("web")).unwrap();
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
@@ -90,7 +93,8 @@ fn refused_headers_are_logged_now_and_then_and_all_are_counted() {
     assert!(record.text.contains("it does not begin with a PROXY header"), "{record:?}");
     assert_eq!(line.count("a client is refused because of its PROXY header"), 1);
     let counted = || {
-        let status: serde_json::Value = serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
+        let status: serde_json::Value =
+            serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
         status["counters"]["listeners"]["web"]["header_errors"].as_u64().unwrap()
     };
     assert_becomes(&20, counted);

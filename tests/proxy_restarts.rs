@@ -5,14 +5,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::support::{Client, Echoing, Handoffs, Line, REAL, Record, Storm, Tally, Upstream, exit_code, free_port};
+use crate::support::{
+    Client, Echoing, Handoffs, Line, REAL, Record, Storm, Tally, Upstream, exit_code, free_port,
+};
 use nix::sys::signal::Signal;
 
 /// Old generations drain for as long as it takes.
 const LIMITS: [&str; 4] = ["--max-generations", "64", "--drain-timeout", "60s"];
 
 fn assert_unnoticed(tally: &Tally, records: &[Record]) {
-    println!("{} short connections, {} persistent requests, lost: {:?}", tally.short, tally.persistent, tally.losses);
+    println!(
+        "{} short connections, {} persistent requests, lost: {:?}",
+        tally.short, tally.persistent, tally.losses
+    );
     assert!(tally.losses.is_empty(), "{:?}", tally.losses);
     assert_eq!((tally.closed, tally.crossed), (0, 0), "a proxy ends no connection by itself");
     let cut = records.iter().find(|record| record.field("cut").is_some_and(|count| count != "0"));
@@ -58,15 +63,21 @@ fn a_backend_that_restarts_under_load_loses_no_client() {
     let mut restarts = 0;
     for _ in 0..10 {
         let mark = line.mark();
-        line.wait_since(mark, "a client that was served", |record| record.field("ending") == Some("finished"));
+        line.wait_since(mark, "a client that was served", |record| {
+            record.field("ending") == Some("finished")
+        });
         backend.stop();
         // It is away until somebody has been held.
-        line.wait_since(mark, "a client that is held", |record| record.text.contains("did not accept"));
+        line.wait_since(mark, "a client that is held", |record| {
+            record.text.contains("did not accept")
+        });
         backend = Echoing::on(Upstream::on(&path), &path);
         restarts += 1;
     }
     let mark = line.mark();
-    line.wait_since(mark, "a client that was served", |record| record.field("ending") == Some("finished"));
+    line.wait_since(mark, "a client that was served", |record| {
+        record.field("ending") == Some("finished")
+    });
     let tally = storm.end();
     assert!(tally.short > restarts, "hardly a storm: {tally:?}");
     let records = end(&line, line.first_pid());
@@ -82,7 +93,10 @@ fn pour(address: &str, over: &AtomicBool) -> usize {
         let client = Client::connect(address).unwrap();
         let Client::Tcp(socket) = &client else { panic!("{address}") };
         let mut other = socket.try_clone().unwrap();
-        let said: Vec<u8> = (0_u32..).flat_map(|number| (number ^ 0x5bd1_e995).to_be_bytes()).take(LENGTH).collect();
+        let said: Vec<u8> = (0_u32..)
+            .flat_map(|number| (number ^ 0x5bd1_e995).to_be_bytes())
+            .take(LENGTH)
+            .collect();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 other.write_all(&said).unwrap();
@@ -122,10 +136,15 @@ fn handoffs_under_short_persistent_and_bulk_connections_lose_nobody() {
     over.store(true, Ordering::Relaxed);
     let poured: usize = pouring.into_iter().map(|thread| thread.join().unwrap()).sum();
     let tally = storm.end();
-    assert!(poured > 0 && tally.short >= HANDOFFS && tally.persistent >= HANDOFFS, "hardly a storm: {tally:?}");
+    assert!(
+        poured > 0 && tally.short >= HANDOFFS && tally.persistent >= HANDOFFS,
+        "hardly a storm: {tally:?}"
+    );
     let records = end(&line, head.pid);
     assert_unnoticed(&tally, &records);
-    let complaint = records.iter().find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
+    let complaint = records
+        .iter()
+        .find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
     assert_eq!(complaint, None);
     drop(line);
     backend.stop();

@@ -4,7 +4,9 @@
 
 use std::io::Write;
 
-use crate::support::{Client, Gate, Line, SLOW_DRAIN, exit_code, freeze, raise_descriptor_limit, signal, thaw};
+use crate::support::{
+    Client, Gate, Line, SLOW_DRAIN, exit_code, freeze, raise_descriptor_limit, signal, thaw,
+};
 use nix::sys::signal::Signal;
 
 /// More than an accept loop takes before it hears that it is to stop, and less than `somaxconn`.
@@ -90,7 +92,10 @@ fn who_waits_in_the_queue_when_the_line_is_told_to_stop_is_served() {
         assert_answered_and_ended(clients);
         assert_eq!(line.exit_code(1), 0);
         let ended = line.wait_for(1, "has ended ended=");
-        assert_eq!((ended.field("ended").unwrap().parse(), ended.field("cut")), (Ok(MANY), Some("0")));
+        assert_eq!(
+            (ended.field("ended").unwrap().parse(), ended.field("cut")),
+            (Ok(MANY), Some("0"))
+        );
         assert!(Client::connect(&address).is_err());
     }
 }
@@ -98,7 +103,14 @@ fn who_waits_in_the_queue_when_the_line_is_told_to_stop_is_served() {
 #[test]
 fn who_waits_in_the_queue_of_a_listener_that_is_given_up_is_served() {
     let line = Line::start_with(|command, _| {
-        command.args(["--listen", "kept=127.0.0.1:0", "--listen", "given-up=127.0.0.1:0", "--bake", "0"]);
+        command.args([
+            "--listen",
+            "kept=127.0.0.1:0",
+            "--listen",
+            "given-up=127.0.0.1:0",
+            "--bake",
+            "0",
+        ]);
     });
     let (kept, given_up) = (line.address_of("kept"), line.address_of("given-up"));
     let mut gate = Gate::before_successor(&line, "--log debug --bake 0 --listen kept=127.0.0.1:0");

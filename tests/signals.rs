@@ -248,7 +248,10 @@ fn a_terminate_right_after_a_hangup_ends_the_whole_line() {
         line.signal(1, Signal::SIGTERM);
         assert_eq!(line.exit_code(1), 0);
         // Unless it was so quick that it has taken over: then it was the old one alone that was told to end.
-        if line.wait_since_or_end(0, "a successor", |record| record.is(2, "serving draining")).is_some() {
+        if line
+            .wait_since_or_end(0, "a successor", |record| record.is(2, "serving draining"))
+            .is_some()
+        {
             line.assert_serves();
             line.signal(2, Signal::SIGTERM);
         }
@@ -281,7 +284,11 @@ fn a_terminate_while_a_successor_starts_ends_both_also_when_it_starts_after_all(
     gate.open();
     assert_eq!(line.exit_code(1), 0);
     line.wait_for_end();
-    assert!(!line.records().iter().any(|record| record.is(2, "serving draining")), "{}", line.text());
+    assert!(
+        !line.records().iter().any(|record| record.is(2, "serving draining")),
+        "{}",
+        line.text()
+    );
 }
 
 #[test]
@@ -307,7 +314,8 @@ fn a_terminate_to_the_new_one_during_the_bake_is_a_rollback_and_the_next_handoff
     line.assert_serves();
     let mark = line.mark();
     line.signal(1, Signal::SIGHUP);
-    let ready = line.wait_since(mark, "the next successor", |record| record.is(2, "accepting listeners"));
+    let ready =
+        line.wait_since(mark, "the next successor", |record| record.is(2, "accepting listeners"));
     line.wait_since(mark, "it is ready", |record| record.is(1, "the successor is ready"));
     line.signal(1, Signal::SIGTERM);
     line.wait_since(mark, "it takes over", |record| record.is(2, "serving draining"));
@@ -342,7 +350,9 @@ fn a_terminate_to_both_in_any_order_ends_both_and_leaves_nothing_behind() {
         line.wait_for(1, "serving draining");
         line.signal(1, Signal::SIGHUP);
         line.wait_for(1, "the successor is ready");
-        let is_socket = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+        let is_socket = |path: &Path| {
+            fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+        };
         assert!(is_socket(&line.folder().join("socket")));
         let both = [line.pid_of(1), line.pid_of(2)];
         // Both are told before either has acted: what they say to each other crosses on the way.
@@ -353,7 +363,11 @@ fn a_terminate_to_both_in_any_order_ends_both_and_leaves_nothing_behind() {
         assert_eq!((line.exit_code(1), line.exit_code(2)), (0, 0));
         line.wait_for_end();
         for left in ["socket", "pid"] {
-            assert!(!line.folder().join(left).exists(), "{left} is left behind in round {round}:\n{}", line.text());
+            assert!(
+                !line.folder().join(left).exists(),
+                "{left} is left behind in round {round}:\n{}",
+                line.text()
+            );
         }
     }
 }

@@ -24,7 +24,8 @@ impl Holdings {
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().filter_map(|entry| {
             let entry = entry.ok()?;
             // One that is closed meanwhile is gone.
-            let (number, link) = (entry.file_name().into_string().unwrap(), fs::read_link(entry.path()).ok()?);
+            let (number, link) =
+                (entry.file_name().into_string().unwrap(), fs::read_link(entry.path()).ok()?);
             // Whoever runs the tests may leave descriptors open; they come to the first generation and no further.
             // The log is no stray, though the test may have the other end of its pipe under the same number.
             let stray = !["0", "1", "2"].contains(&number.as_str())
@@ -41,8 +42,11 @@ impl Holdings {
 
 /// Every process whose parent it is; one that has ended and is not reaped, too.
 fn children(parent: u32) -> Vec<u32> {
-    let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter(|pid: &u32| status(*pid, "PPid:").is_some_and(|ppid| ppid == u64::from(parent))).collect()
+    let pids = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &u32| status(*pid, "PPid:").is_some_and(|ppid| ppid == u64::from(parent)))
+        .collect()
 }
 
 /// A number in `/proc/PID/status`.
@@ -54,7 +58,9 @@ fn status(pid: u32, key: &str) -> Option<u64> {
 /// What it was born with, sorted, less its ordinal.
 fn environment(pid: u32, generation: u64) -> Vec<String> {
     let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap();
-    let variables = bytes.split(|byte| *byte == 0).map(|variable| String::from_utf8_lossy(variable).into_owned());
+    let variables = bytes
+        .split(|byte| *byte == 0)
+        .map(|variable| String::from_utf8_lossy(variable).into_owned());
     let ordinal = format!("HANDOFFD_GENERATION={generation}");
     let mut variables: Vec<String> =
         variables.filter(|variable| !variable.is_empty() && *variable != ordinal).collect();
@@ -84,9 +90,11 @@ fn a_thousand_handoffs_leave_nothing_behind() {
     };
 
     let (second_pid, second) = hand_over();
-    let (environment_then, memory_then) = (environment(second_pid, second), status(second_pid, "VmRSS:").unwrap());
+    let (environment_then, memory_then) =
+        (environment(second_pid, second), status(second_pid, "VmRSS:").unwrap());
     // All that a handoff puts into the environment of a successor.
-    let added: Vec<&str> = environment_then.iter().filter(|one| !born.contains(one)).map(String::as_str).collect();
+    let added: Vec<&str> =
+        environment_then.iter().filter(|one| !born.contains(one)).map(String::as_str).collect();
     assert_eq!(added, ["HANDOFFD_CHANNEL=1:4", "LISTEN_FDS=1"]);
     assert!(born.iter().all(|one| environment_then.contains(one)));
 

@@ -14,7 +14,8 @@ fn stored(manager: &Manager) -> Vec<(String, OwnedFd)> {
     for mut told in before.into_iter().filter(|told| told.value("STATUS").is_none()) {
         assert_eq!(told.value("FDSTORE"), Some("1"), "{told:?}");
         assert_eq!(told.descriptors.len(), 1);
-        let (name, socket) = (told.value("FDNAME").unwrap().to_owned(), told.descriptors.pop().unwrap());
+        let (name, socket) =
+            (told.value("FDNAME").unwrap().to_owned(), told.descriptors.pop().unwrap());
         if kept.iter().all(|(known, _)| *known != name) {
             kept.push((name, socket));
         }
@@ -31,14 +32,18 @@ fn start_with_kept(kept: Vec<(String, OwnedFd)>, manager: &Manager, arguments: &
         Err(sockets) => Parent::passing(<[OwnedFd; 1]>::try_from(sockets).unwrap()),
     };
     let socket = manager.path().to_str().unwrap();
-    parent.saying("LISTEN_FDNAMES", names.join(":")).saying("NOTIFY_SOCKET", socket).serve(arguments)
+    parent
+        .saying("LISTEN_FDNAMES", names.join(":"))
+        .saying("NOTIFY_SOCKET", socket)
+        .serve(arguments)
 }
 
 #[test]
 fn what_was_bound_comes_back_after_all_have_died_and_who_waits_is_answered() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("web.sock").to_str().unwrap().to_owned();
-    let arguments = ["--listen", &format!("unix={path}"), "--listen", "tcp=127.0.0.1:0", "--bake", "0"];
+    let arguments =
+        ["--listen", &format!("unix={path}"), "--listen", "tcp=127.0.0.1:0", "--bake", "0"];
     let manager = Manager::new();
     let line = Line::start_with(|command, _| {
         command.args(arguments).env("NOTIFY_SOCKET", manager.path());
@@ -48,10 +53,16 @@ fn what_was_bound_comes_back_after_all_have_died_and_who_waits_is_answered() {
     for _ in 0..2 {
         let line = {
             // All of them, at once.
-            line.processes().into_iter().for_each(|pid| crate::support::signal(pid, Signal::SIGKILL));
+            line.processes()
+                .into_iter()
+                .for_each(|pid| crate::support::signal(pid, Signal::SIGKILL));
             line.wait_for_end();
-            let mut waiting: Vec<Client> = [&tcp, &path].map(|address| Client::connect(address).unwrap()).into();
-            let copies = kept.iter().map(|(name, socket)| (name.clone(), socket.try_clone().unwrap())).collect();
+            let mut waiting: Vec<Client> =
+                [&tcp, &path].map(|address| Client::connect(address).unwrap()).into();
+            let copies = kept
+                .iter()
+                .map(|(name, socket)| (name.clone(), socket.try_clone().unwrap()))
+                .collect();
             let line = start_with_kept(copies, &manager, &arguments);
             for client in &mut waiting {
                 client.echo(b"I have waited").unwrap();
@@ -61,8 +72,14 @@ fn what_was_bound_comes_back_after_all_have_died_and_who_waits_is_answered() {
         assert_eq!((line.address_of("tcp"), line.address_of("unix")), (tcp.clone(), path.clone()));
         assert_eq!(line.count("bound a listener"), 0, "nothing was to be bound anew");
         let again = stored(&manager);
-        let names = |kept: &[(String, OwnedFd)]| kept.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-        assert_eq!(names(&again), names(&kept), "the same sockets under the same names: systemd keeps each once");
+        let names = |kept: &[(String, OwnedFd)]| {
+            kept.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(&again),
+            names(&kept),
+            "the same sockets under the same names: systemd keeps each once"
+        );
         line.hand_over_from(1);
         for address in [&tcp, &path] {
             Client::once(address, b"over a handoff").unwrap();
@@ -77,8 +94,16 @@ fn what_a_parent_passed_is_not_stored_a_second_time() {
     let manager = Manager::new();
     let socket: OwnedFd = std::net::TcpListener::bind("127.0.0.1:0").unwrap().into();
     let parent = Parent::passing([socket]).saying("LISTEN_FDNAMES", "web");
-    let arguments = ["--listen", "web=127.0.0.1:1", "--listen", "own=127.0.0.1:0", "--control", "/tmp/none/control"];
-    let _line = parent.saying("NOTIFY_SOCKET", manager.path().to_str().unwrap()).serve(&arguments[..4]);
+    let arguments = [
+        "--listen",
+        "web=127.0.0.1:1",
+        "--listen",
+        "own=127.0.0.1:0",
+        "--control",
+        "/tmp/none/control",
+    ];
+    let _line =
+        parent.saying("NOTIFY_SOCKET", manager.path().to_str().unwrap()).serve(&arguments[..4]);
     let names: Vec<_> = stored(&manager).into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["own=127.0.0.1%3A0"]);
 }
@@ -87,7 +112,9 @@ fn what_a_parent_passed_is_not_stored_a_second_time() {
 fn a_listener_that_is_added_is_stored_and_one_that_is_given_up_no_longer() {
     let manager = Manager::new();
     let line = Line::start_with(|command, _| {
-        command.args(["--listen", "a=127.0.0.1:0", "--bake", "0"]).env("NOTIFY_SOCKET", manager.path());
+        command
+            .args(["--listen", "a=127.0.0.1:0", "--bake", "0"])
+            .env("NOTIFY_SOCKET", manager.path());
     });
     stored(&manager);
     line.successor_gets("--listen b=[::1]:0 --bake 0");

@@ -11,10 +11,17 @@ use nix::sys::signal::Signal;
 
 /// Old generations drain for as long as it takes; none is cut because there are too many, and no client is closed because
 /// it took a while from its connection to its first request.
-const LIMITS: [&str; 6] = ["--max-generations", "64", "--drain-timeout", "60s", "--first-request-grace", "60s"];
+const LIMITS: [&str; 6] =
+    ["--max-generations", "64", "--drain-timeout", "60s", "--first-request-grace", "60s"];
 
 /// Starts a line on `address`, storms it through `handoffs`, stops it: what the clients met, and the log.
-fn storm(flags: &[&str], address: &str, bake: &str, clients: (usize, usize), handoffs: u64) -> (Tally, Vec<Record>) {
+fn storm(
+    flags: &[&str],
+    address: &str,
+    bake: &str,
+    clients: (usize, usize),
+    handoffs: u64,
+) -> (Tally, Vec<Record>) {
     let line = Line::start_program(Path::new(env!("CARGO_BIN_EXE_handoffd")), |command, folder| {
         command.args(flags);
         let address = address.replace("FOLDER", folder.to_str().unwrap());
@@ -43,10 +50,16 @@ fn storm(flags: &[&str], address: &str, bake: &str, clients: (usize, usize), han
 fn assert_unnoticed(tally: &Tally, records: &[Record], handoffs: u64) {
     assert!(tally.losses.is_empty(), "{:?}", tally.losses);
     assert!(tally.short >= handoffs && tally.persistent >= handoffs, "hardly a storm: {tally:?}");
-    let ended: Vec<&Record> = records.iter().filter(|record| record.text.contains("has ended ended=")).collect();
+    let ended: Vec<&Record> =
+        records.iter().filter(|record| record.text.contains("has ended ended=")).collect();
     assert_eq!(ended.len() as u64, handoffs + 1);
-    assert!(ended.iter().all(|record| record.field("cut") == Some("0")), "somebody was cut: {ended:?}");
-    let complaint = records.iter().find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
+    assert!(
+        ended.iter().all(|record| record.field("cut") == Some("0")),
+        "somebody was cut: {ended:?}"
+    );
+    let complaint = records
+        .iter()
+        .find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
     assert_eq!(complaint, None);
 }
 
@@ -78,7 +91,8 @@ fn handoffs_of_a_unix_socket_lose_nobody() {
 
 #[test]
 fn a_request_that_crosses_the_close_of_an_idle_connection_was_not_taken_on() {
-    let (mut tally, records) = storm(&["--log", "debug", "--no-carry"], "127.0.0.1:0", "0", (2, 64), 30);
+    let (mut tally, records) =
+        storm(&["--log", "debug", "--no-carry"], "127.0.0.1:0", "0", (2, 64), 30);
     assert_unnoticed(&tally, &records, 30);
     // What a server has answered its client has verified: nothing was read and then dropped, nothing sent in vain.
     let mut answered = Vec::new();

@@ -16,7 +16,8 @@ const SILENT: [i32; 5] = [13, 25, 28, 32, 33];
 
 /// Sends a signal that has no name.
 fn send(pid: u32, number: i32) {
-    let sent = Command::new("/bin/kill").args([&format!("-{number}"), "--", &pid.to_string()]).status();
+    let sent =
+        Command::new("/bin/kill").args([&format!("-{number}"), "--", &pid.to_string()]).status();
     assert!(sent.unwrap().success(), "{number}");
 }
 
@@ -74,7 +75,9 @@ fn a_stray_signal_before_the_handlers_stand_kills_nothing() {
 #[test]
 fn every_other_signal_is_logged_and_ignored() {
     let line = Line::start_with(|command, folder| {
-        command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"]).arg(folder.join("pid"));
+        command
+            .args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"])
+            .arg(folder.join("pid"));
     });
     line.wait_for(1, "serving draining");
     let mut client = Client::connect(&line.address()).unwrap();
@@ -121,7 +124,8 @@ fn an_init_passes_usr2_on_and_survives_the_rest() {
 /// The log is a file that may not grow: the write fails, and nothing else does.
 #[test]
 fn a_log_file_at_its_limit_is_not_deadly() {
-    let script = "ulimit -f 1; exec \"$1\" --listen \"$2/socket\" --bake 0 --log debug 1>&2 2>\"$2/log\"";
+    let script =
+        "ulimit -f 1; exec \"$1\" --listen \"$2/socket\" --bake 0 --log debug 1>&2 2>\"$2/log\"";
     let line = Line::start_program(Path::new("/bin/bash"), |command, folder| {
         command.args(["-c", script, "bash", env!("CARGO_BIN_EXE_handoffd")]).arg(folder);
     });

@@ -21,11 +21,19 @@ fn mode(path: &Path) -> u32 {
 #[test]
 fn flags_set_the_mode_whatever_the_umask() {
     for (umask, wanted) in [("077", "0666"), ("000", "0600"), ("027", "777")] {
-        let line = Line::start_under(&["sh", "-c", &format!("umask {umask}; exec \"$@\""), "sh"], |command, folder| {
-            command.args(["--listen", &format!("web={}/web.sock", folder.display()), "--socket-mode", wanted]);
-            // An address without a path has no mode, and may stand beside one that has.
-            command.args(["--listen", "127.0.0.1:0"]);
-        });
+        let line = Line::start_under(
+            &["sh", "-c", &format!("umask {umask}; exec \"$@\""), "sh"],
+            |command, folder| {
+                command.args([
+                    "--listen",
+                    &format!("web={}/web.sock", folder.display()),
+                    "--socket-mode",
+                    wanted,
+                ]);
+                // An address without a path has no mode, and may stand beside one that has.
+                command.args(["--listen", "127.0.0.1:0"]);
+            },
+        );
         line.wait_for(1, "serving draining");
         let path = line.folder().join("web.sock");
         assert_eq!(mode(&path), u32::from_str_radix(wanted, 8).unwrap(), "umask {umask}");
@@ -36,14 +44,22 @@ fn flags_set_the_mode_whatever_the_umask() {
 #[test]
 fn the_file_sets_user_and_group_by_number_and_by_name() {
     let is_root = nix::unistd::geteuid().is_root();
-    let (user, group) = if is_root { (1, 2) } else { (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()) };
+    let (user, group) = if is_root {
+        (1, 2)
+    } else {
+        (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw())
+    };
     let name = |id: nix::unistd::User| id.name;
     let by_name = name(nix::unistd::User::from_uid(user.into()).unwrap().unwrap());
     for said in [user.to_string(), by_name] {
         let settings = format!("mode = \"0640\"\nuser = \"{said}\"\ngroup = \"{group}\"");
         let line = serve(&file(&settings), &[]);
         let status = fs::symlink_metadata(line.folder().join("web.sock")).unwrap();
-        assert_eq!((status.uid(), status.gid(), status.mode() & 0o777), (user, group, 0o640), "{said}");
+        assert_eq!(
+            (status.uid(), status.gid(), status.mode() & 0o777),
+            (user, group, 0o640),
+            "{said}"
+        );
     }
 }
 
@@ -85,8 +101,10 @@ fn what_cannot_be_set_is_named_and_nothing_is_left() {
     said(&["--socket-group", "no-such-group"]).names(78, &["(web)", "no group \"no-such-group\""]);
     said(&["--socket-user", "no-such-user"]).names(78, &["(web)", "no user \"no-such-user\""]);
     said(&["--socket-mode", "1777"]).names(64, &["--socket-mode", "octal digits"]);
-    Refusal::to(&["--listen", "127.0.0.1:0", "--socket-mode", "0600"]).names(64, &["--socket-mode", "a path"]);
-    Refusal::to(&["check", "--listen", &listen, "--socket-group", "no-such-group"]).names(78, &["no-such-group"]);
+    Refusal::to(&["--listen", "127.0.0.1:0", "--socket-mode", "0600"])
+        .names(64, &["--socket-mode", "a path"]);
+    Refusal::to(&["check", "--listen", &listen, "--socket-group", "no-such-group"])
+        .names(78, &["no-such-group"]);
     put(folder.path(), &file("mode = \"0600\"").replace("$F/web.sock", "127.0.0.1:0"));
     let config = folder.path().join("handoffd.toml");
     for command in [&["check", "--config"][..], &["--config"]] {

@@ -96,7 +96,8 @@ fn a_stop_during_the_bake_leaves_no_path_whichever_generation_hears_it_first() {
 
 #[test]
 fn the_last_to_end_unlinks_the_path_when_its_successor_was_killed() {
-    let (line, path) = serve(&["--bake", "1h", "--first-request-grace", "1h", "--drain-timeout", "1h"]);
+    let (line, path) =
+        serve(&["--bake", "1h", "--first-request-grace", "1h", "--drain-timeout", "1h"]);
     // It keeps the first generation draining: it says nothing.
     let silent = Client::connect(path.to_str().unwrap()).unwrap();
     echo(&path);
@@ -226,15 +227,19 @@ fn a_path_whose_owner_has_no_room_in_its_queue_is_refused_and_left() {
 /// Between bind(2) and listen(2) a socket refuses every client, as the file of a dead one does.
 #[test]
 fn a_path_that_is_bound_and_not_yet_listened_on_is_left() {
-    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+    };
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("early.sock");
-    let early = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let early =
+        socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
     bind(early.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
     let before = identity(&path);
     let address = path.to_str().unwrap();
     Refusal::to(&["--listen", address]).names(75, &[address, "(listener-1)", "in use"]);
-    let as_control = Refusal::to(&["--log", "off", "--listen", "127.0.0.1:0", "--control", address]);
+    let as_control =
+        Refusal::to(&["--log", "off", "--listen", "127.0.0.1:0", "--control", address]);
     as_control.names(75, &[address, "(control)", "in use"]);
     assert_eq!(identity(&path), before);
     listen(&early, Backlog::new(5).unwrap()).unwrap();

@@ -31,7 +31,13 @@ fn start(hosts: &str, upstreams: &str) -> Line {
         let script = "mount --bind hosts /etc/hosts && mount --bind nsswitch.conf /etc/nsswitch.conf && exec \"$@\"";
         let mut command = Command::new("unshare");
         command.current_dir(folder).args(["--map-root-user", "--mount", "sh", "-c", script, "sh"]);
-        command.arg(folder.join("handoffd")).args(["--config", "handoffd.toml", "--bake", "0", "--control"]);
+        command.arg(folder.join("handoffd")).args([
+            "--config",
+            "handoffd.toml",
+            "--bake",
+            "0",
+            "--control",
+        ]);
         command.arg(folder.join("control")).args(["--metrics", "127.0.0.1:0"]);
         command
     })
@@ -64,7 +70,8 @@ fn pair(line: &Line, upstream: &Upstream) -> (Client, Client) {
 
 /// The counter of an upstream.
 fn counter(line: &Line, upstream: &str, name: &str) -> Option<u64> {
-    let status: serde_json::Value = serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
+    let status: serde_json::Value =
+        serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
     status["counters"]["upstreams"]["web"].get(upstream)?[name].as_u64()
 }
 
@@ -73,17 +80,23 @@ fn a_host_name_stands_for_all_its_addresses() {
     let port = free_port();
     let hosts = "127.0.0.2 backend\n127.0.0.3 backend\n::1 backend\n";
     let line = serve(hosts, &format!("['backend:{port}']"));
-    let addresses = [format!("127.0.0.2:{port}"), format!("127.0.0.3:{port}"), format!("[::1]:{port}")];
+    let addresses =
+        [format!("127.0.0.2:{port}"), format!("127.0.0.3:{port}"), format!("[::1]:{port}")];
     let upstreams = addresses.each_ref().map(|address| Upstream::on(address));
-    let mut clients: Vec<_> = (0..3).map(|_| Client::connect(&line.address_of("web")).unwrap()).collect();
+    let mut clients: Vec<_> =
+        (0..3).map(|_| Client::connect(&line.address_of("web")).unwrap()).collect();
     let mut servers: Vec<_> = upstreams.iter().map(Upstream::accept).collect();
     clients.iter_mut().for_each(|client| client.write_all(b"request").unwrap());
     servers.iter_mut().for_each(|server| server.expect(b"request").unwrap());
     let metrics = request(&line.address_of("metrics"), "GET /metrics HTTP/1.1");
     for address in addresses {
         assert_eq!(counter(&line, &format!("backend:{port}/{address}"), "active"), Some(1));
-        let labels = format!("{{listener=\"web\",host=\"backend:{port}\",upstream=\"{address}\"}} 1\n");
-        assert!(metrics.contains(&format!("\nhandoffd_upstream_open_connections{labels}")), "{metrics}");
+        let labels =
+            format!("{{listener=\"web\",host=\"backend:{port}\",upstream=\"{address}\"}} 1\n");
+        assert!(
+            metrics.contains(&format!("\nhandoffd_upstream_open_connections{labels}")),
+            "{metrics}"
+        );
     }
     let table = line.asked(&["status"]).well();
     assert!(table.contains(&format!("backend:{port}/127.0.0.2:{port} ")), "{table}");
@@ -168,7 +181,10 @@ fn a_resolver_that_hangs_holds_up_no_start_and_no_stop() {
     pair(&line, &upstream);
     line.signal(2, Signal::SIGTERM);
     assert_eq!(line.exit_code(2), 0);
-    assert_eq!(line.count("an upstream's host name does not resolve: there was no answer within 5 s"), 2);
+    assert_eq!(
+        line.count("an upstream's host name does not resolve: there was no answer within 5 s"),
+        2
+    );
 }
 
 #[test]

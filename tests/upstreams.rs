@@ -24,7 +24,9 @@ fn assert_served_by(line: &Line, upstream: &Upstream) {
 /// where no local port is left for it.
 #[test]
 fn an_upstream_that_connect_refuses_for_any_reason_is_passed_by() {
-    for refused in ["connect:error=EADDRNOTAVAIL", "connect:error=EPERM", "socket:error=EAFNOSUPPORT"] {
+    for refused in
+        ["connect:error=EADDRNOTAVAIL", "connect:error=EPERM", "socket:error=EAFNOSUPPORT"]
+    {
         let (first, second) = (Upstream::tcp(), Upstream::tcp());
         let flags = ["--workers", "1", "--balance", "in-order"];
         let line = Line::proxy(&[&first.address(), &second.address()], &flags);

@@ -43,10 +43,19 @@ fn a_flag_that_does_not_exist_is_named() {
 
 #[test]
 fn a_flag_without_its_value_or_given_twice_is_named() {
-    for flag in ["--listen", "--ready-timeout", "--bake", "--drain-timeout", "--first-request-grace", "--pid-file"] {
+    for flag in [
+        "--listen",
+        "--ready-timeout",
+        "--bake",
+        "--drain-timeout",
+        "--first-request-grace",
+        "--pid-file",
+    ] {
         assert_refused(&[flag], 64, &[flag]);
     }
-    for (flag, value) in [("--bake", "1"), ("--max-generations", "4"), ("--pid-file", "/x"), ("--log", "info")] {
+    for (flag, value) in
+        [("--bake", "1"), ("--max-generations", "4"), ("--pid-file", "/x"), ("--log", "info")]
+    {
         assert_refused(&[flag, value, flag, value], 64, &[flag, "multiple times"]);
     }
     assert_refused(&["--pid-file", ""], 64, &["--pid-file"]);
@@ -118,7 +127,11 @@ fn an_address_that_is_none_is_named() {
 #[test]
 fn a_name_that_is_none_is_named() {
     for name in ["", "with space", "with:colon", "new\nline", "ümlaut", &"x".repeat(256)] {
-        assert_refused(&["--listen", &format!("{name}=127.0.0.1:0")], 64, &["name", &format!("{name:?}")]);
+        assert_refused(
+            &["--listen", &format!("{name}=127.0.0.1:0")],
+            64,
+            &["name", &format!("{name:?}")],
+        );
     }
 }
 
@@ -134,21 +147,27 @@ fn two_listeners_of_one_name_or_address_are_named() {
 
 #[test]
 fn addresses_that_overlap_are_named() {
-    for (one, other) in [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:1", "0.0.0.0:1"), ("[::1]:1", "tcp6:[::]:1")] {
+    for (one, other) in
+        [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:1", "0.0.0.0:1"), ("[::1]:1", "tcp6:[::]:1")]
+    {
         let both = ["--listen", one, "--listen", &format!("web={other}")];
         assert_refused(&both, 64, &["overlapping", one, other]);
         Refusal::to(&[&["check"][..], &both].concat()).names(64, &["overlapping", one, other]);
     }
-    let metrics = ["check", "--listen", "[::]:1", "--metrics", "127.0.0.1:1", "--control", "/run/c"];
+    let metrics =
+        ["check", "--listen", "[::]:1", "--metrics", "127.0.0.1:1", "--control", "/run/c"];
     Refusal::to(&metrics).names(64, &["overlapping", "[::]:1", "127.0.0.1:1"]);
 }
 
 #[test]
 fn a_proxy_that_is_its_own_upstream_is_named() {
-    for (listener, upstream) in [("127.0.0.1:1", "127.0.0.1:1"), ("0.0.0.0:1", "127.0.0.1:1"), ("@a", "@a")] {
+    for (listener, upstream) in
+        [("127.0.0.1:1", "127.0.0.1:1"), ("0.0.0.0:1", "127.0.0.1:1"), ("@a", "@a")]
+    {
         let proxy = ["proxy", "--listen", listener, "--to", upstream];
         for arguments in [&proxy[..], &[&["check"][..], &proxy].concat()] {
-            Refusal::to(arguments).names(64, &[&format!("the upstream {upstream} leads back"), listener]);
+            Refusal::to(arguments)
+                .names(64, &[&format!("the upstream {upstream} leads back"), listener]);
         }
     }
 }
@@ -176,8 +195,16 @@ fn an_argument_that_is_no_text_is_named() {
 fn an_address_that_is_in_use_is_named_with_its_listener() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    assert_refused(&["--listen", &format!("web={address}")], 75, &[&address, "(web)", "Address already in use"]);
-    assert_refused(&["--listen", &address], 75, &[&address, "(listener-2)", "Address already in use"]);
+    assert_refused(
+        &["--listen", &format!("web={address}")],
+        75,
+        &[&address, "(web)", "Address already in use"],
+    );
+    assert_refused(
+        &["--listen", &address],
+        75,
+        &[&address, "(listener-2)", "Address already in use"],
+    );
     let name = format!("@handoffd-usage-{}", std::process::id());
     let line = Line::serve(&["--listen", &name]);
     assert_refused(&["--listen", &name], 75, &[&name, "(listener-2)", "Address already in use"]);
@@ -188,11 +215,19 @@ fn an_address_that_is_in_use_is_named_with_its_listener() {
 fn an_address_that_this_machine_does_not_have_is_named() {
     // Set aside for documentation, RFC 5737 and RFC 3849: nobody's.
     for address in ["192.0.2.1:48879", "[2001:db8::1]:48879"] {
-        assert_refused(&["--listen", &format!("web={address}")], 75, &[address, "(web)", "Cannot assign"]);
+        assert_refused(
+            &["--listen", &format!("web={address}")],
+            75,
+            &[address, "(web)", "Cannot assign"],
+        );
     }
     // An interface that may come later.
     let address = "[fe80::1%99999]:48879";
-    assert_refused(&["--listen", &format!("web={address}")], 75, &[address, "(web)", "No such device"]);
+    assert_refused(
+        &["--listen", &format!("web={address}")],
+        75,
+        &[address, "(web)", "No such device"],
+    );
 }
 
 #[test]
@@ -209,16 +244,22 @@ fn a_pid_file_that_cannot_be_is_named() {
     let folder = folder();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("file"), "").unwrap();
-    for (pid_file, why) in
-        [(path("gone/pid"), "No such file"), (path("file/pid"), "Not a directory"), (path(""), "is a directory")]
-    {
+    for (pid_file, why) in [
+        (path("gone/pid"), "No such file"),
+        (path("file/pid"), "Not a directory"),
+        (path(""), "is a directory"),
+    ] {
         assert_refused(&["--pid-file", &pid_file], 78, &["pid file", &pid_file, why]);
     }
     assert_refused(&["--pid-file", &path("new\nline/pid")], 78, &["pid file", r"new\nline/pid"]);
     nix::unistd::mkfifo(path("pipe").as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
     symlink("/dev/null", path("link")).unwrap();
     for no_file in ["pipe", "link"] {
-        assert_refused(&["--pid-file", &path(no_file)], 78, &["pid file", &path(no_file), "no file"]);
+        assert_refused(
+            &["--pid-file", &path(no_file)],
+            78,
+            &["pid file", &path(no_file), "no file"],
+        );
         assert!(!fs::symlink_metadata(path(no_file)).unwrap().is_file());
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
@@ -274,7 +315,10 @@ fn what_is_wrong_with_a_command_is_named() {
         (&["status", "--bake", "1s"], &["unexpected argument '--bake'"]),
         (&["levitate"], &["levitate"]),
         (&["--control", "relative"], &["--control", "relative", "absolute path"]),
-        (&["--listen", "control=127.0.0.1:0"], &["control", "what the operator's socket is called"]),
+        (
+            &["--listen", "control=127.0.0.1:0"],
+            &["control", "what the operator's socket is called"],
+        ),
     ] {
         Refusal::to(arguments).names(64, words);
     }

@@ -16,8 +16,10 @@ const SYSTEM: i32 = 71;
 
 /// The number of a worker's thread.
 fn thread(pid: u32, worker: &str) -> u32 {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap().path());
-    let mut named = threads.filter(|path| fs::read_to_string(path.join("comm")).unwrap().trim() == worker);
+    let threads =
+        fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap().path());
+    let mut named =
+        threads.filter(|path| fs::read_to_string(path.join("comm")).unwrap().trim() == worker);
     named.next().unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap()
 }
 
@@ -37,7 +39,9 @@ fn kill_worker(line: &Line, pid: u32) -> Tracer {
 fn a_dead_worker_ends_the_generation_with_the_reason() {
     let pid_file = |line: &Line| line.folder().join("pid");
     let line = Line::start_with(|command, folder| {
-        command.args(["--listen", "127.0.0.1:0", "--workers", "2", "--pid-file"]).arg(folder.join("pid"));
+        command
+            .args(["--listen", "127.0.0.1:0", "--workers", "2", "--pid-file"])
+            .arg(folder.join("pid"));
     });
     let tracer = kill_worker(&line, line.pid_of(1));
     // The panic is a record, so it reaches the journal and waits for no reader.
@@ -61,7 +65,8 @@ fn a_listener_that_is_set_blocking_during_accept_hangs_nobody() {
     for round in 1..=2 {
         // The look before the accept, tokio's at what was accepted (in a debug build), and the look before the next accept.
         let looks = format!("inject=fcntl:retval={}:when=1..3", libc::O_RDWR | libc::O_NONBLOCK);
-        let tracer = Tracer::attach(&line, thread(pid, "worker-1"), &["-e", "trace=fcntl", "-e", &looks]);
+        let tracer =
+            Tracer::attach(&line, thread(pid, "worker-1"), &["-e", "trace=fcntl", "-e", &looks]);
         socket.set_nonblocking(false).unwrap();
         let mut client = Client::connect(&line.address()).unwrap();
         client.echo(b"accepted").unwrap();
@@ -114,7 +119,8 @@ fn a_generation_is_ready_when_every_worker_has_run() {
     let line = Line::start_with(|command, folder| {
         let trace = folder.join("trace");
         let delay = "-e trace=prctl,write -e inject=prctl:delay_enter=300000";
-        let strace = format!("exec strace -f -qq -s 200 -e signal=none {delay} -o {}", trace.display());
+        let strace =
+            format!("exec strace -f -qq -s 200 -e signal=none {delay} -o {}", trace.display());
         install(folder, &format!("{strace} \"$REAL\" \"$@\""));
         command.args(["--listen", "127.0.0.1:0", "--workers", "3"]);
     });
@@ -127,9 +133,13 @@ fn a_generation_is_ready_when_every_worker_has_run() {
     let ready = lines().find(|(_, call)| call.contains("is accepting")).unwrap().0;
     // The call may be told of in two lines, and the name is in the first.
     let thread_of = |call: &str| call.split(' ').next().unwrap().to_owned();
-    let workers: Vec<_> =
-        lines().filter(|(_, call)| call.contains("\"worker-")).map(|(_, call)| thread_of(call)).collect();
-    let is_born = |call: &str| call.contains("prctl") && call.contains("= 0") && workers.contains(&thread_of(call));
+    let workers: Vec<_> = lines()
+        .filter(|(_, call)| call.contains("\"worker-"))
+        .map(|(_, call)| thread_of(call))
+        .collect();
+    let is_born = |call: &str| {
+        call.contains("prctl") && call.contains("= 0") && workers.contains(&thread_of(call))
+    };
     let born: Vec<_> = lines().filter(|(_, call)| is_born(call)).map(|(place, _)| place).collect();
     assert_eq!(born.len(), 3, "{trace}");
     assert!(born.iter().all(|place| *place < ready), "{trace}");

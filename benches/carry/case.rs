@@ -76,7 +76,8 @@ impl Case {
             Service::Proxy => &["proxy", "--to", &upstream],
         };
         let daemon = Daemon::start_as(words, 1, &["--carry", "--bake", "0"]);
-        let clients = Clients::start(runtime, daemon.address(), self.connections, self.service.rate());
+        let clients =
+            Clients::start(runtime, daemon.address(), self.connections, self.service.rate());
         let (mut during, mut before) = (Figures::default(), Figures::default());
         let mut head = daemon.first();
         for generation in 1..=HANDOFFS {
@@ -94,12 +95,16 @@ impl Case {
             let end = Daemon::await_end(head);
             let used = (time_of(head) + time_of(next) - used).as_secs_f64();
             daemon.reap(head);
-            assert!(report.contains(&format!("carried={} ", self.connections)), "not all were carried: {report}");
+            assert!(
+                report.contains(&format!("carried={} ", self.connections)),
+                "not all were carried: {report}"
+            );
             head = next;
 
             let carry = end - commit;
             self.carries.push_time(carry);
-            self.costs.push((used - serving * carry.as_secs_f64()) * 1e6 / f64::from(self.connections));
+            self.costs
+                .push((used - serving * carry.as_secs_f64()) * 1e6 / f64::from(self.connections));
             // An answer that is late is known when it has come.
             runtime.block_on(async { sleep(BEFORE).await });
             for (began, pause) in clients.pauses() {

@@ -45,12 +45,16 @@ impl Clients {
                 drop(door);
                 ready.add_permits(1);
                 // Spread over the whole time, for all that follows.
-                let mut next = tokio::time::Instant::now() + every.mul_f64(f64::from(number % 97) / 97.0);
+                let mut next =
+                    tokio::time::Instant::now() + every.mul_f64(f64::from(number % 97) / 97.0);
                 while !is_over.load(Ordering::Relaxed) {
                     sleep_until(next).await;
                     let began = Instant::now();
                     ask(&mut client).await;
-                    pauses.lock().unwrap_or_else(PoisonError::into_inner).push((began, began.elapsed()));
+                    pauses
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push((began, began.elapsed()));
                     next += every;
                 }
             };

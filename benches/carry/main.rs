@@ -36,9 +36,11 @@ struct Options {
 fn main() {
     support::run(|| {
         let options = Options::parse();
-        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+        let runtime =
+            Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         let upstream = runtime.block_on(clients::upstream());
-        let echoed = [500, 1_000, 2_000, 5_000].map(|connections| Case::new(Service::Echo, connections));
+        let echoed =
+            [500, 1_000, 2_000, 5_000].map(|connections| Case::new(Service::Echo, connections));
         let proxied = [500, 1_000, 2_000].map(|connections| Case::new(Service::Proxy, connections));
         let mut cases: Vec<Case> = echoed.into_iter().chain(proxied).collect();
         for _ in 0..options.turns.get() {
@@ -55,7 +57,13 @@ fn print(cases: &[Case]) {
     let mut table = Table::new("commit to the end of the old process, ms", &columns);
     for case in cases {
         let carry = case.carries.median();
-        let values = [carry, case.carries.max(), carry / thousands(case), case.costs.median(), case.idle.median()];
+        let values = [
+            carry,
+            case.carries.max(),
+            carry / thousands(case),
+            case.costs.median(),
+            case.idle.median(),
+        ];
         table.row(&case.to_string(), &values, END);
     }
     table.print();
@@ -64,7 +72,11 @@ fn print(cases: &[Case]) {
     let mut table = Table::new("pause around a handoff, ms", &columns);
     for case in cases {
         let [p50, p99, p999, longest] = case.during.medians();
-        table.row(&case.to_string(), &[&[p999, p50, p99, longest], &case.before.medians()[..]].concat(), PAUSE);
+        table.row(
+            &case.to_string(),
+            &[&[p999, p50, p99, longest], &case.before.medians()[..]].concat(),
+            PAUSE,
+        );
     }
     table.print();
 
@@ -75,7 +87,8 @@ fn print(cases: &[Case]) {
             let (fixed, each) = line(of_it.clone().map(|case| (thousands(case), figure(case))));
             format!("{} ms and {} ms for each thousand", short(fixed), short(each))
         };
-        let (total, pause) = (growth(|case| case.carries.median()), growth(|case| case.during.p999.median()));
+        let (total, pause) =
+            (growth(|case| case.carries.median()), growth(|case| case.during.p999.median()));
         println!("  {service:?}: until the old process has ended {total}; pause at p99.9 {pause}");
     }
 }
@@ -90,7 +103,8 @@ fn line(points: impl Iterator<Item = (f64, f64)> + Clone) -> (f64, f64) {
         let values: Vec<f64> = points.clone().map(of).collect();
         values.iter().sum::<f64>() / f64::from(u32::try_from(values.len()).expect("few points"))
     };
-    let (x, y, xx, xy) = (mean(|(x, _)| x), mean(|(_, y)| y), mean(|(x, _)| x * x), mean(|(x, y)| x * y));
+    let (x, y, xx, xy) =
+        (mean(|(x, _)| x), mean(|(_, y)| y), mean(|(x, _)| x * x), mean(|(x, y)| x * y));
     let steep = (xy - x * y) / (xx - x * x);
     (y - steep * x, steep)
 }

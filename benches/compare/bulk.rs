@@ -107,7 +107,8 @@ impl Streams {
         while Instant::now() < until {
             let ready = self.epoll.wait(&mut events, 100_u8).expect("wait for streams");
             for event in &events[..ready] {
-                let stream = &self.streams[usize::try_from(event.data()).expect("a number of ours")];
+                let stream =
+                    &self.streams[usize::try_from(event.data()).expect("a number of ours")];
                 let moved = match self.way {
                     Way::Download => self.mover.drop_from(stream),
                     Way::Upload => self.mover.pour(stream),

@@ -113,15 +113,24 @@ impl Candidate {
                 said(&[&handoffd(build), "--version"]).ok_or("it does not start")
             }
             Self::Haproxy(_) => said(&["haproxy", "-v"]).ok_or("apt-get install haproxy"),
-            Self::Nginx if !Path::new(NGINX_STREAM).exists() => Err("apt-get install nginx libnginx-mod-stream"),
+            Self::Nginx if !Path::new(NGINX_STREAM).exists() => {
+                Err("apt-get install nginx libnginx-mod-stream")
+            }
             Self::Nginx => said(&["nginx", "-v"]).ok_or("apt-get install nginx"),
-            Self::SocketProxyd => said(&[SOCKET_PROXYD, "--version"]).ok_or("apt-get install systemd"),
+            Self::SocketProxyd => {
+                said(&[SOCKET_PROXYD, "--version"]).ok_or("apt-get install systemd")
+            }
             Self::Direct => Ok(String::from("no proxy")),
         }
     }
 
     /// The command that starts it, in the foreground, with its settings in `folder`; none where there is no proxy.
-    pub(crate) fn command(self, folder: &Path, listen: SocketAddr, upstream: SocketAddr) -> Option<Command> {
+    pub(crate) fn command(
+        self,
+        folder: &Path,
+        listen: SocketAddr,
+        upstream: SocketAddr,
+    ) -> Option<Command> {
         let (listen_at, upstream_at) = (listen.to_string(), upstream.to_string());
         let mut command;
         match self {
@@ -133,7 +142,8 @@ impl Candidate {
             }
             Self::Haproxy(splice) => {
                 let settings = folder.join("haproxy.cfg");
-                fs::write(&settings, haproxy(splice, listen, upstream)).expect("write the settings");
+                fs::write(&settings, haproxy(splice, listen, upstream))
+                    .expect("write the settings");
                 command = Command::new("haproxy");
                 command.args(["-W", "-db", "-f"]).arg(settings);
             }
@@ -141,11 +151,23 @@ impl Candidate {
                 let settings = folder.join("nginx.conf");
                 fs::write(&settings, nginx(folder, listen, upstream)).expect("write the settings");
                 command = Command::new("nginx");
-                command.arg("-p").arg(folder).arg("-e").arg(folder.join("error.log")).arg("-c").arg(settings);
+                command
+                    .arg("-p")
+                    .arg(folder)
+                    .arg("-e")
+                    .arg(folder.join("error.log"))
+                    .arg("-c")
+                    .arg(settings);
             }
             Self::SocketProxyd => {
                 command = Command::new("systemd-socket-activate");
-                command.args(["--listen", &listen_at, SOCKET_PROXYD, "--connections-max", &CONNECTIONS.to_string()]);
+                command.args([
+                    "--listen",
+                    &listen_at,
+                    SOCKET_PROXYD,
+                    "--connections-max",
+                    &CONNECTIONS.to_string(),
+                ]);
                 command.arg(upstream_at);
             }
         }

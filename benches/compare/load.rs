@@ -108,7 +108,10 @@ impl Load {
     /// `staying` clients that stay, and so many visits a second. With each visit, one that stays asks too.
     pub(crate) fn paced(address: SocketAddr, staying: usize, visits_a_second: u32) -> Self {
         let every = Duration::from_secs(1) / visits_a_second;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC);
+        let timer = TimerFd::new(
+            ClockId::CLOCK_MONOTONIC,
+            TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
+        );
         let timer = timer.expect("a timer");
         let expiration = Expiration::Interval(TimeSpec::from_duration(every));
         timer.set(expiration, TimerSetTimeFlags::empty()).expect("set it");
@@ -126,7 +129,16 @@ impl Load {
     fn new(address: SocketAddr, rhythm: Rhythm) -> Self {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll");
         let (clients, free, again) = (Vec::new(), Vec::new(), Vec::new());
-        Self { address: address.into(), epoll, clients, free, staying: 0, rhythm, again, tally: Tally::default() }
+        Self {
+            address: address.into(),
+            epoll,
+            clients,
+            free,
+            staying: 0,
+            rhythm,
+            again,
+            tally: Tally::default(),
+        }
     }
 
     /// Lets them ask for so long, and says what they were given in that time.
@@ -176,7 +188,9 @@ impl Load {
             pace.due += pace.every;
             pace.turn = (turn + 1) % self.staying.max(1);
             self.start(Keep::One, due);
-            if let Some(client) = self.clients[turn].as_mut().filter(|client| client.keep == Keep::All && !client.waits)
+            if let Some(client) = self.clients[turn]
+                .as_mut()
+                .filter(|client| client.keep == Keep::All && !client.waits)
             {
                 client.since = due;
                 client.waits = true;
@@ -202,7 +216,8 @@ impl Load {
         });
         let interest = EpollEvent::new(EpollFlags::EPOLLIN, number as u64);
         self.epoll.add(&socket, interest).expect("watch it");
-        self.clients[number] = Some(Client { socket, keep, since, sent: false, received: 0, waits: true });
+        self.clients[number] =
+            Some(Client { socket, keep, since, sent: false, received: 0, waits: true });
         self.ask(number);
     }
 
@@ -212,7 +227,8 @@ impl Load {
         match (&client.socket).write(&REQUEST) {
             Ok(_) => client.sent = true,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let mut interest = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT, number as u64);
+                let mut interest =
+                    EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT, number as u64);
                 self.epoll.modify(&client.socket, &mut interest).expect("watch it");
             }
             Err(error) => self.end(number, Some(error)),
@@ -230,7 +246,11 @@ impl Load {
         match (&client.socket).read(&mut reply) {
             Ok(0) => self.end(number, Some(ErrorKind::UnexpectedEof.into())),
             Ok(length) => {
-                assert_eq!(reply[..length], REQUEST[client.received..client.received + length], "an altered reply");
+                assert_eq!(
+                    reply[..length],
+                    REQUEST[client.received..client.received + length],
+                    "an altered reply"
+                );
                 client.received += length;
                 if client.received == REQUEST.len() {
                     self.replied(number);

@@ -82,17 +82,23 @@ fn main() {
 
 fn compare(options: &Options) {
     if !network::isolate() {
-        report::warn("not root: on the machine's own loopback, where ports run out and its settings count");
+        report::warn(
+            "not root: on the machine's own loopback, where ports run out and its settings count",
+        );
     }
     let named = |selected: Selected, all: fn(&Selected) -> bool| {
         options.only.contains(&selected) || !options.only.iter().any(all)
     };
     let mut candidates = Candidate::ALL.to_vec();
-    candidates.retain(|one| named(Selected::Candidate(*one), |other| matches!(other, Selected::Candidate(_))));
+    candidates.retain(|one| {
+        named(Selected::Candidate(*one), |other| matches!(other, Selected::Candidate(_)))
+    });
     candidates.retain(|one| one.is_wanted() || options.only.contains(&Selected::Candidate(*one)));
     candidates.retain(|one| report::introduce(*one));
     let mut scenarios = Scenario::value_variants().to_vec();
-    scenarios.retain(|one| named(Selected::Scenario(*one), |other| matches!(other, Selected::Scenario(_))));
+    scenarios.retain(|one| {
+        named(Selected::Scenario(*one), |other| matches!(other, Selected::Scenario(_)))
+    });
     let mut all = Vec::new();
     for scenario in scenarios {
         let mut results = Results::new(scenario, &candidates);

@@ -19,8 +19,13 @@ pub(crate) fn isolate() -> bool {
         return false;
     }
     let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
-    assert!(up.is_ok_and(|status| status.success()), "Debian's iproute2 is needed, to bring up a loopback");
-    for (name, value) in [("ip_local_port_range", PORTS), ("tcp_congestion_control", CONGESTION_CONTROL)] {
+    assert!(
+        up.is_ok_and(|status| status.success()),
+        "Debian's iproute2 is needed, to bring up a loopback"
+    );
+    for (name, value) in
+        [("ip_local_port_range", PORTS), ("tcp_congestion_control", CONGESTION_CONTROL)]
+    {
         fs::write(format!("/proc/sys/net/ipv4/{name}"), value).expect("set up our own network");
     }
     true

@@ -34,7 +34,8 @@ fn introduction(all: &[Results], turns: usize, time: Duration) -> String {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let processors = read("/proc/cpuinfo");
-    let processor = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let processor =
+        processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let release = read("/proc/sys/kernel/osrelease");
     let kernel = release.split('.').take(2).collect::<Vec<_>>().join(".");
     let mut text = format!(
@@ -51,16 +52,29 @@ fn introduction(all: &[Results], turns: usize, time: Duration) -> String {
 }
 
 fn table(results: &Results) -> String {
-    let names = results.candidates().iter().map(|candidate| candidate.name()).collect::<Vec<_>>().join(" | ");
+    let names = results
+        .candidates()
+        .iter()
+        .map(|candidate| candidate.name())
+        .collect::<Vec<_>>()
+        .join(" | ");
     let mut text = format!("\n### {}\n\n", results.scenario().title());
     text += &format!("| | {names} | handoffd over the best peer |\n");
     text += &format!("|---{}|\n", "|--:".repeat(results.candidates().len() + 1));
     for (number, measure) in results.scenario().measures().iter().enumerate() {
-        let values = results.medians(number).into_iter().map(|value| value_of(value, measure)).collect::<Vec<_>>();
+        let values = results
+            .medians(number)
+            .into_iter()
+            .map(|value| value_of(value, measure))
+            .collect::<Vec<_>>();
         let ratio = match (measure.better, results.best_peer(number)) {
             (Better::Zero, _) | (_, None) => String::new(),
             (_, Some(peer)) => {
-                format!("{} ({})", short(results.ratios(number)[peer]), results.candidates()[peer].name())
+                format!(
+                    "{} ({})",
+                    short(results.ratios(number)[peer]),
+                    results.candidates()[peer].name()
+                )
             }
         };
         text += &format!("| {} | {} | {ratio} |\n", measure.name, values.join(" | "));

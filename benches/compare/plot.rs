@@ -21,7 +21,8 @@ const COLUMNS: usize = 2;
 /// Draws it anew.
 pub(crate) fn write(all: &[Results]) {
     let panels: Vec<Panel> = all.iter().flat_map(Panel::of).collect();
-    let panel_height = TITLE_HEIGHT + BAR_HEIGHT * all.first().map_or(0, |one| one.candidates().len()) + MARGIN;
+    let panel_height =
+        TITLE_HEIGHT + BAR_HEIGHT * all.first().map_or(0, |one| one.candidates().len()) + MARGIN;
     let width = MARGIN + COLUMNS * PANEL_WIDTH;
     let height = MARGIN + panels.len().div_ceil(COLUMNS) * panel_height;
     // A background of its own: whoever reads in the dark sees the same.
@@ -49,7 +50,8 @@ impl<'a> Panel<'a> {
         let scenario = results.scenario();
         let plotted = scenario.measures().iter().enumerate().filter(|(_, measure)| measure.plotted);
         plotted.map(move |(number, measure)| {
-            let values = results.candidates().iter().copied().zip(results.medians(number)).collect();
+            let values =
+                results.candidates().iter().copied().zip(results.medians(number)).collect();
             Self { scenario, measure, values }
         })
     }

@@ -29,8 +29,10 @@ pub(crate) fn processor_time(family: &[Pid]) -> Duration {
 /// The bytes that these processes hold; a page that several share counts once.
 pub(crate) fn memory(family: &[Pid]) -> f64 {
     let one = |pid: &Pid| {
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the memory of a living process");
-        let kibibytes = rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next());
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+            .expect("the memory of a living process");
+        let kibibytes =
+            rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next());
         kibibytes.and_then(|number| number.parse::<f64>().ok()).expect("its share") * 1024.0
     };
     family.iter().map(one).sum()
@@ -40,7 +42,9 @@ pub(crate) fn memory(family: &[Pid]) -> f64 {
 /// that anything started here has left.
 pub(crate) fn kill_children_but(spared: Pid) {
     loop {
-        let ours = |(child, parent): (Pid, Pid)| (parent == Pid::this() && child != spared).then_some(child);
+        let ours = |(child, parent): (Pid, Pid)| {
+            (parent == Pid::this() && child != spared).then_some(child)
+        };
         let children: Vec<Pid> = with_parents().into_iter().filter_map(ours).collect();
         if children.is_empty() {
             return;

@@ -67,7 +67,8 @@ impl Results {
     /// Which candidate is the peer with the best median.
     pub(crate) fn best_peer(&self, measure: usize) -> Option<usize> {
         let medians = self.medians(measure);
-        let peers = (0..medians.len()).filter(|one| self.candidates[*one].is_peer() && !medians[*one].is_nan());
+        let peers = (0..medians.len())
+            .filter(|one| self.candidates[*one].is_peer() && !medians[*one].is_nan());
         let order = |one: &usize, other: &usize| medians[*one].total_cmp(&medians[*other]);
         match self.scenario.measures()[measure].better {
             Better::Less | Better::Zero => peers.min_by(order),

@@ -91,7 +91,9 @@ impl Scenario {
                 "{IDLE} connections, idle after a request (socket-proxyd: {})",
                 Candidate::SocketProxyd.room(IDLE)
             ),
-            Self::Reload => format!("{RELOADS} reloads, {VISITS} visits a second, {CLIENTS} connections that stay"),
+            Self::Reload => format!(
+                "{RELOADS} reloads, {VISITS} visits a second, {CLIENTS} connections that stay"
+            ),
         }
     }
 
@@ -112,10 +114,14 @@ impl Scenario {
             measure("latency p99.9, us", Better::Less),
             measure("refused or reset", Better::Zero),
         ];
-        const BULK: [Measure; 2] =
-            [plotted("processor time a gigabyte, ms", Better::Less), plotted("gigabytes a second", Better::More)];
-        const MEMORY: [Measure; 2] =
-            [plotted("growth a connection, bytes", Better::Less), measure("with all of them, MB", Better::Less)];
+        const BULK: [Measure; 2] = [
+            plotted("processor time a gigabyte, ms", Better::Less),
+            plotted("gigabytes a second", Better::More),
+        ];
+        const MEMORY: [Measure; 2] = [
+            plotted("growth a connection, bytes", Better::Less),
+            measure("with all of them, MB", Better::Less),
+        ];
         const RELOAD: [Measure; 6] = [
             measure("refused", Better::Zero),
             measure("reset", Better::Zero),

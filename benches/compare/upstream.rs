@@ -54,13 +54,20 @@ struct Server {
 
 impl Server {
     fn new() -> Self {
-        let listener = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("a socket");
+        let listener =
+            Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("a socket");
         listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bind");
         listener.listen(BACKLOG).expect("listen");
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll");
-        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER)).expect("watch the listener");
-        epoll.add(std::io::stdin(), EpollEvent::new(EpollFlags::EPOLLIN, PARENT)).expect("watch the parent");
-        say_where(listener.local_addr().expect("an address").as_socket().expect("an internet address"));
+        epoll
+            .add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))
+            .expect("watch the listener");
+        epoll
+            .add(std::io::stdin(), EpollEvent::new(EpollFlags::EPOLLIN, PARENT))
+            .expect("watch the parent");
+        say_where(
+            listener.local_addr().expect("an address").as_socket().expect("an internet address"),
+        );
         Self { listener, epoll, connections: Vec::new(), mover: Mover::new() }
     }
 
@@ -79,13 +86,17 @@ impl Server {
     }
 
     fn accept(&mut self) {
-        while let Ok(descriptor) = accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+        while let Ok(descriptor) =
+            accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)
+        {
             let stream = TcpStream::from(descriptor);
             let number = usize::try_from(stream.as_raw_fd()).expect("a descriptor");
             if self.connections.len() <= number {
                 self.connections.resize_with(number + 1, || None);
             }
-            self.epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, number as u64)).expect("watch it");
+            self.epoll
+                .add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, number as u64))
+                .expect("watch it");
             self.connections[number] = Some((stream, Wish::Unknown));
         }
     }

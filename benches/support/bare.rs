@@ -21,7 +21,8 @@ pub(crate) fn serve_if_asked() {
     if !is_asked_to_be(ARGUMENT) {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         say_where(listener.local_addr().expect("an address"));

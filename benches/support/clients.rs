@@ -4,7 +4,8 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 /// What a client sends, and hears back.
-pub(crate) const REQUEST: [u8; 64] = *b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.\n";
+pub(crate) const REQUEST: [u8; 64] =
+    *b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.\n";
 
 /// What idle connections have done before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

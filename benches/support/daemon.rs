@@ -94,9 +94,13 @@ impl Daemon {
         let mut last = None;
         loop {
             match self.records.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(record) if record.generation == generation && record.says(message) => return record,
+                Ok(record) if record.generation == generation && record.says(message) => {
+                    return record;
+                }
                 Ok(record) => last = Some(record.text),
-                Err(_) => panic!("no record {message:?} of generation {generation}; the last one was {last:?}"),
+                Err(_) => panic!(
+                    "no record {message:?} of generation {generation}; the last one was {last:?}"
+                ),
             }
         }
     }
@@ -110,7 +114,8 @@ impl Daemon {
 
     /// Waits until a process has ended. What it has used can be asked until it is reaped.
     pub(crate) fn await_end(pid: Pid) -> Instant {
-        waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).expect("wait for a process of ours");
+        waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
+            .expect("wait for a process of ours");
         Instant::now()
     }
 
@@ -124,7 +129,9 @@ impl Daemon {
 
     /// Reaps what has ended.
     pub(crate) fn reap_ended(&self) {
-        self.unreaped().retain(|pid| matches!(waitpid(*pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive)));
+        self.unreaped().retain(|pid| {
+            matches!(waitpid(*pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive))
+        });
     }
 
     fn unreaped(&self) -> std::sync::MutexGuard<'_, BTreeSet<Pid>> {
@@ -171,7 +178,10 @@ impl Record {
 
     /// The process that a field of it names.
     pub(crate) fn process(&self, field: &str) -> Pid {
-        let value = self.text.split_whitespace().find_map(|word| word.strip_prefix(field)?.strip_prefix('='));
+        let value = self
+            .text
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix(field)?.strip_prefix('='));
         Pid::from_raw(value.and_then(|pid| pid.parse().ok()).expect("a process id"))
     }
 

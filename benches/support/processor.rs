@@ -28,7 +28,8 @@ impl Usage {
         let stat = fs::read_to_string("/proc/stat").expect("the use of the processors");
         let ticks = stat.lines().next().expect("all of them together").split_whitespace();
         // Its name; user, nice, system, idle, waiting for a disk, and others. What guests used is in the first two already.
-        let ticks: Vec<f64> = ticks.skip(1).take(8).filter_map(|number| number.parse().ok()).collect();
+        let ticks: Vec<f64> =
+            ticks.skip(1).take(8).filter_map(|number| number.parse().ok()).collect();
         Self { idle: ticks[3] + ticks[4], all: ticks.iter().sum() }
     }
 

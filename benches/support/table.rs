@@ -39,7 +39,13 @@ impl Table {
         self.push(figure, values.iter().map(|value| short(*value)), &wanted, verdict);
     }
 
-    fn push(&mut self, figure: &str, values: impl Iterator<Item = String>, target: &str, verdict: &str) {
+    fn push(
+        &mut self,
+        figure: &str,
+        values: impl Iterator<Item = String>,
+        target: &str,
+        verdict: &str,
+    ) {
         let mut row = vec![figure.to_owned()];
         row.extend(values);
         row.resize(1 + self.columns, String::new());
@@ -49,7 +55,8 @@ impl Table {
 
     /// Prints it.
     pub(crate) fn print(&self) {
-        let width = |column: usize| self.rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+        let width =
+            |column: usize| self.rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
         println!();
         for row in &self.rows {
             let cells = row.iter().enumerate().map(|(column, cell)| match column {

@@ -14,7 +14,9 @@ fuzz_target!(|bytes: &[u8]| {
             for (listener, (name, service)) in listeners.as_slice().iter().zip(&file.services) {
                 assert_eq!(listener.name.as_ref(), Some(name));
                 if let ServiceConfig::Proxy(proxy) = service {
-                    assert!(!proxy.upstreams.as_slice().is_empty() && !proxy.connect_timeout.is_zero());
+                    assert!(
+                        !proxy.upstreams.as_slice().is_empty() && !proxy.connect_timeout.is_zero()
+                    );
                 }
             }
         }

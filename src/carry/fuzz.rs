@@ -6,7 +6,10 @@ use super::parcel::Parcel;
 /// Reads the packet of a connection, and returns its parcel, without descriptors.
 pub(crate) fn connection(packet: &[u8]) -> Option<Parcel> {
     let (head, bytes) = packet::read_connection(packet).ok()?;
-    assert_eq!(packet::read_connection(&packet::connection(&head, bytes)), Ok((head.clone(), bytes)));
+    assert_eq!(
+        packet::read_connection(&packet::connection(&head, bytes)),
+        Ok((head.clone(), bytes))
+    );
     Some(Parcel::new(&head.format, bytes.to_vec()))
 }
 
@@ -16,7 +19,9 @@ pub(crate) fn answer(packet: &[u8]) -> bool {
     let again = packet::read_answer(&packet::answer(id, answer.clone()));
     match (&answer, &again) {
         // A reason is cut.
-        (Answer::Refused(why), Ok((same, Answer::Refused(cut)))) => assert!(*same == id && why.starts_with(cut)),
+        (Answer::Refused(why), Ok((same, Answer::Refused(cut)))) => {
+            assert!(*same == id && why.starts_with(cut))
+        }
         _ => assert_eq!(again, Ok((id, answer))),
     }
     true
@@ -51,6 +56,10 @@ mod seeds {
         let grown = b"{\"id\":1,\"taken\":null,\"novel\":2}\n".to_vec();
         let refused = packet::answer(9, Answer::Refused("no \"room\"\n".to_owned()));
         let taken = packet::answer(8, Answer::Taken);
-        vec![("taken".to_owned(), taken), ("refused".to_owned(), refused), ("grown".to_owned(), grown)]
+        vec![
+            ("taken".to_owned(), taken),
+            ("refused".to_owned(), refused),
+            ("grown".to_owned(), grown),
+        ]
     }
 }

@@ -65,16 +65,21 @@ impl Incoming {
             }
         };
         let why = match received {
-            Ok((Packet::Whole(length), attached)) => match packet::read_connection(&self.buffer[..length]) {
-                Ok((head, bytes)) => return arrived(head, bytes.to_vec(), attached.rights),
-                Err(why) => why,
-            },
+            Ok((Packet::Whole(length), attached)) => {
+                match packet::read_connection(&self.buffer[..length]) {
+                    Ok((head, bytes)) => return arrived(head, bytes.to_vec(), attached.rights),
+                    Err(why) => why,
+                }
+            }
             Ok((Packet::Truncated, _)) => "it is too long".to_owned(),
             Ok((Packet::End, _)) => return Arrival::End,
             Err(error) => error.to_string(),
         };
         // Nobody could be answered. The end tells the predecessor that it was not taken.
-        tracing::warn!(reason = why, "what the predecessor sent is no connection, taking no more: {why}");
+        tracing::warn!(
+            reason = why,
+            "what the predecessor sent is no connection, taking no more: {why}"
+        );
         Arrival::End
     }
 
@@ -86,7 +91,14 @@ impl Incoming {
         let packet = packet::answer(id, answer);
         let send = |socket: &OwnedFd| retry(|| sys::socket::send_packet(socket.as_fd(), &packet));
         match self.socket.async_io(Interest::WRITABLE, send).await {
-            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                ) =>
+            {
+                Ok(())
+            }
             said => said,
         }
     }

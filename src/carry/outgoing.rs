@@ -112,8 +112,10 @@ impl Outgoing {
             format: parcel.format.clone(),
         };
         let packet = packet::connection(&head, &parcel.bytes);
-        let descriptors: Vec<BorrowedFd<'_>> =
-            [stream.as_fd()].into_iter().chain(parcel.descriptors.iter().map(AsFd::as_fd)).collect();
+        let descriptors: Vec<BorrowedFd<'_>> = [stream.as_fd()]
+            .into_iter()
+            .chain(parcel.descriptors.iter().map(AsFd::as_fd))
+            .collect();
         let sent = tokio::select! {
             biased;
             () = self.closed.cancelled() => Err(io::ErrorKind::BrokenPipe.into()),
@@ -128,7 +130,10 @@ impl Outgoing {
             },
             Err(error) => {
                 self.lock().answers.remove(&id);
-                let nobody_hears = matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+                let nobody_hears = matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                );
                 if nobody_hears {
                     return Verdict::Alone;
                 }
@@ -144,7 +149,9 @@ impl Outgoing {
         loop {
             let received = self
                 .socket
-                .async_io(Interest::READABLE, |socket| sys::socket::receive_packet(socket.as_fd(), &mut buffer))
+                .async_io(Interest::READABLE, |socket| {
+                    sys::socket::receive_packet(socket.as_fd(), &mut buffer)
+                })
                 .await;
             let why = match received {
                 Ok(Packet::Whole(length)) => match packet::read_answer(&buffer[..length]) {
@@ -182,7 +189,9 @@ impl Outgoing {
         if packet.len() > PACKET_MAX {
             return Err(Errno::EMSGSIZE.into());
         }
-        let send = |socket: &OwnedFd| sys::socket::send_with_descriptors(socket.as_fd(), packet, descriptors);
+        let send = |socket: &OwnedFd| {
+            sys::socket::send_with_descriptors(socket.as_fd(), packet, descriptors)
+        };
         for _ in 0..TRIES {
             match self.socket.async_io(Interest::WRITABLE, send).await {
                 Err(error) if will_pass(&error) => tokio::time::sleep(PAUSE).await,

@@ -89,7 +89,9 @@ pub(super) fn read_connection(packet: &[u8]) -> Result<(Head, &[u8]), String> {
 /// # Errors
 /// Why it is none.
 pub(super) fn read_answer(packet: &[u8]) -> Result<(u64, Answer), String> {
-    serde_json::from_slice(packet).map(|Answered { id, answer }| (id, answer)).map_err(|error| error.to_string())
+    serde_json::from_slice(packet)
+        .map(|Answered { id, answer }| (id, answer))
+        .map_err(|error| error.to_string())
 }
 
 fn line(value: &impl Serialize) -> Vec<u8> {
@@ -128,11 +130,18 @@ mod tests {
 
     #[test]
     fn a_packet_may_grow_and_garbage_is_an_error() {
-        let grown = String::from_utf8(connection(&head(), b"")).unwrap().replacen('{', "{\"novel\":[1],", 1);
+        let grown = String::from_utf8(connection(&head(), b"")).unwrap().replacen(
+            '{',
+            "{\"novel\":[1],",
+            1,
+        );
         assert_eq!(read_connection(grown.as_bytes()), Ok((head(), &b""[..])));
         assert_eq!(read_answer(b"{\"id\":1,\"taken\":null,\"novel\":2}\n"), Ok((1, Answer::Taken)));
         for garbage in [&b""[..], b"\n", b"{}", b"{}\n", b"\xff\n", b"{\"id\":1}\n"] {
-            assert!(read_connection(garbage).is_err() && read_answer(garbage).is_err(), "{garbage:?}");
+            assert!(
+                read_connection(garbage).is_err() && read_answer(garbage).is_err(),
+                "{garbage:?}"
+            );
         }
         let long = answer(1, Answer::Refused("x".repeat(1 << 20)));
         assert!(long.len() < 2 * REASON_MAX);

@@ -152,7 +152,14 @@ impl Asking {
     /// A new connection's.
     pub(crate) fn new(turns: Arc<Turns>) -> Self {
         let candidate = Some(turns.candidates.token());
-        Self { turns, word: Arc::default(), state: State::New, candidate, turn: None, was_asked: false }
+        Self {
+            turns,
+            word: Arc::default(),
+            state: State::New,
+            candidate,
+            turn: None,
+            was_asked: false,
+        }
     }
 
     /// What is asked of it.
@@ -272,7 +279,9 @@ mod tests {
         let turns = Arc::default();
         let mut all = waiting(&turns, AT_ONCE + 10);
         turns.begin();
-        let have_turns = |all: &mut Vec<Asking>| all.iter_mut().filter_map(|one| poll(one).then_some(())).count();
+        let have_turns = |all: &mut Vec<Asking>| {
+            all.iter_mut().filter_map(|one| poll(one).then_some(())).count()
+        };
         assert_eq!(have_turns(&mut all), AT_ONCE);
         assert_eq!(all.iter().filter(|one| one.word().is_asked()).count(), AT_ONCE);
         all[0].pass_on();
@@ -339,7 +348,10 @@ mod tests {
         tokio::task::yield_now().await;
         turns.begin();
         for one in idle {
-            tokio::time::timeout(std::time::Duration::from_secs(30), one).await.expect("it is asked").unwrap();
+            tokio::time::timeout(std::time::Duration::from_secs(30), one)
+                .await
+                .expect("it is asked")
+                .unwrap();
         }
     }
 

@@ -33,7 +33,10 @@ pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
 pub(crate) const CONTROL: &str = "control";
 
 /// The name of the listener that shows the counters.
-#[cfg_attr(not(feature = "config-file"), allow(unreachable_pub, reason = "the configuration file exports it"))]
+#[cfg_attr(
+    not(feature = "config-file"),
+    allow(unreachable_pub, reason = "the configuration file exports it")
+)]
 pub const METRICS_LISTENER: &str = "metrics";
 
 /// All that a generation is told.
@@ -107,7 +110,11 @@ impl Listeners {
     /// # Errors
     /// [`Error::DuplicateName`], [`Error::DuplicateAddress`] and [`Error::OverlappingAddresses`]. Port 0 may be asked for more than once.
     pub fn exactly(listeners: Vec<ListenerConfig>) -> Result<Self, Error> {
-        if listeners.is_empty() { Ok(Self::Inherited) } else { UniqueListeners::new(listeners).map(Self::Named) }
+        if listeners.is_empty() {
+            Ok(Self::Inherited)
+        } else {
+            UniqueListeners::new(listeners).map(Self::Named)
+        }
     }
 
     /// Checks that a proxy on all of these does not connect to itself.
@@ -116,7 +123,8 @@ impl Listeners {
     /// [`Error::UpstreamLoop`].
     pub fn check_upstreams(&self, upstreams: &Upstreams) -> Result<(), Error> {
         let Self::Named(named) = self else { return Ok(()) };
-        let all: Vec<_> = named.as_slice().iter().map(|one| (&one.address, upstreams.as_slice())).collect();
+        let all: Vec<_> =
+            named.as_slice().iter().map(|one| (&one.address, upstreams.as_slice())).collect();
         match find_loop(&all) {
             None => Ok(()),
             Some(Loop { upstream, leads_to, .. }) => Err(Error::UpstreamLoop {
@@ -209,7 +217,9 @@ impl FromStr for ListenerConfig {
     fn from_str(text: &str) -> Result<Self, Error> {
         // An abstract or path address may hold an equals sign; a name comes before the first character of an address.
         let (name, address) = match text.split_once('=') {
-            Some((name, address)) if !name.starts_with(['/', '@']) && !name.starts_with("unix:") => {
+            Some((name, address))
+                if !name.starts_with(['/', '@']) && !name.starts_with("unix:") =>
+            {
                 (Some(name.parse()?), address)
             }
             _ => (None, text),
@@ -321,10 +331,22 @@ mod tests {
 
     #[test]
     fn two_listeners_share_neither_name_nor_address() {
-        assert!(matches!(listen(&["a=127.0.0.1:1", "a=127.0.0.1:2"]), Err(Error::DuplicateName { .. })));
-        assert!(matches!(listen(&["listener-2=127.0.0.1:1", "127.0.0.1:2"]), Err(Error::DuplicateName { .. })));
-        assert!(matches!(listen(&["127.0.0.1:1", "b=127.0.0.1:1"]), Err(Error::DuplicateAddress { .. })));
-        assert!(matches!(listen(&["127.0.0.1:1", "[::]:1"]), Err(Error::OverlappingAddresses { .. })));
+        assert!(matches!(
+            listen(&["a=127.0.0.1:1", "a=127.0.0.1:2"]),
+            Err(Error::DuplicateName { .. })
+        ));
+        assert!(matches!(
+            listen(&["listener-2=127.0.0.1:1", "127.0.0.1:2"]),
+            Err(Error::DuplicateName { .. })
+        ));
+        assert!(matches!(
+            listen(&["127.0.0.1:1", "b=127.0.0.1:1"]),
+            Err(Error::DuplicateAddress { .. })
+        ));
+        assert!(matches!(
+            listen(&["127.0.0.1:1", "[::]:1"]),
+            Err(Error::OverlappingAddresses { .. })
+        ));
         assert!(listen(&["127.0.0.1:0", "127.0.0.1:0"]).is_ok());
         assert_eq!(listen(&[]).unwrap(), Listeners::Inherited);
     }
@@ -339,7 +361,8 @@ mod tests {
             says("silent=127.0.0.1:3", None),
         ]);
         let said = listeners.unwrap().on_handoff();
-        let all = ["gives", "listener-2", "silent", "passed-in"].map(|name| said.get(name).copied());
+        let all =
+            ["gives", "listener-2", "silent", "passed-in"].map(|name| said.get(name).copied());
         assert_eq!(all, [Some(OnHandoff::Carry), Some(OnHandoff::Drain), None, None]);
         assert!(Listeners::Inherited.on_handoff().is_empty());
         assert_eq!(Config::default().on_handoff, OnHandoff::Carry, "the promise needs no flag");

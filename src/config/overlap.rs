@@ -67,7 +67,9 @@ impl<T> Port<T> {
     fn owner_beside(&self, socket: SocketAddr, takes_v4: bool) -> Option<&T> {
         let unspecified = (Ipv6Addr::UNSPECIFIED, 0);
         match (socket.ip().to_canonical(), scope(socket)) {
-            (IpAddr::V4(Ipv4Addr::UNSPECIFIED), _) => self.v4.values().next().or(self.dual.as_ref()),
+            (IpAddr::V4(Ipv4Addr::UNSPECIFIED), _) => {
+                self.v4.values().next().or(self.dual.as_ref())
+            }
             (IpAddr::V4(ip), _) => {
                 let v4 = self.v4.get(&ip).or_else(|| self.v4.get(&Ipv4Addr::UNSPECIFIED));
                 v4.or(self.dual.as_ref())
@@ -76,7 +78,9 @@ impl<T> Port<T> {
                 let v4 = if takes_v4 { self.v4.values().next() } else { None };
                 self.v6.values().next().or(v4)
             }
-            (IpAddr::V6(ip), scope) => self.v6.get(&(ip, scope)).or_else(|| self.v6.get(&unspecified)),
+            (IpAddr::V6(ip), scope) => {
+                self.v6.get(&(ip, scope)).or_else(|| self.v6.get(&unspecified))
+            }
         }
     }
 

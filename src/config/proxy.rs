@@ -192,7 +192,9 @@ fn canonical(network: ipnet::IpNet) -> ipnet::IpNet {
     let ipnet::IpNet::V6(six) = network else { return network };
     let length = six.prefix_len().checked_sub(MAPPED);
     match (six.addr().to_ipv4_mapped(), length) {
-        (Some(address), Some(length)) => ipnet::Ipv4Net::new(address, length).map_or(network, Into::into),
+        (Some(address), Some(length)) => {
+            ipnet::Ipv4Net::new(address, length).map_or(network, Into::into)
+        }
         _ => network,
     }
 }
@@ -213,7 +215,12 @@ mod tests {
 
     #[test]
     fn a_network_of_ipv4_may_be_written_as_ipv6() {
-        for text in ["::ffff:127.0.0.0/104", "::ffff:127.1.2.3/104", "::ffff:7f00:0/104", "::ffff:127.0.0.1"] {
+        for text in [
+            "::ffff:127.0.0.0/104",
+            "::ffff:127.1.2.3/104",
+            "::ffff:7f00:0/104",
+            "::ffff:127.0.0.1",
+        ] {
             let network: Network = text.parse().unwrap();
             assert!(network.contains("127.0.0.1".parse().unwrap()), "{text}");
             assert!(network.contains("::ffff:127.0.0.1".parse().unwrap()), "{text}");

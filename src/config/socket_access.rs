@@ -42,7 +42,8 @@ impl FromStr for SocketMode {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let digits = (3..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+        let digits =
+            (3..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
         let bits = u32::from_str_radix(text, 8).ok().filter(|bits| digits && *bits <= 0o777);
         bits.map(Self).ok_or_else(|| Error::Setting {
             setting: "mode",
@@ -60,7 +61,8 @@ mod tests {
     fn a_mode_is_octal_digits_and_no_more_than_permissions() {
         assert_eq!("0660".parse::<SocketMode>().unwrap().bits(), 0o660);
         assert_eq!("777".parse::<SocketMode>().unwrap().bits(), 0o777);
-        for text in ["", "0", "66", "0o660", "+660", "-660", "1777", "4755", "rw-", "0888", "00660"] {
+        for text in ["", "0", "66", "0o660", "+660", "-660", "1777", "4755", "rw-", "0888", "00660"]
+        {
             assert!(text.parse::<SocketMode>().is_err(), "{text}");
         }
     }

@@ -77,10 +77,15 @@ impl FromStr for UpstreamTarget {
     /// An address to connect to, or `HOST:PORT`.
     fn from_str(text: &str) -> Result<Self, Error> {
         let refuse = |why| Error::Address { text: text.to_owned(), why };
-        let is_address = ["/", "@", "unix:", "tcp6:", "["].iter().any(|prefix| text.starts_with(prefix));
+        let is_address =
+            ["/", "@", "unix:", "tcp6:", "["].iter().any(|prefix| text.starts_with(prefix));
         match text.parse() {
-            Ok(Address::Tcp(address)) if address.port() == 0 => Err(refuse("nobody can be reached at port 0")),
-            Ok(Address::Tcp6Only(_)) => Err(refuse("tcp6: is for listeners; an upstream is [IPV6]:PORT")),
+            Ok(Address::Tcp(address)) if address.port() == 0 => {
+                Err(refuse("nobody can be reached at port 0"))
+            }
+            Ok(Address::Tcp6Only(_)) => {
+                Err(refuse("tcp6: is for listeners; an upstream is [IPV6]:PORT"))
+            }
             Ok(address) => Ok(Self::Address(address)),
             Err(error) if is_address && !text.starts_with('[') => Err(error),
             Err(_) => host(text).map(Self::Host).map_err(refuse),
@@ -105,7 +110,8 @@ fn host(text: &str) -> Result<HostPort, &'static str> {
         return Err("a host name has at most 253 bytes, and at most 63 between two dots");
     }
     let is_label = |label: &str| {
-        let is_plain = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+        let is_plain =
+            label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
         is_plain && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')
     };
     if !labels.split('.').all(is_label) {
@@ -113,7 +119,8 @@ fn host(text: &str) -> Result<HostPort, &'static str> {
     }
     // A resolver takes `127.1` and `0x7f000001` for addresses. A slip of the hand in an address is no name.
     let last = labels.rsplit('.').next().unwrap_or_default();
-    if last.bytes().all(|byte| byte.is_ascii_digit()) || last.to_ascii_lowercase().starts_with("0x") {
+    if last.bytes().all(|byte| byte.is_ascii_digit()) || last.to_ascii_lowercase().starts_with("0x")
+    {
         return Err("a host name does not end in a number");
     }
     Ok(HostPort { name: name.to_ascii_lowercase(), port })
@@ -162,7 +169,10 @@ mod tests {
     #[test]
     fn upstreams_are_some_that_can_be_reached_and_each_is_there_once() {
         assert!(matches!(upstreams(&[]), Err(Error::NoUpstream)));
-        assert!(matches!(upstreams(&["@a", "127.0.0.1:1", "@a"]), Err(Error::DuplicateUpstream { .. })));
+        assert!(matches!(
+            upstreams(&["@a", "127.0.0.1:1", "@a"]),
+            Err(Error::DuplicateUpstream { .. })
+        ));
         assert!(matches!(upstreams(&["a:1", "A:1"]), Err(Error::DuplicateUpstream { .. })));
         assert!(matches!(upstreams(&["127.0.0.1:0"]), Err(Error::Address { .. })));
         assert!(matches!(upstreams(&["tcp6:[::1]:1"]), Err(Error::Address { .. })));
@@ -173,8 +183,13 @@ mod tests {
 
     #[test]
     fn a_host_name_with_a_port_is_an_upstream() {
-        for text in ["localhost:80", "backend.example:65535", "a-b_c.0x.example.:1", "xn--bcher-kva.example:1", "1.a:1"]
-        {
+        for text in [
+            "localhost:80",
+            "backend.example:65535",
+            "a-b_c.0x.example.:1",
+            "xn--bcher-kva.example:1",
+            "1.a:1",
+        ] {
             let Ok(UpstreamTarget::Host(host)) = text.parse() else { panic!("{text}") };
             assert_eq!(host.to_string(), text);
         }

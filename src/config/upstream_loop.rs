@@ -27,7 +27,9 @@ pub(crate) fn find_loop(listeners: &[(&Address, &[UpstreamTarget])]) -> Option<L
         UpstreamTarget::Address(address) => at.reached_from(address),
         UpstreamTarget::Host(host) if host.is_localhost() => {
             let local = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-            local.iter().find_map(|ip| at.reached_from(&Address::Tcp(SocketAddr::new(*ip, host.port()))))
+            local
+                .iter()
+                .find_map(|ip| at.reached_from(&Address::Tcp(SocketAddr::new(*ip, host.port()))))
         }
         UpstreamTarget::Host(_) => None,
     };
@@ -94,10 +96,18 @@ impl Places {
                 }
             };
             match at.ip().to_canonical() {
-                IpAddr::V4(Ipv4Addr::UNSPECIFIED) => places.all_v4.entry(at.port()).or_insert(place),
-                IpAddr::V6(Ipv6Addr::UNSPECIFIED) if takes_v4 => places.all.entry(at.port()).or_insert(place),
-                IpAddr::V6(Ipv6Addr::UNSPECIFIED) => places.all_v6.entry(at.port()).or_insert(place),
-                ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => places.tcp.entry((at.port(), ip)).or_insert(place),
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED) => {
+                    places.all_v4.entry(at.port()).or_insert(place)
+                }
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED) if takes_v4 => {
+                    places.all.entry(at.port()).or_insert(place)
+                }
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
+                    places.all_v6.entry(at.port()).or_insert(place)
+                }
+                ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => {
+                    places.tcp.entry((at.port(), ip)).or_insert(place)
+                }
             };
         }
         places
@@ -158,7 +168,11 @@ mod tests {
             ("@a", "@a"),
         ] {
             let expected = Loop { listener: 0, upstream: 1, leads_to: 0 };
-            assert_eq!(found(&[(listener, &["@other", upstream])]), Some(expected), "{listener} {upstream}");
+            assert_eq!(
+                found(&[(listener, &["@other", upstream])]),
+                Some(expected),
+                "{listener} {upstream}"
+            );
         }
         for (listener, upstream) in [
             ("0.0.0.0:80", "127.0.0.1:81"),

@@ -22,7 +22,8 @@ pub fn parse_log_filter(text: &str) -> Result<Targets, String> {
             Some((target, word)) => (Some(target.trim()), word.trim()),
             None => (None, part),
         };
-        let level = level(word).ok_or_else(|| format!("{word:?} is not a level, expected {EXPECTED}"))?;
+        let level =
+            level(word).ok_or_else(|| format!("{word:?} is not a level, expected {EXPECTED}"))?;
         let Some(target) = target else {
             if general.replace(level).is_some() {
                 return Err(format!("{text:?} has two levels for all targets, expected one"));
@@ -54,7 +55,8 @@ fn level(word: &str) -> Option<LevelFilter> {
 
 /// Whether `text` can be the target of a record: the path of a module.
 fn is_target(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|letter| letter.is_alphanumeric() || "_-:.".contains(letter))
+    !text.is_empty()
+        && text.chars().all(|letter| letter.is_alphanumeric() || "_-:.".contains(letter))
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use super::tables::ListenerTable;
 use super::values::{As, Kind, List, Service};
 use crate::address::Address;
 use crate::config::{
-    Check, Ejection, ListenerConfig, ListenerName, Loop, Network, ProxyConfig, SocketAccess, TakenAddresses,
-    UpstreamTarget, Upstreams, find_loop,
+    Check, Ejection, ListenerConfig, ListenerName, Loop, Network, ProxyConfig, SocketAccess,
+    TakenAddresses, UpstreamTarget, Upstreams, find_loop,
 };
 use crate::error::Error;
 
@@ -48,12 +48,17 @@ pub(super) fn read(
 ) -> Result<Vec<Listener>, Fault> {
     if tables.is_empty() {
         // One that is empty, or half written, must not close what the generation before serves.
-        return Err(Fault::at(0, "there is no listener, expected at least one, as in [listener.web]"));
+        return Err(Fault::at(
+            0,
+            "there is no listener, expected at least one, as in [listener.web]",
+        ));
     }
     let mut tables: Vec<_> = tables.into_iter().collect();
     tables.sort_by_key(|(name, _)| name.span().start);
-    let listeners: Vec<_> =
-        tables.into_iter().map(|(name, table)| one(&name, table, taken)).collect::<Result<_, _>>()?;
+    let listeners: Vec<_> = tables
+        .into_iter()
+        .map(|(name, table)| one(&name, table, taken))
+        .collect::<Result<_, _>>()?;
     leads_to_no_loop(&listeners)?;
     Ok(listeners)
 }
@@ -65,8 +70,13 @@ fn leads_to_no_loop(listeners: &[Listener]) -> Result<(), Fault> {
         ServiceConfig::Echo => Vec::new(),
     };
     let upstreams: Vec<_> = listeners.iter().map(upstreams).collect();
-    let all = listeners.iter().zip(&upstreams).map(|(listener, to)| (&listener.config.address, to.as_slice()));
-    let Some(Loop { listener, upstream, leads_to }) = find_loop(&all.collect::<Vec<_>>()) else { return Ok(()) };
+    let all = listeners
+        .iter()
+        .zip(&upstreams)
+        .map(|(listener, to)| (&listener.config.address, to.as_slice()));
+    let Some(Loop { listener, upstream, leads_to }) = find_loop(&all.collect::<Vec<_>>()) else {
+        return Ok(());
+    };
     let address = &upstreams[listener][upstream];
     let what = format!(
         "the upstream {address} leads back to the listener {:?}, expected one that does not",
@@ -76,7 +86,12 @@ fn leads_to_no_loop(listeners: &[Listener]) -> Result<(), Fault> {
 }
 
 /// Takes the address of a listener, at which it stands in the file.
-pub(super) fn take(taken: &mut Taken, address: &Address, name: &ListenerName, place: usize) -> Result<(), Fault> {
+pub(super) fn take(
+    taken: &mut Taken,
+    address: &Address,
+    name: &ListenerName,
+    place: usize,
+) -> Result<(), Fault> {
     taken.take(address, (address.clone(), name.clone())).map_err(|(other, owner)| {
         let owner = owner.as_str();
         Fault::at(
@@ -91,18 +106,27 @@ pub(super) fn take(taken: &mut Taken, address: &Address, name: &ListenerName, pl
 }
 
 /// One of them.
-fn one(name: &Spanned<String>, mut table: ListenerTable, taken: &mut Taken) -> Result<Listener, Fault> {
+fn one(
+    name: &Spanned<String>,
+    mut table: ListenerTable,
+    taken: &mut Taken,
+) -> Result<Listener, Fault> {
     let refuse = |what| Fault::at(name.span().start, what);
-    let lacks =
-        |what, expected| refuse(format!("the listener {:?} has no {what}, expected {expected}", name.get_ref()));
+    let lacks = |what, expected| {
+        refuse(format!("the listener {:?} has no {what}, expected {expected}", name.get_ref()))
+    };
     let parsed: Result<ListenerName, Error> = name.get_ref().parse();
     let parsed = parsed.map_err(|error| refuse(error.to_string()))?;
-    let address = table.address.take().ok_or_else(|| lacks("address", "one, as in address = \"127.0.0.1:8080\""))?;
+    let address = table
+        .address
+        .take()
+        .ok_or_else(|| lacks("address", "one, as in address = \"127.0.0.1:8080\""))?;
     let place = address.span().start;
     let address = address.into_inner().0;
     take(taken, &address, &parsed, place)?;
-    let upstreams_at =
-        |list: &Spanned<List<UpstreamTarget>>| list.get_ref().0.iter().map(|one| one.span().start).collect();
+    let upstreams_at = |list: &Spanned<List<UpstreamTarget>>| {
+        list.get_ref().0.iter().map(|one| one.span().start).collect()
+    };
     let upstream_places = table.upstreams.as_ref().map_or_else(Vec::new, upstreams_at);
     let config = ListenerConfig {
         name: Some(parsed.clone()),
@@ -119,14 +143,18 @@ fn one(name: &Spanned<String>, mut table: ListenerTable, taken: &mut Taken) -> R
         None => return Err(lacks("service", Service::EXPECTED)),
         Some(Service::Echo) => {
             if let Some((setting, place)) = table.first_of_a_proxy() {
-                let what = format!("{setting} is a setting of a proxy, expected service = \"proxy\" and not \"echo\"");
+                let what = format!(
+                    "{setting} is a setting of a proxy, expected service = \"proxy\" and not \"echo\""
+                );
                 return Err(Fault::at(place, what));
             }
             ServiceConfig::Echo
         }
         Some(Service::Proxy) => {
             let list = table.upstreams.take();
-            let list = list.ok_or_else(|| lacks("upstreams", "some, as in upstreams = [\"127.0.0.1:9000\"]"))?;
+            let list = list.ok_or_else(|| {
+                lacks("upstreams", "some, as in upstreams = [\"127.0.0.1:9000\"]")
+            })?;
             if let Some(networks) = &table.accept_proxy_header_from {
                 meet_clients(networks, &config.address)?;
             }
@@ -147,7 +175,8 @@ fn upstreams(list: Spanned<List<UpstreamTarget>>) -> Result<Upstreams, Fault> {
         }
     }
     let list = list.into_inner().0.into_iter().map(inner).collect();
-    Upstreams::new(list).map_err(|error| Fault::at(place, format!("{error}, expected at least one")))
+    Upstreams::new(list)
+        .map_err(|error| Fault::at(place, format!("{error}, expected at least one")))
 }
 
 /// Refuses networks of which no client can come by this address: headers would be passed on as data.
@@ -179,7 +208,9 @@ fn proxy(upstreams: Upstreams, table: ListenerTable) -> Result<ProxyConfig, Faul
     }
     let check = match (table.check_interval, table.check_timeout) {
         (None, None) => None,
-        (None, Some(timeout)) => return alone(timeout.span().start, "check_timeout", "check_interval"),
+        (None, Some(timeout)) => {
+            return alone(timeout.span().start, "check_timeout", "check_interval");
+        }
         (Some(interval), timeout) => {
             Some(Check { interval: inner(interval), timeout: timeout.map_or(CHECK_TIMEOUT, inner) })
         }

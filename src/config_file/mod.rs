@@ -84,7 +84,8 @@ impl ConfigFile {
     /// again, and for a file of more than 1 MiB.
     pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
         let refuse = |source| Error::ConfigFileUnreadable { file: path.to_owned(), source };
-        let no_file = || refuse(io::Error::other("not a regular file: each generation reads it again"));
+        let no_file =
+            || refuse(io::Error::other("not a regular file: each generation reads it again"));
         // Before it is opened: some devices act on that.
         if !fs::metadata(path).map_err(refuse)?.is_file() {
             return Err(no_file());
@@ -93,7 +94,8 @@ impl ConfigFile {
         let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
         let file = File::options().read(true).custom_flags(flags).open(path).map_err(refuse)?;
         // The files of the kernel say that they are regular, and some of them wait to be written to (proc_kmsg(5)).
-        let is_of_kernel = fstatfs(&file).is_ok_and(|system| KERNEL_FILES.contains(&system.filesystem_type()));
+        let is_of_kernel =
+            fstatfs(&file).is_ok_and(|system| KERNEL_FILES.contains(&system.filesystem_type()));
         if is_of_kernel || !file.metadata().map_err(refuse)?.is_file() {
             return Err(no_file());
         }
@@ -125,22 +127,29 @@ fn read(text: &str) -> Result<ConfigFile, Fault> {
     let metrics = root.metrics;
     if let Some(metrics) = &metrics {
         let place = metrics.span().start;
-        let name = METRICS_LISTENER.parse().map_err(|error: Error| Fault::at(place, error.to_string()))?;
+        let name =
+            METRICS_LISTENER.parse().map_err(|error: Error| Fault::at(place, error.to_string()))?;
         listeners::take(&mut taken, &metrics.get_ref().0, &name, place)?;
         if listeners.iter().any(|listener| *listener.name() == name) {
-            let what = format!("the name of this listener is {METRICS_LISTENER:?}, expected no other of that name");
+            let what = format!(
+                "the name of this listener is {METRICS_LISTENER:?}, expected no other of that name"
+            );
             return Err(Fault::at(place, what));
         }
     }
-    let (listeners, services): (Vec<_>, Vec<_>) = listeners.into_iter().map(listeners::Listener::split).unzip();
+    let (listeners, services): (Vec<_>, Vec<_>) =
+        listeners.into_iter().map(listeners::Listener::split).unzip();
     let default = Config::default();
     let config = Config {
         // Names and addresses have been compared where their places are known.
-        listeners: Listeners::exactly(listeners).map_err(|error| Fault::at(0, error.to_string()))?,
+        listeners: Listeners::exactly(listeners)
+            .map_err(|error| Fault::at(0, error.to_string()))?,
         ready_timeout: root.ready_timeout.map_or(default.ready_timeout, |time| time.0),
         bake: root.bake.map_or(default.bake, |time| time.0),
         drain_timeout: root.drain_timeout.map_or(default.drain_timeout, |time| time.0),
-        first_request_grace: root.first_request_grace.map_or(default.first_request_grace, |time| time.0),
+        first_request_grace: root
+            .first_request_grace
+            .map_or(default.first_request_grace, |time| time.0),
         on_handoff: root.carry.map_or(default.on_handoff, |carry| carry.0),
         max_generations: root.max_generations.map_or(default.max_generations, |count| count.0),
         pid_file: root.pid_file.map(|path| path.0),
@@ -207,8 +216,13 @@ mod tests {
         assert_eq!(file.workers.map(NonZeroUsize::get), Some(7));
         assert_eq!(file.log, parse_log_filter("debug").ok());
         let metrics = file.metrics.unwrap();
-        assert_eq!((metrics.value.to_string(), metrics.line, metrics.column), ("127.0.0.1:0".to_owned(), 10, 11));
-        assert!(matches!(&file.services[..], [(name, ServiceConfig::Echo)] if name.as_str() == "web"));
+        assert_eq!(
+            (metrics.value.to_string(), metrics.line, metrics.column),
+            ("127.0.0.1:0".to_owned(), 10, 11)
+        );
+        assert!(
+            matches!(&file.services[..], [(name, ServiceConfig::Echo)] if name.as_str() == "web")
+        );
     }
 
     #[test]
@@ -221,7 +235,10 @@ mod tests {
         );
         let seconds = |time: Option<std::time::Duration>| time.map(|time| time.as_secs());
         assert_eq!((config.upstreams.as_slice().len(), config.resolve_interval.as_secs()), (3, 11));
-        assert_eq!((config.balance, config.send_header), (Balance::LeastConnections, Some(HeaderVersion::V1)));
+        assert_eq!(
+            (config.balance, config.send_header),
+            (Balance::LeastConnections, Some(HeaderVersion::V1))
+        );
         assert_eq!((config.connect_timeout.as_secs(), config.connect_patience.as_secs()), (1, 0));
         assert_eq!((seconds(config.idle_timeout), seconds(config.lifetime)), (Some(2), Some(3)));
         assert_eq!((config.accept_header_from.len(), config.header_timeout.as_secs()), (2, 4));
@@ -238,12 +255,16 @@ mod tests {
         assert_eq!(format!("{:?}", file.config), format!("{config:?}"));
         assert!(file.workers.is_none() && file.log.is_none() && file.metrics.is_none());
         let left_out = proxy("");
-        assert_eq!(format!("{left_out:?}"), format!("{:?}", ProxyConfig::to(left_out.upstreams.clone())));
+        assert_eq!(
+            format!("{left_out:?}"),
+            format!("{:?}", ProxyConfig::to(left_out.upstreams.clone()))
+        );
     }
 
     #[test]
     fn listeners_stay_in_the_order_of_the_file() {
-        let table = |name| format!("[listener.{name}]\naddress = '127.0.0.1:0'\nservice = 'echo'\n");
+        let table =
+            |name| format!("[listener.{name}]\naddress = '127.0.0.1:0'\nservice = 'echo'\n");
         let file = parse(&["b", "c", "a"].map(table).concat()).unwrap();
         let names: Vec<_> = file.services.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["b", "c", "a"]);
@@ -252,8 +273,13 @@ mod tests {
     #[test]
     fn a_mark_of_the_byte_order_is_no_character_of_the_first_line() {
         let place = |text| parse(text).unwrap_err().to_string();
-        assert!(place("\u{feff}bake = no").starts_with("a.toml:1:8: "), "{}", place("\u{feff}bake = no"));
-        let bytes = ConfigFile::parse(Path::new("a.toml"), b"# \xc3\xbc\nx\xff").unwrap_err().to_string();
+        assert!(
+            place("\u{feff}bake = no").starts_with("a.toml:1:8: "),
+            "{}",
+            place("\u{feff}bake = no")
+        );
+        let bytes =
+            ConfigFile::parse(Path::new("a.toml"), b"# \xc3\xbc\nx\xff").unwrap_err().to_string();
         assert_eq!(bytes, "a.toml:2:2: this is not UTF-8, expected text");
     }
 }

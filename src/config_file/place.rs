@@ -57,14 +57,23 @@ impl Fault {
             return None;
         }
         let (start, value) = value_at(text, span.start)?;
-        let what = if value.is_empty() { "there is no value".to_owned() } else { format!("bad value {value}") };
+        let what = if value.is_empty() {
+            "there is no value".to_owned()
+        } else {
+            format!("bad value {value}")
+        };
         Some(Self::at(start, format!("{what}: expected text in quotes, a number, true or false")))
     }
 
     /// The error that it is in that file of that text.
     pub(super) fn into_error(self, file: &Path, text: &str) -> Error {
         let (line, column) = line_and_column(text, self.offset);
-        Error::ConfigFile { file: file.to_owned(), line, column, what: cut_line(&self.what, LONGEST) }
+        Error::ConfigFile {
+            file: file.to_owned(),
+            line,
+            column,
+            what: cut_line(&self.what, LONGEST),
+        }
     }
 }
 
@@ -74,10 +83,13 @@ fn value_at(text: &str, offset: usize) -> Option<(usize, &str)> {
     let before = text.get(..offset)?;
     let line = before.rfind('\n').map_or(0, |end| end + 1);
     let end = text[offset..].find(['\n', '#']).map_or(text.len(), |end| offset + end);
-    let equals = text[line..end].find('=').map(|place| line + place + 1).filter(|start| *start <= offset);
+    let equals =
+        text[line..end].find('=').map(|place| line + place + 1).filter(|start| *start <= offset);
     let whole = equals.map(|start| trimmed(text, start, end));
     match whole {
-        Some((start, value)) if !value.starts_with(['[', '{']) || value.ends_with(|last| !"]},[".contains(last)) => {
+        Some((start, value))
+            if !value.starts_with(['[', '{']) || value.ends_with(|last| !"]},[".contains(last)) =>
+        {
             Some((start, value))
         }
         // Within a list, which may have begun in a line before.
@@ -115,9 +127,15 @@ mod tests {
     #[test]
     fn a_place_is_counted_in_lines_and_characters() {
         let text = "a\nüb\r\n\nc";
-        for (offset, place) in
-            [(0, (1, 1)), (1, (1, 2)), (2, (2, 1)), (4, (2, 2)), (7, (3, 1)), (8, (4, 1)), (99, (4, 2))]
-        {
+        for (offset, place) in [
+            (0, (1, 1)),
+            (1, (1, 2)),
+            (2, (2, 1)),
+            (4, (2, 2)),
+            (7, (3, 1)),
+            (8, (4, 1)),
+            (99, (4, 2)),
+        ] {
             assert_eq!(line_and_column(text, offset), place, "{offset}");
         }
     }

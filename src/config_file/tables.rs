@@ -13,10 +13,13 @@ use tracing_subscriber::filter::Targets;
 
 use super::place::Fault;
 use super::values::{
-    As, Count, Failures, FilePath, KeepAlive, List, Service, SocketPath, Time, UserOrGroup, UserTimeout, Wait, Workers,
+    As, Count, Failures, FilePath, KeepAlive, List, Service, SocketPath, Time, UserOrGroup,
+    UserTimeout, Wait, Workers,
 };
 use crate::address::Address;
-use crate::config::{Balance, HeaderVersion, MaxGenerations, Network, OnHandoff, SocketMode, UpstreamTarget};
+use crate::config::{
+    Balance, HeaderVersion, MaxGenerations, Network, OnHandoff, SocketMode, UpstreamTarget,
+};
 
 const A_LISTENER: &str = "expected a table with the listener's name, as in [listener.web]";
 
@@ -49,15 +52,19 @@ impl Root {
             return Err(Fault::of_toml(first, text));
         }
         has_tables_of_listeners(file.get_ref())?;
-        Self::deserialize(toml::Deserializer::from(file)).map_err(|error| Fault::of_toml(&error, text))
+        Self::deserialize(toml::Deserializer::from(file))
+            .map_err(|error| Fault::of_toml(&error, text))
     }
 }
 
 /// Where a table belongs there is one. `serde` would take a list for it as well, and `toml` makes one of a date.
 fn has_tables_of_listeners(file: &DeTable<'_>) -> Result<(), Fault> {
     let Some(listeners) = file.get("listener") else { return Ok(()) };
-    let no_table = |place: Range<usize>| Fault::at(place.start, format!("this is no table, {A_LISTENER}"));
-    let DeValue::Table(listeners) = listeners.get_ref() else { return Err(no_table(listeners.span())) };
+    let no_table =
+        |place: Range<usize>| Fault::at(place.start, format!("this is no table, {A_LISTENER}"));
+    let DeValue::Table(listeners) = listeners.get_ref() else {
+        return Err(no_table(listeners.span()));
+    };
     match listeners.values().find(|listener| !matches!(listener.get_ref(), DeValue::Table(_))) {
         Some(listener) => Err(no_table(listener.span())),
         None => Ok(()),

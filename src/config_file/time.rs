@@ -12,7 +12,8 @@ const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 pub fn parse_time(text: &str) -> Result<Duration, &'static str> {
     let time = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => humantime::parse_duration(text).map_err(|_| "expected a time, as in 500ms, 30s or 2m")?,
+        Err(_) => humantime::parse_duration(text)
+            .map_err(|_| "expected a time, as in 500ms, 30s or 2m")?,
     };
     at_most_a_week(time)
 }
@@ -53,7 +54,9 @@ mod tests {
         assert_eq!(parse_time("2"), Ok(Duration::from_secs(2)));
         assert_eq!(parse_time("1m 500ms"), Ok(Duration::from_millis(60_500)));
         assert_eq!(parse_time("7d"), Ok(LONGEST));
-        assert!(parse_time("8d").is_err() && parse_time("soon").is_err() && parse_time("-1").is_err());
+        assert!(
+            parse_time("8d").is_err() && parse_time("soon").is_err() && parse_time("-1").is_err()
+        );
         assert!(parse_time("0").is_ok() && parse_wait("0").is_err());
     }
 
@@ -62,6 +65,9 @@ mod tests {
         let check = |text| parse_time(text).and_then(keep_alive).is_ok();
         assert!(check("1s") && check("32767s") && check("9h"));
         assert!(!check("0") && !check("1500ms") && !check("32768s"));
-        assert!(user_timeout(Duration::from_millis(1)).is_ok() && user_timeout(Duration::from_micros(1)).is_err());
+        assert!(
+            user_timeout(Duration::from_millis(1)).is_ok()
+                && user_timeout(Duration::from_micros(1)).is_err()
+        );
     }
 }

@@ -15,7 +15,9 @@ use tracing_subscriber::filter::Targets;
 use super::filter::parse_log_filter;
 use super::time::{at_most_a_week, keep_alive, not_zero, parse_time, user_timeout};
 use crate::address::Address;
-use crate::config::{Balance, HeaderVersion, MaxGenerations, Network, OnHandoff, SocketMode, UpstreamTarget};
+use crate::config::{
+    Balance, HeaderVersion, MaxGenerations, Network, OnHandoff, SocketMode, UpstreamTarget,
+};
 use crate::error::Error;
 
 /// More threads than any machine has cores are a slip of the hand.
@@ -75,7 +77,8 @@ impl<'de, K: Kind> Visitor<'de> for OfKind<K> {
     }
 
     fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<K::Value, E> {
-        let read = K::number(number).ok_or_else(|| E::invalid_type(Unexpected::Unsigned(number), &self))?;
+        let read = K::number(number)
+            .ok_or_else(|| E::invalid_type(Unexpected::Unsigned(number), &self))?;
         read.map_err(E::custom)
     }
 
@@ -229,7 +232,10 @@ impl Kind for Failures {
     const EXPECTED: &'static str = "a whole number from 0";
 
     fn number(number: u64) -> Option<Result<u32, String>> {
-        Some(u32::try_from(number).map_err(|_| format!("bad count {number}: expected at most {}", u32::MAX)))
+        Some(
+            u32::try_from(number)
+                .map_err(|_| format!("bad count {number}: expected at most {}", u32::MAX)),
+        )
     }
 }
 
@@ -259,7 +265,10 @@ impl Kind for MaxGenerations {
     const EXPECTED: &'static str = "a whole number from 2 to 64";
 
     fn number(number: u64) -> Option<Result<Self, String>> {
-        Some(Self::new(usize::try_from(number).unwrap_or(usize::MAX)).map_err(|error| error.to_string()))
+        Some(
+            Self::new(usize::try_from(number).unwrap_or(usize::MAX))
+                .map_err(|error| error.to_string()),
+        )
     }
 }
 
@@ -273,7 +282,11 @@ impl Kind for FilePath {
     fn text(text: &str) -> Option<Result<PathBuf, String>> {
         // No system call takes another.
         let is_path = !text.is_empty() && !text.contains('\0');
-        Some(if is_path { Ok(text.into()) } else { Err(format!("bad path {text:?}: expected a path of some length")) })
+        Some(if is_path {
+            Ok(text.into())
+        } else {
+            Err(format!("bad path {text:?}: expected a path of some length"))
+        })
     }
 }
 
@@ -285,7 +298,8 @@ impl Kind for SocketPath {
     const EXPECTED: &'static str = "an absolute path of at most 107 bytes";
 
     fn text(text: &str) -> Option<Result<PathBuf, String>> {
-        let path = text.parse().ok().and_then(|address: Address| address.path().map(Path::to_owned));
+        let path =
+            text.parse().ok().and_then(|address: Address| address.path().map(Path::to_owned));
         Some(path.ok_or_else(|| format!("bad path {text:?}: expected {}", Self::EXPECTED)))
     }
 }
@@ -308,8 +322,13 @@ impl Kind for UserOrGroup {
 /// # Errors
 /// What was expected.
 pub fn parse_user_or_group(text: &str) -> Result<String, &'static str> {
-    let is_name = !text.is_empty() && !text.chars().any(|character| character.is_control() || character == ':');
-    if is_name { Ok(text.to_owned()) } else { Err("expected a name or a number, as in \"www-data\" or \"33\"") }
+    let is_name = !text.is_empty()
+        && !text.chars().any(|character| character.is_control() || character == ':');
+    if is_name {
+        Ok(text.to_owned())
+    } else {
+        Err("expected a name or a number, as in \"www-data\" or \"33\"")
+    }
 }
 
 impl Kind for Targets {

@@ -102,14 +102,24 @@ impl Control {
     /// # Errors
     /// [`Error::NobodyAnswers`]; [`Error::HandoffFailed`], [`Error::RolledBack`]: the old generation serves on;
     /// [`Error::TryAgain`]: a handoff is under way, or time ran out.
-    pub fn reload(&self, options: &ReloadOptions, mut news: impl FnMut(ReloadNews)) -> Result<(), Error> {
+    pub fn reload(
+        &self,
+        options: &ReloadOptions,
+        mut news: impl FnMut(ReloadNews),
+    ) -> Result<(), Error> {
         let limit = options.timeout_ms.map(Duration::from_millis);
         let began = Instant::now();
-        self.reload_by(options, limit.map(from_now), &mut news).map_err(|error| match (error, limit) {
-            (Error::TryAgain { reason }, Some(limit)) if reason == self.no_answer() && began.elapsed() >= limit => {
-                Error::TryAgain { reason: format!("not done within {} s: {reason}", limit.as_secs_f64()) }
+        self.reload_by(options, limit.map(from_now), &mut news).map_err(|error| {
+            match (error, limit) {
+                (Error::TryAgain { reason }, Some(limit))
+                    if reason == self.no_answer() && began.elapsed() >= limit =>
+                {
+                    Error::TryAgain {
+                        reason: format!("not done within {} s: {reason}", limit.as_secs_f64()),
+                    }
+                }
+                (error, _) => error,
             }
-            (error, _) => error,
         })
     }
 
@@ -120,7 +130,8 @@ impl Control {
         limit: Option<Instant>,
         news: &mut dyn FnMut(ReloadNews),
     ) -> Result<(), Error> {
-        let until = |time: Duration| limit.map_or(from_now(time), |limit| limit.min(from_now(time)));
+        let until =
+            |time: Duration| limit.map_or(from_now(time), |limit| limit.min(from_now(time)));
         let began = Instant::now();
         let request = || {
             let timeout_ms = options.timeout_ms.map(|limit| left_of(limit, began.elapsed()));
@@ -129,7 +140,9 @@ impl Control {
         let deadline = until(ANSWER_TIMEOUT);
         let mut conversation = self.ask(request, deadline)?;
         let (successor, within) = match conversation.hear(deadline)? {
-            Some(Reply::Started { successor, within_ms }) => (successor, Duration::from_millis(within_ms)),
+            Some(Reply::Started { successor, within_ms }) => {
+                (successor, Duration::from_millis(within_ms))
+            }
             Some(other) => return Err(self.unexpected(&other)),
             None => return Err(self.broke_off()),
         };
@@ -168,32 +181,52 @@ impl Control {
         loop {
             match self.status_by(deadline.max(from_now(PAUSE))) {
                 Ok(status) if status.serving >= successor => {
-                    let serving = status.generations.iter().find(|report| report.generation == status.serving);
+                    let serving = status
+                        .generations
+                        .iter()
+                        .find(|report| report.generation == status.serving);
                     let pid = serving.and_then(|report| report.pid);
-                    news(ReloadNews::Serving { generation: status.serving, pid, after: None, draining: None });
+                    news(ReloadNews::Serving {
+                        generation: status.serving,
+                        pid,
+                        after: None,
+                        draining: None,
+                    });
                     return Ok(());
                 }
                 Ok(status) => {
-                    let reason = format!("{died}, and generation {} serves, not {successor}", status.serving);
+                    let reason = format!(
+                        "{died}, and generation {} serves, not {successor}",
+                        status.serving
+                    );
                     return Err(Error::HandoffFailed { reason });
                 }
                 Err(_) if Instant::now() < deadline => pause(),
-                Err(error) => return Err(Error::HandoffFailed { reason: format!("{died}: {error}") }),
+                Err(error) => {
+                    return Err(Error::HandoffFailed { reason: format!("{died}: {error}") });
+                }
             }
         }
     }
 
     /// Asks, and asks again whoever has become the head in the meantime.
-    fn ask(&self, request: impl Fn() -> Request, deadline: Instant) -> Result<Conversation<'_>, Error> {
+    fn ask(
+        &self,
+        request: impl Fn() -> Request,
+        deadline: Instant,
+    ) -> Result<Conversation<'_>, Error> {
         loop {
             let request = request();
-            let mut conversation = self.connect(&request, deadline).map_err(|source| self.unreachable(source))?;
+            let mut conversation =
+                self.connect(&request, deadline).map_err(|source| self.unreachable(source))?;
             match (request, conversation.peek(deadline)?) {
                 (_, Some(Reply::Moved {})) | (Request::Status {}, None) => {}
                 _ => return Ok(conversation),
             }
             if Instant::now() >= deadline {
-                return Err(Error::TryAgain { reason: "the generations change faster than they can be asked".into() });
+                return Err(Error::TryAgain {
+                    reason: "the generations change faster than they can be asked".into(),
+                });
             }
         }
     }
@@ -218,7 +251,11 @@ impl Control {
     }
 
     fn unreachable(&self, source: io::Error) -> Error {
-        if is_timeout(&source) { self.silent() } else { Error::NobodyAnswers { path: self.path.clone(), source } }
+        if is_timeout(&source) {
+            self.silent()
+        } else {
+            Error::NobodyAnswers { path: self.path.clone(), source }
+        }
     }
 
     fn silent(&self) -> Error {
@@ -230,7 +267,9 @@ impl Control {
     }
 
     fn broke_off(&self) -> Error {
-        Error::TryAgain { reason: format!("the connection to {} ended without an answer", printable(&self.path)) }
+        Error::TryAgain {
+            reason: format!("the connection to {} ended without an answer", printable(&self.path)),
+        }
     }
 
     /// The error that an unwelcome reply is.
@@ -273,7 +312,10 @@ fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
-#[expect(clippy::disallowed_methods, reason = "nobody is left to tell that another process has taken over")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "nobody is left to tell that another process has taken over"
+)]
 fn pause() {
     std::thread::sleep(PAUSE);
 }
@@ -306,7 +348,8 @@ impl<'a> Conversation<'a> {
             Ok(line) => line,
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::Other => {
-                let reason = format!("cannot understand {}: {error}", printable(&self.control.path));
+                let reason =
+                    format!("cannot understand {}: {error}", printable(&self.control.path));
                 return Err(Error::Denied { reason });
             }
             Err(source) => return Err(self.control.unreachable(source)),
@@ -314,7 +357,10 @@ impl<'a> Conversation<'a> {
         // Half a line is an end as well.
         let Some(line) = line.strip_suffix(b"\n") else { return Ok(None) };
         serde_json::from_slice(line).map(Some).map_err(|error| Error::Denied {
-            reason: one_line(&format!("cannot understand the answer ({error}): {}", String::from_utf8_lossy(line))),
+            reason: one_line(&format!(
+                "cannot understand the answer ({error}): {}",
+                String::from_utf8_lossy(line)
+            )),
         })
     }
 
@@ -323,7 +369,11 @@ impl<'a> Conversation<'a> {
         let mut line = Vec::new();
         loop {
             // What has arrived by the deadline counts: a short look at least.
-            let left = if line.is_empty() { time_left(deadline).unwrap_or(LOOK) } else { time_left(deadline)? };
+            let left = if line.is_empty() {
+                time_left(deadline).unwrap_or(LOOK)
+            } else {
+                time_left(deadline)?
+            };
             self.stream.get_ref().set_read_timeout(Some(left))?;
             let chunk = match self.stream.fill_buf() {
                 Err(error) if will_pass(&error) => {
@@ -332,7 +382,8 @@ impl<'a> Conversation<'a> {
                 }
                 chunk => chunk?,
             };
-            let length = chunk.iter().position(|byte| *byte == b'\n').map_or(chunk.len(), |end| end + 1);
+            let length =
+                chunk.iter().position(|byte| *byte == b'\n').map_or(chunk.len(), |end| end + 1);
             if line.len() + length > ANSWER_MAX {
                 return Err(io::Error::other("an answer of more than 64 MiB"));
             }

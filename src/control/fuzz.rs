@@ -78,7 +78,9 @@ mod seeds {
     use super::*;
     use crate::control::{Refusal, ReloadOptions};
     use crate::generation::Generation;
-    use crate::report::{Counters, LastHandoff, ListenerReport, Outcome, Report, Settings, Standing, Status};
+    use crate::report::{
+        Counters, LastHandoff, ListenerReport, Outcome, Report, Settings, Standing, Status,
+    };
 
     fn line(value: &impl serde::Serialize) -> Vec<u8> {
         let mut line = serde_json::to_vec(value).unwrap();
@@ -87,8 +89,11 @@ mod seeds {
     }
 
     pub(crate) fn requests() -> Vec<(String, Vec<u8>)> {
-        let options =
-            ReloadOptions { expect_generation: Some(Generation::FIRST), timeout_ms: Some(5000), wait_drained: true };
+        let options = ReloadOptions {
+            expect_generation: Some(Generation::FIRST),
+            timeout_ms: Some(5000),
+            wait_drained: true,
+        };
         vec![
             ("status".to_owned(), line(&Request::Status {})),
             ("reload".to_owned(), line(&Request::Reload(options))),
@@ -101,7 +106,11 @@ mod seeds {
         let status = Status {
             serving: successor,
             generations: vec![Report::unheard(successor, Standing::Serving)],
-            listeners: vec![ListenerReport { name: "web".into(), address: "127.0.0.1:80".into(), bound: true }],
+            listeners: vec![ListenerReport {
+                name: "web".into(),
+                address: "127.0.0.1:80".into(),
+                bound: true,
+            }],
             last_handoff: Some(LastHandoff {
                 unix_ms: 1,
                 successor,
@@ -113,7 +122,13 @@ mod seeds {
         };
         let reload = [
             line(&Reply::Started { successor, within_ms: 1 }),
-            line(&Reply::Serving { generation, pid: Some(2), after_ms: 3, draining: None, drain_within_ms: 4 }),
+            line(&Reply::Serving {
+                generation,
+                pid: Some(2),
+                after_ms: 3,
+                draining: None,
+                drain_within_ms: 4,
+            }),
             line(&Reply::Drained { generation, ended: 1, carried: 2, cut: 0 }),
         ];
         let refused = Reply::Refused { why: Refusal::RolledBack, reason: "it\ndied".into() };

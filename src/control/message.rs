@@ -40,7 +40,13 @@ pub(crate) enum Reply {
     /// A handoff has begun; it will have ended by then.
     Started { successor: Generation, within_ms: u64 },
     /// The successor serves. An end, unless the drain is waited for: that will be over by then.
-    Serving { generation: Generation, pid: Option<u32>, after_ms: u64, draining: Option<u64>, drain_within_ms: u64 },
+    Serving {
+        generation: Generation,
+        pid: Option<u32>,
+        after_ms: u64,
+        draining: Option<u64>,
+        drain_within_ms: u64,
+    },
     /// The old generation's last connection has ended, or is the successor's. An end.
     Drained {
         generation: Generation,
@@ -79,7 +85,8 @@ mod tests {
     fn requests_are_what_the_documentation_says() {
         let status: Request = serde_json::from_str(r#"{"status":{}}"#).unwrap();
         assert_eq!(status, Request::Status {});
-        let reload: Request = serde_json::from_str(r#"{"reload":{"wait_drained":true,"novel":1}}"#).unwrap();
+        let reload: Request =
+            serde_json::from_str(r#"{"reload":{"wait_drained":true,"novel":1}}"#).unwrap();
         let options = ReloadOptions { wait_drained: true, ..ReloadOptions::default() };
         assert_eq!(reload, Request::Reload(options));
         assert!(serde_json::from_str::<Request>(r#"{"levitate":{}}"#).is_err());
@@ -90,7 +97,13 @@ mod tests {
         let (generation, successor) = (Generation::FIRST, Generation::FIRST.next());
         for reply in [
             Reply::Started { successor, within_ms: 1 },
-            Reply::Serving { generation, pid: Some(2), after_ms: 3, draining: None, drain_within_ms: 4 },
+            Reply::Serving {
+                generation,
+                pid: Some(2),
+                after_ms: 3,
+                draining: None,
+                drain_within_ms: 4,
+            },
             Reply::Drained { generation, ended: 1, carried: 2, cut: 0 },
             Reply::Refused { why: Refusal::RolledBack, reason: "it\ndied".into() },
             Reply::Moved {},

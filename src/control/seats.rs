@@ -71,7 +71,11 @@ struct Class {
 impl Seats {
     pub(super) fn new() -> Self {
         let operators = || Class::new(PLACES, SILENT);
-        Self { root: operators(), owner: operators(), strangers: Class::new(STRANGERS, SILENT_STRANGERS) }
+        Self {
+            root: operators(),
+            owner: operators(),
+            strangers: Class::new(STRANGERS, SILENT_STRANGERS),
+        }
     }
 
     /// A place for a client of `user`; none when all places of that class have requests under way.

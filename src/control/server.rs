@@ -87,7 +87,8 @@ impl ControlServer {
     /// Listens, as soon as the kernel watches the socket. Must be called in a tokio runtime.
     pub(crate) fn open(&mut self, listener: Listener) {
         self.close();
-        let accepting = self.clients.spawn(accept(listener, self.ask.clone(), self.clients.clone()));
+        let accepting =
+            self.clients.spawn(accept(listener, self.ask.clone(), self.clients.clone()));
         self.accepting = Some(accepting.abort_handle());
     }
 
@@ -155,7 +156,9 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
         } else {
             let (why, reason) = match user {
                 User::Stranger(user) => (Refusal::Denied, denied(user)),
-                User::Root | User::Owner => (Refusal::TryAgain, "too many control requests are under way".to_owned()),
+                User::Root | User::Owner => {
+                    (Refusal::TryAgain, "too many control requests are under way".to_owned())
+                }
             };
             refuse_at_once(&stream, &Reply::Refused { why, reason });
         }
@@ -215,7 +218,12 @@ fn denied(user: u32) -> String {
 }
 
 /// One conversation: a request, its replies, the end.
-async fn converse(stream: Stream, user: User, seat: Seat, ask: mpsc::Sender<(Request, Answer)>) -> io::Result<()> {
+async fn converse(
+    stream: Stream,
+    user: User,
+    seat: Seat,
+    ask: mpsc::Sender<(Request, Answer)>,
+) -> io::Result<()> {
     let Seat { evicted, place: _place } = seat;
     let mut stream = BufReader::new(stream);
     // Read it is in any case: whoever is still writing would not hear why not.
@@ -234,7 +242,8 @@ async fn converse(stream: Stream, user: User, seat: Seat, ask: mpsc::Sender<(Req
         Ok(Request::Reload(_)) => stream.get_ref().as_fd().try_clone_to_owned().ok().map(Arc::new),
         Ok(Request::Status {}) | Err(_) => None,
     };
-    let answer = Answer { replies: to_write, peer: peer.as_ref().map_or_else(Weak::new, Arc::downgrade) };
+    let answer =
+        Answer { replies: to_write, peer: peer.as_ref().map_or_else(Weak::new, Arc::downgrade) };
     match request {
         Ok(request) => {
             if let Err(SendError((_, answer))) = ask.send((request, answer)).await {
@@ -261,13 +270,16 @@ async fn converse(stream: Stream, user: User, seat: Seat, ask: mpsc::Sender<(Req
 }
 
 /// Reads a request, or says what is wrong with it.
-pub(super) async fn read(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Result<Request, String>> {
+pub(super) async fn read(
+    stream: &mut (impl AsyncBufRead + Unpin),
+) -> io::Result<Result<Request, String>> {
     let line = timeout(REQUEST_TIMEOUT, read_line(stream)).await??;
     if line.is_empty() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(serde_json::from_slice(&line)
-        .map_err(|error| one_line(&format!("cannot read the request ({error}): {}", String::from_utf8_lossy(&line)))))
+    Ok(serde_json::from_slice(&line).map_err(|error| {
+        one_line(&format!("cannot read the request ({error}): {}", String::from_utf8_lossy(&line)))
+    }))
 }
 
 /// Reads the first line, as much of it as a request may have. A read that fails because the kernel has no memory is tried
@@ -296,7 +308,11 @@ mod tests {
     struct Script(Vec<Result<&'static str, Errno>>);
 
     impl AsyncRead for Script {
-        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
             match self.0.remove(0) {
                 Ok(bytes) => buffer.put_slice(bytes.as_bytes()),
                 Err(errno) => return Poll::Ready(Err(errno.into())),

@@ -73,7 +73,8 @@ mod tests {
             (libc::EAFNOSUPPORT, Exit::Configuration),
         ] {
             let source = io::Error::from_raw_os_error(errno);
-            let error = Error::Bind { name: "web".to_owned(), address: "127.0.0.1:80".to_owned(), source };
+            let error =
+                Error::Bind { name: "web".to_owned(), address: "127.0.0.1:80".to_owned(), source };
             assert_eq!(error.exit(), exit, "{error}");
         }
     }

@@ -81,7 +81,13 @@ impl Channel {
     /// Takes an end that [`sys::socket::channel_pair`] made. Must be called in a tokio runtime.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         let socket = sys::fd::watch(socket, Interest::READABLE)?;
-        Ok(Self { socket, buffer: Vec::new(), sender: None, peer: Peer::Unknown, ends_with: EndsWith::Process })
+        Ok(Self {
+            socket,
+            buffer: Vec::new(),
+            sender: None,
+            peer: Peer::Unknown,
+            ends_with: EndsWith::Process,
+        })
     }
 
     /// Takes an end whose other end was made by the generation that is to be watched.
@@ -201,7 +207,9 @@ impl Channel {
             let has_ended = match &self.peer {
                 _ if self.ends_with == EndsWith::LastHolder => false,
                 // The kernel is asked as well, because the runtime may not have looked yet.
-                Peer::Process(_, process) => process.poll_read_ready(cx).is_ready() || process.get_ref().has_ended(),
+                Peer::Process(_, process) => {
+                    process.poll_read_ready(cx).is_ready() || process.get_ref().has_ended()
+                }
                 Peer::Unknown => false,
                 Peer::Ended => true,
             };
@@ -234,7 +242,8 @@ impl Channel {
                 Ok(ready) => ready,
                 Err(error) => return Poll::Ready(Some(Received::Garbage(error.to_string()))),
             };
-            let tried = ready.try_io(|socket| take_packet(socket.get_ref().as_fd(), &mut self.buffer));
+            let tried =
+                ready.try_io(|socket| take_packet(socket.get_ref().as_fd(), &mut self.buffer));
             received = tried.unwrap_or_else(|_| Err(io::ErrorKind::WouldBlock.into()));
         }
         match received {
@@ -254,7 +263,10 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Resul
 }
 
 /// Takes one packet, and says which process has sent it.
-fn take_packet(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<(Received, Option<Sender>)> {
+fn take_packet(
+    socket: BorrowedFd<'_>,
+    buffer: &mut Vec<u8>,
+) -> io::Result<(Received, Option<Sender>)> {
     buffer.resize(PACKET_MAX, 0);
     let (packet, attached) = retry(|| receive_with_attachments(socket, buffer))?;
     let Attached { rights, sender } = attached;
@@ -284,7 +296,10 @@ fn read_file(rights: Rights) -> Received {
         return Received::Garbage(format!("a long message with {} descriptors", descriptors.len()));
     }
     let read = sys::memory_file::read(descriptors.remove(0), FILE_MAX);
-    match read.map_err(|error| format!("a long message: {error}")).and_then(|text| Message::decode(&text)) {
+    match read
+        .map_err(|error| format!("a long message: {error}"))
+        .and_then(|text| Message::decode(&text))
+    {
         Ok(Message::File) => Received::Garbage("a long message within a long message".to_owned()),
         Ok(message) => Received::Message(message),
         Err(why) => Received::Garbage(why),
@@ -308,7 +323,9 @@ mod tests {
         let mut channel = Channel::to_a_new_process(ours).unwrap();
         // It sends a message and ends; its end of the channel stays open, here.
         let mut child = std::process::Command::new("sh");
-        child.args(["-c", r"env printf 'VERSION=1\nKIND=stopping\n' >&0; exit 7"]).stdin(theirs.try_clone().unwrap());
+        child
+            .args(["-c", r"env printf 'VERSION=1\nKIND=stopping\n' >&0; exit 7"])
+            .stdin(theirs.try_clone().unwrap());
         let mut child = child.spawn().unwrap();
         let first = poll_fn(|cx| channel.poll_receive(cx)).await;
         assert!(matches!(first, Received::Message(Message::Stopping)), "{first:?}");
@@ -339,7 +356,9 @@ mod tests {
     #[tokio::test]
     async fn what_was_sent_is_received_before_the_runtime_has_looked() {
         let (one, mut other) = pair();
-        let poll = |other: &mut Channel| other.poll_receive(&mut Context::from_waker(std::task::Waker::noop()));
+        let poll = |other: &mut Channel| {
+            other.poll_receive(&mut Context::from_waker(std::task::Waker::noop()))
+        };
         assert!(poll(&mut other).is_pending());
         one.send(&Message::Cut).unwrap();
         assert!(matches!(poll(&mut other), Poll::Ready(Received::Message(Message::Cut))));
@@ -353,7 +372,10 @@ mod tests {
         let heard = poll_fn(|cx| other.poll_receive(cx)).await;
         assert!(matches!(heard, Received::Message(Message::Cut)), "{heard:?}");
         let answer = poll_fn(|cx| one.poll_receive(cx)).await;
-        assert!(matches!(answer, Received::Message(Message::Unknown { ref kind }) if kind == "novel"), "{answer:?}");
+        assert!(
+            matches!(answer, Received::Message(Message::Unknown { ref kind }) if kind == "novel"),
+            "{answer:?}"
+        );
     }
 
     #[tokio::test]
@@ -363,7 +385,9 @@ mod tests {
         one.send(&Message::GivenUp { sockets: sockets.clone() }).unwrap();
         one.send(&Message::Cut).unwrap();
         let heard = poll_fn(|cx| other.poll_receive(cx)).await;
-        assert!(matches!(heard, Received::Message(Message::GivenUp { sockets: ref heard }) if *heard == sockets));
+        assert!(
+            matches!(heard, Received::Message(Message::GivenUp { sockets: ref heard }) if *heard == sockets)
+        );
         let heard = poll_fn(|cx| other.poll_receive(cx)).await;
         assert!(matches!(heard, Received::Message(Message::Cut)), "{heard:?}");
     }

@@ -27,7 +27,9 @@ pub(crate) fn message(packet: &[u8]) -> bool {
     let again = Message::decode(&message.encode());
     match (&message, &again) {
         // A reason is cut.
-        (Message::Failed { reason }, Ok(Message::Failed { reason: cut })) => assert!(reason.starts_with(cut)),
+        (Message::Failed { reason }, Ok(Message::Failed { reason: cut })) => {
+            assert!(reason.starts_with(cut))
+        }
         _ => assert_eq!(again.as_ref(), Ok(&message)),
     }
     let counters = if let Message::Counted(counters) = message {
@@ -75,13 +77,21 @@ fn read(environment: &Environment, welcome: &Welcome) -> Result<Program, Error> 
     assert_eq!(identities.len(), birth.count);
 
     // The channel to a successor is one of its descriptors, beside its sockets.
-    let (count, channel) = (birth.count, birth.channel.filter(|channel| *channel > 2).unwrap_or(RawFd::MAX));
+    let (count, channel) =
+        (birth.count, birth.channel.filter(|channel| *channel > 2).unwrap_or(RawFd::MAX));
     let variables = program.environment_for(birth.generation, count, channel);
     let passed_on = self::environment(variables.iter().map(|variable| variable.as_bytes()));
     assert_eq!(parts(&passed_on).ok(), Some(Birth { channel: Some(channel), ..birth }));
     let next = Program::of_this_process(&passed_on)?;
-    assert_eq!((next.notify_socket(), next.watchdog()), (program.notify_socket(), program.watchdog()));
-    assert_eq!(next.environment_for(birth.generation, count, channel), variables, "the environment grows");
+    assert_eq!(
+        (next.notify_socket(), next.watchdog()),
+        (program.notify_socket(), program.watchdog())
+    );
+    assert_eq!(
+        next.environment_for(birth.generation, count, channel),
+        variables,
+        "the environment grows"
+    );
     Ok(program)
 }
 
@@ -97,7 +107,8 @@ fn environment<'a>(variables: impl Iterator<Item = &'a [u8]>) -> Environment {
         let equals = variable.iter().skip(1).position(|byte| *byte == b'=')? + 1;
         let (name, value) = (OsStr::from_bytes(&variable[..equals]), &variable[equals + 1..]);
         let is_ours = name == LISTEN_PID && value == OURSELVES;
-        let value = if is_ours { std::process::id().to_string().into_bytes() } else { value.to_vec() };
+        let value =
+            if is_ours { std::process::id().to_string().into_bytes() } else { value.to_vec() };
         Some((name.to_owned(), OsString::from_vec(value)))
     });
     Environment::new(&TAKEN_OUT, variables.collect())
@@ -110,12 +121,16 @@ pub(crate) use seeds::{births, every_message, messages};
 mod seeds {
     use super::*;
     use crate::handoff::message::Hangup;
-    use crate::report::{Connections, Counters, Identity, ListenerCounters, Report, Standing, UpstreamCounters};
+    use crate::report::{
+        Connections, Counters, Identity, ListenerCounters, Report, Standing, UpstreamCounters,
+    };
 
     /// One of each kind.
     pub(crate) fn every_message() -> Vec<Message> {
         let mut counters = Counters::default();
-        counters.listeners.insert("web".into(), ListenerCounters { accepted: 1, cut: 2, ..Default::default() });
+        counters
+            .listeners
+            .insert("web".into(), ListenerCounters { accepted: 1, cut: 2, ..Default::default() });
         let upstreams = counters.upstreams.entry("web".into()).or_default();
         upstreams.insert("@up".into(), UpstreamCounters { connected: 3, ..Default::default() });
         let report = Report {
@@ -158,7 +173,10 @@ mod seeds {
 
     fn welcome() -> Welcome {
         Welcome {
-            bound: vec![(0, "127.0.0.1:0".parse().unwrap()), (2, "8:42 /run/a b.sock".parse().unwrap())],
+            bound: vec![
+                (0, "127.0.0.1:0".parse().unwrap()),
+                (2, "8:42 /run/a b.sock".parse().unwrap()),
+            ],
             draining: vec![(Generation::FIRST, 7), (Generation::FIRST.next(), 8)],
             init: Some(9),
             coming: vec![(3, "web".into()), (0, "admin".into())],

@@ -93,10 +93,11 @@ impl Inheritance {
 
     fn take_alone(variables: Variables) -> Result<Self, Error> {
         let mut counted = Ok(0);
-        let (environment, mut descriptors) = sys::env::take(&TAKEN_OUT, variables, |environment| {
-            counted = count(environment);
-            counted.as_ref().copied().unwrap_or_default()
-        })?;
+        let (environment, mut descriptors) =
+            sys::env::take(&TAKEN_OUT, variables, |environment| {
+                counted = count(environment);
+                counted.as_ref().copied().unwrap_or_default()
+            })?;
         sys::signals::hold_off().map_err(Error::system("hold off signals"))?;
         sys::fd::close_all_on_exec().map_err(Error::system("mark descriptors close-on-exec"))?;
         let Some(channel) = channel(&environment, &descriptors)? else {
@@ -104,15 +105,18 @@ impl Inheritance {
             let sockets = adopt(&environment, &mut descriptors, &Welcome::default())?;
             return Self::new(&environment, Generation::FIRST, sockets);
         };
-        let taken = counted.and_then(|_| take_from_predecessor(&environment, &mut descriptors, &channel));
+        let taken =
+            counted.and_then(|_| take_from_predecessor(&environment, &mut descriptors, &channel));
         let taken = taken.and_then(|taken| {
             let inheritance = Self::new(&environment, taken.generation, taken.sockets)?;
             Ok((Self { coming: taken.coming, ..inheritance }, taken.draining, taken.init))
         });
         match taken {
-            Ok((inheritance, draining, init)) => {
-                Ok(Self { predecessors: Unconnected { draining, predecessor: Some(channel) }, init, ..inheritance })
-            }
+            Ok((inheritance, draining, init)) => Ok(Self {
+                predecessors: Unconnected { draining, predecessor: Some(channel) },
+                init,
+                ..inheritance
+            }),
             Err(error) => {
                 tell_why(&channel, &error);
                 Err(error)
@@ -136,7 +140,8 @@ impl Inheritance {
     /// program that was started with its output elsewhere inherits the variable all the same.
     #[must_use]
     pub fn logs_to_journal(&self) -> bool {
-        self.journal_stream.is_some() && self.journal_stream == sys::fd::device_and_inode(std::io::stderr())
+        self.journal_stream.is_some()
+            && self.journal_stream == sys::fd::device_and_inode(std::io::stderr())
     }
 
     /// The first folder that the service manager has made for what lives as long as the service, systemd.exec(5).
@@ -153,9 +158,14 @@ impl Inheritance {
     }
 
     /// With nobody before it.
-    fn new(environment: &Environment, generation: Generation, sockets: Vec<Passed>) -> Result<Self, Error> {
+    fn new(
+        environment: &Environment,
+        generation: Generation,
+        sockets: Vec<Passed>,
+    ) -> Result<Self, Error> {
         let program = Program::of_this_process(environment)?;
-        let journal_stream = environment.kept("JOURNAL_STREAM").and_then(|value| value.to_str().map(str::to_owned));
+        let journal_stream =
+            environment.kept("JOURNAL_STREAM").and_then(|value| value.to_str().map(str::to_owned));
         let runtime_directory = environment.kept(RUNTIME_DIRECTORY).and_then(first_of);
         let slot = LowSlot::reserve().map_err(Error::system("reserve a descriptor"))?;
         Ok(Self {
@@ -192,15 +202,20 @@ fn take_from_predecessor(
     let welcome = match receive(channel.as_fd(), &mut Vec::new()) {
         Ok(Received::Message(Message::Welcome(welcome))) => welcome,
         Ok(Received::Message(Message::Unrecognised { version, .. })) => {
-            return Err(wrong(format!("it speaks version {version} of the protocol, and {VERSION} is spoken here")));
+            return Err(wrong(format!(
+                "it speaks version {version} of the protocol, and {VERSION} is spoken here"
+            )));
         }
-        Ok(other) => return Err(wrong(format!("expected a welcome on the channel, found {other:?}"))),
+        Ok(other) => {
+            return Err(wrong(format!("expected a welcome on the channel, found {other:?}")));
+        }
         Err(error) => return Err(wrong(format!("no welcome on the channel: {error}"))),
     };
     let generation = ordinal(environment)?;
     check_descriptors(&welcome, descriptors.len(), sys::fd::number(channel))?;
     let take = |descriptor: RawFd| {
-        sys::fd::take_named(descriptor).map_err(|error| wrong(format!("descriptor {descriptor}: {error}")))
+        sys::fd::take_named(descriptor)
+            .map_err(|error| wrong(format!("descriptor {descriptor}: {error}")))
     };
     let mut draining: Draining = Vec::new();
     for (generation, descriptor) in &welcome.draining {
@@ -217,11 +232,18 @@ pub(super) fn ordinal(environment: &Environment) -> Result<Generation, Error> {
 }
 
 /// Whether the welcome names each descriptor once, and neither one of the first `count` nor the channel.
-pub(super) fn check_descriptors(welcome: &Welcome, count: usize, channel: RawFd) -> Result<(), Error> {
+pub(super) fn check_descriptors(
+    welcome: &Welcome,
+    count: usize,
+    channel: RawFd,
+) -> Result<(), Error> {
     let mut taken = HashSet::from([channel]);
-    for descriptor in welcome.draining.iter().map(|(_, descriptor)| *descriptor).chain(welcome.init) {
+    for descriptor in welcome.draining.iter().map(|(_, descriptor)| *descriptor).chain(welcome.init)
+    {
         if is_passed(count, descriptor) || !taken.insert(descriptor) {
-            return Err(Error::Predecessor { why: format!("descriptor {descriptor} is passed twice") });
+            return Err(Error::Predecessor {
+                why: format!("descriptor {descriptor} is passed twice"),
+            });
         }
     }
     Ok(())
@@ -234,8 +256,12 @@ fn tell_why(channel: &OwnedFd, reason: &dyn Display) {
 }
 
 /// The channel to the predecessor, if one started this process.
-fn channel(environment: &Environment, passed: &PassedDescriptors) -> Result<Option<OwnedFd>, Error> {
-    let (Some(value), Some(descriptor)) = (environment.get(CHANNEL), announced_channel(environment, passed.len())?)
+fn channel(
+    environment: &Environment,
+    passed: &PassedDescriptors,
+) -> Result<Option<OwnedFd>, Error> {
+    let (Some(value), Some(descriptor)) =
+        (environment.get(CHANNEL), announced_channel(environment, passed.len())?)
     else {
         return Ok(None);
     };
@@ -249,14 +275,22 @@ fn channel(environment: &Environment, passed: &PassedDescriptors) -> Result<Opti
 }
 
 /// The descriptor that the environment announces as the channel to the predecessor, beside the first `count`.
-pub(super) fn announced_channel(environment: &Environment, count: usize) -> Result<Option<RawFd>, Error> {
+pub(super) fn announced_channel(
+    environment: &Environment,
+    count: usize,
+) -> Result<Option<RawFd>, Error> {
     let Some(value) = environment.get(CHANNEL) else { return Ok(None) };
     let expected = || bad(CHANNEL, value, "expected VERSION:DESCRIPTOR");
-    let (version, descriptor) = value.to_str().and_then(|text| text.split_once(':')).ok_or_else(expected)?;
+    let (version, descriptor) =
+        value.to_str().and_then(|text| text.split_once(':')).ok_or_else(expected)?;
     let _: u32 = version.parse().map_err(|_| expected())?;
     let descriptor = descriptor.parse().map_err(|_| expected())?;
     if is_passed(count, descriptor) {
-        return Err(bad(CHANNEL, value, format!("descriptor {descriptor} is one of the passed sockets")));
+        return Err(bad(
+            CHANNEL,
+            value,
+            format!("descriptor {descriptor} is one of the passed sockets"),
+        ));
     }
     Ok(Some(descriptor))
 }
@@ -271,7 +305,11 @@ pub fn check_for_init() -> Result<(), Error> {
 
 /// The first of the folders that a variable names: systemd joins several by colons.
 pub(super) fn first_of(folders: &OsStr) -> Option<PathBuf> {
-    let first = folders.as_bytes().split(|byte| *byte == b':').next().filter(|first| first.starts_with(b"/"))?;
+    let first = folders
+        .as_bytes()
+        .split(|byte| *byte == b':')
+        .next()
+        .filter(|first| first.starts_with(b"/"))?;
     Some(PathBuf::from(OsStr::from_bytes(first)))
 }
 

@@ -25,7 +25,8 @@ use crate::sys::signals::HANDOFF;
 use crate::sys::socket::{channel_pair, pause, retry, send_packet, will_pass};
 
 /// What is passed on to the head.
-const PASSED_ON: [Signal; 5] = [Signal::SIGHUP, Signal::SIGUSR2, Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT];
+const PASSED_ON: [Signal; 5] =
+    [Signal::SIGHUP, Signal::SIGUSR2, Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT];
 
 /// Sent by the kernel, and so to the whole foreground of a terminal: the head has it already, sigaction(2).
 const FROM_THE_KERNEL: i32 = 0x80;
@@ -43,10 +44,12 @@ impl Init {
             Half::Line => Ok(Self(lines)),
             Half::Init { child } => {
                 drop(lines);
-                end(keep_only(ours).and_then(|channel| Keeper::new(child, channel)?.keep()).unwrap_or_else(|error| {
-                    complain(&error);
-                    Exit::System as i32
-                }))
+                end(keep_only(ours)
+                    .and_then(|channel| Keeper::new(child, channel)?.keep())
+                    .unwrap_or_else(|error| {
+                        complain(&error);
+                        Exit::System as i32
+                    }))
             }
         }
     }
@@ -71,7 +74,8 @@ fn complain(error: &io::Error) {
     let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     if nix::poll::poll(&mut room, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
         // If it fails, the exit code says it alone.
-        let _ = (&stderr).write_all(format!("handoffd: the init cannot go on: {error}\n").as_bytes());
+        let _ =
+            (&stderr).write_all(format!("handoffd: the init cannot go on: {error}\n").as_bytes());
     }
 }
 
@@ -105,7 +109,8 @@ impl Keeper {
     fn new(child: Pid, channel: OwnedFd) -> io::Result<Self> {
         let mut signals: SigSet = PASSED_ON.into_iter().collect();
         signals.add(Signal::SIGCHLD);
-        let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let signals =
+            SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         Ok(Self { channel, line: LineIs::Alive, signals, head: child, status: None, stop: None })
     }
 
@@ -167,7 +172,8 @@ impl Keeper {
     }
 
     fn pass_on(&mut self, signal: &siginfo) {
-        let number = i32::try_from(signal.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
+        let number =
+            i32::try_from(signal.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
         let Some(number) = number.filter(|number| PASSED_ON.contains(number)) else { return };
         if !HANDOFF.contains(&number) {
             self.stop = Some(number);

@@ -136,10 +136,16 @@ impl Message {
                 closed.iter().for_each(|descriptor| packet.line("CLOSED", descriptor));
                 replaced.iter().for_each(|descriptor| packet.line("REPLACED", descriptor));
             }
-            Self::GivenUp { sockets } => sockets.iter().for_each(|socket| packet.line("SOCKET", socket)),
-            Self::Failed { reason } => packet.line("REASON", reason.chars().take(REASON_MAX).collect::<String>()),
+            Self::GivenUp { sockets } => {
+                sockets.iter().for_each(|socket| packet.line("SOCKET", socket))
+            }
+            Self::Failed { reason } => {
+                packet.line("REASON", reason.chars().take(REASON_MAX).collect::<String>())
+            }
             Self::Carry { version } => packet.line("CARRY", version),
-            Self::Counted(counters) => packet.line("COUNTERS", serde_json::to_string(counters).unwrap_or_default()),
+            Self::Counted(counters) => {
+                packet.line("COUNTERS", serde_json::to_string(counters).unwrap_or_default())
+            }
             Self::Draining(report) | Self::Report(report) => {
                 packet.line("REPORT", serde_json::to_string(report).unwrap_or_default())
             }
@@ -187,7 +193,8 @@ impl Message {
     /// # Errors
     /// Why it is not a message at all: garbage, or half of one.
     pub(crate) fn decode(packet: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(packet).map_err(|_| format!("{} bytes that are not text", packet.len()))?;
+        let text = std::str::from_utf8(packet)
+            .map_err(|_| format!("{} bytes that are not text", packet.len()))?;
         let mut fields = Fields::read(text)?;
         let version = fields.number("VERSION")?;
         let kind = fields.text("KIND")?;
@@ -204,7 +211,9 @@ impl Message {
                     welcome.draining.push((generation, descriptor));
                 }
                 welcome.init = match fields.take("INIT") {
-                    Some(descriptor) => Some(descriptor.parse().map_err(|_| format!("INIT={descriptor:?}"))?),
+                    Some(descriptor) => {
+                        Some(descriptor.parse().map_err(|_| format!("INIT={descriptor:?}"))?)
+                    }
                     None => None,
                 };
                 while let Some((count, listener)) = fields.pair("COMING")? {
@@ -214,7 +223,8 @@ impl Message {
                 Self::Welcome(welcome)
             }
             "committed" => {
-                let hangup = if fields.take("HANGUP").is_some() { Hangup::Remembered } else { Hangup::None };
+                let hangup =
+                    if fields.take("HANGUP").is_some() { Hangup::Remembered } else { Hangup::None };
                 let is_for_good = fields.take("FOR-GOOD").is_some();
                 if is_for_good { Self::CommittedForGood(hangup) } else { Self::Committed(hangup) }
             }
@@ -225,7 +235,9 @@ impl Message {
             "born" => Self::Born,
             "fork-failed" => Self::ForkFailed { errno: fields.number("ERRNO")? },
             "exec-failed" => Self::ExecFailed { errno: fields.number("ERRNO")? },
-            "ready" => Self::Ready { closed: fields.all("CLOSED")?, replaced: fields.all("REPLACED")? },
+            "ready" => {
+                Self::Ready { closed: fields.all("CLOSED")?, replaced: fields.all("REPLACED")? }
+            }
             "failed" => Self::Failed { reason: fields.text("REASON")?.to_owned() },
             "rollback" => Self::Rollback,
             "stopping" => Self::Stopping,
@@ -267,9 +279,11 @@ struct Fields<'a>(VecDeque<(&'a str, &'a str)>);
 
 impl<'a> Fields<'a> {
     fn read(text: &'a str) -> Result<Self, String> {
-        let whole = text.strip_suffix('\n').ok_or_else(|| format!("half a message: {}", excerpt(text)))?;
-        let fields =
-            whole.split('\n').map(|line| line.split_once('=').ok_or_else(|| format!("a line {}", excerpt(line))));
+        let whole =
+            text.strip_suffix('\n').ok_or_else(|| format!("half a message: {}", excerpt(text)))?;
+        let fields = whole
+            .split('\n')
+            .map(|line| line.split_once('=').ok_or_else(|| format!("a line {}", excerpt(line))));
         fields.collect::<Result<_, _>>().map(Self)
     }
 
@@ -299,7 +313,10 @@ impl<'a> Fields<'a> {
     }
 
     /// Two values in one line, the first without a space.
-    fn pair<A: std::str::FromStr, B: std::str::FromStr>(&mut self, key: &str) -> Result<Option<(A, B)>, String> {
+    fn pair<A: std::str::FromStr, B: std::str::FromStr>(
+        &mut self,
+        key: &str,
+    ) -> Result<Option<(A, B)>, String> {
         let Some(text) = self.take(key) else { return Ok(None) };
         let both = text.split_once(' ').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
         both.map(Some).ok_or_else(|| format!("{key}={text:?}"))
@@ -335,7 +352,8 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_or_version_is_a_message_and_garbage_is_not() {
-        let unknown = |version, kind: &str| Ok(Message::Unrecognised { version, kind: kind.to_owned() });
+        let unknown =
+            |version, kind: &str| Ok(Message::Unrecognised { version, kind: kind.to_owned() });
         assert_eq!(Message::decode(b"VERSION=1\nKIND=novel\nCOUNT=3\n"), unknown(1, "novel"));
         assert_eq!(Message::decode(b"VERSION=2\nKIND=ready\n"), unknown(2, "ready"));
         for garbage in [
@@ -356,7 +374,10 @@ mod tests {
     fn a_message_may_grow_and_text_cannot_forge_a_line() {
         assert_eq!(Message::decode(b"VERSION=1\nKIND=stop\nNOVEL=1\n"), Ok(Message::Stop));
         let forged = Message::Failed { reason: "bad\nKIND=ready".into() }.encode();
-        assert_eq!(Message::decode(&forged), Ok(Message::Failed { reason: "bad KIND=ready".into() }));
+        assert_eq!(
+            Message::decode(&forged),
+            Ok(Message::Failed { reason: "bad KIND=ready".into() })
+        );
         let long = Message::Failed { reason: "x".repeat(1 << 20) }.encode();
         assert_eq!(Message::decode(&long), Ok(Message::Failed { reason: "x".repeat(REASON_MAX) }));
     }

@@ -8,7 +8,9 @@ use std::ffi::OsStr;
 use std::os::fd::RawFd;
 
 use super::message::Welcome;
-use super::variables::{CHANNEL, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, LISTEN_PIDFDID, bad, parse};
+use super::variables::{
+    CHANNEL, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, LISTEN_PIDFDID, bad, parse,
+};
 use crate::error::Error;
 use crate::net::{Binding, Origin, Passed, StoredName};
 use crate::sys;
@@ -38,7 +40,8 @@ pub(super) fn announced(environment: &Environment) -> Result<usize, Error> {
     if environment.get(CHANNEL).is_none() && !is_meant_for_us(environment)? {
         return Ok(0);
     }
-    let count = value.to_str().and_then(|text| text.parse().ok()).filter(|count| *count <= DESCRIPTORS_MAX);
+    let count =
+        value.to_str().and_then(|text| text.parse().ok()).filter(|count| *count <= DESCRIPTORS_MAX);
     count.ok_or_else(|| bad(LISTEN_FDS, value, "expected how many descriptors are passed"))
 }
 
@@ -46,10 +49,13 @@ pub(super) fn announced(environment: &Environment) -> Result<usize, Error> {
 fn is_meant_for_us(environment: &Environment) -> Result<bool, Error> {
     let ours = std::process::id();
     // Anything that is not our pid is somebody else's, also what is no pid at all: never adopt on trust.
-    if environment.get(LISTEN_PID).and_then(OsStr::to_str).and_then(|text| text.parse().ok()) != Some(ours) {
+    if environment.get(LISTEN_PID).and_then(OsStr::to_str).and_then(|text| text.parse().ok())
+        != Some(ours)
+    {
         return Ok(false);
     }
-    let Some(id) = parse::<u64>(environment, LISTEN_PIDFDID, "the inode of a process descriptor")? else {
+    let Some(id) = parse::<u64>(environment, LISTEN_PIDFDID, "the inode of a process descriptor")?
+    else {
         return Ok(true);
     };
     let inode = PidFd::open(ours).ok().and_then(|process| process.inode());
@@ -70,7 +76,8 @@ pub(super) fn adopt(
     welcome: &Welcome,
 ) -> Result<Vec<Passed>, Error> {
     let identities = identities(environment, descriptors.len(), welcome)?.into_iter().enumerate();
-    let taken = identities.filter_map(|(place, identity)| Some((descriptors.take(place)?, identity)));
+    let taken =
+        identities.filter_map(|(place, identity)| Some((descriptors.take(place)?, identity)));
     taken.map(|(fd, (name, origin))| Passed::check(fd, name, origin)).collect()
 }
 
@@ -92,7 +99,8 @@ pub(super) fn identities(
             return Err(Error::Predecessor { why });
         }
     };
-    let bound: HashMap<usize, &Binding> = welcome.bound.iter().map(|(place, binding)| (*place, binding)).collect();
+    let bound: HashMap<usize, &Binding> =
+        welcome.bound.iter().map(|(place, binding)| (*place, binding)).collect();
     let identities = names.into_iter().enumerate().map(|(place, name)| {
         let bound = bound.get(&place);
         let stored = name.as_deref().and_then(StoredName::parse);
@@ -113,11 +121,17 @@ fn names(environment: &Environment, count: usize) -> Result<Vec<Option<String>>,
     if text.chars().any(char::is_control) {
         return Err(bad(LISTEN_FDNAMES, value, "a name may not hold control characters"));
     }
-    let names: Vec<_> =
-        text.split(':').map(|name| (!matches!(name, "" | "unknown")).then(|| name.to_owned())).collect();
+    let names: Vec<_> = text
+        .split(':')
+        .map(|name| (!matches!(name, "" | "unknown")).then(|| name.to_owned()))
+        .collect();
     if names.len() == count {
         Ok(names)
     } else {
-        Err(bad(LISTEN_FDNAMES, value, format!("it names {} descriptors, and {LISTEN_FDS} says {count}", names.len())))
+        Err(bad(
+            LISTEN_FDNAMES,
+            value,
+            format!("it names {} descriptors, and {LISTEN_FDS} says {count}", names.len()),
+        ))
     }
 }

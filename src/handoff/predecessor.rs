@@ -56,7 +56,12 @@ struct Older {
 
 impl Older {
     fn new(generation: Generation, channel: OwnedFd, role: Role) -> io::Result<Self> {
-        Ok(Self { generation, channel: Channel::to_its_maker(channel)?, role, inquiry: Inquiry::default() })
+        Ok(Self {
+            generation,
+            channel: Channel::to_its_maker(channel)?,
+            role,
+            inquiry: Inquiry::default(),
+        })
     }
 }
 
@@ -146,7 +151,9 @@ impl Predecessors {
 
     /// Takes what one that drains has said to the predecessor, when that was the head.
     pub(crate) fn remember(&mut self, report: Box<Report>) {
-        if let Some(older) = self.older.iter_mut().find(|older| older.generation == report.generation) {
+        if let Some(older) =
+            self.older.iter_mut().find(|older| older.generation == report.generation)
+        {
             older.inquiry.remember(report);
         }
     }
@@ -195,7 +202,9 @@ impl Predecessors {
             let mut place = 0;
             while let Some(older) = self.older.get_mut(place) {
                 let is_heard = older.role == Role::Predecessor || self.attention == Attention::All;
-                let Some(received) = is_heard.then(|| older.channel.poll_receive(cx)).and_then(ready) else {
+                let Some(received) =
+                    is_heard.then(|| older.channel.poll_receive(cx)).and_then(ready)
+                else {
                     place += 1;
                     continue;
                 };
@@ -206,7 +215,9 @@ impl Predecessors {
                         let gone = self.older.remove(place);
                         return Poll::Ready(match role {
                             Role::Predecessor => PredecessorEvent::Lost,
-                            Role::Draining => PredecessorEvent::Ended(gone.generation, gone.inquiry.into_report()),
+                            Role::Draining => {
+                                PredecessorEvent::Ended(gone.generation, gone.inquiry.into_report())
+                            }
                         });
                     }
                 }
@@ -238,7 +249,9 @@ impl Older {
                 self.role = Role::Draining;
                 Taken::Event(PredecessorEvent::Committed(hangup))
             }
-            Received::Message(Message::CommittedForGood(hangup)) if self.role == Role::Predecessor => {
+            Received::Message(Message::CommittedForGood(hangup))
+                if self.role == Role::Predecessor =>
+            {
                 self.role = Role::Draining;
                 Taken::Event(PredecessorEvent::CommittedForGood(hangup))
             }
@@ -248,19 +261,27 @@ impl Older {
             Received::Message(Message::Draining(report)) if self.role == Role::Predecessor => {
                 Taken::Event(PredecessorEvent::Draining(report))
             }
-            Received::Passed(Message::Carry { version }, channel) if self.role == Role::Predecessor => {
+            Received::Passed(Message::Carry { version }, channel)
+                if self.role == Role::Predecessor =>
+            {
                 Taken::Event(PredecessorEvent::Carrying(version, channel))
             }
-            Received::Message(Message::Stop) if self.role == Role::Predecessor => Taken::Event(PredecessorEvent::Stop),
-            Received::Message(Message::Ask) if self.role == Role::Predecessor => Taken::Event(PredecessorEvent::Asked),
+            Received::Message(Message::Stop) if self.role == Role::Predecessor => {
+                Taken::Event(PredecessorEvent::Stop)
+            }
+            Received::Message(Message::Ask) if self.role == Role::Predecessor => {
+                Taken::Event(PredecessorEvent::Asked)
+            }
             // A descriptor that nobody asked for is closed.
-            Received::Message(message) | Received::Passed(message, _) => match self.inquiry.hear(message) {
-                Ok(()) => Taken::Event(PredecessorEvent::Reported),
-                Err(message) => {
-                    tracing::debug!(from = %self.generation, ?message, "passed over a message of an older generation");
-                    Taken::Nothing
+            Received::Message(message) | Received::Passed(message, _) => {
+                match self.inquiry.hear(message) {
+                    Ok(()) => Taken::Event(PredecessorEvent::Reported),
+                    Err(message) => {
+                        tracing::debug!(from = %self.generation, ?message, "passed over a message of an older generation");
+                        Taken::Nothing
+                    }
                 }
-            },
+            }
             Received::Garbage(why) => {
                 let why = one_line(&why);
                 tracing::warn!(from = %self.generation, why, "an older generation sent what is not a message; no longer listening to it");
@@ -302,16 +323,20 @@ mod tests {
         let (predecessor, to_predecessor) = channel_pair().unwrap();
         let draining = vec![(Generation::FIRST, to_oldest)];
         let inherited = Unconnected { draining, predecessor: Some(to_predecessor) };
-        let mut predecessors = Predecessors::connect(inherited, Generation::FIRST.next().next()).unwrap();
+        let mut predecessors =
+            Predecessors::connect(inherited, Generation::FIRST.next().next()).unwrap();
         let predecessor = Channel::new(predecessor).unwrap();
         predecessor.send(&Message::Draining(report(Standing::Stopped))).unwrap();
         predecessor.send(&Message::Committed(Hangup::None)).unwrap();
         drop(oldest);
-        let PredecessorEvent::Draining(word) = predecessors.next().await else { panic!("not what was said") };
+        let PredecessorEvent::Draining(word) = predecessors.next().await else {
+            panic!("not what was said")
+        };
         predecessors.remember(word);
         assert!(matches!(predecessors.next().await, PredecessorEvent::Committed(Hangup::None)));
         predecessors.attend();
-        let PredecessorEvent::Ended(Generation::FIRST, Some(last)) = predecessors.next().await else {
+        let PredecessorEvent::Ended(Generation::FIRST, Some(last)) = predecessors.next().await
+        else {
             panic!("not its end, or no last word")
         };
         assert_eq!(last.state, Standing::Stopped);
@@ -320,13 +345,16 @@ mod tests {
     #[tokio::test]
     async fn what_may_have_been_said_to_another_head_is_unknown() {
         let (oldest, to_oldest) = channel_pair().unwrap();
-        let inherited = Unconnected { draining: vec![(Generation::FIRST, to_oldest)], predecessor: None };
+        let inherited =
+            Unconnected { draining: vec![(Generation::FIRST, to_oldest)], predecessor: None };
         let mut predecessors = Predecessors::connect(inherited, Generation::FIRST.next()).unwrap();
         predecessors.remember(report(Standing::Retiring));
         predecessors.leave();
         drop(oldest);
         predecessors.attend();
-        let PredecessorEvent::Ended(_, Some(last)) = predecessors.next().await else { panic!("not its end") };
+        let PredecessorEvent::Ended(_, Some(last)) = predecessors.next().await else {
+            panic!("not its end")
+        };
         assert_eq!(last.state, Standing::Unknown);
     }
 }

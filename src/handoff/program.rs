@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use super::message::VERSION;
 use super::variables::{
-    CHANNEL, FOREIGN_MANAGER, GENERATION, LISTEN_FDS, NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC, parse,
+    CHANNEL, FOREIGN_MANAGER, GENERATION, LISTEN_FDS, NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC,
+    parse,
 };
 use crate::error::Error;
 use crate::generation::Generation;
@@ -51,9 +52,12 @@ impl Program {
     pub(super) fn of_this_process(environment: &Environment) -> Result<Self, Error> {
         let watchdog = watchdog(environment)?;
         let notify_socket = environment.get(NOTIFY_SOCKET);
-        let notify = notify_socket.map(|value| [NOTIFY_SOCKET.as_bytes(), b"=", value.as_bytes()].concat());
+        let notify =
+            notify_socket.map(|value| [NOTIFY_SOCKET.as_bytes(), b"=", value.as_bytes()].concat());
         let is_foreign = environment.get(FOREIGN_MANAGER).is_some()
-            || notify.as_deref().is_some_and(|variable| !sys::namespace::is_shared_with_setter_of(variable));
+            || notify
+                .as_deref()
+                .is_some_and(|variable| !sys::namespace::is_shared_with_setter_of(variable));
         let numbers = if is_foreign { ManagerNumbers::Foreign } else { ManagerNumbers::Ours };
         let passed_on = [
             notify,
@@ -102,7 +106,12 @@ impl Program {
 
     /// The environment of a successor: as this process found its own, with what it is passed in place of what this one
     /// was. Nothing grows from generation to generation.
-    pub(crate) fn environment_for(&self, generation: Generation, count: usize, channel: RawFd) -> Vec<CString> {
+    pub(crate) fn environment_for(
+        &self,
+        generation: Generation,
+        count: usize,
+        channel: RawFd,
+    ) -> Vec<CString> {
         let ours = [
             format!("{LISTEN_FDS}={count}"),
             format!("{CHANNEL}={VERSION}:{channel}"),
@@ -117,10 +126,13 @@ impl Program {
 /// is not ours, and the watch is.
 fn watchdog(environment: &Environment) -> Result<Option<Duration>, Error> {
     let is_ours = environment.get(CHANNEL).is_some()
-        || environment.get(WATCHDOG_PID).is_none_or(|pid| pid.to_str() == Some(&std::process::id().to_string()));
+        || environment
+            .get(WATCHDOG_PID)
+            .is_none_or(|pid| pid.to_str() == Some(&std::process::id().to_string()));
     if !is_ours {
         return Ok(None);
     }
-    let limit = parse(environment, WATCHDOG_USEC, "a number of microseconds")?.map(Duration::from_micros);
+    let limit =
+        parse(environment, WATCHDOG_USEC, "a number of microseconds")?.map(Duration::from_micros);
     Ok(limit.filter(|limit| !limit.is_zero() && *limit != Duration::from_micros(u64::MAX)))
 }

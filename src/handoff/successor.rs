@@ -70,7 +70,8 @@ impl Bequest<'_> {
         channel.send(&Message::Welcome(welcome))?;
 
         let program = CString::new(self.program.path().as_os_str().as_bytes())?;
-        let environment = self.program.environment_for(self.generation, listeners.len(), descriptor);
+        let environment =
+            self.program.environment_for(self.generation, listeners.len(), descriptor);
         launch(&Launch {
             program: &program,
             arguments: self.program.arguments(),
@@ -276,7 +277,9 @@ impl Successor {
         };
         let pid = self.pid();
         match self.channel.signal(signal) {
-            Some(Ok(())) => tracing::debug!(successor_pid = pid, %signal, "signalled the successor"),
+            Some(Ok(())) => {
+                tracing::debug!(successor_pid = pid, %signal, "signalled the successor")
+            }
             Some(Err(error)) => {
                 tracing::debug!(successor_pid = pid, %signal, %error, "the successor has ended already");
             }
@@ -308,7 +311,9 @@ impl Successor {
             return match received {
                 Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
                 Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
-                Received::Message(Message::GivenUp { sockets }) => Some(SuccessorEvent::GivenUp(sockets)),
+                Received::Message(Message::GivenUp { sockets }) => {
+                    Some(SuccessorEvent::GivenUp(sockets))
+                }
                 Received::Message(_) | Received::Passed(..) => None,
                 Received::Garbage(_) | Received::End => Some(SuccessorEvent::Ended),
             };
@@ -324,7 +329,9 @@ impl Successor {
                 // A wrapper may have forked: the process that says that it is ready is the one that serves.
                 self.channel.follow_sender();
                 self.stage = Stage::Ready;
-                let place = |descriptor: &RawFd| usize::try_from(descriptor.checked_sub(FIRST_PASSED)?).ok();
+                let place = |descriptor: &RawFd| {
+                    usize::try_from(descriptor.checked_sub(FIRST_PASSED)?).ok()
+                };
                 let given_up = closed.iter().filter_map(place).collect();
                 let replaced = replaced.iter().filter_map(place).collect();
                 Some(SuccessorEvent::Ready { pid: self.pid(), given_up, replaced })
@@ -332,23 +339,29 @@ impl Successor {
             Received::Message(Message::ForkFailed { errno }) => {
                 lost(HandoffFailure::Fork { source: io::Error::from_raw_os_error(errno) })
             }
-            Received::Message(Message::ExecFailed { errno }) => lost(exec(io::Error::from_raw_os_error(errno))),
+            Received::Message(Message::ExecFailed { errno }) => {
+                lost(exec(io::Error::from_raw_os_error(errno)))
+            }
             Received::Message(Message::Failed { reason }) => {
                 lost(HandoffFailure::Refused { reason: one_line(&reason) })
             }
             Received::Message(Message::Rollback) => lost(HandoffFailure::ToldToStop),
             Received::Message(Message::Stopping) => Some(SuccessorEvent::Stopping),
             Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
-            Received::Message(Message::GivenUp { sockets }) => Some(SuccessorEvent::GivenUp(sockets)),
+            Received::Message(Message::GivenUp { sockets }) => {
+                Some(SuccessorEvent::GivenUp(sockets))
+            }
             Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
             // No successor passes anything: it is closed.
-            Received::Message(message) | Received::Passed(message, _) => match self.inquiry.hear(message) {
-                Ok(()) => Some(SuccessorEvent::Reported),
-                Err(message) => {
-                    tracing::debug!(?message, "passed over a message of the successor");
-                    None
+            Received::Message(message) | Received::Passed(message, _) => {
+                match self.inquiry.hear(message) {
+                    Ok(()) => Some(SuccessorEvent::Reported),
+                    Err(message) => {
+                        tracing::debug!(?message, "passed over a message of the successor");
+                        None
+                    }
                 }
-            },
+            }
             Received::Garbage(why) => lost(HandoffFailure::Garbage { why: one_line(&why) }),
             // [`Successor::next`] reports the end.
             Received::End => None,
@@ -358,9 +371,10 @@ impl Successor {
 
 /// The sockets that the line bound itself, by their place.
 fn bound(listeners: &[&Listener]) -> Vec<(usize, crate::net::Binding)> {
-    let bound = listeners.iter().enumerate().filter_map(|(place, listener)| match listener.origin() {
-        Origin::Bound(binding) => Some((place, binding.clone())),
-        Origin::Inherited => None,
-    });
+    let bound =
+        listeners.iter().enumerate().filter_map(|(place, listener)| match listener.origin() {
+            Origin::Bound(binding) => Some((place, binding.clone())),
+            Origin::Inherited => None,
+        });
     bound.collect()
 }

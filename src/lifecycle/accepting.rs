@@ -18,7 +18,11 @@ impl<P: Plane> Driver<P> {
         (self.beginning, self.deadlines.begin) = (None, None);
         // It may have been told to stop meanwhile.
         matches!(self.state, State::Starting { .. }).then(|| {
-            let listeners = self.listeners.as_slice().iter().map(|one| format!("{}={}", one.name(), one.address()));
+            let listeners = self
+                .listeners
+                .as_slice()
+                .iter()
+                .map(|one| format!("{}={}", one.name(), one.address()));
             let listeners = listeners.collect::<Vec<_>>().join(" ");
             tracing::info!(listeners, "generation {} is accepting", self.generation);
             Event::Live

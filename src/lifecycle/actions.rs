@@ -28,7 +28,8 @@ impl<P: Plane> Driver<P> {
     pub(super) async fn perform(&mut self, action: Action) -> Result<(), Error> {
         match action {
             Action::TellReady => {
-                let (closed, replaced) = (self.listeners.unclaimed().to_vec(), self.listeners.replaced().to_vec());
+                let (closed, replaced) =
+                    (self.listeners.unclaimed().to_vec(), self.listeners.replaced().to_vec());
                 self.predecessors.tell_predecessor(&Message::Ready { closed, replaced });
             }
             Action::TellRollback => {
@@ -51,7 +52,9 @@ impl<P: Plane> Driver<P> {
                 self.deadlines.bake = deadline(self.config.bake);
             }
             Action::Commit(hangup) => self.commit(|successor| successor.commit(hangup)),
-            Action::CommitForGood(hangup) => self.commit(|successor| successor.commit_for_good(hangup)),
+            Action::CommitForGood(hangup) => {
+                self.commit(|successor| successor.commit_for_good(hangup))
+            }
             Action::DropSuccessor => self.drop_successor().await,
             Action::ForgetSuccessor => {
                 if let Some(successor) = &mut self.successor {
@@ -68,12 +71,15 @@ impl<P: Plane> Driver<P> {
             }
             Action::StopAccepting => {
                 self.plane.stop_accepting().await;
-                let (given_up, control) = self.listeners.remove(&std::mem::take(&mut self.given_up));
+                let (given_up, control) =
+                    self.listeners.remove(&std::mem::take(&mut self.given_up));
                 given_up.iter().chain(&control).for_each(Listener::unlink);
-                let replaced: Vec<_> = given_up.iter().filter(|listener| listener.is_replaced()).cloned().collect();
+                let replaced: Vec<_> =
+                    given_up.iter().filter(|listener| listener.is_replaced()).cloned().collect();
                 replaced.iter().for_each(Listener::divert);
                 // Whoever may have to accept again holds them still.
-                let sockets: Vec<_> = given_up.iter().filter_map(|listener| listener.cookie().ok()).collect();
+                let sockets: Vec<_> =
+                    given_up.iter().filter_map(|listener| listener.cookie().ok()).collect();
                 if !sockets.is_empty() {
                     self.predecessors.tell_all(&Message::GivenUp { sockets });
                 }
@@ -102,12 +108,14 @@ impl<P: Plane> Driver<P> {
                 }
             }
             Action::Drain => {
-                let (why, connections) = (self.state.name(), self.plane.connections().map(|now| now.open));
+                let (why, connections) =
+                    (self.state.name(), self.plane.connections().map(|now| now.open));
                 tracing::info!(why, connections, "generation {} is draining", self.generation);
                 let to_successor = self.to_successor.take();
                 self.deadlines.drain = deadline(self.config.drain_timeout);
                 // Half of it is left to those that are not carried by then, to come to an end.
-                self.deadlines.carry = to_successor.as_ref().and_then(|_| deadline(self.config.drain_timeout / 2));
+                self.deadlines.carry =
+                    to_successor.as_ref().and_then(|_| deadline(self.config.drain_timeout / 2));
                 self.is_alone = false;
                 self.plane.drain(to_successor);
                 // Whoever is the head from now on knows what would be lost with this process, and what it has counted.
@@ -165,8 +173,13 @@ impl<P: Plane> Driver<P> {
             }
         };
         if tokio::time::timeout(CUT_TIMEOUT, gone).await.is_err() {
-            let (connections, generations) = (self.plane.connections().map(|now| now.open), self.predecessors.count());
-            tracing::warn!(connections, generations, "connections or older generations outlived being cut");
+            let (connections, generations) =
+                (self.plane.connections().map(|now| now.open), self.predecessors.count());
+            tracing::warn!(
+                connections,
+                generations,
+                "connections or older generations outlived being cut"
+            );
         }
     }
 

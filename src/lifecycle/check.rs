@@ -32,9 +32,12 @@ pub fn check(config: &Config) -> Result<(), Error> {
         })?;
     }
     let named = named.iter().enumerate();
-    let paths = named.filter_map(|(index, listener)| Some((listener.name_at(index), listener.address.path()?)));
+    let paths = named
+        .filter_map(|(index, listener)| Some((listener.name_at(index), listener.address.path()?)));
     let mut taken: HashMap<PathBuf, String> = HashMap::new();
-    for (name, path) in paths.chain(config.control.as_deref().map(|path| (CONTROL.to_owned(), path))) {
+    for (name, path) in
+        paths.chain(config.control.as_deref().map(|path| (CONTROL.to_owned(), path)))
+    {
         can_be_made(path).map_err(|source| refuse(name.clone(), path, source))?;
         if let Some(other) = taken.insert(resolved(path), name.clone()) {
             return Err(refuse(name, path, io::Error::other(format!("{other} has the same path"))));

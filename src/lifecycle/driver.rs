@@ -24,8 +24,8 @@ use crate::drain::DrainReport;
 use crate::error::{Error, HandoffFailure};
 use crate::generation::Generation;
 use crate::handoff::{
-    Inheritance, Init, LowSlot, ManagerNumbers, Message, PredecessorEvent, Predecessors, Program, Successor,
-    SuccessorEvent,
+    Inheritance, Init, LowSlot, ManagerNumbers, Message, PredecessorEvent, Predecessors, Program,
+    Successor, SuccessorEvent,
 };
 use crate::net::ListenerSet;
 use crate::notify::{MainProcess, Notifier};
@@ -112,12 +112,17 @@ enum Heard {
 
 impl<P: Plane> Driver<P> {
     /// Installs the signal handlers and adopts or binds the listeners. Nothing is accepted yet.
-    pub(super) fn start(config: Config, inheritance: Inheritance, mut plane: P) -> Result<Self, Error> {
+    pub(super) fn start(
+        config: Config,
+        inheritance: Inheritance,
+        mut plane: P,
+    ) -> Result<Self, Error> {
         let signals = Signals::install().map_err(Error::system("install signal handlers"))?;
-        let Inheritance { generation, sockets, predecessors, program, slot, init, coming, .. } = inheritance;
+        let Inheritance { generation, sockets, predecessors, program, slot, init, coming, .. } =
+            inheritance;
         plane.expect(coming);
-        let predecessors =
-            Predecessors::connect(predecessors, generation).map_err(Error::system("watch the predecessor"))?;
+        let predecessors = Predecessors::connect(predecessors, generation)
+            .map_err(Error::system("watch the predecessor"))?;
         let main_process = match program.manager_numbers() {
             ManagerNumbers::Ours if init.is_none() => MainProcess::Head,
             ManagerNumbers::Ours | ManagerNumbers::Foreign => MainProcess::First,
@@ -125,7 +130,11 @@ impl<P: Plane> Driver<P> {
         let prepare = || -> Result<_, Error> {
             let notifier = Notifier::new(program.notify_socket(), main_process)?;
             let pid_file = PidFile::new(&config)?;
-            Ok((notifier, pid_file, ListenerSet::assemble(&config.listeners, config.control.as_deref(), sockets)?))
+            Ok((
+                notifier,
+                pid_file,
+                ListenerSet::assemble(&config.listeners, config.control.as_deref(), sockets)?,
+            ))
         };
         let (notifier, pid_file, listeners) = prepare().inspect_err(|error| {
             predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
@@ -293,10 +302,13 @@ impl<P: Plane> Driver<P> {
     /// its end when the line stops; and the head outlives all before it: with the main process a unit ends, and a
     /// container.
     fn may_be_drained(&self) -> bool {
-        let has_unready_successor = self.successor.as_ref().is_some_and(|successor| !successor.is_ready());
+        let has_unready_successor =
+            self.successor.as_ref().is_some_and(|successor| !successor.is_ready());
         match self.state {
             State::Retiring { .. } => true,
-            State::Stopping => !has_unready_successor && (self.head.is_none() || self.predecessors.is_empty()),
+            State::Stopping => {
+                !has_unready_successor && (self.head.is_none() || self.predecessors.is_empty())
+            }
             State::Starting { .. }
             | State::Probation { .. }
             | State::Serving

@@ -148,11 +148,17 @@ impl Serving {
     /// # Errors
     /// [`Error::NoSuchListener`], or when the kernel will not watch it.
     pub fn acceptor(&self, name: &str) -> Result<Acceptor, Error> {
-        let acceptor =
-            net::Acceptor::new(self.listeners.get(name)?.clone()).map_err(Error::system("watch a listener"))?;
+        let acceptor = net::Acceptor::new(self.listeners.get(name)?.clone())
+            .map_err(Error::system("watch a listener"))?;
         let (unheard, open) = (self.face.unheard.clone(), self.face.open.clone());
         let accepting = Some(unheard.token());
-        Ok(Acceptor { acceptor, retired: Signal(Box::pin(self.retired())), unheard, open, accepting })
+        Ok(Acceptor {
+            acceptor,
+            retired: Signal(Box::pin(self.retired())),
+            unheard,
+            open,
+            accepting,
+        })
     }
 
     /// A descriptor of the TCP listener of that name, for a server that must have one; stop accepting at
@@ -176,7 +182,8 @@ impl Serving {
     /// A server that ends connections at [`Serving::retired`] loses those that it accepted in the last instant: their
     /// first request is still on the way.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
-        let (retired, unheard, grace) = (self.retired(), self.face.unheard.clone(), self.face.first_request_grace);
+        let (retired, unheard, grace) =
+            (self.retired(), self.face.unheard.clone(), self.face.first_request_grace);
         async move {
             retired.await;
             unheard.close();
@@ -216,7 +223,8 @@ impl Serving {
     /// Pends until a generation that was retired has to accept again, because its successor died. For a server that can
     /// accept anew while its old connections still drain; others learn it from [`Serving::drained`].
     pub fn recalled(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
-        let (retired, accepting) = (self.retired(), self.face.until(|phase| phase == Phase::Accepting));
+        let (retired, accepting) =
+            (self.retired(), self.face.until(|phase| phase == Phase::Accepting));
         async move {
             retired.await;
             accepting.await;

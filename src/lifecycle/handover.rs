@@ -44,7 +44,11 @@ pub(super) struct Reload {
 
 impl<P: Plane> Driver<P> {
     /// An operator asks for a handoff. What stands against it is said at once.
-    pub(super) fn asked_to_reload(&mut self, options: &ReloadOptions, answer: Answer) -> Option<Event> {
+    pub(super) fn asked_to_reload(
+        &mut self,
+        options: &ReloadOptions,
+        answer: Answer,
+    ) -> Option<Event> {
         let why_not = match self.state {
             State::Serving => None,
             State::HandingOff { .. } | State::Baking { .. } => Some("a handoff is under way"),
@@ -56,23 +60,35 @@ impl<P: Plane> Driver<P> {
         };
         let expected = options.expect_generation.filter(|expected| *expected != self.generation);
         let why_not = why_not.map(str::to_owned).or_else(|| {
-            expected.map(|expected| format!("generation {} serves, not {expected} as expected", self.generation))
+            expected.map(|expected| {
+                format!("generation {} serves, not {expected} as expected", self.generation)
+            })
         });
         if let Some(reason) = why_not {
             answer.refuse(Refusal::TryAgain, reason);
             return None;
         }
         let limit = options.timeout_ms.map(Duration::from_millis);
-        let carry = if self.is_start_to_wait() { self.config.drain_timeout } else { Duration::ZERO };
+        let carry =
+            if self.is_start_to_wait() { self.config.drain_timeout } else { Duration::ZERO };
         let longest = total([carry, self.config.ready_timeout, self.config.bake]);
         let within = limit.map_or(longest, |limit| limit.min(longest));
-        answer.send(Reply::Started { successor: self.generation.next(), within_ms: milliseconds(within) });
+        answer.send(Reply::Started {
+            successor: self.generation.next(),
+            within_ms: milliseconds(within),
+        });
         // A client waits for its own limit, or a little longer than it was promised, and then believes that nothing has
         // changed. So the handoff ends before that: a process that is stopped meanwhile must not go on with it later.
-        self.deadlines.given =
-            deadline(limit.map_or(total([longest, PROMISE_GRACE]), |limit| limit - time_to_answer(limit)));
+        self.deadlines.given = deadline(
+            limit.map_or(total([longest, PROMISE_GRACE]), |limit| limit - time_to_answer(limit)),
+        );
         let limit = limit.unwrap_or(longest);
-        self.reload = Some(Reload { answer, began: Instant::now(), limit, waits_for_drain: options.wait_drained });
+        self.reload = Some(Reload {
+            answer,
+            began: Instant::now(),
+            limit,
+            waits_for_drain: options.wait_drained,
+        });
         Some(Event::Hangup)
     }
 
@@ -114,7 +130,11 @@ impl<P: Plane> Driver<P> {
         if self.generation != Generation::FIRST && self.last_handoff.is_none() {
             self.ended(self.generation, Outcome::Committed, None);
         }
-        tracing::info!(draining = self.predecessors.count(), "generation {} is serving", self.generation);
+        tracing::info!(
+            draining = self.predecessors.count(),
+            "generation {} is serving",
+            self.generation
+        );
         Ok(())
     }
 
@@ -141,7 +161,8 @@ impl<P: Plane> Driver<P> {
     /// Whether with a successor there would be too many generations, and connections are still on their way from those: when it has
     /// taken over, the oldest is cut.
     fn is_start_to_wait(&self) -> bool {
-        self.plane.is_taking_over() && self.predecessors.count() + 1 >= self.config.max_generations.get()
+        self.plane.is_taking_over()
+            && self.predecessors.count() + 1 >= self.config.max_generations.get()
     }
 
     /// Starts a successor, as soon as that may be.
@@ -184,11 +205,19 @@ impl<P: Plane> Driver<P> {
         self.deadlines.ready = deadline(self.config.ready_timeout);
         let program = self.program.path().display();
         tracing::info!(successor = %generation, %program, "starting a successor: generation {generation}");
-        let (program, listeners, predecessors) = (&self.program, &self.listeners, &self.predecessors);
+        let (program, listeners, predecessors) =
+            (&self.program, &self.listeners, &self.predecessors);
         let (init, slot) = (self.init.as_ref(), &mut self.slot);
         let coming = self.plane.carries();
-        let started =
-            Successor::start(&mut Bequest { program, generation, listeners, predecessors, init, slot, coming });
+        let started = Successor::start(&mut Bequest {
+            program,
+            generation,
+            listeners,
+            predecessors,
+            init,
+            slot,
+            coming,
+        });
         match started {
             Ok(successor) => self.successor = Some(successor),
             Err(failure) => {
@@ -229,7 +258,9 @@ impl<P: Plane> Driver<P> {
         let successor = self.generation.next();
         tracing::info!(%successor, successor_pid = pid, "handed over to generation {successor}");
         self.answer_inquirers();
-        let Some(Reload { answer, began, waits_for_drain, .. }) = self.reload.take() else { return };
+        let Some(Reload { answer, began, waits_for_drain, .. }) = self.reload.take() else {
+            return;
+        };
         answer.send(Reply::Serving {
             generation: self.generation.next(),
             pid,
@@ -260,8 +291,8 @@ impl<P: Plane> Driver<P> {
             // One that serves is well, and drains what it has accepted; so does one that has said that it was told to stop. Any other
             // may be alive as well: it hangs, or talks nonsense.
             let serves = was_ready && matches!(failure, HandoffFailure::OutOfTime { .. });
-            let is_well =
-                matches!(failure, HandoffFailure::ToldToStop) || serves && successor.gives_back(SETTLE_TIMEOUT).await;
+            let is_well = matches!(failure, HandoffFailure::ToldToStop)
+                || serves && successor.gives_back(SETTLE_TIMEOUT).await;
             // What it has done it has done, whatever becomes of it: sums never fall.
             if let Some(mut last) = successor.inquiry().report().cloned() {
                 last.counters.settle();
@@ -273,7 +304,8 @@ impl<P: Plane> Driver<P> {
                 self.tell_what_is_lost().await;
             }
         }
-        let out_of_time = matches!(failure, HandoffFailure::OutOfTime { .. } | HandoffFailure::NotStarted { .. });
+        let out_of_time =
+            matches!(failure, HandoffFailure::OutOfTime { .. } | HandoffFailure::NotStarted { .. });
         let (outcome, why, count) = if out_of_time {
             (Outcome::TimedOut, Refusal::TryAgain, &mut self.handoffs.failed)
         } else if was_ready {
@@ -328,7 +360,8 @@ impl<P: Plane> Driver<P> {
     }
 
     fn ended(&mut self, successor: Generation, outcome: Outcome, reason: Option<String>) {
-        self.last_handoff = Some(LastHandoff { unix_ms: unix_ms(SystemTime::now()), successor, outcome, reason });
+        self.last_handoff =
+            Some(LastHandoff { unix_ms: unix_ms(SystemTime::now()), successor, outcome, reason });
     }
 }
 
@@ -349,7 +382,10 @@ mod tests {
     #[test]
     fn durations_as_long_as_there_are_do_not_overflow() {
         assert_eq!(total([Duration::MAX, Duration::MAX, Duration::from_secs(1)]), Duration::MAX);
-        assert_eq!(total([Duration::from_secs(2), Duration::ZERO, Duration::from_secs(1)]), Duration::from_secs(3));
+        assert_eq!(
+            total([Duration::from_secs(2), Duration::ZERO, Duration::from_secs(1)]),
+            Duration::from_secs(3)
+        );
         assert_eq!(milliseconds(Duration::MAX), u64::MAX);
     }
 }

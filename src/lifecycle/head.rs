@@ -67,7 +67,14 @@ impl Head {
         let now = Instant::now();
         // Half of the limit, as sd_watchdog_enabled(3) recommends. At once: the predecessor's last word may be old.
         let watchdog = limit.map(|limit| Watchdog { interval: limit / 2, due: now, beat: None });
-        Self { notifier, watchdog, next: now, said: String::new(), reload_told: false, progress: None }
+        Self {
+            notifier,
+            watchdog,
+            next: now,
+            said: String::new(),
+            reload_told: false,
+            progress: None,
+        }
     }
 
     /// The next duty. Cancel safe.
@@ -162,7 +169,8 @@ impl Head {
 
     /// How far a stop has come; if that is further than before, it gets more time.
     pub(super) fn stop_stands(&mut self, now: Connections) {
-        let is_further = |before: Connections| now.open < before.open || now.carried > before.carried;
+        let is_further =
+            |before: Connections| now.open < before.open || now.carried > before.carried;
         if self.progress.replace(now).is_some_and(is_further) {
             self.notifier.extend(EXTENSION);
         }

@@ -148,9 +148,9 @@ pub(crate) enum Action {
 }
 
 use Action::{
-    CloseListeners, Commit, CommitForGood, Cut, Drain, DropSuccessor, Exit, ForgetSuccessor, LeaveTheLine, LetGo,
-    NotifyReady, Resume, StartBake, StartSuccessor, StopAccepting, StopSuccessor, TakeTheLine, TellReady, TellRollback,
-    TellStopping, TellTheRest,
+    CloseListeners, Commit, CommitForGood, Cut, Drain, DropSuccessor, Exit, ForgetSuccessor,
+    LeaveTheLine, LetGo, NotifyReady, Resume, StartBake, StartSuccessor, StopAccepting,
+    StopSuccessor, TakeTheLine, TellReady, TellRollback, TellStopping, TellTheRest,
 };
 
 impl State {
@@ -163,7 +163,10 @@ impl State {
     /// Whether connections are accepted in it.
     #[cfg(test)]
     pub(crate) const fn accepts(self) -> bool {
-        matches!(self, Self::Probation { .. } | Self::Serving | Self::HandingOff { .. } | Self::Baking { .. })
+        matches!(
+            self,
+            Self::Probation { .. } | Self::Serving | Self::HandingOff { .. } | Self::Baking { .. }
+        )
     }
 
     /// Its name, for the log.
@@ -226,7 +229,9 @@ fn starting(birth: Birth, hangup: Hangup, event: Event) -> (State, Vec<Action>) 
 
 fn probation(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
     match event {
-        Event::Committed(late) | Event::CommittedForGood(late) => head(either(hangup, late), vec![TakeTheLine]),
+        Event::Committed(late) | Event::CommittedForGood(late) => {
+            head(either(hangup, late), vec![TakeTheLine])
+        }
         Event::PredecessorLost => head(hangup, vec![TakeTheLine]),
         // Not before the predecessor has retired: two generations on probation could outlive each other's rollback.
         Event::Hangup => (State::Probation { hangup: Hangup::Remembered }, vec![]),
@@ -271,8 +276,12 @@ fn handing_off(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
         Event::SuccessorReady => (State::Baking { hangup }, vec![StartBake]),
         Event::SuccessorLost | Event::SuccessorRolledBack => head(hangup, vec![DropSuccessor]),
         Event::Hangup => (State::HandingOff { hangup: Hangup::Remembered }, vec![]),
-        Event::Terminate => (State::Stopping, vec![TellStopping, StopSuccessor, CloseListeners, Drain]),
-        Event::CutNow => (State::Stopped, vec![TellStopping, StopSuccessor, CloseListeners, Drain, Cut, Exit]),
+        Event::Terminate => {
+            (State::Stopping, vec![TellStopping, StopSuccessor, CloseListeners, Drain])
+        }
+        Event::CutNow => {
+            (State::Stopped, vec![TellStopping, StopSuccessor, CloseListeners, Drain, Cut, Exit])
+        }
         Event::Live
         | Event::Committed(_)
         | Event::CommittedForGood(_)
@@ -313,8 +322,12 @@ fn retiring(recall: Recall, event: Event) -> (State, Vec<Action>) {
         }
         Event::SuccessorLost => (State::Retiring { recall }, vec![LeaveTheLine, DropSuccessor]),
         // It and we were told to stop, each before it heard of the other: nobody else tells the older ones.
-        Event::SuccessorRolledBack => (State::Retiring { recall }, vec![TellStopping, CloseListeners, DropSuccessor]),
-        Event::LineStopping => (State::Retiring { recall: Recall::Never }, vec![CloseListeners, ForgetSuccessor]),
+        Event::SuccessorRolledBack => {
+            (State::Retiring { recall }, vec![TellStopping, CloseListeners, DropSuccessor])
+        }
+        Event::LineStopping => {
+            (State::Retiring { recall: Recall::Never }, vec![CloseListeners, ForgetSuccessor])
+        }
         Event::Terminate => (State::Retiring { recall: Recall::Never }, vec![]),
         Event::CarryEnded => (State::Retiring { recall }, vec![TellTheRest]),
         Event::Drained => (State::Stopped, vec![Exit]),

@@ -40,7 +40,11 @@ pub use embedded::{Acceptor, Drained, Retirement, Serving, Starting};
 ///
 /// # Errors
 /// When this generation cannot begin to serve. A predecessor is told why, and serves on.
-pub async fn run<S: Service>(config: Config, inheritance: Inheritance, service: S) -> Result<Ending, Error> {
+pub async fn run<S: Service>(
+    config: Config,
+    inheritance: Inheritance,
+    service: S,
+) -> Result<Ending, Error> {
     run_on(Workers::here(), config, inheritance, service).await
 }
 

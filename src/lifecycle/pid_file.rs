@@ -62,10 +62,16 @@ impl PidFile {
     /// # Errors
     /// Why the file does not name it yet.
     pub(super) fn name(&mut self, pid: u32) -> Result<(), Error> {
-        let failures = self.owed.take().filter(|owed| owed.pid == pid).map_or(0, |owed| owed.failures);
+        let failures =
+            self.owed.take().filter(|owed| owed.pid == pid).map_or(0, |owed| owed.failures);
         self.write(pid).inspect_err(|error| {
             let due = Instant::now() + RETRY;
-            self.owed = Some(Owed { pid, due, failures: failures.saturating_add(1), reason: error.to_string() });
+            self.owed = Some(Owed {
+                pid,
+                due,
+                failures: failures.saturating_add(1),
+                reason: error.to_string(),
+            });
         })
     }
 
@@ -173,7 +179,9 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
         return Err(io::ErrorKind::IsADirectory.into());
     }
     if kind.is_symlink() {
-        return Err(io::Error::other("what lies there is no file, but a symbolic link: name the file itself"));
+        return Err(io::Error::other(
+            "what lies there is no file, but a symbolic link: name the file itself",
+        ));
     }
     // To rename over /dev/null would take it from the whole system.
     if !kind.is_file() {
@@ -186,7 +194,9 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
     let text = bytes.trim_ascii();
     let is_number = bytes.len() as u64 <= LONGEST && text.iter().all(u8::is_ascii_digit);
     if !is_number {
-        return Err(io::Error::other("it holds something else than a process id, and is not replaced"));
+        return Err(io::Error::other(
+            "it holds something else than a process id, and is not replaced",
+        ));
     }
     Ok(std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()))
 }
@@ -194,7 +204,8 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
 /// Removes drafts beside `pid_file` whose processes have ended: they were killed in the instant between two system calls.
 fn remove_stale_drafts(pid_file: &Path) {
     let Some(name) = pid_file.file_name() else { return };
-    let folder = pid_file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        pid_file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());

@@ -56,7 +56,8 @@ impl Signals {
             interrupted: Interrupted::NotYet,
             stray: strays,
         };
-        let ours = [Number::SIGHUP, Number::SIGUSR2, Number::SIGTERM, Number::SIGINT, Number::SIGQUIT];
+        let ours =
+            [Number::SIGHUP, Number::SIGUSR2, Number::SIGTERM, Number::SIGINT, Number::SIGQUIT];
         ours.into_iter().collect::<SigSet>().thread_unblock()?;
         Ok(signals)
     }
@@ -86,7 +87,10 @@ async fn next_of(signal: &mut Option<Signal>) -> Option<()> {
 }
 
 /// Logs every signal that means nothing here. Never ready.
-fn log_strays(stray: &mut [(c_int, Signal)], context: &mut Context<'_>) -> Poll<std::convert::Infallible> {
+fn log_strays(
+    stray: &mut [(c_int, Signal)],
+    context: &mut Context<'_>,
+) -> Poll<std::convert::Infallible> {
     for (number, signal) in stray {
         while let Poll::Ready(Some(())) = signal.poll_recv(context) {
             let signal = name(*number);
@@ -103,7 +107,10 @@ fn name(number: c_int) -> String {
 /// Says what becomes of a hangup that starts nothing now: whoever sent it may be waiting for a new generation.
 pub(super) fn answer_hangup(state: State) {
     match state {
-        State::Starting { .. } | State::Probation { .. } | State::HandingOff { .. } | State::Baking { .. } => {
+        State::Starting { .. }
+        | State::Probation { .. }
+        | State::HandingOff { .. }
+        | State::Baking { .. } => {
             tracing::info!("hangup remembered: a handoff follows the present one");
         }
         State::Retiring { .. } => tracing::warn!("hangup ignored: a newer generation serves"),

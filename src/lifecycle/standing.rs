@@ -122,7 +122,11 @@ impl<P: Plane> Driver<P> {
         if waiting.is_empty() {
             return;
         }
-        let reply = if self.head.is_some() { Reply::Status(Box::new(self.status())) } else { Reply::Moved {} };
+        let reply = if self.head.is_some() {
+            Reply::Status(Box::new(self.status()))
+        } else {
+            Reply::Moved {}
+        };
         waiting.iter().for_each(|answer| answer.send(reply.clone()));
     }
 
@@ -135,7 +139,8 @@ impl<P: Plane> Driver<P> {
 
     /// How this generation stands.
     pub(super) fn report(&self) -> Report {
-        let left = self.deadlines.drain.map(|until| until.saturating_duration_since(Instant::now()));
+        let left =
+            self.deadlines.drain.map(|until| until.saturating_duration_since(Instant::now()));
         Report {
             generation: self.generation,
             pid: Some(std::process::id()),
@@ -162,14 +167,16 @@ impl<P: Plane> Driver<P> {
             last_word(known, successor.inquiry())
         });
         let before = self.predecessors.reports();
-        let before =
-            before.map(|(generation, inquiry)| last_word(Report::unheard(generation, Standing::Retiring), inquiry));
+        let before = before.map(|(generation, inquiry)| {
+            last_word(Report::unheard(generation, Standing::Retiring), inquiry)
+        });
         let listeners = self.listeners.as_slice().iter().map(|listener| ListenerReport {
             name: listener.name().to_string(),
             address: listener.address().to_owned(),
             bound: matches!(listener.origin(), Origin::Bound(_)),
         });
-        let generations: Vec<Report> = after.into_iter().chain([self.report()]).chain(before).collect();
+        let generations: Vec<Report> =
+            after.into_iter().chain([self.report()]).chain(before).collect();
         let mut counters = self.past.clone();
         generations.iter().for_each(|report| counters.add(&report.counters));
         Status {

@@ -82,7 +82,9 @@ impl Acceptor {
                     tracing::debug!(listener = %self.listener.name(), %error, "a connection was gone before it was accepted");
                 }
                 Err(error) => {
-                    let pause = self.shortage.map_or(FIRST_PAUSE, |last| (last * 2).clamp(FIRST_PAUSE, LAST_PAUSE));
+                    let pause = self
+                        .shortage
+                        .map_or(FIRST_PAUSE, |last| (last * 2).clamp(FIRST_PAUSE, LAST_PAUSE));
                     if self.shortage.replace(pause).is_none()
                         && self.listener.shortage.begin(self.listener.name(), &error)
                     {
@@ -98,7 +100,8 @@ impl Acceptor {
     async fn look(&self) -> io::Result<Option<Accepted>> {
         let mut ready = self.watch.readable().await?;
         let accept = || sys::reserve::accept(self.share, &self.listener, || self.listener.accept());
-        let accepted = ready.try_io(|_| accept()).map_or(Ok(None), |accepted| accepted.map(Some))?;
+        let accepted =
+            ready.try_io(|_| accept()).map_or(Ok(None), |accepted| accepted.map(Some))?;
         Ok(accepted.map(|(accepted, earmark)| Accepted { earmark: Some(earmark), ..accepted }))
     }
 }

@@ -57,7 +57,8 @@ pub(super) fn bind(name: &str, address: &Address, old: &[&Passed]) -> Result<Lis
         socket.set_reuse_port(false)?;
         Ok(socket)
     });
-    let refuse = |source| Error::Bind { name: name.to_owned(), address: address.to_string(), source };
+    let refuse =
+        |source| Error::Bind { name: name.to_owned(), address: address.to_string(), source };
     bound.map(|socket: Socket| Listener::bound(name, address, socket, None)).map_err(refuse)
 }
 
@@ -100,28 +101,34 @@ mod tests {
             Some((Listener::bind("old", &address, super::super::bind::Access::Owner).ok()?, port))
         };
         let (listener, port) = ports.into_iter().find_map(bind).unwrap();
-        let passed = Passed::check(listener.try_clone().unwrap(), None, listener.origin().clone()).unwrap();
+        let passed =
+            Passed::check(listener.try_clone().unwrap(), None, listener.origin().clone()).unwrap();
         (passed, port)
     }
 
     #[test]
     fn the_port_is_shared_for_the_bind_alone() {
         let (old, port) = old("127.0.0.1");
-        let (at, unclaimed) = (|ip: &str| format!("{ip}:{port}").parse::<Address>().unwrap(), [old]);
+        let (at, unclaimed) =
+            (|ip: &str| format!("{ip}:{port}").parse::<Address>().unwrap(), [old]);
         let sockets = OldSockets::new(&unclaimed);
         let new = bind("web", &at("0.0.0.0"), sockets.beside(&at("0.0.0.0"))).unwrap();
         for socket in [new.try_clone().unwrap(), unclaimed[0].try_clone().unwrap()] {
             assert!(!Socket::from(socket).reuse_port().unwrap());
         }
         let stranger = new_socket(&at("0.0.0.0")).unwrap();
-        let refused = stranger.bind(&SockAddr::try_from_address(&at("0.0.0.0")).unwrap()).unwrap_err();
+        let refused =
+            stranger.bind(&SockAddr::try_from_address(&at("0.0.0.0")).unwrap()).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
         assert!(sockets.beside(&"127.0.0.1:1".parse().unwrap()).is_empty());
     }
 
     #[test]
     fn another_user_cannot_bind_while_the_port_is_shared() {
-        assert!(nix::unistd::geteuid().is_root(), "only root can be another user: run the tests as root");
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "only root can be another user: run the tests as root"
+        );
         let (old, port) = old("127.0.0.1");
         let old = [&old];
         let _shared = SharedPort::of(&old).unwrap();

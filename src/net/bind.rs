@@ -40,18 +40,29 @@ impl Listener {
     /// [`Error::Bind`], which names it; nothing was changed then.
     pub(crate) fn bind(name: &str, address: &Address, access: Access) -> Result<Self, Error> {
         let bound = match address {
-            Address::UnixPath(path) => bind_path(path, address, access).map(|(socket, file)| (socket, Some(file))),
+            Address::UnixPath(path) => {
+                bind_path(path, address, access).map(|(socket, file)| (socket, Some(file)))
+            }
             Address::Tcp(_) | Address::Tcp6Only(_) | Address::UnixAbstract(_) => {
-                bind_socket(address, access).and_then(|socket| socket.listen(BACKLOG).map(|()| (socket, None)))
+                bind_socket(address, access)
+                    .and_then(|socket| socket.listen(BACKLOG).map(|()| (socket, None)))
             }
         };
-        let (socket, file) =
-            bound.map_err(|source| Error::Bind { name: name.to_owned(), address: address.to_string(), source })?;
+        let (socket, file) = bound.map_err(|source| Error::Bind {
+            name: name.to_owned(),
+            address: address.to_string(),
+            source,
+        })?;
         Ok(Self::bound(name, address, socket, file))
     }
 
     /// The listener that `socket` is, which was bound to `address`.
-    pub(super) fn bound(name: &str, address: &Address, socket: Socket, file: Option<FileId>) -> Self {
+    pub(super) fn bound(
+        name: &str,
+        address: &Address,
+        socket: Socket,
+        file: Option<FileId>,
+    ) -> Self {
         Self {
             name: name.into(),
             address: local_address(&socket).into(),

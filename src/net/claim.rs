@@ -29,7 +29,11 @@ pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
         |socket| Some((binding(socket)?.address.clone(), socket.name.clone()?)),
         |want| Some((want.address.clone(), want.name.clone())),
     );
-    pool.give_one(wanted, |socket| Some(binding(socket)?.address.clone()), |want| Some(want.address.clone()));
+    pool.give_one(
+        wanted,
+        |socket| Some(binding(socket)?.address.clone()),
+        |want| Some(want.address.clone()),
+    );
     // The same address, written differently.
     pool.give_one(wanted, Passed::endpoint, |want| Endpoint::of(&want.address));
     // A parent's dual-stack socket serves one family: systemd's `ListenStream=80` is `[::]:80`.

@@ -23,7 +23,12 @@ pub(crate) async fn dial(address: &Address) -> io::Result<Stream> {
     let is_under_way = match socket.connect(&peer) {
         Ok(()) => false,
         // The answer comes later; an interrupted connect(2) goes on as well.
-        Err(error) if matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EINPROGRESS | Errno::EINTR)) => {
+        Err(error)
+            if matches!(
+                error.raw_os_error().map(Errno::from_raw),
+                Some(Errno::EINPROGRESS | Errno::EINTR)
+            ) =>
+        {
             true
         }
         Err(error) => return Err(error),

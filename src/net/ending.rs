@@ -28,7 +28,8 @@ impl Stream {
             self.say_end();
             return 0;
         }
-        let nothing_at_risk = !self.has_input() && matches!(sys::socket::unacknowledged(self.as_fd()), Ok(0));
+        let nothing_at_risk =
+            !self.has_input() && matches!(sys::socket::unacknowledged(self.as_fd()), Ok(0));
         if self.shutdown().await.is_err() || nothing_at_risk {
             return 0;
         }
@@ -81,7 +82,9 @@ mod tests {
         stream.write_all(b"reply").await.unwrap();
         client.write_all(b"too late").await.unwrap();
         stream.readable().await.unwrap();
-        let finish = tokio::spawn(async move { (stream.finish(Duration::from_secs(30)).await, stream.received()) });
+        let finish = tokio::spawn(async move {
+            (stream.finish(Duration::from_secs(30)).await, stream.received())
+        });
         let mut heard = Vec::new();
         client.read_to_end(&mut heard).await.unwrap();
         assert_eq!(heard, b"reply");

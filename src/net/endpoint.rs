@@ -73,7 +73,9 @@ impl Endpoint {
 pub(super) fn address_of(socket: &Socket) -> Option<Address> {
     let local = socket.local_addr().ok()?;
     match local.as_socket() {
-        Some(SocketAddr::V6(address)) if socket.only_v6().ok()? => return Some(Address::Tcp6Only(address)),
+        Some(SocketAddr::V6(address)) if socket.only_v6().ok()? => {
+            return Some(Address::Tcp6Only(address));
+        }
         Some(address) => return Some(Address::Tcp(address)),
         None => {}
     }
@@ -115,7 +117,9 @@ mod tests {
 
     #[test]
     fn both_families_hold_all_of_one() {
-        for (one, both) in [("0.0.0.0:80", Some("[::]:80")), ("tcp6:[::]:80", Some("[::]:80")), ("[::]:80", None)] {
+        for (one, both) in
+            [("0.0.0.0:80", Some("[::]:80")), ("tcp6:[::]:80", Some("[::]:80")), ("[::]:80", None)]
+        {
             assert_eq!(endpoint(one).unwrap().of_both_families(), both.and_then(endpoint), "{one}");
         }
         for one in ["127.0.0.1:80", "[::1]:80", "/nowhere/web", "@web"] {

@@ -67,7 +67,10 @@ impl Stream {
     }
 
     /// Writes to a socket of which the runtime says that it is not writable, if it was made to forget.
-    pub(super) fn try_write<T>(&mut self, write: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> Poll<io::Result<T>> {
+    pub(super) fn try_write<T>(
+        &mut self,
+        write: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
         if !self.tries_writes {
             return Poll::Pending;
         }

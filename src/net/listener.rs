@@ -115,7 +115,9 @@ impl Listener {
         self.set_back_nonblocking()?;
         let accept = || self.socket.accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
         match sys::interrupt::unless_it_blocks(accept) {
-            Ok((socket, address)) => Ok(Accepted { socket, peer: Peer::new(&address), earmark: None }),
+            Ok((socket, address)) => {
+                Ok(Accepted { socket, peer: Peer::new(&address), earmark: None })
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 self.set_back_nonblocking()?;
                 Err(io::ErrorKind::WouldBlock.into())
@@ -148,7 +150,10 @@ impl Listener {
     /// gets no new clients, and those of before still come into its queue. It is no obstacle to a socket that is bound
     /// beside it meanwhile.
     pub(crate) fn divert(&self) {
-        let diverted = self.socket.set_reuse_port(true).and_then(|()| sys::socket::bind_to_no_interface(&*self.socket));
+        let diverted = self
+            .socket
+            .set_reuse_port(true)
+            .and_then(|()| sys::socket::bind_to_no_interface(&*self.socket));
         if let Err(error) = diverted {
             let (listener, address) = (self.name(), self.address());
             tracing::warn!(%listener, address, reason = %error, "cannot divert new clients from {address}, those in a handshake may be reset: {error}");

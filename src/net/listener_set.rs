@@ -66,7 +66,9 @@ impl ListenerSet {
                 }
             }
             Listeners::Inherited => {
-                listeners.extend(adopt_all(take(&mut passed, |socket| socket.origin == Origin::Inherited)));
+                listeners.extend(adopt_all(take(&mut passed, |socket| {
+                    socket.origin == Origin::Inherited
+                })));
                 if listeners.is_empty() {
                     wanted.push(Wanted::new("default".into(), &DEFAULT_ADDRESS.parse()?)?);
                 }
@@ -92,7 +94,8 @@ impl ListenerSet {
         });
         let no_longer_stored = no_longer_stored.collect();
         for socket in &passed {
-            let (listener, address) = (socket.name.as_deref().unwrap_or("unnamed"), socket.address());
+            let (listener, address) =
+                (socket.name.as_deref().unwrap_or("unnamed"), socket.address());
             tracing::info!(
                 listener,
                 address,
@@ -162,7 +165,10 @@ impl ListenerSet {
 
     /// Notes that listeners of the successor get the clients of those at these places when they take no more.
     pub(crate) fn mark_replaced(&self, places: &[usize]) {
-        places.iter().filter_map(|place| self.listeners.get(*place)).for_each(|listener| listener.set_replaced(true));
+        places
+            .iter()
+            .filter_map(|place| self.listeners.get(*place))
+            .for_each(|listener| listener.set_replaced(true));
     }
 
     /// Notes that no listener replaces another any more, because the handoff is over.
@@ -174,7 +180,8 @@ impl ListenerSet {
     /// open to others of this user.
     pub(crate) fn restore(&self) {
         self.forget_replacements();
-        let bound = self.listeners.iter().filter(|listener| *listener.origin() != Origin::Inherited);
+        let bound =
+            self.listeners.iter().filter(|listener| *listener.origin() != Origin::Inherited);
         bound.for_each(Listener::restore);
     }
 
@@ -206,7 +213,8 @@ impl ListenerSet {
     /// Takes the listeners that are these sockets out of the set.
     pub(crate) fn remove_sockets(&mut self, cookies: &[u64]) -> Vec<Listener> {
         let cookies: HashSet<_> = cookies.iter().copied().collect();
-        let is_one = |listener: &Listener| listener.cookie().is_ok_and(|cookie| cookies.contains(&cookie));
+        let is_one =
+            |listener: &Listener| listener.cookie().is_ok_and(|cookie| cookies.contains(&cookie));
         let (gone, kept) = self.listeners.drain(..).partition(is_one);
         self.listeners = kept;
         gone
@@ -220,7 +228,9 @@ fn is_control(socket: &Passed, configured: Option<&Address>) -> bool {
         Origin::Bound(binding) => {
             socket.name.as_deref() == Some(CONTROL)
                 && !socket.has_lost_its_path()
-                && configured.is_some_and(|path| binding.address == *path || Endpoint::of(path) == socket.endpoint())
+                && configured.is_some_and(|path| {
+                    binding.address == *path || Endpoint::of(path) == socket.endpoint()
+                })
         }
     }
 }
@@ -288,7 +298,9 @@ fn adopt(socket: Passed, name: &str) -> Listener {
     let listener = socket.adopt(name);
     let address = listener.address();
     match before.filter(|before| before != name) {
-        Some(before) => tracing::info!(listener = name, before, address, descriptor, "adopted under a new name"),
+        Some(before) => {
+            tracing::info!(listener = name, before, address, descriptor, "adopted under a new name")
+        }
         None => tracing::debug!(listener = name, address, descriptor, "adopted"),
     }
     listener
@@ -333,7 +345,10 @@ mod tests {
     }
 
     fn names_and_addresses(set: &ListenerSet) -> Vec<(String, String)> {
-        set.as_slice().iter().map(|one| (one.name().to_string(), one.address().to_owned())).collect()
+        set.as_slice()
+            .iter()
+            .map(|one| (one.name().to_string(), one.address().to_owned()))
+            .collect()
     }
 
     #[test]
@@ -356,7 +371,10 @@ mod tests {
     fn what_a_parent_names_is_adopted_wherever_it_listens() {
         let ((two, at_two), (one, at_one)) = (from_parent(Some("two")), from_parent(Some("one")));
         let set = assemble(&["one=127.0.0.1:1", "two=127.0.0.1:2"], vec![two, one]).unwrap();
-        assert_eq!(names_and_addresses(&set), [("one".to_owned(), at_one), ("two".to_owned(), at_two)]);
+        assert_eq!(
+            names_and_addresses(&set),
+            [("one".to_owned(), at_one), ("two".to_owned(), at_two)]
+        );
     }
 
     #[test]
@@ -364,14 +382,18 @@ mod tests {
         let ((first, at_first), (second, at_second)) = (from_parent(None), from_parent(None));
         let wanted = configured(&["127.0.0.1:1", &format!("b={at_first}")]);
         let set = ListenerSet::assemble(&wanted, None, vec![first, second]).unwrap();
-        assert_eq!(names_and_addresses(&set), [("listener-1".to_owned(), at_second), ("b".to_owned(), at_first)]);
+        assert_eq!(
+            names_and_addresses(&set),
+            [("listener-1".to_owned(), at_second), ("b".to_owned(), at_first)]
+        );
     }
 
     #[test]
     fn without_a_configuration_all_that_a_parent_passes_is_served() {
         let ((web, _), (also_web, _), (unnamed, _)) =
             (from_parent(Some("web")), from_parent(Some("web")), from_parent(None));
-        let set = ListenerSet::assemble(&Listeners::Inherited, None, vec![web, also_web, unnamed]).unwrap();
+        let set = ListenerSet::assemble(&Listeners::Inherited, None, vec![web, also_web, unnamed])
+            .unwrap();
         let names: Vec<_> = set.as_slice().iter().map(|one| one.name().to_string()).collect();
         assert_eq!(names, ["web", "web", "listener-3"]);
         let second = ListenerSet::assemble(&Listeners::Inherited, None, passed_on(&set)).unwrap();

@@ -55,7 +55,9 @@ impl Passed {
             (Ok(Domain::IPV4 | Domain::IPV6 | Domain::UNIX), Ok(Type::DGRAM)) => {
                 return refuse(name, "a datagram socket");
             }
-            (Ok(_), Ok(Type::STREAM)) => return refuse(name, "a stream socket of a family that is not served"),
+            (Ok(_), Ok(Type::STREAM)) => {
+                return refuse(name, "a stream socket of a family that is not served");
+            }
             _ => return refuse(name, "a socket of another type"),
         }
         match socket.is_listener() {
@@ -96,7 +98,9 @@ impl Passed {
     pub(super) fn endpoint(&self) -> Option<Endpoint> {
         match &self.origin {
             Origin::Bound(Binding { file: Some(file), .. }) => Some(Endpoint::File(*file)),
-            Origin::Bound(Binding { file: None, .. }) | Origin::Inherited => Endpoint::of_socket(&self.socket),
+            Origin::Bound(Binding { file: None, .. }) | Origin::Inherited => {
+                Endpoint::of_socket(&self.socket)
+            }
         }
     }
 
@@ -114,7 +118,8 @@ impl Passed {
     pub(super) fn is_in_the_way_of(&self, wanted: &Address) -> bool {
         let Some(found) = endpoint::address_of(&self.socket) else { return false };
         let mut taken = TakenAddresses::new();
-        let is_same = self.endpoint().is_some_and(|endpoint| Endpoint::of(wanted) == Some(endpoint));
+        let is_same =
+            self.endpoint().is_some_and(|endpoint| Endpoint::of(wanted) == Some(endpoint));
         is_same || (taken.take(&found, ()).is_ok() && taken.take(wanted, ()).is_err())
     }
 
@@ -142,7 +147,11 @@ impl Passed {
 impl fmt::Display for Passed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, address) = (self.name.as_deref().unwrap_or("unnamed"), self.address());
-        write!(f, "the passed socket {name:?} (descriptor {}) listens on {address}", self.descriptor)
+        write!(
+            f,
+            "the passed socket {name:?} (descriptor {}) listens on {address}",
+            self.descriptor
+        )
     }
 }
 
@@ -153,7 +162,9 @@ mod tests {
     #[test]
     fn what_does_not_listen_is_refused_and_named() {
         let idle = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        let error = Passed::check(idle.into(), Some("web".to_owned()), Origin::Inherited).unwrap_err().to_string();
+        let error = Passed::check(idle.into(), Some("web".to_owned()), Origin::Inherited)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("web") && error.contains("does not listen"), "{error}");
     }
 }

@@ -56,7 +56,9 @@ impl Stream {
     /// `ENOPROTOOPT` and the like from a socket that does not know the option.
     pub(crate) fn set_keep_alive(&self, time: Duration) -> io::Result<()> {
         match &self.socket {
-            Family::Tcp(socket) => SockRef::from(socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(time)),
+            Family::Tcp(socket) => {
+                SockRef::from(socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(time))
+            }
             // Its peer cannot vanish unnoticed.
             Family::Unix(_) => Ok(()),
         }
@@ -151,7 +153,10 @@ mod tests {
     async fn the_kernel_is_told_when_a_silent_peer_counts_as_gone() {
         let (stream, _client) = connected().await;
         let socket = SockRef::from(&stream);
-        assert_eq!((socket.keepalive().unwrap(), socket.tcp_user_timeout().unwrap()), (false, None));
+        assert_eq!(
+            (socket.keepalive().unwrap(), socket.tcp_user_timeout().unwrap()),
+            (false, None)
+        );
         stream.set_keep_alive(Duration::from_secs(77)).unwrap();
         stream.set_user_timeout(Duration::from_millis(4321)).unwrap();
         assert!(socket.keepalive().unwrap());
@@ -163,7 +168,9 @@ mod tests {
     async fn a_head_is_read_to_the_byte() {
         let (mut stream, mut client) = connected().await;
         client.write_all(b"head;rest").await.unwrap();
-        let look = |bytes: &[u8]| Ok(bytes.iter().position(|byte| *byte == b';').map(|end| (end + 1, end)));
+        let look = |bytes: &[u8]| {
+            Ok(bytes.iter().position(|byte| *byte == b';').map(|end| (end + 1, end)))
+        };
         assert_eq!(stream.read_head(&mut [0; 64], look).await.unwrap(), 4);
         let mut rest = [0; 4];
         stream.read_exact(&mut rest).await.unwrap();

@@ -32,17 +32,27 @@ impl FileAccess {
     /// When the system does not know one, or when the address has no file.
     pub(crate) fn resolve(access: &SocketAccess, address: &Address) -> io::Result<Self> {
         if address.path().is_none() && !access.is_default() {
-            return Err(io::Error::other("mode, user and group need an address with a path, as in /run/web.sock"));
+            return Err(io::Error::other(
+                "mode, user and group need an address with a path, as in /run/web.sock",
+            ));
         }
         let user = access.user.as_deref().map(|user| match user.parse() {
             Ok(number) => Ok(Uid::from_raw(number)),
-            Err(_) => User::from_name(user)?.map(|found| found.uid).ok_or_else(|| unknown("user", user)),
+            Err(_) => {
+                User::from_name(user)?.map(|found| found.uid).ok_or_else(|| unknown("user", user))
+            }
         });
         let group = access.group.as_deref().map(|group| match group.parse() {
             Ok(number) => Ok(Gid::from_raw(number)),
-            Err(_) => Group::from_name(group)?.map(|found| found.gid).ok_or_else(|| unknown("group", group)),
+            Err(_) => Group::from_name(group)?
+                .map(|found| found.gid)
+                .ok_or_else(|| unknown("group", group)),
         });
-        Ok(Self { mode: access.mode.map(SocketMode::bits), user: user.transpose()?, group: group.transpose()? })
+        Ok(Self {
+            mode: access.mode.map(SocketMode::bits),
+            user: user.transpose()?,
+            group: group.transpose()?,
+        })
     }
 
     /// Whether there is nothing to set.
@@ -58,7 +68,10 @@ impl FileAccess {
         if self.is_empty() {
             return Ok(());
         }
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+            .open(path)?;
         if FileId::from(&file.metadata()?) != expected {
             return Err(io::Error::other("another file has taken its place"));
         }

@@ -22,7 +22,11 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// `in_use` when a process holds the socket, and what the kernel says.
-pub(super) fn replace(path: &Path, in_use: io::Error, bind: impl FnOnce() -> io::Result<Socket>) -> io::Result<Socket> {
+pub(super) fn replace(
+    path: &Path,
+    in_use: io::Error,
+    bind: impl FnOnce() -> io::Result<Socket>,
+) -> io::Result<Socket> {
     // Two processes may find the same stale file. Without a lock, the second one removes the file that the first has bound.
     let _lock = lock_folder(path);
     match is_socket(path) {
@@ -51,14 +55,17 @@ fn is_socket(path: &Path) -> io::Result<bool> {
 /// socket, listening or not, the error is `EPROTOTYPE`; and no connection comes into its queue, connect(2).
 fn is_stale(path: &Path) -> io::Result<bool> {
     let probe = Socket::new(Domain::UNIX, Type::DGRAM.nonblocking().cloexec(), None)?;
-    Ok(probe.connect(&SockAddr::unix(path)?).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
+    Ok(probe
+        .connect(&SockAddr::unix(path)?)
+        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
 }
 
 /// Locks the folder of `path` against other processes that replace a file in it, until the result is dropped.
 ///
 /// Another program may keep such a lock, or the folder may not be readable. Neither is a reason not to start.
 fn lock_folder(path: &Path) -> Option<Flock<File>> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let locked = File::open(folder).and_then(|mut opened| {
         let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
@@ -71,8 +78,7 @@ fn lock_folder(path: &Path) -> Option<Flock<File>> {
         }
     });
     let folder = folder.display();
-    let say =
-        |error: &io::Error| tracing::warn!(%folder, reason = %error, "cannot lock {folder}, going on without: {error}");
+    let say = |error: &io::Error| tracing::warn!(%folder, reason = %error, "cannot lock {folder}, going on without: {error}");
     locked.inspect_err(say).ok()
 }
 

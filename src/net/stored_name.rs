@@ -55,9 +55,14 @@ impl StoredName {
 /// for the same.
 #[cfg(any(fuzzing, test))]
 pub(crate) fn fuzz(bytes: &[u8]) -> bool {
-    let Some((name, binding)) = std::str::from_utf8(bytes).ok().and_then(StoredName::parse) else { return false };
+    let Some((name, binding)) = std::str::from_utf8(bytes).ok().and_then(StoredName::parse) else {
+        return false;
+    };
     if let Some(stored) = StoredName::new(name, &binding) {
-        assert!(stored.0[name.len()..].bytes().all(|byte| byte.is_ascii_graphic() && byte != b':'), "{stored:?}");
+        assert!(
+            stored.0[name.len()..].bytes().all(|byte| byte.is_ascii_graphic() && byte != b':'),
+            "{stored:?}"
+        );
         assert_eq!(StoredName::parse(stored.as_str()), Some((name, binding)));
     }
     true
@@ -88,7 +93,10 @@ mod tests {
         for binding in ["127.0.0.1:8080", "tcp6:[::]:80", "8:42 /run/a b=c%3A.sock", "@größe"] {
             let binding: Binding = binding.parse().unwrap();
             let name = StoredName::new("web", &binding).unwrap();
-            assert!(name.as_str().bytes().all(|byte| byte.is_ascii_graphic() && byte != b':'), "{name:?}");
+            assert!(
+                name.as_str().bytes().all(|byte| byte.is_ascii_graphic() && byte != b':'),
+                "{name:?}"
+            );
             assert_eq!(StoredName::parse(name.as_str()), Some(("web", binding)));
         }
     }

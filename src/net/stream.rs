@@ -81,12 +81,20 @@ impl Stream {
     ///
     /// # Errors
     /// `InvalidInput` when it is not a stream socket of the peer's family.
-    pub(crate) fn taken_up(socket: OwnedFd, peer: Peer, traffic: Traffic, peer_finished: bool) -> io::Result<Self> {
+    pub(crate) fn taken_up(
+        socket: OwnedFd,
+        peer: Peer,
+        traffic: Traffic,
+        peer_finished: bool,
+    ) -> io::Result<Self> {
         let socket = Socket::from(socket);
         let is_unix = socket.domain()? == Domain::UNIX;
         // A client of a Unix socket may have an address, by the word of a proxy.
         if socket.r#type()? != Type::STREAM || (peer == Peer::Unix && !is_unix) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no stream socket of its family"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is no stream socket of its family",
+            ));
         }
         // Here it is by no word but the other process's that it does not block; one that did would hold up a whole thread.
         socket.set_nonblocking(true)?;
@@ -187,7 +195,11 @@ impl Stream {
     ///
     /// # Errors
     /// `InvalidInput` also when what has arrived has to be read.
-    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<io::Result<usize>> {
         let fill = |socket: BorrowedFd<'_>| match pipe.fill(socket) {
             // A splice takes nothing beyond a byte of urgent data, and calls that the end, or says that nothing has arrived.
             Ok(0) | Err(_) if matches!(sys::socket::peek(socket, &mut [0]), Ok(1..)) => {
@@ -201,9 +213,16 @@ impl Stream {
     }
 
     /// Moves what is in a pipe to the peer, as much as it takes: how many bytes it were.
-    pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<io::Result<usize>> {
         self.before_write();
-        let count = ready!(match self.socket.poll_io(cx, Interest::WRITABLE, |socket| pipe.drain(socket)) {
+        let count = ready!(match self
+            .socket
+            .poll_io(cx, Interest::WRITABLE, |socket| pipe.drain(socket))
+        {
             Poll::Pending => self.try_write(|socket| pipe.drain(socket)),
             drained => drained,
         })?;
@@ -286,7 +305,11 @@ impl AsFd for Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let room = buffer.remaining();
         ready!(match &mut self.socket {
@@ -301,13 +324,19 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.before_write();
         let written = match &mut self.socket {
             Family::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
             Family::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
         };
-        let send = |socket: BorrowedFd<'_>| SockRef::from(&socket).send_with_flags(bytes, nix::libc::MSG_NOSIGNAL);
+        let send = |socket: BorrowedFd<'_>| {
+            SockRef::from(&socket).send_with_flags(bytes, nix::libc::MSG_NOSIGNAL)
+        };
         let count = ready!(match written {
             Poll::Pending => self.try_write(send),
             written => written,

@@ -60,7 +60,8 @@ impl Grant {
 /// The error for `want`, which cannot be bound: it names the passed socket that is in the way, if one is.
 pub(super) fn name_obstacle(error: Error, want: &Address, unclaimed: &[Passed]) -> Error {
     let Error::Bind { name, address, source } = error else { return error };
-    let in_the_way = |socket: &&Passed| socket.origin == Origin::Inherited && socket.is_in_the_way_of(want);
+    let in_the_way =
+        |socket: &&Passed| socket.origin == Origin::Inherited && socket.is_in_the_way_of(want);
     let source = match unclaimed.iter().find(in_the_way) {
         // Without an error number: it passes only when the configuration changes.
         Some(socket) if source.kind() == io::ErrorKind::AddrInUse => {

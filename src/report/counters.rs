@@ -86,7 +86,10 @@ impl Counters {
     /// Those of a generation that has ended: nothing of it is open now.
     pub(crate) fn settle(&mut self) {
         self.listeners.values_mut().for_each(|counters| counters.active = 0);
-        self.upstreams.values_mut().flat_map(BTreeMap::values_mut).for_each(|counters| counters.active = 0);
+        self.upstreams
+            .values_mut()
+            .flat_map(BTreeMap::values_mut)
+            .for_each(|counters| counters.active = 0);
     }
 
     /// Adds those of another generation.
@@ -113,7 +116,8 @@ impl Counters {
                 now.contains_key(host).then(|| host.to_owned())
             };
             let gone = upstreams.keys().filter(|label| !now.contains_key(*label));
-            let gone: Vec<_> = gone.filter_map(|label| Some((label.clone(), host(label)?))).collect();
+            let gone: Vec<_> =
+                gone.filter_map(|label| Some((label.clone(), host(label)?))).collect();
             for (label, host) in gone {
                 let sums = upstreams.remove(&label).unwrap_or_default();
                 upstreams.entry(host).or_default().add(sums);
@@ -126,8 +130,19 @@ impl ListenerCounters {
     /// Adds those of another generation.
     pub const fn add(&mut self, other: Self) {
         // All of them by name: a new one is not to be forgotten here.
-        let Self { accepted, active, limited, received, sent, drained, cut, carried, refused, lost, header_errors } =
-            other;
+        let Self {
+            accepted,
+            active,
+            limited,
+            received,
+            sent,
+            drained,
+            cut,
+            carried,
+            refused,
+            lost,
+            header_errors,
+        } = other;
         self.accepted = self.accepted.saturating_add(accepted);
         self.active = self.active.saturating_add(active);
         self.limited = self.limited.saturating_add(limited);
@@ -179,7 +194,10 @@ mod tests {
         sum.add(&one);
         assert_eq!(sum, one);
         sum.add(&one);
-        assert_eq!((sum.listeners["a"].accepted, sum.listeners["a"].cut, sum.listeners["b"].sent), (2, 4, 6));
+        assert_eq!(
+            (sum.listeners["a"].accepted, sum.listeners["a"].cut, sum.listeners["b"].sent),
+            (2, 4, 6)
+        );
         assert_eq!((sum.upstreams["a"]["@u"].connected, sum.handoffs.failed), (8, 10));
     }
 
@@ -190,7 +208,9 @@ mod tests {
             r#"{"upstreams":{"a":{"b:1/10.0.0.1:1":{"sent":1},"b:1/10.0.0.2:1":{"sent":2},"b:1":{"sent":4},
                 "c:1/10.0.0.1:1":{"sent":8},"@u/1":{"sent":16},"/u/1":{"sent":32}},"gone":{"b:1/10.0.0.1:1":{}}}}"#,
         );
-        past.fold_departed(&counters(r#"{"upstreams":{"a":{"b:1":{},"b:1/10.0.0.2:1":{},"@u":{}}}}"#));
+        past.fold_departed(&counters(
+            r#"{"upstreams":{"a":{"b:1":{},"b:1/10.0.0.2:1":{},"@u":{}}}}"#,
+        ));
         let expected = counters(
             r#"{"upstreams":{"a":{"b:1/10.0.0.2:1":{"sent":2},"b:1":{"sent":5},
                 "c:1/10.0.0.1:1":{"sent":8},"@u/1":{"sent":16},"/u/1":{"sent":32}},"gone":{"b:1/10.0.0.1:1":{}}}}"#,
@@ -209,12 +229,17 @@ mod tests {
 
     #[test]
     fn each_number_of_a_listener_is_added_to_its_own() {
-        let Ok(serde_json::Value::Object(names)) = serde_json::to_value(ListenerCounters::default()) else {
+        let Ok(serde_json::Value::Object(names)) =
+            serde_json::to_value(ListenerCounters::default())
+        else {
             panic!("counters have names");
         };
         // Each another number, so that none can stand in for its neighbour.
         let numbers = |times: u64| {
-            let all = names.keys().zip(1_u64..).map(|(name, number)| (name.clone(), (number * times).into()));
+            let all = names
+                .keys()
+                .zip(1_u64..)
+                .map(|(name, number)| (name.clone(), (number * times).into()));
             serde_json::Value::Object(all.collect())
         };
         let one: ListenerCounters = serde_json::from_value(numbers(1)).unwrap();

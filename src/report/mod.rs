@@ -270,7 +270,11 @@ mod tests {
             drain_left_ms: None,
             ..older.clone()
         };
-        let newer = Report { generation: serving.generation.next(), state: Standing::Probation, ..serving.clone() };
+        let newer = Report {
+            generation: serving.generation.next(),
+            state: Standing::Probation,
+            ..serving.clone()
+        };
         let mut status = Status {
             serving: serving.generation,
             generations: vec![newer, serving, older],
@@ -279,12 +283,16 @@ mod tests {
             settings: Settings { ready_timeout_ms: 1, bake_ms: 1, drain_timeout_ms: 1 },
             counters: Counters::default(),
         };
-        assert_eq!(status.to_string(), "generation 8 serving 1200; 9 on probation; 7 draining, 2 left, 1 s");
+        assert_eq!(
+            status.to_string(),
+            "generation 8 serving 1200; 9 on probation; 7 draining, 2 left, 1 s"
+        );
         status.generations.drain(..1);
         status.generations.pop();
         status.generations[0].connections = None;
         let (successor, reason) = (status.serving.next(), Some("it died".to_owned()));
-        status.last_handoff = Some(LastHandoff { unix_ms: 1, successor, outcome: Outcome::Failed, reason });
+        status.last_handoff =
+            Some(LastHandoff { unix_ms: 1, successor, outcome: Outcome::Failed, reason });
         assert_eq!(status.to_string(), "generation 8 serving; the handoff to 9 failed: it died");
     }
 

@@ -91,9 +91,23 @@ impl<S: Service> Accepting<S> {
         let listener = self.acceptor.listener();
         if let Some((stream, peer)) = accepted.into_stream(listener) {
             let traffic = Arc::clone(stream.traffic());
-            let counted = self.census[number].enter(Instant::now(), Came::Accepted, traffic, worker.load(), place);
+            let counted = self.census[number].enter(
+                Instant::now(),
+                Came::Accepted,
+                traffic,
+                worker.load(),
+                place,
+            );
             let (listener, way, entry) = (listener.name(), self.way, &self.entry);
-            self.connections.spawn(Newcomer { stream, peer, listener, counted, way, entry, parcel: None });
+            self.connections.spawn(Newcomer {
+                stream,
+                peer,
+                listener,
+                counted,
+                way,
+                entry,
+                parcel: None,
+            });
         }
     }
 }

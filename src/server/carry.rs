@@ -29,7 +29,8 @@ impl<S: Service> Server<S> {
         let mut carried = self.names.iter().filter(|name| self.way(name) == Way::Carry).peekable();
         carried.peek()?;
         let open = |name: &Arc<str>| {
-            let all = (0..self.workers.all().len()).filter_map(|worker| self.census.get(&(worker, Arc::clone(name))));
+            let all = (0..self.workers.all().len())
+                .filter_map(|worker| self.census.get(&(worker, Arc::clone(name))));
             all.map(Census::open).sum()
         };
         let limited = carried.filter(|name| self.places.contains_key(&***name));

@@ -87,7 +87,14 @@ impl Census {
             }
         }
         entries.open.insert((since, number), traffic);
-        Counted { census: self.clone(), number, since, end: End::Served, _place: place, _load: load }
+        Counted {
+            census: self.clone(),
+            number,
+            since,
+            end: End::Served,
+            _place: place,
+            _load: load,
+        }
     }
 
     /// Nobody is accepted for now, because there are as many as there may be.
@@ -149,7 +156,8 @@ impl Entries {
 
 /// With what one has carried.
 fn with(sums: ListenerCounters, traffic: &Arc<Traffic>) -> ListenerCounters {
-    let (received, sent) = (sums.received.wrapping_add(traffic.received()), sums.sent.wrapping_add(traffic.sent()));
+    let (received, sent) =
+        (sums.received.wrapping_add(traffic.received()), sums.sent.wrapping_add(traffic.sent()));
     ListenerCounters { received, sent, ..sums }
 }
 
@@ -202,15 +210,20 @@ mod tests {
         let worker = Workers::start(std::num::NonZeroUsize::MIN).unwrap();
         let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
         let census = Census::default();
-        let first = census.enter(ago(3000), Came::Accepted, Arc::default(), worker.all()[0].load(), None);
-        let second = census.enter(ago(1000), Came::Accepted, Arc::default(), worker.all()[0].load(), None);
+        let first =
+            census.enter(ago(3000), Came::Accepted, Arc::default(), worker.all()[0].load(), None);
+        let second =
+            census.enter(ago(1000), Came::Accepted, Arc::default(), worker.all()[0].load(), None);
         let Connections { open, oldest_ms, carried } = census.connections();
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), carried), (2, Some(3), 0));
         drop(first);
         let Connections { open, oldest_ms, .. } = census.connections();
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000)), (1, Some(1)));
         second.end(End::Cut);
-        assert_eq!(census.counters(), ListenerCounters { accepted: 2, cut: 1, ..ListenerCounters::default() });
+        assert_eq!(
+            census.counters(),
+            ListenerCounters { accepted: 2, cut: 1, ..ListenerCounters::default() }
+        );
         assert_eq!(census.connections(), Connections::default());
     }
 
@@ -229,7 +242,13 @@ mod tests {
         taken.refused();
         taken.end(End::Carried);
         let counters = census.counters();
-        assert_eq!((counters.accepted, counters.carried, counters.refused, counters.received), (1, 1, 1, 0));
-        assert_eq!((census.successor_lost(), census.successor_lost(), census.counters().lost), (1, 0, 1));
+        assert_eq!(
+            (counters.accepted, counters.carried, counters.refused, counters.received),
+            (1, 1, 1, 0)
+        );
+        assert_eq!(
+            (census.successor_lost(), census.successor_lost(), census.counters().lost),
+            (1, 0, 1)
+        );
     }
 }

@@ -60,7 +60,11 @@ impl<S> Clone for Connections<S> {
 }
 
 impl<S: Service> Connections<S> {
-    pub(super) fn new(service: S, first_request_grace: Duration, limits: HashMap<String, NonZeroUsize>) -> Self {
+    pub(super) fn new(
+        service: S,
+        first_request_grace: Duration,
+        limits: HashMap<String, NonZeroUsize>,
+    ) -> Self {
         let (turns, successor, leaving) = (Arc::default(), Mutex::default(), TaskTracker::new());
         leaving.close();
         Self(Arc::new(Shared { service, first_request_grace, limits, turns, successor, leaving }))
@@ -94,7 +98,8 @@ impl<S: Service> Connections<S> {
         let Newcomer { stream, peer, listener, counted, way, entry, parcel } = newcomer;
         let (watch, guard) = entry.admit();
         // In a box, for most connections have none.
-        let mut asking = (way == Way::Carry).then(|| Box::new(Asking::new(Arc::clone(&self.0.turns))));
+        let mut asking =
+            (way == Way::Carry).then(|| Box::new(Asking::new(Arc::clone(&self.0.turns))));
         let mut connection = Connection::new(Admission {
             stream,
             peer,
@@ -112,7 +117,9 @@ impl<S: Service> Connections<S> {
                     let serving = pin!(async {
                         shared.service.serve(&mut connection).await?;
                         Ok(match connection.given_up() {
-                            None => Served::Finished { late: connection.stream.finish(LINGER).await },
+                            None => {
+                                Served::Finished { late: connection.stream.finish(LINGER).await }
+                            }
                             Some(_) => Served::GivenUp,
                         })
                     });
@@ -122,7 +129,14 @@ impl<S: Service> Connections<S> {
                     Some(Ok(Served::Finished { late })) => Ending::Finished { late },
                     // In a box: every connection would be as large as this.
                     Some(Ok(Served::GivenUp)) => {
-                        match Box::pin(shared.leave(&connection, &counted, asking.as_deref_mut(), &guard)).await {
+                        match Box::pin(shared.leave(
+                            &connection,
+                            &counted,
+                            asking.as_deref_mut(),
+                            &guard,
+                        ))
+                        .await
+                        {
                             Some(ending) => ending,
                             None => {
                                 connection.stay();
@@ -154,7 +168,10 @@ impl<S: Service> Connections<S> {
 }
 
 /// Serves, and asks to be given up in between, when it is this connection's turn.
-fn in_turn<F: Future>(mut serving: Pin<&mut F>, mut asking: Option<&mut Asking>) -> impl Future<Output = F::Output> {
+fn in_turn<F: Future>(
+    mut serving: Pin<&mut F>,
+    mut asking: Option<&mut Asking>,
+) -> impl Future<Output = F::Output> {
     poll_fn(move |cx| {
         let Some(asking) = &mut asking else { return serving.as_mut().poll(cx) };
         asking.poll(cx);

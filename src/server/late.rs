@@ -38,7 +38,8 @@ impl<S: Service> Server<S> {
     /// Accepts what waits in the queues of listeners that nobody will accept on any more. Comes before [`Server::drain`].
     pub(crate) fn sweep(&mut self, listeners: &[Listener]) {
         let workers = Arc::clone(self.workers.all());
-        for (listener, (number, worker)) in listeners.iter().zip(workers.iter().enumerate().cycle()) {
+        for (listener, (number, worker)) in listeners.iter().zip(workers.iter().enumerate().cycle())
+        {
             let _within = worker.handle().enter();
             let census = self.census(number, listener.name());
             let way = self.way(listener.name());
@@ -46,9 +47,18 @@ impl<S: Service> Server<S> {
             for (stream, peer) in waiting(listener) {
                 // However many there may be: they came when they were welcome.
                 let traffic = Arc::clone(stream.traffic());
-                let counted = census.enter(Instant::now(), Came::Accepted, traffic, worker.load(), None);
+                let counted =
+                    census.enter(Instant::now(), Came::Accepted, traffic, worker.load(), None);
                 let listener = listener.name();
-                self.connections.spawn(Newcomer { stream, peer, listener, counted, way, entry: &entry, parcel: None });
+                self.connections.spawn(Newcomer {
+                    stream,
+                    peer,
+                    listener,
+                    counted,
+                    way,
+                    entry: &entry,
+                    parcel: None,
+                });
             }
         }
     }
@@ -56,7 +66,9 @@ impl<S: Service> Server<S> {
     /// Accepts on `replaced` until all handshakes that had begun must have ended. [`Server::drained`] waits for that.
     pub(crate) fn accept_late(&mut self, replaced: Vec<Listener>) {
         let workers = Arc::clone(self.workers.all());
-        for (listener, (number, worker)) in replaced.into_iter().zip(workers.iter().enumerate().cycle()) {
+        for (listener, (number, worker)) in
+            replaced.into_iter().zip(workers.iter().enumerate().cycle())
+        {
             let latecomers = Latecomers {
                 census: self.census(number, listener.name()),
                 connections: self.connections.clone(),
@@ -98,9 +110,22 @@ impl<S: Service> Latecomers<S> {
 
     fn serve(&self, stream: Stream, peer: Peer) {
         let traffic = Arc::clone(stream.traffic());
-        let counted =
-            self.census.enter(Instant::now(), Came::Accepted, traffic, self.workers[self.number].load(), None);
+        let counted = self.census.enter(
+            Instant::now(),
+            Came::Accepted,
+            traffic,
+            self.workers[self.number].load(),
+            None,
+        );
         let (listener, way, entry) = (self.listener.name(), Way::End, &self.entry);
-        self.connections.spawn(Newcomer { stream, peer, listener, counted, way, entry, parcel: None });
+        self.connections.spawn(Newcomer {
+            stream,
+            peer,
+            listener,
+            counted,
+            way,
+            entry,
+            parcel: None,
+        });
     }
 }

@@ -83,7 +83,8 @@ impl<S: Service> Server<S> {
         let late = TaskTracker::new();
         late.close();
         let limits = config.listeners.limits();
-        let places = limits.iter().map(|(name, limit)| (name.clone(), Arc::new(Places::new(*limit))));
+        let places =
+            limits.iter().map(|(name, limit)| (name.clone(), Arc::new(Places::new(*limit))));
         Self {
             workers,
             places: places.collect(),
@@ -128,7 +129,8 @@ impl<S: Service> Server<S> {
             let _within = worker.handle().enter();
             let (mut loops, stop) = (Vec::new(), CancellationToken::new());
             for listener in listeners {
-                let acceptor = Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
+                let acceptor =
+                    Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
                 let (heart, beats) = mpsc::channel(1);
                 self.hearts.push(heart);
                 loops.push(Accepting {
@@ -136,7 +138,9 @@ impl<S: Service> Server<S> {
                     connections: self.connections.clone(),
                     workers: Arc::clone(&workers),
                     own,
-                    census: (0..workers.len()).map(|number| self.census(number, listener.name())).collect(),
+                    census: (0..workers.len())
+                        .map(|number| self.census(number, listener.name()))
+                        .collect(),
                     places: self.places.get(&**listener.name()).cloned(),
                     way: self.way(listener.name()),
                     entry: self.drain.entry(self.way(listener.name())),
@@ -145,7 +149,8 @@ impl<S: Service> Server<S> {
                 });
             }
             let deaths = self.workers.deaths().clone();
-            self.loops.spawn_on(accept::run_all(loops, stop, self.stop.clone(), deaths), worker.handle());
+            self.loops
+                .spawn_on(accept::run_all(loops, stop, self.stop.clone(), deaths), worker.handle());
         }
         Ok(())
     }
@@ -158,7 +163,10 @@ impl<S: Service> Server<S> {
         let stopped = async { while self.loops.join_next().await.is_some() {} };
         if timeout(STOP_TIMEOUT, stopped).await.is_err() {
             let workers = self.loops.len();
-            tracing::error!(workers, "{workers} workers hang and have not stopped accepting: going on without them");
+            tracing::error!(
+                workers,
+                "{workers} workers hang and have not stopped accepting: going on without them"
+            );
             self.loops.detach_all();
         }
     }

@@ -96,7 +96,9 @@ impl Places {
     /// asks, and however often.
     pub(super) fn fills(&self, connections: impl FnOnce() -> usize) -> bool {
         // That it is known already costs no look at the connections.
-        !self.full.load(Ordering::Relaxed) && connections() >= self.limit && !self.full.swap(true, Ordering::Relaxed)
+        !self.full.load(Ordering::Relaxed)
+            && connections() >= self.limit
+            && !self.full.swap(true, Ordering::Relaxed)
     }
 
     fn taken(self: &Arc<Self>, permit: SemaphorePermit<'_>) -> Place {
@@ -156,7 +158,8 @@ mod tests {
     }
 
     #[test]
-    fn one_that_comes_from_where_there_are_no_more_places_always_has_one_and_those_before_it_leave_none() {
+    fn one_that_comes_from_where_there_are_no_more_places_always_has_one_and_those_before_it_leave_none()
+     {
         let places = Arc::new(Places::new(NonZeroUsize::MIN));
         let mut all = vec![places.try_take().unwrap()];
         all.extend([(); 3].map(|()| places.take_beside(Some(NonZeroUsize::MIN), || 1).unwrap()));

@@ -56,7 +56,9 @@ impl<S: Service> Server<S> {
     /// So many may be carried here: their places are kept for them. Comes before the first [`Server::accept`].
     pub(crate) fn expect(&self, coming: Vec<(usize, String)>) {
         for (count, listener) in coming {
-            if let Some(places) = self.places.get(&listener).filter(|_| self.way(&listener) == Way::Carry) {
+            if let Some(places) =
+                self.places.get(&listener).filter(|_| self.way(&listener) == Way::Carry)
+            {
                 places.keep(count);
             }
         }
@@ -72,9 +74,11 @@ impl<S: Service> Server<S> {
     /// # Errors
     /// [`Error::System`] when the kernel will not watch the channel. Then the predecessor keeps its connections.
     pub(crate) fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {
-        let incoming = Incoming::new(channel).map_err(Error::system("watch the predecessor's connections"))?;
+        let incoming =
+            Incoming::new(channel).map_err(Error::system("watch the predecessor's connections"))?;
         let workers = Arc::clone(self.workers.all());
-        let names: Vec<_> = self.names.iter().filter(|name| self.way(name) == Way::Carry).cloned().collect();
+        let names: Vec<_> =
+            self.names.iter().filter(|name| self.way(name) == Way::Carry).cloned().collect();
         let doors = names.into_iter().map(|name| {
             let census = (0..workers.len()).map(|number| self.census(number, &name)).collect();
             (name.to_string(), Door { places: self.places.get(&*name).cloned(), census, name })
@@ -130,7 +134,10 @@ impl<S: Service> TakingOver<S> {
                     taken += 1;
                 }
                 Err(why) => {
-                    tracing::debug!(reason = why, "a connection of the predecessor's is refused: {why}");
+                    tracing::debug!(
+                        reason = why,
+                        "a connection of the predecessor's is refused: {why}"
+                    );
                     refused += 1;
                     if let Err(error) = self.incoming.answer(id, Answer::Refused(why)).await {
                         tracing::error!(reason = %error, "cannot answer the predecessor, taking no more: {error}");
@@ -149,13 +156,21 @@ impl<S: Service> TakingOver<S> {
 
     /// Newcomers may have the places that were kept.
     fn keep_no_more(&self) {
-        self.doors.values().filter_map(|door| door.places.as_ref()).for_each(|places| places.keep_no_more());
+        self.doors
+            .values()
+            .filter_map(|door| door.places.as_ref())
+            .for_each(|places| places.keep_no_more());
     }
 
     /// Makes everything ready to serve it, without touching it: the worker that will.
-    fn admit(&self, Arrived { head, socket, parcel }: Arrived) -> Result<(usize, Newcomer<'_>), String> {
+    fn admit(
+        &self,
+        Arrived { head, socket, parcel }: Arrived,
+    ) -> Result<(usize, Newcomer<'_>), String> {
         let door = self.doors.get(&head.listener);
-        let door = door.ok_or_else(|| format!("no listener {:?} takes connections over here", head.listener))?;
+        let door = door.ok_or_else(|| {
+            format!("no listener {:?} takes connections over here", head.listener)
+        })?;
         self.connections.service().accepts(&door.name, &parcel)?;
         let place = match &door.places {
             Some(places) => {
@@ -170,11 +185,13 @@ impl<S: Service> TakingOver<S> {
         let _within = worker.handle().enter();
         let peer = head.peer.map_or(Peer::Unix, Peer::Tcp);
         let traffic = Traffic::so_far(head.received, head.sent);
-        let stream = Stream::taken_up(socket, peer, traffic, head.peer_finished).map_err(|error| error.to_string())?;
+        let stream = Stream::taken_up(socket, peer, traffic, head.peer_finished)
+            .map_err(|error| error.to_string())?;
         let now = Instant::now();
         let since = now.checked_sub(Duration::from_millis(head.age_ms)).unwrap_or(now);
         let traffic = Arc::clone(stream.traffic());
-        let counted = door.census[number].enter(since, Came::Carried, traffic, worker.load(), place);
+        let counted =
+            door.census[number].enter(since, Came::Carried, traffic, worker.load(), place);
         let newcomer = Newcomer {
             stream,
             peer,

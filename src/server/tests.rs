@@ -65,7 +65,8 @@ async fn each_time_that_a_listener_is_full_counts_once_for_all_workers_and_heart
 
 #[tokio::test]
 async fn a_heartbeat_that_finds_no_loop_is_never_over() {
-    let mut server = Server::new(Echo, Workers::start(NonZeroUsize::MIN).unwrap(), Config::default());
+    let mut server =
+        Server::new(Echo, Workers::start(NonZeroUsize::MIN).unwrap(), Config::default());
     // A beat that stays open has no end.
     assert!(!server.heartbeat().is_closed());
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

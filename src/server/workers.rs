@@ -66,16 +66,21 @@ impl Workers {
         let build = |_| Builder::new_current_thread().enable_all().build();
         let runtimes = (0..count.get()).map(build).collect::<io::Result<Vec<_>>>()?;
         let named = (1..).zip(&runtimes);
-        let named = named.map(|(number, runtime)| Worker::new(format!("worker-{number}"), runtime.handle().clone()));
+        let named = named.map(|(number, runtime)| {
+            Worker::new(format!("worker-{number}"), runtime.handle().clone())
+        });
         let (runs, running) = channel();
         let mut workers = Self::of(named.collect(), running);
         for (number, runtime) in runtimes.into_iter().enumerate() {
-            let (stop, deaths, all) = (workers.stop.clone(), workers.deaths.clone(), Arc::clone(&workers.workers));
+            let (stop, deaths, all) =
+                (workers.stop.clone(), workers.deaths.clone(), Arc::clone(&workers.workers));
             let (name, runs_too) = (all[number].name.clone(), runs.clone());
             let body = move || {
                 let _runs = runs_too;
                 // A panic here is one of the runtime itself, which catches those of its tasks.
-                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| runtime.block_on(stop.cancelled()))) {
+                if let Err(panic) =
+                    catch_unwind(AssertUnwindSafe(|| runtime.block_on(stop.cancelled())))
+                {
                     all[number].is_dead.store(true, Ordering::Relaxed);
                     deaths.report(all[number].name(), &panic_text(&*panic));
                 }
@@ -184,7 +189,8 @@ mod tests {
         let workers = Workers::start(NonZeroUsize::new(3).unwrap()).unwrap();
         let all = workers.all();
         let mut loads: Vec<Load> = (0..90).map(|_| all[choose(all, 0)].load()).collect();
-        let counts = || all.iter().map(|worker| worker.load.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let counts =
+            || all.iter().map(|worker| worker.load.load(Ordering::Relaxed)).collect::<Vec<_>>();
         assert!(counts().iter().all(|count| (27..=36).contains(count)), "{:?}", counts());
         // One that is not ahead keeps what it accepts.
         assert_eq!((choose(all, 1), choose(all, 2)), (1, 2));

@@ -59,12 +59,23 @@ pub enum Next {
 
 impl Connection {
     pub(crate) fn new(admission: Admission) -> Self {
-        let Admission { stream, peer, listener, drain, word, parcel, first_request_grace } = admission;
+        let Admission { stream, peer, listener, drain, word, parcel, first_request_grace } =
+            admission;
         let now = Instant::now();
         // A grace that no clock can hold is no bound at all; a day is far beyond any drain.
-        let until = now.checked_add(first_request_grace).unwrap_or(now + Duration::from_secs(86_400));
+        let until =
+            now.checked_add(first_request_grace).unwrap_or(now + Duration::from_secs(86_400));
         let taken_up = parcel.map(Box::new);
-        Self { stream, peer, listener, drain, word, taken_up, given_up: None, first_request_until: until }
+        Self {
+            stream,
+            peer,
+            listener,
+            drain,
+            word,
+            taken_up,
+            given_up: None,
+            first_request_until: until,
+        }
     }
 
     /// Who is at the other end.
@@ -164,7 +175,9 @@ impl Connection {
         if self.stream.received() == 0 {
             // Whether it came in time or not, the kernel's word below decides.
             // In a box: every connection would be as large as this, and few come here.
-            let _ = Box::pin(tokio::time::timeout_at(self.first_request_until, self.stream.readable())).await;
+            let _ =
+                Box::pin(tokio::time::timeout_at(self.first_request_until, self.stream.readable()))
+                    .await;
         }
         if !self.stream.has_input() {
             return Ok(Next::End);

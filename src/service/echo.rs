@@ -37,16 +37,18 @@ impl Service for Echo {
         }
         loop {
             match connection.next_request().await? {
-                Next::Read => match poll_fn(|cx| Poll::Ready(echo(&mut connection.stream, cx))).await? {
-                    Echoed::All => {}
-                    // In a box: most owe nothing.
-                    Echoed::Owing(rest) => {
-                        if Box::pin(pay(connection, rest)).await? == Paid::NotAll {
-                            return Ok(());
+                Next::Read => {
+                    match poll_fn(|cx| Poll::Ready(echo(&mut connection.stream, cx))).await? {
+                        Echoed::All => {}
+                        // In a box: most owe nothing.
+                        Echoed::Owing(rest) => {
+                            if Box::pin(pay(connection, rest)).await? == Paid::NotAll {
+                                return Ok(());
+                            }
                         }
+                        Echoed::PeerFinished => return Ok(()),
                     }
-                    Echoed::PeerFinished => return Ok(()),
-                },
+                }
                 Next::End => return Ok(()),
                 Next::Carry => {
                     connection.give_up(Parcel::new(FORMAT, Vec::new()));
@@ -64,7 +66,11 @@ impl Service for Echo {
         if parcel.format == FORMAT && parcel.descriptors.is_empty() {
             Ok(())
         } else {
-            Err(format!("{} with {} descriptors is not known here", parcel.format, parcel.descriptors.len()))
+            Err(format!(
+                "{} with {} descriptors is not known here",
+                parcel.format,
+                parcel.descriptors.len()
+            ))
         }
     }
 }

@@ -71,7 +71,13 @@ pub(crate) fn report_senders(channel: BorrowedFd<'_>) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
     // SAFETY: setsockopt(2) reads one int, which lives until the call returns.
     let set = unsafe {
-        libc::setsockopt(channel.as_raw_fd(), libc::SOL_SOCKET, SO_PASSPIDFD, (&raw const on).cast(), length)
+        libc::setsockopt(
+            channel.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSPIDFD,
+            (&raw const on).cast(),
+            length,
+        )
     };
     match Errno::result(set) {
         // An older kernel knows only the numbers of processes.
@@ -85,11 +91,18 @@ pub(crate) fn peer_process(channel: BorrowedFd<'_>) -> io::Result<Sender> {
     let credentials = getsockopt(&channel, sockopt::PeerCredentials)?;
     let pid = u32::try_from(credentials.pid()).ok().filter(|pid| *pid > 0);
     let mut raw: libc::c_int = -1;
-    let mut length = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
+    let mut length =
+        libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
     // SAFETY: getsockopt(2) writes at most `length` bytes, one int, to a place that lives until the call returns.
     let got = unsafe {
         let value = (&raw mut raw).cast();
-        libc::getsockopt(channel.as_raw_fd(), libc::SOL_SOCKET, SO_PEERPIDFD, value, &raw mut length)
+        libc::getsockopt(
+            channel.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            value,
+            &raw mut length,
+        )
     };
     let process = match Errno::result(got) {
         // SAFETY: the kernel has just made the descriptor, for this process.
@@ -104,7 +117,10 @@ pub(crate) fn peer_process(channel: BorrowedFd<'_>) -> io::Result<Sender> {
 
 /// Receives one packet with its attachments, without waiting: `WouldBlock` when there is none. Descriptors are
 /// close-on-exec.
-pub(crate) fn receive_with_attachments(channel: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(Packet, Attached)> {
+pub(crate) fn receive_with_attachments(
+    channel: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> io::Result<(Packet, Attached)> {
     let mut space = [0_u64; SPACE];
     let mut text = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC | libc::MSG_CMSG_CLOEXEC;
@@ -220,7 +236,10 @@ mod tests {
         let passed = vec![theirs.as_fd(); RIGHTS_MAX];
         send_with_descriptors(theirs.as_fd(), b"all", &passed).unwrap();
         let (_, attached) = receive_with_attachments(ours.as_fd(), &mut [0; 8]).unwrap();
-        assert!(matches!(attached.rights, Rights::All(ref all) if all.len() == RIGHTS_MAX), "{attached:?}");
+        assert!(
+            matches!(attached.rights, Rights::All(ref all) if all.len() == RIGHTS_MAX),
+            "{attached:?}"
+        );
         assert_eq!(attached.sender.unwrap().pid, Some(std::process::id()));
     }
 }

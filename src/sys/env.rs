@@ -32,9 +32,12 @@ pub(crate) struct Environment {
 impl Environment {
     /// Divides `variables` into those that are called as one of `names`, and the rest.
     pub(crate) fn new(names: &[&'static str], variables: Vec<(OsString, OsString)>) -> Self {
-        let value = |name: &str| variables.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone());
+        let value = |name: &str| {
+            variables.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone())
+        };
         let taken = names.iter().filter_map(|name| Some((*name, value(name)?))).collect();
-        let rest = variables.into_iter().filter(|(name, _)| !names.iter().any(|taken| name == taken));
+        let rest =
+            variables.into_iter().filter(|(name, _)| !names.iter().any(|taken| name == taken));
         let rest = rest.filter_map(|(mut text, value)| {
             text.push("=");
             text.push(value);
@@ -50,8 +53,10 @@ impl Environment {
 
     /// What a variable holds that was left in.
     pub(crate) fn kept(&self, name: &str) -> Option<&OsStr> {
-        let values =
-            self.rest.iter().filter_map(|text| text.as_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+        let values = self
+            .rest
+            .iter()
+            .filter_map(|text| text.as_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b"="));
         values.map(OsStr::from_bytes).next()
     }
 }

@@ -97,7 +97,8 @@ fn watch() {
         let mut marks = MARKS.lock().unwrap_or_else(PoisonError::into_inner);
         marks.retain(|mark| mark.strong_count() > 0);
         let seen = marks.iter().filter_map(Weak::upgrade);
-        let seen: Vec<_> = seen.map(|mark| (mark.thread, mark.count.load(Ordering::Relaxed))).collect();
+        let seen: Vec<_> =
+            seen.map(|mark| (mark.thread, mark.count.load(Ordering::Relaxed))).collect();
         drop(marks);
         for (thread, count) in &seen {
             if count % 2 == 1 && last.contains(&(*thread, *count)) {

@@ -2,7 +2,10 @@
 //!
 //! Whatever leaves this folder is owned, typed and close-on-exec. No file here knows what a handoff is.
 #![allow(unsafe_code, reason = "the one place for it; every block says who meets its duty")]
-#![allow(clippy::disallowed_methods, reason = "the one place that reads and cleans the environment")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the one place that reads and cleans the environment"
+)]
 
 pub(crate) mod ancillary;
 pub(crate) mod env;

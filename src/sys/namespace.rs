@@ -33,7 +33,10 @@ pub(crate) fn is_shared_with_setter_of(variable: &[u8]) -> bool {
 /// How many numbers this process has in the namespaces that /proc shows, proc_pid_status(5).
 fn own_numbers() -> Option<usize> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    status.lines().find_map(|line| line.strip_prefix("NSpid:")).map(|numbers| numbers.split_whitespace().count())
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("NSpid:"))
+        .map(|numbers| numbers.split_whitespace().count())
 }
 
 /// Goes up to the process whose parent is none of this namespace.

@@ -31,7 +31,8 @@ struct PidFdInfo {
 const PIDFD_INFO_EXIT: u64 = 1 << 3;
 
 /// `_IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)`.
-const PIDFD_GET_INFO: libc::Ioctl = nix::request_code_readwrite!(0xFF, 11, size_of::<PidFdInfo>()) as libc::Ioctl;
+const PIDFD_GET_INFO: libc::Ioctl =
+    nix::request_code_readwrite!(0xFF, 11, size_of::<PidFdInfo>()) as libc::Ioctl;
 
 /// A process, by a descriptor that stays its own even when its number is used again.
 #[derive(Debug)]
@@ -51,8 +52,15 @@ impl PidFd {
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         let none = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: pidfd_send_signal(2) takes a descriptor that we own, a number, and no information.
-        let done =
-            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal as libc::c_int, none, 0) };
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                signal as libc::c_int,
+                none,
+                0,
+            )
+        };
         Errno::result(done).map(drop).map_err(Into::into)
     }
 
@@ -172,7 +180,9 @@ mod tests {
 
     #[test]
     fn an_exit_status_is_known_before_and_after_the_reaping() {
-        for (script, expected) in [("exit 3", "exit status: 3"), ("kill -9 $$", "signal: 9 (SIGKILL)")] {
+        for (script, expected) in
+            [("exit 3", "exit status: 3"), ("kill -9 $$", "signal: 9 (SIGKILL)")]
+        {
             let mut child = std::process::Command::new("sh").args(["-c", script]).spawn().unwrap();
             let process = PidFd::open(child.id()).unwrap();
             let mut poll = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];

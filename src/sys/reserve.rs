@@ -122,8 +122,8 @@ fn note(opened: impl AsFd) {
 
 /// The lowest descriptor that is kept from those with this share. The limit may change at any time (prlimit(1)).
 fn first_kept_from(share: Share) -> RawFd {
-    let limit =
-        getrlimit(Resource::RLIMIT_NOFILE).map_or(RawFd::MAX, |(soft, _)| RawFd::try_from(soft).unwrap_or(RawFd::MAX));
+    let limit = getrlimit(Resource::RLIMIT_NOFILE)
+        .map_or(RawFd::MAX, |(soft, _)| RawFd::try_from(soft).unwrap_or(RawFd::MAX));
     first_kept_below(limit, share)
 }
 
@@ -143,7 +143,9 @@ mod tests {
 
     #[test]
     fn the_reserve_is_a_quarter_of_few_descriptors_and_64_of_many() {
-        for (limit, clients, metrics) in [(40, 30, 35), (300, 236, 268), (1 << 30, (1 << 30) - 64, (1 << 30) - 32)] {
+        for (limit, clients, metrics) in
+            [(40, 30, 35), (300, 236, 268), (1 << 30, (1 << 30) - 64, (1 << 30) - 32)]
+        {
             assert_eq!(first_kept_below(limit, Share::Nothing), clients);
             assert_eq!(first_kept_below(limit, Share::Half), metrics);
             assert_eq!(first_kept_below(limit, Share::All), limit);

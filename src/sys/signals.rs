@@ -32,10 +32,14 @@ const fn is_stray(signal: Signal) -> bool {
     let asks = matches!(signal, S::SIGHUP | S::SIGUSR2 | S::SIGTERM | S::SIGINT | S::SIGQUIT);
     let cannot_be_held_off = matches!(signal, S::SIGKILL | S::SIGSTOP);
     // The process is broken, and must not go on.
-    let is_a_fault =
-        matches!(signal, S::SIGILL | S::SIGTRAP | S::SIGABRT | S::SIGBUS | S::SIGFPE | S::SIGSEGV | S::SIGSYS);
-    let ends_nothing =
-        matches!(signal, S::SIGCHLD | S::SIGCONT | S::SIGTSTP | S::SIGTTIN | S::SIGTTOU | S::SIGURG | S::SIGWINCH);
+    let is_a_fault = matches!(
+        signal,
+        S::SIGILL | S::SIGTRAP | S::SIGABRT | S::SIGBUS | S::SIGFPE | S::SIGSEGV | S::SIGSYS
+    );
+    let ends_nothing = matches!(
+        signal,
+        S::SIGCHLD | S::SIGCONT | S::SIGTSTP | S::SIGTTIN | S::SIGTTOU | S::SIGURG | S::SIGWINCH
+    );
     let is_of_a_write = matches!(signal, S::SIGPIPE | S::SIGXFSZ);
     !(asks || cannot_be_held_off || is_a_fault || ends_nothing || is_of_a_write)
 }
@@ -67,8 +71,15 @@ pub(super) fn handoff() -> SigSet {
 pub(crate) fn has_handler(signal: c_int) -> io::Result<bool> {
     let mut action = MaybeUninit::<KernelAction>::zeroed();
     // SAFETY: rt_sigaction(2) writes one action of the kernel's to a place that has room for it, and changes nothing.
-    let done =
-        unsafe { libc::syscall(libc::SYS_rt_sigaction, c_long::from(signal), 0_usize, action.as_mut_ptr(), SET_SIZE) };
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            c_long::from(signal),
+            0_usize,
+            action.as_mut_ptr(),
+            SET_SIZE,
+        )
+    };
     Errno::result(done)?;
     // SAFETY: zeros are an action, and so is what the kernel has written over them.
     let handler = unsafe { action.assume_init() }.handler;
@@ -82,8 +93,15 @@ pub(super) fn ignore(signal: c_int) -> Result<(), Errno> {
     let action = KernelAction { handler: libc::SIG_IGN, rest: [0; 3] };
     // SAFETY: rt_sigaction(2) reads an action that lives until the call returns. No handler is installed, so none of the
     // flags that say how a handler is run matters.
-    let done =
-        unsafe { libc::syscall(libc::SYS_rt_sigaction, c_long::from(signal), &raw const action, 0_usize, SET_SIZE) };
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            c_long::from(signal),
+            &raw const action,
+            0_usize,
+            SET_SIZE,
+        )
+    };
     Errno::result(done).map(drop)
 }
 
@@ -102,9 +120,15 @@ mod tests {
     #[test]
     fn a_stray_signal_is_one_that_ends_a_process() {
         let stray: Vec<c_int> = stray().collect();
-        for signal in
-            [libc::SIGUSR1, libc::SIGALRM, libc::SIGIO, libc::SIGPROF, libc::SIGVTALRM, libc::SIGPWR, libc::SIGXCPU]
-        {
+        for signal in [
+            libc::SIGUSR1,
+            libc::SIGALRM,
+            libc::SIGIO,
+            libc::SIGPROF,
+            libc::SIGVTALRM,
+            libc::SIGPWR,
+            libc::SIGXCPU,
+        ] {
             assert!(stray.contains(&signal), "{signal}");
         }
         assert!(stray.contains(&libc::SIGRTMIN()) && stray.contains(&libc::SIGRTMAX()));
@@ -121,7 +145,8 @@ mod tests {
             assert!(!has_handler(signal).unwrap());
             let (process, thread) = (std::process::id(), nix::unistd::gettid().as_raw());
             // SAFETY: tgkill(2) takes three numbers; the signal is ignored.
-            Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal) }).unwrap();
+            Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal) })
+                .unwrap();
         }
         // Rust installs one for the overflow of a stack.
         assert!(has_handler(libc::SIGSEGV).unwrap());

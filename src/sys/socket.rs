@@ -8,8 +8,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, recv, send, sendmsg, setsockopt,
-    socketpair, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, recv, send, sendmsg,
+    setsockopt, socketpair, sockopt,
 };
 
 /// Two ends of a channel: packets keep their bounds, and the end of one side is end of file at the other, unix(7).
@@ -33,7 +33,13 @@ pub(crate) fn send_with_descriptors(
     let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let rights = if raw.is_empty() { &[][..] } else { &rights };
-    let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(packet)], rights, MsgFlags::MSG_NOSIGNAL, None);
+    let sent = sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(packet)],
+        rights,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    );
     sent.map(drop).map_err(Into::into)
 }
 
@@ -113,13 +119,17 @@ pub(crate) fn receive_packet(channel: BorrowedFd<'_>, buffer: &mut [u8]) -> io::
 
 /// Looks at what has arrived without taking it: how many bytes it were, none at the peer's end.
 pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).map_err(Into::into)
+    recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
+        .map_err(Into::into)
 }
 
 /// Whether `socket` can be an end of a channel.
 pub(crate) fn is_channel(socket: BorrowedFd<'_>) -> bool {
     let socket = socket2::SockRef::from(&socket);
-    matches!((socket.domain(), socket.r#type()), (Ok(socket2::Domain::UNIX), Ok(socket2::Type::SEQPACKET)))
+    matches!(
+        (socket.domain(), socket.r#type()),
+        (Ok(socket2::Domain::UNIX), Ok(socket2::Type::SEQPACKET))
+    )
 }
 
 /// Whether nobody holds the other end of a channel any more.

@@ -67,7 +67,11 @@ pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
         program: launch.program.as_ptr(),
         arguments: pointers(launch.arguments),
         environment: pointers(launch.environment),
-        above_the_passed: passed.iter().copied().max().map_or(FIRST_PASSED, |highest| highest.max(2) + 1),
+        above_the_passed: passed
+            .iter()
+            .copied()
+            .max()
+            .map_or(FIRST_PASSED, |highest| highest.max(2) + 1),
         passed: &mut passed,
         wanted_at: &wanted_at,
         first_free: FIRST_PASSED + count,
@@ -123,7 +127,8 @@ unsafe fn fork(descriptors: Descriptors) -> Result<Forked, Errno> {
     let flags = libc::c_long::from(flags);
     let none: libc::c_long = 0;
     // SAFETY: without CLONE_VM the child runs on a copy of this stack; nothing is written for zero pointers.
-    let pid = Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) })?;
+    let pid =
+        Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) })?;
     match libc::pid_t::try_from(pid) {
         Ok(0) => Ok(Forked::Child),
         Ok(pid) => Ok(Forked::Parent { child: Pid::from_raw(pid) }),
@@ -160,7 +165,8 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
 fn wanted_at(passed: &[RawFd]) -> Vec<Option<usize>> {
     let mut wanted = vec![None; passed.len()];
     for (index, descriptor) in passed.iter().enumerate() {
-        let target = descriptor.checked_sub(FIRST_PASSED).and_then(|target| usize::try_from(target).ok());
+        let target =
+            descriptor.checked_sub(FIRST_PASSED).and_then(|target| usize::try_from(target).ok());
         if let Some(place) = target.and_then(|target| wanted.get_mut(target)) {
             *place = Some(index);
         }
@@ -172,11 +178,14 @@ fn wanted_at(passed: &[RawFd]) -> Vec<Option<usize>> {
 fn middle(prepared: &mut Prepared<'_>) -> ! {
     // SAFETY: a child of a fork may fork; the system call runs no handler of pthread_atfork(3), whose locks another
     // thread of the parent may have held.
-    let forked = own_descriptors(prepared.above_the_passed).and_then(|()| unsafe { fork(Descriptors::Copied) });
+    let forked = own_descriptors(prepared.above_the_passed)
+        .and_then(|()| unsafe { fork(Descriptors::Copied) });
     match forked {
         Ok(Forked::Child) => exec(prepared),
         Ok(Forked::Parent { .. }) => {}
-        Err(errno) => tell(prepared.passed[prepared.channel], prepared.words.fork_failed, errno as i32),
+        Err(errno) => {
+            tell(prepared.passed[prepared.channel], prepared.words.fork_failed, errno as i32)
+        }
     }
     // SAFETY: _exit(2) is async-signal-safe and runs no destructor of the parent's.
     unsafe { libc::_exit(0) }
@@ -214,7 +223,8 @@ fn place(prepared: &mut Prepared<'_>) -> Result<(), Errno> {
 /// Moves the one at `index` above all that the program will have. Async-signal-safe.
 fn lift(prepared: &mut Prepared<'_>, index: usize, from: RawFd) -> Result<(), Errno> {
     // SAFETY: fcntl(2) makes a copy of a descriptor that is open, for this process alone.
-    let lifted = Errno::result(unsafe { libc::fcntl(from, libc::F_DUPFD_CLOEXEC, prepared.first_free) })?;
+    let lifted =
+        Errno::result(unsafe { libc::fcntl(from, libc::F_DUPFD_CLOEXEC, prepared.first_free) })?;
     prepared.passed[index] = lifted;
     Ok(())
 }
@@ -226,7 +236,9 @@ fn exec(prepared: &mut Prepared<'_>) -> ! {
     let channel = prepared.passed[prepared.channel];
     // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC only sets a flag. It is a second guard: every descriptor of ours
     // is close-on-exec already, but not every one of the host program's need be.
-    unsafe { libc::close_range(prepared.first_free.unsigned_abs(), libc::c_uint::MAX, CLOSE_ON_EXEC) };
+    unsafe {
+        libc::close_range(prepared.first_free.unsigned_abs(), libc::c_uint::MAX, CLOSE_ON_EXEC)
+    };
     // SAFETY: getpid(2) cannot fail.
     tell(channel, prepared.words.born, unsafe { libc::getpid() });
     // Before they are let in. One that the C library knows and the kernel does not is no reason not to start.
@@ -234,13 +246,20 @@ fn exec(prepared: &mut Prepared<'_>) -> ! {
         let _ = signals::ignore(*signal);
     }
     // Not what the parent had blocked: nothing grows from one generation to the next.
-    let ready = placed.and_then(|()| pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&prepared.blocked), None));
+    let ready = placed
+        .and_then(|()| pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&prepared.blocked), None));
     match ready {
         // The program was not tried, so the failure is not the program's.
         Err(errno) => tell(channel, prepared.words.fork_failed, errno as i32),
         Ok(()) => {
             // SAFETY: the path and both arrays end in zero, and live in memory that the fork has copied.
-            unsafe { libc::execve(prepared.program, prepared.arguments.as_ptr(), prepared.environment.as_ptr()) };
+            unsafe {
+                libc::execve(
+                    prepared.program,
+                    prepared.arguments.as_ptr(),
+                    prepared.environment.as_ptr(),
+                )
+            };
             tell(channel, prepared.words.exec_failed, Errno::last_raw());
         }
     }
@@ -263,5 +282,12 @@ fn tell(channel: RawFd, words: &[u8], number: i32) {
     }
     packet[end] = b'\n';
     // SAFETY: send(2) reads as many bytes as the array holds. Whether anybody is left to hear it is no concern of ours.
-    unsafe { libc::send(channel, packet.as_ptr().cast(), end + 1, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
+    unsafe {
+        libc::send(
+            channel,
+            packet.as_ptr().cast(),
+            end + 1,
+            libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
+        )
+    };
 }

@@ -240,7 +240,11 @@ impl Client {
             if self.kind != Kind::Steady {
                 SockRef::from(&socket).set_tcp_mss(SEGMENT)?;
                 socket.set_send_buffer_size(QUEUE)?;
-                socket.set_recv_buffer_size(if is_slow && self.number % 2 == 1 { NARROW } else { QUEUE })?;
+                socket.set_recv_buffer_size(if is_slow && self.number % 2 == 1 {
+                    NARROW
+                } else {
+                    QUEUE
+                })?;
             }
             let mut stream = socket.connect(self.to).await?;
             stream.set_nodelay(true)?;

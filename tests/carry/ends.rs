@@ -62,7 +62,9 @@ impl Shared {
         let before = *progress;
         change(&mut progress);
         // Not at each of ten thousand answers a second.
-        if (before.ready, before.lost) != (progress.ready, progress.lost) || progress.answered == progress.awaited {
+        if (before.ready, before.lost) != (progress.ready, progress.lost)
+            || progress.answered == progress.awaited
+        {
             self.moved.notify_all();
         }
         *progress
@@ -189,9 +191,14 @@ impl Reader<'_> {
         let count = match timeout(DEADLINE, self.half.read(buffer)).await {
             Ok(Ok(0)) => return self.shared.check_end(self.seed, self.received).map(|()| 0),
             Ok(Ok(count)) => count,
-            Ok(Err(error)) => return Err(Mishap::of(&format!("reading after {} bytes", self.received), &error)),
+            Ok(Err(error)) => {
+                return Err(Mishap::of(&format!("reading after {} bytes", self.received), &error));
+            }
             Err(_) => {
-                return Err(Mishap { loss: Loss::Stuck, text: format!("nothing came after {} bytes", self.received) });
+                return Err(Mishap {
+                    loss: Loss::Stuck,
+                    text: format!("nothing came after {} bytes", self.received),
+                });
             }
         };
         let verdict = Pattern::of(self.seed).check(self.received, &buffer[..count]);
@@ -205,7 +212,12 @@ impl Reader<'_> {
         let mut left = buffer.len();
         while left > 0 {
             left -= match self.some(&mut buffer[..left]).await? {
-                0 => return Err(Mishap { loss: Loss::Closed, text: "the end came within an answer".to_owned() }),
+                0 => {
+                    return Err(Mishap {
+                        loss: Loss::Closed,
+                        text: "the end came within an answer".to_owned(),
+                    });
+                }
                 count => count,
             };
         }

@@ -68,7 +68,9 @@ async fn echo(mut stream: TcpStream, fault: Fault) -> io::Result<()> {
                     while stream.read(&mut buffer).await? > 0 {}
                     return Ok(());
                 }
-                Fault::Reset => return SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)),
+                Fault::Reset => {
+                    return SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO));
+                }
             }
         }
         stream.write_all(&bytes).await?;
@@ -92,7 +94,9 @@ fn load(kind: Kind, fault: Fault) -> Report {
                 load.wait_for_answers(10 * CLIENTS as u64);
             }
         }
-        Fault::Alter | Fault::Drop | Fault::Repeat | Fault::Close | Fault::Reset => load.wait_for_losses(CLIENTS),
+        Fault::Alter | Fault::Drop | Fault::Repeat | Fault::Close | Fault::Reset => {
+            load.wait_for_losses(CLIENTS)
+        }
     }
     let report = load.end();
     drop(server);
@@ -103,7 +107,11 @@ fn load(kind: Kind, fault: Fault) -> Report {
 fn assert_met(kind: Kind, fault: Fault, loss: Loss, words: &str) {
     let report = load(kind, fault);
     let tally = report.0.values().next().unwrap();
-    assert_eq!((report.0.len(), tally.losses.len(), tally.lost(loss)), (1, 1, CLIENTS), "{fault:?} {report}");
+    assert_eq!(
+        (report.0.len(), tally.losses.len(), tally.lost(loss)),
+        (1, 1, CLIENTS),
+        "{fault:?} {report}"
+    );
     assert!(report.to_string().contains(words), "{words:?}: {report}");
 }
 

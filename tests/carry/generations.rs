@@ -98,8 +98,9 @@ impl Generations {
         signal(self.pid, Signal::SIGTERM);
         assert_eq!(exit_code(self.pid), 0);
         let records = self.line.wait_for_end();
-        let complaint =
-            records.iter().find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
+        let complaint = records
+            .iter()
+            .find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
         assert_eq!(complaint, None);
         records
     }
@@ -127,7 +128,11 @@ impl Holdings {
         descriptors.sort();
         let name = |variable: String| variable.split('=').next().unwrap().to_owned();
         let variables = crate::support::environment(pid).into_iter().map(name).collect();
-        Self { descriptors, variables, arguments: fs::read(format!("/proc/{pid}/cmdline")).unwrap() }
+        Self {
+            descriptors,
+            variables,
+            arguments: fs::read(format!("/proc/{pid}/cmdline")).unwrap(),
+        }
     }
 }
 
@@ -144,7 +149,8 @@ pub(crate) fn wait_until_alone(pid: u32) {
         let held: Vec<String> = holds(pid).into_values().collect();
         let table = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap();
         let rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
-        rows.filter(|row| row[4] == SEQPACKET && held.contains(&format!("socket:[{}]", row[6]))).count()
+        rows.filter(|row| row[4] == SEQPACKET && held.contains(&format!("socket:[{}]", row[6])))
+            .count()
     };
     assert_becomes(&0, channels);
 }

@@ -46,7 +46,13 @@ impl Load {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let shared = Arc::new(Shared::new());
         let upstream = Some(Upstream::start(&runtime, &shared));
-        Self { runtime, shared, upstream, doors: Arc::new(Semaphore::new(DOORS)), clients: Vec::new() }
+        Self {
+            runtime,
+            shared,
+            upstream,
+            doors: Arc::new(Semaphore::new(DOORS)),
+            clients: Vec::new(),
+        }
     }
 
     /// Where a proxy has to pass its connections on to.
@@ -59,7 +65,8 @@ impl Load {
         let is_proxied = service == Service::Proxy;
         for number in 0..count {
             let (shared, doors) = (Arc::clone(&self.shared), Arc::clone(&self.doors));
-            let client = Client { kind, to: to.parse().unwrap(), is_proxied, number, shared, doors };
+            let client =
+                Client { kind, to: to.parse().unwrap(), is_proxied, number, shared, doors };
             self.clients.push((format!("{service:?} {kind:?}"), self.runtime.spawn(client.run())));
         }
     }
@@ -67,14 +74,16 @@ impl Load {
     /// Waits until every client is as busy as it will be, or one was lost.
     pub(crate) fn settle(&self) {
         let all = self.clients.len();
-        self.shared.wait_until("is everybody busy", |progress| progress.ready >= all || progress.lost > 0);
+        self.shared
+            .wait_until("is everybody busy", |progress| progress.ready >= all || progress.lost > 0);
         self.shared.settle();
     }
 
     /// Waits until so many more requests were answered, or a connection was lost.
     pub(crate) fn wait_for_answers(&self, count: u64) {
         self.shared.advance(|progress| progress.awaited = progress.answered + count);
-        self.shared.wait_until("are they answered", |now| now.answered >= now.awaited || now.lost > 0);
+        self.shared
+            .wait_until("are they answered", |now| now.answered >= now.awaited || now.lost > 0);
     }
 
     /// Waits until that many connections are lost, on whichever side.
@@ -98,7 +107,9 @@ impl Load {
                 let tally = timeout(2 * DEADLINE, client).await;
                 report.add(&kind, tally.expect("each of its waits has a deadline").unwrap());
             }
-            let tally = timeout(2 * DEADLINE, upstream.end()).await.expect("each of its waits has a deadline");
+            let tally = timeout(2 * DEADLINE, upstream.end())
+                .await
+                .expect("each of its waits has a deadline");
             if tally.connections > 0 {
                 report.add("upstream", tally);
             }

@@ -6,9 +6,17 @@
 //! met (`tally.rs`). That they see what they have to see, `faults.rs` shows with a server that does wrong.
 //!
 //! `sessions.rs` has the claims for programs of others: their servers (`servers.rs`), and their clients (`talk.rs`). As root.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test that cannot go on has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test that cannot go on has failed"
+)]
 #![allow(clippy::missing_panics_doc, reason = "tests panic")]
-#![allow(clippy::print_stdout, reason = "a load tells what it was made of; cargo shows it on request")]
+#![allow(
+    clippy::print_stdout,
+    reason = "a load tells what it was made of; cargo shows it on request"
+)]
 #![allow(dead_code, unused_imports, reason = "of what the tests share, each uses a part")]
 
 #[path = "../support/mod.rs"]

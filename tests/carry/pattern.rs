@@ -37,11 +37,18 @@ impl Pattern {
         let mut expected = vec![0; (bytes.len() - right).min(8)];
         self.fill(offset + right as u64, &mut expected);
         let wrong = bytes[right..].iter().zip(&expected).position(|(came, due)| came != due);
-        wrong.map_or(Ok(()), |wrong| Err(self.diagnose(offset + (right + wrong) as u64, &bytes[right + wrong..])))
+        wrong.map_or(Ok(()), |wrong| {
+            Err(self.diagnose(offset + (right + wrong) as u64, &bytes[right + wrong..]))
+        })
     }
 
     /// Goes through that many bytes by words, as long as `each` says so; it is told where in them, and what belongs there.
-    fn pieces(self, offset: u64, length: usize, mut each: impl FnMut(std::ops::Range<usize>, &[u8]) -> bool) {
+    fn pieces(
+        self,
+        offset: u64,
+        length: usize,
+        mut each: impl FnMut(std::ops::Range<usize>, &[u8]) -> bool,
+    ) {
         let mut index = offset / 8;
         let mut within = usize::from((offset % 8).to_le_bytes()[0]);
         let mut done = 0;
@@ -67,9 +74,14 @@ impl Pattern {
         let mut around = vec![0; usize::try_from(offset + SEARCHED - from).unwrap()];
         self.fill(from, &mut around);
         let sample = &came[..came.len().min(SAMPLE)];
-        let found = around.windows(SAMPLE).position(|window| window == sample).map(|place| from + place as u64);
+        let found = around
+            .windows(SAMPLE)
+            .position(|window| window == sample)
+            .map(|place| from + place as u64);
         match found {
-            Some(later) if later > offset => format!("at byte {offset}: {} are lost", later - offset),
+            Some(later) if later > offset => {
+                format!("at byte {offset}: {} are lost", later - offset)
+            }
             Some(earlier) => format!("at byte {offset}: {} are repeated", offset - earlier),
             None => format!("at byte {offset}: {sample:02x?} is of nowhere near"),
         }
@@ -117,7 +129,9 @@ fn the_pattern_is_the_same_in_whatever_pieces_and_names_what_is_wrong_with_it() 
     assert_eq!(pieces, whole[..pieces.len()]);
     assert_eq!(pattern.check(3, &whole), Ok(()));
     assert!(Pattern::of(8).check(3, &whole).is_err());
-    let says = |bytes: &[u8], words: &str| assert!(pattern.check(3, bytes).unwrap_err().contains(words), "{words}");
+    let says = |bytes: &[u8], words: &str| {
+        assert!(pattern.check(3, bytes).unwrap_err().contains(words), "{words}")
+    };
     let mut altered = whole.clone();
     altered[4_321] ^= 1;
     says(&altered, "at byte 4324: [");

@@ -8,7 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::clients::Kind;
-use crate::generations::{Generations, Holdings, born_with, count, resident, since, wait_until_alone};
+use crate::generations::{
+    Generations, Holdings, born_with, count, resident, since, wait_until_alone,
+};
 use crate::load::{Load, Service};
 use crate::support::assert_becomes;
 use crate::tally::Loss;
@@ -88,7 +90,9 @@ fn full_queues_and_half_closed_connections_lose_nothing_over_handoffs() {
 
 /// One that comes again is there twice for an instant: it has heard the end of its first connection, which is not closed yet.
 fn assert_so_many_sockets(pid: u32, expected: &RangeInclusive<usize>) {
-    assert_becomes(&None, || Some(count(pid, "socket")).filter(|sockets| !expected.contains(sockets)));
+    assert_becomes(&None, || {
+        Some(count(pid, "socket")).filter(|sockets| !expected.contains(sockets))
+    });
 }
 
 #[test]
@@ -106,7 +110,8 @@ fn nothing_is_leaked_over_a_thousand_handoffs() {
     let held = || (count(line.pid, "socket"), count(line.pid, "pipe"));
     let (untouched, (sockets, pipes)) = (Holdings::of(line.pid), held());
     let [echo, proxy] = ["echo", "proxy"].map(|name| line.line.address_of(name));
-    let on_both = [(Kind::Steady, 10), (Kind::SlowReader, 4), (Kind::HalfClosed, 4), (Kind::Bulk, 1)];
+    let on_both =
+        [(Kind::Steady, 10), (Kind::SlowReader, 4), (Kind::HalfClosed, 4), (Kind::Bulk, 1)];
     let through_the_proxy = [(Kind::Listener, 6), (Kind::Talker, 6)];
     let (mut connected, mut come_again) = (sockets, 0);
     let mut count_of = |kind, sockets| {
@@ -138,19 +143,28 @@ fn nothing_is_leaked_over_a_thousand_handoffs() {
             memory_then = memory_then.min(resident(line.pid));
         } else if number == FIRST {
             assert_so_many_sockets(line.pid, &expected);
-            held_then = Some((Holdings::of(line.pid), count(line.pid, "pipe"), born_with(line.pid)));
+            held_then =
+                Some((Holdings::of(line.pid), count(line.pid, "pipe"), born_with(line.pid)));
         } else if number > HANDOFFS - 10 {
             memory_now = memory_now.min(resident(line.pid));
         }
     }
     if let Some((then, pipes_then, born_then)) = held_then.filter(|_| load.is_whole()) {
-        println!("{expected:?} sockets; {memory_then} KiB and {pipes_then} ends of pipes after {FIRST} handoffs");
+        println!(
+            "{expected:?} sockets; {memory_then} KiB and {pipes_then} ends of pipes after {FIRST} handoffs"
+        );
         println!("{memory_now} KiB and {} ends of pipes after {HANDOFFS}", count(line.pid, "pipe"));
         assert_so_many_sockets(line.pid, &expected);
         assert_eq!(Holdings::of(line.pid), then);
         // The ordinal has two digits more, and so may some count.
-        assert!(born_with(line.pid) <= born_then + 16, "the environment has grown from {born_then} bytes");
-        assert!(memory_now <= memory_then + MORE_MEMORY, "{memory_then} KiB have become {memory_now}");
+        assert!(
+            born_with(line.pid) <= born_then + 16,
+            "the environment has grown from {born_then} bytes"
+        );
+        assert!(
+            memory_now <= memory_then + MORE_MEMORY,
+            "{memory_then} KiB have become {memory_now}"
+        );
     }
     let report = load.end();
     println!("{} generations in {:?}; {}\n{report}", line.generation, since(start), line.took());
@@ -190,6 +204,10 @@ fn a_handoff_that_drains_is_noticed_by_every_client() {
     println!("{report}");
     assert_eq!(report.lost(Loss::Wrong) + report.lost(Loss::Stuck) + report.lost(Loss::Refused), 0);
     for tally in report.0.values() {
-        assert_eq!(tally.lost(Loss::Closed) + tally.lost(Loss::Reset), tally.connections, "{tally}");
+        assert_eq!(
+            tally.lost(Loss::Closed) + tally.lost(Loss::Reset),
+            tally.connections,
+            "{tally}"
+        );
     }
 }

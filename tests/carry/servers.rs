@@ -41,11 +41,19 @@ struct Server {
 impl Server {
     /// Starts a command in a folder, and waits until it says that it is ready. There are more things to see in there: each of
     /// `mounts` is seen as the second.
-    fn start(folder: TempDir, mut command: Command, mounts: &[(PathBuf, &str)], ready: &str) -> Self {
+    fn start(
+        folder: TempDir,
+        mut command: Command,
+        mounts: &[(PathBuf, &str)],
+        ready: &str,
+    ) -> Self {
         let log = File::create(folder.path().join("log")).unwrap();
         command.stdout(log.try_clone().unwrap()).stderr(log);
-        let first = thread::scope(|scope| scope.spawn(|| start_apart(&mut command, mounts)).join().unwrap());
-        let mut server = Self { folder, first: first.unwrap_or_else(|error| panic!("{command:?}: {error}")) };
+        let first = thread::scope(|scope| {
+            scope.spawn(|| start_apart(&mut command, mounts)).join().unwrap()
+        });
+        let mut server =
+            Self { folder, first: first.unwrap_or_else(|error| panic!("{command:?}: {error}")) };
         let until = Instant::now() + DEADLINE;
         while !server.log().contains(ready) {
             assert!(Instant::now() < until, "it does not say that it is ready:\n{}", server.log());
@@ -82,7 +90,13 @@ fn start_apart(command: &mut Command, mounts: &[(PathBuf, &str)]) -> io::Result<
     unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWNS)?;
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
     for empty in ["/run", "/var/log"] {
-        mount(Some("none"), empty, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755"))?;
+        mount(
+            Some("none"),
+            empty,
+            Some("tmpfs"),
+            MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+            Some("mode=755"),
+        )?;
     }
     // Where sshd confines its process without rights.
     fs::create_dir("/run/sshd")?;
@@ -94,7 +108,10 @@ fn start_apart(command: &mut Command, mounts: &[(PathBuf, &str)]) -> io::Result<
 
 /// A folder that every user may look into.
 fn folder() -> TempDir {
-    assert!(nix::unistd::geteuid().is_root(), "the servers need namespaces and users of their own: run this as root");
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "the servers need namespaces and users of their own: run this as root"
+    );
     let folder = tempfile::Builder::new().prefix("handoffd-").tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     folder
@@ -111,7 +128,9 @@ fn program(path: impl AsRef<Path>, package: &str) -> Command {
 
 /// A user whom a package makes.
 fn user(name: &str, package: &str) -> User {
-    User::from_name(name).unwrap().unwrap_or_else(|| panic!("there is no user {name}: apt-get install {package}"))
+    User::from_name(name)
+        .unwrap()
+        .unwrap_or_else(|| panic!("there is no user {name}: apt-get install {package}"))
 }
 
 /// Runs a command to its end, which must be a good one.
@@ -131,8 +150,11 @@ impl Postgres {
     pub(crate) fn start() -> Self {
         let folder = folder();
         let versions = fs::read_dir(POSTGRESQL).into_iter().flatten();
-        let version = versions.filter_map(|version| version.unwrap().file_name().to_str()?.parse::<u32>().ok()).max();
-        let version = version.unwrap_or_else(|| panic!("{POSTGRESQL} is missing: apt-get install postgresql"));
+        let version = versions
+            .filter_map(|version| version.unwrap().file_name().to_str()?.parse::<u32>().ok())
+            .max();
+        let version = version
+            .unwrap_or_else(|| panic!("{POSTGRESQL} is missing: apt-get install postgresql"));
         let programs = Path::new(POSTGRESQL).join(version.to_string()).join("bin");
         let user = user("postgres", "postgresql");
         // It refuses to be root.
@@ -145,11 +167,20 @@ impl Postgres {
             },
             folder.path().join("data"),
         );
-        run(by_its_user("initdb").args(["-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync", "-D"]).arg(&data));
+        run(by_its_user("initdb")
+            .args(["-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync", "-D"])
+            .arg(&data));
         let mut command = by_its_user("postgres");
         command.arg("-D").arg(&data).arg("-k").arg(folder.path());
         // Shared memory that ends with its namespace, and not a file of this machine's.
-        command.args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "dynamic_shared_memory_type=sysv"]);
+        command.args([
+            "-c",
+            "listen_addresses=",
+            "-c",
+            "fsync=off",
+            "-c",
+            "dynamic_shared_memory_type=sysv",
+        ]);
         let server = Server::start(folder, command, &[], "ready to accept connections");
         Self { server, programs }
     }
@@ -172,7 +203,14 @@ impl Postgres {
 
     fn psql(&self, to: &str) -> Talk {
         let mut command = program(self.programs.join("psql"), "postgresql-client");
-        command.args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set", "ON_ERROR_STOP=1"]);
+        command.args([
+            "--no-psqlrc",
+            "--quiet",
+            "--no-align",
+            "--tuples-only",
+            "--set",
+            "ON_ERROR_STOP=1",
+        ]);
         command.arg(format!("{to} user=postgres dbname=postgres sslmode=disable"));
         Talk::start(&mut command)
     }
@@ -198,7 +236,8 @@ impl Sshd {
             let mut command = program("/usr/bin/ssh-keygen", "openssh-client");
             run(command.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(folder.path().join(key)));
         }
-        let known = format!("server {}", fs::read_to_string(folder.path().join("host.pub")).unwrap());
+        let known =
+            format!("server {}", fs::read_to_string(folder.path().join("host.pub")).unwrap());
         let home = folder.path().join("home");
         fs::create_dir(&home).unwrap();
         chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
@@ -237,7 +276,9 @@ impl Sshd {
     /// A session that runs a command over there, through a listener at that address.
     pub(crate) fn session(&self, address: &str, options: &[&str], command: &str) -> Talk {
         let mut ssh = self.client("/usr/bin/ssh", address);
-        Talk::start(ssh.args(options).args([&format!("{VISITOR}@{}", Ipv4Addr::LOCALHOST), command]))
+        Talk::start(
+            ssh.args(options).args([&format!("{VISITOR}@{}", Ipv4Addr::LOCALHOST), command]),
+        )
     }
 
     /// A session that copies files as it is told.
@@ -252,7 +293,14 @@ impl Sshd {
         command.args(["-F", "none", "-i", self.here("client").to_str().unwrap()]);
         let known = format!("UserKnownHostsFile={}", self.here("known").display());
         let port = format!("Port={port}");
-        for option in [&known, &port, "HostKeyAlias=server", "BatchMode=yes", "IdentitiesOnly=yes", "LogLevel=ERROR"] {
+        for option in [
+            &known,
+            &port,
+            "HostKeyAlias=server",
+            "BatchMode=yes",
+            "IdentitiesOnly=yes",
+            "LogLevel=ERROR",
+        ] {
             command.args(["-o", option]);
         }
         command

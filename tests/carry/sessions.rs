@@ -23,11 +23,13 @@ fn a_database_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() 
     const EACH: u64 = HANDOFFS / 4;
     let start = Instant::now();
     let server = Postgres::start();
-    let mut line = Generations::carrying(&["proxy", "--listen", "127.0.0.1:0", "--to", &server.socket()]);
+    let mut line =
+        Generations::carrying(&["proxy", "--listen", "127.0.0.1:0", "--to", &server.socket()]);
     let mut bystander = server.direct_session();
     let mut session = server.session(&line.line.address());
     session.ask("create table kept (number bigint, text text);\nselect 'made';\n", "made\n");
-    session.ask("begin;\ncreate temporary table noted (number bigint);\nselect 'begun';\n", "begun\n");
+    session
+        .ask("begin;\ncreate temporary table noted (number bigint);\nselect 'begun';\n", "begun\n");
     session.mouth.say(WHO.as_bytes());
     let who = session.ear.line();
     let backend = who.split('|').next().unwrap();
@@ -44,11 +46,16 @@ fn a_database_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() 
     println!("{noted} questions, {kept} rows up");
 
     session.ask(WHO, &who);
-    session.ask("select count(*), sum(number) from noted;\n", &format!("{noted}|{}\n", noted * (noted + 1) / 2));
+    session.ask(
+        "select count(*), sum(number) from noted;\n",
+        &format!("{noted}|{}\n", noted * (noted + 1) / 2),
+    );
     // Nobody else has seen any of it so far.
     bystander.ask("select count(*) from kept;\n", "0\n");
     session.ask("commit;\nselect 'committed';\n", "committed\n");
-    let texts: u64 = (1..=kept).map(|number| row(number).len() as u64 - number.to_string().len() as u64 - 2).sum();
+    let texts: u64 = (1..=kept)
+        .map(|number| row(number).len() as u64 - number.to_string().len() as u64 - 2)
+        .sum();
     bystander.ask(
         "select count(*), count(distinct number), sum(number), sum(length(text)) from kept;\n",
         &format!("{kept}|{kept}|{}|{texts}\n", kept * (kept + 1) / 2),
@@ -65,7 +72,8 @@ fn a_database_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() 
 fn an_ssh_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() {
     let start = Instant::now();
     let server = Sshd::start();
-    let mut line = Generations::carrying(&["proxy", "--listen", "127.0.0.1:0", "--to", &server.address]);
+    let mut line =
+        Generations::carrying(&["proxy", "--listen", "127.0.0.1:0", "--to", &server.address]);
     let address = line.line.address();
     // At a terminal over there, which gives back nothing by itself.
     let squares = "stty -echo -onlcr; echo ready; while read -r n; do echo $((n * n)); done";
@@ -115,7 +123,9 @@ fn an_ssh_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() {
             });
             // Each generation has its share.
             let due = echoed.load(Ordering::Relaxed) + 256 * 1024;
-            assert_becomes(&true, || echoed.load(Ordering::Relaxed) >= due || is_over.load(Ordering::Relaxed));
+            assert_becomes(&true, || {
+                echoed.load(Ordering::Relaxed) >= due || is_over.load(Ordering::Relaxed)
+            });
             if is_over.load(Ordering::Relaxed) {
                 break;
             }
@@ -139,10 +149,17 @@ fn an_ssh_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() {
 const PATTERN: Pattern = Pattern::of(7);
 
 /// A statement is under way for as long as the handoff takes: it waits for somebody else.
-fn a_statement_waits(line: &mut Generations, session: &mut Talk, bystander: &mut Talk, backend: &str, lock: u64) {
+fn a_statement_waits(
+    line: &mut Generations,
+    session: &mut Talk,
+    bystander: &mut Talk,
+    backend: &str,
+    lock: u64,
+) {
     bystander.ask(&format!("select 'held' from pg_advisory_lock({lock});\n"), "held\n");
     session.mouth.say(format!("select 'waited' from pg_advisory_xact_lock({lock});\n").as_bytes());
-    let question = format!("select wait_event_type = 'Lock' from pg_stat_activity where pid = {backend};\n");
+    let question =
+        format!("select wait_event_type = 'Lock' from pg_stat_activity where pid = {backend};\n");
     let mut answer = String::new();
     let until = Instant::now() + DEADLINE;
     while answer != "t\n" {
@@ -161,10 +178,13 @@ fn a_result_is_on_its_way(line: &mut Generations, session: &mut Talk, handoffs: 
     const REST: u64 = 200_000;
     let count = PART * handoffs + REST;
     let what = "n, repeat(chr(97 + (n % 26)::int), (n % 200)::int)";
-    session
-        .mouth
-        .say(format!("copy (select {what} from generate_series(1::bigint, {count}) n) to stdout;\n").as_bytes());
-    let mut hear = |rows: &mut dyn Iterator<Item = u64>| session.ear.hear(rows.map(row).collect::<String>().as_bytes());
+    session.mouth.say(
+        format!("copy (select {what} from generate_series(1::bigint, {count}) n) to stdout;\n")
+            .as_bytes(),
+    );
+    let mut hear = |rows: &mut dyn Iterator<Item = u64>| {
+        session.ear.hear(rows.map(row).collect::<String>().as_bytes())
+    };
     for part in 0..handoffs {
         let mut rows = PART * part + 1..=PART * (part + 1);
         hand_over_during(line, || hear(&mut rows.by_ref().take(1_000)));
@@ -179,7 +199,9 @@ fn rows_are_counted_one_by_one(line: &mut Generations, session: &mut Talk, mut n
     hand_over_during(line, || {
         noted += 1;
         session.ask(
-            &format!("insert into noted values ({noted});\nselect count(*), sum(number) from noted;\n"),
+            &format!(
+                "insert into noted values ({noted});\nselect count(*), sum(number) from noted;\n"
+            ),
             &format!("{noted}|{}\n", noted * (noted + 1) / 2),
         );
     });
@@ -252,7 +274,9 @@ impl Drop for Over<'_> {
 /// Each old generation has ended with so many connections carried, and none of them ended or was cut in any.
 fn assert_carried(records: &[Record], connections: u64) {
     let ended = records.iter().filter(|record| record.text.contains(" has ended "));
-    let fields = |record: &Record| ["carried", "cut"].map(|name| record.field(name).unwrap().parse::<u64>().unwrap());
+    let fields = |record: &Record| {
+        ["carried", "cut"].map(|name| record.field(name).unwrap().parse::<u64>().unwrap())
+    };
     let all: Vec<_> = ended.map(fields).collect();
     let olds = usize::try_from(HANDOFFS).unwrap();
     assert_eq!(all, [vec![[connections, 0]; olds], vec![[0, 0]]].concat());

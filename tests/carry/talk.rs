@@ -36,7 +36,10 @@ pub(crate) struct Ear(ChildStdout);
 impl Talk {
     pub(crate) fn start(command: &mut Command) -> Self {
         let complaints = tempfile::tempfile().unwrap();
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(complaints.try_clone().unwrap());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(complaints.try_clone().unwrap());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let (mouth, ear) = (Mouth(child.stdin.take()), Ear(child.stdout.take().unwrap()));
         Self { mouth, ear, complaints, child }
@@ -77,7 +80,10 @@ impl Mouth {
     pub(crate) fn say(&mut self, bytes: &[u8]) {
         let stream = self.0.as_mut().expect("it was not closed");
         for piece in bytes.chunks(SURE) {
-            assert!(is_due(stream.as_fd(), PollFlags::POLLOUT), "nothing was read within the deadline");
+            assert!(
+                is_due(stream.as_fd(), PollFlags::POLLOUT),
+                "nothing was read within the deadline"
+            );
             stream.write_all(piece).unwrap();
         }
     }
@@ -97,7 +103,11 @@ impl Ear {
             assert_ne!(length, 0, "the end came instead of {:?}", text(&expected[heard..]));
             let until = heard + length;
             if let Some(wrong) = (heard..until).find(|place| came[*place] != expected[*place]) {
-                panic!("{:?} came instead of {:?}", text(&came[wrong..until]), text(&expected[wrong..]));
+                panic!(
+                    "{:?} came instead of {:?}",
+                    text(&came[wrong..until]),
+                    text(&expected[wrong..])
+                );
             }
             heard = until;
         }

@@ -36,7 +36,10 @@ impl Mishap {
     /// What an error means that came while `doing` that.
     pub(crate) fn of(doing: &str, error: &io::Error) -> Self {
         let kind = error.kind();
-        let loss = if matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::NotConnected) {
+        let loss = if matches!(
+            kind,
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::NotConnected
+        ) {
             Loss::Reset
         } else if kind == ErrorKind::UnexpectedEof {
             Loss::Closed

@@ -92,7 +92,11 @@ fn listen() -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: oneshot::Receiver<()>) -> Tally {
+async fn accept(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    mut stopped: oneshot::Receiver<()>,
+) -> Tally {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -122,10 +126,15 @@ async fn serve(accepted: io::Result<(TcpStream, SocketAddr)>, shared: Arc<Shared
     tally
 }
 
-async fn converse(stream: &mut TcpStream, shared: &Shared, tally: &mut Tally) -> Result<(), Mishap> {
+async fn converse(
+    stream: &mut TcpStream,
+    shared: &Shared,
+    tally: &mut Tally,
+) -> Result<(), Mishap> {
     let mut hello = [0; HELLO];
     let heard = timeout(DEADLINE, stream.read_exact(&mut hello)).await;
-    let heard = heard.map_err(|_| Mishap { loss: Loss::Stuck, text: "no word of a client".to_owned() })?;
+    let heard =
+        heard.map_err(|_| Mishap { loss: Loss::Stuck, text: "no word of a client".to_owned() })?;
     heard.map_err(|error| Mishap::of("reading the first word", &error))?;
     let wrong = || Mishap { loss: Loss::Wrong, text: format!("{hello:?} is no first word") };
     let (role, seed) = Role::of_hello(hello).ok_or_else(wrong)?;

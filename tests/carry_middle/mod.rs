@@ -38,7 +38,8 @@ fn kill(pid: u32) {
 /// Has a successor that stands still go on, with that signal ahead of the so many-th thing that it says: its answers, and perhaps
 /// a question before or among them.
 fn go_on_to_answer(line: &Line, pid: u32, number: Signal, when: usize) -> Tracer {
-    let tracer = Tracer::attach(line, pid, &["-e", &format!("inject=sendto:signal={number}:when={when}")]);
+    let tracer =
+        Tracer::attach(line, pid, &["-e", &format!("inject=sendto:signal={number}:when={when}")]);
     thaw(pid);
     tracer
 }
@@ -75,7 +76,8 @@ fn a_successor_that_dies_before_it_has_answered_leaves_all_of_them_as_if_nothing
 }
 
 #[test]
-fn a_successor_that_dies_in_the_middle_takes_with_it_exactly_what_it_has_answered_for_and_all_of_that_is_counted() {
+fn a_successor_that_dies_in_the_middle_takes_with_it_exactly_what_it_has_answered_for_and_all_of_that_is_counted()
+ {
     // The predecessor hears each answer at once, or all of them together with the end.
     for (kind, (hears_late, when)) in cases([(false, 3), (false, 40), (true, 3), (true, 40)]) {
         let mut scene = Scene::set(kind, SOME, &[]);
@@ -95,7 +97,8 @@ fn a_successor_that_dies_in_the_middle_takes_with_it_exactly_what_it_has_answere
         scene.line.wait_since(mark, "accepting again", |record| record.is(1, "accepting again"));
         let what = format!("{kind:?} {hears_late}\n{}", scene.line.text());
         assert_eq!(scene.heard(), SOME - taken, "{what}");
-        let said = scene.line.wait_since(mark, "the loss", |record| record.is(1, "are lost with it"));
+        let said =
+            scene.line.wait_since(mark, "the loss", |record| record.is(1, "are lost with it"));
         assert!(said.text.starts_with("ERROR"), "{said:?}");
         assert_eq!(said.field("lost"), Some(&*taken.to_string()), "{what}");
         assert_eq!([scene.counted("carried"), scene.counted("lost")], [taken; 2], "{what}");
@@ -132,7 +135,11 @@ fn what_is_lost_with_a_successor_is_said_in_full_also_where_a_service_manager_me
         thaw(scene.line.first_pid());
         scene.line.wait_for(1, "for the service manager to mend");
         let said = scene.line.wait_for(1, "are lost with it");
-        assert!(taken > 0 && said.field("lost") == Some(&*taken.to_string()), "{taken}\n{}", scene.line.text());
+        assert!(
+            taken > 0 && said.field("lost") == Some(&*taken.to_string()),
+            "{taken}\n{}",
+            scene.line.text()
+        );
         scene.clients.clear();
         assert_eq!(exit_code(scene.line.first_pid()), 0);
     }
@@ -143,7 +150,11 @@ fn a_predecessor_that_cannot_read_what_it_is_answered_does_not_touch_what_it_has
     for kind in KINDS {
         let mut scene = Scene::set(kind, SOME, &["--drain-timeout", "2s"]);
         scene.take();
-        let _tracer = Tracer::attach(&scene.line, scene.line.first_pid(), &["-e", "inject=recvfrom:error=EIO:when=1"]);
+        let _tracer = Tracer::attach(
+            &scene.line,
+            scene.line.first_pid(),
+            &["-e", "inject=recvfrom:error=EIO:when=1"],
+        );
         thaw(scene.line.first_pid());
         scene.line.wait_for(1, "the successor's answers cannot be read");
         assert_eq!(exit_code(scene.line.first_pid()), 0);
@@ -171,7 +182,8 @@ fn what_a_predecessor_that_dies_had_sent_goes_on_in_the_successor_answered_or_no
         assert_eq!(scene.heard(), AT_ONCE, "{kind:?}\n{}", scene.line.text());
         scene.line.assert_serves();
         scene.line.wait_for(2, &format!("took over {AT_ONCE} connections, and refused 0"));
-        let lost = format!("generation 1 has died, and with it what was left of the {SOME} connections");
+        let lost =
+            format!("generation 1 has died, and with it what was left of the {SOME} connections");
         assert!(scene.line.wait_for(2, &lost).text.starts_with("ERROR"));
         // What it has counted is not lost.
         assert_eq!(scene.counted("accepted"), SOME + 1);
@@ -200,17 +212,26 @@ fn a_predecessor_that_is_cut_resets_whom_it_could_not_send() {
     let mut scene = Scene::set(Kind::Proxy, 10, &LONG_DRAIN);
     let pid = scene.line.first_pid();
     // The first of each thread: the main one's is the offer.
-    let tracer = Tracer::attach(&scene.line, pid, &["-f", "-e", "inject=sendmsg:error=ENOBUFS:when=2+"]);
+    let tracer =
+        Tracer::attach(&scene.line, pid, &["-f", "-e", "inject=sendmsg:error=ENOBUFS:when=2+"]);
     scene.line.signal(1, Signal::SIGHUP);
     scene.line.wait_for(1, "ending=\"carried\"");
     scene.line.signal(1, Signal::SIGQUIT);
     assert_eq!(exit_code(pid), 0);
     // It follows the successor as well.
     tracer.detach();
-    let ends: Vec<_> =
-        scene.clients.iter_mut().map(|client| client.echo(b"after").map_err(|error| error.kind())).collect();
+    let ends: Vec<_> = scene
+        .clients
+        .iter_mut()
+        .map(|client| client.echo(b"after").map_err(|error| error.kind()))
+        .collect();
     let count = |what| ends.iter().filter(|end| **end == what).count();
-    assert_eq!([count(Ok(())), count(Err(ErrorKind::ConnectionReset))], [1, 9], "{ends:?}\n{}", scene.line.text());
+    assert_eq!(
+        [count(Ok(())), count(Err(ErrorKind::ConnectionReset))],
+        [1, 9],
+        "{ends:?}\n{}",
+        scene.line.text()
+    );
     scene.line.wait_for(1, "has ended ended=0 carried=1 cut=9");
 }
 
@@ -219,7 +240,11 @@ fn connections_that_the_kernel_has_no_room_for_are_sent_again() {
     for kind in KINDS {
         let mut scene = Scene::set(kind, 5, &[]);
         let pid = scene.line.first_pid();
-        let tracer = Tracer::attach(&scene.line, pid, &["-f", "-e", "inject=sendmsg:error=ETOOMANYREFS:when=2..9"]);
+        let tracer = Tracer::attach(
+            &scene.line,
+            pid,
+            &["-f", "-e", "inject=sendmsg:error=ETOOMANYREFS:when=2..9"],
+        );
         scene.line.signal(1, Signal::SIGHUP);
         assert_eq!(exit_code(pid), 0);
         tracer.detach();
@@ -257,7 +282,11 @@ fn a_line_that_is_told_to_stop_when_some_are_carried_serves_everybody_to_the_end
         scene.assert_all_end_in_order();
         stuck.half_close();
         stuck.read_until_end();
-        assert_eq!([exit_code(scene.line.first_pid()), exit_code(successor)], [0, 0], "{kind:?} {when}");
+        assert_eq!(
+            [exit_code(scene.line.first_pid()), exit_code(successor)],
+            [0, 0],
+            "{kind:?} {when}"
+        );
         tracer.wait();
         scene.line.wait_for_end();
         assert_eq!(scene.line.count("ending=\"cut\""), 0);
@@ -279,7 +308,8 @@ fn a_line_that_is_cut_when_some_are_carried_ends_and_so_does_every_connection() 
 }
 
 #[test]
-fn of_three_parts_a_successor_that_hangs_serves_on_what_it_had_and_what_it_was_sent_and_nobody_else_does() {
+fn of_three_parts_a_successor_that_hangs_serves_on_what_it_had_and_what_it_was_sent_and_nobody_else_does()
+ {
     for kind in KINDS {
         // The first part is taken when it hangs, the second waits for it, and the third was not sent.
         let mut scene = Scene::set(kind, AT_ONCE + SOME, &["--drain-timeout", "2s"]);
@@ -289,7 +319,10 @@ fn of_three_parts_a_successor_that_hangs_serves_on_what_it_had_and_what_it_was_s
         assert_eq!(exit_code(scene.line.first_pid()), 0);
         // The third part is told to come to an end before the deadline; what a proxy relays is not over for that.
         let ended = if kind == Kind::Echo { SOME - AT_ONCE } else { 0 };
-        scene.line.wait_for(1, &format!("has ended ended={ended} carried={AT_ONCE} cut={}", SOME - ended));
+        scene.line.wait_for(
+            1,
+            &format!("has ended ended={ended} carried={AT_ONCE} cut={}", SOME - ended),
+        );
         thaw(successor);
         assert_eq!(scene.heard(), 2 * AT_ONCE, "{kind:?}\n{}", scene.line.text());
         scene.line.assert_serves();

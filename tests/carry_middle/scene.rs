@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::support::line::is_asleep;
 use crate::support::{
-    Client, Echoing, Gate, Line, REAL, Upstream, assert_becomes, exit_code, freeze, raise_descriptor_limit, thaw,
+    Client, Echoing, Gate, Line, REAL, Upstream, assert_becomes, exit_code, freeze,
+    raise_descriptor_limit, thaw,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +28,9 @@ pub(super) struct Scene {
 
 /// What a client says, unlike all others: first this, and while it is carried that.
 fn requests(client: usize) -> [Vec<u8>; 2] {
-    let bytes = |from: usize, count: usize| (from..from + count).map(|at| ((at * 31) ^ (at >> 8)).to_le_bytes()[0]);
+    let bytes = |from: usize, count: usize| {
+        (from..from + count).map(|at| ((at * 31) ^ (at >> 8)).to_le_bytes()[0])
+    };
     [bytes(client * 7, 100).collect(), bytes(client * 11 + 5, 3_000).collect()]
 }
 
@@ -48,13 +51,24 @@ impl Scene {
             if let Some(to) = &to {
                 command.args(["proxy", "--to", to]);
             }
-            command.args(["--listen", "127.0.0.1:0", "--log", "debug", "--carry", "--workers", "1", "--bake", "0"]);
+            command.args([
+                "--listen",
+                "127.0.0.1:0",
+                "--log",
+                "debug",
+                "--carry",
+                "--workers",
+                "1",
+                "--bake",
+                "0",
+            ]);
             command.arg("--control").arg(folder.join("control"));
             add(command);
         });
         let upstream = upstream.zip(to).map(|(upstream, to)| Echoing::on(upstream, &to));
         line.wait_for(1, "serving draining");
-        let mut clients: Vec<_> = (0..count).map(|_| Client::connect(&line.address()).unwrap()).collect();
+        let mut clients: Vec<_> =
+            (0..count).map(|_| Client::connect(&line.address()).unwrap()).collect();
         clients.iter_mut().for_each(|client| client.echo(b"there").unwrap());
         Self { line, clients, _upstream: upstream }
     }
@@ -125,7 +139,8 @@ impl Scene {
 
     /// What the line has counted of its listener.
     pub(super) fn counted(&self, name: &str) -> usize {
-        let status: Value = serde_json::from_str(&self.line.asked(&["status", "--json"]).well()).unwrap();
+        let status: Value =
+            serde_json::from_str(&self.line.asked(&["status", "--json"]).well()).unwrap();
         let number = status["counters"]["listeners"]["listener-1"][name].as_u64().unwrap();
         usize::try_from(number).unwrap()
     }

@@ -39,8 +39,10 @@ fn a_reload_that_waits_for_a_carry_ends_with_the_truth_and_no_later_than_it_may(
 }
 
 #[test]
-fn a_handoff_that_waits_for_a_generation_that_hangs_is_given_up_when_it_promised_and_can_be_tried_again() {
-    let mut scene = Scene::set(Kind::Echo, SOME, &["--max-generations", "2", "--drain-timeout", "1s"]);
+fn a_handoff_that_waits_for_a_generation_that_hangs_is_given_up_when_it_promised_and_can_be_tried_again()
+ {
+    let mut scene =
+        Scene::set(Kind::Echo, SOME, &["--max-generations", "2", "--drain-timeout", "1s"]);
     let successor = scene.take();
     scene.line.put_real();
     scene.line.asked(&["reload"]).names(75, &["connections were not taken over within 1 s"]);
@@ -88,7 +90,8 @@ fn who_has_been_taken_over_hears_an_end_while_the_predecessor_hangs_with_its_cop
 fn newcomers_do_not_wait_for_the_places_of_those_that_a_predecessor_does_not_send() {
     let mut scene = Scene::set(Kind::Proxy, SOME, &["--max-connections", &SOME.to_string()]);
     scene.take();
-    let mut newcomers: Vec<_> = (AT_ONCE..SOME).map(|_| Client::connect(&scene.line.address()).unwrap()).collect();
+    let mut newcomers: Vec<_> =
+        (AT_ONCE..SOME).map(|_| Client::connect(&scene.line.address()).unwrap()).collect();
     newcomers.iter_mut().for_each(|client| client.echo(b"is there room?").unwrap());
     // They come all the same.
     thaw(scene.line.first_pid());

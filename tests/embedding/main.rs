@@ -2,7 +2,12 @@
 //!
 //! What the library takes must be taken before any thread runs, so this is a program without the test harness, and it is
 //! both sides: started plainly it is the parent, started with `serve` it is a server that embeds the library.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test that cannot go on has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test that cannot go on has failed"
+)]
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test looks at one of them")]
 
 use std::error::Error;
@@ -15,7 +20,8 @@ use command_fds::{CommandFdExt, FdMapping};
 use handoffd::{Config, Inheritance, Starting};
 
 /// Prints its variables and its descriptors, less the folder in which it looks.
-const PROGRAM: &str = "env; for fd in /proc/$$/fd/*; do [ -e \"$fd\" ] && echo \"fd=${fd##*/}\"; done; :";
+const PROGRAM: &str =
+    "env; for fd in /proc/$$/fd/*; do [ -e \"$fd\" ] && echo \"fd=${fd##*/}\"; done; :";
 
 fn main() -> Result<(), Box<dyn Error>> {
     if std::env::args().nth(1).is_some_and(|role| role == "serve") { serve() } else { parent() }
@@ -53,10 +59,14 @@ fn parent() -> Result<(), Box<dyn Error>> {
     assert!(server.wait()?.success(), "{seen}");
     drop(manager);
 
-    let names: Vec<_> = seen.lines().filter_map(|line| line.split_once('=').map(|(name, _)| name)).collect();
+    let names: Vec<_> =
+        seen.lines().filter_map(|line| line.split_once('=').map(|(name, _)| name)).collect();
     assert!(names.contains(&"KEPT"), "the rest of the environment goes through: {seen}");
     for prefix in ["LISTEN_", "NOTIFY_", "WATCHDOG_", "HANDOFFD_"] {
-        assert!(!names.iter().any(|name| name.starts_with(prefix)), "a started program sees {prefix}*: {seen}");
+        assert!(
+            !names.iter().any(|name| name.starts_with(prefix)),
+            "a started program sees {prefix}*: {seen}"
+        );
     }
     let descriptors: Vec<_> = seen.lines().filter_map(|line| line.strip_prefix("fd=")).collect();
     assert_eq!(descriptors, ["0", "1", "2"], "a started program holds what is not its own");

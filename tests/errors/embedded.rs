@@ -38,8 +38,9 @@ fn get(client: &mut Client) -> io::Result<()> {
 
 /// Asks a process for a handoff. Returns the new process, or why there is none.
 fn hand_over_from(line: &Line, pid: u32) -> Result<u32, String> {
-    let is_outcome =
-        |record: &Record| ["handed over", "the handoff failed"].iter().any(|text| record.text.contains(text));
+    let is_outcome = |record: &Record| {
+        ["handed over", "the handoff failed"].iter().any(|text| record.text.contains(text))
+    };
     let mark = line.mark();
     signal(pid, Signal::SIGHUP);
     let outcome = line.wait_since(mark, "the outcome of the handoff", is_outcome);
@@ -66,7 +67,8 @@ fn hand_over(line: &Line, plan: &Plan, finish: impl FnOnce() -> String) -> Resul
         return Err(format!("{calls:?} after {outcome:?}\n{trace}"));
     }
     line.put_link(example("axum"));
-    let next = hand_over_from(line, serving).map_err(|why| format!("the next handoff: {why}\n{trace}"))?;
+    let next =
+        hand_over_from(line, serving).map_err(|why| format!("the next handoff: {why}\n{trace}"))?;
     assert_becomes(&vec![next], || line.processes());
     let expected = if outcome.is_ok() { 3 } else { 2 };
     match Client::connect(&line.address()).and_then(|mut client| client.get()) {
@@ -77,7 +79,9 @@ fn hand_over(line: &Line, plan: &Plan, finish: impl FnOnce() -> String) -> Resul
 
 /// Has the tracer of the successor let go of it, or the tracer would follow the next one as well.
 fn detach_from_successor(line: &Line) {
-    let is_strace = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "strace\n");
+    let is_strace = |pid: &u32| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "strace\n")
+    };
     let tracers = || line.processes().into_iter().filter(is_strace).collect::<Vec<_>>();
     for tracer in tracers() {
         signal(tracer, Signal::SIGINT);
@@ -86,7 +90,10 @@ fn detach_from_successor(line: &Line) {
 }
 
 /// Calls of any thread of the old generation fail.
-#[allow(dead_code, reason = "not in the sample: strace sometimes waits for ever for a process with threads")]
+#[allow(
+    dead_code,
+    reason = "not in the sample: strace sometimes waits for ever for a process with threads"
+)]
 pub(crate) fn old_generation(extent: Extent) {
     let line = serve();
     let tracer = Tracer::attach(&line, line.first_pid(), &["-f"]);

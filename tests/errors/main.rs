@@ -1,7 +1,12 @@
 //! The whole matrix of errors: every system call of a handoff fails once, with every error that fits.
 //!
 //! It takes half an hour: `cargo test --test errors`. A sample of it runs with the other tests.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test that cannot go on has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test that cannot go on has failed"
+)]
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test looks at one of them")]
 
 mod embedded;

@@ -51,9 +51,8 @@ impl Plan {
 /// (`write`, by which the runtime wakes itself; `mmap`).
 fn errors(call: &str) -> &'static [&'static str] {
     match call {
-        "socket" | "socketpair" | "epoll_create1" | "eventfd2" | "dup3" | "memfd_create" | "pidfd_open" | "pipe2" => {
-            &["EMFILE", "ENFILE", "ENOMEM"]
-        }
+        "socket" | "socketpair" | "epoll_create1" | "eventfd2" | "dup3" | "memfd_create"
+        | "pidfd_open" | "pipe2" => &["EMFILE", "ENFILE", "ENOMEM"],
         "accept4" => &["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EINTR", "ECONNABORTED"],
         // Not EAGAIN: the runtime then waits for a wake-up that the kernel does not owe.
         "sendto" | "sendmsg" => &["ENOBUFS", "ENOMEM", "EINTR"],
@@ -67,7 +66,9 @@ fn errors(call: &str) -> &'static [&'static str] {
         // here the test reaps at its end. tests/pid_file.rs has that.
         "rename" | "linkat" | "renameat2" | "ftruncate" => &["EIO", "ENOSPC", "EPERM"],
         "fcntl" => &["EMFILE"],
-        "setsockopt" | "getsockopt" | "bind" | "listen" | "connect" | "getsockname" => &["ENOBUFS", "ENOMEM"],
+        "setsockopt" | "getsockopt" | "bind" | "listen" | "connect" | "getsockname" => {
+            &["ENOBUFS", "ENOMEM"]
+        }
         _ => &[],
     }
 }
@@ -76,7 +77,8 @@ fn errors(call: &str) -> &'static [&'static str] {
 ///
 /// Where several threads are traced, each line opens with its thread, and strace counts the calls of each by itself.
 pub(crate) fn count(trace: &str) -> BTreeMap<String, BTreeSet<usize>> {
-    let (mut seen, mut calls) = (BTreeMap::<_, usize>::new(), BTreeMap::<String, BTreeSet<usize>>::new());
+    let (mut seen, mut calls) =
+        (BTreeMap::<_, usize>::new(), BTreeMap::<String, BTreeSet<usize>>::new());
     for line in trace.lines() {
         let without_thread = line.trim_start_matches(|one: char| one.is_ascii_digit());
         let thread = &line[..line.len() - without_thread.len()];
@@ -99,7 +101,10 @@ pub(crate) fn count(trace: &str) -> BTreeMap<String, BTreeSet<usize>> {
 
 /// A plan for each call of a trace and each error that fits.
 pub(crate) fn single_plans(trace: &str) -> Vec<Plan> {
-    plans(&count(trace), Extent::Whole).into_iter().filter(|plan| !plan.when.contains("..")).collect()
+    plans(&count(trace), Extent::Whole)
+        .into_iter()
+        .filter(|plan| !plan.when.contains(".."))
+        .collect()
 }
 
 /// A plan for each call of a trace, and for each name one that fails ten times.
@@ -180,7 +185,8 @@ fn hand_over(line: &Line, finish: impl FnOnce() -> String) -> Result<bool, Strin
     if named.trim() != serving.to_string() {
         return Err(format!("the pid file names {named}, not {serving}\n{trace}"));
     }
-    let mut left: Vec<_> = fs::read_dir(line.folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut left: Vec<_> =
+        fs::read_dir(line.folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.retain(|name| !name.to_str().unwrap().starts_with("trace"));
     left.sort();
     if left != ["control", "handoffd", "pid"] {
@@ -190,22 +196,31 @@ fn hand_over(line: &Line, finish: impl FnOnce() -> String) -> Result<bool, Strin
 }
 
 fn has_init(line: &Line) -> bool {
-    let arguments = fs::read_to_string(format!("/proc/{}/cmdline", line.first_pid())).unwrap_or_default();
+    let arguments =
+        fs::read_to_string(format!("/proc/{}/cmdline", line.first_pid())).unwrap_or_default();
     arguments.split('\0').any(|argument| argument == "--init")
         && line.records().iter().all(|record| record.pid != line.first_pid())
 }
 
 /// Runs all plans, and tells how many of them hit.
-pub(crate) fn run(who: &str, plans: &[Plan], one: impl Fn(&Plan) -> Result<bool, String> + Sync) -> usize {
+pub(crate) fn run(
+    who: &str,
+    plans: &[Plan],
+    one: impl Fn(&Plan) -> Result<bool, String> + Sync,
+) -> usize {
     let (next, hit, failed) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some(plan) = plans.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = catch_unwind(AssertUnwindSafe(|| one(plan))).unwrap_or_else(|panic| {
-                        let text = panic.downcast_ref::<String>().map(String::as_str);
-                        Err(text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned())
-                    });
+                    let outcome =
+                        catch_unwind(AssertUnwindSafe(|| one(plan))).unwrap_or_else(|panic| {
+                            let text = panic.downcast_ref::<String>().map(String::as_str);
+                            Err(text
+                                .or_else(|| panic.downcast_ref::<&str>().copied())
+                                .unwrap_or("a panic")
+                                .to_owned())
+                        });
                     match outcome {
                         Ok(was_hit) => {
                             hit.fetch_add(usize::from(was_hit), Ordering::Relaxed);
@@ -284,7 +299,8 @@ pub(crate) fn between_the_forks(extent: Extent) {
     let mut plans = Vec::new();
     for (call, errors) in calls {
         let errors = if extent == Extent::Whole { errors } else { &errors[..1] };
-        let plan = |when: &str, error| Plan { call: (*call).to_owned(), when: when.to_owned(), error };
+        let plan =
+            |when: &str, error| Plan { call: (*call).to_owned(), when: when.to_owned(), error };
         plans.extend(errors.iter().flat_map(|error| [plan("1", error), plan("1..10", error)]));
     }
     let hit = run("the process between the forks", &plans, |plan| {
@@ -303,11 +319,15 @@ pub(crate) fn init(extent: Extent) {
         ("wait4", &["EINTR"]),
         ("read", &["EINTR"]),
     ];
-    let numbers: &[&str] = if extent == Extent::Whole { &["1", "2", "3", "4", "5", "1..10"] } else { &["1", "1..10"] };
+    let numbers: &[&str] =
+        if extent == Extent::Whole { &["1", "2", "3", "4", "5", "1..10"] } else { &["1", "1..10"] };
     let mut plans = Vec::new();
     for (call, errors) in calls {
-        let plan = |when: &str, error| Plan { call: (*call).to_owned(), when: when.to_owned(), error };
-        plans.extend(errors.iter().flat_map(|error| numbers.iter().map(move |when| plan(when, error))));
+        let plan =
+            |when: &str, error| Plan { call: (*call).to_owned(), when: when.to_owned(), error };
+        plans.extend(
+            errors.iter().flat_map(|error| numbers.iter().map(move |when| plan(when, error))),
+        );
     }
     let hit = run("the init", &plans, |plan| {
         let line = serve(&["--init"]);

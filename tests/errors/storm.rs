@@ -45,7 +45,8 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(self.0 >> 33).unwrap() % end
     }
 
@@ -70,8 +71,12 @@ impl Calls {
             0 => Fault::Old(random.choose(&self.old).clone()),
             1 => Fault::New(random.choose(&self.new).clone()),
             2 => {
-                let records =
-                    [(1, "is accepting"), (0, "the successor is ready"), (0, "handed over"), (0, "is draining")];
+                let records = [
+                    (1, "is accepting"),
+                    (0, "the successor is ready"),
+                    (0, "handed over"),
+                    (0, "is draining"),
+                ];
                 let (after, text) = *random.choose(&records);
                 Fault::KillOld(after, text)
             }
@@ -82,8 +87,21 @@ impl Calls {
 
 fn serve(on_handoff: OnHandoff) -> Line {
     let line = Line::start_program(Path::new(REAL), |command, folder| {
-        command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--workers", "2", "--first-request-grace", "60s"]);
-        command.arg("--control").arg(folder.join("control")).arg("--pid-file").arg(folder.join("pid"));
+        command.args([
+            "--listen",
+            "127.0.0.1:0",
+            "--bake",
+            "0",
+            "--workers",
+            "2",
+            "--first-request-grace",
+            "60s",
+        ]);
+        command
+            .arg("--control")
+            .arg(folder.join("control"))
+            .arg("--pid-file")
+            .arg(folder.join("pid"));
         if on_handoff == OnHandoff::Drain {
             command.arg("--no-carry");
         }
@@ -110,7 +128,11 @@ fn calls(on_handoff: OnHandoff) -> Calls {
     };
     let before_ready = new.split("KIND=ready").next().unwrap();
     let kill = |(call, numbers): (String, BTreeSet<usize>)| {
-        numbers.into_iter().map(move |number| Plan { call: call.clone(), when: number.to_string(), error: "" })
+        numbers.into_iter().map(move |number| Plan {
+            call: call.clone(),
+            when: number.to_string(),
+            error: "",
+        })
     };
     Calls {
         old: matrix::single_plans(&old),
@@ -138,7 +160,11 @@ impl Program {
         let next = line.folder().join(format!("program-{}", self.made));
         symlink(REAL, &next).unwrap();
         let trace = line.folder().join("trace");
-        line.put_script(&format!("exec strace -D -o '{}' {options} '{}' \"$@\"", trace.display(), next.display()));
+        line.put_script(&format!(
+            "exec strace -D -o '{}' {options} '{}' \"$@\"",
+            trace.display(),
+            next.display()
+        ));
         if self.path != line.program() {
             fs::rename(line.program(), &self.path).unwrap();
         }
@@ -160,8 +186,12 @@ fn holdings(pid: u32) -> (BTreeMap<String, usize>, usize) {
 }
 
 fn files(line: &Line) -> Vec<String> {
-    let names = fs::read_dir(line.folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let ours = |name: &String| ["trace", "program-", "handoffd"].iter().any(|prefix| name.starts_with(prefix));
+    let names = fs::read_dir(line.folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let ours = |name: &String| {
+        ["trace", "program-", "handoffd"].iter().any(|prefix| name.starts_with(prefix))
+    };
     let mut names: Vec<_> = names.filter(|name| !ours(name)).collect();
     names.sort();
     names
@@ -184,15 +214,21 @@ pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
     let before = (holdings(pid), files(&line));
     let storm = Storm::start(&line.address(), SHORT, PERSISTENT);
     let mut program = Program::of(&line);
-    let (mut random, mut counts, mut kills) = (Random(seed), BTreeMap::<&str, [usize; 2]>::new(), 0);
+    let (mut random, mut counts, mut kills) =
+        (Random(seed), BTreeMap::<&str, [usize; 2]>::new(), 0);
     for number in 0..handoffs {
         let fault = calls.fault(&mut random);
         let context = || format!("handoff {number}, seed {seed}, {fault:?}\n{}", last_lines(&line));
         let (mut tracer, mut next) = (None, None);
         match &fault {
-            Fault::New(plan) => next = Some(program.put_traced(&line, &format!("-e {}", plan.inject()))),
+            Fault::New(plan) => {
+                next = Some(program.put_traced(&line, &format!("-e {}", plan.inject())))
+            }
             Fault::KillNew(Plan { call, when, .. }) => {
-                next = Some(program.put_traced(&line, &format!("-e inject={call}:signal=SIGKILL:when={when}")));
+                next = Some(
+                    program
+                        .put_traced(&line, &format!("-e inject={call}:signal=SIGKILL:when={when}")),
+                );
             }
             Fault::Old(plan) => tracer = Some(Tracer::attach(&line, pid, &["-e", &plan.inject()])),
             Fault::None | Fault::KillOld(..) => {}
@@ -238,13 +274,19 @@ pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
     // What a killed process has left of the pid file, the start of the next one removes.
     line.asked(&["reload"]).well();
     assert_becomes(&before.1, || files(&line));
-    println!("{on_handoff:?}, {handoffs} handoffs, seed {seed}: {} short, {} requests", tally.short, tally.persistent);
+    println!(
+        "{on_handoff:?}, {handoffs} handoffs, seed {seed}: {} short, {} requests",
+        tally.short, tally.persistent
+    );
     println!("  {} closed between requests, {} crossed a close", tally.closed, tally.crossed);
     for (fault, [done, failed]) in &counts {
         println!("  {fault}: {done} handed over, {failed} failed");
     }
     // A fault that hits nothing proves nothing.
-    assert!(counts.get("the new generation is killed").is_some_and(|[_, failed]| *failed > 0), "{counts:?}");
+    assert!(
+        counts.get("the new generation is killed").is_some_and(|[_, failed]| *failed > 0),
+        "{counts:?}"
+    );
     println!("  losses with {kills} kills: {:?}", tally.losses);
     assert_losses(&tally, kills, &line);
 }
@@ -252,10 +294,21 @@ pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
 /// Nobody was refused or served wrongly, and only a killed process lost what it held.
 fn assert_losses(tally: &Tally, kills: usize, line: &Line) {
     let lost = |kind: &str| {
-        tally.losses.iter().filter(|(name, _)| name.starts_with(kind)).map(|(_, count)| *count).sum::<u64>()
+        tally
+            .losses
+            .iter()
+            .filter(|(name, _)| name.starts_with(kind))
+            .map(|(_, count)| *count)
+            .sum::<u64>()
     };
     let explained = lost("reset: ") + lost("unanswered: ");
-    assert_eq!(tally.losses.values().sum::<u64>(), explained, "{:?}\n{}", tally.losses, last_lines(line));
+    assert_eq!(
+        tally.losses.values().sum::<u64>(),
+        explained,
+        "{:?}\n{}",
+        tally.losses,
+        last_lines(line)
+    );
     let held = u64::try_from(kills * (SHORT + PERSISTENT)).unwrap();
     assert!(explained <= held, "{:?} with {kills} kills", tally.losses);
     assert!(tally.short > 0 && tally.persistent > 0, "{tally:?}");

@@ -50,7 +50,9 @@ impl Upstream {
     /// Listens on `IP:PORT`, `/PATH` or `@NAME`. Whoever listened there before must be gone.
     pub(crate) fn on(address: &str) -> Self {
         if let Some(name) = address.strip_prefix('@') {
-            Self::Unix(UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap())
+            Self::Unix(
+                UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap(),
+            )
         } else if address.starts_with('/') {
             Self::Unix(UnixListener::bind(address).unwrap())
         } else {

@@ -18,7 +18,9 @@ impl Line {
         // Accepted after it, by the same generation.
         let mark = self.mark();
         self.assert_serves();
-        self.wait_since(mark, "the end of a connection", |record| record.text.contains("connection ended"));
+        self.wait_since(mark, "the end of a connection", |record| {
+            record.text.contains("connection ended")
+        });
         client
     }
 }
@@ -52,7 +54,11 @@ impl Callers {
     }
 
     /// Starts that many, each of which talks like this over a connection of its own.
-    pub(crate) fn start_with(address: &str, count: usize, talk: fn(&mut Client) -> io::Result<()>) -> Self {
+    pub(crate) fn start_with(
+        address: &str,
+        count: usize,
+        talk: fn(&mut Client) -> io::Result<()>,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let caller = |_| {
             let (stop, address) = (Arc::clone(&stop), address.to_owned());
@@ -64,11 +70,14 @@ impl Callers {
     /// Has them finish the call that they are in.
     pub(crate) fn finish(self) -> Calls {
         self.stop.store(true, Ordering::Relaxed);
-        self.threads.into_iter().map(|thread| thread.join().unwrap()).fold(Calls::default(), |all, one| Calls {
-            served: all.served + one.served,
-            refused: all.refused + one.refused,
-            broken: all.broken + one.broken,
-        })
+        self.threads.into_iter().map(|thread| thread.join().unwrap()).fold(
+            Calls::default(),
+            |all, one| Calls {
+                served: all.served + one.served,
+                refused: all.refused + one.refused,
+                broken: all.broken + one.broken,
+            },
+        )
     }
 }
 

@@ -33,12 +33,12 @@ impl Client {
     /// How long a read may take.
     pub(crate) fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
         match self {
-            Self::Tcp(socket) => {
-                socket.set_read_timeout(Some(timeout)).and_then(|()| socket.set_write_timeout(Some(DEADLINE)))
-            }
-            Self::Unix(socket) => {
-                socket.set_read_timeout(Some(timeout)).and_then(|()| socket.set_write_timeout(Some(DEADLINE)))
-            }
+            Self::Tcp(socket) => socket
+                .set_read_timeout(Some(timeout))
+                .and_then(|()| socket.set_write_timeout(Some(DEADLINE))),
+            Self::Unix(socket) => socket
+                .set_read_timeout(Some(timeout))
+                .and_then(|()| socket.set_write_timeout(Some(DEADLINE))),
         }
     }
 
@@ -60,7 +60,11 @@ impl Client {
     pub(crate) fn expect(&mut self, expected: &[u8]) -> io::Result<()> {
         let mut reply = vec![0; expected.len()];
         self.read_exact(&mut reply)?;
-        if reply == expected { Ok(()) } else { Err(io::Error::other("the reply differs from the request")) }
+        if reply == expected {
+            Ok(())
+        } else {
+            Err(io::Error::other("the reply differs from the request"))
+        }
     }
 
     /// Says that nothing more will be sent.
@@ -94,10 +98,15 @@ impl Client {
         self.write_all(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")?;
         let mut reply = String::new();
         self.read_to_string(&mut reply)?;
-        let body = reply.strip_prefix("HTTP/1.1 200 OK\r\n").and_then(|rest| rest.split_once("\r\n\r\n"));
-        let words = body.and_then(|(_, body)| body.strip_suffix('\n')).map(|body| body.split(' ').collect::<Vec<_>>());
+        let body =
+            reply.strip_prefix("HTTP/1.1 200 OK\r\n").and_then(|rest| rest.split_once("\r\n\r\n"));
+        let words = body
+            .and_then(|(_, body)| body.strip_suffix('\n'))
+            .map(|body| body.split(' ').collect::<Vec<_>>());
         match words.as_deref() {
-            Some(["generation", generation, "process", _]) => generation.parse().map_err(io::Error::other),
+            Some(["generation", generation, "process", _]) => {
+                generation.parse().map_err(io::Error::other)
+            }
             _ => Err(io::Error::new(ErrorKind::UnexpectedEof, format!("half a reply: {reply:?}"))),
         }
     }

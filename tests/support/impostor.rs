@@ -31,7 +31,8 @@ say() { env printf "$@" >&"$fd"; }
 
 /// Puts a bash script at `FOLDER/handoffd`. In it `$REAL` is the daemon, `$FOLDER` the folder.
 pub(crate) fn install(folder: &Path, script: &str) {
-    let text = format!("#!/bin/bash\nREAL='{REAL}'\nFOLDER='{}'\n{PRELUDE}{script}\n", folder.display());
+    let text =
+        format!("#!/bin/bash\nREAL='{REAL}'\nFOLDER='{}'\n{PRELUDE}{script}\n", folder.display());
     install_file(folder, text.as_bytes(), "755");
 }
 
@@ -77,7 +78,9 @@ impl Line {
     pub(crate) fn fail_to_hand_over_from(&self, generation: u64) -> Record {
         let mark = self.mark();
         self.signal(generation, Signal::SIGHUP);
-        self.wait_since(mark, "a failed handoff", |record| record.is(generation, "the handoff failed"))
+        self.wait_since(mark, "a failed handoff", |record| {
+            record.is(generation, "the handoff failed")
+        })
     }
 }
 
@@ -110,7 +113,8 @@ impl Gate {
 
     /// Waits until a script is there, and tells its process id.
     pub(crate) fn wait(&self, line: &Line) -> u32 {
-        let said = line.wait("a script at the gate", |record| record.text.starts_with("at the gate "));
+        let said =
+            line.wait("a script at the gate", |record| record.text.starts_with("at the gate "));
         said.text["at the gate ".len()..].parse().unwrap()
     }
 

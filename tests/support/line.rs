@@ -57,11 +57,14 @@ pub(crate) struct Record {
 impl Record {
     fn parse(line: &str) -> Self {
         let mut words = line.splitn(4, ' ').skip(1);
-        let mut number = |key: &str| words.next().and_then(|word| word.strip_prefix(key)?.parse().ok());
+        let mut number =
+            |key: &str| words.next().and_then(|word| word.strip_prefix(key)?.parse().ok());
         let generation = number("generation=");
         let pid = number("pid=").and_then(|pid| u32::try_from(pid).ok());
         match (generation, pid, words.next()) {
-            (Some(generation), Some(pid), Some(text)) => Self { generation, pid, text: text.trim_start().to_owned() },
+            (Some(generation), Some(pid), Some(text)) => {
+                Self { generation, pid, text: text.trim_start().to_owned() }
+            }
             _ => Self { generation: 0, pid: 0, text: line.to_owned() },
         }
     }
@@ -101,7 +104,10 @@ impl Line {
     /// Starts the daemon by a launcher: a program, with arguments, that executes what follows them.
     ///
     /// It drains unless the test says `--carry` or has a file: most tests hold a generation by its connections.
-    pub(crate) fn start_under(launcher: &[&str], prepare: impl FnOnce(&mut Command, &Path)) -> Self {
+    pub(crate) fn start_under(
+        launcher: &[&str],
+        prepare: impl FnOnce(&mut Command, &Path),
+    ) -> Self {
         let words = |folder: &Path| {
             let program = folder.join("handoffd");
             let mut words = launcher.iter().map(OsStr::new).chain([program.as_os_str()]);
@@ -127,10 +133,17 @@ impl Line {
         Self::start(real, |folder| Command::new(folder.join("handoffd")), prepare)
     }
 
-    fn start(real: &Path, command: impl FnOnce(&Path) -> Command, prepare: impl FnOnce(&mut Command, &Path)) -> Self {
+    fn start(
+        real: &Path,
+        command: impl FnOnce(&Path) -> Command,
+        prepare: impl FnOnce(&mut Command, &Path),
+    ) -> Self {
         adopt_orphans();
         assert!(real.exists(), "{} is missing: `cargo test` builds it", real.display());
-        let folder = tempfile::Builder::new().prefix("handoffd-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let folder = tempfile::Builder::new()
+            .prefix("handoffd-")
+            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .unwrap();
         symlink(real, folder.path().join("handoffd")).unwrap();
         let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         let stderr = fs::read_link(format!("/proc/self/fd/{}", read.as_raw_fd())).unwrap();
@@ -179,14 +192,26 @@ impl Line {
 
     /// Waits for a record that comes after a [`Line::mark`]. A failed handoff leaves records of a generation that will
     /// be tried again under the same number; those count for nothing here.
-    pub(crate) fn wait_since(&self, mark: usize, what: &str, wanted: impl Fn(&Record) -> bool) -> Record {
+    pub(crate) fn wait_since(
+        &self,
+        mark: usize,
+        what: &str,
+        wanted: impl Fn(&Record) -> bool,
+    ) -> Record {
         self.wait_after(&mut { mark }, what, wanted)
     }
 
     /// Waits for a record among those after the first `seen`, and moves `seen` past it: for a log that grows long.
-    pub(crate) fn wait_after(&self, seen: &mut usize, what: &str, wanted: impl Fn(&Record) -> bool) -> Record {
+    pub(crate) fn wait_after(
+        &self,
+        seen: &mut usize,
+        what: &str,
+        wanted: impl Fn(&Record) -> bool,
+    ) -> Record {
         let found = self.wait_after_or_end(seen, what, wanted);
-        found.unwrap_or_else(|| panic!("every process has ended, and there was no record of {what}:\n{}", self.text()))
+        found.unwrap_or_else(|| {
+            panic!("every process has ended, and there was no record of {what}:\n{}", self.text())
+        })
     }
 
     /// Waits for a record that comes after a mark, or for the end of every process of the line.
@@ -199,7 +224,12 @@ impl Line {
         self.wait_after_or_end(&mut { mark }, what, wanted)
     }
 
-    fn wait_after_or_end(&self, seen: &mut usize, what: &str, wanted: impl Fn(&Record) -> bool) -> Option<Record> {
+    fn wait_after_or_end(
+        &self,
+        seen: &mut usize,
+        what: &str,
+        wanted: impl Fn(&Record) -> bool,
+    ) -> Option<Record> {
         let until = Instant::now() + DEADLINE;
         let mut lines = self.log.lines.lock().unwrap();
         loop {
@@ -217,7 +247,10 @@ impl Line {
             if left.is_zero() {
                 // Not with the lock: the line, dropped, reads the log.
                 drop(lines);
-                panic!("the deadline has passed, and there was no record of {what}. The log:\n{}", self.text());
+                panic!(
+                    "the deadline has passed, and there was no record of {what}. The log:\n{}",
+                    self.text()
+                );
             }
             lines = self.log.grown.wait_timeout(lines, left).unwrap().0;
         }
@@ -235,7 +268,9 @@ impl Line {
 
     /// Waits for a record of that generation that holds that text.
     pub(crate) fn wait_for(&self, generation: u64, text: &str) -> Record {
-        self.wait(&format!("{text:?} by generation {generation}"), |record| record.is(generation, text))
+        self.wait(&format!("{text:?} by generation {generation}"), |record| {
+            record.is(generation, text)
+        })
     }
 
     /// Waits until `count` records hold that text.
@@ -257,13 +292,26 @@ impl Line {
         let record = self.wait("accepting", |record| record.text.contains("accepting listeners"));
         let listeners = record.field("listeners").unwrap();
         let mut named = listeners.split(' ').filter_map(|one| one.split_once('='));
-        named.find(|(name, _)| *name == listener).unwrap_or_else(|| panic!("no {listener} in {listeners}")).1.to_owned()
+        named
+            .find(|(name, _)| *name == listener)
+            .unwrap_or_else(|| panic!("no {listener} in {listeners}"))
+            .1
+            .to_owned()
     }
 
     /// Where the first listener listens.
     pub(crate) fn address(&self) -> String {
         let record = self.wait("accepting", |record| record.text.contains("accepting listeners"));
-        record.field("listeners").unwrap().split(' ').next().unwrap().split_once('=').unwrap().1.to_owned()
+        record
+            .field("listeners")
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap()
+            .split_once('=')
+            .unwrap()
+            .1
+            .to_owned()
     }
 
     /// Sends a signal to that generation.
@@ -299,7 +347,8 @@ impl Line {
                 drop(lines);
                 panic!("processes are left: {:?}\n{log}", self.processes());
             }
-            lines = self.log.grown.wait_timeout(lines, left.min(Duration::from_millis(100))).unwrap().0;
+            lines =
+                self.log.grown.wait_timeout(lines, left.min(Duration::from_millis(100))).unwrap().0;
         }
         drop(lines);
         self.records()
@@ -307,7 +356,9 @@ impl Line {
 
     /// Every living process of the line: whoever holds its pipe as standard error, or as standard output.
     pub(crate) fn processes(&self) -> Vec<u32> {
-        let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let pids = fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let holds = |path| fs::read_link(path).is_ok_and(|held| held == self.stderr);
         pids.filter(|pid| (1..=2).any(|stream| holds(format!("/proc/{pid}/fd/{stream}")))).collect()
     }
@@ -338,7 +389,11 @@ impl Log {
     fn follow(&self, mut pipe: impl BufRead) {
         let mut line = Vec::new();
         while pipe.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-            self.lines.lock().unwrap().text.push(String::from_utf8_lossy(&line).trim_end().to_owned());
+            self.lines
+                .lock()
+                .unwrap()
+                .text
+                .push(String::from_utf8_lossy(&line).trim_end().to_owned());
             self.grown.notify_all();
             line.clear();
         }
@@ -350,7 +405,8 @@ impl Log {
 impl Drop for Line {
     /// Ends whatever is left of the line, and reaps it.
     fn drop(&mut self) {
-        let mut pids: Vec<u32> = self.records().iter().map(|record| record.pid).filter(|pid| *pid > 0).collect();
+        let mut pids: Vec<u32> =
+            self.records().iter().map(|record| record.pid).filter(|pid| *pid > 0).collect();
         pids.push(self.pid);
         loop {
             let living = self.processes();

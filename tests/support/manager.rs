@@ -56,14 +56,22 @@ impl Manager {
     /// The next datagram.
     fn try_hear(&self) -> io::Result<Told> {
         let mut text = vec![0; 8192];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(16))];
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(16))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let (mut pid, mut descriptors) = (0, Vec::new());
-        let heard = recvmsg(&self.socket, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC);
+        let heard = recvmsg(
+            &self.socket,
+            &mut [IoSliceMut::new(&mut text)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        );
         let length = heard?.bytes;
         for message in control.drain() {
             match message {
-                RecvAncillaryMessage::ScmCredentials(sender) => pid = sender.pid.as_raw_nonzero().get().unsigned_abs(),
+                RecvAncillaryMessage::ScmCredentials(sender) => {
+                    pid = sender.pid.as_raw_nonzero().get().unsigned_abs()
+                }
                 RecvAncillaryMessage::ScmRights(rights) => descriptors.extend(rights),
                 _ => {}
             }
@@ -79,7 +87,9 @@ impl Manager {
             let told = match self.try_hear() {
                 // A receive with a timeout is not begun again when the process was stopped meanwhile, signal(7).
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                heard => heard.unwrap_or_else(|error| panic!("no {line}: {error}, after {before:#?}")),
+                heard => {
+                    heard.unwrap_or_else(|error| panic!("no {line}: {error}, after {before:#?}"))
+                }
             };
             if told.text.lines().any(|found| found.starts_with(line)) {
                 return (told, before);

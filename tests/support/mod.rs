@@ -30,7 +30,9 @@ pub(crate) use refusal::Refusal;
 pub(crate) use storm::{Handoffs, Storm, Tally};
 pub(crate) use stuck::{Stuck, narrow};
 pub(crate) use tracer::Tracer;
-pub(crate) use view::{accept, assert_becomes, children, environment, holds, holds_socket, kinds, threads};
+pub(crate) use view::{
+    accept, assert_becomes, children, environment, holds, holds_socket, kinds, threads,
+};
 
 /// How long any event may take before the test has failed. Far above what it does take: a deadline, not a measurement.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);

@@ -24,7 +24,11 @@ impl Line {
     /// Starts the daemon on `127.0.0.1:0` with an operator's socket and these arguments, and waits until it serves.
     pub(crate) fn serve_controlled(arguments: &[&str]) -> Self {
         let line = Self::start_with(|command, folder| {
-            command.args(["--listen", "127.0.0.1:0"]).arg("--control").arg(folder.join("control")).args(arguments);
+            command
+                .args(["--listen", "127.0.0.1:0"])
+                .arg("--control")
+                .arg(folder.join("control"))
+                .args(arguments);
         });
         line.wait_for(1, "serving draining");
         line
@@ -80,7 +84,9 @@ fn read(stream: impl Read + Send + 'static) -> Receiver<String> {
     let mut stream = BufReader::new(stream);
     std::thread::spawn(move || {
         let mut line = String::new();
-        while stream.read_line(&mut line).unwrap() > 0 && tell.send(std::mem::take(&mut line)).is_ok() {}
+        while stream.read_line(&mut line).unwrap() > 0
+            && tell.send(std::mem::take(&mut line)).is_ok()
+        {}
     });
     told
 }
@@ -92,7 +98,9 @@ fn hear(told: &Receiver<String>) -> String {
         match told.recv_timeout(DEADLINE) {
             Ok(line) => text += &line,
             Err(RecvTimeoutError::Disconnected) => return text,
-            Err(RecvTimeoutError::Timeout) => panic!("nothing more within the deadline, after:\n{text}"),
+            Err(RecvTimeoutError::Timeout) => {
+                panic!("nothing more within the deadline, after:\n{text}")
+            }
         }
     }
 }

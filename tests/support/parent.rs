@@ -29,7 +29,11 @@ impl Parent {
     /// Passes these as descriptors 3, 4, ... and says so rightly, without names.
     pub(crate) fn passing<const N: usize>(descriptors: [OwnedFd; N]) -> Self {
         let variables = vec![("LISTEN_FDS", N.to_string())];
-        Self { passed: (3..).zip(descriptors).collect(), launcher: NAME_THE_PID.to_vec(), variables }
+        Self {
+            passed: (3..).zip(descriptors).collect(),
+            launcher: NAME_THE_PID.to_vec(),
+            variables,
+        }
     }
 
     /// Leaves a descriptor open that it does not speak of, or leaves a gap.
@@ -77,7 +81,8 @@ impl Parent {
 
     fn prepare(self, command: &mut Command, arguments: &[&str]) {
         command.args(arguments).envs(self.variables);
-        let mappings = self.passed.into_iter().map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
+        let mappings =
+            self.passed.into_iter().map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
         command.fd_mappings(mappings.collect()).unwrap();
     }
 }

@@ -53,7 +53,8 @@ pub(crate) fn thaw(pid: u32) {
 pub(crate) fn exit_code(pid: u32) -> i32 {
     let (tell, told) = mpsc::channel();
     thread::spawn(move || tell.send(end_of(pid)));
-    told.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("process {pid} has not ended within the deadline"))
+    told.recv_timeout(DEADLINE)
+        .unwrap_or_else(|_| panic!("process {pid} has not ended within the deadline"))
 }
 
 /// Waits for it.

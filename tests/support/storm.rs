@@ -65,9 +65,12 @@ impl Storm {
     pub(crate) fn start(address: &str, short: usize, persistent: usize) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let clients = (0..short + persistent).map(|number| {
-            let worker = Worker { address: address.to_owned(), number: number as u64, made: 0, asked: 0 };
+            let worker =
+                Worker { address: address.to_owned(), number: number as u64, made: 0, asked: 0 };
             let over = Arc::clone(&over);
-            std::thread::spawn(move || if number < short { worker.come_and_go(&over) } else { worker.stay(&over) })
+            std::thread::spawn(move || {
+                if number < short { worker.come_and_go(&over) } else { worker.stay(&over) }
+            })
         });
         Self { clients: clients.collect(), over }
     }
@@ -118,7 +121,9 @@ impl Worker {
         let mut client = self.connect()?;
         let name = name(&client);
         let request = self.request();
-        client.write_all(&request).map_err(|error| Loss::of("write of a new connection", &error))?;
+        client
+            .write_all(&request)
+            .map_err(|error| Loss::of("write of a new connection", &error))?;
         let mut reply = vec![0; request.len()];
         client.read_exact(&mut reply).map_err(|error| Loss::of("first reply", &error))?;
         if reply != request {
@@ -141,7 +146,12 @@ impl Worker {
     }
 
     /// Uses one connection until the server closes it, or the storm is over.
-    fn keep(&mut self, mut client: Client, over: &AtomicBool, tally: &mut Tally) -> Result<(), Loss> {
+    fn keep(
+        &mut self,
+        mut client: Client,
+        over: &AtomicBool,
+        tally: &mut Tally,
+    ) -> Result<(), Loss> {
         let name = name(&client);
         let mut bytes = 0;
         let mut first = true;
@@ -189,7 +199,11 @@ impl Worker {
                 Err(error) => return Err(Loss::of("reply of a kept connection", &error)),
             }
         }
-        if reply == request { Ok(Asked::Answered(filled as u64)) } else { Err(Loss::altered("kept connection")) }
+        if reply == request {
+            Ok(Asked::Answered(filled as u64))
+        } else {
+            Err(Loss::altered("kept connection"))
+        }
     }
 
     fn connect(&mut self) -> Result<Client, Loss> {
@@ -211,10 +225,13 @@ impl Worker {
     fn request(&mut self) -> Vec<u8> {
         self.asked += 1;
         let mut request = format!("client {} request {} ", self.number, self.asked).into_bytes();
-        let length = if self.asked % 16 == 0 { 40_000 } else { request.len() + usize::from(request[7]) };
+        let length =
+            if self.asked % 16 == 0 { 40_000 } else { request.len() + usize::from(request[7]) };
         let mut state = (self.number << 32) | self.asked;
         request.resize_with(length, || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             state.to_be_bytes()[0]
         });
         request
@@ -232,7 +249,10 @@ impl Loss {
             Self(format!("refused: {doing}"))
         } else if is_end(error) {
             Self(format!("reset: {doing}"))
-        } else if matches!(kind, ErrorKind::UnexpectedEof | ErrorKind::WouldBlock | ErrorKind::TimedOut) {
+        } else if matches!(
+            kind,
+            ErrorKind::UnexpectedEof | ErrorKind::WouldBlock | ErrorKind::TimedOut
+        ) {
             Self::unanswered(doing)
         } else {
             Self(format!("{doing}: {error}"))
@@ -257,12 +277,17 @@ impl Tally {
 
 /// Whether the connection was gone: by a reset, or by a close that the kernel noticed first.
 fn is_end(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::NotConnected)
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::NotConnected
+    )
 }
 
 /// Waits a little for the server's close: an end is one, anything else but silence is a loss.
 fn is_closed(client: &mut Client) -> Result<bool, Loss> {
-    let set = |timeout| client.set_read_timeout(timeout).map_err(|error| Loss::of("set a timeout", &error));
+    let set = |timeout| {
+        client.set_read_timeout(timeout).map_err(|error| Loss::of("set a timeout", &error))
+    };
     set(BETWEEN_REQUESTS)?;
     let closed = match client.read(&mut [0; 1]) {
         Ok(0) => Ok(true),
@@ -287,9 +312,9 @@ pub(crate) fn connect_from(source: Ipv4Addr, address: SocketAddr) -> io::Result<
 /// How the server's log calls this client.
 fn name(client: &Client) -> String {
     match client {
-        Client::Tcp(socket) => {
-            socket.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string())
-        }
+        Client::Tcp(socket) => socket
+            .local_addr()
+            .map_or_else(|error| error.to_string(), |address| address.to_string()),
         Client::Unix(_) => "unix".to_owned(),
     }
 }
@@ -315,7 +340,11 @@ impl<'a> Handoffs<'a> {
         signal(self.pid, Signal::SIGHUP);
         self.generation += 1;
         let what = format!("generation {} as the head", self.generation);
-        self.pid =
-            self.line.wait_after(&mut self.seen, &what, |record| record.is(self.generation, "serving draining")).pid;
+        self.pid = self
+            .line
+            .wait_after(&mut self.seen, &what, |record| {
+                record.is(self.generation, "serving draining")
+            })
+            .pid;
     }
 }

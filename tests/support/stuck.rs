@@ -35,10 +35,16 @@ impl Stuck {
     pub(crate) fn on_whoever_sleeps(is_asleep: impl Fn() -> bool, address: &str) -> Self {
         match address.parse() {
             // The way back over TCP grows up to the last number of tcp_wmem.
-            Ok(address) => Self::send(is_asleep, narrow(address), setting("ipv4/tcp_wmem") + 2 * NARROW + BESIDES),
-            Err(_) => {
-                Self::send(is_asleep, Client::connect(address).unwrap(), setting("core/wmem_default") + BESIDES / 4)
-            }
+            Ok(address) => Self::send(
+                is_asleep,
+                narrow(address),
+                setting("ipv4/tcp_wmem") + 2 * NARROW + BESIDES,
+            ),
+            Err(_) => Self::send(
+                is_asleep,
+                Client::connect(address).unwrap(),
+                setting("core/wmem_default") + BESIDES / 4,
+            ),
         }
     }
 
@@ -87,7 +93,10 @@ impl Stuck {
 
     /// Reads what is left of a reply after the server has cut the connection: part of it.
     pub(crate) fn expect_cut(mut self) {
-        assert!(self.client.expect(&self.request).is_err(), "it was cut, and yet the reply is whole");
+        assert!(
+            self.client.expect(&self.request).is_err(),
+            "it was cut, and yet the reply is whole"
+        );
     }
 
     /// Says that nothing more will be sent.

@@ -43,7 +43,8 @@ pub(crate) fn kinds(pid: u32) -> BTreeMap<String, usize> {
 pub(crate) fn environment(pid: u32) -> Vec<String> {
     let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap();
     let variables = bytes.split(|byte| *byte == 0).filter(|variable| !variable.is_empty());
-    let mut variables: Vec<_> = variables.map(|variable| String::from_utf8_lossy(variable).into_owned()).collect();
+    let mut variables: Vec<_> =
+        variables.map(|variable| String::from_utf8_lossy(variable).into_owned()).collect();
     variables.sort();
     variables
 }
@@ -55,8 +56,9 @@ pub(crate) fn threads(pid: u32) -> usize {
 
 /// The children of a process, with their states.
 pub(crate) fn children(pid: u32) -> Vec<String> {
-    let all =
-        fs::read_dir("/proc").unwrap().filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("stat")).ok());
+    let all = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("stat")).ok());
     // pid (name) state ppid ...; a name may hold anything.
     let is_child = |stat: &String| {
         let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
@@ -68,7 +70,8 @@ pub(crate) fn children(pid: u32) -> Vec<String> {
 /// Accepts a connection that waits, or comes within the deadline, on a listener that the test holds.
 pub(crate) fn accept(listener: &TcpListener) {
     let timeout = PollTimeout::try_from(DEADLINE).unwrap();
-    let waiting = nix::poll::poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], timeout).unwrap();
+    let waiting =
+        nix::poll::poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], timeout).unwrap();
     assert_eq!(waiting, 1, "nobody came");
     listener.set_nonblocking(true).unwrap();
     listener.accept().unwrap();

@@ -10,7 +10,10 @@ pub(crate) fn a_client_starts_the_service_and_is_answered(system: System) {
     lab.inside(|| Client::once(ADDRESS, b"wake up").unwrap());
     lab.wait("that it is up", |lab| lab.show("ActiveState") == "active");
     lab.systemctl(&["stop", "handoffd.service"]);
-    assert_eq!((lab.show("ActiveState"), lab.show("Result")), ("inactive".into(), "success".into()));
+    assert_eq!(
+        (lab.show("ActiveState"), lab.show("Result")),
+        ("inactive".into(), "success".into())
+    );
     lab.inside(|| Client::once(ADDRESS, b"and again").unwrap());
     lab.wait("that it is up", |lab| lab.show("ActiveState") == "active");
 }
@@ -36,5 +39,7 @@ pub(crate) fn a_client_that_waits_while_the_service_stops_is_answered_by_the_nex
     let mut waiting = lab.inside(|| Client::connect(ADDRESS).unwrap());
     crate::support::signal(main, nix::sys::signal::Signal::SIGKILL);
     waiting.echo(b"I have waited").unwrap();
-    lab.wait("the restart", |lab| lab.show("NRestarts") == "1" && lab.show("ActiveState") == "active");
+    lab.wait("the restart", |lab| {
+        lab.show("NRestarts") == "1" && lab.show("ActiveState") == "active"
+    });
 }

@@ -12,7 +12,8 @@ fn assert_a_kill_of_all_refuses_nobody(lab: &Lab) {
         lab.systemctl(&["reload", "handoffd.service"]).well();
         // Frozen, they accept nobody: these are in the queue.
         lab.freeze();
-        let waiting: Vec<Client> = lab.inside(|| (0..10).map(|_| Client::connect(ADDRESS).unwrap()).collect());
+        let waiting: Vec<Client> =
+            lab.inside(|| (0..10).map(|_| Client::connect(ADDRESS).unwrap()).collect());
         lab.systemctl(&["kill", "--signal=KILL", "handoffd.service"]).well();
         for mut client in waiting {
             client.echo(b"I have waited").unwrap();
@@ -28,7 +29,11 @@ fn assert_a_kill_of_all_refuses_nobody(lab: &Lab) {
 
 pub(crate) fn a_kill_of_every_process_refuses_nobody_under_socket_activation(system: System) {
     let lab = Lab::serving(system);
-    assert_eq!(lab.show("NFileDescriptorStore"), "0", "what the socket unit holds is not to be stored again");
+    assert_eq!(
+        lab.show("NFileDescriptorStore"),
+        "0",
+        "what the socket unit holds is not to be stored again"
+    );
     assert_a_kill_of_all_refuses_nobody(&lab);
     assert_eq!(lab.show("NFileDescriptorStore"), "0");
 }
@@ -39,7 +44,11 @@ pub(crate) fn a_kill_of_every_process_refuses_nobody_with_the_store(system: Syst
     lab.systemctl(&["start", "handoffd.service"]).well();
     assert_eq!(lab.show("NFileDescriptorStore"), "2");
     assert_a_kill_of_all_refuses_nobody(&lab);
-    assert_eq!(lab.show("NFileDescriptorStore"), "2", "each once, however many generations there were");
+    assert_eq!(
+        lab.show("NFileDescriptorStore"),
+        "2",
+        "each once, however many generations there were"
+    );
     // A restart is no crash, and refuses nobody either.
     let callers = lab.inside(|| Callers::start(ADDRESS, 2));
     lab.systemctl(&["restart", "handoffd.service"]).well();
@@ -65,7 +74,9 @@ pub(crate) fn a_main_process_that_dies_while_an_old_one_drains_is_restarted(syst
     // An old one drains on: to the end, and not to a reset.
     busy.read_until_end();
     waiting.echo(b"I have waited").unwrap();
-    lab.wait("the restart", |lab| lab.show("NRestarts") == "1" && lab.show("ActiveState") == "active");
+    lab.wait("the restart", |lab| {
+        lab.show("NRestarts") == "1" && lab.show("ActiveState") == "active"
+    });
     assert_ne!(lab.main_pid(), dead);
 }
 
@@ -79,7 +90,9 @@ pub(crate) fn a_main_process_that_dies_during_the_bake_costs_nobody_who_waits(sy
     signal(main, Signal::SIGKILL);
     // Whether the unit stopped or the successor served by then: it must not have been called a success.
     let reload = reload.wait();
-    lab.wait("the restart", |lab| lab.show("NRestarts") == "1" && lab.show("ActiveState") == "active");
+    lab.wait("the restart", |lab| {
+        lab.show("NRestarts") == "1" && lab.show("ActiveState") == "active"
+    });
     let calls = callers.finish();
     assert_eq!(calls.refused, 0, "{calls:?}, reload: {reload:?}\n{}", lab.journal_text());
     lab.systemctl(&["reload", "handoffd.service"]).well();
@@ -91,7 +104,11 @@ pub(crate) fn a_main_process_whose_accept_loop_hangs_is_restarted_by_the_watchdo
     lab.systemctl(&["reload", "handoffd.service"]).well();
     let main = lab.main_pid();
     let hang = ["-f", "-e", "trace=accept4", "-e", "inject=accept4:delay_enter=600s"];
-    let tracer = Tracer::attach_in(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")), lab.outer(main), &hang);
+    let tracer = Tracer::attach_in(
+        std::path::Path::new(env!("CARGO_TARGET_TMPDIR")),
+        lab.outer(main),
+        &hang,
+    );
     let mut waiting = lab.inside(|| Client::connect(ADDRESS).unwrap());
     // The unit's WatchdogSec= is 30 s.
     lab.wait("the watchdog", |lab| lab.journal_text().contains("Watchdog timeout"));
@@ -99,6 +116,8 @@ pub(crate) fn a_main_process_whose_accept_loop_hangs_is_restarted_by_the_watchdo
     signal(lab.outer(main), Signal::SIGKILL);
     drop(tracer);
     waiting.echo(b"I have waited").unwrap();
-    lab.wait("the restart", |lab| lab.show("NRestarts") == "1" && lab.show("ActiveState") == "active");
+    lab.wait("the restart", |lab| {
+        lab.show("NRestarts") == "1" && lab.show("ActiveState") == "active"
+    });
     assert_ne!(lab.main_pid(), main);
 }

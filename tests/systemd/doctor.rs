@@ -10,16 +10,32 @@ const ILLS: [(&str, &str, i32); 16] = [
     ("KillMode=process", "breaks  KillMode=process: ", 78),
     ("KillSignal=SIGHUP", "breaks  KillSignal=1: ", 78),
     ("ExecReload=\nExecReload=kill -HUP $MAINPID", "breaks  ExecReload=: it returns at once", 78),
-    ("ExecReload=\nExecReload=-/usr/bin/env /proc/${MAINPID}/exe reload", "breaks  ExecReload=-: ", 78),
+    (
+        "ExecReload=\nExecReload=-/usr/bin/env /proc/${MAINPID}/exe reload",
+        "breaks  ExecReload=-: ",
+        78,
+    ),
     ("TimeoutStartSec=20", "breaks  TimeoutStartSec=20s: ", 78),
     ("TimeoutStopSec=20", "risks   TimeoutStopSec=20s: ", 0),
-    ("ExecStartPre=true\nExecStartPre=-true", "risks   ExecStartPre=: a command that fails there", 0),
+    (
+        "ExecStartPre=true\nExecStartPre=-true",
+        "risks   ExecStartPre=: a command that fails there",
+        0,
+    ),
     ("OOMPolicy=stop", "risks   OOMPolicy=stop: ", 0),
     ("NonBlocking=no", "risks   NonBlocking=no: ", 0),
-    ("RestrictAddressFamilies=\nRestrictAddressFamilies=AF_INET", "breaks  RestrictAddressFamilies=AF_INET: ", 78),
+    (
+        "RestrictAddressFamilies=\nRestrictAddressFamilies=AF_INET",
+        "breaks  RestrictAddressFamilies=AF_INET: ",
+        78,
+    ),
     ("SystemCallFilter=~execve", "breaks  SystemCallFilter=: a generation needs execve ", 78),
     ("PrivateUsers=yes", "risks   PrivateUsers=yes: ", 0),
-    ("ExecStart=\nExecStart=/usr/local/bin/handoffd --init", "breaks  Type=notify with --init: ", 78),
+    (
+        "ExecStart=\nExecStart=/usr/local/bin/handoffd --init",
+        "breaks  Type=notify with --init: ",
+        78,
+    ),
 ];
 
 pub(crate) fn the_doctor_names_what_breaks_a_handoff(system: System) {
@@ -35,7 +51,8 @@ pub(crate) fn the_doctor_names_what_breaks_a_handoff(system: System) {
         lab.install(name, &format!("[Service]\n{setting}\n"));
         let said = lab.run(&[PROGRAM, "doctor"]);
         assert_eq!(said.code, code, "{setting}: {said:?}");
-        let findings: Vec<_> = said.out.lines().filter(|line| !line.starts_with("handoffd.service")).collect();
+        let findings: Vec<_> =
+            said.out.lines().filter(|line| !line.starts_with("handoffd.service")).collect();
         assert!(findings.len() == 1 && findings[0].starts_with(found), "{setting}: {said:?}");
     }
     lab.install(name, "[Service]\n");

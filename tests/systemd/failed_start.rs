@@ -11,7 +11,10 @@ pub(crate) fn a_wrong_configuration_is_tried_once(system: System) {
     for command in ["start", "restart"] {
         assert_ne!(lab.systemctl(&[command, "handoffd.service"]).code, 0);
         // An automatic restart that is due would be its sub-state.
-        assert_eq!((lab.show("ActiveState"), lab.show("SubState")), ("failed".into(), "failed".into()));
+        assert_eq!(
+            (lab.show("ActiveState"), lab.show("SubState")),
+            ("failed".into(), "failed".into())
+        );
         assert_eq!((lab.show("NRestarts"), lab.show("ExecMainStatus")), ("0".into(), "78".into()));
     }
     assert!(lab.journal_text().contains("/etc/handoffd.toml:1:"), "{}", lab.journal_text());

@@ -10,9 +10,18 @@ pub(crate) fn the_units_are_sound_and_hardened(system: System) {
     let units = ["/etc/systemd/system/handoffd.service", "/etc/systemd/system/handoffd.socket"];
     let verified = lab.run(&[&["systemd-analyze", "verify", "--man=no"], &units[..]].concat());
     assert_eq!((verified.code, verified.err.trim()), (0, ""));
-    let analysed = lab.run(&["systemd-analyze", "security", "--no-pager", "handoffd.service"]).well();
+    let analysed =
+        lab.run(&["systemd-analyze", "security", "--no-pager", "handoffd.service"]).well();
     let last = analysed.lines().last().unwrap();
-    let score: f32 = last.split("handoffd.service: ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let score: f32 = last
+        .split("handoffd.service: ")
+        .nth(1)
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     println!("{system:?}: {score}");
     assert!(score <= SCORE_MAX, "{last}");
     // What has been said to systemd and was not understood would be in the journal.

@@ -53,7 +53,8 @@ impl Lab {
         static NAMES: AtomicU32 = AtomicU32::new(0);
         let name = format!("lab-{}-{}", std::process::id(), NAMES.fetch_add(1, Ordering::Relaxed));
         let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
         let mut boot = Command::new(script("boot"));
         boot.arg(root(system)).arg(name);
         for (source, target) in [(folder.path(), Path::new(RELEASES))].iter().chain(mounts) {
@@ -62,7 +63,8 @@ impl Lab {
         let mut boot = boot.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut said = String::new();
         BufReader::new(boot.stdout.take().unwrap()).read_line(&mut said).unwrap();
-        let first = said.trim().parse().unwrap_or_else(|_| panic!("systemd did not boot: {said:?}"));
+        let first =
+            said.trim().parse().unwrap_or_else(|_| panic!("systemd did not boot: {said:?}"));
         Self { boot, first, folder, releases: 0 }
     }
 
@@ -87,9 +89,25 @@ impl Lab {
     }
 
     /// Lays a cable to another lab: at each end there is an interface of that name, with that address.
-    pub(crate) fn cable(&self, (here, address): (&str, &str), other: &Self, (there, peer): (&str, &str)) {
-        let ends =
-            ["link", "add", "name", here, "type", "veth", "peer", "name", there, "netns", &other.first.to_string()];
+    pub(crate) fn cable(
+        &self,
+        (here, address): (&str, &str),
+        other: &Self,
+        (there, peer): (&str, &str),
+    ) {
+        let ends = [
+            "link",
+            "add",
+            "name",
+            here,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            there,
+            "netns",
+            &other.first.to_string(),
+        ];
         // Only its network is entered: in there the other's process would have no number.
         let laid = self.inside(|| Command::new("ip").args(ends).status().unwrap());
         assert!(laid.success());
@@ -101,7 +119,8 @@ impl Lab {
 
     /// A path in there, as it is reached from out here.
     pub(crate) fn path(&self, path: impl AsRef<Path>) -> PathBuf {
-        Path::new(&format!("/proc/{}/root", self.first)).join(path.as_ref().strip_prefix("/").unwrap())
+        Path::new(&format!("/proc/{}/root", self.first))
+            .join(path.as_ref().strip_prefix("/").unwrap())
     }
 
     /// Installs the units that we ship.
@@ -143,7 +162,9 @@ impl Lab {
 
     /// The same with a shell script for the daemon. In it `$REAL` is the daemon of release 1.
     pub(crate) fn deploy_script(&mut self, script: &str) {
-        self.deploy(|release| install(release, &format!("#!/bin/bash\nREAL={RELEASES}/1/handoffd\n{script}\n")));
+        self.deploy(|release| {
+            install(release, &format!("#!/bin/bash\nREAL={RELEASES}/1/handoffd\n{script}\n"))
+        });
     }
 
     /// Flips the link back to the first release, which is good.
@@ -160,8 +181,21 @@ impl Lab {
     /// A command that runs in there.
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["-t", &self.first.to_string(), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w"]);
-        command.args(["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"]).args(words);
+        command.args([
+            "-t",
+            &self.first.to_string(),
+            "-m",
+            "-u",
+            "-i",
+            "-n",
+            "-p",
+            "-C",
+            "-r",
+            "-w",
+        ]);
+        command
+            .args(["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"])
+            .args(words);
         command
     }
 
@@ -182,7 +216,8 @@ impl Lab {
 
     /// A property of the service.
     pub(crate) fn show(&self, property: &str) -> String {
-        let shown = self.systemctl(&["show", "handoffd.service", "--value", "--property", property]);
+        let shown =
+            self.systemctl(&["show", "handoffd.service", "--value", "--property", property]);
         shown.well().trim().to_owned()
     }
 
@@ -200,7 +235,11 @@ impl Lab {
     pub(crate) fn wait(&self, what: &str, look: impl Fn(&Self) -> bool) {
         let until = Instant::now() + DEADLINE;
         while !look(self) {
-            assert!(Instant::now() < until, "{what}: not within the deadline\n{}", self.journal_text());
+            assert!(
+                Instant::now() < until,
+                "{what}: not within the deadline\n{}",
+                self.journal_text()
+            );
             std::thread::yield_now();
         }
     }
@@ -219,7 +258,8 @@ impl Lab {
 
     /// A client that is never idle until its reply is read. To be called inside.
     pub(crate) fn busy_client(&self) -> Stuck {
-        let processes: Vec<u32> = self.processes().into_iter().filter_map(|pid| self.find(pid)).collect();
+        let processes: Vec<u32> =
+            self.processes().into_iter().filter_map(|pid| self.find(pid)).collect();
         let sleep = || processes.iter().all(|pid| is_asleep(*pid).unwrap_or(true));
         Stuck::on_whoever_sleeps(sleep, ADDRESS)
     }
@@ -228,15 +268,20 @@ impl Lab {
     pub(crate) fn freeze(&self) {
         self.systemctl(&["kill", "--signal=STOP", "handoffd.service"]).well();
         // One that was about to end may be gone by now.
-        let processes: Vec<u32> = self.processes().into_iter().filter_map(|pid| self.find(pid)).collect();
+        let processes: Vec<u32> =
+            self.processes().into_iter().filter_map(|pid| self.find(pid)).collect();
         // Whoever runs notices a moment after the signal was sent.
-        self.wait("that all are frozen", |_| processes.iter().all(|pid| are_all(*pid, 'T').unwrap_or(true)));
+        self.wait("that all are frozen", |_| {
+            processes.iter().all(|pid| are_all(*pid, 'T').unwrap_or(true))
+        });
     }
 
     /// Every record of the unit in the journal.
     pub(crate) fn journal(&self) -> Vec<serde_json::Value> {
         self.run(&["journalctl", "--sync"]).well();
-        let text = self.run(&["journalctl", "-o", "json", "-u", "handoffd.service", "--no-pager", "--all"]).well();
+        let text = self
+            .run(&["journalctl", "-o", "json", "-u", "handoffd.service", "--no-pager", "--all"])
+            .well();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
@@ -255,12 +300,15 @@ impl Lab {
     fn find(&self, number: u32) -> Option<u32> {
         let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let ours = namespace(self.first);
-        let mut pids =
-            fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let mut pids = fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let is_it = |pid: &u32| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
-            namespace(*pid) == ours && numbers.split_whitespace().last() == Some(&number.to_string())
+            let numbers =
+                status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+            namespace(*pid) == ours
+                && numbers.split_whitespace().last() == Some(&number.to_string())
         };
         pids.find(is_it)
     }
@@ -299,7 +347,11 @@ pub(crate) fn shipped(name: &str) -> PathBuf {
 pub(crate) fn documented(word: &str) -> String {
     let runbook = fs::read_to_string(shipped("../docs/operations.md")).unwrap();
     let blocks = runbook.split("```ini\n").skip(1).filter_map(|rest| rest.split("```").next());
-    blocks.filter(|block| block.contains(word)).map(str::to_owned).next().expect("a drop-in in the runbook")
+    blocks
+        .filter(|block| block.contains(word))
+        .map(str::to_owned)
+        .next()
+        .expect("a drop-in in the runbook")
 }
 
 /// A script that lies beside this file.

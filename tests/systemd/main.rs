@@ -3,9 +3,17 @@
 //! `cargo test --test systemd`, as root. Each claim is a function of a systemd and runs once on each, in a lab of its own
 //! that boots in half a second; all of them run side by side. What Debian package `debootstrap` needs for the other two it
 //! fetches once. `by_ansible` needs the packages `openssh-server` and `python3-venv`, and fetches Ansible once.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test that cannot go on has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test that cannot go on has failed"
+)]
 #![allow(clippy::missing_panics_doc, reason = "tests panic")]
-#![allow(clippy::print_stdout, reason = "a storm tells how many it was made of; cargo shows it on request")]
+#![allow(
+    clippy::print_stdout,
+    reason = "a storm tells how many it was made of; cargo shows it on request"
+)]
 #![allow(dead_code, unused_imports, reason = "of what the tests share, each uses a part")]
 
 #[path = "../support/mod.rs"]
@@ -86,7 +94,9 @@ mod only_from_254 {
 mod only_from_259 {
     #[test]
     fn the_notify_reload_variant_reports_every_end_of_a_reload() {
-        crate::variant::the_notify_reload_variant_reports_every_end_of_a_reload(crate::System::Forky);
+        crate::variant::the_notify_reload_variant_reports_every_end_of_a_reload(
+            crate::System::Forky,
+        );
     }
 }
 

@@ -20,7 +20,10 @@ pub(crate) fn a_hundred_reloads_under_traffic_lose_nobody(system: System) {
         lab.systemctl(&["reload", "handoffd.service"]).well();
     }
     let tally = storm.end();
-    println!("{:?}: {} short, {} persistent, {} crossed", system, tally.short, tally.persistent, tally.crossed);
+    println!(
+        "{:?}: {} short, {} persistent, {} crossed",
+        system, tally.short, tally.persistent, tally.crossed
+    );
     assert!(tally.losses.is_empty(), "{:?}\n{}", tally.losses, lab.journal_text());
     assert!(tally.short > 100 && tally.persistent > 100);
     assert_eq!((lab.show("ActiveState"), lab.show("NRestarts")), ("active".into(), "0".into()));
@@ -33,8 +36,13 @@ fn assert_the_journal_is_true(lab: &Lab, generations: usize) {
     let mut writers: BTreeMap<String, String> = BTreeMap::new();
     for record in lab.journal() {
         let message = text(&record, "MESSAGE");
-        assert!(!message.contains("not our child") && !message.contains("Supervising process"), "{message}");
-        if text(&record, "SYSLOG_IDENTIFIER") != "handoffd" || text(&record, "_TRANSPORT") != "journal" {
+        assert!(
+            !message.contains("not our child") && !message.contains("Supervising process"),
+            "{message}"
+        );
+        if text(&record, "SYSLOG_IDENTIFIER") != "handoffd"
+            || text(&record, "_TRANSPORT") != "journal"
+        {
             continue;
         }
         let (pid, generation) = (text(&record, "_PID"), text(&record, "HANDOFFD_GENERATION"));
@@ -92,15 +100,19 @@ fn assert_fails(lab: &Lab, main: u32, reason: &str) {
     assert_eq!(reload.code, 1, "{reason}: {reload:?}");
     assert_eq!((lab.show("ActiveState"), lab.main_pid()), ("active".into(), main), "{reason}");
     lab.inside(|| Client::once(ADDRESS, b"are you there?").unwrap());
-    let said: Vec<_> = lab.journal()[before..].iter().map(|record| text(record, "MESSAGE").to_owned()).collect();
+    let said: Vec<_> =
+        lab.journal()[before..].iter().map(|record| text(record, "MESSAGE").to_owned()).collect();
     for teller in ["the handoff failed: ", "handoffd: the new generation "] {
-        let told = said.iter().any(|message| message.starts_with(teller) && message.contains(reason));
+        let told =
+            said.iter().any(|message| message.starts_with(teller) && message.contains(reason));
         assert!(told, "{teller:?} {reason:?} in {said:#?}");
     }
     assert!(lab.show("StatusText").contains(reason), "{}", lab.show("StatusText"));
 }
 
-pub(crate) fn ready_means_accepting_and_the_main_process_is_one_that_systemd_watches(system: System) {
+pub(crate) fn ready_means_accepting_and_the_main_process_is_one_that_systemd_watches(
+    system: System,
+) {
     let lab = Lab::boot(system);
     // Bound by itself: before READY nobody would be there.
     lab.bind_without_socket_unit(&format!("--listen {ADDRESS}"));
@@ -118,14 +130,19 @@ pub(crate) fn ready_means_accepting_and_the_main_process_is_one_that_systemd_wat
     }
     // And sees it die, in whatever generation.
     signal(lab.outer(lab.main_pid()), Signal::SIGKILL);
-    lab.wait("the restart", |lab| lab.show("NRestarts") == "1" && lab.show("ActiveState") == "active");
+    lab.wait("the restart", |lab| {
+        lab.show("NRestarts") == "1" && lab.show("ActiveState") == "active"
+    });
     lab.inside(|| Client::once(ADDRESS, b"again").unwrap());
 }
 
 pub(crate) fn of_two_reloads_at_once_one_is_told_to_try_again(system: System) {
     let lab = Lab::boot(system);
     // Longer than the commands take that come meanwhile.
-    lab.install("handoffd.service.d/bake.conf", &format!("[Service]\nExecStart=\nExecStart={PROGRAM} --bake 5s\n"));
+    lab.install(
+        "handoffd.service.d/bake.conf",
+        &format!("[Service]\nExecStart=\nExecStart={PROGRAM} --bake 5s\n"),
+    );
     lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
     let first = lab.start(&[PROGRAM, "reload"]);
     lab.wait("a successor", |lab| lab.status()["generations"].as_array().unwrap().len() == 2);
@@ -139,7 +156,8 @@ pub(crate) fn of_two_reloads_at_once_one_is_told_to_try_again(system: System) {
     lab.wait("a successor", |lab| lab.status()["generations"].as_array().unwrap().len() == 2);
     drop(gone);
     lab.wait("the handoff", |lab| lab.status()["serving"] == 3);
-    lab.run(&[PROGRAM, "reload", "--expect-generation", "2"]).names(75, &["generation 3 serves, not 2"]);
+    lab.run(&[PROGRAM, "reload", "--expect-generation", "2"])
+        .names(75, &["generation 3 serves, not 2"]);
     lab.run(&[PROGRAM, "reload", "--expect-generation", "3"]).well();
     assert_eq!(lab.status()["serving"], 4);
 }
@@ -160,7 +178,9 @@ pub(crate) fn systemd_may_be_reloaded_and_replaced_in_the_middle_of_a_handoff(sy
     let reload = lab.start(&["systemctl", "reload", "--no-block", "handoffd.service"]);
     reload.wait().well();
     lab.systemctl(&["daemon-reexec"]).well();
-    lab.wait("the handoff", |lab| lab.status()["serving"] == 4 && lab.show("ActiveState") == "active");
+    lab.wait("the handoff", |lab| {
+        lab.status()["serving"] == 4 && lab.show("ActiveState") == "active"
+    });
     lab.systemctl(&["reload", "handoffd.service"]).well();
     let tally = storm.end();
     assert!(tally.losses.is_empty(), "{:?}\n{}", tally.losses, lab.journal_text());

@@ -27,7 +27,10 @@ pub(crate) fn a_good_release_goes_over_all_hosts_one_by_one_and_nobody_notices()
     fleet.roll("b", &[]).well();
     for (storm, host) in storms.into_iter().zip(&fleet.hosts) {
         let tally = storm.end();
-        println!("{} short, {} persistent, {} crossed", tally.short, tally.persistent, tally.crossed);
+        println!(
+            "{} short, {} persistent, {} crossed",
+            tally.short, tally.persistent, tally.crossed
+        );
         assert!(tally.losses.is_empty(), "{:?}\n{}", tally.losses, host.journal_text());
         assert!(tally.short > 0 && tally.persistent > 0);
     }
@@ -36,8 +39,14 @@ pub(crate) fn a_good_release_goes_over_all_hosts_one_by_one_and_nobody_notices()
         let seen = see(host);
         assert_eq!((seen.generation, &*seen.build, &*seen.link), (2, "b", "releases/b"));
         assert_eq!(seen.releases, ["a", "b"]);
-        let (start, end) = (when(host, "starting a successor: generation 2"), when(host, "generation 2 is serving"));
-        assert!(before < start && start < end, "one begins when the one before it serves: {before}, {start}, {end}");
+        let (start, end) = (
+            when(host, "starting a successor: generation 2"),
+            when(host, "generation 2 is serving"),
+        );
+        assert!(
+            before < start && start < end,
+            "one begins when the one before it serves: {before}, {start}, {end}"
+        );
         before = end;
     }
     // Again, after one of them has been set up anew.
@@ -51,7 +60,10 @@ pub(crate) fn a_good_release_goes_over_all_hosts_one_by_one_and_nobody_notices()
     assert_eq!((seen.generation, &*seen.build, &*seen.link), (1, "b", "releases/b"));
     assert_eq!(seen.releases, ["b"]);
     new.inside(|| Client::once(ADDRESS, b"are you there?").unwrap());
-    assert_eq!(new.systemctl(&["is-enabled", "handoffd.service", "handoffd.socket"]).well(), "enabled\nenabled\n");
+    assert_eq!(
+        new.systemctl(&["is-enabled", "handoffd.service", "handoffd.socket"]).well(),
+        "enabled\nenabled\n"
+    );
 }
 
 pub(crate) fn a_bad_release_stops_at_the_first_host_which_serves_on() {
@@ -73,13 +85,18 @@ pub(crate) fn a_bad_release_stops_at_the_first_host_which_serves_on() {
     // It finds something wrong with the arguments: it is never made current.
     fleet.write("refuses", "[ \"$1\" != check ] || echo \"I will not ${*:2}\" >&2; exit 78");
     fleet.roll("refuses", &[]).says("I will not --log info");
-    assert_eq!(see(first), Seen { releases: ["a", "ends", "refuses"].map(str::to_owned).to_vec(), ..is });
+    assert_eq!(
+        see(first),
+        Seen { releases: ["a", "ends", "refuses"].map(str::to_owned).to_vec(), ..is }
+    );
     // It is another program under a name that is taken.
     fleet.write("a", "");
     fleet.roll("a", &[]).says("A release never changes");
     // It serves, and what it serves is wrong: the one before it takes over again.
     fleet.build("c");
-    fleet.roll("c", &["-e", "probe='echo 42 is the wrong answer; false'"]).says("42 is the wrong answer");
+    fleet
+        .roll("c", &["-e", "probe='echo 42 is the wrong answer; false'"])
+        .says("42 is the wrong answer");
     let is = see(first);
     assert_eq!((is.generation, &*is.build, &is.link), (3, "a", &was.link));
     // A host that cannot be reached is no reason to go on either.
@@ -108,7 +125,8 @@ impl Fleet {
     fn new() -> Self {
         let ansible = ansible();
         let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let operator = Lab::bare(System::Host, &[(&ansible, &ansible), (checkout, Path::new(CHECKOUT))]);
+        let operator =
+            Lab::bare(System::Host, &[(&ansible, &ansible), (checkout, Path::new(CHECKOUT))]);
         let key = make_key(&operator, &format!("{FOLDER}/key"));
         let mut known = String::new();
         let mut hosts = Vec::new();
@@ -116,7 +134,11 @@ impl Fleet {
         for (number, name) in HOSTS.into_iter().enumerate() {
             let host = Lab::bare(System::Host, &[]);
             let address = format!("10.0.{number}.2");
-            operator.cable((name, &format!("10.0.{number}.1/24")), &host, ("operator", &format!("{address}/24")));
+            operator.cable(
+                (name, &format!("10.0.{number}.1/24")),
+                &host,
+                ("operator", &format!("{address}/24")),
+            );
             known += &format!("{address} {}", start_sshd(&host, &key));
             addresses.insert(name.to_owned(), json!({ "ansible_host": address }));
             hosts.push(host);
@@ -131,7 +153,9 @@ impl Fleet {
         let inventory = json!({ "handoffd": { "hosts": addresses, "vars": vars } }).to_string();
         // Whatever this machine is configured for has no say.
         let config = "[defaults]\ncallback_result_format = yaml\n".to_owned();
-        for (name, text) in [("known", known), ("inventory.yml", inventory), ("ansible.cfg", config)] {
+        for (name, text) in
+            [("known", known), ("inventory.yml", inventory), ("ansible.cfg", config)]
+        {
             fs::write(operator.path(format!("{FOLDER}/{name}")), text).unwrap();
         }
         Self { operator, hosts }
@@ -144,7 +168,12 @@ impl Fleet {
         for host in &fleet.hosts {
             let release = host.path(format!("{FOLDER}/releases/a/handoffd"));
             // By another process: see `Lab::deploy_script`.
-            let installed = Command::new("install").arg("-D").arg(fleet.binary("a")).arg(release).status().unwrap();
+            let installed = Command::new("install")
+                .arg("-D")
+                .arg(fleet.binary("a"))
+                .arg(release)
+                .status()
+                .unwrap();
             assert!(installed.success());
             symlink("releases/a", host.path(format!("{FOLDER}/current"))).unwrap();
             symlink(format!("{FOLDER}/current/handoffd"), host.path(PROGRAM)).unwrap();
@@ -160,8 +189,14 @@ impl Fleet {
         let digits = [u8::from_str_radix(&release.repeat(2), 16).unwrap(); 20];
         fs::write(&note, [&b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"[..], &digits].concat()).unwrap();
         let mut objcopy = Command::new("objcopy");
-        objcopy.arg("--strip-all").arg(format!("--update-section=.note.gnu.build-id={}", note.display()));
-        let built = objcopy.arg(REAL).arg(self.binary(release)).status().expect("objcopy, of binutils, is needed");
+        objcopy
+            .arg("--strip-all")
+            .arg(format!("--update-section=.note.gnu.build-id={}", note.display()));
+        let built = objcopy
+            .arg(REAL)
+            .arg(self.binary(release))
+            .status()
+            .expect("objcopy, of binutils, is needed");
         assert!(built.success());
     }
 
@@ -176,12 +211,24 @@ impl Fleet {
 
     /// Runs the playbook.
     fn roll(&self, release: &str, more: &[&str]) -> Answered {
-        let (config, inventory) = (format!("ANSIBLE_CONFIG={FOLDER}/ansible.cfg"), format!("{FOLDER}/inventory.yml"));
+        let (config, inventory) =
+            (format!("ANSIBLE_CONFIG={FOLDER}/ansible.cfg"), format!("{FOLDER}/inventory.yml"));
         let ansible = ansible().join("bin/ansible-playbook");
         let playbook = format!("{CHECKOUT}/docs/deploy/rolling.yml");
-        let (name, binary) = (format!("release={release}"), format!("binary={FOLDER}/handoffd-{release}"));
-        let words =
-            ["env", &config, ansible.to_str().unwrap(), "-i", &inventory, &playbook, "-e", &name, "-e", &binary];
+        let (name, binary) =
+            (format!("release={release}"), format!("binary={FOLDER}/handoffd-{release}"));
+        let words = [
+            "env",
+            &config,
+            ansible.to_str().unwrap(),
+            "-i",
+            &inventory,
+            &playbook,
+            "-e",
+            &name,
+            "-e",
+            &binary,
+        ];
         let run = self.operator.start(&[&words, more].concat()).wait();
         println!("{}{}", run.out, run.err);
         run
@@ -217,13 +264,18 @@ fn see(host: &Lab) -> Seen {
     let serving = &status["generations"][0];
     let build = serving["build"].as_str().unwrap();
     let releases = fs::read_dir(host.path(format!("{FOLDER}/releases"))).unwrap();
-    let mut releases: Vec<_> = releases.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut releases: Vec<_> =
+        releases.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     releases.sort();
     let seen = Seen {
         generation: status["serving"].as_u64().unwrap(),
         pid: host.main_pid(),
         build: build[..1].to_owned(),
-        link: fs::read_link(host.path(format!("{FOLDER}/current"))).unwrap().into_os_string().into_string().unwrap(),
+        link: fs::read_link(host.path(format!("{FOLDER}/current")))
+            .unwrap()
+            .into_os_string()
+            .into_string()
+            .unwrap(),
         releases,
     };
     assert_eq!((&serving["pid"], build), (&json!(seen.pid), &*seen.build.repeat(40)), "{status}");
@@ -256,7 +308,8 @@ fn wipe(host: &Lab) {
 fn when(host: &Lab, message: &str) -> u64 {
     let journal = host.journal();
     let record = journal.iter().find(|record| record["MESSAGE"] == message);
-    let record = record.unwrap_or_else(|| panic!("{message:?} is not in:\n{}", host.journal_text()));
+    let record =
+        record.unwrap_or_else(|| panic!("{message:?} is not in:\n{}", host.journal_text()));
     record["__REALTIME_TIMESTAMP"].as_str().unwrap().parse().unwrap()
 }
 

@@ -27,7 +27,10 @@ pub(crate) fn a_stop_drains_every_generation_and_cuts_nobody(system: System) {
             client.read_until_end();
         }
         stop.wait().well();
-        assert_eq!((lab.show("ActiveState"), lab.show("Result")), ("inactive".into(), "success".into()));
+        assert_eq!(
+            (lab.show("ActiveState"), lab.show("Result")),
+            ("inactive".into(), "success".into())
+        );
         assert!(lab.processes().is_empty());
         assert!(lab.inside(|| Client::connect(ADDRESS)).is_err());
     }

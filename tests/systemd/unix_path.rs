@@ -58,7 +58,10 @@ pub(crate) fn the_runbook_lets_other_users_reach_a_unix_path(system: System) {
     for _ in 0..2 {
         connect_as(&lab, http, "handoffd/web.sock").unwrap();
         assert!(connect_as(&lab, other, "handoffd/web.sock").is_err());
-        assert!(connect_as(&lab, http, "handoffd/control").is_err(), "the control socket is for its owner");
+        assert!(
+            connect_as(&lab, http, "handoffd/control").is_err(),
+            "the control socket is for its owner"
+        );
         lab.systemctl(&["restart", "handoffd.service"]).well();
     }
     assert!(lab.run(&[PROGRAM, "doctor"]).well().trim_end().ends_with("0 that risk one"));
@@ -83,9 +86,17 @@ pub(crate) fn the_doctor_finds_a_path_that_clients_lose(system: System) {
     lab.install("handoffd.service.d/gone.conf", "[Service]\nRuntimeDirectoryPreserve=no\n");
     lab.systemctl(&["start", "handoffd.service"]).well();
     let said = lab.run(&[PROGRAM, "doctor"]).well();
-    assert!(said.contains(&format!("risks   RuntimeDirectoryPreserve=no: {PATH} is removed by a restart")), "{said}");
+    assert!(
+        said.contains(&format!(
+            "risks   RuntimeDirectoryPreserve=no: {PATH} is removed by a restart"
+        )),
+        "{said}"
+    );
     lab.install("handoffd.service.d/gone.conf", "[Service]\n");
     lab.systemctl(&["restart", "handoffd.service"]).well();
     let said = lab.run(&[PROGRAM, "doctor"]).well();
-    assert!(said.contains(&format!("risks   DynamicUser=yes: other users cannot connect to {PATH}")), "{said}");
+    assert!(
+        said.contains(&format!("risks   DynamicUser=yes: other users cannot connect to {PATH}")),
+        "{said}"
+    );
 }

@@ -13,15 +13,33 @@ pub(crate) fn a_service_manager_of_a_user_sees_the_same(system: System) {
          ExecStart={PROGRAM} --listen {ADDRESS}\nExecReload=/usr/bin/env /proc/${{MAINPID}}/exe reload\n"
     );
     std::fs::write(lab.path("/root/.config/systemd/user/handoffd.service"), unit).unwrap();
-    let manager = ["--unit=manager", "-p", "Delegate=yes", "-E", "XDG_RUNTIME_DIR=/run/user/0", "-E", "HOME=/root"];
-    lab.run(&[&["systemd-run", "--quiet"], &manager[..], &["/lib/systemd/systemd", "--user"]].concat()).well();
-    let user =
-        |words: &[&str]| lab.run(&[&["env", "XDG_RUNTIME_DIR=/run/user/0", "systemctl", "--user"], words].concat());
+    let manager = [
+        "--unit=manager",
+        "-p",
+        "Delegate=yes",
+        "-E",
+        "XDG_RUNTIME_DIR=/run/user/0",
+        "-E",
+        "HOME=/root",
+    ];
+    lab.run(
+        &[&["systemd-run", "--quiet"], &manager[..], &["/lib/systemd/systemd", "--user"]].concat(),
+    )
+    .well();
+    let user = |words: &[&str]| {
+        lab.run(&[&["env", "XDG_RUNTIME_DIR=/run/user/0", "systemctl", "--user"], words].concat())
+    };
     lab.wait("the user's manager", |_| {
         user(&["is-system-running"]).out.trim() != "offline" && user(&["show"]).code == 0
     });
     user(&["start", "handoffd.service"]).well();
-    let main = || user(&["show", "handoffd.service", "--value", "-p", "MainPID"]).well().trim().parse::<u32>().unwrap();
+    let main = || {
+        user(&["show", "handoffd.service", "--value", "-p", "MainPID"])
+            .well()
+            .trim()
+            .parse::<u32>()
+            .unwrap()
+    };
     let first = main();
     for _ in 0..2 {
         lab.inside(|| Client::once(ADDRESS, b"are you there?").unwrap());
@@ -30,13 +48,17 @@ pub(crate) fn a_service_manager_of_a_user_sees_the_same(system: System) {
     assert_ne!(main(), first);
     // By the unit's name, asked of that manager: the system's has none of that name.
     let control = ["--control", "/run/user/0/handoffd/control"];
-    let words = [&["env", "XDG_RUNTIME_DIR=/run/user/0", PROGRAM, "doctor", "--user"], &control[..]].concat();
+    let words =
+        [&["env", "XDG_RUNTIME_DIR=/run/user/0", PROGRAM, "doctor", "--user"], &control[..]]
+            .concat();
     let doctor = lab.run(&[&words[..], &["handoffd.service"]].concat()).well();
     assert!(doctor.contains("handoffd.service under the user's systemd 2"), "{doctor}");
     assert!(lab.run(&[&words[..], &["no-such.service"]].concat()).code == 71);
     let dead = main();
     signal(lab.outer(dead), nix::sys::signal::Signal::SIGKILL);
     lab.wait("the restart", |_| ![0, dead].contains(&main()));
-    lab.wait("that it serves", |lab| lab.inside(|| Client::once(ADDRESS, b"are you there?").is_ok()));
+    lab.wait("that it serves", |lab| {
+        lab.inside(|| Client::once(ADDRESS, b"are you there?").is_ok())
+    });
     user(&["stop", "handoffd.service"]).well();
 }

@@ -21,7 +21,11 @@ pub(crate) fn the_notify_reload_variant_reports_every_end_of_a_reload(system: Sy
         // There is no word for "failed"; but it ends, and says so to whoever looks.
         lab.systemctl(&["reload", "handoffd.service"]).well();
         assert_eq!((lab.show("ActiveState"), lab.main_pid()), ("active".into(), main));
-        assert!(lab.show("StatusText").contains("the handoff to 6 failed"), "{}", lab.show("StatusText"));
+        assert!(
+            lab.show("StatusText").contains("the handoff to 6 failed"),
+            "{}",
+            lab.show("StatusText")
+        );
     }
     lab.deploy_good();
     // Two in a row: the second is remembered until the first has ended.

@@ -22,5 +22,8 @@ pub(crate) fn run(arguments: &Serve) -> Result<(), Error> {
             named.collect::<Vec<_>>().join(", ")
         }
     };
-    print("the outcome of the check, which is good", &format!("good: would listen on {listeners}\n"))
+    print(
+        "the outcome of the check, which is good",
+        &format!("good: would listen on {listeners}\n"),
+    )
 }

@@ -184,10 +184,16 @@ impl From<Error> for Answer {
 /// Reads the command line. `runtime_directory` is where sockets are kept that are not said to be elsewhere.
 pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer> {
     let line = Line::try_parse().map_err(|error| {
-        let is_asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-        if is_asked_for { Answer::Print(error.render().to_string()) } else { Answer::usage(one_line(&error)) }
+        let is_asked_for =
+            matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+        if is_asked_for {
+            Answer::Print(error.render().to_string())
+        } else {
+            Answer::usage(one_line(&error))
+        }
     })?;
-    let find = |daemon: Where| daemon.control.unwrap_or_else(|| default_control_path(runtime_directory));
+    let find =
+        |daemon: Where| daemon.control.unwrap_or_else(|| default_control_path(runtime_directory));
     Ok(match line.command {
         None => Command::Serve(line.serve.read(runtime_directory)?),
         Some(CommandLine::Proxy(flags)) => Command::Serve(flags.read(runtime_directory)?),
@@ -198,19 +204,26 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer>
         Some(CommandLine::Reload(flags)) => Command::Reload {
             options: ReloadOptions {
                 expect_generation: flags.expect_generation,
-                timeout_ms: flags.timeout.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
+                timeout_ms: flags
+                    .timeout
+                    .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
                 wait_drained: flags.wait_drained,
             },
             control: find(flags.daemon),
         },
         Some(CommandLine::Doctor(flags)) if flags.user => Command::Doctor {
-            control: flags.daemon.control.unwrap_or_else(|| default_control_path(Some(&users_runtime_directory()))),
+            control: flags
+                .daemon
+                .control
+                .unwrap_or_else(|| default_control_path(Some(&users_runtime_directory()))),
             unit: flags.unit,
             scope: Scope::User,
         },
-        Some(CommandLine::Doctor(flags)) => {
-            Command::Doctor { control: find(flags.daemon), unit: flags.unit, scope: Scope::OfTheDaemon }
-        }
+        Some(CommandLine::Doctor(flags)) => Command::Doctor {
+            control: find(flags.daemon),
+            unit: flags.unit,
+            scope: Scope::OfTheDaemon,
+        },
         Some(CommandLine::Status(flags)) => Command::Status {
             control: find(flags.daemon),
             form: if flags.json { Form::Programs } else { Form::People },
@@ -223,7 +236,8 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer>
 fn one_line(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::InvalidUtf8 {
         // Clap does not say which.
-        let culprit = std::env::args_os().find(|argument| argument.to_str().is_none()).unwrap_or_default();
+        let culprit =
+            std::env::args_os().find(|argument| argument.to_str().is_none()).unwrap_or_default();
         return format!("argument {culprit:?} is not UTF-8 (see --help)");
     }
     let mut text = error.render().to_string();

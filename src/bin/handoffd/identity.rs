@@ -26,8 +26,12 @@ pub(crate) fn identity(file: &[u8]) -> Identity {
 /// The control group by which systemd knows this process, cgroups(7): that of the unified hierarchy, or systemd's own.
 fn control_group() -> Option<String> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = |prefix: &str| groups.lines().find_map(|line| line.strip_prefix(prefix)).map(str::to_owned);
-    let of_systemd = groups.lines().find_map(|line| line.split_once(":name=systemd:")).map(|(_, path)| path.to_owned());
+    let path =
+        |prefix: &str| groups.lines().find_map(|line| line.strip_prefix(prefix)).map(str::to_owned);
+    let of_systemd = groups
+        .lines()
+        .find_map(|line| line.split_once(":name=systemd:"))
+        .map(|(_, path)| path.to_owned());
     of_systemd.or_else(|| path("0::"))
 }
 

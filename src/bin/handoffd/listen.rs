@@ -32,10 +32,18 @@ pub(crate) struct ListenFlags {
 impl ListenFlags {
     /// The listeners that they describe.
     pub(crate) fn read(self, max_connections: Option<NonZeroUsize>) -> Result<Listeners, Answer> {
-        let said = SocketAccess { mode: self.socket_mode, user: self.socket_user, group: self.socket_group };
+        let said = SocketAccess {
+            mode: self.socket_mode,
+            user: self.socket_user,
+            group: self.socket_group,
+        };
         let parse = |text: &String| {
             let listener: ListenerConfig = text.parse()?;
-            let access = if listener.address.path().is_some() { said.clone() } else { SocketAccess::default() };
+            let access = if listener.address.path().is_some() {
+                said.clone()
+            } else {
+                SocketAccess::default()
+            };
             Ok(ListenerConfig { max_connections, access, ..listener })
         };
         let listeners = self.listen.iter().map(parse).collect::<Result<Vec<_>, Error>>()?;

@@ -61,7 +61,11 @@ fn serve(arguments: Serve) -> ExitCode {
         Ok(inheritance) => inheritance,
         Err(error) => return fail(&error),
     };
-    let destination = if inheritance.logs_to_journal() { Destination::Journal } else { Destination::StandardError };
+    let destination = if inheritance.logs_to_journal() {
+        Destination::Journal
+    } else {
+        Destination::StandardError
+    };
     logging::start(destination, &arguments.log, inheritance.generation());
     let config = Config { identity: identity::identity(&arguments.file), ..arguments.config };
     let control = config.control.clone().filter(|_| arguments.metrics);
@@ -82,9 +86,11 @@ fn run(
 ) -> Result<(), Error> {
     raise_descriptor_limit();
     make_room_for_descriptors();
-    let count = workers.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
+    let count = workers
+        .unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let (runtime, workers) = match runtime.and_then(|runtime| Ok((runtime, Workers::start(count)?))) {
+    let (runtime, workers) = match runtime.and_then(|runtime| Ok((runtime, Workers::start(count)?)))
+    {
         Ok(started) => started,
         Err(source) => {
             let error = Error::System { doing: "start the runtime", source };
@@ -123,7 +129,9 @@ fn raise_descriptor_limit() {
 fn make_room_for_descriptors() {
     use nix::sys::resource::{Resource, getrlimit};
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
-    if let Some(last) = limit.min(DESCRIPTORS).checked_sub(1).and_then(|last| i32::try_from(last).ok()) {
+    if let Some(last) =
+        limit.min(DESCRIPTORS).checked_sub(1).and_then(|last| i32::try_from(last).ok())
+    {
         // It stays as large as it was once. If it did not grow, it grows later.
         drop(rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), last));
     }

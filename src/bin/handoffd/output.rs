@@ -28,7 +28,10 @@ fn write(mut bytes: &[u8]) -> io::Result<()> {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             // Another holder of the stream has made it non-blocking.
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                nix::poll::poll(&mut [PollFd::new(output.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE)?;
+                nix::poll::poll(
+                    &mut [PollFd::new(output.as_fd(), PollFlags::POLLOUT)],
+                    PollTimeout::NONE,
+                )?;
             }
             Err(error) => return Err(error),
         }

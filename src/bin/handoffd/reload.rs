@@ -11,7 +11,8 @@ pub(crate) fn run(control: PathBuf, options: &ReloadOptions) -> Result<(), Error
     let mut printed = Ok(());
     Control::at(control).reload(options, |news| {
         if printed.is_ok() {
-            printed = print("the outcome of the reload, which has succeeded", &(tell(&news) + "\n"));
+            printed =
+                print("the outcome of the reload, which has succeeded", &(tell(&news) + "\n"));
         }
     })?;
     // Only now: what was asked for is done, and waited for, also when nobody can read of it.

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use clap::Args;
 use handoffd::{
-    Address, Balance, Config, ConfigFile, Echo, Error, HeaderVersion, ListenerConfig, Listeners, METRICS_LISTENER,
-    MaxGenerations, OnHandoff, Placed, Proxy, ProxyConfig, Routes, Served, ServiceConfig, SocketAccess, UpstreamTarget,
-    Upstreams, default_control_path, parse_log_filter, parse_time, parse_wait, parse_workers,
+    Address, Balance, Config, ConfigFile, Echo, Error, HeaderVersion, ListenerConfig, Listeners,
+    METRICS_LISTENER, MaxGenerations, OnHandoff, Placed, Proxy, ProxyConfig, Routes, Served,
+    ServiceConfig, SocketAccess, UpstreamTarget, Upstreams, default_control_path, parse_log_filter,
+    parse_time, parse_wait, parse_workers,
 };
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -178,7 +179,8 @@ impl ServeFlags {
 impl ProxyFlags {
     /// The same, for a proxy.
     pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
-        let upstreams: Result<Vec<UpstreamTarget>, _> = self.to.iter().map(|text| text.parse()).collect();
+        let upstreams: Result<Vec<UpstreamTarget>, _> =
+            self.to.iter().map(|text| text.parse()).collect();
         let proxy = ProxyConfig {
             resolve_interval: self.resolve_interval,
             balance: self.balance,
@@ -197,13 +199,19 @@ impl ProxyFlags {
 
 impl DaemonFlags {
     /// Puts what was given over what a file, or nobody, has said.
-    fn over(self, serve: Serve, metrics: Option<Metrics>, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
+    fn over(
+        self,
+        serve: Serve,
+        metrics: Option<Metrics>,
+        runtime_directory: Option<&Path>,
+    ) -> Result<Serve, Answer> {
         let metrics = match self.metrics {
             Some(text) => Some(Metrics { address: text.parse()?, file: None }),
             None => metrics,
         };
         let said = serve.config;
-        let in_runtime_directory = || runtime_directory.map(|folder| default_control_path(Some(folder)));
+        let in_runtime_directory =
+            || runtime_directory.map(|folder| default_control_path(Some(folder)));
         let config = Config {
             ready_timeout: self.ready_timeout.unwrap_or(said.ready_timeout),
             bake: self.bake.unwrap_or(said.bake),
@@ -267,12 +275,15 @@ impl Metrics {
         let mut listeners = match config.listeners {
             Listeners::Named(named) => named.as_slice().to_vec(),
             Listeners::Inherited => {
-                return Err(Answer::usage("--metrics needs --listen beside it, or --config".to_owned()));
+                return Err(Answer::usage(
+                    "--metrics needs --listen beside it, or --config".to_owned(),
+                ));
             }
         };
         // Each answers one request.
         let (name, on_handoff) = (Some(METRICS_LISTENER.parse()?), Some(OnHandoff::Drain));
-        let (max_connections, access) = (NonZeroUsize::new(COLLECTORS_MAX), SocketAccess::default());
+        let (max_connections, access) =
+            (NonZeroUsize::new(COLLECTORS_MAX), SocketAccess::default());
         listeners.push(ListenerConfig { name, address, max_connections, on_handoff, access });
         Ok(Config { listeners: Listeners::exactly(listeners)?, ..config })
     }
@@ -295,13 +306,18 @@ impl Serve {
     /// What a file says, which held these bytes.
     fn by_file(file: ConfigFile, bytes: Vec<u8>) -> Self {
         // Every listener is named in the file: for the others there are none.
-        let routes = file.services.iter().fold(Routes::all(Served::Echo(Echo)), |routes, (name, service)| {
-            let served = match service {
-                ServiceConfig::Echo => Served::Echo(Echo),
-                ServiceConfig::Proxy(proxy) => Served::Proxy(Box::new(Proxy::new((**proxy).clone()))),
-            };
-            routes.with(name, served)
-        });
+        let routes = file.services.iter().fold(
+            Routes::all(Served::Echo(Echo)),
+            |routes, (name, service)| {
+                let served = match service {
+                    ServiceConfig::Echo => Served::Echo(Echo),
+                    ServiceConfig::Proxy(proxy) => {
+                        Served::Proxy(Box::new(Proxy::new((**proxy).clone())))
+                    }
+                };
+                routes.with(name, served)
+            },
+        );
         let default = Self::everywhere(file.config.listeners.clone(), Served::Echo(Echo));
         Self {
             config: file.config,

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use handoffd::{
-    Control, Counters, Error, HandoffCounters, LastHandoff, ListenerCounters, ListenerReport, Outcome, Report,
-    Standing, Status, UpstreamCounters, escaped, one_line,
+    Control, Counters, Error, HandoffCounters, LastHandoff, ListenerCounters, ListenerReport,
+    Outcome, Report, Standing, Status, UpstreamCounters, escaped, one_line,
 };
 
 use crate::cli::{Form, Span};
@@ -44,8 +44,8 @@ pub(crate) fn run(control: PathBuf, form: Form, span: Span) -> Result<(), Error>
 }
 
 fn json(status: &Status) -> Result<String, Error> {
-    let text =
-        serde_json::to_string(status).map_err(|error| Error::System { doing: "write JSON", source: error.into() })?;
+    let text = serde_json::to_string(status)
+        .map_err(|error| Error::System { doing: "write JSON", source: error.into() })?;
     Ok(text + "\n")
 }
 
@@ -61,16 +61,34 @@ fn is_quiet(status: &Status) -> bool {
 
 /// For people: a row for each generation, and what happened last.
 fn table(status: &Status) -> String {
-    let head = ["GENERATION", "PID", "STATE", "FOR", "CONNECTIONS", "OLDEST", "CUT IN", "VERSION", "BUILD", "CONFIG"];
+    let head = [
+        "GENERATION",
+        "PID",
+        "STATE",
+        "FOR",
+        "CONNECTIONS",
+        "OLDEST",
+        "CUT IN",
+        "VERSION",
+        "BUILD",
+        "CONFIG",
+    ];
     let mut text = aligned(head, status.generations.iter().map(row));
-    let head =
-        ["LISTENER", "ADDRESS", "ACCEPTED", "OPEN", "FULL", "RECEIVED", "SENT", "DRAINED", "CUT", "CARRIED", "REFUSED"];
+    let head = [
+        "LISTENER", "ADDRESS", "ACCEPTED", "OPEN", "FULL", "RECEIVED", "SENT", "DRAINED", "CUT",
+        "CARRIED", "REFUSED",
+    ];
     text.push('\n');
-    text += &aligned(head, status.listeners.iter().map(|listener| listener_row(listener, &status.counters)));
+    text += &aligned(
+        head,
+        status.listeners.iter().map(|listener| listener_row(listener, &status.counters)),
+    );
     let upstreams = status.counters.upstreams.iter();
-    let mut upstreams = upstreams.flat_map(|(listener, all)| upstream_rows(listener, all)).peekable();
+    let mut upstreams =
+        upstreams.flat_map(|(listener, all)| upstream_rows(listener, all)).peekable();
     if upstreams.peek().is_some() {
-        let head = ["LISTENER", "UPSTREAM", "CONNECTED", "OPEN", "FAILED", "EJECTED", "SENT", "RECEIVED"];
+        let head =
+            ["LISTENER", "UPSTREAM", "CONNECTED", "OPEN", "FAILED", "EJECTED", "SENT", "RECEIVED"];
         text.push('\n');
         text += &aligned(head, upstreams);
     }
@@ -78,19 +96,24 @@ fn table(status: &Status) -> String {
     for (listener, ListenerCounters { header_errors, .. }) in &status.counters.listeners {
         if *header_errors > 0 {
             let listener = escaped(listener);
-            text += &format!("{listener}: {header_errors} clients refused because of their PROXY header\n");
+            text += &format!(
+                "{listener}: {header_errors} clients refused because of their PROXY header\n"
+            );
         }
     }
     for (listener, all) in &status.counters.upstreams {
         for (host, UpstreamCounters { resolve_failures, .. }) in all {
             if *resolve_failures > 0 {
                 let (listener, host) = (escaped(listener), escaped(host));
-                text += &format!("{listener}: the host name {host} did not resolve {resolve_failures} times\n");
+                text += &format!(
+                    "{listener}: the host name {host} did not resolve {resolve_failures} times\n"
+                );
             }
         }
     }
     let HandoffCounters { succeeded, failed, rolled_back } = status.counters.handoffs;
-    text += &format!("handoffs: {succeeded} succeeded, {failed} failed, {rolled_back} rolled back\n");
+    text +=
+        &format!("handoffs: {succeeded} succeeded, {failed} failed, {rolled_back} rolled back\n");
     if let Some(last) = &status.last_handoff {
         text += &format!("last handoff: {}\n", tell(last));
     }
@@ -98,12 +121,16 @@ fn table(status: &Status) -> String {
 }
 
 /// A table: each column as wide as its widest cell.
-fn aligned<const COLUMNS: usize>(head: [&str; COLUMNS], rows: impl Iterator<Item = [String; COLUMNS]>) -> String {
+fn aligned<const COLUMNS: usize>(
+    head: [&str; COLUMNS],
+    rows: impl Iterator<Item = [String; COLUMNS]>,
+) -> String {
     // What the daemon says of itself may be anything.
     let rows = rows.map(|row| row.map(|cell| escaped(&cell)));
     let rows: Vec<_> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
-    let widths: [_; COLUMNS] =
-        std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or_default());
+    let widths: [_; COLUMNS] = std::array::from_fn(|column| {
+        rows.iter().map(|row| row[column].len()).max().unwrap_or_default()
+    });
     let mut text = String::new();
     for row in &rows {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
@@ -115,8 +142,18 @@ fn aligned<const COLUMNS: usize>(head: [&str; COLUMNS], rows: impl Iterator<Item
 
 fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 11] {
     // Those that are left out are in the log, and are seldom more than nothing.
-    let ListenerCounters { accepted, active, limited, received, sent, drained, cut, carried, refused, .. } =
-        counters.listeners.get(&listener.name).copied().unwrap_or_default();
+    let ListenerCounters {
+        accepted,
+        active,
+        limited,
+        received,
+        sent,
+        drained,
+        cut,
+        carried,
+        refused,
+        ..
+    } = counters.listeners.get(&listener.name).copied().unwrap_or_default();
     let numbers = [accepted, active, limited, received, sent, drained, cut, carried, refused];
     let [accepted, active, limited, received, sent, drained, cut, carried, refused] =
         numbers.map(|number| number.to_string());
@@ -132,10 +169,15 @@ fn upstream_rows<'a>(
 ) -> impl Iterator<Item = [String; 8]> + 'a {
     let has_addresses = |name: &str| {
         let of_the_name = format!("{name}/");
-        all.range(of_the_name.clone()..).next().is_some_and(|(next, _)| next.starts_with(&of_the_name))
+        all.range(of_the_name.clone()..)
+            .next()
+            .is_some_and(|(next, _)| next.starts_with(&of_the_name))
     };
     let is_nothing = |one: &UpstreamCounters| {
-        *one == UpstreamCounters { resolve_failures: one.resolve_failures, ..UpstreamCounters::default() }
+        *one == UpstreamCounters {
+            resolve_failures: one.resolve_failures,
+            ..UpstreamCounters::default()
+        }
     };
     let rows = all.iter().filter(move |(name, one)| !(is_nothing(one) && has_addresses(name)));
     rows.map(move |one| upstream_row(listener, one))
@@ -144,15 +186,19 @@ fn upstream_rows<'a>(
 fn upstream_row(listener: &str, (upstream, counters): (&String, &UpstreamCounters)) -> [String; 8] {
     let UpstreamCounters { connected, active, failed, ejected, sent, received, .. } = *counters;
     let numbers = [connected, active, failed, ejected, sent, received];
-    let [connected, active, failed, ejected, sent, received] = numbers.map(|number| number.to_string());
+    let [connected, active, failed, ejected, sent, received] =
+        numbers.map(|number| number.to_string());
     [listener.to_owned(), upstream.clone(), connected, active, failed, ejected, sent, received]
 }
 
 fn row(report: &Report) -> [String; 10] {
-    let short = |text: &Option<String>| text.as_ref().map_or_else(none, |text| text.chars().take(SHORT).collect());
+    let short = |text: &Option<String>| {
+        text.as_ref().map_or_else(none, |text| text.chars().take(SHORT).collect())
+    };
     let age = report.for_ms.map(Duration::from_millis).or_else(|| by_date(report.since_unix_ms));
     let connections = report.connections.as_ref();
-    let oldest = connections.and_then(|connections| connections.oldest_ms).map(Duration::from_millis);
+    let oldest =
+        connections.and_then(|connections| connections.oldest_ms).map(Duration::from_millis);
     [
         report.generation.to_string(),
         report.pid.map_or_else(none, |pid| pid.to_string()),
@@ -190,7 +236,9 @@ fn tell(last: &LastHandoff) -> String {
         Outcome::TimedOut => "was given up",
         Outcome::Unknown => "ended",
     };
-    let when = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_millis(last.unix_ms));
+    let when = humantime::format_rfc3339_seconds(
+        SystemTime::UNIX_EPOCH + Duration::from_millis(last.unix_ms),
+    );
     let reason = last.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
     one_line(&format!("generation {} {outcome} at {when}{reason}", last.successor))
 }

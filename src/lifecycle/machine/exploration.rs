@@ -68,7 +68,10 @@ const ALWAYS: &[Claim] = &[
         !line.is_quiet() || line.accepts() || line.is_over(setting)
     }),
     ("I1: without a crash or a stop, somebody accepts at every instant", |setting, line| {
-        line.accepts() || !line.was_up() || line.is_hurt(setting) || line.left.stops < setting.fates.stops
+        line.accepts()
+            || !line.was_up()
+            || line.is_hurt(setting)
+            || line.left.stops < setting.fates.stops
     }),
     ("I1: a generation that nobody told to stop ends only when somebody follows it", |_, line| {
         line.breach != Some(Breach::Desertion)
@@ -96,10 +99,15 @@ const ALWAYS: &[Claim] = &[
         line.breach != Some(Breach::LeftBehind)
     }),
     ("one head at most", |_, line| !line.is_quiet() || line.heads().count() <= 1),
-    ("who is on probation has a predecessor that bakes, and who bakes a successor on probation", |_, line| {
-        !line.is_quiet() || line.living().all(|(_, process)| line.is_vouched_for(process))
+    (
+        "who is on probation has a predecessor that bakes, and who bakes a successor on probation",
+        |_, line| {
+            !line.is_quiet() || line.living().all(|(_, process)| line.is_vouched_for(process))
+        },
+    ),
+    ("the pid file names the head", |_, line| {
+        !line.is_quiet() || line.heads().all(|head| line.pid_file == Some(head))
     }),
-    ("the pid file names the head", |_, line| !line.is_quiet() || line.heads().all(|head| line.pid_file == Some(head))),
     ("the service manager's main process, while it lives, is the head", |setting, line| {
         !setting.supervised || !line.is_quiet() || line.heads().all(|head| line.is_main(head))
     }),
@@ -114,10 +122,13 @@ const SOMETIMES: &[Claim] = &[
     }),
     ("a commit crosses a rollback", |_, line| {
         line.living().any(|(id, process)| {
-            process.told && matches!(line.next_word(id), Some(Heard::Predecessor(Word::Committed(_))))
+            process.told
+                && matches!(line.next_word(id), Some(Heard::Predecessor(Word::Committed(_))))
         })
     }),
-    ("two wait to be recalled", |_, line| line.living().filter(|(_, process)| process.waits_for_recall()).count() == 2),
+    ("two wait to be recalled", |_, line| {
+        line.living().filter(|(_, process)| process.waits_for_recall()).count() == 2
+    }),
     ("a recalled generation hands off again", |setting, line| {
         setting.supervised || line.heads().any(|head| line.has_recalled(head))
     }),
@@ -185,13 +196,18 @@ impl Line {
     /// Whether nobody is left who should accept: all were told to stop, or a service manager is ending the service, as it
     /// does when the main process ends.
     fn is_over(&self, setting: &Setting) -> bool {
-        let main_is_gone = self.main.is_none_or(|main| !self.processes[main].alive || self.processes[main].told);
-        !self.was_up() || setting.supervised && main_is_gone || self.living().all(|(_, process)| process.told)
+        let main_is_gone =
+            self.main.is_none_or(|main| !self.processes[main].alive || self.processes[main].told);
+        !self.was_up()
+            || setting.supervised && main_is_gone
+            || self.living().all(|(_, process)| process.told)
     }
 
     /// Those who serve and are not on probation.
     fn heads(&self) -> impl Iterator<Item = Id> {
-        let head = |state| matches!(state, State::Serving | State::HandingOff { .. } | State::Baking { .. });
+        let head = |state| {
+            matches!(state, State::Serving | State::HandingOff { .. } | State::Baking { .. })
+        };
         self.living().filter(move |(_, process)| head(process.state)).map(|(id, _)| id)
     }
 
@@ -202,24 +218,33 @@ impl Line {
     fn is_vouched_for(&self, process: &Process) -> bool {
         let state_of = |id: Id| self.processes[id].state;
         match process.state {
-            State::Probation { .. } => process.parent.is_some_and(|id| matches!(state_of(id), State::Baking { .. })),
-            State::HandingOff { .. } | State::Baking { .. } => {
-                process.successor.is_some_and(|after| matches!(state_of(after.id), State::Probation { .. }))
+            State::Probation { .. } => {
+                process.parent.is_some_and(|id| matches!(state_of(id), State::Baking { .. }))
             }
-            State::Starting { .. } | State::Serving | State::Retiring { .. } | State::Stopping | State::Stopped => true,
+            State::HandingOff { .. } | State::Baking { .. } => process
+                .successor
+                .is_some_and(|after| matches!(state_of(after.id), State::Probation { .. })),
+            State::Starting { .. }
+            | State::Serving
+            | State::Retiring { .. }
+            | State::Stopping
+            | State::Stopped => true,
         }
     }
 
     /// Whether the handoff to `process` has ended, is under way, or is nobody's any more.
     fn is_settled(&self, process: &Process) -> bool {
-        let Some(parent) = process.parent.map(|parent| &self.processes[parent]) else { return true };
+        let Some(parent) = process.parent.map(|parent| &self.processes[parent]) else {
+            return true;
+        };
         let under_way = matches!(parent.state, State::HandingOff { .. } | State::Baking { .. });
         process.outcome.is_some() || under_way || parent.told || !parent.alive
     }
 
     /// Whether `head` had retired once, and hands off again.
     fn has_recalled(&self, head: Id) -> bool {
-        let taken_back = |heir: &Process| heir.parent == Some(head) && heir.outcome == Some(Outcome::TakenBack);
+        let taken_back =
+            |heir: &Process| heir.parent == Some(head) && heir.outcome == Some(Outcome::TakenBack);
         self.processes[head].successor.is_some() && self.processes.iter().any(taken_back)
     }
 }
@@ -238,14 +263,19 @@ impl Process {
         let its_own = match self.state {
             State::HandingOff { .. } => Deadlines { ready: true, ..Deadlines::default() },
             State::Baking { .. } => Deadlines { bake: true, ..Deadlines::default() },
-            State::Retiring { .. } | State::Stopping => Deadlines { drain: true, ..Deadlines::default() },
-            State::Starting { .. } | State::Probation { .. } | State::Serving | State::Stopped => Deadlines::default(),
+            State::Retiring { .. } | State::Stopping => {
+                Deadlines { drain: true, ..Deadlines::default() }
+            }
+            State::Starting { .. } | State::Probation { .. } | State::Serving | State::Stopped => {
+                Deadlines::default()
+            }
         };
         self.deadlines == its_own
     }
 
     fn only_ends(&self) -> bool {
-        let ends = matches!(self.state, State::Stopping | State::Retiring { recall: Recall::Never });
+        let ends =
+            matches!(self.state, State::Stopping | State::Retiring { recall: Recall::Never });
         ends && !self.accepts && self.deadlines.drain
     }
 }

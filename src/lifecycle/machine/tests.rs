@@ -9,8 +9,8 @@ use super::{Action, Birth, Event, Hangup, Recall, State, step};
 use Action::*;
 use Birth::{First, Orphan, Successor};
 use Event::{
-    BakeOver, CarryEnded, Committed, CommittedForGood, CutNow, DrainExpired, Drained, LineStopping, Live,
-    PredecessorLost, SuccessorLost, SuccessorReady, SuccessorRolledBack, Terminate,
+    BakeOver, CarryEnded, Committed, CommittedForGood, CutNow, DrainExpired, Drained, LineStopping,
+    Live, PredecessorLost, SuccessorLost, SuccessorReady, SuccessorRolledBack, Terminate,
 };
 use Recall::{Never, Possible};
 use State::{Serving, Stopped, Stopping};
@@ -56,7 +56,8 @@ const TOO_EARLY: [Event; 12] = [
 ];
 
 /// The words of a predecessor that has retired, for those who have none.
-const COMMITS: [Event; 4] = [Committed(NONE), Committed(ONE), CommittedForGood(NONE), CommittedForGood(ONE)];
+const COMMITS: [Event; 4] =
+    [Committed(NONE), Committed(ONE), CommittedForGood(NONE), CommittedForGood(ONE)];
 
 /// All states that there are, with all their data.
 const STATES: [State; 17] = [
@@ -104,7 +105,8 @@ type Cell<'a> = (Event, State, &'a [Action]);
 
 /// Holds a row of the table: `moves` are as they are written, `ignored` change nothing and do nothing.
 fn row(state: State, moves: &[Cell<'_>], ignored: &[Event]) {
-    let named: Vec<Event> = moves.iter().map(|cell| cell.0).chain(ignored.iter().copied()).collect();
+    let named: Vec<Event> =
+        moves.iter().map(|cell| cell.0).chain(ignored.iter().copied()).collect();
     assert_eq!(named.len(), EVENTS.len(), "the row of {state:?} names {} events", named.len());
     for event in EVENTS {
         assert!(named.contains(&event), "the row of {state:?} forgets {event:?}");
@@ -222,7 +224,15 @@ fn the_head_starts_a_successor_on_a_hangup_and_is_deaf_to_late_words() {
         ],
         &[
             &COMMITS[..],
-            &[Live, PredecessorLost, SuccessorReady, BakeOver, SuccessorLost, SuccessorRolledBack, LineStopping],
+            &[
+                Live,
+                PredecessorLost,
+                SuccessorReady,
+                BakeOver,
+                SuccessorLost,
+                SuccessorRolledBack,
+                LineStopping,
+            ],
             &[CarryEnded, Drained, DrainExpired],
         ]
         .concat(),
@@ -231,8 +241,11 @@ fn the_head_starts_a_successor_on_a_hangup_and_is_deaf_to_late_words() {
 
 #[test]
 fn while_handing_off_one_hangup_is_remembered_and_a_stop_ends_the_successor() {
-    let late =
-        [&COMMITS[..], &[Live, PredecessorLost, BakeOver, LineStopping, CarryEnded, Drained, DrainExpired]].concat();
+    let late = [
+        &COMMITS[..],
+        &[Live, PredecessorLost, BakeOver, LineStopping, CarryEnded, Drained, DrainExpired],
+    ]
+    .concat();
     for hangup in [NONE, ONE] {
         let lost = |event| -> Cell<'_> {
             match hangup {
@@ -254,9 +267,11 @@ fn while_handing_off_one_hangup_is_remembered_and_a_stop_ends_the_successor() {
 
 #[test]
 fn while_it_bakes_a_stop_retires_and_a_lost_successor_costs_nothing() {
-    let late =
-        [&COMMITS[..], &[Live, PredecessorLost, SuccessorReady, LineStopping, CarryEnded, Drained, DrainExpired]]
-            .concat();
+    let late = [
+        &COMMITS[..],
+        &[Live, PredecessorLost, SuccessorReady, LineStopping, CarryEnded, Drained, DrainExpired],
+    ]
+    .concat();
     let unasked: [Cell<'_>; 6] = [
         (BakeOver, retiring(Possible), &[Commit(NONE), StopAccepting, Drain]),
         (SuccessorLost, Serving, &[DropSuccessor]),

@@ -80,17 +80,23 @@ fn drafts_of_dead_processes_are_removed_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pid");
     // No process has a number as high as that.
-    let stale = ["pid.2147483647-0123456789abcdef".to_owned(), format!("pid.{}-0123456789abcdef", std::process::id())];
+    let stale = [
+        "pid.2147483647-0123456789abcdef".to_owned(),
+        format!("pid.{}-0123456789abcdef", std::process::id()),
+    ];
     let parent = std::os::unix::process::parent_id();
-    let kept = ["pid.2", "pid.2147483647", "pid.2147483647-abc", "other.2147483647-0123456789abcdef"];
-    let kept = kept.map(str::to_owned).into_iter().chain([format!("pid.{parent}-0123456789abcdef")]);
+    let kept =
+        ["pid.2", "pid.2147483647", "pid.2147483647-abc", "other.2147483647-0123456789abcdef"];
+    let kept =
+        kept.map(str::to_owned).into_iter().chain([format!("pid.{parent}-0123456789abcdef")]);
     let mut kept: Vec<_> = kept.collect();
     for name in kept.iter().chain(&stale) {
         fs::write(folder.path().join(name), "").unwrap();
     }
     PidFile::new(&config(&path)).unwrap();
     let entries = fs::read_dir(folder.path()).unwrap();
-    let mut left: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut left: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     left.sort();
     kept.sort();
     assert_eq!(left, kept);

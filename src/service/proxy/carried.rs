@@ -99,7 +99,12 @@ pub(super) fn arriving(Arriving { identified, since, tried }: Arriving) -> Parce
 ///
 /// # Errors
 /// When the kernel will not end its watch over the upstream's socket.
-pub(super) fn conversing(upstream: String, stream: Stream, relay: Relay, used: Used) -> io::Result<Parcel> {
+pub(super) fn conversing(
+    upstream: String,
+    stream: Stream,
+    relay: Relay,
+    used: Used,
+) -> io::Result<Parcel> {
     let (still, bytes, pipes) = relay.into_still();
     let conversing = Conversing {
         upstream,
@@ -144,7 +149,8 @@ pub(super) fn take_up(parcel: Parcel, upstreams: &Upstreams, tally: &Tally) -> i
     let owed = &parcel.bytes[owed..];
     let Conversing { upstream, received, sent, finished, relay, used } = match stage {
         Stage::Arriving { identified, waited, tried } => {
-            let since = waited.map(|waited| Instant::now().checked_sub(waited).unwrap_or_else(Instant::now));
+            let since = waited
+                .map(|waited| Instant::now().checked_sub(waited).unwrap_or_else(Instant::now));
             let tried = tried.iter().filter_map(|label| upstreams.find(label)).collect();
             return Ok(Begun::Arriving(Arriving { identified, since, tried }));
         }
@@ -156,8 +162,18 @@ pub(super) fn take_up(parcel: Parcel, upstreams: &Upstreams, tally: &Tally) -> i
     let upstream = upstream.ok_or_else(missing)?;
     let mut descriptors = parcel.descriptors.into_iter();
     let socket = descriptors.next().ok_or_else(missing)?;
-    let stream = Stream::taken_up(socket, peer(upstream.address()), Traffic::so_far(received, sent), finished)?;
-    Ok(Begun::Conversing(Resumed { upstream, stream, relay: Relay::from_still(relay, owed, descriptors)?, used }))
+    let stream = Stream::taken_up(
+        socket,
+        peer(upstream.address()),
+        Traffic::so_far(received, sent),
+        finished,
+    )?;
+    Ok(Begun::Conversing(Resumed {
+        upstream,
+        stream,
+        relay: Relay::from_still(relay, owed, descriptors)?,
+        used,
+    }))
 }
 
 /// Reads a parcel that holds all that it speaks of: the stage, and where the bytes begin that are owed.
@@ -176,7 +192,11 @@ fn whole(parcel: &Parcel) -> Result<(Stage, usize), String> {
     if (bytes, descriptors) == (owed.len(), parcel.descriptors.len()) {
         Ok((stage, parcel.bytes.len() - owed.len()))
     } else {
-        Err(format!("{} bytes and {} descriptors are not what it speaks of", owed.len(), parcel.descriptors.len()))
+        Err(format!(
+            "{} bytes and {} descriptors are not what it speaks of",
+            owed.len(),
+            parcel.descriptors.len()
+        ))
     }
 }
 

@@ -52,7 +52,9 @@ impl Proxy {
     fn keep(&self, watches: &mut Watches) {
         let Some(check) = self.config.check else { return };
         let current = self.upstreams.current();
-        let has = |all: &[Arc<Upstream>], one: &Arc<Upstream>| all.iter().any(|other| Arc::ptr_eq(one, other));
+        let has = |all: &[Arc<Upstream>], one: &Arc<Upstream>| {
+            all.iter().any(|other| Arc::ptr_eq(one, other))
+        };
         watches.handles.retain(|(upstream, handle)| {
             let stays = has(&current, upstream);
             if !stays {
@@ -62,11 +64,18 @@ impl Proxy {
         });
         // What has been aborted is let go of.
         while watches.tasks.try_join_next().is_some() {}
-        let watched: Vec<_> = watches.handles.iter().map(|(upstream, _)| Arc::clone(upstream)).collect();
+        let watched: Vec<_> =
+            watches.handles.iter().map(|(upstream, _)| Arc::clone(upstream)).collect();
         let header = self.config.send_header.map(header::own).unwrap_or_default();
         for upstream in current.iter().filter(|upstream| !has(&watched, upstream)) {
             let (upstreams, tally) = (Arc::clone(&self.upstreams), Arc::clone(&self.tally));
-            let watch = Watch { upstreams, tally, upstream: Arc::clone(upstream), check, header: header.clone() };
+            let watch = Watch {
+                upstreams,
+                tally,
+                upstream: Arc::clone(upstream),
+                check,
+                header: header.clone(),
+            };
             watches.handles.push((Arc::clone(upstream), watches.tasks.spawn(watch.run())));
         }
     }

@@ -56,7 +56,12 @@ enum Failed {
 
 impl Proxy {
     /// Goes on with a connection to an upstream that another process has made.
-    pub(super) fn reconnected(&self, listener: &Arc<str>, upstream: &Arc<Upstream>, stream: Stream) -> Connected<'_> {
+    pub(super) fn reconnected(
+        &self,
+        listener: &Arc<str>,
+        upstream: &Arc<Upstream>,
+        stream: Stream,
+    ) -> Connected<'_> {
         let place = Place::take(upstream);
         let counted = self.tally.enter(listener, upstream, Came::Carried, stream.traffic());
         Connected { stream, _place: place, counted }
@@ -75,9 +80,11 @@ impl Proxy {
     ) -> io::Result<Connected<'_>> {
         let Arriving { since, tried, .. } = arriving;
         // The first time each is given all of its time, however short the patience; but not once more by each process.
-        let mut limit =
-            since.and_then(|since| since.checked_add(self.config.connect_patience.max(self.longest_round())));
-        let until = since.get_or_insert_with(Instant::now).checked_add(self.config.connect_patience);
+        let mut limit = since.and_then(|since| {
+            since.checked_add(self.config.connect_patience.max(self.longest_round()))
+        });
+        let until =
+            since.get_or_insert_with(Instant::now).checked_add(self.config.connect_patience);
         let mut pause = FIRST_PAUSE;
         loop {
             let reason = match self.go_round(client, header, limit, tried).await {
@@ -119,7 +126,10 @@ impl Proxy {
         tried.iter().for_each(|upstream| round.tried(upstream));
         let mut last = None;
         if round.is_empty() {
-            last = Some(io::Error::new(io::ErrorKind::NotConnected, "no upstream's host name has an address yet"));
+            last = Some(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "no upstream's host name has an address yet",
+            ));
         }
         while let Some(upstream) = self.upstreams.choose(&round) {
             tried.push(Arc::clone(&upstream));
@@ -128,7 +138,8 @@ impl Proxy {
             match self.attempt(client, header, &upstream, limit).await {
                 Ok(stream) => {
                     self.upstreams.succeeded(&upstream, client.listener());
-                    let counted = self.tally.enter(&client.listener, &upstream, Came::Made, stream.traffic());
+                    let counted =
+                        self.tally.enter(&client.listener, &upstream, Came::Made, stream.traffic());
                     return Ok(Connected { stream, _place: place, counted });
                 }
                 Err(Failed::Upstream(reason)) => {
@@ -151,7 +162,9 @@ impl Proxy {
         limit: Option<Instant>,
     ) -> Result<Stream, Failed> {
         let now = Instant::now();
-        let deadline = now.checked_add(self.config.connect_timeout).unwrap_or(now + Duration::from_secs(86_400));
+        let deadline = now
+            .checked_add(self.config.connect_timeout)
+            .unwrap_or(now + Duration::from_secs(86_400));
         let end = limit.map_or(deadline, |limit| limit.min(deadline));
         let mut connecting = pin!(self.greet(client.listener(), upstream, header));
         loop {
@@ -169,7 +182,12 @@ impl Proxy {
     }
 
     /// Connects, and says what is to be said first.
-    async fn greet(&self, listener: &str, upstream: &Upstream, header: &[u8]) -> io::Result<Stream> {
+    async fn greet(
+        &self,
+        listener: &str,
+        upstream: &Upstream,
+        header: &[u8],
+    ) -> io::Result<Stream> {
         let mut stream = dial(upstream.address()).await?;
         self.options.set(&mut stream, Side::Upstream, listener);
         if !header.is_empty() {
@@ -180,7 +198,10 @@ impl Proxy {
 }
 
 fn client_gone() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "the client went away before an upstream accepted it")
+    io::Error::new(
+        io::ErrorKind::ConnectionAborted,
+        "the client went away before an upstream accepted it",
+    )
 }
 
 /// Whether a connection failed because this process or this machine lacks descriptors or memory.

@@ -50,7 +50,12 @@ enum Ended {
 
 impl<'a> Conversation<'a> {
     /// One that begins, or goes on.
-    pub(super) const fn new(client: &'a mut Connection, upstream: Connected<'a>, relay: Relay, limits: Limits) -> Self {
+    pub(super) const fn new(
+        client: &'a mut Connection,
+        upstream: Connected<'a>,
+        relay: Relay,
+        limits: Limits,
+    ) -> Self {
         Self { client, upstream: Some(upstream), relay, limits, is_settled: false }
     }
 
@@ -95,7 +100,10 @@ impl<'a> Conversation<'a> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
-        let Self { client, upstream: Some(Connected { stream: upstream, .. }), relay, limits, .. } = self else {
+        let Self {
+            client, upstream: Some(Connected { stream: upstream, .. }), relay, limits, ..
+        } = self
+        else {
             return Poll::Pending;
         };
         if client.is_asked() {
@@ -115,10 +123,15 @@ impl<'a> Conversation<'a> {
 
     /// Passes on what the client had said before it broke.
     async fn settle_upstream(&mut self) {
-        let Self { client, upstream: Some(Connected { stream: upstream, .. }), relay, .. } = self else { return };
+        let Self { client, upstream: Some(Connected { stream: upstream, .. }), relay, .. } = self
+        else {
+            return;
+        };
         loop {
             let before = upstream.sent();
-            let rest = timeout(LINGER, poll_fn(|cx| relay.poll_rest_up(cx, &mut client.stream, upstream))).await;
+            let rest =
+                timeout(LINGER, poll_fn(|cx| relay.poll_rest_up(cx, &mut client.stream, upstream)))
+                    .await;
             if rest.is_ok() || upstream.sent() == before {
                 return upstream.acknowledged(LINGER).await;
             }
@@ -127,11 +140,15 @@ impl<'a> Conversation<'a> {
 
     /// Passes on what the upstream had said before it broke.
     async fn settle_client(&mut self) {
-        let Self { client, upstream: Some(Connected { stream: upstream, .. }), relay, .. } = self else { return };
+        let Self { client, upstream: Some(Connected { stream: upstream, .. }), relay, .. } = self
+        else {
+            return;
+        };
         let client = &mut client.stream;
         loop {
             let before = client.sent();
-            let rest = timeout(LINGER, poll_fn(|cx| relay.poll_rest_down(cx, client, upstream))).await;
+            let rest =
+                timeout(LINGER, poll_fn(|cx| relay.poll_rest_down(cx, client, upstream))).await;
             if rest.is_ok() || client.sent() == before {
                 return client.acknowledged(LINGER).await;
             }

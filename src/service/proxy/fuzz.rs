@@ -34,7 +34,8 @@ fn setup() -> Option<Setup> {
     let targets = ["127.0.0.1:9", "@up", "backend:9"].iter().map(|target| target.parse().ok());
     let targets: Option<Vec<UpstreamTarget>> = targets.collect();
     let mut config = ProxyConfig::to(crate::config::Upstreams::new(targets?).ok()?);
-    (config.idle_timeout, config.lifetime) = (Some(Duration::from_secs(60)), Some(Duration::from_secs(3600)));
+    (config.idle_timeout, config.lifetime) =
+        (Some(Duration::from_secs(60)), Some(Duration::from_secs(3600)));
     let runtime = Builder::new_current_thread().enable_all().build().ok()?;
     Some(Setup { runtime, upstreams: Upstreams::new(&config), config, tally: Tally::default() })
 }
@@ -72,7 +73,8 @@ impl Setup {
             }
             Begun::Conversing(Resumed { upstream, stream, relay, used }) => {
                 let _ = Limits::new(&self.config, used).used();
-                let again = carried::conversing(upstream.label().to_owned(), stream, relay, used).ok()?;
+                let again =
+                    carried::conversing(upstream.label().to_owned(), stream, relay, used).ok()?;
                 assert_eq!(carried::check(&again, &self.upstreams), Ok(()));
                 let (stage, owed_again) = carried::read(&again.bytes).ok()?;
                 assert!(!is_same || serde_json::to_string(&stage).ok()? == words, "{words}");
@@ -86,7 +88,9 @@ impl Setup {
 /// A socket of the upstream's family, and the ends of as many pipes.
 fn descriptors(upstream: &Address, of_pipes: usize) -> Option<Vec<OwnedFd>> {
     let socket = match upstream {
-        Address::Tcp(_) | Address::Tcp6Only(_) => Socket::new(Domain::IPV4, Type::STREAM, None).ok()?.into(),
+        Address::Tcp(_) | Address::Tcp6Only(_) => {
+            Socket::new(Domain::IPV4, Type::STREAM, None).ok()?.into()
+        }
         Address::UnixPath(_) | Address::UnixAbstract(_) => UnixStream::pair().ok()?.0.into(),
     };
     let mut descriptors = vec![socket];
@@ -99,7 +103,9 @@ fn descriptors(upstream: &Address, of_pipes: usize) -> Option<Vec<OwnedFd>> {
 
 #[cfg(test)]
 pub(crate) fn parcels() -> Vec<(String, Parcel)> {
-    let parcel = |name: &str, words: &str| (name.to_owned(), Parcel::new("proxy/1", words.as_bytes().to_vec()));
+    let parcel = |name: &str, words: &str| {
+        (name.to_owned(), Parcel::new("proxy/1", words.as_bytes().to_vec()))
+    };
     let used = r#""used":{"age":{"secs":1,"nanos":2},"idle":{"secs":0,"nanos":5},"carried":7}"#;
     let conversing = |upstream: &str, relay: &str, owed: &str| {
         format!(
@@ -115,7 +121,10 @@ pub(crate) fn parcels() -> Vec<(String, Parcel)> {
             \"waited\":{\"secs\":1,\"nanos\":2},\"tried\":[\"@up\"]}}\n",
         ),
         parcel("even", &conversing("@up", r#"{"up":"even","down":"over"}"#, "")),
-        parcel("owing", &conversing("127.0.0.1:9", r#"{"up":{"bytes":2},"down":{"bytes":4}}"#, "updown")),
+        parcel(
+            "owing",
+            &conversing("127.0.0.1:9", r#"{"up":{"bytes":2},"down":{"bytes":4}}"#, "updown"),
+        ),
         parcel("named", &conversing("backend:9/127.0.0.1:7", r#"{"up":"even","down":"over"}"#, "")),
         parcel("piped", &conversing("@up", r#"{"up":{"piped":9},"down":"end"}"#, "")),
     ]

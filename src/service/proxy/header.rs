@@ -52,7 +52,10 @@ pub(super) struct Head {
 /// # Errors
 /// `InvalidData` when it begins with something else, or ends within its header; `UnexpectedEof` when it
 /// ends without a byte.
-pub(super) async fn receive(stream: &mut Stream, is_within: &AtomicBool) -> io::Result<Option<Route>> {
+pub(super) async fn receive(
+    stream: &mut Stream,
+    is_within: &AtomicBool,
+) -> io::Result<Option<Route>> {
     let mut buffer = vec![0; FIXED_V2 + LONGEST_ADDRESSES];
     let mut is_silent = true;
     let look = |bytes: &[u8]| {
@@ -99,7 +102,11 @@ pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Head>> {
 fn line(bytes: &[u8]) -> io::Result<Option<Head>> {
     let bytes = &bytes[..bytes.len().min(LONGEST_V1)];
     let Some(end) = bytes.windows(2).position(|pair| pair == b"\r\n") else {
-        return if bytes.len() == LONGEST_V1 { Err(invalid("its PROXY header is too long")) } else { Ok(None) };
+        return if bytes.len() == LONGEST_V1 {
+            Err(invalid("its PROXY header is too long"))
+        } else {
+            Ok(None)
+        };
     };
     let head = |route| Ok(Some(Head { length: end + 2, rest: 0, route }));
     let text = std::str::from_utf8(&bytes[..end]).map_err(|_| wrong("it is not ASCII"))?;
@@ -125,7 +132,9 @@ fn line(bytes: &[u8]) -> io::Result<Option<Head>> {
     match (is_of_family(&source), is_of_family(&destination)) {
         (Some(source), Some(destination)) if source || destination => {}
         (None, _) | (_, None) => return Err(wrong("expected TCP4, TCP6 or UNKNOWN")),
-        (Some(_), Some(_)) => return Err(wrong("its addresses are not of the family that it names")),
+        (Some(_), Some(_)) => {
+            return Err(wrong("its addresses are not of the family that it names"));
+        }
     }
     head(Some(Route::new((source, source_port), (destination, destination_port))))
 }
@@ -136,7 +145,8 @@ fn address(word: &str) -> io::Result<IpAddr> {
 
 /// A number as the specification has it: digits alone, and no zero ahead of others.
 fn port(word: &str) -> io::Result<u16> {
-    let is_plain = word.bytes().all(|byte| byte.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
+    let is_plain =
+        word.bytes().all(|byte| byte.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
     word.parse().ok().filter(|_| is_plain).ok_or_else(|| wrong("expected a port"))
 }
 
@@ -146,7 +156,9 @@ fn binary(bytes: &[u8]) -> io::Result<Option<Head>> {
     const PROXY: u8 = 0x21;
     let Some(fixed) = bytes.get(..FIXED_V2) else { return Ok(None) };
     let after_fixed = usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
-    let head = |addresses, route| Ok(Some(Head { length: FIXED_V2 + addresses, rest: after_fixed - addresses, route }));
+    let head = |addresses, route| {
+        Ok(Some(Head { length: FIXED_V2 + addresses, rest: after_fixed - addresses, route }))
+    };
     match fixed[12] {
         // The proxy itself, whatever follows.
         LOCAL => return head(0, None),
@@ -236,9 +248,13 @@ impl Route {
 pub(super) fn announce(version: HeaderVersion, route: Option<Route>) -> Vec<u8> {
     let addresses = route.map(|Route { source, destination }| {
         match (source.ip().to_canonical(), destination.ip().to_canonical()) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => v1::Addresses::new_tcp4(from, to, source.port(), destination.port()),
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                v1::Addresses::new_tcp4(from, to, source.port(), destination.port())
+            }
             // Both are said in one family: that of the longer addresses.
-            (from, to) => v1::Addresses::new_tcp6(six(from), six(to), source.port(), destination.port()),
+            (from, to) => {
+                v1::Addresses::new_tcp6(six(from), six(to), source.port(), destination.port())
+            }
         }
     });
     match version {
@@ -249,7 +265,8 @@ pub(super) fn announce(version: HeaderVersion, route: Option<Route>) -> Vec<u8> 
                 Some(v1::Addresses::Tcp6(at)) => v2::Addresses::IPv6(at),
                 Some(v1::Addresses::Unknown) | None => v2::Addresses::Unspecified,
             };
-            let protocol = if route.is_some() { v2::Protocol::Stream } else { v2::Protocol::Unspecified };
+            let protocol =
+                if route.is_some() { v2::Protocol::Stream } else { v2::Protocol::Unspecified };
             binary_header(v2::Command::Proxy, protocol, addresses)
         }
     }
@@ -259,12 +276,19 @@ pub(super) fn announce(version: HeaderVersion, route: Option<Route>) -> Vec<u8> 
 pub(super) fn own(version: HeaderVersion) -> Vec<u8> {
     match version {
         HeaderVersion::V1 => announce(version, None),
-        HeaderVersion::V2 => binary_header(v2::Command::Local, v2::Protocol::Unspecified, v2::Addresses::Unspecified),
+        HeaderVersion::V2 => {
+            binary_header(v2::Command::Local, v2::Protocol::Unspecified, v2::Addresses::Unspecified)
+        }
     }
 }
 
-fn binary_header(command: v2::Command, protocol: v2::Protocol, addresses: v2::Addresses) -> Vec<u8> {
-    let built = v2::Builder::with_addresses(v2::Version::Two | command, protocol, addresses).build();
+fn binary_header(
+    command: v2::Command,
+    protocol: v2::Protocol,
+    addresses: v2::Addresses,
+) -> Vec<u8> {
+    let built =
+        v2::Builder::with_addresses(v2::Version::Two | command, protocol, addresses).build();
     // It fails for more than 64 KiB of additions, and there are none.
     built.unwrap_or_default()
 }

@@ -85,7 +85,11 @@ impl Limits {
     }
 
     /// Ready when one is reached. To be asked whenever something may have moved.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, carried: impl FnOnce() -> u64) -> Poll<Expired> {
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        carried: impl FnOnce() -> u64,
+    ) -> Poll<Expired> {
         let Some(clock) = &mut self.clock else { return Poll::Pending };
         let now = Instant::now();
         let carried = carried();
@@ -123,7 +127,10 @@ mod tests {
 
     fn limits(idle_timeout: Option<Duration>, lifetime: Option<Duration>) -> Limits {
         let upstreams = crate::config::Upstreams::new(vec!["@a".parse().unwrap()]).unwrap();
-        Limits::new(&ProxyConfig { idle_timeout, lifetime, ..ProxyConfig::to(upstreams) }, Used::default())
+        Limits::new(
+            &ProxyConfig { idle_timeout, lifetime, ..ProxyConfig::to(upstreams) },
+            Used::default(),
+        )
     }
 
     #[tokio::test]
@@ -181,7 +188,9 @@ mod tests {
     #[tokio::test]
     async fn a_limit_that_no_clock_can_hold_is_none() {
         let mut limits = limits(Some(Duration::MAX), Some(Duration::MAX));
-        let reached = tokio::time::timeout(Duration::from_millis(10), poll_fn(|cx| limits.poll(cx, || 0))).await;
+        let reached =
+            tokio::time::timeout(Duration::from_millis(10), poll_fn(|cx| limits.poll(cx, || 0)))
+                .await;
         assert!(reached.is_err());
     }
 }

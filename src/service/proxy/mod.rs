@@ -88,7 +88,14 @@ impl Proxy {
     pub fn new(config: ProxyConfig) -> Self {
         let (upstreams, tally) = (Arc::new(Upstreams::new(&config)), Arc::default());
         let options = SocketOptions::new(&config);
-        Self { config, options, upstreams, tally, refusals: Refusals::default(), resolver: Resolver::system() }
+        Self {
+            config,
+            options,
+            upstreams,
+            tally,
+            refusals: Refusals::default(),
+            resolver: Resolver::system(),
+        }
     }
 
     /// Counts for this listener from now on, also while nobody comes by it.
@@ -116,7 +123,11 @@ impl Proxy {
                 self.options.set(&mut connection.stream, Side::Client, &connection.listener);
                 self.options.set(&mut stream, Side::Upstream, &connection.listener);
                 let upstream = self.reconnected(&connection.listener, &upstream, stream);
-                return Ok(Some(Beginning { upstream, relay, limits: Limits::new(&self.config, used) }));
+                return Ok(Some(Beginning {
+                    upstream,
+                    relay,
+                    limits: Limits::new(&self.config, used),
+                }));
             }
         };
         let word = connection.word();
@@ -132,7 +143,11 @@ impl Proxy {
                 return Poll::Ready(None);
             }
             let connected = beginning.as_mut().poll(cx);
-            if connected.is_pending() && is_to_go() { Poll::Ready(None) } else { connected.map(Some) }
+            if connected.is_pending() && is_to_go() {
+                Poll::Ready(None)
+            } else {
+                connected.map(Some)
+            }
         })
         .await;
         drop(beginning);
@@ -189,7 +204,9 @@ impl Proxy {
         is_within_header: &AtomicBool,
     ) -> io::Result<Option<Route>> {
         let is_trusted = match connection.peer {
-            Peer::Tcp(source) => self.config.accept_header_from.iter().any(|network| network.contains(source.ip())),
+            Peer::Tcp(source) => {
+                self.config.accept_header_from.iter().any(|network| network.contains(source.ip()))
+            }
             Peer::Unix => self.config.accept_header_from.iter().any(Network::is_unix),
         };
         if is_trusted {
@@ -198,7 +215,10 @@ impl Proxy {
             let receiving = header::receive(&mut connection.stream, is_within_header);
             let received = match tokio::time::timeout(left, receiving).await {
                 Ok(received) => received,
-                Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "its PROXY header did not come in time")),
+                Err(_) => Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "its PROXY header did not come in time",
+                )),
             };
             let refused = |error: &io::Error| self.refusals.refused(connection, error);
             if let Some(route) = received.inspect_err(refused)? {
@@ -211,7 +231,9 @@ impl Proxy {
 
     /// Who the client is by itself, if anybody wants to know.
     fn own_route(&self, connection: &Connection) -> Option<Route> {
-        let (Peer::Tcp(source), Some(_)) = (connection.peer, self.config.send_header) else { return None };
+        let (Peer::Tcp(source), Some(_)) = (connection.peer, self.config.send_header) else {
+            return None;
+        };
         connection.stream.local().map(|destination| Route { source, destination })
     }
 }
@@ -219,7 +241,9 @@ impl Proxy {
 impl Service for Proxy {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
         // In a box of its own: what waits to connect needs much more room than what relays, and most do the latter.
-        let Some(Beginning { upstream, relay, limits }) = Box::pin(self.prepare(connection)).await? else {
+        let Some(Beginning { upstream, relay, limits }) =
+            Box::pin(self.prepare(connection)).await?
+        else {
             return Ok(());
         };
         let mut conversation = Conversation::new(connection, upstream, relay, limits);

@@ -64,7 +64,8 @@ impl Name {
     /// name servers give another order each time.
     fn learn(&self, answer: &[SocketAddr]) -> bool {
         let mut addresses = self.lock();
-        let mut next: Vec<_> = addresses.iter().copied().filter(|address| answer.contains(address)).collect();
+        let mut next: Vec<_> =
+            addresses.iter().copied().filter(|address| answer.contains(address)).collect();
         for address in answer {
             if !next.contains(address) {
                 next.push(*address);
@@ -151,7 +152,8 @@ impl Proxy {
     /// Call it before the proxy serves: until then the upstreams that are names have no address.
     /// [`Proxy::watch`] keeps the addresses up to date. Must be called in a tokio runtime.
     pub async fn resolve(&self) -> bool {
-        let mut lookups: JoinSet<bool> = self.refreshes().map(|refresh| async move { refresh.once().await }).collect();
+        let mut lookups: JoinSet<bool> =
+            self.refreshes().map(|refresh| async move { refresh.once().await }).collect();
         while lookups.join_next().await.is_some() {}
         !self.upstreams.current().is_empty()
     }

@@ -35,7 +35,12 @@ struct Reported {
 impl SocketOptions {
     pub(super) fn new(config: &ProxyConfig) -> Self {
         let ProxyConfig { keep_alive, user_timeout, .. } = *config;
-        Self { keep_alive, user_timeout, client: Reported::default(), upstream: Reported::default() }
+        Self {
+            keep_alive,
+            user_timeout,
+            client: Reported::default(),
+            upstream: Reported::default(),
+        }
     }
 
     /// Sets them all. Writes are not delayed either: a relay does not know whether more will follow.

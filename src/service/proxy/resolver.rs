@@ -63,7 +63,9 @@ impl Lookup {
     /// When the name does not resolve, or not in time.
     pub(super) async fn addresses(&mut self, host: &Arc<HostPort>, resolver: &Resolver) -> Answer {
         match timeout(resolver.timeout, self.answer(host, resolver)).await {
-            Ok(Ok(addresses)) if addresses.is_empty() => Err(io::Error::other("the name has no address")),
+            Ok(Ok(addresses)) if addresses.is_empty() => {
+                Err(io::Error::other("the name has no address"))
+            }
             Ok(answer) => answer,
             Err(_) => {
                 let seconds = resolver.timeout.as_secs();
@@ -126,8 +128,12 @@ mod tests {
 
     #[tokio::test]
     async fn localhost_has_addresses_at_the_port() {
-        let addresses = Lookup::default().addresses(&host("localhost:80"), &Resolver::system()).await.unwrap();
-        assert!(addresses.iter().all(|address| address.ip().is_loopback() && address.port() == 80), "{addresses:?}");
+        let addresses =
+            Lookup::default().addresses(&host("localhost:80"), &Resolver::system()).await.unwrap();
+        assert!(
+            addresses.iter().all(|address| address.ip().is_loopback() && address.port() == 80),
+            "{addresses:?}"
+        );
         let none = Resolver::new(|_| Ok(Vec::new()));
         assert!(Lookup::default().addresses(&host("localhost:80"), &none).await.is_err());
     }
@@ -150,7 +156,10 @@ mod tests {
         }
         resolver.timeout = Duration::from_secs(60);
         go.send(()).unwrap();
-        assert_eq!(lookup.addresses(&host, &resolver).await.unwrap(), [([192, 0, 2, 1], 80).into()]);
+        assert_eq!(
+            lookup.addresses(&host, &resolver).await.unwrap(),
+            [([192, 0, 2, 1], 80).into()]
+        );
         assert_eq!(started.load(Ordering::SeqCst), 1);
     }
     #[tokio::test]
@@ -170,6 +179,9 @@ mod tests {
         }
         resolver.timeout = Duration::from_secs(60);
         go.send(true).unwrap();
-        assert_eq!(lookup.addresses(&host, &resolver).await.unwrap(), [([192, 0, 2, 1], 80).into()]);
+        assert_eq!(
+            lookup.addresses(&host, &resolver).await.unwrap(),
+            [([192, 0, 2, 1], 80).into()]
+        );
     }
 }

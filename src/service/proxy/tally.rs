@@ -107,7 +107,11 @@ impl Tally {
     /// All upstreams that have been met, also those whose host name no longer has their address.
     pub(super) fn known(&self) -> Vec<Arc<Upstream>> {
         let rows = self.lock();
-        rows.all.iter().flat_map(|row| row.cells.values()).map(|cell| Arc::clone(&cell.upstream)).collect()
+        rows.all
+            .iter()
+            .flat_map(|row| row.cells.values())
+            .map(|cell| Arc::clone(&cell.upstream))
+            .collect()
     }
 
     /// Remembers upstreams whose host name no longer has their address, until they are folded.
@@ -136,8 +140,12 @@ impl Tally {
             // Several listeners may have met it, and it is in the list for each.
             let ejected = upstream.ejected.swap(0, Ordering::Relaxed);
             for row in &mut rows.all {
-                let sums = row.cells.remove(&upstream.id()).map(|cell| cell.sums).unwrap_or_default();
-                row.departed.entry(Arc::clone(host)).or_default().add(UpstreamCounters { ejected, ..sums });
+                let sums =
+                    row.cells.remove(&upstream.id()).map(|cell| cell.sums).unwrap_or_default();
+                row.departed
+                    .entry(Arc::clone(host))
+                    .or_default()
+                    .add(UpstreamCounters { ejected, ..sums });
             }
         }
     }
@@ -151,21 +159,33 @@ impl Tally {
 
     /// How it stands, by listener and by upstream. A host name is there as well: with how often it did not
     /// resolve, and with the sums of addresses that it no longer has.
-    pub(super) fn counters(&self, upstreams: &Upstreams) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
+    pub(super) fn counters(
+        &self,
+        upstreams: &Upstreams,
+    ) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
         let (rows, current) = (self.lock(), upstreams.current());
         let by_upstream = |row: &Row| {
             let mut all: BTreeMap<String, UpstreamCounters> = BTreeMap::new();
             for name in upstreams.names() {
                 let departed = row.departed.get(name.host()).copied().unwrap_or_default();
                 let resolve_failures = name.failures();
-                all.insert(name.host().to_string(), UpstreamCounters { resolve_failures, ..departed });
+                all.insert(
+                    name.host().to_string(),
+                    UpstreamCounters { resolve_failures, ..departed },
+                );
             }
-            let mut add = |label: &str, counters| all.entry(label.to_owned()).or_default().add(counters);
+            let mut add =
+                |label: &str, counters| all.entry(label.to_owned()).or_default().add(counters);
             for cell in row.cells.values() {
                 add(cell.upstream.label(), cell.counters());
             }
-            for upstream in current.iter().filter(|upstream| !row.cells.contains_key(&upstream.id())) {
-                add(upstream.label(), UpstreamCounters { ejected: upstream.ejected(), ..UpstreamCounters::default() });
+            for upstream in
+                current.iter().filter(|upstream| !row.cells.contains_key(&upstream.id()))
+            {
+                add(
+                    upstream.label(),
+                    UpstreamCounters { ejected: upstream.ejected(), ..UpstreamCounters::default() },
+                );
             }
             all
         };
@@ -242,7 +262,9 @@ mod tests {
 
     #[test]
     fn the_live_and_the_ended_are_counted_by_listener_and_upstream() {
-        let addresses = crate::config::Upstreams::new(vec!["@a".parse().unwrap(), "@b".parse().unwrap()]).unwrap();
+        let addresses =
+            crate::config::Upstreams::new(vec!["@a".parse().unwrap(), "@b".parse().unwrap()])
+                .unwrap();
         let upstreams = Upstreams::new(&ProxyConfig::to(addresses));
         let (web, api): (Arc<str>, Arc<str>) = ("web".into(), "api".into());
         let (tally, all) = (Tally::default(), upstreams.current());
@@ -255,7 +277,10 @@ mod tests {
         let counters = tally.counters(&upstreams);
         let one = counters["web"]["@b"];
         assert_eq!((one.connected, one.active, one.failed), (3, 2, 0));
-        assert_eq!((counters["web"]["@a"].failed, counters["api"]["@a"]), (1, UpstreamCounters::default()));
+        assert_eq!(
+            (counters["web"]["@a"].failed, counters["api"]["@a"]),
+            (1, UpstreamCounters::default())
+        );
         let traffic = Arc::new(Traffic::so_far(5, 6));
         let carried = tally.enter(&web, &all[1], Came::Carried, &traffic);
         let one = tally.counters(&upstreams)["web"]["@b"];

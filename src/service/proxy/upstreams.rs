@@ -62,7 +62,9 @@ impl Round {
 impl Upstreams {
     pub(super) fn new(config: &ProxyConfig) -> Self {
         let targets = config.upstreams.as_slice().iter().map(|target| match target {
-            UpstreamTarget::Address(address) => Target::Address(Arc::new(Upstream::new(None, address.clone()))),
+            UpstreamTarget::Address(address) => {
+                Target::Address(Arc::new(Upstream::new(None, address.clone())))
+            }
             UpstreamTarget::Host(host) => Target::Host(Arc::new(Name::new(host.clone()))),
         });
         let upstreams = Self {
@@ -137,7 +139,8 @@ impl Upstreams {
     /// has the address or had it.
     pub(super) fn is_configured(&self, label: &str) -> bool {
         let Some((host, address)) = read_label(label) else { return false };
-        let is_named = || host.is_some_and(|host| self.names().any(|name| name.host().to_string() == host));
+        let is_named =
+            || host.is_some_and(|host| self.names().any(|name| name.host().to_string() == host));
         self.current().iter().any(|upstream| *upstream.address() == address) || is_named()
     }
 
@@ -147,7 +150,9 @@ impl Upstreams {
         let (host, address) = read_label(label)?;
         let current = self.current();
         let all = || current.iter().chain(known);
-        let same = all().find(|one| one.label() == label).or_else(|| all().find(|one| *one.address() == address));
+        let same = all()
+            .find(|one| one.label() == label)
+            .or_else(|| all().find(|one| *one.address() == address));
         if let Some(same) = same {
             return Some(Arc::clone(same));
         }
@@ -172,7 +177,8 @@ impl Upstreams {
     pub(super) fn choose(&self, round: &Round) -> Option<Arc<Upstream>> {
         let all = &round.all;
         let in_turn = (0..all.len()).map(|step| &all[(round.start + step) % all.len()]);
-        let untried = |one: &&Arc<Upstream>| !round.tried.iter().any(|tried| Arc::ptr_eq(tried, one));
+        let untried =
+            |one: &&Arc<Upstream>| !round.tried.iter().any(|tried| Arc::ptr_eq(tried, one));
         let mut well = in_turn.clone().filter(|one| !self.is_out(one));
         let mut anybody_well = well.clone();
         let chosen = if anybody_well.next().is_none() {
@@ -180,7 +186,9 @@ impl Upstreams {
         } else {
             match self.balance {
                 Balance::RoundRobin | Balance::InOrder => well.find(untried),
-                Balance::LeastConnections => well.filter(untried).min_by_key(|one| one.active.load(Ordering::Relaxed)),
+                Balance::LeastConnections => {
+                    well.filter(untried).min_by_key(|one| one.active.load(Ordering::Relaxed))
+                }
             }
         };
         chosen.map(Arc::clone)
@@ -206,7 +214,9 @@ impl Upstreams {
             return;
         }
         let was_out = self.is_out(upstream);
-        upstream.out_until.store(self.now() + milliseconds(self.ejection.time).max(1), Ordering::Relaxed);
+        upstream
+            .out_until
+            .store(self.now() + milliseconds(self.ejection.time).max(1), Ordering::Relaxed);
         if !was_out {
             upstream.ejected.fetch_add(1, Ordering::Relaxed);
             upstream.say_out(listener, reason);
@@ -229,7 +239,12 @@ impl Upstreams {
     }
 
     /// An active check has failed: it is passed over until one passes.
-    pub(super) fn check_failed(&self, upstream: &Upstream, listener: &str, reason: &std::io::Error) {
+    pub(super) fn check_failed(
+        &self,
+        upstream: &Upstream,
+        listener: &str,
+        reason: &std::io::Error,
+    ) {
         let was_out = self.is_out(upstream);
         upstream.check_failed.store(true, Ordering::Relaxed);
         if !was_out {

@@ -88,7 +88,12 @@ impl Direction {
     }
 
     /// Does the next thing that is to be done.
-    fn step(&mut self, cx: &mut Context<'_>, source: &mut Stream, sink: &mut Stream) -> Poll<Result<(), Broken>> {
+    fn step(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Stream,
+        sink: &mut Stream,
+    ) -> Poll<Result<(), Broken>> {
         match &mut self.held {
             Held::Nothing if self.streak >= LONG => return self.splice(cx, source),
             Held::Nothing => return self.copy(cx, source, sink),
@@ -115,7 +120,12 @@ impl Direction {
     }
 
     /// Moves what is left to be moved, and keeps the source's end to itself: ready when there is no more, or nobody to take it.
-    pub(super) fn poll_rest(&mut self, cx: &mut Context<'_>, source: &mut Stream, sink: &mut Stream) -> Poll<()> {
+    pub(super) fn poll_rest(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Stream,
+        sink: &mut Stream,
+    ) -> Poll<()> {
         while !matches!(self.held, Held::End | Held::Over) {
             if ready!(self.step(cx, source, sink)).is_err() {
                 break;
@@ -140,7 +150,12 @@ impl Direction {
     }
 
     /// Reads once into the thread's buffer and writes at once.
-    fn copy(&mut self, cx: &mut Context<'_>, source: &mut Stream, sink: &mut Stream) -> Poll<Result<(), Broken>> {
+    fn copy(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Stream,
+        sink: &mut Stream,
+    ) -> Poll<Result<(), Broken>> {
         SHARED.with_borrow_mut(|shared| {
             let mut buffer = ReadBuf::uninit(shared);
             ready!(Pin::new(source).poll_read(cx, &mut buffer)).map_err(Broken::Source)?;
@@ -155,7 +170,8 @@ impl Direction {
                 Poll::Pending => 0,
             };
             if written < bytes.len() {
-                self.held = Held::Bytes(Box::new(Rest { bytes: bytes[written..].to_vec(), written: 0 }));
+                self.held =
+                    Held::Bytes(Box::new(Rest { bytes: bytes[written..].to_vec(), written: 0 }));
             }
             Poll::Ready(Ok(()))
         })

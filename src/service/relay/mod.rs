@@ -43,17 +43,40 @@ enum Broken {
 
 impl Relay {
     /// Relays until both sides have ended, or one has broken. What it owes when it is given up is still owed when it goes on.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, client: &mut Stream, upstream: &mut Stream) -> Poll<Relayed> {
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Stream,
+        upstream: &mut Stream,
+    ) -> Poll<Relayed> {
         // The end of the second direction need not be told: both sides are closed at once.
-        let up = match self.up.poll(cx, client, upstream, if self.down.is_over() { End::Keep } else { End::Tell }) {
-            Poll::Ready(Err(Broken::Source(error))) => return Poll::Ready(Relayed::ClientBroke(error)),
-            Poll::Ready(Err(Broken::Sink(error))) => return Poll::Ready(Relayed::UpstreamBroke(error)),
+        let up = match self.up.poll(
+            cx,
+            client,
+            upstream,
+            if self.down.is_over() { End::Keep } else { End::Tell },
+        ) {
+            Poll::Ready(Err(Broken::Source(error))) => {
+                return Poll::Ready(Relayed::ClientBroke(error));
+            }
+            Poll::Ready(Err(Broken::Sink(error))) => {
+                return Poll::Ready(Relayed::UpstreamBroke(error));
+            }
             Poll::Ready(Ok(())) => Poll::Ready(()),
             Poll::Pending => Poll::Pending,
         };
-        let down = match self.down.poll(cx, upstream, client, if self.up.is_over() { End::Keep } else { End::Tell }) {
-            Poll::Ready(Err(Broken::Source(error))) => return Poll::Ready(Relayed::UpstreamBroke(error)),
-            Poll::Ready(Err(Broken::Sink(error))) => return Poll::Ready(Relayed::ClientBroke(error)),
+        let down = match self.down.poll(
+            cx,
+            upstream,
+            client,
+            if self.up.is_over() { End::Keep } else { End::Tell },
+        ) {
+            Poll::Ready(Err(Broken::Source(error))) => {
+                return Poll::Ready(Relayed::UpstreamBroke(error));
+            }
+            Poll::Ready(Err(Broken::Sink(error))) => {
+                return Poll::Ready(Relayed::ClientBroke(error));
+            }
             Poll::Ready(Ok(())) => Poll::Ready(()),
             Poll::Pending => Poll::Pending,
         };
@@ -64,7 +87,9 @@ impl Relay {
         let client = if self.up.is_reading() { Poll::Pending } else { client.poll_gone(cx) };
         match client {
             Poll::Ready(Gone::Broken(error)) => return Poll::Ready(Relayed::ClientBroke(error)),
-            Poll::Ready(Gone::Closed) if self.up.is_over() => return Poll::Ready(Relayed::Finished),
+            Poll::Ready(Gone::Closed) if self.up.is_over() => {
+                return Poll::Ready(Relayed::Finished);
+            }
             Poll::Ready(Gone::Closed) | Poll::Pending => {}
         }
         let upstream = if self.down.is_reading() { Poll::Pending } else { upstream.poll_gone(cx) };

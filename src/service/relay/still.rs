@@ -92,7 +92,11 @@ fn give_up(direction: Direction, bytes: &mut Vec<u8>, descriptors: &mut Vec<Owne
     }
 }
 
-fn take_up(way: Way, bytes: &mut &[u8], descriptors: &mut impl Iterator<Item = OwnedFd>) -> std::io::Result<Direction> {
+fn take_up(
+    way: Way,
+    bytes: &mut &[u8],
+    descriptors: &mut impl Iterator<Item = OwnedFd>,
+) -> std::io::Result<Direction> {
     let missing = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
     let held = match way {
         Way::Even => Held::Nothing,
@@ -102,7 +106,9 @@ fn take_up(way: Way, bytes: &mut &[u8], descriptors: &mut impl Iterator<Item = O
             Held::Bytes(Box::new(Rest { bytes: owed.to_vec(), written: 0 }))
         }
         Way::Piped(count) => {
-            let (Some(read), Some(write)) = (descriptors.next(), descriptors.next()) else { return Err(missing()) };
+            let (Some(read), Some(write)) = (descriptors.next(), descriptors.next()) else {
+                return Err(missing());
+            };
             Held::Piped(Pipe::taken_up(read, write, count)?)
         }
         Way::End => Held::End,
@@ -117,7 +123,8 @@ mod tests {
 
     #[test]
     fn what_is_owed_goes_on_as_it_was_given_up() {
-        let owing = |bytes: &[u8], written| Held::Bytes(Box::new(Rest { bytes: bytes.to_vec(), written }));
+        let owing =
+            |bytes: &[u8], written| Held::Bytes(Box::new(Rest { bytes: bytes.to_vec(), written }));
         let relay = Relay {
             up: Direction { held: owing(b"xup", 1), streak: 3 },
             down: Direction { held: owing(b"down", 0), streak: 0 },

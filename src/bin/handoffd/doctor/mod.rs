@@ -28,7 +28,11 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
         (Some(name), Some(Ok(place))) if place.is_named(&name) => place,
         (Some(name), _) => Place { unit: name, manager: Manager::System },
         (None, Some(place)) => place?,
-        (None, None) => return Err(status.err().unwrap_or_else(|| unit::unreadable("no daemon answers".to_owned()))),
+        (None, None) => {
+            return Err(status
+                .err()
+                .unwrap_or_else(|| unit::unreadable("no daemon answers".to_owned())));
+        }
     };
     let place = match scope {
         Scope::User => Place { manager: Manager::User, ..place },
@@ -36,14 +40,18 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
     };
     let daemon = match &status {
         // Unless it is known that another daemon answers than the one that is looked at.
-        Ok(status) if Place::of_the_daemon(status).is_ok_and(|daemon| daemon.is_named(&place.unit)) => Daemon {
-            settings: status.settings,
-            bound: status.listeners.iter().filter(|listener| listener.bound).count(),
-            paths: {
-                let bound = status.listeners.iter().filter(|listener| listener.bound);
-                bound.filter_map(|listener| BoundPath::of(&listener.address)).collect()
-            },
-        },
+        Ok(status)
+            if Place::of_the_daemon(status).is_ok_and(|daemon| daemon.is_named(&place.unit)) =>
+        {
+            Daemon {
+                settings: status.settings,
+                bound: status.listeners.iter().filter(|listener| listener.bound).count(),
+                paths: {
+                    let bound = status.listeners.iter().filter(|listener| listener.bound);
+                    bound.filter_map(|listener| BoundPath::of(&listener.address)).collect()
+                },
+            }
+        }
         // One that does not run is judged by the defaults.
         Ok(_) | Err(_) => Daemon { settings: default_settings(), bound: 0, paths: Vec::new() },
     };
@@ -71,7 +79,8 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
 
 fn default_settings() -> Settings {
     let config = handoffd::Config::default();
-    let milliseconds = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let milliseconds =
+        |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     Settings {
         ready_timeout_ms: milliseconds(config.ready_timeout),
         bake_ms: milliseconds(config.bake),

@@ -29,27 +29,41 @@ impl BoundPath {
         let mut names = names.map(|name| name.split(':').next().unwrap_or(name));
         let Ok(below) = self.path.strip_prefix("/run") else { return false };
         // A manager of a user makes them in /run/user/UID.
-        let of_user = below.strip_prefix("user").ok().map(|rest| rest.components().skip(1).collect::<PathBuf>());
-        names.any(|name| below.starts_with(name) || of_user.as_ref().is_some_and(|below| below.starts_with(name)))
+        let of_user = below
+            .strip_prefix("user")
+            .ok()
+            .map(|rest| rest.components().skip(1).collect::<PathBuf>());
+        names.any(|name| {
+            below.starts_with(name) || of_user.as_ref().is_some_and(|below| below.starts_with(name))
+        })
     }
 }
 
 /// Finds paths that are gone during a restart, and paths that their clients cannot reach.
 pub(super) fn paths(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
-    let mut add = |setting: String, why: String| findings.push(Finding { severity: Severity::Risks, setting, why });
+    let mut add = |setting: String, why: String| {
+        findings.push(Finding { severity: Severity::Risks, setting, why })
+    };
     let is_kept = !matches!(unit.get("RuntimeDirectoryPreserve"), "no" | "");
     for bound in &daemon.paths {
         let path = bound.path.display();
         if bound.lies_in_runtime_directory(unit) {
             if !is_kept {
-                let why = format!("{path} is removed by a restart, and clients are refused meanwhile; use restart");
-                add(format!("RuntimeDirectoryPreserve={}", unit.get("RuntimeDirectoryPreserve")), why);
+                let why = format!(
+                    "{path} is removed by a restart, and clients are refused meanwhile; use restart"
+                );
+                add(
+                    format!("RuntimeDirectoryPreserve={}", unit.get("RuntimeDirectoryPreserve")),
+                    why,
+                );
             }
             let is_private = is_kept && unit.is_yes("DynamicUser");
             if bound.is_open && is_private {
-                let why =
-                    "systemd keeps the preserved directory of a dynamic user in /run/private, which only root enters";
-                add("DynamicUser=yes".to_owned(), format!("other users cannot connect to {path}: {why}; use User="));
+                let why = "systemd keeps the preserved directory of a dynamic user in /run/private, which only root enters";
+                add(
+                    "DynamicUser=yes".to_owned(),
+                    format!("other users cannot connect to {path}: {why}; use User="),
+                );
             }
             let mode = u32::from_str_radix(unit.get("RuntimeDirectoryMode"), 8).unwrap_or(0o755);
             if bound.is_open && mode & 0o011 == 0 {
@@ -59,7 +73,10 @@ pub(super) fn paths(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
         }
         let temporary = ["/tmp", "/var/tmp"].iter().any(|folder| bound.path.starts_with(folder));
         if temporary && !matches!(unit.get("PrivateTmp"), "no" | "") {
-            add(format!("PrivateTmp={}", unit.get("PrivateTmp")), format!("no other service sees {path}; use /run"));
+            add(
+                format!("PrivateTmp={}", unit.get("PrivateTmp")),
+                format!("no other service sees {path}; use /run"),
+            );
         }
     }
 }
@@ -71,9 +88,15 @@ mod tests {
 
     /// The settings that are found, with the first word of each reason.
     fn found(path: &str, is_open: bool, properties: &[(&str, &str)]) -> Vec<String> {
-        let shipped =
-            [("RuntimeDirectory", "handoffd"), ("RuntimeDirectoryPreserve", "restart"), ("PrivateTmp", "yes")];
-        let properties = shipped.iter().chain(properties).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let shipped = [
+            ("RuntimeDirectory", "handoffd"),
+            ("RuntimeDirectoryPreserve", "restart"),
+            ("PrivateTmp", "yes"),
+        ];
+        let properties = shipped
+            .iter()
+            .chain(properties)
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         let unit = Unit {
             systemd: 257,
             manager: Manager::System,
@@ -82,7 +105,8 @@ mod tests {
             has_file_capabilities: false,
         };
         let settings = handoffd::Settings { ready_timeout_ms: 0, bake_ms: 0, drain_timeout_ms: 0 };
-        let daemon = Daemon { settings, bound: 1, paths: vec![BoundPath { path: path.into(), is_open }] };
+        let daemon =
+            Daemon { settings, bound: 1, paths: vec![BoundPath { path: path.into(), is_open }] };
         let mut findings = Vec::new();
         paths(&unit, &daemon, &mut findings);
         findings.into_iter().map(|finding| finding.setting).collect()
@@ -93,7 +117,10 @@ mod tests {
         let gone = [("RuntimeDirectoryPreserve", "no")];
         assert_eq!(found("/run/handoffd/web.sock", false, &[]), [""; 0]);
         assert_eq!(found("/run/handoffd/web.sock", false, &gone), ["RuntimeDirectoryPreserve=no"]);
-        assert_eq!(found("/run/user/1000/handoffd/web.sock", false, &gone), ["RuntimeDirectoryPreserve=no"]);
+        assert_eq!(
+            found("/run/user/1000/handoffd/web.sock", false, &gone),
+            ["RuntimeDirectoryPreserve=no"]
+        );
         assert_eq!(found("/run/other/web.sock", false, &gone), [""; 0]);
         assert_eq!(found("/tmp/web.sock", false, &gone), ["PrivateTmp=yes"]);
     }

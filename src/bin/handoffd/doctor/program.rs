@@ -44,9 +44,15 @@ fn capabilities(unit: &Unit) -> Option<Finding> {
     }
     let why = "the program has file capabilities, so that its user may not follow /proc/${MAINPID}/exe: the reload fails; \
                use the path of the program there, or AmbientCapabilities= in place of setcap(8)";
-    Some(Finding { severity: Severity::Breaks, setting: "ExecReload=".to_owned(), why: why.to_owned() })
+    Some(Finding {
+        severity: Severity::Breaks,
+        setting: "ExecReload=".to_owned(),
+        why: why.to_owned(),
+    })
 }
 
 fn runs_as_user(unit: &Unit) -> bool {
-    unit.manager != Manager::System || unit.is_yes("DynamicUser") || !matches!(unit.get("User"), "" | "root" | "0")
+    unit.manager != Manager::System
+        || unit.is_yes("DynamicUser")
+        || !matches!(unit.get("User"), "" | "root" | "0")
 }

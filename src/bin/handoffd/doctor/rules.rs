@@ -47,8 +47,17 @@ use Severity::{Breaks, Risks};
 const OLDEST: u32 = 252;
 
 /// What a generation asks of the kernel to start its successor.
-const NEEDED_CALLS: [&str; 9] =
-    ["clone", "close_range", "dup2", "execve", "fcntl", "pidfd_open", "pidfd_send_signal", "sendmsg", "socketpair"];
+const NEEDED_CALLS: [&str; 9] = [
+    "clone",
+    "close_range",
+    "dup2",
+    "execve",
+    "fcntl",
+    "pidfd_open",
+    "pidfd_send_signal",
+    "sendmsg",
+    "socketpair",
+];
 
 /// All that is not as it should be, what breaks first.
 pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
@@ -63,7 +72,11 @@ pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
     program::examine(unit, &mut findings);
     if unit.systemd < OLDEST {
         let setting = format!("systemd {}", unit.systemd);
-        findings.push(Finding { severity: Risks, setting, why: format!("nothing older than {OLDEST} was tried") });
+        findings.push(Finding {
+            severity: Risks,
+            setting,
+            why: format!("nothing older than {OLDEST} was tried"),
+        });
     }
     findings.sort_by_key(|finding| finding.severity == Risks);
     findings
@@ -72,13 +85,18 @@ pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
 impl Unit {
     /// A finding about a property, with its value.
     fn finding(&self, severity: Severity, property: &str, why: &str) -> Finding {
-        Finding { severity, setting: format!("{property}={}", self.get(property)), why: why.to_owned() }
+        Finding {
+            severity,
+            setting: format!("{property}={}", self.get(property)),
+            why: why.to_owned(),
+        }
     }
 }
 
 /// Whether systemd learns who the main process is, and sees it die.
 fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
-    let mut add = |severity, property, why: &str| findings.push(unit.finding(severity, property, why));
+    let mut add =
+        |severity, property, why: &str| findings.push(unit.finding(severity, property, why));
     match unit.get("Type") {
         "notify" => {}
         "notify-reload" if unit.systemd < 253 => {
@@ -87,7 +105,9 @@ fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
         "notify-reload" if unit.systemd < 259 => {
             add(Breaks, "Type", "a reload whose end is not told hangs for ever before systemd 259");
         }
-        "notify-reload" => add(Risks, "Type", "a reload that failed ends with 0: only the status line says so"),
+        "notify-reload" => {
+            add(Risks, "Type", "a reload that failed ends with 0: only the status line says so")
+        }
         "simple" | "exec" if program::keeps_first_process(unit) => {}
         _ => add(
             Breaks,
@@ -98,19 +118,35 @@ fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
     match unit.get("NotifyAccess") {
         "main" => {}
         "none" => add(Breaks, "NotifyAccess", "nothing is heard: the start times out; use main"),
-        _ => add(Risks, "NotifyAccess", "others than the main process are heard, and may stop the unit; use main"),
+        _ => add(
+            Risks,
+            "NotifyAccess",
+            "others than the main process are heard, and may stop the unit; use main",
+        ),
     }
     if unit.get("ExitType") == "cgroup" {
-        add(Breaks, "ExitType", "while an old generation drains, the death of the main process is not seen; use main");
+        add(
+            Breaks,
+            "ExitType",
+            "while an old generation drains, the death of the main process is not seen; use main",
+        );
     }
     if unit.is_yes("RemainAfterExit") {
         add(Risks, "RemainAfterExit", "a service that has ended looks as if it ran");
     }
     if matches!(unit.get("Restart"), "no" | "on-success" | "on-watchdog") {
-        add(Risks, "Restart", "when all generations die, nothing starts the service again; use on-failure");
+        add(
+            Risks,
+            "Restart",
+            "when all generations die, nothing starts the service again; use on-failure",
+        );
     }
     if matches!(unit.get("OOMPolicy"), "stop" | "kill") {
-        add(Risks, "OOMPolicy", "one old generation that runs out of memory stops the new one too; use continue");
+        add(
+            Risks,
+            "OOMPolicy",
+            "one old generation that runs out of memory stops the new one too; use continue",
+        );
     }
     if unit.is_yes("NeedDaemonReload") {
         add(
@@ -129,13 +165,18 @@ fn reload(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     let command = unit.get("ExecReload");
     let by_signal = unit.get("Type") == "notify-reload";
     if command.is_empty() && !by_signal {
-        add(Risks, "ExecReload=", "systemctl reload is refused; use `/usr/bin/env /proc/${MAINPID}/exe reload`".into());
+        add(
+            Risks,
+            "ExecReload=",
+            "systemctl reload is refused; use `/usr/bin/env /proc/${MAINPID}/exe reload`".into(),
+        );
     }
     if !command.is_empty() && by_signal {
         add(
             Breaks,
             "ExecReload=",
-            "with Type=notify-reload the signal is sent as well, also when this command fails".into(),
+            "with Type=notify-reload the signal is sent as well, also when this command fails"
+                .into(),
         );
     }
     if command.contains("kill ") || command.contains("/kill") {
@@ -149,13 +190,17 @@ fn reload(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
         && unit.get("RuntimeDirectory").is_empty()
         && !unit.get("ExecStart").contains("--control")
     {
-        let why = "there is nowhere to listen for `handoffd reload`; set it, or --control on both sides".into();
+        let why =
+            "there is nowhere to listen for `handoffd reload`; set it, or --control on both sides"
+                .into();
         add(Breaks, "RuntimeDirectory=", why);
     }
     if by_signal && !matches!(unit.get("ReloadSignal"), "" | "1") {
         add(Breaks, "ReloadSignal", "only SIGHUP asks for a handoff".into());
     }
-    let handoff = Duration::from_millis(daemon.settings.ready_timeout_ms.saturating_add(daemon.settings.bake_ms));
+    let handoff = Duration::from_millis(
+        daemon.settings.ready_timeout_ms.saturating_add(daemon.settings.bake_ms),
+    );
     if let Some(limit) = unit.time("TimeoutStartUSec").filter(|limit| *limit <= handoff) {
         let why = format!(
             "it bounds a reload, and --ready-timeout and --bake together are {}: one that would succeed is called a failure",
@@ -167,7 +212,8 @@ fn reload(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
 
 /// Whether a stop drains all generations.
 fn stop(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
-    let mut add = |severity, property, why: &str| findings.push(unit.finding(severity, property, why));
+    let mut add =
+        |severity, property, why: &str| findings.push(unit.finding(severity, property, why));
     match unit.get("KillMode") {
         "control-group" | "" => {}
         "mixed" => add(
@@ -175,11 +221,17 @@ fn stop(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
             "KillMode",
             "old generations are killed as soon as the main process has ended; use control-group",
         ),
-        _ => add(Breaks, "KillMode", "old generations are not told to stop, and are left behind; use control-group"),
+        _ => add(
+            Breaks,
+            "KillMode",
+            "old generations are not told to stop, and are left behind; use control-group",
+        ),
     }
     match unit.get("KillSignal") {
         "15" | "2" | "" => {}
-        "1" => add(Breaks, "KillSignal", "SIGHUP asks for a handoff, and not for an end; use SIGTERM"),
+        "1" => {
+            add(Breaks, "KillSignal", "SIGHUP asks for a handoff, and not for an end; use SIGTERM")
+        }
         "3" => add(Breaks, "KillSignal", "SIGQUIT cuts every connection; use SIGTERM"),
         _ => add(Breaks, "KillSignal", "the daemon does not take it for a stop; use SIGTERM"),
     }
@@ -200,43 +252,67 @@ fn stop(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
 /// Whether nobody is refused when all generations die.
 fn sockets(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     if !unit.sockets.is_empty() && unit.get("NonBlocking") == "no" {
-        let why = "whatever else starts on the same socket turns it blocking while we serve; use true";
+        let why =
+            "whatever else starts on the same socket turns it blocking while we serve; use true";
         findings.push(unit.finding(Risks, "NonBlocking", why));
     }
     for (name, socket) in &unit.sockets {
         if socket.get("Accept").is_some_and(|accept| accept == "yes") {
-            let (setting, why) =
-                (format!("Accept=yes in {name}"), "systemd passes connections, and no listener".into());
+            let (setting, why) = (
+                format!("Accept=yes in {name}"),
+                "systemd passes connections, and no listener".into(),
+            );
             findings.push(Finding { severity: Breaks, setting, why });
         }
     }
     let room: usize = unit.get("FileDescriptorStoreMax").parse().unwrap_or(usize::MAX);
     if room < daemon.bound {
-        let why = format!("the daemon has bound {} sockets: who comes after a crash is refused", daemon.bound);
+        let why = format!(
+            "the daemon has bound {} sockets: who comes after a crash is refused",
+            daemon.bound
+        );
         findings.push(Finding { why, ..unit.finding(Risks, "FileDescriptorStoreMax", "") });
     }
 }
 
 /// Whether the sandbox lets a generation start its successor and be heard.
 fn sandbox(unit: &Unit, findings: &mut Vec<Finding>) {
-    let mut add = |severity, property, why: &str| findings.push(unit.finding(severity, property, why));
+    let mut add =
+        |severity, property, why: &str| findings.push(unit.finding(severity, property, why));
     if unit.is_yes("PrivatePIDs") {
-        add(Breaks, "PrivatePIDs", "the main process is process 1 of its own namespace, and all others end with it");
+        add(
+            Breaks,
+            "PrivatePIDs",
+            "the main process is process 1 of its own namespace, and all others end with it",
+        );
     }
     if !matches!(unit.get("PrivateUsers"), "no" | "") {
-        add(Risks, "PrivateUsers", "root is nobody in there, so that `handoffd status` by root is refused");
+        add(
+            Risks,
+            "PrivateUsers",
+            "root is nobody in there, so that `handoffd status` by root is refused",
+        );
     }
     let families = unit.get("RestrictAddressFamilies");
-    let listed = families.split_whitespace().any(|family| family.trim_start_matches('~') == "AF_UNIX");
+    let listed =
+        families.split_whitespace().any(|family| family.trim_start_matches('~') == "AF_UNIX");
     let forbids = if families.starts_with('~') { listed } else { !families.is_empty() && !listed };
     if forbids {
-        add(Breaks, "RestrictAddressFamilies", "without AF_UNIX nothing can be said to systemd: the start times out");
+        add(
+            Breaks,
+            "RestrictAddressFamilies",
+            "without AF_UNIX nothing can be said to systemd: the start times out",
+        );
     }
     let filter = unit.get("SystemCallFilter");
-    let named: Vec<&str> =
-        filter.trim_start_matches('~').split_whitespace().map(|call| call.split(':').next().unwrap_or(call)).collect();
+    let named: Vec<&str> = filter
+        .trim_start_matches('~')
+        .split_whitespace()
+        .map(|call| call.split(':').next().unwrap_or(call))
+        .collect();
     let denies = filter.starts_with('~');
-    let missing: Vec<_> = NEEDED_CALLS.into_iter().filter(|call| named.contains(call) == denies).collect();
+    let missing: Vec<_> =
+        NEEDED_CALLS.into_iter().filter(|call| named.contains(call) == denies).collect();
     if !filter.is_empty() && !missing.is_empty() {
         let why = format!("a generation needs {} to start its successor", missing.join(", "));
         findings.push(Finding { severity: Breaks, setting: "SystemCallFilter=".to_owned(), why });

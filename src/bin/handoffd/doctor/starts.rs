@@ -5,12 +5,21 @@ use super::unit::Unit;
 
 /// Finds commands before the start whose failure systemd retries without end and without a growing pause.
 pub(super) fn failed_starts(unit: &Unit, findings: &mut Vec<Finding>) {
-    let can_fail = unit.get("ExecStartPre").lines().any(|command| !command.contains("ignore_errors=yes"));
-    let is_restarted = !matches!(unit.get("Restart"), "no" | "on-success" | "on-watchdog" | "on-abort" | "on-abnormal");
-    let is_bounded = unit.get("StartLimitIntervalUSec") != "0" || !matches!(unit.get("RestartSteps"), "" | "0");
+    let can_fail =
+        unit.get("ExecStartPre").lines().any(|command| !command.contains("ignore_errors=yes"));
+    let is_restarted = !matches!(
+        unit.get("Restart"),
+        "no" | "on-success" | "on-watchdog" | "on-abort" | "on-abnormal"
+    );
+    let is_bounded =
+        unit.get("StartLimitIntervalUSec") != "0" || !matches!(unit.get("RestartSteps"), "" | "0");
     if !unit.get("ExecStartPre").is_empty() && can_fail && is_restarted && !is_bounded {
         let why = "a command that fails there is started again every RestartSec= for ever, because \
                    RestartPreventExitStatus= does not apply to it; leave it away, or set RestartSteps=";
-        findings.push(Finding { severity: Severity::Risks, setting: "ExecStartPre=".to_owned(), why: why.to_owned() });
+        findings.push(Finding {
+            severity: Severity::Risks,
+            setting: "ExecStartPre=".to_owned(),
+            why: why.to_owned(),
+        });
     }
 }

@@ -30,17 +30,21 @@ impl Unit {
     pub(super) fn read(Place { unit: name, manager }: &Place) -> Result<Self, Error> {
         let manager = *manager;
         let version = systemctl(manager, &["--version"])?;
+        let systemd = version
+            .split_whitespace()
+            .nth(1)
+            .and_then(|word| word.split(['.', '~', '-']).next()?.parse().ok());
         let systemd =
-            version.split_whitespace().nth(1).and_then(|word| word.split(['.', '~', '-']).next()?.parse().ok());
-        let systemd = systemd.ok_or_else(|| unreadable(format!("systemctl --version says {version:?}")))?;
+            systemd.ok_or_else(|| unreadable(format!("systemctl --version says {version:?}")))?;
         let properties = show(manager, name)?;
         if properties.get("LoadState").map(String::as_str) != Some("loaded") {
             return Err(unreadable(format!("{manager} has no unit {name}")));
         }
         let triggers = properties.get("TriggeredBy").cloned().unwrap_or_default();
         let sockets = triggers.split_whitespace().filter(|unit| unit.ends_with(".socket"));
-        let sockets =
-            sockets.map(|socket| Ok((socket.to_owned(), show(manager, socket)?))).collect::<Result<_, Error>>()?;
+        let sockets = sockets
+            .map(|socket| Ok((socket.to_owned(), show(manager, socket)?)))
+            .collect::<Result<_, Error>>()?;
         let mut unit = Self { systemd, manager, properties, sockets, has_file_capabilities: false };
         unit.has_file_capabilities = unit.program().is_some_and(has_file_capabilities);
         Ok(unit)
@@ -110,23 +114,32 @@ impl Place {
             return Ok(place);
         }
         let pid = head.and_then(|report| report.pid);
-        let pid = pid.ok_or_else(|| unreadable("the serving process has not said who it is".to_owned()))?;
-        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))
-            .map_err(|source| Error::System { doing: "read the control group of the serving process", source })?;
+        let pid =
+            pid.ok_or_else(|| unreadable("the serving process has not said who it is".to_owned()))?;
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(|source| {
+            Error::System { doing: "read the control group of the serving process", source }
+        })?;
         let place = groups.lines().find_map(|line| Self::of_group(line, asking));
-        place.ok_or_else(|| unreadable("the serving process runs in no service of systemd".to_owned()))
+        place.ok_or_else(|| {
+            unreadable("the serving process runs in no service of systemd".to_owned())
+        })
     }
 
     /// The unit of a control group. Below the service `user@UID.service` that user's own manager has the units.
     fn of_group(group: &str, asking: u32) -> Option<Self> {
         let parts: Vec<&str> = group.split('/').collect();
-        let user = |part: &str| part.strip_prefix("user@")?.strip_suffix(".service")?.parse::<u32>().ok();
-        let service =
-            |parts: &[&str]| parts.iter().rfind(|part| part.ends_with(".service")).map(|part| (*part).to_owned());
+        let user =
+            |part: &str| part.strip_prefix("user@")?.strip_suffix(".service")?.parse::<u32>().ok();
+        let service = |parts: &[&str]| {
+            parts.iter().rfind(|part| part.ends_with(".service")).map(|part| (*part).to_owned())
+        };
         let of_user = parts.iter().enumerate().find_map(|(index, part)| Some((user(part)?, index)));
         if let Some((user, index)) = of_user {
             if let Some(unit) = service(&parts[index + 1..]) {
-                return Some(Self { unit, manager: if user == asking { Manager::User } else { Manager::Of(user) } });
+                return Some(Self {
+                    unit,
+                    manager: if user == asking { Manager::User } else { Manager::Of(user) },
+                });
             }
         }
         service(&parts).map(|unit| Self { unit, manager: Manager::System })
@@ -154,7 +167,9 @@ fn systemctl(manager: Manager, words: &[&str]) -> Result<String, Error> {
     match manager {
         Manager::System => {}
         Manager::User => drop(command.arg("--user")),
-        Manager::Of(user) => drop(command.args(["--user".to_owned(), format!("--machine={user}@.host")])),
+        Manager::Of(user) => {
+            drop(command.args(["--user".to_owned(), format!("--machine={user}@.host")]))
+        }
     }
     let ran = command.args(words).output();
     let ran = ran.map_err(|source| Error::System { doing: "run systemctl", source })?;
@@ -166,7 +181,8 @@ fn systemctl(manager: Manager, words: &[&str]) -> Result<String, Error> {
 
 /// Whether a program has capabilities of its own, capabilities(7).
 fn has_file_capabilities(program: &str) -> bool {
-    rustix::fs::getxattr(program, "security.capability", &mut [0u8; 64]).is_ok_and(|length| length > 0)
+    rustix::fs::getxattr(program, "security.capability", &mut [0u8; 64])
+        .is_ok_and(|length| length > 0)
 }
 
 pub(super) fn unreadable(why: String) -> Error {
@@ -182,16 +198,32 @@ mod tests {
         let place = |unit: &str, manager| Some(Place { unit: unit.to_owned(), manager });
         for (group, expected) in [
             ("/system.slice/handoffd.service", place("handoffd.service", Manager::System)),
-            ("1:name=systemd:/system.slice/handoffd.service/below", place("handoffd.service", Manager::System)),
-            ("/user.slice/user-7.slice/user@7.service/app.slice/h.service", place("h.service", Manager::User)),
-            ("/user.slice/user-8.slice/user@8.service/app.slice/h.service", place("h.service", Manager::Of(8))),
-            ("/user.slice/user-7.slice/user@7.service/init.scope", place("user@7.service", Manager::System)),
+            (
+                "1:name=systemd:/system.slice/handoffd.service/below",
+                place("handoffd.service", Manager::System),
+            ),
+            (
+                "/user.slice/user-7.slice/user@7.service/app.slice/h.service",
+                place("h.service", Manager::User),
+            ),
+            (
+                "/user.slice/user-8.slice/user@8.service/app.slice/h.service",
+                place("h.service", Manager::Of(8)),
+            ),
+            (
+                "/user.slice/user-7.slice/user@7.service/init.scope",
+                place("user@7.service", Manager::System),
+            ),
             ("/user.slice/user-7.slice/session-1.scope", None),
             ("/", None),
         ] {
             assert_eq!(Place::of_group(group, 7), expected, "{group}");
         }
         let unit = place("handoffd.service", Manager::System).unwrap();
-        assert!(unit.is_named("handoffd") && unit.is_named("handoffd.service") && !unit.is_named("other"));
+        assert!(
+            unit.is_named("handoffd")
+                && unit.is_named("handoffd.service")
+                && !unit.is_named("other")
+        );
     }
 }

@@ -25,7 +25,10 @@ pub(super) struct Journal {
 impl Journal {
     pub(super) fn new(outlet: Outlet, generation: Generation) -> Self {
         let program = std::env::args_os().next().map(std::path::PathBuf::from);
-        let name = program.as_ref().and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
+        let name = program
+            .as_ref()
+            .and_then(|path| path.file_name())
+            .map(|name| name.to_string_lossy().into_owned());
         let mut common = Vec::new();
         put(&mut common, "SYSLOG_IDENTIFIER", &name.unwrap_or_default());
         put(&mut common, &format!("{PREFIX}GENERATION"), &generation.to_string());
@@ -77,14 +80,21 @@ impl Visit for Fields<'_> {
             put(self.0, "MESSAGE", value);
         } else {
             // A field name in capitals is a name that the journal takes.
-            put(self.0, &format!("{PREFIX}{}", field.name().to_ascii_uppercase().replace('.', "_")), value);
+            put(
+                self.0,
+                &format!("{PREFIX}{}", field.name().to_ascii_uppercase().replace('.', "_")),
+                value,
+            );
         }
     }
 }
 
 /// Adds a field. Its length precedes the value, so the value may hold any bytes, line feeds included.
 fn put(record: &mut Vec<u8>, name: &str, value: &str) {
-    let end = (0..=LONGEST.min(value.len())).rev().find(|end| value.is_char_boundary(*end)).unwrap_or_default();
+    let end = (0..=LONGEST.min(value.len()))
+        .rev()
+        .find(|end| value.is_char_boundary(*end))
+        .unwrap_or_default();
     let value = &value.as_bytes()[..end];
     record.extend_from_slice(name.as_bytes());
     record.push(b'\n');

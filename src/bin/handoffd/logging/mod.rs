@@ -24,7 +24,9 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::field::{RecordFields, VisitOutput};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::FmtContext;
-use tracing_subscriber::fmt::format::{DefaultVisitor, Format, FormatEvent, FormatFields, Full, Writer};
+use tracing_subscriber::fmt::format::{
+    DefaultVisitor, Format, FormatEvent, FormatFields, Full, Writer,
+};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
@@ -57,7 +59,10 @@ pub(crate) fn start(destination: Destination, filter: &Targets, generation: Gene
         // It would complain on standard error that standard error is broken, and panic when that fails.
         .log_internal_errors(false)
         .fmt_fields(WhatIsNotSaid)
-        .event_format(WithGeneration { generation, inner: Format::default().without_time().with_target(false) });
+        .event_format(WithGeneration {
+            generation,
+            inner: Format::default().without_time().with_target(false),
+        });
     registry.with(text).init();
 }
 
@@ -108,7 +113,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut to: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         SystemTime.format_time(&mut to)?;
         write!(to, " generation={} pid={} ", self.generation, std::process::id())?;
         self.inner.format_event(context, to, event)

@@ -81,14 +81,20 @@ impl Outlet {
     pub(super) fn finish(&self) {
         let state = self.0.lock();
         let is_unread = |state: &mut State| !state.waiting.is_empty();
-        drop(self.0.changed.wait_timeout_while(state, LAST_WORDS, is_unread).unwrap_or_else(PoisonError::into_inner));
+        drop(
+            self.0
+                .changed
+                .wait_timeout_while(state, LAST_WORDS, is_unread)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
     }
 
     /// Wakes the thread that empties the backlog, and starts it the first time.
     fn wake(&self, state: &mut State) {
         if state.flusher == Flusher::NotNeeded {
             let shared = Arc::clone(&self.0);
-            let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || shared.flush());
+            let thread =
+                std::thread::Builder::new().name("log".to_owned()).spawn(move || shared.flush());
             // Without a thread the next record empties the backlog.
             state.flusher = thread.map_or(Flusher::NotNeeded, |_| Flusher::Runs);
         }
@@ -197,7 +203,8 @@ mod tests {
         let dropped = outlet.0.lock().dropped;
         assert!(dropped > 0);
         // All other records arrive.
-        (0..count - usize::try_from(dropped).unwrap()).for_each(|_| assert_eq!(read(&reader).len(), record.len()));
+        (0..count - usize::try_from(dropped).unwrap())
+            .for_each(|_| assert_eq!(read(&reader).len(), record.len()));
         reader.set_nonblocking(true).unwrap();
         assert_eq!(reader.recv(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }

@@ -46,13 +46,17 @@ impl Stream {
     /// Opens standard error.
     pub(super) fn standard_error() -> Self {
         let stderr = io::stderr();
-        let mode = fstat(&stderr).map_or(SFlag::empty(), |status| SFlag::from_bits_truncate(status.st_mode));
+        let mode = fstat(&stderr)
+            .map_or(SFlag::empty(), |status| SFlag::from_bits_truncate(status.st_mode));
         match mode & SFlag::S_IFMT {
             SFlag::S_IFSOCK => Self::Socket,
             // A file opened again would be written from its beginning.
             SFlag::S_IFIFO | SFlag::S_IFCHR => {
                 let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-                let opened = OpenOptions::new().write(true).custom_flags(flags.bits()).open("/proc/self/fd/2");
+                let opened = OpenOptions::new()
+                    .write(true)
+                    .custom_flags(flags.bits())
+                    .open("/proc/self/fd/2");
                 let shared = if mode.contains(SFlag::S_IFIFO) { Self::Pipe } else { Self::Plain };
                 opened.map_or(shared, Self::Opened)
             }
@@ -79,11 +83,17 @@ impl Stream {
             },
             Self::Opened(file) => (&*file).write(bytes),
             Self::Socket => {
-                rustix::net::send(io::stderr(), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map_err(Into::into)
+                rustix::net::send(io::stderr(), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+                    .map_err(Into::into)
             }
             Self::Pipe => {
                 let bytes = &bytes[..bytes.len().min(AT_ONCE)];
-                match rustix::io::pwritev2(io::stderr(), &[IoSlice::new(bytes)], u64::MAX, ReadWriteFlags::NOWAIT) {
+                match rustix::io::pwritev2(
+                    io::stderr(),
+                    &[IoSlice::new(bytes)],
+                    u64::MAX,
+                    ReadWriteFlags::NOWAIT,
+                ) {
                     // Before Linux 6.4. Only another process can take the room that poll(2) has seen.
                     Err(rustix::io::Errno::OPNOTSUPP) => io::stderr().write(bytes),
                     written => written.map_err(Into::into),

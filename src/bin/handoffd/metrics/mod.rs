@@ -52,7 +52,9 @@ impl Service for WithMetrics {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
         match &self.scrapes {
             // In a box: no other connection shall be as large as this one.
-            Some(scrapes) if connection.listener() == METRICS_LISTENER => Box::pin(answer(scrapes, connection)).await,
+            Some(scrapes) if connection.listener() == METRICS_LISTENER => {
+                Box::pin(answer(scrapes, connection)).await
+            }
             _ => self.routes.serve(connection).await,
         }
     }
@@ -76,7 +78,9 @@ impl Service for WithMetrics {
 
 /// One request, one answer.
 async fn answer(scrapes: &Scrapes, connection: &mut Connection) -> io::Result<()> {
-    let respond = service_fn(async |request: Request<_>| Ok::<_, Infallible>(respond(scrapes, &request).await));
+    let respond = service_fn(async |request: Request<_>| {
+        Ok::<_, Infallible>(respond(scrapes, &request).await)
+    });
     let mut server = http1::Builder::new();
     server.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
     let conversation = server.serve_connection(TokioIo::new(&mut connection.stream), respond);
@@ -92,7 +96,8 @@ async fn respond<B>(scrapes: &Scrapes, request: &Request<B>) -> Response<Text> {
         response
     };
     if request.method() != Method::GET {
-        let mut response = answered(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET is answered\n".into());
+        let mut response =
+            answered(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET is answered\n".into());
         response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET"));
         return response;
     }
@@ -101,7 +106,9 @@ async fn respond<B>(scrapes: &Scrapes, request: &Request<B>) -> Response<Text> {
     }
     match scrapes.counters().await {
         Ok(text) => answered(StatusCode::OK, OPEN_METRICS, text),
-        Err(why) => answered(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n").into()),
+        Err(why) => {
+            answered(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n").into())
+        }
     }
 }
 
@@ -112,7 +119,10 @@ impl Body for Text {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let text = std::mem::take(&mut self.0);
         Poll::Ready((!text.is_empty()).then(|| Ok(Frame::data(text))))
     }

@@ -35,7 +35,9 @@ impl Scrapes {
     pub(super) async fn counters(&self) -> Answer {
         let (scrape, answer) = oneshot::channel();
         self.send(scrape)?;
-        answer.await.unwrap_or_else(|_| Err("the thread that asks for the counters has died".to_owned()))
+        answer
+            .await
+            .unwrap_or_else(|_| Err("the thread that asks for the counters has died".to_owned()))
     }
 
     fn send(&self, scrape: oneshot::Sender<Answer>) -> Result<(), String> {
@@ -53,7 +55,10 @@ impl Scrapes {
 }
 
 /// Starts the thread, with its first scrape.
-fn start(control: &Path, first: oneshot::Sender<Answer>) -> Result<Sender<oneshot::Sender<Answer>>, String> {
+fn start(
+    control: &Path,
+    first: oneshot::Sender<Answer>,
+) -> Result<Sender<oneshot::Sender<Answer>>, String> {
     let (send, scrapes) = mpsc::channel();
     // It cannot fail: the receiver is here.
     let _ = send.send(first);

@@ -31,7 +31,9 @@ type OfUpstream = (&'static str, &'static str, MetricType, fn(&UpstreamCounters)
 
 const OF_LISTENERS: [OfListener; 11] = [
     ("accepted_connections", "Connections accepted", MetricType::Counter, |one| one.accepted),
-    ("open_connections", "Connections open now, in all generations", MetricType::Gauge, |one| one.active),
+    ("open_connections", "Connections open now, in all generations", MetricType::Gauge, |one| {
+        one.active
+    }),
     (
         "full",
         "Times that no client was accepted: the limit was reached, or no descriptor was left",
@@ -40,42 +42,109 @@ const OF_LISTENERS: [OfListener; 11] = [
     ),
     ("received_bytes", "Bytes read from clients", MetricType::Counter, |one| one.received),
     ("sent_bytes", "Bytes written to clients", MetricType::Counter, |one| one.sent),
-    ("drained_connections", "Connections that ended by themselves in a drain", MetricType::Counter, |one| one.drained),
-    ("cut_connections", "Connections cut at a drain's deadline or by a signal", MetricType::Counter, |one| one.cut),
-    ("carried_connections", "Connections that a successor has taken over", MetricType::Counter, |one| one.carried),
-    ("refused_connections", "Connections that a successor would not take", MetricType::Counter, |one| one.refused),
-    ("lost_connections", "Connections lost with a successor that had taken them over", MetricType::Counter, |one| {
-        one.lost
-    }),
-    ("header_errors", "Clients refused because of their PROXY header", MetricType::Counter, |one| one.header_errors),
+    (
+        "drained_connections",
+        "Connections that ended by themselves in a drain",
+        MetricType::Counter,
+        |one| one.drained,
+    ),
+    (
+        "cut_connections",
+        "Connections cut at a drain's deadline or by a signal",
+        MetricType::Counter,
+        |one| one.cut,
+    ),
+    (
+        "carried_connections",
+        "Connections that a successor has taken over",
+        MetricType::Counter,
+        |one| one.carried,
+    ),
+    (
+        "refused_connections",
+        "Connections that a successor would not take",
+        MetricType::Counter,
+        |one| one.refused,
+    ),
+    (
+        "lost_connections",
+        "Connections lost with a successor that had taken them over",
+        MetricType::Counter,
+        |one| one.lost,
+    ),
+    (
+        "header_errors",
+        "Clients refused because of their PROXY header",
+        MetricType::Counter,
+        |one| one.header_errors,
+    ),
 ];
 
 const OF_UPSTREAMS: [OfUpstream; 7] = [
-    ("upstream_connections", "Connections made to an upstream", MetricType::Counter, |one| one.connected),
-    ("upstream_open_connections", "Connections open to an upstream now", MetricType::Gauge, |one| one.active),
-    ("upstream_failures", "Connections to an upstream that were not made", MetricType::Counter, |one| one.failed),
-    ("upstream_ejections", "Times an upstream was passed over from then on", MetricType::Counter, |one| one.ejected),
-    ("upstream_sent_bytes", "Bytes written to an upstream", MetricType::Counter, |one| one.sent),
-    ("upstream_received_bytes", "Bytes read from an upstream", MetricType::Counter, |one| one.received),
-    ("upstream_resolve_failures", "Times that a host name did not resolve", MetricType::Counter, |one| {
-        one.resolve_failures
+    ("upstream_connections", "Connections made to an upstream", MetricType::Counter, |one| {
+        one.connected
     }),
+    (
+        "upstream_open_connections",
+        "Connections open to an upstream now",
+        MetricType::Gauge,
+        |one| one.active,
+    ),
+    (
+        "upstream_failures",
+        "Connections to an upstream that were not made",
+        MetricType::Counter,
+        |one| one.failed,
+    ),
+    (
+        "upstream_ejections",
+        "Times an upstream was passed over from then on",
+        MetricType::Counter,
+        |one| one.ejected,
+    ),
+    ("upstream_sent_bytes", "Bytes written to an upstream", MetricType::Counter, |one| one.sent),
+    ("upstream_received_bytes", "Bytes read from an upstream", MetricType::Counter, |one| {
+        one.received
+    }),
+    (
+        "upstream_resolve_failures",
+        "Times that a host name did not resolve",
+        MetricType::Counter,
+        |one| one.resolve_failures,
+    ),
 ];
 
 impl Collector for Line {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Self(Status { serving, generations, counters: Counters { listeners, upstreams, handoffs }, .. }) = self;
+        let Self(Status {
+            serving,
+            generations,
+            counters: Counters { listeners, upstreams, handoffs },
+            ..
+        }) = self;
         let numbers = [
             ("generation", "The generation that serves", serving.get()),
             ("generations", "Generations alive", generations.len() as u64),
         ];
         for (name, help, number) in numbers {
-            ConstGauge::new(number).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+            ConstGauge::new(number).encode(encoder.encode_descriptor(
+                name,
+                help,
+                None,
+                MetricType::Gauge,
+            )?)?;
         }
-        let outcomes =
-            [("succeeded", handoffs.succeeded), ("failed", handoffs.failed), ("rolled_back", handoffs.rolled_back)];
-        let mut family =
-            encoder.encode_descriptor("handoffs", "Handoffs, by how they ended", None, MetricType::Counter)?;
+        let outcomes = [
+            ("succeeded", handoffs.succeeded),
+            ("failed", handoffs.failed),
+            ("rolled_back", handoffs.rolled_back),
+        ];
+        let mut family = encoder.encode_descriptor(
+            "handoffs",
+            "Handoffs, by how they ended",
+            None,
+            MetricType::Counter,
+        )?;
         for (outcome, number) in outcomes {
             ConstCounter::new(number).encode(family.encode_family(&[("outcome", outcome)])?)?;
         }
@@ -105,7 +174,8 @@ impl Collector for Line {
 /// The host name of an upstream, if it has one, and its address; the name itself stands for the addresses
 /// that it no longer has.
 fn host_and_address(upstream: &str) -> (Option<&str>, &str) {
-    let is_name = |text: &str| !text.starts_with(['/', '@', '[']) && text.parse::<Address>().is_err();
+    let is_name =
+        |text: &str| !text.starts_with(['/', '@', '[']) && text.parse::<Address>().is_err();
     match upstream.split_once('/') {
         Some((host, address)) if is_name(upstream) => (Some(host), address),
         _ if is_name(upstream) => (Some(upstream), upstream),
@@ -113,7 +183,11 @@ fn host_and_address(upstream: &str) -> (Option<&str>, &str) {
     }
 }
 
-fn put(encoder: prometheus_client::encoding::MetricEncoder<'_>, kind: MetricType, number: u64) -> fmt::Result {
+fn put(
+    encoder: prometheus_client::encoding::MetricEncoder<'_>,
+    kind: MetricType,
+    number: u64,
+) -> fmt::Result {
     if matches!(kind, MetricType::Gauge) {
         ConstGauge::new(number).encode(encoder)
     } else {

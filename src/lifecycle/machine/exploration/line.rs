@@ -155,7 +155,13 @@ pub(super) enum Breach {
 impl Line {
     pub(super) fn first(setting: &Setting) -> Self {
         let first = Process::born(Birth::First, None, Vec::new());
-        Self { processes: vec![first], pid_file: None, main: None, left: setting.fates, breach: None }
+        Self {
+            processes: vec![first],
+            pid_file: None,
+            main: None,
+            left: setting.fates,
+            breach: None,
+        }
     }
 
     pub(super) fn living(&self) -> impl Iterator<Item = (Id, &Process)> {
@@ -171,7 +177,9 @@ impl Line {
 
     /// Who can speak on `channel`.
     pub(super) fn holders(&self, channel: Id) -> impl Iterator<Item = &Process> {
-        self.living().map(|(_, process)| process).filter(move |process| process.older.contains(&channel))
+        self.living()
+            .map(|(_, process)| process)
+            .filter(move |process| process.older.contains(&channel))
     }
 
     /// What `id` hears next from its neighbours.
@@ -194,7 +202,11 @@ impl Line {
         if !parent.down.is_empty() {
             self.breach = Some(Breach::WordForTheWrongReader);
         }
-        if parent.successor.replace(Successor { id: channel, ready: false, released: false }).is_some() {
+        if parent
+            .successor
+            .replace(Successor { id: channel, ready: false, released: false })
+            .is_some()
+        {
             self.breach = Some(Breach::TwoSuccessors);
         }
         let older = parent.older.iter().copied().chain([channel]).collect();
@@ -210,7 +222,13 @@ impl Line {
         let Process { outcome, parent, .. } = *process;
         let up = std::mem::take(&mut process.up);
         let state = State::Stopped;
-        *process = Process { alive: false, state, outcome, up, ..Process::born(Birth::First, parent, Vec::new()) };
+        *process = Process {
+            alive: false,
+            state,
+            outcome,
+            up,
+            ..Process::born(Birth::First, parent, Vec::new())
+        };
         for heir in self.processes.iter_mut().filter(|heir| heir.parent == Some(id)) {
             heir.outcome = None;
         }

@@ -7,7 +7,9 @@
 
 use std::fmt;
 
-use super::line::{Breach, Deadlines, Failure, Heard, Id, Line, Office, Outcome, Setting, Successor, Word};
+use super::line::{
+    Breach, Deadlines, Failure, Heard, Id, Line, Office, Outcome, Setting, Successor, Word,
+};
 use crate::lifecycle::machine::{Action, Event, State, step};
 
 /// What sets a process in motion.
@@ -111,7 +113,8 @@ impl Line {
         }
         // One that is released is let go of when its end is heard once more.
         let is_released = line.processes[of].successor.is_some_and(|successor| successor.released);
-        let heard_the_end = cause == Cause::Hears(Heard::Successor(Word::End)) && line.processes[of].alive;
+        let heard_the_end =
+            cause == Cause::Hears(Heard::Successor(Word::End)) && line.processes[of].alive;
         if heard_the_end && !is_released && line.next_word(of).map(Cause::Hears) == Some(cause) {
             line.breach = Some(Breach::BusyLoop);
         }
@@ -144,7 +147,9 @@ impl Line {
             | Action::Exit => false,
         };
         let actions = self.clone().meet(setting, of, cause);
-        (1..actions.len()).filter(|&count| speaks(&actions[count - 1]) && actions[count..].iter().any(speaks)).collect()
+        (1..actions.len())
+            .filter(|&count| speaks(&actions[count - 1]) && actions[count..].iter().any(speaks))
+            .collect()
     }
 
     /// Takes `cause` and steps; what is to be done then.
@@ -230,7 +235,11 @@ impl Line {
             return Some(Event::LineStopping);
         }
         process.failure = Some(failure);
-        Some(if failure == Failure::ToldToStop { Event::SuccessorRolledBack } else { Event::SuccessorLost })
+        Some(if failure == Failure::ToldToStop {
+            Event::SuccessorRolledBack
+        } else {
+            Event::SuccessorLost
+        })
     }
 
     /// Does what the driver does.
@@ -244,14 +253,18 @@ impl Line {
                 process.office = Office::Head;
                 let older = self.open_channels(id);
                 let excess = older.len().saturating_sub(setting.generations - 1);
-                older[..excess].iter().for_each(|channel| self.processes[*channel].up.push_back(Word::Cut));
+                older[..excess]
+                    .iter()
+                    .for_each(|channel| self.processes[*channel].up.push_back(Word::Cut));
             }
             Action::NotifyReady => self.main = Some(id),
             Action::StartSuccessor => {
                 process.deadlines.ready = true;
                 self.give_birth(id);
             }
-            Action::StartBake => process.deadlines = Deadlines { bake: true, ..Deadlines::default() },
+            Action::StartBake => {
+                process.deadlines = Deadlines { bake: true, ..Deadlines::default() }
+            }
             Action::LetGo => self.let_go(id),
             Action::LeaveTheLine => {
                 if self.open_channels(id).is_empty() {
@@ -276,13 +289,20 @@ impl Line {
                 self.main = Some(successor);
                 self.settle(successor, Outcome::Committed);
                 let is_for_good = matches!(action, Action::CommitForGood(_));
-                let word = if is_for_good { Word::CommittedForGood(hangup) } else { Word::Committed(hangup) };
+                let word = if is_for_good {
+                    Word::CommittedForGood(hangup)
+                } else {
+                    Word::Committed(hangup)
+                };
                 self.tell_successor(successor, word);
             }
             Action::DropSuccessor => {
-                process.deadlines = Deadlines { drain: process.deadlines.drain, ..Deadlines::default() };
+                process.deadlines =
+                    Deadlines { drain: process.deadlines.drain, ..Deadlines::default() };
                 let Some(failure) = process.failure.take() else { return };
-                let Some(Successor { id: successor, .. }) = process.successor.take() else { return };
+                let Some(Successor { id: successor, .. }) = process.successor.take() else {
+                    return;
+                };
                 self.settle(successor, Outcome::Dropped);
                 match failure {
                     Failure::ToldToStop => self.forget_the_unheard(),
@@ -292,7 +312,9 @@ impl Line {
             Action::StopSuccessor => {
                 process.deadlines.ready = false;
                 match process.successor {
-                    Some(Successor { id: successor, .. }) => self.tell_successor(successor, Word::Stop),
+                    Some(Successor { id: successor, .. }) => {
+                        self.tell_successor(successor, Word::Stop)
+                    }
                     None => self.breach = Some(Breach::NoSuccessor),
                 }
             }

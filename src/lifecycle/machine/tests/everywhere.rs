@@ -22,7 +22,10 @@ fn a_state_that_was_told_to_stop_never_accepts_again() {
         assert!(!state.accepts(), "{state:?}");
         for event in EVENTS {
             let (_, actions) = step(state, event);
-            assert!(!actions.contains(&Resume) && !actions.contains(&StartSuccessor), "{state:?} x {event:?}");
+            assert!(
+                !actions.contains(&Resume) && !actions.contains(&StartSuccessor),
+                "{state:?} x {event:?}"
+            );
         }
     }
 }

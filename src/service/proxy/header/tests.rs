@@ -26,7 +26,8 @@ fn said(header: &[u8]) -> Option<Route> {
 #[test]
 fn what_is_announced_is_understood_in_any_parts() {
     for version in [HeaderVersion::V1, HeaderVersion::V2] {
-        for (source, destination) in [("192.0.2.1:1234", "198.51.100.7:80"), ("[2001:db8::1]:65535", "[2001:db8::2]:1")]
+        for (source, destination) in
+            [("192.0.2.1:1234", "198.51.100.7:80"), ("[2001:db8::1]:65535", "[2001:db8::2]:1")]
         {
             let route = route(source, destination);
             assert_eq!(said(&announce(version, Some(route))), Some(route));
@@ -39,11 +40,30 @@ fn what_is_announced_is_understood_in_any_parts() {
 #[test]
 fn what_is_announced_is_what_the_specification_says() {
     let four = route("[::ffff:192.0.2.1]:1234", "198.51.100.7:80");
-    assert_eq!(announce(HeaderVersion::V1, Some(four)), b"PROXY TCP4 192.0.2.1 198.51.100.7 1234 80\r\n");
-    let block = [192, 0, 2, 1, 198, 51, 100, 7, 1234_u16.to_be_bytes()[0], 1234_u16.to_be_bytes()[1], 0, 80];
+    assert_eq!(
+        announce(HeaderVersion::V1, Some(four)),
+        b"PROXY TCP4 192.0.2.1 198.51.100.7 1234 80\r\n"
+    );
+    let block = [
+        192,
+        0,
+        2,
+        1,
+        198,
+        51,
+        100,
+        7,
+        1234_u16.to_be_bytes()[0],
+        1234_u16.to_be_bytes()[1],
+        0,
+        80,
+    ];
     assert_eq!(announce(HeaderVersion::V2, Some(four)), v2(0x21, 0x11, 12, &block));
     let mixed = route("[2001:db8::1]:1", "198.51.100.7:2");
-    assert_eq!(announce(HeaderVersion::V1, Some(mixed)), b"PROXY TCP6 2001:db8::1 ::ffff:198.51.100.7 1 2\r\n");
+    assert_eq!(
+        announce(HeaderVersion::V1, Some(mixed)),
+        b"PROXY TCP6 2001:db8::1 ::ffff:198.51.100.7 1 2\r\n"
+    );
     assert_eq!(announce(HeaderVersion::V1, None), b"PROXY UNKNOWN\r\n");
     assert_eq!(announce(HeaderVersion::V2, None), v2(0x21, 0, 0, &[]));
     assert_eq!(own(HeaderVersion::V2), v2(0x20, 0, 0, &[]));
@@ -61,7 +81,9 @@ fn what_a_proxy_says_of_itself_or_does_not_know_is_passed_over() {
 
 #[test]
 fn what_follows_the_addresses_is_part_of_the_header() {
-    let block = [&[10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2][..], &[0x03, 0, 4, 1, 2, 3, 4], &[0x20; 700]].concat();
+    let block =
+        [&[10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2][..], &[0x03, 0, 4, 1, 2, 3, 4], &[0x20; 700]]
+            .concat();
     let length = u16::try_from(block.len()).unwrap();
     assert_eq!(said(&v2(0x21, 0x11, length, &block)), Some(route("10.0.0.1:1", "10.0.0.2:2")));
 }
@@ -87,7 +109,11 @@ fn the_two_addresses_of_a_line_may_be_of_two_families() {
         ("TCP4 192.0.2.7 2001:db8::1 1234 443", "192.0.2.7:1234", "[2001:db8::1]:443"),
         ("TCP6 ::ffff:192.0.2.7 ::1 0 65535", "[::ffff:192.0.2.7]:0", "[::1]:65535"),
     ] {
-        assert_eq!(said(format!("PROXY {line}\r\n").as_bytes()), Some(route(source, destination)), "{line}");
+        assert_eq!(
+            said(format!("PROXY {line}\r\n").as_bytes()),
+            Some(route(source, destination)),
+            "{line}"
+        );
     }
 }
 

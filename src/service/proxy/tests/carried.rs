@@ -25,12 +25,14 @@ impl Asker {
         client.set_recv_buffer_size(4096).unwrap();
         let client = client.connect(listener.local_addr().unwrap()).await.unwrap();
         let (accepted, peer) = listener.accept().await.unwrap();
-        let stream = Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
+        let stream =
+            Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
         let (watch, guard) = Drain::new().entry(Way::Carry).admit();
         let turns = Arc::<Turns>::default();
         let asking = Asking::new(Arc::clone(&turns));
         let word = Some(Arc::clone(asking.word()));
-        let connection = Connection::new(Admission { word, ..admission(stream, Peer::Tcp(peer), watch) });
+        let connection =
+            Connection::new(Admission { word, ..admission(stream, Peer::Tcp(peer), watch) });
         (Self { turns, asking, _guard: guard }, connection, client)
     }
 
@@ -56,19 +58,24 @@ async fn a_client_that_has_used_its_time_in_another_process_has_none_left_here()
     let upstream = Address::Tcp(hole.local_addr().unwrap());
     let mut config = config(vec![upstream]);
     config.accept_header_from = vec!["127.0.0.0/8".parse().unwrap()];
-    (config.header_timeout, config.connect_patience, config.connect_timeout) = (hour, Duration::ZERO, hour);
+    (config.header_timeout, config.connect_patience, config.connect_timeout) =
+        (hour, Duration::ZERO, hour);
     let proxy = Proxy::new(config);
     let listener = listen().await;
     for identified in [None, Some(Identified { route: None })] {
         let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (accepted, peer) = listener.accept().await.unwrap();
-        let stream = Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
+        let stream =
+            Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
         let (watch, _guard) = Drain::new().entry(Way::End).admit();
         let since = tokio::time::Instant::now().checked_sub(hour);
         let waited = Arriving { identified, since, ..Arriving::default() };
         let parcel = Some(crate::service::proxy::carried::arriving(waited));
-        let mut connection = Connection::new(Admission { parcel, ..admission(stream, Peer::Tcp(peer), watch) });
-        let served = timeout(DEADLINE, proxy.serve(&mut connection)).await.expect("it waits for an hour again");
+        let mut connection =
+            Connection::new(Admission { parcel, ..admission(stream, Peer::Tcp(peer), watch) });
+        let served = timeout(DEADLINE, proxy.serve(&mut connection))
+            .await
+            .expect("it waits for an hour again");
         assert_eq!(served.unwrap_err().kind(), ErrorKind::TimedOut);
     }
 }
@@ -104,7 +111,10 @@ async fn what_is_left_of_a_broken_conversation_is_not_waited_for_by_a_carry() {
     while !is_refused() {
         // So that there is room for what it holds: then it sees that nothing follows.
         let _ = client.try_read(&mut [0; 4096]);
-        assert!(poll(&mut serving).await.is_pending() && began.elapsed() < DEADLINE, "it is waited for");
+        assert!(
+            poll(&mut serving).await.is_pending() && began.elapsed() < DEADLINE,
+            "it is waited for"
+        );
         tokio::task::yield_now().await;
     }
     drop(client);
@@ -117,7 +127,8 @@ async fn a_client_that_is_carried_in_the_middle_of_an_attempt_goes_on_with_the_n
     let upstream = listen().await;
     let addresses = [hole.local_addr().unwrap(), upstream.local_addr().unwrap()].map(Address::Tcp);
     let mut config = config(addresses.into());
-    (config.balance, config.connect_timeout) = (crate::config::Balance::InOrder, Duration::from_secs(3600));
+    (config.balance, config.connect_timeout) =
+        (crate::config::Balance::InOrder, Duration::from_secs(3600));
     let (mut asker, mut connection, _client) = Asker::new().await;
     let proxy = Proxy::new(config.clone());
     {
@@ -137,7 +148,8 @@ async fn a_client_that_is_carried_in_the_middle_of_an_attempt_goes_on_with_the_n
 }
 
 #[tokio::test]
-async fn an_upstream_that_was_carried_after_its_end_hears_the_clients_while_the_other_process_has_a_copy() {
+async fn an_upstream_that_was_carried_after_its_end_hears_the_clients_while_the_other_process_has_a_copy()
+ {
     let upstream = listen().await;
     let address = Address::Tcp(upstream.local_addr().unwrap());
     let config = config(vec![address]);
@@ -165,7 +177,10 @@ async fn an_upstream_that_was_carried_after_its_end_hears_the_clients_while_the_
     client.shutdown().await.unwrap();
     let another = Proxy::new(config);
     timeout(DEADLINE, another.serve(&mut connection)).await.unwrap().unwrap();
-    assert_eq!(timeout(DEADLINE, server.read(&mut [0; 1])).await.expect("it hears no end").unwrap(), 0);
+    assert_eq!(
+        timeout(DEADLINE, server.read(&mut [0; 1])).await.expect("it hears no end").unwrap(),
+        0
+    );
 }
 
 #[tokio::test]

@@ -46,7 +46,11 @@ async fn a_check_finds_who_is_away_and_who_is_back() {
         never = &mut watch => match never {},
         met = timeout(DEADLINE, met) => met.expect("it is passed over for ever"),
     }
-    assert_eq!(front.proxy.upstreams()["web"][&away.to_string()].failed, 0, "a client has met it while it was away");
+    assert_eq!(
+        front.proxy.upstreams()["web"][&away.to_string()].failed,
+        0,
+        "a client has met it while it was away"
+    );
 }
 
 #[tokio::test]

@@ -20,7 +20,8 @@ async fn each_upstream_has_its_turn() {
 #[tokio::test]
 async fn whoever_has_the_fewest_connections_gets_the_next() {
     let (one, other) = (listen().await, listen().await);
-    let front = Front::new(&[&one, &other], |config| config.balance = Balance::LeastConnections).await;
+    let front =
+        Front::new(&[&one, &other], |config| config.balance = Balance::LeastConnections).await;
     let _stays = front.pair(&one).await;
     for _ in 0..3 {
         let (client, mut upstream) = front.pair(&other).await;
@@ -84,7 +85,8 @@ async fn an_upstream_that_does_not_answer_is_given_up_for_the_next() {
 #[tokio::test]
 async fn a_client_is_held_until_an_upstream_accepts() {
     let address = nobody().await;
-    let front = Front::to(vec![Address::Tcp(address)], |config| config.connect_patience = DEADLINE).await;
+    let front =
+        Front::to(vec![Address::Tcp(address)], |config| config.connect_patience = DEADLINE).await;
     let mut clients = Vec::new();
     for _ in 0..20 {
         let mut client = front.connect().await;
@@ -93,7 +95,8 @@ async fn a_client_is_held_until_an_upstream_accepts() {
     }
     // One of them has nothing more to say, and waits for its reply.
     clients[0].shutdown().await.unwrap();
-    becomes(|| front.proxy.upstreams().values().any(|by| by.values().any(|one| one.failed >= 60))).await;
+    becomes(|| front.proxy.upstreams().values().any(|by| by.values().any(|one| one.failed >= 60)))
+        .await;
     let upstream = listen_again(address);
     for _ in 0..20 {
         let mut server = accept(&upstream).await;
@@ -109,7 +112,10 @@ async fn a_client_is_held_until_an_upstream_accepts() {
 async fn a_client_that_nobody_accepts_in_time_is_reset() {
     let (patience, address) = (SOON, nobody().await);
     for connect_patience in [Duration::ZERO, patience] {
-        let front = Front::to(vec![Address::Tcp(address)], |config| config.connect_patience = connect_patience).await;
+        let front = Front::to(vec![Address::Tcp(address)], |config| {
+            config.connect_patience = connect_patience
+        })
+        .await;
         let since = Instant::now();
         let mut client = front.connect().await;
         assert_reset(&mut client).await;

@@ -18,7 +18,10 @@ async fn the_upstream_is_told_who_the_client_is() {
 
 #[tokio::test]
 async fn who_is_trusted_says_who_the_client_is_and_what_follows_is_the_upstreams() {
-    let route = Route { source: "192.0.2.1:1234".parse().unwrap(), destination: "198.51.100.7:80".parse().unwrap() };
+    let route = Route {
+        source: "192.0.2.1:1234".parse().unwrap(),
+        destination: "198.51.100.7:80".parse().unwrap(),
+    };
     for version in [HeaderVersion::V1, HeaderVersion::V2] {
         let upstream = listen().await;
         let front = Front::new(&[&upstream], |config| {
@@ -87,8 +90,10 @@ async fn who_is_trusted_and_brings_no_header_is_closed_and_meets_no_upstream() {
 #[tokio::test]
 async fn what_a_stranger_says_is_not_interpreted() {
     let upstream = listen().await;
-    let front =
-        Front::new(&[&upstream], |config| config.accept_header_from = vec!["192.0.2.0/24".parse().unwrap()]).await;
+    let front = Front::new(&[&upstream], |config| {
+        config.accept_header_from = vec!["192.0.2.0/24".parse().unwrap()]
+    })
+    .await;
     let (mut client, mut server) = front.pair(&upstream).await;
     client.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.1 1 1\r\nrest").await.unwrap();
     assert_eq!(read(&mut server, 40).await, b"PROXY TCP4 192.0.2.1 192.0.2.1 1 1\r\nrest");

@@ -54,7 +54,13 @@ async fn live_connections_are_in_the_sums() {
     let front = Front::new(&[&upstream], |_| {}).await;
     let (mut client, mut server) = front.pair(&upstream).await;
     assert_linked(&mut client, &mut server).await;
-    let expected = UpstreamCounters { connected: 1, active: 1, sent: 7, received: 5, ..UpstreamCounters::default() };
+    let expected = UpstreamCounters {
+        connected: 1,
+        active: 1,
+        sent: 7,
+        received: 5,
+        ..UpstreamCounters::default()
+    };
     assert_eq!(front.counters(&upstream), expected);
     drop(client);
     assert_eq!(read_to_end(&mut server).await.unwrap(), b"");

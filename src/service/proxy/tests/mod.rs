@@ -42,7 +42,9 @@ fn admission(stream: Stream, peer: Peer, drain: DrainWatch) -> Admission {
 
 /// The defaults, for these upstreams.
 fn config(addresses: Vec<Address>) -> ProxyConfig {
-    ProxyConfig::to(crate::config::Upstreams::new(addresses.into_iter().map(Into::into).collect()).unwrap())
+    ProxyConfig::to(
+        crate::config::Upstreams::new(addresses.into_iter().map(Into::into).collect()).unwrap(),
+    )
 }
 
 /// A proxy at work on a port of its own, until it is dropped.
@@ -55,7 +57,8 @@ struct Front {
 impl Front {
     /// In front of `upstreams`, with settings of the test's own.
     async fn new(upstreams: &[&TcpListener], set: impl FnOnce(&mut ProxyConfig)) -> Self {
-        let addresses = upstreams.iter().map(|upstream| Address::Tcp(upstream.local_addr().unwrap()));
+        let addresses =
+            upstreams.iter().map(|upstream| Address::Tcp(upstream.local_addr().unwrap()));
         Self::to(addresses.collect(), set).await
     }
 
@@ -75,7 +78,9 @@ impl Front {
             loop {
                 let (accepted, peer) = listener.accept().await.unwrap();
                 let (watch, guard) = drain.entry(Way::End).admit();
-                let stream = Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
+                let stream =
+                    Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer))
+                        .unwrap();
                 let mut connection = connection(stream, Peer::Tcp(peer), watch);
                 let proxy = Arc::clone(&serving);
                 tokio::spawn(async move {

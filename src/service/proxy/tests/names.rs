@@ -25,11 +25,14 @@ impl Answers {
 
     /// A proxy for that name, which asks for its addresses all the time.
     fn proxy(&self, set: impl FnOnce(&mut ProxyConfig)) -> Arc<Proxy> {
-        let mut config = ProxyConfig::to(crate::config::Upstreams::new(vec![NAME.parse().unwrap()]).unwrap());
+        let mut config =
+            ProxyConfig::to(crate::config::Upstreams::new(vec![NAME.parse().unwrap()]).unwrap());
         config.resolve_interval = Duration::from_millis(5);
         set(&mut config);
         let answers = self.clone();
-        let resolve = move |_: &_| answers.0.lock().unwrap().clone().ok_or_else(|| Error::other("no such name"));
+        let resolve = move |_: &_| {
+            answers.0.lock().unwrap().clone().ok_or_else(|| Error::other("no such name"))
+        };
         Arc::new(Proxy { resolver: Resolver::new(resolve), ..Proxy::new(config) })
     }
 }
@@ -95,7 +98,8 @@ async fn a_name_that_does_not_resolve_any_more_keeps_its_addresses() {
 
 #[tokio::test]
 async fn an_address_that_stays_keeps_its_place_and_its_failures() {
-    let (away, stays, comes, answers) = (nobody().await, listen().await, listen().await, Answers::default());
+    let (away, stays, comes, answers) =
+        (nobody().await, listen().await, listen().await, Answers::default());
     let proxy = answers.proxy(|config| {
         config.balance = Balance::InOrder;
         config.ejection = Ejection { failures: 1, time: Duration::from_secs(3600) };
@@ -106,8 +110,12 @@ async fn an_address_that_stays_keeps_its_place_and_its_failures() {
     drop(front.pair(&stays).await);
     answers.are(&[address(&comes), address(&stays), away]);
     assert!(proxy.resolve().await);
-    let labels: Vec<_> = proxy.upstreams.current().iter().map(|upstream| upstream.label().to_owned()).collect();
-    assert_eq!(labels, [away, address(&stays), address(&comes)].map(|address| format!("{NAME}/{address}")));
+    let labels: Vec<_> =
+        proxy.upstreams.current().iter().map(|upstream| upstream.label().to_owned()).collect();
+    assert_eq!(
+        labels,
+        [away, address(&stays), address(&comes)].map(|address| format!("{NAME}/{address}"))
+    );
     drop(front.pair(&stays).await);
     let failed = counters(&front, &labels[0]).unwrap();
     assert_eq!((failed.failed, failed.ejected), (1, 1), "it is met again");
@@ -128,7 +136,8 @@ async fn an_address_that_is_configured_is_there_once() {
     });
     answers.are(&[address(&upstream)]);
     assert!(proxy.resolve().await);
-    let labels: Vec<_> = proxy.upstreams.current().iter().map(|upstream| upstream.label().to_owned()).collect();
+    let labels: Vec<_> =
+        proxy.upstreams.current().iter().map(|upstream| upstream.label().to_owned()).collect();
     assert_eq!(labels, [address(&upstream).to_string()]);
 }
 
@@ -149,7 +158,8 @@ async fn checks_follow_the_addresses_of_a_name() {
     let (old, new, answers) = (listen().await, listen().await, Answers::default());
     answers.are(&[address(&old)]);
     let proxy = answers.proxy(|config| {
-        config.check = Some(crate::config::Check { interval: Duration::from_millis(5), timeout: DEADLINE });
+        config.check =
+            Some(crate::config::Check { interval: Duration::from_millis(5), timeout: DEADLINE });
     });
     let _watch = watch(&proxy);
     drop(accept(&old).await);

@@ -16,7 +16,8 @@ fn offered(upstreams: &Upstreams) -> Vec<usize> {
     while let Some(upstream) = upstreams.choose(&round) {
         round.tried(&upstream);
     }
-    let place = |one: &Arc<Upstream>| round.all.iter().position(|other| Arc::ptr_eq(one, other)).unwrap();
+    let place =
+        |one: &Arc<Upstream>| round.all.iter().position(|other| Arc::ptr_eq(one, other)).unwrap();
     round.tried.iter().map(place).collect()
 }
 
@@ -121,9 +122,13 @@ fn who_fails_a_check_is_passed_over_until_one_passes() {
 fn who_stays_away_is_named_once_and_so_is_the_return() {
     let mut file = tempfile::tempfile().unwrap();
     let write = file.try_clone().unwrap();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(std::sync::Mutex::new(write)).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(std::sync::Mutex::new(write))
+        .finish();
     tracing::subscriber::with_default(subscriber, || {
-        let upstreams = upstreams(2, Balance::InOrder, Ejection { failures: 1, time: Duration::ZERO });
+        let upstreams =
+            upstreams(2, Balance::InOrder, Ejection { failures: 1, time: Duration::ZERO });
         for times in 1..=5 {
             fail(&upstreams, 0, 1);
             while upstreams.is_out(&at(&upstreams, 0)) {
@@ -137,6 +142,14 @@ fn who_stays_away_is_named_once_and_so_is_the_return() {
     let mut log = String::new();
     file.rewind().unwrap();
     file.read_to_string(&mut log).unwrap();
-    assert_eq!((log.matches("is passed over").count(), log.matches("is back").count()), (1, 1), "{log}");
-    assert!(log.contains("connection refused") && log.contains(r#"listener="web" upstream=@upstream-0"#), "{log}");
+    assert_eq!(
+        (log.matches("is passed over").count(), log.matches("is back").count()),
+        (1, 1),
+        "{log}"
+    );
+    assert!(
+        log.contains("connection refused")
+            && log.contains(r#"listener="web" upstream=@upstream-0"#),
+        "{log}"
+    );
 }

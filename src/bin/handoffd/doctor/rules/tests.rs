@@ -14,7 +14,10 @@ const SHIPPED: [(&str, &str); 20] = [
     ("RestartSteps", "0"),
     ("OOMPolicy", "continue"),
     ("NeedDaemonReload", "no"),
-    ("ExecReload", "{ path=/usr/bin/env ; argv[]=/usr/bin/env /proc/${MAINPID}/exe reload ; ignore_errors=no ; }"),
+    (
+        "ExecReload",
+        "{ path=/usr/bin/env ; argv[]=/usr/bin/env /proc/${MAINPID}/exe reload ; ignore_errors=no ; }",
+    ),
     ("RuntimeDirectory", "handoffd"),
     ("TimeoutStartUSec", "1min"),
     ("TimeoutStopUSec", "45s"),
@@ -24,12 +27,16 @@ const SHIPPED: [(&str, &str); 20] = [
     ("FileDescriptorStoreMax", "128"),
     ("PrivateUsers", "no"),
     ("RestrictAddressFamilies", "AF_INET AF_INET6 AF_UNIX"),
-    ("SystemCallFilter", "clone close_range dup2 execve fcntl pidfd_open pidfd_send_signal sendmsg socketpair"),
+    (
+        "SystemCallFilter",
+        "clone close_range dup2 execve fcntl pidfd_open pidfd_send_signal sendmsg socketpair",
+    ),
 ];
 
 /// What is found in the shipped unit with other values for some properties.
 fn found(systemd: u32, changed: &[(&str, &str)]) -> Vec<(Severity, String)> {
-    let properties = SHIPPED.iter().chain(changed).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let properties =
+        SHIPPED.iter().chain(changed).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     let socket = [("Accept".to_owned(), "no".to_owned())].into();
     let sockets = vec![("handoffd.socket".to_owned(), socket)];
     let settings = Settings { ready_timeout_ms: 30_000, bake_ms: 1_000, drain_timeout_ms: 30_000 };
@@ -65,32 +72,59 @@ fn each_setting_that_breaks_a_handoff_is_found() {
         ("RestrictAddressFamilies", "AF_INET"),
         ("RestrictAddressFamilies", "~AF_PACKET AF_UNIX"),
     ] {
-        assert_eq!(found(257, &[(property, value)]), [(Breaks, format!("{property}={value}"))], "{property}={value}");
+        assert_eq!(
+            found(257, &[(property, value)]),
+            [(Breaks, format!("{property}={value}"))],
+            "{property}={value}"
+        );
     }
     for (property, value, setting) in [
-        ("ExecReload", "{ path=/bin/kill ; argv[]=/bin/kill -HUP ${MAINPID} ; ignore_errors=no ; }", "ExecReload="),
-        ("ExecReload", "{ path=/bin/x ; argv[]=/bin/x reload ; ignore_errors=yes ; }", "ExecReload=-"),
+        (
+            "ExecReload",
+            "{ path=/bin/kill ; argv[]=/bin/kill -HUP ${MAINPID} ; ignore_errors=no ; }",
+            "ExecReload=",
+        ),
+        (
+            "ExecReload",
+            "{ path=/bin/x ; argv[]=/bin/x reload ; ignore_errors=yes ; }",
+            "ExecReload=-",
+        ),
         ("RuntimeDirectory", "", "RuntimeDirectory="),
         ("TimeoutStartUSec", "31s", "TimeoutStartSec=31s"),
         ("SystemCallFilter", "clone execve", "SystemCallFilter="),
         ("SystemCallFilter", "~ptrace execve:EPERM", "SystemCallFilter="),
     ] {
-        assert_eq!(found(257, &[(property, value)]), [(Breaks, setting.to_owned())], "{property}={value}");
+        assert_eq!(
+            found(257, &[(property, value)]),
+            [(Breaks, setting.to_owned())],
+            "{property}={value}"
+        );
     }
 }
 
 #[test]
 fn an_init_of_ours_under_a_manager_that_is_notified_is_found() {
-    let init = ("ExecStart", "{ path=/usr/bin/h ; argv[]=/usr/bin/h --init --bake 1 ; ignore_errors=no ; }");
+    let init = (
+        "ExecStart",
+        "{ path=/usr/bin/h ; argv[]=/usr/bin/h --init --bake 1 ; ignore_errors=no ; }",
+    );
     assert_eq!(found(257, &[init]), [(Breaks, "Type=notify with --init".to_owned())]);
-    let risks = ["Type=notify with --init", "NotifyAccess=all"].map(|setting| (Risks, setting.to_owned()));
+    let risks =
+        ["Type=notify with --init", "NotifyAccess=all"].map(|setting| (Risks, setting.to_owned()));
     let mut all = found(257, &[init, ("NotifyAccess", "all")]);
     all.reverse();
     assert_eq!(all, risks);
     for kind in ["simple", "exec"] {
-        assert_eq!(found(257, &[init, ("Type", kind)]), [], "systemd watches the process that stays");
+        assert_eq!(
+            found(257, &[init, ("Type", kind)]),
+            [],
+            "systemd watches the process that stays"
+        );
     }
-    let other = ("ExecStart", "{ path=/usr/bin/--init ; argv[]=/usr/bin/h --initial ; ignore_errors=no ; }");
+    let other = (
+        "ExecStart",
+        "{ path=/usr/bin/--init ; argv[]=/usr/bin/h --initial ; ignore_errors=no ; }",
+    );
     assert_eq!(found(257, &[other]), []);
 }
 
@@ -104,8 +138,14 @@ fn file_capabilities_with_a_reload_by_proc_are_found() {
     for (harmless, why) in [
         (("User", "root"), "root may follow it"),
         (("NoNewPrivileges", "yes"), "nothing is gained"),
-        (("ExecReload", "{ path=/usr/bin/h ; argv[]=/usr/bin/h reload ; ignore_errors=no ; }"), "by its path"),
-        (("ExecReloadEx", "{ path=/usr/bin/env ; argv[]=/usr/bin/env ; flags=privileged ; }"), "with a plus sign"),
+        (
+            ("ExecReload", "{ path=/usr/bin/h ; argv[]=/usr/bin/h reload ; ignore_errors=no ; }"),
+            "by its path",
+        ),
+        (
+            ("ExecReloadEx", "{ path=/usr/bin/env ; argv[]=/usr/bin/env ; flags=privileged ; }"),
+            "with a plus sign",
+        ),
     ] {
         assert_eq!(found(257, &[setcap, user, harmless]), [], "{why}");
     }
@@ -125,9 +165,16 @@ fn each_setting_that_risks_a_handoff_is_found() {
         ("FileDescriptorStoreMax", "1"),
         ("PrivateUsers", "yes"),
     ] {
-        assert_eq!(found(257, &[(property, value)]), [(Risks, format!("{property}={value}"))], "{property}={value}");
+        assert_eq!(
+            found(257, &[(property, value)]),
+            [(Risks, format!("{property}={value}"))],
+            "{property}={value}"
+        );
     }
-    assert_eq!(found(257, &[("TimeoutStopUSec", "30s")]), [(Risks, "TimeoutStopSec=30s".to_owned())]);
+    assert_eq!(
+        found(257, &[("TimeoutStopUSec", "30s")]),
+        [(Risks, "TimeoutStopSec=30s".to_owned())]
+    );
     assert_eq!(found(257, &[("ExecReload", "")]), [(Risks, "ExecReload=".to_owned())]);
     let commands = "{ path=/bin/a ; ignore_errors=no ; }\n{ path=/bin/b ; ignore_errors=yes ; }";
     assert_eq!(found(257, &[("ExecStartPre", commands)]), [(Risks, "ExecStartPre=".to_owned())]);
@@ -146,7 +193,8 @@ fn the_variant_is_good_from_259_on() {
 
 #[test]
 fn without_bounds_and_with_what_an_older_systemd_does_not_know_nothing_is_wrong() {
-    let infinite = [("TimeoutStartUSec", "infinity"), ("TimeoutStopUSec", "infinity"), ("ExitType", "")];
+    let infinite =
+        [("TimeoutStartUSec", "infinity"), ("TimeoutStopUSec", "infinity"), ("ExitType", "")];
     assert_eq!(found(252, &infinite), []);
     assert_eq!(found(252, &[("RestrictAddressFamilies", ""), ("SystemCallFilter", "")]), []);
 }
