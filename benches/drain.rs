@@ -1,7 +1,8 @@
 //! Measures the time from SIGTERM to the exit of a daemon that holds thousands of idle connections.
 //!
-//! Idle after a request, they are to end at once. Those that never sent one are given no grace to do so here, for that
-//! is a wait by design. The exit is what its parent sees; the clients keep their ends open until then.
+//! Idle after a request, they are to end at once. Those that never sent one are given no grace to
+//! do so here, for that is a wait by design. The exit is what its parent sees; the clients keep
+//! their ends open until then.
 
 mod support;
 

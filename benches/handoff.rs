@@ -1,8 +1,10 @@
-//! Measures the time from SIGHUP to the successor accepting, and whether it grows with what the daemon holds.
+//! Measures the time from SIGHUP to the successor accepting, and whether it grows with what the
+//! daemon holds.
 //!
-//! Each measured handoff is rolled back during a long bake: the predecessor serves on with all its connections, so that
-//! every one of them starts from a generation that really holds so many. The path to the successor's accept loops is
-//! the same. The last rows are of a line that really goes on, bake 0. All lines live at once and take turns.
+//! Each measured handoff is rolled back during a long bake: the predecessor serves on with all its
+//! connections, so that every one of them starts from a generation that really holds so many. The
+//! path to the successor's accept loops is the same. The last rows are of a line that really goes
+//! on, bake 0. All lines live at once and take turns.
 
 mod support;
 

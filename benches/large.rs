@@ -1,8 +1,8 @@
-//! Measures large configurations: how long a handoff and `check` take with thousands of listeners and upstreams, and
-//! how long a handoff takes that carries thousands of connections.
+//! Measures large configurations: how long a handoff and `check` take with thousands of listeners
+//! and upstreams, and how long a handoff takes that carries thousands of connections.
 //!
-//! A handoff of a configuration is rolled back during a long bake, so that each turn starts from the same generation.
-//! The handoffs that carry go on.
+//! A handoff of a configuration is rolled back during a long bake, so that each turn starts from
+//! the same generation. The handoffs that carry go on.
 
 mod support;
 
@@ -120,7 +120,8 @@ fn configuration(listeners: usize, upstreams: usize) -> String {
     };
     let mut file = String::new();
     for number in 0..listeners {
-        // Each on an address of its own: for one address the kernel searches long for the 10,000th free port.
+        // Each on an address of its own: for one address the kernel searches long for the 10,000th
+        // free port.
         let address = format!("127.1.{}.{}:0", number / 250, number % 250 + 1);
         writeln!(file, "[listener.n{number}]\naddress = \"{address}\"\n{service}").expect("memory");
     }

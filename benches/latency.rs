@@ -1,8 +1,8 @@
-//! Measures what one client feels of handoffs: connect, request, reply, close, steady and while generations replace
-//! each other.
+//! Measures what one client feels of handoffs: connect, request, reply, close, steady and while
+//! generations replace each other.
 //!
-//! Turns of both kinds alternate, and each gives its own percentiles; the medians over the turns are compared, so that
-//! a turn in which the machine was busy with something else moves nothing.
+//! Turns of both kinds alternate, and each gives its own percentiles; the medians over the turns
+//! are compared, so that a turn in which the machine was busy with something else moves nothing.
 
 mod support;
 

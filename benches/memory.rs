@@ -1,7 +1,7 @@
 //! Measures the memory that one more idle connection costs, beside a bare tokio echo loop.
 //!
-//! From 1,000 to 5,000 connections, so that what the process needs anyway does not count. Only the process's own pages
-//! do: the kernel's part is the same for every server.
+//! From 1,000 to 5,000 connections, so that what the process needs anyway does not count. Only the
+//! process's own pages do: the kernel's part is the same for every server.
 
 mod support;
 

@@ -1,8 +1,10 @@
-//! Measures what the daemon's order costs: connections and requests a second, beside a bare tokio echo loop.
+//! Measures what the daemon's order costs: connections and requests a second, beside a bare tokio
+//! echo loop.
 //!
-//! Turns of both alternate in one run, and the figures of a turn are divided by those of its neighbour; what is shown
-//! is the median of these. The clients share the machine with the servers and need their part of it, so the rates come
-//! out closer than the servers are: the time of the processor that the server itself spends on one is shown too.
+//! Turns of both alternate in one run, and the figures of a turn are divided by those of its
+//! neighbour; what is shown is the median of these. The clients share the machine with the servers
+//! and need their part of it, so the rates come out closer than the servers are: the time of the
+//! processor that the server itself spends on one is shown too.
 
 mod support;
 

@@ -1,7 +1,8 @@
-//! Replaces an axum server while it serves: any server that takes connections can be lent a generation's life.
+//! Replaces an axum server while it serves: any server that takes connections can be lent a
+//! generation's life.
 //!
-//! Try it: `cargo run --example axum -- 127.0.0.1:7001`, then `curl 127.0.0.1:7001`, and `kill -HUP` with the process id
-//! that it answers with.
+//! Try it: `cargo run --example axum -- 127.0.0.1:7001`, then `curl 127.0.0.1:7001`, and `kill
+//! -HUP` with the process id that it answers with.
 
 use std::error::Error;
 use std::io::IsTerminal;
@@ -16,7 +17,8 @@ use handoffd::{
     Acceptor, Config, Drained, Inheritance, Listeners, Peer, Retirement, Starting, Stream,
 };
 
-/// How long a client that keeps its connection may take for the next request once the successor has taken over.
+/// How long a client that keeps its connection may take for the next request once the successor has
+/// taken over.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -45,8 +47,8 @@ async fn serve(config: Config, inheritance: Inheritance) -> Result<(), Box<dyn E
     let app = Router::new().route("/", get(move || async { whoami }));
     let mut serving = starting.ready()?;
     loop {
-        // It stops accepting at once when the successor has taken over. Each reply from then on announces the end of its
-        // connection; a connection without a request is closed later.
+        // It stops accepting at once when the successor has taken over. Each reply from then on
+        // announces the end of its connection; a connection without a request is closed later.
         let listener = UntilRetired(serving.acceptor("http")?);
         let retirement = serving.retirement();
         let app = app.clone().layer(map_response(move |reply| announce(retirement.clone(), reply)));
@@ -64,7 +66,8 @@ async fn serve(config: Config, inheritance: Inheritance) -> Result<(), Box<dyn E
     }
 }
 
-/// Tells the client not to send another request on this connection: hyper closes it after the reply.
+/// Tells the client not to send another request on this connection: hyper closes it after the
+/// reply.
 async fn announce(retirement: Retirement, mut reply: Response) -> Response {
     if retirement.has_begun() {
         reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -1,7 +1,7 @@
 //! Serves a service of one's own in place of the echo: it answers in capitals.
 //!
-//! Try it: `cargo run --example shout -- 127.0.0.1:7000`, talk to it with `nc 127.0.0.1 7000`, and replace it while you
-//! do, with `kill -HUP` and the process id that it logs.
+//! Try it: `cargo run --example shout -- 127.0.0.1:7000`, talk to it with `nc 127.0.0.1 7000`, and
+//! replace it while you do, with `kill -HUP` and the process id that it logs.
 
 use std::error::Error;
 use std::io::IsTerminal;

@@ -1,8 +1,9 @@
-//! Serves a protocol of one's own that has a state, and takes each connection along when it is replaced: every line is
-//! answered by its number.
+//! Serves a protocol of one's own that has a state, and takes each connection along when it is
+//! replaced: every line is answered by its number.
 //!
-//! Try it: `cargo run --example tally -- 127.0.0.1:7000`, talk to it with `nc 127.0.0.1 7000`, and replace it while you
-//! do, with `kill -HUP` and the process id that it logs: the new process counts on. Who says `stay` is not taken along.
+//! Try it: `cargo run --example tally -- 127.0.0.1:7000`, talk to it with `nc 127.0.0.1 7000`, and
+//! replace it while you do, with `kill -HUP` and the process id that it logs: the new process
+//! counts on. Who says `stay` is not taken along.
 
 use std::error::Error;
 use std::io::IsTerminal;
@@ -12,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 struct Tally;
 
-/// What is said of a connection to the next process: how many lines there were, as a number. Whoever says it in another way
-/// calls that by another name.
+/// What is said of a connection to the next process: how many lines there were, as a number.
+/// Whoever says it in another way calls that by another name.
 const FORMAT: &str = "tally/1";
 
 fn read(parcel: &Parcel) -> Result<u64, String> {
@@ -39,7 +40,8 @@ impl Service for Tally {
                         return Ok(());
                     }
                     if &request[..length] == b"stay\n" {
-                        // What a service does that begins to speak TLS on a connection: from now on it cannot be taken along.
+                        // What a service does that begins to speak TLS on a connection: from now on
+                        // it cannot be taken along.
                         connection.decline();
                     }
                     // The beginning of a line needs no answer: it is part of the next one.
@@ -61,7 +63,8 @@ impl Service for Tally {
         true
     }
 
-    /// Asked before anything of the connection is touched. One that is refused is drained by the process that has it.
+    /// Asked before anything of the connection is touched. One that is refused is drained by the
+    /// process that has it.
     fn accepts(&self, _listener: &str, parcel: &Parcel) -> Result<(), String> {
         read(parcel).map(drop)
     }

@@ -1,8 +1,8 @@
 //! Parses, prints and compares the addresses that a listener can have.
 //!
-//! One text form serves the command line, the log and the messages between generations, and what is printed parses back
-//! to an equal value. Host names are refused: a listener that depends on a resolver may come back elsewhere after a
-//! handoff. Nothing here opens a socket.
+//! One text form serves the command line, the log and the messages between generations, and what is
+//! printed parses back to an equal value. Host names are refused: a listener that depends on a
+//! resolver may come back elsewhere after a handoff. Nothing here opens a socket.
 
 use std::fmt;
 use std::net::{SocketAddr, SocketAddrV6};
@@ -11,13 +11,15 @@ use std::str::FromStr;
 
 use crate::error::Error;
 
-/// Bytes that a path or an abstract name may have: `sun_path` holds 108 with the terminating or leading zero, unix(7).
+/// Bytes that a path or an abstract name may have: `sun_path` holds 108 with the terminating or
+/// leading zero, unix(7).
 const UNIX_NAME_MAX: usize = 107;
 
 /// Where a listener listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
-    /// `192.0.2.1:80`, `[2001:db8::1]:80`. `[::]:80` takes IPv4 as well (dual stack), whatever the system's default.
+    /// `192.0.2.1:80`, `[2001:db8::1]:80`. `[::]:80` takes IPv4 as well (dual stack), whatever the
+    /// system's default.
     Tcp(SocketAddr),
     /// `tcp6:[::]:80`: IPv6 alone, so that `0.0.0.0:80` may stand beside it.
     Tcp6Only(SocketAddrV6),
@@ -28,7 +30,8 @@ pub enum Address {
 }
 
 impl Address {
-    /// Whether the kernel chooses the port, so that the same address may be asked for more than once.
+    /// Whether the kernel chooses the port, so that the same address may be asked for more than
+    /// once.
     pub(crate) const fn is_any_port(&self) -> bool {
         match self {
             Self::Tcp(address) => address.port() == 0,

@@ -1,10 +1,12 @@
 //! Ends connections in order: tell all of them at once, wait, cut what is left, count.
 //!
-//! Those that may be carried to a successor are told apart: while there is hope that it takes them they are told nothing.
+//! Those that may be carried to a successor are told apart: while there is hope that it takes them
+//! they are told nothing.
 //!
-//! tokio-util's `CancellationToken` tells and its `TaskTracker` counts; nothing polls and nothing ticks. A [`Drain`] is the owner's
-//! side, a [`DrainEntry`] the acceptor's, a [`DrainWatch`] the connection's, a [`DrainGuard`] its task's: the proof that it is
-//! counted, and what cuts it. When to drain and how long to wait is not decided here.
+//! tokio-util's `CancellationToken` tells and its `TaskTracker` counts; nothing polls and nothing
+//! ticks. A [`Drain`] is the owner's side, a [`DrainEntry`] the acceptor's, a [`DrainWatch`] the
+//! connection's, a [`DrainGuard`] its task's: the proof that it is counted, and what cuts it. When
+//! to drain and how long to wait is not decided here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,7 +31,8 @@ pub(crate) struct Drain {
 #[derive(Debug, Default)]
 struct Shared {
     cut: CancellationToken,
-    /// Counts since the drain began. They say nothing of other memory, so no access to them is ordered.
+    /// Counts since the drain began. They say nothing of other memory, so no access to them is
+    /// ordered.
     came: AtomicUsize,
     were_cut: AtomicUsize,
 }
@@ -65,7 +68,8 @@ impl Drain {
         }
     }
 
-    /// Tells every connection at once, other than those that may be carried: these are told by [`Drain::tell_the_rest`].
+    /// Tells every connection at once, other than those that may be carried: these are told by
+    /// [`Drain::tell_the_rest`].
     pub(crate) fn begin(&mut self) {
         self.at_start = self.connections.len();
         self.shared.came.store(0, Ordering::Relaxed);
@@ -79,7 +83,8 @@ impl Drain {
         self.told_after_carry.cancel();
     }
 
-    /// Waits until no connection is left. Cancel safe. Pends for ever unless [`Drain::begin`] came first.
+    /// Waits until no connection is left. Cancel safe. Pends for ever unless [`Drain::begin`] came
+    /// first.
     pub(crate) async fn drained(&self) {
         self.connections.wait().await;
     }
@@ -89,7 +94,8 @@ impl Drain {
         self.shared.cut.cancel();
     }
 
-    /// Takes connections again: those that come are not told; those that were told end as they were going to.
+    /// Takes connections again: those that come are not told; those that were told end as they were
+    /// going to.
     pub(crate) fn resume(&mut self) {
         // Those that were not told go on as if nothing had been, and are told the next time.
         for told in [&mut self.told, &mut self.told_after_carry] {
@@ -100,7 +106,8 @@ impl Drain {
         self.connections.reopen();
     }
 
-    /// How the connections ended that were there when the drain began or came after that, of which so many were `carried`.
+    /// How the connections ended that were there when the drain began or came after that, of which
+    /// so many were `carried`.
     #[must_use]
     pub(crate) fn report(&self, carried: usize) -> DrainReport {
         let all = self.at_start + self.shared.came.load(Ordering::Relaxed);
@@ -161,8 +168,8 @@ pub(crate) struct DrainGuard {
 }
 
 impl DrainGuard {
-    /// Runs a connection to its end, or until it is cut: `None`. Even if that has been it is polled once before: one that is to be
-    /// reset when it is cut has begun then.
+    /// Runs a connection to its end, or until it is cut: `None`. Even if that has been it is polled
+    /// once before: one that is to be reset when it is cut has begun then.
     pub(crate) async fn unless_cut<F: Future>(&self, connection: F) -> Option<F::Output> {
         tokio::select! {
             biased;

@@ -1,8 +1,9 @@
-//! Names each thing that an operator or a developer can act on, one variant each, and the exit code that it ends in.
+//! Names each thing that an operator or a developer can act on, one variant each, and the exit code
+//! that it ends in.
 //!
-//! Errors are facts with their particulars as fields; the text is one line and names the thing that was wrong. Why a
-//! handoff failed is a fact of its own, [`HandoffFailure`], for it is not an error of the process that reports it: that
-//! one goes on serving.
+//! Errors are facts with their particulars as fields; the text is one line and names the thing that
+//! was wrong. Why a handoff failed is a fact of its own, [`HandoffFailure`], for it is not an error
+//! of the process that reports it: that one goes on serving.
 
 mod exit;
 
@@ -79,8 +80,8 @@ pub enum Error {
         /// The address.
         address: String,
     },
-    /// A proxy's upstreams are host names, and none of them resolves. The predecessor serves on, with the
-    /// addresses that it has.
+    /// A proxy's upstreams are host names, and none of them resolves. The predecessor serves on,
+    /// with the addresses that it has.
     #[error("no upstream of a proxy has an address: none of its host names resolves")]
     Unresolved,
     /// A setting is outside of what makes sense.
@@ -119,8 +120,9 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// Other threads were running when the environment was to be changed (getenv(3), "ATTRIBUTES") or an init to be
-    /// split off (fork(2)): [`crate::Inheritance::take`] was not called first, or a library has started a thread.
+    /// Other threads were running when the environment was to be changed (getenv(3), "ATTRIBUTES")
+    /// or an init to be split off (fork(2)): [`crate::Inheritance::take`] was not called first, or
+    /// a library has started a thread.
     #[error("{threads} threads run already ({}){}, and one is needed here", escaped(names), preloaded_by(preloaded.as_ref()))]
     ThreadsRunning {
         /// How many there are.
@@ -130,7 +132,8 @@ pub enum Error {
         /// `LD_PRELOAD`, if it is set: a library that it names may have started them.
         preloaded: Option<OsString>,
     },
-    /// [`crate::Inheritance::take`] was called a second time: what a process is born with can be taken once.
+    /// [`crate::Inheritance::take`] was called a second time: what a process is born with can be
+    /// taken once.
     #[error("the inheritance has been taken already")]
     AlreadyTaken,
     /// A variable by which sockets are passed holds what it cannot mean.
@@ -197,7 +200,8 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// A reload was asked for, and the new generation was ready and taken back. The old one serves on.
+    /// A reload was asked for, and the new generation was ready and taken back. The old one serves
+    /// on.
     #[error("the new generation was rolled back: {reason}")]
     RolledBack {
         /// Why.
@@ -340,7 +344,8 @@ pub(crate) enum HandoffFailure {
         /// What was asked for.
         limit: Duration,
     },
-    /// It was not started, for with it there would have been too many generations: connections of the oldest had not been taken over.
+    /// It was not started, for with it there would have been too many generations: connections of
+    /// the oldest had not been taken over.
     #[error("an older generation's connections were not taken over within {}", Seconds(*limit))]
     NotStarted {
         /// `--drain-timeout`.

@@ -1,7 +1,8 @@
 //! Counts the processes of one line: the first is 1, its successor 2, and so on.
 //!
-//! The ordinal is in every log record, in the environment of a successor and in the messages between generations, so
-//! that an operator can tell at a glance which process said what. It is not a process id: those are reused.
+//! The ordinal is in every log record, in the environment of a successor and in the messages
+//! between generations, so that an operator can tell at a glance which process said what. It is not
+//! a process id: those are reused.
 
 use std::fmt;
 use std::num::{NonZeroU64, ParseIntError};
@@ -17,7 +18,8 @@ impl Generation {
     /// The generation of a process that nobody handed over to.
     pub const FIRST: Self = Self(NonZeroU64::MIN);
 
-    /// The generation of this one's successor. A line of 2^64 - 1 generations stays at its last number.
+    /// The generation of this one's successor. A line of 2^64 - 1 generations stays at its last
+    /// number.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))

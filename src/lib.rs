@@ -1,9 +1,9 @@
 //! Replaces a server while it serves.
 //!
-//! A process takes its listening sockets from systemd, from another parent or from its predecessor; on SIGHUP it starts
-//! whatever now lies at its own path, hands the sockets over, and moves its live connections to the new process.
-//! Connections that cannot move are drained. Nobody who connects ever notices. If the new process fails, the old one
-//! has never stopped.
+//! A process takes its listening sockets from systemd, from another parent or from its predecessor;
+//! on SIGHUP it starts whatever now lies at its own path, hands the sockets over, and moves its
+//! live connections to the new process. Connections that cannot move are drained. Nobody who
+//! connects ever notices. If the new process fails, the old one has never stopped.
 //!
 //! # Your own service
 //!
@@ -38,16 +38,16 @@
 //!
 //! # Your own server
 //!
-//! Whatever takes connections can be replaced in the same way: [`Starting::ready`] says that it accepts,
-//! [`Serving::acceptor`] gives the connections of a listener by its name until it is time to stop,
-//! [`Serving::draining`] tells when to end them, [`Serving::drained`] says that they have ended. `examples/axum.rs` is
-//! such a server: its replies announce the end of a connection by [`Serving::retirement`], and [`Serving::closing`]
-//! leaves its clients time to hear it.
+//! Whatever takes connections can be replaced in the same way: [`Starting::ready`] says that it
+//! accepts, [`Serving::acceptor`] gives the connections of a listener by its name until it is time
+//! to stop, [`Serving::draining`] tells when to end them, [`Serving::drained`] says that they have
+//! ended. `examples/axum.rs` is such a server: its replies announce the end of a connection by
+//! [`Serving::retirement`], and [`Serving::closing`] leaves its clients time to hear it.
 //!
 //! # The house
 //!
-//! Two planes that do, one core that decides, words and the kernel below; `docs/architecture.md` has the picture, the
-//! promise and the order in which to read. A test holds the layers.
+//! Two planes that do, one core that decides, words and the kernel below; `docs/architecture.md`
+//! has the picture, the promise and the order in which to read. A test holds the layers.
 //!
 //! | module | what it holds |
 //! |---|---|

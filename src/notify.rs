@@ -1,9 +1,10 @@
 //! Tells the service manager how the service fares, sd_notify(3); silent where there is none.
 //!
-//! The words are the `sd-notify` crate's. The sending is ours, because that crate reads `NOTIFY_SOCKET` from the
-//! environment, from which we have removed it by then, and cannot reach an abstract socket. Only the main process of a
-//! unit is heard under `NotifyAccess=main`, and one that is not may stop the whole unit under `all`; who that is, the
-//! lifecycle knows, not this file.
+//! The words are the `sd-notify` crate's. The sending is ours, because that crate reads
+//! `NOTIFY_SOCKET` from the environment, from which we have removed it by then, and cannot reach an
+//! abstract socket. Only the main process of a unit is heard under `NotifyAccess=main`, and one
+//! that is not may stop the whole unit under `all`; who that is, the lifecycle knows, not this
+//! file.
 
 use std::ffi::OsStr;
 use std::io;
@@ -18,8 +19,8 @@ use sd_notify::NotifyState;
 use crate::error::Error;
 use crate::sys::socket::send_with_descriptors;
 
-/// How long a full notification socket may hold us up when something must be said. systemd empties it between any two
-/// of its own actions.
+/// How long a full notification socket may hold us up when something must be said. systemd empties
+/// it between any two of its own actions.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The way to the service manager, if there is one.
@@ -93,9 +94,11 @@ impl Notifier {
         self.send(Weight::Awaited, &[NotifyState::Ready, NotifyState::Status(status)], &[]);
     }
 
-    /// A handoff begins that a signal has asked for; [`Notifier::ready`] or [`Notifier::handed_over`] has to follow.
+    /// A handoff begins that a signal has asked for; [`Notifier::ready`] or
+    /// [`Notifier::handed_over`] has to follow.
     ///
-    /// The time is how systemd tells the answer to its signal from one to an earlier signal, sd_notify(3).
+    /// The time is how systemd tells the answer to its signal from one to an earlier signal,
+    /// sd_notify(3).
     pub(crate) fn reloading(&self, status: &str) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => self.send(
@@ -140,9 +143,9 @@ impl Notifier {
         self.send(Weight::Dropped, &[NotifyState::Watchdog], &[]);
     }
 
-    /// Keeps a copy of a socket with the service manager, which passes it to the next process that it starts, should all
-    /// of ours be gone. One that it has already it does not take twice; without `FileDescriptorStoreMax=` it takes none,
-    /// and does not say so.
+    /// Keeps a copy of a socket with the service manager, which passes it to the next process that
+    /// it starts, should all of ours be gone. One that it has already it does not take twice;
+    /// without `FileDescriptorStoreMax=` it takes none, and does not say so.
     pub(crate) fn store(&self, name: &str, socket: impl AsFd) {
         let states = [NotifyState::FdStore, NotifyState::FdName(name)];
         self.send(Weight::Awaited, &states, &[socket.as_fd()]);

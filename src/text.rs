@@ -1,7 +1,8 @@
 //! This module makes text that comes from outside fit for one line of a log or a terminal.
 //!
-//! A successor may be any program, and so may the daemon that a client talks to. A line break would forge a second record,
-//! an escape sequence would reach the operator's terminal, and a line without end would fill the log.
+//! A successor may be any program, and so may the daemon that a client talks to. A line break would
+//! forge a second record, an escape sequence would reach the operator's terminal, and a line
+//! without end would fill the log.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -9,7 +10,8 @@ use std::path::Path;
 /// Bytes that a line has at most.
 const LONGEST: usize = 4000;
 
-/// Returns `text` on one line that a terminal shows as it is, cut when it is longer than a log should have.
+/// Returns `text` on one line that a terminal shows as it is, cut when it is longer than a log
+/// should have.
 #[must_use]
 pub fn one_line(text: &str) -> String {
     cut_line(text, LONGEST)
@@ -36,7 +38,8 @@ pub fn escaped(text: &str) -> String {
     line
 }
 
-/// Returns a path on one line, without quotes: as compilers print it, so that editors find the place.
+/// Returns a path on one line, without quotes: as compilers print it, so that editors find the
+/// place.
 pub(crate) fn printable(path: &Path) -> String {
     escaped(&path.to_string_lossy())
 }

@@ -1,6 +1,8 @@
-//! Real `systemd-socket-activate` starts the daemon: what systemd's own code passes is what we take.
+//! Real `systemd-socket-activate` starts the daemon: what systemd's own code passes is what we
+//! take.
 //!
-//! It listens, and becomes the daemon when the first client comes. That client waits in the queue meanwhile.
+//! It listens, and becomes the daemon when the first client comes. That client waits in the queue
+//! meanwhile.
 
 use nix::sys::signal::Signal;
 
@@ -18,7 +20,8 @@ fn activate(addresses: &[&str], its: &[&str], daemons: &[&str]) -> Line {
     line
 }
 
-/// The client that starts the daemon is served, and so is everybody over handoffs, until the daemon is told to stop.
+/// The client that starts the daemon is served, and so is everybody over handoffs, until the daemon
+/// is told to stop.
 fn assert_serves_to_the_end(line: &Line, addresses: &[&str]) {
     for generation in 1..3 {
         for address in addresses {

@@ -1,6 +1,8 @@
-//! Killed at each single system call of a carry, either generation leaves every connection with exactly one of them.
+//! Killed at each single system call of a carry, either generation leaves every connection with
+//! exactly one of them.
 //!
-//! strace is the killer. `carry_middle` has what both have done by then, with many connections at once.
+//! strace is the killer. `carry_middle` has what both have done by then, with many connections at
+//! once.
 
 use std::fs;
 
@@ -50,7 +52,8 @@ fn count(trace: &str, call: &str) -> usize {
     trace.lines().filter(|line| line.starts_with(&format!("{call}("))).count()
 }
 
-/// Puts the daemon, under strace, in the place of the program: what its main thread calls, which does all of a handoff.
+/// Puts the daemon, under strace, in the place of the program: what its main thread calls, which
+/// does all of a handoff.
 fn put_traced(line: &Line, trace: &str, inject: &str) {
     line.put_script(&format!("exec strace -D -o '{trace}' {inject} \"$REAL\" \"$@\""));
 }

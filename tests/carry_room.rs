@@ -1,7 +1,8 @@
-//! What the successor of a carry has no room for, or would not serve as it was served, stays in the old generation.
+//! What the successor of a carry has no room for, or would not serve as it was served, stays in the
+//! old generation.
 //!
-//! There it is drained with its replies, and counted; the others go on in the new one. One that is slow to take them loses none,
-//! and all of its threads serve them.
+//! There it is drained with its replies, and counted; the others go on in the new one. One that is
+//! slow to take them loses none, and all of its threads serve them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -47,8 +48,9 @@ fn clients(line: &Line, listener: &str, count: usize) -> Vec<Client> {
     (0..count).map(|_| served()).collect()
 }
 
-/// Has `generation` hand over to a successor that stands still from then on, until the test has it go on. All that
-/// [`AT_ONCE`] allows are on their way when this returns. The successor's shell has run `setting`.
+/// Has `generation` hand over to a successor that stands still from then on, until the test has it
+/// go on. All that [`AT_ONCE`] allows are on their way when this returns. The successor's shell has
+/// run `setting`.
 fn hand_over_to_a_standstill(line: &Line, generation: u64, setting: &str) -> u32 {
     let mut gate = Gate::new(line);
     line.put_script(&format!("{}; {setting}; exec \"$REAL\" \"$@\"", Gate::PASS));
@@ -74,8 +76,8 @@ fn took_over(line: &Line, generation: u64) -> [usize; 2] {
     ["taken", "refused"].map(|name| said.field(name).unwrap().parse().unwrap())
 }
 
-/// Hands over with a request of each client on its way to whoever serves it next: each is answered, those that are refused end
-/// behind their reply, and the others are given back.
+/// Hands over with a request of each client on its way to whoever serves it next: each is answered,
+/// those that are refused end behind their reply, and the others are given back.
 fn hand_over_in_the_middle(
     line: &Line,
     generation: u64,
@@ -128,7 +130,8 @@ fn assert_counted(line: &Line, listener: &str, taken: usize, refused: usize, dra
     }
 }
 
-/// A second generation, with nobody connected: what it holds. And how many descriptors leave as much room as this beside.
+/// A second generation, with nobody connected: what it holds. And how many descriptors leave as
+/// much room as this beside.
 fn second_generation(line: &Line, room: i32) -> (BTreeMap<String, usize>, String) {
     line.hand_over_from(1);
     assert_eq!(line.exit_code(1), 0);
@@ -348,7 +351,8 @@ fn carry_to_a_successor_that_is_slow_to_read_loses_nothing_and_whoever_was_not_a
     );
 }
 
-/// What each epoll instance of a process watches, as many descriptors as that has: epoll(7) shows it in fdinfo.
+/// What each epoll instance of a process watches, as many descriptors as that has: epoll(7) shows
+/// it in fdinfo.
 fn watched(pid: u32) -> Vec<usize> {
     let polls = holds(pid).into_iter().filter(|(_, what)| what == "anon_inode:[eventpoll]");
     let targets = polls.map(|(number, _)| {

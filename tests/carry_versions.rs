@@ -1,5 +1,5 @@
-//! Generations that carry in other words than these, or not at all: whatever is not understood stays where it is, and no handoff
-//! fails of it.
+//! Generations that carry in other words than these, or not at all: whatever is not understood
+//! stays where it is, and no handoff fails of it.
 //!
 //! A script plays the successor of another version; the test itself plays the predecessor of one.
 
@@ -23,8 +23,8 @@ use crate::support::{
     Client, DEADLINE, Line, Parent, Stuck, Upstream, assert_becomes, holds, kinds,
 };
 
-/// A successor that hears everything and serves nothing. Of a carry it does not read the descriptor, so that the kernel closes
-/// it, and answers it or not. It ends with its predecessor.
+/// A successor that hears everything and serves nothing. Of a carry it does not read the
+/// descriptor, so that the kernel closes it, and answers it or not. It ends with its predecessor.
 const OTHER_VERSION: &str = r#"exec perl -e '
 use IO::Handle;
 open(my $channel, "+<&=", $ARGV[0]) or die;
@@ -143,7 +143,8 @@ impl Channel {
     }
 }
 
-/// A predecessor whose successor is the daemon: by its own word the second generation, for the first is the test.
+/// A predecessor whose successor is the daemon: by its own word the second generation, for the
+/// first is the test.
 struct Predecessor {
     line: Line,
     channel: Channel,

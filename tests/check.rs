@@ -1,4 +1,5 @@
-//! `handoffd check` reads what the daemon would serve, and names what is wrong with the command line or the file.
+//! `handoffd check` reads what the daemon would serve, and names what is wrong with the command
+//! line or the file.
 
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,8 @@
-//! The configuration file: what it says is served, and what is wrong with it is said with its place.
+//! The configuration file: what it says is served, and what is wrong with it is said with its
+//! place.
 //!
-//! Each generation reads it anew, so a changed file takes effect with a handoff, and a broken one with none.
+//! Each generation reads it anew, so a changed file takes effect with a handoff, and a broken one
+//! with none.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -16,7 +18,8 @@ use crate::support::{
     Callers, Client, Line, Parent, REAL, Refusal, SLOW_DRAIN, assert_becomes, free_port, threads,
 };
 
-/// Puts a file at `FOLDER/handoffd.toml`, whole at once: a generation may read at any time. In it `$F` is the folder.
+/// Puts a file at `FOLDER/handoffd.toml`, whole at once: a generation may read at any time. In it
+/// `$F` is the folder.
 pub(crate) fn put(folder: &Path, text: &str) {
     let draft = folder.join("draft.toml");
     fs::write(&draft, text.replace("$F", folder.to_str().unwrap())).unwrap();
@@ -35,7 +38,8 @@ pub(crate) fn serve(text: &str, flags: &[&str]) -> Line {
     line
 }
 
-/// An upstream at `FOLDER/NAME.sock`, which says its name to one client after the other until it is given this word.
+/// An upstream at `FOLDER/NAME.sock`, which says its name to one client after the other until it is
+/// given this word.
 fn upstream(folder: &Path, name: &'static str) -> JoinHandle<()> {
     let listener = UnixListener::bind(folder.join(format!("{name}.sock"))).unwrap();
     std::thread::spawn(move || {

@@ -1,4 +1,5 @@
-//! What a configuration file may hold: every fault has its place, and the example that explains all of it is right.
+//! What a configuration file may hold: every fault has its place, and the example that explains all
+//! of it is right.
 //!
 //! That the daemon reads it so is in `config_file`.
 

@@ -1,4 +1,5 @@
-//! As process 1 of a container, or under a supervisor that watches one process, the first process stays to the end.
+//! As process 1 of a container, or under a supervisor that watches one process, the first process
+//! stays to the end.
 
 use std::fs;
 use std::path::Path;
@@ -12,8 +13,8 @@ use crate::support::{
     signal, thaw,
 };
 
-/// Starts the daemon as process 1 of a pid namespace, and waits until it serves: the line, and process 1 by its number
-/// out here.
+/// Starts the daemon as process 1 of a pid namespace, and waits until it serves: the line, and
+/// process 1 by its number out here.
 fn contained(arguments: &[&str]) -> (Line, u32) {
     let line = Line::start_by(|folder| {
         let mut command = Command::new("unshare");
@@ -73,7 +74,8 @@ fn a_container_ends_when_its_last_connection_has_and_not_before() {
     line.wait_for(2, "serving draining");
     signal(first, Signal::SIGTERM);
     line.wait_for(2, "draining why");
-    // The old one keeps the listener until it hears that the line stops; it says so before it lets go.
+    // The old one keeps the listener until it hears that the line stops; it says so before it lets
+    // go.
     line.wait_for(1, "LineStopping");
     assert_becomes(&true, || Client::connect(&line.address()).is_err());
     held.echo(b"still here").unwrap();
@@ -85,7 +87,8 @@ fn a_container_ends_when_its_last_connection_has_and_not_before() {
     assert_eq!(ended.last().unwrap().generation, 2);
 }
 
-/// `docker stop` may come in any instant of a handoff: the one that was told is not always the one to tell.
+/// `docker stop` may come in any instant of a handoff: the one that was told is not always the one
+/// to tell.
 #[test]
 fn a_stop_in_the_middle_of_a_handoff_ends_the_container() {
     for _ in 0..20 {
@@ -163,7 +166,8 @@ fn a_supervisor_that_watches_one_process_sees_it_stay() {
         line.assert_serves();
     }
     assert!(Path::new(&format!("/proc/{}", line.first_pid())).exists());
-    // Whatever the head dies of is what the supervisor sees, once nobody drains who would accept again.
+    // Whatever the head dies of is what the supervisor sees, once nobody drains who would accept
+    // again.
     line.wait_for(3, "has ended ended=");
     signal(head.pid, Signal::SIGKILL);
     assert_eq!(exit_code(line.first_pid()), 128 + 9);
@@ -196,7 +200,8 @@ fn sockets_that_are_passed_in_go_to_the_line_and_not_to_the_init() {
     assert!(Client::connect(&address).is_err(), "somebody holds the socket");
 }
 
-/// Ctrl-C goes to every process in the foreground: the head has it from the terminal, and not a second time from its init.
+/// Ctrl-C goes to every process in the foreground: the head has it from the terminal, and not a
+/// second time from its init.
 #[test]
 fn an_interrupt_from_the_terminal_is_one_to_the_head() {
     let terminal = openpty(None, None).unwrap();

@@ -1,4 +1,5 @@
-//! An operator asks over the control socket, and the answer is the truth: the exit code, and the reason.
+//! An operator asks over the control socket, and the answer is the truth: the exit code, and the
+//! reason.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;

@@ -1,4 +1,5 @@
-//! Clients of the control socket that leave, stall, flood it or may not ask: none of them hurts an operator or the line.
+//! Clients of the control socket that leave, stall, flood it or may not ask: none of them hurts an
+//! operator or the line.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +19,8 @@ const OUT_OF_TIME: &str = "not done within 1 s";
 fn converse(socket: &Path, request: &[u8]) -> String {
     let mut client = UnixStream::connect(socket).unwrap();
     client.set_read_timeout(Some(DEADLINE)).unwrap();
-    // The daemon may have answered and closed before it was all said: the request is longer than it reads.
+    // The daemon may have answered and closed before it was all said: the request is longer than it
+    // reads.
     let _ = client.write_all(request);
     let mut answer = String::new();
     let _ = client.read_to_string(&mut answer);

@@ -1,4 +1,5 @@
-//! A connection that is kept is only ever closed between two requests, and no reply is lost on its way.
+//! A connection that is kept is only ever closed between two requests, and no reply is lost on its
+//! way.
 
 use std::io::{Read, Write};
 
@@ -7,7 +8,8 @@ use nix::sys::signal::Signal;
 
 #[test]
 fn requests_that_arrive_in_the_instant_of_the_drain_are_answered() {
-    // More than the runtime hears of at once: some connections may be told of the drain before they hear of their request.
+    // More than the runtime hears of at once: some connections may be told of the drain before they
+    // hear of their request.
     const MANY: usize = 2_500;
     let line = Line::serve(&["--bake", "0", "--drain-timeout", "1h"]);
     raise_descriptor_limit();
@@ -20,7 +22,8 @@ fn requests_that_arrive_in_the_instant_of_the_drain_are_answered() {
     freeze(line.first_pid());
     gate.open();
     line.wait_for(2, "TellReady");
-    // The successor's word is there. Three requests at once on every connection: all of them came before the drain.
+    // The successor's word is there. Three requests at once on every connection: all of them came
+    // before the drain.
     clients.iter_mut().for_each(|client| client.write_all(b"second third fourth").unwrap());
     thaw(line.first_pid());
     for client in &mut clients {
@@ -52,8 +55,9 @@ fn a_client_that_has_half_closed_gets_its_whole_reply() {
     line.wait_for_end();
 }
 
-/// Sends after the drain has begun what may be answered or not, then reads: all that was asked before is answered, what
-/// comes back is what was sent, in order, and its end is an end and no reset.
+/// Sends after the drain has begun what may be answered or not, then reads: all that was asked
+/// before is answered, what comes back is what was sent, in order, and its end is an end and no
+/// reset.
 fn assert_nothing_dies_of_a_reset(line: &Line, generation: u64, number: Signal) {
     // Small enough for the server to be rid of: it has nothing to do when the drain begins.
     let mut sent: Vec<u8> = (0_u32..).flat_map(u32::to_be_bytes).take(60_000).collect();

@@ -91,7 +91,8 @@ fn the_watchdog_does_not_make_a_listener_fuller() {
         },
     );
     let limited = || {
-        // What is said, is said when every loop has come round. What was said before counts for nothing.
+        // What is said, is said when every loop has come round. What was said before counts for
+        // nothing.
         manager.rest();
         (0..5).for_each(|_| drop(manager.hear_until("WATCHDOG=1")));
         status(&line)["counters"]["listeners"]["few"]["limited"].as_u64().unwrap()

@@ -1,6 +1,8 @@
-//! Whichever generation dies, and whenever, the other serves, and nobody but the dead one's callers is hurt.
+//! Whichever generation dies, and whenever, the other serves, and nobody but the dead one's callers
+//! is hurt.
 //!
-//! Here the states in which it may die are held still and told apart; `instants` kills at as many instants as there are.
+//! Here the states in which it may die are held still and told apart; `instants` kills at as many
+//! instants as there are.
 
 use std::os::unix::net::UnixDatagram;
 
@@ -121,7 +123,8 @@ fn a_generation_that_was_told_to_stop_does_not_accept_again() {
     assert_eq!(line.count("accepting again"), 0);
 }
 
-/// A line whose third generation serves, and the clients for whom the first and the second still drain.
+/// A line whose third generation serves, and the clients for whom the first and the second still
+/// drain.
 fn three_generations() -> (Line, Client, Client) {
     let line = serve("0");
     let first = line.hold();

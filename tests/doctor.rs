@@ -1,4 +1,5 @@
-//! `handoffd doctor` asks the service manager that the daemon runs under. What it finds is tested under a real systemd.
+//! `handoffd doctor` asks the service manager that the daemon runs under. What it finds is tested
+//! under a real systemd.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -10,7 +11,8 @@ use std::process::Command;
 use crate::support::operator::Answered;
 use crate::support::{Line, Operator, REAL};
 
-/// Puts a systemctl in the folder that notes its arguments and knows every unit. The file `unit` has its settings.
+/// Puts a systemctl in the folder that notes its arguments and knows every unit. The file `unit`
+/// has its settings.
 pub(crate) fn put_systemctl(folder: &Path) {
     let systemctl = folder.join("systemctl");
     let script = "#!/bin/sh\necho \"$*\" >>\"${0%/*}/asked\"

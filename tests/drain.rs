@@ -1,4 +1,5 @@
-//! A drain tells every connection at once, waits for those in the middle of something, and ends at its deadline.
+//! A drain tells every connection at once, waits for those in the middle of something, and ends at
+//! its deadline.
 
 use crate::support::{Client, Line, Record, Stuck, exit_code, raise_descriptor_limit};
 use nix::sys::signal::Signal;
@@ -32,15 +33,17 @@ fn idle(address: &str, count: usize) -> Vec<Client> {
     clients.collect()
 }
 
-/// A connection that has been accepted and has said nothing: connections are accepted in the order in which they come.
+/// A connection that has been accepted and has said nothing: connections are accepted in the order
+/// in which they come.
 fn silent(address: &str) -> Client {
     let client = Client::connect(address).unwrap();
     Client::once(address, b"the next one").unwrap();
     client
 }
 
-/// Waits for the end of a drain in which nobody was cut: all that were counted when it began have ended by themselves.
-/// Those that showed that others were accepted have heard their end, and may still be among them.
+/// Waits for the end of a drain in which nobody was cut: all that were counted when it began have
+/// ended by themselves. Those that showed that others were accepted have heard their end, and may
+/// still be among them.
 fn assert_all_ended(line: &Line, generation: u64, at_least: usize) {
     let counted =
         line.wait_for(generation, "draining why").field("connections").unwrap().parse().unwrap();
@@ -74,7 +77,8 @@ fn a_generation_with_one_connection_is_gone_with_it() {
 
 #[test]
 fn thousands_of_idle_connections_are_all_told_and_none_is_forgotten() {
-    // 5,000 at a handoff and 5,000 at the end: the tests share the 20,000 descriptors that a process often has at most.
+    // 5,000 at a handoff and 5,000 at the end: the tests share the 20,000 descriptors that a
+    // process often has at most.
     const MANY: usize = 5_000;
     raise_descriptor_limit();
     // An hour of grace for who has not spoken yet is none for who has.
@@ -100,7 +104,8 @@ fn what_is_left_at_the_deadline_is_cut_and_counted() {
     let (line, tcp, unix) = line(&["--drain-timeout", "1s", "--first-request-grace", "1h"]);
     let mut idle = idle(&tcp, 3);
     let (slow, vanished) = (Stuck::on(&line, &tcp), Stuck::on(&line, &unix));
-    // It has little left to do, and does it within the deadline also where many tests share one processor.
+    // It has little left to do, and does it within the deadline also where many tests share one
+    // processor.
     let mut quick = silent(&tcp);
     line.hand_over_from(1);
     quick.echo(b"here I am").unwrap();

@@ -1,4 +1,5 @@
-//! Any system call of a handoff may fail, and either side may be killed: a sample of `cargo test --test errors`.
+//! Any system call of a handoff may fail, and either side may be killed: a sample of `cargo test
+//! --test errors`.
 
 #[path = "errors/embedded.rs"]
 mod embedded;

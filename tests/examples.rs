@@ -1,4 +1,5 @@
-//! The examples keep the promise as the daemon does: under load, replaced again and again, they lose nothing.
+//! The examples keep the promise as the daemon does: under load, replaced again and again, they
+//! lose nothing.
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
@@ -12,7 +13,8 @@ use crate::support::{Client, Line, example, exit_code, signal};
 const HANDOFFS: usize = 10;
 const CLIENTS: usize = 4;
 
-/// Replaces an example while clients run `exchange` as fast as they can, none of which may fail; then stops it.
+/// Replaces an example while clients run `exchange` as fast as they can, none of which may fail;
+/// then stops it.
 fn survives_replacement(name: &str, exchange: impl Fn(&str) -> io::Result<()> + Sync) {
     let line = Line::start_program(&example(name), |command, _| {
         command.arg("127.0.0.1:0");
@@ -134,7 +136,8 @@ fn an_axum_server_answers_a_first_request_that_comes_after_it_was_replaced() {
         command.arg("127.0.0.1:0");
     });
     let mut silent = Client::connect(&line.address()).unwrap();
-    // The queue is first come, first served: when this one is answered, the silent one has been accepted.
+    // The queue is first come, first served: when this one is answered, the silent one has been
+    // accepted.
     Client::connect(&line.address()).unwrap().get().unwrap();
     signal(line.first_pid(), Signal::SIGHUP);
     line.wait("the drain", |record| record.text.contains("draining why=\"retiring\""));

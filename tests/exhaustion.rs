@@ -1,4 +1,5 @@
-//! A daemon that runs out of descriptors or memory makes its clients wait, does not spin, and recovers by itself.
+//! A daemon that runs out of descriptors or memory makes its clients wait, does not spin, and
+//! recovers by itself.
 //!
 //! strace(1) watches every accept, and makes it fail where the system itself cannot be brought to.
 
@@ -37,7 +38,8 @@ fn failures(line: &Line, error: &str) -> Vec<f64> {
     failed.map(|call| call.split_whitespace().nth(1).unwrap().parse().unwrap()).collect()
 }
 
-/// When a worker found that only the reserve was left since the last accept, in seconds. The reserve of 40 descriptors begins at 30.
+/// When a worker found that only the reserve was left since the last accept, in seconds. The
+/// reserve of 40 descriptors begins at 30.
 fn refusals(line: &Line) -> Vec<f64> {
     let trace = fs::read_to_string(trace(line.folder())).unwrap();
     let mut refused = Vec::new();
@@ -109,14 +111,16 @@ fn a_process_without_descriptors_serves_those_it_has_and_makes_others_wait() {
     let mut clients = ask(&line, 70);
     let said = line.wait_for(1, "cannot accept");
     assert!(said.text.contains("Too many open files"), "{said:?}");
-    // As long as nobody leaves nothing changes: whoever waits goes on waiting, and so does the daemon between two attempts.
+    // As long as nobody leaves nothing changes: whoever waits goes on waiting, and so does the
+    // daemon between two attempts.
     let last = clients.last_mut().unwrap();
     last.set_read_timeout(Duration::from_millis(400)).unwrap();
     assert_eq!(last.expect(b"request").unwrap_err().kind(), ErrorKind::WouldBlock);
     last.set_read_timeout(DEADLINE).unwrap();
     assert_becomes(&true, || refusals(&line).len() >= 2);
     assert_paused(&refusals(&line));
-    // Those that were accepted are served, one after another makes room for the next, and nobody is left behind.
+    // Those that were accepted are served, one after another makes room for the next, and nobody is
+    // left behind.
     for client in &mut clients {
         client.expect(b"request").unwrap();
         client.half_close().unwrap();

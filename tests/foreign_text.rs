@@ -1,4 +1,5 @@
-//! Text from outside reaches the log and the operator's terminal on one line, escaped and with an end.
+//! Text from outside reaches the log and the operator's terminal on one line, escaped and with an
+//! end.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

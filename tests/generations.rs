@@ -1,4 +1,5 @@
-//! Generations overlap for as long as their clients need them, and no longer than their number allows.
+//! Generations overlap for as long as their clients need them, and no longer than their number
+//! allows.
 
 use std::path::Path;
 
@@ -36,7 +37,8 @@ fn a_connection_in_the_middle_of_a_request_outlives_many_handoffs() {
     }
     assert_eq!(line.processes().len(), 1 + clients.len());
     signal(head.pid, Signal::SIGTERM);
-    // All that was taken on is answered. Over TCP, what the client's kernel has yet to send may be too late for it.
+    // All that was taken on is answered. Over TCP, what the client's kernel has yet to send may be
+    // too late for it.
     let answered = first.read_until_end();
     let record = line.wait_for(1, "connection ended");
     let number = |name| record.field(name).and_then(|value| value.parse::<usize>().ok()).unwrap();
@@ -55,7 +57,8 @@ fn a_connection_in_the_middle_of_a_request_outlives_many_handoffs() {
     line.wait_for_end();
 }
 
-/// Lets generations pile up, each with a client that holds it: `bound` may live, and the oldest makes room.
+/// Lets generations pile up, each with a client that holds it: `bound` may live, and the oldest
+/// makes room.
 fn assert_bounded(bound: u64, arguments: &[&str]) {
     let (line, path) = line(arguments);
     let mut head = Handoffs::of(&line);

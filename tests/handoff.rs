@@ -16,7 +16,8 @@ fn a_hangup_replaces_the_process_and_the_port_stays() {
     assert!(Client::connect(&line.address()).is_err());
 }
 
-/// Begins a handoff that is not given the time for its bake, and waits until both accept: who asked, and the successor.
+/// Begins a handoff that is not given the time for its bake, and waits until both accept: who
+/// asked, and the successor.
 fn begin_in_vain(line: &Line) -> (Operator, u32) {
     let mark = line.mark();
     let reload = line.ask(&["reload", "--timeout", "3s"]);

@@ -1,5 +1,5 @@
-//! A side of a proxied connection that breaks is noticed as long as the connection is there, also where
-//! nothing is read from it any more.
+//! A side of a proxied connection that breaks is noticed as long as the connection is there, also
+//! where nothing is read from it any more.
 
 use std::io::Write;
 
@@ -84,8 +84,8 @@ fn a_side_that_resets_after_a_carry_is_noticed() {
     }
 }
 
-/// A Unix socket knows no reset. A side that closes it has still sent all that the other side has read,
-/// so the other side reads an ordinary end.
+/// A Unix socket knows no reset. A side that closes it has still sent all that the other side has
+/// read, so the other side reads an ordinary end.
 #[test]
 fn a_side_that_closes_its_unix_socket_is_noticed() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

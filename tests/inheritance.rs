@@ -1,4 +1,5 @@
-//! What a parent passes is taken over when it is meant for us and can be served; else it is refused by name.
+//! What a parent passes is taken over when it is meant for us and can be served; else it is refused
+//! by name.
 //!
 //! A daemon that guesses serves the wrong socket, or takes a file of its parent's for one.
 
@@ -23,7 +24,8 @@ fn copy(socket: &TcpListener) -> OwnedFd {
     socket.try_clone().unwrap().into()
 }
 
-/// The daemon serves on a socket of its own, and the one that it was not meant to have is the test's alone to serve.
+/// The daemon serves on a socket of its own, and the one that it was not meant to have is the
+/// test's alone to serve.
 fn assert_not_adopted(line: &Line, passed: &TcpListener) {
     let address = passed.local_addr().unwrap().to_string();
     assert_ne!(line.address(), address);

@@ -1,8 +1,10 @@
-//! A generation may be killed at any instant of a handoff: the other serves, and whoever calls is served by it.
+//! A generation may be killed at any instant of a handoff: the other serves, and whoever calls is
+//! served by it.
 //!
-//! Two ways to name an instant: the records of the log, each written by one generation or the other, and the system
-//! calls of a generation's main thread, which does all of a handoff. strace kills at each of them in turn, before the
-//! kernel has done what the call asks for. Which calls there are, a handoff without a kill tells.
+//! Two ways to name an instant: the records of the log, each written by one generation or the
+//! other, and the system calls of a generation's main thread, which does all of a handoff. strace
+//! kills at each of them in turn, before the kernel has done what the call asks for. Which calls
+//! there are, a handoff without a kill tells.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -43,7 +45,8 @@ fn serve() -> Line {
     line
 }
 
-/// What is left of the line is one generation that serves, that the pid file names, and that hands over in turn.
+/// What is left of the line is one generation that serves, that the pid file names, and that hands
+/// over in turn.
 fn assert_is_head(line: &Line, head: &Record, what: &str) {
     let named = fs::read_to_string(line.folder().join("pid")).unwrap();
     assert_eq!(named.trim(), head.pid.to_string(), "the pid file, after {what}\n{}", line.text());
@@ -66,7 +69,8 @@ fn assert_unhurt(calls: Calls, what: &str, line: &Line) {
     );
 }
 
-/// The head of the line after the second generation was killed: the first, which a client keeps from ending.
+/// The head of the line after the second generation was killed: the first, which a client keeps
+/// from ending.
 fn recalled(line: &Line, mark: usize, what: &str) -> Record {
     let what = format!("a failed handoff, after {what}");
     let lost = line.wait_since(mark, &what, |record| record.is(1, "step event=SuccessorLost"));
@@ -179,8 +183,9 @@ fn a_predecessor_that_is_killed_at_any_system_call_leaves_the_line_to_its_succes
 
 #[test]
 fn a_successor_that_is_killed_between_fork_and_exec_leaves_the_line_to_its_predecessor() {
-    // Calls that the daemon itself never makes: the first close_range is that of the process in the middle, the others
-    // are those of the process which is about to become the successor. Not every machine has a dup2.
+    // Calls that the daemon itself never makes: the first close_range is that of the process in the
+    // middle, the others are those of the process which is about to become the successor. Not every
+    // machine has a dup2.
     let calls: &[&str] =
         if cfg!(target_arch = "x86_64") { &["close_range", "dup2", "execve"] } else { &["execve"] };
     for call in calls {
@@ -205,7 +210,8 @@ fn a_successor_that_is_killed_between_fork_and_exec_leaves_the_line_to_its_prede
     }
 }
 
-/// Puts the daemon, under strace, in the place of the program. The tracer is its grandchild: it keeps its process id.
+/// Puts the daemon, under strace, in the place of the program. The tracer is its grandchild: it
+/// keeps its process id.
 fn put_traced(line: &Line, trace: &Path, options: &str) {
     line.put_script(&format!("exec strace -D -o '{}' {options} \"$REAL\" \"$@\"", trace.display()));
 }

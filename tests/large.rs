@@ -1,4 +1,5 @@
-//! Large configurations: thousands of listeners and upstreams start, reload, report and drain like a few.
+//! Large configurations: thousands of listeners and upstreams start, reload, report and drain like
+//! a few.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -10,7 +11,8 @@ use crate::config_file::{put, serve};
 use crate::counters::request;
 use crate::support::{Client, Line, SLOW_DRAIN, Upstream, raise_descriptor_limit};
 
-/// The names alone are longer than one variable of the environment may be, execve(2), and than any packet.
+/// The names alone are longer than one variable of the environment may be, execve(2), and than any
+/// packet.
 #[test]
 fn a_reload_passes_on_names_of_any_total_length() {
     let name = |number: usize| format!("{}-{number}", "n".repeat(100));
@@ -33,7 +35,8 @@ fn a_reload_passes_on_names_of_any_total_length() {
     }
 }
 
-/// Each passed descriptor was copied above all others first, which took twice as many as there are listeners.
+/// Each passed descriptor was copied above all others first, which took twice as many as there are
+/// listeners.
 #[test]
 fn a_handoff_needs_hardly_more_descriptors_than_listeners() {
     let file: String = (0..500)
@@ -55,8 +58,8 @@ fn a_handoff_needs_hardly_more_descriptors_than_listeners() {
         .unwrap();
 }
 
-/// The report of a generation grows with its listeners and upstreams. When it was longer than any packet, the
-/// predecessor took it for garbage and killed a successor that served.
+/// The report of a generation grows with its listeners and upstreams. When it was longer than any
+/// packet, the predecessor took it for garbage and killed a successor that served.
 #[test]
 fn a_report_of_any_length_reaches_the_other_generation() {
     let upstreams: Vec<_> = (0..20).map(|number| format!("\"@nobody-{number}\"")).collect();
@@ -81,7 +84,8 @@ fn a_report_of_any_length_reaches_the_other_generation() {
     assert_eq!(line.count("the handoff failed"), 0);
 }
 
-/// Short addresses keep the log short. How the time grows with their number is in `benches/large.rs`.
+/// Short addresses keep the log short. How the time grows with their number is in
+/// `benches/large.rs`.
 #[test]
 fn four_thousand_listeners_are_served() {
     let mut file = "metrics = \"$F/metrics\"\n".to_owned();

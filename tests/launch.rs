@@ -1,6 +1,7 @@
 //! A successor that cannot be started, or never becomes ready, changes nothing but the log.
 //!
-//! The old generation says why, serves on, and the next good handoff works. Bash scripts play the bad successors.
+//! The old generation says why, serves on, and the next good handoff works. Bash scripts play the
+//! bad successors.
 
 use std::fs;
 
@@ -202,7 +203,8 @@ fn a_successor_that_a_wrapper_has_forked_is_seen_to_die_on_probation() {
     line.assert_serves();
 }
 
-/// A process that the successor has started holds a copy of the channel, so its end of file never comes.
+/// A process that the successor has started holds a copy of the channel, so its end of file never
+/// comes.
 #[test]
 fn a_successor_that_leaves_a_child_is_seen_to_die_in_the_bake() {
     let line = Line::serve(&["--bake", "60s"]);
@@ -269,7 +271,8 @@ fn a_forked_successor_that_comes_after_the_ready_timeout_does_not_serve() {
 #[test]
 fn a_fork_that_fails_is_said_and_the_next_handoff_works() {
     let line = Line::serve(&["--bake", "0"]);
-    // Counted for each process: the first fork of the daemon fails, and later the first of the one in the middle.
+    // Counted for each process: the first fork of the daemon fails, and later the first of the one
+    // in the middle.
     let inject = "inject=clone,clone3,fork,vfork:error=EAGAIN:when=1";
     let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", inject]);
     for _ in ["the first fork", "the second fork"] {
@@ -365,7 +368,8 @@ fn ten_failed_handoffs_leave_the_predecessor_as_it_was_and_the_next_one_works() 
     let line = Line::serve(&["--bake", "0"]);
     let mut gate = Gate::new(&line);
     let waiting = format!("say 'VERSION=1\\nKIND=novel\\n'; {}", Gate::PASS);
-    // Looked at while a successor waits, and after the predecessor has heard from it: it is not in the middle of things.
+    // Looked at while a successor waits, and after the predecessor has heard from it: it is not in
+    // the middle of things.
     let mut descriptors = |line: &Line| {
         let mark = line.mark();
         line.put_script(&waiting);

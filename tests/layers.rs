@@ -1,4 +1,5 @@
-//! The house has layers: a module imports only what stands below it. The table is the one of docs/architecture.md.
+//! The house has layers: a module imports only what stands below it. The table is the one of
+//! docs/architecture.md.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -81,7 +82,8 @@ fn module(path: &Path) -> String {
     Path::new(first.as_os_str()).file_stem().unwrap().to_str().unwrap().to_owned()
 }
 
-/// The modules of the library that a file names by `crate::`; what stands in comments does not count.
+/// The modules of the library that a file names by `crate::`; what stands in comments does not
+/// count.
 fn imports(path: &Path) -> BTreeSet<String> {
     let text = fs::read_to_string(path).unwrap();
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));

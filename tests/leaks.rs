@@ -1,7 +1,8 @@
 //! Nothing leaks: not into the programs that are started, and not from generation to generation.
 //!
-//! A descriptor that leaks keeps a port or a client's connection alive; a variable that leaks has another program speak
-//! to our service manager. What grows by one each handoff is found by comparing generations that lie far apart.
+//! A descriptor that leaks keeps a port or a client's connection alive; a variable that leaks has
+//! another program speak to our service manager. What grows by one each handoff is found by
+//! comparing generations that lie far apart.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -114,8 +115,9 @@ fn twenty_handoffs_leave_nothing_behind() {
     let line = Line::serve(&["--bake", "0", "--workers", "1", "--listen", "[::1]:0"]);
     line.hand_over_from(1);
     assert_eq!(line.exit_code(1), 0);
-    // Three descriptors are its runtime's and three its signals', four its worker's, two keep a place for the channel to a
-    // successor, and the log has opened standard error again; nothing of a predecessor is left.
+    // Three descriptors are its runtime's and three its signals', four its worker's, two keep a
+    // place for the channel to a successor, and the log has opened standard error again; nothing of
+    // a predecessor is left.
     let expected = [("anon_inode", 6), ("pipe", 1), ("socket", 8)];
     let expected = expected.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect();
     assert_becomes::<BTreeMap<_, _>>(&expected, || kinds(line.pid_of(2)));

@@ -1,6 +1,7 @@
 //! Listeners come, go and keep their place over handoffs, whatever their family and number.
 //!
-//! The next generation's flags may differ: what is new is bound, what is gone is closed, and none is held unclaimed.
+//! The next generation's flags may differ: what is new is bound, what is gone is closed, and none
+//! is held unclaimed.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -34,7 +35,8 @@ fn serve_patiently(arguments: &[&str]) -> Line {
     line
 }
 
-/// A connection that the generation which serves now has accepted, and which keeps it draining: it says nothing.
+/// A connection that the generation which serves now has accepted, and which keeps it draining: it
+/// says nothing.
 fn keep_draining(address: &str) -> Client {
     let silent = Client::connect(address).unwrap();
     // The queue is in order: once this one is served, the other one has been accepted.
@@ -42,7 +44,8 @@ fn keep_draining(address: &str) -> Client {
     silent
 }
 
-/// A client is served there, before and after a handoff, and the second generation says the same addresses.
+/// A client is served there, before and after a handoff, and the second generation says the same
+/// addresses.
 fn assert_survives_handoffs(line: &Line, addresses: &[String]) {
     for generation in 1..4 {
         for address in addresses {

@@ -1,4 +1,5 @@
-//! Log records reach the journal or standard error, with the generation in every one, and never stand in the way.
+//! Log records reach the journal or standard error, with the generation in every one, and never
+//! stand in the way.
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -86,8 +87,8 @@ fn one_record_tells_how_a_connection_ended() {
 /// Whoever read the log may be gone; the clients are not.
 #[test]
 fn a_broken_standard_error_hurts_nobody() {
-    // Its reader ends at once, so records meet a broken pipe; standard output keeps the daemon in the line. The socket
-    // is passed in, so that a client may come at any time.
+    // Its reader ends at once, so records meet a broken pipe; standard output keeps the daemon in
+    // the line. The socket is passed in, so that a client may come at any time.
     let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$1\" --pid-file \"$2/pid\" --bake 0 --no-carry 3<&0 1>&2 2> >(exec true)";
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap().to_string();
@@ -108,7 +109,8 @@ fn a_broken_standard_error_hurts_nobody() {
     line.wait_for_end();
 }
 
-/// A line whose standard error is full and has a reader that does not read: the line, and that reader.
+/// A line whose standard error is full and has a reader that does not read: the line, and that
+/// reader.
 fn serve_unread() -> (Line, OwnedFd) {
     let (unread, full) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
     while nix::unistd::write(&full, &[b'x'; 512]).is_ok() {}
@@ -123,7 +125,8 @@ fn serve_unread() -> (Line, OwnedFd) {
     (line, unread)
 }
 
-/// A signal ends the look whether somebody reads (poll(2), EINTR); that is not the word that somebody does.
+/// A signal ends the look whether somebody reads (poll(2), EINTR); that is not the word that
+/// somebody does.
 #[test]
 fn a_signal_while_nobody_reads_holds_up_nobody_either() {
     let (line, _unread) = serve_unread();
@@ -138,7 +141,8 @@ fn a_signal_while_nobody_reads_holds_up_nobody_either() {
     assert!(tracer.wait().contains("EINTR"));
 }
 
-/// Whoever reads the log may have stalled, as a pager does; neither clients nor signals wait for that.
+/// Whoever reads the log may have stalled, as a pager does; neither clients nor signals wait for
+/// that.
 #[test]
 fn a_standard_error_that_nobody_reads_holds_up_nobody() {
     let (line, _unread) = serve_unread();

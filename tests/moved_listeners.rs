@@ -1,7 +1,7 @@
 //! A listener moves to an address that overlaps with its old one, and no client of both is lost.
 //!
-//! The kernel refuses to bind such an address while another socket listens on a part of it. So each move is a handoff that
-//! fails if the two generations do not share the port.
+//! The kernel refuses to bind such an address while another socket listens on a part of it. So each
+//! move is a handoff that fails if the two generations do not share the port.
 
 use nix::sys::signal::Signal;
 
@@ -21,7 +21,8 @@ fn serve(address: &str, port: u16, bake: &str) -> Line {
     line
 }
 
-/// Moves along `addresses` while clients call `client`, and hands over as soon as the last handoff is over.
+/// Moves along `addresses` while clients call `client`, and hands over as soon as the last handoff
+/// is over.
 fn assert_moves(client: &str, addresses: &[&str]) {
     let port = free_port();
     let line = serve(addresses[0], port, "0");
@@ -49,7 +50,8 @@ fn a_listener_moves_between_the_families() {
     assert_moves("[::1]", &["[::]", "tcp6:[::]", "[::1]", "tcp6:[::]", "[::]"]);
 }
 
-/// The third address does not overlap with the second, but with the first, which its generation has not closed yet.
+/// The third address does not overlap with the second, but with the first, which its generation has
+/// not closed yet.
 #[test]
 fn a_listener_moves_on_before_its_first_address_is_closed() {
     let port = free_port();

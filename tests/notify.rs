@@ -7,7 +7,8 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Client, Gate, Line, Manager, SLOW_DRAIN, Told, assert_becomes, signal};
 
-/// A line on `127.0.0.1:0` with an operator's socket under `manager`, which hears first that it is ready.
+/// A line on `127.0.0.1:0` with an operator's socket under `manager`, which hears first that it is
+/// ready.
 fn serve(manager: &Manager, arguments: &[&str], variables: &[(&str, &str)]) -> Line {
     let line = Line::start_with(|command, folder| {
         command.args(["--listen", "127.0.0.1:0"]).arg("--control").arg(folder.join("control"));
@@ -231,7 +232,8 @@ fn a_stop_in_the_middle_of_a_reload_is_told_as_a_stop() {
             .iter()
             .all(|told| told.value("MAINPID").is_none() && told.value("READY").is_none())
     );
-    // What the manager was given to keep, a process that another test has just forked may hold until its exec.
+    // What the manager was given to keep, a process that another test has just forked may hold
+    // until its exec.
     assert_becomes(&true, || Client::connect(&line.address()).is_err());
 }
 
@@ -272,7 +274,8 @@ fn an_init_that_stays_stays_the_main_process() {
     line.wait_for_end();
 }
 
-/// Process 1 in there is none of ours, so no init of ours stays; with a /proc of its own, and with that of the manager.
+/// Process 1 in there is none of ours, so no init of ours stays; with a /proc of its own, and with
+/// that of the manager.
 #[test]
 fn to_a_manager_outside_a_container_no_number_is_told() {
     for proc in [&["--mount-proc"][..], &[]] {

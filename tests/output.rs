@@ -1,4 +1,5 @@
-//! A command whose output cannot be written says so and does not end with 0: an empty answer is not the truth.
+//! A command whose output cannot be written says so and does not end with 0: an empty answer is not
+//! the truth.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

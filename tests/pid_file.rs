@@ -114,7 +114,8 @@ fn whoever_reads_the_pid_file_at_any_time_finds_a_living_process_that_heeds_a_ha
             reads
         });
         for generation in 1..=HANDOFFS {
-            // By the file alone, as an operator does; and not before it has changed, or the hangup is for the old one.
+            // By the file alone, as an operator does; and not before it has changed, or the hangup
+            // is for the old one.
             signal(named(&path), Signal::SIGHUP);
             line.wait_for(generation + 1, "serving draining");
         }

@@ -1,4 +1,5 @@
-//! Threads of a library that was loaded before the program stop no handoff, and what cannot go on with them is named.
+//! Threads of a library that was loaded before the program stop no handoff, and what cannot go on
+//! with them is named.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

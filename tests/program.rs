@@ -1,4 +1,5 @@
-//! A handoff executes what now lies at the path by which the daemon was started, however that path was given.
+//! A handoff executes what now lies at the path by which the daemon was started, however that path
+//! was given.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -1,4 +1,5 @@
-//! A proxy passes on every byte and every end, both ways, and in a drain leaves both sides their conversation.
+//! A proxy passes on every byte and every end, both ways, and in a drain leaves both sides their
+//! conversation.
 
 use std::io::{ErrorKind, Write};
 

@@ -1,4 +1,5 @@
-//! Whatever one side of a proxied connection does, the other learns what became of it, and nobody else does.
+//! Whatever one side of a proxied connection does, the other learns what became of it, and nobody
+//! else does.
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -128,7 +129,8 @@ pub(crate) fn fill(line: &Line, end: &mut Client) -> Vec<u8> {
     sent
 }
 
-/// All of it was heard, but for what had not left the sender, and then there was no end but a reset.
+/// All of it was heard, but for what had not left the sender, and then there was no end but a
+/// reset.
 fn assert_heard(sent: &[u8], (heard, end): (Vec<u8>, std::io::Result<()>)) {
     const NOT_YET_LEFT: usize = 100_000;
     assert!(sent.starts_with(&heard), "altered");
@@ -213,7 +215,8 @@ fn a_client_that_nobody_accepts_is_reset_in_the_end_and_that_is_said_once() {
 
 #[test]
 fn a_proxy_without_descriptors_makes_clients_wait_and_recovers() {
-    // With an even number it is the accept that finds none, with an odd one the connect; or the other way round.
+    // With an even number it is the accept that finds none, with an odd one the connect; or the
+    // other way round.
     for limit in [60, 61] {
         let upstream = Upstream::tcp();
         let address = upstream.address();
@@ -250,8 +253,8 @@ fn a_proxy_without_descriptors_makes_clients_wait_and_recovers() {
     }
 }
 
-/// All clients were accepted before any upstream was connected to. Then none was left for an upstream, and every
-/// client waited until it was reset.
+/// All clients were accepted before any upstream was connected to. Then none was left for an
+/// upstream, and every client waited until it was reset.
 #[test]
 fn clients_of_a_proxy_leave_descriptors_for_its_upstreams() {
     let upstream = Upstream::tcp();

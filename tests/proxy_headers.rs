@@ -1,4 +1,5 @@
-//! PROXY headers as real senders write them, on every kind of listener; wrong ones are told to the operator.
+//! PROXY headers as real senders write them, on every kind of listener; wrong ones are told to the
+//! operator.
 
 use std::io::Write;
 use std::path::Path;

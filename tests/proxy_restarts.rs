@@ -85,7 +85,8 @@ fn a_backend_that_restarts_under_load_loses_no_client() {
     backend.stop();
 }
 
-/// Sends and verifies as much as it can on one connection, again and again, until it is over: how much that was.
+/// Sends and verifies as much as it can on one connection, again and again, until it is over: how
+/// much that was.
 fn pour(address: &str, over: &AtomicBool) -> usize {
     const LENGTH: usize = 4_000_000;
     let mut poured = 0;
@@ -128,7 +129,8 @@ fn handoffs_under_short_persistent_and_bulk_connections_lose_nobody() {
         let (address, over) = (address.clone(), Arc::clone(&over));
         std::thread::spawn(move || pour(&address, &over))
     });
-    // Short ones and bulk through all of it; persistent ones hold a generation each as long as they like.
+    // Short ones and bulk through all of it; persistent ones hold a generation each as long as they
+    // like.
     let storm = Storm::start(&address, 4, 16);
     for _ in 0..HANDOFFS {
         head.next();

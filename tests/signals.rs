@@ -1,7 +1,8 @@
 //! Every signal has one effect in every state, however many come and to whichever generation.
 //!
-//! A bake of a minute holds the probation, a script at a gate holds the start, a client that has said nothing holds the
-//! drain; so each signal finds the state that it is meant for, and no test waits for time.
+//! A bake of a minute holds the probation, a script at a gate holds the start, a client that has
+//! said nothing holds the drain; so each signal finds the state that it is meant for, and no test
+//! waits for time.
 
 use std::fs;
 use std::io::Read;
@@ -54,7 +55,8 @@ fn assert_finishes(mut held: Client) {
     held.expect_end().unwrap();
 }
 
-/// Waits until nobody listens any more. A connection that nobody takes out of its queue would keep this from passing.
+/// Waits until nobody listens any more. A connection that nobody takes out of its queue would keep
+/// this from passing.
 fn assert_refuses(line: &Line) {
     let until = Instant::now() + DEADLINE;
     while Client::once(&line.address(), b"anybody?").is_ok() {
@@ -247,7 +249,8 @@ fn a_terminate_right_after_a_hangup_ends_the_whole_line() {
         wait_for_signals(&line, 1, "SIGHUP", 1);
         line.signal(1, Signal::SIGTERM);
         assert_eq!(line.exit_code(1), 0);
-        // Unless it was so quick that it has taken over: then it was the old one alone that was told to end.
+        // Unless it was so quick that it has taken over: then it was the old one alone that was
+        // told to end.
         if line
             .wait_since_or_end(0, "a successor", |record| record.is(2, "serving draining"))
             .is_some()

@@ -1,4 +1,5 @@
-//! A thousand handoffs leave nothing behind: the last generation has what the first had, and no more.
+//! A thousand handoffs leave nothing behind: the last generation has what the first had, and no
+//! more.
 
 use std::fs;
 use std::path::Path;
@@ -26,8 +27,9 @@ impl Holdings {
             // One that is closed meanwhile is gone.
             let (number, link) =
                 (entry.file_name().into_string().unwrap(), fs::read_link(entry.path()).ok()?);
-            // Whoever runs the tests may leave descriptors open; they come to the first generation and no further.
-            // The log is no stray, though the test may have the other end of its pipe under the same number.
+            // Whoever runs the tests may leave descriptors open; they come to the first generation
+            // and no further. The log is no stray, though the test may have the other end of its
+            // pipe under the same number.
             let stray = !["0", "1", "2"].contains(&number.as_str())
                 && Some(&link) != log.as_ref()
                 && fs::read_link(format!("/proc/self/fd/{number}")).is_ok_and(|ours| ours == link);

@@ -6,8 +6,8 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Client, Line, Manager, Parent};
 
-/// What the manager is given to keep until it hears that the line is ready: names and sockets. It keeps each once, and
-/// may still have words of an earlier life.
+/// What the manager is given to keep until it hears that the line is ready: names and sockets. It
+/// keeps each once, and may still have words of an earlier life.
 fn stored(manager: &Manager) -> Vec<(String, OwnedFd)> {
     let (_, before) = manager.hear_until("READY=1");
     let mut kept: Vec<(String, OwnedFd)> = Vec::new();
@@ -140,7 +140,8 @@ fn a_stored_socket_that_is_no_longer_configured_is_let_go_of() {
     assert_eq!(gone.value("FDNAME"), Some("a=127.0.0.1%3A0"));
 }
 
-/// A path that was removed while nobody ran (a runtime directory is) leads nowhere: it is bound anew.
+/// A path that was removed while nobody ran (a runtime directory is) leads nowhere: it is bound
+/// anew.
 #[test]
 fn a_stored_socket_whose_path_is_gone_is_bound_anew() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

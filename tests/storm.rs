@@ -1,20 +1,22 @@
-//! Clients come as fast as they can while one generation after another hands over, and none of them notices.
+//! Clients come as fast as they can while one generation after another hands over, and none of them
+//! notices.
 //!
-//! Nothing is retried and every byte is verified (`support/storm.rs`). A connection that stays is carried. Where it is
-//! drained instead, it is closed between two requests, by an end and not by a reset. A request that crosses that close
-//! is counted apart.
+//! Nothing is retried and every byte is verified (`support/storm.rs`). A connection that stays is
+//! carried. Where it is drained instead, it is closed between two requests, by an end and not by a
+//! reset. A request that crosses that close is counted apart.
 
 use std::path::Path;
 
 use crate::support::{Client, Handoffs, Line, Record, Storm, Tally, exit_code};
 use nix::sys::signal::Signal;
 
-/// Old generations drain for as long as it takes; none is cut because there are too many, and no client is closed because
-/// it took a while from its connection to its first request.
+/// Old generations drain for as long as it takes; none is cut because there are too many, and no
+/// client is closed because it took a while from its connection to its first request.
 const LIMITS: [&str; 6] =
     ["--max-generations", "64", "--drain-timeout", "60s", "--first-request-grace", "60s"];
 
-/// Starts a line on `address`, storms it through `handoffs`, stops it: what the clients met, and the log.
+/// Starts a line on `address`, storms it through `handoffs`, stops it: what the clients met, and
+/// the log.
 fn storm(
     flags: &[&str],
     address: &str,
@@ -94,7 +96,8 @@ fn a_request_that_crosses_the_close_of_an_idle_connection_was_not_taken_on() {
     let (mut tally, records) =
         storm(&["--log", "debug", "--no-carry"], "127.0.0.1:0", "0", (2, 64), 30);
     assert_unnoticed(&tally, &records, 30);
-    // What a server has answered its client has verified: nothing was read and then dropped, nothing sent in vain.
+    // What a server has answered its client has verified: nothing was read and then dropped,
+    // nothing sent in vain.
     let mut answered = Vec::new();
     for record in records.iter().filter(|record| record.text.contains("connection ended")) {
         let number = |name| record.field(name).and_then(|value| value.parse::<u64>().ok()).unwrap();

@@ -1,4 +1,5 @@
-//! No signal ends the daemon by accident: SIGUSR2 hands off, and the others that would kill it are logged and ignored.
+//! No signal ends the daemon by accident: SIGUSR2 hands off, and the others that would kill it are
+//! logged and ignored.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +9,8 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Client, DEADLINE, Line, SLOW_DRAIN, assert_becomes, exit_code, signal};
 
-/// Signals that end a process or stop it, and are meant to: HUP, INT, QUIT, the faults, KILL, USR2, TERM, and job control.
+/// Signals that end a process or stop it, and are meant to: HUP, INT, QUIT, the faults, KILL, USR2,
+/// TERM, and job control.
 const MEANT: [i32; 20] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 15, 17, 18, 19, 20, 21, 22, 23, 31];
 
 /// PIPE and XFSZ, WINCH, and two that the C library keeps for itself: ignored without a word.

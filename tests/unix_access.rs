@@ -1,4 +1,5 @@
-//! The mode, the user and the group of a Unix listener are as the configuration says, whatever the umask.
+//! The mode, the user and the group of a Unix listener are as the configuration says, whatever the
+//! umask.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

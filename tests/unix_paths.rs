@@ -1,6 +1,8 @@
-//! A Unix socket's path belongs to the line that bound it: the same file over all handoffs, unlinked by the last.
+//! A Unix socket's path belongs to the line that bound it: the same file over all handoffs,
+//! unlinked by the last.
 //!
-//! A path outlives its socket, so both mistakes are possible: to leave a dead file behind, and to take away a live one.
+//! A path outlives its socket, so both mistakes are possible: to leave a dead file behind, and to
+//! take away a live one.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -259,7 +261,8 @@ fn what_is_no_socket_of_ours_is_refused_and_left() {
     for name in ["file", "directory", "dangling", "link", "pipe", "datagrams"] {
         let before = fs::symlink_metadata(at(name)).unwrap();
         let address = at(name).to_str().unwrap().to_owned();
-        // Another process has the datagram socket and may let go of it; the rest stays until somebody removes it.
+        // Another process has the datagram socket and may let go of it; the rest stays until
+        // somebody removes it.
         let code = if name == "datagrams" { 75 } else { 78 };
         Refusal::to(&["--listen", &address]).names(code, &[&address, "in use"]);
         let after = fs::symlink_metadata(at(name)).unwrap();

@@ -124,8 +124,8 @@ fn a_connection_lives_on_when_its_name_loses_the_address() {
         assert_eq!(counter(&line, &format!("backend:{port}/{old}"), "active"), Some(1));
     }
     drop(first);
-    // Nothing is left of the address but its sums, under the name; those of older generations from the
-    // next handoff on.
+    // Nothing is left of the address but its sums, under the name; those of older generations from
+    // the next handoff on.
     assert_becomes(&Some(0), || counter(&line, &format!("backend:{port}/{old}"), "active"));
     line.hand_over_from(3);
     assert_eq!(line.exit_code(3), 0);

@@ -1,5 +1,5 @@
-//! What the kernel refuses a proxy costs no client: an upstream that cannot be reached is passed by, and a
-//! socket that does not know an option is served without it.
+//! What the kernel refuses a proxy costs no client: an upstream that cannot be reached is passed
+//! by, and a socket that does not know an option is served without it.
 
 use std::fs;
 use std::io::Write;

@@ -1,4 +1,5 @@
-//! Bad input gets one line that names it, exit code 64 or 78, or 75 when it may be good later. Nothing is touched.
+//! Bad input gets one line that names it, exit code 64 or 78, or 75 when it may be good later.
+//! Nothing is touched.
 
 use std::ffi::OsStr;
 use std::fs;

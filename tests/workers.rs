@@ -54,7 +54,8 @@ fn a_dead_worker_ends_the_generation_with_the_reason() {
     line.wait_for_end();
 }
 
-/// strace(1) has the thread see the flag as it was: so it is, when another process clears it right after the look.
+/// strace(1) has the thread see the flag as it was: so it is, when another process clears it right
+/// after the look.
 #[test]
 fn a_listener_that_is_set_blocking_during_accept_hangs_nobody() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -63,7 +64,8 @@ fn a_listener_that_is_set_blocking_during_accept_hangs_nobody() {
     let mut held = line.hold();
     let pid = line.pid_of(1);
     for round in 1..=2 {
-        // The look before the accept, tokio's at what was accepted (in a debug build), and the look before the next accept.
+        // The look before the accept, tokio's at what was accepted (in a debug build), and the look
+        // before the next accept.
         let looks = format!("inject=fcntl:retval={}:when=1..3", libc::O_RDWR | libc::O_NONBLOCK);
         let tracer =
             Tracer::attach(&line, thread(pid, "worker-1"), &["-e", "trace=fcntl", "-e", &looks]);

@@ -1,7 +1,9 @@
-//! Measures one number of connections: a daemon, its clients, some handoffs, and what each of them cost.
+//! Measures one number of connections: a daemon, its clients, some handoffs, and what each of them
+//! cost.
 //!
-//! Processor time is of the old process and the new one, from the commit to the end of the old one, less what serving alone
-//! would have cost them in that time; the half second before the handoff says how much that is.
+//! Processor time is of the old process and the new one, from the commit to the end of the old one,
+//! less what serving alone would have cost them in that time; the half second before the handoff
+//! says how much that is.
 
 use std::fmt;
 use std::net::SocketAddr;

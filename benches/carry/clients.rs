@@ -1,6 +1,8 @@
-//! Keeps connections busy: clients that ask at a steady rate, however many they are, and note how long each answer took.
+//! Keeps connections busy: clients that ask at a steady rate, however many they are, and note how
+//! long each answer took.
 //!
-//! Also the upstream for the proxy, in the same process: generator, upstream and daemon share the cores.
+//! Also the upstream for the proxy, in the same process: generator, upstream and daemon share the
+//! cores.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +30,8 @@ pub(crate) struct Clients {
 type Pauses = Mutex<Vec<(Instant, Duration)>>;
 
 impl Clients {
-    /// `rate` requests a second, of all together. When this returns all of them have been answered once.
+    /// `rate` requests a second, of all together. When this returns all of them have been answered
+    /// once.
     pub(crate) fn start(runtime: &Runtime, address: SocketAddr, count: u32, rate: f64) -> Self {
         let (doors, ready) = (Arc::new(Semaphore::new(DOORS)), Arc::new(Semaphore::new(0)));
         let (is_over, pauses) = (Arc::new(AtomicBool::new(false)), Arc::<Pauses>::default());

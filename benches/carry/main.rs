@@ -1,8 +1,10 @@
-//! Measures what a handoff with `--carry` costs: how long until the old process is gone, and how long a client waits meanwhile.
+//! Measures what a handoff with `--carry` costs: how long until the old process is gone, and how
+//! long a client waits meanwhile.
 //!
-//! All connections are busy, at the same rate together however many they are: so what grows with their number is the carry. A
-//! pause is how long one answer took; those count that were awaited between the commit and the end of the old process, beside
-//! those of a while before it in the same turn. `cargo bench --bench carry -- --turns 9` takes more turns.
+//! All connections are busy, at the same rate together however many they are: so what grows with
+//! their number is the carry. A pause is how long one answer took; those count that were awaited
+//! between the commit and the end of the old process, beside those of a while before it in the same
+//! turn. `cargo bench --bench carry -- --turns 9` takes more turns.
 // A bench is there to print.
 #![allow(clippy::print_stdout)]
 
@@ -17,7 +19,8 @@ use tokio::runtime::Builder;
 use case::{Case, Service};
 use support::table::{Table, Target, short};
 
-/// The most milliseconds from the commit to the end of the old process, with as many connections as there are here.
+/// The most milliseconds from the commit to the end of the old process, with as many connections as
+/// there are here.
 const END: Target = Target::AtMost(1_000.0);
 /// The most milliseconds that one of a thousand answers takes.
 const PAUSE: Target = Target::AtMost(50.0);

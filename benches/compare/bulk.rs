@@ -1,7 +1,8 @@
-//! Moves bytes in bulk, at as little cost as the kernel offers: what the load generator saves, the proxies have.
+//! Moves bytes in bulk, at as little cost as the kernel offers: what the load generator saves, the
+//! proxies have.
 //!
-//! Bytes to send are pages of a file in memory and are not copied; bytes that come are dropped by the kernel. Nothing
-//! here looks at them: that they arrive unaltered is for the tests to hold.
+//! Bytes to send are pages of a file in memory and are not copied; bytes that come are dropped by
+//! the kernel. Nothing here looks at them: that they arrive unaltered is for the tests to hold.
 
 use std::fs::File;
 use std::io::{self, Write};

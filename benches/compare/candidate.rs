@@ -1,8 +1,8 @@
 //! Names what is compared, says whether it is there, and writes the settings under which it runs.
 //!
-//! Each is set up as for production: two threads or workers for two cores, no log of accesses, limits that are never
-//! reached, half a minute for old connections after a reload, splicing where it is offered. What is not said here is the
-//! product's own default.
+//! Each is set up as for production: two threads or workers for two cores, no log of accesses,
+//! limits that are never reached, half a minute for old connections after a reload, splicing where
+//! it is offered. What is not said here is the product's own default.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -124,7 +124,8 @@ impl Candidate {
         }
     }
 
-    /// The command that starts it, in the foreground, with its settings in `folder`; none where there is no proxy.
+    /// The command that starts it, in the foreground, with its settings in `folder`; none where
+    /// there is no proxy.
     pub(crate) fn command(
         self,
         folder: &Path,

@@ -1,8 +1,9 @@
 //! Asks: many clients in one thread, on connections that stay or on a new one for each request.
 //!
-//! One epoll, and no more calls for a request than a write and a read, so that the generator takes as little as it can
-//! of the cores that it shares with the proxy. Without a pace, each client asks again as soon as it has its reply; with
-//! one, requests start when they are due, and a late one counts from when it was due.
+//! One epoll, and no more calls for a request than a write and a read, so that the generator takes
+//! as little as it can of the cores that it shares with the proxy. Without a pace, each client asks
+//! again as soon as it has its reply; with one, requests start when they are due, and a late one
+//! counts from when it was due.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -105,7 +106,8 @@ impl Load {
         load
     }
 
-    /// `staying` clients that stay, and so many visits a second. With each visit, one that stays asks too.
+    /// `staying` clients that stay, and so many visits a second. With each visit, one that stays
+    /// asks too.
     pub(crate) fn paced(address: SocketAddr, staying: usize, visits_a_second: u32) -> Self {
         let every = Duration::from_secs(1) / visits_a_second;
         let timer = TimerFd::new(
@@ -150,7 +152,8 @@ impl Load {
         std::mem::take(&mut self.tally)
     }
 
-    /// Starts no more, and waits for what has started; a visit without a reply by then counts as reset.
+    /// Starts no more, and waits for what has started; a visit without a reply by then counts as
+    /// reset.
     pub(crate) fn finish(mut self, patience: Duration) -> Tally {
         let until = Instant::now() + patience;
         self.rhythm = Rhythm::Over;

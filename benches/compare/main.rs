@@ -1,12 +1,14 @@
-//! Measures handoffd as a TCP proxy beside HAProxy, nginx and systemd-socket-proxyd: side by side, in turns, in one run.
+//! Measures handoffd as a TCP proxy beside HAProxy, nginx and systemd-socket-proxyd: side by side,
+//! in turns, in one run.
 //!
-//! `cargo bench --bench compare` runs everything; after `--`, names of scenarios and candidates select, `--turns` and
-//! `--seconds` say how long, and `--write` puts the figures into `docs/comparison.md` and a plot beside it. `HANDOFFD_BIN`
-//! names a build of handoffd that is measured instead, `HANDOFFD_OTHER` one that is measured too. Every turn starts each candidate anew, each
-//! time beginning with the next one, and what is shown are medians over the turns.
+//! `cargo bench --bench compare` runs everything; after `--`, names of scenarios and candidates
+//! select, `--turns` and `--seconds` say how long, and `--write` puts the figures into
+//! `docs/comparison.md` and a plot beside it. `HANDOFFD_BIN` names a build of handoffd that is
+//! measured instead, `HANDOFFD_OTHER` one that is measured too. Every turn starts each candidate
+//! anew, each time beginning with the next one, and what is shown are medians over the turns.
 //!
-//! Generator, upstream and proxy share the cores: rates come out closer to each other than the proxies are. The
-//! processor time that the proxy itself uses is the steadiest figure.
+//! Generator, upstream and proxy share the cores: rates come out closer to each other than the
+//! proxies are. The processor time that the proxy itself uses is the steadiest figure.
 // A bench that cannot go on has failed.
 #![allow(clippy::panic)]
 

@@ -1,8 +1,10 @@
-//! Gives the bench a loopback of its own, so that neither the machine's settings nor its neighbours' connections count.
+//! Gives the bench a loopback of its own, so that neither the machine's settings nor its
+//! neighbours' connections count.
 //!
-//! Thousands of connections a second use up the ports of an ordinary machine within a second or two, and then the kernel's
-//! search for a free one is what is measured. Congestion control is the one that every kernel has and allows, whatever the
-//! machine's is: one that paces would hide what the proxies differ in.
+//! Thousands of connections a second use up the ports of an ordinary machine within a second or
+//! two, and then the kernel's search for a free one is what is measured. Congestion control is the
+//! one that every kernel has and allows, whatever the machine's is: one that paces would hide what
+//! the proxies differ in.
 
 use std::fs;
 use std::process::Command;

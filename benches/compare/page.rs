@@ -1,4 +1,5 @@
-//! Writes the results into `docs/comparison.md`, between two marks; what stands around them is written by hand.
+//! Writes the results into `docs/comparison.md`, between two marks; what stands around them is
+//! written by hand.
 
 use std::fmt::Write;
 use std::fs;

@@ -1,4 +1,5 @@
-//! Looks at processes from outside: who descends from whom, what they have used of the processor, what memory they hold.
+//! Looks at processes from outside: who descends from whom, what they have used of the processor,
+//! what memory they hold.
 
 use std::fs;
 use std::time::Duration;
@@ -38,8 +39,8 @@ pub(crate) fn memory(family: &[Pid]) -> f64 {
     family.iter().map(one).sum()
 }
 
-/// Kills every child of ours but `spared`, and what becomes our child by that. For a reaper of orphans these are all
-/// that anything started here has left.
+/// Kills every child of ours but `spared`, and what becomes our child by that. For a reaper of
+/// orphans these are all that anything started here has left.
 pub(crate) fn kill_children_but(spared: Pid) {
     loop {
         let ours = |(child, parent): (Pid, Pid)| {

@@ -1,4 +1,5 @@
-//! Gathers what was measured, and prints it: medians, and the ratios of handoffd to each peer and to the best one.
+//! Gathers what was measured, and prints it: medians, and the ratios of handoffd to each peer and
+//! to the best one.
 // A bench is there to print.
 #![allow(clippy::print_stdout)]
 
@@ -55,7 +56,8 @@ impl Results {
         self.values.iter().map(|values| values[measure].median()).collect()
     }
 
-    /// The medians over the turns of handoffd's value over that of each candidate; not numbers where it was not measured.
+    /// The medians over the turns of handoffd's value over that of each candidate; not numbers
+    /// where it was not measured.
     pub(crate) fn ratios(&self, measure: usize) -> Vec<f64> {
         let ours = self.candidates.iter().position(|candidate| *candidate == Candidate::OURS);
         let ratio = |theirs: &Vec<Figures>| {

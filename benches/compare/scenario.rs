@@ -17,7 +17,8 @@ const CLIENTS: usize = 64;
 const STREAMS: usize = 16;
 /// Connections whose memory is measured.
 const IDLE: usize = 4_000;
-/// Visits a second in the reload scenario: so few that nothing waits for a core in the steady state.
+/// Visits a second in the reload scenario: so few that nothing waits for a core in the steady
+/// state.
 const VISITS: u32 = 1_000;
 const RELOADS: u32 = 3;
 /// Until then, who has not been answered was forgotten.
@@ -156,7 +157,8 @@ impl Scenario {
     }
 }
 
-/// What the proxy used of the processor meanwhile, in seconds; not a number where there is no proxy.
+/// What the proxy used of the processor meanwhile, in seconds; not a number where there is no
+/// proxy.
 fn processor_time<T>(proxy: &Proxy, work: impl FnOnce() -> T) -> (T, f64) {
     let processes = proxy.processes();
     let before = process::processor_time(&processes);

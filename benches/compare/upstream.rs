@@ -1,7 +1,8 @@
 //! Is what the proxies lead to: a server in a process of its own, whose time is not counted.
 //!
-//! One thread and one epoll, so that it takes as little as possible of the cores that it shares with the proxy. The first byte of a
-//! connection says what it wants: bytes without end, to have all its bytes dropped, or else its own bytes back.
+//! One thread and one epoll, so that it takes as little as possible of the cores that it shares
+//! with the proxy. The first byte of a connection says what it wants: bytes without end, to have
+//! all its bytes dropped, or else its own bytes back.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,7 +1,8 @@
-//! Is what the daemon is measured beside: the shortest echo server that tokio allows, in a process of its own.
+//! Is what the daemon is measured beside: the shortest echo server that tokio allows, in a process
+//! of its own.
 //!
-//! The runtime is the daemon's: multi-threaded, a worker for each core. The accept loop is spawned as the daemon's is, which is faster
-//! than running it in `block_on`.
+//! The runtime is the daemon's: multi-threaded, a worker for each core. The accept loop is spawned
+//! as the daemon's is, which is faster than running it in `block_on`.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;

@@ -16,8 +16,8 @@ pub(crate) enum Past {
     Asked,
 }
 
-/// How many may wait to be accepted: fewer than the shortest queue of the servers here (tokio's, 128) holds. A client for
-/// whom there is no room tries again only after a second.
+/// How many may wait to be accepted: fewer than the shortest queue of the servers here (tokio's,
+/// 128) holds. A client for whom there is no room tries again only after a second.
 const BURST: usize = 64;
 
 /// Opens `count` connections that stay open until they are dropped. All of them have been accepted.
@@ -32,7 +32,8 @@ pub(crate) fn idle(address: SocketAddr, count: usize, past: Past) -> Vec<TcpStre
             }
             stream
         }));
-        // Who comes last is accepted last: when this one has its reply, all before it have been accepted.
+        // Who comes last is accepted last: when this one has its reply, all before it have been
+        // accepted.
         visit(address).expect("a reply");
     }
     streams

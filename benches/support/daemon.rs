@@ -1,7 +1,7 @@
 //! Starts the daemon, follows its line by the log, and ends every process of it.
 //!
-//! All generations of a line write to one pipe. A record counts from the moment in which we read it, so what is
-//! measured is what an observer sees, the wait for a core included.
+//! All generations of a line write to one pipe. A record counts from the moment in which we read
+//! it, so what is measured is what an observer sees, the wait for a core included.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -16,7 +16,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
-/// Longest wait for anything the daemon does: far beyond what it takes, so that a bench that cannot go on ends.
+/// Longest wait for anything the daemon does: far beyond what it takes, so that a bench that cannot
+/// go on ends.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The size of the pipe for the log: as large as any user may make one (pipe(7)).
@@ -38,15 +39,16 @@ pub(crate) struct Record {
 /// A line of generations.
 pub(crate) struct Daemon {
     records: Receiver<Record>,
-    /// Processes that have written to the log and were not reaped yet. While that is so no number is used anew, and a
-    /// signal cannot reach a stranger.
+    /// Processes that have written to the log and were not reaped yet. While that is so no number
+    /// is used anew, and a signal cannot reach a stranger.
     unreaped: Arc<Mutex<BTreeSet<Pid>>>,
     first: Pid,
     addresses: Vec<SocketAddr>,
 }
 
 impl Daemon {
-    /// Starts one with `listeners` listeners on loopback and these flags, and waits until it serves.
+    /// Starts one with `listeners` listeners on loopback and these flags, and waits until it
+    /// serves.
     pub(crate) fn start(listeners: usize, flags: &[&str]) -> Self {
         Self::start_as(&[], listeners, flags)
     }
@@ -66,7 +68,8 @@ impl Daemon {
         let mut child = command.spawn().expect("start the daemon");
         let first = Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
         let stderr = child.stderr.take().expect("its standard error");
-        // The longest record, of 10,000 listeners, has to fit: in pieces the records of two generations would mix.
+        // The longest record, of 10,000 listeners, has to fit: in pieces the records of two
+        // generations would mix.
         fcntl(&stderr, FcntlArg::F_SETPIPE_SZ(PIPE)).expect("enlarge the pipe");
         let unreaped = Arc::new(Mutex::new(BTreeSet::from([first])));
         let (sender, records) = channel();
@@ -88,7 +91,8 @@ impl Daemon {
         self.addresses[0]
     }
 
-    /// The next record of `generation` whose message begins with `message`; what comes before it is passed over.
+    /// The next record of `generation` whose message begins with `message`; what comes before it is
+    /// passed over.
     pub(crate) fn await_record(&self, generation: u64, message: &str) -> Record {
         let deadline = Instant::now() + PATIENCE;
         let mut last = None;
@@ -146,7 +150,8 @@ impl Daemon {
 }
 
 impl Drop for Daemon {
-    /// The log ends when nobody is left who could write to it: a generation that was being born is heard of until then.
+    /// The log ends when nobody is left who could write to it: a generation that was being born is
+    /// heard of until then.
     fn drop(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         self.kill_all();
@@ -163,7 +168,8 @@ impl Drop for Daemon {
 }
 
 impl Record {
-    /// Whether it begins with `message`, with or without who it is that does so: `generation 2 is serving`.
+    /// Whether it begins with `message`, with or without who it is that does so: `generation 2 is
+    /// serving`.
     fn says(&self, message: &str) -> bool {
         let of_it = format!("generation {} ", self.generation);
         ["INFO", "WARN", "ERROR"].iter().any(|level| {

@@ -1,4 +1,5 @@
-//! Makes figures of measurements: medians and percentiles, so that one disturbed turn moves nothing.
+//! Makes figures of measurements: medians and percentiles, so that one disturbed turn moves
+//! nothing.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
-//! Is the bench once more, in a process of its own: as a server beside what is measured, whose time is counted apart or not at all.
+//! Is the bench once more, in a process of its own: as a server beside what is measured, whose time
+//! is counted apart or not at all.
 //!
-//! The bench executes itself with an argument by which it learns what it is to be. The server says on its standard output where it
-//! listens.
+//! The bench executes itself with an argument by which it learns what it is to be. The server says
+//! on its standard output where it listens.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;

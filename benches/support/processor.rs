@@ -7,8 +7,8 @@ use nix::sys::time::TimeValLike;
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
-/// All that a process has used, its threads included, also those that have ended; and also of one that has ended itself, until
-/// it is reaped. What `/proc` says in ticks of 10 ms, in nanoseconds.
+/// All that a process has used, its threads included, also those that have ended; and also of one
+/// that has ended itself, until it is reaped. What `/proc` says in ticks of 10 ms, in nanoseconds.
 pub(crate) fn time_of(pid: Pid) -> Duration {
     let clock = clock_getcpuclockid(pid).expect("the clock of a process that is not reaped yet");
     let time = clock_gettime(clock).expect("its time");
@@ -27,7 +27,8 @@ impl Usage {
     pub(crate) fn now() -> Self {
         let stat = fs::read_to_string("/proc/stat").expect("the use of the processors");
         let ticks = stat.lines().next().expect("all of them together").split_whitespace();
-        // Its name; user, nice, system, idle, waiting for a disk, and others. What guests used is in the first two already.
+        // Its name; user, nice, system, idle, waiting for a disk, and others. What guests used is
+        // in the first two already.
         let ticks: Vec<f64> =
             ticks.skip(1).take(8).filter_map(|number| number.parse().ok()).collect();
         Self { idle: ticks[3] + ticks[4], all: ticks.iter().sum() }

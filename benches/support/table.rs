@@ -20,7 +20,8 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// `columns` come between the figure's name and the target; the first of them is held against the target.
+    /// `columns` come between the figure's name and the target; the first of them is held against
+    /// the target.
     pub(crate) fn new(title: &str, columns: &[&str]) -> Self {
         let mut table = Self { columns: columns.len(), rows: Vec::new() };
         table.push(title, columns.iter().map(|name| (*name).to_owned()), "target", "");

@@ -1,4 +1,5 @@
-//! Any bytes are a configuration that can be served, or are refused in one line that names a place in them.
+//! Any bytes are a configuration that can be served, or are refused in one line that names a place
+//! in them.
 #![no_main]
 
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Any bytes begin with a PROXY header or do not, whatever follows it and in whatever parts it comes.
+//! Any bytes begin with a PROXY header or do not, whatever follows it and in whatever parts it
+//! comes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,8 +1,8 @@
 //! Takes connections from the predecessor: receives each, and answers.
 //!
-//! Whoever takes one answers before it touches the connection, so that what was not answered was not touched. When no
-//! descriptor is left the kernel drops those that came, which is an error of that packet alone: it is refused, and the
-//! predecessor still has them.
+//! Whoever takes one answers before it touches the connection, so that what was not answered was
+//! not touched. When no descriptor is left the kernel drops those that came, which is an error of
+//! that packet alone: it is refused, and the predecessor still has them.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -86,7 +86,8 @@ impl Incoming {
     /// Answers. If nobody is left to hear it, the predecessor is dead, and what it sent is ours.
     ///
     /// # Errors
-    /// When it could not be said though somebody may wait for it: then what it sent is still the predecessor's.
+    /// When it could not be said though somebody may wait for it: then what it sent is still the
+    /// predecessor's.
     pub(crate) async fn answer(&self, id: u64, answer: Answer) -> io::Result<()> {
         let packet = packet::answer(id, answer);
         let send = |socket: &OwnedFd| retry(|| sys::socket::send_packet(socket.as_fd(), &packet));

@@ -1,11 +1,14 @@
-//! Carries established connections to the successor: what of a connection travels, in which words, and whose turn it is.
+//! Carries established connections to the successor: what of a connection travels, in which words,
+//! and whose turn it is.
 //!
-//! A service gives a connection up as a [`Parcel`]; the predecessor sends it with the client's socket ([`Outgoing`]), the
-//! successor takes it up or refuses it ([`Incoming`]), and says so. Until then the predecessor keeps its copy and touches
-//! nothing; what is refused, or was not answered when the successor died, it serves on. So at every instant exactly one process
-//! serves a connection. `docs/protocol.md` has the packets.
+//! A service gives a connection up as a [`Parcel`]; the predecessor sends it with the client's
+//! socket ([`Outgoing`]), the successor takes it up or refuses it ([`Incoming`]), and says so.
+//! Until then the predecessor keeps its copy and touches nothing; what is refused, or was not
+//! answered when the successor died, it serves on. So at every instant exactly one process serves a
+//! connection. `docs/protocol.md` has the packets.
 //!
-//! Which connections are carried, and when, is decided in `lifecycle`; what a parcel holds, by each service.
+//! Which connections are carried, and when, is decided in `lifecycle`; what a parcel holds, by each
+//! service.
 
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;

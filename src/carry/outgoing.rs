@@ -1,8 +1,9 @@
 //! Hands connections to the successor: sends each, and waits for the answer.
 //!
-//! An answer is waited for as long as the successor lives, and no time makes up for one: whoever took a connection back that
-//! the successor may have taken as well would have two processes serve it. What was not answered when the channel ends was not
-//! taken, for the successor answers before it touches anything.
+//! An answer is waited for as long as the successor lives, and no time makes up for one: whoever
+//! took a connection back that the successor may have taken as well would have two processes serve
+//! it. What was not answered when the channel ends was not taken, for the successor answers before
+//! it touches anything.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,8 +24,8 @@ use crate::net::{Peer, Stream};
 use crate::sys;
 use crate::sys::socket::{Packet, will_pass};
 
-/// How often a connection is sent that the kernel has no room for, and how long after one another: a second in all. By then it would
-/// have been at a stop for too long.
+/// How often a connection is sent that the kernel has no room for, and how long after one another:
+/// a second in all. By then it would have been at a stop for too long.
 const TRIES: usize = 100;
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -84,9 +85,10 @@ impl Outgoing {
         self.closed.cancelled().await;
     }
 
-    /// Hands a connection over. The stream must not be touched meanwhile, nor the parcel's descriptors; nor after
-    /// [`Verdict::Taken`], other than by closing them. Not cancel safe: when it is dropped, nobody knows whose it is; but after
-    /// [`Outgoing::close`] it is over at once, unless the connection has been sent.
+    /// Hands a connection over. The stream must not be touched meanwhile, nor the parcel's
+    /// descriptors; nor after [`Verdict::Taken`], other than by closing them. Not cancel safe: when
+    /// it is dropped, nobody knows whose it is; but after [`Outgoing::close`] it is over at once,
+    /// unless the connection has been sent.
     pub(crate) async fn hand_over(&self, departing: &Departing<'_>) -> Verdict {
         let Departing { listener, peer, age, max_connections, stream, parcel } = departing;
         let (id, answer) = {
@@ -180,7 +182,8 @@ impl Outgoing {
             // Whose answer it was is not known; that connection waits for the end.
             tracing::warn!(reason = why, "the successor's answer to a connection is none: {why}");
         }
-        // In this order: whoever is not let in any more is in nobody's way, and whoever was hears it.
+        // In this order: whoever is not let in any more is in nobody's way, and whoever was hears
+        // it.
         self.close();
         self.lock().answers.clear();
     }

@@ -1,7 +1,8 @@
 //! Encodes what the two ends of a carry say: a line of JSON, and after it the bytes of a parcel.
 //!
-//! Fields that are not known are passed over, so that a packet can grow. The version is agreed upon before the first one: the
-//! predecessor offers it, and a successor that does not speak it closes its end.
+//! Fields that are not known are passed over, so that a packet can grow. The version is agreed upon
+//! before the first one: the predecessor offers it, and a successor that does not speak it closes
+//! its end.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -17,7 +18,8 @@ pub(super) const PACKET_MAX: usize = 128 * 1024;
 /// Characters of a reason that are sent.
 const REASON_MAX: usize = 1000;
 
-/// What is said of a connection, ahead of the bytes of its parcel. Its descriptors come with it: the client's socket first.
+/// What is said of a connection, ahead of the bytes of its parcel. Its descriptors come with it:
+/// the client's socket first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Head {
     /// By which it is answered: unique among all that one process sends.

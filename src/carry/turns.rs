@@ -1,8 +1,10 @@
-//! Asks connections to come to a boundary, so many at a time, that none is at a stop for longer than it takes to carry a few.
+//! Asks connections to come to a boundary, so many at a time, that none is at a stop for longer
+//! than it takes to carry a few.
 //!
-//! A turn goes from connection to connection: whoever has it is asked; when it has been carried, or cannot stop at this
-//! instant, the turn goes to the next. So the pause of each does not grow with their number, and one that is busy keeps nobody
-//! waiting: it stays asked, and comes when it is done. How a connection is carried is not its affair.
+//! A turn goes from connection to connection: whoever has it is asked; when it has been carried, or
+//! cannot stop at this instant, the turn goes to the next. So the pause of each does not grow with
+//! their number, and one that is busy keeps nobody waiting: it stays asked, and comes when it is
+//! done. How a connection is carried is not its affair.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -86,7 +88,8 @@ impl Word {
         self.state.load(Ordering::Relaxed) == ASKED && !self.is_declined.load(Ordering::Relaxed)
     }
 
-    /// Whether it would have been carried, but the successor would not have it, or whoever serves it declines: it is to be drained.
+    /// Whether it would have been carried, but the successor would not have it, or whoever serves
+    /// it declines: it is to be drained.
     pub(crate) fn is_refused(&self) -> bool {
         match self.state.load(Ordering::Relaxed) {
             ASKED => self.is_declined.load(Ordering::Relaxed),
@@ -94,7 +97,8 @@ impl Word {
         }
     }
 
-    /// It cannot be given up, from now on. Whoever serves it is polled when it is to be drained for that.
+    /// It cannot be given up, from now on. Whoever serves it is polled when it is to be drained for
+    /// that.
     pub(crate) fn decline(&self) {
         self.is_declined.store(true, Ordering::Relaxed);
     }
@@ -167,7 +171,8 @@ impl Asking {
         &self.word
     }
 
-    /// Whether it has been asked since the last time that this was called: even if nothing is asked of it any more.
+    /// Whether it has been asked since the last time that this was called: even if nothing is asked
+    /// of it any more.
     pub(crate) fn was_asked(&mut self) -> bool {
         std::mem::take(&mut self.was_asked)
     }
@@ -189,8 +194,9 @@ impl Asking {
         self.word.set(NOTHING);
     }
 
-    /// To be called whenever the connection's task runs, before it serves: it may be asked then, and has a turn. That is to be
-    /// passed on when it is seen not to be at a boundary, and when it has been handed over or was not.
+    /// To be called whenever the connection's task runs, before it serves: it may be asked then,
+    /// and has a turn. That is to be passed on when it is seen not to be at a boundary, and when it
+    /// has been handed over or was not.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
         // Until it waits for something.
         while let Poll::Ready(turn) = self.poll_turn(cx) {
@@ -212,8 +218,9 @@ impl Asking {
             match &mut self.state {
                 State::New => {
                     let mut notified = Box::pin(Arc::clone(&self.turns.turn).notified_owned());
-                    // In the queue first, and then a look: whoever begins a round does it the other way round. One that
-                    // comes while a round goes on may have come too late for its turn.
+                    // In the queue first, and then a look: whoever begins a round does it the other
+                    // way round. One that comes while a round goes on may have come too late for
+                    // its turn.
                     let woken = notified.as_mut().poll(cx).is_ready();
                     let round = self.turns.round.load(Ordering::SeqCst);
                     if round != 0 {
@@ -225,8 +232,9 @@ impl Asking {
                     }
                 }
                 State::Waiting(notified) => {
-                    // Also while nothing is asked of anybody: one that a left-over turn has come to is in no queue any more, and
-                    // has to get into it again before the next round begins.
+                    // Also while nothing is asked of anybody: one that a left-over turn has come to
+                    // is in no queue any more, and has to get into it again before the next round
+                    // begins.
                     if notified.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
                     }

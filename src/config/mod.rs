@@ -1,7 +1,7 @@
 //! Holds what a generation is told to do, as values that cannot be wrong.
 //!
-//! Everything is checked when a value is made and never again. Where the values come from (flags, a file) is the
-//! caller's affair.
+//! Everything is checked when a value is made and never again. Where the values come from (flags, a
+//! file) is the caller's affair.
 
 mod overlap;
 mod proxy;
@@ -26,7 +26,8 @@ pub use socket_access::{SocketAccess, SocketMode};
 pub use upstream::{HostPort, UpstreamTarget, Upstreams};
 pub(crate) use upstream_loop::{Loop, find_loop};
 
-/// Where the daemon listens when it is told nothing and inherits nothing: the port of the program that this one follows.
+/// Where the daemon listens when it is told nothing and inherits nothing: the port of the program
+/// that this one follows.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
 
 /// The name of the operator's socket on its way from process to process: no listener can have it.
@@ -46,22 +47,24 @@ pub struct Config {
     pub listeners: Listeners,
     /// How long a successor may take from `fork` to ready before it is killed. Default 30 s.
     pub ready_timeout: Duration,
-    /// How long both generations accept after the successor is ready; until then it can be rolled back. Default 1 s;
-    /// zero retires the predecessor at once.
+    /// How long both generations accept after the successor is ready; until then it can be rolled
+    /// back. Default 1 s; zero retires the predecessor at once.
     pub bake: Duration,
     /// How long connections get to end by themselves before they are cut. Default 30 s.
     pub drain_timeout: Duration,
-    /// What becomes of connections when a successor takes over, on listeners that do not say otherwise. By default they
-    /// are carried.
+    /// What becomes of connections when a successor takes over, on listeners that do not say
+    /// otherwise. By default they are carried.
     pub on_handoff: OnHandoff,
-    /// How long after it was accepted a connection may still send its first request when a drain begins. Default 1 s.
+    /// How long after it was accepted a connection may still send its first request when a drain
+    /// begins. Default 1 s.
     pub first_request_grace: Duration,
     /// How many generations may serve or drain at once.
     pub max_generations: MaxGenerations,
     /// A file that names the process to signal, always.
     pub pid_file: Option<PathBuf>,
-    /// Where an operator's commands are heard: the path of a Unix socket, which is open to the user of this process and to
-    /// root alone. Without one nothing is heard there, unless a parent passes a socket in under the name `control`.
+    /// Where an operator's commands are heard: the path of a Unix socket, which is open to the user
+    /// of this process and to root alone. Without one nothing is heard there, unless a parent
+    /// passes a socket in under the name `control`.
     pub control: Option<PathBuf>,
     /// What `status` says of the program and its configuration.
     pub identity: Identity,
@@ -89,7 +92,8 @@ impl Default for Config {
 pub enum OnHandoff {
     /// They are told to come to an end, and cut at the drain deadline.
     Drain,
-    /// They move to the successor, if the service of both generations can carry them. Those that cannot are drained.
+    /// They move to the successor, if the service of both generations can carry them. Those that
+    /// cannot are drained.
     #[default]
     Carry,
 }
@@ -108,7 +112,8 @@ impl Listeners {
     /// Exactly these; none at all means [`Listeners::Inherited`].
     ///
     /// # Errors
-    /// [`Error::DuplicateName`], [`Error::DuplicateAddress`] and [`Error::OverlappingAddresses`]. Port 0 may be asked for more than once.
+    /// [`Error::DuplicateName`], [`Error::DuplicateAddress`] and [`Error::OverlappingAddresses`].
+    /// Port 0 may be asked for more than once.
     pub fn exactly(listeners: Vec<ListenerConfig>) -> Result<Self, Error> {
         if listeners.is_empty() {
             Ok(Self::Inherited)
@@ -134,7 +139,8 @@ impl Listeners {
         }
     }
 
-    /// What becomes of the connections of each when a successor takes over, by the name that it goes by, where that is said.
+    /// What becomes of the connections of each when a successor takes over, by the name that it
+    /// goes by, where that is said.
     pub(crate) fn on_handoff(&self) -> HashMap<String, OnHandoff> {
         let named = match self {
             Self::Inherited => &[],
@@ -191,14 +197,16 @@ impl UniqueListeners {
 /// One listener: `[name=]ADDRESS`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerConfig {
-    /// Its name, by which an inherited socket is matched; without one it goes by its address, then by its place.
+    /// Its name, by which an inherited socket is matched; without one it goes by its address, then
+    /// by its place.
     pub name: Option<ListenerName>,
     /// Where to listen when no socket is passed in for it.
     pub address: Address,
-    /// How many connections it may have at once; when there are as many, nobody is accepted, and whoever comes waits in the
-    /// queue. Default: as many as come.
+    /// How many connections it may have at once; when there are as many, nobody is accepted, and
+    /// whoever comes waits in the queue. Default: as many as come.
     pub max_connections: Option<NonZeroUsize>,
-    /// What becomes of its connections when a successor takes over; none: as [`Config::on_handoff`] says.
+    /// What becomes of its connections when a successor takes over; none: as [`Config::on_handoff`]
+    /// says.
     pub on_handoff: Option<OnHandoff>,
     /// Who may connect, when its address is a path that the line binds.
     pub access: SocketAccess,
@@ -215,7 +223,8 @@ impl FromStr for ListenerConfig {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        // An abstract or path address may hold an equals sign; a name comes before the first character of an address.
+        // An abstract or path address may hold an equals sign; a name comes before the first
+        // character of an address.
         let (name, address) = match text.split_once('=') {
             Some((name, address))
                 if !name.starts_with(['/', '@']) && !name.starts_with("unix:") =>

@@ -1,7 +1,8 @@
 //! This module finds addresses that cannot be listened on together.
 //!
-//! The kernel would refuse them when a generation starts, with "address in use" and no word of the other listener.
-//! Nothing here opens a socket: which addresses the interfaces of this machine have is not known.
+//! The kernel would refuse them when a generation starts, with "address in use" and no word of the
+//! other listener. Nothing here opens a socket: which addresses the interfaces of this machine have
+//! is not known.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

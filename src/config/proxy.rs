@@ -1,6 +1,8 @@
-//! Holds what a proxied listener is told: where to, in which order, how long to wait, what to say of the client.
+//! Holds what a proxied listener is told: where to, in which order, how long to wait, what to say
+//! of the client.
 //!
-//! Everything is checked when a value is made. How a connection fares by it is decided in `service::proxy`.
+//! Everything is checked when a value is made. How a connection fares by it is decided in
+//! `service::proxy`.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -20,7 +22,8 @@ pub struct ProxyConfig {
     pub balance: Balance,
     /// How long one upstream may take to accept. Default 5 s.
     pub connect_timeout: Duration,
-    /// How long a client is held while no upstream accepts. Default 10 s; zero means that each is tried once.
+    /// How long a client is held while no upstream accepts. Default 10 s; zero means that each is
+    /// tried once.
     pub connect_patience: Duration,
     /// A connection on which nothing moves for this long is closed. Default: never.
     pub idle_timeout: Option<Duration>,
@@ -28,13 +31,16 @@ pub struct ProxyConfig {
     pub lifetime: Option<Duration>,
     /// In which form the upstream is told who the client is. Default: it is not.
     pub send_header: Option<HeaderVersion>,
-    /// From these networks the client begins with a PROXY header, which says who it really is. Default: none.
+    /// From these networks the client begins with a PROXY header, which says who it really is.
+    /// Default: none.
     pub accept_header_from: Vec<Network>,
     /// How long such a client may take for its header. Default 3 s.
     pub header_timeout: Duration,
-    /// How long nothing may be heard before the kernel probes a peer, on both sides (`TCP_KEEPIDLE`). Default: never.
+    /// How long nothing may be heard before the kernel probes a peer, on both sides
+    /// (`TCP_KEEPIDLE`). Default: never.
     pub keep_alive: Option<Duration>,
-    /// How long what was sent may stay unacknowledged, on both sides (`TCP_USER_TIMEOUT`). Default: the kernel's.
+    /// How long what was sent may stay unacknowledged, on both sides (`TCP_USER_TIMEOUT`). Default:
+    /// the kernel's.
     pub user_timeout: Option<Duration>,
     /// When an upstream that fails is passed over.
     pub ejection: Ejection,
@@ -154,7 +160,8 @@ enum Members {
 }
 
 impl Network {
-    /// Whether `address` is one of them. An IPv4 address that came in over IPv6 is the IPv4 address.
+    /// Whether `address` is one of them. An IPv4 address that came in over IPv6 is the IPv4
+    /// address.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         match self.0 {

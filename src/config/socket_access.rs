@@ -6,8 +6,8 @@ use crate::error::Error;
 
 /// The mode, the user and the group of the path of a Unix listener that the line binds.
 ///
-/// What is `None` stays as bind(2) makes it: the umask, the user and the group of the process decide. They apply to a
-/// path alone, and not to a socket that a parent passes in.
+/// What is `None` stays as bind(2) makes it: the umask, the user and the group of the process
+/// decide. They apply to a path alone, and not to a socket that a parent passes in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketAccess {
     /// The permissions of the path, whatever the umask.

@@ -1,4 +1,5 @@
-//! Where a proxy passes connections on to: addresses, and host names that are resolved while it runs.
+//! Where a proxy passes connections on to: addresses, and host names that are resolved while it
+//! runs.
 //!
 //! A name is only read here. `service::proxy` resolves it.
 
@@ -117,7 +118,8 @@ fn host(text: &str) -> Result<HostPort, &'static str> {
     if !labels.split('.').all(is_label) {
         return Err("a host name has letters, digits, hyphens and dots (others as xn--)");
     }
-    // A resolver takes `127.1` and `0x7f000001` for addresses. A slip of the hand in an address is no name.
+    // A resolver takes `127.1` and `0x7f000001` for addresses. A slip of the hand in an address is
+    // no name.
     let last = labels.rsplit('.').next().unwrap_or_default();
     if last.bytes().all(|byte| byte.is_ascii_digit()) || last.to_ascii_lowercase().starts_with("0x")
     {
@@ -134,8 +136,9 @@ impl Upstreams {
     /// These, in this order.
     ///
     /// # Errors
-    /// [`Error::NoUpstream`] for none, [`Error::DuplicateUpstream`] for one that is there twice, [`Error::Address`] for one
-    /// that nobody can connect to: port 0, or `tcp6:`, which says how to listen.
+    /// [`Error::NoUpstream`] for none, [`Error::DuplicateUpstream`] for one that is there twice,
+    /// [`Error::Address`] for one that nobody can connect to: port 0, or `tcp6:`, which says how to
+    /// listen.
     pub fn new(upstreams: Vec<UpstreamTarget>) -> Result<Self, Error> {
         if upstreams.is_empty() {
             return Err(Error::NoUpstream);

@@ -1,7 +1,7 @@
 //! This module finds proxies that would connect to themselves, straight or by way of others.
 //!
-//! Such a proxy would start, and use up every descriptor with its first client. Of host names only `localhost` is known,
-//! because nothing is resolved here.
+//! Such a proxy would start, and use up every descriptor with its first client. Of host names only
+//! `localhost` is known, because nothing is resolved here.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,7 +20,8 @@ pub(crate) struct Loop {
     pub(crate) leads_to: usize,
 }
 
-/// The first loop among these listeners, each with its upstreams. Of host names only localhost is known.
+/// The first loop among these listeners, each with its upstreams. Of host names only localhost is
+/// known.
 pub(crate) fn find_loop(listeners: &[(&Address, &[UpstreamTarget])]) -> Option<Loop> {
     let at: Places = Places::of(listeners.iter().map(|(address, _)| *address));
     let target = |upstream: &UpstreamTarget| match upstream {

@@ -1,7 +1,8 @@
 //! This module reads log filters: a level, a level for one target, or several of both.
 //!
-//! The parser of `tracing-subscriber` takes a misspelled level as the name of a target, and then drops every other
-//! record. So a word that is no level is an error here, and a target that matches nothing leaves the rest as it was.
+//! The parser of `tracing-subscriber` takes a misspelled level as the name of a target, and then
+//! drops every other record. So a word that is no level is an error here, and a target that matches
+//! nothing leaves the rest as it was.
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -9,8 +10,8 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 pub(super) const EXPECTED: &str =
     "error, warn, info, debug, trace or off, also for one target, as in info,handoffd=debug";
 
-/// Reads a filter such as `debug` or `warn,handoffd::net=trace`. A target that the filter does not name is logged at
-/// the level that stands alone, or at `info` without one.
+/// Reads a filter such as `debug` or `warn,handoffd::net=trace`. A target that the filter does not
+/// name is logged at the level that stands alone, or at `info` without one.
 ///
 /// # Errors
 /// What was expected.

@@ -1,4 +1,5 @@
-//! Puts the listeners of a configuration file together: what none may lack, and what no two may share.
+//! Puts the listeners of a configuration file together: what none may lack, and what no two may
+//! share.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -179,7 +180,8 @@ fn upstreams(list: Spanned<List<UpstreamTarget>>) -> Result<Upstreams, Fault> {
         .map_err(|error| Fault::at(place, format!("{error}, expected at least one")))
 }
 
-/// Refuses networks of which no client can come by this address: headers would be passed on as data.
+/// Refuses networks of which no client can come by this address: headers would be passed on as
+/// data.
 fn meet_clients(networks: &Spanned<List<Network>>, address: &Address) -> Result<(), Fault> {
     let listens_on_unix = match address {
         Address::Tcp(_) | Address::Tcp6Only(_) => false,

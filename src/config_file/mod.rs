@@ -1,9 +1,12 @@
-//! Reads the configuration file: listeners, what is served on each, and what the whole daemon is told.
+//! Reads the configuration file: listeners, what is served on each, and what the whole daemon is
+//! told.
 //!
-//! The file is TOML, and whatever is wrong in it is said in one line that names the place, the fault and what was
-//! expected. Each generation reads it anew, so an error must be found before anything is touched: what comes out of here
-//! is checked as a whole. `values` reads single values, `tables` is the shape of the file, `listeners` puts a listener
-//! together, `filter` and `time` read what flags have as well, `place` finds the line. Nothing is opened here but the file itself.
+//! The file is TOML, and whatever is wrong in it is said in one line that names the place, the
+//! fault and what was expected. Each generation reads it anew, so an error must be found before
+//! anything is touched: what comes out of here is checked as a whole. `values` reads single values,
+//! `tables` is the shape of the file, `listeners` puts a listener together, `filter` and `time`
+//! read what flags have as well, `place` finds the line. Nothing is opened here but the file
+//! itself.
 
 mod filter;
 mod listeners;
@@ -45,14 +48,15 @@ const KERNEL_FILES: [FsType; 4] =
 pub struct ConfigFile {
     /// What every generation is told. What the file leaves out is as [`Config::default`] has it.
     pub config: Config,
-    /// What is served on each listener, in the order of the file: one for each of `config.listeners`, at least one.
+    /// What is served on each listener, in the order of the file: one for each of
+    /// `config.listeners`, at least one.
     pub services: Vec<(ListenerName, ServiceConfig)>,
     /// How many threads serve.
     pub workers: Option<NonZeroUsize>,
     /// What is logged.
     pub log: Option<Targets>,
-    /// Where the counters are shown, by a listener named [`METRICS_LISTENER`]; none of `config.listeners` has its name or its
-    /// address.
+    /// Where the counters are shown, by a listener named [`METRICS_LISTENER`]; none of
+    /// `config.listeners` has its name or its address.
     pub metrics: Option<Placed<Address>>,
 }
 
@@ -77,11 +81,12 @@ pub enum ServiceConfig {
 }
 
 impl ConfigFile {
-    /// The bytes of the file at `path`, for [`ConfigFile::parse`]; whoever compares two generations needs them as well.
+    /// The bytes of the file at `path`, for [`ConfigFile::parse`]; whoever compares two generations
+    /// needs them as well.
     ///
     /// # Errors
-    /// [`Error::ConfigFileUnreadable`], also for anything but a regular file, because the next generation could not read it
-    /// again, and for a file of more than 1 MiB.
+    /// [`Error::ConfigFileUnreadable`], also for anything but a regular file, because the next
+    /// generation could not read it again, and for a file of more than 1 MiB.
     pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
         let refuse = |source| Error::ConfigFileUnreadable { file: path.to_owned(), source };
         let no_file =
@@ -90,10 +95,12 @@ impl ConfigFile {
         if !fs::metadata(path).map_err(refuse)?.is_file() {
             return Err(no_file());
         }
-        // Another file may have been put there since, and a pipe would keep us until somebody writes.
+        // Another file may have been put there since, and a pipe would keep us until somebody
+        // writes.
         let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
         let file = File::options().read(true).custom_flags(flags).open(path).map_err(refuse)?;
-        // The files of the kernel say that they are regular, and some of them wait to be written to (proc_kmsg(5)).
+        // The files of the kernel say that they are regular, and some of them wait to be written to
+        // (proc_kmsg(5)).
         let is_of_kernel =
             fstatfs(&file).is_ok_and(|system| KERNEL_FILES.contains(&system.filesystem_type()));
         if is_of_kernel || !file.metadata().map_err(refuse)?.is_file() {

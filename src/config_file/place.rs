@@ -6,7 +6,8 @@ use std::path::Path;
 use crate::error::Error;
 use crate::text::cut_line;
 
-/// A message that is longer is cut: whoever writes a whole page where an address belongs still gets one line.
+/// A message that is longer is cut: whoever writes a whole page where an address belongs still gets
+/// one line.
 const LONGEST: usize = 1000;
 
 /// What is wrong, and where.
@@ -38,7 +39,8 @@ impl Fault {
         Self { offset: span.start, what }
     }
 
-    /// What `toml` says of a value that it cannot read is about its own attempts: `no` is "invalid float, expected `nan`".
+    /// What `toml` says of a value that it cannot read is about its own attempts: `no` is "invalid
+    /// float, expected `nan`".
     fn of_value(message: &str, span: &Range<usize>, text: &str) -> Option<Self> {
         const OF_VALUES: [&str; 11] = [
             "string values must be quoted",
@@ -77,8 +79,8 @@ impl Fault {
     }
 }
 
-/// The value in which `offset` lies, and where it begins: all that stands behind the equals sign, or in a list one of its
-/// elements. None in a line that gives no value.
+/// The value in which `offset` lies, and where it begins: all that stands behind the equals sign,
+/// or in a list one of its elements. None in a line that gives no value.
 fn value_at(text: &str, offset: usize) -> Option<(usize, &str)> {
     let before = text.get(..offset)?;
     let line = before.rfind('\n').map_or(0, |end| end + 1);

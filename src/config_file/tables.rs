@@ -1,7 +1,7 @@
 //! Is the shape of a configuration file: its tables and their settings, and no others.
 //!
-//! What a setting means is said once for its users, in `docs/handoffd.toml`; a test compares the two. A place is kept of
-//! whatever can be wrong beside others though it is well by itself.
+//! What a setting means is said once for its users, in `docs/handoffd.toml`; a test compares the
+//! two. A place is kept of whatever can be wrong beside others though it is well by itself.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -45,7 +45,8 @@ pub(super) struct Root {
 impl Root {
     /// Reads the file.
     pub(super) fn read(text: &str) -> Result<Self, Fault> {
-        // A value that cannot be read makes others of what follows it: the first in the text is the cause.
+        // A value that cannot be read makes others of what follows it: the first in the text is the
+        // cause.
         let (file, errors) = DeTable::parse_recoverable(text);
         let first = errors.iter().min_by_key(|error| error.span().map_or(0, |span| span.start));
         if let Some(first) = first {
@@ -57,7 +58,8 @@ impl Root {
     }
 }
 
-/// Where a table belongs there is one. `serde` would take a list for it as well, and `toml` makes one of a date.
+/// Where a table belongs there is one. `serde` would take a list for it as well, and `toml` makes
+/// one of a date.
 fn has_tables_of_listeners(file: &DeTable<'_>) -> Result<(), Fault> {
     let Some(listeners) = file.get("listener") else { return Ok(()) };
     let no_table =

@@ -1,4 +1,5 @@
-//! Reads times as people write them: seconds, or a number with a unit. For flags and for the file alike.
+//! Reads times as people write them: seconds, or a number with a unit. For flags and for the file
+//! alike.
 
 use std::time::Duration;
 

@@ -1,9 +1,11 @@
-//! Asks the head of a line: how all generations stand, or to hand off; and tells how it ended, whatever happens.
+//! Asks the head of a line: how all generations stand, or to hand off; and tells how it ended,
+//! whatever happens.
 //!
-//! A reload's answer has to be the truth. The generation that is asked lives on until it has answered; should it die
-//! first, the line itself is asked who serves. Nothing here waits without a deadline, and nothing needs a runtime.
-//! The deadline is the client's own: a daemon that says nothing cannot hold it up, and does not carry out later what the
-//! client has given up (`server` drops the request of a client that has hung up).
+//! A reload's answer has to be the truth. The generation that is asked lives on until it has
+//! answered; should it die first, the line itself is asked who serves. Nothing here waits without a
+//! deadline, and nothing needs a runtime. The deadline is the client's own: a daemon that says
+//! nothing cannot hold it up, and does not carry out later what the client has given up (`server`
+//! drops the request of a client that has hung up).
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -23,12 +25,13 @@ use crate::text::{one_line, printable};
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much later than promised an answer may come.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long to wait between two questions when another process is about to take over. There is no event to wait for:
-/// whoever would tell has died.
+/// How long to wait between two questions when another process is about to take over. There is no
+/// event to wait for: whoever would tell has died.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long to look for an answer when there is no time left.
 const LOOK: Duration = Duration::from_millis(1);
-/// Bytes in the longest answer: the status of a line of ten thousand listeners and upstreams has a tenth of that.
+/// Bytes in the longest answer: the status of a line of ten thousand listeners and upstreams has a
+/// tenth of that.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
 /// The name of the socket in its folder.
 const FILE: &str = "control";
@@ -66,7 +69,8 @@ pub enum ReloadNews {
     },
 }
 
-/// Where the socket of a daemon is in `folder`, the runtime directory, or in that of the unit that we ship.
+/// Where the socket of a daemon is in `folder`, the runtime directory, or in that of the unit that
+/// we ship.
 #[must_use]
 pub fn default_control_path(folder: Option<&Path>) -> PathBuf {
     folder.unwrap_or_else(|| Path::new("/run/handoffd")).join(FILE)
@@ -96,8 +100,9 @@ impl Control {
         }
     }
 
-    /// Has the line hand off, and returns when the new generation serves, or, if that is asked for, when the old one has
-    /// drained; `news` hears of each. After `timeout_ms` it returns in any case, if the new generation does not serve.
+    /// Has the line hand off, and returns when the new generation serves, or, if that is asked for,
+    /// when the old one has drained; `news` hears of each. After `timeout_ms` it returns in any
+    /// case, if the new generation does not serve.
     ///
     /// # Errors
     /// [`Error::NobodyAnswers`]; [`Error::HandoffFailed`], [`Error::RolledBack`]: the old generation serves on;
@@ -123,7 +128,8 @@ impl Control {
         })
     }
 
-    /// The same. `limit` is when the client has no more time, if it has not heard that the new generation serves.
+    /// The same. `limit` is when the client has no more time, if it has not heard that the new
+    /// generation serves.
     fn reload_by(
         &self,
         options: &ReloadOptions,
@@ -301,7 +307,8 @@ fn time_left(deadline: Instant) -> io::Result<Duration> {
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
-/// What is left of a limit in milliseconds. The daemon's messages name it, so a first attempt passes it on as it is.
+/// What is left of a limit in milliseconds. The daemon's messages name it, so a first attempt
+/// passes it on as it is.
 fn left_of(limit: u64, elapsed: Duration) -> u64 {
     let elapsed = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     if elapsed <= limit / 20 { limit } else { limit.saturating_sub(elapsed) }

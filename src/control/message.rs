@@ -1,6 +1,7 @@
 //! Is what an operator and the head of a line say to each other: one line of JSON a message.
 //!
-//! Unknown fields are passed over, so that messages may grow; a request of a kind that is not known is refused.
+//! Unknown fields are passed over, so that messages may grow; a request of a kind that is not known
+//! is refused.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,8 +1,9 @@
 //! Hears an operator and answers: a Unix socket, one request and its replies for each connection.
 //!
-//! Both halves of the conversation lie side by side: `server` is the daemon's, [`Control`] is that of whoever asks, and
-//! `message` is what they say: one line of JSON each, so that `nc -U` and a few lines of any language can ask as well.
-//! Only the head of a line listens; what it is asked, the lifecycle decides.
+//! Both halves of the conversation lie side by side: `server` is the daemon's, [`Control`] is that
+//! of whoever asks, and `message` is what they say: one line of JSON each, so that `nc -U` and a
+//! few lines of any language can ask as well. Only the head of a line listens; what it is asked,
+//! the lifecycle decides.
 
 mod client;
 #[cfg(any(fuzzing, test))]

@@ -1,8 +1,10 @@
-//! This module decides which clients of the control socket are heard when there are more than there is room for.
+//! This module decides which clients of the control socket are heard when there are more than there
+//! is room for.
 //!
-//! The user of a client is known when it is accepted, and each class of users has its own places: however many strangers
-//! come, and however many clients of the daemon's own user, root finds a place. A client that says nothing keeps its
-//! place only until another needs it: an operator's request arrives with its connection.
+//! The user of a client is known when it is accepted, and each class of users has its own places:
+//! however many strangers come, and however many clients of the daemon's own user, root finds a
+//! place. A client that says nothing keeps its place only until another needs it: an operator's
+//! request arrives with its connection.
 
 use std::collections::VecDeque;
 use std::io;
@@ -53,7 +55,8 @@ pub(super) struct Seats {
 /// A client's place.
 #[derive(Debug)]
 pub(super) struct Seat {
-    /// Resolves when the client has to leave because it has sent no request and another client needs its place.
+    /// Resolves when the client has to leave because it has sent no request and another client
+    /// needs its place.
     pub(super) evicted: oneshot::Receiver<()>,
     /// The place is free again when this is dropped.
     pub(super) place: OwnedSemaphorePermit,
@@ -64,7 +67,8 @@ pub(super) struct Seat {
 struct Class {
     places: Arc<Semaphore>,
     silent_max: usize,
-    /// Those that have sent no request yet, the oldest first. A sender whose receiver is gone belongs to a client that has.
+    /// Those that have sent no request yet, the oldest first. A sender whose receiver is gone
+    /// belongs to a client that has.
     silent: VecDeque<oneshot::Sender<()>>,
 }
 

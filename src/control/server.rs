@@ -1,8 +1,10 @@
-//! Listens on the operator's socket, reads one request from each connection, and writes what it is told to answer.
+//! Listens on the operator's socket, reads one request from each connection, and writes what it is
+//! told to answer.
 //!
-//! A task for each connection, all of them owned here, so that an operator who stalls holds up nobody. Everything is
-//! bounded: how long a request may take to arrive and a reply to be taken, how long a request is, how many are heard at
-//! once (`seats`). Peers are known by the kernel's word when they are accepted, whatever the mode of the path.
+//! A task for each connection, all of them owned here, so that an operator who stalls holds up
+//! nobody. Everything is bounded: how long a request may take to arrive and a reply to be taken,
+//! how long a request is, how many are heard at once (`seats`). Peers are known by the kernel's
+//! word when they are accepted, whatever the mode of the path.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -52,13 +54,14 @@ pub(crate) struct ControlServer {
 #[derive(Debug)]
 pub(crate) struct Answer {
     replies: mpsc::Sender<Reply>,
-    /// A copy of the client's socket, for as long as the conversation lasts, if it has asked for a reload.
+    /// A copy of the client's socket, for as long as the conversation lasts, if it has asked for a
+    /// reload.
     peer: Weak<OwnedFd>,
 }
 
 impl Answer {
-    /// Whether the client has hung up, by the kernel's word: it has given up, and what it asked for must not happen later.
-    /// A client that has only half-closed waits for its reply.
+    /// Whether the client has hung up, by the kernel's word: it has given up, and what it asked for
+    /// must not happen later. A client that has only half-closed waits for its reply.
     pub(crate) fn is_abandoned(&self) -> bool {
         let has_hung_up = |peer: Arc<OwnedFd>| sys::socket::has_hung_up(peer.as_fd());
         self.replies.is_closed() || self.peer.upgrade().is_some_and(has_hung_up)
@@ -108,7 +111,8 @@ impl ControlServer {
         }
     }
 
-    /// Listens no longer, and waits until every reply is written. Whoever still waits for one hears the end.
+    /// Listens no longer, and waits until every reply is written. Whoever still waits for one hears
+    /// the end.
     pub(crate) async fn finish(mut self) {
         self.close();
         self.asked.close();
@@ -167,8 +171,8 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
     }
 }
 
-/// Registers the control socket with the runtime. A shortage of memory passes, and a generation that no operator can
-/// reach could not be replaced.
+/// Registers the control socket with the runtime. A shortage of memory passes, and a generation
+/// that no operator can reach could not be replaced.
 async fn watch(listener: Listener) -> Acceptor {
     let mut has_failed = false;
     loop {
@@ -190,7 +194,8 @@ async fn watch(listener: Listener) -> Acceptor {
     }
 }
 
-/// Writes a reply. One for which the kernel has no memory is written again: it may be the outcome of a handoff.
+/// Writes a reply. One for which the kernel has no memory is written again: it may be the outcome
+/// of a handoff.
 async fn write(stream: &mut BufReader<Stream>, line: &[u8]) -> io::Result<()> {
     let mut written = 0;
     while written < line.len() {
@@ -282,8 +287,9 @@ pub(super) async fn read(
     }))
 }
 
-/// Reads the first line, as much of it as a request may have. A read that fails because the kernel has no memory is tried
-/// again: the operator would take the end of the connection for the end of the daemon.
+/// Reads the first line, as much of it as a request may have. A read that fails because the kernel
+/// has no memory is tried again: the operator would take the end of the connection for the end of
+/// the daemon.
 async fn read_line(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Vec<u8>> {
     let (mut stream, mut line) = (stream.take(REQUEST_MAX), Vec::new());
     loop {

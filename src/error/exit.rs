@@ -20,19 +20,22 @@ pub enum Exit {
     System = 71,
     /// The output of a command cannot be written (`EX_IOERR`).
     Output = 74,
-    /// A handoff is under way, time ran out, or an address cannot be listened on now: nothing has changed (`EX_TEMPFAIL`).
+    /// A handoff is under way, time ran out, or an address cannot be listened on now: nothing has
+    /// changed (`EX_TEMPFAIL`).
     TryAgain = 75,
     /// The new generation was ready, and everything was taken back; the old one never stopped.
     RolledBack = 76,
     /// The operator's socket does not hear this user, or not these words (`EX_NOPERM`).
     Denied = 77,
-    /// The configuration, or what was inherited, cannot be served (`EX_CONFIG`). Nothing was touched.
+    /// The configuration, or what was inherited, cannot be served (`EX_CONFIG`). Nothing was
+    /// touched.
     Configuration = 78,
 }
 
 /// Returns the exit code for an address or a file that the kernel refuses.
 ///
-/// What may pass by itself is not [`Exit::Configuration`], because a service manager does not retry that code.
+/// What may pass by itself is not [`Exit::Configuration`], because a service manager does not retry
+/// that code.
 pub(super) fn exit_of(source: &io::Error) -> Exit {
     match source.raw_os_error() {
         // Another process has the address, the address is not there yet, or its interface is not.

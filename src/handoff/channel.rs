@@ -1,11 +1,13 @@
 //! Carries messages between two generations, one packet each, and reports the other's death.
 //!
-//! The death of the other process is what its process descriptor says, pidfd_open(2): any process that it has started
-//! may hold a copy of its end of the channel, so the end of file alone may never come. Which process that is, the
-//! kernel says (unix(7), `SCM_CREDENTIALS`), never the message.
+//! The death of the other process is what its process descriptor says, pidfd_open(2): any process
+//! that it has started may hold a copy of its end of the channel, so the end of file alone may
+//! never come. Which process that is, the kernel says (unix(7), `SCM_CREDENTIALS`), never the
+//! message.
 //!
-//! Sending never waits for the other process: a channel that is full belongs to one that does not read, and is an error.
-//! Receiving is cancel safe, because a packet is taken whole in one system call. An unknown kind is answered here.
+//! Sending never waits for the other process: a channel that is full belongs to one that does not
+//! read, and is an error. Receiving is cancel safe, because a packet is taken whole in one system
+//! call. An unknown kind is answered here.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,11 +28,12 @@ use crate::sys::ancillary::{
 use crate::sys::process::{PidFd, is_in_our_group};
 use crate::sys::socket::{Packet, retry, send_packet, send_with_descriptors, will_pass};
 
-/// Bytes in the largest packet. Less than half of `net.core.wmem_default`, so that two fit into an empty queue.
+/// Bytes in the largest packet. Less than half of `net.core.wmem_default`, so that two fit into an
+/// empty queue.
 const PACKET_MAX: usize = 64 * 1024;
 
-/// Bytes in the largest message that is read from a file: a bound on what a broken successor can make us allocate.
-/// 10,000 listeners with 10,000 upstreams need about 10 MB.
+/// Bytes in the largest message that is read from a file: a bound on what a broken successor can
+/// make us allocate. 10,000 listeners with 10,000 upstreams need about 10 MB.
 const FILE_MAX: u64 = 256 * 1024 * 1024;
 
 /// One end of a channel.
@@ -98,15 +101,15 @@ impl Channel {
         Ok(channel)
     }
 
-    /// Takes an end whose other end a process will hold that is yet to be started. [`Channel::follow_sender`] says
-    /// which one.
+    /// Takes an end whose other end a process will hold that is yet to be started.
+    /// [`Channel::follow_sender`] says which one.
     pub(crate) fn to_a_new_process(socket: OwnedFd) -> io::Result<Self> {
         report_senders(socket.as_fd())?;
         Self::new(socket)
     }
 
-    /// From now on the process that has sent the last message is the one that is signalled, and whose death ends the
-    /// channel.
+    /// From now on the process that has sent the last message is the one that is signalled, and
+    /// whose death ends the channel.
     pub(crate) fn follow_sender(&mut self) {
         if let Some(sender) = self.sender.take() {
             self.follow(sender);
@@ -117,8 +120,8 @@ impl Channel {
         let held = match process {
             SenderProcess::Held(process) => Ok(process),
             SenderProcess::Ended => Err(io::Error::from(Errno::ESRCH)),
-            // Its number may have been used again since it sent the message. It was not while the channel is open, and
-            // a stranger is not in our process group.
+            // Its number may have been used again since it sent the message. It was not while the
+            // channel is open, and a stranger is not in our process group.
             SenderProcess::Unknown => {
                 let Some(pid) = pid else { return };
                 PidFd::open(pid).and_then(|process| {
@@ -137,13 +140,14 @@ impl Channel {
         };
     }
 
-    /// From now on the channel ends when the last process closes the other end. A successor that has taken over passes
-    /// its end on to its own successor, and may end before that.
+    /// From now on the channel ends when the last process closes the other end. A successor that
+    /// has taken over passes its end on to its own successor, and may end before that.
     pub(crate) fn outlive_process(&mut self) {
         self.ends_with = EndsWith::LastHolder;
     }
 
-    /// The number of the process at the other end, if it is known and has not ended when it was looked at.
+    /// The number of the process at the other end, if it is known and has not ended when it was
+    /// looked at.
     pub(crate) fn pid(&self) -> Option<u32> {
         match &self.peer {
             Peer::Process(pid, _) => *pid,
@@ -159,8 +163,8 @@ impl Channel {
         }
     }
 
-    /// Waits until the process at the other end has ended, or that time, and returns how it
-    /// ended if the kernel tells. A process closes its descriptors a moment before its end. Cancel safe.
+    /// Waits until the process at the other end has ended, or that time, and returns how it ended
+    /// if the kernel tells. A process closes its descriptors a moment before its end. Cancel safe.
     pub(crate) async fn exit_status(&self, until: Instant) -> Option<ExitStatus> {
         let Peer::Process(pid, process) = &self.peer else { return None };
         let _ = tokio::time::timeout_at(until, process.readable()).await;
@@ -183,8 +187,8 @@ impl Channel {
 
     /// Sends a message without waiting.
     ///
-    /// A message has no size limit: one that is too long for a packet is written to a file in memory, and the packet
-    /// carries its descriptor.
+    /// A message has no size limit: one that is too long for a packet is written to a file in
+    /// memory, and the packet carries its descriptor.
     pub(crate) fn send(&self, message: &Message) -> io::Result<()> {
         let packet = message.encode();
         if packet.len() <= PACKET_MAX {
@@ -199,8 +203,8 @@ impl Channel {
         retry(|| send_with_descriptors(self.as_fd(), &message.encode(), &[descriptor]))
     }
 
-    /// Receives one message. What has been sent when this is called is received by it: the channel itself is asked,
-    /// because the runtime may not have looked at it yet.
+    /// Receives one message. What has been sent when this is called is received by it: the channel
+    /// itself is asked, because the runtime may not have looked at it yet.
     pub(crate) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
         loop {
             // Before the queue: what a process has sent before its death is there by then.
@@ -215,7 +219,8 @@ impl Channel {
             };
             let received = match self.poll_packet(cx) {
                 Poll::Ready(Some(received)) => received,
-                // The packet is still in the queue, and may be the last words of a process that has ended.
+                // The packet is still in the queue, and may be the last words of a process that has
+                // ended.
                 Poll::Ready(None) => {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;

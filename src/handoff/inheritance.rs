@@ -1,9 +1,11 @@
-//! Takes all that a process is born with: sockets, generation number, the channels to those before it.
+//! Takes all that a process is born with: sockets, generation number, the channels to those before
+//! it.
 //!
-//! One door for systemd, for any other parent that speaks its protocol, and for a predecessor: descriptors from 3 up,
-//! `LISTEN_FDS`, `LISTEN_FDNAMES`, sd_listen_fds(3). A parent proves by `LISTEN_PID` that it means us; a predecessor
-//! cannot know our pid before the fork, and names the channel instead. Whatever is wrong with what was passed is an
-//! error that names it: a process that guesses serves the wrong socket.
+//! One door for systemd, for any other parent that speaks its protocol, and for a predecessor:
+//! descriptors from 3 up, `LISTEN_FDS`, `LISTEN_FDNAMES`, sd_listen_fds(3). A parent proves by
+//! `LISTEN_PID` that it means us; a predecessor cannot know our pid before the fork, and names the
+//! channel instead. Whatever is wrong with what was passed is an error that names it: a process
+//! that guesses serves the wrong socket.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -45,23 +47,25 @@ pub struct Inheritance {
 }
 
 impl Inheritance {
-    /// Takes it. Must come first in `main`: it changes the environment, which is sound only while one thread runs, and
-    /// so before a runtime is built; and it marks every open descriptor from 3 up close-on-exec.
+    /// Takes it. Must come first in `main`: it changes the environment, which is sound only while
+    /// one thread runs, and so before a runtime is built; and it marks every open descriptor from 3
+    /// up close-on-exec.
     ///
     /// # Errors
-    /// [`Error::ThreadsRunning`], [`Error::AlreadyTaken`]; [`Error::Environment`] and [`Error::NotAListener`] name what
-    /// a parent passed wrongly. A predecessor is told.
+    /// [`Error::ThreadsRunning`], [`Error::AlreadyTaken`]; [`Error::Environment`] and
+    /// [`Error::NotAListener`] name what a parent passed wrongly. A predecessor is told.
     ///
     /// # As process 1
-    /// A generation ends when it has handed over, and with process 1 a container ends. So process 1 of a pid namespace
-    /// stays, as a small init that ends with the line, and this returns in a child of it, and never there.
+    /// A generation ends when it has handed over, and with process 1 a container ends. So process 1
+    /// of a pid namespace stays, as a small init that ends with the line, and this returns in a
+    /// child of it, and never there.
     pub fn take() -> Result<Self, Error> {
         Self::take_alone(Variables::Removed)?.with_init_as_process_1()
     }
 
-    /// The same for a program that starts no other programs. It changes nothing in the environment, so
-    /// other threads may run, as those of an allocator that was loaded before the program. Process 1
-    /// needs one thread all the same.
+    /// The same for a program that starts no other programs. It changes nothing in the environment,
+    /// so other threads may run, as those of an allocator that was loaded before the program.
+    /// Process 1 needs one thread all the same.
     ///
     /// # Errors
     /// As [`Inheritance::take`].
@@ -69,8 +73,8 @@ impl Inheritance {
         Self::take_alone(Variables::Kept)?.with_init_as_process_1()
     }
 
-    /// The same with an init in any case, unless there is one already: for a supervisor that watches the one process which
-    /// it has started, as most do that are not systemd.
+    /// The same with an init in any case, unless there is one already: for a supervisor that
+    /// watches the one process which it has started, as most do that are not systemd.
     ///
     /// # Errors
     /// As [`Inheritance::take`].
@@ -136,15 +140,17 @@ impl Inheritance {
         self.predecessors.predecessor.is_some()
     }
 
-    /// Whether standard error is the journal's stream: `JOURNAL_STREAM` is its device and inode, systemd.exec(5). A
-    /// program that was started with its output elsewhere inherits the variable all the same.
+    /// Whether standard error is the journal's stream: `JOURNAL_STREAM` is its device and inode,
+    /// systemd.exec(5). A program that was started with its output elsewhere inherits the variable
+    /// all the same.
     #[must_use]
     pub fn logs_to_journal(&self) -> bool {
         self.journal_stream.is_some()
             && self.journal_stream == sys::fd::device_and_inode(std::io::stderr())
     }
 
-    /// The first folder that the service manager has made for what lives as long as the service, systemd.exec(5).
+    /// The first folder that the service manager has made for what lives as long as the service,
+    /// systemd.exec(5).
     #[must_use]
     pub fn runtime_directory(&self) -> Option<&Path> {
         self.runtime_directory.as_deref()
@@ -191,7 +197,8 @@ struct Bequeathed {
     coming: Vec<(usize, String)>,
 }
 
-/// Takes what the predecessor passed: our ordinal, the sockets, the channels to those before it and to the init.
+/// Takes what the predecessor passed: our ordinal, the sockets, the channels to those before it and
+/// to the init.
 fn take_from_predecessor(
     environment: &Environment,
     descriptors: &mut PassedDescriptors,
@@ -231,7 +238,8 @@ pub(super) fn ordinal(environment: &Environment) -> Result<Generation, Error> {
     Ok(parse(environment, GENERATION, "the ordinal of a process")?.unwrap_or(Generation::FIRST))
 }
 
-/// Whether the welcome names each descriptor once, and neither one of the first `count` nor the channel.
+/// Whether the welcome names each descriptor once, and neither one of the first `count` nor the
+/// channel.
 pub(super) fn check_descriptors(
     welcome: &Welcome,
     count: usize,
@@ -249,7 +257,8 @@ pub(super) fn check_descriptors(
     Ok(())
 }
 
-/// Tells the predecessor why this process cannot serve. If it does not hear, it has ended: nobody is left to be told.
+/// Tells the predecessor why this process cannot serve. If it does not hear, it has ended: nobody
+/// is left to be told.
 fn tell_why(channel: &OwnedFd, reason: &dyn Display) {
     let packet = Message::Failed { reason: reason.to_string() }.encode();
     let _ = retry(|| send_packet(channel.as_fd(), &packet));
@@ -274,7 +283,8 @@ fn channel(
     Err(bad(CHANNEL, value, why))
 }
 
-/// The descriptor that the environment announces as the channel to the predecessor, beside the first `count`.
+/// The descriptor that the environment announces as the channel to the predecessor, beside the
+/// first `count`.
 pub(super) fn announced_channel(
     environment: &Environment,
     count: usize,
@@ -313,7 +323,8 @@ pub(super) fn first_of(folders: &OsStr) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(first)))
 }
 
-/// Where the operator's socket is by default: in the folder that the service manager has made, if it has.
+/// Where the operator's socket is by default: in the folder that the service manager has made, if
+/// it has.
 #[must_use]
 pub fn runtime_directory() -> Option<PathBuf> {
     first_of(&sys::env::variable(RUNTIME_DIRECTORY)?)

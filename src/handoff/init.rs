@@ -1,9 +1,12 @@
-//! Stays as a small init while a line lives: reaps, passes signals on to the head, and ends with its status.
+//! Stays as a small init while a line lives: reaps, passes signals on to the head, and ends with
+//! its status.
 //!
-//! When process 1 of a container ends the kernel kills all others (pid_namespaces(7)), and a supervisor that watches one
-//! process takes its end for the service's. So where there is no systemd to be told of another main process, the first
-//! process must stay. It forks before anything else, and the child is generation 1; every generation is born with the
-//! line's end of a channel, on which the head says that it is. When nobody holds that end any more the line has ended.
+//! When process 1 of a container ends the kernel kills all others (pid_namespaces(7)), and a
+//! supervisor that watches one process takes its end for the service's. So where there is no
+//! systemd to be told of another main process, the first process must stay. It forks before
+//! anything else, and the child is generation 1; every generation is born with the line's end of a
+//! channel, on which the head says that it is. When nobody holds that end any more the line has
+//! ended.
 //!
 //! It opens nothing, binds nothing, and knows nothing of what is served.
 
@@ -28,7 +31,8 @@ use crate::sys::socket::{channel_pair, pause, retry, send_packet, will_pass};
 const PASSED_ON: [Signal; 5] =
     [Signal::SIGHUP, Signal::SIGUSR2, Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT];
 
-/// Sent by the kernel, and so to the whole foreground of a terminal: the head has it already, sigaction(2).
+/// Sent by the kernel, and so to the whole foreground of a terminal: the head has it already,
+/// sigaction(2).
 const FROM_THE_KERNEL: i32 = 0x80;
 
 /// The line's end of the channel to its init.
@@ -68,7 +72,8 @@ impl Init {
     }
 }
 
-/// Writes why the init ends to standard error: this process has no log. A full pipe is not waited for.
+/// Writes why the init ends to standard error: this process has no log. A full pipe is not waited
+/// for.
 fn complain(error: &io::Error) {
     let stderr = io::stderr();
     let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
@@ -94,8 +99,8 @@ struct Keeper {
     head: Pid,
     /// How the head ended: an exit code, or 128 and a signal.
     status: Option<i32>,
-    /// What the line was told to stop by. Whoever becomes the head after that is told as well: it may have been on its
-    /// way to be the head when it was.
+    /// What the line was told to stop by. Whoever becomes the head after that is told as well: it
+    /// may have been on its way to be the head when it was.
     stop: Option<Signal>,
 }
 
@@ -127,7 +132,8 @@ impl Keeper {
         }
     }
 
-    /// Does what there is to do, and waits for more; the status of the head when the line has ended.
+    /// Does what there is to do, and waits for more; the status of the head when the line has
+    /// ended.
     fn turn(&mut self) -> io::Result<Option<i32>> {
         // The channel first: it says which process is the head, and so gets the signal.
         self.hear()?;

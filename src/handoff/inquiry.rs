@@ -1,7 +1,8 @@
 //! Remembers what a neighbour was asked of how it stands, and what it has answered.
 //!
-//! One question at a time, and one answer to each: nobody is flooded, and whoever is stuck is simply not heard. A
-//! neighbour of a version that does not know the question says so once, and is not asked again.
+//! One question at a time, and one answer to each: nobody is flooded, and whoever is stuck is
+//! simply not heard. A neighbour of a version that does not know the question says so once, and is
+//! not asked again.
 
 use super::message::{ASK, Message};
 use crate::report::{Report, Standing};

@@ -1,8 +1,10 @@
-//! Encodes what generations say to each other: one packet a message, lines of `KEY=value`, like sd_notify(3).
+//! Encodes what generations say to each other: one packet a message, lines of `KEY=value`, like
+//! sd_notify(3).
 //!
-//! Every packet opens with the version and the kind. Lines with a key that is not known are passed over, so that a
-//! message can grow; a kind or a version that is not known is answered, not fatal ([`Message::Unknown`]). Text holds no
-//! line breaks: they become spaces. Who says what when is in `docs/protocol.md`.
+//! Every packet opens with the version and the kind. Lines with a key that is not known are passed
+//! over, so that a message can grow; a kind or a version that is not known is answered, not fatal
+//! ([`Message::Unknown`]). Text holds no line breaks: they become spaces. Who says what when is in
+//! `docs/protocol.md`.
 
 use std::collections::VecDeque;
 use std::fmt::{Display, Write as _};
@@ -24,7 +26,8 @@ const REASON_MAX: usize = 4000;
 /// The kind of [`Message::Ask`], which an older version answers as unknown.
 pub(super) const ASK: &str = "ask";
 
-/// What the processes between fork and exec say, as [`Message::encode`] would write it: they cannot allocate.
+/// What the processes between fork and exec say, as [`Message::encode`] would write it: they cannot
+/// allocate.
 pub(crate) const WORDS: Words = Words {
     born: b"VERSION=1\nKIND=born\nPID=",
     fork_failed: b"VERSION=1\nKIND=fork-failed\nERRNO=",
@@ -36,16 +39,18 @@ pub(crate) const WORDS: Words = Words {
 pub(crate) enum Message {
     /// Predecessor to successor, the first packet: what a descriptor cannot tell.
     Welcome(Welcome),
-    /// Predecessor to successor: I have retired, the line is yours. With a hangup that came too late for me.
+    /// Predecessor to successor: I have retired, the line is yours. With a hangup that came too
+    /// late for me.
     Committed(Hangup),
     /// The same, from one that was told to stop: it will not take the line back.
     CommittedForGood(Hangup),
     /// Predecessor to successor, just before that: what those before us have done that have ended.
     Counted(Box<Counters>),
-    /// Predecessor to successor, with that: how one before us stands that has not ended, by its last word to us.
+    /// Predecessor to successor, with that: how one before us stands that has not ended, by its
+    /// last word to us.
     Draining(Box<Report>),
-    /// Predecessor to successor, before that as well: connections will come by the channel that goes with this, in the words of
-    /// this version.
+    /// Predecessor to successor, before that as well: connections will come by the channel that
+    /// goes with this, in the words of this version.
     Carry { version: u32 },
     /// Predecessor to successor: stop; the whole line does.
     Stop,
@@ -55,8 +60,8 @@ pub(crate) enum Message {
     ForkFailed { errno: i32 },
     /// From the process that could not become the successor.
     ExecFailed { errno: i32 },
-    /// Successor to predecessor: I accept. The descriptors that I closed because nothing claims them, and those among them
-    /// whose clients a new listener of mine gets when you close them.
+    /// Successor to predecessor: I accept. The descriptors that I closed because nothing claims
+    /// them, and those among them whose clients a new listener of mine gets when you close them.
     Ready { closed: Vec<RawFd>, replaced: Vec<RawFd> },
     /// Successor to predecessor: I cannot serve, and why.
     Failed { reason: String },
@@ -64,7 +69,8 @@ pub(crate) enum Message {
     Rollback,
     /// The newest generation to all that drain: the line is told to stop, never accept again.
     Stopping,
-    /// From one that retires to all older ones: nobody listens any more on these sockets, by their `SO_COOKIE`, socket(7).
+    /// From one that retires to all older ones: nobody listens any more on these sockets, by their
+    /// `SO_COOKIE`, socket(7).
     GivenUp { sockets: Vec<u64> },
     /// The newest generation to one that drains: too many of us, cut your drain short.
     Cut,
@@ -74,7 +80,8 @@ pub(crate) enum Message {
     Ask,
     /// In answer to that.
     Report(Box<Report>),
-    /// Either way: the message is too long for a packet, and is the content of the file that goes with this.
+    /// Either way: the message is too long for a packet, and is the content of the file that goes
+    /// with this.
     File,
     /// To whoever sent it: I do not know this kind.
     Unknown { kind: String },
@@ -87,13 +94,16 @@ pub(crate) enum Message {
 pub(crate) struct Welcome {
     /// The sockets, by their place among the passed ones, that the line bound itself.
     pub(crate) bound: Vec<(usize, Binding)>,
-    /// The generations before the predecessor that still drain, each with the descriptor of the channel to it.
+    /// The generations before the predecessor that still drain, each with the descriptor of the
+    /// channel to it.
     pub(crate) draining: Vec<(Generation, RawFd)>,
     /// The descriptor of the channel to the init, if there is one.
     pub(crate) init: Option<RawFd>,
-    /// How many connections there are that may be carried to it, by the name of their listener, where their number is limited.
+    /// How many connections there are that may be carried to it, by the name of their listener,
+    /// where their number is limited.
     pub(crate) coming: Vec<(usize, String)>,
-    /// The names of the passed sockets. Not in `LISTEN_FDNAMES`: a variable holds at most 128 KiB, execve(2).
+    /// The names of the passed sockets. Not in `LISTEN_FDNAMES`: a variable holds at most 128 KiB,
+    /// execve(2).
     pub(crate) names: Vec<String>,
 }
 

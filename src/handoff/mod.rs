@@ -1,7 +1,9 @@
-//! Passes a line of processes on: what one is born with, what it says to the one before and the one after it.
+//! Passes a line of processes on: what one is born with, what it says to the one before and the one
+//! after it.
 //!
-//! Both halves of the protocol lie side by side: [`Successor`] is what a predecessor holds of the process that it
-//! starts, [`Predecessors`] what a successor holds of those before it. `docs/protocol.md` has the packets.
+//! Both halves of the protocol lie side by side: [`Successor`] is what a predecessor holds of the
+//! process that it starts, [`Predecessors`] what a successor holds of those before it.
+//! `docs/protocol.md` has the packets.
 
 mod channel;
 #[cfg(any(fuzzing, test))]

@@ -1,7 +1,8 @@
-//! Adopts the sockets that a parent or a predecessor has passed: descriptors from 3 up, sd_listen_fds(3).
+//! Adopts the sockets that a parent or a predecessor has passed: descriptors from 3 up,
+//! sd_listen_fds(3).
 //!
-//! They are taken only when they are meant for this very process, and each is checked. Which listener is which is decided in
-//! [`crate::net::ListenerSet`].
+//! They are taken only when they are meant for this very process, and each is checked. Which
+//! listener is which is decided in [`crate::net::ListenerSet`].
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -18,10 +19,12 @@ use crate::sys::env::Environment;
 use crate::sys::fd::{FIRST_PASSED, PassedDescriptors};
 use crate::sys::process::PidFd;
 
-/// More descriptors than a process can have cannot have been passed: `fs.nr_open` is 2^20 by default.
+/// More descriptors than a process can have cannot have been passed: `fs.nr_open` is 2^20 by
+/// default.
 const DESCRIPTORS_MAX: usize = 1 << 20;
 
-/// How many descriptors were passed to this process, all of which are open; 0 when they are meant for another.
+/// How many descriptors were passed to this process, all of which are open; 0 when they are meant
+/// for another.
 pub(super) fn count(environment: &Environment) -> Result<usize, Error> {
     let count = announced(environment)?;
     for index in 0..count {
@@ -45,10 +48,12 @@ pub(super) fn announced(environment: &Environment) -> Result<usize, Error> {
     count.ok_or_else(|| bad(LISTEN_FDS, value, "expected how many descriptors are passed"))
 }
 
-/// Whether the parent means this very process. A process that it started inherits the variables with the old pid.
+/// Whether the parent means this very process. A process that it started inherits the variables
+/// with the old pid.
 fn is_meant_for_us(environment: &Environment) -> Result<bool, Error> {
     let ours = std::process::id();
-    // Anything that is not our pid is somebody else's, also what is no pid at all: never adopt on trust.
+    // Anything that is not our pid is somebody else's, also what is no pid at all: never adopt on
+    // trust.
     if environment.get(LISTEN_PID).and_then(OsStr::to_str).and_then(|text| text.parse().ok())
         != Some(ours)
     {
@@ -69,7 +74,8 @@ pub(super) fn is_passed(count: usize, descriptor: RawFd) -> bool {
     place.is_some_and(|place| place < count)
 }
 
-/// Turns what was passed into sockets with names and origins, or names the first that cannot be one.
+/// Turns what was passed into sockets with names and origins, or names the first that cannot be
+/// one.
 pub(super) fn adopt(
     environment: &Environment,
     descriptors: &mut PassedDescriptors,
@@ -106,7 +112,8 @@ pub(super) fn identities(
         let stored = name.as_deref().and_then(StoredName::parse);
         match (bound, stored) {
             (Some(binding), _) => (name, Origin::Bound((*binding).clone())),
-            // It comes back from the service manager's store: a process of ours, now dead, has bound it.
+            // It comes back from the service manager's store: a process of ours, now dead, has
+            // bound it.
             (None, Some((stored, binding))) => (Some(stored.to_owned()), Origin::Bound(binding)),
             (None, None) => (name, Origin::Inherited),
         }
@@ -114,7 +121,8 @@ pub(super) fn identities(
     Ok(identities.collect())
 }
 
-/// The names of the passed descriptors. `unknown` and the empty name are what systemd calls those without one.
+/// The names of the passed descriptors. `unknown` and the empty name are what systemd calls those
+/// without one.
 fn names(environment: &Environment, count: usize) -> Result<Vec<Option<String>>, Error> {
     let Some(value) = environment.get(LISTEN_FDNAMES) else { return Ok(vec![None; count]) };
     let text = value.to_str().ok_or_else(|| bad(LISTEN_FDNAMES, value, "expected text"))?;

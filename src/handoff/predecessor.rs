@@ -1,9 +1,11 @@
-//! Holds the channels to the generations before this one: the predecessor, and those that still drain.
+//! Holds the channels to the generations before this one: the predecessor, and those that still
+//! drain.
 //!
-//! Every generation keeps, until it ends, its end of the channel to each older one that lives, and hands a copy to its
-//! successor at birth. So the newest generation can speak to all of them, and an old one sees the end of its channel
-//! only when nobody after it is left. What an older generation says that has retired, the head of the line reads and
-//! nobody else: several hold the channel, and a packet is read once ([`Attention`]).
+//! Every generation keeps, until it ends, its end of the channel to each older one that lives, and
+//! hands a copy to its successor at birth. So the newest generation can speak to all of them, and
+//! an old one sees the end of its channel only when nobody after it is left. What an older
+//! generation says that has retired, the head of the line reads and nobody else: several hold the
+//! channel, and a packet is read once ([`Attention`]).
 
 use std::future::poll_fn;
 use std::io;
@@ -95,7 +97,8 @@ pub(crate) enum PredecessorEvent {
     Carrying(u32, OwnedFd),
     /// One that drains has said how it stands.
     Reported,
-    /// One that drained has ended. What it said last, to this process or the predecessor; nothing if it had ended before.
+    /// One that drained has ended. What it said last, to this process or the predecessor; nothing
+    /// if it had ended before.
     Ended(Generation, Option<Box<Report>>),
 }
 
@@ -180,13 +183,14 @@ impl Predecessors {
         self.older.iter().for_each(|older| older.tell(message));
     }
 
-    /// Closes our ends of all channels: from now on the others' lives decide what the older generations hear.
+    /// Closes our ends of all channels: from now on the others' lives decide what the older
+    /// generations hear.
     pub(crate) fn let_go(&mut self) {
         self.older.clear();
     }
 
-    /// Tells the oldest ones to cut their drain short, so that no more than `keep` go on. Those that have ended do not count, although
-    /// their ends may not be heard here yet.
+    /// Tells the oldest ones to cut their drain short, so that no more than `keep` go on. Those
+    /// that have ended do not count, although their ends may not be heard here yet.
     pub(crate) fn cut_all_but(&self, keep: usize) {
         let left: Vec<_> = self.older.iter().filter(|older| !older.is_over()).collect();
         let excess = left.len().saturating_sub(keep);
@@ -294,8 +298,8 @@ impl Older {
         }
     }
 
-    /// Whether it has ended, or is about to: it has said its last word. The kernel is asked, for whoever is not the head does not hear
-    /// of an end.
+    /// Whether it has ended, or is about to: it has said its last word. The kernel is asked, for
+    /// whoever is not the head does not hear of an end.
     fn is_over(&self) -> bool {
         let has_said_so = self.inquiry.report().is_some_and(|last| last.state == Standing::Stopped);
         has_said_so || self.channel.is_over()

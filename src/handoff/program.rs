@@ -1,7 +1,7 @@
 //! Is what a successor is started with: the same as this process was, resolved anew.
 //!
-//! Path, arguments and environment are those of the birth, less what was taken out; what a service manager has said is passed
-//! on. Nothing grows from generation to generation.
+//! Path, arguments and environment are those of the birth, less what was taken out; what a service
+//! manager has said is passed on. Nothing grows from generation to generation.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::RawFd;
@@ -104,8 +104,8 @@ impl Program {
         self.watchdog
     }
 
-    /// The environment of a successor: as this process found its own, with what it is passed in place of what this one
-    /// was. Nothing grows from generation to generation.
+    /// The environment of a successor: as this process found its own, with what it is passed in
+    /// place of what this one was. Nothing grows from generation to generation.
     pub(crate) fn environment_for(
         &self,
         generation: Generation,
@@ -122,8 +122,8 @@ impl Program {
     }
 }
 
-/// How often the service manager wants to hear of the main process, sd_watchdog_enabled(3). With a predecessor the pid
-/// is not ours, and the watch is.
+/// How often the service manager wants to hear of the main process, sd_watchdog_enabled(3). With a
+/// predecessor the pid is not ours, and the watch is.
 fn watchdog(environment: &Environment) -> Result<Option<Duration>, Error> {
     let is_ours = environment.get(CHANNEL).is_some()
         || environment

@@ -1,7 +1,8 @@
 //! Starts a successor and holds it: its channel, its process, and what it has said so far.
 //!
-//! Readiness is a message and death is the word of the kernel; how long to wait for either is the caller's decision.
-//! From its first message on the process is held by a descriptor, so that no signal can reach a stranger.
+//! Readiness is a message and death is the word of the kernel; how long to wait for either is the
+//! caller's decision. From its first message on the process is held by a descriptor, so that no
+//! signal can reach a stranger.
 
 use std::ffi::CString;
 use std::future::poll_fn;
@@ -43,8 +44,8 @@ pub(crate) struct Bequest<'a> {
     pub(crate) predecessors: &'a Predecessors,
     pub(crate) init: Option<&'a Init>,
     pub(crate) slot: &'a mut LowSlot,
-    /// How many connections there are that may be carried to it, by the name of their listener, where their number is limited; none
-    /// if there are none to be carried.
+    /// How many connections there are that may be carried to it, by the name of their listener,
+    /// where their number is limited; none if there are none to be carried.
     pub(crate) coming: Option<Vec<(usize, String)>>,
 }
 
@@ -93,7 +94,8 @@ fn number_of(place: usize) -> io::Result<RawFd> {
 pub(crate) struct Successor {
     channel: Channel,
     program: PathBuf,
-    /// Both ends of a channel for connections, if there are any: made when there is room for it, not at the instant of the commit.
+    /// Both ends of a channel for connections, if there are any: made when there is room for it,
+    /// not at the instant of the commit.
     carrying: Option<(OwnedFd, OwnedFd)>,
     stage: Stage,
     /// How long to wait for its exit status, since it closed its end of the channel.
@@ -105,14 +107,16 @@ pub(crate) struct Successor {
 enum Stage {
     Starting,
     Ready,
-    /// It has taken over, and what becomes of it is no longer our affair; but it may ask how we stand.
+    /// It has taken over, and what becomes of it is no longer our affair; but it may ask how we
+    /// stand.
     Released,
 }
 
 /// What came from the successor.
 #[derive(Debug)]
 pub(crate) enum SuccessorEvent {
-    /// It accepts. The places, in the listener set that it was given, of what it gave up, and of what it replaced.
+    /// It accepts. The places, in the listener set that it was given, of what it gave up, and of
+    /// what it replaced.
     Ready { pid: Option<u32>, given_up: Vec<usize>, replaced: Vec<usize> },
     /// It will never take over, or no longer; why.
     Lost(HandoffFailure),
@@ -148,8 +152,8 @@ pub(crate) enum Fate {
 }
 
 impl Successor {
-    /// Starts it. What comes of it, [`Successor::next`] tells. Must be called in a tokio runtime, and holds the thread
-    /// for as long as two forks take.
+    /// Starts it. What comes of it, [`Successor::next`] tells. Must be called in a tokio runtime,
+    /// and holds the thread for as long as two forks take.
     ///
     /// # Errors
     /// [`HandoffFailure::Fork`] when not even a process could be made.
@@ -159,8 +163,8 @@ impl Successor {
         let channel = Channel::to_a_new_process(ours).map_err(failed)?;
         let carrying = bequest.coming.as_ref().map(|_| carry_pair()).transpose().map_err(failed)?;
         let started = bequest.launch(&channel, theirs).map_err(failed);
-        // A copy of the other end that stays in the slot does no harm: the process descriptor tells of a death. What
-        // was started must not be forgotten for it.
+        // A copy of the other end that stays in the slot does no harm: the process descriptor tells
+        // of a death. What was started must not be forgotten for it.
         if let Err(error) = bequest.slot.clear() {
             tracing::warn!(reason = %error, "cannot close the successor's end of the channel: {error}");
         }
@@ -209,8 +213,8 @@ impl Successor {
         self.tell(&Message::Report(Box::new(report)));
     }
 
-    /// The next thing that matters. After [`SuccessorEvent::Lost`] and [`SuccessorEvent::Ended`] nothing more comes.
-    /// Cancel safe.
+    /// The next thing that matters. After [`SuccessorEvent::Lost`] and [`SuccessorEvent::Ended`]
+    /// nothing more comes. Cancel safe.
     pub(crate) async fn next(&mut self) -> SuccessorEvent {
         loop {
             let received = poll_fn(|cx| self.channel.poll_receive(cx)).await;
@@ -239,8 +243,9 @@ impl Successor {
         self.tell(&Message::Draining(Box::new(report)));
     }
 
-    /// Offers to carry our connections to it, in words of this version: our end of the channel to do so by, if there are any and it
-    /// could be told. One that is closed tells that it will not have them.
+    /// Offers to carry our connections to it, in words of this version: our end of the channel to
+    /// do so by, if there are any and it could be told. One that is closed tells that it will not
+    /// have them.
     pub(crate) fn carry(&mut self, version: u32) -> Option<OwnedFd> {
         let (ours, theirs) = self.carrying.take()?;
         match self.channel.pass(&Message::Carry { version }, theirs.as_fd()) {
@@ -267,9 +272,9 @@ impl Successor {
 
     /// Ends it, unless it has ended.
     pub(crate) fn end(&self, fate: Fate) {
-        // By message, for a process that has no handler yet, whose pid is not known yet, or that a wrapper has forked: it
-        // would take the end of the channel for our death, and the line for its own. By signal, for a program that is none
-        // of ours.
+        // By message, for a process that has no handler yet, whose pid is not known yet, or that a
+        // wrapper has forked: it would take the end of the channel for our death, and the line for
+        // its own. By signal, for a program that is none of ours.
         self.tell(&Message::Stop);
         let signal = match fate {
             Fate::Stop => Signal::SIGTERM,
@@ -326,7 +331,8 @@ impl Successor {
                 None
             }
             Received::Message(Message::Ready { closed, replaced }) => {
-                // A wrapper may have forked: the process that says that it is ready is the one that serves.
+                // A wrapper may have forked: the process that says that it is ready is the one that
+                // serves.
                 self.channel.follow_sender();
                 self.stage = Stage::Ready;
                 let place = |descriptor: &RawFd| {

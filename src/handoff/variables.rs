@@ -1,6 +1,8 @@
-//! Names the variables of the environment that a process is born with and that mean something here, and reads them.
+//! Names the variables of the environment that a process is born with and that mean something here,
+//! and reads them.
 //!
-//! What a variable cannot mean is an error that names it: a process that guesses serves the wrong socket.
+//! What a variable cannot mean is an error that names it: a process that guesses serves the wrong
+//! socket.
 
 use std::ffi::OsStr;
 use std::str::FromStr;
@@ -16,7 +18,8 @@ pub(super) const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
 pub(super) const LISTEN_PID: &str = "LISTEN_PID";
 /// The same, by the inode of a process descriptor.
 pub(super) const LISTEN_PIDFDID: &str = "LISTEN_PIDFDID";
-/// `VERSION:DESCRIPTOR` of the channel to the predecessor. Private: taken out of the environment at once.
+/// `VERSION:DESCRIPTOR` of the channel to the predecessor. Private: taken out of the environment at
+/// once.
 pub(super) const CHANNEL: &str = "HANDOFFD_CHANNEL";
 /// The ordinal of this process.
 pub(super) const GENERATION: &str = "HANDOFFD_GENERATION";
@@ -24,7 +27,8 @@ pub(super) const GENERATION: &str = "HANDOFFD_GENERATION";
 pub(super) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 /// How often it wants to hear of the main process, sd_watchdog_enabled(3). The same.
 pub(super) const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
-/// Whom it watches: the first generation. Those after it are watched in its place, under other pids.
+/// Whom it watches: the first generation. Those after it are watched in its place, under other
+/// pids.
 pub(super) const WATCHDOG_PID: &str = "WATCHDOG_PID";
 /// Set when the service manager is in another pid namespace. A later generation may have lost the
 /// ancestor by which the first one has found that.

@@ -1,7 +1,7 @@
 //! Performs what the machine has decided: the part of the driver that acts.
 //!
-//! Each action is a call or a few; what an event means, and in which order actions come, is decided in `machine`. What is about
-//! a successor is in `handover`.
+//! Each action is a call or a few; what an event means, and in which order actions come, is decided
+//! in `machine`. What is about a successor is in `handover`.
 
 use std::time::Duration;
 
@@ -36,7 +36,8 @@ impl<P: Plane> Driver<P> {
                 // Who goes on counts it.
                 self.predecessors.tell_predecessor(&Message::Report(Box::new(self.report())));
                 self.predecessors.tell_predecessor(&Message::Rollback);
-                // The predecessor goes on with its own listeners; those that were bound here end here.
+                // The predecessor goes on with its own listeners; those that were bound here end
+                // here.
                 self.given_up = self.listeners.bound_here().to_vec();
             }
             Action::TakeTheLine => self.take_the_line()?,
@@ -89,8 +90,8 @@ impl<P: Plane> Driver<P> {
             Action::CloseListeners | Action::LeaveTheLine => {
                 self.plane.stop_accepting().await;
                 let all = self.listeners.take();
-                // The path goes first, so that nobody comes who will not be accepted; but what the service manager keeps
-                // has to be found again when it starts us anew.
+                // The path goes first, so that nobody comes who will not be accepted; but what the
+                // service manager keeps has to be found again when it starts us anew.
                 if !self.notifier.is_supervised() {
                     all.iter().for_each(Listener::unlink);
                 }
@@ -118,7 +119,8 @@ impl<P: Plane> Driver<P> {
                     to_successor.as_ref().and_then(|_| deadline(self.config.drain_timeout / 2));
                 self.is_alone = false;
                 self.plane.drain(to_successor);
-                // Whoever is the head from now on knows what would be lost with this process, and what it has counted.
+                // Whoever is the head from now on knows what would be lost with this process, and
+                // what it has counted.
                 if let Some(successor) = &self.successor {
                     successor.answer(self.report());
                 }
@@ -139,8 +141,8 @@ impl<P: Plane> Driver<P> {
         Ok(())
     }
 
-    /// Accepts again after a successor's death. A system that lacks memory or descriptors is asked again for a while,
-    /// because no other generation serves.
+    /// Accepts again after a successor's death. A system that lacks memory or descriptors is asked
+    /// again for a while, because no other generation serves.
     async fn accept_again(&mut self) -> Result<(), Error> {
         let until = Instant::now() + RESUME_TIMEOUT;
         let mut has_failed = false;
@@ -200,8 +202,8 @@ impl<P: Plane> Driver<P> {
         if let Some(successor) = &self.successor {
             successor.answer(self.report());
         }
-        // Not before: systemd, which stops a unit, ends the command that asked as well, and its own failure would be the
-        // unit's.
+        // Not before: systemd, which stops a unit, ends the command that asked as well, and its own
+        // failure would be the unit's.
         self.refuse_reload("the service was told to stop");
     }
 }

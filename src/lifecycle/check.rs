@@ -1,7 +1,9 @@
-//! Says whether a configuration could be served, as far as that can be seen without touching anything.
+//! Says whether a configuration could be served, as far as that can be seen without touching
+//! anything.
 //!
-//! For a command before the daemon is started or reloaded. Whether an address is free only binding can tell, and a
-//! reload does not need it to be; so what is looked at is where files are to be made.
+//! For a command before the daemon is started or reloaded. Whether an address is free only binding
+//! can tell, and a reload does not need it to be; so what is looked at is where files are to be
+//! made.
 
 use std::collections::HashMap;
 use std::fs;
@@ -19,7 +21,8 @@ use crate::net::FileAccess;
 /// Looks, and touches nothing.
 ///
 /// # Errors
-/// [`Error::Bind`], [`Error::PidFile`]: the first path at which nothing can be made, or that two sockets have.
+/// [`Error::Bind`], [`Error::PidFile`]: the first path at which nothing can be made, or that two
+/// sockets have.
 pub fn check(config: &Config) -> Result<(), Error> {
     let named = match &config.listeners {
         Listeners::Named(named) => named.as_slice(),

@@ -13,7 +13,8 @@ pub(super) struct Deadlines {
     pub(super) start: Option<Instant>,
     /// A successor that is not ready by then is killed.
     pub(super) ready: Option<Instant>,
-    /// A handoff that has not ended by then is given up: whoever asked for it wants to wait no longer.
+    /// A handoff that has not ended by then is given up: whoever asked for it wants to wait no
+    /// longer.
     pub(super) given: Option<Instant>,
     /// The successor's probation.
     pub(super) bake: Option<Instant>,
@@ -23,7 +24,8 @@ pub(super) struct Deadlines {
     pub(super) carry: Option<Instant>,
 }
 
-/// Pends until `deadline`, for ever if there is none. One that has passed is not rounded up to a tick of the clock.
+/// Pends until `deadline`, for ever if there is none. One that has passed is not rounded up to a
+/// tick of the clock.
 pub(super) async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) if deadline <= Instant::now() => {}

@@ -1,8 +1,9 @@
 //! Lives the life that `machine` decides: waits for events, performs actions.
 //!
-//! One task owns everything, so nothing is locked. What an event means is decided in `machine`, never here; what is
-//! decided here is only how a thing is done. Every wait has a deadline in [`Deadlines`], except for what may rightly
-//! never come: signals, a neighbour's death, and the word of a predecessor that has been stopped in the bake.
+//! One task owns everything, so nothing is locked. What an event means is decided in `machine`,
+//! never here; what is decided here is only how a thing is done. Every wait has a deadline in
+//! [`Deadlines`], except for what may rightly never come: signals, a neighbour's death, and the
+//! word of a predecessor that has been stopped in the bake.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -54,7 +55,8 @@ pub(super) struct Driver<P> {
     pub(super) init: Option<Init>,
     pub(super) listeners: ListenerSet,
     pub(super) plane: P,
-    /// Over when every accept loop has run for the first time; none before they are started, and after that.
+    /// Over when every accept loop has run for the first time; none before they are started, and
+    /// after that.
     pub(super) beginning: Option<TaskTracker>,
     /// Why this generation ends in an error once its connections have ended.
     pub(super) died: Option<Error>,
@@ -69,10 +71,11 @@ pub(super) struct Driver<P> {
     pub(super) to_successor: Option<OwnedFd>,
     /// Whether it is known that the successor takes no more.
     pub(super) is_alone: bool,
-    /// Whether a successor is to be started when all connections have been taken over that are on their way here.
+    /// Whether a successor is to be started when all connections have been taken over that are on
+    /// their way here.
     pub(super) is_start_due: bool,
-    /// Places in `listeners` where nobody will accept after us: the successor has given them up, or we are rolled back
-    /// and the predecessor never had them.
+    /// Places in `listeners` where nobody will accept after us: the successor has given them up, or
+    /// we are rolled back and the predecessor never had them.
     pub(super) given_up: Vec<usize>,
     /// Whether the operator's socket ends with this process.
     pub(super) control_ends: bool,
@@ -176,7 +179,8 @@ impl<P: Plane> Driver<P> {
         })
     }
 
-    /// Accepts. The generation is live when every accept loop has run, which [`Driver::run`] waits for.
+    /// Accepts. The generation is live when every accept loop has run, which [`Driver::run`] waits
+    /// for.
     pub(super) fn live(mut self) -> Result<Self, Error> {
         if let Err(error) = self.plane.accept(self.listeners.as_slice()) {
             self.predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
@@ -229,8 +233,8 @@ impl<P: Plane> Driver<P> {
         Ok(())
     }
 
-    /// The next event. What the neighbours say goes first: a predecessor that has retired, or a successor that has
-    /// died, changes what a signal means.
+    /// The next event. What the neighbours say goes first: a predecessor that has retired, or a
+    /// successor that has died, changes what a signal means.
     ///
     /// # Errors
     /// What this generation has died of.
@@ -298,9 +302,9 @@ impl<P: Plane> Driver<P> {
         }
     }
 
-    /// Whether the end of the last connection is the end of this process. A successor that is not ready is ours to see to
-    /// its end when the line stops; and the head outlives all before it: with the main process a unit ends, and a
-    /// container.
+    /// Whether the end of the last connection is the end of this process. A successor that is not
+    /// ready is ours to see to its end when the line stops; and the head outlives all before it:
+    /// with the main process a unit ends, and a container.
     fn may_be_drained(&self) -> bool {
         let has_unready_successor =
             self.successor.as_ref().is_some_and(|successor| !successor.is_ready());

@@ -1,8 +1,10 @@
-//! Lends a generation's life to a server of one's own: axum, hyper, anything that takes connections.
+//! Lends a generation's life to a server of one's own: axum, hyper, anything that takes
+//! connections.
 //!
-//! The steps are values: [`Starting`] has the listeners, [`Starting::ready`] turns it into [`Serving`], which tells when
-//! to stop accepting and when to end connections, and is told when the last one has ended. What cannot be done in one
-//! step does not compile. How connections are served, counted and cut is the server's affair.
+//! The steps are values: [`Starting`] has the listeners, [`Starting::ready`] turns it into
+//! [`Serving`], which tells when to stop accepting and when to end connections, and is told when
+//! the last one has ended. What cannot be done in one step does not compile. How connections are
+//! served, counted and cut is the server's affair.
 
 mod plane;
 
@@ -76,8 +78,8 @@ struct Face {
 
 /// Tells a server whether each reply is the last one on its connection.
 ///
-/// A client of HTTP keeps its connection for the next request, unless a reply says `Connection: close`. A server
-/// that closes it without that word may meet a request that is on its way.
+/// A client of HTTP keeps its connection for the next request, unless a reply says `Connection:
+/// close`. A server that closes it without that word may meet a request that is on its way.
 #[derive(Clone, Debug)]
 pub struct Retirement(watch::Receiver<Phase>);
 
@@ -130,8 +132,8 @@ impl Starting {
         self.driver.listeners()
     }
 
-    /// Says that connections are accepted. From here on signals are heeded, and handoffs happen. What comes between now
-    /// and the first accept waits in the listener's queue.
+    /// Says that connections are accepted. From here on signals are heeded, and handoffs happen.
+    /// What comes between now and the first accept waits in the listener's queue.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -161,8 +163,8 @@ impl Serving {
         })
     }
 
-    /// A descriptor of the TCP listener of that name, for a server that must have one; stop accepting at
-    /// [`Serving::retired`].
+    /// A descriptor of the TCP listener of that name, for a server that must have one; stop
+    /// accepting at [`Serving::retired`].
     ///
     /// # Errors
     /// [`Error::NoSuchListener`], or when no descriptor is left.
@@ -171,16 +173,18 @@ impl Serving {
         copy.map(TcpListener::from).map_err(Error::system("copy a listener's descriptor"))
     }
 
-    /// Pends until it is time to stop accepting: a successor has taken over, or the service is told to stop.
+    /// Pends until it is time to stop accepting: a successor has taken over, or the service is told
+    /// to stop.
     pub fn retired(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         self.face.until(|phase| phase != Phase::Accepting)
     }
 
-    /// Pends until it is time to tell the connections to end: the generation has retired, every [`Acceptor`] has said so
-    /// or is gone, and every connection that came by one has sent something; or `first_request_grace` is over.
+    /// Pends until it is time to tell the connections to end: the generation has retired, every
+    /// [`Acceptor`] has said so or is gone, and every connection that came by one has sent
+    /// something; or `first_request_grace` is over.
     ///
-    /// A server that ends connections at [`Serving::retired`] loses those that it accepted in the last instant: their
-    /// first request is still on the way.
+    /// A server that ends connections at [`Serving::retired`] loses those that it accepted in the
+    /// last instant: their first request is still on the way.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         let (retired, unheard, grace) =
             (self.retired(), self.face.unheard.clone(), self.face.first_request_grace);
@@ -197,12 +201,13 @@ impl Serving {
         Retirement(self.face.phase.clone())
     }
 
-    /// Pends until it is time to close connections that wait for another request: as [`Serving::draining`], and
-    /// then until every connection that came by an [`Acceptor`] is closed, or `keep_alive` is over.
+    /// Pends until it is time to close connections that wait for another request: as
+    /// [`Serving::draining`], and then until every connection that came by an [`Acceptor`] is
+    /// closed, or `keep_alive` is over.
     ///
-    /// For protocols whose replies announce the end of the connection, see [`Retirement`]. A client that asks
-    /// within `keep_alive` learns it by the reply, and loses no request. A generation that has to accept again
-    /// does not wait: new clients are in the listener's queue.
+    /// For protocols whose replies announce the end of the connection, see [`Retirement`]. A client
+    /// that asks within `keep_alive` learns it by the reply, and loses no request. A generation
+    /// that has to accept again does not wait: new clients are in the listener's queue.
     pub fn closing(&self, keep_alive: Duration) -> impl Future<Output = ()> + Send + Sync + use<> {
         let (draining, recalled, open) = (self.draining(), self.recalled(), self.face.open.clone());
         async move {
@@ -220,8 +225,9 @@ impl Serving {
         self.face.until(|phase| phase == Phase::Cut)
     }
 
-    /// Pends until a generation that was retired has to accept again, because its successor died. For a server that can
-    /// accept anew while its old connections still drain; others learn it from [`Serving::drained`].
+    /// Pends until a generation that was retired has to accept again, because its successor died.
+    /// For a server that can accept anew while its old connections still drain; others learn it
+    /// from [`Serving::drained`].
     pub fn recalled(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         let (retired, accepting) =
             (self.retired(), self.face.until(|phase| phase == Phase::Accepting));
@@ -231,7 +237,8 @@ impl Serving {
         }
     }
 
-    /// Says that the last connection has ended, and learns what is next. Await it after [`Serving::retired`].
+    /// Says that the last connection has ended, and learns what is next. Await it after
+    /// [`Serving::retired`].
     ///
     /// # Errors
     /// What ended the generation before its time.

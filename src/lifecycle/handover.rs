@@ -1,7 +1,8 @@
-//! Hands the line over, takes it, or says why not: the part of the driver that is about a successor.
+//! Hands the line over, takes it, or says why not: the part of the driver that is about a
+//! successor.
 //!
-//! Whoever asked for a handoff hears from here how it ended: an operator by the answer to a reload, the service manager
-//! by its notification, everybody else by the log and the pid file.
+//! Whoever asked for a handoff hears from here how it ended: an operator by the answer to a reload,
+//! the service manager by its notification, everybody else by the log and the pid file.
 
 use std::time::{Duration, SystemTime};
 
@@ -22,10 +23,12 @@ use crate::generation::Generation;
 use crate::handoff::{Bequest, Fate, Successor};
 use crate::report::{LastHandoff, Outcome, Report, Standing};
 
-/// How long the last words of a successor may take that has died, for the kernel has only to close its end, or is told to stop.
+/// How long the last words of a successor may take that has died, for the kernel has only to close
+/// its end, or is told to stop.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How much later than promised a handoff may end that an operator has asked for: less than the client waits.
+/// How much later than promised a handoff may end that an operator has asked for: less than the
+/// client waits.
 const PROMISE_GRACE: Duration = Duration::from_secs(2);
 
 /// How much of a client's limit is left for the way back, so that the answer arrives within it.
@@ -77,8 +80,9 @@ impl<P: Plane> Driver<P> {
             successor: self.generation.next(),
             within_ms: milliseconds(within),
         });
-        // A client waits for its own limit, or a little longer than it was promised, and then believes that nothing has
-        // changed. So the handoff ends before that: a process that is stopped meanwhile must not go on with it later.
+        // A client waits for its own limit, or a little longer than it was promised, and then
+        // believes that nothing has changed. So the handoff ends before that: a process that is
+        // stopped meanwhile must not go on with it later.
         self.deadlines.given = deadline(
             limit.map_or(total([longest, PROMISE_GRACE]), |limit| limit - time_to_answer(limit)),
         );
@@ -104,7 +108,8 @@ impl<P: Plane> Driver<P> {
         let is_up = self.generation != Generation::FIRST || self.handoffs.succeeded > 0;
         if let Some(pid_file) = &mut self.pid_file {
             match pid_file.name(std::process::id()) {
-                // Nobody has been told that the service is up. Once it is, a pid file must not end it.
+                // Nobody has been told that the service is up. Once it is, a pid file must not end
+                // it.
                 Err(error) if !is_up => return Err(error),
                 Err(error) => log_failure(&error),
                 Ok(()) => {}
@@ -158,8 +163,8 @@ impl<P: Plane> Driver<P> {
         }
     }
 
-    /// Whether with a successor there would be too many generations, and connections are still on their way from those: when it has
-    /// taken over, the oldest is cut.
+    /// Whether with a successor there would be too many generations, and connections are still on
+    /// their way from those: when it has taken over, the oldest is cut.
     fn is_start_to_wait(&self) -> bool {
         self.plane.is_taking_over()
             && self.predecessors.count() + 1 >= self.config.max_generations.get()
@@ -183,7 +188,8 @@ impl<P: Plane> Driver<P> {
         }
     }
 
-    /// All connections have been taken over that were on their way: starts the successor that has waited for that.
+    /// All connections have been taken over that were on their way: starts the successor that has
+    /// waited for that.
     pub(super) fn taken_over(&mut self) {
         (self.is_start_due, self.deadlines.start) = (false, None);
         // Whoever waited may have been told to stop.
@@ -227,7 +233,8 @@ impl<P: Plane> Driver<P> {
         }
     }
 
-    /// Hands the line over. The pid file first: whoever reads it from now on signals a process that heeds it.
+    /// Hands the line over. The pid file first: whoever reads it from now on signals a process that
+    /// heeds it.
     pub(super) fn commit(&mut self, tell: impl FnOnce(&mut Successor)) {
         self.deadlines.bake = None;
         self.deadlines.given = None;
@@ -246,7 +253,8 @@ impl<P: Plane> Driver<P> {
             head.hand_over(pid, &format!("generation {} serving", self.generation.next()));
         }
         self.handoffs.succeeded += 1;
-        // Before it hears that the line is its own: after that a successor of its own might read what is meant for it.
+        // Before it hears that the line is its own: after that a successor of its own might read
+        // what is meant for it.
         for (generation, inquiry) in self.predecessors.reports() {
             let known = || Report::unheard(generation, Standing::Retiring);
             successor.draining(inquiry.report().cloned().unwrap_or_else(known));
@@ -288,8 +296,9 @@ impl<P: Plane> Driver<P> {
         }
         let was_ready = self.successor.as_ref().is_some_and(Successor::is_ready);
         if let Some(mut successor) = self.successor.take() {
-            // One that serves is well, and drains what it has accepted; so does one that has said that it was told to stop. Any other
-            // may be alive as well: it hangs, or talks nonsense.
+            // One that serves is well, and drains what it has accepted; so does one that has said
+            // that it was told to stop. Any other may be alive as well: it hangs, or talks
+            // nonsense.
             let serves = was_ready && matches!(failure, HandoffFailure::OutOfTime { .. });
             let is_well = matches!(failure, HandoffFailure::ToldToStop)
                 || serves && successor.gives_back(SETTLE_TIMEOUT).await;
@@ -365,7 +374,8 @@ impl<P: Plane> Driver<P> {
     }
 }
 
-/// The sum of durations that a user has configured. Each may be as long as `Duration::MAX`, so the sum saturates.
+/// The sum of durations that a user has configured. Each may be as long as `Duration::MAX`, so the
+/// sum saturates.
 fn total<const N: usize>(durations: [Duration; N]) -> Duration {
     durations.into_iter().fold(Duration::ZERO, Duration::saturating_add)
 }

@@ -1,7 +1,9 @@
-//! Holds what only the head of a line does: it speaks to the service manager, and answers its watchdog.
+//! Holds what only the head of a line does: it speaks to the service manager, and answers its
+//! watchdog.
 //!
-//! A generation has one of these for as long as it is the head, and to hand over consumes it. So an old generation cannot
-//! speak: under `NotifyAccess=main` it would not be heard, under `all` its words would stop the unit.
+//! A generation has one of these for as long as it is the head, and to hand over consumes it. So an
+//! old generation cannot speak: under `NotifyAccess=main` it would not be heard, under `all` its
+//! words would stop the unit.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -65,7 +67,8 @@ impl Head {
     /// From now on; `limit` is the watchdog's.
     pub(super) fn new(notifier: Notifier, limit: Option<Duration>) -> Self {
         let now = Instant::now();
-        // Half of the limit, as sd_watchdog_enabled(3) recommends. At once: the predecessor's last word may be old.
+        // Half of the limit, as sd_watchdog_enabled(3) recommends. At once: the predecessor's last
+        // word may be old.
         let watchdog = limit.map(|limit| Watchdog { interval: limit / 2, due: now, beat: None });
         Self {
             notifier,
@@ -142,7 +145,8 @@ impl Head {
         self.reload_told = true;
     }
 
-    /// A handoff has failed. Only who was told of a reload is told of its end, for READY says "well done" to systemd.
+    /// A handoff has failed. Only who was told of a reload is told of its end, for READY says "well
+    /// done" to systemd.
     pub(super) fn not_handed_over(&mut self, status: String) {
         if std::mem::take(&mut self.reload_told) {
             self.ready(status);
@@ -156,7 +160,8 @@ impl Head {
         self.notifier.handed_over(pid, status);
     }
 
-    /// The service stops, and may take longer than the unit allows for as long as it makes progress.
+    /// The service stops, and may take longer than the unit allows for as long as it makes
+    /// progress.
     pub(super) fn stopping(&mut self, status: String) {
         self.notifier.stopping(&status);
         self.said = status;

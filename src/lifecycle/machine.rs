@@ -1,8 +1,10 @@
-//! Is the life of a generation as a pure, total function: a state and an event give a state and what is to be done.
+//! Is the life of a generation as a pure, total function: a state and an event give a state and
+//! what is to be done.
 //!
-//! No clock, no input or output, no memory but the state; so every cell can be tested and all interleavings of several
-//! generations explored (`machine/exploration.rs`). Both matches of [`step`] are exhaustive, without a wildcard: a new
-//! state or event has to be thought about in every cell. `docs/architecture.md` shows the same as a table.
+//! No clock, no input or output, no memory but the state; so every cell can be tested and all
+//! interleavings of several generations explored (`machine/exploration.rs`). Both matches of
+//! [`step`] are exhaustive, without a wildcard: a new state or event has to be thought about in
+//! every cell. `docs/architecture.md` shows the same as a table.
 
 pub(crate) use crate::handoff::Hangup;
 
@@ -89,8 +91,8 @@ pub(crate) enum Event {
     SuccessorLost,
     /// The successor was told to stop while on probation, and gives everything back.
     SuccessorRolledBack,
-    /// The successor has taken over and was told to stop with the whole line; or it died, and a service manager will
-    /// start the service anew.
+    /// The successor has taken over and was told to stop with the whole line; or it died, and a
+    /// service manager will start the service anew.
     LineStopping,
     /// No more connections go to the successor.
     CarryEnded,
@@ -107,11 +109,13 @@ pub(crate) enum Action {
     TellReady,
     /// Tell the predecessor that we stop, and that it serves on.
     TellRollback,
-    /// Be the process to signal: write the pid file, and let no more generations live than are allowed.
+    /// Be the process to signal: write the pid file, and let no more generations live than are
+    /// allowed.
     TakeTheLine,
     /// Tell the service manager that the service is up. It is told once in a line's life.
     NotifyReady,
-    /// Start a successor, and its deadline: as soon as no connection is on its way here that would be lost for it.
+    /// Start a successor, and its deadline: as soon as no connection is on its way here that would
+    /// be lost for it.
     StartSuccessor,
     /// Start the successor's probation.
     StartBake,
@@ -123,19 +127,23 @@ pub(crate) enum Action {
     DropSuccessor,
     /// Forget the successor: the line that it has taken over stops.
     ForgetSuccessor,
-    /// Let go of the channels to older generations: when nobody else holds them, the youngest of these accepts again.
+    /// Let go of the channels to older generations: when nobody else holds them, the youngest of
+    /// these accepts again.
     LetGo,
-    /// Let go of them if any lives; if none does, nobody will accept any more: close the listeners for good.
+    /// Let go of them if any lives; if none does, nobody will accept any more: close the listeners
+    /// for good.
     LeaveTheLine,
     /// Tell the successor to stop.
     StopSuccessor,
     /// Stop accepting and keep the listeners: the successor accepts.
     StopAccepting,
-    /// Stop accepting for good: serve what waits in the queues of our own sockets, unlink their paths, close them.
+    /// Stop accepting for good: serve what waits in the queues of our own sockets, unlink their
+    /// paths, close them.
     CloseListeners,
     /// Tell the older generations and the service manager that the line stops.
     TellStopping,
-    /// Tell every connection to end, but for those that the successor takes over, and start the drain deadline.
+    /// Tell every connection to end, but for those that the successor takes over, and start the
+    /// drain deadline.
     Drain,
     /// Tell those to end that it has not taken over.
     TellTheRest,
@@ -233,7 +241,8 @@ fn probation(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
             head(either(hangup, late), vec![TakeTheLine])
         }
         Event::PredecessorLost => head(hangup, vec![TakeTheLine]),
-        // Not before the predecessor has retired: two generations on probation could outlive each other's rollback.
+        // Not before the predecessor has retired: two generations on probation could outlive each
+        // other's rollback.
         Event::Hangup => (State::Probation { hangup: Hangup::Remembered }, vec![]),
         // The predecessor has never stopped: its listeners are not ours to close.
         Event::Terminate => (State::Stopping, vec![TellRollback, StopAccepting, Drain]),
@@ -321,7 +330,8 @@ fn retiring(recall: Recall, event: Event) -> (State, Vec<Action>) {
             (State::Serving, vec![DropSuccessor, Resume, TakeTheLine])
         }
         Event::SuccessorLost => (State::Retiring { recall }, vec![LeaveTheLine, DropSuccessor]),
-        // It and we were told to stop, each before it heard of the other: nobody else tells the older ones.
+        // It and we were told to stop, each before it heard of the other: nobody else tells the
+        // older ones.
         Event::SuccessorRolledBack => {
             (State::Retiring { recall }, vec![TellStopping, CloseListeners, DropSuccessor])
         }
@@ -350,7 +360,8 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
         Event::SuccessorLost | Event::SuccessorRolledBack => (State::Stopping, vec![DropSuccessor]),
         // We have rolled back, and it was told to stop before it heard so: the line ends with us.
         Event::CommittedForGood(_) => (State::Stopping, vec![TellStopping, CloseListeners]),
-        // We have rolled back. It takes the line back when it hears so; if it has ended, one before it does.
+        // We have rolled back. It takes the line back when it hears so; if it has ended, one before
+        // it does.
         Event::Committed(_) | Event::PredecessorLost => (State::Stopping, vec![LetGo]),
         // A successor that is ready all the same has been told to stop.
         Event::SuccessorReady

@@ -1,9 +1,9 @@
 //! Decides: the life of a generation, from its birth to its last connection.
 //!
-//! `machine` is the pure core: every state, every event, and what is to be done. `driver` is its hands: it turns
-//! signals, messages, timers and ends of tasks into events, and actions into calls. The planes that do the work
-//! (`handoff`, `server`, `notify`) never meet but here. [`run`] serves a [`crate::Service`]; [`Starting`] is the face
-//! for a server of one's own.
+//! `machine` is the pure core: every state, every event, and what is to be done. `driver` is its
+//! hands: it turns signals, messages, timers and ends of tasks into events, and actions into calls.
+//! The planes that do the work (`handoff`, `server`, `notify`) never meet but here. [`run`] serves
+//! a [`crate::Service`]; [`Starting`] is the face for a server of one's own.
 
 mod accepting;
 mod actions;
@@ -30,13 +30,15 @@ pub use check::check;
 pub use driver::Ending;
 pub use embedded::{Acceptor, Drained, Retirement, Serving, Starting};
 
-/// Serves `service` for the whole life of this generation: adopts or binds the listeners, takes over from a
-/// predecessor, hands over to successors, drains. Must be called in a tokio runtime with I/O and time.
+/// Serves `service` for the whole life of this generation: adopts or binds the listeners, takes
+/// over from a predecessor, hands over to successors, drains. Must be called in a tokio runtime
+/// with I/O and time.
 ///
-/// Signals are taken from the whole process: SIGHUP, SIGUSR2, SIGTERM, SIGINT and SIGQUIT, as the README's table has them. Every
-/// other signal that would end the process is logged and ignored. SIGUSR2 and those others stay with the program if it has
-/// installed a handler for them before this is called.
-/// SIGURG is used within the process, to interrupt an accept that blocks although it must not.
+/// Signals are taken from the whole process: SIGHUP, SIGUSR2, SIGTERM, SIGINT and SIGQUIT, as the
+/// README's table has them. Every other signal that would end the process is logged and ignored.
+/// SIGUSR2 and those others stay with the program if it has installed a handler for them before
+/// this is called. SIGURG is used within the process, to interrupt an accept that blocks although
+/// it must not.
 ///
 /// # Errors
 /// When this generation cannot begin to serve. A predecessor is told why, and serves on.
@@ -48,7 +50,8 @@ pub async fn run<S: Service>(
     run_on(Workers::here(), config, inheritance, service).await
 }
 
-/// The same, with the connections on workers of their own; what is decided is decided in the runtime that this is called in.
+/// The same, with the connections on workers of their own; what is decided is decided in the
+/// runtime that this is called in.
 ///
 /// # Errors
 /// When this generation cannot begin to serve. A predecessor is told why, and serves on.

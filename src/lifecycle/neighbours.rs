@@ -1,6 +1,8 @@
-//! Hears what the generations before and after this one say, and makes events of it: the part of the driver that is about their words.
+//! Hears what the generations before and after this one say, and makes events of it: the part of
+//! the driver that is about their words.
 //!
-//! What is done about an event is for the machine to say; what is only to be answered, or to be remembered, is done here.
+//! What is done about an event is for the machine to say; what is only to be answered, or to be
+//! remembered, is done here.
 
 use std::time::Duration;
 
@@ -19,8 +21,9 @@ use crate::server::CarryEnd;
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<P: Plane> Driver<P> {
-    /// No more connections go to the successor. If that takes no more, it may be about to be heard that it is dead: a process that
-    /// dies closes one channel before the other. Those that were not carried are told when it is not.
+    /// No more connections go to the successor. If that takes no more, it may be about to be heard
+    /// that it is dead: a process that dies closes one channel before the other. Those that were
+    /// not carried are told when it is not.
     pub(super) fn carry_ended(&mut self, end: CarryEnd) -> Option<Event> {
         self.is_alone = true;
         match end {
@@ -93,7 +96,8 @@ impl<P: Plane> Driver<P> {
                 Some(Event::SuccessorReady)
             }
             SuccessorEvent::Lost(failure) => {
-                // A service manager ends the service when its main process dies, and starts it anew.
+                // A service manager ends the service when its main process dies, and starts it
+                // anew.
                 if retired && self.notifier.watches_head() {
                     let what = "the successor is lost, and for the service manager to mend";
                     tracing::error!(reason = %failure, "{what}: {failure}");
@@ -138,8 +142,9 @@ impl<P: Plane> Driver<P> {
         }
     }
 
-    /// The end of an older generation is in order if it has said so itself; which may have been to another head: one that had
-    /// ended when this one took the line is not known here, and one that ended while another was the head is left to that.
+    /// The end of an older generation is in order if it has said so itself; which may have been to
+    /// another head: one that had ended when this one took the line is not known here, and one that
+    /// ended while another was the head is left to that.
     fn say_if_it_died(&self, generation: Generation, last: Option<&Report>) {
         match last.map(|last| (last.state, last.connections)) {
             Some((Standing::Stopped | Standing::Unknown, _)) => {}

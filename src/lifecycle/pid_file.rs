@@ -1,8 +1,9 @@
 //! Keeps a file that always names the process to signal.
 //!
-//! It is replaced by rename, so that a reader finds the old process or the new one and never half a number. Which
-//! process that is, and when it changes, is decided in `machine`. A write that fails is tried again until it succeeds:
-//! whoever signals the process that the file names must not hit one that has ended.
+//! It is replaced by rename, so that a reader finds the old process or the new one and never half a
+//! number. Which process that is, and when it changes, is decided in `machine`. A write that fails
+//! is tried again until it succeeds: whoever signals the process that the file names must not hit
+//! one that has ended.
 //!
 //! Nothing but a pid file is ever replaced: a regular file that holds a number or nothing.
 
@@ -48,7 +49,8 @@ struct Owed {
 }
 
 impl PidFile {
-    /// Checks that the file can be written, without touching it, and removes drafts that dead processes have left behind.
+    /// Checks that the file can be written, without touching it, and removes drafts that dead
+    /// processes have left behind.
     pub(super) fn new(config: &Config) -> Result<Option<Self>, Error> {
         let Some(path) = &config.pid_file else { return Ok(None) };
         check(config)?;
@@ -126,7 +128,8 @@ pub(super) fn log_failure(error: &Error) {
     tracing::error!(reason = %error, "nobody can learn from the pid file whom to signal: {error}");
 }
 
-/// Checks that the pid file replaces nothing but a pid file, and has a path of its own. Touches nothing.
+/// Checks that the pid file replaces nothing but a pid file, and has a path of its own. Touches
+/// nothing.
 ///
 /// # Errors
 /// [`Error::PidFile`].
@@ -149,7 +152,8 @@ pub(super) fn check(config: &Config) -> Result<(), Error> {
     named_or_none(path).map_err(refuse)
 }
 
-/// Whether two paths are names of one file, which need not exist: the folders may be written differently.
+/// Whether two paths are names of one file, which need not exist: the folders may be written
+/// differently.
 fn is_same(one: &Path, other: &Path) -> bool {
     let folder = |path: &Path| match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => fs::canonicalize(folder),
@@ -201,7 +205,8 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
     Ok(std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()))
 }
 
-/// Removes drafts beside `pid_file` whose processes have ended: they were killed in the instant between two system calls.
+/// Removes drafts beside `pid_file` whose processes have ended: they were killed in the instant
+/// between two system calls.
 fn remove_stale_drafts(pid_file: &Path) {
     let Some(name) = pid_file.file_name() else { return };
     let folder =
@@ -217,7 +222,8 @@ fn remove_stale_drafts(pid_file: &Path) {
     }
 }
 
-/// The process that has made a draft of the pid file with this name, if it is the name of one: `NAME.PID-RANDOM`.
+/// The process that has made a draft of the pid file with this name, if it is the name of one:
+/// `NAME.PID-RANDOM`.
 fn draft_of(draft: &OsStr, name: &OsStr) -> Option<u32> {
     let rest = draft.as_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b".")?;
     let (pid, random) = std::str::from_utf8(rest).ok()?.split_once('-')?;
@@ -225,8 +231,8 @@ fn draft_of(draft: &OsStr, name: &OsStr) -> Option<u32> {
     pid.parse().ok().filter(|_| is_random)
 }
 
-/// Whether the process has ended, though its parent may not have reaped it yet. A draft of this process is one of an
-/// earlier process with its number.
+/// Whether the process has ended, though its parent may not have reaped it yet. A draft of this
+/// process is one of an earlier process with its number.
 fn has_ended(pid: u32) -> bool {
     pid == std::process::id()
         || match PidFd::open(pid) {
@@ -237,8 +243,8 @@ fn has_ended(pid: u32) -> bool {
 
 /// A file that becomes the pid file when it is complete. Dropped before that, it is removed.
 ///
-/// It lies in the folder of the pid file, and that folder may be one in which other users make files. So nobody can guess
-/// its name, and it is never a file or a link that was there before.
+/// It lies in the folder of the pid file, and that folder may be one in which other users make
+/// files. So nobody can guess its name, and it is never a file or a link that was there before.
 struct Draft {
     file: fs::File,
     path: PathBuf,

@@ -20,7 +20,8 @@ pub(crate) trait Plane: Send + 'static {
     /// Asks whatever accepts to show that it does: the beat is over when it has.
     fn heartbeat(&self) -> TaskTracker;
 
-    /// Waits until a part of what serves has died, so that the generation cannot go on. Cancel safe.
+    /// Waits until a part of what serves has died, so that the generation cannot go on. Cancel
+    /// safe.
     fn died(&self) -> impl Future<Output = Error> + Send;
 
     /// Stops accepting; when it returns, nothing more is accepted.
@@ -29,14 +30,16 @@ pub(crate) trait Plane: Send + 'static {
     /// Accepts what waits in the queues of listeners on which nobody will accept any more.
     fn sweep(&mut self, listeners: &[Listener]);
 
-    /// Accepts, for as long as handshakes that have begun may take, on listeners that others have replaced.
+    /// Accepts, for as long as handshakes that have begun may take, on listeners that others have
+    /// replaced.
     fn accept_late(&mut self, replaced: Vec<Listener>);
 
-    /// How many connections a successor could take over, by the name of their listener, where their number is limited. None if it
-    /// can take over none.
+    /// How many connections a successor could take over, by the name of their listener, where their
+    /// number is limited. None if it can take over none.
     fn carries(&self) -> Option<Vec<(usize, String)>>;
 
-    /// So many may be carried here: their places are kept for them. Comes before the first [`Plane::accept`].
+    /// So many may be carried here: their places are kept for them. Comes before the first
+    /// [`Plane::accept`].
     fn expect(&mut self, coming: Vec<(usize, String)>);
 
     /// No more will be.
@@ -60,7 +63,8 @@ pub(crate) trait Plane: Send + 'static {
     /// Tells those to come to an end that were not carried.
     fn tell_the_rest(&mut self);
 
-    /// Waits until it is known what became of those that were on their way to a successor that has died. Cancel safe.
+    /// Waits until it is known what became of those that were on their way to a successor that has
+    /// died. Cancel safe.
     fn settled(&self) -> impl Future<Output = ()> + Send;
 
     /// The successor has died: how many of those are lost with it that it has taken over, at most.

@@ -1,10 +1,11 @@
 //! Turns signals into events, and answers those that come to nothing.
 //!
-//! A predecessor blocks SIGHUP and SIGUSR2 across the exec, so that one which comes before our handler waits for it instead of
-//! killing us; and whatever a parent had blocked when it started us is still blocked. Once the handlers stand all of ours
-//! are let in.
+//! A predecessor blocks SIGHUP and SIGUSR2 across the exec, so that one which comes before our
+//! handler waits for it instead of killing us; and whatever a parent had blocked when it started us
+//! is still blocked. Once the handlers stand all of ours are let in.
 //!
-//! Every other signal that would end the process is logged and ignored: a mistyped number must not cut clients.
+//! Every other signal that would end the process is logged and ignored: a mistyped number must not
+//! cut clients.
 
 use std::ffi::c_int;
 use std::io;
@@ -26,7 +27,8 @@ pub(super) struct Signals {
     interrupt: Signal,
     quit: Signal,
     interrupted: Interrupted,
-    /// The signals that mean nothing here, but those for which the program has a handler of its own.
+    /// The signals that mean nothing here, but those for which the program has a handler of its
+    /// own.
     stray: Vec<(c_int, Signal)>,
 }
 
@@ -104,7 +106,8 @@ fn name(number: c_int) -> String {
     Number::try_from(number).map_or_else(|_| format!("signal {number}"), |named| named.to_string())
 }
 
-/// Says what becomes of a hangup that starts nothing now: whoever sent it may be waiting for a new generation.
+/// Says what becomes of a hangup that starts nothing now: whoever sent it may be waiting for a new
+/// generation.
 pub(super) fn answer_hangup(state: State) {
     match state {
         State::Starting { .. }

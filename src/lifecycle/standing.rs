@@ -1,7 +1,9 @@
-//! Says how this generation stands and, as the head, how all of them do: the part of the driver that answers questions.
+//! Says how this generation stands and, as the head, how all of them do: the part of the driver
+//! that answers questions.
 //!
-//! Each generation knows itself. The head asks the others, and waits for their answers a moment and no longer, for one
-//! of them may be stuck; what that one has said last is shown, and that it is silent now.
+//! Each generation knows itself. The head asks the others, and waits for their answers a moment and
+//! no longer, for one of them may be stuck; what that one has said last is shown, and that it is
+//! silent now.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,9 +1,10 @@
 //! Accepts connections on one listener, and bears what goes wrong with that.
 //!
-//! The listener is registered with the runtime for as long as the acceptor lives and no longer: one that stayed
-//! registered would be woken for connections that another generation accepts, and a closed one stays registered while
-//! another process holds it (epoll(7), questions 6). When descriptors or memory run out it waits and tries again; the
-//! clients wait in the queue meanwhile. When to stop is not decided here: drop it.
+//! The listener is registered with the runtime for as long as the acceptor lives and no longer: one
+//! that stayed registered would be woken for connections that another generation accepts, and a
+//! closed one stays registered while another process holds it (epoll(7), questions 6). When
+//! descriptors or memory run out it waits and tries again; the clients wait in the queue meanwhile.
+//! When to stop is not decided here: drop it.
 
 use std::io;
 use std::sync::Arc;
@@ -21,8 +22,9 @@ use crate::config::{CONTROL, METRICS_LISTENER};
 use crate::sys;
 use crate::sys::reserve::Share;
 
-/// How long to wait when nothing can be accepted: doubled from the first to the last, as Go's net/http does. There is no
-/// event to wait for: a descriptor may come free anywhere in the process, or in the system.
+/// How long to wait when nothing can be accepted: doubled from the first to the last, as Go's
+/// net/http does. There is no event to wait for: a descriptor may come free anywhere in the
+/// process, or in the system.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -31,8 +33,9 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Acceptor {
     listener: Listener,
     watch: AsyncFd<Arc<Socket>>,
-    /// The last pause, from the first failure until nobody waits any more. One that is accepted ends no shortage: it may
-    /// have taken the one descriptor that came free, and the log would tell the same story for each of them.
+    /// The last pause, from the first failure until nobody waits any more. One that is accepted
+    /// ends no shortage: it may have taken the one descriptor that came free, and the log would
+    /// tell the same story for each of them.
     shortage: Option<Duration>,
     /// What it may use of the descriptors that are kept in reserve.
     share: Share,
@@ -54,7 +57,8 @@ impl Acceptor {
         &self.listener
     }
 
-    /// The next connection, watched by the runtime that this is called in. Cancel safe: what was accepted has been returned.
+    /// The next connection, watched by the runtime that this is called in. Cancel safe: what was
+    /// accepted has been returned.
     pub(crate) async fn accept_here(&mut self) -> (Stream, Peer) {
         loop {
             if let Some(accepted) = self.accept(|| {}).await.into_stream(&self.listener) {
@@ -65,7 +69,8 @@ impl Acceptor {
 
     /// The next connection. Cancel safe: what was accepted has been returned.
     ///
-    /// `on_shortage` is called when none can be accepted from then on, for want of descriptors or memory.
+    /// `on_shortage` is called when none can be accepted from then on, for want of descriptors or
+    /// memory.
     pub(crate) async fn accept(&mut self, on_shortage: impl Fn()) -> Accepted {
         loop {
             match self.look().await {
@@ -96,7 +101,8 @@ impl Acceptor {
         }
     }
 
-    /// Waits until somebody may wait in the queue, and looks once: none when nobody does. Cancel safe.
+    /// Waits until somebody may wait in the queue, and looks once: none when nobody does. Cancel
+    /// safe.
     async fn look(&self) -> io::Result<Option<Accepted>> {
         let mut ready = self.watch.readable().await?;
         let accept = || sys::reserve::accept(self.share, &self.listener, || self.listener.accept());
@@ -108,7 +114,8 @@ impl Acceptor {
 
 /// Accepts what waits in the queue of a listener on which nobody will accept any more.
 ///
-/// No more than a queue can hold: who comes after that has come too late, and there may be no end of them.
+/// No more than a queue can hold: who comes after that has come too late, and there may be no end
+/// of them.
 pub(crate) fn waiting(listener: &Listener) -> impl Iterator<Item = (Stream, Peer)> {
     let attempts = (0..=BACKLOG).map_while(|_| match listener.accept() {
         Ok(accepted) => Some(accepted.into_stream(listener)),

@@ -1,8 +1,9 @@
 //! Binds a TCP address beside sockets of the line that hold a part of it.
 //!
-//! The kernel refuses `0.0.0.0:80` while a socket listens on `127.0.0.1:80`, unless both have `SO_REUSEPORT` and the same
-//! user made both, socket(7). So both have it from the bind until the new one listens, and no longer: another process of
-//! the user could listen there as well. What becomes of the old socket's clients is in [`Listener::divert`].
+//! The kernel refuses `0.0.0.0:80` while a socket listens on `127.0.0.1:80`, unless both have
+//! `SO_REUSEPORT` and the same user made both, socket(7). So both have it from the bind until the
+//! new one listens, and no longer: another process of the user could listen there as well. What
+//! becomes of the old socket's clients is in [`Listener::divert`].
 
 use std::collections::HashMap;
 use std::io;
@@ -31,8 +32,8 @@ impl<'a> OldSockets<'a> {
         Self(by_port)
     }
 
-    /// Those on the port of `address`. One that does not overlap with it may have replaced one that does, and that another
-    /// generation has not closed yet.
+    /// Those on the port of `address`. One that does not overlap with it may have replaced one that
+    /// does, and that another generation has not closed yet.
     pub(super) fn beside(&self, address: &Address) -> &[&'a Passed] {
         let port = match address {
             Address::Tcp(socket) => socket.port(),
@@ -90,8 +91,8 @@ mod tests {
 
     use super::*;
 
-    /// A socket of the line on a port of the range from which the kernel does not choose: a connection of another process
-    /// with that port would be in the way.
+    /// A socket of the line on a port of the range from which the kernel does not choose: a
+    /// connection of another process with that port would be in the way.
     fn old(address: &str) -> (Passed, u16) {
         let start = std::process::id() % 20_000 + 5_000;
         let ports = (start..start + 1_000).map(|port| u16::try_from(port).unwrap());

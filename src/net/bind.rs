@@ -1,8 +1,9 @@
 //! Binds an address and listens there.
 //!
-//! A path is the hard case: it stays when its owner dies, and then nobody else can bind it. So a socket that no process holds
-//! is taken over, and which file came of it is noted, for whoever unlinks it one day. Sockets that were bound before and
-//! passed in are no matter of this file: see [`super::passed`].
+//! A path is the hard case: it stays when its owner dies, and then nobody else can bind it. So a
+//! socket that no process holds is taken over, and which file came of it is noted, for whoever
+//! unlinks it one day. Sockets that were bound before and passed in are no matter of this file: see
+//! [`super::passed`].
 
 use std::io;
 use std::path::Path;
@@ -34,7 +35,8 @@ pub(crate) enum Access {
 impl Listener {
     /// Binds `address` and listens.
     ///
-    /// A path at which a socket lies that no process holds is taken over: its owner died without unlinking it.
+    /// A path at which a socket lies that no process holds is taken over: its owner died without
+    /// unlinking it.
     ///
     /// # Errors
     /// [`Error::Bind`], which names it; nothing was changed then.
@@ -78,7 +80,8 @@ impl Listener {
 fn bind_socket(address: &Address, access: Access) -> io::Result<Socket> {
     let socket = new_socket(address)?;
     if matches!(access, Access::Owner) {
-        // The file that bind(2) makes has the socket's own mode, less the umask: it is never open to others.
+        // The file that bind(2) makes has the socket's own mode, less the umask: it is never open
+        // to others.
         nix::sys::stat::fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
     }
     socket.bind(&SockAddr::try_from_address(address)?)?;
@@ -94,7 +97,8 @@ pub(super) fn new_socket(address: &Address) -> io::Result<Socket> {
     };
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
     if domain != Domain::UNIX {
-        // A port whose old connections are in TIME_WAIT can be bound; a port on which somebody listens cannot.
+        // A port whose old connections are in TIME_WAIT can be bound; a port on which somebody
+        // listens cannot.
         socket.set_reuse_address(true)?;
     }
     if domain == Domain::IPV6 {

@@ -1,8 +1,10 @@
-//! Matches passed sockets to wanted listeners, in a time that grows with their number and not faster.
+//! Matches passed sockets to wanted listeners, in a time that grows with their number and not
+//! faster.
 //!
 //! How each kind of socket is matched, and why, is in [`super::ListenerSet`]. Each rule sorts the
-//! sockets that are left by what it looks at, and then serves the listeners in their order: thousands
-//! of sockets come with every handoff, and to look at all of them for each listener takes seconds.
+//! sockets that are left by what it looks at, and then serves the listeners in their order:
+//! thousands of sockets come with every handoff, and to look at all of them for each listener takes
+//! seconds.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -13,8 +15,8 @@ use super::passed::Passed;
 use super::wanted::Wanted;
 
 /// Gives each wanted listener the sockets that are its own. The surest sign goes first, for all of
-/// them, before the next one is looked at: otherwise the order of the configuration would decide who
-/// gets what.
+/// them, before the next one is looked at: otherwise the order of the configuration would decide
+/// who gets what.
 pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
     let mut pool = Pool(passed.drain(..).map(Some).collect());
     // A unit with two ListenStream= lines passes two sockets under one name: both are meant.

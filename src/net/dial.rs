@@ -13,8 +13,8 @@ use crate::sys;
 /// Connects. Cancel safe: what is dropped half-way is closed. Must be called in a tokio runtime.
 ///
 /// # Errors
-/// What connect(2) says, and `EMFILE` when only the reserve of descriptors is left. `WouldBlock` is a
-/// Unix socket whose queue is full.
+/// What connect(2) says, and `EMFILE` when only the reserve of descriptors is left. `WouldBlock` is
+/// a Unix socket whose queue is full.
 pub(crate) async fn dial(address: &Address) -> io::Result<Stream> {
     let peer = SockAddr::try_from_address(address)?;
     let domain = Domain::from(i32::from(peer.family()));

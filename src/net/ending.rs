@@ -1,8 +1,9 @@
-//! Ends a connection: in order, so that no reply is destroyed by it, or by a reset, so that nobody takes it for an end in order.
+//! Ends a connection: in order, so that no reply is destroyed by it, or by a reset, so that nobody
+//! takes it for an end in order.
 //!
-//! `close` with unread bytes, or bytes that come after it, makes the kernel send a reset, which destroys a reply that is still on its
-//! way (RFC 2525, 2.17); and while another process holds the socket it says nothing. [`Stream::finish`] is the one place that ends a
-//! connection in order.
+//! `close` with unread bytes, or bytes that come after it, makes the kernel send a reset, which
+//! destroys a reply that is still on its way (RFC 2525, 2.17); and while another process holds the
+//! socket it says nothing. [`Stream::finish`] is the one place that ends a connection in order.
 
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -15,11 +16,13 @@ use super::stream::{Family, Stream};
 use crate::sys;
 
 impl Stream {
-    /// Ends the connection: half-closes, and stays for the peer's end as long as closing could destroy what was sent.
+    /// Ends the connection: half-closes, and stays for the peer's end as long as closing could
+    /// destroy what was sent.
     ///
-    /// Returns at once when the peer has half-closed already, or when everything that was sent is acknowledged and
-    /// nothing waits to be read: then there is no reply that a reset could destroy. Otherwise reads and drops what the
-    /// peer still sends until it closes, at most for `linger`.
+    /// Returns at once when the peer has half-closed already, or when everything that was sent is
+    /// acknowledged and nothing waits to be read: then there is no reply that a reset could
+    /// destroy. Otherwise reads and drops what the peer still sends until it closes, at most for
+    /// `linger`.
     ///
     /// Returns how many bytes came too late to be answered.
     pub(crate) async fn finish(&mut self, linger: Duration) -> u64 {
@@ -47,7 +50,8 @@ impl Stream {
         }
     }
 
-    /// Reads until the peer closes, and counts the bytes in `late`, not among those received: they are not served.
+    /// Reads until the peer closes, and counts the bytes in `late`, not among those received: they
+    /// are not served.
     async fn discard(&mut self, late: &mut u64) {
         let mut waste = [0; 512];
         let mut read = async || match &mut self.socket {
@@ -59,8 +63,9 @@ impl Stream {
         }
     }
 
-    /// Has the connection reset when it is dropped: the peer learns that this is no end in order. What it has not acknowledged
-    /// by then is lost, see [`Stream::acknowledged`]. A Unix socket knows no reset.
+    /// Has the connection reset when it is dropped: the peer learns that this is no end in order.
+    /// What it has not acknowledged by then is lost, see [`Stream::acknowledged`]. A Unix socket
+    /// knows no reset.
     pub(crate) fn reset_on_drop(&self) {
         if let Family::Tcp(socket) = &self.socket {
             // If the socket is not to be told any more, there is nobody to be reset either.

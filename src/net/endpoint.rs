@@ -1,7 +1,7 @@
 //! This module compares where a passed socket listens with where a listener is configured.
 //!
-//! One endpoint has several addresses: `/var/run/web.sock` is often `/run/web.sock`, and `[::ffff:192.0.2.1]:80` is
-//! `192.0.2.1:80`.
+//! One endpoint has several addresses: `/var/run/web.sock` is often `/run/web.sock`, and
+//! `[::ffff:192.0.2.1]:80` is `192.0.2.1:80`.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -14,7 +14,8 @@ use crate::address::Address;
 /// Where clients arrive, whichever address they use.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Endpoint {
-    /// `is_dual`: `[::]` that takes IPv4 as well. The scope tells link-local addresses of two interfaces apart.
+    /// `is_dual`: `[::]` that takes IPv4 as well. The scope tells link-local addresses of two
+    /// interfaces apart.
     Tcp {
         ip: IpAddr,
         port: u16,
@@ -29,7 +30,8 @@ pub(super) enum Endpoint {
 }
 
 impl Endpoint {
-    /// Returns the endpoint of a configured address. Port 0 is none: each listener there gets another one.
+    /// Returns the endpoint of a configured address. Port 0 is none: each listener there gets
+    /// another one.
     pub(super) fn of(address: &Address) -> Option<Self> {
         match address {
             Address::Tcp(socket) => Self::tcp(*socket, true),
@@ -57,7 +59,8 @@ impl Endpoint {
         (socket.port() != 0).then_some(Self::Tcp { ip, port: socket.port(), scope, is_dual })
     }
 
-    /// Returns the endpoint that takes all clients of this one and of the other family, if this one takes all of a family.
+    /// Returns the endpoint that takes all clients of this one and of the other family, if this one
+    /// takes all of a family.
     pub(super) fn of_both_families(&self) -> Option<Self> {
         match self {
             Self::Tcp { ip, port, scope: 0, is_dual: false } if ip.is_unspecified() => {

@@ -1,11 +1,12 @@
 //! This module notices that a peer is gone while nothing is read from it.
 //!
-//! A read reports a broken connection. A socket whose end has been read is read no more, and neither is one
-//! whose last bytes still wait for a slow receiver. The runtime has two places for a task that waits for a
-//! socket, one for reads and one for writes. The first is of no use after the end, because the end stays
-//! readable. So the task waits in the second: the runtime is made to forget that the socket is writable,
-//! and every event wakes the task, an error among them. A write must not wait for such an event, because
-//! the socket may be writable all the time: it is tried whatever the runtime says.
+//! A read reports a broken connection. A socket whose end has been read is read no more, and
+//! neither is one whose last bytes still wait for a slow receiver. The runtime has two places for a
+//! task that waits for a socket, one for reads and one for writes. The first is of no use after the
+//! end, because the end stays readable. So the task waits in the second: the runtime is made to
+//! forget that the socket is writable, and every event wakes the task, an error among them. A write
+//! must not wait for such an event, because the socket may be writable all the time: it is tried
+//! whatever the runtime says.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -26,8 +27,8 @@ pub(crate) enum Gone {
 }
 
 impl Stream {
-    /// Ready when the peer is gone; until then the task is woken when that changes. To be called only
-    /// while nothing is read from the peer: what it sent before is still to be read.
+    /// Ready when the peer is gone; until then the task is woken when that changes. To be called
+    /// only while nothing is read from the peer: what it sent before is still to be read.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
         loop {
             if !self.is_writable(cx) {
@@ -66,7 +67,8 @@ impl Stream {
         let _ = self.socket.try_io(Interest::WRITABLE, forget);
     }
 
-    /// Writes to a socket of which the runtime says that it is not writable, if it was made to forget.
+    /// Writes to a socket of which the runtime says that it is not writable, if it was made to
+    /// forget.
     pub(super) fn try_write<T>(
         &mut self,
         write: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,

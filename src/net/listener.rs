@@ -1,10 +1,11 @@
 //! Holds a listening socket: accepts on it, and removes its path at the end.
 //!
-//! A listener may be shared with other processes at any time: with a predecessor, a successor, the service manager.
-//! What lives in the shared description acts on all of them. So nothing here shuts a listener down, shrinks its
-//! backlog or sets it blocking; and because somebody else may set it blocking, the flag is looked at before every
-//! accept. Which listener goes with which name is decided in [`super::ListenerSet`]; how one comes about is in
-//! [`super::bind`] and [`super::passed`].
+//! A listener may be shared with other processes at any time: with a predecessor, a successor, the
+//! service manager. What lives in the shared description acts on all of them. So nothing here shuts
+//! a listener down, shrinks its backlog or sets it blocking; and because somebody else may set it
+//! blocking, the flag is looked at before every accept. Which listener goes with which name is
+//! decided in [`super::ListenerSet`]; how one comes about is in [`super::bind`] and
+//! [`super::passed`].
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -51,7 +52,8 @@ impl AsFd for Accepted {
 }
 
 impl Accepted {
-    /// Has the runtime watch it that this is called in. None when the kernel has no memory for that: then it is closed.
+    /// Has the runtime watch it that this is called in. None when the kernel has no memory for
+    /// that: then it is closed.
     pub(crate) fn into_stream(self, listener: &Listener) -> Option<(Stream, Peer)> {
         match Stream::new(self.socket, self.peer) {
             Ok(mut stream) => {
@@ -86,8 +88,8 @@ impl Listener {
         &self.origin
     }
 
-    /// Another descriptor of the same socket, for a server of your own. Never `shutdown` it: that acts on every
-    /// process that holds it, shutdown(2).
+    /// Another descriptor of the same socket, for a server of your own. Never `shutdown` it: that
+    /// acts on every process that holds it, shutdown(2).
     ///
     /// # Errors
     /// When no descriptor is left.
@@ -108,9 +110,10 @@ impl Listener {
 
     /// Accepts one connection without waiting: `WouldBlock` when there is none.
     ///
-    /// Another holder may have set the socket blocking (systemd does, for a unit without `NonBlocking=`); then accept
-    /// would hang the thread. It is set back. When that happens between the look and the accept, the accept is
-    /// interrupted: it has waited, so there was none.
+    /// Another holder may have set the socket blocking (systemd does, for a unit without
+    /// `NonBlocking=`); then accept would hang the thread. It is set back. When that happens
+    /// between the look and the accept, the accept is interrupted: it has waited, so there was
+    /// none.
     pub(super) fn accept(&self) -> io::Result<Accepted> {
         self.set_back_nonblocking()?;
         let accept = || self.socket.accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
@@ -146,9 +149,9 @@ impl Listener {
 
     /// Sends new clients to the listener that has replaced this one. Cannot be undone.
     ///
-    /// A socket that is closed resets the clients in the middle of their handshake. One that is bound to another interface
-    /// gets no new clients, and those of before still come into its queue. It is no obstacle to a socket that is bound
-    /// beside it meanwhile.
+    /// A socket that is closed resets the clients in the middle of their handshake. One that is
+    /// bound to another interface gets no new clients, and those of before still come into its
+    /// queue. It is no obstacle to a socket that is bound beside it meanwhile.
     pub(crate) fn divert(&self) {
         let diverted = self
             .socket

@@ -1,13 +1,16 @@
-//! Matches the sockets that were passed in to the listeners that are configured, and binds the rest.
+//! Matches the sockets that were passed in to the listeners that are configured, and binds the
+//! rest.
 //!
-//! Two kinds of socket come in by the same door, and they are matched by different things. What a parent made, the
-//! parent decides: its name wins, and the configured address is only for when nobody passes it. What the line bound
-//! itself, the configuration decides: a socket that was bound for an address that is still configured is kept, under a
-//! new name if it has one; any other is closed. So is one whose path was removed: it is bound again. An address may be
-//! configured in other words than it was bound in, see [`super::endpoint`]. What no listener claims is closed and said so;
-//! nothing is held unclaimed.
+//! Two kinds of socket come in by the same door, and they are matched by different things. What a
+//! parent made, the parent decides: its name wins, and the configured address is only for when
+//! nobody passes it. What the line bound itself, the configuration decides: a socket that was bound
+//! for an address that is still configured is kept, under a new name if it has one; any other is
+//! closed. So is one whose path was removed: it is bound again. An address may be configured in
+//! other words than it was bound in, see [`super::endpoint`]. What no listener claims is closed and
+//! said so; nothing is held unclaimed.
 //!
-//! The operator's socket is one of them on its way from process to process, and none of those that serve.
+//! The operator's socket is one of them on its way from process to process, and none of those that
+//! serve.
 
 use std::collections::HashSet;
 use std::io;
@@ -33,7 +36,8 @@ pub struct ListenerSet {
     listeners: Vec<Listener>,
     /// The operator's socket. Its place is behind all others.
     control: Option<Listener>,
-    /// Descriptors, by the number under which they were passed in, that nothing claimed. They are closed.
+    /// Descriptors, by the number under which they were passed in, that nothing claimed. They are
+    /// closed.
     unclaimed: Vec<RawFd>,
     /// By what names the service manager may keep such of them as the line had bound.
     no_longer_stored: Vec<StoredName>,
@@ -132,8 +136,9 @@ impl ListenerSet {
         self.listeners.iter().chain(&self.control).collect()
     }
 
-    /// What the service manager is to keep, and by what names: all that the line bound, save the operator's socket, which
-    /// nobody waits for in vain. None has a name that is too long, and is refused.
+    /// What the service manager is to keep, and by what names: all that the line bound, save the
+    /// operator's socket, which nobody waits for in vain. None has a name that is too long, and is
+    /// refused.
     pub(crate) fn to_store(&self) -> impl Iterator<Item = (&Listener, Option<StoredName>)> {
         self.listeners.iter().filter_map(|listener| match listener.origin() {
             Origin::Bound(binding) => Some((listener, StoredName::new(listener.name(), binding))),
@@ -148,7 +153,8 @@ impl ListenerSet {
 
     /// Gives the files of adopted sockets the mode and the owner that the configuration says.
     ///
-    /// Not before this generation has taken over: after a rollback the predecessor serves as it has configured them.
+    /// Not before this generation has taken over: after a rollback the predecessor serves as it has
+    /// configured them.
     pub(crate) fn grant_access(&mut self) {
         self.grants.drain(..).for_each(Grant::perform);
     }
@@ -163,7 +169,8 @@ impl ListenerSet {
         &self.replaced
     }
 
-    /// Notes that listeners of the successor get the clients of those at these places when they take no more.
+    /// Notes that listeners of the successor get the clients of those at these places when they
+    /// take no more.
     pub(crate) fn mark_replaced(&self, places: &[usize]) {
         places
             .iter()
@@ -176,8 +183,8 @@ impl ListenerSet {
         self.listeners.iter().for_each(|listener| listener.set_replaced(false));
     }
 
-    /// Has it all as before a handoff that has failed. A successor that was killed may have left the port of an old socket
-    /// open to others of this user.
+    /// Has it all as before a handoff that has failed. A successor that was killed may have left
+    /// the port of an old socket open to others of this user.
     pub(crate) fn restore(&self) {
         self.forget_replacements();
         let bound =
@@ -185,7 +192,8 @@ impl ListenerSet {
         bound.for_each(Listener::restore);
     }
 
-    /// The places of those that this process bound itself. Once any is taken out, the places are others.
+    /// The places of those that this process bound itself. Once any is taken out, the places are
+    /// others.
     pub(crate) fn bound_here(&self) -> &[usize] {
         &self.bound_here
     }
@@ -200,7 +208,8 @@ impl ListenerSet {
         self.control.take()
     }
 
-    /// Takes the listeners at these places out of the set, in no particular order: those that serve, and the operator's.
+    /// Takes the listeners at these places out of the set, in no particular order: those that
+    /// serve, and the operator's.
     pub(crate) fn remove(&mut self, places: &[usize]) -> (Vec<Listener>, Option<Listener>) {
         let places: HashSet<_> = places.iter().copied().collect();
         let control = self.control.take_if(|_| places.contains(&self.listeners.len()));
@@ -221,7 +230,8 @@ impl ListenerSet {
     }
 }
 
-/// Whether it is the operator's socket: a parent says so by its name, of what the line bound the configuration does.
+/// Whether it is the operator's socket: a parent says so by its name, of what the line bound the
+/// configuration does.
 fn is_control(socket: &Passed, configured: Option<&Address>) -> bool {
     match &socket.origin {
         Origin::Inherited => socket.name.as_deref() == Some(CONTROL),
@@ -239,8 +249,8 @@ fn unlink_at(places: &[usize], listeners: &[Listener]) {
     places.iter().filter_map(|place| listeners.get(*place)).for_each(Listener::unlink);
 }
 
-/// Adopts what was found for each, and binds those for which nothing was. Returns the places of these, and the descriptors
-/// of the unclaimed sockets that they replace.
+/// Adopts what was found for each, and binds those for which nothing was. Returns the places of
+/// these, and the descriptors of the unclaimed sockets that they replace.
 fn adopt_or_bind(
     wanted: Vec<Wanted>,
     unclaimed: &[Passed],

@@ -1,8 +1,9 @@
 //! Remembers where a listener comes from, as long as its line lives.
 //!
-//! Who made a socket decides who may unlink its path, and by what it is matched: a name, or the address that was asked for.
-//! That outlives the process that knew it first, so it is written into messages and read from them. It is no word about where
-//! the socket listens now: that is asked of the socket.
+//! Who made a socket decides who may unlink its path, and by what it is matched: a name, or the
+//! address that was asked for. That outlives the process that knew it first, so it is written into
+//! messages and read from them. It is no word about where the socket listens now: that is asked of
+//! the socket.
 
 use std::fmt;
 use std::fs::Metadata;

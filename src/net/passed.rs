@@ -1,7 +1,8 @@
 //! Checks a descriptor that was passed in, before it is taken for a listener.
 //!
-//! Whoever passes one in may have erred, and what does not listen is found out here and named, not at the first accept. Which
-//! of the listeners that are configured it is, is decided in [`super::ListenerSet`].
+//! Whoever passes one in may have erred, and what does not listen is found out here and named, not
+//! at the first accept. Which of the listeners that are configured it is, is decided in
+//! [`super::ListenerSet`].
 
 use std::fmt;
 use std::io;
@@ -94,7 +95,8 @@ impl Passed {
         }
     }
 
-    /// Where clients arrive at it: the file of a path that the line bound, and otherwise where it listens.
+    /// Where clients arrive at it: the file of a path that the line bound, and otherwise where it
+    /// listens.
     pub(super) fn endpoint(&self) -> Option<Endpoint> {
         match &self.origin {
             Origin::Bound(Binding { file: Some(file), .. }) => Some(Endpoint::File(*file)),

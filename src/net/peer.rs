@@ -1,8 +1,9 @@
-//! Knows the other end of a connection: who it is, whether it is there, what it has got, what it says first.
+//! Knows the other end of a connection: who it is, whether it is there, what it has got, what it
+//! says first.
 //!
-//! A proxy stands between two peers that cannot see each other, so it asks the kernel what a server need not know, and has
-//! it tell a peer what the other one would have told. How bytes are carried is in [`super::stream`], how
-//! a connection ends in `ending`.
+//! A proxy stands between two peers that cannot see each other, so it asks the kernel what a server
+//! need not know, and has it tell a peer what the other one would have told. How bytes are carried
+//! is in [`super::stream`], how a connection ends in `ending`.
 
 use std::fmt;
 use std::io;
@@ -50,7 +51,8 @@ impl fmt::Display for Peer {
 }
 
 impl Stream {
-    /// Has the kernel probe a peer from which nothing was heard for this long (`TCP_KEEPIDLE`, tcp(7)).
+    /// Has the kernel probe a peer from which nothing was heard for this long (`TCP_KEEPIDLE`,
+    /// tcp(7)).
     ///
     /// # Errors
     /// `ENOPROTOOPT` and the like from a socket that does not know the option.
@@ -64,10 +66,12 @@ impl Stream {
         }
     }
 
-    /// Has the kernel give up a peer that does not acknowledge for this long (`TCP_USER_TIMEOUT`, tcp(7)).
+    /// Has the kernel give up a peer that does not acknowledge for this long (`TCP_USER_TIMEOUT`,
+    /// tcp(7)).
     ///
     /// # Errors
-    /// `ENOPROTOOPT` and the like from a socket that does not know the option, such as one of MPTCP.
+    /// `ENOPROTOOPT` and the like from a socket that does not know the option, such as one of
+    /// MPTCP.
     pub(crate) fn set_user_timeout(&self, time: Duration) -> io::Result<()> {
         match &self.socket {
             Family::Tcp(socket) => SockRef::from(socket).set_tcp_user_timeout(Some(time)),
@@ -83,14 +87,14 @@ impl Stream {
         }
     }
 
-    /// Whether the peer is gone, by the kernel's word: reset, or closed on both sides. One that has half-closed is there, and
-    /// over TCP nobody can tell it from one that has closed.
+    /// Whether the peer is gone, by the kernel's word: reset, or closed on both sides. One that has
+    /// half-closed is there, and over TCP nobody can tell it from one that has closed.
     pub(crate) fn has_hung_up(&self) -> bool {
         sys::socket::has_hung_up(self.as_fd())
     }
 
-    /// Waits until the peer's kernel has acknowledged everything, as long as it goes on acknowledging something within
-    /// `patience`. There is no event for it: the kernel is asked.
+    /// Waits until the peer's kernel has acknowledged everything, as long as it goes on
+    /// acknowledging something within `patience`. There is no event for it: the kernel is asked.
     pub(crate) async fn acknowledged(&self, patience: Duration) {
         const PAUSE: Duration = Duration::from_millis(5);
         let mut left = usize::MAX;
@@ -105,9 +109,9 @@ impl Stream {
         }
     }
 
-    /// Reads what `look` recognises at the head of what has arrived, and not one byte more. `look` is shown all that is there,
-    /// as far as `buffer` takes it, each time that there is more; it says how many bytes it was and what they mean, or that it
-    /// has to see more. Cancel safe.
+    /// Reads what `look` recognises at the head of what has arrived, and not one byte more. `look`
+    /// is shown all that is there, as far as `buffer` takes it, each time that there is more; it
+    /// says how many bytes it was and what they mean, or that it has to see more. Cancel safe.
     ///
     /// # Errors
     /// `UnexpectedEof` when the peer ends before that; what `look` says.

@@ -1,7 +1,9 @@
-//! Lends pipes to long transfers: through one, bytes go from socket to socket without being copied here.
+//! Lends pipes to long transfers: through one, bytes go from socket to socket without being copied
+//! here.
 //!
-//! A pipe is two descriptors and kernel memory, so it is taken when there is something to move and given back as soon as it is
-//! empty: only a transfer whose receiver is slow holds one for longer. Each thread keeps a few empty ones for the next.
+//! A pipe is two descriptors and kernel memory, so it is taken when there is something to move and
+//! given back as soon as it is empty: only a transfer whose receiver is slow holds one for longer.
+//! Each thread keeps a few empty ones for the next.
 
 use std::cell::RefCell;
 use std::io;
@@ -11,8 +13,9 @@ use nix::errno::Errno;
 
 use crate::sys;
 
-/// What a pipe shall hold, if the kernel allows it: each piece of a packet takes a page's place in it, however small it is, and
-/// the fewer calls, the cheaper a gigabyte (`docs/decisions/0018-long-transfers-are-spliced.md`).
+/// What a pipe shall hold, if the kernel allows it: each piece of a packet takes a page's place in
+/// it, however small it is, and the fewer calls, the cheaper a gigabyte
+/// (`docs/decisions/0018-long-transfers-are-spliced.md`).
 const CAPACITY: usize = 512 * 1024;
 /// How many empty ones a thread keeps.
 const KEPT: usize = 8;
@@ -79,7 +82,8 @@ impl Pipe {
         self.held
     }
 
-    /// Moves what `socket` has into it, which must be empty: so `WouldBlock` means that the socket has nothing.
+    /// Moves what `socket` has into it, which must be empty: so `WouldBlock` means that the socket
+    /// has nothing.
     pub(super) fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
         debug_assert_eq!(self.held, 0, "a full pipe cannot be told from an empty socket");
         let count = sys::splice::splice(socket, &self.ends()?.write, CAPACITY)?;

@@ -1,7 +1,7 @@
 //! This module reports that a listener cannot accept for want of descriptors or memory.
 //!
-//! Thousands of listeners lack descriptors at the same time, and a shortage may begin and end many times a second. So
-//! one report stands for all that begin soon after it.
+//! Thousands of listeners lack descriptors at the same time, and a shortage may begin and end many
+//! times a second. So one report stands for all that begin soon after it.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};

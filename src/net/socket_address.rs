@@ -1,7 +1,7 @@
 //! Translates addresses into what the kernel takes, and what it says into text.
 //!
-//! Whoever binds, dials or recognises a socket has to mean the same by an address. What an address is, and how one is written,
-//! is in [`crate::address`].
+//! Whoever binds, dials or recognises a socket has to mean the same by an address. What an address
+//! is, and how one is written, is in [`crate::address`].
 
 use std::io;
 

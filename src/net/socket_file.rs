@@ -1,7 +1,7 @@
 //! Sets the mode and the owner of the path of a Unix listener.
 //!
-//! A path may be replaced at any time by another process that can write to its folder. So the file is opened first,
-//! compared with the one that was bound, and changed through the descriptor.
+//! A path may be replaced at any time by another process that can write to its folder. So the file
+//! is opened first, compared with the one that was bound, and changed through the descriptor.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -75,7 +75,8 @@ impl FileAccess {
         if FileId::from(&file.metadata()?) != expected {
             return Err(io::Error::other("another file has taken its place"));
         }
-        // The owner first: a new owner takes nothing from the mode, but after the mode others could already connect.
+        // The owner first: a new owner takes nothing from the mode, but after the mode others could
+        // already connect.
         if self.user.is_some() || self.group.is_some() {
             fchownat(&file, "", self.user, self.group, AtFlags::AT_EMPTY_PATH)
                 .map_err(|error| refused("user and group", error.into()))?;

@@ -1,7 +1,7 @@
 //! Replaces the file of a Unix socket that no process holds any more.
 //!
-//! A file outlives its socket, and only its absence lets another process bind the path. The file of a living socket must
-//! stay, also between bind(2) and listen(2), when every client is refused.
+//! A file outlives its socket, and only its absence lets another process bind the path. The file of
+//! a living socket must stay, also between bind(2) and listen(2), when every client is refused.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,10 +15,12 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::sys;
 
-/// How long to wait for another process that replaces a file in the same folder: it needs a few system calls.
+/// How long to wait for another process that replaces a file in the same folder: it needs a few
+/// system calls.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Removes the file at `path` if it is stale, and binds again. `in_use` is the error of the first attempt.
+/// Removes the file at `path` if it is stale, and binds again. `in_use` is the error of the first
+/// attempt.
 ///
 /// # Errors
 /// `in_use` when a process holds the socket, and what the kernel says.
@@ -27,11 +29,13 @@ pub(super) fn replace(
     in_use: io::Error,
     bind: impl FnOnce() -> io::Result<Socket>,
 ) -> io::Result<Socket> {
-    // Two processes may find the same stale file. Without a lock, the second one removes the file that the first has bound.
+    // Two processes may find the same stale file. Without a lock, the second one removes the file
+    // that the first has bound.
     let _lock = lock_folder(path);
     match is_socket(path) {
         Ok(true) => {}
-        // Nothing that passes by itself: without an error number it counts as a wrong configuration.
+        // Nothing that passes by itself: without an error number it counts as a wrong
+        // configuration.
         Ok(false) => return Err(io::Error::other("Address already in use, and not by a socket")),
         // Its owner has removed it meanwhile.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return bind(),
@@ -51,8 +55,9 @@ fn is_socket(path: &Path) -> io::Result<bool> {
 
 /// Whether no process holds the socket of the file at `path`.
 ///
-/// A datagram socket asks, because it is refused with `ECONNREFUSED` only when no socket is bound to the file. For a stream
-/// socket, listening or not, the error is `EPROTOTYPE`; and no connection comes into its queue, connect(2).
+/// A datagram socket asks, because it is refused with `ECONNREFUSED` only when no socket is bound
+/// to the file. For a stream socket, listening or not, the error is `EPROTOTYPE`; and no connection
+/// comes into its queue, connect(2).
 fn is_stale(path: &Path) -> io::Result<bool> {
     let probe = Socket::new(Domain::UNIX, Type::DGRAM.nonblocking().cloexec(), None)?;
     Ok(probe
@@ -60,9 +65,11 @@ fn is_stale(path: &Path) -> io::Result<bool> {
         .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
 }
 
-/// Locks the folder of `path` against other processes that replace a file in it, until the result is dropped.
+/// Locks the folder of `path` against other processes that replace a file in it, until the result
+/// is dropped.
 ///
-/// Another program may keep such a lock, or the folder may not be readable. Neither is a reason not to start.
+/// Another program may keep such a lock, or the folder may not be readable. Neither is a reason not
+/// to start.
 fn lock_folder(path: &Path) -> Option<Flock<File>> {
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

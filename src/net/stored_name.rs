@@ -1,8 +1,9 @@
 //! Names a socket that the service manager keeps for us, so that the next process knows it again.
 //!
-//! A name is all that comes back with a stored socket (sd_pid_notify_with_fds(3), `FDNAME=`), beside those of socket
-//! units. So it holds what a process must know of a socket that its line has bound: the listener's name, the address that
-//! was asked for, and which file a path was. No listener can be called so, for no listener's name has an equals sign.
+//! A name is all that comes back with a stored socket (sd_pid_notify_with_fds(3), `FDNAME=`),
+//! beside those of socket units. So it holds what a process must know of a socket that its line has
+//! bound: the listener's name, the address that was asked for, and which file a path was. No
+//! listener can be called so, for no listener's name has an equals sign.
 
 use std::fmt::Write as _;
 

@@ -1,6 +1,7 @@
 //! Carries bytes over one connection, and counts them.
 //!
-//! How it ends is in `ending`, how a peer that is gone is noticed in `hangup`. What is known of the other end, and told to it, is in [`super::peer`].
+//! How it ends is in `ending`, how a peer that is gone is noticed in `hangup`. What is known of the
+//! other end, and told to it, is in [`super::peer`].
 
 use std::future::poll_fn;
 use std::io;
@@ -27,7 +28,8 @@ pub struct Stream {
     traffic: Arc<Traffic>,
     /// Whether the peer has half-closed: nothing can come that a reset would answer.
     pub(super) peer_finished: bool,
-    /// Whether another process may hold the socket as well, for as long as it hangs: then closing it here says nothing.
+    /// Whether another process may hold the socket as well, for as long as it hangs: then closing
+    /// it here says nothing.
     pub(super) is_shared: bool,
     /// Whether a write is tried although the runtime does not know the socket to be writable.
     pub(super) tries_writes: bool,
@@ -76,8 +78,8 @@ impl Stream {
         })
     }
 
-    /// Takes up a connection that another process has served until now: what that one had read and written, and whether it had
-    /// read the peer's end. Must be called in a tokio runtime.
+    /// Takes up a connection that another process has served until now: what that one had read and
+    /// written, and whether it had read the peer's end. Must be called in a tokio runtime.
     ///
     /// # Errors
     /// `InvalidInput` when it is not a stream socket of the peer's family.
@@ -96,7 +98,8 @@ impl Stream {
                 "it is no stream socket of its family",
             ));
         }
-        // Here it is by no word but the other process's that it does not block; one that did would hold up a whole thread.
+        // Here it is by no word but the other process's that it does not block; one that did would
+        // hold up a whole thread.
         socket.set_nonblocking(true)?;
         let stream = Self::new(socket, if is_unix { Peer::Unix } else { peer })?;
         Ok(Self { traffic: Arc::new(traffic), peer_finished, is_shared: true, ..stream })
@@ -128,7 +131,8 @@ impl Stream {
         self.open = Some(token);
     }
 
-    /// Takes what keeps a descriptor for an upstream of this client. A server without upstreams drops it.
+    /// Takes what keeps a descriptor for an upstream of this client. A server without upstreams
+    /// drops it.
     pub(crate) const fn take_earmark(&mut self) -> Option<Earmark> {
         self.earmark.take()
     }
@@ -155,9 +159,11 @@ impl Stream {
         &self.traffic
     }
 
-    /// Has each write go out at once, tcp(7): whoever relays does not know what comes next. A Unix socket knows no delay.
+    /// Has each write go out at once, tcp(7): whoever relays does not know what comes next. A Unix
+    /// socket knows no delay.
     ///
-    /// The kernel is told before the second write: the first has nothing to wait for, and many connections have but one.
+    /// The kernel is told before the second write: the first has nothing to wait for, and many
+    /// connections have but one.
     pub(crate) fn set_nodelay(&mut self) {
         if matches!(self.socket, Family::Tcp(_)) {
             self.delay = Delay::FromTheFirst;
@@ -201,7 +207,8 @@ impl Stream {
         pipe: &mut Pipe,
     ) -> Poll<io::Result<usize>> {
         let fill = |socket: BorrowedFd<'_>| match pipe.fill(socket) {
-            // A splice takes nothing beyond a byte of urgent data, and calls that the end, or says that nothing has arrived.
+            // A splice takes nothing beyond a byte of urgent data, and calls that the end, or says
+            // that nothing has arrived.
             Ok(0) | Err(_) if matches!(sys::socket::peek(socket, &mut [0]), Ok(1..)) => {
                 Err(io::ErrorKind::InvalidInput.into())
             }
@@ -235,7 +242,8 @@ impl Stream {
     /// # Errors
     /// When the runtime is shutting down.
     pub async fn readable(&self) -> io::Result<()> {
-        // Not by a future of the runtime's: that is ten times as large, and each idle connection has one.
+        // Not by a future of the runtime's: that is ten times as large, and each idle connection
+        // has one.
         poll_fn(|cx| match &self.socket {
             Family::Tcp(socket) => socket.poll_read_ready(cx),
             Family::Unix(socket) => socket.poll_read_ready(cx),
@@ -243,7 +251,8 @@ impl Stream {
         .await
     }
 
-    /// Whether bytes or the peer's end wait to be read, by the kernel's word: the runtime may not have heard of them yet.
+    /// Whether bytes or the peer's end wait to be read, by the kernel's word: the runtime may not
+    /// have heard of them yet.
     #[must_use]
     pub fn has_input(&self) -> bool {
         let mut byte = [std::mem::MaybeUninit::uninit()];
@@ -261,7 +270,8 @@ impl Stream {
 }
 
 impl Family {
-    /// Performs a system call; one that would block has the runtime wait for the socket to become ready again.
+    /// Performs a system call; one that would block has the runtime wait for the socket to become
+    /// ready again.
     pub(super) fn try_io<T>(
         &self,
         interest: Interest,

@@ -1,7 +1,8 @@
 //! Counts the bytes of one connection where others can read them.
 //!
-//! Only the connection's own task writes, so a plain load and store do: nothing is locked, and no two connections share a
-//! counter that processors would have to pass to and fro. Whoever wants a sum adds up.
+//! Only the connection's own task writes, so a plain load and store do: nothing is locked, and no
+//! two connections share a counter that processors would have to pass to and fro. Whoever wants a
+//! sum adds up.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

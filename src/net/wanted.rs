@@ -20,7 +20,8 @@ pub(super) struct Wanted {
 
 impl Wanted {
     /// # Errors
-    /// [`Error::Bind`] when the system does not know a user or a group that the configuration names.
+    /// [`Error::Bind`] when the system does not know a user or a group that the configuration
+    /// names.
     pub(super) fn new(name: String, config: &ListenerConfig) -> Result<Self, Error> {
         let address = config.address.clone();
         match FileAccess::resolve(&config.access, &config.address) {
@@ -57,7 +58,8 @@ impl Grant {
     }
 }
 
-/// The error for `want`, which cannot be bound: it names the passed socket that is in the way, if one is.
+/// The error for `want`, which cannot be bound: it names the passed socket that is in the way, if
+/// one is.
 pub(super) fn name_obstacle(error: Error, want: &Address, unclaimed: &[Passed]) -> Error {
     let Error::Bind { name, address, source } = error else { return error };
     let in_the_way =

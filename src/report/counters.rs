@@ -1,8 +1,9 @@
 //! Counts what a line has done, for each listener and each upstream: sums that survive a handoff.
 //!
-//! Each generation counts for itself, and the head adds up: those that live, and those that have ended, whose last word was
-//! their sums. A successor may be any program, so a sum that is too large stays at the largest number. Here are only the sums;
-//! who counts where is the affair of `server` and `service`.
+//! Each generation counts for itself, and the head adds up: those that live, and those that have
+//! ended, whose last word was their sums. A successor may be any program, so a sum that is too
+//! large stays at the largest number. Here are only the sums; who counts where is the affair of
+//! `server` and `service`.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +15,9 @@ use serde::{Deserialize, Serialize};
 pub struct Counters {
     /// By the listener's name.
     pub listeners: BTreeMap<String, ListenerCounters>,
-    /// By the listener's name, then by the upstream: its address; for a host name `HOST:PORT/ADDRESS`, and
-    /// `HOST:PORT` for the name itself and the sums of addresses that it no longer has.
+    /// By the listener's name, then by the upstream: its address; for a host name
+    /// `HOST:PORT/ADDRESS`, and `HOST:PORT` for the name itself and the sums of addresses that it
+    /// no longer has.
     pub upstreams: BTreeMap<String, BTreeMap<String, UpstreamCounters>>,
     /// How handoffs ended.
     pub handoffs: HandoffCounters,
@@ -43,8 +45,8 @@ pub struct ListenerCounters {
     pub carried: u64,
     /// Connections that a successor would not take: they were drained.
     pub refused: u64,
-    /// Connections that a successor had taken over that died while its predecessor still lived, at most: some may have ended
-    /// before.
+    /// Connections that a successor had taken over that died while its predecessor still lived, at
+    /// most: some may have ended before.
     pub lost: u64,
     /// Clients refused because their PROXY header was wrong, or did not come in time.
     pub header_errors: u64,
@@ -106,8 +108,9 @@ impl Counters {
         self.handoffs.add(other.handoffs);
     }
 
-    /// Adds the sums of addresses that a host name no longer has to those of the name: addresses may come and
-    /// go for as long as generations follow each other. `now` is what the generation that serves has counted.
+    /// Adds the sums of addresses that a host name no longer has to those of the name: addresses
+    /// may come and go for as long as generations follow each other. `now` is what the generation
+    /// that serves has counted.
     pub(crate) fn fold_departed(&mut self, now: &Self) {
         for (listener, upstreams) in &mut self.upstreams {
             let Some(now) = now.upstreams.get(listener) else { continue };

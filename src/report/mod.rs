@@ -1,7 +1,9 @@
-//! Says how a generation stands, and a whole line: what generations tell each other, and an operator.
+//! Says how a generation stands, and a whole line: what generations tell each other, and an
+//! operator.
 //!
-//! Plain values with a form in JSON that may grow: readers pass over fields that they do not know, and a state of a later
-//! version reads as [`Standing::Unknown`]. Times are milliseconds, for every program can compute with those.
+//! Plain values with a form in JSON that may grow: readers pass over fields that they do not know,
+//! and a state of a later version reads as [`Standing::Unknown`]. Times are milliseconds, for every
+//! program can compute with those.
 
 mod counters;
 

@@ -1,7 +1,7 @@
 //! Accepts on one listener until it is told to stop, and no more than there may be at once.
 //!
-//! When a listener has as many connections as it may have, nobody is accepted: whoever comes waits in the kernel's queue, and
-//! is not reset. What is done with a connection is not its affair.
+//! When a listener has as many connections as it may have, nobody is accepted: whoever comes waits
+//! in the kernel's queue, and is not reset. What is done with a connection is not its affair.
 
 use std::sync::Arc;
 
@@ -29,7 +29,8 @@ pub(super) struct Accepting<S> {
     pub(super) own: usize,
     /// This listener's connections, for each worker.
     pub(super) census: Vec<Census>,
-    /// A place for each connection that the listener may have; none when it may have as many as come.
+    /// A place for each connection that the listener may have; none when it may have as many as
+    /// come.
     pub(super) places: Option<Arc<Places>>,
     /// What becomes of its connections in a drain, and their way in.
     pub(super) way: Way,
@@ -38,8 +39,9 @@ pub(super) struct Accepting<S> {
     pub(super) beats: mpsc::Receiver<TaskTrackerToken>,
 }
 
-/// Runs a worker's accept loops, each as a task of its own, until they are to stop. They are begun and ended from here: to wake another
-/// thread for each of them takes longer than all the rest of it. The first that dies is reported, and the others go on.
+/// Runs a worker's accept loops, each as a task of its own, until they are to stop. They are begun
+/// and ended from here: to wake another thread for each of them takes longer than all the rest of
+/// it. The first that dies is reported, and the others go on.
 pub(super) async fn run_all<S: Service>(
     loops: Vec<Accepting<S>>,
     stop: CancellationToken,
@@ -112,7 +114,8 @@ impl<S: Service> Accepting<S> {
     }
 }
 
-/// Waits until there is a place, if places are counted, and then for somebody to take it. Cancel safe.
+/// Waits until there is a place, if places are counted, and then for somebody to take it. Cancel
+/// safe.
 async fn next(
     acceptor: &mut Acceptor,
     places: Option<&Arc<Places>>,
@@ -122,9 +125,11 @@ async fn next(
     if let (Some(places), None) = (places, &place) {
         *place = places.try_take();
         if place.is_none() {
-            // Every loop comes by here, and with each heartbeat again. The one that has accepted the last sees them all.
+            // Every loop comes by here, and with each heartbeat again. The one that has accepted
+            // the last sees them all.
             if places.fills(|| census.iter().map(Census::open).sum()) {
-                // The sum over the workers is what is told: it matters to nobody which of them has it.
+                // The sum over the workers is what is told: it matters to nobody which of them has
+                // it.
                 census[0].limited();
                 let listener = acceptor.listener().name();
                 tracing::debug!(%listener, "there are as many connections as there may be");

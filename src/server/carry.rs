@@ -1,6 +1,7 @@
 //! Drains connections, and has those that can be carried go to the successor.
 //!
-//! They go one after another, each at a boundary of its service. How they arrive there is in [`super::takeover`].
+//! They go one after another, each at a boundary of its service. How they arrive there is in
+//! [`super::takeover`].
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -23,8 +24,8 @@ pub(crate) enum CarryEnd {
 }
 
 impl<S: Service> Server<S> {
-    /// How many connections there are that can be carried, by the name of their listener, where their number is limited. None if no
-    /// listener's can be.
+    /// How many connections there are that can be carried, by the name of their listener, where
+    /// their number is limited. None if no listener's can be.
     pub(crate) fn carries(&self) -> Option<Vec<(usize, String)>> {
         let mut carried = self.names.iter().filter(|name| self.way(name) == Way::Carry).peekable();
         carried.peek()?;
@@ -37,8 +38,9 @@ impl<S: Service> Server<S> {
         Some(limited.map(|name| (open(name), name.to_string())).collect())
     }
 
-    /// Tells every connection to come to an end, but for those that are carried, if there is a channel to a `successor`: these
-    /// are asked, one after another, to be given up. Without one nothing more is taken over from a predecessor either.
+    /// Tells every connection to come to an end, but for those that are carried, if there is a
+    /// channel to a `successor`: these are asked, one after another, to be given up. Without one
+    /// nothing more is taken over from a predecessor either.
     pub(crate) fn drain(&mut self, successor: Option<OwnedFd>) {
         self.census.values().for_each(Census::begin_drain);
         // It may have carried some to a successor that has died, and been recalled.
@@ -82,8 +84,8 @@ impl<S: Service> Server<S> {
         });
     }
 
-    /// Waits until no more connections go to the successor: none is left that it might take, or it hears nothing any more.
-    /// Pends for ever when none go. Cancel safe.
+    /// Waits until no more connections go to the successor: none is left that it might take, or it
+    /// hears nothing any more. Pends for ever when none go. Cancel safe.
     pub(crate) async fn carry_ended(&self) -> CarryEnd {
         if let Some(mut ended) = self.carry_ended.clone() {
             if let Ok(end) = ended.wait_for(Option::is_some).await {
@@ -97,7 +99,8 @@ impl<S: Service> Server<S> {
     pub(crate) fn tell_the_rest(&mut self) {
         // What comes from a predecessor would not go on from here either.
         self.stop_taking.cancel();
-        // In this order, so that one that was refused and ends in between is told of its end by one word or the other.
+        // In this order, so that one that was refused and ends in between is told of its end by one
+        // word or the other.
         self.drain.tell_the_rest();
         self.end_carry();
     }
@@ -110,7 +113,8 @@ impl<S: Service> Server<S> {
         self.carry_ended = None;
     }
 
-    /// Waits until it is known what became of those that were on their way to a successor that has died. Cancel safe.
+    /// Waits until it is known what became of those that were on their way to a successor that has
+    /// died. Cancel safe.
     pub(crate) async fn settled(&self) {
         self.connections.settled().await;
     }

@@ -1,7 +1,9 @@
-//! Knows the connections of one listener: which are open, how old the oldest is, what all of them have carried.
+//! Knows the connections of one listener: which are open, how old the oldest is, what all of them
+//! have carried.
 //!
-//! One short lock for each connection at its beginning and one at its end, and each thread that accepts has a census of its own;
-//! whoever asks pays for the sum. Ending connections is not its affair: that is `drain`'s.
+//! One short lock for each connection at its beginning and one at its end, and each thread that
+//! accepts has a census of its own; whoever asks pays for the sum. Ending connections is not its
+//! affair: that is `drain`'s.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,8 +24,9 @@ struct Entries {
     /// The oldest first; no two have the same number.
     open: BTreeMap<(Instant, u64), Arc<Traffic>>,
     next: u64,
-    /// All that came; and what those have carried that have ended. What one had carried already when it was taken over is counted
-    /// elsewhere, and taken off here: without those that are open the sums may be below zero, and wrap.
+    /// All that came; and what those have carried that have ended. What one had carried already
+    /// when it was taken over is counted elsewhere, and taken off here: without those that are open
+    /// the sums may be below zero, and wrap.
     sums: ListenerCounters,
     /// How many had been taken over by a successor when the last drain began.
     carried_before: u64,

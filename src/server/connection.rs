@@ -1,6 +1,7 @@
 //! Runs the task of one connection: serve, hand over or finish, count, report.
 //!
-//! One that is given up is the successor's when that has taken it; else it is served again, from where it was given up.
+//! One that is given up is the successor's when that has taken it; else it is served again, from
+//! where it was given up.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -80,7 +81,8 @@ impl<S: Service> Connections<S> {
         &self.0.turns
     }
 
-    /// Waits until it is known, and counted, what became of those that are on their way to the successor. Cancel safe.
+    /// Waits until it is known, and counted, what became of those that are on their way to the
+    /// successor. Cancel safe.
     pub(super) async fn settled(&self) {
         self.0.leaving.wait().await;
     }
@@ -93,7 +95,8 @@ impl<S: Service> Connections<S> {
         }
     }
 
-    /// Serves one connection in a task of its own, which the drain counts and waits for. Must be called in a tokio runtime.
+    /// Serves one connection in a task of its own, which the drain counts and waits for. Must be
+    /// called in a tokio runtime.
     pub(super) fn spawn(&self, newcomer: Newcomer<'_>) {
         let Newcomer { stream, peer, listener, counted, way, entry, parcel } = newcomer;
         let (watch, guard) = entry.admit();
@@ -113,7 +116,8 @@ impl<S: Service> Connections<S> {
         tokio::spawn(async move {
             let ending = loop {
                 let served = {
-                    // Pinned here: whoever it was passed to by value would make room for a copy of it.
+                    // Pinned here: whoever it was passed to by value would make room for a copy of
+                    // it.
                     let serving = pin!(async {
                         shared.service.serve(&mut connection).await?;
                         Ok(match connection.given_up() {
@@ -193,8 +197,8 @@ enum Served {
 }
 
 impl<S> Shared<S> {
-    /// Hands a connection that was given up to the successor: how it ended here, or nothing if it stays. When it is cut meanwhile
-    /// nobody knows whose it is; it is not touched any more.
+    /// Hands a connection that was given up to the successor: how it ended here, or nothing if it
+    /// stays. When it is cut meanwhile nobody knows whose it is; it is not touched any more.
     async fn leave(
         &self,
         connection: &Connection,

@@ -1,8 +1,9 @@
 //! Accepts the last clients of listeners on which this generation stops accepting.
 //!
-//! What waits in a queue when no other generation will accept on it is accepted at once. A listener that another one has
-//! replaced is different: the kernel sends new clients to the other one, but those in the middle of their handshake still
-//! come into its queue, and would be reset if it were closed at once.
+//! What waits in a queue when no other generation will accept on it is accepted at once. A listener
+//! that another one has replaced is different: the kernel sends new clients to the other one, but
+//! those in the middle of their handshake still come into its queue, and would be reset if it were
+//! closed at once.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -35,7 +36,8 @@ struct Latecomers<S> {
 }
 
 impl<S: Service> Server<S> {
-    /// Accepts what waits in the queues of listeners that nobody will accept on any more. Comes before [`Server::drain`].
+    /// Accepts what waits in the queues of listeners that nobody will accept on any more. Comes
+    /// before [`Server::drain`].
     pub(crate) fn sweep(&mut self, listeners: &[Listener]) {
         let workers = Arc::clone(self.workers.all());
         for (listener, (number, worker)) in listeners.iter().zip(workers.iter().enumerate().cycle())
@@ -63,7 +65,8 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Accepts on `replaced` until all handshakes that had begun must have ended. [`Server::drained`] waits for that.
+    /// Accepts on `replaced` until all handshakes that had begun must have ended.
+    /// [`Server::drained`] waits for that.
     pub(crate) fn accept_late(&mut self, replaced: Vec<Listener>) {
         let workers = Arc::clone(self.workers.all());
         for (listener, (number, worker)) in

@@ -1,8 +1,9 @@
-//! Serves: an accept loop for each listener on each worker, a task for each connection, and a drain over all of them.
+//! Serves: an accept loop for each listener on each worker, a task for each connection, and a drain
+//! over all of them.
 //!
-//! A stranger to handoffs: it accepts, stops, resumes, drains and cuts when it is told to. Listeners on which it stops
-//! accepting stay open, for what waits in their queues belongs to whoever accepts next; which of them to close, the
-//! caller decides.
+//! A stranger to handoffs: it accepts, stops, resumes, drains and cuts when it is told to.
+//! Listeners on which it stops accepting stay open, for what waits in their queues belongs to
+//! whoever accepts next; which of them to close, the caller decides.
 
 mod accept;
 mod carry;
@@ -106,12 +107,14 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Accepts on all of `listeners`, for the first time or again. Must be called in a tokio runtime.
+    /// Accepts on all of `listeners`, for the first time or again. Must be called in a tokio
+    /// runtime.
     ///
     /// The loops run once a [`Server::heartbeat`] is over.
     ///
     /// # Errors
-    /// [`Error::System`] when the kernel will not watch a listener, and [`Error::Died`] when a worker has died.
+    /// [`Error::System`] when the kernel will not watch a listener, and [`Error::Died`] when a
+    /// worker has died.
     pub(crate) fn accept(&mut self, listeners: &[Listener]) -> Result<(), Error> {
         if let Some(died) = self.workers.deaths().first() {
             return Err(died);
@@ -155,8 +158,8 @@ impl<S: Service> Server<S> {
         Ok(())
     }
 
-    /// Stops accepting: when this returns nothing more is accepted, and the kernel watches no listener for us. A worker that
-    /// hangs is not waited for: it stops when it comes round.
+    /// Stops accepting: when this returns nothing more is accepted, and the kernel watches no
+    /// listener for us. A worker that hangs is not waited for: it stops when it comes round.
     pub(crate) async fn stop_accepting(&mut self) {
         self.stop.cancel();
         self.hearts.clear();
@@ -171,8 +174,9 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Asks every accept loop to come round once: the beat is over when all have. A loop that hangs, that has died, or that the
-    /// runtime does not get to, never does; and where there is no loop, no beat is ever over.
+    /// Asks every accept loop to come round once: the beat is over when all have. A loop that
+    /// hangs, that has died, or that the runtime does not get to, never does; and where there is no
+    /// loop, no beat is ever over.
     pub(crate) fn heartbeat(&self) -> TaskTracker {
         let beat = TaskTracker::new();
         let takes = |heart: &mpsc::Sender<TaskTrackerToken>| heart.try_send(beat.token()).is_ok();
@@ -201,7 +205,8 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Waits until no connection is left. Pends for ever unless [`Server::drain`] came first. Cancel safe.
+    /// Waits until no connection is left. Pends for ever unless [`Server::drain`] came first.
+    /// Cancel safe.
     pub(crate) async fn drained(&self) {
         self.taking.wait().await;
         self.late.wait().await;
@@ -212,7 +217,8 @@ impl<S: Service> Server<S> {
     pub(crate) fn cut(&mut self) {
         self.stop_taking.cancel();
         self.stop_late.cancel();
-        // First, so that none is given up any more, and none that was is cut as if it were on its way.
+        // First, so that none is given up any more, and none that was is cut as if it were on its
+        // way.
         self.end_carry();
         self.drain.cut();
     }

@@ -1,9 +1,11 @@
-//! The places of one listener: one for each connection that it may have at once, for all the loops that accept on it.
+//! The places of one listener: one for each connection that it may have at once, for all the loops
+//! that accept on it.
 //!
-//! A loop takes a place before it accepts, so one that waits for somebody to come holds a place that nobody has: that none is
-//! free does not yet say that the listener is full. Connections that a predecessor carries here come by another way: places are
-//! kept for them, and who comes beyond that is worked off before anybody else is accepted. How many connections there are is
-//! not known here: `census` counts them.
+//! A loop takes a place before it accepts, so one that waits for somebody to come holds a place
+//! that nobody has: that none is free does not yet say that the listener is full. Connections that
+//! a predecessor carries here come by another way: places are kept for them, and who comes beyond
+//! that is worked off before anybody else is accepted. How many connections there are is not known
+//! here: `census` counts them.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -28,8 +30,8 @@ pub(super) struct Places {
     kept: AtomicUsize,
     /// How many there are more than places: the next that are given back are nobody's.
     excess: AtomicUsize,
-    /// It was seen that the listener is full, and nobody has taken a place since. Says nothing of other memory, so no access
-    /// to it is ordered.
+    /// It was seen that the listener is full, and nobody has taken a place since. Says nothing of
+    /// other memory, so no access to it is ordered.
     full: AtomicBool,
 }
 
@@ -57,9 +59,10 @@ impl Places {
         self.free.acquire().await.ok().map(|permit| self.taken(permit))
     }
 
-    /// One for a connection that is there already, and has come from a process where there are so many places, if they are counted.
-    /// Where there were no more than here it is one in any case, for all of them together become no more by it: who has been
-    /// accepted since must not be in its way. Else there has to be room, other than what loops hold for those that they wait for.
+    /// One for a connection that is there already, and has come from a process where there are so
+    /// many places, if they are counted. Where there were no more than here it is one in any case,
+    /// for all of them together become no more by it: who has been accepted since must not be in
+    /// its way. Else there has to be room, other than what loops hold for those that they wait for.
     ///
     /// # Errors
     /// When there is no room.
@@ -82,7 +85,8 @@ impl Places {
         Ok(Place(Arc::clone(self)))
     }
 
-    /// Keeps so many of those that are free for connections that may be carried here, or as many as there are.
+    /// Keeps so many of those that are free for connections that may be carried here, or as many as
+    /// there are.
     pub(super) fn keep(&self, count: usize) {
         self.kept.fetch_add(self.free.forget_permits(count), Ordering::Relaxed);
     }
@@ -92,8 +96,8 @@ impl Places {
         self.free.add_permits(self.kept.swap(0, Ordering::Relaxed));
     }
 
-    /// Whether the listener is full with so many connections and was not before: true once until somebody takes a place, whoever
-    /// asks, and however often.
+    /// Whether the listener is full with so many connections and was not before: true once until
+    /// somebody takes a place, whoever asks, and however often.
     pub(super) fn fills(&self, connections: impl FnOnce() -> usize) -> bool {
         // That it is known already costs no look at the connections.
         !self.full.load(Ordering::Relaxed)

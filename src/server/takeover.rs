@@ -1,7 +1,8 @@
 //! Takes over connections that the predecessor carries here, as long as there is room for them.
 //!
-//! Each is made ready to be served before it is answered for, and served only then: what was not answered for is still the
-//! predecessor's. One that cannot be served as well here as there is refused, and stays with it.
+//! Each is made ready to be served before it is answered for, and served only then: what was not
+//! answered for is still the predecessor's. One that cannot be served as well here as there is
+//! refused, and stays with it.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -24,12 +25,14 @@ use crate::service::Service;
 
 /// So many are taken over without a rest.
 const STRETCH: u32 = 64;
-/// How long nobody is taken over then, tokio's clock being one of whole milliseconds: about a third of the time, so that what the
-/// carried ones and the others ask for meanwhile does not pile up, however many are still to come.
+/// How long nobody is taken over then, tokio's clock being one of whole milliseconds: about a third
+/// of the time, so that what the carried ones and the others ask for meanwhile does not pile up,
+/// however many are still to come.
 const REST: Duration = Duration::from_millis(1);
 
-/// How long places are kept for connections of which none comes. Some may be busy for as long as they like, and a predecessor that
-/// hangs sends none: newcomers do not wait for either, and who comes late has a place beside them, if the limit is not lower here.
+/// How long places are kept for connections of which none comes. Some may be busy for as long as
+/// they like, and a predecessor that hangs sends none: newcomers do not wait for either, and who
+/// comes late has a place beside them, if the limit is not lower here.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The successor's side of a carry.
@@ -53,7 +56,8 @@ struct Door {
 }
 
 impl<S: Service> Server<S> {
-    /// So many may be carried here: their places are kept for them. Comes before the first [`Server::accept`].
+    /// So many may be carried here: their places are kept for them. Comes before the first
+    /// [`Server::accept`].
     pub(crate) fn expect(&self, coming: Vec<(usize, String)>) {
         for (count, listener) in coming {
             if let Some(places) =
@@ -72,7 +76,8 @@ impl<S: Service> Server<S> {
     /// Takes over what the predecessor carries here. Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// [`Error::System`] when the kernel will not watch the channel. Then the predecessor keeps its connections.
+    /// [`Error::System`] when the kernel will not watch the channel. Then the predecessor keeps its
+    /// connections.
     pub(crate) fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {
         let incoming =
             Incoming::new(channel).map_err(Error::system("watch the predecessor's connections"))?;

@@ -1,8 +1,10 @@
-//! Is where connections are served: on the runtime that we were called in, or on threads of our own.
+//! Is where connections are served: on the runtime that we were called in, or on threads of our
+//! own.
 //!
-//! With threads of our own each has a runtime of its own that knows no other: a connection stays with the thread that serves it, nothing is stolen, and no thread wakes another but to
-//! pass on a connection that it has no time for. `docs/decisions/0017-a-runtime-for-each-thread.md` has the measurements.
-//! What is served there is not known here.
+//! With threads of our own each has a runtime of its own that knows no other: a connection stays
+//! with the thread that serves it, nothing is stolen, and no thread wakes another but to pass on a
+//! connection that it has no time for. `docs/decisions/0017-a-runtime-for-each-thread.md` has the
+//! measurements. What is served there is not known here.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -57,8 +59,8 @@ impl Workers {
         }
     }
 
-    /// Starts so many threads. They end, and whatever is served there with them, when this is dropped. One that hangs then is
-    /// left behind after a few seconds.
+    /// Starts so many threads. They end, and whatever is served there with them, when this is
+    /// dropped. One that hangs then is left behind after a few seconds.
     ///
     /// # Errors
     /// When the system has no thread or no descriptors left.
@@ -150,9 +152,9 @@ impl Drop for Load {
     }
 }
 
-/// Who serves a connection that `own` has accepted: itself, unless another has clearly less to do. Which of the threads that were
-/// woken comes first is chance, and connections that stay would stay where chance has put them; but to pass one on is to wake a
-/// thread.
+/// Who serves a connection that `own` has accepted: itself, unless another has clearly less to do.
+/// Which of the threads that were woken comes first is chance, and connections that stay would stay
+/// where chance has put them; but to pass one on is to wake a thread.
 pub(super) fn choose(workers: &[Worker], own: usize) -> usize {
     // A dead one has the least to do, and would get all of them.
     let load = |number: usize| match &workers[number] {

@@ -1,7 +1,8 @@
 //! Is one connection as its service sees it: its bytes, who is there, and what is asked of it.
 //!
-//! Between two requests it is told by one call whether to go on, to come to an end, or to be given up. What it was given up as, and
-//! what becomes of it then, is the affair of its service and of the server.
+//! Between two requests it is told by one call whether to go on, to come to an end, or to be given
+//! up. What it was given up as, and what becomes of it then, is the affair of its service and of
+//! the server.
 
 use std::future::poll_fn;
 use std::io;
@@ -52,8 +53,8 @@ pub enum Next {
     Read,
     /// Nothing more is to come, or nothing more is to be taken: end the conversation.
     End,
-    /// Give it up ([`Connection::give_up`]), for a successor may go on with it. Only a service hears this that
-    /// [`Service::carries`](crate::Service::carries) connections.
+    /// Give it up ([`Connection::give_up`]), for a successor may go on with it. Only a service
+    /// hears this that [`Service::carries`](crate::Service::carries) connections.
     Carry,
 }
 
@@ -96,7 +97,8 @@ impl Connection {
         &self.drain
     }
 
-    /// Whether it is to be given up, as soon as that can be. When this changes, the whole of [`Service::serve`] is polled.
+    /// Whether it is to be given up, as soon as that can be. When this changes, the whole of
+    /// [`Service::serve`] is polled.
     ///
     /// [`Service::serve`]: crate::Service::serve
     #[must_use]
@@ -117,13 +119,14 @@ impl Connection {
         self.word.clone()
     }
 
-    /// Gives it up, as `parcel`: nothing may be read or written any more, and `serve` returns. The client's socket goes with it.
+    /// Gives it up, as `parcel`: nothing may be read or written any more, and `serve` returns. The
+    /// client's socket goes with it.
     pub fn give_up(&mut self, parcel: Parcel) {
         self.given_up = Some(Box::new(parcel));
     }
 
-    /// Says that it cannot be given up, from now on: it has become one with keys of TLS, say. When the others are carried it is told
-    /// to come to an end, as all are without a carry.
+    /// Says that it cannot be given up, from now on: it has become one with keys of TLS, say. When
+    /// the others are carried it is told to come to an end, as all are without a carry.
     pub fn decline(&self) {
         if let Some(word) = &self.word {
             word.decline();
@@ -145,16 +148,18 @@ impl Connection {
         self.taken_up = self.given_up.take();
     }
 
-    /// Whether it is to come to an end: because all are, or because it was to be carried and the successor would not have it.
+    /// Whether it is to come to an end: because all are, or because it was to be carried and the
+    /// successor would not have it.
     pub(crate) fn is_told(&self) -> bool {
         self.drain.is_told() || self.word.as_ref().is_some_and(|word| word.is_refused())
     }
 
     /// Waits, between two requests, for the next one or for the end. Cancel safe.
     ///
-    /// While a drain has not begun it waits as long as the peer does. When it has, whatever has arrived is still served;
-    /// a connection that has not sent its first request keeps the rest of `first_request_grace` to do so, for its peer
-    /// may have connected in the very instant in which we stopped accepting; any other ends at once.
+    /// While a drain has not begun it waits as long as the peer does. When it has, whatever has
+    /// arrived is still served; a connection that has not sent its first request keeps the rest of
+    /// `first_request_grace` to do so, for its peer may have connected in the very instant in which
+    /// we stopped accepting; any other ends at once.
     ///
     /// # Errors
     /// When the runtime is shutting down.

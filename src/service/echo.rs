@@ -1,8 +1,9 @@
 //! Writes back exactly what it reads.
 //!
-//! After the example of the Go library goagain, less its slip: that one wrote its whole buffer, whatever it had read.
-//! A request is whatever one read returns. An idle connection holds no buffer: bytes are read into one that the thread
-//! shares and written at once, and only what the peer would not take is kept.
+//! After the example of the Go library goagain, less its slip: that one wrote its whole buffer,
+//! whatever it had read. A request is whatever one read returns. An idle connection holds no
+//! buffer: bytes are read into one that the thread shares and written at once, and only what the
+//! peer would not take is kept.
 
 use std::cell::RefCell;
 use std::future::poll_fn;

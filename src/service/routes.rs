@@ -1,4 +1,5 @@
-//! Serves each listener as it is told to: one service for all, of which every listener has its part.
+//! Serves each listener as it is told to: one service for all, of which every listener has its
+//! part.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -44,8 +45,8 @@ impl Routes {
         self
     }
 
-    /// Resolves the host names among the upstreams of all of them once, all at the same time, within 5 s.
-    /// Returns whether each proxy has an upstream with an address.
+    /// Resolves the host names among the upstreams of all of them once, all at the same time,
+    /// within 5 s. Returns whether each proxy has an upstream with an address.
     pub async fn resolve(&self) -> bool {
         let mut lookups: Vec<_> = self.proxies().map(|proxy| Box::pin(proxy.resolve())).collect();
         let mut all_have_some = true;

@@ -1,7 +1,9 @@
-//! Packets with what the kernel attaches to them: descriptors, and which process sent them, unix(7).
+//! Packets with what the kernel attaches to them: descriptors, and which process sent them,
+//! unix(7).
 //!
-//! The kernel's word for a sender cannot be forged, and a process descriptor stays that of the sender when its number
-//! is used again. nix and rustix know neither `SCM_PIDFD` nor how to keep descriptors from leaking around it.
+//! The kernel's word for a sender cannot be forged, and a process descriptor stays that of the
+//! sender when its number is used again. nix and rustix know neither `SCM_PIDFD` nor how to keep
+//! descriptors from leaking around it.
 
 use std::io;
 use std::mem::size_of;
@@ -18,13 +20,16 @@ use super::socket::Packet;
 
 /// Descriptors in one message, unix(7): `SCM_MAX_FD`.
 const RIGHTS_MAX: usize = 253;
-/// `SO_PASSPIDFD`: each packet comes with a descriptor of the process that sent it. Since Linux 6.5.
+/// `SO_PASSPIDFD`: each packet comes with a descriptor of the process that sent it. Since Linux
+/// 6.5.
 const SO_PASSPIDFD: libc::c_int = 76;
-/// `SO_PEERPIDFD`: a descriptor of the process that made or connected the other end. Since Linux 6.5.
+/// `SO_PEERPIDFD`: a descriptor of the process that made or connected the other end. Since Linux
+/// 6.5.
 const SO_PEERPIDFD: libc::c_int = 77;
 /// `SCM_PIDFD`: the attachment that `SO_PASSPIDFD` asks for.
 const SCM_PIDFD: libc::c_int = 4;
-/// Words of memory for all attachments together: descriptors, credentials and a process descriptor, each with a header.
+/// Words of memory for all attachments together: descriptors, credentials and a process descriptor,
+/// each with a header.
 const SPACE: usize = RIGHTS_MAX / 2 + 32;
 
 /// The descriptors that came with a packet.
@@ -93,7 +98,8 @@ pub(crate) fn peer_process(channel: BorrowedFd<'_>) -> io::Result<Sender> {
     let mut raw: libc::c_int = -1;
     let mut length =
         libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
-    // SAFETY: getsockopt(2) writes at most `length` bytes, one int, to a place that lives until the call returns.
+    // SAFETY: getsockopt(2) writes at most `length` bytes, one int, to a place that lives until the
+    // call returns.
     let got = unsafe {
         let value = (&raw mut raw).cast();
         libc::getsockopt(
@@ -115,8 +121,8 @@ pub(crate) fn peer_process(channel: BorrowedFd<'_>) -> io::Result<Sender> {
     Ok(Sender { pid, process })
 }
 
-/// Receives one packet with its attachments, without waiting: `WouldBlock` when there is none. Descriptors are
-/// close-on-exec.
+/// Receives one packet with its attachments, without waiting: `WouldBlock` when there is none.
+/// Descriptors are close-on-exec.
 pub(crate) fn receive_with_attachments(
     channel: BorrowedFd<'_>,
     buffer: &mut [u8],
@@ -131,11 +137,12 @@ pub(crate) fn receive_with_attachments(
         header.msg_iovlen = 1;
         header.msg_control = space.as_mut_ptr().cast();
         header.msg_controllen = size_of_val(&space) as _;
-        // SAFETY: the header points to memory of the lengths that it names, which lives until the call returns.
+        // SAFETY: the header points to memory of the lengths that it names, which lives until the
+        // call returns.
         let received = unsafe { libc::recvmsg(channel.as_raw_fd(), &raw mut header, flags) };
         let length = match Errno::result(received) {
-            // The other end was closed with packets of ours unread. The kernel reports that once, ahead of what the
-            // other end had sent before.
+            // The other end was closed with packets of ours unread. The kernel reports that once,
+            // ahead of what the other end had sent before.
             Err(Errno::ECONNRESET | Errno::EINTR) => continue,
             length => usize::try_from(length?).map_err(io::Error::other)?,
         };
@@ -149,7 +156,8 @@ pub(crate) fn receive_with_attachments(
     }
 }
 
-/// Takes what the kernel has attached to a packet. Called once for each header that recvmsg(2) has filled in.
+/// Takes what the kernel has attached to a packet. Called once for each header that recvmsg(2) has
+/// filled in.
 fn attachments(header: &libc::msghdr) -> Attached {
     let (mut rights, mut credentials, mut process) = (Vec::new(), None, SenderProcess::Unknown);
     // SAFETY: the kernel has filled in the header and the memory for attachments that it points to.

@@ -1,4 +1,5 @@
-//! Reads what a process is born with, once, and takes out of its environment what no other program may see.
+//! Reads what a process is born with, once, and takes out of its environment what no other program
+//! may see.
 //!
 //! Changing the environment is sound only while one thread runs (setenv(3)), so that is checked
 //! rather than asked for. A program that starts no other programs may keep the variables in its
@@ -99,21 +100,24 @@ pub(crate) fn variable(name: &str) -> Option<OsString> {
 }
 
 fn remove(name: &str) {
-    // SAFETY: no other thread reads the environment: `take`, the only caller, has found that there is none.
+    // SAFETY: no other thread reads the environment: `take`, the only caller, has found that there
+    // is none.
     unsafe { std::env::remove_var(name) };
 }
 
-/// The path by which this process was started, absolute, its links not resolved: what a deploy may put anew.
+/// The path by which this process was started, absolute, its links not resolved: what a deploy may
+/// put anew.
 ///
-/// The kernel keeps the path that was given to execve(2) as `AT_EXECFN`, getauxval(3). Unlike `argv[0]` nobody can
-/// have made it up, and unlike `/proc/self/exe` a link in it is still a link.
+/// The kernel keeps the path that was given to execve(2) as `AT_EXECFN`, getauxval(3). Unlike
+/// `argv[0]` nobody can have made it up, and unlike `/proc/self/exe` a link in it is still a link.
 pub(crate) fn program() -> io::Result<PathBuf> {
     // SAFETY: getauxval(3) reads a table that the kernel wrote, for any key.
     let name = unsafe { libc::getauxval(libc::AT_EXECFN) } as *const libc::c_char;
     if name.is_null() {
         return std::fs::read_link("/proc/self/exe");
     }
-    // SAFETY: AT_EXECFN, when it is there, points to a string that ends in zero and lives as long as the process.
+    // SAFETY: AT_EXECFN, when it is there, points to a string that ends in zero and lives as long
+    // as the process.
     let name = unsafe { CStr::from_ptr(name) };
     let path = Path::new(OsStr::from_bytes(name.to_bytes()));
     // fexecve(3) goes by a descriptor, which the successor would not have.

@@ -24,16 +24,19 @@ pub(super) const CLOSE_IN_A_COPY: libc::c_int = 1 << 1;
 /// The first descriptor that is passed, sd_listen_fds(3).
 pub(crate) const FIRST_PASSED: RawFd = 3;
 
-/// Marks every descriptor from 3 up close-on-exec, whoever left it open: what we pass on is chosen, never leaked.
+/// Marks every descriptor from 3 up close-on-exec, whoever left it open: what we pass on is chosen,
+/// never leaked.
 pub(crate) fn close_all_on_exec() -> io::Result<()> {
-    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing; it only sets a flag, on any descriptor.
+    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing; it only sets a flag, on any
+    // descriptor.
     let done = unsafe { libc::close_range(3, libc::c_uint::MAX, CLOSE_ON_EXEC) };
     Errno::result(done).map(drop).map_err(Into::into)
 }
 
 /// Whether `descriptor` is open.
 pub(crate) fn is_open(descriptor: RawFd) -> bool {
-    // SAFETY: F_GETFD on a descriptor that may not be open reads nothing but the table of descriptors.
+    // SAFETY: F_GETFD on a descriptor that may not be open reads nothing but the table of
+    // descriptors.
     unsafe { libc::fcntl(descriptor, libc::F_GETFD) >= 0 }
 }
 
@@ -58,7 +61,8 @@ impl PassedDescriptors {
     /// Takes the one at `index`, whatever it is. `None` when it was taken before.
     pub(crate) fn take(&mut self, index: usize) -> Option<OwnedFd> {
         let raw = self.left.get_mut(index)?.take()?;
-        // SAFETY: it was found open, it is handed out once, and nothing else in this process was born with it.
+        // SAFETY: it was found open, it is handed out once, and nothing else in this process was
+        // born with it.
         Some(unsafe { OwnedFd::from_raw_fd(raw) })
     }
 }
@@ -74,7 +78,8 @@ pub(crate) fn take_named(raw: RawFd) -> io::Result<OwnedFd> {
     if !is_open(raw) {
         return Err(Errno::EBADF.into());
     }
-    // SAFETY: it is open, and it is ours alone: the predecessor made it for this process and names each one once.
+    // SAFETY: it is open, and it is ours alone: the predecessor made it for this process and names
+    // each one once.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
@@ -105,8 +110,8 @@ pub(crate) fn device_and_inode(descriptor: impl AsFd) -> Option<String> {
 
 /// A low descriptor number, kept for what a successor is to be passed.
 ///
-/// A new descriptor gets the lowest free number, which is a high one in a process with thousands of connections; and the
-/// launch copies all that lies below the highest that is passed.
+/// A new descriptor gets the lowest free number, which is a high one in a process with thousands of
+/// connections; and the launch copies all that lies below the highest that is passed.
 #[derive(Debug)]
 pub(crate) struct LowSlot {
     slot: OwnedFd,
@@ -146,7 +151,8 @@ unsafe impl Steady for OwnedFd {}
 // SAFETY: it owns one descriptor for its whole life, and what is shared cannot be exchanged.
 unsafe impl Steady for Arc<Socket> {}
 
-/// Has the runtime watch a descriptor, until the watch is dropped. Must be called in a tokio runtime.
+/// Has the runtime watch a descriptor, until the watch is dropped. Must be called in a tokio
+/// runtime.
 pub(crate) fn watch<T: Steady>(watched: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     // SAFETY: what is `Steady` keeps its descriptor open and the same, and the watch owns it.
     unsafe { AsyncFd::register_with_interest(watched, interest) }.map_err(Into::into)

@@ -1,4 +1,5 @@
-//! Splits a process in two while it has one thread: one half stays as a small init, the other goes on.
+//! Splits a process in two while it has one thread: one half stays as a small init, the other goes
+//! on.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -22,13 +23,15 @@ pub(crate) enum Half {
     Line,
 }
 
-/// Splits this process. The half that stays becomes the parent of all orphans below it, as process 1 is anyway.
+/// Splits this process. The half that stays becomes the parent of all orphans below it, as process
+/// 1 is anyway.
 ///
-/// The caller has checked that there is one thread ([`super::process::require_one_thread`]). So the other half may do
-/// whatever this process might have done (fork(2)).
+/// The caller has checked that there is one thread ([`super::process::require_one_thread`]). So the
+/// other half may do whatever this process might have done (fork(2)).
 pub(crate) fn split() -> io::Result<Half> {
     set_child_subreaper(true)?;
-    // Process 1 is not killed by a signal that it has no handler for; it is lost. So it must not come before we wait.
+    // Process 1 is not killed by a signal that it has no handler for; it is lost. So it must not
+    // come before we wait.
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
     // SAFETY: no other thread runs, so no lock is held that the child would wait for.
@@ -47,8 +50,8 @@ pub(crate) fn keep_only(kept: OwnedFd) -> io::Result<OwnedFd> {
     let kept = if kept.as_raw_fd() == FIRST_PASSED {
         kept
     } else {
-        // SAFETY: what is open there belongs to the other half; in this one nobody uses it any more, and nothing is
-        // dropped that would close it again.
+        // SAFETY: what is open there belongs to the other half; in this one nobody uses it any
+        // more, and nothing is dropped that would close it again.
         let moved = unsafe { dup2_raw(&kept, FIRST_PASSED) }?;
         // Closed below with all others.
         std::mem::forget(kept);

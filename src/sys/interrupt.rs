@@ -2,10 +2,10 @@
 //!
 //! Whether accept(2) waits is decided by a flag of the open file description, which other processes
 //! may share. One of them can clear the flag after this process has looked at it and before it
-//! accepts. accept(2) has no flag of its own against that, so a thread that waits there is woken by a
-//! signal: a watcher looks once a second, and a thread that has been in the same call since its last
-//! look gets SIGURG. The handler does nothing and is installed without SA_RESTART, so that the call
-//! ends with EINTR. Without a handler SIGURG is ignored, signal(7): it never ends a process.
+//! accepts. accept(2) has no flag of its own against that, so a thread that waits there is woken by
+//! a signal: a watcher looks once a second, and a thread that has been in the same call since its
+//! last look gets SIGURG. The handler does nothing and is installed without SA_RESTART, so that the
+//! call ends with EINTR. Without a handler SIGURG is ignored, signal(7): it never ends a process.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -111,7 +111,8 @@ fn watch() {
 
 /// Sends the signal to a thread of this process, if it is still there.
 fn interrupt(thread: libc::pid_t) {
-    // SAFETY: tgkill(2) takes three numbers. It reaches no other process, and the handler does nothing.
+    // SAFETY: tgkill(2) takes three numbers. It reaches no other process, and the handler does
+    // nothing.
     let done = unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), thread, libc::SIGURG) };
     if let Err(error) = Errno::result(done) {
         tracing::debug!(thread, %error, "cannot interrupt a thread that blocks");

@@ -1,4 +1,5 @@
-//! Files in memory, memfd_create(2), by which one process passes another more bytes than a packet holds.
+//! Files in memory, memfd_create(2), by which one process passes another more bytes than a packet
+//! holds.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -9,7 +10,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// `MFD_NOEXEC_SEAL`, since Linux 6.3: the file can never be executed. Some systems refuse files without it.
+/// `MFD_NOEXEC_SEAL`, since Linux 6.3: the file can never be executed. Some systems refuse files
+/// without it.
 const NEVER_EXECUTED: libc::c_uint = 8;
 
 /// A file in memory that holds `bytes`.

@@ -1,6 +1,7 @@
 //! Speaks to the kernel: all unsafe code, all raw descriptors, all of the environment.
 //!
-//! Whatever leaves this folder is owned, typed and close-on-exec. No file here knows what a handoff is.
+//! Whatever leaves this folder is owned, typed and close-on-exec. No file here knows what a handoff
+//! is.
 #![allow(unsafe_code, reason = "the one place for it; every block says who meets its duty")]
 #![allow(
     clippy::disallowed_methods,

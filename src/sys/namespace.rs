@@ -1,4 +1,5 @@
-//! The pid namespace of this process, and whether the parent that it was started for is in the same one.
+//! The pid namespace of this process, and whether the parent that it was started for is in the same
+//! one.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -10,7 +11,8 @@ const FIRST_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// A folder that exists where systemd manages the system or the container, sd_booted(3).
 const BOOTED: &str = "/run/systemd/system";
 
-/// Returns whether the process that has set `variable` (`NAME=value`) for this one numbers processes as this one does.
+/// Returns whether the process that has set `variable` (`NAME=value`) for this one numbers
+/// processes as this one does.
 ///
 /// No system call tells that, so it is found by the oldest ancestor in the namespace. If that
 /// ancestor was started with the variable, too, the variable comes from outside.

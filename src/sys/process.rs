@@ -39,9 +39,11 @@ const PIDFD_GET_INFO: libc::Ioctl =
 pub(crate) struct PidFd(OwnedFd);
 
 impl PidFd {
-    /// The process that has the number `pid` now. Whether that is the one that was meant, the caller must find out.
+    /// The process that has the number `pid` now. Whether that is the one that was meant, the
+    /// caller must find out.
     pub(crate) fn open(pid: u32) -> io::Result<Self> {
-        // SAFETY: pidfd_open(2) takes two integers and makes a descriptor, which is close-on-exec from the start.
+        // SAFETY: pidfd_open(2) takes two integers and makes a descriptor, which is close-on-exec
+        // from the start.
         let raw = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
         let raw = i32::try_from(raw).map_err(io::Error::other)?;
         // SAFETY: the kernel has just made it, for us.
@@ -51,7 +53,8 @@ impl PidFd {
     /// Sends `signal` to it.
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         let none = std::ptr::null::<libc::siginfo_t>();
-        // SAFETY: pidfd_send_signal(2) takes a descriptor that we own, a number, and no information.
+        // SAFETY: pidfd_send_signal(2) takes a descriptor that we own, a number, and no
+        // information.
         let done = unsafe {
             libc::syscall(
                 libc::SYS_pidfd_send_signal,
@@ -70,8 +73,8 @@ impl PidFd {
         nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
-    /// How the process with the number `pid` has ended, if it has and the kernel still tells. Until its
-    /// parent has reaped it /proc tells; after that its descriptor does, since Linux 6.15.
+    /// How the process with the number `pid` has ended, if it has and the kernel still tells. Until
+    /// its parent has reaped it /proc tells; after that its descriptor does, since Linux 6.15.
     pub(crate) fn exit_status(&self, pid: u32) -> Option<ExitStatus> {
         let status = self.status_of_zombie(pid).or_else(|| self.status_of_reaped())?;
         Some(ExitStatus::from_raw(status))
@@ -80,8 +83,8 @@ impl PidFd {
     /// The wait status in /proc. To a process that may not look it is shown as 0.
     fn status_of_zombie(&self, pid: u32) -> Option<libc::c_int> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name of the program may hold spaces and parentheses. The state follows it, and the status
-        // is the last field.
+        // The name of the program may hold spaces and parentheses. The state follows it, and the
+        // status is the last field.
         let (_, fields) = text.rsplit_once(") ")?;
         let status = fields.trim_end().rsplit(' ').next()?.parse().ok()?;
         // The number is its own until it is reaped, so it was when this was read.
@@ -90,14 +93,16 @@ impl PidFd {
 
     fn is_not_reaped(&self) -> bool {
         let none = std::ptr::null::<libc::siginfo_t>();
-        // SAFETY: pidfd_send_signal(2) with signal 0 sends nothing, and says whether the process is there.
+        // SAFETY: pidfd_send_signal(2) with signal 0 sends nothing, and says whether the process is
+        // there.
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), 0, none, 0) == 0 }
     }
 
     /// The wait status by the descriptor.
     fn status_of_reaped(&self) -> Option<libc::c_int> {
         let mut info = PidFdInfo { mask: PIDFD_INFO_EXIT, ids: [0; 13], exit_code: 0 };
-        // SAFETY: ioctl(2) with PIDFD_GET_INFO writes at most as many bytes as its number says, which the struct has.
+        // SAFETY: ioctl(2) with PIDFD_GET_INFO writes at most as many bytes as its number says,
+        // which the struct has.
         let done = unsafe { libc::ioctl(self.0.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
         (done == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
     }
@@ -168,7 +173,8 @@ pub(crate) fn user() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// Whether a process is in the process group of this one, as whatever it has started is unless that asked to leave.
+/// Whether a process is in the process group of this one, as whatever it has started is unless that
+/// asked to leave.
 pub(crate) fn is_in_our_group(pid: u32) -> bool {
     let group = i32::try_from(pid).ok().and_then(|pid| getpgid(Some(Pid::from_raw(pid))).ok());
     group == Some(getpgrp())

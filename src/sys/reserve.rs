@@ -1,7 +1,8 @@
-//! This module keeps the last descriptors of the process for its operator, its metrics and its handoffs.
+//! This module keeps the last descriptors of the process for its operator, its metrics and its
+//! handoffs.
 //!
-//! A new descriptor gets the lowest free number (open(2)). So nothing has to be counted: the reserve is
-//! whole as long as no connection has a number in it.
+//! A new descriptor gets the lowest free number (open(2)). So nothing has to be counted: the
+//! reserve is whole as long as no connection has a number in it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -11,19 +12,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
-/// How many descriptors connections never take. A process that may have fewer than four times as many
-/// keeps a quarter.
+/// How many descriptors connections never take. A process that may have fewer than four times as
+/// many keeps a quarter.
 const RESERVE: RawFd = 64;
 
-/// Whether a connection has come near the reserve. From then on each one is opened under the lock: a low
-/// number tells nothing of how many are free.
+/// Whether a connection has come near the reserve. From then on each one is opened under the lock:
+/// a low number tells nothing of how many are free.
 static IS_NEAR: AtomicBool = AtomicBool::new(false);
 static OPENING: Mutex<()> = Mutex::new(());
 
 /// How many descriptors clients will need that have been accepted already.
 static EARMARKED: AtomicI32 = AtomicI32::new(0);
 
-/// A descriptor that a client will need for its upstream. No further client is accepted in place of it.
+/// A descriptor that a client will need for its upstream. No further client is accepted in place of
+/// it.
 #[derive(Debug)]
 pub(crate) struct Earmark(());
 
@@ -38,8 +40,8 @@ pub(crate) enum Share {
     All,
 }
 
-/// Accepts a connection, and earmarks a descriptor for its upstream, unless its descriptor would be one of
-/// the reserve. `listener` is any descriptor.
+/// Accepts a connection, and earmarks a descriptor for its upstream, unless its descriptor would be
+/// one of the reserve. `listener` is any descriptor.
 ///
 /// # Errors
 /// `EMFILE` when only the reserve is left.
@@ -106,21 +108,23 @@ pub(crate) fn is_reserved(descriptor: impl AsFd) -> bool {
     descriptor.as_fd().as_raw_fd() >= first_kept_from(Share::Nothing)
 }
 
-/// Locks, once connections are near the reserve: between a look and an accept no other connection may
-/// take the number that was free.
+/// Locks, once connections are near the reserve: between a look and an accept no other connection
+/// may take the number that was free.
 fn lock_near() -> Option<MutexGuard<'static, ()>> {
     let is_near = IS_NEAR.load(Ordering::Relaxed);
     is_near.then(|| OPENING.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn note(opened: impl AsFd) {
-    // Clients that are accepted one after another need as many descriptors again for their upstreams.
+    // Clients that are accepted one after another need as many descriptors again for their
+    // upstreams.
     if opened.as_fd().as_raw_fd() >= first_kept_from(Share::Nothing) / 2 {
         IS_NEAR.store(true, Ordering::Relaxed);
     }
 }
 
-/// The lowest descriptor that is kept from those with this share. The limit may change at any time (prlimit(1)).
+/// The lowest descriptor that is kept from those with this share. The limit may change at any time
+/// (prlimit(1)).
 fn first_kept_from(share: Share) -> RawFd {
     let limit = getrlimit(Resource::RLIMIT_NOFILE)
         .map_or(RawFd::MAX, |(soft, _)| RawFd::try_from(soft).unwrap_or(RawFd::MAX));

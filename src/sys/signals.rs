@@ -1,8 +1,10 @@
-//! The signals that must not end a process by accident, and what holds them off while no handler stands.
+//! The signals that must not end a process by accident, and what holds them off while no handler
+//! stands.
 //!
-//! A signal without a handler ends the process, and exec resets every handler (signal(7)). So two kinds of signal are held off
-//! from before an exec until the lifecycle has installed its handlers. A request for a handoff is blocked: it waits. Every other
-//! signal is ignored: a blocked one would stay blocked in the threads of a program that uses it for a purpose of its own.
+//! A signal without a handler ends the process, and exec resets every handler (signal(7)). So two
+//! kinds of signal are held off from before an exec until the lifecycle has installed its handlers.
+//! A request for a handoff is blocked: it waits. Every other signal is ignored: a blocked one would
+//! stay blocked in the threads of a program that uses it for a purpose of its own.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -14,8 +16,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 /// The signals that ask for a handoff.
 pub(crate) const HANDOFF: [Signal; 2] = [Signal::SIGHUP, Signal::SIGUSR2];
 
-/// The signals that a system call of this very process causes. The call itself returns the error, and a record of it may be
-/// the write that fails; so these are ignored for good and never logged.
+/// The signals that a system call of this very process causes. The call itself returns the error,
+/// and a record of it may be the write that fails; so these are ignored for good and never logged.
 const OF_A_WRITE: [Signal; 2] = [Signal::SIGPIPE, Signal::SIGXFSZ];
 
 /// The size of the kernel's signal set in bytes, which is not that of the C library's.
@@ -46,12 +48,14 @@ const fn is_stray(signal: Signal) -> bool {
 
 /// Every signal that is ignored while no handler stands.
 pub(super) fn ignored() -> Vec<c_int> {
-    // The C library keeps the numbers below SIGRTMIN for itself, and installs its handlers when it needs them.
+    // The C library keeps the numbers below SIGRTMIN for itself, and installs its handlers when it
+    // needs them.
     let reserved = 32..libc::SIGRTMIN();
     stray().chain(reserved).chain(OF_A_WRITE.map(|signal| signal as c_int)).collect()
 }
 
-/// Holds the signals off in a process that has one thread: threads that it starts later do as this one does.
+/// Holds the signals off in a process that has one thread: threads that it starts later do as this
+/// one does.
 pub(crate) fn hold_off() -> io::Result<()> {
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&handoff()), None)?;
     for signal in ignored() {
@@ -70,7 +74,8 @@ pub(super) fn handoff() -> SigSet {
 /// Whether the program has a handler of its own for a signal.
 pub(crate) fn has_handler(signal: c_int) -> io::Result<bool> {
     let mut action = MaybeUninit::<KernelAction>::zeroed();
-    // SAFETY: rt_sigaction(2) writes one action of the kernel's to a place that has room for it, and changes nothing.
+    // SAFETY: rt_sigaction(2) writes one action of the kernel's to a place that has room for it,
+    // and changes nothing.
     let done = unsafe {
         libc::syscall(
             libc::SYS_rt_sigaction,
@@ -88,11 +93,12 @@ pub(crate) fn has_handler(signal: c_int) -> io::Result<bool> {
 
 /// Ignores a signal. Async-signal-safe.
 ///
-/// The kernel is asked directly, because the C library refuses the signals that it keeps for itself.
+/// The kernel is asked directly, because the C library refuses the signals that it keeps for
+/// itself.
 pub(super) fn ignore(signal: c_int) -> Result<(), Errno> {
     let action = KernelAction { handler: libc::SIG_IGN, rest: [0; 3] };
-    // SAFETY: rt_sigaction(2) reads an action that lives until the call returns. No handler is installed, so none of the
-    // flags that say how a handler is run matters.
+    // SAFETY: rt_sigaction(2) reads an action that lives until the call returns. No handler is
+    // installed, so none of the flags that say how a handler is run matters.
     let done = unsafe {
         libc::syscall(
             libc::SYS_rt_sigaction,
@@ -105,11 +111,13 @@ pub(super) fn ignore(signal: c_int) -> Result<(), Errno> {
     Errno::result(done).map(drop)
 }
 
-/// What rt_sigaction(2) reads and writes: the handler comes first on every machine that Rust and tokio both know but MIPS.
+/// What rt_sigaction(2) reads and writes: the handler comes first on every machine that Rust and
+/// tokio both know but MIPS.
 #[repr(C)]
 struct KernelAction {
     handler: libc::sighandler_t,
-    /// Flags, the way back from a handler where there is one, and the mask. The order differs between machines.
+    /// Flags, the way back from a handler where there is one, and the mask. The order differs
+    /// between machines.
     rest: [u64; 3],
 }
 

@@ -12,7 +12,8 @@ use nix::sys::socket::{
     setsockopt, socketpair, sockopt,
 };
 
-/// Two ends of a channel: packets keep their bounds, and the end of one side is end of file at the other, unix(7).
+/// Two ends of a channel: packets keep their bounds, and the end of one side is end of file at the
+/// other, unix(7).
 pub(crate) fn channel_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).map_err(Into::into)
@@ -47,14 +48,15 @@ pub(crate) fn send_with_descriptors(
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Whether a call may succeed at another time: the kernel had no memory for it, this user has too many descriptors on
-/// their way (unix(7)), or a signal came.
+/// Whether a call may succeed at another time: the kernel had no memory for it, this user has too
+/// many descriptors on their way (unix(7)), or a signal came.
 pub(crate) fn will_pass(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::ENOMEM | Errno::ENOBUFS | Errno::ETOOMANYREFS | Errno::EINTR))
 }
 
-/// Repeats a call whose failure will pass: 100 tries, 1 ms apart. A lost message could cost a handoff.
+/// Repeats a call whose failure will pass: 100 tries, 1 ms apart. A lost message could cost a
+/// handoff.
 pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 1..TRIES {
         match call() {
@@ -79,7 +81,8 @@ pub(crate) fn peer_user(socket: &impl AsFd) -> io::Result<u32> {
 /// The index of an interface that no machine has.
 const NO_INTERFACE: libc::c_int = libc::c_int::MAX;
 
-/// Keeps new connections from a listening socket. Only a process with CAP_NET_RAW can undo that, socket(7).
+/// Keeps new connections from a listening socket. Only a process with CAP_NET_RAW can undo that,
+/// socket(7).
 pub(crate) fn bind_to_no_interface(socket: &impl AsFd) -> io::Result<()> {
     setsockopt(socket, option::BindToInterface, &NO_INTERFACE).map_err(Into::into)
 }
@@ -109,8 +112,8 @@ pub(crate) fn receive_packet(channel: BorrowedFd<'_>, buffer: &mut [u8]) -> io::
             Ok(0) => return Ok(Packet::End),
             Ok(length) if length > buffer.len() => return Ok(Packet::Truncated),
             Ok(length) => return Ok(Packet::Whole(length)),
-            // The other end was closed with packets of ours unread. That is told once, ahead of what it had sent
-            // before: its last words are still to come.
+            // The other end was closed with packets of ours unread. That is told once, ahead of
+            // what it had sent before: its last words are still to come.
             Err(Errno::ECONNRESET | Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }

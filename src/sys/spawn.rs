@@ -1,18 +1,21 @@
 //! Starts a program as nobody's child, with chosen descriptors from 3 up and nothing else open.
 //!
-//! Forked twice, so that the process in the middle ends at once and whoever watches over orphans (systemd, a
-//! subreaper, init) becomes the parent: it sees the program die and reaps it. What goes wrong after the first fork is
-//! told on a channel that the program inherits anyway, so nothing here waits for an exec that may hang.
+//! Forked twice, so that the process in the middle ends at once and whoever watches over orphans
+//! (systemd, a subreaper, init) becomes the parent: it sees the program die and reaps it. What goes
+//! wrong after the first fork is told on a channel that the program inherits anyway, so nothing
+//! here waits for an exec that may hang.
 //!
-//! Between fork and exec only async-signal-safe calls are allowed (signal-safety(7)): everything that needs memory is
-//! made ready before. A signal that arrives there must not run a handler of ours, which would write into a pipe that
-//! the parent reads; so all signals are blocked meanwhile. The signals that ask for a handoff stay blocked across the
-//! exec: one that comes before the new program has its handler waits for it instead of killing it. Every other signal that
-//! would kill it by accident is ignored across the exec.
+//! Between fork and exec only async-signal-safe calls are allowed (signal-safety(7)): everything
+//! that needs memory is made ready before. A signal that arrives there must not run a handler of
+//! ours, which would write into a pipe that the parent reads; so all signals are blocked meanwhile.
+//! The signals that ask for a handoff stay blocked across the exec: one that comes before the new
+//! program has its handler waits for it instead of killing it. Every other signal that would kill
+//! it by accident is ignored across the exec.
 //!
-//! What it costs must not grow with the number of connections. A fork copies every descriptor, and an exec closes every
-//! one; so the process in the middle shares ours at first and then takes a table of its own that holds only the low ones
-//! (close_range(2), `CLOSE_RANGE_UNSHARE`). What is passed is low, if [`super::fd::LowSlot`] saw to it.
+//! What it costs must not grow with the number of connections. A fork copies every descriptor, and
+//! an exec closes every one; so the process in the middle shares ours at first and then takes a
+//! table of its own that holds only the low ones (close_range(2), `CLOSE_RANGE_UNSHARE`). What is
+//! passed is low, if [`super::fd::LowSlot`] saw to it.
 
 use std::ffi::CString;
 use std::io;
@@ -54,8 +57,8 @@ pub(crate) struct Words {
     pub(crate) exec_failed: &'static [u8],
 }
 
-/// Forks twice and executes. Returns when the process in the middle has ended; what came of the program, the channel
-/// tells. Blocks for as long as two forks take.
+/// Forks twice and executes. Returns when the process in the middle has ended; what came of the
+/// program, the channel tells. Blocks for as long as two forks take.
 ///
 /// # Errors
 /// For the first fork alone.
@@ -82,8 +85,9 @@ pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
     };
     let mut before = SigSet::empty();
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-    // SAFETY: both children call only what is async-signal-safe until they exec or _exit: see `middle` and `exec`. The
-    // one in the middle opens and closes nothing before it has descriptors of its own, so that it may share ours.
+    // SAFETY: both children call only what is async-signal-safe until they exec or _exit: see
+    // `middle` and `exec`. The one in the middle opens and closes nothing before it has descriptors
+    // of its own, so that it may share ours.
     let forked = unsafe { fork(Descriptors::Shared) };
     if let Ok(Forked::Child) = forked {
         middle(&mut prepared);
@@ -116,8 +120,8 @@ enum Forked {
 /// fork(2) as a bare system call.
 ///
 /// # Safety
-/// The child may call only what is async-signal-safe. One that shares descriptors may not open or close any before it has
-/// stopped sharing them.
+/// The child may call only what is async-signal-safe. One that shares descriptors may not open or
+/// close any before it has stopped sharing them.
 unsafe fn fork(descriptors: Descriptors) -> Result<Forked, Errno> {
     let flags = match descriptors {
         Descriptors::Shared => libc::CLONE_FILES | libc::SIGCHLD,
@@ -126,7 +130,8 @@ unsafe fn fork(descriptors: Descriptors) -> Result<Forked, Errno> {
     // The other arguments come in an order that differs between machines, and are all zero.
     let flags = libc::c_long::from(flags);
     let none: libc::c_long = 0;
-    // SAFETY: without CLONE_VM the child runs on a copy of this stack; nothing is written for zero pointers.
+    // SAFETY: without CLONE_VM the child runs on a copy of this stack; nothing is written for zero
+    // pointers.
     let pid =
         Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) })?;
     match libc::pid_t::try_from(pid) {
@@ -160,8 +165,8 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// For each number that something is to be passed at, which of `passed` lies there now. What is put there must not
-/// overwrite it before it is in its own place. No descriptor is passed twice.
+/// For each number that something is to be passed at, which of `passed` lies there now. What is put
+/// there must not overwrite it before it is in its own place. No descriptor is passed twice.
 fn wanted_at(passed: &[RawFd]) -> Vec<Option<usize>> {
     let mut wanted = vec![None; passed.len()];
     for (index, descriptor) in passed.iter().enumerate() {
@@ -176,8 +181,8 @@ fn wanted_at(passed: &[RawFd]) -> Vec<Option<usize>> {
 
 /// The process in the middle: forks again and ends. Async-signal-safe.
 fn middle(prepared: &mut Prepared<'_>) -> ! {
-    // SAFETY: a child of a fork may fork; the system call runs no handler of pthread_atfork(3), whose locks another
-    // thread of the parent may have held.
+    // SAFETY: a child of a fork may fork; the system call runs no handler of pthread_atfork(3),
+    // whose locks another thread of the parent may have held.
     let forked = own_descriptors(prepared.above_the_passed)
         .and_then(|()| unsafe { fork(Descriptors::Copied) });
     match forked {
@@ -193,21 +198,22 @@ fn middle(prepared: &mut Prepared<'_>) -> ! {
 
 /// Stops sharing the parent's descriptors, and keeps only those below `end`. Async-signal-safe.
 fn own_descriptors(end: RawFd) -> Result<(), Errno> {
-    // SAFETY: with CLOSE_RANGE_UNSHARE the table is copied before anything is closed: the parent keeps all of its own.
+    // SAFETY: with CLOSE_RANGE_UNSHARE the table is copied before anything is closed: the parent
+    // keeps all of its own.
     let done = unsafe { libc::close_range(end.unsigned_abs(), libc::c_uint::MAX, CLOSE_IN_A_COPY) };
     Errno::result(done).map(drop)
 }
 
 /// Puts what is passed in its place, from 3 up. Async-signal-safe.
 ///
-/// Most lie in their place already, or above it. Only one that lies where another goes is lifted out of the way first,
-/// so that a process may pass on nearly as many descriptors as it may have.
+/// Most lie in their place already, or above it. Only one that lies where another goes is lifted
+/// out of the way first, so that a process may pass on nearly as many descriptors as it may have.
 fn place(prepared: &mut Prepared<'_>) -> Result<(), Errno> {
     for (index, target) in (0..prepared.passed.len()).zip(FIRST_PASSED..) {
         let source = prepared.passed[index];
         if source == target {
-            // dup2(x, x) would keep close-on-exec.
-            // SAFETY: fcntl(2) sets a flag of a descriptor that is open, in the table of this process alone.
+            // dup2(x, x) would keep close-on-exec. SAFETY: fcntl(2) sets a flag of a descriptor
+            // that is open, in the table of this process alone.
             Errno::result(unsafe { libc::fcntl(source, libc::F_SETFD, 0) })?;
             continue;
         }
@@ -234,14 +240,15 @@ fn exec(prepared: &mut Prepared<'_>) -> ! {
     let placed = place(prepared);
     // Where it was lifted to or, if it was not, where it is.
     let channel = prepared.passed[prepared.channel];
-    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC only sets a flag. It is a second guard: every descriptor of ours
-    // is close-on-exec already, but not every one of the host program's need be.
+    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC only sets a flag. It is a second guard: every
+    // descriptor of ours is close-on-exec already, but not every one of the host program's need be.
     unsafe {
         libc::close_range(prepared.first_free.unsigned_abs(), libc::c_uint::MAX, CLOSE_ON_EXEC)
     };
     // SAFETY: getpid(2) cannot fail.
     tell(channel, prepared.words.born, unsafe { libc::getpid() });
-    // Before they are let in. One that the C library knows and the kernel does not is no reason not to start.
+    // Before they are let in. One that the C library knows and the kernel does not is no reason not
+    // to start.
     for signal in &prepared.ignored {
         let _ = signals::ignore(*signal);
     }
@@ -252,7 +259,8 @@ fn exec(prepared: &mut Prepared<'_>) -> ! {
         // The program was not tried, so the failure is not the program's.
         Err(errno) => tell(channel, prepared.words.fork_failed, errno as i32),
         Ok(()) => {
-            // SAFETY: the path and both arrays end in zero, and live in memory that the fork has copied.
+            // SAFETY: the path and both arrays end in zero, and live in memory that the fork has
+            // copied.
             unsafe {
                 libc::execve(
                     prepared.program,
@@ -281,7 +289,8 @@ fn tell(channel: RawFd, words: &[u8], number: i32) {
         (end, power) = (end + 1, power / 10);
     }
     packet[end] = b'\n';
-    // SAFETY: send(2) reads as many bytes as the array holds. Whether anybody is left to hear it is no concern of ours.
+    // SAFETY: send(2) reads as many bytes as the array holds. Whether anybody is left to hear it is
+    // no concern of ours.
     unsafe {
         libc::send(
             channel,

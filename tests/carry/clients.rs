@@ -1,8 +1,10 @@
-//! The kinds of clients: each keeps a connection in another state for as long as the load lasts, and verifies all of it.
+//! The kinds of clients: each keeps a connection in another state for as long as the load lasts,
+//! and verifies all of it.
 //!
-//! What a move could lose lies in different places: nothing at all between two requests, bytes in the queues of the kernel, in
-//! the daemon's own hands and in its pipes, an end that one side has said and the other has not heard yet. When the load is
-//! over every client half-closes, and the end must come exactly after its last byte.
+//! What a move could lose lies in different places: nothing at all between two requests, bytes in
+//! the queues of the kernel, in the daemon's own hands and in its pipes, an end that one side has
+//! said and the other has not heard yet. When the load is over every client half-closes, and the
+//! end must come exactly after its last byte.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,13 +27,15 @@ const REQUEST: usize = 2_000;
 const PIECE: usize = 32 * 1024;
 /// The largest piece that a slow client reads at once.
 const SLOW_PIECE: usize = 2_048;
-/// With no room for so long there will be none until somebody reads: the queues are full on every hop.
+/// With no room for so long there will be none until somebody reads: the queues are full on every
+/// hop.
 const FULL_AFTER: Duration = Duration::from_millis(300);
-/// What the kernel may hold of a busy connection at each end of ours. Left to itself it takes megabytes of each, together more
-/// than it has for TCP; then it drops what comes, and what it tries again ever later looks like a connection that
-/// is stuck.
+/// What the kernel may hold of a busy connection at each end of ours. Left to itself it takes
+/// megabytes of each, together more than it has for TCP; then it drops what comes, and what it
+/// tries again ever later looks like a connection that is stuck.
 pub(crate) const QUEUE: u32 = 128 * 1024;
-/// The segments of an Ethernet: what the daemon's kernel keeps for us is counted in segments, and those of a loopback have 64 KiB.
+/// The segments of an Ethernet: what the daemon's kernel keeps for us is counted in segments, and
+/// those of a loopback have 64 KiB.
 pub(crate) const SEGMENT: u32 = 1_460;
 /// The receive buffer of every other slow client, so that its window closes again and again.
 const NARROW: u32 = 8 * 1024;
@@ -49,9 +53,11 @@ pub(crate) enum Kind {
     SlowReader,
     /// Fills every queue, half-closes, reads slowly to the end; and comes again.
     HalfClosed,
-    /// Half-closes at once, and the upstream answers for as long as the load lasts. Through a proxy alone.
+    /// Half-closes at once, and the upstream answers for as long as the load lasts. Through a proxy
+    /// alone.
     Listener,
-    /// The upstream half-closes at once, and the client sends for as long as the load lasts. Through a proxy alone.
+    /// The upstream half-closes at once, and the client sends for as long as the load lasts.
+    /// Through a proxy alone.
     Talker,
 }
 
@@ -60,7 +66,8 @@ pub(crate) enum Kind {
 pub(crate) struct Client {
     pub(crate) kind: Kind,
     pub(crate) to: SocketAddr,
-    /// Whether it is one of ours that answers, and has to be told what is wanted; else it is the daemon's echo.
+    /// Whether it is one of ours that answers, and has to be told what is wanted; else it is the
+    /// daemon's echo.
     pub(crate) is_proxied: bool,
     /// Among those of its kind.
     pub(crate) number: usize,

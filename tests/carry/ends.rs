@@ -1,11 +1,12 @@
 //! The two ends of a conversation's directions, each of which knows its place in the pattern.
 //!
-//! Who stops sending says in the ledger how much that was, and then half-closes. Who reads an end looks it up: one that
-//! nobody has said, or that comes before the last byte, is a connection closed too early. Clients and upstreams are in one
-//! process, so that works through a proxy as well as on an echo.
+//! Who stops sending says in the ledger how much that was, and then half-closes. Who reads an end
+//! looks it up: one that nobody has said, or that comes before the last byte, is a connection
+//! closed too early. Clients and upstreams are in one process, so that works through a proxy as
+//! well as on an echo.
 //!
-//! Each read has a deadline. A write has none: where the other side reads slowly it has to wait, and if nothing moves at all
-//! that side's reads will tell.
+//! Each read has a deadline. A write has none: where the other side reads slowly it has to wait,
+//! and if nothing moves at all that side's reads will tell.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,7 +31,8 @@ pub(crate) struct Shared {
     /// How many bytes each direction had that has ended.
     said: Mutex<HashMap<u64, u64>>,
     over: watch::Sender<bool>,
-    /// Whether everybody is busy: how long an answer took before that says how long it takes to come.
+    /// Whether everybody is busy: how long an answer took before that says how long it takes to
+    /// come.
     settled: AtomicBool,
 }
 
@@ -144,7 +146,8 @@ pub(crate) struct Reader<'a> {
     received: u64,
 }
 
-/// The ends of a stream, of which the one reads the bytes that belong to a seed, and the other sends those of another.
+/// The ends of a stream, of which the one reads the bytes that belong to a seed, and the other
+/// sends those of another.
 pub(crate) fn ends<'a>(
     stream: &'a mut TcpStream,
     shared: &'a Shared,
@@ -157,7 +160,8 @@ pub(crate) fn ends<'a>(
 }
 
 impl Writer<'_> {
-    /// Sends as much of that many bytes as there is room for, when there is any. Dropped before that, it has sent nothing.
+    /// Sends as much of that many bytes as there is room for, when there is any. Dropped before
+    /// that, it has sent nothing.
     pub(crate) async fn some(&mut self, buffer: &mut [u8]) -> Result<(), Mishap> {
         Pattern::of(self.seed).fill(self.sent, buffer);
         let count = self.half.write(buffer).await.map_err(|error| Mishap::of("sending", &error))?;

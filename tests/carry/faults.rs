@@ -1,7 +1,8 @@
 //! Shows that the load sees each way in which a server can do wrong, with a server that does.
 //!
-//! A test of a promise is worth what it would find. Here an echo alters, loses or repeats some bytes of every connection, or
-//! ends it too early, in order or not; each client must name exactly that.
+//! A test of a promise is worth what it would find. Here an echo alters, loses or repeats some
+//! bytes of every connection, or ends it too early, in order or not; each client must name exactly
+//! that.
 
 use std::io;
 use std::net::SocketAddr;

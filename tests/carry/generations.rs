@@ -1,7 +1,8 @@
 //! Starts a daemon that carries its connections, and has one generation after the other take over.
 //!
-//! A handoff is over when the new generation is the head and the old one's process has ended, by itself and well: what it
-//! served must have gone on elsewhere by then. How long that took is printed and not judged.
+//! A handoff is over when the new generation is the head and the old one's process has ended, by
+//! itself and well: what it served must have gone on elsewhere by then. How long that took is
+//! printed and not judged.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +16,8 @@ use crate::tally::distribution;
 
 /// What makes a daemon carry.
 const CARRY: [&str; 1] = ["--carry"];
-/// What is not carried is cut after this; long enough that it is not taken for carried, and short enough to fail soon.
+/// What is not carried is cut after this; long enough that it is not taken for carried, and short
+/// enough to fail soon.
 const LIMITS: [&str; 4] = ["--bake", "0", "--drain-timeout", "10s"];
 
 /// A line of generations.
@@ -45,7 +47,8 @@ impl Generations {
         })
     }
 
-    /// Of a daemon by a file, that carries: its listener `echo` echoes, and `proxy` passes on to that upstream.
+    /// Of a daemon by a file, that carries: its listener `echo` echoes, and `proxy` passes on to
+    /// that upstream.
     pub(crate) fn carrying_by_file(upstream: &str) -> Self {
         Self::start(|command, folder| {
             let text = format!(
@@ -114,7 +117,8 @@ impl Generations {
 /// What a process holds that could grow from generation to generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Holdings {
-    /// What each descriptor is that is neither a socket nor a pipe, sorted; for those see [`count`].
+    /// What each descriptor is that is neither a socket nor a pipe, sorted; for those see
+    /// [`count`].
     pub(crate) descriptors: Vec<String>,
     /// What it was born with, but for the values: its ordinal is another each time.
     pub(crate) variables: Vec<String>,
@@ -136,14 +140,17 @@ impl Holdings {
     }
 }
 
-/// How many descriptors of a kind a process holds: `socket`, or `pipe`, of which a thread keeps some for the next transfer.
+/// How many descriptors of a kind a process holds: `socket`, or `pipe`, of which a thread keeps
+/// some for the next transfer.
 pub(crate) fn count(pid: u32, kind: &str) -> usize {
     kinds(pid).remove(kind).unwrap_or(0)
 }
 
-/// Waits until a process has let go of its channels to a predecessor that has gone: it hears of the end after everybody else.
+/// Waits until a process has let go of its channels to a predecessor that has gone: it hears of the
+/// end after everybody else.
 pub(crate) fn wait_until_alone(pid: u32) {
-    // The type is in the fifth column, in hexadecimal, the inode in the seventh: proc(5). Only channels keep messages apart.
+    // The type is in the fifth column, in hexadecimal, the inode in the seventh: proc(5). Only
+    // channels keep messages apart.
     const SEQPACKET: &str = "0005";
     let channels = || {
         let held: Vec<String> = holds(pid).into_values().collect();

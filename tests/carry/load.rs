@@ -1,7 +1,9 @@
-//! A load of verified connections: clients of several kinds and the upstream of those that go through a proxy.
+//! A load of verified connections: clients of several kinds and the upstream of those that go
+//! through a proxy.
 //!
-//! All of it is in one runtime of two threads, as many as the machine has cores. A load begins when every connection is as
-//! busy as it will be, and it ends when every client and every upstream connection has come to its end, or to a loss.
+//! All of it is in one runtime of two threads, as many as the machine has cores. A load begins when
+//! every connection is as busy as it will be, and it ends when every client and every upstream
+//! connection has come to its end, or to a loss.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,11 +1,14 @@
 //! Holds the daemon to the promise of `--carry`: a connection that a handoff moves notices nothing.
 //!
-//! `cargo test --test carry`. Apart from the other tests, for it takes both cores for minutes: thousands of connections, a
-//! thousand handoffs. `promises.rs` has the claims. The rest is the load (`load.rs`): clients and upstreams that verify every
-//! byte by its place (`pattern.rs`) and every end against what was said on the other side (`ends.rs`), and count what they
-//! met (`tally.rs`). That they see what they have to see, `faults.rs` shows with a server that does wrong.
+//! `cargo test --test carry`. Apart from the other tests, for it takes both cores for minutes:
+//! thousands of connections, a thousand handoffs. `promises.rs` has the claims. The rest is the
+//! load (`load.rs`): clients and upstreams that verify every byte by its place (`pattern.rs`) and
+//! every end against what was said on the other side (`ends.rs`), and count what they met
+//! (`tally.rs`). That they see what they have to see, `faults.rs` shows with a server that does
+//! wrong.
 //!
-//! `sessions.rs` has the claims for programs of others: their servers (`servers.rs`), and their clients (`talk.rs`). As root.
+//! `sessions.rs` has the claims for programs of others: their servers (`servers.rs`), and their
+//! clients (`talk.rs`). As root.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

@@ -1,10 +1,11 @@
 //! Gives each connection bytes of its own, of which each is a function of its place.
 //!
-//! So one that receives knows what has to come without keeping what was sent, and a byte that is lost, repeated, altered or
-//! another connection's is found where it comes. Eight bytes are made at once: two cores have to make and verify all of it
-//! beside the daemon that is under load.
+//! So one that receives knows what has to come without keeping what was sent, and a byte that is
+//! lost, repeated, altered or another connection's is found where it comes. Eight bytes are made at
+//! once: two cores have to make and verify all of it beside the daemon that is under load.
 
-/// How far from its place a piece is looked for, to say how many bytes were lost or repeated before it.
+/// How far from its place a piece is looked for, to say how many bytes were lost or repeated before
+/// it.
 const SEARCHED: u64 = 1024 * 1024;
 /// So many bytes are not found by chance.
 const SAMPLE: usize = 12;
@@ -42,7 +43,8 @@ impl Pattern {
         })
     }
 
-    /// Goes through that many bytes by words, as long as `each` says so; it is told where in them, and what belongs there.
+    /// Goes through that many bytes by words, as long as `each` says so; it is told where in them,
+    /// and what belongs there.
     fn pieces(
         self,
         offset: u64,

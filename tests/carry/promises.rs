@@ -1,7 +1,9 @@
-//! The claims: over hundreds of handoffs no connection ends, no byte is wrong, and nothing is left behind.
+//! The claims: over hundreds of handoffs no connection ends, no byte is wrong, and nothing is left
+//! behind.
 //!
-//! Each load takes all of the machine, so they take turns. A test stops at the first handoff that somebody has noticed, and
-//! says what all of them met. How long answers took is printed; nothing is judged by the clock.
+//! Each load takes all of the machine, so they take turns. A test stops at the first handoff that
+//! somebody has noticed, and says what all of them met. How long answers took is printed; nothing
+//! is judged by the clock.
 
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,8 +17,8 @@ use crate::load::{Load, Service};
 use crate::support::assert_becomes;
 use crate::tally::Loss;
 
-/// How much more memory the last of a thousand generations may have than the fiftieth, in KiB: by this, two KiB that each
-/// handoff leaves behind are found.
+/// How much more memory the last of a thousand generations may have than the fiftieth, in KiB: by
+/// this, two KiB that each handoff leaves behind are found.
 const MORE_MEMORY: u64 = 2 * 1024;
 
 /// One load at a time.
@@ -88,7 +90,8 @@ fn full_queues_and_half_closed_connections_lose_nothing_over_handoffs() {
     lines.into_iter().for_each(|line| drop(line.stop()));
 }
 
-/// One that comes again is there twice for an instant: it has heard the end of its first connection, which is not closed yet.
+/// One that comes again is there twice for an instant: it has heard the end of its first
+/// connection, which is not closed yet.
 fn assert_so_many_sockets(pid: u32, expected: &RangeInclusive<usize>) {
     assert_becomes(&None, || {
         Some(count(pid, "socket")).filter(|sockets| !expected.contains(sockets))
@@ -116,7 +119,8 @@ fn nothing_is_leaked_over_a_thousand_handoffs() {
     let (mut connected, mut come_again) = (sockets, 0);
     let mut count_of = |kind, sockets| {
         connected += sockets;
-        // One that half-closes is done with here long before it has read all, and then it comes again.
+        // One that half-closes is done with here long before it has read all, and then it comes
+        // again.
         if kind == Kind::HalfClosed {
             come_again += sockets;
         }
@@ -169,7 +173,8 @@ fn nothing_is_leaked_over_a_thousand_handoffs() {
     let report = load.end();
     println!("{} generations in {:?}; {}\n{report}", line.generation, since(start), line.took());
     report.assert_unnoticed();
-    // Nobody is connected any more, and no pipe is lent to anybody: the next has what the first had.
+    // Nobody is connected any more, and no pipe is lent to anybody: the next has what the first
+    // had.
     line.hand_over();
     assert_becomes(&(sockets, pipes), || (count(line.pid, "socket"), count(line.pid, "pipe")));
     let left = Holdings::of(line.pid);

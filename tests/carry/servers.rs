@@ -1,8 +1,10 @@
-//! Starts servers of Debian's packages, PostgreSQL and OpenSSH, for one test each, and makes their clients ready.
+//! Starts servers of Debian's packages, PostgreSQL and OpenSSH, for one test each, and makes their
+//! clients ready.
 //!
-//! A server is the first process of namespaces of its own. So all that it starts ends when it does, however the test ends:
-//! its processes, its shared memory, and what it leaves in `/run` and `/var/log`, which are empty in there. It needs root for
-//! that. A server knows nothing of this machine's configuration. What is missing fails the test, with the name of the package.
+//! A server is the first process of namespaces of its own. So all that it starts ends when it does,
+//! however the test ends: its processes, its shared memory, and what it leaves in `/run` and
+//! `/var/log`, which are empty in there. It needs root for that. A server knows nothing of this
+//! machine's configuration. What is missing fails the test, with the name of the package.
 
 use std::fs::{self, File};
 use std::io;
@@ -39,8 +41,8 @@ struct Server {
 }
 
 impl Server {
-    /// Starts a command in a folder, and waits until it says that it is ready. There are more things to see in there: each of
-    /// `mounts` is seen as the second.
+    /// Starts a command in a folder, and waits until it says that it is ready. There are more
+    /// things to see in there: each of `mounts` is seen as the second.
     fn start(
         folder: TempDir,
         mut command: Command,
@@ -84,7 +86,8 @@ impl Drop for Server {
     }
 }
 
-/// Starts a command as the first process of new namespaces. The thread that calls is of no use afterwards.
+/// Starts a command as the first process of new namespaces. The thread that calls is of no use
+/// afterwards.
 fn start_apart(command: &mut Command, mounts: &[(PathBuf, &str)]) -> io::Result<Child> {
     const NONE: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWNS)?;
@@ -247,7 +250,8 @@ impl Sshd {
             separated.uid, separated.gid
         );
         let address = format!("{}:{}", Ipv4Addr::LOCALHOST, free_port());
-        // A folder that everybody may write to, as the one for temporary files, is none for keys otherwise.
+        // A folder that everybody may write to, as the one for temporary files, is none for keys
+        // otherwise.
         let config = format!(
             "ListenAddress {address}\nHostKey {at}/host\nAuthorizedKeysFile {at}/client.pub\nStrictModes no\n\
              AuthenticationMethods publickey\nAllowUsers {VISITOR}\nUsePAM no\nPidFile none\nPrintMotd no\n\

@@ -1,8 +1,10 @@
-//! The claims for programs of others: sessions of PostgreSQL's and OpenSSH's own clients, behind the proxy, notice no handoff.
+//! The claims for programs of others: sessions of PostgreSQL's and OpenSSH's own clients, behind
+//! the proxy, notice no handoff.
 //!
-//! What they say to each other is theirs: a byte that is lost, repeated or altered ends an SSH session by its checksums, and a
-//! database's by its protocol. Each handoff happens while something is under way, for that is made to last: a statement waits
-//! for a lock, the result of another has not been read, or there is a next one as long as the handoff is not over.
+//! What they say to each other is theirs: a byte that is lost, repeated or altered ends an SSH
+//! session by its checksums, and a database's by its protocol. Each handoff happens while something
+//! is under way, for that is made to last: a statement waits for a lock, the result of another has
+//! not been read, or there is a next one as long as the handoff is not over.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -172,7 +174,8 @@ fn a_statement_waits(
     session.ear.hear(b"waited\n");
 }
 
-/// One result lasts over all of these handoffs: no more is read in each than leaves far more than any queue takes.
+/// One result lasts over all of these handoffs: no more is read in each than leaves far more than
+/// any queue takes.
 fn a_result_is_on_its_way(line: &mut Generations, session: &mut Talk, handoffs: u64) {
     const PART: u64 = 30_000;
     const REST: u64 = 200_000;
@@ -271,7 +274,8 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Each old generation has ended with so many connections carried, and none of them ended or was cut in any.
+/// Each old generation has ended with so many connections carried, and none of them ended or was
+/// cut in any.
 fn assert_carried(records: &[Record], connections: u64) {
     let ended = records.iter().filter(|record| record.text.contains(" has ended "));
     let fields = |record: &Record| {

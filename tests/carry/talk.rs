@@ -1,8 +1,8 @@
 //! Runs a client program and talks to it by its standard streams, each wait under the deadline.
 //!
-//! What it answers is compared byte by byte where it comes, so that a test says what was wrong and not only that something
-//! was. What the program complains of belongs to that: it must not, and a test that fails shows it. A program that is
-//! dropped is killed.
+//! What it answers is compared byte by byte where it comes, so that a test says what was wrong and
+//! not only that something was. What the program complains of belongs to that: it must not, and a
+//! test that fails shows it. A program that is dropped is killed.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -51,7 +51,8 @@ impl Talk {
         self.ear.hear(answer.as_bytes());
     }
 
-    /// Lets the client come to its end: it has nothing more to say, complains of nothing and ends well.
+    /// Lets the client come to its end: it has nothing more to say, complains of nothing and ends
+    /// well.
     pub(crate) fn finish(mut self) {
         self.mouth.close();
         self.ear.hear_the_end();

@@ -1,6 +1,7 @@
 //! Counts what clients and upstreams have met, by kind, and says it in a few lines.
 //!
-//! How long answers took is told and never judged: a machine that does something else meanwhile is no broken promise.
+//! How long answers took is told and never judged: a machine that does something else meanwhile is
+//! no broken promise.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};

@@ -1,7 +1,9 @@
-//! Stands behind the proxy: an upstream that does what the client at the other end asks it for, and verifies as that does.
+//! Stands behind the proxy: an upstream that does what the client at the other end asks it for, and
+//! verifies as that does.
 //!
-//! A proxied connection is two, and either may be lost alone; only here is it seen that the far one goes on too, that what
-//! came through is right on the way up already, and that no end is passed on that the client had not said.
+//! A proxied connection is two, and either may be lost alone; only here is it seen that the far one
+//! goes on too, that what came through is right on the way up already, and that no end is passed on
+//! that the client had not said.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};

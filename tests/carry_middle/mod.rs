@@ -1,8 +1,10 @@
-//! In the very middle of a carry, with connections taken, sent and not yet sent, each of them is with one process, whole.
+//! In the very middle of a carry, with connections taken, sent and not yet sent, each of them is
+//! with one process, whole.
 //!
-//! That middle is held still without a clock: both processes are stopped when the successor is ready and nothing is committed,
-//! and then each is let run until it can do no more without the other. There are more connections than are on their way at
-//! once. `carry_calls` has each single call.
+//! That middle is held still without a clock: both processes are stopped when the successor is
+//! ready and nothing is committed, and then each is let run until it can do no more without the
+//! other. There are more connections than are on their way at once. `carry_calls` has each single
+//! call.
 
 mod scene;
 mod waits;
@@ -35,8 +37,8 @@ fn kill(pid: u32) {
     assert_eq!(exit_code(pid), KILLED);
 }
 
-/// Has a successor that stands still go on, with that signal ahead of the so many-th thing that it says: its answers, and perhaps
-/// a question before or among them.
+/// Has a successor that stands still go on, with that signal ahead of the so many-th thing that it
+/// says: its answers, and perhaps a question before or among them.
 fn go_on_to_answer(line: &Line, pid: u32, number: Signal, when: usize) -> Tracer {
     let tracer =
         Tracer::attach(line, pid, &["-e", &format!("inject=sendto:signal={number}:when={when}")]);
@@ -311,13 +313,15 @@ fn a_line_that_is_cut_when_some_are_carried_ends_and_so_does_every_connection() 
 fn of_three_parts_a_successor_that_hangs_serves_on_what_it_had_and_what_it_was_sent_and_nobody_else_does()
  {
     for kind in KINDS {
-        // The first part is taken when it hangs, the second waits for it, and the third was not sent.
+        // The first part is taken when it hangs, the second waits for it, and the third was not
+        // sent.
         let mut scene = Scene::set(kind, AT_ONCE + SOME, &["--drain-timeout", "2s"]);
         let successor = scene.take();
         freeze(successor);
         thaw(scene.line.first_pid());
         assert_eq!(exit_code(scene.line.first_pid()), 0);
-        // The third part is told to come to an end before the deadline; what a proxy relays is not over for that.
+        // The third part is told to come to an end before the deadline; what a proxy relays is not
+        // over for that.
         let ended = if kind == Kind::Echo { SOME - AT_ONCE } else { 0 };
         scene.line.wait_for(
             1,

@@ -1,4 +1,5 @@
-//! A line whose carry stands still in its middle, and the clients who wait for either of two processes.
+//! A line whose carry stands still in its middle, and the clients who wait for either of two
+//! processes.
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -73,8 +74,8 @@ impl Scene {
         Self { line, clients, _upstream: upstream }
     }
 
-    /// Begins a handoff, and stops both processes when the successor is ready. Then each client says the first. Tells the
-    /// successor's process id.
+    /// Begins a handoff, and stops both processes when the successor is ready. Then each client
+    /// says the first. Tells the successor's process id.
     pub(super) fn hold_before_carry(&mut self) -> u32 {
         let mut gate = Gate::before_successor(&self.line, "\"$@\"");
         self.line.signal(1, Signal::SIGHUP);
@@ -91,8 +92,8 @@ impl Scene {
         successor
     }
 
-    /// The predecessor commits, and sends all that may be on their way at once. Then each client says the second, most of them to
-    /// nobody.
+    /// The predecessor commits, and sends all that may be on their way at once. Then each client
+    /// says the second, most of them to nobody.
     pub(super) fn send(&mut self) {
         thaw(self.line.first_pid());
         self.line.wait_for(1, "draining why");
@@ -102,8 +103,8 @@ impl Scene {
         }
     }
 
-    /// Begins a handoff in which the predecessor has sent what may be on its way at once, and stands still; the successor has taken
-    /// all of that. Tells the successor's process id.
+    /// Begins a handoff in which the predecessor has sent what may be on its way at once, and
+    /// stands still; the successor has taken all of that. Tells the successor's process id.
     pub(super) fn take(&mut self) -> u32 {
         let successor = self.hold_before_carry();
         self.send();
@@ -114,7 +115,8 @@ impl Scene {
         successor
     }
 
-    /// How many clients hear all that they are owed, and are served on. All others hear an end: no byte is wrong.
+    /// How many clients hear all that they are owed, and are served on. All others hear an end: no
+    /// byte is wrong.
     pub(super) fn heard(&mut self) -> usize {
         let hear = |(number, client): (usize, &mut Client)| {
             let owed = requests(number).concat();
@@ -131,7 +133,8 @@ impl Scene {
     pub(super) fn assert_all_end_in_order(&mut self) {
         for (number, client) in self.clients.iter_mut().enumerate() {
             client.expect(&requests(number).concat()).unwrap();
-            // Behind a proxy it is for one of the two to end a conversation. The other may have done so.
+            // Behind a proxy it is for one of the two to end a conversation. The other may have
+            // done so.
             let _ = client.half_close();
             client.expect_end().unwrap();
         }
@@ -145,7 +148,8 @@ impl Scene {
         usize::try_from(number).unwrap()
     }
 
-    /// The old generation is the head again, and hands over in turn: so many connections go with that.
+    /// The old generation is the head again, and hands over in turn: so many connections go with
+    /// that.
     pub(super) fn assert_recalled(&self, mark: usize, carries: usize) {
         let line = &self.line;
         line.put_real();

@@ -1,4 +1,5 @@
-//! Who waits for a carry that stands still: a handoff that would cut it, and whoever asked for that. Newcomers do not.
+//! Who waits for a carry that stands still: a handoff that would cut it, and whoever asked for
+//! that. Newcomers do not.
 
 use nix::sys::signal::Signal;
 

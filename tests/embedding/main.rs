@@ -1,7 +1,8 @@
 //! A program that a server of one's own starts gets none of what the server was born with.
 //!
-//! What the library takes must be taken before any thread runs, so this is a program without the test harness, and it is
-//! both sides: started plainly it is the parent, started with `serve` it is a server that embeds the library.
+//! What the library takes must be taken before any thread runs, so this is a program without the
+//! test harness, and it is both sides: started plainly it is the parent, started with `serve` it is
+//! a server that embeds the library.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -40,7 +41,8 @@ fn serve() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Starts the server as a service manager does, with a descriptor too many, and looks at what the program saw.
+/// Starts the server as a service manager does, with a descriptor too many, and looks at what the
+/// program saw.
 fn parent() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let notify = folder.path().join("notify");

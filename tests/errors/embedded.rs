@@ -1,6 +1,8 @@
-//! The matrix of errors for a server that embeds the library: the axum example, with all of its threads.
+//! The matrix of errors for a server that embeds the library: the axum example, with all of its
+//! threads.
 //!
-//! It has no control socket here. Its log says how a handoff ended, and its replies say which generation serves.
+//! It has no control socket here. Its log says how a handoff ended, and its replies say which
+//! generation serves.
 
 use std::fs;
 use std::io;
@@ -12,9 +14,9 @@ use crate::support::{Callers, Client, Line, Record, Tracer, assert_becomes, exam
 
 const CALLERS: usize = 2;
 
-/// Calls by which the runtime passes signals on to itself, over a pipe of its own: the kernel does not fail them there,
-/// and tokio would lose the signal or panic. And those by which it looks at the flags of a new connection: strace cannot
-/// tell them from those that make a descriptor.
+/// Calls by which the runtime passes signals on to itself, over a pipe of its own: the kernel does
+/// not fail them there, and tokio would lose the signal or panic. And those by which it looks at
+/// the flags of a new connection: strace cannot tell them from those that make a descriptor.
 const OF_THE_RUNTIME: [&str; 3] = ["fcntl", "recvfrom", "sendto"];
 
 fn serve() -> Line {
@@ -50,7 +52,8 @@ fn hand_over_from(line: &Line, pid: u32) -> Result<u32, String> {
     }
 }
 
-/// How many connections a plan may cost. A call on a connection that fails costs that one and no other.
+/// How many connections a plan may cost. A call on a connection that fails costs that one and no
+/// other.
 fn may_cost(plan: &Plan, trace: &str) -> usize {
     if plan.call == "epoll_ctl" { trace.matches("(INJECTED)").count() } else { 0 }
 }

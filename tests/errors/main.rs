@@ -1,4 +1,5 @@
-//! The whole matrix of errors: every system call of a handoff fails once, with every error that fits.
+//! The whole matrix of errors: every system call of a handoff fails once, with every error that
+//! fits.
 //!
 //! It takes half an hour: `cargo test --test errors`. A sample of it runs with the other tests.
 #![allow(

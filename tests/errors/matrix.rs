@@ -1,8 +1,10 @@
-//! One system call of a handoff fails, in one process of it, and then the same for the next call: the matrix of errors.
+//! One system call of a handoff fails, in one process of it, and then the same for the next call:
+//! the matrix of errors.
 //!
-//! A plan names a call, which one of that name, and an error that the kernel could give there. strace(1) makes the call
-//! fail in the real binary. After each plan an operator must have heard the truth, exactly one generation serves, no
-//! client was refused or reset, nothing is left behind, and the next handoff works.
+//! A plan names a call, which one of that name, and an error that the kernel could give there.
+//! strace(1) makes the call fail in the real binary. After each plan an operator must have heard
+//! the truth, exactly one generation serves, no client was refused or reset, nothing is left
+//! behind, and the next handoff works.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -46,9 +48,9 @@ impl Plan {
     }
 }
 
-/// The errors that the kernel may give for a call, by its manual page. None for calls that do not fail, or whose error
-/// the runtime or the standard library meets with a panic or an abort: those are kills, which have tests of their own
-/// (`write`, by which the runtime wakes itself; `mmap`).
+/// The errors that the kernel may give for a call, by its manual page. None for calls that do not
+/// fail, or whose error the runtime or the standard library meets with a panic or an abort: those
+/// are kills, which have tests of their own (`write`, by which the runtime wakes itself; `mmap`).
 fn errors(call: &str) -> &'static [&'static str] {
     match call {
         "socket" | "socketpair" | "epoll_create1" | "eventfd2" | "dup3" | "memfd_create"
@@ -62,8 +64,8 @@ fn errors(call: &str) -> &'static [&'static str] {
         "epoll_ctl" => &["ENOMEM", "ENOSPC"],
         "clone" | "clone3" => &["EAGAIN", "ENOMEM"],
         "wait4" | "epoll_wait" | "poll" | "close" => &["EINTR"],
-        // Not unlink: a draft of the pid file then stays until a generation starts after its process was reaped, and
-        // here the test reaps at its end. tests/pid_file.rs has that.
+        // Not unlink: a draft of the pid file then stays until a generation starts after its
+        // process was reaped, and here the test reaps at its end. tests/pid_file.rs has that.
         "rename" | "linkat" | "renameat2" | "ftruncate" => &["EIO", "ENOSPC", "EPERM"],
         "fcntl" => &["EMFILE"],
         "setsockopt" | "getsockopt" | "bind" | "listen" | "connect" | "getsockname" => {
@@ -73,9 +75,11 @@ fn errors(call: &str) -> &'static [&'static str] {
     }
 }
 
-/// Which calls of each name there are in a trace. Of the operations of `fcntl` only one makes a descriptor.
+/// Which calls of each name there are in a trace. Of the operations of `fcntl` only one makes a
+/// descriptor.
 ///
-/// Where several threads are traced, each line opens with its thread, and strace counts the calls of each by itself.
+/// Where several threads are traced, each line opens with its thread, and strace counts the calls
+/// of each by itself.
 pub(crate) fn count(trace: &str) -> BTreeMap<String, BTreeSet<usize>> {
     let (mut seen, mut calls) =
         (BTreeMap::<_, usize>::new(), BTreeMap::<String, BTreeSet<usize>>::new());
@@ -252,8 +256,8 @@ pub(crate) fn old_generation(extent: Extent) {
     assert!(hit >= 20, "only {hit} plans hit");
 }
 
-/// Lets go of a process when its main thread is in no call that fails: strace would leave it with ENOSYS. One that has
-/// ended has been let go of.
+/// Lets go of a process when its main thread is in no call that fails: strace would leave it with
+/// ENOSYS. One that has ended has been let go of.
 pub(crate) fn detach_when_asleep(pid: u32, tracer: Tracer) {
     let stat = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     assert_becomes(&true, || {
@@ -288,7 +292,8 @@ pub(crate) fn new_generation(extent: Extent) {
     assert!(hit >= 20, "only {hit} plans hit");
 }
 
-/// Calls fail that only the process between the two forks makes, and the one that becomes the successor.
+/// Calls fail that only the process between the two forks makes, and the one that becomes the
+/// successor.
 pub(crate) fn between_the_forks(extent: Extent) {
     let calls: &[(&str, &[&'static str])] = &[
         ("close_range", &["EMFILE", "ENOMEM"]),

@@ -1,9 +1,10 @@
-//! Thousands of handoffs under load, in one of ten of which something fails: a system call of either side, or a side is
-//! killed. No client is refused; only connections that a killed process held are reset; every exit code is true; and at
-//! the end nothing is left behind.
+//! Thousands of handoffs under load, in one of ten of which something fails: a system call of
+//! either side, or a side is killed. No client is refused; only connections that a killed process
+//! held are reset; every exit code is true; and at the end nothing is left behind.
 //!
-//! The successor is killed before it is ready and the predecessor after the successor has started to accept: a service
-//! of which the only process is killed is down, and that is the service manager's affair.
+//! The successor is killed before it is ready and the predecessor after the successor has started
+//! to accept: a service of which the only process is killed is down, and that is the service
+//! manager's affair.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -143,7 +144,8 @@ fn calls(on_handoff: OnHandoff) -> Calls {
 
 /// The path by which the serving generation was executed, and so the one that its successor is.
 ///
-/// A script that executes the daemon under strace makes another path of it: that of what the script executes.
+/// A script that executes the daemon under strace makes another path of it: that of what the script
+/// executes.
 struct Program {
     path: PathBuf,
     made: usize,

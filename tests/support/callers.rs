@@ -1,4 +1,5 @@
-//! Calls the daemon all the time, one short connection after the other, and tells what became of them.
+//! Calls the daemon all the time, one short connection after the other, and tells what became of
+//! them.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -7,12 +8,13 @@ use std::thread::JoinHandle;
 
 use super::{Client, Line};
 
-/// Flags with which connections keep a generation draining until the test lets go of them, see [`Line::hold`].
+/// Flags with which connections keep a generation draining until the test lets go of them, see
+/// [`Line::hold`].
 pub(crate) const SLOW_DRAIN: [&str; 4] = ["--drain-timeout", "60s", "--first-request-grace", "60s"];
 
 impl Line {
-    /// A client that is connected and has said nothing: with [`SLOW_DRAIN`] it keeps the one generation that accepts
-    /// now from ending, until it has spoken.
+    /// A client that is connected and has said nothing: with [`SLOW_DRAIN`] it keeps the one
+    /// generation that accepts now from ending, until it has spoken.
     pub(crate) fn hold(&self) -> Client {
         let client = Client::connect(&self.address()).unwrap();
         // Accepted after it, by the same generation.
@@ -81,7 +83,8 @@ impl Callers {
     }
 }
 
-/// Calls at least once after the word to stop: so that whatever the test did before it, was called upon.
+/// Calls at least once after the word to stop: so that whatever the test did before it, was called
+/// upon.
 fn call(address: &str, talk: fn(&mut Client) -> io::Result<()>, stop: &AtomicBool) -> Calls {
     let mut calls = Calls::default();
     loop {

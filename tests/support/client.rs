@@ -93,7 +93,8 @@ impl Client {
         client.expect_end()
     }
 
-    /// One request over HTTP to the axum example, and the whole of its reply. Returns the generation that answers.
+    /// One request over HTTP to the axum example, and the whole of its reply. Returns the
+    /// generation that answers.
     pub(crate) fn get(&mut self) -> io::Result<u64> {
         self.write_all(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")?;
         let mut reply = String::new();

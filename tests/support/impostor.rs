@@ -1,7 +1,8 @@
 //! Puts other programs in the place of the daemon, for the next handoff to find.
 //!
-//! All that is put there is written by another process and renamed into place: the test has many threads, and a
-//! descriptor open for writing that one of them has forked with would make the kernel refuse the exec (ETXTBSY).
+//! All that is put there is written by another process and renamed into place: the test has many
+//! threads, and a descriptor open for writing that one of them has forked with would make the
+//! kernel refuse the exec (ETXTBSY).
 
 use std::fs;
 use std::fs::File;
@@ -23,7 +24,8 @@ pub(crate) fn example(name: &str) -> PathBuf {
     Path::new(REAL).parent().unwrap().join("examples").join(name)
 }
 
-/// What every script opens with. `say FORMAT` sends the predecessor one packet: bash itself would write line by line.
+/// What every script opens with. `say FORMAT` sends the predecessor one packet: bash itself would
+/// write line by line.
 const PRELUDE: &str = r#"ulimit -c 0
 fd=${HANDOFFD_CHANNEL#*:}
 say() { env printf "$@" >&"$fd"; }
@@ -47,7 +49,8 @@ fn install_file(folder: &Path, content: &[u8], mode: &str) {
 }
 
 impl Line {
-    /// Puts a bash script in the place of the program. In it `$REAL` is the daemon, `$FOLDER` the line's folder.
+    /// Puts a bash script in the place of the program. In it `$REAL` is the daemon, `$FOLDER` the
+    /// line's folder.
     pub(crate) fn put_script(&self, script: &str) {
         install(self.folder(), script);
     }
@@ -84,14 +87,17 @@ impl Line {
     }
 }
 
-/// Something that a script waits for: [`Gate::PASS`] in it goes on when the test has opened the gate.
+/// Something that a script waits for: [`Gate::PASS`] in it goes on when the test has opened the
+/// gate.
 #[derive(Debug)]
 pub(crate) struct Gate(File);
 
 impl Gate {
-    /// What a script says to wait at the gate. That it has come there it says in the log, with its process id.
+    /// What a script says to wait at the gate. That it has come there it says in the log, with its
+    /// process id.
     ///
-    /// Programs, not words of the shell: for a redirection of its own the shell would hold a descriptor more.
+    /// Programs, not words of the shell: for a redirection of its own the shell would hold a
+    /// descriptor more.
     pub(crate) const PASS: &'static str =
         r#"env echo "at the gate $$" >&2; env sh -c 'read -r _ <"$1"' sh "$FOLDER/gate""#;
 
@@ -103,8 +109,8 @@ impl Gate {
         Self(File::options().read(true).write(true).open(path).unwrap())
     }
 
-    /// Holds up the next successor, before it is the daemon. It will be started with `arguments`; in a shell's words,
-    /// `"$@"` are its predecessor's.
+    /// Holds up the next successor, before it is the daemon. It will be started with `arguments`;
+    /// in a shell's words, `"$@"` are its predecessor's.
     pub(crate) fn before_successor(line: &Line, arguments: &str) -> Self {
         let gate = Self::new(line);
         line.put_script(&format!("{}; exec \"$REAL\" {arguments}", Self::PASS));

@@ -1,7 +1,8 @@
 //! Starts a line of generations in a folder of its own, and follows it by its log.
 //!
-//! All generations write to the same standard error, a pipe that the test reads. So one place tells what every
-//! generation does, the pipe's end tells that all of them have ended, and whoever holds the pipe belongs to the line.
+//! All generations write to the same standard error, a pipe that the test reads. So one place tells
+//! what every generation does, the pipe's end tells that all of them have ended, and whoever holds
+//! the pipe belongs to the line.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -96,14 +97,16 @@ impl Line {
 
     /// Starts the daemon. `prepare` completes the command; it is given the folder of the line.
     ///
-    /// The program is `FOLDER/handoffd`, a link to the real binary, so that a test may put something else in its place.
+    /// The program is `FOLDER/handoffd`, a link to the real binary, so that a test may put
+    /// something else in its place.
     pub(crate) fn start_with(prepare: impl FnOnce(&mut Command, &Path)) -> Self {
         Self::start_under(&[], prepare)
     }
 
     /// Starts the daemon by a launcher: a program, with arguments, that executes what follows them.
     ///
-    /// It drains unless the test says `--carry` or has a file: most tests hold a generation by its connections.
+    /// It drains unless the test says `--carry` or has a file: most tests hold a generation by its
+    /// connections.
     pub(crate) fn start_under(
         launcher: &[&str],
         prepare: impl FnOnce(&mut Command, &Path),
@@ -190,8 +193,8 @@ impl Line {
         self.wait_since(0, what, wanted)
     }
 
-    /// Waits for a record that comes after a [`Line::mark`]. A failed handoff leaves records of a generation that will
-    /// be tried again under the same number; those count for nothing here.
+    /// Waits for a record that comes after a [`Line::mark`]. A failed handoff leaves records of a
+    /// generation that will be tried again under the same number; those count for nothing here.
     pub(crate) fn wait_since(
         &self,
         mark: usize,
@@ -201,7 +204,8 @@ impl Line {
         self.wait_after(&mut { mark }, what, wanted)
     }
 
-    /// Waits for a record among those after the first `seen`, and moves `seen` past it: for a log that grows long.
+    /// Waits for a record among those after the first `seen`, and moves `seen` past it: for a log
+    /// that grows long.
     pub(crate) fn wait_after(
         &self,
         seen: &mut usize,
@@ -354,7 +358,8 @@ impl Line {
         self.records()
     }
 
-    /// Every living process of the line: whoever holds its pipe as standard error, or as standard output.
+    /// Every living process of the line: whoever holds its pipe as standard error, or as standard
+    /// output.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let pids = fs::read_dir("/proc")
             .unwrap()
@@ -363,7 +368,8 @@ impl Line {
         pids.filter(|pid| (1..=2).any(|stream| holds(format!("/proc/{pid}/fd/{stream}")))).collect()
     }
 
-    /// Whether nobody of the line has anything to do: what was sent by now and is not read will stay so.
+    /// Whether nobody of the line has anything to do: what was sent by now and is not read will
+    /// stay so.
     pub(crate) fn is_asleep(&self) -> bool {
         self.processes().into_iter().all(|pid| is_asleep(pid).unwrap_or(false))
     }

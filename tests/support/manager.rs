@@ -85,7 +85,8 @@ impl Manager {
         let mut before = Vec::new();
         loop {
             let told = match self.try_hear() {
-                // A receive with a timeout is not begun again when the process was stopped meanwhile, signal(7).
+                // A receive with a timeout is not begun again when the process was stopped
+                // meanwhile, signal(7).
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 heard => {
                     heard.unwrap_or_else(|error| panic!("no {line}: {error}, after {before:#?}"))

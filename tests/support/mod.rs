@@ -34,5 +34,6 @@ pub(crate) use view::{
     accept, assert_becomes, children, environment, holds, holds_socket, kinds, threads,
 };
 
-/// How long any event may take before the test has failed. Far above what it does take: a deadline, not a measurement.
+/// How long any event may take before the test has failed. Far above what it does take: a deadline,
+/// not a measurement.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);

@@ -1,4 +1,5 @@
-//! Is an operator: runs the daemon's own commands against a line, and sees what they print and how they end.
+//! Is an operator: runs the daemon's own commands against a line, and sees what they print and how
+//! they end.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -21,7 +22,8 @@ pub(crate) struct Answered {
 }
 
 impl Line {
-    /// Starts the daemon on `127.0.0.1:0` with an operator's socket and these arguments, and waits until it serves.
+    /// Starts the daemon on `127.0.0.1:0` with an operator's socket and these arguments, and waits
+    /// until it serves.
     pub(crate) fn serve_controlled(arguments: &[&str]) -> Self {
         let line = Self::start_with(|command, folder| {
             command

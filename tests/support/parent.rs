@@ -1,7 +1,8 @@
-//! Starts the daemon as a parent does that passes sockets: descriptors from 3 up, `LISTEN_FDS` and its kin.
+//! Starts the daemon as a parent does that passes sockets: descriptors from 3 up, `LISTEN_FDS` and
+//! its kin.
 //!
-//! A parent can only name its child's process id after the fork, so a shell does it that then becomes the daemon.
-//! Everything that a parent may get wrong can be said here.
+//! A parent can only name its child's process id after the fork, so a shell does it that then
+//! becomes the daemon. Everything that a parent may get wrong can be said here.
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
@@ -87,8 +88,8 @@ impl Parent {
     }
 }
 
-/// A port on which nobody listens, outside of the range from which the kernel chooses for port 0, so that no other test
-/// is given it. For what cannot be told port 0.
+/// A port on which nobody listens, outside of the range from which the kernel chooses for port 0,
+/// so that no other test is given it. For what cannot be told port 0.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
@@ -108,8 +109,8 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
-/// Closes a listener, so that another may take its address at once: a process that another test has just forked may hold
-/// a copy until it executes its program.
+/// Closes a listener, so that another may take its address at once: a process that another test has
+/// just forked may hold a copy until it executes its program.
 pub(crate) fn close(listener: TcpListener) {
     shutdown(listener.as_raw_fd(), Shutdown::Both).unwrap();
     drop(listener);

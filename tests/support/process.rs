@@ -1,10 +1,11 @@
 //! Signals processes, and learns how those ended that are nobody's children.
 //!
-//! Successors are forked twice, so whoever watches over orphans inherits them. That is the test process here: it sees
-//! their exit codes, and it reaps them.
+//! Successors are forked twice, so whoever watches over orphans inherits them. That is the test
+//! process here: it sees their exit codes, and it reaps them.
 //!
-//! Not before the test is done with them: a process that has ended keeps its number until it is reaped, and a number
-//! that is free may be given to a process of another test, which runs beside this one and has the same children.
+//! Not before the test is done with them: a process that has ended keeps its number until it is
+//! reaped, and a number that is free may be given to a process of another test, which runs beside
+//! this one and has the same children.
 
 use std::fs;
 use std::sync::{Once, mpsc};
@@ -25,7 +26,8 @@ pub(crate) fn adopt_orphans() {
     ONCE.call_once(|| nix::sys::prctl::set_child_subreaper(true).unwrap());
 }
 
-/// Lets this process, where all tests run, have as many descriptors as it may: for a test with thousands of clients.
+/// Lets this process, where all tests run, have as many descriptors as it may: for a test with
+/// thousands of clients.
 pub(crate) fn raise_descriptor_limit() {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     assert!(soft == hard || setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok());
@@ -48,8 +50,8 @@ pub(crate) fn thaw(pid: u32) {
     signal(pid, Signal::SIGCONT);
 }
 
-/// Waits for the end of a process that is ours by birth or by adoption: its exit code, or 128 and the signal that killed
-/// it, as a shell has it. It stays to be reaped, see [`reap_if_ours`].
+/// Waits for the end of a process that is ours by birth or by adoption: its exit code, or 128 and
+/// the signal that killed it, as a shell has it. It stays to be reaped, see [`reap_if_ours`].
 pub(crate) fn exit_code(pid: u32) -> i32 {
     let (tell, told) = mpsc::channel();
     thread::spawn(move || tell.send(end_of(pid)));
@@ -65,8 +67,8 @@ fn end_of(pid: u32) -> i32 {
             Ok(WaitStatus::Exited(_, code)) => return code,
             Ok(WaitStatus::Signaled(_, signal, _)) => return 128 + signal as i32,
             Ok(_) | Err(Errno::EINTR) => {}
-            // An orphan is ours from the instant in which its parent has ended. The one between the two forks does
-            // nothing else, and yet a successor may be quicker.
+            // An orphan is ours from the instant in which its parent has ended. The one between the
+            // two forks does nothing else, and yet a successor may be quicker.
             Err(Errno::ECHILD) if is_there(pid) && Instant::now() < until => thread::yield_now(),
             Err(error) => panic!("cannot wait for {pid}: {error}"),
         }

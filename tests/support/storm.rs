@@ -1,8 +1,10 @@
-//! Clients in numbers: some connect as fast as they can, some keep their connection; each verifies every byte.
+//! Clients in numbers: some connect as fast as they can, some keep their connection; each verifies
+//! every byte.
 //!
-//! Nobody retries anything: what a client meets is counted, and a test decides what may have been met. A request that
-//! crosses the close of an idle connection on the wire is the one thing that no server can prevent; it is told apart by
-//! what the client sees: its request was on the way, and not one byte of a reply came.
+//! Nobody retries anything: what a client meets is counted, and a test decides what may have been
+//! met. A request that crosses the close of an idle connection on the wire is the one thing that no
+//! server can prevent; it is told apart by what the client sees: its request was on the way, and
+//! not one byte of a reply came.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
@@ -20,7 +22,8 @@ use super::{Client, DEADLINE, Line, signal};
 
 /// How long a persistent client looks for the end of its connection between two requests.
 const BETWEEN_REQUESTS: Duration = Duration::from_millis(4);
-/// Each client goes round these many addresses of its own: a closed connection blocks its port for a while.
+/// Each client goes round these many addresses of its own: a closed connection blocks its port for
+/// a while.
 const SOURCES: u64 = 200;
 
 /// Clients at work.
@@ -43,7 +46,8 @@ pub(crate) struct Tally {
     pub(crate) crossed: u64,
     /// Everything else, by kind and by what was being done.
     pub(crate) losses: BTreeMap<String, u64>,
-    /// Of every connection, who it was by the server's name for it, and how many bytes came back verified.
+    /// Of every connection, who it was by the server's name for it, and how many bytes came back
+    /// verified.
     pub(crate) verified: Vec<(String, u64)>,
 }
 
@@ -180,7 +184,8 @@ impl Worker {
         client.expect_end().map_err(|error| Loss::of("end of a kept connection", &error))
     }
 
-    /// One request. The first of a connection may not meet its close: the server has to wait for it.
+    /// One request. The first of a connection may not meet its close: the server has to wait for
+    /// it.
     fn ask(&mut self, client: &mut Client, first: bool) -> Result<Asked, Loss> {
         let request = self.request();
         let crosses = |error: &io::Error| !first && is_end(error);

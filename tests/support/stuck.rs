@@ -1,7 +1,9 @@
-//! A client in the middle of a request: it has sent more than fits into the reply's way back, and does not read.
+//! A client in the middle of a request: it has sent more than fits into the reply's way back, and
+//! does not read.
 //!
-//! Either more is sent than fits on the way back, or all the buffers between here and there are full. That they are, and
-//! that the server has not merely been slow, is seen and not supposed: whoever might read on sleeps.
+//! Either more is sent than fits on the way back, or all the buffers between here and there are
+//! full. That they are, and that the server has not merely been slow, is seen and not supposed:
+//! whoever might read on sleeps.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -14,7 +16,8 @@ use super::{Client, DEADLINE, Line};
 
 /// How much of a reply a narrow client's own kernel takes, at most.
 const NARROW: usize = 4_096;
-/// What a server may hold of a request besides, and what a buffer takes beyond its limit when it has room for one byte.
+/// What a server may hold of a request besides, and what a buffer takes beyond its limit when it
+/// has room for one byte.
 const BESIDES: usize = 200_000;
 
 /// A connection that is never idle until it is read.
@@ -25,8 +28,8 @@ pub(crate) struct Stuck {
 }
 
 impl Stuck {
-    /// Connects and sends more than fits on the way back: when this returns, and until the reply is read, the server
-    /// has some of the request still to read or to write back.
+    /// Connects and sends more than fits on the way back: when this returns, and until the reply is
+    /// read, the server has some of the request still to read or to write back.
     pub(crate) fn on(line: &Line, address: &str) -> Self {
         Self::on_whoever_sleeps(|| line.is_asleep(), address)
     }
@@ -83,7 +86,8 @@ impl Stuck {
         self.client.expect_end().unwrap();
     }
 
-    /// Reads to the end that a draining server puts after what it has taken on: how much of the request that was.
+    /// Reads to the end that a draining server puts after what it has taken on: how much of the
+    /// request that was.
     pub(crate) fn read_until_end(mut self) -> usize {
         let mut reply = Vec::new();
         self.client.read_to_end(&mut reply).unwrap();
@@ -105,7 +109,8 @@ impl Stuck {
     }
 }
 
-/// Connects with room for little more than one packet: a reply stays with the server until it is read.
+/// Connects with room for little more than one packet: a reply stays with the server until it is
+/// read.
 pub(crate) fn narrow(address: SocketAddr) -> Client {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(NARROW).unwrap();

@@ -19,7 +19,8 @@ pub(crate) struct Tracer {
 }
 
 impl Tracer {
-    /// Attaches to the main thread of a process, and returns when every system call from now on is seen.
+    /// Attaches to the main thread of a process, and returns when every system call from now on is
+    /// seen.
     pub(crate) fn attach(line: &Line, pid: u32, arguments: &[&str]) -> Self {
         Self::attach_in(line.folder(), pid, arguments)
     }

@@ -1,4 +1,5 @@
-//! Looks at a process from outside, by /proc: what it holds, what it was born with, what it left behind.
+//! Looks at a process from outside, by /proc: what it holds, what it was born with, what it left
+//! behind.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -67,7 +68,8 @@ pub(crate) fn children(pid: u32) -> Vec<String> {
     all.filter(is_child).collect()
 }
 
-/// Accepts a connection that waits, or comes within the deadline, on a listener that the test holds.
+/// Accepts a connection that waits, or comes within the deadline, on a listener that the test
+/// holds.
 pub(crate) fn accept(listener: &TcpListener) {
     let timeout = PollTimeout::try_from(DEADLINE).unwrap();
     let waiting =
@@ -77,7 +79,8 @@ pub(crate) fn accept(listener: &TcpListener) {
     listener.accept().unwrap();
 }
 
-/// Looks until `look` sees what is expected: what a process lets go of, it lets go of after it has said so.
+/// Looks until `look` sees what is expected: what a process lets go of, it lets go of after it has
+/// said so.
 pub(crate) fn assert_becomes<T: PartialEq + Debug>(expected: &T, look: impl Fn() -> T) {
     let until = Instant::now() + DEADLINE;
     while look() != *expected {

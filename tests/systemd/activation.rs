@@ -1,4 +1,5 @@
-//! systemd holds the address: a client may start the service, and waits while it is being restarted.
+//! systemd holds the address: a client may start the service, and waits while it is being
+//! restarted.
 
 use crate::lab::{ADDRESS, Lab, System};
 use crate::support::{Client, Storm};

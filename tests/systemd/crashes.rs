@@ -59,7 +59,8 @@ pub(crate) fn a_kill_of_every_process_refuses_nobody_with_the_store(system: Syst
     lab.wait("that it is let go of", |lab| lab.inside(|| Client::connect(ADDRESS)).is_err());
 }
 
-/// An old generation that drains keeps the unit from ending; systemd has to see the main process die all the same.
+/// An old generation that drains keeps the unit from ending; systemd has to see the main process
+/// die all the same.
 pub(crate) fn a_main_process_that_dies_while_an_old_one_drains_is_restarted(system: System) {
     let lab = Lab::boot(system);
     lab.drain();
@@ -80,7 +81,8 @@ pub(crate) fn a_main_process_that_dies_while_an_old_one_drains_is_restarted(syst
     assert_ne!(lab.main_pid(), dead);
 }
 
-/// The old one is the main process until the commit: its successor is told to stop with the unit, and nobody is refused.
+/// The old one is the main process until the commit: its successor is told to stop with the unit,
+/// and nobody is refused.
 pub(crate) fn a_main_process_that_dies_during_the_bake_costs_nobody_who_waits(system: System) {
     let lab = Lab::serving(system);
     let callers = lab.inside(|| Callers::start(ADDRESS, 2));
@@ -88,7 +90,8 @@ pub(crate) fn a_main_process_that_dies_during_the_bake_costs_nobody_who_waits(sy
     let reload = lab.start(&["systemctl", "reload", "handoffd.service"]);
     lab.wait("a successor", |lab| lab.status()["generations"][0]["state"] == "probation");
     signal(main, Signal::SIGKILL);
-    // Whether the unit stopped or the successor served by then: it must not have been called a success.
+    // Whether the unit stopped or the successor served by then: it must not have been called a
+    // success.
     let reload = reload.wait();
     lab.wait("the restart", |lab| {
         lab.show("NRestarts") == "1" && lab.show("ActiveState") == "active"
@@ -112,7 +115,8 @@ pub(crate) fn a_main_process_whose_accept_loop_hangs_is_restarted_by_the_watchdo
     let mut waiting = lab.inside(|| Client::connect(ADDRESS).unwrap());
     // The unit's WatchdogSec= is 30 s.
     lab.wait("the watchdog", |lab| lab.journal_text().contains("Watchdog timeout"));
-    // What is held by a tracer does not hear SIGABRT; and a thread that were let go might accept first, and then die.
+    // What is held by a tracer does not hear SIGABRT; and a thread that were let go might accept
+    // first, and then die.
     signal(lab.outer(main), Signal::SIGKILL);
     drop(tracer);
     waiting.echo(b"I have waited").unwrap();

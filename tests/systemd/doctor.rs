@@ -1,4 +1,5 @@
-//! `handoffd doctor` finds what breaks a handoff in the words of each systemd, and nothing in the unit that we ship.
+//! `handoffd doctor` finds what breaks a handoff in the words of each systemd, and nothing in the
+//! unit that we ship.
 
 use crate::lab::{Lab, PROGRAM, System};
 

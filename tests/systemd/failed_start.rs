@@ -1,4 +1,5 @@
-//! A start that fails: systemd tries again what may pass, at a bounded rate, and leaves alone what only an editor can mend.
+//! A start that fails: systemd tries again what may pass, at a bounded rate, and leaves alone what
+//! only an editor can mend.
 
 use crate::lab::{ADDRESS, Lab, PROGRAM, System, documented, shipped};
 use crate::support::Client;
@@ -20,7 +21,8 @@ pub(crate) fn a_wrong_configuration_is_tried_once(system: System) {
     assert!(lab.journal_text().contains("/etc/handoffd.toml:1:"), "{}", lab.journal_text());
 }
 
-/// With the drop-in for it, where the program is gone: systemd itself fails, and no exit code of ours stops it.
+/// With the drop-in for it, where the program is gone: systemd itself fails, and no exit code of
+/// ours stops it.
 pub(crate) fn the_pause_between_failed_starts_grows(system: System) {
     let lab = Lab::boot(system);
     let steps = std::fs::read_to_string(shipped("restart-steps.conf")).unwrap();

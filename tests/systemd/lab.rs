@@ -1,7 +1,8 @@
-//! A real systemd to serve under: boots one, installs the units that we ship, and looks on from outside.
+//! A real systemd to serve under: boots one, installs the units that we ship, and looks on from
+//! outside.
 //!
-//! Commands run in there by nsenter(1), files are reached through `/proc/PID/root`, and clients enter the network namespace
-//! with a thread of their own. Everything is gone with the lab.
+//! Commands run in there by nsenter(1), files are reached through `/proc/PID/root`, and clients
+//! enter the network namespace with a thread of their own. Everything is gone with the lab.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -47,8 +48,8 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// Boots, with nothing of ours but an empty folder for releases. Of each of `mounts`, what lies at the first path here is
-    /// seen at the second in there.
+    /// Boots, with nothing of ours but an empty folder for releases. Of each of `mounts`, what lies
+    /// at the first path here is seen at the second in there.
     pub(crate) fn bare(system: System, mounts: &[(&Path, &Path)]) -> Self {
         static NAMES: AtomicU32 = AtomicU32::new(0);
         let name = format!("lab-{}-{}", std::process::id(), NAMES.fetch_add(1, Ordering::Relaxed));
@@ -88,7 +89,8 @@ impl Lab {
         lab
     }
 
-    /// Lays a cable to another lab: at each end there is an interface of that name, with that address.
+    /// Lays a cable to another lab: at each end there is an interface of that name, with that
+    /// address.
     pub(crate) fn cable(
         &self,
         (here, address): (&str, &str),
@@ -144,7 +146,8 @@ impl Lab {
         self.install("handoffd.service.d/drain.conf", &text);
     }
 
-    /// Installs a drop-in that has the daemon bind its address itself, and takes the socket unit away.
+    /// Installs a drop-in that has the daemon bind its address itself, and takes the socket unit
+    /// away.
     pub(crate) fn bind_without_socket_unit(&self, arguments: &str) {
         fs::remove_file(self.path("/etc/systemd/system/handoffd.socket")).unwrap();
         let text = format!("[Service]\nExecStart=\nExecStart={PROGRAM} {arguments}\n");
@@ -329,7 +332,8 @@ impl Drop for Lab {
     }
 }
 
-/// Writes an executable by another process: a descriptor that a thread of ours has forked with would make its exec fail.
+/// Writes an executable by another process: a descriptor that a thread of ours has forked with
+/// would make its exec fail.
 fn install(release: &Path, text: &str) {
     let mut install = Command::new("install");
     install.args(["-m", "755", "/dev/stdin"]).arg(release.join("handoffd")).stdin(Stdio::piped());

@@ -1,8 +1,9 @@
 //! Holds the shipped units to the promise under a real systemd: this machine's, 257 and 262.
 //!
-//! `cargo test --test systemd`, as root. Each claim is a function of a systemd and runs once on each, in a lab of its own
-//! that boots in half a second; all of them run side by side. What Debian package `debootstrap` needs for the other two it
-//! fetches once. `by_ansible` needs the packages `openssh-server` and `python3-venv`, and fetches Ansible once.
+//! `cargo test --test systemd`, as root. Each claim is a function of a systemd and runs once on
+//! each, in a lab of its own that boots in half a second; all of them run side by side. What Debian
+//! package `debootstrap` needs for the other two it fetches once. `by_ansible` needs the packages
+//! `openssh-server` and `python3-venv`, and fetches Ansible once.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

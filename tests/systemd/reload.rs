@@ -92,8 +92,8 @@ pub(crate) fn a_reload_that_cannot_succeed_says_why_and_changes_nothing(system: 
     assert_eq!(lab.show("NRestarts"), "0");
 }
 
-/// A reload ends with 1; the old generation is the main process still, and serves; why stands in the journal, by whoever was
-/// to hand over and by the command that systemd ran.
+/// A reload ends with 1; the old generation is the main process still, and serves; why stands in
+/// the journal, by whoever was to hand over and by the command that systemd ran.
 fn assert_fails(lab: &Lab, main: u32, reason: &str) {
     let before = lab.journal().len();
     let reload = lab.systemctl(&["reload", "handoffd.service"]);

@@ -1,6 +1,8 @@
-//! The rolling playbook, run for real: Ansible on one machine, three hosts with sshd, and cables between.
+//! The rolling playbook, run for real: Ansible on one machine, three hosts with sshd, and cables
+//! between.
 //!
-//! Each machine is a lab of its own, so whatever Ansible leaves running or lying about ends with it.
+//! Each machine is a lab of its own, so whatever Ansible leaves running or lying about ends with
+//! it.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -103,7 +105,8 @@ pub(crate) fn a_bad_release_stops_at_the_first_host_which_serves_on() {
     fleet.roll("c", &["-e", "ansible_port=9"]).says("UNREACHABLE");
     assert_eq!(others.iter().map(see).collect::<Vec<_>>(), untouched);
 
-    // As if a run had been cut short right after the flip: it is repeated. What was left behind goes.
+    // As if a run had been cut short right after the flip: it is repeated. What was left behind
+    // goes.
     let current = first.path(format!("{FOLDER}/current"));
     fs::remove_file(&current).unwrap();
     symlink("releases/c", current).unwrap();
@@ -183,7 +186,8 @@ impl Fleet {
         fleet
     }
 
-    /// Has the operator build the daemon. Its name, a letter from `a` to `f`, is each digit of its build id as well.
+    /// Has the operator build the daemon. Its name, a letter from `a` to `f`, is each digit of its
+    /// build id as well.
     fn build(&self, release: &str) {
         let note = self.operator.path(format!("{FOLDER}/note"));
         let digits = [u8::from_str_radix(&release.repeat(2), 16).unwrap(); 20];

@@ -23,7 +23,8 @@ pub(crate) fn a_stop_drains_every_generation_and_cuts_nobody(system: System) {
         // What systemd does when it finds that some are left.
         lab.systemctl(&["kill", "--signal=TERM", "handoffd.service"]).well();
         for client in busy {
-            // Over TCP, what the client's kernel has yet to send may be too late. A cut would be a reset.
+            // Over TCP, what the client's kernel has yet to send may be too late. A cut would be a
+            // reset.
             client.read_until_end();
         }
         stop.wait().well();
@@ -48,7 +49,8 @@ pub(crate) fn a_stop_right_after_a_reload_ends_all_of_them_in_order(system: Syst
         assert_eq!(end, ("inactive".into(), "success".into()), "{}", lab.journal_text());
         assert!(lab.processes().is_empty(), "{}", lab.journal_text());
     }
-    // So early that the command may find nobody to ask; then systemd calls the unit failed, for the command did.
+    // So early that the command may find nobody to ask; then systemd calls the unit failed, for the
+    // command did.
     for _ in 0..3 {
         lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
         lab.systemctl(&["reload", "--no-block", "handoffd.service"]).well();

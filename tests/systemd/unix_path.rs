@@ -1,4 +1,5 @@
-//! A Unix listener under the shipped unit: its path stays over restarts, and the runbook says how other users reach it.
+//! A Unix listener under the shipped unit: its path stays over restarts, and the runbook says how
+//! other users reach it.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;

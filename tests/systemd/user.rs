@@ -1,4 +1,5 @@
-//! A service manager of a user is one too: it is a subreaper and not process 1, and the rest is the same.
+//! A service manager of a user is one too: it is a subreaper and not process 1, and the rest is the
+//! same.
 
 use crate::lab::{Lab, PROGRAM, System};
 use crate::support::{Client, signal};

@@ -1,4 +1,5 @@
-//! The documented variant: systemd asks by SIGHUP, and takes the end of a reload from the notification.
+//! The documented variant: systemd asks by SIGHUP, and takes the end of a reload from the
+//! notification.
 
 use crate::lab::{ADDRESS, Lab, System, shipped};
 use crate::support::{Client, Storm};

@@ -1,4 +1,5 @@
-//! Reads all that the daemon would be told, and says whether it could be served; binds and touches nothing.
+//! Reads all that the daemon would be told, and says whether it could be served; binds and touches
+//! nothing.
 
 use handoffd::{DEFAULT_ADDRESS, Error, Listeners};
 

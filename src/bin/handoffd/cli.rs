@@ -25,7 +25,8 @@ struct Line {
 enum CommandLine {
     /// Replace the generation that serves by whatever now lies at its path, and say how that ended
     ///
-    /// Returns when the new generation serves (0), or why it does not: see the exit codes of `handoffd --help`.
+    /// Returns when the new generation serves (0), or why it does not: see the exit codes of
+    /// `handoffd --help`.
     Reload(ReloadFlags),
     /// Show every generation: its process, version, state and connections
     Status(StatusFlags),
@@ -57,7 +58,8 @@ enum Checked {
 
 #[derive(Debug, Args)]
 struct Where {
-    /// Where the daemon listens for commands; without it $RUNTIME_DIRECTORY/control, or /run/handoffd/control
+    /// Where the daemon listens for commands; without it $RUNTIME_DIRECTORY/control, or
+    /// /run/handoffd/control
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 }
@@ -75,7 +77,8 @@ struct ReloadFlags {
     #[arg(long, value_name = "NUMBER", value_parser = ordinal)]
     expect_generation: Option<Generation>,
 
-    /// Return only when the old generation has no connection left: all have moved, ended or been cut
+    /// Return only when the old generation has no connection left: all have moved, ended or been
+    /// cut
     #[arg(long)]
     wait_drained: bool,
 }
@@ -99,7 +102,8 @@ struct DoctorFlags {
     #[command(flatten)]
     daemon: Where,
 
-    /// Ask the service manager of the user who asks; without this, the one that the daemon runs under
+    /// Ask the service manager of the user who asks; without this, the one that the daemon runs
+    /// under
     #[arg(long)]
     user: bool,
 
@@ -181,7 +185,8 @@ impl From<Error> for Answer {
     }
 }
 
-/// Reads the command line. `runtime_directory` is where sockets are kept that are not said to be elsewhere.
+/// Reads the command line. `runtime_directory` is where sockets are kept that are not said to be
+/// elsewhere.
 pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer> {
     let line = Line::try_parse().map_err(|error| {
         let is_asked_for =

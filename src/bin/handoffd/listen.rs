@@ -11,12 +11,14 @@ use crate::cli::Answer;
 pub(crate) struct ListenFlags {
     /// Listen here; may be given several times.
     ///
-    /// ADDRESS is IP:PORT, [IPV6]:PORT, tcp6:[IPV6]:PORT (IPv6 alone), /PATH or @NAME (abstract). A socket that a parent
-    /// passes in under NAME is used instead. Without this, all that is passed in is served, or else 127.0.0.1:48879.
+    /// ADDRESS is IP:PORT, [IPV6]:PORT, tcp6:[IPV6]:PORT (IPv6 alone), /PATH or @NAME (abstract). A
+    /// socket that a parent passes in under NAME is used instead. Without this, all that is passed
+    /// in is served, or else 127.0.0.1:48879.
     #[arg(long, value_name = "[NAME=]ADDRESS")]
     listen: Vec<String>,
 
-    /// Permissions of the paths of --listen, in octal digits, as in 0660 [default: 0777 less the umask]
+    /// Permissions of the paths of --listen, in octal digits, as in 0660 [default: 0777 less the
+    /// umask]
     #[arg(long, value_name = "MODE", requires = "listen", value_parser = socket_mode)]
     socket_mode: Option<SocketMode>,
 

@@ -1,4 +1,5 @@
-//! Is the daemon, and the commands that ask it: arguments, logging, exit code; everything else is the library's.
+//! Is the daemon, and the commands that ask it: arguments, logging, exit code; everything else is
+//! the library's.
 
 mod check;
 mod cli;
@@ -23,8 +24,8 @@ use logging::Destination;
 use metrics::WithMetrics;
 use serve::{Serve, Watched};
 
-/// For how many descriptors there is room from the first: 128 KiB in the kernel. A connection has one, a proxied one two, and
-/// more while it is spliced.
+/// For how many descriptors there is room from the first: 128 KiB in the kernel. A connection has
+/// one, a proxied one two, and more while it is spliced.
 const DESCRIPTORS: u64 = 16_384;
 
 fn main() -> ExitCode {
@@ -52,7 +53,8 @@ fn main() -> ExitCode {
 
 fn serve(arguments: Serve) -> ExitCode {
     // Before anything that could start a thread or open a descriptor. The daemon starts no other
-    // programs, so a preloaded library may have threads; only an init needs a process with one thread.
+    // programs, so a preloaded library may have threads; only an init needs a process with one
+    // thread.
     let taken = match arguments.watched {
         Watched::TheHead => Inheritance::take_beside_threads(),
         Watched::ThisProcess => Inheritance::take_under_init(),
@@ -113,7 +115,8 @@ fn run(
     })
 }
 
-/// A connection is a descriptor: the soft limit is there for programs that use select(2), and this one does not.
+/// A connection is a descriptor: the soft limit is there for programs that use select(2), and this
+/// one does not.
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
@@ -123,9 +126,10 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Lets the kernel's table of our descriptors grow while there is one thread. Later, each time that it is doubled everything
-/// that needs a new descriptor waits until every processor has been seen to use the old table no more (RCU): 5 to 15 ms, for
-/// every doubling from 64 up, while a successor takes over thousands of connections.
+/// Lets the kernel's table of our descriptors grow while there is one thread. Later, each time that
+/// it is doubled everything that needs a new descriptor waits until every processor has been seen
+/// to use the old table no more (RCU): 5 to 15 ms, for every doubling from 64 up, while a successor
+/// takes over thousands of connections.
 fn make_room_for_descriptors() {
     use nix::sys::resource::{Resource, getrlimit};
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
@@ -137,7 +141,8 @@ fn make_room_for_descriptors() {
     }
 }
 
-/// One line that says what was wrong, in the log or, if there is none yet or it takes no errors, on standard error.
+/// One line that says what was wrong, in the log or, if there is none yet or it takes no errors, on
+/// standard error.
 fn fail(error: &Error) -> ExitCode {
     if tracing::enabled!(tracing::Level::ERROR) {
         let why = one_line(&error.to_string());
@@ -148,7 +153,8 @@ fn fail(error: &Error) -> ExitCode {
 }
 
 fn complain(why: &dyn Display, exit: Exit) -> ExitCode {
-    // In one piece because a predecessor writes there too. If it is closed, the exit code has to say it alone.
+    // In one piece because a predecessor writes there too. If it is closed, the exit code has to
+    // say it alone.
     logging::complain(&format!("handoffd: {}\n", one_line(&why.to_string())));
     code(exit)
 }

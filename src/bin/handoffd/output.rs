@@ -1,8 +1,9 @@
 //! This module writes what a command has to say to standard output, and reports when that fails.
 //!
-//! The standard library takes a standard output that cannot be written (`EBADF`) for one that was. A command whose
-//! output is lost must not end with 0: a script would take an empty answer for the truth. So the text goes to a copy of
-//! the descriptor, which is also closed here, because some file systems report a full disk only then (close(2)).
+//! The standard library takes a standard output that cannot be written (`EBADF`) for one that was.
+//! A command whose output is lost must not end with 0: a script would take an empty answer for the
+//! truth. So the text goes to a copy of the descriptor, which is also closed here, because some
+//! file systems report a full disk only then (close(2)).
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};

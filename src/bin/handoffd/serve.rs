@@ -23,7 +23,8 @@ const COLLECTORS_MAX: usize = 64;
 pub(crate) struct ServeFlags {
     /// Serve what this file says, on the listeners that it names; read anew by each generation
     ///
-    /// TOML; docs/handoffd.toml explains every setting. A flag that is given as well wins over the file.
+    /// TOML; docs/handoffd.toml explains every setting. A flag that is given as well wins over the
+    /// file.
     #[arg(long, value_name = "FILE", conflicts_with = "listen")]
     config: Option<PathBuf>,
 
@@ -38,7 +39,8 @@ pub(crate) struct ServeFlags {
 pub(crate) struct ProxyFlags {
     /// Pass them on to this one; given several times, to each in turn.
     ///
-    /// ADDRESS is IP:PORT, [IPV6]:PORT, HOST:PORT, /PATH or @NAME (abstract). A host name stands for all its addresses.
+    /// ADDRESS is IP:PORT, [IPV6]:PORT, HOST:PORT, /PATH or @NAME (abstract). A host name stands
+    /// for all its addresses.
     #[arg(long, value_name = "ADDRESS", required = true)]
     to: Vec<String>,
 
@@ -62,7 +64,8 @@ pub(crate) struct ProxyFlags {
     #[arg(long, value_name = "TIME", value_parser = parse_wait)]
     idle_timeout: Option<Duration>,
 
-    /// How many connections each listener may have at once; more wait in its queue [default: as many as come]
+    /// How many connections each listener may have at once; more wait in its queue [default: as
+    /// many as come]
     #[arg(long, value_name = "COUNT", requires = "listen")]
     max_connections: Option<NonZeroUsize>,
 
@@ -84,7 +87,8 @@ struct DaemonFlags {
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     ready_timeout: Option<Duration>,
 
-    /// How long old and new both accept before the old one retires; until then a failure is rolled back [default: 1s]
+    /// How long old and new both accept before the old one retires; until then a failure is rolled
+    /// back [default: 1s]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     bake: Option<Duration>,
 
@@ -92,7 +96,8 @@ struct DaemonFlags {
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     drain_timeout: Option<Duration>,
 
-    /// Move live connections to the new generation; this is the default, and wins over `carry = false` at the top of a file
+    /// Move live connections to the new generation; this is the default, and wins over `carry =
+    /// false` at the top of a file
     #[arg(long, conflicts_with = "no_carry")]
     carry: bool,
 
@@ -102,11 +107,13 @@ struct DaemonFlags {
     #[arg(long)]
     no_carry: bool,
 
-    /// How long a new connection may take to send its first request when a drain begins [default: 1s]
+    /// How long a new connection may take to send its first request when a drain begins [default:
+    /// 1s]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     first_request_grace: Option<Duration>,
 
-    /// How many generations may serve or drain at once; beyond, the oldest's drain is cut short [default: 8]
+    /// How many generations may serve or drain at once; beyond, the oldest's drain is cut short
+    /// [default: 8]
     #[arg(long, value_name = "COUNT", value_parser = generations)]
     max_generations: Option<MaxGenerations>,
 
@@ -114,13 +121,15 @@ struct DaemonFlags {
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
 
-    /// Listen here for whoever collects metrics, in the OpenMetrics format: GET /metrics. Needs --control
+    /// Listen here for whoever collects metrics, in the OpenMetrics format: GET /metrics. Needs
+    /// --control
     ///
     /// A socket that a parent passes in under the name `metrics` is used instead.
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<String>,
 
-    /// Where `reload` and `status` are heard; without it $RUNTIME_DIRECTORY/control, if systemd has made that folder
+    /// Where `reload` and `status` are heard; without it $RUNTIME_DIRECTORY/control, if systemd has
+    /// made that folder
     #[arg(long, value_name = "PATH", value_parser = socket_path)]
     control: Option<PathBuf>,
 
@@ -128,11 +137,13 @@ struct DaemonFlags {
     #[arg(long, value_name = "COUNT", value_parser = parse_workers)]
     workers: Option<NonZeroUsize>,
 
-    /// Stay as a small init that ends with the service, for a supervisor that watches one process; process 1 always does
+    /// Stay as a small init that ends with the service, for a supervisor that watches one process;
+    /// process 1 always does
     #[arg(long)]
     init: bool,
 
-    /// What to log: error, warn, info, debug, trace or off, also for one target, as in info,handoffd=debug [default: info]
+    /// What to log: error, warn, info, debug, trace or off, also for one target, as in
+    /// info,handoffd=debug [default: info]
     #[arg(long, value_name = "FILTER", value_parser = parse_log_filter)]
     log: Option<Targets>,
 }
@@ -160,7 +171,8 @@ pub(crate) enum Watched {
 }
 
 impl ServeFlags {
-    /// What these flags say, and the file that they name. `runtime_directory` is where sockets are kept.
+    /// What these flags say, and the file that they name. `runtime_directory` is where sockets are
+    /// kept.
     pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
         let mut metrics = None;
         let serve = match self.config {

@@ -213,7 +213,8 @@ fn row(report: &Report) -> [String; 10] {
     ]
 }
 
-/// How long ago it was, for a generation of a version that does not say how long: wrong when a clock has been set since.
+/// How long ago it was, for a generation of a version that does not say how long: wrong when a
+/// clock has been set since.
 fn by_date(unix_ms: u64) -> Option<Duration> {
     let date = SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms);
     (unix_ms > 0).then(|| SystemTime::now().duration_since(date).unwrap_or_default())

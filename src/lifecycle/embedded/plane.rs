@@ -18,7 +18,8 @@ impl Plane for Embedded {
         Ok(())
     }
 
-    /// What a server of one's own does in its loops it alone knows. The driver, which runs beside them, answers.
+    /// What a server of one's own does in its loops it alone knows. The driver, which runs beside
+    /// them, answers.
     fn heartbeat(&self) -> TaskTracker {
         let beat = TaskTracker::new();
         beat.close();

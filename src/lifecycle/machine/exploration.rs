@@ -1,9 +1,11 @@
-//! Explores every interleaving of three and more generations of `step`, and holds the promise in every state reached.
+//! Explores every interleaving of three and more generations of `step`, and holds the promise in
+//! every state reached.
 //!
-//! A line begins with one process. Three hangups, two SIGTERMs, a SIGQUIT and two SIGKILLs may meet any living process at
-//! any instant; three hangups make up to four processes. A successor may fail or hang, a deadline pass, a drain end,
-//! whenever it can. That is some 58 000 states without a service manager and 36 000 with one, up to 24 turns deep. A fourth
-//! hangup makes it 520 000 and 260 000, some ten seconds: `the_promise_holds_for_longer`. A state in which the promise is
+//! A line begins with one process. Three hangups, two SIGTERMs, a SIGQUIT and two SIGKILLs may meet
+//! any living process at any instant; three hangups make up to four processes. A successor may fail
+//! or hang, a deadline pass, a drain end, whenever it can. That is some 58 000 states without a
+//! service manager and 36 000 with one, up to 24 turns deep. A fourth hangup makes it 520 000 and
+//! 260 000, some ten seconds: `the_promise_holds_for_longer`. A state in which the promise is
 //! broken is reported with the shortest way there.
 //!
 //! What this is worth was tried by breaking `step` on purpose. Found, and by what:
@@ -22,8 +24,9 @@
 //! | Probation, Starting + PredecessorLost: ignored | who is on probation has a predecessor that bakes |
 //! | a recalled generation, or an orphan, does not take the line | the pid file names the head |
 //!
-//! Not in it: descriptors and connections; messages of another version; garbage; a signal that is lost because its
-//! process has no handler yet; a service manager that refuses the main process that it is told of.
+//! Not in it: descriptors and connections; messages of another version; garbage; a signal that is
+//! lost because its process has no handler yet; a service manager that refuses the main process
+//! that it is told of.
 
 mod line;
 mod turn;
@@ -193,8 +196,8 @@ impl Line {
         self.left.crashes < setting.fates.crashes || self.left.cuts < setting.fates.cuts
     }
 
-    /// Whether nobody is left who should accept: all were told to stop, or a service manager is ending the service, as it
-    /// does when the main process ends.
+    /// Whether nobody is left who should accept: all were told to stop, or a service manager is
+    /// ending the service, as it does when the main process ends.
     fn is_over(&self, setting: &Setting) -> bool {
         let main_is_gone =
             self.main.is_none_or(|main| !self.processes[main].alive || self.processes[main].told);

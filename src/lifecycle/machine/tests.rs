@@ -1,7 +1,9 @@
-//! Tests the life of a generation cell by cell: every state with its data, and every event, against a table by hand.
+//! Tests the life of a generation cell by cell: every state with its data, and every event, against
+//! a table by hand.
 //!
-//! A row of the table is a state: what moves it, where to and with which actions in which order, and what it ignores.
-//! Each row has to name every event once, so that a cell can neither be forgotten nor be said twice.
+//! A row of the table is a state: what moves it, where to and with which actions in which order,
+//! and what it ignores. Each row has to name every event once, so that a cell can neither be
+//! forgotten nor be said twice.
 
 mod everywhere;
 
@@ -103,7 +105,8 @@ const fn retiring(recall: Recall) -> State {
 /// One cell: an event, where it leads, and what is done on the way.
 type Cell<'a> = (Event, State, &'a [Action]);
 
-/// Holds a row of the table: `moves` are as they are written, `ignored` change nothing and do nothing.
+/// Holds a row of the table: `moves` are as they are written, `ignored` change nothing and do
+/// nothing.
 fn row(state: State, moves: &[Cell<'_>], ignored: &[Event]) {
     let named: Vec<Event> =
         moves.iter().map(|cell| cell.0).chain(ignored.iter().copied()).collect();

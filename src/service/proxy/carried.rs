@@ -1,9 +1,10 @@
-//! Puts a proxied connection into words, so that another process can go on with it: its upstream's socket, what is owed each way,
-//! which ends were passed on, and what has been used of its limits.
+//! Puts a proxied connection into words, so that another process can go on with it: its upstream's
+//! socket, what is owed each way, which ends were passed on, and what has been used of its limits.
 //!
-//! One that has no upstream yet begins anew there, with what was learned of it and the patience that is left. One whose upstream is
-//! not in the other's configuration stays where it is: the configuration says that nobody is to be sent there any more. An address
-//! of a host name is in it as long as the name is: what the name has now counts for new connections alone.
+//! One that has no upstream yet begins anew there, with what was learned of it and the patience
+//! that is left. One whose upstream is not in the other's configuration stays where it is: the
+//! configuration says that nobody is to be sent there any more. An address of a host name is in it
+//! as long as the name is: what the name has now counts for new connections alone.
 
 use std::io;
 use std::net::SocketAddr;
@@ -45,12 +46,13 @@ pub(super) enum Stage {
 /// What is known of a client that has no upstream yet.
 #[derive(Debug, Default)]
 pub(super) struct Arriving {
-    /// Where it came from and where it went, if that has been asked: some have nothing to say to it.
+    /// Where it came from and where it went, if that has been asked: some have nothing to say to
+    /// it.
     pub(super) identified: Option<Identified>,
     /// Since when it waits for what it lacks, its header or an upstream, if it does.
     pub(super) since: Option<Instant>,
-    /// Which of the upstreams have had their chance in this round: also one whose answer is still awaited, or a client that is carried
-    /// again and again would never come to the others.
+    /// Which of the upstreams have had their chance in this round: also one whose answer is still
+    /// awaited, or a client that is carried again and again would never come to the others.
     pub(super) tried: Vec<Arc<Upstream>>,
 }
 
@@ -176,7 +178,8 @@ pub(super) fn take_up(parcel: Parcel, upstreams: &Upstreams, tally: &Tally) -> i
     }))
 }
 
-/// Reads a parcel that holds all that it speaks of: the stage, and where the bytes begin that are owed.
+/// Reads a parcel that holds all that it speaks of: the stage, and where the bytes begin that are
+/// owed.
 fn whole(parcel: &Parcel) -> Result<(Stage, usize), String> {
     if parcel.format != FORMAT {
         return Err(format!("{} is not known here", parcel.format));

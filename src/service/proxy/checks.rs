@@ -1,4 +1,5 @@
-//! Looks after upstreams when no client does: makes a connection to each from time to time, and closes it.
+//! Looks after upstreams when no client does: makes a connection to each from time to time, and
+//! closes it.
 
 use std::convert::Infallible;
 use std::io;
@@ -36,8 +37,8 @@ struct Watches {
 }
 
 impl Proxy {
-    /// Resolves host names again and again, and checks each upstream if that is configured, for as long as
-    /// this is awaited.
+    /// Resolves host names again and again, and checks each upstream if that is configured, for as
+    /// long as this is awaited.
     pub async fn watch(&self) -> Infallible {
         let (mut names, changed) = (JoinSet::new(), Arc::new(Notify::new()));
         self.watch_names(&mut names, &changed);

@@ -1,7 +1,8 @@
 //! Finds an upstream for one client: the next one when one fails, and patience when all do.
 //!
-//! A client is held while nobody accepts, so that a backend may restart without its clients seeing it. Whoever waits looks from
-//! time to time whether the client is still there; one that has half-closed after its request is.
+//! A client is held while nobody accepts, so that a backend may restart without its clients seeing
+//! it. Whoever waits looks from time to time whether the client is still there; one that has
+//! half-closed after its request is.
 
 use std::io;
 use std::pin::pin;
@@ -67,8 +68,9 @@ impl Proxy {
         Connected { stream, _place: place, counted }
     }
 
-    /// Connects `client` to an upstream, and tells that one `header` first; goes on from where another process has left it, if one
-    /// has. Cancel safe: what has been connected is closed, and `arriving` says how far it came.
+    /// Connects `client` to an upstream, and tells that one `header` first; goes on from where
+    /// another process has left it, if one has. Cancel safe: what has been connected is closed, and
+    /// `arriving` says how far it came.
     ///
     /// # Errors
     /// Why nobody accepted, or that the client is gone.
@@ -79,7 +81,8 @@ impl Proxy {
         header: &[u8],
     ) -> io::Result<Connected<'_>> {
         let Arriving { since, tried, .. } = arriving;
-        // The first time each is given all of its time, however short the patience; but not once more by each process.
+        // The first time each is given all of its time, however short the patience; but not once
+        // more by each process.
         let mut limit = since.and_then(|since| {
             since.checked_add(self.config.connect_patience.max(self.longest_round()))
         });
@@ -206,8 +209,8 @@ fn client_gone() -> io::Error {
 
 /// Whether a connection failed because this process or this machine lacks descriptors or memory.
 ///
-/// Every other error is a failure of that one upstream, whatever its cause: the next upstream may well
-/// be reachable. Used-up ports are among them, because they are counted for each destination.
+/// Every other error is a failure of that one upstream, whatever its cause: the next upstream may
+/// well be reachable. Used-up ports are among them, because they are counted for each destination.
 pub(super) fn is_own(error: &io::Error) -> bool {
     // ENOSPC is epoll_ctl(2): as many sockets are watched as the user may watch.
     let wants = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC];

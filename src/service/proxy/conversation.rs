@@ -1,8 +1,10 @@
-//! Holds a client and its upstream together until they have finished, or something ends it for them.
+//! Holds a client and its upstream together until they have finished, or something ends it for
+//! them.
 //!
-//! No side may take a break for an end: when one has broken, what it had said before is passed on, and then the other is reset.
-//! Whatever else ends a conversation before its end, the drain deadline above all, resets both. One that is to be carried comes to
-//! rest between two moves, and nobody is told anything.
+//! No side may take a break for an end: when one has broken, what it had said before is passed on,
+//! and then the other is reset. Whatever else ends a conversation before its end, the drain
+//! deadline above all, resets both. One that is to be carried comes to rest between two moves, and
+//! nobody is told anything.
 
 use std::future::poll_fn;
 use std::io;
@@ -17,12 +19,13 @@ use super::limits::{Expired, Limits, Used};
 use crate::service::Connection;
 use crate::service::relay::{Relay, Relayed};
 
-/// How long one side may take nothing of what it is owed after the other has broken. As long as TCP may
-/// need for a segment that is lost four times: the first retransmission comes after 0.2 s, the next one
-/// after twice that time, and so on.
+/// How long one side may take nothing of what it is owed after the other has broken. As long as TCP
+/// may need for a segment that is lost four times: the first retransmission comes after 0.2 s, the
+/// next one after twice that time, and so on.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// A client and its upstream. There may be very many of them: all that one needs while it is idle is in here, once.
+/// A client and its upstream. There may be very many of them: all that one needs while it is idle
+/// is in here, once.
 pub(super) struct Conversation<'a> {
     client: &'a mut Connection,
     /// None when it has been given up.

@@ -1,8 +1,10 @@
-//! Reads and writes the header of the PROXY protocol, by which proxies tell each other who the client is.
+//! Reads and writes the header of the PROXY protocol, by which proxies tell each other who the
+//! client is.
 //!
-//! Of a header only as much is held as can mean something here: a line, or the addresses of a binary one.
-//! The additions behind them (TLVs), up to 64 KiB, are read and dropped. What follows the header belongs to
-//! the upstream, to the byte. Crate ppp writes headers; its parser of addresses is stricter than senders are.
+//! Of a header only as much is held as can mean something here: a line, or the addresses of a
+//! binary one. The additions behind them (TLVs), up to 64 KiB, are read and dropped. What follows
+//! the header belongs to the upstream, to the byte. Crate ppp writes headers; its parser of
+//! addresses is stricter than senders are.
 
 #[cfg(test)]
 mod tests;
@@ -44,14 +46,14 @@ pub(super) struct Head {
     route: Option<Route>,
 }
 
-/// Reads the header with which a connection begins. `None` is a proxy that speaks for itself, or does not
-/// know.
+/// Reads the header with which a connection begins. `None` is a proxy that speaks for itself, or
+/// does not know.
 ///
 /// Cancel safe while `is_within` is false: until then nothing has been read, or all of it has been.
 ///
 /// # Errors
-/// `InvalidData` when it begins with something else, or ends within its header; `UnexpectedEof` when it
-/// ends without a byte.
+/// `InvalidData` when it begins with something else, or ends within its header; `UnexpectedEof`
+/// when it ends without a byte.
 pub(super) async fn receive(
     stream: &mut Stream,
     is_within: &AtomicBool,
@@ -127,8 +129,8 @@ fn line(bytes: &[u8]) -> io::Result<Option<Head>> {
     if words.next().is_some() {
         return Err(wrong("it has too many words"));
     }
-    // Nginx names the family of the client, and the server's own address may be of the other one. HAProxy
-    // writes both as IPv6 then.
+    // Nginx names the family of the client, and the server's own address may be of the other one.
+    // HAProxy writes both as IPv6 then.
     match (is_of_family(&source), is_of_family(&destination)) {
         (Some(source), Some(destination)) if source || destination => {}
         (None, _) | (_, None) => return Err(wrong("expected TCP4, TCP6 or UNKNOWN")),
@@ -204,8 +206,8 @@ fn route(block: &[u8]) -> Option<Route> {
     Some(Route::new((source, port(0)), (destination, port(2))))
 }
 
-/// For fuzzing: whether it begins with a header. A part of one is not the whole, and what follows it
-/// does not count.
+/// For fuzzing: whether it begins with a header. A part of one is not the whole, and what follows
+/// it does not count.
 #[cfg(any(fuzzing, test))]
 pub(crate) fn fuzz(bytes: &[u8]) -> bool {
     let Ok(Some(head)) = parse(bytes) else { return false };
@@ -244,7 +246,8 @@ impl Route {
     }
 }
 
-/// The header that tells an upstream of a client that came by `route`; one without addresses is not known.
+/// The header that tells an upstream of a client that came by `route`; one without addresses is not
+/// known.
 pub(super) fn announce(version: HeaderVersion, route: Option<Route>) -> Vec<u8> {
     let addresses = route.map(|Route { source, destination }| {
         match (source.ip().to_canonical(), destination.ip().to_canonical()) {

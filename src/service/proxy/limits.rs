@@ -1,4 +1,5 @@
-//! Tells when a connection has been idle, or there, for too long. Where no limit is set there is no timer either.
+//! Tells when a connection has been idle, or there, for too long. Where no limit is set there is no
+//! timer either.
 
 use std::future::Future;
 use std::io;

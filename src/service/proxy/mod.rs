@@ -16,7 +16,8 @@
 //! | `refusals` | clients whose header is wrong: counted, and logged now and then |
 //! | `tally` | what was passed on |
 //!
-//! In a drain a connection goes on until either side ends it: what the two are saying is theirs, and only the deadline cuts it.
+//! In a drain a connection goes on until either side ends it: what the two are saying is theirs,
+//! and only the deadline cuts it.
 
 mod carried;
 mod checks;
@@ -83,7 +84,8 @@ struct Beginning<'a> {
 impl Proxy {
     /// For one listener, or for several that share its upstreams.
     ///
-    /// Upstreams that are host names have no address until [`Proxy::resolve`] or [`Proxy::watch`] is awaited.
+    /// Upstreams that are host names have no address until [`Proxy::resolve`] or [`Proxy::watch`]
+    /// is awaited.
     #[must_use]
     pub fn new(config: ProxyConfig) -> Self {
         let (upstreams, tally) = (Arc::new(Upstreams::new(&config)), Arc::default());
@@ -103,7 +105,8 @@ impl Proxy {
         self.tally.expect(&listener.into());
     }
 
-    /// Takes a conversation up that was carried here, or brings a client to its upstream: none if it has been given up on the way.
+    /// Takes a conversation up that was carried here, or brings a client to its upstream: none if
+    /// it has been given up on the way.
     async fn prepare(&self, connection: &mut Connection) -> io::Result<Option<Beginning<'_>>> {
         let begun = match connection.taken_up() {
             // A clean end could be taken for one.
@@ -159,16 +162,16 @@ impl Proxy {
         Ok(Some(Beginning { upstream, relay: Relay::default(), limits }))
     }
 
-    /// Brings a client to its upstream. What is learned of it on the way is kept in `arriving`; if this is dropped, it begins
-    /// anew with that. Cancel safe.
+    /// Brings a client to its upstream. What is learned of it on the way is kept in `arriving`; if
+    /// this is dropped, it begins anew with that. Cancel safe.
     async fn begin(
         &self,
         connection: &mut Connection,
         arriving: &mut Arriving,
         is_within_header: &AtomicBool,
     ) -> io::Result<Connected<'_>> {
-        // Until the upstream is connected. Otherwise further clients would take all descriptors, and every
-        // client would wait for an upstream.
+        // Until the upstream is connected. Otherwise further clients would take all descriptors,
+        // and every client would wait for an upstream.
         let _earmark = connection.stream.take_earmark();
         self.options.set(&mut connection.stream, Side::Client, &connection.listener);
         let Identified { route } = match arriving.identified {
@@ -194,9 +197,10 @@ impl Proxy {
         connected
     }
 
-    /// Learns who the client is, as far as anybody wants to know: from its header, if we trust it with one, or from itself. `since`
-    /// is when the wait for the header began, in this process or in another. Cancel safe unless `is_within_header`: else a header
-    /// is read whole, or not at all.
+    /// Learns who the client is, as far as anybody wants to know: from its header, if we trust it
+    /// with one, or from itself. `since` is when the wait for the header began, in this process or
+    /// in another. Cancel safe unless `is_within_header`: else a header is read whole, or not at
+    /// all.
     async fn identify(
         &self,
         connection: &mut Connection,
@@ -240,7 +244,8 @@ impl Proxy {
 
 impl Service for Proxy {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
-        // In a box of its own: what waits to connect needs much more room than what relays, and most do the latter.
+        // In a box of its own: what waits to connect needs much more room than what relays, and
+        // most do the latter.
         let Some(Beginning { upstream, relay, limits }) =
             Box::pin(self.prepare(connection)).await?
         else {

@@ -1,4 +1,5 @@
-//! Keeps the addresses of host names up to date: each name is resolved at the start, and from time to time.
+//! Keeps the addresses of host names up to date: each name is resolved at the start, and from time
+//! to time.
 //!
 //! The last good answer stays when a name does not resolve. Connections that live are not touched.
 
@@ -60,8 +61,8 @@ impl Name {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Takes an answer; returns whether it changes anything. An address that stays keeps its place: many
-    /// name servers give another order each time.
+    /// Takes an answer; returns whether it changes anything. An address that stays keeps its place:
+    /// many name servers give another order each time.
     fn learn(&self, answer: &[SocketAddr]) -> bool {
         let mut addresses = self.lock();
         let mut next: Vec<_> =
@@ -146,8 +147,8 @@ impl Refresh {
 }
 
 impl Proxy {
-    /// Resolves the host names among the upstreams once, all at the same time, within 5 s. Returns whether
-    /// any upstream has an address.
+    /// Resolves the host names among the upstreams once, all at the same time, within 5 s. Returns
+    /// whether any upstream has an address.
     ///
     /// Call it before the proxy serves: until then the upstreams that are names have no address.
     /// [`Proxy::watch`] keeps the addresses up to date. Must be called in a tokio runtime.

@@ -1,7 +1,7 @@
 //! This module sets the socket options of a proxied connection, on either side of it.
 //!
-//! None of them is worth a connection: a socket that does not know an option is served without it. That
-//! is logged once for each option and side, because it is the same for every connection.
+//! None of them is worth a connection: a socket that does not know an option is served without it.
+//! That is logged once for each option and side, because it is the same for every connection.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,7 +43,8 @@ impl SocketOptions {
         }
     }
 
-    /// Sets them all. Writes are not delayed either: a relay does not know whether more will follow.
+    /// Sets them all. Writes are not delayed either: a relay does not know whether more will
+    /// follow.
     pub(super) fn set(&self, stream: &mut Stream, side: Side, listener: &str) {
         stream.set_nodelay();
         let reported = match side {

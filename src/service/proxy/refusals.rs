@@ -1,7 +1,7 @@
 //! This module counts clients whose PROXY header is wrong or does not come, and logs some of them.
 //!
-//! A sender that is configured wrongly sends thousands of them: every client is counted, and the log gets a
-//! record at most every ten seconds for each listener.
+//! A sender that is configured wrongly sends thousands of them: every client is counted, and the
+//! log gets a record at most every ten seconds for each listener.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -26,8 +26,8 @@ struct Refused {
 }
 
 impl Refusals {
-    /// Counts a client whose header could not be received because of `error`. A client that sent no byte
-    /// and left is not counted: the health checks of load balancers do that.
+    /// Counts a client whose header could not be received because of `error`. A client that sent no
+    /// byte and left is not counted: the health checks of load balancers do that.
     pub(super) fn refused(&self, connection: &Connection, error: &io::Error) {
         if !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::TimedOut) {
             return;

@@ -1,7 +1,7 @@
 //! Resolves host names in threads of their own, because getaddrinfo(3) may block for minutes.
 //!
-//! A thread that hangs is left behind: no start, handoff or stop waits for it. A proxy has at most one for
-//! each name, and the process at most [`THREADS_MAX`].
+//! A thread that hangs is left behind: no start, handoff or stop waits for it. A proxy has at most
+//! one for each name, and the process at most [`THREADS_MAX`].
 
 use std::fmt;
 use std::io;
@@ -15,7 +15,8 @@ use tokio::time::timeout;
 
 use crate::config::HostPort;
 
-/// How long a name may take to be resolved: as long as resolv.conf(5) gives one name server by default.
+/// How long a name may take to be resolved: as long as resolv.conf(5) gives one name server by
+/// default.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Threads that resolve names, and may hang in it.
 const THREADS_MAX: usize = 16;
@@ -56,8 +57,8 @@ pub(super) struct Lookup {
 }
 
 impl Lookup {
-    /// Returns all addresses of a name. A lookup that has not ended in time goes on: the next call waits for
-    /// its answer, instead of starting another thread that hangs as well. Cancel safe.
+    /// Returns all addresses of a name. A lookup that has not ended in time goes on: the next call
+    /// waits for its answer, instead of starting another thread that hangs as well. Cancel safe.
     ///
     /// # Errors
     /// When the name does not resolve, or not in time.
@@ -84,7 +85,8 @@ impl Lookup {
                 self.pending = None;
                 return Ok(addresses);
             }
-            // A failure that came too late has been reported as a timeout. It says nothing about now.
+            // A failure that came too late has been reported as a timeout. It says nothing about
+            // now.
             Some(Ok(Err(_)) | Err(TryRecvError::Closed)) => self.pending = None,
             Some(Err(TryRecvError::Empty)) | None => {}
         }

@@ -1,7 +1,8 @@
-//! Counts what was passed on, by listener and by upstream: live connections, and the sums of those that have ended.
+//! Counts what was passed on, by listener and by upstream: live connections, and the sums of those
+//! that have ended.
 //!
-//! One short lock for each connection at its beginning and one at its end; a live connection counts its own bytes, and whoever
-//! asks pays for the sum.
+//! One short lock for each connection at its beginning and one at its end; a live connection counts
+//! its own bytes, and whoever asks pays for the sum.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -30,8 +31,8 @@ struct Row {
     listener: Arc<str>,
     /// By the number of the upstream.
     cells: BTreeMap<usize, Cell>,
-    /// Sums of addresses that their host name no longer has, by the name. Addresses may come and go for as
-    /// long as a process lives: one that is gone has no room of its own.
+    /// Sums of addresses that their host name no longer has, by the name. Addresses may come and go
+    /// for as long as a process lives: one that is gone has no room of its own.
     departed: BTreeMap<Arc<HostPort>, UpstreamCounters>,
 }
 
@@ -39,8 +40,9 @@ struct Row {
 #[derive(Debug)]
 struct Cell {
     upstream: Arc<Upstream>,
-    /// Of connections that have ended; `active` and `ejected` are not counted here. What one had carried already when it was
-    /// taken over is counted elsewhere, and taken off here: without those that are live the sums may be below zero, and wrap.
+    /// Of connections that have ended; `active` and `ejected` are not counted here. What one had
+    /// carried already when it was taken over is counted elsewhere, and taken off here: without
+    /// those that are live the sums may be below zero, and wrap.
     sums: UpstreamCounters,
     /// The live ones. A place that is free is taken again before there is a new one.
     open: Vec<Option<Arc<Traffic>>>,
@@ -124,8 +126,8 @@ impl Tally {
         }
     }
 
-    /// Adds the sums of addresses that their host name no longer has, and that have no connection left, to
-    /// those of the name. `current` are the upstreams that clients may be passed on to.
+    /// Adds the sums of addresses that their host name no longer has, and that have no connection
+    /// left, to those of the name. `current` are the upstreams that clients may be passed on to.
     pub(super) fn fold(&self, current: &[Arc<Upstream>]) {
         let current: HashSet<usize> = current.iter().map(|upstream| upstream.id()).collect();
         let mut rows = self.lock();
@@ -157,8 +159,8 @@ impl Tally {
         names.join(",")
     }
 
-    /// How it stands, by listener and by upstream. A host name is there as well: with how often it did not
-    /// resolve, and with the sums of addresses that it no longer has.
+    /// How it stands, by listener and by upstream. A host name is there as well: with how often it
+    /// did not resolve, and with the sums of addresses that it no longer has.
     pub(super) fn counters(
         &self,
         upstreams: &Upstreams,

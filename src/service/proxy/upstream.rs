@@ -11,8 +11,8 @@ use crate::config::HostPort;
 /// The number of the next upstream.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
-/// An address that clients are passed on to. It lives as long as its last connection, also when its host
-/// name no longer has it.
+/// An address that clients are passed on to. It lives as long as its last connection, also when its
+/// host name no longer has it.
 #[derive(Debug)]
 pub(super) struct Upstream {
     /// Unique in this process.
@@ -25,7 +25,8 @@ pub(super) struct Upstream {
     pub(super) active: AtomicUsize,
     /// Failures in a row.
     pub(super) failures: AtomicU32,
-    /// Until when it is passed over, in milliseconds of the epoch of [`super::upstreams::Upstreams`]; 0 when it is not.
+    /// Until when it is passed over, in milliseconds of the epoch of
+    /// [`super::upstreams::Upstreams`]; 0 when it is not.
     pub(super) out_until: AtomicU64,
     /// Whether the last active check failed.
     pub(super) check_failed: AtomicBool,
@@ -66,8 +67,8 @@ impl Upstream {
         self.host.as_ref()
     }
 
-    /// Returns the name in logs, counters and carried state: `127.0.0.1:9000`, or with the host name
-    /// `backend.example:9000/192.0.2.1:9000`.
+    /// Returns the name in logs, counters and carried state: `127.0.0.1:9000`, or with the host
+    /// name `backend.example:9000/192.0.2.1:9000`.
     pub(super) const fn label(&self) -> &str {
         &self.label
     }

@@ -1,7 +1,9 @@
-//! Chooses upstreams for clients: whose turn it is, who has the fewest connections, who is passed over because it fails.
+//! Chooses upstreams for clients: whose turn it is, who has the fewest connections, who is passed
+//! over because it fails.
 //!
-//! Shared by all threads: a client that finds its upstream at once pays for a few atomic operations. Threads
-//! that decide at the same instant may decide alike; that balances a little less evenly, and harms nobody.
+//! Shared by all threads: a client that finds its upstream at once pays for a few atomic
+//! operations. Threads that decide at the same instant may decide alike; that balances a little
+//! less evenly, and harms nobody.
 
 #[cfg(test)]
 mod tests;
@@ -93,11 +95,12 @@ impl Upstreams {
         })
     }
 
-    /// Takes the addresses that the names have now. An address that stays keeps what is known of it, and so
-    /// does one that comes back while it is among `known`. Returns those that are gone.
+    /// Takes the addresses that the names have now. An address that stays keeps what is known of
+    /// it, and so does one that comes back while it is among `known`. Returns those that are gone.
     pub(super) fn update(&self, known: &[Arc<Upstream>]) -> Vec<Arc<Upstream>> {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        // An address that the configuration itself has is there once, whatever names have it as well.
+        // An address that the configuration itself has is there once, whatever names have it as
+        // well.
         let mut seen: HashSet<Address> = HashSet::new();
         if self.names().next().is_some() {
             seen.extend(self.targets.iter().filter_map(|target| match target {
@@ -135,8 +138,8 @@ impl Upstreams {
         self.current().iter().find(|upstream| upstream.label() == label).map(Arc::clone)
     }
 
-    /// Whether the configuration names the upstream with this label: by its address, or by a host name that
-    /// has the address or had it.
+    /// Whether the configuration names the upstream with this label: by its address, or by a host
+    /// name that has the address or had it.
     pub(super) fn is_configured(&self, label: &str) -> bool {
         let Some((host, address)) = read_label(label) else { return false };
         let is_named =
@@ -144,8 +147,8 @@ impl Upstreams {
         self.current().iter().any(|upstream| *upstream.address() == address) || is_named()
     }
 
-    /// The upstream of a connection that another process has made. Its name may not have that address any
-    /// more: the connection goes on all the same.
+    /// The upstream of a connection that another process has made. Its name may not have that
+    /// address any more: the connection goes on all the same.
     pub(super) fn adopt(&self, label: &str, known: &[Arc<Upstream>]) -> Option<Arc<Upstream>> {
         let (host, address) = read_label(label)?;
         let current = self.current();
@@ -173,7 +176,8 @@ impl Upstreams {
         Round { all, start, tried: Vec::new() }
     }
 
-    /// Whom to try next: somebody who is well. If nobody is, whoever returns first; none when this round is over.
+    /// Whom to try next: somebody who is well. If nobody is, whoever returns first; none when this
+    /// round is over.
     pub(super) fn choose(&self, round: &Round) -> Option<Arc<Upstream>> {
         let all = &round.all;
         let in_turn = (0..all.len()).map(|step| &all[(round.start + step) % all.len()]);

@@ -1,7 +1,8 @@
 //! Moves bytes one way: from a source to a sink, and the source's end after them.
 //!
-//! Whatever was read is written before more is read, so what is held is at most one buffer, or one pipe. How it is moved is
-//! found out on the way: reads that fill the buffer again and again are a long transfer, and are spliced until they are short.
+//! Whatever was read is written before more is read, so what is held is at most one buffer, or one
+//! pipe. How it is moved is found out on the way: reads that fill the buffer again and again are a
+//! long transfer, and are spliced until they are short.
 
 use std::cell::RefCell;
 use std::io;
@@ -16,8 +17,8 @@ use crate::net::{Pipe, Stream};
 
 /// Bytes taken in one read.
 const BUFFER: usize = 32 * 1024;
-/// After so many reads in a row that fill the buffer a transfer is long. Splicing has a price for each call, which is above
-/// that of copying a little.
+/// After so many reads in a row that fill the buffer a transfer is long. Splicing has a price for
+/// each call, which is above that of copying a little.
 const LONG: u8 = 4;
 /// A splice that moves less than this ends a long transfer.
 const SHORT: usize = 8 * 1024;
@@ -67,7 +68,8 @@ pub(super) struct Rest {
 }
 
 impl Direction {
-    /// Moves what can be moved: ready when the source's end has been passed on, or reached if it is to be kept.
+    /// Moves what can be moved: ready when the source's end has been passed on, or reached if it is
+    /// to be kept.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -119,7 +121,8 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    /// Moves what is left to be moved, and keeps the source's end to itself: ready when there is no more, or nobody to take it.
+    /// Moves what is left to be moved, and keeps the source's end to itself: ready when there is no
+    /// more, or nobody to take it.
     pub(super) fn poll_rest(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,9 +1,11 @@
 //! Relays bytes between two streams, both ways at once, until both have ended.
 //!
-//! An idle connection holds nothing: bytes are read into a buffer that the thread shares and written at once, and only what
-//! the other side would not take is kept; then that side alone is waited for, so one slow peer costs one buffer and no more. A
-//! long transfer goes through a pipe instead, within the kernel. Nobody keeps the thread: after so many moves a connection
-//! lets the others have their turn. When to give up, and what a connection was for, is decided by whoever relays.
+//! An idle connection holds nothing: bytes are read into a buffer that the thread shares and
+//! written at once, and only what the other side would not take is kept; then that side alone is
+//! waited for, so one slow peer costs one buffer and no more. A long transfer goes through a pipe
+//! instead, within the kernel. Nobody keeps the thread: after so many moves a connection lets the
+//! others have their turn. When to give up, and what a connection was for, is decided by whoever
+//! relays.
 
 mod direction;
 mod still;
@@ -27,7 +29,8 @@ pub(crate) struct Relay {
 /// How a relay ended.
 #[derive(Debug)]
 pub(crate) enum Relayed {
-    /// Both sides have ended, or one is gone for good after its end. All that was said was passed on.
+    /// Both sides have ended, or one is gone for good after its end. All that was said was passed
+    /// on.
     Finished,
     /// The client's connection broke.
     ClientBroke(io::Error),
@@ -42,7 +45,8 @@ enum Broken {
 }
 
 impl Relay {
-    /// Relays until both sides have ended, or one has broken. What it owes when it is given up is still owed when it goes on.
+    /// Relays until both sides have ended, or one has broken. What it owes when it is given up is
+    /// still owed when it goes on.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -100,7 +104,8 @@ impl Relay {
         }
     }
 
-    /// After the client has broken: passes on what it had said before, but no end. Ready when there is no more of it.
+    /// After the client has broken: passes on what it had said before, but no end. Ready when there
+    /// is no more of it.
     pub(crate) fn poll_rest_up(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,7 +1,8 @@
-//! Puts a relay into words between two moves, and makes it go on from them: which ends were passed on, and what is owed.
+//! Puts a relay into words between two moves, and makes it go on from them: which ends were passed
+//! on, and what is owed.
 //!
-//! What is owed lies in memory, which is given away as bytes, or in a pipe, which is given away as it is. How a transfer was moved
-//! is forgotten: that is found out anew.
+//! What is owed lies in memory, which is given away as bytes, or in a pipe, which is given away as
+//! it is. How a transfer was moved is forgotten: that is found out anew.
 
 use std::os::fd::OwnedFd;
 
@@ -18,7 +19,8 @@ pub(crate) struct Still {
     down: Way,
 }
 
-/// One way of it. Bytes follow in the order of the ways, and so do the ends of pipes, the one to read from first.
+/// One way of it. Bytes follow in the order of the ways, and so do the ends of pipes, the one to
+/// read from first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Way {

@@ -1,7 +1,8 @@
-//! Reads the unit that the daemon runs under, and says which settings will break a handoff, and why.
+//! Reads the unit that the daemon runs under, and says which settings will break a handoff, and
+//! why.
 //!
-//! What the rules are is in `rules`, `starts`, `paths` and `program`, each with its reason; where the facts come from is in
-//! `unit`. Nothing is changed.
+//! What the rules are is in `rules`, `starts`, `paths` and `program`, each with its reason; where
+//! the facts come from is in `unit`. Nothing is changed.
 
 mod paths;
 mod program;
@@ -20,7 +21,8 @@ use unit::{Manager, Place, Unit};
 use crate::cli::Scope;
 use crate::output::print;
 
-/// Runs the command: on the unit of that name, or on that of the daemon that answers on the control socket.
+/// Runs the command: on the unit of that name, or on that of the daemon that answers on the control
+/// socket.
 pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Result<(), Error> {
     let status = Control::at(control).status();
     let answering = status.as_ref().ok().map(Place::of_the_daemon);

@@ -1,4 +1,5 @@
-//! Judges where the paths of Unix listeners lie: whether they survive a restart, and whether their clients reach them.
+//! Judges where the paths of Unix listeners lie: whether they survive a restart, and whether their
+//! clients reach them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

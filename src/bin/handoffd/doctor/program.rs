@@ -12,7 +12,8 @@ pub(super) fn examine(unit: &Unit, findings: &mut Vec<Finding>) {
     findings.extend(capabilities(unit));
 }
 
-/// Whether the first process stays and systemd watches it: then no other main process has to be made known.
+/// Whether the first process stays and systemd watches it: then no other main process has to be
+/// made known.
 pub(super) fn keeps_first_process(unit: &Unit) -> bool {
     unit.has_argument(INIT)
 }
@@ -33,7 +34,8 @@ fn init(unit: &Unit) -> Option<Finding> {
     Some(Finding { severity, setting: format!("Type={} with {INIT}", unit.get("Type")), why })
 }
 
-/// A process that has gained capabilities by an exec belongs to root as far as `/proc` goes, proc_pid(5).
+/// A process that has gained capabilities by an exec belongs to root as far as `/proc` goes,
+/// proc_pid(5).
 fn capabilities(unit: &Unit) -> Option<Finding> {
     let reload = unit.get("ExecReload");
     let is_by_proc = reload.contains("/proc/") && reload.contains("/exe");

@@ -1,7 +1,7 @@
 //! Judges a unit: each rule is a setting, what is wrong with it, and why that breaks a handoff.
 //!
-//! Every rule was seen on a real systemd, or stands in the manual page that it names. A property that this systemd does not
-//! know reads as empty, and no rule holds an empty one against a unit.
+//! Every rule was seen on a real systemd, or stands in the manual page that it names. A property
+//! that this systemd does not know reads as empty, and no rule holds an empty one against a unit.
 
 #[cfg(test)]
 mod tests;

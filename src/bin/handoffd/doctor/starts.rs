@@ -3,7 +3,8 @@
 use super::rules::{Finding, Severity};
 use super::unit::Unit;
 
-/// Finds commands before the start whose failure systemd retries without end and without a growing pause.
+/// Finds commands before the start whose failure systemd retries without end and without a growing
+/// pause.
 pub(super) fn failed_starts(unit: &Unit, findings: &mut Vec<Finding>) {
     let can_fail =
         unit.get("ExecStartPre").lines().any(|command| !command.contains("ignore_errors=yes"));

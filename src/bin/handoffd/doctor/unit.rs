@@ -1,4 +1,5 @@
-//! Reads what systemd knows of a unit, by systemctl(1): the one interface that all versions have in one form.
+//! Reads what systemd knows of a unit, by systemctl(1): the one interface that all versions have in
+//! one form.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -104,8 +105,8 @@ impl fmt::Display for Manager {
 }
 
 impl Place {
-    /// The unit that a daemon runs in, by its own report, or else by what the kernel says of its process. A daemon in a
-    /// cgroup namespace of its own sees nothing but `/`.
+    /// The unit that a daemon runs in, by its own report, or else by what the kernel says of its
+    /// process. A daemon in a cgroup namespace of its own sees nothing but `/`.
     pub(super) fn of_the_daemon(status: &Status) -> Result<Self, Error> {
         let asking = nix::unistd::getuid().as_raw();
         let head = status.generations.iter().find(|report| report.generation == status.serving);
@@ -125,7 +126,8 @@ impl Place {
         })
     }
 
-    /// The unit of a control group. Below the service `user@UID.service` that user's own manager has the units.
+    /// The unit of a control group. Below the service `user@UID.service` that user's own manager
+    /// has the units.
     fn of_group(group: &str, asking: u32) -> Option<Self> {
         let parts: Vec<&str> = group.split('/').collect();
         let user =

@@ -1,4 +1,5 @@
-//! Sends records to the journal with their fields, in its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL).
+//! Sends records to the journal with their fields, in its native protocol
+//! (systemd.io/JOURNAL_NATIVE_PROTOCOL).
 
 use std::fmt::{self, Write};
 
@@ -89,7 +90,8 @@ impl Visit for Fields<'_> {
     }
 }
 
-/// Adds a field. Its length precedes the value, so the value may hold any bytes, line feeds included.
+/// Adds a field. Its length precedes the value, so the value may hold any bytes, line feeds
+/// included.
 fn put(record: &mut Vec<u8>, name: &str, value: &str) {
     let end = (0..=LONGEST.min(value.len()))
         .rev()

@@ -1,10 +1,10 @@
 //! Sends log records to the journal, if standard error goes there, else to standard error.
 //!
-//! Over the journal's own protocol fields stay fields: `listener` becomes `HANDOFFD_LISTENER`, and the message alone is what
-//! journalctl(1) shows; so it holds what people must know, as the reason of a failure. On standard error every record opens with the time, the
-//! generation and the process id, because all generations write to the same place.
-//! The reader may have stalled (a pager, a terminal that is held up, a journal that is stopped); no signal and no client
-//! waits for it.
+//! Over the journal's own protocol fields stay fields: `listener` becomes `HANDOFFD_LISTENER`, and
+//! the message alone is what journalctl(1) shows; so it holds what people must know, as the reason
+//! of a failure. On standard error every record opens with the time, the generation and the process
+//! id, because all generations write to the same place. The reader may have stalled (a pager, a
+//! terminal that is held up, a journal that is stopped); no signal and no client waits for it.
 
 mod journal;
 mod outlet;
@@ -56,7 +56,8 @@ pub(crate) fn start(destination: Destination, filter: &Targets, generation: Gene
     let text = tracing_subscriber::fmt::layer()
         .with_writer(|| Record(outlet))
         .with_ansi(io::stderr().is_terminal())
-        // It would complain on standard error that standard error is broken, and panic when that fails.
+        // It would complain on standard error that standard error is broken, and panic when that
+        // fails.
         .log_internal_errors(false)
         .fmt_fields(WhatIsNotSaid)
         .event_format(WithGeneration {
@@ -73,7 +74,8 @@ pub(crate) fn finish() {
     }
 }
 
-/// Logs a panic. The hook of the standard library writes to standard error and waits for its reader.
+/// Logs a panic. The hook of the standard library writes to standard error and waits for its
+/// reader.
 fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
     let is_captured = backtrace.status() == BacktraceStatus::Captured;
@@ -81,7 +83,8 @@ fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
     tracing::error!("{}{backtrace}", one_line(&panic.to_string()));
 }
 
-/// Writes one line to standard error for a process that has no log, and waits a moment for the reader.
+/// Writes one line to standard error for a process that has no log, and waits a moment for the
+/// reader.
 pub(crate) fn complain(line: &str) {
     let outlet = Outlet::new(Stream::standard_error());
     outlet.put(line.as_bytes());
@@ -149,7 +152,8 @@ struct Unsaid<'w> {
 impl Visit for Unsaid<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if !SAID.contains(&field.name()) {
-            // Text from outside has come this far by the name of a listener or a path; a record is one line.
+            // Text from outside has come this far by the name of a listener or a path; a record is
+            // one line.
             self.inner.record_debug(field, &format_args!("{}", escaped(&format!("{value:?}"))));
         }
     }

@@ -1,8 +1,10 @@
-//! A log outlet that never blocks: it keeps records for a slow reader and drops records for a stalled one.
+//! A log outlet that never blocks: it keeps records for a slow reader and drops records for a
+//! stalled one.
 //!
-//! A record is written at once where there is room. Where there is none (the journal is stopped, a pager is held up) the
-//! record joins a backlog. A thread empties the backlog when the reader reads again. Records that the backlog has no room
-//! for are dropped and counted, and the count is logged when the reader has taken the next record.
+//! A record is written at once where there is room. Where there is none (the journal is stopped, a
+//! pager is held up) the record joins a backlog. A thread empties the backlog when the reader reads
+//! again. Records that the backlog has no room for are dropped and counted, and the count is logged
+//! when the reader has taken the next record.
 
 use std::collections::VecDeque;
 use std::io;

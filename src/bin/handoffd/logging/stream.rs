@@ -1,4 +1,5 @@
-//! Standard error or the journal's socket as the destination of records: a write never waits for the reader.
+//! Standard error or the journal's socket as the destination of records: a write never waits for
+//! the reader.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write};
@@ -24,7 +25,8 @@ const AT_ONCE: usize = 4096;
 pub(super) enum Stream {
     /// The journal: one datagram for each record.
     Journal(UnixDatagram),
-    /// Standard error, opened again: `O_NONBLOCK` must not be set for the other processes that hold it, as the shell.
+    /// Standard error, opened again: `O_NONBLOCK` must not be set for the other processes that hold
+    /// it, as the shell.
     Opened(File),
     /// Standard error that is a socket.
     Socket,
@@ -94,7 +96,8 @@ impl Stream {
                     u64::MAX,
                     ReadWriteFlags::NOWAIT,
                 ) {
-                    // Before Linux 6.4. Only another process can take the room that poll(2) has seen.
+                    // Before Linux 6.4. Only another process can take the room that poll(2) has
+                    // seen.
                     Err(rustix::io::Errno::OPNOTSUPP) => io::stderr().write(bytes),
                     written => written.map_err(Into::into),
                 }
@@ -113,7 +116,8 @@ impl Stream {
             Self::Socket | Self::Pipe | Self::Plain => stderr.as_fd(),
         };
         let mut poll = [PollFd::new(descriptor, PollFlags::POLLOUT)];
-        // A signal ends the wait before poll(2) knows of any room. The write reports every other error.
+        // A signal ends the wait before poll(2) knows of any room. The write reports every other
+        // error.
         !matches!(nix::poll::poll(&mut poll, patience), Ok(0) | Err(Errno::EINTR))
     }
 }

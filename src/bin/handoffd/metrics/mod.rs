@@ -1,8 +1,9 @@
-//! A listener that answers scrapes with the counters of all generations, in the OpenMetrics text format.
+//! A listener that answers scrapes with the counters of all generations, in the OpenMetrics text
+//! format.
 //!
-//! The generation that accepts a scrape asks the active one by the operator's socket, as `handoffd status` does.
-//! So every answer has the sums of all generations, and a handoff leaves no gap. `scrapes` asks the active
-//! generation, `text` writes the answer.
+//! The generation that accepts a scrape asks the active one by the operator's socket, as `handoffd
+//! status` does. So every answer has the sums of all generations, and a handoff leaves no gap.
+//! `scrapes` asks the active generation, `text` writes the answer.
 
 mod scrapes;
 mod text;

@@ -1,8 +1,10 @@
-//! This module asks the active generation for its counters on behalf of all scrapes that wait, on one thread.
+//! This module asks the active generation for its counters on behalf of all scrapes that wait, on
+//! one thread.
 //!
-//! A question waits for other generations, up to seconds when one of them is stuck. So no runtime that serves clients
-//! waits for it, and neither does a thread for each scrape: whatever number of collectors come, there is one question
-//! under way, and all scrapes that have come before it share its answer.
+//! A question waits for other generations, up to seconds when one of them is stuck. So no runtime
+//! that serves clients waits for it, and neither does a thread for each scrape: whatever number of
+//! collectors come, there is one question under way, and all scrapes that have come before it share
+//! its answer.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SendError, Sender};

@@ -171,8 +171,8 @@ impl Collector for Line {
     }
 }
 
-/// The host name of an upstream, if it has one, and its address; the name itself stands for the addresses
-/// that it no longer has.
+/// The host name of an upstream, if it has one, and its address; the name itself stands for the
+/// addresses that it no longer has.
 fn host_and_address(upstream: &str) -> (Option<&str>, &str) {
     let is_name =
         |text: &str| !text.starts_with(['/', '@', '[']) && text.parse::<Address>().is_err();

@@ -1,14 +1,15 @@
 //! Holds the processes of a line and the channels between them, as `handoff` has them.
 //!
-//! A channel is named after the process that it was made for. Its far end is its parent's until that lets go; its near
-//! end that process hands on to all that are born after it. Words come in order, and the end of a channel after them,
-//! once nobody holds the other end.
+//! A channel is named after the process that it was made for. Its far end is its parent's until
+//! that lets go; its near end that process hands on to all that are born after it. Words come in
+//! order, and the end of a channel after them, once nobody holds the other end.
 
 use std::collections::VecDeque;
 
 use crate::lifecycle::machine::{Birth, Hangup, State};
 
-/// A process, by the order of birth. Not the ordinal: a successor that fails and the next one share that.
+/// A process, by the order of birth. Not the ordinal: a successor that fails and the next one share
+/// that.
 pub(super) type Id = usize;
 
 /// All processes that ever lived, and what they have left behind.
@@ -63,17 +64,19 @@ pub(super) struct Process {
     pub(super) parent: Option<Id>,
     /// Who it waits for to retire, until that has said so or is lost.
     pub(super) predecessor: Option<Id>,
-    /// The channels to older generations of which it holds the near end, the oldest first. A channel is named after the
-    /// process that it was made for.
+    /// The channels to older generations of which it holds the near end, the oldest first. A
+    /// channel is named after the process that it was made for.
     pub(super) older: Vec<Id>,
     pub(super) successor: Option<Successor>,
     pub(super) failure: Option<Failure>,
-    /// Unread words of the predecessor, and to it: its own and those of all that hold a copy of its channel.
+    /// Unread words of the predecessor, and to it: its own and those of all that hold a copy of its
+    /// channel.
     pub(super) down: VecDeque<Word>,
     pub(super) up: VecDeque<Word>,
 }
 
-/// Whether a process has the line: it was the last to take it, by what the actions did and not by what the state says.
+/// Whether a process has the line: it was the last to take it, by what the actions did and not by
+/// what the state says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Office {
     Head,
@@ -143,8 +146,8 @@ pub(super) enum Breach {
     LeftBehind,
     /// The end of a channel was heard and the channel kept: it would be heard for ever.
     BusyLoop,
-    /// A successor was born while a word to its predecessor was unread; it would read it, for it has a copy of the
-    /// channel.
+    /// A successor was born while a word to its predecessor was unread; it would read it, for it
+    /// has a copy of the channel.
     WordForTheWrongReader,
     /// A successor was started while there was one.
     TwoSuccessors,
@@ -213,7 +216,8 @@ impl Line {
         self.processes.push(Process::born(Birth::Successor, Some(id), older));
     }
 
-    /// Ends `id`. What only it could read, say or tell of is gone, so that lines with the same future are the same.
+    /// Ends `id`. What only it could read, say or tell of is gone, so that lines with the same
+    /// future are the same.
     pub(super) fn die(&mut self, id: Id) {
         let process = &mut self.processes[id];
         if !process.alive {
@@ -260,8 +264,8 @@ impl Line {
         self.processes[id].older.iter().copied().filter(|channel| self.is_open(*channel)).collect()
     }
 
-    /// Whether a process that has no connections any more is still needed: for a successor that was told to stop, or, as
-    /// the head that is told to stop, for those before it.
+    /// Whether a process that has no connections any more is still needed: for a successor that was
+    /// told to stop, or, as the head that is told to stop, for those before it.
     pub(super) fn is_needed(&self, id: Id) -> bool {
         let process = &self.processes[id];
         let awaits_successor = process.successor.is_some_and(|successor| !successor.ready);

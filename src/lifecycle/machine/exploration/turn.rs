@@ -1,9 +1,11 @@
-//! Plays one turn of a driver: what may happen to a process, what `step` says to that, and what its actions do.
+//! Plays one turn of a driver: what may happen to a process, what `step` says to that, and what its
+//! actions do.
 //!
-//! A turn is one event and all actions that it gives rise to. A signal, a deadline and the accept loops may overtake words
-//! that wait unread, for a driver may look before a word is there and act when it is. Not so the end of a drain: its turn
-//! tells nobody anything, so what it overlooks might as well have been said later. A process may be killed between any
-//! two turns, and in a turn between any two actions.
+//! A turn is one event and all actions that it gives rise to. A signal, a deadline and the accept
+//! loops may overtake words that wait unread, for a driver may look before a word is there and act
+//! when it is. Not so the end of a drain: its turn tells nobody anything, so what it overlooks
+//! might as well have been said later. A process may be killed between any two turns, and in a turn
+//! between any two actions.
 
 use std::fmt;
 
@@ -27,7 +29,8 @@ pub(super) enum Cause {
     Crash,
 }
 
-/// One turn of a driver. With `dies_after` the process is killed when it has performed so many actions.
+/// One turn of a driver. With `dies_after` the process is killed when it has performed so many
+/// actions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Turn {
     pub(super) of: Id,
@@ -121,7 +124,8 @@ impl Line {
         line
     }
 
-    /// After how many actions a crash leaves something else behind than one before or after the turn.
+    /// After how many actions a crash leaves something else behind than one before or after the
+    /// turn.
     fn fatal_counts(&self, setting: &Setting, of: Id, cause: Cause) -> Vec<usize> {
         let speaks = |action: &Action| match action {
             Action::TellReady

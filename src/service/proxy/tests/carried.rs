@@ -1,4 +1,5 @@
-//! What is carried has used some of its time elsewhere, and what cannot be carried keeps nobody waiting.
+//! What is carried has used some of its time elsewhere, and what cannot be carried keeps nobody
+//! waiting.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};

@@ -1,4 +1,5 @@
-//! Holds the proxy to what a connection may take - memory, silence, time - and to how it is counted and cut.
+//! Holds the proxy to what a connection may take - memory, silence, time - and to how it is counted
+//! and cut.
 
 use super::*;
 

@@ -1,6 +1,8 @@
-//! Holds the proxy to its settings, on real sockets; what the daemon does with the defaults is held in `tests/`.
+//! Holds the proxy to its settings, on real sockets; what the daemon does with the defaults is held
+//! in `tests/`.
 //!
-//! Here is what the tests need, a proxy at work and its two sides; they are in a file for each subject.
+//! Here is what the tests need, a proxy at work and its two sides; they are in a file for each
+//! subject.
 
 mod carried;
 mod checks;
