@@ -107,7 +107,10 @@ impl Notifier {
                 &[],
             ),
             Err(error) => {
-                tracing::warn!(reason = %error, "cannot tell the service manager of the reload: {error}")
+                tracing::warn!(
+                    event = "notify.failed", reason = %error,
+                    "cannot tell the service manager of the reload: {error}"
+                )
             }
         }
     }
@@ -168,10 +171,16 @@ impl Notifier {
         });
         match sent {
             Err(error) if weight == Weight::Dropped => {
-                tracing::debug!(%error, text, "the service manager did not hear")
+                tracing::debug!(
+                    event = "notify.unheard", %error, text,
+                    "the service manager did not hear"
+                )
             }
             Err(error) => {
-                tracing::warn!(reason = %error, text, "cannot notify the service manager: {error}")
+                tracing::warn!(
+                    event = "notify.failed", reason = %error, text,
+                    "cannot notify the service manager: {error}"
+                )
             }
             Ok(()) => {}
         }

@@ -77,6 +77,7 @@ impl Incoming {
         };
         // Nobody could be answered. The end tells the predecessor that it was not taken.
         tracing::warn!(
+            event = "carry.message_invalid",
             reason = why,
             "what the predecessor sent is no connection, taking no more: {why}"
         );

@@ -139,7 +139,10 @@ impl Outgoing {
                 if nobody_hears {
                     return Verdict::Alone;
                 }
-                tracing::warn!(listener, %peer, reason = %error, "a connection cannot be sent to the successor: {error}");
+                tracing::warn!(
+                    event = "carry.send_failed", listener, %peer, reason = %error,
+                    "a connection cannot be sent to the successor: {error}"
+                );
                 Verdict::Refused(error.to_string())
             }
         }
@@ -174,13 +177,20 @@ impl Outgoing {
                     continue;
                 }
                 Err(error) => {
-                    tracing::error!(reason = %error, "the successor's answers cannot be read: {error}");
+                    tracing::error!(
+                        event = "carry.answer_failed", reason = %error,
+                        "the successor's answers cannot be read: {error}"
+                    );
                     // It may have taken those that wait: they go on waiting, and no others come.
                     return self.close();
                 }
             };
             // Whose answer it was is not known; that connection waits for the end.
-            tracing::warn!(reason = why, "the successor's answer to a connection is none: {why}");
+            tracing::warn!(
+                event = "carry.answer_invalid",
+                reason = why,
+                "the successor's answer to a connection is none: {why}"
+            );
         }
         // In this order: whoever is not let in any more is in nobody's way, and whoever was hears
         // it.

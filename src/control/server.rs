@@ -70,7 +70,7 @@ impl Answer {
     /// Replies, without waiting. Whoever has gone away hears nothing.
     pub(crate) fn send(&self, reply: Reply) {
         if self.replies.try_send(reply).is_err() {
-            tracing::debug!("whoever asked has gone away");
+            tracing::debug!(event = "control.client_gone", "whoever asked has gone away");
         }
     }
 
@@ -140,13 +140,20 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
         let user = match User::of(&stream) {
             Ok(user) => user,
             Err(error) => {
-                tracing::debug!(%error, "cannot tell the user of a control connection");
+                tracing::debug!(
+                    event = "control.peer_unknown", %error,
+                    "cannot tell the user of a control connection"
+                );
                 continue;
             }
         };
         if let User::Stranger(user) = user {
             if last_warning.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
-                tracing::warn!(user, "refused to hear a user who is neither ours nor root");
+                tracing::warn!(
+                    event = "control.denied",
+                    user,
+                    "refused to hear a user who is neither ours nor root"
+                );
                 last_warning = Some(Instant::now());
             }
         }
@@ -154,7 +161,10 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
             let ask = ask.clone();
             clients.spawn(async move {
                 if let Err(error) = converse(stream, user, seat, ask).await {
-                    tracing::debug!(%error, "a conversation with an operator broke off");
+                    tracing::debug!(
+                        event = "control.conversation_failed", %error,
+                        "a conversation with an operator broke off"
+                    );
                 }
             });
         } else {
@@ -179,13 +189,16 @@ async fn watch(listener: Listener) -> Acceptor {
         match Acceptor::new(listener.clone()) {
             Ok(acceptor) => {
                 if has_failed {
-                    tracing::info!("the control socket is open");
+                    tracing::info!(event = "control.open", "the control socket is open");
                 }
                 return acceptor;
             }
             Err(error) => {
                 if !has_failed {
-                    tracing::error!(reason = %error, "cannot open the control socket, trying again: {error}");
+                    tracing::error!(
+                        event = "control.failed", reason = %error,
+                        "cannot open the control socket, trying again: {error}"
+                    );
                 }
                 has_failed = true;
                 sleep(PAUSE).await;

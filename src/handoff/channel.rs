@@ -134,7 +134,10 @@ impl Channel {
             Ok(process) => Peer::Process(pid, process),
             Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Peer::Ended,
             Err(error) => {
-                tracing::warn!(pid, reason = %error, "cannot watch the process at the other end: {error}");
+                tracing::warn!(
+                    event = "process.unwatched", pid, reason = %error,
+                    "cannot watch the process at the other end: {error}"
+                );
                 Peer::Unknown
             }
         };
@@ -231,7 +234,12 @@ impl Channel {
             if let Received::Message(Message::Unrecognised { version, kind })
             | Received::Passed(Message::Unrecognised { version, kind }, _) = received
             {
-                tracing::warn!(version, kind, "answered a message that is not known here");
+                tracing::warn!(
+                    event = "message.unknown",
+                    version,
+                    kind,
+                    "answered a message that is not known here"
+                );
                 let _ = self.send(&Message::Unknown { kind });
                 continue;
             }

@@ -67,7 +67,10 @@ impl Init {
     pub(crate) fn tell_head(&self, pid: u32) {
         let packet = Message::Head { pid }.encode();
         if let Err(error) = retry(|| send_packet(self.0.as_fd(), &packet)) {
-            tracing::warn!(reason = %error, "the init does not hear who is the head: {error}");
+            tracing::warn!(
+                event = "init.unreachable", reason = %error,
+                "the init does not hear who is the head: {error}"
+            );
         }
     }
 }

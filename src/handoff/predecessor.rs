@@ -195,7 +195,10 @@ impl Predecessors {
         let left: Vec<_> = self.older.iter().filter(|older| !older.is_over()).collect();
         let excess = left.len().saturating_sub(keep);
         for older in &left[..excess] {
-            tracing::warn!(generation_cut = %older.generation, "too many generations: told the oldest to cut its drain short");
+            tracing::warn!(
+                event = "drain.cut_short", generation_cut = %older.generation,
+                "too many generations: told the oldest to cut its drain short"
+            );
             older.tell(&Message::Cut);
         }
     }
@@ -281,18 +284,27 @@ impl Older {
                 match self.inquiry.hear(message) {
                     Ok(()) => Taken::Event(PredecessorEvent::Reported),
                     Err(message) => {
-                        tracing::debug!(from = %self.generation, ?message, "passed over a message of an older generation");
+                        tracing::debug!(
+                            event = "message.unexpected", from = %self.generation, ?message,
+                            "passed over a message of an older generation"
+                        );
                         Taken::Nothing
                     }
                 }
             }
             Received::Garbage(why) => {
                 let why = one_line(&why);
-                tracing::warn!(from = %self.generation, why, "an older generation sent what is not a message; no longer listening to it");
+                tracing::warn!(
+                    event = "message.invalid", from = %self.generation, why,
+                    "an older generation sent what is not a message; no longer listening to it"
+                );
                 Taken::End(self.role)
             }
             Received::End => {
-                tracing::debug!(ended = %self.generation, "an older generation is gone");
+                tracing::debug!(
+                    event = "generation.gone", ended = %self.generation,
+                    "an older generation is gone"
+                );
                 Taken::End(self.role)
             }
         }
@@ -307,7 +319,10 @@ impl Older {
 
     fn tell(&self, message: &Message) {
         if let Err(error) = self.channel.send(message) {
-            tracing::debug!(to = %self.generation, ?message, %error, "an older generation no longer hears");
+            tracing::debug!(
+                event = "generation.unreachable", to = %self.generation, ?message, %error,
+                "an older generation no longer hears"
+            );
         }
     }
 }

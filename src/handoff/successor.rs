@@ -166,7 +166,10 @@ impl Successor {
         // A copy of the other end that stays in the slot does no harm: the process descriptor tells
         // of a death. What was started must not be forgotten for it.
         if let Err(error) = bequest.slot.clear() {
-            tracing::warn!(reason = %error, "cannot close the successor's end of the channel: {error}");
+            tracing::warn!(
+                event = "successor.close_failed", reason = %error,
+                "cannot close the successor's end of the channel: {error}"
+            );
         }
         started?;
         Ok(Self {
@@ -251,7 +254,10 @@ impl Successor {
         match self.channel.pass(&Message::Carry { version }, theirs.as_fd()) {
             // It is dead, which will be heard: nobody is told to come to an end for it.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                tracing::error!(reason = %error, "no connection can be carried: {error}");
+                tracing::error!(
+                    event = "carry.unavailable", reason = %error,
+                    "no connection can be carried: {error}"
+                );
                 None
             }
             Err(_) | Ok(()) => Some(ours),
@@ -283,10 +289,16 @@ impl Successor {
         let pid = self.pid();
         match self.channel.signal(signal) {
             Some(Ok(())) => {
-                tracing::debug!(successor_pid = pid, %signal, "signalled the successor")
+                tracing::debug!(
+                    event = "successor.signalled", successor_pid = pid, %signal,
+                    "signalled the successor"
+                )
             }
             Some(Err(error)) => {
-                tracing::debug!(successor_pid = pid, %signal, %error, "the successor has ended already");
+                tracing::debug!(
+                    event = "successor.ended", successor_pid = pid, %signal, %error,
+                    "the successor has ended already"
+                );
             }
             None => {}
         }
@@ -307,7 +319,10 @@ impl Successor {
 
     fn tell(&self, message: &Message) {
         if let Err(error) = self.channel.send(message) {
-            tracing::debug!(?message, %error, "the successor no longer hears");
+            tracing::debug!(
+                event = "successor.unreachable", ?message, %error,
+                "the successor no longer hears"
+            );
         }
     }
 
@@ -363,7 +378,11 @@ impl Successor {
                 match self.inquiry.hear(message) {
                     Ok(()) => Some(SuccessorEvent::Reported),
                     Err(message) => {
-                        tracing::debug!(?message, "passed over a message of the successor");
+                        tracing::debug!(
+                            event = "message.unexpected",
+                            ?message,
+                            "passed over a message of the successor"
+                        );
                         None
                     }
                 }

@@ -24,7 +24,12 @@ impl<P: Plane> Driver<P> {
                 .iter()
                 .map(|one| format!("{}={}", one.name(), one.address()));
             let listeners = listeners.collect::<Vec<_>>().join(" ");
-            tracing::info!(listeners, "generation {} is accepting", self.generation);
+            tracing::info!(
+                event = "generation.accepting",
+                listeners,
+                "generation {} is accepting",
+                self.generation
+            );
             Event::Live
         })
     }
@@ -45,7 +50,10 @@ impl<P: Plane> Driver<P> {
                 }
             }
             State::Retiring { .. } | State::Stopping | State::Stopped => {
-                tracing::error!(reason = %error, "a part of the connections is lost: {error}");
+                tracing::error!(
+                    event = "worker.died", reason = %error,
+                    "a part of the connections is lost: {error}"
+                );
                 self.died = Some(error);
                 return Ok(());
             }

@@ -111,7 +111,13 @@ impl<P: Plane> Driver<P> {
             Action::Drain => {
                 let (why, connections) =
                     (self.state.name(), self.plane.connections().map(|now| now.open));
-                tracing::info!(why, connections, "generation {} is draining", self.generation);
+                tracing::info!(
+                    event = "drain.started",
+                    why,
+                    connections,
+                    "generation {} is draining",
+                    self.generation
+                );
                 let to_successor = self.to_successor.take();
                 self.deadlines.drain = deadline(self.config.drain_timeout);
                 // Half of it is left to those that are not carried by then, to come to an end.
@@ -133,7 +139,11 @@ impl<P: Plane> Driver<P> {
                 self.deadlines.drain = None;
                 self.deadlines.carry = None;
                 self.accept_again().await?;
-                tracing::warn!("generation {} is accepting again", self.generation);
+                tracing::warn!(
+                    event = "generation.resumed",
+                    "generation {} is accepting again",
+                    self.generation
+                );
             }
             Action::Cut => self.cut().await,
             Action::Exit => self.exit(),
@@ -150,7 +160,10 @@ impl<P: Plane> Driver<P> {
             match self.plane.accept(self.listeners.as_slice()) {
                 Err(error @ Error::System { .. }) if Instant::now() < until => {
                     if !has_failed {
-                        tracing::error!(reason = %error, "cannot accept again yet: {error}");
+                        tracing::error!(
+                            event = "accept.resume_failed", reason = %error,
+                            "cannot accept again yet: {error}"
+                        );
                     }
                     has_failed = true;
                     self.plane.stop_accepting().await;
@@ -178,6 +191,7 @@ impl<P: Plane> Driver<P> {
             let (connections, generations) =
                 (self.plane.connections().map(|now| now.open), self.predecessors.count());
             tracing::warn!(
+                event = "drain.outlived",
                 connections,
                 generations,
                 "connections or older generations outlived being cut"
@@ -196,7 +210,14 @@ impl<P: Plane> Driver<P> {
         }
         let report = self.plane.report();
         let DrainReport { ended, carried, cut } = report;
-        tracing::info!(ended, carried, cut, "generation {} has ended", self.generation);
+        tracing::info!(
+            event = "generation.ended",
+            ended,
+            carried,
+            cut,
+            "generation {} has ended",
+            self.generation
+        );
         self.tell_drained(report);
         // The head adds it to what it knows.
         if let Some(successor) = &self.successor {

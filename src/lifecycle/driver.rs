@@ -222,7 +222,11 @@ impl<P: Plane> Driver<P> {
                 self.since = Since::now();
             }
             self.state = state;
-            tracing::debug!(?event, from = before.name(), to = state.name(), ?actions, "step");
+            tracing::debug!(
+                event = "generation.step", input = ?event, from = before.name(), to = state.name(),
+                ?actions,
+                "step"
+            );
             if event == Event::Hangup && actions.is_empty() {
                 answer_hangup(state);
             }

@@ -136,6 +136,7 @@ impl<P: Plane> Driver<P> {
             self.ended(self.generation, Outcome::Committed, None);
         }
         tracing::info!(
+            event = "generation.serving",
             draining = self.predecessors.count(),
             "generation {} is serving",
             self.generation
@@ -155,7 +156,7 @@ impl<P: Plane> Driver<P> {
             match name {
                 Some(name) => head.store(&name, listener),
                 None => tracing::warn!(
-                    listener = %listener.name(),
+                    event = "store.refused", listener = %listener.name(),
                     address = listener.address(),
                     "the service manager cannot keep this socket: its name and address are too long"
                 ),
@@ -181,6 +182,7 @@ impl<P: Plane> Driver<P> {
         if self.is_start_due {
             self.deadlines.start = deadline(self.config.drain_timeout);
             tracing::info!(
+                event = "handoff.delayed",
                 "the handoff waits for the connections that are still taken over: one generation more is too many"
             );
         } else {
@@ -210,7 +212,10 @@ impl<P: Plane> Driver<P> {
         let generation = self.generation.next();
         self.deadlines.ready = deadline(self.config.ready_timeout);
         let program = self.program.path().display();
-        tracing::info!(successor = %generation, %program, "starting a successor: generation {generation}");
+        tracing::info!(
+            event = "handoff.started", successor = %generation, %program,
+            "starting a successor: generation {generation}"
+        );
         let (program, listeners, predecessors) =
             (&self.program, &self.listeners, &self.predecessors);
         let (init, slot) = (self.init.as_ref(), &mut self.slot);
@@ -264,7 +269,10 @@ impl<P: Plane> Driver<P> {
         successor.counted(self.past.clone());
         tell(successor);
         let successor = self.generation.next();
-        tracing::info!(%successor, successor_pid = pid, "handed over to generation {successor}");
+        tracing::info!(
+            event = "handoff.committed", %successor, successor_pid = pid,
+            "handed over to generation {successor}"
+        );
         self.answer_inquirers();
         let Some(Reload { answer, began, waits_for_drain, .. }) = self.reload.take() else {
             return;
@@ -290,9 +298,15 @@ impl<P: Plane> Driver<P> {
         let successor = self.generation.next();
         // It had taken over if this is the head no longer.
         if self.head.is_some() {
-            tracing::error!(%successor, reason = %failure, "the handoff failed: {failure}");
+            tracing::error!(
+                event = "handoff.failed", %successor, reason = %failure,
+                "the handoff failed: {failure}"
+            );
         } else {
-            tracing::error!(%successor, reason = %failure, "the handoff failed after all: {failure}");
+            tracing::error!(
+                event = "handoff.failed", %successor, reason = %failure,
+                "the handoff failed after all: {failure}"
+            );
         }
         let was_ready = self.successor.as_ref().is_some_and(Successor::is_ready);
         if let Some(mut successor) = self.successor.take() {
@@ -341,7 +355,10 @@ impl<P: Plane> Driver<P> {
         let _ = tokio::time::timeout(SETTLE_TIMEOUT, self.plane.settled()).await;
         let (successor, lost) = (self.generation.next(), self.plane.successor_lost());
         if lost > 0 {
-            tracing::error!(%successor, lost, "up to {lost} connections that it had taken over are lost with it");
+            tracing::error!(
+                event = "carry.lost", %successor, lost,
+                "up to {lost} connections that it had taken over are lost with it"
+            );
         }
     }
 

@@ -53,6 +53,7 @@ impl<P: Plane> Driver<P> {
             }
             PredecessorEvent::Carrying(version, _) if version != carry::VERSION => {
                 tracing::warn!(
+                    event = "carry.unknown_format",
                     version,
                     "the predecessor carries connections in words that are not known here: they stay with it"
                 );
@@ -60,7 +61,10 @@ impl<P: Plane> Driver<P> {
             }
             PredecessorEvent::Carrying(_, channel) => {
                 if let Err(error) = self.plane.take_over(channel) {
-                    tracing::error!(reason = %error, "the predecessor's connections stay with it: {error}");
+                    tracing::error!(
+                        event = "carry.unavailable", reason = %error,
+                        "the predecessor's connections stay with it: {error}"
+                    );
                 }
                 None
             }
@@ -90,7 +94,11 @@ impl<P: Plane> Driver<P> {
         let retired = matches!(self.state, State::Retiring { .. });
         match event {
             SuccessorEvent::Ready { pid, given_up, replaced } => {
-                tracing::info!(successor_pid = pid, "the successor is ready");
+                tracing::info!(
+                    event = "successor.ready",
+                    successor_pid = pid,
+                    "the successor is ready"
+                );
                 self.listeners.mark_replaced(&replaced);
                 self.given_up = given_up;
                 Some(Event::SuccessorReady)
@@ -100,7 +108,10 @@ impl<P: Plane> Driver<P> {
                 // anew.
                 if retired && self.notifier.watches_head() {
                     let what = "the successor is lost, and for the service manager to mend";
-                    tracing::error!(reason = %failure, "{what}: {failure}");
+                    tracing::error!(
+                        event = "successor.died", reason = %failure,
+                        "{what}: {failure}"
+                    );
                     self.tell_what_is_lost().await;
                     self.refuse_who_waits_for_drain(&failure);
                     return Some(Event::LineStopping);
@@ -149,13 +160,15 @@ impl<P: Plane> Driver<P> {
         match last.map(|last| (last.state, last.connections)) {
             Some((Standing::Stopped | Standing::Unknown, _)) => {}
             Some((_, Some(Connections { open, .. }))) => tracing::error!(
-                died = %generation,
-                open,
+                event = "generation.died", died = %generation, open,
                 "generation {generation} has died, and with it what was left of the {open} connections that it had when it was last heard"
             ),
             None if generation.next() != self.generation => {}
             Some((_, None)) | None => {
-                tracing::error!(died = %generation, "generation {generation} has died, and with it what it still served");
+                tracing::error!(
+                    event = "generation.died", died = %generation,
+                    "generation {generation} has died, and with it what it still served"
+                );
             }
         }
     }

@@ -96,7 +96,11 @@ impl PidFile {
         let Some(Owed { pid, failures, reason, .. }) = self.owed.take() else { return };
         self.owed = Some(Owed { pid, due: Instant::now(), failures, reason: String::new() });
         match self.name(pid) {
-            Ok(()) => tracing::info!(failures, "the pid file names process {pid} now"),
+            Ok(()) => tracing::info!(
+                event = "pid_file.written",
+                failures,
+                "the pid file names process {pid} now"
+            ),
             Err(error) if error.to_string() != reason => log_failure(&error),
             Err(_) => {}
         }
@@ -115,7 +119,11 @@ impl PidFile {
             match fs::remove_file(&self.path) {
                 // A successor that is told to stop removes it too.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %self.path.display(), reason = %error, "cannot remove the pid file: {error}");
+                    tracing::warn!(
+                        event = "pid_file.remove_failed", path = %self.path.display(),
+                        reason = %error,
+                        "cannot remove the pid file: {error}"
+                    );
                 }
                 Ok(()) | Err(_) => {}
             }
@@ -125,7 +133,10 @@ impl PidFile {
 
 /// Says that the file does not name the process to signal.
 pub(super) fn log_failure(error: &Error) {
-    tracing::error!(reason = %error, "nobody can learn from the pid file whom to signal: {error}");
+    tracing::error!(
+        event = "pid_file.failed", reason = %error,
+        "nobody can learn from the pid file whom to signal: {error}"
+    );
 }
 
 /// Checks that the pid file replaces nothing but a pid file, and has a path of its own. Touches
@@ -217,7 +228,10 @@ fn remove_stale_drafts(pid_file: &Path) {
         if is_file && draft_of(&entry.file_name(), name).is_some_and(has_ended) {
             let path = entry.path();
             let removed = fs::remove_file(&path).is_ok();
-            tracing::debug!(path = %path.display(), removed, "a draft of the pid file was left behind");
+            tracing::debug!(
+                event = "pid_file.draft_removed", path = %path.display(), removed,
+                "a draft of the pid file was left behind"
+            );
         }
     }
 }

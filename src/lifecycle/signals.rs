@@ -79,7 +79,7 @@ impl Signals {
             never = std::future::poll_fn(|context| log_strays(stray, context)) => match never {},
             else => std::future::pending().await,
         };
-        tracing::debug!(signal, "signal received");
+        tracing::debug!(event = "signal.received", signal, "signal received");
         event
     }
 }
@@ -96,7 +96,11 @@ fn log_strays(
     for (number, signal) in stray {
         while let Poll::Ready(Some(())) = signal.poll_recv(context) {
             let signal = name(*number);
-            tracing::warn!(signal, "signal ignored: {signal} has no effect");
+            tracing::warn!(
+                event = "signal.ignored",
+                signal,
+                "signal ignored: {signal} has no effect"
+            );
         }
     }
     Poll::Pending
@@ -114,10 +118,17 @@ pub(super) fn answer_hangup(state: State) {
         | State::Probation { .. }
         | State::HandingOff { .. }
         | State::Baking { .. } => {
-            tracing::info!("hangup remembered: a handoff follows the present one");
+            tracing::info!(
+                event = "reload.pending",
+                "hangup remembered: a handoff follows the present one"
+            );
         }
-        State::Retiring { .. } => tracing::warn!("hangup ignored: a newer generation serves"),
-        State::Stopping => tracing::warn!("hangup ignored: the service is told to stop"),
+        State::Retiring { .. } => {
+            tracing::warn!(event = "reload.ignored", "hangup ignored: a newer generation serves")
+        }
+        State::Stopping => {
+            tracing::warn!(event = "reload.ignored", "hangup ignored: the service is told to stop")
+        }
         State::Serving | State::Stopped => {}
     }
 }

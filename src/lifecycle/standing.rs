@@ -60,7 +60,10 @@ impl<P: Plane> Driver<P> {
     /// An operator asks.
     pub(super) fn asked(&mut self, request: Request, answer: Answer) -> Option<Event> {
         if answer.is_abandoned() {
-            tracing::info!("dropped a control request: its client has hung up");
+            tracing::info!(
+                event = "control.request_dropped",
+                "dropped a control request: its client has hung up"
+            );
             return None;
         }
         match request {

@@ -84,7 +84,10 @@ impl Acceptor {
                     }
                 }
                 Err(error) if is_the_peers_affair(&error) => {
-                    tracing::debug!(listener = %self.listener.name(), %error, "a connection was gone before it was accepted");
+                    tracing::debug!(
+                        event = "connection.aborted", listener = %self.listener.name(), %error,
+                        "a connection was gone before it was accepted"
+                    );
                 }
                 Err(error) => {
                     let pause = self
@@ -123,7 +126,10 @@ pub(crate) fn waiting(listener: &Listener) -> impl Iterator<Item = (Stream, Peer
         Err(error) if is_the_peers_affair(&error) => Some(None),
         Err(error) => {
             let listener = listener.name();
-            tracing::error!(%listener, reason = %error, "cannot accept those that still wait on {listener}, they are lost: {error}");
+            tracing::error!(
+                event = "listener.backlog_lost", %listener, reason = %error,
+                "cannot accept those that still wait on {listener}, they are lost: {error}"
+            );
             None
         }
     });

@@ -77,7 +77,10 @@ impl Drop for SharedPort<'_> {
     fn drop(&mut self) {
         for socket in self.0 {
             if let Err(error) = socket.share_port(false) {
-                tracing::warn!(reason = %error, "cannot clear SO_REUSEPORT, but {socket}: {error}");
+                tracing::warn!(
+                    event = "socket.port_shared", reason = %error,
+                    "cannot clear SO_REUSEPORT, but {socket}: {error}"
+                );
             }
         }
     }

@@ -62,7 +62,10 @@ impl Accepted {
             }
             Err(error) => {
                 let listener = listener.name();
-                tracing::error!(%listener, reason = %error, "cannot watch a connection on {listener}, it is lost: {error}");
+                tracing::error!(
+                    event = "connection.unwatched", %listener, reason = %error,
+                    "cannot watch a connection on {listener}, it is lost: {error}"
+                );
                 None
             }
         }
@@ -132,7 +135,10 @@ impl Listener {
     fn set_back_nonblocking(&self) -> io::Result<()> {
         if !self.socket.nonblocking()? {
             self.socket.set_nonblocking(true)?;
-            tracing::warn!(listener = %self.name, "another process set the listener blocking; set back");
+            tracing::warn!(
+                event = "listener.blocking", listener = %self.name,
+                "another process set the listener blocking; set back"
+            );
         }
         Ok(())
     }
@@ -159,14 +165,20 @@ impl Listener {
             .and_then(|()| sys::socket::bind_to_no_interface(&*self.socket));
         if let Err(error) = diverted {
             let (listener, address) = (self.name(), self.address());
-            tracing::warn!(%listener, address, reason = %error, "cannot divert new clients from {address}, those in a handshake may be reset: {error}");
+            tracing::warn!(
+                event = "listener.divert_failed", %listener, address, reason = %error,
+                "cannot divert new clients from {address}, those in a handshake may be reset: {error}"
+            );
         }
     }
 
     /// Clears `SO_REUSEPORT`.
     pub(super) fn restore(&self) {
         if let Err(error) = self.socket.set_reuse_port(false) {
-            tracing::debug!(listener = %self.name, %error, "cannot take the port back");
+            tracing::debug!(
+                event = "listener.port_shared", listener = %self.name, %error,
+                "cannot take the port back"
+            );
         }
     }
 
@@ -178,7 +190,11 @@ impl Listener {
             match std::fs::remove_file(path) {
                 // When the line stops, all its generations do this at once: another one was faster.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(listener = %self.name, path = %path.display(), reason = %error, "cannot unlink the socket: {error}");
+                    tracing::warn!(
+                        event = "socket.unlink_failed", listener = %self.name,
+                        path = %path.display(), reason = %error,
+                        "cannot unlink the socket: {error}"
+                    );
                 }
                 Ok(()) | Err(_) => {}
             }

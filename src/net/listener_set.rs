@@ -101,6 +101,7 @@ impl ListenerSet {
             let (listener, address) =
                 (socket.name.as_deref().unwrap_or("unnamed"), socket.address());
             tracing::info!(
+                event = "socket.unclaimed",
                 listener,
                 address,
                 descriptor = socket.descriptor,
@@ -279,7 +280,10 @@ fn adopt_or_bind(
         match bind {
             Ok(listener) => {
                 let (name, address) = (listener.name(), listener.address());
-                tracing::info!(listener = %name, address, "bound a listener");
+                tracing::info!(
+                    event = "listener.bound", listener = %name, address,
+                    "bound a listener"
+                );
                 bound.push(listeners.len());
                 listeners.push(listener);
             }
@@ -309,9 +313,22 @@ fn adopt(socket: Passed, name: &str) -> Listener {
     let address = listener.address();
     match before.filter(|before| before != name) {
         Some(before) => {
-            tracing::info!(listener = name, before, address, descriptor, "adopted under a new name")
+            tracing::info!(
+                event = "listener.adopted",
+                listener = name,
+                before,
+                address,
+                descriptor,
+                "adopted under a new name"
+            )
         }
-        None => tracing::debug!(listener = name, address, descriptor, "adopted"),
+        None => tracing::debug!(
+            event = "listener.adopted",
+            listener = name,
+            address,
+            descriptor,
+            "adopted"
+        ),
     }
     listener
 }

@@ -33,9 +33,16 @@ impl Shortage {
         }
         *state = if may_report() { State::Reported } else { State::Unreported };
         if *state == State::Reported {
-            tracing::error!(listener, reason = %error, "cannot accept on {listener}, trying again: {error}");
+            tracing::error!(
+                event = "accept.failed", listener, reason = %error,
+                "cannot accept on {listener}, trying again: {error}"
+            );
         } else {
-            tracing::debug!(listener, "cannot accept on this listener either");
+            tracing::debug!(
+                event = "accept.failed_too",
+                listener,
+                "cannot accept on this listener either"
+            );
         }
         true
     }
@@ -44,7 +51,7 @@ impl Shortage {
     pub(super) fn end(&self, listener: &str) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::take(&mut *state) == State::Reported {
-            tracing::info!(listener, "accepting again");
+            tracing::info!(event = "accept.resumed", listener, "accepting again");
         }
     }
 }

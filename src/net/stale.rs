@@ -85,7 +85,12 @@ fn lock_folder(path: &Path) -> Option<Flock<File>> {
         }
     });
     let folder = folder.display();
-    let say = |error: &io::Error| tracing::warn!(%folder, reason = %error, "cannot lock {folder}, going on without: {error}");
+    let say = |error: &io::Error| {
+        tracing::warn!(
+            event = "socket.lock_failed", %folder, reason = %error,
+            "cannot lock {folder}, going on without: {error}"
+        )
+    };
     locked.inspect_err(say).ok()
 }
 

@@ -53,7 +53,10 @@ impl Grant {
         let Self { listener, path, file, access } = self;
         if let Err(error) = access.set(&path, file) {
             let path = path.display();
-            tracing::error!(listener, %path, reason = %error, "cannot change who may connect to {path}: {error}");
+            tracing::error!(
+                event = "socket.access_unchanged", listener, %path, reason = %error,
+                "cannot change who may connect to {path}: {error}"
+            );
         }
     }
 }

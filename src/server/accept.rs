@@ -132,7 +132,10 @@ async fn next(
                 // it.
                 census[0].limited();
                 let listener = acceptor.listener().name();
-                tracing::debug!(%listener, "there are as many connections as there may be");
+                tracing::debug!(
+                    event = "listener.full", %listener,
+                    "there are as many connections as there may be"
+                );
             }
             *place = places.take().await;
         }

@@ -49,7 +49,10 @@ impl<S: Service> Server<S> {
         let outgoing = successor.and_then(|channel| match Outgoing::new(channel) {
             Ok(outgoing) => Some(Arc::new(outgoing)),
             Err(error) => {
-                tracing::error!(reason = %error, "no connection can be carried: {error}");
+                tracing::error!(
+                    event = "carry.unavailable", reason = %error,
+                    "no connection can be carried: {error}"
+                );
                 None
             }
         });

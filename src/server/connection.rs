@@ -236,7 +236,10 @@ impl<S> Shared<S> {
             }
             Verdict::Refused(why) => {
                 let (listener, peer) = (connection.listener(), connection.peer());
-                tracing::debug!(listener, %peer, reason = why, "the successor does not take the connection: {why}");
+                tracing::debug!(
+                    event = "carry.connection_declined", listener, %peer, reason = why,
+                    "the successor does not take the connection: {why}"
+                );
                 counted.refused();
                 asking.refused();
             }
@@ -267,13 +270,9 @@ fn report(connection: &Connection, counted: &Counted, ending: &Ending) {
         Ending::Cut => ("cut", 0, None),
     };
     tracing::debug!(
-        listener = connection.listener(),
-        peer = %connection.peer(),
-        received = connection.stream.received(),
-        sent = connection.stream.sent(),
-        late,
-        seconds = counted.since().elapsed().as_secs_f64(),
-        ending,
+        event = "connection.ended", listener = connection.listener(), peer = %connection.peer(),
+        received = connection.stream.received(), sent = connection.stream.sent(), late,
+        seconds = counted.since().elapsed().as_secs_f64(), ending,
         error = error.map(tracing::field::display),
         "connection ended"
     );

@@ -101,7 +101,10 @@ impl<S: Service> Latecomers<S> {
             },
             Err(error) => {
                 let listener = self.listener.name();
-                tracing::warn!(%listener, reason = %error, "cannot watch {listener} for its last clients: {error}");
+                tracing::warn!(
+                    event = "listener.backlog_unwatched", %listener, reason = %error,
+                    "cannot watch {listener} for its last clients: {error}"
+                );
                 tokio::select! {
                     () = self.stop.cancelled() => {}
                     () = &mut end => {}

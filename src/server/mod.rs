@@ -167,6 +167,7 @@ impl<S: Service> Server<S> {
         if timeout(STOP_TIMEOUT, stopped).await.is_err() {
             let workers = self.loops.len();
             tracing::error!(
+                event = "worker.hung",
                 workers,
                 "{workers} workers hang and have not stopped accepting: going on without them"
             );

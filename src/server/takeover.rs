@@ -131,7 +131,10 @@ impl<S: Service> TakingOver<S> {
                 Ok((worker, newcomer)) => {
                     if let Err(error) = self.incoming.answer(id, Answer::Taken).await {
                         // The channel's end says it as well.
-                        tracing::error!(reason = %error, "cannot answer the predecessor, taking no more: {error}");
+                        tracing::error!(
+                            event = "carry.answer_failed", reason = %error,
+                            "cannot answer the predecessor, taking no more: {error}"
+                        );
                         break;
                     }
                     let _within = self.workers[worker].handle().enter();
@@ -140,12 +143,16 @@ impl<S: Service> TakingOver<S> {
                 }
                 Err(why) => {
                     tracing::debug!(
+                        event = "carry.connection_refused",
                         reason = why,
                         "a connection of the predecessor's is refused: {why}"
                     );
                     refused += 1;
                     if let Err(error) = self.incoming.answer(id, Answer::Refused(why)).await {
-                        tracing::error!(reason = %error, "cannot answer the predecessor, taking no more: {error}");
+                        tracing::error!(
+                            event = "carry.answer_failed", reason = %error,
+                            "cannot answer the predecessor, taking no more: {error}"
+                        );
                         break;
                     }
                 }
@@ -155,7 +162,12 @@ impl<S: Service> TakingOver<S> {
         }
         self.keep_no_more();
         if taken + refused > 0 {
-            tracing::info!(taken, refused, "took over {taken} connections, and refused {refused}");
+            tracing::info!(
+                event = "carry.taken_over",
+                taken,
+                refused,
+                "took over {taken} connections, and refused {refused}"
+            );
         }
     }
 

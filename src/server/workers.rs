@@ -172,7 +172,7 @@ impl Drop for Workers {
         // Nothing is ever sent.
         let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner);
         if matches!(running.recv_timeout(END_TIMEOUT), Err(RecvTimeoutError::Timeout)) {
-            tracing::error!("a worker hangs, and is left behind");
+            tracing::error!(event = "worker.hung", "a worker hangs, and is left behind");
             return;
         }
         for thread in self.threads.drain(..) {

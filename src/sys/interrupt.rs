@@ -73,7 +73,10 @@ fn register() -> io::Result<Arc<Mark>> {
 }
 
 fn not_watched(error: io::Error) {
-    tracing::warn!(reason = %error, "an accept that blocks will not be interrupted: {error}");
+    tracing::warn!(
+        event = "accept.uninterruptible", reason = %error,
+        "an accept that blocks will not be interrupted: {error}"
+    );
 }
 
 /// Installs the handler, unless the program has one of its own for this signal.
@@ -115,7 +118,10 @@ fn interrupt(thread: libc::pid_t) {
     // nothing.
     let done = unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), thread, libc::SIGURG) };
     if let Err(error) = Errno::result(done) {
-        tracing::debug!(thread, %error, "cannot interrupt a thread that blocks");
+        tracing::debug!(
+            event = "accept.interrupt_failed", thread, %error,
+            "cannot interrupt a thread that blocks"
+        );
     }
 }
 

@@ -121,7 +121,12 @@ fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_err() {
-            tracing::warn!(soft, hard, "cannot raise the limit of open files");
+            tracing::warn!(
+                event = "limit.unchanged",
+                soft,
+                hard,
+                "cannot raise the limit of open files"
+            );
         }
     }
 }
@@ -146,7 +151,7 @@ fn make_room_for_descriptors() {
 fn fail(error: &Error) -> ExitCode {
     if tracing::enabled!(tracing::Level::ERROR) {
         let why = one_line(&error.to_string());
-        tracing::error!(reason = why, "cannot serve: {why}");
+        tracing::error!(event = "process.failed", reason = why, "cannot serve: {why}");
         return code(error.exit());
     }
     complain(error, error.exit())

@@ -96,7 +96,8 @@ impl Watch {
                 // Nothing was learned of the upstream.
                 Err(reason) if is_own(&reason) => {
                     tracing::debug!(
-                        listener = %listeners, upstream = %upstream.label(), %reason,
+                        event = "upstream.check_impossible", listener = %listeners,
+                        upstream = %upstream.label(), %reason,
                         "cannot check an upstream: {reason}"
                     );
                 }

@@ -114,7 +114,10 @@ impl Proxy {
                 carried::take_up(parcel, &self.upstreams, &self.tally).inspect_err(|error| {
                     connection.stream.reset_on_drop();
                     let (listener, peer) = (connection.listener(), connection.peer());
-                    tracing::error!(listener, %peer, reason = %error, "a connection is lost that was carried here: {error}");
+                    tracing::error!(
+                        event = "connection.lost", listener, %peer, reason = %error,
+                        "a connection is lost that was carried here: {error}"
+                    );
                 })?
             }
             None => Begun::Arriving(Arriving::default()),

@@ -102,12 +102,18 @@ impl Refresh {
             Ok(answer) => {
                 let has_changed = name.learn(&answer);
                 if name.said.swap(false, Ordering::Relaxed) {
-                    tracing::info!(%listener, %host, "an upstream's host name resolves again");
+                    tracing::info!(
+                        event = "name.resolved_again", %listener, %host,
+                        "an upstream's host name resolves again"
+                    );
                 }
                 if has_changed {
                     tally.depart(&upstreams.update(&tally.known()));
                     let addresses = listed(&name.addresses());
-                    tracing::info!(%listener, %host, addresses, "an upstream's host name has these addresses now");
+                    tracing::info!(
+                        event = "name.changed", %listener, %host, addresses,
+                        "an upstream's host name has these addresses now"
+                    );
                 }
                 has_changed
             }
@@ -115,12 +121,18 @@ impl Refresh {
                 name.failures.fetch_add(1, Ordering::Relaxed);
                 let addresses = listed(&name.addresses());
                 if name.said.swap(true, Ordering::Relaxed) {
-                    tracing::debug!(%listener, %host, %reason, "an upstream's host name still does not resolve: {reason}");
+                    tracing::debug!(
+                        event = "name.failed_again", %listener, %host, %reason,
+                        "an upstream's host name still does not resolve: {reason}"
+                    );
                 } else if addresses.is_empty() {
-                    tracing::warn!(%listener, %host, %reason, "an upstream's host name does not resolve: {reason}");
+                    tracing::warn!(
+                        event = "name.failed", %listener, %host, %reason,
+                        "an upstream's host name does not resolve: {reason}"
+                    );
                 } else {
                     tracing::warn!(
-                        %listener, %host, addresses, %reason,
+                        event = "name.failed", %listener, %host, addresses, %reason,
                         "an upstream's host name does not resolve, and keeps its addresses: {reason}"
                     );
                 }

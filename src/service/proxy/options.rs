@@ -69,7 +69,7 @@ fn report(setting: &str, error: &io::Error, was_reported: &AtomicBool, side: Sid
         Side::Upstream => "upstreams",
     };
     tracing::warn!(
-        listener, setting, reason = %error,
+        event = "connection.option_failed", listener, setting, reason = %error,
         "cannot set {setting} on connections of {side}, serving them without it: {error}"
     );
 }

@@ -34,7 +34,8 @@ impl Refusals {
         }
         let Some(refused) = self.count(&connection.listener, Instant::now()) else { return };
         tracing::warn!(
-            listener = connection.listener(), peer = %connection.peer(), refused, reason = %error,
+            event = "client.refused", listener = connection.listener(), peer = %connection.peer(),
+            refused, reason = %error,
             "a client is refused because of its PROXY header: {error} ({refused} since the last record)"
         );
     }

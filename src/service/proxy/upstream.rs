@@ -86,7 +86,10 @@ impl Upstream {
     /// Once, until it is back: one that stays away is passed over again and again.
     pub(super) fn say_out(&self, listener: &str, reason: &io::Error) {
         if !self.said.swap(true, Ordering::Relaxed) {
-            tracing::warn!(listener, upstream = %self.label, %reason, "an upstream is passed over: {reason}");
+            tracing::warn!(
+                event = "upstream.unavailable", listener, upstream = %self.label, %reason,
+                "an upstream is passed over: {reason}"
+            );
         }
     }
 }

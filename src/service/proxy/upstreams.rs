@@ -206,13 +206,19 @@ impl Upstreams {
             self.say_well(upstream, listener);
         }
         if self.deserted.load(Ordering::Relaxed) && self.deserted.swap(false, Ordering::Relaxed) {
-            tracing::info!(listener, upstream = %upstream.label(), "clients are served again");
+            tracing::info!(
+                event = "upstream.any_available", listener, upstream = %upstream.label(),
+                "clients are served again"
+            );
         }
     }
 
     /// It has not. After so many times in a row it is passed over for a while.
     pub(super) fn failed(&self, upstream: &Upstream, listener: &str, reason: &std::io::Error) {
-        tracing::debug!(listener, upstream = %upstream.label(), %reason, "an upstream did not accept: {reason}");
+        tracing::debug!(
+            event = "upstream.failed", listener, upstream = %upstream.label(), %reason,
+            "an upstream did not accept: {reason}"
+        );
         let failures = upstream.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         if self.ejection.failures == 0 || failures < self.ejection.failures {
             return;
@@ -230,7 +236,10 @@ impl Upstreams {
     /// A client was turned away because nobody accepted it.
     pub(super) fn turned_away(&self, listener: &str, reason: &std::io::Error) {
         if !self.deserted.swap(true, Ordering::Relaxed) {
-            tracing::warn!(listener, %reason, "no upstream accepts, clients are turned away: {reason}");
+            tracing::warn!(
+                event = "upstream.none_available", listener, %reason,
+                "no upstream accepts, clients are turned away: {reason}"
+            );
         }
     }
 
@@ -265,7 +274,8 @@ impl Upstreams {
     fn say_well(&self, upstream: &Upstream, listener: &str) {
         if !self.is_out(upstream) && upstream.said.swap(false, Ordering::Relaxed) {
             tracing::info!(
-                listener, upstream = %upstream.label(), reason = "it accepts",
+                event = "upstream.available", listener, upstream = %upstream.label(),
+                reason = "it accepts",
                 "an upstream is back: it accepts"
             );
         }

@@ -8,7 +8,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
-use super::MESSAGE;
+use super::{EVENT, MESSAGE};
 use super::outlet::Outlet;
 
 /// The prefix of our own field names.
@@ -79,6 +79,8 @@ impl Visit for Fields<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
         if field.name() == MESSAGE {
             put(self.0, "MESSAGE", value);
+        } else if field.name() == EVENT {
+            put(self.0, "EVENT", value);
         } else {
             // A field name in capitals is a name that the journal takes.
             put(

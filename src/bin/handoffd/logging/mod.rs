@@ -80,7 +80,7 @@ fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
     let is_captured = backtrace.status() == BacktraceStatus::Captured;
     let backtrace = if is_captured { format!("\n{backtrace}") } else { String::new() };
-    tracing::error!("{}{backtrace}", one_line(&panic.to_string()));
+    tracing::error!(event = "process.panicked", "{}{backtrace}", one_line(&panic.to_string()));
 }
 
 /// Writes one line to standard error for a process that has no log, and waits a moment for the
@@ -127,6 +127,10 @@ where
         self.inner.format_event(context, to, event)
     }
 }
+
+/// The field that names what happened. It never changes, unlike the message: docs/operations.md lists
+/// every value.
+const EVENT: &str = "event";
 
 /// The field that a record's text is in.
 const MESSAGE: &str = "message";

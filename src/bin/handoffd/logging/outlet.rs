@@ -150,7 +150,11 @@ impl Shared {
             if std::mem::take(&mut state.report_is_due) {
                 let dropped = std::mem::take(&mut state.dropped);
                 drop(state);
-                tracing::warn!(dropped, "dropped {dropped} log records that could not be written");
+                tracing::warn!(
+                    event = "log.dropped",
+                    dropped,
+                    "dropped {dropped} log records that could not be written"
+                );
             }
         }
     }

@@ -75,7 +75,7 @@ fn answer_all(control: &Control, scrapes: &Receiver<oneshot::Sender<Answer>>) {
         let all: Vec<_> = std::iter::once(first).chain(scrapes.try_iter()).collect();
         let answer = ask(control);
         if let Err(why) = &answer {
-            tracing::warn!(reason = %why, "no metrics: {why}");
+            tracing::warn!(event = "metrics.failed", reason = %why, "no metrics: {why}");
         }
         for scrape in all {
             // A collector that has hung up needs none.
