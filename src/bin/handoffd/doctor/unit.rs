@@ -166,13 +166,11 @@ fn show(manager: Manager, unit: &str) -> Result<BTreeMap<String, String>, Error>
 
 fn systemctl(manager: Manager, words: &[&str]) -> Result<String, Error> {
     let mut command = Command::new("systemctl");
-    match manager {
-        Manager::System => {}
-        Manager::User => drop(command.arg("--user")),
-        Manager::Of(user) => {
-            drop(command.args(["--user".to_owned(), format!("--machine={user}@.host")]))
-        }
-    }
+    let command = match manager {
+        Manager::System => &mut command,
+        Manager::User => command.arg("--user"),
+        Manager::Of(user) => command.args(["--user", &format!("--machine={user}@.host")]),
+    };
     let ran = command.args(words).output();
     let ran = ran.map_err(|source| Error::System { doing: "run systemctl", source })?;
     if !ran.status.success() {
