@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::deadlines::deadline;
+use super::data_plane::Plane;
 use super::driver::Driver;
 use super::machine::Action;
-use super::plane::Plane;
+use super::timers::deadline;
 use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::handoff::{Fate, Message, Successor};

@@ -10,15 +10,15 @@ use std::os::fd::OwnedFd;
 
 use tokio_util::task::TaskTracker;
 
-use super::accepting::begin;
-use super::deadlines::{Deadlines, at, deadline};
-use super::handover::Reload;
+use super::data_plane::Plane;
+use super::handoff::Reload;
 use super::head::Head;
 use super::machine::{Birth, Event, State, step};
 use super::pid_file::PidFile;
-use super::plane::Plane;
 use super::signals::{Signals, answer_hangup};
-use super::standing::{Inquirers, Since};
+use super::startup::begin;
+use super::status::{Inquirers, Since};
+use super::timers::{Deadlines, at, deadline};
 use crate::config::Config;
 use crate::control::{Answer, ControlServer, Request};
 use crate::drain::DrainReport;

@@ -5,20 +5,20 @@
 //! The planes that do the work (`handoff`, `server`, `notify`) never meet but here. [`run`] serves
 //! a [`crate::Service`]; [`Starting`] is the face for a server of one's own.
 
-mod accepting;
 mod actions;
 mod check;
-mod deadlines;
+mod data_plane;
 mod driver;
-mod embedded;
-mod handover;
+mod embed;
+mod handoff;
 mod head;
 mod machine;
-mod neighbours;
+mod messages;
 mod pid_file;
-mod plane;
 mod signals;
-mod standing;
+mod startup;
+mod status;
+mod timers;
 
 use crate::config::Config;
 use crate::error::Error;
@@ -28,7 +28,7 @@ use crate::service::Service;
 
 pub use check::check;
 pub use driver::Ending;
-pub use embedded::{Acceptor, Drained, Retirement, Serving, Starting};
+pub use embed::{Acceptor, Drained, Retirement, Serving, Starting};
 
 /// Serves `service` for the whole life of this generation: adopts or binds the listeners, takes
 /// over from a predecessor, hands over to successors, drains. Must be called in a tokio runtime

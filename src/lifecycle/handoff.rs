@@ -8,13 +8,13 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::deadlines::deadline;
+use super::data_plane::Plane;
 use super::driver::Driver;
 use super::head::Head;
 use super::machine::{Event, State};
 use super::pid_file::log_failure;
-use super::plane::Plane;
-use super::standing::unix_ms;
+use super::status::unix_ms;
+use super::timers::deadline;
 use crate::carry;
 use crate::control::{Answer, Refusal, ReloadOptions, Reply};
 use crate::drain::DrainReport;

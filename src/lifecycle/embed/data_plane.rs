@@ -7,7 +7,7 @@ use tokio_util::task::TaskTracker;
 use super::{Embedded, Phase, Told};
 use crate::drain::DrainReport;
 use crate::error::Error;
-use crate::lifecycle::plane::Plane;
+use crate::lifecycle::data_plane::Plane;
 use crate::net::Listener;
 use crate::report::{Connections, Counters};
 use crate::server::CarryEnd;

@@ -6,10 +6,10 @@
 
 use std::time::Duration;
 
-use super::deadlines::deadline;
+use super::data_plane::Plane;
 use super::driver::Driver;
 use super::machine::{Event, State};
-use super::plane::Plane;
+use super::timers::deadline;
 use crate::carry;
 use crate::error::HandoffFailure;
 use crate::generation::Generation;

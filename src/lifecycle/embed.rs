@@ -6,7 +6,7 @@
 //! the last one has ended. What cannot be done in one step does not compile. How connections are
 //! served, counted and cut is the server's affair.
 
-mod plane;
+mod data_plane;
 
 use std::future::Future;
 use std::net::TcpListener;

@@ -6,9 +6,9 @@
 
 use tokio_util::task::TaskTracker;
 
+use super::data_plane::Plane;
 use super::driver::Driver;
 use super::machine::{Event, State};
-use super::plane::Plane;
 use crate::error::Error;
 use crate::handoff::Message;
 

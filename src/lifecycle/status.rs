@@ -9,11 +9,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
+use super::data_plane::Plane;
 use super::driver::Driver;
-use super::handover::milliseconds;
+use super::handoff::milliseconds;
 use super::head::{Duty, Pace};
 use super::machine::{Event, State};
-use super::plane::Plane;
 use crate::control::{Answer, Reply, Request};
 use crate::handoff::Inquiry;
 use crate::net::Origin;
