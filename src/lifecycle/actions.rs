@@ -1,230 +1,188 @@
-//! Performs what the machine has decided: the part of the driver that acts.
+//! The part of the driver that performs what the machine has decided: a table of calls.
 //!
-//! Each action is a call or a few; what an event means, and in which order actions come, is decided
-//! in `machine`. What is about a successor is in `handover`.
-
-use std::time::Duration;
-
-use tokio::time::{Instant, sleep};
+//! `machine` decides what an event means and in which order actions come. What a handoff does is in
+//! `handoff`, what a drain does in `drain`; here is what is done to listeners and to neighbours.
 
 use super::data_plane::Plane;
 use super::driver::Driver;
+use super::head::Head;
 use super::machine::Action;
-use super::timers::deadline;
-use crate::drain::DrainReport;
-use crate::error::Error;
-use crate::handoff::{Fate, Message, Successor};
+use super::pid_file::log_failure;
+use crate::error::{Error, HandoffFailure};
+use crate::generation::Generation;
+use crate::handoff::{Message, Successor};
 use crate::net::Listener;
 
-/// How long a cut connection may take to be gone: its task has only to be dropped.
-const CUT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long and how often a retired generation tries to accept again.
-const RESUME_TIMEOUT: Duration = Duration::from_secs(10);
-const RESUME_PAUSE: Duration = Duration::from_millis(100);
-
 impl<P: Plane> Driver<P> {
-    /// Performs one action.
-    pub(super) async fn perform(&mut self, action: Action) -> Result<(), Error> {
+    /// Performs one action. `failure` is why the successor is lost, if the event is its loss.
+    pub(super) async fn perform(
+        &mut self,
+        action: Action,
+        failure: &mut Option<HandoffFailure>,
+    ) -> Result<(), Error> {
         match action {
-            Action::TellReady => {
-                let (closed, replaced) =
-                    (self.listeners.unclaimed().to_vec(), self.listeners.replaced().to_vec());
-                self.predecessors.tell_predecessor(&Message::Ready { closed, replaced });
-            }
-            Action::TellRollback => {
-                // Who goes on counts it.
-                self.predecessors.tell_predecessor(&Message::Report(Box::new(self.report())));
-                self.predecessors.tell_predecessor(&Message::Rollback);
-                // The predecessor goes on with its own listeners; those that were bound here end
-                // here.
-                self.given_up = self.listeners.bound_here().to_vec();
-            }
-            Action::TakeTheLine => self.take_the_line()?,
-            Action::NotifyReady => {
-                let status = self.status().to_string();
-                if let Some(head) = &mut self.head {
-                    head.ready(status);
-                }
-            }
+            Action::TellReady => self.tell_ready(),
+            Action::TellRollback => self.tell_rollback(),
+            Action::TakeTheLine => self.become_active()?,
+            Action::NotifyReady => self.notify_ready(),
             Action::StartSuccessor => self.start_successor(),
-            Action::StartBake => {
-                self.deadlines.ready = None;
-                self.deadlines.bake = deadline(self.config.bake);
-            }
+            Action::StartBake => self.start_bake(),
             Action::Commit(hangup) => self.commit(|successor| successor.commit(hangup)),
-            Action::CommitForGood(hangup) => {
-                self.commit(|successor| successor.commit_for_good(hangup))
-            }
-            Action::DropSuccessor => self.drop_successor().await,
-            Action::ForgetSuccessor => {
-                if let Some(successor) = &mut self.successor {
-                    successor.release();
+            Action::CommitForGood(hangup) => self.commit(|one| one.commit_for_good(hangup)),
+            Action::DropSuccessor => {
+                if let Some(failure) = failure.take() {
+                    self.drop_successor(failure).await;
                 }
             }
+            Action::ForgetSuccessor => self.forget_successor(),
             Action::LetGo => self.predecessors.let_go(),
-            Action::LeaveTheLine if self.predecessors.count() > 0 => self.predecessors.let_go(),
-            Action::StopSuccessor => {
-                self.deadlines.ready = None;
-                if let Some(successor) = &self.successor {
-                    successor.end(Fate::Stop);
-                }
-            }
-            Action::StopAccepting => {
-                self.plane.stop_accepting().await;
-                let (given_up, control) =
-                    self.listeners.remove(&std::mem::take(&mut self.given_up));
-                given_up.iter().chain(&control).for_each(Listener::unlink);
-                let replaced: Vec<_> =
-                    given_up.iter().filter(|listener| listener.is_replaced()).cloned().collect();
-                replaced.iter().for_each(Listener::divert);
-                // Whoever may have to accept again holds them still.
-                let sockets: Vec<_> =
-                    given_up.iter().filter_map(|listener| listener.cookie().ok()).collect();
-                if !sockets.is_empty() {
-                    self.predecessors.tell_all(&Message::GivenUp { sockets });
-                }
-                self.plane.sweep(&given_up);
-                self.plane.accept_late(replaced);
-            }
-            Action::CloseListeners | Action::LeaveTheLine => {
-                self.plane.stop_accepting().await;
-                let all = self.listeners.take();
-                // The path goes first, so that nobody comes who will not be accepted; but what the
-                // service manager keeps has to be found again when it starts us anew.
-                if !self.notifier.is_supervised() {
-                    all.iter().for_each(Listener::unlink);
-                }
-                self.plane.sweep(&all);
-                self.control_ends = true;
-                if let Some(pid_file) = &mut self.pid_file {
-                    pid_file.remove(self.successor.as_ref().and_then(Successor::pid));
-                }
-            }
-            Action::TellStopping => {
-                self.predecessors.tell_all(&Message::Stopping);
-                let status = self.status().to_string();
-                if let Some(head) = &mut self.head {
-                    head.stopping(status);
-                }
-            }
-            Action::Drain => {
-                let (why, connections) =
-                    (self.state.name(), self.plane.connections().map(|now| now.open));
-                tracing::info!(
-                    event = "drain.started",
-                    why,
-                    connections,
-                    "generation {} is draining",
-                    self.generation
-                );
-                let to_successor = self.to_successor.take();
-                self.deadlines.drain = deadline(self.config.drain_timeout);
-                // Half of it is left to those that are not carried by then, to come to an end.
-                self.deadlines.carry =
-                    to_successor.as_ref().and_then(|_| deadline(self.config.drain_timeout / 2));
-                self.is_alone = false;
-                self.plane.drain(to_successor);
-                // Whoever is the head from now on knows what would be lost with this process, and
-                // what it has counted.
-                if let Some(successor) = &self.successor {
-                    successor.answer(self.report());
-                }
-            }
-            Action::TellTheRest => {
-                self.deadlines.carry = None;
-                self.plane.tell_the_rest();
-            }
-            Action::Resume => {
-                self.deadlines.drain = None;
-                self.deadlines.carry = None;
-                self.accept_again().await?;
-                tracing::warn!(
-                    event = "generation.resumed",
-                    "generation {} is accepting again",
-                    self.generation
-                );
-            }
+            Action::LeaveTheLine => self.resign().await,
+            Action::StopSuccessor => self.stop_successor(),
+            Action::StopAccepting => self.stop_accepting().await,
+            Action::CloseListeners => self.close_listeners().await,
+            Action::TellStopping => self.tell_stopping(),
+            Action::Drain => self.begin_drain(),
+            Action::TellTheRest => self.drain_uncarried(),
+            Action::Resume => self.resume().await?,
             Action::Cut => self.cut().await,
             Action::Exit => self.exit(),
         }
         Ok(())
     }
 
-    /// Accepts again after a successor's death. A system that lacks memory or descriptors is asked
-    /// again for a while, because no other generation serves.
-    async fn accept_again(&mut self) -> Result<(), Error> {
-        let until = Instant::now() + RESUME_TIMEOUT;
-        let mut has_failed = false;
-        loop {
-            match self.plane.accept(self.listeners.as_slice()) {
-                Err(error @ Error::System { .. }) if Instant::now() < until => {
-                    if !has_failed {
-                        tracing::error!(
-                            event = "accept.resume_failed", reason = %error,
-                            "cannot accept again yet: {error}"
-                        );
-                    }
-                    has_failed = true;
-                    self.plane.stop_accepting().await;
-                    sleep(RESUME_PAUSE).await;
-                }
-                accepted => return accepted,
-            }
+    fn tell_ready(&self) {
+        let listeners = &self.listeners.set;
+        let (closed, replaced) = (listeners.unclaimed().to_vec(), listeners.replaced().to_vec());
+        self.predecessors.tell_predecessor(&Message::Ready { closed, replaced });
+    }
+
+    fn tell_rollback(&mut self) {
+        // The predecessor counts on from it.
+        self.predecessors.tell_predecessor(&Message::Report(Box::new(self.report())));
+        self.predecessors.tell_predecessor(&Message::Rollback);
+        // The predecessor serves on with its own listeners. Those that were bound here end here.
+        self.listeners.given_up = self.listeners.set.bound_here().to_vec();
+    }
+
+    fn notify_ready(&mut self) {
+        let status = self.status().to_string();
+        if let Some(head) = &mut self.head {
+            head.ready(status);
         }
     }
 
-    /// Cuts what is left of this generation; and of all before it, if they end with this one.
-    async fn cut(&mut self) {
-        self.plane.cut();
-        if self.head.is_some() {
-            self.predecessors.tell_all(&Message::Cut);
-        }
-        let Self { plane, predecessors, head, .. } = self;
-        let gone = async {
-            plane.drained().await;
-            while head.is_some() && !predecessors.is_empty() {
-                predecessors.next().await;
-            }
-        };
-        if tokio::time::timeout(CUT_TIMEOUT, gone).await.is_err() {
-            let (connections, generations) =
-                (self.plane.connections().map(|now| now.open), self.predecessors.count());
-            tracing::warn!(
-                event = "drain.outlived",
-                connections,
-                generations,
-                "connections or older generations outlived being cut"
-            );
+    fn tell_stopping(&mut self) {
+        self.predecessors.tell_all(&Message::Stopping);
+        let status = self.status().to_string();
+        if let Some(head) = &mut self.head {
+            head.stopping(status);
         }
     }
 
-    fn exit(&mut self) {
-        if let Some(successor) = self.successor.as_ref().filter(|successor| !successor.is_ready()) {
-            successor.end(Fate::Kill);
-        }
-        if self.control_ends {
-            if let Some(control) = self.listeners.take_control() {
-                control.unlink();
+    /// Becomes the active generation: the process to signal, to ask, and to hear from.
+    ///
+    /// # Errors
+    /// When the pid file cannot be written and nobody has been told yet that the service is up.
+    fn become_active(&mut self) -> Result<(), Error> {
+        let generation = self.process.generation;
+        let is_up = generation != Generation::FIRST || self.history.handoffs.succeeded > 0;
+        if let Some(pid_file) = &mut self.pid_file {
+            match pid_file.name(std::process::id()) {
+                Err(error) if !is_up => return Err(error),
+                Err(error) => log_failure(&error),
+                Ok(()) => {}
             }
         }
-        let report = self.plane.report();
-        let DrainReport { ended, carried, cut } = report;
+        if let Some(init) = &self.process.init {
+            init.tell_head(std::process::id());
+        }
+        self.predecessors.attend();
+        self.predecessors.cut_all_but(self.config.max_generations.get() - 1);
+        let head = Head::new(self.process.notifier.clone(), self.process.program.watchdog());
+        self.store_listeners(&head);
+        self.head = Some(head);
+        self.listeners.set.grant_access();
+        self.listeners.set.forget_replacements();
+        if let Some(control) = self.listeners.set.control() {
+            self.operators.control.open(control.clone());
+        }
+        if !self.plane.is_taking_over() {
+            // A predecessor offers its connections before this, or not at all.
+            self.plane.expect_no_more();
+        }
+        if generation != Generation::FIRST {
+            self.history.took_over(generation);
+        }
         tracing::info!(
-            event = "generation.ended",
-            ended,
-            carried,
-            cut,
-            "generation {} has ended",
-            self.generation
+            event = "generation.serving",
+            draining = self.predecessors.count(),
+            "generation {generation} is serving"
         );
-        self.tell_drained(report);
-        // The head adds it to what it knows.
-        if let Some(successor) = &self.successor {
-            successor.answer(self.report());
+        Ok(())
+    }
+
+    /// Stores listeners with the service manager, in case every generation dies.
+    fn store_listeners(&self, head: &Head) {
+        if !self.process.notifier.is_supervised() {
+            return;
         }
-        // Not before: systemd, which stops a unit, ends the command that asked as well, and its own
-        // failure would be the unit's.
-        self.refuse_reload("the service was told to stop");
+        for name in self.listeners.set.no_longer_stored() {
+            head.unstore(name);
+        }
+        for (listener, name) in self.listeners.set.to_store() {
+            match name {
+                Some(name) => head.store(&name, listener),
+                None => tracing::warn!(
+                    event = "store.refused", listener = %listener.name(),
+                    address = listener.address(),
+                    "the service manager cannot store this socket: its name and address are too long"
+                ),
+            }
+        }
+    }
+
+    /// Leaves the service to the older generations, or ends it if none lives.
+    async fn resign(&mut self) {
+        if self.predecessors.count() > 0 {
+            self.predecessors.let_go();
+        } else {
+            self.close_listeners().await;
+        }
+    }
+
+    /// Stops accepting. Closes only the listeners that the successor gave up.
+    async fn stop_accepting(&mut self) {
+        self.plane.stop_accepting().await;
+        let given_up = std::mem::take(&mut self.listeners.given_up);
+        let (given_up, control) = self.listeners.set.remove(&given_up);
+        given_up.iter().chain(&control).for_each(Listener::unlink);
+        let replaced = given_up.iter().filter(|listener| listener.is_replaced()).cloned();
+        let replaced: Vec<_> = replaced.collect();
+        replaced.iter().for_each(Listener::divert);
+        // A generation that may have to accept again still holds them.
+        let sockets = given_up.iter().filter_map(|listener| listener.cookie().ok());
+        let sockets: Vec<_> = sockets.collect();
+        if !sockets.is_empty() {
+            self.predecessors.tell_all(&Message::GivenUp { sockets });
+        }
+        self.plane.sweep(&given_up);
+        self.plane.accept_late(replaced);
+    }
+
+    /// Stops accepting for good: serves the clients in the backlogs, unlinks and closes the sockets.
+    async fn close_listeners(&mut self) {
+        self.plane.stop_accepting().await;
+        let all = self.listeners.set.take();
+        // The path goes first, so that no client comes who will not be accepted. But the service
+        // manager has to find the sockets that it stores when it starts the service again.
+        if !self.process.notifier.is_supervised() {
+            all.iter().for_each(Listener::unlink);
+        }
+        self.plane.sweep(&all);
+        self.listeners.control_ends = true;
+        let successor_pid = self.successor().and_then(Successor::pid);
+        if let Some(pid_file) = &mut self.pid_file {
+            pid_file.remove(successor_pid);
+        }
     }
 }

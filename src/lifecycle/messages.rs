@@ -4,45 +4,88 @@
 //! What is done about an event is for the machine to say; what is only to be answered, or to be
 //! remembered, is done here.
 
-use std::time::Duration;
+use std::time::SystemTime;
 
 use super::data_plane::Plane;
-use super::driver::Driver;
+use super::driver::{Driver, Occurrence};
 use super::machine::{Event, State};
-use super::timers::deadline;
+use super::status::{Since, unix_ms};
 use crate::carry;
 use crate::error::HandoffFailure;
 use crate::generation::Generation;
 use crate::handoff::{Message, PredecessorEvent, SuccessorEvent};
-use crate::report::{Connections, Report, Standing};
-use crate::server::CarryEnd;
+use crate::report::{
+    Connections, Counters, HandoffCounters, LastHandoff, Outcome, Report, Standing,
+};
 
-/// How long after a successor takes no more connections it may take to hear that it is dead.
-const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
+/// The handoffs of this generation, and what ended generations have counted.
+#[derive(Debug)]
+pub(super) struct History {
+    /// Since when the generation has been in its present state.
+    pub(super) since: Since,
+    pub(super) last_handoff: Option<LastHandoff>,
+    /// How the handoffs ended that this generation has begun.
+    pub(super) handoffs: HandoffCounters,
+    /// The counters of generations that have ended, as far as they are known here.
+    pub(super) past: Counters,
+}
 
-impl<P: Plane> Driver<P> {
-    /// No more connections go to the successor. If that takes no more, it may be about to be heard
-    /// that it is dead: a process that dies closes one channel before the other. Those that were
-    /// not carried are told when it is not.
-    pub(super) fn carry_ended(&mut self, end: CarryEnd) -> Option<Event> {
-        self.is_alone = true;
-        match end {
-            CarryEnd::AllWent => Some(Event::CarryEnded),
-            CarryEnd::Alone => {
-                let soon = deadline(LAST_WORD_TIMEOUT);
-                self.deadlines.carry = [self.deadlines.carry, soon].into_iter().flatten().min();
-                None
-            }
+impl History {
+    /// A history without handoffs.
+    pub(super) fn new() -> Self {
+        Self {
+            since: Since::now(),
+            last_handoff: None,
+            handoffs: HandoffCounters::default(),
+            past: Counters::default(),
         }
     }
 
+    /// Notes that the state has changed now.
+    pub(super) fn state_changed(&mut self) {
+        self.since = Since::now();
+    }
+
+    /// Adds the last counters of another generation. Sums never fall, whatever becomes of it.
+    pub(super) fn add(&mut self, mut last: Counters, own: &Counters) {
+        last.settle();
+        self.past.add(&last);
+        self.past.fold_departed(own);
+    }
+
+    /// Notes that this generation has taken over, unless a later handoff is noted already.
+    pub(super) fn took_over(&mut self, generation: Generation) {
+        if self.last_handoff.is_none() {
+            self.note(generation, Outcome::Committed, None);
+        }
+    }
+
+    /// Notes a handoff that failed.
+    pub(super) fn failed(&mut self, successor: Generation, outcome: Outcome, reason: String) {
+        if outcome == Outcome::RolledBack {
+            self.handoffs.rolled_back += 1;
+        } else {
+            self.handoffs.failed += 1;
+        }
+        self.note(successor, outcome, Some(reason));
+    }
+
+    fn note(&mut self, successor: Generation, outcome: Outcome, reason: Option<String>) {
+        let unix_ms = unix_ms(SystemTime::now());
+        self.last_handoff = Some(LastHandoff { unix_ms, successor, outcome, reason });
+    }
+}
+
+impl<P: Plane> Driver<P> {
     /// What a predecessor's word means.
-    pub(super) fn heard_predecessor(&mut self, event: PredecessorEvent) -> Option<Event> {
+    pub(super) fn heard_predecessor(&mut self, event: PredecessorEvent) -> Option<Occurrence> {
         match event {
-            PredecessorEvent::Committed(hangup) => Some(Event::Committed(hangup)),
-            PredecessorEvent::CommittedForGood(hangup) => Some(Event::CommittedForGood(hangup)),
-            PredecessorEvent::Lost => Some(Event::PredecessorLost),
-            PredecessorEvent::Stop => Some(Event::Terminate),
+            PredecessorEvent::Committed(hangup) => Some(Event::Committed(hangup).into()),
+            PredecessorEvent::CommittedForGood(hangup) => {
+                Some(Event::CommittedForGood(hangup).into())
+            }
+            PredecessorEvent::Lost => Some(Event::PredecessorLost.into()),
+            PredecessorEvent::Stop => Some(Event::Terminate.into()),
             PredecessorEvent::Asked => {
                 self.predecessors.tell_predecessor(&Message::Report(Box::new(self.report())));
                 None
@@ -69,7 +112,7 @@ impl<P: Plane> Driver<P> {
                 None
             }
             PredecessorEvent::Counted(counters) => {
-                self.past = *counters;
+                self.history.past = *counters;
                 None
             }
             PredecessorEvent::Draining(report) => {
@@ -78,10 +121,8 @@ impl<P: Plane> Driver<P> {
             }
             PredecessorEvent::Ended(generation, last) => {
                 self.say_if_it_died(generation, last.as_deref());
-                if let Some(mut last) = last {
-                    last.counters.settle();
-                    self.past.add(&last.counters);
-                    self.past.fold_departed(&self.plane.counters());
+                if let Some(last) = last {
+                    self.history.add(last.counters, &self.plane.counters());
                 }
                 self.reported();
                 None
@@ -90,7 +131,7 @@ impl<P: Plane> Driver<P> {
     }
 
     /// What the successor's word means.
-    pub(super) async fn heard_successor(&mut self, event: SuccessorEvent) -> Option<Event> {
+    pub(super) async fn heard_successor(&mut self, event: SuccessorEvent) -> Option<Occurrence> {
         let retired = matches!(self.state, State::Retiring { .. });
         match event {
             SuccessorEvent::Ready { pid, given_up, replaced } => {
@@ -99,47 +140,43 @@ impl<P: Plane> Driver<P> {
                     successor_pid = pid,
                     "the successor is ready"
                 );
-                self.listeners.mark_replaced(&replaced);
-                self.given_up = given_up;
-                Some(Event::SuccessorReady)
+                self.listeners.set.mark_replaced(&replaced);
+                self.listeners.given_up = given_up;
+                Some(Event::SuccessorReady.into())
             }
             SuccessorEvent::Lost(failure) => {
                 // A service manager ends the service when its main process dies, and starts it
                 // anew.
-                if retired && self.notifier.watches_head() {
+                if retired && self.process.notifier.watches_head() {
                     let what = "the successor is lost, and for the service manager to mend";
                     tracing::error!(
                         event = "successor.died", reason = %failure,
                         "{what}: {failure}"
                     );
-                    self.tell_what_is_lost().await;
-                    self.refuse_who_waits_for_drain(&failure);
-                    return Some(Event::LineStopping);
+                    self.log_lost_connections().await;
+                    self.refuse_drain_waiter(&failure);
+                    return Some(Event::LineStopping.into());
                 }
-                let rolled_back = matches!(failure, HandoffFailure::ToldToStop);
-                self.failure = Some(failure);
-                Some(if rolled_back { Event::SuccessorRolledBack } else { Event::SuccessorLost })
+                Some(failure.into())
             }
-            SuccessorEvent::Stopping => Some(Event::LineStopping),
+            SuccessorEvent::Stopping => Some(Event::LineStopping.into()),
             SuccessorEvent::GivenUp(sockets) => {
                 // Whoever has not taken over decides nothing.
                 if retired {
                     // Whoever waits in a queue is reset when the last that holds it lets go.
-                    let given_up = self.listeners.remove_sockets(&sockets);
+                    let given_up = self.listeners.set.remove_sockets(&sockets);
                     self.plane.sweep(&given_up);
                 }
                 None
             }
-            SuccessorEvent::Cut if retired => Some(Event::CutNow),
+            SuccessorEvent::Cut if retired => Some(Event::CutNow.into()),
             // Nonsense, before it has taken over: we would end, and nobody would serve.
             SuccessorEvent::Cut => {
                 let why = "to cut a drain, before it has taken over".to_owned();
-                Some(self.expired(HandoffFailure::Garbage { why }))
+                Some(HandoffFailure::Garbage { why }.into())
             }
             SuccessorEvent::Asked => {
-                if let Some(successor) = &self.successor {
-                    successor.answer(self.report());
-                }
+                self.report_to_successor();
                 None
             }
             SuccessorEvent::Reported => {
@@ -147,7 +184,9 @@ impl<P: Plane> Driver<P> {
                 None
             }
             SuccessorEvent::Ended => {
-                self.successor = None;
+                if let Some(handoff) = &mut self.handoff {
+                    handoff.successor = None;
+                }
                 None
             }
         }
@@ -163,7 +202,7 @@ impl<P: Plane> Driver<P> {
                 event = "generation.died", died = %generation, open,
                 "generation {generation} has died, and with it what was left of the {open} connections that it had when it was last heard"
             ),
-            None if generation.next() != self.generation => {}
+            None if generation.next() != self.process.generation => {}
             Some((_, None)) | None => {
                 tracing::error!(
                     event = "generation.died", died = %generation,
@@ -171,11 +210,5 @@ impl<P: Plane> Driver<P> {
                 );
             }
         }
-    }
-
-    /// The successor is to be given up, for this reason.
-    pub(super) fn expired(&mut self, failure: HandoffFailure) -> Event {
-        self.failure = Some(failure);
-        Event::SuccessorLost
     }
 }

@@ -8,6 +8,7 @@
 mod actions;
 mod check;
 mod data_plane;
+mod drain;
 mod driver;
 mod embed;
 mod handoff;
@@ -15,10 +16,12 @@ mod head;
 mod machine;
 mod messages;
 mod pid_file;
+mod process;
 mod signals;
 mod startup;
 mod status;
 mod timers;
+mod wakeup;
 
 use crate::config::Config;
 use crate::error::Error;

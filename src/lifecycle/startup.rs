@@ -1,44 +1,97 @@
-//! The part of the driver that sees to it that what accepts has begun, and has not died.
+//! The part of the driver that sees whether the accept loops have started, and whether they live.
 //!
-//! A generation says that it is ready when every accept loop has run, and not when it has been
-//! started. One of which a worker or an accept loop has died would lose a part of its clients for
-//! as long as it lives, so it ends with the reason.
+//! A generation says that it is ready when every accept loop has run, not when it was started. A
+//! generation that lost a worker or an accept loop would lose a part of its clients for as long as
+//! it lives. So it ends with the reason.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::data_plane::Plane;
-use super::driver::Driver;
+use super::driver::{Driver, Occurrence};
 use super::machine::{Event, State};
+use super::timers::deadline;
 use crate::error::Error;
 use crate::handoff::Message;
 
+/// Whether the accept loops have started, and what has died of them.
+#[derive(Debug, Default)]
+pub(super) struct Liveness {
+    starting: Option<Starting>,
+    /// Why this generation ends in an error once its connections have ended.
+    death: Option<Error>,
+}
+
+/// Accept loops that have not all run yet.
+#[derive(Debug)]
+struct Starting {
+    /// Closed when every accept loop has run.
+    loops: TaskTracker,
+    until: Option<Instant>,
+}
+
+impl Liveness {
+    /// Waits for these accept loops from now on, as long as `limit`.
+    pub(super) fn begin(&mut self, loops: TaskTracker, limit: Duration) {
+        self.starting = Some(Starting { loops, until: deadline(limit) });
+    }
+
+    /// Returns when the accept loops must have run.
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.starting.as_ref().and_then(|starting| starting.until)
+    }
+
+    /// Waits until every accept loop has run; for ever if none is being started. Cancel safe.
+    pub(super) async fn started(&self) {
+        match &self.starting {
+            Some(starting) => starting.loops.wait().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Returns whether no part has died so far.
+    pub(super) const fn is_whole(&self) -> bool {
+        self.death.is_none()
+    }
+
+    /// Takes what has died, if anything has.
+    pub(super) const fn take_death(&mut self) -> Option<Error> {
+        self.death.take()
+    }
+}
+
 impl<P: Plane> Driver<P> {
     /// Every accept loop has run.
-    pub(super) fn begun(&mut self) -> Option<Event> {
-        (self.beginning, self.deadlines.begin) = (None, None);
+    pub(super) fn started(&mut self) -> Option<Occurrence> {
+        self.liveness.starting = None;
         // It may have been told to stop meanwhile.
         matches!(self.state, State::Starting { .. }).then(|| {
-            let listeners = self
-                .listeners
-                .as_slice()
-                .iter()
-                .map(|one| format!("{}={}", one.name(), one.address()));
+            let listeners = self.listeners.set.as_slice().iter();
+            let listeners = listeners.map(|one| format!("{}={}", one.name(), one.address()));
             let listeners = listeners.collect::<Vec<_>>().join(" ");
             tracing::info!(
                 event = "generation.accepting",
                 listeners,
                 "generation {} is accepting",
-                self.generation
+                self.process.generation
             );
-            Event::Live
+            Event::Live.into()
         })
     }
 
-    /// A part of what serves has died. A generation that accepts ends at once, as it would in a
-    /// crash: who is before or after it takes the line. One that drains loses nobody more by
-    /// letting the others finish.
+    /// Handles the death of a worker or an accept loop.
+    ///
+    /// A generation that accepts ends at once, as in a crash: the generation before or after it
+    /// takes over. A generation that drains lets its other connections finish.
+    ///
+    /// # Errors
+    /// The death, when the generation ends of it.
     pub(super) fn part_died(&mut self, error: Error) -> Result<(), Error> {
-        self.deadlines.begin = None;
+        if let Some(starting) = &mut self.liveness.starting {
+            starting.until = None;
+        }
         match self.state {
             State::Starting { .. } | State::Probation { .. } => {
                 self.predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
@@ -52,20 +105,12 @@ impl<P: Plane> Driver<P> {
             State::Retiring { .. } | State::Stopping | State::Stopped => {
                 tracing::error!(
                     event = "worker.died", reason = %error,
-                    "a part of the connections is lost: {error}"
+                    "connections were lost with a worker: {error}"
                 );
-                self.died = Some(error);
+                self.liveness.death = Some(error);
                 return Ok(());
             }
         }
         Err(error)
-    }
-}
-
-/// Waits until every accept loop has run; for ever if none is being started.
-pub(super) async fn begin(beginning: Option<&TaskTracker>) {
-    match beginning {
-        Some(beginning) => beginning.wait().await,
-        None => std::future::pending().await,
     }
 }

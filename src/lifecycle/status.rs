@@ -10,11 +10,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
 use super::data_plane::Plane;
-use super::driver::Driver;
+use super::driver::{Driver, Occurrence};
 use super::handoff::milliseconds;
 use super::head::{Duty, Pace};
-use super::machine::{Event, State};
-use crate::control::{Answer, Reply, Request};
+use super::machine::State;
+use crate::control::{Answer, ControlServer, Reply, Request};
 use crate::handoff::Inquiry;
 use crate::net::Origin;
 use crate::report::{Connections, Counters, ListenerReport, Report, Settings, Standing, Status};
@@ -22,15 +22,29 @@ use crate::report::{Connections, Counters, ListenerReport, Report, Settings, Sta
 /// How long the others get to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Operators who have asked how the line stands.
+/// The operators: those who ask, and those who wait for the status.
+#[derive(Debug)]
+pub(super) struct Operators {
+    pub(super) control: ControlServer,
+    pub(super) status: StatusWaiters,
+}
+
+impl Operators {
+    /// No operator; the control socket is not open.
+    pub(super) fn new() -> Self {
+        Self { control: ControlServer::new(), status: StatusWaiters::default() }
+    }
+}
+
+/// Operators who have asked for the status.
 #[derive(Debug, Default)]
-pub(super) struct Inquirers {
+pub(super) struct StatusWaiters {
     waiting: Vec<Answer>,
     until: Option<Instant>,
 }
 
-impl Inquirers {
-    /// When they are answered at the latest.
+impl StatusWaiters {
+    /// Returns when they are answered at the latest.
     pub(super) const fn deadline(&self) -> Option<Instant> {
         self.until
     }
@@ -58,7 +72,7 @@ impl Since {
 
 impl<P: Plane> Driver<P> {
     /// An operator asks.
-    pub(super) fn asked(&mut self, request: Request, answer: Answer) -> Option<Event> {
+    pub(super) fn asked(&mut self, request: Request, answer: Answer) -> Option<Occurrence> {
         if answer.is_abandoned() {
             tracing::info!(
                 event = "control.request_dropped",
@@ -70,8 +84,8 @@ impl<P: Plane> Driver<P> {
             Request::Reload(options) => return self.asked_to_reload(&options, answer),
             Request::Status {} if self.head.is_none() => answer.send(Reply::Moved {}),
             Request::Status {} => {
-                self.inquirers.waiting.push(answer);
-                self.inquirers.until.get_or_insert(Instant::now() + ANSWER_TIMEOUT);
+                self.operators.status.waiting.push(answer);
+                self.operators.status.until.get_or_insert(Instant::now() + ANSWER_TIMEOUT);
                 self.ask_the_others();
                 self.reported();
             }
@@ -113,17 +127,17 @@ impl<P: Plane> Driver<P> {
     /// Another generation has said how it stands, or has ended.
     pub(super) fn reported(&mut self) {
         let is_due = self.predecessors.reports().any(|(_, inquiry)| inquiry.is_due())
-            || self.successor.as_ref().is_some_and(|successor| successor.inquiry().is_due());
+            || self.successor().is_some_and(|successor| successor.inquiry().is_due());
         if !is_due {
             self.say_how_it_stands();
-            self.answer_inquirers();
+            self.answer_status();
         }
     }
 
     /// Answers those who wait, with what is known.
-    pub(super) fn answer_inquirers(&mut self) {
-        self.inquirers.until = None;
-        let waiting = std::mem::take(&mut self.inquirers.waiting);
+    pub(super) fn answer_status(&mut self) {
+        self.operators.status.until = None;
+        let waiting = std::mem::take(&mut self.operators.status.waiting);
         if waiting.is_empty() {
             return;
         }
@@ -137,37 +151,39 @@ impl<P: Plane> Driver<P> {
 
     fn ask_the_others(&mut self) {
         self.predecessors.ask();
-        if let Some(successor) = &mut self.successor {
+        if let Some(successor) = self.handoff.as_mut().and_then(|one| one.successor.as_mut()) {
             successor.ask();
         }
     }
 
     /// How this generation stands.
     pub(super) fn report(&self) -> Report {
-        let left =
-            self.deadlines.drain.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = self
+            .drain
+            .and_then(|drain| drain.until)
+            .map(|until| until.saturating_duration_since(Instant::now()));
         Report {
-            generation: self.generation,
+            generation: self.process.generation,
             pid: Some(std::process::id()),
             identity: self.config.identity.clone(),
             state: self.state.standing(),
-            since_unix_ms: unix_ms(self.since.date),
-            for_ms: Some(self.since.elapsed_ms()),
+            since_unix_ms: unix_ms(self.history.since.date),
+            for_ms: Some(self.history.since.elapsed_ms()),
             connections: self.plane.connections(),
-            counters: Counters { handoffs: self.handoffs, ..self.plane.counters() },
+            counters: Counters { handoffs: self.history.handoffs, ..self.plane.counters() },
             drain_left_ms: left.map(milliseconds),
         }
     }
 
     /// How the line stands, by what is known.
     pub(super) fn status(&self) -> Status {
-        let after = self.successor.as_ref().map(|successor| {
+        let after = self.successor().map(|successor| {
             let state = if successor.is_ready() { Standing::Probation } else { Standing::Starting };
             let known = Report {
                 pid: successor.pid(),
-                since_unix_ms: unix_ms(self.since.date),
-                for_ms: Some(self.since.elapsed_ms()),
-                ..Report::unheard(self.generation.next(), state)
+                since_unix_ms: unix_ms(self.history.since.date),
+                for_ms: Some(self.history.since.elapsed_ms()),
+                ..Report::unheard(self.process.generation.next(), state)
             };
             last_word(known, successor.inquiry())
         });
@@ -175,21 +191,21 @@ impl<P: Plane> Driver<P> {
         let before = before.map(|(generation, inquiry)| {
             last_word(Report::unheard(generation, Standing::Retiring), inquiry)
         });
-        let listeners = self.listeners.as_slice().iter().map(|listener| ListenerReport {
+        let listeners = self.listeners.set.as_slice().iter().map(|listener| ListenerReport {
             name: listener.name().to_string(),
             address: listener.address().to_owned(),
             bound: matches!(listener.origin(), Origin::Bound(_)),
         });
         let generations: Vec<Report> =
             after.into_iter().chain([self.report()]).chain(before).collect();
-        let mut counters = self.past.clone();
+        let mut counters = self.history.past.clone();
         generations.iter().for_each(|report| counters.add(&report.counters));
         Status {
-            serving: self.generation,
+            serving: self.process.generation,
             generations,
             counters,
             listeners: listeners.collect(),
-            last_handoff: self.last_handoff.clone(),
+            last_handoff: self.history.last_handoff.clone(),
             settings: Settings {
                 ready_timeout_ms: milliseconds(self.config.ready_timeout),
                 bake_ms: milliseconds(self.config.bake),

@@ -1,40 +1,49 @@
-//! Bounds the driver's waits: what is awaited has a deadline, and here is when.
+//! The deadlines of a generation, as one source of events.
+//!
+//! Every deadline lives with what it bounds (a handoff, a drain, a status request), so it cannot
+//! outlive that. The driver waits for the earliest one.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// When the present waits end; none of what is not awaited.
-#[derive(Debug, Default)]
-pub(super) struct Deadlines {
+/// What a deadline bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Timer {
     /// Accept loops that have not run by then are taken for dead.
-    pub(super) begin: Option<Instant>,
-    /// A handoff that waits for connections to be taken over waits no longer.
-    pub(super) start: Option<Instant>,
+    Startup,
+    /// A handoff that waits for carried connections waits no longer.
+    Delay,
     /// A successor that is not ready by then is killed.
-    pub(super) ready: Option<Instant>,
-    /// A handoff that has not ended by then is given up: whoever asked for it wants to wait no
-    /// longer.
-    pub(super) given: Option<Instant>,
-    /// The successor's probation.
-    pub(super) bake: Option<Instant>,
+    Ready,
+    /// The operator who asked for the handoff waits no longer: it is given up.
+    Operator,
+    /// The successor's probation is over.
+    Bake,
     /// Connections that have not ended by then are cut.
-    pub(super) drain: Option<Instant>,
-    /// Those that were not carried by then are told to come to an end.
-    pub(super) carry: Option<Instant>,
+    Drain,
+    /// Connections that were not carried by then are told to end.
+    Carry,
+    /// Operators who asked for the status are answered with what is known.
+    Status,
+    /// The pid file is written again.
+    PidFile,
 }
 
-/// Pends until `deadline`, for ever if there is none. One that has passed is not rounded up to a
-/// tick of the clock.
-pub(super) async fn at(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) if deadline <= Instant::now() => {}
-        Some(deadline) => sleep_until(deadline).await,
+/// Pends until a deadline, for ever without one. A deadline that has passed is not rounded up to a
+/// tick of the clock. Cancel safe.
+pub(super) async fn due(next: Option<(Instant, Timer)>) -> Timer {
+    match next {
+        Some((deadline, timer)) if deadline <= Instant::now() => timer,
+        Some((deadline, timer)) => {
+            sleep_until(deadline).await;
+            timer
+        }
         None => std::future::pending().await,
     }
 }
 
-/// `duration` from now; none when the clock cannot hold it.
+/// Returns `duration` from now, or none when the clock cannot hold it.
 pub(super) fn deadline(duration: Duration) -> Option<Instant> {
     Instant::now().checked_add(duration)
 }

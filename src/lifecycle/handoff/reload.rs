@@ -1,0 +1,158 @@
+//! The reload that an operator asks for, and the answers that the operator gets.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Handoff;
+use crate::control::{Answer, Refusal, ReloadOptions, Reply};
+use crate::drain::DrainReport;
+use crate::error::HandoffFailure;
+use crate::lifecycle::data_plane::Plane;
+use crate::lifecycle::driver::{Driver, Occurrence};
+use crate::lifecycle::machine::{Event, State};
+use crate::lifecycle::timers::deadline;
+
+/// How much later than promised a handoff that an operator asked for may end: less than the client
+/// waits.
+const PROMISE_GRACE: Duration = Duration::from_secs(2);
+
+/// A reload that an operator asked for.
+#[derive(Debug)]
+pub(super) struct Reload {
+    pub(super) answer: Answer,
+    began: Instant,
+    limit: Duration,
+    waits_for_drain: bool,
+    /// When the operator wants to wait no longer.
+    pub(super) until: Option<Instant>,
+}
+
+/// Returns how much of a client's limit is left for the answer, so that it arrives within the limit.
+fn time_to_answer(limit: Duration) -> Duration {
+    (limit / 10).min(Duration::from_secs(1))
+}
+
+impl<P: Plane> Driver<P> {
+    /// Handles a reload request. A request that cannot be met is refused at once.
+    pub(in crate::lifecycle) fn asked_to_reload(
+        &mut self,
+        options: &ReloadOptions,
+        answer: Answer,
+    ) -> Option<Occurrence> {
+        let generation = self.process.generation;
+        let why_not = match self.state {
+            State::Serving => None,
+            State::HandingOff { .. } | State::Baking { .. } => Some("a handoff is under way"),
+            State::Stopping | State::Stopped => Some("the service is told to stop"),
+            State::Starting { .. } | State::Probation { .. } | State::Retiring { .. } => {
+                answer.send(Reply::Moved {});
+                return None;
+            }
+        };
+        let expected = options.expect_generation.filter(|expected| *expected != generation);
+        let unexpected = expected
+            .map(|expected| format!("generation {generation} serves, not {expected} as expected"));
+        if let Some(reason) = why_not.map(str::to_owned).or(unexpected) {
+            answer.refuse(Refusal::TryAgain, reason);
+            return None;
+        }
+        let limit = options.timeout_ms.map(Duration::from_millis);
+        let carry =
+            if self.is_start_delayed() { self.config.drain_timeout } else { Duration::ZERO };
+        let longest = total([carry, self.config.ready_timeout, self.config.bake]);
+        let within = limit.map_or(longest, |limit| limit.min(longest));
+        answer
+            .send(Reply::Started { successor: generation.next(), within_ms: milliseconds(within) });
+        // A client waits for its own limit, or a little longer than it was promised, and then
+        // believes that nothing has changed. So the handoff ends before that: a process that is
+        // stopped meanwhile must not go on with it later.
+        let given =
+            limit.map_or(total([longest, PROMISE_GRACE]), |limit| limit - time_to_answer(limit));
+        let reload = Reload {
+            answer,
+            began: Instant::now(),
+            limit: limit.unwrap_or(longest),
+            waits_for_drain: options.wait_drained,
+            until: deadline(given),
+        };
+        self.handoff = Some(Handoff { reload: Some(reload), ..Handoff::default() });
+        Some(Event::Hangup.into())
+    }
+
+    /// Returns the failure of a handoff for which the operator waits no longer.
+    pub(in crate::lifecycle) fn out_of_time(&self) -> HandoffFailure {
+        let reload = self.handoff.as_ref().and_then(|handoff| handoff.reload.as_ref());
+        HandoffFailure::OutOfTime { limit: reload.map(|reload| reload.limit).unwrap_or_default() }
+    }
+
+    /// Answers the reload: the successor, whose process is `pid`, is the active generation.
+    pub(super) fn answer_reload(&mut self, pid: Option<u32>) {
+        let Some(handoff) = &mut self.handoff else { return };
+        let Some(Reload { answer, began, waits_for_drain, .. }) = handoff.reload.take() else {
+            return;
+        };
+        answer.send(Reply::Serving {
+            generation: self.process.generation.next(),
+            pid,
+            after_ms: milliseconds(began.elapsed()),
+            draining: self.plane.connections().map(|now| now.open),
+            drain_within_ms: milliseconds(self.config.drain_timeout),
+        });
+        handoff.waits_for_drain = waits_for_drain.then_some(answer);
+    }
+
+    /// Refuses the reload that is under way, if an operator asked for one.
+    pub(in crate::lifecycle) fn refuse_reload(&mut self, why: &str) {
+        if let Some(reload) = self.handoff.as_mut().and_then(|handoff| handoff.reload.take()) {
+            reload.answer.refuse(Refusal::Failed, why);
+        }
+    }
+
+    /// Tells the operator who waits for the drain that the new generation is gone.
+    pub(in crate::lifecycle) fn refuse_drain_waiter(&mut self, failure: &HandoffFailure) {
+        if let Some(answer) = self.take_drain_waiter() {
+            answer.refuse(Refusal::RolledBack, failure.to_string());
+        }
+    }
+
+    /// Tells the operator who waits for the drain how it ended.
+    pub(in crate::lifecycle) fn tell_drained(&mut self, report: DrainReport) {
+        let DrainReport { ended, carried, cut } = report;
+        if let Some(answer) = self.take_drain_waiter() {
+            let [ended, carried, cut] = [ended, carried, cut].map(|count| count as u64);
+            let generation = self.process.generation;
+            answer.send(Reply::Drained { generation, ended, carried, cut });
+        }
+    }
+
+    fn take_drain_waiter(&mut self) -> Option<Answer> {
+        self.handoff.as_mut().and_then(|handoff| handoff.waits_for_drain.take())
+    }
+}
+
+/// The sum of durations that a user has configured. Each may be as long as `Duration::MAX`, so the
+/// sum saturates.
+fn total<const N: usize>(durations: [Duration; N]) -> Duration {
+    durations.into_iter().fold(Duration::ZERO, Duration::saturating_add)
+}
+
+/// Returns whole milliseconds, as many as a message can hold.
+pub(in crate::lifecycle) fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_as_long_as_there_are_do_not_overflow() {
+        assert_eq!(total([Duration::MAX, Duration::MAX, Duration::from_secs(1)]), Duration::MAX);
+        assert_eq!(
+            total([Duration::from_secs(2), Duration::ZERO, Duration::from_secs(1)]),
+            Duration::from_secs(3)
+        );
+        assert_eq!(milliseconds(Duration::MAX), u64::MAX);
+    }
+}

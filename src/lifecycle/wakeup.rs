@@ -1,0 +1,171 @@
+//! The part of the driver that waits: every source of events, and who handles what it brings.
+
+use super::data_plane::{Awaited, Plane, PlaneEvent, next_of_plane};
+use super::driver::{Driver, Occurrence};
+use super::head::{Duty, Head};
+use super::machine::{Event, State};
+use super::pid_file::PidFile;
+use super::timers::{Timer, due};
+use crate::control::{Answer, Request};
+use crate::error::{Error, HandoffFailure};
+use crate::handoff::{PredecessorEvent, Successor, SuccessorEvent};
+
+/// What a turn of the event loop begins with.
+enum Wakeup {
+    Predecessor(PredecessorEvent),
+    Successor(SuccessorEvent),
+    Signal(Event),
+    Plane(PlaneEvent),
+    Started,
+    Due(Timer),
+    Asked(Request, Answer),
+    Duty(Duty),
+}
+
+impl<P: Plane> Driver<P> {
+    /// Returns the next event. What other generations say goes first: a predecessor that has
+    /// retired, or a successor that has died, changes what a signal means.
+    ///
+    /// # Errors
+    /// What this generation has died of.
+    pub(super) async fn next_occurrence(&mut self) -> Result<Occurrence, Error> {
+        loop {
+            if let Some(occurrence) = self.raised.pop_front() {
+                return Ok(occurrence);
+            }
+            let (awaited, timer) = (self.awaited(), self.next_timer());
+            let wakeup = tokio::select! {
+                biased;
+                event = self.predecessors.next() => Wakeup::Predecessor(event),
+                event = next_of_successor(self.handoff.as_mut().and_then(|one| one.successor.as_mut())) => {
+                    Wakeup::Successor(event)
+                }
+                event = self.signals.next() => Wakeup::Signal(event),
+                event = next_of_plane(&self.plane, awaited) => Wakeup::Plane(event),
+                () = self.liveness.started() => Wakeup::Started,
+                timer = due(timer) => Wakeup::Due(timer),
+                (request, answer) = self.operators.control.next() => Wakeup::Asked(request, answer),
+                duty = next_duty(self.head.as_mut()) => Wakeup::Duty(duty),
+            };
+            if let Some(occurrence) = self.woke(wakeup).await? {
+                return Ok(occurrence);
+            }
+        }
+    }
+
+    async fn woke(&mut self, wakeup: Wakeup) -> Result<Option<Occurrence>, Error> {
+        Ok(match wakeup {
+            Wakeup::Predecessor(event) => self.heard_predecessor(event),
+            Wakeup::Successor(event) => self.heard_successor(event).await,
+            Wakeup::Signal(event) => Some(event.into()),
+            Wakeup::Plane(event) => self.plane_said(event)?,
+            Wakeup::Started => self.started(),
+            Wakeup::Due(timer) => self.expired(timer)?,
+            Wakeup::Asked(request, answer) => self.asked(request, answer),
+            Wakeup::Duty(duty) => {
+                self.do_duty(duty);
+                None
+            }
+        })
+    }
+
+    fn plane_said(&mut self, event: PlaneEvent) -> Result<Option<Occurrence>, Error> {
+        match event {
+            PlaneEvent::Died(error) => self.part_died(error).map(|()| None),
+            PlaneEvent::CarryEnded(end) => Ok(self.carry_ended(end)),
+            PlaneEvent::TakenOver => {
+                self.launch_successor();
+                Ok(None)
+            }
+            PlaneEvent::Drained => Ok(Some(Event::Drained.into())),
+        }
+    }
+
+    /// Handles a deadline that has passed.
+    fn expired(&mut self, timer: Timer) -> Result<Option<Occurrence>, Error> {
+        let limit = self.config.ready_timeout;
+        Ok(Some(match timer {
+            Timer::Startup => {
+                self.part_died(Error::NotAccepting { limit })?;
+                return Ok(None);
+            }
+            Timer::Delay => HandoffFailure::NotStarted { limit: self.config.drain_timeout }.into(),
+            Timer::Ready => HandoffFailure::TimedOut { limit }.into(),
+            Timer::Operator => self.out_of_time().into(),
+            Timer::Bake => Event::BakeOver.into(),
+            Timer::Drain => Event::DrainExpired.into(),
+            Timer::Carry => Event::CarryEnded.into(),
+            Timer::Status => {
+                self.answer_status();
+                return Ok(None);
+            }
+            Timer::PidFile => {
+                self.pid_file.as_mut().into_iter().for_each(PidFile::retry);
+                return Ok(None);
+            }
+        }))
+    }
+
+    /// Returns the earliest deadline.
+    fn next_timer(&self) -> Option<(tokio::time::Instant, Timer)> {
+        let (handoff, drain) = (self.handoff.as_ref(), self.drain.as_ref());
+        let timers = [
+            self.liveness.until().map(|at| (at, Timer::Startup)),
+            handoff.and_then(|handoff| handoff.stage.timer()),
+            handoff.and_then(|handoff| handoff.given_up_at()).map(|at| (at, Timer::Operator)),
+            drain.and_then(|drain| drain.until).map(|at| (at, Timer::Drain)),
+            drain.and_then(|drain| drain.carry_until).map(|at| (at, Timer::Carry)),
+            self.operators.status.deadline().map(|at| (at, Timer::Status)),
+            self.pid_file.as_ref().and_then(PidFile::due).map(|at| (at, Timer::PidFile)),
+        ];
+        timers.into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// Returns what the data plane may say now.
+    fn awaited(&self) -> Awaited {
+        let is_retiring = matches!(self.state, State::Retiring { .. });
+        Awaited {
+            death: self.liveness.is_whole(),
+            carry_end: is_retiring && self.drain.as_ref().is_some_and(|drain| drain.carries),
+            taken_over: self.handoff.as_ref().is_some_and(|handoff| handoff.stage.is_delayed()),
+            drained: self.may_be_drained(),
+        }
+    }
+
+    /// Returns whether this process ends with its last connection.
+    ///
+    /// While the service stops, a successor that is not ready must end first. The active generation
+    /// also outlives all older ones, because a unit and a container end with their main process.
+    fn may_be_drained(&self) -> bool {
+        let successor = self.successor();
+        let has_unready_successor = successor.is_some_and(|successor| !successor.is_ready());
+        match self.state {
+            State::Retiring { .. } => true,
+            State::Stopping => {
+                !has_unready_successor && (self.head.is_none() || self.predecessors.is_empty())
+            }
+            State::Starting { .. }
+            | State::Probation { .. }
+            | State::Serving
+            | State::HandingOff { .. }
+            | State::Baking { .. }
+            | State::Stopped => false,
+        }
+    }
+}
+
+/// Waits for the next duty of the active generation, if this process is it. Cancel safe.
+async fn next_duty(head: Option<&mut Head>) -> Duty {
+    match head {
+        Some(head) => head.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for a message of the successor, if there is one. Cancel safe.
+async fn next_of_successor(successor: Option<&mut Successor>) -> SuccessorEvent {
+    match successor {
+        Some(successor) => successor.next().await,
+        None => std::future::pending().await,
+    }
+}
