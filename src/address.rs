@@ -1,8 +1,8 @@
 //! The addresses on which a listener can listen, and their text form.
 //!
-//! The command line, the log and the messages between generations all use the same text form, and a
-//! printed address parses back to an equal value. Host names are rejected: a listener that depends
-//! on a resolver might move to another address after a handoff. This module opens no sockets.
+//! The command line, the log and the messages between generations use the same text form. A printed
+//! address parses back to an equal value. Host names are rejected: a listener that depends on a
+//! resolver might move to another address after a handoff. This module opens no sockets.
 
 use std::fmt;
 use std::net::{SocketAddr, SocketAddrV6};

@@ -1,5 +1,5 @@
-//! A graceful end for all connections: request a drain of each, wait, cut the ones that remain, and
-//! count.
+//! The graceful end of all connections: ask each to end, wait, cut the rest, and count the
+//! outcomes.
 //!
 //! Connections that may be carried to a successor are handled separately. They are not asked to end
 //! while the successor may still accept them.

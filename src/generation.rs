@@ -1,8 +1,9 @@
 //! The number of a process in its lineage: the first is generation 1, its successor 2, and so on.
 //!
-//! The number is in every log record, in the environment of a successor and in the messages between
-//! generations. So an operator sees at a glance which process wrote a record. A process id would
-//! not do, because process ids are reused.
+//! A lineage is the chain of processes in which each hands over to the next. The number is in every
+//! log record, in the environment of a successor and in the messages between generations. So an
+//! operator sees at a glance which process wrote a record. Process ids would not do, because they
+//! are reused.
 
 use std::fmt;
 use std::num::{NonZeroU64, ParseIntError};

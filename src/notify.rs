@@ -152,8 +152,8 @@ impl Notifier {
         self.send(Weight::Dropped, &[NotifyState::Watchdog], &[]);
     }
 
-    /// Stores a copy of a socket with the service manager, which passes it to the next process that
-    /// it starts after all of ours have exited.
+    /// Stores a copy of a socket with the service manager. If all of our processes exit, the
+    /// service manager passes the socket to the next process that it starts.
     ///
     /// A socket that is already stored is not stored twice. Without `FileDescriptorStoreMax=` the
     /// socket is not stored, and systemd reports no error.

@@ -34,8 +34,8 @@ pub(crate) struct Acceptor {
     listener: Listener,
     watch: AsyncFd<Arc<Socket>>,
     /// The last delay of the current shortage, which lasts until the backlog is empty. An accepted
-    /// connection does not end the shortage, because it may have taken the only free descriptor.
-    /// Otherwise each accepted connection could log a new shortage.
+    /// connection does not end the shortage, because it may have taken the only free descriptor. If
+    /// it did, the log could fill with one shortage per accepted connection.
     shortage: Option<Duration>,
     /// How much of the descriptor reserve this listener may use.
     share: Share,

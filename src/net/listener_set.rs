@@ -37,7 +37,7 @@ use crate::error::Error;
 #[derive(Clone, Debug)]
 pub struct ListenerSet {
     listeners: Vec<Listener>,
-    /// The control socket. When places are counted, it comes after all listeners.
+    /// The control socket. Its index is one past the last listener.
     control: Option<Listener>,
     /// The numbers of the passed descriptors that nothing claimed. They are closed.
     unclaimed: Vec<RawFd>,
@@ -46,10 +46,10 @@ pub struct ListenerSet {
     no_longer_stored: Vec<StoredName>,
     /// The access rights to set on the files of adopted sockets when this generation takes over.
     grants: Vec<Grant>,
-    /// The places of the listeners that this process bound itself. No predecessor accepts there.
+    /// The indices of the listeners that this process bound itself. No predecessor accepts there.
     bound_here: Vec<usize>,
-    /// The numbers of the passed descriptors whose clients a new listener takes over when they are
-    /// closed.
+    /// The numbers of the unclaimed descriptors that a new listener replaces: it takes over their
+    /// clients.
     replaced: Vec<RawFd>,
 }
 
@@ -170,14 +170,14 @@ impl ListenerSet {
         &self.unclaimed
     }
 
-    /// Returns those unclaimed descriptors whose clients a new listener takes over when they are
-    /// closed.
+    /// Returns the numbers of the unclaimed descriptors that a new listener replaces: it takes over
+    /// their clients.
     pub(crate) fn replaced(&self) -> &[RawFd] {
         &self.replaced
     }
 
-    /// Records that the successor's listeners take over the clients of the listeners at `places`
-    /// when these stop accepting.
+    /// Records that the successor's listeners take over the clients of the listeners at the given
+    /// indices when these stop accepting.
     pub(crate) fn mark_replaced(&self, places: &[usize]) {
         places
             .iter()
@@ -200,8 +200,8 @@ impl ListenerSet {
         bound.for_each(Listener::restore);
     }
 
-    /// Returns the places of the listeners that this process bound itself. Removing a listener
-    /// changes the places of others.
+    /// Returns the indices of the listeners that this process bound itself. Removing a listener
+    /// changes the indices of others.
     pub(crate) fn bound_here(&self) -> &[usize] {
         &self.bound_here
     }
@@ -216,8 +216,8 @@ impl ListenerSet {
         self.control.take()
     }
 
-    /// Takes the listeners at `places` out of the set. Returns the listeners that serve, and the
-    /// control socket if its place is among them.
+    /// Takes the listeners at the given indices out of the set. Returns the listeners that serve,
+    /// and the control socket if its index is among them.
     pub(crate) fn remove(&mut self, places: &[usize]) -> (Vec<Listener>, Option<Listener>) {
         let places: HashSet<_> = places.iter().copied().collect();
         let control = self.control.take_if(|_| places.contains(&self.listeners.len()));
@@ -258,7 +258,7 @@ fn unlink_at(places: &[usize], listeners: &[Listener]) {
 }
 
 /// Adopts the sockets found for each listener and binds the listeners without any. Returns the
-/// places of the newly bound listeners, and the descriptors of the unclaimed sockets that they
+/// indices of the newly bound listeners, and the descriptors of the unclaimed sockets that they
 /// replace.
 fn adopt_or_bind(
     wanted: Vec<Wanted>,

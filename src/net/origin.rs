@@ -29,7 +29,7 @@ pub enum Origin {
 /// What a lineage must remember about a socket that it bound itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// The configured address. Port 0 stays 0.
+    /// The configured address, in which port 0 stays 0.
     pub(crate) address: Address,
     /// The file that was created for a Unix path, so that no other file is ever unlinked.
     pub(crate) file: Option<FileId>,

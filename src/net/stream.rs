@@ -101,7 +101,7 @@ impl Stream {
                 "it is no stream socket of its family",
             ));
         }
-        // Only the other process has claimed so far that the socket is non-blocking. A blocking one
+        // Do not rely on the other process to have made the socket non-blocking. A blocking one
         // would stall a whole thread.
         socket.set_nonblocking(true)?;
         let stream = Self::new(socket, if is_unix { Peer::Unix } else { peer })?;

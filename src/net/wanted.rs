@@ -63,7 +63,7 @@ impl Grant {
     }
 }
 
-/// Adds to the bind error of `want` the passed socket that blocks the address, if there is one.
+/// Adds the passed socket that blocks `want`, if there is one, to the bind error.
 pub(super) fn name_obstacle(error: Error, want: &Address, unclaimed: &[Passed]) -> Error {
     let Error::Bind { name, address, source } = error else { return error };
     let in_the_way =

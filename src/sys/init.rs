@@ -47,7 +47,8 @@ pub(crate) fn split() -> io::Result<Half> {
     }
 }
 
-/// Closes every descriptor from 3 up except `kept`, which may get another number.
+/// Closes every descriptor from 3 up except `kept`. The returned descriptor may have another
+/// number.
 pub(crate) fn keep_only(kept: OwnedFd) -> io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
     let kept = if kept.as_raw_fd() == FIRST_PASSED {

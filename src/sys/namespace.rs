@@ -12,7 +12,7 @@ const FIRST_NAMESPACE: u64 = 0xEFFF_FFFC;
 const BOOTED: &str = "/run/systemd/system";
 
 /// Returns whether this process shares a pid namespace with the process that set `variable`
-/// (`NAME=value`) for it. Only then do both mean the same process by a pid.
+/// (`NAME=value`) for it. Only then does a pid mean the same process to both.
 ///
 /// No system call answers this, so the function looks at the oldest ancestor in the namespace. If
 /// that ancestor was also started with the variable, the variable was set outside the namespace.

@@ -76,8 +76,8 @@ impl PidFd {
         nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
-    /// Returns the exit status of the process, whose pid is `pid`, if it has exited and the kernel
-    /// still has the status.
+    /// Returns the exit status of the process, if it has exited and the kernel still has the
+    /// status. `pid` must be the pid of the process.
     ///
     /// The status is in /proc until the parent reaps the process. After that the pidfd has it,
     /// since Linux 6.15.

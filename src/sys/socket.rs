@@ -13,8 +13,8 @@ use nix::sys::socket::{
     setsockopt, socketpair, sockopt,
 };
 
-/// Creates the two ends of a channel, unix(7). Packets keep their boundaries, and closing one end
-/// is end of file at the other.
+/// Creates the two ends of a channel, unix(7). Packets keep their boundaries. When one end is
+/// closed, the other end reads end of file.
 pub(crate) fn channel_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).map_err(Into::into)

@@ -3,7 +3,7 @@
 //!
 //! The launcher forks twice, and the intermediate process exits at once. So the reaper of orphans
 //! (systemd, a subreaper or init) becomes the parent: it sees the program exit and reaps it.
-//! Failures after the first fork are reported on a channel that the program inherits anyway, so
+//! Failures after the first fork are reported on a channel that the program inherits anyway. So
 //! this process never waits for an exec that may hang.
 //!
 //! Between fork and exec only async-signal-safe calls are allowed (signal-safety(7)), so everything
@@ -170,7 +170,7 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
 }
 
 /// Returns, for each target number, the index in `passed` of the descriptor that has that number
-/// now. Such a descriptor must be moved before the target number is reused. No descriptor is passed
+/// now. That descriptor must be moved before another one takes its number. No descriptor is passed
 /// twice.
 fn wanted_at(passed: &[RawFd]) -> Vec<Option<usize>> {
     let mut wanted = vec![None; passed.len()];
