@@ -4,9 +4,8 @@
 //! without a connection. Running out of permits therefore does not mean that the listener is full.
 //!
 //! Carried connections come from the predecessor rather than from an accept loop. Permits are
-//! reserved for them. If more arrive than were reserved, the limit is exceeded, and no client is
-//! accepted until enough connections have ended. The limit does not count connections: `census`
-//! does.
+//! reserved for them. If more arrive, the limit may be exceeded; then no client is accepted until
+//! enough connections have ended. The limit does not count connections: `census` does.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
