@@ -126,8 +126,8 @@ async fn next(
     if let (Some(places), None) = (places, &place) {
         *place = places.try_take();
         if place.is_none() {
-            // Every loop that finds no permit comes here, and again with each heartbeat. The loop
-            // that accepted the last connection counts all of them.
+            // Each loop without a permit checks this. At the latest, the loop that accepted the
+            // last connection finds the listener full.
             if places.fills(|| census.iter().map(Census::open).sum()) {
                 // Reports only show the sum over all workers, so it does not matter which census
                 // counts.

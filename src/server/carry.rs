@@ -107,8 +107,8 @@ impl<S: Service> Server<S> {
     pub(crate) fn tell_the_rest(&mut self) {
         // A connection that arrives from the predecessor now could not move on from here.
         self.stop_taking.cancel();
-        // The order matters: a refused connection that ends in between must see at least one of the
-        // two requests to finish.
+        // In this order, a refused connection has a request to finish at every moment: ending the
+        // carry withdraws the refusal.
         self.drain.tell_the_rest();
         self.end_carry();
     }

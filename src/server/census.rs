@@ -25,8 +25,8 @@ struct Entries {
     open: BTreeMap<(Instant, u64), Arc<Traffic>>,
     next: u64,
     /// Counts of all connections so far, and the bytes of those that have ended. For a carried
-    /// connection, the bytes that the predecessor counted are subtracted at the start. Without the
-    /// open connections the sums may therefore be negative, and wrap.
+    /// connection, the bytes that the predecessor counted are subtracted at the start. The sums may
+    /// therefore be below zero, and wrap, until the open connections are added.
     sums: ListenerCounters,
     /// How many connections successors had taken over when the last drain began.
     carried_before: u64,

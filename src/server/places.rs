@@ -28,7 +28,8 @@ pub(super) struct Places {
     limit: usize,
     /// How many permits are reserved for carried connections.
     kept: AtomicUsize,
-    /// How many connections exceed the limit. As many returned permits are discarded.
+    /// The number of connections above the limit. A returned permit reduces this number first,
+    /// instead of becoming free.
     excess: AtomicUsize,
     /// Whether the listener was seen to be full and no permit has been taken since. It guards no
     /// other memory, so relaxed ordering is enough.

@@ -39,8 +39,8 @@ pub struct Connection {
     pub(super) listener: Arc<str>,
     drain: DrainWatch,
     word: Option<Arc<Word>>,
-    /// The state from the process that served the connection before, and the state that the service
-    /// detached it with.
+    /// The state carried here from the previous process, and the state that the service has
+    /// detached the connection with.
     taken_up: Option<Box<Parcel>>,
     given_up: Option<Box<Parcel>>,
     /// Until when a drain waits for the first request.

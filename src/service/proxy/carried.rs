@@ -1,8 +1,8 @@
 //! The carried state of a proxied connection: what another process needs to continue it.
 //!
 //! The state holds the upstream's socket, the unwritten bytes in both directions, the ends already
-//! passed on, and how much of the limits is used. A client without an upstream starts over in the
-//! new process, with what is known about it and the patience that is left.
+//! passed on, and the used part of the limits. A client without an upstream starts over in the new
+//! process, with what is known about it and the patience that is left.
 //!
 //! A connection is refused if its upstream is not in the new configuration, and then stays in the
 //! old process. An address of a host name is accepted as long as the name is configured. Changed

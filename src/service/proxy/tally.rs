@@ -41,8 +41,8 @@ struct Row {
 struct Cell {
     upstream: Arc<Upstream>,
     /// The sums of connections that have ended, without `active` and `ejected`. For a carried
-    /// connection, the bytes that the predecessor counted are subtracted at the start. Without the
-    /// open connections the sums may therefore be negative, and wrap.
+    /// connection, the bytes that the predecessor counted are subtracted at the start. The sums may
+    /// therefore be below zero, and wrap, until the open connections are added.
     sums: UpstreamCounters,
     /// The traffic of the open connections. A free slot is reused before a new one is added.
     open: Vec<Option<Arc<Traffic>>>,

@@ -18,8 +18,8 @@ use crate::net::{Pipe, Stream};
 
 /// The largest number of bytes per read.
 const BUFFER: usize = 32 * 1024;
-/// How many reads in a row must fill the buffer before splicing begins. A splice costs more system
-/// calls than copying a few bytes.
+/// How many reads in a row must fill the buffer before splicing begins. A splice has a higher fixed
+/// cost than copying a few bytes.
 const LONG: u8 = 4;
 /// A splice of fewer bytes than this switches back to copying.
 const SHORT: usize = 8 * 1024;
