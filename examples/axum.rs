@@ -1,8 +1,7 @@
-//! Replaces an axum server while it serves: any server that takes connections can be lent a
-//! generation's life.
+//! An axum server with zero-downtime restarts. Any server with an accept loop can be run this way.
 //!
-//! Try it: `cargo run --example axum -- 127.0.0.1:7001`, then `curl 127.0.0.1:7001`, and `kill
-//! -HUP` with the process id that it answers with.
+//! Run `cargo run --example axum -- 127.0.0.1:7001`, then `curl 127.0.0.1:7001`. The reply contains
+//! a process id; send that process SIGHUP to replace it.
 
 use std::error::Error;
 use std::io::IsTerminal;
@@ -17,12 +16,13 @@ use handoffd::{
     Acceptor, Config, Drained, Inheritance, Listeners, Peer, Retirement, Starting, Stream,
 };
 
-/// How long a client that keeps its connection may take for the next request once the successor has
-/// taken over.
+/// How long a keep-alive connection may wait for its next request after the successor has taken
+/// over.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // First of all: it changes the environment, which is sound only while there is one thread.
+    // Do this first: it changes the environment, which is sound only while the process has one
+    // thread.
     let inheritance = Inheritance::take()?;
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7001".to_owned());
     let config = Config {
         listeners: Listeners::exactly(vec![format!("http={address}").parse()?])?,
-        // A browser opens connections ahead of need; give them time to be used.
+        // Browsers open connections in advance; give them time to send a request.
         first_request_grace: Duration::from_secs(10),
         ..Config::default()
     };
@@ -47,26 +47,27 @@ async fn serve(config: Config, inheritance: Inheritance) -> Result<(), Box<dyn E
     let app = Router::new().route("/", get(move || async { whoami }));
     let mut serving = starting.ready()?;
     loop {
-        // It stops accepting at once when the successor has taken over. Each reply from then on
-        // announces the end of its connection; a connection without a request is closed later.
+        // The server stops accepting as soon as the successor has taken over. Each reply from then
+        // on closes its connection. Connections without a request are closed after `KEEP_ALIVE`.
         let listener = UntilRetired(serving.acceptor("http")?);
         let retirement = serving.retirement();
         let app = app.clone().layer(map_response(move |reply| announce(retirement.clone(), reply)));
         let server = axum::serve(listener, app).with_graceful_shutdown(serving.closing(KEEP_ALIVE));
         tokio::select! {
             ended = server => ended?,
-            // The drain deadline: whoever is left is cut when the server is dropped.
+            // At the drain deadline, the remaining connections are cut when the server is dropped.
             () = serving.cut() => {}
         }
         match serving.drained().await? {
             Drained::End => return Ok(()),
-            // The successor died before our last connection had ended: the line is ours again.
+            // The successor died before our last connection ended, so we are the active generation
+            // again.
             Drained::AcceptAgain(again) => serving = again,
         }
     }
 }
 
-/// Tells the client not to send another request on this connection: hyper closes it after the
+/// Tells the client to send no further requests on this connection. Hyper closes it after the
 /// reply.
 async fn announce(retirement: Retirement, mut reply: Response) -> Response {
     if retirement.has_begun() {
@@ -75,7 +76,7 @@ async fn announce(retirement: Retirement, mut reply: Response) -> Response {
     reply
 }
 
-/// The form in which axum takes a listener.
+/// Adapts an `Acceptor` to the listener trait of axum.
 struct UntilRetired(Acceptor);
 
 impl axum::serve::Listener for UntilRetired {

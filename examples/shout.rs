@@ -1,7 +1,7 @@
-//! Serves a service of one's own in place of the echo: it answers in capitals.
+//! A custom service in place of the echo service: it replies in capital letters.
 //!
-//! Try it: `cargo run --example shout -- 127.0.0.1:7000`, talk to it with `nc 127.0.0.1 7000`, and
-//! replace it while you do, with `kill -HUP` and the process id that it logs.
+//! Run `cargo run --example shout -- 127.0.0.1:7000` and connect with `nc 127.0.0.1 7000`. To
+//! replace the process while you talk to it, send SIGHUP to the process id that it logs.
 
 use std::error::Error;
 use std::io::IsTerminal;
@@ -15,7 +15,8 @@ struct Shout;
 impl Service for Shout {
     async fn serve(&self, connection: &mut Connection) -> std::io::Result<()> {
         let mut request = [0; 1024];
-        // Between two requests is where a connection may end; in a drain `next_request` says so.
+        // During a drain, a connection may end only between two requests; `next_request` then says
+        // so.
         while connection.next_request().await? == Next::Read {
             let length = connection.stream.read(&mut request).await?;
             if length == 0 {
@@ -29,7 +30,8 @@ impl Service for Shout {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // First of all: it changes the environment, which is sound only while there is one thread.
+    // Do this first: it changes the environment, which is sound only while the process has one
+    // thread.
     let inheritance = Inheritance::take()?;
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
@@ -38,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7000".to_owned());
     let config = Config {
         listeners: Listeners::exactly(vec![address.parse()?])?,
-        // A person at a terminal opens a connection and then begins to think.
+        // A person at a terminal connects first and thinks about the first line afterwards.
         first_request_grace: Duration::from_secs(10),
         ..Config::default()
     };

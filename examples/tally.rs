@@ -1,9 +1,9 @@
-//! Serves a protocol of one's own that has a state, and takes each connection along when it is
-//! replaced: every line is answered by its number.
+//! A custom stateful service whose connections move to the new process: it answers each line with
+//! its number.
 //!
-//! Try it: `cargo run --example tally -- 127.0.0.1:7000`, talk to it with `nc 127.0.0.1 7000`, and
-//! replace it while you do, with `kill -HUP` and the process id that it logs: the new process
-//! counts on. Who says `stay` is not taken along.
+//! Run `cargo run --example tally -- 127.0.0.1:7000` and connect with `nc 127.0.0.1 7000`. To
+//! replace the process while you talk to it, send SIGHUP to the process id that it logs. The new
+//! process continues the count. A client that sends `stay` keeps its connection in the old process.
 
 use std::error::Error;
 use std::io::IsTerminal;
@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 struct Tally;
 
-/// What is said of a connection to the next process: how many lines there were, as a number.
-/// Whoever says it in another way calls that by another name.
+/// The format of the carried state: the number of lines so far, as decimal text. A different
+/// encoding must use a different name.
 const FORMAT: &str = "tally/1";
 
 fn read(parcel: &Parcel) -> Result<u64, String> {
@@ -27,7 +27,7 @@ fn read(parcel: &Parcel) -> Result<u64, String> {
 
 impl Service for Tally {
     async fn serve(&self, connection: &mut Connection) -> std::io::Result<()> {
-        // Where the last process was.
+        // Continue where the previous process stopped.
         let taken_up = connection.taken_up();
         let mut lines =
             taken_up.map_or(Ok(0), |parcel| read(&parcel)).map_err(std::io::Error::other)?;
@@ -40,11 +40,11 @@ impl Service for Tally {
                         return Ok(());
                     }
                     if &request[..length] == b"stay\n" {
-                        // What a service does that begins to speak TLS on a connection: from now on
-                        // it cannot be taken along.
+                        // A service that starts TLS on a connection would do the same, because such
+                        // a connection cannot be carried.
                         connection.decline();
                     }
-                    // The beginning of a line needs no answer: it is part of the next one.
+                    // An incomplete line gets no answer until its end arrives.
                     for _ in request[..length].iter().filter(|byte| **byte == b'\n') {
                         lines += 1;
                         connection.stream.write_all(format!("{lines}\n").as_bytes()).await?;
@@ -63,15 +63,16 @@ impl Service for Tally {
         true
     }
 
-    /// Asked before anything of the connection is touched. One that is refused is drained by the
-    /// process that has it.
+    /// Called before the connection is touched. If this refuses it, the old process keeps the
+    /// connection and drains it.
     fn accepts(&self, _listener: &str, parcel: &Parcel) -> Result<(), String> {
         read(parcel).map(drop)
     }
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // First of all: it changes the environment, which is sound only while there is one thread.
+    // Do this first: it changes the environment, which is sound only while the process has one
+    // thread.
     let inheritance = Inheritance::take()?;
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)

@@ -1,8 +1,8 @@
-//! Parses, prints and compares the addresses that a listener can have.
+//! The addresses on which a listener can listen, and their text form.
 //!
-//! One text form serves the command line, the log and the messages between generations, and what is
-//! printed parses back to an equal value. Host names are refused: a listener that depends on a
-//! resolver may come back elsewhere after a handoff. Nothing here opens a socket.
+//! The command line, the log and the messages between generations use the same text form. A printed
+//! address parses back to an equal value. Host names are rejected: a listener that depends on a
+//! resolver might move to another address after a handoff. This module opens no sockets.
 
 use std::fmt;
 use std::net::{SocketAddr, SocketAddrV6};
@@ -11,27 +11,29 @@ use std::str::FromStr;
 
 use crate::error::Error;
 
-/// Bytes that a path or an abstract name may have: `sun_path` holds 108 with the terminating or
-/// leading zero, unix(7).
+/// The maximum length of a path or an abstract name in bytes. `sun_path` holds 108 bytes, one of
+/// which is the terminating or leading zero, unix(7).
 const UNIX_NAME_MAX: usize = 107;
 
-/// Where a listener listens.
+/// The address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
-    /// `192.0.2.1:80`, `[2001:db8::1]:80`. `[::]:80` takes IPv4 as well (dual stack), whatever the
-    /// system's default.
+    /// A TCP address: `192.0.2.1:80` or `[2001:db8::1]:80`. `[::]:80` also accepts IPv4 (dual
+    /// stack), regardless of the system default.
     Tcp(SocketAddr),
-    /// `tcp6:[::]:80`: IPv6 alone, so that `0.0.0.0:80` may stand beside it.
+    /// An IPv6-only address: `tcp6:[::]:80`. Another listener can use `0.0.0.0:80` at the same
+    /// time.
     Tcp6Only(SocketAddrV6),
-    /// `/run/web.sock` or `unix:/run/web.sock`: a path in the file system.
+    /// A path in the file system: `/run/web.sock` or `unix:/run/web.sock`.
     UnixPath(PathBuf),
-    /// `@web`: a name in the abstract namespace, which is gone with its last holder.
+    /// A name in the abstract namespace: `@web`. It disappears when the last process closes the
+    /// socket.
     UnixAbstract(String),
 }
 
 impl Address {
-    /// Whether the kernel chooses the port, so that the same address may be asked for more than
-    /// once.
+    /// Returns whether the kernel chooses the port. Several listeners may share such an address,
+    /// because each gets its own port.
     pub(crate) const fn is_any_port(&self) -> bool {
         match self {
             Self::Tcp(address) => address.port() == 0,
@@ -40,7 +42,7 @@ impl Address {
         }
     }
 
-    /// The path in the file system, for a Unix socket that has one.
+    /// Returns the path in the file system, for a Unix socket that has one.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {

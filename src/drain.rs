@@ -1,12 +1,13 @@
-//! Ends connections in order: tell all of them at once, wait, cut what is left, count.
+//! The graceful end of all connections: ask each to end, wait, cut the rest, and count the
+//! outcomes.
 //!
-//! Those that may be carried to a successor are told apart: while there is hope that it takes them
-//! they are told nothing.
+//! Connections that may be carried to a successor are handled separately. They are not asked to end
+//! while the successor may still accept them.
 //!
-//! tokio-util's `CancellationToken` tells and its `TaskTracker` counts; nothing polls and nothing
-//! ticks. A [`Drain`] is the owner's side, a [`DrainEntry`] the acceptor's, a [`DrainWatch`] the
-//! connection's, a [`DrainGuard`] its task's: the proof that it is counted, and what cuts it. When
-//! to drain and how long to wait is not decided here.
+//! The request is a `CancellationToken` and the counter a `TaskTracker`, both from tokio-util, so
+//! nothing polls. [`Drain`] belongs to the server, [`DrainEntry`] to the accept loops,
+//! [`DrainWatch`] to the connection, and [`DrainGuard`] to the connection's task. The caller
+//! decides when to drain and how long to wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,45 +16,47 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// The owner's side: counts connections, tells them, waits for them, cuts them.
+/// The server's side of a drain: counts connections, requests their end, waits for them and cuts
+/// them.
 #[derive(Debug, Default)]
 pub(crate) struct Drain {
     told: CancellationToken,
-    /// The same for those that may be carried.
+    /// The same request, for connections that may be carried.
     told_after_carry: CancellationToken,
     connections: TaskTracker,
-    /// How many there were when the drain began.
+    /// The number of connections when the drain began.
     at_start: usize,
     shared: Arc<Shared>,
 }
 
-/// What every connection needs a hold of: behind one pointer, for there are many of them.
+/// The state that every connection needs. It is behind one pointer because there are many
+/// connections.
 #[derive(Debug, Default)]
 struct Shared {
     cut: CancellationToken,
-    /// Counts since the drain began. They say nothing of other memory, so no access to them is
-    /// ordered.
+    /// Counts since the drain began. They synchronize no other memory, so relaxed access suffices.
     came: AtomicUsize,
     were_cut: AtomicUsize,
 }
 
-/// What becomes of a connection in a drain.
+/// What happens to a connection in a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// It is told to come to an end.
+    /// It is asked to end.
     End,
-    /// It is, unless a successor takes it.
+    /// It may be carried to a successor, and is asked to end if it is not.
     Carry,
 }
 
 impl Drain {
-    /// One that counts nothing yet.
+    /// Creates a drain without any connections.
     #[must_use]
     pub(crate) fn new() -> Self {
         Self::default()
     }
 
-    /// The way in for new connections, until the next [`Drain::begin`].
+    /// Returns the entry for new connections. Get a new entry after [`Drain::resume`]: connections
+    /// admitted through the old one may be asked to end at once.
     #[must_use]
     pub(crate) fn entry(&self, way: Way) -> DrainEntry {
         let told = match way {
@@ -68,8 +71,8 @@ impl Drain {
         }
     }
 
-    /// Tells every connection at once, other than those that may be carried: these are told by
-    /// [`Drain::tell_the_rest`].
+    /// Begins the drain: asks all connections to end, except those that may be carried.
+    /// [`Drain::tell_the_rest`] asks these.
     pub(crate) fn begin(&mut self) {
         self.at_start = self.connections.len();
         self.shared.came.store(0, Ordering::Relaxed);
@@ -78,26 +81,27 @@ impl Drain {
         self.told.cancel();
     }
 
-    /// Tells those that were not carried, for they will not be.
+    /// Asks the connections to end that were not carried.
     pub(crate) fn tell_the_rest(&self) {
         self.told_after_carry.cancel();
     }
 
-    /// Waits until no connection is left. Cancel safe. Pends for ever unless [`Drain::begin`] came
-    /// first.
+    /// Waits until no connection is left. Cancel safe. Never completes unless [`Drain::begin`] was
+    /// called first.
     pub(crate) async fn drained(&self) {
         self.connections.wait().await;
     }
 
-    /// Cuts what is left; [`Drain::drained`] tells when it is gone.
+    /// Cuts the remaining connections. [`Drain::drained`] completes when they are gone.
     pub(crate) fn cut(&self) {
         self.shared.cut.cancel();
     }
 
-    /// Takes connections again: those that come are not told; those that were told end as they were
-    /// going to.
+    /// Ends the drain so that connections can be admitted again. New connections are not asked to
+    /// end. Connections that were already asked still end.
     pub(crate) fn resume(&mut self) {
-        // Those that were not told go on as if nothing had been, and are told the next time.
+        // Connections that were not asked to end continue as before and keep their token for the
+        // next drain.
         for told in [&mut self.told, &mut self.told_after_carry] {
             if told.is_cancelled() {
                 *told = CancellationToken::new();
@@ -106,19 +110,19 @@ impl Drain {
         self.connections.reopen();
     }
 
-    /// How the connections ended that were there when the drain began or came after that, of which
-    /// so many were `carried`.
+    /// Returns how the connections ended that existed when the drain began or arrived later.
+    /// `carried` is how many of them were carried.
     #[must_use]
     pub(crate) fn report(&self, carried: usize) -> DrainReport {
         let all = self.at_start + self.shared.came.load(Ordering::Relaxed);
-        // What is cut and still there has not heard of it.
+        // Remaining connections have not noticed the cut yet, but count as cut.
         let left = if self.shared.cut.is_cancelled() { self.connections.len() } else { 0 };
         let cut = self.shared.were_cut.load(Ordering::Relaxed) + left;
         DrainReport { ended: all.saturating_sub(cut + carried), carried, cut }
     }
 }
 
-/// Lets connections in, for whoever accepts them.
+/// The entry for new connections, used by the accept loops.
 #[derive(Clone, Debug)]
 pub(crate) struct DrainEntry {
     watch: DrainWatch,
@@ -127,11 +131,13 @@ pub(crate) struct DrainEntry {
 }
 
 impl DrainEntry {
-    /// Counts one connection until the guard is dropped, and gives it its watch.
+    /// Counts a connection until the guard is dropped, and returns the connection's side of the
+    /// drain.
     #[must_use]
     pub(crate) fn admit(&self) -> (DrainWatch, DrainGuard) {
         if self.connections.is_closed() {
-            // From the predecessor, which carries it here, on its way to our successor.
+            // A predecessor carries this connection here although the drain has begun; it goes on
+            // to our successor.
             self.shared.came.fetch_add(1, Ordering::Relaxed);
         }
         (
@@ -141,26 +147,26 @@ impl DrainEntry {
     }
 }
 
-/// A connection's side: learns when to come to an end.
+/// The connection's side of a drain, which learns when the connection is to end.
 #[derive(Clone, Debug)]
 pub struct DrainWatch {
     told: CancellationToken,
 }
 
 impl DrainWatch {
-    /// Waits until the connection is asked to come to an end. Cancel safe.
+    /// Waits until the connection is asked to end. Cancel safe.
     pub async fn told(&self) {
         self.told.cancelled().await;
     }
 
-    /// Whether it has been asked to.
+    /// Returns whether the connection has been asked to end.
     #[must_use]
     pub fn is_told(&self) -> bool {
         self.told.is_cancelled()
     }
 }
 
-/// Counts one connection for as long as it lives, and cuts it.
+/// A guard that counts one connection for as long as it lives, and delivers the cut.
 #[derive(Debug)]
 pub(crate) struct DrainGuard {
     _counted: TaskTrackerToken,
@@ -168,8 +174,8 @@ pub(crate) struct DrainGuard {
 }
 
 impl DrainGuard {
-    /// Runs a connection to its end, or until it is cut: `None`. Even if that has been it is polled
-    /// once before: one that is to be reset when it is cut has begun then.
+    /// Runs a connection until it ends or is cut. Returns `None` if it is cut. The connection is
+    /// polled at least once even if the cut came before, so that it can prepare for a reset.
     pub(crate) async fn unless_cut<F: Future>(&self, connection: F) -> Option<F::Output> {
         tokio::select! {
             biased;
@@ -178,7 +184,7 @@ impl DrainGuard {
         }
     }
 
-    /// It was cut.
+    /// Counts the connection as cut.
     pub(crate) fn cut(self) {
         self.shared.were_cut.fetch_add(1, Ordering::Relaxed);
     }
@@ -187,11 +193,11 @@ impl DrainGuard {
 /// How the connections of a drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainReport {
-    /// By themselves, within the deadline.
+    /// Connections that ended by themselves before the deadline.
     pub ended: usize,
-    /// Not at all: the successor has taken them over.
+    /// Connections that the successor has taken over.
     pub carried: usize,
-    /// By us, at the deadline.
+    /// Connections that were cut at the deadline.
     pub cut: usize,
 }
 
@@ -247,7 +253,7 @@ mod tests {
         drop(one);
         assert!(!carried.is_told() && !left.is_told());
         assert_eq!(drain.report(1), DrainReport { ended: 1, carried: 1, cut: 0 });
-        // Nobody takes it, and we accept again: it is as if nothing had been.
+        // No successor accepts it and this process serves again, as if no drain had happened.
         drain.resume();
         drain.begin();
         assert!(!left.is_told());

@@ -1,60 +1,60 @@
-//! This module holds the entry points of the fuzz targets in `fuzz/`.
+//! The entry points of the fuzz targets in `fuzz/`.
 //!
-//! Each function gives bytes from outside to a parser of ours. It panics when a property of the
-//! parser does not hold, and returns whether the parser understood the bytes.
+//! Each function passes untrusted bytes to one of our parsers and returns whether the parser
+//! accepted them. It panics if the parser violates one of its properties.
 
 use crate::notify::{MainProcess, Notifier};
 
-/// Reads a message of another generation. What is understood is written and read again without a
-/// change.
+/// Parses a message from another generation. A valid message must survive encoding and parsing
+/// again.
 #[must_use]
 pub fn message(packet: &[u8]) -> bool {
     crate::handoff::fuzz::message(packet)
 }
 
-/// Reads what a process is born with: the variables of its environment as in `/proc/PID/environ`,
-/// and after an empty one the welcome of its predecessor. What it passes on to its own successor
-/// says the same.
+/// Parses what a process inherits at startup: its environment variables, in the format of
+/// `/proc/PID/environ`, and after an empty variable the first message of its predecessor. What the
+/// process passes on to its own successor must say the same.
 #[must_use]
 pub fn birth(bytes: &[u8]) -> bool {
     let program = crate::handoff::fuzz::birth(bytes);
     program.is_some_and(|program| Notifier::new(program.notify_socket(), MainProcess::Head).is_ok())
 }
 
-/// Reads the packet of a carried connection, and the parcel of a service in it. What is taken up is
-/// given up again without a change.
+/// Parses the packet of a carried connection and restores the parcel in it. Saving the restored
+/// state must give the same parcel.
 #[must_use]
 pub fn carry(packet: &[u8]) -> bool {
     crate::carry::fuzz::connection(packet).is_some_and(crate::service::fuzz::take_up)
 }
 
-/// Reads a successor's answer to a carried connection.
+/// Parses a successor's answer to a carried connection.
 #[must_use]
 pub fn carry_answer(packet: &[u8]) -> bool {
     crate::carry::fuzz::answer(packet)
 }
 
-/// Reads what a client says on the control socket. It gets a reply, whatever it says.
+/// Parses a client's request on the control socket. Every request must get a reply.
 #[must_use]
 pub fn control_request(bytes: &[u8]) -> bool {
     crate::control::fuzz::request(bytes)
 }
 
-/// Reads what a daemon says on the control socket. A line that cannot be read ends in an error of
+/// Parses a daemon's replies on the control socket. An invalid line must give an error message of
 /// one line.
 #[must_use]
 pub fn control_reply(bytes: &[u8]) -> bool {
     crate::control::fuzz::replies(bytes)
 }
 
-/// Reads the name of a socket that comes from the service manager's store.
+/// Parses the name of a socket from the service manager's store.
 #[must_use]
 pub fn stored_name(bytes: &[u8]) -> bool {
     crate::net::fuzz_stored_name(bytes)
 }
 
-/// Reads what a client begins with as a PROXY header. What the header says does not depend on what
-/// follows it, and a part of it is never taken for the whole.
+/// Parses the first bytes from a client as a PROXY header. The meaning of a header must not depend
+/// on the bytes after it, and an incomplete header must not be taken for a complete one.
 #[must_use]
 pub fn proxy_header(bytes: &[u8]) -> bool {
     crate::service::fuzz::proxy_header(bytes)
@@ -67,11 +67,11 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     type Target = fn(&[u8]) -> bool;
-    /// Files, each with its name.
+    /// The files of a corpus, each with its name.
     type Seeds = Vec<(String, Vec<u8>)>;
 
-    /// The targets, each with the files that its encoder writes. Those of the configuration file
-    /// are in `tests/config_text.rs`.
+    /// Returns the fuzz targets, each with seed files written by our encoders.
+    /// `tests/config_text.rs` has the targets for the configuration file.
     fn targets() -> [(&'static str, Target, Seeds); 8] {
         [
             ("message", message, crate::handoff::fuzz::messages()),
@@ -85,7 +85,7 @@ mod tests {
         ]
     }
 
-    /// A packet for each parcel of a service.
+    /// Returns a packet for each kind of parcel.
     fn carried() -> Seeds {
         let parcels = crate::service::fuzz::parcels().into_iter();
         parcels.map(|(name, parcel)| (name, crate::carry::fuzz::packet(&parcel))).collect()
@@ -95,7 +95,7 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
     }
 
-    /// A file is understood unless its name begins with `not-`.
+    /// Every file must be accepted unless its name begins with `not-`.
     #[test]
     fn every_file_of_the_corpus_is_read_as_its_name_says() {
         for (target, read, seeds) in targets() {

@@ -1,8 +1,9 @@
-//! Counts the processes of one line: the first is 1, its successor 2, and so on.
+//! The number of a process in its lineage: the first is generation 1, its successor 2, and so on.
 //!
-//! The ordinal is in every log record, in the environment of a successor and in the messages
-//! between generations, so that an operator can tell at a glance which process said what. It is not
-//! a process id: those are reused.
+//! A lineage is the chain of processes in which each hands over to the next. The number is in every
+//! log record, in the environment of a successor and in the messages between generations. So an
+//! operator sees at a glance which process wrote a record. Process ids would not do, because they
+//! are reused.
 
 use std::fmt;
 use std::num::{NonZeroU64, ParseIntError};
@@ -10,22 +11,21 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The ordinal of a process in its line, from 1.
+/// The number of a process in its lineage, starting at 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Generation(NonZeroU64);
 
 impl Generation {
-    /// The generation of a process that nobody handed over to.
+    /// The generation of a process that has no predecessor.
     pub const FIRST: Self = Self(NonZeroU64::MIN);
 
-    /// The generation of this one's successor. A line of 2^64 - 1 generations stays at its last
-    /// number.
+    /// Returns the generation of the successor. The largest number is its own successor.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
-    /// The generation of this one's predecessor; the first is its own.
+    /// Returns the generation of the predecessor. The first generation is its own predecessor.
     #[must_use]
     pub const fn previous(self) -> Self {
         match NonZeroU64::new(self.0.get() - 1) {
@@ -34,7 +34,7 @@ impl Generation {
         }
     }
 
-    /// The plain number, at least 1.
+    /// Returns the number, which is at least 1.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0.get()

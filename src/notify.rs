@@ -1,10 +1,13 @@
-//! Tells the service manager how the service fares, sd_notify(3); silent where there is none.
+//! State notifications to the service manager, sd_notify(3). Nothing is sent if there is no service
+//! manager.
 //!
-//! The words are the `sd-notify` crate's. The sending is ours, because that crate reads
-//! `NOTIFY_SOCKET` from the environment, from which we have removed it by then, and cannot reach an
-//! abstract socket. Only the main process of a unit is heard under `NotifyAccess=main`, and one
-//! that is not may stop the whole unit under `all`; who that is, the lifecycle knows, not this
-//! file.
+//! The `sd-notify` crate formats the messages, and this module sends them. The crate cannot send
+//! them itself: it reads `NOTIFY_SOCKET` from the environment, where handoffd has already removed
+//! it, and it does not support abstract sockets.
+//!
+//! With `NotifyAccess=main` systemd accepts messages only from the main process. With
+//! `NotifyAccess=all` a message from another process may stop the whole unit. The lifecycle knows
+//! which process may send; this module does not check.
 
 use std::ffi::OsStr;
 use std::io;
@@ -19,42 +22,42 @@ use sd_notify::NotifyState;
 use crate::error::Error;
 use crate::sys::socket::send_with_descriptors;
 
-/// How long a full notification socket may hold us up when something must be said. systemd empties
-/// it between any two of its own actions.
+/// How long an important message may block while the notification socket is full. systemd empties
+/// the socket between any two of its own actions.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The way to the service manager, if there is one.
+/// The connection to the service manager, if there is one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Notifier {
     socket: Option<SocketAddr>,
     main_process: MainProcess,
 }
 
-/// Which process the service manager takes for the main one.
+/// The process that the service manager regards as the main process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum MainProcess {
-    /// The head of the line: it is told at each handoff.
+    /// The active generation. The service manager is told about the new one at each handoff.
     #[default]
     Head,
-    /// The one that it has started: an init that stays, or a process in front of another pid
-    /// namespace, outside of which our numbers belong to strangers.
+    /// The process that the service manager has started: an init that stays, or a process in front
+    /// of another pid namespace. Outside that namespace our pids would name unrelated processes.
     First,
 }
 
-/// What becomes of a message for which the service manager has no room.
+/// What happens to a message when the notification socket is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Weight {
-    /// It is awaited: a state hangs on it.
+    /// The sender waits, because the state of the unit depends on the message.
     Awaited,
-    /// It is dropped: another one follows soon.
+    /// The message is dropped, because another one follows soon.
     Dropped,
 }
 
 impl Notifier {
-    /// Speaks to the socket that `NOTIFY_SOCKET` names: a path, or `@` and an abstract name.
+    /// Creates a notifier for the socket in `NOTIFY_SOCKET`: a path, or `@` and an abstract name.
     ///
     /// # Errors
-    /// [`Error::Environment`] when it can name no socket.
+    /// [`Error::Environment`] when the value is not a valid socket name.
     pub(crate) fn new(
         notify_socket: Option<&OsStr>,
         main_process: MainProcess,
@@ -77,28 +80,29 @@ impl Notifier {
         })
     }
 
-    /// Whether a service manager listens.
+    /// Returns whether there is a service manager.
     #[must_use]
     pub(crate) const fn is_supervised(&self) -> bool {
         self.socket.is_some()
     }
 
-    /// Whether a service manager takes the head for the main process, and so sees its death.
+    /// Returns whether the service manager regards the active generation as the main process, so
+    /// that it notices if that process dies.
     #[must_use]
     pub(crate) fn watches_head(&self) -> bool {
         self.is_supervised() && self.main_process == MainProcess::Head
     }
 
-    /// This process accepts, and is the main one.
+    /// Reports that this process serves and is the main process.
     pub(crate) fn ready(&self, status: &str) {
         self.send(Weight::Awaited, &[NotifyState::Ready, NotifyState::Status(status)], &[]);
     }
 
-    /// A handoff begins that a signal has asked for; [`Notifier::ready`] or
-    /// [`Notifier::handed_over`] has to follow.
+    /// Reports that a handoff has begun because of a signal. [`Notifier::ready`] or
+    /// [`Notifier::handed_over`] must follow.
     ///
-    /// The time is how systemd tells the answer to its signal from one to an earlier signal,
-    /// sd_notify(3).
+    /// The message contains a timestamp, by which systemd distinguishes the answer to its signal
+    /// from the answer to an earlier one, sd_notify(3).
     pub(crate) fn reloading(&self, status: &str) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => self.send(
@@ -115,7 +119,8 @@ impl Notifier {
         }
     }
 
-    /// From here on the head is `pid`. The last word of this process: it is not heard afterwards.
+    /// Reports that `pid` is now the active generation. Must be the last message from this process,
+    /// because later ones are ignored.
     pub(crate) fn handed_over(&self, pid: u32, status: &str) {
         let states = [NotifyState::MainPid(pid), NotifyState::Ready, NotifyState::Status(status)];
         let states = match self.main_process {
@@ -125,41 +130,44 @@ impl Notifier {
         self.send(Weight::Awaited, states, &[]);
     }
 
-    /// The service as a whole is stopping. Never said by a generation that drains for a successor.
+    /// Reports that the whole service is stopping. A generation that drains for a successor must
+    /// not call this.
     pub(crate) fn stopping(&self, status: &str) {
         self.send(Weight::Awaited, &[NotifyState::Stopping, NotifyState::Status(status)], &[]);
     }
 
-    /// How it stands, for people.
+    /// Reports a status text for people to read.
     pub(crate) fn status(&self, status: &str) {
         self.send(Weight::Dropped, &[NotifyState::Status(status)], &[]);
     }
 
-    /// The stop may take `by` longer, from now, even if the unit's limit passes.
+    /// Asks for `by` more time to stop, counted from now, even beyond the time limit of the unit.
     pub(crate) fn extend(&self, by: Duration) {
         let by = u32::try_from(by.as_micros()).unwrap_or(u32::MAX);
         self.send(Weight::Dropped, &[NotifyState::ExtendTimeoutUsec(by)], &[]);
     }
 
-    /// This process is alive.
+    /// Reports that this process is alive (`WATCHDOG=1`).
     pub(crate) fn alive(&self) {
         self.send(Weight::Dropped, &[NotifyState::Watchdog], &[]);
     }
 
-    /// Keeps a copy of a socket with the service manager, which passes it to the next process that
-    /// it starts, should all of ours be gone. One that it has already it does not take twice;
-    /// without `FileDescriptorStoreMax=` it takes none, and does not say so.
+    /// Stores a copy of a socket with the service manager. If all of our processes exit, the
+    /// service manager passes the socket to the next process that it starts.
+    ///
+    /// A socket that is already stored is not stored twice. Without `FileDescriptorStoreMax=` the
+    /// socket is not stored, and systemd reports no error.
     pub(crate) fn store(&self, name: &str, socket: impl AsFd) {
         let states = [NotifyState::FdStore, NotifyState::FdName(name)];
         self.send(Weight::Awaited, &states, &[socket.as_fd()]);
     }
 
-    /// Has it drop what it keeps under that name.
+    /// Removes the stored socket with the given name.
     pub(crate) fn unstore(&self, name: &str) {
         self.send(Weight::Awaited, &[NotifyState::FdStoreRemove, NotifyState::FdName(name)], &[]);
     }
 
-    /// Sends all of `states` as one datagram, so that they are taken together.
+    /// Sends all of `states` as one datagram, so that the service manager applies them together.
     fn send(&self, weight: Weight, states: &[NotifyState<'_>], descriptors: &[BorrowedFd<'_>]) {
         let Some(socket) = &self.socket else { return };
         let text: String = states.iter().map(|state| format!("{state}\n")).collect();
@@ -173,7 +181,7 @@ impl Notifier {
             Err(error) if weight == Weight::Dropped => {
                 tracing::debug!(
                     event = "notify.unheard", %error, text,
-                    "the service manager did not hear"
+                    "dropped a notification, cannot send it to the service manager: {error}"
                 )
             }
             Err(error) => {
@@ -243,7 +251,7 @@ mod tests {
         flood.connect_addr(&manager.local_addr().unwrap()).unwrap();
         flood.set_nonblocking(true).unwrap();
         while flood.send(b"x").is_ok() {}
-        // Awaited it would take a second each.
+        // Messages that must be delivered would take a second each.
         (0..1000).for_each(|_| notifier.alive());
     }
 

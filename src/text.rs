@@ -1,17 +1,17 @@
-//! This module makes text that comes from outside fit for one line of a log or a terminal.
+//! Escaping of text from outside for one line of a log or a terminal.
 //!
-//! A successor may be any program, and so may the daemon that a client talks to. A line break would
-//! forge a second record, an escape sequence would reach the operator's terminal, and a line
-//! without end would fill the log.
+//! A successor may be any program, and so may the daemon that a client talks to. Without escaping,
+//! a line break would forge a second log record and an escape sequence would reach the operator's
+//! terminal. An endless line would fill the log.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// Bytes that a line has at most.
+/// The maximum length of a line in bytes.
 const LONGEST: usize = 4000;
 
-/// Returns `text` on one line that a terminal shows as it is, cut when it is longer than a log
-/// should have.
+/// Returns `text` on one line that is safe to print on a terminal, cut to a length suitable for a
+/// log.
 #[must_use]
 pub fn one_line(text: &str) -> String {
     cut_line(text, LONGEST)
@@ -30,7 +30,8 @@ pub(crate) fn cut_line(text: &str, longest: usize) -> String {
     line
 }
 
-/// Returns `text` with everything escaped that a terminal would act on.
+/// Returns `text` with control characters and invisible characters escaped, so that a terminal does
+/// not act on them.
 #[must_use]
 pub fn escaped(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
@@ -38,22 +39,22 @@ pub fn escaped(text: &str) -> String {
     line
 }
 
-/// Returns a path on one line, without quotes: as compilers print it, so that editors find the
-/// place.
+/// Returns a path on one line and without quotes, as compilers print it, so that editors can open
+/// the file.
 pub(crate) fn printable(path: &Path) -> String {
     escaped(&path.to_string_lossy())
 }
 
 fn push(line: &mut String, character: char) {
     if character.is_control() || is_invisible(character) {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = write!(line, "{}", character.escape_default());
     } else {
         line.push(character);
     }
 }
 
-/// Whether a character breaks lines or changes the direction of those around it.
+/// Returns whether a character breaks a line or changes the direction of the text around it.
 const fn is_invisible(character: char) -> bool {
     matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{feff}')
 }

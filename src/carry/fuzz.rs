@@ -1,9 +1,9 @@
-//! This module checks the parsers of what the two ends of a carry say, for `fuzz/`.
+//! Fuzzing entry points for the parsers of the carry messages, used by `fuzz/`.
 
 use super::packet::{self, Answer};
 use super::parcel::Parcel;
 
-/// Reads the packet of a connection, and returns its parcel, without descriptors.
+/// Parses the packet of a connection and returns its parcel, without descriptors.
 pub(crate) fn connection(packet: &[u8]) -> Option<Parcel> {
     let (head, bytes) = packet::read_connection(packet).ok()?;
     assert_eq!(
@@ -13,12 +13,12 @@ pub(crate) fn connection(packet: &[u8]) -> Option<Parcel> {
     Some(Parcel::new(&head.format, bytes.to_vec()))
 }
 
-/// Reads the packet of an answer.
+/// Parses the packet of an answer. Returns whether it is valid.
 pub(crate) fn answer(packet: &[u8]) -> bool {
     let Ok((id, answer)) = packet::read_answer(packet) else { return false };
     let again = packet::read_answer(&packet::answer(id, answer.clone()));
     match (&answer, &again) {
-        // A reason is cut.
+        // A long reason is truncated.
         (Answer::Refused(why), Ok((same, Answer::Refused(cut)))) => {
             assert!(*same == id && why.starts_with(cut))
         }
@@ -36,7 +36,7 @@ mod seeds {
     use crate::carry::packet::Head;
     use std::num::NonZeroUsize;
 
-    /// The packet of a connection with this parcel.
+    /// Encodes the packet of a connection with the given parcel.
     pub(crate) fn packet(parcel: &Parcel) -> Vec<u8> {
         let head = Head {
             id: 7,

@@ -1,8 +1,9 @@
-//! Takes connections from the predecessor: receives each, and answers.
+//! The successor's side of a carry: it receives connections from the predecessor and answers for
+//! each.
 //!
-//! Whoever takes one answers before it touches the connection, so that what was not answered was
-//! not touched. When no descriptor is left the kernel drops those that came, which is an error of
-//! that packet alone: it is refused, and the predecessor still has them.
+//! The successor answers before it uses a connection, so an unanswered connection is untouched. If
+//! this process has no free descriptor, the kernel drops the descriptors of the packet. Only that
+//! connection is refused then, and the predecessor still has it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,28 +18,28 @@ use crate::sys;
 use crate::sys::ancillary::{Rights, receive_with_attachments};
 use crate::sys::socket::{Packet, retry, will_pass};
 
-/// How long after the kernel had no memory for a packet it is asked again.
+/// How long to wait before retrying when the kernel has no memory for a packet.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The successor's end.
+/// The successor's end of the channel.
 #[derive(Debug)]
 pub(crate) struct Incoming {
     socket: AsyncFd<OwnedFd>,
     buffer: Vec<u8>,
 }
 
-/// What came.
+/// The result of waiting for a connection.
 #[derive(Debug)]
 pub(crate) enum Arrival {
-    /// A connection.
+    /// A connection has arrived.
     Connection(Box<Arrived>),
-    /// One that cannot be taken; why.
+    /// A connection has arrived that cannot be accepted, because of `why`.
     Damaged { id: u64, why: String },
-    /// Nothing more comes.
+    /// The channel has ended: no more connections arrive.
     End,
 }
 
-/// A connection that waits to be taken or refused.
+/// A connection that waits to be accepted or refused.
 #[derive(Debug)]
 pub(crate) struct Arrived {
     pub(crate) head: Head,
@@ -47,19 +48,19 @@ pub(crate) struct Arrived {
 }
 
 impl Incoming {
-    /// Must be called in a tokio runtime.
+    /// Creates the successor's end of the channel. Must be called within a tokio runtime.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         let socket = sys::fd::watch(socket, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Self { socket, buffer: vec![0; PACKET_MAX] })
     }
 
-    /// The next connection. Cancel safe.
+    /// Receives the next connection. Cancel safe.
     pub(crate) async fn next(&mut self) -> Arrival {
         let Self { socket, buffer } = self;
         let received = loop {
             let receive = |socket: &OwnedFd| receive_with_attachments(socket.as_fd(), buffer);
             match socket.async_io(Interest::READABLE, receive).await {
-                // The packet is still in the queue.
+                // The packet is still in the queue, so retrying loses nothing.
                 Err(error) if will_pass(&error) => tokio::time::sleep(PAUSE).await,
                 received => break received,
             }
@@ -75,20 +76,22 @@ impl Incoming {
             Ok((Packet::End, _)) => return Arrival::End,
             Err(error) => error.to_string(),
         };
-        // Nobody could be answered. The end tells the predecessor that it was not taken.
+        // Without an id, no answer is possible. When this end closes, the predecessor learns that
+        // the connection was not accepted.
         tracing::warn!(
             event = "carry.message_invalid",
             reason = why,
-            "what the predecessor sent is no connection, taking no more: {why}"
+            "invalid packet from the predecessor, accepting no more connections: {why}"
         );
         Arrival::End
     }
 
-    /// Answers. If nobody is left to hear it, the predecessor is dead, and what it sent is ours.
+    /// Sends the answer for a connection. If the other end is closed, the predecessor is dead and
+    /// the connection belongs to this process; that is not an error.
     ///
     /// # Errors
-    /// When it could not be said though somebody may wait for it: then what it sent is still the
-    /// predecessor's.
+    /// When the answer cannot be sent although the predecessor may wait for it. The connection then
+    /// still belongs to the predecessor.
     pub(crate) async fn answer(&self, id: u64, answer: Answer) -> io::Result<()> {
         let packet = packet::answer(id, answer);
         let send = |socket: &OwnedFd| retry(|| sys::socket::send_packet(socket.as_fd(), &packet));
@@ -112,7 +115,7 @@ fn arrived(head: Head, bytes: Vec<u8>, rights: Rights) -> Arrival {
         Rights::All(descriptors) => descriptors,
         Rights::Truncated => return damaged("no descriptors are left"),
     };
-    // The predecessor still has it, and drains it.
+    // The predecessor still has the connection and drains it.
     if descriptors.iter().any(sys::reserve::is_reserved) {
         return damaged("no descriptors are left");
     }
@@ -125,7 +128,7 @@ fn arrived(head: Head, bytes: Vec<u8>, rights: Rights) -> Arrival {
 }
 
 impl Arrived {
-    /// By which it is answered.
+    /// Returns the id that the answer must name.
     pub(crate) const fn id(&self) -> u64 {
         self.head.id
     }

@@ -1,14 +1,15 @@
-//! Carries established connections to the successor: what of a connection travels, in which words,
-//! and whose turn it is.
+//! The transfer of established connections to the successor: the messages, and the order in which
+//! connections move.
 //!
-//! A service gives a connection up as a [`Parcel`]; the predecessor sends it with the client's
-//! socket ([`Outgoing`]), the successor takes it up or refuses it ([`Incoming`]), and says so.
-//! Until then the predecessor keeps its copy and touches nothing; what is refused, or was not
-//! answered when the successor died, it serves on. So at every instant exactly one process serves a
-//! connection. `docs/protocol.md` has the packets.
+//! A service saves the state of a connection as a [`Parcel`]. The predecessor sends the parcel with
+//! the client's socket ([`Outgoing`]). The successor accepts or refuses the connection and answers
+//! ([`Incoming`]). Until the answer arrives, the predecessor keeps its copy of the socket and does
+//! not use it. It continues to serve a connection that is refused, or still unanswered when the
+//! successor dies. So at most one process serves a connection at any time. `docs/protocol.md`
+//! describes the packets.
 //!
-//! Which connections are carried, and when, is decided in `lifecycle`; what a parcel holds, by each
-//! service.
+//! This module decides neither which connections are carried, and when (see `lifecycle`), nor what
+//! a parcel contains (each service decides that).
 
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;

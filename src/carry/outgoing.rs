@@ -1,9 +1,10 @@
-//! Hands connections to the successor: sends each, and waits for the answer.
+//! The predecessor's side of a carry: it sends connections to the successor and waits for the
+//! answers.
 //!
-//! An answer is waited for as long as the successor lives, and no time makes up for one: whoever
-//! took a connection back that the successor may have taken as well would have two processes serve
-//! it. What was not answered when the channel ends was not taken, for the successor answers before
-//! it touches anything.
+//! It waits for an answer as long as the successor lives, without a timeout. If it took a
+//! connection back that the successor may have accepted, two processes would serve it. A connection
+//! that is unanswered when the channel ends was not accepted, because the successor answers before
+//! it uses a connection.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,58 +25,60 @@ use crate::net::{Peer, Stream};
 use crate::sys;
 use crate::sys::socket::{Packet, will_pass};
 
-/// How often a connection is sent that the kernel has no room for, and how long after one another:
-/// a second in all. By then it would have been at a stop for too long.
+/// Retries when the kernel has no room for a packet: 100 tries, 10 ms apart. After a second the
+/// connection has been paused long enough.
 const TRIES: usize = 100;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The predecessor's end.
+/// The predecessor's end of the channel.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     socket: AsyncFd<OwnedFd>,
     waiting: Mutex<Waiting>,
-    /// Nothing more goes out.
+    /// Cancelled when no more connections are sent.
     closed: CancellationToken,
 }
 
-/// Those that wait for an answer.
+/// The connections that wait for an answer.
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
     answers: HashMap<u64, oneshot::Sender<Answer>>,
 }
 
-/// A connection on its way.
+/// A connection that is sent to the successor.
 #[derive(Debug)]
 pub(crate) struct Departing<'a> {
     pub(crate) listener: &'a str,
     pub(crate) peer: Peer,
     pub(crate) age: Duration,
-    /// How many the listener may have at once.
+    /// The connection limit of the listener.
     pub(crate) max_connections: Option<NonZeroUsize>,
     pub(crate) stream: &'a Stream,
     pub(crate) parcel: &'a Parcel,
 }
 
-/// What came of one.
+/// The result of handing over a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It is the successor's.
+    /// The connection belongs to the successor.
     Taken,
-    /// It is not, and will not be; why.
+    /// The successor refuses the connection for this reason; this process keeps it.
     Refused(String),
-    /// It is not: there is no successor any more that could take it, or none that takes any.
+    /// This process keeps the connection, because no successor accepts connections any more.
     Alone,
 }
 
 impl Outgoing {
-    /// Must be called in a tokio runtime, which has to live as long as this.
+    /// Creates the predecessor's end of the channel. Must be called within a tokio runtime that
+    /// lives as long as the result.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         let socket = sys::fd::watch(socket, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Self { socket, waiting: Mutex::default(), closed: CancellationToken::new() })
     }
 
-    /// Sends nothing any more. What has been sent is waited for; what has not is nobody else's.
+    /// Stops sending. Connections already sent still wait for their answers; all others stay with
+    /// this process.
     pub(crate) fn close(&self) {
         self.closed.cancel();
     }
@@ -85,10 +88,14 @@ impl Outgoing {
         self.closed.cancelled().await;
     }
 
-    /// Hands a connection over. The stream must not be touched meanwhile, nor the parcel's
-    /// descriptors; nor after [`Verdict::Taken`], other than by closing them. Not cancel safe: when
-    /// it is dropped, nobody knows whose it is; but after [`Outgoing::close`] it is over at once,
-    /// unless the connection has been sent.
+    /// Hands a connection over to the successor.
+    ///
+    /// During the call the caller must not use the stream or the descriptors of the parcel. After
+    /// [`Verdict::Taken`] it may only close them.
+    ///
+    /// Not cancel safe: if the future is dropped, the owner of the connection is unknown. But after
+    /// [`Outgoing::close`] the future completes at once, unless the connection has already been
+    /// sent.
     pub(crate) async fn hand_over(&self, departing: &Departing<'_>) -> Verdict {
         let Departing { listener, peer, age, max_connections, stream, parcel } = departing;
         let (id, answer) = {
@@ -127,7 +134,7 @@ impl Outgoing {
             Ok(()) => match answer.await {
                 Ok(Answer::Taken) => Verdict::Taken,
                 Ok(Answer::Refused(why)) => Verdict::Refused(why),
-                // The other end has closed.
+                // The successor has closed its end.
                 Err(_) => Verdict::Alone,
             },
             Err(error) => {
@@ -141,14 +148,15 @@ impl Outgoing {
                 }
                 tracing::warn!(
                     event = "carry.send_failed", listener, %peer, reason = %error,
-                    "a connection cannot be sent to the successor: {error}"
+                    "cannot send a connection to the successor: {error}"
                 );
                 Verdict::Refused(error.to_string())
             }
         }
     }
 
-    /// Passes answers on to those who wait, until the successor's end. Cancel safe.
+    /// Passes each answer on to the task that waits for it, until the successor closes its end.
+    /// Cancel safe.
     pub(crate) async fn answers(&self) {
         let mut buffer = vec![0; PACKET_MAX];
         loop {
@@ -162,7 +170,7 @@ impl Outgoing {
                 Ok(Packet::Whole(length)) => match packet::read_answer(&buffer[..length]) {
                     Ok((id, answer)) => {
                         if let Some(waits) = self.lock().answers.remove(&id) {
-                            // Whoever waited may have been cut.
+                            // The waiting task may have been cut in the meantime.
                             let _ = waits.send(answer);
                         }
                         continue;
@@ -171,7 +179,7 @@ impl Outgoing {
                 },
                 Ok(Packet::Truncated) => "it is too long".to_owned(),
                 Ok(Packet::End) => break,
-                // The answer is still in the queue.
+                // The answer is still in the queue, so retrying loses nothing.
                 Err(error) if will_pass(&error) => {
                     tokio::time::sleep(PAUSE).await;
                     continue;
@@ -179,21 +187,23 @@ impl Outgoing {
                 Err(error) => {
                     tracing::error!(
                         event = "carry.answer_failed", reason = %error,
-                        "the successor's answers cannot be read: {error}"
+                        "cannot read the successor's answers: {error}"
                     );
-                    // It may have taken those that wait: they go on waiting, and no others come.
+                    // The successor may have accepted the connections that still wait. So they go
+                    // on waiting, and no more are sent.
                     return self.close();
                 }
             };
-            // Whose answer it was is not known; that connection waits for the end.
+            // The answer names no connection. The connection that it was meant for waits until the
+            // channel ends.
             tracing::warn!(
                 event = "carry.answer_invalid",
                 reason = why,
-                "the successor's answer to a connection is none: {why}"
+                "invalid answer from the successor: {why}"
             );
         }
-        // In this order: whoever is not let in any more is in nobody's way, and whoever was hears
-        // it.
+        // Close first: later callers then return at once, and earlier ones learn below that the
+        // channel has ended.
         self.close();
         self.lock().answers.clear();
     }
@@ -215,7 +225,7 @@ impl Outgoing {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Nothing panics while it is held; if something did, it would still be whole.
+        // Nothing panics while the lock is held, and the data would be consistent even then.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

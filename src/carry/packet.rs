@@ -1,55 +1,55 @@
-//! Encodes what the two ends of a carry say: a line of JSON, and after it the bytes of a parcel.
+//! The packets of a carry: a line of JSON, followed by the bytes of a parcel.
 //!
-//! Fields that are not known are passed over, so that a packet can grow. The version is agreed upon
-//! before the first one: the predecessor offers it, and a successor that does not speak it closes
-//! its end.
+//! Unknown fields are ignored, so that packets can gain fields. The two sides agree on the version
+//! before the first packet: the predecessor offers it, and a successor that does not support it
+//! closes its end.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
 
-/// The version that is spoken here.
+/// The protocol version of this build.
 pub(crate) const VERSION: u32 = 1;
 
-/// Bytes in the largest packet: less than `net.core.wmem_default`.
+/// The maximum size of a packet in bytes, below `net.core.wmem_default`.
 pub(super) const PACKET_MAX: usize = 128 * 1024;
 
-/// Characters of a reason that are sent.
+/// The maximum length of a reason, in characters. Longer reasons are truncated.
 const REASON_MAX: usize = 1000;
 
-/// What is said of a connection, ahead of the bytes of its parcel. Its descriptors come with it:
-/// the client's socket first.
+/// The header of a connection packet, followed by the bytes of the parcel. The descriptors come
+/// with the packet: first the client's socket, then those of the parcel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Head {
-    /// By which it is answered: unique among all that one process sends.
+    /// The id that the answer names, unique among all packets that a process sends.
     pub(super) id: u64,
-    /// The name of the listener by which it came.
+    /// The name of the listener that accepted the connection.
     pub(crate) listener: String,
-    /// Who the client is; none on a Unix socket.
+    /// The address of the client. `None` on a Unix socket.
     pub(crate) peer: Option<SocketAddr>,
-    /// How long it has been there.
+    /// The age of the connection in milliseconds.
     pub(crate) age_ms: u64,
-    /// Bytes read from the client so far.
+    /// The number of bytes read from the client so far.
     pub(crate) received: u64,
-    /// Bytes written to it.
+    /// The number of bytes written to the client so far.
     pub(crate) sent: u64,
-    /// Whether the client's end has been read.
+    /// Whether the client's half-close has been read.
     pub(crate) peer_finished: bool,
-    /// How many the listener might have at once; none if as many as came.
+    /// The sender's connection limit for this listener. `None` if it was unlimited.
     #[serde(default)]
     pub(crate) max_connections: Option<NonZeroUsize>,
-    /// The format of its parcel.
+    /// The format of the parcel.
     pub(super) format: String,
 }
 
-/// What comes back.
+/// The successor's answer for a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Answer {
-    /// It is the successor's from now on.
+    /// The connection belongs to the successor from now on.
     Taken,
-    /// It is not; why.
+    /// The successor refuses the connection, for this reason.
     Refused(String),
 }
 
@@ -60,14 +60,14 @@ struct Answered {
     answer: Answer,
 }
 
-/// The packet of a connection.
+/// Encodes the packet of a connection.
 pub(super) fn connection(head: &Head, bytes: &[u8]) -> Vec<u8> {
     let mut packet = line(head);
     packet.extend_from_slice(bytes);
     packet
 }
 
-/// The packet of an answer.
+/// Encodes the packet of an answer.
 pub(super) fn answer(id: u64, answer: Answer) -> Vec<u8> {
     let answer = match answer {
         Answer::Taken => answer,
@@ -76,20 +76,20 @@ pub(super) fn answer(id: u64, answer: Answer) -> Vec<u8> {
     line(&Answered { id, answer })
 }
 
-/// Reads the packet of a connection: its head, and the bytes.
+/// Parses the packet of a connection into its header and the bytes of the parcel.
 ///
 /// # Errors
-/// Why it is none.
+/// The reason why the packet is invalid.
 pub(super) fn read_connection(packet: &[u8]) -> Result<(Head, &[u8]), String> {
     let end = packet.iter().position(|byte| *byte == b'\n').ok_or("a packet without a head")?;
     let head = serde_json::from_slice(&packet[..end]).map_err(|error| error.to_string())?;
     Ok((head, &packet[end + 1..]))
 }
 
-/// Reads the packet of an answer.
+/// Parses the packet of an answer.
 ///
 /// # Errors
-/// Why it is none.
+/// The reason why the packet is invalid.
 pub(super) fn read_answer(packet: &[u8]) -> Result<(u64, Answer), String> {
     serde_json::from_slice(packet)
         .map(|Answered { id, answer }| (id, answer))
@@ -97,7 +97,7 @@ pub(super) fn read_answer(packet: &[u8]) -> Result<(u64, Answer), String> {
 }
 
 fn line(value: &impl Serialize) -> Vec<u8> {
-    // What is written here has no keys but names, and cannot fail.
+    // Serialization cannot fail, because all map keys are strings.
     let mut line = serde_json::to_vec(value).unwrap_or_default();
     line.push(b'\n');
     line

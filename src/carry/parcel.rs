@@ -1,31 +1,32 @@
-//! Is what a service gives up of a connection, so that it can be taken up elsewhere.
+//! The state of a connection that a service saves, so that another process can continue to serve
+//! it.
 
 use std::os::fd::OwnedFd;
 
-/// A connection's state, besides the client's socket, as a service has put it into words of its
-/// own.
+/// The state of a connection besides the client's socket, in a format of the service's choice.
 ///
-/// It is read by the same service in another process, which may be an older or a newer build: so it
-/// says in which format it is, and whoever does not know that one refuses it.
+/// The same service reads it in another process, which may run an older or a newer build. So the
+/// parcel names its format, and a service refuses a format that it does not know.
 #[derive(Debug)]
 pub struct Parcel {
-    /// Whose words these are and in which version: `echo/1`.
+    /// The name and version of the format, such as `echo/1`.
     pub format: String,
-    /// What the connection owes and all else that there is to say: at most [`Parcel::BYTES_MAX`].
+    /// The state itself, such as bytes that still have to be written. At most [`Parcel::BYTES_MAX`]
+    /// bytes.
     pub bytes: Vec<u8>,
-    /// What goes with it: at most [`Parcel::DESCRIPTORS_MAX`]. They are copied to the other
-    /// process, and stay ours until it has taken them; nobody may read or write through them until
-    /// then.
+    /// Descriptors that belong to the state, at most [`Parcel::DESCRIPTORS_MAX`]. The other process
+    /// gets copies. Until it has accepted the connection, this process keeps its own copies and
+    /// must not read from or write to them.
     pub descriptors: Vec<OwnedFd>,
 }
 
 impl Parcel {
-    /// More than this is not sent: the connection is drained.
+    /// The maximum size of the state. A connection with more is drained instead of carried.
     pub const BYTES_MAX: usize = 120 * 1024;
-    /// With the client's socket as many as one message can have, unix(7).
+    /// The maximum number of descriptors. One message holds these and the client's socket, unix(7).
     pub const DESCRIPTORS_MAX: usize = 252;
 
-    /// One without descriptors.
+    /// Creates a parcel without descriptors.
     #[must_use]
     pub fn new(format: &str, bytes: Vec<u8>) -> Self {
         Self { format: format.to_owned(), bytes, descriptors: Vec::new() }

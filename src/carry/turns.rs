@@ -1,10 +1,11 @@
-//! Asks connections to come to a boundary, so many at a time, that none is at a stop for longer
-//! than it takes to carry a few.
+//! The scheduling of a carry: it asks connections to pause at a message boundary, a limited number
+//! at a time.
 //!
-//! A turn goes from connection to connection: whoever has it is asked; when it has been carried, or
-//! cannot stop at this instant, the turn goes to the next. So the pause of each does not grow with
-//! their number, and one that is busy keeps nobody waiting: it stays asked, and comes when it is
-//! done. How a connection is carried is not its affair.
+//! A fixed number of turns circulates. A connection that gets a turn is asked to pause at its next
+//! boundary. The turn goes to the next connection as soon as this one has been carried or turns out
+//! to be busy. So the pause of a connection does not grow with the number of connections, and a
+//! busy connection holds up no other. It stays asked and is carried when it reaches a boundary.
+//! This module does not transfer the connections.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,26 +17,28 @@ use tokio::sync::futures::OwnedNotified;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// How many connections are on their way at once: enough that neither process waits for the other.
+/// The number of turns, which limits how many connections move at once. It is large enough that
+/// neither process waits for the other.
 const AT_ONCE: usize = 64;
 
-/// Whose turn it is, for all connections of a process.
+/// The turns of all connections of a process.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
-    /// The number of the carry that goes on; 0 when none does.
+    /// The number of the current round, or 0 outside a round. A round is one attempt to carry all
+    /// connections.
     round: AtomicU32,
     rounds: AtomicU32,
-    /// How many were carried in the last one.
+    /// The number of connections carried in the current or the last round.
     carried: AtomicUsize,
-    /// Counts those that may still be carried.
+    /// Counts the connections that may still be carried.
     candidates: TaskTracker,
     turn: Arc<Notify>,
-    /// Wakes those that have been asked, when nothing is asked any more.
+    /// Wakes the asked connections when the round ends.
     over: Arc<Notify>,
 }
 
 impl Turns {
-    /// From now on all are asked, one after another.
+    /// Begins a round: from now on all connections are asked, one after another.
     pub(crate) fn begin(&self) {
         self.forget();
         self.candidates.close();
@@ -46,34 +49,34 @@ impl Turns {
         }
     }
 
-    /// A round that may not begin has carried none.
+    /// Resets the count of carried connections. Needed when a drain begins without a round.
     pub(crate) fn forget(&self) {
         self.carried.store(0, Ordering::Relaxed);
     }
 
-    /// Nothing is asked of anybody any more.
+    /// Ends the round: no connection is asked any more.
     pub(crate) fn end(&self) {
         self.round.store(0, Ordering::SeqCst);
         self.over.notify_waiters();
         self.candidates.reopen();
     }
 
-    /// Waits until none is left that may be carried in this round. Cancel safe.
+    /// Waits until no connection is left that may be carried in this round. Cancel safe.
     pub(crate) async fn all_went(&self) {
         self.candidates.wait().await;
     }
 
-    /// How many were carried in this round, or in the last one.
+    /// Returns how many connections were carried in the current or the last round.
     pub(crate) fn carried(&self) -> usize {
         self.carried.load(Ordering::Relaxed)
     }
 }
 
-/// What is asked of one connection: shared with whoever serves it.
+/// The request to one connection to pause, shared with the service that serves it.
 #[derive(Debug, Default)]
 pub(crate) struct Word {
     state: AtomicU8,
-    /// It cannot be given up, says whoever serves it.
+    /// Whether the service has declared that the connection cannot be carried.
     is_declined: AtomicBool,
     changed: Notify,
 }
@@ -83,13 +86,13 @@ const ASKED: u8 = 1;
 const REFUSED: u8 = 2;
 
 impl Word {
-    /// Whether it is to come to a boundary.
+    /// Returns whether the connection should pause at its next boundary.
     pub(crate) fn is_asked(&self) -> bool {
         self.state.load(Ordering::Relaxed) == ASKED && !self.is_declined.load(Ordering::Relaxed)
     }
 
-    /// Whether it would have been carried, but the successor would not have it, or whoever serves
-    /// it declines: it is to be drained.
+    /// Returns whether the connection was to be carried but has to be drained instead, because the
+    /// successor refused it or the service declined.
     pub(crate) fn is_refused(&self) -> bool {
         match self.state.load(Ordering::Relaxed) {
             ASKED => self.is_declined.load(Ordering::Relaxed),
@@ -97,13 +100,13 @@ impl Word {
         }
     }
 
-    /// It cannot be given up, from now on. Whoever serves it is polled when it is to be drained for
-    /// that.
+    /// Declares that the connection cannot be carried, from now on. If it then has to be drained,
+    /// the task that serves it is woken.
     pub(crate) fn decline(&self) {
         self.is_declined.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until it is asked. Cancel safe.
+    /// Waits until the connection is asked to pause. Cancel safe.
     pub(crate) async fn asked(&self) {
         loop {
             let changed = self.changed.notified();
@@ -120,17 +123,17 @@ impl Word {
     }
 }
 
-/// One connection's place among them.
+/// The part of one connection in the schedule.
 #[derive(Debug)]
 pub(crate) struct Asking {
     turns: Arc<Turns>,
     word: Arc<Word>,
     state: State,
-    /// For as long as it may still be carried in this round.
+    /// Held while the connection may still be carried in this round.
     candidate: Option<TaskTrackerToken>,
-    /// The turn, while it has it.
+    /// The turn, while the connection has it.
     turn: Option<Turn>,
-    /// Whether it has been asked since it was last given up.
+    /// Whether the connection has been asked since the last call of [`Asking::was_asked`].
     was_asked: bool,
 }
 
@@ -138,11 +141,11 @@ pub(crate) struct Asking {
 enum State {
     New,
     Waiting(Pin<Box<OwnedNotified>>),
-    /// In this round, until its end.
+    /// Asked in the round with this number, until the round ends.
     Asked(u32, Pin<Box<OwnedNotified>>),
 }
 
-/// A turn; it goes to the next when it is dropped.
+/// A turn. Dropping it passes it on to the next connection.
 #[derive(Debug)]
 struct Turn(Arc<Notify>);
 
@@ -153,7 +156,7 @@ impl Drop for Turn {
 }
 
 impl Asking {
-    /// A new connection's.
+    /// Adds a new connection to the schedule.
     pub(crate) fn new(turns: Arc<Turns>) -> Self {
         let candidate = Some(turns.candidates.token());
         Self {
@@ -166,49 +169,51 @@ impl Asking {
         }
     }
 
-    /// What is asked of it.
+    /// Returns the request to this connection.
     pub(crate) const fn word(&self) -> &Arc<Word> {
         &self.word
     }
 
-    /// Whether it has been asked since the last time that this was called: even if nothing is asked
-    /// of it any more.
+    /// Returns whether the connection has been asked since the last call, even if the request has
+    /// ended since.
     pub(crate) fn was_asked(&mut self) -> bool {
         std::mem::take(&mut self.was_asked)
     }
 
-    /// It has been carried.
+    /// Records that the connection has been carried.
     pub(crate) fn carried(&mut self) {
         self.turns.carried.fetch_add(1, Ordering::Relaxed);
         self.candidate = None;
     }
 
-    /// The successor would not have it: in this round it is not asked again.
+    /// Records that the successor refused the connection. It is not asked again in this round.
     pub(crate) fn refused(&mut self) {
         self.word.set(REFUSED);
         self.candidate = None;
     }
 
-    /// There was nobody who could take it.
+    /// Withdraws the request, because no successor accepts connections any more.
     pub(crate) fn alone(&self) {
         self.word.set(NOTHING);
     }
 
-    /// To be called whenever the connection's task runs, before it serves: it may be asked then,
-    /// and has a turn. That is to be passed on when it is seen not to be at a boundary, and when it
-    /// has been handed over or was not.
+    /// Updates the request to the connection. Call this each time the connection's task runs,
+    /// before it serves: the connection may get a turn and be asked.
+    ///
+    /// Call [`Asking::pass_on`] when serving shows that the connection is not at a boundary, and
+    /// when its handover has succeeded or failed.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
-        // Until it waits for something.
+        // Repeats until it is pending, so that the task will be woken.
         while let Poll::Ready(turn) = self.poll_turn(cx) {
             self.turn = Some(turn);
         }
     }
 
-    /// Has another connection asked.
+    /// Passes the turn on to another connection.
     pub(crate) fn pass_on(&mut self) {
         self.turn = None;
         if self.word.is_refused() {
-            // It has declined. Nobody has to wait for it.
+            // The service has declined, so the round need not wait for this connection.
             self.candidate = None;
         }
     }
@@ -218,9 +223,10 @@ impl Asking {
             match &mut self.state {
                 State::New => {
                     let mut notified = Box::pin(Arc::clone(&self.turns.turn).notified_owned());
-                    // In the queue first, and then a look: whoever begins a round does it the other
-                    // way round. One that comes while a round goes on may have come too late for
-                    // its turn.
+                    // Join the queue first and check the round afterwards. `Turns::begin` sets the
+                    // round first and wakes the queue afterwards, so no connection misses a round.
+                    // A connection that arrives during a round may be too late for the queue, so it
+                    // gets an extra turn.
                     let woken = notified.as_mut().poll(cx).is_ready();
                     let round = self.turns.round.load(Ordering::SeqCst);
                     if round != 0 {
@@ -232,8 +238,8 @@ impl Asking {
                     }
                 }
                 State::Waiting(notified) => {
-                    // Also while nothing is asked of anybody: one that a left-over turn has come to
-                    // is in no queue any more, and has to get into it again before the next round
+                    // Also return to the queue outside a round. A left-over turn may have removed
+                    // this connection from the queue, and it must be back before the next round
                     // begins.
                     if notified.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
@@ -270,7 +276,7 @@ mod tests {
     use std::future::poll_fn;
     use std::task::Waker;
 
-    /// Whether it has a turn now.
+    /// Polls the connection and returns whether it has a turn now.
     fn poll(asking: &mut Asking) -> bool {
         asking.poll(&mut Context::from_waker(Waker::noop()));
         asking.turn.is_some()
@@ -344,7 +350,7 @@ mod tests {
         let idle: Vec<_> = all
             .into_iter()
             .map(|mut one| {
-                // It waits again, and what it had goes to one that does as well.
+                // This connection waits again, and its turn goes to another one that waits.
                 one.poll(&mut Context::from_waker(Waker::noop()));
                 one.pass_on();
                 tokio::spawn(poll_fn(move |cx| {

@@ -1,10 +1,10 @@
-//! Accepts connections on one listener, and bears what goes wrong with that.
+//! An accept loop for one listener that survives accept errors.
 //!
-//! The listener is registered with the runtime for as long as the acceptor lives and no longer: one
-//! that stayed registered would be woken for connections that another generation accepts, and a
-//! closed one stays registered while another process holds it (epoll(7), questions 6). When
-//! descriptors or memory run out it waits and tries again; the clients wait in the queue meanwhile.
-//! When to stop is not decided here: drop it.
+//! The listener is registered with the runtime only while the acceptor lives. A registration that
+//! outlives it would wake this process for connections that another generation accepts. Closing the
+//! listener does not end a registration while another process holds the socket (epoll(7), question
+//! 6). When descriptors or memory run out, the loop waits and retries; clients stay in the backlog
+//! meanwhile. The caller stops the loop by dropping it.
 
 use std::io;
 use std::sync::Arc;
@@ -22,27 +22,27 @@ use crate::config::{CONTROL, METRICS_LISTENER};
 use crate::sys;
 use crate::sys::reserve::Share;
 
-/// How long to wait when nothing can be accepted: doubled from the first to the last, as Go's
-/// net/http does. There is no event to wait for: a descriptor may come free anywhere in the
-/// process, or in the system.
+/// Delays between retries while nothing can be accepted. The delay doubles from the first value to
+/// the last, as in Go's net/http. No event signals the end of a shortage: a descriptor may be freed
+/// anywhere in the process, or memory anywhere in the system.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Accepts on one listener.
+/// Accepts connections on one listener.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     listener: Listener,
     watch: AsyncFd<Arc<Socket>>,
-    /// The last pause, from the first failure until nobody waits any more. One that is accepted
-    /// ends no shortage: it may have taken the one descriptor that came free, and the log would
-    /// tell the same story for each of them.
+    /// The last delay of the current shortage, which lasts until the backlog is empty. An accepted
+    /// connection does not end the shortage, because it may have taken the only free descriptor. If
+    /// it did, the log could fill with one shortage per accepted connection.
     shortage: Option<Duration>,
-    /// What it may use of the descriptors that are kept in reserve.
+    /// How much of the descriptor reserve this listener may use.
     share: Share,
 }
 
 impl Acceptor {
-    /// Registers the listener. Must be called in a tokio runtime.
+    /// Registers the listener with the runtime. Must be called within a tokio runtime.
     pub(crate) fn new(listener: Listener) -> io::Result<Self> {
         let share = match &**listener.name() {
             CONTROL => Share::All,
@@ -52,13 +52,13 @@ impl Acceptor {
         Ok(Self { watch: listener.watch()?, listener, shortage: None, share })
     }
 
-    /// The listener.
+    /// Returns the listener.
     pub(crate) const fn listener(&self) -> &Listener {
         &self.listener
     }
 
-    /// The next connection, watched by the runtime that this is called in. Cancel safe: what was
-    /// accepted has been returned.
+    /// Accepts the next connection and registers it with the current runtime. Cancel safe: an
+    /// accepted connection is never lost.
     pub(crate) async fn accept_here(&mut self) -> (Stream, Peer) {
         loop {
             if let Some(accepted) = self.accept(|| {}).await.into_stream(&self.listener) {
@@ -67,10 +67,10 @@ impl Acceptor {
         }
     }
 
-    /// The next connection. Cancel safe: what was accepted has been returned.
+    /// Accepts the next connection. Cancel safe: an accepted connection is never lost.
     ///
-    /// `on_shortage` is called when none can be accepted from then on, for want of descriptors or
-    /// memory.
+    /// Calls `on_shortage` when accepting starts to fail because descriptors or memory have run
+    /// out.
     pub(crate) async fn accept(&mut self, on_shortage: impl Fn()) -> Accepted {
         loop {
             match self.look().await {
@@ -86,7 +86,7 @@ impl Acceptor {
                 Err(error) if is_the_peers_affair(&error) => {
                     tracing::debug!(
                         event = "connection.aborted", listener = %self.listener.name(), %error,
-                        "a connection was gone before it was accepted"
+                        "a connection was aborted before it was accepted: {error}"
                     );
                 }
                 Err(error) => {
@@ -104,8 +104,8 @@ impl Acceptor {
         }
     }
 
-    /// Waits until somebody may wait in the queue, and looks once: none when nobody does. Cancel
-    /// safe.
+    /// Waits until the backlog may hold a connection and tries to accept once. Returns `None` if it
+    /// was empty. Cancel safe.
     async fn look(&self) -> io::Result<Option<Accepted>> {
         let mut ready = self.watch.readable().await?;
         let accept = || sys::reserve::accept(self.share, &self.listener, || self.listener.accept());
@@ -115,10 +115,10 @@ impl Acceptor {
     }
 }
 
-/// Accepts what waits in the queue of a listener on which nobody will accept any more.
+/// Accepts the connections that are left in the backlog of a listener that nothing else accepts on.
 ///
-/// No more than a queue can hold: who comes after that has come too late, and there may be no end
-/// of them.
+/// Stops after as many as a backlog can hold. Later connections have arrived too late, and they
+/// could keep coming forever.
 pub(crate) fn waiting(listener: &Listener) -> impl Iterator<Item = (Stream, Peer)> {
     let attempts = (0..=BACKLOG).map_while(|_| match listener.accept() {
         Ok(accepted) => Some(accepted.into_stream(listener)),
@@ -128,7 +128,7 @@ pub(crate) fn waiting(listener: &Listener) -> impl Iterator<Item = (Stream, Peer
             let listener = listener.name();
             tracing::error!(
                 event = "listener.backlog_lost", %listener, reason = %error,
-                "cannot accept those that still wait on {listener}, they are lost: {error}"
+                "lost the remaining connections in the backlog of {listener}: {error}"
             );
             None
         }
@@ -136,7 +136,7 @@ pub(crate) fn waiting(listener: &Listener) -> impl Iterator<Item = (Stream, Peer
     attempts.flatten()
 }
 
-/// Errors of one connection that the kernel reports by accept, accept(2): the next one may be well.
+/// Returns whether accept(2) reported an error of one connection only. The next accept may succeed.
 fn is_the_peers_affair(error: &io::Error) -> bool {
     let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
     matches!(

@@ -1,9 +1,10 @@
-//! Binds a TCP address beside sockets of the line that hold a part of it.
+//! Binding of a TCP address that overlaps with addresses of older sockets of the same lineage.
 //!
-//! The kernel refuses `0.0.0.0:80` while a socket listens on `127.0.0.1:80`, unless both have
-//! `SO_REUSEPORT` and the same user made both, socket(7). So both have it from the bind until the
-//! new one listens, and no longer: another process of the user could listen there as well. What
-//! becomes of the old socket's clients is in [`Listener::divert`].
+//! The kernel refuses `0.0.0.0:80` while a socket listens on `127.0.0.1:80`. It allows both if both
+//! have `SO_REUSEPORT` and the same user created them, socket(7). So all of them have this option
+//! from the bind until the new socket listens. It is then cleared, because it would let any other
+//! process of the same user listen there. [`Listener::divert`] explains what happens to the clients
+//! of the old socket.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,7 +18,7 @@ use crate::address::Address;
 use crate::error::Error;
 use socket2::{SockAddr, Socket};
 
-/// The sockets that the line bound and that no listener claims, by their ports.
+/// The sockets that this lineage bound and that no listener claims, by port.
 #[derive(Debug)]
 pub(super) struct OldSockets<'a>(HashMap<u16, Vec<&'a Passed>>);
 
@@ -32,8 +33,9 @@ impl<'a> OldSockets<'a> {
         Self(by_port)
     }
 
-    /// Those on the port of `address`. One that does not overlap with it may have replaced one that
-    /// does, and that another generation has not closed yet.
+    /// Returns the old sockets on the port of `address`, even those that do not overlap with it.
+    /// Such a socket may have replaced an overlapping one that another generation has not closed
+    /// yet.
     pub(super) fn beside(&self, address: &Address) -> &[&'a Passed] {
         let port = match address {
             Address::Tcp(socket) => socket.port(),
@@ -44,16 +46,18 @@ impl<'a> OldSockets<'a> {
     }
 }
 
-/// Binds `address` and listens, though `old` hold a part of it.
+/// Binds `address` and listens, even though the sockets in `old` hold a part of it.
 ///
 /// # Errors
-/// [`Error::Bind`]: another process holds a part of it, or one of `old` is of another user.
+/// [`Error::Bind`] if another process holds a part of the address, or if a socket in `old` belongs
+/// to another user.
 pub(super) fn bind(name: &str, address: &Address, old: &[&Passed]) -> Result<Listener, Error> {
     let bound = SharedPort::of(old).and_then(|_shared| {
         let socket = new_socket(address)?;
         socket.set_reuse_port(true)?;
         socket.bind(&SockAddr::try_from_address(address)?)?;
-        // It binds once more: the kernel looks at all sockets of the port again.
+        // The option must still be set here: listen(2) checks again for conflicts with all sockets
+        // of the port.
         socket.listen(BACKLOG)?;
         socket.set_reuse_port(false)?;
         Ok(socket)
@@ -63,7 +67,8 @@ pub(super) fn bind(name: &str, address: &Address, old: &[&Passed]) -> Result<Lis
     bound.map(|socket: Socket| Listener::bound(name, address, socket, None)).map_err(refuse)
 }
 
-/// Another socket of this user can be bound beside these, until this is dropped.
+/// A guard that lets another socket of this user bind the same port as these sockets. Dropping it
+/// ends that.
 struct SharedPort<'a>(&'a [&'a Passed]);
 
 impl<'a> SharedPort<'a> {
@@ -79,7 +84,7 @@ impl Drop for SharedPort<'_> {
             if let Err(error) = socket.share_port(false) {
                 tracing::warn!(
                     event = "socket.port_shared", reason = %error,
-                    "cannot clear SO_REUSEPORT, but {socket}: {error}"
+                    "cannot clear SO_REUSEPORT ({socket}): {error}"
                 );
             }
         }
@@ -94,8 +99,8 @@ mod tests {
 
     use super::*;
 
-    /// A socket of the line on a port of the range from which the kernel does not choose: a
-    /// connection of another process with that port would be in the way.
+    /// Binds a socket on a port outside the range from which the kernel chooses ports. Otherwise a
+    /// connection of another process might already use the port.
     fn old(address: &str) -> (Passed, u16) {
         let start = std::process::id() % 20_000 + 5_000;
         let ports = (start..start + 1_000).map(|port| u16::try_from(port).unwrap());
@@ -139,7 +144,8 @@ mod tests {
         let address: Address = format!("0.0.0.0:{port}").parse().unwrap();
         std::thread::scope(|scope| {
             let stranger = scope.spawn(|| {
-                // Of this thread alone; the kernel takes the socket's user from it.
+                // This changes only this thread, and the kernel takes the owner of a socket from
+                // the thread.
                 setfsuid(Uid::from_raw(65_534));
                 let socket = new_socket(&address).unwrap();
                 socket.set_reuse_port(true).unwrap();

@@ -1,9 +1,9 @@
-//! Binds an address and listens there.
+//! Binding and listening on a configured address.
 //!
-//! A path is the hard case: it stays when its owner dies, and then nobody else can bind it. So a
-//! socket that no process holds is taken over, and which file came of it is noted, for whoever
-//! unlinks it one day. Sockets that were bound before and passed in are no matter of this file: see
-//! [`super::passed`].
+//! Unix socket paths are the difficult case: the file outlives its owner and blocks the next bind.
+//! So this module takes over a path whose socket no process holds. It also records which file it
+//! has created, so that only that file is unlinked later. Sockets that were passed in already bound
+//! are handled in [`super::passed`].
 
 use std::io;
 use std::path::Path;
@@ -20,26 +20,26 @@ use super::stale;
 use crate::address::Address;
 use crate::error::Error;
 
-/// As long as the kernel allows: it cuts this down to `net.core.somaxconn`, listen(2).
+/// The maximum backlog. The kernel reduces it to `net.core.somaxconn`, listen(2).
 pub(crate) const BACKLOG: i32 = 65_535;
 
-/// Who may connect to a path.
+/// The users that may connect to a Unix socket path.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Access {
-    /// As the configuration says, and where it says nothing as the umask does.
+    /// As configured. Where the configuration says nothing, the umask decides.
     Configured(FileAccess),
-    /// The user of this process alone.
+    /// Only the user of this process.
     Owner,
 }
 
 impl Listener {
     /// Binds `address` and listens.
     ///
-    /// A path at which a socket lies that no process holds is taken over: its owner died without
-    /// unlinking it.
+    /// If the address is a path with a socket that no process holds, the path is taken over: its
+    /// owner died without unlinking it.
     ///
     /// # Errors
-    /// [`Error::Bind`], which names it; nothing was changed then.
+    /// [`Error::Bind`], which names the listener and the address. Nothing was changed in that case.
     pub(crate) fn bind(name: &str, address: &Address, access: Access) -> Result<Self, Error> {
         let bound = match address {
             Address::UnixPath(path) => {
@@ -58,7 +58,7 @@ impl Listener {
         Ok(Self::bound(name, address, socket, file))
     }
 
-    /// The listener that `socket` is, which was bound to `address`.
+    /// Creates the listener for `socket`, which is bound to `address`.
     pub(super) fn bound(
         name: &str,
         address: &Address,
@@ -76,19 +76,19 @@ impl Listener {
     }
 }
 
-/// Binds, and does not listen yet.
+/// Binds a socket without listening yet.
 fn bind_socket(address: &Address, access: Access) -> io::Result<Socket> {
     let socket = new_socket(address)?;
     if matches!(access, Access::Owner) {
-        // The file that bind(2) makes has the socket's own mode, less the umask: it is never open
-        // to others.
+        // bind(2) gives the file the mode of the socket minus the umask, so no other user can ever
+        // connect.
         nix::sys::stat::fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
     }
     socket.bind(&SockAddr::try_from_address(address)?)?;
     Ok(socket)
 }
 
-/// Makes a socket that can be bound to `address`.
+/// Creates a socket that can be bound to `address`.
 pub(super) fn new_socket(address: &Address) -> io::Result<Socket> {
     let domain = match address {
         Address::Tcp(std::net::SocketAddr::V4(_)) => Domain::IPV4,
@@ -97,8 +97,8 @@ pub(super) fn new_socket(address: &Address) -> io::Result<Socket> {
     };
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
     if domain != Domain::UNIX {
-        // A port whose old connections are in TIME_WAIT can be bound; a port on which somebody
-        // listens cannot.
+        // Allows binding a port whose old connections are in TIME_WAIT, but not a port on which
+        // another socket listens.
         socket.set_reuse_address(true)?;
     }
     if domain == Domain::IPV6 {
@@ -107,7 +107,7 @@ pub(super) fn new_socket(address: &Address) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Binds a path and listens, taking the place of a socket there that no process holds.
+/// Binds a path and listens, replacing a socket file that no process holds.
 fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Socket, FileId)> {
     let bound = match bind_socket(address, access) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -118,7 +118,8 @@ fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Sock
     let socket = bound?;
     let file = FileId::of(path)?;
     let listening = match access {
-        // Before anybody can connect, so that the umask decides for no client.
+        // Set the mode and the owner before clients can connect, so that the umask never decides
+        // who may connect.
         Access::Configured(access) => access.set(path, file).and_then(|()| socket.listen(BACKLOG)),
         Access::Owner => socket.listen(BACKLOG),
     };

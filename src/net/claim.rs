@@ -1,10 +1,8 @@
-//! Matches passed sockets to wanted listeners, in a time that grows with their number and not
-//! faster.
+//! An algorithm that matches passed sockets to configured listeners in linear time.
 //!
-//! How each kind of socket is matched, and why, is in [`super::ListenerSet`]. Each rule sorts the
-//! sockets that are left by what it looks at, and then serves the listeners in their order:
-//! thousands of sockets come with every handoff, and to look at all of them for each listener takes
-//! seconds.
+//! [`super::ListenerSet`] explains how each kind of socket is matched, and why. Each rule first
+//! indexes the remaining sockets by a key and then looks up each listener. Thousands of sockets may
+//! come with a handoff, and comparing each listener with each socket would take seconds.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -14,12 +12,13 @@ use super::origin::{Binding, Origin};
 use super::passed::Passed;
 use super::wanted::Wanted;
 
-/// Gives each wanted listener the sockets that are its own. The surest sign goes first, for all of
-/// them, before the next one is looked at: otherwise the order of the configuration would decide
-/// who gets what.
+/// Gives each configured listener its sockets. The rules run from the most to the least reliable,
+/// each for all listeners before the next. Otherwise the result would depend on the order of the
+/// configuration.
 pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
     let mut pool = Pool(passed.drain(..).map(Some).collect());
-    // A unit with two ListenStream= lines passes two sockets under one name: both are meant.
+    // A systemd unit with two ListenStream= lines passes two sockets under one name. Both belong to
+    // the listener.
     let mut by_name = pool.sorted(|socket| inherited(socket)?.name.clone());
     for want in &mut *wanted {
         while let Some(socket) = pool.first(&mut by_name, &want.name) {
@@ -36,9 +35,10 @@ pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
         |socket| Some(binding(socket)?.address.clone()),
         |want| Some(want.address.clone()),
     );
-    // The same address, written differently.
+    // The same address, written in a different form.
     pool.give_one(wanted, Passed::endpoint, |want| Endpoint::of(&want.address));
-    // A parent's dual-stack socket serves one family: systemd's `ListenStream=80` is `[::]:80`.
+    // A dual-stack socket from a parent also serves a listener of one family: systemd's
+    // `ListenStream=80` is `[::]:80`.
     let of_both_families = |want: &Wanted| Endpoint::of(&want.address)?.of_both_families();
     pool.give_one(wanted, |socket| inherited(socket)?.endpoint(), of_both_families);
     pool.give_one(wanted, |socket| inherited(socket)?.name.is_none().then_some(()), |_| Some(()));
@@ -49,7 +49,7 @@ fn inherited(socket: &Passed) -> Option<&Passed> {
     (socket.origin == Origin::Inherited).then_some(socket)
 }
 
-/// Returns the binding of a socket that the line bound and whose path still exists.
+/// Returns the binding of a socket that this lineage bound and whose path still exists.
 fn binding(socket: &Passed) -> Option<&Binding> {
     match &socket.origin {
         Origin::Bound(binding) if !socket.has_lost_its_path() => Some(binding),
@@ -57,10 +57,10 @@ fn binding(socket: &Passed) -> Option<&Binding> {
     }
 }
 
-/// The sockets that nothing has claimed, in the order in which they were passed.
+/// The sockets that are still unclaimed, in the order in which they were passed.
 struct Pool(Vec<Option<Passed>>);
 
-/// Places in a pool, by what a rule looks at.
+/// Indices into a pool, grouped by the key of a rule.
 type Sorted<K> = HashMap<K, VecDeque<usize>>;
 
 impl Pool {
@@ -74,12 +74,12 @@ impl Pool {
         sorted
     }
 
-    /// Takes the first socket with that key.
+    /// Takes the first unclaimed socket with the given key.
     fn first<K: Eq + Hash>(&mut self, sorted: &mut Sorted<K>, key: &K) -> Option<Passed> {
         self.0[sorted.get_mut(key)?.pop_front()?].take()
     }
 
-    /// Gives each listener that has nothing yet the first socket with the listener's key.
+    /// Gives each listener that has no socket yet the first socket with a matching key.
     fn give_one<K: Eq + Hash>(
         &mut self,
         wanted: &mut [Wanted],

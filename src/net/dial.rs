@@ -1,4 +1,4 @@
-//! Connects to an address, without waiting longer than whoever asks wants to.
+//! Outgoing connections. The caller limits how long to wait.
 
 use std::io;
 
@@ -10,11 +10,12 @@ use super::stream::Stream;
 use crate::address::Address;
 use crate::sys;
 
-/// Connects. Cancel safe: what is dropped half-way is closed. Must be called in a tokio runtime.
+/// Connects to `address`. Cancel safe: dropping the future closes the socket. Must be called within
+/// a tokio runtime.
 ///
 /// # Errors
-/// What connect(2) says, and `EMFILE` when only the reserve of descriptors is left. `WouldBlock` is
-/// a Unix socket whose queue is full.
+/// The error of connect(2), or `EMFILE` when only the reserve of descriptors is left. `WouldBlock`
+/// means that the backlog of a Unix socket is full.
 pub(crate) async fn dial(address: &Address) -> io::Result<Stream> {
     let peer = SockAddr::try_from_address(address)?;
     let domain = Domain::from(i32::from(peer.family()));
@@ -22,7 +23,7 @@ pub(crate) async fn dial(address: &Address) -> io::Result<Stream> {
     let socket = sys::reserve::open(new)?;
     let is_under_way = match socket.connect(&peer) {
         Ok(()) => false,
-        // The answer comes later; an interrupted connect(2) goes on as well.
+        // The result comes later. An interrupted connect(2) also continues in the background.
         Err(error)
             if matches!(
                 error.raw_os_error().map(Errno::from_raw),

@@ -1,9 +1,10 @@
-//! Ends a connection: in order, so that no reply is destroyed by it, or by a reset, so that nobody
-//! takes it for an end in order.
+//! The end of a connection: either an orderly close that does not destroy a reply, or a reset that
+//! cannot be mistaken for one.
 //!
-//! `close` with unread bytes, or bytes that come after it, makes the kernel send a reset, which
-//! destroys a reply that is still on its way (RFC 2525, 2.17); and while another process holds the
-//! socket it says nothing. [`Stream::finish`] is the one place that ends a connection in order.
+//! If bytes are unread at the `close`, or arrive after it, the kernel sends a reset. A reset
+//! destroys a reply that is still on its way (RFC 2525, 2.17). While another process also holds the
+//! socket, `close` sends nothing at all. [`Stream::finish`] is the only function that closes a
+//! connection in order.
 
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -16,18 +17,18 @@ use super::stream::{Family, Stream};
 use crate::sys;
 
 impl Stream {
-    /// Ends the connection: half-closes, and stays for the peer's end as long as closing could
-    /// destroy what was sent.
+    /// Closes the connection in order: half-closes it, and waits for the peer while closing could
+    /// destroy data already sent.
     ///
-    /// Returns at once when the peer has half-closed already, or when everything that was sent is
-    /// acknowledged and nothing waits to be read: then there is no reply that a reset could
-    /// destroy. Otherwise reads and drops what the peer still sends until it closes, at most for
-    /// `linger`.
+    /// Returns at once if the peer has already half-closed, or if everything sent is acknowledged
+    /// and nothing is left to read. Then no reply is left that a reset could destroy. Otherwise
+    /// reads and discards what the peer still sends, until the peer closes or `linger` has passed.
     ///
-    /// Returns how many bytes came too late to be answered.
+    /// Returns the number of bytes that arrived too late to be answered.
     pub(crate) async fn finish(&mut self, linger: Duration) -> u64 {
         if self.peer_finished {
-            // Both ends are said, or the close that follows says ours: no call is needed for it.
+            // The peer has half-closed, so the close that follows ends the connection. Only a
+            // shared socket needs an explicit half-close.
             self.say_end();
             return 0;
         }
@@ -37,20 +38,22 @@ impl Stream {
             return 0;
         }
         let mut late = 0;
-        // In a box: every connection would be as large as this, and few come here.
+        // Boxed, because otherwise the future of every connection would grow by this much, and few
+        // connections get here.
         let _ = Box::pin(tokio::time::timeout(linger, self.discard(&mut late))).await;
         late
     }
 
-    /// Says the end ahead of a close that may say nothing.
+    /// Half-closes a shared socket. Another process may hold the socket too, and then the close
+    /// that follows sends nothing.
     pub(crate) fn say_end(&self) {
         if self.is_shared {
-            // Where it is said already, or cannot be said any more, there is nothing to do.
+            // The error is ignored: the socket is already half-closed or broken.
             let _ = SockRef::from(self).shutdown(Shutdown::Write);
         }
     }
 
-    /// Reads until the peer closes, and counts the bytes in `late`, not among those received: they
+    /// Reads until the peer closes. Counts the bytes in `late` and not as received, because they
     /// are not served.
     async fn discard(&mut self, late: &mut u64) {
         let mut waste = [0; 512];
@@ -63,12 +66,12 @@ impl Stream {
         }
     }
 
-    /// Has the connection reset when it is dropped: the peer learns that this is no end in order.
-    /// What it has not acknowledged by then is lost, see [`Stream::acknowledged`]. A Unix socket
-    /// knows no reset.
+    /// Makes the kernel reset the connection when the stream is dropped, so that the peer does not
+    /// mistake it for an orderly close. Data that the peer has not acknowledged by then is lost,
+    /// see [`Stream::acknowledged`]. Unix sockets have no resets.
     pub(crate) fn reset_on_drop(&self) {
         if let Family::Tcp(socket) = &self.socket {
-            // If the socket is not to be told any more, there is nobody to be reset either.
+            // Setting the option fails only if the connection is already gone.
             let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
         }
     }
@@ -94,7 +97,7 @@ mod tests {
         client.read_to_end(&mut heard).await.unwrap();
         assert_eq!(heard, b"reply");
         drop(client);
-        // They are no part of what was served.
+        // The late bytes do not count as received.
         assert_eq!(finish.await.unwrap(), (8, 0));
     }
 

@@ -1,6 +1,6 @@
-//! This module compares where a passed socket listens with where a listener is configured.
+//! A comparison between the address of a passed socket and the address of a configured listener.
 //!
-//! One endpoint has several addresses: `/var/run/web.sock` is often `/run/web.sock`, and
+//! The same endpoint may have several addresses: `/var/run/web.sock` is often `/run/web.sock`, and
 //! `[::ffff:192.0.2.1]:80` is `192.0.2.1:80`.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -11,27 +11,27 @@ use socket2::Socket;
 use super::origin::FileId;
 use crate::address::Address;
 
-/// Where clients arrive, whichever address they use.
+/// The place where clients arrive, independent of how its address is written.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Endpoint {
-    /// `is_dual`: `[::]` that takes IPv4 as well. The scope tells link-local addresses of two
-    /// interfaces apart.
+    /// A TCP endpoint. `is_dual` marks a `[::]` that also accepts IPv4. `scope` distinguishes
+    /// link-local addresses of different interfaces.
     Tcp {
         ip: IpAddr,
         port: u16,
         scope: u32,
         is_dual: bool,
     },
-    /// A path is the file that it leads to.
+    /// The file to which a path leads.
     File(FileId),
-    /// A path at which there is no file.
+    /// A path without a file.
     Path(PathBuf),
     Abstract(String),
 }
 
 impl Endpoint {
-    /// Returns the endpoint of a configured address. Port 0 is none: each listener there gets
-    /// another one.
+    /// Returns the endpoint of a configured address. Returns `None` for port 0, because each
+    /// listener there gets its own port.
     pub(super) fn of(address: &Address) -> Option<Self> {
         match address {
             Address::Tcp(socket) => Self::tcp(*socket, true),
@@ -44,7 +44,7 @@ impl Endpoint {
         }
     }
 
-    /// Returns the endpoint at which a socket listens.
+    /// Returns the endpoint on which a socket listens.
     pub(super) fn of_socket(socket: &Socket) -> Option<Self> {
         Self::of(&address_of(socket)?)
     }
@@ -59,8 +59,8 @@ impl Endpoint {
         (socket.port() != 0).then_some(Self::Tcp { ip, port: socket.port(), scope, is_dual })
     }
 
-    /// Returns the endpoint that takes all clients of this one and of the other family, if this one
-    /// takes all of a family.
+    /// Returns the dual-stack endpoint that includes this one, if this one is the wildcard address
+    /// of one family.
     pub(super) fn of_both_families(&self) -> Option<Self> {
         match self {
             Self::Tcp { ip, port, scope: 0, is_dual: false } if ip.is_unspecified() => {
@@ -72,7 +72,8 @@ impl Endpoint {
     }
 }
 
-/// Returns the address at which a socket listens, if a listener can be configured so.
+/// Returns the address on which a socket listens, if a listener can be configured with such an
+/// address.
 pub(super) fn address_of(socket: &Socket) -> Option<Address> {
     let local = socket.local_addr().ok()?;
     match local.as_socket() {

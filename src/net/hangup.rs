@@ -1,12 +1,13 @@
-//! This module notices that a peer is gone while nothing is read from it.
+//! Detection of a peer that disappears while nothing is read from it.
 //!
-//! A read reports a broken connection. A socket whose end has been read is read no more, and
-//! neither is one whose last bytes still wait for a slow receiver. The runtime has two places for a
-//! task that waits for a socket, one for reads and one for writes. The first is of no use after the
-//! end, because the end stays readable. So the task waits in the second: the runtime is made to
-//! forget that the socket is writable, and every event wakes the task, an error among them. A write
-//! must not wait for such an event, because the socket may be writable all the time: it is tried
-//! whatever the runtime says.
+//! Normally a read reports a broken connection. But a socket is no longer read after its end has
+//! been read, nor while its last bytes wait for a slow receiver.
+//!
+//! The tokio runtime can wake a task when a socket becomes readable or writable. After the end of
+//! the stream the socket stays readable, so waiting for readability is useless. Instead the task
+//! clears the runtime's record that the socket is writable, and waits for writability: then every
+//! event wakes it, including an error. A write must not wait for such an event, because the socket
+//! may be writable all along. So writes are tried regardless of the runtime's record.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,18 +18,19 @@ use tokio::io::Interest;
 
 use super::stream::{Family, Stream};
 
-/// How a peer went away.
+/// How a peer disappeared.
 #[derive(Debug)]
 pub(crate) enum Gone {
     /// The connection broke.
     Broken(io::Error),
-    /// The peer closed its Unix socket, which knows no reset: it will read nothing more.
+    /// The peer closed its Unix socket, so it will read nothing more. Unix sockets have no resets.
     Closed,
 }
 
 impl Stream {
-    /// Ready when the peer is gone; until then the task is woken when that changes. To be called
-    /// only while nothing is read from the peer: what it sent before is still to be read.
+    /// Returns `Ready` when the peer is gone; until then the task is woken when that may have
+    /// changed. Call this only while nothing is read from the peer, because bytes sent earlier may
+    /// still be unread.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
         loop {
             if !self.is_writable(cx) {
@@ -38,13 +40,14 @@ impl Stream {
             if !self.is_writable(cx) {
                 return Poll::Pending;
             }
-            // Writable all the same: it is closed, or an event has come in between.
+            // The socket is writable again: the connection is closed, or an event arrived in
+            // between.
             if let Ok(Some(error)) = SockRef::from(&*self).take_error() {
                 return Poll::Ready(Gone::Broken(error));
             }
             if self.has_hung_up() {
                 return match self.socket {
-                    // Both sides have ended in order. Nothing can break any more.
+                    // Both sides have half-closed in order, so nothing can break any more.
                     Family::Tcp(_) => Poll::Pending,
                     Family::Unix(_) => Poll::Ready(Gone::Closed),
                 };
@@ -57,7 +60,7 @@ impl Stream {
             Family::Tcp(socket) => socket.poll_write_ready(cx),
             Family::Unix(socket) => socket.poll_write_ready(cx),
         };
-        // An error says that the runtime is shutting down.
+        // An error means that the runtime is shutting down.
         matches!(ready, Poll::Ready(Ok(())))
     }
 
@@ -67,8 +70,8 @@ impl Stream {
         let _ = self.socket.try_io(Interest::WRITABLE, forget);
     }
 
-    /// Writes to a socket of which the runtime says that it is not writable, if it was made to
-    /// forget.
+    /// Tries a write that the runtime considers blocked, if the record of writability was cleared
+    /// on purpose.
     pub(super) fn try_write<T>(
         &mut self,
         write: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
@@ -78,7 +81,7 @@ impl Stream {
         }
         match write(self.as_fd()) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // Now there will be an event when it is writable again.
+                // From now on the kernel reports when the socket becomes writable again.
                 self.tries_writes = false;
                 Poll::Pending
             }
@@ -143,7 +146,7 @@ mod tests {
         is_there(&mut stream).await;
         reset(client);
         assert!(matches!(gone(&mut stream).await, Gone::Broken(_)));
-        // What it said before is still there.
+        // The bytes that the peer sent before are still readable.
         let mut said = [0; 6];
         stream.read_exact(&mut said).await.unwrap();
         assert_eq!(&said, b"unread");

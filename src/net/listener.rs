@@ -1,11 +1,10 @@
-//! Holds a listening socket: accepts on it, and removes its path at the end.
+//! A listening socket: how connections are accepted, and how its path is removed at the end.
 //!
-//! A listener may be shared with other processes at any time: with a predecessor, a successor, the
-//! service manager. What lives in the shared description acts on all of them. So nothing here shuts
-//! a listener down, shrinks its backlog or sets it blocking; and because somebody else may set it
-//! blocking, the flag is looked at before every accept. Which listener goes with which name is
-//! decided in [`super::ListenerSet`]; how one comes about is in [`super::bind`] and
-//! [`super::passed`].
+//! A predecessor, a successor or the service manager may share the socket at any time. Changes to
+//! the shared open file description affect all of them. So this module never shuts a listener down,
+//! shrinks its backlog or makes it blocking. Another process may make it blocking, so the flag is
+//! checked before every accept. [`super::ListenerSet`] decides which listener gets which name.
+//! [`super::bind`] and [`super::passed`] create listeners.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -24,20 +23,22 @@ use super::stream::Stream;
 use crate::sys;
 use crate::sys::reserve::Earmark;
 
-/// A bound, listening, non-blocking socket with a name. Clones share it.
+/// A named, bound, listening, non-blocking socket. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Listener {
     pub(super) name: Arc<str>,
     pub(super) address: Arc<str>,
     pub(super) origin: Arc<Origin>,
     pub(super) socket: Arc<Socket>,
-    /// The shortage under way, shared by all accept loops of the listener: one of them reports it.
+    /// The current shortage, shared by all accept loops of the listener so that only one of them
+    /// reports it.
     pub(super) shortage: Arc<Shortage>,
-    /// Whether another listener of the line gets its clients when it takes no more.
+    /// Whether another listener of this lineage takes over the clients when this one stops
+    /// accepting.
     pub(super) is_replaced: Arc<AtomicBool>,
 }
 
-/// A connection that was accepted, before a runtime watches it.
+/// An accepted connection that is not registered with a runtime yet.
 #[derive(Debug)]
 pub(crate) struct Accepted {
     pub(super) socket: Socket,
@@ -52,8 +53,8 @@ impl AsFd for Accepted {
 }
 
 impl Accepted {
-    /// Has the runtime watch it that this is called in. None when the kernel has no memory for
-    /// that: then it is closed.
+    /// Registers the connection with the current runtime. If the kernel has no memory for that,
+    /// closes the connection and returns `None`.
     pub(crate) fn into_stream(self, listener: &Listener) -> Option<(Stream, Peer)> {
         match Stream::new(self.socket, self.peer) {
             Ok(mut stream) => {
@@ -64,7 +65,7 @@ impl Accepted {
                 let listener = listener.name();
                 tracing::error!(
                     event = "connection.unwatched", %listener, reason = %error,
-                    "cannot watch a connection on {listener}, it is lost: {error}"
+                    "lost a connection on {listener}, cannot register it with the runtime: {error}"
                 );
                 None
             }
@@ -73,50 +74,55 @@ impl Accepted {
 }
 
 impl Listener {
-    /// Its name.
+    /// Returns the name of the listener.
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// Where it really listens: the port that the kernel chose for port 0.
+    /// Returns the actual address, with the port that the kernel chose for port 0.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Where it comes from.
+    /// Returns where the socket comes from.
     #[must_use]
     pub fn origin(&self) -> &Origin {
         &self.origin
     }
 
-    /// Another descriptor of the same socket, for a server of your own. Never `shutdown` it: that
-    /// acts on every process that holds it, shutdown(2).
+    /// Returns another descriptor of the same socket, for your own server. Never call `shutdown` on
+    /// it: that affects every process that holds the socket, shutdown(2).
     ///
     /// # Errors
-    /// When no descriptor is left.
+    /// When no descriptor is free.
     pub fn try_clone(&self) -> io::Result<OwnedFd> {
         self.socket.try_clone().map(Into::into)
     }
 
-    /// What no other socket has, in whichever process: `SO_COOKIE`, socket(7).
+    /// Returns the cookie of the socket (`SO_COOKIE`, socket(7)), which identifies it in every
+    /// process.
     pub(crate) fn cookie(&self) -> io::Result<u64> {
         self.socket.cookie()
     }
 
-    /// Has the runtime tell when there is something to accept. Must be called in a tokio runtime.
+    /// Registers the socket with the runtime, to learn when there is something to accept. Must be
+    /// called within a tokio runtime.
     pub(crate) fn watch(&self) -> io::Result<AsyncFd<Arc<Socket>>> {
         sys::interrupt::start_watcher();
         sys::fd::watch(Arc::clone(&self.socket), Interest::READABLE)
     }
 
-    /// Accepts one connection without waiting: `WouldBlock` when there is none.
+    /// Accepts one connection without waiting.
     ///
-    /// Another holder may have set the socket blocking (systemd does, for a unit without
-    /// `NonBlocking=`); then accept would hang the thread. It is set back. When that happens
-    /// between the look and the accept, the accept is interrupted: it has waited, so there was
-    /// none.
+    /// Another holder may have made the socket blocking (systemd does, for a unit without
+    /// `NonBlocking=`), and then accept would block the thread. So the socket is first made
+    /// non-blocking again. If it becomes blocking between the check and the accept, the watcher
+    /// interrupts the accept. An interrupted accept has waited, so the backlog was empty.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the backlog is empty.
     pub(super) fn accept(&self) -> io::Result<Accepted> {
         self.set_back_nonblocking()?;
         let accept = || self.socket.accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
@@ -137,27 +143,29 @@ impl Listener {
             self.socket.set_nonblocking(true)?;
             tracing::warn!(
                 event = "listener.blocking", listener = %self.name,
-                "another process set the listener blocking; set back"
+                "another process made the listener blocking: made it non-blocking again"
             );
         }
         Ok(())
     }
 
-    /// Notes whether another listener of the line gets its clients when it takes no more.
+    /// Records whether another listener of this lineage takes over the clients when this one stops
+    /// accepting.
     pub(super) fn set_replaced(&self, is_replaced: bool) {
         self.is_replaced.store(is_replaced, Ordering::Relaxed);
     }
 
-    /// Whether another listener of the line gets its clients when it takes no more.
+    /// Returns whether another listener of this lineage takes over the clients when this one stops
+    /// accepting.
     pub(crate) fn is_replaced(&self) -> bool {
         self.is_replaced.load(Ordering::Relaxed)
     }
 
-    /// Sends new clients to the listener that has replaced this one. Cannot be undone.
+    /// Sends new clients to the listener that has replaced this one. This cannot be undone.
     ///
-    /// A socket that is closed resets the clients in the middle of their handshake. One that is
-    /// bound to another interface gets no new clients, and those of before still come into its
-    /// queue. It is no obstacle to a socket that is bound beside it meanwhile.
+    /// Closing the socket would reset clients in the middle of their handshake. So it is bound to a
+    /// nonexistent interface instead: it gets no new clients, but handshakes already begun still
+    /// complete into its backlog. `SO_REUSEPORT` lets other sockets be bound to its port meanwhile.
     pub(crate) fn divert(&self) {
         let diverted = self
             .socket
@@ -167,7 +175,7 @@ impl Listener {
             let (listener, address) = (self.name(), self.address());
             tracing::warn!(
                 event = "listener.divert_failed", %listener, address, reason = %error,
-                "cannot divert new clients from {address}, those in a handshake may be reset: {error}"
+                "cannot divert new clients from {address}, handshakes may be reset: {error}"
             );
         }
     }
@@ -177,18 +185,20 @@ impl Listener {
         if let Err(error) = self.socket.set_reuse_port(false) {
             tracing::debug!(
                 event = "listener.port_shared", listener = %self.name, %error,
-                "cannot take the port back"
+                "cannot clear SO_REUSEPORT: {error}"
             );
         }
     }
 
-    /// Removes the path of a Unix socket that the line bound, if it is still the same file.
+    /// Removes the path of a Unix socket that this lineage bound, if the path still leads to the
+    /// same file.
     pub(crate) fn unlink(&self) {
         let Origin::Bound(Binding { address, file: Some(file) }) = self.origin() else { return };
         let Some(path) = address.path() else { return };
         if file.is_at(path) {
             match std::fs::remove_file(path) {
-                // When the line stops, all its generations do this at once: another one was faster.
+                // Ignore a missing file: when the daemon stops, all generations do this at once,
+                // and another one was faster.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!(
                         event = "socket.unlink_failed", listener = %self.name,

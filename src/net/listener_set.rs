@@ -1,16 +1,19 @@
-//! Matches the sockets that were passed in to the listeners that are configured, and binds the
-//! rest.
+//! The listeners of a generation: passed sockets matched to the configuration, and new sockets for
+//! the rest.
 //!
-//! Two kinds of socket come in by the same door, and they are matched by different things. What a
-//! parent made, the parent decides: its name wins, and the configured address is only for when
-//! nobody passes it. What the line bound itself, the configuration decides: a socket that was bound
-//! for an address that is still configured is kept, under a new name if it has one; any other is
-//! closed. So is one whose path was removed: it is bound again. An address may be configured in
-//! other words than it was bound in, see [`super::endpoint`]. What no listener claims is closed and
-//! said so; nothing is held unclaimed.
+//! Two kinds of socket are passed in, and each is matched by its own rule:
 //!
-//! The operator's socket is one of them on its way from process to process, and none of those that
-//! serve.
+//! - For a socket from a parent, the parent decides. Its name wins; the configured address is only
+//!   used if no such socket is passed.
+//! - For a socket that this lineage bound, the configuration decides. It is kept while its address
+//!   is still configured, even under a new name. Otherwise it is closed. If its path was removed,
+//!   it is closed and the path is bound again.
+//!
+//! An address may be configured in another form than the one it was bound with, see
+//! [`super::endpoint`]. Sockets that no listener claims are closed and logged.
+//!
+//! The control socket is passed from process to process like a listener, but it is not one of the
+//! listeners that serve.
 
 use std::collections::HashSet;
 use std::io;
@@ -34,26 +37,27 @@ use crate::error::Error;
 #[derive(Clone, Debug)]
 pub struct ListenerSet {
     listeners: Vec<Listener>,
-    /// The operator's socket. Its place is behind all others.
+    /// The control socket. Its index is one past the last listener.
     control: Option<Listener>,
-    /// Descriptors, by the number under which they were passed in, that nothing claimed. They are
-    /// closed.
+    /// The numbers of the passed descriptors that nothing claimed. They are closed.
     unclaimed: Vec<RawFd>,
-    /// By what names the service manager may keep such of them as the line had bound.
+    /// The names under which the service manager may still store unclaimed sockets that this
+    /// lineage bound.
     no_longer_stored: Vec<StoredName>,
-    /// What the files of adopted sockets are to get when this generation takes over.
+    /// The access rights to set on the files of adopted sockets when this generation takes over.
     grants: Vec<Grant>,
-    /// Places of those that this very process bound: no predecessor accepts there.
+    /// The indices of the listeners that this process bound itself. No predecessor accepts there.
     bound_here: Vec<usize>,
-    /// Descriptors, as above, of sockets whose clients a new listener gets when they are closed.
+    /// The numbers of the unclaimed descriptors that a new listener replaces: it takes over their
+    /// clients.
     replaced: Vec<RawFd>,
 }
 
 impl ListenerSet {
-    /// Adopts what was passed in, binds what is missing, closes what is left.
+    /// Adopts the passed sockets, binds missing ones and closes the rest.
     ///
     /// # Errors
-    /// [`Error::Bind`]. What had been bound by then is closed again, and its path unlinked.
+    /// [`Error::Bind`]. The sockets bound so far are closed and their paths unlinked.
     pub(crate) fn assemble(
         configured: &Listeners,
         control: Option<&Path>,
@@ -112,13 +116,13 @@ impl ListenerSet {
         Ok(Self { listeners, control, unclaimed, no_longer_stored, grants, bound_here, replaced })
     }
 
-    /// Those that serve.
+    /// Returns the listeners that serve.
     #[must_use]
     pub fn as_slice(&self) -> &[Listener] {
         &self.listeners
     }
 
-    /// The listener of that name, the first if several have it.
+    /// Returns the first listener with the given name.
     ///
     /// # Errors
     /// [`Error::NoSuchListener`].
@@ -127,19 +131,20 @@ impl ListenerSet {
         found.ok_or_else(|| Error::NoSuchListener { name: name.to_owned() })
     }
 
-    /// The operator's socket.
+    /// Returns the control socket.
     pub(crate) const fn control(&self) -> Option<&Listener> {
         self.control.as_ref()
     }
 
-    /// All that a successor is passed, each in its place.
+    /// Returns everything that a successor is passed, in order: the listeners and then the control
+    /// socket.
     pub(crate) fn passed_on(&self) -> Vec<&Listener> {
         self.listeners.iter().chain(&self.control).collect()
     }
 
-    /// What the service manager is to keep, and by what names: all that the line bound, save the
-    /// operator's socket, which nobody waits for in vain. None has a name that is too long, and is
-    /// refused.
+    /// Returns the sockets that the service manager is to store, with their names: all that this
+    /// lineage bound except the control socket, which no client depends on. The name is `None` if
+    /// it would be too long; such a socket cannot be stored.
     pub(crate) fn to_store(&self) -> impl Iterator<Item = (&Listener, Option<StoredName>)> {
         self.listeners.iter().filter_map(|listener| match listener.origin() {
             Origin::Bound(binding) => Some((listener, StoredName::new(listener.name(), binding))),
@@ -147,31 +152,32 @@ impl ListenerSet {
         })
     }
 
-    /// What it is to keep no longer.
+    /// Returns the names of the sockets that the service manager is to drop.
     pub(crate) fn no_longer_stored(&self) -> &[StoredName] {
         &self.no_longer_stored
     }
 
-    /// Gives the files of adopted sockets the mode and the owner that the configuration says.
+    /// Sets the configured mode and owner on the files of adopted sockets.
     ///
-    /// Not before this generation has taken over: after a rollback the predecessor serves as it has
-    /// configured them.
+    /// Call this only after this generation has taken over. After a rollback the predecessor serves
+    /// again, with the access rights that it has configured.
     pub(crate) fn grant_access(&mut self) {
         self.grants.drain(..).for_each(Grant::perform);
     }
 
-    /// The numbers of the passed descriptors that were closed because nothing claims them.
+    /// Returns the numbers of the passed descriptors that were closed because nothing claimed them.
     pub(crate) fn unclaimed(&self) -> &[RawFd] {
         &self.unclaimed
     }
 
-    /// The numbers of those among them whose clients a new listener gets when they are closed.
+    /// Returns the numbers of the unclaimed descriptors that a new listener replaces: it takes over
+    /// their clients.
     pub(crate) fn replaced(&self) -> &[RawFd] {
         &self.replaced
     }
 
-    /// Notes that listeners of the successor get the clients of those at these places when they
-    /// take no more.
+    /// Records that the successor's listeners take over the clients of the listeners at the given
+    /// indices when these stop accepting.
     pub(crate) fn mark_replaced(&self, places: &[usize]) {
         places
             .iter()
@@ -179,13 +185,14 @@ impl ListenerSet {
             .for_each(|listener| listener.set_replaced(true));
     }
 
-    /// Notes that no listener replaces another any more, because the handoff is over.
+    /// Records that no listener replaces another any more, because the handoff is over.
     pub(crate) fn forget_replacements(&self) {
         self.listeners.iter().for_each(|listener| listener.set_replaced(false));
     }
 
-    /// Has it all as before a handoff that has failed. A successor that was killed may have left
-    /// the port of an old socket open to others of this user.
+    /// Undoes all changes of a failed handoff. A successor that was killed may have left
+    /// `SO_REUSEPORT` set on old sockets, which lets other processes of this user bind the same
+    /// port.
     pub(crate) fn restore(&self) {
         self.forget_replacements();
         let bound =
@@ -193,8 +200,8 @@ impl ListenerSet {
         bound.for_each(Listener::restore);
     }
 
-    /// The places of those that this process bound itself. Once any is taken out, the places are
-    /// others.
+    /// Returns the indices of the listeners that this process bound itself. Removing a listener
+    /// changes the indices of others.
     pub(crate) fn bound_here(&self) -> &[usize] {
         &self.bound_here
     }
@@ -204,13 +211,13 @@ impl ListenerSet {
         std::mem::take(&mut self.listeners)
     }
 
-    /// Takes the operator's socket out of the set.
+    /// Takes the control socket out of the set.
     pub(crate) fn take_control(&mut self) -> Option<Listener> {
         self.control.take()
     }
 
-    /// Takes the listeners at these places out of the set, in no particular order: those that
-    /// serve, and the operator's.
+    /// Takes the listeners at the given indices out of the set. Returns the listeners that serve,
+    /// and the control socket if its index is among them.
     pub(crate) fn remove(&mut self, places: &[usize]) -> (Vec<Listener>, Option<Listener>) {
         let places: HashSet<_> = places.iter().copied().collect();
         let control = self.control.take_if(|_| places.contains(&self.listeners.len()));
@@ -220,7 +227,7 @@ impl ListenerSet {
         (gone.into_iter().map(|(_, listener)| listener).collect(), control)
     }
 
-    /// Takes the listeners that are these sockets out of the set.
+    /// Takes the listeners with the given socket cookies out of the set.
     pub(crate) fn remove_sockets(&mut self, cookies: &[u64]) -> Vec<Listener> {
         let cookies: HashSet<_> = cookies.iter().copied().collect();
         let is_one =
@@ -231,8 +238,8 @@ impl ListenerSet {
     }
 }
 
-/// Whether it is the operator's socket: a parent says so by its name, of what the line bound the
-/// configuration does.
+/// Returns whether a passed socket is the control socket. A socket from a parent is if its name
+/// says so; a socket that this lineage bound must also have the configured path.
 fn is_control(socket: &Passed, configured: Option<&Address>) -> bool {
     match &socket.origin {
         Origin::Inherited => socket.name.as_deref() == Some(CONTROL),
@@ -250,8 +257,9 @@ fn unlink_at(places: &[usize], listeners: &[Listener]) {
     places.iter().filter_map(|place| listeners.get(*place)).for_each(Listener::unlink);
 }
 
-/// Adopts what was found for each, and binds those for which nothing was. Returns the places of
-/// these, and the descriptors of the unclaimed sockets that they replace.
+/// Adopts the sockets found for each listener and binds the listeners without any. Returns the
+/// indices of the newly bound listeners, and the descriptors of the unclaimed sockets that they
+/// replace.
 fn adopt_or_bind(
     wanted: Vec<Wanted>,
     unclaimed: &[Passed],
@@ -272,7 +280,8 @@ fn adopt_or_bind(
                 return Err(error);
             }
             let listener = beside::bind(&want.name, &want.address, old)?;
-            // It replaces them, should this generation take over; and they it, should it not.
+            // If this generation takes over, the new listener replaces the old sockets. If not,
+            // they replace it.
             listener.set_replaced(true);
             replaced.extend(old.iter().map(|socket| socket.descriptor));
             Ok(listener)
@@ -296,7 +305,7 @@ fn adopt_or_bind(
     Ok((bound, replaced))
 }
 
-/// Adopts all of them under the names that they came with.
+/// Adopts all of the given sockets under the names that they came with.
 fn adopt_all(sockets: Vec<Passed>) -> Vec<Listener> {
     let alone = sockets.len() == 1;
     let adopted = sockets.into_iter().zip(1..).map(|(socket, place)| {
@@ -319,7 +328,7 @@ fn adopt(socket: Passed, name: &str) -> Listener {
                 before,
                 address,
                 descriptor,
-                "adopted under a new name"
+                "adopted a passed socket under a new name"
             )
         }
         None => tracing::debug!(
@@ -327,7 +336,7 @@ fn adopt(socket: Passed, name: &str) -> Listener {
             listener = name,
             address,
             descriptor,
-            "adopted"
+            "adopted a passed socket"
         ),
     }
     listener
@@ -355,7 +364,7 @@ mod tests {
         ListenerSet::assemble(&configured(texts), None, passed)
     }
 
-    /// What a successor is passed when its predecessor holds `set`.
+    /// Returns what a successor is passed when its predecessor holds `set`.
     fn passed_on(set: &ListenerSet) -> Vec<Passed> {
         let pass = |listener: &Listener| {
             let name = Some(listener.name().to_string());
@@ -364,7 +373,7 @@ mod tests {
         set.passed_on().into_iter().map(pass).collect()
     }
 
-    /// A socket that a parent made.
+    /// Creates a socket as a parent would pass it.
     fn from_parent(name: Option<&str>) -> (Passed, String) {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap().to_string();

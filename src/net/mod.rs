@@ -1,4 +1,4 @@
-//! Listeners and streams: sockets of which the rest of the crate need not know the family.
+//! Listeners and streams that hide from the rest of the crate whether a socket is TCP or Unix.
 
 mod acceptor;
 mod beside;

@@ -1,9 +1,9 @@
-//! Remembers where a listener comes from, as long as its line lives.
+//! The origin of a listening socket: who created it, and for which address.
 //!
-//! Who made a socket decides who may unlink its path, and by what it is matched: a name, or the
-//! address that was asked for. That outlives the process that knew it first, so it is written into
-//! messages and read from them. It is no word about where the socket listens now: that is asked of
-//! the socket.
+//! The origin decides who may unlink the path of a socket, and whether it is matched by its name or
+//! by the configured address. It outlives the process that created the socket, so it is written to
+//! messages and read back from them. It does not say where the socket listens now; the socket
+//! itself knows that.
 
 use std::fmt;
 use std::fs::Metadata;
@@ -15,25 +15,27 @@ use std::str::FromStr;
 use crate::address::Address;
 use crate::error::Error;
 
-/// Where a listener comes from, which decides who may unlink its path and what it is matched by.
+/// The origin of a listener. It decides who may unlink the path of the socket and how the socket is
+/// matched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A parent made it (systemd, say), for this process or for one before it in the line.
+    /// A parent (such as systemd) created it, for this process or for an earlier generation of its
+    /// lineage.
     Inherited,
-    /// This process or one before it in the line bound it.
+    /// This process or an earlier generation of its lineage bound it.
     Bound(Binding),
 }
 
-/// What the line needs to remember of a socket that it bound itself.
+/// What a lineage must remember about a socket that it bound itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// The address that was asked for, port 0 included.
+    /// The configured address, in which port 0 stays 0.
     pub(crate) address: Address,
-    /// Which file a Unix path was then, so that nobody else's is ever unlinked.
+    /// The file that was created for a Unix path, so that no other file is ever unlinked.
     pub(crate) file: Option<FileId>,
 }
 
-/// A file, whatever its name: device and inode.
+/// The identity of a file, independent of its name: device and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileId {
     device: u64,
@@ -45,7 +47,7 @@ impl FileId {
         Ok(Self::from(&std::fs::symlink_metadata(path)?))
     }
 
-    /// Whether this file, and no other one, is at `path`.
+    /// Returns whether exactly this file is at `path`.
     pub(super) fn is_at(self, path: &Path) -> bool {
         Self::of(path).is_ok_and(|found| found == self)
     }
@@ -57,7 +59,7 @@ impl From<&Metadata> for FileId {
     }
 }
 
-/// What [`Binding`] looks like in a message: `ADDRESS`, or `DEVICE:INODE ADDRESS` for a Unix path.
+/// Prints the form used in messages: `ADDRESS`, or `DEVICE:INODE ADDRESS` for a Unix path.
 impl fmt::Display for Binding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(FileId { device, inode }) = self.file {

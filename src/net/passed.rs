@@ -1,8 +1,8 @@
-//! Checks a descriptor that was passed in, before it is taken for a listener.
+//! A check that a passed descriptor really is a listening socket.
 //!
-//! Whoever passes one in may have erred, and what does not listen is found out here and named, not
-//! at the first accept. Which of the listeners that are configured it is, is decided in
-//! [`super::ListenerSet`].
+//! The process that passed it may have made a mistake. It is reported here with the name of the
+//! descriptor, and not later at the first accept. [`super::ListenerSet`] decides which configured
+//! listener the socket belongs to.
 
 use std::fmt;
 use std::io;
@@ -20,23 +20,23 @@ use crate::config::TakenAddresses;
 use crate::error::Error;
 use crate::sys;
 
-/// A descriptor that was passed in and is a listener, before it is known which.
+/// A passed listening socket that is not matched to a configured listener yet.
 #[derive(Debug)]
 pub(crate) struct Passed {
-    /// Its name; none when nobody gave it one.
+    /// The name that it was passed under, if any.
     pub(crate) name: Option<String>,
-    /// Its number when it was passed, for the log.
+    /// The number of the descriptor when it was passed, for the log.
     pub(crate) descriptor: RawFd,
-    /// Where it comes from.
+    /// Where the socket comes from.
     pub(crate) origin: Origin,
     socket: Socket,
 }
 
 impl Passed {
-    /// Checks what was passed in: a socket, of a family we serve, a stream, and really listening.
+    /// Checks that a passed descriptor is a listening stream socket of a supported family.
     ///
     /// # Errors
-    /// [`Error::NotAListener`], which names it.
+    /// [`Error::NotAListener`], which names the descriptor and says what it is instead.
     pub(crate) fn check(fd: OwnedFd, name: Option<String>, origin: Origin) -> Result<Self, Error> {
         let descriptor = fd.as_raw_fd();
         let refuse = |name: Option<String>, found: &str| {
@@ -72,12 +72,12 @@ impl Passed {
         Ok(Self { name, descriptor, origin, socket })
     }
 
-    /// Its address, as the kernel has it.
+    /// Returns the address on which the socket listens, as the kernel reports it.
     pub(crate) fn address(&self) -> String {
         local_address(&self.socket)
     }
 
-    /// Whether its path has been removed, so that nobody can come to it any more.
+    /// Returns whether the path of the socket was removed, so that no client can reach it any more.
     pub(crate) fn has_lost_its_path(&self) -> bool {
         match &self.origin {
             Origin::Bound(Binding { address: Address::UnixPath(path), file: Some(_) }) => {
@@ -87,7 +87,7 @@ impl Passed {
         }
     }
 
-    /// The file of a path that the line bound.
+    /// Returns the file of the socket's path, if this lineage bound it.
     pub(crate) fn file(&self) -> Option<FileId> {
         match &self.origin {
             Origin::Bound(binding) => binding.file,
@@ -95,8 +95,8 @@ impl Passed {
         }
     }
 
-    /// Where clients arrive at it: the file of a path that the line bound, and otherwise where it
-    /// listens.
+    /// Returns the endpoint where clients arrive: the file, for a path that this lineage bound, or
+    /// else the address on which the socket listens.
     pub(super) fn endpoint(&self) -> Option<Endpoint> {
         match &self.origin {
             Origin::Bound(Binding { file: Some(file), .. }) => Some(Endpoint::File(*file)),
@@ -106,17 +106,17 @@ impl Passed {
         }
     }
 
-    /// The TCP port on which it listens.
+    /// Returns the TCP port on which the socket listens.
     pub(super) fn port(&self) -> Option<u16> {
         self.socket.local_addr().ok()?.as_socket().map(|address| address.port())
     }
 
-    /// Whether another socket of this user can be bound to the same port.
+    /// Sets whether another socket of this user may bind the same port.
     pub(super) fn share_port(&self, is_shared: bool) -> io::Result<()> {
         self.socket.set_reuse_port(is_shared)
     }
 
-    /// Whether it keeps the kernel from binding `wanted`.
+    /// Returns whether this socket prevents the kernel from binding `wanted`.
     pub(super) fn is_in_the_way_of(&self, wanted: &Address) -> bool {
         let Some(found) = endpoint::address_of(&self.socket) else { return false };
         let mut taken = TakenAddresses::new();
@@ -125,7 +125,7 @@ impl Passed {
         is_same || (taken.take(&found, ()).is_ok() && taken.take(wanted, ()).is_err())
     }
 
-    /// The listener that it is, under the name that it goes by from now on.
+    /// Turns the socket into a listener with the given name.
     pub(crate) fn adopt(self, name: &str) -> Listener {
         Listener {
             name: name.into(),
@@ -145,7 +145,7 @@ impl Passed {
     }
 }
 
-/// For an error: its name, its number and where it listens.
+/// Prints the name, the number and the address of the socket, for an error message.
 impl fmt::Display for Passed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, address) = (self.name.as_deref().unwrap_or("unnamed"), self.address());

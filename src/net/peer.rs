@@ -1,9 +1,9 @@
-//! Knows the other end of a connection: who it is, whether it is there, what it has got, what it
-//! says first.
+//! The other end of a connection: its address, whether it is still there, what it has acknowledged,
+//! and the first bytes that it sends.
 //!
-//! A proxy stands between two peers that cannot see each other, so it asks the kernel what a server
-//! need not know, and has it tell a peer what the other one would have told. How bytes are carried
-//! is in [`super::stream`], how a connection ends in `ending`.
+//! A proxy stands between two peers that cannot see each other. So it needs details from the kernel
+//! that an ordinary server does not, and passes on to one peer what the other one has signalled.
+//! [`super::stream`] transfers the bytes, and `ending` closes the connection.
 
 use std::fmt;
 use std::io;
@@ -18,12 +18,12 @@ use tokio::time::Instant;
 use super::stream::{Family, Stream};
 use crate::sys;
 
-/// Who is at the other end.
+/// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// A TCP client.
+    /// A TCP client, with its address.
     Tcp(SocketAddr),
-    /// A client on a Unix socket; such clients have no address.
+    /// A client on a Unix socket, which has no address.
     Unix,
 }
 
@@ -32,7 +32,7 @@ impl Peer {
         address.as_socket().map_or(Self::Unix, Self::Tcp)
     }
 
-    /// Its address, if it has one.
+    /// Returns the address of the peer, if it has one.
     pub(crate) const fn address(self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(address) => Some(address),
@@ -51,27 +51,27 @@ impl fmt::Display for Peer {
 }
 
 impl Stream {
-    /// Has the kernel probe a peer from which nothing was heard for this long (`TCP_KEEPIDLE`,
-    /// tcp(7)).
+    /// Makes the kernel send keep-alive probes after the peer has been silent for `time`
+    /// (`TCP_KEEPIDLE`, tcp(7)).
     ///
     /// # Errors
-    /// `ENOPROTOOPT` and the like from a socket that does not know the option.
+    /// An error such as `ENOPROTOOPT` from a socket that does not support the option.
     pub(crate) fn set_keep_alive(&self, time: Duration) -> io::Result<()> {
         match &self.socket {
             Family::Tcp(socket) => {
                 SockRef::from(socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(time))
             }
-            // Its peer cannot vanish unnoticed.
+            // A local peer cannot disappear unnoticed.
             Family::Unix(_) => Ok(()),
         }
     }
 
-    /// Has the kernel give up a peer that does not acknowledge for this long (`TCP_USER_TIMEOUT`,
+    /// Makes the kernel give up on a peer that acknowledges nothing for `time` (`TCP_USER_TIMEOUT`,
     /// tcp(7)).
     ///
     /// # Errors
-    /// `ENOPROTOOPT` and the like from a socket that does not know the option, such as one of
-    /// MPTCP.
+    /// An error such as `ENOPROTOOPT` from a socket that does not support the option, for example
+    /// an MPTCP socket.
     pub(crate) fn set_user_timeout(&self, time: Duration) -> io::Result<()> {
         match &self.socket {
             Family::Tcp(socket) => SockRef::from(socket).set_tcp_user_timeout(Some(time)),
@@ -79,7 +79,8 @@ impl Stream {
         }
     }
 
-    /// The address that the peer has connected to; a Unix socket has none that others could use.
+    /// Returns the address that the peer has connected to. A Unix socket has none that is of use to
+    /// others.
     pub(crate) fn local(&self) -> Option<SocketAddr> {
         match &self.socket {
             Family::Tcp(socket) => socket.local_addr().ok(),
@@ -87,14 +88,15 @@ impl Stream {
         }
     }
 
-    /// Whether the peer is gone, by the kernel's word: reset, or closed on both sides. One that has
-    /// half-closed is there, and over TCP nobody can tell it from one that has closed.
+    /// Returns whether the kernel knows that the peer is gone: the connection was reset, or both
+    /// sides have closed it. A peer that has only half-closed still counts as present. TCP cannot
+    /// distinguish it from one that has closed completely.
     pub(crate) fn has_hung_up(&self) -> bool {
         sys::socket::has_hung_up(self.as_fd())
     }
 
-    /// Waits until the peer's kernel has acknowledged everything, as long as it goes on
-    /// acknowledging something within `patience`. There is no event for it: the kernel is asked.
+    /// Waits until the peer's kernel has acknowledged everything. Gives up when no progress is made
+    /// for `patience`. The kernel has no event for this, so its state is polled every 5 ms.
     pub(crate) async fn acknowledged(&self, patience: Duration) {
         const PAUSE: Duration = Duration::from_millis(5);
         let mut left = usize::MAX;
@@ -109,12 +111,15 @@ impl Stream {
         }
     }
 
-    /// Reads what `look` recognises at the head of what has arrived, and not one byte more. `look`
-    /// is shown all that is there, as far as `buffer` takes it, each time that there is more; it
-    /// says how many bytes it was and what they mean, or that it has to see more. Cancel safe.
+    /// Reads a header from the start of the received bytes, and not one byte more.
+    ///
+    /// Calls `look` with everything received so far, up to the size of `buffer`, each time more
+    /// arrives. `look` returns the length of the header and its meaning, or `None` if it needs more
+    /// bytes. Cancel safe.
     ///
     /// # Errors
-    /// `UnexpectedEof` when the peer ends before that; what `look` says.
+    /// `UnexpectedEof` if the peer half-closes before the header is complete, and any error from
+    /// `look`.
     pub(crate) async fn read_head<T>(
         &mut self,
         buffer: &mut [u8],
@@ -131,7 +136,7 @@ impl Stream {
                 match look(&buffer[..count])? {
                     Some(found) => Ok(found),
                     None if is_at_end || count == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
-                    // What is there is not read, so only more of it makes the socket ready again.
+                    // The bytes stay unread, so only new ones make the socket ready again.
                     None => Err(io::ErrorKind::WouldBlock.into()),
                 }
             });

@@ -1,9 +1,9 @@
-//! Lends pipes to long transfers: through one, bytes go from socket to socket without being copied
-//! here.
+//! Pipes for long transfers. Bytes move from socket to socket through a pipe without being copied
+//! to user space.
 //!
-//! A pipe is two descriptors and kernel memory, so it is taken when there is something to move and
-//! given back as soon as it is empty: only a transfer whose receiver is slow holds one for longer.
-//! Each thread keeps a few empty ones for the next.
+//! A pipe costs two descriptors and kernel memory. So it is taken when there are bytes to move and
+//! returned as soon as it is empty. Only a transfer with a slow receiver holds one for longer. Each
+//! thread keeps a few empty pipes for reuse.
 
 use std::cell::RefCell;
 use std::io;
@@ -13,11 +13,11 @@ use nix::errno::Errno;
 
 use crate::sys;
 
-/// What a pipe shall hold, if the kernel allows it: each piece of a packet takes a page's place in
-/// it, however small it is, and the fewer calls, the cheaper a gigabyte
+/// The desired capacity of a pipe, if the kernel allows it. Each packet fragment occupies a whole
+/// page of the pipe, however small it is. A larger pipe means fewer system calls per gigabyte
 /// (`docs/decisions/0018-long-transfers-are-spliced.md`).
 const CAPACITY: usize = 512 * 1024;
-/// How many empty ones a thread keeps.
+/// The number of empty pipes that a thread keeps.
 const KEPT: usize = 8;
 
 thread_local! {
@@ -33,7 +33,7 @@ struct Ends {
 impl Ends {
     fn new() -> io::Result<Self> {
         let (read, write) = sys::splice::pipe(CAPACITY)?;
-        // The transfer goes on without a pipe.
+        // The transfer continues without a pipe.
         if sys::reserve::is_reserved(&read) || sys::reserve::is_reserved(&write) {
             return Err(Errno::EMFILE.into());
         }
@@ -41,16 +41,16 @@ impl Ends {
     }
 }
 
-/// A pipe, and how much is in it.
+/// A pipe, and the number of bytes in it.
 #[derive(Debug)]
 pub(crate) struct Pipe {
-    /// None only while it is dropped.
+    /// `None` only while the pipe is dropped.
     ends: Option<Ends>,
     held: usize,
 }
 
 impl Pipe {
-    /// An empty one: one of those that the thread has kept, or a new one.
+    /// Takes an empty pipe: one that the thread has kept, or a new one.
     pub(crate) fn take() -> io::Result<Self> {
         let kept = EMPTY.with_borrow_mut(Vec::pop);
         let ends = match kept {
@@ -60,15 +60,16 @@ impl Pipe {
         Ok(Self { ends: Some(ends), held: 0 })
     }
 
-    /// Its end to read from and its end to write to: with [`Pipe::held`] all there is to it.
+    /// Returns the read end and the write end. Together with [`Pipe::held`] they are the complete
+    /// state of the pipe.
     pub(crate) fn into_ends(mut self) -> Option<(OwnedFd, OwnedFd)> {
         self.ends.take().map(|Ends { read, write }| (read, write))
     }
 
-    /// One of which another process had the ends, with so many bytes in it.
+    /// Restores a pipe that another process used, with `held` bytes in it.
     ///
     /// # Errors
-    /// `InvalidInput` when they are not ends of a pipe.
+    /// `InvalidInput` when the descriptors are not the ends of a pipe.
     pub(crate) fn taken_up(read: OwnedFd, write: OwnedFd, held: usize) -> io::Result<Self> {
         if [&read, &write].into_iter().all(|end| sys::fd::describe(end) == "a pipe") {
             Ok(Self { ends: Some(Ends { read, write }), held })
@@ -77,13 +78,13 @@ impl Pipe {
         }
     }
 
-    /// Bytes in it.
+    /// Returns the number of bytes in the pipe.
     pub(crate) const fn held(&self) -> usize {
         self.held
     }
 
-    /// Moves what `socket` has into it, which must be empty: so `WouldBlock` means that the socket
-    /// has nothing.
+    /// Moves received bytes from `socket` into the pipe. The pipe must be empty, so that
+    /// `WouldBlock` always means that the socket has nothing to read.
     pub(super) fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
         debug_assert_eq!(self.held, 0, "a full pipe cannot be told from an empty socket");
         let count = sys::splice::splice(socket, &self.ends()?.write, CAPACITY)?;
@@ -91,7 +92,10 @@ impl Pipe {
         Ok(count)
     }
 
-    /// Moves what is in it into `socket`: `WouldBlock` when that takes nothing.
+    /// Moves bytes from the pipe into `socket`.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the send buffer of the socket is full.
     pub(super) fn drain(&mut self, socket: impl AsFd) -> io::Result<usize> {
         let count = sys::splice::splice(&self.ends()?.read, socket, self.held)?;
         self.held -= count;
@@ -104,10 +108,10 @@ impl Pipe {
 }
 
 impl Drop for Pipe {
-    /// Gives it back, unless something is in it that nobody will read any more.
+    /// Keeps the pipe for reuse, unless it still holds bytes.
     fn drop(&mut self) {
         let Some(ends) = self.ends.take() else { return };
-        // Not while the thread ends.
+        // Does nothing while the thread exits.
         let _ = EMPTY.try_with(|empty| {
             let mut empty = empty.borrow_mut();
             if self.held == 0 && empty.len() < KEPT {

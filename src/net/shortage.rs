@@ -1,18 +1,18 @@
-//! This module reports that a listener cannot accept for want of descriptors or memory.
+//! Reports of listeners that cannot accept because descriptors or memory have run out.
 //!
-//! Thousands of listeners lack descriptors at the same time, and a shortage may begin and end many
-//! times a second. So one report stands for all that begin soon after it.
+//! Thousands of listeners run out of descriptors at the same time, and a shortage may begin and end
+//! many times a second. So one report stands for all shortages that begin soon after it.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long no other report follows a report, whichever listener it is about.
+/// The minimum time between two reports, across all listeners.
 const PAUSE: Duration = Duration::from_secs(10);
 
 static LAST_REPORT: Mutex<Option<Instant>> = Mutex::new(None);
 
-/// The shortage of one listener, shared by all accept loops on it.
+/// The shortage of one listener, shared by all of its accept loops.
 #[derive(Debug, Default)]
 pub(super) struct Shortage(Mutex<State>);
 
@@ -25,7 +25,7 @@ enum State {
 }
 
 impl Shortage {
-    /// Takes note of a failure, and reports the first one. Returns whether it is the first.
+    /// Records a failure, and logs the first one of a shortage. Returns whether this is the first.
     pub(super) fn begin(&self, listener: &str, error: &io::Error) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if *state != State::Over {
@@ -35,19 +35,19 @@ impl Shortage {
         if *state == State::Reported {
             tracing::error!(
                 event = "accept.failed", listener, reason = %error,
-                "cannot accept on {listener}, trying again: {error}"
+                "cannot accept on {listener}, retrying: {error}"
             );
         } else {
             tracing::debug!(
                 event = "accept.failed_too",
                 listener,
-                "cannot accept on this listener either"
+                "cannot accept on this listener either: {error}"
             );
         }
         true
     }
 
-    /// Takes note that nobody waits any more.
+    /// Records that the backlog is empty, which ends the shortage.
     pub(super) fn end(&self, listener: &str) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::take(&mut *state) == State::Reported {

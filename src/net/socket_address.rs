@@ -1,7 +1,7 @@
-//! Translates addresses into what the kernel takes, and what it says into text.
+//! Conversions between addresses and the kernel's representation of them.
 //!
-//! Whoever binds, dials or recognises a socket has to mean the same by an address. What an address
-//! is, and how one is written, is in [`crate::address`].
+//! All code that binds, connects or recognizes a socket must convert addresses in the same way.
+//! [`crate::address`] defines the addresses and their text form.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use socket2::{SockAddr, Socket};
 
 use crate::address::Address;
 
-/// The form in which the kernel takes an [`Address`].
+/// A conversion from an [`Address`] to the form that the kernel takes.
 pub(super) trait TryFromAddress: Sized {
     fn try_from_address(address: &Address) -> io::Result<Self>;
 }
@@ -20,13 +20,13 @@ impl TryFromAddress for SockAddr {
             Address::Tcp(address) => Ok((*address).into()),
             Address::Tcp6Only(address) => Ok((*address).into()),
             Address::UnixPath(path) => Self::unix(path),
-            // A leading zero byte is what makes a name abstract, unix(7).
+            // A leading zero byte makes a name abstract, unix(7).
             Address::UnixAbstract(name) => Self::unix(format!("\0{name}")),
         }
     }
 }
 
-/// Where a socket listens, as the kernel has it.
+/// Returns the address on which a socket listens, as the kernel reports it.
 pub(super) fn local_address(socket: &Socket) -> String {
     let Ok(address) = socket.local_addr() else { return "unknown".to_owned() };
     if let Some(address) = address.as_socket() {

@@ -1,7 +1,7 @@
-//! Sets the mode and the owner of the path of a Unix listener.
+//! The mode and the owner of the path of a Unix listener.
 //!
-//! A path may be replaced at any time by another process that can write to its folder. So the file
-//! is opened first, compared with the one that was bound, and changed through the descriptor.
+//! Any process that can write to the directory may replace the path at any time. So the file is
+//! opened first, compared with the file that was bound, and then changed through the descriptor.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -17,7 +17,7 @@ use crate::address::Address;
 use crate::config::{SocketAccess, SocketMode};
 use crate::sys;
 
-/// A [`SocketAccess`] whose names the system knows.
+/// A [`SocketAccess`] with user and group names resolved to numbers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct FileAccess {
     mode: Option<u32>,
@@ -26,10 +26,10 @@ pub(crate) struct FileAccess {
 }
 
 impl FileAccess {
-    /// Looks the names up that `access` holds for a listener at `address`.
+    /// Resolves the names in `access` for a listener at `address`.
     ///
     /// # Errors
-    /// When the system does not know one, or when the address has no file.
+    /// When the system does not know a name, or when the address has no path.
     pub(crate) fn resolve(access: &SocketAccess, address: &Address) -> io::Result<Self> {
         if address.path().is_none() && !access.is_default() {
             return Err(io::Error::other(
@@ -55,15 +55,16 @@ impl FileAccess {
         })
     }
 
-    /// Whether there is nothing to set.
+    /// Returns whether nothing is to be set.
     pub(super) const fn is_empty(self) -> bool {
         self.mode.is_none() && self.user.is_none() && self.group.is_none()
     }
 
-    /// Sets what is said on the file at `path`, if it is still `expected`.
+    /// Sets the configured values on the file at `path`, if it is still the file `expected`.
     ///
     /// # Errors
-    /// What the kernel says, with the setting that it refuses.
+    /// The error of the kernel, with the setting that it refused; or an error if another file is at
+    /// `path`.
     pub(super) fn set(self, path: &Path, expected: FileId) -> io::Result<()> {
         if self.is_empty() {
             return Ok(());
@@ -75,8 +76,8 @@ impl FileAccess {
         if FileId::from(&file.metadata()?) != expected {
             return Err(io::Error::other("another file has taken its place"));
         }
-        // The owner first: a new owner takes nothing from the mode, but after the mode others could
-        // already connect.
+        // Change the owner first: that grants nothing by itself. If the mode came first, others
+        // could connect before the owner is set.
         if self.user.is_some() || self.group.is_some() {
             fchownat(&file, "", self.user, self.group, AtFlags::AT_EMPTY_PATH)
                 .map_err(|error| refused("user and group", error.into()))?;
@@ -88,7 +89,7 @@ impl FileAccess {
     }
 }
 
-/// fchmod(2) takes no descriptor that was opened as a path.
+/// Changes the mode through /proc, because fchmod(2) does not accept an `O_PATH` descriptor.
 fn chmod(file: &File, mode: u32) -> io::Result<()> {
     fs::set_permissions(sys::fd::path_to(file), Permissions::from_mode(mode))
 }

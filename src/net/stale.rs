@@ -1,7 +1,7 @@
-//! Replaces the file of a Unix socket that no process holds any more.
+//! Replacement of a stale socket file: a Unix socket that no process holds any more.
 //!
-//! A file outlives its socket, and only its absence lets another process bind the path. The file of
-//! a living socket must stay, also between bind(2) and listen(2), when every client is refused.
+//! The file outlives its socket and blocks the path until it is removed. The file of a live socket
+//! must stay, even between bind(2) and listen(2), when every client is refused.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,29 +15,28 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::sys;
 
-/// How long to wait for another process that replaces a file in the same folder: it needs a few
-/// system calls.
+/// How long to wait for another process that replaces a file in the same directory. It needs only a
+/// few system calls.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Removes the file at `path` if it is stale, and binds again. `in_use` is the error of the first
 /// attempt.
 ///
 /// # Errors
-/// `in_use` when a process holds the socket, and what the kernel says.
+/// `in_use` when a process holds the socket, or any error of the kernel.
 pub(super) fn replace(
     path: &Path,
     in_use: io::Error,
     bind: impl FnOnce() -> io::Result<Socket>,
 ) -> io::Result<Socket> {
-    // Two processes may find the same stale file. Without a lock, the second one removes the file
-    // that the first has bound.
+    // Two processes may find the same stale file. Without a lock, the second one would remove the
+    // file that the first one has just bound.
     let _lock = lock_folder(path);
     match is_socket(path) {
         Ok(true) => {}
-        // Nothing that passes by itself: without an error number it counts as a wrong
-        // configuration.
+        // Retrying does not help here. Without an errno, the error counts as a configuration error.
         Ok(false) => return Err(io::Error::other("Address already in use, and not by a socket")),
-        // Its owner has removed it meanwhile.
+        // The owner has removed the file in the meantime.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return bind(),
         Err(error) => return Err(error),
     }
@@ -48,16 +47,16 @@ pub(super) fn replace(
     bind()
 }
 
-/// Whether the file at `path` is a socket itself, and no link to one.
+/// Returns whether the file at `path` is itself a socket, and not a link to one.
 fn is_socket(path: &Path) -> io::Result<bool> {
     Ok(fs::symlink_metadata(path)?.file_type().is_socket())
 }
 
-/// Whether no process holds the socket of the file at `path`.
+/// Returns whether no process holds the socket of the file at `path`.
 ///
-/// A datagram socket asks, because it is refused with `ECONNREFUSED` only when no socket is bound
-/// to the file. For a stream socket, listening or not, the error is `EPROTOTYPE`; and no connection
-/// comes into its queue, connect(2).
+/// The probe is a datagram socket. It gets `ECONNREFUSED` only if no socket is bound to the file.
+/// If a stream socket is bound there, listening or not, it gets `EPROTOTYPE`, and nothing is added
+/// to that socket's backlog, connect(2).
 fn is_stale(path: &Path) -> io::Result<bool> {
     let probe = Socket::new(Domain::UNIX, Type::DGRAM.nonblocking().cloexec(), None)?;
     Ok(probe
@@ -65,11 +64,11 @@ fn is_stale(path: &Path) -> io::Result<bool> {
         .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
 }
 
-/// Locks the folder of `path` against other processes that replace a file in it, until the result
-/// is dropped.
+/// Locks the directory of `path` against other processes that replace a file in it. Dropping the
+/// result releases the lock.
 ///
-/// Another program may keep such a lock, or the folder may not be readable. Neither is a reason not
-/// to start.
+/// Returns `None` if the directory is not readable or another program keeps it locked. Neither
+/// prevents the start.
 fn lock_folder(path: &Path) -> Option<Flock<File>> {
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -88,7 +87,7 @@ fn lock_folder(path: &Path) -> Option<Flock<File>> {
     let say = |error: &io::Error| {
         tracing::warn!(
             event = "socket.lock_failed", %folder, reason = %error,
-            "cannot lock {folder}, going on without: {error}"
+            "cannot lock {folder}, continuing without the lock: {error}"
         )
     };
     locked.inspect_err(say).ok()

@@ -1,23 +1,26 @@
-//! Names a socket that the service manager keeps for us, so that the next process knows it again.
+//! The names of sockets in the service manager's store, by which the next process recognizes them.
 //!
-//! A name is all that comes back with a stored socket (sd_pid_notify_with_fds(3), `FDNAME=`),
-//! beside those of socket units. So it holds what a process must know of a socket that its line has
-//! bound: the listener's name, the address that was asked for, and which file a path was. No
-//! listener can be called so, for no listener's name has an equals sign.
+//! A stored socket comes back with nothing but a name (`FDNAME=`, sd_pid_notify_with_fds(3)),
+//! beside the sockets of socket units. So the name contains everything that a process must know
+//! about a socket that its lineage bound. That is the listener's name, the configured address and,
+//! for a path, the file. It cannot be mistaken for a listener's name, because that contains no
+//! equals sign.
 
 use std::fmt::Write as _;
 
 use super::origin::Binding;
 
-/// Characters that `FDNAME=` takes at most.
+/// The maximum length of `FDNAME=`.
 const NAME_MAX: usize = 255;
 
-/// The name of a stored socket: `NAME=BINDING`, colons and what is not plain ASCII as `%XX`.
+/// The name of a stored socket: `NAME=BINDING`. In the binding, colons, percent signs and
+/// everything but printable ASCII are encoded as `%XX`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoredName(String);
 
 impl StoredName {
-    /// Of the listener `name` with `binding`; none when that is longer than a name can be.
+    /// Creates the name for the listener `name` with `binding`. Returns `None` if it would be too
+    /// long.
     pub(crate) fn new(name: &str, binding: &Binding) -> Option<Self> {
         let mut text = format!("{name}=");
         for byte in binding.to_string().bytes() {
@@ -34,7 +37,8 @@ impl StoredName {
         &self.0
     }
 
-    /// The listener's name and binding that `text` stands for; none when it is no name of ours.
+    /// Parses a stored name into the listener's name and binding. Returns `None` if handoffd did
+    /// not create the name.
     pub(crate) fn parse(text: &str) -> Option<(&str, Binding)> {
         let (name, encoded) = text.split_once('=')?;
         let mut binding = Vec::new();
@@ -52,8 +56,8 @@ impl StoredName {
     }
 }
 
-/// For fuzzing: whether it is a name of ours. The socket that it stands for has a name that stands
-/// for the same.
+/// Checks for the fuzzer that a name survives encoding and parsing. Returns whether `bytes` is a
+/// valid name.
 #[cfg(any(fuzzing, test))]
 pub(crate) fn fuzz(bytes: &[u8]) -> bool {
     let Some((name, binding)) = std::str::from_utf8(bytes).ok().and_then(StoredName::parse) else {
@@ -69,7 +73,7 @@ pub(crate) fn fuzz(bytes: &[u8]) -> bool {
     true
 }
 
-/// For fuzzing: names of all kinds of sockets.
+/// Returns seeds for the fuzzer: names of all kinds of sockets.
 #[cfg(test)]
 pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
     let bindings = [

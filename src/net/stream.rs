@@ -1,7 +1,7 @@
-//! Carries bytes over one connection, and counts them.
+//! A connection that transfers bytes and counts them.
 //!
-//! How it ends is in `ending`, how a peer that is gone is noticed in `hangup`. What is known of the
-//! other end, and told to it, is in [`super::peer`].
+//! `ending` closes it, and `hangup` detects a peer that is gone. [`super::peer`] has what is known
+//! about the peer, and the socket options that affect it.
 
 use std::future::poll_fn;
 use std::io;
@@ -21,31 +21,32 @@ use super::traffic::Traffic;
 use crate::sys;
 use crate::sys::reserve::Earmark;
 
-/// One connection.
+/// A TCP or Unix connection.
 #[derive(Debug)]
 pub struct Stream {
     pub(super) socket: Family,
     traffic: Arc<Traffic>,
-    /// Whether the peer has half-closed: nothing can come that a reset would answer.
+    /// Whether the peer has half-closed, so that nothing can arrive that the kernel would answer
+    /// with a reset.
     pub(super) peer_finished: bool,
-    /// Whether another process may hold the socket as well, for as long as it hangs: then closing
-    /// it here says nothing.
+    /// Whether another process (a predecessor that hangs) may still hold the socket. Then closing
+    /// it here sends nothing to the peer.
     pub(super) is_shared: bool,
-    /// Whether a write is tried although the runtime does not know the socket to be writable.
+    /// Whether writes are tried even if the runtime does not know the socket to be writable.
     pub(super) tries_writes: bool,
     delay: Delay,
-    /// Held until the first byte has been read, for whoever waits for first requests.
+    /// Held until the first byte has been read, so that a drain can wait for first requests.
     unheard: Option<TaskTrackerToken>,
-    /// Held until this is dropped, by the same.
+    /// Held until this stream is dropped, so that a drain can wait for open connections.
     open: Option<TaskTrackerToken>,
-    /// Keeps a descriptor for the upstream, if there is one.
+    /// A claim to a descriptor for the upstream of this client.
     pub(super) earmark: Option<Earmark>,
 }
 
-/// From which write on the kernel has to be told that none may wait for more.
+/// The write before which `TCP_NODELAY` must be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Delay {
-    /// It has been told, or need not be.
+    /// The option is set, or not wanted.
     None,
     FromTheFirst,
     FromTheSecond,
@@ -58,7 +59,8 @@ pub(super) enum Family {
 }
 
 impl Stream {
-    /// Takes a non-blocking socket, accepted or connecting. Must be called in a tokio runtime.
+    /// Wraps a non-blocking socket that is connected or connecting. Must be called within a tokio
+    /// runtime.
     pub(crate) fn new(socket: Socket, peer: Peer) -> io::Result<Self> {
         let fd = OwnedFd::from(socket);
         let socket = match peer {
@@ -78,11 +80,12 @@ impl Stream {
         })
     }
 
-    /// Takes up a connection that another process has served until now: what that one had read and
-    /// written, and whether it had read the peer's end. Must be called in a tokio runtime.
+    /// Restores a connection that another process has served until now. `traffic` counts the bytes
+    /// that it transferred, and `peer_finished` says whether it has read the peer's half-close.
+    /// Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// `InvalidInput` when it is not a stream socket of the peer's family.
+    /// `InvalidInput` when the socket is not a stream socket of the peer's family.
     pub(crate) fn taken_up(
         socket: OwnedFd,
         peer: Peer,
@@ -91,24 +94,24 @@ impl Stream {
     ) -> io::Result<Self> {
         let socket = Socket::from(socket);
         let is_unix = socket.domain()? == Domain::UNIX;
-        // A client of a Unix socket may have an address, by the word of a proxy.
+        // A Unix socket may have a peer with an address, if a PROXY header named one.
         if socket.r#type()? != Type::STREAM || (peer == Peer::Unix && !is_unix) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "it is no stream socket of its family",
             ));
         }
-        // Here it is by no word but the other process's that it does not block; one that did would
-        // hold up a whole thread.
+        // Do not rely on the other process to have made the socket non-blocking. A blocking one
+        // would stall a whole thread.
         socket.set_nonblocking(true)?;
         let stream = Self::new(socket, if is_unix { Peer::Unix } else { peer })?;
         Ok(Self { traffic: Arc::new(traffic), peer_finished, is_shared: true, ..stream })
     }
 
-    /// Gives the socket up, as it stands: nothing is closed, and nobody watches it any more.
+    /// Returns the socket without closing the connection. The runtime stops watching it.
     ///
     /// # Errors
-    /// When the kernel will not end the watch.
+    /// When the kernel fails to end the registration with the runtime.
     pub(crate) fn into_socket(self) -> io::Result<OwnedFd> {
         match self.socket {
             Family::Tcp(socket) => socket.into_std().map(OwnedFd::from),
@@ -116,68 +119,69 @@ impl Stream {
         }
     }
 
-    /// Whether the peer's end has been read.
+    /// Returns whether the peer's half-close has been read.
     pub(crate) const fn peer_has_finished(&self) -> bool {
         self.peer_finished
     }
 
-    /// Has `token` dropped when the first byte, or the peer's end, has been read.
+    /// Holds `token` until the first byte or the peer's half-close has been read.
     pub(crate) fn unheard(&mut self, token: TaskTrackerToken) {
         self.unheard = Some(token);
     }
 
-    /// Counts as open until it is dropped.
+    /// Holds `token` until the stream is dropped.
     pub(crate) fn open(&mut self, token: TaskTrackerToken) {
         self.open = Some(token);
     }
 
-    /// Takes what keeps a descriptor for an upstream of this client. A server without upstreams
+    /// Takes the claim to a descriptor for the upstream of this client. A server without upstreams
     /// drops it.
     pub(crate) const fn take_earmark(&mut self) -> Option<Earmark> {
         self.earmark.take()
     }
 
-    /// Bytes read so far.
+    /// Returns the number of bytes read so far.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.traffic.received()
     }
 
-    /// Bytes written so far.
+    /// Returns the number of bytes written so far.
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.traffic.sent()
     }
 
-    /// Bytes both ways: whoever looks twice sees whether anything has moved.
+    /// Returns the number of bytes in both directions. Two calls show whether anything was
+    /// transferred in between.
     pub(crate) fn carried(&self) -> u64 {
         self.received() + self.sent()
     }
 
-    /// What it has carried, for whoever keeps count.
+    /// Returns the byte counters of this connection.
     pub(crate) const fn traffic(&self) -> &Arc<Traffic> {
         &self.traffic
     }
 
-    /// Has each write go out at once, tcp(7): whoever relays does not know what comes next. A Unix
-    /// socket knows no delay.
+    /// Disables Nagle's algorithm (`TCP_NODELAY`, tcp(7)), because a relay does not know what comes
+    /// next. Does nothing for a Unix socket.
     ///
-    /// The kernel is told before the second write: the first has nothing to wait for, and many
-    /// connections have but one.
+    /// The option is set before the second write. The first write is never delayed, and many
+    /// connections have only one.
     pub(crate) fn set_nodelay(&mut self) {
         if matches!(self.socket, Family::Tcp(_)) {
             self.delay = Delay::FromTheFirst;
         }
     }
 
-    /// Tells the kernel, if it is time.
+    /// Sets `TCP_NODELAY` if this is the second write.
     fn before_write(&mut self) {
         self.delay = match self.delay {
             Delay::None => return,
             Delay::FromTheFirst => Delay::FromTheSecond,
             Delay::FromTheSecond => {
                 if let Family::Tcp(socket) = &self.socket {
-                    // It is only slower if that fails.
+                    // A failure only makes the connection slower.
                     let _ = socket.set_nodelay(true);
                 }
                 Delay::None
@@ -185,30 +189,31 @@ impl Stream {
         };
     }
 
-    /// Waits for the end of a connect(2) that is under way.
+    /// Waits until a pending connect(2) completes.
     pub(super) async fn connected(&self) -> io::Result<()> {
         let interest = Interest::WRITABLE | Interest::ERROR;
         let ready = match &self.socket {
             Family::Tcp(socket) => socket.ready(interest).await?,
             Family::Unix(socket) => socket.ready(interest).await?,
         };
-        // Only if the kernel says that there is an error is it asked which.
+        // Asks for the error only if the kernel has signalled one.
         let error = if ready.is_error() { SockRef::from(self).take_error()? } else { None };
         error.map_or(Ok(()), Err)
     }
 
-    /// Moves what has arrived into an empty pipe: how many bytes it were, none at the peer's end.
+    /// Moves received bytes into an empty pipe. Returns how many; 0 means that the peer has
+    /// half-closed.
     ///
     /// # Errors
-    /// `InvalidInput` also when what has arrived has to be read.
+    /// `InvalidInput` also when the received bytes cannot be spliced and must be read instead.
     pub(crate) fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
         pipe: &mut Pipe,
     ) -> Poll<io::Result<usize>> {
         let fill = |socket: BorrowedFd<'_>| match pipe.fill(socket) {
-            // A splice takes nothing beyond a byte of urgent data, and calls that the end, or says
-            // that nothing has arrived.
+            // A splice stops at a byte of urgent data. It reports end of file or `WouldBlock` even
+            // though bytes have arrived.
             Ok(0) | Err(_) if matches!(sys::socket::peek(socket, &mut [0]), Ok(1..)) => {
                 Err(io::ErrorKind::InvalidInput.into())
             }
@@ -219,7 +224,7 @@ impl Stream {
         Poll::Ready(Ok(count))
     }
 
-    /// Moves what is in a pipe to the peer, as much as it takes: how many bytes it were.
+    /// Moves bytes from a pipe to the peer, as many as the socket accepts. Returns how many.
     pub(crate) fn poll_drain(
         &mut self,
         cx: &mut Context<'_>,
@@ -237,13 +242,13 @@ impl Stream {
         Poll::Ready(Ok(count))
     }
 
-    /// Waits until there is something to read, or the peer has half-closed. Cancel safe.
+    /// Waits until there are bytes to read or the peer has half-closed. Cancel safe.
     ///
     /// # Errors
     /// When the runtime is shutting down.
     pub async fn readable(&self) -> io::Result<()> {
-        // Not by a future of the runtime's: that is ten times as large, and each idle connection
-        // has one.
+        // Avoids the runtime's own future, which is ten times as large: each idle connection holds
+        // one.
         poll_fn(|cx| match &self.socket {
             Family::Tcp(socket) => socket.poll_read_ready(cx),
             Family::Unix(socket) => socket.poll_read_ready(cx),
@@ -251,8 +256,8 @@ impl Stream {
         .await
     }
 
-    /// Whether bytes or the peer's end wait to be read, by the kernel's word: the runtime may not
-    /// have heard of them yet.
+    /// Returns whether received bytes or a half-close wait to be read. Asks the kernel, because the
+    /// runtime may not know yet.
     #[must_use]
     pub fn has_input(&self) -> bool {
         let mut byte = [std::mem::MaybeUninit::uninit()];
@@ -270,7 +275,7 @@ impl Stream {
 }
 
 impl Family {
-    /// Performs a system call; one that would block has the runtime wait for the socket to become
+    /// Makes a system call. If the call would block, the runtime waits for the socket to become
     /// ready again.
     pub(super) fn try_io<T>(
         &self,
@@ -283,7 +288,7 @@ impl Family {
         }
     }
 
-    /// Performs a system call when the runtime finds the socket ready for it.
+    /// Makes a system call when the runtime considers the socket ready for it.
     fn poll_io<T>(
         &self,
         cx: &mut Context<'_>,
@@ -374,7 +379,7 @@ impl AsyncWrite for Stream {
 pub(super) mod tests {
     use super::*;
 
-    /// A connection over loopback: our end, and the client's.
+    /// Creates a loopback connection: our end and the client's.
     pub(in crate::net) async fn connected() -> (Stream, TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

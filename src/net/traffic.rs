@@ -1,12 +1,12 @@
-//! Counts the bytes of one connection where others can read them.
+//! Byte counters of one connection that other tasks can read.
 //!
-//! Only the connection's own task writes, so a plain load and store do: nothing is locked, and no
-//! two connections share a counter that processors would have to pass to and fro. Whoever wants a
-//! sum adds up.
+//! Only the connection's own task writes them, so plain loads and stores suffice and nothing is
+//! locked. No two connections share a counter, so no cache line moves between processors. A reader
+//! that needs a total adds the counters up.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes that a connection has carried.
+/// The bytes that a connection has transferred.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     received: AtomicU64,
@@ -14,27 +14,27 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// Of a connection that has carried so much already.
+    /// Creates the counters of a connection that has already transferred this many bytes.
     pub(crate) const fn so_far(received: u64, sent: u64) -> Self {
         Self { received: AtomicU64::new(received), sent: AtomicU64::new(sent) }
     }
 
-    /// Bytes read so far.
+    /// Returns the number of bytes read so far.
     pub(crate) fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Bytes written so far.
+    /// Returns the number of bytes written so far.
     pub(crate) fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// For the connection's task alone.
+    /// Adds received bytes. Only the connection's task may call this.
     pub(super) fn count_received(&self, bytes: u64) {
         add(&self.received, bytes);
     }
 
-    /// For the connection's task alone.
+    /// Adds sent bytes. Only the connection's task may call this.
     pub(super) fn count_sent(&self, bytes: u64) {
         add(&self.sent, bytes);
     }

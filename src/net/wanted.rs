@@ -1,4 +1,4 @@
-//! A configured listener before it has a socket, and what its path is to get.
+//! A configured listener that has no socket yet, and the access rights to set on its path.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::address::Address;
 use crate::config::ListenerConfig;
 use crate::error::Error;
 
-/// One listener to be: its name, and where to bind it if no socket was passed in for it.
+/// A configured listener: its name, and the address to bind if no socket was passed for it.
 pub(super) struct Wanted {
     pub(super) name: String,
     pub(super) address: Address,
@@ -19,9 +19,10 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
+    /// Creates the listener from its configuration.
+    ///
     /// # Errors
-    /// [`Error::Bind`] when the system does not know a user or a group that the configuration
-    /// names.
+    /// [`Error::Bind`] when the system does not know a configured user or group.
     pub(super) fn new(name: String, config: &ListenerConfig) -> Result<Self, Error> {
         let address = config.address.clone();
         match FileAccess::resolve(&config.access, &config.address) {
@@ -30,7 +31,7 @@ impl Wanted {
         }
     }
 
-    /// What the file of a socket that was found for it is to get.
+    /// Returns the access rights to set on the file of an adopted socket, if any are configured.
     pub(super) fn grant(&self) -> Option<Grant> {
         let file = self.found.iter().find_map(Passed::file).filter(|_| !self.access.is_empty())?;
         let path = self.address.path()?.to_owned();
@@ -38,7 +39,7 @@ impl Wanted {
     }
 }
 
-/// The mode and the owner that the configuration gives to the path of an adopted socket.
+/// The configured mode and owner for the path of an adopted socket.
 #[derive(Clone, Debug)]
 pub(super) struct Grant {
     listener: String,
@@ -48,27 +49,28 @@ pub(super) struct Grant {
 }
 
 impl Grant {
-    /// Sets them. The listener serves in any case: a failure is said.
+    /// Sets the mode and the owner. A failure is only logged, because the listener can serve
+    /// anyway.
     pub(super) fn perform(self) {
         let Self { listener, path, file, access } = self;
         if let Err(error) = access.set(&path, file) {
             let path = path.display();
             tracing::error!(
                 event = "socket.access_unchanged", listener, %path, reason = %error,
-                "cannot change who may connect to {path}: {error}"
+                "cannot set the mode and owner of {path}: {error}"
             );
         }
     }
 }
 
-/// The error for `want`, which cannot be bound: it names the passed socket that is in the way, if
-/// one is.
+/// Adds the passed socket that blocks `want`, if there is one, to the bind error.
 pub(super) fn name_obstacle(error: Error, want: &Address, unclaimed: &[Passed]) -> Error {
     let Error::Bind { name, address, source } = error else { return error };
     let in_the_way =
         |socket: &&Passed| socket.origin == Origin::Inherited && socket.is_in_the_way_of(want);
     let source = match unclaimed.iter().find(in_the_way) {
-        // Without an error number: it passes only when the configuration changes.
+        // Without an errno, so that it counts as a configuration error: only a changed
+        // configuration helps.
         Some(socket) if source.kind() == io::ErrorKind::AddrInUse => {
             io::Error::other(format!("{source}: {socket}, and no listener claims it"))
         }

@@ -1,7 +1,8 @@
-//! Accepts on one listener until it is told to stop, and no more than there may be at once.
+//! The accept loop of one listener: it accepts until it is stopped, and respects the listener's
+//! connection limit.
 //!
-//! When a listener has as many connections as it may have, nobody is accepted: whoever comes waits
-//! in the kernel's queue, and is not reset. What is done with a connection is not its affair.
+//! While a listener is at its limit, nothing is accepted. New clients wait in the backlog of the
+//! kernel and are not reset. Serving the accepted connections is left to `connection`.
 
 use std::sync::Arc;
 
@@ -20,28 +21,28 @@ use crate::drain::{DrainEntry, Way};
 use crate::net::{Accepted, Acceptor};
 use crate::service::Service;
 
-/// An accept loop.
+/// An accept loop: one listener on one worker.
 pub(super) struct Accepting<S> {
     pub(super) acceptor: Acceptor,
     pub(super) connections: Connections<S>,
-    /// All workers, and which of them this loop runs on.
+    /// All workers, and the index of the worker that runs this loop.
     pub(super) workers: Arc<[Worker]>,
     pub(super) own: usize,
-    /// This listener's connections, for each worker.
+    /// The census of this listener for each worker.
     pub(super) census: Vec<Census>,
-    /// A place for each connection that the listener may have; none when it may have as many as
-    /// come.
+    /// The connection limit of the listener; `None` if it has no limit.
     pub(super) places: Option<Arc<Places>>,
-    /// What becomes of its connections in a drain, and their way in.
+    /// What happens to its connections in a drain, and the entry that registers them there.
     pub(super) way: Way,
     pub(super) entry: DrainEntry,
     pub(super) stop: CancellationToken,
     pub(super) beats: mpsc::Receiver<TaskTrackerToken>,
 }
 
-/// Runs a worker's accept loops, each as a task of its own, until they are to stop. They are begun
-/// and ended from here: to wake another thread for each of them takes longer than all the rest of
-/// it. The first that dies is reported, and the others go on.
+/// Runs the accept loops of one worker, each in its own task, until `stop_all` is cancelled.
+///
+/// The worker itself starts and stops its loops, because waking another thread for each loop is
+/// much slower. If a loop panics, the panic is reported and the other loops go on.
 pub(super) async fn run_all<S: Service>(
     loops: Vec<Accepting<S>>,
     stop: CancellationToken,
@@ -62,6 +63,7 @@ pub(super) async fn run_all<S: Service>(
     }
 }
 
+/// Reports the panic of an accept loop, if it ended with one.
 fn report_panic(ended: Result<(), JoinError>, deaths: &Deaths) {
     if let Some(panic) = ended.err().and_then(|error| error.try_into_panic().ok()) {
         deaths.report("an accept loop", &panic_text(&*panic));
@@ -69,7 +71,7 @@ fn report_panic(ended: Result<(), JoinError>, deaths: &Deaths) {
 }
 
 impl<S: Service> Accepting<S> {
-    /// Until it is told to stop.
+    /// Accepts connections until the loop is stopped.
     pub(super) async fn run(mut self) {
         let mut place = None;
         loop {
@@ -84,11 +86,11 @@ impl<S: Service> Accepting<S> {
         }
     }
 
-    /// Has one of the workers serve a connection.
+    /// Assigns an accepted connection to a worker, which serves it.
     fn admit(&self, accepted: Accepted, place: Option<Place>) {
         let number = choose(&self.workers, self.own);
         let worker = &self.workers[number];
-        // Its runtime watches the socket, and runs the task.
+        // The runtime of that worker watches the socket and runs the task.
         let _within = worker.handle().enter();
         let listener = self.acceptor.listener();
         if let Some((stream, peer)) = accepted.into_stream(listener) {
@@ -114,8 +116,7 @@ impl<S: Service> Accepting<S> {
     }
 }
 
-/// Waits until there is a place, if places are counted, and then for somebody to take it. Cancel
-/// safe.
+/// Waits for a free permit if the listener has a limit, and then for a client. Cancel safe.
 async fn next(
     acceptor: &mut Acceptor,
     places: Option<&Arc<Places>>,
@@ -125,21 +126,21 @@ async fn next(
     if let (Some(places), None) = (places, &place) {
         *place = places.try_take();
         if place.is_none() {
-            // Every loop comes by here, and with each heartbeat again. The one that has accepted
-            // the last sees them all.
+            // Each loop without a permit checks this. At the latest, the loop that accepted the
+            // last connection finds the listener full.
             if places.fills(|| census.iter().map(Census::open).sum()) {
-                // The sum over the workers is what is told: it matters to nobody which of them has
-                // it.
+                // Reports only show the sum over all workers, so it does not matter which census
+                // counts.
                 census[0].limited();
                 let listener = acceptor.listener().name();
                 tracing::debug!(
                     event = "listener.full", %listener,
-                    "there are as many connections as there may be"
+                    "the listener is full: new clients wait until a connection ends"
                 );
             }
             *place = places.take().await;
         }
     }
-    // It is told like a full listener: clients wait.
+    // A shortage of descriptors counts like a full listener: the clients have to wait.
     acceptor.accept(|| census[0].limited()).await
 }

@@ -1,7 +1,8 @@
-//! Drains connections, and has those that can be carried go to the successor.
+//! The server's side of a drain: connections that can be carried move to the successor, and all
+//! others are asked to finish.
 //!
-//! They go one after another, each at a boundary of its service. How they arrive there is in
-//! [`super::takeover`].
+//! Each connection moves when its service reaches a message boundary. [`super::takeover`] is the
+//! receiving side.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -14,18 +15,19 @@ use crate::carry::Outgoing;
 use crate::drain::Way;
 use crate::service::Service;
 
-/// How it ended that connections went to the successor.
+/// Why no more connections are carried to the successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CarryEnd {
-    /// None is left that might go.
+    /// All connections that could be carried have moved.
     AllWent,
-    /// The successor takes no more: it does not know how, was told to stop, or is dead.
+    /// The successor accepts no more connections: it does not support carrying, was told to stop,
+    /// or is dead.
     Alone,
 }
 
 impl<S: Service> Server<S> {
-    /// How many connections there are that can be carried, by the name of their listener, where
-    /// their number is limited. None if no listener's can be.
+    /// Returns how many connections can be carried, for each listener with a connection limit.
+    /// Returns `None` if no listener carries connections.
     pub(crate) fn carries(&self) -> Option<Vec<(usize, String)>> {
         let mut carried = self.names.iter().filter(|name| self.way(name) == Way::Carry).peekable();
         carried.peek()?;
@@ -38,12 +40,14 @@ impl<S: Service> Server<S> {
         Some(limited.map(|name| (open(name), name.to_string())).collect())
     }
 
-    /// Tells every connection to come to an end, but for those that are carried, if there is a
-    /// channel to a `successor`: these are asked, one after another, to be given up. Without one
-    /// nothing more is taken over from a predecessor either.
+    /// Begins a drain: asks every connection to finish.
+    ///
+    /// If `successor` is a channel to the successor, connections that can be carried are asked to
+    /// move there instead. Without a channel, this process also stops taking over connections from
+    /// its own predecessor.
     pub(crate) fn drain(&mut self, successor: Option<OwnedFd>) {
         self.census.values().for_each(Census::begin_drain);
-        // It may have carried some to a successor that has died, and been recalled.
+        // An earlier drain may have carried connections to a successor that died.
         self.connections.turns().forget();
         self.drain.begin();
         let outgoing = successor.and_then(|channel| match Outgoing::new(channel) {
@@ -51,7 +55,7 @@ impl<S: Service> Server<S> {
             Err(error) => {
                 tracing::error!(
                     event = "carry.unavailable", reason = %error,
-                    "no connection can be carried: {error}"
+                    "cannot carry connections to the successor: {error}"
                 );
                 None
             }
@@ -68,12 +72,13 @@ impl<S: Service> Server<S> {
         let (ended, carry_ended) = watch::channel(None);
         self.carry_ended = Some(carry_ended);
         self.carrying.spawn(async move {
-            // Those that a predecessor is still carrying here are to go on as well.
+            // Connections that the predecessor is still carrying here must move on as well.
             let all_went = async {
                 taking.wait().await;
                 turns.all_went().await;
             };
-            // Or nobody else is to be sent: then the channel ends with the last answer.
+            // The carry may also be called off. It then ends with the answers to the connections
+            // already sent.
             let called_off = async {
                 outgoing.closed().await;
                 connections.settled().await;
@@ -87,8 +92,8 @@ impl<S: Service> Server<S> {
         });
     }
 
-    /// Waits until no more connections go to the successor: none is left that it might take, or it
-    /// hears nothing any more. Pends for ever when none go. Cancel safe.
+    /// Waits until no more connections are carried to the successor, and returns the reason. Never
+    /// returns if no carry has begun. Cancel safe.
     pub(crate) async fn carry_ended(&self) -> CarryEnd {
         if let Some(mut ended) = self.carry_ended.clone() {
             if let Ok(end) = ended.wait_for(Option::is_some).await {
@@ -98,31 +103,33 @@ impl<S: Service> Server<S> {
         std::future::pending().await
     }
 
-    /// Tells those to come to an end that were not carried.
+    /// Asks the connections that were not carried to finish.
     pub(crate) fn tell_the_rest(&mut self) {
-        // What comes from a predecessor would not go on from here either.
+        // A connection that arrives from the predecessor now could not move on from here.
         self.stop_taking.cancel();
-        // In this order, so that one that was refused and ends in between is told of its end by one
-        // word or the other.
+        // In this order, a refused connection has a request to finish at every moment: ending the
+        // carry withdraws the refusal.
         self.drain.tell_the_rest();
         self.end_carry();
     }
 
-    /// Has no more connections go to the successor.
+    /// Stops carrying connections to the successor.
     pub(super) fn end_carry(&mut self) {
         self.connections.carry_to(None);
         self.connections.turns().end();
-        // The task goes on until whoever has been sent has heard what the successor says.
+        // The task keeps running until the successor has answered for every connection already
+        // sent.
         self.carry_ended = None;
     }
 
-    /// Waits until it is known what became of those that were on their way to a successor that has
-    /// died. Cancel safe.
+    /// Waits until the fate of every connection that was being sent to a dead successor is known.
+    /// Cancel safe.
     pub(crate) async fn settled(&self) {
         self.connections.settled().await;
     }
 
-    /// The successor has died: how many of those are lost with it that it has taken over, at most.
+    /// Records that the successor has died. Returns how many carried connections may be lost with
+    /// it.
     pub(crate) fn successor_lost(&self) -> u64 {
         self.census.values().map(Census::successor_lost).sum()
     }

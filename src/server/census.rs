@@ -1,9 +1,9 @@
-//! Knows the connections of one listener: which are open, how old the oldest is, what all of them
-//! have carried.
+//! The census of a listener: which connections are open, how old the oldest is, and how many bytes
+//! they have moved.
 //!
-//! One short lock for each connection at its beginning and one at its end, and each thread that
-//! accepts has a census of its own; whoever asks pays for the sum. Ending connections is not its
-//! affair: that is `drain`'s.
+//! Each worker has its own census for each listener. A connection takes a short lock once when it
+//! begins and once when it ends. A reader of the counters adds up the open connections. Ending
+//! connections is the task of `drain`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,57 +15,58 @@ use super::workers::Load;
 use crate::net::Traffic;
 use crate::report::{Connections, ListenerCounters};
 
-/// The connections of one listener that one thread has accepted. Clones share it.
+/// The connections of one listener on one worker. Clones share the same census.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Census(Arc<Mutex<Entries>>);
 
 #[derive(Debug, Default)]
 struct Entries {
-    /// The oldest first; no two have the same number.
+    /// The open connections, oldest first. The number makes each key unique.
     open: BTreeMap<(Instant, u64), Arc<Traffic>>,
     next: u64,
-    /// All that came; and what those have carried that have ended. What one had carried already
-    /// when it was taken over is counted elsewhere, and taken off here: without those that are open
-    /// the sums may be below zero, and wrap.
+    /// Counts of all connections so far, and the bytes of those that have ended. For a carried
+    /// connection, the bytes that the predecessor counted are subtracted at the start. The sums may
+    /// therefore be below zero, and wrap, until the open connections are added.
     sums: ListenerCounters,
-    /// How many had been taken over by a successor when the last drain began.
+    /// How many connections successors had taken over when the last drain began.
     carried_before: u64,
-    /// Whether that successor is dead: of what it had taken over more may be heard.
+    /// Whether the successor of that drain is dead. Connections that it took over may still be
+    /// counted later.
     successor_is_lost: bool,
 }
 
-/// How a connection came here.
+/// Where a connection came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Came {
-    /// It was accepted.
+    /// A listener of this process accepted it.
     Accepted,
-    /// It was taken over from the predecessor, which has counted it.
+    /// The predecessor, which has already counted it, carried it here.
     Carried,
 }
 
-/// Keeps a connection in the census for as long as it lives.
+/// The entry of one connection in the census, removed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Counted {
     census: Census,
     number: u64,
     since: Instant,
     end: End,
-    /// Its place among those that the listener may have at once.
+    /// The permit that counts towards the listener's connection limit.
     _place: Option<Place>,
-    /// It is one of its worker's.
+    /// The share of this connection in its worker's load.
     _load: Load,
 }
 
-/// What is counted of how a connection ended.
+/// How a connection ended, for the counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// While nobody drained.
+    /// It ended while no drain was under way.
     Served,
-    /// In a drain, by itself.
+    /// It finished during a drain.
     Drained,
-    /// Not at all: the successor has it.
+    /// It did not end: the successor took it over.
     Carried,
-    /// By us.
+    /// This process cut it.
     Cut,
 }
 
@@ -100,19 +101,21 @@ impl Census {
         }
     }
 
-    /// Nobody is accepted for now, because there are as many as there may be.
+    /// Counts one time that the listener stopped accepting because it was full.
     pub(super) fn limited(&self) {
         self.lock().sums.limited += 1;
     }
 
-    /// A drain begins: from now on those are counted that a successor takes over.
+    /// Marks the beginning of a drain. Connections carried from now on count as lost if the
+    /// successor dies.
     pub(super) fn begin_drain(&self) {
         let mut entries = self.lock();
         entries.carried_before = entries.sums.carried;
         entries.successor_is_lost = false;
     }
 
-    /// The successor has died, and with it those that it had taken over since: how many they were.
+    /// Records that the successor has died. Returns how many connections it had taken over since
+    /// the drain began.
     pub(super) fn successor_lost(&self) -> u64 {
         let mut entries = self.lock();
         let lost = entries.sums.carried - entries.carried_before;
@@ -122,12 +125,12 @@ impl Census {
         lost
     }
 
-    /// How many are open now.
+    /// Returns the number of open connections.
     pub(super) fn open(&self) -> usize {
         self.lock().open.len()
     }
 
-    /// How they stand now.
+    /// Returns the current state of the connections, for a status report.
     pub(super) fn connections(&self) -> Connections {
         let entries = self.lock();
         let oldest = entries.open.keys().next().map(|(since, _)| since.elapsed().as_millis());
@@ -139,13 +142,13 @@ impl Census {
         }
     }
 
-    /// What they have done until now.
+    /// Returns the totals so far, open connections included.
     pub(super) fn counters(&self) -> ListenerCounters {
         self.lock().counters()
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        // Nothing panics while it is held; if something did, the entries would still be whole.
+        // No code panics while it holds the lock. Even if it did, the entries would be consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -157,7 +160,7 @@ impl Entries {
     }
 }
 
-/// With what one has carried.
+/// Adds the bytes of one connection to `sums`.
 fn with(sums: ListenerCounters, traffic: &Arc<Traffic>) -> ListenerCounters {
     let (received, sent) =
         (sums.received.wrapping_add(traffic.received()), sums.sent.wrapping_add(traffic.sent()));
@@ -165,17 +168,17 @@ fn with(sums: ListenerCounters, traffic: &Arc<Traffic>) -> ListenerCounters {
 }
 
 impl Counted {
-    /// When the connection began.
+    /// Returns when the connection began.
     pub(super) const fn since(&self) -> Instant {
         self.since
     }
 
-    /// The successor would not take it.
+    /// Counts that the successor refused this connection.
     pub(super) fn refused(&self) {
         self.census.lock().sums.refused += 1;
     }
 
-    /// Takes it out of the census.
+    /// Removes the connection from the census and counts how it ended.
     pub(super) fn end(mut self, end: End) {
         self.end = end;
     }
@@ -208,6 +211,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    /// The census reports the age of the oldest connection that is still open.
     #[test]
     fn the_oldest_is_the_one_that_came_first_and_is_still_there() {
         let worker = Workers::start(std::num::NonZeroUsize::MIN).unwrap();
@@ -230,6 +234,7 @@ mod tests {
         assert_eq!(census.connections(), Connections::default());
     }
 
+    /// A carried connection keeps its age, but only its traffic in this process is counted.
     #[test]
     fn what_is_taken_over_is_counted_from_then_on_and_may_be_the_oldest() {
         let worker = Workers::start(std::num::NonZeroUsize::MIN).unwrap();

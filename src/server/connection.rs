@@ -1,7 +1,7 @@
-//! Runs the task of one connection: serve, hand over or finish, count, report.
+//! The task of one connection: serve it, hand it over or finish it, count it, log it.
 //!
-//! One that is given up is the successor's when that has taken it; else it is served again, from
-//! where it was given up.
+//! A detached connection belongs to the successor once the successor has taken it. If the successor
+//! does not take it, the service continues it here.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -20,10 +20,11 @@ use crate::drain::{DrainEntry, DrainGuard, Way};
 use crate::net::{Peer, Stream};
 use crate::service::{Admission, Connection, Service};
 
-/// How long a connection that is over stays for its peer's end, so that no reply dies of a reset.
+/// How long to wait for the peer to close after the service has finished. Closing earlier could
+/// cause a reset that destroys the last reply.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// What every connection is served with. Clones share it.
+/// The state that all connections share. Clones share it too.
 #[derive(Debug)]
 pub(super) struct Connections<S>(Arc<Shared<S>>);
 
@@ -31,29 +32,29 @@ pub(super) struct Connections<S>(Arc<Shared<S>>);
 struct Shared<S> {
     service: S,
     first_request_grace: Duration,
-    /// How many connections a listener may have at once, where that is limited.
+    /// The connection limit of each listener that has one.
     limits: HashMap<String, NonZeroUsize>,
-    /// Whose turn it is to be carried, and to whom.
+    /// The scheduler that asks connections to move, and the channel that they move through.
     turns: Arc<Turns>,
     successor: Mutex<Option<Arc<Outgoing>>>,
-    /// Counts those that are on their way to it, until it is known what became of them.
+    /// Counts the connections that are being sent to the successor, until their fate is known.
     leaving: TaskTracker,
 }
 
-/// A connection that is to be served.
+/// A new connection that is about to be served.
 pub(super) struct Newcomer<'a> {
     pub(super) stream: Stream,
     pub(super) peer: Peer,
     pub(super) listener: &'a Arc<str>,
     pub(super) counted: Counted,
-    /// What becomes of it in a drain, and its way in.
+    /// What happens to it in a drain, and the entry that registers it there.
     pub(super) way: Way,
     pub(super) entry: &'a DrainEntry,
-    /// What it was given up as, if it was carried here.
+    /// The carried state, if the predecessor carried the connection here.
     pub(super) parcel: Option<Parcel>,
 }
 
-// Derived, it would ask the service to be Clone.
+// A derived `Clone` would require the service to be `Clone`.
 impl<S> Clone for Connections<S> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
@@ -71,23 +72,24 @@ impl<S: Service> Connections<S> {
         Self(Arc::new(Shared { service, first_request_grace, limits, turns, successor, leaving }))
     }
 
-    /// What is done with them.
+    /// Returns the service.
     pub(super) fn service(&self) -> &S {
         &self.0.service
     }
 
-    /// Whose turn it is to be carried.
+    /// Returns the scheduler that asks connections to move.
     pub(super) fn turns(&self) -> &Arc<Turns> {
         &self.0.turns
     }
 
-    /// Waits until it is known, and counted, what became of those that are on their way to the
-    /// successor. Cancel safe.
+    /// Waits until the fate of every connection that is being sent to the successor is known and
+    /// counted. Cancel safe.
     pub(super) async fn settled(&self) {
         self.0.leaving.wait().await;
     }
 
-    /// To whom they are carried from now on; none: to nobody, and those that wait to be sent stay.
+    /// Sets the successor that connections are carried to. With `None`, connections that wait to be
+    /// sent stay here.
     pub(super) fn carry_to(&self, successor: Option<Arc<Outgoing>>) {
         let mut current = self.0.successor.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = std::mem::replace(&mut *current, successor) {
@@ -95,12 +97,12 @@ impl<S: Service> Connections<S> {
         }
     }
 
-    /// Serves one connection in a task of its own, which the drain counts and waits for. Must be
-    /// called in a tokio runtime.
+    /// Serves one connection in its own task, which the drain counts and waits for. Must be called
+    /// in a tokio runtime.
     pub(super) fn spawn(&self, newcomer: Newcomer<'_>) {
         let Newcomer { stream, peer, listener, counted, way, entry, parcel } = newcomer;
         let (watch, guard) = entry.admit();
-        // In a box, for most connections have none.
+        // Boxed, because most connections do not need it.
         let mut asking =
             (way == Way::Carry).then(|| Box::new(Asking::new(Arc::clone(&self.0.turns))));
         let mut connection = Connection::new(Admission {
@@ -116,8 +118,8 @@ impl<S: Service> Connections<S> {
         tokio::spawn(async move {
             let ending = loop {
                 let served = {
-                    // Pinned here: whoever it was passed to by value would make room for a copy of
-                    // it.
+                    // Pinned in place: passing the future by value would reserve space for a second
+                    // copy of it.
                     let serving = pin!(async {
                         shared.service.serve(&mut connection).await?;
                         Ok(match connection.given_up() {
@@ -131,7 +133,7 @@ impl<S: Service> Connections<S> {
                 };
                 break match served {
                     Some(Ok(Served::Finished { late })) => Ending::Finished { late },
-                    // In a box: every connection would be as large as this.
+                    // Boxed, because otherwise every connection would take this much memory.
                     Some(Ok(Served::GivenUp)) => {
                         match Box::pin(shared.leave(
                             &connection,
@@ -154,7 +156,7 @@ impl<S: Service> Connections<S> {
             };
             report(&connection, &counted, &ending);
             let is_told = connection.is_told();
-            // The descriptor is closed before the connection is counted as gone.
+            // Close the descriptor before the connection is counted as gone.
             drop(connection);
             counted.end(match &ending {
                 Ending::Cut => End::Cut,
@@ -171,7 +173,7 @@ impl<S: Service> Connections<S> {
     }
 }
 
-/// Serves, and asks to be given up in between, when it is this connection's turn.
+/// Serves the connection, and asks it to move when its turn comes.
 fn in_turn<F: Future>(
     mut serving: Pin<&mut F>,
     mut asking: Option<&mut Asking>,
@@ -181,24 +183,28 @@ fn in_turn<F: Future>(
         asking.poll(cx);
         let served = serving.as_mut().poll(cx);
         if served.is_pending() {
-            // Not at a boundary: the next one is asked meanwhile.
+            // The connection is not at a message boundary, so another one can be asked meanwhile.
             asking.pass_on();
         }
         served
     })
 }
 
-/// What came of serving.
+/// Why the service returned.
 enum Served {
-    /// It is over. Bytes that came after our end were not answered.
+    /// The conversation is over. `late` counts bytes from the peer that arrived too late to be
+    /// answered.
     Finished { late: u64 },
-    /// It is to be carried.
+    /// The service detached the connection so that it can be carried.
     GivenUp,
 }
 
 impl<S> Shared<S> {
-    /// Hands a connection that was given up to the successor: how it ended here, or nothing if it
-    /// stays. When it is cut meanwhile nobody knows whose it is; it is not touched any more.
+    /// Hands a detached connection over to the successor. Returns how it ended here, or `None` if
+    /// it stays.
+    ///
+    /// If the connection is cut meanwhile, it is unknown which process owns it. It is then closed
+    /// without further I/O.
     async fn leave(
         &self,
         connection: &Connection,
@@ -206,7 +212,7 @@ impl<S> Shared<S> {
         asking: Option<&mut Asking>,
         guard: &DrainGuard,
     ) -> Option<Ending> {
-        // One that nobody had asked for would be given up again and again.
+        // A service that detaches a connection without being asked would do so again and again.
         let asked = asking.and_then(|asking| asking.was_asked().then_some(asking));
         let (Some(asking), Some(parcel)) = (asked, connection.given_up()) else {
             return Some(Ending::Broken(io::Error::other("it was given up unasked")));
@@ -238,7 +244,7 @@ impl<S> Shared<S> {
                 let (listener, peer) = (connection.listener(), connection.peer());
                 tracing::debug!(
                     event = "carry.connection_declined", listener, %peer, reason = why,
-                    "the successor does not take the connection: {why}"
+                    "the successor refused a connection, which stays here: {why}"
                 );
                 counted.refused();
                 asking.refused();
@@ -251,17 +257,18 @@ impl<S> Shared<S> {
 
 /// How a connection ended.
 enum Ending {
-    /// In order. Bytes that came after our end were not answered.
+    /// In order. `late` counts bytes from the peer that arrived too late to be answered.
     Finished { late: u64 },
-    /// It broke.
+    /// With an I/O error.
     Broken(io::Error),
-    /// Not at all: the successor has it. It is on its way until that is counted.
+    /// Not at all: the successor has it. The token keeps it counted as leaving until the census has
+    /// recorded this.
     Carried(#[expect(dead_code, reason = "it is there to be dropped")] TaskTrackerToken),
-    /// At the drain deadline, or by a signal.
+    /// Cut at the drain deadline or by a signal.
     Cut,
 }
 
-/// The one record of a connection.
+/// Writes the single log record of a connection.
 fn report(connection: &Connection, counted: &Counted, ending: &Ending) {
     let (ending, late, error) = match ending {
         Ending::Finished { late } => ("finished", *late, None),

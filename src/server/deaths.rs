@@ -1,8 +1,8 @@
-//! The deaths of workers and accept loops, for the generation that ends because of them.
+//! The deaths of workers and accept loops, which make this generation exit.
 //!
-//! A worker that has died serves nobody, and an accept loop that has died accepts nobody. The rest
-//! of the process may be well and would go on with a part of the clients lost, so each death is
-//! reported here, with its reason.
+//! A dead worker serves no connections, and a dead accept loop accepts none. The rest of the
+//! process would go on and silently lose some clients. So each death is reported here with its
+//! reason.
 
 use std::any::Any;
 
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::error::Error;
 
-/// What has died first, and why. Clones share it.
+/// The first death and its reason, if there was any. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Deaths(watch::Sender<Option<Death>>);
 
@@ -21,8 +21,8 @@ struct Death {
 }
 
 impl Deaths {
-    /// Reports that `what` has died, and why. The first report is kept: what dies later may have
-    /// died of it.
+    /// Reports that `what` has died because of `reason`. Only the first report is kept, because
+    /// later deaths may be its consequence.
     pub(super) fn report(&self, what: &str, reason: &str) {
         self.0.send_if_modified(|first| {
             let is_first = first.is_none();
@@ -31,14 +31,14 @@ impl Deaths {
         });
     }
 
-    /// The error to end with, if something has died.
+    /// Returns the error to exit with, if a worker or an accept loop has died.
     pub(super) fn first(&self) -> Option<Error> {
         self.0.borrow().clone().map(Death::into_error)
     }
 
-    /// Waits until something has died. Cancel safe.
+    /// Waits until a worker or an accept loop has died. Cancel safe.
     pub(super) async fn wait(&self) -> Error {
-        // The sender is borrowed, so the channel stays open.
+        // `self` owns the sender, so the channel stays open.
         match self.0.subscribe().wait_for(Option::is_some).await.map(|first| first.clone()) {
             Ok(Some(death)) => death.into_error(),
             Ok(None) | Err(_) => std::future::pending().await,
@@ -52,7 +52,7 @@ impl Death {
     }
 }
 
-/// What a panic says, on one line.
+/// Returns the message of a panic on a single line.
 pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
@@ -63,6 +63,7 @@ pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
 mod tests {
     use super::*;
 
+    /// The first death is reported, with its reason on one line.
     #[tokio::test]
     async fn the_first_death_is_what_is_reported() {
         let deaths = Deaths::default();

@@ -1,9 +1,9 @@
-//! Accepts the last clients of listeners on which this generation stops accepting.
+//! Last clients: connections that arrive after this generation has stopped accepting on a listener.
 //!
-//! What waits in a queue when no other generation will accept on it is accepted at once. A listener
-//! that another one has replaced is different: the kernel sends new clients to the other one, but
-//! those in the middle of their handshake still come into its queue, and would be reset if it were
-//! closed at once.
+//! If no other generation will accept on a listener, everything in its backlog is accepted at once.
+//! If the successor has replaced the listener with its own, the kernel sends new clients there.
+//! Clients in the middle of their handshake still enter the old backlog, and closing it at once
+//! would reset them.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,15 +20,16 @@ use crate::drain::{DrainEntry, Way};
 use crate::net::{Acceptor, Listener, Peer, Stream, waiting};
 use crate::service::Service;
 
-/// How long a handshake may take: a packet that is lost is sent again after a second, tcp(7).
+/// How long a TCP handshake may take. The kernel sends a lost packet again after one second,
+/// tcp(7).
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What serves the late clients of one listener.
+/// The task that serves the last clients of one replaced listener.
 struct Latecomers<S> {
     listener: Listener,
     connections: Connections<S>,
     census: Census,
-    /// All workers, and the number of the one that serves them.
+    /// All workers, and the index of the worker that serves the late clients.
     workers: Arc<[Worker]>,
     number: usize,
     entry: DrainEntry,
@@ -36,8 +37,8 @@ struct Latecomers<S> {
 }
 
 impl<S: Service> Server<S> {
-    /// Accepts what waits in the queues of listeners that nobody will accept on any more. Comes
-    /// before [`Server::drain`].
+    /// Accepts all clients in the backlogs of `listeners`, which no generation will accept on any
+    /// more. Must be called before [`Server::drain`].
     pub(crate) fn sweep(&mut self, listeners: &[Listener]) {
         let workers = Arc::clone(self.workers.all());
         for (listener, (number, worker)) in listeners.iter().zip(workers.iter().enumerate().cycle())
@@ -47,7 +48,8 @@ impl<S: Service> Server<S> {
             let way = self.way(listener.name());
             let entry = self.drain.entry(way);
             for (stream, peer) in waiting(listener) {
-                // However many there may be: they came when they were welcome.
+                // No permit is taken: these clients connected before the listener stopped, so the
+                // limit does not apply.
                 let traffic = Arc::clone(stream.traffic());
                 let counted =
                     census.enter(Instant::now(), Came::Accepted, traffic, worker.load(), None);
@@ -65,8 +67,8 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Accepts on `replaced` until all handshakes that had begun must have ended.
-    /// [`Server::drained`] waits for that.
+    /// Accepts on `replaced` until every handshake that had begun must be over. [`Server::drained`]
+    /// waits for this.
     pub(crate) fn accept_late(&mut self, replaced: Vec<Listener>) {
         let workers = Arc::clone(self.workers.all());
         for (listener, (number, worker)) in
@@ -77,7 +79,7 @@ impl<S: Service> Server<S> {
                 connections: self.connections.clone(),
                 workers: Arc::clone(&workers),
                 number,
-                // They come when the drain has begun, too late to be carried.
+                // These clients arrive after the drain has begun, too late to be carried.
                 entry: self.drain.entry(Way::End),
                 stop: self.stop_late.clone(),
                 listener,
@@ -103,7 +105,7 @@ impl<S: Service> Latecomers<S> {
                 let listener = self.listener.name();
                 tracing::warn!(
                     event = "listener.backlog_unwatched", %listener, reason = %error,
-                    "cannot watch {listener} for its last clients: {error}"
+                    "cannot wait for the last clients of {listener}: {error}"
                 );
                 tokio::select! {
                     () = self.stop.cancelled() => {}

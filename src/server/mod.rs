@@ -1,9 +1,9 @@
-//! Serves: an accept loop for each listener on each worker, a task for each connection, and a drain
+//! The server: accept loops for each worker and listener, a task for each connection, and a drain
 //! over all of them.
 //!
-//! A stranger to handoffs: it accepts, stops, resumes, drains and cuts when it is told to.
-//! Listeners on which it stops accepting stay open, for what waits in their queues belongs to
-//! whoever accepts next; which of them to close, the caller decides.
+//! The server knows nothing about handoffs. It accepts, stops, resumes, drains and cuts when its
+//! caller says so. A listener stays open after accepting stops, because clients in its backlog
+//! belong to the process that accepts next. The caller decides which listeners to close.
 
 mod accept;
 mod carry;
@@ -42,42 +42,45 @@ use places::Places;
 pub(crate) use carry::CarryEnd;
 pub use workers::Workers;
 
-/// How long the accept loops may take to stop. One that hangs in accept(2) is interrupted sooner.
+/// How long the accept loops may take to stop. A loop that hangs in accept(2) is interrupted
+/// earlier.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A service on its listeners.
+/// A service together with the listeners that it is served on.
 #[derive(Debug)]
 pub(crate) struct Server<S> {
     config: Config,
     workers: Workers,
-    /// For each listener that has a limit, the places that it has.
+    /// The connection limit of each listener that has one.
     places: HashMap<String, Arc<Places>>,
-    /// For each listener that says so, what becomes of its connections.
+    /// What happens to the connections of a listener at a handoff, where the listener overrides the
+    /// default.
     on_handoff: HashMap<String, OnHandoff>,
-    /// For each worker and listener. They outlive the accept loops.
+    /// The census of each worker and listener. It outlives the accept loops.
     census: BTreeMap<(usize, Arc<str>), Census>,
     connections: Connections<S>,
     drain: Drain,
-    /// Ends the accept loops that run now; they are owned, and waited for, here.
+    /// Stops the current accept loops. The server owns these tasks and waits for them.
     stop: CancellationToken,
     loops: JoinSet<()>,
-    /// The way to each loop for a heartbeat: a token that it drops when it comes round.
+    /// A channel to each accept loop for heartbeats. The loop drops the token that it receives on
+    /// its next iteration.
     hearts: Vec<mpsc::Sender<TaskTrackerToken>>,
-    /// The names of all listeners on which it has accepted.
+    /// The names of all listeners that the server has ever accepted on.
     names: BTreeSet<Arc<str>>,
-    /// Reads what the successor answers to those that are carried to it; and the end of that.
+    /// The tasks that read the successor's answers to carried connections, and how the carry ended.
     carrying: JoinSet<()>,
     carry_ended: Option<watch::Receiver<Option<CarryEnd>>>,
-    /// Take over what the predecessor carries here, until this is cancelled.
+    /// The tasks that take over connections from the predecessor, until the token is cancelled.
     taking: TaskTracker,
     stop_taking: CancellationToken,
-    /// Accept the last clients of replaced listeners, until this is cancelled.
+    /// The tasks that accept the last clients of replaced listeners, until the token is cancelled.
     late: TaskTracker,
     stop_late: CancellationToken,
 }
 
 impl<S: Service> Server<S> {
-    /// Serves nothing yet.
+    /// Returns a server that does not accept yet.
     pub(crate) fn new(service: S, workers: Workers, config: Config) -> Self {
         let taking = TaskTracker::new();
         taking.close();
@@ -110,10 +113,10 @@ impl<S: Service> Server<S> {
     /// Accepts on all of `listeners`, for the first time or again. Must be called in a tokio
     /// runtime.
     ///
-    /// The loops run once a [`Server::heartbeat`] is over.
+    /// The loops are known to run once a [`Server::heartbeat`] has completed.
     ///
     /// # Errors
-    /// [`Error::System`] when the kernel will not watch a listener, and [`Error::Died`] when a
+    /// [`Error::System`] when the kernel refuses to watch a listener, and [`Error::Died`] when a
     /// worker has died.
     pub(crate) fn accept(&mut self, listeners: &[Listener]) -> Result<(), Error> {
         if let Some(died) = self.workers.deaths().first() {
@@ -128,7 +131,7 @@ impl<S: Service> Server<S> {
         self.stop = CancellationToken::new();
         let workers = Arc::clone(self.workers.all());
         for (own, worker) in workers.iter().enumerate() {
-            // The worker's runtime watches.
+            // Register the listener with the runtime of this worker.
             let _within = worker.handle().enter();
             let (mut loops, stop) = (Vec::new(), CancellationToken::new());
             for listener in listeners {
@@ -158,8 +161,8 @@ impl<S: Service> Server<S> {
         Ok(())
     }
 
-    /// Stops accepting: when this returns nothing more is accepted, and the kernel watches no
-    /// listener for us. A worker that hangs is not waited for: it stops when it comes round.
+    /// Stops accepting. When this returns, no loop accepts and the kernel watches no listener for
+    /// this process. A worker that hangs is not waited for; its loops stop when it runs again.
     pub(crate) async fn stop_accepting(&mut self) {
         self.stop.cancel();
         self.hearts.clear();
@@ -169,19 +172,19 @@ impl<S: Service> Server<S> {
             tracing::error!(
                 event = "worker.hung",
                 workers,
-                "{workers} workers hang and have not stopped accepting: going on without them"
+                "{workers} workers hang and have not stopped accepting: continuing without them"
             );
             self.loops.detach_all();
         }
     }
 
-    /// Asks every accept loop to come round once: the beat is over when all have. A loop that
-    /// hangs, that has died, or that the runtime does not get to, never does; and where there is no
-    /// loop, no beat is ever over.
+    /// Asks every accept loop for a sign of life. The returned tracker completes when all loops
+    /// have run once. It never completes if a loop hangs, has died, gets no processor time, or if
+    /// there are no loops.
     pub(crate) fn heartbeat(&self) -> TaskTracker {
         let beat = TaskTracker::new();
         let takes = |heart: &mpsc::Sender<TaskTrackerToken>| heart.try_send(beat.token()).is_ok();
-        // One that stays open has no end.
+        // A tracker that is never closed never completes.
         if !self.hearts.is_empty() && self.hearts.iter().all(takes) {
             beat.close();
         }
@@ -193,12 +196,12 @@ impl<S: Service> Server<S> {
         self.workers.deaths().wait().await
     }
 
-    /// The connections of a listener that a worker serves.
+    /// Returns the census of a listener on a worker, creating it if necessary.
     fn census(&mut self, worker: usize, listener: &Arc<str>) -> Census {
         self.census.entry((worker, Arc::clone(listener))).or_default().clone()
     }
 
-    /// What becomes of a listener's connections in a drain.
+    /// Returns what happens to the connections of a listener in a drain.
     fn way(&self, listener: &str) -> Way {
         match self.on_handoff.get(listener).copied().unwrap_or(self.config.on_handoff) {
             OnHandoff::Carry if self.connections.service().carries(listener) => Way::Carry,
@@ -206,25 +209,25 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Waits until no connection is left. Pends for ever unless [`Server::drain`] came first.
-    /// Cancel safe.
+    /// Waits until no connection is left. Never returns unless [`Server::drain`] was called. Cancel
+    /// safe.
     pub(crate) async fn drained(&self) {
         self.taking.wait().await;
         self.late.wait().await;
         self.drain.drained().await;
     }
 
-    /// Cuts the connections that are left.
+    /// Cuts the remaining connections.
     pub(crate) fn cut(&mut self) {
         self.stop_taking.cancel();
         self.stop_late.cancel();
-        // First, so that none is given up any more, and none that was is cut as if it were on its
-        // way.
+        // End the carry first. No service then detaches another connection, and detached ones that
+        // are not sent yet are cut like all others.
         self.end_carry();
         self.drain.cut();
     }
 
-    /// How its connections stand.
+    /// Returns the current state of the connections, for a status report.
     pub(crate) fn connections(&self) -> report::Connections {
         let all = self.census.values().map(Census::connections);
         all.fold(report::Connections::default(), |sum, one| report::Connections {
@@ -234,7 +237,7 @@ impl<S: Service> Server<S> {
         })
     }
 
-    /// What it has done until now.
+    /// Returns the totals so far.
     pub(crate) fn counters(&self) -> Counters {
         let service = self.connections.service();
         let mut counters = Counters { upstreams: service.upstreams(), ..Counters::default() };
@@ -247,7 +250,7 @@ impl<S: Service> Server<S> {
         counters
     }
 
-    /// How they ended that were there when the drain began, or came after that.
+    /// Returns how the connections ended that existed when the drain began or came later.
     pub(crate) fn report(&self) -> DrainReport {
         self.drain.report(self.connections.turns().carried())
     }

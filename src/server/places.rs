@@ -1,11 +1,11 @@
-//! The places of one listener: one for each connection that it may have at once, for all the loops
-//! that accept on it.
+//! A connection limit shared by all accept loops of one listener.
 //!
-//! A loop takes a place before it accepts, so one that waits for somebody to come holds a place
-//! that nobody has: that none is free does not yet say that the listener is full. Connections that
-//! a predecessor carries here come by another way: places are kept for them, and who comes beyond
-//! that is worked off before anybody else is accepted. How many connections there are is not known
-//! here: `census` counts them.
+//! A loop takes a permit before it accepts, so a loop that waits for a client holds a permit
+//! without a connection. Running out of permits therefore does not mean that the listener is full.
+//!
+//! Carried connections come from the predecessor rather than from an accept loop. Permits are
+//! reserved for them. If more arrive, the limit may be exceeded; then no client is accepted until
+//! enough connections have ended. The limit does not count connections: `census` does.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -13,30 +13,31 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// One of them, for as long as this lives.
+/// A permit for one connection, returned when this is dropped.
 #[derive(Debug)]
 pub(super) struct Place(Arc<Places>);
 
-/// There are as many connections as there may be.
+/// Error returned when the listener is full.
 #[derive(Debug)]
 pub(super) struct Full;
 
-/// The places of one listener.
+/// The connection limit of one listener.
 #[derive(Debug)]
 pub(super) struct Places {
     free: Semaphore,
     limit: usize,
-    /// How many are kept for those that may be carried here.
+    /// How many permits are reserved for carried connections.
     kept: AtomicUsize,
-    /// How many there are more than places: the next that are given back are nobody's.
+    /// The number of connections above the limit. A returned permit reduces this number first,
+    /// instead of becoming free.
     excess: AtomicUsize,
-    /// It was seen that the listener is full, and nobody has taken a place since. Says nothing of
-    /// other memory, so no access to it is ordered.
+    /// Whether the listener was seen to be full and no permit has been taken since. It guards no
+    /// other memory, so relaxed ordering is enough.
     full: AtomicBool,
 }
 
 impl Places {
-    /// So many, or as many as can be counted.
+    /// Creates a limit of `limit` connections, capped at what a semaphore can hold.
     pub(super) fn new(limit: NonZeroUsize) -> Self {
         let limit = limit.get().min(Semaphore::MAX_PERMITS);
         Self {
@@ -48,24 +49,27 @@ impl Places {
         }
     }
 
-    /// One that is free.
+    /// Takes a permit if one is free.
     pub(super) fn try_take(self: &Arc<Self>) -> Option<Place> {
         self.free.try_acquire().ok().map(|permit| self.taken(permit))
     }
 
-    /// One, as soon as one is free. Cancel safe, but for the turn.
+    /// Waits for a free permit. Cancel safe, except that a cancelled wait loses its position in the
+    /// queue.
     pub(super) async fn take(self: &Arc<Self>) -> Option<Place> {
-        // It is never closed.
+        // The semaphore is never closed, so this is never `None`.
         self.free.acquire().await.ok().map(|permit| self.taken(permit))
     }
 
-    /// One for a connection that is there already, and has come from a process where there are so
-    /// many places, if they are counted. Where there were no more than here it is one in any case,
-    /// for all of them together become no more by it: who has been accepted since must not be in
-    /// its way. Else there has to be room, other than what loops hold for those that they wait for.
+    /// Takes a permit for a carried connection.
+    ///
+    /// `there` is the connection limit in the predecessor, if it has one. If that limit was not
+    /// higher than this one, the permit is always granted: carrying does not raise the total, and
+    /// newly accepted clients must not block it. Otherwise there must be room, not counting permits
+    /// held by loops that wait for a client.
     ///
     /// # Errors
-    /// When there is no room.
+    /// [`Full`] when there is no room.
     pub(super) fn take_beside(
         self: &Arc<Self>,
         there: Option<NonZeroUsize>,
@@ -85,30 +89,29 @@ impl Places {
         Ok(Place(Arc::clone(self)))
     }
 
-    /// Keeps so many of those that are free for connections that may be carried here, or as many as
-    /// there are.
+    /// Reserves up to `count` free permits for connections that may be carried here.
     pub(super) fn keep(&self, count: usize) {
         self.kept.fetch_add(self.free.forget_permits(count), Ordering::Relaxed);
     }
 
-    /// Gives back what is kept and was not needed.
+    /// Releases the reserved permits that were not needed.
     pub(super) fn keep_no_more(&self) {
         self.free.add_permits(self.kept.swap(0, Ordering::Relaxed));
     }
 
-    /// Whether the listener is full with so many connections and was not before: true once until
-    /// somebody takes a place, whoever asks, and however often.
+    /// Returns whether the listener has just become full. After it has returned `true`, it returns
+    /// `false` until the next permit is taken, however many loops ask.
     pub(super) fn fills(&self, connections: impl FnOnce() -> usize) -> bool {
-        // That it is known already costs no look at the connections.
+        // Check the flag first: if the listener is known to be full, counting is unnecessary.
         !self.full.load(Ordering::Relaxed)
             && connections() >= self.limit
             && !self.full.swap(true, Ordering::Relaxed)
     }
 
     fn taken(self: &Arc<Self>, permit: SemaphorePermit<'_>) -> Place {
-        // The place gives it back.
+        // `Place` returns the permit when it is dropped.
         permit.forget();
-        // Most often there is nothing to write, and all the threads can read at once.
+        // Usually there is nothing to write, and a load does not slow down the other threads.
         if self.full.load(Ordering::Relaxed) {
             self.full.store(false, Ordering::Relaxed);
         }
@@ -125,7 +128,7 @@ impl Drop for Place {
     }
 }
 
-/// Makes a count less by one, unless it is nothing.
+/// Decrements `count` unless it is zero. Returns whether it did.
 fn lower(count: &AtomicUsize) -> bool {
     count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1)).is_ok()
 }
@@ -134,15 +137,16 @@ fn lower(count: &AtomicUsize) -> bool {
 mod tests {
     use super::*;
 
+    /// `fills` reports a full listener once, and again only after another permit was taken.
     #[test]
     fn a_listener_fills_once_until_a_place_is_taken() {
         let places = Arc::new(Places::new(NonZeroUsize::new(2).unwrap()));
         let (first, second) = (places.try_take().unwrap(), places.try_take().unwrap());
         assert!(places.try_take().is_none());
-        // With one of them somebody still waits for a client.
+        // One permit belongs to a loop that still waits for a client.
         assert!(!places.fills(|| 1));
         assert_eq!([(); 3].map(|()| places.fills(|| 2)), [true, false, false]);
-        // A place that nobody takes changes nothing.
+        // A free permit changes nothing until it is taken.
         drop(first);
         assert!(!places.fills(|| 2));
         let again = places.try_take().unwrap();
@@ -150,6 +154,8 @@ mod tests {
         drop((second, again));
     }
 
+    /// A permit held by a waiting accept loop does not keep a carried connection out. A connection
+    /// does, if the limit was higher in the predecessor.
     #[test]
     fn what_loops_hold_for_nobody_is_room_for_one_that_is_there() {
         let places = Arc::new(Places::new(NonZeroUsize::MIN));
@@ -161,6 +167,8 @@ mod tests {
         }
     }
 
+    /// A carried connection always gets a permit if the limit was not higher in the predecessor.
+    /// While the limit is exceeded, returned permits are discarded.
     #[test]
     fn one_that_comes_from_where_there_are_no_more_places_always_has_one_and_those_before_it_leave_none()
      {
@@ -172,6 +180,7 @@ mod tests {
         }
     }
 
+    /// Reserved permits go to carried connections only, until they are released.
     #[test]
     fn what_is_kept_is_for_those_that_come_from_elsewhere_until_no_more_come() {
         let places = Arc::new(Places::new(NonZeroUsize::new(3).unwrap()));
@@ -187,6 +196,7 @@ mod tests {
         assert!(places.try_take().is_none());
     }
 
+    /// A permit obtained by waiting also resets the mark that the listener is full.
     #[tokio::test]
     async fn whoever_has_waited_for_a_place_has_taken_it() {
         let places = Arc::new(Places::new(NonZeroUsize::MIN));

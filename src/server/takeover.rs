@@ -1,8 +1,9 @@
-//! Takes over connections that the predecessor carries here, as long as there is room for them.
+//! The receiving side of a carry: takes over connections from the predecessor while there is room
+//! for them.
 //!
-//! Each is made ready to be served before it is answered for, and served only then: what was not
-//! answered for is still the predecessor's. One that cannot be served as well here as there is
-//! refused, and stays with it.
+//! A connection is prepared first, then acknowledged to the predecessor, and only then served.
+//! Until the acknowledgement, it belongs to the predecessor. A connection that cannot be served
+//! equally well here is refused and stays with the predecessor.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -23,41 +24,42 @@ use crate::error::Error;
 use crate::net::{Peer, Stream, Traffic};
 use crate::service::Service;
 
-/// So many are taken over without a rest.
+/// How many connections are taken over before a pause.
 const STRETCH: u32 = 64;
-/// How long nobody is taken over then, tokio's clock being one of whole milliseconds: about a third
-/// of the time, so that what the carried ones and the others ask for meanwhile does not pile up,
-/// however many are still to come.
+/// How long that pause is. Tokio's timer has a resolution of one millisecond. The pauses take about
+/// a third of the time, so that requests on other connections do not pile up while thousands are
+/// carried.
 const REST: Duration = Duration::from_millis(1);
 
-/// How long places are kept for connections of which none comes. Some may be busy for as long as
-/// they like, and a predecessor that hangs sends none: newcomers do not wait for either, and who
-/// comes late has a place beside them, if the limit is not lower here.
+/// How long to reserve permits for carried connections when none arrives. New clients do not wait
+/// for busy connections, or for a predecessor that hangs. A connection that arrives later may
+/// exceed the limit, unless the limit is lower here.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The successor's side of a carry.
+/// The task that takes over connections from the predecessor.
 struct TakingOver<S> {
     incoming: Incoming,
     connections: Connections<S>,
     workers: Arc<[Worker]>,
-    /// Of the listeners that carry, by name.
+    /// The listeners that accept carried connections, by name.
     doors: HashMap<String, Door>,
     entry: DrainEntry,
-    /// Refuses those that still come: the channel's end tells the predecessor.
+    /// Stops the takeover. The predecessor sees the end of the channel, and keeps the remaining
+    /// connections.
     stop: CancellationToken,
 }
 
-/// By which listener a connection has come.
+/// The state of one listener that accepts carried connections.
 struct Door {
     name: Arc<str>,
-    /// For each worker.
+    /// The census of this listener for each worker.
     census: Vec<Census>,
     places: Option<Arc<Places>>,
 }
 
 impl<S: Service> Server<S> {
-    /// So many may be carried here: their places are kept for them. Comes before the first
-    /// [`Server::accept`].
+    /// Reserves permits for connections that may be carried here, given as counts by listener name.
+    /// Must be called before the first [`Server::accept`].
     pub(crate) fn expect(&self, coming: Vec<(usize, String)>) {
         for (count, listener) in coming {
             if let Some(places) =
@@ -68,16 +70,17 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// No more will be.
+    /// Releases the reserved permits, because no more connections will be carried here.
     pub(crate) fn expect_no_more(&self) {
         self.places.values().for_each(|places| places.keep_no_more());
     }
 
-    /// Takes over what the predecessor carries here. Must be called in a tokio runtime.
+    /// Takes over the connections that the predecessor sends through `channel`. Must be called in a
+    /// tokio runtime.
     ///
     /// # Errors
-    /// [`Error::System`] when the kernel will not watch the channel. Then the predecessor keeps its
-    /// connections.
+    /// [`Error::System`] when the kernel refuses to watch the channel. The predecessor then keeps
+    /// its connections.
     pub(crate) fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {
         let incoming =
             Incoming::new(channel).map_err(Error::system("watch the predecessor's connections"))?;
@@ -95,19 +98,19 @@ impl<S: Service> Server<S> {
         Ok(())
     }
 
-    /// Whether a predecessor still carries connections here.
+    /// Returns whether a predecessor still carries connections here.
     pub(crate) fn is_taking_over(&self) -> bool {
         !self.taking.is_empty()
     }
 
-    /// Waits until none does. Cancel safe.
+    /// Waits until no predecessor carries connections here any more. Cancel safe.
     pub(crate) async fn taken_over(&self) {
         self.taking.wait().await;
     }
 }
 
 impl<S: Service> TakingOver<S> {
-    /// Until the predecessor has no more, or it is told to stop.
+    /// Takes over connections until the predecessor has no more, or the task is stopped.
     pub(super) async fn run(mut self) {
         let (mut taken, mut refused, mut pace) = (0_u64, 0_u64, Pace::default());
         let mut keeps = true;
@@ -130,7 +133,7 @@ impl<S: Service> TakingOver<S> {
             match outcome {
                 Ok((worker, newcomer)) => {
                     if let Err(error) = self.incoming.answer(id, Answer::Taken).await {
-                        // The channel's end says it as well.
+                        // Closing the channel tells the predecessor the same.
                         tracing::error!(
                             event = "carry.answer_failed", reason = %error,
                             "cannot answer the predecessor, taking no more: {error}"
@@ -145,7 +148,7 @@ impl<S: Service> TakingOver<S> {
                     tracing::debug!(
                         event = "carry.connection_refused",
                         reason = why,
-                        "a connection of the predecessor's is refused: {why}"
+                        "refused a connection from the predecessor: {why}"
                     );
                     refused += 1;
                     if let Err(error) = self.incoming.answer(id, Answer::Refused(why)).await {
@@ -157,7 +160,7 @@ impl<S: Service> TakingOver<S> {
                     }
                 }
             }
-            // There may be thousands of them, and others have something to do.
+            // Thousands of connections may follow, and other tasks need the processor too.
             pace.after_one().await;
         }
         self.keep_no_more();
@@ -166,12 +169,12 @@ impl<S: Service> TakingOver<S> {
                 event = "carry.taken_over",
                 taken,
                 refused,
-                "took over {taken} connections, and refused {refused}"
+                "took over {taken} connections from the predecessor, refused {refused}"
             );
         }
     }
 
-    /// Newcomers may have the places that were kept.
+    /// Releases the reserved permits to new clients.
     fn keep_no_more(&self) {
         self.doors
             .values()
@@ -179,7 +182,8 @@ impl<S: Service> TakingOver<S> {
             .for_each(|places| places.keep_no_more());
     }
 
-    /// Makes everything ready to serve it, without touching it: the worker that will.
+    /// Prepares a carried connection without any I/O on it. Returns it with the index of the worker
+    /// that will serve it.
     fn admit(
         &self,
         Arrived { head, socket, parcel }: Arrived,
@@ -222,7 +226,7 @@ impl<S: Service> TakingOver<S> {
     }
 }
 
-/// Gives the processors back in between.
+/// Yields the processor between connections, and pauses after each [`STRETCH`] of them.
 #[derive(Debug, Default)]
 struct Pace {
     since_rest: u32,
@@ -244,6 +248,7 @@ impl Pace {
 mod tests {
     use super::*;
 
+    /// The takeover pauses once after each stretch of connections.
     #[tokio::test]
     async fn others_have_the_processors_in_between_however_many_come() {
         let (mut pace, began) = (Pace::default(), Instant::now());

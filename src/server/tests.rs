@@ -1,4 +1,5 @@
-//! A listener that has a limit, on threads of their own: what is counted of it.
+//! Tests of the server on worker threads: the count of full listeners, heartbeats, and workers that
+//! die or hang.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,7 +13,7 @@ use crate::service::Echo;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A client that is served.
+/// Connects a client and waits until it is served.
 fn client(address: &str) -> TcpStream {
     let mut client = TcpStream::connect(address).unwrap();
     client.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -21,12 +22,12 @@ fn client(address: &str) -> TcpStream {
     client
 }
 
-/// Every accept loop comes round.
+/// Waits until every accept loop has run once.
 async fn beat(server: &Server<Echo>) {
     timeout(DEADLINE, server.heartbeat().wait()).await.unwrap();
 }
 
-/// The times that the listener was full, once there were so many.
+/// Waits until the listener has been full at least `times` times. Returns the count.
 async fn limited(server: &Server<Echo>, times: u64) -> u64 {
     let limited = || server.counters().listeners["few"].limited;
     let told = async {
@@ -35,13 +36,14 @@ async fn limited(server: &Server<Echo>, times: u64) -> u64 {
         }
     };
     timeout(DEADLINE, told).await.unwrap();
-    // Also when they have come round often.
+    // The count must not grow when the loops merely run again.
     for _ in 0..100 {
         beat(server).await;
     }
     limited()
 }
 
+/// A listener that becomes full is counted once, not once for each worker or heartbeat.
 #[tokio::test]
 async fn each_time_that_a_listener_is_full_counts_once_for_all_workers_and_heartbeats() {
     let [workers, limit] = [3, 2].map(|count| NonZeroUsize::new(count).unwrap());
@@ -52,7 +54,7 @@ async fn each_time_that_a_listener_is_full_counts_once_for_all_workers_and_heart
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("few");
     server.accept(std::slice::from_ref(&listener)).unwrap();
-    // More loops than places: one has none, and yet nobody is there.
+    // There are more loops than permits: one loop has no permit, although no client is connected.
     assert_eq!(limited(&server, 0).await, 0);
     let mut inside = vec![client(listener.address())];
     assert_eq!(limited(&server, 0).await, 0);
@@ -63,11 +65,12 @@ async fn each_time_that_a_listener_is_full_counts_once_for_all_workers_and_heart
     }
 }
 
+/// A heartbeat never completes before accepting begins or after it stops.
 #[tokio::test]
 async fn a_heartbeat_that_finds_no_loop_is_never_over() {
     let mut server =
         Server::new(Echo, Workers::start(NonZeroUsize::MIN).unwrap(), Config::default());
-    // A beat that stays open has no end.
+    // A tracker that is never closed never completes.
     assert!(!server.heartbeat().is_closed());
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("web");
@@ -77,6 +80,7 @@ async fn a_heartbeat_that_finds_no_loop_is_never_over() {
     assert!(!server.heartbeat().is_closed());
 }
 
+/// `accept` fails once a worker has died.
 #[tokio::test]
 async fn nothing_is_accepted_again_when_a_worker_has_died() {
     let workers = Workers::start(NonZeroUsize::MIN).unwrap();
@@ -85,6 +89,7 @@ async fn nothing_is_accepted_again_when_a_worker_has_died() {
     assert!(matches!(server.accept(&[]), Err(Error::Died { .. })));
 }
 
+/// A hanging worker delays neither `stop_accepting` nor the drop of the server.
 #[tokio::test]
 async fn a_worker_that_hangs_holds_up_neither_a_stop_nor_the_end() {
     let workers = Workers::start(NonZeroUsize::new(2).unwrap()).unwrap();
@@ -97,7 +102,7 @@ async fn a_worker_that_hangs_holds_up_neither_a_stop_nor_the_end() {
     let (hangs, hung) = tokio::sync::oneshot::channel();
     server.workers.all()[0].handle().spawn(async move {
         hangs.send(()).unwrap();
-        // What a service must not do: it blocks the thread.
+        // A service must never do this: it blocks the worker's thread.
         let _ = held.recv();
     });
     hung.await.unwrap();

@@ -1,10 +1,9 @@
-//! Is where connections are served: on the runtime that we were called in, or on threads of our
-//! own.
+//! The workers that serve connections: the runtime of the caller, or dedicated threads.
 //!
-//! With threads of our own each has a runtime of its own that knows no other: a connection stays
-//! with the thread that serves it, nothing is stolen, and no thread wakes another but to pass on a
-//! connection that it has no time for. `docs/decisions/0017-a-runtime-for-each-thread.md` has the
-//! measurements. What is served there is not known here.
+//! Each dedicated thread has its own single-threaded runtime. A connection stays on the thread that
+//! serves it, and there is no work stealing. A thread wakes another one only to pass on a new
+//! connection that it is too busy to serve. `docs/decisions/0017-a-runtime-for-each-thread.md` has
+//! the measurements.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -20,30 +19,30 @@ use tokio_util::sync::CancellationToken;
 
 use super::deaths::{Deaths, panic_text};
 
-/// How long the threads may take to end: longer than a call that blocks is left alone.
+/// How long to wait for the threads to end. A thread that blocks for longer is left behind.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What is never sent.
+/// The item type of a channel that never sends anything.
 type Never = std::convert::Infallible;
 
-/// Where connections are served.
+/// The runtimes that serve connections.
 #[derive(Debug)]
 pub struct Workers {
     workers: Arc<[Worker]>,
-    /// Ends the threads.
+    /// Ends the threads when cancelled.
     stop: CancellationToken,
     threads: Vec<JoinHandle<()>>,
-    /// Ends when the last thread does: each holds a sender.
+    /// Disconnected when the last thread has ended, because each thread holds a sender.
     running: Mutex<Receiver<Never>>,
-    /// What has died of them and of the accept loops that run on them.
+    /// The deaths of workers and of the accept loops that run on them.
     deaths: Deaths,
 }
 
 impl Workers {
-    /// The runtime that this is called in.
+    /// Returns a single worker: the runtime that this is called in.
     ///
     /// # Panics
-    /// Outside of a tokio runtime.
+    /// When called outside of a tokio runtime.
     #[must_use]
     pub fn here() -> Self {
         Self::of([Worker::new("the only worker".into(), Handle::current())].into(), channel().1)
@@ -59,11 +58,13 @@ impl Workers {
         }
     }
 
-    /// Starts so many threads. They end, and whatever is served there with them, when this is
-    /// dropped. One that hangs then is left behind after a few seconds.
+    /// Starts `count` threads.
+    ///
+    /// Dropping the workers ends the threads and everything that they serve. A thread that hangs is
+    /// left behind after 3 s.
     ///
     /// # Errors
-    /// When the system has no thread or no descriptors left.
+    /// When the system has no threads or file descriptors left.
     pub fn start(count: NonZeroUsize) -> io::Result<Self> {
         let build = |_| Builder::new_current_thread().enable_all().build();
         let runtimes = (0..count.get()).map(build).collect::<io::Result<Vec<_>>>()?;
@@ -79,7 +80,8 @@ impl Workers {
             let (name, runs_too) = (all[number].name.clone(), runs.clone());
             let body = move || {
                 let _runs = runs_too;
-                // A panic here is one of the runtime itself, which catches those of its tasks.
+                // The runtime catches panics of its tasks, so this panic comes from the runtime
+                // itself.
                 if let Err(panic) =
                     catch_unwind(AssertUnwindSafe(|| runtime.block_on(stop.cancelled())))
                 {
@@ -90,7 +92,8 @@ impl Workers {
             match std::thread::Builder::new().name(name).spawn(body) {
                 Ok(thread) => workers.threads.push(thread),
                 Err(error) => {
-                    // Before the workers, which wait until the last of these is gone.
+                    // Drop the sender before `workers`, whose drop waits until all senders are
+                    // gone.
                     drop(runs);
                     return Err(error);
                 }
@@ -99,28 +102,28 @@ impl Workers {
         Ok(workers)
     }
 
-    /// All of them: at least one.
+    /// Returns all workers; there is at least one.
     pub(super) const fn all(&self) -> &Arc<[Worker]> {
         &self.workers
     }
 
-    /// What has died of them.
+    /// Returns the deaths of workers and accept loops.
     pub(super) const fn deaths(&self) -> &Deaths {
         &self.deaths
     }
 }
 
-/// One runtime, and how many connections it serves.
+/// One runtime, and the number of connections it serves.
 #[derive(Debug)]
 pub(super) struct Worker {
     name: String,
     handle: Handle,
     load: Arc<AtomicUsize>,
-    /// Its thread has ended: it serves nothing any more.
+    /// Whether its thread has ended. A dead worker serves nothing.
     is_dead: AtomicBool,
 }
 
-/// Counts as one connection of a worker for as long as it lives.
+/// Counts one connection in its worker's load until this is dropped.
 #[derive(Debug)]
 pub(super) struct Load(Arc<AtomicUsize>);
 
@@ -129,17 +132,17 @@ impl Worker {
         Self { name, handle, load: Arc::default(), is_dead: AtomicBool::new(false) }
     }
 
-    /// Its name, which is that of its thread.
+    /// Returns the name of the worker, which is also the name of its thread.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its runtime.
+    /// Returns a handle to its runtime.
     pub(super) const fn handle(&self) -> &Handle {
         &self.handle
     }
 
-    /// It serves one more.
+    /// Adds one connection to its load.
     pub(super) fn load(&self) -> Load {
         self.load.fetch_add(1, Ordering::Relaxed);
         Load(Arc::clone(&self.load))
@@ -152,11 +155,13 @@ impl Drop for Load {
     }
 }
 
-/// Who serves a connection that `own` has accepted: itself, unless another has clearly less to do.
-/// Which of the threads that were woken comes first is chance, and connections that stay would stay
-/// where chance has put them; but to pass one on is to wake a thread.
+/// Returns the index of the worker that serves a connection accepted by worker `own`.
+///
+/// That is `own` itself, unless another worker has a clearly lower load. Which thread wakes up
+/// first is chance, so without this, long-lived connections would be spread unevenly. Passing on a
+/// connection wakes another thread, so small differences are ignored.
 pub(super) fn choose(workers: &[Worker], own: usize) -> usize {
-    // A dead one has the least to do, and would get all of them.
+    // A dead worker has the lowest load, and would otherwise get every connection.
     let load = |number: usize| match &workers[number] {
         dead if dead.is_dead.load(Ordering::Relaxed) => usize::MAX / 4,
         worker => worker.load.load(Ordering::Relaxed),
@@ -169,14 +174,17 @@ pub(super) fn choose(workers: &[Worker], own: usize) -> usize {
 impl Drop for Workers {
     fn drop(&mut self) {
         self.stop.cancel();
-        // Nothing is ever sent.
+        // This waits for the senders to be dropped. No message is ever sent.
         let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner);
         if matches!(running.recv_timeout(END_TIMEOUT), Err(RecvTimeoutError::Timeout)) {
-            tracing::error!(event = "worker.hung", "a worker hangs, and is left behind");
+            tracing::error!(
+                event = "worker.hung",
+                "a worker thread did not stop in time: leaving it behind"
+            );
             return;
         }
         for thread in self.threads.drain(..) {
-            // One that has panicked has been reported.
+            // A thread that panicked has already reported it.
             let _ = thread.join();
         }
     }
@@ -186,6 +194,7 @@ impl Drop for Workers {
 mod tests {
     use super::*;
 
+    /// Connections that a single thread accepts are spread evenly over all workers.
     #[test]
     fn connections_that_one_thread_accepts_are_shared_out() {
         let workers = Workers::start(NonZeroUsize::new(3).unwrap()).unwrap();
@@ -194,12 +203,13 @@ mod tests {
         let counts =
             || all.iter().map(|worker| worker.load.load(Ordering::Relaxed)).collect::<Vec<_>>();
         assert!(counts().iter().all(|count| (27..=36).contains(count)), "{:?}", counts());
-        // One that is not ahead keeps what it accepts.
+        // A worker without a higher load than the others keeps the connections it accepts.
         assert_eq!((choose(all, 1), choose(all, 2)), (1, 2));
         loads.clear();
         assert_eq!(counts(), [0, 0, 0]);
     }
 
+    /// A dead worker is never chosen, although its load is the lowest.
     #[test]
     fn a_dead_worker_gets_no_connections() {
         let workers = Workers::start(NonZeroUsize::new(3).unwrap()).unwrap();

@@ -1,8 +1,8 @@
-//! Is one connection as its service sees it: its bytes, who is there, and what is asked of it.
+//! A connection as its service sees it: its bytes, its peer, and requests to finish or to move.
 //!
-//! Between two requests it is told by one call whether to go on, to come to an end, or to be given
-//! up. What it was given up as, and what becomes of it then, is the affair of its service and of
-//! the server.
+//! Between two requests, [`Connection::next_request`] tells the service whether to read, to finish,
+//! or to detach the connection so that the successor can continue it. The service decides what
+//! state it detaches; the server sends that state to the successor.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,45 +16,46 @@ use crate::carry::{Parcel, Word};
 use crate::drain::DrainWatch;
 use crate::net::{Peer, Stream};
 
-/// With what a connection begins.
+/// Everything that a connection is created from.
 pub(crate) struct Admission {
     pub(crate) stream: Stream,
     pub(crate) peer: Peer,
     pub(crate) listener: Arc<str>,
     pub(crate) drain: DrainWatch,
-    /// What is asked of it, if it can be carried.
+    /// Requests to move, if the connection can be carried.
     pub(crate) word: Option<Arc<Word>>,
-    /// What it was given up as, if it was carried here.
+    /// The carried state, if the predecessor carried the connection here.
     pub(crate) parcel: Option<Parcel>,
-    /// Counts from now.
+    /// How long from now the client may take for its first request during a drain.
     pub(crate) first_request_grace: Duration,
 }
 
-/// One accepted connection.
+/// An accepted connection.
 #[derive(Debug)]
 pub struct Connection {
-    /// Its bytes.
+    /// The byte stream to and from the client.
     pub stream: Stream,
     pub(super) peer: Peer,
     pub(super) listener: Arc<str>,
     drain: DrainWatch,
     word: Option<Arc<Word>>,
-    /// What it was given up as: by whoever served it before, and by whoever serves it now.
+    /// The state carried here from the previous process, and the state that the service has
+    /// detached the connection with.
     taken_up: Option<Box<Parcel>>,
     given_up: Option<Box<Parcel>>,
-    /// Until when its first request is awaited even if a drain has begun.
+    /// Until when a drain waits for the first request.
     first_request_until: Instant,
 }
 
-/// What a connection between two requests has to do next.
+/// What a service does next with a connection that is between two requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Something can be read: a request, or the peer's end.
+    /// Read: a request has arrived, or the peer has half-closed.
     Read,
-    /// Nothing more is to come, or nothing more is to be taken: end the conversation.
+    /// Finish: the peer will send nothing more, or the server wants no more requests.
     End,
-    /// Give it up ([`Connection::give_up`]), for a successor may go on with it. Only a service
-    /// hears this that [`Service::carries`](crate::Service::carries) connections.
+    /// Detach the connection with [`Connection::give_up`], so that the successor can continue it.
+    /// Only a service that [carries](crate::Service::carries) connections gets this.
     Carry,
 }
 
@@ -63,7 +64,8 @@ impl Connection {
         let Admission { stream, peer, listener, drain, word, parcel, first_request_grace } =
             admission;
         let now = Instant::now();
-        // A grace that no clock can hold is no bound at all; a day is far beyond any drain.
+        // A time that the clock cannot represent means no limit. A day is much longer than any
+        // drain.
         let until =
             now.checked_add(first_request_grace).unwrap_or(now + Duration::from_secs(86_400));
         let taken_up = parcel.map(Box::new);
@@ -79,26 +81,26 @@ impl Connection {
         }
     }
 
-    /// Who is at the other end.
+    /// Returns the address of the peer.
     #[must_use]
     pub const fn peer(&self) -> Peer {
         self.peer
     }
 
-    /// The name of the listener that accepted it.
+    /// Returns the name of the listener that accepted the connection.
     #[must_use]
     pub fn listener(&self) -> &str {
         &self.listener
     }
 
-    /// For a service that keeps its own time: learns when to come to an end.
+    /// Returns the drain signal, for a service that does not use [`Connection::next_request`].
     #[must_use]
     pub const fn drain(&self) -> &DrainWatch {
         &self.drain
     }
 
-    /// Whether it is to be given up, as soon as that can be. When this changes, the whole of
-    /// [`Service::serve`] is polled.
+    /// Returns whether the service should detach the connection as soon as it can. When the answer
+    /// changes, the future of [`Service::serve`] is polled.
     ///
     /// [`Service::serve`]: crate::Service::serve
     #[must_use]
@@ -106,7 +108,8 @@ impl Connection {
         self.word.as_ref().is_some_and(|word| word.is_asked())
     }
 
-    /// Waits until it is to be given up. Pends for ever if it cannot be carried. Cancel safe.
+    /// Waits until the service should detach the connection. Never returns if the connection cannot
+    /// be carried. Cancel safe.
     pub async fn asked(&self) {
         match &self.word {
             Some(word) => word.asked().await,
@@ -114,58 +117,61 @@ impl Connection {
         }
     }
 
-    /// The same for a service that cannot keep hold of it meanwhile.
+    /// Returns the requests to move, for a service that cannot borrow the connection while it
+    /// waits.
     pub(super) fn word(&self) -> Option<Arc<Word>> {
         self.word.clone()
     }
 
-    /// Gives it up, as `parcel`: nothing may be read or written any more, and `serve` returns. The
-    /// client's socket goes with it.
+    /// Detaches the connection together with its state, `parcel`. The service must not read or
+    /// write any more, and returns from `serve`. The client's socket travels with the state.
     pub fn give_up(&mut self, parcel: Parcel) {
         self.given_up = Some(Box::new(parcel));
     }
 
-    /// Says that it cannot be given up, from now on: it has become one with keys of TLS, say. When
-    /// the others are carried it is told to come to an end, as all are without a carry.
+    /// Opts out of being carried, for good: for example because the connection now uses TLS, whose
+    /// keys cannot move. When the other connections are asked to move, this one is asked to finish.
     pub fn decline(&self) {
         if let Some(word) = &self.word {
             word.decline();
         }
     }
 
-    /// What it was given up as by whoever served it before, to be looked for before anything else.
+    /// Takes the state that the connection was detached with in the previous process. A service
+    /// that carries connections calls this first.
     pub fn taken_up(&mut self) -> Option<Parcel> {
         self.taken_up.take().map(|parcel| *parcel)
     }
 
-    /// What it is given up as, if it is.
+    /// Returns the state that the service has detached the connection with, if it has.
     pub(crate) fn given_up(&self) -> Option<&Parcel> {
         self.given_up.as_deref()
     }
 
-    /// It stays here after all: whoever serves it again begins with what it was given up as.
+    /// Keeps the connection here after all. The service will be called again, and finds the
+    /// detached state in [`Connection::taken_up`].
     pub(crate) fn stay(&mut self) {
         self.taken_up = self.given_up.take();
     }
 
-    /// Whether it is to come to an end: because all are, or because it was to be carried and the
-    /// successor would not have it.
+    /// Returns whether the service should finish the connection. Either all connections are
+    /// draining, or this one should have moved and was refused.
     pub(crate) fn is_told(&self) -> bool {
         self.drain.is_told() || self.word.as_ref().is_some_and(|word| word.is_refused())
     }
 
-    /// Waits, between two requests, for the next one or for the end. Cancel safe.
+    /// Waits, between two requests, for the next request or for a reason to stop. Cancel safe.
     ///
-    /// While a drain has not begun it waits as long as the peer does. When it has, whatever has
-    /// arrived is still served; a connection that has not sent its first request keeps the rest of
-    /// `first_request_grace` to do so, for its peer may have connected in the very instant in which
-    /// we stopped accepting; any other ends at once.
+    /// Before a drain, it waits as long as the peer stays. During a drain, input that has arrived
+    /// is still served. A connection without a first request gets the rest of
+    /// `first_request_grace`, because its client may have connected just before the listener
+    /// stopped. Any other connection finishes at once.
     ///
     /// # Errors
     /// When the runtime is shutting down.
     pub async fn next_request(&self) -> io::Result<Next> {
         if !self.is_told() {
-            // Whoever asks has the whole task polled.
+            // A change of the request polls the whole task, so no waker is registered here.
             let asked = poll_fn(|_| match &self.word {
                 Some(word) if word.is_asked() || word.is_refused() => Poll::Ready(()),
                 _ => Poll::Pending,
@@ -178,8 +184,8 @@ impl Connection {
             }
         }
         if self.stream.received() == 0 {
-            // Whether it came in time or not, the kernel's word below decides.
-            // In a box: every connection would be as large as this, and few come here.
+            // A timeout is ignored, because the kernel is asked below. Boxed, because otherwise
+            // every connection would be larger, and few get here.
             let _ =
                 Box::pin(tokio::time::timeout_at(self.first_request_until, self.stream.readable()))
                     .await;

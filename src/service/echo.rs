@@ -1,9 +1,9 @@
-//! Writes back exactly what it reads.
+//! The echo service: it writes back exactly what it reads.
 //!
-//! After the example of the Go library goagain, less its slip: that one wrote its whole buffer,
-//! whatever it had read. A request is whatever one read returns. An idle connection holds no
-//! buffer: bytes are read into one that the thread shares and written at once, and only what the
-//! peer would not take is kept.
+//! It follows the example of the Go library goagain, without its bug: goagain wrote the whole
+//! buffer, however little it had read. Each read counts as one request. An idle connection holds no
+//! buffer. All connections of a thread share one, and only bytes that the peer does not accept yet
+//! are copied.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -18,14 +18,14 @@ use super::{Connection, Next, Service};
 use crate::carry::Parcel;
 use crate::net::Stream;
 
-/// Bytes taken in one read.
+/// The largest number of bytes per read.
 const BUFFER: usize = 16 * 1024;
 
-/// The service that is served by default.
+/// The default service.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Echo;
 
-/// How it is given up: the bytes that are not written back yet, and nothing else.
+/// The format of the carried state: only the bytes that are not written back yet.
 const FORMAT: &str = "echo/1";
 
 impl Service for Echo {
@@ -41,7 +41,7 @@ impl Service for Echo {
                 Next::Read => {
                     match poll_fn(|cx| Poll::Ready(echo(&mut connection.stream, cx))).await? {
                         Echoed::All => {}
-                        // In a box: most owe nothing.
+                        // Boxed, because most connections have no unwritten bytes.
                         Echoed::Owing(rest) => {
                             if Box::pin(pay(connection, rest)).await? == Paid::NotAll {
                                 return Ok(());
@@ -76,15 +76,15 @@ impl Service for Echo {
     }
 }
 
-/// What came of paying what is owed.
+/// The outcome of writing the unwritten bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Paid {
     All,
-    /// The connection has been given up with the rest of it.
+    /// The connection was detached with the remaining bytes.
     NotAll,
 }
 
-/// Writes what is owed, or gives the connection up.
+/// Writes the unwritten bytes, or detaches the connection if it is asked to move.
 async fn pay(connection: &mut Connection, mut owed: Vec<u8>) -> io::Result<Paid> {
     let mut written = 0;
     let paid = poll_fn(|cx| {
@@ -104,17 +104,17 @@ async fn pay(connection: &mut Connection, mut owed: Vec<u8>) -> io::Result<Paid>
     Ok(paid)
 }
 
-/// What came of one read.
+/// The outcome of one read.
 enum Echoed {
-    /// All of it is written back, if there was anything.
+    /// Everything that was read is written back, if anything was read.
     All,
-    /// The peer would not take this much of it yet.
+    /// The peer does not accept these bytes yet.
     Owing(Vec<u8>),
     /// The peer has half-closed.
     PeerFinished,
 }
 
-/// Reads once and writes at once. Where nothing is to be had it leaves the waiting to the caller.
+/// Reads once and writes at once. If there is nothing to read, it returns instead of waiting.
 fn echo(stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<Echoed> {
     thread_local! {
         static SHARED: RefCell<Box<[MaybeUninit<u8>]>> = RefCell::new(Box::new_uninit_slice(BUFFER));

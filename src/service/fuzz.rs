@@ -1,15 +1,15 @@
-//! This module gives the parsers of the services to `fuzz/`.
+//! Entry points to the parsers of the services, for `fuzz/`.
 
 use super::{Echo, Service};
 use crate::carry::Parcel;
 pub(crate) use crate::service::proxy::fuzz::proxy_header;
 
-/// Takes up a parcel of any service, and returns whether one of them does.
+/// Restores a parcel of any service. Returns whether one of the services accepts it.
 pub(crate) fn take_up(parcel: Parcel) -> bool {
     Echo.accepts("web", &parcel).is_ok() || super::proxy::fuzz::take_up(parcel)
 }
 
-/// A parcel of each service at each stage.
+/// Returns a parcel of each service in each state.
 #[cfg(test)]
 pub(crate) fn parcels() -> Vec<(String, Parcel)> {
     let mut parcels = super::proxy::fuzz::parcels();

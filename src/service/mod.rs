@@ -1,10 +1,8 @@
-//! Says what is done with a connection: the trait that a service implements, and the services we
-//! ship.
+//! The [`Service`] trait, and the services that come with handoffd.
 //!
-//! A service is handed one connection at a time and serves it to its end. It learns of a drain from
-//! the connection itself, and whether to give it up for a successor to go on with. Accepting,
-//! counting, cutting, carrying and closing are not its affair: the server does them for every
-//! service alike.
+//! A service gets one connection at a time and serves it to its end. The connection tells it when
+//! to finish for a drain, and when to detach for the successor. Accepting, counting, cutting,
+//! carrying and closing are the same for every service, so the server does them.
 
 mod connection;
 mod echo;
@@ -28,59 +26,60 @@ pub use routes::{Routes, Served};
 use crate::carry::Parcel;
 use crate::report::UpstreamCounters;
 
-/// What is done with a connection.
+/// A protocol implementation that serves connections.
 pub trait Service: Send + Sync + 'static {
     /// Serves one connection to its end.
     ///
-    /// Returns when the conversation is over: the peer has finished, or the drain asked and the
-    /// service is between two requests. Then the server half-closes, waits for the peer as long as
-    /// that protects the last reply, and closes. At the drain deadline the future is dropped.
+    /// Returns when the conversation is over: the peer has finished, or a drain has begun and no
+    /// request is open. The server then half-closes, waits for the peer if that protects the last
+    /// reply, and closes. At the drain deadline the future is dropped.
     ///
-    /// One that has been given up ([`Connection::give_up`]) is handed to the successor when this
-    /// returns; if that does not take it, it is served again, and begins with what was given up.
+    /// A connection that was detached with [`Connection::give_up`] is handed to the successor after
+    /// this returns. If the successor does not take it, `serve` is called again with the detached
+    /// state.
     ///
     /// # Errors
-    /// What the connection died of. It is logged at debug level; a peer that goes away is no fault.
+    /// The error that ended the connection. It is logged at debug level. A peer that disconnects is
+    /// not an error.
     fn serve(&self, connection: &mut Connection) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// Whether connections of this listener come to a boundary when they are asked to, and are
-    /// given up there ([`Connection::is_asked`], [`Connection::give_up`]). One that cannot is
-    /// drained.
+    /// Returns whether connections of this listener can be carried. They must then stop at a
+    /// message boundary when [`Connection::is_asked`] says so, and detach with
+    /// [`Connection::give_up`]. Other connections are drained.
     ///
-    /// A service that ends TLS itself cannot: the keys and the state of a session live in its
-    /// library, which does not give them away. Where that is so of some connections only, it
-    /// declines these ([`Connection::decline`]).
+    /// A service that terminates TLS itself cannot carry connections, because its TLS library does
+    /// not export keys and session state. If that is true of some connections only, the service
+    /// opts out for each of them with [`Connection::decline`].
     fn carries(&self, _listener: &str) -> bool {
         false
     }
 
-    /// Whether a connection that another process has given up can be served on: if it says so,
-    /// [`Service::serve`] finds the parcel by [`Connection::taken_up`].
+    /// Checks whether this service can continue a connection that another process detached. If it
+    /// can, [`Service::serve`] finds the state with [`Connection::taken_up`].
     ///
     /// # Errors
-    /// Why not: a format that is not known, or what cannot be so. Then it stays where it is, and is
-    /// drained there.
+    /// The reason for a refusal, such as an unknown format. The connection then stays in its
+    /// process and is drained there.
     fn accepts(&self, _listener: &str, _parcel: &Parcel) -> Result<(), String> {
         Err("the service takes up no connections".to_owned())
     }
 
-    /// What it has passed on, by the listener's name and the upstream's address: for a service that
-    /// has upstreams.
+    /// Returns the upstream counters, by listener name and upstream address. Services without
+    /// upstreams return nothing.
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
         BTreeMap::new()
     }
 
-    /// How many clients it has refused because of their PROXY header, by the listener's name: for a
-    /// service that expects such headers.
+    /// Returns how many clients were refused because of their PROXY header, by listener name.
+    /// Services that expect no such headers return nothing.
     fn header_errors(&self) -> BTreeMap<String, u64> {
         BTreeMap::new()
     }
 }
 
-/// Shared with whoever else needs it.
+/// A shared service is a service.
 impl<S: Service> Service for Arc<S> {
-    // Not an `async fn`: that would be a future around a future, and each connection would be
-    // larger by it.
+    // Not an `async fn`: it would wrap one future in another and make each connection larger.
     fn serve(&self, connection: &mut Connection) -> impl Future<Output = io::Result<()>> + Send {
         S::serve(self, connection)
     }

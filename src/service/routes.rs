@@ -1,5 +1,4 @@
-//! Serves each listener as it is told to: one service for all, of which every listener has its
-//! part.
+//! The routing service: it serves each listener with the service that is configured for it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -12,16 +11,16 @@ use crate::carry::Parcel;
 use crate::config::ListenerName;
 use crate::report::UpstreamCounters;
 
-/// What is served on a listener.
+/// A service that comes with handoffd.
 #[derive(Debug)]
 pub enum Served {
-    /// What is read is written back.
+    /// Writes back what the client sends.
     Echo(Echo),
-    /// Connections are passed on.
+    /// Forwards connections to upstreams.
     Proxy(Box<Proxy>),
 }
 
-/// What is served on each listener, by its name.
+/// A service for each listener, by name, and a default for all others.
 #[derive(Debug)]
 pub struct Routes {
     named: HashMap<String, Served>,
@@ -29,13 +28,13 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// The same on every listener.
+    /// Serves every listener with `served`.
     #[must_use]
     pub fn all(served: Served) -> Self {
         Self { named: HashMap::new(), others: served }
     }
 
-    /// This one on the listener of that name, whatever the others do.
+    /// Serves the listener called `name` with `served` instead of the default.
     #[must_use]
     pub fn with(mut self, name: &ListenerName, served: Served) -> Self {
         if let Served::Proxy(proxy) = &served {
@@ -45,8 +44,8 @@ impl Routes {
         self
     }
 
-    /// Resolves the host names among the upstreams of all of them once, all at the same time,
-    /// within 5 s. Returns whether each proxy has an upstream with an address.
+    /// Resolves the host names of all upstreams once, in parallel, within 5 s. Returns whether each
+    /// proxy has at least one upstream address.
     pub async fn resolve(&self) -> bool {
         let mut lookups: Vec<_> = self.proxies().map(|proxy| Box::pin(proxy.resolve())).collect();
         let mut all_have_some = true;
@@ -64,7 +63,8 @@ impl Routes {
         all_have_some
     }
 
-    /// Looks after the upstreams of all of them, for as long as this is awaited.
+    /// Runs DNS updates and health checks of all proxies. Never returns; dropping the future stops
+    /// them.
     pub async fn watch(&self) -> Infallible {
         let proxies = self.proxies();
         let mut watches: Vec<_> = proxies.map(|proxy| Box::pin(proxy.watch())).collect();
@@ -114,7 +114,7 @@ impl Service for Routes {
     }
 
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
-        // No two of them count for the same listener.
+        // Each listener is counted by one proxy only, so no entry overwrites another.
         self.proxies().flat_map(Proxy::upstreams).collect()
     }
 

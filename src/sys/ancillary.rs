@@ -1,9 +1,8 @@
-//! Packets with what the kernel attaches to them: descriptors, and which process sent them,
-//! unix(7).
+//! Packets with ancillary data (unix(7)): file descriptors, and the identity of the sender.
 //!
-//! The kernel's word for a sender cannot be forged, and a process descriptor stays that of the
-//! sender when its number is used again. nix and rustix know neither `SCM_PIDFD` nor how to keep
-//! descriptors from leaking around it.
+//! The kernel reports the sender, so a sender cannot forge its identity. A pidfd keeps naming the
+//! same process even after its pid is reused. nix and rustix support neither `SCM_PIDFD` nor
+//! receiving it without a risk of leaking descriptors, so this module uses libc.
 
 use std::io;
 use std::mem::size_of;
@@ -18,58 +17,59 @@ use socket2::SockRef;
 use super::process::PidFd;
 use super::socket::Packet;
 
-/// Descriptors in one message, unix(7): `SCM_MAX_FD`.
+/// `SCM_MAX_FD`: the maximum number of descriptors in one message, unix(7).
 const RIGHTS_MAX: usize = 253;
-/// `SO_PASSPIDFD`: each packet comes with a descriptor of the process that sent it. Since Linux
-/// 6.5.
+/// `SO_PASSPIDFD`: asks the kernel to attach a pidfd of the sender to each packet. Since Linux 6.5.
 const SO_PASSPIDFD: libc::c_int = 76;
-/// `SO_PEERPIDFD`: a descriptor of the process that made or connected the other end. Since Linux
-/// 6.5.
+/// `SO_PEERPIDFD`: returns a pidfd of the process that created or connected the other end. Since
+/// Linux 6.5.
 const SO_PEERPIDFD: libc::c_int = 77;
-/// `SCM_PIDFD`: the attachment that `SO_PASSPIDFD` asks for.
+/// `SCM_PIDFD`: the type of the attachment that `SO_PASSPIDFD` enables.
 const SCM_PIDFD: libc::c_int = 4;
-/// Words of memory for all attachments together: descriptors, credentials and a process descriptor,
-/// each with a header.
+/// The size of the buffer for all attachments, in 8-byte words. It holds the descriptors, the
+/// credentials and a pidfd, each with a header.
 const SPACE: usize = RIGHTS_MAX / 2 + 32;
 
 /// The descriptors that came with a packet.
 #[derive(Debug)]
 pub(crate) enum Rights {
     All(Vec<OwnedFd>),
-    /// There were more than this process had room for. Those that it had are closed.
+    /// The packet carried more descriptors than this process had room for. The ones that it did
+    /// receive are closed.
     Truncated,
 }
 
-/// The process that sent a packet, by the kernel's word.
+/// The process that sent a packet, as reported by the kernel.
 #[derive(Debug)]
 pub(crate) struct Sender {
-    /// Its number; none when it is in a pid namespace that this process cannot see.
+    /// The pid of the sender. `None` when the sender is in a pid namespace that this process cannot
+    /// see.
     pub(crate) pid: Option<u32>,
-    /// The process itself.
+    /// The process itself, as far as the kernel reports it.
     pub(crate) process: SenderProcess,
 }
 
-/// What is known of the process that sent a packet, beyond its number.
+/// What is known about the sender of a packet besides its pid.
 #[derive(Debug)]
 pub(crate) enum SenderProcess {
-    /// It is held, and its number cannot be mistaken.
+    /// A pidfd of the sender, which stays valid even if the pid is reused.
     Held(PidFd),
-    /// It had ended when the packet was received.
+    /// The sender had already exited when the packet was received.
     Ended,
-    /// The kernel is older than 6.5, or this process has no descriptor left.
+    /// The sender is unknown: the kernel is older than 6.5, or this process has no free descriptor.
     Unknown,
 }
 
-/// What the kernel attached to a packet.
+/// The ancillary data of a packet.
 #[derive(Debug)]
 pub(crate) struct Attached {
     /// The descriptors that the sender passed.
     pub(crate) rights: Rights,
-    /// Who sent it, if [`report_senders`] asked for it.
+    /// The sender of the packet, if [`report_senders`] enabled the report.
     pub(crate) sender: Option<Sender>,
 }
 
-/// Has the kernel say with each packet that arrives which process has sent it.
+/// Asks the kernel to report the sender of each packet that arrives on `channel`.
 pub(crate) fn report_senders(channel: BorrowedFd<'_>) -> io::Result<()> {
     SockRef::from(&channel).set_passcred(true)?;
     let on: libc::c_int = 1;
@@ -85,21 +85,21 @@ pub(crate) fn report_senders(channel: BorrowedFd<'_>) -> io::Result<()> {
         )
     };
     match Errno::result(set) {
-        // An older kernel knows only the numbers of processes.
+        // Kernels before 6.5 report only pids.
         Ok(_) | Err(Errno::ENOPROTOOPT) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
 }
 
-/// The process that made the other end of a channel.
+/// Returns the process that created the other end of a channel.
 pub(crate) fn peer_process(channel: BorrowedFd<'_>) -> io::Result<Sender> {
     let credentials = getsockopt(&channel, sockopt::PeerCredentials)?;
     let pid = u32::try_from(credentials.pid()).ok().filter(|pid| *pid > 0);
     let mut raw: libc::c_int = -1;
     let mut length =
         libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
-    // SAFETY: getsockopt(2) writes at most `length` bytes, one int, to a place that lives until the
-    // call returns.
+    // SAFETY: getsockopt(2) writes at most `length` bytes (one int) into `raw`, which lives until
+    // the call returns.
     let got = unsafe {
         let value = (&raw mut raw).cast();
         libc::getsockopt(
@@ -111,18 +111,21 @@ pub(crate) fn peer_process(channel: BorrowedFd<'_>) -> io::Result<Sender> {
         )
     };
     let process = match Errno::result(got) {
-        // SAFETY: the kernel has just made the descriptor, for this process.
+        // SAFETY: the kernel has just created this descriptor for this process.
         Ok(_) => SenderProcess::Held(PidFd::from(unsafe { OwnedFd::from_raw_fd(raw) })),
         Err(Errno::ESRCH | Errno::EINVAL) => SenderProcess::Ended,
-        // An older kernel.
+        // The kernel is older than 6.5.
         Err(Errno::ENOPROTOOPT) => SenderProcess::Unknown,
         Err(errno) => return Err(errno.into()),
     };
     Ok(Sender { pid, process })
 }
 
-/// Receives one packet with its attachments, without waiting: `WouldBlock` when there is none.
-/// Descriptors are close-on-exec.
+/// Receives one packet with its attachments, without waiting. Received descriptors are
+/// close-on-exec.
+///
+/// # Errors
+/// `WouldBlock` when the queue is empty.
 pub(crate) fn receive_with_attachments(
     channel: BorrowedFd<'_>,
     buffer: &mut [u8],
@@ -131,18 +134,19 @@ pub(crate) fn receive_with_attachments(
     let mut text = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC | libc::MSG_CMSG_CLOEXEC;
     loop {
-        // SAFETY: a header of zeros is a valid one: no name, no text, no attachments.
+        // SAFETY: an all-zero header is valid: no name, no data, no attachments.
         let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
         header.msg_iov = &raw mut text;
         header.msg_iovlen = 1;
         header.msg_control = space.as_mut_ptr().cast();
         header.msg_controllen = size_of_val(&space) as _;
-        // SAFETY: the header points to memory of the lengths that it names, which lives until the
-        // call returns.
+        // SAFETY: each pointer in the header refers to a buffer of the stated length, which lives
+        // until the call returns.
         let received = unsafe { libc::recvmsg(channel.as_raw_fd(), &raw mut header, flags) };
         let length = match Errno::result(received) {
-            // The other end was closed with packets of ours unread. The kernel reports that once,
-            // ahead of what the other end had sent before.
+            // ECONNRESET: the other end was closed while packets from us were still unread. The
+            // kernel reports this once, before the packets that the other end had sent. So the call
+            // is repeated.
             Err(Errno::ECONNRESET | Errno::EINTR) => continue,
             length => usize::try_from(length?).map_err(io::Error::other)?,
         };
@@ -156,25 +160,25 @@ pub(crate) fn receive_with_attachments(
     }
 }
 
-/// Takes what the kernel has attached to a packet. Called once for each header that recvmsg(2) has
-/// filled in.
+/// Takes the attachments out of a packet. Must be called only once for each header that recvmsg(2)
+/// has filled in, because it takes ownership of the descriptors.
 fn attachments(header: &libc::msghdr) -> Attached {
     let (mut rights, mut credentials, mut process) = (Vec::new(), None, SenderProcess::Unknown);
-    // SAFETY: the kernel has filled in the header and the memory for attachments that it points to.
+    // SAFETY: the kernel has filled in the header and the attachment buffer that it points to.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
     while !next.is_null() {
-        // SAFETY: a header that CMSG_FIRSTHDR or CMSG_NXTHDR has returned lies within that memory.
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return pointers into the attachment buffer.
         let attachment = unsafe { ptr::read_unaligned(next) };
         // SAFETY: as above.
         let data = unsafe { libc::CMSG_DATA(next) };
         match (attachment.cmsg_level, attachment.cmsg_type) {
             (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
                 for place in 0..descriptors(&attachment) {
-                    // SAFETY: the kernel wrote as many ints as the length of the attachment says.
+                    // SAFETY: the attachment holds as many ints as its length says.
                     let passed = unsafe { data.cast::<RawFd>().add(place) };
                     // SAFETY: as above.
                     let raw = unsafe { ptr::read_unaligned(passed) };
-                    // SAFETY: the kernel has just made the descriptor, for this process.
+                    // SAFETY: the kernel has just created this descriptor for this process.
                     rights.push(unsafe { OwnedFd::from_raw_fd(raw) });
                 }
             }
@@ -186,7 +190,7 @@ fn attachments(header: &libc::msghdr) -> Attached {
                 // SAFETY: the kernel wrote one int.
                 let raw = unsafe { ptr::read_unaligned(data.cast::<RawFd>()) };
                 process = match raw {
-                    // SAFETY: the kernel has just made the descriptor, for this process.
+                    // SAFETY: the kernel has just created this descriptor for this process.
                     0.. => SenderProcess::Held(PidFd::from(unsafe { OwnedFd::from_raw_fd(raw) })),
                     raw if raw == -libc::ESRCH || raw == -libc::EINVAL => SenderProcess::Ended,
                     _ => SenderProcess::Unknown,
@@ -194,7 +198,7 @@ fn attachments(header: &libc::msghdr) -> Attached {
             }
             _ => {}
         }
-        // SAFETY: as for CMSG_FIRSTHDR, and `next` is the attachment before.
+        // SAFETY: as for CMSG_FIRSTHDR, and `next` is the previous attachment.
         next = unsafe { libc::CMSG_NXTHDR(header, next) };
     }
     let is_truncated = header.msg_flags & libc::MSG_CTRUNC != 0;
@@ -207,7 +211,7 @@ fn attachments(header: &libc::msghdr) -> Attached {
     }
 }
 
-/// How many descriptors an attachment holds.
+/// Returns the number of descriptors in an attachment.
 fn descriptors(attachment: &libc::cmsghdr) -> usize {
     // SAFETY: CMSG_LEN only computes a length.
     let header = unsafe { libc::CMSG_LEN(0) } as usize;

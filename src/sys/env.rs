@@ -1,10 +1,9 @@
-//! Reads what a process is born with, once, and takes out of its environment what no other program
-//! may see.
+//! The environment and the descriptors that this process starts with.
 //!
-//! Changing the environment is sound only while one thread runs (setenv(3)), so that is checked
-//! rather than asked for. A program that starts no other programs may keep the variables in its
-//! environment, and then other threads may run.
-//! What the variables mean is not decided here.
+//! This module reads both once and removes the variables that no other program may see. Changing
+//! the environment is sound only while a single thread runs (setenv(3)), so [`take`] checks the
+//! number of threads itself. A program that starts no other programs may leave the variables in
+//! place; then other threads may run. This module does not interpret the variables.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
@@ -18,20 +17,21 @@ use super::fd::PassedDescriptors;
 use super::process;
 use crate::error::Error;
 
-/// A process is born once: a second taking would adopt descriptors that have an owner by now.
+/// Whether [`take`] has been called. A second call would adopt descriptors that already have an
+/// owner.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// The environment as it was, in two parts.
+/// The environment at startup, split into two parts.
 #[derive(Debug)]
 pub(crate) struct Environment {
-    /// What was taken out, of the variables that were asked for.
+    /// The requested variables that were set, with their values.
     taken: Vec<(&'static str, OsString)>,
-    /// All the rest, as `NAME=value`, in the form that execve(2) takes.
+    /// All other variables as `NAME=value`, ready for execve(2).
     pub(crate) rest: Vec<CString>,
 }
 
 impl Environment {
-    /// Divides `variables` into those that are called as one of `names`, and the rest.
+    /// Splits `variables` into those listed in `names` and the rest.
     pub(crate) fn new(names: &[&'static str], variables: Vec<(OsString, OsString)>) -> Self {
         let value = |name: &str| {
             variables.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone())
@@ -47,12 +47,12 @@ impl Environment {
         Self { taken, rest: rest.collect() }
     }
 
-    /// What a variable held that was taken out.
+    /// Returns the value of a requested variable.
     pub(crate) fn get(&self, name: &str) -> Option<&OsStr> {
         self.taken.iter().find(|(taken, _)| *taken == name).map(|(_, value)| value.as_os_str())
     }
 
-    /// What a variable holds that was left in.
+    /// Returns the value of a variable that was not requested.
     pub(crate) fn kept(&self, name: &str) -> Option<&OsStr> {
         let values = self
             .rest
@@ -62,19 +62,21 @@ impl Environment {
     }
 }
 
-/// What becomes of the variables that are taken.
+/// What happens to the requested variables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Variables {
-    /// They are removed, so that no program that this process starts sees them. One thread may run.
+    /// They are removed from the environment, so that child processes do not inherit them. Requires
+    /// that this process has a single thread.
     Removed,
     /// They stay in the environment, which is not changed. Other threads may run.
     Kept,
 }
 
-/// Takes what `names` hold, and as many passed descriptors as `count` finds to be ours.
+/// Takes the variables listed in `names`, and as many passed descriptors as `count` returns.
 ///
 /// # Errors
-/// [`Error::AlreadyTaken`] and [`Error::ThreadsRunning`]; then nothing was changed.
+/// [`Error::AlreadyTaken`] on a second call, and [`Error::ThreadsRunning`] if the variables are to
+/// be removed while other threads run. Nothing is changed in either case.
 pub(crate) fn take(
     names: &[&'static str],
     variables: Variables,
@@ -94,40 +96,42 @@ pub(crate) fn take(
     Ok((environment, descriptors))
 }
 
-/// What a variable holds, for a program that was started by hand and inherits nothing.
+/// Returns the value of an environment variable. For programs that are started by hand and inherit
+/// nothing.
 pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
 fn remove(name: &str) {
-    // SAFETY: no other thread reads the environment: `take`, the only caller, has found that there
-    // is none.
+    // SAFETY: no other thread reads the environment: `take`, the only caller, has checked that this
+    // process has a single thread.
     unsafe { std::env::remove_var(name) };
 }
 
-/// The path by which this process was started, absolute, its links not resolved: what a deploy may
-/// put anew.
+/// Returns the absolute path by which this process was started, with symbolic links unresolved. A
+/// deployment may put a new binary there.
 ///
-/// The kernel keeps the path that was given to execve(2) as `AT_EXECFN`, getauxval(3). Unlike
-/// `argv[0]` nobody can have made it up, and unlike `/proc/self/exe` a link in it is still a link.
+/// The kernel records the path passed to execve(2) as `AT_EXECFN` (getauxval(3)). Unlike `argv[0]`
+/// it cannot be forged, and unlike `/proc/self/exe` it keeps symbolic links.
 pub(crate) fn program() -> io::Result<PathBuf> {
-    // SAFETY: getauxval(3) reads a table that the kernel wrote, for any key.
+    // SAFETY: getauxval(3) accepts any key and reads a table that the kernel wrote.
     let name = unsafe { libc::getauxval(libc::AT_EXECFN) } as *const libc::c_char;
     if name.is_null() {
         return std::fs::read_link("/proc/self/exe");
     }
-    // SAFETY: AT_EXECFN, when it is there, points to a string that ends in zero and lives as long
-    // as the process.
+    // SAFETY: a non-null AT_EXECFN points to a null-terminated string that lives as long as the
+    // process.
     let name = unsafe { CStr::from_ptr(name) };
     let path = Path::new(OsStr::from_bytes(name.to_bytes()));
-    // fexecve(3) goes by a descriptor, which the successor would not have.
+    // The process was started through a descriptor (fexecve(3)), which the successor would not
+    // have.
     if path.starts_with("/dev/fd") || path.starts_with("/proc") {
         return std::fs::read_link("/proc/self/exe");
     }
     std::path::absolute(path)
 }
 
-/// The arguments, `argv[0]` included.
+/// Returns the arguments of this process, including `argv[0]`.
 pub(crate) fn arguments() -> Vec<CString> {
     std::env::args_os().filter_map(|argument| CString::new(argument.into_vec()).ok()).collect()
 }

@@ -1,4 +1,4 @@
-//! Owns descriptors: what one is, how to keep it from leaking, how to keep it low.
+//! File descriptors: who owns them, how they are kept from leaking, and how their numbers stay low.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -15,59 +15,62 @@ use socket2::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// close_range(2) sets the flag instead of closing.
+/// `CLOSE_RANGE_CLOEXEC`: makes close_range(2) set close-on-exec instead of closing.
 pub(super) const CLOSE_ON_EXEC: libc::c_int = 1 << 2;
 
-/// close_range(2) closes in a copy of the table, if the table is shared.
+/// `CLOSE_RANGE_UNSHARE`: makes close_range(2) copy a shared descriptor table before it closes
+/// anything.
 pub(super) const CLOSE_IN_A_COPY: libc::c_int = 1 << 1;
 
-/// The first descriptor that is passed, sd_listen_fds(3).
+/// The first descriptor number used for passing, sd_listen_fds(3).
 pub(crate) const FIRST_PASSED: RawFd = 3;
 
-/// Marks every descriptor from 3 up close-on-exec, whoever left it open: what we pass on is chosen,
-/// never leaked.
+/// Marks every descriptor from 3 up close-on-exec, whichever code opened it. A successor then
+/// receives only the descriptors that are passed on purpose.
 pub(crate) fn close_all_on_exec() -> io::Result<()> {
-    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing; it only sets a flag, on any
+    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing; it only sets a flag on each
     // descriptor.
     let done = unsafe { libc::close_range(3, libc::c_uint::MAX, CLOSE_ON_EXEC) };
     Errno::result(done).map(drop).map_err(Into::into)
 }
 
-/// Whether `descriptor` is open.
+/// Returns whether `descriptor` is open.
 pub(crate) fn is_open(descriptor: RawFd) -> bool {
-    // SAFETY: F_GETFD on a descriptor that may not be open reads nothing but the table of
-    // descriptors.
+    // SAFETY: fcntl(2) with F_GETFD only reads the descriptor table, even if the descriptor is
+    // closed.
     unsafe { libc::fcntl(descriptor, libc::F_GETFD) >= 0 }
 }
 
-/// The descriptors from 3 up that a parent or a predecessor has passed, sd_listen_fds(3).
+/// The descriptors from 3 up that a parent or a predecessor passed, sd_listen_fds(3).
 #[derive(Debug)]
 pub(crate) struct PassedDescriptors {
-    /// The numbers of those that were not taken yet, by their place.
+    /// The number of each passed descriptor, by index. `None` once it has been taken.
     left: Vec<Option<RawFd>>,
 }
 
 impl PassedDescriptors {
-    /// The caller has found that so many are open and meant for this process.
+    /// Creates the list of passed descriptors. The caller has checked that `count` descriptors are
+    /// open and meant for this process.
     pub(super) fn new(count: usize) -> Self {
         Self { left: (FIRST_PASSED..).take(count).map(Some).collect() }
     }
 
-    /// How many were passed.
+    /// Returns how many descriptors were passed, including those already taken.
     pub(crate) fn len(&self) -> usize {
         self.left.len()
     }
 
-    /// Takes the one at `index`, whatever it is. `None` when it was taken before.
+    /// Takes the descriptor at `index`, of whatever kind. Returns `None` if it has already been
+    /// taken or if the index is out of range.
     pub(crate) fn take(&mut self, index: usize) -> Option<OwnedFd> {
         let raw = self.left.get_mut(index)?.take()?;
-        // SAFETY: it was found open, it is handed out once, and nothing else in this process was
-        // born with it.
+        // SAFETY: the descriptor is open, each one is returned only once, and nothing else in this
+        // process owns it.
         Some(unsafe { OwnedFd::from_raw_fd(raw) })
     }
 }
 
-/// Takes the descriptor `raw`, which a predecessor names as one that it passed.
+/// Takes the descriptor `raw`, which the predecessor says it passed.
 ///
 /// # Errors
 /// `EBADF` when it is not open, and `EINVAL` when it is one of the standard streams.
@@ -78,12 +81,12 @@ pub(crate) fn take_named(raw: RawFd) -> io::Result<OwnedFd> {
     if !is_open(raw) {
         return Err(Errno::EBADF.into());
     }
-    // SAFETY: it is open, and it is ours alone: the predecessor made it for this process and names
-    // each one once.
+    // SAFETY: the descriptor is open and owned by nothing else: the predecessor created it for this
+    // process and names each descriptor only once.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
-/// What a descriptor is, for an error that names it.
+/// Returns what kind of file a descriptor refers to, for error messages.
 pub(crate) fn describe(descriptor: impl AsFd) -> &'static str {
     let Ok(status) = fstat(descriptor) else { return "unreadable" };
     let kind = SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits());
@@ -98,67 +101,70 @@ pub(crate) fn describe(descriptor: impl AsFd) -> &'static str {
     }
 }
 
-/// The path under which the kernel shows what a descriptor refers to.
+/// Returns the path in /proc that leads to the file behind a descriptor.
 pub(crate) fn path_to(descriptor: impl AsFd) -> PathBuf {
     format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd()).into()
 }
 
-/// `DEVICE:INODE`, by which `JOURNAL_STREAM` names a stream.
+/// Returns `DEVICE:INODE` of a descriptor, the form in which `JOURNAL_STREAM` identifies a stream.
 pub(crate) fn device_and_inode(descriptor: impl AsFd) -> Option<String> {
     fstat(descriptor).ok().map(|status| format!("{}:{}", status.st_dev, status.st_ino))
 }
 
-/// A low descriptor number, kept for what a successor is to be passed.
+/// A low descriptor number, reserved for a descriptor that a successor will be passed.
 ///
-/// A new descriptor gets the lowest free number, which is a high one in a process with thousands of
-/// connections; and the launch copies all that lies below the highest that is passed.
+/// A new descriptor gets the lowest free number, which is high in a process with thousands of
+/// connections. The launch copies all descriptors up to the highest one that is passed, so high
+/// numbers make it slow.
 #[derive(Debug)]
 pub(crate) struct LowSlot {
     slot: OwnedFd,
-    /// What the slot holds while it holds nothing.
+    /// The placeholder that occupies the slot while it is empty.
     blank: OwnedFd,
 }
 
 impl LowSlot {
-    /// Takes the lowest number that is free now: early in the life of a process.
+    /// Reserves the lowest number that is free now. Call it early in the life of the process.
     pub(crate) fn reserve() -> io::Result<Self> {
-        // Anything that needs no path: there may be no /dev.
+        // A socket needs no path, so this works even where /dev does not exist.
         let blank = OwnedFd::from(UnixDatagram::unbound()?);
         Ok(Self { slot: blank.try_clone()?, blank })
     }
 
-    /// Puts a copy of `descriptor` into the slot, until [`LowSlot::clear`].
+    /// Puts a copy of `descriptor` into the slot, where it stays until [`LowSlot::clear`].
     pub(crate) fn fill(&mut self, descriptor: impl AsFd) -> io::Result<BorrowedFd<'_>> {
         dup3(descriptor, &mut self.slot, OFlag::O_CLOEXEC)?;
         Ok(self.slot.as_fd())
     }
 
-    /// Closes what is in the slot, and keeps the number.
+    /// Closes the descriptor in the slot but keeps the number reserved.
     pub(crate) fn clear(&mut self) -> io::Result<()> {
         dup3(&self.blank, &mut self.slot, OFlag::O_CLOEXEC).map_err(Into::into)
     }
 }
 
-/// Something whose descriptor stays open and the same for as long as it lives.
+/// A value whose descriptor stays open and unchanged for as long as the value lives.
 ///
 /// # Safety
-/// An implementor promises just that: it owns the descriptor, and has no way to exchange it.
+/// An implementor must own its descriptor and must not offer a way to replace it.
 pub(crate) unsafe trait Steady: AsRawFd {}
 
-// SAFETY: it owns one descriptor for its whole life.
+// SAFETY: an OwnedFd owns one descriptor for its whole life.
 unsafe impl Steady for OwnedFd {}
 
-// SAFETY: it owns one descriptor for its whole life, and what is shared cannot be exchanged.
+// SAFETY: the socket owns one descriptor for its whole life, and a shared socket cannot be
+// replaced.
 unsafe impl Steady for Arc<Socket> {}
 
-/// Has the runtime watch a descriptor, until the watch is dropped. Must be called in a tokio
-/// runtime.
+/// Registers a descriptor with the tokio runtime until the returned watch is dropped. Must be
+/// called within a tokio runtime.
 pub(crate) fn watch<T: Steady>(watched: T, interest: Interest) -> io::Result<AsyncFd<T>> {
-    // SAFETY: what is `Steady` keeps its descriptor open and the same, and the watch owns it.
+    // SAFETY: a `Steady` value keeps its descriptor open and unchanged, and the watch owns the
+    // value.
     unsafe { AsyncFd::register_with_interest(watched, interest) }.map_err(Into::into)
 }
 
-/// The number of a descriptor, to be held against one that a predecessor names.
+/// Returns the number of a descriptor, to compare it with one that a predecessor names.
 pub(crate) fn number(descriptor: &impl AsRawFd) -> RawFd {
     descriptor.as_raw_fd()
 }

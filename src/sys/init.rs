@@ -1,5 +1,6 @@
-//! Splits a process in two while it has one thread: one half stays as a small init, the other goes
-//! on.
+//! A fork of this process into a small init process and the process that does the work.
+//!
+//! It happens at startup, while the process has a single thread.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,30 +12,32 @@ use nix::unistd::{ForkResult, Pid, dup2_raw, fork};
 
 use super::fd::FIRST_PASSED;
 
-/// Which half this process is.
+/// Which of the two processes this one is after the fork.
 #[derive(Debug)]
 pub(crate) enum Half {
-    /// The one that stays. All signals are blocked.
+    /// The process that stays as init. All signals are blocked.
     Init {
-        /// The other.
+        /// The process that does the work.
         child: Pid,
     },
-    /// The one that goes on, as if nothing had been.
+    /// The process that does the work. It continues as if it had not been forked.
     Line,
 }
 
-/// Splits this process. The half that stays becomes the parent of all orphans below it, as process
-/// 1 is anyway.
+/// Forks this process. The parent becomes the reaper of all orphans below it, as process 1 always
+/// is.
 ///
-/// The caller has checked that there is one thread ([`super::process::require_one_thread`]). So the
-/// other half may do whatever this process might have done (fork(2)).
+/// The caller has checked that this process has a single thread
+/// ([`super::process::require_one_thread`]). So the child may do anything that this process could
+/// have done (fork(2)).
 pub(crate) fn split() -> io::Result<Half> {
     set_child_subreaper(true)?;
-    // Process 1 is not killed by a signal that it has no handler for; it is lost. So it must not
-    // come before we wait.
+    // The kernel discards a signal for process 1 that has no handler. Blocking all signals keeps an
+    // early signal pending until the init process waits for it.
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-    // SAFETY: no other thread runs, so no lock is held that the child would wait for.
+    // SAFETY: no other thread runs, so no other thread can hold a lock that the child would wait
+    // for.
     match unsafe { fork() } {
         Ok(ForkResult::Parent { child }) => Ok(Half::Init { child }),
         forked => {
@@ -44,28 +47,30 @@ pub(crate) fn split() -> io::Result<Half> {
     }
 }
 
-/// Closes every descriptor from 3 up but this one, which it may give another number.
+/// Closes every descriptor from 3 up except `kept`. The returned descriptor may have another
+/// number.
 pub(crate) fn keep_only(kept: OwnedFd) -> io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
     let kept = if kept.as_raw_fd() == FIRST_PASSED {
         kept
     } else {
-        // SAFETY: what is open there belongs to the other half; in this one nobody uses it any
-        // more, and nothing is dropped that would close it again.
+        // SAFETY: only the child uses the descriptors that were open before the fork. Nothing in
+        // this process uses the overwritten one or closes it again on drop.
         let moved = unsafe { dup2_raw(&kept, FIRST_PASSED) }?;
-        // Closed below with all others.
+        // close_range(2) below closes it.
         std::mem::forget(kept);
         moved
     };
     let first = (FIRST_PASSED + 1).unsigned_abs();
-    // SAFETY: close_range(2) on what the other half owns: as above.
+    // SAFETY: as above: nothing in this process uses the descriptors that close_range(2) closes.
     let done = unsafe { libc::close_range(first, libc::c_uint::MAX, 0) };
     nix::errno::Errno::result(done)?;
     Ok(kept)
 }
 
-/// Ends this process at once. What it holds belongs to the other half, so no destructor is to run.
+/// Exits at once without running destructors, because everything that this process holds belongs to
+/// the other one.
 pub(crate) fn end(code: i32) -> ! {
-    // SAFETY: _exit(2) runs nothing.
+    // SAFETY: _exit(2) runs no code of this process.
     unsafe { libc::_exit(code) }
 }

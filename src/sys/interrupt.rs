@@ -1,11 +1,13 @@
-//! Interrupts system calls that block although they must not.
+//! A watchdog that interrupts accept(2) if it blocks a thread by accident.
 //!
-//! Whether accept(2) waits is decided by a flag of the open file description, which other processes
-//! may share. One of them can clear the flag after this process has looked at it and before it
-//! accepts. accept(2) has no flag of its own against that, so a thread that waits there is woken by
-//! a signal: a watcher looks once a second, and a thread that has been in the same call since its
-//! last look gets SIGURG. The handler does nothing and is installed without SA_RESTART, so that the
-//! call ends with EINTR. Without a handler SIGURG is ignored, signal(7): it never ends a process.
+//! Whether accept(2) blocks depends on a flag of the open file description, which other processes
+//! may share. Another process can clear that flag between our check and our accept, and accept(2)
+//! takes no flag of its own to prevent this.
+//!
+//! A watcher thread therefore checks once a second which threads are still in the same call as at
+//! the last check. It sends SIGURG to each of them. The handler does nothing and is installed
+//! without SA_RESTART, so the call ends with EINTR. Without a handler SIGURG is ignored
+//! (signal(7)), so it never kills a process.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,27 +21,28 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 use super::signals::has_handler;
 
-/// How often the watcher looks: a call that blocks is interrupted after one to two of these.
+/// How often the watcher checks. A blocking call is interrupted after one to two intervals.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// One thread, and how often it has begun and ended a call: an odd number says that it is in one.
+/// A watched thread, and a counter that it increments when it enters and leaves a call. An odd
+/// count means that the thread is inside a call.
 #[derive(Debug)]
 struct Mark {
     thread: libc::pid_t,
     count: AtomicU64,
 }
 
-/// The threads that the watcher looks at.
+/// The threads that the watcher checks.
 static MARKS: Mutex<Vec<Weak<Mark>>> = Mutex::new(Vec::new());
 
 thread_local! {
-    /// None when this thread cannot be watched.
+    /// The mark of this thread. `None` if the thread cannot be watched.
     static MARK: Option<Arc<Mark>> = register().map_err(not_watched).ok();
 }
 
-/// Makes a system call that is interrupted if it blocks: then it ends with EINTR.
+/// Makes a system call that the watcher interrupts with EINTR if it blocks.
 pub(crate) fn unless_it_blocks<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    // A thread that ends has no mark any more.
+    // While a thread exits, its mark is no longer available.
     let mark = MARK.try_with(Option::clone).ok().flatten();
     let step = || mark.as_ref().map(|mark| mark.count.fetch_add(1, Ordering::Relaxed));
     step();
@@ -48,7 +51,8 @@ pub(crate) fn unless_it_blocks<T>(call: impl FnOnce() -> io::Result<T>) -> io::R
     done
 }
 
-/// Starts the watcher, once in a process. Without it nothing is interrupted, and all else works.
+/// Starts the watcher, once per process. If that fails, calls are not interrupted, but everything
+/// else works.
 pub(crate) fn start_watcher() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
@@ -62,7 +66,7 @@ pub(crate) fn start_watcher() {
     });
 }
 
-/// Has the watcher look at this thread.
+/// Registers this thread with the watcher.
 fn register() -> io::Result<Arc<Mark>> {
     let mut signal = SigSet::empty();
     signal.add(Signal::SIGURG);
@@ -75,24 +79,24 @@ fn register() -> io::Result<Arc<Mark>> {
 fn not_watched(error: io::Error) {
     tracing::warn!(
         event = "accept.uninterruptible", reason = %error,
-        "an accept that blocks will not be interrupted: {error}"
+        "cannot watch for a blocking accept: {error}"
     );
 }
 
-/// Installs the handler, unless the program has one of its own for this signal.
+/// Installs the handler for SIGURG, unless the program already has one.
 fn install_handler() -> io::Result<()> {
     if has_handler(libc::SIGURG)? {
         return Ok(());
     }
     let action = SigAction::new(SigHandler::Handler(do_nothing), SaFlags::empty(), SigSet::empty());
-    // SAFETY: the handler touches nothing, so it may run at any instant.
+    // SAFETY: the handler does nothing, so it may run at any time.
     unsafe { sigaction(Signal::SIGURG, &action) }?;
     Ok(())
 }
 
 extern "C" fn do_nothing(_signal: libc::c_int) {}
 
-/// Looks at the threads, for as long as the process lives.
+/// Checks the threads once per interval, for as long as the process lives.
 fn watch() {
     let mut last: Vec<(libc::pid_t, u64)> = Vec::new();
     loop {
@@ -112,15 +116,15 @@ fn watch() {
     }
 }
 
-/// Sends the signal to a thread of this process, if it is still there.
+/// Sends SIGURG to a thread of this process, if the thread still exists.
 fn interrupt(thread: libc::pid_t) {
-    // SAFETY: tgkill(2) takes three numbers. It reaches no other process, and the handler does
+    // SAFETY: tgkill(2) takes three numbers. It reaches only this process, and the handler does
     // nothing.
     let done = unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), thread, libc::SIGURG) };
     if let Err(error) = Errno::result(done) {
         tracing::debug!(
             event = "accept.interrupt_failed", thread, %error,
-            "cannot interrupt a thread that blocks"
+            "cannot interrupt a blocked thread: {error}"
         );
     }
 }
@@ -132,7 +136,7 @@ mod tests {
 
     use super::*;
 
-    /// The standard library's read repeats a call that was interrupted; this one does not.
+    /// Reads once. Unlike the standard library's read, it does not retry after EINTR.
     fn read(stream: &mut UnixStream) -> io::Result<usize> {
         nix::unistd::read(&*stream, &mut [0]).map_err(Into::into)
     }

@@ -1,5 +1,5 @@
-//! Files in memory, memfd_create(2), by which one process passes another more bytes than a packet
-//! holds.
+//! In-memory files (memfd_create(2)), used to pass more bytes to another process than fit into one
+//! packet.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,18 +10,18 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// `MFD_NOEXEC_SEAL`, since Linux 6.3: the file can never be executed. Some systems refuse files
-/// without it.
+/// `MFD_NOEXEC_SEAL`: the file can never be executed. Since Linux 6.3. Some systems refuse memory
+/// files without it.
 const NEVER_EXECUTED: libc::c_uint = 8;
 
-/// A file in memory that holds `bytes`.
+/// Creates an in-memory file that holds `bytes`.
 ///
 /// # Errors
-/// When the kernel has no memory or this process has no descriptor left.
+/// When the kernel is out of memory or this process has no free descriptor.
 pub(crate) fn written(bytes: &[u8]) -> io::Result<OwnedFd> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::from_bits_retain(NEVER_EXECUTED);
     let file = match memfd_create(c"handoffd", flags) {
-        // An older kernel does not know the flag.
+        // Kernels before 6.3 do not know the flag.
         Err(Errno::EINVAL) => memfd_create(c"handoffd", MFdFlags::MFD_CLOEXEC),
         created => created,
     };
@@ -30,10 +30,10 @@ pub(crate) fn written(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Reads a file from its beginning, wherever its writer has left its offset.
+/// Reads a whole file from its start, regardless of the current file offset.
 ///
 /// # Errors
-/// `InvalidInput` when it is not a regular file or has more than `most` bytes.
+/// `InvalidInput` when it is not a regular file or is larger than `most` bytes.
 pub(crate) fn read(file: OwnedFd, most: u64) -> io::Result<Vec<u8>> {
     let file = File::from(file);
     let status = file.metadata()?;

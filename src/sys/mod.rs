@@ -1,7 +1,8 @@
-//! Speaks to the kernel: all unsafe code, all raw descriptors, all of the environment.
+//! The only module that talks to the kernel directly: all unsafe code, all raw descriptors and all
+//! access to the environment are here.
 //!
-//! Whatever leaves this folder is owned, typed and close-on-exec. No file here knows what a handoff
-//! is.
+//! Every descriptor that this module returns is owned, typed and close-on-exec. Nothing here knows
+//! what a handoff is.
 #![allow(unsafe_code, reason = "the one place for it; every block says who meets its duty")]
 #![allow(
     clippy::disallowed_methods,

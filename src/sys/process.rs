@@ -1,4 +1,5 @@
-//! Holds a process so that no signal can reach a stranger: pidfd_open(2), pidfd_send_signal(2).
+//! Processes held by pidfd, so that a signal never reaches an unrelated process that reuses the
+//! pid. See pidfd_open(2) and pidfd_send_signal(2).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -14,47 +15,49 @@ use nix::unistd::{Pid, getpgid, getpgrp};
 use super::fd::Steady;
 use crate::error::Error;
 
-/// `PIDFS_MAGIC`, of file systems whose inodes are processes (since Linux 6.9).
+/// `PIDFS_MAGIC`: the type of the file system of pidfds, whose inodes identify processes. Since
+/// Linux 6.9.
 const PIDFS_MAGIC: libc::c_long = 0x5049_4446;
 
-/// `struct pidfd_info` of <linux/pidfd.h> in its first version.
+/// The first version of `struct pidfd_info` from <linux/pidfd.h>.
 #[derive(Debug)]
 #[repr(C)]
 struct PidFdInfo {
     mask: u64,
-    /// A control group and the numbers of the process, its parent, user and groups.
+    /// The id of the control group, then the ids of the process, its parent, its user and its
+    /// groups.
     ids: [u32; 13],
     exit_code: i32,
 }
 
-/// Asks for the exit status, and is set in the answer that has one.
+/// `PIDFD_INFO_EXIT`: requests the exit status; set in the answer if the status is available.
 const PIDFD_INFO_EXIT: u64 = 1 << 3;
 
 /// `_IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)`.
 const PIDFD_GET_INFO: libc::Ioctl =
     nix::request_code_readwrite!(0xFF, 11, size_of::<PidFdInfo>()) as libc::Ioctl;
 
-/// A process, by a descriptor that stays its own even when its number is used again.
+/// A process, held by a descriptor that keeps naming it even if its pid is reused.
 #[derive(Debug)]
 pub(crate) struct PidFd(OwnedFd);
 
 impl PidFd {
-    /// The process that has the number `pid` now. Whether that is the one that was meant, the
-    /// caller must find out.
+    /// Opens the process that has the number `pid` now. The caller must check that this is the
+    /// intended process.
     pub(crate) fn open(pid: u32) -> io::Result<Self> {
-        // SAFETY: pidfd_open(2) takes two integers and makes a descriptor, which is close-on-exec
-        // from the start.
+        // SAFETY: pidfd_open(2) takes two integers and returns a descriptor, which is always
+        // close-on-exec.
         let raw = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
         let raw = i32::try_from(raw).map_err(io::Error::other)?;
-        // SAFETY: the kernel has just made it, for us.
+        // SAFETY: the kernel has just created this descriptor for this process.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(raw) }))
     }
 
-    /// Sends `signal` to it.
+    /// Sends `signal` to the process.
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         let none = std::ptr::null::<libc::siginfo_t>();
-        // SAFETY: pidfd_send_signal(2) takes a descriptor that we own, a number, and no
-        // information.
+        // SAFETY: pidfd_send_signal(2) gets a descriptor that we own, a signal number, and a null
+        // pointer instead of signal information.
         let done = unsafe {
             libc::syscall(
                 libc::SYS_pidfd_send_signal,
@@ -67,47 +70,53 @@ impl PidFd {
         Errno::result(done).map(drop).map_err(Into::into)
     }
 
-    /// Whether the process has ended, pidfd_open(2): then its descriptor is readable.
+    /// Returns whether the process has exited. A pidfd becomes readable then, pidfd_open(2).
     pub(crate) fn has_ended(&self) -> bool {
         let mut poll = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
-    /// How the process with the number `pid` has ended, if it has and the kernel still tells. Until
-    /// its parent has reaped it /proc tells; after that its descriptor does, since Linux 6.15.
+    /// Returns the exit status of the process, if it has exited and the kernel still has the
+    /// status. `pid` must be the pid of the process.
+    ///
+    /// The status is in /proc until the parent reaps the process. After that the pidfd has it,
+    /// since Linux 6.15.
     pub(crate) fn exit_status(&self, pid: u32) -> Option<ExitStatus> {
         let status = self.status_of_zombie(pid).or_else(|| self.status_of_reaped())?;
         Some(ExitStatus::from_raw(status))
     }
 
-    /// The wait status in /proc. To a process that may not look it is shown as 0.
+    /// Returns the wait status from /proc. The kernel shows 0 to a process without permission to
+    /// see it.
     fn status_of_zombie(&self, pid: u32) -> Option<libc::c_int> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name of the program may hold spaces and parentheses. The state follows it, and the
+        // The program name may contain spaces and parentheses. The state follows the name, and the
         // status is the last field.
         let (_, fields) = text.rsplit_once(") ")?;
         let status = fields.trim_end().rsplit(' ').next()?.parse().ok()?;
-        // The number is its own until it is reaped, so it was when this was read.
+        // The pid cannot be reused before the process is reaped. If the process is not reaped yet,
+        // the text read above was its own.
         (fields.starts_with('Z') && status != 0 && self.is_not_reaped()).then_some(status)
     }
 
     fn is_not_reaped(&self) -> bool {
         let none = std::ptr::null::<libc::siginfo_t>();
-        // SAFETY: pidfd_send_signal(2) with signal 0 sends nothing, and says whether the process is
-        // there.
+        // SAFETY: pidfd_send_signal(2) with signal 0 sends nothing; it only checks whether the
+        // process exists.
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), 0, none, 0) == 0 }
     }
 
-    /// The wait status by the descriptor.
+    /// Returns the wait status from the pidfd.
     fn status_of_reaped(&self) -> Option<libc::c_int> {
         let mut info = PidFdInfo { mask: PIDFD_INFO_EXIT, ids: [0; 13], exit_code: 0 };
-        // SAFETY: ioctl(2) with PIDFD_GET_INFO writes at most as many bytes as its number says,
-        // which the struct has.
+        // SAFETY: PIDFD_GET_INFO encodes the size of the struct, and the kernel writes at most that
+        // many bytes.
         let done = unsafe { libc::ioctl(self.0.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
         (done == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
     }
 
-    /// The number by which `LISTEN_PIDFDID` names a process, where this kernel has such numbers.
+    /// Returns the number by which `LISTEN_PIDFDID` identifies the process, if the kernel supports
+    /// such numbers.
     pub(crate) fn inode(&self) -> Option<u64> {
         let file_system = nix::sys::statfs::fstatfs(self.as_fd()).ok()?.filesystem_type();
         if file_system.0 != PIDFS_MAGIC {
@@ -118,7 +127,7 @@ impl PidFd {
 }
 
 impl From<OwnedFd> for PidFd {
-    /// A descriptor that the kernel has made for a process.
+    /// Wraps a pidfd that the kernel has created.
     fn from(descriptor: OwnedFd) -> Self {
         Self(descriptor)
     }
@@ -130,7 +139,7 @@ impl AsRawFd for PidFd {
     }
 }
 
-// SAFETY: it owns one descriptor for its whole life.
+// SAFETY: a PidFd owns one descriptor for its whole life.
 unsafe impl Steady for PidFd {}
 
 impl AsFd for PidFd {
@@ -139,27 +148,28 @@ impl AsFd for PidFd {
     }
 }
 
-/// Checks that this process has one thread.
+/// Checks that this process has a single thread.
 ///
 /// # Errors
-/// [`Error::ThreadsRunning`], which names all threads.
+/// [`Error::ThreadsRunning`], which lists the names of all threads.
 pub(crate) fn require_one_thread() -> Result<(), Error> {
     let names = thread_names().map_err(Error::system("list the threads in /proc"))?;
     if names.len() == 1 {
         return Ok(());
     }
-    // A thread of a library has often no name of its own, so the library is named as well.
+    // Threads of preloaded libraries often have no name of their own, so the error also names the
+    // libraries.
     let preloaded = std::env::var_os("LD_PRELOAD").filter(|libraries| !libraries.is_empty());
     Err(Error::ThreadsRunning { threads: names.len(), names: names.join(", "), preloaded })
 }
 
-/// The names of all threads of this process.
+/// Returns the names of all threads of this process.
 fn thread_names() -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for thread in std::fs::read_dir("/proc/self/task")? {
         match std::fs::read(thread?.path().join("comm")) {
             Ok(name) => names.push(String::from_utf8_lossy(&name).trim_end().to_owned()),
-            // It has ended meanwhile.
+            // The thread has exited in the meantime.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => {}
             Err(error) => return Err(error),
@@ -168,13 +178,13 @@ fn thread_names() -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The user that this process acts as.
+/// Returns the effective user id of this process.
 pub(crate) fn user() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// Whether a process is in the process group of this one, as whatever it has started is unless that
-/// asked to leave.
+/// Returns whether a process is in the process group of this one. Child processes are, unless they
+/// have left the group.
 pub(crate) fn is_in_our_group(pid: u32) -> bool {
     let group = i32::try_from(pid).ok().and_then(|pid| getpgid(Some(Pid::from_raw(pid))).ok());
     group == Some(getpgrp())
@@ -195,7 +205,7 @@ mod tests {
             assert_eq!(nix::poll::poll(&mut poll, PollTimeout::from(60_000_u16)).unwrap(), 1);
             assert_eq!(process.exit_status(child.id()).unwrap().to_string(), expected);
             child.wait().unwrap();
-            // A kernel before 6.15 has forgotten it.
+            // Kernels before 6.15 no longer know the status.
             let after = process.exit_status(child.id()).map(|status| status.to_string());
             assert!(after.is_none_or(|status| status == expected));
         }

@@ -1,8 +1,7 @@
-//! This module keeps the last descriptors of the process for its operator, its metrics and its
-//! handoffs.
+//! A reserve of file descriptors for the operator, for metrics and for handoffs.
 //!
-//! A new descriptor gets the lowest free number (open(2)). So nothing has to be counted: the
-//! reserve is whole as long as no connection has a number in it.
+//! A new descriptor gets the lowest free number (open(2)). So no counting is needed: the reserve is
+//! intact as long as no connection has one of the highest numbers.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -12,36 +11,36 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
-/// How many descriptors connections never take. A process that may have fewer than four times as
-/// many keeps a quarter.
+/// The size of the reserve. If the descriptor limit is below four times this, the reserve is a
+/// quarter of the limit.
 const RESERVE: RawFd = 64;
 
-/// Whether a connection has come near the reserve. From then on each one is opened under the lock:
-/// a low number tells nothing of how many are free.
+/// Whether a connection has come close to the reserve. From then on, descriptors for clients are
+/// opened under the lock, because a low number no longer proves that many are free.
 static IS_NEAR: AtomicBool = AtomicBool::new(false);
 static OPENING: Mutex<()> = Mutex::new(());
 
-/// How many descriptors clients will need that have been accepted already.
+/// The number of descriptors that already accepted clients will still need.
 static EARMARKED: AtomicI32 = AtomicI32::new(0);
 
-/// A descriptor that a client will need for its upstream. No further client is accepted in place of
-/// it.
+/// A claim to one descriptor, which an accepted client will need for its upstream. It keeps new
+/// clients from using up that descriptor.
 #[derive(Debug)]
 pub(crate) struct Earmark(());
 
-/// Who may use the reserve.
+/// How much of the reserve a user of descriptors may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Share {
-    /// Clients, their upstreams, and the pipes between them.
+    /// None of it: for clients, their upstreams, and the pipes between them.
     Nothing,
-    /// Scrapes of metrics: they leave the other half to the operator.
+    /// Half of it: for metrics scrapes, which leave the other half to the operator.
     Half,
-    /// The operator.
+    /// All of it: for the operator.
     All,
 }
 
-/// Accepts a connection, and earmarks a descriptor for its upstream, unless its descriptor would be
-/// one of the reserve. `listener` is any descriptor.
+/// Accepts a connection and claims a descriptor for its upstream, unless that would use up the
+/// reserve. `listener` may be any descriptor.
 ///
 /// # Errors
 /// `EMFILE` when only the reserve is left.
@@ -52,9 +51,9 @@ pub(crate) fn accept<T: AsFd>(
 ) -> io::Result<(T, Earmark)> {
     let opening = (share != Share::All).then(lock_near).flatten();
     if opening.is_some() {
-        // A connection that has been accepted can only be served or reset. So the look comes first.
+        // Once accepted, a connection can only be served or reset. So check before accepting.
         let count = match share {
-            // The connection, and its own upstream.
+            // One descriptor for the connection and one for its upstream.
             Share::Nothing => EARMARKED.load(Ordering::Relaxed).saturating_add(2),
             Share::Half | Share::All => 1,
         };
@@ -62,11 +61,14 @@ pub(crate) fn accept<T: AsFd>(
     }
     let accepted = accept()?;
     note(&accepted);
-    // Still under the lock: the next accept sees it.
+    // The lock is still held, so the next accept sees this claim.
     Ok((accepted, Earmark::new()))
 }
 
-/// Looks for `count` free numbers below `end`. `any` is any descriptor.
+/// Checks that `count` descriptor numbers below `end` are free. `any` may be any descriptor.
+///
+/// # Errors
+/// `EMFILE` when fewer are free.
 fn require_free(any: impl AsFd, end: RawFd, count: RawFd) -> io::Result<()> {
     let mut from = 0;
     for _ in 0..count {
@@ -79,7 +81,7 @@ fn require_free(any: impl AsFd, end: RawFd, count: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens something for a client, unless its descriptor is one of the reserve.
+/// Opens a descriptor on behalf of a client, unless it would be part of the reserve.
 ///
 /// # Errors
 /// `EMFILE` when only the reserve is left.
@@ -103,28 +105,27 @@ impl Drop for Earmark {
     }
 }
 
-/// Returns whether a descriptor is one of the reserve.
+/// Returns whether a descriptor is part of the reserve.
 pub(crate) fn is_reserved(descriptor: impl AsFd) -> bool {
     descriptor.as_fd().as_raw_fd() >= first_kept_from(Share::Nothing)
 }
 
-/// Locks, once connections are near the reserve: between a look and an accept no other connection
-/// may take the number that was free.
+/// Takes the lock once connections are close to the reserve. Between the check and the accept, no
+/// other connection may take the number that was free.
 fn lock_near() -> Option<MutexGuard<'static, ()>> {
     let is_near = IS_NEAR.load(Ordering::Relaxed);
     is_near.then(|| OPENING.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn note(opened: impl AsFd) {
-    // Clients that are accepted one after another need as many descriptors again for their
-    // upstreams.
+    // Half the limit, because each accepted client may need a second descriptor for its upstream.
     if opened.as_fd().as_raw_fd() >= first_kept_from(Share::Nothing) / 2 {
         IS_NEAR.store(true, Ordering::Relaxed);
     }
 }
 
-/// The lowest descriptor that is kept from those with this share. The limit may change at any time
-/// (prlimit(1)).
+/// Returns the lowest descriptor number that users with this share may not use. It is computed on
+/// each call, because the limit may change at any time (prlimit(1)).
 fn first_kept_from(share: Share) -> RawFd {
     let limit = getrlimit(Resource::RLIMIT_NOFILE)
         .map_or(RawFd::MAX, |(soft, _)| RawFd::try_from(soft).unwrap_or(RawFd::MAX));

@@ -1,10 +1,10 @@
-//! The signals that must not end a process by accident, and what holds them off while no handler
-//! stands.
+//! Signals that must not kill a process by accident, and how they are held off while it has no
+//! handlers.
 //!
-//! A signal without a handler ends the process, and exec resets every handler (signal(7)). So two
+//! A signal without a handler kills the process, and exec resets all handlers (signal(7)). So two
 //! kinds of signal are held off from before an exec until the lifecycle has installed its handlers.
-//! A request for a handoff is blocked: it waits. Every other signal is ignored: a blocked one would
-//! stay blocked in the threads of a program that uses it for a purpose of its own.
+//! Signals that request a handoff are blocked, so that they stay pending. All others are ignored: a
+//! blocked signal would stay blocked in the threads of a program that uses it.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -13,17 +13,18 @@ use nix::errno::Errno;
 use nix::libc::{self, c_int, c_long};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
-/// The signals that ask for a handoff.
+/// The signals that request a handoff.
 pub(crate) const HANDOFF: [Signal; 2] = [Signal::SIGHUP, Signal::SIGUSR2];
 
-/// The signals that a system call of this very process causes. The call itself returns the error,
-/// and a record of it may be the write that fails; so these are ignored for good and never logged.
+/// The signals that a write of this process itself can cause. The write returns the error as well,
+/// and the failing write may be that of a log record. So these signals are always ignored and never
+/// logged.
 const OF_A_WRITE: [Signal; 2] = [Signal::SIGPIPE, Signal::SIGXFSZ];
 
-/// The size of the kernel's signal set in bytes, which is not that of the C library's.
+/// The size of the kernel's signal set in bytes. The C library's set is larger.
 const SET_SIZE: usize = 8;
 
-/// Every signal that ends a process without a handler, and that means nothing to handoffd.
+/// Returns all signals that kill a process without a handler and have no meaning to handoffd.
 pub(crate) fn stray() -> impl Iterator<Item = c_int> {
     let named = Signal::iterator().filter(|signal| is_stray(*signal)).map(|signal| signal as c_int);
     named.chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
@@ -33,7 +34,7 @@ const fn is_stray(signal: Signal) -> bool {
     use Signal as S;
     let asks = matches!(signal, S::SIGHUP | S::SIGUSR2 | S::SIGTERM | S::SIGINT | S::SIGQUIT);
     let cannot_be_held_off = matches!(signal, S::SIGKILL | S::SIGSTOP);
-    // The process is broken, and must not go on.
+    // The process is broken and must not continue.
     let is_a_fault = matches!(
         signal,
         S::SIGILL | S::SIGTRAP | S::SIGABRT | S::SIGBUS | S::SIGFPE | S::SIGSEGV | S::SIGSYS
@@ -46,16 +47,16 @@ const fn is_stray(signal: Signal) -> bool {
     !(asks || cannot_be_held_off || is_a_fault || ends_nothing || is_of_a_write)
 }
 
-/// Every signal that is ignored while no handler stands.
+/// Returns all signals that are ignored while the process has no handlers.
 pub(super) fn ignored() -> Vec<c_int> {
-    // The C library keeps the numbers below SIGRTMIN for itself, and installs its handlers when it
-    // needs them.
+    // The C library reserves the numbers below SIGRTMIN. It installs its handlers when it needs
+    // them.
     let reserved = 32..libc::SIGRTMIN();
     stray().chain(reserved).chain(OF_A_WRITE.map(|signal| signal as c_int)).collect()
 }
 
-/// Holds the signals off in a process that has one thread: threads that it starts later do as this
-/// one does.
+/// Holds the signals off in a process with a single thread. Threads that are started later inherit
+/// the signal mask.
 pub(crate) fn hold_off() -> io::Result<()> {
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&handoff()), None)?;
     for signal in ignored() {
@@ -66,16 +67,16 @@ pub(crate) fn hold_off() -> io::Result<()> {
     Ok(())
 }
 
-/// The signals that ask for a handoff, as a set.
+/// Returns the signals that request a handoff, as a set.
 pub(super) fn handoff() -> SigSet {
     HANDOFF.into_iter().collect()
 }
 
-/// Whether the program has a handler of its own for a signal.
+/// Returns whether the program has installed its own handler for a signal.
 pub(crate) fn has_handler(signal: c_int) -> io::Result<bool> {
     let mut action = MaybeUninit::<KernelAction>::zeroed();
-    // SAFETY: rt_sigaction(2) writes one action of the kernel's to a place that has room for it,
-    // and changes nothing.
+    // SAFETY: rt_sigaction(2) writes one kernel action into a buffer of sufficient size, and
+    // changes nothing.
     let done = unsafe {
         libc::syscall(
             libc::SYS_rt_sigaction,
@@ -86,19 +87,19 @@ pub(crate) fn has_handler(signal: c_int) -> io::Result<bool> {
         )
     };
     Errno::result(done)?;
-    // SAFETY: zeros are an action, and so is what the kernel has written over them.
+    // SAFETY: all zeros are a valid action, and so is anything that the kernel writes.
     let handler = unsafe { action.assume_init() }.handler;
     Ok(handler != libc::SIG_DFL && handler != libc::SIG_IGN)
 }
 
 /// Ignores a signal. Async-signal-safe.
 ///
-/// The kernel is asked directly, because the C library refuses the signals that it keeps for
-/// itself.
+/// It calls the kernel directly, because the C library refuses to change the signals that it
+/// reserves.
 pub(super) fn ignore(signal: c_int) -> Result<(), Errno> {
     let action = KernelAction { handler: libc::SIG_IGN, rest: [0; 3] };
     // SAFETY: rt_sigaction(2) reads an action that lives until the call returns. No handler is
-    // installed, so none of the flags that say how a handler is run matters.
+    // installed, so the flags for handlers do not matter.
     let done = unsafe {
         libc::syscall(
             libc::SYS_rt_sigaction,
@@ -111,13 +112,12 @@ pub(super) fn ignore(signal: c_int) -> Result<(), Errno> {
     Errno::result(done).map(drop)
 }
 
-/// What rt_sigaction(2) reads and writes: the handler comes first on every machine that Rust and
-/// tokio both know but MIPS.
+/// The kernel's `struct sigaction`, for rt_sigaction(2). The handler is the first field on every
+/// machine that both Rust and tokio support, except MIPS.
 #[repr(C)]
 struct KernelAction {
     handler: libc::sighandler_t,
-    /// Flags, the way back from a handler where there is one, and the mask. The order differs
-    /// between machines.
+    /// The flags, the restorer (on some machines) and the mask. Their order depends on the machine.
     rest: [u64; 3],
 }
 
@@ -147,16 +147,16 @@ mod tests {
 
     #[test]
     fn an_ignored_signal_ends_nothing_and_has_no_handler() {
-        // Of the signals that the test process may get, nobody uses these.
+        // Signals that nothing else in the test process uses.
         for signal in [libc::SIGRTMAX() - 1, 32] {
             ignore(signal).unwrap();
             assert!(!has_handler(signal).unwrap());
             let (process, thread) = (std::process::id(), nix::unistd::gettid().as_raw());
-            // SAFETY: tgkill(2) takes three numbers; the signal is ignored.
+            // SAFETY: tgkill(2) takes three numbers, and the signal is ignored.
             Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal) })
                 .unwrap();
         }
-        // Rust installs one for the overflow of a stack.
+        // Rust installs a handler for SIGSEGV to report stack overflows.
         assert!(has_handler(libc::SIGSEGV).unwrap());
     }
 }

@@ -1,4 +1,5 @@
-//! Sends and receives packets on a channel, and asks sockets what only an ioctl tells.
+//! Packets sent and received on a channel between processes, and socket state that only system
+//! calls reveal.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -12,20 +13,20 @@ use nix::sys::socket::{
     setsockopt, socketpair, sockopt,
 };
 
-/// Two ends of a channel: packets keep their bounds, and the end of one side is end of file at the
-/// other, unix(7).
+/// Creates the two ends of a channel, unix(7). Packets keep their boundaries. When one end is
+/// closed, the other end reads end of file.
 pub(crate) fn channel_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).map_err(Into::into)
 }
 
-/// Sends one packet, whole or not at all, without waiting.
+/// Sends one packet without waiting. A packet is sent whole or not at all.
 pub(crate) fn send_packet(channel: BorrowedFd<'_>, packet: &[u8]) -> io::Result<()> {
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
     send(channel.as_raw_fd(), packet, flags).map(drop).map_err(Into::into)
 }
 
-/// Sends one packet with copies of descriptors, unix(7): whole or not at all.
+/// Sends one packet with copies of `descriptors`, unix(7). A packet is sent whole or not at all.
 pub(crate) fn send_with_descriptors(
     socket: BorrowedFd<'_>,
     packet: &[u8],
@@ -44,19 +45,19 @@ pub(crate) fn send_with_descriptors(
     sent.map(drop).map_err(Into::into)
 }
 
-/// How often and how long after one another a call is repeated whose failure will pass.
+/// Retries of a call after a temporary failure: 100 tries, 1 ms apart.
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Whether a call may succeed at another time: the kernel had no memory for it, this user has too
-/// many descriptors on their way (unix(7)), or a signal came.
+/// Returns whether an error is temporary. The kernel was out of memory, the user has too many
+/// descriptors in flight (unix(7)), or a signal arrived.
 pub(crate) fn will_pass(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::ENOMEM | Errno::ENOBUFS | Errno::ETOOMANYREFS | Errno::EINTR))
 }
 
-/// Repeats a call whose failure will pass: 100 tries, 1 ms apart. A lost message could cost a
-/// handoff.
+/// Retries a call while it fails with a temporary error: 100 tries, 1 ms apart. A lost message
+/// could make a handoff fail.
 pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 1..TRIES {
         match call() {
@@ -67,22 +68,22 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T>
     call()
 }
 
-/// Waits a millisecond, blocking the thread.
+/// Blocks the thread for a millisecond.
 #[expect(clippy::disallowed_methods, reason = "the kernel does not say when it has memory again")]
 pub(crate) fn pause() {
     std::thread::sleep(PAUSE);
 }
 
-/// The user who connected a Unix socket, unix(7).
+/// Returns the user id of the process that connected a Unix socket, unix(7).
 pub(crate) fn peer_user(socket: &impl AsFd) -> io::Result<u32> {
     getsockopt(socket, sockopt::PeerCredentials).map(|peer| peer.uid()).map_err(Into::into)
 }
 
-/// The index of an interface that no machine has.
+/// An interface index that no machine uses.
 const NO_INTERFACE: libc::c_int = libc::c_int::MAX;
 
-/// Keeps new connections from a listening socket. Only a process with CAP_NET_RAW can undo that,
-/// socket(7).
+/// Keeps new connections away from a listening socket by binding it to a nonexistent interface.
+/// Only a process with CAP_NET_RAW can undo this, socket(7).
 pub(crate) fn bind_to_no_interface(socket: &impl AsFd) -> io::Result<()> {
     setsockopt(socket, option::BindToInterface, &NO_INTERFACE).map_err(Into::into)
 }
@@ -90,43 +91,48 @@ pub(crate) fn bind_to_no_interface(socket: &impl AsFd) -> io::Result<()> {
 mod option {
     use nix::{libc, setsockopt_impl, sockopt_impl};
 
-    // Other than `SO_BINDTODEVICE` it takes an interface that is not there.
+    // Unlike `SO_BINDTODEVICE`, this option accepts an interface that does not exist.
     sockopt_impl!(BindToInterface, SetOnly, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, libc::c_int);
 }
 
-/// What came in.
+/// The result of receiving a packet.
 pub(crate) enum Packet {
-    /// A packet of that many bytes.
+    /// A complete packet of this many bytes.
     Whole(usize),
-    /// A packet that is longer than the buffer; the rest of it is gone.
+    /// A packet that was longer than the buffer. The rest of it is lost.
     Truncated,
-    /// The other end is closed, and everything that it sent has been read.
+    /// End of file: the other end is closed, and all packets that it sent have been read.
     End,
 }
 
-/// Receives one packet without waiting: `WouldBlock` when there is none.
+/// Receives one packet without waiting.
+///
+/// # Errors
+/// `WouldBlock` when the queue is empty.
 pub(crate) fn receive_packet(channel: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packet> {
     loop {
-        // With MSG_TRUNC the kernel says how long the packet was, recv(2).
+        // With MSG_TRUNC the kernel returns the full length of the packet, recv(2).
         match recv(channel.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
             Ok(0) => return Ok(Packet::End),
             Ok(length) if length > buffer.len() => return Ok(Packet::Truncated),
             Ok(length) => return Ok(Packet::Whole(length)),
-            // The other end was closed with packets of ours unread. That is told once, ahead of
-            // what it had sent before: its last words are still to come.
+            // ECONNRESET: the other end was closed while packets from us were still unread. The
+            // kernel reports this once, before the last packets that the other end had sent. So the
+            // call is repeated.
             Err(Errno::ECONNRESET | Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
 }
 
-/// Looks at what has arrived without taking it: how many bytes it were, none at the peer's end.
+/// Peeks at the received bytes without consuming them. Returns how many bytes were copied; 0 means
+/// that the peer has half-closed.
 pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
         .map_err(Into::into)
 }
 
-/// Whether `socket` can be an end of a channel.
+/// Returns whether `socket` is of the kind used for channels.
 pub(crate) fn is_channel(socket: BorrowedFd<'_>) -> bool {
     let socket = socket2::SockRef::from(&socket);
     matches!(
@@ -135,7 +141,7 @@ pub(crate) fn is_channel(socket: BorrowedFd<'_>) -> bool {
     )
 }
 
-/// Whether nobody holds the other end of a channel any more.
+/// Returns whether the other end of a channel is closed, in every process that held it.
 pub(crate) fn has_hung_up(channel: BorrowedFd<'_>) -> bool {
     let mut poll = [PollFd::new(channel, PollFlags::empty())];
     nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok()
@@ -146,10 +152,10 @@ mod ioctl {
     nix::ioctl_read_bad!(outq, nix::libc::TIOCOUTQ, nix::libc::c_int);
 }
 
-/// Bytes that were written and that the peer's kernel has not acknowledged yet, tcp(7) and unix(7).
+/// Returns how many written bytes the peer's kernel has not acknowledged yet, tcp(7) and unix(7).
 pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<usize> {
     let mut count: libc::c_int = 0;
-    // SAFETY: SIOCOUTQ writes one int, to a place that lives until the call returns.
+    // SAFETY: SIOCOUTQ writes one int into `count`, which lives until the call returns.
     unsafe { ioctl::outq(socket.as_raw_fd(), &raw mut count) }?;
     usize::try_from(count).map_err(io::Error::other)
 }

@@ -1,21 +1,21 @@
-//! Starts a program as nobody's child, with chosen descriptors from 3 up and nothing else open.
+//! A launcher that starts a program as an orphan, with chosen descriptors from 3 up and nothing
+//! else open.
 //!
-//! Forked twice, so that the process in the middle ends at once and whoever watches over orphans
-//! (systemd, a subreaper, init) becomes the parent: it sees the program die and reaps it. What goes
-//! wrong after the first fork is told on a channel that the program inherits anyway, so nothing
-//! here waits for an exec that may hang.
+//! The launcher forks twice, and the intermediate process exits at once. So the reaper of orphans
+//! (systemd, a subreaper or init) becomes the parent: it sees the program exit and reaps it.
+//! Failures after the first fork are reported on a channel that the program inherits anyway. So
+//! this process never waits for an exec that may hang.
 //!
-//! Between fork and exec only async-signal-safe calls are allowed (signal-safety(7)): everything
-//! that needs memory is made ready before. A signal that arrives there must not run a handler of
-//! ours, which would write into a pipe that the parent reads; so all signals are blocked meanwhile.
-//! The signals that ask for a handoff stay blocked across the exec: one that comes before the new
-//! program has its handler waits for it instead of killing it. Every other signal that would kill
-//! it by accident is ignored across the exec.
+//! Between fork and exec only async-signal-safe calls are allowed (signal-safety(7)), so everything
+//! that needs memory is allocated before the fork. All signals are blocked in between, because our
+//! signal handlers would write into a pipe that the parent reads. Signals that request a handoff
+//! stay blocked across the exec: they stay pending until the new program has its handlers, instead
+//! of killing it. All other signals that would kill it by accident are ignored across the exec.
 //!
-//! What it costs must not grow with the number of connections. A fork copies every descriptor, and
-//! an exec closes every one; so the process in the middle shares ours at first and then takes a
-//! table of its own that holds only the low ones (close_range(2), `CLOSE_RANGE_UNSHARE`). What is
-//! passed is low, if [`super::fd::LowSlot`] saw to it.
+//! The cost of a launch must not grow with the number of connections. Normally a fork copies every
+//! descriptor, and an exec closes every one of them. So the intermediate process first shares our
+//! descriptor table and then gets its own, which holds only the low descriptors (close_range(2),
+//! `CLOSE_RANGE_UNSHARE`). [`super::fd::LowSlot`] gives the passed descriptors low numbers.
 
 use std::ffi::CString;
 use std::io;
@@ -31,37 +31,39 @@ use nix::unistd::Pid;
 use super::fd::{CLOSE_IN_A_COPY, CLOSE_ON_EXEC, FIRST_PASSED};
 use super::signals;
 
-/// What is to be started, and what it is to have.
+/// The program to start, and what it receives.
 pub(crate) struct Launch<'a> {
-    /// Its path; links in it are followed now.
+    /// The path of the program. Symbolic links are resolved by the exec.
     pub(crate) program: &'a CString,
-    /// All its arguments, `argv[0]` included.
+    /// All arguments, including `argv[0]`.
     pub(crate) arguments: &'a [CString],
-    /// Its whole environment.
+    /// The complete environment.
     pub(crate) environment: &'a [CString],
-    /// What becomes descriptors 3, 4, ... of it. No others stay open but the standard streams.
+    /// The descriptors that become 3, 4, ... in the program. Besides these, only the standard
+    /// streams stay open.
     pub(crate) passed: &'a [BorrowedFd<'a>],
-    /// Which of `passed` is the channel on which to tell how it went.
+    /// The index in `passed` of the channel on which the outcome is reported.
     pub(crate) channel: usize,
-    /// The words in which to tell it.
+    /// The messages that report the outcome.
     pub(crate) words: Words,
 }
 
-/// Beginnings of packets; a number in decimal completes each.
+/// The messages that report the outcome of a launch. Each is a prefix, completed by a decimal
+/// number.
 pub(crate) struct Words {
-    /// The program is about to be executed, under this process id.
+    /// The program is about to be executed; the number is its pid.
     pub(crate) born: &'static [u8],
-    /// The second fork failed with this errno.
+    /// The second fork or the preparation of the exec failed; the number is the errno.
     pub(crate) fork_failed: &'static [u8],
-    /// The exec failed with this errno.
+    /// The exec failed; the number is the errno.
     pub(crate) exec_failed: &'static [u8],
 }
 
-/// Forks twice and executes. Returns when the process in the middle has ended; what came of the
-/// program, the channel tells. Blocks for as long as two forks take.
+/// Forks twice and executes the program. Returns when the intermediate process has exited, and
+/// blocks for as long as two forks take. The channel reports the outcome.
 ///
 /// # Errors
-/// For the first fork alone.
+/// Only when the first fork fails. Later failures are reported on the channel.
 pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
     let count = RawFd::try_from(launch.passed.len()).map_err(io::Error::other)?;
     let mut passed: Vec<RawFd> = launch.passed.iter().map(AsRawFd::as_raw_fd).collect();
@@ -85,9 +87,9 @@ pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
     };
     let mut before = SigSet::empty();
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-    // SAFETY: both children call only what is async-signal-safe until they exec or _exit: see
-    // `middle` and `exec`. The one in the middle opens and closes nothing before it has descriptors
-    // of its own, so that it may share ours.
+    // SAFETY: both children make only async-signal-safe calls until they exec or _exit (see
+    // `middle` and `exec`). The intermediate process may share our descriptor table, because it
+    // opens and closes nothing before it has its own.
     let forked = unsafe { fork(Descriptors::Shared) };
     if let Ok(Forked::Child) = forked {
         middle(&mut prepared);
@@ -97,41 +99,41 @@ pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
     loop {
         match waitpid(child, None) {
             Err(Errno::EINTR) => {}
-            // ECHILD: the host program ignores SIGCHLD, and the kernel has reaped it for us.
+            // ECHILD: the host program ignores SIGCHLD, so the kernel has already reaped the child.
             Ok(_) | Err(Errno::ECHILD) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         }
     }
 }
 
-/// What a new process does with our descriptors.
+/// Whether a new process shares our descriptor table or gets a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Descriptors {
     Shared,
     Copied,
 }
 
-/// Which of two we are.
+/// Which process this is after a fork.
 enum Forked {
     Parent { child: Pid },
     Child,
 }
 
-/// fork(2) as a bare system call.
+/// Calls fork(2) as a bare system call.
 ///
 /// # Safety
-/// The child may call only what is async-signal-safe. One that shares descriptors may not open or
-/// close any before it has stopped sharing them.
+/// The child may make only async-signal-safe calls. A child that shares our descriptor table must
+/// not open or close descriptors before it has stopped sharing the table.
 unsafe fn fork(descriptors: Descriptors) -> Result<Forked, Errno> {
     let flags = match descriptors {
         Descriptors::Shared => libc::CLONE_FILES | libc::SIGCHLD,
         Descriptors::Copied => libc::SIGCHLD,
     };
-    // The other arguments come in an order that differs between machines, and are all zero.
+    // The order of the other arguments depends on the machine, but all of them are zero.
     let flags = libc::c_long::from(flags);
     let none: libc::c_long = 0;
-    // SAFETY: without CLONE_VM the child runs on a copy of this stack; nothing is written for zero
-    // pointers.
+    // SAFETY: without CLONE_VM the child runs on a copy of this stack, and the kernel writes
+    // nothing through null pointers.
     let pid =
         Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) })?;
     match libc::pid_t::try_from(pid) {
@@ -141,22 +143,24 @@ unsafe fn fork(descriptors: Descriptors) -> Result<Forked, Errno> {
     }
 }
 
-/// All that the children need, in memory that the parent allocated.
+/// Everything that the children need, allocated by the parent.
 struct Prepared<'a> {
     program: *const libc::c_char,
     arguments: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
-    /// Overwritten with where they have been moved to, in the memory of the child alone.
+    /// The passed descriptors. The child replaces a number when it moves that descriptor; the
+    /// parent does not see the change.
     passed: &'a mut [RawFd],
-    /// For each target, which of `passed` lies at that number: see [`wanted_at`].
+    /// For each target number, the index in `passed` of the descriptor that has that number now.
+    /// See [`wanted_at`].
     wanted_at: &'a [Option<usize>],
-    /// The first descriptor above all that are passed.
+    /// The first number above all passed descriptors.
     above_the_passed: RawFd,
-    /// The first descriptor above all that the program will have.
+    /// The first number above all descriptors that the program will have.
     first_free: RawFd,
     channel: usize,
     words: &'a Words,
-    /// The signals that the program is born with blocked, and those that it is born with ignored.
+    /// The signals that are blocked and those that are ignored when the program starts.
     blocked: SigSet,
     ignored: Vec<libc::c_int>,
 }
@@ -165,8 +169,9 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// For each number that something is to be passed at, which of `passed` lies there now. What is put
-/// there must not overwrite it before it is in its own place. No descriptor is passed twice.
+/// Returns, for each target number, the index in `passed` of the descriptor that has that number
+/// now. That descriptor must be moved before another one takes its number. No descriptor is passed
+/// twice.
 fn wanted_at(passed: &[RawFd]) -> Vec<Option<usize>> {
     let mut wanted = vec![None; passed.len()];
     for (index, descriptor) in passed.iter().enumerate() {
@@ -179,10 +184,10 @@ fn wanted_at(passed: &[RawFd]) -> Vec<Option<usize>> {
     wanted
 }
 
-/// The process in the middle: forks again and ends. Async-signal-safe.
+/// Runs the intermediate process: forks again and exits. Async-signal-safe.
 fn middle(prepared: &mut Prepared<'_>) -> ! {
-    // SAFETY: a child of a fork may fork; the system call runs no handler of pthread_atfork(3),
-    // whose locks another thread of the parent may have held.
+    // SAFETY: the child of a fork may fork again. The bare system call runs no pthread_atfork(3)
+    // handlers, whose locks another thread of the parent may hold.
     let forked = own_descriptors(prepared.above_the_passed)
         .and_then(|()| unsafe { fork(Descriptors::Copied) });
     match forked {
@@ -192,75 +197,80 @@ fn middle(prepared: &mut Prepared<'_>) -> ! {
             tell(prepared.passed[prepared.channel], prepared.words.fork_failed, errno as i32)
         }
     }
-    // SAFETY: _exit(2) is async-signal-safe and runs no destructor of the parent's.
+    // SAFETY: _exit(2) is async-signal-safe and runs no destructors of the parent.
     unsafe { libc::_exit(0) }
 }
 
-/// Stops sharing the parent's descriptors, and keeps only those below `end`. Async-signal-safe.
+/// Stops sharing the parent's descriptor table and keeps only the descriptors below `end`.
+/// Async-signal-safe.
 fn own_descriptors(end: RawFd) -> Result<(), Errno> {
-    // SAFETY: with CLOSE_RANGE_UNSHARE the table is copied before anything is closed: the parent
-    // keeps all of its own.
+    // SAFETY: CLOSE_RANGE_UNSHARE copies the table before anything is closed, so the parent keeps
+    // all of its descriptors.
     let done = unsafe { libc::close_range(end.unsigned_abs(), libc::c_uint::MAX, CLOSE_IN_A_COPY) };
     Errno::result(done).map(drop)
 }
 
-/// Puts what is passed in its place, from 3 up. Async-signal-safe.
+/// Moves the passed descriptors to their target numbers, from 3 up. Async-signal-safe.
 ///
-/// Most lie in their place already, or above it. Only one that lies where another goes is lifted
-/// out of the way first, so that a process may pass on nearly as many descriptors as it may have.
+/// Most of them already have the right number or a higher one. Only a descriptor whose number is
+/// the target of another is moved out of the way first. So a process can pass nearly as many
+/// descriptors as it may have.
 fn place(prepared: &mut Prepared<'_>) -> Result<(), Errno> {
     for (index, target) in (0..prepared.passed.len()).zip(FIRST_PASSED..) {
         let source = prepared.passed[index];
         if source == target {
-            // dup2(x, x) would keep close-on-exec. SAFETY: fcntl(2) sets a flag of a descriptor
-            // that is open, in the table of this process alone.
+            // dup2(x, x) would keep close-on-exec. SAFETY: fcntl(2) clears that flag on an open
+            // descriptor, in the table of this process only.
             Errno::result(unsafe { libc::fcntl(source, libc::F_SETFD, 0) })?;
             continue;
         }
         if let Some(other) = prepared.wanted_at[index].filter(|other| *other > index) {
             lift(prepared, other, target)?;
         }
-        // SAFETY: dup2(2) onto a number at which nothing lies that is still to be placed.
+        // SAFETY: no descriptor that is still to be moved has the number `target`, so dup2(2)
+        // overwrites nothing that is needed.
         Errno::result(unsafe { libc::dup2(source, target) })?;
     }
     Ok(())
 }
 
-/// Moves the one at `index` above all that the program will have. Async-signal-safe.
+/// Moves the descriptor at `index` to a number above all that the program will have.
+/// Async-signal-safe.
 fn lift(prepared: &mut Prepared<'_>, index: usize, from: RawFd) -> Result<(), Errno> {
-    // SAFETY: fcntl(2) makes a copy of a descriptor that is open, for this process alone.
+    // SAFETY: fcntl(2) duplicates an open descriptor, in the table of this process only.
     let lifted =
         Errno::result(unsafe { libc::fcntl(from, libc::F_DUPFD_CLOEXEC, prepared.first_free) })?;
     prepared.passed[index] = lifted;
     Ok(())
 }
 
-/// The process that becomes the program. Async-signal-safe.
+/// Runs the process that becomes the program. Async-signal-safe.
 fn exec(prepared: &mut Prepared<'_>) -> ! {
     let placed = place(prepared);
-    // Where it was lifted to or, if it was not, where it is.
+    // `place` updates the number if it has moved the channel.
     let channel = prepared.passed[prepared.channel];
-    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC only sets a flag. It is a second guard: every
-    // descriptor of ours is close-on-exec already, but not every one of the host program's need be.
+    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC only sets a flag. This is a second safeguard:
+    // our own descriptors are already close-on-exec, but the host program's may not be.
     unsafe {
         libc::close_range(prepared.first_free.unsigned_abs(), libc::c_uint::MAX, CLOSE_ON_EXEC)
     };
     // SAFETY: getpid(2) cannot fail.
     tell(channel, prepared.words.born, unsafe { libc::getpid() });
-    // Before they are let in. One that the C library knows and the kernel does not is no reason not
-    // to start.
+    // Ignore these signals before any signal is unblocked. The kernel may not support a signal that
+    // the C library lists, and that must not prevent the start.
     for signal in &prepared.ignored {
         let _ = signals::ignore(*signal);
     }
-    // Not what the parent had blocked: nothing grows from one generation to the next.
+    // Replaces the signal mask instead of extending it, so that blocked signals do not accumulate
+    // over generations.
     let ready = placed
         .and_then(|()| pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&prepared.blocked), None));
     match ready {
-        // The program was not tried, so the failure is not the program's.
+        // The exec was not tried, so this failure is not reported as the program's.
         Err(errno) => tell(channel, prepared.words.fork_failed, errno as i32),
         Ok(()) => {
-            // SAFETY: the path and both arrays end in zero, and live in memory that the fork has
-            // copied.
+            // SAFETY: the path is null-terminated, both arrays end in a null pointer, and all of it
+            // lives in memory that the fork copied.
             unsafe {
                 libc::execve(
                     prepared.program,
@@ -275,7 +285,7 @@ fn exec(prepared: &mut Prepared<'_>) -> ! {
     unsafe { libc::_exit(127) }
 }
 
-/// Sends `words` and a number as one packet. Async-signal-safe: no memory but the stack's.
+/// Sends `words` and a number as one packet. Async-signal-safe: it uses only memory on the stack.
 fn tell(channel: RawFd, words: &[u8], number: i32) {
     let mut packet = [0_u8; 64];
     let mut end = words.len().min(48);
@@ -289,8 +299,8 @@ fn tell(channel: RawFd, words: &[u8], number: i32) {
         (end, power) = (end + 1, power / 10);
     }
     packet[end] = b'\n';
-    // SAFETY: send(2) reads as many bytes as the array holds. Whether anybody is left to hear it is
-    // no concern of ours.
+    // SAFETY: send(2) reads `end + 1` bytes, which are within the array. The result is ignored:
+    // nothing can be done if the other end is closed.
     unsafe {
         libc::send(
             channel,

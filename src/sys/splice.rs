@@ -1,5 +1,5 @@
-//! Moves bytes between a socket and a pipe within the kernel, splice(2): no copy to this process
-//! and back.
+//! Transfers between a socket and a pipe inside the kernel with splice(2), without copying the
+//! bytes through this process.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,21 +7,22 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl};
 use nix::libc::c_int;
 
-/// Makes a pipe that holds `capacity` bytes: the end to read from, the end to write to. Neither
-/// ever blocks.
+/// Creates a pipe that holds `capacity` bytes. Returns the read end and the write end, both
+/// non-blocking.
 ///
 /// # Errors
-/// `EPERM` when the user has as many pages in pipes as there may be, pipe(7): what the kernel makes
-/// then holds next to nothing.
+/// `EPERM` when the user has reached the limit on pages in pipes (pipe(7)). The kernel would then
+/// create only tiny pipes.
 pub(crate) fn pipe(capacity: usize) -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     fcntl(&write, FcntlArg::F_SETPIPE_SZ(c_int::try_from(capacity).map_err(io::Error::other)?))?;
     Ok((read, write))
 }
 
-/// Moves at most `most` bytes: how many it were, none at the end of `from`.
+/// Moves at most `most` bytes. Returns how many were moved; 0 means that `from` is at its end.
 ///
-/// `WouldBlock` when `from` has nothing, and when `to` takes nothing: who calls has to know which.
+/// # Errors
+/// `WouldBlock` when `from` is empty or `to` is full. The caller must know which of the two it is.
 pub(crate) fn splice(from: impl AsFd, to: impl AsFd, most: usize) -> io::Result<usize> {
     let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
     nix::fcntl::splice(from, None, to, None, most, flags).map_err(Into::into)

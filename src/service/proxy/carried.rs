@@ -1,10 +1,12 @@
-//! Puts a proxied connection into words, so that another process can go on with it: its upstream's
-//! socket, what is owed each way, which ends were passed on, and what has been used of its limits.
+//! The carried state of a proxied connection: what another process needs to continue it.
 //!
-//! One that has no upstream yet begins anew there, with what was learned of it and the patience
-//! that is left. One whose upstream is not in the other's configuration stays where it is: the
-//! configuration says that nobody is to be sent there any more. An address of a host name is in it
-//! as long as the name is: what the name has now counts for new connections alone.
+//! The state holds the upstream's socket, the unwritten bytes in both directions, the ends already
+//! passed on, and the used part of the limits. A client without an upstream starts over in the new
+//! process, with what is known about it and the patience that is left.
+//!
+//! A connection is refused if its upstream is not in the new configuration, and then stays in the
+//! old process. An address of a host name is accepted as long as the name is configured. Changed
+//! DNS answers affect new connections only.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,38 +27,39 @@ use crate::carry::Parcel;
 use crate::net::{Peer, Stream, Traffic};
 use crate::service::relay::{Relay, Still};
 
-/// The words' name and version: one line of JSON, and the bytes that are owed.
+/// Name and version of the format: one line of JSON, followed by the unwritten bytes.
 const FORMAT: &str = "proxy/1";
 
 /// How far a connection has come.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Stage {
-    /// It has no upstream yet. So long it has waited for what it lacks: its header, or an upstream.
+    /// The client has no upstream yet. `waited` is how long it has waited for its header or for an
+    /// upstream.
     Arriving {
         identified: Option<Identified>,
         waited: Option<Duration>,
         #[serde(default)]
         tried: Vec<String>,
     },
-    /// It has. The socket is the first of the parcel's descriptors, those of pipes follow.
+    /// The client has an upstream. Its socket is the first of the parcel's descriptors; the ends of
+    /// pipes follow.
     Conversing(Conversing),
 }
 
-/// What is known of a client that has no upstream yet.
+/// What is known about a client that has no upstream yet.
 #[derive(Debug, Default)]
 pub(super) struct Arriving {
-    /// Where it came from and where it went, if that has been asked: some have nothing to say to
-    /// it.
+    /// Where the client comes from, once that is determined. The answer itself may be empty.
     pub(super) identified: Option<Identified>,
-    /// Since when it waits for what it lacks, its header or an upstream, if it does.
+    /// When the client began to wait for its header or for an upstream.
     pub(super) since: Option<Instant>,
-    /// Which of the upstreams have had their chance in this round: also one whose answer is still
-    /// awaited, or a client that is carried again and again would never come to the others.
+    /// The upstreams already tried in this round, including one whose attempt is still pending.
+    /// Otherwise a client that is carried repeatedly would never reach the next upstream.
     pub(super) tried: Vec<Arc<Upstream>>,
 }
 
-/// The answer.
+/// The result of identifying a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Identified {
     pub(super) route: Option<Route>,
@@ -64,43 +67,43 @@ pub(super) struct Identified {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Conversing {
-    /// Its label.
+    /// The label of the upstream.
     pub(super) upstream: String,
-    /// Bytes read from it so far, and written to it.
+    /// Bytes read from the upstream and written to it so far.
     received: u64,
     sent: u64,
-    /// Whether its end has been read.
+    /// Whether the upstream has half-closed.
     finished: bool,
     pub(super) relay: Still,
     used: Used,
 }
 
-/// A conversation that another process has held until now.
+/// A conversation that continues here after another process has held it.
 pub(super) struct Resumed {
-    /// Which of the upstreams it is with.
+    /// The upstream that the client is connected to.
     pub(super) upstream: Arc<Upstream>,
     pub(super) stream: Stream,
     pub(super) relay: Relay,
     pub(super) used: Used,
 }
 
-/// What a connection begins with.
+/// The restored state of a carried connection.
 pub(super) enum Begun {
     Arriving(Arriving),
     Conversing(Resumed),
 }
 
-/// Puts a client into words that has no upstream yet.
+/// Packs a client that has no upstream yet.
 pub(super) fn arriving(Arriving { identified, since, tried }: Arriving) -> Parcel {
     let waited = since.map(|since| since.elapsed());
     let tried = tried.iter().map(|upstream| upstream.label().to_owned()).collect();
     parcel(&Stage::Arriving { identified, waited, tried }, &[], Vec::new())
 }
 
-/// Puts a conversation into words: what was not passed on, and what has been used of its limits.
+/// Packs a conversation: the unwritten bytes, and how much of its limits is used.
 ///
 /// # Errors
-/// When the kernel will not end its watch over the upstream's socket.
+/// When the kernel refuses to stop watching the upstream's socket.
 pub(super) fn conversing(
     upstream: String,
     stream: Stream,
@@ -121,17 +124,17 @@ pub(super) fn conversing(
 }
 
 fn parcel(stage: &Stage, owed: &[u8], descriptors: Vec<OwnedFd>) -> Parcel {
-    // What is written here has no keys but names, and cannot fail.
+    // All map keys are strings here, so serialization cannot fail.
     let mut bytes = serde_json::to_vec(stage).unwrap_or_default();
     bytes.push(b'\n');
     bytes.extend_from_slice(owed);
     Parcel { descriptors, ..Parcel::new(FORMAT, bytes) }
 }
 
-/// Whether a parcel can be taken up with these upstreams.
+/// Checks whether a parcel can be restored with these upstreams.
 ///
 /// # Errors
-/// Why not.
+/// The reason why it cannot.
 pub(super) fn check(parcel: &Parcel, upstreams: &Upstreams) -> Result<(), String> {
     let (stage, _) = whole(parcel)?;
     match stage {
@@ -142,10 +145,10 @@ pub(super) fn check(parcel: &Parcel, upstreams: &Upstreams) -> Result<(), String
     }
 }
 
-/// Takes up what was given up, after [`check`] has passed. Must be called in a tokio runtime.
+/// Restores a parcel that has passed [`check`]. Must be called in a tokio runtime.
 ///
 /// # Errors
-/// When it is not whole, or the kernel refuses it.
+/// When the parcel is incomplete, or the kernel refuses its descriptors.
 pub(super) fn take_up(parcel: Parcel, upstreams: &Upstreams, tally: &Tally) -> io::Result<Begun> {
     let (stage, owed) = whole(&parcel).map_err(io::Error::other)?;
     let owed = &parcel.bytes[owed..];
@@ -159,7 +162,7 @@ pub(super) fn take_up(parcel: Parcel, upstreams: &Upstreams, tally: &Tally) -> i
         Stage::Conversing(conversing) => conversing,
     };
     let missing = || io::Error::from(io::ErrorKind::NotFound);
-    // Its name may have lost the address since the check.
+    // The host name may have lost the address since the check.
     let upstream = upstreams.find(&upstream).or_else(|| upstreams.adopt(&upstream, &tally.known()));
     let upstream = upstream.ok_or_else(missing)?;
     let mut descriptors = parcel.descriptors.into_iter();
@@ -178,8 +181,8 @@ pub(super) fn take_up(parcel: Parcel, upstreams: &Upstreams, tally: &Tally) -> i
     }))
 }
 
-/// Reads a parcel that holds all that it speaks of: the stage, and where the bytes begin that are
-/// owed.
+/// Parses a parcel and checks that it is complete. Returns the stage, and the offset of the
+/// unwritten bytes.
 fn whole(parcel: &Parcel) -> Result<(Stage, usize), String> {
     if parcel.format != FORMAT {
         return Err(format!("{} is not known here", parcel.format));

@@ -1,5 +1,4 @@
-//! Looks after upstreams when no client does: makes a connection to each from time to time, and
-//! closes it.
+//! Active health checks: a connection to each upstream at regular intervals, closed at once.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,17 +18,18 @@ use crate::address::Address;
 use crate::config::Check;
 use crate::net::dial;
 
-/// The checks of one upstream.
+/// The health checks of one upstream.
 struct Watch {
     upstreams: Arc<Upstreams>,
     tally: Arc<Tally>,
     upstream: Arc<Upstream>,
     check: Check,
-    /// What is said on each connection: one that expects a header is not to be met by silence.
+    /// The PROXY header sent on each connection, because an upstream that expects a header should
+    /// get one.
     header: Vec<u8>,
 }
 
-/// The checks of all upstreams that there are now. They end with this.
+/// The health checks of all current upstreams. Dropping this stops them.
 #[derive(Default)]
 struct Watches {
     tasks: JoinSet<()>,
@@ -37,8 +37,8 @@ struct Watches {
 }
 
 impl Proxy {
-    /// Resolves host names again and again, and checks each upstream if that is configured, for as
-    /// long as this is awaited.
+    /// Keeps DNS answers up to date and runs the configured health checks. Never returns; dropping
+    /// the future stops both.
     pub async fn watch(&self) -> Infallible {
         let (mut names, changed) = (JoinSet::new(), Arc::new(Notify::new()));
         self.watch_names(&mut names, &changed);
@@ -49,7 +49,7 @@ impl Proxy {
         }
     }
 
-    /// Checks the upstreams that there are now, and no others.
+    /// Starts checks for new upstreams and stops the checks of removed ones.
     fn keep(&self, watches: &mut Watches) {
         let Some(check) = self.config.check else { return };
         let current = self.upstreams.current();
@@ -63,7 +63,7 @@ impl Proxy {
             }
             stays
         });
-        // What has been aborted is let go of.
+        // Remove the finished and aborted tasks from the set.
         while watches.tasks.try_join_next().is_some() {}
         let watched: Vec<_> =
             watches.handles.iter().map(|(upstream, _)| Arc::clone(upstream)).collect();
@@ -93,12 +93,12 @@ impl Watch {
             let listeners = tally.listeners();
             match result {
                 Ok(()) => upstreams.check_passed(&upstream, &listeners),
-                // Nothing was learned of the upstream.
+                // The failure is local and says nothing about the upstream.
                 Err(reason) if is_own(&reason) => {
                     tracing::debug!(
                         event = "upstream.check_impossible", listener = %listeners,
                         upstream = %upstream.label(), %reason,
-                        "cannot check an upstream: {reason}"
+                        "skipped the health check of an upstream: {reason}"
                     );
                 }
                 Err(reason) => upstreams.check_failed(&upstream, &listeners, &reason),

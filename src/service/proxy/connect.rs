@@ -1,8 +1,9 @@
-//! Finds an upstream for one client: the next one when one fails, and patience when all do.
+//! The connection attempts for one client: if an upstream fails, try the next one; if all fail,
+//! wait and retry.
 //!
-//! A client is held while nobody accepts, so that a backend may restart without its clients seeing
-//! it. Whoever waits looks from time to time whether the client is still there; one that has
-//! half-closed after its request is.
+//! A client is held while no upstream accepts, so a backend can restart without its clients
+//! noticing. Meanwhile the proxy checks regularly whether the client is still connected. A client
+//! that has half-closed after its request still counts as connected.
 
 use std::io;
 use std::pin::pin;
@@ -22,41 +23,42 @@ use super::upstreams::Round;
 use crate::net::{Stream, dial};
 use crate::service::Connection;
 
-/// The pause after nobody has accepted; each is twice as long as the one before.
+/// The first pause after all upstreams have failed. Each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-/// The longest pause, and how long a client may be gone before that is seen.
+/// The longest pause, and the interval at which the client is checked for a disconnect.
 const LAST_PAUSE: Duration = Duration::from_millis(250);
 
-/// A connection to an upstream, counted for as long as it lives.
+/// A connection to an upstream. It is counted until this is dropped.
 #[derive(Debug)]
 pub(super) struct Connected<'a> {
     pub(super) stream: Stream,
-    // Dropped in this order: an upstream without connections has all of its traffic counted.
+    // Fields are dropped in this order. The traffic is added to the sums before the upstream can
+    // have zero connections.
     counted: Counted<'a>,
     _place: Place,
 }
 
 impl Connected<'_> {
-    /// Which of the upstreams it is.
+    /// Returns the label of the upstream.
     pub(super) fn label(&self) -> &str {
         self.counted.upstream().label()
     }
 }
 
-/// Why an attempt came to nothing.
+/// Why a connection attempt failed.
 enum Failed {
     /// The upstream did not accept.
     Upstream(io::Error),
-    /// We have no descriptors or no memory, which is no fault of the upstream's.
+    /// This machine has no descriptors or memory left. That is not the upstream's fault.
     Own(io::Error),
-    /// The client is not there any more.
+    /// The client has disconnected.
     ClientGone,
-    /// The client has waited long enough.
+    /// The client's patience has run out.
     OutOfPatience,
 }
 
 impl Proxy {
-    /// Goes on with a connection to an upstream that another process has made.
+    /// Counts an upstream connection that another process made, and returns it.
     pub(super) fn reconnected(
         &self,
         listener: &Arc<str>,
@@ -68,12 +70,13 @@ impl Proxy {
         Connected { stream, _place: place, counted }
     }
 
-    /// Connects `client` to an upstream, and tells that one `header` first; goes on from where
-    /// another process has left it, if one has. Cancel safe: what has been connected is closed, and
-    /// `arriving` says how far it came.
+    /// Connects `client` to an upstream and sends `header` there first.
+    ///
+    /// If another process has already tried, this continues from `arriving`. Cancel safe: open
+    /// connections are closed, and `arriving` records the progress.
     ///
     /// # Errors
-    /// Why nobody accepted, or that the client is gone.
+    /// The reason why no upstream accepted, or that the client has disconnected.
     pub(super) async fn connect(
         &self,
         client: &Connection,
@@ -81,8 +84,8 @@ impl Proxy {
         header: &[u8],
     ) -> io::Result<Connected<'_>> {
         let Arriving { since, tried, .. } = arriving;
-        // The first time each is given all of its time, however short the patience; but not once
-        // more by each process.
+        // In the first round, each upstream gets its full connect timeout, even beyond the
+        // patience. A carried client does not get that time again in each process.
         let mut limit = since.and_then(|since| {
             since.checked_add(self.config.connect_patience.max(self.longest_round()))
         });
@@ -111,13 +114,13 @@ impl Proxy {
         }
     }
 
-    /// How long it takes at most to try each of them once.
+    /// Returns the longest time it can take to try each upstream once.
     fn longest_round(&self) -> Duration {
         let upstreams = u32::try_from(self.upstreams.current().len()).unwrap_or(u32::MAX);
         self.config.connect_timeout.saturating_mul(upstreams)
     }
 
-    /// Tries each of them once, but for those that have been.
+    /// Tries each upstream once, except those in `tried`.
     async fn go_round(
         &self,
         client: &Connection,
@@ -156,7 +159,7 @@ impl Proxy {
         Err(Failed::Upstream(last.unwrap_or_else(|| io::ErrorKind::NotConnected.into())))
     }
 
-    /// Connects to one of them within the deadline.
+    /// Connects to one upstream before the connect timeout or `limit`, whichever comes first.
     async fn attempt(
         &self,
         client: &Connection,
@@ -184,7 +187,7 @@ impl Proxy {
         }
     }
 
-    /// Connects, and says what is to be said first.
+    /// Connects and sends the header.
     async fn greet(
         &self,
         listener: &str,
@@ -207,12 +210,14 @@ fn client_gone() -> io::Error {
     )
 }
 
-/// Whether a connection failed because this process or this machine lacks descriptors or memory.
+/// Returns whether a connection failed because this process or this machine lacks descriptors or
+/// memory.
 ///
 /// Every other error is a failure of that one upstream, whatever its cause: the next upstream may
-/// well be reachable. Used-up ports are among them, because they are counted for each destination.
+/// well be reachable. Running out of local ports is one of them, because ports are counted for each
+/// destination.
 pub(super) fn is_own(error: &io::Error) -> bool {
-    // ENOSPC is epoll_ctl(2): as many sockets are watched as the user may watch.
+    // ENOSPC comes from epoll_ctl(2): the user already watches as many descriptors as allowed.
     let wants = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC];
     error.raw_os_error().is_some_and(|code| wants.contains(&Errno::from_raw(code)))
 }
@@ -221,6 +226,8 @@ pub(super) fn is_own(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
+    /// Only a lack of descriptors or memory is a local failure. All other errors count against the
+    /// upstream.
     #[test]
     fn only_a_lack_of_descriptors_or_memory_is_our_own() {
         let is_own = |errno: Errno| is_own(&errno.into());

@@ -1,10 +1,9 @@
-//! Holds a client and its upstream together until they have finished, or something ends it for
-//! them.
+//! A conversation between a client and its upstream, until both have finished or something ends it.
 //!
-//! No side may take a break for an end: when one has broken, what it had said before is passed on,
-//! and then the other is reset. Whatever else ends a conversation before its end, the drain
-//! deadline above all, resets both. One that is to be carried comes to rest between two moves, and
-//! nobody is told anything.
+//! A broken connection must not look like a regular end to the other side. If one side breaks, the
+//! other gets the remaining bytes and then a reset. Any other early end, such as the drain
+//! deadline, resets both sides. A conversation that is carried pauses between two moves, and
+//! neither side notices.
 
 use std::future::poll_fn;
 use std::io;
@@ -19,32 +18,31 @@ use super::limits::{Expired, Limits, Used};
 use crate::service::Connection;
 use crate::service::relay::{Relay, Relayed};
 
-/// How long one side may take nothing of what it is owed after the other has broken. As long as TCP
-/// may need for a segment that is lost four times: the first retransmission comes after 0.2 s, the
-/// next one after twice that time, and so on.
+/// After one side has broken, how long the other may accept no bytes. TCP needs about this long if
+/// a segment is lost four times: it retransmits after 0.2 s and doubles the delay each time.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// A client and its upstream. There may be very many of them: all that one needs while it is idle
-/// is in here, once.
+/// A client and its upstream. There may be very many conversations, so this holds everything an
+/// idle one needs, exactly once.
 pub(super) struct Conversation<'a> {
     client: &'a mut Connection,
-    /// None when it has been given up.
+    /// `None` after the conversation has been detached.
     upstream: Option<Connected<'a>>,
     relay: Relay,
     limits: Limits,
-    /// Whether nobody has to be told any more that it is over.
+    /// Whether both sides have been told about the end.
     is_settled: bool,
 }
 
-/// What came of holding it.
+/// The outcome of [`Conversation::hold`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Held {
     ToTheEnd,
-    /// It is to be given up.
+    /// The conversation is to be detached for the successor.
     ToBeCarried,
 }
 
-/// What ended it.
+/// Why the relay stopped.
 enum Ended {
     Relay(Relayed),
     Limit(Expired),
@@ -52,7 +50,7 @@ enum Ended {
 }
 
 impl<'a> Conversation<'a> {
-    /// One that begins, or goes on.
+    /// Creates a conversation that begins here or was carried here.
     pub(super) const fn new(
         client: &'a mut Connection,
         upstream: Connected<'a>,
@@ -62,18 +60,19 @@ impl<'a> Conversation<'a> {
         Self { client, upstream: Some(upstream), relay, limits, is_settled: false }
     }
 
-    /// Relays to the end, or until it is to be given up.
+    /// Relays to the end, or until the conversation should be detached.
     ///
     /// # Errors
-    /// What it broke of, or which limit ended it in the middle.
+    /// The I/O error that broke it, or the limit that ended it early.
     pub(super) async fn hold(&mut self) -> io::Result<Held> {
         match poll_fn(|cx| self.poll(cx)).await {
             Ended::Relay(Relayed::Finished) => self.finish(),
-            // Nothing was under way: an end like any other.
+            // No bytes were pending, so this is a regular end.
             Ended::Limit(Expired::Idle) if !self.relay.owes() => self.finish(),
             Ended::Limit(expired) => return Err(expired.into()),
             Ended::Asked => return Ok(Held::ToBeCarried),
-            // Nobody can take up what is left of it then, and nobody is to wait for it.
+            // The rest of a broken conversation cannot be carried, and the drain must not wait for
+            // it to move.
             Ended::Relay(Relayed::ClientBroke(error)) => {
                 self.client.decline();
                 Box::pin(self.settle_upstream()).await;
@@ -88,10 +87,10 @@ impl<'a> Conversation<'a> {
         Ok(Held::ToTheEnd)
     }
 
-    /// Gives it up as it stands.
+    /// Detaches the conversation in its current state.
     ///
     /// # Errors
-    /// When the kernel will not end the watch over the upstream's socket.
+    /// When the kernel refuses to stop watching the upstream's socket.
     pub(super) fn give_up(mut self) -> io::Result<()> {
         let Some(upstream) = self.upstream.take() else { return Ok(()) };
         let (label, stream) = (upstream.label().to_owned(), upstream.stream);
@@ -118,13 +117,13 @@ impl<'a> Conversation<'a> {
         limits.poll(cx, || client.stream.carried() + upstream.carried()).map(Ended::Limit)
     }
 
-    /// It is over in order. The upstream's end is its close.
+    /// Marks a regular end. Closing the upstream's socket is what tells the upstream.
     fn finish(&mut self) {
         self.is_settled = true;
         self.upstream.iter().for_each(|upstream| upstream.stream.say_end());
     }
 
-    /// Passes on what the client had said before it broke.
+    /// Passes on what the client sent before its connection broke.
     async fn settle_upstream(&mut self) {
         let Self { client, upstream: Some(Connected { stream: upstream, .. }), relay, .. } = self
         else {
@@ -141,7 +140,7 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Passes on what the upstream had said before it broke.
+    /// Passes on what the upstream sent before its connection broke.
     async fn settle_client(&mut self) {
         let Self { client, upstream: Some(Connected { stream: upstream, .. }), relay, .. } = self
         else {
@@ -161,7 +160,8 @@ impl<'a> Conversation<'a> {
 
 impl Drop for Conversation<'_> {
     fn drop(&mut self) {
-        // One that was given up is another's to end.
+        // A detached conversation has no upstream here and is ended by the process that continues
+        // it.
         let Some(upstream) = self.upstream.as_ref().filter(|_| !self.is_settled) else { return };
         self.client.stream.reset_on_drop();
         upstream.stream.reset_on_drop();

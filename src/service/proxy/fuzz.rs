@@ -1,5 +1,5 @@
-//! This module checks the parsers of what a client and another generation say to a proxy, for
-//! `fuzz/`.
+//! Checks of the proxy's parsers, for `fuzz/`: PROXY headers from clients, and carried state from
+//! another generation.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -40,7 +40,8 @@ fn setup() -> Option<Setup> {
     Some(Setup { runtime, upstreams: Upstreams::new(&config), config, tally: Tally::default() })
 }
 
-/// Takes up what another process has given up, and gives it up again: it says the same.
+/// Restores a parcel from another process, detaches it again, and checks that both states are
+/// equal.
 pub(crate) fn take_up(parcel: Parcel) -> bool {
     SETUP.with(|setup| setup.as_ref().and_then(|setup| setup.take_up(parcel)).is_some())
 }
@@ -51,12 +52,12 @@ impl Setup {
         let (stage, owed) = carried::read(&parcel.bytes).ok()?;
         let words = serde_json::to_string(&stage).ok()?;
         let mut is_same = true;
-        // No bytes say which descriptors come with them: those that are needed.
+        // The bytes do not contain descriptors, so provide as many as the state needs.
         let needed = match &stage {
             Stage::Arriving { .. } => Vec::new(),
             Stage::Conversing(conversing) => {
                 let upstream = self.upstreams.adopt(&conversing.upstream, &[])?;
-                // Another name may have the same address.
+                // The address may be known under a different host name.
                 is_same = upstream.label() == conversing.upstream;
                 descriptors(upstream.address(), conversing.relay.needs().1)?
             }
@@ -85,7 +86,7 @@ impl Setup {
     }
 }
 
-/// A socket of the upstream's family, and the ends of as many pipes.
+/// Returns a socket of the upstream's family, followed by `of_pipes` pipe ends.
 fn descriptors(upstream: &Address, of_pipes: usize) -> Option<Vec<OwnedFd>> {
     let socket = match upstream {
         Address::Tcp(_) | Address::Tcp6Only(_) => {

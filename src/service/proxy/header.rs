@@ -1,10 +1,9 @@
-//! Reads and writes the header of the PROXY protocol, by which proxies tell each other who the
-//! client is.
+//! The header of the PROXY protocol, with which a proxy tells the next server who the client is.
 //!
-//! Of a header only as much is held as can mean something here: a line, or the addresses of a
-//! binary one. The additions behind them (TLVs), up to 64 KiB, are read and dropped. What follows
-//! the header belongs to the upstream, to the byte. Crate ppp writes headers; its parser of
-//! addresses is stricter than senders are.
+//! Only the useful part of a header is kept: a version 1 line, or the addresses of a binary header.
+//! Up to 64 KiB of additions (TLVs) are read and discarded. Every byte after the header belongs to
+//! the upstream. Crate `ppp` is used for writing only, because its address parser rejects headers
+//! that real senders use.
 
 #[cfg(test)]
 mod tests;
@@ -21,39 +20,40 @@ use tokio::io::AsyncReadExt;
 use crate::config::HeaderVersion;
 use crate::net::Stream;
 
-/// A line has at most so many bytes, by the specification.
+/// The longest version 1 header that the specification allows, in bytes.
 const LONGEST_V1: usize = 107;
-/// Bytes before the length of a binary header takes effect.
+/// The length of the fixed part of a binary header, in bytes.
 const FIXED_V2: usize = 16;
-/// The addresses of two Unix sockets, the longest ones that a binary header has.
+/// The length of the longest address block, in bytes: two Unix socket addresses.
 const LONGEST_ADDRESSES: usize = 216;
 
-/// From where to where a client connected, by somebody's word.
+/// The source and destination address of a client's connection, as a header states them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Route {
     pub(super) source: SocketAddr,
     pub(super) destination: SocketAddr,
 }
 
-/// What the beginning of a connection says of its header.
+/// The result of parsing the beginning of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
-    /// Bytes that have been understood.
+    /// The length of the part that was parsed, in bytes.
     length: usize,
-    /// Bytes of the header behind them, which mean nothing here.
+    /// The length of the rest of the header, which is skipped, in bytes.
     rest: usize,
-    /// The client; none for a proxy that speaks for itself, or does not know.
+    /// The client's addresses. `None` if the proxy speaks for itself, or does not know the client.
     route: Option<Route>,
 }
 
-/// Reads the header with which a connection begins. `None` is a proxy that speaks for itself, or
-/// does not know.
+/// Reads the header at the beginning of a connection. Returns `None` if the proxy speaks for
+/// itself, or does not know the client.
 ///
-/// Cancel safe while `is_within` is false: until then nothing has been read, or all of it has been.
+/// Cancel safe while `is_within` is false: then either nothing has been read yet, or the whole
+/// header.
 ///
 /// # Errors
-/// `InvalidData` when it begins with something else, or ends within its header; `UnexpectedEof`
-/// when it ends without a byte.
+/// `InvalidData` if the connection begins with something else or ends within the header.
+/// `UnexpectedEof` if it ends before the first byte.
 pub(super) async fn receive(
     stream: &mut Stream,
     is_within: &AtomicBool,
@@ -85,7 +85,7 @@ pub(super) async fn receive(
     Ok(head.route)
 }
 
-/// What the head of `bytes` says; `None` when more has to be seen.
+/// Parses the header at the beginning of `bytes`. Returns `None` if more bytes are needed.
 pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Head>> {
     let has_begun = |prefix: &[u8]| {
         let length = bytes.len().min(prefix.len());
@@ -100,7 +100,7 @@ pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Head>> {
     }
 }
 
-/// A header of version 1.
+/// Parses a version 1 header.
 fn line(bytes: &[u8]) -> io::Result<Option<Head>> {
     let bytes = &bytes[..bytes.len().min(LONGEST_V1)];
     let Some(end) = bytes.windows(2).position(|pair| pair == b"\r\n") else {
@@ -115,7 +115,7 @@ fn line(bytes: &[u8]) -> io::Result<Option<Head>> {
     let mut words = text.split(' ').skip(1);
     let family = words.next().unwrap_or_default();
     if family == "UNKNOWN" {
-        // Whatever follows is to be ignored.
+        // The specification says to ignore the rest of the line.
         return head(None);
     }
     let is_of_family = |address: &IpAddr| match family {
@@ -129,8 +129,8 @@ fn line(bytes: &[u8]) -> io::Result<Option<Head>> {
     if words.next().is_some() {
         return Err(wrong("it has too many words"));
     }
-    // Nginx names the family of the client, and the server's own address may be of the other one.
-    // HAProxy writes both as IPv6 then.
+    // Nginx states the family of the client only, and the server's address may be of the other
+    // family. In that case HAProxy writes both addresses as IPv6.
     match (is_of_family(&source), is_of_family(&destination)) {
         (Some(source), Some(destination)) if source || destination => {}
         (None, _) | (_, None) => return Err(wrong("expected TCP4, TCP6 or UNKNOWN")),
@@ -145,14 +145,14 @@ fn address(word: &str) -> io::Result<IpAddr> {
     IpAddr::from_str(word).map_err(|_| wrong("expected an address"))
 }
 
-/// A number as the specification has it: digits alone, and no zero ahead of others.
+/// Parses a port in the form that the specification requires: digits only, without leading zeros.
 fn port(word: &str) -> io::Result<u16> {
     let is_plain =
         word.bytes().all(|byte| byte.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
     word.parse().ok().filter(|_| is_plain).ok_or_else(|| wrong("expected a port"))
 }
 
-/// A header of version 2.
+/// Parses a version 2 header.
 fn binary(bytes: &[u8]) -> io::Result<Option<Head>> {
     const LOCAL: u8 = 0x20;
     const PROXY: u8 = 0x21;
@@ -162,7 +162,7 @@ fn binary(bytes: &[u8]) -> io::Result<Option<Head>> {
         Ok(Some(Head { length: FIXED_V2 + addresses, rest: after_fixed - addresses, route }))
     };
     match fixed[12] {
-        // The proxy itself, whatever follows.
+        // The proxy speaks for itself. The specification says to ignore the rest.
         LOCAL => return head(0, None),
         PROXY => {}
         _ => return Err(wrong("expected version 2, and LOCAL or PROXY")),
@@ -187,7 +187,7 @@ fn binary(bytes: &[u8]) -> io::Result<Option<Head>> {
     head(addresses, route(block))
 }
 
-/// The addresses of a binary header; none for those of Unix sockets.
+/// Parses the addresses of a binary header. Returns `None` for Unix socket addresses.
 fn route(block: &[u8]) -> Option<Route> {
     fn split<const LENGTH: usize>(block: &[u8]) -> Option<([IpAddr; 2], &[u8])>
     where
@@ -206,8 +206,9 @@ fn route(block: &[u8]) -> Option<Route> {
     Some(Route::new((source, port(0)), (destination, port(2))))
 }
 
-/// For fuzzing: whether it begins with a header. A part of one is not the whole, and what follows
-/// it does not count.
+/// Checks the parser on arbitrary input, for fuzzing. Returns whether `bytes` begin with a header.
+/// Every prefix of a header must be incomplete, trailing bytes must not matter, and a rewritten
+/// header must keep the addresses.
 #[cfg(any(fuzzing, test))]
 pub(crate) fn fuzz(bytes: &[u8]) -> bool {
     let Ok(Some(head)) = parse(bytes) else { return false };
@@ -226,7 +227,7 @@ pub(crate) fn fuzz(bytes: &[u8]) -> bool {
     true
 }
 
-/// One address has two forms: IPv4, and IPv4 in IPv6.
+/// Normalizes IPv4-mapped IPv6 addresses, so that both forms of an address compare equal.
 #[cfg(any(fuzzing, test))]
 fn canonical(Route { source, destination }: Route) -> [(IpAddr, u16); 2] {
     [source, destination].map(|address| (address.ip().to_canonical(), address.port()))
@@ -246,15 +247,15 @@ impl Route {
     }
 }
 
-/// The header that tells an upstream of a client that came by `route`; one without addresses is not
-/// known.
+/// Builds the header for a client that connected by `route`. `None` means that the client is
+/// unknown.
 pub(super) fn announce(version: HeaderVersion, route: Option<Route>) -> Vec<u8> {
     let addresses = route.map(|Route { source, destination }| {
         match (source.ip().to_canonical(), destination.ip().to_canonical()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 v1::Addresses::new_tcp4(from, to, source.port(), destination.port())
             }
-            // Both are said in one family: that of the longer addresses.
+            // A header has one family for both addresses, so mixed families become IPv6.
             (from, to) => {
                 v1::Addresses::new_tcp6(six(from), six(to), source.port(), destination.port())
             }
@@ -275,7 +276,7 @@ pub(super) fn announce(version: HeaderVersion, route: Option<Route>) -> Vec<u8> 
     }
 }
 
-/// The header of a connection that is made for no client: a check.
+/// Builds the header of a health check, which is made on behalf of no client.
 pub(super) fn own(version: HeaderVersion) -> Vec<u8> {
     match version {
         HeaderVersion::V1 => announce(version, None),
@@ -292,7 +293,7 @@ fn binary_header(
 ) -> Vec<u8> {
     let built =
         v2::Builder::with_addresses(v2::Version::Two | command, protocol, addresses).build();
-    // It fails for more than 64 KiB of additions, and there are none.
+    // Building fails only for more than 64 KiB of additions, and these headers have none.
     built.unwrap_or_default()
 }
 

@@ -1,5 +1,4 @@
-//! Tells when a connection has been idle, or there, for too long. Where no limit is set there is no
-//! timer either.
+//! The time limits of a connection: idle timeout and lifetime. Without limits, there is no timer.
 
 use std::future::Future;
 use std::io;
@@ -12,7 +11,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::ProxyConfig;
 
-/// The limits of one connection, from when it was made.
+/// The limits of one connection.
 pub(super) struct Limits {
     made: Instant,
     clock: Option<Box<Clock>>,
@@ -21,14 +20,14 @@ pub(super) struct Limits {
 struct Clock {
     timer: Pin<Box<Sleep>>,
     idle: Option<Duration>,
-    /// When it is too old.
+    /// When the lifetime ends.
     end: Option<Instant>,
-    /// Bytes that it had carried when something was last seen to move, and when that was.
+    /// How many bytes had moved when progress was last seen, and when that was.
     carried: u64,
     moved: Instant,
 }
 
-/// Which limit was reached.
+/// The limit that was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Expired {
     Idle,
@@ -45,19 +44,19 @@ impl From<Expired> for io::Error {
     }
 }
 
-/// What a connection has used of its limits.
+/// How much of its limits a connection has used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Used {
-    /// How long it has been there.
+    /// The time since the connection was made.
     pub(super) age: Duration,
-    /// How long nothing has moved.
+    /// The time since bytes last moved.
     pub(super) idle: Duration,
-    /// Bytes that it has carried.
+    /// How many bytes the connection has moved.
     pub(super) carried: u64,
 }
 
 impl Limits {
-    /// For one that has used so much of them.
+    /// Creates the limits of a connection that has already used `used` of them.
     pub(super) fn new(config: &ProxyConfig, used: Used) -> Self {
         let now = Instant::now();
         let ago = |time| now.checked_sub(time).unwrap_or(now);
@@ -73,7 +72,7 @@ impl Limits {
         Self { made, clock: Some(Box::new(clock)) }
     }
 
-    /// What has been used of them. Silence is only time used where it is limited.
+    /// Returns how much of the limits is used. Idle time counts only if there is an idle timeout.
     pub(super) fn used(&self) -> Used {
         let age = self.made.elapsed();
         match &self.clock {
@@ -85,7 +84,7 @@ impl Limits {
         }
     }
 
-    /// Ready when one is reached. To be asked whenever something may have moved.
+    /// Ready when a limit is reached. Must be called whenever bytes may have moved.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -105,7 +104,7 @@ impl Limits {
             if clock.idle.is_some_and(|idle| now.duration_since(clock.moved) >= idle) {
                 return Poll::Ready(Expired::Idle);
             }
-            // It was set for what was known then.
+            // The timer was set before the latest progress, so set it again.
             let next = clock.next(now);
             clock.timer.as_mut().reset(next);
         }
@@ -113,7 +112,8 @@ impl Limits {
 }
 
 impl Clock {
-    /// When to look again; what no clock can hold is far away.
+    /// Returns when to check again. A time that the clock cannot represent becomes one day from
+    /// now.
     fn next(&self, now: Instant) -> Instant {
         let idle = self.idle.and_then(|idle| self.moved.checked_add(idle));
         let next = [idle, self.end].into_iter().flatten().min();
@@ -134,6 +134,7 @@ mod tests {
         )
     }
 
+    /// Traffic keeps a connection from being idle, but does not extend its lifetime.
     #[tokio::test]
     async fn what_moves_is_not_idle_and_ages_all_the_same() {
         let start = Instant::now();
@@ -150,6 +151,7 @@ mod tests {
         assert!(start.elapsed() >= Duration::from_millis(700));
     }
 
+    /// The idle timeout counts from the last traffic.
     #[tokio::test]
     async fn what_stands_still_is_idle_from_when_it_last_moved() {
         let start = Instant::now();
@@ -166,6 +168,7 @@ mod tests {
         assert!(start.elapsed() >= Duration::from_millis(150));
     }
 
+    /// Time used in the previous process counts here.
     #[tokio::test]
     async fn what_was_used_elsewhere_is_used_here() {
         let upstreams = crate::config::Upstreams::new(vec!["@a".parse().unwrap()]).unwrap();
@@ -176,16 +179,17 @@ mod tests {
         let mut limits = Limits::new(&config, used);
         assert_eq!(poll_fn(|cx| limits.poll(cx, || 7)).await, Expired::Idle);
         let used = Used { age: Duration::from_secs(3600), ..Used::default() };
-        // Also when a configuration without limits came in between.
+        // The age is also kept while a configuration without limits is in use.
         let mut limits = Limits::new(&config, Limits::new(&unlimited, used).used());
         assert!(limits.used().age >= used.age);
         assert_eq!(poll_fn(|cx| limits.poll(cx, || 7)).await, Expired::Lifetime);
-        // Silence counts from where it is limited.
+        // Without an idle timeout, idle time does not accumulate.
         let lifetime = ProxyConfig { lifetime: hour, ..unlimited };
         let used = Used { idle: Duration::from_secs(3600), ..Used::default() };
         assert_eq!(Limits::new(&lifetime, used).used().idle, Duration::ZERO);
     }
 
+    /// A limit too large for the clock is the same as no limit.
     #[tokio::test]
     async fn a_limit_that_no_clock_can_hold_is_none() {
         let mut limits = limits(Some(Duration::MAX), Some(Duration::MAX));

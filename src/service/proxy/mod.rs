@@ -1,23 +1,23 @@
-//! Passes each connection on to an upstream, and everything that either side says to the other.
+//! The proxy service: it connects each client to an upstream and relays bytes in both directions.
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! |---|---|
-//! | `header` | who the client is, by the word of another proxy, and for the next one |
-//! | `connect` | one client's way to an upstream: deadlines, the next one, patience |
-//! | `upstreams` | which one that is, and who is passed over |
-//! | `upstream` | one of them, and how it fares |
-//! | `names` | host names among them, and the addresses that they have now |
-//! | `resolver` | how a name is resolved, without waiting for it for ever |
-//! | `checks` | who looks after them when no client does |
-//! | `conversation` | the two of them to the end; `relay` moves the bytes |
-//! | `carried` | what of them goes to another process |
-//! | `limits` | how long they may be silent, and how old |
-//! | `options` | the options of their sockets |
-//! | `refusals` | clients whose header is wrong: counted, and logged now and then |
-//! | `tally` | what was passed on |
+//! | `header` | PROXY protocol headers, received from other proxies and sent to upstreams |
+//! | `connect` | connection attempts for one client: timeouts, failover, retries |
+//! | `upstreams` | load balancing and ejection |
+//! | `upstream` | one upstream and its health |
+//! | `names` | host names of upstreams and their current addresses |
+//! | `resolver` | DNS lookups with a timeout |
+//! | `checks` | active health checks |
+//! | `conversation` | a client and its upstream until the end; `relay` moves the bytes |
+//! | `carried` | the state of a connection that moves to another process |
+//! | `limits` | idle timeout and lifetime |
+//! | `options` | socket options |
+//! | `refusals` | clients with a wrong header: counted, and logged occasionally |
+//! | `tally` | connection and byte counters |
 //!
-//! In a drain a connection goes on until either side ends it: what the two are saying is theirs,
-//! and only the deadline cuts it.
+//! The proxy does not know the protocol that it relays. In a drain, a connection therefore
+//! continues until either side ends it or the drain deadline cuts it.
 
 mod carried;
 mod checks;
@@ -63,7 +63,7 @@ use resolver::Resolver;
 use tally::Tally;
 use upstreams::Upstreams;
 
-/// The service that passes connections on.
+/// The service that forwards connections to upstreams.
 #[derive(Debug)]
 pub struct Proxy {
     config: ProxyConfig,
@@ -74,7 +74,7 @@ pub struct Proxy {
     resolver: Resolver,
 }
 
-/// With what a conversation begins, or goes on.
+/// Everything that a new or restored conversation starts with.
 struct Beginning<'a> {
     upstream: Connected<'a>,
     relay: Relay,
@@ -82,10 +82,10 @@ struct Beginning<'a> {
 }
 
 impl Proxy {
-    /// For one listener, or for several that share its upstreams.
+    /// Creates a proxy for one listener, or for several listeners that share its upstreams.
     ///
-    /// Upstreams that are host names have no address until [`Proxy::resolve`] or [`Proxy::watch`]
-    /// is awaited.
+    /// Upstreams given by host name have no address until [`Proxy::resolve`] or [`Proxy::watch`] is
+    /// awaited.
     #[must_use]
     pub fn new(config: ProxyConfig) -> Self {
         let (upstreams, tally) = (Arc::new(Upstreams::new(&config)), Arc::default());
@@ -100,23 +100,23 @@ impl Proxy {
         }
     }
 
-    /// Counts for this listener from now on, also while nobody comes by it.
+    /// Adds a listener to the counters before its first client arrives.
     pub(super) fn expect(&self, listener: &str) {
         self.tally.expect(&listener.into());
     }
 
-    /// Takes a conversation up that was carried here, or brings a client to its upstream: none if
-    /// it has been given up on the way.
+    /// Restores a carried conversation, or connects a new client to an upstream. Returns `None` if
+    /// the connection was detached meanwhile.
     async fn prepare(&self, connection: &mut Connection) -> io::Result<Option<Beginning<'_>>> {
         let begun = match connection.taken_up() {
-            // A clean end could be taken for one.
+            // Reset the client: it could take a clean close for the regular end of its data.
             Some(parcel) => {
                 carried::take_up(parcel, &self.upstreams, &self.tally).inspect_err(|error| {
                     connection.stream.reset_on_drop();
                     let (listener, peer) = (connection.listener(), connection.peer());
                     tracing::error!(
                         event = "connection.lost", listener, %peer, reason = %error,
-                        "a connection is lost that was carried here: {error}"
+                        "a carried connection is lost: {error}"
                     );
                 })?
             }
@@ -125,7 +125,7 @@ impl Proxy {
         let mut arriving = match begun {
             Begun::Arriving(arriving) => arriving,
             Begun::Conversing(Resumed { upstream, mut stream, relay, used }) => {
-                // This configuration may have other options than that of the generation before.
+                // The options may have changed since the predecessor set them.
                 self.options.set(&mut connection.stream, Side::Client, &connection.listener);
                 self.options.set(&mut stream, Side::Upstream, &connection.listener);
                 let upstream = self.reconnected(&connection.listener, &upstream, stream);
@@ -137,7 +137,7 @@ impl Proxy {
             }
         };
         let word = connection.word();
-        // Nobody else could go on in the middle of a header.
+        // The successor could not continue in the middle of a header.
         let is_within_header = AtomicBool::new(false);
         let mut beginning = Box::pin(self.begin(connection, &mut arriving, &is_within_header));
         let is_to_go = || {
@@ -165,20 +165,20 @@ impl Proxy {
         Ok(Some(Beginning { upstream, relay: Relay::default(), limits }))
     }
 
-    /// Brings a client to its upstream. What is learned of it on the way is kept in `arriving`; if
-    /// this is dropped, it begins anew with that. Cancel safe.
+    /// Connects a client to an upstream. Cancel safe: `arriving` keeps what is known so far, and
+    /// the next call starts from there.
     async fn begin(
         &self,
         connection: &mut Connection,
         arriving: &mut Arriving,
         is_within_header: &AtomicBool,
     ) -> io::Result<Connected<'_>> {
-        // Until the upstream is connected. Otherwise further clients would take all descriptors,
-        // and every client would wait for an upstream.
+        // This reserves a descriptor until the upstream is connected. Without it, new clients could
+        // take all descriptors, and every client would wait for an upstream.
         let _earmark = connection.stream.take_earmark();
         self.options.set(&mut connection.stream, Side::Client, &connection.listener);
         let Identified { route } = match arriving.identified {
-            // The generation that has asked may have had no need to know.
+            // The generation that identified the client may not have needed the route.
             Some(Identified { route: None }) => Identified { route: self.own_route(connection) },
             Some(identified) => identified,
             None => {
@@ -194,16 +194,18 @@ impl Proxy {
         };
         let connected = self.connect(connection, arriving, &header).await;
         if connected.is_err() {
-            // An empty reply could be taken for a reply.
+            // Reset the client: it could take a clean close for an empty reply.
             connection.stream.reset_on_drop();
         }
         connected
     }
 
-    /// Learns who the client is, as far as anybody wants to know: from its header, if we trust it
-    /// with one, or from itself. `since` is when the wait for the header began, in this process or
-    /// in another. Cancel safe unless `is_within_header`: else a header is read whole, or not at
-    /// all.
+    /// Determines the client's addresses: from its PROXY header if the sender is trusted, otherwise
+    /// from its socket.
+    ///
+    /// `since` is when the wait for the header began, in this process or an earlier one. Cancel
+    /// safe while `is_within_header` is false: then either the whole header has been read, or none
+    /// of it.
     async fn identify(
         &self,
         connection: &mut Connection,
@@ -236,7 +238,7 @@ impl Proxy {
         Ok(self.own_route(connection))
     }
 
-    /// Who the client is by itself, if anybody wants to know.
+    /// Returns the addresses of a TCP client's own connection, if upstreams get a header.
     fn own_route(&self, connection: &Connection) -> Option<Route> {
         let (Peer::Tcp(source), Some(_)) = (connection.peer, self.config.send_header) else {
             return None;
@@ -247,8 +249,8 @@ impl Proxy {
 
 impl Service for Proxy {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
-        // In a box of its own: what waits to connect needs much more room than what relays, and
-        // most do the latter.
+        // Boxed separately: connecting needs much more memory than relaying, and most connections
+        // relay.
         let Some(Beginning { upstream, relay, limits }) =
             Box::pin(self.prepare(connection)).await?
         else {

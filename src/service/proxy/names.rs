@@ -1,7 +1,7 @@
-//! Keeps the addresses of host names up to date: each name is resolved at the start, and from time
-//! to time.
+//! The addresses of upstream host names: each name is resolved at the start and then at intervals.
 //!
-//! The last good answer stays when a name does not resolve. Connections that live are not touched.
+//! If a lookup fails, the last good answer stays in use. Established connections are not affected
+//! by new answers.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,20 +18,20 @@ use super::tally::Tally;
 use super::upstreams::Upstreams;
 use crate::config::HostPort;
 
-/// How soon a name that has no address yet is resolved again.
+/// How soon to retry a name that has no address yet.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// A host name of the configuration.
+/// A host name from the configuration, and its current addresses.
 #[derive(Debug)]
 pub(super) struct Name {
     host: Arc<HostPort>,
-    /// The last good answer. It is empty until there has been one.
+    /// The last good answer; empty until the first one.
     addresses: Mutex<Vec<SocketAddr>>,
     lookup: tokio::sync::Mutex<Lookup>,
-    /// Whether it has been looked up at all.
+    /// Whether a first lookup has finished.
     was_resolved: AtomicBool,
     failures: AtomicU64,
-    /// Whether the log has it as a name that does not resolve.
+    /// Whether the log reports that this name does not resolve.
     said: AtomicBool,
 }
 
@@ -51,18 +51,18 @@ impl Name {
         &self.host
     }
 
-    /// The last good answer.
+    /// Returns the last good answer.
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
         self.lock().clone()
     }
 
-    /// How many times it did not resolve.
+    /// Returns how many lookups have failed.
     pub(super) fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Takes an answer; returns whether it changes anything. An address that stays keeps its place:
-    /// many name servers give another order each time.
+    /// Stores a new answer. Returns whether it differs from the last one. Known addresses keep
+    /// their positions, because many name servers rotate the order.
     fn learn(&self, answer: &[SocketAddr]) -> bool {
         let mut addresses = self.lock();
         let mut next: Vec<_> =
@@ -78,12 +78,12 @@ impl Name {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Resolves one name.
+/// The lookups of one name.
 struct Refresh {
     name: Arc<Name>,
     upstreams: Arc<Upstreams>,
@@ -92,7 +92,7 @@ struct Refresh {
 }
 
 impl Refresh {
-    /// Resolves it once. Returns whether upstreams have changed.
+    /// Resolves the name once. Returns whether the upstreams have changed.
     async fn once(&self) -> bool {
         let Self { name, upstreams, tally, resolver } = self;
         let answer = name.lookup.lock().await.addresses(&name.host, resolver).await;
@@ -112,7 +112,7 @@ impl Refresh {
                     let addresses = listed(&name.addresses());
                     tracing::info!(
                         event = "name.changed", %listener, %host, addresses,
-                        "an upstream's host name has these addresses now"
+                        "the addresses of an upstream's host name have changed"
                     );
                 }
                 has_changed
@@ -133,7 +133,7 @@ impl Refresh {
                 } else {
                     tracing::warn!(
                         event = "name.failed", %listener, %host, addresses, %reason,
-                        "an upstream's host name does not resolve, and keeps its addresses: {reason}"
+                        "an upstream's host name does not resolve, keeping its addresses: {reason}"
                     );
                 }
                 false
@@ -143,7 +143,7 @@ impl Refresh {
         has_changed
     }
 
-    /// Resolves it for as long as this is awaited, and says when upstreams have changed.
+    /// Resolves the name repeatedly, and notifies `changed` when the upstreams have changed.
     async fn run(self, interval: Duration, changed: Arc<Notify>) {
         if !self.name.was_resolved.load(Ordering::Relaxed) && self.once().await {
             changed.notify_one();
@@ -159,10 +159,10 @@ impl Refresh {
 }
 
 impl Proxy {
-    /// Resolves the host names among the upstreams once, all at the same time, within 5 s. Returns
-    /// whether any upstream has an address.
+    /// Resolves the host names of all upstreams once, in parallel, within 5 s. Returns whether any
+    /// upstream has an address.
     ///
-    /// Call it before the proxy serves: until then the upstreams that are names have no address.
+    /// Call this before the proxy serves, because upstreams given by name have no address before.
     /// [`Proxy::watch`] keeps the addresses up to date. Must be called in a tokio runtime.
     pub async fn resolve(&self) -> bool {
         let mut lookups: JoinSet<bool> =
@@ -171,7 +171,7 @@ impl Proxy {
         !self.upstreams.current().is_empty()
     }
 
-    /// Keeps names up to date in these tasks.
+    /// Spawns a task for each name that keeps its addresses up to date.
     pub(super) fn watch_names(&self, tasks: &mut JoinSet<()>, changed: &Arc<Notify>) {
         for refresh in self.refreshes() {
             tasks.spawn(refresh.run(self.config.resolve_interval, Arc::clone(changed)));

@@ -1,7 +1,7 @@
-//! This module sets the socket options of a proxied connection, on either side of it.
+//! The socket options of a proxied connection, on both sides.
 //!
-//! None of them is worth a connection: a socket that does not know an option is served without it.
-//! That is logged once for each option and side, because it is the same for every connection.
+//! A connection is served even if an option cannot be set. The failure is logged once for each
+//! option and side, because it is the same for every connection.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ pub(super) enum Side {
     Upstream,
 }
 
-/// The options of one proxy, and which of them were reported as unknown.
+/// The socket options of one proxy, and which failures have been logged.
 #[derive(Debug)]
 pub(super) struct SocketOptions {
     keep_alive: Option<Duration>,
@@ -43,8 +43,8 @@ impl SocketOptions {
         }
     }
 
-    /// Sets them all. Writes are not delayed either: a relay does not know whether more will
-    /// follow.
+    /// Sets all options. Also disables Nagle's algorithm, because a relay does not know whether
+    /// more bytes follow.
     pub(super) fn set(&self, stream: &mut Stream, side: Side, listener: &str) {
         stream.set_nodelay();
         let reported = match side {

@@ -1,7 +1,8 @@
-//! This module counts clients whose PROXY header is wrong or does not come, and logs some of them.
+//! The clients refused because their PROXY header is wrong or missing: all are counted, some are
+//! logged.
 //!
-//! A sender that is configured wrongly sends thousands of them: every client is counted, and the
-//! log gets a record at most every ten seconds for each listener.
+//! A misconfigured sender can cause thousands of refusals. The log therefore gets at most one
+//! record every ten seconds for each listener.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,24 +11,25 @@ use std::time::{Duration, Instant};
 
 use crate::service::Connection;
 
-/// The shortest time between two records of one listener.
+/// The shortest time between two log records for one listener.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// The refused clients of each listener.
+/// The number of refused clients for each listener.
 #[derive(Debug, Default)]
 pub(super) struct Refusals(Mutex<BTreeMap<Arc<str>, Refused>>);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Refused {
     count: u64,
-    /// How many of them had been counted when the last record was written, and when that was.
+    /// The count at the last log record, and the time of that record.
     logged: u64,
     logged_at: Option<Instant>,
 }
 
 impl Refusals {
-    /// Counts a client whose header could not be received because of `error`. A client that sent no
-    /// byte and left is not counted: the health checks of load balancers do that.
+    /// Counts a client whose header could not be received because of `error`. A client that
+    /// disconnects without sending a byte is not counted, because load balancers do that as a
+    /// health check.
     pub(super) fn refused(&self, connection: &Connection, error: &io::Error) {
         if !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::TimedOut) {
             return;
@@ -40,13 +42,14 @@ impl Refusals {
         );
     }
 
-    /// The number of refused clients by listener.
+    /// Returns the number of refused clients by listener.
     pub(super) fn counts(&self) -> BTreeMap<String, u64> {
         let counts = self.lock();
         counts.iter().map(|(listener, refused)| (listener.to_string(), refused.count)).collect()
     }
 
-    /// Counts a client. Returns how many clients a record has to name, if a record is due.
+    /// Counts a client. If a log record is due, returns the number of clients since the last
+    /// record.
     fn count(&self, listener: &Arc<str>, now: Instant) -> Option<u64> {
         let mut counts = self.lock();
         let one = counts.entry(Arc::clone(listener)).or_default();
@@ -59,7 +62,7 @@ impl Refusals {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Refused>> {
-        // Nothing panics while it is held; if something did, the counts would still be whole.
+        // No code panics while it holds the lock. Even if it did, the counts would be consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -68,6 +71,7 @@ impl Refusals {
 mod tests {
     use super::*;
 
+    /// Every refused client is counted, and each listener logs at most once per interval.
     #[test]
     fn all_are_counted_and_few_are_logged() {
         let (refusals, begin) = (Refusals::default(), Instant::now());

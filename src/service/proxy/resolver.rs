@@ -1,7 +1,7 @@
-//! Resolves host names in threads of their own, because getaddrinfo(3) may block for minutes.
+//! DNS lookups on separate threads, because getaddrinfo(3) can block for minutes.
 //!
 //! A thread that hangs is left behind: no start, handoff or stop waits for it. A proxy has at most
-//! one for each name, and the process at most [`THREADS_MAX`].
+//! one lookup thread for each name, and a process at most [`THREADS_MAX`].
 
 use std::fmt;
 use std::io;
@@ -15,17 +15,16 @@ use tokio::time::timeout;
 
 use crate::config::HostPort;
 
-/// How long a name may take to be resolved: as long as resolv.conf(5) gives one name server by
-/// default.
+/// How long a lookup may take: the default time that resolv.conf(5) allows a single name server.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Threads that resolve names, and may hang in it.
+/// The largest number of lookup threads in the process, hanging ones included.
 const THREADS_MAX: usize = 16;
 
 static THREADS: Semaphore = Semaphore::const_new(THREADS_MAX);
 
 type Answer = io::Result<Vec<SocketAddr>>;
 
-/// A function that blocks until a name is resolved, and how long to wait for it.
+/// A blocking lookup function and its timeout.
 #[derive(Clone)]
 pub(super) struct Resolver {
     resolve: Arc<dyn Fn(&HostPort) -> Answer + Send + Sync>,
@@ -33,7 +32,7 @@ pub(super) struct Resolver {
 }
 
 impl Resolver {
-    /// The resolver of this system, nsswitch.conf(5).
+    /// Returns the resolver of the system, as configured in nsswitch.conf(5).
     pub(super) fn system() -> Self {
         Self::new(|host| (host.name(), host.port()).to_socket_addrs().map(Iterator::collect))
     }
@@ -49,16 +48,18 @@ impl fmt::Debug for Resolver {
     }
 }
 
-/// The lookups of one name.
+/// The state of the lookups of one name.
 #[derive(Debug, Default)]
 pub(super) struct Lookup {
-    /// The answer of a lookup that did not end in time.
+    /// The pending answer of a lookup that has timed out.
     pending: Option<oneshot::Receiver<Answer>>,
 }
 
 impl Lookup {
-    /// Returns all addresses of a name. A lookup that has not ended in time goes on: the next call
-    /// waits for its answer, instead of starting another thread that hangs as well. Cancel safe.
+    /// Returns all addresses of a name.
+    ///
+    /// A lookup that times out continues in the background. The next call waits for its answer
+    /// instead of starting another thread that may hang too. Cancel safe.
     ///
     /// # Errors
     /// When the name does not resolve, or not in time.
@@ -85,8 +86,8 @@ impl Lookup {
                 self.pending = None;
                 return Ok(addresses);
             }
-            // A failure that came too late has been reported as a timeout. It says nothing about
-            // now.
+            // This failure arrived late and was already reported as a timeout. It says nothing
+            // about the present.
             Some(Ok(Err(_)) | Err(TryRecvError::Closed)) => self.pending = None,
             Some(Err(TryRecvError::Empty)) | None => {}
         }
@@ -100,14 +101,14 @@ impl Lookup {
     }
 }
 
-/// Begins a lookup.
+/// Starts a lookup on a new thread, once fewer than [`THREADS_MAX`] are running.
 async fn start(host: Arc<HostPort>, resolver: Resolver) -> io::Result<oneshot::Receiver<Answer>> {
     let permit = THREADS.acquire().await.map_err(io::Error::other)?;
     let (tell, answer) = oneshot::channel();
     let body = move || {
         let addresses = (resolver.resolve)(&host);
         drop(permit);
-        // The proxy may be gone by now.
+        // Sending fails only if the proxy no longer exists.
         let _ = tell.send(addresses);
     };
     std::thread::Builder::new().name("resolver".into()).spawn(body)?;
@@ -140,6 +141,7 @@ mod tests {
         assert!(Lookup::default().addresses(&host("localhost:80"), &none).await.is_err());
     }
 
+    /// A hanging lookup times out, and later calls wait for it instead of starting another.
     #[tokio::test]
     async fn a_lookup_that_hangs_is_given_up_and_started_once() {
         let (go, wait) = mpsc::channel::<()>();
@@ -164,6 +166,7 @@ mod tests {
         );
         assert_eq!(started.load(Ordering::SeqCst), 1);
     }
+    /// A failure that arrives after the timeout is discarded, and a new lookup starts.
     #[tokio::test]
     async fn a_failure_that_comes_too_late_is_no_answer() {
         let (go, wait) = mpsc::channel::<bool>();

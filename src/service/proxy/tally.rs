@@ -1,8 +1,8 @@
-//! Counts what was passed on, by listener and by upstream: live connections, and the sums of those
-//! that have ended.
+//! The counters of a proxy, by listener and upstream: open connections, and the sums of those that
+//! have ended.
 //!
-//! One short lock for each connection at its beginning and one at its end; a live connection counts
-//! its own bytes, and whoever asks pays for the sum.
+//! A connection takes a short lock once when it begins and once when it ends, and counts its own
+//! bytes. A reader of the counters adds up the open connections.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -14,51 +14,51 @@ use crate::config::HostPort;
 use crate::net::Traffic;
 use crate::report::UpstreamCounters;
 
-/// What was passed on by one proxy.
+/// The counters of one proxy.
 #[derive(Debug, Default)]
 pub(super) struct Tally(Mutex<Rows>);
 
-/// One row for each listener, in the order in which they were first seen.
+/// One row for each listener, in the order in which the listeners were first seen.
 #[derive(Debug, Default)]
 struct Rows {
     all: Vec<Row>,
     by_listener: HashMap<Arc<str>, usize>,
 }
 
-/// By one listener.
+/// The counters of one listener.
 #[derive(Debug)]
 struct Row {
     listener: Arc<str>,
-    /// By the number of the upstream.
+    /// The counters for each upstream, by upstream id.
     cells: BTreeMap<usize, Cell>,
-    /// Sums of addresses that their host name no longer has, by the name. Addresses may come and go
-    /// for as long as a process lives: one that is gone has no room of its own.
+    /// The sums of addresses that a host name no longer has, by host name. They are merged because
+    /// addresses can come and go for as long as a process lives.
     departed: BTreeMap<Arc<HostPort>, UpstreamCounters>,
 }
 
-/// To one upstream.
+/// The counters of one listener and one upstream.
 #[derive(Debug)]
 struct Cell {
     upstream: Arc<Upstream>,
-    /// Of connections that have ended; `active` and `ejected` are not counted here. What one had
-    /// carried already when it was taken over is counted elsewhere, and taken off here: without
-    /// those that are live the sums may be below zero, and wrap.
+    /// The sums of connections that have ended, without `active` and `ejected`. For a carried
+    /// connection, the bytes that the predecessor counted are subtracted at the start. The sums may
+    /// therefore be below zero, and wrap, until the open connections are added.
     sums: UpstreamCounters,
-    /// The live ones. A place that is free is taken again before there is a new one.
+    /// The traffic of the open connections. A free slot is reused before a new one is added.
     open: Vec<Option<Arc<Traffic>>>,
     free: Vec<usize>,
 }
 
-/// How a connection to an upstream came here.
+/// Where an upstream connection came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Came {
-    /// It was made.
+    /// This process made it.
     Made,
-    /// It was taken over from the predecessor, which has counted it.
+    /// The predecessor, which has already counted it, carried it here.
     Carried,
 }
 
-/// Keeps a connection in the tally for as long as it lives.
+/// The entry of one connection in the counters, removed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Counted<'a> {
     tally: &'a Tally,
@@ -68,7 +68,7 @@ pub(super) struct Counted<'a> {
 }
 
 impl Tally {
-    /// Knows a listener before anybody has come by it.
+    /// Adds a row for a listener before its first client arrives.
     pub(super) fn expect(&self, listener: &Arc<str>) {
         self.lock().row(listener);
     }
@@ -99,14 +99,15 @@ impl Tally {
         Counted { tally: self, row, upstream: Arc::clone(upstream), place }
     }
 
-    /// Counts one that was not.
+    /// Counts a failed connection attempt.
     pub(super) fn failed(&self, listener: &Arc<str>, upstream: &Arc<Upstream>) {
         let mut rows = self.lock();
         let row = rows.row(listener);
         rows.all[row].cell(upstream).sums.failed += 1;
     }
 
-    /// All upstreams that have been met, also those whose host name no longer has their address.
+    /// Returns all upstreams that have counters, including those whose host name no longer has
+    /// their address.
     pub(super) fn known(&self) -> Vec<Arc<Upstream>> {
         let rows = self.lock();
         rows.all
@@ -116,7 +117,7 @@ impl Tally {
             .collect()
     }
 
-    /// Remembers upstreams whose host name no longer has their address, until they are folded.
+    /// Adds the removed upstreams to every row, so that [`Tally::fold`] finds them later.
     pub(super) fn depart(&self, gone: &[Arc<Upstream>]) {
         let mut rows = self.lock();
         for row in &mut rows.all {
@@ -126,8 +127,8 @@ impl Tally {
         }
     }
 
-    /// Adds the sums of addresses that their host name no longer has, and that have no connection
-    /// left, to those of the name. `current` are the upstreams that clients may be passed on to.
+    /// Merges the counters of removed addresses without connections into the counters of their host
+    /// name. `current` are the upstreams still in use.
     pub(super) fn fold(&self, current: &[Arc<Upstream>]) {
         let current: HashSet<usize> = current.iter().map(|upstream| upstream.id()).collect();
         let mut rows = self.lock();
@@ -139,7 +140,8 @@ impl Tally {
         let gone: Vec<_> = cells.map(|cell| Arc::clone(&cell.upstream)).filter(is_gone).collect();
         for upstream in gone {
             let Some(host) = upstream.host() else { continue };
-            // Several listeners may have met it, and it is in the list for each.
+            // `gone` lists an upstream once for each row that has it. The swap counts its ejections
+            // only the first time.
             let ejected = upstream.ejected.swap(0, Ordering::Relaxed);
             for row in &mut rows.all {
                 let sums =
@@ -152,15 +154,15 @@ impl Tally {
         }
     }
 
-    /// All listeners that are known, for whoever names them.
+    /// Returns the names of all known listeners, separated by commas, for log records.
     pub(super) fn listeners(&self) -> String {
         let rows = self.lock();
         let names: Vec<&str> = rows.all.iter().map(|row| &*row.listener).collect();
         names.join(",")
     }
 
-    /// How it stands, by listener and by upstream. A host name is there as well: with how often it
-    /// did not resolve, and with the sums of addresses that it no longer has.
+    /// Returns all counters by listener and upstream. Each host name has an entry too, with its
+    /// failed lookups and the sums of its removed addresses.
     pub(super) fn counters(
         &self,
         upstreams: &Upstreams,
@@ -195,13 +197,13 @@ impl Tally {
     }
 
     fn lock(&self) -> MutexGuard<'_, Rows> {
-        // Nothing panics while it is held; if something did, the rows would still be whole.
+        // No code panics while it holds the lock. Even if it did, the rows would be consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Rows {
-    /// Returns the place of a listener's row, which is made if there is none.
+    /// Returns the index of a listener's row, adding the row if necessary.
     fn row(&mut self, listener: &Arc<str>) -> usize {
         if let Some(row) = self.by_listener.get(listener) {
             return *row;
@@ -238,7 +240,7 @@ impl Cell {
 }
 
 impl Counted<'_> {
-    /// Which of the upstreams it is with.
+    /// Returns the upstream of the connection.
     pub(super) const fn upstream(&self) -> &Arc<Upstream> {
         &self.upstream
     }
@@ -262,6 +264,7 @@ mod tests {
     use super::*;
     use crate::config::ProxyConfig;
 
+    /// The counters contain open and ended connections, by listener and upstream.
     #[test]
     fn the_live_and_the_ended_are_counted_by_listener_and_upstream() {
         let addresses =
@@ -289,7 +292,7 @@ mod tests {
         assert_eq!((one.connected, one.active, one.received, one.sent), (3, 3, 0, 0));
         drop((second, third, carried));
         assert_eq!(tally.counters(&upstreams)["web"]["@b"].active, 0);
-        // Places are taken again.
+        // Slots are reused.
         assert_eq!(tally.lock().all[1].cells[&all[1].id()].open.len(), 3);
     }
 }

@@ -1,4 +1,4 @@
-//! One upstream: its address, and what is known of how it fares.
+//! One upstream: its address and its health.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,29 +8,29 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use crate::address::Address;
 use crate::config::HostPort;
 
-/// The number of the next upstream.
+/// The id of the next upstream.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
-/// An address that clients are passed on to. It lives as long as its last connection, also when its
-/// host name no longer has it.
+/// An address that clients are forwarded to. It lives until its last connection ends, even if its
+/// host name no longer has the address.
 #[derive(Debug)]
 pub(super) struct Upstream {
     /// Unique in this process.
     id: usize,
-    /// The name that has this address, unless the configuration itself has it.
+    /// The host name that has this address, unless the address itself is configured.
     host: Option<Arc<HostPort>>,
     address: Address,
     label: Box<str>,
-    /// Connections of ours, with those that are being made.
+    /// The number of connections, including attempts in progress.
     pub(super) active: AtomicUsize,
-    /// Failures in a row.
+    /// The number of consecutive failures.
     pub(super) failures: AtomicU32,
-    /// Until when it is passed over, in milliseconds of the epoch of
-    /// [`super::upstreams::Upstreams`]; 0 when it is not.
+    /// When the ejection ends, in milliseconds since the epoch of [`super::upstreams::Upstreams`].
+    /// 0 if the upstream is not ejected.
     pub(super) out_until: AtomicU64,
-    /// Whether the last active check failed.
+    /// Whether the last health check failed.
     pub(super) check_failed: AtomicBool,
-    /// Whether the log has it as passed over.
+    /// Whether the log reports this upstream as unavailable.
     pub(super) said: AtomicBool,
     pub(super) ejected: AtomicU64,
 }
@@ -73,17 +73,18 @@ impl Upstream {
         &self.label
     }
 
-    /// Whether this is that address of that name.
+    /// Returns whether this is the upstream for `address` of `host`.
     pub(super) fn is(&self, host: &HostPort, address: SocketAddr) -> bool {
         self.host.as_deref() == Some(host) && self.address == Address::Tcp(address)
     }
 
-    /// How many times it was passed over from then on.
+    /// Returns how many times the upstream was ejected.
     pub(super) fn ejected(&self) -> u64 {
         self.ejected.load(Ordering::Relaxed)
     }
 
-    /// Once, until it is back: one that stays away is passed over again and again.
+    /// Logs that the upstream is unavailable, once until it is back. An upstream that stays away is
+    /// ejected again and again.
     pub(super) fn say_out(&self, listener: &str, reason: &io::Error) {
         if !self.said.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -94,7 +95,7 @@ impl Upstream {
     }
 }
 
-/// Reads a label: the host name, if there is one, and the address.
+/// Parses a label into the host name, if it has one, and the address.
 pub(super) fn read_label(label: &str) -> Option<(Option<&str>, Address)> {
     let is_unix = label.starts_with('/') || label.starts_with('@');
     let (host, address) = match label.split_once('/') {
@@ -104,7 +105,7 @@ pub(super) fn read_label(label: &str) -> Option<(Option<&str>, Address)> {
     Some((host, address.parse().ok()?))
 }
 
-/// Counts a connection of an upstream for as long as it lives.
+/// Counts one connection to an upstream until this is dropped.
 #[derive(Debug)]
 pub(super) struct Place(Arc<Upstream>);
 
@@ -126,6 +127,7 @@ mod tests {
     use super::*;
     use crate::config::UpstreamTarget;
 
+    /// A label contains the address and, if there is one, the host name.
     #[test]
     fn a_label_says_which_name_has_the_address() {
         let Ok(UpstreamTarget::Host(host)) = "backend:1".parse() else { panic!("a host name") };

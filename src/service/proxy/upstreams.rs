@@ -1,9 +1,8 @@
-//! Chooses upstreams for clients: whose turn it is, who has the fewest connections, who is passed
-//! over because it fails.
+//! The upstreams of a proxy: load balancing, and ejection of upstreams that fail.
 //!
-//! Shared by all threads: a client that finds its upstream at once pays for a few atomic
-//! operations. Threads that decide at the same instant may decide alike; that balances a little
-//! less evenly, and harms nobody.
+//! All threads share this. A client whose first upstream accepts costs only a few atomic
+//! operations. Threads that choose at the same moment may choose the same upstream, which makes the
+//! balance slightly less even.
 
 #[cfg(test)]
 mod tests;
@@ -21,27 +20,27 @@ use crate::config::{Balance, Ejection, ProxyConfig, UpstreamTarget};
 /// The upstreams of one proxy.
 #[derive(Debug)]
 pub(super) struct Upstreams {
-    /// Those of the configuration, in its order.
+    /// The upstreams as configured, in that order.
     targets: Box<[Target]>,
-    /// All that clients may be passed on to now, in the same order.
+    /// The addresses that clients are forwarded to now, in the same order.
     current: RwLock<Arc<[Arc<Upstream>]>>,
     balance: Balance,
     ejection: Ejection,
     turn: AtomicUsize,
-    /// Since when times are counted.
+    /// The start of the clock for ejection times.
     epoch: Instant,
-    /// Whether the last client that was told how it ended found nobody.
+    /// Whether the last client that was served or turned away found no upstream.
     deserted: AtomicBool,
 }
 
-/// An upstream as it is configured.
+/// An upstream as configured: an address or a host name.
 #[derive(Debug)]
 enum Target {
     Address(Arc<Upstream>),
     Host(Arc<Name>),
 }
 
-/// One client's way round the upstreams: each is tried once.
+/// One client's round over the upstreams. Each upstream is tried once.
 #[derive(Debug)]
 pub(super) struct Round {
     all: Arc<[Arc<Upstream>]>,
@@ -50,12 +49,12 @@ pub(super) struct Round {
 }
 
 impl Round {
-    /// Does not offer this one again.
+    /// Marks an upstream as tried.
     pub(super) fn tried(&mut self, upstream: &Arc<Upstream>) {
         self.tried.push(Arc::clone(upstream));
     }
 
-    /// Whether there is any upstream.
+    /// Returns whether there are no upstreams at all.
     pub(super) fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
@@ -82,12 +81,12 @@ impl Upstreams {
         upstreams
     }
 
-    /// All that clients may be passed on to now, in the order of the configuration.
+    /// Returns the addresses that clients are forwarded to now, in the order of the configuration.
     pub(super) fn current(&self) -> Arc<[Arc<Upstream>]> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The host names of the configuration.
+    /// Returns the host names in the configuration.
     pub(super) fn names(&self) -> impl Iterator<Item = &Arc<Name>> {
         self.targets.iter().filter_map(|target| match target {
             Target::Address(_) => None,
@@ -95,12 +94,14 @@ impl Upstreams {
         })
     }
 
-    /// Takes the addresses that the names have now. An address that stays keeps what is known of
-    /// it, and so does one that comes back while it is among `known`. Returns those that are gone.
+    /// Adopts the current addresses of the host names. Returns the upstreams that are no longer in
+    /// use.
+    ///
+    /// An upstream whose address stays keeps its health. So does one whose address returns while it
+    /// is still in `known`.
     pub(super) fn update(&self, known: &[Arc<Upstream>]) -> Vec<Arc<Upstream>> {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        // An address that the configuration itself has is there once, whatever names have it as
-        // well.
+        // An address that is configured itself appears once, even if host names have it as well.
         let mut seen: HashSet<Address> = HashSet::new();
         if self.names().next().is_some() {
             seen.extend(self.targets.iter().filter_map(|target| match target {
@@ -133,13 +134,13 @@ impl Upstreams {
         gone
     }
 
-    /// Which of them has this label.
+    /// Returns the upstream with this label, if clients are forwarded to it now.
     pub(super) fn find(&self, label: &str) -> Option<Arc<Upstream>> {
         self.current().iter().find(|upstream| upstream.label() == label).map(Arc::clone)
     }
 
-    /// Whether the configuration names the upstream with this label: by its address, or by a host
-    /// name that has the address or had it.
+    /// Returns whether the configuration contains the upstream with this label. Either its address
+    /// is in use, or its host name is configured.
     pub(super) fn is_configured(&self, label: &str) -> bool {
         let Some((host, address)) = read_label(label) else { return false };
         let is_named =
@@ -147,8 +148,9 @@ impl Upstreams {
         self.current().iter().any(|upstream| *upstream.address() == address) || is_named()
     }
 
-    /// The upstream of a connection that another process has made. Its name may not have that
-    /// address any more: the connection goes on all the same.
+    /// Returns the upstream of a carried connection, creating it if necessary. The connection
+    /// continues even if its host name no longer has the address. Returns `None` for a malformed
+    /// label.
     pub(super) fn adopt(&self, label: &str, known: &[Arc<Upstream>]) -> Option<Arc<Upstream>> {
         let (host, address) = read_label(label)?;
         let current = self.current();
@@ -163,12 +165,12 @@ impl Upstreams {
         Some(Arc::new(Upstream::new(host.map(|name| Arc::clone(name.host())), address)))
     }
 
-    /// Begins a round.
+    /// Begins a round for one client.
     pub(super) fn round(&self) -> Round {
         let all = self.current();
         let start = match self.balance {
             Balance::InOrder => 0,
-            // Where all have as few connections, they take turns.
+            // With equal connection counts, the upstreams take turns.
             Balance::RoundRobin | Balance::LeastConnections => {
                 self.turn.fetch_add(1, Ordering::Relaxed) % all.len().max(1)
             }
@@ -176,8 +178,10 @@ impl Upstreams {
         Round { all, start, tried: Vec::new() }
     }
 
-    /// Whom to try next: somebody who is well. If nobody is, whoever returns first; none when this
-    /// round is over.
+    /// Returns the upstream to try next, or `None` when the round is over.
+    ///
+    /// Ejected upstreams are skipped. If all upstreams are ejected, they are tried in the order in
+    /// which their ejections end.
     pub(super) fn choose(&self, round: &Round) -> Option<Arc<Upstream>> {
         let all = &round.all;
         let in_turn = (0..all.len()).map(|step| &all[(round.start + step) % all.len()]);
@@ -198,7 +202,7 @@ impl Upstreams {
         chosen.map(Arc::clone)
     }
 
-    /// It has accepted a client.
+    /// Records that the upstream accepted a connection.
     pub(super) fn succeeded(&self, upstream: &Upstream, listener: &str) {
         if upstream.failures.load(Ordering::Relaxed) != 0 {
             upstream.failures.store(0, Ordering::Relaxed);
@@ -208,16 +212,17 @@ impl Upstreams {
         if self.deserted.load(Ordering::Relaxed) && self.deserted.swap(false, Ordering::Relaxed) {
             tracing::info!(
                 event = "upstream.any_available", listener, upstream = %upstream.label(),
-                "clients are served again"
+                "an upstream accepts connections again: clients are served"
             );
         }
     }
 
-    /// It has not. After so many times in a row it is passed over for a while.
+    /// Records that the upstream did not accept a connection. After several failures in a row it is
+    /// ejected for a while.
     pub(super) fn failed(&self, upstream: &Upstream, listener: &str, reason: &std::io::Error) {
         tracing::debug!(
             event = "upstream.failed", listener, upstream = %upstream.label(), %reason,
-            "an upstream did not accept: {reason}"
+            "cannot connect to an upstream: {reason}"
         );
         let failures = upstream.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         if self.ejection.failures == 0 || failures < self.ejection.failures {
@@ -233,17 +238,17 @@ impl Upstreams {
         }
     }
 
-    /// A client was turned away because nobody accepted it.
+    /// Records that a client was turned away because no upstream accepted.
     pub(super) fn turned_away(&self, listener: &str, reason: &std::io::Error) {
         if !self.deserted.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 event = "upstream.none_available", listener, %reason,
-                "no upstream accepts, clients are turned away: {reason}"
+                "no upstream accepts connections, clients are turned away: {reason}"
             );
         }
     }
 
-    /// An active check has passed.
+    /// Records that a health check passed.
     pub(super) fn check_passed(&self, upstream: &Upstream, listener: &str) {
         upstream.check_failed.store(false, Ordering::Relaxed);
         upstream.failures.store(0, Ordering::Relaxed);
@@ -251,7 +256,7 @@ impl Upstreams {
         self.say_well(upstream, listener);
     }
 
-    /// An active check has failed: it is passed over until one passes.
+    /// Records that a health check failed. The upstream is ejected until a check passes.
     pub(super) fn check_failed(
         &self,
         upstream: &Upstream,
@@ -276,7 +281,7 @@ impl Upstreams {
             tracing::info!(
                 event = "upstream.available", listener, upstream = %upstream.label(),
                 reason = "it accepts",
-                "an upstream is back: it accepts"
+                "an upstream is back: it accepts connections"
             );
         }
     }

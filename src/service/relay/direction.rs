@@ -1,8 +1,9 @@
-//! Moves bytes one way: from a source to a sink, and the source's end after them.
+//! One direction of a relay: it moves bytes from a source to a sink, and then passes on the end of
+//! the source.
 //!
-//! Whatever was read is written before more is read, so what is held is at most one buffer, or one
-//! pipe. How it is moved is found out on the way: reads that fill the buffer again and again are a
-//! long transfer, and are spliced until they are short.
+//! It reads more only after everything is written, so it holds at most one buffer or one pipe. It
+//! starts with copying. If several reads in a row fill the buffer, it splices instead, until a
+//! splice moves little.
 
 use std::cell::RefCell;
 use std::io;
@@ -15,49 +16,49 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::Broken;
 use crate::net::{Pipe, Stream};
 
-/// Bytes taken in one read.
+/// The largest number of bytes per read.
 const BUFFER: usize = 32 * 1024;
-/// After so many reads in a row that fill the buffer a transfer is long. Splicing has a price for
-/// each call, which is above that of copying a little.
+/// How many reads in a row must fill the buffer before splicing begins. A splice has a higher fixed
+/// cost than copying a few bytes.
 const LONG: u8 = 4;
-/// A splice that moves less than this ends a long transfer.
+/// A splice of fewer bytes than this switches back to copying.
 const SHORT: usize = 8 * 1024;
-/// Moves in one turn; then the thread's other connections have theirs.
+/// How many moves a connection makes before it lets the thread's other connections run.
 const TURN: usize = 16;
 
 thread_local! {
     static SHARED: RefCell<Box<[MaybeUninit<u8>]>> = RefCell::new(Box::new_uninit_slice(BUFFER));
 }
 
-/// One way of a connection.
+/// The state of one direction.
 #[derive(Debug, Default)]
 pub(super) struct Direction {
     pub(super) held: Held,
-    /// How many reads in a row have filled the buffer; [`LONG`] is a long transfer.
+    /// How many reads in a row have filled the buffer. From [`LONG`] on, the direction splices.
     pub(super) streak: u8,
 }
 
-/// What is done with the source's end.
+/// What to do at the end of the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// The sink is told.
+    /// Half-close the sink.
     Tell,
-    /// Nothing: the sink is about to be closed.
+    /// Nothing, because the sink is about to be closed.
     Keep,
 }
 
-/// What was read and is not written yet.
+/// What has been read but not written yet.
 #[derive(Debug, Default)]
 pub(super) enum Held {
     #[default]
     Nothing,
-    /// The rest of what one read brought.
+    /// The rest of one read.
     Bytes(Box<Rest>),
-    /// What is in a pipe.
+    /// Bytes in a pipe.
     Piped(Pipe),
-    /// The source's end.
+    /// The end of the source.
     End,
-    /// Not even that: it has been passed on.
+    /// Nothing: the end of the source has been passed on.
     Over,
 }
 
@@ -68,8 +69,8 @@ pub(super) struct Rest {
 }
 
 impl Direction {
-    /// Moves what can be moved: ready when the source's end has been passed on, or reached if it is
-    /// to be kept.
+    /// Moves as many bytes as possible. Ready when the end of the source has been passed on, or
+    /// reached if `end` is [`End::Keep`].
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -84,12 +85,12 @@ impl Direction {
             }
             ready!(self.step(cx, source, sink))?;
         }
-        // There is more, and it is somebody else's turn.
+        // There may be more to move, but other tasks get the thread first.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Does the next thing that is to be done.
+    /// Performs the next step: one read, one write, or passing on the end.
     fn step(
         &mut self,
         cx: &mut Context<'_>,
@@ -121,8 +122,8 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    /// Moves what is left to be moved, and keeps the source's end to itself: ready when there is no
-    /// more, or nobody to take it.
+    /// Moves the remaining bytes without passing on the end of the source. Ready when nothing is
+    /// left, or when the source or the sink is broken.
     pub(super) fn poll_rest(
         &mut self,
         cx: &mut Context<'_>,
@@ -137,22 +138,22 @@ impl Direction {
         Poll::Ready(())
     }
 
-    /// Whether it waits for the source to say something.
+    /// Returns whether it waits for the source to send.
     pub(super) const fn is_reading(&self) -> bool {
         matches!(self.held, Held::Nothing)
     }
 
-    /// Whether the source's end has been passed on.
+    /// Returns whether the end of the source has been passed on.
     pub(super) const fn is_over(&self) -> bool {
         matches!(self.held, Held::Over)
     }
 
-    /// Whether something was read that the sink has not taken.
+    /// Returns whether it holds bytes that the sink has not accepted yet.
     pub(super) const fn owes(&self) -> bool {
         matches!(self.held, Held::Bytes(_) | Held::Piped(_))
     }
 
-    /// Reads once into the thread's buffer and writes at once.
+    /// Reads once into the thread's shared buffer and writes at once.
     fn copy(
         &mut self,
         cx: &mut Context<'_>,
@@ -180,10 +181,10 @@ impl Direction {
         })
     }
 
-    /// Fills a pipe.
+    /// Fills a pipe from the source.
     fn splice(&mut self, cx: &mut Context<'_>, source: &mut Stream) -> Poll<Result<(), Broken>> {
         let Ok(mut pipe) = Pipe::take() else {
-            // No descriptors, or too many pipes of this user: it goes without.
+            // No descriptors are left, or the user has too many pipes: copy instead.
             self.streak = 0;
             return Poll::Ready(Ok(()));
         };

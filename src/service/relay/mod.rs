@@ -1,11 +1,11 @@
-//! Relays bytes between two streams, both ways at once, until both have ended.
+//! A relay: it moves bytes between two streams in both directions until both have ended.
 //!
-//! An idle connection holds nothing: bytes are read into a buffer that the thread shares and
-//! written at once, and only what the other side would not take is kept; then that side alone is
-//! waited for, so one slow peer costs one buffer and no more. A long transfer goes through a pipe
-//! instead, within the kernel. Nobody keeps the thread: after so many moves a connection lets the
-//! others have their turn. When to give up, and what a connection was for, is decided by whoever
-//! relays.
+//! An idle connection holds no buffer. All connections of a thread share one, and only bytes that a
+//! slow receiver does not accept yet are copied. A slow peer therefore costs one buffer at most. A
+//! long transfer is spliced through a pipe and stays in the kernel.
+//!
+//! After a number of moves, a connection lets the thread's other connections run. Timeouts and
+//! logging are left to the caller.
 
 mod direction;
 mod still;
@@ -17,7 +17,7 @@ use crate::net::{Gone, Stream};
 use direction::{Direction, End};
 pub(crate) use still::Still;
 
-/// Both ways of a connection.
+/// The two directions of a proxied connection.
 #[derive(Debug, Default)]
 pub(crate) struct Relay {
     /// From the client to the upstream.
@@ -29,8 +29,8 @@ pub(crate) struct Relay {
 /// How a relay ended.
 #[derive(Debug)]
 pub(crate) enum Relayed {
-    /// Both sides have ended, or one is gone for good after its end. All that was said was passed
-    /// on.
+    /// Both sides have ended, or one side has closed completely after its end. All bytes were
+    /// passed on.
     Finished,
     /// The client's connection broke.
     ClientBroke(io::Error),
@@ -38,22 +38,23 @@ pub(crate) enum Relayed {
     UpstreamBroke(io::Error),
 }
 
-/// On which side of a direction something broke.
+/// The side of a direction that broke.
 enum Broken {
     Source(io::Error),
     Sink(io::Error),
 }
 
 impl Relay {
-    /// Relays until both sides have ended, or one has broken. What it owes when it is given up is
-    /// still owed when it goes on.
+    /// Relays until both sides have ended or one has broken. Cancel safe: unwritten bytes are kept
+    /// for the next call.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         client: &mut Stream,
         upstream: &mut Stream,
     ) -> Poll<Relayed> {
-        // The end of the second direction need not be told: both sides are closed at once.
+        // The end of the second direction is not passed on, because both sides are then closed at
+        // once.
         let up = match self.up.poll(
             cx,
             client,
@@ -87,7 +88,7 @@ impl Relay {
         if up.is_ready() && down.is_ready() {
             return Poll::Ready(Relayed::Finished);
         }
-        // A read tells when a side has broken. Where none is under way the kernel has to be asked.
+        // A pending read notices a broken side. If no read is pending, ask the kernel.
         let client = if self.up.is_reading() { Poll::Pending } else { client.poll_gone(cx) };
         match client {
             Poll::Ready(Gone::Broken(error)) => return Poll::Ready(Relayed::ClientBroke(error)),
@@ -104,8 +105,8 @@ impl Relay {
         }
     }
 
-    /// After the client has broken: passes on what it had said before, but no end. Ready when there
-    /// is no more of it.
+    /// Passes on what the client sent before its connection broke, without an end. Ready when
+    /// nothing is left.
     pub(crate) fn poll_rest_up(
         &mut self,
         cx: &mut Context<'_>,
@@ -115,7 +116,8 @@ impl Relay {
         self.up.poll_rest(cx, client, upstream)
     }
 
-    /// The same after the upstream has broken.
+    /// Passes on what the upstream sent before its connection broke, without an end. Ready when
+    /// nothing is left.
     pub(crate) fn poll_rest_down(
         &mut self,
         cx: &mut Context<'_>,
@@ -125,7 +127,7 @@ impl Relay {
         self.down.poll_rest(cx, upstream, client)
     }
 
-    /// Whether something was read that nobody has taken yet.
+    /// Returns whether either direction holds bytes that are not written yet.
     pub(crate) const fn owes(&self) -> bool {
         self.up.owes() || self.down.owes()
     }

@@ -1,8 +1,9 @@
-//! Puts a relay into words between two moves, and makes it go on from them: which ends were passed
-//! on, and what is owed.
+//! Snapshots of a relay, so that another process can continue it: the unwritten bytes, and which
+//! ends were passed on.
 //!
-//! What is owed lies in memory, which is given away as bytes, or in a pipe, which is given away as
-//! it is. How a transfer was moved is forgotten: that is found out anew.
+//! Unwritten bytes in memory become part of the carried state. Unwritten bytes in a pipe stay
+//! there, and the pipe moves. Whether a transfer was being spliced is not recorded; the new process
+//! finds out again.
 
 use std::os::fd::OwnedFd;
 
@@ -12,32 +13,32 @@ use super::Relay;
 use super::direction::{Direction, Held, Rest};
 use crate::net::Pipe;
 
-/// A relay that stands still.
+/// A snapshot of a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Still {
     up: Way,
     down: Way,
 }
 
-/// One way of it. Bytes follow in the order of the ways, and so do the ends of pipes, the one to
-/// read from first.
+/// A snapshot of one direction. The bytes of both directions follow it in order, `up` first. So do
+/// their pipes, with the read end of each pipe first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Way {
-    /// Nothing is owed.
+    /// No unwritten bytes.
     Even,
-    /// So many bytes are, which follow.
+    /// The number of unwritten bytes, which follow.
     Bytes(usize),
-    /// So many are, in a pipe.
+    /// The number of unwritten bytes in a pipe.
     Piped(usize),
-    /// The source's end is.
+    /// The end of the source, not passed on yet.
     End,
-    /// The source's end has been passed on.
+    /// The end of the source has been passed on.
     Over,
 }
 
 impl Still {
-    /// How many bytes and how many descriptors it needs to go on.
+    /// Returns how many bytes and how many descriptors must accompany the snapshot.
     pub(crate) fn needs(self) -> (usize, usize) {
         let ways = [self.up, self.down];
         let needs = ways.map(|way| match way {
@@ -50,7 +51,7 @@ impl Still {
 }
 
 impl Relay {
-    /// Gives up what it owes, and all else that it knows.
+    /// Turns the relay into a snapshot, its unwritten bytes, and the ends of its pipes.
     pub(crate) fn into_still(self) -> (Still, Vec<u8>, Vec<OwnedFd>) {
         let (mut bytes, mut descriptors) = (Vec::new(), Vec::new());
         let up = give_up(self.up, &mut bytes, &mut descriptors);
@@ -58,10 +59,11 @@ impl Relay {
         (Still { up, down }, bytes, descriptors)
     }
 
-    /// Goes on from there. What [`Still::needs`] has to be there; more is passed over.
+    /// Restores a relay. The caller provides what [`Still::needs`] asks for; anything beyond that
+    /// is ignored.
     ///
     /// # Errors
-    /// Why that cannot be.
+    /// When bytes or descriptors are missing, or the kernel refuses a pipe.
     pub(crate) fn from_still(
         Still { up, down }: Still,
         mut bytes: &[u8],
@@ -84,7 +86,7 @@ fn give_up(direction: Direction, bytes: &mut Vec<u8>, descriptors: &mut Vec<Owne
         }
         Held::Piped(pipe) => {
             let held = pipe.held();
-            // It has its ends until it is dropped.
+            // A pipe has both ends until it is dropped, so this branch is never taken.
             let Some((read, write)) = pipe.into_ends() else { return Way::Even };
             descriptors.extend([read, write]);
             Way::Piped(held)
@@ -123,6 +125,8 @@ fn take_up(
 mod tests {
     use super::*;
 
+    /// A restored relay holds the same unwritten bytes as before, and a snapshot with missing bytes
+    /// is refused.
     #[test]
     fn what_is_owed_goes_on_as_it_was_given_up() {
         let owing =
@@ -138,6 +142,7 @@ mod tests {
         assert!(Relay::from_still(still, b"updow", []).is_err());
     }
 
+    /// A restored relay keeps its pipes and the ends it has passed on.
     #[test]
     fn ends_and_pipes_go_on_as_well() {
         let pipe = Pipe::take().unwrap();

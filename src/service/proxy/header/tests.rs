@@ -1,4 +1,4 @@
-//! Tests of which headers are understood, and of what is written.
+//! Tests of the header parser, and of the headers that the proxy writes.
 
 use super::*;
 
@@ -12,7 +12,8 @@ fn route(source: &str, destination: &str) -> Route {
     Route { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
 }
 
-/// What is said of a header, which is the same however it arrives and whatever follows.
+/// Parses a whole header. Checks that every shorter prefix is incomplete and that trailing bytes do
+/// not matter.
 fn said(header: &[u8]) -> Option<Route> {
     let head = parse(header).unwrap().unwrap();
     for part in 0..head.length {
@@ -23,6 +24,7 @@ fn said(header: &[u8]) -> Option<Route> {
     head.route
 }
 
+/// The parser understands every header that the proxy writes.
 #[test]
 fn what_is_announced_is_understood_in_any_parts() {
     for version in [HeaderVersion::V1, HeaderVersion::V2] {
@@ -37,6 +39,7 @@ fn what_is_announced_is_understood_in_any_parts() {
     }
 }
 
+/// Written headers have exactly the bytes that the specification requires.
 #[test]
 fn what_is_announced_is_what_the_specification_says() {
     let four = route("[::ffff:192.0.2.1]:1234", "198.51.100.7:80");
@@ -69,6 +72,7 @@ fn what_is_announced_is_what_the_specification_says() {
     assert_eq!(own(HeaderVersion::V2), v2(0x20, 0, 0, &[]));
 }
 
+/// Headers without usable client addresses are skipped: UNKNOWN, LOCAL, and Unix sockets.
 #[test]
 fn what_a_proxy_says_of_itself_or_does_not_know_is_passed_over() {
     assert_eq!(said(b"PROXY UNKNOWN\r\n"), None);
@@ -79,6 +83,7 @@ fn what_a_proxy_says_of_itself_or_does_not_know_is_passed_over() {
     assert_eq!(said(&v2(0x21, 0x31, 216, &[7; 216])), None);
 }
 
+/// Additions after the addresses belong to the header.
 #[test]
 fn what_follows_the_addresses_is_part_of_the_header() {
     let block =
@@ -88,6 +93,7 @@ fn what_follows_the_addresses_is_part_of_the_header() {
     assert_eq!(said(&v2(0x21, 0x11, length, &block)), Some(route("10.0.0.1:1", "10.0.0.2:2")));
 }
 
+/// Additions may fill the whole length field.
 #[test]
 fn a_header_may_have_as_many_additions_as_its_length_can_say() {
     let block = [10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2];
@@ -100,7 +106,7 @@ fn a_header_may_have_as_many_additions_as_its_length_can_say() {
     }
 }
 
-/// Nginx names the family of the client alone.
+/// Nginx states the family of the client only.
 #[test]
 fn the_two_addresses_of_a_line_may_be_of_two_families() {
     for (line, source, destination) in [
@@ -117,6 +123,7 @@ fn the_two_addresses_of_a_line_may_be_of_two_families() {
     }
 }
 
+/// Malformed headers are errors rather than incomplete headers.
 #[test]
 fn what_is_no_header_is_refused_as_soon_as_that_is_seen() {
     let long = [b"PROXY UNKNOWN ".as_slice(), &[b'x'; LONGEST_V1]].concat();

@@ -1,5 +1,5 @@
-//! What is carried has used some of its time elsewhere, and what cannot be carried keeps nobody
-//! waiting.
+//! Tests of carrying: time used in one process also counts in the next, and connections that cannot
+//! be carried delay no drain.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -11,7 +11,7 @@ use super::*;
 use crate::carry::{Asking, Turns};
 use crate::drain::DrainGuard;
 
-/// Who asks one connection to be carried.
+/// Asks a single connection to move.
 struct Asker {
     turns: Arc<Turns>,
     asking: Asking,
@@ -19,7 +19,8 @@ struct Asker {
 }
 
 impl Asker {
-    /// With a connection, and its client, which takes little that it does not read.
+    /// Creates an asker together with a connection and its client. The client's receive buffer is
+    /// small.
     async fn new() -> (Self, Connection, TcpStream) {
         let listener = listen().await;
         let client = TcpSocket::new_v4().unwrap();
@@ -52,6 +53,7 @@ async fn poll<F: Future>(future: &mut Pin<&mut F>) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
+/// A client that used up its time in the previous process times out here at once.
 #[tokio::test]
 async fn a_client_that_has_used_its_time_in_another_process_has_none_left_here() {
     let hour = Duration::from_secs(3600);
@@ -81,6 +83,7 @@ async fn a_client_that_has_used_its_time_in_another_process_has_none_left_here()
     }
 }
 
+/// A conversation whose upstream broke opts out of the carry, so the drain does not wait for it.
 #[tokio::test]
 async fn what_is_left_of_a_broken_conversation_is_not_waited_for_by_a_carry() {
     let upstream = listen().await;
@@ -92,7 +95,7 @@ async fn what_is_left_of_a_broken_conversation_is_not_waited_for_by_a_carry() {
         _ = &mut serving => panic!("it has ended"),
         server = accept(&upstream) => server,
     };
-    // More than the kernel takes for a client that does not read.
+    // This is more than the kernel buffers for a client that does not read.
     let all = vec![7; 32_000_000];
     tokio::select! {
         _ = &mut serving => panic!("it has ended"),
@@ -101,7 +104,7 @@ async fn what_is_left_of_a_broken_conversation_is_not_waited_for_by_a_carry() {
     let server = Socket::from(server.into_std().unwrap());
     server.set_linger(Some(Duration::ZERO)).unwrap();
     drop(server);
-    // It asks nobody, for between the two nobody serves.
+    // The request is taken back before the proxy runs again, so the proxy never sees it.
     let mut is_refused = || {
         asker.ask();
         let is_refused = asker.asking.word().is_refused();
@@ -110,7 +113,8 @@ async fn what_is_left_of_a_broken_conversation_is_not_waited_for_by_a_carry() {
     };
     let began = Instant::now();
     while !is_refused() {
-        // So that there is room for what it holds: then it sees that nothing follows.
+        // Make room for the bytes that the proxy holds. Only then does it notice that the upstream
+        // is gone.
         let _ = client.try_read(&mut [0; 4096]);
         assert!(
             poll(&mut serving).await.is_pending() && began.elapsed() < DEADLINE,
@@ -122,6 +126,7 @@ async fn what_is_left_of_a_broken_conversation_is_not_waited_for_by_a_carry() {
     assert!(timeout(DEADLINE, serving).await.expect("it does not end").is_err());
 }
 
+/// A client carried while one upstream hangs tries the next upstream in the new process.
 #[tokio::test]
 async fn a_client_that_is_carried_in_the_middle_of_an_attempt_goes_on_with_the_next_upstream() {
     let (hole, _queue) = black_hole();
@@ -148,6 +153,8 @@ async fn a_client_that_is_carried_in_the_middle_of_an_attempt_goes_on_with_the_n
     }
 }
 
+/// A carried upstream that has half-closed still receives the client's end, even while the old
+/// process holds a copy of the socket.
 #[tokio::test]
 async fn an_upstream_that_was_carried_after_its_end_hears_the_clients_while_the_other_process_has_a_copy()
  {
@@ -184,6 +191,7 @@ async fn an_upstream_that_was_carried_after_its_end_hears_the_clients_while_the_
     );
 }
 
+/// A client is not carried in the middle of its PROXY header, but directly after it.
 #[tokio::test]
 async fn a_client_in_the_middle_of_its_header_is_carried_behind_it() {
     let upstream = listen().await;
@@ -192,14 +200,14 @@ async fn a_client_in_the_middle_of_its_header_is_carried_behind_it() {
     config.accept_header_from = vec!["127.0.0.0/8".parse().unwrap()];
     config.header_timeout = DEADLINE;
     let (mut asker, mut connection, mut client) = Asker::new().await;
-    // LOCAL, and 4,000 bytes that mean nothing.
+    // A LOCAL header with 4,000 bytes of additions.
     let header = [b"\r\n\r\n\0\r\nQUIT\n\x20\0\x0f\xa0", &[0xee; 4_000][..]].concat();
     let proxy = Proxy::new(config.clone());
     {
         let mut serving = pin!(proxy.serve(&mut connection));
         assert!(poll(&mut serving).await.is_pending());
         client.write_all(&header[..1_000]).await.unwrap();
-        // It reads what has come, and waits for the rest.
+        // The proxy reads what has arrived and waits for the rest.
         let rest = timeout(SOON, serving.as_mut()).await;
         assert!(rest.is_err());
         asker.ask();
@@ -213,7 +221,7 @@ async fn a_client_in_the_middle_of_its_header_is_carried_behind_it() {
     connection.stay();
     let another = Proxy::new(config);
     let served = async {
-        // The first proxy may have begun to connect: that connection is closed.
+        // The first proxy may have begun to connect. Skip that connection; it is closed.
         loop {
             let (mut server, mut request) = (accept(&upstream).await, Vec::new());
             if server.read_buf(&mut request).await.unwrap() > 0 {

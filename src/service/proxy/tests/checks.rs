@@ -1,10 +1,12 @@
-//! Holds the proxy to what its checks find, and to what an upstream hears of them.
+//! Tests of active health checks.
 
 use std::pin::pin;
 
 use super::*;
 use crate::config::{Balance, Check, HeaderVersion};
 
+/// A health check ejects an upstream that is down before a client meets it, and brings it back
+/// later.
 #[tokio::test]
 async fn a_check_finds_who_is_away_and_who_is_back() {
     let (away, other) = (nobody().await, listen().await);
@@ -24,10 +26,10 @@ async fn a_check_finds_who_is_away_and_who_is_back() {
     }
     let back = listen_again(away);
     let met = async {
-        // The check says that it speaks for itself.
+        // The header of the check says that the proxy speaks for itself.
         let mut check = accept(&back).await;
         assert_eq!(read_to_end(&mut check).await.unwrap(), header::own(HeaderVersion::V2));
-        // Clients come again.
+        // The upstream gets clients again.
         loop {
             let _client = front.connect().await;
             tokio::select! {
@@ -53,6 +55,7 @@ async fn a_check_finds_who_is_away_and_who_is_back() {
     );
 }
 
+/// A health check without an answer fails at its timeout.
 #[tokio::test]
 async fn a_check_that_hangs_fails() {
     let (hole, _queue) = black_hole();

@@ -1,10 +1,11 @@
-//! Holds the proxy to which upstream a client comes to, and how long it is held for one.
+//! Tests of which upstream a client gets, and how long a client is held while none accepts.
 
 use socket2::SockRef;
 
 use super::*;
 use crate::config::{Balance, Ejection};
 
+/// Round robin alternates between two upstreams.
 #[tokio::test]
 async fn each_upstream_has_its_turn() {
     let (one, other) = (listen().await, listen().await);
@@ -17,6 +18,7 @@ async fn each_upstream_has_its_turn() {
     }
 }
 
+/// With least connections, the less busy upstream gets each new client.
 #[tokio::test]
 async fn whoever_has_the_fewest_connections_gets_the_next() {
     let (one, other) = (listen().await, listen().await);
@@ -33,6 +35,8 @@ async fn whoever_has_the_fewest_connections_gets_the_next() {
     assert_eq!((front.counters(&one).connected, front.counters(&other).connected), (1, 3));
 }
 
+/// A standby serves while the first upstream is down. After its ejection time the first one serves
+/// again.
 #[tokio::test]
 async fn one_that_stands_by_serves_while_the_first_is_away() {
     let (first, stand_by) = (nobody().await, listen().await);
@@ -53,7 +57,7 @@ async fn one_that_stands_by_serves_while_the_first_is_away() {
         (2, 1, 0),
         "it was to be passed over after two"
     );
-    // When its time is over it is the first again.
+    // After its ejection it is the first choice again.
     let back = timeout(DEADLINE, async {
         loop {
             let client = front.connect().await;
@@ -67,6 +71,7 @@ async fn one_that_stands_by_serves_while_the_first_is_away() {
     assert_linked(&mut client, &mut upstream).await;
 }
 
+/// If an upstream does not answer within the connect timeout, the client gets the next one.
 #[tokio::test]
 async fn an_upstream_that_does_not_answer_is_given_up_for_the_next() {
     let ((hole, _queue), other) = (black_hole(), listen().await);
@@ -93,7 +98,7 @@ async fn a_client_is_held_until_an_upstream_accepts() {
         client.write_all(b"request").await.unwrap();
         clients.push(client);
     }
-    // One of them has nothing more to say, and waits for its reply.
+    // This client has half-closed and waits for its reply.
     clients[0].shutdown().await.unwrap();
     becomes(|| front.proxy.upstreams().values().any(|by| by.values().any(|one| one.failed >= 60)))
         .await;
@@ -108,6 +113,7 @@ async fn a_client_is_held_until_an_upstream_accepts() {
     }
 }
 
+/// A client is reset when its patience ends before an upstream accepts.
 #[tokio::test]
 async fn a_client_that_nobody_accepts_in_time_is_reset() {
     let (patience, address) = (SOON, nobody().await);
@@ -119,12 +125,13 @@ async fn a_client_that_nobody_accepts_in_time_is_reset() {
         let since = Instant::now();
         let mut client = front.connect().await;
         assert_reset(&mut client).await;
-        // The last pause is not begun when it is longer than what is left.
+        // A pause that exceeds the remaining patience is not begun.
         assert!(since.elapsed() >= connect_patience / 2, "{:?}", since.elapsed());
         assert!(since.elapsed() < DEADLINE / 2);
     }
 }
 
+/// The attempts for a client stop soon after the client has disconnected.
 #[tokio::test]
 async fn a_client_that_is_gone_is_not_connected_any_more() {
     let (hole, _queue) = black_hole();

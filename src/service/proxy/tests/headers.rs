@@ -1,4 +1,4 @@
-//! Holds the proxy to who the client is: by whose word, and how the upstream is told.
+//! Tests of PROXY headers: which clients may send one, and what the upstream receives.
 
 use super::*;
 use crate::config::HeaderVersion;
@@ -16,6 +16,8 @@ async fn the_upstream_is_told_who_the_client_is() {
     }
 }
 
+/// A trusted sender's header determines the client, and all bytes after the header reach the
+/// upstream.
 #[tokio::test]
 async fn who_is_trusted_says_who_the_client_is_and_what_follows_is_the_upstreams() {
     let route = Route {
@@ -31,13 +33,13 @@ async fn who_is_trusted_says_who_the_client_is_and_what_follows_is_the_upstreams
         .await;
         let header = header::announce(version, Some(route));
         let told = header::announce(HeaderVersion::V1, Some(route));
-        // All in one packet, and what follows looks like a header.
+        // Send everything in one packet. The bytes after the header look like another header.
         let mut client = front.connect().await;
         client.write_all(&[&header[..], b"PROXY rest"].concat()).await.unwrap();
         let mut server = accept(&upstream).await;
         assert_eq!(read(&mut server, told.len() + 10).await, [&told[..], b"PROXY rest"].concat());
         assert_linked(&mut client, &mut server).await;
-        // Byte by byte.
+        // Send the same byte by byte.
         let mut client = front.connect().await;
         client.set_nodelay(true).unwrap();
         for byte in header.iter().chain(b"rest") {
@@ -50,6 +52,7 @@ async fn who_is_trusted_says_who_the_client_is_and_what_follows_is_the_upstreams
     }
 }
 
+/// If a trusted proxy speaks for itself, the upstream is told the proxy's own address.
 #[tokio::test]
 async fn a_proxy_that_speaks_for_itself_is_announced_as_it_is() {
     let upstream = listen().await;
@@ -66,6 +69,7 @@ async fn a_proxy_that_speaks_for_itself_is_announced_as_it_is() {
     assert_eq!(read(&mut server, expected.len()).await, expected);
 }
 
+/// A trusted sender without a valid header is disconnected, and no upstream is contacted.
 #[tokio::test]
 async fn who_is_trusted_and_brings_no_header_is_closed_and_meets_no_upstream() {
     let upstream = listen().await;
@@ -81,12 +85,13 @@ async fn who_is_trusted_and_brings_no_header_is_closed_and_meets_no_upstream() {
     half.write_all(b"PROXY TCP4 192.0.2.1 ").await.unwrap();
     half.shutdown().await.unwrap();
     for client in [&mut silent, &mut other, &mut half] {
-        // Closed or reset, and not a byte.
+        // The connection is closed or reset, without a single byte.
         assert_eq!(read_to_end(client).await.unwrap_or_default(), b"");
     }
     assert!(timeout(Duration::from_millis(50), upstream.accept()).await.is_err());
 }
 
+/// A header from an untrusted sender is relayed like any other bytes.
 #[tokio::test]
 async fn what_a_stranger_says_is_not_interpreted() {
     let upstream = listen().await;
@@ -99,7 +104,8 @@ async fn what_a_stranger_says_is_not_interpreted() {
     assert_eq!(read(&mut server, 40).await, b"PROXY TCP4 192.0.2.1 192.0.2.1 1 1\r\nrest");
 }
 
-/// The addresses 192.0.2.1:1234 and 198.51.100.7:80, and so many bytes of additions.
+/// Returns a header with the addresses 192.0.2.1:1234 and 198.51.100.7:80, and `length` bytes of
+/// additions.
 fn with_additions(length: u16) -> Vec<u8> {
     let fixed = b"\r\n\r\n\0\r\nQUIT\n\x21\x11";
     let addresses = [192, 0, 2, 1, 198, 51, 100, 7, 4, 210, 0, 80];
@@ -107,6 +113,7 @@ fn with_additions(length: u16) -> Vec<u8> {
     [&fixed[..], &after_fixed, &addresses, &vec![0xee; usize::from(length)]].concat()
 }
 
+/// The longest possible header is removed exactly, with no byte too many or too few.
 #[tokio::test]
 async fn the_longest_header_is_read_to_the_byte() {
     let upstream = listen().await;
@@ -132,6 +139,7 @@ async fn the_longest_header_is_read_to_the_byte() {
     }
 }
 
+/// Wrong and missing headers are counted. A client that disconnects without a byte is not.
 #[tokio::test]
 async fn a_wrong_header_is_counted_and_a_visit_without_a_byte_is_not() {
     let upstream = listen().await;

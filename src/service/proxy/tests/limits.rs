@@ -1,8 +1,9 @@
-//! Holds the proxy to what a connection may take - memory, silence, time - and to how it is counted
-//! and cut.
+//! Tests of the limits of a connection (memory, idle time, lifetime), its counters, and the drain
+//! deadline.
 
 use super::*;
 
+/// The future of an idle proxied connection takes at most 320 bytes.
 #[tokio::test]
 async fn what_an_idle_connection_needs_is_little() {
     let upstream = listen().await;
@@ -15,6 +16,7 @@ async fn what_an_idle_connection_needs_is_little() {
     assert!(size <= 320, "{size} bytes");
 }
 
+/// The idle timeout closes both sides in order, and traffic restarts it.
 #[tokio::test]
 async fn a_connection_on_which_nothing_moves_is_closed() {
     let upstream = listen().await;
@@ -49,6 +51,7 @@ async fn a_connection_that_is_too_old_is_reset_whatever_moves() {
     assert!(since.elapsed() >= SOON - Duration::from_millis(20));
 }
 
+/// The counters include open connections.
 #[tokio::test]
 async fn live_connections_are_in_the_sums() {
     let upstream = listen().await;
@@ -69,6 +72,7 @@ async fn live_connections_are_in_the_sums() {
     becomes(|| front.counters(&upstream) == UpstreamCounters { active: 0, ..expected }).await;
 }
 
+/// A connection cut at the drain deadline is reset on both sides.
 #[tokio::test]
 async fn what_is_cut_is_reset_on_both_sides() {
     let upstream = listen().await;

@@ -1,8 +1,8 @@
-//! Holds the proxy to its settings, on real sockets; what the daemon does with the defaults is held
-//! in `tests/`.
+//! Tests of the proxy's settings, on real sockets. The tests of the daemon with default settings
+//! are in `tests/`.
 //!
-//! Here is what the tests need, a proxy at work and its two sides; they are in a file for each
-//! subject.
+//! This file holds the common setup: a running proxy, its clients and its upstreams. There is one
+//! file of tests for each subject.
 
 mod carried;
 mod checks;
@@ -28,11 +28,11 @@ use crate::drain::{Drain, DrainWatch, Way};
 use crate::net::Stream;
 use crate::service::Admission;
 
-/// How long any event may take before the test has failed.
+/// How long an event may take before the test fails.
 const DEADLINE: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_millis(300);
 
-/// What a proxy is given to serve.
+/// Creates a connection for a proxy to serve.
 fn connection(stream: Stream, peer: Peer, drain: DrainWatch) -> Connection {
     Connection::new(admission(stream, peer, drain))
 }
@@ -42,14 +42,14 @@ fn admission(stream: Stream, peer: Peer, drain: DrainWatch) -> Admission {
     Admission { stream, peer, listener, drain, word: None, parcel: None, first_request_grace }
 }
 
-/// The defaults, for these upstreams.
+/// Returns the default settings for these upstreams.
 fn config(addresses: Vec<Address>) -> ProxyConfig {
     ProxyConfig::to(
         crate::config::Upstreams::new(addresses.into_iter().map(Into::into).collect()).unwrap(),
     )
 }
 
-/// A proxy at work on a port of its own, until it is dropped.
+/// A running proxy with its own port, until this is dropped.
 struct Front {
     proxy: Arc<Proxy>,
     address: SocketAddr,
@@ -57,7 +57,7 @@ struct Front {
 }
 
 impl Front {
-    /// In front of `upstreams`, with settings of the test's own.
+    /// Starts a proxy in front of `upstreams`, with settings changed by `set`.
     async fn new(upstreams: &[&TcpListener], set: impl FnOnce(&mut ProxyConfig)) -> Self {
         let addresses =
             upstreams.iter().map(|upstream| Address::Tcp(upstream.local_addr().unwrap()));
@@ -70,7 +70,7 @@ impl Front {
         Self::of(Arc::new(Proxy::new(config))).await
     }
 
-    /// In front of this proxy.
+    /// Starts to accept clients for `proxy`.
     async fn of(proxy: Arc<Proxy>) -> Self {
         let listener = listen().await;
         let address = listener.local_addr().unwrap();
@@ -100,7 +100,7 @@ impl Front {
         TcpStream::connect(self.address).await.unwrap()
     }
 
-    /// A client, and what its upstream has of it.
+    /// Connects a client, and returns it with its connection at the upstream.
     async fn pair(&self, upstream: &TcpListener) -> (TcpStream, TcpStream) {
         let client = self.connect().await;
         (client, accept(upstream).await)
@@ -125,12 +125,12 @@ async fn accept(upstream: &TcpListener) -> TcpStream {
     timeout(DEADLINE, upstream.accept()).await.expect("nobody came").unwrap().0
 }
 
-/// An address at which nobody listens, and where somebody may.
+/// Returns an address that refuses connections now and is free for a later listener.
 async fn nobody() -> SocketAddr {
     listen().await.local_addr().unwrap()
 }
 
-/// Listens where somebody has listened before.
+/// Listens on an address that an earlier listener has used.
 fn listen_again(address: SocketAddr) -> TcpListener {
     let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking().cloexec(), None).unwrap();
     socket.set_reuse_address(true).unwrap();
@@ -139,7 +139,7 @@ fn listen_again(address: SocketAddr) -> TcpListener {
     TcpListener::from_std(socket.into()).unwrap()
 }
 
-/// A listener that accepts nobody, with a queue that is full: connections to it hang.
+/// Returns a listener with a full backlog that accepts no connection. Connections to it hang.
 fn black_hole() -> (std::net::TcpListener, Vec<Socket>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     nix::sys::socket::listen(&listener, Backlog::new(0).unwrap()).unwrap();
@@ -164,12 +164,12 @@ async fn read_to_end(stream: &mut TcpStream) -> Result<Vec<u8>, Error> {
     timeout(DEADLINE, stream.read_to_end(&mut bytes)).await.expect("no end came").map(|_| bytes)
 }
 
-/// The connection was reset, and nothing came before that.
+/// Asserts that the connection is reset before any byte arrives.
 async fn assert_reset(stream: &mut TcpStream) {
     assert_eq!(read_to_end(stream).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
-/// Sends to the client and back.
+/// Sends a request to the upstream and a reply back.
 async fn assert_linked(client: &mut TcpStream, upstream: &mut TcpStream) {
     client.write_all(b"request").await.unwrap();
     assert_eq!(read(upstream, 7).await, b"request");

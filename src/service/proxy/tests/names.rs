@@ -1,4 +1,4 @@
-//! Tests of upstreams that are host names, with a resolver that answers as the test wants.
+//! Tests of upstreams given by host name, with a resolver that the test controls.
 
 use std::sync::Mutex;
 
@@ -10,7 +10,7 @@ use crate::service::proxy::resolver::Resolver;
 
 const NAME: &str = "backend.test:9";
 
-/// What the resolver answers from now on.
+/// The answer that the resolver gives from now on.
 #[derive(Clone, Default)]
 struct Answers(Arc<Mutex<Option<Vec<SocketAddr>>>>);
 
@@ -23,7 +23,7 @@ impl Answers {
         *self.0.lock().unwrap() = None;
     }
 
-    /// A proxy for that name, which asks for its addresses all the time.
+    /// Creates a proxy for [`NAME`] that resolves it every 5 ms.
     fn proxy(&self, set: impl FnOnce(&mut ProxyConfig)) -> Arc<Proxy> {
         let mut config =
             ProxyConfig::to(crate::config::Upstreams::new(vec![NAME.parse().unwrap()]).unwrap());
@@ -52,6 +52,7 @@ fn watch(proxy: &Arc<Proxy>) -> JoinSet<()> {
     tasks
 }
 
+/// After a DNS change, new clients go to the new address and existing connections stay.
 #[tokio::test]
 async fn new_clients_go_where_the_name_leads_and_old_ones_stay() {
     let (old, new, answers) = (listen().await, listen().await, Answers::default());
@@ -69,13 +70,14 @@ async fn new_clients_go_where_the_name_leads_and_old_ones_stay() {
     assert_linked(&mut first, &mut server).await;
     assert_eq!(counters(&front, &old_name).unwrap().active, 1);
     drop((first, server));
-    // It is counted under the name alone from then on.
+    // From then on it is counted under the host name only.
     becomes(|| counters(&front, &old_name).is_none()).await;
     let sums = counters(&front, NAME).unwrap();
     assert_eq!((sums.connected, sums.active, sums.sent, sums.received), (1, 0, 7, 5));
     assert_eq!(counters(&front, &new_name).unwrap().connected, 1);
 }
 
+/// A name that stops resolving keeps its last addresses.
 #[tokio::test]
 async fn a_name_that_does_not_resolve_any_more_keeps_its_addresses() {
     let (upstream, answers) = (listen().await, Answers::default());
@@ -96,6 +98,7 @@ async fn a_name_that_does_not_resolve_any_more_keeps_its_addresses() {
     assert_eq!(counters(&front, NAME).unwrap().resolve_failures, 5);
 }
 
+/// An address that appears in both answers keeps its position and its ejection.
 #[tokio::test]
 async fn an_address_that_stays_keeps_its_place_and_its_failures() {
     let (away, stays, comes, answers) =
@@ -119,7 +122,7 @@ async fn an_address_that_stays_keeps_its_place_and_its_failures() {
     drop(front.pair(&stays).await);
     let failed = counters(&front, &labels[0]).unwrap();
     assert_eq!((failed.failed, failed.ejected), (1, 1), "it is met again");
-    // When it is gone its failures stay in the sums.
+    // After the address is removed, its failures stay in the sums.
     answers.are(&[address(&stays)]);
     assert!(proxy.resolve().await);
     assert_eq!(counters(&front, &labels[0]), None);
@@ -127,6 +130,7 @@ async fn an_address_that_stays_keeps_its_place_and_its_failures() {
     assert_eq!((sums.failed, sums.ejected), (1, 1));
 }
 
+/// An address that is configured and also belongs to a name is used once.
 #[tokio::test]
 async fn an_address_that_is_configured_is_there_once() {
     let (upstream, answers) = (listen().await, Answers::default());
@@ -153,6 +157,7 @@ async fn a_client_is_held_until_a_name_resolves() {
     assert_linked(&mut client, &mut accept(&upstream).await).await;
 }
 
+/// Health checks start for new addresses and stop for removed ones.
 #[tokio::test]
 async fn checks_follow_the_addresses_of_a_name() {
     let (old, new, answers) = (listen().await, listen().await, Answers::default());
@@ -165,7 +170,7 @@ async fn checks_follow_the_addresses_of_a_name() {
     drop(accept(&old).await);
     answers.are(&[address(&new)]);
     drop(accept(&new).await);
-    // The checks of the old one have ended: at some time none comes any more.
+    // The checks of the old address stop: eventually no more connections arrive.
     timeout(DEADLINE, async { while timeout(SOON, old.accept()).await.is_ok() {} }).await.unwrap();
     drop(accept(&new).await);
 }

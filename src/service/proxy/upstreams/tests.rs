@@ -1,4 +1,4 @@
-//! Tests of which upstream a client is offered.
+//! Tests of load balancing and ejection.
 
 use super::super::upstream::Place;
 use super::*;
@@ -10,7 +10,7 @@ fn upstreams(count: usize, balance: Balance, ejection: Ejection) -> Upstreams {
     Upstreams::new(&ProxyConfig { balance, ejection, ..ProxyConfig::to(addresses) })
 }
 
-/// Whom a client is offered, one after the other.
+/// Returns the indexes of the upstreams that one client is offered, in order.
 fn offered(upstreams: &Upstreams) -> Vec<usize> {
     let mut round = upstreams.round();
     while let Some(upstream) = upstreams.choose(&round) {
@@ -33,6 +33,7 @@ fn fail(upstreams: &Upstreams, index: usize, times: usize) {
 
 const LONG: Ejection = Ejection { failures: 2, time: Duration::from_secs(3600) };
 
+/// Round robin starts at the next upstream for each client, and offers every upstream once.
 #[test]
 fn each_has_its_turn_and_a_client_meets_each_once() {
     let upstreams = upstreams(3, Balance::RoundRobin, LONG);
@@ -41,6 +42,7 @@ fn each_has_its_turn_and_a_client_meets_each_once() {
     assert_eq!(offered(&upstreams), [2, 0, 1]);
 }
 
+/// The upstream with the fewest connections is offered first. Equal upstreams take turns.
 #[test]
 fn whoever_has_the_fewest_connections_is_first() {
     let upstreams = upstreams(3, Balance::LeastConnections, LONG);
@@ -52,6 +54,8 @@ fn whoever_has_the_fewest_connections_is_first() {
     assert_ne!(first[1], first[2]);
 }
 
+/// With balance in order, later upstreams are standbys: they are first only while the earlier ones
+/// are ejected.
 #[test]
 fn those_that_stand_by_are_met_only_when_the_first_fails() {
     let upstreams = upstreams(3, Balance::InOrder, LONG);
@@ -63,6 +67,8 @@ fn those_that_stand_by_are_met_only_when_the_first_fails() {
     assert_eq!(offered(&upstreams), [0, 1, 2]);
 }
 
+/// An upstream is ejected after the configured number of consecutive failures, and returns after
+/// the ejection time.
 #[test]
 fn who_fails_so_many_times_in_a_row_is_passed_over_for_a_while() {
     let ejection = Ejection { failures: 2, time: Duration::from_millis(20) };
@@ -80,11 +86,12 @@ fn who_fails_so_many_times_in_a_row_is_passed_over_for_a_while() {
         std::thread::yield_now();
     }
     assert!(since.elapsed() >= Duration::from_millis(19), "{:?}", since.elapsed());
-    // It is not well because time has passed: one more failure is enough.
+    // Time alone does not make an upstream healthy: one more failure ejects it again.
     fail(&upstreams, 0, 1);
     assert_eq!((offered(&upstreams), at(&upstreams, 0).ejected()), (vec![1], 2));
 }
 
+/// If all upstreams are ejected, they are tried in the order in which their ejections end.
 #[test]
 fn when_all_are_passed_over_they_are_tried_in_the_order_of_their_return() {
     let upstreams = upstreams(3, Balance::RoundRobin, LONG);
@@ -99,6 +106,7 @@ fn when_all_are_passed_over_they_are_tried_in_the_order_of_their_return() {
     assert_eq!(offered(&upstreams), [2, 0, 1]);
 }
 
+/// With 0 as the number of failures, no upstream is ever ejected.
 #[test]
 fn without_a_number_of_failures_nobody_is_passed_over() {
     let upstreams = upstreams(2, Balance::InOrder, Ejection { failures: 0, ..LONG });
@@ -106,6 +114,7 @@ fn without_a_number_of_failures_nobody_is_passed_over() {
     assert_eq!(offered(&upstreams), [0, 1]);
 }
 
+/// A failed health check ejects an upstream until a check passes, even if a client succeeds.
 #[test]
 fn who_fails_a_check_is_passed_over_until_one_passes() {
     let upstreams = upstreams(2, Balance::InOrder, LONG);
@@ -118,6 +127,7 @@ fn who_fails_a_check_is_passed_over_until_one_passes() {
     assert_eq!(offered(&upstreams), [0, 1]);
 }
 
+/// The log has one record when an upstream becomes unavailable and one when it is back.
 #[test]
 fn who_stays_away_is_named_once_and_so_is_the_return() {
     let mut file = tempfile::tempfile().unwrap();
