@@ -63,7 +63,7 @@
 //! | `carry` | the move of live connections to the successor |
 //! | `net`, `drain` | listeners, streams, and the draining of connections |
 //! | `config_file` | the parser of the daemon's configuration file |
-//! | `config`, `address`, `generation`, `report`, `error` | plain values; reports are for an operator |
+//! | `config`, `address`, `generation`, `report`, `error` | plain values |
 //! | `text` | escaping of untrusted text for a log or a terminal |
 //! | `sys` | system calls, unsafe code, raw file descriptors, the environment |
 #![forbid(unsafe_op_in_unsafe_fn)]

@@ -20,7 +20,7 @@ use crate::config::{
 };
 use crate::error::Error;
 
-/// Maximum number of threads. No machine has more cores, so a larger number is a mistake.
+/// Maximum number of threads. A larger number is probably a mistake.
 const MOST_WORKERS: usize = 1024;
 
 /// A type of value.
