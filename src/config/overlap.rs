@@ -129,7 +129,7 @@ mod tests {
         apart(one, other)
     }
 
-    /// Matches what bind(2) does, which was tried with each pair.
+    /// The expected results are those of bind(2): each pair was tried.
     #[test]
     fn addresses_of_which_one_holds_the_other_overlap() {
         for (one, other) in [

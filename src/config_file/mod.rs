@@ -81,8 +81,8 @@ pub enum ServiceConfig {
 }
 
 impl ConfigFile {
-    /// Reads the file at `path`, for [`ConfigFile::parse`]. The caller also needs the bytes to
-    /// compare the configurations of two generations.
+    /// Returns the contents of the file at `path`: to parse them with [`ConfigFile::parse`], and to
+    /// tell two generations with different configurations apart.
     ///
     /// # Errors
     /// [`Error::ConfigFileUnreadable`]. Also for anything but a regular file, because the next

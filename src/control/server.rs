@@ -1,9 +1,9 @@
 //! The server of the control socket: reads one request from each connection and writes the replies.
 //!
 //! Each connection has its own task, so a stalled client delays no other client. Everything is
-//! limited: the time for a request to arrive, the time for a reply to be read, the size of a
-//! request, and the number of clients (`seats`). The kernel tells the user of a client when it is
-//! accepted, so the check does not depend on the mode of the path.
+//! limited: the number of clients (`seats`), the size of a request, and the time for a request or a
+//! reply. The kernel tells the user of a client when it is accepted, so the check does not depend
+//! on the mode of the path.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -110,7 +110,7 @@ impl Predecessors {
             older.push(Older::new(generation, channel, Role::Draining)?);
         }
         if let Some(channel) = inherited.predecessor {
-            // The number is only for the log. Generations are numbered by ones.
+            // The number is only for the log. A predecessor's number is always one less than ours.
             let generation = ours.previous();
             older.push(Older::new(generation, channel, Role::Predecessor)?);
         }

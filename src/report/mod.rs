@@ -28,8 +28,7 @@ pub struct Report {
     pub state: Standing,
     /// When the state began, in milliseconds since 1970.
     pub since_unix_ms: u64,
-    /// How long the state has lasted, measured with a clock that is never set. `None` in a report
-    /// of an older version.
+    /// How long the state has lasted, by a monotonic clock. `None` in a report of an older version.
     #[serde(default)]
     pub for_ms: Option<u64>,
     /// The open connections. `None` if the program serves connections itself, without the server of

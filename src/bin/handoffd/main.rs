@@ -38,8 +38,8 @@ fn main() -> ExitCode {
         Ok(Command::Doctor { control, unit, scope }) => doctor::run(control, unit, scope),
         Err(cli::Answer::Print(text)) => output::print("what was asked for", &text),
         Err(cli::Answer::Refuse { why, exit }) => {
-            // Tell a predecessor about the error. A preloaded library may have started threads
-            // already.
+            // Tell a predecessor about the error. Other threads are allowed here, because a
+            // preloaded library may have started some.
             if let Ok(inheritance) = Inheritance::take_beside_threads() {
                 inheritance.refuse(&why);
             }

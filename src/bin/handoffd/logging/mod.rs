@@ -4,8 +4,7 @@
 //! journalctl(1) shows only the message, so the message holds everything that people must know,
 //! such as the reason of a failure. On standard error every record begins with the time, the
 //! generation and the process id, because all generations write to the same place. The reader may
-//! have stalled, such as a pager or a stopped journal. No signal and no client waits for the
-//! reader.
+//! stall, for example a pager or a stopped journal. No signal and no client waits for the reader.
 
 mod journal;
 mod outlet;

@@ -15,7 +15,7 @@ use nix::poll::PollTimeout;
 
 use super::stream::Stream;
 
-/// The size of the backlog in bytes. Starting 4,000 listeners writes as many records at once.
+/// The size of the backlog in bytes. Starting 4,000 listeners logs 4,000 records at once.
 const BACKLOG: usize = 512 * 1024;
 
 /// How long an exiting process waits for its backlog to be read.
