@@ -1,9 +1,8 @@
-//! Names each thing that an operator or a developer can act on, one variant each, and the exit code
-//! that it ends in.
+//! The errors that an operator or a developer can act on, and the exit code of each.
 //!
-//! Errors are facts with their particulars as fields; the text is one line and names the thing that
-//! was wrong. Why a handoff failed is a fact of its own, [`HandoffFailure`], for it is not an error
-//! of the process that reports it: that one goes on serving.
+//! An error holds its details as fields. Its text is one line and names the cause. Why a handoff
+//! failed has its own type, [`HandoffFailure`]: the process that reports it keeps serving, so for
+//! that process it is not an error.
 
 mod exit;
 
@@ -19,46 +18,46 @@ use crate::text::{escaped, printable};
 pub use exit::Exit;
 use exit::exit_of;
 
-/// Why a generation cannot start or go on.
+/// Why a generation cannot start or continue, or why a command failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A listener's address does not parse.
+    /// The address of a listener or an upstream is not valid.
     #[error("bad address {text:?}: {why}")]
     Address {
-        /// What was given.
+        /// The given text.
         text: String,
         /// What was expected.
         why: &'static str,
     },
-    /// A listener's name holds what `LISTEN_FDNAMES` cannot carry.
+    /// The name of a listener has characters that `LISTEN_FDNAMES` cannot carry.
     #[error("bad listener name {text:?}: {why}")]
     ListenerName {
-        /// What was given.
+        /// The given text.
         text: String,
         /// What was expected.
         why: &'static str,
     },
-    /// Two listeners were given one name.
+    /// Two listeners have the same name.
     #[error("two listeners are named {name:?}")]
     DuplicateName {
         /// The name.
         name: String,
     },
-    /// Two listeners were given one address.
+    /// Two listeners have the same address.
     #[error("two listeners have the address {address}")]
     DuplicateAddress {
         /// The address.
         address: String,
     },
-    /// Two listeners cannot listen beside each other: the address of one is part of the other's.
+    /// Two listeners cannot coexist, because the address of one covers the address of the other.
     #[error(
         "two listeners have overlapping addresses: {address} and {other} ([::] takes IPv4 as well, tcp6:[::] does not)"
     )]
     OverlappingAddresses {
-        /// One of them.
+        /// The address of one listener.
         address: String,
-        /// The other.
+        /// The address of the other listener.
         other: String,
     },
     /// An upstream of a proxy is its own listener, or leads back to it.
@@ -68,199 +67,200 @@ pub enum Error {
     UpstreamLoop {
         /// The upstream.
         upstream: String,
-        /// The address that the upstream leads to.
+        /// The address of the listener that the upstream leads to.
         listener: String,
     },
-    /// A proxy has nowhere to send its clients.
+    /// A proxy has no upstreams.
     #[error("no upstream is given")]
     NoUpstream,
-    /// A proxy was given one upstream twice.
+    /// A proxy has the same upstream twice.
     #[error("the upstream {address} is there twice")]
     DuplicateUpstream {
-        /// The address.
+        /// The address of the upstream.
         address: String,
     },
-    /// A proxy's upstreams are host names, and none of them resolves. The predecessor serves on,
-    /// with the addresses that it has.
+    /// All upstreams of a proxy are host names, and none of them resolves. The predecessor keeps
+    /// serving with the addresses that it has.
     #[error("no upstream of a proxy has an address: none of its host names resolves")]
     Unresolved,
-    /// A setting is outside of what makes sense.
+    /// The value of a setting is out of range or invalid.
     #[error("bad {setting} {value}: {why}")]
     Setting {
-        /// Its name.
+        /// The name of the setting.
         setting: &'static str,
-        /// What was given.
+        /// The given value.
         value: String,
         /// What was expected.
         why: &'static str,
     },
-    /// The configuration file says what cannot be.
+    /// The configuration file has an error.
     #[error("{}:{line}:{column}: {what}", printable(file))]
     ConfigFile {
-        /// Its path, as it was given.
+        /// The path, as it was given.
         file: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// The character in the line, from 1.
+        /// The column in characters, from 1.
         column: usize,
-        /// What is wrong there, and what was expected.
+        /// What is wrong, and what was expected.
         what: String,
     },
     /// The configuration file cannot be read.
     #[error("{}: cannot read the configuration: {source}", printable(file))]
     ConfigFileUnreadable {
-        /// Its path, as it was given.
+        /// The path, as it was given.
         file: PathBuf,
-        /// What the kernel says.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// A listener was asked for by a name that no listener has.
+    /// No listener has the requested name.
     #[error("there is no listener named {name:?}")]
     NoSuchListener {
         /// The name.
         name: String,
     },
-    /// Other threads were running when the environment was to be changed (getenv(3), "ATTRIBUTES")
-    /// or an init to be split off (fork(2)): [`crate::Inheritance::take`] was not called first, or
-    /// a library has started a thread.
+    /// Other threads were running when one thread was required: to change the environment
+    /// (getenv(3), "ATTRIBUTES") or to fork off an init (fork(2)). Either
+    /// [`crate::Inheritance::take`] was not called first, or a library has started a thread.
     #[error("{threads} threads run already ({}){}, and one is needed here", escaped(names), preloaded_by(preloaded.as_ref()))]
     ThreadsRunning {
-        /// How many there are.
+        /// How many threads run.
         threads: usize,
-        /// Their names, the first thread's included.
+        /// The names of all threads, including the first.
         names: String,
-        /// `LD_PRELOAD`, if it is set: a library that it names may have started them.
+        /// The value of `LD_PRELOAD`, if set: one of these libraries may have started the threads.
         preloaded: Option<OsString>,
     },
-    /// [`crate::Inheritance::take`] was called a second time: what a process is born with can be
-    /// taken once.
+    /// [`crate::Inheritance::take`] was called a second time. A process can take its inheritance
+    /// only once.
     #[error("the inheritance has been taken already")]
     AlreadyTaken,
-    /// A variable by which sockets are passed holds what it cannot mean.
+    /// An environment variable of the handoff protocol has an invalid value.
     #[error("bad {variable}={value:?}: {why}")]
     Environment {
-        /// The variable.
+        /// The name of the variable.
         variable: &'static str,
-        /// What it holds.
+        /// The value of the variable.
         value: String,
         /// What was expected.
         why: String,
     },
-    /// A descriptor that was passed in cannot be listened on.
+    /// An inherited file descriptor is not a listening socket.
     #[error("inherited descriptor {descriptor} ({name}) is {found}, not a listening stream socket")]
     NotAListener {
-        /// Its number.
+        /// The number of the file descriptor.
         descriptor: RawFd,
-        /// Its name, or `unnamed`.
+        /// The name of the socket, or `unnamed`.
         name: String,
-        /// What it is instead.
+        /// What the file descriptor is instead.
         found: String,
     },
-    /// An address cannot be bound or listened on.
+    /// A listener cannot bind its address or listen on it.
     #[error("cannot listen on {address} ({name}): {source}")]
     Bind {
-        /// The listener's name.
+        /// The name of the listener.
         name: String,
-        /// Its address.
+        /// The address of the listener.
         address: String,
-        /// What the kernel says.
+        /// The error of the kernel.
         source: io::Error,
     },
     /// The pid file cannot be written.
     #[error("cannot write the pid file {path:?}: {source}")]
     PidFile {
-        /// Its path.
+        /// The path of the pid file.
         path: PathBuf,
-        /// What the kernel says.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The program's own path cannot be found, so that no successor could be started.
+    /// The path of this program cannot be found, so it could not start a successor.
     #[error("cannot find the path of this program: {source}")]
     Program {
-        /// What the kernel says.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The predecessor's channel is not one, or it speaks what is not understood here.
+    /// The inheritance from the predecessor is invalid or uses an unknown version of the protocol.
     #[error("cannot take over from the predecessor: {why}")]
     Predecessor {
-        /// What is wrong with it.
+        /// What is wrong.
         why: String,
     },
-    /// Nobody listens on the operator's socket, or there is none.
+    /// No daemon answers on the control socket, or the socket does not exist.
     #[error("nobody answers on {}: {source}", printable(path))]
     NobodyAnswers {
-        /// Its path.
+        /// The path of the control socket.
         path: PathBuf,
-        /// What the kernel says.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// A reload was asked for, and the new generation was never ready. The old one serves on.
+    /// A reload failed because the new generation never became ready. The old one keeps serving.
     #[error("the new generation did not take over: {reason}")]
     HandoffFailed {
-        /// Why not.
+        /// Why the reload failed.
         reason: String,
     },
-    /// A reload was asked for, and the new generation was ready and taken back. The old one serves
-    /// on.
+    /// A reload failed after the new generation had become ready: it was rolled back. The old one
+    /// keeps serving.
     #[error("the new generation was rolled back: {reason}")]
     RolledBack {
-        /// Why.
+        /// Why the new generation was rolled back.
         reason: String,
     },
-    /// Not now, or not in the time that was given.
+    /// The request is not possible now, or did not finish within the given time.
     #[error("try again: {reason}")]
     TryAgain {
         /// Why.
         reason: String,
     },
-    /// Whoever listens there does not take this request from this user.
+    /// The daemon refuses this request or this user.
     #[error("refused: {reason}")]
     Denied {
         /// Why.
         reason: String,
     },
-    /// A unit has settings that break a handoff. Each has been said.
+    /// A systemd unit has settings that break a handoff. The command has already printed each of
+    /// them.
     #[error("{unit} has {count} settings that break a handoff")]
     Unsound {
-        /// Its name.
+        /// The name of the unit.
         unit: String,
-        /// How many.
+        /// How many settings break a handoff.
         count: usize,
     },
-    /// What a command has to say cannot be written to standard output.
+    /// The output of a command cannot be written to standard output.
     #[error("cannot write {what}: {source}")]
     Output {
-        /// What is lost.
+        /// Which output is lost.
         what: &'static str,
-        /// What the kernel says.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// A thread that serves, or an accept loop, has panicked. What it served is lost with it.
+    /// A serving thread or an accept loop has panicked. Its connections are lost.
     #[error("{what} has died: {reason}")]
     Died {
-        /// The thread or the loop.
+        /// The name of the thread or the loop.
         what: String,
-        /// What the panic says.
+        /// The message of the panic.
         reason: String,
     },
-    /// The accept loops were started and have not run.
+    /// The accept loops were started but did not run in time.
     #[error("the accept loops did not run within {}", Seconds(*limit))]
     NotAccepting {
-        /// `--ready-timeout`.
+        /// The limit: `--ready-timeout`.
         limit: Duration,
     },
-    /// A system call failed that none of our settings can make work.
+    /// A system call failed, and no setting can fix it.
     #[error("cannot {doing}: {source}")]
     System {
-        /// What was being done.
+        /// What the system call was for.
         doing: &'static str,
-        /// What the kernel says.
+        /// The error of the kernel.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// The exit code that a process ends with because of this.
+    /// Returns the exit code of a process that ends with this error.
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
@@ -297,84 +297,85 @@ impl Error {
         }
     }
 
-    /// For `map_err`: a system call that failed while `doing` something.
+    /// Returns a function for `map_err` that wraps the error of a system call. `doing` says what
+    /// the call was for.
     pub(crate) fn system<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::System { doing, source: source.into() }
     }
 }
 
-/// Why a successor did not take over. The predecessor serves on.
+/// Why a successor did not take over. The predecessor keeps serving.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandoffFailure {
-    /// `fork` failed, or the channel could not be made.
+    /// `fork` failed, or the channel could not be created.
     #[error("cannot start a process: {source}")]
     Fork {
-        /// What the kernel says.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// What lies at the program's path cannot be executed.
+    /// The program could not be executed.
     #[error("cannot execute {}: {source}", printable(program))]
     Exec {
         /// The path by which this process was started.
         program: PathBuf,
-        /// What the kernel says.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The successor said why it cannot serve.
+    /// The successor reported that it cannot serve.
     #[error("the successor says: {reason}")]
     Refused {
-        /// Its own words.
+        /// The reason, as the successor gave it.
         reason: String,
     },
-    /// It ended before it was ready, without a word.
+    /// The successor ended before it was ready, without reporting a reason.
     #[error("the successor ended before it was ready{status}")]
     EndedEarly {
-        /// How it ended.
+        /// How the successor ended.
         status: EndStatus,
     },
-    /// It was not ready in time, and was killed.
+    /// The successor was not ready in time and was killed.
     #[error("the successor was not ready within {}", Seconds(*limit))]
     TimedOut {
-        /// `--ready-timeout`.
+        /// The limit: `--ready-timeout`.
         limit: Duration,
     },
-    /// Whoever asked for the handoff gave it less time than it took.
+    /// The handoff took longer than the requested time limit.
     #[error("it was not done within {}, as was asked", Seconds(*limit))]
     OutOfTime {
-        /// What was asked for.
+        /// The requested limit.
         limit: Duration,
     },
-    /// It was not started, for with it there would have been too many generations: connections of
-    /// the oldest had not been taken over.
+    /// The successor was not started: one more generation would exceed the maximum, and the
+    /// connections of the oldest generation were not taken over in time.
     #[error("an older generation's connections were not taken over within {}", Seconds(*limit))]
     NotStarted {
-        /// `--drain-timeout`.
+        /// The limit: `--drain-timeout`.
         limit: Duration,
     },
-    /// It ended after it was ready, without a word.
+    /// The successor ended after it was ready, without reporting a reason.
     #[error("the successor ended after it was ready{status}")]
     EndedLate {
-        /// How it ended.
+        /// How the successor ended.
         status: EndStatus,
     },
-    /// It was told to stop while it was on probation.
+    /// The successor was told to stop while it was on probation.
     #[error("the successor was told to stop while on probation")]
     ToldToStop,
-    /// It sent what is not a message.
+    /// The successor sent an invalid message.
     #[error("the successor sent what is not a message: {why}")]
     Garbage {
-        /// What is wrong with it.
+        /// What is wrong with the message.
         why: String,
     },
 }
 
-/// Names the libraries that were loaded before the program, as a part of a sentence.
+/// Returns the value of `LD_PRELOAD` as part of a sentence.
 fn preloaded_by(libraries: Option<&OsString>) -> String {
     let named = |libraries| format!(" with LD_PRELOAD={}", printable(Path::new(libraries)));
     libraries.map(named).unwrap_or_default()
 }
 
-/// How a process ended, if that is known. Printed as the end of a sentence.
+/// How a process ended, if known. Printed at the end of a sentence.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EndStatus(pub(crate) Option<ExitStatus>);
 
@@ -384,7 +385,7 @@ impl std::fmt::Display for EndStatus {
     }
 }
 
-/// Prints a duration as seconds, as the flags take it.
+/// A duration printed in seconds, as the flags take it.
 struct Seconds(Duration);
 
 impl std::fmt::Display for Seconds {

@@ -1,9 +1,10 @@
-//! Replaces a server while it serves.
+//! Zero-downtime restarts for Linux servers.
 //!
-//! A process takes its listening sockets from systemd, from another parent or from its predecessor;
-//! on SIGHUP it starts whatever now lies at its own path, hands the sockets over, and moves its
-//! live connections to the new process. Connections that cannot move are drained. Nobody who
-//! connects ever notices. If the new process fails, the old one has never stopped.
+//! A process takes its listening sockets from systemd, from another parent or from its predecessor.
+//! On SIGHUP it starts the program that is now at its own path and passes the listening sockets to
+//! it. Then it moves its live connections to the new process, and drains those that cannot move.
+//! Clients notice nothing. If the new process fails, the old one keeps serving: it has never
+//! stopped.
 //!
 //! # Your own service
 //!
@@ -38,31 +39,33 @@
 //!
 //! # Your own server
 //!
-//! Whatever takes connections can be replaced in the same way: [`Starting::ready`] says that it
-//! accepts, [`Serving::acceptor`] gives the connections of a listener by its name until it is time
-//! to stop, [`Serving::draining`] tells when to end them, [`Serving::drained`] says that they have
-//! ended. `examples/axum.rs` is such a server: its replies announce the end of a connection by
-//! [`Serving::retirement`], and [`Serving::closing`] leaves its clients time to hear it.
+//! A server that accepts connections itself can be restarted in the same way. [`Starting::ready`]
+//! announces that it accepts. [`Serving::acceptor`] yields the connections of a listener until it
+//! is time to stop. [`Serving::draining`] resolves when it is time to end open connections.
+//! [`Serving::drained`] reports that all have ended. `examples/axum.rs` is such a server: its
+//! replies announce the end of a connection with the help of [`Serving::retirement`], and
+//! [`Serving::closing`] gives clients time to see the announcement.
 //!
-//! # The house
+//! # Architecture
 //!
-//! Two planes that do, one core that decides, words and the kernel below; `docs/architecture.md`
-//! has the picture, the promise and the order in which to read. A test holds the layers.
+//! The lifecycle decides what happens. The data plane (`server`) and the handoff carry it out.
+//! Plain values and the interface to the kernel lie below. `docs/architecture.md` has a diagram,
+//! the guarantees and a reading order. A test enforces the layers.
 //!
-//! | module | what it holds |
+//! | module | purpose |
 //! |---|---|
-//! | `lifecycle` | decides: the life of a generation as a pure function, and the driver that lives it |
-//! | `handoff` | passes sockets on: inheritance, channel, predecessor, successor |
-//! | `server` | serves: accept loops and connections |
-//! | `notify` | tells the service manager |
-//! | `control` | hears an operator and answers |
-//! | `service` | what is done with a connection |
-//! | `carry` | moves live connections to the successor |
-//! | `net`, `drain` | the parts: listeners, streams, the end of connections |
-//! | `config_file` | reads the daemon's configuration file |
-//! | `config`, `address`, `generation`, `report`, `error` | plain values; a report is what an operator is told |
-//! | `text` | makes text from outside fit for a log and a terminal |
-//! | `sys` | the kernel: what is not safe, raw descriptors, the environment |
+//! | `lifecycle` | the state machine of a generation, and the driver that carries out its actions |
+//! | `handoff` | the inheritance of a process, and the channels to predecessor and successor |
+//! | `server` | accept loops and connections |
+//! | `notify` | notifications to the service manager |
+//! | `control` | the control socket: requests of an operator and their replies |
+//! | `service` | the services: echo, proxy, or your own |
+//! | `carry` | the move of live connections to the successor |
+//! | `net`, `drain` | listeners, streams, and the draining of connections |
+//! | `config_file` | the parser of the daemon's configuration file |
+//! | `config`, `address`, `generation`, `report`, `error` | plain values |
+//! | `text` | escaping of untrusted text for a log or a terminal |
+//! | `sys` | system calls, unsafe code, raw file descriptors, the environment |
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 mod address;

@@ -1,7 +1,7 @@
-//! Holds what a generation is told to do, as values that cannot be wrong.
+//! The configuration of a generation, as values that are always valid.
 //!
-//! Everything is checked when a value is made and never again. Where the values come from (flags, a
-//! file) is the caller's affair.
+//! Every value is checked once, when it is created. This module does not know where the values come
+//! from, such as flags or a file.
 
 mod overlap;
 mod proxy;
@@ -26,47 +26,47 @@ pub use socket_access::{SocketAccess, SocketMode};
 pub use upstream::{HostPort, UpstreamTarget, Upstreams};
 pub(crate) use upstream_loop::{Loop, find_loop};
 
-/// Where the daemon listens when it is told nothing and inherits nothing: the port of the program
-/// that this one follows.
+/// The default address of the daemon, used if no socket is configured or inherited.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
 
-/// The name of the operator's socket on its way from process to process: no listener can have it.
+/// The name under which the control socket is passed between processes. No listener may have it.
 pub(crate) const CONTROL: &str = "control";
 
-/// The name of the listener that shows the counters.
+/// The name of the listener that serves the counters.
 #[cfg_attr(
     not(feature = "config-file"),
     allow(unreachable_pub, reason = "the configuration file exports it")
 )]
 pub const METRICS_LISTENER: &str = "metrics";
 
-/// All that a generation is told.
+/// The configuration of a generation.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What to listen on.
+    /// The listeners.
     pub listeners: Listeners,
-    /// How long a successor may take from `fork` to ready before it is killed. Default 30 s.
+    /// How long a successor may take from `fork` until it is ready, before it is killed. Default 30
+    /// s.
     pub ready_timeout: Duration,
-    /// How long both generations accept after the successor is ready; until then it can be rolled
-    /// back. Default 1 s; zero retires the predecessor at once.
+    /// How long both generations accept connections after the successor is ready. Until then the
+    /// successor can be rolled back. Default 1 s; zero retires the predecessor at once.
     pub bake: Duration,
-    /// How long connections get to end by themselves before they are cut. Default 30 s.
+    /// How long connections may take to end by themselves in a drain, before they are cut. Default
+    /// 30 s.
     pub drain_timeout: Duration,
-    /// What becomes of connections when a successor takes over, on listeners that do not say
-    /// otherwise. By default they are carried.
+    /// What happens to connections when a successor takes over, unless a listener has its own
+    /// setting. Default: they are carried.
     pub on_handoff: OnHandoff,
-    /// How long after it was accepted a connection may still send its first request when a drain
-    /// begins. Default 1 s.
+    /// During a drain, how long after accept a silent connection may still send its first request.
+    /// Default 1 s.
     pub first_request_grace: Duration,
     /// How many generations may serve or drain at once.
     pub max_generations: MaxGenerations,
-    /// A file that names the process to signal, always.
+    /// A file that always holds the pid of the process to signal.
     pub pid_file: Option<PathBuf>,
-    /// Where an operator's commands are heard: the path of a Unix socket, which is open to the user
-    /// of this process and to root alone. Without one nothing is heard there, unless a parent
-    /// passes a socket in under the name `control`.
+    /// The path of the control socket. Only the user of this process and root may connect. Without
+    /// a path there is a control socket only if a parent passes one in under the name `control`.
     pub control: Option<PathBuf>,
-    /// What `status` says of the program and its configuration.
+    /// The program and the configuration, as `status` reports them.
     pub identity: Identity,
 }
 
@@ -87,33 +87,33 @@ impl Default for Config {
     }
 }
 
-/// What becomes of connections when a successor takes over.
+/// What happens to connections when a successor takes over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnHandoff {
-    /// They are told to come to an end, and cut at the drain deadline.
+    /// They are asked to end, and are cut at the drain deadline.
     Drain,
-    /// They move to the successor, if the service of both generations can carry them. Those that
-    /// cannot are drained.
+    /// They move to the successor, if the services of both generations can carry them. Others are
+    /// drained.
     #[default]
     Carry,
 }
 
-/// What to listen on.
+/// The listeners of a generation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Listeners {
-    /// Whatever a parent passes in; if nothing, [`DEFAULT_ADDRESS`].
+    /// The sockets that a parent passes in, or [`DEFAULT_ADDRESS`] if there are none.
     #[default]
     Inherited,
-    /// These and no others. Names and addresses are unique.
+    /// Exactly these listeners. Their names and addresses are unique.
     Named(UniqueListeners),
 }
 
 impl Listeners {
-    /// Exactly these; none at all means [`Listeners::Inherited`].
+    /// Uses exactly these listeners. An empty list means [`Listeners::Inherited`].
     ///
     /// # Errors
     /// [`Error::DuplicateName`], [`Error::DuplicateAddress`] and [`Error::OverlappingAddresses`].
-    /// Port 0 may be asked for more than once.
+    /// Port 0 may appear more than once.
     pub fn exactly(listeners: Vec<ListenerConfig>) -> Result<Self, Error> {
         if listeners.is_empty() {
             Ok(Self::Inherited)
@@ -122,7 +122,7 @@ impl Listeners {
         }
     }
 
-    /// Checks that a proxy on all of these does not connect to itself.
+    /// Checks that a proxy on all these listeners does not connect to itself.
     ///
     /// # Errors
     /// [`Error::UpstreamLoop`].
@@ -139,8 +139,7 @@ impl Listeners {
         }
     }
 
-    /// What becomes of the connections of each when a successor takes over, by the name that it
-    /// goes by, where that is said.
+    /// Returns the handoff setting of each listener that has its own, by the listener's name.
     pub(crate) fn on_handoff(&self) -> HashMap<String, OnHandoff> {
         let named = match self {
             Self::Inherited => &[],
@@ -150,7 +149,7 @@ impl Listeners {
         named.filter_map(|(index, one)| Some((one.name_at(index), one.on_handoff?))).collect()
     }
 
-    /// How many connections each may have at once, by the name that it goes by, where that is said.
+    /// Returns the connection limit of each listener that has one, by the listener's name.
     pub(crate) fn limits(&self) -> HashMap<String, NonZeroUsize> {
         let named = match self {
             Self::Inherited => &[],
@@ -161,7 +160,7 @@ impl Listeners {
     }
 }
 
-/// Listeners of which no two share a name, and no two addresses overlap.
+/// Listeners with unique names and addresses that do not overlap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UniqueListeners(Vec<ListenerConfig>);
 
@@ -187,7 +186,7 @@ impl UniqueListeners {
         Ok(Self(listeners))
     }
 
-    /// In the order in which they were given.
+    /// Returns the listeners in their original order.
     #[must_use]
     pub fn as_slice(&self) -> &[ListenerConfig] {
         &self.0
@@ -197,23 +196,23 @@ impl UniqueListeners {
 /// One listener: `[name=]ADDRESS`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerConfig {
-    /// Its name, by which an inherited socket is matched; without one it goes by its address, then
-    /// by its place.
+    /// The name, used to match an inherited socket. A listener without a name is matched by its
+    /// address, then by its position.
     pub name: Option<ListenerName>,
-    /// Where to listen when no socket is passed in for it.
+    /// The address to bind if no socket is passed in for this listener.
     pub address: Address,
-    /// How many connections it may have at once; when there are as many, nobody is accepted, and
-    /// whoever comes waits in the queue. Default: as many as come.
+    /// How many connections may be open at once. At the limit no client is accepted, and new
+    /// clients wait in the backlog. Default: no limit.
     pub max_connections: Option<NonZeroUsize>,
-    /// What becomes of its connections when a successor takes over; none: as [`Config::on_handoff`]
-    /// says.
+    /// What happens to its connections when a successor takes over. `None` means the setting of
+    /// [`Config::on_handoff`].
     pub on_handoff: Option<OnHandoff>,
-    /// Who may connect, when its address is a path that the line binds.
+    /// The owner and mode of the socket path, if the address is a path that a generation binds.
     pub access: SocketAccess,
 }
 
 impl ListenerConfig {
-    /// The name that it goes by as the listener at `index`: its own, or one by its place.
+    /// Returns the name of the listener, or a name made from its position `index`.
     pub(crate) fn name_at(&self, index: usize) -> String {
         self.name.as_ref().map_or_else(|| format!("listener-{}", index + 1), ToString::to_string)
     }
@@ -223,8 +222,8 @@ impl FromStr for ListenerConfig {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        // An abstract or path address may hold an equals sign; a name comes before the first
-        // character of an address.
+        // The address itself may contain an equals sign. A name comes before the first character of
+        // an address.
         let (name, address) = match text.split_once('=') {
             Some((name, address))
                 if !name.starts_with(['/', '@']) && !name.starts_with("unix:") =>
@@ -243,12 +242,12 @@ impl FromStr for ListenerConfig {
     }
 }
 
-/// A listener's name: what `LISTEN_FDNAMES` can carry, sd_listen_fds(3).
+/// The name of a listener, restricted to what `LISTEN_FDNAMES` can carry, sd_listen_fds(3).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerName(String);
 
 impl ListenerName {
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -282,15 +281,15 @@ impl FromStr for ListenerName {
     }
 }
 
-/// How many generations may serve or drain at once; one on probation does not count.
+/// The maximum number of generations that serve or drain at once. One on probation does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MaxGenerations(usize);
 
 impl MaxGenerations {
-    /// One that serves and at least one that drains, at most 64.
+    /// Accepts 2 to 64: one generation that serves and at least one that drains.
     ///
     /// # Errors
-    /// [`Error::Setting`] outside of 2 to 64.
+    /// [`Error::Setting`] for any other number.
     pub fn new(count: usize) -> Result<Self, Error> {
         if (2..=64).contains(&count) {
             Ok(Self(count))
@@ -300,7 +299,7 @@ impl MaxGenerations {
         }
     }
 
-    /// The number, 2 to 64.
+    /// Returns the number, 2 to 64.
     #[must_use]
     pub const fn get(self) -> usize {
         self.0
@@ -365,7 +364,7 @@ mod tests {
         let says = |text: &str, on_handoff| ListenerConfig { on_handoff, ..text.parse().unwrap() };
         let listeners = Listeners::exactly(vec![
             says("gives=127.0.0.1:1", Some(OnHandoff::Carry)),
-            // By its place: it has no name of its own.
+            // This listener has no name, so it is named by its position.
             says("127.0.0.1:2", Some(OnHandoff::Drain)),
             says("silent=127.0.0.1:3", None),
         ]);

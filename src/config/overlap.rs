@@ -1,28 +1,28 @@
-//! This module finds addresses that cannot be listened on together.
+//! Detection of addresses that two listeners cannot use together.
 //!
-//! The kernel would refuse them when a generation starts, with "address in use" and no word of the
-//! other listener. Nothing here opens a socket: which addresses the interfaces of this machine have
-//! is not known.
+//! The kernel would refuse them when a generation starts, with "address in use" and no hint at the
+//! other listener. This module opens no socket and does not know the addresses of the network
+//! interfaces.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::address::Address;
 
-/// Addresses that are listened on, each with its owner.
+/// The addresses that are in use, each with its owner.
 #[derive(Debug)]
 pub(crate) struct TakenAddresses<T> {
     unix: HashMap<Address, T>,
     ports: HashMap<u16, Port<T>>,
 }
 
-/// The addresses of a TCP port.
+/// The addresses in use on one TCP port.
 #[derive(Debug)]
 struct Port<T> {
     v4: BTreeMap<Ipv4Addr, T>,
-    /// With the scope, which tells link-local addresses of two interfaces apart.
+    /// The scope tells link-local addresses of two interfaces apart.
     v6: BTreeMap<(Ipv6Addr, u32), T>,
-    /// `[::]`, where it takes IPv4 as well.
+    /// The owner of `[::]`, if that socket accepts IPv4 too.
     dual: Option<T>,
 }
 
@@ -31,10 +31,10 @@ impl<T: Clone> TakenAddresses<T> {
         Self { unix: HashMap::new(), ports: HashMap::new() }
     }
 
-    /// Takes an address.
+    /// Adds an address.
     ///
     /// # Errors
-    /// The owner of an address that overlaps with it.
+    /// The owner of an address that overlaps with this one.
     pub(crate) fn take(&mut self, address: &Address, owner: T) -> Result<(), T> {
         if address.is_any_port() {
             return Ok(());
@@ -118,7 +118,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// Whether two addresses can be listened on together, whichever is first.
+    /// Returns whether two addresses can be used together, in either order.
     fn are_apart(one: &str, other: &str) -> bool {
         let apart = |first: &str, second: &str| {
             let mut taken = TakenAddresses::new();
@@ -129,7 +129,7 @@ mod tests {
         apart(one, other)
     }
 
-    /// What the kernel does with two such sockets, bind(2): seen with each pair.
+    /// The expected results are those of bind(2): each pair was tried.
     #[test]
     fn addresses_of_which_one_holds_the_other_overlap() {
         for (one, other) in [

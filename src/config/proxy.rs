@@ -1,8 +1,7 @@
-//! Holds what a proxied listener is told: where to, in which order, how long to wait, what to say
-//! of the client.
+//! The configuration of a proxy: upstreams, their order, timeouts, and the PROXY header.
 //!
-//! Everything is checked when a value is made. How a connection fares by it is decided in
-//! `service::proxy`.
+//! Every value is checked when it is created. `service::proxy` applies the configuration to
+//! connections.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -11,45 +10,46 @@ use std::time::Duration;
 use super::upstream::Upstreams;
 use crate::error::Error;
 
-/// What is done with the connections of one listener.
+/// The proxy settings of one listener.
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
-    /// Where they go.
+    /// The upstreams to which connections are forwarded.
     pub upstreams: Upstreams,
-    /// How often host names among them are resolved. Default 30 s.
+    /// How often host names of upstreams are resolved. Default 30 s.
     pub resolve_interval: Duration,
     /// Which upstream is tried first.
     pub balance: Balance,
-    /// How long one upstream may take to accept. Default 5 s.
+    /// How long one upstream may take to accept a connection. Default 5 s.
     pub connect_timeout: Duration,
-    /// How long a client is held while no upstream accepts. Default 10 s; zero means that each is
-    /// tried once.
+    /// How long a client waits while no upstream accepts. Default 10 s; zero means that each
+    /// upstream is tried once.
     pub connect_patience: Duration,
-    /// A connection on which nothing moves for this long is closed. Default: never.
+    /// How long a connection may be idle before it is closed. Default: no limit.
     pub idle_timeout: Option<Duration>,
-    /// A connection that is older than this is closed. Default: never.
+    /// How old a connection may become before it is closed. Default: no limit.
     pub lifetime: Option<Duration>,
-    /// In which form the upstream is told who the client is. Default: it is not.
+    /// The version of the PROXY header that tells the upstream the client's address. Default: no
+    /// header.
     pub send_header: Option<HeaderVersion>,
-    /// From these networks the client begins with a PROXY header, which says who it really is.
-    /// Default: none.
+    /// The networks whose clients begin with a PROXY header, which holds the original client's
+    /// address. Default: none.
     pub accept_header_from: Vec<Network>,
-    /// How long such a client may take for its header. Default 3 s.
+    /// How long such a client may take to send its header. Default 3 s.
     pub header_timeout: Duration,
-    /// How long nothing may be heard before the kernel probes a peer, on both sides
-    /// (`TCP_KEEPIDLE`). Default: never.
+    /// How long a peer on either side may be silent before the kernel probes it (`TCP_KEEPIDLE`).
+    /// Default: no probes.
     pub keep_alive: Option<Duration>,
-    /// How long what was sent may stay unacknowledged, on both sides (`TCP_USER_TIMEOUT`). Default:
-    /// the kernel's.
+    /// How long sent data may stay unacknowledged, on both sides (`TCP_USER_TIMEOUT`). Default:
+    /// decided by the kernel.
     pub user_timeout: Option<Duration>,
-    /// When an upstream that fails is passed over.
+    /// When a failing upstream is ejected.
     pub ejection: Ejection,
-    /// How upstreams are looked after when no client does it. Default: not at all.
+    /// How upstreams are checked independently of clients. Default: no checks.
     pub check: Option<Check>,
 }
 
 impl ProxyConfig {
-    /// The defaults, for these upstreams.
+    /// Returns the default settings for these upstreams.
     #[must_use]
     pub fn to(upstreams: Upstreams) -> Self {
         Self {
@@ -74,12 +74,12 @@ impl ProxyConfig {
 /// Which upstream is tried first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Balance {
-    /// Each in turn.
+    /// Each upstream in turn.
     #[default]
     RoundRobin,
-    /// The one with the fewest connections of ours.
+    /// The upstream with the fewest connections from this process.
     LeastConnections,
-    /// The first one that is well; those after it stand by.
+    /// The first healthy upstream. Later ones stand by.
     InOrder,
 }
 
@@ -99,12 +99,12 @@ impl FromStr for Balance {
     }
 }
 
-/// In which form an upstream is told who the client is: HAProxy's PROXY protocol.
+/// The version of HAProxy's PROXY protocol that tells an upstream the client's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeaderVersion {
     /// A line of text.
     V1,
-    /// Binary.
+    /// A binary header.
     V2,
 }
 
@@ -123,12 +123,13 @@ impl FromStr for HeaderVersion {
     }
 }
 
-/// When an upstream that fails is passed over.
+/// When a failing upstream is ejected: no longer tried for some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ejection {
-    /// After how many failures in a row. Default 3; zero means never.
+    /// How many failures in a row eject an upstream. Default 3; zero means never.
     pub failures: u32,
-    /// For how long. Default 10 s. When all are passed over, none is.
+    /// How long an upstream stays ejected. Default 10 s. If all upstreams are ejected, all are
+    /// tried.
     pub time: Duration,
 }
 
@@ -138,16 +139,16 @@ impl Default for Ejection {
     }
 }
 
-/// How upstreams are looked after when no client does it: a connection is made, and closed.
+/// A periodic health check of each upstream: connect, then close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// How often.
+    /// The time between two checks.
     pub interval: Duration,
-    /// How long it may take.
+    /// How long a check may take.
     pub timeout: Duration,
 }
 
-/// Clients that are told apart by where they come from.
+/// A set of clients, defined by their address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network(Members);
 
@@ -160,8 +161,8 @@ enum Members {
 }
 
 impl Network {
-    /// Whether `address` is one of them. An IPv4 address that came in over IPv6 is the IPv4
-    /// address.
+    /// Returns whether `address` is in the network. An IPv4 address that arrived over IPv6 counts
+    /// as the IPv4 address.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         match self.0 {
@@ -170,7 +171,7 @@ impl Network {
         }
     }
 
-    /// Whether the clients of Unix sockets are meant, which have no address.
+    /// Returns whether this stands for the clients of Unix sockets, which have no address.
     #[must_use]
     pub fn is_unix(&self) -> bool {
         self.0 == Members::Unix
@@ -180,9 +181,9 @@ impl Network {
 impl FromStr for Network {
     type Err = Error;
 
-    /// `192.0.2.0/24`, `2001:db8::/32`, `unix`; a single address is a network of one.
+    /// Parses a network such as `192.0.2.0/24` or `2001:db8::/32`, a single address, or `unix`.
     fn from_str(text: &str) -> Result<Self, Error> {
-        // The second is how nginx has it.
+        // nginx writes `unix:`.
         if matches!(text, "unix" | "unix:") {
             return Ok(Self(Members::Unix));
         }
@@ -193,7 +194,8 @@ impl FromStr for Network {
     }
 }
 
-/// IPv4 addresses written as IPv6 (`::ffff:192.0.2.0/120`) are the IPv4 addresses (`192.0.2.0/24`).
+/// Turns a network of IPv4-mapped addresses (`::ffff:192.0.2.0/120`) into the IPv4 network
+/// (`192.0.2.0/24`).
 fn canonical(network: ipnet::IpNet) -> ipnet::IpNet {
     const MAPPED: u8 = 96;
     let ipnet::IpNet::V6(six) = network else { return network };

@@ -1,25 +1,26 @@
-//! Who may connect to a Unix listener: the mode, the user and the group of its path.
+//! The access rights of a Unix listener: the mode, the user and the group of its path.
 
 use std::str::FromStr;
 
 use crate::error::Error;
 
-/// The mode, the user and the group of the path of a Unix listener that the line binds.
+/// The mode, the user and the group of the path of a Unix listener.
 ///
-/// What is `None` stays as bind(2) makes it: the umask, the user and the group of the process
-/// decide. They apply to a path alone, and not to a socket that a parent passes in.
+/// A `None` field keeps what bind(2) sets, which depends on the umask, the user and the group of
+/// the process. The settings apply only to a path that a generation binds, not to a socket that a
+/// parent passes in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketAccess {
-    /// The permissions of the path, whatever the umask.
+    /// The permissions of the path, regardless of the umask.
     pub mode: Option<SocketMode>,
-    /// The user that owns the path: a name, or a number.
+    /// The owner of the path: a user name or number.
     pub user: Option<String>,
-    /// The group of the path: a name, or a number.
+    /// The group of the path: a group name or number.
     pub group: Option<String>,
 }
 
 impl SocketAccess {
-    /// Whether nothing is said.
+    /// Returns whether nothing is set.
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
@@ -31,7 +32,7 @@ impl SocketAccess {
 pub struct SocketMode(u32);
 
 impl SocketMode {
-    /// The permission bits, at most `0o777`.
+    /// Returns the permission bits, at most `0o777`.
     #[must_use]
     pub const fn bits(self) -> u32 {
         self.0

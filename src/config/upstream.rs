@@ -1,7 +1,6 @@
-//! Where a proxy passes connections on to: addresses, and host names that are resolved while it
-//! runs.
+//! The upstreams of a proxy: addresses, and host names that are resolved at run time.
 //!
-//! A name is only read here. `service::proxy` resolves it.
+//! This module only parses names. `service::proxy` resolves them.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -11,7 +10,7 @@ use std::str::FromStr;
 use crate::address::Address;
 use crate::error::Error;
 
-/// Bytes that a host name and each of its labels may have, RFC 1035.
+/// Longest host name and longest label in bytes, RFC 1035.
 const NAME_MAX: usize = 253;
 const LABEL_MAX: usize = 63;
 
@@ -20,7 +19,7 @@ const LABEL_MAX: usize = 63;
 pub enum UpstreamTarget {
     /// One address.
     Address(Address),
-    /// All addresses that a host name has, at one port.
+    /// All addresses of a host name, at one port.
     Host(HostPort),
 }
 
@@ -44,7 +43,7 @@ impl HostPort {
         self.port
     }
 
-    /// Whether the name means this machine, whatever a resolver says: RFC 6761.
+    /// Returns whether the name always means this machine, regardless of any resolver: RFC 6761.
     pub(crate) fn is_localhost(&self) -> bool {
         let name = self.name.strip_suffix('.').unwrap_or(&self.name);
         name == "localhost" || name.ends_with(".localhost")
@@ -75,7 +74,7 @@ impl From<Address> for UpstreamTarget {
 impl FromStr for UpstreamTarget {
     type Err = Error;
 
-    /// An address to connect to, or `HOST:PORT`.
+    /// Parses an address to connect to, or `HOST:PORT`.
     fn from_str(text: &str) -> Result<Self, Error> {
         let refuse = |why| Error::Address { text: text.to_owned(), why };
         let is_address =
@@ -94,7 +93,7 @@ impl FromStr for UpstreamTarget {
     }
 }
 
-/// Reads `HOST:PORT`.
+/// Parses `HOST:PORT`.
 fn host(text: &str) -> Result<HostPort, &'static str> {
     const EXPECTED: &str = "expected IP:PORT, [IPV6]:PORT, HOST:PORT, /PATH or @NAME";
     let (name, port) = text.split_once(':').ok_or(EXPECTED)?;
@@ -118,8 +117,8 @@ fn host(text: &str) -> Result<HostPort, &'static str> {
     if !labels.split('.').all(is_label) {
         return Err("a host name has letters, digits, hyphens and dots (others as xn--)");
     }
-    // A resolver takes `127.1` and `0x7f000001` for addresses. A slip of the hand in an address is
-    // no name.
+    // A resolver reads `127.1` and `0x7f000001` as addresses. Refuse them, because they are most
+    // likely mistyped.
     let last = labels.rsplit('.').next().unwrap_or_default();
     if last.bytes().all(|byte| byte.is_ascii_digit()) || last.to_ascii_lowercase().starts_with("0x")
     {
@@ -128,24 +127,24 @@ fn host(text: &str) -> Result<HostPort, &'static str> {
     Ok(HostPort { name: name.to_ascii_lowercase(), port })
 }
 
-/// Upstreams: at least one, no two alike.
+/// The upstreams of a proxy: at least one, without duplicates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstreams(Vec<UpstreamTarget>);
 
 impl Upstreams {
-    /// These, in this order.
+    /// Creates the list in this order.
     ///
     /// # Errors
-    /// [`Error::NoUpstream`] for none, [`Error::DuplicateUpstream`] for one that is there twice,
-    /// [`Error::Address`] for one that nobody can connect to: port 0, or `tcp6:`, which says how to
-    /// listen.
+    /// [`Error::NoUpstream`] for an empty list. [`Error::DuplicateUpstream`] for a duplicate.
+    /// [`Error::Address`] for an address that cannot be connected to: port 0, or `tcp6:`, which is
+    /// only for listeners.
     pub fn new(upstreams: Vec<UpstreamTarget>) -> Result<Self, Error> {
         if upstreams.is_empty() {
             return Err(Error::NoUpstream);
         }
         let mut seen = HashSet::new();
         for one in &upstreams {
-            // An address may have been made without reading it.
+            // The value may have been created without parsing, so check it here.
             let _: UpstreamTarget = one.to_string().parse()?;
             if !seen.insert(one) {
                 return Err(Error::DuplicateUpstream { address: one.to_string() });
@@ -154,7 +153,7 @@ impl Upstreams {
         Ok(Self(upstreams))
     }
 
-    /// In the order in which they were given.
+    /// Returns the upstreams in their original order.
     #[must_use]
     pub fn as_slice(&self) -> &[UpstreamTarget] {
         &self.0

@@ -1,7 +1,7 @@
-//! This module finds proxies that would connect to themselves, straight or by way of others.
+//! Detection of proxies that would connect to themselves, directly or through other listeners.
 //!
-//! Such a proxy would start, and use up every descriptor with its first client. Of host names only
-//! `localhost` is known, because nothing is resolved here.
+//! Such a proxy would start, and use up all file descriptors with its first client. No name is
+//! resolved here, so `localhost` is the only known host name.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,19 +9,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::upstream::UpstreamTarget;
 use crate::address::Address;
 
-/// An upstream that leads back to its own listener, straight or by way of others.
+/// An upstream that leads back to its own listener, directly or through others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Loop {
-    /// The place of the listener whose upstream it is.
+    /// The index of the listener that has the upstream.
     pub(crate) listener: usize,
-    /// The place of the upstream among those of the listener.
+    /// The index of the upstream among those of the listener.
     pub(crate) upstream: usize,
-    /// The place of the listener that it leads to.
+    /// The index of the listener that the upstream leads to.
     pub(crate) leads_to: usize,
 }
 
-/// The first loop among these listeners, each with its upstreams. Of host names only localhost is
-/// known.
+/// Returns the first loop among these listeners, each given with its upstreams. Of host names only
+/// `localhost` is known.
 pub(crate) fn find_loop(listeners: &[(&Address, &[UpstreamTarget])]) -> Option<Loop> {
     let at: Places = Places::of(listeners.iter().map(|(address, _)| *address));
     let target = |upstream: &UpstreamTarget| match upstream {
@@ -36,7 +36,8 @@ pub(crate) fn find_loop(listeners: &[(&Address, &[UpstreamTarget])]) -> Option<L
     };
     let mut state = vec![Visit::Never; listeners.len()];
     for first in 0..listeners.len() {
-        // Listeners on the way from the first, each with the upstream that is looked at next.
+        // The path of listeners from the first one, each with the index of its next upstream to
+        // visit.
         let mut way = vec![(first, 0)];
         while let Some((listener, upstream)) = way.last().copied() {
             if upstream == 0 {
@@ -73,12 +74,13 @@ enum Visit {
     Done,
 }
 
-/// The places of listeners by what reaches them. Of several with one key the first counts.
+/// The indexes of listeners by the address that reaches them. The first of several listeners with
+/// one key counts.
 #[derive(Default)]
 struct Places {
     unix: HashMap<Address, usize>,
     tcp: HashMap<(u16, IpAddr), usize>,
-    /// Listeners at `0.0.0.0`, at `[::]` alone, and at `[::]` with IPv4.
+    /// Listeners at `0.0.0.0`, at `[::]` for IPv6 only, and at `[::]` including IPv4.
     all_v4: HashMap<u16, usize>,
     all_v6: HashMap<u16, usize>,
     all: HashMap<u16, usize>,
@@ -114,7 +116,8 @@ impl Places {
         places
     }
 
-    /// The first listener that accepts a connection to `upstream`, as far as the addresses tell.
+    /// Returns the first listener that accepts a connection to `upstream`, as far as the addresses
+    /// tell.
     fn reached_from(&self, upstream: &Address) -> Option<usize> {
         let to = match upstream {
             Address::Tcp(to) => *to,
@@ -122,7 +125,7 @@ impl Places {
                 return self.unix.get(upstream).copied();
             }
         };
-        // A connection to no address goes to the local host.
+        // A connection to an unspecified address goes to the local host.
         let ip = match to.ip().to_canonical() {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
             IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),

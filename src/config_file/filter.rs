@@ -1,20 +1,20 @@
-//! This module reads log filters: a level, a level for one target, or several of both.
+//! A parser for log filters: a level for all targets, levels for single targets, or both.
 //!
-//! The parser of `tracing-subscriber` takes a misspelled level as the name of a target, and then
-//! drops every other record. So a word that is no level is an error here, and a target that matches
-//! nothing leaves the rest as it was.
+//! The parser of `tracing-subscriber` reads a misspelled level as the name of a target, and then
+//! drops every other record. Here, a word that is not a level is an error. A target that matches
+//! nothing does not affect the other records.
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
-/// What a filter looks like.
+/// The form of a filter, for error messages.
 pub(super) const EXPECTED: &str =
     "error, warn, info, debug, trace or off, also for one target, as in info,handoffd=debug";
 
-/// Reads a filter such as `debug` or `warn,handoffd::net=trace`. A target that the filter does not
-/// name is logged at the level that stands alone, or at `info` without one.
+/// Parses a filter such as `debug` or `warn,handoffd::net=trace`. Targets that the filter does not
+/// name use the level without a target, or `info` if there is none.
 ///
 /// # Errors
-/// What was expected.
+/// Says what was expected.
 pub fn parse_log_filter(text: &str) -> Result<Targets, String> {
     let mut general = None;
     let mut targets: Vec<(&str, LevelFilter)> = Vec::new();
@@ -54,7 +54,7 @@ fn level(word: &str) -> Option<LevelFilter> {
     levels.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(word)).map(|(_, level)| level)
 }
 
-/// Whether `text` can be the target of a record: the path of a module.
+/// Returns whether `text` can be the target of a record: the path of a module.
 fn is_target(text: &str) -> bool {
     !text.is_empty()
         && text.chars().all(|letter| letter.is_alphanumeric() || "_-:.".contains(letter))

@@ -1,5 +1,4 @@
-//! Puts the listeners of a configuration file together: what none may lack, and what no two may
-//! share.
+//! The listeners of a configuration file: required settings, and conflicts between listeners.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -17,15 +16,15 @@ use crate::config::{
 };
 use crate::error::Error;
 
-/// How long a check may take if the file does not say.
+/// How long a check may take, unless the file sets a timeout.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One listener, and what is served on it.
+/// One listener and its service.
 pub(super) struct Listener {
     name: ListenerName,
     config: ListenerConfig,
     service: ServiceConfig,
-    /// Where each of its upstreams stands.
+    /// The position of each upstream in the file.
     upstream_places: Vec<usize>,
 }
 
@@ -39,16 +38,16 @@ impl Listener {
     }
 }
 
-/// Addresses that are listened on, each with the listener.
+/// The addresses in use, each with its listener.
 pub(super) type Taken = TakenAddresses<(Address, ListenerName)>;
 
-/// All of them, in the order of the file. Their addresses are taken from then on.
+/// Reads all listeners in the order of the file. Adds their addresses to `taken`.
 pub(super) fn read(
     tables: BTreeMap<Spanned<String>, ListenerTable>,
     taken: &mut Taken,
 ) -> Result<Vec<Listener>, Fault> {
     if tables.is_empty() {
-        // One that is empty, or half written, must not close what the generation before serves.
+        // An empty or half-written file must not close the sockets of the previous generation.
         return Err(Fault::at(
             0,
             "there is no listener, expected at least one, as in [listener.web]",
@@ -64,7 +63,7 @@ pub(super) fn read(
     Ok(listeners)
 }
 
-/// No proxy connects to itself, straight or by way of others.
+/// Checks that no proxy connects to itself, directly or through others.
 fn leads_to_no_loop(listeners: &[Listener]) -> Result<(), Fault> {
     let upstreams = |listener: &'_ Listener| match &listener.service {
         ServiceConfig::Proxy(proxy) => proxy.upstreams.as_slice().to_vec(),
@@ -86,7 +85,7 @@ fn leads_to_no_loop(listeners: &[Listener]) -> Result<(), Fault> {
     Err(Fault::at(listeners[listener].upstream_places[upstream], what))
 }
 
-/// Takes the address of a listener, at which it stands in the file.
+/// Adds the address of a listener to `taken`. `place` is its position in the file.
 pub(super) fn take(
     taken: &mut Taken,
     address: &Address,
@@ -106,7 +105,7 @@ pub(super) fn take(
     })
 }
 
-/// One of them.
+/// Reads one listener.
 fn one(
     name: &Spanned<String>,
     mut table: ListenerTable,
@@ -180,7 +179,7 @@ fn upstreams(list: Spanned<List<UpstreamTarget>>) -> Result<Upstreams, Fault> {
         .map_err(|error| Fault::at(place, format!("{error}, expected at least one")))
 }
 
-/// Refuses networks of which no client can come by this address: headers would be passed on as
+/// Refuses networks whose clients cannot reach this address: their headers would be forwarded as
 /// data.
 fn meet_clients(networks: &Spanned<List<Network>>, address: &Address) -> Result<(), Fault> {
     let listens_on_unix = match address {
@@ -199,7 +198,7 @@ fn meet_clients(networks: &Spanned<List<Network>>, address: &Address) -> Result<
     Err(Fault::at(networks.span().start, what))
 }
 
-/// What the table says, and for the rest the defaults.
+/// Returns the settings of the table, with defaults for the rest.
 fn proxy(upstreams: Upstreams, table: ListenerTable) -> Result<ProxyConfig, Fault> {
     let default = ProxyConfig::to(upstreams);
     let alone = |place: usize, setting: &str, other: &str| {

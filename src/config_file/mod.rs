@@ -1,11 +1,10 @@
-//! Reads the configuration file: listeners, what is served on each, and what the whole daemon is
-//! told.
+//! The configuration file: listeners, the service of each, and the settings of the daemon.
 //!
-//! The file is TOML, and whatever is wrong in it is said in one line that names the place, the
-//! fault and what was expected. Each generation reads it anew, so an error must be found before
-//! anything is touched: what comes out of here is checked as a whole. `values` reads single values,
-//! `tables` is the shape of the file, `listeners` puts a listener together, `filter` and `time`
-//! read what flags have as well, `place` finds the line. Nothing is opened here but the file
+//! The file is TOML. An error is one line that names the position, the mistake and what was
+//! expected. Each generation reads the file again and must find every error before it changes
+//! anything, so the file is checked as a whole. `values` parses single values and `tables` defines
+//! the structure of the file. `listeners` assembles a listener. `filter` and `time` parse values
+//! that flags have too. `place` finds the line of an error. This module opens nothing but the file
 //! itself.
 
 mod filter;
@@ -36,71 +35,72 @@ pub use filter::parse_log_filter;
 pub use time::{parse_time, parse_wait};
 pub use values::{parse_user_or_group, parse_workers};
 
-/// Beyond it something else than a configuration is more likely than a long one.
+/// Maximum file size in bytes. A larger file is probably not a configuration file.
 const LONGEST: u64 = 1024 * 1024;
 
-/// File systems whose files are the kernel's own.
+/// File systems whose files are made by the kernel.
 const KERNEL_FILES: [FsType; 4] =
     [statfs::PROC_SUPER_MAGIC, statfs::SYSFS_MAGIC, statfs::DEBUGFS_MAGIC, statfs::TRACEFS_MAGIC];
 
-/// All that a configuration file says.
+/// The contents of a configuration file.
 #[derive(Clone, Debug)]
 pub struct ConfigFile {
-    /// What every generation is told. What the file leaves out is as [`Config::default`] has it.
+    /// The configuration of every generation. Settings that the file omits are as in
+    /// [`Config::default`].
     pub config: Config,
-    /// What is served on each listener, in the order of the file: one for each of
-    /// `config.listeners`, at least one.
+    /// The service of each listener, in the order of the file. One for each of `config.listeners`,
+    /// at least one.
     pub services: Vec<(ListenerName, ServiceConfig)>,
     /// How many threads serve.
     pub workers: Option<NonZeroUsize>,
-    /// What is logged.
+    /// The log filter.
     pub log: Option<Targets>,
-    /// Where the counters are shown, by a listener named [`METRICS_LISTENER`]; none of
+    /// The address of the listener [`METRICS_LISTENER`], which serves the counters. No listener in
     /// `config.listeners` has its name or its address.
     pub metrics: Option<Placed<Address>>,
 }
 
-/// A value that may turn out to be wrong beside what a file does not say, and its place.
+/// A value with its position in the file, for an error that is only found later.
 #[derive(Clone, Debug)]
 pub struct Placed<T> {
     /// The value.
     pub value: T,
-    /// Its line, from 1.
+    /// The line of the value, from 1.
     pub line: usize,
-    /// Its character in the line, from 1.
+    /// The column of the value in characters, from 1.
     pub column: usize,
 }
 
-/// What is served on a listener.
+/// The service of a listener.
 #[derive(Clone, Debug)]
 pub enum ServiceConfig {
-    /// What is read is written back.
+    /// Writes back all data that it reads.
     Echo,
-    /// Connections are passed on.
+    /// Forwards connections to an upstream.
     Proxy(Box<ProxyConfig>),
 }
 
 impl ConfigFile {
-    /// The bytes of the file at `path`, for [`ConfigFile::parse`]; whoever compares two generations
-    /// needs them as well.
+    /// Returns the contents of the file at `path`: to parse them with [`ConfigFile::parse`], and to
+    /// tell two generations with different configurations apart.
     ///
     /// # Errors
-    /// [`Error::ConfigFileUnreadable`], also for anything but a regular file, because the next
+    /// [`Error::ConfigFileUnreadable`]. Also for anything but a regular file, because the next
     /// generation could not read it again, and for a file of more than 1 MiB.
     pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
         let refuse = |source| Error::ConfigFileUnreadable { file: path.to_owned(), source };
         let no_file =
             || refuse(io::Error::other("not a regular file: each generation reads it again"));
-        // Before it is opened: some devices act on that.
+        // Check before opening, because opening a device may have side effects.
         if !fs::metadata(path).map_err(refuse)?.is_file() {
             return Err(no_file());
         }
-        // Another file may have been put there since, and a pipe would keep us until somebody
-        // writes.
+        // The file may have been replaced since the check. Without `O_NONBLOCK`, opening a pipe
+        // would wait for a writer.
         let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
         let file = File::options().read(true).custom_flags(flags).open(path).map_err(refuse)?;
-        // The files of the kernel say that they are regular, and some of them wait to be written to
-        // (proc_kmsg(5)).
+        // Files of the kernel claim to be regular, but reading some of them blocks until data
+        // arrives (proc_kmsg(5)).
         let is_of_kernel =
             fstatfs(&file).is_ok_and(|system| KERNEL_FILES.contains(&system.filesystem_type()));
         if is_of_kernel || !file.metadata().map_err(refuse)?.is_file() {
@@ -114,10 +114,10 @@ impl ConfigFile {
         Ok(bytes)
     }
 
-    /// Reads what a file holds. `path` is what errors call it.
+    /// Parses the contents of a file. `path` is only used in errors.
     ///
     /// # Errors
-    /// [`Error::ConfigFile`]: the first thing that is wrong, and where it stands.
+    /// [`Error::ConfigFile`] for the first mistake, with its position.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
         let text = std::str::from_utf8(bytes).map_err(|error| {
             let before = std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default();
@@ -148,7 +148,7 @@ fn read(text: &str) -> Result<ConfigFile, Fault> {
         listeners.into_iter().map(listeners::Listener::split).unzip();
     let default = Config::default();
     let config = Config {
-        // Names and addresses have been compared where their places are known.
+        // Names and addresses were already checked where their positions are known.
         listeners: Listeners::exactly(listeners)
             .map_err(|error| Fault::at(0, error.to_string()))?,
         ready_timeout: root.ready_timeout.map_or(default.ready_timeout, |time| time.0),
@@ -184,7 +184,7 @@ mod tests {
         ConfigFile::parse(Path::new("a.toml"), text.as_bytes())
     }
 
-    /// The file with one proxied listener, and these lines in its table.
+    /// Returns the proxy of a file with one listener that has these lines in its table.
     fn proxy(lines: &str) -> ProxyConfig {
         let text = format!(
             "[listener.web]\naddress = '127.0.0.1:0'\nservice = 'proxy'\nupstreams = ['@a', '127.0.0.1:9', '/b']\n{lines}"

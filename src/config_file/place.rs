@@ -1,4 +1,4 @@
-//! Is what is wrong in a configuration file, and finds the line and the column.
+//! A mistake in a configuration file, with its line and column.
 
 use std::ops::Range;
 use std::path::Path;
@@ -6,14 +6,14 @@ use std::path::Path;
 use crate::error::Error;
 use crate::text::cut_line;
 
-/// A message that is longer is cut: whoever writes a whole page where an address belongs still gets
-/// one line.
+/// Longest error message. A longer one is cut, so that even a whole page in place of an address
+/// gives one line.
 const LONGEST: usize = 1000;
 
-/// What is wrong, and where.
+/// A mistake and its position.
 #[derive(Debug)]
 pub(super) struct Fault {
-    /// In bytes, from the beginning of the file.
+    /// The position in bytes from the beginning of the file.
     offset: usize,
     what: String,
 }
@@ -23,7 +23,7 @@ impl Fault {
         Self { offset, what: what.into() }
     }
 
-    /// What `toml`, or one of our values in its hands, says of that text.
+    /// Converts an error of `toml`, which may come from our own value parsers.
     pub(super) fn of_toml(error: &toml::de::Error, text: &str) -> Self {
         let span = error.span().unwrap_or_default();
         if let Some(fault) = Self::of_value(error.message(), &span, text) {
@@ -39,8 +39,8 @@ impl Fault {
         Self { offset: span.start, what }
     }
 
-    /// What `toml` says of a value that it cannot read is about its own attempts: `no` is "invalid
-    /// float, expected `nan`".
+    /// Rewrites an error about an unreadable value. The messages of `toml` describe its own
+    /// attempts: for `no` it says "invalid float, expected `nan`".
     fn of_value(message: &str, span: &Range<usize>, text: &str) -> Option<Self> {
         const OF_VALUES: [&str; 11] = [
             "string values must be quoted",
@@ -67,7 +67,7 @@ impl Fault {
         Some(Self::at(start, format!("{what}: expected text in quotes, a number, true or false")))
     }
 
-    /// The error that it is in that file of that text.
+    /// Returns the error for this mistake in the given file.
     pub(super) fn into_error(self, file: &Path, text: &str) -> Error {
         let (line, column) = line_and_column(text, self.offset);
         Error::ConfigFile {
@@ -79,8 +79,8 @@ impl Fault {
     }
 }
 
-/// The value in which `offset` lies, and where it begins: all that stands behind the equals sign,
-/// or in a list one of its elements. None in a line that gives no value.
+/// Returns the value that contains `offset`, and where the value begins. The value is the text
+/// after the equals sign, or a single element in a list. Returns `None` for a line without a value.
 fn value_at(text: &str, offset: usize) -> Option<(usize, &str)> {
     let before = text.get(..offset)?;
     let line = before.rfind('\n').map_or(0, |end| end + 1);
@@ -94,7 +94,7 @@ fn value_at(text: &str, offset: usize) -> Option<(usize, &str)> {
         {
             Some((start, value))
         }
-        // Within a list, which may have begun in a line before.
+        // Inside a list, which may have begun on an earlier line.
         _ => {
             const ENDS: &[char] = &[',', '[', ']', '{', '}', '='];
             let start = before[line..].rfind(ENDS).map_or(line, |place| line + place + 1);
@@ -105,17 +105,17 @@ fn value_at(text: &str, offset: usize) -> Option<(usize, &str)> {
     }
 }
 
-/// What stands between two offsets, without the space around it, and where that begins.
+/// Returns the text between two offsets without surrounding white space, and where it begins.
 fn trimmed(text: &str, start: usize, end: usize) -> (usize, &str) {
     let value = text[start..end].trim_end();
     let trimmed = value.trim_start();
     (start + value.len() - trimmed.len(), trimmed)
 }
 
-/// Both from 1; a column is a character.
+/// Returns the line and the column of an offset, both from 1. A column is a character.
 pub(super) fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
-    // Some editors begin a file with it and show nothing.
+    // Some editors begin a file with a byte order mark and do not show it.
     let before = before.strip_prefix('\u{feff}').unwrap_or(before);
     let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
     let column = before.chars().rev().take_while(|character| *character != '\n').count() + 1;

@@ -1,7 +1,7 @@
-//! Is the shape of a configuration file: its tables and their settings, and no others.
+//! The structure of a configuration file: its tables and the settings of each.
 //!
-//! What a setting means is said once for its users, in `docs/handoffd.toml`; a test compares the
-//! two. A place is kept of whatever can be wrong beside others though it is well by itself.
+//! `docs/handoffd.toml` explains the settings, and a test compares it with this module. A setting
+//! is `Spanned` if it may conflict with other settings, so that the error can name its position.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -43,10 +43,10 @@ pub(super) struct Root {
 }
 
 impl Root {
-    /// Reads the file.
+    /// Parses the file.
     pub(super) fn read(text: &str) -> Result<Self, Fault> {
-        // A value that cannot be read makes others of what follows it: the first in the text is the
-        // cause.
+        // An unreadable value makes the parser misread the text after it, so report the first error
+        // in the file.
         let (file, errors) = DeTable::parse_recoverable(text);
         let first = errors.iter().min_by_key(|error| error.span().map_or(0, |span| span.start));
         if let Some(first) = first {
@@ -58,8 +58,8 @@ impl Root {
     }
 }
 
-/// Where a table belongs there is one. `serde` would take a list for it as well, and `toml` makes
-/// one of a date.
+/// Checks that `listener` and its entries are tables. `serde` would also accept a list, and `toml`
+/// presents a date as a table.
 fn has_tables_of_listeners(file: &DeTable<'_>) -> Result<(), Fault> {
     let Some(listeners) = file.get("listener") else { return Ok(()) };
     let no_table =
@@ -73,7 +73,7 @@ fn has_tables_of_listeners(file: &DeTable<'_>) -> Result<(), Fault> {
     }
 }
 
-/// `[listener.NAME]`.
+/// The table `[listener.NAME]`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListenerTable {
@@ -104,7 +104,7 @@ pub(super) struct ListenerTable {
 }
 
 impl ListenerTable {
-    /// The first setting that only a proxy has, and where its value stands.
+    /// Returns the first setting that only a proxy has, and the position of its value.
     pub(super) fn first_of_a_proxy(&self) -> Option<(&'static str, usize)> {
         fn place<T>(value: Option<&Spanned<T>>) -> Option<Range<usize>> {
             value.map(Spanned::span)

@@ -1,15 +1,14 @@
-//! Reads times as people write them: seconds, or a number with a unit. For flags and for the file
-//! alike.
+//! A parser for times in flags and in the file: seconds, or a number with a unit.
 
 use std::time::Duration;
 
-/// Longest time that is taken: beyond it a mistyped unit is more likely than a wish.
+/// Longest accepted time. A longer one is probably a mistyped unit.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// A time of at most 7 days: `500ms`, `2m`, or whole seconds.
+/// Parses a time of at most 7 days, such as `500ms` or `2m`. A number without a unit is in seconds.
 ///
 /// # Errors
-/// What was expected.
+/// Says what was expected.
 pub fn parse_time(text: &str) -> Result<Duration, &'static str> {
     let time = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
@@ -19,10 +18,10 @@ pub fn parse_time(text: &str) -> Result<Duration, &'static str> {
     at_most_a_week(time)
 }
 
-/// The same, and longer than nothing: for what would never come to pass in no time.
+/// Like [`parse_time`], but refuses zero, for timeouts that would always expire at once.
 ///
 /// # Errors
-/// What was expected.
+/// Says what was expected.
 pub fn parse_wait(text: &str) -> Result<Duration, &'static str> {
     parse_time(text).and_then(not_zero)
 }
@@ -35,13 +34,14 @@ pub(super) fn not_zero(time: Duration) -> Result<Duration, &'static str> {
     if time.is_zero() { Err("expected more than zero") } else { Ok(time) }
 }
 
-/// What `TCP_KEEPIDLE` can be: whole seconds, at most 32767.
+/// Checks a value for `TCP_KEEPIDLE`: whole seconds, at most 32767.
 pub(super) fn keep_alive(time: Duration) -> Result<Duration, &'static str> {
     let fits = time.subsec_nanos() == 0 && (1..=32767).contains(&time.as_secs());
     if fits { Ok(time) } else { Err("expected whole seconds, 1s to 9h: the kernel takes no other") }
 }
 
-/// What `TCP_USER_TIMEOUT` can be: milliseconds, and 0 is the kernel's own.
+/// Checks a value for `TCP_USER_TIMEOUT`: at least a millisecond, because 0 means the kernel's
+/// default.
 pub(super) fn user_timeout(time: Duration) -> Result<Duration, &'static str> {
     if time < Duration::from_millis(1) { Err("expected at least 1ms") } else { Ok(time) }
 }

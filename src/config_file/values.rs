@@ -1,6 +1,6 @@
-//! Reads the single values of a configuration file, each of its kind.
+//! The types of single values in a configuration file.
 //!
-//! A value is checked while it is deserialized: then the place of the error is the value's own.
+//! A value is checked while it is deserialized, so an error has the position of the value.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -20,33 +20,33 @@ use crate::config::{
 };
 use crate::error::Error;
 
-/// More threads than any machine has cores are a slip of the hand.
+/// Maximum number of threads. A larger number is probably a mistake.
 const MOST_WORKERS: usize = 1024;
 
-/// A kind of value.
+/// A type of value.
 pub(super) trait Kind {
     type Value;
 
-    /// What is said when it is of another type.
+    /// The expected form, for the error about a value of another type.
     const EXPECTED: &'static str;
 
-    /// From a text; none if it is not written so.
+    /// Parses a string. Returns `None` if this type is not written as a string.
     fn text(_: &str) -> Option<Result<Self::Value, String>> {
         None
     }
 
-    /// From a whole number; none if it is not written so.
+    /// Parses a whole number. Returns `None` if this type is not written as a number.
     fn number(_: u64) -> Option<Result<Self::Value, String>> {
         None
     }
 
-    /// From true or false; none if it is not written so.
+    /// Parses true or false. Returns `None` if this type is not written so.
     fn truth(_: bool) -> Option<Self::Value> {
         None
     }
 }
 
-/// A value of some kind.
+/// A value of type `K`.
 pub(super) struct As<K: Kind>(pub(super) K::Value);
 
 impl<'de, K: Kind> Deserialize<'de> for As<K> {
@@ -82,7 +82,7 @@ impl<'de, K: Kind> Visitor<'de> for OfKind<K> {
         read.map_err(E::custom)
     }
 
-    /// Of a number that no other has room for.
+    /// Reports a number that fits into no smaller integer type.
     fn visit_i128<E: serde::de::Error>(self, number: i128) -> Result<K::Value, E> {
         Err(E::invalid_value(Unexpected::Other(&format!("integer `{number}`")), &self))
     }
@@ -91,13 +91,13 @@ impl<'de, K: Kind> Visitor<'de> for OfKind<K> {
         K::truth(truth).ok_or_else(|| E::invalid_type(Unexpected::Bool(truth), &self))
     }
 
-    /// `toml` makes a map of a date.
+    /// Reports a table. `toml` also presents a date as a table.
     fn visit_map<M: MapAccess<'de>>(self, _: M) -> Result<K::Value, M::Error> {
         Err(serde::de::Error::invalid_type(Unexpected::Other("table or date"), &self))
     }
 }
 
-/// Values of some kind in a list, each with its place.
+/// A list of values of type `K`, each with its position.
 pub(super) struct List<K: Kind>(pub(super) Vec<Spanned<As<K>>>);
 
 impl<'de, K: Kind> Deserialize<'de> for List<K> {
@@ -124,13 +124,13 @@ impl<'de, K: Kind> Visitor<'de> for ListOf<K> {
     }
 }
 
-/// A kind of time: any, up to a week.
+/// A time of up to a week.
 pub(super) enum Time {}
-/// A time that is longer than nothing.
+/// A time of up to a week, but not zero.
 pub(super) enum Wait {}
-/// For `TCP_KEEPIDLE`.
+/// A time for `TCP_KEEPIDLE`.
 pub(super) enum KeepAlive {}
-/// For `TCP_USER_TIMEOUT`.
+/// A time for `TCP_USER_TIMEOUT`.
 pub(super) enum UserTimeout {}
 
 macro_rules! times {
@@ -158,7 +158,7 @@ times! {
     UserTimeout: user_timeout;
 }
 
-/// Values that are written as text, and know how to read it.
+/// Types that are written as a string and implement `FromStr`.
 macro_rules! texts {
     ($($kind:ty: $expected:literal;)*) => { $(
         impl Kind for $kind {
@@ -181,7 +181,7 @@ texts! {
     Network: "a network, as in \"192.0.2.0/24\" or \"2001:db8::/32\", or \"unix\"";
 }
 
-/// Whether connections are carried.
+/// Whether connections are carried, written as true or false.
 impl Kind for OnHandoff {
     type Value = Self;
     const EXPECTED: &'static str = "true or false";
@@ -191,7 +191,7 @@ impl Kind for OnHandoff {
     }
 }
 
-/// Which service.
+/// The service of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Service {
     Echo,
@@ -211,7 +211,7 @@ impl Kind for Service {
     }
 }
 
-/// How many connections.
+/// A number of connections.
 pub(super) enum Count {}
 
 impl Kind for Count {
@@ -224,7 +224,7 @@ impl Kind for Count {
     }
 }
 
-/// How many failures.
+/// A number of failures.
 pub(super) enum Failures {}
 
 impl Kind for Failures {
@@ -239,7 +239,7 @@ impl Kind for Failures {
     }
 }
 
-/// How many threads.
+/// A number of threads.
 pub(super) enum Workers {}
 
 impl Kind for Workers {
@@ -251,10 +251,10 @@ impl Kind for Workers {
     }
 }
 
-/// How many threads are to serve.
+/// Parses how many threads serve.
 ///
 /// # Errors
-/// What was expected.
+/// Says what was expected.
 pub fn parse_workers(text: &str) -> Result<NonZeroUsize, &'static str> {
     let count = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= MOST_WORKERS);
     count.ok_or("expected a number of threads, 1 to 1024")
@@ -272,7 +272,7 @@ impl Kind for MaxGenerations {
     }
 }
 
-/// The path of a file that is written.
+/// The path of a file to write.
 pub(super) enum FilePath {}
 
 impl Kind for FilePath {
@@ -280,7 +280,7 @@ impl Kind for FilePath {
     const EXPECTED: &'static str = "a path";
 
     fn text(text: &str) -> Option<Result<PathBuf, String>> {
-        // No system call takes another.
+        // Every system call refuses any other path.
         let is_path = !text.is_empty() && !text.contains('\0');
         Some(if is_path {
             Ok(text.into())
@@ -290,7 +290,7 @@ impl Kind for FilePath {
     }
 }
 
-/// A path at which a socket can be.
+/// A path that can be the address of a socket.
 pub(super) enum SocketPath {}
 
 impl Kind for SocketPath {
@@ -317,10 +317,10 @@ impl Kind for UserOrGroup {
     }
 }
 
-/// Reads the name or the number of a user or a group.
+/// Parses the name or the number of a user or a group.
 ///
 /// # Errors
-/// What was expected.
+/// Says what was expected.
 pub fn parse_user_or_group(text: &str) -> Result<String, &'static str> {
     let is_name = !text.is_empty()
         && !text.chars().any(|character| character.is_control() || character == ':');

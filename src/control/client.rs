@@ -1,11 +1,10 @@
-//! Asks the head of a line: how all generations stand, or to hand off; and tells how it ended,
-//! whatever happens.
+//! The client of the control socket: asks for the status of all generations, or for a reload and
+//! its outcome.
 //!
-//! A reload's answer has to be the truth. The generation that is asked lives on until it has
-//! answered; should it die first, the line itself is asked who serves. Nothing here waits without a
-//! deadline, and nothing needs a runtime. The deadline is the client's own: a daemon that says
-//! nothing cannot hold it up, and does not carry out later what the client has given up (`server`
-//! drops the request of a client that has hung up).
+//! The outcome of a reload must be true. The generation that was asked stays until it has answered.
+//! If it dies first, the client asks which generation serves now. Every wait has a deadline, and no
+//! runtime is needed. The client keeps the deadline itself, so a silent daemon cannot delay it.
+//! When the client gives up and hangs up, the daemon drops its request (`server`).
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -21,69 +20,68 @@ use crate::report::Status;
 use crate::sys::socket::{retry, will_pass};
 use crate::text::{one_line, printable};
 
-/// How long the head may take to say anything at all.
+/// How long the active generation may take to answer.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much later than promised an answer may come.
+/// How much later than promised an answer may arrive.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long to wait between two questions when another process is about to take over. There is no
-/// event to wait for: whoever would tell has died.
+/// How long to wait between two status requests while another generation takes over. The process
+/// that could have announced the change has died, so polling is the only way.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long to look for an answer when there is no time left.
+/// How long to check for an answer when the deadline has passed.
 const LOOK: Duration = Duration::from_millis(1);
-/// Bytes in the longest answer: the status of a line of ten thousand listeners and upstreams has a
-/// tenth of that.
+/// Longest answer in bytes: ten times the status of 10,000 listeners and upstreams.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
-/// The name of the socket in its folder.
+/// The file name of the control socket in its directory.
 const FILE: &str = "control";
 
-/// The operator's socket of a line.
+/// The control socket of a daemon.
 #[derive(Clone, Debug)]
 pub struct Control {
     path: PathBuf,
 }
 
-/// What is heard on the way of a reload.
+/// Progress of a reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReloadNews {
-    /// The new generation serves, so long after it was asked for.
+    /// The new generation serves.
     Serving {
-        /// Its ordinal.
+        /// The number of the new generation.
         generation: Generation,
-        /// Its process.
+        /// The pid of the new generation.
         pid: Option<u32>,
-        /// How long the handoff took, where that is known.
+        /// How long the handoff took, if known.
         after: Option<Duration>,
-        /// How many connections the old generation still has, where that is known.
+        /// How many connections the old generation still has, if known.
         draining: Option<u64>,
     },
-    /// The old generation's last connection has ended.
+    /// The last connection of the old generation has ended.
     Drained {
-        /// Its ordinal.
+        /// The number of the old generation.
         generation: Generation,
         /// How many connections ended by themselves.
         ended: u64,
-        /// How many the new generation has taken over.
+        /// How many connections the new generation has taken over.
         carried: u64,
-        /// How many were cut at the deadline.
+        /// How many connections were cut at the deadline.
         cut: u64,
     },
 }
 
-/// Where the socket of a daemon is in `folder`, the runtime directory, or in that of the unit that
-/// we ship.
+/// Returns the path of the control socket in `folder`, the runtime directory. Without a directory,
+/// uses the one of the systemd unit that we ship.
 #[must_use]
 pub fn default_control_path(folder: Option<&Path>) -> PathBuf {
     folder.unwrap_or_else(|| Path::new("/run/handoffd")).join(FILE)
 }
 
 impl Control {
-    /// The socket at `path`. Nothing is asked yet.
+    /// Refers to the socket at `path`, without connecting.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
 
-    /// Asks how all generations stand.
+    /// Asks for the status of all generations.
     ///
     /// # Errors
     /// [`Error::NobodyAnswers`], [`Error::TryAgain`].
@@ -100,13 +98,13 @@ impl Control {
         }
     }
 
-    /// Has the line hand off, and returns when the new generation serves, or, if that is asked for,
-    /// when the old one has drained; `news` hears of each. After `timeout_ms` it returns in any
-    /// case, if the new generation does not serve.
+    /// Asks for a handoff. Returns when the new generation serves or, with `wait_drained`, when the
+    /// old one has drained. Calls `news` at each of these steps. If the new generation does not
+    /// serve within `timeout_ms`, returns an error.
     ///
     /// # Errors
-    /// [`Error::NobodyAnswers`]; [`Error::HandoffFailed`], [`Error::RolledBack`]: the old generation serves on;
-    /// [`Error::TryAgain`]: a handoff is under way, or time ran out.
+    /// [`Error::NobodyAnswers`]. [`Error::HandoffFailed`] and [`Error::RolledBack`]: the old
+    /// generation keeps serving. [`Error::TryAgain`]: a handoff is under way, or time ran out.
     pub fn reload(
         &self,
         options: &ReloadOptions,
@@ -128,8 +126,8 @@ impl Control {
         })
     }
 
-    /// The same. `limit` is when the client has no more time, if it has not heard that the new
-    /// generation serves.
+    /// Like [`Control::reload`], with a deadline. `limit` is when the client stops waiting, unless
+    /// the new generation already serves.
     fn reload_by(
         &self,
         options: &ReloadOptions,
@@ -171,12 +169,13 @@ impl Control {
                 Ok(())
             }
             Some(other) => Err(self.unexpected(&other)),
-            // It has ended, and so have its connections, in whatever way.
+            // The old generation has ended, and all its connections with it.
             None => Ok(()),
         }
     }
 
-    /// Whoever was asked has died during the handoff: finds out who serves.
+    /// Finds out which generation serves, after the generation that was asked has died in the
+    /// handoff.
     fn find_out(
         &self,
         successor: Generation,
@@ -215,7 +214,8 @@ impl Control {
         }
     }
 
-    /// Asks, and asks again whoever has become the head in the meantime.
+    /// Sends a request. If another generation has become active in the meantime, sends it again to
+    /// that one.
     fn ask(
         &self,
         request: impl Fn() -> Request,
@@ -239,10 +239,11 @@ impl Control {
 
     fn connect(&self, request: &Request, deadline: Instant) -> io::Result<Conversation<'_>> {
         let socket = retry(|| Socket::new(Domain::UNIX, Type::STREAM.cloexec(), None))?;
-        // Also how long a connect waits for room in the queue, socket(7).
+        // The timeout also limits how long connect(2) waits for room in the backlog, socket(7).
         socket.set_write_timeout(Some(time_left(deadline)?))?;
         let address = SockAddr::unix(&self.path)?;
-        // A connect that waits for room is interrupted by a stop and a continuation, signal(7).
+        // A stopped and continued process gets EINTR from a connect(2) that waits for room,
+        // signal(7).
         retry(|| socket.connect(&address))?;
         let mut stream = UnixStream::from(std::os::fd::OwnedFd::from(socket));
         let mut line = serde_json::to_vec(request)?;
@@ -278,13 +279,13 @@ impl Control {
         }
     }
 
-    /// The error that an unwelcome reply is.
+    /// Returns the error for a reply that refuses the request or does not belong to it.
     pub(super) fn unexpected(&self, reply: &Reply) -> Error {
         let Reply::Refused { why, reason } = reply else {
             let reason = format!("{} answers what was not asked: {reply:?}", printable(&self.path));
             return Error::Denied { reason: one_line(&reason) };
         };
-        // It may be any program that answers.
+        // Any program may be listening on this path, so its text is made safe to print.
         let reason = one_line(reason);
         match why {
             Refusal::Failed => Error::HandoffFailed { reason },
@@ -295,26 +296,26 @@ impl Control {
     }
 }
 
-/// The instant `time` from now; a time that is too long for the clock is a year.
+/// Returns the instant `time` from now. A time that is too long for the clock becomes a year.
 pub(super) fn from_now(time: Duration) -> Instant {
     const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
     Instant::now() + time.min(LONGEST)
 }
 
-/// The time until `deadline`.
+/// Returns the time until `deadline`, or a timeout error.
 fn time_left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
-/// What is left of a limit in milliseconds. The daemon's messages name it, so a first attempt
-/// passes it on as it is.
+/// Returns the remaining milliseconds of a limit. The daemon quotes the limit in its messages, so
+/// the first attempt passes it on unchanged.
 fn left_of(limit: u64, elapsed: Duration) -> u64 {
     let elapsed = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     if elapsed <= limit / 20 { limit } else { limit.saturating_sub(elapsed) }
 }
 
-/// How the kernel says that a socket's timeout has passed, socket(7).
+/// Returns whether an error means that a socket timeout has passed, socket(7).
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
@@ -339,14 +340,14 @@ impl<'a> Conversation<'a> {
         Self { control, stream: BufReader::new(stream), peeked: None }
     }
 
-    /// The next reply, which stays the next; none at the end.
+    /// Returns the next reply without consuming it, or `None` at the end.
     fn peek(&mut self, deadline: Instant) -> Result<Option<Reply>, Error> {
         let reply = self.hear(deadline)?;
         self.peeked = Some(reply.clone());
         Ok(reply)
     }
 
-    /// The next reply; none at the end.
+    /// Returns the next reply, or `None` at the end.
     pub(super) fn hear(&mut self, deadline: Instant) -> Result<Option<Reply>, Error> {
         if let Some(peeked) = self.peeked.take() {
             return Ok(peeked);
@@ -361,7 +362,7 @@ impl<'a> Conversation<'a> {
             }
             Err(source) => return Err(self.control.unreachable(source)),
         };
-        // Half a line is an end as well.
+        // An incomplete line also counts as the end.
         let Some(line) = line.strip_suffix(b"\n") else { return Ok(None) };
         serde_json::from_slice(line).map(Some).map_err(|error| Error::Denied {
             reason: one_line(&format!(
@@ -371,11 +372,11 @@ impl<'a> Conversation<'a> {
         })
     }
 
-    /// The next line, however its bytes arrive: the deadline is that of the whole.
+    /// Reads the next line. The deadline applies to the whole line, however its bytes arrive.
     fn line(&mut self, deadline: Instant) -> io::Result<Vec<u8>> {
         let mut line = Vec::new();
         loop {
-            // What has arrived by the deadline counts: a short look at least.
+            // Check at least briefly: an answer that arrived before the deadline counts.
             let left = if line.is_empty() {
                 time_left(deadline).unwrap_or(LOOK)
             } else {

@@ -1,4 +1,4 @@
-//! This module checks what both ends of the control socket read, for `fuzz/`.
+//! Fuzzing entry points for both ends of the control socket, used by `fuzz/`.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -10,14 +10,15 @@ use super::message::{Reply, Request};
 use super::server;
 use crate::text::escaped;
 
-/// Bytes that fit into the buffer of a socket, so that nobody has to read while they are written.
+/// How many bytes fit into the socket buffer, so that writing does not need a reader.
 const FITTING: usize = 64 * 1024;
 
 thread_local! {
     static RUNTIME: Option<Runtime> = Builder::new_current_thread().enable_time().build().ok();
 }
 
-/// Reads a request. What is not one is refused with a reason.
+/// Reads a request and returns whether it is valid. An invalid request must be refused with a
+/// reason.
 pub(crate) fn request(bytes: &[u8]) -> bool {
     let mut left = bytes;
     let read = RUNTIME.with(|runtime| Some(runtime.as_ref()?.block_on(server::read(&mut left))));
@@ -38,7 +39,7 @@ pub(crate) fn request(bytes: &[u8]) -> bool {
     }
 }
 
-/// Reads replies until they end or cannot be read, and returns whether all of them were understood.
+/// Reads replies until they end or cannot be read. Returns whether all of them were understood.
 pub(crate) fn replies(bytes: &[u8]) -> bool {
     let Ok((mut daemon, client)) = UnixStream::pair() else { return false };
     let written = daemon.write_all(&bytes[..bytes.len().min(FITTING)]);
@@ -64,7 +65,7 @@ pub(crate) fn replies(bytes: &[u8]) -> bool {
     }
 }
 
-/// What an operator is told is one line that a terminal shows as it is.
+/// Checks that a message to the operator is one line that a terminal shows unchanged.
 fn check_line(line: &str) {
     assert_eq!(escaped(line), line);
     assert!(line.len() < 5000, "{} bytes", line.len());

@@ -1,46 +1,48 @@
-//! Is what an operator and the head of a line say to each other: one line of JSON a message.
+//! The messages on the control socket between an operator and the active generation: one line of
+//! JSON each.
 //!
-//! Unknown fields are passed over, so that messages may grow; a request of a kind that is not known
-//! is refused.
+//! Unknown fields are ignored, so a later version can add fields. A request of an unknown kind is
+//! refused.
 
 use serde::{Deserialize, Serialize};
 
 use crate::generation::Generation;
 use crate::report::Status;
 
-/// What an operator asks for.
+/// A request of an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Request {
-    /// Hand off, and say how it ended.
+    /// Hand off, and report the outcome.
     Reload(ReloadOptions),
-    /// Say how all generations stand.
+    /// Report the status of all generations.
     Status {},
 }
 
-/// How to reload.
+/// Options of a reload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadOptions {
-    /// Only if this generation is the head now.
+    /// Hand off only if this generation is active now.
     #[serde(default)]
     pub expect_generation: Option<Generation>,
-    /// Give up, and keep the old generation, if the new one has not taken over by then.
+    /// Give up and keep the old generation if the new one has not taken over within this time.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
-    /// Also say when the old generation's last connection has ended.
+    /// Also report when the last connection of the old generation has ended.
     #[serde(default)]
     pub wait_drained: bool,
 }
 
-/// What the head answers. A reload has several answers, the last of which is an end.
+/// A reply of the active generation. A reload gets several replies, the last of which is final.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Reply {
-    /// How all generations stand. An end.
+    /// The status of all generations. Final.
     Status(Box<Status>),
-    /// A handoff has begun; it will have ended by then.
+    /// A handoff has begun and ends within `within_ms`.
     Started { successor: Generation, within_ms: u64 },
-    /// The successor serves. An end, unless the drain is waited for: that will be over by then.
+    /// The successor serves. Final, unless the client waits for the drain, which ends within
+    /// `drain_within_ms`.
     Serving {
         generation: Generation,
         pid: Option<u32>,
@@ -48,32 +50,32 @@ pub(crate) enum Reply {
         draining: Option<u64>,
         drain_within_ms: u64,
     },
-    /// The old generation's last connection has ended, or is the successor's. An end.
+    /// The old generation has no connection left: all have ended or moved to the successor. Final.
     Drained {
         generation: Generation,
         ended: u64,
-        /// An older one carries nothing.
+        /// Absent in replies of older versions, which do not carry connections.
         #[serde(default)]
         carried: u64,
         cut: u64,
     },
-    /// No. An end.
+    /// The request was refused. Final.
     Refused { why: Refusal, reason: String },
-    /// Another generation is the head by now: ask again. An end.
+    /// Another generation has become active: ask again. Final.
     Moved {},
 }
 
-/// Why not.
+/// Why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Refusal {
-    /// The successor was never ready.
+    /// The successor never became ready.
     Failed,
-    /// It was ready, and everything was taken back.
+    /// The successor was ready, and the handoff was rolled back.
     RolledBack,
-    /// Not now, or not in that time.
+    /// Not possible now, or not within the requested time.
     TryAgain,
-    /// Not this user, or not in these words; or for a reason of a later version.
+    /// This user may not ask, the request is invalid, or the reason comes from a later version.
     #[serde(other)]
     Denied,
 }

@@ -1,9 +1,9 @@
-//! Hears an operator and answers: a Unix socket, one request and its replies for each connection.
+//! The control socket: a Unix socket on which an operator asks for a reload or the status.
 //!
-//! Both halves of the conversation lie side by side: `server` is the daemon's, [`Control`] is that
-//! of whoever asks, and `message` is what they say: one line of JSON each, so that `nc -U` and a
-//! few lines of any language can ask as well. Only the head of a line listens; what it is asked,
-//! the lifecycle decides.
+//! Each connection carries one request and its replies. `server` is the daemon's side, [`Control`]
+//! is the client's side, and `message` defines the messages. A message is one line of JSON, so `nc
+//! -U` or a short script in any language can be a client. Only the active generation listens. The
+//! lifecycle decides what to do with a request.
 
 mod client;
 #[cfg(any(fuzzing, test))]

@@ -1,10 +1,9 @@
-//! This module decides which clients of the control socket are heard when there are more than there
-//! is room for.
+//! Places for clients of the control socket, limited for each class of users.
 //!
-//! The user of a client is known when it is accepted, and each class of users has its own places:
-//! however many strangers come, and however many clients of the daemon's own user, root finds a
-//! place. A client that says nothing keeps its place only until another needs it: an operator's
-//! request arrives with its connection.
+//! The user of a client is known when it is accepted. Each class of users has its own places, so
+//! root always finds one, however many clients of other users connect. An operator's request
+//! arrives with its connection, so a silent client keeps its place only until another client needs
+//! it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,11 +14,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::net::Stream;
 use crate::sys;
 
-/// How many clients of root, and of the daemon's user, are connected at once.
+/// How many clients of root, and of the daemon's user, may be connected at once.
 const PLACES: usize = 48;
-/// How many of them may still have to send their request.
+/// How many of these clients may not have sent their request yet.
 const SILENT: usize = 16;
-/// The same of users who are refused: enough to tell them why.
+/// How many clients of other users may be connected at once: enough to tell them why they are
+/// refused.
 const STRANGERS: usize = 8;
 const SILENT_STRANGERS: usize = 4;
 
@@ -27,14 +27,14 @@ const SILENT_STRANGERS: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum User {
     Root,
-    /// The user of the daemon, who is not root.
+    /// The user of the daemon, if that is not root.
     Owner,
     /// Any other user, who is refused.
     Stranger(u32),
 }
 
 impl User {
-    /// The user who has connected `stream`, by the kernel's word.
+    /// Asks the kernel which user has connected `stream`.
     pub(super) fn of(stream: &Stream) -> io::Result<Self> {
         Ok(match sys::socket::peer_user(stream)? {
             0 => Self::Root,
@@ -52,23 +52,23 @@ pub(super) struct Seats {
     strangers: Class,
 }
 
-/// A client's place.
+/// The place of one client.
 #[derive(Debug)]
 pub(super) struct Seat {
-    /// Resolves when the client has to leave because it has sent no request and another client
-    /// needs its place.
+    /// Resolves when the client must leave, because it has sent no request and another client needs
+    /// its place.
     pub(super) evicted: oneshot::Receiver<()>,
-    /// The place is free again when this is dropped.
+    /// Frees the place when dropped.
     pub(super) place: OwnedSemaphorePermit,
 }
 
-/// The places of a class of users.
+/// The places of one class of users.
 #[derive(Debug)]
 struct Class {
     places: Arc<Semaphore>,
     silent_max: usize,
-    /// Those that have sent no request yet, the oldest first. A sender whose receiver is gone
-    /// belongs to a client that has.
+    /// The clients that have sent no request yet, the oldest first. The receiver of a sender is
+    /// closed once its client has sent a request.
     silent: VecDeque<oneshot::Sender<()>>,
 }
 
@@ -82,7 +82,8 @@ impl Seats {
         }
     }
 
-    /// A place for a client of `user`; none when all places of that class have requests under way.
+    /// Returns a place for a client of `user`, or `None` if requests occupy all places of its
+    /// class.
     pub(super) fn take(&mut self, user: User) -> Option<Seat> {
         match user {
             User::Root => self.root.take(),
@@ -101,7 +102,7 @@ impl Class {
         self.silent.retain(|client| !client.is_closed());
         if self.silent.len() >= self.silent_max {
             if let Some(oldest) = self.silent.pop_front() {
-                // It may have gone in this instant.
+                // The client may have left at this moment.
                 let _ = oldest.send(());
             }
         }

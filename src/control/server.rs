@@ -1,10 +1,9 @@
-//! Listens on the operator's socket, reads one request from each connection, and writes what it is
-//! told to answer.
+//! The server of the control socket: reads one request from each connection and writes the replies.
 //!
-//! A task for each connection, all of them owned here, so that an operator who stalls holds up
-//! nobody. Everything is bounded: how long a request may take to arrive and a reply to be taken,
-//! how long a request is, how many are heard at once (`seats`). Peers are known by the kernel's
-//! word when they are accepted, whatever the mode of the path.
+//! Each connection has its own task, so a stalled client delays no other client. Everything is
+//! limited: the number of clients (`seats`), the size of a request, and the time for a request or a
+//! reply. The kernel tells the user of a client when it is accepted, so the check does not depend
+//! on the mode of the path.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,22 +25,23 @@ use crate::text::one_line;
 
 /// How long a request may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a reply may take to be read, and at the end all of them.
+/// How long a reply may take to be read. Also the limit for all unread replies when the server
+/// ends.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Bytes in the longest request.
+/// Longest request in bytes.
 const REQUEST_MAX: u64 = 16 * 1024;
-/// Requests that wait for the driver.
+/// How many requests may wait for the driver.
 const REQUESTS_MAX: usize = 64;
-/// How often at most the log tells of users who are refused.
+/// At most how often the log reports refused users.
 const WARN_INTERVAL: Duration = Duration::from_secs(1);
-/// How often to look whether a client that waits for its reply is still there.
+/// How often to check whether a client that waits for its reply is still connected.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long after the kernel had no memory for something it is asked again.
+/// How long to wait before a retry when the kernel is out of memory.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Replies to one request that may be unwritten: more than a reload has.
+/// How many replies to one request may wait to be written: more than a reload has.
 const REPLIES_MAX: usize = 8;
 
-/// The daemon's side of the operator's socket.
+/// The daemon's side of the control socket.
 #[derive(Debug)]
 pub(crate) struct ControlServer {
     asked: mpsc::Receiver<(Request, Answer)>,
@@ -50,44 +50,48 @@ pub(crate) struct ControlServer {
     clients: TaskTracker,
 }
 
-/// The way back to whoever asked. Dropped, it ends the conversation.
+/// The way to reply to a request. Dropping it ends the conversation.
 #[derive(Debug)]
 pub(crate) struct Answer {
     replies: mpsc::Sender<Reply>,
-    /// A copy of the client's socket, for as long as the conversation lasts, if it has asked for a
+    /// A copy of the client's socket, held during the conversation if the client asked for a
     /// reload.
     peer: Weak<OwnedFd>,
 }
 
 impl Answer {
-    /// Whether the client has hung up, by the kernel's word: it has given up, and what it asked for
-    /// must not happen later. A client that has only half-closed waits for its reply.
+    /// Returns whether the client has hung up and so given up: its request must not be carried out
+    /// later. A client that has only half-closed still waits for its reply.
     pub(crate) fn is_abandoned(&self) -> bool {
         let has_hung_up = |peer: Arc<OwnedFd>| sys::socket::has_hung_up(peer.as_fd());
         self.replies.is_closed() || self.peer.upgrade().is_some_and(has_hung_up)
     }
 
-    /// Replies, without waiting. Whoever has gone away hears nothing.
+    /// Sends a reply without waiting. If the client has gone, the reply is dropped.
     pub(crate) fn send(&self, reply: Reply) {
         if self.replies.try_send(reply).is_err() {
-            tracing::debug!(event = "control.client_gone", "whoever asked has gone away");
+            tracing::debug!(
+                event = "control.client_gone",
+                "cannot reply to a control request: the client has gone"
+            );
         }
     }
 
-    /// Says no, and ends the conversation.
+    /// Refuses the request and ends the conversation.
     pub(crate) fn refuse(self, why: Refusal, reason: impl Into<String>) {
         self.send(Reply::Refused { why, reason: reason.into() });
     }
 }
 
 impl ControlServer {
-    /// Listens to nobody yet.
+    /// Creates a server that does not listen yet.
     pub(crate) fn new() -> Self {
         let (ask, asked) = mpsc::channel(REQUESTS_MAX);
         Self { asked, ask, accepting: None, clients: TaskTracker::new() }
     }
 
-    /// Listens, as soon as the kernel watches the socket. Must be called in a tokio runtime.
+    /// Starts to listen, as soon as the runtime has registered the socket. Must be called in a
+    /// tokio runtime.
     pub(crate) fn open(&mut self, listener: Listener) {
         self.close();
         let accepting =
@@ -95,24 +99,25 @@ impl ControlServer {
         self.accepting = Some(accepting.abort_handle());
     }
 
-    /// Listens no longer: who comes now waits for the next head. Who has asked is still answered.
+    /// Stops listening. New clients wait in the backlog for the next active generation. Requests
+    /// that have already arrived are still answered.
     pub(crate) fn close(&mut self) {
         if let Some(accepting) = self.accepting.take() {
             accepting.abort();
         }
     }
 
-    /// The next request. Cancel safe.
+    /// Waits for the next request. Cancel safe.
     pub(crate) async fn next(&mut self) -> (Request, Answer) {
         match self.asked.recv().await {
             Some(asked) => asked,
-            // Not while `ask` is ours.
+            // Never reached, because `self.ask` keeps the channel open.
             None => std::future::pending().await,
         }
     }
 
-    /// Listens no longer, and waits until every reply is written. Whoever still waits for one hears
-    /// the end.
+    /// Stops listening and waits until every reply is written. Requests that have not been handled
+    /// are told to ask again.
     pub(crate) async fn finish(mut self) {
         self.close();
         self.asked.close();
@@ -120,7 +125,7 @@ impl ControlServer {
             answer.send(Reply::Moved {});
         }
         self.clients.close();
-        // Whoever does not read has had its time.
+        // A client that does not read had its chance.
         let _ = timeout(REPLY_TIMEOUT, self.clients.wait()).await;
     }
 }
@@ -142,7 +147,7 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
             Err(error) => {
                 tracing::debug!(
                     event = "control.peer_unknown", %error,
-                    "cannot tell the user of a control connection"
+                    "cannot determine the user of a control connection"
                 );
                 continue;
             }
@@ -152,7 +157,8 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
                 tracing::warn!(
                     event = "control.denied",
                     user,
-                    "refused to hear a user who is neither ours nor root"
+                    "rejected a control connection from uid {user}: \
+                     only root and the daemon's user may connect"
                 );
                 last_warning = Some(Instant::now());
             }
@@ -163,7 +169,7 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
                 if let Err(error) = converse(stream, user, seat, ask).await {
                     tracing::debug!(
                         event = "control.conversation_failed", %error,
-                        "a conversation with an operator broke off"
+                        "a control connection failed"
                     );
                 }
             });
@@ -176,13 +182,13 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
             };
             refuse_at_once(&stream, &Reply::Refused { why, reason });
         }
-        // A client that has just been evicted leaves before the next one comes.
+        // Let an evicted client leave before the next one is accepted.
         tokio::task::yield_now().await;
     }
 }
 
-/// Registers the control socket with the runtime. A shortage of memory passes, and a generation
-/// that no operator can reach could not be replaced.
+/// Registers the control socket with the runtime. Retries when memory is short, because a
+/// generation without a control socket could not be replaced.
 async fn watch(listener: Listener) -> Acceptor {
     let mut has_failed = false;
     loop {
@@ -197,7 +203,7 @@ async fn watch(listener: Listener) -> Acceptor {
                 if !has_failed {
                     tracing::error!(
                         event = "control.failed", reason = %error,
-                        "cannot open the control socket, trying again: {error}"
+                        "cannot open the control socket, retrying: {error}"
                     );
                 }
                 has_failed = true;
@@ -207,7 +213,7 @@ async fn watch(listener: Listener) -> Acceptor {
     }
 }
 
-/// Writes a reply. One for which the kernel has no memory is written again: it may be the outcome
+/// Writes a reply. Retries when the kernel is out of memory, because the reply may be the outcome
 /// of a handoff.
 async fn write(stream: &mut BufReader<Stream>, line: &[u8]) -> io::Result<()> {
     let mut written = 0;
@@ -222,11 +228,11 @@ async fn write(stream: &mut BufReader<Stream>, line: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Says no without reading the request, as much as the socket takes of it without waiting.
+/// Refuses a client without reading its request. Writes only what the socket takes at once.
 fn refuse_at_once(stream: &Stream, reply: &Reply) {
     if let Ok(mut line) = serde_json::to_vec(reply) {
         line.push(b'\n');
-        // Nothing is owed to a client that there is no room for.
+        // The reply may be lost, because the client is over the limit anyway.
         let _ = sys::socket::send_packet(stream.as_fd(), &line);
     }
 }
@@ -235,7 +241,7 @@ fn denied(user: u32) -> String {
     format!("user {user} may not ask; root and the user of the daemon may")
 }
 
-/// One conversation: a request, its replies, the end.
+/// Handles one conversation: a request, its replies, the end.
 async fn converse(
     stream: Stream,
     user: User,
@@ -244,7 +250,8 @@ async fn converse(
 ) -> io::Result<()> {
     let Seat { evicted, place: _place } = seat;
     let mut stream = BufReader::new(stream);
-    // Read it is in any case: whoever is still writing would not hear why not.
+    // Read the request even if the user will be refused: a client that is still writing would not
+    // see the reply.
     let mut request = tokio::select! {
         biased;
         request = read(&mut stream) => request?,
@@ -254,9 +261,10 @@ async fn converse(
         request = Err(denied(user));
     }
     let (to_write, mut replies) = mpsc::channel(REPLIES_MAX);
-    // A status is answered at once, or by nobody.
+    // Only a reload needs a copy of the socket: a status request is answered at once.
     let peer = match &request {
-        // Without a copy, because no descriptor is left, the end of the conversation tells.
+        // If the copy fails because no file descriptor is left, `replies.is_closed` still reports
+        // the end of the conversation.
         Ok(Request::Reload(_)) => stream.get_ref().as_fd().try_clone_to_owned().ok().map(Arc::new),
         Ok(Request::Status {}) | Err(_) => None,
     };
@@ -279,7 +287,7 @@ async fn converse(
                 timeout(REPLY_TIMEOUT, write(&mut stream, &line)).await??;
             }
             Ok(None) => break,
-            // Its seat is free for another.
+            // The client has hung up, so free its place for another.
             Err(_) if sys::socket::has_hung_up(stream.get_ref().as_fd()) => return Ok(()),
             Err(_) => {}
         }
@@ -287,7 +295,7 @@ async fn converse(
     stream.shutdown().await
 }
 
-/// Reads a request, or says what is wrong with it.
+/// Reads a request, or returns what is wrong with it.
 pub(super) async fn read(
     stream: &mut (impl AsyncBufRead + Unpin),
 ) -> io::Result<Result<Request, String>> {
@@ -300,9 +308,8 @@ pub(super) async fn read(
     }))
 }
 
-/// Reads the first line, as much of it as a request may have. A read that fails because the kernel
-/// has no memory is tried again: the operator would take the end of the connection for the end of
-/// the daemon.
+/// Reads the first line, up to the size limit of a request. Retries when the kernel is out of
+/// memory, because the operator would take a closed connection for the end of the daemon.
 async fn read_line(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Vec<u8>> {
     let (mut stream, mut line) = (stream.take(REQUEST_MAX), Vec::new());
     loop {
@@ -323,7 +330,7 @@ mod tests {
 
     use super::*;
 
-    /// What each read meets.
+    /// A reader with a scripted result for each read.
     struct Script(Vec<Result<&'static str, Errno>>);
 
     impl AsyncRead for Script {

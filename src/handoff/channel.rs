@@ -1,13 +1,14 @@
-//! Carries messages between two generations, one packet each, and reports the other's death.
+//! A message channel between two generations: one packet per message, and notice of the peer's
+//! death.
 //!
-//! The death of the other process is what its process descriptor says, pidfd_open(2): any process
-//! that it has started may hold a copy of its end of the channel, so the end of file alone may
-//! never come. Which process that is, the kernel says (unix(7), `SCM_CREDENTIALS`), never the
-//! message.
+//! A process descriptor, pidfd_open(2), reports the death of the peer. End of file alone is not
+//! reliable: any process that the peer started may hold a copy of its end of the channel. The
+//! kernel says which process sent a message (unix(7), `SCM_CREDENTIALS`); the message itself is not
+//! trusted.
 //!
-//! Sending never waits for the other process: a channel that is full belongs to one that does not
-//! read, and is an error. Receiving is cancel safe, because a packet is taken whole in one system
-//! call. An unknown kind is answered here.
+//! Sending never waits for the peer. A full channel means that the peer does not read, and is an
+//! error. Receiving is cancel safe, because one system call takes a whole packet. The channel
+//! itself answers messages of an unknown kind.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,12 +29,12 @@ use crate::sys::ancillary::{
 use crate::sys::process::{PidFd, is_in_our_group};
 use crate::sys::socket::{Packet, retry, send_packet, send_with_descriptors, will_pass};
 
-/// Bytes in the largest packet. Less than half of `net.core.wmem_default`, so that two fit into an
-/// empty queue.
+/// Largest packet in bytes. Less than half of `net.core.wmem_default`, so that two packets fit into
+/// an empty queue.
 const PACKET_MAX: usize = 64 * 1024;
 
-/// Bytes in the largest message that is read from a file: a bound on what a broken successor can
-/// make us allocate. 10,000 listeners with 10,000 upstreams need about 10 MB.
+/// Largest message in bytes that is read from a file. Limits how much memory a broken successor can
+/// make this process allocate. 10,000 listeners with 10,000 upstreams need about 10 MB.
 const FILE_MAX: u64 = 256 * 1024 * 1024;
 
 /// One end of a channel.
@@ -41,47 +42,48 @@ const FILE_MAX: u64 = 256 * 1024 * 1024;
 pub(crate) struct Channel {
     socket: AsyncFd<OwnedFd>,
     buffer: Vec<u8>,
-    /// The sender of the message that was received last.
+    /// The sender of the last message received.
     sender: Option<Sender>,
     peer: Peer,
     ends_with: EndsWith,
 }
 
-/// What ends a channel, beside the end of file.
+/// The event that ends a channel, besides end of file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EndsWith {
-    /// The death of the process at the other end.
+    /// The death of the peer process.
     Process,
-    /// Nothing: generations after that process hold its end, and live on.
+    /// None: only end of file. Later generations hold the peer's end of the channel and outlive it.
     LastHolder,
 }
 
-/// The process at the other end.
+/// The process at the other end of the channel.
 #[derive(Debug)]
 enum Peer {
-    /// Not known yet: only the end of file tells of its death.
+    /// Not known yet: only end of file reports its death.
     Unknown,
-    /// This one, with its number where that can be seen from here.
+    /// A running process. The pid is `None` if it is not visible in our pid namespace.
     Process(Option<u32>, AsyncFd<PidFd>),
-    /// One that has ended.
+    /// A process that has ended.
     Ended,
 }
 
-/// What was received.
+/// The result of receiving one packet.
 #[derive(Debug)]
 pub(crate) enum Received {
-    /// A message of a kind that is known here.
+    /// A message of a known kind.
     Message(Message),
-    /// One with a descriptor.
+    /// A message of a known kind with a file descriptor.
     Passed(Message, OwnedFd),
-    /// What is not a message, and why.
+    /// A packet that is not a valid message, with the reason.
     Garbage(String),
-    /// Nobody is left at the other end.
+    /// The peer has ended: no more messages arrive.
     End,
 }
 
 impl Channel {
-    /// Takes an end that [`sys::socket::channel_pair`] made. Must be called in a tokio runtime.
+    /// Wraps one end of a pair made by [`sys::socket::channel_pair`]. Must be called in a tokio
+    /// runtime.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         let socket = sys::fd::watch(socket, Interest::READABLE)?;
         Ok(Self {
@@ -93,7 +95,8 @@ impl Channel {
         })
     }
 
-    /// Takes an end whose other end was made by the generation that is to be watched.
+    /// Wraps an end that was inherited from the generation that created the channel, and watches
+    /// that generation.
     pub(crate) fn to_its_maker(socket: OwnedFd) -> io::Result<Self> {
         let maker = peer_process(socket.as_fd())?;
         let mut channel = Self::new(socket)?;
@@ -101,15 +104,15 @@ impl Channel {
         Ok(channel)
     }
 
-    /// Takes an end whose other end a process will hold that is yet to be started.
-    /// [`Channel::follow_sender`] says which one.
+    /// Wraps an end whose peer is a process that has not started yet. [`Channel::follow_sender`]
+    /// identifies that process later.
     pub(crate) fn to_a_new_process(socket: OwnedFd) -> io::Result<Self> {
         report_senders(socket.as_fd())?;
         Self::new(socket)
     }
 
-    /// From now on the process that has sent the last message is the one that is signalled, and
-    /// whose death ends the channel.
+    /// Makes the sender of the last message the peer: the process to signal, whose death ends the
+    /// channel.
     pub(crate) fn follow_sender(&mut self) {
         if let Some(sender) = self.sender.take() {
             self.follow(sender);
@@ -120,8 +123,8 @@ impl Channel {
         let held = match process {
             SenderProcess::Held(process) => Ok(process),
             SenderProcess::Ended => Err(io::Error::from(Errno::ESRCH)),
-            // Its number may have been used again since it sent the message. It was not while the
-            // channel is open, and a stranger is not in our process group.
+            // The pid may have been reused since the message was sent. It still belongs to the
+            // sender if the channel is open or the process is in our process group.
             SenderProcess::Unknown => {
                 let Some(pid) = pid else { return };
                 PidFd::open(pid).and_then(|process| {
@@ -136,21 +139,20 @@ impl Channel {
             Err(error) => {
                 tracing::warn!(
                     event = "process.unwatched", pid, reason = %error,
-                    "cannot watch the process at the other end: {error}"
+                    "cannot watch the peer process: {error}"
                 );
                 Peer::Unknown
             }
         };
     }
 
-    /// From now on the channel ends when the last process closes the other end. A successor that
-    /// has taken over passes its end on to its own successor, and may end before that.
+    /// Makes the channel end only when the last process closes the other end. A successor that has
+    /// taken over passes its end to its own successor, and may exit before that successor does.
     pub(crate) fn outlive_process(&mut self) {
         self.ends_with = EndsWith::LastHolder;
     }
 
-    /// The number of the process at the other end, if it is known and has not ended when it was
-    /// looked at.
+    /// Returns the pid of the peer, unless the peer is unknown or is known to have ended.
     pub(crate) fn pid(&self) -> Option<u32> {
         match &self.peer {
             Peer::Process(pid, _) => *pid,
@@ -158,7 +160,7 @@ impl Channel {
         }
     }
 
-    /// Sends a signal to the process at the other end; `None` when that is not known.
+    /// Sends a signal to the peer process. Returns `None` if the peer is unknown or has ended.
     pub(crate) fn signal(&self, signal: Signal) -> Option<io::Result<()>> {
         match &self.peer {
             Peer::Process(_, process) => Some(process.get_ref().signal(signal)),
@@ -166,15 +168,16 @@ impl Channel {
         }
     }
 
-    /// Waits until the process at the other end has ended, or that time, and returns how it ended
-    /// if the kernel tells. A process closes its descriptors a moment before its end. Cancel safe.
+    /// Waits until the peer process has ended or `until` has passed. Returns its exit status if the
+    /// kernel reports one. Needed because a process closes its file descriptors shortly before it
+    /// ends. Cancel safe.
     pub(crate) async fn exit_status(&self, until: Instant) -> Option<ExitStatus> {
         let Peer::Process(pid, process) = &self.peer else { return None };
         let _ = tokio::time::timeout_at(until, process.readable()).await;
         process.get_ref().exit_status((*pid)?)
     }
 
-    /// Whether the process at the other end has ended.
+    /// Returns whether the peer process has ended.
     pub(crate) fn is_over(&self) -> bool {
         self.has_hung_up()
             || match &self.peer {
@@ -190,8 +193,8 @@ impl Channel {
 
     /// Sends a message without waiting.
     ///
-    /// A message has no size limit: one that is too long for a packet is written to a file in
-    /// memory, and the packet carries its descriptor.
+    /// A message has no size limit. If it is too long for a packet, it is written to an in-memory
+    /// file, and the packet carries the file descriptor.
     pub(crate) fn send(&self, message: &Message) -> io::Result<()> {
         let packet = message.encode();
         if packet.len() <= PACKET_MAX {
@@ -201,19 +204,20 @@ impl Channel {
         retry(|| send_with_descriptors(self.as_fd(), &Message::File.encode(), &[file.as_fd()]))
     }
 
-    /// Sends a message with a copy of a descriptor, without waiting.
+    /// Sends a message with a copy of a file descriptor, without waiting.
     pub(crate) fn pass(&self, message: &Message, descriptor: BorrowedFd<'_>) -> io::Result<()> {
         retry(|| send_with_descriptors(self.as_fd(), &message.encode(), &[descriptor]))
     }
 
-    /// Receives one message. What has been sent when this is called is received by it: the channel
-    /// itself is asked, because the runtime may not have looked at it yet.
+    /// Receives one message. Reads the socket directly, so it also finds messages that the runtime
+    /// has not noticed yet.
     pub(crate) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
         loop {
-            // Before the queue: what a process has sent before its death is there by then.
+            // Check for death before reading the queue: once the process is dead, everything that
+            // it sent is already in the queue.
             let has_ended = match &self.peer {
                 _ if self.ends_with == EndsWith::LastHolder => false,
-                // The kernel is asked as well, because the runtime may not have looked yet.
+                // Ask the kernel too, because the runtime may not have noticed the death yet.
                 Peer::Process(_, process) => {
                     process.poll_read_ready(cx).is_ready() || process.get_ref().has_ended()
                 }
@@ -222,8 +226,8 @@ impl Channel {
             };
             let received = match self.poll_packet(cx) {
                 Poll::Ready(Some(received)) => received,
-                // The packet is still in the queue, and may be the last words of a process that has
-                // ended.
+                // The packet is still in the queue. It may be the last message of a dead process,
+                // so poll again.
                 Poll::Ready(None) => {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
@@ -238,7 +242,7 @@ impl Channel {
                     event = "message.unknown",
                     version,
                     kind,
-                    "answered a message that is not known here"
+                    "received a message of an unknown kind or version: answered unknown"
                 );
                 let _ = self.send(&Message::Unknown { kind });
                 continue;
@@ -247,7 +251,7 @@ impl Channel {
         }
     }
 
-    /// The next packet, or none when it cannot be taken yet for a reason that will pass.
+    /// Takes the next packet, or returns `None` if a temporary error prevents it.
     fn poll_packet(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
         let mut received = take_packet(self.socket.get_ref().as_fd(), &mut self.buffer);
         while matches!(&received, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
@@ -270,12 +274,12 @@ impl Channel {
     }
 }
 
-/// Receives one message without waiting, before there is a runtime.
+/// Receives one message without waiting. For use before a tokio runtime exists.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Received> {
     take_packet(socket, buffer).map(|(received, _)| received)
 }
 
-/// Takes one packet, and says which process has sent it.
+/// Takes one packet and returns it with the process that sent it.
 fn take_packet(
     socket: BorrowedFd<'_>,
     buffer: &mut Vec<u8>,
@@ -291,7 +295,7 @@ fn take_packet(
             (Ok(message), Rights::All(mut descriptors)) if descriptors.len() == 1 => {
                 Received::Passed(message, descriptors.remove(0))
             }
-            // What was not asked for is closed.
+            // File descriptors that were not asked for are closed.
             (Ok(message), Rights::All(_) | Rights::Truncated) => Received::Message(message),
             (Err(why), _) => Received::Garbage(why),
         },
@@ -300,7 +304,7 @@ fn take_packet(
     Ok((received, sender))
 }
 
-/// Reads the message whose packet carried a file instead of its text.
+/// Reads a message whose packet carried a file in place of the text.
 fn read_file(rights: Rights) -> Received {
     let Rights::All(mut descriptors) = rights else {
         return Received::Garbage("no room for the descriptor of a long message".to_owned());
@@ -334,7 +338,7 @@ mod tests {
     async fn a_process_that_has_died_ends_a_channel_that_another_holds() {
         let (ours, theirs) = sys::socket::channel_pair().unwrap();
         let mut channel = Channel::to_a_new_process(ours).unwrap();
-        // It sends a message and ends; its end of the channel stays open, here.
+        // The child sends a message and exits. Its end of the channel stays open in this process.
         let mut child = std::process::Command::new("sh");
         child
             .args(["-c", r"env printf 'VERSION=1\nKIND=stopping\n' >&0; exit 7"])

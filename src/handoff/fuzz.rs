@@ -1,4 +1,5 @@
-//! This module checks the parsers of what a parent or another generation passes, for `fuzz/`.
+//! Fuzzing entry points for the parsers of data from a parent or another generation, used by
+//! `fuzz/`.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
@@ -13,10 +14,10 @@ use crate::error::Error;
 use crate::generation::Generation;
 use crate::sys::env::Environment;
 
-/// The value of `LISTEN_PID` that stands for the process that reads it.
+/// A `LISTEN_PID` value that stands for the pid of the process that reads it.
 const OURSELVES: &[u8] = b"self";
 
-/// Reads a message, and returns whether it is one that is known here.
+/// Decodes a message and returns whether its kind is known.
 pub(crate) fn message(packet: &[u8]) -> bool {
     let Ok(message) = Message::decode(packet) else { return false };
     if let Message::Unrecognised { kind, .. } = message {
@@ -26,7 +27,7 @@ pub(crate) fn message(packet: &[u8]) -> bool {
     }
     let again = Message::decode(&message.encode());
     match (&message, &again) {
-        // A reason is cut.
+        // Encoding cuts a long reason.
         (Message::Failed { reason }, Ok(Message::Failed { reason: cut })) => {
             assert!(reason.starts_with(cut))
         }
@@ -39,14 +40,14 @@ pub(crate) fn message(packet: &[u8]) -> bool {
     } else {
         return true;
     };
-    // The active generation adds up what the others have counted.
+    // The active generation adds up the counters of all generations.
     let mut sum = counters.clone();
     sum.add(&counters);
     sum.settle();
     true
 }
 
-/// What the parts of a birth say.
+/// The values read from the environment of a new process.
 #[derive(Debug, PartialEq, Eq)]
 struct Birth {
     count: usize,
@@ -54,8 +55,8 @@ struct Birth {
     generation: Generation,
 }
 
-/// Reads an environment, and after an empty variable the welcome; returns what a successor would be
-/// started with.
+/// Reads environment variables and, after an empty variable, the welcome message. Returns the
+/// program with which a successor would be started.
 pub(crate) fn birth(bytes: &[u8]) -> Option<Program> {
     let end = bytes.windows(2).position(|pair| pair == b"\0\0").unwrap_or(bytes.len());
     let environment = environment(bytes[..end].split(|byte| *byte == 0));
@@ -76,7 +77,7 @@ fn read(environment: &Environment, welcome: &Welcome) -> Result<Program, Error> 
     let identities = identities(environment, birth.count, welcome)?;
     assert_eq!(identities.len(), birth.count);
 
-    // The channel to a successor is one of its descriptors, beside its sockets.
+    // The channel to a successor is one of its file descriptors, but not one of its sockets.
     let (count, channel) =
         (birth.count, birth.channel.filter(|channel| *channel > 2).unwrap_or(RawFd::MAX));
     let variables = program.environment_for(birth.generation, count, channel);
@@ -103,7 +104,7 @@ fn parts(environment: &Environment) -> Result<Birth, Error> {
 
 fn environment<'a>(variables: impl Iterator<Item = &'a [u8]>) -> Environment {
     let variables = variables.filter_map(|variable| {
-        // The C library has no variable without a name.
+        // A variable always has a name, as in the C library.
         let equals = variable.iter().skip(1).position(|byte| *byte == b'=')? + 1;
         let (name, value) = (OsStr::from_bytes(&variable[..equals]), &variable[equals + 1..]);
         let is_ours = name == LISTEN_PID && value == OURSELVES;
@@ -125,7 +126,7 @@ mod seeds {
         Connections, Counters, Identity, ListenerCounters, Report, Standing, UpstreamCounters,
     };
 
-    /// One of each kind.
+    /// Returns one message of each kind.
     pub(crate) fn every_message() -> Vec<Message> {
         let mut counters = Counters::default();
         counters
@@ -184,7 +185,7 @@ mod seeds {
         }
     }
 
-    /// The packets of all of them, each named for its kind and its number.
+    /// Returns the packets of all these messages, each named after its number and its kind.
     pub(crate) fn messages() -> Vec<(String, Vec<u8>)> {
         let named = |(number, message): (usize, Message)| {
             let packet = message.encode();
@@ -194,7 +195,9 @@ mod seeds {
         every_message().into_iter().enumerate().map(named).collect()
     }
 
-    /// A first generation under systemd, with what comes from its store, and a successor.
+    /// Returns the environments of a first generation under systemd, of a successor, and of a
+    /// process that inherits nothing. The first one includes a socket from systemd's file
+    /// descriptor store.
     pub(crate) fn births() -> Vec<(String, Vec<u8>)> {
         let first = "PATH=/bin\0LISTEN_FDS=2\0LISTEN_FDNAMES=web:admin=8%3A42%20/run/admin.sock\0LISTEN_PID=self\0\
             RUNTIME_DIRECTORY=/run/a:/run/b\0NOTIFY_SOCKET=/run/systemd/notify\0WATCHDOG_USEC=3000000\0";

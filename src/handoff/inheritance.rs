@@ -1,11 +1,10 @@
-//! Takes all that a process is born with: sockets, generation number, the channels to those before
-//! it.
+//! The inheritance of a process: sockets, generation number, and channels to older generations.
 //!
-//! One door for systemd, for any other parent that speaks its protocol, and for a predecessor:
-//! descriptors from 3 up, `LISTEN_FDS`, `LISTEN_FDNAMES`, sd_listen_fds(3). A parent proves by
-//! `LISTEN_PID` that it means us; a predecessor cannot know our pid before the fork, and names the
-//! channel instead. Whatever is wrong with what was passed is an error that names it: a process
-//! that guesses serves the wrong socket.
+//! The same protocol serves systemd, any other parent that speaks it, and a predecessor: file
+//! descriptors from 3 up, `LISTEN_FDS` and `LISTEN_FDNAMES`, sd_listen_fds(3). A parent sets
+//! `LISTEN_PID` to the process that it means. A predecessor cannot know the pid before the fork, so
+//! it names the channel instead. Anything wrong is an error that names the cause, because a process
+//! that guesses may serve the wrong socket.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -29,43 +28,46 @@ use crate::sys::env::{Environment, Variables};
 use crate::sys::fd::{LowSlot, PassedDescriptors};
 use crate::sys::socket::{retry, send_packet};
 
-/// All that a process is born with.
+/// Everything that a process inherits when it starts.
 #[derive(Debug)]
 pub struct Inheritance {
     pub(crate) generation: Generation,
     pub(crate) sockets: Vec<Passed>,
     pub(crate) predecessors: Unconnected,
     pub(crate) program: Program,
-    /// The process that stays, if this one is not what a container or a supervisor watches.
+    /// The init process, if a container or a supervisor watches that process and not this one.
     pub(crate) init: Option<Init>,
     journal_stream: Option<String>,
     runtime_directory: Option<PathBuf>,
-    /// For the channel to the successor: reserved now, while low numbers are free.
+    /// A file descriptor for the channel to the successor. Reserved at start, while low numbers are
+    /// free.
     pub(crate) slot: LowSlot,
-    /// How many connections may be carried here, by the name of their listener.
+    /// How many connections the predecessor may carry over, with the name of their listener.
     pub(crate) coming: Vec<(usize, String)>,
 }
 
 impl Inheritance {
-    /// Takes it. Must come first in `main`: it changes the environment, which is sound only while
-    /// one thread runs, and so before a runtime is built; and it marks every open descriptor from 3
-    /// up close-on-exec.
+    /// Takes the inheritance. Call it first in `main`, before you build a runtime: it changes the
+    /// environment, which is only sound while one thread runs. It also marks every open file
+    /// descriptor from 3 up close-on-exec.
     ///
     /// # Errors
-    /// [`Error::ThreadsRunning`], [`Error::AlreadyTaken`]; [`Error::Environment`] and
-    /// [`Error::NotAListener`] name what a parent passed wrongly. A predecessor is told.
+    /// [`Error::ThreadsRunning`], [`Error::AlreadyTaken`]. [`Error::Environment`] and
+    /// [`Error::NotAListener`] name what a parent passed wrongly. On failure a predecessor is told
+    /// why.
     ///
     /// # As process 1
-    /// A generation ends when it has handed over, and with process 1 a container ends. So process 1
-    /// of a pid namespace stays, as a small init that ends with the line, and this returns in a
-    /// child of it, and never there.
+    /// A generation exits when it has handed over, but a container ends when process 1 exits. So
+    /// process 1 of a pid namespace stays as a small init, which ends when the last generation has
+    /// ended. In that case this function returns in a child of the init, and never in process 1
+    /// itself.
     pub fn take() -> Result<Self, Error> {
         Self::take_alone(Variables::Removed)?.with_init_as_process_1()
     }
 
-    /// The same for a program that starts no other programs. It changes nothing in the environment,
-    /// so other threads may run, as those of an allocator that was loaded before the program.
-    /// Process 1 needs one thread all the same.
+    /// Like [`Inheritance::take`], for a program that starts no other programs. It does not change
+    /// the environment, so other threads may run, such as those of a preloaded allocator. Process 1
+    /// must still have only one thread.
     ///
     /// # Errors
     /// As [`Inheritance::take`].
@@ -73,8 +75,8 @@ impl Inheritance {
         Self::take_alone(Variables::Kept)?.with_init_as_process_1()
     }
 
-    /// The same with an init in any case, unless there is one already: for a supervisor that
-    /// watches the one process which it has started, as most do that are not systemd.
+    /// Like [`Inheritance::take`], but always leaves an init behind, unless there already is one.
+    /// For a supervisor that watches only the process that it started, as most do except systemd.
     ///
     /// # Errors
     /// As [`Inheritance::take`].
@@ -86,7 +88,7 @@ impl Inheritance {
         if std::process::id() == 1 { self.with_init() } else { Ok(self) }
     }
 
-    /// Leaves an init behind, unless there is one already.
+    /// Leaves an init process behind, unless there already is one.
     fn with_init(mut self) -> Result<Self, Error> {
         if self.predecessors.predecessor.is_none() {
             sys::process::require_one_thread()?;
@@ -128,42 +130,43 @@ impl Inheritance {
         }
     }
 
-    /// The ordinal of this process in its line.
+    /// Returns the generation number of this process.
     #[must_use]
     pub const fn generation(&self) -> Generation {
         self.generation
     }
 
-    /// Whether another generation serves until this one is ready.
+    /// Returns whether an older generation serves until this one is ready.
     #[must_use]
     pub const fn has_predecessor(&self) -> bool {
         self.predecessors.predecessor.is_some()
     }
 
-    /// Whether standard error is the journal's stream: `JOURNAL_STREAM` is its device and inode,
-    /// systemd.exec(5). A program that was started with its output elsewhere inherits the variable
-    /// all the same.
+    /// Returns whether standard error is the journal's stream. `JOURNAL_STREAM` holds the device
+    /// and inode of that stream, systemd.exec(5). The comparison is needed because a program
+    /// inherits the variable even if its output goes elsewhere.
     #[must_use]
     pub fn logs_to_journal(&self) -> bool {
         self.journal_stream.is_some()
             && self.journal_stream == sys::fd::device_and_inode(std::io::stderr())
     }
 
-    /// The first folder that the service manager has made for what lives as long as the service,
+    /// Returns the first runtime directory that the service manager created for the service,
     /// systemd.exec(5).
     #[must_use]
     pub fn runtime_directory(&self) -> Option<&Path> {
         self.runtime_directory.as_deref()
     }
 
-    /// Tells the predecessor, if there is one, why this process cannot serve. It serves on.
+    /// Tells the predecessor, if there is one, why this process cannot serve. The predecessor keeps
+    /// serving.
     pub fn refuse(self, reason: &dyn Display) {
         if let Some(channel) = self.predecessors.predecessor {
             tell_why(&channel, reason);
         }
     }
 
-    /// With nobody before it.
+    /// Creates the inheritance of a process without a predecessor.
     fn new(
         environment: &Environment,
         generation: Generation,
@@ -188,7 +191,7 @@ impl Inheritance {
     }
 }
 
-/// What only a predecessor can pass.
+/// The part of the inheritance that only a predecessor can pass.
 struct Bequeathed {
     generation: Generation,
     sockets: Vec<Passed>,
@@ -197,15 +200,15 @@ struct Bequeathed {
     coming: Vec<(usize, String)>,
 }
 
-/// Takes what the predecessor passed: our ordinal, the sockets, the channels to those before it and
-/// to the init.
+/// Takes the generation number, the sockets, and the channels to older generations and to the init
+/// from the predecessor.
 fn take_from_predecessor(
     environment: &Environment,
     descriptors: &mut PassedDescriptors,
     channel: &OwnedFd,
 ) -> Result<Bequeathed, Error> {
     let wrong = |why: String| Error::Predecessor { why };
-    // It was sent before the fork, so there is nothing to wait for.
+    // The predecessor sends the welcome before the fork, so there is no need to wait for it.
     let welcome = match receive(channel.as_fd(), &mut Vec::new()) {
         Ok(Received::Message(Message::Welcome(welcome))) => welcome,
         Ok(Received::Message(Message::Unrecognised { version, .. })) => {
@@ -233,13 +236,13 @@ fn take_from_predecessor(
     Ok(Bequeathed { generation, sockets, draining, init, coming: welcome.coming })
 }
 
-/// The ordinal of this process.
+/// Reads the generation number of this process from the environment.
 pub(super) fn ordinal(environment: &Environment) -> Result<Generation, Error> {
     Ok(parse(environment, GENERATION, "the ordinal of a process")?.unwrap_or(Generation::FIRST))
 }
 
-/// Whether the welcome names each descriptor once, and neither one of the first `count` nor the
-/// channel.
+/// Checks that the welcome names each file descriptor once, and neither a socket (one of the first
+/// `count` passed descriptors) nor the channel.
 pub(super) fn check_descriptors(
     welcome: &Welcome,
     count: usize,
@@ -257,14 +260,14 @@ pub(super) fn check_descriptors(
     Ok(())
 }
 
-/// Tells the predecessor why this process cannot serve. If it does not hear, it has ended: nobody
-/// is left to be told.
+/// Tells the predecessor why this process cannot serve. If sending fails, the predecessor has ended
+/// and no longer needs the reason.
 fn tell_why(channel: &OwnedFd, reason: &dyn Display) {
     let packet = Message::Failed { reason: reason.to_string() }.encode();
     let _ = retry(|| send_packet(channel.as_fd(), &packet));
 }
 
-/// The channel to the predecessor, if one started this process.
+/// Returns the channel to the predecessor, if a predecessor started this process.
 fn channel(
     environment: &Environment,
     passed: &PassedDescriptors,
@@ -283,8 +286,8 @@ fn channel(
     Err(bad(CHANNEL, value, why))
 }
 
-/// The descriptor that the environment announces as the channel to the predecessor, beside the
-/// first `count`.
+/// Returns the file descriptor that the environment announces as the channel to the predecessor.
+/// Must not be one of the first `count` passed descriptors, which are sockets.
 pub(super) fn announced_channel(
     environment: &Environment,
     count: usize,
@@ -305,7 +308,7 @@ pub(super) fn announced_channel(
     Ok(Some(descriptor))
 }
 
-/// Checks that an init can be left behind: this process has one thread.
+/// Checks that this process can fork off an init: it must have only one thread.
 ///
 /// # Errors
 /// [`Error::ThreadsRunning`].
@@ -313,7 +316,7 @@ pub fn check_for_init() -> Result<(), Error> {
     sys::process::require_one_thread()
 }
 
-/// The first of the folders that a variable names: systemd joins several by colons.
+/// Returns the first directory of a list that systemd joins by colons, if its path is absolute.
 pub(super) fn first_of(folders: &OsStr) -> Option<PathBuf> {
     let first = folders
         .as_bytes()
@@ -323,8 +326,8 @@ pub(super) fn first_of(folders: &OsStr) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(first)))
 }
 
-/// Where the operator's socket is by default: in the folder that the service manager has made, if
-/// it has.
+/// Returns the runtime directory that the service manager created, if there is one. The control
+/// socket is in it by default.
 #[must_use]
 pub fn runtime_directory() -> Option<PathBuf> {
     first_of(&sys::env::variable(RUNTIME_DIRECTORY)?)

@@ -1,14 +1,14 @@
-//! Stays as a small init while a line lives: reaps, passes signals on to the head, and ends with
-//! its status.
+//! A small init process that stays for the life of the service: it reaps children, forwards signals
+//! to the active generation, and exits with its status.
 //!
-//! When process 1 of a container ends the kernel kills all others (pid_namespaces(7)), and a
-//! supervisor that watches one process takes its end for the service's. So where there is no
-//! systemd to be told of another main process, the first process must stay. It forks before
-//! anything else, and the child is generation 1; every generation is born with the line's end of a
-//! channel, on which the head says that it is. When nobody holds that end any more the line has
-//! ended.
+//! When process 1 of a container ends, the kernel kills all other processes (pid_namespaces(7)). A
+//! supervisor that watches one process takes its end for the end of the service. systemd can be
+//! told of a new main process; without systemd the first process must stay. It forks before
+//! anything else, and the child becomes generation 1. Every generation inherits its end of a
+//! channel to the init, and the active generation announces itself on it. When no process holds
+//! that end any more, all generations have ended.
 //!
-//! It opens nothing, binds nothing, and knows nothing of what is served.
+//! The init opens nothing, binds nothing, and does not know what is served.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,20 +27,20 @@ use crate::sys::init::{Half, end, keep_only, split};
 use crate::sys::signals::HANDOFF;
 use crate::sys::socket::{channel_pair, pause, retry, send_packet, will_pass};
 
-/// What is passed on to the head.
+/// The signals that the init forwards to the active generation.
 const PASSED_ON: [Signal; 5] =
     [Signal::SIGHUP, Signal::SIGUSR2, Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT];
 
-/// Sent by the kernel, and so to the whole foreground of a terminal: the head has it already,
-/// sigaction(2).
+/// The bit that marks a signal from the kernel, sigaction(2). The kernel sends such a signal to all
+/// foreground processes of a terminal, so the active generation already has it.
 const FROM_THE_KERNEL: i32 = 0x80;
 
-/// The line's end of the channel to its init.
+/// The generations' end of the channel to the init.
 #[derive(Debug)]
 pub(crate) struct Init(OwnedFd);
 
 impl Init {
-    /// Leaves an init behind: returns in its child, and never in the process that calls it.
+    /// Forks off an init. Returns in the child, and never in the calling process.
     pub(super) fn leave() -> Result<Self, Error> {
         let failed = || Error::system("stay as an init");
         let (ours, lines) = channel_pair().map_err(failed())?;
@@ -58,30 +58,30 @@ impl Init {
         }
     }
 
-    /// Takes the end that a predecessor passed.
+    /// Wraps the end that a predecessor passed.
     pub(super) const fn inherited(lines: OwnedFd) -> Self {
         Self(lines)
     }
 
-    /// Says that `pid` is the head from now on.
+    /// Tells the init that `pid` is now the active generation.
     pub(crate) fn tell_head(&self, pid: u32) {
         let packet = Message::Head { pid }.encode();
         if let Err(error) = retry(|| send_packet(self.0.as_fd(), &packet)) {
             tracing::warn!(
                 event = "init.unreachable", reason = %error,
-                "the init does not hear who is the head: {error}"
+                "cannot report the new main process to the init: {error}"
             );
         }
     }
 }
 
-/// Writes why the init ends to standard error: this process has no log. A full pipe is not waited
-/// for.
+/// Writes the reason why the init ends to standard error, because the init has no log. Does not
+/// wait for a full pipe.
 fn complain(error: &io::Error) {
     let stderr = io::stderr();
     let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     if nix::poll::poll(&mut room, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
-        // If it fails, the exit code says it alone.
+        // If the write fails, the exit code alone reports the error.
         let _ =
             (&stderr).write_all(format!("handoffd: the init cannot go on: {error}\n").as_bytes());
     }
@@ -93,17 +93,17 @@ impl AsFd for Init {
     }
 }
 
-/// The half that stays.
+/// The process that stays as the init.
 struct Keeper {
     channel: OwnedFd,
-    /// Whether somebody of the line lives.
+    /// Whether any generation still lives.
     line: LineIs,
     signals: SignalFd,
     head: Pid,
-    /// How the head ended: an exit code, or 128 and a signal.
+    /// How the active generation ended: its exit code, or 128 plus the signal number.
     status: Option<i32>,
-    /// What the line was told to stop by. Whoever becomes the head after that is told as well: it
-    /// may have been on its way to be the head when it was.
+    /// The signal that told the service to stop. A generation that becomes active later is sent it
+    /// too: the signal may have arrived while that generation was taking over.
     stop: Option<Signal>,
 }
 
@@ -122,23 +122,25 @@ impl Keeper {
         Ok(Self { channel, line: LineIs::Alive, signals, head: child, status: None, stop: None })
     }
 
-    /// Until the line has ended: with what status its head did.
+    /// Runs until all generations have ended. Returns the exit status of the last active
+    /// generation.
     fn keep(mut self) -> io::Result<i32> {
         loop {
             match self.turn() {
                 Ok(None) => {}
                 Ok(Some(status)) => return Ok(status),
-                // The service ends with this process: it outlives every want that passes.
+                // The service ends with this process, so wait for any temporary shortage to pass.
                 Err(error) if will_pass(&error) => pause(),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Does what there is to do, and waits for more; the status of the head when the line has
-    /// ended.
+    /// Handles everything that is pending, then waits for more. Returns the status of the active
+    /// generation once all generations have ended.
     fn turn(&mut self) -> io::Result<Option<i32>> {
-        // The channel first: it says which process is the head, and so gets the signal.
+        // Read the channel first: it says which process is the active generation and gets the
+        // signal.
         self.hear()?;
         while let Some(signal) = self.signals.read_signal()? {
             self.pass_on(&signal);
@@ -155,7 +157,7 @@ impl Keeper {
         Ok(None)
     }
 
-    /// Takes what the line has said.
+    /// Reads the messages of the generations.
     fn hear(&mut self) -> io::Result<()> {
         while self.line == LineIs::Alive {
             match receive(self.channel.as_fd(), &mut Vec::new()) {
@@ -192,15 +194,16 @@ impl Keeper {
         }
     }
 
-    /// To the head, unless it has been reaped: until then its number is nobody else's.
+    /// Sends a signal to the active generation, unless it has been reaped. Until it is reaped, its
+    /// pid cannot be reused.
     fn send(&self, signal: Signal) {
         if self.status.is_none() {
-            // It may have ended; then its end is on the way.
+            // If the process has already ended, its exit status follows.
             let _ = kill(self.head, signal);
         }
     }
 
-    /// Reaps whatever has ended: the line's own, and orphans.
+    /// Reaps every child that has ended: generations and orphans.
     fn reap(&mut self) -> io::Result<()> {
         loop {
             let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {

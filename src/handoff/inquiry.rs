@@ -1,34 +1,34 @@
-//! Remembers what a neighbour was asked of how it stands, and what it has answered.
+//! The status requests sent to another generation, and its answers.
 //!
-//! One question at a time, and one answer to each: nobody is flooded, and whoever is stuck is
-//! simply not heard. A neighbour of a version that does not know the question says so once, and is
-//! not asked again.
+//! Only one request is open at a time. A busy generation is not flooded with requests, and a stuck
+//! generation just leaves its request unanswered. A generation of an older version that does not
+//! know the request says so once, and is not asked again.
 
 use super::message::{ASK, Message};
 use crate::report::{Report, Standing};
 
-/// What is known of one neighbour.
+/// What this process knows about the status of another generation.
 #[derive(Debug, Default)]
 pub(crate) struct Inquiry {
     answer: Answer,
-    /// What it has said last.
+    /// The last report of that generation.
     report: Option<Box<Report>>,
 }
 
-/// Whether an answer is owed.
+/// Whether an answer is expected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Answer {
-    /// Nothing was asked, or it was answered.
+    /// No request was sent, or it was answered.
     #[default]
     None,
-    /// It was asked.
+    /// A request was sent.
     Due,
-    /// It does not know how.
+    /// The generation does not know the request.
     Never,
 }
 
 impl Inquiry {
-    /// The question, unless it is open already or would be in vain.
+    /// Returns the request to send, unless one is open or the generation does not know it.
     pub(super) fn question(&mut self) -> Option<Message> {
         (self.answer == Answer::None).then(|| {
             self.answer = Answer::Due;
@@ -36,22 +36,22 @@ impl Inquiry {
         })
     }
 
-    /// Whether an answer is owed.
+    /// Returns whether an answer is expected.
     pub(crate) fn is_due(&self) -> bool {
         self.answer == Answer::Due
     }
 
-    /// What it has said last.
+    /// Returns the last report.
     pub(crate) fn report(&self) -> Option<&Report> {
         self.report.as_deref()
     }
 
-    /// The same, when nothing more will come.
+    /// Returns the last report when no more reports will come.
     pub(super) fn into_report(self) -> Option<Box<Report>> {
         self.report
     }
 
-    /// Takes an answer; gives back what is none.
+    /// Stores an answer. Gives the message back if it is not an answer.
     pub(super) fn hear(&mut self, message: Message) -> Result<(), Message> {
         if matches!(&message, Message::Unknown { kind } if kind == ASK) {
             self.answer = Answer::Never;
@@ -63,12 +63,12 @@ impl Inquiry {
         Ok(())
     }
 
-    /// Takes what somebody else was told.
+    /// Stores a report that arrived by another way.
     pub(super) fn remember(&mut self, report: Box<Report>) {
         self.report = Some(report);
     }
 
-    /// From now on somebody else is told.
+    /// Marks the state as unknown, because further reports go to another process.
     pub(super) fn leave(&mut self) {
         if let Some(report) = &mut self.report {
             report.state = Standing::Unknown;

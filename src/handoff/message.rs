@@ -1,10 +1,9 @@
-//! Encodes what generations say to each other: one packet a message, lines of `KEY=value`, like
-//! sd_notify(3).
+//! The messages between generations: one packet each, lines of `KEY=value`, like sd_notify(3).
 //!
-//! Every packet opens with the version and the kind. Lines with a key that is not known are passed
-//! over, so that a message can grow; a kind or a version that is not known is answered, not fatal
-//! ([`Message::Unknown`]). Text holds no line breaks: they become spaces. Who says what when is in
-//! `docs/protocol.md`.
+//! Every packet begins with the version and the kind. Unknown keys are ignored, so a later version
+//! can add keys to a message. An unknown kind or version is answered ([`Message::Unknown`]) and is
+//! not fatal. Values hold no line breaks: they become spaces. `docs/protocol.md` says which
+//! generation sends which message when.
 
 use std::collections::VecDeque;
 use std::fmt::{Display, Write as _};
@@ -17,97 +16,105 @@ use crate::net::Binding;
 use crate::report::{Counters, Report};
 use crate::sys::spawn::Words;
 
-/// The version that is spoken here.
+/// The protocol version of this program.
 pub(crate) const VERSION: u32 = 1;
 
-/// Characters of a reason that are sent: it is one line of a log, and a packet has its bounds.
+/// How many characters of a reason are sent. A reason is one line of a log and must fit into a
+/// packet.
 const REASON_MAX: usize = 4000;
 
-/// The kind of [`Message::Ask`], which an older version answers as unknown.
+/// The kind of [`Message::Ask`]. Older versions answer it with [`Message::Unknown`].
 pub(super) const ASK: &str = "ask";
 
-/// What the processes between fork and exec say, as [`Message::encode`] would write it: they cannot
-/// allocate.
+/// The messages of the processes between fork and exec, in the form of [`Message::encode`]. They
+/// are constants because those processes cannot allocate.
 pub(crate) const WORDS: Words = Words {
     born: b"VERSION=1\nKIND=born\nPID=",
     fork_failed: b"VERSION=1\nKIND=fork-failed\nERRNO=",
     exec_failed: b"VERSION=1\nKIND=exec-failed\nERRNO=",
 };
 
-/// One packet.
+/// A message in one packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
-    /// Predecessor to successor, the first packet: what a descriptor cannot tell.
+    /// Predecessor to successor, the first packet: everything that a file descriptor does not say
+    /// about itself.
     Welcome(Welcome),
-    /// Predecessor to successor: I have retired, the line is yours. With a hangup that came too
-    /// late for me.
+    /// Predecessor to successor: the predecessor has retired, and the successor is the active
+    /// generation. Says whether a reload was requested too late for the predecessor.
     Committed(Hangup),
-    /// The same, from one that was told to stop: it will not take the line back.
+    /// Like [`Message::Committed`], from a predecessor that was told to stop. It will not become
+    /// active again.
     CommittedForGood(Hangup),
-    /// Predecessor to successor, just before that: what those before us have done that have ended.
+    /// Predecessor to successor, just before committing: the counters of the older generations that
+    /// have ended.
     Counted(Box<Counters>),
-    /// Predecessor to successor, with that: how one before us stands that has not ended, by its
-    /// last word to us.
+    /// Predecessor to successor, just before committing: the last report of an older generation
+    /// that has not ended.
     Draining(Box<Report>),
-    /// Predecessor to successor, before that as well: connections will come by the channel that
-    /// goes with this, in the words of this version.
+    /// Predecessor to successor, before committing: connections will be carried over the attached
+    /// channel, in this version of the carry protocol.
     Carry { version: u32 },
-    /// Predecessor to successor: stop; the whole line does.
+    /// Predecessor to successor: stop. Sent when the service stops, and when a handoff fails or is
+    /// rolled back.
     Stop,
-    /// From the process that is about to become the successor: which one it is, the kernel says.
+    /// From the process that is about to become the successor. The kernel says which process that
+    /// is.
     Born,
-    /// From the process in the middle: the second fork failed.
+    /// From the process between predecessor and successor: the second fork failed.
     ForkFailed { errno: i32 },
-    /// From the process that could not become the successor.
+    /// From the process that could not become the successor: the exec failed.
     ExecFailed { errno: i32 },
-    /// Successor to predecessor: I accept. The descriptors that I closed because nothing claims
-    /// them, and those among them whose clients a new listener of mine gets when you close them.
+    /// Successor to predecessor: the successor accepts connections. `closed` holds the file
+    /// descriptors that it closed because no listener claims them. `replaced` holds those among
+    /// them whose clients a new listener gets once the predecessor closes them.
     Ready { closed: Vec<RawFd>, replaced: Vec<RawFd> },
-    /// Successor to predecessor: I cannot serve, and why.
+    /// Successor to predecessor: the successor cannot serve, with the reason.
     Failed { reason: String },
-    /// Successor to predecessor: I was told to stop while on probation; serve on.
+    /// Successor to predecessor: the successor was told to stop while on probation, so the
+    /// predecessor must keep serving.
     Rollback,
-    /// The newest generation to all that drain: the line is told to stop, never accept again.
+    /// Newest generation to all that drain: the service stops, so never accept again.
     Stopping,
-    /// From one that retires to all older ones: nobody listens any more on these sockets, by their
-    /// `SO_COOKIE`, socket(7).
+    /// From a retiring generation to all older ones: no process listens on these sockets any more.
+    /// They are named by their `SO_COOKIE`, socket(7).
     GivenUp { sockets: Vec<u64> },
-    /// The newest generation to one that drains: too many of us, cut your drain short.
+    /// Newest generation to a draining one: cut the drain short, because there are too many
+    /// generations.
     Cut,
-    /// The head to the init, if there is one: I am the head, or this one is.
+    /// Active generation to the init, if there is one: the process `pid` is the active generation.
     Head { pid: u32 },
-    /// The head to any other: how do you stand?
+    /// Active generation to another one: report your status.
     Ask,
-    /// In answer to that.
+    /// The answer to [`Message::Ask`].
     Report(Box<Report>),
-    /// Either way: the message is too long for a packet, and is the content of the file that goes
-    /// with this.
+    /// In both directions: the message is too long for a packet, and is in the attached file.
     File,
-    /// To whoever sent it: I do not know this kind.
+    /// The answer to a message of an unknown kind.
     Unknown { kind: String },
-    /// Not sent; what any packet of an unknown version or kind becomes.
+    /// Never sent: the result of decoding a packet of an unknown version or kind.
     Unrecognised { version: u32, kind: String },
 }
 
-/// What a successor is told at birth.
+/// Everything that a successor is told when it starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Welcome {
-    /// The sockets, by their place among the passed ones, that the line bound itself.
+    /// The sockets that a generation bound itself, by their index among the passed sockets.
     pub(crate) bound: Vec<(usize, Binding)>,
-    /// The generations before the predecessor that still drain, each with the descriptor of the
-    /// channel to it.
+    /// The generations before the predecessor that still drain, each with the file descriptor of
+    /// the channel to it.
     pub(crate) draining: Vec<(Generation, RawFd)>,
-    /// The descriptor of the channel to the init, if there is one.
+    /// The file descriptor of the channel to the init, if there is one.
     pub(crate) init: Option<RawFd>,
-    /// How many connections there are that may be carried to it, by the name of their listener,
-    /// where their number is limited.
+    /// How many connections may be carried to the successor, with the name of their listener. Only
+    /// for listeners with a connection limit.
     pub(crate) coming: Vec<(usize, String)>,
-    /// The names of the passed sockets. Not in `LISTEN_FDNAMES`: a variable holds at most 128 KiB,
-    /// execve(2).
+    /// The names of the passed sockets. They are not in `LISTEN_FDNAMES` because a variable holds
+    /// at most 128 KiB, execve(2).
     pub(crate) names: Vec<String>,
 }
 
-/// Whether a hangup waits to be acted on. However many come, they are one.
+/// Whether a reload request (SIGHUP) waits to be handled. Several requests count as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub(crate) enum Hangup {
     #[default]
@@ -116,7 +123,7 @@ pub(crate) enum Hangup {
 }
 
 impl Message {
-    /// The packet.
+    /// Returns the packet of this message.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut packet = Packet(format!("VERSION={VERSION}\nKIND={}\n", self.kind()));
         match self {
@@ -201,7 +208,7 @@ impl Message {
     /// Reads a packet.
     ///
     /// # Errors
-    /// Why it is not a message at all: garbage, or half of one.
+    /// Says why the packet is not a valid message: it is garbage or incomplete.
     pub(crate) fn decode(packet: &[u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(packet)
             .map_err(|_| format!("{} bytes that are not text", packet.len()))?;
@@ -284,7 +291,7 @@ impl Packet {
     }
 }
 
-/// A packet that is being read: what is left of its lines.
+/// The lines of a packet that have not been read yet.
 struct Fields<'a>(VecDeque<(&'a str, &'a str)>);
 
 impl<'a> Fields<'a> {
@@ -311,7 +318,7 @@ impl<'a> Fields<'a> {
         text.parse().map_err(|_| format!("{key}={text:?}"))
     }
 
-    /// Those of all lines with that key, in their order.
+    /// Takes the values of all lines with this key, in their order.
     fn all<N: std::str::FromStr>(&mut self, key: &str) -> Result<Vec<N>, String> {
         let texts = std::iter::from_fn(|| self.take(key));
         texts.map(|text| text.parse().map_err(|_| format!("{key}={}", excerpt(text)))).collect()
@@ -322,7 +329,7 @@ impl<'a> Fields<'a> {
         serde_json::from_str(text).map_err(|error| format!("{key}={}: {error}", excerpt(text)))
     }
 
-    /// Two values in one line, the first without a space.
+    /// Takes a line with two values. The first value contains no space.
     fn pair<A: std::str::FromStr, B: std::str::FromStr>(
         &mut self,
         key: &str,
@@ -333,7 +340,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The beginning of what cannot be read, for an error that is one line of a log.
+/// Returns the beginning of unreadable text, short enough for an error in one line of a log.
 fn excerpt(text: &str) -> String {
     const SHOWN: usize = 100;
     let shown: String = text.chars().take(SHOWN).collect();

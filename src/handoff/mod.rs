@@ -1,9 +1,9 @@
-//! Passes a line of processes on: what one is born with, what it says to the one before and the one
-//! after it.
+//! Communication between generations: what a process inherits at start, and the messages that it
+//! exchanges with its predecessor and its successor.
 //!
-//! Both halves of the protocol lie side by side: [`Successor`] is what a predecessor holds of the
-//! process that it starts, [`Predecessors`] what a successor holds of those before it.
-//! `docs/protocol.md` has the packets.
+//! Both ends of the protocol are in this module. A predecessor holds a [`Successor`] for the
+//! process that it starts. A successor holds [`Predecessors`] for all older generations.
+//! `docs/protocol.md` describes the packets.
 
 mod channel;
 #[cfg(any(fuzzing, test))]

@@ -1,8 +1,7 @@
-//! Adopts the sockets that a parent or a predecessor has passed: descriptors from 3 up,
-//! sd_listen_fds(3).
+//! The sockets that a parent or a predecessor passes: file descriptors from 3 up, sd_listen_fds(3).
 //!
-//! They are taken only when they are meant for this very process, and each is checked. Which
-//! listener is which is decided in [`crate::net::ListenerSet`].
+//! Sockets are taken only if they are meant for this process, and each one is checked.
+//! [`crate::net::ListenerSet`] decides which socket belongs to which listener.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -19,12 +18,11 @@ use crate::sys::env::Environment;
 use crate::sys::fd::{FIRST_PASSED, PassedDescriptors};
 use crate::sys::process::PidFd;
 
-/// More descriptors than a process can have cannot have been passed: `fs.nr_open` is 2^20 by
-/// default.
+/// The most file descriptors that a process can have by default: `fs.nr_open` is 2^20.
 const DESCRIPTORS_MAX: usize = 1 << 20;
 
-/// How many descriptors were passed to this process, all of which are open; 0 when they are meant
-/// for another.
+/// Returns how many file descriptors were passed to this process, after checking that all are open.
+/// Returns 0 if they are meant for another process.
 pub(super) fn count(environment: &Environment) -> Result<usize, Error> {
     let count = announced(environment)?;
     for index in 0..count {
@@ -37,7 +35,7 @@ pub(super) fn count(environment: &Environment) -> Result<usize, Error> {
     Ok(count)
 }
 
-/// How many descriptors the environment announces to this process.
+/// Returns how many file descriptors the environment announces to this process.
 pub(super) fn announced(environment: &Environment) -> Result<usize, Error> {
     let Some(value) = environment.get(LISTEN_FDS) else { return Ok(0) };
     if environment.get(CHANNEL).is_none() && !is_meant_for_us(environment)? {
@@ -48,12 +46,12 @@ pub(super) fn announced(environment: &Environment) -> Result<usize, Error> {
     count.ok_or_else(|| bad(LISTEN_FDS, value, "expected how many descriptors are passed"))
 }
 
-/// Whether the parent means this very process. A process that it started inherits the variables
-/// with the old pid.
+/// Returns whether the parent means this process. A child of the intended process inherits the
+/// variables too, with the pid of its parent.
 fn is_meant_for_us(environment: &Environment) -> Result<bool, Error> {
     let ours = std::process::id();
-    // Anything that is not our pid is somebody else's, also what is no pid at all: never adopt on
-    // trust.
+    // If the value is not our pid, or not a pid at all, the sockets are meant for another process.
+    // Never adopt them on trust.
     if environment.get(LISTEN_PID).and_then(OsStr::to_str).and_then(|text| text.parse().ok())
         != Some(ours)
     {
@@ -67,15 +65,15 @@ fn is_meant_for_us(environment: &Environment) -> Result<bool, Error> {
     Ok(inode.is_none_or(|inode| inode == id))
 }
 
-/// Whether `descriptor` is one of the first `count` that are passed.
+/// Returns whether `descriptor` is one of the first `count` passed ones.
 pub(super) fn is_passed(count: usize, descriptor: RawFd) -> bool {
-    // Whatever the environment says: the lowest number there is has none three below it.
+    // Use a checked subtraction: the environment may name any number, even the lowest `RawFd`.
     let place = descriptor.checked_sub(FIRST_PASSED).and_then(|place| usize::try_from(place).ok());
     place.is_some_and(|place| place < count)
 }
 
-/// Turns what was passed into sockets with names and origins, or names the first that cannot be
-/// one.
+/// Turns the passed file descriptors into sockets with names and origins. Returns an error for the
+/// first one that is not a listening socket.
 pub(super) fn adopt(
     environment: &Environment,
     descriptors: &mut PassedDescriptors,
@@ -87,7 +85,7 @@ pub(super) fn adopt(
     taken.map(|(fd, (name, origin))| Passed::check(fd, name, origin)).collect()
 }
 
-/// The name and the origin of each descriptor, in their order.
+/// Returns the name and the origin of each passed file descriptor, in their order.
 pub(super) fn identities(
     environment: &Environment,
     count: usize,
@@ -97,7 +95,7 @@ pub(super) fn identities(
         return Ok(Vec::new());
     }
     let names = match welcome.names.len() {
-        // A parent names them by a variable, a predecessor in its welcome.
+        // A parent names the sockets in a variable, a predecessor in its welcome.
         0 => names(environment, count)?,
         named if named == count => welcome.names.iter().cloned().map(Some).collect(),
         named => {
@@ -112,8 +110,8 @@ pub(super) fn identities(
         let stored = name.as_deref().and_then(StoredName::parse);
         match (bound, stored) {
             (Some(binding), _) => (name, Origin::Bound((*binding).clone())),
-            // It comes back from the service manager's store: a process of ours, now dead, has
-            // bound it.
+            // The socket comes from the service manager's file descriptor store. A dead generation
+            // had bound it.
             (None, Some((stored, binding))) => (Some(stored.to_owned()), Origin::Bound(binding)),
             (None, None) => (name, Origin::Inherited),
         }
@@ -121,8 +119,8 @@ pub(super) fn identities(
     Ok(identities.collect())
 }
 
-/// The names of the passed descriptors. `unknown` and the empty name are what systemd calls those
-/// without one.
+/// Returns the names of the passed file descriptors. systemd calls unnamed ones `unknown` or leaves
+/// the name empty.
 fn names(environment: &Environment, count: usize) -> Result<Vec<Option<String>>, Error> {
     let Some(value) = environment.get(LISTEN_FDNAMES) else { return Ok(vec![None; count]) };
     let text = value.to_str().ok_or_else(|| bad(LISTEN_FDNAMES, value, "expected text"))?;

@@ -1,11 +1,10 @@
-//! Holds the channels to the generations before this one: the predecessor, and those that still
-//! drain.
+//! The channels to older generations: the predecessor, and the generations that still drain.
 //!
-//! Every generation keeps, until it ends, its end of the channel to each older one that lives, and
-//! hands a copy to its successor at birth. So the newest generation can speak to all of them, and
-//! an old one sees the end of its channel only when nobody after it is left. What an older
-//! generation says that has retired, the head of the line reads and nobody else: several hold the
-//! channel, and a packet is read once ([`Attention`]).
+//! Every generation keeps its end of the channel to each older living generation until it exits,
+//! and passes a copy to its successor. So the newest generation can reach all of them. An old
+//! generation sees its channel end only when no newer generation is left. Several processes hold
+//! the channel to a retired generation, but a packet can be read only once. So only the active
+//! generation reads these channels ([`Attention`]).
 
 use std::future::poll_fn;
 use std::io;
@@ -19,32 +18,32 @@ use crate::generation::Generation;
 use crate::report::{Counters, Report, Standing};
 use crate::text::one_line;
 
-/// Generations that drain, each with the channel to it.
+/// The draining generations, each with the channel to it.
 pub(super) type Draining = Vec<(Generation, OwnedFd)>;
 
-/// The channels as they were inherited, before there is a runtime.
+/// The channels as they were inherited, before a tokio runtime exists.
 #[derive(Debug, Default)]
 pub(crate) struct Unconnected {
-    /// Generations before the predecessor, the oldest first.
+    /// The generations before the predecessor, the oldest first.
     pub(super) draining: Draining,
-    /// The predecessor.
+    /// The channel to the predecessor.
     pub(super) predecessor: Option<OwnedFd>,
 }
 
-/// All living generations before this one.
+/// All older generations that live.
 #[derive(Debug)]
 pub(crate) struct Predecessors {
-    /// The oldest first.
+    /// The oldest generation first.
     older: Vec<Older>,
     attention: Attention,
 }
 
-/// Whom this process listens to.
+/// The generations whose messages this process reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attention {
-    /// Its predecessor: another process is the head of the line.
+    /// Only the predecessor, because another process is the active generation.
     Predecessor,
-    /// All: it is the head itself.
+    /// All older generations, because this process is the active generation.
     All,
 }
 
@@ -67,83 +66,85 @@ impl Older {
     }
 }
 
-/// What an older generation is to this one.
+/// The relation of an older generation to this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
-    /// It serves, and this one is on probation.
+    /// The older generation serves, and this one is on probation.
     Predecessor,
-    /// It has retired.
+    /// The older generation has retired.
     Draining,
 }
 
-/// What came from an older generation.
+/// An event from an older generation.
 #[derive(Debug)]
 pub(crate) enum PredecessorEvent {
     /// The predecessor has retired.
     Committed(Hangup),
-    /// The same, and it was told to stop.
+    /// The predecessor has retired because it was told to stop.
     CommittedForGood(Hangup),
     /// The predecessor died before it retired.
     Lost,
-    /// The predecessor wants the line to stop.
+    /// The predecessor wants this process to stop.
     Stop,
-    /// The predecessor asks how this process stands.
+    /// The predecessor asks for the status of this process.
     Asked,
-    /// The predecessor knows what those before it have done.
+    /// The counters of the generations before the predecessor that have ended.
     Counted(Box<Counters>),
-    /// The predecessor knows this of one before it that has not ended.
+    /// The last report of a generation before the predecessor that has not ended.
     Draining(Box<Report>),
-    /// The predecessor will carry its connections by this channel, in words of this version.
+    /// The predecessor will carry its connections over this channel, in this version of the carry
+    /// protocol.
     Carrying(u32, OwnedFd),
-    /// One that drains has said how it stands.
+    /// A draining generation has reported its status.
     Reported,
-    /// One that drained has ended. What it said last, to this process or the predecessor; nothing
-    /// if it had ended before.
+    /// A draining generation has ended. Holds its last report to this process or to the
+    /// predecessor, if there was one.
     Ended(Generation, Option<Box<Report>>),
 }
 
 impl Predecessors {
-    /// Must be called in a tokio runtime.
+    /// Connects the inherited channels. Must be called in a tokio runtime.
     pub(crate) fn connect(inherited: Unconnected, ours: Generation) -> io::Result<Self> {
         let mut older = Vec::new();
         for (generation, channel) in inherited.draining {
             older.push(Older::new(generation, channel, Role::Draining)?);
         }
         if let Some(channel) = inherited.predecessor {
-            // Its number is only for the log; the line numbers by one.
+            // The number is only for the log. A predecessor's number is always one less than ours.
             let generation = ours.previous();
             older.push(Older::new(generation, channel, Role::Predecessor)?);
         }
         Ok(Self { older, attention: Attention::Predecessor })
     }
 
-    /// Whether this process is a successor.
+    /// Returns whether this process still has a predecessor that serves.
     pub(crate) fn has_predecessor(&self) -> bool {
         self.older.iter().any(|older| older.role == Role::Predecessor)
     }
 
-    /// How many older generations live, by the word of the kernel and their own.
+    /// Returns how many older generations live, as their last reports and the kernel tell.
     pub(crate) fn count(&self) -> usize {
         self.older.iter().filter(|older| !older.is_over()).count()
     }
 
-    /// Whether the last of them has ended, by the word of those that were listened to.
+    /// Returns whether all older generations have ended, as far as the messages read so far tell.
     pub(crate) fn is_empty(&self) -> bool {
         self.older.is_empty()
     }
 
-    /// Listens to all of them, as the head of the line does.
+    /// Starts reading from all older generations, as the active generation does.
     pub(crate) fn attend(&mut self) {
         self.attention = Attention::All;
     }
 
-    /// Leaves those that drain to the next head, which hears from now on what they say.
+    /// Leaves the draining generations to the next active generation, which reads their messages
+    /// from now on.
     pub(crate) fn leave(&mut self) {
         self.attention = Attention::Predecessor;
         self.older.iter_mut().for_each(|older| older.inquiry.leave());
     }
 
-    /// Asks those that drain how they stand.
+    /// Asks the draining generations for their status.
     pub(crate) fn ask(&mut self) {
         for older in &mut self.older {
             if let Some(question) = older.inquiry.question() {
@@ -152,7 +153,8 @@ impl Predecessors {
         }
     }
 
-    /// Takes what one that drains has said to the predecessor, when that was the head.
+    /// Stores a report that a draining generation sent to the predecessor while the predecessor was
+    /// the active generation.
     pub(crate) fn remember(&mut self, report: Box<Report>) {
         if let Some(older) =
             self.older.iter_mut().find(|older| older.generation == report.generation)
@@ -161,49 +163,51 @@ impl Predecessors {
         }
     }
 
-    /// What each that drains has said last, the newest first: none when it has never said anything.
+    /// Returns what is known of each older generation, the newest first.
     pub(crate) fn reports(&self) -> impl Iterator<Item = (Generation, &Inquiry)> {
         self.older.iter().rev().map(|older| (older.generation, &older.inquiry))
     }
 
-    /// The channels, for a successor to be born with.
+    /// Returns the channels to pass to a successor.
     pub(crate) fn channels(&self) -> impl Iterator<Item = (Generation, BorrowedFd<'_>)> {
         self.older.iter().map(|older| (older.generation, older.channel.as_fd()))
     }
 
-    /// Tells the predecessor. When it cannot hear, its end is on the way and will be received.
+    /// Sends a message to the predecessor. If sending fails, the predecessor has ended, which the
+    /// next receive reports.
     pub(crate) fn tell_predecessor(&self, message: &Message) {
         for older in self.older.iter().filter(|older| older.role == Role::Predecessor) {
             older.tell(message);
         }
     }
 
-    /// Tells all of them.
+    /// Sends a message to all older generations.
     pub(crate) fn tell_all(&self, message: &Message) {
         self.older.iter().for_each(|older| older.tell(message));
     }
 
-    /// Closes our ends of all channels: from now on the others' lives decide what the older
-    /// generations hear.
+    /// Closes our ends of all channels. The older generations now depend on the other processes
+    /// that hold those channels.
     pub(crate) fn let_go(&mut self) {
         self.older.clear();
     }
 
-    /// Tells the oldest ones to cut their drain short, so that no more than `keep` go on. Those
-    /// that have ended do not count, although their ends may not be heard here yet.
+    /// Tells the oldest generations to cut their drain short, so that at most `keep` continue.
+    /// Generations that have ended do not count, even if this process has not noticed their end
+    /// yet.
     pub(crate) fn cut_all_but(&self, keep: usize) {
         let left: Vec<_> = self.older.iter().filter(|older| !older.is_over()).collect();
         let excess = left.len().saturating_sub(keep);
         for older in &left[..excess] {
             tracing::warn!(
                 event = "drain.cut_short", generation_cut = %older.generation,
-                "too many generations: told the oldest to cut its drain short"
+                "told the oldest generation to cut its drain short: too many generations"
             );
             older.tell(&Message::Cut);
         }
     }
 
-    /// The next thing that matters. Pends for ever when no older generation lives. Cancel safe.
+    /// Waits for the next event. Waits forever if no older generation lives. Cancel safe.
     pub(crate) async fn next(&mut self) -> PredecessorEvent {
         poll_fn(|cx| {
             let mut place = 0;
@@ -242,7 +246,7 @@ fn ready<T>(poll: Poll<T>) -> Option<T> {
     }
 }
 
-/// What a packet of an older generation comes to.
+/// The effect of a packet from an older generation.
 enum Taken {
     Event(PredecessorEvent),
     Nothing,
@@ -279,14 +283,14 @@ impl Older {
             Received::Message(Message::Ask) if self.role == Role::Predecessor => {
                 Taken::Event(PredecessorEvent::Asked)
             }
-            // A descriptor that nobody asked for is closed.
+            // A file descriptor that was not asked for is closed.
             Received::Message(message) | Received::Passed(message, _) => {
                 match self.inquiry.hear(message) {
                     Ok(()) => Taken::Event(PredecessorEvent::Reported),
                     Err(message) => {
                         tracing::debug!(
                             event = "message.unexpected", from = %self.generation, ?message,
-                            "passed over a message of an older generation"
+                            "ignored an unexpected message from an older generation"
                         );
                         Taken::Nothing
                     }
@@ -296,22 +300,23 @@ impl Older {
                 let why = one_line(&why);
                 tracing::warn!(
                     event = "message.invalid", from = %self.generation, why,
-                    "an older generation sent what is not a message; no longer listening to it"
+                    "an older generation sent an invalid message: ignoring it from now on"
                 );
                 Taken::End(self.role)
             }
             Received::End => {
                 tracing::debug!(
                     event = "generation.gone", ended = %self.generation,
-                    "an older generation is gone"
+                    "an older generation has ended"
                 );
                 Taken::End(self.role)
             }
         }
     }
 
-    /// Whether it has ended, or is about to: it has said its last word. The kernel is asked, for
-    /// whoever is not the head does not hear of an end.
+    /// Returns whether this generation has ended, or has sent its last report and is about to end.
+    /// Asks the kernel too, because a process that is not the active generation does not read the
+    /// channel.
     fn is_over(&self) -> bool {
         let has_said_so = self.inquiry.report().is_some_and(|last| last.state == Standing::Stopped);
         has_said_so || self.channel.is_over()
@@ -321,7 +326,7 @@ impl Older {
         if let Err(error) = self.channel.send(message) {
             tracing::debug!(
                 event = "generation.unreachable", to = %self.generation, ?message, %error,
-                "an older generation no longer hears"
+                "cannot send a message to an older generation"
             );
         }
     }

@@ -1,7 +1,8 @@
-//! Is what a successor is started with: the same as this process was, resolved anew.
+//! The program to start as a successor: same path, arguments and environment as this process.
 //!
-//! Path, arguments and environment are those of the birth, less what was taken out; what a service
-//! manager has said is passed on. Nothing grows from generation to generation.
+//! The path is resolved again at each start, so it may lead to a new binary. The environment is the
+//! original one without the variables of the handoff protocol. The variables of the service manager
+//! are passed on. The environment does not grow from generation to generation.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::RawFd;
@@ -19,16 +20,16 @@ use crate::generation::Generation;
 use crate::sys;
 use crate::sys::env::Environment;
 
-/// What a successor is started with: the same as this process was, resolved anew.
+/// The path, arguments and environment with which a successor is started.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
-    /// The path by which this process was started, absolute, links not followed.
+    /// The absolute path by which this process was started. Links are not resolved.
     path: PathBuf,
-    /// With `argv[0]`.
+    /// All arguments, including `argv[0]`.
     arguments: Vec<CString>,
-    /// As it was at birth, less what was taken out.
+    /// The environment at start, without the variables that were taken out.
     environment: Vec<CString>,
-    /// What was taken out and belongs to the service manager.
+    /// The variables of the service manager, taken out of the environment.
     service_manager: Vec<CString>,
     notify_socket: Option<OsString>,
     numbers: ManagerNumbers,
@@ -38,17 +39,17 @@ pub(crate) struct Program {
 /// How the service manager numbers processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ManagerNumbers {
-    /// As this process does.
+    /// With the same pids as this process.
     Ours,
-    /// In another way: it is in another pid namespace.
+    /// With other pids, because it is in another pid namespace.
     Foreign,
 }
 
 impl Program {
-    /// The one that runs here.
+    /// Returns the program of this process.
     ///
     /// # Errors
-    /// [`Error::Program`]; [`Error::Environment`] for a watchdog that cannot be.
+    /// [`Error::Program`]. [`Error::Environment`] for an invalid watchdog variable.
     pub(super) fn of_this_process(environment: &Environment) -> Result<Self, Error> {
         let watchdog = watchdog(environment)?;
         let notify_socket = environment.get(NOTIFY_SOCKET);
@@ -79,33 +80,33 @@ impl Program {
         })
     }
 
-    /// What will be executed, whatever lies there then.
+    /// Returns the path to execute, whatever file is there by then.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The arguments, `argv[0]` included.
+    /// Returns the arguments, including `argv[0]`.
     pub(crate) fn arguments(&self) -> &[CString] {
         &self.arguments
     }
 
-    /// Where the service manager listens, if there is one.
+    /// Returns the notification socket of the service manager, if there is one.
     pub(crate) fn notify_socket(&self) -> Option<&OsStr> {
         self.notify_socket.as_deref()
     }
 
-    /// How the service manager numbers processes.
+    /// Returns how the service manager numbers processes.
     pub(crate) const fn manager_numbers(&self) -> ManagerNumbers {
         self.numbers
     }
 
-    /// How often the service manager wants to hear that the main process is alive.
+    /// Returns how often the main process must tell the service manager that it is alive.
     pub(crate) const fn watchdog(&self) -> Option<Duration> {
         self.watchdog
     }
 
-    /// The environment of a successor: as this process found its own, with what it is passed in
-    /// place of what this one was. Nothing grows from generation to generation.
+    /// Returns the environment for a successor: the original environment of this process, with the
+    /// handoff variables set for the successor. It does not grow from generation to generation.
     pub(crate) fn environment_for(
         &self,
         generation: Generation,
@@ -122,8 +123,8 @@ impl Program {
     }
 }
 
-/// How often the service manager wants to hear of the main process, sd_watchdog_enabled(3). With a
-/// predecessor the pid is not ours, and the watch is.
+/// Returns how often the main process must tell the service manager that it is alive,
+/// sd_watchdog_enabled(3). A successor is watched too, although `WATCHDOG_PID` is not its pid.
 fn watchdog(environment: &Environment) -> Result<Option<Duration>, Error> {
     let is_ours = environment.get(CHANNEL).is_some()
         || environment

@@ -1,8 +1,8 @@
-//! Starts a successor and holds it: its channel, its process, and what it has said so far.
+//! The successor as its predecessor sees it: how it is started, its channel, and its state.
 //!
-//! Readiness is a message and death is the word of the kernel; how long to wait for either is the
-//! caller's decision. From its first message on the process is held by a descriptor, so that no
-//! signal can reach a stranger.
+//! The successor sends a message when it is ready, and the kernel reports its death. The caller
+//! decides how long to wait for either. From the first message on, a process descriptor refers to
+//! the successor, so a signal cannot hit another process that reuses the pid.
 
 use std::ffi::CString;
 use std::future::poll_fn;
@@ -30,13 +30,13 @@ use crate::sys::socket::channel_pair;
 use crate::sys::spawn::{Launch, launch};
 use crate::text::one_line;
 
-/// What connections that are carried may have queued, if the system allows that much.
+/// Send buffer in bytes for carried connections, if the system allows that much.
 const CARRY_QUEUE: usize = 256 * 1024;
 
 /// How long to wait for the exit status of a process that has closed its end of the channel.
 const DYING: Duration = Duration::from_millis(100);
 
-/// All that a successor is born with.
+/// Everything that is needed to start a successor.
 pub(crate) struct Bequest<'a> {
     pub(crate) program: &'a Program,
     pub(crate) generation: Generation,
@@ -44,8 +44,8 @@ pub(crate) struct Bequest<'a> {
     pub(crate) predecessors: &'a Predecessors,
     pub(crate) init: Option<&'a Init>,
     pub(crate) slot: &'a mut LowSlot,
-    /// How many connections there are that may be carried to it, by the name of their listener,
-    /// where their number is limited; none if there are none to be carried.
+    /// How many connections may be carried to the successor, with the name of their listener. Only
+    /// for listeners with a connection limit. `None` if no connection will be carried.
     pub(crate) coming: Option<Vec<(usize, String)>>,
 }
 
@@ -67,7 +67,7 @@ impl Bequest<'_> {
         }
         let descriptor = number_of(passed.len())?;
         passed.push(self.slot.fill(theirs)?);
-        // Before the fork, so that the successor never has to wait for it.
+        // Send before the fork, so the successor never has to wait for the welcome.
         channel.send(&Message::Welcome(welcome))?;
 
         let program = CString::new(self.program.path().as_os_str().as_bytes())?;
@@ -84,21 +84,22 @@ impl Bequest<'_> {
     }
 }
 
-/// The number under which the descriptor at `place` is passed.
+/// Returns the file descriptor number in the successor for the passed descriptor at index `place`.
 fn number_of(place: usize) -> io::Result<RawFd> {
     RawFd::try_from(place).map(|place| FIRST_PASSED + place).map_err(io::Error::other)
 }
 
-/// The process after this one.
+/// The process that takes over from this one.
 #[derive(Debug)]
 pub(crate) struct Successor {
     channel: Channel,
     program: PathBuf,
-    /// Both ends of a channel for connections, if there are any: made when there is room for it,
-    /// not at the instant of the commit.
+    /// Both ends of the channel for carried connections, if there are any to carry. Created early,
+    /// because creating it may fail and the commit must not.
     carrying: Option<(OwnedFd, OwnedFd)>,
     stage: Stage,
-    /// How long to wait for its exit status, since it closed its end of the channel.
+    /// When to stop waiting for the exit status. Set once the successor has closed its end of the
+    /// channel.
     dying_until: Option<Instant>,
     inquiry: Inquiry,
 }
@@ -107,37 +108,37 @@ pub(crate) struct Successor {
 enum Stage {
     Starting,
     Ready,
-    /// It has taken over, and what becomes of it is no longer our affair; but it may ask how we
-    /// stand.
+    /// The successor has taken over. It no longer affects this process, except that it may ask for
+    /// a status report.
     Released,
 }
 
-/// What came from the successor.
+/// An event from the successor.
 #[derive(Debug)]
 pub(crate) enum SuccessorEvent {
-    /// It accepts. The places, in the listener set that it was given, of what it gave up, and of
-    /// what it replaced.
+    /// The successor accepts connections. `given_up` and `replaced` hold indexes into the listener
+    /// set that it was given.
     Ready { pid: Option<u32>, given_up: Vec<usize>, replaced: Vec<usize> },
-    /// It will never take over, or no longer; why.
+    /// The successor will not take over, or has died, with the reason.
     Lost(HandoffFailure),
-    /// It has taken over, and was told to stop with the whole line.
+    /// The successor has taken over and was told to stop, along with all other generations.
     Stopping,
-    /// Nobody listens any more on these sockets, by their `SO_COOKIE`.
+    /// No process listens on these sockets any more. They are named by their `SO_COOKIE`.
     GivenUp(Vec<u64>),
-    /// There are too many of us: stop draining.
+    /// Cut the drain short, because there are too many generations.
     Cut,
-    /// It asks how we stand.
+    /// The successor asks for the status of this process.
     Asked,
-    /// It has said how it stands.
+    /// The successor has reported its status.
     Reported,
-    /// It has ended, after it was released. Nothing more comes.
+    /// The successor was released and has ended. No more events follow.
     Ended,
 }
 
-/// A channel to carry connections by: our end, and the successor's.
+/// Creates the channel for carried connections: our end and the successor's end.
 fn carry_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = channel_pair()?;
-    // What is owed may be more than a queue has room for that some system has made small.
+    // The default queue may be too small on some systems for all carried connections.
     let _ = socket2::SockRef::from(&ours).set_send_buffer_size(CARRY_QUEUE);
     Ok((ours, theirs))
 }
@@ -145,26 +146,27 @@ fn carry_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// How to end a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// Tell it to stop; it drains what it has accepted.
+    /// Tells the process to stop. It drains the connections that it has accepted.
     Stop,
-    /// Kill it.
+    /// Kills the process.
     Kill,
 }
 
 impl Successor {
-    /// Starts it. What comes of it, [`Successor::next`] tells. Must be called in a tokio runtime,
-    /// and holds the thread for as long as two forks take.
+    /// Starts a successor. [`Successor::next`] reports what becomes of it. Must be called in a
+    /// tokio runtime, and blocks the thread for the duration of two forks.
     ///
     /// # Errors
-    /// [`HandoffFailure::Fork`] when not even a process could be made.
+    /// [`HandoffFailure::Fork`] if no process could be created.
     pub(crate) fn start(bequest: &mut Bequest<'_>) -> Result<Self, HandoffFailure> {
         let failed = |source| HandoffFailure::Fork { source };
         let (ours, theirs) = channel_pair().map_err(failed)?;
         let channel = Channel::to_a_new_process(ours).map_err(failed)?;
         let carrying = bequest.coming.as_ref().map(|_| carry_pair()).transpose().map_err(failed)?;
         let started = bequest.launch(&channel, theirs).map_err(failed);
-        // A copy of the other end that stays in the slot does no harm: the process descriptor tells
-        // of a death. What was started must not be forgotten for it.
+        // A copy of the other end that stays in the slot does no harm, because the process
+        // descriptor reports a death. So the error is only logged and the started successor is
+        // kept.
         if let Err(error) = bequest.slot.clear() {
             tracing::warn!(
                 event = "successor.close_failed", reason = %error,
@@ -182,22 +184,22 @@ impl Successor {
         })
     }
 
-    /// Its process id, once the kernel has said so with its first message.
+    /// Returns the pid, once the kernel has reported it with the first message.
     pub(crate) fn pid(&self) -> Option<u32> {
         self.channel.pid()
     }
 
-    /// Whether it has said that it accepts.
+    /// Returns whether the successor has said that it accepts connections.
     pub(crate) fn is_ready(&self) -> bool {
         self.stage != Stage::Starting
     }
 
-    /// Cares no longer what becomes of it: all that it may still do is ask.
+    /// Releases the successor. From now on it only asks for status reports.
     pub(crate) fn release(&mut self) {
         self.stage = Stage::Released;
     }
 
-    /// Asks it how it stands, if it can answer by now.
+    /// Asks the successor for its status, if it is ready to answer.
     pub(crate) fn ask(&mut self) {
         if self.is_ready() {
             if let Some(question) = self.inquiry.question() {
@@ -206,23 +208,24 @@ impl Successor {
         }
     }
 
-    /// What it has said of how it stands.
+    /// Returns what is known of the successor's status.
     pub(crate) const fn inquiry(&self) -> &Inquiry {
         &self.inquiry
     }
 
-    /// Answers how we stand.
+    /// Sends our status to the successor.
     pub(crate) fn answer(&self, report: Report) {
         self.tell(&Message::Report(Box::new(report)));
     }
 
-    /// The next thing that matters. After [`SuccessorEvent::Lost`] and [`SuccessorEvent::Ended`]
-    /// nothing more comes. Cancel safe.
+    /// Waits for the next event. After [`SuccessorEvent::Lost`] and [`SuccessorEvent::Ended`] no
+    /// more events come. Cancel safe.
     pub(crate) async fn next(&mut self) -> SuccessorEvent {
         loop {
             let received = poll_fn(|cx| self.channel.poll_receive(cx)).await;
             if matches!(received, Received::End) && self.stage != Stage::Released {
-                // Kept, because this future may be dropped and made again more often than that.
+                // Keep the deadline, because this future may be dropped and created again before it
+                // passes.
                 let until = *self.dying_until.get_or_insert_with(|| Instant::now() + DYING);
                 let status = EndStatus(self.channel.exit_status(until).await);
                 return SuccessorEvent::Lost(match self.stage {
@@ -236,27 +239,28 @@ impl Successor {
         }
     }
 
-    /// Tells it what those before us have done that have ended.
+    /// Sends the counters of the older generations that have ended.
     pub(crate) fn counted(&self, counters: Counters) {
         self.tell(&Message::Counted(Box::new(counters)));
     }
 
-    /// Tells it how one before us stands that has not ended.
+    /// Sends the last report of an older generation that has not ended.
     pub(crate) fn draining(&self, report: Report) {
         self.tell(&Message::Draining(Box::new(report)));
     }
 
-    /// Offers to carry our connections to it, in words of this version: our end of the channel to
-    /// do so by, if there are any and it could be told. One that is closed tells that it will not
-    /// have them.
+    /// Offers to carry connections to the successor, in this version of the carry protocol. Returns
+    /// our end of the channel, if one was created and the offer could be sent. If the successor
+    /// closes its end, it takes no connections.
     pub(crate) fn carry(&mut self, version: u32) -> Option<OwnedFd> {
         let (ours, theirs) = self.carrying.take()?;
         match self.channel.pass(&Message::Carry { version }, theirs.as_fd()) {
-            // It is dead, which will be heard: nobody is told to come to an end for it.
+            // After a broken pipe the successor is dead, which the channel reports. Any other error
+            // means that connections are drained.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                 tracing::error!(
                     event = "carry.unavailable", reason = %error,
-                    "no connection can be carried: {error}"
+                    "cannot carry connections: {error}"
                 );
                 None
             }
@@ -264,23 +268,25 @@ impl Successor {
         }
     }
 
-    /// Tells it that the line is its own.
+    /// Tells the successor that it is now the active generation.
     pub(crate) fn commit(&mut self, hangup: Hangup) {
         self.channel.outlive_process();
         self.tell(&Message::Committed(hangup));
     }
 
-    /// The same, and that this generation was told to stop.
+    /// Tells the successor that it is now the active generation, and that this one was told to
+    /// stop.
     pub(crate) fn commit_for_good(&mut self, hangup: Hangup) {
         self.channel.outlive_process();
         self.tell(&Message::CommittedForGood(hangup));
     }
 
-    /// Ends it, unless it has ended.
+    /// Ends the successor, unless it has already ended.
     pub(crate) fn end(&self, fate: Fate) {
-        // By message, for a process that has no handler yet, whose pid is not known yet, or that a
-        // wrapper has forked: it would take the end of the channel for our death, and the line for
-        // its own. By signal, for a program that is none of ours.
+        // The message reaches a process that has no signal handler yet, whose pid is not known yet,
+        // or that a wrapper has forked. Without it, such a process would take the end of the
+        // channel for our death and become the active generation. The signal reaches a program that
+        // is not handoffd.
         self.tell(&Message::Stop);
         let signal = match fate {
             Fate::Stop => Signal::SIGTERM,
@@ -291,20 +297,21 @@ impl Successor {
             Some(Ok(())) => {
                 tracing::debug!(
                     event = "successor.signalled", successor_pid = pid, %signal,
-                    "signalled the successor"
+                    "sent a signal to the successor"
                 )
             }
             Some(Err(error)) => {
                 tracing::debug!(
                     event = "successor.ended", successor_pid = pid, %signal, %error,
-                    "the successor has ended already"
+                    "cannot send a signal to the successor: it has already ended"
                 );
             }
             None => {}
         }
     }
 
-    /// Tells it to stop: whether it says within that time that it does, and leaves the line to us.
+    /// Tells the successor to stop. Returns whether it confirms within the given time that it stops
+    /// and leaves the service to this process.
     pub(crate) async fn gives_back(&mut self, within: Duration) -> bool {
         self.end(Fate::Stop);
         let said = async {
@@ -321,7 +328,7 @@ impl Successor {
         if let Err(error) = self.channel.send(message) {
             tracing::debug!(
                 event = "successor.unreachable", ?message, %error,
-                "the successor no longer hears"
+                "cannot send a message to the successor"
             );
         }
     }
@@ -346,8 +353,8 @@ impl Successor {
                 None
             }
             Received::Message(Message::Ready { closed, replaced }) => {
-                // A wrapper may have forked: the process that says that it is ready is the one that
-                // serves.
+                // A wrapper may have forked. The process that sends the ready message is the one
+                // that serves.
                 self.channel.follow_sender();
                 self.stage = Stage::Ready;
                 let place = |descriptor: &RawFd| {
@@ -373,7 +380,7 @@ impl Successor {
                 Some(SuccessorEvent::GivenUp(sockets))
             }
             Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
-            // No successor passes anything: it is closed.
+            // A successor passes no file descriptors, so one that arrives is closed.
             Received::Message(message) | Received::Passed(message, _) => {
                 match self.inquiry.hear(message) {
                     Ok(()) => Some(SuccessorEvent::Reported),
@@ -381,7 +388,7 @@ impl Successor {
                         tracing::debug!(
                             event = "message.unexpected",
                             ?message,
-                            "passed over a message of the successor"
+                            "ignored an unexpected message from the successor"
                         );
                         None
                     }
@@ -394,7 +401,7 @@ impl Successor {
     }
 }
 
-/// The sockets that the line bound itself, by their place.
+/// Returns the sockets that a generation bound itself, with their index.
 fn bound(listeners: &[&Listener]) -> Vec<(usize, crate::net::Binding)> {
     let bound =
         listeners.iter().enumerate().filter_map(|(place, listener)| match listener.origin() {

@@ -1,7 +1,6 @@
-//! Names the variables of the environment that a process is born with and that mean something here,
-//! and reads them.
+//! The environment variables that have a meaning at start, and how they are read.
 //!
-//! What a variable cannot mean is an error that names it: a process that guesses serves the wrong
+//! An invalid value is an error that names the variable: a process that guesses may serve the wrong
 //! socket.
 
 use std::ffi::OsStr;
@@ -10,33 +9,35 @@ use std::str::FromStr;
 use crate::error::Error;
 use crate::sys::env::Environment;
 
-/// How many descriptors are passed, sd_listen_fds(3).
+/// The number of passed file descriptors, sd_listen_fds(3).
 pub(super) const LISTEN_FDS: &str = "LISTEN_FDS";
-/// Their names, joined by colons.
+/// The names of the passed file descriptors, joined by colons.
 pub(super) const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
-/// For whom they are.
+/// The pid of the process for which the file descriptors are meant.
 pub(super) const LISTEN_PID: &str = "LISTEN_PID";
-/// The same, by the inode of a process descriptor.
+/// The inode of the process descriptor of that process.
 pub(super) const LISTEN_PIDFDID: &str = "LISTEN_PIDFDID";
 /// `VERSION:DESCRIPTOR` of the channel to the predecessor. Private: taken out of the environment at
 /// once.
 pub(super) const CHANNEL: &str = "HANDOFFD_CHANNEL";
-/// The ordinal of this process.
+/// The generation number of this process.
 pub(super) const GENERATION: &str = "HANDOFFD_GENERATION";
-/// Where a service manager listens, sd_notify(3). Kept out of sight, and passed on.
+/// The notification socket of the service manager, sd_notify(3). Hidden from child programs, and
+/// passed to the successor.
 pub(super) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
-/// How often it wants to hear of the main process, sd_watchdog_enabled(3). The same.
+/// How often the service manager expects a sign of life, in microseconds, sd_watchdog_enabled(3).
+/// Hidden from child programs, and passed to the successor.
 pub(super) const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
-/// Whom it watches: the first generation. Those after it are watched in its place, under other
-/// pids.
+/// The pid that the watchdog watches: the first generation. Later generations are watched in its
+/// place under other pids.
 pub(super) const WATCHDOG_PID: &str = "WATCHDOG_PID";
-/// Set when the service manager is in another pid namespace. A later generation may have lost the
-/// ancestor by which the first one has found that.
+/// Set if the service manager is in another pid namespace. The first generation detects this from
+/// its oldest ancestor, which may be gone when a later generation starts.
 pub(super) const FOREIGN_MANAGER: &str = "HANDOFFD_FOREIGN_MANAGER";
-/// Where the service may keep its sockets of control and the like, systemd.exec(5).
+/// The directory in which the service may keep its control socket, systemd.exec(5).
 pub(super) const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
-/// What no program may see that this process starts.
+/// The variables that programs started by this process must not see.
 pub(super) const TAKEN_OUT: [&str; 10] = [
     LISTEN_FDS,
     LISTEN_FDNAMES,
@@ -50,7 +51,7 @@ pub(super) const TAKEN_OUT: [&str; 10] = [
     FOREIGN_MANAGER,
 ];
 
-/// Reads a variable, if it is there.
+/// Parses a variable, if it is set.
 ///
 /// # Errors
 /// [`Error::Environment`], which says what was `expected`.
@@ -64,7 +65,7 @@ pub(super) fn parse<T: FromStr>(
     parsed.map(Some).ok_or_else(|| bad(name, value, format!("expected {expected}")))
 }
 
-/// A variable holds what it cannot mean.
+/// Returns the error for a variable with an invalid value.
 pub(super) fn bad(variable: &'static str, value: &OsStr, why: impl Into<String>) -> Error {
     Error::Environment { variable, value: value.to_string_lossy().into_owned(), why: why.into() }
 }

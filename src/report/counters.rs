@@ -1,29 +1,29 @@
-//! Counts what a line has done, for each listener and each upstream: sums that survive a handoff.
+//! Counters for each listener and each upstream. Their sums survive a handoff.
 //!
-//! Each generation counts for itself, and the head adds up: those that live, and those that have
-//! ended, whose last word was their sums. A successor may be any program, so a sum that is too
-//! large stays at the largest number. Here are only the sums; who counts where is the affair of
-//! `server` and `service`.
+//! Each generation counts for itself. The active generation adds up the counters of living
+//! generations and the last counters of those that have ended. A successor may be any program and
+//! report any number, so a sum that overflows stays at the largest number. This module only holds
+//! the sums: `server` and `service` do the counting.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// All of them, by name.
+/// All counters, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counters {
-    /// By the listener's name.
+    /// Counters of listeners, by the listener's name.
     pub listeners: BTreeMap<String, ListenerCounters>,
-    /// By the listener's name, then by the upstream: its address; for a host name
-    /// `HOST:PORT/ADDRESS`, and `HOST:PORT` for the name itself and the sums of addresses that it
-    /// no longer has.
+    /// Counters of upstreams, by the listener's name, then by the upstream's address. An address of
+    /// a host name is written `HOST:PORT/ADDRESS`. `HOST:PORT` stands for the name itself and for
+    /// the addresses that it no longer has.
     pub upstreams: BTreeMap<String, BTreeMap<String, UpstreamCounters>>,
-    /// How handoffs ended.
+    /// Outcomes of handoffs.
     pub handoffs: HandoffCounters,
 }
 
-/// What came in by one listener.
+/// Counters of one listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ListenerCounters {
@@ -31,28 +31,29 @@ pub struct ListenerCounters {
     pub accepted: u64,
     /// Connections open now.
     pub active: u64,
-    /// How many times no client was accepted: the limit was reached, or no descriptor was left.
+    /// How many times accepting stopped, because the connection limit was reached or no file
+    /// descriptor was left.
     pub limited: u64,
     /// Bytes read from clients.
     pub received: u64,
     /// Bytes written to clients.
     pub sent: u64,
-    /// Connections that were there when a drain began and ended within it.
+    /// Connections that were open when a drain began and ended before its deadline.
     pub drained: u64,
-    /// Connections cut, at a drain's deadline or by a signal.
+    /// Connections cut, at a drain deadline or by a signal.
     pub cut: u64,
     /// Connections that a successor has taken over.
     pub carried: u64,
-    /// Connections that a successor would not take: they were drained.
+    /// Connections that a successor refused to take over. They were drained.
     pub refused: u64,
-    /// Connections that a successor had taken over that died while its predecessor still lived, at
-    /// most: some may have ended before.
+    /// Connections lost with a successor that died after taking them over, while its predecessor
+    /// still lived. An upper bound: some of them may have ended before.
     pub lost: u64,
-    /// Clients refused because their PROXY header was wrong, or did not come in time.
+    /// Clients refused because their PROXY header was invalid or late.
     pub header_errors: u64,
 }
 
-/// What was passed on to one upstream.
+/// Counters of one upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UpstreamCounters {
@@ -60,32 +61,32 @@ pub struct UpstreamCounters {
     pub connected: u64,
     /// Connections open now.
     pub active: u64,
-    /// Connections that were not made: refused, unreachable, too slow.
+    /// Failed attempts to connect: refused, unreachable or too slow.
     pub failed: u64,
-    /// How many times it was passed over from then on, for it had failed too often.
+    /// How many times the upstream was ejected because it failed too often.
     pub ejected: u64,
-    /// Bytes written to it.
+    /// Bytes written to the upstream.
     pub sent: u64,
-    /// Bytes read from it.
+    /// Bytes read from the upstream.
     pub received: u64,
     /// How many times its host name did not resolve.
     pub resolve_failures: u64,
 }
 
-/// How handoffs ended.
+/// Outcomes of handoffs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HandoffCounters {
-    /// The successor took over.
+    /// Handoffs after which the successor serves.
     pub succeeded: u64,
-    /// It did not.
+    /// Handoffs whose successor never became ready.
     pub failed: u64,
-    /// It was ready, and everything was taken back.
+    /// Handoffs that were rolled back after the successor was ready.
     pub rolled_back: u64,
 }
 
 impl Counters {
-    /// Those of a generation that has ended: nothing of it is open now.
+    /// Clears the numbers of open connections, because the generation has ended.
     pub(crate) fn settle(&mut self) {
         self.listeners.values_mut().for_each(|counters| counters.active = 0);
         self.upstreams
@@ -94,7 +95,7 @@ impl Counters {
             .for_each(|counters| counters.active = 0);
     }
 
-    /// Adds those of another generation.
+    /// Adds the counters of another generation.
     pub fn add(&mut self, other: &Self) {
         for (name, counters) in &other.listeners {
             self.listeners.entry(name.clone()).or_default().add(*counters);
@@ -108,9 +109,9 @@ impl Counters {
         self.handoffs.add(other.handoffs);
     }
 
-    /// Adds the sums of addresses that a host name no longer has to those of the name: addresses
-    /// may come and go for as long as generations follow each other. `now` is what the generation
-    /// that serves has counted.
+    /// Adds the counters of addresses that a host name no longer has to those of the name itself.
+    /// Without this the set of addresses could grow with every generation. `now` holds the counters
+    /// of the active generation.
     pub(crate) fn fold_departed(&mut self, now: &Self) {
         for (listener, upstreams) in &mut self.upstreams {
             let Some(now) = now.upstreams.get(listener) else { continue };
@@ -130,9 +131,9 @@ impl Counters {
 }
 
 impl ListenerCounters {
-    /// Adds those of another generation.
+    /// Adds the counters of another generation.
     pub const fn add(&mut self, other: Self) {
-        // All of them by name: a new one is not to be forgotten here.
+        // Name every field, so that the compiler reports a new one that is not added here.
         let Self {
             accepted,
             active,
@@ -161,7 +162,7 @@ impl ListenerCounters {
 }
 
 impl UpstreamCounters {
-    /// Adds those of another generation.
+    /// Adds the counters of another generation.
     pub const fn add(&mut self, other: Self) {
         let Self { connected, active, failed, ejected, sent, received, resolve_failures } = other;
         self.connected = self.connected.saturating_add(connected);
@@ -175,7 +176,7 @@ impl UpstreamCounters {
 }
 
 impl HandoffCounters {
-    /// Adds those of another generation.
+    /// Adds the counters of another generation.
     pub const fn add(&mut self, other: Self) {
         let Self { succeeded, failed, rolled_back } = other;
         self.succeeded = self.succeeded.saturating_add(succeeded);
@@ -237,7 +238,7 @@ mod tests {
         else {
             panic!("counters have names");
         };
-        // Each another number, so that none can stand in for its neighbour.
+        // Use a different number for each field, so that a mix-up of two fields is found.
         let numbers = |times: u64| {
             let all = names
                 .keys()

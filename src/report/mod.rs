@@ -1,9 +1,8 @@
-//! Says how a generation stands, and a whole line: what generations tell each other, and an
-//! operator.
+//! Status reports: what generations tell each other and an operator about their state.
 //!
-//! Plain values with a form in JSON that may grow: readers pass over fields that they do not know,
-//! and a state of a later version reads as [`Standing::Unknown`]. Times are milliseconds, for every
-//! program can compute with those.
+//! These are plain values with a JSON form to which later versions can add. Readers ignore unknown
+//! fields, and an unknown state reads as [`Standing::Unknown`]. Times are in milliseconds, because
+//! every language can compute with those.
 
 mod counters;
 
@@ -15,34 +14,35 @@ use crate::generation::Generation;
 
 pub use counters::{Counters, HandoffCounters, ListenerCounters, UpstreamCounters};
 
-/// How one generation stands.
+/// The status of one generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// Its ordinal.
+    /// The number of the generation.
     pub generation: Generation,
-    /// Its process; none when it has not said so yet.
+    /// The pid of the generation. `None` if it has not reported yet.
     pub pid: Option<u32>,
-    /// Which program it runs, and how it is configured.
+    /// The program and the configuration of the generation.
     #[serde(flatten)]
     pub identity: Identity,
-    /// What it is doing.
+    /// The state of the generation.
     pub state: Standing,
-    /// Since when, in milliseconds since 1970.
+    /// When the state began, in milliseconds since 1970.
     pub since_unix_ms: u64,
-    /// For how long, by a clock that nobody sets; none when an older version has not said so.
+    /// How long the state has lasted, by a monotonic clock. `None` in a report of an older version.
     #[serde(default)]
     pub for_ms: Option<u64>,
-    /// Its connections; none when whoever serves them counts them itself.
+    /// The open connections. `None` if the program serves connections itself, without the server of
+    /// this library.
     pub connections: Option<Connections>,
-    /// What it has done so far.
+    /// The counters of the generation.
     #[serde(default)]
     pub counters: Counters,
-    /// How long its connections have left, if they are being drained.
+    /// Time until the drain deadline, if connections are being drained.
     pub drain_left_ms: Option<u64>,
 }
 
 impl Report {
-    /// Of a generation that has not said anything yet: what others know of it.
+    /// Creates a report for a generation that has not reported yet.
     pub(crate) fn unheard(generation: Generation, state: Standing) -> Self {
         Self {
             generation,
@@ -58,12 +58,12 @@ impl Report {
     }
 }
 
-/// Which program a generation runs, and how it is configured: what a deploy has to tell apart.
+/// The program that a generation runs, and its configuration. Tells one deployment from another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The program's version.
+    /// The version of the program.
     pub version: Option<String>,
-    /// The linker's build id, which two builds never share.
+    /// The linker's build id, which differs between any two builds.
     pub build: Option<String>,
     /// A digest of the configuration.
     pub configuration: Option<String>,
@@ -71,27 +71,27 @@ pub struct Identity {
     pub control_group: Option<String>,
 }
 
-/// What a generation is doing.
+/// The state of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Standing {
-    /// It does not accept yet.
+    /// It does not accept connections yet.
     Starting,
-    /// It accepts, and may still be rolled back.
+    /// It accepts connections, and may still be rolled back.
     Probation,
-    /// It is the head of the line.
+    /// It is the active generation.
     Serving,
-    /// It is the head, and a successor starts.
+    /// It is the active generation, and a successor is starting.
     HandingOff,
-    /// It is the head, and a successor is on probation.
+    /// It is the active generation, and a successor is on probation.
     Baking,
-    /// It drains, for a successor has taken over.
+    /// It drains because a successor has taken over.
     Retiring,
-    /// It drains, for the service is told to stop.
+    /// It drains because the service was told to stop.
     Stopping,
     /// It has ended.
     Stopped,
-    /// It does not answer, or in words of a later version.
+    /// It does not answer, or its state is from a later version.
     #[serde(other)]
     Unknown,
 }
@@ -99,28 +99,28 @@ pub enum Standing {
 /// The connections of a generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connections {
-    /// How many are open.
+    /// How many connections are open.
     pub open: u64,
-    /// The age of the oldest.
+    /// The age of the oldest open connection.
     pub oldest_ms: Option<u64>,
-    /// Bytes that all of them have carried, both ways, those that have ended included.
+    /// Bytes transferred in both directions, including those of connections that have ended.
     pub carried: u64,
 }
 
-/// How a whole line stands, by the word of its head.
+/// The status of all generations, as the active one reports it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// The head.
+    /// The number of the active generation.
     pub serving: Generation,
-    /// Every living generation, the newest first.
+    /// All living generations, the newest first.
     pub generations: Vec<Report>,
-    /// What is listened on.
+    /// The listeners.
     pub listeners: Vec<ListenerReport>,
     /// The last handoff that has ended, if there was one.
     pub last_handoff: Option<LastHandoff>,
-    /// The head's deadlines.
+    /// The deadlines of the active generation.
     pub settings: Settings,
-    /// What the line has done, those that have ended included.
+    /// The sums of all generations, including those that have ended.
     #[serde(default)]
     pub counters: Counters,
 }
@@ -128,56 +128,56 @@ pub struct Status {
 /// One listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerReport {
-    /// Its name.
+    /// The name of the listener.
     pub name: String,
-    /// Where it listens.
+    /// The address of the listener.
     pub address: String,
-    /// Whether the line bound it, rather than a parent.
+    /// Whether a generation bound the socket itself. False if a parent passed it in.
     pub bound: bool,
 }
 
-/// How a handoff ended.
+/// The outcome of a handoff.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastHandoff {
-    /// When, in milliseconds since 1970.
+    /// When the handoff ended, in milliseconds since 1970.
     pub unix_ms: u64,
     /// The generation that was to take over.
     pub successor: Generation,
-    /// What came of it.
+    /// How the handoff ended.
     pub outcome: Outcome,
-    /// Why it did not take over.
+    /// Why the successor did not take over.
     pub reason: Option<String>,
 }
 
-/// What came of a handoff.
+/// How a handoff ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// The successor serves.
+    /// The successor took over.
     Committed,
-    /// It was never ready.
+    /// The successor never became ready.
     Failed,
-    /// It was ready, and everything was taken back.
+    /// The successor was ready, and the handoff was rolled back.
     RolledBack,
-    /// Whoever asked for it wanted to wait no longer.
+    /// The handoff did not finish within the requested time.
     TimedOut,
-    /// A word of a later version.
+    /// An outcome from a later version.
     #[serde(other)]
     Unknown,
 }
 
-/// The deadlines that bound a handoff and a stop.
+/// The deadlines of a handoff and of a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// How long a successor may take to be ready.
+    /// How long a successor may take to become ready.
     pub ready_timeout_ms: u64,
-    /// How long it is on probation.
+    /// How long a successor is on probation.
     pub bake_ms: u64,
-    /// How long connections get to end.
+    /// How long connections may take to end before they are cut.
     pub drain_timeout_ms: u64,
 }
 
-/// One line for people: `generation 7 serving 1200; 6 draining, 14 left, 21 s`.
+/// Writes the status as one line, such as `generation 7 serving 1200; 6 draining, 14 left, 21 s`.
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut between = "generation ";
@@ -196,7 +196,8 @@ impl fmt::Display for Status {
     }
 }
 
-/// A part of that line: `7 serving 1200`, `6 draining, 14 left, 21 s`.
+/// Writes one generation's part of that line, such as `7 serving 1200` or `6 draining, 14 left, 21
+/// s`.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (verb, drains) = match self.state {
@@ -222,7 +223,7 @@ impl fmt::Display for Report {
 }
 
 impl Standing {
-    /// Its name, as in the JSON form.
+    /// Returns the name of the state, as in the JSON form.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,12 +1,11 @@
-//! Reads all that the daemon would be told, and says whether it could be served; binds and touches
-//! nothing.
+//! The `check` command: validates the configuration without binding or changing anything.
 
 use handoffd::{DEFAULT_ADDRESS, Error, Listeners};
 
 use crate::output::print;
 use crate::serve::{Serve, Watched};
 
-/// Runs the command. What is wrong with the command line itself has been said before this.
+/// Runs the command. The parser has already reported errors in the command line itself.
 pub(crate) fn run(arguments: &Serve) -> Result<(), Error> {
     let config = &arguments.config;
     handoffd::check(config)?;

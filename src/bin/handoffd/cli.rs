@@ -1,4 +1,4 @@
-//! Reads the command line into values that cannot be wrong.
+//! The command line, parsed into values that are always valid.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,7 +9,8 @@ use handoffd::{Error, Exit, Generation, ReloadOptions, default_control_path, esc
 
 use crate::serve::{ProxyFlags, Serve, ServeFlags};
 
-/// A server that can be replaced while it serves. It echoes what it is sent.
+/// Zero-downtime TCP proxy and socket-handoff daemon. Without `proxy` or --config it is an echo
+/// server
 #[derive(Debug, Parser)]
 #[command(name = "handoffd", version, after_help = AFTERWARDS, max_term_width = 100)]
 #[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
@@ -23,20 +24,20 @@ struct Line {
 
 #[derive(Debug, Subcommand)]
 enum CommandLine {
-    /// Replace the generation that serves by whatever now lies at its path, and say how that ended
+    /// Start the current binary and configuration, hand over to it, and report the outcome
     ///
-    /// Returns when the new generation serves (0), or why it does not: see the exit codes of
+    /// Returns 0 when the new generation serves. Any other exit code says why it does not: see
     /// `handoffd --help`.
     Reload(ReloadFlags),
     /// Show every generation: its process, version, state and connections
     Status(StatusFlags),
-    /// Pass every connection on to an upstream
+    /// Forward every connection to an upstream
     Proxy(Box<ProxyFlags>),
-    /// Read what would be served, and say what is wrong with it; bind and touch nothing
+    /// Read the configuration and report what is wrong with it; bind and change nothing
     ///
-    /// Takes whatever the daemon takes: flags, a file, or `proxy` and its flags.
+    /// Takes the same arguments as the daemon: flags, a file, or `proxy` and its flags.
     Check(Box<CheckFlags>),
-    /// Say which settings of the systemd unit would break a handoff, and why
+    /// Report which settings of the systemd unit would break a handoff, and why
     Doctor(DoctorFlags),
 }
 
@@ -52,14 +53,14 @@ struct CheckFlags {
 
 #[derive(Debug, Subcommand)]
 enum Checked {
-    /// Pass every connection on to an upstream
+    /// Forward every connection to an upstream
     Proxy(Box<ProxyFlags>),
 }
 
 #[derive(Debug, Args)]
 struct Where {
-    /// Where the daemon listens for commands; without it $RUNTIME_DIRECTORY/control, or
-    /// /run/handoffd/control
+    /// Path of the daemon's control socket [default: $RUNTIME_DIRECTORY/control, or
+    /// /run/handoffd/control]
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 }
@@ -69,11 +70,11 @@ struct ReloadFlags {
     #[command(flatten)]
     daemon: Where,
 
-    /// Give up, and keep the old generation, if the new one does not serve by then
+    /// Give up, and keep the old generation, if the new one does not serve within this time
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     timeout: Option<Duration>,
 
-    /// Only if this generation serves now
+    /// Reload only if this generation serves now
     #[arg(long, value_name = "NUMBER", value_parser = ordinal)]
     expect_generation: Option<Generation>,
 
@@ -88,11 +89,11 @@ struct StatusFlags {
     #[command(flatten)]
     daemon: Where,
 
-    /// Print JSON, one object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
 
-    /// Follow what is under way, a line for each change, until nothing drains any more
+    /// Print a line for each change, until only one generation is left and serves
     #[arg(long)]
     watch: bool,
 }
@@ -102,12 +103,11 @@ struct DoctorFlags {
     #[command(flatten)]
     daemon: Where,
 
-    /// Ask the service manager of the user who asks; without this, the one that the daemon runs
-    /// under
+    /// Ask the service manager of the calling user [default: the one that runs the daemon]
     #[arg(long)]
     user: bool,
 
-    /// The unit to look at; without it that of the daemon that answers
+    /// The unit to examine [default: the unit of the daemon that answers]
     unit: Option<String>,
 }
 
@@ -132,7 +132,7 @@ Exit codes:
   77  the control socket does not hear this user
   78  the configuration or what was inherited cannot be served, or the unit breaks a handoff";
 
-/// What was asked for.
+/// A parsed command.
 pub(crate) enum Command {
     Serve(Serve),
     Check(Serve),
@@ -141,39 +141,39 @@ pub(crate) enum Command {
     Doctor { control: PathBuf, unit: Option<String>, scope: Scope },
 }
 
-/// For whom to print.
+/// The reader for whom output is formatted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     People,
     Programs,
 }
 
-/// How long to look.
+/// How long to show the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Span {
     Once,
     Watch,
 }
 
-/// Whose service manager to ask.
+/// The service manager to ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// The one that the daemon runs under; the system's if that is not known.
+    /// The one that runs the daemon, or the system's if that is unknown.
     OfTheDaemon,
-    /// That of the user who asks.
+    /// The one of the calling user.
     User,
 }
 
-/// Why nothing is done.
+/// Why no command is run.
 pub(crate) enum Answer {
-    /// Help or the version was asked for.
+    /// The help or the version was requested.
     Print(String),
     /// The command line is wrong, or the file that it names.
     Refuse { why: String, exit: Exit },
 }
 
 impl Answer {
-    /// The command line is wrong.
+    /// Creates the answer for a wrong command line.
     pub(crate) fn usage(why: String) -> Self {
         Self::Refuse { why, exit: Exit::Usage }
     }
@@ -185,8 +185,7 @@ impl From<Error> for Answer {
     }
 }
 
-/// Reads the command line. `runtime_directory` is where sockets are kept that are not said to be
-/// elsewhere.
+/// Parses the command line. `runtime_directory` is the default directory of sockets.
 pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer> {
     let line = Line::try_parse().map_err(|error| {
         let is_asked_for =
@@ -237,10 +236,11 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer>
     })
 }
 
-/// The first line of what clap says, which names the flag and the value; the rest is usage.
+/// Returns the first line of an error from clap, which names the flag and the value. The rest is
+/// usage.
 fn one_line(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::InvalidUtf8 {
-        // Clap does not say which.
+        // Clap does not say which argument is wrong.
         let culprit =
             std::env::args_os().find(|argument| argument.to_str().is_none()).unwrap_or_default();
         return format!("argument {culprit:?} is not UTF-8 (see --help)");
@@ -248,7 +248,7 @@ fn one_line(error: &clap::Error) -> String {
     let mut text = error.render().to_string();
     for (_, value) in error.context() {
         if let ContextValue::String(given) = value {
-            // What was given may hold line breaks.
+            // The given value may contain line breaks.
             text = text.replace(given.as_str(), &escaped(given));
         }
     }
@@ -257,13 +257,13 @@ fn one_line(error: &clap::Error) -> String {
     if let (ErrorKind::MissingRequiredArgument, Some(ContextValue::Strings(missing))) =
         (error.kind(), error.get(ContextKind::InvalidArg))
     {
-        // Clap names them on lines of their own.
+        // Clap names the missing arguments on separate lines.
         line += &format!(" {}", missing.join(", "));
     }
     line + " (see --help)"
 }
 
-/// Where a unit of the user who asks has its runtime directory, pam_systemd(8).
+/// Returns the runtime directory of a unit of the calling user, pam_systemd(8).
 fn users_runtime_directory() -> PathBuf {
     Path::new("/run/user").join(nix::unistd::getuid().to_string()).join("handoffd")
 }

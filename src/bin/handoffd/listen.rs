@@ -1,4 +1,4 @@
-//! The flags that say where to listen, and who may connect there.
+//! The flags for the addresses to listen on and the access rights of socket paths.
 
 use std::num::NonZeroUsize;
 
@@ -9,11 +9,11 @@ use crate::cli::Answer;
 
 #[derive(Debug, Args)]
 pub(crate) struct ListenFlags {
-    /// Listen here; may be given several times.
+    /// Listen on this address; may be given several times.
     ///
-    /// ADDRESS is IP:PORT, [IPV6]:PORT, tcp6:[IPV6]:PORT (IPv6 alone), /PATH or @NAME (abstract). A
-    /// socket that a parent passes in under NAME is used instead. Without this, all that is passed
-    /// in is served, or else 127.0.0.1:48879.
+    /// ADDRESS is IP:PORT, [IPV6]:PORT, tcp6:[IPV6]:PORT (IPv6 only), /PATH or @NAME (abstract). If
+    /// a parent passes in a socket named NAME, that socket is used instead. Without this flag, all
+    /// sockets that are passed in are served, or else 127.0.0.1:48879.
     #[arg(long, value_name = "[NAME=]ADDRESS")]
     listen: Vec<String>,
 
@@ -32,7 +32,7 @@ pub(crate) struct ListenFlags {
 }
 
 impl ListenFlags {
-    /// The listeners that they describe.
+    /// Returns the listeners that these flags describe.
     pub(crate) fn read(self, max_connections: Option<NonZeroUsize>) -> Result<Listeners, Answer> {
         let said = SocketAccess {
             mode: self.socket_mode,

@@ -1,5 +1,5 @@
-//! Is the daemon, and the commands that ask it: arguments, logging, exit code; everything else is
-//! the library's.
+//! The daemon and its commands: arguments, logging and exit codes. Everything else is in the
+//! library.
 
 mod check;
 mod cli;
@@ -24,8 +24,8 @@ use logging::Destination;
 use metrics::WithMetrics;
 use serve::{Serve, Watched};
 
-/// For how many descriptors there is room from the first: 128 KiB in the kernel. A connection has
-/// one, a proxied one two, and more while it is spliced.
+/// Size to which the file descriptor table is grown: 128 KiB in the kernel. A connection uses one
+/// descriptor, a proxied one two, and more while it is spliced.
 const DESCRIPTORS: u64 = 16_384;
 
 fn main() -> ExitCode {
@@ -38,7 +38,8 @@ fn main() -> ExitCode {
         Ok(Command::Doctor { control, unit, scope }) => doctor::run(control, unit, scope),
         Err(cli::Answer::Print(text)) => output::print("what was asked for", &text),
         Err(cli::Answer::Refuse { why, exit }) => {
-            // A predecessor has to hear it. A preloaded library may have threads by now.
+            // Tell a predecessor about the error. Other threads are allowed here, because a
+            // preloaded library may have started some.
             if let Ok(inheritance) = Inheritance::take_beside_threads() {
                 inheritance.refuse(&why);
             }
@@ -52,9 +53,9 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: Serve) -> ExitCode {
-    // Before anything that could start a thread or open a descriptor. The daemon starts no other
-    // programs, so a preloaded library may have threads; only an init needs a process with one
-    // thread.
+    // Do this before anything that could start a thread or open a file descriptor. The daemon
+    // starts no other programs, so a preloaded library may have threads. Only an init needs a
+    // process with one thread.
     let taken = match arguments.watched {
         Watched::TheHead => Inheritance::take_beside_threads(),
         Watched::ThisProcess => Inheritance::take_under_init(),
@@ -102,7 +103,7 @@ fn run(
     };
     let service = Arc::new(service);
     runtime.block_on(async {
-        // A predecessor may still have addresses that cannot be learned now.
+        // A predecessor may still have addresses that cannot be resolved now.
         if !service.routes.resolve().await && inheritance.has_predecessor() {
             let error = Error::Unresolved;
             inheritance.refuse(&error);
@@ -115,8 +116,8 @@ fn run(
     })
 }
 
-/// A connection is a descriptor: the soft limit is there for programs that use select(2), and this
-/// one does not.
+/// Raises the soft limit of open files to the hard limit, because each connection needs a file
+/// descriptor. The soft limit only protects programs that use select(2), which this one does not.
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
@@ -125,28 +126,27 @@ fn raise_descriptor_limit() {
                 event = "limit.unchanged",
                 soft,
                 hard,
-                "cannot raise the limit of open files"
+                "cannot raise the limit of open files to its maximum"
             );
         }
     }
 }
 
-/// Lets the kernel's table of our descriptors grow while there is one thread. Later, each time that
-/// it is doubled everything that needs a new descriptor waits until every processor has been seen
-/// to use the old table no more (RCU): 5 to 15 ms, for every doubling from 64 up, while a successor
-/// takes over thousands of connections.
+/// Grows the kernel's file descriptor table while there is one thread. Later, each time the table
+/// doubles, every call that needs a new descriptor waits for an RCU grace period of 5 to 15 ms. A
+/// successor that takes over thousands of connections would wait for each doubling from 64 up.
 fn make_room_for_descriptors() {
     use nix::sys::resource::{Resource, getrlimit};
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
     if let Some(last) =
         limit.min(DESCRIPTORS).checked_sub(1).and_then(|last| i32::try_from(last).ok())
     {
-        // It stays as large as it was once. If it did not grow, it grows later.
+        // The table never shrinks again. If it cannot grow now, it grows later.
         drop(rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), last));
     }
 }
 
-/// One line that says what was wrong, in the log or, if there is none yet or it takes no errors, on
+/// Reports an error as one line in the log. Without a log, or if the log takes no errors, writes to
 /// standard error.
 fn fail(error: &Error) -> ExitCode {
     if tracing::enabled!(tracing::Level::ERROR) {
@@ -158,8 +158,8 @@ fn fail(error: &Error) -> ExitCode {
 }
 
 fn complain(why: &dyn Display, exit: Exit) -> ExitCode {
-    // In one piece because a predecessor writes there too. If it is closed, the exit code has to
-    // say it alone.
+    // Write the line in one piece, because a predecessor writes to standard error too. If it is
+    // closed, only the exit code reports the error.
     logging::complain(&format!("handoffd: {}\n", one_line(&why.to_string())));
     code(exit)
 }

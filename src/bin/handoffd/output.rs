@@ -1,9 +1,9 @@
-//! This module writes what a command has to say to standard output, and reports when that fails.
+//! Output of a command on standard output, with an error if it cannot be written.
 //!
-//! The standard library takes a standard output that cannot be written (`EBADF`) for one that was.
-//! A command whose output is lost must not end with 0: a script would take an empty answer for the
-//! truth. So the text goes to a copy of the descriptor, which is also closed here, because some
-//! file systems report a full disk only then (close(2)).
+//! The standard library ignores an unusable standard output (`EBADF`). But a command whose output
+//! is lost must not exit with 0, because a script would trust an empty answer. So the text is
+//! written to a copy of the file descriptor. The copy is closed here, because some file systems
+//! report a full disk only on close(2).
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -27,7 +27,7 @@ fn write(mut bytes: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(count) => bytes = &bytes[count..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // Another holder of the stream has made it non-blocking.
+            // Another process that shares the stream has made it non-blocking.
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 nix::poll::poll(
                     &mut [PollFd::new(output.as_fd(), PollFlags::POLLOUT)],

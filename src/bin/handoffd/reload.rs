@@ -1,4 +1,4 @@
-//! Asks for a handoff and says how it ended, in words and by the exit code.
+//! The `reload` command: asks for a handoff and reports the outcome, as text and as the exit code.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,8 @@ pub(crate) fn run(control: PathBuf, options: &ReloadOptions) -> Result<(), Error
                 print("the outcome of the reload, which has succeeded", &(tell(&news) + "\n"));
         }
     })?;
-    // Only now: what was asked for is done, and waited for, also when nobody can read of it.
+    // Return a write error only now: the reload is carried out and waited for even if its output is
+    // lost.
     printed
 }
 

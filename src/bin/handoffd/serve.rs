@@ -1,4 +1,4 @@
-//! Is what is served: flags and file put together. A flag that is given wins over the file.
+//! The flags of the daemon, merged with the configuration file. Flags win.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -16,15 +16,16 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use crate::cli::Answer;
 use crate::listen::ListenFlags;
 
-/// How many connections the listener for metrics has at once; a collector has one.
+/// How many connections the metrics listener may have at once. A collector uses one.
 const COLLECTORS_MAX: usize = 64;
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeFlags {
-    /// Serve what this file says, on the listeners that it names; read anew by each generation
+    /// Read the configuration from this file, which names the listeners; each generation reads it
+    /// again
     ///
-    /// TOML; docs/handoffd.toml explains every setting. A flag that is given as well wins over the
-    /// file.
+    /// The format is TOML; docs/handoffd.toml explains every setting. A flag wins over the same
+    /// setting in the file.
     #[arg(long, value_name = "FILE", conflicts_with = "listen")]
     config: Option<PathBuf>,
 
@@ -37,7 +38,7 @@ pub(crate) struct ServeFlags {
 
 #[derive(Debug, Args)]
 pub(crate) struct ProxyFlags {
-    /// Pass them on to this one; given several times, to each in turn.
+    /// Forward connections to this upstream; if given several times, to each in turn.
     ///
     /// ADDRESS is IP:PORT, [IPV6]:PORT, HOST:PORT, /PATH or @NAME (abstract). A host name stands
     /// for all its addresses.
@@ -52,24 +53,24 @@ pub(crate) struct ProxyFlags {
     #[arg(long, value_name = "ORDER", default_value = "round-robin", value_parser = balance)]
     balance: Balance,
 
-    /// How long one upstream may take to accept
+    /// How long one upstream may take to accept a connection
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_wait)]
     connect_timeout: Duration,
 
-    /// How long a client is held while no upstream accepts
+    /// How long a client waits while no upstream accepts
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
     connect_patience: Duration,
 
-    /// Close a connection on which nothing moves for this long [default: never]
+    /// Close a connection that has been idle for this long [default: never]
     #[arg(long, value_name = "TIME", value_parser = parse_wait)]
     idle_timeout: Option<Duration>,
 
-    /// How many connections each listener may have at once; more wait in its queue [default: as
-    /// many as come]
+    /// How many connections each listener may have at once; more clients wait in the backlog
+    /// [default: no limit]
     #[arg(long, value_name = "COUNT", requires = "listen")]
     max_connections: Option<NonZeroUsize>,
 
-    /// Tell the upstream who the client is by a PROXY header: v1 or v2 [default: none]
+    /// Send the client's address to the upstream in a PROXY header: v1 or v2 [default: none]
     #[arg(long, value_name = "VERSION", value_parser = header)]
     send_proxy_header: Option<HeaderVersion>,
 
@@ -80,19 +81,19 @@ pub(crate) struct ProxyFlags {
     daemon: DaemonFlags,
 }
 
-/// What a file can say as well.
+/// The flags that a file can set too.
 #[derive(Debug, Args)]
 struct DaemonFlags {
     /// How long a successor may take to be ready [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     ready_timeout: Option<Duration>,
 
-    /// How long old and new both accept before the old one retires; until then a failure is rolled
-    /// back [default: 1s]
+    /// How long both generations accept connections before the old one retires; until then a
+    /// failure is rolled back [default: 1s]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     bake: Option<Duration>,
 
-    /// How long connections get to end by themselves before they are cut [default: 30s]
+    /// How long connections may take to end by themselves before they are cut [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     drain_timeout: Option<Duration>,
 
@@ -107,29 +108,28 @@ struct DaemonFlags {
     #[arg(long)]
     no_carry: bool,
 
-    /// How long a new connection may take to send its first request when a drain begins [default:
-    /// 1s]
+    /// During a drain, how long after accept a silent connection may still send its first request
+    /// [default: 1s]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     first_request_grace: Option<Duration>,
 
-    /// How many generations may serve or drain at once; beyond, the oldest's drain is cut short
-    /// [default: 8]
+    /// How many generations may serve or drain at once; if there are more, the oldest must cut its
+    /// drain short [default: 8]
     #[arg(long, value_name = "COUNT", value_parser = generations)]
     max_generations: Option<MaxGenerations>,
 
-    /// A file that always names the process to signal
+    /// A file that always holds the pid of the process to signal
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
 
-    /// Listen here for whoever collects metrics, in the OpenMetrics format: GET /metrics. Needs
-    /// --control
+    /// Serve metrics on this address, in the OpenMetrics format: GET /metrics. Needs --control
     ///
-    /// A socket that a parent passes in under the name `metrics` is used instead.
+    /// If a parent passes in a socket named `metrics`, that socket is used instead.
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<String>,
 
-    /// Where `reload` and `status` are heard; without it $RUNTIME_DIRECTORY/control, if systemd has
-    /// made that folder
+    /// Path of the control socket for `reload` and `status` [default: $RUNTIME_DIRECTORY/control,
+    /// if systemd has created that directory]
     #[arg(long, value_name = "PATH", value_parser = socket_path)]
     control: Option<PathBuf>,
 
@@ -138,7 +138,7 @@ struct DaemonFlags {
     workers: Option<NonZeroUsize>,
 
     /// Stay as a small init that ends with the service, for a supervisor that watches one process;
-    /// process 1 always does
+    /// process 1 always does this
     #[arg(long)]
     init: bool,
 
@@ -148,31 +148,31 @@ struct DaemonFlags {
     log: Option<Targets>,
 }
 
-/// What to serve.
+/// The merged configuration of the daemon.
 pub(crate) struct Serve {
     pub(crate) config: Config,
     pub(crate) routes: Routes,
-    /// Whether one of the listeners is for metrics.
+    /// Whether one of the listeners serves metrics.
     pub(crate) metrics: bool,
     pub(crate) workers: Option<NonZeroUsize>,
     pub(crate) log: Targets,
-    /// What the configuration file held; nothing without one.
+    /// The contents of the configuration file, or nothing without one.
     pub(crate) file: Vec<u8>,
     pub(crate) watched: Watched,
 }
 
-/// Which process the parent of this one watches.
+/// The process that the parent of this one watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Watched {
-    /// Whoever is the head: systemd is told; others do not watch.
+    /// The active generation. systemd is told which process that is. Any other parent watches none.
     TheHead,
     /// This process.
     ThisProcess,
 }
 
 impl ServeFlags {
-    /// What these flags say, and the file that they name. `runtime_directory` is where sockets are
-    /// kept.
+    /// Merges these flags with the file that they name. `runtime_directory` is the default
+    /// directory of sockets.
     pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
         let mut metrics = None;
         let serve = match self.config {
@@ -189,7 +189,7 @@ impl ServeFlags {
 }
 
 impl ProxyFlags {
-    /// The same, for a proxy.
+    /// Like [`ServeFlags::read`], for a proxy.
     pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
         let upstreams: Result<Vec<UpstreamTarget>, _> =
             self.to.iter().map(|text| text.parse()).collect();
@@ -210,7 +210,7 @@ impl ProxyFlags {
 }
 
 impl DaemonFlags {
-    /// Puts what was given over what a file, or nobody, has said.
+    /// Applies these flags on top of the settings from a file or the defaults.
     fn over(
         self,
         serve: Serve,
@@ -256,10 +256,10 @@ impl DaemonFlags {
     }
 }
 
-/// Where the counters are to be shown.
+/// The address at which the counters are served.
 struct Metrics {
     address: Address,
-    /// The file that says so and where, if it is not a flag.
+    /// The file that sets the address, with line and column. `None` if a flag sets it.
     file: Option<(PathBuf, usize, usize)>,
 }
 
@@ -268,7 +268,7 @@ impl Metrics {
         Self { address: value, file: Some((file, line, column)) }
     }
 
-    /// Adds the listener that shows them.
+    /// Adds the metrics listener to the configuration.
     fn beside(self, config: Config) -> Result<Config, Answer> {
         let Self { address, file } = self;
         if config.control.is_none() {
@@ -292,7 +292,7 @@ impl Metrics {
                 ));
             }
         };
-        // Each answers one request.
+        // Each connection serves one request, so it need not be carried.
         let (name, on_handoff) = (Some(METRICS_LISTENER.parse()?), Some(OnHandoff::Drain));
         let (max_connections, access) =
             (NonZeroUsize::new(COLLECTORS_MAX), SocketAccess::default());
@@ -302,7 +302,7 @@ impl Metrics {
 }
 
 impl Serve {
-    /// The same on every listener, and for the rest the defaults.
+    /// Uses one service on every listener, and defaults for the rest.
     fn everywhere(listeners: Listeners, served: Served) -> Self {
         Self {
             config: Config { listeners, ..Config::default() },
@@ -315,9 +315,9 @@ impl Serve {
         }
     }
 
-    /// What a file says, which held these bytes.
+    /// Uses the settings of a parsed file with these contents.
     fn by_file(file: ConfigFile, bytes: Vec<u8>) -> Self {
-        // Every listener is named in the file: for the others there are none.
+        // The file names every listener, so the fallback service is never used.
         let routes = file.services.iter().fold(
             Routes::all(Served::Echo(Echo)),
             |routes, (name, service)| {
@@ -356,7 +356,7 @@ fn generations(text: &str) -> Result<MaxGenerations, &'static str> {
     count.ok_or("expected 2 to 64: one that serves and those that drain")
 }
 
-/// A path at which a socket can be.
+/// Parses a path that can be the address of a socket.
 fn socket_path(text: &str) -> Result<PathBuf, &'static str> {
     let path = text.parse().ok().and_then(|address: Address| address.path().map(Path::to_owned));
     path.ok_or("expected an absolute path of at most 107 bytes")

@@ -1,4 +1,5 @@
-//! Shows every generation, once or for as long as something is under way, to people or to programs.
+//! The `status` command: shows every generation, once or until nothing is under way, as text or
+//! JSON.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,9 +13,9 @@ use handoffd::{
 use crate::cli::{Form, Span};
 use crate::output::print;
 
-/// How often to look when watching.
+/// How often to ask for the status when watching.
 const EVERY: Duration = Duration::from_secs(1);
-/// Characters of a digest that tell it from others.
+/// How many characters of a digest are enough to tell it from others.
 const SHORT: usize = 12;
 
 /// Runs the command.
@@ -23,7 +24,7 @@ pub(crate) fn run(control: PathBuf, form: Form, span: Span) -> Result<(), Error>
     let mut said = String::new();
     loop {
         let status = match control.status() {
-            // What was watched has come to its end.
+            // The daemon has ended while its status was watched.
             Err(Error::NobodyAnswers { .. }) if !said.is_empty() => return Ok(()),
             status => status?,
         };
@@ -54,12 +55,13 @@ fn wait() {
     std::thread::sleep(EVERY);
 }
 
-/// Whether nothing is under way.
+/// Returns whether nothing is under way: one generation is left, and it serves.
 fn is_quiet(status: &Status) -> bool {
     matches!(&status.generations[..], [alone] if alone.state == Standing::Serving)
 }
 
-/// For people: a row for each generation, and what happened last.
+/// Returns the status as text: a row for each generation, listener and upstream, and the last
+/// handoff.
 fn table(status: &Status) -> String {
     let head = [
         "GENERATION",
@@ -120,12 +122,12 @@ fn table(status: &Status) -> String {
     text
 }
 
-/// A table: each column as wide as its widest cell.
+/// Returns a table in which each column is as wide as its widest cell.
 fn aligned<const COLUMNS: usize>(
     head: [&str; COLUMNS],
     rows: impl Iterator<Item = [String; COLUMNS]>,
 ) -> String {
-    // What the daemon says of itself may be anything.
+    // The text comes from the daemon, so escape it.
     let rows = rows.map(|row| row.map(|cell| escaped(&cell)));
     let rows: Vec<_> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
     let widths: [_; COLUMNS] = std::array::from_fn(|column| {
@@ -141,7 +143,7 @@ fn aligned<const COLUMNS: usize>(
 }
 
 fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 11] {
-    // Those that are left out are in the log, and are seldom more than nothing.
+    // The other counters are in the log, and are usually zero.
     let ListenerCounters {
         accepted,
         active,
@@ -161,8 +163,8 @@ fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 11] 
     [name, address, accepted, active, limited, received, sent, drained, cut, carried, refused]
 }
 
-/// A row for each upstream. A host name has one of its own if there was something to be counted at
-/// addresses that it no longer has.
+/// Returns a row for each upstream. A host name gets its own row if addresses that it no longer has
+/// counted anything.
 fn upstream_rows<'a>(
     listener: &'a str,
     all: &'a BTreeMap<String, UpstreamCounters>,
@@ -213,8 +215,8 @@ fn row(report: &Report) -> [String; 10] {
     ]
 }
 
-/// How long ago it was, for a generation of a version that does not say how long: wrong when a
-/// clock has been set since.
+/// Returns the time since a date, for a generation of a version that only reports the date. Wrong
+/// if the clock was set in between.
 fn by_date(unix_ms: u64) -> Option<Duration> {
     let date = SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms);
     (unix_ms > 0).then(|| SystemTime::now().duration_since(date).unwrap_or_default())
@@ -224,7 +226,7 @@ fn none() -> String {
     "-".to_owned()
 }
 
-/// In whole seconds: more than that nobody reads off a table.
+/// Returns a duration in whole seconds, which is precise enough for a table.
 fn seconds(time: Duration) -> String {
     humantime::format_duration(Duration::from_secs(time.as_secs())).to_string()
 }

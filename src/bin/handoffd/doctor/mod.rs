@@ -1,8 +1,8 @@
-//! Reads the unit that the daemon runs under, and says which settings will break a handoff, and
-//! why.
+//! The `doctor` command: reports which settings of the daemon's systemd unit would break a handoff,
+//! and why.
 //!
-//! What the rules are is in `rules`, `starts`, `paths` and `program`, each with its reason; where
-//! the facts come from is in `unit`. Nothing is changed.
+//! The rules and their reasons are in `rules`, `starts`, `paths` and `program`. `unit` collects the
+//! facts. The command changes nothing.
 
 mod paths;
 mod program;
@@ -21,7 +21,7 @@ use unit::{Manager, Place, Unit};
 use crate::cli::Scope;
 use crate::output::print;
 
-/// Runs the command: on the unit of that name, or on that of the daemon that answers on the control
+/// Runs the command on the named unit, or on the unit of the daemon that answers on the control
 /// socket.
 pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Result<(), Error> {
     let status = Control::at(control).status();
@@ -41,7 +41,7 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
         Scope::OfTheDaemon => place,
     };
     let daemon = match &status {
-        // Unless it is known that another daemon answers than the one that is looked at.
+        // Use the answer only if the daemon that gave it is known to run in the examined unit.
         Ok(status)
             if Place::of_the_daemon(status).is_ok_and(|daemon| daemon.is_named(&place.unit)) =>
         {
@@ -54,7 +54,7 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
                 },
             }
         }
-        // One that does not run is judged by the defaults.
+        // Otherwise judge the unit by the default settings.
         Ok(_) | Err(_) => Daemon { settings: default_settings(), bound: 0, paths: Vec::new() },
     };
     let unit = Unit::read(&place)?;

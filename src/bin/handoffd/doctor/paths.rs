@@ -1,5 +1,5 @@
-//! Judges where the paths of Unix listeners lie: whether they survive a restart, and whether their
-//! clients reach them.
+//! Rules about the paths of Unix listeners: whether they survive a restart, and whether clients can
+//! reach them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,28 +8,28 @@ use std::path::PathBuf;
 use super::rules::{Daemon, Finding, Severity};
 use super::unit::Unit;
 
-/// The path of a listener that the line has bound.
+/// The path of a listener that a generation has bound.
 #[derive(Debug)]
 pub(super) struct BoundPath {
     path: PathBuf,
-    /// Whether users other than its owner may connect.
+    /// Whether users other than the owner may connect.
     is_open: bool,
 }
 
 impl BoundPath {
-    /// The path that an address is, if it is one.
+    /// Returns the path if the address is one.
     pub(super) fn of(address: &str) -> Option<Self> {
         let path = address.starts_with('/').then(|| PathBuf::from(address))?;
         let mode = fs::symlink_metadata(&path).map(|status| status.permissions().mode());
         Some(Self { path, is_open: mode.is_ok_and(|mode| mode & 0o022 != 0) })
     }
 
-    /// Whether systemd makes the folder of the path and removes it.
+    /// Returns whether the path is in a directory that systemd creates and removes.
     fn lies_in_runtime_directory(&self, unit: &Unit) -> bool {
         let names = unit.get("RuntimeDirectory").split_whitespace();
         let mut names = names.map(|name| name.split(':').next().unwrap_or(name));
         let Ok(below) = self.path.strip_prefix("/run") else { return false };
-        // A manager of a user makes them in /run/user/UID.
+        // The service manager of a user creates these directories in /run/user/UID.
         let of_user = below
             .strip_prefix("user")
             .ok()
@@ -40,7 +40,7 @@ impl BoundPath {
     }
 }
 
-/// Finds paths that are gone during a restart, and paths that their clients cannot reach.
+/// Finds paths that are missing during a restart, and paths that clients cannot reach.
 pub(super) fn paths(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     let mut add = |setting: String, why: String| {
         findings.push(Finding { severity: Severity::Risks, setting, why })
@@ -87,7 +87,7 @@ mod tests {
     use super::super::unit::Manager;
     use super::*;
 
-    /// The settings that are found, with the first word of each reason.
+    /// Returns the settings that are found.
     fn found(path: &str, is_open: bool, properties: &[(&str, &str)]) -> Vec<String> {
         let shipped = [
             ("RuntimeDirectory", "handoffd"),

@@ -1,24 +1,24 @@
-//! Rules about the program that a unit starts: its arguments, and what the file system gives it.
+//! Rules about the program that a unit starts: its arguments and its file capabilities.
 
 use super::rules::{Finding, Severity};
 use super::unit::{Manager, Unit};
 
-/// The argument that keeps the first process.
+/// The argument that keeps the first process as an init.
 const INIT: &str = "--init";
 
-/// Adds what is wrong.
+/// Adds the findings of these rules.
 pub(super) fn examine(unit: &Unit, findings: &mut Vec<Finding>) {
     findings.extend(init(unit));
     findings.extend(capabilities(unit));
 }
 
-/// Whether the first process stays and systemd watches it: then no other main process has to be
-/// made known.
+/// Returns whether the first process stays, so that systemd never has to learn of a new main
+/// process.
 pub(super) fn keeps_first_process(unit: &Unit) -> bool {
     unit.has_argument(INIT)
 }
 
-/// With `--init` a child of the main process says that it is ready.
+/// Finds `--init` with a notify type: the ready message comes from a child of the main process.
 fn init(unit: &Unit) -> Option<Finding> {
     if !keeps_first_process(unit) || !unit.get("Type").starts_with("notify") {
         return None;
@@ -34,8 +34,8 @@ fn init(unit: &Unit) -> Option<Finding> {
     Some(Finding { severity, setting: format!("Type={} with {INIT}", unit.get("Type")), why })
 }
 
-/// A process that has gained capabilities by an exec belongs to root as far as `/proc` goes,
-/// proc_pid(5).
+/// Finds a reload through `/proc` that file capabilities break: a process that gains capabilities
+/// by an exec has its `/proc` files owned by root, proc_pid(5).
 fn capabilities(unit: &Unit) -> Option<Finding> {
     let reload = unit.get("ExecReload");
     let is_by_proc = reload.contains("/proc/") && reload.contains("/exe");

@@ -1,7 +1,7 @@
-//! Judges a unit: each rule is a setting, what is wrong with it, and why that breaks a handoff.
+//! The rules for a unit: each finds a setting and says why it breaks a handoff.
 //!
-//! Every rule was seen on a real systemd, or stands in the manual page that it names. A property
-//! that this systemd does not know reads as empty, and no rule holds an empty one against a unit.
+//! Every rule was observed on a real systemd or is in the manual page that it names. A property
+//! that this systemd does not know reads as empty, and no rule objects to an empty property.
 
 #[cfg(test)]
 mod tests;
@@ -15,38 +15,38 @@ use super::program;
 use super::starts::failed_starts;
 use super::unit::Unit;
 
-/// What is known of the daemon itself.
+/// The facts about the daemon.
 pub(super) struct Daemon {
     pub(super) settings: Settings,
-    /// How many listeners the line has bound itself.
+    /// How many listeners the daemon has bound itself.
     pub(super) bound: usize,
-    /// The paths of those that have one.
+    /// The paths of these listeners, for those that have one.
     pub(super) paths: Vec<BoundPath>,
 }
 
-/// Something that is not as it should be.
+/// A problem that a rule has found.
 #[derive(Debug)]
 pub(super) struct Finding {
     pub(super) severity: Severity,
-    /// The setting, as it stands.
+    /// The setting with its value.
     pub(super) setting: String,
     pub(super) why: String,
 }
 
-/// How bad that is.
+/// How serious a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Severity {
-    /// A handoff, or what is said of it, goes wrong.
+    /// A handoff fails, or its outcome is reported wrongly.
     Breaks,
-    /// It goes wrong when something else does.
+    /// A handoff fails if something else goes wrong too.
     Risks,
 }
 use Severity::{Breaks, Risks};
 
-/// The oldest systemd that this was tried with.
+/// The oldest systemd on which this was tested.
 const OLDEST: u32 = 252;
 
-/// What a generation asks of the kernel to start its successor.
+/// The system calls that a generation needs to start its successor.
 const NEEDED_CALLS: [&str; 9] = [
     "clone",
     "close_range",
@@ -59,7 +59,7 @@ const NEEDED_CALLS: [&str; 9] = [
     "socketpair",
 ];
 
-/// All that is not as it should be, what breaks first.
+/// Returns all findings, the most serious first.
 pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
     let mut findings = Vec::new();
     main_process(unit, &mut findings);
@@ -83,7 +83,7 @@ pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
 }
 
 impl Unit {
-    /// A finding about a property, with its value.
+    /// Returns a finding about a property, with its value.
     fn finding(&self, severity: Severity, property: &str, why: &str) -> Finding {
         Finding {
             severity,
@@ -93,7 +93,7 @@ impl Unit {
     }
 }
 
-/// Whether systemd learns who the main process is, and sees it die.
+/// Checks that systemd learns which process is the main process, and notices its death.
 fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
     let mut add =
         |severity, property, why: &str| findings.push(unit.finding(severity, property, why));
@@ -157,7 +157,7 @@ fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Whether `systemctl reload` tells the truth.
+/// Checks that `systemctl reload` reports the true outcome.
 fn reload(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     let mut add = |severity, setting: &str, why: String| {
         findings.push(Finding { severity, setting: setting.to_owned(), why });
@@ -210,7 +210,7 @@ fn reload(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Whether a stop drains all generations.
+/// Checks that a stop drains all generations.
 fn stop(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     let mut add =
         |severity, property, why: &str| findings.push(unit.finding(severity, property, why));
@@ -249,7 +249,7 @@ fn stop(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Whether nobody is refused when all generations die.
+/// Checks that clients are not refused when all generations die.
 fn sockets(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     if !unit.sockets.is_empty() && unit.get("NonBlocking") == "no" {
         let why =
@@ -275,7 +275,7 @@ fn sockets(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Whether the sandbox lets a generation start its successor and be heard.
+/// Checks that the sandbox lets a generation start its successor and talk to systemd and operators.
 fn sandbox(unit: &Unit, findings: &mut Vec<Finding>) {
     let mut add =
         |severity, property, why: &str| findings.push(unit.finding(severity, property, why));

@@ -1,9 +1,9 @@
-//! Judges how systemd starts the service again after a failure.
+//! A rule about restarts by systemd after a failed start.
 
 use super::rules::{Finding, Severity};
 use super::unit::Unit;
 
-/// Finds commands before the start whose failure systemd retries without end and without a growing
+/// Finds commands before the start that systemd retries forever when they fail, without a growing
 /// pause.
 pub(super) fn failed_starts(unit: &Unit, findings: &mut Vec<Finding>) {
     let can_fail =

@@ -1,5 +1,5 @@
-//! Reads what systemd knows of a unit, by systemctl(1): the one interface that all versions have in
-//! one form.
+//! The properties of a systemd unit, read with systemctl(1): the only interface that is the same in
+//! all versions.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,25 +9,25 @@ use std::time::Duration;
 
 use handoffd::{Error, Status};
 
-/// A service, and the sockets that start it.
+/// A service and the sockets that start it.
 #[derive(Debug)]
 pub(super) struct Unit {
     /// The version of systemd.
     pub(super) systemd: u32,
     pub(super) manager: Manager,
-    /// The service's properties, as `systemctl show` prints them.
+    /// The properties of the service, as `systemctl show` prints them.
     pub(super) properties: BTreeMap<String, String>,
-    /// Its socket units, each with its properties.
+    /// The socket units of the service, each with its properties.
     pub(super) sockets: Vec<(String, BTreeMap<String, String>)>,
-    /// Whether its program has file capabilities.
+    /// Whether the program has file capabilities.
     pub(super) has_file_capabilities: bool,
 }
 
 impl Unit {
-    /// Asks systemd.
+    /// Asks systemd for the properties of a unit.
     ///
     /// # Errors
-    /// When there is none, or no such unit.
+    /// Fails if systemd does not run or has no such unit.
     pub(super) fn read(Place { unit: name, manager }: &Place) -> Result<Self, Error> {
         let manager = *manager;
         let version = systemctl(manager, &["--version"])?;
@@ -51,33 +51,34 @@ impl Unit {
         Ok(unit)
     }
 
-    /// The program that `ExecStart=` runs.
+    /// Returns the program that `ExecStart=` runs.
     fn program(&self) -> Option<&str> {
         self.get("ExecStart").split_once("path=")?.1.split(" ;").next()
     }
 
-    /// Whether `ExecStart=` has that argument.
+    /// Returns whether `ExecStart=` has this argument.
     pub(super) fn has_argument(&self, argument: &str) -> bool {
         self.get("ExecStart").split_whitespace().any(|word| word == argument)
     }
 
-    /// What a property is; empty when this systemd does not know it.
+    /// Returns the value of a property. Empty if this systemd does not know it.
     pub(super) fn get(&self, property: &str) -> &str {
         self.properties.get(property).map_or("", String::as_str)
     }
 
-    /// Whether a property is `yes`.
+    /// Returns whether a property is `yes`.
     pub(super) fn is_yes(&self, property: &str) -> bool {
         self.get(property) == "yes"
     }
 
-    /// What a property allows: no bound for `infinity`, and for what this systemd does not know.
+    /// Returns a time limit. `None` for `infinity`, and for a property that this systemd does not
+    /// know.
     pub(super) fn time(&self, property: &str) -> Option<Duration> {
         humantime::parse_duration(self.get(property)).ok()
     }
 }
 
-/// A unit, and the service manager that has it.
+/// A unit and the service manager that runs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) unit: String,
@@ -88,9 +89,9 @@ pub(super) struct Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manager {
     System,
-    /// Of the user who asks.
+    /// The service manager of the calling user.
     User,
-    /// Of another user.
+    /// The service manager of another user.
     Of(u32),
 }
 
@@ -105,8 +106,8 @@ impl fmt::Display for Manager {
 }
 
 impl Place {
-    /// The unit that a daemon runs in, by its own report, or else by what the kernel says of its
-    /// process. A daemon in a cgroup namespace of its own sees nothing but `/`.
+    /// Returns the unit in which a daemon runs. Uses the daemon's own report, or else what the
+    /// kernel says about its process. A daemon in its own cgroup namespace sees only `/`.
     pub(super) fn of_the_daemon(status: &Status) -> Result<Self, Error> {
         let asking = nix::unistd::getuid().as_raw();
         let head = status.generations.iter().find(|report| report.generation == status.serving);
@@ -126,8 +127,8 @@ impl Place {
         })
     }
 
-    /// The unit of a control group. Below the service `user@UID.service` that user's own manager
-    /// has the units.
+    /// Returns the unit of a control group. The units below `user@UID.service` belong to the
+    /// service manager of that user.
     fn of_group(group: &str, asking: u32) -> Option<Self> {
         let parts: Vec<&str> = group.split('/').collect();
         let user =
@@ -147,7 +148,7 @@ impl Place {
         service(&parts).map(|unit| Self { unit, manager: Manager::System })
     }
 
-    /// Whether this is the unit that an operator calls so: systemctl(1) completes names.
+    /// Returns whether an operator may mean this unit by `name`: systemctl(1) completes names.
     pub(super) fn is_named(&self, name: &str) -> bool {
         self.unit == name || self.unit.strip_suffix(".service") == Some(name)
     }
@@ -157,7 +158,7 @@ fn show(manager: Manager, unit: &str) -> Result<BTreeMap<String, String>, Error>
     let text = systemctl(manager, &["show", "--no-pager", "--all", "--", unit])?;
     let mut properties = BTreeMap::<String, String>::new();
     for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
-        // A setting with several commands is shown as several lines.
+        // systemctl prints a setting with several commands as several lines.
         let add = |before: &mut String| *before += &format!("\n{value}");
         properties.entry(key.to_owned()).and_modify(add).or_insert(value.to_owned());
     }
@@ -179,7 +180,7 @@ fn systemctl(manager: Manager, words: &[&str]) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&ran.stdout).into_owned())
 }
 
-/// Whether a program has capabilities of its own, capabilities(7).
+/// Returns whether a program has file capabilities, capabilities(7).
 fn has_file_capabilities(program: &str) -> bool {
     rustix::fs::getxattr(program, "security.capability", &mut [0u8; 64])
         .is_ok_and(|length| length > 0)

@@ -1,4 +1,4 @@
-//! Sends records to the journal with their fields, in its native protocol
+//! Log records in the journal's native protocol, with their fields
 //! (systemd.io/JOURNAL_NATIVE_PROTOCOL).
 
 use std::fmt::{self, Write};
@@ -11,10 +11,10 @@ use tracing_subscriber::layer::{Context, Layer};
 use super::outlet::Outlet;
 use super::{EVENT, MESSAGE};
 
-/// The prefix of our own field names.
+/// The prefix of our field names in the journal.
 const PREFIX: &str = "HANDOFFD_";
 
-/// The longest value in bytes: a record has to fit into one datagram.
+/// The longest value in bytes. A record must fit into one datagram.
 const LONGEST: usize = 32 * 1024;
 
 /// A tracing layer that sends each event as one record.
@@ -47,7 +47,7 @@ impl<S: Subscriber> Layer<S> for Journal {
     }
 }
 
-/// Adds the severity and the place in the program.
+/// Adds the severity and the source location.
 fn about(record: &mut Vec<u8>, metadata: &Metadata<'_>) {
     let priority = match *metadata.level() {
         Level::ERROR => "3",
@@ -82,7 +82,7 @@ impl Visit for Fields<'_> {
         } else if field.name() == EVENT {
             put(self.0, "EVENT", value);
         } else {
-            // A field name in capitals is a name that the journal takes.
+            // The journal accepts field names in capital letters.
             put(
                 self.0,
                 &format!("{PREFIX}{}", field.name().to_ascii_uppercase().replace('.', "_")),
@@ -92,8 +92,8 @@ impl Visit for Fields<'_> {
     }
 }
 
-/// Adds a field. Its length precedes the value, so the value may hold any bytes, line feeds
-/// included.
+/// Adds a field. The length precedes the value, so the value may contain any bytes, including line
+/// feeds.
 fn put(record: &mut Vec<u8>, name: &str, value: &str) {
     let end = (0..=LONGEST.min(value.len()))
         .rev()

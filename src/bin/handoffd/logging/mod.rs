@@ -1,10 +1,10 @@
-//! Sends log records to the journal, if standard error goes there, else to standard error.
+//! Log records, sent to the journal if standard error is connected to it, else to standard error.
 //!
-//! Over the journal's own protocol fields stay fields: `listener` becomes `HANDOFFD_LISTENER`, and
-//! the message alone is what journalctl(1) shows; so it holds what people must know, as the reason
-//! of a failure. On standard error every record opens with the time, the generation and the process
-//! id, because all generations write to the same place. The reader may have stalled (a pager, a
-//! terminal that is held up, a journal that is stopped); no signal and no client waits for it.
+//! In the journal's protocol fields stay fields: `listener` becomes `HANDOFFD_LISTENER`.
+//! journalctl(1) shows only the message, so the message holds everything that people must know,
+//! such as the reason of a failure. On standard error every record begins with the time, the
+//! generation and the process id, because all generations write to the same place. The reader may
+//! stall, for example a pager or a stopped journal. No signal and no client waits for the reader.
 
 mod journal;
 mod outlet;
@@ -35,17 +35,17 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// The outlet of all records of this process.
 static OUTLET: OnceLock<Outlet> = OnceLock::new();
 
-/// Where records go.
+/// The destination of log records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Destination {
     Journal,
     StandardError,
 }
 
-/// Starts logging, for the whole process.
+/// Starts logging for the whole process.
 pub(crate) fn start(destination: Destination, filter: &Targets, generation: Generation) {
     let registry = tracing_subscriber::registry().with(filter.clone());
-    // Without a journal to talk to, standard error still is its stream.
+    // If the journal cannot be reached directly, standard error still leads to it.
     let journal = if destination == Destination::Journal { Stream::journal().ok() } else { None };
     let is_journal = journal.is_some();
     let outlet = OUTLET.get_or_init(|| Outlet::new(journal.unwrap_or_else(Stream::standard_error)));
@@ -56,8 +56,8 @@ pub(crate) fn start(destination: Destination, filter: &Targets, generation: Gene
     let text = tracing_subscriber::fmt::layer()
         .with_writer(|| Record(outlet))
         .with_ansi(io::stderr().is_terminal())
-        // It would complain on standard error that standard error is broken, and panic when that
-        // fails.
+        // With this option on, the layer reports a broken standard error on standard error, and
+        // panics if that fails.
         .log_internal_errors(false)
         .fmt_fields(WhatIsNotSaid)
         .event_format(WithGeneration {
@@ -74,8 +74,7 @@ pub(crate) fn finish() {
     }
 }
 
-/// Logs a panic. The hook of the standard library writes to standard error and waits for its
-/// reader.
+/// Logs a panic. The standard library's hook would write to standard error and wait for the reader.
 fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
     let is_captured = backtrace.status() == BacktraceStatus::Captured;
@@ -91,7 +90,7 @@ pub(crate) fn complain(line: &str) {
     outlet.finish();
 }
 
-/// The writer of one record: the formatter passes it in one piece.
+/// The writer of one record, which the formatter passes in one piece.
 struct Record<'a>(&'a Outlet);
 
 impl Write for Record<'_> {
@@ -105,7 +104,7 @@ impl Write for Record<'_> {
     }
 }
 
-/// Puts the time, the generation and the process in front of each record.
+/// A formatter that begins each record with the time, the generation and the process id.
 struct WithGeneration {
     generation: Generation,
     inner: Format<Full, ()>,
@@ -128,17 +127,17 @@ where
     }
 }
 
-/// The field that names what happened. It never changes, unlike the message: docs/operations.md lists
-/// every value.
+/// The field that names the event. Its values never change, unlike the message. docs/operations.md
+/// lists all of them.
 const EVENT: &str = "event";
 
-/// The field that a record's text is in.
+/// The field that holds the text of a record.
 const MESSAGE: &str = "message";
 
-/// What a message holds already: the field is for the journal.
+/// Fields whose value the message already contains. Only the journal gets them.
 const SAID: [&str; 2] = ["reason", "successor"];
 
-/// The message and the fields that it does not hold itself.
+/// A formatter for the message and the fields that the message does not contain.
 struct WhatIsNotSaid;
 
 impl<'w> FormatFields<'w> for WhatIsNotSaid {
@@ -156,8 +155,7 @@ struct Unsaid<'w> {
 impl Visit for Unsaid<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if !SAID.contains(&field.name()) {
-            // Text from outside has come this far by the name of a listener or a path; a record is
-            // one line.
+            // The name of a listener or a path may contain any text, but a record must be one line.
             self.inner.record_debug(field, &format_args!("{}", escaped(&format!("{value:?}"))));
         }
     }
@@ -166,7 +164,7 @@ impl Visit for Unsaid<'_> {
         if field.name() == MESSAGE {
             self.record_debug(field, &format_args!("{value}"));
         } else if !SAID.contains(&field.name()) {
-            // In quotes, and escaped with them.
+            // The inner visitor quotes and escapes strings.
             self.inner.record_str(field, value);
         }
     }

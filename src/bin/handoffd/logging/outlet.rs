@@ -1,9 +1,9 @@
 //! A log outlet that never blocks: it keeps records for a slow reader and drops records for a
 //! stalled one.
 //!
-//! A record is written at once where there is room. Where there is none (the journal is stopped, a
-//! pager is held up) the record joins a backlog. A thread empties the backlog when the reader reads
-//! again. Records that the backlog has no room for are dropped and counted, and the count is logged
+//! A record is written at once if there is room. If there is none, because the journal or a pager
+//! has stopped, the record joins a backlog. A thread empties the backlog when the reader reads
+//! again. Records that do not fit into the backlog are dropped and counted. The count is logged
 //! when the reader has taken the next record.
 
 use std::collections::VecDeque;
@@ -15,13 +15,13 @@ use nix::poll::PollTimeout;
 
 use super::stream::Stream;
 
-/// The size of the backlog in bytes. The start of 4,000 listeners makes as many records at once.
+/// The size of the backlog in bytes. Starting 4,000 listeners logs 4,000 records at once.
 const BACKLOG: usize = 512 * 1024;
 
-/// How long a process that ends waits for its backlog to be read.
+/// How long an exiting process waits for its backlog to be read.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// How long to wait after a stream was writable and took nothing.
+/// How long to wait after poll(2) reported room but a write took nothing.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// The outlet of all records of this process.
@@ -38,13 +38,13 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Vec<u8>>,
-    /// Bytes of all records that wait.
+    /// The size in bytes of all records in the backlog.
     size: usize,
-    /// Bytes of the first record in the backlog that are written already.
+    /// How many bytes of the first record in the backlog are already written.
     written: usize,
-    /// Records that were dropped and not reported.
+    /// How many records were dropped and not reported yet.
     dropped: u64,
-    /// Whether the count is to be reported: a record was written after those that were dropped.
+    /// Whether to report the count, because a record was written after the dropped ones.
     report_is_due: bool,
     flusher: Flusher,
 }
@@ -52,7 +52,7 @@ struct State {
 /// Whether the thread that empties the backlog runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Flusher {
-    /// No record has waited so far.
+    /// No record has had to wait so far.
     #[default]
     NotNeeded,
     Runs,
@@ -97,7 +97,7 @@ impl Outlet {
             let shared = Arc::clone(&self.0);
             let thread =
                 std::thread::Builder::new().name("log".to_owned()).spawn(move || shared.flush());
-            // Without a thread the next record empties the backlog.
+            // If the thread cannot be started, the next record empties the backlog.
             state.flusher = thread.map_or(Flusher::NotNeeded, |_| Flusher::Runs);
         }
         self.0.changed.notify_all();
@@ -109,7 +109,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the backlog as far as there is room.
+    /// Writes records of the backlog as long as there is room.
     fn drain(&self, state: &mut State) {
         while let Some(first) = state.waiting.front() {
             match self.stream.write(&first[state.written..]) {
@@ -129,7 +129,7 @@ impl Shared {
         }
     }
 
-    /// Empties the backlog whenever there is one, and reports how many records were dropped.
+    /// Empties the backlog whenever it is not empty, and reports how many records were dropped.
     fn flush(&self) {
         loop {
             let mut state = self.lock();
@@ -161,7 +161,7 @@ impl Shared {
 }
 
 impl State {
-    /// Takes the first record out of the backlog.
+    /// Removes the first record from the backlog.
     fn pop(&mut self) {
         let record = self.waiting.pop_front().unwrap_or_default();
         self.size -= record.len();
@@ -175,7 +175,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns an outlet and the end that is read.
+    /// Returns an outlet and the reading end of its stream.
     fn outlet() -> (Outlet, UnixDatagram) {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
@@ -203,7 +203,7 @@ mod tests {
     fn what_a_stalled_reader_has_no_room_for_is_dropped_and_counted() {
         let (outlet, reader) = outlet();
         let record = [b'x'; 1024];
-        // More than the backlog and the socket hold together.
+        // More records than the backlog and the socket can hold together.
         let count = 2 * BACKLOG / record.len();
         (0..count).for_each(|_| outlet.put(&record));
         let dropped = outlet.0.lock().dropped;

@@ -1,5 +1,5 @@
-//! Standard error or the journal's socket as the destination of records: a write never waits for
-//! the reader.
+//! The stream of log records: standard error or the journal's socket. A write never waits for the
+//! reader.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write};
@@ -14,10 +14,11 @@ use nix::sys::stat::{SFlag, fstat};
 use rustix::io::ReadWriteFlags;
 use rustix::net::SendFlags;
 
-/// Where the journal listens.
+/// The path of the journal's socket.
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
-/// What can be written to a pipe that poll(2) calls writable without waiting: `PIPE_BUF`, pipe(7).
+/// How many bytes can be written without waiting to a pipe that poll(2) reports as writable:
+/// `PIPE_BUF`, pipe(7).
 const AT_ONCE: usize = 4096;
 
 /// The destination of all records.
@@ -25,14 +26,14 @@ const AT_ONCE: usize = 4096;
 pub(super) enum Stream {
     /// The journal: one datagram for each record.
     Journal(UnixDatagram),
-    /// Standard error, opened again: `O_NONBLOCK` must not be set for the other processes that hold
-    /// it, as the shell.
+    /// Standard error, opened again. Setting `O_NONBLOCK` on the original would affect other
+    /// processes that share it, such as the shell.
     Opened(File),
     /// Standard error that is a socket.
     Socket,
-    /// A pipe that cannot be opened again because another user has made it.
+    /// A pipe that cannot be opened again because it belongs to another user.
     Pipe,
-    /// A regular file, a terminal of another user, or nothing that is open.
+    /// A regular file, a terminal of another user, or a closed standard error.
     Plain,
 }
 
@@ -52,7 +53,7 @@ impl Stream {
             .map_or(SFlag::empty(), |status| SFlag::from_bits_truncate(status.st_mode));
         match mode & SFlag::S_IFMT {
             SFlag::S_IFSOCK => Self::Socket,
-            // A file opened again would be written from its beginning.
+            // A regular file is not opened again, because writing would start at its beginning.
             SFlag::S_IFIFO | SFlag::S_IFCHR => {
                 let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
                 let opened = OpenOptions::new()
@@ -66,17 +67,17 @@ impl Stream {
         }
     }
 
-    /// Writes some of `bytes`, or the whole datagram, and returns how many bytes were taken.
+    /// Writes some of `bytes`, or the whole datagram. Returns how many bytes were written.
     ///
     /// # Errors
-    /// `WouldBlock` when there is no room.
+    /// `WouldBlock` if there is no room.
     pub(super) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         if !self.has_room(PollTimeout::ZERO) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         match self {
             Self::Journal(socket) => match socket.send(bytes) {
-                // The journal may have been started again.
+                // The journal may have been restarted.
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
                     socket.connect(JOURNAL)?;
                     socket.send(bytes)
@@ -96,18 +97,18 @@ impl Stream {
                     u64::MAX,
                     ReadWriteFlags::NOWAIT,
                 ) {
-                    // Before Linux 6.4. Only another process can take the room that poll(2) has
-                    // seen.
+                    // Before Linux 6.4. A plain write may only block if another process takes the
+                    // room that poll(2) reported.
                     Err(rustix::io::Errno::OPNOTSUPP) => io::stderr().write(bytes),
                     written => written.map_err(Into::into),
                 }
             }
-            // The caller holds a lock, so no other thread takes the room that poll(2) has seen.
+            // The caller holds a lock, so no other thread takes the room that poll(2) reported.
             Self::Plain => io::stderr().write(&bytes[..bytes.len().min(AT_ONCE)]),
         }
     }
 
-    /// Waits until there may be room, and returns whether there is.
+    /// Waits until there may be room. Returns whether there is.
     pub(super) fn has_room(&self, patience: PollTimeout) -> bool {
         let stderr = io::stderr();
         let descriptor: BorrowedFd<'_> = match self {
@@ -116,8 +117,8 @@ impl Stream {
             Self::Socket | Self::Pipe | Self::Plain => stderr.as_fd(),
         };
         let mut poll = [PollFd::new(descriptor, PollFlags::POLLOUT)];
-        // A signal ends the wait before poll(2) knows of any room. The write reports every other
-        // error.
+        // If a signal ends the wait, poll(2) does not know of any room. The write reports every
+        // other error.
         !matches!(nix::poll::poll(&mut poll, patience), Ok(0) | Err(Errno::EINTR))
     }
 }

@@ -1,9 +1,9 @@
 //! A listener that answers scrapes with the counters of all generations, in the OpenMetrics text
 //! format.
 //!
-//! The generation that accepts a scrape asks the active one by the operator's socket, as `handoffd
-//! status` does. So every answer has the sums of all generations, and a handoff leaves no gap.
-//! `scrapes` asks the active generation, `text` writes the answer.
+//! The generation that accepts a scrape asks the active generation over the control socket, as
+//! `handoffd status` does. So every answer has the sums of all generations, and a handoff leaves no
+//! gap. `scrapes` asks the active generation, and `text` writes the answer.
 
 mod scrapes;
 mod text;
@@ -31,19 +31,20 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// How long a request may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a collector may take for all of its request and its answer.
+/// The time limit for a whole scrape: the request and the answer.
 const CONVERSATION_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// All that the daemon serves: what it is for, and its own metrics.
+/// The services of the daemon: the configured ones and its own metrics.
 #[derive(Debug)]
 pub(crate) struct WithMetrics {
     pub(crate) routes: Routes,
-    /// None when there is no listener for metrics.
+    /// `None` without a metrics listener.
     scrapes: Option<Scrapes>,
 }
 
 impl WithMetrics {
-    /// Serves `routes`, and the counters that the head tells over `control`, if that is given.
+    /// Serves `routes`. With `control`, also serves the counters, which it requests over that
+    /// control socket.
     pub(crate) fn new(routes: Routes, control: Option<PathBuf>) -> Self {
         Self { routes, scrapes: control.map(Scrapes::of) }
     }
@@ -52,7 +53,7 @@ impl WithMetrics {
 impl Service for WithMetrics {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
         match &self.scrapes {
-            // In a box: no other connection shall be as large as this one.
+            // Box this future, because otherwise it would enlarge the future of every connection.
             Some(scrapes) if connection.listener() == METRICS_LISTENER => {
                 Box::pin(answer(scrapes, connection)).await
             }
@@ -77,7 +78,7 @@ impl Service for WithMetrics {
     }
 }
 
-/// One request, one answer.
+/// Answers one request.
 async fn answer(scrapes: &Scrapes, connection: &mut Connection) -> io::Result<()> {
     let respond = service_fn(async |request: Request<_>| {
         Ok::<_, Infallible>(respond(scrapes, &request).await)
@@ -85,7 +86,7 @@ async fn answer(scrapes: &Scrapes, connection: &mut Connection) -> io::Result<()
     let mut server = http1::Builder::new();
     server.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
     let conversation = server.serve_connection(TokioIo::new(&mut connection.stream), respond);
-    // A collector that does not read keeps its place from others no longer than that.
+    // A collector that does not read occupies its connection no longer than this.
     timeout(CONVERSATION_TIMEOUT, conversation).await?.map_err(io::Error::other)
 }
 

@@ -1,10 +1,9 @@
-//! This module asks the active generation for its counters on behalf of all scrapes that wait, on
-//! one thread.
+//! Requests for the counters, made by one thread for all waiting scrapes.
 //!
-//! A question waits for other generations, up to seconds when one of them is stuck. So no runtime
-//! that serves clients waits for it, and neither does a thread for each scrape: whatever number of
-//! collectors come, there is one question under way, and all scrapes that have come before it share
-//! its answer.
+//! A request waits for the answers of other generations, which takes seconds if a generation is
+//! stuck. So it must not block the runtime that serves clients, and one thread per scrape would be
+//! too many. Only one request is open at a time. All scrapes that arrived before it share its
+//! answer.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SendError, Sender};
@@ -16,19 +15,19 @@ use tokio::sync::oneshot;
 
 use super::text;
 
-/// The counters as text, or why there are none.
+/// The counters as text, or why they are not available.
 pub(super) type Answer = Result<Bytes, String>;
 
-/// The scrapes of a process.
+/// The waiting scrapes of this process.
 #[derive(Debug)]
 pub(super) struct Scrapes {
     control: PathBuf,
-    /// The way to the thread, from the first scrape on.
+    /// The channel to the thread, created by the first scrape.
     thread: Mutex<Option<Sender<oneshot::Sender<Answer>>>>,
 }
 
 impl Scrapes {
-    /// Scrapes that are answered over that control socket.
+    /// Creates scrapes that are answered over this control socket.
     pub(super) const fn of(control: PathBuf) -> Self {
         Self { control, thread: Mutex::new(None) }
     }
@@ -43,7 +42,7 @@ impl Scrapes {
     }
 
     fn send(&self, scrape: oneshot::Sender<Answer>) -> Result<(), String> {
-        // A panic elsewhere has left it whole: it is only ever replaced.
+        // A panic cannot leave this value half changed, because it is always replaced as a whole.
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = match &*thread {
             Some(thread) => thread.send(scrape),
@@ -56,13 +55,13 @@ impl Scrapes {
     }
 }
 
-/// Starts the thread, with its first scrape.
+/// Starts the thread with its first scrape.
 fn start(
     control: &Path,
     first: oneshot::Sender<Answer>,
 ) -> Result<Sender<oneshot::Sender<Answer>>, String> {
     let (send, scrapes) = mpsc::channel();
-    // It cannot fail: the receiver is here.
+    // This cannot fail, because the receiver still exists.
     let _ = send.send(first);
     let control = Control::at(control);
     let thread = std::thread::Builder::new().name("metrics".to_owned());
@@ -75,10 +74,10 @@ fn answer_all(control: &Control, scrapes: &Receiver<oneshot::Sender<Answer>>) {
         let all: Vec<_> = std::iter::once(first).chain(scrapes.try_iter()).collect();
         let answer = ask(control);
         if let Err(why) = &answer {
-            tracing::warn!(event = "metrics.failed", reason = %why, "no metrics: {why}");
+            tracing::warn!(event = "metrics.failed", reason = %why, "cannot collect metrics: {why}");
         }
         for scrape in all {
-            // A collector that has hung up needs none.
+            // A collector that has hung up needs no answer.
             let _ = scrape.send(answer.clone());
         }
     }

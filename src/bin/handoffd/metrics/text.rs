@@ -1,6 +1,6 @@
-//! Writes the counters of a line as OpenMetrics text.
+//! The counters of all generations as OpenMetrics text.
 //!
-//! The names are part of what users rely on: one that is here stays.
+//! Users rely on the names of metrics, so a name must not change.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-/// Writes them.
+/// Encodes the status as OpenMetrics text.
 pub(super) fn encode(status: Status) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("handoffd");
     registry.register_collector(Box::new(Line(status)));
@@ -24,9 +24,9 @@ pub(super) fn encode(status: Status) -> Result<String, fmt::Error> {
 #[derive(Debug)]
 struct Line(Status);
 
-/// A metric of each listener: its name, what it is, its value.
+/// A metric of a listener: its name, help text, type and value.
 type OfListener = (&'static str, &'static str, MetricType, fn(&ListenerCounters) -> u64);
-/// The same of each upstream.
+/// A metric of an upstream: its name, help text, type and value.
 type OfUpstream = (&'static str, &'static str, MetricType, fn(&UpstreamCounters) -> u64);
 
 const OF_LISTENERS: [OfListener; 11] = [
@@ -171,8 +171,8 @@ impl Collector for Line {
     }
 }
 
-/// The host name of an upstream, if it has one, and its address; the name itself stands for the
-/// addresses that it no longer has.
+/// Returns the host name of an upstream, if it has one, and its address. For the counters of a name
+/// itself, which include its former addresses, the name takes the place of the address.
 fn host_and_address(upstream: &str) -> (Option<&str>, &str) {
     let is_name =
         |text: &str| !text.starts_with(['/', '@', '[']) && text.parse::<Address>().is_err();

@@ -1,9 +1,9 @@
-//! Tests of the rules, with units of one setting each.
+//! Tests of the rules, on units that differ from the shipped one in a few settings.
 
 use super::*;
 use crate::doctor::unit::Manager;
 
-/// What systemd shows of the unit that we ship, as far as any rule looks.
+/// The properties that systemd shows for the shipped unit, as far as a rule reads them.
 const SHIPPED: [(&str, &str); 20] = [
     ("Type", "notify"),
     ("NotifyAccess", "main"),
@@ -33,7 +33,7 @@ const SHIPPED: [(&str, &str); 20] = [
     ),
 ];
 
-/// What is found in the shipped unit with other values for some properties.
+/// Returns the findings for the shipped unit with other values for some properties.
 fn found(systemd: u32, changed: &[(&str, &str)]) -> Vec<(Severity, String)> {
     let properties =
         SHIPPED.iter().chain(changed).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
@@ -128,7 +128,8 @@ fn an_init_of_ours_under_a_manager_that_is_notified_is_found() {
     assert_eq!(found(257, &[other]), []);
 }
 
-/// Seen: the user of a program with file capabilities gets "Permission denied" for `/proc/PID/exe`.
+/// Observed: the user of a program with file capabilities gets "Permission denied" for
+/// `/proc/PID/exe`.
 #[test]
 fn file_capabilities_with_a_reload_by_proc_are_found() {
     let (setcap, user) = (("setcap", "yes"), ("User", "web"));
