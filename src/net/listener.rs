@@ -119,10 +119,10 @@ impl Listener {
     /// Another holder may have made the socket blocking (systemd does, for a unit without
     /// `NonBlocking=`), and then accept would block the thread. So the socket is first made
     /// non-blocking again. If it becomes blocking between the check and the accept, the watcher
-    /// interrupts the accept. An interrupted accept has waited, so the backlog was empty.
+    /// interrupts the accept.
     ///
     /// # Errors
-    /// `WouldBlock` when the backlog is empty.
+    /// `WouldBlock` when the backlog is empty, and `Interrupted` when the caller has to try again.
     pub(super) fn accept(&self) -> io::Result<Accepted> {
         self.set_back_nonblocking()?;
         let accept = || self.socket.accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
@@ -130,11 +130,13 @@ impl Listener {
             Ok((socket, address)) => {
                 Ok(Accepted { socket, peer: Peer::new(&address), earmark: None })
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                self.set_back_nonblocking()?;
-                Err(io::ErrorKind::WouldBlock.into())
+            Err(error) => {
+                // Not WouldBlock after EINTR: a client may wait, and nothing would wake us for it.
+                if error.kind() == io::ErrorKind::Interrupted {
+                    self.set_back_nonblocking()?;
+                }
+                Err(error)
             }
-            Err(error) => Err(error),
         }
     }
 
