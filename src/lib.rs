@@ -74,6 +74,7 @@ mod config;
 #[cfg(feature = "config-file")]
 mod config_file;
 mod control;
+mod data_plane;
 mod drain;
 mod error;
 #[cfg(any(fuzzing, test))]

@@ -180,7 +180,7 @@ mod seeds {
             ],
             draining: vec![(Generation::FIRST, 7), (Generation::FIRST.next(), 8)],
             init: Some(9),
-            coming: vec![(3, "web".into()), (0, "admin".into())],
+            forecast: [("web".into(), 3), ("admin".into(), 0)].into_iter().collect(),
             names: vec!["web".into(), "admin".into(), "files".into()],
         }
     }

@@ -23,6 +23,7 @@ use super::variables::{CHANNEL, GENERATION, RUNTIME_DIRECTORY, TAKEN_OUT, bad, p
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::net::Passed;
+use crate::report::CarryForecast;
 use crate::sys;
 use crate::sys::env::{Environment, Variables};
 use crate::sys::fd::{LowSlot, PassedDescriptors};
@@ -43,7 +44,7 @@ pub struct Inheritance {
     /// free.
     pub(crate) slot: LowSlot,
     /// How many connections the predecessor may carry over, with the name of their listener.
-    pub(crate) coming: Vec<(usize, String)>,
+    pub(crate) forecast: CarryForecast,
 }
 
 impl Inheritance {
@@ -115,7 +116,7 @@ impl Inheritance {
             counted.and_then(|_| take_from_predecessor(&environment, &mut descriptors, &channel));
         let taken = taken.and_then(|taken| {
             let inheritance = Self::new(&environment, taken.generation, taken.sockets)?;
-            Ok((Self { coming: taken.coming, ..inheritance }, taken.draining, taken.init))
+            Ok((Self { forecast: taken.forecast, ..inheritance }, taken.draining, taken.init))
         });
         match taken {
             Ok((inheritance, draining, init)) => Ok(Self {
@@ -186,7 +187,7 @@ impl Inheritance {
             journal_stream,
             runtime_directory,
             slot,
-            coming: Vec::new(),
+            forecast: CarryForecast::default(),
         })
     }
 }
@@ -197,7 +198,7 @@ struct Bequeathed {
     sockets: Vec<Passed>,
     draining: Draining,
     init: Option<Init>,
-    coming: Vec<(usize, String)>,
+    forecast: CarryForecast,
 }
 
 /// Takes the generation number, the sockets, and the channels to older generations and to the init
@@ -233,7 +234,7 @@ fn take_from_predecessor(
     }
     let init = welcome.init.map(take).transpose()?.map(Init::inherited);
     let sockets = adopt(environment, descriptors, &welcome)?;
-    Ok(Bequeathed { generation, sockets, draining, init, coming: welcome.coming })
+    Ok(Bequeathed { generation, sockets, draining, init, forecast: welcome.forecast })
 }
 
 /// Reads the generation number of this process from the environment.

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::generation::Generation;
 use crate::net::Binding;
-use crate::report::{Counters, Report};
+use crate::report::{CarryForecast, Counters, Report};
 use crate::sys::spawn::Words;
 
 /// The protocol version of this program.
@@ -106,9 +106,8 @@ pub(crate) struct Welcome {
     pub(crate) draining: Vec<(Generation, RawFd)>,
     /// The file descriptor of the channel to the init, if there is one.
     pub(crate) init: Option<RawFd>,
-    /// How many connections may be carried to the successor, with the name of their listener. Only
-    /// for listeners with a connection limit.
-    pub(crate) coming: Vec<(usize, String)>,
+    /// Which connections may be carried to the successor.
+    pub(crate) forecast: CarryForecast,
     /// The names of the passed sockets. They are not in `LISTEN_FDNAMES` because a variable holds
     /// at most 128 KiB, execve(2).
     pub(crate) names: Vec<String>,
@@ -137,7 +136,7 @@ impl Message {
                 if let Some(descriptor) = welcome.init {
                     packet.line("INIT", descriptor);
                 }
-                for (count, listener) in &welcome.coming {
+                for (listener, count) in welcome.forecast.iter() {
                     packet.line("COMING", format_args!("{count} {listener}"));
                 }
                 welcome.names.iter().for_each(|name| packet.line("NAME", name));
@@ -234,7 +233,7 @@ impl Message {
                     None => None,
                 };
                 while let Some((count, listener)) = fields.pair("COMING")? {
-                    welcome.coming.push((count, listener));
+                    welcome.forecast.add(listener, count);
                 }
                 welcome.names = fields.all("NAME")?;
                 Self::Welcome(welcome)

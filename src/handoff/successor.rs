@@ -24,7 +24,7 @@ use super::program::Program;
 use crate::error::{EndStatus, HandoffFailure};
 use crate::generation::Generation;
 use crate::net::{Listener, ListenerSet, Origin};
-use crate::report::{Counters, Report};
+use crate::report::{CarryForecast, Counters, Report};
 use crate::sys::fd::{FIRST_PASSED, LowSlot};
 use crate::sys::socket::channel_pair;
 use crate::sys::spawn::{Launch, launch};
@@ -44,9 +44,8 @@ pub(crate) struct Bequest<'a> {
     pub(crate) predecessors: &'a Predecessors,
     pub(crate) init: Option<&'a Init>,
     pub(crate) slot: &'a mut LowSlot,
-    /// How many connections may be carried to the successor, with the name of their listener. Only
-    /// for listeners with a connection limit. `None` if no connection will be carried.
-    pub(crate) coming: Option<Vec<(usize, String)>>,
+    /// Which connections may be carried to the successor. `None` if no connection will be carried.
+    pub(crate) forecast: Option<CarryForecast>,
 }
 
 impl Bequest<'_> {
@@ -54,9 +53,10 @@ impl Bequest<'_> {
     fn launch(&mut self, channel: &Channel, theirs: OwnedFd) -> io::Result<()> {
         let listeners = self.listeners.passed_on();
         let mut passed: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
-        let coming = self.coming.take().unwrap_or_default();
+        let forecast = self.forecast.take().unwrap_or_default();
         let names = listeners.iter().map(|listener| listener.name().to_string()).collect();
-        let mut welcome = Welcome { bound: bound(&listeners), coming, names, ..Welcome::default() };
+        let mut welcome =
+            Welcome { bound: bound(&listeners), forecast, names, ..Welcome::default() };
         for (generation, older) in self.predecessors.channels() {
             welcome.draining.push((generation, number_of(passed.len())?));
             passed.push(older);
@@ -162,7 +162,8 @@ impl Successor {
         let failed = |source| HandoffFailure::Fork { source };
         let (ours, theirs) = channel_pair().map_err(failed)?;
         let channel = Channel::to_a_new_process(ours).map_err(failed)?;
-        let carrying = bequest.coming.as_ref().map(|_| carry_pair()).transpose().map_err(failed)?;
+        let carrying =
+            bequest.forecast.as_ref().map(|_| carry_pair()).transpose().map_err(failed)?;
         let started = bequest.launch(&channel, theirs).map_err(failed);
         // A copy of the other end that stays in the slot does no harm, because the process
         // descriptor reports a death. So the error is only logged and the started successor is

@@ -3,17 +3,17 @@
 //! `machine` decides what an event means and in which order actions come. What a handoff does is in
 //! `handoff`, what a drain does in `drain`; here is what is done to listeners and to neighbours.
 
-use super::data_plane::Plane;
 use super::driver::Driver;
 use super::head::Head;
 use super::machine::Action;
 use super::pid_file::log_failure;
+use crate::data_plane::DataPlane;
 use crate::error::{Error, HandoffFailure};
 use crate::generation::Generation;
 use crate::handoff::{Message, Successor};
 use crate::net::Listener;
 
-impl<P: Plane> Driver<P> {
+impl<P: DataPlane> Driver<P> {
     /// Performs one action. `failure` is why the successor is lost, if the event is its loss.
     pub(super) async fn perform(
         &mut self,
@@ -165,7 +165,7 @@ impl<P: Plane> Driver<P> {
         if !sockets.is_empty() {
             self.predecessors.tell_all(&Message::GivenUp { sockets });
         }
-        self.plane.sweep(&given_up);
+        self.plane.accept_backlog(&given_up);
         self.plane.accept_late(replaced);
     }
 
@@ -178,7 +178,7 @@ impl<P: Plane> Driver<P> {
         if !self.process.notifier.is_supervised() {
             all.iter().for_each(Listener::unlink);
         }
-        self.plane.sweep(&all);
+        self.plane.accept_backlog(&all);
         self.listeners.control_ends = true;
         let successor_pid = self.successor().and_then(Successor::pid);
         if let Some(pid_file) = &mut self.pid_file {

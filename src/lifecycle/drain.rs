@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::data_plane::Plane;
 use super::driver::{Driver, Occurrence};
 use super::machine::Event;
 use super::timers::deadline;
+use crate::data_plane::CarryEnd;
+use crate::data_plane::DataPlane;
 use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::handoff::{Fate, Message};
-use crate::server::CarryEnd;
 
 /// How long a cut connection may take to be gone: its task only has to be dropped.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ pub(super) struct DrainPhase {
     pub(super) carries: bool,
 }
 
-impl<P: Plane> Driver<P> {
+impl<P: DataPlane> Driver<P> {
     /// Tells every connection to end or to move to the successor, and starts the drain deadline.
     pub(super) fn begin_drain(&mut self) {
         let (why, connections) = (self.state.name(), self.plane.connections().map(|now| now.open));
@@ -69,7 +69,7 @@ impl<P: Plane> Driver<P> {
         drain.carries = false;
         match end {
             CarryEnd::AllWent => Some(Event::CarryEnded.into()),
-            CarryEnd::Alone => {
+            CarryEnd::ReceiverGone => {
                 let soon = deadline(LAST_WORD_TIMEOUT);
                 drain.carry_until = [drain.carry_until, soon].into_iter().flatten().min();
                 None
@@ -82,7 +82,7 @@ impl<P: Plane> Driver<P> {
         if let Some(drain) = &mut self.drain {
             drain.carry_until = None;
         }
-        self.plane.tell_the_rest();
+        self.plane.drain_uncarried();
     }
 
     /// Accepts again after a successor's death. While the system lacks memory or descriptors this is
@@ -95,7 +95,7 @@ impl<P: Plane> Driver<P> {
         let until = Instant::now() + RESUME_TIMEOUT;
         let mut has_failed = false;
         loop {
-            match self.plane.accept(self.listeners.set.as_slice()) {
+            match self.plane.start(self.listeners.set.as_slice()) {
                 Err(error @ Error::System { .. }) if Instant::now() < until => {
                     if !has_failed {
                         tracing::error!(

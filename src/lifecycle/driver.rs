@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 
-use super::data_plane::Plane;
 use super::drain::DrainPhase;
 use super::handoff::Handoff;
 use super::head::Head;
@@ -18,6 +17,7 @@ use super::signals::{Signals, answer_hangup};
 use super::startup::Liveness;
 use super::status::Operators;
 use crate::config::Config;
+use crate::data_plane::DataPlane;
 use crate::drain::DrainReport;
 use crate::error::{Error, HandoffFailure};
 use crate::generation::Generation;
@@ -83,13 +83,12 @@ impl From<Event> for Occurrence {
 impl From<HandoffFailure> for Occurrence {
     fn from(failure: HandoffFailure) -> Self {
         let has_rolled_back = matches!(failure, HandoffFailure::ToldToStop);
-        let event =
-            if has_rolled_back { Event::SuccessorRolledBack } else { Event::SuccessorLost };
+        let event = if has_rolled_back { Event::SuccessorRolledBack } else { Event::SuccessorLost };
         Self { event, failure: Some(failure) }
     }
 }
 
-impl<P: Plane> Driver<P> {
+impl<P: DataPlane> Driver<P> {
     /// Installs the signal handlers and adopts or binds the listeners. Nothing is accepted yet.
     pub(super) fn start(
         config: Config,
@@ -97,9 +96,10 @@ impl<P: Plane> Driver<P> {
         mut plane: P,
     ) -> Result<Self, Error> {
         let signals = Signals::install().map_err(Error::system("install signal handlers"))?;
-        let Inheritance { generation, sockets, predecessors, program, slot, init, coming, .. } =
-            inheritance;
-        plane.expect(coming);
+        let Inheritance {
+            generation, sockets, predecessors, program, slot, init, forecast, ..
+        } = inheritance;
+        plane.expect(forecast);
         let predecessors = Predecessors::connect(predecessors, generation)
             .map_err(Error::system("watch the predecessor"))?;
         let main_process = match program.manager_numbers() {
@@ -139,11 +139,11 @@ impl<P: Plane> Driver<P> {
     /// Starts to accept. The generation is live when every accept loop has run, which
     /// [`Driver::run`] waits for.
     pub(super) fn live(mut self) -> Result<Self, Error> {
-        if let Err(error) = self.plane.accept(self.listeners.set.as_slice()) {
+        if let Err(error) = self.plane.start(self.listeners.set.as_slice()) {
             self.predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
             return Err(error);
         }
-        self.liveness.begin(self.plane.heartbeat(), self.config.ready_timeout);
+        self.liveness.begin(self.config.ready_timeout);
         Ok(self)
     }
 

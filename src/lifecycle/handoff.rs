@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::data_plane::Plane;
 use super::driver::Driver;
 use super::machine::State;
 use super::pid_file::log_failure;
 use super::timers::{Timer, deadline};
 use crate::carry;
 use crate::control::{Answer, Refusal};
+use crate::data_plane::DataPlane;
 use crate::error::HandoffFailure;
 use crate::handoff::{Bequest, Fate, Successor};
 use crate::report::{Outcome, Report, Standing};
@@ -79,7 +79,7 @@ impl Handoff {
     }
 }
 
-impl<P: Plane> Driver<P> {
+impl<P: DataPlane> Driver<P> {
     /// Starts a successor as soon as there may be one more generation.
     pub(super) fn start_successor(&mut self) {
         let is_asked = self.handoff.as_ref().is_some_and(|handoff| handoff.reload.is_some());
@@ -124,7 +124,7 @@ impl<P: Plane> Driver<P> {
             predecessors: &self.predecessors,
             init: self.process.init.as_ref(),
             slot: &mut self.process.slot,
-            coming: self.plane.carries(),
+            forecast: self.plane.forecast(),
         });
         match started {
             Ok(successor) => handoff.successor = Some(successor),
@@ -194,10 +194,8 @@ impl<P: Plane> Driver<P> {
         if let Some(successor) = handoff.successor.take() {
             self.release(successor, &failure).await;
         }
-        let is_too_late = matches!(
-            failure,
-            HandoffFailure::OutOfTime { .. } | HandoffFailure::NotStarted { .. }
-        );
+        let is_too_late =
+            matches!(failure, HandoffFailure::OutOfTime { .. } | HandoffFailure::NotStarted { .. });
         let (outcome, why) = if is_too_late {
             (Outcome::TimedOut, Refusal::TryAgain)
         } else if was_ready {
@@ -244,7 +242,7 @@ impl<P: Plane> Driver<P> {
     pub(super) async fn log_lost_connections(&mut self) {
         // Its last answers may be unread.
         let _ = tokio::time::timeout(SETTLE_TIMEOUT, self.plane.settled()).await;
-        let (successor, lost) = (self.process.generation.next(), self.plane.successor_lost());
+        let (successor, lost) = (self.process.generation.next(), self.plane.lost_with_successor());
         if lost > 0 {
             tracing::error!(
                 event = "carry.lost", %successor, lost,

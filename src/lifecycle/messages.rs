@@ -6,11 +6,11 @@
 
 use std::time::SystemTime;
 
-use super::data_plane::Plane;
 use super::driver::{Driver, Occurrence};
 use super::machine::{Event, State};
 use super::status::{Since, unix_ms};
 use crate::carry;
+use crate::data_plane::DataPlane;
 use crate::error::HandoffFailure;
 use crate::generation::Generation;
 use crate::handoff::{Message, PredecessorEvent, SuccessorEvent};
@@ -76,7 +76,7 @@ impl History {
     }
 }
 
-impl<P: Plane> Driver<P> {
+impl<P: DataPlane> Driver<P> {
     /// What a predecessor's word means.
     pub(super) fn heard_predecessor(&mut self, event: PredecessorEvent) -> Option<Occurrence> {
         match event {
@@ -165,7 +165,7 @@ impl<P: Plane> Driver<P> {
                 if retired {
                     // Whoever waits in a queue is reset when the last that holds it lets go.
                     let given_up = self.listeners.set.remove_sockets(&sockets);
-                    self.plane.sweep(&given_up);
+                    self.plane.accept_backlog(&given_up);
                 }
                 None
             }

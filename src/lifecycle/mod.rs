@@ -7,7 +7,6 @@
 
 mod actions;
 mod check;
-mod data_plane;
 mod drain;
 mod driver;
 mod embed;
@@ -16,6 +15,7 @@ mod head;
 mod machine;
 mod messages;
 mod pid_file;
+mod plane_events;
 mod process;
 mod signals;
 mod startup;

@@ -7,48 +7,43 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_util::task::TaskTracker;
 
-use super::data_plane::Plane;
 use super::driver::{Driver, Occurrence};
 use super::machine::{Event, State};
 use super::timers::deadline;
+use crate::data_plane::DataPlane;
 use crate::error::Error;
 use crate::handoff::Message;
 
 /// Whether the accept loops have started, and what has died of them.
 #[derive(Debug, Default)]
 pub(super) struct Liveness {
+    /// Present until the data plane serves.
     starting: Option<Starting>,
     /// Why this generation ends in an error once its connections have ended.
     death: Option<Error>,
 }
 
-/// Accept loops that have not all run yet.
+/// The start of the data plane, and its deadline.
 #[derive(Debug)]
 struct Starting {
-    /// Closed when every accept loop has run.
-    loops: TaskTracker,
     until: Option<Instant>,
 }
 
 impl Liveness {
-    /// Waits for these accept loops from now on, as long as `limit`.
-    pub(super) fn begin(&mut self, loops: TaskTracker, limit: Duration) {
-        self.starting = Some(Starting { loops, until: deadline(limit) });
+    /// Notes that the data plane starts, and may take as long as `limit`.
+    pub(super) fn begin(&mut self, limit: Duration) {
+        self.starting = Some(Starting { until: deadline(limit) });
     }
 
-    /// Returns when the accept loops must have run.
+    /// Returns whether the data plane is starting.
+    pub(super) const fn is_starting(&self) -> bool {
+        self.starting.is_some()
+    }
+
+    /// Returns when the data plane must serve.
     pub(super) fn until(&self) -> Option<Instant> {
         self.starting.as_ref().and_then(|starting| starting.until)
-    }
-
-    /// Waits until every accept loop has run; for ever if none is being started. Cancel safe.
-    pub(super) async fn started(&self) {
-        match &self.starting {
-            Some(starting) => starting.loops.wait().await,
-            None => std::future::pending().await,
-        }
     }
 
     /// Returns whether no part has died so far.
@@ -62,7 +57,7 @@ impl Liveness {
     }
 }
 
-impl<P: Plane> Driver<P> {
+impl<P: DataPlane> Driver<P> {
     /// Every accept loop has run.
     pub(super) fn started(&mut self) -> Option<Occurrence> {
         self.liveness.starting = None;

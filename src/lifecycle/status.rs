@@ -9,12 +9,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
-use super::data_plane::Plane;
 use super::driver::{Driver, Occurrence};
 use super::handoff::milliseconds;
 use super::head::{Duty, Pace};
 use super::machine::State;
 use crate::control::{Answer, ControlServer, Reply, Request};
+use crate::data_plane::DataPlane;
 use crate::handoff::Inquiry;
 use crate::net::Origin;
 use crate::report::{Connections, Counters, ListenerReport, Report, Settings, Standing, Status};
@@ -70,7 +70,7 @@ impl Since {
     }
 }
 
-impl<P: Plane> Driver<P> {
+impl<P: DataPlane> Driver<P> {
     /// An operator asks.
     pub(super) fn asked(&mut self, request: Request, answer: Answer) -> Option<Occurrence> {
         if answer.is_abandoned() {

@@ -1,12 +1,13 @@
 //! The part of the driver that waits: every source of events, and who handles what it brings.
 
-use super::data_plane::{Awaited, Plane, PlaneEvent, next_of_plane};
 use super::driver::{Driver, Occurrence};
 use super::head::{Duty, Head};
 use super::machine::{Event, State};
 use super::pid_file::PidFile;
+use super::plane_events::{Awaited, PlaneEvent, next_of_plane};
 use super::timers::{Timer, due};
 use crate::control::{Answer, Request};
+use crate::data_plane::DataPlane;
 use crate::error::{Error, HandoffFailure};
 use crate::handoff::{PredecessorEvent, Successor, SuccessorEvent};
 
@@ -16,13 +17,12 @@ enum Wakeup {
     Successor(SuccessorEvent),
     Signal(Event),
     Plane(PlaneEvent),
-    Started,
     Due(Timer),
     Asked(Request, Answer),
     Duty(Duty),
 }
 
-impl<P: Plane> Driver<P> {
+impl<P: DataPlane> Driver<P> {
     /// Returns the next event. What other generations say goes first: a predecessor that has
     /// retired, or a successor that has died, changes what a signal means.
     ///
@@ -42,7 +42,6 @@ impl<P: Plane> Driver<P> {
                 }
                 event = self.signals.next() => Wakeup::Signal(event),
                 event = next_of_plane(&self.plane, awaited) => Wakeup::Plane(event),
-                () = self.liveness.started() => Wakeup::Started,
                 timer = due(timer) => Wakeup::Due(timer),
                 (request, answer) = self.operators.control.next() => Wakeup::Asked(request, answer),
                 duty = next_duty(self.head.as_mut()) => Wakeup::Duty(duty),
@@ -59,7 +58,6 @@ impl<P: Plane> Driver<P> {
             Wakeup::Successor(event) => self.heard_successor(event).await,
             Wakeup::Signal(event) => Some(event.into()),
             Wakeup::Plane(event) => self.plane_said(event)?,
-            Wakeup::Started => self.started(),
             Wakeup::Due(timer) => self.expired(timer)?,
             Wakeup::Asked(request, answer) => self.asked(request, answer),
             Wakeup::Duty(duty) => {
@@ -71,6 +69,7 @@ impl<P: Plane> Driver<P> {
 
     fn plane_said(&mut self, event: PlaneEvent) -> Result<Option<Occurrence>, Error> {
         match event {
+            PlaneEvent::Started => Ok(self.started()),
             PlaneEvent::Died(error) => self.part_died(error).map(|()| None),
             PlaneEvent::CarryEnded(end) => Ok(self.carry_ended(end)),
             PlaneEvent::TakenOver => {
@@ -125,6 +124,7 @@ impl<P: Plane> Driver<P> {
     fn awaited(&self) -> Awaited {
         let is_retiring = matches!(self.state, State::Retiring { .. });
         Awaited {
+            start: self.liveness.is_starting(),
             death: self.liveness.is_whole(),
             carry_end: is_retiring && self.drain.as_ref().is_some_and(|drain| drain.carries),
             taken_over: self.handoff.as_ref().is_some_and(|handoff| handoff.stage.is_delayed()),

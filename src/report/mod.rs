@@ -5,6 +5,7 @@
 //! every language can compute with those.
 
 mod counters;
+mod forecast;
 
 use std::fmt;
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::generation::Generation;
 
 pub use counters::{Counters, HandoffCounters, ListenerCounters, UpstreamCounters};
+pub(crate) use forecast::CarryForecast;
 
 /// The status of one generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,5 +1,5 @@
-//! The server's side of a drain: connections that can be carried move to the successor, and all
-//! others are asked to finish.
+//! The server as a data plane that carries: connections move to the successor in a drain, and come
+//! from the predecessor after a handoff.
 //!
 //! Each connection moves when its service reaches a message boundary. [`super::takeover`] is the
 //! receiving side.
@@ -11,24 +11,31 @@ use tokio::sync::watch;
 
 use super::Server;
 use super::census::Census;
-use crate::carry::Outgoing;
+use super::takeover::{Door, TakingOver};
+use crate::carry::{Incoming, Outgoing};
+use crate::data_plane::{CarryEnd, CarryPlane};
 use crate::drain::Way;
+use crate::error::Error;
+use crate::report::CarryForecast;
 use crate::service::Service;
 
-/// Why no more connections are carried to the successor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CarryEnd {
-    /// All connections that could be carried have moved.
-    AllWent,
-    /// The successor accepts no more connections: it does not support carrying, was told to stop,
-    /// or is dead.
-    Alone,
+/// Returns the sender of connections through `channel`, or `None` if the kernel refuses.
+pub(super) fn outgoing(channel: OwnedFd) -> Option<Arc<Outgoing>> {
+    match Outgoing::new(channel) {
+        Ok(outgoing) => Some(Arc::new(outgoing)),
+        Err(error) => {
+            tracing::error!(
+                event = "carry.unavailable", reason = %error,
+                "cannot carry connections to the successor: {error}"
+            );
+            None
+        }
+    }
 }
 
-impl<S: Service> Server<S> {
-    /// Returns how many connections can be carried, for each listener with a connection limit.
-    /// Returns `None` if no listener carries connections.
-    pub(crate) fn carries(&self) -> Option<Vec<(usize, String)>> {
+impl<S: Service> CarryPlane for Server<S> {
+    /// Counts the open connections of each listener that carries them and has a connection limit.
+    fn forecast(&self) -> Option<CarryForecast> {
         let mut carried = self.names.iter().filter(|name| self.way(name) == Way::Carry).peekable();
         carried.peek()?;
         let open = |name: &Arc<str>| {
@@ -37,34 +44,87 @@ impl<S: Service> Server<S> {
             all.map(Census::open).sum()
         };
         let limited = carried.filter(|name| self.places.contains_key(&***name));
-        Some(limited.map(|name| (open(name), name.to_string())).collect())
+        Some(limited.map(|name| (name.to_string(), open(name))).collect())
     }
 
-    /// Begins a drain: asks every connection to finish.
-    ///
-    /// If `successor` is a channel to the successor, connections that can be carried are asked to
-    /// move there instead. Without a channel, this process also stops taking over connections from
-    /// its own predecessor.
-    pub(crate) fn drain(&mut self, successor: Option<OwnedFd>) {
-        self.census.values().for_each(Census::begin_drain);
-        // An earlier drain may have carried connections to a successor that died.
-        self.connections.turns().forget();
-        self.drain.begin();
-        let outgoing = successor.and_then(|channel| match Outgoing::new(channel) {
-            Ok(outgoing) => Some(Arc::new(outgoing)),
-            Err(error) => {
-                tracing::error!(
-                    event = "carry.unavailable", reason = %error,
-                    "cannot carry connections to the successor: {error}"
-                );
-                None
+    fn expect(&mut self, forecast: CarryForecast) {
+        for (listener, count) in forecast.iter() {
+            if let Some(places) =
+                self.places.get(listener).filter(|_| self.way(listener) == Way::Carry)
+            {
+                places.keep(count);
             }
+        }
+    }
+
+    fn expect_no_more(&mut self) {
+        self.places.values().for_each(|places| places.keep_no_more());
+    }
+
+    fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {
+        let incoming =
+            Incoming::new(channel).map_err(Error::system("watch the predecessor's connections"))?;
+        let workers = Arc::clone(self.workers.all());
+        let names: Vec<_> =
+            self.names.iter().filter(|name| self.way(name) == Way::Carry).cloned().collect();
+        let doors = names.into_iter().map(|name| {
+            let census = (0..workers.len()).map(|number| self.census(number, &name)).collect();
+            (name.to_string(), Door { places: self.places.get(&*name).cloned(), census, name })
         });
-        let Some(outgoing) = outgoing else {
-            self.stop_taking.cancel();
-            self.drain.tell_the_rest();
-            return;
-        };
+        let doors = doors.collect();
+        let (connections, entry) = (self.connections.clone(), self.drain.entry(Way::Carry));
+        let stop = self.stop_taking.clone();
+        self.taking.spawn(TakingOver { incoming, connections, workers, doors, entry, stop }.run());
+        Ok(())
+    }
+
+    fn is_taking_over(&self) -> bool {
+        !self.taking.is_empty()
+    }
+
+    async fn taken_over(&self) {
+        self.taking.wait().await;
+    }
+
+    async fn carry_ended(&self) -> CarryEnd {
+        if let Some(mut ended) = self.carry_ended.clone() {
+            if let Ok(end) = ended.wait_for(Option::is_some).await {
+                return end.unwrap_or(CarryEnd::ReceiverGone);
+            }
+        }
+        std::future::pending().await
+    }
+
+    fn drain_uncarried(&mut self) {
+        // A connection that arrives from the predecessor now could not move on from here.
+        self.stop_taking.cancel();
+        // In this order, a refused connection has a request to finish at every moment: ending the
+        // carry withdraws the refusal.
+        self.drain.tell_the_rest();
+        self.end_carry();
+    }
+
+    async fn settled(&self) {
+        self.connections.settled().await;
+    }
+
+    fn lost_with_successor(&mut self) -> u64 {
+        self.census.values().map(Census::successor_lost).sum()
+    }
+}
+
+impl<S: Service> Server<S> {
+    /// Stops carrying connections to the successor.
+    pub(super) fn end_carry(&mut self) {
+        self.connections.carry_to(None);
+        self.connections.turns().end();
+        // The task keeps running until the successor has answered for every connection already
+        // sent.
+        self.carry_ended = None;
+    }
+
+    /// Asks every connection that can be carried to move to the successor.
+    pub(super) fn begin_carry(&mut self, outgoing: Arc<Outgoing>) {
         self.connections.carry_to(Some(Arc::clone(&outgoing)));
         let turns = Arc::clone(self.connections.turns());
         turns.begin();
@@ -84,53 +144,11 @@ impl<S: Service> Server<S> {
                 connections.settled().await;
             };
             let end = tokio::select! {
-                () = outgoing.answers() => CarryEnd::Alone,
+                () = outgoing.answers() => CarryEnd::ReceiverGone,
                 () = all_went => CarryEnd::AllWent,
                 () = called_off => CarryEnd::AllWent,
             };
             ended.send_replace(Some(end));
         });
-    }
-
-    /// Waits until no more connections are carried to the successor, and returns the reason. Never
-    /// returns if no carry has begun. Cancel safe.
-    pub(crate) async fn carry_ended(&self) -> CarryEnd {
-        if let Some(mut ended) = self.carry_ended.clone() {
-            if let Ok(end) = ended.wait_for(Option::is_some).await {
-                return end.unwrap_or(CarryEnd::Alone);
-            }
-        }
-        std::future::pending().await
-    }
-
-    /// Asks the connections that were not carried to finish.
-    pub(crate) fn tell_the_rest(&mut self) {
-        // A connection that arrives from the predecessor now could not move on from here.
-        self.stop_taking.cancel();
-        // In this order, a refused connection has a request to finish at every moment: ending the
-        // carry withdraws the refusal.
-        self.drain.tell_the_rest();
-        self.end_carry();
-    }
-
-    /// Stops carrying connections to the successor.
-    pub(super) fn end_carry(&mut self) {
-        self.connections.carry_to(None);
-        self.connections.turns().end();
-        // The task keeps running until the successor has answered for every connection already
-        // sent.
-        self.carry_ended = None;
-    }
-
-    /// Waits until the fate of every connection that was being sent to a dead successor is known.
-    /// Cancel safe.
-    pub(crate) async fn settled(&self) {
-        self.connections.settled().await;
-    }
-
-    /// Records that the successor has died. Returns how many carried connections may be lost with
-    /// it.
-    pub(crate) fn successor_lost(&self) -> u64 {
-        self.census.values().map(Census::successor_lost).sum()
     }
 }

@@ -12,7 +12,6 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::Server;
 use super::census::{Came, Census};
 use super::connection::{Connections, Newcomer};
 use super::workers::Worker;
@@ -25,72 +24,20 @@ use crate::service::Service;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The task that serves the last clients of one replaced listener.
-struct Latecomers<S> {
-    listener: Listener,
-    connections: Connections<S>,
-    census: Census,
+pub(super) struct Latecomers<S> {
+    pub(super) listener: Listener,
+    pub(super) connections: Connections<S>,
+    pub(super) census: Census,
     /// All workers, and the index of the worker that serves the late clients.
-    workers: Arc<[Worker]>,
-    number: usize,
-    entry: DrainEntry,
-    stop: CancellationToken,
-}
-
-impl<S: Service> Server<S> {
-    /// Accepts all clients in the backlogs of `listeners`, which no generation will accept on any
-    /// more. Must be called before [`Server::drain`].
-    pub(crate) fn sweep(&mut self, listeners: &[Listener]) {
-        let workers = Arc::clone(self.workers.all());
-        for (listener, (number, worker)) in listeners.iter().zip(workers.iter().enumerate().cycle())
-        {
-            let _within = worker.handle().enter();
-            let census = self.census(number, listener.name());
-            let way = self.way(listener.name());
-            let entry = self.drain.entry(way);
-            for (stream, peer) in waiting(listener) {
-                // No permit is taken: these clients connected before the listener stopped, so the
-                // limit does not apply.
-                let traffic = Arc::clone(stream.traffic());
-                let counted =
-                    census.enter(Instant::now(), Came::Accepted, traffic, worker.load(), None);
-                let listener = listener.name();
-                self.connections.spawn(Newcomer {
-                    stream,
-                    peer,
-                    listener,
-                    counted,
-                    way,
-                    entry: &entry,
-                    parcel: None,
-                });
-            }
-        }
-    }
-
-    /// Accepts on `replaced` until every handshake that had begun must be over. [`Server::drained`]
-    /// waits for this.
-    pub(crate) fn accept_late(&mut self, replaced: Vec<Listener>) {
-        let workers = Arc::clone(self.workers.all());
-        for (listener, (number, worker)) in
-            replaced.into_iter().zip(workers.iter().enumerate().cycle())
-        {
-            let latecomers = Latecomers {
-                census: self.census(number, listener.name()),
-                connections: self.connections.clone(),
-                workers: Arc::clone(&workers),
-                number,
-                // These clients arrive after the drain has begun, too late to be carried.
-                entry: self.drain.entry(Way::End),
-                stop: self.stop_late.clone(),
-                listener,
-            };
-            self.late.spawn_on(latecomers.run(), worker.handle());
-        }
-    }
+    pub(super) workers: Arc<[Worker]>,
+    pub(super) number: usize,
+    pub(super) entry: DrainEntry,
+    pub(super) stop: CancellationToken,
 }
 
 impl<S: Service> Latecomers<S> {
-    async fn run(self) {
+    /// Serves the last clients until no more can come.
+    pub(super) async fn run(self) {
         let mut end = pin!(sleep(HANDSHAKE_TIMEOUT));
         match Acceptor::new(self.listener.clone()) {
             Ok(mut acceptor) => loop {

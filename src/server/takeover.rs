@@ -6,21 +6,18 @@
 //! equally well here is refused and stays with the predecessor.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::Server;
 use super::census::{Came, Census};
 use super::connection::{Connections, Newcomer};
 use super::places::Places;
 use super::workers::{Worker, choose};
 use crate::carry::{Answer, Arrival, Arrived, Incoming};
 use crate::drain::{DrainEntry, Way};
-use crate::error::Error;
 use crate::net::{Peer, Stream, Traffic};
 use crate::service::Service;
 
@@ -37,76 +34,24 @@ const REST: Duration = Duration::from_millis(1);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The task that takes over connections from the predecessor.
-struct TakingOver<S> {
-    incoming: Incoming,
-    connections: Connections<S>,
-    workers: Arc<[Worker]>,
+pub(super) struct TakingOver<S> {
+    pub(super) incoming: Incoming,
+    pub(super) connections: Connections<S>,
+    pub(super) workers: Arc<[Worker]>,
     /// The listeners that accept carried connections, by name.
-    doors: HashMap<String, Door>,
-    entry: DrainEntry,
+    pub(super) doors: HashMap<String, Door>,
+    pub(super) entry: DrainEntry,
     /// Stops the takeover. The predecessor sees the end of the channel, and keeps the remaining
     /// connections.
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
 }
 
 /// The state of one listener that accepts carried connections.
-struct Door {
-    name: Arc<str>,
+pub(super) struct Door {
+    pub(super) name: Arc<str>,
     /// The census of this listener for each worker.
-    census: Vec<Census>,
-    places: Option<Arc<Places>>,
-}
-
-impl<S: Service> Server<S> {
-    /// Reserves permits for connections that may be carried here, given as counts by listener name.
-    /// Must be called before the first [`Server::accept`].
-    pub(crate) fn expect(&self, coming: Vec<(usize, String)>) {
-        for (count, listener) in coming {
-            if let Some(places) =
-                self.places.get(&listener).filter(|_| self.way(&listener) == Way::Carry)
-            {
-                places.keep(count);
-            }
-        }
-    }
-
-    /// Releases the reserved permits, because no more connections will be carried here.
-    pub(crate) fn expect_no_more(&self) {
-        self.places.values().for_each(|places| places.keep_no_more());
-    }
-
-    /// Takes over the connections that the predecessor sends through `channel`. Must be called in a
-    /// tokio runtime.
-    ///
-    /// # Errors
-    /// [`Error::System`] when the kernel refuses to watch the channel. The predecessor then keeps
-    /// its connections.
-    pub(crate) fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {
-        let incoming =
-            Incoming::new(channel).map_err(Error::system("watch the predecessor's connections"))?;
-        let workers = Arc::clone(self.workers.all());
-        let names: Vec<_> =
-            self.names.iter().filter(|name| self.way(name) == Way::Carry).cloned().collect();
-        let doors = names.into_iter().map(|name| {
-            let census = (0..workers.len()).map(|number| self.census(number, &name)).collect();
-            (name.to_string(), Door { places: self.places.get(&*name).cloned(), census, name })
-        });
-        let doors = doors.collect();
-        let (connections, entry) = (self.connections.clone(), self.drain.entry(Way::Carry));
-        let stop = self.stop_taking.clone();
-        self.taking.spawn(TakingOver { incoming, connections, workers, doors, entry, stop }.run());
-        Ok(())
-    }
-
-    /// Returns whether a predecessor still carries connections here.
-    pub(crate) fn is_taking_over(&self) -> bool {
-        !self.taking.is_empty()
-    }
-
-    /// Waits until no predecessor carries connections here any more. Cancel safe.
-    pub(crate) async fn taken_over(&self) {
-        self.taking.wait().await;
-    }
+    pub(super) census: Vec<Census>,
+    pub(super) places: Option<Arc<Places>>,
 }
 
 impl<S: Service> TakingOver<S> {

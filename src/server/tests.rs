@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{ListenerConfig, Listeners};
+use crate::data_plane::DataPlane;
+use crate::error::Error;
 use crate::net::{Origin, Passed};
 use crate::service::Echo;
+use tokio::time::timeout;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -53,7 +56,7 @@ async fn each_time_that_a_listener_is_full_counts_once_for_all_workers_and_heart
     let mut server = Server::new(Echo, Workers::start(workers).unwrap(), config);
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("few");
-    server.accept(std::slice::from_ref(&listener)).unwrap();
+    server.start(std::slice::from_ref(&listener)).unwrap();
     // There are more loops than permits: one loop has no permit, although no client is connected.
     assert_eq!(limited(&server, 0).await, 0);
     let mut inside = vec![client(listener.address())];
@@ -74,7 +77,7 @@ async fn a_heartbeat_that_finds_no_loop_is_never_over() {
     assert!(!server.heartbeat().is_closed());
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("web");
-    server.accept(std::slice::from_ref(&listener)).unwrap();
+    server.start(std::slice::from_ref(&listener)).unwrap();
     beat(&server).await;
     server.stop_accepting().await;
     assert!(!server.heartbeat().is_closed());
@@ -86,7 +89,7 @@ async fn nothing_is_accepted_again_when_a_worker_has_died() {
     let workers = Workers::start(NonZeroUsize::MIN).unwrap();
     workers.deaths().report("worker-1", "it was unwell");
     let mut server = Server::new(Echo, workers, Config::default());
-    assert!(matches!(server.accept(&[]), Err(Error::Died { .. })));
+    assert!(matches!(server.start(&[]), Err(Error::Died { .. })));
 }
 
 /// A hanging worker delays neither `stop_accepting` nor the drop of the server.
@@ -96,7 +99,7 @@ async fn a_worker_that_hangs_holds_up_neither_a_stop_nor_the_end() {
     let mut server = Server::new(Echo, workers, Config::default());
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("web");
-    server.accept(std::slice::from_ref(&listener)).unwrap();
+    server.start(std::slice::from_ref(&listener)).unwrap();
     beat(&server).await;
     let (release, held) = std::sync::mpsc::channel::<()>();
     let (hangs, hung) = tokio::sync::oneshot::channel();

@@ -5,21 +5,24 @@ use std::os::fd::OwnedFd;
 use tokio_util::task::TaskTracker;
 
 use super::{Embedded, Phase, Told};
+use crate::data_plane::{CarryPlane, DataPlane};
 use crate::drain::DrainReport;
 use crate::error::Error;
-use crate::lifecycle::data_plane::Plane;
 use crate::net::Listener;
 use crate::report::{Connections, Counters};
-use crate::server::CarryEnd;
 
-impl Plane for Embedded {
-    fn accept(&mut self, _listeners: &[Listener]) -> Result<(), Error> {
+impl DataPlane for Embedded {
+    fn start(&mut self, _listeners: &[Listener]) -> Result<(), Error> {
         self.asked.send_replace(Phase::Accepting);
         Ok(())
     }
 
-    /// What a server of one's own does in its loops it alone knows. The driver, which runs beside
-    /// them, answers.
+    /// The server accepts on its own: clients wait in the backlog until then.
+    async fn started(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The driver answers, because it cannot look into the loops of the server.
     fn heartbeat(&self) -> TaskTracker {
         let beat = TaskTracker::new();
         beat.close();
@@ -37,45 +40,13 @@ impl Plane for Embedded {
     }
 
     /// What waits in the queues belongs to the server's own descriptors.
-    fn sweep(&mut self, _listeners: &[Listener]) {}
+    fn accept_backlog(&mut self, _listeners: &[Listener]) {}
 
     /// The same.
     fn accept_late(&mut self, _replaced: Vec<Listener>) {}
 
-    /// What a server of one's own has of a connection nobody else can take over.
-    fn carries(&self) -> Option<Vec<(usize, String)>> {
-        None
-    }
-
-    fn expect(&mut self, _coming: Vec<(usize, String)>) {}
-
-    fn expect_no_more(&mut self) {}
-
-    fn take_over(&mut self, _channel: OwnedFd) -> Result<(), Error> {
-        // Closed: the predecessor hears that nothing is taken.
-        Ok(())
-    }
-
-    fn is_taking_over(&self) -> bool {
-        false
-    }
-
-    async fn taken_over(&self) {}
-
     fn drain(&mut self, _successor: Option<OwnedFd>) {
         self.asked.send_replace(Phase::Draining);
-    }
-
-    async fn carry_ended(&self) -> CarryEnd {
-        std::future::pending().await
-    }
-
-    fn tell_the_rest(&mut self) {}
-
-    async fn settled(&self) {}
-
-    fn successor_lost(&mut self) -> u64 {
-        0
     }
 
     async fn drained(&self) {
@@ -100,3 +71,6 @@ impl Plane for Embedded {
         DrainReport { ended: 0, carried: 0, cut: 0 }
     }
 }
+
+/// Only the server knows the state of its connections, so nothing is carried.
+impl CarryPlane for Embedded {}

@@ -6,9 +6,9 @@ use tokio::time::Instant;
 
 use super::Handoff;
 use crate::control::{Answer, Refusal, ReloadOptions, Reply};
+use crate::data_plane::DataPlane;
 use crate::drain::DrainReport;
 use crate::error::HandoffFailure;
-use crate::lifecycle::data_plane::Plane;
 use crate::lifecycle::driver::{Driver, Occurrence};
 use crate::lifecycle::machine::{Event, State};
 use crate::lifecycle::timers::deadline;
@@ -33,7 +33,7 @@ fn time_to_answer(limit: Duration) -> Duration {
     (limit / 10).min(Duration::from_secs(1))
 }
 
-impl<P: Plane> Driver<P> {
+impl<P: DataPlane> Driver<P> {
     /// Handles a reload request. A request that cannot be met is refused at once.
     pub(in crate::lifecycle) fn asked_to_reload(
         &mut self,

@@ -1,0 +1,218 @@
+//! The server as a data plane: start, stop, drain and cut, as the lifecycle decides.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::Server;
+use super::accept::{self, Accepting};
+use super::carry::outgoing;
+use super::census::{Came, Census};
+use super::connection::Newcomer;
+use super::late::Latecomers;
+use crate::data_plane::DataPlane;
+use crate::drain::{DrainReport, Way};
+use crate::error::Error;
+use crate::net::{Acceptor, Listener, waiting};
+use crate::report::{self, Counters};
+use crate::service::Service;
+
+/// How long the accept loops may take to stop. A loop that hangs in accept(2) is interrupted
+/// earlier.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+
+impl<S: Service> DataPlane for Server<S> {
+    /// Starts an accept loop for each worker and listener.
+    ///
+    /// # Errors
+    /// [`Error::System`] when the kernel refuses to watch a listener, and [`Error::Died`] when a
+    /// worker has died.
+    fn start(&mut self, listeners: &[Listener]) -> Result<(), Error> {
+        if let Some(died) = self.workers.deaths().first() {
+            return Err(died);
+        }
+        self.drain.resume();
+        self.end_carry();
+        if self.stop_taking.is_cancelled() {
+            self.stop_taking = CancellationToken::new();
+        }
+        self.names.extend(listeners.iter().map(|listener| Arc::clone(listener.name())));
+        self.stop = CancellationToken::new();
+        let workers = Arc::clone(self.workers.all());
+        for (own, worker) in workers.iter().enumerate() {
+            // Register the listener with the runtime of this worker.
+            let _within = worker.handle().enter();
+            let (mut loops, stop) = (Vec::new(), CancellationToken::new());
+            for listener in listeners {
+                let acceptor =
+                    Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
+                let (heart, beats) = mpsc::channel(1);
+                self.hearts.push(heart);
+                loops.push(Accepting {
+                    acceptor,
+                    connections: self.connections.clone(),
+                    workers: Arc::clone(&workers),
+                    own,
+                    census: (0..workers.len())
+                        .map(|number| self.census(number, listener.name()))
+                        .collect(),
+                    places: self.places.get(&**listener.name()).cloned(),
+                    way: self.way(listener.name()),
+                    entry: self.drain.entry(self.way(listener.name())),
+                    stop: stop.clone(),
+                    beats,
+                });
+            }
+            let deaths = self.workers.deaths().clone();
+            self.loops
+                .spawn_on(accept::run_all(loops, stop, self.stop.clone(), deaths), worker.handle());
+        }
+        self.starting = self.heartbeat();
+        Ok(())
+    }
+
+    /// Waits until every accept loop has run.
+    async fn started(&self) -> Result<(), Error> {
+        self.starting.wait().await;
+        Ok(())
+    }
+
+    async fn died(&self) -> Error {
+        self.workers.deaths().wait().await
+    }
+
+    /// Asks every accept loop. The tracker never completes if a loop hangs, has died, gets no
+    /// processor time, or if there are no loops.
+    fn heartbeat(&self) -> TaskTracker {
+        let beat = TaskTracker::new();
+        let takes = |heart: &mpsc::Sender<TaskTrackerToken>| heart.try_send(beat.token()).is_ok();
+        // A tracker that is never closed never completes.
+        if !self.hearts.is_empty() && self.hearts.iter().all(takes) {
+            beat.close();
+        }
+        beat
+    }
+
+    /// Stops the accept loops, after which the kernel watches no listener for this process. A worker
+    /// that hangs is not waited for; its loops stop when it runs again.
+    async fn stop_accepting(&mut self) {
+        self.stop.cancel();
+        self.hearts.clear();
+        let stopped = async { while self.loops.join_next().await.is_some() {} };
+        if timeout(STOP_TIMEOUT, stopped).await.is_err() {
+            let workers = self.loops.len();
+            tracing::error!(
+                event = "worker.hung",
+                workers,
+                "{workers} workers hang and have not stopped accepting: continuing without them"
+            );
+            self.loops.detach_all();
+        }
+    }
+
+    fn accept_backlog(&mut self, listeners: &[Listener]) {
+        let workers = Arc::clone(self.workers.all());
+        for (listener, (number, worker)) in listeners.iter().zip(workers.iter().enumerate().cycle())
+        {
+            let _within = worker.handle().enter();
+            let census = self.census(number, listener.name());
+            let way = self.way(listener.name());
+            let entry = self.drain.entry(way);
+            for (stream, peer) in waiting(listener) {
+                // No permit is taken: these clients connected before the listener stopped, so the
+                // limit does not apply.
+                let traffic = Arc::clone(stream.traffic());
+                let counted =
+                    census.enter(Instant::now(), Came::Accepted, traffic, worker.load(), None);
+                let listener = listener.name();
+                self.connections.spawn(Newcomer {
+                    stream,
+                    peer,
+                    listener,
+                    counted,
+                    way,
+                    entry: &entry,
+                    parcel: None,
+                });
+            }
+        }
+    }
+
+    fn accept_late(&mut self, replaced: Vec<Listener>) {
+        let workers = Arc::clone(self.workers.all());
+        for (listener, (number, worker)) in
+            replaced.into_iter().zip(workers.iter().enumerate().cycle())
+        {
+            let latecomers = Latecomers {
+                census: self.census(number, listener.name()),
+                connections: self.connections.clone(),
+                workers: Arc::clone(&workers),
+                number,
+                // These clients arrive after the drain has begun, too late to be carried.
+                entry: self.drain.entry(Way::End),
+                stop: self.stop_late.clone(),
+                listener,
+            };
+            self.late.spawn_on(latecomers.run(), worker.handle());
+        }
+    }
+
+    fn drain(&mut self, successor: Option<OwnedFd>) {
+        self.census.values().for_each(Census::begin_drain);
+        // An earlier drain may have carried connections to a successor that died.
+        self.connections.turns().forget();
+        self.drain.begin();
+        if let Some(outgoing) = successor.and_then(outgoing) {
+            self.begin_carry(outgoing);
+        } else {
+            self.stop_taking.cancel();
+            self.drain.tell_the_rest();
+        }
+    }
+
+    async fn drained(&self) {
+        self.taking.wait().await;
+        self.late.wait().await;
+        self.drain.drained().await;
+    }
+
+    fn cut(&mut self) {
+        self.stop_taking.cancel();
+        self.stop_late.cancel();
+        // End the carry first. No service then detaches another connection, and detached ones that
+        // are not sent yet are cut like all others.
+        self.end_carry();
+        self.drain.cut();
+    }
+
+    fn connections(&self) -> Option<report::Connections> {
+        let all = self.census.values().map(Census::connections);
+        Some(all.fold(report::Connections::default(), |sum, one| report::Connections {
+            open: sum.open + one.open,
+            oldest_ms: sum.oldest_ms.max(one.oldest_ms),
+            carried: sum.carried + one.carried,
+        }))
+    }
+
+    fn counters(&self) -> Counters {
+        let service = self.connections.service();
+        let mut counters = Counters { upstreams: service.upstreams(), ..Counters::default() };
+        for ((_, listener), census) in &self.census {
+            counters.listeners.entry(listener.to_string()).or_default().add(census.counters());
+        }
+        for (listener, count) in service.header_errors() {
+            counters.listeners.entry(listener).or_default().header_errors += count;
+        }
+        counters
+    }
+
+    fn report(&self) -> DrainReport {
+        self.drain.report(self.connections.turns().carried())
+    }
+}
