@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the library may import. `words` are plain values.
-const MAY_IMPORT: [(&str, &[&str]); 19] = [
+const MAY_IMPORT: [(&str, &[&str]); 20] = [
     ("sys", &["error"]),
     ("text", &[]),
     ("error", &["text"]),
@@ -21,12 +21,14 @@ const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ("carry", &["net", "sys"]),
     ("service", &["net", "drain", "carry", "address", "config", "report", "error"]),
     ("handoff", &["net", "sys", "generation", "report", "error", "text"]),
-    ("server", &["net", "service", "drain", "carry", "config", "report", "error"]),
+    ("data_plane", &["net", "drain", "report", "error"]),
+    ("server", &["data_plane", "net", "service", "drain", "carry", "config", "report", "error"]),
     ("control", &["net", "sys", "generation", "report", "error", "text"]),
     (
         "lifecycle",
         &[
             "handoff",
+            "data_plane",
             "server",
             "notify",
             "control",
@@ -52,6 +54,7 @@ const MAY_IMPORT: [(&str, &[&str]); 19] = [
             "config",
             "config_file",
             "control",
+            "data_plane",
             "drain",
             "error",
             "generation",
