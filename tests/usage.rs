@@ -11,7 +11,7 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Line, Refusal};
+use crate::support::{Event, Line, Refusal};
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
@@ -292,7 +292,7 @@ fn bad_input_of_a_successor_reaches_the_log_of_its_predecessor() {
         let line = Line::serve(&[]);
         line.successor_gets(arguments);
         line.signal(1, Signal::SIGHUP);
-        let failed = line.wait_for(1, "the handoff failed");
+        let failed = line.wait_for(1, Event::HandoffFailed);
         assert!(failed.text.replace('\\', "").contains(&reason.replace('\\', "")), "{failed:?}");
         line.assert_serves();
     }

@@ -8,8 +8,8 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
-use super::{EVENT, MESSAGE};
 use super::outlet::Outlet;
+use super::{EVENT, MESSAGE};
 
 /// The prefix of our own field names.
 const PREFIX: &str = "HANDOFFD_";
