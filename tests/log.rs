@@ -1,6 +1,7 @@
 //! Log records reach the journal or standard error, with the generation in every one, and never
 //! stand in the way.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -9,6 +10,7 @@ use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::support::{Client, DEADLINE, Event, Line, Tracer, assert_becomes, signal};
 
@@ -82,6 +84,48 @@ fn one_record_tells_how_a_connection_ended() {
         assert_eq!(record.field(field), Some(value), "{}", record.text);
     }
     assert_eq!(line.count(Event::ConnectionEnded), 1);
+}
+
+/// A successor that sends a line break and an escape sequence, then a handoff that succeeds.
+#[test]
+fn json_log_has_one_object_for_each_record() {
+    let line = Line::start_with(|command, folder| {
+        let socket = folder.join("socket");
+        command.args(["--bake", "0", "--log-format", "json", "--listen", socket.to_str().unwrap()]);
+    });
+    let wait = |event: Event| line.wait_for(0, format!("\"event\":\"{}\"", event.id()).as_str());
+    wait(Event::GenerationServing);
+    line.put_script(r#"say 'VERSION=1\nKIND=failed\nREASON=\033[2J\rend\n'; exec sleep 1000"#);
+    signal(line.first_pid(), Signal::SIGHUP);
+    wait(Event::HandoffFailed);
+    line.put_real();
+    let mark = line.mark();
+    signal(line.first_pid(), Signal::SIGHUP);
+    assert_eq!(line.exit_code(1), 0);
+    let committed = line.wait_since(mark, "the handoff", |record| {
+        record.text.contains(Event::HandoffCommitted.id())
+    });
+    let committed: Value = serde_json::from_str(&committed.text).unwrap();
+    Client::once(line.folder().join("socket").to_str().unwrap(), b"in JSON").unwrap();
+    signal(committed["fields"]["successor_pid"].as_u64().unwrap() as u32, Signal::SIGTERM);
+    let mut events = BTreeMap::new();
+    for record in line.wait_for_end() {
+        assert!(!record.text.contains(char::is_control), "{}", record.text);
+        let object: BTreeMap<String, Value> = serde_json::from_str(&record.text)
+            .unwrap_or_else(|error| panic!("{error}: {}", record.text));
+        let keys: Vec<_> = object.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["event", "fields", "generation", "level", "message", "pid", "time"]);
+        events.insert(object["event"].as_str().unwrap().to_owned(), object);
+    }
+    // The last record of each event.
+    let field = |event: Event, name: &str| events[event.id()]["fields"][name].clone();
+    assert_eq!(events[Event::GenerationEnded.id()]["generation"], 2);
+    assert_eq!(field(Event::GenerationEnded, "cut"), 0);
+    assert_eq!(field(Event::HandoffCommitted, "successor"), "2");
+    assert_eq!(field(Event::ConnectionEnded, "ending"), "finished");
+    assert_eq!(field(Event::ConnectionEnded, "received"), 7);
+    let reason = field(Event::HandoffFailed, "reason");
+    assert!(reason.as_str().unwrap().contains(r"\u{1b}[2J\rend"), "{reason}");
 }
 
 /// Whoever read the log may be gone; the clients are not.

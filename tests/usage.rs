@@ -90,6 +90,7 @@ fn a_filter_that_is_none_is_named() {
         Refusal::to(&["proxy", "--to", "@a", "--log", filter]).names(64, &["--log", filter]);
     }
     assert_refused(&["--log", ""], 64, &["--log"]);
+    assert_refused(&["--log-format", "xml"], 64, &["--log-format", "expected text or json"]);
 }
 
 #[test]

@@ -3,10 +3,11 @@
 //! Over the journal's own protocol fields stay fields: `listener` becomes `HANDOFFD_LISTENER`, and
 //! the message alone is what journalctl(1) shows; so it holds what people must know, as the reason
 //! of a failure. On standard error every record opens with the time, the generation and the process
-//! id, because all generations write to the same place. The reader may have stalled (a pager, a
+//! id, because all generations write to the same place. There it is text, or JSON. The reader may have stalled (a pager, a
 //! terminal that is held up, a journal that is stopped); no signal and no client waits for it.
 
 mod journal;
+mod json;
 mod outlet;
 mod stream;
 
@@ -15,8 +16,9 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 
-use handoffd::{Generation, escaped, one_line};
+use handoffd::{Generation, LogFormat, escaped, one_line};
 use journal::Journal;
+use json::Json;
 use outlet::Outlet;
 use stream::Stream;
 use tracing::field::{Field, Visit};
@@ -42,8 +44,13 @@ pub(crate) enum Destination {
     StandardError,
 }
 
-/// Starts logging, for the whole process.
-pub(crate) fn start(destination: Destination, filter: &Targets, generation: Generation) {
+/// Starts logging, for the whole process. `format` is that of records on standard error.
+pub(crate) fn start(
+    destination: Destination,
+    filter: &Targets,
+    format: LogFormat,
+    generation: Generation,
+) {
     let registry = tracing_subscriber::registry().with(filter.clone());
     // Without a journal to talk to, standard error still is its stream.
     let journal = if destination == Destination::Journal { Stream::journal().ok() } else { None };
@@ -52,6 +59,9 @@ pub(crate) fn start(destination: Destination, filter: &Targets, generation: Gene
     std::panic::set_hook(Box::new(report_panic));
     if is_journal {
         return registry.with(Journal::new(outlet.clone(), generation)).init();
+    }
+    if format == LogFormat::Json {
+        return registry.with(Json::new(outlet.clone(), generation)).init();
     }
     let text = tracing_subscriber::fmt::layer()
         .with_writer(|| Record(outlet))
