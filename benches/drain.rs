@@ -9,6 +9,7 @@ mod support;
 use nix::sys::signal::Signal;
 use support::clients::{Past, idle};
 use support::daemon::Daemon;
+use support::event::Event;
 use support::figures::Figures;
 use support::table::{Table, Target};
 
@@ -51,7 +52,7 @@ fn exit_time(connections: usize, past: Past) -> f64 {
     let told = Daemon::signal(daemon.first(), Signal::SIGTERM);
     let ended = daemon.reap(daemon.first());
     drop(clients);
-    let report = daemon.await_record(1, "ended").text;
+    let report = daemon.await_record(1, Event::GenerationEnded).text;
     assert!(
         report.contains(&format!("ended={connections} carried=0 cut=0")),
         "not all ended by themselves: {report}"

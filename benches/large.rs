@@ -16,6 +16,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use support::clients::{Past, echo, idle};
 use support::daemon::Daemon;
+use support::event::Event;
 use support::figures::Figures;
 use support::table::{Table, Target};
 use tempfile::TempDir;
@@ -91,11 +92,11 @@ impl Case {
     fn hand_off_and_roll_back(&mut self) {
         let daemon = &self.daemon;
         let asked = Daemon::signal(daemon.first(), Signal::SIGHUP);
-        let accepting = daemon.await_record(2, "accepting");
+        let accepting = daemon.await_record(2, Event::GenerationAccepting);
         self.accepting.push_time(accepting.at - asked);
-        daemon.await_record(1, "the successor is ready");
+        daemon.await_record(1, Event::SuccessorReady);
         Daemon::signal(accepting.pid, Signal::SIGTERM);
-        daemon.await_record(1, "the handoff failed");
+        daemon.await_record(1, Event::HandoffFailed);
         daemon.reap(accepting.pid);
     }
 
@@ -150,10 +151,10 @@ impl Carrying {
     fn hand_off(&mut self) {
         let asked = Daemon::signal(self.serving, Signal::SIGHUP);
         self.generation += 1;
-        let accepting = self.daemon.await_record(self.generation, "accepting");
+        let accepting = self.daemon.await_record(self.generation, Event::GenerationAccepting);
         self.accepting.push_time(accepting.at - asked);
         self.over.push_time(self.daemon.reap(self.serving) - asked);
-        self.serving = self.daemon.await_record(self.generation, "serving").pid;
+        self.serving = self.daemon.await_record(self.generation, Event::GenerationServing).pid;
         self.connections.iter_mut().for_each(|connection| echo(connection).expect("a reply"));
     }
 }

@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use support::clients::visit;
 use support::daemon::Daemon;
+use support::event::Event;
 use support::figures::Figures;
 use support::table::{Table, Target};
 
@@ -99,7 +100,7 @@ fn visits_during_handoffs(daemon: &Daemon, generation: &mut u64, serving: &mut P
             next += BETWEEN_HANDOFFS;
             Daemon::signal(*serving, Signal::SIGHUP);
             *generation += 1;
-            *serving = daemon.await_record(*generation, "serving").pid;
+            *serving = daemon.await_record(*generation, Event::GenerationServing).pid;
             daemon.reap_ended();
         }
         client.join().expect("the client")

@@ -99,8 +99,8 @@ pub use config::{
 };
 #[cfg(feature = "config-file")]
 pub use config_file::{
-    ConfigFile, METRICS_LISTENER, Placed, ServiceConfig, parse_log_filter, parse_time,
-    parse_user_or_group, parse_wait, parse_workers,
+    ConfigFile, LogFormat, METRICS_LISTENER, Placed, ServiceConfig, parse_log_filter,
+    parse_log_format, parse_time, parse_user_or_group, parse_wait, parse_workers,
 };
 pub use control::{Control, ReloadNews, ReloadOptions, default_control_path};
 pub use drain::{DrainReport, DrainWatch};

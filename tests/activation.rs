@@ -6,7 +6,7 @@
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Line, free_port};
+use crate::support::{Client, Event, Line, free_port};
 
 /// Starts it on these addresses, with its arguments and the daemon's, and waits until it listens.
 fn activate(addresses: &[&str], its: &[&str], daemons: &[&str]) -> Line {
@@ -38,7 +38,7 @@ fn assert_serves_to_the_end(line: &Line, addresses: &[&str]) {
 }
 
 fn listeners_of(line: &Line, generation: u64) -> String {
-    line.wait_for(generation, "accepting listeners").field("listeners").unwrap().to_owned()
+    line.wait_for(generation, Event::GenerationAccepting).field("listeners").unwrap().to_owned()
 }
 
 fn free_addresses() -> [String; 2] {

@@ -8,7 +8,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Line, Record, Tracer, exit_code};
+use crate::support::{Client, Event, Line, Record, Tracer, exit_code};
 
 const CLIENTS: usize = 5;
 const KILLED: i32 = 128 + Signal::SIGKILL as i32;
@@ -83,22 +83,22 @@ fn a_successor_that_is_killed_at_any_call_of_a_carry_has_lost_what_it_answered_f
         let mark = scene.line.mark();
         scene.line.signal(1, Signal::SIGHUP);
         let outcome = |record: &Record| {
-            record.is(1, "the handoff failed") || record.is(1, "generation 1 has ended")
+            record.is(1, Event::HandoffFailed) || record.is(1, Event::GenerationEnded)
         };
         let what = format!("an outcome, after {call} {number}");
         let came = scene.line.wait_since(mark, &what, outcome);
-        if came.text.contains("has ended") {
+        if came.is_event(Event::GenerationEnded) {
             // It has all of them, and dies of a later call than those of a carry.
             continue;
         }
-        if came.text.contains("after all") {
-            // Whatever is lost is said ahead of that.
-            scene
-                .line
-                .wait_since(mark, "accepting again", |record| record.is(1, "accepting again"));
+        if scene.line.count(Event::HandoffCommitted) > 0 {
+            // It fails after the commit. Whatever is lost is said ahead of that.
+            scene.line.wait_since(mark, "accepting again", |record| {
+                record.is(1, Event::GenerationResumed)
+            });
         }
         scene.line.assert_serves();
-        let lost = scene.line.records().into_iter().find(|record| record.is(1, "are lost with it"));
+        let lost = scene.line.records().into_iter().find(|record| record.is(1, Event::CarryLost));
         let lost: usize = lost.map_or(0, |record| record.field("lost").unwrap().parse().unwrap());
         assert_eq!(
             scene.answered(),
@@ -122,7 +122,7 @@ fn a_predecessor_that_is_killed_at_any_message_of_a_carry_has_carried_those_befo
         assert_eq!(exit_code(scene.line.first_pid()), KILLED, "{}", scene.line.text());
         // It follows the successor as well.
         tracer.detach();
-        scene.line.wait_for(2, "serving draining");
+        scene.line.wait_for(2, Event::GenerationServing);
         assert_eq!(scene.answered(), number - 1, "{}", scene.line.text());
         scene.line.assert_serves();
     }

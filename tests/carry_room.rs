@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::config_file::{put, serve};
 use crate::support::line::is_asleep;
 use crate::support::{
-    Client, Gate, Line, Stuck, Upstream, assert_becomes, freeze, holds, kinds,
+    Client, Event, Gate, Line, Stuck, Upstream, assert_becomes, freeze, holds, kinds,
     raise_descriptor_limit, thaw,
 };
 
@@ -59,20 +59,20 @@ fn hand_over_to_a_standstill(line: &Line, generation: u64, setting: &str) -> u32
     let old = line.pid_of(generation);
     freeze(old);
     gate.open();
-    line.wait_for(generation + 1, "TellReady");
+    line.wait_for(generation + 1, Event::GenerationStep.containing("actions", "TellReady"));
     let new = line.pid_of(generation + 1);
     // When it waits for a word it has said its own.
     assert_becomes(&true, || is_asleep(new).unwrap());
     freeze(new);
     thaw(old);
-    line.wait_for(generation, "draining why");
+    line.wait_for(generation, Event::DrainStarted);
     assert_becomes(&true, || is_asleep(old).unwrap());
     new
 }
 
 /// How many a generation has taken over and refused, once it has.
 fn took_over(line: &Line, generation: u64) -> [usize; 2] {
-    let said = line.wait_for(generation, "took over ");
+    let said = line.wait_for(generation, Event::CarryTakenOver);
     ["taken", "refused"].map(|name| said.field(name).unwrap().parse().unwrap())
 }
 
@@ -96,11 +96,17 @@ fn hand_over_in_the_middle(
     ended.into_iter().for_each(|mut client| client.expect_end().unwrap());
     others.iter_mut().for_each(|client| client.echo(b"third").unwrap());
     assert_eq!(line.exit_code(generation), 0);
-    let end = line.wait_for(generation, "has ended ended=");
+    let end = line.wait_for(generation, Event::GenerationEnded);
     let numbers: [usize; 3] =
         ["ended", "carried", "cut"].map(|name| end.field(name).unwrap().parse().unwrap());
     assert_eq!(numbers, [refused, taken, 0]);
     others
+}
+
+/// How many connections the successor refused for that reason, and how many the predecessor logged.
+fn told(line: &Line, why: &str) -> [usize; 2] {
+    [Event::CarryConnectionRefused, Event::CarryConnectionDeclined]
+        .map(|event| line.count(event.mentioning(why)))
 }
 
 /// Whether something waits to be read: bytes, or the end.
@@ -135,7 +141,7 @@ fn assert_counted(line: &Line, listener: &str, taken: usize, refused: usize, dra
 fn second_generation(line: &Line, room: i32) -> (BTreeMap<String, usize>, String) {
     line.hand_over_from(1);
     assert_eq!(line.exit_code(1), 0);
-    line.wait_for(2, "an older generation is gone");
+    line.wait_for(2, Event::GenerationGone);
     let pid = line.pid_of(2);
     assert_becomes(&true, || is_asleep(pid).unwrap());
     let highest = *holds(pid).keys().last().unwrap();
@@ -149,8 +155,7 @@ fn carry_refuses_those_for_whom_no_descriptor_is_left_and_the_others_go_on() {
     let going = hand_over_in_the_middle(&line, 2, &limit, clients(&line, "web", 60));
     let (taken, refused) = (going.len(), 60 - going.len());
     assert!(taken > 0 && refused > 0, "{taken} were taken");
-    let refusals =
-        line.count("a connection of the predecessor's is refused: no descriptors are left");
+    let refusals = line.count(Event::CarryConnectionRefused.mentioning("no descriptors are left"));
     assert_eq!(refusals, refused);
     drop(going);
     // Nothing of what was refused has stayed behind.
@@ -280,7 +285,7 @@ fn carry_refuses_what_the_new_configuration_would_not_serve_as_before_and_it_is_
         put(line.folder(), &format!("{CARRY}{now}{other}"));
         let all = leaving.into_iter().chain(staying).collect();
         let going = hand_over_in_the_middle(&line, 1, ":", all);
-        assert_eq!((going.len(), line.count(why)), (3, 5 * 2), "{why}: {}", line.text());
+        assert_eq!((going.len(), told(&line, why)), (3, [5, 5]), "{why}: {}", line.text());
         assert_counted(&line, "web", 0, 5, 5);
         assert_counted(&line, "other", 3, 0, 0);
     }
@@ -302,7 +307,7 @@ fn carry_refuses_proxied_ones_whose_upstream_or_service_has_changed_and_they_go_
         put(line.folder(), &format!("{CARRY}{now}"));
         line.hand_over_from(1);
         assert_eq!(took_over(&line, 2), [0, 5]);
-        assert_eq!(line.count(&why), 5 * 2, "{why}: {}", line.text());
+        assert_eq!(told(&line, &why), [5, 5], "{why}: {}", line.text());
         pairs.iter_mut().for_each(exchange);
         // One of them is not going to end; whoever cuts the drain, as its deadline does, cuts it.
         let (mut client, behind) = pairs.pop().unwrap();
@@ -344,7 +349,7 @@ fn carry_to_a_successor_that_is_slow_to_read_loses_nothing_and_whoever_was_not_a
     stuck.iter().for_each(Stuck::half_close);
     stuck.into_iter().for_each(Stuck::read_to_end);
     asked.iter_mut().chain(&mut unasked).for_each(|client| client.echo(b"afterwards").unwrap());
-    let end = line.wait_for(1, "has ended ended=");
+    let end = line.wait_for(1, Event::GenerationEnded);
     assert_eq!(
         ["ended", "carried", "cut"].map(|name| end.field(name).unwrap()),
         ["0", &*all.to_string(), "0"]

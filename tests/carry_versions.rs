@@ -20,7 +20,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::support::{
-    Client, DEADLINE, Line, Parent, Stuck, Upstream, assert_becomes, holds, kinds,
+    Client, DEADLINE, Event, Line, Parent, Stuck, Upstream, assert_becomes, holds, kinds,
 };
 
 /// A successor that hears everything and serves nothing. Of a carry it does not read the
@@ -42,12 +42,12 @@ fn hand_over_to_another_version(line: &Line, answers: bool) {
     line.put_script(&OTHER_VERSION.replace("ANSWERS", if answers { "1" } else { "0" }));
     line.signal(1, Signal::SIGHUP);
     line.wait("an offer", |record| record.text == "heard of carry");
-    line.wait_for(1, "handed over to generation 2");
+    line.wait_for(1, Event::HandoffCommitted);
 }
 
 fn assert_all_drained(line: &Line, count: usize) {
     assert_eq!(line.exit_code(1), 0);
-    let end = line.wait_for(1, "has ended ended=");
+    let end = line.wait_for(1, Event::GenerationEnded);
     let numbers: [usize; 3] =
         ["ended", "carried", "cut"].map(|name| end.field(name).unwrap().parse().unwrap());
     assert_eq!(numbers, [count, 0, 0]);
@@ -85,7 +85,7 @@ fn carry_of_proxied_ones_to_another_version_leaves_them_to_their_end() {
         };
         pairs.iter_mut().for_each(exchange);
         hand_over_to_another_version(&line, answers);
-        line.wait_for(1, "CarryEnded");
+        line.wait_for(1, Event::GenerationStep.with("input", "CarryEnded"));
         pairs.iter_mut().for_each(exchange);
         for (mut client, mut behind) in pairs {
             client.half_close().unwrap();
@@ -178,7 +178,7 @@ impl Predecessor {
     /// The line is the successor's from now on.
     fn commit(&self) {
         self.channel.send(b"VERSION=1\nKIND=committed\n", &[]);
-        self.line.wait_for(2, "serving draining");
+        self.line.wait_for(2, Event::GenerationServing);
     }
 
     /// Sends a connection of which it says this, with bytes that are owed, and hears the answer.
@@ -236,7 +236,7 @@ fn connection() -> (Client, TcpStream) {
 fn carry_in_words_of_an_unknown_version_is_declined_and_the_successor_serves() {
     let predecessor = Predecessor::offering(2);
     assert_eq!(predecessor.carry.hear(), "");
-    predecessor.line.wait_for(2, "words that are not known here: they stay with it");
+    predecessor.line.wait_for(2, Event::CarryUnknownFormat);
     predecessor.commit();
     predecessor.line.assert_serves();
 }
@@ -328,7 +328,7 @@ fn carry_ends_with_a_packet_that_is_no_connection_and_nothing_else_does() {
         let before = kinds(pid);
         predecessor.carry.send(garbage.as_bytes(), &[&ours]);
         assert_eq!(predecessor.carry.hear(), "");
-        predecessor.line.wait_for(2, "is no connection, taking no more");
+        predecessor.line.wait_for(2, Event::CarryMessageInvalid);
         predecessor.assert_serves(&mut taken);
         // The channel is gone, and what came with the garbage.
         let sockets = before["socket"] - 1;

@@ -15,7 +15,8 @@ use nix::sys::signal::Signal;
 
 use crate::check::folder;
 use crate::support::{
-    Callers, Client, Line, Parent, REAL, Refusal, SLOW_DRAIN, assert_becomes, free_port, threads,
+    Callers, Client, Event, Line, Parent, REAL, Refusal, SLOW_DRAIN, assert_becomes, free_port,
+    threads,
 };
 
 /// Puts a file at `FOLDER/handoffd.toml`, whole at once: a generation may read at any time. In it
@@ -34,7 +35,7 @@ pub(crate) fn serve(text: &str, flags: &[&str]) -> Line {
         command.current_dir(folder).args(["--config", "handoffd.toml", "--bake", "0"]).args(flags);
         command.arg("--control").arg(folder.join("control"));
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     line
 }
 
@@ -115,7 +116,7 @@ fn a_listener_that_goes_is_let_go_of_by_those_that_drain_as_well_and_may_come_ba
     let line = serve(&both, &[&SLOW_DRAIN[..], &["--no-carry"]].concat());
     let held = line.hold();
     line.asked(&["reload"]).well();
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     put(line.folder(), WEB);
     line.asked(&["reload"]).well();
     assert_eq!(line.exit_code(2), 0);
@@ -126,7 +127,7 @@ fn a_listener_that_goes_is_let_go_of_by_those_that_drain_as_well_and_may_come_ba
     echo(&api);
     // The first one may yet have to accept again: where it still listens.
     line.signal(4, Signal::SIGKILL);
-    line.wait_for(1, "accepting again");
+    line.wait_for(1, Event::GenerationResumed);
     echo(&line.address_of("web"));
     assert_becomes(&true, || Client::connect(&api).is_err());
     drop(held);
@@ -174,7 +175,9 @@ fn a_broken_file_fails_the_reload_with_its_place_and_the_old_generation_serves_o
     line.signal(1, Signal::SIGHUP);
     line.wait_for(
         1,
-        "the handoff failed: the successor says: handoffd.toml: cannot read the configuration: No such file",
+        Event::HandoffFailed.mentioning(
+            "the successor says: handoffd.toml: cannot read the configuration: No such file",
+        ),
     );
     echo(&line.address_of("web"));
     put(line.folder(), WEB);
@@ -295,7 +298,7 @@ fn the_file_says_where_commands_are_heard_and_whom_to_signal() {
         put(folder, &format!("control = '$F/control'\npid_file = '$F/pid'\n{WEB}"));
         command.arg("--config").arg(folder.join("handoffd.toml"));
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     line.asked(&["status"]).well();
     assert_eq!(
         fs::read_to_string(line.folder().join("pid")).unwrap().trim(),
@@ -348,7 +351,7 @@ fn beyond_its_limit_a_listener_resets_nobody_and_makes_whoever_comes_wait() {
     inside.iter_mut().for_each(|client| client.echo(b"inside").unwrap());
     let mut outside: Vec<Client> = (0..10).map(|_| Client::connect(&few).unwrap()).collect();
     outside.iter_mut().for_each(|client| client.write_all(b"outside").unwrap());
-    line.wait_for(1, "there are as many connections as there may be");
+    line.wait_for(1, Event::ListenerFull);
     // Whatever the daemon does when it is told of them, it has done.
     assert_becomes(&true, || line.is_asleep());
     Client::once(&line.address_of("many"), b"another listener").unwrap();
@@ -366,6 +369,6 @@ fn beyond_its_limit_a_listener_resets_nobody_and_makes_whoever_comes_wait() {
     // The next generation has places of its own.
     put(line.folder(), &format!("carry = false\n{text}"));
     line.asked(&["reload"]).well();
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     Client::once(&few, b"as before").unwrap();
 }

@@ -78,6 +78,7 @@ fn what_is_wrong_in_a_file_is_named_with_its_line_and_column() {
             "1:7: bad filter \"handoffd=loud\": \"loud\" is not a level, expected error, warn",
         ),
         ("log = 'inof'", "1:7: bad filter \"inof\": \"inof\" is not a level, expected error, warn"),
+        ("log_format = 'xml'", "1:14: bad format \"xml\": expected text or json"),
         ("log = ''", "1:7: bad filter \"\": \"\" is not a level, expected error, warn"),
         ("metrics = 9100", "1:11: invalid type: integer `9100`, expected an address"),
         (
@@ -256,8 +257,11 @@ fn with_all_settings() -> String {
 fn the_example_says_the_defaults_and_what_is_required() {
     let required = "[listener.web]\naddress = '0.0.0.0:8080'\nservice = 'proxy'\n\
                     upstreams = ['127.0.0.1:9000', '/run/app.sock', '@app']\n";
-    let default =
-        ConfigFile { log: Some(handoffd::parse_log_filter("info").unwrap()), ..parse(required) };
+    let default = ConfigFile {
+        log: Some(handoffd::parse_log_filter("info").unwrap()),
+        log_format: Some(handoffd::LogFormat::Text),
+        ..parse(required)
+    };
     assert_eq!(format!("{:?}", parse(EXAMPLE)), format!("{default:?}"));
     parse(&with_all_settings());
 }

@@ -9,8 +9,8 @@ use nix::pty::openpty;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Client, Handoffs, Line, Parent, SLOW_DRAIN, Storm, assert_becomes, exit_code, freeze, holds,
-    signal, thaw,
+    Client, Event, Handoffs, Line, Parent, SLOW_DRAIN, Storm, assert_becomes, exit_code, freeze,
+    holds, signal, thaw,
 };
 
 /// Starts the daemon as process 1 of a pid namespace, and waits until it serves: the line, and
@@ -25,7 +25,7 @@ fn contained(arguments: &[&str]) -> (Line, u32) {
             .args(arguments);
         command
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let first = line.processes().into_iter().find(|pid| inner(*pid) == Some(1)).unwrap();
     (line, first)
 }
@@ -51,7 +51,7 @@ fn fifty_handoffs_of_a_container_lose_nothing_and_end_with_it() {
     for generation in 2..=51 {
         signal(first, Signal::SIGHUP);
         line.wait_after(&mut seen, "the next head", |record| {
-            record.is(generation, "serving draining")
+            record.is(generation, Event::GenerationServing)
         });
     }
     let tally = storm.end();
@@ -70,20 +70,20 @@ fn a_container_ends_when_its_last_connection_has_and_not_before() {
     let (line, first) = contained(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
     let mut held = line.hold();
     signal(first, Signal::SIGHUP);
-    line.wait_for(1, "draining why");
-    line.wait_for(2, "serving draining");
+    line.wait_for(1, Event::DrainStarted);
+    line.wait_for(2, Event::GenerationServing);
     signal(first, Signal::SIGTERM);
-    line.wait_for(2, "draining why");
+    line.wait_for(2, Event::DrainStarted);
     // The old one keeps the listener until it hears that the line stops; it says so before it lets
     // go.
-    line.wait_for(1, "LineStopping");
+    line.wait_for(1, Event::GenerationStep.with("input", "LineStopping"));
     assert_becomes(&true, || Client::connect(&line.address()).is_err());
     held.echo(b"still here").unwrap();
     held.expect_end().unwrap();
     assert_eq!(line.exit_code(1), 0);
     let records = line.wait_for_end();
     let ended: Vec<_> =
-        records.iter().filter(|record| record.text.contains("has ended ended=")).collect();
+        records.iter().filter(|record| record.is_event(Event::GenerationEnded)).collect();
     assert_eq!(ended.last().unwrap().generation, 2);
 }
 
@@ -94,7 +94,7 @@ fn a_stop_in_the_middle_of_a_handoff_ends_the_container() {
     for _ in 0..20 {
         let (line, first) = contained(&["--bake", "0"]);
         signal(first, Signal::SIGHUP);
-        line.wait_for(1, "the successor is ready");
+        line.wait_for(1, Event::SuccessorReady);
         signal(first, Signal::SIGTERM);
         assert_eq!(line.exit_code(1), 0);
         line.wait_for_end();
@@ -109,9 +109,9 @@ fn a_container_ends_with_the_status_of_the_generation_that_serves() {
 
     let (line, first) = contained(&["--bake", "0"]);
     signal(first, Signal::SIGHUP);
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     // While it drained, it would accept again.
-    line.wait_for(1, "has ended ended=");
+    line.wait_for(1, Event::GenerationEnded);
     signal(outer(&line, line.pid_of(2)), Signal::SIGKILL);
     assert_eq!(line.exit_code(1), 128 + 9);
 
@@ -129,14 +129,16 @@ fn in_a_container_too_a_draining_generation_accepts_again_when_its_successor_die
     let (line, first) = contained(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
     let _held = line.hold();
     signal(first, Signal::SIGHUP);
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     let mark = line.mark();
     signal(outer(&line, line.pid_of(2)), Signal::SIGKILL);
-    line.wait_since(mark, "the first as the head again", |record| record.is(1, "serving draining"));
+    line.wait_since(mark, "the first as the head again", |record| {
+        record.is(1, Event::GenerationServing)
+    });
     line.assert_serves();
     let mark = line.mark();
     signal(first, Signal::SIGHUP);
-    line.wait_since(mark, "the next", |record| record.is(2, "serving draining"));
+    line.wait_since(mark, "the next", |record| record.is(2, Event::GenerationServing));
     line.assert_serves();
 }
 
@@ -168,7 +170,7 @@ fn a_supervisor_that_watches_one_process_sees_it_stay() {
     assert!(Path::new(&format!("/proc/{}", line.first_pid())).exists());
     // Whatever the head dies of is what the supervisor sees, once nobody drains who would accept
     // again.
-    line.wait_for(3, "has ended ended=");
+    line.wait_for(3, Event::GenerationEnded);
     signal(head.pid, Signal::SIGKILL);
     assert_eq!(exit_code(line.first_pid()), 128 + 9);
     line.wait_for_end();
@@ -179,10 +181,10 @@ fn a_second_interrupt_reaches_the_head_and_cuts() {
     let line = Line::serve(&[&["--init"], &SLOW_DRAIN[..]].concat());
     let _held = line.hold();
     signal(line.first_pid(), Signal::SIGINT);
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     signal(line.first_pid(), Signal::SIGINT);
     assert_eq!(exit_code(line.first_pid()), 0);
-    assert_eq!(line.wait_for(1, "has ended ended=").field("cut"), Some("1"));
+    assert_eq!(line.wait_for(1, Event::GenerationEnded).field("cut"), Some("1"));
 }
 
 /// What a parent passes is for the line: the init keeps nothing.
@@ -193,7 +195,7 @@ fn sockets_that_are_passed_in_go_to_the_line_and_not_to_the_init() {
     let line = Parent::passing([socket.into()]).serve(&["--init", "--bake", "0"]);
     Client::once(&address, b"are you there?").unwrap();
     signal(line.first_pid(), Signal::SIGHUP);
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     Client::once(&address, b"are you there?").unwrap();
     signal(line.first_pid(), Signal::SIGTERM);
     line.wait_for_end();
@@ -208,18 +210,18 @@ fn an_interrupt_from_the_terminal_is_one_to_the_head() {
     let line = Line::start_under(&["setsid", "--ctty"], |command, _| {
         command.args(["--listen", "127.0.0.1:0", "--init"]).args(SLOW_DRAIN).stdin(terminal.slave);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let mut held = line.hold();
     // Two that come at once would be one: the init sees it when the head has.
     freeze(line.first_pid());
     nix::unistd::write(&terminal.master, b"\x03").unwrap();
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     thaw(line.first_pid());
     // Whatever the init has passed on before, comes before this.
     signal(line.first_pid(), Signal::SIGHUP);
-    line.wait_for(1, "hangup ignored");
-    assert_eq!(line.count("signal received signal=\"SIGINT\""), 1);
+    line.wait_for(1, Event::ReloadIgnored);
+    assert_eq!(line.count(Event::SignalReceived.with("signal", "SIGINT")), 1);
     held.echo(b"still here").unwrap();
     line.wait_for_end();
-    assert_eq!(line.wait_for(1, "has ended ended=").field("cut"), Some("0"));
+    assert_eq!(line.wait_for(1, Event::GenerationEnded).field("cut"), Some("0"));
 }

@@ -10,7 +10,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Callers, Gate, Line, Operator, Parent, REAL, SLOW_DRAIN, freeze, signal, thaw,
+    Callers, Event, Gate, Line, Operator, Parent, REAL, SLOW_DRAIN, freeze, signal, thaw,
 };
 
 #[test]
@@ -22,7 +22,7 @@ fn a_reload_returns_when_the_new_generation_serves_and_says_so() {
             said.starts_with(&format!("generation {} serves, process ", generation + 1)),
             "{said}"
         );
-        line.wait_for(generation + 1, "serving draining");
+        line.wait_for(generation + 1, Event::GenerationServing);
         line.assert_serves();
     }
 }
@@ -52,15 +52,18 @@ fn a_reload_that_fails_says_why_and_the_old_generation_serves_on() {
 fn a_reload_whose_generation_dies_after_it_was_ready_is_a_rollback() {
     let line = Line::serve_controlled(&["--bake", "1h"]);
     let reload = line.ask(&["reload"]);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     line.signal(2, Signal::SIGKILL);
     reload.wait().names(76, &["rolled back", "ended after it was ready"]);
     line.assert_serves();
     let reload = line.ask(&["reload"]);
-    line.wait_for_count(2, "the successor is ready");
+    line.wait_for_count(2, Event::SuccessorReady);
     let first = line.pid_of(2);
-    let second =
-        line.wait("the second try", |record| record.is(2, "accepting") && record.pid != first).pid;
+    let second = line
+        .wait("the second try", |record| {
+            record.is(2, Event::GenerationAccepting) && record.pid != first
+        })
+        .pid;
     signal(second, Signal::SIGTERM);
     reload.wait().names(76, &["told to stop while on probation"]);
     line.assert_serves();
@@ -75,14 +78,14 @@ fn while_a_handoff_is_under_way_a_second_reload_is_told_to_try_again() {
     line.asked(&["reload"]).names(75, &["a handoff is under way"]);
     gate.open();
     first.wait().well();
-    assert_eq!(line.count("starting a successor"), 1);
+    assert_eq!(line.count(Event::HandoffStarted), 1);
 }
 
 #[test]
 fn a_reload_that_expects_another_generation_does_nothing() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     line.asked(&["reload", "--expect-generation", "2"]).names(75, &["generation 1 serves, not 2"]);
-    assert_eq!(line.count("starting a successor"), 0);
+    assert_eq!(line.count(Event::HandoffStarted), 0);
     line.asked(&["reload", "--expect-generation", "1"]).well();
     line.asked(&["reload", "--expect-generation", "1"]).names(75, &["generation 2 serves, not 1"]);
 }
@@ -91,7 +94,7 @@ fn a_reload_that_expects_another_generation_does_nothing() {
 fn a_reload_that_runs_out_of_time_is_taken_back_ready_or_not() {
     let line = Line::serve_controlled(&["--bake", "1h"]);
     line.asked(&["reload", "--timeout", "300ms"]).names(75, &["not done within 0.3 s"]);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     line.put_script("exec sleep 1000");
     line.asked(&["reload", "--timeout", "300ms"]).names(75, &["not done within 0.3 s"]);
     line.assert_serves();
@@ -133,7 +136,7 @@ fn who_waits_for_the_drain_hears_of_a_successor_that_dies_meanwhile() {
 fn when_the_one_that_was_asked_dies_the_line_is_asked_who_serves() {
     let line = Line::serve_controlled(&["--bake", "1h"]);
     let reload = line.ask(&["reload"]);
-    line.wait_for(2, "accepting listeners");
+    line.wait_for(2, Event::GenerationAccepting);
     line.signal(1, Signal::SIGKILL);
     let said = reload.wait().well();
     assert!(said.starts_with("generation 2 serves"), "{said}");
@@ -170,7 +173,7 @@ fn a_stop_in_the_middle_of_a_handoff_reaches_whoever_asked_for_it() {
     let reload = line.ask(&["reload"]);
     gate.wait(&line);
     line.signal(1, Signal::SIGTERM);
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     gate.open();
     reload.wait().names(70, &["the service was told to stop"]);
     line.wait_for_end();
@@ -222,7 +225,7 @@ fn status_is_answered_also_while_one_generation_is_frozen() {
     let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
     let _held = line.hold();
     line.asked(&["reload"]).well();
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     freeze(line.first_pid());
     let table = line.asked(&["status"]).well();
     assert!(table.lines().any(|row| row.starts_with("1 ") && row.contains("unknown")), "{table}");
@@ -250,7 +253,7 @@ fn a_watch_follows_a_stop_to_its_end() {
     let line = Line::serve_controlled(&SLOW_DRAIN);
     let mut held = line.hold();
     line.signal(1, Signal::SIGTERM);
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     let mut watch = line.ask(&["status", "--watch"]);
     let said = watch.line();
     assert!(said.starts_with("generation 1 stopping, 1 left, "), "{said}");
@@ -300,7 +303,7 @@ fn the_runtime_directory_is_where_the_socket_is_and_is_looked_for() {
             .args(["--listen", "127.0.0.1:0"])
             .env("RUNTIME_DIRECTORY", format!("{}:/other", folder.display()));
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     assert!(line.control().exists());
     let mut command = Command::new(REAL);
     command.arg("status").env("RUNTIME_DIRECTORY", line.folder());

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    DEADLINE, Gate, Line, Operator, REAL, SLOW_DRAIN, freeze, raise_descriptor_limit, thaw,
+    DEADLINE, Event, Gate, Line, Operator, REAL, SLOW_DRAIN, freeze, raise_descriptor_limit, thaw,
 };
 
 /// What a reload reports that was given up when its client's time was over.
@@ -43,9 +43,9 @@ fn a_reload_that_was_given_up_is_not_carried_out_later() {
     raw.write_all(b"{\"reload\":{}}\n").unwrap();
     drop(raw);
     thaw(line.first_pid());
-    line.wait_for_count(2, "dropped a control request");
+    line.wait_for_count(2, Event::ControlRequestDropped);
     assert!(line.asked(&["status"]).well().contains("handoffs: 0 succeeded, 0 failed"));
-    assert_eq!(line.count("starting a successor"), 0);
+    assert_eq!(line.count(Event::HandoffStarted), 0);
 }
 
 /// The daemon is stopped when the handoff has begun: the new generation gets ready meanwhile.
@@ -58,9 +58,9 @@ fn a_handoff_whose_client_ran_out_of_time_is_taken_back() {
     freeze(line.first_pid());
     reload.wait().names(75, &[OUT_OF_TIME]);
     gate.open();
-    line.wait_for(2, "accepting listeners");
+    line.wait_for(2, Event::GenerationAccepting);
     thaw(line.first_pid());
-    line.wait_for(1, "the handoff failed");
+    line.wait_for(1, Event::HandoffFailed);
     assert!(line.asked(&["status"]).well().contains("last handoff: generation 2 was given up"));
     line.assert_serves();
 }
@@ -130,7 +130,7 @@ fn strangers_on_the_control_socket_do_not_keep_the_operator_out() {
     assert_eq!(strangers.line(), "all");
     line.asked(&["status"]).well();
     line.asked(&["reload", "--timeout", "5s"]).well();
-    assert!(line.count("refused to hear a user") < 20, "one record for each of them fills the log");
+    assert!(line.count(Event::ControlDenied) < 20, "one record for each of them fills the log");
     // And the client hears why it is refused, though it was not read.
     let mut command = Command::new("setpriv");
     command
@@ -167,7 +167,7 @@ fn another_user_is_refused() {
         said.contains(r#""why":"denied""#) && said.contains("user 65534 may not ask"),
         "{said}"
     );
-    assert_eq!(line.count("starting a successor"), 0);
+    assert_eq!(line.count(Event::HandoffStarted), 0);
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn what_is_no_request_is_refused_and_named() {
         );
     }
     assert!(converse(&line.control(), &[b'x'; 100_000]).contains("cannot read the request"));
-    assert_eq!(line.count("starting a successor"), 0);
+    assert_eq!(line.count(Event::HandoffStarted), 0);
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn a_handoff_goes_on_when_whoever_asked_for_it_goes_away() {
     gate.wait(&line);
     drop(reload);
     gate.open();
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     assert_eq!(line.exit_code(1), 0);
     line.assert_serves();
 }

@@ -3,7 +3,9 @@
 
 use std::io::{Read, Write};
 
-use crate::support::{Client, Gate, Line, Stuck, freeze, narrow, raise_descriptor_limit, thaw};
+use crate::support::{
+    Client, Event, Gate, Line, Stuck, freeze, narrow, raise_descriptor_limit, thaw,
+};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -21,7 +23,7 @@ fn requests_that_arrive_in_the_instant_of_the_drain_are_answered() {
     gate.wait(&line);
     freeze(line.first_pid());
     gate.open();
-    line.wait_for(2, "TellReady");
+    line.wait_for(2, Event::GenerationStep.containing("actions", "TellReady"));
     // The successor's word is there. Three requests at once on every connection: all of them came
     // before the drain.
     clients.iter_mut().for_each(|client| client.write_all(b"second third fourth").unwrap());
@@ -32,7 +34,7 @@ fn requests_that_arrive_in_the_instant_of_the_drain_are_answered() {
     }
     drop(clients);
     assert_eq!(line.exit_code(1), 0);
-    let ended = line.wait_for(1, "has ended ended=");
+    let ended = line.wait_for(1, Event::GenerationEnded);
     assert_eq!((ended.field("ended").unwrap().parse(), ended.field("cut")), (Ok(MANY), Some("0")));
 }
 
@@ -41,15 +43,15 @@ fn a_client_that_has_half_closed_gets_its_whole_reply() {
     let line = Line::start_with(|command, folder| {
         command.args(["--bake", "0", "--listen", folder.join("socket").to_str().unwrap()]);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let client = Stuck::on(&line, &line.address());
     client.half_close();
     line.hand_over_from(1);
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     let last = Stuck::on(&line, &line.address());
     last.half_close();
     line.signal(2, Signal::SIGTERM);
-    line.wait_for(2, "draining why");
+    line.wait_for(2, Event::DrainStarted);
     client.read_to_end();
     last.read_to_end();
     line.wait_for_end();
@@ -70,7 +72,7 @@ fn assert_nothing_dies_of_a_reset(line: &Line, generation: u64, number: Signal) 
     }
     line.assert_serves();
     line.signal(generation, number);
-    line.wait_for(generation, "draining why");
+    line.wait_for(generation, Event::DrainStarted);
     let asked = sent.len();
     sent.extend(b"and one thing more".repeat(500));
     for client in &mut clients {
@@ -89,6 +91,6 @@ fn assert_nothing_dies_of_a_reset(line: &Line, generation: u64, number: Signal) 
 fn a_reply_on_its_way_survives_a_client_that_goes_on_sending() {
     let line = Line::serve(&["--bake", "0"]);
     assert_nothing_dies_of_a_reset(&line, 1, Signal::SIGHUP);
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     assert_nothing_dies_of_a_reset(&line, 2, Signal::SIGTERM);
 }

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::{
-    Client, Line, Manager, Operator, REAL, SLOW_DRAIN, assert_becomes, freeze, thaw,
+    Client, Event, Line, Manager, Operator, REAL, SLOW_DRAIN, assert_becomes, freeze, thaw,
 };
 
 fn status(line: &Line) -> Value {
@@ -38,7 +38,7 @@ fn counters_survive_every_handoff() {
         }
         Client::once(&other, b"123").unwrap();
         line.asked(&["reload"]).well();
-        line.wait_for(generation + 1, "serving draining");
+        line.wait_for(generation + 1, Event::GenerationServing);
     }
     let counters = settled(&line);
     assert_eq!(
@@ -115,7 +115,7 @@ fn handoffs_are_counted_by_how_they_ended() {
     line.asked(&["reload"]).names(70, &["ended before it was ready"]);
     line.put_real();
     let reload = line.ask(&["reload"]);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     line.signal(2, Signal::SIGKILL);
     reload.wait().names(76, &["rolled back"]);
     let handoffs = settled(&line)["handoffs"].clone();
@@ -128,10 +128,10 @@ fn what_a_generation_has_done_that_is_rolled_back_stays_counted() {
         let line = Line::serve_controlled(&["--bake", "1h"]);
         let address = line.address();
         let reload = line.ask(&["reload"]);
-        line.wait_for(1, "the successor is ready");
+        line.wait_for(1, Event::SuccessorReady);
         let mut calls = 0;
         // Both accept: until it is the new one's turn.
-        while line.records().iter().all(|record| !record.is(2, "connection ended")) {
+        while line.records().iter().all(|record| !record.is(2, Event::ConnectionEnded)) {
             Client::once(&address, b"12345").unwrap();
             calls += 1;
         }
@@ -195,7 +195,10 @@ fn metrics_tell_of_the_whole_line_whoever_answers() {
     let metrics = line.address_of("metrics");
     for handoffs in 0..3 {
         Client::once(&line.address(), b"12345").unwrap();
-        line.wait_for_count(handoffs + 1, "received=5 sent=5");
+        line.wait_for_count(
+            handoffs + 1,
+            Event::ConnectionEnded.with("received", 5).with("sent", 5),
+        );
         let answer = request(&metrics, "GET /metrics HTTP/1.1");
         assert!(
             answer.starts_with(

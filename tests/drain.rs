@@ -1,7 +1,7 @@
 //! A drain tells every connection at once, waits for those in the middle of something, and ends at
 //! its deadline.
 
-use crate::support::{Client, Line, Record, Stuck, exit_code, raise_descriptor_limit};
+use crate::support::{Client, Event, Line, Record, Stuck, exit_code, raise_descriptor_limit};
 use nix::sys::signal::Signal;
 
 /// How the connections of a generation ended, by its own account: by themselves, and cut.
@@ -18,7 +18,7 @@ fn line(arguments: &[&str]) -> (Line, String, String) {
             .args(["--listen", "tcp=127.0.0.1:0", "--listen", &path, "--bake", "0"])
             .args(arguments);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let (tcp, unix) = (line.address_of("tcp"), line.address_of("unix"));
     (line, tcp, unix)
 }
@@ -45,10 +45,14 @@ fn silent(address: &str) -> Client {
 /// ended by themselves. Those that showed that others were accepted have heard their end, and may
 /// still be among them.
 fn assert_all_ended(line: &Line, generation: u64, at_least: usize) {
-    let counted =
-        line.wait_for(generation, "draining why").field("connections").unwrap().parse().unwrap();
+    let counted = line
+        .wait_for(generation, Event::DrainStarted)
+        .field("connections")
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!(counted >= at_least, "{counted} were counted");
-    assert_eq!(outcome(&line.wait_for(generation, "has ended ended=")), (counted, 0));
+    assert_eq!(outcome(&line.wait_for(generation, Event::GenerationEnded)), (counted, 0));
 }
 
 #[test]
@@ -56,10 +60,10 @@ fn a_generation_without_connections_is_gone_at_once() {
     let (line, _, _) = line(&["--drain-timeout", "1h", "--first-request-grace", "1h"]);
     line.hand_over_from(1);
     assert_eq!(line.exit_code(1), 0);
-    assert_eq!(outcome(&line.wait_for(1, "has ended ended=")), (0, 0));
+    assert_eq!(outcome(&line.wait_for(1, Event::GenerationEnded)), (0, 0));
     line.signal(2, Signal::SIGTERM);
     assert_eq!(line.exit_code(2), 0);
-    assert_eq!(outcome(&line.wait_for(2, "has ended ended=")), (0, 0));
+    assert_eq!(outcome(&line.wait_for(2, Event::GenerationEnded)), (0, 0));
 }
 
 #[test]
@@ -67,12 +71,12 @@ fn a_generation_with_one_connection_is_gone_with_it() {
     let (line, _, unix) = line(&["--drain-timeout", "1h"]);
     let client = Stuck::on(&line, &unix);
     line.hand_over_from(1);
-    let draining = line.wait_for(1, "draining why");
+    let draining = line.wait_for(1, Event::DrainStarted);
     assert_eq!(draining.field("connections"), Some("1"));
     assert_eq!(line.processes().len(), 2);
     client.read_to_end();
     assert_eq!(line.exit_code(1), 0);
-    assert_eq!(outcome(&line.wait_for(1, "has ended ended=")), (1, 0));
+    assert_eq!(outcome(&line.wait_for(1, Event::GenerationEnded)), (1, 0));
 }
 
 #[test]
@@ -89,13 +93,13 @@ fn thousands_of_idle_connections_are_all_told_and_none_is_forgotten() {
             1 => line.hand_over_from(1),
             _ => line.signal(2, Signal::SIGTERM),
         }
-        line.wait_for(generation, "draining why");
+        line.wait_for(generation, Event::DrainStarted);
         for client in &mut clients {
             client.expect_end().unwrap();
         }
         drop(clients);
         assert_eq!(line.exit_code(generation), 0);
-        assert_eq!(outcome(&line.wait_for(generation, "has ended ended=")), (MANY, 0));
+        assert_eq!(outcome(&line.wait_for(generation, Event::GenerationEnded)), (MANY, 0));
     }
 }
 
@@ -116,7 +120,7 @@ fn what_is_left_at_the_deadline_is_cut_and_counted() {
     }
     drop(idle);
     assert_eq!(line.exit_code(1), 0);
-    assert_eq!(outcome(&line.wait_for(1, "has ended ended=")), (4, 2));
+    assert_eq!(outcome(&line.wait_for(1, Event::GenerationEnded)), (4, 2));
     assert_eq!(
         line.records().iter().filter(|record| record.field("ending") == Some("cut")).count(),
         2
@@ -131,12 +135,12 @@ fn a_line_that_stops_is_bounded_by_the_deadline_too() {
     let (line, _, unix) = line(&["--drain-timeout", "1s"]);
     let old = Stuck::on(&line, &unix);
     line.hand_over_from(1);
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     let young = Stuck::on(&line, &unix);
     line.signal(2, Signal::SIGTERM);
     for generation in [1, 2] {
         assert_eq!(line.exit_code(generation), 0);
-        assert_eq!(outcome(&line.wait_for(generation, "has ended ended=")), (0, 1));
+        assert_eq!(outcome(&line.wait_for(generation, Event::GenerationEnded)), (0, 1));
     }
     old.expect_cut();
     young.expect_cut();
@@ -148,7 +152,7 @@ fn who_has_not_spoken_when_the_drain_begins_may_still_do_so() {
     for (generation, number) in [(1, Signal::SIGHUP), (2, Signal::SIGTERM)] {
         let mut clients = [silent(&tcp), silent(&unix)];
         line.signal(generation, number);
-        line.wait_for(generation, "draining why");
+        line.wait_for(generation, Event::DrainStarted);
         for client in &mut clients {
             client.echo(b"here I am").unwrap();
             // One request, and then it is a connection like any other.
@@ -161,9 +165,9 @@ fn who_has_not_spoken_when_the_drain_begins_may_still_do_so() {
         assert_all_ended(&line, generation, 2);
         line.wait("who serves", |record| {
             if generation == 1 {
-                record.is(2, "serving draining")
+                record.is(2, Event::GenerationServing)
             } else {
-                record.is(2, "has ended ended=")
+                record.is(2, Event::GenerationEnded)
             }
         });
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Line, example, exit_code, signal};
+use crate::support::{Client, Event, Line, example, exit_code, signal};
 
 /// How often each example is replaced while the clients run.
 const HANDOFFS: usize = 10;
@@ -37,7 +37,7 @@ fn survives_replacement(name: &str, exchange: impl Fn(&str) -> io::Result<()> + 
         for successor in 2..HANDOFFS + 2 {
             signal(pid, Signal::SIGHUP);
             let handed_over = line.wait("the handoff", |record| {
-                record.text.contains("handed over")
+                record.is_event(Event::HandoffCommitted)
                     && record.field("successor") == Some(&successor.to_string())
             });
             pid = handed_over.field("successor_pid").unwrap().parse().unwrap();
@@ -49,7 +49,7 @@ fn survives_replacement(name: &str, exchange: impl Fn(&str) -> io::Result<()> + 
         pid
     });
     assert!(served.into_inner() > HANDOFFS * CLIENTS, "the clients hardly ran");
-    line.wait_for_count(HANDOFFS + 1, "serving draining");
+    line.wait_for_count(HANDOFFS + 1, Event::GenerationServing);
     signal(last, Signal::SIGTERM);
     line.wait_for_end();
 }
@@ -92,14 +92,14 @@ fn a_carry_takes_along_what_a_service_of_ones_own_knows_of_each_connection() {
         }
         signal(pid, Signal::SIGHUP);
         let handed_over = line.wait("the handoff", |record| {
-            record.text.contains("handed over")
+            record.is_event(Event::HandoffCommitted)
                 && record.field("successor") == Some(&successor.to_string())
         });
         // Nobody has left, and yet the old process can end.
         assert_eq!(exit_code(pid), 0);
         pid = handed_over.field("successor_pid").unwrap().parse().unwrap();
     }
-    line.wait_for_count(HANDOFFS, "took over 20 connections, and refused 0");
+    line.wait_for_count(HANDOFFS, Event::CarryTakenOver.with("taken", 20).with("refused", 0));
     for (client, lines) in clients.iter_mut().zip(lines) {
         client.write_all(b"last\n").unwrap();
         client.expect(format!("{}\n", lines + 1).as_bytes()).unwrap();
@@ -123,8 +123,11 @@ fn a_carry_leaves_behind_whom_a_service_of_ones_own_cannot_give_up_and_waits_for
     stays.expect_end().unwrap();
     drop(stays);
     assert_eq!(exit_code(line.first_pid()), 0);
-    line.wait_for_count(1, "took over 1 connections, and refused 0");
-    line.wait_for_count(1, "has ended ended=1 carried=1 cut=0");
+    line.wait_for_count(1, Event::CarryTakenOver.with("taken", 1).with("refused", 0));
+    line.wait_for_count(
+        1,
+        Event::GenerationEnded.with("ended", 1).with("carried", 1).with("cut", 0),
+    );
     carried.write_all(b"on\n").unwrap();
     carried.expect(b"2\n").unwrap();
 }
@@ -140,7 +143,7 @@ fn an_axum_server_answers_a_first_request_that_comes_after_it_was_replaced() {
     // accepted.
     Client::connect(&line.address()).unwrap().get().unwrap();
     signal(line.first_pid(), Signal::SIGHUP);
-    line.wait("the drain", |record| record.text.contains("draining why=\"retiring\""));
+    line.wait("the drain", |record| record.is_event(Event::DrainStarted.with("why", "retiring")));
     silent.get().unwrap();
 }
 
@@ -173,7 +176,7 @@ fn an_axum_server_announces_the_end_of_a_kept_connection() {
         assert_eq!(keep_alive_get(client).unwrap(), Kept::Open);
     }
     signal(line.first_pid(), Signal::SIGHUP);
-    line.wait("the drain", |record| record.text.contains("draining why=\"retiring\""));
+    line.wait("the drain", |record| record.is_event(Event::DrainStarted.with("why", "retiring")));
     for client in &mut clients {
         assert_eq!(keep_alive_get(client).unwrap(), Kept::Announced);
         client.expect_end().unwrap();

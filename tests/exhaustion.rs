@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::counters::request;
 use crate::support::{
-    Client, DEADLINE, Line, assert_becomes, install, raise_descriptor_limit, signal,
+    Client, DEADLINE, Event, Line, assert_becomes, install, raise_descriptor_limit, signal,
 };
 use nix::sys::signal::Signal;
 
@@ -23,7 +23,7 @@ fn traced(setting: &str, flags: &str) -> Line {
         // strace counts for each thread: one accepts.
         command.args(["--listen", "127.0.0.1:0", "--workers", "1"]);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     line
 }
 
@@ -74,11 +74,11 @@ fn assert_paused(failures: &[f64]) {
 }
 
 fn assert_said_once(line: &Line) {
-    line.wait_for(1, "accepting again");
+    line.wait_for(1, Event::AcceptResumed);
     let said: Vec<_> =
-        line.records().into_iter().filter(|one| one.text.contains("cannot accept")).collect();
+        line.records().into_iter().filter(|one| one.is_event(Event::AcceptFailed)).collect();
     assert_eq!(said.len(), 1, "{said:?}");
-    assert_eq!(line.count("accepting again"), 1);
+    assert_eq!(line.count(Event::AcceptResumed), 1);
 }
 
 fn stop(line: &Line) {
@@ -109,7 +109,7 @@ fn a_system_without_descriptors_or_memory_makes_clients_wait() {
 fn a_process_without_descriptors_serves_those_it_has_and_makes_others_wait() {
     let line = traced("ulimit -n 40", "");
     let mut clients = ask(&line, 70);
-    let said = line.wait_for(1, "cannot accept");
+    let said = line.wait_for(1, Event::AcceptFailed);
     assert!(said.text.contains("Too many open files"), "{said:?}");
     // As long as nobody leaves nothing changes: whoever waits goes on waiting, and so does the
     // daemon between two attempts.
@@ -138,7 +138,7 @@ fn an_accept_that_fails_for_its_peer_alone_holds_up_nobody() {
         client.expect(b"request").unwrap();
     }
     assert_eq!(failures(&line, "ECONNABORTED").len(), 3);
-    assert_eq!(line.count("cannot accept"), 0);
+    assert_eq!(line.count(Event::AcceptFailed), 0);
     stop(&line);
 }
 
@@ -146,9 +146,9 @@ fn an_accept_that_fails_for_its_peer_alone_holds_up_nobody() {
 fn a_stop_for_want_of_descriptors_says_whom_it_leaves_behind() {
     let line = traced("ulimit -n 40", "");
     let clients = ask(&line, 70);
-    line.wait_for(1, "cannot accept on listener-1, trying again");
+    line.wait_for(1, Event::AcceptFailed.with("listener", "listener-1"));
     signal(line.pid_of(1), Signal::SIGTERM);
-    line.wait_for(1, "cannot accept those that still wait");
+    line.wait_for(1, Event::ListenerBacklogLost);
     drop(clients);
     assert_eq!(line.exit_code(1), 0);
 }
@@ -159,9 +159,9 @@ fn every_generation_has_room_for_its_descriptors_before_they_come() {
         install(folder, "ulimit -n 1000\nexec \"$REAL\" \"$@\"");
         command.args(["--listen", "127.0.0.1:0", "--bake", "0"]);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     signal(line.pid_of(1), Signal::SIGHUP);
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     let status = fs::read_to_string(format!("/proc/{}/status", line.pid_of(2))).unwrap();
     let size =
         status.lines().find_map(|field| field.strip_prefix("FDSize:")?.trim().parse::<u32>().ok());
@@ -181,11 +181,11 @@ fn clients_leave_descriptors_for_operators_and_handoffs() {
             command.args(["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
             command.arg("--control").arg(folder.join("control")).args(flags);
         });
-        line.wait_for(1, "serving draining");
+        line.wait_for(1, Event::GenerationServing);
         let mut idle = Vec::new();
         for generation in 1..=3 {
             idle.extend((0..400).map(|_| Client::connect(&line.address()).unwrap()));
-            let said = line.wait_for(generation, "cannot accept on ");
+            let said = line.wait_for(generation, Event::AcceptFailed);
             assert!(said.text.contains("Too many open files"), "{said:?}");
             let full = line.asked(&["status", "--json"]).well();
             let full: serde_json::Value = serde_json::from_str(&full).unwrap();
@@ -201,6 +201,6 @@ fn clients_leave_descriptors_for_operators_and_handoffs() {
                 line.hand_over_from(generation);
             }
         }
-        assert_eq!(line.count("the handoff failed"), 0);
+        assert_eq!(line.count(Event::HandoffFailed), 0);
     }
 }

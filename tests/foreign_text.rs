@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::operator::Answered;
-use crate::support::{Line, Operator, REAL, Refusal};
+use crate::support::{Event, Line, Operator, REAL, Refusal};
 
 /// Clears a terminal, begins lines and ends a string of C.
 const HOSTILE: &str = "\u{1b}[2J\r\u{9b}\0end";
@@ -44,7 +44,7 @@ fn what_a_successor_says_is_escaped_and_cut() {
         let answered = line.asked(&["reload"]);
         assert_eq!(answered.code, 70, "{answered:?}");
         assert_all_harmless(&answered);
-        line.wait_for_count(2 * round + 1, "the handoff failed");
+        line.wait_for_count(2 * round + 1, Event::HandoffFailed);
         let record = line.fail_to_hand_over_from(1);
         assert_harmless(&record.text);
         assert_all_harmless(&line.asked(&["status"]));

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::support::{Client, Gate, Handoffs, Line, Stuck, exit_code, signal};
+use crate::support::{Client, Event, Gate, Handoffs, Line, Stuck, exit_code, signal};
 use nix::sys::signal::Signal;
 
 /// A line on a Unix socket and on TCP, and that socket.
@@ -13,7 +13,7 @@ fn line(arguments: &[&str]) -> (Line, String) {
         command.args(["--listen", path.to_str().unwrap(), "--listen", "tcp=127.0.0.1:0"]);
         command.args(["--bake", "0", "--drain-timeout", "1h"]).args(arguments);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let path = line.address();
     (line, path)
 }
@@ -22,7 +22,7 @@ fn line(arguments: &[&str]) -> (Line, String) {
 fn hand_over(line: &Line, head: &mut Handoffs<'_>) {
     let old = head.generation;
     head.next();
-    line.wait_for(old, "draining why");
+    line.wait_for(old, Event::DrainStarted);
 }
 
 #[test]
@@ -40,18 +40,18 @@ fn a_connection_in_the_middle_of_a_request_outlives_many_handoffs() {
     // All that was taken on is answered. Over TCP, what the client's kernel has yet to send may be
     // too late for it.
     let answered = first.read_until_end();
-    let record = line.wait_for(1, "connection ended");
+    let record = line.wait_for(1, Event::ConnectionEnded);
     let number = |name| record.field(name).and_then(|value| value.parse::<usize>().ok()).unwrap();
     assert_eq!(
         (number("received") - number("late"), number("sent")),
         (answered, answered),
         "{record:?}"
     );
-    let ended = line.wait_for(1, "has ended ended=");
+    let ended = line.wait_for(1, Event::GenerationEnded);
     assert_eq!((ended.field("ended"), ended.field("cut")), (Some("1"), Some("0")), "{ended:?}");
     for (client, generation) in clients.into_iter().zip(2..) {
         client.read_to_end();
-        let ended = line.wait_for(generation, "has ended ended=");
+        let ended = line.wait_for(generation, Event::GenerationEnded);
         assert_eq!((ended.field("ended"), ended.field("cut")), (Some("1"), Some("0")), "{ended:?}");
     }
     line.wait_for_end();
@@ -68,17 +68,17 @@ fn assert_bounded(bound: u64, arguments: &[&str]) {
         clients.push(Stuck::on(&line, &path));
     }
     assert_eq!(line.processes().len() as u64, bound);
-    assert_eq!(line.count("too many generations"), 0);
+    assert_eq!(line.count(Event::DrainCutShort), 0);
     for cut in 1..=2 {
         hand_over(&line, &mut head);
         assert_eq!(line.exit_code(cut), 0);
-        let ended = line.wait_for(cut, "has ended ended=");
+        let ended = line.wait_for(cut, Event::GenerationEnded);
         assert_eq!((ended.field("ended"), ended.field("cut")), (Some("0"), Some("1")), "{ended:?}");
         clients.remove(0).expect_cut();
         clients.push(Stuck::on(&line, &path));
         assert_eq!(line.processes().len() as u64, bound);
     }
-    assert_eq!(line.count("too many generations"), 2);
+    assert_eq!(line.count(Event::DrainCutShort), 2);
     // The others have lost nothing.
     signal(head.pid, Signal::SIGTERM);
     clients.into_iter().for_each(Stuck::read_to_end);
@@ -109,11 +109,11 @@ fn a_generation_that_ends_while_the_next_one_starts_makes_nobody_be_cut() {
     second.read_to_end();
     assert_eq!(line.exit_code(2), 0);
     gate.open();
-    line.wait_for(4, "serving draining");
-    line.wait_for(4, "an older generation is gone ended=2");
-    assert_eq!(line.count("too many generations"), 0, "{}", line.text());
+    line.wait_for(4, Event::GenerationServing);
+    line.wait_for(4, Event::GenerationGone.with("ended", 2));
+    assert_eq!(line.count(Event::DrainCutShort), 0, "{}", line.text());
     oldest.read_to_end();
-    let ended = line.wait_for(1, "has ended ended=");
+    let ended = line.wait_for(1, Event::GenerationEnded);
     assert_eq!((ended.field("ended"), ended.field("cut")), (Some("1"), Some("0")), "{ended:?}");
 }
 
@@ -164,15 +164,13 @@ fn the_head_outlives_a_generation_that_drains_longer_and_neither_complains() {
     let mut head = Handoffs::of(&line);
     hand_over(&line, &mut head);
     signal(head.pid, Signal::SIGTERM);
-    line.wait_for(head.generation, "draining why=\"stopping\"");
+    line.wait_for(head.generation, Event::DrainStarted.with("why", "stopping"));
     client.read_to_end();
     assert_eq!(exit_code(head.pid), 0);
     let records = line.wait_for_end();
     let ended: Vec<_> =
-        records.iter().filter(|record| record.text.contains("has ended ended=")).collect();
+        records.iter().filter(|record| record.is_event(Event::GenerationEnded)).collect();
     assert_eq!(ended.last().unwrap().generation, head.generation, "the head has to be the last");
-    let complaint = records
-        .iter()
-        .find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
+    let complaint = records.iter().find(|record| record.is_complaint());
     assert_eq!(complaint, None);
 }

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Line, Operator, SLOW_DRAIN, exit_code, freeze, thaw};
+use crate::support::{Client, Event, Line, Operator, SLOW_DRAIN, exit_code, freeze, thaw};
 
 #[test]
 fn a_hangup_replaces_the_process_and_the_port_stays() {
@@ -21,8 +21,7 @@ fn a_hangup_replaces_the_process_and_the_port_stays() {
 fn begin_in_vain(line: &Line) -> (Operator, u32) {
     let mark = line.mark();
     let reload = line.ask(&["reload", "--timeout", "3s"]);
-    let ready =
-        line.wait_since(mark, "a successor", |record| record.is(1, "the successor is ready"));
+    let ready = line.wait_since(mark, "a successor", |record| record.is(1, Event::SuccessorReady));
     (reload, ready.field("successor_pid").unwrap().parse().unwrap())
 }
 
@@ -38,7 +37,7 @@ fn a_successor_that_is_taken_back_for_want_of_time_drains_what_it_has_accepted()
     reload.wait().names(75, &["not done within 3 s"]);
     clients.iter_mut().for_each(|client| client.expect_end().unwrap());
     assert_eq!(exit_code(successor), 0);
-    line.wait_for(2, "has ended ended=100 carried=0 cut=0");
+    line.wait_for(2, Event::GenerationEnded.with("ended", 100).with("carried", 0).with("cut", 0));
     line.assert_serves();
     // What it has done is counted.
     let status: serde_json::Value =

@@ -4,7 +4,7 @@
 use std::io::Write;
 
 use crate::proxy_faults::{ending, fill};
-use crate::support::{Client, Line, Upstream, assert_becomes};
+use crate::support::{Client, Event, Line, Upstream, assert_becomes};
 
 /// The side that goes away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ fn a_side_that_resets_after_a_carry_is_noticed() {
         gone.expect(b"a reply").unwrap();
         gone.reset();
         assert_is_reset(&other);
-        line.wait_for(2, "ending=\"broken\"");
+        line.wait_for(2, Event::ConnectionEnded.with("ending", "broken"));
     }
 }
 

@@ -12,7 +12,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket, socketpair};
 
-use crate::support::{Client, Line, Parent, Refusal, accept, holds_socket};
+use crate::support::{Client, Event, Line, Parent, Refusal, accept, holds_socket};
 
 fn listener() -> (TcpListener, String) {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -29,8 +29,8 @@ fn copy(socket: &TcpListener) -> OwnedFd {
 fn assert_not_adopted(line: &Line, passed: &TcpListener) {
     let address = passed.local_addr().unwrap().to_string();
     assert_ne!(line.address(), address);
-    assert_eq!(line.count("accepting listeners"), 1);
-    assert!(!line.wait_for(1, "accepting listeners").text.contains(&address));
+    assert_eq!(line.count(Event::GenerationAccepting), 1);
+    assert!(!line.wait_for(1, Event::GenerationAccepting).text.contains(&address));
     line.assert_serves();
     let _waiting = TcpStream::connect(address).unwrap();
     accept(passed);
@@ -200,7 +200,7 @@ fn a_passed_socket_serves_an_address_in_other_words() {
         let line = parent.serve(&["--bake", "0", &listen]);
         line.hand_over_from(1);
         assert_eq!(
-            line.wait_for(2, "accepting listeners").field("listeners"),
+            line.wait_for(2, Event::GenerationAccepting).field("listeners"),
             Some(format!("web={address}").as_str())
         );
         assert!(holds_socket(line.pid_of(2), &socket));
@@ -272,7 +272,7 @@ fn names_decide_and_not_the_order() {
         ]);
         let (web, api) = if names == "web:api" { (&at_one, &at_two) } else { (&at_two, &at_one) };
         line.hand_over_from(1);
-        let second = line.wait_for(2, "accepting listeners");
+        let second = line.wait_for(2, Event::GenerationAccepting);
         assert_eq!(second.field("listeners").unwrap(), format!("web={web} api={api}"));
     }
 }
@@ -282,7 +282,7 @@ fn a_passed_socket_that_nothing_claims_is_closed_and_said_so() {
     let ((one, _), (two, at_two)) = (listener(), listener());
     let parent = Parent::passing([copy(&one), copy(&two)]).saying("LISTEN_FDNAMES", "web:stray");
     let line = parent.serve(&["--listen", "web=127.0.0.1:1"]);
-    let closed = line.wait_for(1, "closed a passed socket that nothing claims");
+    let closed = line.wait_for(1, Event::SocketUnclaimed);
     assert_eq!(
         (closed.field("listener"), closed.field("address")),
         (Some("stray"), Some(at_two.as_str()))

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Callers, Calls, Line, Record, SLOW_DRAIN, Tracer, exit_code, signal};
+use crate::support::{Callers, Calls, Event, Line, Record, SLOW_DRAIN, Tracer, exit_code, signal};
 
 const CALLERS: usize = 2;
 const KILLED: i32 = 128 + Signal::SIGKILL as i32;
@@ -20,19 +20,24 @@ const KILLED: i32 = 128 + Signal::SIGKILL as i32;
 /// A system call, and which one of that name.
 type Instant = (String, usize);
 
-/// Records of a handoff: who writes it, and what it holds.
-const RECORDS: [(u64, &str); 10] = [
-    (1, "signal received"),
-    (1, "starting a successor"),
-    (2, "adopted"),
-    (2, "accepting listeners"),
-    (2, "to=\"probation\""),
-    (1, "the successor is ready"),
-    (1, "to=\"baking\""),
-    (1, "handed over"),
-    (1, "draining why"),
-    (2, "serving draining"),
+/// Records of a handoff: the generation that writes it, its event, and for a step the state after it.
+const RECORDS: [(u64, Event, Option<&str>); 10] = [
+    (1, Event::SignalReceived, None),
+    (1, Event::HandoffStarted, None),
+    (2, Event::ListenerAdopted, None),
+    (2, Event::GenerationAccepting, None),
+    (2, Event::GenerationStep, Some("probation")),
+    (1, Event::SuccessorReady, None),
+    (1, Event::GenerationStep, Some("baking")),
+    (1, Event::HandoffCommitted, None),
+    (1, Event::DrainStarted, None),
+    (2, Event::GenerationServing, None),
 ];
+
+/// Whether it is the record of that row of [`RECORDS`].
+fn is_row(record: &Record, (by, event, to): (u64, Event, Option<&str>)) -> bool {
+    record.is(by, event) && to.is_none_or(|to| record.field("to") == Some(to))
+}
 
 fn serve() -> Line {
     let line = Line::start_with(|command, folder| {
@@ -41,7 +46,7 @@ fn serve() -> Line {
             .arg(folder.join("pid"))
             .args(SLOW_DRAIN);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     line
 }
 
@@ -55,7 +60,7 @@ fn assert_is_head(line: &Line, head: &Record, what: &str) {
     let mark = line.mark();
     signal(head.pid, Signal::SIGHUP);
     line.wait_since(mark, &format!("a handoff, after {what}"), |record| {
-        record.is(head.generation + 1, "serving draining")
+        record.is(head.generation + 1, Event::GenerationServing)
     });
     line.assert_serves();
 }
@@ -73,53 +78,58 @@ fn assert_unhurt(calls: Calls, what: &str, line: &Line) {
 /// from ending.
 fn recalled(line: &Line, mark: usize, what: &str) -> Record {
     let what = format!("a failed handoff, after {what}");
-    let lost = line.wait_since(mark, &what, |record| record.is(1, "step event=SuccessorLost"));
-    line.wait_since(mark, &what, |record| record.is(1, "the handoff failed"));
+    let lost = line.wait_since(mark, &what, |record| {
+        record.is(1, Event::GenerationStep.with("input", "SuccessorLost"))
+    });
+    line.wait_since(mark, &what, |record| record.is(1, Event::HandoffFailed));
     if lost.text.contains("TakeTheLine") {
-        line.wait_since(mark, &what, |record| record.is(1, "serving draining"));
+        line.wait_since(mark, &what, |record| record.is(1, Event::GenerationServing));
     }
-    Record { generation: 1, pid: line.first_pid(), text: String::new() }
+    Record { generation: 1, pid: line.first_pid(), event: None, text: String::new() }
 }
 
 #[test]
 fn a_predecessor_that_is_killed_at_any_record_leaves_the_line_to_its_successor() {
-    for (by, text) in RECORDS.into_iter().skip(1) {
+    for row in RECORDS.into_iter().skip(1) {
+        let what = format!("{row:?}");
         let line = serve();
         let callers = Callers::start(&line.address(), CALLERS);
         line.signal(1, Signal::SIGHUP);
-        line.wait_for(by, text);
+        line.wait(&what, |record| is_row(record, row));
         signal(line.first_pid(), Signal::SIGKILL);
         let end = exit_code(line.first_pid());
         // Callers may have been its last connections, and it may have ended before the signal came.
         assert!(end == KILLED || end == 0, "{end}");
-        // "starting" is written before the fork.
-        match line.wait_since_or_end(0, "the successor", |record| record.is(2, "serving draining"))
+        // The start is logged before the fork.
+        match line
+            .wait_since_or_end(0, "the successor", |record| record.is(2, Event::GenerationServing))
         {
             Some(head) => {
-                assert_unhurt(callers.finish(), text, &line);
-                assert_is_head(&line, &head, text);
+                assert_unhurt(callers.finish(), &what, &line);
+                assert_is_head(&line, &head, &what);
             }
-            None => assert_eq!(text, "starting a successor", "{}", line.text()),
+            None => assert_eq!(row.1, Event::HandoffStarted, "{}", line.text()),
         }
     }
 }
 
 #[test]
 fn a_successor_that_is_killed_at_any_record_leaves_the_line_to_its_predecessor() {
-    for (by, text) in RECORDS.into_iter().skip(2) {
+    for row in RECORDS.into_iter().skip(2) {
+        let what = format!("{row:?}");
         let line = serve();
         let held = line.hold();
         let callers = Callers::start(&line.address(), CALLERS);
         let mark = line.mark();
         line.signal(1, Signal::SIGHUP);
-        line.wait_since(mark, text, |record| record.is(by, text));
+        line.wait_since(mark, &what, |record| is_row(record, row));
         let successor = line.wait("the successor", |record| record.generation == 2).pid;
         signal(successor, Signal::SIGKILL);
         assert_eq!(exit_code(successor), KILLED);
-        let head = recalled(&line, mark, text);
-        assert_unhurt(callers.finish(), text, &line);
+        let head = recalled(&line, mark, &what);
+        assert_unhurt(callers.finish(), &what, &line);
         drop(held);
-        assert_is_head(&line, &head, text);
+        assert_is_head(&line, &head, &what);
     }
 }
 
@@ -165,8 +175,8 @@ fn a_predecessor_that_is_killed_at_any_system_call_leaves_the_line_to_its_succes
         let callers = Callers::start(&line.address(), CALLERS);
         // Its main thread may be dead of an earlier call by then.
         line.signal(1, Signal::SIGHUP);
-        let head =
-            line.wait_since_or_end(0, "the successor", |record| record.is(2, "serving draining"));
+        let head = line
+            .wait_since_or_end(0, "the successor", |record| record.is(2, Event::GenerationServing));
         let trace = tracer.wait();
         let calls = callers.finish();
         let has_forked =
@@ -204,7 +214,7 @@ fn a_successor_that_is_killed_between_fork_and_exec_leaves_the_line_to_its_prede
         assert!(tracer.detach().contains("+++ killed by SIGKILL"), "{call}");
         assert_is_head(
             &line,
-            &Record { generation: 1, pid: line.first_pid(), text: String::new() },
+            &Record { generation: 1, pid: line.first_pid(), event: None, text: String::new() },
             call,
         );
     }
@@ -237,7 +247,7 @@ fn a_successor_that_is_killed_at_any_system_call_leaves_the_line_to_its_predeces
         let mark = line.mark();
         line.signal(1, Signal::SIGHUP);
         let done = |record: &Record| {
-            record.is(1, "the handoff failed") || record.is(2, "serving draining")
+            record.is(1, Event::HandoffFailed) || record.is(2, Event::GenerationServing)
         };
         let came = line.wait_since(mark, &format!("an outcome, after {what}"), done);
         // One that got through the calls that the handoff is made of dies of a later one, or now.

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use crate::check::check;
 use crate::config_file::{put, serve};
 use crate::counters::request;
-use crate::support::{Client, Line, SLOW_DRAIN, Upstream, raise_descriptor_limit};
+use crate::support::{Client, Event, Line, SLOW_DRAIN, Upstream, raise_descriptor_limit};
 
 /// The names alone are longer than one variable of the environment may be, execve(2), and than any
 /// packet.
@@ -49,7 +49,7 @@ fn a_handoff_needs_hardly_more_descriptors_than_listeners() {
         let config = folder.join("handoffd.toml");
         command.arg("--config").arg(config).args(["--bake", "0", "--workers", "1"]);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     line.hand_over_from(1);
     line.hand_over_from(2);
     Client::connect(&line.address_of("n499"))
@@ -81,7 +81,7 @@ fn a_report_of_any_length_reaches_the_other_generation() {
     assert_eq!((&new["state"], &old["state"]), (&"serving".into(), &"retiring".into()));
     assert_eq!(old["counters"]["listeners"]["first"]["active"], 1);
     client.echo(b"served by the old one").unwrap();
-    assert_eq!(line.count("the handoff failed"), 0);
+    assert_eq!(line.count(Event::HandoffFailed), 0);
 }
 
 /// Short addresses keep the log short. How the time grows with their number is in

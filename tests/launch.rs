@@ -7,7 +7,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Gate, Line, REAL, Tracer, exit_code, signal};
+use crate::support::{Event, Gate, Line, REAL, Tracer, exit_code, signal};
 
 /// What a handoff fails of, and how to bring that about.
 type Failure<'a> = (&'a str, &'a dyn Fn(&Line));
@@ -28,7 +28,7 @@ fn assert_recovers(line: &Line) {
     line.put_real();
     let mark = line.mark();
     line.signal(1, Signal::SIGHUP);
-    line.wait_since(mark, "the next good handoff", |record| record.is(2, "serving draining"));
+    line.wait_since(mark, "the next good handoff", |record| record.is(2, Event::GenerationServing));
     assert_eq!(line.exit_code(1), 0);
     line.assert_serves();
 }
@@ -74,7 +74,7 @@ fn a_successor_that_refuses_its_configuration_tells_the_predecessor_why() {
             .args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"])
             .arg(folder.join("run/pid"));
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let run = |line: &Line| line.folder().join("run");
     assert_survives(
         &line,
@@ -100,7 +100,7 @@ fn a_successor_that_refuses_its_configuration_tells_the_predecessor_why() {
         ],
     );
     let named = fs::read_to_string(run(&line).join("pid")).unwrap();
-    assert_eq!(named.trim(), line.wait_for(2, "serving draining").pid.to_string());
+    assert_eq!(named.trim(), line.wait_for(2, Event::GenerationServing).pid.to_string());
 }
 
 #[test]
@@ -155,10 +155,10 @@ fn a_message_of_an_unknown_kind_or_version_is_answered_and_is_not_fatal() {
         r#"say 'VERSION=1\nKIND=novel\nANY=thing\n'; say 'VERSION=9\nKIND=ready\nPID=1\n'; exec "$REAL" "$@""#,
     );
     line.hand_over_from(1);
-    line.wait_for(1, r#"answered a message that is not known here version=1 kind="novel""#);
-    line.wait_for(1, r#"answered a message that is not known here version=9 kind="ready""#);
-    line.wait_for(2, r#"Unknown { kind: "novel" }"#);
-    line.wait_for(2, r#"Unknown { kind: "ready" }"#);
+    line.wait_for(1, Event::MessageUnknown.with("version", 1).with("kind", "novel"));
+    line.wait_for(1, Event::MessageUnknown.with("version", 9).with("kind", "ready"));
+    line.wait_for(2, Event::MessageUnexpected.mentioning(r#"Unknown { kind: "novel" }"#));
+    line.wait_for(2, Event::MessageUnexpected.mentioning(r#"Unknown { kind: "ready" }"#));
     assert_eq!(line.exit_code(1), 0);
     line.assert_serves();
 }
@@ -170,7 +170,7 @@ fn a_successor_that_hangs_is_killed_at_the_ready_timeout() {
     let failure = line.fail_to_hand_over_from(1);
     assert!(failure.text.contains("the successor was not ready within 2 s"), "{}", failure.text);
     // Its number by the log: the script may not have come to say it in time.
-    let killed = line.wait_for(1, "signalled the successor");
+    let killed = line.wait_for(1, Event::SuccessorSignalled);
     let pid = killed.field("successor_pid").unwrap().parse().unwrap();
     assert_eq!(exit_code(pid), 128 + Signal::SIGKILL as i32);
     assert_recovers(&line);
@@ -184,7 +184,7 @@ fn a_successor_that_a_wrapper_has_forked_takes_over_and_hands_over_in_turn() {
     line.hand_over_from(2);
     assert_eq!(line.exit_code(1), 0);
     // A child of the wrapper, which reaps it.
-    line.wait_for(2, "has ended ended=");
+    line.wait_for(2, Event::GenerationEnded);
     line.assert_serves();
 }
 
@@ -193,11 +193,11 @@ fn a_successor_that_a_wrapper_has_forked_is_seen_to_die_on_probation() {
     let line = Line::serve(&["--bake", "60s"]);
     line.put_script(r#""$REAL" "$@" & wait"#);
     line.signal(1, Signal::SIGHUP);
-    let ready = line.wait_for(1, "the successor is ready");
+    let ready = line.wait_for(1, Event::SuccessorReady);
     let pid = line.pid_of(2);
-    assert!(ready.text.contains(&format!("successor_pid={pid}")), "{}", ready.text);
+    assert_eq!(ready.field("successor_pid"), Some(&*pid.to_string()), "{}", ready.text);
     signal(pid, Signal::SIGKILL);
-    let failure = line.wait_for(1, "the handoff failed");
+    let failure = line.wait_for(1, Event::HandoffFailed);
     let words = "ended after it was ready (signal: 9 (SIGKILL))";
     assert!(failure.text.contains(words), "{}", failure.text);
     line.assert_serves();
@@ -210,9 +210,9 @@ fn a_successor_that_leaves_a_child_is_seen_to_die_in_the_bake() {
     let line = Line::serve(&["--bake", "60s"]);
     line.put_script(r#"sleep 600 & echo $! >"$FOLDER/child"; exec "$REAL" "$@""#);
     line.signal(1, Signal::SIGHUP);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     signal(line.pid_of(2), Signal::SIGKILL);
-    let failure = line.wait_for(1, "the handoff failed");
+    let failure = line.wait_for(1, Event::HandoffFailed);
     assert!(failure.text.contains("ended after it was ready"), "{}", failure.text);
     line.assert_serves();
     kill_child(&line);
@@ -258,10 +258,10 @@ fn a_forked_successor_that_comes_after_the_ready_timeout_does_not_serve() {
     // The wrapper; or it would reap the one that is late.
     assert_eq!(exit_code(gate.wait(&line)), 128 + Signal::SIGKILL as i32);
     gate.open();
-    let late = line.wait_for(2, "has ended ended=").pid;
+    let late = line.wait_for(2, Event::GenerationEnded).pid;
     assert_eq!(exit_code(late), 0);
     assert!(
-        !line.records().iter().any(|record| record.is(2, "serving draining")),
+        !line.records().iter().any(|record| record.is(2, Event::GenerationServing)),
         "{}",
         line.text()
     );
@@ -374,12 +374,12 @@ fn ten_failed_handoffs_leave_the_predecessor_as_it_was_and_the_next_one_works() 
         let mark = line.mark();
         line.put_script(&waiting);
         line.signal(1, Signal::SIGHUP);
-        line.wait_since(mark, "a message", |record| record.is(1, "answered a message"));
+        line.wait_since(mark, "a message", |record| record.is(1, Event::MessageUnknown));
         let open = fs::read_dir(format!("/proc/{}/fd", line.first_pid())).unwrap();
         let mut open: Vec<_> = open.map(|entry| entry.unwrap().file_name()).collect();
         open.sort();
         gate.open();
-        line.wait_since(mark, "a failed handoff", |record| record.is(1, "the handoff failed"));
+        line.wait_since(mark, "a failed handoff", |record| record.is(1, Event::HandoffFailed));
         open
     };
     let before = descriptors(&line);
@@ -396,7 +396,7 @@ fn ten_failed_handoffs_leave_the_predecessor_as_it_was_and_the_next_one_works() 
         line.fail_to_hand_over_from(1);
     }
     assert_eq!(descriptors(&line), before);
-    assert_eq!(line.count("the handoff failed"), 12);
+    assert_eq!(line.count(Event::HandoffFailed), 12);
     assert_recovers(&line);
 }
 

@@ -10,8 +10,8 @@ use std::net::TcpListener;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Client, Gate, Line, Parent, assert_becomes, children, environment, holds, holds_socket, kinds,
-    threads,
+    Client, Event, Gate, Line, Parent, assert_becomes, children, environment, holds, holds_socket,
+    kinds, threads,
 };
 
 /// The variables that a handoff adds; no others may be there.
@@ -54,7 +54,7 @@ fn a_successor_gets_the_listeners_and_the_channel_and_nothing_else() {
     let shared = (3..6).filter(|number| first.values().any(|what| *what == held[number])).count();
     assert_eq!(shared, 3);
     gate.open();
-    line.wait_for(2, "serving");
+    line.wait_for(2, Event::GenerationServing);
     line.assert_serves();
 }
 
@@ -138,12 +138,12 @@ fn handoffs_that_fail_leave_nothing_behind() {
     line.put_script("exit 3");
     for failures in 1..11 {
         line.signal(1, Signal::SIGHUP);
-        line.wait_for_count(failures, "the handoff failed");
+        line.wait_for_count(failures, Event::HandoffFailed);
     }
     std::fs::remove_file(line.program()).unwrap();
     for failures in 11..21 {
         line.signal(1, Signal::SIGHUP);
-        line.wait_for_count(failures, "the handoff failed");
+        line.wait_for_count(failures, Event::HandoffFailed);
     }
     line.assert_serves();
     let look =

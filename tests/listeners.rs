@@ -7,7 +7,9 @@ use std::net::{SocketAddr, TcpListener};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Line, Parent, assert_becomes, close, free_port, holds, holds_socket};
+use crate::support::{
+    Client, Event, Line, Parent, assert_becomes, close, free_port, holds, holds_socket,
+};
 
 /// Starts on these addresses, and waits until it serves.
 fn serve(addresses: &[&str]) -> Line {
@@ -16,12 +18,12 @@ fn serve(addresses: &[&str]) -> Line {
             .args(["--bake", "0"])
             .args(addresses.iter().flat_map(|address| ["--listen", address]));
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     line
 }
 
 fn listeners_of(line: &Line, generation: u64) -> String {
-    line.wait_for(generation, "accepting listeners").field("listeners").unwrap().to_owned()
+    line.wait_for(generation, Event::GenerationAccepting).field("listeners").unwrap().to_owned()
 }
 
 /// Starts with these arguments and with all the time for a connection that says nothing.
@@ -31,7 +33,7 @@ fn serve_patiently(arguments: &[&str]) -> Line {
             .args(["--bake", "0", "--first-request-grace", "1h", "--drain-timeout", "1h"])
             .args(arguments);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     line
 }
 
@@ -120,7 +122,7 @@ fn ten_listeners_of_all_families_survive_handoffs_together() {
             ]);
         }
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let listeners = listeners_of(&line, 1);
     let addresses: Vec<_> =
         listeners.split(' ').map(|one| one.split_once('=').unwrap().1.to_owned()).collect();
@@ -150,7 +152,7 @@ fn an_added_listener_is_bound_and_said_so() {
     let line = serve(&["web=127.0.0.1:0"]);
     line.successor_gets("--bake 0 --listen web=127.0.0.1:0 --listen api=[::1]:0");
     line.hand_over_from(1);
-    assert_eq!(line.wait_for(2, "bound").field("listener"), Some("api"));
+    assert_eq!(line.wait_for(2, Event::ListenerBound).field("listener"), Some("api"));
     let (web, api) = listeners_of(&line, 2)
         .split_once(' ')
         .map(|(web, api)| (web.to_owned(), api.to_owned()))
@@ -167,12 +169,12 @@ fn a_removed_listener_is_closed_by_everybody_and_refuses() {
     line.successor_gets("--bake 0 --listen web=127.0.0.1:0");
     let _silent = keep_draining(&web);
     line.hand_over_from(1);
-    let closed = line.wait_for(2, "closed a passed socket that nothing claims");
+    let closed = line.wait_for(2, Event::SocketUnclaimed);
     assert_eq!(
         (closed.field("listener"), closed.field("address")),
         (Some("api"), Some(api.as_str()))
     );
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     assert!(Client::connect(&api).is_err());
     Client::once(&web, b"still here").unwrap();
     assert_eq!(line.processes().len(), 2, "the first one drains, and holds it no more");
@@ -183,11 +185,11 @@ fn a_renamed_listener_keeps_its_port_and_says_so() {
     let line = serve(&["web=127.0.0.1:0"]);
     line.successor_gets("--bake 0 --listen shop=127.0.0.1:0");
     line.hand_over_from(1);
-    let renamed = line.wait_for(2, "adopted under a new name");
+    let renamed = line.wait_for(2, Event::ListenerAdopted.with("before", "web"));
     assert_eq!((renamed.field("listener"), renamed.field("before")), (Some("shop"), Some("web")));
     assert_eq!(listeners_of(&line, 2), format!("shop={}", line.address_of("web")));
     line.assert_serves();
-    assert_eq!(line.count("closed a passed socket"), 0);
+    assert_eq!(line.count(Event::SocketUnclaimed), 0);
 }
 
 #[test]
@@ -196,7 +198,7 @@ fn a_listener_that_moves_is_bound_anew_and_closed_where_it_was() {
     let before = line.address_of("web");
     line.successor_gets("--bake 0 --listen web=[::1]:0");
     line.hand_over_from(1);
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     assert!(Client::connect(&before).is_err());
     Client::once(listeners_of(&line, 2).strip_prefix("web=").unwrap(), b"moved").unwrap();
 }
@@ -211,7 +213,7 @@ fn an_added_listener_that_cannot_be_bound_fails_the_handoff_and_nothing_else() {
     let new = format!("--listen new={} --listen api={address}", path.display());
     line.successor_gets(&format!("--bake 0 --listen web=127.0.0.1:0 {new}"));
     line.signal(1, Signal::SIGHUP);
-    let failed = line.wait_for(1, "the handoff failed");
+    let failed = line.wait_for(1, Event::HandoffFailed);
     assert!(failed.text.contains(&format!("cannot listen on {address} (api)")), "{failed:?}");
     assert!(!path.exists(), "what was bound for nothing is unlinked");
     line.assert_serves();
@@ -232,14 +234,14 @@ fn a_generation_that_is_rolled_back_takes_what_it_bound_with_it() {
                 &format!("web={}/web.sock", folder.display()),
             ]);
         });
-        line.wait_for(1, "serving draining");
+        line.wait_for(1, Event::GenerationServing);
         let (web, new) = (line.address(), line.folder().join("new.sock"));
         line.successor_gets(&format!("--listen web={web} --listen new={}", new.display()));
         line.signal(1, Signal::SIGHUP);
-        line.wait_for(1, "the successor is ready");
+        line.wait_for(1, Event::SuccessorReady);
         Client::once(new.to_str().unwrap(), b"for now").unwrap();
         line.signal(2, end);
-        line.wait_for(1, "the handoff failed");
+        line.wait_for(1, Event::HandoffFailed);
         assert_eq!(line.exit_code(2), 0);
         assert!(!new.exists(), "nobody accepts there");
         Client::once(&web, b"as before").unwrap();
@@ -269,7 +271,7 @@ fn a_listener_that_another_process_sets_blocking_stops_nothing() {
     for generation in 1..4 {
         set_blocking();
         line.assert_serves();
-        line.wait_for(generation, "set the listener blocking; set back");
+        line.wait_for(generation, Event::ListenerBlocking);
         set_blocking();
         line.hand_over_from(generation);
         assert_eq!(line.exit_code(generation), 0);
@@ -291,7 +293,7 @@ fn no_process_holds_a_listener_that_its_configuration_does_not_name() {
     assert!(holds_socket(line.first_pid(), &dropped));
     line.successor_gets("--bake 0 --listen kept=127.0.0.1:1");
     line.hand_over_from(1);
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     assert_eq!(line.processes().len(), 2);
     for pid in line.processes() {
         assert!(!holds_socket(pid, &dropped), "{pid} holds {:?}", holds(pid));

@@ -1,6 +1,7 @@
 //! Log records reach the journal or standard error, with the generation in every one, and never
 //! stand in the way.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -9,8 +10,9 @@ use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
-use crate::support::{Client, DEADLINE, Line, Tracer, assert_becomes, signal};
+use crate::support::{Client, DEADLINE, Event, Line, Tracer, assert_becomes, signal};
 
 /// Starts the daemon in a mount namespace in which the journal's socket is the test's own.
 fn with_journal(journal_stream: &str) -> (Line, UnixDatagram) {
@@ -47,7 +49,7 @@ fn record(journal: &UnixDatagram, field: &str) -> String {
 fn records_go_to_the_journal_with_their_fields_when_standard_error_is_its_stream() {
     let (line, journal) = with_journal("$(stat -L -c %d:%i /proc/self/fd/2)");
     let serving = record(&journal, "HANDOFFD_DRAINING");
-    for field in ["HANDOFFD_GENERATION", "SYSLOG_IDENTIFIER", "serving"] {
+    for field in ["HANDOFFD_GENERATION", "SYSLOG_IDENTIFIER", Event::GenerationServing.id()] {
         assert!(serving.contains(field), "no {field} in {serving:?}");
     }
     assert_eq!(line.records(), [], "the journal has it already");
@@ -56,7 +58,7 @@ fn records_go_to_the_journal_with_their_fields_when_standard_error_is_its_stream
 #[test]
 fn records_go_to_standard_error_when_another_stream_is_the_journals() {
     let (line, _journal) = with_journal("1:1");
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
 }
 
 #[test]
@@ -75,13 +77,55 @@ fn every_record_bears_its_generation_and_process() {
 fn one_record_tells_how_a_connection_ended() {
     let line = Line::serve(&[]);
     Client::once(&line.address(), b"eight by").unwrap();
-    let record = line.wait_for(1, "connection ended");
+    let record = line.wait_for(1, Event::ConnectionEnded);
     for (field, value) in
         [("listener", "listener-1"), ("received", "8"), ("sent", "8"), ("ending", "finished")]
     {
         assert_eq!(record.field(field), Some(value), "{}", record.text);
     }
-    assert_eq!(line.count("connection ended"), 1);
+    assert_eq!(line.count(Event::ConnectionEnded), 1);
+}
+
+/// A successor that sends a line break and an escape sequence, then a handoff that succeeds.
+#[test]
+fn json_log_has_one_object_for_each_record() {
+    let line = Line::start_with(|command, folder| {
+        let socket = folder.join("socket");
+        command.args(["--bake", "0", "--log-format", "json", "--listen", socket.to_str().unwrap()]);
+    });
+    let wait = |event: Event| line.wait_for(0, format!("\"event\":\"{}\"", event.id()).as_str());
+    wait(Event::GenerationServing);
+    line.put_script(r#"say 'VERSION=1\nKIND=failed\nREASON=\033[2J\rend\n'; exec sleep 1000"#);
+    signal(line.first_pid(), Signal::SIGHUP);
+    wait(Event::HandoffFailed);
+    line.put_real();
+    let mark = line.mark();
+    signal(line.first_pid(), Signal::SIGHUP);
+    assert_eq!(line.exit_code(1), 0);
+    let committed = line.wait_since(mark, "the handoff", |record| {
+        record.text.contains(Event::HandoffCommitted.id())
+    });
+    let committed: Value = serde_json::from_str(&committed.text).unwrap();
+    Client::once(line.folder().join("socket").to_str().unwrap(), b"in JSON").unwrap();
+    signal(committed["fields"]["successor_pid"].as_u64().unwrap() as u32, Signal::SIGTERM);
+    let mut events = BTreeMap::new();
+    for record in line.wait_for_end() {
+        assert!(!record.text.contains(char::is_control), "{}", record.text);
+        let object: BTreeMap<String, Value> = serde_json::from_str(&record.text)
+            .unwrap_or_else(|error| panic!("{error}: {}", record.text));
+        let keys: Vec<_> = object.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["event", "fields", "generation", "level", "message", "pid", "time"]);
+        events.insert(object["event"].as_str().unwrap().to_owned(), object);
+    }
+    // The last record of each event.
+    let field = |event: Event, name: &str| events[event.id()]["fields"][name].clone();
+    assert_eq!(events[Event::GenerationEnded.id()]["generation"], 2);
+    assert_eq!(field(Event::GenerationEnded, "cut"), 0);
+    assert_eq!(field(Event::HandoffCommitted, "successor"), "2");
+    assert_eq!(field(Event::ConnectionEnded, "ending"), "finished");
+    assert_eq!(field(Event::ConnectionEnded, "received"), 7);
+    let reason = field(Event::HandoffFailed, "reason");
+    assert!(reason.as_str().unwrap().contains(r"\u{1b}[2J\rend"), "{reason}");
 }
 
 /// Whoever read the log may be gone; the clients are not.
@@ -178,7 +222,7 @@ fn a_journal_that_is_stopped_holds_up_nobody() {
     assert_eq!(line.exit_code(1), 0);
     flood(address);
     let dropped = record(&journal, "HANDOFFD_DROPPED");
-    assert!(dropped.contains("log records that could not be written"), "{dropped}");
+    assert!(dropped.contains(Event::LogDropped.id()), "{dropped}");
     let head = line.processes();
     assert_eq!(head.len(), 1, "{head:?}");
     signal(head[0], Signal::SIGTERM);
@@ -199,12 +243,12 @@ fn a_log_that_is_read_again_says_how_much_was_dropped() {
     let mut records = std::iter::from_fn(|| told.recv_timeout(DEADLINE).ok()).map(Result::unwrap);
     let ended = records
         .by_ref()
-        .take_while(|record| !record.contains("dropped "))
-        .filter(|one| one.contains("ended"))
+        .take_while(|record| !record.contains(Event::LogDropped.id()))
+        .filter(|one| one.contains(Event::ConnectionEnded.id()))
         .count();
     assert!((1..4_000).contains(&ended), "{ended}");
     signal(line.first_pid(), Signal::SIGTERM);
     assert_eq!(line.exit_code(1), 0);
     // The records after that arrive again.
-    assert!(records.any(|record| record.contains("has ended ended=")));
+    assert!(records.any(|record| record.contains(Event::GenerationEnded.id())));
 }

@@ -34,6 +34,7 @@ mod crashes;
 mod doctor;
 mod drain;
 mod errors;
+mod events;
 mod examples;
 mod exhaustion;
 mod foreign_text;

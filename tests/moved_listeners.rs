@@ -6,7 +6,7 @@
 use nix::sys::signal::Signal;
 
 use crate::config_file::put;
-use crate::support::{Callers, Client, Line, assert_becomes, free_port};
+use crate::support::{Callers, Client, Event, Line, assert_becomes, free_port};
 
 fn file(address: &str, port: u16) -> String {
     format!("[listener.web]\naddress = \"{address}:{port}\"\nservice = \"echo\"\n")
@@ -17,7 +17,7 @@ fn serve(address: &str, port: u16, bake: &str) -> Line {
         put(folder, &file(address, port));
         command.current_dir(folder).args(["--config", "handoffd.toml", "--bake", bake]);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     line
 }
 
@@ -30,7 +30,7 @@ fn assert_moves(client: &str, addresses: &[&str]) {
     for (generation, address) in (1..).zip(&addresses[1..]) {
         put(line.folder(), &file(address, port));
         line.hand_over_from(generation);
-        let accepting = line.wait_for(generation + 1, "accepting listeners");
+        let accepting = line.wait_for(generation + 1, Event::GenerationAccepting);
         let expected = format!("web={}:{port}", address.trim_start_matches("tcp6:"));
         assert_eq!(accepting.field("listeners"), Some(expected.as_str()));
     }
@@ -71,10 +71,10 @@ fn take_back(old: &str, new: &str, end: Signal) -> (Line, u16) {
     put(line.folder(), &file(new, port));
     let callers = (end == Signal::SIGTERM).then(|| Callers::start(&format!("127.0.0.1:{port}"), 2));
     line.signal(1, Signal::SIGHUP);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     Client::once(&format!("127.0.0.2:{port}"), b"of the old one or of the new one").unwrap();
     line.signal(2, end);
-    line.wait_for(1, "the handoff failed");
+    line.wait_for(1, Event::HandoffFailed);
     if let Some(callers) = callers {
         let calls = callers.finish();
         assert_eq!((calls.refused, calls.broken), (0, 0), "{old} {new}: {calls:?}");
@@ -95,7 +95,7 @@ fn a_move_that_is_taken_back_leaves_all_as_it_was() {
             });
             // The next one finds all as the first one did.
             line.signal(1, Signal::SIGHUP);
-            line.wait_for_count(2, "the successor is ready");
+            line.wait_for_count(2, Event::SuccessorReady);
         }
     }
 }
@@ -107,7 +107,7 @@ fn a_part_that_another_process_holds_fails_the_move_alone() {
     let line = serve("127.0.0.1", port, "0");
     put(line.folder(), &file("0.0.0.0", port));
     line.signal(1, Signal::SIGHUP);
-    let failed = line.wait_for(1, "the handoff failed");
+    let failed = line.wait_for(1, Event::HandoffFailed);
     assert!(failed.text.contains(&format!("cannot listen on 0.0.0.0:{port} (web)")), "{failed:?}");
     line.assert_serves();
     crate::support::close(theirs);

@@ -5,7 +5,9 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Gate, Line, Manager, SLOW_DRAIN, Told, assert_becomes, signal};
+use crate::support::{
+    Client, Event, Gate, Line, Manager, SLOW_DRAIN, Told, assert_becomes, signal,
+};
 
 /// A line on `127.0.0.1:0` with an operator's socket under `manager`, which hears first that it is
 /// ready.
@@ -117,7 +119,7 @@ fn a_stop_is_told_by_the_head_alone_which_is_the_last_to_end() {
     let mut held = line.hold();
     line.signal(1, Signal::SIGHUP);
     manager.hear_until("MAINPID=");
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     // As a service manager does: to all of them, and again.
     for generation in [1, 2, 1, 2] {
         line.signal(generation, Signal::SIGTERM);
@@ -131,7 +133,7 @@ fn a_stop_is_told_by_the_head_alone_which_is_the_last_to_end() {
     assert_eq!(line.exit_code(1), 0);
     assert_only_by(&manager.rest(), line.pid_of(2));
     let records = line.wait_for_end();
-    let ended = records.iter().rfind(|record| record.text.contains("has ended ended=")).unwrap();
+    let ended = records.iter().rfind(|record| record.is_event(Event::GenerationEnded)).unwrap();
     assert_eq!(ended.generation, 2);
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use nix::fcntl::OFlag;
 
 use crate::doctor::put_systemctl;
-use crate::support::{Line, REAL, Refusal, SLOW_DRAIN, assert_becomes};
+use crate::support::{Event, Line, REAL, Refusal, SLOW_DRAIN, assert_becomes};
 
 /// Standard outputs that cannot be written, each with the reason.
 fn unwritable() -> [(OwnedFd, &'static str); 3] {
@@ -61,7 +61,7 @@ fn a_reload_whose_output_is_lost_says_that_it_has_succeeded() {
         command.arg(line.control());
         let said = format!("cannot write the outcome of the reload, which has succeeded: {why}");
         Refusal::writing_to(output, command).names(74, &[&said]);
-        line.wait_for(serving, "serving draining");
+        line.wait_for(serving, Event::GenerationServing);
     }
 }
 
@@ -83,7 +83,7 @@ fn a_reload_waits_for_the_drain_though_its_output_is_lost() {
     command.arg(line.control());
     let (full, _) = unwritable().into_iter().next().unwrap();
     let reload = std::thread::spawn(move || Refusal::writing_to(full, command));
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     assert!(!reload.is_finished());
     held.echo(b"still here").unwrap();
     held.expect_end().unwrap();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Line, Refusal, SLOW_DRAIN, exit_code, install, signal};
+use crate::support::{Event, Line, Refusal, SLOW_DRAIN, exit_code, install, signal};
 
 fn serve(bake: &str) -> Line {
     let line = Line::start_with(|command, folder| {
@@ -16,7 +16,7 @@ fn serve(bake: &str) -> Line {
             .arg(folder.join("pid"))
             .args(SLOW_DRAIN);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     line
 }
 
@@ -35,15 +35,15 @@ fn the_pid_file_changes_hands_by_rename_when_the_successor_takes_over_and_not_be
     let before = fs::File::open(path(&line)).unwrap();
     let inode = before.metadata().unwrap().ino();
     line.signal(1, Signal::SIGHUP);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     assert_eq!(
         (named(&path(&line)), fs::metadata(path(&line)).unwrap().ino()),
         (line.first_pid(), inode)
     );
     line.signal(1, Signal::SIGTERM);
-    line.wait_for(1, "handed over");
+    line.wait_for(1, Event::HandoffCommitted);
     assert_eq!(named(&path(&line)), line.pid_of(2));
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     assert_eq!(named(&path(&line)), line.pid_of(2));
     assert_ne!(fs::metadata(path(&line)).unwrap().ino(), inode);
     assert_eq!(line.exit_code(1), 0);
@@ -62,11 +62,12 @@ fn a_rollback_leaves_the_pid_file_as_it_was() {
     for number in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGQUIT] {
         let mark = line.mark();
         line.signal(1, Signal::SIGHUP);
-        let successor =
-            line.wait_since(mark, "a successor", |record| record.is(2, "accepting listeners")).pid;
-        line.wait_since(mark, "a ready one", |record| record.is(1, "the successor is ready"));
+        let successor = line
+            .wait_since(mark, "a successor", |record| record.is(2, Event::GenerationAccepting))
+            .pid;
+        line.wait_since(mark, "a ready one", |record| record.is(1, Event::SuccessorReady));
         signal(successor, number);
-        line.wait_since(mark, "a rollback", |record| record.is(1, "the handoff failed"));
+        line.wait_since(mark, "a rollback", |record| record.is(1, Event::HandoffFailed));
         exit_code(successor);
         assert_eq!(named(&path(&line)), line.first_pid());
     }
@@ -77,11 +78,11 @@ fn a_generation_that_accepts_again_puts_its_own_pid_back() {
     let line = serve("0");
     let held = line.hold();
     line.hand_over_from(1);
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     assert_eq!(named(&path(&line)), line.pid_of(2));
     let mark = line.mark();
     line.signal(2, Signal::SIGKILL);
-    line.wait_since(mark, "serving", |record| record.is(1, "serving draining"));
+    line.wait_since(mark, "serving", |record| record.is(1, Event::GenerationServing));
     assert_eq!(named(&path(&line)), line.first_pid());
     drop(held);
 }
@@ -90,9 +91,9 @@ fn a_generation_that_accepts_again_puts_its_own_pid_back() {
 fn a_successor_whose_predecessor_died_takes_the_pid_file() {
     let line = serve("60s");
     line.signal(1, Signal::SIGHUP);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     line.signal(1, Signal::SIGKILL);
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     assert_eq!(named(&path(&line)), line.pid_of(2));
 }
 
@@ -117,7 +118,7 @@ fn whoever_reads_the_pid_file_at_any_time_finds_a_living_process_that_heeds_a_ha
             // By the file alone, as an operator does; and not before it has changed, or the hangup
             // is for the old one.
             signal(named(&path), Signal::SIGHUP);
-            line.wait_for(generation + 1, "serving draining");
+            line.wait_for(generation + 1, Event::GenerationServing);
         }
         stop.store(true, Ordering::Relaxed);
         assert!(reader.join().unwrap() > HANDOFFS);
@@ -136,7 +137,7 @@ fn a_link_at_the_name_of_a_draft_is_not_followed() {
             .args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"])
             .arg(folder.join("pid"));
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     line.hand_over_from(1);
     assert_eq!(fs::read_to_string(line.folder().join("victim")).unwrap(), "precious");
     assert_eq!(named(&path(&line)), line.pid_of(2));
@@ -153,23 +154,23 @@ fn a_write_that_fails_is_tried_until_the_file_is_right() {
             .args(["--listen", "127.0.0.1:0", "--bake", "60s", "--pid-file"])
             .arg(folder.join("run/pid"));
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let (run, away) = (line.folder().join("run"), line.folder().join("away"));
     line.signal(1, Signal::SIGHUP);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     fs::rename(&run, &away).unwrap();
     line.signal(1, Signal::SIGTERM);
     for generation in 1..=2 {
-        line.wait_for(generation, "nobody can learn from the pid file whom to signal");
+        line.wait_for(generation, Event::PidFileFailed);
     }
     line.assert_serves();
     fs::rename(&away, &run).unwrap();
-    let written = line.wait_for(2, "the pid file names process");
+    let written = line.wait_for(2, Event::PidFileWritten);
     assert!(written.text.contains(&line.pid_of(2).to_string()), "{}", written.text);
     assert_eq!(named(&run.join("pid")), line.pid_of(2));
     assert_eq!(fs::read_dir(&run).unwrap().count(), 1);
     // Said once for each generation, however often it was tried.
-    assert_eq!(line.count("nobody can learn from the pid file"), 2);
+    assert_eq!(line.count(Event::PidFileFailed), 2);
 }
 
 /// `check` and the start agree, and neither touches what is there.

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Line, Manager, Parent, Refusal};
+use crate::support::{Event, Line, Manager, Parent, Refusal};
 
 /// A library that starts a thread when it is loaded, as an allocator does.
 const LIBRARY: &str = r#"
@@ -49,7 +49,7 @@ fn a_preloaded_library_with_a_thread_stops_no_handoff() {
         command.args(["--listen", "127.0.0.1:0", "--bake", "0"]).env("LD_PRELOAD", build(folder));
         command.env("NOTIFY_SOCKET", manager.path());
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     for generation in 1..=3 {
         assert!(has_the_thread(line.pid_of(generation)));
         line.hand_over_from(generation);
@@ -82,7 +82,7 @@ fn a_wrong_configuration_is_told_beside_the_thread_of_a_library() {
         write(folder, "[listener.web]\naddress = '127.0.0.1:0'\nservice = 'echo'\n");
         command.arg("--config").arg(folder.join("handoffd.toml")).env("LD_PRELOAD", build(folder));
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     write(line.folder(), "nope = 1\n");
     let failed = line.fail_to_hand_over_from(1);
     assert!(failed.text.contains("handoffd.toml:1:1: unknown field `nope`"), "{failed:?}");

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::support::{Line, REAL};
+use crate::support::{Event, Line, REAL};
 
 const FLAGS: [&str; 6] = ["--log", "debug", "--listen", "127.0.0.1:0", "--bake", "0"];
 
@@ -47,7 +47,7 @@ fn a_program_behind_a_link_that_is_flipped_takes_effect_and_a_dangling_one_chang
         command.args(FLAGS);
         command
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let flip = |release: &str| {
         symlink(release, line.folder().join("next")).unwrap();
         fs::rename(line.folder().join("next"), line.folder().join("current")).unwrap();
@@ -80,7 +80,7 @@ fn assert_finds_itself(start: impl FnOnce(&mut Command)) {
         start(&mut command);
         command
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let started = fs::read(format!("/proc/{}/cmdline", line.pid_of(1))).unwrap();
     for generation in 1..=2 {
         line.hand_over_from(generation);

@@ -3,7 +3,7 @@
 
 use std::io::{ErrorKind, Write};
 
-use crate::support::{Client, Line, Upstream, narrow};
+use crate::support::{Client, Event, Line, Upstream, narrow};
 use nix::sys::signal::Signal;
 
 /// Bytes of which no two pieces are alike.
@@ -16,7 +16,7 @@ fn bytes(length: usize) -> Vec<u8> {
 
 /// How the connections of a generation ended, by its own account: by themselves, and cut.
 fn outcome(line: &Line, generation: u64) -> (String, String) {
-    let ended = line.wait_for(generation, "has ended ended=");
+    let ended = line.wait_for(generation, Event::GenerationEnded);
     (ended.field("ended").unwrap().to_owned(), ended.field("cut").unwrap().to_owned())
 }
 
@@ -49,7 +49,7 @@ fn every_byte_goes_both_ways_at_once_over_every_kind_of_socket() {
                 });
             }
         });
-        assert_eq!(line.wait_for(1, "connection ended").field("ending"), Some("finished"));
+        assert_eq!(line.wait_for(1, Event::ConnectionEnded).field("ending"), Some("finished"));
     }
 }
 
@@ -149,7 +149,7 @@ fn in_a_drain_a_proxied_connection_goes_on_until_either_side_ends_it() {
     let line = Line::proxy(&[&upstream.address()], &["--drain-timeout", "1h", "--bake", "0"]);
     let mut pairs = [line.pair(&upstream), line.pair(&upstream)];
     line.hand_over_from(1);
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     for (client, server) in &mut pairs {
         for _ in 0..3 {
             client.write_all(b"request").unwrap();

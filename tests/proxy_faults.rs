@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Client, Echoing, Line, REAL, Tracer, Upstream, assert_becomes, free_port, install, narrow,
+    Client, Echoing, Event, Line, REAL, Tracer, Upstream, assert_becomes, free_port, install,
+    narrow,
 };
 
 /// More than one read takes, and less than the kernel does for a reader that is not there.
@@ -14,7 +15,7 @@ const SOME: usize = 100_000;
 
 /// Waits until the one connection of a proxy has ended, and tells of what.
 pub(crate) fn ending(line: &Line) -> (String, String) {
-    let record = line.wait_for(1, "connection ended");
+    let record = line.wait_for(1, Event::ConnectionEnded);
     (
         record.field("ending").unwrap().to_owned(),
         record.field("error").unwrap_or_default().to_owned(),
@@ -31,13 +32,13 @@ fn an_upstream_that_refuses_is_passed_by_and_then_passed_over() {
         client.expect(b"welcome").unwrap();
     }
     // Three times it was tried in vain; then it was not tried any more, and that was said once.
-    assert_eq!(line.count("an upstream did not accept"), 3);
-    let said = line.wait_for(1, "an upstream is passed over");
+    assert_eq!(line.count(Event::UpstreamFailed), 3);
+    let said = line.wait_for(1, Event::UpstreamUnavailable);
     assert!(said.text.starts_with("WARN"), "{said:?}");
     assert_eq!(said.field("upstream"), Some(&*format!("127.0.0.1:{refusing}")));
     assert_eq!(said.field("listener"), Some("listener-1"));
     assert!(said.text.contains("refused"), "{said:?}");
-    assert_eq!(line.count("an upstream is passed over"), 1);
+    assert_eq!(line.count(Event::UpstreamUnavailable), 1);
 }
 
 #[test]
@@ -192,7 +193,7 @@ fn a_client_that_takes_nothing_is_given_up_when_its_upstream_has_broken() {
 fn a_client_that_goes_away_while_it_is_held_is_let_go() {
     let line = Line::proxy(&[&format!("127.0.0.1:{}", free_port())], &[]);
     let client = Client::connect(&line.address()).unwrap();
-    line.wait_for_count(3, "an upstream did not accept");
+    line.wait_for_count(3, Event::UpstreamFailed);
     let since = Instant::now();
     client.reset();
     let (ending, error) = ending(&line);
@@ -208,9 +209,9 @@ fn a_client_that_nobody_accepts_is_reset_in_the_end_and_that_is_said_once() {
     for client in &mut clients {
         client.expect_reset();
     }
-    let said = line.wait_for(1, "no upstream accepts");
+    let said = line.wait_for(1, Event::UpstreamNoneAvailable);
     assert!(said.text.starts_with("WARN"), "{said:?}");
-    assert_eq!(line.count("no upstream accepts"), 1);
+    assert_eq!(line.count(Event::UpstreamNoneAvailable), 1);
 }
 
 #[test]
@@ -225,7 +226,7 @@ fn a_proxy_without_descriptors_makes_clients_wait_and_recovers() {
             install(folder, &format!("ulimit -n {limit}\nexec \"$REAL\" \"$@\""));
             command.args(["proxy", "--log", "debug", "--listen", "127.0.0.1:0", "--to", &address]);
         });
-        line.wait_for(1, "serving draining");
+        line.wait_for(1, Event::GenerationServing);
         // One after the other, until there is no room for one more pair.
         let mut clients = Vec::new();
         let mut waiting = loop {
@@ -243,7 +244,7 @@ fn a_proxy_without_descriptors_makes_clients_wait_and_recovers() {
         for client in &mut clients {
             client.echo(b"still here").unwrap();
         }
-        assert_eq!(line.count("an upstream did not accept"), 0);
+        assert_eq!(line.count(Event::UpstreamFailed), 0);
         drop(clients);
         waiting.expect(b"here I am").unwrap();
         drop(waiting);
@@ -264,7 +265,7 @@ fn clients_of_a_proxy_leave_descriptors_for_its_upstreams() {
         install(folder, "ulimit -n 120\nexec \"$REAL\" \"$@\"");
         command.args(["proxy", "--log", "debug", "--listen", "127.0.0.1:0", "--to", &address]);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let ask = || {
         let mut client = Client::connect(&line.address()).unwrap();
         client.write_all(b"here I am").unwrap();
@@ -274,7 +275,7 @@ fn clients_of_a_proxy_leave_descriptors_for_its_upstreams() {
     for mut client in clients {
         client.expect(b"here I am").unwrap();
     }
-    assert_eq!(line.count("clients are turned away"), 0);
+    assert_eq!(line.count(Event::UpstreamNoneAvailable), 0);
     drop(line);
     backend.stop();
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::config_file::{put, serve};
 use crate::counters::request;
-use crate::support::{Client, Line, REAL, Refusal, Upstream, assert_becomes};
+use crate::support::{Client, Event, Line, REAL, Refusal, Upstream, assert_becomes};
 
 /// A proxy on `address` that trusts these networks, and tells its upstream who the client is.
 fn trusting(address: &str, networks: &str, upstream: &Upstream) -> String {
@@ -88,11 +88,11 @@ fn refused_headers_are_logged_now_and_then_and_all_are_counted() {
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
         assert!(client.read_all().0.is_empty());
     }
-    let record = line.wait_for(1, "a client is refused because of its PROXY header");
+    let record = line.wait_for(1, Event::ClientRefused);
     assert!(record.text.starts_with("WARN"), "{record:?}");
     assert_eq!(record.field("listener"), Some("web"));
     assert!(record.text.contains("it does not begin with a PROXY header"), "{record:?}");
-    assert_eq!(line.count("a client is refused because of its PROXY header"), 1);
+    assert_eq!(line.count(Event::ClientRefused), 1);
     let counted = || {
         let status: serde_json::Value =
             serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();

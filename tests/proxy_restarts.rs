@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::{
-    Client, Echoing, Handoffs, Line, REAL, Record, Storm, Tally, Upstream, exit_code, free_port,
+    Client, Echoing, Event, Handoffs, Line, REAL, Record, Storm, Tally, Upstream, exit_code,
+    free_port,
 };
 use nix::sys::signal::Signal;
 
@@ -42,13 +43,13 @@ fn clients_that_come_while_the_backend_is_away_are_served_when_it_is_back() {
         client.half_close().unwrap();
         clients.push(client);
     }
-    line.wait_for_count(100, "an upstream did not accept");
+    line.wait_for_count(100, Event::UpstreamFailed);
     let backend = Echoing::on(Upstream::on(&address), &address);
     for (number, client) in clients.iter_mut().enumerate() {
         client.expect(format!("request {number:02}").as_bytes()).unwrap();
         client.expect_end().unwrap();
     }
-    line.wait_for(1, "an upstream is back");
+    line.wait_for(1, Event::UpstreamAvailable);
     drop(line);
     backend.stop();
 }
@@ -69,7 +70,7 @@ fn a_backend_that_restarts_under_load_loses_no_client() {
         backend.stop();
         // It is away until somebody has been held.
         line.wait_since(mark, "a client that is held", |record| {
-            record.text.contains("did not accept")
+            record.is_event(Event::UpstreamFailed)
         });
         backend = Echoing::on(Upstream::on(&path), &path);
         restarts += 1;
@@ -123,7 +124,7 @@ fn handoffs_under_short_persistent_and_bulk_connections_lose_nobody() {
     });
     let address = line.address();
     let mut head = Handoffs::of(&line);
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let over = Arc::new(AtomicBool::new(false));
     let pouring = [(); 2].map(|()| {
         let (address, over) = (address.clone(), Arc::clone(&over));
@@ -144,9 +145,7 @@ fn handoffs_under_short_persistent_and_bulk_connections_lose_nobody() {
     );
     let records = end(&line, head.pid);
     assert_unnoticed(&tally, &records);
-    let complaint = records
-        .iter()
-        .find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
+    let complaint = records.iter().find(|record| record.is_complaint());
     assert_eq!(complaint, None);
     drop(line);
     backend.stop();

@@ -5,7 +5,7 @@
 use std::io::Write;
 
 use crate::support::{
-    Client, Gate, Line, SLOW_DRAIN, exit_code, freeze, raise_descriptor_limit, signal, thaw,
+    Client, Event, Gate, Line, SLOW_DRAIN, exit_code, freeze, raise_descriptor_limit, signal, thaw,
 };
 use nix::sys::signal::Signal;
 
@@ -40,13 +40,13 @@ fn who_waits_in_the_queue_at_a_handoff_is_served_by_the_successor() {
     let mut held = line.hold();
     line.signal(1, Signal::SIGHUP);
     let successor = line.pid_of(2);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     freeze(successor);
     freeze(line.first_pid());
     // Nobody accepts. The old one wakes up only to retire, with a full queue before it.
     let mut clients = ask(&address, MANY);
     thaw(line.first_pid());
-    line.wait_for(1, "draining why=\"retiring\"");
+    line.wait_for(1, Event::DrainStarted.with("why", "retiring"));
     clients.extend(ask(&address, 100));
     thaw(successor);
     for (client, request) in &mut clients {
@@ -67,7 +67,7 @@ fn a_queue_outlives_the_process_that_opened_the_listener() {
     let address = line.address();
     line.signal(1, Signal::SIGHUP);
     let successor = line.pid_of(2);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     freeze(successor);
     assert_eq!(line.exit_code(1), 0);
     let mut clients = ask(&address, MANY);
@@ -91,7 +91,7 @@ fn who_waits_in_the_queue_when_the_line_is_told_to_stop_is_served() {
         thaw(pid);
         assert_answered_and_ended(clients);
         assert_eq!(line.exit_code(1), 0);
-        let ended = line.wait_for(1, "has ended ended=");
+        let ended = line.wait_for(1, Event::GenerationEnded);
         assert_eq!(
             (ended.field("ended").unwrap().parse(), ended.field("cut")),
             (Ok(MANY), Some("0"))

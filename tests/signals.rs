@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, DEADLINE, Gate, Line, SLOW_DRAIN, exit_code, signal};
+use crate::support::{Client, DEADLINE, Event, Gate, Line, SLOW_DRAIN, exit_code, signal};
 
 const BAKE: [&str; 2] = ["--bake", "60s"];
 const NO_BAKE: [&str; 2] = ["--bake", "0"];
@@ -26,7 +26,7 @@ fn baking() -> (Line, Client) {
     let line = serve(BAKE);
     let held = line.hold();
     line.signal(1, Signal::SIGHUP);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     (line, held)
 }
 
@@ -35,7 +35,7 @@ fn draining() -> (Line, Client) {
     let line = serve(NO_BAKE);
     let held = line.hold();
     line.hand_over_from(1);
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     (line, held)
 }
 
@@ -43,7 +43,7 @@ fn draining() -> (Line, Client) {
 fn wait_for_signals(line: &Line, generation: u64, name: &str, count: usize) {
     let seen = std::cell::Cell::new(0);
     line.wait(&format!("{count} {name}"), |record| {
-        let is_one = record.is(generation, "signal received") && record.text.contains(name);
+        let is_one = record.is(generation, Event::SignalReceived.with("signal", name));
         seen.set(seen.get() + usize::from(is_one));
         seen.get() == count
     });
@@ -69,7 +69,7 @@ fn assert_refuses(line: &Line) {
 fn handoffs_until_end(line: &Line, newest: u64) -> usize {
     line.signal(newest, Signal::SIGTERM);
     line.wait_for_end();
-    line.count("starting a successor")
+    line.count(Event::HandoffStarted)
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_hangup_before_the_handler_stands_is_one_more_handoff() {
     let line = serve(NO_BAKE);
     line.put_script(r#"kill -HUP $$; exec "$REAL" "$@""#);
     line.hand_over_from(1);
-    line.wait_for(3, "serving draining");
+    line.wait_for(3, Event::GenerationServing);
     line.assert_serves();
     assert_eq!(handoffs_until_end(&line, 3), 2);
 }
@@ -86,8 +86,8 @@ fn a_hangup_before_the_handler_stands_is_one_more_handoff() {
 fn a_hangup_right_after_ready_is_one_more_handoff() {
     let line = serve(NO_BAKE);
     line.signal(1, Signal::SIGHUP);
-    signal(line.wait_for(2, "accepting listeners").pid, Signal::SIGHUP);
-    line.wait_for(3, "serving draining");
+    signal(line.wait_for(2, Event::GenerationAccepting).pid, Signal::SIGHUP);
+    line.wait_for(3, Event::GenerationServing);
     line.assert_serves();
     assert_eq!(handoffs_until_end(&line, 3), 2);
 }
@@ -104,7 +104,7 @@ fn a_hundred_hangups_during_a_handoff_are_one_more_handoff() {
     }
     wait_for_signals(&line, 1, "SIGHUP", 2);
     gate.open();
-    line.wait_for(3, "serving draining");
+    line.wait_for(3, Event::GenerationServing);
     line.assert_serves();
     assert_eq!(handoffs_until_end(&line, 3), 2);
 }
@@ -117,10 +117,10 @@ fn a_hangup_during_a_handoff_that_fails_is_one_more_attempt() {
     line.signal(1, Signal::SIGHUP);
     line.wait_for(0, "at the gate");
     line.signal(1, Signal::SIGHUP);
-    line.wait_for(1, "hangup remembered");
+    line.wait_for(1, Event::ReloadPending);
     line.put_real();
     gate.open();
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     assert_eq!(line.exit_code(1), 0);
     assert_eq!(handoffs_until_end(&line, 2), 2);
 }
@@ -132,12 +132,12 @@ fn hangups_during_the_bake_are_one_more_handoff_by_the_successor() {
     line.signal(2, Signal::SIGHUP);
     wait_for_signals(&line, 1, "SIGHUP", 2);
     wait_for_signals(&line, 2, "SIGHUP", 1);
-    assert_eq!(line.count("starting a successor"), 1);
+    assert_eq!(line.count(Event::HandoffStarted), 1);
     // Which ends the bake: the successor takes over.
     line.signal(1, Signal::SIGTERM);
-    line.wait_for(2, "the successor is ready");
+    line.wait_for(2, Event::SuccessorReady);
     line.signal(2, Signal::SIGTERM);
-    line.wait_for(3, "serving draining");
+    line.wait_for(3, Event::GenerationServing);
     line.assert_serves();
     assert_finishes(held);
     assert_eq!(handoffs_until_end(&line, 3), 2);
@@ -147,7 +147,7 @@ fn hangups_during_the_bake_are_one_more_handoff_by_the_successor() {
 fn a_hangup_to_a_draining_generation_is_ignored() {
     let (line, held) = draining();
     line.signal(1, Signal::SIGHUP);
-    line.wait_for(1, "hangup ignored: a newer generation serves");
+    line.wait_for(1, Event::ReloadIgnored);
     assert_finishes(held);
     assert_eq!(line.exit_code(1), 0);
     line.assert_serves();
@@ -161,7 +161,7 @@ fn what_a_parent_had_blocked_is_heeded_all_the_same() {
         let line = Line::start_under(&blocked, |command, _| {
             command.args(["--listen", "127.0.0.1:0"]);
         });
-        line.wait_for(1, "serving draining");
+        line.wait_for(1, Event::GenerationServing);
         line.signal(1, number);
         assert_eq!(line.exit_code(1), 0, "{number}");
     }
@@ -178,7 +178,7 @@ fn a_second_terminate_changes_nothing() {
     assert!(Client::connect(&line.address()).is_err());
     assert_finishes(held);
     assert_eq!(line.exit_code(1), 0);
-    line.wait_for(1, " cut=0");
+    line.wait_for(1, Event::GenerationEnded.with("cut", 0));
 }
 
 #[test]
@@ -186,10 +186,10 @@ fn the_first_interrupt_drains_and_the_second_cuts() {
     let line = serve(NO_BAKE);
     let mut held = line.hold();
     line.signal(1, Signal::SIGINT);
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     line.signal(1, Signal::SIGINT);
     assert_eq!(line.exit_code(1), 0);
-    assert!(!line.wait_for(1, "has ended ended=").text.contains("cut=0"), "{}", line.text());
+    assert_ne!(line.wait_for(1, Event::GenerationEnded).field("cut"), Some("0"), "{}", line.text());
     assert!(matches!(held.read(&mut [0]), Ok(0) | Err(_)));
 }
 
@@ -199,13 +199,13 @@ fn a_quit_cuts_at_once_in_every_state() {
     let held = line.hold();
     line.signal(1, Signal::SIGQUIT);
     assert_eq!(line.exit_code(1), 0);
-    assert!(!line.wait_for(1, "has ended ended=").text.contains("cut=0"), "{}", line.text());
+    assert_ne!(line.wait_for(1, Event::GenerationEnded).field("cut"), Some("0"), "{}", line.text());
     drop(held);
 
     let (line, held) = draining();
     line.signal(1, Signal::SIGQUIT);
     assert_eq!(line.exit_code(1), 0);
-    assert!(!line.wait_for(1, "has ended ended=").text.contains("cut=0"), "{}", line.text());
+    assert_ne!(line.wait_for(1, Event::GenerationEnded).field("cut"), Some("0"), "{}", line.text());
     drop(held);
     line.assert_serves();
 
@@ -213,7 +213,7 @@ fn a_quit_cuts_at_once_in_every_state() {
     let (line, _held) = baking();
     line.signal(1, Signal::SIGQUIT);
     assert_eq!(line.exit_code(1), 0);
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     line.assert_serves();
     line.signal(2, Signal::SIGQUIT);
     assert_eq!(line.exit_code(2), 0);
@@ -223,7 +223,7 @@ fn a_quit_cuts_at_once_in_every_state() {
     let (line, _held) = baking();
     line.signal(2, Signal::SIGQUIT);
     assert_eq!(line.exit_code(2), 0);
-    line.wait_for(1, "the handoff failed");
+    line.wait_for(1, Event::HandoffFailed);
     line.assert_serves();
 }
 
@@ -232,13 +232,13 @@ fn a_hangup_after_a_terminate_is_ignored() {
     let line = serve(NO_BAKE);
     let held = line.hold();
     line.signal(1, Signal::SIGTERM);
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     line.signal(1, Signal::SIGHUP);
-    line.wait_for(1, "hangup ignored: the service is told to stop");
+    line.wait_for(1, Event::ReloadIgnored);
     assert_finishes(held);
     assert_eq!(line.exit_code(1), 0);
     line.wait_for_end();
-    assert_eq!(line.count("starting a successor"), 0);
+    assert_eq!(line.count(Event::HandoffStarted), 0);
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn a_terminate_right_after_a_hangup_ends_the_whole_line() {
         // Unless it was so quick that it has taken over: then it was the old one alone that was
         // told to end.
         if line
-            .wait_since_or_end(0, "a successor", |record| record.is(2, "serving draining"))
+            .wait_since_or_end(0, "a successor", |record| record.is(2, Event::GenerationServing))
             .is_some()
         {
             line.assert_serves();
@@ -283,12 +283,12 @@ fn a_terminate_while_a_successor_starts_ends_both_also_when_it_starts_after_all(
     line.signal(1, Signal::SIGHUP);
     line.wait_for(0, "at the gate");
     line.signal(1, Signal::SIGTERM);
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     gate.open();
     assert_eq!(line.exit_code(1), 0);
     line.wait_for_end();
     assert!(
-        !line.records().iter().any(|record| record.is(2, "serving draining")),
+        !line.records().iter().any(|record| record.is(2, Event::GenerationServing)),
         "{}",
         line.text()
     );
@@ -298,7 +298,7 @@ fn a_terminate_while_a_successor_starts_ends_both_also_when_it_starts_after_all(
 fn a_terminate_to_the_old_one_during_the_bake_ends_the_bake_and_the_new_one_serves() {
     let (line, held) = baking();
     line.signal(1, Signal::SIGTERM);
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     line.assert_serves();
     assert_finishes(held);
     assert_eq!(line.exit_code(1), 0);
@@ -311,17 +311,17 @@ fn a_terminate_to_the_old_one_during_the_bake_ends_the_bake_and_the_new_one_serv
 fn a_terminate_to_the_new_one_during_the_bake_is_a_rollback_and_the_next_handoff_works() {
     let (line, held) = baking();
     line.signal(2, Signal::SIGTERM);
-    let failure = line.wait_for(1, "the handoff failed");
+    let failure = line.wait_for(1, Event::HandoffFailed);
     assert!(failure.text.contains("told to stop while on probation"), "{}", failure.text);
     assert_eq!(line.exit_code(2), 0);
     line.assert_serves();
     let mark = line.mark();
     line.signal(1, Signal::SIGHUP);
-    let ready =
-        line.wait_since(mark, "the next successor", |record| record.is(2, "accepting listeners"));
-    line.wait_since(mark, "it is ready", |record| record.is(1, "the successor is ready"));
+    let ready = line
+        .wait_since(mark, "the next successor", |record| record.is(2, Event::GenerationAccepting));
+    line.wait_since(mark, "it is ready", |record| record.is(1, Event::SuccessorReady));
     line.signal(1, Signal::SIGTERM);
-    line.wait_since(mark, "it takes over", |record| record.is(2, "serving draining"));
+    line.wait_since(mark, "it takes over", |record| record.is(2, Event::GenerationServing));
     assert_finishes(held);
     assert_eq!(line.exit_code(1), 0);
     line.assert_serves();
@@ -333,14 +333,14 @@ fn a_terminate_to_the_new_one_during_the_bake_is_a_rollback_and_the_next_handoff
 fn a_terminate_to_the_new_one_while_the_old_drains_ends_both_and_neither_accepts_again() {
     let (line, held) = draining();
     line.signal(2, Signal::SIGTERM);
-    line.wait_for(1, "LineStopping");
+    line.wait_for(1, Event::GenerationStep.with("input", "LineStopping"));
     // The old one still drains, and whoever calls now must be told that nobody will answer.
     assert_refuses(&line);
     assert_finishes(held);
     assert_eq!(line.exit_code(1), 0);
     assert_eq!(line.exit_code(2), 0);
     line.wait_for_end();
-    assert_eq!(line.count("accepting again"), 0);
+    assert_eq!(line.count(Event::GenerationResumed), 0);
 }
 
 #[test]
@@ -350,9 +350,9 @@ fn a_terminate_to_both_in_any_order_ends_both_and_leaves_nothing_behind() {
             command.arg("--listen").arg(folder.join("socket")).args(BAKE).args(SLOW_DRAIN);
             command.arg("--pid-file").arg(folder.join("pid"));
         });
-        line.wait_for(1, "serving draining");
+        line.wait_for(1, Event::GenerationServing);
         line.signal(1, Signal::SIGHUP);
-        line.wait_for(1, "the successor is ready");
+        line.wait_for(1, Event::SuccessorReady);
         let is_socket = |path: &Path| {
             fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
         };

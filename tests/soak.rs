@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::support::{Client, Handoffs, Line, Storm, assert_becomes, exit_code, signal};
+use crate::support::{Client, Event, Handoffs, Line, Storm, assert_becomes, exit_code, signal};
 use nix::sys::signal::Signal;
 
 const HANDOFFS: u64 = 1_000;
@@ -77,7 +77,7 @@ fn a_thousand_handoffs_leave_nothing_behind() {
         // However long a client takes from its connection to its first request.
         command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--first-request-grace", "60s"]);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let (first, born) = (Holdings::of(line.first_pid()), environment(line.first_pid(), 1));
     let address = line.address();
     let mut handoffs = Handoffs::of(&line);
@@ -86,8 +86,10 @@ fn a_thousand_handoffs_leave_nothing_behind() {
         let old = handoffs.pid;
         handoffs.next();
         assert_eq!(exit_code(old), 0);
-        let heard = format!("an older generation is gone ended={}", handoffs.generation - 1);
-        line.wait_after(&mut seen, &heard, |record| record.is(handoffs.generation, &heard));
+        let gone = Event::GenerationGone.with("ended", handoffs.generation - 1);
+        line.wait_after(&mut seen, "the end of the old generation", |record| {
+            record.is(handoffs.generation, gone.clone())
+        });
         (handoffs.pid, handoffs.generation)
     };
 
@@ -109,7 +111,7 @@ fn a_thousand_handoffs_leave_nothing_behind() {
     // The last one has had no connection, as the first had not.
     let (last_pid, last) = hand_over();
     assert_eq!(last, HANDOFFS + 1);
-    assert_eq!(line.count("has died"), 0);
+    assert_eq!(line.count(Event::GenerationDied), 0);
     assert_becomes(&first, || Holdings::of(last_pid));
     assert_eq!(environment(last_pid, last), environment_then);
     let memory = status(last_pid, "VmRSS:").unwrap();

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Line, Manager, Parent};
+use crate::support::{Client, Event, Line, Manager, Parent};
 
 /// What the manager is given to keep until it hears that the line is ready: names and sockets. It
 /// keeps each once, and may still have words of an earlier life.
@@ -70,7 +70,7 @@ fn what_was_bound_comes_back_after_all_have_died_and_who_waits_is_answered() {
             line
         };
         assert_eq!((line.address_of("tcp"), line.address_of("unix")), (tcp.clone(), path.clone()));
-        assert_eq!(line.count("bound a listener"), 0, "nothing was to be bound anew");
+        assert_eq!(line.count(Event::ListenerBound), 0, "nothing was to be bound anew");
         let again = stored(&manager);
         let names = |kept: &[(String, OwnedFd)]| {
             kept.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>()

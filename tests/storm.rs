@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use crate::support::{Client, Handoffs, Line, Record, Storm, Tally, exit_code};
+use crate::support::{Client, Event, Handoffs, Line, Record, Storm, Tally, exit_code};
 use nix::sys::signal::Signal;
 
 /// Old generations drain for as long as it takes; none is cut because there are too many, and no
@@ -31,7 +31,7 @@ fn storm(
     });
     let address = line.address();
     let mut head = Handoffs::of(&line);
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let storm = Storm::start(&address, clients.0, clients.1);
     for _ in 0..handoffs {
         head.next();
@@ -53,15 +53,13 @@ fn assert_unnoticed(tally: &Tally, records: &[Record], handoffs: u64) {
     assert!(tally.losses.is_empty(), "{:?}", tally.losses);
     assert!(tally.short >= handoffs && tally.persistent >= handoffs, "hardly a storm: {tally:?}");
     let ended: Vec<&Record> =
-        records.iter().filter(|record| record.text.contains("has ended ended=")).collect();
+        records.iter().filter(|record| record.is_event(Event::GenerationEnded)).collect();
     assert_eq!(ended.len() as u64, handoffs + 1);
     assert!(
         ended.iter().all(|record| record.field("cut") == Some("0")),
         "somebody was cut: {ended:?}"
     );
-    let complaint = records
-        .iter()
-        .find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
+    let complaint = records.iter().find(|record| record.is_complaint());
     assert_eq!(complaint, None);
 }
 
@@ -99,7 +97,7 @@ fn a_request_that_crosses_the_close_of_an_idle_connection_was_not_taken_on() {
     // What a server has answered its client has verified: nothing was read and then dropped,
     // nothing sent in vain.
     let mut answered = Vec::new();
-    for record in records.iter().filter(|record| record.text.contains("connection ended")) {
+    for record in records.iter().filter(|record| record.is_event(Event::ConnectionEnded)) {
         let number = |name| record.field(name).and_then(|value| value.parse::<u64>().ok()).unwrap();
         assert_eq!(record.field("ending"), Some("finished"), "{record:?}");
         assert_eq!(number("received"), number("sent"), "{record:?}");
@@ -118,7 +116,7 @@ fn a_stop_at_full_load_comes_to_its_end_and_cuts_nobody() {
     line.signal(2, Signal::SIGTERM);
     for generation in [1, 2] {
         assert_eq!(line.exit_code(generation), 0);
-        assert_eq!(line.wait_for(generation, "has ended ended=").field("cut"), Some("0"));
+        assert_eq!(line.wait_for(generation, Event::GenerationEnded).field("cut"), Some("0"));
     }
     // What comes after that is refused: nobody is left.
     storm.end();

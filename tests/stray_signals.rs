@@ -7,7 +7,9 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, DEADLINE, Line, SLOW_DRAIN, assert_becomes, exit_code, signal};
+use crate::support::{
+    Client, DEADLINE, Event, Line, SLOW_DRAIN, assert_becomes, exit_code, signal,
+};
 
 /// Signals that end a process or stop it, and are meant to: HUP, INT, QUIT, the faults, KILL, USR2,
 /// TERM, and job control.
@@ -28,12 +30,12 @@ fn usr2_hands_off() {
     let line = Line::serve(&["--bake", "0"]);
     for generation in 1..=3 {
         line.signal(generation, Signal::SIGUSR2);
-        line.wait_for(generation + 1, "serving draining");
+        line.wait_for(generation + 1, Event::GenerationServing);
     }
     line.assert_serves();
     line.signal(4, Signal::SIGTERM);
     line.wait_for_end();
-    assert_eq!(line.count("starting a successor"), 3);
+    assert_eq!(line.count(Event::HandoffStarted), 3);
 }
 
 /// One of either kind that comes in a handoff is remembered; two of both kinds are one.
@@ -41,18 +43,18 @@ fn usr2_hands_off() {
 fn usr2_during_a_handoff_is_remembered_as_hup_is() {
     let line = Line::serve(&[&["--bake", "60s"], &SLOW_DRAIN[..]].concat());
     line.signal(1, Signal::SIGUSR2);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     line.signal(1, Signal::SIGUSR2);
-    line.wait_for(1, "hangup remembered");
+    line.wait_for(1, Event::ReloadPending);
     line.signal(1, Signal::SIGHUP);
-    line.wait_for_count(2, "hangup remembered");
+    line.wait_for_count(2, Event::ReloadPending);
     line.signal(1, Signal::SIGTERM);
-    line.wait_for(2, "the successor is ready");
+    line.wait_for(2, Event::SuccessorReady);
     line.signal(2, Signal::SIGTERM);
-    line.wait_for(3, "serving draining");
+    line.wait_for(3, Event::GenerationServing);
     line.signal(3, Signal::SIGTERM);
     line.wait_for_end();
-    assert_eq!(line.count("starting a successor"), 2);
+    assert_eq!(line.count(Event::HandoffStarted), 2);
 }
 
 #[test]
@@ -60,7 +62,7 @@ fn usr2_before_the_handler_stands_is_one_more_handoff() {
     let line = Line::serve(&["--bake", "0"]);
     line.put_script(r#"kill -USR2 $$; exec "$REAL" "$@""#);
     line.hand_over_from(1);
-    line.wait_for(3, "serving draining");
+    line.wait_for(3, Event::GenerationServing);
     line.assert_serves();
 }
 
@@ -81,7 +83,7 @@ fn every_other_signal_is_logged_and_ignored() {
             .args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"])
             .arg(folder.join("pid"));
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let mut client = Client::connect(&line.address()).unwrap();
     for generation in 1..=2 {
         client.echo(b"before").unwrap();
@@ -90,12 +92,12 @@ fn every_other_signal_is_logged_and_ignored() {
             let mark = line.mark();
             send(pid, number);
             if !SILENT.contains(&number) {
-                line.wait_since(mark, "it", |record| record.is(generation, "signal ignored"));
+                line.wait_since(mark, "it", |record| record.is(generation, Event::SignalIgnored));
             }
             client.echo(b"still here").unwrap();
         }
         assert_eq!(fs::read_to_string(line.folder().join("pid")).unwrap().trim(), pid.to_string());
-        let named = line.wait_for(generation, "SIGUSR1 has no effect");
+        let named = line.wait_for(generation, Event::SignalIgnored.with("signal", "SIGUSR1"));
         assert_eq!(named.field("signal"), Some("SIGUSR1"));
         if generation == 1 {
             line.hand_over_from(1);
@@ -114,9 +116,9 @@ fn an_init_passes_usr2_on_and_survives_the_rest() {
         send(line.first_pid(), number);
     }
     signal(line.first_pid(), Signal::SIGUSR2);
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     signal(line.first_pid(), Signal::SIGUSR2);
-    line.wait_for(3, "serving draining");
+    line.wait_for(3, Event::GenerationServing);
     line.assert_serves();
     signal(line.first_pid(), Signal::SIGTERM);
     assert_eq!(exit_code(line.first_pid()), 0);

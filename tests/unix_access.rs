@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 
 use crate::config_file::{put, serve};
-use crate::support::{Client, Line, Refusal};
+use crate::support::{Client, Event, Line, Refusal};
 
 /// A file with one listener at a path in the folder, and these settings.
 fn file(settings: &str) -> String {
@@ -35,7 +35,7 @@ fn flags_set_the_mode_whatever_the_umask() {
                 command.args(["--listen", "127.0.0.1:0"]);
             },
         );
-        line.wait_for(1, "serving draining");
+        line.wait_for(1, Event::GenerationServing);
         let path = line.folder().join("web.sock");
         assert_eq!(mode(&path), u32::from_str_radix(wanted, 8).unwrap(), "umask {umask}");
         Client::once(path.to_str().unwrap(), b"let in").unwrap();
@@ -70,14 +70,14 @@ fn a_reload_sets_a_new_mode_and_a_rollback_does_not() {
         put(folder, &file("mode = \"0600\""));
         command.current_dir(folder).args(["--config", "handoffd.toml", "--bake", "60"]);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let path = line.folder().join("web.sock");
     put(line.folder(), &file("mode = \"0666\""));
     line.signal(1, Signal::SIGHUP);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     assert_eq!(mode(&path), 0o600, "the old generation may still come back");
     line.signal(2, Signal::SIGTERM);
-    line.wait_for(1, "the handoff failed");
+    line.wait_for(1, Event::HandoffFailed);
     assert_eq!(mode(&path), 0o600);
     drop(line);
 

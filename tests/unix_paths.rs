@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 
 use crate::config_file::put;
-use crate::support::{Client, Line, Parent, Refusal, signal};
+use crate::support::{Client, Event, Line, Parent, Refusal, signal};
 
 fn serve(arguments: &[&str]) -> (Line, PathBuf) {
     let line = Line::start_with(|command, folder| {
         command.args(["--listen", &format!("web={}/web.sock", folder.display())]).args(arguments);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let path = line.folder().join("web.sock");
     (line, path)
 }
@@ -70,7 +70,7 @@ fn a_successor_that_is_rolled_back_leaves_the_path() {
     let (line, path) = serve(&["--bake", "1h"]);
     let before = identity(&path);
     line.signal(1, Signal::SIGHUP);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     line.signal(2, Signal::SIGTERM);
     assert_eq!(line.exit_code(2), 0);
     assert_eq!(identity(&path), before);
@@ -82,12 +82,12 @@ fn a_stop_during_the_bake_leaves_no_path_whichever_generation_hears_it_first() {
     for first in [1, 2] {
         let (line, path) = serve(&["--bake", "1h"]);
         line.signal(1, Signal::SIGHUP);
-        line.wait_for(1, "the successor is ready");
+        line.wait_for(1, Event::SuccessorReady);
         line.signal(first, Signal::SIGTERM);
         if first == 1 {
-            line.wait_for(2, "serving draining");
+            line.wait_for(2, Event::GenerationServing);
         } else {
-            line.wait_for(1, "the handoff failed");
+            line.wait_for(1, Event::HandoffFailed);
         }
         assert!(path.exists());
         line.signal(3 - first, Signal::SIGTERM);
@@ -104,11 +104,11 @@ fn the_last_to_end_unlinks_the_path_when_its_successor_was_killed() {
     let silent = Client::connect(path.to_str().unwrap()).unwrap();
     echo(&path);
     line.signal(1, Signal::SIGHUP);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     line.signal(1, Signal::SIGTERM);
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     line.signal(2, Signal::SIGKILL);
-    line.wait_for(1, "the handoff failed");
+    line.wait_for(1, Event::HandoffFailed);
     drop(silent);
     assert_eq!(line.exit_code(1), 0);
     assert!(!path.exists());
@@ -137,7 +137,7 @@ fn a_path_in_other_words_keeps_its_socket() {
         put_paths(folder, "run");
         command.current_dir(folder).args(["--config", "handoffd.toml", "--bake", "0"]);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     let at = |name: &str| line.folder().join(name);
     let before = [identity(&at("run/web.sock")), identity(&at("run/control"))];
     for (generation, name) in [(1, "var-run"), (2, "run")] {
@@ -190,7 +190,7 @@ fn a_path_whose_owner_was_killed_is_taken_over_at_the_next_start() {
         let line = Line::start_with(|command, _| {
             command.args(["--listen", path.to_str().unwrap()]);
         });
-        line.wait_for(1, "serving draining");
+        line.wait_for(1, Event::GenerationServing);
         line
     };
     let line = start();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config_file::serve;
-use crate::support::{Client, Line, Parent, Tracer, Upstream};
+use crate::support::{Client, Event, Line, Parent, Tracer, Upstream};
 
 /// A client is served by `upstream` without having been held.
 fn assert_served_by(line: &Line, upstream: &Upstream) {
@@ -37,8 +37,8 @@ fn an_upstream_that_connect_refuses_for_any_reason_is_passed_by() {
             assert_served_by(&line, &second);
         }
         tracer.detach();
-        assert_eq!(line.count("an upstream did not accept"), 3, "{refused}");
-        let passed_over = line.wait_for(1, "an upstream is passed over");
+        assert_eq!(line.count(Event::UpstreamFailed), 3, "{refused}");
+        let passed_over = line.wait_for(1, Event::UpstreamUnavailable);
         assert_eq!(passed_over.field("upstream"), Some(&*first.address()));
     }
 }
@@ -54,9 +54,9 @@ fn a_check_without_a_descriptor_says_nothing_of_the_upstream() {
     let line = serve(&text, &["--workers", "1"]);
     let inject = "inject=socket:error=EMFILE";
     let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", inject]);
-    line.wait_for_count(3, "cannot check an upstream");
+    line.wait_for_count(3, Event::UpstreamCheckImpossible);
     tracer.detach();
-    assert_eq!(line.count("an upstream is passed over"), 0);
+    assert_eq!(line.count(Event::UpstreamUnavailable), 0);
     let _client = Client::connect(&line.address_of("web")).unwrap();
 }
 
@@ -90,11 +90,10 @@ fn an_option_that_no_socket_knows_is_logged_once_and_served() {
         }
         assert!(tracer.detach().contains("INJECTED"));
         for setting in ["keep_alive", "user_timeout"] {
-            for side in ["clients", "upstreams"] {
-                let said = format!("cannot set {setting} on connections of {side}");
-                line.wait_for(1, &said);
-                assert_eq!(line.count(&said), 1);
-            }
+            // Once for clients, and once for upstreams.
+            let failed = Event::ConnectionOptionFailed.with("setting", setting);
+            line.wait_for_count(2, failed.clone());
+            assert_eq!(line.count(failed), 2);
         }
     }
 }

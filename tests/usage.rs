@@ -11,7 +11,7 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Line, Refusal};
+use crate::support::{Event, Line, Refusal};
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
@@ -90,6 +90,7 @@ fn a_filter_that_is_none_is_named() {
         Refusal::to(&["proxy", "--to", "@a", "--log", filter]).names(64, &["--log", filter]);
     }
     assert_refused(&["--log", ""], 64, &["--log"]);
+    assert_refused(&["--log-format", "xml"], 64, &["--log-format", "expected text or json"]);
 }
 
 #[test]
@@ -292,7 +293,7 @@ fn bad_input_of_a_successor_reaches_the_log_of_its_predecessor() {
         let line = Line::serve(&[]);
         line.successor_gets(arguments);
         line.signal(1, Signal::SIGHUP);
-        let failed = line.wait_for(1, "the handoff failed");
+        let failed = line.wait_for(1, Event::HandoffFailed);
         assert!(failed.text.replace('\\', "").contains(&reason.replace('\\', "")), "{failed:?}");
         line.assert_serves();
     }

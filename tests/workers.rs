@@ -9,7 +9,7 @@ use std::net::TcpListener;
 use nix::libc;
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Line, Parent, SLOW_DRAIN, Tracer, install, signal};
+use crate::support::{Client, Event, Line, Parent, SLOW_DRAIN, Tracer, install, signal};
 
 /// EX_OSERR: the system has failed us.
 const SYSTEM: i32 = 71;
@@ -45,8 +45,8 @@ fn a_dead_worker_ends_the_generation_with_the_reason() {
     });
     let tracer = kill_worker(&line, line.pid_of(1));
     // The panic is a record, so it reaches the journal and waits for no reader.
-    line.wait_for(1, "panicked at ");
-    let said = line.wait_for(1, "cannot serve: worker-1 has died: ");
+    line.wait_for(1, Event::ProcessPanicked);
+    let said = line.wait_for(1, Event::ProcessFailed.mentioning("worker-1 has died: "));
     assert!(said.text.contains("epoll") || said.text.contains("I/O driver"), "{said:?}");
     assert_eq!(line.exit_code(1), SYSTEM);
     assert!(!pid_file(&line).exists(), "the pid file names a process that has ended");
@@ -73,7 +73,7 @@ fn a_listener_that_is_set_blocking_during_accept_hangs_nobody() {
         let mut client = Client::connect(&line.address()).unwrap();
         client.echo(b"accepted").unwrap();
         held.echo(b"still here").unwrap();
-        line.wait_for_count(round, "another process set the listener blocking; set back");
+        line.wait_for_count(round, Event::ListenerBlocking);
         tracer.detach();
     }
     line.signal(1, Signal::SIGTERM);
@@ -85,7 +85,7 @@ fn a_listener_that_is_set_blocking_during_accept_hangs_nobody() {
 fn a_successor_whose_worker_dies_in_the_bake_is_rolled_back() {
     let line = Line::serve_controlled(&["--workers", "2", "--bake", "60s"]);
     let operator = line.ask(&["reload"]);
-    line.wait_for(1, "the successor is ready");
+    line.wait_for(1, Event::SuccessorReady);
     let tracer = kill_worker(&line, line.pid_of(2));
     let answered = operator.wait();
     assert_eq!(answered.code, 76, "{answered:?}");
@@ -102,9 +102,9 @@ fn a_draining_generation_finishes_what_its_other_workers_serve() {
     let mut clients: Vec<Client> = (0..16).map(|_| line.hold()).collect();
     let old = line.pid_of(1);
     line.hand_over_from(1);
-    line.wait_for(1, "draining why");
+    line.wait_for(1, Event::DrainStarted);
     let tracer = kill_worker(&line, old);
-    line.wait_for(1, "a part of the connections is lost: worker-1 has died");
+    line.wait_for(1, Event::WorkerDied.mentioning("worker-1 has died"));
     tracer.wait();
     clients.retain_mut(|client| client.echo(b"still here").is_ok());
     assert!((1..16).contains(&clients.len()), "{} of 16 are left", clients.len());
@@ -126,13 +126,13 @@ fn a_generation_is_ready_when_every_worker_has_run() {
         install(folder, &format!("{strace} \"$REAL\" \"$@\""));
         command.args(["--listen", "127.0.0.1:0", "--workers", "3"]);
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     line.assert_serves();
     signal(line.pid_of(1), Signal::SIGTERM);
     line.wait_for_end();
     let trace = fs::read_to_string(line.folder().join("trace")).unwrap();
     let lines = || trace.lines().enumerate();
-    let ready = lines().find(|(_, call)| call.contains("is accepting")).unwrap().0;
+    let ready = lines().find(|(_, call)| call.contains(Event::GenerationAccepting.id())).unwrap().0;
     // The call may be told of in two lines, and the name is in the first.
     let thread_of = |call: &str| call.split(' ').next().unwrap().to_owned();
     let workers: Vec<_> = lines()

@@ -15,6 +15,7 @@ use tokio::time::sleep;
 
 use crate::clients::Clients;
 use crate::support::daemon::Daemon;
+use crate::support::event::Event;
 use crate::support::figures::Figures;
 use crate::support::processor::{Usage, time_of};
 
@@ -90,10 +91,10 @@ impl Case {
             self.idle.push(usage.idle_since());
 
             let asked = Daemon::signal(head, Signal::SIGHUP);
-            let handed_over = daemon.await_record(generation, "handed over");
+            let handed_over = daemon.await_record(generation, Event::HandoffCommitted);
             let (commit, next) = (handed_over.at, handed_over.process("successor_pid"));
             let used = time_of(head) + time_of(next);
-            let report = daemon.await_record(generation, "ended").text;
+            let report = daemon.await_record(generation, Event::GenerationEnded).text;
             let end = Daemon::await_end(head);
             let used = (time_of(head) + time_of(next) - used).as_secs_f64();
             daemon.reap(head);

@@ -16,6 +16,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
+use super::event::Event;
+
 /// Longest wait for anything the daemon does: far beyond what it takes, so that a bench that cannot
 /// go on ends.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -32,6 +34,8 @@ pub(crate) struct Record {
     pub(crate) generation: u64,
     /// Its process.
     pub(crate) pid: Pid,
+    /// What it is about.
+    event: Option<Event>,
     /// The whole line.
     pub(crate) text: String,
 }
@@ -76,8 +80,8 @@ impl Daemon {
         let seen = Arc::clone(&unreaped);
         std::thread::spawn(move || follow(stderr, &sender, &seen));
         let mut daemon = Self { records, unreaped, first, addresses: Vec::new() };
-        daemon.addresses = addresses(&daemon.await_record(1, "accepting").text);
-        daemon.await_record(1, "serving");
+        daemon.addresses = addresses(&daemon.await_record(1, Event::GenerationAccepting).text);
+        daemon.await_record(1, Event::GenerationServing);
         daemon
     }
 
@@ -91,19 +95,18 @@ impl Daemon {
         self.addresses[0]
     }
 
-    /// The next record of `generation` whose message begins with `message`; what comes before it is
-    /// passed over.
-    pub(crate) fn await_record(&self, generation: u64, message: &str) -> Record {
+    /// Returns the next record of `generation` about `event`, and passes over the records before it.
+    pub(crate) fn await_record(&self, generation: u64, event: Event) -> Record {
         let deadline = Instant::now() + PATIENCE;
         let mut last = None;
         loop {
             match self.records.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(record) if record.generation == generation && record.says(message) => {
+                Ok(record) if record.generation == generation && record.event == Some(event) => {
                     return record;
                 }
                 Ok(record) => last = Some(record.text),
                 Err(_) => panic!(
-                    "no record {message:?} of generation {generation}; the last one was {last:?}"
+                    "no record {event:?} of generation {generation}; the last one was {last:?}"
                 ),
             }
         }
@@ -168,20 +171,6 @@ impl Drop for Daemon {
 }
 
 impl Record {
-    /// Whether it begins with `message`, with or without who it is that does so: `generation 2 is
-    /// serving`.
-    fn says(&self, message: &str) -> bool {
-        let of_it = format!("generation {} ", self.generation);
-        ["INFO", "WARN", "ERROR"].iter().any(|level| {
-            self.text.split_once(&format!(" {level} ")).is_some_and(|(_, words)| {
-                let words = words.strip_prefix(&of_it).unwrap_or(words);
-                [words, words.trim_start_matches("is "), words.trim_start_matches("has ")]
-                    .iter()
-                    .any(|words| words.starts_with(message))
-            })
-        })
-    }
-
     /// The process that a field of it names.
     pub(crate) fn process(&self, field: &str) -> Pid {
         let value = self
@@ -195,7 +184,8 @@ impl Record {
     fn parse(at: Instant, text: String) -> Option<Self> {
         let field = |name| text.split_whitespace().find_map(|word| word.strip_prefix(name));
         let (generation, pid) = (field("generation=")?.parse().ok()?, field("pid=")?.parse().ok()?);
-        Some(Self { at, generation, pid: Pid::from_raw(pid), text })
+        let event = Event::of(&text);
+        Some(Self { at, generation, pid: Pid::from_raw(pid), event, text })
     }
 }
 
@@ -212,9 +202,10 @@ fn follow(stderr: ChildStderr, records: &Sender<Record>, unreaped: &Mutex<BTreeS
     }
 }
 
-/// The addresses in `accepting listeners="NAME=ADDRESS NAME=ADDRESS"`.
+/// The addresses in `listeners="NAME=ADDRESS NAME=ADDRESS"`.
 fn addresses(text: &str) -> Vec<SocketAddr> {
-    let list = text.split('"').nth(1).expect("a list of listeners");
+    let list = text.split_once(" listeners=\"").and_then(|(_, list)| list.split('"').next());
+    let list = list.expect("a list of listeners");
     let address = |one: &str| one.split_once('=').and_then(|(_, address)| address.parse().ok());
     list.split(' ').map(|one| address(one).expect("NAME=ADDRESS")).collect()
 }

@@ -10,6 +10,8 @@
 pub(crate) mod bare;
 pub(crate) mod clients;
 pub(crate) mod daemon;
+#[path = "../../tests/support/event.rs"]
+pub(crate) mod event;
 pub(crate) mod figures;
 pub(crate) mod itself;
 pub(crate) mod processor;

@@ -3,12 +3,13 @@
 //! The file is TOML. An error is one line that names the position, the mistake and what was
 //! expected. Each generation reads the file again and must find every error before it changes
 //! anything, so the file is checked as a whole. `values` parses single values and `tables` defines
-//! the structure of the file. `listeners` assembles a listener. `filter` and `time` parse values
-//! that flags have too. `place` finds the line of an error. This module opens nothing but the file
-//! itself.
+//! the structure of the file. `listeners` assembles a listener. `filter`,
+//! `log_format` and `time` parse values that flags have too. `place` finds the line of an error.
+//! This module opens nothing but the file itself.
 
 mod filter;
 mod listeners;
+mod log_format;
 mod place;
 mod tables;
 mod time;
@@ -32,6 +33,7 @@ use tables::Root;
 
 pub use crate::config::METRICS_LISTENER;
 pub use filter::parse_log_filter;
+pub use log_format::{LogFormat, parse_log_format};
 pub use time::{parse_time, parse_wait};
 pub use values::{parse_user_or_group, parse_workers};
 
@@ -55,6 +57,8 @@ pub struct ConfigFile {
     pub workers: Option<NonZeroUsize>,
     /// The log filter.
     pub log: Option<Targets>,
+    /// The format of log records on standard error.
+    pub log_format: Option<LogFormat>,
     /// The address of the listener [`METRICS_LISTENER`], which serves the counters. No listener in
     /// `config.listeners` has its name or its address.
     pub metrics: Option<Placed<Address>>,
@@ -168,6 +172,7 @@ fn read(text: &str) -> Result<ConfigFile, Fault> {
         services,
         workers: root.workers.map(|count| count.0),
         log: root.log.map(|filter| filter.0),
+        log_format: root.log_format.map(|format| format.0),
         metrics: metrics.map(|address| {
             let (line, column) = line_and_column(text, address.span().start);
             Placed { value: address.into_inner().0, line, column }
@@ -199,7 +204,7 @@ mod tests {
     fn every_setting_of_the_daemon_arrives() {
         let file = parse(
             "ready_timeout = 2\nbake = '3s'\ndrain_timeout = '1h'\nfirst_request_grace = '5ms'\nmax_generations = 6\n\
-             pid_file = 'run/pid'\ncontrol = '/run/control'\nlog = 'debug'\nworkers = 7\nmetrics = '127.0.0.1:0'\n\
+             pid_file = 'run/pid'\ncontrol = '/run/control'\nlog = 'debug'\nworkers = 7\nlog_format = 'json'\nmetrics = '127.0.0.1:0'\n\
              carry = true\n[listener.web]\naddress = '@web'\nservice = 'echo'\nmax_connections = 8\ncarry = false\n",
         )
         .unwrap();
@@ -222,10 +227,11 @@ mod tests {
         }
         assert_eq!(file.workers.map(NonZeroUsize::get), Some(7));
         assert_eq!(file.log, parse_log_filter("debug").ok());
+        assert_eq!(file.log_format, Some(LogFormat::Json));
         let metrics = file.metrics.unwrap();
         assert_eq!(
             (metrics.value.to_string(), metrics.line, metrics.column),
-            ("127.0.0.1:0".to_owned(), 10, 11)
+            ("127.0.0.1:0".to_owned(), 11, 11)
         );
         assert!(
             matches!(&file.services[..], [(name, ServiceConfig::Echo)] if name.as_str() == "web")
@@ -261,6 +267,7 @@ mod tests {
         let config = Config { listeners: file.config.listeners.clone(), ..Config::default() };
         assert_eq!(format!("{:?}", file.config), format!("{config:?}"));
         assert!(file.workers.is_none() && file.log.is_none() && file.metrics.is_none());
+        assert_eq!(file.log_format, None);
         let left_out = proxy("");
         assert_eq!(
             format!("{left_out:?}"),

@@ -11,6 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use tracing_subscriber::filter::Targets;
 
+use super::log_format::LogFormat;
 use super::place::Fault;
 use super::values::{
     As, Count, Failures, FilePath, KeepAlive, List, Service, SocketPath, Time, UserOrGroup,
@@ -36,6 +37,7 @@ pub(super) struct Root {
     pub(super) pid_file: Option<As<FilePath>>,
     pub(super) control: Option<As<SocketPath>>,
     pub(super) log: Option<As<Targets>>,
+    pub(super) log_format: Option<As<LogFormat>>,
     pub(super) workers: Option<As<Workers>>,
     pub(super) metrics: Option<Spanned<As<Address>>>,
     #[serde(default)]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Line, REAL, Record, assert_becomes, exit_code, holds, kinds, signal};
+use crate::support::{Event, Line, REAL, Record, assert_becomes, exit_code, holds, kinds, signal};
 use crate::tally::distribution;
 
 /// What makes a daemon carry.
@@ -67,7 +67,7 @@ impl Generations {
             prepare(command, folder);
             command.args(["--log", "info"]).arg("--control").arg(folder.join("control"));
         });
-        line.wait_for(1, "serving draining");
+        line.wait_for(1, Event::GenerationServing);
         let pid = line.first_pid();
         Self { line, generation: 1, pid, seen: 0, took: Vec::new() }
     }
@@ -90,7 +90,7 @@ impl Generations {
         let old = self.pid;
         self.generation += 1;
         let what = format!("generation {} as the head", self.generation);
-        let is_head = |record: &Record| record.is(self.generation, "serving draining");
+        let is_head = |record: &Record| record.is(self.generation, Event::GenerationServing);
         self.pid = self.line.wait_after(&mut self.seen, &what, is_head).pid;
         assert_eq!(exit_code(old), 0, "{}", self.line.text());
         self.took.push(u32::try_from(asked.elapsed().as_micros()).unwrap());
@@ -101,9 +101,7 @@ impl Generations {
         signal(self.pid, Signal::SIGTERM);
         assert_eq!(exit_code(self.pid), 0);
         let records = self.line.wait_for_end();
-        let complaint = records
-            .iter()
-            .find(|record| record.text.starts_with("WARN") || record.text.starts_with("ERROR"));
+        let complaint = records.iter().find(|record| record.is_complaint());
         assert_eq!(complaint, None);
         records
     }

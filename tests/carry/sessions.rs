@@ -14,7 +14,7 @@ use std::time::Instant;
 use crate::generations::{Generations, since};
 use crate::pattern::Pattern;
 use crate::servers::{Postgres, Sshd};
-use crate::support::{DEADLINE, Record, assert_becomes};
+use crate::support::{DEADLINE, Event, Record, assert_becomes};
 use crate::talk::Talk;
 
 const HANDOFFS: u64 = 20;
@@ -277,7 +277,7 @@ impl Drop for Over<'_> {
 /// Each old generation has ended with so many connections carried, and none of them ended or was
 /// cut in any.
 fn assert_carried(records: &[Record], connections: u64) {
-    let ended = records.iter().filter(|record| record.text.contains(" has ended "));
+    let ended = records.iter().filter(|record| record.is_event(Event::GenerationEnded));
     let fields = |record: &Record| {
         ["carried", "cut"].map(|name| record.field(name).unwrap().parse::<u64>().unwrap())
     };

@@ -14,7 +14,7 @@ use std::os::unix::net::UnixDatagram;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Line, Stuck, Tracer, exit_code, freeze, signal, thaw};
+use crate::support::{Event, Line, Stuck, Tracer, exit_code, freeze, signal, thaw};
 use scene::{Kind, Scene, asleep};
 
 const KILLED: i32 = 128 + Signal::SIGKILL as i32;
@@ -68,11 +68,13 @@ fn a_successor_that_dies_before_it_has_answered_leaves_all_of_them_as_if_nothing
         } else {
             kill(successor);
         }
-        scene.line.wait_since(mark, "accepting again", |record| record.is(1, "accepting again"));
+        scene
+            .line
+            .wait_since(mark, "accepting again", |record| record.is(1, Event::GenerationResumed));
         assert_eq!(scene.heard(), SOME, "{kind:?}\n{}", scene.line.text());
         stuck.read();
         assert_eq!([scene.counted("carried"), scene.counted("lost")], [0, 0]);
-        assert_eq!(scene.line.count("are lost with it"), 0);
+        assert_eq!(scene.line.count(Event::CarryLost), 0);
         scene.assert_recalled(mark, SOME + 1);
     }
 }
@@ -96,11 +98,12 @@ fn a_successor_that_dies_in_the_middle_takes_with_it_exactly_what_it_has_answere
         if hears_late {
             thaw(scene.line.first_pid());
         }
-        scene.line.wait_since(mark, "accepting again", |record| record.is(1, "accepting again"));
+        scene
+            .line
+            .wait_since(mark, "accepting again", |record| record.is(1, Event::GenerationResumed));
         let what = format!("{kind:?} {hears_late}\n{}", scene.line.text());
         assert_eq!(scene.heard(), SOME - taken, "{what}");
-        let said =
-            scene.line.wait_since(mark, "the loss", |record| record.is(1, "are lost with it"));
+        let said = scene.line.wait_since(mark, "the loss", |record| record.is(1, Event::CarryLost));
         assert!(said.text.starts_with("ERROR"), "{said:?}");
         assert_eq!(said.field("lost"), Some(&*taken.to_string()), "{what}");
         assert_eq!([scene.counted("carried"), scene.counted("lost")], [taken; 2], "{what}");
@@ -114,10 +117,13 @@ fn a_generation_that_was_recalled_in_the_middle_and_stops_has_carried_none_by_it
     let successor = scene.take();
     kill(successor);
     thaw(scene.line.first_pid());
-    scene.line.wait_for(1, "accepting again");
+    scene.line.wait_for(1, Event::GenerationResumed);
     assert_eq!(scene.heard(), SOME - AT_ONCE);
     scene.line.signal(1, Signal::SIGTERM);
-    scene.line.wait_for(1, &format!("has ended ended={} carried=0 cut=0", SOME - AT_ONCE));
+    scene.line.wait_for(
+        1,
+        Event::GenerationEnded.with("ended", SOME - AT_ONCE).with("carried", 0).with("cut", 0),
+    );
 }
 
 #[test]
@@ -135,8 +141,8 @@ fn what_is_lost_with_a_successor_is_said_in_full_also_where_a_service_manager_me
         let taken = taken(&go_on_to_answer(&scene.line, successor, Signal::SIGKILL, 40).wait());
         assert_eq!(exit_code(successor), KILLED);
         thaw(scene.line.first_pid());
-        scene.line.wait_for(1, "for the service manager to mend");
-        let said = scene.line.wait_for(1, "are lost with it");
+        scene.line.wait_for(1, Event::SuccessorDied);
+        let said = scene.line.wait_for(1, Event::CarryLost);
         assert!(
             taken > 0 && said.field("lost") == Some(&*taken.to_string()),
             "{taken}\n{}",
@@ -158,7 +164,7 @@ fn a_predecessor_that_cannot_read_what_it_is_answered_does_not_touch_what_it_has
             &["-e", "inject=recvfrom:error=EIO:when=1"],
         );
         thaw(scene.line.first_pid());
-        scene.line.wait_for(1, "the successor's answers cannot be read");
+        scene.line.wait_for(1, Event::CarryAnswerFailed);
         assert_eq!(exit_code(scene.line.first_pid()), 0);
         assert_eq!(scene.heard(), AT_ONCE, "{kind:?}\n{}", scene.line.text());
         scene.line.assert_serves();
@@ -174,7 +180,7 @@ fn what_a_predecessor_that_dies_had_sent_goes_on_in_the_successor_answered_or_no
         if is_answered {
             freeze(scene.line.first_pid());
             thaw(successor);
-            scene.line.wait_for(2, "serving draining");
+            scene.line.wait_for(2, Event::GenerationServing);
             asleep(successor);
             kill(scene.line.first_pid());
         } else {
@@ -183,10 +189,9 @@ fn what_a_predecessor_that_dies_had_sent_goes_on_in_the_successor_answered_or_no
         }
         assert_eq!(scene.heard(), AT_ONCE, "{kind:?}\n{}", scene.line.text());
         scene.line.assert_serves();
-        scene.line.wait_for(2, &format!("took over {AT_ONCE} connections, and refused 0"));
-        let lost =
-            format!("generation 1 has died, and with it what was left of the {SOME} connections");
-        assert!(scene.line.wait_for(2, &lost).text.starts_with("ERROR"));
+        scene.line.wait_for(2, Event::CarryTakenOver.with("taken", AT_ONCE).with("refused", 0));
+        let lost = Event::GenerationDied.with("died", 1).with("open", SOME);
+        assert!(scene.line.wait_for(2, lost).text.starts_with("ERROR"));
         // What it has counted is not lost.
         assert_eq!(scene.counted("accepted"), SOME + 1);
     }
@@ -200,7 +205,7 @@ fn a_predecessor_that_is_cut_in_the_middle_ends_at_once_and_what_it_had_sent_goe
         scene.send();
         for (number, one) in signals.iter().enumerate() {
             scene.line.signal(1, *one);
-            scene.line.wait_for_count(number + 1, &format!("signal received signal=\"{one}\""));
+            scene.line.wait_for_count(number + 1, Event::SignalReceived.with("signal", one));
         }
         assert_eq!(exit_code(scene.line.first_pid()), 0);
         thaw(successor);
@@ -217,7 +222,7 @@ fn a_predecessor_that_is_cut_resets_whom_it_could_not_send() {
     let tracer =
         Tracer::attach(&scene.line, pid, &["-f", "-e", "inject=sendmsg:error=ENOBUFS:when=2+"]);
     scene.line.signal(1, Signal::SIGHUP);
-    scene.line.wait_for(1, "ending=\"carried\"");
+    scene.line.wait_for(1, Event::ConnectionEnded.with("ending", "carried"));
     scene.line.signal(1, Signal::SIGQUIT);
     assert_eq!(exit_code(pid), 0);
     // It follows the successor as well.
@@ -234,7 +239,9 @@ fn a_predecessor_that_is_cut_resets_whom_it_could_not_send() {
         "{ends:?}\n{}",
         scene.line.text()
     );
-    scene.line.wait_for(1, "has ended ended=0 carried=1 cut=9");
+    scene
+        .line
+        .wait_for(1, Event::GenerationEnded.with("ended", 0).with("carried", 1).with("cut", 9));
 }
 
 #[test]
@@ -250,7 +257,9 @@ fn connections_that_the_kernel_has_no_room_for_are_sent_again() {
         scene.line.signal(1, Signal::SIGHUP);
         assert_eq!(exit_code(pid), 0);
         tracer.detach();
-        scene.line.wait_for(1, "has ended ended=0 carried=5 cut=0");
+        scene
+            .line
+            .wait_for(1, Event::GenerationEnded.with("ended", 0).with("carried", 5).with("cut", 0));
         scene.clients.iter_mut().for_each(|client| client.echo(b"after").unwrap());
     }
 }
@@ -263,12 +272,15 @@ fn a_predecessor_that_is_told_to_stop_in_the_middle_carries_the_rest_as_well_and
         let successor = scene.hold_before_carry();
         scene.send();
         scene.line.signal(1, Signal::SIGTERM);
-        scene.line.wait_for(1, r#"signal received signal="SIGTERM""#);
+        scene.line.wait_for(1, Event::SignalReceived.with("signal", "SIGTERM"));
         thaw(successor);
         assert_eq!(exit_code(scene.line.first_pid()), 0);
         assert_eq!(scene.heard(), SOME, "{kind:?}");
         stuck.read();
-        scene.line.wait_for(1, &format!("has ended ended=0 carried={} cut=0", SOME + 1));
+        scene.line.wait_for(
+            1,
+            Event::GenerationEnded.with("ended", 0).with("carried", SOME + 1).with("cut", 0),
+        );
         scene.line.assert_serves();
     }
 }
@@ -291,7 +303,7 @@ fn a_line_that_is_told_to_stop_when_some_are_carried_serves_everybody_to_the_end
         );
         tracer.wait();
         scene.line.wait_for_end();
-        assert_eq!(scene.line.count("ending=\"cut\""), 0);
+        assert_eq!(scene.line.count(Event::ConnectionEnded.with("ending", "cut")), 0);
     }
 }
 
@@ -325,11 +337,14 @@ fn of_three_parts_a_successor_that_hangs_serves_on_what_it_had_and_what_it_was_s
         let ended = if kind == Kind::Echo { SOME - AT_ONCE } else { 0 };
         scene.line.wait_for(
             1,
-            &format!("has ended ended={ended} carried={AT_ONCE} cut={}", SOME - ended),
+            Event::GenerationEnded
+                .with("ended", ended)
+                .with("carried", AT_ONCE)
+                .with("cut", SOME - ended),
         );
         thaw(successor);
         assert_eq!(scene.heard(), 2 * AT_ONCE, "{kind:?}\n{}", scene.line.text());
         scene.line.assert_serves();
-        scene.line.wait_for(2, &format!("took over {} connections, and refused 0", 2 * AT_ONCE));
+        scene.line.wait_for(2, Event::CarryTakenOver.with("taken", 2 * AT_ONCE).with("refused", 0));
     }
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::support::line::is_asleep;
 use crate::support::{
-    Client, Echoing, Gate, Line, REAL, Upstream, assert_becomes, exit_code, freeze,
+    Client, Echoing, Event, Gate, Line, REAL, Upstream, assert_becomes, exit_code, freeze,
     raise_descriptor_limit, thaw,
 };
 
@@ -67,7 +67,7 @@ impl Scene {
             add(command);
         });
         let upstream = upstream.zip(to).map(|(upstream, to)| Echoing::on(upstream, &to));
-        line.wait_for(1, "serving draining");
+        line.wait_for(1, Event::GenerationServing);
         let mut clients: Vec<_> =
             (0..count).map(|_| Client::connect(&line.address()).unwrap()).collect();
         clients.iter_mut().for_each(|client| client.echo(b"there").unwrap());
@@ -82,7 +82,7 @@ impl Scene {
         let successor = gate.wait(&self.line);
         freeze(self.line.first_pid());
         gate.open();
-        self.line.wait_for(2, "to=\"probation\"");
+        self.line.wait_for(2, Event::GenerationStep.with("to", "probation"));
         // That is written before it tells.
         asleep(successor);
         freeze(successor);
@@ -96,7 +96,7 @@ impl Scene {
     /// says the second, most of them to nobody.
     pub(super) fn send(&mut self) {
         thaw(self.line.first_pid());
-        self.line.wait_for(1, "draining why");
+        self.line.wait_for(1, Event::DrainStarted);
         asleep(self.line.first_pid());
         for (number, client) in self.clients.iter_mut().enumerate() {
             client.write_all(&requests(number)[1]).unwrap();
@@ -110,7 +110,7 @@ impl Scene {
         self.send();
         freeze(self.line.first_pid());
         thaw(successor);
-        self.line.wait_for(2, "serving draining");
+        self.line.wait_for(2, Event::GenerationServing);
         asleep(successor);
         successor
     }
@@ -153,11 +153,12 @@ impl Scene {
     pub(super) fn assert_recalled(&self, mark: usize, carries: usize) {
         let line = &self.line;
         line.put_real();
-        line.wait_since(mark, "serving again", |record| record.is(1, "serving draining"));
+        line.wait_since(mark, "serving again", |record| record.is(1, Event::GenerationServing));
         line.assert_serves();
         let recalled = line.mark();
         line.signal(1, Signal::SIGHUP);
-        let taken = line.wait_since(recalled, "a takeover", |record| record.is(2, "took over"));
+        let taken =
+            line.wait_since(recalled, "a takeover", |record| record.is(2, Event::CarryTakenOver));
         assert_eq!(taken.field("taken"), Some(&*carries.to_string()), "{}", line.text());
         assert_eq!(exit_code(line.first_pid()), 0);
     }

@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 
 use super::scene::{Kind, Scene};
 use super::{AT_ONCE, KINDS, SOME};
-use crate::support::{Client, exit_code, thaw};
+use crate::support::{Client, Event, exit_code, thaw};
 
 #[test]
 fn a_handoff_that_would_cut_a_carry_waits_until_it_is_over() {
@@ -15,9 +15,9 @@ fn a_handoff_that_would_cut_a_carry_waits_until_it_is_over() {
         let first = scene.line.first_pid();
         scene.line.put_real();
         scene.line.signal(2, Signal::SIGHUP);
-        scene.line.wait_for(2, "the handoff waits");
+        scene.line.wait_for(2, Event::HandoffDelayed);
         thaw(first);
-        scene.line.wait_for(3, &format!("took over {SOME} connections, and refused 0"));
+        scene.line.wait_for(3, Event::CarryTakenOver.with("taken", SOME).with("refused", 0));
         assert_eq!([exit_code(first), exit_code(successor)], [0, 0]);
         assert_eq!(scene.heard(), SOME, "{kind:?}\n{}", scene.line.text());
     }
@@ -30,9 +30,9 @@ fn a_reload_that_waits_for_a_carry_ends_with_the_truth_and_no_later_than_it_may(
     let first = scene.line.first_pid();
     scene.line.put_real();
     scene.line.asked(&["reload", "--timeout", "300ms"]).names(75, &["not done within 0.3 s"]);
-    assert_eq!(scene.line.count("starting a successor"), 1);
+    assert_eq!(scene.line.count(Event::HandoffStarted), 1);
     let reload = scene.line.ask(&["reload"]);
-    scene.line.wait_for_count(2, "the handoff waits");
+    scene.line.wait_for_count(2, Event::HandoffDelayed);
     thaw(first);
     assert!(reload.wait().well().contains("generation 3 serves"));
     assert_eq!([exit_code(first), exit_code(successor)], [0, 0]);
@@ -49,12 +49,12 @@ fn a_handoff_that_waits_for_a_generation_that_hangs_is_given_up_when_it_promised
     scene.line.asked(&["reload"]).names(75, &["connections were not taken over within 1 s"]);
     let status = scene.line.asked(&["status"]).well();
     assert!(status.contains("last handoff: generation 3 was given up"), "{status}");
-    assert_eq!(scene.line.count("starting a successor"), 1);
+    assert_eq!(scene.line.count(Event::HandoffStarted), 1);
     scene.line.assert_serves();
     // Its deadline has come as well, for those that it has not sent.
     thaw(scene.line.first_pid());
     assert_eq!(exit_code(scene.line.first_pid()), 0);
-    scene.line.wait_for(2, &format!("took over {AT_ONCE} connections, and refused 0"));
+    scene.line.wait_for(2, Event::CarryTakenOver.with("taken", AT_ONCE).with("refused", 0));
     assert!(scene.line.asked(&["reload"]).well().contains("generation 3 serves"));
     assert_eq!(exit_code(successor), 0);
     assert_eq!(scene.heard(), AT_ONCE, "{}", scene.line.text());
@@ -66,14 +66,14 @@ fn a_line_that_is_told_to_stop_when_a_handoff_waits_ends_without_it() {
     let successor = scene.take();
     let first = scene.line.first_pid();
     scene.line.signal(2, Signal::SIGHUP);
-    scene.line.wait_for(2, "the handoff waits");
+    scene.line.wait_for(2, Event::HandoffDelayed);
     scene.line.signal(2, Signal::SIGTERM);
-    scene.line.wait_for(2, "draining why=\"stopping\"");
+    scene.line.wait_for(2, Event::DrainStarted.with("why", "stopping"));
     thaw(first);
     scene.assert_all_end_in_order();
     assert_eq!([exit_code(first), exit_code(successor)], [0, 0]);
     scene.line.wait_for_end();
-    assert_eq!(scene.line.count("starting a successor"), 1);
+    assert_eq!(scene.line.count(Event::HandoffStarted), 1);
 }
 
 #[test]
@@ -96,6 +96,6 @@ fn newcomers_do_not_wait_for_the_places_of_those_that_a_predecessor_does_not_sen
     newcomers.iter_mut().for_each(|client| client.echo(b"is there room?").unwrap());
     // They come all the same.
     thaw(scene.line.first_pid());
-    scene.line.wait_for(2, &format!("took over {SOME} connections, and refused 0"));
+    scene.line.wait_for(2, Event::CarryTakenOver.with("taken", SOME).with("refused", 0));
     assert_eq!(scene.heard(), SOME);
 }

@@ -10,7 +10,9 @@ use std::io;
 use nix::sys::signal::Signal;
 
 use super::matrix::{self, Extent, Plan};
-use crate::support::{Callers, Client, Line, Record, Tracer, assert_becomes, example, signal};
+use crate::support::{
+    Callers, Client, Event, Line, Record, Tracer, assert_becomes, example, signal,
+};
 
 const CALLERS: usize = 2;
 
@@ -23,7 +25,7 @@ fn serve() -> Line {
     let line = Line::start_program(&example("axum"), |command, _| {
         command.arg("127.0.0.1:0");
     });
-    line.wait("the first generation", |record| record.text.contains("serving draining"));
+    line.wait("the first generation", |record| record.is_event(Event::GenerationServing));
     line
 }
 
@@ -41,7 +43,7 @@ fn get(client: &mut Client) -> io::Result<()> {
 /// Asks a process for a handoff. Returns the new process, or why there is none.
 fn hand_over_from(line: &Line, pid: u32) -> Result<u32, String> {
     let is_outcome = |record: &Record| {
-        ["handed over", "the handoff failed"].iter().any(|text| record.text.contains(text))
+        record.is_event(Event::HandoffCommitted) || record.is_event(Event::HandoffFailed)
     };
     let mark = line.mark();
     signal(pid, Signal::SIGHUP);

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{Callers, Line, Tracer, assert_becomes, exit_code, signal};
+use crate::support::{Callers, Event, Line, Tracer, assert_becomes, exit_code, signal};
 
 /// How many plans run at once. Each waits most of the time.
 const AT_ONCE: usize = 4;
@@ -140,7 +140,7 @@ fn serve(flags: &[&str]) -> Line {
         command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--workers", "2", "--control"]);
         command.arg(folder.join("control")).arg("--pid-file").arg(folder.join("pid"));
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     line
 }
 
@@ -279,7 +279,7 @@ pub(crate) fn new_generation(extent: Extent) {
     let line = serve(&[]);
     let trace = put_traced(&line, "");
     line.asked(&["reload"]).well();
-    line.wait_for(2, "serving draining");
+    line.wait_for(2, Event::GenerationServing);
     line.signal(2, Signal::SIGTERM);
     line.wait_for_end();
     let plans = plans(&count(&fs::read_to_string(trace).unwrap()), extent);

@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 
 use super::matrix::{self, Plan};
-use crate::support::{Line, REAL, Storm, Tally, Tracer, assert_becomes, kinds, signal, threads};
+use crate::support::{
+    Event, Line, REAL, Storm, Tally, Tracer, assert_becomes, kinds, signal, threads,
+};
 
 /// Clients that connect again and again, and clients that stay.
 const SHORT: usize = 2;
@@ -36,7 +38,7 @@ enum Fault {
     /// A call of the new one.
     New(Plan),
     /// The old one is killed when this is in the log: of the generation so many after it.
-    KillOld(u64, &'static str),
+    KillOld(u64, Event),
     /// The new one is killed at a call that it makes before it is ready.
     KillNew(Plan),
 }
@@ -73,13 +75,13 @@ impl Calls {
             1 => Fault::New(random.choose(&self.new).clone()),
             2 => {
                 let records = [
-                    (1, "is accepting"),
-                    (0, "the successor is ready"),
-                    (0, "handed over"),
-                    (0, "is draining"),
+                    (1, Event::GenerationAccepting),
+                    (0, Event::SuccessorReady),
+                    (0, Event::HandoffCommitted),
+                    (0, Event::DrainStarted),
                 ];
-                let (after, text) = *random.choose(&records);
-                Fault::KillOld(after, text)
+                let (after, event) = *random.choose(&records);
+                Fault::KillOld(after, event)
             }
             _ => Fault::KillNew(random.choose(&self.new_before_ready).clone()),
         }
@@ -107,7 +109,7 @@ fn serve(on_handoff: OnHandoff) -> Line {
             command.arg("--no-carry");
         }
     });
-    line.wait_for(1, "serving draining");
+    line.wait_for(1, Event::GenerationServing);
     line
 }
 
@@ -122,7 +124,7 @@ fn calls(on_handoff: OnHandoff) -> Calls {
         let line = serve(on_handoff);
         let trace = matrix::put_traced(&line, "");
         line.asked(&["reload"]).well();
-        line.wait_for(2, "serving draining");
+        line.wait_for(2, Event::GenerationServing);
         line.signal(2, Signal::SIGTERM);
         line.wait_for_end();
         fs::read_to_string(trace).unwrap()
@@ -207,7 +209,7 @@ pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
     let (mut generation, mut seen) = (2, 0);
     let serves = |generation: u64, seen: &mut usize| {
         let what = format!("generation {generation} serves");
-        line.wait_after(seen, &what, |record| record.is(generation, "is serving")).pid
+        line.wait_after(seen, &what, |record| record.is(generation, Event::GenerationServing)).pid
     };
     let mut pid = serves(2, &mut seen);
     assert_becomes(&1, || line.processes().len());
@@ -237,8 +239,8 @@ pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
         }
         let mark = line.mark();
         let operator = line.ask(&["reload"]);
-        if let Fault::KillOld(after, text) = fault {
-            line.wait_since(mark, text, |record| record.is(generation + after, text));
+        if let Fault::KillOld(after, event) = fault {
+            line.wait_since(mark, event.id(), |record| record.is(generation + after, event));
             signal(pid, Signal::SIGKILL);
         }
         let answered = operator.wait();

@@ -14,7 +14,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use socket2::SockRef;
 
-use super::{Client, DEADLINE, Line, REAL};
+use super::{Client, DEADLINE, Event, Line, REAL};
 
 impl Line {
     /// Starts a proxy on `127.0.0.1:0` in front of these upstreams, and waits until it serves.
@@ -28,7 +28,7 @@ impl Line {
                 command.arg("--no-carry");
             }
         });
-        line.wait_for(1, "serving draining");
+        line.wait_for(1, Event::GenerationServing);
         line
     }
 

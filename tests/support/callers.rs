@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use super::{Client, Line};
+use super::{Client, Event, Line};
 
 /// Flags with which connections keep a generation draining until the test lets go of them, see
 /// [`Line::hold`].
@@ -21,7 +21,7 @@ impl Line {
         let mark = self.mark();
         self.assert_serves();
         self.wait_since(mark, "the end of a connection", |record| {
-            record.text.contains("connection ended")
+            record.is_event(Event::ConnectionEnded)
         });
         client
     }

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 
-use super::{Line, Record};
+use super::{Event, Line, Record};
 
 /// The daemon.
 pub(crate) const REAL: &str = env!("CARGO_BIN_EXE_handoffd");
@@ -82,7 +82,7 @@ impl Line {
         let mark = self.mark();
         self.signal(generation, Signal::SIGHUP);
         self.wait_since(mark, "a failed handoff", |record| {
-            record.is(generation, "the handoff failed")
+            record.is(generation, Event::HandoffFailed)
         })
     }
 }

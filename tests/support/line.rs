@@ -20,7 +20,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::process::{adopt_orphans, exit_code, kill_if_alive, reap_if_ours, signal};
-use super::{Client, DEADLINE, REAL};
+use super::{Client, DEADLINE, Event, Pattern, REAL, Record};
 
 /// A line of generations that the test started.
 #[derive(Debug)]
@@ -45,53 +45,13 @@ struct Lines {
     ended: bool,
 }
 
-/// One record of the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Record {
-    /// Who wrote it: 0 for a line that is no record.
-    pub(crate) generation: u64,
-    pub(crate) pid: u32,
-    /// Level, message and fields, as written.
-    pub(crate) text: String,
-}
-
-impl Record {
-    fn parse(line: &str) -> Self {
-        let mut words = line.splitn(4, ' ').skip(1);
-        let mut number =
-            |key: &str| words.next().and_then(|word| word.strip_prefix(key)?.parse().ok());
-        let generation = number("generation=");
-        let pid = number("pid=").and_then(|pid| u32::try_from(pid).ok());
-        match (generation, pid, words.next()) {
-            (Some(generation), Some(pid), Some(text)) => {
-                Self { generation, pid, text: text.trim_start().to_owned() }
-            }
-            _ => Self { generation: 0, pid: 0, text: line.to_owned() },
-        }
-    }
-
-    /// The value of a field without spaces, or in quotes.
-    pub(crate) fn field(&self, name: &str) -> Option<&str> {
-        let value = self.text.split_once(&format!(" {name}="))?.1;
-        match value.strip_prefix('"') {
-            Some(quoted) => quoted.split('"').next(),
-            None => value.split(' ').next(),
-        }
-    }
-
-    /// Whether it is by that generation and holds that text.
-    pub(crate) fn is(&self, generation: u64, text: &str) -> bool {
-        self.generation == generation && self.text.contains(text)
-    }
-}
-
 impl Line {
     /// Starts the daemon on `127.0.0.1:0` with these arguments, and waits until it serves.
     pub(crate) fn serve(arguments: &[&str]) -> Self {
         let line = Self::start_with(|command, _| {
             command.args(["--listen", "127.0.0.1:0"]).args(arguments);
         });
-        line.wait_for(1, "serving draining");
+        line.wait_for(1, Event::GenerationServing);
         line
     }
 
@@ -183,9 +143,9 @@ impl Line {
         self.log.lines.lock().unwrap().text.iter().map(|line| Record::parse(line)).collect()
     }
 
-    /// How many records hold that text.
-    pub(crate) fn count(&self, text: &str) -> usize {
-        self.records().iter().filter(|record| record.text.contains(text)).count()
+    /// How many records match.
+    pub(crate) fn count(&self, wanted: impl Pattern) -> usize {
+        self.records().iter().filter(|record| wanted.matches(record)).count()
     }
 
     /// Waits for a record, among those that were and those that come.
@@ -270,30 +230,30 @@ impl Line {
         self.log.lines.lock().unwrap().text.join("\n")
     }
 
-    /// Waits for a record of that generation that holds that text.
-    pub(crate) fn wait_for(&self, generation: u64, text: &str) -> Record {
-        self.wait(&format!("{text:?} by generation {generation}"), |record| {
-            record.is(generation, text)
+    /// Waits for a record of that generation that matches.
+    pub(crate) fn wait_for(&self, generation: u64, wanted: impl Pattern) -> Record {
+        self.wait(&format!("{wanted:?} by generation {generation}"), |record| {
+            record.generation == generation && wanted.matches(record)
         })
     }
 
-    /// Waits until `count` records hold that text.
-    pub(crate) fn wait_for_count(&self, count: usize, text: &str) {
+    /// Waits until `count` records match.
+    pub(crate) fn wait_for_count(&self, count: usize, wanted: impl Pattern) {
         let seen = std::cell::Cell::new(0);
-        self.wait(&format!("{text:?}, {count} times"), |record| {
-            seen.set(seen.get() + usize::from(record.text.contains(text)));
+        self.wait(&format!("{wanted:?}, {count} times"), |record| {
+            seen.set(seen.get() + usize::from(wanted.matches(record)));
             seen.get() == count
         });
     }
 
     /// Waits until that generation serves as the head of the line, and tells its process id.
     pub(crate) fn pid_of(&self, generation: u64) -> u32 {
-        self.wait_for(generation, "accepting listeners").pid
+        self.wait_for(generation, Event::GenerationAccepting).pid
     }
 
     /// Where the listener of that name listens; the generations of a line agree on it.
     pub(crate) fn address_of(&self, listener: &str) -> String {
-        let record = self.wait("accepting", |record| record.text.contains("accepting listeners"));
+        let record = self.wait("accepting", |record| record.is_event(Event::GenerationAccepting));
         let listeners = record.field("listeners").unwrap();
         let mut named = listeners.split(' ').filter_map(|one| one.split_once('='));
         named
@@ -305,7 +265,7 @@ impl Line {
 
     /// Where the first listener listens.
     pub(crate) fn address(&self) -> String {
-        let record = self.wait("accepting", |record| record.text.contains("accepting listeners"));
+        let record = self.wait("accepting", |record| record.is_event(Event::GenerationAccepting));
         record
             .field("listeners")
             .unwrap()
@@ -326,7 +286,7 @@ impl Line {
     /// Has `generation` hand over, and waits until its successor is the head of the line.
     pub(crate) fn hand_over_from(&self, generation: u64) {
         self.signal(generation, Signal::SIGHUP);
-        self.wait_for(generation + 1, "serving draining");
+        self.wait_for(generation + 1, Event::GenerationServing);
     }
 
     /// Waits for the end of that generation: its exit code, or 128 and the signal that killed it.

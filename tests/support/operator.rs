@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 
 use super::process::{exit_code, kill_if_alive};
-use super::{DEADLINE, Line, REAL};
+use super::{DEADLINE, Event, Line, REAL};
 
 /// A command that runs.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Line {
                 .arg(folder.join("control"))
                 .args(arguments);
         });
-        line.wait_for(1, "serving draining");
+        line.wait_for(1, Event::GenerationServing);
         line
     }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::socket::{Shutdown, shutdown};
 
-use super::{Line, Refusal};
+use super::{Event, Line, Refusal};
 
 /// Says `LISTEN_PID`, and becomes the program.
 const NAME_THE_PID: [&str; 3] = ["bash", "-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""];
@@ -67,7 +67,7 @@ impl Parent {
     /// Starts the daemon, and waits until it serves.
     pub(crate) fn serve(self, arguments: &[&str]) -> Line {
         let line = self.start(arguments);
-        line.wait_for(1, "serving draining");
+        line.wait_for(1, Event::GenerationServing);
         line
     }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
 
-use super::{Client, DEADLINE, Line, signal};
+use super::{Client, DEADLINE, Event, Line, signal};
 
 /// How long a persistent client looks for the end of its connection between two requests.
 const BETWEEN_REQUESTS: Duration = Duration::from_millis(4);
@@ -348,7 +348,7 @@ impl<'a> Handoffs<'a> {
         self.pid = self
             .line
             .wait_after(&mut self.seen, &what, |record| {
-                record.is(self.generation, "serving draining")
+                record.is(self.generation, Event::GenerationServing)
             })
             .pid;
     }

@@ -13,7 +13,7 @@ use serde_json::{Map, json};
 
 use crate::lab::{ADDRESS, Lab, PROGRAM, System, script};
 use crate::support::operator::Answered;
-use crate::support::{Client, REAL, Storm};
+use crate::support::{Client, Event, REAL, Storm};
 
 /// The hosts. Ansible takes them in this order, which is the alphabet's.
 const HOSTS: [&str; 3] = ["first", "second", "third"];
@@ -42,8 +42,8 @@ pub(crate) fn a_good_release_goes_over_all_hosts_one_by_one_and_nobody_notices()
         assert_eq!((seen.generation, &*seen.build, &*seen.link), (2, "b", "releases/b"));
         assert_eq!(seen.releases, ["a", "b"]);
         let (start, end) = (
-            when(host, "starting a successor: generation 2"),
-            when(host, "generation 2 is serving"),
+            when(host, Event::HandoffStarted, "HANDOFFD_SUCCESSOR"),
+            when(host, Event::GenerationServing, "HANDOFFD_GENERATION"),
         );
         assert!(
             before < start && start < end,
@@ -308,12 +308,13 @@ fn wipe(host: &Lab) {
     host.systemctl(&["daemon-reload"]).well();
 }
 
-/// When the daemon on a host said this, in microseconds: one clock for all of them.
-fn when(host: &Lab, message: &str) -> u64 {
+/// When the daemon on a host logged this event about generation 2, which the field `ordinal` names:
+/// in microseconds, by one clock for all hosts.
+fn when(host: &Lab, event: Event, ordinal: &str) -> u64 {
     let journal = host.journal();
-    let record = journal.iter().find(|record| record["MESSAGE"] == message);
     let record =
-        record.unwrap_or_else(|| panic!("{message:?} is not in:\n{}", host.journal_text()));
+        journal.iter().find(|record| record["EVENT"] == event.id() && record[ordinal] == "2");
+    let record = record.unwrap_or_else(|| panic!("{event:?} is not in:\n{}", host.journal_text()));
     record["__REALTIME_TIMESTAMP"].as_str().unwrap().parse().unwrap()
 }
 

@@ -69,7 +69,8 @@ fn serve(arguments: Serve) -> ExitCode {
     } else {
         Destination::StandardError
     };
-    logging::start(destination, &arguments.log, inheritance.generation());
+    let generation = inheritance.generation();
+    logging::start(destination, &arguments.log, arguments.log_format, generation);
     let config = Config { identity: identity::identity(&arguments.file), ..arguments.config };
     let control = config.control.clone().filter(|_| arguments.metrics);
     let service = WithMetrics::new(arguments.routes, control);

@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::Args;
 use handoffd::{
     Address, Balance, Config, ConfigFile, Echo, Error, HeaderVersion, ListenerConfig, Listeners,
-    METRICS_LISTENER, MaxGenerations, OnHandoff, Placed, Proxy, ProxyConfig, Routes, Served,
-    ServiceConfig, SocketAccess, UpstreamTarget, Upstreams, default_control_path, parse_log_filter,
-    parse_time, parse_wait, parse_workers,
+    LogFormat, METRICS_LISTENER, MaxGenerations, OnHandoff, Placed, Proxy, ProxyConfig, Routes,
+    Served, ServiceConfig, SocketAccess, UpstreamTarget, Upstreams, default_control_path,
+    parse_log_filter, parse_log_format, parse_time, parse_wait, parse_workers,
 };
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -146,6 +146,11 @@ struct DaemonFlags {
     /// info,handoffd=debug [default: info]
     #[arg(long, value_name = "FILTER", value_parser = parse_log_filter)]
     log: Option<Targets>,
+
+    /// How log records look on standard error: text, or json for one JSON object a line; the
+    /// journal has fields in any case [default: text]
+    #[arg(long, value_name = "FORMAT", value_parser = parse_log_format)]
+    log_format: Option<LogFormat>,
 }
 
 /// The merged configuration of the daemon.
@@ -156,6 +161,7 @@ pub(crate) struct Serve {
     pub(crate) metrics: bool,
     pub(crate) workers: Option<NonZeroUsize>,
     pub(crate) log: Targets,
+    pub(crate) log_format: LogFormat,
     /// The contents of the configuration file, or nothing without one.
     pub(crate) file: Vec<u8>,
     pub(crate) watched: Watched,
@@ -250,6 +256,7 @@ impl DaemonFlags {
             metrics: is_shown,
             workers: self.workers.or(serve.workers),
             log: self.log.unwrap_or(serve.log),
+            log_format: self.log_format.unwrap_or(serve.log_format),
             watched: if self.init { Watched::ThisProcess } else { serve.watched },
             ..serve
         })
@@ -310,6 +317,7 @@ impl Serve {
             metrics: false,
             workers: None,
             log: Targets::new().with_default(LevelFilter::INFO),
+            log_format: LogFormat::default(),
             file: Vec::new(),
             watched: Watched::TheHead,
         }
@@ -337,6 +345,7 @@ impl Serve {
             metrics: false,
             workers: file.workers,
             log: file.log.unwrap_or(default.log),
+            log_format: file.log_format.unwrap_or_default(),
             file: bytes,
             watched: default.watched,
         }

@@ -3,10 +3,11 @@
 //! In the journal's protocol fields stay fields: `listener` becomes `HANDOFFD_LISTENER`.
 //! journalctl(1) shows only the message, so the message holds everything that people must know,
 //! such as the reason of a failure. On standard error every record begins with the time, the
-//! generation and the process id, because all generations write to the same place. The reader may
+//! generation and the process id, because all generations write to the same place. There records are text or JSON. The reader may
 //! stall, for example a pager or a stopped journal. No signal and no client waits for the reader.
 
 mod journal;
+mod json;
 mod outlet;
 mod stream;
 
@@ -15,8 +16,9 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 
-use handoffd::{Generation, escaped, one_line};
+use handoffd::{Generation, LogFormat, escaped, one_line};
 use journal::Journal;
+use json::Json;
 use outlet::Outlet;
 use stream::Stream;
 use tracing::field::{Field, Visit};
@@ -42,8 +44,13 @@ pub(crate) enum Destination {
     StandardError,
 }
 
-/// Starts logging for the whole process.
-pub(crate) fn start(destination: Destination, filter: &Targets, generation: Generation) {
+/// Starts logging for the whole process. `format` is the format of records on standard error.
+pub(crate) fn start(
+    destination: Destination,
+    filter: &Targets,
+    format: LogFormat,
+    generation: Generation,
+) {
     let registry = tracing_subscriber::registry().with(filter.clone());
     // If the journal cannot be reached directly, standard error still leads to it.
     let journal = if destination == Destination::Journal { Stream::journal().ok() } else { None };
@@ -52,6 +59,9 @@ pub(crate) fn start(destination: Destination, filter: &Targets, generation: Gene
     std::panic::set_hook(Box::new(report_panic));
     if is_journal {
         return registry.with(Journal::new(outlet.clone(), generation)).init();
+    }
+    if format == LogFormat::Json {
+        return registry.with(Json::new(outlet.clone(), generation)).init();
     }
     let text = tracing_subscriber::fmt::layer()
         .with_writer(|| Record(outlet))
