@@ -43,7 +43,8 @@ fn help_of(words: &[String]) -> Vec<Help> {
         .filter_map(|line| line.split("--").nth(1)?.split(' ').next().map(ToOwned::to_owned))
         .collect();
     assert!(flags.contains(&"help".to_owned()), "{text}");
-    let below = subcommands.iter().flat_map(|name| help_of(&[words, &[name.clone()]].concat()));
+    let below =
+        subcommands.iter().flat_map(|name| help_of(&[words, std::slice::from_ref(name)].concat()));
     let below: Vec<_> = below.collect();
     let mut all = vec![Help { words: words.to_vec(), subcommands, flags }];
     all.extend(below);
