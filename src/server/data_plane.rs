@@ -52,7 +52,8 @@ impl<S: Service> DataPlane for Server<S> {
             for listener in listeners {
                 let acceptor =
                     Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
-                let (heart, beats) = mpsc::channel(1);
+                // Room for the first heartbeat, which `started` awaits, and one of the watchdog.
+                let (heart, beats) = mpsc::channel(2);
                 self.hearts.push(heart);
                 loops.push(Accepting {
                     acceptor,
