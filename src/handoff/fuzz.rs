@@ -121,7 +121,7 @@ pub(crate) use seeds::{births, every_message, messages};
 #[cfg(test)]
 mod seeds {
     use super::*;
-    use crate::handoff::message::PendingReload;
+    use crate::handoff::message::{Commit, OnSuccessorDeath, PendingReload};
     use crate::report::{
         Connections, Counters, GenerationState, Identity, ListenerCounters, Report,
         UpstreamCounters,
@@ -148,10 +148,10 @@ mod seeds {
         };
         vec![
             Message::Hello(hello()),
-            Message::Committed(PendingReload::None),
-            Message::Committed(PendingReload::One),
-            Message::CommittedForGood(PendingReload::None),
-            Message::CommittedForGood(PendingReload::One),
+            commit(PendingReload::None, OnSuccessorDeath::Resume),
+            commit(PendingReload::One, OnSuccessorDeath::Resume),
+            commit(PendingReload::None, OnSuccessorDeath::Stay),
+            commit(PendingReload::One, OnSuccessorDeath::Stay),
             Message::Counted(Box::new(counters)),
             Message::Carry { version: 3 },
             Message::Stop,
@@ -171,6 +171,10 @@ mod seeds {
             Message::File,
             Message::Unknown { kind: "novel".into() },
         ]
+    }
+
+    fn commit(pending: PendingReload, on_death: OnSuccessorDeath) -> Message {
+        Message::Committed(Commit { pending, on_death })
     }
 
     fn hello() -> Hello {

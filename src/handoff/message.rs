@@ -41,11 +41,8 @@ pub(crate) enum Message {
     /// about itself.
     Hello(Hello),
     /// Predecessor to successor: the predecessor has retired, and the successor is the active
-    /// generation. Says whether a reload was requested too late for the predecessor.
-    Committed(PendingReload),
-    /// Like [`Message::Committed`], from a predecessor that was told to stop. It will not become
-    /// active again.
-    CommittedForGood(PendingReload),
+    /// generation.
+    Committed(Commit),
     /// Predecessor to successor, just before committing: the counters of the older generations that
     /// have ended.
     Counted(Box<Counters>),
@@ -113,6 +110,24 @@ pub(crate) struct Hello {
     pub(crate) names: Vec<String>,
 }
 
+/// The commit of a handoff: what the predecessor leaves to the successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Commit {
+    /// Whether a reload was requested too late for the predecessor.
+    pub(crate) pending: PendingReload,
+    /// What the predecessor does if the successor dies.
+    pub(crate) on_death: OnSuccessorDeath,
+}
+
+/// Whether a retired generation accepts again when its successor dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum OnSuccessorDeath {
+    /// It accepts again.
+    Resume,
+    /// It does not: it was told to stop, the service was, or the service manager restarts it.
+    Stay,
+}
+
 /// Whether a reload request (SIGHUP) waits to be handled. Several requests count as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub(crate) enum PendingReload {
@@ -141,11 +156,7 @@ impl Message {
                 }
                 hello.names.iter().for_each(|name| packet.line("NAME", name));
             }
-            Self::Committed(pending) => packet.hangup(*pending),
-            Self::CommittedForGood(pending) => {
-                packet.line("FOR-GOOD", 1);
-                packet.hangup(*pending);
-            }
+            Self::Committed(commit) => packet.commit(*commit),
             Self::Head { pid } => packet.line("PID", pid),
             Self::ForkFailed { errno } | Self::ExecFailed { errno } => packet.line("ERRNO", errno),
             Self::Ready { closed, replaced } => {
@@ -181,7 +192,7 @@ impl Message {
     fn kind(&self) -> &str {
         match self {
             Self::Hello(_) => "hello",
-            Self::Committed(_) | Self::CommittedForGood(_) => "committed",
+            Self::Committed(_) => "committed",
             Self::Counted(_) => "counted",
             Self::Draining(_) => "draining",
             Self::Carry { .. } => "carry",
@@ -244,8 +255,12 @@ impl Message {
                 } else {
                     PendingReload::None
                 };
-                let is_for_good = fields.take("FOR-GOOD").is_some();
-                if is_for_good { Self::CommittedForGood(pending) } else { Self::Committed(pending) }
+                let on_death = if fields.take("FOR-GOOD").is_some() {
+                    OnSuccessorDeath::Stay
+                } else {
+                    OnSuccessorDeath::Resume
+                };
+                Self::Committed(Commit { pending, on_death })
             }
             "counted" => Self::Counted(Box::new(fields.json("COUNTERS")?)),
             "draining" => Self::Draining(Box::new(fields.json("REPORT")?)),
@@ -276,10 +291,12 @@ impl Message {
 struct Packet(String);
 
 impl Packet {
-    fn hangup(&mut self, pending: PendingReload) {
-        match pending {
-            PendingReload::One => self.line("HANGUP", 1),
-            PendingReload::None => {}
+    fn commit(&mut self, Commit { pending, on_death }: Commit) {
+        if on_death == OnSuccessorDeath::Stay {
+            self.line("FOR-GOOD", 1);
+        }
+        if pending == PendingReload::One {
+            self.line("HANGUP", 1);
         }
     }
 

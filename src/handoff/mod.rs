@@ -22,7 +22,7 @@ pub(crate) use crate::sys::fd::ReservedFd;
 pub(crate) use crate::sys::signals;
 pub use inheritance::{Inheritance, check_for_init, runtime_directory};
 pub(crate) use init::Init;
-pub(crate) use message::{Message, PendingReload};
+pub(crate) use message::{Commit, Message, OnSuccessorDeath, PendingReload};
 pub(crate) use predecessor::{PredecessorEvent, Predecessors};
 pub(crate) use program::{ManagerNumbers, Program};
 pub(crate) use status_poll::StatusPoll;

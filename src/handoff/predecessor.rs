@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::Poll;
 
 use super::channel::{Channel, Received};
-use super::message::{Message, PendingReload};
+use super::message::{Commit, Message};
 use super::status_poll::StatusPoll;
 use crate::generation::Generation;
 use crate::report::{Counters, GenerationState, Report};
@@ -79,9 +79,7 @@ enum Role {
 #[derive(Debug)]
 pub(crate) enum PredecessorEvent {
     /// The predecessor has retired.
-    Committed(PendingReload),
-    /// The predecessor has retired because it was told to stop.
-    CommittedForGood(PendingReload),
+    Committed(Commit),
     /// The predecessor died before it retired.
     Lost,
     /// The predecessor wants this process to stop.
@@ -256,15 +254,9 @@ enum Taken {
 impl Older {
     fn take(&mut self, received: Received) -> Taken {
         match received {
-            Received::Message(Message::Committed(pending)) if self.role == Role::Predecessor => {
+            Received::Message(Message::Committed(commit)) if self.role == Role::Predecessor => {
                 self.role = Role::Draining;
-                Taken::Event(PredecessorEvent::Committed(pending))
-            }
-            Received::Message(Message::CommittedForGood(pending))
-                if self.role == Role::Predecessor =>
-            {
-                self.role = Role::Draining;
-                Taken::Event(PredecessorEvent::CommittedForGood(pending))
+                Taken::Event(PredecessorEvent::Committed(commit))
             }
             Received::Message(Message::Counted(counters)) if self.role == Role::Predecessor => {
                 Taken::Event(PredecessorEvent::Counted(counters))
@@ -336,6 +328,7 @@ impl Older {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handoff::message::{OnSuccessorDeath, PendingReload};
     use crate::sys::socket::channel_pair;
 
     fn report(state: GenerationState) -> Box<Report> {
@@ -352,16 +345,16 @@ mod tests {
             Predecessors::connect(inherited, Generation::FIRST.next().next()).unwrap();
         let predecessor = Channel::new(predecessor).unwrap();
         predecessor.send(&Message::Draining(report(GenerationState::Stopped))).unwrap();
-        predecessor.send(&Message::Committed(PendingReload::None)).unwrap();
+        let commit = Commit { pending: PendingReload::None, on_death: OnSuccessorDeath::Resume };
+        predecessor.send(&Message::Committed(commit)).unwrap();
         drop(oldest);
         let PredecessorEvent::Draining(word) = predecessors.next().await else {
             panic!("not what was said")
         };
         predecessors.remember(word);
-        assert!(matches!(
-            predecessors.next().await,
-            PredecessorEvent::Committed(PendingReload::None)
-        ));
+        assert!(
+            matches!(predecessors.next().await, PredecessorEvent::Committed(heard) if heard == commit)
+        );
         predecessors.attend();
         let PredecessorEvent::Ended(Generation::FIRST, Some(last)) = predecessors.next().await
         else {

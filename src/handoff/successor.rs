@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::channel::{Channel, Received};
 use super::init::Init;
-use super::message::{Hello, Message, PendingReload, WORDS};
+use super::message::{Commit, Hello, Message, WORDS};
 use super::predecessor::Predecessors;
 use super::program::Program;
 use super::status_poll::StatusPoll;
@@ -268,16 +268,9 @@ impl Successor {
     }
 
     /// Tells the successor that it is now the active generation.
-    pub(crate) fn commit(&mut self, pending: PendingReload) {
+    pub(crate) fn commit(&mut self, commit: Commit) {
         self.channel.outlive_process();
-        self.tell(&Message::Committed(pending));
-    }
-
-    /// Tells the successor that it is now the active generation, and that this one was told to
-    /// stop.
-    pub(crate) fn commit_for_good(&mut self, pending: PendingReload) {
-        self.channel.outlive_process();
-        self.tell(&Message::CommittedForGood(pending));
+        self.tell(&Message::Committed(commit));
     }
 
     /// Ends the successor, unless it has already ended.

@@ -27,8 +27,7 @@ impl<P: DataPlane> Driver<P> {
             Action::NotifyReady => self.notify_ready(),
             Action::StartSuccessor => self.start_successor(),
             Action::StartBake => self.start_bake(),
-            Action::Commit(pending) => self.commit(|successor| successor.commit(pending)),
-            Action::CommitForGood(pending) => self.commit(|one| one.commit_for_good(pending)),
+            Action::Commit(commit) => self.commit(commit),
             Action::DropSuccessor => {
                 if let Some(failure) = failure.take() {
                     self.drop_successor(failure).await;

@@ -19,7 +19,7 @@ use crate::carry;
 use crate::control::{Answer, Refusal};
 use crate::data_plane::DataPlane;
 use crate::error::HandoffFailure;
-use crate::handoff::{LaunchSpec, StopMode, Successor};
+use crate::handoff::{Commit, LaunchSpec, StopMode, Successor};
 use crate::report::{GenerationState, Outcome, Report};
 use reload::Reload;
 pub(super) use reload::milliseconds;
@@ -141,7 +141,7 @@ impl<P: DataPlane> Driver<P> {
 
     /// Hands over. The pid file comes first: a script that reads it from now on signals a process
     /// that heeds the signal.
-    pub(super) fn commit(&mut self, tell: impl FnOnce(&mut Successor)) {
+    pub(super) fn commit(&mut self, commit: Commit) {
         let Some(handoff) = &mut self.handoff else { return };
         handoff.stage = Stage::Idle;
         let Some(successor) = &mut handoff.successor else { return };
@@ -169,7 +169,7 @@ impl<P: DataPlane> Driver<P> {
         self.predecessors.leave();
         handoff.carry_channel = successor.carry(carry::VERSION);
         successor.counted(self.history.past.clone());
-        tell(successor);
+        successor.commit(commit);
         tracing::info!(
             event = "handoff.committed", successor = %next, successor_pid = pid,
             "handed over to generation {next}"

@@ -6,7 +6,7 @@
 //! [`step`] are exhaustive, without a wildcard: a new state or event has to be thought about in
 //! every cell. `docs/architecture.md` shows the same as a table.
 
-pub(crate) use crate::handoff::PendingReload;
+pub(crate) use crate::handoff::{Commit, OnSuccessorDeath, PendingReload};
 
 /// Where a generation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,24 +57,13 @@ pub(crate) enum Birth {
     Orphan,
 }
 
-/// Whether a retired generation accepts again when its successor dies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum OnSuccessorDeath {
-    /// It does.
-    Resume,
-    /// It was told to stop, the line was, or somebody else restarts it.
-    Stay,
-}
-
 /// What happens to a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Event {
     /// Its accept loops run.
     Live,
-    /// The predecessor has retired; with a pending that came too late for it.
-    Committed(PendingReload),
-    /// The same, and it was told to stop: it will not take the line back.
-    CommittedForGood(PendingReload),
+    /// The predecessor has retired.
+    Committed(Commit),
     /// The predecessor died before it retired.
     PredecessorLost,
     /// SIGHUP.
@@ -120,9 +109,7 @@ pub(crate) enum Action {
     /// Start the successor's probation.
     StartBake,
     /// Make the successor the process to signal, and tell it that the line is its own.
-    Commit(PendingReload),
-    /// The same, and tell it that this generation was told to stop.
-    CommitForGood(PendingReload),
+    Commit(Commit),
     /// Say why the successor did not take over, and forget it.
     DropSuccessor,
     /// Forget the successor: the line that it has taken over stops.
@@ -156,9 +143,9 @@ pub(crate) enum Action {
 }
 
 use Action::{
-    BecomeActive, CloseListeners, Commit, CommitForGood, Cut, Drain, DrainUncarried, DropSuccessor,
-    Exit, ForgetSuccessor, NotifyReady, ReleaseOlder, Resign, Resume, StartBake, StartSuccessor,
-    StopAccepting, StopSuccessor, TellReady, TellRollback, TellStopping,
+    BecomeActive, CloseListeners, Cut, Drain, DrainUncarried, DropSuccessor, Exit, ForgetSuccessor,
+    NotifyReady, ReleaseOlder, Resign, Resume, StartBake, StartSuccessor, StopAccepting,
+    StopSuccessor, TellReady, TellRollback, TellStopping,
 };
 
 impl State {
@@ -223,7 +210,6 @@ fn starting(birth: Birth, pending: PendingReload, event: Event) -> (State, Vec<A
             Birth::First | Birth::Orphan => serving(event),
         },
         Event::Committed(_)
-        | Event::CommittedForGood(_)
         | Event::SuccessorReady
         | Event::BakeOver
         | Event::SuccessorLost
@@ -237,7 +223,7 @@ fn starting(birth: Birth, pending: PendingReload, event: Event) -> (State, Vec<A
 
 fn probation(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
     match event {
-        Event::Committed(late) | Event::CommittedForGood(late) => {
+        Event::Committed(Commit { pending: late, .. }) => {
             head(either(pending, late), vec![BecomeActive])
         }
         Event::PredecessorLost => head(pending, vec![BecomeActive]),
@@ -269,7 +255,6 @@ fn serving(event: Event) -> (State, Vec<Action>) {
         // Late words of a successor that is gone, and of generations before us.
         Event::Live
         | Event::Committed(_)
-        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
         | Event::BakeOver
@@ -295,7 +280,6 @@ fn handing_off(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
         }
         Event::Live
         | Event::Committed(_)
-        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::BakeOver
         | Event::ServiceStopping
@@ -306,16 +290,17 @@ fn handing_off(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
 }
 
 fn baking(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
-    let stop = vec![CommitForGood(pending), StopAccepting, Drain];
+    let commit =
+        |on_death| vec![Action::Commit(Commit { pending, on_death }), StopAccepting, Drain];
+    let stop = commit(OnSuccessorDeath::Stay);
     match event {
-        Event::BakeOver => (State::Retiring { on_death: OnSuccessorDeath::Resume }, vec![Commit(pending), StopAccepting, Drain]),
+        Event::BakeOver => (State::Retiring { on_death: OnSuccessorDeath::Resume }, commit(OnSuccessorDeath::Resume)),
         Event::SuccessorLost | Event::SuccessorRolledBack => head(pending, vec![DropSuccessor]),
         Event::ReloadRequested => (State::Baking { pending: PendingReload::One }, vec![]),
         Event::Terminate => (State::Retiring { on_death: OnSuccessorDeath::Stay }, stop),
         Event::CutNow => (State::Stopped, [stop, vec![Cut, Exit]].concat()),
         Event::Live
         | Event::Committed(_)
-        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
         // Only the head of the line says so.
@@ -351,7 +336,6 @@ fn retiring(on_death: OnSuccessorDeath, event: Event) -> (State, Vec<Action>) {
         Event::ReloadRequested
         | Event::Live
         | Event::Committed(_)
-        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
         | Event::BakeOver => (State::Retiring { on_death }, vec![]),
@@ -364,7 +348,9 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
         Event::SuccessorLost | Event::SuccessorRolledBack => (State::Stopping, vec![DropSuccessor]),
         // We have rolled back, and it was told to stop before it heard so: the line ends with us.
-        Event::CommittedForGood(_) => (State::Stopping, vec![TellStopping, CloseListeners]),
+        Event::Committed(Commit { on_death: OnSuccessorDeath::Stay, .. }) => {
+            (State::Stopping, vec![TellStopping, CloseListeners])
+        }
         // We have rolled back. It takes the line back when it hears so; if it has ended, one before
         // it does.
         Event::Committed(_) | Event::PredecessorLost => (State::Stopping, vec![ReleaseOlder]),

@@ -80,10 +80,7 @@ impl<P: DataPlane> Driver<P> {
     /// What a predecessor's word means.
     pub(super) fn heard_predecessor(&mut self, event: PredecessorEvent) -> Option<Occurrence> {
         match event {
-            PredecessorEvent::Committed(pending) => Some(Event::Committed(pending).into()),
-            PredecessorEvent::CommittedForGood(pending) => {
-                Some(Event::CommittedForGood(pending).into())
-            }
+            PredecessorEvent::Committed(commit) => Some(Event::Committed(commit).into()),
             PredecessorEvent::Lost => Some(Event::PredecessorLost.into()),
             PredecessorEvent::Stop => Some(Event::Terminate.into()),
             PredecessorEvent::Asked => {

@@ -16,7 +16,7 @@
 //! | Probation + PendingReload: starts a successor at once | no driver is led astray |
 //! | Baking + SuccessorLost: retires | I1 |
 //! | Probation + Terminate: tells no rollback | who bakes has a successor on probation |
-//! | Serving + Terminate, Stopping + CommittedForGood, Retiring + SuccessorRolledBack: do not tell the older ones | I1 |
+//! | Serving + Terminate, Stopping + Committed (Stay), Retiring + SuccessorRolledBack: do not tell the older ones | I1 |
 //! | Stopping + Committed: does not let go; Retiring + SuccessorLost, told to stop: does not leave the line | I1 |
 //! | HandingOff + SuccessorLost: does not drop it; Baking + Terminate, + BakeOver: no commit | I6 |
 //! | Stopping + PendingReload: hands off | I2 |

@@ -7,27 +7,30 @@
 
 mod everywhere;
 
-use super::{Action, Birth, Event, OnSuccessorDeath, PendingReload, State, step};
+use super::{Action, Birth, Commit, Event, OnSuccessorDeath, PendingReload, State, step};
 use Action::*;
 use Birth::{First, Orphan, Successor};
 use Event::{
-    BakeOver, CarryEnded, Committed, CommittedForGood, CutNow, DrainExpired, Drained, Live,
-    PredecessorLost, ServiceStopping, SuccessorLost, SuccessorReady, SuccessorRolledBack,
-    Terminate,
+    BakeOver, CarryEnded, Committed, CutNow, DrainExpired, Drained, Live, PredecessorLost,
+    ServiceStopping, SuccessorLost, SuccessorReady, SuccessorRolledBack, Terminate,
 };
 use OnSuccessorDeath::Stay;
 use State::{Serving, Stopped, Stopping};
 
 const NONE: PendingReload = PendingReload::None;
 const ONE: PendingReload = PendingReload::One;
+const PLAIN: Commit = Commit { pending: NONE, on_death: OnSuccessorDeath::Resume };
+const PENDING: Commit = Commit { pending: ONE, on_death: OnSuccessorDeath::Resume };
+const FOR_GOOD: Commit = Commit { pending: NONE, on_death: Stay };
+const FOR_GOOD_PENDING: Commit = Commit { pending: ONE, on_death: Stay };
 const HANGUP: Event = Event::ReloadRequested;
 
 const EVENTS: [Event; 17] = [
     Live,
-    Committed(NONE),
-    Committed(ONE),
-    CommittedForGood(NONE),
-    CommittedForGood(ONE),
+    Committed(PLAIN),
+    Committed(PENDING),
+    Committed(FOR_GOOD),
+    Committed(FOR_GOOD_PENDING),
     PredecessorLost,
     HANGUP,
     Terminate,
@@ -44,10 +47,10 @@ const EVENTS: [Event; 17] = [
 
 /// What cannot have happened to a generation that does not accept yet.
 const TOO_EARLY: [Event; 12] = [
-    Committed(NONE),
-    Committed(ONE),
-    CommittedForGood(NONE),
-    CommittedForGood(ONE),
+    Committed(PLAIN),
+    Committed(PENDING),
+    Committed(FOR_GOOD),
+    Committed(FOR_GOOD_PENDING),
     SuccessorReady,
     BakeOver,
     SuccessorLost,
@@ -60,7 +63,7 @@ const TOO_EARLY: [Event; 12] = [
 
 /// The words of a predecessor that has retired, for those who have none.
 const COMMITS: [Event; 4] =
-    [Committed(NONE), Committed(ONE), CommittedForGood(NONE), CommittedForGood(ONE)];
+    [Committed(PLAIN), Committed(PENDING), Committed(FOR_GOOD), Committed(FOR_GOOD_PENDING)];
 
 /// All states that there are, with all their data.
 const STATES: [State; 17] = [
@@ -194,10 +197,10 @@ fn on_probation_a_hangup_waits_and_a_stop_gives_everything_back() {
     let serves: &[Action] = &[BecomeActive];
     let hands_off: &[Action] = &[BecomeActive, StartSuccessor];
     let untroubled = [
-        (Committed(NONE), Serving, serves),
-        (Committed(ONE), handing_off(NONE), hands_off),
-        (CommittedForGood(NONE), Serving, serves),
-        (CommittedForGood(ONE), handing_off(NONE), hands_off),
+        (Committed(PLAIN), Serving, serves),
+        (Committed(PENDING), handing_off(NONE), hands_off),
+        (Committed(FOR_GOOD), Serving, serves),
+        (Committed(FOR_GOOD_PENDING), handing_off(NONE), hands_off),
         (PredecessorLost, Serving, serves),
         (HANGUP, probation(ONE), &[]),
         terminate,
@@ -205,10 +208,10 @@ fn on_probation_a_hangup_waits_and_a_stop_gives_everything_back() {
     ];
     row(probation(NONE), &untroubled, &late);
     let asked = [
-        (Committed(NONE), handing_off(NONE), hands_off),
-        (Committed(ONE), handing_off(NONE), hands_off),
-        (CommittedForGood(NONE), handing_off(NONE), hands_off),
-        (CommittedForGood(ONE), handing_off(NONE), hands_off),
+        (Committed(PLAIN), handing_off(NONE), hands_off),
+        (Committed(PENDING), handing_off(NONE), hands_off),
+        (Committed(FOR_GOOD), handing_off(NONE), hands_off),
+        (Committed(FOR_GOOD_PENDING), handing_off(NONE), hands_off),
         (PredecessorLost, handing_off(NONE), hands_off),
         (HANGUP, probation(ONE), &[]),
         terminate,
@@ -285,21 +288,21 @@ fn while_it_bakes_a_stop_retires_and_a_lost_successor_costs_nothing() {
     ]
     .concat();
     let unasked: [Cell<'_>; 6] = [
-        (BakeOver, retiring(OnSuccessorDeath::Resume), &[Commit(NONE), StopAccepting, Drain]),
+        (BakeOver, retiring(OnSuccessorDeath::Resume), &[Commit(PLAIN), StopAccepting, Drain]),
         (SuccessorLost, Serving, &[DropSuccessor]),
         (SuccessorRolledBack, Serving, &[DropSuccessor]),
         (HANGUP, baking(ONE), &[]),
-        (Terminate, retiring(Stay), &[CommitForGood(NONE), StopAccepting, Drain]),
-        (CutNow, Stopped, &[CommitForGood(NONE), StopAccepting, Drain, Cut, Exit]),
+        (Terminate, retiring(Stay), &[Commit(FOR_GOOD), StopAccepting, Drain]),
+        (CutNow, Stopped, &[Commit(FOR_GOOD), StopAccepting, Drain, Cut, Exit]),
     ];
     row(baking(NONE), &unasked, &late);
     let asked: [Cell<'_>; 6] = [
-        (BakeOver, retiring(OnSuccessorDeath::Resume), &[Commit(ONE), StopAccepting, Drain]),
+        (BakeOver, retiring(OnSuccessorDeath::Resume), &[Commit(PENDING), StopAccepting, Drain]),
         (SuccessorLost, handing_off(NONE), &[DropSuccessor, StartSuccessor]),
         (SuccessorRolledBack, handing_off(NONE), &[DropSuccessor, StartSuccessor]),
         (HANGUP, baking(ONE), &[]),
-        (Terminate, retiring(Stay), &[CommitForGood(ONE), StopAccepting, Drain]),
-        (CutNow, Stopped, &[CommitForGood(ONE), StopAccepting, Drain, Cut, Exit]),
+        (Terminate, retiring(Stay), &[Commit(FOR_GOOD_PENDING), StopAccepting, Drain]),
+        (CutNow, Stopped, &[Commit(FOR_GOOD_PENDING), StopAccepting, Drain, Cut, Exit]),
     ];
     row(baking(ONE), &asked, &late);
 }
@@ -343,11 +346,11 @@ fn a_stopping_generation_only_drains_and_ends() {
             (CutNow, Stopped, &[Cut, Exit]),
             (SuccessorLost, Stopping, &[DropSuccessor]),
             (SuccessorRolledBack, Stopping, &[DropSuccessor]),
-            (Committed(NONE), Stopping, &[ReleaseOlder]),
-            (Committed(ONE), Stopping, &[ReleaseOlder]),
+            (Committed(PLAIN), Stopping, &[ReleaseOlder]),
+            (Committed(PENDING), Stopping, &[ReleaseOlder]),
             (PredecessorLost, Stopping, &[ReleaseOlder]),
-            (CommittedForGood(NONE), Stopping, &[TellStopping, CloseListeners]),
-            (CommittedForGood(ONE), Stopping, &[TellStopping, CloseListeners]),
+            (Committed(FOR_GOOD), Stopping, &[TellStopping, CloseListeners]),
+            (Committed(FOR_GOOD_PENDING), Stopping, &[TellStopping, CloseListeners]),
         ],
         &[Live, HANGUP, Terminate, SuccessorReady, BakeOver, ServiceStopping, CarryEnded],
     );
@@ -363,10 +366,10 @@ fn the_table_has_every_event() {
     // Exhaustive, so that a new event does not compile before it is given a place.
     let place = |event| match event {
         Live => 0,
-        Committed(NONE) => 1,
-        Committed(ONE) => 2,
-        CommittedForGood(NONE) => 3,
-        CommittedForGood(ONE) => 4,
+        Committed(PLAIN) => 1,
+        Committed(PENDING) => 2,
+        Committed(FOR_GOOD) => 3,
+        Committed(FOR_GOOD_PENDING) => 4,
         PredecessorLost => 5,
         HANGUP => 6,
         Terminate => 7,

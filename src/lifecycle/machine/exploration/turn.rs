@@ -133,7 +133,6 @@ impl Line {
             | Action::BecomeActive
             | Action::StartSuccessor
             | Action::Commit(_)
-            | Action::CommitForGood(_)
             | Action::DropSuccessor
             | Action::ForgetSuccessor
             | Action::ReleaseOlder
@@ -195,13 +194,9 @@ impl Line {
         process.down.pop_front();
         process.predecessor?;
         match word {
-            Word::Committed(pending) => {
+            Word::Committed(commit) => {
                 process.predecessor = None;
-                Some(Event::Committed(pending))
-            }
-            Word::CommittedForGood(pending) => {
-                process.predecessor = None;
-                Some(Event::CommittedForGood(pending))
+                Some(Event::Committed(commit))
             }
             Word::Stop => Some(Event::Terminate),
             Word::End => {
@@ -232,7 +227,7 @@ impl Line {
             Word::Cut => return Some(Event::CutNow),
             Word::Rollback => Failure::ToldToStop,
             Word::Failed | Word::End => Failure::Other,
-            Word::Committed(_) | Word::CommittedForGood(_) | Word::Stop => return None,
+            Word::Committed(_) | Word::Stop => return None,
         };
         let process = &mut self.processes[id];
         if matches!(process.state, State::Retiring { .. }) && setting.supervised {
@@ -282,7 +277,7 @@ impl Line {
                     successor.released = true;
                 }
             }
-            Action::Commit(pending) | Action::CommitForGood(pending) => {
+            Action::Commit(commit) => {
                 process.deadlines.bake = false;
                 process.office = Office::None;
                 let Some(Successor { id: successor, .. }) = process.successor else {
@@ -292,13 +287,7 @@ impl Line {
                 self.pid_file = Some(successor);
                 self.main = Some(successor);
                 self.settle(successor, Outcome::Committed);
-                let is_for_good = matches!(action, Action::CommitForGood(_));
-                let word = if is_for_good {
-                    Word::CommittedForGood(pending)
-                } else {
-                    Word::Committed(pending)
-                };
-                self.tell_successor(successor, word);
+                self.tell_successor(successor, Word::Committed(commit));
             }
             Action::DropSuccessor => {
                 process.deadlines =
