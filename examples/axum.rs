@@ -13,7 +13,7 @@ use axum::middleware::map_response;
 use axum::response::Response;
 use axum::routing::get;
 use handoffd::{
-    Acceptor, Config, Drained, Inheritance, Listeners, Peer, Retirement, Starting, Stream,
+    Acceptor, AfterDrain, Config, Inheritance, Listeners, Peer, Retirement, Starting, Stream,
 };
 
 /// How long a keep-alive connection may wait for its next request after the successor has taken
@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .init();
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7001".to_owned());
     let config = Config {
-        listeners: Listeners::exactly(vec![format!("http={address}").parse()?])?,
+        listeners: Listeners::new(vec![format!("http={address}").parse()?])?,
         // Browsers open connections in advance; give them time to send a request.
         first_request_grace: Duration::from_secs(10),
         ..Config::default()
@@ -59,10 +59,10 @@ async fn serve(config: Config, inheritance: Inheritance) -> Result<(), Box<dyn E
             () = serving.cut() => {}
         }
         match serving.drained().await? {
-            Drained::End => return Ok(()),
+            AfterDrain::Exit => return Ok(()),
             // The successor died before our last connection ended, so we are the active generation
             // again.
-            Drained::AcceptAgain(again) => serving = again,
+            AfterDrain::AcceptAgain(again) => serving = again,
         }
     }
 }

@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .init();
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7000".to_owned());
     let config = Config {
-        listeners: Listeners::exactly(vec![address.parse()?])?,
+        listeners: Listeners::new(vec![address.parse()?])?,
         // A person at a terminal connects first and thinks about the first line afterwards.
         first_request_grace: Duration::from_secs(10),
         ..Config::default()

@@ -8,7 +8,9 @@
 use std::error::Error;
 use std::io::IsTerminal;
 
-use handoffd::{Config, Connection, Inheritance, Listeners, Next, OnHandoff, Parcel, Service};
+use handoffd::{
+    CarriedState, Config, Connection, Inheritance, Listeners, Next, OnHandoff, Service,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 struct Tally;
@@ -17,7 +19,7 @@ struct Tally;
 /// encoding must use a different name.
 const FORMAT: &str = "tally/1";
 
-fn read(parcel: &Parcel) -> Result<u64, String> {
+fn read(parcel: &CarriedState) -> Result<u64, String> {
     let lines = || std::str::from_utf8(&parcel.bytes).ok()?.parse().ok();
     let lines = if parcel.format == FORMAT { lines() } else { None };
     lines.ok_or_else(|| {
@@ -28,7 +30,7 @@ fn read(parcel: &Parcel) -> Result<u64, String> {
 impl Service for Tally {
     async fn serve(&self, connection: &mut Connection) -> std::io::Result<()> {
         // Continue where the previous process stopped.
-        let taken_up = connection.taken_up();
+        let taken_up = connection.resumed_state();
         let mut lines =
             taken_up.map_or(Ok(0), |parcel| read(&parcel)).map_err(std::io::Error::other)?;
         let mut request = [0; 1024];
@@ -42,7 +44,7 @@ impl Service for Tally {
                     if &request[..length] == b"stay\n" {
                         // A service that starts TLS on a connection would do the same, because such
                         // a connection cannot be carried.
-                        connection.decline();
+                        connection.opt_out();
                     }
                     // An incomplete line gets no answer until its end arrives.
                     for _ in request[..length].iter().filter(|byte| **byte == b'\n') {
@@ -52,7 +54,7 @@ impl Service for Tally {
                 }
                 Next::End => return Ok(()),
                 Next::Carry => {
-                    connection.give_up(Parcel::new(FORMAT, lines.to_string().into_bytes()));
+                    connection.detach(CarriedState::new(FORMAT, lines.to_string().into_bytes()));
                     return Ok(());
                 }
             }
@@ -65,7 +67,7 @@ impl Service for Tally {
 
     /// Called before the connection is touched. If this refuses it, the old process keeps the
     /// connection and drains it.
-    fn accepts(&self, _listener: &str, parcel: &Parcel) -> Result<(), String> {
+    fn accepts(&self, _listener: &str, parcel: &CarriedState) -> Result<(), String> {
         read(parcel).map(drop)
     }
 }
@@ -80,7 +82,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .init();
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7000".to_owned());
     let config = Config {
-        listeners: Listeners::exactly(vec![address.parse()?])?,
+        listeners: Listeners::new(vec![address.parse()?])?,
         on_handoff: OnHandoff::Carry,
         ..Config::default()
     };

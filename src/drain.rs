@@ -41,9 +41,9 @@ struct Shared {
 
 /// What happens to a connection in a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum OnDrain {
     /// It is asked to end.
-    End,
+    Finish,
     /// It may be carried to a successor, and is asked to end if it is not.
     Carry,
 }
@@ -58,10 +58,10 @@ impl Drain {
     /// Returns the entry for new connections. Get a new entry after [`Drain::resume`]: connections
     /// admitted through the old one may be asked to end at once.
     #[must_use]
-    pub(crate) fn entry(&self, way: Way) -> DrainEntry {
-        let told = match way {
-            Way::End => &self.told,
-            Way::Carry => &self.told_after_carry,
+    pub(crate) fn entry(&self, on_drain: OnDrain) -> DrainEntry {
+        let told = match on_drain {
+            OnDrain::Finish => &self.told,
+            OnDrain::Carry => &self.told_after_carry,
         };
         let watch = DrainWatch { told: told.clone() };
         DrainEntry {
@@ -72,7 +72,7 @@ impl Drain {
     }
 
     /// Begins the drain: asks all connections to end, except those that may be carried.
-    /// [`Drain::tell_the_rest`] asks these.
+    /// [`Drain::drain_uncarried`] asks these.
     pub(crate) fn begin(&mut self) {
         self.at_start = self.connections.len();
         self.shared.came.store(0, Ordering::Relaxed);
@@ -82,7 +82,7 @@ impl Drain {
     }
 
     /// Asks the connections to end that were not carried.
-    pub(crate) fn tell_the_rest(&self) {
+    pub(crate) fn drain_uncarried(&self) {
         self.told_after_carry.cancel();
     }
 
@@ -210,13 +210,13 @@ mod tests {
         let mut drain = Drain::new();
         let mut obedient = tokio::task::JoinSet::new();
         for _ in 0..10 {
-            let (watch, guard) = drain.entry(Way::End).admit();
+            let (watch, guard) = drain.entry(OnDrain::Finish).admit();
             obedient.spawn(async move {
                 watch.told().await;
                 drop(guard);
             });
         }
-        let (_watch, guard) = drain.entry(Way::End).admit();
+        let (_watch, guard) = drain.entry(OnDrain::Finish).admit();
         let deaf = tokio::spawn(async move {
             let cut = guard.unless_cut(std::future::pending::<()>()).await;
             guard.cut();
@@ -234,10 +234,10 @@ mod tests {
     #[tokio::test]
     async fn a_drain_that_resumes_tells_only_those_that_were_there() {
         let mut drain = Drain::new();
-        let (before, _guard) = drain.entry(Way::End).admit();
+        let (before, _guard) = drain.entry(OnDrain::Finish).admit();
         drain.begin();
         drain.resume();
-        let (after, _guard) = drain.entry(Way::End).admit();
+        let (after, _guard) = drain.entry(OnDrain::Finish).admit();
         assert!(before.is_told());
         assert!(!after.is_told());
         drain.begin();
@@ -247,8 +247,8 @@ mod tests {
     #[tokio::test]
     async fn those_that_may_be_carried_are_told_when_they_are_not() {
         let mut drain = Drain::new();
-        let (carried, one) = drain.entry(Way::Carry).admit();
-        let (left, _two) = drain.entry(Way::Carry).admit();
+        let (carried, one) = drain.entry(OnDrain::Carry).admit();
+        let (left, _two) = drain.entry(OnDrain::Carry).admit();
         drain.begin();
         drop(one);
         assert!(!carried.is_told() && !left.is_told());
@@ -257,16 +257,16 @@ mod tests {
         drain.resume();
         drain.begin();
         assert!(!left.is_told());
-        drain.tell_the_rest();
+        drain.drain_uncarried();
         assert!(left.is_told());
         drain.resume();
-        assert!(!drain.entry(Way::Carry).admit().0.is_told());
+        assert!(!drain.entry(OnDrain::Carry).admit().0.is_told());
     }
 
     #[tokio::test]
     async fn those_that_come_in_a_drain_are_in_its_report() {
         let mut drain = Drain::new();
-        let entry = drain.entry(Way::Carry);
+        let entry = drain.entry(OnDrain::Carry);
         for times in 0..2 {
             let guards: Vec<_> = (0..3).map(|_| entry.admit().1).collect();
             drain.begin();

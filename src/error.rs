@@ -10,12 +10,12 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process;
 use std::time::Duration;
 
 use crate::text::{escaped, printable};
 
-pub use exit::Exit;
+pub use exit::ExitStatus;
 use exit::exit_of;
 
 /// Why a generation cannot start or continue, or why a command failed.
@@ -262,7 +262,7 @@ pub enum Error {
 impl Error {
     /// Returns the exit code of a process that ends with this error.
     #[must_use]
-    pub fn exit(&self) -> Exit {
+    pub fn exit(&self) -> ExitStatus {
         match self {
             Self::Address { .. }
             | Self::ListenerName { .. }
@@ -272,28 +272,28 @@ impl Error {
             | Self::UpstreamLoop { .. }
             | Self::NoUpstream
             | Self::DuplicateUpstream { .. }
-            | Self::Setting { .. } => Exit::Usage,
+            | Self::Setting { .. } => ExitStatus::Usage,
             Self::ConfigFile { .. }
             | Self::NoSuchListener { .. }
             | Self::Environment { .. }
             | Self::NotAListener { .. }
             | Self::ThreadsRunning { .. }
             | Self::Unsound { .. }
-            | Self::Predecessor { .. } => Exit::Configuration,
+            | Self::Predecessor { .. } => ExitStatus::Configuration,
             Self::Bind { source, .. }
             | Self::PidFile { source, .. }
             | Self::ConfigFileUnreadable { source, .. } => exit_of(source),
-            Self::NobodyAnswers { .. } => Exit::Unavailable,
-            Self::Output { .. } => Exit::Output,
-            Self::HandoffFailed { .. } => Exit::HandoffFailed,
-            Self::RolledBack { .. } => Exit::RolledBack,
-            Self::TryAgain { .. } | Self::Unresolved => Exit::TryAgain,
-            Self::Denied { .. } => Exit::Denied,
+            Self::NobodyAnswers { .. } => ExitStatus::Unavailable,
+            Self::Output { .. } => ExitStatus::Output,
+            Self::HandoffFailed { .. } => ExitStatus::HandoffFailed,
+            Self::RolledBack { .. } => ExitStatus::RolledBack,
+            Self::TryAgain { .. } | Self::Unresolved => ExitStatus::TryAgain,
+            Self::Denied { .. } => ExitStatus::Denied,
             Self::AlreadyTaken
             | Self::Program { .. }
             | Self::Died { .. }
             | Self::NotAccepting { .. }
-            | Self::System { .. } => Exit::System,
+            | Self::System { .. } => ExitStatus::System,
         }
     }
 
@@ -377,7 +377,7 @@ fn preloaded_by(libraries: Option<&OsString>) -> String {
 
 /// How a process ended, if known. Printed at the end of a sentence.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct EndStatus(pub(crate) Option<ExitStatus>);
+pub(crate) struct EndStatus(pub(crate) Option<process::ExitStatus>);
 
 impl std::fmt::Display for EndStatus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

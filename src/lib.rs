@@ -91,7 +91,7 @@ mod sys;
 mod text;
 
 pub use address::Address;
-pub use carry::Parcel;
+pub use carry::CarriedState;
 pub use config::{
     Balance, Check, Config, DEFAULT_ADDRESS, Ejection, HeaderVersion, HostPort, ListenerConfig,
     ListenerName, Listeners, MaxGenerations, Network, OnHandoff, ProxyConfig, SocketAccess,
@@ -99,20 +99,22 @@ pub use config::{
 };
 #[cfg(feature = "config-file")]
 pub use config_file::{
-    ConfigFile, LogFormat, METRICS_LISTENER, Placed, ServiceConfig, parse_log_filter,
+    ConfigFile, LogFormat, METRICS_LISTENER, ServiceConfig, Spanned, parse_log_filter,
     parse_log_format, parse_time, parse_user_or_group, parse_wait, parse_workers,
 };
 pub use control::{Control, ReloadNews, ReloadOptions, default_control_path};
 pub use drain::{DrainReport, DrainWatch};
-pub use error::{Error, Exit};
+pub use error::{Error, ExitStatus};
 pub use generation::Generation;
 pub use handoff::{Inheritance, check_for_init, runtime_directory};
-pub use lifecycle::{Acceptor, Drained, Ending, Retirement, Serving, Starting, check, run, run_on};
+pub use lifecycle::{
+    Acceptor, AfterDrain, Retirement, RunReport, Serving, Starting, check, run, run_on,
+};
 pub use net::{Listener, ListenerSet, Origin, Peer, Stream};
 pub use report::{
-    Connections, Counters, HandoffCounters, Identity, LastHandoff, ListenerCounters,
-    ListenerReport, Outcome, Report, Settings, Standing, Status, UpstreamCounters,
+    Connections, Counters, GenerationState, HandoffCounters, Identity, LastHandoff,
+    ListenerCounters, ListenerReport, Outcome, Report, Settings, Status, UpstreamCounters,
 };
 pub use server::Workers;
-pub use service::{Connection, Echo, Next, Proxy, Routes, Served, Service};
+pub use service::{BuiltinService, Connection, Echo, Next, Proxy, Routes, Service};
 pub use text::{escaped, one_line};

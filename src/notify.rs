@@ -46,9 +46,9 @@ pub(crate) enum MainProcess {
 
 /// What happens to a message when the notification socket is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Weight {
+enum Delivery {
     /// The sender waits, because the state of the unit depends on the message.
-    Awaited,
+    Reliable,
     /// The message is dropped, because another one follows soon.
     Dropped,
 }
@@ -95,7 +95,7 @@ impl Notifier {
 
     /// Reports that this process serves and is the main process.
     pub(crate) fn ready(&self, status: &str) {
-        self.send(Weight::Awaited, &[NotifyState::Ready, NotifyState::Status(status)], &[]);
+        self.send(Delivery::Reliable, &[NotifyState::Ready, NotifyState::Status(status)], &[]);
     }
 
     /// Reports that a handoff has begun because of a signal. [`Notifier::ready`] or
@@ -106,7 +106,7 @@ impl Notifier {
     pub(crate) fn reloading(&self, status: &str) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => self.send(
-                Weight::Awaited,
+                Delivery::Reliable,
                 &[NotifyState::Reloading, now, NotifyState::Status(status)],
                 &[],
             ),
@@ -127,29 +127,29 @@ impl Notifier {
             MainProcess::Head => &states[..],
             MainProcess::First => &states[1..],
         };
-        self.send(Weight::Awaited, states, &[]);
+        self.send(Delivery::Reliable, states, &[]);
     }
 
     /// Reports that the whole service is stopping. A generation that drains for a successor must
     /// not call this.
     pub(crate) fn stopping(&self, status: &str) {
-        self.send(Weight::Awaited, &[NotifyState::Stopping, NotifyState::Status(status)], &[]);
+        self.send(Delivery::Reliable, &[NotifyState::Stopping, NotifyState::Status(status)], &[]);
     }
 
     /// Reports a status text for people to read.
     pub(crate) fn status(&self, status: &str) {
-        self.send(Weight::Dropped, &[NotifyState::Status(status)], &[]);
+        self.send(Delivery::Dropped, &[NotifyState::Status(status)], &[]);
     }
 
     /// Asks for `by` more time to stop, counted from now, even beyond the time limit of the unit.
     pub(crate) fn extend(&self, by: Duration) {
         let by = u32::try_from(by.as_micros()).unwrap_or(u32::MAX);
-        self.send(Weight::Dropped, &[NotifyState::ExtendTimeoutUsec(by)], &[]);
+        self.send(Delivery::Dropped, &[NotifyState::ExtendTimeoutUsec(by)], &[]);
     }
 
     /// Reports that this process is alive (`WATCHDOG=1`).
     pub(crate) fn alive(&self) {
-        self.send(Weight::Dropped, &[NotifyState::Watchdog], &[]);
+        self.send(Delivery::Dropped, &[NotifyState::Watchdog], &[]);
     }
 
     /// Stores a copy of a socket with the service manager. If all of our processes exit, the
@@ -159,26 +159,30 @@ impl Notifier {
     /// socket is not stored, and systemd reports no error.
     pub(crate) fn store(&self, name: &str, socket: impl AsFd) {
         let states = [NotifyState::FdStore, NotifyState::FdName(name)];
-        self.send(Weight::Awaited, &states, &[socket.as_fd()]);
+        self.send(Delivery::Reliable, &states, &[socket.as_fd()]);
     }
 
     /// Removes the stored socket with the given name.
     pub(crate) fn unstore(&self, name: &str) {
-        self.send(Weight::Awaited, &[NotifyState::FdStoreRemove, NotifyState::FdName(name)], &[]);
+        self.send(
+            Delivery::Reliable,
+            &[NotifyState::FdStoreRemove, NotifyState::FdName(name)],
+            &[],
+        );
     }
 
     /// Sends all of `states` as one datagram, so that the service manager applies them together.
-    fn send(&self, weight: Weight, states: &[NotifyState<'_>], descriptors: &[BorrowedFd<'_>]) {
+    fn send(&self, delivery: Delivery, states: &[NotifyState<'_>], descriptors: &[BorrowedFd<'_>]) {
         let Some(socket) = &self.socket else { return };
         let text: String = states.iter().map(|state| format!("{state}\n")).collect();
         let sent = UnixDatagram::unbound().and_then(|from| {
             from.set_write_timeout(Some(SEND_TIMEOUT))?;
-            from.set_nonblocking(weight == Weight::Dropped)?;
+            from.set_nonblocking(delivery == Delivery::Dropped)?;
             from.connect_addr(socket)?;
             send_with_descriptors(from.as_fd(), text.as_bytes(), descriptors)
         });
         match sent {
-            Err(error) if weight == Weight::Dropped => {
+            Err(error) if delivery == Delivery::Dropped => {
                 tracing::debug!(
                     event = "notify.unheard", %error, text,
                     "dropped a notification, cannot send it to the service manager: {error}"

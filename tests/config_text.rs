@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use handoffd::{ConfigFile, Error, Exit};
+use handoffd::{ConfigFile, Error, ExitStatus};
 
 use crate::support::Refusal;
 
@@ -221,7 +221,7 @@ fn what_is_wrong_in_a_file_is_named_with_its_line_and_column() {
         let said = error.to_string();
         assert!(said.starts_with(&format!("a.toml:{expected}")), "{text:?}: {said}");
         assert!(
-            said.lines().count() == 1 && error.exit() == Exit::Configuration,
+            said.lines().count() == 1 && error.exit() == ExitStatus::Configuration,
             "{text:?}: {said}"
         );
     }

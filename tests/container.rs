@@ -76,7 +76,7 @@ fn a_container_ends_when_its_last_connection_has_and_not_before() {
     line.wait_for(2, Event::DrainStarted);
     // The old one keeps the listener until it hears that the line stops; it says so before it lets
     // go.
-    line.wait_for(1, Event::GenerationStep.with("input", "LineStopping"));
+    line.wait_for(1, Event::GenerationStep.with("input", "ServiceStopping"));
     assert_becomes(&true, || Client::connect(&line.address()).is_err());
     held.echo(b"still here").unwrap();
     held.expect_end().unwrap();

@@ -131,6 +131,16 @@ fn a_process_without_descriptors_serves_those_it_has_and_makes_others_wait() {
     stop(&line);
 }
 
+/// The kernel reports the client once, and no further client comes to wake the accept loop.
+#[test]
+fn an_interrupted_accept_does_not_lose_its_client() {
+    let line = traced(":", "-e inject=accept4:error=EINTR:when=1");
+    let mut client = ask(&line, 1).remove(0);
+    client.expect(b"request").unwrap();
+    assert_eq!(failures(&line, "EINTR").len(), 1);
+    stop(&line);
+}
+
 #[test]
 fn an_accept_that_fails_for_its_peer_alone_holds_up_nobody() {
     let line = traced(":", "-e inject=accept4:error=ECONNABORTED:when=1..3");

@@ -82,7 +82,7 @@ fn recalled(line: &Line, mark: usize, what: &str) -> Record {
         record.is(1, Event::GenerationStep.with("input", "SuccessorLost"))
     });
     line.wait_since(mark, &what, |record| record.is(1, Event::HandoffFailed));
-    if lost.text.contains("TakeTheLine") {
+    if lost.text.contains("BecomeActive") {
         line.wait_since(mark, &what, |record| record.is(1, Event::GenerationServing));
     }
     Record { generation: 1, pid: line.first_pid(), event: None, text: String::new() }

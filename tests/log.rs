@@ -107,7 +107,8 @@ fn json_log_has_one_object_for_each_record() {
     });
     let committed: Value = serde_json::from_str(&committed.text).unwrap();
     Client::once(line.folder().join("socket").to_str().unwrap(), b"in JSON").unwrap();
-    signal(committed["fields"]["successor_pid"].as_u64().unwrap() as u32, Signal::SIGTERM);
+    let successor = committed["fields"]["successor_pid"].as_u64().unwrap();
+    signal(u32::try_from(successor).unwrap(), Signal::SIGTERM);
     let mut events = BTreeMap::new();
     for record in line.wait_for_end() {
         assert!(!record.text.contains(char::is_control), "{}", record.text);

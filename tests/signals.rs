@@ -333,7 +333,7 @@ fn a_terminate_to_the_new_one_during_the_bake_is_a_rollback_and_the_next_handoff
 fn a_terminate_to_the_new_one_while_the_old_drains_ends_both_and_neither_accepts_again() {
     let (line, held) = draining();
     line.signal(2, Signal::SIGTERM);
-    line.wait_for(1, Event::GenerationStep.with("input", "LineStopping"));
+    line.wait_for(1, Event::GenerationStep.with("input", "ServiceStopping"));
     // The old one still drains, and whoever calls now must be told that nobody will answer.
     assert_refuses(&line);
     assert_finishes(held);

@@ -1,4 +1,4 @@
-//! Any environment and any welcome make a generation, or are an error.
+//! Any environment and any hello make a generation, or are an error.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

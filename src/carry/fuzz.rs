@@ -1,16 +1,16 @@
 //! Fuzzing entry points for the parsers of the carry messages, used by `fuzz/`.
 
 use super::packet::{self, Answer};
-use super::parcel::Parcel;
+use super::parcel::CarriedState;
 
 /// Parses the packet of a connection and returns its parcel, without descriptors.
-pub(crate) fn connection(packet: &[u8]) -> Option<Parcel> {
+pub(crate) fn connection(packet: &[u8]) -> Option<CarriedState> {
     let (head, bytes) = packet::read_connection(packet).ok()?;
     assert_eq!(
         packet::read_connection(&packet::connection(&head, bytes)),
         Ok((head.clone(), bytes))
     );
-    Some(Parcel::new(&head.format, bytes.to_vec()))
+    Some(CarriedState::new(&head.format, bytes.to_vec()))
 }
 
 /// Parses the packet of an answer. Returns whether it is valid.
@@ -37,7 +37,7 @@ mod seeds {
     use std::num::NonZeroUsize;
 
     /// Encodes the packet of a connection with the given parcel.
-    pub(crate) fn packet(parcel: &Parcel) -> Vec<u8> {
+    pub(crate) fn packet(parcel: &CarriedState) -> Vec<u8> {
         let head = Head {
             id: 7,
             listener: "web".to_owned(),

@@ -13,7 +13,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::packet::{self, Answer, Head, PACKET_MAX};
-use super::parcel::Parcel;
+use super::parcel::CarriedState;
 use crate::sys;
 use crate::sys::ancillary::{Rights, receive_with_attachments};
 use crate::sys::socket::{Packet, retry, will_pass};
@@ -32,7 +32,7 @@ pub(crate) struct Incoming {
 #[derive(Debug)]
 pub(crate) enum Arrival {
     /// A connection has arrived.
-    Connection(Box<Arrived>),
+    Connection(Box<CarriedConnection>),
     /// A connection has arrived that cannot be accepted, because of `why`.
     Damaged { id: u64, why: String },
     /// The channel has ended: no more connections arrive.
@@ -41,10 +41,10 @@ pub(crate) enum Arrival {
 
 /// A connection that waits to be accepted or refused.
 #[derive(Debug)]
-pub(crate) struct Arrived {
+pub(crate) struct CarriedConnection {
     pub(crate) head: Head,
     pub(crate) socket: OwnedFd,
-    pub(crate) parcel: Parcel,
+    pub(crate) parcel: CarriedState,
 }
 
 impl Incoming {
@@ -123,11 +123,11 @@ fn arrived(head: Head, bytes: Vec<u8>, rights: Rights) -> Arrival {
         return damaged("it came without its socket");
     }
     let socket = descriptors.remove(0);
-    let parcel = Parcel { format: head.format.clone(), bytes, descriptors };
-    Arrival::Connection(Box::new(Arrived { head, socket, parcel }))
+    let parcel = CarriedState { format: head.format.clone(), bytes, descriptors };
+    Arrival::Connection(Box::new(CarriedConnection { head, socket, parcel }))
 }
 
-impl Arrived {
+impl CarriedConnection {
     /// Returns the id that the answer must name.
     pub(crate) const fn id(&self) -> u64 {
         self.head.id

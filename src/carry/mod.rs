@@ -1,7 +1,7 @@
 //! The transfer of established connections to the successor: the messages, and the order in which
 //! connections move.
 //!
-//! A service saves the state of a connection as a [`Parcel`]. The predecessor sends the parcel with
+//! A service saves the state of a connection as a [`CarriedState`]. The predecessor sends the parcel with
 //! the client's socket ([`Outgoing`]). The successor accepts or refuses the connection and answers
 //! ([`Incoming`]). Until the answer arrives, the predecessor keeps its copy of the socket and does
 //! not use it. It continues to serve a connection that is refused, or still unanswered when the
@@ -17,10 +17,10 @@ mod incoming;
 mod outgoing;
 mod packet;
 mod parcel;
-mod turns;
+mod scheduler;
 
-pub(crate) use incoming::{Arrival, Arrived, Incoming};
-pub(crate) use outgoing::{Departing, Outgoing, Verdict};
+pub(crate) use incoming::{Arrival, CarriedConnection, Incoming};
+pub(crate) use outgoing::{Outgoing, OutgoingConnection, Verdict};
 pub(crate) use packet::{Answer, VERSION};
-pub use parcel::Parcel;
-pub(crate) use turns::{Asking, Turns, Word};
+pub use parcel::CarriedState;
+pub(crate) use scheduler::{CarryRequest, CarryScheduler, CarrySlot};

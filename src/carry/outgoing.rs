@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::packet::{self, Answer, Head, PACKET_MAX};
-use super::parcel::Parcel;
+use super::parcel::CarriedState;
 use crate::net::{Peer, Stream};
 use crate::sys;
 use crate::sys::socket::{Packet, will_pass};
@@ -48,14 +48,14 @@ struct Waiting {
 
 /// A connection that is sent to the successor.
 #[derive(Debug)]
-pub(crate) struct Departing<'a> {
+pub(crate) struct OutgoingConnection<'a> {
     pub(crate) listener: &'a str,
     pub(crate) peer: Peer,
     pub(crate) age: Duration,
     /// The connection limit of the listener.
     pub(crate) max_connections: Option<NonZeroUsize>,
     pub(crate) stream: &'a Stream,
-    pub(crate) parcel: &'a Parcel,
+    pub(crate) parcel: &'a CarriedState,
 }
 
 /// The result of handing over a connection.
@@ -66,7 +66,7 @@ pub(crate) enum Verdict {
     /// The successor refuses the connection for this reason; this process keeps it.
     Refused(String),
     /// This process keeps the connection, because no successor accepts connections any more.
-    Alone,
+    NoReceiver,
 }
 
 impl Outgoing {
@@ -96,12 +96,13 @@ impl Outgoing {
     /// Not cancel safe: if the future is dropped, the owner of the connection is unknown. But after
     /// [`Outgoing::close`] the future completes at once, unless the connection has already been
     /// sent.
-    pub(crate) async fn hand_over(&self, departing: &Departing<'_>) -> Verdict {
-        let Departing { listener, peer, age, max_connections, stream, parcel } = departing;
+    pub(crate) async fn hand_over(&self, outgoing_connection: &OutgoingConnection<'_>) -> Verdict {
+        let OutgoingConnection { listener, peer, age, max_connections, stream, parcel } =
+            outgoing_connection;
         let (id, answer) = {
             let mut waiting = self.lock();
             if self.closed.is_cancelled() {
-                return Verdict::Alone;
+                return Verdict::NoReceiver;
             }
             let (sender, answer) = oneshot::channel();
             let id = waiting.next;
@@ -135,7 +136,7 @@ impl Outgoing {
                 Ok(Answer::Taken) => Verdict::Taken,
                 Ok(Answer::Refused(why)) => Verdict::Refused(why),
                 // The successor has closed its end.
-                Err(_) => Verdict::Alone,
+                Err(_) => Verdict::NoReceiver,
             },
             Err(error) => {
                 self.lock().answers.remove(&id);
@@ -144,7 +145,7 @@ impl Outgoing {
                     io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
                 );
                 if nobody_hears {
-                    return Verdict::Alone;
+                    return Verdict::NoReceiver;
                 }
                 tracing::warn!(
                     event = "carry.send_failed", listener, %peer, reason = %error,

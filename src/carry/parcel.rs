@@ -8,19 +8,19 @@ use std::os::fd::OwnedFd;
 /// The same service reads it in another process, which may run an older or a newer build. So the
 /// parcel names its format, and a service refuses a format that it does not know.
 #[derive(Debug)]
-pub struct Parcel {
+pub struct CarriedState {
     /// The name and version of the format, such as `echo/1`.
     pub format: String,
-    /// The state itself, such as bytes that still have to be written. At most [`Parcel::BYTES_MAX`]
+    /// The state itself, such as bytes that still have to be written. At most [`CarriedState::BYTES_MAX`]
     /// bytes.
     pub bytes: Vec<u8>,
-    /// Descriptors that belong to the state, at most [`Parcel::DESCRIPTORS_MAX`]. The other process
+    /// Descriptors that belong to the state, at most [`CarriedState::DESCRIPTORS_MAX`]. The other process
     /// gets copies. Until it has accepted the connection, this process keeps its own copies and
     /// must not read from or write to them.
     pub descriptors: Vec<OwnedFd>,
 }
 
-impl Parcel {
+impl CarriedState {
     /// The maximum size of the state. A connection with more is drained instead of carried.
     pub const BYTES_MAX: usize = 120 * 1024;
     /// The maximum number of descriptors. One message holds these and the client's socket, unix(7).

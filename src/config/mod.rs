@@ -114,7 +114,7 @@ impl Listeners {
     /// # Errors
     /// [`Error::DuplicateName`], [`Error::DuplicateAddress`] and [`Error::OverlappingAddresses`].
     /// Port 0 may appear more than once.
-    pub fn exactly(listeners: Vec<ListenerConfig>) -> Result<Self, Error> {
+    pub fn new(listeners: Vec<ListenerConfig>) -> Result<Self, Error> {
         if listeners.is_empty() {
             Ok(Self::Inherited)
         } else {
@@ -317,7 +317,7 @@ mod tests {
     use super::*;
 
     fn listen(texts: &[&str]) -> Result<Listeners, Error> {
-        Listeners::exactly(texts.iter().map(|text| text.parse().unwrap()).collect())
+        Listeners::new(texts.iter().map(|text| text.parse().unwrap()).collect())
     }
 
     #[test]
@@ -362,7 +362,7 @@ mod tests {
     #[test]
     fn a_listener_may_say_what_becomes_of_its_connections() {
         let says = |text: &str, on_handoff| ListenerConfig { on_handoff, ..text.parse().unwrap() };
-        let listeners = Listeners::exactly(vec![
+        let listeners = Listeners::new(vec![
             says("gives=127.0.0.1:1", Some(OnHandoff::Carry)),
             // This listener has no name, so it is named by its position.
             says("127.0.0.1:2", Some(OnHandoff::Drain)),

@@ -194,7 +194,7 @@ impl FromStr for Network {
     }
 }
 
-/// Turns a network of IPv4-mapped addresses (`::ffff:192.0.2.0/120`) into the IPv4 network
+/// CarryScheduler a network of IPv4-mapped addresses (`::ffff:192.0.2.0/120`) into the IPv4 network
 /// (`192.0.2.0/24`).
 fn canonical(network: ipnet::IpNet) -> ipnet::IpNet {
     const MAPPED: u8 = 96;

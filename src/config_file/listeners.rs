@@ -6,7 +6,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::ServiceConfig;
-use super::place::Fault;
+use super::span::ConfigError;
 use super::tables::ListenerTable;
 use super::values::{As, Kind, List, Service};
 use crate::address::Address;
@@ -45,10 +45,10 @@ pub(super) type Taken = TakenAddresses<(Address, ListenerName)>;
 pub(super) fn read(
     tables: BTreeMap<Spanned<String>, ListenerTable>,
     taken: &mut Taken,
-) -> Result<Vec<Listener>, Fault> {
+) -> Result<Vec<Listener>, ConfigError> {
     if tables.is_empty() {
         // An empty or half-written file must not close the sockets of the previous generation.
-        return Err(Fault::at(
+        return Err(ConfigError::at(
             0,
             "there is no listener, expected at least one, as in [listener.web]",
         ));
@@ -64,7 +64,7 @@ pub(super) fn read(
 }
 
 /// Checks that no proxy connects to itself, directly or through others.
-fn leads_to_no_loop(listeners: &[Listener]) -> Result<(), Fault> {
+fn leads_to_no_loop(listeners: &[Listener]) -> Result<(), ConfigError> {
     let upstreams = |listener: &'_ Listener| match &listener.service {
         ServiceConfig::Proxy(proxy) => proxy.upstreams.as_slice().to_vec(),
         ServiceConfig::Echo => Vec::new(),
@@ -82,7 +82,7 @@ fn leads_to_no_loop(listeners: &[Listener]) -> Result<(), Fault> {
         "the upstream {address} leads back to the listener {:?}, expected one that does not",
         listeners[leads_to].name.as_str()
     );
-    Err(Fault::at(listeners[listener].upstream_places[upstream], what))
+    Err(ConfigError::at(listeners[listener].upstream_places[upstream], what))
 }
 
 /// Adds the address of a listener to `taken`. `place` is its position in the file.
@@ -91,10 +91,10 @@ pub(super) fn take(
     address: &Address,
     name: &ListenerName,
     place: usize,
-) -> Result<(), Fault> {
+) -> Result<(), ConfigError> {
     taken.take(address, (address.clone(), name.clone())).map_err(|(other, owner)| {
         let owner = owner.as_str();
-        Fault::at(
+        ConfigError::at(
             place,
             if other == *address {
                 format!("the listener {owner:?} has the address {address} already, expected another")
@@ -110,8 +110,8 @@ fn one(
     name: &Spanned<String>,
     mut table: ListenerTable,
     taken: &mut Taken,
-) -> Result<Listener, Fault> {
-    let refuse = |what| Fault::at(name.span().start, what);
+) -> Result<Listener, ConfigError> {
+    let refuse = |what| ConfigError::at(name.span().start, what);
     let lacks = |what, expected| {
         refuse(format!("the listener {:?} has no {what}, expected {expected}", name.get_ref()))
     };
@@ -146,7 +146,7 @@ fn one(
                 let what = format!(
                     "{setting} is a setting of a proxy, expected service = \"proxy\" and not \"echo\""
                 );
-                return Err(Fault::at(place, what));
+                return Err(ConfigError::at(place, what));
             }
             ServiceConfig::Echo
         }
@@ -164,24 +164,24 @@ fn one(
     Ok(Listener { name: parsed, config, service, upstream_places })
 }
 
-fn upstreams(list: Spanned<List<UpstreamTarget>>) -> Result<Upstreams, Fault> {
+fn upstreams(list: Spanned<List<UpstreamTarget>>) -> Result<Upstreams, ConfigError> {
     let place = list.span().start;
     let mut seen = HashSet::new();
     for upstream in &list.get_ref().0 {
         let address = &upstream.get_ref().0;
         if !seen.insert(address) {
             let what = format!("the upstream {address} is there twice, expected each once");
-            return Err(Fault::at(upstream.span().start, what));
+            return Err(ConfigError::at(upstream.span().start, what));
         }
     }
     let list = list.into_inner().0.into_iter().map(inner).collect();
     Upstreams::new(list)
-        .map_err(|error| Fault::at(place, format!("{error}, expected at least one")))
+        .map_err(|error| ConfigError::at(place, format!("{error}, expected at least one")))
 }
 
 /// Refuses networks whose clients cannot reach this address: their headers would be forwarded as
 /// data.
-fn meet_clients(networks: &Spanned<List<Network>>, address: &Address) -> Result<(), Fault> {
+fn meet_clients(networks: &Spanned<List<Network>>, address: &Address) -> Result<(), ConfigError> {
     let listens_on_unix = match address {
         Address::Tcp(_) | Address::Tcp6Only(_) => false,
         Address::UnixPath(_) | Address::UnixAbstract(_) => true,
@@ -195,14 +195,17 @@ fn meet_clients(networks: &Spanned<List<Network>>, address: &Address) -> Result<
     } else {
         "no client of this address comes by a Unix socket, expected a network of IP addresses"
     };
-    Err(Fault::at(networks.span().start, what))
+    Err(ConfigError::at(networks.span().start, what))
 }
 
 /// Returns the settings of the table, with defaults for the rest.
-fn proxy(upstreams: Upstreams, table: ListenerTable) -> Result<ProxyConfig, Fault> {
+fn proxy(upstreams: Upstreams, table: ListenerTable) -> Result<ProxyConfig, ConfigError> {
     let default = ProxyConfig::to(upstreams);
     let alone = |place: usize, setting: &str, other: &str| {
-        Err(Fault::at(place, format!("{setting} says nothing alone, expected {other} beside it")))
+        Err(ConfigError::at(
+            place,
+            format!("{setting} says nothing alone, expected {other} beside it"),
+        ))
     };
     if let (Some(timeout), None) = (&table.proxy_header_timeout, &table.accept_proxy_header_from) {
         return alone(timeout.span().start, "proxy_header_timeout", "accept_proxy_header_from");

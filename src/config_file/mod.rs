@@ -4,13 +4,13 @@
 //! expected. Each generation reads the file again and must find every error before it changes
 //! anything, so the file is checked as a whole. `values` parses single values and `tables` defines
 //! the structure of the file. `listeners` assembles a listener. `filter`,
-//! `log_format` and `time` parse values that flags have too. `place` finds the line of an error.
+//! `log_format` and `time` parse values that flags have too. `span` finds the line of an error.
 //! This module opens nothing but the file itself.
 
 mod filter;
 mod listeners;
 mod log_format;
-mod place;
+mod span;
 mod tables;
 mod time;
 mod values;
@@ -28,7 +28,7 @@ use tracing_subscriber::filter::Targets;
 use crate::address::Address;
 use crate::config::{Config, ListenerName, Listeners, ProxyConfig};
 use crate::error::Error;
-use place::{Fault, line_and_column};
+use span::{ConfigError, line_and_column};
 use tables::Root;
 
 pub use crate::config::METRICS_LISTENER;
@@ -61,12 +61,12 @@ pub struct ConfigFile {
     pub log_format: Option<LogFormat>,
     /// The address of the listener [`METRICS_LISTENER`], which serves the counters. No listener in
     /// `config.listeners` has its name or its address.
-    pub metrics: Option<Placed<Address>>,
+    pub metrics: Option<Spanned<Address>>,
 }
 
 /// A value with its position in the file, for an error that is only found later.
 #[derive(Clone, Debug)]
-pub struct Placed<T> {
+pub struct Spanned<T> {
     /// The value.
     pub value: T,
     /// The line of the value, from 1.
@@ -125,27 +125,29 @@ impl ConfigFile {
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
         let text = std::str::from_utf8(bytes).map_err(|error| {
             let before = std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default();
-            Fault::at(before.len(), "this is not UTF-8, expected text").into_error(path, before)
+            ConfigError::at(before.len(), "this is not UTF-8, expected text")
+                .into_error(path, before)
         })?;
         read(text).map_err(|fault| fault.into_error(path, text))
     }
 }
 
-fn read(text: &str) -> Result<ConfigFile, Fault> {
+fn read(text: &str) -> Result<ConfigFile, ConfigError> {
     let root = Root::read(text)?;
     let mut taken = listeners::Taken::new();
     let listeners = listeners::read(root.listener, &mut taken)?;
     let metrics = root.metrics;
     if let Some(metrics) = &metrics {
         let place = metrics.span().start;
-        let name =
-            METRICS_LISTENER.parse().map_err(|error: Error| Fault::at(place, error.to_string()))?;
+        let name = METRICS_LISTENER
+            .parse()
+            .map_err(|error: Error| ConfigError::at(place, error.to_string()))?;
         listeners::take(&mut taken, &metrics.get_ref().0, &name, place)?;
         if listeners.iter().any(|listener| *listener.name() == name) {
             let what = format!(
                 "the name of this listener is {METRICS_LISTENER:?}, expected no other of that name"
             );
-            return Err(Fault::at(place, what));
+            return Err(ConfigError::at(place, what));
         }
     }
     let (listeners, services): (Vec<_>, Vec<_>) =
@@ -153,8 +155,8 @@ fn read(text: &str) -> Result<ConfigFile, Fault> {
     let default = Config::default();
     let config = Config {
         // Names and addresses were already checked where their positions are known.
-        listeners: Listeners::exactly(listeners)
-            .map_err(|error| Fault::at(0, error.to_string()))?,
+        listeners: Listeners::new(listeners)
+            .map_err(|error| ConfigError::at(0, error.to_string()))?,
         ready_timeout: root.ready_timeout.map_or(default.ready_timeout, |time| time.0),
         bake: root.bake.map_or(default.bake, |time| time.0),
         drain_timeout: root.drain_timeout.map_or(default.drain_timeout, |time| time.0),
@@ -175,7 +177,7 @@ fn read(text: &str) -> Result<ConfigFile, Fault> {
         log_format: root.log_format.map(|format| format.0),
         metrics: metrics.map(|address| {
             let (line, column) = line_and_column(text, address.span().start);
-            Placed { value: address.into_inner().0, line, column }
+            Spanned { value: address.into_inner().0, line, column }
         }),
     })
 }

@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 use tracing_subscriber::filter::Targets;
 
 use super::log_format::LogFormat;
-use super::place::Fault;
+use super::span::ConfigError;
 use super::values::{
     As, Count, Failures, FilePath, KeepAlive, List, Service, SocketPath, Time, UserOrGroup,
     UserTimeout, Wait, Workers,
@@ -46,26 +46,27 @@ pub(super) struct Root {
 
 impl Root {
     /// Parses the file.
-    pub(super) fn read(text: &str) -> Result<Self, Fault> {
+    pub(super) fn read(text: &str) -> Result<Self, ConfigError> {
         // An unreadable value makes the parser misread the text after it, so report the first error
         // in the file.
         let (file, errors) = DeTable::parse_recoverable(text);
         let first = errors.iter().min_by_key(|error| error.span().map_or(0, |span| span.start));
         if let Some(first) = first {
-            return Err(Fault::of_toml(first, text));
+            return Err(ConfigError::of_toml(first, text));
         }
         has_tables_of_listeners(file.get_ref())?;
         Self::deserialize(toml::Deserializer::from(file))
-            .map_err(|error| Fault::of_toml(&error, text))
+            .map_err(|error| ConfigError::of_toml(&error, text))
     }
 }
 
 /// Checks that `listener` and its entries are tables. `serde` would also accept a list, and `toml`
 /// presents a date as a table.
-fn has_tables_of_listeners(file: &DeTable<'_>) -> Result<(), Fault> {
+fn has_tables_of_listeners(file: &DeTable<'_>) -> Result<(), ConfigError> {
     let Some(listeners) = file.get("listener") else { return Ok(()) };
-    let no_table =
-        |place: Range<usize>| Fault::at(place.start, format!("this is no table, {A_LISTENER}"));
+    let no_table = |place: Range<usize>| {
+        ConfigError::at(place.start, format!("this is no table, {A_LISTENER}"))
+    };
     let DeValue::Table(listeners) = listeners.get_ref() else {
         return Err(no_table(listeners.span()));
     };

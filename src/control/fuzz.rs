@@ -80,7 +80,7 @@ mod seeds {
     use crate::control::{Refusal, ReloadOptions};
     use crate::generation::Generation;
     use crate::report::{
-        Counters, LastHandoff, ListenerReport, Outcome, Report, Settings, Standing, Status,
+        Counters, GenerationState, LastHandoff, ListenerReport, Outcome, Report, Settings, Status,
     };
 
     fn line(value: &impl serde::Serialize) -> Vec<u8> {
@@ -106,7 +106,7 @@ mod seeds {
         let (generation, successor) = (Generation::FIRST, Generation::FIRST.next());
         let status = Status {
             serving: successor,
-            generations: vec![Report::unheard(successor, Standing::Serving)],
+            generations: vec![Report::placeholder(successor, GenerationState::Serving)],
             listeners: vec![ListenerReport {
                 name: "web".into(),
                 address: "127.0.0.1:80".into(),

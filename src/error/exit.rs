@@ -7,7 +7,7 @@ use nix::libc;
 /// What the exit code of a process means: the one table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Exit {
+pub enum ExitStatus {
     /// It did what it was asked to.
     Done = 0,
     /// The command line is wrong (`EX_USAGE`). Nothing was touched.
@@ -34,12 +34,12 @@ pub enum Exit {
 
 /// Returns the exit code for an address or a file that the kernel refuses.
 ///
-/// What may pass by itself is not [`Exit::Configuration`], because a service manager does not retry
+/// What may pass by itself is not [`ExitStatus::Configuration`], because a service manager does not retry
 /// that code.
-pub(super) fn exit_of(source: &io::Error) -> Exit {
+pub(super) fn exit_of(source: &io::Error) -> ExitStatus {
     match source.raw_os_error() {
         // Another process has the address, the address is not there yet, or its interface is not.
-        Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL | libc::ENODEV) => Exit::TryAgain,
+        Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL | libc::ENODEV) => ExitStatus::TryAgain,
         // The machine is short of something, or a disk fails.
         Some(
             libc::EMFILE
@@ -53,8 +53,8 @@ pub(super) fn exit_of(source: &io::Error) -> Exit {
             | libc::ETIMEDOUT
             | libc::EINTR
             | libc::EAGAIN,
-        ) => Exit::System,
-        _ => Exit::Configuration,
+        ) => ExitStatus::System,
+        _ => ExitStatus::Configuration,
     }
 }
 
@@ -66,14 +66,14 @@ mod tests {
     #[test]
     fn only_what_an_editor_can_mend_is_a_wrong_configuration() {
         for (errno, exit) in [
-            (libc::EADDRINUSE, Exit::TryAgain),
-            (libc::EADDRNOTAVAIL, Exit::TryAgain),
-            (libc::ENODEV, Exit::TryAgain),
-            (libc::EMFILE, Exit::System),
-            (libc::ENOSPC, Exit::System),
-            (libc::EACCES, Exit::Configuration),
-            (libc::ENOENT, Exit::Configuration),
-            (libc::EAFNOSUPPORT, Exit::Configuration),
+            (libc::EADDRINUSE, ExitStatus::TryAgain),
+            (libc::EADDRNOTAVAIL, ExitStatus::TryAgain),
+            (libc::ENODEV, ExitStatus::TryAgain),
+            (libc::EMFILE, ExitStatus::System),
+            (libc::ENOSPC, ExitStatus::System),
+            (libc::EACCES, ExitStatus::Configuration),
+            (libc::ENOENT, ExitStatus::Configuration),
+            (libc::EAFNOSUPPORT, ExitStatus::Configuration),
         ] {
             let source = io::Error::from_raw_os_error(errno);
             let error =

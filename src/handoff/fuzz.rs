@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use super::inheritance::{announced_channel, check_descriptors, first_of, ordinal};
-use super::message::{Message, Welcome};
+use super::message::{Hello, Message};
 use super::passed::{announced, identities};
 use super::program::Program;
 use super::variables::{LISTEN_PID, RUNTIME_DIRECTORY, TAKEN_OUT};
@@ -55,26 +55,26 @@ struct Birth {
     generation: Generation,
 }
 
-/// Reads environment variables and, after an empty variable, the welcome message. Returns the
+/// Reads environment variables and, after an empty variable, the hello message. Returns the
 /// program with which a successor would be started.
 pub(crate) fn birth(bytes: &[u8]) -> Option<Program> {
     let end = bytes.windows(2).position(|pair| pair == b"\0\0").unwrap_or(bytes.len());
     let environment = environment(bytes[..end].split(|byte| *byte == 0));
-    let welcome = match Message::decode(bytes.get(end + 2..).unwrap_or_default()) {
-        Ok(Message::Welcome(welcome)) => welcome,
-        _ => Welcome::default(),
+    let hello = match Message::decode(bytes.get(end + 2..).unwrap_or_default()) {
+        Ok(Message::Hello(hello)) => hello,
+        _ => Hello::default(),
     };
-    read(&environment, &welcome).ok()
+    read(&environment, &hello).ok()
 }
 
-fn read(environment: &Environment, welcome: &Welcome) -> Result<Program, Error> {
+fn read(environment: &Environment, hello: &Hello) -> Result<Program, Error> {
     let birth = parts(environment)?;
     if let Some(channel) = birth.channel {
-        check_descriptors(welcome, birth.count, channel)?;
+        check_descriptors(hello, birth.count, channel)?;
     }
     let program = Program::of_this_process(environment)?;
     let _ = environment.kept(RUNTIME_DIRECTORY).and_then(first_of);
-    let identities = identities(environment, birth.count, welcome)?;
+    let identities = identities(environment, birth.count, hello)?;
     assert_eq!(identities.len(), birth.count);
 
     // The channel to a successor is one of its file descriptors, but not one of its sockets.
@@ -121,9 +121,10 @@ pub(crate) use seeds::{births, every_message, messages};
 #[cfg(test)]
 mod seeds {
     use super::*;
-    use crate::handoff::message::Hangup;
+    use crate::handoff::message::{Commit, OnSuccessorDeath, PendingReload};
     use crate::report::{
-        Connections, Counters, Identity, ListenerCounters, Report, Standing, UpstreamCounters,
+        Connections, Counters, GenerationState, Identity, ListenerCounters, Report,
+        UpstreamCounters,
     };
 
     /// Returns one message of each kind.
@@ -138,7 +139,7 @@ mod seeds {
             generation: Generation::FIRST,
             pid: Some(42),
             identity: Identity { version: Some("one\nline".into()), ..Identity::default() },
-            state: Standing::Retiring,
+            state: GenerationState::Retiring,
             since_unix_ms: 1,
             for_ms: Some(2),
             connections: Some(Connections { open: 1, oldest_ms: Some(5), carried: 6 }),
@@ -146,11 +147,11 @@ mod seeds {
             drain_left_ms: Some(2),
         };
         vec![
-            Message::Welcome(welcome()),
-            Message::Committed(Hangup::None),
-            Message::Committed(Hangup::Remembered),
-            Message::CommittedForGood(Hangup::None),
-            Message::CommittedForGood(Hangup::Remembered),
+            Message::Hello(hello()),
+            commit(PendingReload::None, OnSuccessorDeath::Resume),
+            commit(PendingReload::One, OnSuccessorDeath::Resume),
+            commit(PendingReload::None, OnSuccessorDeath::Stay),
+            commit(PendingReload::One, OnSuccessorDeath::Stay),
             Message::Counted(Box::new(counters)),
             Message::Carry { version: 3 },
             Message::Stop,
@@ -172,8 +173,12 @@ mod seeds {
         ]
     }
 
-    fn welcome() -> Welcome {
-        Welcome {
+    fn commit(pending: PendingReload, on_death: OnSuccessorDeath) -> Message {
+        Message::Committed(Commit { pending, on_death })
+    }
+
+    fn hello() -> Hello {
+        Hello {
             bound: vec![
                 (0, "127.0.0.1:0".parse().unwrap()),
                 (2, "8:42 /run/a b.sock".parse().unwrap()),
@@ -207,7 +212,7 @@ mod seeds {
         let mut successor: Vec<u8> =
             passed_on.iter().flat_map(|variable| variable.as_bytes_with_nul()).copied().collect();
         successor.push(0);
-        successor.extend(Message::Welcome(welcome()).encode());
+        successor.extend(Message::Hello(hello()).encode());
         vec![
             ("first".to_owned(), first.into()),
             ("successor".to_owned(), successor),

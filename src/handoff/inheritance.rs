@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::channel::{Received, receive};
 use super::init::Init;
-use super::message::{Message, VERSION, Welcome};
+use super::message::{Hello, Message, VERSION};
 use super::passed::{adopt, count, is_passed};
 use super::predecessor::{Draining, Unconnected};
 use super::program::Program;
@@ -26,7 +26,7 @@ use crate::net::Passed;
 use crate::report::CarryForecast;
 use crate::sys;
 use crate::sys::env::{Environment, Variables};
-use crate::sys::fd::{LowSlot, PassedDescriptors};
+use crate::sys::fd::{PassedDescriptors, ReservedFd};
 use crate::sys::socket::{retry, send_packet};
 
 /// Everything that a process inherits when it starts.
@@ -42,7 +42,7 @@ pub struct Inheritance {
     runtime_directory: Option<PathBuf>,
     /// A file descriptor for the channel to the successor. Reserved at start, while low numbers are
     /// free.
-    pub(crate) slot: LowSlot,
+    pub(crate) slot: ReservedFd,
     /// How many connections the predecessor may carry over, with the name of their listener.
     pub(crate) forecast: CarryForecast,
 }
@@ -109,7 +109,7 @@ impl Inheritance {
         sys::fd::close_all_on_exec().map_err(Error::system("mark descriptors close-on-exec"))?;
         let Some(channel) = channel(&environment, &descriptors)? else {
             counted?;
-            let sockets = adopt(&environment, &mut descriptors, &Welcome::default())?;
+            let sockets = adopt(&environment, &mut descriptors, &Hello::default())?;
             return Self::new(&environment, Generation::FIRST, sockets);
         };
         let taken =
@@ -177,7 +177,7 @@ impl Inheritance {
         let journal_stream =
             environment.kept("JOURNAL_STREAM").and_then(|value| value.to_str().map(str::to_owned));
         let runtime_directory = environment.kept(RUNTIME_DIRECTORY).and_then(first_of);
-        let slot = LowSlot::reserve().map_err(Error::system("reserve a descriptor"))?;
+        let slot = ReservedFd::reserve().map_err(Error::system("reserve a descriptor"))?;
         Ok(Self {
             generation,
             sockets,
@@ -193,7 +193,7 @@ impl Inheritance {
 }
 
 /// The part of the inheritance that only a predecessor can pass.
-struct Bequeathed {
+struct Inherited {
     generation: Generation,
     sockets: Vec<Passed>,
     draining: Draining,
@@ -207,34 +207,34 @@ fn take_from_predecessor(
     environment: &Environment,
     descriptors: &mut PassedDescriptors,
     channel: &OwnedFd,
-) -> Result<Bequeathed, Error> {
+) -> Result<Inherited, Error> {
     let wrong = |why: String| Error::Predecessor { why };
-    // The predecessor sends the welcome before the fork, so there is no need to wait for it.
-    let welcome = match receive(channel.as_fd(), &mut Vec::new()) {
-        Ok(Received::Message(Message::Welcome(welcome))) => welcome,
+    // The predecessor sends the hello before the fork, so there is no need to wait for it.
+    let hello = match receive(channel.as_fd(), &mut Vec::new()) {
+        Ok(Received::Message(Message::Hello(hello))) => hello,
         Ok(Received::Message(Message::Unrecognised { version, .. })) => {
             return Err(wrong(format!(
                 "it speaks version {version} of the protocol, and {VERSION} is spoken here"
             )));
         }
         Ok(other) => {
-            return Err(wrong(format!("expected a welcome on the channel, found {other:?}")));
+            return Err(wrong(format!("expected a hello on the channel, found {other:?}")));
         }
-        Err(error) => return Err(wrong(format!("no welcome on the channel: {error}"))),
+        Err(error) => return Err(wrong(format!("no hello on the channel: {error}"))),
     };
     let generation = ordinal(environment)?;
-    check_descriptors(&welcome, descriptors.len(), sys::fd::number(channel))?;
+    check_descriptors(&hello, descriptors.len(), sys::fd::number(channel))?;
     let take = |descriptor: RawFd| {
         sys::fd::take_named(descriptor)
             .map_err(|error| wrong(format!("descriptor {descriptor}: {error}")))
     };
     let mut draining: Draining = Vec::new();
-    for (generation, descriptor) in &welcome.draining {
+    for (generation, descriptor) in &hello.draining {
         draining.push((*generation, take(*descriptor)?));
     }
-    let init = welcome.init.map(take).transpose()?.map(Init::inherited);
-    let sockets = adopt(environment, descriptors, &welcome)?;
-    Ok(Bequeathed { generation, sockets, draining, init, forecast: welcome.forecast })
+    let init = hello.init.map(take).transpose()?.map(Init::inherited);
+    let sockets = adopt(environment, descriptors, &hello)?;
+    Ok(Inherited { generation, sockets, draining, init, forecast: hello.forecast })
 }
 
 /// Reads the generation number of this process from the environment.
@@ -242,16 +242,11 @@ pub(super) fn ordinal(environment: &Environment) -> Result<Generation, Error> {
     Ok(parse(environment, GENERATION, "the ordinal of a process")?.unwrap_or(Generation::FIRST))
 }
 
-/// Checks that the welcome names each file descriptor once, and neither a socket (one of the first
+/// Checks that the hello names each file descriptor once, and neither a socket (one of the first
 /// `count` passed descriptors) nor the channel.
-pub(super) fn check_descriptors(
-    welcome: &Welcome,
-    count: usize,
-    channel: RawFd,
-) -> Result<(), Error> {
+pub(super) fn check_descriptors(hello: &Hello, count: usize, channel: RawFd) -> Result<(), Error> {
     let mut taken = HashSet::from([channel]);
-    for descriptor in welcome.draining.iter().map(|(_, descriptor)| *descriptor).chain(welcome.init)
-    {
+    for descriptor in hello.draining.iter().map(|(_, descriptor)| *descriptor).chain(hello.init) {
         if is_passed(count, descriptor) || !taken.insert(descriptor) {
             return Err(Error::Predecessor {
                 why: format!("descriptor {descriptor} is passed twice"),

@@ -22,8 +22,8 @@ use nix::unistd::Pid;
 
 use super::channel::{Received, receive};
 use super::message::Message;
-use crate::error::{Error, Exit};
-use crate::sys::init::{Half, end, keep_only, split};
+use crate::error::{Error, ExitStatus};
+use crate::sys::init::{Fork, end, fork_off, keep_only};
 use crate::sys::signals::HANDOFF;
 use crate::sys::socket::{channel_pair, pause, retry, send_packet, will_pass};
 
@@ -44,15 +44,15 @@ impl Init {
     pub(super) fn leave() -> Result<Self, Error> {
         let failed = || Error::system("stay as an init");
         let (ours, lines) = channel_pair().map_err(failed())?;
-        match split().map_err(failed())? {
-            Half::Line => Ok(Self(lines)),
-            Half::Init { child } => {
+        match fork_off().map_err(failed())? {
+            Fork::Line => Ok(Self(lines)),
+            Fork::Init { child } => {
                 drop(lines);
                 end(keep_only(ours)
-                    .and_then(|channel| Keeper::new(child, channel)?.keep())
+                    .and_then(|channel| InitProcess::new(child, channel)?.keep())
                     .unwrap_or_else(|error| {
                         complain(&error);
-                        Exit::System as i32
+                        ExitStatus::System as i32
                     }))
             }
         }
@@ -94,7 +94,7 @@ impl AsFd for Init {
 }
 
 /// The process that stays as the init.
-struct Keeper {
+struct InitProcess {
     channel: OwnedFd,
     /// Whether any generation still lives.
     line: LineIs,
@@ -113,7 +113,7 @@ enum LineIs {
     Over,
 }
 
-impl Keeper {
+impl InitProcess {
     fn new(child: Pid, channel: OwnedFd) -> io::Result<Self> {
         let mut signals: SigSet = PASSED_ON.into_iter().collect();
         signals.add(Signal::SIGCHLD);

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use crate::generation::Generation;
 use crate::net::Binding;
 use crate::report::{CarryForecast, Counters, Report};
-use crate::sys::spawn::Words;
+use crate::sys::spawn::PreExecMessages;
 
 /// The protocol version of this program.
 pub(crate) const VERSION: u32 = 1;
@@ -28,7 +28,7 @@ pub(super) const ASK: &str = "ask";
 
 /// The messages of the processes between fork and exec, in the form of [`Message::encode`]. They
 /// are constants because those processes cannot allocate.
-pub(crate) const WORDS: Words = Words {
+pub(crate) const WORDS: PreExecMessages = PreExecMessages {
     born: b"VERSION=1\nKIND=born\nPID=",
     fork_failed: b"VERSION=1\nKIND=fork-failed\nERRNO=",
     exec_failed: b"VERSION=1\nKIND=exec-failed\nERRNO=",
@@ -39,13 +39,10 @@ pub(crate) const WORDS: Words = Words {
 pub(crate) enum Message {
     /// Predecessor to successor, the first packet: everything that a file descriptor does not say
     /// about itself.
-    Welcome(Welcome),
+    Hello(Hello),
     /// Predecessor to successor: the predecessor has retired, and the successor is the active
-    /// generation. Says whether a reload was requested too late for the predecessor.
-    Committed(Hangup),
-    /// Like [`Message::Committed`], from a predecessor that was told to stop. It will not become
-    /// active again.
-    CommittedForGood(Hangup),
+    /// generation.
+    Committed(Commit),
     /// Predecessor to successor, just before committing: the counters of the older generations that
     /// have ended.
     Counted(Box<Counters>),
@@ -98,7 +95,7 @@ pub(crate) enum Message {
 
 /// Everything that a successor is told when it starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Welcome {
+pub(crate) struct Hello {
     /// The sockets that a generation bound itself, by their index among the passed sockets.
     pub(crate) bound: Vec<(usize, Binding)>,
     /// The generations before the predecessor that still drain, each with the file descriptor of
@@ -113,12 +110,30 @@ pub(crate) struct Welcome {
     pub(crate) names: Vec<String>,
 }
 
+/// The commit of a handoff: what the predecessor leaves to the successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Commit {
+    /// Whether a reload was requested too late for the predecessor.
+    pub(crate) pending: PendingReload,
+    /// What the predecessor does if the successor dies.
+    pub(crate) on_death: OnSuccessorDeath,
+}
+
+/// Whether a retired generation accepts again when its successor dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum OnSuccessorDeath {
+    /// It accepts again.
+    Resume,
+    /// It does not: it was told to stop, the service was, or the service manager restarts it.
+    Stay,
+}
+
 /// Whether a reload request (SIGHUP) waits to be handled. Several requests count as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub(crate) enum Hangup {
+pub(crate) enum PendingReload {
     #[default]
     None,
-    Remembered,
+    One,
 }
 
 impl Message {
@@ -126,26 +141,22 @@ impl Message {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut packet = Packet(format!("VERSION={VERSION}\nKIND={}\n", self.kind()));
         match self {
-            Self::Welcome(welcome) => {
-                for (place, binding) in &welcome.bound {
+            Self::Hello(hello) => {
+                for (place, binding) in &hello.bound {
                     packet.line("BOUND", format_args!("{place} {binding}"));
                 }
-                for (generation, descriptor) in &welcome.draining {
+                for (generation, descriptor) in &hello.draining {
                     packet.line("DRAINING", format_args!("{generation} {descriptor}"));
                 }
-                if let Some(descriptor) = welcome.init {
+                if let Some(descriptor) = hello.init {
                     packet.line("INIT", descriptor);
                 }
-                for (listener, count) in welcome.forecast.iter() {
+                for (listener, count) in hello.forecast.iter() {
                     packet.line("COMING", format_args!("{count} {listener}"));
                 }
-                welcome.names.iter().for_each(|name| packet.line("NAME", name));
+                hello.names.iter().for_each(|name| packet.line("NAME", name));
             }
-            Self::Committed(hangup) => packet.hangup(*hangup),
-            Self::CommittedForGood(hangup) => {
-                packet.line("FOR-GOOD", 1);
-                packet.hangup(*hangup);
-            }
+            Self::Committed(commit) => packet.commit(*commit),
             Self::Head { pid } => packet.line("PID", pid),
             Self::ForkFailed { errno } | Self::ExecFailed { errno } => packet.line("ERRNO", errno),
             Self::Ready { closed, replaced } => {
@@ -180,8 +191,8 @@ impl Message {
 
     fn kind(&self) -> &str {
         match self {
-            Self::Welcome(_) => "welcome",
-            Self::Committed(_) | Self::CommittedForGood(_) => "committed",
+            Self::Hello(_) => "hello",
+            Self::Committed(_) => "committed",
             Self::Counted(_) => "counted",
             Self::Draining(_) => "draining",
             Self::Carry { .. } => "carry",
@@ -218,31 +229,38 @@ impl Message {
             return Ok(Self::Unrecognised { version, kind: kind.to_owned() });
         }
         Ok(match kind {
-            "welcome" => {
-                let mut welcome = Welcome::default();
+            "hello" => {
+                let mut hello = Hello::default();
                 while let Some((place, binding)) = fields.pair("BOUND")? {
-                    welcome.bound.push((place, binding));
+                    hello.bound.push((place, binding));
                 }
                 while let Some((generation, descriptor)) = fields.pair("DRAINING")? {
-                    welcome.draining.push((generation, descriptor));
+                    hello.draining.push((generation, descriptor));
                 }
-                welcome.init = match fields.take("INIT") {
+                hello.init = match fields.take("INIT") {
                     Some(descriptor) => {
                         Some(descriptor.parse().map_err(|_| format!("INIT={descriptor:?}"))?)
                     }
                     None => None,
                 };
                 while let Some((count, listener)) = fields.pair("COMING")? {
-                    welcome.forecast.add(listener, count);
+                    hello.forecast.add(listener, count);
                 }
-                welcome.names = fields.all("NAME")?;
-                Self::Welcome(welcome)
+                hello.names = fields.all("NAME")?;
+                Self::Hello(hello)
             }
             "committed" => {
-                let hangup =
-                    if fields.take("HANGUP").is_some() { Hangup::Remembered } else { Hangup::None };
-                let is_for_good = fields.take("FOR-GOOD").is_some();
-                if is_for_good { Self::CommittedForGood(hangup) } else { Self::Committed(hangup) }
+                let pending = if fields.take("HANGUP").is_some() {
+                    PendingReload::One
+                } else {
+                    PendingReload::None
+                };
+                let on_death = if fields.take("FOR-GOOD").is_some() {
+                    OnSuccessorDeath::Stay
+                } else {
+                    OnSuccessorDeath::Resume
+                };
+                Self::Committed(Commit { pending, on_death })
             }
             "counted" => Self::Counted(Box::new(fields.json("COUNTERS")?)),
             "draining" => Self::Draining(Box::new(fields.json("REPORT")?)),
@@ -273,10 +291,12 @@ impl Message {
 struct Packet(String);
 
 impl Packet {
-    fn hangup(&mut self, hangup: Hangup) {
-        match hangup {
-            Hangup::Remembered => self.line("HANGUP", 1),
-            Hangup::None => {}
+    fn commit(&mut self, Commit { pending, on_death }: Commit) {
+        if on_death == OnSuccessorDeath::Stay {
+            self.line("FOR-GOOD", 1);
+        }
+        if pending == PendingReload::One {
+            self.line("HANGUP", 1);
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::RawFd;
 
-use super::message::Welcome;
+use super::message::Hello;
 use super::variables::{
     CHANNEL, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, LISTEN_PIDFDID, bad, parse,
 };
@@ -72,14 +72,14 @@ pub(super) fn is_passed(count: usize, descriptor: RawFd) -> bool {
     place.is_some_and(|place| place < count)
 }
 
-/// Turns the passed file descriptors into sockets with names and origins. Returns an error for the
+/// CarryScheduler the passed file descriptors into sockets with names and origins. Returns an error for the
 /// first one that is not a listening socket.
 pub(super) fn adopt(
     environment: &Environment,
     descriptors: &mut PassedDescriptors,
-    welcome: &Welcome,
+    hello: &Hello,
 ) -> Result<Vec<Passed>, Error> {
-    let identities = identities(environment, descriptors.len(), welcome)?.into_iter().enumerate();
+    let identities = identities(environment, descriptors.len(), hello)?.into_iter().enumerate();
     let taken =
         identities.filter_map(|(place, identity)| Some((descriptors.take(place)?, identity)));
     taken.map(|(fd, (name, origin))| Passed::check(fd, name, origin)).collect()
@@ -89,22 +89,22 @@ pub(super) fn adopt(
 pub(super) fn identities(
     environment: &Environment,
     count: usize,
-    welcome: &Welcome,
+    hello: &Hello,
 ) -> Result<Vec<(Option<String>, Origin)>, Error> {
     if count == 0 {
         return Ok(Vec::new());
     }
-    let names = match welcome.names.len() {
-        // A parent names the sockets in a variable, a predecessor in its welcome.
+    let names = match hello.names.len() {
+        // A parent names the sockets in a variable, a predecessor in its hello.
         0 => names(environment, count)?,
-        named if named == count => welcome.names.iter().cloned().map(Some).collect(),
+        named if named == count => hello.names.iter().cloned().map(Some).collect(),
         named => {
             let why = format!("it names {named} descriptors, and {LISTEN_FDS} says {count}");
             return Err(Error::Predecessor { why });
         }
     };
     let bound: HashMap<usize, &Binding> =
-        welcome.bound.iter().map(|(place, binding)| (*place, binding)).collect();
+        hello.bound.iter().map(|(place, binding)| (*place, binding)).collect();
     let identities = names.into_iter().enumerate().map(|(place, name)| {
         let bound = bound.get(&place);
         let stored = name.as_deref().and_then(StoredName::parse);

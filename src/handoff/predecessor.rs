@@ -12,10 +12,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::Poll;
 
 use super::channel::{Channel, Received};
-use super::inquiry::Inquiry;
-use super::message::{Hangup, Message};
+use super::message::{Commit, Message};
+use super::status_poll::StatusPoll;
 use crate::generation::Generation;
-use crate::report::{Counters, Report, Standing};
+use crate::report::{Counters, GenerationState, Report};
 use crate::text::one_line;
 
 /// The draining generations, each with the channel to it.
@@ -52,7 +52,7 @@ struct Older {
     generation: Generation,
     channel: Channel,
     role: Role,
-    inquiry: Inquiry,
+    poll: StatusPoll,
 }
 
 impl Older {
@@ -61,7 +61,7 @@ impl Older {
             generation,
             channel: Channel::to_its_maker(channel)?,
             role,
-            inquiry: Inquiry::default(),
+            poll: StatusPoll::default(),
         })
     }
 }
@@ -79,9 +79,7 @@ enum Role {
 #[derive(Debug)]
 pub(crate) enum PredecessorEvent {
     /// The predecessor has retired.
-    Committed(Hangup),
-    /// The predecessor has retired because it was told to stop.
-    CommittedForGood(Hangup),
+    Committed(Commit),
     /// The predecessor died before it retired.
     Lost,
     /// The predecessor wants this process to stop.
@@ -141,13 +139,13 @@ impl Predecessors {
     /// from now on.
     pub(crate) fn leave(&mut self) {
         self.attention = Attention::Predecessor;
-        self.older.iter_mut().for_each(|older| older.inquiry.leave());
+        self.older.iter_mut().for_each(|older| older.poll.leave());
     }
 
     /// Asks the draining generations for their status.
     pub(crate) fn ask(&mut self) {
         for older in &mut self.older {
-            if let Some(question) = older.inquiry.question() {
+            if let Some(question) = older.poll.question() {
                 older.tell(&question);
             }
         }
@@ -159,13 +157,13 @@ impl Predecessors {
         if let Some(older) =
             self.older.iter_mut().find(|older| older.generation == report.generation)
         {
-            older.inquiry.remember(report);
+            older.poll.remember(report);
         }
     }
 
     /// Returns what is known of each older generation, the newest first.
-    pub(crate) fn reports(&self) -> impl Iterator<Item = (Generation, &Inquiry)> {
-        self.older.iter().rev().map(|older| (older.generation, &older.inquiry))
+    pub(crate) fn reports(&self) -> impl Iterator<Item = (Generation, &StatusPoll)> {
+        self.older.iter().rev().map(|older| (older.generation, &older.poll))
     }
 
     /// Returns the channels to pass to a successor.
@@ -227,7 +225,7 @@ impl Predecessors {
                         return Poll::Ready(match role {
                             Role::Predecessor => PredecessorEvent::Lost,
                             Role::Draining => {
-                                PredecessorEvent::Ended(gone.generation, gone.inquiry.into_report())
+                                PredecessorEvent::Ended(gone.generation, gone.poll.into_report())
                             }
                         });
                     }
@@ -256,15 +254,9 @@ enum Taken {
 impl Older {
     fn take(&mut self, received: Received) -> Taken {
         match received {
-            Received::Message(Message::Committed(hangup)) if self.role == Role::Predecessor => {
+            Received::Message(Message::Committed(commit)) if self.role == Role::Predecessor => {
                 self.role = Role::Draining;
-                Taken::Event(PredecessorEvent::Committed(hangup))
-            }
-            Received::Message(Message::CommittedForGood(hangup))
-                if self.role == Role::Predecessor =>
-            {
-                self.role = Role::Draining;
-                Taken::Event(PredecessorEvent::CommittedForGood(hangup))
+                Taken::Event(PredecessorEvent::Committed(commit))
             }
             Received::Message(Message::Counted(counters)) if self.role == Role::Predecessor => {
                 Taken::Event(PredecessorEvent::Counted(counters))
@@ -285,7 +277,7 @@ impl Older {
             }
             // A file descriptor that was not asked for is closed.
             Received::Message(message) | Received::Passed(message, _) => {
-                match self.inquiry.hear(message) {
+                match self.poll.hear(message) {
                     Ok(()) => Taken::Event(PredecessorEvent::Reported),
                     Err(message) => {
                         tracing::debug!(
@@ -318,7 +310,8 @@ impl Older {
     /// Asks the kernel too, because a process that is not the active generation does not read the
     /// channel.
     fn is_over(&self) -> bool {
-        let has_said_so = self.inquiry.report().is_some_and(|last| last.state == Standing::Stopped);
+        let has_said_so =
+            self.poll.report().is_some_and(|last| last.state == GenerationState::Stopped);
         has_said_so || self.channel.is_over()
     }
 
@@ -335,10 +328,11 @@ impl Older {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handoff::message::{OnSuccessorDeath, PendingReload};
     use crate::sys::socket::channel_pair;
 
-    fn report(state: Standing) -> Box<Report> {
-        Box::new(Report::unheard(Generation::FIRST, state))
+    fn report(state: GenerationState) -> Box<Report> {
+        Box::new(Report::placeholder(Generation::FIRST, state))
     }
 
     #[tokio::test]
@@ -350,20 +344,23 @@ mod tests {
         let mut predecessors =
             Predecessors::connect(inherited, Generation::FIRST.next().next()).unwrap();
         let predecessor = Channel::new(predecessor).unwrap();
-        predecessor.send(&Message::Draining(report(Standing::Stopped))).unwrap();
-        predecessor.send(&Message::Committed(Hangup::None)).unwrap();
+        predecessor.send(&Message::Draining(report(GenerationState::Stopped))).unwrap();
+        let commit = Commit { pending: PendingReload::None, on_death: OnSuccessorDeath::Resume };
+        predecessor.send(&Message::Committed(commit)).unwrap();
         drop(oldest);
         let PredecessorEvent::Draining(word) = predecessors.next().await else {
             panic!("not what was said")
         };
         predecessors.remember(word);
-        assert!(matches!(predecessors.next().await, PredecessorEvent::Committed(Hangup::None)));
+        assert!(
+            matches!(predecessors.next().await, PredecessorEvent::Committed(heard) if heard == commit)
+        );
         predecessors.attend();
         let PredecessorEvent::Ended(Generation::FIRST, Some(last)) = predecessors.next().await
         else {
             panic!("not its end, or no last word")
         };
-        assert_eq!(last.state, Standing::Stopped);
+        assert_eq!(last.state, GenerationState::Stopped);
     }
 
     #[tokio::test]
@@ -372,13 +369,13 @@ mod tests {
         let inherited =
             Unconnected { draining: vec![(Generation::FIRST, to_oldest)], predecessor: None };
         let mut predecessors = Predecessors::connect(inherited, Generation::FIRST.next()).unwrap();
-        predecessors.remember(report(Standing::Retiring));
+        predecessors.remember(report(GenerationState::Retiring));
         predecessors.leave();
         drop(oldest);
         predecessors.attend();
         let PredecessorEvent::Ended(_, Some(last)) = predecessors.next().await else {
             panic!("not its end")
         };
-        assert_eq!(last.state, Standing::Unknown);
+        assert_eq!(last.state, GenerationState::Unknown);
     }
 }

@@ -17,15 +17,15 @@ use tokio::time::Instant;
 
 use super::channel::{Channel, Received};
 use super::init::Init;
-use super::inquiry::Inquiry;
-use super::message::{Hangup, Message, WORDS, Welcome};
+use super::message::{Commit, Hello, Message, WORDS};
 use super::predecessor::Predecessors;
 use super::program::Program;
+use super::status_poll::StatusPoll;
 use crate::error::{EndStatus, HandoffFailure};
 use crate::generation::Generation;
 use crate::net::{Listener, ListenerSet, Origin};
 use crate::report::{CarryForecast, Counters, Report};
-use crate::sys::fd::{FIRST_PASSED, LowSlot};
+use crate::sys::fd::{FIRST_PASSED, ReservedFd};
 use crate::sys::socket::channel_pair;
 use crate::sys::spawn::{Launch, launch};
 use crate::text::one_line;
@@ -37,38 +37,37 @@ const CARRY_QUEUE: usize = 256 * 1024;
 const DYING: Duration = Duration::from_millis(100);
 
 /// Everything that is needed to start a successor.
-pub(crate) struct Bequest<'a> {
+pub(crate) struct LaunchSpec<'a> {
     pub(crate) program: &'a Program,
     pub(crate) generation: Generation,
     pub(crate) listeners: &'a ListenerSet,
     pub(crate) predecessors: &'a Predecessors,
     pub(crate) init: Option<&'a Init>,
-    pub(crate) slot: &'a mut LowSlot,
+    pub(crate) slot: &'a mut ReservedFd,
     /// Which connections may be carried to the successor. `None` if no connection will be carried.
     pub(crate) forecast: Option<CarryForecast>,
 }
 
-impl Bequest<'_> {
-    /// Sends the welcome and starts the program, with `theirs` as its end of `channel`.
+impl LaunchSpec<'_> {
+    /// Sends the hello and starts the program, with `theirs` as its end of `channel`.
     fn launch(&mut self, channel: &Channel, theirs: OwnedFd) -> io::Result<()> {
         let listeners = self.listeners.passed_on();
         let mut passed: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
         let forecast = self.forecast.take().unwrap_or_default();
         let names = listeners.iter().map(|listener| listener.name().to_string()).collect();
-        let mut welcome =
-            Welcome { bound: bound(&listeners), forecast, names, ..Welcome::default() };
+        let mut hello = Hello { bound: bound(&listeners), forecast, names, ..Hello::default() };
         for (generation, older) in self.predecessors.channels() {
-            welcome.draining.push((generation, number_of(passed.len())?));
+            hello.draining.push((generation, number_of(passed.len())?));
             passed.push(older);
         }
         if let Some(init) = self.init {
-            welcome.init = Some(number_of(passed.len())?);
+            hello.init = Some(number_of(passed.len())?);
             passed.push(init.as_fd());
         }
         let descriptor = number_of(passed.len())?;
         passed.push(self.slot.fill(theirs)?);
-        // Send before the fork, so the successor never has to wait for the welcome.
-        channel.send(&Message::Welcome(welcome))?;
+        // Send before the fork, so the successor never has to wait for the hello.
+        channel.send(&Message::Hello(hello))?;
 
         let program = CString::new(self.program.path().as_os_str().as_bytes())?;
         let environment =
@@ -101,7 +100,7 @@ pub(crate) struct Successor {
     /// When to stop waiting for the exit status. Set once the successor has closed its end of the
     /// channel.
     dying_until: Option<Instant>,
-    inquiry: Inquiry,
+    poll: StatusPoll,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +144,7 @@ fn carry_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// How to end a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum StopMode {
     /// Tells the process to stop. It drains the connections that it has accepted.
     Stop,
     /// Kills the process.
@@ -158,17 +157,16 @@ impl Successor {
     ///
     /// # Errors
     /// [`HandoffFailure::Fork`] if no process could be created.
-    pub(crate) fn start(bequest: &mut Bequest<'_>) -> Result<Self, HandoffFailure> {
+    pub(crate) fn start(spec: &mut LaunchSpec<'_>) -> Result<Self, HandoffFailure> {
         let failed = |source| HandoffFailure::Fork { source };
         let (ours, theirs) = channel_pair().map_err(failed)?;
         let channel = Channel::to_a_new_process(ours).map_err(failed)?;
-        let carrying =
-            bequest.forecast.as_ref().map(|_| carry_pair()).transpose().map_err(failed)?;
-        let started = bequest.launch(&channel, theirs).map_err(failed);
+        let carrying = spec.forecast.as_ref().map(|_| carry_pair()).transpose().map_err(failed)?;
+        let started = spec.launch(&channel, theirs).map_err(failed);
         // A copy of the other end that stays in the slot does no harm, because the process
         // descriptor reports a death. So the error is only logged and the started successor is
         // kept.
-        if let Err(error) = bequest.slot.clear() {
+        if let Err(error) = spec.slot.clear() {
             tracing::warn!(
                 event = "successor.close_failed", reason = %error,
                 "cannot close the successor's end of the channel: {error}"
@@ -177,11 +175,11 @@ impl Successor {
         started?;
         Ok(Self {
             channel,
-            program: bequest.program.path().to_owned(),
+            program: spec.program.path().to_owned(),
             carrying,
             stage: Stage::Starting,
             dying_until: None,
-            inquiry: Inquiry::default(),
+            poll: StatusPoll::default(),
         })
     }
 
@@ -203,15 +201,15 @@ impl Successor {
     /// Asks the successor for its status, if it is ready to answer.
     pub(crate) fn ask(&mut self) {
         if self.is_ready() {
-            if let Some(question) = self.inquiry.question() {
+            if let Some(question) = self.poll.question() {
                 self.tell(&question);
             }
         }
     }
 
     /// Returns what is known of the successor's status.
-    pub(crate) const fn inquiry(&self) -> &Inquiry {
-        &self.inquiry
+    pub(crate) const fn poll(&self) -> &StatusPoll {
+        &self.poll
     }
 
     /// Sends our status to the successor.
@@ -270,28 +268,21 @@ impl Successor {
     }
 
     /// Tells the successor that it is now the active generation.
-    pub(crate) fn commit(&mut self, hangup: Hangup) {
+    pub(crate) fn commit(&mut self, commit: Commit) {
         self.channel.outlive_process();
-        self.tell(&Message::Committed(hangup));
-    }
-
-    /// Tells the successor that it is now the active generation, and that this one was told to
-    /// stop.
-    pub(crate) fn commit_for_good(&mut self, hangup: Hangup) {
-        self.channel.outlive_process();
-        self.tell(&Message::CommittedForGood(hangup));
+        self.tell(&Message::Committed(commit));
     }
 
     /// Ends the successor, unless it has already ended.
-    pub(crate) fn end(&self, fate: Fate) {
+    pub(crate) fn end(&self, fate: StopMode) {
         // The message reaches a process that has no signal handler yet, whose pid is not known yet,
         // or that a wrapper has forked. Without it, such a process would take the end of the
         // channel for our death and become the active generation. The signal reaches a program that
         // is not handoffd.
         self.tell(&Message::Stop);
         let signal = match fate {
-            Fate::Stop => Signal::SIGTERM,
-            Fate::Kill => Signal::SIGKILL,
+            StopMode::Stop => Signal::SIGTERM,
+            StopMode::Kill => Signal::SIGKILL,
         };
         let pid = self.pid();
         match self.channel.signal(signal) {
@@ -314,7 +305,7 @@ impl Successor {
     /// Tells the successor to stop. Returns whether it confirms within the given time that it stops
     /// and leaves the service to this process.
     pub(crate) async fn gives_back(&mut self, within: Duration) -> bool {
-        self.end(Fate::Stop);
+        self.end(StopMode::Stop);
         let said = async {
             loop {
                 if let SuccessorEvent::Lost(failure) = self.next().await {
@@ -383,7 +374,7 @@ impl Successor {
             Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
             // A successor passes no file descriptors, so one that arrives is closed.
             Received::Message(message) | Received::Passed(message, _) => {
-                match self.inquiry.hear(message) {
+                match self.poll.hear(message) {
                     Ok(()) => Some(SuccessorEvent::Reported),
                     Err(message) => {
                         tracing::debug!(

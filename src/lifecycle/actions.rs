@@ -4,7 +4,7 @@
 //! `handoff`, what a drain does in `drain`; here is what is done to listeners and to neighbours.
 
 use super::driver::Driver;
-use super::head::Head;
+use super::head::ActiveRole;
 use super::machine::Action;
 use super::pid_file::log_failure;
 use crate::data_plane::DataPlane;
@@ -23,26 +23,25 @@ impl<P: DataPlane> Driver<P> {
         match action {
             Action::TellReady => self.tell_ready(),
             Action::TellRollback => self.tell_rollback(),
-            Action::TakeTheLine => self.become_active()?,
+            Action::BecomeActive => self.become_active()?,
             Action::NotifyReady => self.notify_ready(),
             Action::StartSuccessor => self.start_successor(),
             Action::StartBake => self.start_bake(),
-            Action::Commit(hangup) => self.commit(|successor| successor.commit(hangup)),
-            Action::CommitForGood(hangup) => self.commit(|one| one.commit_for_good(hangup)),
+            Action::Commit(commit) => self.commit(commit),
             Action::DropSuccessor => {
                 if let Some(failure) = failure.take() {
                     self.drop_successor(failure).await;
                 }
             }
             Action::ForgetSuccessor => self.forget_successor(),
-            Action::LetGo => self.predecessors.let_go(),
-            Action::LeaveTheLine => self.resign().await,
+            Action::ReleaseOlder => self.predecessors.let_go(),
+            Action::Resign => self.resign().await,
             Action::StopSuccessor => self.stop_successor(),
             Action::StopAccepting => self.stop_accepting().await,
             Action::CloseListeners => self.close_listeners().await,
             Action::TellStopping => self.tell_stopping(),
             Action::Drain => self.begin_drain(),
-            Action::TellTheRest => self.drain_uncarried(),
+            Action::DrainUncarried => self.drain_uncarried(),
             Action::Resume => self.resume().await?,
             Action::Cut => self.cut().await,
             Action::Exit => self.exit(),
@@ -98,7 +97,7 @@ impl<P: DataPlane> Driver<P> {
         }
         self.predecessors.attend();
         self.predecessors.cut_all_but(self.config.max_generations.get() - 1);
-        let head = Head::new(self.process.notifier.clone(), self.process.program.watchdog());
+        let head = ActiveRole::new(self.process.notifier.clone(), self.process.program.watchdog());
         self.store_listeners(&head);
         self.head = Some(head);
         self.listeners.set.grant_access();
@@ -122,7 +121,7 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Stores listeners with the service manager, in case every generation dies.
-    fn store_listeners(&self, head: &Head) {
+    fn store_listeners(&self, head: &ActiveRole) {
         if !self.process.notifier.is_supervised() {
             return;
         }

@@ -12,7 +12,7 @@ use crate::data_plane::CarryEnd;
 use crate::data_plane::DataPlane;
 use crate::drain::DrainReport;
 use crate::error::Error;
-use crate::handoff::{Fate, Message};
+use crate::handoff::{Message, StopMode};
 
 /// How long a cut connection may take to be gone: its task only has to be dropped.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -149,7 +149,7 @@ impl<P: DataPlane> Driver<P> {
     pub(super) fn exit(&mut self) {
         let successor = self.successor();
         if let Some(successor) = successor.filter(|successor| !successor.is_ready()) {
-            successor.end(Fate::Kill);
+            successor.end(StopMode::Kill);
         }
         if self.listeners.control_ends {
             if let Some(control) = self.listeners.set.take_control() {

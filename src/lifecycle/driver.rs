@@ -8,12 +8,12 @@ use std::collections::VecDeque;
 
 use super::drain::DrainPhase;
 use super::handoff::Handoff;
-use super::head::Head;
+use super::head::ActiveRole;
 use super::machine::{Birth, Event, State, step};
 use super::messages::History;
 use super::pid_file::PidFile;
 use super::process::Process;
-use super::signals::{Signals, answer_hangup};
+use super::signals::{Signals, log_reload_without_effect};
 use super::startup::Liveness;
 use super::status::Operators;
 use crate::config::Config;
@@ -27,7 +27,7 @@ use crate::notify::{MainProcess, Notifier};
 
 /// How a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ending {
+pub struct RunReport {
     /// How its last connections ended.
     pub drain: DrainReport,
 }
@@ -45,7 +45,7 @@ pub(super) struct Driver<P> {
     pub(super) liveness: Liveness,
     pub(super) signals: Signals,
     /// The duties of the active generation, while this process is the active generation.
-    pub(super) head: Option<Head>,
+    pub(super) head: Option<ActiveRole>,
     pub(super) pid_file: Option<PidFile>,
     pub(super) predecessors: Predecessors,
     /// The latest handoff of this generation, from its start until its successor is gone.
@@ -163,14 +163,14 @@ impl<P: DataPlane> Driver<P> {
     }
 
     /// Runs until the generation ends.
-    pub(super) async fn run(mut self) -> Result<Ending, Error> {
+    pub(super) async fn run(mut self) -> Result<RunReport, Error> {
         let lived = self.live_on().await;
         let drain = self.plane.report();
         // Every operator who still waits gets an answer first.
         self.operators.control.finish().await;
         match (lived, self.liveness.take_death()) {
             (Err(error), _) | (Ok(()), Some(error)) => Err(error),
-            (Ok(()), None) => Ok(Ending { drain }),
+            (Ok(()), None) => Ok(RunReport { drain }),
         }
     }
 
@@ -188,8 +188,8 @@ impl<P: DataPlane> Driver<P> {
                 to = state.name(), ?actions,
                 "step"
             );
-            if event == Event::Hangup && actions.is_empty() {
-                answer_hangup(state);
+            if event == Event::ReloadRequested && actions.is_empty() {
+                log_reload_without_effect(state);
             }
             for action in actions {
                 self.perform(action, &mut failure).await?;

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::driver::{Driver, Ending};
+use super::driver::{Driver, RunReport};
 use crate::config::Config;
 use crate::error::Error;
 use crate::generation::Generation;
@@ -32,23 +32,23 @@ use crate::net::{self, Listener, ListenerSet, Peer, Stream};
 #[must_use = "a generation that never says that it is ready is killed by its predecessor"]
 pub struct Starting {
     driver: Driver<Embedded>,
-    face: Face,
+    handle: Handle,
 }
 
 /// A generation that serves.
 #[derive(Debug)]
 pub struct Serving {
     listeners: ListenerSet,
-    face: Face,
-    driver: JoinHandle<Result<Ending, Error>>,
+    handle: Handle,
+    driver: JoinHandle<Result<RunReport, Error>>,
 }
 
 /// What is to be done once the connections have ended.
 #[expect(clippy::large_enum_variant, reason = "one is made in the life of a generation")]
 #[derive(Debug)]
-pub enum Drained {
+pub enum AfterDrain {
     /// Nothing: return from `main`.
-    End,
+    Exit,
     /// The successor died. Accept again, with a fresh [`Serving::acceptor`].
     AcceptAgain(Serving),
 }
@@ -58,7 +58,7 @@ pub enum Drained {
 pub struct Acceptor {
     acceptor: net::Acceptor,
     retired: Signal,
-    unheard: TaskTracker,
+    awaiting_first_byte: TaskTracker,
     open: TaskTracker,
     /// Stands for the connection that is being accepted at this instant, until nothing more is.
     accepting: Option<TaskTrackerToken>,
@@ -66,11 +66,11 @@ pub struct Acceptor {
 
 /// The server's side of what it shares with the driver.
 #[derive(Debug)]
-struct Face {
-    phase: watch::Receiver<Phase>,
-    told: watch::Sender<Told>,
+struct Handle {
+    phase: watch::Receiver<ServerRequest>,
+    told: watch::Sender<ServerStatus>,
     /// Counts the connections that were accepted and have not sent anything yet.
-    unheard: TaskTracker,
+    awaiting_first_byte: TaskTracker,
     /// Counts the connections that were accepted and are open.
     open: TaskTracker,
     first_request_grace: Duration,
@@ -81,19 +81,19 @@ struct Face {
 /// A client of HTTP keeps its connection for the next request, unless a reply says `Connection:
 /// close`. A server that closes it without that word may meet a request that is on its way.
 #[derive(Clone, Debug)]
-pub struct Retirement(watch::Receiver<Phase>);
+pub struct Retirement(watch::Receiver<ServerRequest>);
 
 impl Retirement {
     /// Whether the generation has retired or was told to stop, so that connections are to end.
     #[must_use]
     pub fn has_begun(&self) -> bool {
-        *self.0.borrow() != Phase::Accepting
+        *self.0.borrow() != ServerRequest::Accepting
     }
 }
 
 /// What the driver asks of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum ServerRequest {
     Accepting,
     Draining,
     Cut,
@@ -101,7 +101,7 @@ enum Phase {
 
 /// What the server has told the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
+enum ServerStatus {
     Nothing,
     Drained,
 }
@@ -112,12 +112,15 @@ impl Starting {
     /// # Errors
     /// When they cannot be had. A predecessor is told why, and serves on.
     pub fn new(config: Config, inheritance: Inheritance) -> Result<Self, Error> {
-        let (asked, phase) = watch::channel(Phase::Accepting);
-        let (told, heard) = watch::channel(Told::Nothing);
+        let (asked, phase) = watch::channel(ServerRequest::Accepting);
+        let (told, heard) = watch::channel(ServerStatus::Nothing);
         let first_request_grace = config.first_request_grace;
         let driver = Driver::start(config, inheritance, Embedded { asked, heard })?;
-        let (unheard, open) = (TaskTracker::new(), TaskTracker::new());
-        Ok(Self { driver, face: Face { phase, told, unheard, open, first_request_grace } })
+        let (awaiting_first_byte, open) = (TaskTracker::new(), TaskTracker::new());
+        Ok(Self {
+            driver,
+            handle: Handle { phase, told, awaiting_first_byte, open, first_request_grace },
+        })
     }
 
     /// The ordinal of this process in its line.
@@ -138,9 +141,9 @@ impl Starting {
     /// # Errors
     /// When the kernel refuses.
     pub fn ready(self) -> Result<Serving, Error> {
-        let Self { driver, face } = self;
+        let Self { driver, handle } = self;
         let listeners = driver.listeners().clone();
-        Ok(Serving { listeners, face, driver: tokio::spawn(driver.live()?.run()) })
+        Ok(Serving { listeners, handle, driver: tokio::spawn(driver.live()?.run()) })
     }
 }
 
@@ -152,12 +155,13 @@ impl Serving {
     pub fn acceptor(&self, name: &str) -> Result<Acceptor, Error> {
         let acceptor = net::Acceptor::new(self.listeners.get(name)?.clone())
             .map_err(Error::system("watch a listener"))?;
-        let (unheard, open) = (self.face.unheard.clone(), self.face.open.clone());
-        let accepting = Some(unheard.token());
+        let (awaiting_first_byte, open) =
+            (self.handle.awaiting_first_byte.clone(), self.handle.open.clone());
+        let accepting = Some(awaiting_first_byte.token());
         Ok(Acceptor {
             acceptor,
             retired: Signal(Box::pin(self.retired())),
-            unheard,
+            awaiting_first_byte,
             open,
             accepting,
         })
@@ -176,7 +180,7 @@ impl Serving {
     /// Pends until it is time to stop accepting: a successor has taken over, or the service is told
     /// to stop.
     pub fn retired(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
-        self.face.until(|phase| phase != Phase::Accepting)
+        self.handle.until(|phase| phase != ServerRequest::Accepting)
     }
 
     /// Pends until it is time to tell the connections to end: the generation has retired, every
@@ -186,19 +190,22 @@ impl Serving {
     /// A server that ends connections at [`Serving::retired`] loses those that it accepted in the
     /// last instant: their first request is still on the way.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
-        let (retired, unheard, grace) =
-            (self.retired(), self.face.unheard.clone(), self.face.first_request_grace);
+        let (retired, awaiting_first_byte, grace) = (
+            self.retired(),
+            self.handle.awaiting_first_byte.clone(),
+            self.handle.first_request_grace,
+        );
         async move {
             retired.await;
-            unheard.close();
-            let _ = tokio::time::timeout(grace, unheard.wait()).await;
+            awaiting_first_byte.close();
+            let _ = tokio::time::timeout(grace, awaiting_first_byte.wait()).await;
         }
     }
 
     /// Returns what a server asks before each reply: whether it is the last one on its connection.
     #[must_use]
     pub fn retirement(&self) -> Retirement {
-        Retirement(self.face.phase.clone())
+        Retirement(self.handle.phase.clone())
     }
 
     /// Pends until it is time to close connections that wait for another request: as
@@ -209,7 +216,8 @@ impl Serving {
     /// that asks within `keep_alive` learns it by the reply, and loses no request. A generation
     /// that has to accept again does not wait: new clients are in the listener's queue.
     pub fn closing(&self, keep_alive: Duration) -> impl Future<Output = ()> + Send + Sync + use<> {
-        let (draining, recalled, open) = (self.draining(), self.recalled(), self.face.open.clone());
+        let (draining, recalled, open) =
+            (self.draining(), self.recalled(), self.handle.open.clone());
         async move {
             draining.await;
             open.close();
@@ -222,7 +230,7 @@ impl Serving {
 
     /// Pends until the drain deadline has passed: drop the connections that are left.
     pub fn cut(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
-        self.face.until(|phase| phase == Phase::Cut)
+        self.handle.until(|phase| phase == ServerRequest::Cut)
     }
 
     /// Pends until a generation that was retired has to accept again, because its successor died.
@@ -230,7 +238,7 @@ impl Serving {
     /// from [`Serving::drained`].
     pub fn recalled(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         let (retired, accepting) =
-            (self.retired(), self.face.until(|phase| phase == Phase::Accepting));
+            (self.retired(), self.handle.until(|phase| phase == ServerRequest::Accepting));
         async move {
             retired.await;
             accepting.await;
@@ -245,17 +253,17 @@ impl Serving {
     ///
     /// # Panics
     /// When the task that drives the generation has panicked.
-    pub async fn drained(mut self) -> Result<Drained, Error> {
-        self.face.told.send_replace(Told::Drained);
-        let recalled = self.face.until(|phase| phase == Phase::Accepting);
+    pub async fn drained(mut self) -> Result<AfterDrain, Error> {
+        self.handle.told.send_replace(ServerStatus::Drained);
+        let recalled = self.handle.until(|phase| phase == ServerRequest::Accepting);
         tokio::select! {
             ended = &mut self.driver => match ended {
-                Ok(ended) => ended.map(|_| Drained::End),
+                Ok(ended) => ended.map(|_| AfterDrain::Exit),
                 Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
             },
             () = recalled => {
-                self.face.told.send_replace(Told::Nothing);
-                Ok(Drained::AcceptAgain(self))
+                self.handle.told.send_replace(ServerStatus::Nothing);
+                Ok(AfterDrain::AcceptAgain(self))
             }
         }
     }
@@ -264,7 +272,7 @@ impl Serving {
 impl Acceptor {
     /// The next connection; none once the generation has retired. Cancel safe.
     ///
-    /// The stream is non-blocking and counts as unheard until something has been read from it.
+    /// The stream is non-blocking and counts as awaiting_first_byte until something has been read from it.
     pub async fn accept(&mut self) -> Option<(Stream, Peer)> {
         self.accepting.as_ref()?;
         tokio::select! {
@@ -275,7 +283,7 @@ impl Acceptor {
             }
             (mut stream, peer) = self.acceptor.accept_here() => {
                 drop(stream.take_earmark());
-                stream.unheard(self.unheard.token());
+                stream.awaiting_first_byte(self.awaiting_first_byte.token());
                 stream.open(self.open.token());
                 Some((stream, peer))
             }
@@ -289,9 +297,12 @@ impl Acceptor {
     }
 }
 
-impl Face {
+impl Handle {
     /// Pends for ever once the driver has ended, for nothing is asked any more.
-    fn until(&self, wanted: fn(Phase) -> bool) -> impl Future<Output = ()> + Send + Sync + use<> {
+    fn until(
+        &self,
+        wanted: fn(ServerRequest) -> bool,
+    ) -> impl Future<Output = ()> + Send + Sync + use<> {
         let mut phase = self.phase.clone();
         async move {
             if phase.wait_for(|phase| wanted(*phase)).await.is_err() {
@@ -313,6 +324,6 @@ impl std::fmt::Debug for Signal {
 /// The driver's side.
 #[derive(Debug)]
 struct Embedded {
-    asked: watch::Sender<Phase>,
-    heard: watch::Receiver<Told>,
+    asked: watch::Sender<ServerRequest>,
+    heard: watch::Receiver<ServerStatus>,
 }

@@ -19,8 +19,8 @@ use crate::carry;
 use crate::control::{Answer, Refusal};
 use crate::data_plane::DataPlane;
 use crate::error::HandoffFailure;
-use crate::handoff::{Bequest, Fate, Successor};
-use crate::report::{Outcome, Report, Standing};
+use crate::handoff::{Commit, LaunchSpec, StopMode, Successor};
+use crate::report::{GenerationState, Outcome, Report};
 use reload::Reload;
 pub(super) use reload::milliseconds;
 
@@ -117,7 +117,7 @@ impl<P: DataPlane> Driver<P> {
             event = "handoff.started", successor = %generation, %program,
             "starting a successor: generation {generation}"
         );
-        let started = Successor::start(&mut Bequest {
+        let started = Successor::start(&mut LaunchSpec {
             program: &self.process.program,
             generation,
             listeners: &self.listeners.set,
@@ -141,7 +141,7 @@ impl<P: DataPlane> Driver<P> {
 
     /// Hands over. The pid file comes first: a script that reads it from now on signals a process
     /// that heeds the signal.
-    pub(super) fn commit(&mut self, tell: impl FnOnce(&mut Successor)) {
+    pub(super) fn commit(&mut self, commit: Commit) {
         let Some(handoff) = &mut self.handoff else { return };
         handoff.stage = Stage::Idle;
         let Some(successor) = &mut handoff.successor else { return };
@@ -162,14 +162,14 @@ impl<P: DataPlane> Driver<P> {
         self.history.handoffs.succeeded += 1;
         // Before the successor learns that it is the active generation: from then on a successor of
         // its own might read what is meant for it.
-        for (generation, inquiry) in self.predecessors.reports() {
-            let known = || Report::unheard(generation, Standing::Retiring);
-            successor.draining(inquiry.report().cloned().unwrap_or_else(known));
+        for (generation, poll) in self.predecessors.reports() {
+            let known = || Report::placeholder(generation, GenerationState::Retiring);
+            successor.draining(poll.report().cloned().unwrap_or_else(known));
         }
         self.predecessors.leave();
         handoff.carry_channel = successor.carry(carry::VERSION);
         successor.counted(self.history.past.clone());
-        tell(successor);
+        successor.commit(commit);
         tracing::info!(
             event = "handoff.committed", successor = %next, successor_pid = pid,
             "handed over to generation {next}"
@@ -229,11 +229,11 @@ impl<P: DataPlane> Driver<P> {
         let serves = successor.is_ready() && matches!(failure, HandoffFailure::OutOfTime { .. });
         let is_well = matches!(failure, HandoffFailure::ToldToStop)
             || serves && successor.gives_back(SETTLE_TIMEOUT).await;
-        if let Some(last) = successor.inquiry().report() {
+        if let Some(last) = successor.poll().report() {
             self.history.add(last.counters.clone(), &self.plane.counters());
         }
         if !is_well {
-            successor.end(Fate::Kill);
+            successor.end(StopMode::Kill);
             self.log_lost_connections().await;
         }
     }
@@ -263,7 +263,7 @@ impl<P: DataPlane> Driver<P> {
         let Some(handoff) = &mut self.handoff else { return };
         handoff.stage = Stage::Idle;
         if let Some(successor) = &handoff.successor {
-            successor.end(Fate::Stop);
+            successor.end(StopMode::Stop);
         }
     }
 }

@@ -23,7 +23,7 @@ const EXTENSION: Duration = Duration::from_secs(15);
 
 /// The head's duties.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(super) struct ActiveRole {
     notifier: Notifier,
     watchdog: Option<Watchdog>,
     /// When to say again how the line stands, and ask the others.
@@ -40,14 +40,14 @@ pub(super) struct Head {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Duty {
     /// Say how the line stands, and ask the others.
-    Look,
-    /// Show that connections are accepted: give [`Head::beat`] a heartbeat.
+    RefreshStatus,
+    /// Show that connections are accepted: give [`ActiveRole::beat`] a heartbeat.
     Beat,
 }
 
 /// Whether something comes to its end, and people watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pace {
+pub(super) enum RefreshInterval {
     /// A generation drains.
     Drain,
     /// All is quiet.
@@ -63,7 +63,7 @@ struct Watchdog {
     beat: Option<TaskTracker>,
 }
 
-impl Head {
+impl ActiveRole {
     /// From now on; `limit` is the watchdog's.
     pub(super) fn new(notifier: Notifier, limit: Option<Duration>) -> Self {
         let now = Instant::now();
@@ -86,7 +86,7 @@ impl Head {
             let Self { notifier, watchdog, next, .. } = self;
             let Some(watchdog) = watchdog else {
                 sleep_until(*next).await;
-                return Duty::Look;
+                return Duty::RefreshStatus;
             };
             let beat_over = async {
                 match &watchdog.beat {
@@ -103,7 +103,7 @@ impl Head {
                     watchdog.due = Instant::now() + watchdog.interval;
                     return Duty::Beat;
                 }
-                () = sleep_until(*next) => return Duty::Look,
+                () = sleep_until(*next) => return Duty::RefreshStatus,
             }
         }
     }
@@ -116,11 +116,11 @@ impl Head {
     }
 
     /// When to look again.
-    pub(super) fn look_again(&mut self, pace: Pace) {
+    pub(super) fn look_again(&mut self, pace: RefreshInterval) {
         self.next = Instant::now()
             + match pace {
-                Pace::Drain => SOON,
-                Pace::Quiet => LATER,
+                RefreshInterval::Drain => SOON,
+                RefreshInterval::Quiet => LATER,
             };
     }
 

@@ -6,7 +6,7 @@
 //! [`step`] are exhaustive, without a wildcard: a new state or event has to be thought about in
 //! every cell. `docs/architecture.md` shows the same as a table.
 
-pub(crate) use crate::handoff::Hangup;
+pub(crate) use crate::handoff::{Commit, OnSuccessorDeath, PendingReload};
 
 /// Where a generation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,29 +16,29 @@ pub(crate) enum State {
         /// Who served before.
         birth: Birth,
         /// Whether a handoff is to follow.
-        hangup: Hangup,
+        pending: PendingReload,
     },
     /// Accepting, beside a predecessor that may still take everything back.
     Probation {
         /// Whether a handoff is to follow.
-        hangup: Hangup,
+        pending: PendingReload,
     },
     /// Accepting, as the head of the line.
     Serving,
     /// Accepting, while a successor starts.
     HandingOff {
         /// Whether another handoff is to follow.
-        hangup: Hangup,
+        pending: PendingReload,
     },
     /// Accepting, beside a successor that is ready and on probation.
     Baking {
         /// Whether another handoff is to follow: the successor will be told.
-        hangup: Hangup,
+        pending: PendingReload,
     },
     /// Draining, because the successor has taken over.
     Retiring {
         /// Whether to accept again should the successor die.
-        recall: Recall,
+        on_death: OnSuccessorDeath,
     },
     /// Draining, because the line is told to stop.
     Stopping,
@@ -57,28 +57,17 @@ pub(crate) enum Birth {
     Orphan,
 }
 
-/// Whether a retired generation accepts again when its successor dies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Recall {
-    /// It does.
-    Possible,
-    /// It was told to stop, the line was, or somebody else restarts it.
-    Never,
-}
-
 /// What happens to a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Event {
     /// Its accept loops run.
     Live,
-    /// The predecessor has retired; with a hangup that came too late for it.
-    Committed(Hangup),
-    /// The same, and it was told to stop: it will not take the line back.
-    CommittedForGood(Hangup),
+    /// The predecessor has retired.
+    Committed(Commit),
     /// The predecessor died before it retired.
     PredecessorLost,
     /// SIGHUP.
-    Hangup,
+    ReloadRequested,
     /// SIGTERM, the first SIGINT, or a predecessor that was told to stop.
     Terminate,
     /// SIGQUIT, the second SIGINT, or a newer generation that finds us too many.
@@ -93,7 +82,7 @@ pub(crate) enum Event {
     SuccessorRolledBack,
     /// The successor has taken over and was told to stop with the whole line; or it died, and a
     /// service manager will start the service anew.
-    LineStopping,
+    ServiceStopping,
     /// No more connections go to the successor.
     CarryEnded,
     /// No connection is left.
@@ -111,7 +100,7 @@ pub(crate) enum Action {
     TellRollback,
     /// Be the process to signal: write the pid file, and let no more generations live than are
     /// allowed.
-    TakeTheLine,
+    BecomeActive,
     /// Tell the service manager that the service is up. It is told once in a line's life.
     NotifyReady,
     /// Start a successor, and its deadline: as soon as no connection is on its way here that would
@@ -120,19 +109,17 @@ pub(crate) enum Action {
     /// Start the successor's probation.
     StartBake,
     /// Make the successor the process to signal, and tell it that the line is its own.
-    Commit(Hangup),
-    /// The same, and tell it that this generation was told to stop.
-    CommitForGood(Hangup),
+    Commit(Commit),
     /// Say why the successor did not take over, and forget it.
     DropSuccessor,
     /// Forget the successor: the line that it has taken over stops.
     ForgetSuccessor,
     /// Let go of the channels to older generations: when nobody else holds them, the youngest of
     /// these accepts again.
-    LetGo,
+    ReleaseOlder,
     /// Let go of them if any lives; if none does, nobody will accept any more: close the listeners
     /// for good.
-    LeaveTheLine,
+    Resign,
     /// Tell the successor to stop.
     StopSuccessor,
     /// Stop accepting and keep the listeners: the successor accepts.
@@ -146,7 +133,7 @@ pub(crate) enum Action {
     /// drain deadline.
     Drain,
     /// Tell those to end that it has not taken over.
-    TellTheRest,
+    DrainUncarried,
     /// Accept again.
     Resume,
     /// Cut the connections that are left.
@@ -156,16 +143,16 @@ pub(crate) enum Action {
 }
 
 use Action::{
-    CloseListeners, Commit, CommitForGood, Cut, Drain, DropSuccessor, Exit, ForgetSuccessor,
-    LeaveTheLine, LetGo, NotifyReady, Resume, StartBake, StartSuccessor, StopAccepting,
-    StopSuccessor, TakeTheLine, TellReady, TellRollback, TellStopping, TellTheRest,
+    BecomeActive, CloseListeners, Cut, Drain, DrainUncarried, DropSuccessor, Exit, ForgetSuccessor,
+    NotifyReady, ReleaseOlder, Resign, Resume, StartBake, StartSuccessor, StopAccepting,
+    StopSuccessor, TellReady, TellRollback, TellStopping,
 };
 
 impl State {
     /// The state of a process that is the first of its line, or was started by a predecessor.
     #[must_use]
     pub(crate) const fn born(birth: Birth) -> Self {
-        Self::Starting { birth, hangup: Hangup::None }
+        Self::Starting { birth, pending: PendingReload::None }
     }
 
     /// Whether connections are accepted in it.
@@ -197,53 +184,52 @@ impl State {
 #[must_use]
 pub(crate) fn step(state: State, event: Event) -> (State, Vec<Action>) {
     match state {
-        State::Starting { birth, hangup } => starting(birth, hangup, event),
-        State::Probation { hangup } => probation(hangup, event),
+        State::Starting { birth, pending } => starting(birth, pending, event),
+        State::Probation { pending } => probation(pending, event),
         State::Serving => serving(event),
-        State::HandingOff { hangup } => handing_off(hangup, event),
-        State::Baking { hangup } => baking(hangup, event),
-        State::Retiring { recall } => retiring(recall, event),
+        State::HandingOff { pending } => handing_off(pending, event),
+        State::Baking { pending } => baking(pending, event),
+        State::Retiring { on_death } => retiring(on_death, event),
         State::Stopping => stopping(event),
         State::Stopped => (State::Stopped, vec![]),
     }
 }
 
-fn starting(birth: Birth, hangup: Hangup, event: Event) -> (State, Vec<Action>) {
+fn starting(birth: Birth, pending: PendingReload, event: Event) -> (State, Vec<Action>) {
     match event {
         Event::Live => match birth {
-            Birth::First => head(hangup, vec![TakeTheLine, NotifyReady]),
-            Birth::Successor => (State::Probation { hangup }, vec![TellReady]),
-            Birth::Orphan => head(hangup, vec![TakeTheLine]),
+            Birth::First => head(pending, vec![BecomeActive, NotifyReady]),
+            Birth::Successor => (State::Probation { pending }, vec![TellReady]),
+            Birth::Orphan => head(pending, vec![BecomeActive]),
         },
-        Event::Hangup => (State::Starting { birth, hangup: Hangup::Remembered }, vec![]),
-        Event::PredecessorLost => (State::Starting { birth: Birth::Orphan, hangup }, vec![]),
+        Event::ReloadRequested => (State::Starting { birth, pending: PendingReload::One }, vec![]),
+        Event::PredecessorLost => (State::Starting { birth: Birth::Orphan, pending }, vec![]),
         Event::Terminate | Event::CutNow => match birth {
             // Nothing was accepted. The predecessor hears it, and serves on.
             Birth::Successor => (State::Stopped, vec![TellRollback, Exit]),
             Birth::First | Birth::Orphan => serving(event),
         },
         Event::Committed(_)
-        | Event::CommittedForGood(_)
         | Event::SuccessorReady
         | Event::BakeOver
         | Event::SuccessorLost
         | Event::SuccessorRolledBack
-        | Event::LineStopping
+        | Event::ServiceStopping
         | Event::CarryEnded
         | Event::Drained
-        | Event::DrainExpired => (State::Starting { birth, hangup }, vec![]),
+        | Event::DrainExpired => (State::Starting { birth, pending }, vec![]),
     }
 }
 
-fn probation(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
+fn probation(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
     match event {
-        Event::Committed(late) | Event::CommittedForGood(late) => {
-            head(either(hangup, late), vec![TakeTheLine])
+        Event::Committed(Commit { pending: late, .. }) => {
+            head(either(pending, late), vec![BecomeActive])
         }
-        Event::PredecessorLost => head(hangup, vec![TakeTheLine]),
+        Event::PredecessorLost => head(pending, vec![BecomeActive]),
         // Not before the predecessor has retired: two generations on probation could outlive each
         // other's rollback.
-        Event::Hangup => (State::Probation { hangup: Hangup::Remembered }, vec![]),
+        Event::ReloadRequested => (State::Probation { pending: PendingReload::One }, vec![]),
         // The predecessor has never stopped: its listeners are not ours to close.
         Event::Terminate => (State::Stopping, vec![TellRollback, StopAccepting, Drain]),
         Event::CutNow => (State::Stopped, vec![TellRollback, StopAccepting, Drain, Cut, Exit]),
@@ -252,39 +238,40 @@ fn probation(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
         | Event::BakeOver
         | Event::SuccessorLost
         | Event::SuccessorRolledBack
-        | Event::LineStopping
+        | Event::ServiceStopping
         | Event::CarryEnded
         | Event::Drained
-        | Event::DrainExpired => (State::Probation { hangup }, vec![]),
+        | Event::DrainExpired => (State::Probation { pending }, vec![]),
     }
 }
 
 fn serving(event: Event) -> (State, Vec<Action>) {
     match event {
-        Event::Hangup => (State::HandingOff { hangup: Hangup::None }, vec![StartSuccessor]),
+        Event::ReloadRequested => {
+            (State::HandingOff { pending: PendingReload::None }, vec![StartSuccessor])
+        }
         Event::Terminate => (State::Stopping, vec![TellStopping, CloseListeners, Drain]),
         Event::CutNow => (State::Stopped, vec![TellStopping, CloseListeners, Drain, Cut, Exit]),
         // Late words of a successor that is gone, and of generations before us.
         Event::Live
         | Event::Committed(_)
-        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
         | Event::BakeOver
         | Event::SuccessorLost
         | Event::SuccessorRolledBack
-        | Event::LineStopping
+        | Event::ServiceStopping
         | Event::CarryEnded
         | Event::Drained
         | Event::DrainExpired => (State::Serving, vec![]),
     }
 }
 
-fn handing_off(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
+fn handing_off(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
     match event {
-        Event::SuccessorReady => (State::Baking { hangup }, vec![StartBake]),
-        Event::SuccessorLost | Event::SuccessorRolledBack => head(hangup, vec![DropSuccessor]),
-        Event::Hangup => (State::HandingOff { hangup: Hangup::Remembered }, vec![]),
+        Event::SuccessorReady => (State::Baking { pending }, vec![StartBake]),
+        Event::SuccessorLost | Event::SuccessorRolledBack => head(pending, vec![DropSuccessor]),
+        Event::ReloadRequested => (State::HandingOff { pending: PendingReload::One }, vec![]),
         Event::Terminate => {
             (State::Stopping, vec![TellStopping, StopSuccessor, CloseListeners, Drain])
         }
@@ -293,63 +280,65 @@ fn handing_off(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
         }
         Event::Live
         | Event::Committed(_)
-        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::BakeOver
-        | Event::LineStopping
+        | Event::ServiceStopping
         | Event::CarryEnded
         | Event::Drained
-        | Event::DrainExpired => (State::HandingOff { hangup }, vec![]),
+        | Event::DrainExpired => (State::HandingOff { pending }, vec![]),
     }
 }
 
-fn baking(hangup: Hangup, event: Event) -> (State, Vec<Action>) {
-    let stop = vec![CommitForGood(hangup), StopAccepting, Drain];
+fn baking(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
+    let commit =
+        |on_death| vec![Action::Commit(Commit { pending, on_death }), StopAccepting, Drain];
+    let stop = commit(OnSuccessorDeath::Stay);
     match event {
-        Event::BakeOver => (State::Retiring { recall: Recall::Possible }, vec![Commit(hangup), StopAccepting, Drain]),
-        Event::SuccessorLost | Event::SuccessorRolledBack => head(hangup, vec![DropSuccessor]),
-        Event::Hangup => (State::Baking { hangup: Hangup::Remembered }, vec![]),
-        Event::Terminate => (State::Retiring { recall: Recall::Never }, stop),
+        Event::BakeOver => (State::Retiring { on_death: OnSuccessorDeath::Resume }, commit(OnSuccessorDeath::Resume)),
+        Event::SuccessorLost | Event::SuccessorRolledBack => head(pending, vec![DropSuccessor]),
+        Event::ReloadRequested => (State::Baking { pending: PendingReload::One }, vec![]),
+        Event::Terminate => (State::Retiring { on_death: OnSuccessorDeath::Stay }, stop),
         Event::CutNow => (State::Stopped, [stop, vec![Cut, Exit]].concat()),
         Event::Live
         | Event::Committed(_)
-        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
         // Only the head of the line says so.
-        | Event::LineStopping
+        | Event::ServiceStopping
         | Event::CarryEnded
         | Event::Drained
-        | Event::DrainExpired => (State::Baking { hangup }, vec![]),
+        | Event::DrainExpired => (State::Baking { pending }, vec![]),
     }
 }
 
-fn retiring(recall: Recall, event: Event) -> (State, Vec<Action>) {
+fn retiring(on_death: OnSuccessorDeath, event: Event) -> (State, Vec<Action>) {
     match event {
-        Event::SuccessorLost | Event::SuccessorRolledBack if recall == Recall::Possible => {
-            (State::Serving, vec![DropSuccessor, Resume, TakeTheLine])
+        Event::SuccessorLost | Event::SuccessorRolledBack
+            if on_death == OnSuccessorDeath::Resume =>
+        {
+            (State::Serving, vec![DropSuccessor, Resume, BecomeActive])
         }
-        Event::SuccessorLost => (State::Retiring { recall }, vec![LeaveTheLine, DropSuccessor]),
+        Event::SuccessorLost => (State::Retiring { on_death }, vec![Resign, DropSuccessor]),
         // It and we were told to stop, each before it heard of the other: nobody else tells the
         // older ones.
         Event::SuccessorRolledBack => {
-            (State::Retiring { recall }, vec![TellStopping, CloseListeners, DropSuccessor])
+            (State::Retiring { on_death }, vec![TellStopping, CloseListeners, DropSuccessor])
         }
-        Event::LineStopping => {
-            (State::Retiring { recall: Recall::Never }, vec![CloseListeners, ForgetSuccessor])
-        }
-        Event::Terminate => (State::Retiring { recall: Recall::Never }, vec![]),
-        Event::CarryEnded => (State::Retiring { recall }, vec![TellTheRest]),
+        Event::ServiceStopping => (
+            State::Retiring { on_death: OnSuccessorDeath::Stay },
+            vec![CloseListeners, ForgetSuccessor],
+        ),
+        Event::Terminate => (State::Retiring { on_death: OnSuccessorDeath::Stay }, vec![]),
+        Event::CarryEnded => (State::Retiring { on_death }, vec![DrainUncarried]),
         Event::Drained => (State::Stopped, vec![Exit]),
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
         // The newest generation is the one to ask.
-        Event::Hangup
+        Event::ReloadRequested
         | Event::Live
         | Event::Committed(_)
-        | Event::CommittedForGood(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
-        | Event::BakeOver => (State::Retiring { recall }, vec![]),
+        | Event::BakeOver => (State::Retiring { on_death }, vec![]),
     }
 }
 
@@ -359,36 +348,38 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
         Event::SuccessorLost | Event::SuccessorRolledBack => (State::Stopping, vec![DropSuccessor]),
         // We have rolled back, and it was told to stop before it heard so: the line ends with us.
-        Event::CommittedForGood(_) => (State::Stopping, vec![TellStopping, CloseListeners]),
+        Event::Committed(Commit { on_death: OnSuccessorDeath::Stay, .. }) => {
+            (State::Stopping, vec![TellStopping, CloseListeners])
+        }
         // We have rolled back. It takes the line back when it hears so; if it has ended, one before
         // it does.
-        Event::Committed(_) | Event::PredecessorLost => (State::Stopping, vec![LetGo]),
+        Event::Committed(_) | Event::PredecessorLost => (State::Stopping, vec![ReleaseOlder]),
         // A successor that is ready all the same has been told to stop.
         Event::SuccessorReady
         | Event::Live
-        | Event::Hangup
+        | Event::ReloadRequested
         | Event::Terminate
         | Event::BakeOver
         | Event::CarryEnded
-        | Event::LineStopping => (State::Stopping, vec![]),
+        | Event::ServiceStopping => (State::Stopping, vec![]),
     }
 }
 
 /// The head of the line, which starts a handoff if one was asked for.
-fn head(hangup: Hangup, mut actions: Vec<Action>) -> (State, Vec<Action>) {
-    match hangup {
-        Hangup::None => (State::Serving, actions),
-        Hangup::Remembered => {
+fn head(pending: PendingReload, mut actions: Vec<Action>) -> (State, Vec<Action>) {
+    match pending {
+        PendingReload::None => (State::Serving, actions),
+        PendingReload::One => {
             actions.push(StartSuccessor);
-            (State::HandingOff { hangup: Hangup::None }, actions)
+            (State::HandingOff { pending: PendingReload::None }, actions)
         }
     }
 }
 
-const fn either(one: Hangup, other: Hangup) -> Hangup {
+const fn either(one: PendingReload, other: PendingReload) -> PendingReload {
     match (one, other) {
-        (Hangup::None, Hangup::None) => Hangup::None,
-        (Hangup::Remembered, _) | (_, Hangup::Remembered) => Hangup::Remembered,
+        (PendingReload::None, PendingReload::None) => PendingReload::None,
+        (PendingReload::One, _) | (_, PendingReload::One) => PendingReload::One,
     }
 }
 

@@ -15,7 +15,7 @@ use crate::error::HandoffFailure;
 use crate::generation::Generation;
 use crate::handoff::{Message, PredecessorEvent, SuccessorEvent};
 use crate::report::{
-    Connections, Counters, HandoffCounters, LastHandoff, Outcome, Report, Standing,
+    Connections, Counters, GenerationState, HandoffCounters, LastHandoff, Outcome, Report,
 };
 
 /// The handoffs of this generation, and what ended generations have counted.
@@ -80,10 +80,7 @@ impl<P: DataPlane> Driver<P> {
     /// What a predecessor's word means.
     pub(super) fn heard_predecessor(&mut self, event: PredecessorEvent) -> Option<Occurrence> {
         match event {
-            PredecessorEvent::Committed(hangup) => Some(Event::Committed(hangup).into()),
-            PredecessorEvent::CommittedForGood(hangup) => {
-                Some(Event::CommittedForGood(hangup).into())
-            }
+            PredecessorEvent::Committed(commit) => Some(Event::Committed(commit).into()),
             PredecessorEvent::Lost => Some(Event::PredecessorLost.into()),
             PredecessorEvent::Stop => Some(Event::Terminate.into()),
             PredecessorEvent::Asked => {
@@ -155,11 +152,11 @@ impl<P: DataPlane> Driver<P> {
                     );
                     self.log_lost_connections().await;
                     self.refuse_drain_waiter(&failure);
-                    return Some(Event::LineStopping.into());
+                    return Some(Event::ServiceStopping.into());
                 }
                 Some(failure.into())
             }
-            SuccessorEvent::Stopping => Some(Event::LineStopping.into()),
+            SuccessorEvent::Stopping => Some(Event::ServiceStopping.into()),
             SuccessorEvent::GivenUp(sockets) => {
                 // Whoever has not taken over decides nothing.
                 if retired {
@@ -197,7 +194,7 @@ impl<P: DataPlane> Driver<P> {
     /// ended while another was the head is left to that.
     fn say_if_it_died(&self, generation: Generation, last: Option<&Report>) {
         match last.map(|last| (last.state, last.connections)) {
-            Some((Standing::Stopped | Standing::Unknown, _)) => {}
+            Some((GenerationState::Stopped | GenerationState::Unknown, _)) => {}
             Some((_, Some(Connections { open, .. }))) => tracing::error!(
                 event = "generation.died", died = %generation, open,
                 "generation {generation} has died, and with it what was left of the {open} connections that it had when it was last heard"

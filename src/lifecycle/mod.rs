@@ -30,8 +30,8 @@ use crate::server::{Server, Workers};
 use crate::service::Service;
 
 pub use check::check;
-pub use driver::Ending;
-pub use embed::{Acceptor, Drained, Retirement, Serving, Starting};
+pub use driver::RunReport;
+pub use embed::{Acceptor, AfterDrain, Retirement, Serving, Starting};
 
 /// Serves `service` for the whole life of this generation: adopts or binds the listeners, takes
 /// over from a predecessor, hands over to successors, drains. Must be called in a tokio runtime
@@ -49,7 +49,7 @@ pub async fn run<S: Service>(
     config: Config,
     inheritance: Inheritance,
     service: S,
-) -> Result<Ending, Error> {
+) -> Result<RunReport, Error> {
     run_on(Workers::here(), config, inheritance, service).await
 }
 
@@ -63,7 +63,7 @@ pub async fn run_on<S: Service>(
     config: Config,
     inheritance: Inheritance,
     service: S,
-) -> Result<Ending, Error> {
+) -> Result<RunReport, Error> {
     let server = Server::new(service, workers, config.clone());
     driver::Driver::start(config, inheritance, server)?.live()?.run().await
 }

@@ -1,4 +1,4 @@
-//! Turns signals into events, and answers those that come to nothing.
+//! CarryScheduler signals into events, and answers those that come to nothing.
 //!
 //! A predecessor blocks SIGHUP and SIGUSR2 across the exec, so that one which comes before our
 //! handler waits for it instead of killing us; and whatever a parent had blocked when it started us
@@ -68,8 +68,8 @@ impl Signals {
     pub(super) async fn next(&mut self) -> Event {
         let Self { hangup, user, terminate, interrupt, quit, interrupted, stray } = self;
         let (event, signal) = tokio::select! {
-            Some(()) = hangup.recv() => (Event::Hangup, "SIGHUP"),
-            Some(()) = next_of(user) => (Event::Hangup, "SIGUSR2"),
+            Some(()) = hangup.recv() => (Event::ReloadRequested, "SIGHUP"),
+            Some(()) = next_of(user) => (Event::ReloadRequested, "SIGUSR2"),
             Some(()) = terminate.recv() => (Event::Terminate, "SIGTERM"),
             Some(()) = interrupt.recv() => match std::mem::replace(interrupted, Interrupted::Once) {
                 Interrupted::NotYet => (Event::Terminate, "SIGINT"),
@@ -112,7 +112,7 @@ fn name(number: c_int) -> String {
 
 /// Says what becomes of a hangup that starts nothing now: whoever sent it may be waiting for a new
 /// generation.
-pub(super) fn answer_hangup(state: State) {
+pub(super) fn log_reload_without_effect(state: State) {
     match state {
         State::Starting { .. }
         | State::Probation { .. }

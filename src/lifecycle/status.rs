@@ -11,13 +11,15 @@ use tokio::time::Instant;
 
 use super::driver::{Driver, Occurrence};
 use super::handoff::milliseconds;
-use super::head::{Duty, Pace};
+use super::head::{Duty, RefreshInterval};
 use super::machine::State;
 use crate::control::{Answer, ControlServer, Reply, Request};
 use crate::data_plane::DataPlane;
-use crate::handoff::Inquiry;
+use crate::handoff::StatusPoll;
 use crate::net::Origin;
-use crate::report::{Connections, Counters, ListenerReport, Report, Settings, Standing, Status};
+use crate::report::{
+    Connections, Counters, GenerationState, ListenerReport, Report, Settings, Status,
+};
 
 /// How long the others get to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
@@ -102,13 +104,17 @@ impl<P: DataPlane> Driver<P> {
                     head.beat(beat);
                 }
             }
-            Duty::Look => {
+            Duty::RefreshStatus => {
                 // What was not answered since the last look will not be soon.
                 self.say_how_it_stands();
                 self.ask_the_others();
                 let is_quiet = self.predecessors.is_empty() && self.state != State::Stopping;
                 if let Some(head) = &mut self.head {
-                    head.look_again(if is_quiet { Pace::Quiet } else { Pace::Drain });
+                    head.look_again(if is_quiet {
+                        RefreshInterval::Quiet
+                    } else {
+                        RefreshInterval::Drain
+                    });
                 }
             }
         }
@@ -126,8 +132,8 @@ impl<P: DataPlane> Driver<P> {
 
     /// Another generation has said how it stands, or has ended.
     pub(super) fn reported(&mut self) {
-        let is_due = self.predecessors.reports().any(|(_, inquiry)| inquiry.is_due())
-            || self.successor().is_some_and(|successor| successor.inquiry().is_due());
+        let is_due = self.predecessors.reports().any(|(_, poll)| poll.is_due())
+            || self.successor().is_some_and(|successor| successor.poll().is_due());
         if !is_due {
             self.say_how_it_stands();
             self.answer_status();
@@ -178,18 +184,22 @@ impl<P: DataPlane> Driver<P> {
     /// How the line stands, by what is known.
     pub(super) fn status(&self) -> Status {
         let after = self.successor().map(|successor| {
-            let state = if successor.is_ready() { Standing::Probation } else { Standing::Starting };
+            let state = if successor.is_ready() {
+                GenerationState::Probation
+            } else {
+                GenerationState::Starting
+            };
             let known = Report {
                 pid: successor.pid(),
                 since_unix_ms: unix_ms(self.history.since.date),
                 for_ms: Some(self.history.since.elapsed_ms()),
-                ..Report::unheard(self.process.generation.next(), state)
+                ..Report::placeholder(self.process.generation.next(), state)
             };
-            last_word(known, successor.inquiry())
+            last_word(known, successor.poll())
         });
         let before = self.predecessors.reports();
-        let before = before.map(|(generation, inquiry)| {
-            last_word(Report::unheard(generation, Standing::Retiring), inquiry)
+        let before = before.map(|(generation, poll)| {
+            last_word(Report::placeholder(generation, GenerationState::Retiring), poll)
         });
         let listeners = self.listeners.set.as_slice().iter().map(|listener| ListenerReport {
             name: listener.name().to_string(),
@@ -217,25 +227,29 @@ impl<P: DataPlane> Driver<P> {
 
 impl State {
     /// Its name for others.
-    const fn standing(self) -> Standing {
+    const fn standing(self) -> GenerationState {
         match self {
-            Self::Starting { .. } => Standing::Starting,
-            Self::Probation { .. } => Standing::Probation,
-            Self::Serving => Standing::Serving,
-            Self::HandingOff { .. } => Standing::HandingOff,
-            Self::Baking { .. } => Standing::Baking,
-            Self::Retiring { .. } => Standing::Retiring,
-            Self::Stopping => Standing::Stopping,
-            Self::Stopped => Standing::Stopped,
+            Self::Starting { .. } => GenerationState::Starting,
+            Self::Probation { .. } => GenerationState::Probation,
+            Self::Serving => GenerationState::Serving,
+            Self::HandingOff { .. } => GenerationState::HandingOff,
+            Self::Baking { .. } => GenerationState::Baking,
+            Self::Retiring { .. } => GenerationState::Retiring,
+            Self::Stopping => GenerationState::Stopping,
+            Self::Stopped => GenerationState::Stopped,
         }
     }
 }
 
 /// What a generation has said last, or what is `known` of it; and whether it is silent now.
-fn last_word(known: Report, inquiry: &Inquiry) -> Report {
-    let last = inquiry.report().cloned().unwrap_or(known);
+fn last_word(known: Report, poll: &StatusPoll) -> Report {
+    let last = poll.report().cloned().unwrap_or(known);
     // How long it has been so is no longer known: then it counts from the date.
-    if inquiry.is_due() { Report { state: Standing::Unknown, for_ms: None, ..last } } else { last }
+    if poll.is_due() {
+        Report { state: GenerationState::Unknown, for_ms: None, ..last }
+    } else {
+        last
+    }
 }
 
 /// How all connections stand together.

@@ -1,7 +1,7 @@
 //! The part of the driver that waits: every source of events, and who handles what it brings.
 
 use super::driver::{Driver, Occurrence};
-use super::head::{Duty, Head};
+use super::head::{ActiveRole, Duty};
 use super::machine::{Event, State};
 use super::pid_file::PidFile;
 use super::plane_events::{Awaited, PlaneEvent, next_of_plane};
@@ -155,7 +155,7 @@ impl<P: DataPlane> Driver<P> {
 }
 
 /// Waits for the next duty of the active generation, if this process is it. Cancel safe.
-async fn next_duty(head: Option<&mut Head>) -> Duty {
+async fn next_duty(head: Option<&mut ActiveRole>) -> Duty {
     match head {
         Some(head) => head.next().await,
         None => std::future::pending().await,

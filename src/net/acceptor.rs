@@ -119,7 +119,7 @@ impl Acceptor {
 ///
 /// Stops after as many as a backlog can hold. Later connections have arrived too late, and they
 /// could keep coming forever.
-pub(crate) fn waiting(listener: &Listener) -> impl Iterator<Item = (Stream, Peer)> {
+pub(crate) fn pending(listener: &Listener) -> impl Iterator<Item = (Stream, Peer)> {
     let attempts = (0..=BACKLOG).map_while(|_| match listener.accept() {
         Ok(accepted) => Some(accepted.into_stream(listener)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,

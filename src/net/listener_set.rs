@@ -357,7 +357,7 @@ mod tests {
     use super::*;
 
     fn configured(texts: &[&str]) -> Listeners {
-        Listeners::exactly(texts.iter().map(|text| text.parse().unwrap()).collect()).unwrap()
+        Listeners::new(texts.iter().map(|text| text.parse().unwrap()).collect()).unwrap()
     }
 
     fn assemble(texts: &[&str], passed: Vec<Passed>) -> Result<ListenerSet, Error> {

@@ -23,7 +23,7 @@ mod stream;
 mod traffic;
 mod wanted;
 
-pub(crate) use acceptor::{Acceptor, waiting};
+pub(crate) use acceptor::{Acceptor, pending};
 pub(crate) use dial::dial;
 pub(crate) use hangup::Gone;
 pub(crate) use listener::Accepted;

@@ -36,7 +36,7 @@ pub struct Stream {
     pub(super) tries_writes: bool,
     delay: Delay,
     /// Held until the first byte has been read, so that a drain can wait for first requests.
-    unheard: Option<TaskTrackerToken>,
+    awaiting_first_byte: Option<TaskTrackerToken>,
     /// Held until this stream is dropped, so that a drain can wait for open connections.
     open: Option<TaskTrackerToken>,
     /// A claim to a descriptor for the upstream of this client.
@@ -74,7 +74,7 @@ impl Stream {
             is_shared: false,
             tries_writes: false,
             delay: Delay::None,
-            unheard: None,
+            awaiting_first_byte: None,
             open: None,
             earmark: None,
         })
@@ -125,8 +125,8 @@ impl Stream {
     }
 
     /// Holds `token` until the first byte or the peer's half-close has been read.
-    pub(crate) fn unheard(&mut self, token: TaskTrackerToken) {
-        self.unheard = Some(token);
+    pub(crate) fn awaiting_first_byte(&mut self, token: TaskTrackerToken) {
+        self.awaiting_first_byte = Some(token);
     }
 
     /// Holds `token` until the stream is dropped.
@@ -267,7 +267,7 @@ impl Stream {
     }
 
     fn count_read(&mut self, count: usize) {
-        self.unheard = None;
+        self.awaiting_first_byte = None;
         self.earmark = None;
         self.traffic.count_received(count as u64);
         self.peer_finished |= count == 0;

@@ -1,7 +1,7 @@
 //! Status reports: what generations tell each other and an operator about their state.
 //!
 //! These are plain values with a JSON form to which later versions can add. Readers ignore unknown
-//! fields, and an unknown state reads as [`Standing::Unknown`]. Times are in milliseconds, because
+//! fields, and an unknown state reads as [`GenerationState::Unknown`]. Times are in milliseconds, because
 //! every language can compute with those.
 
 mod counters;
@@ -27,7 +27,7 @@ pub struct Report {
     #[serde(flatten)]
     pub identity: Identity,
     /// The state of the generation.
-    pub state: Standing,
+    pub state: GenerationState,
     /// When the state began, in milliseconds since 1970.
     pub since_unix_ms: u64,
     /// How long the state has lasted, by a monotonic clock. `None` in a report of an older version.
@@ -45,7 +45,7 @@ pub struct Report {
 
 impl Report {
     /// Creates a report for a generation that has not reported yet.
-    pub(crate) fn unheard(generation: Generation, state: Standing) -> Self {
+    pub(crate) fn placeholder(generation: Generation, state: GenerationState) -> Self {
         Self {
             generation,
             pid: None,
@@ -76,7 +76,7 @@ pub struct Identity {
 /// The state of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Standing {
+pub enum GenerationState {
     /// It does not accept connections yet.
     Starting,
     /// It accepts connections, and may still be rolled back.
@@ -203,13 +203,15 @@ impl fmt::Display for Status {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (verb, drains) = match self.state {
-            Standing::Starting => ("starting", false),
-            Standing::Probation => ("on probation", false),
-            Standing::Serving | Standing::HandingOff | Standing::Baking => ("serving", false),
-            Standing::Retiring => ("draining", true),
-            Standing::Stopping => ("stopping", true),
-            Standing::Stopped => ("stopped", false),
-            Standing::Unknown => ("silent", false),
+            GenerationState::Starting => ("starting", false),
+            GenerationState::Probation => ("on probation", false),
+            GenerationState::Serving | GenerationState::HandingOff | GenerationState::Baking => {
+                ("serving", false)
+            }
+            GenerationState::Retiring => ("draining", true),
+            GenerationState::Stopping => ("stopping", true),
+            GenerationState::Stopped => ("stopped", false),
+            GenerationState::Unknown => ("silent", false),
         };
         write!(f, "{} {verb}", self.generation)?;
         match self.connections {
@@ -224,7 +226,7 @@ impl fmt::Display for Report {
     }
 }
 
-impl Standing {
+impl GenerationState {
     /// Returns the name of the state, as in the JSON form.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -262,7 +264,7 @@ mod tests {
     fn a_report_may_grow_and_a_state_may_be_new() {
         let newer = REPORT.replace("\"retiring\"", "\"levitating\",\"novel\":{\"a\":[1]}");
         let report: Report = serde_json::from_str(&newer).unwrap();
-        assert_eq!(report.state, Standing::Unknown);
+        assert_eq!(report.state, GenerationState::Unknown);
     }
 
     #[test]
@@ -270,14 +272,14 @@ mod tests {
         let older: Report = serde_json::from_str(REPORT).unwrap();
         let serving = Report {
             generation: older.generation.next(),
-            state: Standing::Baking,
+            state: GenerationState::Baking,
             connections: Some(Connections { open: 1200, oldest_ms: None, carried: 0 }),
             drain_left_ms: None,
             ..older.clone()
         };
         let newer = Report {
             generation: serving.generation.next(),
-            state: Standing::Probation,
+            state: GenerationState::Probation,
             ..serving.clone()
         };
         let mut status = Status {
@@ -304,15 +306,15 @@ mod tests {
     #[test]
     fn every_standing_is_named_as_it_is_written() {
         let all = [
-            Standing::Starting,
-            Standing::Probation,
-            Standing::Serving,
-            Standing::HandingOff,
-            Standing::Baking,
-            Standing::Retiring,
-            Standing::Stopping,
-            Standing::Stopped,
-            Standing::Unknown,
+            GenerationState::Starting,
+            GenerationState::Probation,
+            GenerationState::Serving,
+            GenerationState::HandingOff,
+            GenerationState::Baking,
+            GenerationState::Retiring,
+            GenerationState::Stopping,
+            GenerationState::Stopped,
+            GenerationState::Unknown,
         ];
         for standing in all {
             assert_eq!(serde_json::to_string(&standing).unwrap(), format!("{:?}", standing.name()));

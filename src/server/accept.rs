@@ -12,12 +12,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::census::{Came, Census};
-use super::connection::{Connections, Newcomer};
+use super::census::{Census, Source};
+use super::connection::{Connections, IncomingConnection};
 use super::deaths::{Deaths, panic_text};
-use super::places::{Place, Places};
+use super::limit::{ConnectionLimit, Permit};
 use super::workers::{Worker, choose};
-use crate::drain::{DrainEntry, Way};
+use crate::drain::{DrainEntry, OnDrain};
 use crate::net::{Accepted, Acceptor};
 use crate::service::Service;
 
@@ -31,9 +31,9 @@ pub(super) struct Accepting<S> {
     /// The census of this listener for each worker.
     pub(super) census: Vec<Census>,
     /// The connection limit of the listener; `None` if it has no limit.
-    pub(super) places: Option<Arc<Places>>,
+    pub(super) limit: Option<Arc<ConnectionLimit>>,
     /// What happens to its connections in a drain, and the entry that registers them there.
-    pub(super) way: Way,
+    pub(super) on_drain: OnDrain,
     pub(super) entry: DrainEntry,
     pub(super) stop: CancellationToken,
     pub(super) beats: mpsc::Receiver<TaskTrackerToken>,
@@ -79,7 +79,7 @@ impl<S: Service> Accepting<S> {
                 biased;
                 () = self.stop.cancelled() => return,
                 Some(beat) = self.beats.recv() => drop(beat),
-                accepted = next(&mut self.acceptor, self.places.as_ref(), &self.census, &mut place) => {
+                accepted = next(&mut self.acceptor, self.limit.as_ref(), &self.census, &mut place) => {
                     self.admit(accepted, place.take());
                 }
             }
@@ -87,7 +87,7 @@ impl<S: Service> Accepting<S> {
     }
 
     /// Assigns an accepted connection to a worker, which serves it.
-    fn admit(&self, accepted: Accepted, place: Option<Place>) {
+    fn admit(&self, accepted: Accepted, place: Option<Permit>) {
         let number = choose(&self.workers, self.own);
         let worker = &self.workers[number];
         // The runtime of that worker watches the socket and runs the task.
@@ -97,18 +97,18 @@ impl<S: Service> Accepting<S> {
             let traffic = Arc::clone(stream.traffic());
             let counted = self.census[number].enter(
                 Instant::now(),
-                Came::Accepted,
+                Source::Accepted,
                 traffic,
                 worker.load(),
                 place,
             );
-            let (listener, way, entry) = (listener.name(), self.way, &self.entry);
-            self.connections.spawn(Newcomer {
+            let (listener, on_drain, entry) = (listener.name(), self.on_drain, &self.entry);
+            self.connections.spawn(IncomingConnection {
                 stream,
                 peer,
                 listener,
                 counted,
-                way,
+                on_drain,
                 entry,
                 parcel: None,
             });
@@ -119,16 +119,16 @@ impl<S: Service> Accepting<S> {
 /// Waits for a free permit if the listener has a limit, and then for a client. Cancel safe.
 async fn next(
     acceptor: &mut Acceptor,
-    places: Option<&Arc<Places>>,
+    limit: Option<&Arc<ConnectionLimit>>,
     census: &[Census],
-    place: &mut Option<Place>,
+    place: &mut Option<Permit>,
 ) -> Accepted {
-    if let (Some(places), None) = (places, &place) {
-        *place = places.try_take();
+    if let (Some(limit), None) = (limit, &place) {
+        *place = limit.try_take();
         if place.is_none() {
             // Each loop without a permit checks this. At the latest, the loop that accepted the
             // last connection finds the listener full.
-            if places.fills(|| census.iter().map(Census::open).sum()) {
+            if limit.became_full(|| census.iter().map(Census::open).sum()) {
                 // Reports only show the sum over all workers, so it does not matter which census
                 // counts.
                 census[0].limited();
@@ -138,7 +138,7 @@ async fn next(
                     "the listener is full: new clients wait until a connection ends"
                 );
             }
-            *place = places.take().await;
+            *place = limit.take().await;
         }
     }
     // A shortage of descriptors counts like a full listener: the clients have to wait.

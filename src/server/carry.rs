@@ -11,10 +11,10 @@ use tokio::sync::watch;
 
 use super::Server;
 use super::census::Census;
-use super::takeover::{Door, TakingOver};
+use super::takeover::{ListenerSlot, TakingOver};
 use crate::carry::{Incoming, Outgoing};
 use crate::data_plane::{CarryEnd, CarryPlane};
-use crate::drain::Way;
+use crate::drain::OnDrain;
 use crate::error::Error;
 use crate::report::CarryForecast;
 use crate::service::Service;
@@ -36,45 +36,53 @@ pub(super) fn outgoing(channel: OwnedFd) -> Option<Arc<Outgoing>> {
 impl<S: Service> CarryPlane for Server<S> {
     /// Counts the open connections of each listener that carries them and has a connection limit.
     fn forecast(&self) -> Option<CarryForecast> {
-        let mut carried = self.names.iter().filter(|name| self.way(name) == Way::Carry).peekable();
+        let mut carried =
+            self.names.iter().filter(|name| self.on_drain(name) == OnDrain::Carry).peekable();
         carried.peek()?;
         let open = |name: &Arc<str>| {
             let all = (0..self.workers.all().len())
                 .filter_map(|worker| self.census.get(&(worker, Arc::clone(name))));
             all.map(Census::open).sum()
         };
-        let limited = carried.filter(|name| self.places.contains_key(&***name));
+        let limited = carried.filter(|name| self.limit.contains_key(&***name));
         Some(limited.map(|name| (name.to_string(), open(name))).collect())
     }
 
     fn expect(&mut self, forecast: CarryForecast) {
         for (listener, count) in forecast.iter() {
-            if let Some(places) =
-                self.places.get(listener).filter(|_| self.way(listener) == Way::Carry)
+            if let Some(limit) =
+                self.limit.get(listener).filter(|_| self.on_drain(listener) == OnDrain::Carry)
             {
-                places.keep(count);
+                limit.reserve(count);
             }
         }
     }
 
     fn expect_no_more(&mut self) {
-        self.places.values().for_each(|places| places.keep_no_more());
+        self.limit.values().for_each(|limit| limit.release_reserved());
     }
 
     fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {
         let incoming =
             Incoming::new(channel).map_err(Error::system("watch the predecessor's connections"))?;
         let workers = Arc::clone(self.workers.all());
-        let names: Vec<_> =
-            self.names.iter().filter(|name| self.way(name) == Way::Carry).cloned().collect();
-        let doors = names.into_iter().map(|name| {
+        let names: Vec<_> = self
+            .names
+            .iter()
+            .filter(|name| self.on_drain(name) == OnDrain::Carry)
+            .cloned()
+            .collect();
+        let slots = names.into_iter().map(|name| {
             let census = (0..workers.len()).map(|number| self.census(number, &name)).collect();
-            (name.to_string(), Door { places: self.places.get(&*name).cloned(), census, name })
+            (
+                name.to_string(),
+                ListenerSlot { limit: self.limit.get(&*name).cloned(), census, name },
+            )
         });
-        let doors = doors.collect();
-        let (connections, entry) = (self.connections.clone(), self.drain.entry(Way::Carry));
+        let slots = slots.collect();
+        let (connections, entry) = (self.connections.clone(), self.drain.entry(OnDrain::Carry));
         let stop = self.stop_taking.clone();
-        self.taking.spawn(TakingOver { incoming, connections, workers, doors, entry, stop }.run());
+        self.taking.spawn(TakingOver { incoming, connections, workers, slots, entry, stop }.run());
         Ok(())
     }
 
@@ -100,7 +108,7 @@ impl<S: Service> CarryPlane for Server<S> {
         self.stop_taking.cancel();
         // In this order, a refused connection has a request to finish at every moment: ending the
         // carry withdraws the refusal.
-        self.drain.tell_the_rest();
+        self.drain.drain_uncarried();
         self.end_carry();
     }
 
@@ -117,7 +125,7 @@ impl<S: Service> Server<S> {
     /// Stops carrying connections to the successor.
     pub(super) fn end_carry(&mut self) {
         self.connections.carry_to(None);
-        self.connections.turns().end();
+        self.connections.scheduler().end();
         // The task keeps running until the successor has answered for every connection already
         // sent.
         self.carry_ended = None;
@@ -126,8 +134,8 @@ impl<S: Service> Server<S> {
     /// Asks every connection that can be carried to move to the successor.
     pub(super) fn begin_carry(&mut self, outgoing: Arc<Outgoing>) {
         self.connections.carry_to(Some(Arc::clone(&outgoing)));
-        let turns = Arc::clone(self.connections.turns());
-        turns.begin();
+        let scheduler = Arc::clone(self.connections.scheduler());
+        scheduler.begin();
         let (taking, connections) = (self.taking.clone(), self.connections.clone());
         let (ended, carry_ended) = watch::channel(None);
         self.carry_ended = Some(carry_ended);
@@ -135,7 +143,7 @@ impl<S: Service> Server<S> {
             // Connections that the predecessor is still carrying here must move on as well.
             let all_went = async {
                 taking.wait().await;
-                turns.all_went().await;
+                scheduler.all_went().await;
             };
             // The carry may also be called off. It then ends with the answers to the connections
             // already sent.

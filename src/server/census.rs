@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use super::places::Place;
+use super::limit::Permit;
 use super::workers::Load;
 use crate::net::Traffic;
 use crate::report::{Connections, ListenerCounters};
@@ -37,7 +37,7 @@ struct Entries {
 
 /// Where a connection came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Came {
+pub(super) enum Source {
     /// A listener of this process accepted it.
     Accepted,
     /// The predecessor, which has already counted it, carried it here.
@@ -52,7 +52,7 @@ pub(super) struct Counted {
     since: Instant,
     end: End,
     /// The permit that counts towards the listener's connection limit.
-    _place: Option<Place>,
+    _place: Option<Permit>,
     /// The share of this connection in its worker's load.
     _load: Load,
 }
@@ -75,17 +75,17 @@ impl Census {
     pub(super) fn enter(
         &self,
         since: Instant,
-        came: Came,
+        came: Source,
         traffic: Arc<Traffic>,
         load: Load,
-        place: Option<Place>,
+        place: Option<Permit>,
     ) -> Counted {
         let mut entries = self.lock();
         let number = entries.next;
         entries.next += 1;
         match came {
-            Came::Accepted => entries.sums.accepted += 1,
-            Came::Carried => {
+            Source::Accepted => entries.sums.accepted += 1,
+            Source::Carried => {
                 entries.sums.received = entries.sums.received.wrapping_sub(traffic.received());
                 entries.sums.sent = entries.sums.sent.wrapping_sub(traffic.sent());
             }
@@ -218,9 +218,9 @@ mod tests {
         let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
         let census = Census::default();
         let first =
-            census.enter(ago(3000), Came::Accepted, Arc::default(), worker.all()[0].load(), None);
+            census.enter(ago(3000), Source::Accepted, Arc::default(), worker.all()[0].load(), None);
         let second =
-            census.enter(ago(1000), Came::Accepted, Arc::default(), worker.all()[0].load(), None);
+            census.enter(ago(1000), Source::Accepted, Arc::default(), worker.all()[0].load(), None);
         let Connections { open, oldest_ms, carried } = census.connections();
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), carried), (2, Some(3), 0));
         drop(first);
@@ -240,10 +240,10 @@ mod tests {
         let worker = Workers::start(std::num::NonZeroUsize::MIN).unwrap();
         let (census, load) = (Census::default(), || worker.all()[0].load());
         let now = Instant::now();
-        let _accepted = census.enter(now, Came::Accepted, Arc::default(), load(), None);
+        let _accepted = census.enter(now, Source::Accepted, Arc::default(), load(), None);
         let before = now - Duration::from_secs(1000);
         let traffic = Arc::new(Traffic::so_far(7, 8));
-        let taken = census.enter(before, Came::Carried, Arc::clone(&traffic), load(), None);
+        let taken = census.enter(before, Source::Carried, Arc::clone(&traffic), load(), None);
         let Connections { open, oldest_ms, carried } = census.connections();
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), carried), (2, Some(1), 0));
         census.begin_drain();

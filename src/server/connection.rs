@@ -15,8 +15,10 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::census::{Counted, End};
-use crate::carry::{Asking, Departing, Outgoing, Parcel, Turns, Verdict};
-use crate::drain::{DrainEntry, DrainGuard, Way};
+use crate::carry::{
+    CarriedState, CarryScheduler, CarrySlot, Outgoing, OutgoingConnection, Verdict,
+};
+use crate::drain::{DrainEntry, DrainGuard, OnDrain};
 use crate::net::{Peer, Stream};
 use crate::service::{Admission, Connection, Service};
 
@@ -35,23 +37,23 @@ struct Shared<S> {
     /// The connection limit of each listener that has one.
     limits: HashMap<String, NonZeroUsize>,
     /// The scheduler that asks connections to move, and the channel that they move through.
-    turns: Arc<Turns>,
+    scheduler: Arc<CarryScheduler>,
     successor: Mutex<Option<Arc<Outgoing>>>,
     /// Counts the connections that are being sent to the successor, until their fate is known.
     leaving: TaskTracker,
 }
 
 /// A new connection that is about to be served.
-pub(super) struct Newcomer<'a> {
+pub(super) struct IncomingConnection<'a> {
     pub(super) stream: Stream,
     pub(super) peer: Peer,
     pub(super) listener: &'a Arc<str>,
     pub(super) counted: Counted,
     /// What happens to it in a drain, and the entry that registers it there.
-    pub(super) way: Way,
+    pub(super) on_drain: OnDrain,
     pub(super) entry: &'a DrainEntry,
     /// The carried state, if the predecessor carried the connection here.
-    pub(super) parcel: Option<Parcel>,
+    pub(super) parcel: Option<CarriedState>,
 }
 
 // A derived `Clone` would require the service to be `Clone`.
@@ -67,9 +69,17 @@ impl<S: Service> Connections<S> {
         first_request_grace: Duration,
         limits: HashMap<String, NonZeroUsize>,
     ) -> Self {
-        let (turns, successor, leaving) = (Arc::default(), Mutex::default(), TaskTracker::new());
+        let (scheduler, successor, leaving) =
+            (Arc::default(), Mutex::default(), TaskTracker::new());
         leaving.close();
-        Self(Arc::new(Shared { service, first_request_grace, limits, turns, successor, leaving }))
+        Self(Arc::new(Shared {
+            service,
+            first_request_grace,
+            limits,
+            scheduler,
+            successor,
+            leaving,
+        }))
     }
 
     /// Returns the service.
@@ -78,8 +88,8 @@ impl<S: Service> Connections<S> {
     }
 
     /// Returns the scheduler that asks connections to move.
-    pub(super) fn turns(&self) -> &Arc<Turns> {
-        &self.0.turns
+    pub(super) fn scheduler(&self) -> &Arc<CarryScheduler> {
+        &self.0.scheduler
     }
 
     /// Waits until the fate of every connection that is being sent to the successor is known and
@@ -99,12 +109,13 @@ impl<S: Service> Connections<S> {
 
     /// Serves one connection in its own task, which the drain counts and waits for. Must be called
     /// in a tokio runtime.
-    pub(super) fn spawn(&self, newcomer: Newcomer<'_>) {
-        let Newcomer { stream, peer, listener, counted, way, entry, parcel } = newcomer;
+    pub(super) fn spawn(&self, incoming: IncomingConnection<'_>) {
+        let IncomingConnection { stream, peer, listener, counted, on_drain, entry, parcel } =
+            incoming;
         let (watch, guard) = entry.admit();
         // Boxed, because most connections do not need it.
-        let mut asking =
-            (way == Way::Carry).then(|| Box::new(Asking::new(Arc::clone(&self.0.turns))));
+        let mut asking = (on_drain == OnDrain::Carry)
+            .then(|| Box::new(CarrySlot::new(Arc::clone(&self.0.scheduler))));
         let mut connection = Connection::new(Admission {
             stream,
             peer,
@@ -122,7 +133,7 @@ impl<S: Service> Connections<S> {
                     // copy of it.
                     let serving = pin!(async {
                         shared.service.serve(&mut connection).await?;
-                        Ok(match connection.given_up() {
+                        Ok(match connection.detached_state() {
                             None => {
                                 Served::Finished { late: connection.stream.finish(LINGER).await }
                             }
@@ -176,7 +187,7 @@ impl<S: Service> Connections<S> {
 /// Serves the connection, and asks it to move when its turn comes.
 fn in_turn<F: Future>(
     mut serving: Pin<&mut F>,
-    mut asking: Option<&mut Asking>,
+    mut asking: Option<&mut CarrySlot>,
 ) -> impl Future<Output = F::Output> {
     poll_fn(move |cx| {
         let Some(asking) = &mut asking else { return serving.as_mut().poll(cx) };
@@ -209,16 +220,16 @@ impl<S> Shared<S> {
         &self,
         connection: &Connection,
         counted: &Counted,
-        asking: Option<&mut Asking>,
+        asking: Option<&mut CarrySlot>,
         guard: &DrainGuard,
     ) -> Option<Ending> {
         // A service that detaches a connection without being asked would do so again and again.
         let asked = asking.and_then(|asking| asking.was_asked().then_some(asking));
-        let (Some(asking), Some(parcel)) = (asked, connection.given_up()) else {
+        let (Some(asking), Some(parcel)) = (asked, connection.detached_state()) else {
             return Some(Ending::Broken(io::Error::other("it was given up unasked")));
         };
         let leaving = self.leaving.token();
-        let departing = Departing {
+        let departing = OutgoingConnection {
             listener: connection.listener(),
             peer: connection.peer(),
             age: counted.since().elapsed(),
@@ -230,7 +241,7 @@ impl<S> Shared<S> {
         let handing_over = async {
             match successor {
                 Some(successor) => successor.hand_over(&departing).await,
-                None => Verdict::Alone,
+                None => Verdict::NoReceiver,
             }
         };
         let Some(verdict) = guard.unless_cut(handing_over).await else { return Some(Ending::Cut) };
@@ -249,7 +260,7 @@ impl<S> Shared<S> {
                 counted.refused();
                 asking.refused();
             }
-            Verdict::Alone => asking.alone(),
+            Verdict::NoReceiver => asking.alone(),
         }
         None
     }

@@ -13,13 +13,13 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::Server;
 use super::accept::{self, Accepting};
 use super::carry::outgoing;
-use super::census::{Came, Census};
-use super::connection::Newcomer;
+use super::census::{Census, Source};
+use super::connection::IncomingConnection;
 use super::late::Latecomers;
 use crate::data_plane::DataPlane;
-use crate::drain::{DrainReport, Way};
+use crate::drain::{DrainReport, OnDrain};
 use crate::error::Error;
-use crate::net::{Acceptor, Listener, waiting};
+use crate::net::{Acceptor, Listener, pending};
 use crate::report::{self, Counters};
 use crate::service::Service;
 
@@ -52,7 +52,8 @@ impl<S: Service> DataPlane for Server<S> {
             for listener in listeners {
                 let acceptor =
                     Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
-                let (heart, beats) = mpsc::channel(1);
+                // Room for the first heartbeat, which `started` awaits, and one of the watchdog.
+                let (heart, beats) = mpsc::channel(2);
                 self.hearts.push(heart);
                 loops.push(Accepting {
                     acceptor,
@@ -62,9 +63,9 @@ impl<S: Service> DataPlane for Server<S> {
                     census: (0..workers.len())
                         .map(|number| self.census(number, listener.name()))
                         .collect(),
-                    places: self.places.get(&**listener.name()).cloned(),
-                    way: self.way(listener.name()),
-                    entry: self.drain.entry(self.way(listener.name())),
+                    limit: self.limit.get(&**listener.name()).cloned(),
+                    on_drain: self.on_drain(listener.name()),
+                    entry: self.drain.entry(self.on_drain(listener.name())),
                     stop: stop.clone(),
                     beats,
                 });
@@ -122,21 +123,21 @@ impl<S: Service> DataPlane for Server<S> {
         {
             let _within = worker.handle().enter();
             let census = self.census(number, listener.name());
-            let way = self.way(listener.name());
-            let entry = self.drain.entry(way);
-            for (stream, peer) in waiting(listener) {
+            let on_drain = self.on_drain(listener.name());
+            let entry = self.drain.entry(on_drain);
+            for (stream, peer) in pending(listener) {
                 // No permit is taken: these clients connected before the listener stopped, so the
                 // limit does not apply.
                 let traffic = Arc::clone(stream.traffic());
                 let counted =
-                    census.enter(Instant::now(), Came::Accepted, traffic, worker.load(), None);
+                    census.enter(Instant::now(), Source::Accepted, traffic, worker.load(), None);
                 let listener = listener.name();
-                self.connections.spawn(Newcomer {
+                self.connections.spawn(IncomingConnection {
                     stream,
                     peer,
                     listener,
                     counted,
-                    way,
+                    on_drain,
                     entry: &entry,
                     parcel: None,
                 });
@@ -155,7 +156,7 @@ impl<S: Service> DataPlane for Server<S> {
                 workers: Arc::clone(&workers),
                 number,
                 // These clients arrive after the drain has begun, too late to be carried.
-                entry: self.drain.entry(Way::End),
+                entry: self.drain.entry(OnDrain::Finish),
                 stop: self.stop_late.clone(),
                 listener,
             };
@@ -166,13 +167,13 @@ impl<S: Service> DataPlane for Server<S> {
     fn drain(&mut self, successor: Option<OwnedFd>) {
         self.census.values().for_each(Census::begin_drain);
         // An earlier drain may have carried connections to a successor that died.
-        self.connections.turns().forget();
+        self.connections.scheduler().forget();
         self.drain.begin();
         if let Some(outgoing) = successor.and_then(outgoing) {
             self.begin_carry(outgoing);
         } else {
             self.stop_taking.cancel();
-            self.drain.tell_the_rest();
+            self.drain.drain_uncarried();
         }
     }
 
@@ -213,6 +214,6 @@ impl<S: Service> DataPlane for Server<S> {
     }
 
     fn report(&self) -> DrainReport {
-        self.drain.report(self.connections.turns().carried())
+        self.drain.report(self.connections.scheduler().carried())
     }
 }

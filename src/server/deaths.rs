@@ -73,6 +73,6 @@ mod tests {
             deaths.clone().report(what, &panic_text(&*panic));
         }
         assert_eq!(deaths.wait().await.to_string(), "worker-2 has died: no memory");
-        assert_eq!(deaths.first().unwrap().exit(), crate::error::Exit::System);
+        assert_eq!(deaths.first().unwrap().exit(), crate::error::ExitStatus::System);
     }
 }

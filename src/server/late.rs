@@ -12,11 +12,11 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::census::{Came, Census};
-use super::connection::{Connections, Newcomer};
+use super::census::{Census, Source};
+use super::connection::{Connections, IncomingConnection};
 use super::workers::Worker;
-use crate::drain::{DrainEntry, Way};
-use crate::net::{Acceptor, Listener, Peer, Stream, waiting};
+use crate::drain::{DrainEntry, OnDrain};
+use crate::net::{Acceptor, Listener, Peer, Stream, pending};
 use crate::service::Service;
 
 /// How long a TCP handshake may take. The kernel sends a lost packet again after one second,
@@ -60,25 +60,25 @@ impl<S: Service> Latecomers<S> {
                 }
             }
         }
-        waiting(&self.listener).for_each(|(stream, peer)| self.serve(stream, peer));
+        pending(&self.listener).for_each(|(stream, peer)| self.serve(stream, peer));
     }
 
     fn serve(&self, stream: Stream, peer: Peer) {
         let traffic = Arc::clone(stream.traffic());
         let counted = self.census.enter(
             Instant::now(),
-            Came::Accepted,
+            Source::Accepted,
             traffic,
             self.workers[self.number].load(),
             None,
         );
-        let (listener, way, entry) = (self.listener.name(), Way::End, &self.entry);
-        self.connections.spawn(Newcomer {
+        let (listener, on_drain, entry) = (self.listener.name(), OnDrain::Finish, &self.entry);
+        self.connections.spawn(IncomingConnection {
             stream,
             peer,
             listener,
             counted,
-            way,
+            on_drain,
             entry,
             parcel: None,
         });

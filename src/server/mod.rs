@@ -12,7 +12,7 @@ mod connection;
 mod data_plane;
 mod deaths;
 mod late;
-mod places;
+mod limit;
 mod takeover;
 #[cfg(test)]
 mod tests;
@@ -29,11 +29,11 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::config::{Config, OnHandoff};
 use crate::data_plane::CarryEnd;
-use crate::drain::{Drain, Way};
+use crate::drain::{Drain, OnDrain};
 use crate::service::Service;
 use census::Census;
 use connection::Connections;
-use places::Places;
+use limit::ConnectionLimit;
 
 pub use workers::Workers;
 
@@ -43,7 +43,7 @@ pub(crate) struct Server<S> {
     config: Config,
     workers: Workers,
     /// The connection limit of each listener that has one.
-    places: HashMap<String, Arc<Places>>,
+    limit: HashMap<String, Arc<ConnectionLimit>>,
     /// What happens to the connections of a listener at a handoff, where the listener overrides the
     /// default.
     on_handoff: HashMap<String, OnHandoff>,
@@ -80,11 +80,12 @@ impl<S: Service> Server<S> {
         let late = TaskTracker::new();
         late.close();
         let limits = config.listeners.limits();
-        let places =
-            limits.iter().map(|(name, limit)| (name.clone(), Arc::new(Places::new(*limit))));
+        let limit = limits
+            .iter()
+            .map(|(name, limit)| (name.clone(), Arc::new(ConnectionLimit::new(*limit))));
         Self {
             workers,
-            places: places.collect(),
+            limit: limit.collect(),
             on_handoff: config.listeners.on_handoff(),
             census: BTreeMap::new(),
             connections: Connections::new(service, config.first_request_grace, limits),
@@ -110,10 +111,10 @@ impl<S: Service> Server<S> {
     }
 
     /// Returns what happens to the connections of a listener in a drain.
-    fn way(&self, listener: &str) -> Way {
+    fn on_drain(&self, listener: &str) -> OnDrain {
         match self.on_handoff.get(listener).copied().unwrap_or(self.config.on_handoff) {
-            OnHandoff::Carry if self.connections.service().carries(listener) => Way::Carry,
-            OnHandoff::Carry | OnHandoff::Drain => Way::End,
+            OnHandoff::Carry if self.connections.service().carries(listener) => OnDrain::Carry,
+            OnHandoff::Carry | OnHandoff::Drain => OnDrain::Finish,
         }
     }
 }

@@ -12,12 +12,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::census::{Came, Census};
-use super::connection::{Connections, Newcomer};
-use super::places::Places;
+use super::census::{Census, Source};
+use super::connection::{Connections, IncomingConnection};
+use super::limit::ConnectionLimit;
 use super::workers::{Worker, choose};
-use crate::carry::{Answer, Arrival, Arrived, Incoming};
-use crate::drain::{DrainEntry, Way};
+use crate::carry::{Answer, Arrival, CarriedConnection, Incoming};
+use crate::drain::{DrainEntry, OnDrain};
 use crate::net::{Peer, Stream, Traffic};
 use crate::service::Service;
 
@@ -39,7 +39,7 @@ pub(super) struct TakingOver<S> {
     pub(super) connections: Connections<S>,
     pub(super) workers: Arc<[Worker]>,
     /// The listeners that accept carried connections, by name.
-    pub(super) doors: HashMap<String, Door>,
+    pub(super) slots: HashMap<String, ListenerSlot>,
     pub(super) entry: DrainEntry,
     /// Stops the takeover. The predecessor sees the end of the channel, and keeps the remaining
     /// connections.
@@ -47,11 +47,11 @@ pub(super) struct TakingOver<S> {
 }
 
 /// The state of one listener that accepts carried connections.
-pub(super) struct Door {
+pub(super) struct ListenerSlot {
     pub(super) name: Arc<str>,
     /// The census of this listener for each worker.
     pub(super) census: Vec<Census>,
-    pub(super) places: Option<Arc<Places>>,
+    pub(super) limit: Option<Arc<ConnectionLimit>>,
 }
 
 impl<S: Service> TakingOver<S> {
@@ -66,7 +66,7 @@ impl<S: Service> TakingOver<S> {
                 arrival = self.incoming.next() => arrival,
                 () = sleep(PATIENCE), if keeps => {
                     keeps = false;
-                    self.keep_no_more();
+                    self.release_reserved();
                     continue;
                 }
             };
@@ -108,7 +108,7 @@ impl<S: Service> TakingOver<S> {
             // Thousands of connections may follow, and other tasks need the processor too.
             pace.after_one().await;
         }
-        self.keep_no_more();
+        self.release_reserved();
         if taken + refused > 0 {
             tracing::info!(
                 event = "carry.taken_over",
@@ -120,29 +120,29 @@ impl<S: Service> TakingOver<S> {
     }
 
     /// Releases the reserved permits to new clients.
-    fn keep_no_more(&self) {
-        self.doors
+    fn release_reserved(&self) {
+        self.slots
             .values()
-            .filter_map(|door| door.places.as_ref())
-            .for_each(|places| places.keep_no_more());
+            .filter_map(|slot| slot.limit.as_ref())
+            .for_each(|limit| limit.release_reserved());
     }
 
     /// Prepares a carried connection without any I/O on it. Returns it with the index of the worker
     /// that will serve it.
     fn admit(
         &self,
-        Arrived { head, socket, parcel }: Arrived,
-    ) -> Result<(usize, Newcomer<'_>), String> {
-        let door = self.doors.get(&head.listener);
-        let door = door.ok_or_else(|| {
+        CarriedConnection { head, socket, parcel }: CarriedConnection,
+    ) -> Result<(usize, IncomingConnection<'_>), String> {
+        let slot = self.slots.get(&head.listener);
+        let slot = slot.ok_or_else(|| {
             format!("no listener {:?} takes connections over here", head.listener)
         })?;
-        self.connections.service().accepts(&door.name, &parcel)?;
-        let place = match &door.places {
-            Some(places) => {
-                let open = || door.census.iter().map(Census::open).sum();
-                let full = |_| format!("{} has as many connections as it may have", door.name);
-                Some(places.take_beside(head.max_connections, open).map_err(full)?)
+        self.connections.service().accepts(&slot.name, &parcel)?;
+        let place = match &slot.limit {
+            Some(limit) => {
+                let open = || slot.census.iter().map(Census::open).sum();
+                let full = |_| format!("{} has as many connections as it may have", slot.name);
+                Some(limit.acquire_for_carried(head.max_connections, open).map_err(full)?)
             }
             None => None,
         };
@@ -157,13 +157,13 @@ impl<S: Service> TakingOver<S> {
         let since = now.checked_sub(Duration::from_millis(head.age_ms)).unwrap_or(now);
         let traffic = Arc::clone(stream.traffic());
         let counted =
-            door.census[number].enter(since, Came::Carried, traffic, worker.load(), place);
-        let newcomer = Newcomer {
+            slot.census[number].enter(since, Source::Carried, traffic, worker.load(), place);
+        let newcomer = IncomingConnection {
             stream,
             peer,
-            listener: &door.name,
+            listener: &slot.name,
             counted,
-            way: Way::Carry,
+            on_drain: OnDrain::Carry,
             entry: &self.entry,
             parcel: Some(parcel),
         };

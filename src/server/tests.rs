@@ -52,7 +52,7 @@ async fn each_time_that_a_listener_is_full_counts_once_for_all_workers_and_heart
     let [workers, limit] = [3, 2].map(|count| NonZeroUsize::new(count).unwrap());
     let few: ListenerConfig = "few=127.0.0.1:0".parse().unwrap();
     let few = ListenerConfig { max_connections: Some(limit), ..few };
-    let config = Config { listeners: Listeners::exactly(vec![few]).unwrap(), ..Config::default() };
+    let config = Config { listeners: Listeners::new(vec![few]).unwrap(), ..Config::default() };
     let mut server = Server::new(Echo, Workers::start(workers).unwrap(), config);
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("few");

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::carry::{Parcel, Word};
+use crate::carry::{CarriedState, CarryRequest};
 use crate::drain::DrainWatch;
 use crate::net::{Peer, Stream};
 
@@ -23,9 +23,9 @@ pub(crate) struct Admission {
     pub(crate) listener: Arc<str>,
     pub(crate) drain: DrainWatch,
     /// Requests to move, if the connection can be carried.
-    pub(crate) word: Option<Arc<Word>>,
+    pub(crate) word: Option<Arc<CarryRequest>>,
     /// The carried state, if the predecessor carried the connection here.
-    pub(crate) parcel: Option<Parcel>,
+    pub(crate) parcel: Option<CarriedState>,
     /// How long from now the client may take for its first request during a drain.
     pub(crate) first_request_grace: Duration,
 }
@@ -38,11 +38,11 @@ pub struct Connection {
     pub(super) peer: Peer,
     pub(super) listener: Arc<str>,
     drain: DrainWatch,
-    word: Option<Arc<Word>>,
+    word: Option<Arc<CarryRequest>>,
     /// The state carried here from the previous process, and the state that the service has
     /// detached the connection with.
-    taken_up: Option<Box<Parcel>>,
-    given_up: Option<Box<Parcel>>,
+    taken_up: Option<Box<CarriedState>>,
+    given_up: Option<Box<CarriedState>>,
     /// Until when a drain waits for the first request.
     first_request_until: Instant,
 }
@@ -54,7 +54,7 @@ pub enum Next {
     Read,
     /// Finish: the peer will send nothing more, or the server wants no more requests.
     End,
-    /// Detach the connection with [`Connection::give_up`], so that the successor can continue it.
+    /// Detach the connection with [`Connection::detach`], so that the successor can continue it.
     /// Only a service that [carries](crate::Service::carries) connections gets this.
     Carry,
 }
@@ -104,8 +104,8 @@ impl Connection {
     ///
     /// [`Service::serve`]: crate::Service::serve
     #[must_use]
-    pub fn is_asked(&self) -> bool {
-        self.word.as_ref().is_some_and(|word| word.is_asked())
+    pub fn carry_requested(&self) -> bool {
+        self.word.as_ref().is_some_and(|word| word.carry_requested())
     }
 
     /// Waits until the service should detach the connection. Never returns if the connection cannot
@@ -119,32 +119,32 @@ impl Connection {
 
     /// Returns the requests to move, for a service that cannot borrow the connection while it
     /// waits.
-    pub(super) fn word(&self) -> Option<Arc<Word>> {
+    pub(super) fn word(&self) -> Option<Arc<CarryRequest>> {
         self.word.clone()
     }
 
     /// Detaches the connection together with its state, `parcel`. The service must not read or
     /// write any more, and returns from `serve`. The client's socket travels with the state.
-    pub fn give_up(&mut self, parcel: Parcel) {
+    pub fn detach(&mut self, parcel: CarriedState) {
         self.given_up = Some(Box::new(parcel));
     }
 
     /// Opts out of being carried, for good: for example because the connection now uses TLS, whose
     /// keys cannot move. When the other connections are asked to move, this one is asked to finish.
-    pub fn decline(&self) {
+    pub fn opt_out(&self) {
         if let Some(word) = &self.word {
-            word.decline();
+            word.opt_out();
         }
     }
 
     /// Takes the state that the connection was detached with in the previous process. A service
     /// that carries connections calls this first.
-    pub fn taken_up(&mut self) -> Option<Parcel> {
+    pub fn resumed_state(&mut self) -> Option<CarriedState> {
         self.taken_up.take().map(|parcel| *parcel)
     }
 
     /// Returns the state that the service has detached the connection with, if it has.
-    pub(crate) fn given_up(&self) -> Option<&Parcel> {
+    pub(crate) fn detached_state(&self) -> Option<&CarriedState> {
         self.given_up.as_deref()
     }
 
@@ -173,12 +173,12 @@ impl Connection {
         if !self.is_told() {
             // A change of the request polls the whole task, so no waker is registered here.
             let asked = poll_fn(|_| match &self.word {
-                Some(word) if word.is_asked() || word.is_refused() => Poll::Ready(()),
+                Some(word) if word.carry_requested() || word.is_refused() => Poll::Ready(()),
                 _ => Poll::Pending,
             });
             tokio::select! {
                 biased;
-                () = asked => if self.is_asked() { return Ok(Next::Carry) },
+                () = asked => if self.carry_requested() { return Ok(Next::Carry) },
                 readable = self.stream.readable() => return readable.map(|()| Next::Read),
                 () = self.drain.told() => {}
             }

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Connection, Next, Service};
-use crate::carry::Parcel;
+use crate::carry::CarriedState;
 use crate::net::Stream;
 
 /// The largest number of bytes per read.
@@ -31,7 +31,7 @@ const FORMAT: &str = "echo/1";
 impl Service for Echo {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
         drop(connection.stream.take_earmark());
-        if let Some(parcel) = connection.taken_up() {
+        if let Some(parcel) = connection.resumed_state() {
             if Box::pin(pay(connection, parcel.bytes)).await? == Paid::NotAll {
                 return Ok(());
             }
@@ -52,7 +52,7 @@ impl Service for Echo {
                 }
                 Next::End => return Ok(()),
                 Next::Carry => {
-                    connection.give_up(Parcel::new(FORMAT, Vec::new()));
+                    connection.detach(CarriedState::new(FORMAT, Vec::new()));
                     return Ok(());
                 }
             }
@@ -63,7 +63,7 @@ impl Service for Echo {
         true
     }
 
-    fn accepts(&self, _listener: &str, parcel: &Parcel) -> Result<(), String> {
+    fn accepts(&self, _listener: &str, parcel: &CarriedState) -> Result<(), String> {
         if parcel.format == FORMAT && parcel.descriptors.is_empty() {
             Ok(())
         } else {
@@ -89,7 +89,7 @@ async fn pay(connection: &mut Connection, mut owed: Vec<u8>) -> io::Result<Paid>
     let mut written = 0;
     let paid = poll_fn(|cx| {
         while written < owed.len() {
-            if connection.is_asked() {
+            if connection.carry_requested() {
                 return Poll::Ready(Ok(Paid::NotAll));
             }
             written += ready!(Pin::new(&mut connection.stream).poll_write(cx, &owed[written..]))?;
@@ -99,7 +99,7 @@ async fn pay(connection: &mut Connection, mut owed: Vec<u8>) -> io::Result<Paid>
     .await?;
     if paid == Paid::NotAll {
         owed.drain(..written);
-        connection.give_up(Parcel::new(FORMAT, owed));
+        connection.detach(CarriedState::new(FORMAT, owed));
     }
     Ok(paid)
 }

@@ -21,9 +21,9 @@ pub(crate) use connection::Admission;
 pub use connection::{Connection, Next};
 pub use echo::Echo;
 pub use proxy::Proxy;
-pub use routes::{Routes, Served};
+pub use routes::{BuiltinService, Routes};
 
-use crate::carry::Parcel;
+use crate::carry::CarriedState;
 use crate::report::UpstreamCounters;
 
 /// A protocol implementation that serves connections.
@@ -34,7 +34,7 @@ pub trait Service: Send + Sync + 'static {
     /// request is open. The server then half-closes, waits for the peer if that protects the last
     /// reply, and closes. At the drain deadline the future is dropped.
     ///
-    /// A connection that was detached with [`Connection::give_up`] is handed to the successor after
+    /// A connection that was detached with [`Connection::detach`] is handed to the successor after
     /// this returns. If the successor does not take it, `serve` is called again with the detached
     /// state.
     ///
@@ -45,7 +45,7 @@ pub trait Service: Send + Sync + 'static {
 
     /// Returns whether connections of this listener can be carried. They must then stop at a
     /// message boundary when [`Connection::is_asked`] says so, and detach with
-    /// [`Connection::give_up`]. Other connections are drained.
+    /// [`Connection::detach`]. Other connections are drained.
     ///
     /// A service that terminates TLS itself cannot carry connections, because its TLS library does
     /// not export keys and session state. If that is true of some connections only, the service
@@ -60,7 +60,7 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     /// The reason for a refusal, such as an unknown format. The connection then stays in its
     /// process and is drained there.
-    fn accepts(&self, _listener: &str, _parcel: &Parcel) -> Result<(), String> {
+    fn accepts(&self, _listener: &str, _parcel: &CarriedState) -> Result<(), String> {
         Err("the service takes up no connections".to_owned())
     }
 
@@ -88,7 +88,7 @@ impl<S: Service> Service for Arc<S> {
         S::carries(self, listener)
     }
 
-    fn accepts(&self, listener: &str, parcel: &Parcel) -> Result<(), String> {
+    fn accepts(&self, listener: &str, parcel: &CarriedState) -> Result<(), String> {
         S::accepts(self, listener, parcel)
     }
 

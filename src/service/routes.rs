@@ -7,13 +7,13 @@ use std::io;
 use std::task::Poll;
 
 use super::{Connection, Echo, Proxy, Service};
-use crate::carry::Parcel;
+use crate::carry::CarriedState;
 use crate::config::ListenerName;
 use crate::report::UpstreamCounters;
 
 /// A service that comes with handoffd.
 #[derive(Debug)]
-pub enum Served {
+pub enum BuiltinService {
     /// Writes back what the client sends.
     Echo(Echo),
     /// Forwards connections to upstreams.
@@ -23,21 +23,21 @@ pub enum Served {
 /// A service for each listener, by name, and a default for all others.
 #[derive(Debug)]
 pub struct Routes {
-    named: HashMap<String, Served>,
-    others: Served,
+    named: HashMap<String, BuiltinService>,
+    others: BuiltinService,
 }
 
 impl Routes {
     /// Serves every listener with `served`.
     #[must_use]
-    pub fn all(served: Served) -> Self {
+    pub fn all(served: BuiltinService) -> Self {
         Self { named: HashMap::new(), others: served }
     }
 
     /// Serves the listener called `name` with `served` instead of the default.
     #[must_use]
-    pub fn with(mut self, name: &ListenerName, served: Served) -> Self {
-        if let Served::Proxy(proxy) = &served {
+    pub fn with(mut self, name: &ListenerName, served: BuiltinService) -> Self {
+        if let BuiltinService::Proxy(proxy) = &served {
             proxy.expect(name.as_str());
         }
         self.named.insert(name.as_str().to_owned(), served);
@@ -79,14 +79,14 @@ impl Routes {
         .await
     }
 
-    fn on(&self, listener: &str) -> &Served {
+    fn on(&self, listener: &str) -> &BuiltinService {
         self.named.get(listener).unwrap_or(&self.others)
     }
 
     fn proxies(&self) -> impl Iterator<Item = &Proxy> {
         self.named.values().chain([&self.others]).filter_map(|served| match served {
-            Served::Proxy(proxy) => Some(&**proxy),
-            Served::Echo(_) => None,
+            BuiltinService::Proxy(proxy) => Some(&**proxy),
+            BuiltinService::Echo(_) => None,
         })
     }
 }
@@ -94,22 +94,22 @@ impl Routes {
 impl Service for Routes {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
         match self.on(connection.listener()) {
-            Served::Echo(echo) => echo.serve(connection).await,
-            Served::Proxy(proxy) => proxy.serve(connection).await,
+            BuiltinService::Echo(echo) => echo.serve(connection).await,
+            BuiltinService::Proxy(proxy) => proxy.serve(connection).await,
         }
     }
 
     fn carries(&self, listener: &str) -> bool {
         match self.on(listener) {
-            Served::Echo(echo) => echo.carries(listener),
-            Served::Proxy(proxy) => proxy.carries(listener),
+            BuiltinService::Echo(echo) => echo.carries(listener),
+            BuiltinService::Proxy(proxy) => proxy.carries(listener),
         }
     }
 
-    fn accepts(&self, listener: &str, parcel: &Parcel) -> Result<(), String> {
+    fn accepts(&self, listener: &str, parcel: &CarriedState) -> Result<(), String> {
         match self.on(listener) {
-            Served::Echo(echo) => echo.accepts(listener, parcel),
-            Served::Proxy(proxy) => proxy.accepts(listener, parcel),
+            BuiltinService::Echo(echo) => echo.accepts(listener, parcel),
+            BuiltinService::Proxy(proxy) => proxy.accepts(listener, parcel),
         }
     }
 

@@ -117,13 +117,13 @@ pub(crate) fn device_and_inode(descriptor: impl AsFd) -> Option<String> {
 /// connections. The launch copies all descriptors up to the highest one that is passed, so high
 /// numbers make it slow.
 #[derive(Debug)]
-pub(crate) struct LowSlot {
+pub(crate) struct ReservedFd {
     slot: OwnedFd,
     /// The placeholder that occupies the slot while it is empty.
     blank: OwnedFd,
 }
 
-impl LowSlot {
+impl ReservedFd {
     /// Reserves the lowest number that is free now. Call it early in the life of the process.
     pub(crate) fn reserve() -> io::Result<Self> {
         // A socket needs no path, so this works even where /dev does not exist.
@@ -131,7 +131,7 @@ impl LowSlot {
         Ok(Self { slot: blank.try_clone()?, blank })
     }
 
-    /// Puts a copy of `descriptor` into the slot, where it stays until [`LowSlot::clear`].
+    /// Puts a copy of `descriptor` into the slot, where it stays until [`ReservedFd::clear`].
     pub(crate) fn fill(&mut self, descriptor: impl AsFd) -> io::Result<BorrowedFd<'_>> {
         dup3(descriptor, &mut self.slot, OFlag::O_CLOEXEC)?;
         Ok(self.slot.as_fd())
@@ -147,19 +147,19 @@ impl LowSlot {
 ///
 /// # Safety
 /// An implementor must own its descriptor and must not offer a way to replace it.
-pub(crate) unsafe trait Steady: AsRawFd {}
+pub(crate) unsafe trait StableFd: AsRawFd {}
 
 // SAFETY: an OwnedFd owns one descriptor for its whole life.
-unsafe impl Steady for OwnedFd {}
+unsafe impl StableFd for OwnedFd {}
 
 // SAFETY: the socket owns one descriptor for its whole life, and a shared socket cannot be
 // replaced.
-unsafe impl Steady for Arc<Socket> {}
+unsafe impl StableFd for Arc<Socket> {}
 
 /// Registers a descriptor with the tokio runtime until the returned watch is dropped. Must be
 /// called within a tokio runtime.
-pub(crate) fn watch<T: Steady>(watched: T, interest: Interest) -> io::Result<AsyncFd<T>> {
-    // SAFETY: a `Steady` value keeps its descriptor open and unchanged, and the watch owns the
+pub(crate) fn watch<T: StableFd>(watched: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    // SAFETY: a `StableFd` value keeps its descriptor open and unchanged, and the watch owns the
     // value.
     unsafe { AsyncFd::register_with_interest(watched, interest) }.map_err(Into::into)
 }

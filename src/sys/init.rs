@@ -14,7 +14,7 @@ use super::fd::FIRST_PASSED;
 
 /// Which of the two processes this one is after the fork.
 #[derive(Debug)]
-pub(crate) enum Half {
+pub(crate) enum Fork {
     /// The process that stays as init. All signals are blocked.
     Init {
         /// The process that does the work.
@@ -30,7 +30,7 @@ pub(crate) enum Half {
 /// The caller has checked that this process has a single thread
 /// ([`super::process::require_one_thread`]). So the child may do anything that this process could
 /// have done (fork(2)).
-pub(crate) fn split() -> io::Result<Half> {
+pub(crate) fn fork_off() -> io::Result<Fork> {
     set_child_subreaper(true)?;
     // The kernel discards a signal for process 1 that has no handler. Blocking all signals keeps an
     // early signal pending until the init process waits for it.
@@ -39,10 +39,10 @@ pub(crate) fn split() -> io::Result<Half> {
     // SAFETY: no other thread runs, so no other thread can hold a lock that the child would wait
     // for.
     match unsafe { fork() } {
-        Ok(ForkResult::Parent { child }) => Ok(Half::Init { child }),
+        Ok(ForkResult::Parent { child }) => Ok(Fork::Init { child }),
         forked => {
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-            forked.map(|_| Half::Line).map_err(Into::into)
+            forked.map(|_| Fork::Line).map_err(Into::into)
         }
     }
 }

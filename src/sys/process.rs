@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpgid, getpgrp};
 
-use super::fd::Steady;
+use super::fd::StableFd;
 use crate::error::Error;
 
 /// `PIDFS_MAGIC`: the type of the file system of pidfds, whose inodes identify processes. Since
@@ -140,7 +140,7 @@ impl AsRawFd for PidFd {
 }
 
 // SAFETY: a PidFd owns one descriptor for its whole life.
-unsafe impl Steady for PidFd {}
+unsafe impl StableFd for PidFd {}
 
 impl AsFd for PidFd {
     fn as_fd(&self) -> BorrowedFd<'_> {

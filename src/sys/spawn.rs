@@ -15,7 +15,7 @@
 //! The cost of a launch must not grow with the number of connections. Normally a fork copies every
 //! descriptor, and an exec closes every one of them. So the intermediate process first shares our
 //! descriptor table and then gets its own, which holds only the low descriptors (close_range(2),
-//! `CLOSE_RANGE_UNSHARE`). [`super::fd::LowSlot`] gives the passed descriptors low numbers.
+//! `CLOSE_RANGE_UNSHARE`). [`super::fd::ReservedFd`] gives the passed descriptors low numbers.
 
 use std::ffi::CString;
 use std::io;
@@ -45,12 +45,12 @@ pub(crate) struct Launch<'a> {
     /// The index in `passed` of the channel on which the outcome is reported.
     pub(crate) channel: usize,
     /// The messages that report the outcome.
-    pub(crate) words: Words,
+    pub(crate) words: PreExecMessages,
 }
 
 /// The messages that report the outcome of a launch. Each is a prefix, completed by a decimal
 /// number.
-pub(crate) struct Words {
+pub(crate) struct PreExecMessages {
     /// The program is about to be executed; the number is its pid.
     pub(crate) born: &'static [u8],
     /// The second fork or the preparation of the exec failed; the number is the errno.
@@ -159,7 +159,7 @@ struct Prepared<'a> {
     /// The first number above all descriptors that the program will have.
     first_free: RawFd,
     channel: usize,
-    words: &'a Words,
+    words: &'a PreExecMessages,
     /// The signals that are blocked and those that are ignored when the program starts.
     blocked: SigSet,
     ignored: Vec<libc::c_int>,

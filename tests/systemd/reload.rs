@@ -100,11 +100,11 @@ fn assert_fails(lab: &Lab, main: u32, reason: &str) {
     assert_eq!((lab.show("ActiveState"), lab.main_pid()), ("active".into(), main), "{reason}");
     lab.inside(|| Client::once(ADDRESS, b"are you there?").unwrap());
     let records = lab.journal().split_off(before);
-    let by_daemon = |record: &serde_json::Value| {
+    let by_daemon = |record: &Value| {
         text(record, "EVENT") == Event::HandoffFailed.id()
             && text(record, "HANDOFFD_REASON").contains(reason)
     };
-    let by_command = |record: &serde_json::Value| {
+    let by_command = |record: &Value| {
         let message = text(record, "MESSAGE");
         message.starts_with("handoffd: ") && message.contains(reason)
     };

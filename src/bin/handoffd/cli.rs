@@ -6,7 +6,9 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use handoffd::{Error, Exit, Generation, ReloadOptions, default_control_path, escaped, parse_time};
+use handoffd::{
+    Error, ExitStatus, Generation, ReloadOptions, default_control_path, escaped, parse_time,
+};
 
 use crate::serve::{ProxyFlags, Serve, ServeFlags};
 
@@ -184,13 +186,13 @@ pub(crate) enum Answer {
     /// The help or the version was requested.
     Print(String),
     /// The command line is wrong, or the file that it names.
-    Refuse { why: String, exit: Exit },
+    Refuse { why: String, exit: ExitStatus },
 }
 
 impl Answer {
     /// Creates the answer for a wrong command line.
     pub(crate) fn usage(why: String) -> Self {
-        Self::Refuse { why, exit: Exit::Usage }
+        Self::Refuse { why, exit: ExitStatus::Usage }
     }
 }
 

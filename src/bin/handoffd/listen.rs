@@ -53,7 +53,7 @@ impl ListenFlags {
             let why = "--socket-mode, --socket-user and --socket-group need a path in --listen, as in /run/web.sock";
             return Err(Answer::usage(why.to_owned()));
         }
-        Ok(Listeners::exactly(listeners)?)
+        Ok(Listeners::new(listeners)?)
     }
 }
 

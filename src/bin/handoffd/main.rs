@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use cli::Command;
-use handoffd::{Config, Error, Exit, Inheritance, Workers, one_line};
+use handoffd::{Config, Error, ExitStatus, Inheritance, Workers, one_line};
 use logging::Destination;
 use metrics::WithMetrics;
 use serve::{Serve, Watched};
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         }
     };
     match done {
-        Ok(()) => code(Exit::Done),
+        Ok(()) => code(ExitStatus::Done),
         Err(error) => complain(&error, error.exit()),
     }
 }
@@ -78,7 +78,7 @@ fn serve(arguments: Serve) -> ExitCode {
     let control = config.control.clone().filter(|_| arguments.metrics);
     let service = WithMetrics::new(arguments.routes, control);
     let ended = match run(config, inheritance, service, arguments.workers) {
-        Ok(()) => code(Exit::Done),
+        Ok(()) => code(ExitStatus::Done),
         Err(error) => fail(&error),
     };
     logging::finish();
@@ -161,13 +161,13 @@ fn fail(error: &Error) -> ExitCode {
     complain(error, error.exit())
 }
 
-fn complain(why: &dyn Display, exit: Exit) -> ExitCode {
+fn complain(why: &dyn Display, exit: ExitStatus) -> ExitCode {
     // Write the line in one piece, because a predecessor writes to standard error too. If it is
     // closed, only the exit code reports the error.
     logging::complain(&format!("handoffd: {}\n", one_line(&why.to_string())));
     code(exit)
 }
 
-fn code(exit: Exit) -> ExitCode {
+fn code(exit: ExitStatus) -> ExitCode {
     ExitCode::from(exit as u8)
 }

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use clap::Args;
 use handoffd::{
-    Address, Balance, Config, ConfigFile, Echo, Error, HeaderVersion, ListenerConfig, Listeners,
-    LogFormat, METRICS_LISTENER, MaxGenerations, OnHandoff, Placed, Proxy, ProxyConfig, Routes,
-    Served, ServiceConfig, SocketAccess, UpstreamTarget, Upstreams, default_control_path,
-    parse_log_filter, parse_log_format, parse_time, parse_wait, parse_workers,
+    Address, Balance, BuiltinService, Config, ConfigFile, Echo, Error, HeaderVersion,
+    ListenerConfig, Listeners, LogFormat, METRICS_LISTENER, MaxGenerations, OnHandoff, Proxy,
+    ProxyConfig, Routes, ServiceConfig, SocketAccess, Spanned, UpstreamTarget, Upstreams,
+    default_control_path, parse_log_filter, parse_log_format, parse_time, parse_wait,
+    parse_workers,
 };
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -188,7 +189,7 @@ impl ServeFlags {
                 metrics = file.metrics.clone().map(|address| Metrics::of_file(path, address));
                 Serve::by_file(file, bytes)
             }
-            None => Serve::everywhere(self.listen.read(None)?, Served::Echo(Echo)),
+            None => Serve::everywhere(self.listen.read(None)?, BuiltinService::Echo(Echo)),
         };
         self.daemon.over(serve, metrics, runtime_directory)
     }
@@ -210,7 +211,8 @@ impl ProxyFlags {
         };
         let listeners = self.listen.read(self.max_connections)?;
         listeners.check_upstreams(&proxy.upstreams)?;
-        let serve = Serve::everywhere(listeners, Served::Proxy(Box::new(Proxy::new(proxy))));
+        let serve =
+            Serve::everywhere(listeners, BuiltinService::Proxy(Box::new(Proxy::new(proxy))));
         self.daemon.over(serve, None, runtime_directory)
     }
 }
@@ -271,7 +273,7 @@ struct Metrics {
 }
 
 impl Metrics {
-    fn of_file(file: PathBuf, Placed { value, line, column }: Placed<Address>) -> Self {
+    fn of_file(file: PathBuf, Spanned { value, line, column }: Spanned<Address>) -> Self {
         Self { address: value, file: Some((file, line, column)) }
     }
 
@@ -304,13 +306,13 @@ impl Metrics {
         let (max_connections, access) =
             (NonZeroUsize::new(COLLECTORS_MAX), SocketAccess::default());
         listeners.push(ListenerConfig { name, address, max_connections, on_handoff, access });
-        Ok(Config { listeners: Listeners::exactly(listeners)?, ..config })
+        Ok(Config { listeners: Listeners::new(listeners)?, ..config })
     }
 }
 
 impl Serve {
     /// Uses one service on every listener, and defaults for the rest.
-    fn everywhere(listeners: Listeners, served: Served) -> Self {
+    fn everywhere(listeners: Listeners, served: BuiltinService) -> Self {
         Self {
             config: Config { listeners, ..Config::default() },
             routes: Routes::all(served),
@@ -327,18 +329,18 @@ impl Serve {
     fn by_file(file: ConfigFile, bytes: Vec<u8>) -> Self {
         // The file names every listener, so the fallback service is never used.
         let routes = file.services.iter().fold(
-            Routes::all(Served::Echo(Echo)),
+            Routes::all(BuiltinService::Echo(Echo)),
             |routes, (name, service)| {
                 let served = match service {
-                    ServiceConfig::Echo => Served::Echo(Echo),
+                    ServiceConfig::Echo => BuiltinService::Echo(Echo),
                     ServiceConfig::Proxy(proxy) => {
-                        Served::Proxy(Box::new(Proxy::new((**proxy).clone())))
+                        BuiltinService::Proxy(Box::new(Proxy::new((**proxy).clone())))
                     }
                 };
                 routes.with(name, served)
             },
         );
-        let default = Self::everywhere(file.config.listeners.clone(), Served::Echo(Echo));
+        let default = Self::everywhere(file.config.listeners.clone(), BuiltinService::Echo(Echo));
         Self {
             config: file.config,
             routes,

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use handoffd::{
-    Control, Counters, Error, HandoffCounters, LastHandoff, ListenerCounters, ListenerReport,
-    Outcome, Report, Standing, Status, UpstreamCounters, escaped, one_line,
+    Control, Counters, Error, GenerationState, HandoffCounters, LastHandoff, ListenerCounters,
+    ListenerReport, Outcome, Report, Status, UpstreamCounters, escaped, one_line,
 };
 
 use crate::cli::{Form, Span};
@@ -57,7 +57,7 @@ fn wait() {
 
 /// Returns whether nothing is under way: one generation is left, and it serves.
 fn is_quiet(status: &Status) -> bool {
-    matches!(&status.generations[..], [alone] if alone.state == Standing::Serving)
+    matches!(&status.generations[..], [alone] if alone.state == GenerationState::Serving)
 }
 
 /// Returns the status as text: a row for each generation, listener and upstream, and the last

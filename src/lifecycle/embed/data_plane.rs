@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use tokio_util::task::TaskTracker;
 
-use super::{Embedded, Phase, Told};
+use super::{Embedded, ServerRequest, ServerStatus};
 use crate::data_plane::{CarryPlane, DataPlane};
 use crate::drain::DrainReport;
 use crate::error::Error;
@@ -13,7 +13,7 @@ use crate::report::{Connections, Counters};
 
 impl DataPlane for Embedded {
     fn start(&mut self, _listeners: &[Listener]) -> Result<(), Error> {
-        self.asked.send_replace(Phase::Accepting);
+        self.asked.send_replace(ServerRequest::Accepting);
         Ok(())
     }
 
@@ -36,7 +36,7 @@ impl DataPlane for Embedded {
 
     /// The server is asked, and not waited for: what it accepts meanwhile it serves.
     async fn stop_accepting(&mut self) {
-        self.asked.send_replace(Phase::Draining);
+        self.asked.send_replace(ServerRequest::Draining);
     }
 
     /// What waits in the queues belongs to the server's own descriptors.
@@ -46,16 +46,16 @@ impl DataPlane for Embedded {
     fn accept_late(&mut self, _replaced: Vec<Listener>) {}
 
     fn drain(&mut self, _successor: Option<OwnedFd>) {
-        self.asked.send_replace(Phase::Draining);
+        self.asked.send_replace(ServerRequest::Draining);
     }
 
     async fn drained(&self) {
         // An error says that the server has dropped its side: there is nobody left to wait for.
-        let _ = self.heard.clone().wait_for(|told| *told == Told::Drained).await;
+        let _ = self.heard.clone().wait_for(|told| *told == ServerStatus::Drained).await;
     }
 
     fn cut(&mut self) {
-        self.asked.send_replace(Phase::Cut);
+        self.asked.send_replace(ServerRequest::Cut);
     }
 
     /// The server counts its own.

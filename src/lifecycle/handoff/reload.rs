@@ -77,7 +77,7 @@ impl<P: DataPlane> Driver<P> {
             until: deadline(given),
         };
         self.handoff = Some(Handoff { reload: Some(reload), ..Handoff::default() });
-        Some(Event::Hangup.into())
+        Some(Event::ReloadRequested.into())
     }
 
     /// Returns the failure of a handoff for which the operator waits no longer.

@@ -4,7 +4,7 @@
 //! A line begins with one process. Three hangups, two SIGTERMs, a SIGQUIT and two SIGKILLs may meet
 //! any living process at any instant; three hangups make up to four processes. A successor may fail
 //! or hang, a deadline pass, a drain end, whenever it can. That is some 58 000 states without a
-//! service manager and 36 000 with one, up to 24 turns deep. A fourth hangup makes it 520 000 and
+//! service manager and 36 000 with one, up to 24 turns deep. A fourth pending makes it 520 000 and
 //! 260 000, some ten seconds: `the_promise_holds_for_longer`. A state in which the promise is
 //! broken is reported with the shortest way there.
 //!
@@ -12,15 +12,15 @@
 //!
 //! | broken | found by |
 //! |---|---|
-//! | Retiring + Terminate: recall stays possible | I8 |
-//! | Probation + Hangup: starts a successor at once | no driver is led astray |
+//! | Retiring + Terminate: on_death stays possible | I8 |
+//! | Probation + PendingReload: starts a successor at once | no driver is led astray |
 //! | Baking + SuccessorLost: retires | I1 |
 //! | Probation + Terminate: tells no rollback | who bakes has a successor on probation |
-//! | Serving + Terminate, Stopping + CommittedForGood, Retiring + SuccessorRolledBack: do not tell the older ones | I1 |
+//! | Serving + Terminate, Stopping + Committed (Stay), Retiring + SuccessorRolledBack: do not tell the older ones | I1 |
 //! | Stopping + Committed: does not let go; Retiring + SuccessorLost, told to stop: does not leave the line | I1 |
 //! | HandingOff + SuccessorLost: does not drop it; Baking + Terminate, + BakeOver: no commit | I6 |
-//! | Stopping + Hangup: hands off | I2 |
-//! | a remembered hangup is never forgotten | I7 |
+//! | Stopping + PendingReload: hands off | I2 |
+//! | a remembered pending is never forgotten | I7 |
 //! | Probation, Starting + PredecessorLost: ignored | who is on probation has a predecessor that bakes |
 //! | a recalled generation, or an orphan, does not take the line | the pid file names the head |
 //!
@@ -36,7 +36,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use self::line::{Breach, Deadlines, Fates, Heard, Id, Line, Outcome, Process, Setting, Word};
 use self::turn::Turn;
-use super::{Recall, State};
+use super::{OnSuccessorDeath, State};
 
 const FATES: Fates = Fates { hangups: 3, stops: 2, cuts: 1, crashes: 2 };
 
@@ -92,7 +92,7 @@ const ALWAYS: &[Claim] = &[
     ("I7: a handoff ends, unless who began it does", |_, line| {
         line.processes.iter().all(|process| line.is_settled(process))
     }),
-    ("I7: no hangup starts two handoffs", |setting, line| {
+    ("I7: no pending starts two handoffs", |setting, line| {
         line.processes.len() <= 1 + usize::from(setting.fates.hangups - line.left.hangups)
     }),
     ("I8: who was told to stop does not accept, and has a deadline to end by", |_, line| {
@@ -259,7 +259,7 @@ impl Process {
 
     /// Whether it will accept again when nobody is left after it.
     fn waits_for_recall(&self) -> bool {
-        matches!(self.state, State::Retiring { recall: Recall::Possible })
+        matches!(self.state, State::Retiring { on_death: OnSuccessorDeath::Resume })
     }
 
     fn has_its_deadline(&self) -> bool {
@@ -277,8 +277,10 @@ impl Process {
     }
 
     fn only_ends(&self) -> bool {
-        let ends =
-            matches!(self.state, State::Stopping | State::Retiring { recall: Recall::Never });
+        let ends = matches!(
+            self.state,
+            State::Stopping | State::Retiring { on_death: OnSuccessorDeath::Stay }
+        );
         ends && !self.accepts && self.deadlines.drain
     }
 }

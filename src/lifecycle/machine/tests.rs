@@ -7,26 +7,30 @@
 
 mod everywhere;
 
-use super::{Action, Birth, Event, Hangup, Recall, State, step};
+use super::{Action, Birth, Commit, Event, OnSuccessorDeath, PendingReload, State, step};
 use Action::*;
 use Birth::{First, Orphan, Successor};
 use Event::{
-    BakeOver, CarryEnded, Committed, CommittedForGood, CutNow, DrainExpired, Drained, LineStopping,
-    Live, PredecessorLost, SuccessorLost, SuccessorReady, SuccessorRolledBack, Terminate,
+    BakeOver, CarryEnded, Committed, CutNow, DrainExpired, Drained, Live, PredecessorLost,
+    ServiceStopping, SuccessorLost, SuccessorReady, SuccessorRolledBack, Terminate,
 };
-use Recall::{Never, Possible};
+use OnSuccessorDeath::Stay;
 use State::{Serving, Stopped, Stopping};
 
-const NONE: Hangup = Hangup::None;
-const ONE: Hangup = Hangup::Remembered;
-const HANGUP: Event = Event::Hangup;
+const NONE: PendingReload = PendingReload::None;
+const ONE: PendingReload = PendingReload::One;
+const PLAIN: Commit = Commit { pending: NONE, on_death: OnSuccessorDeath::Resume };
+const PENDING: Commit = Commit { pending: ONE, on_death: OnSuccessorDeath::Resume };
+const FOR_GOOD: Commit = Commit { pending: NONE, on_death: Stay };
+const FOR_GOOD_PENDING: Commit = Commit { pending: ONE, on_death: Stay };
+const HANGUP: Event = Event::ReloadRequested;
 
 const EVENTS: [Event; 17] = [
     Live,
-    Committed(NONE),
-    Committed(ONE),
-    CommittedForGood(NONE),
-    CommittedForGood(ONE),
+    Committed(PLAIN),
+    Committed(PENDING),
+    Committed(FOR_GOOD),
+    Committed(FOR_GOOD_PENDING),
     PredecessorLost,
     HANGUP,
     Terminate,
@@ -35,7 +39,7 @@ const EVENTS: [Event; 17] = [
     BakeOver,
     SuccessorLost,
     SuccessorRolledBack,
-    LineStopping,
+    ServiceStopping,
     CarryEnded,
     Drained,
     DrainExpired,
@@ -43,15 +47,15 @@ const EVENTS: [Event; 17] = [
 
 /// What cannot have happened to a generation that does not accept yet.
 const TOO_EARLY: [Event; 12] = [
-    Committed(NONE),
-    Committed(ONE),
-    CommittedForGood(NONE),
-    CommittedForGood(ONE),
+    Committed(PLAIN),
+    Committed(PENDING),
+    Committed(FOR_GOOD),
+    Committed(FOR_GOOD_PENDING),
     SuccessorReady,
     BakeOver,
     SuccessorLost,
     SuccessorRolledBack,
-    LineStopping,
+    ServiceStopping,
     CarryEnded,
     Drained,
     DrainExpired,
@@ -59,7 +63,7 @@ const TOO_EARLY: [Event; 12] = [
 
 /// The words of a predecessor that has retired, for those who have none.
 const COMMITS: [Event; 4] =
-    [Committed(NONE), Committed(ONE), CommittedForGood(NONE), CommittedForGood(ONE)];
+    [Committed(PLAIN), Committed(PENDING), Committed(FOR_GOOD), Committed(FOR_GOOD_PENDING)];
 
 /// All states that there are, with all their data.
 const STATES: [State; 17] = [
@@ -76,30 +80,30 @@ const STATES: [State; 17] = [
     handing_off(ONE),
     baking(NONE),
     baking(ONE),
-    retiring(Possible),
-    retiring(Never),
+    retiring(OnSuccessorDeath::Resume),
+    retiring(Stay),
     Stopping,
     Stopped,
 ];
 
-const fn starting(birth: Birth, hangup: Hangup) -> State {
-    State::Starting { birth, hangup }
+const fn starting(birth: Birth, pending: PendingReload) -> State {
+    State::Starting { birth, pending }
 }
 
-const fn probation(hangup: Hangup) -> State {
-    State::Probation { hangup }
+const fn probation(pending: PendingReload) -> State {
+    State::Probation { pending }
 }
 
-const fn handing_off(hangup: Hangup) -> State {
-    State::HandingOff { hangup }
+const fn handing_off(pending: PendingReload) -> State {
+    State::HandingOff { pending }
 }
 
-const fn baking(hangup: Hangup) -> State {
-    State::Baking { hangup }
+const fn baking(pending: PendingReload) -> State {
+    State::Baking { pending }
 }
 
-const fn retiring(recall: Recall) -> State {
-    State::Retiring { recall }
+const fn retiring(on_death: OnSuccessorDeath) -> State {
+    State::Retiring { on_death }
 }
 
 /// One cell: an event, where it leads, and what is done on the way.
@@ -124,51 +128,51 @@ fn row(state: State, moves: &[Cell<'_>], ignored: &[Event]) {
 
 #[test]
 fn the_first_generation_takes_the_line_and_says_that_the_service_is_up() {
-    for hangup in [NONE, ONE] {
-        let live: Cell<'_> = match hangup {
-            NONE => (Live, Serving, &[TakeTheLine, NotifyReady]),
-            ONE => (Live, handing_off(NONE), &[TakeTheLine, NotifyReady, StartSuccessor]),
+    for pending in [NONE, ONE] {
+        let live: Cell<'_> = match pending {
+            NONE => (Live, Serving, &[BecomeActive, NotifyReady]),
+            ONE => (Live, handing_off(NONE), &[BecomeActive, NotifyReady, StartSuccessor]),
         };
         let moves = [
             live,
             (HANGUP, starting(First, ONE), &[]),
-            (PredecessorLost, starting(Orphan, hangup), &[]),
+            (PredecessorLost, starting(Orphan, pending), &[]),
             (Terminate, Stopping, &[TellStopping, CloseListeners, Drain]),
             (CutNow, Stopped, &[TellStopping, CloseListeners, Drain, Cut, Exit]),
         ];
-        row(starting(First, hangup), &moves, &TOO_EARLY);
+        row(starting(First, pending), &moves, &TOO_EARLY);
     }
 }
 
 #[test]
 fn a_successor_tells_its_predecessor_that_it_accepts_or_that_it_never_will() {
-    for hangup in [NONE, ONE] {
+    for pending in [NONE, ONE] {
         let moves: [Cell<'_>; 5] = [
-            (Live, probation(hangup), &[TellReady]),
+            (Live, probation(pending), &[TellReady]),
             (HANGUP, starting(Successor, ONE), &[]),
-            (PredecessorLost, starting(Orphan, hangup), &[]),
+            (PredecessorLost, starting(Orphan, pending), &[]),
             (Terminate, Stopped, &[TellRollback, Exit]),
             (CutNow, Stopped, &[TellRollback, Exit]),
         ];
-        row(starting(Successor, hangup), &moves, &TOO_EARLY);
+        row(starting(Successor, pending), &moves, &TOO_EARLY);
     }
 }
 
 #[test]
 fn an_orphan_takes_the_line_without_saying_again_that_the_service_is_up() {
-    for hangup in [NONE, ONE] {
-        let live: Cell<'_> = match hangup {
-            NONE => (Live, Serving, &[TakeTheLine]),
-            ONE => (Live, handing_off(NONE), &[TakeTheLine, StartSuccessor]),
+    for pending in [NONE, ONE] {
+        let live: Cell<'_> = match pending {
+            NONE => (Live, Serving, &[BecomeActive]),
+            ONE => (Live, handing_off(NONE), &[BecomeActive, StartSuccessor]),
         };
         let moves = [
             live,
             (HANGUP, starting(Orphan, ONE), &[]),
-            (PredecessorLost, starting(Orphan, hangup), &[]),
+            (PredecessorLost, starting(Orphan, pending), &[]),
             (Terminate, Stopping, &[TellStopping, CloseListeners, Drain]),
             (CutNow, Stopped, &[TellStopping, CloseListeners, Drain, Cut, Exit]),
         ];
-        row(starting(Orphan, hangup), &moves, &TOO_EARLY);
+        row(starting(Orphan, pending), &moves, &TOO_EARLY);
     }
 }
 
@@ -180,7 +184,7 @@ fn on_probation_a_hangup_waits_and_a_stop_gives_everything_back() {
         BakeOver,
         SuccessorLost,
         SuccessorRolledBack,
-        LineStopping,
+        ServiceStopping,
         CarryEnded,
         Drained,
         DrainExpired,
@@ -190,13 +194,13 @@ fn on_probation_a_hangup_waits_and_a_stop_gives_everything_back() {
         (CutNow, Stopped, &[TellRollback, StopAccepting, Drain, Cut, Exit]),
     ];
     let [terminate, cut_now] = stops;
-    let serves: &[Action] = &[TakeTheLine];
-    let hands_off: &[Action] = &[TakeTheLine, StartSuccessor];
+    let serves: &[Action] = &[BecomeActive];
+    let hands_off: &[Action] = &[BecomeActive, StartSuccessor];
     let untroubled = [
-        (Committed(NONE), Serving, serves),
-        (Committed(ONE), handing_off(NONE), hands_off),
-        (CommittedForGood(NONE), Serving, serves),
-        (CommittedForGood(ONE), handing_off(NONE), hands_off),
+        (Committed(PLAIN), Serving, serves),
+        (Committed(PENDING), handing_off(NONE), hands_off),
+        (Committed(FOR_GOOD), Serving, serves),
+        (Committed(FOR_GOOD_PENDING), handing_off(NONE), hands_off),
         (PredecessorLost, Serving, serves),
         (HANGUP, probation(ONE), &[]),
         terminate,
@@ -204,10 +208,10 @@ fn on_probation_a_hangup_waits_and_a_stop_gives_everything_back() {
     ];
     row(probation(NONE), &untroubled, &late);
     let asked = [
-        (Committed(NONE), handing_off(NONE), hands_off),
-        (Committed(ONE), handing_off(NONE), hands_off),
-        (CommittedForGood(NONE), handing_off(NONE), hands_off),
-        (CommittedForGood(ONE), handing_off(NONE), hands_off),
+        (Committed(PLAIN), handing_off(NONE), hands_off),
+        (Committed(PENDING), handing_off(NONE), hands_off),
+        (Committed(FOR_GOOD), handing_off(NONE), hands_off),
+        (Committed(FOR_GOOD_PENDING), handing_off(NONE), hands_off),
         (PredecessorLost, handing_off(NONE), hands_off),
         (HANGUP, probation(ONE), &[]),
         terminate,
@@ -234,7 +238,7 @@ fn the_head_starts_a_successor_on_a_hangup_and_is_deaf_to_late_words() {
                 BakeOver,
                 SuccessorLost,
                 SuccessorRolledBack,
-                LineStopping,
+                ServiceStopping,
             ],
             &[CarryEnded, Drained, DrainExpired],
         ]
@@ -246,12 +250,12 @@ fn the_head_starts_a_successor_on_a_hangup_and_is_deaf_to_late_words() {
 fn while_handing_off_one_hangup_is_remembered_and_a_stop_ends_the_successor() {
     let late = [
         &COMMITS[..],
-        &[Live, PredecessorLost, BakeOver, LineStopping, CarryEnded, Drained, DrainExpired],
+        &[Live, PredecessorLost, BakeOver, ServiceStopping, CarryEnded, Drained, DrainExpired],
     ]
     .concat();
-    for hangup in [NONE, ONE] {
+    for pending in [NONE, ONE] {
         let lost = |event| -> Cell<'_> {
-            match hangup {
+            match pending {
                 NONE => (event, Serving, &[DropSuccessor]),
                 ONE => (event, handing_off(NONE), &[DropSuccessor, StartSuccessor]),
             }
@@ -259,12 +263,12 @@ fn while_handing_off_one_hangup_is_remembered_and_a_stop_ends_the_successor() {
         let moves = [
             lost(SuccessorLost),
             lost(SuccessorRolledBack),
-            (SuccessorReady, baking(hangup), &[StartBake]),
+            (SuccessorReady, baking(pending), &[StartBake]),
             (HANGUP, handing_off(ONE), &[]),
             (Terminate, Stopping, &[TellStopping, StopSuccessor, CloseListeners, Drain]),
             (CutNow, Stopped, &[TellStopping, StopSuccessor, CloseListeners, Drain, Cut, Exit]),
         ];
-        row(handing_off(hangup), &moves, &late);
+        row(handing_off(pending), &moves, &late);
     }
 }
 
@@ -272,25 +276,33 @@ fn while_handing_off_one_hangup_is_remembered_and_a_stop_ends_the_successor() {
 fn while_it_bakes_a_stop_retires_and_a_lost_successor_costs_nothing() {
     let late = [
         &COMMITS[..],
-        &[Live, PredecessorLost, SuccessorReady, LineStopping, CarryEnded, Drained, DrainExpired],
+        &[
+            Live,
+            PredecessorLost,
+            SuccessorReady,
+            ServiceStopping,
+            CarryEnded,
+            Drained,
+            DrainExpired,
+        ],
     ]
     .concat();
     let unasked: [Cell<'_>; 6] = [
-        (BakeOver, retiring(Possible), &[Commit(NONE), StopAccepting, Drain]),
+        (BakeOver, retiring(OnSuccessorDeath::Resume), &[Commit(PLAIN), StopAccepting, Drain]),
         (SuccessorLost, Serving, &[DropSuccessor]),
         (SuccessorRolledBack, Serving, &[DropSuccessor]),
         (HANGUP, baking(ONE), &[]),
-        (Terminate, retiring(Never), &[CommitForGood(NONE), StopAccepting, Drain]),
-        (CutNow, Stopped, &[CommitForGood(NONE), StopAccepting, Drain, Cut, Exit]),
+        (Terminate, retiring(Stay), &[Commit(FOR_GOOD), StopAccepting, Drain]),
+        (CutNow, Stopped, &[Commit(FOR_GOOD), StopAccepting, Drain, Cut, Exit]),
     ];
     row(baking(NONE), &unasked, &late);
     let asked: [Cell<'_>; 6] = [
-        (BakeOver, retiring(Possible), &[Commit(ONE), StopAccepting, Drain]),
+        (BakeOver, retiring(OnSuccessorDeath::Resume), &[Commit(PENDING), StopAccepting, Drain]),
         (SuccessorLost, handing_off(NONE), &[DropSuccessor, StartSuccessor]),
         (SuccessorRolledBack, handing_off(NONE), &[DropSuccessor, StartSuccessor]),
         (HANGUP, baking(ONE), &[]),
-        (Terminate, retiring(Never), &[CommitForGood(ONE), StopAccepting, Drain]),
-        (CutNow, Stopped, &[CommitForGood(ONE), StopAccepting, Drain, Cut, Exit]),
+        (Terminate, retiring(Stay), &[Commit(FOR_GOOD_PENDING), StopAccepting, Drain]),
+        (CutNow, Stopped, &[Commit(FOR_GOOD_PENDING), StopAccepting, Drain, Cut, Exit]),
     ];
     row(baking(ONE), &asked, &late);
 }
@@ -298,26 +310,30 @@ fn while_it_bakes_a_stop_retires_and_a_lost_successor_costs_nothing() {
 #[test]
 fn a_retired_generation_accepts_again_only_if_nobody_told_it_to_stop() {
     let late = [&COMMITS[..], &[HANGUP, Live, PredecessorLost, SuccessorReady, BakeOver]].concat();
-    let ends = |recall| -> [Cell<'_>; 6] {
+    let ends = |on_death| -> [Cell<'_>; 6] {
         [
-            (CarryEnded, retiring(recall), &[TellTheRest]),
-            (Terminate, retiring(Never), &[]),
-            (LineStopping, retiring(Never), &[CloseListeners, ForgetSuccessor]),
+            (CarryEnded, retiring(on_death), &[DrainUncarried]),
+            (Terminate, retiring(Stay), &[]),
+            (ServiceStopping, retiring(Stay), &[CloseListeners, ForgetSuccessor]),
             (Drained, Stopped, &[Exit]),
             (DrainExpired, Stopped, &[Cut, Exit]),
             (CutNow, Stopped, &[Cut, Exit]),
         ]
     };
     let recalled: [Cell<'_>; 2] = [
-        (SuccessorLost, Serving, &[DropSuccessor, Resume, TakeTheLine]),
-        (SuccessorRolledBack, Serving, &[DropSuccessor, Resume, TakeTheLine]),
+        (SuccessorLost, Serving, &[DropSuccessor, Resume, BecomeActive]),
+        (SuccessorRolledBack, Serving, &[DropSuccessor, Resume, BecomeActive]),
     ];
-    row(retiring(Possible), &[&ends(Possible)[..], &recalled].concat(), &late);
+    row(
+        retiring(OnSuccessorDeath::Resume),
+        &[&ends(OnSuccessorDeath::Resume)[..], &recalled].concat(),
+        &late,
+    );
     let forgotten: [Cell<'_>; 2] = [
-        (SuccessorLost, retiring(Never), &[LeaveTheLine, DropSuccessor]),
-        (SuccessorRolledBack, retiring(Never), &[TellStopping, CloseListeners, DropSuccessor]),
+        (SuccessorLost, retiring(Stay), &[Resign, DropSuccessor]),
+        (SuccessorRolledBack, retiring(Stay), &[TellStopping, CloseListeners, DropSuccessor]),
     ];
-    row(retiring(Never), &[&ends(Never)[..], &forgotten].concat(), &late);
+    row(retiring(Stay), &[&ends(Stay)[..], &forgotten].concat(), &late);
 }
 
 #[test]
@@ -330,13 +346,13 @@ fn a_stopping_generation_only_drains_and_ends() {
             (CutNow, Stopped, &[Cut, Exit]),
             (SuccessorLost, Stopping, &[DropSuccessor]),
             (SuccessorRolledBack, Stopping, &[DropSuccessor]),
-            (Committed(NONE), Stopping, &[LetGo]),
-            (Committed(ONE), Stopping, &[LetGo]),
-            (PredecessorLost, Stopping, &[LetGo]),
-            (CommittedForGood(NONE), Stopping, &[TellStopping, CloseListeners]),
-            (CommittedForGood(ONE), Stopping, &[TellStopping, CloseListeners]),
+            (Committed(PLAIN), Stopping, &[ReleaseOlder]),
+            (Committed(PENDING), Stopping, &[ReleaseOlder]),
+            (PredecessorLost, Stopping, &[ReleaseOlder]),
+            (Committed(FOR_GOOD), Stopping, &[TellStopping, CloseListeners]),
+            (Committed(FOR_GOOD_PENDING), Stopping, &[TellStopping, CloseListeners]),
         ],
-        &[Live, HANGUP, Terminate, SuccessorReady, BakeOver, LineStopping, CarryEnded],
+        &[Live, HANGUP, Terminate, SuccessorReady, BakeOver, ServiceStopping, CarryEnded],
     );
 }
 
@@ -350,10 +366,10 @@ fn the_table_has_every_event() {
     // Exhaustive, so that a new event does not compile before it is given a place.
     let place = |event| match event {
         Live => 0,
-        Committed(NONE) => 1,
-        Committed(ONE) => 2,
-        CommittedForGood(NONE) => 3,
-        CommittedForGood(ONE) => 4,
+        Committed(PLAIN) => 1,
+        Committed(PENDING) => 2,
+        Committed(FOR_GOOD) => 3,
+        Committed(FOR_GOOD_PENDING) => 4,
         PredecessorLost => 5,
         HANGUP => 6,
         Terminate => 7,
@@ -362,7 +378,7 @@ fn the_table_has_every_event() {
         BakeOver => 10,
         SuccessorLost => 11,
         SuccessorRolledBack => 12,
-        LineStopping => 13,
+        ServiceStopping => 13,
         CarryEnded => 14,
         Drained => 15,
         DrainExpired => 16,

@@ -112,6 +112,6 @@ fn the_path_of_a_socket_is_refused_however_it_is_written() {
     let control = Config { control: Some(other.clone()), ..config(&path) };
     assert!(refused(&control).contains("the control socket has the same path"));
     let web = format!("web={}", other.display()).parse().unwrap();
-    let listener = Config { listeners: Listeners::exactly(vec![web]).unwrap(), ..config(&path) };
+    let listener = Config { listeners: Listeners::new(vec![web]).unwrap(), ..config(&path) };
     assert!(refused(&listener).contains("the listener web has the same path"));
 }

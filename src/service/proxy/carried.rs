@@ -23,9 +23,9 @@ use super::tally::Tally;
 use super::upstream::Upstream;
 use super::upstreams::Upstreams;
 use crate::address::Address;
-use crate::carry::Parcel;
+use crate::carry::CarriedState;
 use crate::net::{Peer, Stream, Traffic};
-use crate::service::relay::{Relay, Still};
+use crate::service::relay::{Relay, RelaySnapshot};
 
 /// Name and version of the format: one line of JSON, followed by the unwritten bytes.
 const FORMAT: &str = "proxy/1";
@@ -74,7 +74,7 @@ pub(super) struct Conversing {
     sent: u64,
     /// Whether the upstream has half-closed.
     finished: bool,
-    pub(super) relay: Still,
+    pub(super) relay: RelaySnapshot,
     used: Used,
 }
 
@@ -94,7 +94,7 @@ pub(super) enum Begun {
 }
 
 /// Packs a client that has no upstream yet.
-pub(super) fn arriving(Arriving { identified, since, tried }: Arriving) -> Parcel {
+pub(super) fn arriving(Arriving { identified, since, tried }: Arriving) -> CarriedState {
     let waited = since.map(|since| since.elapsed());
     let tried = tried.iter().map(|upstream| upstream.label().to_owned()).collect();
     parcel(&Stage::Arriving { identified, waited, tried }, &[], Vec::new())
@@ -109,8 +109,8 @@ pub(super) fn conversing(
     stream: Stream,
     relay: Relay,
     used: Used,
-) -> io::Result<Parcel> {
-    let (still, bytes, pipes) = relay.into_still();
+) -> io::Result<CarriedState> {
+    let (still, bytes, pipes) = relay.snapshot();
     let conversing = Conversing {
         upstream,
         received: stream.received(),
@@ -123,19 +123,19 @@ pub(super) fn conversing(
     Ok(parcel(&Stage::Conversing(conversing), &bytes, descriptors))
 }
 
-fn parcel(stage: &Stage, owed: &[u8], descriptors: Vec<OwnedFd>) -> Parcel {
+fn parcel(stage: &Stage, owed: &[u8], descriptors: Vec<OwnedFd>) -> CarriedState {
     // All map keys are strings here, so serialization cannot fail.
     let mut bytes = serde_json::to_vec(stage).unwrap_or_default();
     bytes.push(b'\n');
     bytes.extend_from_slice(owed);
-    Parcel { descriptors, ..Parcel::new(FORMAT, bytes) }
+    CarriedState { descriptors, ..CarriedState::new(FORMAT, bytes) }
 }
 
 /// Checks whether a parcel can be restored with these upstreams.
 ///
 /// # Errors
 /// The reason why it cannot.
-pub(super) fn check(parcel: &Parcel, upstreams: &Upstreams) -> Result<(), String> {
+pub(super) fn check(parcel: &CarriedState, upstreams: &Upstreams) -> Result<(), String> {
     let (stage, _) = whole(parcel)?;
     match stage {
         Stage::Conversing(Conversing { upstream, .. }) if !upstreams.is_configured(&upstream) => {
@@ -149,7 +149,11 @@ pub(super) fn check(parcel: &Parcel, upstreams: &Upstreams) -> Result<(), String
 ///
 /// # Errors
 /// When the parcel is incomplete, or the kernel refuses its descriptors.
-pub(super) fn take_up(parcel: Parcel, upstreams: &Upstreams, tally: &Tally) -> io::Result<Begun> {
+pub(super) fn take_up(
+    parcel: CarriedState,
+    upstreams: &Upstreams,
+    tally: &Tally,
+) -> io::Result<Begun> {
     let (stage, owed) = whole(&parcel).map_err(io::Error::other)?;
     let owed = &parcel.bytes[owed..];
     let Conversing { upstream, received, sent, finished, relay, used } = match stage {
@@ -176,14 +180,14 @@ pub(super) fn take_up(parcel: Parcel, upstreams: &Upstreams, tally: &Tally) -> i
     Ok(Begun::Conversing(Resumed {
         upstream,
         stream,
-        relay: Relay::from_still(relay, owed, descriptors)?,
+        relay: Relay::restore(relay, owed, descriptors)?,
         used,
     }))
 }
 
 /// Parses a parcel and checks that it is complete. Returns the stage, and the offset of the
 /// unwritten bytes.
-fn whole(parcel: &Parcel) -> Result<(Stage, usize), String> {
+fn whole(parcel: &CarriedState) -> Result<(Stage, usize), String> {
     if parcel.format != FORMAT {
         return Err(format!("{} is not known here", parcel.format));
     }

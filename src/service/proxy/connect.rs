@@ -17,8 +17,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::Proxy;
 use super::carried::Arriving;
 use super::options::Side;
-use super::tally::{Came, Counted};
-use super::upstream::{Place, Upstream};
+use super::tally::{Counted, Source};
+use super::upstream::{Upstream, UpstreamLoad};
 use super::upstreams::Round;
 use crate::net::{Stream, dial};
 use crate::service::Connection;
@@ -35,7 +35,7 @@ pub(super) struct Connected<'a> {
     // Fields are dropped in this order. The traffic is added to the sums before the upstream can
     // have zero connections.
     counted: Counted<'a>,
-    _place: Place,
+    _place: UpstreamLoad,
 }
 
 impl Connected<'_> {
@@ -65,8 +65,8 @@ impl Proxy {
         upstream: &Arc<Upstream>,
         stream: Stream,
     ) -> Connected<'_> {
-        let place = Place::take(upstream);
-        let counted = self.tally.enter(listener, upstream, Came::Carried, stream.traffic());
+        let place = UpstreamLoad::take(upstream);
+        let counted = self.tally.enter(listener, upstream, Source::Carried, stream.traffic());
         Connected { stream, _place: place, counted }
     }
 
@@ -140,12 +140,16 @@ impl Proxy {
         while let Some(upstream) = self.upstreams.choose(&round) {
             tried.push(Arc::clone(&upstream));
             round.tried(&upstream);
-            let place = Place::take(&upstream);
+            let place = UpstreamLoad::take(&upstream);
             match self.attempt(client, header, &upstream, limit).await {
                 Ok(stream) => {
                     self.upstreams.succeeded(&upstream, client.listener());
-                    let counted =
-                        self.tally.enter(&client.listener, &upstream, Came::Made, stream.traffic());
+                    let counted = self.tally.enter(
+                        &client.listener,
+                        &upstream,
+                        Source::Made,
+                        stream.traffic(),
+                    );
                     return Ok(Connected { stream, _place: place, counted });
                 }
                 Err(Failed::Upstream(reason)) => {

@@ -74,12 +74,12 @@ impl<'a> Conversation<'a> {
             // The rest of a broken conversation cannot be carried, and the drain must not wait for
             // it to move.
             Ended::Relay(Relayed::ClientBroke(error)) => {
-                self.client.decline();
+                self.client.opt_out();
                 Box::pin(self.settle_upstream()).await;
                 return Err(error);
             }
             Ended::Relay(Relayed::UpstreamBroke(error)) => {
-                self.client.decline();
+                self.client.opt_out();
                 Box::pin(self.settle_client()).await;
                 return Err(error);
             }
@@ -91,13 +91,13 @@ impl<'a> Conversation<'a> {
     ///
     /// # Errors
     /// When the kernel refuses to stop watching the upstream's socket.
-    pub(super) fn give_up(mut self) -> io::Result<()> {
+    pub(super) fn detach(mut self) -> io::Result<()> {
         let Some(upstream) = self.upstream.take() else { return Ok(()) };
         let (label, stream) = (upstream.label().to_owned(), upstream.stream);
         let carried = self.client.stream.carried() + stream.carried();
         let used = Used { carried, ..self.limits.used() };
         let parcel = carried::conversing(label, stream, std::mem::take(&mut self.relay), used);
-        self.client.give_up(parcel.inspect_err(|_| self.client.stream.reset_on_drop())?);
+        self.client.detach(parcel.inspect_err(|_| self.client.stream.reset_on_drop())?);
         Ok(())
     }
 
@@ -108,7 +108,7 @@ impl<'a> Conversation<'a> {
         else {
             return Poll::Pending;
         };
-        if client.is_asked() {
+        if client.carry_requested() {
             return Poll::Ready(Ended::Asked);
         }
         if let Poll::Ready(relayed) = relay.poll(cx, &mut client.stream, upstream) {

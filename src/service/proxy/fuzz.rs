@@ -13,7 +13,7 @@ use super::limits::Limits;
 use super::tally::Tally;
 use super::upstreams::Upstreams;
 use crate::address::Address;
-use crate::carry::Parcel;
+use crate::carry::CarriedState;
 use crate::config::{ProxyConfig, UpstreamTarget};
 use crate::net::Pipe;
 
@@ -42,12 +42,12 @@ fn setup() -> Option<Setup> {
 
 /// Restores a parcel from another process, detaches it again, and checks that both states are
 /// equal.
-pub(crate) fn take_up(parcel: Parcel) -> bool {
+pub(crate) fn take_up(parcel: CarriedState) -> bool {
     SETUP.with(|setup| setup.as_ref().and_then(|setup| setup.take_up(parcel)).is_some())
 }
 
 impl Setup {
-    fn take_up(&self, mut parcel: Parcel) -> Option<()> {
+    fn take_up(&self, mut parcel: CarriedState) -> Option<()> {
         let _within = self.runtime.enter();
         let (stage, owed) = carried::read(&parcel.bytes).ok()?;
         let words = serde_json::to_string(&stage).ok()?;
@@ -103,9 +103,9 @@ fn descriptors(upstream: &Address, of_pipes: usize) -> Option<Vec<OwnedFd>> {
 }
 
 #[cfg(test)]
-pub(crate) fn parcels() -> Vec<(String, Parcel)> {
+pub(crate) fn parcels() -> Vec<(String, CarriedState)> {
     let parcel = |name: &str, words: &str| {
-        (name.to_owned(), Parcel::new("proxy/1", words.as_bytes().to_vec()))
+        (name.to_owned(), CarriedState::new("proxy/1", words.as_bytes().to_vec()))
     };
     let used = r#""used":{"age":{"secs":1,"nanos":2},"idle":{"secs":0,"nanos":5},"carried":7}"#;
     let conversing = |upstream: &str, relay: &str, owed: &str| {

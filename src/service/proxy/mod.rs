@@ -47,7 +47,7 @@ use std::task::Poll;
 use tokio::time::Instant;
 
 use super::{Connection, Service};
-use crate::carry::Parcel;
+use crate::carry::CarriedState;
 use crate::config::{Network, ProxyConfig};
 use crate::net::Peer;
 use crate::report::UpstreamCounters;
@@ -108,7 +108,7 @@ impl Proxy {
     /// Restores a carried conversation, or connects a new client to an upstream. Returns `None` if
     /// the connection was detached meanwhile.
     async fn prepare(&self, connection: &mut Connection) -> io::Result<Option<Beginning<'_>>> {
-        let begun = match connection.taken_up() {
+        let begun = match connection.resumed_state() {
             // Reset the client: it could take a clean close for the regular end of its data.
             Some(parcel) => {
                 carried::take_up(parcel, &self.upstreams, &self.tally).inspect_err(|error| {
@@ -141,7 +141,7 @@ impl Proxy {
         let is_within_header = AtomicBool::new(false);
         let mut beginning = Box::pin(self.begin(connection, &mut arriving, &is_within_header));
         let is_to_go = || {
-            let is_asked = word.as_ref().is_some_and(|word| word.is_asked());
+            let is_asked = word.as_ref().is_some_and(|word| word.carry_requested());
             is_asked && !is_within_header.load(Ordering::Relaxed)
         };
         let connected = poll_fn(|cx| {
@@ -158,7 +158,7 @@ impl Proxy {
         .await;
         drop(beginning);
         let Some(upstream) = connected.transpose()? else {
-            connection.give_up(carried::arriving(arriving));
+            connection.detach(carried::arriving(arriving));
             return Ok(None);
         };
         let limits = Limits::new(&self.config, Used::default());
@@ -258,7 +258,7 @@ impl Service for Proxy {
         };
         let mut conversation = Conversation::new(connection, upstream, relay, limits);
         if conversation.hold().await? == Held::ToBeCarried {
-            conversation.give_up()?;
+            conversation.detach()?;
         }
         Ok(())
     }
@@ -267,7 +267,7 @@ impl Service for Proxy {
         true
     }
 
-    fn accepts(&self, _listener: &str, parcel: &Parcel) -> Result<(), String> {
+    fn accepts(&self, _listener: &str, parcel: &CarriedState) -> Result<(), String> {
         carried::check(parcel, &self.upstreams)
     }
 

@@ -51,7 +51,7 @@ struct Cell {
 
 /// Where an upstream connection came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Came {
+pub(super) enum Source {
     /// This process made it.
     Made,
     /// The predecessor, which has already counted it, carried it here.
@@ -78,15 +78,15 @@ impl Tally {
         &self,
         listener: &Arc<str>,
         upstream: &Arc<Upstream>,
-        came: Came,
+        came: Source,
         traffic: &Arc<Traffic>,
     ) -> Counted<'_> {
         let mut rows = self.lock();
         let row = rows.row(listener);
         let Cell { sums, open, free, .. } = rows.all[row].cell(upstream);
         match came {
-            Came::Made => sums.connected += 1,
-            Came::Carried => {
+            Source::Made => sums.connected += 1,
+            Source::Carried => {
                 sums.sent = sums.sent.wrapping_sub(traffic.sent());
                 sums.received = sums.received.wrapping_sub(traffic.received());
             }
@@ -274,10 +274,10 @@ mod tests {
         let (web, api): (Arc<str>, Arc<str>) = ("web".into(), "api".into());
         let (tally, all) = (Tally::default(), upstreams.current());
         tally.expect(&api);
-        let first = tally.enter(&web, &all[1], Came::Made, &Arc::default());
-        let second = tally.enter(&web, &all[1], Came::Made, &Arc::default());
+        let first = tally.enter(&web, &all[1], Source::Made, &Arc::default());
+        let second = tally.enter(&web, &all[1], Source::Made, &Arc::default());
         drop(first);
-        let third = tally.enter(&web, &all[1], Came::Made, &Arc::default());
+        let third = tally.enter(&web, &all[1], Source::Made, &Arc::default());
         tally.failed(&web, &all[0]);
         let counters = tally.counters(&upstreams);
         let one = counters["web"]["@b"];
@@ -287,7 +287,7 @@ mod tests {
             (1, UpstreamCounters::default())
         );
         let traffic = Arc::new(Traffic::so_far(5, 6));
-        let carried = tally.enter(&web, &all[1], Came::Carried, &traffic);
+        let carried = tally.enter(&web, &all[1], Source::Carried, &traffic);
         let one = tally.counters(&upstreams)["web"]["@b"];
         assert_eq!((one.connected, one.active, one.received, one.sent), (3, 3, 0, 0));
         drop((second, third, carried));

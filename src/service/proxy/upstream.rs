@@ -107,16 +107,16 @@ pub(super) fn read_label(label: &str) -> Option<(Option<&str>, Address)> {
 
 /// Counts one connection to an upstream until this is dropped.
 #[derive(Debug)]
-pub(super) struct Place(Arc<Upstream>);
+pub(super) struct UpstreamLoad(Arc<Upstream>);
 
-impl Place {
+impl UpstreamLoad {
     pub(super) fn take(upstream: &Arc<Upstream>) -> Self {
         upstream.active.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(upstream))
     }
 }
 
-impl Drop for Place {
+impl Drop for UpstreamLoad {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Ordering::Relaxed);
     }

@@ -8,14 +8,14 @@
 //! logging are left to the caller.
 
 mod direction;
-mod still;
+mod snapshot;
 
 use std::io;
 use std::task::{Context, Poll};
 
 use crate::net::{Gone, Stream};
 use direction::{Direction, End};
-pub(crate) use still::Still;
+pub(crate) use snapshot::RelaySnapshot;
 
 /// The two directions of a proxied connection.
 #[derive(Debug, Default)]

@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use handoffd::{Connection, METRICS_LISTENER, Parcel, Routes, Service, UpstreamCounters};
+use handoffd::{CarriedState, Connection, METRICS_LISTENER, Routes, Service, UpstreamCounters};
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use hyper::header::{ALLOW, CONTENT_TYPE};
 use hyper::server::conn::http1;
@@ -65,7 +65,7 @@ impl Service for WithMetrics {
         listener != METRICS_LISTENER && self.routes.carries(listener)
     }
 
-    fn accepts(&self, listener: &str, parcel: &Parcel) -> Result<(), String> {
+    fn accepts(&self, listener: &str, parcel: &CarriedState) -> Result<(), String> {
         self.routes.accepts(listener, parcel)
     }
 

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use crate::lifecycle::machine::{Birth, Hangup, State};
+use crate::lifecycle::machine::{Birth, Commit, State};
 
 /// A process, by the order of birth. Not the ordinal: a successor that fails and the next one share
 /// that.
@@ -115,8 +115,7 @@ pub(super) enum Failure {
 /// What is said on a channel; the end of it is heard after all words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Word {
-    Committed(Hangup),
-    CommittedForGood(Hangup),
+    Committed(Commit),
     Stop,
     Ready,
     Failed,

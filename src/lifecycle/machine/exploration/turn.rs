@@ -77,7 +77,7 @@ impl Line {
         let Deadlines { ready, bake, drain } = process.deadlines;
         let drains = matches!(process.state, State::Retiring { .. } | State::Stopping);
         let signals = [
-            (self.left.hangups > 0, Event::Hangup),
+            (self.left.hangups > 0, Event::ReloadRequested),
             (self.left.stops > 0, Event::Terminate),
             (self.left.cuts > 0, Event::CutNow),
         ];
@@ -130,14 +130,13 @@ impl Line {
         let speaks = |action: &Action| match action {
             Action::TellReady
             | Action::TellRollback
-            | Action::TakeTheLine
+            | Action::BecomeActive
             | Action::StartSuccessor
             | Action::Commit(_)
-            | Action::CommitForGood(_)
             | Action::DropSuccessor
             | Action::ForgetSuccessor
-            | Action::LetGo
-            | Action::LeaveTheLine
+            | Action::ReleaseOlder
+            | Action::Resign
             | Action::StopSuccessor
             | Action::TellStopping
             | Action::Cut => true,
@@ -146,7 +145,7 @@ impl Line {
             | Action::StopAccepting
             | Action::CloseListeners
             | Action::Drain
-            | Action::TellTheRest
+            | Action::DrainUncarried
             | Action::Resume
             | Action::Exit => false,
         };
@@ -163,7 +162,7 @@ impl Line {
             Cause::Hears(Heard::Predecessor(word)) => self.hear_predecessor(of, word),
             Cause::Hears(Heard::Successor(word)) => self.hear_successor(setting, of, word),
             Cause::Signal(event) => {
-                let left = if event == Event::Hangup {
+                let left = if event == Event::ReloadRequested {
                     &mut self.left.hangups
                 } else if event == Event::CutNow {
                     &mut self.left.cuts
@@ -184,7 +183,7 @@ impl Line {
         };
         let Some(event) = event else { return Vec::new() };
         let process = &mut self.processes[of];
-        process.told |= matches!(event, Event::Terminate | Event::CutNow | Event::LineStopping);
+        process.told |= matches!(event, Event::Terminate | Event::CutNow | Event::ServiceStopping);
         let (state, actions) = step(process.state, event);
         process.state = state;
         actions
@@ -195,13 +194,9 @@ impl Line {
         process.down.pop_front();
         process.predecessor?;
         match word {
-            Word::Committed(hangup) => {
+            Word::Committed(commit) => {
                 process.predecessor = None;
-                Some(Event::Committed(hangup))
-            }
-            Word::CommittedForGood(hangup) => {
-                process.predecessor = None;
-                Some(Event::CommittedForGood(hangup))
+                Some(Event::Committed(commit))
             }
             Word::Stop => Some(Event::Terminate),
             Word::End => {
@@ -228,15 +223,15 @@ impl Line {
                 self.processes[id].successor.as_mut()?.ready = true;
                 return Some(Event::SuccessorReady);
             }
-            Word::Stopping => return Some(Event::LineStopping),
+            Word::Stopping => return Some(Event::ServiceStopping),
             Word::Cut => return Some(Event::CutNow),
             Word::Rollback => Failure::ToldToStop,
             Word::Failed | Word::End => Failure::Other,
-            Word::Committed(_) | Word::CommittedForGood(_) | Word::Stop => return None,
+            Word::Committed(_) | Word::Stop => return None,
         };
         let process = &mut self.processes[id];
         if matches!(process.state, State::Retiring { .. }) && setting.supervised {
-            return Some(Event::LineStopping);
+            return Some(Event::ServiceStopping);
         }
         process.failure = Some(failure);
         Some(if failure == Failure::ToldToStop {
@@ -252,7 +247,7 @@ impl Line {
         match action {
             Action::TellReady => self.tell_predecessor(id, Word::Ready),
             Action::TellRollback => self.tell_predecessor(id, Word::Rollback),
-            Action::TakeTheLine => {
+            Action::BecomeActive => {
                 self.pid_file = Some(id);
                 process.office = Office::Head;
                 let older = self.open_channels(id);
@@ -269,8 +264,8 @@ impl Line {
             Action::StartBake => {
                 process.deadlines = Deadlines { bake: true, ..Deadlines::default() }
             }
-            Action::LetGo => self.let_go(id),
-            Action::LeaveTheLine => {
+            Action::ReleaseOlder => self.let_go(id),
+            Action::Resign => {
                 if self.open_channels(id).is_empty() {
                     self.perform(setting, id, Action::CloseListeners);
                 } else {
@@ -282,7 +277,7 @@ impl Line {
                     successor.released = true;
                 }
             }
-            Action::Commit(hangup) | Action::CommitForGood(hangup) => {
+            Action::Commit(commit) => {
                 process.deadlines.bake = false;
                 process.office = Office::None;
                 let Some(Successor { id: successor, .. }) = process.successor else {
@@ -292,13 +287,7 @@ impl Line {
                 self.pid_file = Some(successor);
                 self.main = Some(successor);
                 self.settle(successor, Outcome::Committed);
-                let is_for_good = matches!(action, Action::CommitForGood(_));
-                let word = if is_for_good {
-                    Word::CommittedForGood(hangup)
-                } else {
-                    Word::Committed(hangup)
-                };
-                self.tell_successor(successor, word);
+                self.tell_successor(successor, Word::Committed(commit));
             }
             Action::DropSuccessor => {
                 process.deadlines =
@@ -324,7 +313,7 @@ impl Line {
             }
             Action::StopAccepting => process.accepts = false,
             // Its connections alone: they are not modelled.
-            Action::TellTheRest => {}
+            Action::DrainUncarried => {}
             Action::CloseListeners => {
                 process.accepts = false;
                 self.pid_file.take_if(|named| *named == id);

@@ -6,7 +6,7 @@ use super::{EVENTS, STATES, retiring};
 use crate::lifecycle::machine::Action::{CloseListeners, Resume, StartSuccessor, StopAccepting};
 use crate::lifecycle::machine::Birth::{First, Successor};
 use crate::lifecycle::machine::Event::{CutNow, Live, Terminate};
-use crate::lifecycle::machine::Recall::Never;
+use crate::lifecycle::machine::OnSuccessorDeath::Stay;
 use crate::lifecycle::machine::State::{self, Stopped, Stopping};
 use crate::lifecycle::machine::step;
 
@@ -18,7 +18,7 @@ fn the_table_has_every_state_that_can_be_reached() {
 
 #[test]
 fn a_state_that_was_told_to_stop_never_accepts_again() {
-    for state in closure(&[Stopping, retiring(Never)]) {
+    for state in closure(&[Stopping, retiring(Stay)]) {
         assert!(!state.accepts(), "{state:?}");
         for event in EVENTS {
             let (_, actions) = step(state, event);
@@ -32,7 +32,7 @@ fn a_state_that_was_told_to_stop_never_accepts_again() {
 
 #[test]
 fn a_stop_is_heeded_by_every_state() {
-    let heeded = closure(&[Stopping, retiring(Never)]);
+    let heeded = closure(&[Stopping, retiring(Stay)]);
     for state in STATES {
         let (told, _) = step(state, Terminate);
         assert!(heeded.contains(&told), "{state:?} x Terminate leads to {told:?}");

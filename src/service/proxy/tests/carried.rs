@@ -8,13 +8,13 @@ use std::task::{Context, Poll, Waker};
 use tokio::net::TcpSocket;
 
 use super::*;
-use crate::carry::{Asking, Turns};
+use crate::carry::{CarryScheduler, CarrySlot};
 use crate::drain::DrainGuard;
 
 /// Asks a single connection to move.
 struct Asker {
-    turns: Arc<Turns>,
-    asking: Asking,
+    turns: Arc<CarryScheduler>,
+    asking: CarrySlot,
     _guard: DrainGuard,
 }
 
@@ -29,9 +29,9 @@ impl Asker {
         let (accepted, peer) = listener.accept().await.unwrap();
         let stream =
             Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
-        let (watch, guard) = Drain::new().entry(Way::Carry).admit();
-        let turns = Arc::<Turns>::default();
-        let asking = Asking::new(Arc::clone(&turns));
+        let (watch, guard) = Drain::new().entry(OnDrain::Carry).admit();
+        let turns = Arc::<CarryScheduler>::default();
+        let asking = CarrySlot::new(Arc::clone(&turns));
         let word = Some(Arc::clone(asking.word()));
         let connection =
             Connection::new(Admission { word, ..admission(stream, Peer::Tcp(peer), watch) });
@@ -70,7 +70,7 @@ async fn a_client_that_has_used_its_time_in_another_process_has_none_left_here()
         let (accepted, peer) = listener.accept().await.unwrap();
         let stream =
             Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
-        let (watch, _guard) = Drain::new().entry(Way::End).admit();
+        let (watch, _guard) = Drain::new().entry(OnDrain::Finish).admit();
         let since = tokio::time::Instant::now().checked_sub(hour);
         let waited = Arriving { identified, since, ..Arriving::default() };
         let parcel = Some(crate::service::proxy::carried::arriving(waited));
@@ -143,7 +143,7 @@ async fn a_client_that_is_carried_in_the_middle_of_an_attempt_goes_on_with_the_n
         asker.ask();
         serving.await.unwrap();
     }
-    assert!(connection.given_up().is_some());
+    assert!(connection.detached_state().is_some());
     asker.ask_no_more();
     connection.stay();
     let another = Proxy::new(config);
@@ -180,7 +180,7 @@ async fn an_upstream_that_was_carried_after_its_end_hears_the_clients_while_the_
         server
     };
     asker.ask_no_more();
-    let _copy = connection.given_up().unwrap().descriptors[0].try_clone().unwrap();
+    let _copy = connection.detached_state().unwrap().descriptors[0].try_clone().unwrap();
     connection.stay();
     client.shutdown().await.unwrap();
     let another = Proxy::new(config);
@@ -216,7 +216,7 @@ async fn a_client_in_the_middle_of_its_header_is_carried_behind_it() {
         client.write_all(b"request").await.unwrap();
         timeout(DEADLINE, serving).await.unwrap().unwrap();
     }
-    assert!(connection.given_up().is_some());
+    assert!(connection.detached_state().is_some());
     asker.ask_no_more();
     connection.stay();
     let another = Proxy::new(config);

@@ -8,7 +8,7 @@ use super::*;
 async fn what_an_idle_connection_needs_is_little() {
     let upstream = listen().await;
     let front = Front::new(&[&upstream], |_| {}).await;
-    let (watch, _guard) = Drain::new().entry(Way::End).admit();
+    let (watch, _guard) = Drain::new().entry(OnDrain::Finish).admit();
     let client = Socket::from(front.connect().await.into_std().unwrap());
     let stream = Stream::new(client, Peer::Unix).unwrap();
     let mut connection = connection(stream, Peer::Unix, watch);
@@ -81,7 +81,7 @@ async fn what_is_cut_is_reset_on_both_sides() {
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (accepted, peer) = listener.accept().await.unwrap();
     let stream = Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
-    let (watch, _guard) = Drain::new().entry(Way::End).admit();
+    let (watch, _guard) = Drain::new().entry(OnDrain::Finish).admit();
     let mut connection = connection(stream, Peer::Tcp(peer), watch);
     let serving = timeout(SOON, front.proxy.serve(&mut connection)).await;
     assert!(serving.is_err());

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::address::Address;
-use crate::drain::{Drain, DrainWatch, Way};
+use crate::drain::{Drain, DrainWatch, OnDrain};
 use crate::net::Stream;
 use crate::service::Admission;
 
@@ -79,7 +79,7 @@ impl Front {
             let drain = Drain::new();
             loop {
                 let (accepted, peer) = listener.accept().await.unwrap();
-                let (watch, guard) = drain.entry(Way::End).admit();
+                let (watch, guard) = drain.entry(OnDrain::Finish).admit();
                 let stream =
                     Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer))
                         .unwrap();

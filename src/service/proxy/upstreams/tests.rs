@@ -1,6 +1,6 @@
 //! Tests of load balancing and ejection.
 
-use super::super::upstream::Place;
+use super::super::upstream::UpstreamLoad;
 use super::*;
 use std::io::{Error, ErrorKind, Read, Seek};
 
@@ -46,7 +46,8 @@ fn each_has_its_turn_and_a_client_meets_each_once() {
 #[test]
 fn whoever_has_the_fewest_connections_is_first() {
     let upstreams = upstreams(3, Balance::LeastConnections, LONG);
-    let places: Vec<_> = [0, 0, 1, 2, 2, 2].map(|index| Place::take(&at(&upstreams, index))).into();
+    let places: Vec<_> =
+        [0, 0, 1, 2, 2, 2].map(|index| UpstreamLoad::take(&at(&upstreams, index))).into();
     assert_eq!(offered(&upstreams), [1, 0, 2]);
     drop(places);
     let first: Vec<_> = (0..3).map(|_| offered(&upstreams)[0]).collect();

@@ -5,11 +5,11 @@
 //! know the request says so once, and is not asked again.
 
 use super::message::{ASK, Message};
-use crate::report::{Report, Standing};
+use crate::report::{GenerationState, Report};
 
 /// What this process knows about the status of another generation.
 #[derive(Debug, Default)]
-pub(crate) struct Inquiry {
+pub(crate) struct StatusPoll {
     answer: Answer,
     /// The last report of that generation.
     report: Option<Box<Report>>,
@@ -27,7 +27,7 @@ enum Answer {
     Never,
 }
 
-impl Inquiry {
+impl StatusPoll {
     /// Returns the request to send, unless one is open or the generation does not know it.
     pub(super) fn question(&mut self) -> Option<Message> {
         (self.answer == Answer::None).then(|| {
@@ -71,7 +71,7 @@ impl Inquiry {
     /// Marks the state as unknown, because further reports go to another process.
     pub(super) fn leave(&mut self) {
         if let Some(report) = &mut self.report {
-            report.state = Standing::Unknown;
+            report.state = GenerationState::Unknown;
         }
     }
 }
@@ -82,13 +82,13 @@ mod tests {
 
     #[test]
     fn one_question_is_open_at_a_time_and_none_in_vain() {
-        let mut inquiry = Inquiry::default();
-        assert_eq!(inquiry.question(), Some(Message::Ask));
-        assert!(inquiry.is_due());
-        assert_eq!(inquiry.question(), None);
-        assert!(inquiry.hear(Message::Stopping).is_err());
-        inquiry.hear(Message::Unknown { kind: ASK.to_owned() }).unwrap();
-        assert!(!inquiry.is_due());
-        assert_eq!(inquiry.question(), None);
+        let mut poll = StatusPoll::default();
+        assert_eq!(poll.question(), Some(Message::Ask));
+        assert!(poll.is_due());
+        assert_eq!(poll.question(), None);
+        assert!(poll.hear(Message::Stopping).is_err());
+        poll.hear(Message::Unknown { kind: ASK.to_owned() }).unwrap();
+        assert!(!poll.is_due());
+        assert_eq!(poll.question(), None);
     }
 }

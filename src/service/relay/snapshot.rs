@@ -15,16 +15,16 @@ use crate::net::Pipe;
 
 /// A snapshot of a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Still {
-    up: Way,
-    down: Way,
+pub(crate) struct RelaySnapshot {
+    up: PendingBytes,
+    down: PendingBytes,
 }
 
 /// A snapshot of one direction. The bytes of both directions follow it in order, `up` first. So do
 /// their pipes, with the read end of each pipe first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Way {
+enum PendingBytes {
     /// No unwritten bytes.
     Even,
     /// The number of unwritten bytes, which follow.
@@ -37,35 +37,35 @@ enum Way {
     Over,
 }
 
-impl Still {
+impl RelaySnapshot {
     /// Returns how many bytes and how many descriptors must accompany the snapshot.
     pub(crate) fn needs(self) -> (usize, usize) {
         let ways = [self.up, self.down];
         let needs = ways.map(|way| match way {
-            Way::Bytes(count) => (count, 0),
-            Way::Piped(_) => (0, 2),
-            Way::Even | Way::End | Way::Over => (0, 0),
+            PendingBytes::Bytes(count) => (count, 0),
+            PendingBytes::Piped(_) => (0, 2),
+            PendingBytes::Even | PendingBytes::End | PendingBytes::Over => (0, 0),
         });
         (needs[0].0.saturating_add(needs[1].0), needs[0].1 + needs[1].1)
     }
 }
 
 impl Relay {
-    /// Turns the relay into a snapshot, its unwritten bytes, and the ends of its pipes.
-    pub(crate) fn into_still(self) -> (Still, Vec<u8>, Vec<OwnedFd>) {
+    /// CarryScheduler the relay into a snapshot, its unwritten bytes, and the ends of its pipes.
+    pub(crate) fn snapshot(self) -> (RelaySnapshot, Vec<u8>, Vec<OwnedFd>) {
         let (mut bytes, mut descriptors) = (Vec::new(), Vec::new());
-        let up = give_up(self.up, &mut bytes, &mut descriptors);
-        let down = give_up(self.down, &mut bytes, &mut descriptors);
-        (Still { up, down }, bytes, descriptors)
+        let up = detach(self.up, &mut bytes, &mut descriptors);
+        let down = detach(self.down, &mut bytes, &mut descriptors);
+        (RelaySnapshot { up, down }, bytes, descriptors)
     }
 
-    /// Restores a relay. The caller provides what [`Still::needs`] asks for; anything beyond that
+    /// Restores a relay. The caller provides what [`RelaySnapshot::needs`] asks for; anything beyond that
     /// is ignored.
     ///
     /// # Errors
     /// When bytes or descriptors are missing, or the kernel refuses a pipe.
-    pub(crate) fn from_still(
-        Still { up, down }: Still,
+    pub(crate) fn restore(
+        RelaySnapshot { up, down }: RelaySnapshot,
         mut bytes: &[u8],
         descriptors: impl IntoIterator<Item = OwnedFd>,
     ) -> std::io::Result<Self> {
@@ -76,47 +76,51 @@ impl Relay {
     }
 }
 
-fn give_up(direction: Direction, bytes: &mut Vec<u8>, descriptors: &mut Vec<OwnedFd>) -> Way {
+fn detach(
+    direction: Direction,
+    bytes: &mut Vec<u8>,
+    descriptors: &mut Vec<OwnedFd>,
+) -> PendingBytes {
     match direction.held {
-        Held::Nothing => Way::Even,
+        Held::Nothing => PendingBytes::Even,
         Held::Bytes(rest) => {
             let owed = &rest.bytes[rest.written..];
             bytes.extend_from_slice(owed);
-            Way::Bytes(owed.len())
+            PendingBytes::Bytes(owed.len())
         }
         Held::Piped(pipe) => {
             let held = pipe.held();
             // A pipe has both ends until it is dropped, so this branch is never taken.
-            let Some((read, write)) = pipe.into_ends() else { return Way::Even };
+            let Some((read, write)) = pipe.into_ends() else { return PendingBytes::Even };
             descriptors.extend([read, write]);
-            Way::Piped(held)
+            PendingBytes::Piped(held)
         }
-        Held::End => Way::End,
-        Held::Over => Way::Over,
+        Held::End => PendingBytes::End,
+        Held::Over => PendingBytes::Over,
     }
 }
 
 fn take_up(
-    way: Way,
+    way: PendingBytes,
     bytes: &mut &[u8],
     descriptors: &mut impl Iterator<Item = OwnedFd>,
 ) -> std::io::Result<Direction> {
     let missing = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
     let held = match way {
-        Way::Even => Held::Nothing,
-        Way::Bytes(count) => {
+        PendingBytes::Even => Held::Nothing,
+        PendingBytes::Bytes(count) => {
             let (owed, others) = bytes.split_at_checked(count).ok_or_else(missing)?;
             *bytes = others;
             Held::Bytes(Box::new(Rest { bytes: owed.to_vec(), written: 0 }))
         }
-        Way::Piped(count) => {
+        PendingBytes::Piped(count) => {
             let (Some(read), Some(write)) = (descriptors.next(), descriptors.next()) else {
                 return Err(missing());
             };
             Held::Piped(Pipe::taken_up(read, write, count)?)
         }
-        Way::End => Held::End,
-        Way::Over => Held::Over,
+        PendingBytes::End => Held::End,
+        PendingBytes::Over => Held::Over,
     };
     Ok(Direction { held, streak: 0 })
 }
@@ -135,11 +139,11 @@ mod tests {
             up: Direction { held: owing(b"xup", 1), streak: 3 },
             down: Direction { held: owing(b"down", 0), streak: 0 },
         };
-        let (still, bytes, descriptors) = relay.into_still();
+        let (still, bytes, descriptors) = relay.snapshot();
         assert_eq!((still.needs(), &bytes[..], descriptors.len()), ((6, 0), &b"updown"[..], 0));
-        let again = Relay::from_still(still, &bytes, descriptors).unwrap();
-        assert_eq!((again.into_still().0, bytes.len()), (still, 6));
-        assert!(Relay::from_still(still, b"updow", []).is_err());
+        let again = Relay::restore(still, &bytes, descriptors).unwrap();
+        assert_eq!((again.snapshot().0, bytes.len()), (still, 6));
+        assert!(Relay::restore(still, b"updow", []).is_err());
     }
 
     /// A restored relay keeps its pipes and the ends it has passed on.
@@ -150,12 +154,12 @@ mod tests {
             up: Direction { held: Held::Over, streak: 0 },
             down: Direction { held: Held::Piped(pipe), streak: 4 },
         };
-        let (still, bytes, descriptors) = relay.into_still();
+        let (still, bytes, descriptors) = relay.snapshot();
         assert_eq!((still.needs(), bytes.len(), descriptors.len()), ((0, 2), 0, 2));
         let words = serde_json::to_string(&still).unwrap();
         let still = serde_json::from_str(&words).unwrap();
-        assert!(Relay::from_still(still, &bytes, []).is_err());
-        let again = Relay::from_still(still, &bytes, descriptors).unwrap();
+        assert!(Relay::restore(still, &bytes, []).is_err());
+        let again = Relay::restore(still, &bytes, descriptors).unwrap();
         assert!(again.owes());
     }
 }

@@ -12,13 +12,13 @@ const LONGEST: usize = 1000;
 
 /// A mistake and its position.
 #[derive(Debug)]
-pub(super) struct Fault {
+pub(super) struct ConfigError {
     /// The position in bytes from the beginning of the file.
     offset: usize,
     what: String,
 }
 
-impl Fault {
+impl ConfigError {
     pub(super) fn at(offset: usize, what: impl Into<String>) -> Self {
         Self { offset, what: what.into() }
     }

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// A permit for one connection, returned when this is dropped.
 #[derive(Debug)]
-pub(super) struct Place(Arc<Places>);
+pub(super) struct Permit(Arc<ConnectionLimit>);
 
 /// Error returned when the listener is full.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) struct Full;
 
 /// The connection limit of one listener.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct ConnectionLimit {
     free: Semaphore,
     limit: usize,
     /// How many permits are reserved for carried connections.
@@ -36,7 +36,7 @@ pub(super) struct Places {
     full: AtomicBool,
 }
 
-impl Places {
+impl ConnectionLimit {
     /// Creates a limit of `limit` connections, capped at what a semaphore can hold.
     pub(super) fn new(limit: NonZeroUsize) -> Self {
         let limit = limit.get().min(Semaphore::MAX_PERMITS);
@@ -50,13 +50,13 @@ impl Places {
     }
 
     /// Takes a permit if one is free.
-    pub(super) fn try_take(self: &Arc<Self>) -> Option<Place> {
+    pub(super) fn try_take(self: &Arc<Self>) -> Option<Permit> {
         self.free.try_acquire().ok().map(|permit| self.taken(permit))
     }
 
     /// Waits for a free permit. Cancel safe, except that a cancelled wait loses its position in the
     /// queue.
-    pub(super) async fn take(self: &Arc<Self>) -> Option<Place> {
+    pub(super) async fn take(self: &Arc<Self>) -> Option<Permit> {
         // The semaphore is never closed, so this is never `None`.
         self.free.acquire().await.ok().map(|permit| self.taken(permit))
     }
@@ -70,13 +70,13 @@ impl Places {
     ///
     /// # Errors
     /// [`Full`] when there is no room.
-    pub(super) fn take_beside(
+    pub(super) fn acquire_for_carried(
         self: &Arc<Self>,
         there: Option<NonZeroUsize>,
         connections: impl FnOnce() -> usize,
-    ) -> Result<Place, Full> {
+    ) -> Result<Permit, Full> {
         if lower(&self.kept) {
-            return Ok(Place(Arc::clone(self)));
+            return Ok(Permit(Arc::clone(self)));
         }
         if let Some(place) = self.try_take() {
             return Ok(place);
@@ -86,44 +86,44 @@ impl Places {
             return Err(Full);
         }
         self.excess.fetch_add(1, Ordering::Relaxed);
-        Ok(Place(Arc::clone(self)))
+        Ok(Permit(Arc::clone(self)))
     }
 
     /// Reserves up to `count` free permits for connections that may be carried here.
-    pub(super) fn keep(&self, count: usize) {
+    pub(super) fn reserve(&self, count: usize) {
         self.kept.fetch_add(self.free.forget_permits(count), Ordering::Relaxed);
     }
 
     /// Releases the reserved permits that were not needed.
-    pub(super) fn keep_no_more(&self) {
+    pub(super) fn release_reserved(&self) {
         self.free.add_permits(self.kept.swap(0, Ordering::Relaxed));
     }
 
     /// Returns whether the listener has just become full. After it has returned `true`, it returns
     /// `false` until the next permit is taken, however many loops ask.
-    pub(super) fn fills(&self, connections: impl FnOnce() -> usize) -> bool {
+    pub(super) fn became_full(&self, connections: impl FnOnce() -> usize) -> bool {
         // Check the flag first: if the listener is known to be full, counting is unnecessary.
         !self.full.load(Ordering::Relaxed)
             && connections() >= self.limit
             && !self.full.swap(true, Ordering::Relaxed)
     }
 
-    fn taken(self: &Arc<Self>, permit: SemaphorePermit<'_>) -> Place {
-        // `Place` returns the permit when it is dropped.
+    fn taken(self: &Arc<Self>, permit: SemaphorePermit<'_>) -> Permit {
+        // `Permit` returns the permit when it is dropped.
         permit.forget();
         // Usually there is nothing to write, and a load does not slow down the other threads.
         if self.full.load(Ordering::Relaxed) {
             self.full.store(false, Ordering::Relaxed);
         }
-        Place(Arc::clone(self))
+        Permit(Arc::clone(self))
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let Self(places) = self;
-        if !lower(&places.excess) {
-            places.free.add_permits(1);
+        let Self(limit) = self;
+        if !lower(&limit.excess) {
+            limit.free.add_permits(1);
         }
     }
 }
@@ -137,20 +137,20 @@ fn lower(count: &AtomicUsize) -> bool {
 mod tests {
     use super::*;
 
-    /// `fills` reports a full listener once, and again only after another permit was taken.
+    /// `became_full` reports a full listener once, and again only after another permit was taken.
     #[test]
     fn a_listener_fills_once_until_a_place_is_taken() {
-        let places = Arc::new(Places::new(NonZeroUsize::new(2).unwrap()));
-        let (first, second) = (places.try_take().unwrap(), places.try_take().unwrap());
-        assert!(places.try_take().is_none());
+        let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::new(2).unwrap()));
+        let (first, second) = (limit.try_take().unwrap(), limit.try_take().unwrap());
+        assert!(limit.try_take().is_none());
         // One permit belongs to a loop that still waits for a client.
-        assert!(!places.fills(|| 1));
-        assert_eq!([(); 3].map(|()| places.fills(|| 2)), [true, false, false]);
+        assert!(!limit.became_full(|| 1));
+        assert_eq!([(); 3].map(|()| limit.became_full(|| 2)), [true, false, false]);
         // A free permit changes nothing until it is taken.
         drop(first);
-        assert!(!places.fills(|| 2));
-        let again = places.try_take().unwrap();
-        assert_eq!([(); 3].map(|()| places.fills(|| 2)), [true, false, false]);
+        assert!(!limit.became_full(|| 2));
+        let again = limit.try_take().unwrap();
+        assert_eq!([(); 3].map(|()| limit.became_full(|| 2)), [true, false, false]);
         drop((second, again));
     }
 
@@ -158,12 +158,12 @@ mod tests {
     /// does, if the limit was higher in the predecessor.
     #[test]
     fn what_loops_hold_for_nobody_is_room_for_one_that_is_there() {
-        let places = Arc::new(Places::new(NonZeroUsize::MIN));
-        assert!(places.take_beside(None, || 0).is_ok());
-        let _loops = places.try_take().unwrap();
-        assert!(places.take_beside(None, || 0).is_ok());
+        let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::MIN));
+        assert!(limit.acquire_for_carried(None, || 0).is_ok());
+        let _loops = limit.try_take().unwrap();
+        assert!(limit.acquire_for_carried(None, || 0).is_ok());
         for fewer in [None, NonZeroUsize::new(2)] {
-            assert!(places.take_beside(fewer, || 1).is_err());
+            assert!(limit.acquire_for_carried(fewer, || 1).is_err());
         }
     }
 
@@ -172,37 +172,39 @@ mod tests {
     #[test]
     fn one_that_comes_from_where_there_are_no_more_places_always_has_one_and_those_before_it_leave_none()
      {
-        let places = Arc::new(Places::new(NonZeroUsize::MIN));
-        let mut all = vec![places.try_take().unwrap()];
-        all.extend([(); 3].map(|()| places.take_beside(Some(NonZeroUsize::MIN), || 1).unwrap()));
+        let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::MIN));
+        let mut all = vec![limit.try_take().unwrap()];
+        all.extend(
+            [(); 3].map(|()| limit.acquire_for_carried(Some(NonZeroUsize::MIN), || 1).unwrap()),
+        );
         while all.pop().is_some() {
-            assert_eq!(places.try_take().is_some(), all.is_empty());
+            assert_eq!(limit.try_take().is_some(), all.is_empty());
         }
     }
 
     /// Reserved permits go to carried connections only, until they are released.
     #[test]
     fn what_is_kept_is_for_those_that_come_from_elsewhere_until_no_more_come() {
-        let places = Arc::new(Places::new(NonZeroUsize::new(3).unwrap()));
-        places.keep(2);
-        let _accepted = places.try_take().unwrap();
-        assert!(places.try_take().is_none());
-        let _carried = places.take_beside(None, || unreachable!("one is kept")).unwrap();
-        places.keep_no_more();
-        let _late = places.try_take().unwrap();
-        assert!(places.try_take().is_none());
-        places.keep(9);
-        places.keep_no_more();
-        assert!(places.try_take().is_none());
+        let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::new(3).unwrap()));
+        limit.reserve(2);
+        let _accepted = limit.try_take().unwrap();
+        assert!(limit.try_take().is_none());
+        let _carried = limit.acquire_for_carried(None, || unreachable!("one is kept")).unwrap();
+        limit.release_reserved();
+        let _late = limit.try_take().unwrap();
+        assert!(limit.try_take().is_none());
+        limit.reserve(9);
+        limit.release_reserved();
+        assert!(limit.try_take().is_none());
     }
 
     /// A permit obtained by waiting also resets the mark that the listener is full.
     #[tokio::test]
     async fn whoever_has_waited_for_a_place_has_taken_it() {
-        let places = Arc::new(Places::new(NonZeroUsize::MIN));
-        let place = places.try_take().unwrap();
-        assert!(places.fills(|| 1));
-        let (taken, ()) = tokio::join!(places.take(), async { drop(place) });
-        assert!(taken.is_some() && places.fills(|| 1));
+        let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::MIN));
+        let place = limit.try_take().unwrap();
+        assert!(limit.became_full(|| 1));
+        let (taken, ()) = tokio::join!(limit.take(), async { drop(place) });
+        assert!(taken.is_some() && limit.became_full(|| 1));
     }
 }

@@ -1,8 +1,8 @@
 //! The scheduling of a carry: it asks connections to pause at a message boundary, a limited number
 //! at a time.
 //!
-//! A fixed number of turns circulates. A connection that gets a turn is asked to pause at its next
-//! boundary. The turn goes to the next connection as soon as this one has been carried or turns out
+//! A fixed number of scheduler circulates. A connection that gets a turn is asked to pause at its next
+//! boundary. The turn goes to the next connection as soon as this one has been carried or scheduler out
 //! to be busy. So the pause of a connection does not grow with the number of connections, and a
 //! busy connection holds up no other. It stays asked and is carried when it reaches a boundary.
 //! This module does not transfer the connections.
@@ -17,13 +17,13 @@ use tokio::sync::futures::OwnedNotified;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// The number of turns, which limits how many connections move at once. It is large enough that
+/// The number of scheduler, which limits how many connections move at once. It is large enough that
 /// neither process waits for the other.
 const AT_ONCE: usize = 64;
 
-/// The turns of all connections of a process.
+/// The scheduler of all connections of a process.
 #[derive(Debug, Default)]
-pub(crate) struct Turns {
+pub(crate) struct CarryScheduler {
     /// The number of the current round, or 0 outside a round. A round is one attempt to carry all
     /// connections.
     round: AtomicU32,
@@ -37,7 +37,7 @@ pub(crate) struct Turns {
     over: Arc<Notify>,
 }
 
-impl Turns {
+impl CarryScheduler {
     /// Begins a round: from now on all connections are asked, one after another.
     pub(crate) fn begin(&self) {
         self.forget();
@@ -74,7 +74,7 @@ impl Turns {
 
 /// The request to one connection to pause, shared with the service that serves it.
 #[derive(Debug, Default)]
-pub(crate) struct Word {
+pub(crate) struct CarryRequest {
     state: AtomicU8,
     /// Whether the service has declared that the connection cannot be carried.
     is_declined: AtomicBool,
@@ -85,9 +85,9 @@ const NOTHING: u8 = 0;
 const ASKED: u8 = 1;
 const REFUSED: u8 = 2;
 
-impl Word {
+impl CarryRequest {
     /// Returns whether the connection should pause at its next boundary.
-    pub(crate) fn is_asked(&self) -> bool {
+    pub(crate) fn carry_requested(&self) -> bool {
         self.state.load(Ordering::Relaxed) == ASKED && !self.is_declined.load(Ordering::Relaxed)
     }
 
@@ -102,7 +102,7 @@ impl Word {
 
     /// Declares that the connection cannot be carried, from now on. If it then has to be drained,
     /// the task that serves it is woken.
-    pub(crate) fn decline(&self) {
+    pub(crate) fn opt_out(&self) {
         self.is_declined.store(true, Ordering::Relaxed);
     }
 
@@ -110,7 +110,7 @@ impl Word {
     pub(crate) async fn asked(&self) {
         loop {
             let changed = self.changed.notified();
-            if self.is_asked() {
+            if self.carry_requested() {
                 return;
             }
             changed.await;
@@ -125,15 +125,15 @@ impl Word {
 
 /// The part of one connection in the schedule.
 #[derive(Debug)]
-pub(crate) struct Asking {
-    turns: Arc<Turns>,
-    word: Arc<Word>,
+pub(crate) struct CarrySlot {
+    scheduler: Arc<CarryScheduler>,
+    word: Arc<CarryRequest>,
     state: State,
     /// Held while the connection may still be carried in this round.
     candidate: Option<TaskTrackerToken>,
     /// The turn, while the connection has it.
-    turn: Option<Turn>,
-    /// Whether the connection has been asked since the last call of [`Asking::was_asked`].
+    turn: Option<CarryPermit>,
+    /// Whether the connection has been asked since the last call of [`CarrySlot::was_asked`].
     was_asked: bool,
 }
 
@@ -147,20 +147,20 @@ enum State {
 
 /// A turn. Dropping it passes it on to the next connection.
 #[derive(Debug)]
-struct Turn(Arc<Notify>);
+struct CarryPermit(Arc<Notify>);
 
-impl Drop for Turn {
+impl Drop for CarryPermit {
     fn drop(&mut self) {
         self.0.notify_one();
     }
 }
 
-impl Asking {
+impl CarrySlot {
     /// Adds a new connection to the schedule.
-    pub(crate) fn new(turns: Arc<Turns>) -> Self {
-        let candidate = Some(turns.candidates.token());
+    pub(crate) fn new(scheduler: Arc<CarryScheduler>) -> Self {
+        let candidate = Some(scheduler.candidates.token());
         Self {
-            turns,
+            scheduler,
             word: Arc::default(),
             state: State::New,
             candidate,
@@ -170,7 +170,7 @@ impl Asking {
     }
 
     /// Returns the request to this connection.
-    pub(crate) const fn word(&self) -> &Arc<Word> {
+    pub(crate) const fn word(&self) -> &Arc<CarryRequest> {
         &self.word
     }
 
@@ -182,7 +182,7 @@ impl Asking {
 
     /// Records that the connection has been carried.
     pub(crate) fn carried(&mut self) {
-        self.turns.carried.fetch_add(1, Ordering::Relaxed);
+        self.scheduler.carried.fetch_add(1, Ordering::Relaxed);
         self.candidate = None;
     }
 
@@ -200,7 +200,7 @@ impl Asking {
     /// Updates the request to the connection. Call this each time the connection's task runs,
     /// before it serves: the connection may get a turn and be asked.
     ///
-    /// Call [`Asking::pass_on`] when serving shows that the connection is not at a boundary, and
+    /// Call [`CarrySlot::pass_on`] when serving shows that the connection is not at a boundary, and
     /// when its handover has succeeded or failed.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
         // Repeats until it is pending, so that the task will be woken.
@@ -218,17 +218,17 @@ impl Asking {
         }
     }
 
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<CarryPermit> {
         loop {
             match &mut self.state {
                 State::New => {
-                    let mut notified = Box::pin(Arc::clone(&self.turns.turn).notified_owned());
-                    // Join the queue first and check the round afterwards. `Turns::begin` sets the
+                    let mut notified = Box::pin(Arc::clone(&self.scheduler.turn).notified_owned());
+                    // Join the queue first and check the round afterwards. `CarryScheduler::begin` sets the
                     // round first and wakes the queue afterwards, so no connection misses a round.
                     // A connection that arrives during a round may be too late for the queue, so it
                     // gets an extra turn.
                     let woken = notified.as_mut().poll(cx).is_ready();
-                    let round = self.turns.round.load(Ordering::SeqCst);
+                    let round = self.scheduler.round.load(Ordering::SeqCst);
                     if round != 0 {
                         return Poll::Ready(self.ask(round));
                     }
@@ -244,29 +244,30 @@ impl Asking {
                     if notified.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
                     }
-                    match self.turns.round.load(Ordering::SeqCst) {
+                    match self.scheduler.round.load(Ordering::SeqCst) {
                         0 => self.state = State::New,
                         round => return Poll::Ready(self.ask(round)),
                     }
                 }
                 State::Asked(round, over) => {
                     let is_over = over.as_mut().poll(cx).is_ready();
-                    if !is_over && self.turns.round.load(Ordering::SeqCst) == *round {
+                    if !is_over && self.scheduler.round.load(Ordering::SeqCst) == *round {
                         return Poll::Pending;
                     }
                     self.word.set(NOTHING);
-                    self.candidate = Some(self.turns.candidates.token());
+                    self.candidate = Some(self.scheduler.candidates.token());
                     self.state = State::New;
                 }
             }
         }
     }
 
-    fn ask(&mut self, round: u32) -> Turn {
+    fn ask(&mut self, round: u32) -> CarryPermit {
         self.word.set(ASKED);
         self.was_asked = true;
-        self.state = State::Asked(round, Box::pin(Arc::clone(&self.turns.over).notified_owned()));
-        Turn(Arc::clone(&self.turns.turn))
+        self.state =
+            State::Asked(round, Box::pin(Arc::clone(&self.scheduler.over).notified_owned()));
+        CarryPermit(Arc::clone(&self.scheduler.turn))
     }
 }
 
@@ -277,27 +278,27 @@ mod tests {
     use std::task::Waker;
 
     /// Polls the connection and returns whether it has a turn now.
-    fn poll(asking: &mut Asking) -> bool {
+    fn poll(asking: &mut CarrySlot) -> bool {
         asking.poll(&mut Context::from_waker(Waker::noop()));
         asking.turn.is_some()
     }
 
-    fn waiting(turns: &Arc<Turns>, count: usize) -> Vec<Asking> {
-        let mut all: Vec<_> = (0..count).map(|_| Asking::new(Arc::clone(turns))).collect();
+    fn waiting(scheduler: &Arc<CarryScheduler>, count: usize) -> Vec<CarrySlot> {
+        let mut all: Vec<_> = (0..count).map(|_| CarrySlot::new(Arc::clone(scheduler))).collect();
         assert!(!all.iter_mut().any(poll));
         all
     }
 
     #[test]
     fn so_many_are_asked_at_once_and_a_turn_goes_on() {
-        let turns = Arc::default();
-        let mut all = waiting(&turns, AT_ONCE + 10);
-        turns.begin();
-        let have_turns = |all: &mut Vec<Asking>| {
+        let scheduler = Arc::default();
+        let mut all = waiting(&scheduler, AT_ONCE + 10);
+        scheduler.begin();
+        let have_turns = |all: &mut Vec<CarrySlot>| {
             all.iter_mut().filter_map(|one| poll(one).then_some(())).count()
         };
         assert_eq!(have_turns(&mut all), AT_ONCE);
-        assert_eq!(all.iter().filter(|one| one.word().is_asked()).count(), AT_ONCE);
+        assert_eq!(all.iter().filter(|one| one.word().carry_requested()).count(), AT_ONCE);
         all[0].pass_on();
         drop(all.remove(1));
         assert_eq!(have_turns(&mut all), AT_ONCE);
@@ -305,15 +306,15 @@ mod tests {
             all.iter_mut().find(|one| one.turn.is_some()).unwrap().pass_on();
             assert_eq!(have_turns(&mut all), AT_ONCE);
         }
-        assert!(all.iter().all(|one| one.word().is_asked()));
+        assert!(all.iter().all(|one| one.word().carry_requested()));
     }
 
     #[test]
     fn those_that_come_in_a_round_are_asked_and_each_only_once() {
-        let turns: Arc<Turns> = Arc::default();
-        turns.begin();
-        let mut one = Asking::new(Arc::clone(&turns));
-        assert!(poll(&mut one) && one.word().is_asked());
+        let scheduler: Arc<CarryScheduler> = Arc::default();
+        scheduler.begin();
+        let mut one = CarrySlot::new(Arc::clone(&scheduler));
+        assert!(poll(&mut one) && one.word().carry_requested());
         one.pass_on();
         assert!(!poll(&mut one));
         one.refused();
@@ -322,31 +323,31 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_declines_is_refused_in_each_round_and_nobody_waits_for_it() {
-        let turns: Arc<Turns> = Arc::default();
-        let [mut early, mut late] = [(), ()].map(|()| Asking::new(Arc::clone(&turns)));
-        early.word().decline();
+        let scheduler: Arc<CarryScheduler> = Arc::default();
+        let [mut early, mut late] = [(), ()].map(|()| CarrySlot::new(Arc::clone(&scheduler)));
+        early.word().opt_out();
         for _ in 0..2 {
             assert!(!poll(&mut early) && !early.word().is_refused());
-            turns.begin();
+            scheduler.begin();
             assert!(poll(&mut early) && poll(&mut late));
-            assert!(early.word().is_refused() && !early.word().is_asked());
+            assert!(early.word().is_refused() && !early.word().carry_requested());
             late.pass_on();
-            late.word().decline();
+            late.word().opt_out();
             assert!(!poll(&mut late) && late.word().is_refused());
             early.pass_on();
             late.pass_on();
-            turns.all_went().await;
-            turns.end();
+            scheduler.all_went().await;
+            scheduler.end();
         }
     }
 
     #[tokio::test]
     async fn a_turn_that_is_left_over_keeps_nobody_from_the_next_round() {
-        let turns: Arc<Turns> = Arc::default();
-        let mut all = waiting(&turns, 5);
-        turns.begin();
+        let scheduler: Arc<CarryScheduler> = Arc::default();
+        let mut all = waiting(&scheduler, 5);
+        scheduler.begin();
         assert!(all.iter_mut().all(poll));
-        turns.end();
+        scheduler.end();
         let idle: Vec<_> = all
             .into_iter()
             .map(|mut one| {
@@ -360,7 +361,7 @@ mod tests {
             })
             .collect();
         tokio::task::yield_now().await;
-        turns.begin();
+        scheduler.begin();
         for one in idle {
             tokio::time::timeout(std::time::Duration::from_secs(30), one)
                 .await
@@ -371,9 +372,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_round_that_ends_withdraws_its_word_and_the_next_one_asks_again() {
-        let turns: Arc<Turns> = Arc::default();
-        turns.begin();
-        let mut one = Asking::new(Arc::clone(&turns));
+        let scheduler: Arc<CarryScheduler> = Arc::default();
+        scheduler.begin();
+        let mut one = CarrySlot::new(Arc::clone(&scheduler));
         assert!(poll(&mut one));
         one.pass_on();
         let word = Arc::clone(one.word());
@@ -382,10 +383,10 @@ mod tests {
             if one.turn.is_some() { Poll::Ready(()) } else { Poll::Pending }
         }));
         tokio::task::yield_now().await;
-        turns.end();
+        scheduler.end();
         tokio::task::yield_now().await;
-        assert!(!word.is_asked());
-        turns.begin();
+        assert!(!word.carry_requested());
+        scheduler.begin();
         idle.await.unwrap();
         word.asked().await;
     }
