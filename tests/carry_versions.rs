@@ -29,12 +29,12 @@ const OTHER_VERSION: &str = r#"exec perl -e '
 use IO::Handle;
 open(my $channel, "+<&=", $ARGV[0]) or die;
 $channel->blocking(1);
-send($channel, "VERSION=1\nKIND=ready\nPID=$$\n", 0) or die;
+send($channel, "VERSION=2\nKIND=ready\nPID=$$\n", 0) or die;
 while (defined recv($channel, my $packet, 131072, 0)) {
     last if $packet eq "";
     my ($kind) = $packet =~ /^KIND=(.*)$/m;
     print STDERR "heard of $kind\n";
-    send($channel, "VERSION=1\nKIND=unknown\nUNKNOWN=$kind\n", 0) if ANSWERS && $kind eq "carry";
+    send($channel, "VERSION=2\nKIND=unknown\nUNKNOWN=$kind\n", 0) if ANSWERS && $kind eq "carry";
 }' "$fd""#;
 
 /// Puts such a successor in the place of the daemon, and has the first generation hand over to it.
@@ -163,21 +163,21 @@ impl Predecessor {
     fn offering(version: u32) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (channel, theirs) = Channel::pair();
-        channel.send(b"VERSION=1\nKIND=welcome\n", &[]);
+        channel.send(b"VERSION=2\nKIND=hello\n", &[]);
         let successor = Parent::passing([listener.into()]).without_pid().leaving(4, theirs);
-        let successor = successor.saying("LISTEN_FDNAMES", "web").saying("HANDOFFD_CHANNEL", "1:4");
+        let successor = successor.saying("LISTEN_FDNAMES", "web").saying("HANDOFFD_CHANNEL", "2:4");
         let successor = successor.saying("HANDOFFD_GENERATION", "2");
         let line =
             successor.start(&["--carry", "--listen", "web=127.0.0.1:0", "--drain-timeout", "1h"]);
         while !channel.hear().contains("KIND=ready") {}
         let (carry, theirs) = Channel::pair();
-        channel.send(format!("VERSION=1\nKIND=carry\nCARRY={version}\n").as_bytes(), &[&theirs]);
+        channel.send(format!("VERSION=2\nKIND=carry\nCARRY={version}\n").as_bytes(), &[&theirs]);
         Self { line, channel, carry, next: 1 }
     }
 
     /// The line is the successor's from now on.
     fn commit(&self) {
-        self.channel.send(b"VERSION=1\nKIND=committed\n", &[]);
+        self.channel.send(b"VERSION=2\nKIND=committed\n", &[]);
         self.line.wait_for(2, Event::GenerationServing);
     }
 

@@ -34,10 +34,10 @@ fn what_a_successor_says_is_escaped_and_cut() {
     let long = "$(head -c 100000 /dev/zero | tr '\\0' x)";
     let hostile = r"\033[2J\r\302\233\000end";
     let all = [
-        format!(r#"say "VERSION=1\nKIND=failed\nREASON={hostile} {long}\n""#),
-        format!(r#"say "VERSION=1\nKIND=ready\nCLOSED={hostile}{long}\n""#),
+        format!(r#"say "VERSION=2\nKIND=failed\nREASON={hostile} {long}\n""#),
+        format!(r#"say "VERSION=2\nKIND=ready\nCLOSED={hostile}{long}\n""#),
         format!(r#"say "{hostile}{long}\n""#),
-        format!(r#"say "VERSION=1\nKIND=exec-failed\nERRNO={hostile}{long}\n""#),
+        format!(r#"say "VERSION=2\nKIND=exec-failed\nERRNO={hostile}{long}\n""#),
     ];
     for (round, said) in all.iter().enumerate() {
         line.put_script(&format!("{said}; exec sleep 1000"));
@@ -50,7 +50,7 @@ fn what_a_successor_says_is_escaped_and_cut() {
         assert_all_harmless(&line.asked(&["status"]));
     }
     line.put_script(&format!(
-        r#"say "VERSION=1\nKIND=failed\nREASON={hostile}\n"; exec sleep 1000"#
+        r#"say "VERSION=2\nKIND=failed\nREASON={hostile}\n"; exec sleep 1000"#
     ));
     line.asked(&["reload"]).names(70, &[&format!("the successor says: {ESCAPED}")]);
 }

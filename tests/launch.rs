@@ -125,11 +125,11 @@ fn a_successor_that_talks_nonsense_is_killed_and_the_predecessor_serves_on() {
     let garbage = "the successor sent what is not a message";
     for (says, reason) in [
         ("say garbage", garbage),
-        (r"say 'VERSION=1\nKIND=ready\nPI'", garbage),
-        (r"say 'VERSION=1\nKIND=ready\nCLOSED=x\n'", garbage),
-        (r"say 'VERSION=1\nKIND=head\nPID=-7\n'", garbage),
+        (r"say 'VERSION=2\nKIND=ready\nPI'", garbage),
+        (r"say 'VERSION=2\nKIND=ready\nCLOSED=x\n'", garbage),
+        (r"say 'VERSION=2\nKIND=active\nPID=-7\n'", garbage),
         (r"say '\377\376\n'", garbage),
-        (r"say 'VERSION=1\nKIND=cut\n'", garbage),
+        (r"say 'VERSION=2\nKIND=cut\n'", garbage),
         ("head -c 150000 /dev/zero | dd bs=150000 iflag=fullblock status=none >&$fd", garbage),
         // An empty packet cannot be told from the end.
         (
@@ -152,7 +152,7 @@ fn a_successor_that_talks_nonsense_is_killed_and_the_predecessor_serves_on() {
 fn a_message_of_an_unknown_kind_or_version_is_answered_and_is_not_fatal() {
     let line = Line::serve(&["--bake", "0"]);
     line.put_script(
-        r#"say 'VERSION=1\nKIND=novel\nANY=thing\n'; say 'VERSION=9\nKIND=ready\nPID=1\n'; exec "$REAL" "$@""#,
+        r#"say 'VERSION=2\nKIND=novel\nANY=thing\n'; say 'VERSION=9\nKIND=ready\nPID=1\n'; exec "$REAL" "$@""#,
     );
     line.hand_over_from(1);
     line.wait_for(1, Event::MessageUnknown.with("version", 1).with("kind", "novel"));
@@ -233,7 +233,7 @@ fn a_successor_that_leaves_a_child_is_seen_to_die_while_it_starts() {
 fn a_process_that_a_successor_claims_to_be_is_not_signalled() {
     let line = Line::serve(&["--bake", "60s"]);
     let mut stranger = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-    let claim = format!(r"say 'VERSION=1\nKIND=ready\nPID={}\n'; say garbage", stranger.id());
+    let claim = format!(r"say 'VERSION=2\nKIND=ready\nPID={}\n'; say garbage", stranger.id());
     line.put_script(&claim);
     line.fail_to_hand_over_from(1);
     line.assert_serves();
@@ -367,7 +367,7 @@ fn a_channel_that_cannot_be_made_is_said_and_the_next_handoff_works() {
 fn ten_failed_handoffs_leave_the_predecessor_as_it_was_and_the_next_one_works() {
     let line = Line::serve(&["--bake", "0"]);
     let mut gate = Gate::new(&line);
-    let waiting = format!("say 'VERSION=1\\nKIND=novel\\n'; {}", Gate::PASS);
+    let waiting = format!("say 'VERSION=2\\nKIND=novel\\n'; {}", Gate::PASS);
     // Looked at while a successor waits, and after the predecessor has heard from it: it is not in
     // the middle of things.
     let mut descriptors = |line: &Line| {

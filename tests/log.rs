@@ -95,7 +95,7 @@ fn json_log_has_one_object_for_each_record() {
     });
     let wait = |event: Event| line.wait_for(0, format!("\"event\":\"{}\"", event.id()).as_str());
     wait(Event::GenerationServing);
-    line.put_script(r#"say 'VERSION=1\nKIND=failed\nREASON=\033[2J\rend\n'; exec sleep 1000"#);
+    line.put_script(r#"say 'VERSION=2\nKIND=failed\nREASON=\033[2J\rend\n'; exec sleep 1000"#);
     signal(line.first_pid(), Signal::SIGHUP);
     wait(Event::HandoffFailed);
     line.put_real();

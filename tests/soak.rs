@@ -99,7 +99,7 @@ fn a_thousand_handoffs_leave_nothing_behind() {
     // All that a handoff puts into the environment of a successor.
     let added: Vec<&str> =
         environment_then.iter().filter(|one| !born.contains(one)).map(String::as_str).collect();
-    assert_eq!(added, ["HANDOFFD_CHANNEL=1:4", "LISTEN_FDS=1"]);
+    assert_eq!(added, ["HANDOFFD_CHANNEL=2:4", "LISTEN_FDS=1"]);
     assert!(born.iter().all(|one| environment_then.contains(one)));
 
     let traffic = Storm::start(&address, 1, 4);

@@ -341,7 +341,7 @@ mod tests {
         // The child sends a message and exits. Its end of the channel stays open in this process.
         let mut child = std::process::Command::new("sh");
         child
-            .args(["-c", r"env printf 'VERSION=1\nKIND=stopping\n' >&0; exit 7"])
+            .args(["-c", r"env printf 'VERSION=2\nKIND=stopping\n' >&0; exit 7"])
             .stdin(theirs.try_clone().unwrap());
         let mut child = child.spawn().unwrap();
         let first = poll_fn(|cx| channel.poll_receive(cx)).await;

@@ -175,7 +175,7 @@ impl ActiveRole {
     /// How far a stop has come; if that is further than before, it gets more time.
     pub(super) fn stop_stands(&mut self, now: Connections) {
         let is_further =
-            |before: Connections| now.open < before.open || now.carried > before.carried;
+            |before: Connections| now.open < before.open || now.transferred > before.transferred;
         if self.progress.replace(now).is_some_and(is_further) {
             self.notifier.extend(EXTENSION);
         }

@@ -258,7 +258,7 @@ fn total(reports: &[Report]) -> Connections {
     all.fold(Connections::default(), |sum, one| Connections {
         open: sum.open + one.open,
         oldest_ms: None,
-        carried: sum.carried + one.carried,
+        transferred: sum.transferred + one.transferred,
     })
 }
 

@@ -106,7 +106,7 @@ pub struct Connections {
     /// The age of the oldest open connection.
     pub oldest_ms: Option<u64>,
     /// Bytes transferred in both directions, including those of connections that have ended.
-    pub carried: u64,
+    pub transferred: u64,
 }
 
 /// The status of all generations, as the active one reports it.
@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     const REPORT: &str = r#"{"generation":7,"pid":42,"version":"1.2.3","build":null,"configuration":"c0ffee",
-        "state":"retiring","since_unix_ms":1,"connections":{"open":2,"oldest_ms":3,"carried":4},"drain_left_ms":5}"#;
+        "state":"retiring","since_unix_ms":1,"connections":{"open":2,"oldest_ms":3,"transferred":4},"drain_left_ms":5}"#;
 
     #[test]
     fn a_report_reads_back_as_it_was_written() {
@@ -273,7 +273,7 @@ mod tests {
         let serving = Report {
             generation: older.generation.next(),
             state: GenerationState::Baking,
-            connections: Some(Connections { open: 1200, oldest_ms: None, carried: 0 }),
+            connections: Some(Connections { open: 1200, oldest_ms: None, transferred: 0 }),
             drain_left_ms: None,
             ..older.clone()
         };

@@ -138,7 +138,7 @@ impl Census {
         Connections {
             open: active,
             oldest_ms: oldest.map(|age| u64::try_from(age).unwrap_or(u64::MAX)),
-            carried: received + sent,
+            transferred: received + sent,
         }
     }
 
@@ -221,8 +221,8 @@ mod tests {
             census.enter(ago(3000), Source::Accepted, Arc::default(), worker.all()[0].load(), None);
         let second =
             census.enter(ago(1000), Source::Accepted, Arc::default(), worker.all()[0].load(), None);
-        let Connections { open, oldest_ms, carried } = census.connections();
-        assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), carried), (2, Some(3), 0));
+        let Connections { open, oldest_ms, transferred } = census.connections();
+        assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), transferred), (2, Some(3), 0));
         drop(first);
         let Connections { open, oldest_ms, .. } = census.connections();
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000)), (1, Some(1)));
@@ -244,8 +244,8 @@ mod tests {
         let before = now - Duration::from_secs(1000);
         let traffic = Arc::new(Traffic::so_far(7, 8));
         let taken = census.enter(before, Source::Carried, Arc::clone(&traffic), load(), None);
-        let Connections { open, oldest_ms, carried } = census.connections();
-        assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), carried), (2, Some(1), 0));
+        let Connections { open, oldest_ms, transferred } = census.connections();
+        assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), transferred), (2, Some(1), 0));
         census.begin_drain();
         taken.refused();
         taken.end(End::Carried);

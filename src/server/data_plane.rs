@@ -197,7 +197,7 @@ impl<S: Service> DataPlane for Server<S> {
         Some(all.fold(report::Connections::default(), |sum, one| report::Connections {
             open: sum.open + one.open,
             oldest_ms: sum.oldest_ms.max(one.oldest_ms),
-            carried: sum.carried + one.carried,
+            transferred: sum.transferred + one.transferred,
         }))
     }
 
