@@ -45,8 +45,8 @@ pub use embed::{Acceptor, AfterDrain, Retirement, Serving, Starting};
 /// blocks although the socket is non-blocking.
 ///
 /// # Errors
-/// When this generation cannot begin to serve, or ends early. A predecessor that has not handed over
-/// yet is told the reason and keeps serving.
+/// When this generation cannot begin to serve, or ends early. A predecessor that has not handed
+/// over yet is told the reason and keeps serving.
 pub async fn run<S: Service>(
     config: Config,
     inheritance: Inheritance,
@@ -59,8 +59,8 @@ pub async fn run<S: Service>(
 /// runtime of the caller.
 ///
 /// # Errors
-/// When this generation cannot begin to serve, or ends early. A predecessor that has not handed over
-/// yet is told the reason and keeps serving.
+/// When this generation cannot begin to serve, or ends early. A predecessor that has not handed
+/// over yet is told the reason and keeps serving.
 pub async fn run_on<S: Service>(
     workers: Workers,
     config: Config,
