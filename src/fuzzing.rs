@@ -21,8 +21,8 @@ pub fn birth(bytes: &[u8]) -> bool {
     program.is_some_and(|program| Notifier::new(program.notify_socket(), MainProcess::Head).is_ok())
 }
 
-/// Parses the packet of a carried connection and restores the parcel in it. Saving the restored
-/// state must give the same parcel.
+/// Parses the packet of a carried connection and restores its state. Saving the restored state
+/// must give the same bytes.
 #[must_use]
 pub fn carry(packet: &[u8]) -> bool {
     crate::carry::fuzz::connection(packet).is_some_and(crate::service::fuzz::take_up)
@@ -85,7 +85,7 @@ mod tests {
         ]
     }
 
-    /// Returns a packet for each kind of parcel.
+    /// Returns a packet for each kind of carried state.
     fn carried() -> Seeds {
         let parcels = crate::service::fuzz::parcels().into_iter();
         parcels.map(|(name, parcel)| (name, crate::carry::fuzz::packet(&parcel))).collect()

@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_on_generations_leaves_room_for_one_that_drains() {
+    fn max_generations_is_between_2_and_64() {
         assert!(MaxGenerations::new(1).is_err());
         assert!(MaxGenerations::new(65).is_err());
         assert_eq!(MaxGenerations::new(2).unwrap().get(), 2);

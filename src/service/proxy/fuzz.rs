@@ -40,7 +40,7 @@ fn setup() -> Option<Setup> {
     Some(Setup { runtime, upstreams: Upstreams::new(&config), config, tally: Tally::default() })
 }
 
-/// Restores a parcel from another process, detaches it again, and checks that both states are
+/// Restores a state from another process, detaches it again, and checks that both states are
 /// equal.
 pub(crate) fn take_up(parcel: CarriedState) -> bool {
     SETUP.with(|setup| setup.as_ref().and_then(|setup| setup.take_up(parcel)).is_some())

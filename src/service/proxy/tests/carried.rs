@@ -55,7 +55,7 @@ async fn poll<F: Future>(future: &mut Pin<&mut F>) -> Poll<F::Output> {
 
 /// A client that used up its time in the previous process times out here at once.
 #[tokio::test]
-async fn a_client_that_has_used_its_time_in_another_process_has_none_left_here() {
+async fn a_carried_client_does_not_get_extra_time() {
     let hour = Duration::from_secs(3600);
     let (hole, _queue) = black_hole();
     let upstream = Address::Tcp(hole.local_addr().unwrap());
@@ -85,7 +85,7 @@ async fn a_client_that_has_used_its_time_in_another_process_has_none_left_here()
 
 /// A conversation whose upstream broke opts out of the carry, so the drain does not wait for it.
 #[tokio::test]
-async fn what_is_left_of_a_broken_conversation_is_not_waited_for_by_a_carry() {
+async fn a_carry_does_not_wait_for_a_broken_conversation() {
     let upstream = listen().await;
     let address = Address::Tcp(upstream.local_addr().unwrap());
     let proxy = Proxy::new(config(vec![address]));
@@ -128,7 +128,7 @@ async fn what_is_left_of_a_broken_conversation_is_not_waited_for_by_a_carry() {
 
 /// A client carried while one upstream hangs tries the next upstream in the new process.
 #[tokio::test]
-async fn a_client_that_is_carried_in_the_middle_of_an_attempt_goes_on_with_the_next_upstream() {
+async fn a_client_carried_during_an_attempt_tries_the_next_upstream() {
     let (hole, _queue) = black_hole();
     let upstream = listen().await;
     let addresses = [hole.local_addr().unwrap(), upstream.local_addr().unwrap()].map(Address::Tcp);
@@ -156,8 +156,7 @@ async fn a_client_that_is_carried_in_the_middle_of_an_attempt_goes_on_with_the_n
 /// A carried upstream that has half-closed still receives the client's end, even while the old
 /// process holds a copy of the socket.
 #[tokio::test]
-async fn an_upstream_that_was_carried_after_its_end_hears_the_clients_while_the_other_process_has_a_copy()
- {
+async fn a_half_closed_upstream_receives_the_end_after_a_carry() {
     let upstream = listen().await;
     let address = Address::Tcp(upstream.local_addr().unwrap());
     let config = config(vec![address]);
@@ -193,7 +192,7 @@ async fn an_upstream_that_was_carried_after_its_end_hears_the_clients_while_the_
 
 /// A client is not carried in the middle of its PROXY header, but directly after it.
 #[tokio::test]
-async fn a_client_in_the_middle_of_its_header_is_carried_behind_it() {
+async fn a_client_is_carried_only_after_its_whole_header() {
     let upstream = listen().await;
     let address = Address::Tcp(upstream.local_addr().unwrap());
     let mut config = config(vec![address]);

@@ -122,7 +122,7 @@ async fn listen() -> TcpListener {
 }
 
 async fn accept(upstream: &TcpListener) -> TcpStream {
-    timeout(DEADLINE, upstream.accept()).await.expect("nobody came").unwrap().0
+    timeout(DEADLINE, upstream.accept()).await.expect("no connection arrived in time").unwrap().0
 }
 
 /// Returns an address that refuses connections now and is free for a later listener.
