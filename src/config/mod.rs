@@ -373,7 +373,11 @@ mod tests {
             ["gives", "listener-2", "silent", "passed-in"].map(|name| said.get(name).copied());
         assert_eq!(all, [Some(OnHandoff::Carry), Some(OnHandoff::Drain), None, None]);
         assert!(Listeners::Inherited.on_handoff().is_empty());
-        assert_eq!(Config::default().on_handoff, OnHandoff::Carry, "the promise needs no flag");
+        assert_eq!(
+            Config::default().on_handoff,
+            OnHandoff::Carry,
+            "connections are carried by default"
+        );
     }
 
     #[test]

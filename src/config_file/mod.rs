@@ -198,7 +198,7 @@ mod tests {
         );
         match parse(&text).unwrap().services.remove(0) {
             (_, ServiceConfig::Proxy(config)) => *config,
-            (_, ServiceConfig::Echo) => panic!("a proxy was asked for"),
+            (_, ServiceConfig::Echo) => panic!("expected a proxy"),
         }
     }
 

@@ -44,7 +44,7 @@ pub struct Serving {
 }
 
 /// What to do after the connections have ended.
-#[expect(clippy::large_enum_variant, reason = "created only once or a few times per process")]
+#[expect(clippy::large_enum_variant, reason = "created only a few times per process")]
 #[derive(Debug)]
 pub enum AfterDrain {
     /// Return from `main`.
@@ -77,7 +77,7 @@ struct Handle {
     first_request_grace: Duration,
 }
 
-/// Tells a server whether a reply is the last one on its connection.
+/// A handle that tells a server whether a reply is the last one on its connection.
 ///
 /// An HTTP client keeps its connection for the next request, unless a reply says `Connection:
 /// close`. If the server closes the connection without announcing it, a request that is already on

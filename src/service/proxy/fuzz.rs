@@ -66,7 +66,7 @@ impl Setup {
         parcel.descriptors = needed;
         carried::check(&parcel, &self.upstreams).ok()?;
         let begun = carried::take_up(parcel, &self.upstreams, &self.tally);
-        assert!(begun.is_ok(), "it was checked: {:?}", begun.err());
+        assert!(begun.is_ok(), "a checked state cannot be restored: {:?}", begun.err());
         match begun.ok()? {
             Begun::Arriving(arriving) => {
                 let again = carried::arriving(arriving);

@@ -78,7 +78,7 @@ async fn a_carried_client_does_not_get_extra_time() {
             Connection::new(Admission { parcel, ..admission(stream, Peer::Tcp(peer), watch) });
         let served = timeout(DEADLINE, proxy.serve(&mut connection))
             .await
-            .expect("it waits for an hour again");
+            .expect("the timeout has restarted");
         assert_eq!(served.unwrap_err().kind(), ErrorKind::TimedOut);
     }
 }
@@ -92,13 +92,13 @@ async fn a_carry_does_not_wait_for_a_broken_conversation() {
     let (mut asker, mut connection, client) = Asker::new().await;
     let mut serving = pin!(proxy.serve(&mut connection));
     let mut server = tokio::select! {
-        _ = &mut serving => panic!("it has ended"),
+        _ = &mut serving => panic!("the connection ended early"),
         server = accept(&upstream) => server,
     };
     // This is more than the kernel buffers for a client that does not read.
     let all = vec![7; 32_000_000];
     tokio::select! {
-        _ = &mut serving => panic!("it has ended"),
+        _ = &mut serving => panic!("the connection ended early"),
         written = timeout(SOON, server.write_all(&all)) => assert!(written.is_err()),
     }
     let server = Socket::from(server.into_std().unwrap());
@@ -123,7 +123,7 @@ async fn a_carry_does_not_wait_for_a_broken_conversation() {
         tokio::task::yield_now().await;
     }
     drop(client);
-    assert!(timeout(DEADLINE, serving).await.expect("it does not end").is_err());
+    assert!(timeout(DEADLINE, serving).await.expect("the conversation does not end").is_err());
 }
 
 /// A client carried while one upstream hangs tries the next upstream in the new process.
@@ -148,7 +148,7 @@ async fn a_client_carried_during_an_attempt_tries_the_next_upstream() {
     connection.stay();
     let another = Proxy::new(config);
     tokio::select! {
-        _ = another.serve(&mut connection) => panic!("it has ended"),
+        _ = another.serve(&mut connection) => panic!("the connection ended early"),
         _ = accept(&upstream) => {}
     }
 }
@@ -171,7 +171,7 @@ async fn a_half_closed_upstream_receives_the_end_after_a_carry() {
             server
         };
         let server = tokio::select! {
-            _ = &mut serving => panic!("it has ended"),
+            _ = &mut serving => panic!("the connection ended early"),
             server = ended => server,
         };
         asker.ask();
@@ -185,7 +185,10 @@ async fn a_half_closed_upstream_receives_the_end_after_a_carry() {
     let another = Proxy::new(config);
     timeout(DEADLINE, another.serve(&mut connection)).await.unwrap().unwrap();
     assert_eq!(
-        timeout(DEADLINE, server.read(&mut [0; 1])).await.expect("it hears no end").unwrap(),
+        timeout(DEADLINE, server.read(&mut [0; 1]))
+            .await
+            .expect("the upstream does not receive the end")
+            .unwrap(),
         0
     );
 }
@@ -210,7 +213,7 @@ async fn a_client_is_carried_only_after_its_whole_header() {
         let rest = timeout(SOON, serving.as_mut()).await;
         assert!(rest.is_err());
         asker.ask();
-        assert!(poll(&mut serving).await.is_pending(), "it is given up in the middle");
+        assert!(poll(&mut serving).await.is_pending(), "carried in the middle of its header");
         client.write_all(&header[1_000..]).await.unwrap();
         client.write_all(b"request").await.unwrap();
         timeout(DEADLINE, serving).await.unwrap().unwrap();
@@ -229,7 +232,7 @@ async fn a_client_is_carried_only_after_its_whole_header() {
         }
     };
     tokio::select! {
-        ended = another.serve(&mut connection) => panic!("it has ended: {ended:?}"),
+        ended = another.serve(&mut connection) => panic!("the connection ended early: {ended:?}"),
         () = served => {}
     }
 }

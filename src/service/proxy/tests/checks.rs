@@ -46,7 +46,7 @@ async fn a_health_check_ejects_and_restores_an_upstream() {
     };
     tokio::select! {
         never = &mut watch => match never {},
-        met = timeout(DEADLINE, met) => met.expect("it is passed over for ever"),
+        met = timeout(DEADLINE, met) => met.expect("the upstream stays ejected"),
     }
     assert_eq!(
         front.proxy.upstreams()["web"][&away.to_string()].failed,

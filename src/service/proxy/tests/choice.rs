@@ -67,7 +67,7 @@ async fn a_standby_serves_while_the_first_upstream_is_down() {
             }
         }
     });
-    let (mut client, mut upstream) = back.await.expect("it is passed over for ever");
+    let (mut client, mut upstream) = back.await.expect("the upstream stays ejected");
     assert_linked(&mut client, &mut upstream).await;
 }
 

@@ -77,7 +77,7 @@ fn consecutive_failures_eject_an_upstream_for_a_while() {
     fail(&upstreams, 0, 1);
     upstreams.succeeded(&at(&upstreams, 0), "web");
     fail(&upstreams, 0, 1);
-    assert_eq!(offered(&upstreams), [0, 1], "not in a row");
+    assert_eq!(offered(&upstreams), [0, 1], "the failures are not consecutive");
     fail(&upstreams, 0, 1);
     let since = Instant::now();
     fail(&upstreams, 0, 1);
@@ -123,7 +123,7 @@ fn a_failed_check_ejects_until_a_check_passes() {
     upstreams.check_failed(&at(&upstreams, 0), "web", &Error::from(ErrorKind::TimedOut));
     assert_eq!((offered(&upstreams), at(&upstreams, 0).ejected()), (vec![1], 1));
     upstreams.succeeded(&at(&upstreams, 0), "web");
-    assert_eq!(offered(&upstreams), [1], "a client's word does not count against a check's");
+    assert_eq!(offered(&upstreams), [1], "a successful client does not end a failed check");
     upstreams.check_passed(&at(&upstreams, 0), "web");
     assert_eq!(offered(&upstreams), [0, 1]);
 }
