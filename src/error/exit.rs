@@ -25,7 +25,7 @@ pub enum ExitStatus {
     TryAgain = 75,
     /// The new generation was ready, and everything was taken back; the old one never stopped.
     RolledBack = 76,
-    /// The operator's socket does not hear this user, or not these words (`EX_NOPERM`).
+    /// The control socket refuses this user or this request (`EX_NOPERM`).
     Denied = 77,
     /// The configuration, or what was inherited, cannot be served (`EX_CONFIG`). Nothing was
     /// touched.
@@ -34,8 +34,8 @@ pub enum ExitStatus {
 
 /// Returns the exit code for an address or a file that the kernel refuses.
 ///
-/// What may pass by itself is not [`ExitStatus::Configuration`], because a service manager does not retry
-/// that code.
+/// A temporary problem is not [`ExitStatus::Configuration`], because a service manager does not
+/// retry that code.
 pub(super) fn exit_of(source: &io::Error) -> ExitStatus {
     match source.raw_os_error() {
         // Another process has the address, the address is not there yet, or its interface is not.
@@ -64,7 +64,7 @@ mod tests {
     use crate::error::Error;
 
     #[test]
-    fn only_what_an_editor_can_mend_is_a_wrong_configuration() {
+    fn only_lasting_errors_are_configuration_errors() {
         for (errno, exit) in [
             (libc::EADDRINUSE, ExitStatus::TryAgain),
             (libc::EADDRNOTAVAIL, ExitStatus::TryAgain),

@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_that_were_sent_before_death_are_heard_before_the_end() {
+    async fn messages_sent_before_a_death_arrive_before_the_end() {
         let (one, mut other) = pair();
         one.send(&Message::Stopping).unwrap();
         drop(one);

@@ -1,8 +1,8 @@
 //! Status reports: what generations tell each other and an operator about their state.
 //!
 //! These are plain values with a JSON form to which later versions can add. Readers ignore unknown
-//! fields, and an unknown state reads as [`GenerationState::Unknown`]. Times are in milliseconds, because
-//! every language can compute with those.
+//! fields, and an unknown state reads as [`GenerationState::Unknown`]. Times are in milliseconds,
+//! because every language can compute with those.
 
 mod counters;
 mod forecast;
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_stands_in_one_line() {
+    fn a_status_is_printed_on_one_line() {
         let older: Report = serde_json::from_str(REPORT).unwrap();
         let serving = Report {
             generation: older.generation.next(),
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn every_standing_is_named_as_it_is_written() {
+    fn every_state_is_printed_as_it_is_serialized() {
         let all = [
             GenerationState::Starting,
             GenerationState::Probation,

@@ -213,7 +213,7 @@ mod tests {
 
     /// The census reports the age of the oldest connection that is still open.
     #[test]
-    fn the_oldest_is_the_one_that_came_first_and_is_still_there() {
+    fn the_oldest_open_connection_determines_the_age() {
         let worker = Workers::start(std::num::NonZeroUsize::MIN).unwrap();
         let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
         let census = Census::default();
@@ -236,7 +236,7 @@ mod tests {
 
     /// A carried connection keeps its age, but only its traffic in this process is counted.
     #[test]
-    fn what_is_taken_over_is_counted_from_then_on_and_may_be_the_oldest() {
+    fn a_carried_connection_keeps_its_age() {
         let worker = Workers::start(std::num::NonZeroUsize::MIN).unwrap();
         let (census, load) = (Census::default(), || worker.all()[0].load());
         let now = Instant::now();

@@ -100,8 +100,8 @@ impl<S: Service> DataPlane for Server<S> {
         beat
     }
 
-    /// Stops the accept loops, after which the kernel watches no listener for this process. A worker
-    /// that hangs is not waited for; its loops stop when it runs again.
+    /// Stops the accept loops, after which the kernel watches no listener for this process. A
+    /// worker that hangs is not waited for; its loops stop when it runs again.
     async fn stop_accepting(&mut self) {
         self.stop.cancel();
         self.hearts.clear();

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn json_from_outside_is_one_harmless_line() {
+    fn untrusted_text_stays_on_one_harmless_json_line() {
         let hostile = "\"}\n\r\0\u{1b}[2J\u{7f}\u{9b}\u{2028}\u{202e}\u{feff}\\ \u{e9}";
         let line = written(|| tracing::info!(event = "test", peer = hostile, "of {hostile}"));
         let body = line.strip_suffix('\n').unwrap();
