@@ -105,7 +105,7 @@ fn a_stop_during_a_handoff_ends_the_container() {
 }
 
 #[test]
-fn a_container_ends_with_the_status_of_the_generation_that_serves() {
+fn a_container_exits_with_the_active_generations_status() {
     let (line, _) = contained(&["--bake", "0"]);
     signal(outer(&line, line.pid_of(1)), Signal::SIGKILL);
     assert_eq!(line.exit_code(1), 128 + 9);
