@@ -37,7 +37,7 @@ impl Scene {
                 assert_ne!(
                     error.kind(),
                     std::io::ErrorKind::WouldBlock,
-                    "neither an answer nor an end"
+                    "the client got neither a reply nor an end"
                 );
                 false
             }

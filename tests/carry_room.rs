@@ -49,9 +49,9 @@ fn clients(line: &Line, listener: &str, count: usize) -> Vec<Client> {
     (0..count).map(|_| served()).collect()
 }
 
-/// Makes `generation` hand over to a successor that stops in the middle of the carry until the test
-/// resumes it. On return, [`AT_ONCE`] connections are in transit. The successor's shell has run
-/// `setting`. Returns the successor's process id.
+/// Makes `generation` hand over to a successor that is stopped as soon as it is ready, until the
+/// test resumes it. On return, [`AT_ONCE`] connections are in transit. The successor's shell has
+/// run `setting`. Returns the successor's process id.
 fn hand_over_to_a_standstill(line: &Line, generation: u64, setting: &str) -> u32 {
     let mut gate = Gate::new(line);
     line.put_script(&format!("{}; {setting}; exec \"$REAL\" \"$@\"", Gate::PASS));
@@ -62,7 +62,7 @@ fn hand_over_to_a_standstill(line: &Line, generation: u64, setting: &str) -> u32
     gate.open();
     line.wait_for(generation + 1, Event::GenerationStep.containing("actions", "TellReady"));
     let new = line.pid_of(generation + 1);
-    // The predecessor sleeps only after it has sent everything that it may send.
+    // The successor sleeps once it has sent its own messages and waits for the predecessor's.
     assert_becomes(&true, || is_asleep(new).unwrap());
     freeze(new);
     thaw(old);
@@ -105,8 +105,8 @@ fn hand_over_in_the_middle(
     others
 }
 
-/// Returns how many connections the successor refused for this reason, and how many of those
-/// refusals the predecessor logged.
+/// Returns how many connections the successor refused for this reason, and how many such refusals
+/// the predecessor logged.
 fn told(line: &Line, why: &str) -> [usize; 2] {
     [Event::CarryConnectionRefused, Event::CarryConnectionDeclined]
         .map(|event| line.count(event.mentioning(why)))
@@ -169,7 +169,7 @@ fn a_carry_refuses_connections_without_free_descriptors() {
     assert_counted(&line, "web", taken, refused, refused);
 }
 
-/// A proxied connection needs two descriptors. If the successor has room for only one of them, the
+/// A proxied connection needs two descriptors. If the successor has room for only one, the
 /// connection continues in the old generation.
 #[test]
 fn a_carry_refuses_half_a_proxied_connection() {
@@ -369,8 +369,8 @@ fn a_carry_to_a_slow_successor_loses_nothing() {
     );
 }
 
-/// Returns how many descriptors each epoll instance of a process watches, once for each descriptor
-/// of the instance. fdinfo shows them, see epoll(7).
+/// Returns how many descriptors each epoll instance of a process watches. fdinfo shows them, see
+/// epoll(7).
 fn watched(pid: u32) -> Vec<usize> {
     let polls = holds(pid).into_iter().filter(|(_, what)| what == "anon_inode:[eventpoll]");
     let targets = polls.map(|(number, _)| {

@@ -23,9 +23,9 @@ use crate::support::{
     Client, DEADLINE, Event, Line, Parent, Stuck, Upstream, assert_becomes, holds, kinds,
 };
 
-/// A successor that reads all messages and serves no clients. Its read of a carried connection
-/// omits the descriptor, so the kernel closes it. Depending on its argument it replies to the
-/// message. It ends with its predecessor.
+/// A successor that reads all messages and serves no clients. It reads a carry offer without its
+/// descriptor, so the kernel closes the descriptor. With `ANSWERS` it replies that the message is
+/// unknown. It ends with its predecessor.
 const OTHER_VERSION: &str = r#"exec perl -e '
 use IO::Handle;
 open(my $channel, "+<&=", $ARGV[0]) or die;
@@ -337,7 +337,8 @@ fn an_invalid_carry_message_ends_only_the_carry() {
         assert_eq!(predecessor.carry.hear(), "");
         predecessor.line.wait_for(2, Event::CarryMessageInvalid);
         predecessor.assert_serves(&mut taken);
-        // The successor has closed the carry channel and the descriptors of the invalid message.
+        // The successor has closed the carry channel and the descriptor that came with the invalid
+        // message.
         let sockets = before["socket"] - 1;
         assert_becomes(&sockets, || kinds(pid)["socket"]);
     }

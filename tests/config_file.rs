@@ -127,7 +127,8 @@ fn a_removed_listener_is_closed_and_can_return() {
     line.asked(&["reload"]).well();
     assert_eq!(line.exit_code(3), 0);
     echo(&api);
-    // The first generation may have to resume, so it keeps the listener and shows where it listens.
+    // The first generation may still have to resume. Then it accepts only on the listeners that it
+    // still has.
     line.signal(4, Signal::SIGKILL);
     line.wait_for(1, Event::GenerationResumed);
     echo(&line.address_of("web"));
@@ -241,7 +242,8 @@ fn replace_the_first(line: &Line) {
     assert_eq!(line.exit_code(1), 0);
 }
 
-/// A listener's own `carry` wins over the general setting, which is in the file or a flag.
+/// A listener's own `carry` wins over the general setting. A flag wins over the general setting in
+/// the file.
 #[test]
 fn each_listener_carries_as_configured() {
     let listener = |name: &str, says: &str| {

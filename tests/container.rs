@@ -52,7 +52,7 @@ fn fifty_handoffs_in_a_container_lose_nothing() {
     let mut seen = 0;
     for generation in 2..=51 {
         signal(first, Signal::SIGHUP);
-        line.wait_after(&mut seen, "the next head", |record| {
+        line.wait_after(&mut seen, "the next active generation", |record| {
             record.is(generation, Event::GenerationServing)
         });
     }
@@ -135,13 +135,13 @@ fn a_draining_generation_resumes_in_a_container_too() {
     line.wait_for(2, Event::GenerationServing);
     let mark = line.mark();
     signal(outer(&line, line.pid_of(2)), Signal::SIGKILL);
-    line.wait_since(mark, "the first as the head again", |record| {
+    line.wait_since(mark, "the first generation to be active again", |record| {
         record.is(1, Event::GenerationServing)
     });
     line.assert_serves();
     let mark = line.mark();
     signal(first, Signal::SIGHUP);
-    line.wait_since(mark, "the next", |record| record.is(2, Event::GenerationServing));
+    line.wait_since(mark, "the next generation", |record| record.is(2, Event::GenerationServing));
     line.assert_serves();
 }
 
@@ -215,8 +215,8 @@ fn a_terminal_interrupt_is_received_once() {
     });
     line.wait_for(1, Event::GenerationServing);
     let mut held = line.hold();
-    // Two pending signals would merge into one. The init has seen the signal by the time that the
-    // active generation has.
+    // Two pending signals would merge into one, so the init stays stopped until the active
+    // generation has received its own.
     freeze(line.first_pid());
     nix::unistd::write(&terminal.master, b"\x03").unwrap();
     line.wait_for(1, Event::DrainStarted);

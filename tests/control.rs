@@ -60,7 +60,7 @@ fn a_successor_that_dies_in_the_bake_is_a_rollback() {
     line.wait_for_count(2, Event::SuccessorReady);
     let first = line.pid_of(2);
     let second = line
-        .wait("the second try", |record| {
+        .wait("the second successor", |record| {
             record.is(2, Event::GenerationAccepting) && record.pid != first
         })
         .pid;

@@ -36,7 +36,7 @@ fn an_abandoned_reload_is_not_carried_out_later() {
     line.asked(&["reload", "--timeout", "1s"]).names(75, &[OUT_OF_TIME, "no answer in time on"]);
     assert!(
         began.elapsed() < Duration::from_secs(8),
-        "the client's clock, not the daemon's: {:?}",
+        "the client did not time out by its own clock: {:?}",
         began.elapsed()
     );
     let mut raw = UnixStream::connect(line.control()).unwrap();
@@ -131,7 +131,7 @@ fn clients_of_other_users_do_not_block_the_operator() {
     assert_eq!(strangers.line(), "all");
     line.asked(&["status"]).well();
     line.asked(&["reload", "--timeout", "5s"]).well();
-    assert!(line.count(Event::ControlDenied) < 20, "one log record for each rejected client");
+    assert!(line.count(Event::ControlDenied) < 20, "the log has a record for each rejected client");
     // The client learns why it is rejected although its request was not read.
     let mut command = Command::new("setpriv");
     command

@@ -78,7 +78,7 @@ fn open_connections_of_an_old_generation_are_counted() {
 }
 
 #[test]
-fn the_watchdog_does_not_take_a_listeners_permits() {
+fn the_watchdog_does_not_raise_the_limited_counter() {
     let manager = Manager::new();
     let line = Line::start_under(
         &["sh", "-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""],
@@ -91,13 +91,13 @@ fn the_watchdog_does_not_take_a_listeners_permits() {
         },
     );
     let limited = || {
-        // A status is complete after every worker has replied. Earlier reports are skipped.
+        // The watchdog message is sent once every worker loop has run. Older messages are skipped.
         manager.rest();
         (0..5).for_each(|_| drop(manager.hear_until("WATCHDOG=1")));
         status(&line)["counters"]["listeners"]["few"]["limited"].as_u64().unwrap()
     };
     manager.hear_until("WATCHDOG=1");
-    // One worker has reserved the only permit, and yet no client is connected.
+    // One worker holds the only permit although no client is connected.
     assert_eq!(limited(), 0);
     for times in 1..4 {
         let mut client = Client::connect(&line.address_of("few")).unwrap();
@@ -129,12 +129,12 @@ fn a_rolled_back_generation_stays_counted() {
         let reload = line.ask(&["reload"]);
         line.wait_for(1, Event::SuccessorReady);
         let mut calls = 0;
-        // Both generations accept until the new one's turn comes.
+        // Both generations accept: connect until the new one has served a connection.
         while line.records().iter().all(|record| !record.is(2, Event::ConnectionEnded)) {
             Client::once(&address, b"12345").unwrap();
             calls += 1;
         }
-        // If it is killed without a final report, its last report counts.
+        // If the generation is killed without a final report, its last report counts.
         let seen = || {
             listener(&status(&line)["counters"], "listener-1")
                 .iter()

@@ -20,7 +20,7 @@ fn serve(bake: &str) -> Line {
     Line::serve(&[&["--bake", bake][..], &SLOW_DRAIN].concat())
 }
 
-/// Kills the latest process of `generation`, and waits for its end.
+/// Kills the process of `generation`, and waits for its end.
 fn kill(line: &Line, generation: u64) {
     let pid = line.pid_of(generation);
     signal(pid, Signal::SIGKILL);
@@ -43,7 +43,7 @@ fn assert_hands_over(line: &Line, generation: u64, pid: u32) {
     });
     // Ends the bake, if one is in progress.
     signal(pid, Signal::SIGTERM);
-    line.wait_since(mark, "the next head", |record| {
+    line.wait_since(mark, "the next active generation", |record| {
         record.is(generation + 1, Event::GenerationServing)
     });
     line.assert_serves();
@@ -237,7 +237,7 @@ fn a_generation_that_dies_unnoticed_is_still_reported() {
     };
     line.hand_over_from(1);
     line.wait_for(2, Event::GenerationServing);
-    // Before it replies, it has received its predecessor's messages.
+    // Before the second generation replies, it has received its predecessor's messages.
     let before = accepted();
     freeze(line.pid_of(1));
     line.hand_over_from(2);

@@ -105,7 +105,7 @@ fn the_status_includes_the_control_group() {
 fn the_doctor_finds_file_capabilities() {
     assert!(
         nix::unistd::geteuid().is_root(),
-        "only root gives a file capabilities: run the tests as root"
+        "only root can give capabilities to a file: run the tests as root"
     );
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let program = folder.path().join("program");

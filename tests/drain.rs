@@ -162,7 +162,7 @@ fn a_first_request_is_served_during_the_drain() {
         }
         assert_eq!(line.exit_code(generation), 0);
         assert_all_ended(&line, generation, 2);
-        line.wait("who serves", |record| {
+        line.wait("the next serving or ended generation", |record| {
             if generation == 1 {
                 record.is(2, Event::GenerationServing)
             } else {

@@ -38,8 +38,8 @@ fn failures(line: &Line, error: &str) -> Vec<f64> {
     failed.map(|call| call.split_whitespace().nth(1).unwrap().parse().unwrap()).collect()
 }
 
-/// Returns the times in seconds at which a worker found only reserved descriptors left after an
-/// accept. The reserve of 40 descriptors begins at 30.
+/// Returns the times in seconds, since the last accept, at which a worker found only reserved
+/// descriptors left. With a limit of 40 descriptors, the reserve begins at 30.
 fn refusals(line: &Line) -> Vec<f64> {
     let trace = fs::read_to_string(trace(line.folder())).unwrap();
     let mut refused = Vec::new();
@@ -64,7 +64,7 @@ fn ask(line: &Line, count: usize) -> Vec<Client> {
     clients.collect()
 }
 
-/// Asserts that the pause between two attempts doubled each time.
+/// Asserts that the pause between two attempts doubled each time, up to one second.
 fn assert_paused(failures: &[f64]) {
     let mut expected = 0.005;
     for pair in failures.windows(2) {

@@ -30,7 +30,7 @@ fn begin_in_vain(line: &Line) -> (Operator, u32) {
 fn a_cancelled_successor_drains_its_connections() {
     let line = Line::serve_controlled(&[&["--bake", "1h"][..], &SLOW_DRAIN].concat());
     let (reload, successor) = begin_in_vain(&line);
-    // With this, only the successor accepts the connections.
+    // While the first generation is stopped, the successor accepts all connections.
     freeze(line.first_pid());
     let mut clients: Vec<_> = (0..100).map(|_| Client::connect(&line.address()).unwrap()).collect();
     clients.iter_mut().for_each(|client| client.echo(b"there").unwrap());

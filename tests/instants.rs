@@ -73,8 +73,8 @@ fn assert_unhurt(calls: Calls, what: &str, line: &Line) {
     );
 }
 
-/// Returns the record of the active generation after the second one was killed: the first one
-/// resumes, which a client has kept alive.
+/// Waits until the first generation is active again after the second one was killed. A client keeps
+/// the first one alive. Returns a record for it.
 fn recalled(line: &Line, mark: usize, what: &str) -> Record {
     let what = format!("a failed handoff, after {what}");
     let lost = line.wait_since(mark, &what, |record| {

@@ -35,8 +35,8 @@ fn a_reload_passes_on_names_of_any_total_length() {
     }
 }
 
-/// Earlier, each passed descriptor was first copied above all others, which took twice as many
-/// descriptors as listeners.
+/// Earlier, a handoff first copied every passed descriptor above all others. It needed twice as
+/// many descriptors as listeners.
 #[test]
 fn a_handoff_needs_few_descriptors_besides_the_listeners() {
     let file: String = (0..500)

@@ -30,7 +30,9 @@ fn assert_recovers(line: &Line) {
     line.put_real();
     let mark = line.mark();
     line.signal(1, Signal::SIGHUP);
-    line.wait_since(mark, "the next good handoff", |record| record.is(2, Event::GenerationServing));
+    line.wait_since(mark, "the next successful handoff", |record| {
+        record.is(2, Event::GenerationServing)
+    });
     assert_eq!(line.exit_code(1), 0);
     line.assert_serves();
 }
@@ -352,7 +354,7 @@ fn the_exit_status_of_an_early_death_is_reported() {
     assert_recovers(&line);
 }
 
-/// In a container without an init, the end of the old generation would also end the new one.
+/// The predecessor cannot create the channel to its successor, because no descriptor is free.
 #[test]
 fn a_failed_channel_is_reported_and_the_next_handoff_works() {
     let line = Line::serve(&["--bake", "0"]);

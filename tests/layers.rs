@@ -107,7 +107,7 @@ fn every_module_imports_only_modules_below_it() {
             continue;
         }
         let rule = MAY_IMPORT.iter().find(|(name, _)| *name == module);
-        let (_, allowed) = rule.unwrap_or_else(|| panic!("{module} is not in the table"));
+        let (_, allowed) = rule.unwrap_or_else(|| panic!("{module} has no row in the table"));
         for import in imports(&path) {
             let below = import == module || allowed.contains(&import.as_str());
             assert!(below, "{} imports {import}, which {module} may not", path.display());

@@ -92,7 +92,7 @@ fn a_parents_socket_variables_are_not_passed_on() {
     assert_eq!(
         value(&second, "WATCHDOG_USEC"),
         "3000000",
-        "the service manager's word is passed on"
+        "the service manager's variable must be passed on"
     );
 }
 
@@ -105,7 +105,7 @@ fn descriptors_left_open_by_a_parent_are_not_passed_on() {
     let line = parent.serve(&["--bake", "0"]);
     assert!(
         holds_socket(line.first_pid(), &stray),
-        "it is open in the first generation, or this tests nothing"
+        "the first generation must hold the socket for this test"
     );
     line.hand_over_from(1);
     assert!(!holds_socket(line.pid_of(2), &stray));

@@ -156,7 +156,7 @@ fn an_added_listener_is_bound_and_reported() {
         .split_once(' ')
         .map(|(web, api)| (web.to_owned(), api.to_owned()))
         .unwrap();
-    assert_eq!(web, listeners_of(&line, 1), "the other listener stays");
+    assert_eq!(web, listeners_of(&line, 1), "the other listener must stay the same");
     Client::once(api.strip_prefix("api=").unwrap(), b"new here").unwrap();
     line.assert_serves();
 }
@@ -176,7 +176,11 @@ fn a_removed_listener_is_closed_by_all_generations() {
     line.wait_for(1, Event::DrainStarted);
     assert!(Client::connect(&api).is_err());
     Client::once(&web, b"still here").unwrap();
-    assert_eq!(line.processes().len(), 2, "the first generation drains without the listener");
+    assert_eq!(
+        line.processes().len(),
+        2,
+        "the first generation must still drain, without the listener"
+    );
 }
 
 #[test]
@@ -192,7 +196,7 @@ fn a_renamed_listener_keeps_its_port_and_is_reported() {
 }
 
 #[test]
-fn a_listener_with_a_new_address_leaves_the_old_one() {
+fn a_moved_listener_is_bound_and_its_old_address_closed() {
     let line = serve(&["web=127.0.0.1:0"]);
     let before = line.address_of("web");
     line.successor_gets("--bake 0 --listen web=[::1]:0");
@@ -252,7 +256,8 @@ fn sockets_that_are_passed_blocking_are_served() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap().to_string();
     let line = Parent::passing([socket.into()]).serve(&["--bake", "0"]);
-    // If the first accept had blocked a thread, the next client would hang.
+    // A blocking accept would hang its thread after the first client, and the next client would not
+    // be served.
     assert_survives_handoffs(&line, &[address]);
 }
 
@@ -262,7 +267,8 @@ fn a_listener_set_to_blocking_by_another_process_still_works() {
     let copy = socket.try_clone().unwrap();
     let line = Parent::passing([socket.into()]).serve(&["--bake", "0"]);
     line.assert_serves();
-    // The flag does not change between the check and the accept: that case cannot be handled.
+    // The flag changes while the daemon sleeps, not between its check and its accept: that case
+    // cannot be handled.
     let set_blocking = || {
         assert_becomes(&true, || line.is_asleep());
         copy.set_nonblocking(false).unwrap();

@@ -118,7 +118,7 @@ fn json_log_has_one_object_for_each_record() {
         assert_eq!(keys, ["event", "fields", "generation", "level", "message", "pid", "time"]);
         events.insert(object["event"].as_str().unwrap().to_owned(), object);
     }
-    // Keeps the last record of each event.
+    // `events` has the last record of each event.
     let field = |event: Event, name: &str| events[event.id()]["fields"][name].clone();
     assert_eq!(events[Event::GenerationEnded.id()]["generation"], 2);
     assert_eq!(field(Event::GenerationEnded, "cut"), 0);
@@ -154,7 +154,7 @@ fn a_broken_standard_error_affects_no_client() {
     line.wait_for_end();
 }
 
-/// Starts a lineage whose standard error is full, and returns it with the pipe's unread end.
+/// Starts a lineage whose standard error is full, and returns it with the pipe's reading end.
 fn serve_unread() -> (Line, OwnedFd) {
     let (unread, full) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
     while nix::unistd::write(&full, &[b'x'; 512]).is_ok() {}
@@ -192,7 +192,7 @@ fn an_unread_standard_error_blocks_nothing() {
     let (line, _unread) = serve_unread();
     let head = || std::fs::read_to_string(line.folder().join("pid")).ok()?.trim().parse().ok();
     let serves =
-        || Client::once(line.folder().join("socket").to_str().unwrap(), b"anybody?").is_ok();
+        || Client::once(line.folder().join("socket").to_str().unwrap(), b"are you there?").is_ok();
     assert_becomes(&Some(line.first_pid()), head);
     assert!(serves());
     signal(line.first_pid(), Signal::SIGHUP);
@@ -206,7 +206,7 @@ fn an_unread_standard_error_blocks_nothing() {
 /// Makes more connections than the log has room for records, with at least one record each.
 fn flood(address: &str) {
     for _ in 0..4_000 {
-        Client::once(address, b"anybody?").unwrap();
+        Client::once(address, b"are you there?").unwrap();
     }
 }
 
