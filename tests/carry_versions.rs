@@ -1,7 +1,8 @@
 //! Carries between generations of different versions: connections that the successor does not
 //! understand stay in the predecessor, and no handoff fails.
 //!
-//! A script plays a successor of another version, and the test itself plays such a predecessor.
+//! A script plays a successor of another version, and the test itself plays a predecessor of
+//! another version.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -315,7 +316,7 @@ fn a_packet_with_too_many_descriptors_is_refused() {
     for _ in 0..10 {
         predecessor.assert_refused(&says, "no descriptors are left", &many);
     }
-    // The descriptors that did arrive were closed.
+    // The successor has closed the descriptors that did arrive.
     assert_eq!(kinds(pid), before);
     let mut taken = predecessor.give_away("");
     predecessor.assert_serves(&mut taken);

@@ -148,7 +148,7 @@ fn a_draining_generation_resumes_in_a_container_too() {
 #[test]
 fn orphans_in_a_container_are_reaped() {
     let (line, first) = contained(&["--bake", "0"]);
-    // Forked twice in the container, and left to its process 1.
+    // The orphan is forked twice in the container, so it becomes a child of process 1.
     let orphan = Command::new("nsenter")
         .args(["--target", &first.to_string(), "--user", "--pid", "--preserve-credentials"])
         .args(["sh", "-c", "sh -c 'exit 3' & exec true"])
@@ -221,7 +221,7 @@ fn a_terminal_interrupt_is_received_once() {
     nix::unistd::write(&terminal.master, b"\x03").unwrap();
     line.wait_for(1, Event::DrainStarted);
     thaw(line.first_pid());
-    // Any signal that the init passed on earlier arrives before this one.
+    // If the init had passed the interrupt on, it would arrive before this reload.
     signal(line.first_pid(), Signal::SIGHUP);
     line.wait_for(1, Event::ReloadIgnored);
     assert_eq!(line.count(Event::SignalReceived.with("signal", "SIGINT")), 1);

@@ -59,7 +59,8 @@ fn open_connections_of_an_old_generation_are_counted() {
     let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
     let mut held = Client::connect(&line.address()).unwrap();
     held.echo(b"first").unwrap();
-    // Another connection completes a request.
+    // This opens a second connection, which sends nothing, and a third one, which completes a
+    // request.
     let silent = line.hold();
     line.asked(&["reload"]).well();
     held.expect_end().unwrap();

@@ -176,7 +176,7 @@ fn the_middle_generation_resumes_when_the_youngest_dies() {
     assert_hands_over(&line, 2, line.pid_of(2));
 }
 
-/// The starting successor inherits the listening sockets and becomes the active generation.
+/// The starting successor has inherited the listening sockets, and becomes the active generation.
 #[test]
 fn a_predecessor_may_die_before_its_successor_is_ready() {
     let line = serve("60s");

@@ -42,8 +42,8 @@ fn silent(address: &str) -> Client {
 }
 
 /// Waits for the end of a drain in which no connection was cut: all connections counted at its
-/// start ended by themselves. The count may include the closing connections of clients that proved
-/// an accept.
+/// start ended by themselves. The count may include helper connections of the test that were still
+/// closing.
 fn assert_all_ended(line: &Line, generation: u64, at_least: usize) {
     let counted = line
         .wait_for(generation, Event::DrainStarted)
@@ -154,7 +154,7 @@ fn a_first_request_is_served_during_the_drain() {
         line.wait_for(generation, Event::DrainStarted);
         for client in &mut clients {
             client.echo(b"here I am").unwrap();
-            // After its first request it is a connection like any other.
+            // After its first request the connection is closed like any other.
             client.expect_end().unwrap();
         }
         if generation == 1 {

@@ -110,7 +110,7 @@ fn four_thousand_listeners_are_served() {
     line.wait_for_end();
 }
 
-/// Each listener has counters for each of its upstreams.
+/// The report is long because each listener has counters for each of its upstreams.
 #[test]
 fn twenty_thousand_upstreams_are_reported() {
     let upstreams: Vec<_> = (0..20).map(|number| format!("\"@u{number}\"")).collect();
@@ -125,7 +125,7 @@ fn twenty_thousand_upstreams_are_reported() {
     assert_eq!(line.asked(&["status"]).well().matches(" @u7 ").count(), 1000);
 }
 
-/// The generation has many listeners, many upstreams and many connections.
+/// The generations have many listeners, many upstreams and many connections.
 #[test]
 fn thousands_of_connections_are_carried_from_large_generations() {
     const LISTENERS: usize = 2000;

@@ -187,7 +187,7 @@ fn a_successor_forked_by_a_wrapper_takes_over() {
     line.hand_over_from(1);
     line.hand_over_from(2);
     assert_eq!(line.exit_code(1), 0);
-    // It is a child of the wrapper, which reaps it.
+    // The second generation is a child of the wrapper, so only the wrapper can reap it.
     line.wait_for(2, Event::GenerationEnded);
     line.assert_serves();
 }
@@ -222,7 +222,7 @@ fn a_successors_death_in_the_bake_is_noticed_despite_a_child() {
     kill_child(&line);
 }
 
-/// As above, a child of the successor keeps the channel open.
+/// As in the previous test, a child of the successor holds a copy of the channel.
 #[test]
 fn a_successors_death_at_start_is_noticed_despite_a_child() {
     let line = Line::serve(&["--ready-timeout", "60s"]);

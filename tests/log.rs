@@ -249,6 +249,6 @@ fn dropped_records_are_counted_once_the_log_is_read_again() {
     assert!((1..4_000).contains(&ended), "{ended}");
     signal(line.first_pid(), Signal::SIGTERM);
     assert_eq!(line.exit_code(1), 0);
-    // Later records arrive again.
+    // Records after the loss arrive again.
     assert!(records.any(|record| record.contains(Event::GenerationEnded.id())));
 }

@@ -27,7 +27,7 @@ use super::{Client, DEADLINE, Event, Pattern, REAL, Record};
 pub(crate) struct Line {
     folder: TempDir,
     pid: u32,
-    /// Target of the `/proc` link to their standard error: `pipe:[INODE]`.
+    /// The target of the `/proc` links to their standard error: `pipe:[INODE]`.
     stderr: PathBuf,
     log: Arc<Log>,
     reader: Option<JoinHandle<()>>,

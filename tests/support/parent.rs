@@ -37,7 +37,8 @@ impl Parent {
         }
     }
 
-    /// Leaves this descriptor open without counting it, or after a gap.
+    /// Also passes this descriptor under this number without counting it. The number may leave a
+    /// gap.
     pub(crate) fn leaving(mut self, number: i32, descriptor: OwnedFd) -> Self {
         self.passed.push((number, descriptor));
         self

@@ -89,7 +89,7 @@ impl Storm {
     }
 }
 
-/// One client.
+/// The state of one client.
 struct Worker {
     address: String,
     number: u64,

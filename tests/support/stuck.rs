@@ -33,7 +33,7 @@ impl Stuck {
         Self::on_whoever_sleeps(|| line.is_asleep(), address)
     }
 
-    /// Does the same; the caller decides whether the server sleeps.
+    /// Does the same as [`Stuck::on`]. `is_asleep` tells whether the server sleeps.
     pub(crate) fn on_whoever_sleeps(is_asleep: impl Fn() -> bool, address: &str) -> Self {
         match address.parse() {
             // The send buffer of the reply over TCP grows up to the last value of tcp_wmem.
@@ -59,7 +59,7 @@ impl Stuck {
         while sent < length {
             match client.write(&request[sent..]) {
                 Ok(count) => (sent, slept) = (sent + count, false),
-                // Still full after the server was seen asleep.
+                // The buffers are still full after the server was seen asleep.
                 Err(error) if error.kind() == ErrorKind::WouldBlock && slept => break,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     assert!(Instant::now() < until, "the server neither reads nor sleeps");

@@ -24,7 +24,7 @@ impl Tracer {
         Self::attach_in(line.folder(), pid, arguments)
     }
 
-    /// Does the same, with the trace file in `folder`.
+    /// Attaches like [`Tracer::attach`], with the trace file in `folder`.
     pub(crate) fn attach_in(folder: &Path, pid: u32, arguments: &[&str]) -> Self {
         let trace = folder.join(format!("trace-{pid}"));
         let mut strace = Command::new("strace");
