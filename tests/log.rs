@@ -192,7 +192,7 @@ fn an_unread_standard_error_blocks_nothing() {
     let (line, _unread) = serve_unread();
     let head = || std::fs::read_to_string(line.folder().join("pid")).ok()?.trim().parse().ok();
     let serves =
-        || Client::once(line.folder().join("socket").to_str().unwrap(), b"are you there?").is_ok();
+        || Client::once(line.folder().join("socket").to_str().unwrap(), b"anybody?").is_ok();
     assert_becomes(&Some(line.first_pid()), head);
     assert!(serves());
     signal(line.first_pid(), Signal::SIGHUP);
@@ -206,7 +206,7 @@ fn an_unread_standard_error_blocks_nothing() {
 /// Makes more connections than the log has room for records, with at least one record each.
 fn flood(address: &str) {
     for _ in 0..4_000 {
-        Client::once(address, b"are you there?").unwrap();
+        Client::once(address, b"anybody?").unwrap();
     }
 }
 
