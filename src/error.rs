@@ -227,11 +227,11 @@ pub enum Error {
         /// How many settings break a handoff.
         count: usize,
     },
-    /// The output of a command cannot be written to standard output.
+    /// The output of a command cannot be written to standard output, or to a file.
     #[error("cannot write {what}: {source}")]
     Output {
         /// Which output is lost.
-        what: &'static str,
+        what: String,
         /// The error of the kernel.
         source: io::Error,
     },

@@ -303,7 +303,7 @@ fn a_refused_inheritance_leaves_the_sockets_unchanged() {
 
 #[test]
 fn an_invalid_channel_is_named() {
-    for channel in ["", "3", "x:3", "1:x", "1:-1", "1:-2147483648", "1:2", "1:200", "1:3"] {
+    for channel in ["", "3", "x:3", "2:x", "2:-1", "2:-2147483648", "2:2", "2:200", "2:3"] {
         let descriptor = File::open("/").unwrap().into();
         let parent = Parent::passing([descriptor])
             .saying("LISTEN_FDS", "0")

@@ -159,7 +159,7 @@ fn an_unknown_message_is_answered_and_not_fatal() {
         r#"say 'VERSION=2\nKIND=novel\nANY=thing\n'; say 'VERSION=9\nKIND=ready\nPID=1\n'; exec "$REAL" "$@""#,
     );
     line.hand_over_from(1);
-    line.wait_for(1, Event::MessageUnknown.with("version", 1).with("kind", "novel"));
+    line.wait_for(1, Event::MessageUnknown.with("version", 2).with("kind", "novel"));
     line.wait_for(1, Event::MessageUnknown.with("version", 9).with("kind", "ready"));
     line.wait_for(2, Event::MessageUnexpected.mentioning(r#"Unknown { kind: "novel" }"#));
     line.wait_for(2, Event::MessageUnexpected.mentioning(r#"Unknown { kind: "ready" }"#));

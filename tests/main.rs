@@ -38,6 +38,7 @@ mod events;
 mod examples;
 mod exhaustion;
 mod foreign_text;
+mod generated;
 mod generations;
 mod handoff;
 mod hangups;

@@ -40,6 +40,7 @@ fn a_command_with_unwritable_output_exits_with_74() {
         (&[&["status", "--watch"][..], &of_line].concat(), "the status"),
         (&[&["doctor", "a.service"][..], &of_line].concat(), "the findings"),
         (&["check", "--listen", "127.0.0.1:1"], "the outcome of the check, which is good"),
+        (&["completions", "bash"], "the completions"),
         (&["--help"], "what was asked for"),
         (&["status", "--help"], "what was asked for"),
         (&["--version"], "what was asked for"),

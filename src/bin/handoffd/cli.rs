@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use handoffd::{
     Error, ExitStatus, Generation, ReloadOptions, default_control_path, escaped, parse_time,
 };
@@ -41,6 +42,18 @@ enum CommandLine {
     Check(Box<CheckFlags>),
     /// Report which settings of the systemd unit would break a handoff, and why
     Doctor(DoctorFlags),
+    /// Print the completions of all commands and flags for a shell
+    Completions {
+        /// The shell: bash, zsh or fish
+        #[arg(value_parser = shell)]
+        shell: Shell,
+    },
+    /// Write the man pages: one for each command
+    Man {
+        /// The directory to write them to, which must exist
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -141,6 +154,8 @@ pub(crate) enum Command {
     Reload { control: PathBuf, options: ReloadOptions },
     Status { control: PathBuf, form: Form, span: Span },
     Doctor { control: PathBuf, unit: Option<String>, scope: Scope },
+    Completions(Shell),
+    Man { directory: PathBuf },
 }
 
 /// The reader for whom output is formatted.
@@ -235,7 +250,14 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer>
             form: if flags.json { Form::Programs } else { Form::People },
             span: if flags.watch { Span::Watch } else { Span::Once },
         },
+        Some(CommandLine::Completions { shell }) => Command::Completions(shell),
+        Some(CommandLine::Man { directory }) => Command::Man { directory },
     })
+}
+
+/// Returns the description of all commands and flags.
+pub(crate) fn description() -> clap::Command {
+    Line::command()
 }
 
 /// Returns the first line of an error from clap, which names the flag and the value. The rest is
@@ -272,4 +294,13 @@ fn users_runtime_directory() -> PathBuf {
 
 fn ordinal(text: &str) -> Result<Generation, String> {
     text.parse().map_err(|_| "expected the number of a generation, from 1".to_owned())
+}
+
+fn shell(text: &str) -> Result<Shell, &'static str> {
+    match text {
+        "bash" => Ok(Shell::Bash),
+        "zsh" => Ok(Shell::Zsh),
+        "fish" => Ok(Shell::Fish),
+        _ => Err("expected bash, zsh or fish"),
+    }
 }

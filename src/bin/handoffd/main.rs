@@ -4,6 +4,7 @@
 mod check;
 mod cli;
 mod doctor;
+mod generate;
 mod identity;
 mod listen;
 mod logging;
@@ -36,6 +37,8 @@ fn main() -> ExitCode {
         Ok(Command::Reload { control, options }) => reload::run(control, &options),
         Ok(Command::Status { control, form, span }) => status::run(control, form, span),
         Ok(Command::Doctor { control, unit, scope }) => doctor::run(control, unit, scope),
+        Ok(Command::Completions(shell)) => generate::completions(shell, cli::description()),
+        Ok(Command::Man { directory }) => generate::man_pages(&directory, cli::description()),
         Err(cli::Answer::Print(text)) => output::print("what was asked for", &text),
         Err(cli::Answer::Refuse { why, exit }) => {
             // Tell a predecessor about the error. Other threads are allowed here, because a

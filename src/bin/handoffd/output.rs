@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 /// # Errors
 /// [`Error::Output`].
 pub(crate) fn print(what: &'static str, text: &str) -> Result<(), Error> {
-    write(text.as_bytes()).map_err(|source| Error::Output { what, source })
+    write(text.as_bytes()).map_err(|source| Error::Output { what: what.to_owned(), source })
 }
 
 fn write(mut bytes: &[u8]) -> io::Result<()> {

@@ -1,0 +1,63 @@
+//! The commands `completions` and `man`: shell completions and man pages, generated from the flags.
+//!
+//! They are generated when they are needed, so they always fit the program that wrote them.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use clap::Command;
+use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, roman};
+use handoffd::Error;
+
+use crate::output::print;
+
+/// Prints the completions for this shell.
+pub(crate) fn completions(shell: Shell, mut command: Command) -> Result<(), Error> {
+    let name = command.get_name().to_owned();
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, name, &mut script);
+    print("the completions", &String::from_utf8_lossy(&script))
+}
+
+/// Writes one man page for each command into `directory`.
+pub(crate) fn man_pages(directory: &Path, mut command: Command) -> Result<(), Error> {
+    command.build();
+    write_pages(directory, &command)
+}
+
+fn write_pages(directory: &Path, command: &Command) -> Result<(), Error> {
+    for subcommand in command.get_subcommands() {
+        write_pages(directory, subcommand)?;
+    }
+    let source = concat!("handoffd ", env!("CARGO_PKG_VERSION"));
+    let man = Man::new(command.clone()).source(source).manual("handoffd");
+    let path = directory.join(man.get_filename());
+    let written = page(&man, command).and_then(|text| fs::write(&path, text));
+    written.map_err(|source| Error::Output { what: format!("the man page {path:?}"), source })
+}
+
+/// Returns the text of a page. `Man::render` would fill the lines of the tables in the last part
+/// of `--help`, and name that part "EXTRA".
+fn page(man: &Man, command: &Command) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    man.render_title(&mut text)?;
+    man.render_name_section(&mut text)?;
+    man.render_synopsis_section(&mut text)?;
+    man.render_description_section(&mut text)?;
+    man.render_options_section(&mut text)?;
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut text)?;
+    }
+    if let Some(notes) = command.get_after_help() {
+        let mut roff = Roff::new();
+        roff.control("SH", ["NOTES"]).control("nf", []);
+        for line in notes.to_string().lines() {
+            roff.text([roman(line)]);
+        }
+        roff.control("fi", []).to_writer(&mut text)?;
+    }
+    Ok(text)
+}
