@@ -1,10 +1,10 @@
-//! The exit codes, and which of them a refusal of the kernel ends in.
+//! The exit codes, and the mapping from kernel errors to them.
 
 use std::io;
 
 use nix::libc;
 
-/// What the exit code of a process means: the one table.
+/// The exit codes of the daemon and its commands, with their meanings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitStatus {
@@ -16,7 +16,7 @@ pub enum ExitStatus {
     Unavailable = 69,
     /// The new generation did not take over, and the old one never stopped (`EX_SOFTWARE`).
     HandoffFailed = 70,
-    /// The operating system refused what no setting can mend (`EX_OSERR`).
+    /// The operating system refused something that no setting can fix (`EX_OSERR`).
     System = 71,
     /// The output of a command cannot be written (`EX_IOERR`).
     Output = 74,

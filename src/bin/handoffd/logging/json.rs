@@ -1,7 +1,8 @@
-//! Writes records to standard error as JSON, one object on one line.
+//! The JSON log format: writes records to standard error as JSON, one object on one line.
 //!
-//! All fields are in it, also those that the message holds already. What a terminal would act on is
-//! escaped, so that a record from outside stays one line in every viewer.
+//! A record has all fields, including those whose value the message already contains. Characters
+//! that a terminal would act on are escaped, so untrusted text in a record stays on one line in
+//! every viewer.
 
 use std::fmt::{self, Write};
 use std::time::SystemTime;
