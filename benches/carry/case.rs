@@ -50,7 +50,7 @@ pub(crate) struct Case {
     pub(crate) carries: Figures,
     /// The processor time of both processes for each connection, in microseconds.
     pub(crate) costs: Figures,
-    /// How idle the processors were before the handoffs, in per cent.
+    /// The idle share of the processors before the handoffs, in per cent.
     pub(crate) idle: Figures,
     pub(crate) during: Pauses,
     pub(crate) before: Pauses,

@@ -1,8 +1,8 @@
 //! The compared programs: their names, whether they are installed, and their settings.
 //!
-//! Each is set up as for production. It has two threads or workers for two cores, no access log,
-//! limits that are never reached, half a minute for old connections after a reload, and splicing if
-//! available. Every other setting is the product's default.
+//! Each is set up as for production, with two threads or workers for two cores. It has no access
+//! log and limits that are never reached. After a reload, old connections get half a minute.
+//! Splicing is on where it is available. Every other setting is the product's default.
 
 use std::fs;
 use std::net::SocketAddr;

@@ -206,8 +206,8 @@ impl Load {
         }
     }
 
-    /// Connects, and sends the request at once if possible. On loopback it is, unless the backlog
-    /// is full.
+    /// Connects, and sends the request at once if possible. On loopback that is possible unless the
+    /// backlog is full.
     fn start(&mut self, keep: Keep, since: Instant) {
         let socket =
             Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("create a socket");
@@ -229,7 +229,7 @@ impl Load {
         self.ask(number);
     }
 
-    /// Sends the request, or waits until the connection is writable.
+    /// Sends the request, or registers for when the connection is writable.
     fn ask(&mut self, number: usize) {
         let Some(client) = &mut self.clients[number] else { return };
         match (&client.socket).write(&REQUEST) {

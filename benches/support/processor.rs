@@ -7,9 +7,9 @@ use nix::sys::time::TimeValLike;
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
-/// Returns the processor time of a process with all its threads, including those that have ended.
-/// It works for an ended process too, until that is reaped. `/proc` has the same time in ticks of
-/// 10 ms; this has nanoseconds.
+/// Returns the processor time of a process with all its threads, including those that have ended. A
+/// process that has ended can be asked until it is reaped. `/proc` has the same time in ticks of 10
+/// ms; this clock counts nanoseconds.
 pub(crate) fn time_of(pid: Pid) -> Duration {
     let clock =
         clock_getcpuclockid(pid).expect("find the clock of a process that is not reaped yet");

@@ -1,5 +1,5 @@
-//! Tests of failed starts: systemd retries at a limited rate if a retry may succeed, and not at all
-//! if only a change of the configuration helps.
+//! Tests of failed starts. systemd retries at a limited rate if a retry may succeed. It does not
+//! retry if only a change of the configuration helps.
 
 use crate::lab::{ADDRESS, Lab, PROGRAM, System, documented, shipped};
 use crate::support::Client;
