@@ -2,8 +2,8 @@
 //! lasts, and verifies every byte.
 //!
 //! The states differ in what a carry could lose. Between two requests there is nothing to lose.
-//! Otherwise bytes may be in kernel queues, in the daemon's buffers and in its pipes, and one
-//! side's end of stream may not have reached the other. When the load is over, every client
+//! Otherwise bytes may be in kernel queues, in the daemon's buffers and in its pipes. One side's
+//! end of stream may not have reached the other side. When the load is over, every client
 //! half-closes. The end of stream must then follow exactly after the last byte.
 
 use std::net::SocketAddr;

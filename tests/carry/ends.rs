@@ -122,7 +122,7 @@ impl Shared {
             Some(said) if *said == received => return Ok(()),
             Some(said) if *said < received => (Loss::Wrong, format!("of {said}")),
             Some(said) => (Loss::Closed, format!("of {said}")),
-            None => (Loss::Closed, "and nobody had ended".to_owned()),
+            None => (Loss::Closed, "but the sender had not ended".to_owned()),
         };
         Err(Mishap { loss, text: format!("the end came after {received} bytes, {text}") })
     }

@@ -20,7 +20,7 @@ const CLIENTS: usize = 4;
 /// How many bytes are echoed correctly before the fault.
 const RIGHT: usize = 5_000;
 
-/// What the echo does with the bytes after the first [`RIGHT`].
+/// The fault in the bytes after the first [`RIGHT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Nothing,
@@ -128,10 +128,10 @@ fn clients_find_no_fault_in_a_correct_echo() {
 #[test]
 fn clients_report_altered_lost_repeated_and_added_bytes() {
     for kind in [Kind::Steady, Kind::Bulk, Kind::SlowReader] {
-        assert_met(kind, Fault::Alter, Loss::Wrong, "is of nowhere near");
+        assert_met(kind, Fault::Alter, Loss::Wrong, "is not in the pattern nearby");
         assert_met(kind, Fault::Drop, Loss::Wrong, "7 are lost");
         assert_met(kind, Fault::Repeat, Loss::Wrong, "50 are repeated");
-        assert_met(kind, Fault::Add, Loss::Wrong, "is of nowhere near");
+        assert_met(kind, Fault::Add, Loss::Wrong, "is not in the pattern nearby");
     }
 }
 

@@ -78,7 +78,7 @@ impl Generations {
         self.succeed(asked);
     }
 
-    /// Starts a handoff by a signal, and waits until the old process has ended.
+    /// Starts a handoff by the `reload` command, which waits until all connections have moved.
     pub(crate) fn reload(&mut self) {
         let asked = Instant::now();
         self.line.asked(&["reload", "--wait-drained"]).well();

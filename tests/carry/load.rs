@@ -76,16 +76,18 @@ impl Load {
     /// Waits until every client has reached its full activity, or a connection was lost.
     pub(crate) fn settle(&self) {
         let all = self.clients.len();
-        self.shared
-            .wait_until("is everybody busy", |progress| progress.ready >= all || progress.lost > 0);
+        self.shared.wait_until("all clients are busy", |progress| {
+            progress.ready >= all || progress.lost > 0
+        });
         self.shared.settle();
     }
 
     /// Waits until `count` more requests were answered, or a connection was lost.
     pub(crate) fn wait_for_answers(&self, count: u64) {
         self.shared.advance(|progress| progress.awaited = progress.answered + count);
-        self.shared
-            .wait_until("are they answered", |now| now.answered >= now.awaited || now.lost > 0);
+        self.shared.wait_until("the requests are answered", |now| {
+            now.answered >= now.awaited || now.lost > 0
+        });
     }
 
     /// Waits until `count` connections are lost, on either side of the proxy.

@@ -87,7 +87,7 @@ impl Pattern {
                 format!("at byte {offset}: {} are lost", later - offset)
             }
             Some(earlier) => format!("at byte {offset}: {} are repeated", offset - earlier),
-            None => format!("at byte {offset}: {sample:02x?} is of nowhere near"),
+            None => format!("at byte {offset}: {sample:02x?} is not in the pattern nearby"),
         }
     }
 }

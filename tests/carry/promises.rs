@@ -27,8 +27,9 @@ fn alone() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// No connection ends and no byte is wrong.
 #[test]
-fn no_connection_ends_and_no_byte_is_wrong_over_a_hundred_handoffs() {
+fn a_hundred_handoffs_lose_no_connection_and_no_byte() {
     const HANDOFFS: usize = 100;
     const ECHOED: usize = 5_000;
     const PROXIED: usize = 2_000;
@@ -54,8 +55,9 @@ fn no_connection_ends_and_no_byte_is_wrong_over_a_hundred_handoffs() {
     line.stop();
 }
 
+/// The clients keep every queue full, half-close, or wait for the other side's end of stream.
 #[test]
-fn full_queues_and_half_closed_connections_lose_nothing_over_handoffs() {
+fn busy_and_half_closed_connections_survive_handoffs() {
     const HANDOFFS: usize = 25;
     const EACH: usize = 20;
     let _turn = alone();

@@ -1,10 +1,10 @@
 //! The servers of PostgreSQL and OpenSSH from Debian's packages, started for one test each, and
 //! their clients.
 //!
-//! A server is the first process of its own namespaces. All that it starts therefore ends with it,
-//! however the test ends: its processes, its shared memory, and its files in `/run` and `/var/log`,
-//! which are private. This needs root. A server does not use this machine's configuration. A
-//! missing program fails the test with the name of its package.
+//! A server is the first process of its own namespaces, so all that it starts ends with it, however
+//! the test ends. That includes its processes, its shared memory, and its files in `/run` and
+//! `/var/log`, which are private. This needs root. A server does not use this machine's
+//! configuration. A missing program fails the test with the name of its package.
 
 use std::fs::{self, File};
 use std::io;

@@ -15,10 +15,10 @@ use crate::support::{
 
 const CALLERS: usize = 2;
 
-/// Calls of the runtime that the matrix leaves out. The runtime forwards signals to itself over a
-/// pipe with two of them. The kernel does not fail these, and tokio would lose the signal or panic.
-/// It reads the flags of a new connection with the third. strace cannot distinguish that use from
-/// the duplication of a descriptor.
+/// Calls that the matrix leaves out. With `recvfrom` and `sendto` the runtime forwards signals to
+/// itself over a pipe. The kernel does not fail them there, and tokio would lose the signal or
+/// panic. With `fcntl` it reads the flags of a new connection. strace cannot distinguish that use
+/// from the duplication of a descriptor.
 const OF_THE_RUNTIME: [&str; 3] = ["fcntl", "recvfrom", "sendto"];
 
 fn serve() -> Line {

@@ -50,8 +50,8 @@ impl Plan {
 
 /// Returns the errors that the kernel may return for a call, by its manual page. The list is empty
 /// for calls that cannot fail. It is also empty where the runtime or the standard library panics or
-/// aborts at an error: other tests cover such a kill (`write`, by which the runtime wakes itself;
-/// `mmap`).
+/// aborts at an error. Such a death is a kill, which other tests cover. Examples are `write`, by
+/// which the runtime wakes itself, and `mmap`.
 fn errors(call: &str) -> &'static [&'static str] {
     match call {
         "socket" | "socketpair" | "epoll_create1" | "eventfd2" | "dup3" | "memfd_create"
@@ -164,7 +164,7 @@ fn hand_over(line: &Line, finish: impl FnOnce() -> String) -> Result<bool, Strin
         return Err(format!("generation {serving} serves after {answered:?}\n{trace}"));
     }
     if answered.code != 0 && answered.err.lines().count() != 1 {
-        return Err(format!("not one line of reason: {answered:?}"));
+        return Err(format!("the reason is not exactly one line: {answered:?}"));
     }
     if calls.refused + calls.broken > 0 {
         return Err(format!("{calls:?} after {answered:?}\n{trace}"));
@@ -172,7 +172,7 @@ fn hand_over(line: &Line, finish: impl FnOnce() -> String) -> Result<bool, Strin
     line.put_real();
     let next = line.asked(&["reload"]);
     if next.code != 0 {
-        return Err(format!("the next handoff: {next:?}\n{trace}"));
+        return Err(format!("the next handoff failed: {next:?}\n{trace}"));
     }
     let serving = status(line)["generations"][0]["pid"].as_u64().unwrap();
     // The init, if any, is the first process.

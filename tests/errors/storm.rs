@@ -38,8 +38,8 @@ enum Fault {
     Old(Plan),
     /// A call of the new generation fails.
     New(Plan),
-    /// The old generation is killed when this event is in the log. The number says how many
-    /// generations after it logged the event.
+    /// The old generation is killed when an event is in the log. The number is the distance from
+    /// the old generation to the generation that logs the event.
     KillOld(u64, Event),
     /// The new generation is killed at a call before it is ready.
     KillNew(Plan),
