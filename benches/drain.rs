@@ -1,8 +1,8 @@
 //! Measures the time from SIGTERM to the exit of a daemon that holds thousands of idle connections.
 //!
-//! Idle after a request, they are to end at once. Those that never sent one are given no grace to
-//! do so here, for that is a wait by design. The exit is what its parent sees; the clients keep
-//! their ends open until then.
+//! Connections that are idle after a request must end at once. Connections that never sent a
+//! request get no grace here, because that wait is intended. The exit is measured in the parent.
+//! The clients keep their ends open until then.
 
 mod support;
 
@@ -45,7 +45,7 @@ fn main() {
     });
 }
 
-/// In milliseconds.
+/// Returns the time from SIGTERM to the exit, in milliseconds.
 fn exit_time(connections: usize, past: Past) -> f64 {
     let daemon = Daemon::start(1, &["--first-request-grace", "0"]);
     let clients = idle(daemon.address(), connections, past);
@@ -55,7 +55,7 @@ fn exit_time(connections: usize, past: Past) -> f64 {
     let report = daemon.await_record(1, Event::GenerationEnded).text;
     assert!(
         report.contains(&format!("ended={connections} carried=0 cut=0")),
-        "not all ended by themselves: {report}"
+        "some connections were cut: {report}"
     );
     (ended - told).as_secs_f64() * 1e3
 }

@@ -1,10 +1,10 @@
-//! Measures the time from SIGHUP to the successor accepting, and whether it grows with what the
-//! daemon holds.
+//! Measures the time from SIGHUP until the successor accepts, and whether it grows with the
+//! daemon's connections and listeners.
 //!
-//! Each measured handoff is rolled back during a long bake: the predecessor serves on with all its
-//! connections, so that every one of them starts from a generation that really holds so many. The
-//! path to the successor's accept loops is the same. The last rows are of a line that really goes
-//! on, bake 0. All lines live at once and take turns.
+//! Each measured handoff is rolled back during a long bake. The predecessor keeps all its
+//! connections, so every handoff starts from a generation that really holds so many. The path to
+//! the successor's accept loops is the same. The last rows are of a daemon that does hand over,
+//! without a bake. All daemons run at the same time and take turns.
 
 mod support;
 
@@ -20,7 +20,7 @@ use support::table::{Table, Target};
 
 const TURNS: usize = 31;
 
-/// A daemon with its load, and what was measured.
+/// A daemon with its load, and its measurements.
 struct Case {
     daemon: Daemon,
     listeners: usize,
@@ -55,12 +55,12 @@ fn main() {
         let lightest = cases[0].times.median();
         let heaviest = cases[cases.len() - 1].times.median();
         table.row(
-            "a line that goes on",
+            "handoffs without a rollback",
             &[line.ready.median(), line.ready.per_mille(990)],
             Target::AtMost(5.0),
         );
         table.row(
-            "  until the old one has ended",
+            "  until the old process has ended",
             &[line.over.median(), line.over.per_mille(990)],
             Target::None,
         );
@@ -82,7 +82,7 @@ impl Case {
     }
 }
 
-/// A line whose generations replace each other.
+/// A daemon whose generations replace each other.
 struct Line {
     daemon: Daemon,
     generation: u64,

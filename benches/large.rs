@@ -1,8 +1,8 @@
 //! Measures large configurations: how long a handoff and `check` take with thousands of listeners
-//! and upstreams, and how long a handoff takes that carries thousands of connections.
+//! and upstreams. Also measures how long a handoff takes that carries thousands of connections.
 //!
-//! A handoff of a configuration is rolled back during a long bake, so that each turn starts from
-//! the same generation. The handoffs that carry go on.
+//! A handoff of a large configuration is rolled back during a long bake, so that each turn starts
+//! from the same generation. The handoffs that carry are not rolled back.
 
 mod support;
 
@@ -22,13 +22,13 @@ use support::table::{Table, Target};
 use tempfile::TempDir;
 
 const TURNS: usize = 11;
-/// Listeners, and upstreams of each.
+/// The number of listeners, and of upstreams for each listener.
 const CONFIGURATIONS: [(usize, usize); 4] = [(1, 0), (1_000, 0), (10_000, 0), (1_000, 20)];
 const CONNECTIONS: [usize; 3] = [1, 1_000, 10_000];
 
 fn main() {
     support::run(|| {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("create a folder");
         let mut cases: Vec<_> = CONFIGURATIONS
             .iter()
             .map(|(listeners, upstreams)| Case::start(&folder, *listeners, *upstreams))
@@ -68,7 +68,7 @@ fn main() {
     });
 }
 
-/// A daemon with its configuration, and what was measured.
+/// A daemon with its configuration, and its measurements.
 struct Case {
     name: String,
     file: PathBuf,
@@ -121,15 +121,16 @@ fn configuration(listeners: usize, upstreams: usize) -> String {
     };
     let mut file = String::new();
     for number in 0..listeners {
-        // Each on an address of its own: for one address the kernel searches long for the 10,000th
-        // free port.
+        // Each listener has its own address, because the kernel searches long for the 10,000th free
+        // port of one address.
         let address = format!("127.1.{}.{}:0", number / 250, number % 250 + 1);
-        writeln!(file, "[listener.n{number}]\naddress = \"{address}\"\n{service}").expect("memory");
+        writeln!(file, "[listener.n{number}]\naddress = \"{address}\"\n{service}")
+            .expect("write to a string");
     }
     file
 }
 
-/// A line whose generations replace each other and carry all connections.
+/// A daemon whose generations replace each other and carry all connections.
 struct Carrying {
     daemon: Daemon,
     connections: Vec<TcpStream>,

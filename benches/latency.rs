@@ -1,8 +1,8 @@
-//! Measures what one client feels of handoffs: connect, request, reply, close, steady and while
-//! generations replace each other.
+//! Measures the latency of one client that connects, sends a request, reads the reply and closes,
+//! without handoffs and during handoffs.
 //!
-//! Turns of both kinds alternate, and each gives its own percentiles; the medians over the turns
-//! are compared, so that a turn in which the machine was busy with something else moves nothing.
+//! Turns of both kinds alternate, and each turn gives its own percentiles. The medians over the
+//! turns are compared, so that a turn in which the machine was busy has no effect.
 
 mod support;
 
@@ -21,7 +21,7 @@ const TURNS: usize = 9;
 const TURN: Duration = Duration::from_millis(2_000);
 const BETWEEN_HANDOFFS: Duration = Duration::from_millis(50);
 
-/// The percentiles of each turn.
+/// The percentiles of each turn of one kind.
 #[derive(Default)]
 struct Side {
     middle: Figures,
@@ -74,7 +74,7 @@ fn main() {
     });
 }
 
-/// One client, visit after visit.
+/// Measures the visits of one client, one after the other.
 fn visits(address: SocketAddr, until: Instant) -> Figures {
     let mut times = Figures::default();
     loop {
@@ -82,19 +82,19 @@ fn visits(address: SocketAddr, until: Instant) -> Figures {
         if since >= until {
             return times;
         }
-        visit(address).expect("an answered visit");
+        visit(address).expect("the visit is answered");
         times.push_time(since.elapsed());
     }
 }
 
-/// The same client, while generations replace each other.
+/// Measures the visits of one client while generations replace each other.
 fn visits_during_handoffs(daemon: &Daemon, generation: &mut u64, serving: &mut Pid) -> Figures {
     let (address, until) = (daemon.address(), Instant::now() + TURN);
     std::thread::scope(|scope| {
         let client = scope.spawn(move || visits(address, until));
         let mut next = Instant::now();
         while next < until {
-            // The rhythm is part of what is measured.
+            // The pause between handoffs is part of the measurement.
             #[allow(clippy::disallowed_methods)]
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
             next += BETWEEN_HANDOFFS;
@@ -103,6 +103,6 @@ fn visits_during_handoffs(daemon: &Daemon, generation: &mut u64, serving: &mut P
             *serving = daemon.await_record(*generation, Event::GenerationServing).pid;
             daemon.reap_ended();
         }
-        client.join().expect("the client")
+        client.join().expect("the client does not panic")
     })
 }

@@ -1,7 +1,7 @@
-//! Measures the memory that one more idle connection costs, beside a bare tokio echo loop.
+//! Measures the memory of one more idle connection, beside a bare tokio echo loop.
 //!
-//! From 1,000 to 5,000 connections, so that what the process needs anyway does not count. Only the
-//! process's own pages do: the kernel's part is the same for every server.
+//! The growth from 1,000 to 5,000 connections excludes the memory that the process needs anyway.
+//! Only the process's own pages count, because the kernel's share is the same for every server.
 
 mod support;
 
@@ -39,7 +39,7 @@ fn main() {
     });
 }
 
-/// Bytes for each connection more.
+/// Returns the memory for each additional connection, in bytes.
 fn growth(pid: Pid, address: SocketAddr, past: Past) -> f64 {
     let _few = idle(address, FEW, past);
     let before = private(pid);
@@ -48,10 +48,10 @@ fn growth(pid: Pid, address: SocketAddr, past: Past) -> f64 {
     kibibytes * 1024.0 / f64::from(u32::try_from(MANY - FEW).expect("a small number"))
 }
 
-/// Kibibytes that are this process's alone.
+/// Returns the private memory of a process, in KiB.
 fn private(pid: Pid) -> f64 {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-        .expect("the memory of a living process");
+        .expect("read the memory of a living process");
     let size =
         |line: &str| line.strip_prefix("Private_")?.split_whitespace().nth(1)?.parse::<f64>().ok();
     rollup.lines().filter_map(size).sum()

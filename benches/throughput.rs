@@ -1,10 +1,9 @@
-//! Measures what the daemon's order costs: connections and requests a second, beside a bare tokio
-//! echo loop.
+//! Measures connections and requests per second, beside a bare tokio echo loop.
 //!
-//! Turns of both alternate in one run, and the figures of a turn are divided by those of its
-//! neighbour; what is shown is the median of these. The clients share the machine with the servers
-//! and need their part of it, so the rates come out closer than the servers are: the time of the
-//! processor that the server itself spends on one is shown too.
+//! Turns of both servers alternate in one run. The figures of a turn are divided by those of the
+//! neighbouring turn, and the median of these ratios is shown. The clients share the processors
+//! with the servers, so the rates differ less than the servers do. The table therefore also shows
+//! the server's own processor time for each connection or request.
 
 mod support;
 
@@ -27,36 +26,38 @@ const TURNS: usize = 15;
 const TURN: Duration = Duration::from_millis(500);
 const CLIENTS: usize = 32;
 
-/// What the clients ask for.
+/// The work of the clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
-    /// A connection for each request.
+    /// One connection for each request.
     Connections,
     /// One connection for all requests of a client.
     Requests,
 }
 
-/// One of the two servers.
+/// The measurements of one of the two servers.
 struct Side {
     address: SocketAddr,
     pid: Pid,
-    /// A second.
+    /// The rates per second.
     rates: Figures,
-    /// Microseconds of the server's own processor time for each.
+    /// The server's own processor time for each connection or request, in microseconds.
     costs: Figures,
 }
 
 fn main() {
     bare::serve_if_asked();
     support::run(|| {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .expect("start a runtime");
         let (daemon, bare) = (Daemon::start(1, &[]), bare::start());
         for work in [Work::Connections, Work::Requests] {
             let mut ours = Side::new(daemon.address(), daemon.first());
             let mut theirs = Side::new(bare.address(), bare.pid());
             for turn in 0..TURNS {
-                // Each is as often the first as the second.
+                // Each server is first equally often.
                 if turn % 2 == 0 {
                     ours.turn(&runtime, work);
                     theirs.turn(&runtime, work);
@@ -102,7 +103,7 @@ impl Side {
     }
 }
 
-/// Many clients for one turn; how often they were served.
+/// Runs many clients for one turn, and returns how often they were served.
 async fn load(address: SocketAddr, work: Work) -> u32 {
     let until = Instant::now() + TURN;
     let mut clients = JoinSet::new();
@@ -122,8 +123,8 @@ async fn client(address: SocketAddr, work: Work, until: Instant) -> u32 {
         };
         let mut reply = [0; REQUEST.len()];
         stream.write_all(&REQUEST).await.expect("send");
-        stream.read_exact(&mut reply).await.expect("a reply");
-        assert_eq!(reply, REQUEST, "an altered reply");
+        stream.read_exact(&mut reply).await.expect("read the reply");
+        assert_eq!(reply, REQUEST, "the reply was altered");
         done += 1;
         if work == Work::Requests {
             kept = Some(stream);

@@ -1,9 +1,8 @@
-//! The traits between the lifecycle and whatever serves: our own server, a server that embeds this
-//! crate, or a program.
+//! The traits between the lifecycle and a data plane: the built-in server, or your own server.
 //!
 //! The lifecycle decides when a data plane starts, stops, drains and cuts. [`DataPlane`] is what
-//! every data plane must do. [`CarryPlane`] is what only a data plane with carried connections
-//! does; its default bodies carry nothing.
+//! every data plane must do. [`CarryPlane`] is for a data plane that carries connections; its
+//! default methods carry nothing.
 
 use std::future::{Future, pending, ready};
 use std::os::fd::OwnedFd;
@@ -15,40 +14,42 @@ use crate::error::Error;
 use crate::net::Listener;
 use crate::report::{CarryForecast, Connections, Counters};
 
-/// Serves clients of listening sockets, and stops in order.
+/// A server for the clients of listening sockets, which the lifecycle can start and stop.
 pub(crate) trait DataPlane: CarryPlane {
-    /// Starts to serve on all of `listeners`, for the first time or again.
-    /// [`DataPlane::started`] tells when it serves. Must be called in a tokio runtime.
+    /// Starts serving on all of `listeners`, for the first time or again. Must be called in a tokio
+    /// runtime. [`DataPlane::started`] resolves once the data plane serves.
     ///
     /// # Errors
     /// Why it cannot start, if that is known at once.
     fn start(&mut self, listeners: &[Listener]) -> Result<(), Error>;
 
-    /// Waits until it serves on all listeners. Cancel safe.
+    /// Waits until the data plane serves on all listeners. Cancel safe.
     ///
     /// # Errors
     /// Why it will never serve.
     fn started(&self) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Waits until a part of it has died, so that the generation cannot go on. Cancel safe.
+    /// Waits until a part of the data plane has died, so the generation cannot continue. Cancel
+    /// safe.
     fn died(&self) -> impl Future<Output = Error> + Send;
 
-    /// Asks for a sign of life. The returned tracker completes when every part has given one.
+    /// Asks every part for a sign of life. The returned tracker completes when every part has given
+    /// one.
     fn heartbeat(&self) -> TaskTracker;
 
-    /// Stops accepting. Nothing more is accepted when this returns.
+    /// Stops accepting. When this returns, no more connections are accepted.
     fn stop_accepting(&mut self) -> impl Future<Output = ()> + Send;
 
-    /// Accepts all clients in the backlogs of `listeners`, on which no generation will accept any
-    /// more. Must be called before [`DataPlane::drain`].
+    /// Accepts all clients in the backlogs of `listeners`, on which no generation will accept
+    /// again. Must be called before [`DataPlane::drain`].
     fn accept_backlog(&mut self, listeners: &[Listener]);
 
     /// Accepts the last clients of listeners that the successor has replaced, for as long as a
     /// handshake may take.
     fn accept_late(&mut self, replaced: Vec<Listener>);
 
-    /// Asks every connection to finish. Connections that can be carried move to the successor
-    /// instead, if there is a channel to it.
+    /// Asks every connection to finish. If `successor` holds a channel to the successor,
+    /// connections that can be carried move there instead.
     fn drain(&mut self, successor: Option<OwnedFd>);
 
     /// Waits until no connection is left. Cancel safe.
@@ -60,14 +61,14 @@ pub(crate) trait DataPlane: CarryPlane {
     /// Returns the state of the connections, or `None` if the data plane does not count them.
     fn connections(&self) -> Option<Connections>;
 
-    /// Returns the totals so far.
+    /// Returns the counters of this generation so far.
     fn counters(&self) -> Counters;
 
-    /// Returns how the connections ended that existed when the drain began or came later.
+    /// Returns how connections have ended: those open when the drain began, and later ones.
     fn report(&self) -> DrainReport;
 }
 
-/// Moves connections between generations.
+/// The carrying of connections between generations.
 pub(crate) trait CarryPlane: Send + 'static {
     /// Returns which connections may be carried to a successor, or `None` if none can be.
     fn forecast(&self) -> Option<CarryForecast> {
@@ -82,10 +83,10 @@ pub(crate) trait CarryPlane: Send + 'static {
     fn expect_no_more(&mut self) {}
 
     /// Takes over the connections that the predecessor sends through `channel`. The default closes
-    /// it, which tells the predecessor that nothing is taken over.
+    /// the channel, so the predecessor keeps its connections.
     ///
     /// # Errors
-    /// Why it cannot. The predecessor then keeps its connections.
+    /// Why this is not possible. The predecessor then keeps its connections.
     fn take_over(&mut self, _channel: OwnedFd) -> Result<(), Error> {
         Ok(())
     }
@@ -100,16 +101,16 @@ pub(crate) trait CarryPlane: Send + 'static {
         ready(())
     }
 
-    /// Waits until no more connections are carried to the successor, and returns why. Never returns
-    /// if none are carried. Cancel safe.
+    /// Waits until no more connections are carried to the successor, and returns the reason. Never
+    /// returns if none are carried. Cancel safe.
     fn carry_ended(&self) -> impl Future<Output = CarryEnd> + Send {
         pending()
     }
 
-    /// Asks the connections to finish that were not carried.
+    /// Asks the connections that were not carried to finish.
     fn drain_uncarried(&mut self) {}
 
-    /// Waits until the fate of every connection is known that was being sent to a dead successor.
+    /// Waits until the data plane knows which connections a dead successor had already accepted.
     /// Cancel safe.
     fn settled(&self) -> impl Future<Output = ()> + Send {
         ready(())

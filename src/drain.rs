@@ -206,7 +206,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn all_are_told_and_those_that_stay_are_cut_and_counted() {
+    async fn connections_that_ignore_a_drain_are_cut_and_counted() {
         let mut drain = Drain::new();
         let mut obedient = tokio::task::JoinSet::new();
         for _ in 0..10 {
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_drain_that_resumes_tells_only_those_that_were_there() {
+    async fn a_resumed_drain_asks_only_the_earlier_connections() {
         let mut drain = Drain::new();
         let (before, _guard) = drain.entry(OnDrain::Finish).admit();
         drain.begin();
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn those_that_may_be_carried_are_told_when_they_are_not() {
+    async fn connections_that_are_not_carried_are_asked_to_finish() {
         let mut drain = Drain::new();
         let (carried, one) = drain.entry(OnDrain::Carry).admit();
         let (left, _two) = drain.entry(OnDrain::Carry).admit();
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn those_that_come_in_a_drain_are_in_its_report() {
+    async fn late_connections_are_in_the_report_of_a_drain() {
         let mut drain = Drain::new();
         let entry = drain.entry(OnDrain::Carry);
         for times in 0..2 {

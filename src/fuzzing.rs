@@ -21,8 +21,8 @@ pub fn birth(bytes: &[u8]) -> bool {
     program.is_some_and(|program| Notifier::new(program.notify_socket(), MainProcess::Head).is_ok())
 }
 
-/// Parses the packet of a carried connection and restores the parcel in it. Saving the restored
-/// state must give the same parcel.
+/// Parses the packet of a carried connection and restores its state. Saving the restored state
+/// must give the same bytes.
 #[must_use]
 pub fn carry(packet: &[u8]) -> bool {
     crate::carry::fuzz::connection(packet).is_some_and(crate::service::fuzz::take_up)
@@ -85,7 +85,7 @@ mod tests {
         ]
     }
 
-    /// Returns a packet for each kind of parcel.
+    /// Returns a packet for each kind of carried state.
     fn carried() -> Seeds {
         let parcels = crate::service::fuzz::parcels().into_iter();
         parcels.map(|(name, parcel)| (name, crate::carry::fuzz::packet(&parcel))).collect()
@@ -101,7 +101,7 @@ mod tests {
         for (target, read, seeds) in targets() {
             let files: Vec<_> =
                 fs::read_dir(folder(target)).unwrap().map(|entry| entry.unwrap().path()).collect();
-            assert!(files.len() >= seeds.len().max(3), "the corpus of {target} is gone");
+            assert!(files.len() >= seeds.len().max(3), "the corpus of {target} is too small");
             for file in files {
                 let is_wrong = file.file_name().unwrap().to_str().unwrap().starts_with("not-");
                 assert_ne!(read(&fs::read(&file).unwrap()), is_wrong, "{}", file.display());

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_from_one_and_reads_what_it_prints() {
+    fn generations_count_from_one_and_parse_back() {
         let second = Generation::FIRST.next();
         assert_eq!(second.get(), 2);
         assert_eq!(second.previous(), Generation::FIRST);

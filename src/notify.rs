@@ -217,21 +217,22 @@ mod tests {
     }
 
     #[test]
-    fn without_a_service_manager_nothing_is_sent_and_nothing_is_wrong() {
+    fn without_a_service_manager_nothing_is_sent() {
         let silent = Notifier::new(None, MainProcess::Head).unwrap();
         assert!(!silent.is_supervised());
         silent.ready("serving");
     }
 
+    /// The service manager listens on an abstract socket.
     #[test]
-    fn an_abstract_socket_hears_main_pid_ready_and_status_in_one_datagram() {
+    fn a_handover_sends_pid_ready_and_status_in_one_datagram() {
         let (manager, notifier) = listening("handed-over");
         notifier.handed_over(7, "generation 2 serving");
         assert_eq!(heard(&manager), "MAINPID=7\nREADY=1\nSTATUS=generation 2 serving\n");
     }
 
     #[test]
-    fn a_main_process_that_stays_is_not_named() {
+    fn an_unchanged_main_process_is_not_named() {
         let (manager, notifier) = listening("stays");
         let notifier = Notifier { main_process: MainProcess::First, ..notifier };
         notifier.handed_over(7, "generation 2 serving");
@@ -240,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reload_is_told_with_its_time_in_one_datagram() {
+    fn a_reload_is_sent_with_its_time_in_one_datagram() {
         let (manager, notifier) = listening("reloading");
         notifier.reloading("handing off");
         let heard = heard(&manager);
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_socket_holds_up_nobody_who_only_says_how_it_stands() {
+    fn a_full_socket_does_not_delay_optional_messages() {
         let (manager, notifier) = listening("full");
         let flood = UnixDatagram::unbound().unwrap();
         flood.connect_addr(&manager.local_addr().unwrap()).unwrap();
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_can_be_none_is_named() {
+    fn an_impossible_notify_socket_is_named_in_the_error() {
         let error =
             Notifier::new(Some(OsStr::new("relative")), MainProcess::Head).unwrap_err().to_string();
         assert!(error.contains("NOTIFY_SOCKET") && error.contains("relative"), "{error}");

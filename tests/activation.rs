@@ -1,14 +1,15 @@
-//! Real `systemd-socket-activate` starts the daemon: what systemd's own code passes is what we
-//! take.
+//! Socket activation by the real `systemd-socket-activate`: the daemon accepts what systemd's own
+//! code passes.
 //!
-//! It listens, and becomes the daemon when the first client comes. That client waits in the queue
-//! meanwhile.
+//! The tool listens, and executes the daemon when the first client connects. Meanwhile that client
+//! waits in the backlog.
 
 use nix::sys::signal::Signal;
 
 use crate::support::{Client, Event, Line, free_port};
 
-/// Starts it on these addresses, with its arguments and the daemon's, and waits until it listens.
+/// Starts the tool on these addresses with its own arguments and the daemon's, and waits until it
+/// listens.
 fn activate(addresses: &[&str], its: &[&str], daemons: &[&str]) -> Line {
     let mut launcher = vec!["systemd-socket-activate"];
     launcher.extend(addresses.iter().flat_map(|address| ["-l", address]));
@@ -20,8 +21,8 @@ fn activate(addresses: &[&str], its: &[&str], daemons: &[&str]) -> Line {
     line
 }
 
-/// The client that starts the daemon is served, and so is everybody over handoffs, until the daemon
-/// is told to stop.
+/// Asserts that the client that triggers the daemon is served, and that clients are served across
+/// handoffs. After the stop, the addresses refuse connections.
 fn assert_serves_to_the_end(line: &Line, addresses: &[&str]) {
     for generation in 1..3 {
         for address in addresses {
@@ -46,7 +47,7 @@ fn free_addresses() -> [String; 2] {
 }
 
 #[test]
-fn one_socket_without_a_name_is_served() {
+fn a_single_unnamed_socket_is_served() {
     let address = &free_addresses()[0];
     let line = activate(&[address], &[], &[]);
     assert_serves_to_the_end(&line, &[address]);
@@ -56,7 +57,7 @@ fn one_socket_without_a_name_is_served() {
 }
 
 #[test]
-fn several_sockets_without_names_are_all_served() {
+fn several_unnamed_sockets_are_served() {
     let [four, six] = &free_addresses();
     let line = activate(&[four, six], &[], &[]);
     assert_serves_to_the_end(&line, &[four, six]);
@@ -66,7 +67,7 @@ fn several_sockets_without_names_are_all_served() {
 }
 
 #[test]
-fn several_sockets_without_names_go_to_the_listeners_of_their_addresses() {
+fn unnamed_sockets_match_listeners_by_address() {
     let [four, six] = &free_addresses();
     let flags = [&format!("--listen=six={six}"), &format!("--listen=four={four}")];
     let line = activate(&[four, six], &[], &flags.map(String::as_str));
@@ -77,7 +78,7 @@ fn several_sockets_without_names_go_to_the_listeners_of_their_addresses() {
 }
 
 #[test]
-fn sockets_with_names_are_served_under_their_names() {
+fn named_sockets_keep_their_names() {
     let [four, six] = &free_addresses();
     let line = activate(&[four, six], &["--fdname=web:api"], &[]);
     assert_serves_to_the_end(&line, &[four, six]);
@@ -87,7 +88,7 @@ fn sockets_with_names_are_served_under_their_names() {
 }
 
 #[test]
-fn names_win_over_the_addresses_that_are_configured() {
+fn a_socket_name_wins_over_its_address() {
     let [four, six] = &free_addresses();
     let flags = ["--listen=api=127.0.0.1:1", "--listen=web=127.0.0.1:2"];
     let line = activate(&[four, six], &["--fdname=web:api"], &flags);
@@ -95,8 +96,9 @@ fn names_win_over_the_addresses_that_are_configured() {
     assert_eq!(listeners_of(&line, 3), format!("api={six} web={four}"));
 }
 
+/// The path belongs to the parent that bound it, so the daemon does not unlink it.
 #[test]
-fn a_unix_socket_is_served_and_its_path_left_to_its_owner() {
+fn a_passed_unix_socket_is_served_and_its_path_remains() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("web.sock");
     let address = path.to_str().unwrap();
@@ -106,7 +108,7 @@ fn a_unix_socket_is_served_and_its_path_left_to_its_owner() {
 }
 
 #[test]
-fn a_datagram_socket_is_refused_and_named() {
+fn a_datagram_socket_is_refused_by_name() {
     let address = format!("127.0.0.1:{}", free_port());
     let line = activate(&[&address], &["--datagram", "--fdname=dns"], &[]);
     std::net::UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"wake up", &address).unwrap();

@@ -1,8 +1,7 @@
-//! Killed at each single system call of a carry, either generation leaves every connection with
-//! exactly one of them.
+//! Carries interrupted by a kill at every system call: each connection ends up with exactly one
+//! generation.
 //!
-//! strace is the killer. `carry_middle` has what both have done by then, with many connections at
-//! once.
+//! strace does the killing. `carry_middle` kills at larger steps, with many connections at once.
 
 use std::fs;
 
@@ -13,7 +12,7 @@ use crate::support::{Client, Event, Line, Record, Tracer, exit_code};
 const CLIENTS: usize = 5;
 const KILLED: i32 = 128 + Signal::SIGKILL as i32;
 
-/// A line that carries, and its clients, each of which has been answered.
+/// A lineage that carries connections, with clients that have each received a reply.
 struct Scene {
     line: Line,
     clients: Vec<Client>,
@@ -30,7 +29,7 @@ impl Scene {
         Self { clients: clients.collect(), line }
     }
 
-    /// How many clients are answered; the others have come to an end, of whatever kind.
+    /// Returns how many clients are still answered. The connections of the others have ended.
     fn answered(&mut self) -> usize {
         let ask = |client: &mut Client| match client.echo(b"after") {
             Ok(()) => true,
@@ -38,7 +37,7 @@ impl Scene {
                 assert_ne!(
                     error.kind(),
                     std::io::ErrorKind::WouldBlock,
-                    "neither an answer nor an end"
+                    "the client got neither a reply nor an end"
                 );
                 false
             }
@@ -47,19 +46,21 @@ impl Scene {
     }
 }
 
-/// How many times a system call is in a trace.
+/// Returns how often a system call occurs in a trace.
 fn count(trace: &str, call: &str) -> usize {
     trace.lines().filter(|line| line.starts_with(&format!("{call}("))).count()
 }
 
-/// Puts the daemon, under strace, in the place of the program: what its main thread calls, which
-/// does all of a handoff.
+/// Makes the next generation run under strace. It traces the main thread, which performs the whole
+/// handoff.
 fn put_traced(line: &Line, trace: &str, inject: &str) {
     line.put_script(&format!("exec strace -D -o '{trace}' {inject} \"$REAL\" \"$@\""));
 }
 
+/// The successor is killed at each system call of a carry in turn. Only the connections that it has
+/// acknowledged are lost.
 #[test]
-fn a_successor_that_is_killed_at_any_call_of_a_carry_has_lost_what_it_answered_for_and_no_more() {
+fn a_killed_successor_loses_only_the_connections_it_took() {
     let scene = Scene::new();
     let trace = scene.line.folder().join("trace").display().to_string();
     put_traced(&scene.line, &trace, "");
@@ -88,11 +89,11 @@ fn a_successor_that_is_killed_at_any_call_of_a_carry_has_lost_what_it_answered_f
         let what = format!("an outcome, after {call} {number}");
         let came = scene.line.wait_since(mark, &what, outcome);
         if came.is_event(Event::GenerationEnded) {
-            // It has all of them, and dies of a later call than those of a carry.
+            // The successor has taken all connections and dies at a call after the carry.
             continue;
         }
         if scene.line.count(Event::HandoffCommitted) > 0 {
-            // It fails after the commit. Whatever is lost is said ahead of that.
+            // The handoff fails after the commit; the lost connections are reported before that.
             scene.line.wait_since(mark, "accepting again", |record| {
                 record.is(1, Event::GenerationResumed)
             });
@@ -108,19 +109,21 @@ fn a_successor_that_is_killed_at_any_call_of_a_carry_has_lost_what_it_answered_f
         );
         in_between += usize::from((1..CLIENTS).contains(&lost));
     }
-    assert!(in_between > 0, "no call was in the middle of a carry\n{trace}");
+    assert!(in_between > 0, "no kill happened in the middle of the carry\n{trace}");
 }
 
+/// The predecessor is killed at each message of a carry in turn. The connections sent before that
+/// message are served by the successor.
 #[test]
-fn a_predecessor_that_is_killed_at_any_message_of_a_carry_has_carried_those_before() {
-    // The first of each thread: the main one's is the offer.
+fn a_killed_predecessor_has_carried_the_earlier_connections() {
+    // The count starts at 1 in each thread; the main thread's first message is the offer.
     for number in 1..=CLIENTS {
         let mut scene = Scene::new();
         let inject = format!("inject=sendmsg:signal=SIGKILL:when={number}");
         let tracer = Tracer::attach(&scene.line, scene.line.first_pid(), &["-f", "-e", &inject]);
         scene.line.signal(1, Signal::SIGHUP);
         assert_eq!(exit_code(scene.line.first_pid()), KILLED, "{}", scene.line.text());
-        // It follows the successor as well.
+        // strace traces the successor too.
         tracer.detach();
         scene.line.wait_for(2, Event::GenerationServing);
         assert_eq!(scene.answered(), number - 1, "{}", scene.line.text());

@@ -1,8 +1,8 @@
-//! What the successor of a carry has no room for, or would not serve as it was served, stays in the
-//! old generation.
+//! Connections that a successor cannot take, or would serve differently, stay in the old
+//! generation.
 //!
-//! There it is drained with its replies, and counted; the others go on in the new one. One that is
-//! slow to take them loses none, and all of its threads serve them.
+//! The old generation drains them with their replies and counts them; the successor serves the
+//! others. A slow successor loses none, and all its threads serve the carried connections.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,25 +19,26 @@ use crate::support::{
     raise_descriptor_limit, thaw,
 };
 
-/// So many are on their way at once.
+/// How many connections can be in transit at once.
 const AT_ONCE: usize = 64;
 
-/// What opens every file here: whatever is not carried is not cut either.
+/// The beginning of every configuration file here. The long timeout keeps connections that stay
+/// behind from being cut.
 const CARRY: &str = "carry = true\nworkers = 1\ndrain_timeout = '1h'\n";
 
-/// An echo by this name.
+/// Returns the configuration of an echo listener.
 fn echo(name: &str) -> String {
     format!("[listener.{name}]\naddress = '127.0.0.1:0'\nservice = 'echo'\n")
 }
 
-/// A proxy by this name to one upstream.
+/// Returns the configuration of a proxy listener with one upstream.
 fn proxy(name: &str, upstream: &str) -> String {
     format!(
         "[listener.{name}]\naddress = '127.0.0.1:0'\nservice = 'proxy'\nupstreams = ['{upstream}']\n"
     )
 }
 
-/// Clients of an echo, each of which has had a reply: they are served in this order.
+/// Connects clients of an echo listener. Each has had a reply, so they are accepted in this order.
 fn clients(line: &Line, listener: &str, count: usize) -> Vec<Client> {
     let address = line.address_of(listener);
     let served = || {
@@ -48,9 +49,9 @@ fn clients(line: &Line, listener: &str, count: usize) -> Vec<Client> {
     (0..count).map(|_| served()).collect()
 }
 
-/// Has `generation` hand over to a successor that stands still from then on, until the test has it
-/// go on. All that [`AT_ONCE`] allows are on their way when this returns. The successor's shell has
-/// run `setting`.
+/// Makes `generation` hand over to a successor that is stopped as soon as it is ready, until the
+/// test resumes it. On return, [`AT_ONCE`] connections are in transit. The successor's shell has
+/// run `setting`. Returns the successor's process id.
 fn hand_over_to_a_standstill(line: &Line, generation: u64, setting: &str) -> u32 {
     let mut gate = Gate::new(line);
     line.put_script(&format!("{}; {setting}; exec \"$REAL\" \"$@\"", Gate::PASS));
@@ -61,7 +62,7 @@ fn hand_over_to_a_standstill(line: &Line, generation: u64, setting: &str) -> u32
     gate.open();
     line.wait_for(generation + 1, Event::GenerationStep.containing("actions", "TellReady"));
     let new = line.pid_of(generation + 1);
-    // When it waits for a word it has said its own.
+    // The successor sleeps once it has sent its own messages and waits for the predecessor's.
     assert_becomes(&true, || is_asleep(new).unwrap());
     freeze(new);
     thaw(old);
@@ -70,14 +71,15 @@ fn hand_over_to_a_standstill(line: &Line, generation: u64, setting: &str) -> u32
     new
 }
 
-/// How many a generation has taken over and refused, once it has.
+/// Waits until a generation has reported its carry; returns how many connections it took and
+/// refused.
 fn took_over(line: &Line, generation: u64) -> [usize; 2] {
     let said = line.wait_for(generation, Event::CarryTakenOver);
     ["taken", "refused"].map(|name| said.field(name).unwrap().parse().unwrap())
 }
 
-/// Hands over with a request of each client on its way to whoever serves it next: each is answered,
-/// those that are refused end behind their reply, and the others are given back.
+/// Hands over while a request of each client is in transit. Each is answered; refused connections
+/// end after their reply, and the other clients are returned.
 fn hand_over_in_the_middle(
     line: &Line,
     generation: u64,
@@ -103,29 +105,30 @@ fn hand_over_in_the_middle(
     others
 }
 
-/// How many connections the successor refused for that reason, and how many the predecessor logged.
+/// Returns how many connections the successor refused for this reason, and how many such refusals
+/// the predecessor logged.
 fn told(line: &Line, why: &str) -> [usize; 2] {
     [Event::CarryConnectionRefused, Event::CarryConnectionDeclined]
         .map(|event| line.count(event.mentioning(why)))
 }
 
-/// Whether something waits to be read: bytes, or the end.
+/// Returns whether the client can read bytes or the end of the stream.
 fn has_more(client: &Client) -> bool {
-    let Client::Tcp(socket) = client else { panic!("{client:?} is none over TCP") };
+    let Client::Tcp(socket) = client else { panic!("{client:?} is not a TCP client") };
     socket.set_nonblocking(true).unwrap();
     let seen = socket.peek(&mut [0]);
     socket.set_nonblocking(false).unwrap();
     seen.is_ok()
 }
 
-/// What the line has counted of a listener: carried, refused, drained.
+/// Returns the lineage's counters of a listener: carried, refused, drained.
 fn counted(line: &Line, listener: &str) -> [u64; 3] {
     let status: Value = serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
     let counters = &status["counters"]["listeners"][listener];
     ["carried", "refused", "drained"].map(|name| counters[name].as_u64().unwrap())
 }
 
-/// That these are the numbers, also in the operator's table.
+/// Asserts these counters, and that the status table shows them.
 fn assert_counted(line: &Line, listener: &str, taken: usize, refused: usize, drained: usize) {
     let numbers = [taken, refused, drained].map(|number| number as u64);
     assert_becomes(&numbers, || counted(line, listener));
@@ -136,8 +139,8 @@ fn assert_counted(line: &Line, listener: &str, taken: usize, refused: usize, dra
     }
 }
 
-/// A second generation, with nobody connected: what it holds. And how many descriptors leave as
-/// much room as this beside.
+/// Starts a second generation without connections. Returns its descriptors by kind, and the shell
+/// setting for a descriptor limit that leaves `room` spare descriptors.
 fn second_generation(line: &Line, room: i32) -> (BTreeMap<String, usize>, String) {
     line.hand_over_from(1);
     assert_eq!(line.exit_code(1), 0);
@@ -148,8 +151,10 @@ fn second_generation(line: &Line, room: i32) -> (BTreeMap<String, usize>, String
     (kinds(pid), format!("ulimit -n {}", highest + 1 + room))
 }
 
+/// A successor without free descriptors refuses connections. The old generation finishes them, and
+/// the others continue in the successor.
 #[test]
-fn carry_refuses_those_for_whom_no_descriptor_is_left_and_the_others_go_on() {
+fn a_carry_refuses_connections_without_free_descriptors() {
     let line = serve(&format!("{CARRY}{}", echo("web")), &[]);
     let (before, limit) = second_generation(&line, 30);
     let going = hand_over_in_the_middle(&line, 2, &limit, clients(&line, "web", 60));
@@ -158,15 +163,16 @@ fn carry_refuses_those_for_whom_no_descriptor_is_left_and_the_others_go_on() {
     let refusals = line.count(Event::CarryConnectionRefused.mentioning("no descriptors are left"));
     assert_eq!(refusals, refused);
     drop(going);
-    // Nothing of what was refused has stayed behind.
+    // No descriptor of a refused connection is left behind.
     let pid = line.pid_of(3);
     assert_becomes(&before, || kinds(pid));
     assert_counted(&line, "web", taken, refused, refused);
 }
 
+/// A proxied connection needs two descriptors. If the successor has room for only one, the
+/// connection continues in the old generation.
 #[test]
-fn carry_refuses_proxied_ones_that_have_room_for_half_of_their_descriptors_and_they_go_on_where_they_are()
- {
+fn a_carry_refuses_half_a_proxied_connection() {
     for room in [30, 31] {
         let upstream = Upstream::tcp();
         let line = serve(&format!("{CARRY}{}", proxy("web", &upstream.address())), &[]);
@@ -184,7 +190,7 @@ fn carry_refuses_proxied_ones_that_have_room_for_half_of_their_descriptors_and_t
         }
         let [taken, refused] = took_over(&line, 3);
         assert!(taken > 0 && refused > 0 && taken + refused == 30, "{taken} were taken");
-        // By whomever: all of them go on, and come to their end.
+        // All connections continue and finish, whichever generation serves them.
         pairs.iter_mut().for_each(exchange);
         pairs.into_iter().for_each(finish);
         assert_eq!(line.exit_code(2), 0);
@@ -193,7 +199,7 @@ fn carry_refuses_proxied_ones_that_have_room_for_half_of_their_descriptors_and_t
     }
 }
 
-/// A client of a proxy and what the upstream has of it; each has heard the other.
+/// Connects a client to a proxy and exchanges bytes in both directions; returns both ends.
 fn pair(line: &Line, upstream: &Upstream) -> (Client, Client) {
     let client = Client::connect(&line.address_of("web")).unwrap();
     let mut pair = (client, upstream.accept());
@@ -215,26 +221,30 @@ fn finish((mut client, mut behind): (Client, Client)) {
     client.expect_end().unwrap();
 }
 
+/// The successor's configuration allows fewer connections than the predecessor has. It takes as
+/// many as it allows.
 #[test]
-fn carry_fills_a_listener_up_to_what_the_new_configuration_allows_and_refuses_the_rest() {
+fn a_carry_respects_the_new_connection_limit() {
     let line = serve(&format!("{CARRY}{}", echo("web")), &[]);
     let clients = clients(&line, "web", 20);
     put(line.folder(), &format!("{CARRY}{}max_connections = 7\n", echo("web")));
     let going = hand_over_in_the_middle(&line, 1, ":", clients);
     assert_eq!(going.len(), 7);
     assert_counted(&line, "web", 7, 13, 13);
-    // It is as full as it may be: whoever comes waits until somebody leaves.
+    // The listener is at its limit: new clients wait until a connection ends.
     let mut next = Client::connect(&line.address_of("web")).unwrap();
     next.write_all(b"is there room?").unwrap();
     drop(going);
     next.expect(b"is there room?").unwrap();
 }
 
+/// With an unchanged limit every connection is carried, and waiting clients keep waiting.
 #[test]
-fn carry_leaves_nobody_behind_where_the_limit_is_as_before_and_newcomers_wait_on() {
+fn a_carry_at_an_unchanged_limit_takes_every_connection() {
     let line = serve(&format!("{CARRY}{}max_connections = 5\n", echo("web")), &[]);
     let mut all = clients(&line, "web", 5);
-    // They wait for a place, also when there is a generation that has nobody yet.
+    // The late clients keep waiting for a permit even while the new generation has no connections
+    // yet.
     let late = (0..3).map(|_| {
         let mut client = Client::connect(&line.address_of("web")).unwrap();
         client.write_all(b"late").unwrap();
@@ -254,7 +264,7 @@ fn carry_leaves_nobody_behind_where_the_limit_is_as_before_and_newcomers_wait_on
 }
 
 #[test]
-fn carry_needs_no_descriptor_of_a_predecessor_that_has_none_left() {
+fn a_carry_needs_no_free_descriptor_in_the_predecessor() {
     let line = serve(&format!("{CARRY}{}", echo("web")), &[]);
     let mut clients = clients(&line, "web", 5);
     let mut gate = Gate::before_successor(&line, "\"$@\"");
@@ -268,9 +278,10 @@ fn carry_needs_no_descriptor_of_a_predecessor_that_has_none_left() {
     clients.iter_mut().for_each(|client| client.echo(b"second").unwrap());
 }
 
+/// The new configuration would serve these connections differently. The old generation drains them
+/// with their replies.
 #[test]
-fn carry_refuses_what_the_new_configuration_would_not_serve_as_before_and_it_is_drained_with_its_replies()
- {
+fn a_carry_refuses_connections_with_changed_settings() {
     let other = echo("other");
     for (now, why) in [
         (
@@ -291,9 +302,10 @@ fn carry_refuses_what_the_new_configuration_would_not_serve_as_before_and_it_is_
     }
 }
 
+/// The upstream or the service of these connections has changed. They continue in the old
+/// generation.
 #[test]
-fn carry_refuses_proxied_ones_whose_upstream_or_service_has_changed_and_they_go_on_where_they_are()
-{
+fn a_carry_refuses_connections_with_a_changed_upstream() {
     let (upstream, another) = (Upstream::tcp(), Upstream::tcp());
     for (now, why) in [
         (
@@ -309,7 +321,8 @@ fn carry_refuses_proxied_ones_whose_upstream_or_service_has_changed_and_they_go_
         assert_eq!(took_over(&line, 2), [0, 5]);
         assert_eq!(told(&line, &why), [5, 5], "{why}: {}", line.text());
         pairs.iter_mut().for_each(exchange);
-        // One of them is not going to end; whoever cuts the drain, as its deadline does, cuts it.
+        // One connection never ends by itself, so the test cuts the drain, as the drain timeout
+        // would.
         let (mut client, behind) = pairs.pop().unwrap();
         pairs.into_iter().for_each(finish);
         assert_becomes(&[0, 5, 4], || counted(&line, "web"));
@@ -320,20 +333,20 @@ fn carry_refuses_proxied_ones_whose_upstream_or_service_has_changed_and_they_go_
     }
 }
 
-/// Each of those that do not read owes some 16 KB.
+/// Clients that do not read have about 16 KB of replies pending. While the successor is slow to
+/// receive, the predecessor serves the connections that are not yet asked to move.
 #[test]
-fn carry_to_a_successor_that_is_slow_to_read_loses_nothing_and_whoever_was_not_asked_yet_is_served_meanwhile()
- {
+fn a_carry_to_a_slow_successor_loses_nothing() {
     const STUCK: usize = 40;
     raise_descriptor_limit();
     let quiet = "[listener.quiet]\naddress = '$F/quiet.sock'\nservice = 'echo'\n";
     let line = serve(&format!("{CARRY}{}{quiet}", echo("web")), &[]);
     let channel: usize =
         fs::read_to_string("/proc/sys/net/core/wmem_default").unwrap().trim().parse().unwrap();
-    assert!(STUCK * 10_000 > channel, "the channel takes all that is owed: {channel} bytes");
+    assert!(STUCK * 10_000 > channel, "all pending replies fit into the channel: {channel} bytes");
     let path = line.address_of("quiet");
     let stuck: Vec<_> = (0..STUCK).map(|_| Stuck::on(&line, &path)).collect();
-    // The turn goes from the first to the last.
+    // Connections are asked to move in order, from the first to the last.
     let mut asked = clients(&line, "web", AT_ONCE - STUCK);
     let mut unasked = clients(&line, "web", 30);
     let new = hand_over_to_a_standstill(&line, 1, ":");
@@ -356,8 +369,8 @@ fn carry_to_a_successor_that_is_slow_to_read_loses_nothing_and_whoever_was_not_a
     );
 }
 
-/// What each epoll instance of a process watches, as many descriptors as that has: epoll(7) shows
-/// it in fdinfo.
+/// Returns how many descriptors each epoll instance of a process watches. fdinfo shows them, see
+/// epoll(7).
 fn watched(pid: u32) -> Vec<usize> {
     let polls = holds(pid).into_iter().filter(|(_, what)| what == "anon_inode:[eventpoll]");
     let targets = polls.map(|(number, _)| {
@@ -366,12 +379,12 @@ fn watched(pid: u32) -> Vec<usize> {
             info.lines().filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next());
         targets.map(str::to_owned).collect::<BTreeSet<_>>()
     });
-    // One instance may have more than one descriptor.
+    // Several descriptors may refer to one instance.
     targets.collect::<BTreeSet<_>>().iter().map(BTreeSet::len).collect()
 }
 
 #[test]
-fn carried_ones_are_shared_out_among_the_threads_that_serve() {
+fn carried_connections_are_spread_over_all_threads() {
     const CLIENTS: usize = 60;
     let threads = CARRY.replace("workers = 1", "workers = 3");
     let line = serve(&format!("{threads}{}", echo("web")), &[]);

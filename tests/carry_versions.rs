@@ -1,7 +1,8 @@
-//! Generations that carry in other words than these, or not at all: whatever is not understood
-//! stays where it is, and no handoff fails of it.
+//! Carries between generations of different versions: connections that the successor does not
+//! understand stay in the predecessor, and no handoff fails.
 //!
-//! A script plays the successor of another version; the test itself plays the predecessor of one.
+//! A script plays a successor of another version, and the test itself plays a predecessor of
+//! another version.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -23,21 +24,22 @@ use crate::support::{
     Client, DEADLINE, Event, Line, Parent, Stuck, Upstream, assert_becomes, holds, kinds,
 };
 
-/// A successor that hears everything and serves nothing. Of a carry it does not read the
-/// descriptor, so that the kernel closes it, and answers it or not. It ends with its predecessor.
+/// A successor that reads all messages and serves no clients. It reads a carry offer without its
+/// descriptor, so the kernel closes the descriptor. With `ANSWERS` it replies that the message is
+/// unknown. It ends with its predecessor.
 const OTHER_VERSION: &str = r#"exec perl -e '
 use IO::Handle;
 open(my $channel, "+<&=", $ARGV[0]) or die;
 $channel->blocking(1);
-send($channel, "VERSION=1\nKIND=ready\nPID=$$\n", 0) or die;
+send($channel, "VERSION=2\nKIND=ready\nPID=$$\n", 0) or die;
 while (defined recv($channel, my $packet, 131072, 0)) {
     last if $packet eq "";
     my ($kind) = $packet =~ /^KIND=(.*)$/m;
     print STDERR "heard of $kind\n";
-    send($channel, "VERSION=1\nKIND=unknown\nUNKNOWN=$kind\n", 0) if ANSWERS && $kind eq "carry";
+    send($channel, "VERSION=2\nKIND=unknown\nUNKNOWN=$kind\n", 0) if ANSWERS && $kind eq "carry";
 }' "$fd""#;
 
-/// Puts such a successor in the place of the daemon, and has the first generation hand over to it.
+/// Installs this successor and makes the first generation hand over to it.
 fn hand_over_to_another_version(line: &Line, answers: bool) {
     line.put_script(&OTHER_VERSION.replace("ANSWERS", if answers { "1" } else { "0" }));
     line.signal(1, Signal::SIGHUP);
@@ -54,8 +56,10 @@ fn assert_all_drained(line: &Line, count: usize) {
     line.wait_for_end();
 }
 
+/// The successor does not know carrying, or declines it. The predecessor drains its connections
+/// with all their replies.
 #[test]
-fn carry_to_a_version_that_does_not_know_it_or_declines_drains_all_with_their_replies() {
+fn an_older_successor_leaves_connections_to_the_drain() {
     for answers in [true, false] {
         let line = Line::serve(&["--bake", "0", "--carry", "--drain-timeout", "1h"]);
         let mut idle: Vec<_> = (0..10).map(|_| Client::connect(&line.address()).unwrap()).collect();
@@ -69,7 +73,7 @@ fn carry_to_a_version_that_does_not_know_it_or_declines_drains_all_with_their_re
 }
 
 #[test]
-fn carry_of_proxied_ones_to_another_version_leaves_them_to_their_end() {
+fn proxied_connections_stay_with_their_predecessor() {
     for answers in [true, false] {
         let upstream = Upstream::tcp();
         let line = Line::proxy(
@@ -97,11 +101,11 @@ fn carry_of_proxied_ones_to_another_version_leaves_them_to_their_end() {
     }
 }
 
-/// One end of a channel between generations, or of one for their connections.
+/// One end of a channel between generations, or of their carry channel.
 struct Channel(OwnedFd);
 
 impl Channel {
-    /// The test's end, and the daemon's.
+    /// Returns the test's end and the daemon's end.
     fn pair() -> (Self, OwnedFd) {
         let ours = SockFlag::SOCK_CLOEXEC;
         let (one, other) =
@@ -129,59 +133,60 @@ impl Channel {
         assert_eq!(sent, Ok(packet.len()));
     }
 
-    /// The next packet; empty at the end.
+    /// Receives the next packet; empty at the end of the channel.
     fn hear(&self) -> String {
         let mut packet = vec![0; 128 * 1024];
         loop {
             match recv(self.0.as_raw_fd(), &mut packet, MsgFlags::empty()) {
                 Ok(length) => return String::from_utf8(packet[..length].to_vec()).unwrap(),
-                // It was closed with something unread; its last words are still to come.
+                // The peer closed with unread data; its last messages follow.
                 Err(Errno::ECONNRESET | Errno::EINTR) => {}
-                Err(error) => panic!("nothing came: {error}"),
+                Err(error) => panic!("cannot receive a packet: {error}"),
             }
         }
     }
 }
 
-/// A predecessor whose successor is the daemon: by its own word the second generation, for the
-/// first is the test.
+/// A predecessor, played by the test, with the daemon as its successor. The daemon is therefore the
+/// second generation.
 struct Predecessor {
     line: Line,
     channel: Channel,
-    /// By which it carries.
+    /// The channel for carried connections.
     carry: Channel,
     next: u64,
 }
 
-/// What it says of a connection that has nothing remarkable.
+/// The description of an ordinary connection.
 const PLAIN: &str =
     r#""listener":"web","age_ms":5,"received":3,"sent":3,"peer_finished":false,"format":"echo/1""#;
 const TAKEN: &str = "\"taken\"";
 
 impl Predecessor {
-    /// Starts it, and offers it connections in words of this version.
+    /// Starts the daemon and offers it connections in this format version.
     fn offering(version: u32) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (channel, theirs) = Channel::pair();
-        channel.send(b"VERSION=1\nKIND=welcome\n", &[]);
+        channel.send(b"VERSION=2\nKIND=hello\n", &[]);
         let successor = Parent::passing([listener.into()]).without_pid().leaving(4, theirs);
-        let successor = successor.saying("LISTEN_FDNAMES", "web").saying("HANDOFFD_CHANNEL", "1:4");
+        let successor = successor.saying("LISTEN_FDNAMES", "web").saying("HANDOFFD_CHANNEL", "2:4");
         let successor = successor.saying("HANDOFFD_GENERATION", "2");
         let line =
             successor.start(&["--carry", "--listen", "web=127.0.0.1:0", "--drain-timeout", "1h"]);
         while !channel.hear().contains("KIND=ready") {}
         let (carry, theirs) = Channel::pair();
-        channel.send(format!("VERSION=1\nKIND=carry\nCARRY={version}\n").as_bytes(), &[&theirs]);
+        channel.send(format!("VERSION=2\nKIND=carry\nCARRY={version}\n").as_bytes(), &[&theirs]);
         Self { line, channel, carry, next: 1 }
     }
 
-    /// The line is the successor's from now on.
+    /// Commits the handoff: the successor becomes the active generation.
     fn commit(&self) {
-        self.channel.send(b"VERSION=1\nKIND=committed\n", &[]);
+        self.channel.send(b"VERSION=2\nKIND=committed\n", &[]);
         self.line.wait_for(2, Event::GenerationServing);
     }
 
-    /// Sends a connection of which it says this, with bytes that are owed, and hears the answer.
+    /// Sends a connection with this description and pending bytes, and returns the successor's
+    /// reply.
     fn carry(&mut self, says: &str, owed: &str, descriptors: &[&dyn AsRawFd]) -> String {
         let id = self.next;
         self.next += 1;
@@ -196,7 +201,7 @@ impl Predecessor {
         answer[start.len()..].to_owned()
     }
 
-    /// Carries the connection of a client, whom the successor serves from then on.
+    /// Carries a client's connection and returns the client, which the successor now serves.
     fn give_away(&mut self, extra: &str) -> Client {
         let (client, ours) = connection();
         let says = format!("{extra}\"peer\":\"{}\",{PLAIN}", ours.peer_addr().unwrap());
@@ -209,7 +214,8 @@ impl Predecessor {
         client
     }
 
-    /// One that is refused with these words: nobody has touched it.
+    /// Asserts that a connection with this description is refused for this reason and remains
+    /// untouched.
     fn assert_refused(&mut self, says: &str, why: &str, descriptors: &[&dyn AsRawFd]) {
         let answer = self.carry(says, "", descriptors);
         assert!(
@@ -218,14 +224,14 @@ impl Predecessor {
         );
     }
 
-    /// Whoever comes and whoever was carried is served as if nothing had been.
+    /// Asserts that the successor serves new clients and the carried client.
     fn assert_serves(&self, carried: &mut Client) {
         carried.echo(b"still here").unwrap();
         self.line.assert_serves();
     }
 }
 
-/// A client, and the server's side of it.
+/// Connects a client; returns it and the server's end of the connection.
 fn connection() -> (Client, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let client = Client::connect(&listener.local_addr().unwrap().to_string()).unwrap();
@@ -233,7 +239,7 @@ fn connection() -> (Client, TcpStream) {
 }
 
 #[test]
-fn carry_in_words_of_an_unknown_version_is_declined_and_the_successor_serves() {
+fn an_unknown_carry_version_is_declined() {
     let predecessor = Predecessor::offering(2);
     assert_eq!(predecessor.carry.hear(), "");
     predecessor.line.wait_for(2, Event::CarryUnknownFormat);
@@ -242,7 +248,7 @@ fn carry_in_words_of_an_unknown_version_is_declined_and_the_successor_serves() {
 }
 
 #[test]
-fn carry_passes_over_what_it_does_not_know_of_a_connection() {
+fn unknown_fields_of_a_carried_connection_are_ignored() {
     let mut predecessor = Predecessor::offering(1);
     predecessor.commit();
     let mut client = predecessor.give_away("\"novel\":[{\"a\":1}],");
@@ -250,7 +256,7 @@ fn carry_passes_over_what_it_does_not_know_of_a_connection() {
 }
 
 #[test]
-fn carry_refuses_what_it_cannot_serve_and_takes_the_next_one() {
+fn an_unservable_connection_is_refused_and_the_next_taken() {
     let mut predecessor = Predecessor::offering(1);
     predecessor.commit();
     let pid = predecessor.line.first_pid();
@@ -273,7 +279,7 @@ fn carry_refuses_what_it_cannot_serve_and_takes_the_next_one() {
     predecessor.assert_refused(&plain, "no stream socket", &[&unix]);
     predecessor.assert_refused(&format!("\"peer\":null,{PLAIN}"), "no stream socket", &[&ours]);
     predecessor.assert_refused(&plain, "socket", &[&file]);
-    // None of those was kept, closed, or written to.
+    // The successor did not keep, close or write to any of these connections.
     assert_becomes(&before, || kinds(pid));
     let mut taken = predecessor.give_away("");
     predecessor.assert_serves(&mut taken);
@@ -288,17 +294,19 @@ fn carry_refuses_what_it_cannot_serve_and_takes_the_next_one() {
     assert_eq!(said, "is it ours?");
 }
 
+/// The kernel cannot deliver all descriptors of the packet because of the descriptor limit. The
+/// successor closes those that arrived.
 #[test]
-fn carry_refuses_a_packet_for_whose_descriptors_there_is_no_room_and_takes_the_next_one() {
+fn a_packet_with_too_many_descriptors_is_refused() {
     const TOO_MANY: usize = 200;
     let mut predecessor = Predecessor::offering(1);
     predecessor.commit();
     let pid = predecessor.line.first_pid();
     let before = kinds(pid);
-    // Room for three beside all that it has.
+    // The limit leaves room for three more descriptors.
     let held = holds(pid);
     let fourth = (3_i32..).filter(|number| !held.contains_key(number)).nth(3).unwrap();
-    // A quarter of the limit is kept for the operator.
+    // A quarter of the limit is reserved for operators and handoffs.
     let limit = u64::try_from(fourth * 4 / 3).ok();
     let limit = Rlimit { current: limit, maximum: limit };
     prlimit(Pid::from_raw(pid.try_into().unwrap()), Resource::Nofile, limit).unwrap();
@@ -308,14 +316,14 @@ fn carry_refuses_a_packet_for_whose_descriptors_there_is_no_room_and_takes_the_n
     for _ in 0..10 {
         predecessor.assert_refused(&says, "no descriptors are left", &many);
     }
-    // Those that had room are closed.
+    // The successor has closed the descriptors that did arrive.
     assert_eq!(kinds(pid), before);
     let mut taken = predecessor.give_away("");
     predecessor.assert_serves(&mut taken);
 }
 
 #[test]
-fn carry_ends_with_a_packet_that_is_no_connection_and_nothing_else_does() {
+fn an_invalid_carry_message_ends_only_the_carry() {
     let too_long = "x".repeat(130 * 1024);
     let (_client, ours) = connection();
     let mut without_id = String::new();
@@ -330,7 +338,8 @@ fn carry_ends_with_a_packet_that_is_no_connection_and_nothing_else_does() {
         assert_eq!(predecessor.carry.hear(), "");
         predecessor.line.wait_for(2, Event::CarryMessageInvalid);
         predecessor.assert_serves(&mut taken);
-        // The channel is gone, and what came with the garbage.
+        // The successor has closed the carry channel and the descriptor that came with the invalid
+        // message.
         let sockets = before["socket"] - 1;
         assert_becomes(&sockets, || kinds(pid)["socket"]);
     }

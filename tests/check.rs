@@ -1,5 +1,5 @@
-//! `handoffd check` reads what the daemon would serve, and names what is wrong with the command
-//! line or the file.
+//! Tests of `handoffd check`: it validates the daemon's command line and file, and names each
+//! error.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ pub(crate) fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// Runs `handoffd check` in that folder.
+/// Runs `handoffd check` in this folder.
 pub(crate) fn check(folder: &Path, arguments: &[&str]) -> crate::support::operator::Answered {
     let mut command = Command::new(REAL);
     command.current_dir(folder).arg("check").args(arguments);
@@ -20,7 +20,7 @@ pub(crate) fn check(folder: &Path, arguments: &[&str]) -> crate::support::operat
 }
 
 #[test]
-fn a_check_takes_whatever_the_daemon_takes() {
+fn a_check_accepts_every_valid_daemon_configuration() {
     let folder = folder();
     put(folder.path(), "[listener.web]\naddress = '127.0.0.1:1'\nservice = 'echo'\n");
     let said = check(folder.path(), &["--config", "handoffd.toml", "--bake", "2"]).well();
@@ -45,7 +45,7 @@ fn a_check_takes_whatever_the_daemon_takes() {
 }
 
 #[test]
-fn what_contradicts_itself_on_the_command_line_is_named() {
+fn contradictory_flags_are_named() {
     for (arguments, words) in [
         (&["--config", "a.toml", "--listen", "127.0.0.1:0"][..], &["--config", "--listen"][..]),
         (&["--config", "a.toml", "--config", "b.toml"], &["--config", "multiple times"]),
@@ -76,7 +76,7 @@ fn what_contradicts_itself_on_the_command_line_is_named() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_named() {
+fn an_unreadable_file_is_named() {
     let folder = folder();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("long"), "#".repeat(1024 * 1024 + 1)).unwrap();

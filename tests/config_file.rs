@@ -1,8 +1,8 @@
-//! The configuration file: what it says is served, and what is wrong with it is said with its
-//! place.
+//! Tests of the configuration file: its settings take effect, and errors are reported with their
+//! position.
 //!
-//! Each generation reads it anew, so a changed file takes effect with a handoff, and a broken one
-//! with none.
+//! Each generation reads the file again. A changed file therefore takes effect with the next
+//! handoff, and a broken file never does.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -19,19 +19,19 @@ use crate::support::{
     threads,
 };
 
-/// Puts a file at `FOLDER/handoffd.toml`, whole at once: a generation may read at any time. In it
-/// `$F` is the folder.
+/// Replaces `FOLDER/handoffd.toml` atomically, because a generation may read it at any time. In the
+/// text, `$F` stands for the folder.
 pub(crate) fn put(folder: &Path, text: &str) {
     let draft = folder.join("draft.toml");
     fs::write(&draft, text.replace("$F", folder.to_str().unwrap())).unwrap();
     fs::rename(draft, folder.join("handoffd.toml")).unwrap();
 }
 
-/// Serves by such a file, in its folder, with these flags beside it.
+/// Starts the daemon with this file in its folder and with these flags.
 pub(crate) fn serve(text: &str, flags: &[&str]) -> Line {
     let line = Line::start_with(|command, folder| {
         put(folder, text);
-        // By a relative path: every generation has the working directory of the first.
+        // The path is relative: every generation has the first one's working directory.
         command.current_dir(folder).args(["--config", "handoffd.toml", "--bake", "0"]).args(flags);
         command.arg("--control").arg(folder.join("control"));
     });
@@ -39,8 +39,8 @@ pub(crate) fn serve(text: &str, flags: &[&str]) -> Line {
     line
 }
 
-/// An upstream at `FOLDER/NAME.sock`, which says its name to one client after the other until it is
-/// given this word.
+/// Starts an upstream at `FOLDER/NAME.sock`. It replies with its name to each client in turn, and
+/// stops after a request of `last`.
 fn upstream(folder: &Path, name: &'static str) -> JoinHandle<()> {
     let listener = UnixListener::bind(folder.join(format!("{name}.sock"))).unwrap();
     std::thread::spawn(move || {
@@ -56,7 +56,7 @@ fn upstream(folder: &Path, name: &'static str) -> JoinHandle<()> {
     })
 }
 
-/// Who answers at that listener.
+/// Sends `word` to this listener and returns the name in the reply.
 fn who(line: &Line, listener: &str, word: &[u8; 4]) -> String {
     let mut client = Client::connect(&line.address_of(listener)).unwrap();
     client.write_all(word).unwrap();
@@ -72,8 +72,9 @@ fn echo(address: &str) {
 
 const WEB: &str = "[listener.web]\naddress = '127.0.0.1:0'\nservice = 'echo'\n";
 
+/// Two proxies keep their own upstreams across handoffs.
 #[test]
-fn each_listener_of_a_file_has_its_own_service_over_handoffs() {
+fn each_listener_keeps_its_service_across_handoffs() {
     let line = serve(
         "[listener.web]\naddress = '127.0.0.1:0'\nservice = 'echo'\n\
          [listener.one]\naddress = '$F/1.sock'\nservice = 'proxy'\nupstreams = ['$F/alpha.sock']\n\
@@ -91,7 +92,7 @@ fn each_listener_of_a_file_has_its_own_service_over_handoffs() {
 }
 
 #[test]
-fn a_listener_that_a_new_file_adds_appears_and_one_that_it_leaves_out_goes() {
+fn a_new_file_adds_and_removes_listeners() {
     let line =
         serve(&format!("{WEB}[listener.old]\naddress = '$F/old.sock'\nservice = 'echo'\n"), &[]);
     let (old, new) = (line.folder().join("old.sock"), line.folder().join("new.sock"));
@@ -109,8 +110,9 @@ fn a_listener_that_a_new_file_adds_appears_and_one_that_it_leaves_out_goes() {
     assert_eq!((calls.refused, calls.broken), (0, 0));
 }
 
+/// Draining generations close a removed listener too. It can be added again later.
 #[test]
-fn a_listener_that_goes_is_let_go_of_by_those_that_drain_as_well_and_may_come_back() {
+fn a_removed_listener_is_closed_and_can_return() {
     let api = format!("127.0.0.1:{}", free_port());
     let both = format!("{WEB}[listener.api]\naddress = '{api}'\nservice = 'echo'\n");
     let line = serve(&both, &[&SLOW_DRAIN[..], &["--no-carry"]].concat());
@@ -125,7 +127,8 @@ fn a_listener_that_goes_is_let_go_of_by_those_that_drain_as_well_and_may_come_ba
     line.asked(&["reload"]).well();
     assert_eq!(line.exit_code(3), 0);
     echo(&api);
-    // The first one may yet have to accept again: where it still listens.
+    // The first generation may still have to resume. Then it accepts only on the listeners that it
+    // still has.
     line.signal(4, Signal::SIGKILL);
     line.wait_for(1, Event::GenerationResumed);
     echo(&line.address_of("web"));
@@ -134,7 +137,7 @@ fn a_listener_that_goes_is_let_go_of_by_those_that_drain_as_well_and_may_come_ba
 }
 
 #[test]
-fn the_service_of_a_listener_changes_with_the_file() {
+fn a_new_file_changes_a_listeners_service() {
     let line = serve("[listener.web]\naddress = '$F/web.sock'\nservice = 'echo'\n", &[]);
     assert_eq!(who(&line, "web", b"name"), "name");
     let proxy = |name| {
@@ -154,8 +157,9 @@ fn the_service_of_a_listener_changes_with_the_file() {
     upstreams.into_iter().for_each(|upstream| upstream.join().unwrap());
 }
 
+/// The error includes the position in the file, and the old generation keeps serving.
 #[test]
-fn a_broken_file_fails_the_reload_with_its_place_and_the_old_generation_serves_on() {
+fn a_broken_file_fails_the_reload() {
     let line = serve(WEB, &[]);
     for (broken, place) in [
         (
@@ -186,7 +190,7 @@ fn a_broken_file_fails_the_reload_with_its_place_and_the_old_generation_serves_o
 }
 
 #[test]
-fn a_changed_file_shows_as_another_configuration() {
+fn a_changed_file_changes_the_configuration_digest() {
     let line = serve(WEB, &[]);
     let digest = || {
         let status = line.asked(&["status", "--json"]).well();
@@ -196,14 +200,14 @@ fn a_changed_file_shows_as_another_configuration() {
     };
     let first = digest();
     line.asked(&["reload"]).well();
-    assert_eq!(digest(), first, "nothing has changed");
+    assert_eq!(digest(), first, "the file has not changed");
     put(line.folder(), &format!("# a word more\n{WEB}"));
     line.asked(&["reload"]).well();
     assert_ne!(digest(), first);
 }
 
 #[test]
-fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+fn flags_override_the_file_and_the_file_the_defaults() {
     let line = serve(
         &format!("bake = '1h'\nready_timeout = '41s'\ndrain_timeout = '42s'\nworkers = 3\n{WEB}"),
         &["--drain-timeout", "43s"],
@@ -217,7 +221,7 @@ fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
     assert_eq!(threads(line.first_pid()) + 2, workers);
 }
 
-/// What became of the connections of a listener: how many were carried, and how many drained.
+/// Returns how many connections of a listener were carried and how many drained.
 fn became(line: &Line, listener: &str) -> [u64; 2] {
     let status: serde_json::Value =
         serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
@@ -225,21 +229,23 @@ fn became(line: &Line, listener: &str) -> [u64; 2] {
         .map(|name| status["counters"]["listeners"][listener][name].as_u64().unwrap())
 }
 
-/// A client that has been served there.
+/// Connects a client and completes one request.
 fn served(address: &str) -> Client {
     let mut client = Client::connect(address).unwrap();
     client.echo(b"before").unwrap();
     client
 }
 
-/// Replaces the first generation, and waits until all of its connections have gone on or ended.
+/// Replaces the first generation, and waits until it has carried or drained all its connections.
 fn replace_the_first(line: &Line) {
     line.asked(&["reload", "--wait-drained"]).well();
     assert_eq!(line.exit_code(1), 0);
 }
 
+/// A listener's own `carry` wins over the general setting. A flag wins over the general setting in
+/// the file.
 #[test]
-fn each_listener_carries_as_it_says_and_else_as_the_file_or_the_flag_says() {
+fn each_listener_carries_as_configured() {
     let listener = |name: &str, says: &str| {
         format!("[listener.{name}]\naddress = '127.0.0.1:0'\nservice = 'echo'\n{says}\n")
     };
@@ -272,7 +278,7 @@ fn each_listener_carries_as_it_says_and_else_as_the_file_or_the_flag_says() {
 }
 
 #[test]
-fn a_reload_that_switches_carrying_on_or_off_still_drains() {
+fn a_reload_that_changes_carry_still_drains() {
     let line = serve(&format!("carry = false\n{WEB}"), &[]);
     let web = line.address_of("web");
     for (text, carries) in
@@ -293,7 +299,7 @@ fn a_reload_that_switches_carrying_on_or_off_still_drains() {
 }
 
 #[test]
-fn the_file_says_where_commands_are_heard_and_whom_to_signal() {
+fn the_file_sets_the_control_socket_and_the_pid_file() {
     let line = Line::start_with(|command, folder| {
         put(folder, &format!("control = '$F/control'\npid_file = '$F/pid'\n{WEB}"));
         command.arg("--config").arg(folder.join("handoffd.toml"));
@@ -307,7 +313,7 @@ fn the_file_says_where_commands_are_heard_and_whom_to_signal() {
 }
 
 #[test]
-fn a_socket_that_is_passed_in_under_the_name_of_a_listener_is_used() {
+fn a_passed_socket_serves_the_listener_of_its_name() {
     let folder = folder();
     let socket = UnixListener::bind(folder.path().join("passed.sock")).unwrap();
     put(folder.path(), "[listener.web]\naddress = '$F/bound.sock'\nservice = 'echo'\n");
@@ -319,7 +325,7 @@ fn a_socket_that_is_passed_in_under_the_name_of_a_listener_is_used() {
 }
 
 #[test]
-fn the_counters_are_shown_where_the_file_says() {
+fn the_file_sets_the_metrics_address() {
     let line = serve(&format!("metrics = '127.0.0.1:0'\n{WEB}"), &[]);
     echo(&line.address_of("web"));
     let mut collector = Client::connect(&line.address_of("metrics")).unwrap();
@@ -330,7 +336,7 @@ fn the_counters_are_shown_where_the_file_says() {
         answer.contains("handoffd_accepted_connections_total{listener=\"web\"} 1\n"),
         "{answer}"
     );
-    // They are asked for over the operator's socket, and a file may name none.
+    // Metrics need the control socket, so a file without one is invalid.
     put(line.folder(), &format!("\nmetrics = '127.0.0.1:0'\n{WEB}"));
     let mut command = Command::new(REAL);
     command
@@ -341,8 +347,9 @@ fn the_counters_are_shown_where_the_file_says() {
         .names(78, &["handoffd.toml:2:11: metrics needs a control socket", "expected control = "]);
 }
 
+/// A listener at its limit resets no connection. New clients wait until a connection ends.
 #[test]
-fn beyond_its_limit_a_listener_resets_nobody_and_makes_whoever_comes_wait() {
+fn a_listener_at_its_limit_makes_clients_wait() {
     let text = "workers = 2\n[listener.few]\naddress = \"127.0.0.1:0\"\nservice = \"echo\"\nmax_connections = 3\n\
                 [listener.many]\naddress = \"127.0.0.1:0\"\nservice = \"echo\"\n";
     let line = serve(text, &[]);
@@ -352,21 +359,21 @@ fn beyond_its_limit_a_listener_resets_nobody_and_makes_whoever_comes_wait() {
     let mut outside: Vec<Client> = (0..10).map(|_| Client::connect(&few).unwrap()).collect();
     outside.iter_mut().for_each(|client| client.write_all(b"outside").unwrap());
     line.wait_for(1, Event::ListenerFull);
-    // Whatever the daemon does when it is told of them, it has done.
+    // By now the daemon has handled the arrival of all clients.
     assert_becomes(&true, || line.is_asleep());
     Client::once(&line.address_of("many"), b"another listener").unwrap();
     let status: serde_json::Value =
         serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
     let counters = &status["counters"]["listeners"]["few"];
     assert_eq!((&counters["accepted"], &counters["active"]), (&3.into(), &3.into()), "{status}");
-    assert_eq!(counters["limited"], 1, "once, and not for each worker: {status}");
-    // Each that leaves makes room for one.
+    assert_eq!(counters["limited"], 1, "counted once, not for each worker: {status}");
+    // Each connection that ends makes room for another.
     for mut client in outside {
         drop(inside.remove(0));
         client.expect(b"outside").unwrap();
         inside.push(client);
     }
-    // The next generation has places of its own.
+    // The next generation has its own permits.
     put(line.folder(), &format!("carry = false\n{text}"));
     line.asked(&["reload"]).well();
     line.wait_for(2, Event::GenerationServing);

@@ -1,7 +1,7 @@
-//! What a configuration file may hold: every fault has its place, and the example that explains all
-//! of it is right.
+//! Tests of the configuration syntax: every error has a position, and the documented example is
+//! correct.
 //!
-//! That the daemon reads it so is in `config_file`.
+//! `config_file` tests that the daemon applies the settings.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,21 +10,21 @@ use handoffd::{ConfigFile, Error, ExitStatus};
 
 use crate::support::Refusal;
 
-/// Lines that belong to one listener, the proxy `web`, which are 4 lines and well by themselves.
+/// Returns a valid proxy listener `web` of 4 lines, followed by these lines.
 fn proxied(lines: &str) -> String {
     format!("[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = ['@b']\n{lines}")
 }
 
 #[test]
-fn what_is_wrong_in_a_file_is_named_with_its_line_and_column() {
+fn every_error_has_a_line_and_a_column() {
     let echo = |lines: &str| format!("[listener.web]\naddress = '@a'\nservice = 'echo'\n{lines}");
     let cases = [
-        // No TOML.
+        // Invalid TOML.
         ("bake", "1:5: key with no value, expected `=`"),
         ("# one\n\nbake = '1s", "3:11: invalid literal string"),
         ("bake = 1\nbake = 2", "2:1: bake is there already, expected each once"),
         ("bake = 1\n\n[listener.web]\n[listener.web]\n", "4:11: web is there already"),
-        // Values that TOML does not know.
+        // Invalid TOML values.
         ("bake = no", "1:8: bad value no: expected text in quotes, a number, true or false"),
         ("bake = no # not now\nx = 1", "1:8: bad value no: expected text in quotes"),
         ("bake=info", "1:6: bad value info: expected text in quotes"),
@@ -55,7 +55,7 @@ fn what_is_wrong_in_a_file_is_named_with_its_line_and_column() {
             "4:3: bad value 1.2.3.4:80: expected text in",
         ),
         ("bake = no\ncarry = yes\n[listener.web", "1:8: bad value no: expected text in quotes"),
-        // The daemon's settings.
+        // General settings.
         ("  nope = 1", "1:3: unknown field `nope`, expected one of `ready_timeout`, `bake`"),
         ("\"new\\nline\" = 1", "1:1: unknown field `new\\nline`"),
         ("ready_timeout = 'soon'", "1:17: bad time \"soon\": expected a time, as in 500ms"),
@@ -225,7 +225,7 @@ fn what_is_wrong_in_a_file_is_named_with_its_line_and_column() {
             "{text:?}: {said}"
         );
     }
-    // And the daemon says it so.
+    // The daemon reports errors in the same form.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("handoffd.toml");
     for (text, expected) in &cases[..10] {
@@ -235,14 +235,15 @@ fn what_is_wrong_in_a_file_is_named_with_its_line_and_column() {
     }
 }
 
-/// What is shown to every reader, and what it may be made of.
+/// The documented example of all settings.
 const EXAMPLE: &str = include_str!("../docs/handoffd.toml");
 
 fn parse(text: &str) -> ConfigFile {
     ConfigFile::parse(Path::new("docs/handoffd.toml"), text.as_bytes()).unwrap()
 }
 
-/// The example with what stands behind `#` without a space taken for a setting as well.
+/// Returns the example with its commented-out settings enabled: lines with `#` and no space after
+/// it.
 fn with_all_settings() -> String {
     let uncomment = |line: &str| match line.strip_prefix('#') {
         Some(setting) if setting.starts_with(|letter: char| letter.is_ascii_lowercase()) => {
@@ -254,7 +255,7 @@ fn with_all_settings() -> String {
 }
 
 #[test]
-fn the_example_says_the_defaults_and_what_is_required() {
+fn the_example_shows_defaults_and_required_settings() {
     let required = "[listener.web]\naddress = '0.0.0.0:8080'\nservice = 'proxy'\n\
                     upstreams = ['127.0.0.1:9000', '/run/app.sock', '@app']\n";
     let default = ConfigFile {
@@ -267,7 +268,7 @@ fn the_example_says_the_defaults_and_what_is_required() {
 }
 
 #[test]
-fn the_example_explains_every_setting_that_there_is() {
+fn the_example_explains_every_setting() {
     let all = with_all_settings();
     for table in ["", "[listener.web]\n"] {
         let text = format!("{table}nope = 1");
@@ -279,7 +280,7 @@ fn the_example_explains_every_setting_that_there_is() {
         for setting in settings.iter().filter(|setting| **setting != "listener") {
             let lines: Vec<_> = all.lines().collect();
             let place = lines.iter().position(|line| line.starts_with(&format!("{setting} = ")));
-            let place = place.unwrap_or_else(|| panic!("{setting} is not there"));
+            let place = place.unwrap_or_else(|| panic!("the example has no {setting}"));
             let above: Vec<_> =
                 lines[..place].iter().rev().take_while(|line| line.starts_with("# ")).collect();
             let says = |word| above.iter().any(|line| line.contains(word));
@@ -288,16 +289,16 @@ fn the_example_explains_every_setting_that_there_is() {
     }
 }
 
-/// Every file that the fuzzer has found worth keeping.
+/// Returns all files of the fuzzing corpus.
 fn corpus() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/config_file");
     let files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert!(files.len() > 10, "the corpus is gone");
+    assert!(files.len() > 10, "the fuzzing corpus is missing");
     files
 }
 
 #[test]
-fn every_file_of_the_corpus_is_served_or_refused_with_a_place_in_it() {
+fn every_corpus_file_is_valid_or_its_error_has_a_position() {
     for path in corpus() {
         let bytes = fs::read(&path).unwrap();
         match ConfigFile::parse(Path::new("a.toml"), &bytes) {

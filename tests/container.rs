@@ -1,5 +1,5 @@
-//! As process 1 of a container, or under a supervisor that watches one process, the first process
-//! stays to the end.
+//! The daemon as process 1 of a container, or under a supervisor that watches one process: the
+//! first process stays until the end.
 
 use std::fs;
 use std::path::Path;
@@ -13,8 +13,8 @@ use crate::support::{
     holds, signal, thaw,
 };
 
-/// Starts the daemon as process 1 of a pid namespace, and waits until it serves: the line, and
-/// process 1 by its number out here.
+/// Starts the daemon as process 1 of a pid namespace, and waits until it serves. Returns the
+/// lineage, and the process id of process 1 outside of the namespace.
 fn contained(arguments: &[&str]) -> (Line, u32) {
     let line = Line::start_by(|folder| {
         let mut command = Command::new("unshare");
@@ -30,7 +30,7 @@ fn contained(arguments: &[&str]) -> (Line, u32) {
     (line, first)
 }
 
-/// The number of a process in the innermost namespace that it is in, if that is not ours.
+/// Returns the process id in the innermost namespace of a process, unless that is our namespace.
 fn inner(pid: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let numbers: Vec<&str> =
@@ -38,26 +38,29 @@ fn inner(pid: u32) -> Option<u32> {
     (numbers.len() > 1).then(|| numbers[numbers.len() - 1].parse().unwrap())
 }
 
-/// The process out here that has that number in there.
+/// Returns the process id outside of the namespace for a number inside.
 fn outer(line: &Line, number: u32) -> u32 {
     line.processes().into_iter().find(|pid| inner(*pid) == Some(number)).unwrap()
 }
 
+/// Clients connect during fifty handoffs, and none of them sees an error. When the container stops,
+/// all its processes end.
 #[test]
-fn fifty_handoffs_of_a_container_lose_nothing_and_end_with_it() {
+fn fifty_handoffs_in_a_container_lose_nothing() {
     let (line, first) = contained(&["--bake", "0"]);
     let storm = Storm::start(&line.address(), 2, 2);
     let mut seen = 0;
     for generation in 2..=51 {
         signal(first, Signal::SIGHUP);
-        line.wait_after(&mut seen, "the next head", |record| {
+        line.wait_after(&mut seen, "the next active generation", |record| {
             record.is(generation, Event::GenerationServing)
         });
     }
     let tally = storm.end();
     assert!(tally.losses.is_empty(), "{:?}", tally.losses);
     assert!(tally.short > 0 && tally.persistent > 0);
-    // The init holds its streams, the signals, the channel; and nothing of what is served.
+    // The init keeps its standard streams, its signal descriptor and its channel, and nothing of
+    // the service.
     let held: Vec<String> = holds(first).into_values().collect();
     assert!(held.len() == 2 && held.iter().any(|one| one.contains("signalfd")), "{held:?}");
     signal(first, Signal::SIGTERM);
@@ -66,7 +69,7 @@ fn fifty_handoffs_of_a_container_lose_nothing_and_end_with_it() {
 }
 
 #[test]
-fn a_container_ends_when_its_last_connection_has_and_not_before() {
+fn a_container_ends_with_its_last_connection() {
     let (line, first) = contained(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
     let mut held = line.hold();
     signal(first, Signal::SIGHUP);
@@ -74,8 +77,8 @@ fn a_container_ends_when_its_last_connection_has_and_not_before() {
     line.wait_for(2, Event::GenerationServing);
     signal(first, Signal::SIGTERM);
     line.wait_for(2, Event::DrainStarted);
-    // The old one keeps the listener until it hears that the line stops; it says so before it lets
-    // go.
+    // The old generation keeps the listener until it learns of the stop, which it logs before it
+    // closes the listener.
     line.wait_for(1, Event::GenerationStep.with("input", "ServiceStopping"));
     assert_becomes(&true, || Client::connect(&line.address()).is_err());
     held.echo(b"still here").unwrap();
@@ -87,10 +90,10 @@ fn a_container_ends_when_its_last_connection_has_and_not_before() {
     assert_eq!(ended.last().unwrap().generation, 2);
 }
 
-/// `docker stop` may come in any instant of a handoff: the one that was told is not always the one
-/// to tell.
+/// `docker stop` may arrive at any point of a handoff. The generation that receives the signal may
+/// not be the one that has to pass the stop on.
 #[test]
-fn a_stop_in_the_middle_of_a_handoff_ends_the_container() {
+fn a_stop_during_a_handoff_ends_the_container() {
     for _ in 0..20 {
         let (line, first) = contained(&["--bake", "0"]);
         signal(first, Signal::SIGHUP);
@@ -102,7 +105,7 @@ fn a_stop_in_the_middle_of_a_handoff_ends_the_container() {
 }
 
 #[test]
-fn a_container_ends_with_the_status_of_the_generation_that_serves() {
+fn a_container_exits_with_the_active_generations_status() {
     let (line, _) = contained(&["--bake", "0"]);
     signal(outer(&line, line.pid_of(1)), Signal::SIGKILL);
     assert_eq!(line.exit_code(1), 128 + 9);
@@ -110,7 +113,7 @@ fn a_container_ends_with_the_status_of_the_generation_that_serves() {
     let (line, first) = contained(&["--bake", "0"]);
     signal(first, Signal::SIGHUP);
     line.wait_for(2, Event::GenerationServing);
-    // While it drained, it would accept again.
+    // A generation that still drained would resume instead.
     line.wait_for(1, Event::GenerationEnded);
     signal(outer(&line, line.pid_of(2)), Signal::SIGKILL);
     assert_eq!(line.exit_code(1), 128 + 9);
@@ -125,27 +128,27 @@ fn a_container_ends_with_the_status_of_the_generation_that_serves() {
 }
 
 #[test]
-fn in_a_container_too_a_draining_generation_accepts_again_when_its_successor_dies() {
+fn a_draining_generation_resumes_in_a_container_too() {
     let (line, first) = contained(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
     let _held = line.hold();
     signal(first, Signal::SIGHUP);
     line.wait_for(2, Event::GenerationServing);
     let mark = line.mark();
     signal(outer(&line, line.pid_of(2)), Signal::SIGKILL);
-    line.wait_since(mark, "the first as the head again", |record| {
+    line.wait_since(mark, "the first generation to be active again", |record| {
         record.is(1, Event::GenerationServing)
     });
     line.assert_serves();
     let mark = line.mark();
     signal(first, Signal::SIGHUP);
-    line.wait_since(mark, "the next", |record| record.is(2, Event::GenerationServing));
+    line.wait_since(mark, "the next generation", |record| record.is(2, Event::GenerationServing));
     line.assert_serves();
 }
 
 #[test]
 fn orphans_in_a_container_are_reaped() {
     let (line, first) = contained(&["--bake", "0"]);
-    // Forked twice in the container, and left to its first process.
+    // The orphan is forked twice in the container, so it becomes a child of process 1.
     let orphan = Command::new("nsenter")
         .args(["--target", &first.to_string(), "--user", "--pid", "--preserve-credentials"])
         .args(["sh", "-c", "sh -c 'exit 3' & exec true"])
@@ -158,7 +161,7 @@ fn orphans_in_a_container_are_reaped() {
 }
 
 #[test]
-fn a_supervisor_that_watches_one_process_sees_it_stay() {
+fn a_supervisor_sees_one_lasting_process() {
     let line = Line::serve(&["--bake", "0", "--init"]);
     assert_ne!(line.pid_of(1), line.first_pid());
     let mut head = Handoffs::of(&line);
@@ -168,8 +171,8 @@ fn a_supervisor_that_watches_one_process_sees_it_stay() {
         line.assert_serves();
     }
     assert!(Path::new(&format!("/proc/{}", line.first_pid())).exists());
-    // Whatever the head dies of is what the supervisor sees, once nobody drains who would accept
-    // again.
+    // The supervisor sees the exit status of the active generation once no draining generation
+    // could resume.
     line.wait_for(3, Event::GenerationEnded);
     signal(head.pid, Signal::SIGKILL);
     assert_eq!(exit_code(line.first_pid()), 128 + 9);
@@ -177,7 +180,7 @@ fn a_supervisor_that_watches_one_process_sees_it_stay() {
 }
 
 #[test]
-fn a_second_interrupt_reaches_the_head_and_cuts() {
+fn a_second_interrupt_reaches_the_active_generation() {
     let line = Line::serve(&[&["--init"], &SLOW_DRAIN[..]].concat());
     let _held = line.hold();
     signal(line.first_pid(), Signal::SIGINT);
@@ -187,9 +190,9 @@ fn a_second_interrupt_reaches_the_head_and_cuts() {
     assert_eq!(line.wait_for(1, Event::GenerationEnded).field("cut"), Some("1"));
 }
 
-/// What a parent passes is for the line: the init keeps nothing.
+/// Passed sockets belong to the lineage: the init keeps none of them.
 #[test]
-fn sockets_that_are_passed_in_go_to_the_line_and_not_to_the_init() {
+fn the_init_keeps_no_passed_socket() {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap().to_string();
     let line = Parent::passing([socket.into()]).serve(&["--init", "--bake", "0"]);
@@ -199,25 +202,26 @@ fn sockets_that_are_passed_in_go_to_the_line_and_not_to_the_init() {
     Client::once(&address, b"are you there?").unwrap();
     signal(line.first_pid(), Signal::SIGTERM);
     line.wait_for_end();
-    assert!(Client::connect(&address).is_err(), "somebody holds the socket");
+    assert!(Client::connect(&address).is_err(), "a process still holds the socket");
 }
 
-/// Ctrl-C goes to every process in the foreground: the head has it from the terminal, and not a
-/// second time from its init.
+/// Ctrl-C signals every foreground process. The active generation gets the signal from the
+/// terminal, and the init does not pass it on a second time.
 #[test]
-fn an_interrupt_from_the_terminal_is_one_to_the_head() {
+fn a_terminal_interrupt_is_received_once() {
     let terminal = openpty(None, None).unwrap();
     let line = Line::start_under(&["setsid", "--ctty"], |command, _| {
         command.args(["--listen", "127.0.0.1:0", "--init"]).args(SLOW_DRAIN).stdin(terminal.slave);
     });
     line.wait_for(1, Event::GenerationServing);
     let mut held = line.hold();
-    // Two that come at once would be one: the init sees it when the head has.
+    // Two pending signals would merge into one, so the init stays stopped until the active
+    // generation has received its own.
     freeze(line.first_pid());
     nix::unistd::write(&terminal.master, b"\x03").unwrap();
     line.wait_for(1, Event::DrainStarted);
     thaw(line.first_pid());
-    // Whatever the init has passed on before, comes before this.
+    // If the init had passed the interrupt on, it would arrive before this reload.
     signal(line.first_pid(), Signal::SIGHUP);
     line.wait_for(1, Event::ReloadIgnored);
     assert_eq!(line.count(Event::SignalReceived.with("signal", "SIGINT")), 1);

@@ -1,5 +1,4 @@
-//! An operator asks over the control socket, and the answer is the truth: the exit code, and the
-//! reason.
+//! Commands over the control socket: their exit code and their output report the actual outcome.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
@@ -14,7 +13,7 @@ use crate::support::{
 };
 
 #[test]
-fn a_reload_returns_when_the_new_generation_serves_and_says_so() {
+fn a_reload_returns_once_the_new_generation_serves() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     for generation in 1..4 {
         let said = line.asked(&["reload"]).well();
@@ -27,8 +26,9 @@ fn a_reload_returns_when_the_new_generation_serves_and_says_so() {
     }
 }
 
+/// The command prints the reason, and the old generation keeps serving.
 #[test]
-fn a_reload_that_fails_says_why_and_the_old_generation_serves_on() {
+fn a_failed_reload_says_why() {
     let line = Line::serve_controlled(&["--bake", "1h", "--ready-timeout", "1s"]);
     let callers = Callers::start(&line.address(), 2);
     let never_ready: [(&str, &str); 4] = [
@@ -49,7 +49,7 @@ fn a_reload_that_fails_says_why_and_the_old_generation_serves_on() {
 }
 
 #[test]
-fn a_reload_whose_generation_dies_after_it_was_ready_is_a_rollback() {
+fn a_successor_that_dies_in_the_bake_is_a_rollback() {
     let line = Line::serve_controlled(&["--bake", "1h"]);
     let reload = line.ask(&["reload"]);
     line.wait_for(1, Event::SuccessorReady);
@@ -60,7 +60,7 @@ fn a_reload_whose_generation_dies_after_it_was_ready_is_a_rollback() {
     line.wait_for_count(2, Event::SuccessorReady);
     let first = line.pid_of(2);
     let second = line
-        .wait("the second try", |record| {
+        .wait("the second successor", |record| {
             record.is(2, Event::GenerationAccepting) && record.pid != first
         })
         .pid;
@@ -70,7 +70,7 @@ fn a_reload_whose_generation_dies_after_it_was_ready_is_a_rollback() {
 }
 
 #[test]
-fn while_a_handoff_is_under_way_a_second_reload_is_told_to_try_again() {
+fn a_second_reload_is_told_to_try_again() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     let mut gate = Gate::before_successor(&line, "\"$@\"");
     let first = line.ask(&["reload"]);
@@ -82,7 +82,7 @@ fn while_a_handoff_is_under_way_a_second_reload_is_told_to_try_again() {
 }
 
 #[test]
-fn a_reload_that_expects_another_generation_does_nothing() {
+fn a_reload_with_an_outdated_expectation_does_nothing() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     line.asked(&["reload", "--expect-generation", "2"]).names(75, &["generation 1 serves, not 2"]);
     assert_eq!(line.count(Event::HandoffStarted), 0);
@@ -90,8 +90,9 @@ fn a_reload_that_expects_another_generation_does_nothing() {
     line.asked(&["reload", "--expect-generation", "1"]).names(75, &["generation 2 serves, not 1"]);
 }
 
+/// The handoff is cancelled, whether the successor is ready or not.
 #[test]
-fn a_reload_that_runs_out_of_time_is_taken_back_ready_or_not() {
+fn a_reload_that_times_out_is_cancelled() {
     let line = Line::serve_controlled(&["--bake", "1h"]);
     line.asked(&["reload", "--timeout", "300ms"]).names(75, &["not done within 0.3 s"]);
     line.wait_for(1, Event::SuccessorReady);
@@ -103,7 +104,7 @@ fn a_reload_that_runs_out_of_time_is_taken_back_ready_or_not() {
 }
 
 #[test]
-fn a_reload_that_waits_for_the_drain_returns_with_the_last_connection() {
+fn a_reload_can_wait_for_the_last_old_connection() {
     let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
     let mut held = line.hold();
     let mut reload = line.ask(&["reload", "--wait-drained"]);
@@ -122,7 +123,7 @@ fn a_reload_that_waits_for_the_drain_returns_with_the_last_connection() {
 }
 
 #[test]
-fn who_waits_for_the_drain_hears_of_a_successor_that_dies_meanwhile() {
+fn a_client_waiting_for_the_drain_learns_of_a_dead_successor() {
     let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
     let _held = line.hold();
     let mut reload = line.ask(&["reload", "--wait-drained"]);
@@ -133,7 +134,7 @@ fn who_waits_for_the_drain_hears_of_a_successor_that_dies_meanwhile() {
 }
 
 #[test]
-fn when_the_one_that_was_asked_dies_the_line_is_asked_who_serves() {
+fn a_client_asks_again_when_its_generation_dies() {
     let line = Line::serve_controlled(&["--bake", "1h"]);
     let reload = line.ask(&["reload"]);
     line.wait_for(2, Event::GenerationAccepting);
@@ -142,9 +143,9 @@ fn when_the_one_that_was_asked_dies_the_line_is_asked_who_serves() {
     assert!(said.starts_with("generation 2 serves"), "{said}");
 }
 
-/// The test plays the daemon, to die at just these places.
+/// The test plays the daemon, so that it dies at exactly these points.
 #[test]
-fn when_all_die_a_reload_has_failed() {
+fn a_reload_fails_when_all_generations_die() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("control");
     let reload_that_meets = |last_word: &str| {
@@ -167,7 +168,7 @@ fn when_all_die_a_reload_has_failed() {
 }
 
 #[test]
-fn a_stop_in_the_middle_of_a_handoff_reaches_whoever_asked_for_it() {
+fn a_stop_during_a_handoff_is_reported_to_the_client() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     let mut gate = Gate::before_successor(&line, "\"$@\"");
     let reload = line.ask(&["reload"]);
@@ -180,7 +181,7 @@ fn a_stop_in_the_middle_of_a_handoff_reaches_whoever_asked_for_it() {
 }
 
 #[test]
-fn without_a_daemon_or_a_socket_nobody_answers() {
+fn commands_fail_without_a_daemon_or_a_socket() {
     let line = Line::serve(&[]);
     for command in ["reload", "status"] {
         line.asked(&[command]).names(69, &["nobody answers on", "control", "No such file"]);
@@ -221,7 +222,7 @@ fn status_shows_every_generation() {
 }
 
 #[test]
-fn status_is_answered_also_while_one_generation_is_frozen() {
+fn status_works_while_a_generation_is_stopped() {
     let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
     let _held = line.hold();
     line.asked(&["reload"]).well();
@@ -265,7 +266,7 @@ fn a_watch_follows_a_stop_to_its_end() {
 }
 
 #[test]
-fn the_socket_is_its_owners_alone_and_one_and_the_same_over_handoffs() {
+fn the_control_socket_is_private_and_survives_handoffs() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     let first = std::fs::metadata(line.control()).unwrap();
     assert_eq!(first.permissions().mode() & 0o777, 0o600);
@@ -277,7 +278,7 @@ fn the_socket_is_its_owners_alone_and_one_and_the_same_over_handoffs() {
 }
 
 #[test]
-fn a_parent_may_pass_the_socket_in() {
+fn a_parent_can_pass_the_control_socket() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("theirs");
     let control: OwnedFd = UnixListener::bind(&path).unwrap().into();
@@ -293,11 +294,11 @@ fn a_parent_may_pass_the_socket_in() {
     assert!(ask(&["status"]).contains("\nweb       127.0.0.1:"));
     line.signal(2, Signal::SIGTERM);
     line.wait_for_end();
-    assert!(path.exists(), "it is not ours to unlink");
+    assert!(path.exists(), "the daemon unlinked the parent's socket");
 }
 
 #[test]
-fn the_runtime_directory_is_where_the_socket_is_and_is_looked_for() {
+fn the_control_socket_defaults_to_the_runtime_directory() {
     let line = Line::start_with(|command, folder| {
         command
             .args(["--listen", "127.0.0.1:0"])
@@ -311,7 +312,7 @@ fn the_runtime_directory_is_where_the_socket_is_and_is_looked_for() {
 }
 
 #[test]
-fn a_check_reads_everything_and_touches_nothing() {
+fn a_check_reads_everything_and_changes_nothing() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let check = |arguments: &[&str]| {
         let mut command = Command::new(REAL);

@@ -1,5 +1,5 @@
-//! Clients of the control socket that leave, stall, flood it or may not ask: none of them hurts an
-//! operator or the line.
+//! Clients of the control socket that leave, stall, flood it or lack permission: none affects an
+//! operator or the lineage.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -12,31 +12,31 @@ use crate::support::{
     DEADLINE, Event, Gate, Line, Operator, REAL, SLOW_DRAIN, freeze, raise_descriptor_limit, thaw,
 };
 
-/// What a reload reports that was given up when its client's time was over.
+/// The error of a reload that was cancelled because its client's time had passed.
 const OUT_OF_TIME: &str = "not done within 1 s";
 
-/// What a raw request is answered with.
+/// Sends a raw request and returns the reply.
 fn converse(socket: &Path, request: &[u8]) -> String {
     let mut client = UnixStream::connect(socket).unwrap();
     client.set_read_timeout(Some(DEADLINE)).unwrap();
-    // The daemon may have answered and closed before it was all said: the request is longer than it
-    // reads.
+    // The daemon may reply and close before reading all of a request that exceeds its limit.
     let _ = client.write_all(request);
     let mut answer = String::new();
     let _ = client.read_to_string(&mut answer);
     answer
 }
 
-/// The daemon is stopped before it accepts the client: that one has left when the daemon goes on.
+/// The daemon is stopped before it accepts the client. The client has left by the time the daemon
+/// continues.
 #[test]
-fn a_reload_that_was_given_up_is_not_carried_out_later() {
+fn an_abandoned_reload_is_not_carried_out_later() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     freeze(line.first_pid());
     let began = Instant::now();
     line.asked(&["reload", "--timeout", "1s"]).names(75, &[OUT_OF_TIME, "no answer in time on"]);
     assert!(
         began.elapsed() < Duration::from_secs(8),
-        "the client's clock, not the daemon's: {:?}",
+        "the client did not time out by its own clock: {:?}",
         began.elapsed()
     );
     let mut raw = UnixStream::connect(line.control()).unwrap();
@@ -48,9 +48,9 @@ fn a_reload_that_was_given_up_is_not_carried_out_later() {
     assert_eq!(line.count(Event::HandoffStarted), 0);
 }
 
-/// The daemon is stopped when the handoff has begun: the new generation gets ready meanwhile.
+/// The daemon is stopped after the handoff has begun. The new generation becomes ready meanwhile.
 #[test]
-fn a_handoff_whose_client_ran_out_of_time_is_taken_back() {
+fn a_handoff_is_cancelled_when_its_client_times_out() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     let mut gate = Gate::before_successor(&line, "\"$@\"");
     let reload = line.ask(&["reload", "--timeout", "1s"]);
@@ -66,7 +66,7 @@ fn a_handoff_whose_client_ran_out_of_time_is_taken_back() {
 }
 
 #[test]
-fn a_client_that_half_closes_still_waits_for_its_reply() {
+fn a_client_that_half_closes_still_gets_its_reply() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     let mut client = UnixStream::connect(line.control()).unwrap();
     client.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -77,9 +77,9 @@ fn a_client_that_half_closes_still_waits_for_its_reply() {
     assert!(answer.contains("{\"serving\":{\"generation\":2,"), "{answer}");
 }
 
-/// The test plays a daemon that never ends its line.
+/// The test plays a daemon that never finishes its reply.
 #[test]
-fn a_daemon_that_sends_a_byte_at_a_time_does_not_hold_up_the_client() {
+fn a_slow_daemon_does_not_delay_the_client_beyond_its_timeout() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("control");
     let daemon = UnixListener::bind(&path).unwrap();
@@ -87,7 +87,7 @@ fn a_daemon_that_sends_a_byte_at_a_time_does_not_hold_up_the_client() {
     command.args(["reload", "--timeout", "1s", "--control"]).arg(&path);
     let reload = Operator::start(command);
     let (client, _) = daemon.accept().unwrap();
-    // As long as the client listens, it gets a byte before it has waited long for one.
+    // The client keeps receiving bytes, so no single read times out.
     let dripping = std::thread::spawn(move || {
         client.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         while (&client).write_all(b" ").is_ok() {
@@ -98,9 +98,10 @@ fn a_daemon_that_sends_a_byte_at_a_time_does_not_hold_up_the_client() {
     dripping.join().unwrap();
 }
 
-/// An operator's request comes with its connection: a client that has sent none makes room.
+/// An operator sends a request immediately after connecting. A client that has sent nothing can be
+/// disconnected to make room.
 #[test]
-fn any_number_of_silent_clients_leaves_room_for_the_operator() {
+fn silent_clients_leave_room_for_the_operator() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     raise_descriptor_limit();
     let silent: Vec<_> = (0..600).map(|_| UnixStream::connect(line.control()).unwrap()).collect();
@@ -109,9 +110,9 @@ fn any_number_of_silent_clients_leaves_room_for_the_operator() {
     drop(silent);
 }
 
-/// Their user is looked at before they are given a place.
+/// The daemon checks the user of a connection before the connection takes a permit.
 #[test]
-fn strangers_on_the_control_socket_do_not_keep_the_operator_out() {
+fn clients_of_other_users_do_not_block_the_operator() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     std::fs::set_permissions(line.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
     std::fs::set_permissions(line.control(), std::fs::Permissions::from_mode(0o666)).unwrap();
@@ -130,8 +131,8 @@ fn strangers_on_the_control_socket_do_not_keep_the_operator_out() {
     assert_eq!(strangers.line(), "all");
     line.asked(&["status"]).well();
     line.asked(&["reload", "--timeout", "5s"]).well();
-    assert!(line.count(Event::ControlDenied) < 20, "one record for each of them fills the log");
-    // And the client hears why it is refused, though it was not read.
+    assert!(line.count(Event::ControlDenied) < 20, "the log has a record for each rejected client");
+    // The client learns why it is rejected although its request was not read.
     let mut command = Command::new("setpriv");
     command
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
@@ -145,7 +146,7 @@ fn strangers_on_the_control_socket_do_not_keep_the_operator_out() {
     .names(77, &["user 65534 may not ask"]);
 }
 
-/// Whatever the mode of the path: the kernel tells who asks.
+/// The mode of the path does not matter: the kernel reports the client's user.
 #[test]
 fn another_user_is_refused() {
     let line = Line::serve_controlled(&[]);
@@ -171,7 +172,7 @@ fn another_user_is_refused() {
 }
 
 #[test]
-fn clients_that_stall_hold_up_nobody() {
+fn stalled_clients_delay_no_operator() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     let stalled: Vec<_> = (0..20).map(|_| UnixStream::connect(line.control()).unwrap()).collect();
     line.asked(&["reload"]).well();
@@ -180,10 +181,11 @@ fn clients_that_stall_hold_up_nobody() {
 }
 
 #[test]
-fn a_request_that_reaches_a_generation_that_has_retired_is_answered_by_its_successor() {
+fn a_retired_generation_redirects_requests_to_its_successor() {
     let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
     let _held = line.hold();
-    // Accepted by the first generation, and asked of when it is no longer the head.
+    // The first generation accepts this client, and the request arrives when that generation is no
+    // longer active.
     let mut early = UnixStream::connect(line.control()).unwrap();
     line.asked(&["status"]).well();
     line.asked(&["reload"]).well();
@@ -194,7 +196,7 @@ fn a_request_that_reaches_a_generation_that_has_retired_is_answered_by_its_succe
 }
 
 #[test]
-fn what_is_no_request_is_refused_and_named() {
+fn an_invalid_request_is_rejected_by_name() {
     let line = Line::serve_controlled(&[]);
     for request in [
         &b"nonsense\n"[..],
@@ -215,7 +217,7 @@ fn what_is_no_request_is_refused_and_named() {
 }
 
 #[test]
-fn a_handoff_goes_on_when_whoever_asked_for_it_goes_away() {
+fn a_handoff_continues_when_its_client_disconnects() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     let mut gate = Gate::before_successor(&line, "\"$@\"");
     let reload = line.ask(&["reload"]);

@@ -1,5 +1,5 @@
-//! A connection that is kept is only ever closed between two requests, and no reply is lost on its
-//! way.
+//! Persistent connections during a drain: the daemon closes them only between two requests and
+//! loses no reply.
 
 use std::io::{Read, Write};
 
@@ -9,9 +9,9 @@ use crate::support::{
 use nix::sys::signal::Signal;
 
 #[test]
-fn requests_that_arrive_in_the_instant_of_the_drain_are_answered() {
-    // More than the runtime hears of at once: some connections may be told of the drain before they
-    // hear of their request.
+fn requests_that_arrive_with_the_drain_are_answered() {
+    // More than the runtime reports at once: some connections may learn of the drain before their
+    // request.
     const MANY: usize = 2_500;
     let line = Line::serve(&["--bake", "0", "--drain-timeout", "1h"]);
     raise_descriptor_limit();
@@ -24,8 +24,7 @@ fn requests_that_arrive_in_the_instant_of_the_drain_are_answered() {
     freeze(line.first_pid());
     gate.open();
     line.wait_for(2, Event::GenerationStep.containing("actions", "TellReady"));
-    // The successor's word is there. Three requests at once on every connection: all of them came
-    // before the drain.
+    // The successor is ready. Three requests on every connection arrive before the drain begins.
     clients.iter_mut().for_each(|client| client.write_all(b"second third fourth").unwrap());
     thaw(line.first_pid());
     for client in &mut clients {
@@ -57,17 +56,16 @@ fn a_client_that_has_half_closed_gets_its_whole_reply() {
     line.wait_for_end();
 }
 
-/// Sends after the drain has begun what may be answered or not, then reads: all that was asked
-/// before is answered, what comes back is what was sent, in order, and its end is an end and no
-/// reset.
+/// Sends more data after the drain has begun, then reads. All requests from before the drain must
+/// be answered. The reply must be the data in order, and the connection must end without a reset.
 fn assert_nothing_dies_of_a_reset(line: &Line, generation: u64, number: Signal) {
-    // Small enough for the server to be rid of: it has nothing to do when the drain begins.
+    // Small enough that the server has finished with it: the server is idle when the drain begins.
     let mut sent: Vec<u8> = (0_u32..).flat_map(u32::to_be_bytes).take(60_000).collect();
     let mut clients: Vec<Client> =
         (0..20).map(|_| narrow(line.address().parse().unwrap())).collect();
     for client in &mut clients {
         client.write_all(&sent).unwrap();
-        // The beginning of the reply: the server has come to this connection.
+        // The reply has begun: the server is processing this connection.
         client.expect(&sent[..4]).unwrap();
     }
     line.assert_serves();
@@ -88,7 +86,7 @@ fn assert_nothing_dies_of_a_reset(line: &Line, generation: u64, number: Signal) 
 }
 
 #[test]
-fn a_reply_on_its_way_survives_a_client_that_goes_on_sending() {
+fn a_reply_in_transit_survives_a_client_that_keeps_sending() {
     let line = Line::serve(&["--bake", "0"]);
     assert_nothing_dies_of_a_reset(&line, 1, Signal::SIGHUP);
     line.wait_for(2, Event::GenerationServing);

@@ -1,4 +1,4 @@
-//! What a line has done is counted, for each listener, and no handoff makes it forget.
+//! Counters of a lineage, for each listener: they survive every handoff.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +16,7 @@ fn status(line: &Line) -> Value {
     serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap()
 }
 
-/// The counters of the line, once nobody drains any more.
+/// Waits until no generation drains, and returns the lineage's counters.
 fn settled(line: &Line) -> Value {
     assert_becomes(&1, || status(line)["generations"].as_array().unwrap().len());
     status(line)["counters"].clone()
@@ -55,11 +55,12 @@ fn counters_survive_every_handoff() {
 }
 
 #[test]
-fn what_is_open_in_an_old_generation_counts_until_it_ends() {
+fn open_connections_of_an_old_generation_are_counted() {
     let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
     let mut held = Client::connect(&line.address()).unwrap();
     held.echo(b"first").unwrap();
-    // With another one, which asks and is answered.
+    // This opens a second connection, which sends nothing, and a third one, which completes a
+    // request.
     let silent = line.hold();
     line.asked(&["reload"]).well();
     held.expect_end().unwrap();
@@ -78,7 +79,7 @@ fn what_is_open_in_an_old_generation_counts_until_it_ends() {
 }
 
 #[test]
-fn the_watchdog_does_not_make_a_listener_fuller() {
+fn the_watchdog_does_not_raise_the_limited_counter() {
     let manager = Manager::new();
     let line = Line::start_under(
         &["sh", "-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""],
@@ -91,14 +92,13 @@ fn the_watchdog_does_not_make_a_listener_fuller() {
         },
     );
     let limited = || {
-        // What is said, is said when every loop has come round. What was said before counts for
-        // nothing.
+        // The watchdog message is sent once every worker loop has run. Older messages are skipped.
         manager.rest();
         (0..5).for_each(|_| drop(manager.hear_until("WATCHDOG=1")));
         status(&line)["counters"]["listeners"]["few"]["limited"].as_u64().unwrap()
     };
     manager.hear_until("WATCHDOG=1");
-    // One loop has the only place, and yet nobody is there.
+    // One worker holds the only permit although no client is connected.
     assert_eq!(limited(), 0);
     for times in 1..4 {
         let mut client = Client::connect(&line.address_of("few")).unwrap();
@@ -123,19 +123,19 @@ fn handoffs_are_counted_by_how_they_ended() {
 }
 
 #[test]
-fn what_a_generation_has_done_that_is_rolled_back_stays_counted() {
+fn a_rolled_back_generation_stays_counted() {
     for number in [Signal::SIGTERM, Signal::SIGKILL] {
         let line = Line::serve_controlled(&["--bake", "1h"]);
         let address = line.address();
         let reload = line.ask(&["reload"]);
         line.wait_for(1, Event::SuccessorReady);
         let mut calls = 0;
-        // Both accept: until it is the new one's turn.
+        // Both generations accept: connect until the new one has served a connection.
         while line.records().iter().all(|record| !record.is(2, Event::ConnectionEnded)) {
             Client::once(&address, b"12345").unwrap();
             calls += 1;
         }
-        // With what it has said last, if it is given no time for a last word.
+        // If the generation is killed without a final report, its last report counts.
         let seen = || {
             listener(&status(&line)["counters"], "listener-1")
                 .iter()
@@ -153,7 +153,7 @@ fn what_a_generation_has_done_that_is_rolled_back_stays_counted() {
 }
 
 #[test]
-fn what_is_carried_is_counted_where_it_was_and_accepted_once() {
+fn a_carried_connection_is_accepted_once() {
     let line = Line::serve_controlled(&["--bake", "0", "--carry", "--metrics", "127.0.0.1:0"]);
     let mut client = Client::connect(&line.address()).unwrap();
     client.echo(b"12345").unwrap();
@@ -180,7 +180,7 @@ fn what_is_carried_is_counted_where_it_was_and_accepted_once() {
     }
 }
 
-/// What is answered to one request.
+/// Sends one HTTP request and returns the response.
 pub(crate) fn request(address: &str, head: &str) -> String {
     let mut client = Client::connect(address).unwrap();
     client.write_all(format!("{head}\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
@@ -190,7 +190,7 @@ pub(crate) fn request(address: &str, head: &str) -> String {
 }
 
 #[test]
-fn metrics_tell_of_the_whole_line_whoever_answers() {
+fn any_generation_reports_the_metrics_of_the_lineage() {
     let line = Line::serve_controlled(&["--bake", "0", "--metrics", "127.0.0.1:0"]);
     let metrics = line.address_of("metrics");
     for handoffs in 0..3 {
@@ -234,9 +234,9 @@ fn metrics_tell_of_the_whole_line_whoever_answers() {
     Client::once(&line.address(), b"as before").unwrap();
 }
 
-/// The test plays the daemon, whose clock was wrong when it started and has been set since.
+/// The test plays a daemon whose clock was wrong at its start and has been corrected since.
 #[test]
-fn how_long_a_state_lasts_does_not_change_with_the_clock() {
+fn a_clock_change_does_not_affect_state_durations() {
     let line = Line::serve_controlled(&[]);
     let mut status = status(&line);
     let generation = &mut status["generations"][0];
@@ -258,9 +258,9 @@ fn how_long_a_state_lasts_does_not_change_with_the_clock() {
     }
 }
 
-/// The head is stopped while they come, so that all of them wait at once.
+/// The active generation is stopped while the requests arrive, so that all of them wait at once.
 #[test]
-fn any_number_of_scrapes_takes_one_thread() {
+fn many_scrapes_take_one_thread() {
     let line =
         Line::serve_controlled(&["--workers", "2", "--bake", "0", "--metrics", "127.0.0.1:0"]);
     let metrics = line.address_of("metrics");

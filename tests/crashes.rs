@@ -1,8 +1,8 @@
-//! Whichever generation dies, and whenever, the other serves, and nobody but the dead one's callers
-//! is hurt.
+//! Crashes of one generation: the other keeps serving, and only clients of the dead generation are
+//! affected.
 //!
-//! Here the states in which it may die are held still and told apart; `instants` kills at as many
-//! instants as there are.
+//! These tests stop the generations in each state in which they can die; `instants` kills at as
+//! many instants as possible.
 
 use std::os::unix::net::UnixDatagram;
 
@@ -20,36 +20,38 @@ fn serve(bake: &str) -> Line {
     Line::serve(&[&["--bake", bake][..], &SLOW_DRAIN].concat())
 }
 
-/// Kills what serves under that number as the latest, and waits for its end.
+/// Kills the process of `generation`, and waits for its end.
 fn kill(line: &Line, generation: u64) {
     let pid = line.pid_of(generation);
     signal(pid, Signal::SIGKILL);
     assert_eq!(exit_code(pid), KILLED);
 }
 
-/// Nobody was refused, and of each caller one call at most was with the one that was killed.
+/// Asserts that no call was refused and that at most one call of each client was broken by the
+/// kill.
 fn assert_unhurt(calls: Calls) {
     assert_eq!(calls.refused, 0, "{calls:?}");
     assert!(calls.broken <= CALLERS && calls.served > 0, "{calls:?}");
 }
 
-/// Has it hand over to a next one, which serves: it is the head of the line in every respect.
+/// Asserts that this generation is fully active: it serves, and hands over to a successor.
 fn assert_hands_over(line: &Line, generation: u64, pid: u32) {
     let mark = line.mark();
     signal(pid, Signal::SIGHUP);
     line.wait_since(mark, "the successor is ready", |record| {
         record.is(generation, Event::SuccessorReady)
     });
-    // Ends a bake, if there is one.
+    // Ends the bake, if one is in progress.
     signal(pid, Signal::SIGTERM);
-    line.wait_since(mark, "the next head", |record| {
+    line.wait_since(mark, "the next active generation", |record| {
         record.is(generation + 1, Event::GenerationServing)
     });
     line.assert_serves();
 }
 
+/// The predecessor stands by during the bake and takes over again; no client is refused.
 #[test]
-fn a_successor_that_dies_during_the_bake_is_rolled_back_and_nobody_is_refused() {
+fn a_successor_that_dies_in_the_bake_is_rolled_back() {
     let line = serve("60s");
     let callers = Callers::start(&line.address(), CALLERS);
     line.signal(1, Signal::SIGHUP);
@@ -63,7 +65,7 @@ fn a_successor_that_dies_during_the_bake_is_rolled_back_and_nobody_is_refused() 
 }
 
 #[test]
-fn without_a_supervisor_a_draining_generation_accepts_again_when_its_successor_dies() {
+fn a_draining_generation_resumes_without_a_supervisor() {
     let line = serve("0");
     let mut held = line.hold();
     line.hand_over_from(1);
@@ -80,8 +82,9 @@ fn without_a_supervisor_a_draining_generation_accepts_again_when_its_successor_d
     line.wait_for(1, Event::GenerationEnded);
 }
 
+/// A supervisor restarts the daemon, so the draining generation does not accept again.
 #[test]
-fn with_a_supervisor_a_draining_generation_leaves_the_line_to_it() {
+fn a_draining_generation_leaves_the_restart_to_a_supervisor() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
@@ -102,14 +105,14 @@ fn with_a_supervisor_a_draining_generation_leaves_the_line_to_it() {
     assert_eq!(line.exit_code(1), 0);
     line.wait_for_end();
     assert_eq!(line.count(Event::GenerationResumed), 0);
-    // The manager keeps the socket for the next process; without it nobody does.
+    // Only the service manager still keeps the socket, for the next process.
     Client::connect(&line.address()).unwrap();
     drop(manager);
     assert_becomes(&true, || Client::connect(&line.address()).is_err());
 }
 
 #[test]
-fn a_generation_that_was_told_to_stop_does_not_accept_again() {
+fn a_stopping_generation_does_not_resume() {
     let line = serve("0");
     let held = line.hold();
     line.hand_over_from(1);
@@ -126,13 +129,13 @@ fn a_generation_that_was_told_to_stop_does_not_accept_again() {
     assert_eq!(line.count(Event::GenerationResumed), 0);
 }
 
-/// A line whose third generation serves, and the clients for whom the first and the second still
-/// drain.
+/// Starts a lineage whose third generation serves. Returns it with the two clients for which the
+/// first and the second generation still drain.
 fn three_generations() -> (Line, Client, Client) {
     let line = serve("0");
     let first = line.hold();
     line.hand_over_from(1);
-    // The first one accepts no more: it is the second that holds.
+    // The first generation no longer accepts: this client holds the second one.
     line.wait_for(1, Event::DrainStarted);
     let second = line.hold();
     line.hand_over_from(2);
@@ -141,9 +144,9 @@ fn three_generations() -> (Line, Client, Client) {
 }
 
 #[test]
-fn of_three_generations_the_eldest_accepts_again_when_both_younger_ones_die() {
+fn the_oldest_generation_resumes_when_both_younger_ones_die() {
     let (line, first, second) = three_generations();
-    // The one in the middle: nothing changes for anybody else.
+    // When the middle generation dies, nothing changes for the others.
     kill(&line, 2);
     drop(second);
     line.wait_for(3, Event::GenerationGone);
@@ -158,7 +161,7 @@ fn of_three_generations_the_eldest_accepts_again_when_both_younger_ones_die() {
 }
 
 #[test]
-fn of_three_generations_the_middle_one_accepts_again_when_the_youngest_dies() {
+fn the_middle_generation_resumes_when_the_youngest_dies() {
     let (line, first, second) = three_generations();
     let mark = line.mark();
     kill(&line, 3);
@@ -173,15 +176,16 @@ fn of_three_generations_the_middle_one_accepts_again_when_the_youngest_dies() {
     assert_hands_over(&line, 2, line.pid_of(2));
 }
 
+/// The starting successor has inherited the listening sockets, and becomes the active generation.
 #[test]
-fn a_predecessor_that_dies_before_the_successor_is_ready_leaves_the_line_to_it() {
+fn a_predecessor_may_die_before_its_successor_is_ready() {
     let line = serve("60s");
     let mut gate = Gate::new(&line);
     line.put_script(&format!("{}; exec \"$REAL\" \"$@\"", Gate::PASS));
     line.signal(1, Signal::SIGHUP);
     line.wait_for(0, "at the gate");
     kill(&line, 1);
-    // Nobody accepts now, and nobody is refused: they wait.
+    // No generation accepts now, but no client is refused: they wait in the backlog.
     let callers = Callers::start(&line.address(), CALLERS);
     gate.open();
     line.wait_for(2, Event::GenerationServing);
@@ -190,8 +194,9 @@ fn a_predecessor_that_dies_before_the_successor_is_ready_leaves_the_line_to_it()
     assert_hands_over(&line, 2, line.pid_of(2));
 }
 
+/// The successor on probation becomes the active generation at once.
 #[test]
-fn a_predecessor_that_dies_during_the_bake_leaves_the_line_to_the_successor() {
+fn a_predecessor_may_die_in_the_bake() {
     let line = serve("60s");
     let callers = Callers::start(&line.address(), CALLERS);
     line.signal(1, Signal::SIGHUP);
@@ -204,7 +209,7 @@ fn a_predecessor_that_dies_during_the_bake_leaves_the_line_to_the_successor() {
 }
 
 #[test]
-fn a_predecessor_that_dies_while_it_drains_hurts_none_but_its_own() {
+fn a_predecessor_that_dies_draining_loses_only_its_clients() {
     let line = serve("0");
     let held = line.hold();
     line.hand_over_from(1);
@@ -219,8 +224,10 @@ fn a_predecessor_that_dies_while_it_drains_hurts_none_but_its_own() {
     assert_hands_over(&line, 2, line.pid_of(2));
 }
 
+/// The generation dies before the active one has received its messages. The active generation
+/// reports the loss and keeps the dead one's counters.
 #[test]
-fn a_generation_that_dies_before_the_head_has_heard_it_is_missed_all_the_same() {
+fn a_generation_that_dies_unnoticed_is_still_reported() {
     let line = Line::serve_controlled(&[&["--bake", "0"][..], &SLOW_DRAIN].concat());
     let held = line.hold();
     let accepted = || {
@@ -230,7 +237,7 @@ fn a_generation_that_dies_before_the_head_has_heard_it_is_missed_all_the_same() 
     };
     line.hand_over_from(1);
     line.wait_for(2, Event::GenerationServing);
-    // Before it answers, it has heard its predecessor.
+    // Before the second generation replies, it has received its predecessor's messages.
     let before = accepted();
     freeze(line.pid_of(1));
     line.hand_over_from(2);
@@ -238,18 +245,19 @@ fn a_generation_that_dies_before_the_head_has_heard_it_is_missed_all_the_same() 
     kill(&line, 1);
     let missed = line.wait_for(3, Event::GenerationDied.with("died", 1).with("open", 1));
     assert!(missed.text.starts_with("ERROR"), "{missed:?}");
-    // Nor is forgotten what it had done.
+    // The counters of the dead generation are kept.
     assert_eq!(accepted(), before);
     drop(held);
 }
 
 #[test]
-fn a_generation_that_ends_in_order_is_missed_by_no_head_after_it() {
+fn a_generation_that_ends_normally_is_not_reported_dead() {
     let line = Line::serve_controlled(&[&["--bake", "0"][..], &SLOW_DRAIN].concat());
     let held = line.hold();
     line.hand_over_from(1);
     line.wait_for(2, Event::GenerationServing);
-    // The next one is born with a channel to it, and hears it only when it is gone.
+    // The next generation starts with a channel to the old one, but reads it only after the old one
+    // has ended.
     let mut gate = Gate::before_successor(&line, "\"$@\"");
     line.signal(2, Signal::SIGHUP);
     gate.wait(&line);
@@ -263,7 +271,7 @@ fn a_generation_that_ends_in_order_is_missed_by_no_head_after_it() {
 }
 
 #[test]
-fn a_hangup_survives_the_predecessor_that_a_successor_on_probation_has_lost() {
+fn a_pending_reload_survives_the_predecessors_death() {
     let line = serve("60s");
     line.signal(1, Signal::SIGHUP);
     line.wait_for(1, Event::SuccessorReady);

@@ -1,5 +1,5 @@
-//! `handoffd doctor` asks the service manager that the daemon runs under. What it finds is tested
-//! under a real systemd.
+//! Tests of `handoffd doctor`: it queries the service manager that the daemon runs under. The tests
+//! under a real systemd cover its findings.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -11,8 +11,8 @@ use std::process::Command;
 use crate::support::operator::Answered;
 use crate::support::{Line, Operator, REAL};
 
-/// Puts a systemctl in the folder that notes its arguments and knows every unit. The file `unit`
-/// has its settings.
+/// Installs a fake systemctl in the folder. It records its arguments and knows every unit, with the
+/// settings in the file `unit`.
 pub(crate) fn put_systemctl(folder: &Path) {
     let systemctl = folder.join("systemctl");
     let script = "#!/bin/sh\necho \"$*\" >>\"${0%/*}/asked\"
@@ -24,7 +24,7 @@ pub(crate) fn put_systemctl(folder: &Path) {
     fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Runs the doctor with that systemctl. Returns what it came to, and how the unit was asked for.
+/// Runs the doctor with that systemctl. Returns its output, and the arguments of the query.
 fn examine(folder: &Path, words: &[&str]) -> (Answered, String) {
     put_systemctl(folder);
     let _ = fs::remove_file(folder.join("asked"));
@@ -36,7 +36,7 @@ fn examine(folder: &Path, words: &[&str]) -> (Answered, String) {
     (answered, asked.lines().find(|line| line.contains("show")).unwrap_or_default().to_owned())
 }
 
-/// The status of a daemon in that control group, from a socket that answers one client.
+/// Replies to one client on the control socket with the status of a daemon in this control group.
 fn answer_as_in(folder: &Path, group: &str, status: &str) -> std::thread::JoinHandle<()> {
     let mut status: serde_json::Value = serde_json::from_str(status).unwrap();
     status["generations"][0]["control_group"] = group.into();
@@ -52,7 +52,7 @@ fn answer_as_in(folder: &Path, group: &str, status: &str) -> std::thread::JoinHa
 }
 
 #[test]
-fn the_manager_that_the_daemon_runs_under_is_asked() {
+fn the_daemons_own_service_manager_is_queried() {
     let line = Line::serve_controlled(&[]);
     let status = line.asked(&["status", "--json"]).well();
     let own = nix::unistd::getuid();
@@ -77,7 +77,7 @@ fn the_manager_that_the_daemon_runs_under_is_asked() {
 }
 
 #[test]
-fn a_user_without_a_daemon_may_name_a_unit() {
+fn a_unit_can_be_named_without_a_daemon() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (answered, asked) = examine(folder.path(), &["--user", "h.service"]);
     assert_eq!(asked, "--user show --no-pager --all -- h.service", "{answered:?}");
@@ -87,7 +87,7 @@ fn a_user_without_a_daemon_may_name_a_unit() {
 }
 
 #[test]
-fn a_daemon_says_in_which_control_group_it_runs() {
+fn the_status_includes_the_control_group() {
     let line = Line::serve_controlled(&[]);
     let status: serde_json::Value =
         serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
@@ -99,12 +99,13 @@ fn a_daemon_says_in_which_control_group_it_runs() {
     );
 }
 
-/// The kernel lets only root look into such a process, so a reload by `/proc` fails.
+/// The kernel hides `/proc` details of such a process from all users but root, so a reload through
+/// `/proc` fails.
 #[test]
-fn file_capabilities_of_the_program_are_seen() {
+fn the_doctor_finds_file_capabilities() {
     assert!(
         nix::unistd::geteuid().is_root(),
-        "only root gives a file capabilities: run the tests as root"
+        "only root can give capabilities to a file: run the tests as root"
     );
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let program = folder.path().join("program");
@@ -118,7 +119,7 @@ fn file_capabilities_of_the_program_are_seen() {
     let finding = "breaks  ExecReload=: the program has file capabilities";
     let (before, _) = examine(folder.path(), &["a.service"]);
     assert!(!before.out.contains(finding), "{before:?}");
-    // CAP_NET_BIND_SERVICE, effective: what setcap(8) writes.
+    // CAP_NET_BIND_SERVICE, effective: the bytes that setcap(8) writes.
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     rustix::fs::setxattr(
         &program,

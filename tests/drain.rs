@@ -1,16 +1,16 @@
-//! A drain tells every connection at once, waits for those in the middle of something, and ends at
-//! its deadline.
+//! Draining: every connection is told at once, busy connections may finish, and the drain timeout
+//! ends the rest.
 
 use crate::support::{Client, Event, Line, Record, Stuck, exit_code, raise_descriptor_limit};
 use nix::sys::signal::Signal;
 
-/// How the connections of a generation ended, by its own account: by themselves, and cut.
+/// Returns how many connections of a generation ended by themselves, and how many were cut.
 fn outcome(record: &Record) -> (usize, usize) {
     let number = |name| record.field(name).unwrap().parse().unwrap();
     (number("ended"), number("cut"))
 }
 
-/// A line on a TCP and a Unix socket, and their addresses.
+/// Starts a lineage on a TCP and a Unix socket; returns it with both addresses.
 fn line(arguments: &[&str]) -> (Line, String, String) {
     let line = Line::start_with(|command, folder| {
         let path = format!("unix={}", folder.join("socket").display());
@@ -23,7 +23,7 @@ fn line(arguments: &[&str]) -> (Line, String, String) {
     (line, tcp, unix)
 }
 
-/// Connections that have had one request answered, and are idle.
+/// Opens idle connections that have completed one request.
 fn idle(address: &str, count: usize) -> Vec<Client> {
     let clients = (0..count).map(|_| {
         let mut client = Client::connect(address).unwrap();
@@ -33,17 +33,17 @@ fn idle(address: &str, count: usize) -> Vec<Client> {
     clients.collect()
 }
 
-/// A connection that has been accepted and has said nothing: connections are accepted in the order
-/// in which they come.
+/// Opens a connection that sends nothing. A later client is served first, so this one has been
+/// accepted too: the backlog is in order.
 fn silent(address: &str) -> Client {
     let client = Client::connect(address).unwrap();
     Client::once(address, b"the next one").unwrap();
     client
 }
 
-/// Waits for the end of a drain in which nobody was cut: all that were counted when it began have
-/// ended by themselves. Those that showed that others were accepted have heard their end, and may
-/// still be among them.
+/// Waits for the end of a drain in which no connection was cut: all connections counted at its
+/// start ended by themselves. The count may include helper connections of the test that were still
+/// closing.
 fn assert_all_ended(line: &Line, generation: u64, at_least: usize) {
     let counted = line
         .wait_for(generation, Event::DrainStarted)
@@ -56,7 +56,7 @@ fn assert_all_ended(line: &Line, generation: u64, at_least: usize) {
 }
 
 #[test]
-fn a_generation_without_connections_is_gone_at_once() {
+fn a_generation_without_connections_ends_at_once() {
     let (line, _, _) = line(&["--drain-timeout", "1h", "--first-request-grace", "1h"]);
     line.hand_over_from(1);
     assert_eq!(line.exit_code(1), 0);
@@ -67,7 +67,7 @@ fn a_generation_without_connections_is_gone_at_once() {
 }
 
 #[test]
-fn a_generation_with_one_connection_is_gone_with_it() {
+fn a_generation_ends_with_its_last_connection() {
     let (line, _, unix) = line(&["--drain-timeout", "1h"]);
     let client = Stuck::on(&line, &unix);
     line.hand_over_from(1);
@@ -80,12 +80,12 @@ fn a_generation_with_one_connection_is_gone_with_it() {
 }
 
 #[test]
-fn thousands_of_idle_connections_are_all_told_and_none_is_forgotten() {
-    // 5,000 at a handoff and 5,000 at the end: the tests share the 20,000 descriptors that a
-    // process often has at most.
+fn thousands_of_idle_connections_all_learn_of_the_drain() {
+    // 5,000 at the handoff and 5,000 at the end: all tests share the usual limit of 20,000
+    // descriptors.
     const MANY: usize = 5_000;
     raise_descriptor_limit();
-    // An hour of grace for who has not spoken yet is none for who has.
+    // The grace of one hour applies only to connections that have not sent their first request.
     let (line, tcp, _) = line(&["--drain-timeout", "1h", "--first-request-grace", "1h"]);
     for generation in 1..=2 {
         let mut clients = idle(&tcp, MANY);
@@ -104,12 +104,11 @@ fn thousands_of_idle_connections_are_all_told_and_none_is_forgotten() {
 }
 
 #[test]
-fn what_is_left_at_the_deadline_is_cut_and_counted() {
+fn the_drain_timeout_cuts_and_counts_the_rest() {
     let (line, tcp, unix) = line(&["--drain-timeout", "1s", "--first-request-grace", "1h"]);
     let mut idle = idle(&tcp, 3);
     let (slow, vanished) = (Stuck::on(&line, &tcp), Stuck::on(&line, &unix));
-    // It has little left to do, and does it within the deadline also where many tests share one
-    // processor.
+    // Only a little work is left, so it finishes in time even if many tests share one processor.
     let mut quick = silent(&tcp);
     line.hand_over_from(1);
     quick.echo(b"here I am").unwrap();
@@ -131,7 +130,7 @@ fn what_is_left_at_the_deadline_is_cut_and_counted() {
 }
 
 #[test]
-fn a_line_that_stops_is_bounded_by_the_deadline_too() {
+fn the_drain_timeout_also_bounds_a_stop() {
     let (line, _, unix) = line(&["--drain-timeout", "1s"]);
     let old = Stuck::on(&line, &unix);
     line.hand_over_from(1);
@@ -147,7 +146,7 @@ fn a_line_that_stops_is_bounded_by_the_deadline_too() {
 }
 
 #[test]
-fn who_has_not_spoken_when_the_drain_begins_may_still_do_so() {
+fn a_first_request_is_served_during_the_drain() {
     let (line, tcp, unix) = line(&["--drain-timeout", "1h", "--first-request-grace", "1h"]);
     for (generation, number) in [(1, Signal::SIGHUP), (2, Signal::SIGTERM)] {
         let mut clients = [silent(&tcp), silent(&unix)];
@@ -155,7 +154,7 @@ fn who_has_not_spoken_when_the_drain_begins_may_still_do_so() {
         line.wait_for(generation, Event::DrainStarted);
         for client in &mut clients {
             client.echo(b"here I am").unwrap();
-            // One request, and then it is a connection like any other.
+            // After its first request the connection is closed like any other.
             client.expect_end().unwrap();
         }
         if generation == 1 {
@@ -163,7 +162,7 @@ fn who_has_not_spoken_when_the_drain_begins_may_still_do_so() {
         }
         assert_eq!(line.exit_code(generation), 0);
         assert_all_ended(&line, generation, 2);
-        line.wait("who serves", |record| {
+        line.wait("the next serving or ended generation", |record| {
             if generation == 1 {
                 record.is(2, Event::GenerationServing)
             } else {
@@ -174,7 +173,7 @@ fn who_has_not_spoken_when_the_drain_begins_may_still_do_so() {
 }
 
 #[test]
-fn who_says_nothing_within_the_grace_is_closed() {
+fn a_silent_connection_is_closed_after_the_grace() {
     let (line, tcp, _) = line(&["--drain-timeout", "1h", "--first-request-grace", "300ms"]);
     let mut client = silent(&tcp);
     let pid = line.pid_of(1);

@@ -1,5 +1,5 @@
-//! Any system call of a handoff may fail, and either side may be killed: a sample of `cargo test
-//! --test errors`.
+//! Fault injection: any system call of a handoff may fail, and either side may be killed. `cargo
+//! test --test errors` runs a sample.
 
 #[path = "errors/embedded.rs"]
 mod embedded;
@@ -37,11 +37,11 @@ fn any_call_of_a_new_embedded_server_may_fail() {
 }
 
 #[test]
-fn handoffs_with_faults_lose_nobody() {
+fn handoffs_with_faults_lose_no_client() {
     storm::run(OnHandoff::Drain, 150, 3);
 }
 
 #[test]
-fn handoffs_with_carry_and_faults_lose_nobody() {
+fn handoffs_with_carry_and_faults_lose_no_client() {
     storm::run(OnHandoff::Carry, 100, 4);
 }

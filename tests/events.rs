@@ -9,14 +9,14 @@ use crate::support::Event;
 /// The levels, most important first.
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
-/// What the source or the documentation says about an event.
+/// The description of an event in the source or in the documentation.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Description {
     levels: Vec<String>,
     fields: Vec<String>,
 }
 
-/// Every source file.
+/// Returns all source files below a folder.
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let files = entries
@@ -25,13 +25,13 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     files.collect()
 }
 
-/// Returns what a source file holds without its tests, which may log anything.
+/// Returns the code of a source file without its unit tests, which may log anything.
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     text.split("\n#[cfg(test)]\nmod tests {").next().unwrap().to_owned()
 }
 
-/// Returns the arguments of a macro call, up to its closing parenthesis. `text` begins behind the
+/// Returns the arguments of a macro call, up to its closing parenthesis. `text` begins after the
 /// opening one.
 fn arguments(text: &str) -> Vec<String> {
     let (mut all, mut current, mut depth) = (Vec::new(), String::new(), 0);
@@ -119,7 +119,7 @@ fn sorted(mut description: Description) -> Description {
     description
 }
 
-/// A log call by another name, as after `use tracing::warn`, would escape the other tests.
+/// A log call by a short name, as after `use tracing::warn`, would escape the other tests.
 #[test]
 fn every_log_call_in_the_source_is_written_in_full() {
     for path in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
@@ -140,7 +140,7 @@ fn every_log_call_in_the_source_is_written_in_full() {
 fn every_record_in_the_source_has_an_event_of_the_tests() {
     let known: Vec<_> = Event::ALL.iter().map(|event| event.id()).collect();
     let logged: Vec<_> = in_source().into_keys().collect();
-    assert!(known.is_sorted(), "the list of tests/support/event.rs is in order");
+    assert!(known.is_sorted(), "the list in tests/support/event.rs must be sorted");
     assert_eq!(logged, known);
 }
 
@@ -151,5 +151,5 @@ fn every_event_is_documented_with_its_levels_and_fields() {
         let row = documented.remove(&id).unwrap_or_else(|| panic!("{id} has no row"));
         assert_eq!(sorted(row), sorted(logged), "{id}");
     }
-    assert_eq!(documented, BTreeMap::new(), "rows of events that are gone");
+    assert_eq!(documented, BTreeMap::new(), "rows of events that no longer exist");
 }

@@ -1,5 +1,4 @@
-//! The examples keep the promise as the daemon does: under load, replaced again and again, they
-//! lose nothing.
+//! The examples under load: they are replaced again and again, and lose no request.
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
@@ -9,12 +8,12 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Client, Event, Line, example, exit_code, signal};
 
-/// How often each example is replaced while the clients run.
+/// How many times each example is replaced while the clients run.
 const HANDOFFS: usize = 10;
 const CLIENTS: usize = 4;
 
-/// Replaces an example while clients run `exchange` as fast as they can, none of which may fail;
-/// then stops it.
+/// Replaces an example while clients run `exchange` as fast as they can, then stops it. No exchange
+/// may fail.
 fn survives_replacement(name: &str, exchange: impl Fn(&str) -> io::Result<()> + Sync) {
     let line = Line::start_program(&example(name), |command, _| {
         command.arg("127.0.0.1:0");
@@ -48,14 +47,14 @@ fn survives_replacement(name: &str, exchange: impl Fn(&str) -> io::Result<()> + 
         }
         pid
     });
-    assert!(served.into_inner() > HANDOFFS * CLIENTS, "the clients hardly ran");
+    assert!(served.into_inner() > HANDOFFS * CLIENTS, "the clients made too few exchanges");
     line.wait_for_count(HANDOFFS + 1, Event::GenerationServing);
     signal(last, Signal::SIGTERM);
     line.wait_for_end();
 }
 
 #[test]
-fn a_service_of_ones_own_loses_nothing_while_it_is_replaced() {
+fn a_custom_service_loses_nothing_while_it_is_replaced() {
     survives_replacement("shout", |address| {
         let mut client = Client::connect(address)?;
         client.write_all(b"hello")?;
@@ -70,9 +69,9 @@ fn an_axum_server_loses_nothing_while_it_is_replaced() {
     survives_replacement("axum", |address| Client::connect(address)?.get().map(drop));
 }
 
-/// Half a line goes with each of them as well: the other half comes to the next process.
+/// Each connection also carries half a line; the other half reaches the next process.
 #[test]
-fn a_carry_takes_along_what_a_service_of_ones_own_knows_of_each_connection() {
+fn a_custom_service_carries_its_connection_state() {
     const HANDOFFS: usize = 3;
     let line = Line::start_program(&example("tally"), |command, _| {
         command.arg("127.0.0.1:0");
@@ -83,7 +82,7 @@ fn a_carry_takes_along_what_a_service_of_ones_own_knows_of_each_connection() {
     let mut lines = vec![0; clients.len()];
     for successor in 2..HANDOFFS + 2 {
         for (place, (client, lines)) in clients.iter_mut().zip(&mut lines).enumerate() {
-            // Not as many on each.
+            // Each connection gets a different number of lines.
             for _ in 0..=place % 3 {
                 *lines += 1;
                 client.write_all(b"or more\none").unwrap();
@@ -95,7 +94,7 @@ fn a_carry_takes_along_what_a_service_of_ones_own_knows_of_each_connection() {
             record.is_event(Event::HandoffCommitted)
                 && record.field("successor") == Some(&successor.to_string())
         });
-        // Nobody has left, and yet the old process can end.
+        // No client has disconnected, and yet the old process ends.
         assert_eq!(exit_code(pid), 0);
         pid = handed_over.field("successor_pid").unwrap().parse().unwrap();
     }
@@ -108,8 +107,9 @@ fn a_carry_takes_along_what_a_service_of_ones_own_knows_of_each_connection() {
     }
 }
 
+/// The service cannot detach one connection. It stays behind, and the carry does not wait for it.
 #[test]
-fn a_carry_leaves_behind_whom_a_service_of_ones_own_cannot_give_up_and_waits_for_nobody() {
+fn a_carry_skips_connections_that_a_service_cannot_detach() {
     let line = Line::start_program(&example("tally"), |command, _| {
         command.arg("127.0.0.1:0");
     });
@@ -119,7 +119,8 @@ fn a_carry_leaves_behind_whom_a_service_of_ones_own_cannot_give_up_and_waits_for
         client.expect(b"1\n").unwrap();
     }
     signal(line.first_pid(), Signal::SIGHUP);
-    // It waits for its next line when it is told: not at the end of the time that a carry may take.
+    // The connection waits for its next line when the carry is requested. It must stay behind at
+    // once, not after the carry timeout.
     stays.expect_end().unwrap();
     drop(stays);
     assert_eq!(exit_code(line.first_pid()), 0);
@@ -132,22 +133,21 @@ fn a_carry_leaves_behind_whom_a_service_of_ones_own_cannot_give_up_and_waits_for
     carried.expect(b"2\n").unwrap();
 }
 
-/// hyper closes a connection that has sent nothing yet as soon as it is told to shut down.
+/// hyper closes a connection without any request as soon as it is told to shut down.
 #[test]
-fn an_axum_server_answers_a_first_request_that_comes_after_it_was_replaced() {
+fn an_axum_server_answers_a_late_first_request() {
     let line = Line::start_program(&example("axum"), |command, _| {
         command.arg("127.0.0.1:0");
     });
     let mut silent = Client::connect(&line.address()).unwrap();
-    // The queue is first come, first served: when this one is answered, the silent one has been
-    // accepted.
+    // The backlog is in order: when this client is answered, the silent one has been accepted.
     Client::connect(&line.address()).unwrap().get().unwrap();
     signal(line.first_pid(), Signal::SIGHUP);
     line.wait("the drain", |record| record.is_event(Event::DrainStarted.with("why", "retiring")));
     silent.get().unwrap();
 }
 
-/// Each client keeps its connection until a reply says that it ends.
+/// Each client keeps its connection until a response announces its end.
 #[test]
 fn an_axum_server_loses_no_request_of_keep_alive_clients() {
     thread_local! {
@@ -164,9 +164,9 @@ fn an_axum_server_loses_no_request_of_keep_alive_clients() {
     });
 }
 
-/// The client is idle when the server is replaced, and asks again afterwards.
+/// The client is idle when the server is replaced, and sends another request afterwards.
 #[test]
-fn an_axum_server_announces_the_end_of_a_kept_connection() {
+fn an_axum_server_announces_the_end_of_a_connection() {
     let line = Line::start_program(&example("axum"), |command, _| {
         command.arg("127.0.0.1:0");
     });
@@ -185,15 +185,15 @@ fn an_axum_server_announces_the_end_of_a_kept_connection() {
     assert_eq!(exit_code(line.first_pid()), 0);
 }
 
-/// What a reply says of its connection.
+/// What a response says about its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kept {
     Open,
-    /// It ends with this reply.
+    /// The connection ends with this response.
     Announced,
 }
 
-/// One request over HTTP on a connection that is kept, and the whole of its reply.
+/// Sends one HTTP request on a persistent connection and reads the complete response.
 fn keep_alive_get(client: &mut Client) -> io::Result<Kept> {
     client.write_all(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")?;
     let (mut head, mut byte) = (Vec::new(), [0]);

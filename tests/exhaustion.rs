@@ -1,7 +1,7 @@
-//! A daemon that runs out of descriptors or memory makes its clients wait, does not spin, and
-//! recovers by itself.
+//! A daemon without free descriptors or memory: its clients wait, it does not spin, and it recovers
+//! by itself.
 //!
-//! strace(1) watches every accept, and makes it fail where the system itself cannot be brought to.
+//! strace(1) observes every accept, and injects the failures that the test cannot cause for real.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -14,13 +14,13 @@ use crate::support::{
 };
 use nix::sys::signal::Signal;
 
-/// Starts a line under `strace`, in a shell that has run `setting`.
+/// Starts a lineage under `strace`, in a shell that has run `setting`.
 fn traced(setting: &str, flags: &str) -> Line {
     let line = Line::start_with(|command, folder| {
         let traced = "-e signal=none -e trace=accept4,fcntl";
         let trace = format!("exec strace -f -qq -ttt {traced} {flags} -o {}", trace(folder));
         install(folder, &format!("{setting}\n{trace} \"$REAL\" \"$@\""));
-        // strace counts for each thread: one accepts.
+        // strace counts for each thread, so only one thread accepts.
         command.args(["--listen", "127.0.0.1:0", "--workers", "1"]);
     });
     line.wait_for(1, Event::GenerationServing);
@@ -31,15 +31,15 @@ fn trace(folder: &Path) -> String {
     folder.join("trace").to_str().unwrap().to_owned()
 }
 
-/// When each accept failed with this error, in seconds.
+/// Returns the times in seconds at which an accept failed with this error.
 fn failures(line: &Line, error: &str) -> Vec<f64> {
     let trace = fs::read_to_string(trace(line.folder())).unwrap();
     let failed = trace.lines().filter(|call| call.contains(&format!("= -1 {error} ")));
     failed.map(|call| call.split_whitespace().nth(1).unwrap().parse().unwrap()).collect()
 }
 
-/// When a worker found that only the reserve was left since the last accept, in seconds. The
-/// reserve of 40 descriptors begins at 30.
+/// Returns the times in seconds, since the last accept, at which a worker found only reserved
+/// descriptors left. With a limit of 40 descriptors, the reserve begins at 30.
 fn refusals(line: &Line) -> Vec<f64> {
     let trace = fs::read_to_string(trace(line.folder())).unwrap();
     let mut refused = Vec::new();
@@ -54,7 +54,7 @@ fn refusals(line: &Line) -> Vec<f64> {
     refused
 }
 
-/// Clients that have sent a request, whether they are accepted or wait in the queue.
+/// Connects clients that have sent a request; they are accepted or wait in the backlog.
 fn ask(line: &Line, count: usize) -> Vec<Client> {
     let clients = (0..count).map(|_| {
         let mut client = Client::connect(&line.address()).unwrap();
@@ -64,7 +64,7 @@ fn ask(line: &Line, count: usize) -> Vec<Client> {
     clients.collect()
 }
 
-/// It waited between two attempts, twice as long each time.
+/// Asserts that the pause between two attempts doubled each time, up to one second.
 fn assert_paused(failures: &[f64]) {
     let mut expected = 0.005;
     for pair in failures.windows(2) {
@@ -88,7 +88,7 @@ fn stop(line: &Line) {
 }
 
 #[test]
-fn a_system_without_descriptors_or_memory_makes_clients_wait() {
+fn clients_wait_while_the_system_has_no_descriptors_or_memory() {
     for error in ["ENFILE", "ENOMEM", "ENOBUFS"] {
         let line = traced(
             "export TOKIO_WORKER_THREADS=1",
@@ -106,21 +106,21 @@ fn a_system_without_descriptors_or_memory_makes_clients_wait() {
 }
 
 #[test]
-fn a_process_without_descriptors_serves_those_it_has_and_makes_others_wait() {
+fn clients_wait_while_the_process_has_no_descriptors() {
     let line = traced("ulimit -n 40", "");
     let mut clients = ask(&line, 70);
     let said = line.wait_for(1, Event::AcceptFailed);
     assert!(said.text.contains("Too many open files"), "{said:?}");
-    // As long as nobody leaves nothing changes: whoever waits goes on waiting, and so does the
-    // daemon between two attempts.
+    // While no client leaves, nothing changes: clients keep waiting, and the daemon pauses between
+    // two attempts.
     let last = clients.last_mut().unwrap();
     last.set_read_timeout(Duration::from_millis(400)).unwrap();
     assert_eq!(last.expect(b"request").unwrap_err().kind(), ErrorKind::WouldBlock);
     last.set_read_timeout(DEADLINE).unwrap();
     assert_becomes(&true, || refusals(&line).len() >= 2);
     assert_paused(&refusals(&line));
-    // Those that were accepted are served, one after another makes room for the next, and nobody is
-    // left behind.
+    // The accepted clients are served; each one that ends makes room for the next, until all are
+    // served.
     for client in &mut clients {
         client.expect(b"request").unwrap();
         client.half_close().unwrap();
@@ -142,7 +142,7 @@ fn an_interrupted_accept_does_not_lose_its_client() {
 }
 
 #[test]
-fn an_accept_that_fails_for_its_peer_alone_holds_up_nobody() {
+fn a_failed_accept_of_one_client_delays_no_other() {
     let line = traced(":", "-e inject=accept4:error=ECONNABORTED:when=1..3");
     for mut client in ask(&line, 10) {
         client.expect(b"request").unwrap();
@@ -153,7 +153,7 @@ fn an_accept_that_fails_for_its_peer_alone_holds_up_nobody() {
 }
 
 #[test]
-fn a_stop_for_want_of_descriptors_says_whom_it_leaves_behind() {
+fn a_stop_without_free_descriptors_reports_lost_clients() {
     let line = traced("ulimit -n 40", "");
     let clients = ask(&line, 70);
     line.wait_for(1, Event::AcceptFailed.with("listener", "listener-1"));
@@ -164,7 +164,7 @@ fn a_stop_for_want_of_descriptors_says_whom_it_leaves_behind() {
 }
 
 #[test]
-fn every_generation_has_room_for_its_descriptors_before_they_come() {
+fn every_generation_reserves_its_descriptor_table_early() {
     let line = Line::start_with(|command, folder| {
         install(folder, "ulimit -n 1000\nexec \"$REAL\" \"$@\"");
         command.args(["--listen", "127.0.0.1:0", "--bake", "0"]);
@@ -175,14 +175,15 @@ fn every_generation_has_room_for_its_descriptors_before_they_come() {
     let status = fs::read_to_string(format!("/proc/{}/status", line.pid_of(2))).unwrap();
     let size =
         status.lines().find_map(|field| field.strip_prefix("FDSize:")?.trim().parse::<u32>().ok());
-    // As many as it may have, and not 64, though it has a dozen.
+    // The table has room for the whole limit, not for 64, although only a dozen are open.
     assert!(size >= Some(1000), "{size:?}");
     signal(line.pid_of(2), Signal::SIGTERM);
     assert_eq!(line.exit_code(2), 0);
     line.wait_for_end();
 }
 
-/// Clients that only connect took every descriptor: no operator was heard and every handoff failed.
+/// Earlier, clients that only connected could take every descriptor. Then no command was accepted,
+/// and every handoff failed.
 #[test]
 fn clients_leave_descriptors_for_operators_and_handoffs() {
     raise_descriptor_limit();

@@ -1,5 +1,5 @@
-//! Text from outside reaches the log and the operator's terminal on one line, escaped and with an
-//! end.
+//! Untrusted text in the log and on the operator's terminal: one line, escaped, and of limited
+//! length.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -9,11 +9,11 @@ use std::process::Command;
 use crate::support::operator::Answered;
 use crate::support::{Event, Line, Operator, REAL, Refusal};
 
-/// Clears a terminal, begins lines and ends a string of C.
+/// Text that would clear a terminal, begin new lines and end a C string.
 const HOSTILE: &str = "\u{1b}[2J\r\u{9b}\0end";
 const ESCAPED: &str = "\\u{1b}[2J\\r\\u{9b}\\u{0}end";
 
-/// The longest that a line of the log or the terminal may be: a reason is cut at 4,000 bytes.
+/// The maximum length of a line in the log or on the terminal. A reason is cut at 4,000 bytes.
 const LINE_MAX: usize = 5000;
 
 fn assert_harmless(text: &str) {
@@ -29,15 +29,15 @@ fn assert_all_harmless(answered: &Answered) {
 }
 
 #[test]
-fn what_a_successor_says_is_escaped_and_cut() {
+fn a_successors_text_is_escaped_and_cut() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     let long = "$(head -c 100000 /dev/zero | tr '\\0' x)";
     let hostile = r"\033[2J\r\302\233\000end";
     let all = [
-        format!(r#"say "VERSION=1\nKIND=failed\nREASON={hostile} {long}\n""#),
-        format!(r#"say "VERSION=1\nKIND=ready\nCLOSED={hostile}{long}\n""#),
+        format!(r#"say "VERSION=2\nKIND=failed\nREASON={hostile} {long}\n""#),
+        format!(r#"say "VERSION=2\nKIND=ready\nCLOSED={hostile}{long}\n""#),
         format!(r#"say "{hostile}{long}\n""#),
-        format!(r#"say "VERSION=1\nKIND=exec-failed\nERRNO={hostile}{long}\n""#),
+        format!(r#"say "VERSION=2\nKIND=exec-failed\nERRNO={hostile}{long}\n""#),
     ];
     for (round, said) in all.iter().enumerate() {
         line.put_script(&format!("{said}; exec sleep 1000"));
@@ -50,12 +50,12 @@ fn what_a_successor_says_is_escaped_and_cut() {
         assert_all_harmless(&line.asked(&["status"]));
     }
     line.put_script(&format!(
-        r#"say "VERSION=1\nKIND=failed\nREASON={hostile}\n"; exec sleep 1000"#
+        r#"say "VERSION=2\nKIND=failed\nREASON={hostile}\n"; exec sleep 1000"#
     ));
     line.asked(&["reload"]).names(70, &[&format!("the successor says: {ESCAPED}")]);
 }
 
-/// Plays a daemon that gives each client one answer.
+/// Starts a fake daemon that sends each client one reply.
 fn daemon_that_answers(path: &Path, answers: Vec<Vec<u8>>) -> std::thread::JoinHandle<()> {
     let daemon = UnixListener::bind(path).unwrap();
     std::thread::spawn(move || {
@@ -68,7 +68,7 @@ fn daemon_that_answers(path: &Path, answers: Vec<Vec<u8>>) -> std::thread::JoinH
 }
 
 #[test]
-fn what_a_daemon_says_of_itself_is_escaped_and_cut() {
+fn a_daemons_status_is_escaped_and_cut() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     let json = line.asked(&["status", "--json"]).well();
     let mut status: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -106,9 +106,9 @@ fn what_a_daemon_says_of_itself_is_escaped_and_cut() {
     daemon.join().unwrap();
 }
 
-/// The test plays a daemon that ends no line, and sends as fast as the client reads.
+/// The test plays a daemon whose reply never ends a line and is sent as fast as the client reads.
 #[test]
-fn a_client_does_not_believe_an_answer_without_end() {
+fn a_client_rejects_an_endless_reply() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("control");
     let daemon = UnixListener::bind(&path).unwrap();
@@ -119,13 +119,13 @@ fn a_client_does_not_believe_an_answer_without_end() {
     let mut taken = 0;
     while client.write_all(&[b'x'; 65_536]).is_ok() {
         taken += 65_536;
-        assert!(taken < 128 << 20, "the client takes everything");
+        assert!(taken < 128 << 20, "the client keeps reading");
     }
     status.wait().names(77, &["cannot understand", "more than 64 MiB"]);
 }
 
 #[test]
-fn a_request_is_quoted_on_one_line() {
+fn an_invalid_request_is_quoted_on_one_line() {
     let line = Line::serve_controlled(&[]);
     for request in
         ["{\"\\u001b[2J\\r\\n\":{}}".to_owned(), HOSTILE.to_owned(), HOSTILE.repeat(1000)]
@@ -140,7 +140,7 @@ fn a_request_is_quoted_on_one_line() {
 }
 
 #[test]
-fn a_command_line_is_quoted_on_one_line_with_an_end() {
+fn a_long_command_line_is_quoted_on_one_line_and_cut() {
     let long = "x".repeat(120_000);
     let path = "/no/such/\u{1b}[2J\r\u{9b}\n/path";
     for (arguments, code) in [

@@ -1,12 +1,11 @@
-//! Generations overlap for as long as their clients need them, and no longer than their number
-//! allows.
+//! Overlapping generations: each lives as long as its clients need it, within the maximum number.
 
 use std::path::Path;
 
 use crate::support::{Client, Event, Gate, Handoffs, Line, Stuck, exit_code, signal};
 use nix::sys::signal::Signal;
 
-/// A line on a Unix socket and on TCP, and that socket.
+/// Starts a lineage on a Unix socket and on TCP; returns it with the socket's path.
 fn line(arguments: &[&str]) -> (Line, String) {
     let line = Line::start_with(|command, folder| {
         let path = folder.join("socket");
@@ -18,7 +17,7 @@ fn line(arguments: &[&str]) -> (Line, String) {
     (line, path)
 }
 
-/// One more handoff; when it returns only the new head accepts.
+/// Performs another handoff; on return, only the new active generation accepts.
 fn hand_over(line: &Line, head: &mut Handoffs<'_>) {
     let old = head.generation;
     head.next();
@@ -26,7 +25,7 @@ fn hand_over(line: &Line, head: &mut Handoffs<'_>) {
 }
 
 #[test]
-fn a_connection_in_the_middle_of_a_request_outlives_many_handoffs() {
+fn a_busy_connection_outlives_many_handoffs() {
     let (line, path) = line(&["--max-generations", "64"]);
     let mut head = Handoffs::of(&line);
     let first = Stuck::on(&line, &line.address_of("tcp"));
@@ -37,8 +36,8 @@ fn a_connection_in_the_middle_of_a_request_outlives_many_handoffs() {
     }
     assert_eq!(line.processes().len(), 1 + clients.len());
     signal(head.pid, Signal::SIGTERM);
-    // All that was taken on is answered. Over TCP, what the client's kernel has yet to send may be
-    // too late for it.
+    // Every request that the server has read is answered. Over TCP, bytes still queued in the
+    // client's kernel may arrive too late.
     let answered = first.read_until_end();
     let record = line.wait_for(1, Event::ConnectionEnded);
     let number = |name| record.field(name).and_then(|value| value.parse::<usize>().ok()).unwrap();
@@ -57,8 +56,8 @@ fn a_connection_in_the_middle_of_a_request_outlives_many_handoffs() {
     line.wait_for_end();
 }
 
-/// Lets generations pile up, each with a client that holds it: `bound` may live, and the oldest
-/// makes room.
+/// Asserts that at most `bound` generations live: each one is held by a client, and the oldest is
+/// cut to make room.
 fn assert_bounded(bound: u64, arguments: &[&str]) {
     let (line, path) = line(arguments);
     let mut head = Handoffs::of(&line);
@@ -79,24 +78,25 @@ fn assert_bounded(bound: u64, arguments: &[&str]) {
         assert_eq!(line.processes().len() as u64, bound);
     }
     assert_eq!(line.count(Event::DrainCutShort), 2);
-    // The others have lost nothing.
+    // The remaining connections have lost nothing.
     signal(head.pid, Signal::SIGTERM);
     clients.into_iter().for_each(Stuck::read_to_end);
     line.wait_for_end();
 }
 
 #[test]
-fn no_more_generations_live_than_are_allowed() {
+fn the_number_of_generations_is_limited() {
     assert_bounded(3, &["--max-generations", "3"]);
 }
 
 #[test]
-fn eight_generations_live_unless_told_otherwise() {
+fn eight_generations_live_by_default() {
     assert_bounded(8, &[]);
 }
 
+/// A generation that ends during a handoff makes room for the new one, so no drain is cut short.
 #[test]
-fn a_generation_that_ends_while_the_next_one_starts_makes_nobody_be_cut() {
+fn a_generation_that_ends_during_a_handoff_makes_room() {
     let (line, path) = line(&["--max-generations", "3"]);
     let mut head = Handoffs::of(&line);
     let oldest = Stuck::on(&line, &path);
@@ -118,7 +118,7 @@ fn a_generation_that_ends_while_the_next_one_starts_makes_nobody_be_cut() {
 }
 
 #[test]
-fn the_path_stays_while_anybody_serves_on_it_and_goes_with_the_last() {
+fn a_socket_path_is_removed_by_its_last_generation() {
     let (line, path) = line(&[]);
     let client = Stuck::on(&line, &path);
     let mut head = Handoffs::of(&line);
@@ -132,7 +132,7 @@ fn the_path_stays_while_anybody_serves_on_it_and_goes_with_the_last() {
 }
 
 #[test]
-fn a_path_that_is_somebody_elses_by_now_is_left_alone() {
+fn a_path_that_another_program_replaced_is_left_alone() {
     let (line, path) = line(&[]);
     let other = line.folder().join("other");
     std::fs::write(&other, "theirs").unwrap();
@@ -145,7 +145,7 @@ fn a_path_that_is_somebody_elses_by_now_is_left_alone() {
 }
 
 #[test]
-fn a_path_that_somebody_has_removed_is_bound_anew_by_the_next_generation() {
+fn a_removed_path_is_bound_again_by_the_next_generation() {
     let (line, path) = line(&[]);
     std::fs::remove_file(&path).unwrap();
     assert!(Client::connect(&path).is_err());
@@ -157,8 +157,10 @@ fn a_path_that_somebody_has_removed_is_bound_anew_by_the_next_generation() {
     assert!(!Path::new(&path).exists());
 }
 
+/// A predecessor's drain lasts longer than the stop of the active generation. The active one ends
+/// last, and neither logs a warning.
 #[test]
-fn the_head_outlives_a_generation_that_drains_longer_and_neither_complains() {
+fn the_active_generation_outlives_a_longer_drain() {
     let (line, path) = line(&[]);
     let client = Stuck::on(&line, &path);
     let mut head = Handoffs::of(&line);
@@ -170,7 +172,11 @@ fn the_head_outlives_a_generation_that_drains_longer_and_neither_complains() {
     let records = line.wait_for_end();
     let ended: Vec<_> =
         records.iter().filter(|record| record.is_event(Event::GenerationEnded)).collect();
-    assert_eq!(ended.last().unwrap().generation, head.generation, "the head has to be the last");
+    assert_eq!(
+        ended.last().unwrap().generation,
+        head.generation,
+        "the active generation must end last"
+    );
     let complaint = records.iter().find(|record| record.is_complaint());
     assert_eq!(complaint, None);
 }

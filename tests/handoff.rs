@@ -1,11 +1,11 @@
-//! A handoff puts the new program in place of the old one, and nobody who connects notices.
+//! Handoffs: a new program replaces the old one, and no client notices.
 
 use nix::sys::signal::Signal;
 
 use crate::support::{Client, Event, Line, Operator, SLOW_DRAIN, exit_code, freeze, thaw};
 
 #[test]
-fn a_hangup_replaces_the_process_and_the_port_stays() {
+fn a_hangup_replaces_the_process_and_keeps_the_port() {
     let line = Line::serve(&["--bake", "0"]);
     line.hand_over_from(1);
     assert_eq!(line.exit_code(1), 0);
@@ -16,8 +16,8 @@ fn a_hangup_replaces_the_process_and_the_port_stays() {
     assert!(Client::connect(&line.address()).is_err());
 }
 
-/// Begins a handoff that is not given the time for its bake, and waits until both accept: who
-/// asked, and the successor.
+/// Begins a handoff whose timeout is shorter than its bake, and waits until both generations
+/// accept. Returns the waiting command and the successor's process id.
 fn begin_in_vain(line: &Line) -> (Operator, u32) {
     let mark = line.mark();
     let reload = line.ask(&["reload", "--timeout", "3s"]);
@@ -25,11 +25,12 @@ fn begin_in_vain(line: &Line) -> (Operator, u32) {
     (reload, ready.field("successor_pid").unwrap().parse().unwrap())
 }
 
+/// The handoff runs out of time. The successor drains its connections, and their counters are kept.
 #[test]
-fn a_successor_that_is_taken_back_for_want_of_time_drains_what_it_has_accepted() {
+fn a_cancelled_successor_drains_its_connections() {
     let line = Line::serve_controlled(&[&["--bake", "1h"][..], &SLOW_DRAIN].concat());
     let (reload, successor) = begin_in_vain(&line);
-    // So that the new one has all of them.
+    // While the first generation is stopped, the successor accepts all connections.
     freeze(line.first_pid());
     let mut clients: Vec<_> = (0..100).map(|_| Client::connect(&line.address()).unwrap()).collect();
     clients.iter_mut().for_each(|client| client.echo(b"there").unwrap());
@@ -39,14 +40,14 @@ fn a_successor_that_is_taken_back_for_want_of_time_drains_what_it_has_accepted()
     assert_eq!(exit_code(successor), 0);
     line.wait_for(2, Event::GenerationEnded.with("ended", 100).with("carried", 0).with("cut", 0));
     line.assert_serves();
-    // What it has done is counted.
+    // The work of the cancelled successor is counted.
     let status: serde_json::Value =
         serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
     assert_eq!(status["counters"]["listeners"]["listener-1"]["accepted"], 101);
 }
 
 #[test]
-fn a_successor_that_hangs_when_it_is_taken_back_is_killed() {
+fn a_cancelled_successor_that_hangs_is_killed() {
     let line = Line::serve_controlled(&["--bake", "1h"]);
     let (reload, successor) = begin_in_vain(&line);
     freeze(successor);

@@ -1,12 +1,12 @@
-//! A side of a proxied connection that breaks is noticed as long as the connection is there, also
-//! where nothing is read from it any more.
+//! Failures of either side of a proxied connection: the proxy notices them even when it no longer
+//! reads from that side.
 
 use std::io::Write;
 
 use crate::proxy_faults::{ending, fill};
 use crate::support::{Client, Event, Line, Upstream, assert_becomes};
 
-/// The side that goes away.
+/// The side that disconnects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     Client,
@@ -15,7 +15,8 @@ enum Side {
 
 const SIDES: [Side; 2] = [Side::Client, Side::Upstream];
 
-/// The two ends of a proxied connection: of the side that goes away, and of the other.
+/// Connects a client through the proxy. Returns the end of the side that disconnects, and the other
+/// end.
 fn ends(line: &Line, upstream: &Upstream, side: Side) -> (Client, Client) {
     let (client, server) = line.pair(upstream);
     match side {
@@ -24,7 +25,7 @@ fn ends(line: &Line, upstream: &Upstream, side: Side) -> (Client, Client) {
     }
 }
 
-/// Says a word and half-closes; the other side hears both.
+/// Sends a few bytes and half-closes; the other side receives both.
 fn half_close(gone: &mut Client, other: &mut Client) {
     gone.write_all(b"all of it").unwrap();
     gone.half_close().unwrap();
@@ -32,20 +33,21 @@ fn half_close(gone: &mut Client, other: &mut Client) {
     other.expect_end().unwrap();
 }
 
-/// The kernel says so of a socket that has got a reset.
+/// Asserts that the socket has received a reset, as the kernel reports.
 fn assert_is_reset(other: &Client) {
-    let Client::Tcp(socket) = other else { panic!("a Unix socket knows no reset") };
+    let Client::Tcp(socket) = other else { panic!("Unix sockets have no resets") };
     assert_becomes(&true, || socket.take_error().unwrap().is_some());
 }
 
+/// One side half-closes and later resets. The proxy resets the other side.
 #[test]
-fn a_side_that_resets_after_its_end_has_the_other_reset() {
+fn a_reset_after_a_half_close_resets_the_other_side() {
     for side in SIDES {
         let upstream = Upstream::tcp();
         let line = Line::proxy(&[&upstream.address()], &[]);
         let (mut gone, mut other) = ends(&line, &upstream, side);
         half_close(&mut gone, &mut other);
-        // It is still there, and is still answered.
+        // The side is still connected and still receives replies.
         other.write_all(b"a reply").unwrap();
         gone.expect(b"a reply").unwrap();
         gone.reset();
@@ -54,8 +56,9 @@ fn a_side_that_resets_after_its_end_has_the_other_reset() {
     }
 }
 
+/// The other side does not read, so the proxy has bytes that it cannot deliver.
 #[test]
-fn a_side_that_resets_is_noticed_though_nobody_takes_its_words() {
+fn a_reset_is_noticed_while_the_other_side_does_not_read() {
     for side in SIDES {
         let upstream = Upstream::tcp();
         let line = Line::proxy(&[&upstream.address()], &[]);
@@ -68,7 +71,7 @@ fn a_side_that_resets_is_noticed_though_nobody_takes_its_words() {
 }
 
 #[test]
-fn a_side_that_resets_after_a_carry_is_noticed() {
+fn a_reset_is_noticed_after_a_carry() {
     for side in SIDES {
         let upstream = Upstream::tcp();
         let line = Line::proxy(&[&upstream.address()], &["--carry", "--bake", "0"]);
@@ -84,10 +87,10 @@ fn a_side_that_resets_after_a_carry_is_noticed() {
     }
 }
 
-/// A Unix socket knows no reset. A side that closes it has still sent all that the other side has
-/// read, so the other side reads an ordinary end.
+/// Unix sockets have no resets. A side that closes its socket has sent everything that the other
+/// side has read, so the other side reads an ordinary end.
 #[test]
-fn a_side_that_closes_its_unix_socket_is_noticed() {
+fn a_closed_unix_socket_is_noticed() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = |name| folder.path().join(name).to_str().unwrap().to_owned();
     let (listener, backend) = (path("listener"), path("backend"));

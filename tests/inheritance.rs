@@ -1,7 +1,8 @@
-//! What a parent passes is taken over when it is meant for us and can be served; else it is refused
-//! by name.
+//! Sockets from a parent process: accepted if they are meant for the daemon and usable, otherwise
+//! refused by name.
 //!
-//! A daemon that guesses serves the wrong socket, or takes a file of its parent's for one.
+//! A daemon that guesses could serve the wrong socket, or mistake a file of its parent for a
+//! socket.
 
 use std::fs::File;
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -24,8 +25,7 @@ fn copy(socket: &TcpListener) -> OwnedFd {
     socket.try_clone().unwrap().into()
 }
 
-/// The daemon serves on a socket of its own, and the one that it was not meant to have is the
-/// test's alone to serve.
+/// Asserts that the daemon serves on its own socket and that only the test holds the passed one.
 fn assert_not_adopted(line: &Line, passed: &TcpListener) {
     let address = passed.local_addr().unwrap().to_string();
     assert_ne!(line.address(), address);
@@ -34,7 +34,7 @@ fn assert_not_adopted(line: &Line, passed: &TcpListener) {
     line.assert_serves();
     let _waiting = TcpStream::connect(address).unwrap();
     accept(passed);
-    // Nor does it reach a successor.
+    // A successor does not get it either.
     line.hand_over_from(1);
     assert!(!holds_socket(line.pid_of(2), passed));
     line.signal(2, Signal::SIGTERM);
@@ -42,7 +42,7 @@ fn assert_not_adopted(line: &Line, passed: &TcpListener) {
 }
 
 #[test]
-fn sockets_are_taken_over_from_a_parent_that_names_our_pid() {
+fn sockets_are_adopted_if_the_pid_is_ours() {
     let (socket, address) = listener();
     let line =
         Parent::passing([copy(&socket)]).saying("LISTEN_FDNAMES", "web").serve(&["--bake", "0"]);
@@ -53,7 +53,7 @@ fn sockets_are_taken_over_from_a_parent_that_names_our_pid() {
 }
 
 #[test]
-fn without_a_pid_descriptor_3_is_not_taken_on_trust() {
+fn descriptor_3_is_not_adopted_without_a_pid() {
     let (socket, _) = listener();
     let line = Parent::passing([copy(&socket)]).without_pid().serve(&[
         "--bake",
@@ -65,7 +65,7 @@ fn without_a_pid_descriptor_3_is_not_taken_on_trust() {
 }
 
 #[test]
-fn sockets_that_are_meant_for_another_process_are_not_taken() {
+fn sockets_for_another_process_are_not_adopted() {
     for pid in ["1", "0", "-1", "", "garbage", "4294967296", "99999999999999999999999"] {
         let (socket, _) = listener();
         let parent = Parent::passing([copy(&socket)]).saying("LISTEN_PID", pid);
@@ -74,21 +74,21 @@ fn sockets_that_are_meant_for_another_process_are_not_taken() {
 }
 
 #[test]
-fn sockets_that_are_meant_for_an_earlier_process_of_our_pid_are_not_taken() {
+fn sockets_for_an_earlier_process_of_our_pid_are_not_adopted() {
     let (socket, _) = listener();
     let parent = Parent::passing([copy(&socket)]).saying("LISTEN_PIDFDID", "1");
     assert_not_adopted(&parent.serve(&["--bake", "0", "--listen", "127.0.0.1:0"]), &socket);
 }
 
 #[test]
-fn a_process_descriptor_id_that_is_none_is_named() {
+fn an_invalid_pidfd_id_is_named() {
     let (socket, _) = listener();
     let parent = Parent::passing([copy(&socket)]).saying("LISTEN_PIDFDID", "seven");
     parent.refused(&[]).names(78, &["LISTEN_PIDFDID", "seven"]);
 }
 
 #[test]
-fn a_count_of_descriptors_that_is_none_is_named() {
+fn an_invalid_descriptor_count_is_named() {
     for count in ["-1", "many", "", "1.0", "1048577", "18446744073709551616"] {
         let (socket, _) = listener();
         let parent = Parent::passing([copy(&socket)]).saying("LISTEN_FDS", count);
@@ -97,7 +97,7 @@ fn a_count_of_descriptors_that_is_none_is_named() {
 }
 
 #[test]
-fn more_descriptors_counted_than_passed_names_the_first_that_is_missing() {
+fn a_count_above_the_passed_descriptors_names_the_first_gap() {
     let (socket, _) = listener();
     Parent::passing([copy(&socket)])
         .saying("LISTEN_FDS", "3")
@@ -106,21 +106,21 @@ fn more_descriptors_counted_than_passed_names_the_first_that_is_missing() {
 }
 
 #[test]
-fn a_closed_descriptor_in_the_middle_of_the_range_is_named() {
+fn a_closed_descriptor_in_the_range_is_named() {
     let (one, two) = (listener().0, listener().0);
     let parent = Parent::passing([one.into()]).leaving(5, two.into()).saying("LISTEN_FDS", "3");
     parent.refused(&[]).names(78, &["LISTEN_FDS", "descriptor 4"]);
 }
 
 #[test]
-fn a_count_of_zero_takes_nothing() {
+fn a_count_of_zero_adopts_nothing() {
     let (socket, _) = listener();
     let parent = Parent::passing([copy(&socket)]).saying("LISTEN_FDS", "0");
     assert_not_adopted(&parent.serve(&["--bake", "0", "--listen", "127.0.0.1:0"]), &socket);
 }
 
 #[test]
-fn what_is_no_listening_stream_socket_is_refused_and_named() {
+fn only_listening_stream_sockets_are_adopted() {
     let (listening, at) = listener();
     let packets =
         || socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
@@ -143,7 +143,7 @@ fn what_is_no_listening_stream_socket_is_refused_and_named() {
         ),
     ];
     for (what, descriptor) in cases {
-        // Behind one that is well, so that it is told which.
+        // After a valid one, so that the error must say which one is wrong.
         let parent =
             Parent::passing([copy(&listening), descriptor]).saying("LISTEN_FDNAMES", "well:ill");
         parent.refused(&[]).names(78, &["descriptor 4", "ill", what]);
@@ -151,7 +151,7 @@ fn what_is_no_listening_stream_socket_is_refused_and_named() {
 }
 
 #[test]
-fn a_packet_socket_that_listens_is_refused_all_the_same() {
+fn a_listening_seqpacket_socket_is_refused() {
     use nix::sys::socket::{Backlog, UnixAddr, bind, listen};
     let packets =
         socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
@@ -161,7 +161,7 @@ fn a_packet_socket_that_listens_is_refused_all_the_same() {
 }
 
 #[test]
-fn names_that_are_too_few_or_too_many_are_refused() {
+fn too_few_or_too_many_names_are_refused() {
     for (names, count) in [("one", "1"), ("", "1"), ("one:two:three", "3"), ("one:two:", "3")] {
         let (first, second) = (listener().0, listener().0);
         let parent = Parent::passing([first.into(), second.into()]).saying("LISTEN_FDNAMES", names);
@@ -171,14 +171,14 @@ fn names_that_are_too_few_or_too_many_are_refused() {
 }
 
 #[test]
-fn names_that_would_break_a_line_of_the_log_are_refused() {
+fn names_with_control_characters_are_refused() {
     let parent =
         Parent::passing([File::open("/").unwrap().into()]).saying("LISTEN_FDNAMES", "one\ntwo");
     parent.refused(&[]).names(78, &["LISTEN_FDNAMES", r"one\ntwo"]);
 }
 
 #[test]
-fn two_sockets_of_one_name_are_both_served() {
+fn two_sockets_with_one_name_are_both_served() {
     let ((one, at_one), (two, at_two)) = (listener(), listener());
     let parent = Parent::passing([one.into(), two.into()]).saying("LISTEN_FDNAMES", "web:web");
     let line = parent.serve(&["--bake", "0", "--listen", "web=127.0.0.1:1"]);
@@ -188,9 +188,9 @@ fn two_sockets_of_one_name_are_both_served() {
     }
 }
 
-/// systemd calls a socket by its unit, and its `ListenStream=80` is `[::]:80`.
+/// systemd names a socket after its unit, and binds `[::]:80` for `ListenStream=80`.
 #[test]
-fn a_passed_socket_serves_an_address_in_other_words() {
+fn a_passed_socket_matches_an_equivalent_address() {
     for wanted in ["0.0.0.0", "[::ffff:0.0.0.0]", "tcp6:[::]"] {
         let socket = TcpListener::bind("[::]:0").unwrap();
         let (address, port) =
@@ -211,7 +211,7 @@ fn a_passed_socket_serves_an_address_in_other_words() {
 }
 
 #[test]
-fn a_passed_path_is_known_by_its_file() {
+fn a_passed_unix_socket_is_matched_by_its_file() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let at = |name: &str| folder.path().join(name);
     std::fs::create_dir(at("run")).unwrap();
@@ -229,7 +229,7 @@ fn a_passed_path_is_known_by_its_file() {
 }
 
 #[test]
-fn a_passed_socket_that_is_in_the_way_is_named() {
+fn a_passed_socket_that_blocks_an_address_is_named() {
     let six = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).unwrap();
     six.set_only_v6(true).unwrap();
     six.bind(&"[::]:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
@@ -250,7 +250,7 @@ fn a_passed_socket_that_is_in_the_way_is_named() {
 }
 
 #[test]
-fn an_empty_name_is_none() {
+fn an_empty_name_counts_as_no_name() {
     let ((one, at_one), (two, at_two)) = (listener(), listener());
     let parent = Parent::passing([one.into(), two.into()]).saying("LISTEN_FDNAMES", ":api");
     let line = parent.serve(&["--listen", "web=127.0.0.1:1", "--listen", "api=127.0.0.1:2"]);
@@ -258,7 +258,7 @@ fn an_empty_name_is_none() {
 }
 
 #[test]
-fn names_decide_and_not_the_order() {
+fn sockets_are_matched_by_name_not_by_order() {
     let ((one, at_one), (two, at_two)) = (listener(), listener());
     for names in ["web:api", "api:web"] {
         let parent = Parent::passing([copy(&one), copy(&two)]).saying("LISTEN_FDNAMES", names);
@@ -278,7 +278,7 @@ fn names_decide_and_not_the_order() {
 }
 
 #[test]
-fn a_passed_socket_that_nothing_claims_is_closed_and_said_so() {
+fn an_unclaimed_passed_socket_is_closed_and_reported() {
     let ((one, _), (two, at_two)) = (listener(), listener());
     let parent = Parent::passing([copy(&one), copy(&two)]).saying("LISTEN_FDNAMES", "web:stray");
     let line = parent.serve(&["--listen", "web=127.0.0.1:1"]);
@@ -292,7 +292,7 @@ fn a_passed_socket_that_nothing_claims_is_closed_and_said_so() {
 }
 
 #[test]
-fn a_refused_inheritance_leaves_the_sockets_as_they_were() {
+fn a_refused_inheritance_leaves_the_sockets_unchanged() {
     let (socket, address) = listener();
     Parent::passing([copy(&socket), File::open("/").unwrap().into()])
         .refused(&[])
@@ -302,8 +302,8 @@ fn a_refused_inheritance_leaves_the_sockets_as_they_were() {
 }
 
 #[test]
-fn a_channel_that_is_none_is_named() {
-    for channel in ["", "3", "x:3", "1:x", "1:-1", "1:-2147483648", "1:2", "1:200", "1:3"] {
+fn an_invalid_channel_is_named() {
+    for channel in ["", "3", "x:3", "2:x", "2:-1", "2:-2147483648", "2:2", "2:200", "2:3"] {
         let descriptor = File::open("/").unwrap().into();
         let parent = Parent::passing([descriptor])
             .saying("LISTEN_FDS", "0")

@@ -1,10 +1,8 @@
-//! A generation may be killed at any instant of a handoff: the other serves, and whoever calls is
-//! served by it.
+//! Kills at any instant of a handoff: the other generation serves all clients.
 //!
-//! Two ways to name an instant: the records of the log, each written by one generation or the
-//! other, and the system calls of a generation's main thread, which does all of a handoff. strace
-//! kills at each of them in turn, before the kernel has done what the call asks for. Which calls
-//! there are, a handoff without a kill tells.
+//! An instant is a log record of either generation, or a system call of a generation's main thread,
+//! which performs the whole handoff. strace kills the process at each call in turn, before the
+//! kernel executes the call. A handoff without a kill shows which calls exist.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,10 +15,10 @@ use crate::support::{Callers, Calls, Event, Line, Record, SLOW_DRAIN, Tracer, ex
 const CALLERS: usize = 2;
 const KILLED: i32 = 128 + Signal::SIGKILL as i32;
 
-/// A system call, and which one of that name.
+/// A system call and its ordinal among the calls of that name.
 type Instant = (String, usize);
 
-/// Records of a handoff: the generation that writes it, its event, and for a step the state after it.
+/// Records of a handoff: the writing generation, its event, and for a step the resulting state.
 const RECORDS: [(u64, Event, Option<&str>); 10] = [
     (1, Event::SignalReceived, None),
     (1, Event::HandoffStarted, None),
@@ -34,7 +32,7 @@ const RECORDS: [(u64, Event, Option<&str>); 10] = [
     (2, Event::GenerationServing, None),
 ];
 
-/// Whether it is the record of that row of [`RECORDS`].
+/// Returns whether `record` is the one in this row of [`RECORDS`].
 fn is_row(record: &Record, (by, event, to): (u64, Event, Option<&str>)) -> bool {
     record.is(by, event) && to.is_none_or(|to| record.field("to") == Some(to))
 }
@@ -50,8 +48,8 @@ fn serve() -> Line {
     line
 }
 
-/// What is left of the line is one generation that serves, that the pid file names, and that hands
-/// over in turn.
+/// Asserts that `head` is the only generation left: it serves, the pid file names it, and it can
+/// hand over.
 fn assert_is_head(line: &Line, head: &Record, what: &str) {
     let named = fs::read_to_string(line.folder().join("pid")).unwrap();
     assert_eq!(named.trim(), head.pid.to_string(), "the pid file, after {what}\n{}", line.text());
@@ -65,7 +63,8 @@ fn assert_is_head(line: &Line, head: &Record, what: &str) {
     line.assert_serves();
 }
 
-/// Nobody was refused. Of each caller one call at most was with the one that was killed.
+/// Asserts that no call was refused and that at most one call of each client was broken by the
+/// kill.
 fn assert_unhurt(calls: Calls, what: &str, line: &Line) {
     assert!(
         calls.refused == 0 && calls.broken <= CALLERS,
@@ -74,8 +73,8 @@ fn assert_unhurt(calls: Calls, what: &str, line: &Line) {
     );
 }
 
-/// The head of the line after the second generation was killed: the first, which a client keeps
-/// from ending.
+/// Waits until the first generation is active again after the second one was killed. A client keeps
+/// the first one alive. Returns a record for it.
 fn recalled(line: &Line, mark: usize, what: &str) -> Record {
     let what = format!("a failed handoff, after {what}");
     let lost = line.wait_since(mark, &what, |record| {
@@ -89,7 +88,7 @@ fn recalled(line: &Line, mark: usize, what: &str) -> Record {
 }
 
 #[test]
-fn a_predecessor_that_is_killed_at_any_record_leaves_the_line_to_its_successor() {
+fn a_predecessor_may_be_killed_at_any_log_record() {
     for row in RECORDS.into_iter().skip(1) {
         let what = format!("{row:?}");
         let line = serve();
@@ -98,9 +97,10 @@ fn a_predecessor_that_is_killed_at_any_record_leaves_the_line_to_its_successor()
         line.wait(&what, |record| is_row(record, row));
         signal(line.first_pid(), Signal::SIGKILL);
         let end = exit_code(line.first_pid());
-        // Callers may have been its last connections, and it may have ended before the signal came.
+        // The callers may have held its last connections, so it may have ended before the signal
+        // arrived.
         assert!(end == KILLED || end == 0, "{end}");
-        // The start is logged before the fork.
+        // The predecessor logs the start before it forks.
         match line
             .wait_since_or_end(0, "the successor", |record| record.is(2, Event::GenerationServing))
         {
@@ -114,7 +114,7 @@ fn a_predecessor_that_is_killed_at_any_record_leaves_the_line_to_its_successor()
 }
 
 #[test]
-fn a_successor_that_is_killed_at_any_record_leaves_the_line_to_its_predecessor() {
+fn a_successor_may_be_killed_at_any_log_record() {
     for row in RECORDS.into_iter().skip(2) {
         let what = format!("{row:?}");
         let line = serve();
@@ -133,7 +133,7 @@ fn a_successor_that_is_killed_at_any_record_leaves_the_line_to_its_predecessor()
     }
 }
 
-/// How often each system call is in a trace.
+/// Returns how often each system call occurs in a trace.
 fn count(trace: &str) -> BTreeMap<String, usize> {
     let mut calls = BTreeMap::new();
     for line in trace.lines() {
@@ -145,7 +145,7 @@ fn count(trace: &str) -> BTreeMap<String, usize> {
     calls
 }
 
-/// Up to `most` instants for each call: the first ones and the last.
+/// Returns up to `most` instants for each call: the first ones and the last.
 fn instants(calls: &BTreeMap<String, usize>, most: usize) -> Vec<Instant> {
     let chosen = |(name, count): (&String, &usize)| {
         let head = 1..=(*count).min(most - 1);
@@ -160,7 +160,7 @@ fn kill_at((call, number): &Instant) -> String {
 }
 
 #[test]
-fn a_predecessor_that_is_killed_at_any_system_call_leaves_the_line_to_its_successor() {
+fn a_predecessor_may_be_killed_at_any_system_call() {
     let line = serve();
     let tracer = Tracer::attach(&line, line.first_pid(), &[]);
     line.hand_over_from(1);
@@ -173,7 +173,7 @@ fn a_predecessor_that_is_killed_at_any_system_call_leaves_the_line_to_its_succes
         let line = serve();
         let tracer = Tracer::attach(&line, line.first_pid(), &["-e", &kill_at(&instant)]);
         let callers = Callers::start(&line.address(), CALLERS);
-        // Its main thread may be dead of an earlier call by then.
+        // Its main thread may already have been killed at an earlier call.
         line.signal(1, Signal::SIGHUP);
         let head = line
             .wait_since_or_end(0, "the successor", |record| record.is(2, Event::GenerationServing));
@@ -192,10 +192,10 @@ fn a_predecessor_that_is_killed_at_any_system_call_leaves_the_line_to_its_succes
 }
 
 #[test]
-fn a_successor_that_is_killed_between_fork_and_exec_leaves_the_line_to_its_predecessor() {
-    // Calls that the daemon itself never makes: the first close_range is that of the process in the
-    // middle, the others are those of the process which is about to become the successor. Not every
-    // machine has a dup2.
+fn a_successor_may_be_killed_between_fork_and_exec() {
+    // The daemon itself never makes these calls. The first close_range belongs to the intermediate
+    // process, the others to the process that becomes the successor. Not every architecture has
+    // dup2.
     let calls: &[&str] =
         if cfg!(target_arch = "x86_64") { &["close_range", "dup2", "execve"] } else { &["execve"] };
     for call in calls {
@@ -220,14 +220,14 @@ fn a_successor_that_is_killed_between_fork_and_exec_leaves_the_line_to_its_prede
     }
 }
 
-/// Puts the daemon, under strace, in the place of the program. The tracer is its grandchild: it
-/// keeps its process id.
+/// Makes the next generation run under strace. The tracer is its grandchild, so the daemon keeps
+/// its process id.
 fn put_traced(line: &Line, trace: &Path, options: &str) {
     line.put_script(&format!("exec strace -D -o '{}' {options} \"$REAL\" \"$@\"", trace.display()));
 }
 
 #[test]
-fn a_successor_that_is_killed_at_any_system_call_leaves_the_line_to_its_predecessor() {
+fn a_successor_may_be_killed_at_any_system_call() {
     let line = serve();
     let trace = line.folder().join("trace");
     put_traced(&line, &trace, "");
@@ -236,7 +236,7 @@ fn a_successor_that_is_killed_at_any_system_call_leaves_the_line_to_its_predeces
     line.wait_for_end();
     let calls = count(&fs::read_to_string(trace).unwrap());
     drop(line);
-    // The first exec is that of strace itself, on which the daemon's depends.
+    // The first exec is strace's own, which the daemon's exec depends on.
     assert!(calls.contains_key("sendto") && calls["execve"] == 1, "{calls:?}");
     for instant in instants(&calls, 4) {
         let what = format!("{instant:?}");
@@ -250,7 +250,7 @@ fn a_successor_that_is_killed_at_any_system_call_leaves_the_line_to_its_predeces
             record.is(1, Event::HandoffFailed) || record.is(2, Event::GenerationServing)
         };
         let came = line.wait_since(mark, &format!("an outcome, after {what}"), done);
-        // One that got through the calls that the handoff is made of dies of a later one, or now.
+        // A successor that survives the calls of the handoff is killed at a later call, or now.
         if came.generation == 2 {
             signal(came.pid, Signal::SIGKILL);
         }

@@ -11,7 +11,7 @@ use crate::config_file::{put, serve};
 use crate::counters::request;
 use crate::support::{Client, Event, Line, SLOW_DRAIN, Upstream, raise_descriptor_limit};
 
-/// The names alone are longer than one variable of the environment may be, execve(2), and than any
+/// The names alone exceed the limit of one environment variable, execve(2), and the size of any
 /// packet.
 #[test]
 fn a_reload_passes_on_names_of_any_total_length() {
@@ -35,10 +35,10 @@ fn a_reload_passes_on_names_of_any_total_length() {
     }
 }
 
-/// Each passed descriptor was copied above all others first, which took twice as many as there are
-/// listeners.
+/// Earlier, a handoff first copied every passed descriptor above all others. It needed twice as
+/// many descriptors as listeners.
 #[test]
-fn a_handoff_needs_hardly_more_descriptors_than_listeners() {
+fn a_handoff_needs_few_descriptors_besides_the_listeners() {
     let file: String = (0..500)
         .map(|number| {
             format!("[listener.n{number}]\naddress = \"$F/{number}\"\nservice = \"echo\"\n")
@@ -58,8 +58,8 @@ fn a_handoff_needs_hardly_more_descriptors_than_listeners() {
         .unwrap();
 }
 
-/// The report of a generation grows with its listeners and upstreams. When it was longer than any
-/// packet, the predecessor took it for garbage and killed a successor that served.
+/// The report of a generation grows with its listeners and upstreams. Earlier, the predecessor
+/// rejected a report longer than a packet and killed a successor that served.
 #[test]
 fn a_report_of_any_length_reaches_the_other_generation() {
     let upstreams: Vec<_> = (0..20).map(|number| format!("\"@nobody-{number}\"")).collect();
@@ -71,7 +71,7 @@ fn a_report_of_any_length_reaches_the_other_generation() {
         writeln!(file, "service = \"proxy\"\nupstreams = [{upstreams}]").unwrap();
     }
     let line = serve(&file, &SLOW_DRAIN);
-    // A client that has sent nothing yet keeps the old generation draining.
+    // A client that has sent nothing keeps the old generation draining.
     let mut client = Client::connect(&line.address_of("first")).unwrap();
     line.asked(&["status"]).well();
     line.asked(&["reload"]).well();
@@ -84,8 +84,8 @@ fn a_report_of_any_length_reaches_the_other_generation() {
     assert_eq!(line.count(Event::HandoffFailed), 0);
 }
 
-/// Short addresses keep the log short. How the time grows with their number is in
-/// `benches/large.rs`.
+/// Short addresses keep the log short. `benches/large.rs` measures how the time grows with the
+/// number of listeners.
 #[test]
 fn four_thousand_listeners_are_served() {
     let mut file = "metrics = \"$F/metrics\"\n".to_owned();
@@ -110,7 +110,7 @@ fn four_thousand_listeners_are_served() {
     line.wait_for_end();
 }
 
-/// The same of counters, which every listener has for every upstream.
+/// The report is long because each listener has counters for each of its upstreams.
 #[test]
 fn twenty_thousand_upstreams_are_reported() {
     let upstreams: Vec<_> = (0..20).map(|number| format!("\"@u{number}\"")).collect();
@@ -125,7 +125,7 @@ fn twenty_thousand_upstreams_are_reported() {
     assert_eq!(line.asked(&["status"]).well().matches(" @u7 ").count(), 1000);
 }
 
-/// The listeners, the upstreams and the connections of one generation are all numerous.
+/// The generations have many listeners, many upstreams and many connections.
 #[test]
 fn thousands_of_connections_are_carried_from_large_generations() {
     const LISTENERS: usize = 2000;

@@ -1,7 +1,8 @@
-//! A successor that cannot be started, or never becomes ready, changes nothing but the log.
+//! Failed launches: a successor that cannot be started or never becomes ready changes nothing but
+//! the log.
 //!
-//! The old generation says why, serves on, and the next good handoff works. Bash scripts play the
-//! bad successors.
+//! The old generation logs the reason and keeps serving, and the next valid handoff succeeds. Bash
+//! scripts play the faulty successors.
 
 use std::fs;
 
@@ -9,10 +10,11 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Event, Gate, Line, REAL, Tracer, exit_code, signal};
 
-/// What a handoff fails of, and how to bring that about.
+/// The reason for a failed handoff, and a function that causes it.
 type Failure<'a> = (&'a str, &'a dyn Fn(&Line));
 
-/// Has the first generation fail to hand over for each of these reasons, and then succeed.
+/// Asserts that handoffs from the first generation fail for each of these reasons, and that a later
+/// one succeeds.
 fn assert_survives(line: &Line, failures: &[Failure<'_>]) {
     for (reason, put) in failures {
         put(line);
@@ -23,26 +25,28 @@ fn assert_survives(line: &Line, failures: &[Failure<'_>]) {
     assert_recovers(line);
 }
 
-/// Has the first generation hand over to the daemon itself, which then serves alone.
+/// Asserts that the first generation hands over to the daemon itself, which then serves alone.
 fn assert_recovers(line: &Line) {
     line.put_real();
     let mark = line.mark();
     line.signal(1, Signal::SIGHUP);
-    line.wait_since(mark, "the next good handoff", |record| record.is(2, Event::GenerationServing));
+    line.wait_since(mark, "the next successful handoff", |record| {
+        record.is(2, Event::GenerationServing)
+    });
     assert_eq!(line.exit_code(1), 0);
     line.assert_serves();
 }
 
-/// For a script that ends as it should not, and says nothing.
+/// Returns a function that installs this script as the next successor.
 fn script(text: &'static str) -> impl Fn(&Line) {
     move |line| line.put_script(text)
 }
 
 #[test]
-fn a_program_that_cannot_be_executed_is_named_and_the_predecessor_serves_on() {
+fn a_program_that_cannot_be_executed_is_named() {
     let mut foreign = fs::read(REAL).unwrap();
     foreign.truncate(1 << 16);
-    // e_machine, elf(5): no such architecture.
+    // e_machine of elf(5): an architecture that does not exist.
     foreign[18..20].copy_from_slice(&[0xfe, 0xfe]);
     assert_survives(
         &Line::serve(&["--bake", "0"]),
@@ -67,7 +71,7 @@ fn a_program_that_cannot_be_executed_is_named_and_the_predecessor_serves_on() {
 }
 
 #[test]
-fn a_successor_that_refuses_its_configuration_tells_the_predecessor_why() {
+fn a_successor_reports_its_configuration_error() {
     let line = Line::start_with(|command, folder| {
         fs::create_dir(folder.join("run")).unwrap();
         command
@@ -92,7 +96,7 @@ fn a_successor_that_refuses_its_configuration_tells_the_predecessor_why() {
                 fs::rename(run(line), line.folder().join("away")).unwrap();
                 line.put_real();
             }),
-            // The old generation still knows where the file is once it is back.
+            // The old generation still finds the file at its path once the file is restored.
             ("the successor says: inherited descriptor 3", &|line| {
                 fs::rename(line.folder().join("away"), run(line)).unwrap();
                 line.put_script(r#"exec "$REAL" "$@" 3</dev/null"#);
@@ -104,7 +108,7 @@ fn a_successor_that_refuses_its_configuration_tells_the_predecessor_why() {
 }
 
 #[test]
-fn a_successor_that_ends_before_it_is_ready_leaves_the_predecessor_serving() {
+fn a_successor_that_ends_early_leaves_the_predecessor() {
     let ended = "the successor ended before it was ready";
     assert_survives(
         &Line::serve(&["--bake", "0"]),
@@ -120,18 +124,18 @@ fn a_successor_that_ends_before_it_is_ready_leaves_the_predecessor_serving() {
 }
 
 #[test]
-fn a_successor_that_talks_nonsense_is_killed_and_the_predecessor_serves_on() {
+fn a_successor_with_invalid_messages_is_killed() {
     let line = Line::serve(&["--bake", "0"]);
     let garbage = "the successor sent what is not a message";
     for (says, reason) in [
         ("say garbage", garbage),
-        (r"say 'VERSION=1\nKIND=ready\nPI'", garbage),
-        (r"say 'VERSION=1\nKIND=ready\nCLOSED=x\n'", garbage),
-        (r"say 'VERSION=1\nKIND=head\nPID=-7\n'", garbage),
+        (r"say 'VERSION=2\nKIND=ready\nPI'", garbage),
+        (r"say 'VERSION=2\nKIND=ready\nCLOSED=x\n'", garbage),
+        (r"say 'VERSION=2\nKIND=active\nPID=-7\n'", garbage),
         (r"say '\377\376\n'", garbage),
-        (r"say 'VERSION=1\nKIND=cut\n'", garbage),
+        (r"say 'VERSION=2\nKIND=cut\n'", garbage),
         ("head -c 150000 /dev/zero | dd bs=150000 iflag=fullblock status=none >&$fd", garbage),
-        // An empty packet cannot be told from the end.
+        // An empty packet looks like the end of the channel.
         (
             r#"perl -e 'open(my $s, "+<&=", $ARGV[0]) or die; defined(send($s, "", 0)) or die' "$fd""#,
             "the successor ended before it was ready",
@@ -149,13 +153,13 @@ fn a_successor_that_talks_nonsense_is_killed_and_the_predecessor_serves_on() {
 }
 
 #[test]
-fn a_message_of_an_unknown_kind_or_version_is_answered_and_is_not_fatal() {
+fn an_unknown_message_is_answered_and_not_fatal() {
     let line = Line::serve(&["--bake", "0"]);
     line.put_script(
-        r#"say 'VERSION=1\nKIND=novel\nANY=thing\n'; say 'VERSION=9\nKIND=ready\nPID=1\n'; exec "$REAL" "$@""#,
+        r#"say 'VERSION=2\nKIND=novel\nANY=thing\n'; say 'VERSION=9\nKIND=ready\nPID=1\n'; exec "$REAL" "$@""#,
     );
     line.hand_over_from(1);
-    line.wait_for(1, Event::MessageUnknown.with("version", 1).with("kind", "novel"));
+    line.wait_for(1, Event::MessageUnknown.with("version", 2).with("kind", "novel"));
     line.wait_for(1, Event::MessageUnknown.with("version", 9).with("kind", "ready"));
     line.wait_for(2, Event::MessageUnexpected.mentioning(r#"Unknown { kind: "novel" }"#));
     line.wait_for(2, Event::MessageUnexpected.mentioning(r#"Unknown { kind: "ready" }"#));
@@ -164,12 +168,12 @@ fn a_message_of_an_unknown_kind_or_version_is_answered_and_is_not_fatal() {
 }
 
 #[test]
-fn a_successor_that_hangs_is_killed_at_the_ready_timeout() {
+fn a_successor_is_killed_at_the_ready_timeout() {
     let line = Line::serve(&["--bake", "0", "--ready-timeout", "2s"]);
     line.put_script("exec sleep infinity");
     let failure = line.fail_to_hand_over_from(1);
     assert!(failure.text.contains("the successor was not ready within 2 s"), "{}", failure.text);
-    // Its number by the log: the script may not have come to say it in time.
+    // The log has its process id: the script may not have run far enough to write it.
     let killed = line.wait_for(1, Event::SuccessorSignalled);
     let pid = killed.field("successor_pid").unwrap().parse().unwrap();
     assert_eq!(exit_code(pid), 128 + Signal::SIGKILL as i32);
@@ -177,19 +181,19 @@ fn a_successor_that_hangs_is_killed_at_the_ready_timeout() {
 }
 
 #[test]
-fn a_successor_that_a_wrapper_has_forked_takes_over_and_hands_over_in_turn() {
+fn a_successor_forked_by_a_wrapper_takes_over() {
     let line = Line::serve(&["--bake", "0"]);
     line.put_script(r#""$REAL" "$@" & wait"#);
     line.hand_over_from(1);
     line.hand_over_from(2);
     assert_eq!(line.exit_code(1), 0);
-    // A child of the wrapper, which reaps it.
+    // The second generation is a child of the wrapper, so only the wrapper can reap it.
     line.wait_for(2, Event::GenerationEnded);
     line.assert_serves();
 }
 
 #[test]
-fn a_successor_that_a_wrapper_has_forked_is_seen_to_die_on_probation() {
+fn the_death_of_a_wrappers_successor_is_noticed() {
     let line = Line::serve(&["--bake", "60s"]);
     line.put_script(r#""$REAL" "$@" & wait"#);
     line.signal(1, Signal::SIGHUP);
@@ -203,10 +207,10 @@ fn a_successor_that_a_wrapper_has_forked_is_seen_to_die_on_probation() {
     line.assert_serves();
 }
 
-/// A process that the successor has started holds a copy of the channel, so its end of file never
-/// comes.
+/// A child of the successor holds a copy of the channel, so the channel never reports the end of
+/// file.
 #[test]
-fn a_successor_that_leaves_a_child_is_seen_to_die_in_the_bake() {
+fn a_successors_death_in_the_bake_is_noticed_despite_a_child() {
     let line = Line::serve(&["--bake", "60s"]);
     line.put_script(r#"sleep 600 & echo $! >"$FOLDER/child"; exec "$REAL" "$@""#);
     line.signal(1, Signal::SIGHUP);
@@ -218,8 +222,9 @@ fn a_successor_that_leaves_a_child_is_seen_to_die_in_the_bake() {
     kill_child(&line);
 }
 
+/// As in the previous test, a child of the successor holds a copy of the channel.
 #[test]
-fn a_successor_that_leaves_a_child_is_seen_to_die_while_it_starts() {
+fn a_successors_death_at_start_is_noticed_despite_a_child() {
     let line = Line::serve(&["--ready-timeout", "60s"]);
     line.put_script(r#"sleep 600 & echo $! >"$FOLDER/child"; exit 3"#);
     let failure = line.fail_to_hand_over_from(1);
@@ -228,34 +233,35 @@ fn a_successor_that_leaves_a_child_is_seen_to_die_while_it_starts() {
     kill_child(&line);
 }
 
-/// Which process a message comes from, the kernel says: a message can claim any number.
+/// The kernel reports which process sent a message, because the message itself can claim any
+/// process id.
 #[test]
-fn a_process_that_a_successor_claims_to_be_is_not_signalled() {
+fn a_process_id_claimed_by_a_successor_is_not_signalled() {
     let line = Line::serve(&["--bake", "60s"]);
     let mut stranger = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-    let claim = format!(r"say 'VERSION=1\nKIND=ready\nPID={}\n'; say garbage", stranger.id());
+    let claim = format!(r"say 'VERSION=2\nKIND=ready\nPID={}\n'; say garbage", stranger.id());
     line.put_script(&claim);
     line.fail_to_hand_over_from(1);
     line.assert_serves();
-    assert!(stranger.try_wait().unwrap().is_none(), "a stranger was killed");
+    assert!(stranger.try_wait().unwrap().is_none(), "an unrelated process was killed");
     stranger.kill().unwrap();
     stranger.wait().unwrap();
 }
 
-/// Ends the child that a script has left.
+/// Ends the child that a script has left behind.
 fn kill_child(line: &Line) {
     let child = fs::read_to_string(line.folder().join("child")).unwrap();
     signal(child.trim().parse().unwrap(), Signal::SIGKILL);
 }
 
 #[test]
-fn a_forked_successor_that_comes_after_the_ready_timeout_does_not_serve() {
+fn a_late_forked_successor_does_not_serve() {
     let line = Line::serve(&["--bake", "0", "--ready-timeout", "2s"]);
     let mut gate = Gate::new(&line);
     line.put_script(&format!("( {}; exec \"$REAL\" \"$@\" ) & wait", Gate::PASS));
     let failure = line.fail_to_hand_over_from(1);
     assert!(failure.text.contains("not ready within"), "{}", failure.text);
-    // The wrapper; or it would reap the one that is late.
+    // Wait for the wrapper first; otherwise it would reap the late successor.
     assert_eq!(exit_code(gate.wait(&line)), 128 + Signal::SIGKILL as i32);
     gate.open();
     let late = line.wait_for(2, Event::GenerationEnded).pid;
@@ -269,10 +275,10 @@ fn a_forked_successor_that_comes_after_the_ready_timeout_does_not_serve() {
 }
 
 #[test]
-fn a_fork_that_fails_is_said_and_the_next_handoff_works() {
+fn a_failed_fork_is_reported_and_the_next_handoff_works() {
     let line = Line::serve(&["--bake", "0"]);
-    // Counted for each process: the first fork of the daemon fails, and later the first of the one
-    // in the middle.
+    // strace counts calls for each process: first the daemon's fork fails, later the intermediate
+    // process's.
     let inject = "inject=clone,clone3,fork,vfork:error=EAGAIN:when=1";
     let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", inject]);
     for _ in ["the first fork", "the second fork"] {
@@ -295,7 +301,7 @@ fn a_fork_that_fails_is_said_and_the_next_handoff_works() {
 }
 
 #[test]
-fn an_exec_that_finds_no_memory_is_said_and_the_next_handoff_works() {
+fn an_exec_without_memory_is_reported_as_such() {
     let line = Line::serve(&["--bake", "0"]);
     let tracer =
         Tracer::attach(&line, line.first_pid(), &["-f", "-e", "inject=execve:error=ENOMEM"]);
@@ -310,14 +316,14 @@ fn an_exec_that_finds_no_memory_is_said_and_the_next_handoff_works() {
 }
 
 #[test]
-fn descriptors_that_cannot_be_placed_do_not_blame_the_program() {
+fn a_failed_descriptor_setup_does_not_blame_the_program() {
     let line = Line::serve(&["--bake", "0"]);
     let tracer = Tracer::attach(
         &line,
         line.first_pid(),
         &["-f", "-e", "inject=dup2,dup3:error=EMFILE:when=1"],
     );
-    // Counted for each process: the daemon's own call fails first, and then that of the child.
+    // strace counts calls for each process: first the daemon's own call fails, then the child's.
     for _ in ["the daemon", "the child"] {
         let failure = line.fail_to_hand_over_from(1);
         assert!(
@@ -332,7 +338,7 @@ fn descriptors_that_cannot_be_placed_do_not_blame_the_program() {
 }
 
 #[test]
-fn a_successor_that_dies_early_is_reported_with_its_status() {
+fn the_exit_status_of_an_early_death_is_reported() {
     let line = Line::serve(&["--bake", "0"]);
     for (script, status) in
         [("exit 3", "(exit status: 3)"), ("kill -9 $$", "(signal: 9 (SIGKILL))")]
@@ -348,9 +354,9 @@ fn a_successor_that_dies_early_is_reported_with_its_status() {
     assert_recovers(&line);
 }
 
-/// In a container without an init, the end of the old generation would be the end of the new one.
+/// The predecessor cannot create the channel to its successor, because no descriptor is free.
 #[test]
-fn a_channel_that_cannot_be_made_is_said_and_the_next_handoff_works() {
+fn a_failed_channel_is_reported_and_the_next_handoff_works() {
     let line = Line::serve(&["--bake", "0"]);
     let tracer = Tracer::attach(&line, line.first_pid(), &["-e", "inject=socketpair:error=EMFILE"]);
     let failure = line.fail_to_hand_over_from(1);
@@ -363,13 +369,14 @@ fn a_channel_that_cannot_be_made_is_said_and_the_next_handoff_works() {
     assert_recovers(&line);
 }
 
+/// The predecessor keeps the same descriptors and still hands over after ten failures.
 #[test]
-fn ten_failed_handoffs_leave_the_predecessor_as_it_was_and_the_next_one_works() {
+fn ten_failed_handoffs_leave_the_predecessor_unchanged() {
     let line = Line::serve(&["--bake", "0"]);
     let mut gate = Gate::new(&line);
-    let waiting = format!("say 'VERSION=1\\nKIND=novel\\n'; {}", Gate::PASS);
-    // Looked at while a successor waits, and after the predecessor has heard from it: it is not in
-    // the middle of things.
+    let waiting = format!("say 'VERSION=2\\nKIND=novel\\n'; {}", Gate::PASS);
+    // The test looks while a successor waits at the gate and after the predecessor has received its
+    // message. At that point the predecessor is idle.
     let mut descriptors = |line: &Line| {
         let mark = line.mark();
         line.put_script(&waiting);
@@ -400,10 +407,10 @@ fn ten_failed_handoffs_leave_the_predecessor_as_it_was_and_the_next_one_works() 
     assert_recovers(&line);
 }
 
-/// Not every machine has a dup2: elsewhere the call is dup3, which the predecessor makes as well.
+/// Not every architecture has dup2: elsewhere the call is dup3, which the predecessor makes too.
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn a_successor_without_room_for_its_listeners_is_said() {
+fn a_successor_without_room_for_its_listeners_reports_it() {
     let line = Line::serve(&["--listen", "127.0.0.1:0"]);
     let tracer =
         Tracer::attach(&line, line.first_pid(), &["-f", "-e", "inject=dup2:error=EMFILE:when=2"]);

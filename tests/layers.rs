@@ -1,11 +1,11 @@
-//! The house has layers: a module imports only what stands below it. The table is the one of
-//! docs/architecture.md.
+//! The layers of the source: a module imports only the modules below it. The table matches the one
+//! in docs/architecture.md.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What each module of the library may import. `words` are plain values.
+/// The modules that each module of the library may import. `words` contains plain values.
 const MAY_IMPORT: [(&str, &[&str]); 20] = [
     ("sys", &["error"]),
     ("text", &[]),
@@ -44,7 +44,7 @@ const MAY_IMPORT: [(&str, &[&str]); 20] = [
             "sys",
         ],
     ),
-    // The entry points of fuzz/: `cfg(fuzzing)` alone.
+    // The entry points for fuzz/, only compiled with `cfg(fuzzing)`.
     ("fuzzing", &["carry", "control", "handoff", "net", "notify", "service"]),
     (
         "lib",
@@ -73,20 +73,19 @@ fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
-/// Every file of a folder, and of those below it.
+/// Returns all files below a folder.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
-/// The module that a file belongs to: the first part of its path below `src`.
+/// Returns the module of a file: the first part of its path below `src`.
 fn module(path: &Path) -> String {
     let first = path.strip_prefix(source()).unwrap().components().next().unwrap();
     Path::new(first.as_os_str()).file_stem().unwrap().to_str().unwrap().to_owned()
 }
 
-/// The modules of the library that a file names by `crate::`; what stands in comments does not
-/// count.
+/// Returns the library modules that a file names with `crate::`, except in comments.
 fn imports(path: &Path) -> BTreeSet<String> {
     let text = fs::read_to_string(path).unwrap();
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
@@ -100,7 +99,7 @@ fn imports(path: &Path) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_module_imports_only_what_stands_below_it() {
+fn every_module_imports_only_modules_below_it() {
     let mut seen = BTreeSet::new();
     for path in files(&source()) {
         let module = module(&path);
@@ -108,18 +107,18 @@ fn every_module_imports_only_what_stands_below_it() {
             continue;
         }
         let rule = MAY_IMPORT.iter().find(|(name, _)| *name == module);
-        let (_, allowed) = rule.unwrap_or_else(|| panic!("{module} is not in the table"));
+        let (_, allowed) = rule.unwrap_or_else(|| panic!("{module} has no row in the table"));
         for import in imports(&path) {
             let below = import == module || allowed.contains(&import.as_str());
             assert!(below, "{} imports {import}, which {module} may not", path.display());
         }
         seen.insert(module);
     }
-    assert_eq!(seen.len(), MAY_IMPORT.len(), "the table names a module that is gone");
+    assert_eq!(seen.len(), MAY_IMPORT.len(), "the table names a module that no longer exists");
 }
 
 #[test]
-fn the_binary_uses_the_public_face_alone() {
+fn the_binary_uses_only_the_public_api() {
     for path in files(&source().join("bin")) {
         let text = fs::read_to_string(&path).unwrap();
         let inner = text.lines().find(|line| line.contains("handoffd::") && line.contains("::sys"));
@@ -129,7 +128,7 @@ fn the_binary_uses_the_public_face_alone() {
 }
 
 #[test]
-fn unsafe_code_is_in_sys_alone() {
+fn unsafe_code_is_only_in_sys() {
     for path in files(&source()).into_iter().filter(|path| module(path) != "sys") {
         let text = fs::read_to_string(&path).unwrap();
         let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));

@@ -1,8 +1,9 @@
-//! Nothing leaks: not into the programs that are started, and not from generation to generation.
+//! Leaks of descriptors and environment variables: none reach the started programs or later
+//! generations.
 //!
-//! A descriptor that leaks keeps a port or a client's connection alive; a variable that leaks has
-//! another program speak to our service manager. What grows by one each handoff is found by
-//! comparing generations that lie far apart.
+//! A leaked descriptor keeps a port or a client's connection alive. A leaked variable makes another
+//! program send messages to our service manager. To find a leak of one per handoff, the tests
+//! compare generations that are many handoffs apart.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -14,7 +15,7 @@ use crate::support::{
     kinds, threads,
 };
 
-/// The variables that a handoff adds; no others may be there.
+/// The variables that a handoff adds; no others are allowed.
 const HANDED_OVER: [&str; 3] = ["HANDOFFD_CHANNEL", "HANDOFFD_GENERATION", "LISTEN_FDS"];
 
 fn names(variables: &[String]) -> Vec<&str> {
@@ -27,7 +28,8 @@ fn value<'a>(variables: &'a [String], name: &str) -> &'a str {
     variable.unwrap_or_else(|| panic!("no {name} in {variables:?}"))
 }
 
-/// What a script holds that was started as a successor: less itself, which its shell reads.
+/// Returns the descriptors of a script that was started as a successor, without the script file
+/// that its shell reads.
 fn passed_to(script: u32, line: &Line) -> BTreeMap<i32, String> {
     let mut held = holds(script);
     held.retain(|_, what| *what != line.program().to_str().unwrap());
@@ -35,9 +37,9 @@ fn passed_to(script: u32, line: &Line) -> BTreeMap<i32, String> {
 }
 
 #[test]
-fn a_successor_gets_the_listeners_and_the_channel_and_nothing_else() {
+fn a_successor_gets_only_the_listeners_and_the_channel() {
     let line = Line::serve(&["--bake", "0", "--listen", "127.0.0.1:0", "--listen", "[::1]:0"]);
-    // Connections, which are descriptors too.
+    // Connections are descriptors too.
     let mut clients: Vec<_> = (0..10).map(|_| Client::connect(&line.address()).unwrap()).collect();
     clients.iter_mut().for_each(|client| client.echo(b"open").unwrap());
     let mut gate = Gate::before_successor(&line, "\"$@\"");
@@ -49,7 +51,7 @@ fn a_successor_gets_the_listeners_and_the_channel_and_nothing_else() {
     assert_eq!(value(&born_with, "LISTEN_FDS"), "3");
     assert!(value(&born_with, "HANDOFFD_CHANNEL").ends_with(":6"), "{born_with:?}");
     assert_eq!(value(&born_with, "HANDOFFD_GENERATION"), "2");
-    // The listeners are those of the first generation, and none of its connections.
+    // The successor has the listeners of the first generation and none of its connections.
     let first = holds(line.first_pid());
     let shared = (3..6).filter(|number| first.values().any(|what| *what == held[number])).count();
     assert_eq!(shared, 3);
@@ -59,7 +61,7 @@ fn a_successor_gets_the_listeners_and_the_channel_and_nothing_else() {
 }
 
 #[test]
-fn a_successor_is_born_with_the_environment_of_its_predecessor_and_the_handoff() {
+fn a_successor_inherits_the_environment() {
     let line = Line::serve(&["--bake", "0"]);
     let first = environment(line.first_pid());
     line.hand_over_from(1);
@@ -73,7 +75,7 @@ fn a_successor_is_born_with_the_environment_of_its_predecessor_and_the_handoff()
 }
 
 #[test]
-fn what_a_parent_said_of_its_sockets_is_not_repeated_to_a_successor() {
+fn a_parents_socket_variables_are_not_passed_on() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let parent = Parent::passing([socket.into()])
         .saying("LISTEN_FDNAMES", "web")
@@ -90,12 +92,12 @@ fn what_a_parent_said_of_its_sockets_is_not_repeated_to_a_successor() {
     assert_eq!(
         value(&second, "WATCHDOG_USEC"),
         "3000000",
-        "the service manager's word is passed on"
+        "the service manager's variable must be passed on"
     );
 }
 
 #[test]
-fn descriptors_that_a_parent_left_open_go_no_further() {
+fn descriptors_left_open_by_a_parent_are_not_passed_on() {
     let (stray, file) = (TcpListener::bind("127.0.0.1:0").unwrap(), tempfile::tempfile().unwrap());
     let parent = Parent::passing([TcpListener::bind("127.0.0.1:0").unwrap().into()])
         .leaving(9, stray.try_clone().unwrap().into())
@@ -103,7 +105,7 @@ fn descriptors_that_a_parent_left_open_go_no_further() {
     let line = parent.serve(&["--bake", "0"]);
     assert!(
         holds_socket(line.first_pid(), &stray),
-        "it is open in the first generation, or this tests nothing"
+        "the first generation must hold the socket for this test"
     );
     line.hand_over_from(1);
     assert!(!holds_socket(line.pid_of(2), &stray));
@@ -115,9 +117,9 @@ fn twenty_handoffs_leave_nothing_behind() {
     let line = Line::serve(&["--bake", "0", "--workers", "1", "--listen", "[::1]:0"]);
     line.hand_over_from(1);
     assert_eq!(line.exit_code(1), 0);
-    // Three descriptors are its runtime's and three its signals', four its worker's, two keep a
-    // place for the channel to a successor, and the log has opened standard error again; nothing of
-    // a predecessor is left.
+    // The runtime has three descriptors, the signals three and the worker four. Two reserve numbers
+    // for the channel to a successor, and the log has reopened standard error. None belongs to a
+    // predecessor.
     let expected = [("anon_inode", 6), ("pipe", 1), ("socket", 8)];
     let expected = expected.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect();
     assert_becomes::<BTreeMap<_, _>>(&expected, || kinds(line.pid_of(2)));
@@ -132,7 +134,7 @@ fn twenty_handoffs_leave_nothing_behind() {
 }
 
 #[test]
-fn handoffs_that_fail_leave_nothing_behind() {
+fn failed_handoffs_leave_nothing_behind() {
     let line = Line::serve(&["--bake", "0"]);
     let before = (kinds(line.first_pid()), threads(line.first_pid()), 0);
     line.put_script("exit 3");
@@ -151,7 +153,8 @@ fn handoffs_that_fail_leave_nothing_behind() {
     assert_becomes(&before, look);
 }
 
-/// What a generation has: descriptors, threads, children, environment less its ordinal.
+/// Returns a generation's resources: descriptors, threads, children, and the environment without
+/// the generation number.
 fn settled(line: &Line, generation: u64) -> (BTreeMap<String, usize>, usize, usize, Vec<String>) {
     let pid = line.pid_of(generation);
     let mut born_with = environment(pid);

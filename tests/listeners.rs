@@ -1,7 +1,7 @@
-//! Listeners come, go and keep their place over handoffs, whatever their family and number.
+//! Listeners of all families across handoffs: they can be added, removed and kept, in any number.
 //!
-//! The next generation's flags may differ: what is new is bound, what is gone is closed, and none
-//! is held unclaimed.
+//! The next generation's flags may differ. New listeners are bound, removed ones are closed, and no
+//! generation keeps an unclaimed one.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -11,7 +11,7 @@ use crate::support::{
     Client, Event, Line, Parent, assert_becomes, close, free_port, holds, holds_socket,
 };
 
-/// Starts on these addresses, and waits until it serves.
+/// Starts the daemon on these addresses, and waits until it serves.
 fn serve(addresses: &[&str]) -> Line {
     let line = Line::start_with(|command, _| {
         command
@@ -26,7 +26,7 @@ fn listeners_of(line: &Line, generation: u64) -> String {
     line.wait_for(generation, Event::GenerationAccepting).field("listeners").unwrap().to_owned()
 }
 
-/// Starts with these arguments and with all the time for a connection that says nothing.
+/// Starts the daemon with these arguments and long timeouts for silent connections.
 fn serve_patiently(arguments: &[&str]) -> Line {
     let line = Line::start_with(|command, _| {
         command
@@ -37,17 +37,16 @@ fn serve_patiently(arguments: &[&str]) -> Line {
     line
 }
 
-/// A connection that the generation which serves now has accepted, and which keeps it draining: it
-/// says nothing.
+/// Opens a silent connection, which the active generation accepts and which keeps it draining.
 fn keep_draining(address: &str) -> Client {
     let silent = Client::connect(address).unwrap();
-    // The queue is in order: once this one is served, the other one has been accepted.
+    // The backlog is in order: once this client is served, the silent one has been accepted.
     Client::once(address, b"after it").unwrap();
     silent
 }
 
-/// A client is served there, before and after a handoff, and the second generation says the same
-/// addresses.
+/// Asserts that clients are served at these addresses across handoffs, and that all generations
+/// report the same addresses.
 fn assert_survives_handoffs(line: &Line, addresses: &[String]) {
     for generation in 1..4 {
         for address in addresses {
@@ -94,7 +93,7 @@ fn ipv6_alone_leaves_the_port_to_ipv4() {
     let port = free_port();
     let line = serve(&[&format!("four=0.0.0.0:{port}"), &format!("six=tcp6:[::]:{port}")]);
     assert_survives_handoffs(&line, &[format!("127.0.0.1:{port}"), format!("[::1]:{port}")]);
-    // And each is what it says: one alone takes one family.
+    // Each listener takes only its own family: without the other listener, IPv4 is refused.
     let line = serve(&["six=tcp6:[::]:0"]);
     let port = port_of(&line, "six");
     Client::once(&format!("[::1]:{port}"), b"six").unwrap();
@@ -102,14 +101,14 @@ fn ipv6_alone_leaves_the_port_to_ipv4() {
 }
 
 #[test]
-fn an_abstract_unix_socket_survives_handoffs_and_is_gone_at_the_end() {
+fn an_abstract_unix_socket_survives_handoffs() {
     let name = format!("@handoffd-listeners-{}", std::process::id());
     let line = serve(&[&name]);
     assert_survives_handoffs(&line, &[name]);
 }
 
 #[test]
-fn ten_listeners_of_all_families_survive_handoffs_together() {
+fn ten_listeners_of_all_families_survive_handoffs() {
     let line = Line::start_with(|command, folder| {
         command.args(["--bake", "0"]);
         for number in 0..5 {
@@ -148,7 +147,7 @@ fn three_hundred_listeners_survive_handoffs() {
 }
 
 #[test]
-fn an_added_listener_is_bound_and_said_so() {
+fn an_added_listener_is_bound_and_reported() {
     let line = serve(&["web=127.0.0.1:0"]);
     line.successor_gets("--bake 0 --listen web=127.0.0.1:0 --listen api=[::1]:0");
     line.hand_over_from(1);
@@ -157,13 +156,13 @@ fn an_added_listener_is_bound_and_said_so() {
         .split_once(' ')
         .map(|(web, api)| (web.to_owned(), api.to_owned()))
         .unwrap();
-    assert_eq!(web, listeners_of(&line, 1), "the other one stays");
+    assert_eq!(web, listeners_of(&line, 1), "the other listener must stay the same");
     Client::once(api.strip_prefix("api=").unwrap(), b"new here").unwrap();
     line.assert_serves();
 }
 
 #[test]
-fn a_removed_listener_is_closed_by_everybody_and_refuses() {
+fn a_removed_listener_is_closed_by_all_generations() {
     let line = serve_patiently(&["--listen", "web=127.0.0.1:0", "--listen", "api=127.0.0.1:0"]);
     let (web, api) = (line.address_of("web"), line.address_of("api"));
     line.successor_gets("--bake 0 --listen web=127.0.0.1:0");
@@ -177,11 +176,15 @@ fn a_removed_listener_is_closed_by_everybody_and_refuses() {
     line.wait_for(1, Event::DrainStarted);
     assert!(Client::connect(&api).is_err());
     Client::once(&web, b"still here").unwrap();
-    assert_eq!(line.processes().len(), 2, "the first one drains, and holds it no more");
+    assert_eq!(
+        line.processes().len(),
+        2,
+        "the first generation must still drain, without the listener"
+    );
 }
 
 #[test]
-fn a_renamed_listener_keeps_its_port_and_says_so() {
+fn a_renamed_listener_keeps_its_port_and_is_reported() {
     let line = serve(&["web=127.0.0.1:0"]);
     line.successor_gets("--bake 0 --listen shop=127.0.0.1:0");
     line.hand_over_from(1);
@@ -193,7 +196,7 @@ fn a_renamed_listener_keeps_its_port_and_says_so() {
 }
 
 #[test]
-fn a_listener_that_moves_is_bound_anew_and_closed_where_it_was() {
+fn a_moved_listener_is_bound_and_its_old_address_closed() {
     let line = serve(&["web=127.0.0.1:0"]);
     let before = line.address_of("web");
     line.successor_gets("--bake 0 --listen web=[::1]:0");
@@ -204,8 +207,8 @@ fn a_listener_that_moves_is_bound_anew_and_closed_where_it_was() {
 }
 
 #[test]
-fn an_added_listener_that_cannot_be_bound_fails_the_handoff_and_nothing_else() {
-    // Not one that the kernel would give to somebody else meanwhile.
+fn an_added_listener_that_cannot_be_bound_fails_the_handoff() {
+    // A port outside of the kernel's automatic range, which no other process is given meanwhile.
     let taken = TcpListener::bind(("127.0.0.1", free_port())).unwrap();
     let address = taken.local_addr().unwrap();
     let line = serve(&["web=127.0.0.1:0"]);
@@ -215,16 +218,16 @@ fn an_added_listener_that_cannot_be_bound_fails_the_handoff_and_nothing_else() {
     line.signal(1, Signal::SIGHUP);
     let failed = line.wait_for(1, Event::HandoffFailed);
     assert!(failed.text.contains(&format!("cannot listen on {address} (api)")), "{failed:?}");
-    assert!(!path.exists(), "what was bound for nothing is unlinked");
+    assert!(!path.exists(), "the path of the failed handoff is still there");
     line.assert_serves();
-    // With the obstacle gone the same handoff works.
+    // Without the obstacle the same handoff succeeds.
     close(taken);
     line.hand_over_from(1);
     Client::once(&address.to_string(), b"at last").unwrap();
 }
 
 #[test]
-fn a_generation_that_is_rolled_back_takes_what_it_bound_with_it() {
+fn a_rolled_back_generation_removes_the_sockets_it_bound() {
     for end in [Signal::SIGTERM, Signal::SIGQUIT] {
         let line = Line::start_with(|command, folder| {
             command.args([
@@ -243,7 +246,7 @@ fn a_generation_that_is_rolled_back_takes_what_it_bound_with_it() {
         line.signal(2, end);
         line.wait_for(1, Event::HandoffFailed);
         assert_eq!(line.exit_code(2), 0);
-        assert!(!new.exists(), "nobody accepts there");
+        assert!(!new.exists(), "the path of the dead generation is still there");
         Client::once(&web, b"as before").unwrap();
     }
 }
@@ -253,17 +256,19 @@ fn sockets_that_are_passed_blocking_are_served() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap().to_string();
     let line = Parent::passing([socket.into()]).serve(&["--bake", "0"]);
-    // Had accept blocked a thread after the first of them, the next would hang it.
+    // A blocking accept would hang its thread after the first client, and the next client would not
+    // be served.
     assert_survives_handoffs(&line, &[address]);
 }
 
 #[test]
-fn a_listener_that_another_process_sets_blocking_stops_nothing() {
+fn a_listener_set_to_blocking_by_another_process_still_works() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let copy = socket.try_clone().unwrap();
     let line = Parent::passing([socket.into()]).serve(&["--bake", "0"]);
     line.assert_serves();
-    // Not between the look and the accept: nothing helps there.
+    // The flag changes while the daemon sleeps, not between its check and its accept: that case
+    // cannot be handled.
     let set_blocking = || {
         assert_becomes(&true, || line.is_asleep());
         copy.set_nonblocking(false).unwrap();
@@ -282,7 +287,7 @@ fn a_listener_that_another_process_sets_blocking_stops_nothing() {
 }
 
 #[test]
-fn no_process_holds_a_listener_that_its_configuration_does_not_name() {
+fn no_process_keeps_a_listener_that_is_not_configured() {
     let (kept, dropped) =
         (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
     let parent =

@@ -1,5 +1,5 @@
-//! Log records reach the journal or standard error, with the generation in every one, and never
-//! stand in the way.
+//! Log records: they reach the journal or standard error, name their generation, and never block
+//! the service.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::support::{Client, DEADLINE, Event, Line, Tracer, assert_becomes, signal};
 
-/// Starts the daemon in a mount namespace in which the journal's socket is the test's own.
+/// Starts the daemon in a mount namespace where the journal's socket belongs to the test.
 fn with_journal(journal_stream: &str) -> (Line, UnixDatagram) {
     let mut journal = None;
     let line = Line::start_program(Path::new("/usr/bin/unshare"), |command, folder| {
@@ -31,7 +31,7 @@ fn with_journal(journal_stream: &str) -> (Line, UnixDatagram) {
     (line, journal.unwrap())
 }
 
-/// Receives records until one has that field.
+/// Receives records until one has this field, and returns it.
 fn record(journal: &UnixDatagram, field: &str) -> String {
     let mut packet = vec![0; 65_536];
     loop {
@@ -46,23 +46,23 @@ fn record(journal: &UnixDatagram, field: &str) -> String {
 }
 
 #[test]
-fn records_go_to_the_journal_with_their_fields_when_standard_error_is_its_stream() {
+fn records_go_to_the_journal_if_standard_error_is_its_stream() {
     let (line, journal) = with_journal("$(stat -L -c %d:%i /proc/self/fd/2)");
     let serving = record(&journal, "HANDOFFD_DRAINING");
     for field in ["HANDOFFD_GENERATION", "SYSLOG_IDENTIFIER", Event::GenerationServing.id()] {
         assert!(serving.contains(field), "no {field} in {serving:?}");
     }
-    assert_eq!(line.records(), [], "the journal has it already");
+    assert_eq!(line.records(), [], "records went to standard error as well");
 }
 
 #[test]
-fn records_go_to_standard_error_when_another_stream_is_the_journals() {
+fn records_go_to_standard_error_if_it_is_another_stream() {
     let (line, _journal) = with_journal("1:1");
     line.wait_for(1, Event::GenerationServing);
 }
 
 #[test]
-fn every_record_bears_its_generation_and_process() {
+fn every_record_has_its_generation_and_process_id() {
     let line = Line::serve(&["--bake", "0"]);
     line.hand_over_from(1);
     line.assert_serves();
@@ -74,7 +74,7 @@ fn every_record_bears_its_generation_and_process() {
 }
 
 #[test]
-fn one_record_tells_how_a_connection_ended() {
+fn one_record_describes_the_end_of_a_connection() {
     let line = Line::serve(&[]);
     Client::once(&line.address(), b"eight by").unwrap();
     let record = line.wait_for(1, Event::ConnectionEnded);
@@ -86,7 +86,7 @@ fn one_record_tells_how_a_connection_ended() {
     assert_eq!(line.count(Event::ConnectionEnded), 1);
 }
 
-/// A successor that sends a line break and an escape sequence, then a handoff that succeeds.
+/// A successor reports a reason with a line break and an escape sequence; then a handoff succeeds.
 #[test]
 fn json_log_has_one_object_for_each_record() {
     let line = Line::start_with(|command, folder| {
@@ -95,7 +95,7 @@ fn json_log_has_one_object_for_each_record() {
     });
     let wait = |event: Event| line.wait_for(0, format!("\"event\":\"{}\"", event.id()).as_str());
     wait(Event::GenerationServing);
-    line.put_script(r#"say 'VERSION=1\nKIND=failed\nREASON=\033[2J\rend\n'; exec sleep 1000"#);
+    line.put_script(r#"say 'VERSION=2\nKIND=failed\nREASON=\033[2J\rend\n'; exec sleep 1000"#);
     signal(line.first_pid(), Signal::SIGHUP);
     wait(Event::HandoffFailed);
     line.put_real();
@@ -118,7 +118,7 @@ fn json_log_has_one_object_for_each_record() {
         assert_eq!(keys, ["event", "fields", "generation", "level", "message", "pid", "time"]);
         events.insert(object["event"].as_str().unwrap().to_owned(), object);
     }
-    // The last record of each event.
+    // `events` has the last record of each event.
     let field = |event: Event, name: &str| events[event.id()]["fields"][name].clone();
     assert_eq!(events[Event::GenerationEnded.id()]["generation"], 2);
     assert_eq!(field(Event::GenerationEnded, "cut"), 0);
@@ -129,11 +129,11 @@ fn json_log_has_one_object_for_each_record() {
     assert!(reason.as_str().unwrap().contains(r"\u{1b}[2J\rend"), "{reason}");
 }
 
-/// Whoever read the log may be gone; the clients are not.
+/// The reader of the log may have ended; the daemon must keep serving its clients.
 #[test]
-fn a_broken_standard_error_hurts_nobody() {
-    // Its reader ends at once, so records meet a broken pipe; standard output keeps the daemon in
-    // the line. The socket is passed in, so that a client may come at any time.
+fn a_broken_standard_error_affects_no_client() {
+    // The reader ends at once, so log records meet a broken pipe. Standard output keeps the daemon
+    // in the lineage. The socket is passed in, so that clients may connect at any time.
     let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$1\" --pid-file \"$2/pid\" --bake 0 --no-carry 3<&0 1>&2 2> >(exec true)";
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap().to_string();
@@ -144,7 +144,7 @@ fn a_broken_standard_error_hurts_nobody() {
     let mut idle = Client::connect(&address).unwrap();
     idle.echo(b"before").unwrap();
     signal(line.first_pid(), Signal::SIGHUP);
-    // An idle connection is closed when its generation retires, and not before.
+    // An idle connection is closed when its generation retires, and not earlier.
     idle.expect_end().unwrap();
     Client::once(&address, b"after").unwrap();
     let pid = std::fs::read_to_string(line.folder().join("pid")).unwrap().trim().parse().unwrap();
@@ -154,13 +154,12 @@ fn a_broken_standard_error_hurts_nobody() {
     line.wait_for_end();
 }
 
-/// A line whose standard error is full and has a reader that does not read: the line, and that
-/// reader.
+/// Starts a lineage whose standard error is full, and returns it with the pipe's reading end.
 fn serve_unread() -> (Line, OwnedFd) {
     let (unread, full) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
     while nix::unistd::write(&full, &[b'x'; 512]).is_ok() {}
     fcntl(&full, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
-    // Standard output keeps the daemon in the line.
+    // Standard output keeps the daemon in the lineage.
     let script = "exec \"$1\" --listen \"$2/socket\" --pid-file \"$2/pid\" --bake 0 --log debug \\
                   1>&2 2>&0 0</dev/null";
     let line = Line::start_program(Path::new("/bin/bash"), |command, folder| {
@@ -170,10 +169,10 @@ fn serve_unread() -> (Line, OwnedFd) {
     (line, unread)
 }
 
-/// A signal ends the look whether somebody reads (poll(2), EINTR); that is not the word that
-/// somebody does.
+/// A signal interrupts the wait for space in the pipe (poll(2), EINTR). The daemon must not take
+/// that for free space.
 #[test]
-fn a_signal_while_nobody_reads_holds_up_nobody_either() {
+fn a_signal_while_the_log_is_unread_blocks_nothing() {
     let (line, _unread) = serve_unread();
     assert_becomes(&true, || line.folder().join("pid").exists());
     let tracer = Tracer::attach(
@@ -186,10 +185,10 @@ fn a_signal_while_nobody_reads_holds_up_nobody_either() {
     assert!(tracer.wait().contains("EINTR"));
 }
 
-/// Whoever reads the log may have stalled, as a pager does; neither clients nor signals wait for
-/// that.
+/// The reader of the log may have stalled, as a pager does. Neither clients nor signals wait for
+/// it.
 #[test]
-fn a_standard_error_that_nobody_reads_holds_up_nobody() {
+fn an_unread_standard_error_blocks_nothing() {
     let (line, _unread) = serve_unread();
     let head = || std::fs::read_to_string(line.folder().join("pid")).ok()?.trim().parse().ok();
     let serves =
@@ -204,16 +203,16 @@ fn a_standard_error_that_nobody_reads_holds_up_nobody() {
     line.wait_for_end();
 }
 
-/// Makes more connections than there is room for records: each is one record at least.
+/// Makes more connections than the log has room for records, with at least one record each.
 fn flood(address: &str) {
     for _ in 0..4_000 {
         Client::once(address, b"anybody?").unwrap();
     }
 }
 
-/// The socket of the journal is full, and the journal does not read it.
+/// The journal's socket is full, and the journal does not read it.
 #[test]
-fn a_journal_that_is_stopped_holds_up_nobody() {
+fn a_stopped_journal_blocks_nothing() {
     let (line, journal) = with_journal("$(stat -L -c %d:%i /proc/self/fd/2)");
     let accepting = record(&journal, "HANDOFFD_LISTENERS");
     let address = accepting.split("listener-1=").nth(1).unwrap().split_whitespace().next().unwrap();
@@ -231,7 +230,7 @@ fn a_journal_that_is_stopped_holds_up_nobody() {
 }
 
 #[test]
-fn a_log_that_is_read_again_says_how_much_was_dropped() {
+fn dropped_records_are_counted_once_the_log_is_read_again() {
     let (line, unread) = serve_unread();
     assert_becomes(&true, || line.folder().join("pid").exists());
     flood(line.folder().join("socket").to_str().unwrap());
@@ -240,7 +239,7 @@ fn a_log_that_is_read_again_says_how_much_was_dropped() {
     std::thread::spawn(move || {
         BufReader::new(std::fs::File::from(unread)).lines().try_for_each(|line| tell.send(line))
     });
-    // Until the log has ended, or no record has come for too long.
+    // Reads until the log ends, or no record has arrived for too long.
     let mut records = std::iter::from_fn(|| told.recv_timeout(DEADLINE).ok()).map(Result::unwrap);
     let ended = records
         .by_ref()
@@ -250,6 +249,6 @@ fn a_log_that_is_read_again_says_how_much_was_dropped() {
     assert!((1..4_000).contains(&ended), "{ended}");
     signal(line.first_pid(), Signal::SIGTERM);
     assert_eq!(line.exit_code(1), 0);
-    // The records after that arrive again.
+    // Records after the loss arrive again.
     assert!(records.any(|record| record.contains(Event::GenerationEnded.id())));
 }

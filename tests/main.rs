@@ -1,18 +1,18 @@
-//! Holds the real daemon to its promises: one module for each, every test a claim.
+//! Integration tests of the real daemon. Each module tests one feature, and each test is one claim.
 //!
-//! Tests see what a client or an operator sees: bytes, exit codes, the log. They wait for events
-//! under a deadline, use port 0 and folders of their own, run in parallel, and leave no process,
-//! socket or file behind.
+//! The tests see only what a client or an operator sees: bytes, exit codes and the log. They wait
+//! for events under a deadline, use port 0 and temporary folders, and run in parallel. They leave
+//! no process, socket or file behind.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::expect_used,
-    reason = "a test that cannot go on has failed"
+    reason = "a test that cannot continue has failed"
 )]
 #![allow(clippy::missing_panics_doc, reason = "tests panic")]
 #![allow(
     clippy::print_stdout,
-    reason = "a storm tells how many it was made of; cargo shows it on request"
+    reason = "storms print how many connections they made; cargo shows it on request"
 )]
 
 mod support;

@@ -1,7 +1,7 @@
-//! A listener moves to an address that overlaps with its old one, and no client of both is lost.
+//! Tests of a listener that moves to an address that overlaps its old one. No client may be lost.
 //!
-//! The kernel refuses to bind such an address while another socket listens on a part of it. So each
-//! move is a handoff that fails if the two generations do not share the port.
+//! The kernel refuses to bind such an address while another socket listens on part of it. Each move
+//! therefore fails unless the two generations share the port.
 
 use nix::sys::signal::Signal;
 
@@ -21,8 +21,8 @@ fn serve(address: &str, port: u16, bake: &str) -> Line {
     line
 }
 
-/// Moves along `addresses` while clients call `client`, and hands over as soon as the last handoff
-/// is over.
+/// Moves the listener along `addresses` while clients connect to `client`. Each handoff starts as
+/// soon as the previous one has ended.
 fn assert_moves(client: &str, addresses: &[&str]) {
     let port = free_port();
     let line = serve(addresses[0], port, "0");
@@ -50,8 +50,8 @@ fn a_listener_moves_between_the_families() {
     assert_moves("[::1]", &["[::]", "tcp6:[::]", "[::1]", "tcp6:[::]", "[::]"]);
 }
 
-/// The third address does not overlap with the second, but with the first, which its generation has
-/// not closed yet.
+/// The third address overlaps the first address, but not the second. The generation that serves the
+/// first address has not closed it yet.
 #[test]
 fn a_listener_moves_on_before_its_first_address_is_closed() {
     let port = free_port();
@@ -64,7 +64,7 @@ fn a_listener_moves_on_before_its_first_address_is_closed() {
     }
 }
 
-/// Has a successor on `new` bake, and ends it by `end`.
+/// Starts a successor that listens on `new`, and ends it with `end` during its bake.
 fn take_back(old: &str, new: &str, end: Signal) -> (Line, u16) {
     let port = free_port();
     let line = serve(old, port, "1h");
@@ -72,7 +72,7 @@ fn take_back(old: &str, new: &str, end: Signal) -> (Line, u16) {
     let callers = (end == Signal::SIGTERM).then(|| Callers::start(&format!("127.0.0.1:{port}"), 2));
     line.signal(1, Signal::SIGHUP);
     line.wait_for(1, Event::SuccessorReady);
-    Client::once(&format!("127.0.0.2:{port}"), b"of the old one or of the new one").unwrap();
+    Client::once(&format!("127.0.0.2:{port}"), b"served by either generation").unwrap();
     line.signal(2, end);
     line.wait_for(1, Event::HandoffFailed);
     if let Some(callers) = callers {
@@ -82,26 +82,29 @@ fn take_back(old: &str, new: &str, end: Signal) -> (Line, u16) {
     (line, port)
 }
 
-/// A process that is killed takes the clients in its queue with it, so nobody calls then.
+/// Clients connect only during the rollback by SIGTERM. A process that is killed loses the clients
+/// in its backlog.
 #[test]
-fn a_move_that_is_taken_back_leaves_all_as_it_was() {
+fn a_move_that_is_rolled_back_changes_nothing() {
     for end in [Signal::SIGTERM, Signal::SIGKILL] {
         for (old, new) in [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1")] {
             let (line, port) = take_back(old, new, end);
             Client::once(&format!("127.0.0.1:{port}"), b"as before").unwrap();
-            // The successor lets go of its own a moment after it has said so.
+            // The successor closes its sockets a moment after it reports the failure.
             assert_becomes(&(old == "0.0.0.0"), || {
                 Client::connect(&format!("127.0.0.2:{port}")).is_ok()
             });
-            // The next one finds all as the first one did.
+            // The next successor finds the same state as the first one.
             line.signal(1, Signal::SIGHUP);
             line.wait_for_count(2, Event::SuccessorReady);
         }
     }
 }
 
+/// Another process listens on an address that is part of the new one. The handoff fails, and the
+/// old generation keeps serving.
 #[test]
-fn a_part_that_another_process_holds_fails_the_move_alone() {
+fn a_foreign_socket_on_the_new_address_fails_the_move() {
     let port = free_port();
     let theirs = std::net::TcpListener::bind(("127.0.0.2", port)).unwrap();
     let line = serve("127.0.0.1", port, "0");

@@ -1,4 +1,5 @@
-//! A service manager hears what it needs, from whom it listens to, and nothing else.
+//! Tests of the notifications that the service manager receives: what they say, which process sends
+//! them, and that nothing else is sent.
 
 use std::fs;
 use std::process::Command;
@@ -9,8 +10,7 @@ use crate::support::{
     Client, Event, Gate, Line, Manager, SLOW_DRAIN, Told, assert_becomes, signal,
 };
 
-/// A line on `127.0.0.1:0` with an operator's socket under `manager`, which hears first that it is
-/// ready.
+/// Starts a daemon with a control socket under `manager`, and waits for its `READY=1`.
 fn serve(manager: &Manager, arguments: &[&str], variables: &[(&str, &str)]) -> Line {
     let line = Line::start_with(|command, folder| {
         command.args(["--listen", "127.0.0.1:0"]).arg("--control").arg(folder.join("control"));
@@ -26,20 +26,24 @@ fn serve(manager: &Manager, arguments: &[&str], variables: &[(&str, &str)]) -> L
 }
 
 fn assert_only_by(told: &[Told], pid: u32) {
-    assert!(told.iter().all(|told| told.pid == pid), "somebody else than {pid} spoke: {told:?}");
+    assert!(
+        told.iter().all(|told| told.pid == pid),
+        "a process other than {pid} sent a notification: {told:?}"
+    );
 }
 
-/// The socket is passed in, so a client can come before: it waits in the queue.
+/// The client connects right after `READY=1`, without waiting for a log record.
 #[test]
-fn ready_is_said_when_connections_are_accepted() {
+fn ready_is_sent_when_connections_are_accepted() {
     let manager = Manager::new();
     let line = serve(&manager, &[], &[]);
-    // No log is read: the word alone has to be enough.
+    // The test does not read the log: the notification alone must be enough.
     line.assert_serves();
 }
 
+/// A handoff that SIGHUP starts sends `RELOADING=1` at its begin and `READY=1` at its end.
 #[test]
-fn a_handoff_that_a_signal_asks_for_is_told_with_one_word_at_each_end() {
+fn a_handoff_by_signal_sends_reloading_and_ready() {
     let manager = Manager::new();
     let line = serve(&manager, &["--bake", "0"], &[]);
     line.signal(1, Signal::SIGHUP);
@@ -60,10 +64,10 @@ fn a_handoff_that_a_signal_asks_for_is_told_with_one_word_at_each_end() {
     assert_only_by(&manager.rest(), line.pid_of(2));
 }
 
-/// READY would say that a reload went well: it is for those who were told that one began.
+/// After a signal, a failed handoff ends with `READY=1`, because `RELOADING=1` was sent. After
+/// `reload` by an operator it only changes the status: `READY=1` would report a successful reload.
 #[test]
-fn a_handoff_that_fails_ends_in_ready_if_a_signal_asked_for_it_and_in_a_status_if_an_operator_did()
-{
+fn a_failed_handoff_sends_ready_only_after_a_signal() {
     let manager = Manager::new();
     let line = serve(&manager, &["--bake", "0"], &[]);
     line.put_script("exit 1");
@@ -97,8 +101,10 @@ fn a_handoff_that_fails_ends_in_ready_if_a_signal_asked_for_it_and_in_a_status_i
     assert_eq!(handed_over.value("READY"), Some("1"));
 }
 
+/// The status of the active generation counts the generations that drain and their connections. The
+/// draining generations send nothing.
 #[test]
-fn the_head_tells_of_those_that_drain_and_they_say_nothing() {
+fn only_the_active_generation_reports_the_drain() {
     let manager = Manager::new();
     let line = serve(&manager, &[&["--bake", "0"], &SLOW_DRAIN[..]].concat(), &[]);
     let mut held = line.hold();
@@ -112,15 +118,16 @@ fn the_head_tells_of_those_that_drain_and_they_say_nothing() {
     assert_eq!(line.exit_code(1), 0);
 }
 
+/// The active generation sends `STOPPING=1` and is the last process to end.
 #[test]
-fn a_stop_is_told_by_the_head_alone_which_is_the_last_to_end() {
+fn only_the_active_generation_reports_a_stop() {
     let manager = Manager::new();
     let line = serve(&manager, &[&["--bake", "0"], &SLOW_DRAIN[..]].concat(), &[]);
     let mut held = line.hold();
     line.signal(1, Signal::SIGHUP);
     manager.hear_until("MAINPID=");
     line.wait_for(2, Event::GenerationServing);
-    // As a service manager does: to all of them, and again.
+    // A service manager signals all processes, possibly twice.
     for generation in [1, 2, 1, 2] {
         line.signal(generation, Signal::SIGTERM);
     }
@@ -137,15 +144,17 @@ fn a_stop_is_told_by_the_head_alone_which_is_the_last_to_end() {
     assert_eq!(ended.generation, 2);
 }
 
+/// While no connection ends, the daemon does not ask for more time.
 #[test]
-fn a_stop_gets_more_time_for_every_connection_that_ends_and_none_for_those_that_stay() {
+fn a_stop_extends_its_timeout_when_a_connection_ends() {
     let manager = Manager::new();
     let line = serve(&manager, &SLOW_DRAIN, &[]);
     let mut held: Vec<_> = (0..3).map(|_| line.hold()).collect();
     line.signal(1, Signal::SIGTERM);
     manager.hear_until("STATUS=generation 1 stopping, 3 left, ");
     for left in (1..3).rev() {
-        // Twice seen as it is, so that the next word is about what changes now.
+        // Waits for an unchanged status first, so that the next notification is about the next
+        // change.
         let stands = format!("STATUS=generation 1 stopping, {}", left + 1);
         let (_, before) = manager.hear_until(&stands);
         assert!(
@@ -160,18 +169,19 @@ fn a_stop_gets_more_time_for_every_connection_that_ends_and_none_for_those_that_
     line.wait_for_end();
 }
 
+/// The successor continues the watchdog notifications after it has taken over.
 #[test]
-fn the_watchdog_hears_from_the_head_and_from_whoever_takes_over() {
+fn the_active_generation_feeds_the_watchdog() {
     let manager = Manager::new();
     let line =
         serve(&manager, &["--bake", "0"], &[("WATCHDOG_USEC", "20000"), ("WATCHDOG_PID", "")]);
-    // Meant for another process: nothing is said.
+    // `WATCHDOG_PID` names another process, so the daemon sends nothing.
     line.hand_over_from(1);
     manager.hear_until("MAINPID=");
     assert!(manager.rest().iter().all(|told| told.value("WATCHDOG").is_none()));
     drop(line);
 
-    // The shell says whom it is meant for.
+    // The shell sets `WATCHDOG_PID` to the daemon's own process id.
     let manager = Manager::new();
     let line =
         Line::start_under(&["sh", "-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""], |command, _| {
@@ -190,7 +200,7 @@ fn the_watchdog_hears_from_the_head_and_from_whoever_takes_over() {
 }
 
 #[test]
-fn a_watchdog_that_cannot_be_is_named() {
+fn an_invalid_watchdog_setting_is_reported() {
     let manager = Manager::new();
     let line = Line::start_with(|command, _| {
         command
@@ -204,7 +214,7 @@ fn a_watchdog_that_cannot_be_is_named() {
 }
 
 #[test]
-fn a_service_manager_that_is_gone_or_does_not_listen_holds_up_nobody() {
+fn a_missing_service_manager_delays_nothing() {
     let manager = Manager::new();
     let line = serve(&manager, &["--bake", "0"], &[]);
     drop(manager);
@@ -217,7 +227,7 @@ fn a_service_manager_that_is_gone_or_does_not_listen_holds_up_nobody() {
 }
 
 #[test]
-fn a_stop_in_the_middle_of_a_reload_is_told_as_a_stop() {
+fn a_stop_during_a_reload_is_reported_as_a_stop() {
     let manager = Manager::new();
     let line = serve(&manager, &["--bake", "0"], &[]);
     let mut gate = Gate::before_successor(&line, "\"$@\"");
@@ -234,12 +244,11 @@ fn a_stop_in_the_middle_of_a_reload_is_told_as_a_stop() {
             .iter()
             .all(|told| told.value("MAINPID").is_none() && told.value("READY").is_none())
     );
-    // What the manager was given to keep, a process that another test has just forked may hold
-    // until its exec.
+    // A process that another test has just forked may hold the stored sockets until its exec.
     assert_becomes(&true, || Client::connect(&line.address()).is_err());
 }
 
-/// Reloads twice, and checks that each handoff is told without a number.
+/// Reloads twice, and checks that no handoff sends a `MAINPID=`.
 fn assert_no_main_process_is_named(line: &Line, manager: &Manager) {
     for generation in 2..=3 {
         line.asked(&["reload"]).well();
@@ -256,14 +265,14 @@ fn assert_no_main_process_is_named(line: &Line, manager: &Manager) {
     line.assert_serves();
 }
 
-/// Prepares a daemon with an operator's socket that tells `manager` how it fares.
+/// Sets the arguments of a daemon with a control socket that notifies `manager`.
 fn arguments(command: &mut Command, folder: &std::path::Path, manager: &Manager) {
     command.args(["--listen", "127.0.0.1:0", "--bake", "0"]).arg("--control");
     command.arg(folder.join("control")).env("NOTIFY_SOCKET", manager.path());
 }
 
 #[test]
-fn an_init_that_stays_stays_the_main_process() {
+fn an_init_stays_the_main_process() {
     let manager = Manager::new();
     let line = Line::start_with(|command, folder| {
         arguments(command, folder, &manager);
@@ -276,10 +285,10 @@ fn an_init_that_stays_stays_the_main_process() {
     line.wait_for_end();
 }
 
-/// Process 1 in there is none of ours, so no init of ours stays; with a /proc of its own, and with
-/// that of the manager.
+/// Process 1 in the container is not ours, so the daemon has no init. The test runs with a private
+/// `/proc` and with the manager's `/proc`.
 #[test]
-fn to_a_manager_outside_a_container_no_number_is_told() {
+fn a_manager_outside_the_container_gets_no_main_pid() {
     for proc in [&["--mount-proc"][..], &[]] {
         let manager = Manager::new();
         let line = Line::start_by(|folder| {
@@ -297,9 +306,9 @@ fn to_a_manager_outside_a_container_no_number_is_told() {
     }
 }
 
-/// The second generation has no ancestor left that knows the manager.
+/// The second generation has no ancestor that shares the manager's process ids.
 #[test]
-fn a_daemon_that_enters_a_container_tells_no_number() {
+fn a_daemon_that_enters_a_container_sends_no_main_pid() {
     let manager = Manager::new();
     let mut container = Command::new("unshare");
     container.args([

@@ -1,5 +1,5 @@
-//! A command whose output cannot be written says so and does not end with 0: an empty answer is not
-//! the truth.
+//! Tests of commands whose standard output cannot be written. The command reports the error and
+//! exits with a code other than 0.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use crate::doctor::put_systemctl;
 use crate::support::{Event, Line, REAL, Refusal, SLOW_DRAIN, assert_becomes};
 
-/// Standard outputs that cannot be written, each with the reason.
+/// Returns standard outputs that cannot be written, each with the expected reason.
 fn unwritable() -> [(OwnedFd, &'static str); 3] {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let only_read = File::open("/dev/null").unwrap();
@@ -29,7 +29,7 @@ fn command(words: &[&str]) -> Command {
 }
 
 #[test]
-fn a_command_whose_output_is_lost_ends_with_74() {
+fn a_command_with_unwritable_output_exits_with_74() {
     let line = Line::serve_controlled(&[]);
     put_systemctl(line.folder());
     let control = line.control();
@@ -54,8 +54,9 @@ fn a_command_whose_output_is_lost_ends_with_74() {
     }
 }
 
+/// The error message on standard error says that the reload itself has succeeded.
 #[test]
-fn a_reload_whose_output_is_lost_says_that_it_has_succeeded() {
+fn a_reload_with_unwritable_output_reports_its_success() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     for (serving, (output, why)) in (2..).zip(unwritable()) {
         let mut command = command(&["reload", "--control"]);
@@ -67,7 +68,7 @@ fn a_reload_whose_output_is_lost_says_that_it_has_succeeded() {
 }
 
 #[test]
-fn a_reload_that_fails_tells_why_though_its_output_is_lost() {
+fn a_failed_reload_with_unwritable_output_reports_why() {
     let line = Line::serve_controlled(&["--bake", "0"]);
     line.put_script("exit 0");
     let mut command = command(&["reload", "--control"]);
@@ -77,7 +78,7 @@ fn a_reload_that_fails_tells_why_though_its_output_is_lost() {
 }
 
 #[test]
-fn a_reload_waits_for_the_drain_though_its_output_is_lost() {
+fn a_reload_with_unwritable_output_awaits_the_drain() {
     let line = Line::serve_controlled(&[&["--bake", "0"], &SLOW_DRAIN[..]].concat());
     let mut held = line.hold();
     let mut command = command(&["reload", "--wait-drained", "--control"]);

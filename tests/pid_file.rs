@@ -1,4 +1,4 @@
-//! The pid file always names a living process that heeds SIGHUP.
+//! Tests of the pid file: it always names a living process that handles SIGHUP.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -28,10 +28,11 @@ fn named(path: &Path) -> u32 {
     fs::read_to_string(path).unwrap().strip_suffix('\n').unwrap().parse().unwrap()
 }
 
+/// The file is replaced by rename at the commit and not before. The last generation removes it.
 #[test]
-fn the_pid_file_changes_hands_by_rename_when_the_successor_takes_over_and_not_before() {
+fn the_pid_file_is_replaced_when_the_successor_takes_over() {
     let line = serve("60s");
-    // Open, so that its inode is not used again.
+    // Kept open, so that the kernel does not reuse its inode.
     let before = fs::File::open(path(&line)).unwrap();
     let inode = before.metadata().unwrap().ino();
     line.signal(1, Signal::SIGHUP);
@@ -50,7 +51,7 @@ fn the_pid_file_changes_hands_by_rename_when_the_successor_takes_over_and_not_be
     assert_eq!(named(&path(&line)), line.pid_of(2));
     line.signal(2, Signal::SIGTERM);
     assert_eq!(line.exit_code(2), 0);
-    // Neither the file nor a draft of it.
+    // Neither the pid file nor a draft of it is left.
     let left: Vec<_> =
         fs::read_dir(line.folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["handoffd"]);
@@ -65,7 +66,7 @@ fn a_rollback_leaves_the_pid_file_as_it_was() {
         let successor = line
             .wait_since(mark, "a successor", |record| record.is(2, Event::GenerationAccepting))
             .pid;
-        line.wait_since(mark, "a ready one", |record| record.is(1, Event::SuccessorReady));
+        line.wait_since(mark, "a ready successor", |record| record.is(1, Event::SuccessorReady));
         signal(successor, number);
         line.wait_since(mark, "a rollback", |record| record.is(1, Event::HandoffFailed));
         exit_code(successor);
@@ -97,8 +98,10 @@ fn a_successor_whose_predecessor_died_takes_the_pid_file() {
     assert_eq!(named(&path(&line)), line.pid_of(2));
 }
 
+/// A thread reads the file all the time while generations replace each other. Every process id that
+/// it reads must be alive and catch SIGHUP.
 #[test]
-fn whoever_reads_the_pid_file_at_any_time_finds_a_living_process_that_heeds_a_hangup() {
+fn the_pid_file_always_names_a_process_handling_sighup() {
     const HANDOFFS: u64 = 20;
     let line = serve("0");
     let path = path(&line);
@@ -108,15 +111,16 @@ fn whoever_reads_the_pid_file_at_any_time_finds_a_living_process_that_heeds_a_ha
             let mut reads = 0;
             while !stop.load(Ordering::Relaxed) {
                 let pid = named(&path);
-                // It may end between the two looks; then the file names another by now.
+                // The process may end between the two checks; then the file must name another
+                // process by now.
                 assert!(heeds_hangups(pid) || named(&path) != pid, "{pid}\n{}", line.text());
                 reads += 1;
             }
             reads
         });
         for generation in 1..=HANDOFFS {
-            // By the file alone, as an operator does; and not before it has changed, or the hangup
-            // is for the old one.
+            // The test finds the process by the file alone, as an operator does. It first waits
+            // until the file has changed, or it would signal the old generation.
             signal(named(&path), Signal::SIGHUP);
             line.wait_for(generation + 1, Event::GenerationServing);
         }
@@ -126,12 +130,12 @@ fn whoever_reads_the_pid_file_at_any_time_finds_a_living_process_that_heeds_a_ha
     assert_eq!(named(&path), line.pid_of(HANDOFFS + 1));
 }
 
-/// Whoever may make files in the folder may make a link of any name that can be guessed.
+/// A user who can create files in the folder can place a link at any name that can be guessed.
 #[test]
 fn a_link_at_the_name_of_a_draft_is_not_followed() {
     let line = Line::start_with(|command, folder| {
         fs::write(folder.join("victim"), "precious").unwrap();
-        // The daemon has the number of this shell.
+        // The daemon gets the process id of this shell.
         install(folder, r#"ln -s victim "$FOLDER/pid.$$"; exec "$REAL" "$@""#);
         command
             .args(["--listen", "127.0.0.1:0", "--bake", "0", "--pid-file"])
@@ -145,9 +149,10 @@ fn a_link_at_the_name_of_a_draft_is_not_followed() {
     assert_eq!(fs::read_link(link).unwrap(), Path::new("victim"));
 }
 
-/// A full disk, a folder that is being moved: whatever it was, the file is right when it is over.
+/// The folder of the pid file is moved away for a while. When it is back, the file names the right
+/// process.
 #[test]
-fn a_write_that_fails_is_tried_until_the_file_is_right() {
+fn a_failed_write_is_retried_until_it_succeeds() {
     let line = Line::start_with(|command, folder| {
         fs::create_dir(folder.join("run")).unwrap();
         command
@@ -169,13 +174,13 @@ fn a_write_that_fails_is_tried_until_the_file_is_right() {
     assert!(written.text.contains(&line.pid_of(2).to_string()), "{}", written.text);
     assert_eq!(named(&run.join("pid")), line.pid_of(2));
     assert_eq!(fs::read_dir(&run).unwrap().count(), 1);
-    // Said once for each generation, however often it was tried.
+    // Each generation logs the failure once, however often it retries.
     assert_eq!(line.count(Event::PidFileFailed), 2);
 }
 
-/// `check` and the start agree, and neither touches what is there.
+/// The start and `check` reject the same paths, and neither changes the files there.
 #[test]
-fn a_pid_file_replaces_nothing_but_a_pid_file() {
+fn a_pid_file_replaces_only_a_pid_file() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("precious"), "precious").unwrap();
@@ -201,7 +206,7 @@ fn a_pid_file_replaces_nothing_but_a_pid_file() {
     assert!(!Path::new(&socket).exists() && !Path::new(&control).exists());
 }
 
-/// Whether it lives and catches SIGHUP, proc_pid_status(5).
+/// Returns whether the process is alive and catches SIGHUP, by proc_pid_status(5).
 fn heeds_hangups(pid: u32) -> bool {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
     let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap();

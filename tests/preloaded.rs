@@ -1,5 +1,5 @@
-//! Threads of a library that was loaded before the program stop no handoff, and what cannot go on
-//! with them is named.
+//! Tests of a preloaded library that starts a thread before the daemon runs. Handoffs still work,
+//! and a start that cannot work with such a thread is rejected.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Event, Line, Manager, Parent, Refusal};
 
-/// A library that starts a thread when it is loaded, as an allocator does.
+/// C source of a library that starts a thread when it is loaded, as some allocators do.
 const LIBRARY: &str = r#"
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -21,7 +21,7 @@ __attribute__((constructor)) static void start(void) {
 }
 "#;
 
-/// Builds the library in a folder.
+/// Builds the library in `folder` and returns its path.
 fn build(folder: &Path) -> PathBuf {
     let library = folder.join("library.so");
     let mut compiler = Command::new("cc");
@@ -43,7 +43,7 @@ fn has_the_thread(pid: u32) -> bool {
 }
 
 #[test]
-fn a_preloaded_library_with_a_thread_stops_no_handoff() {
+fn a_thread_of_a_preloaded_library_stops_no_handoff() {
     let manager = Manager::new();
     let line = Line::start_with(|command, folder| {
         command.args(["--listen", "127.0.0.1:0", "--bake", "0"]).env("LD_PRELOAD", build(folder));
@@ -63,7 +63,7 @@ fn a_preloaded_library_with_a_thread_stops_no_handoff() {
 }
 
 #[test]
-fn sockets_are_adopted_beside_the_thread_of_a_library() {
+fn sockets_are_adopted_despite_a_library_thread() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let library = build(folder.path());
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -73,9 +73,9 @@ fn sockets_are_adopted_beside_the_thread_of_a_library() {
     line.assert_serves();
 }
 
-/// The successor finds the fault before it takes its inheritance.
+/// The successor finds the error before it takes its inheritance.
 #[test]
-fn a_wrong_configuration_is_told_beside_the_thread_of_a_library() {
+fn a_config_error_is_reported_despite_a_library_thread() {
     let write =
         |folder: &Path, text: &str| std::fs::write(folder.join("handoffd.toml"), text).unwrap();
     let line = Line::start_with(|command, folder| {
@@ -90,7 +90,7 @@ fn a_wrong_configuration_is_told_beside_the_thread_of_a_library() {
 }
 
 #[test]
-fn an_init_beside_the_thread_of_a_library_is_refused_by_name() {
+fn an_init_with_a_library_thread_is_rejected() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let library = build(folder.path());
     let run = |arguments: &[&str]| {
@@ -101,7 +101,7 @@ fn an_init_beside_the_thread_of_a_library_is_refused_by_name() {
     let words = ["2 threads run already", "of-the-library", "LD_PRELOAD=", "library.so"];
     run(&["--init", "--listen", "127.0.0.1:0"]).names(78, &words);
     run(&["check", "--init", "--listen", "127.0.0.1:0"]).names(78, &words);
-    // Without an init the threads are no hindrance, and `check` says so.
+    // Without an init the threads are allowed, and `check` succeeds.
     let good = run(&["check", "--listen", "127.0.0.1:0"]);
     assert_eq!((good.code, good.said.as_str()), (0, ""));
 }

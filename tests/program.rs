@@ -1,5 +1,5 @@
-//! A handoff executes what now lies at the path by which the daemon was started, however that path
-//! was given.
+//! Tests that a handoff executes the current file at the path by which the daemon was started,
+//! however that path was given.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,21 +11,21 @@ use crate::support::{Event, Line, REAL};
 
 const FLAGS: [&str; 6] = ["--log", "debug", "--listen", "127.0.0.1:0", "--bake", "0"];
 
-/// What that generation executes, links resolved.
+/// Returns the file that the generation executes, with links resolved.
 fn image(line: &Line, generation: u64) -> PathBuf {
     fs::read_link(format!("/proc/{}/exe", line.pid_of(generation))).unwrap()
 }
 
-/// Puts a copy of the daemon at `path`, by another process: see `Line::put_file`.
+/// Copies the daemon to `path` by another process: see `Line::put_file`.
 fn copy_to(path: &std::path::Path) {
     assert!(Command::new("cp").arg(REAL).arg(path).status().unwrap().success());
 }
 
 #[test]
-fn a_program_that_is_replaced_by_rename_takes_effect() {
+fn a_program_replaced_by_rename_takes_effect() {
     let line = Line::serve(&["--bake", "0"]);
     for generation in 1..=3 {
-        // A file of its own each time, as a package manager does it.
+        // A new file each time, as a package manager installs it.
         let draft = line.folder().join("draft");
         copy_to(&draft);
         fs::rename(&draft, line.program()).unwrap();
@@ -35,8 +35,10 @@ fn a_program_that_is_replaced_by_rename_takes_effect() {
     }
 }
 
+/// A successor runs the release that the link points to. When the link is dangling, the handoff
+/// fails and the active generation keeps serving.
 #[test]
-fn a_program_behind_a_link_that_is_flipped_takes_effect_and_a_dangling_one_changes_nothing() {
+fn a_flipped_link_takes_effect_and_a_dangling_one_fails() {
     let line = Line::start_by(|folder| {
         for release in ["r1", "r2"] {
             fs::create_dir(folder.join(release)).unwrap();
@@ -70,7 +72,7 @@ fn a_program_behind_a_link_that_is_flipped_takes_effect_and_a_dangling_one_chang
     assert_eq!(image(&line, 3), folder.join("r1/handoffd"));
 }
 
-/// Starts it as `start` has it, with a lie or an accident in its name, and hands over twice.
+/// Starts the daemon with a misleading or unusual name as `start` says, and hands over twice.
 fn assert_finds_itself(start: impl FnOnce(&mut Command)) {
     let line = Line::start_by(|folder| {
         fs::create_dir(folder.join("bin")).unwrap();
@@ -93,7 +95,7 @@ fn assert_finds_itself(start: impl FnOnce(&mut Command)) {
     }
 }
 
-/// A script that bash runs with [`FLAGS`] as its arguments.
+/// Has bash run the script `text` with [`FLAGS`] as its arguments.
 fn script(command: &mut Command, text: &str) {
     command.args(["-c", text, "bash"]).args(FLAGS);
 }
@@ -108,12 +110,13 @@ fn a_program_started_by_a_relative_path_finds_itself() {
 #[test]
 fn a_program_found_in_path_finds_itself() {
     assert_finds_itself(|command| script(command, r#"PATH="$PWD/bin:$PATH"; exec handoffd "$@""#));
-    // A relative folder, and one that another process would find something else in.
+    // `PATH` has a relative folder, in which a process with another working directory finds
+    // nothing.
     assert_finds_itself(|command| script(command, r#"PATH="bin:$PATH"; exec handoffd "$@""#));
 }
 
 #[test]
-fn a_program_with_another_name_for_itself_is_not_misled() {
+fn a_misleading_argv0_is_ignored() {
     assert_finds_itself(|command| {
         script(command, r#"PATH="$PWD/bin:$PATH"; exec -a funny handoffd "$@""#)
     });

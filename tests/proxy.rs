@@ -1,12 +1,12 @@
-//! A proxy passes on every byte and every end, both ways, and in a drain leaves both sides their
-//! conversation.
+//! Tests that a proxy relays every byte and every end of stream in both directions. During a drain,
+//! both sides can finish their conversation.
 
 use std::io::{ErrorKind, Write};
 
 use crate::support::{Client, Event, Line, Upstream, narrow};
 use nix::sys::signal::Signal;
 
-/// Bytes of which no two pieces are alike.
+/// Returns bytes in which no two parts are equal.
 fn bytes(length: usize) -> Vec<u8> {
     (0_u32..)
         .flat_map(|number| number.wrapping_mul(2_654_435_761).to_be_bytes())
@@ -14,14 +14,14 @@ fn bytes(length: usize) -> Vec<u8> {
         .collect()
 }
 
-/// How the connections of a generation ended, by its own account: by themselves, and cut.
+/// Returns how many connections of the generation ended by themselves, and how many it cut.
 fn outcome(line: &Line, generation: u64) -> (String, String) {
     let ended = line.wait_for(generation, Event::GenerationEnded);
     (ended.field("ended").unwrap().to_owned(), ended.field("cut").unwrap().to_owned())
 }
 
 #[test]
-fn every_byte_goes_both_ways_at_once_over_every_kind_of_socket() {
+fn every_kind_of_socket_relays_both_ways_at_once() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let tcp = Upstream::tcp();
     let path = folder.path().join("socket").to_str().unwrap().to_owned();
@@ -45,7 +45,7 @@ fn every_byte_goes_both_ways_at_once_over_every_kind_of_socket() {
                 scope.spawn(move || {
                     let (bytes, ended) = end.read_all();
                     ended.unwrap();
-                    assert!(bytes == *heard, "{} bytes, of {}", bytes.len(), heard.len());
+                    assert!(bytes == *heard, "{} bytes came of {}", bytes.len(), heard.len());
                 });
             }
         });
@@ -54,7 +54,7 @@ fn every_byte_goes_both_ways_at_once_over_every_kind_of_socket() {
 }
 
 #[test]
-fn upstreams_take_turns() {
+fn upstreams_are_used_in_turn() {
     let upstreams = [Upstream::tcp(), Upstream::tcp(), Upstream::tcp()];
     let addresses: Vec<String> = upstreams.iter().map(Upstream::address).collect();
     let line = Line::proxy(&addresses.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
@@ -81,7 +81,7 @@ fn a_client_that_half_closes_first_is_answered() {
 }
 
 #[test]
-fn an_upstream_that_half_closes_first_hears_the_client_to_its_end() {
+fn an_upstream_that_half_closes_first_still_receives() {
     let upstream = Upstream::tcp();
     let line = Line::proxy(&[&upstream.address()], &[]);
     let (mut client, mut server) = line.pair(&upstream);
@@ -96,7 +96,7 @@ fn an_upstream_that_half_closes_first_hears_the_client_to_its_end() {
 }
 
 #[test]
-fn an_upstream_that_speaks_and_closes_at_once_is_heard_whole() {
+fn a_reply_is_relayed_whole_if_the_upstream_closes_at_once() {
     let upstream = Upstream::tcp();
     let line = Line::proxy(&[&upstream.address()], &[]);
     for length in [5, 100_000, 2_000_000] {
@@ -115,7 +115,7 @@ fn an_upstream_that_speaks_and_closes_at_once_is_heard_whole() {
 }
 
 #[test]
-fn a_slow_reader_holds_up_its_own_upstream_and_nobody_else() {
+fn a_slow_reader_blocks_only_its_own_upstream() {
     let upstream = Upstream::tcp();
     let line = Line::proxy(&[&upstream.address()], &[]);
     let slow = narrow(line.address().parse().unwrap());
@@ -130,8 +130,9 @@ fn a_slow_reader_holds_up_its_own_upstream_and_nobody_else() {
             Err(error) if error.kind() == ErrorKind::WouldBlock => slept = line.is_asleep(),
             Err(error) => panic!("{error}"),
         }
-        // What the kernel takes on both sides, and not what the client might take in the end.
-        assert!(poured < 64 * 1024 * 1024, "the proxy reads what nobody takes");
+        // The limit covers the kernel's buffers on both sides, but not an unlimited buffer in the
+        // proxy.
+        assert!(poured < 64 * 1024 * 1024, "the proxy reads more than the client takes");
     }
     let (mut client, mut server) = line.pair(&upstream);
     for _ in 0..100 {
@@ -144,7 +145,7 @@ fn a_slow_reader_holds_up_its_own_upstream_and_nobody_else() {
 }
 
 #[test]
-fn in_a_drain_a_proxied_connection_goes_on_until_either_side_ends_it() {
+fn a_draining_proxy_relays_until_either_side_ends() {
     let upstream = Upstream::tcp();
     let line = Line::proxy(&[&upstream.address()], &["--drain-timeout", "1h", "--bake", "0"]);
     let mut pairs = [line.pair(&upstream), line.pair(&upstream)];
@@ -158,7 +159,7 @@ fn in_a_drain_a_proxied_connection_goes_on_until_either_side_ends_it() {
             client.expect(b"reply").unwrap();
         }
     }
-    assert_eq!(line.processes().len(), 2, "the first generation has not waited");
+    assert_eq!(line.processes().len(), 2, "the first generation ended before its connections did");
     let [(mut client, server), (other, mut server_of_other)] = pairs;
     drop(server);
     client.expect_end().unwrap();
@@ -174,7 +175,7 @@ fn in_a_drain_a_proxied_connection_goes_on_until_either_side_ends_it() {
 }
 
 #[test]
-fn what_is_left_at_the_deadline_is_reset_on_both_sides() {
+fn the_drain_deadline_resets_both_sides() {
     let upstream = Upstream::tcp();
     let line = Line::proxy(&[&upstream.address()], &["--drain-timeout", "300ms"]);
     let (mut client, mut server) = line.pair(&upstream);
@@ -188,7 +189,7 @@ fn what_is_left_at_the_deadline_is_reset_on_both_sides() {
 }
 
 impl Client {
-    /// The same connection, for another thread.
+    /// Returns a second handle of the connection, for another thread.
     fn duplicate(&self) -> Self {
         match self {
             Self::Tcp(socket) => Self::Tcp(socket.try_clone().unwrap()),

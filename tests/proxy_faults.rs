@@ -1,5 +1,5 @@
-//! Whatever one side of a proxied connection does, the other learns what became of it, and nobody
-//! else does.
+//! Tests of faults on one side of a proxied connection. The other side learns of the fault, and no
+//! other connection notices it.
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -10,10 +10,11 @@ use crate::support::{
     narrow,
 };
 
-/// More than one read takes, and less than the kernel does for a reader that is not there.
+/// More bytes than one read takes, but fewer than the kernel buffers for a reader that does not
+/// read.
 const SOME: usize = 100_000;
 
-/// Waits until the one connection of a proxy has ended, and tells of what.
+/// Waits until the only connection of a proxy has ended, and returns its ending and its error.
 pub(crate) fn ending(line: &Line) -> (String, String) {
     let record = line.wait_for(1, Event::ConnectionEnded);
     (
@@ -22,8 +23,9 @@ pub(crate) fn ending(line: &Line) -> (String, String) {
     )
 }
 
+/// Each client is served by the other upstream.
 #[test]
-fn an_upstream_that_refuses_is_passed_by_and_then_passed_over() {
+fn a_refusing_upstream_is_retried_then_ejected() {
     let (refusing, upstream) = (free_port().to_string(), Upstream::tcp());
     let line = Line::proxy(&[&format!("127.0.0.1:{refusing}"), &upstream.address()], &[]);
     for _ in 0..20 {
@@ -31,7 +33,8 @@ fn an_upstream_that_refuses_is_passed_by_and_then_passed_over() {
         server.write_all(b"welcome").unwrap();
         client.expect(b"welcome").unwrap();
     }
-    // Three times it was tried in vain; then it was not tried any more, and that was said once.
+    // The proxy tried the refusing upstream three times. Then it ejected the upstream and logged
+    // that once.
     assert_eq!(line.count(Event::UpstreamFailed), 3);
     let said = line.wait_for(1, Event::UpstreamUnavailable);
     assert!(said.text.starts_with("WARN"), "{said:?}");
@@ -42,7 +45,7 @@ fn an_upstream_that_refuses_is_passed_by_and_then_passed_over() {
 }
 
 #[test]
-fn an_upstream_whose_queue_is_full_is_passed_by() {
+fn an_upstream_with_a_full_backlog_is_skipped() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("socket").to_str().unwrap().to_owned();
     let full = Upstream::on(&path);
@@ -57,14 +60,15 @@ fn an_upstream_whose_queue_is_full_is_passed_by() {
     }
 }
 
+/// The client receives every byte that the upstream sent before the reset, and then a reset.
 #[test]
-fn an_upstream_that_is_reset_has_its_client_reset_after_what_it_had_said() {
+fn an_upstream_reset_reaches_the_client_after_its_bytes() {
     let upstream = Upstream::tcp();
     let line = Line::proxy(&[&upstream.address()], &[]);
     let (mut client, mut server) = line.pair(&upstream);
     let said = vec![7; SOME];
     server.write_all(&said).unwrap();
-    // It is on its way to the client, who does not read it yet.
+    // The bytes are on their way to the client, which does not read yet.
     assert_becomes(&true, || line.is_asleep());
     server.reset();
     assert!(ending(&line).0 == "broken");
@@ -73,8 +77,9 @@ fn an_upstream_that_is_reset_has_its_client_reset_after_what_it_had_said() {
     assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
+/// The upstream receives every byte that the client sent before the reset, and then a reset.
 #[test]
-fn a_client_that_is_reset_has_its_upstream_reset_after_what_it_had_said() {
+fn a_client_reset_reaches_the_upstream_after_its_bytes() {
     let upstream = Upstream::tcp();
     let line = Line::proxy(&[&upstream.address()], &[]);
     let (mut client, mut server) = line.pair(&upstream);
@@ -88,25 +93,28 @@ fn a_client_that_is_reset_has_its_upstream_reset_after_what_it_had_said() {
     assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
+/// The upstream replies and closes while the client still sends. The client gets the reply before
+/// it learns of the close.
 #[test]
-fn an_upstream_that_closes_on_a_client_that_goes_on_sending_is_heard_first() {
+fn an_early_reply_reaches_a_client_that_keeps_sending() {
     let upstream = Upstream::tcp();
     let line = Line::proxy(&[&upstream.address()], &[]);
     let (mut client, mut server) = line.pair(&upstream);
-    // Refused in the middle of an upload: with unread bytes there, the close is a reset.
+    // The upstream refuses an upload halfway. It closes with unread bytes, so the close is a reset.
     client.write_all(&vec![1; SOME]).unwrap();
     server.expect(&[1; 10]).unwrap();
     server.write_all(b"too large").unwrap();
     client.expect(b"too large").unwrap();
     drop(server);
     let until = Instant::now() + crate::support::DEADLINE;
-    // It hears of it when it sends on, or reads.
+    // The client learns of the close when it sends more or reads.
     while client.write_all(&[1; 1000]).is_ok() {
         assert!(Instant::now() < until);
     }
 }
 
-/// Sends, with little room here, until nobody takes more: what was sent.
+/// Sends from a small send buffer until neither the proxy nor the kernel takes more. Returns the
+/// bytes sent.
 pub(crate) fn fill(line: &Line, end: &mut Client) -> Vec<u8> {
     let Client::Tcp(socket) = &*end else { panic!("{end:?}") };
     socket2::SockRef::from(socket).set_send_buffer_size(4_096).unwrap();
@@ -130,18 +138,18 @@ pub(crate) fn fill(line: &Line, end: &mut Client) -> Vec<u8> {
     sent
 }
 
-/// All of it was heard, but for what had not left the sender, and then there was no end but a
-/// reset.
+/// Asserts that all bytes arrived except those that never left the sender, and that a reset
+/// followed.
 fn assert_heard(sent: &[u8], (heard, end): (Vec<u8>, std::io::Result<()>)) {
     const NOT_YET_LEFT: usize = 100_000;
-    assert!(sent.starts_with(&heard), "altered");
-    assert!(sent.len() > 3 * NOT_YET_LEFT, "hardly anything was on its way: {}", sent.len());
+    assert!(sent.starts_with(&heard), "the bytes were altered");
+    assert!(sent.len() > 3 * NOT_YET_LEFT, "too few bytes were on their way: {}", sent.len());
     assert!(heard.len() + NOT_YET_LEFT >= sent.len(), "{} bytes of {}", heard.len(), sent.len());
     assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]
-fn what_an_upstream_said_before_it_broke_reaches_a_slow_client() {
+fn bytes_before_an_upstream_reset_reach_a_slow_client() {
     for goes_on_sending in [false, true] {
         let upstream = Upstream::tcp();
         let line = Line::proxy(&[&upstream.address()], &[]);
@@ -150,7 +158,7 @@ fn what_an_upstream_said_before_it_broke_reaches_a_slow_client() {
         let sent = fill(&line, &mut server);
         server.reset();
         if goes_on_sending {
-            // Then it is the proxy's own write that tells it.
+            // The proxy's own write to the upstream then reports the reset.
             client.write_all(b"and another thing").unwrap();
         }
         assert_heard(&sent, client.read_all());
@@ -159,7 +167,7 @@ fn what_an_upstream_said_before_it_broke_reaches_a_slow_client() {
 }
 
 #[test]
-fn what_a_client_said_before_it_broke_reaches_a_slow_upstream() {
+fn bytes_before_a_client_reset_reach_a_slow_upstream() {
     for goes_on_sending in [false, true] {
         let upstream = Upstream::tcp();
         let Upstream::Tcp(listener) = &upstream else { panic!("{upstream:?}") };
@@ -176,8 +184,9 @@ fn what_a_client_said_before_it_broke_reaches_a_slow_upstream() {
     }
 }
 
+/// The upstream was reset, and its client reads nothing. The proxy still closes the client.
 #[test]
-fn a_client_that_takes_nothing_is_given_up_when_its_upstream_has_broken() {
+fn a_client_that_never_reads_is_closed_after_a_reset() {
     let upstream = Upstream::tcp();
     let line = Line::proxy(&[&upstream.address()], &[]);
     let mut client = narrow(line.address().parse().unwrap());
@@ -189,8 +198,9 @@ fn a_client_that_takes_nothing_is_given_up_when_its_upstream_has_broken() {
     drop(client);
 }
 
+/// The client waits for an upstream and closes. The proxy ends the connection at once.
 #[test]
-fn a_client_that_goes_away_while_it_is_held_is_let_go() {
+fn a_client_that_leaves_while_waiting_is_released() {
     let line = Line::proxy(&[&format!("127.0.0.1:{}", free_port())], &[]);
     let client = Client::connect(&line.address()).unwrap();
     line.wait_for_count(3, Event::UpstreamFailed);
@@ -199,11 +209,15 @@ fn a_client_that_goes_away_while_it_is_held_is_let_go() {
     let (ending, error) = ending(&line);
     assert_eq!(ending, "broken");
     assert!(line.text().contains("went away"), "{error}");
-    assert!(since.elapsed() < Duration::from_secs(5), "it was held as if it were there");
+    assert!(
+        since.elapsed() < Duration::from_secs(5),
+        "the proxy kept waiting for a client that had left"
+    );
 }
 
+/// The proxy logs once that no upstream was available.
 #[test]
-fn a_client_that_nobody_accepts_is_reset_in_the_end_and_that_is_said_once() {
+fn a_client_without_an_upstream_is_reset_in_the_end() {
     let line = Line::proxy(&[&format!("127.0.0.1:{}", free_port())], &[]);
     let mut clients = [(); 3].map(|()| Client::connect(&line.address()).unwrap());
     for client in &mut clients {
@@ -216,8 +230,8 @@ fn a_client_that_nobody_accepts_is_reset_in_the_end_and_that_is_said_once() {
 
 #[test]
 fn a_proxy_without_descriptors_makes_clients_wait_and_recovers() {
-    // With an even number it is the accept that finds none, with an odd one the connect; or the
-    // other way round.
+    // Depending on whether the limit is even or odd, either accept or connect runs out of
+    // descriptors.
     for limit in [60, 61] {
         let upstream = Upstream::tcp();
         let address = upstream.address();
@@ -227,7 +241,7 @@ fn a_proxy_without_descriptors_makes_clients_wait_and_recovers() {
             command.args(["proxy", "--log", "debug", "--listen", "127.0.0.1:0", "--to", &address]);
         });
         line.wait_for(1, Event::GenerationServing);
-        // One after the other, until there is no room for one more pair.
+        // Connects clients until the descriptors do not suffice for another pair.
         let mut clients = Vec::new();
         let mut waiting = loop {
             let mut client = Client::connect(&line.address()).unwrap();
@@ -240,7 +254,7 @@ fn a_proxy_without_descriptors_makes_clients_wait_and_recovers() {
             clients.push(client);
         };
         assert!((5..30).contains(&clients.len()), "{}", clients.len());
-        // Those that are there are served, and no upstream is to blame.
+        // Open connections are still served, and the upstream is not blamed.
         for client in &mut clients {
             client.echo(b"still here").unwrap();
         }
@@ -254,10 +268,10 @@ fn a_proxy_without_descriptors_makes_clients_wait_and_recovers() {
     }
 }
 
-/// All clients were accepted before any upstream was connected to. Then none was left for an
-/// upstream, and every client waited until it was reset.
+/// Regression test: the proxy accepted all clients before it connected to any upstream. No
+/// descriptor was left for an upstream, and every client waited until it was reset.
 #[test]
-fn clients_of_a_proxy_leave_descriptors_for_its_upstreams() {
+fn a_proxy_reserves_descriptors_for_its_upstreams() {
     let upstream = Upstream::tcp();
     let address = upstream.address();
     let backend = Echoing::on(upstream, &address);
@@ -280,16 +294,17 @@ fn clients_of_a_proxy_leave_descriptors_for_its_upstreams() {
     backend.stop();
 }
 
+/// The kernel refuses the pipe for splice(2), so the proxy copies the bytes itself.
 #[test]
-fn a_long_transfer_for_which_the_kernel_makes_no_pipe_goes_on_without_one() {
+fn a_long_transfer_without_a_pipe_still_completes() {
     let long: Vec<u8> =
         (0..8_000_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    // No descriptor is left, and then there is one, and no memory for what it should hold.
+    // First no descriptor is left for the pipe. Then the kernel refuses to enlarge the pipe.
     for refused in ["pipe2:error=EMFILE", "fcntl:error=EPERM"] {
         let upstream = Upstream::tcp();
         let line = Line::proxy(&[&upstream.address()], &["--workers", "1"]);
         let (mut client, mut server) = line.pair(&upstream);
-        // The connection is made, and only a pipe needs either call.
+        // The connection already exists, so only a pipe needs either call.
         server.write_all(b"welcome").unwrap();
         client.expect(b"welcome").unwrap();
         let inject = format!("inject={refused}");
@@ -299,7 +314,7 @@ fn a_long_transfer_for_which_the_kernel_makes_no_pipe_goes_on_without_one() {
             server.expect(&long).unwrap();
         });
         let trace = tracer.detach();
-        assert!(trace.contains("INJECTED"), "it was not asked for: {trace}");
+        assert!(trace.contains("INJECTED"), "the proxy did not make the call: {trace}");
         assert!(!trace.contains("splice("), "{trace}");
         server.write_all(b"thank you").unwrap();
         client.expect(b"thank you").unwrap();
@@ -307,7 +322,7 @@ fn a_long_transfer_for_which_the_kernel_makes_no_pipe_goes_on_without_one() {
 }
 
 #[test]
-fn a_long_transfer_goes_on_beyond_urgent_data_and_to_its_own_end() {
+fn a_long_transfer_continues_after_urgent_data() {
     let long: Vec<u8> =
         (0..8_000_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let upstream = Upstream::tcp();

@@ -1,5 +1,5 @@
-//! PROXY headers as real senders write them, on every kind of listener; wrong ones are told to the
-//! operator.
+//! Tests of PROXY headers as real senders write them, on every kind of listener. The daemon reports
+//! bad headers to the operator.
 
 use std::io::Write;
 use std::path::Path;
@@ -8,7 +8,8 @@ use crate::config_file::{put, serve};
 use crate::counters::request;
 use crate::support::{Client, Event, Line, REAL, Refusal, Upstream, assert_becomes};
 
-/// A proxy on `address` that trusts these networks, and tells its upstream who the client is.
+/// Returns the configuration of a proxy on `address` that accepts headers from `networks` and sends
+/// its upstream a header.
 fn trusting(address: &str, networks: &str, upstream: &Upstream) -> String {
     format!(
         "log = 'debug'\ncarry = true\n[listener.web]\naddress = '{address}'\nservice = 'proxy'\n\
@@ -17,7 +18,7 @@ fn trusting(address: &str, networks: &str, upstream: &Upstream) -> String {
     )
 }
 
-/// A client says `header`, and this is what the upstream is told.
+/// Connects a client that sends `header`, and asserts that the upstream receives `told`.
 fn assert_told(line: &Line, upstream: &Upstream, header: &[u8], told: &[u8]) -> (Client, Client) {
     let mut client = Client::connect(&line.address_of("web")).unwrap();
     client.write_all(header).unwrap();
@@ -28,7 +29,7 @@ fn assert_told(line: &Line, upstream: &Upstream, header: &[u8], told: &[u8]) -> 
     (client, server)
 }
 
-/// LOCAL, with so many bytes behind it.
+/// Returns a version 2 header with the command LOCAL and `length` bytes after the fixed part.
 fn local(length: u16) -> Vec<u8> {
     let fixed = b"\r\n\r\n\0\r\nQUIT\n\x20\0";
     [&fixed[..], &length.to_be_bytes(), &vec![0xee; usize::from(length)]].concat()
@@ -38,7 +39,7 @@ fn local(length: u16) -> Vec<u8> {
 fn headers_of_real_senders_are_understood() {
     let upstream = Upstream::tcp();
     let line = serve(&trusting("127.0.0.1:0", "['::ffff:127.0.0.0/104']", &upstream), &[]);
-    // Of nginx, with a server of the other family than its client's.
+    // As nginx sends them when client and server addresses have different families.
     for (header, told) in [
         ("TCP6 2001:db8::1 192.0.2.7 1234 443", "TCP6 2001:db8::1 ::ffff:192.0.2.7 1234 443"),
         ("TCP4 192.0.2.7 2001:db8::1 1234 443", "TCP6 ::ffff:192.0.2.7 2001:db8::1 1234 443"),
@@ -71,7 +72,7 @@ fn a_unix_listener_takes_headers_and_carries_its_clients() {
         assert_told(&line, &upstream, &local(4_000), b"PROXY UNKNOWN\r\n");
         line.hand_over_from(1);
         assert_eq!(line.exit_code(1), 0);
-        // It was carried, though by its header it comes from another family.
+        // The connection was carried, although its header names an address of another family.
         server.write_all(b"reply").unwrap();
         client.expect(b"reply").unwrap();
         assert_told(&line, &upstream, header, header);
@@ -79,7 +80,7 @@ fn a_unix_listener_takes_headers_and_carries_its_clients() {
 }
 
 #[test]
-fn refused_headers_are_logged_now_and_then_and_all_are_counted() {
+fn refused_headers_are_all_counted_but_rarely_logged() {
     let upstream = Upstream::tcp();
     let line =
         serve(&trusting("127.0.0.1:0", "['127.0.0.1']", &upstream), &["--metrics", "127.0.0.1:0"]);
@@ -108,7 +109,7 @@ fn refused_headers_are_logged_now_and_then_and_all_are_counted() {
 }
 
 #[test]
-fn networks_by_which_no_client_can_come_are_an_error() {
+fn networks_that_no_client_can_match_are_rejected() {
     let upstream = Upstream::tcp();
     for (address, networks, expected) in [
         ("/run/web.sock", "['127.0.0.0/8']", "expected \"unix\" among these networks"),

@@ -1,4 +1,5 @@
-//! Backends restart and proxies hand over while clients are at work, and no client sees any of it.
+//! Tests of backends that restart and of proxies that hand over under load. No client notices
+//! either.
 
 use std::io::Write;
 use std::path::Path;
@@ -11,7 +12,7 @@ use crate::support::{
 };
 use nix::sys::signal::Signal;
 
-/// Old generations drain for as long as it takes.
+/// Old generations have ample time to drain.
 const LIMITS: [&str; 4] = ["--max-generations", "64", "--drain-timeout", "60s"];
 
 fn assert_unnoticed(tally: &Tally, records: &[Record]) {
@@ -20,12 +21,12 @@ fn assert_unnoticed(tally: &Tally, records: &[Record]) {
         tally.short, tally.persistent, tally.losses
     );
     assert!(tally.losses.is_empty(), "{:?}", tally.losses);
-    assert_eq!((tally.closed, tally.crossed), (0, 0), "a proxy ends no connection by itself");
+    assert_eq!((tally.closed, tally.crossed), (0, 0), "the proxy ended a connection by itself");
     let cut = records.iter().find(|record| record.field("cut").is_some_and(|count| count != "0"));
     assert_eq!(cut, None);
 }
 
-/// Ends the head, and waits for all.
+/// Stops the active generation, waits until all processes have ended, and returns the log.
 fn end(line: &Line, pid: u32) -> Vec<Record> {
     crate::support::signal(pid, Signal::SIGTERM);
     assert_eq!(exit_code(pid), 0);
@@ -33,7 +34,7 @@ fn end(line: &Line, pid: u32) -> Vec<Record> {
 }
 
 #[test]
-fn clients_that_come_while_the_backend_is_away_are_served_when_it_is_back() {
+fn clients_wait_for_an_absent_backend() {
     let address = format!("127.0.0.1:{}", free_port());
     let line = Line::proxy(&[&address], &[]);
     let mut clients = Vec::new();
@@ -64,30 +65,26 @@ fn a_backend_that_restarts_under_load_loses_no_client() {
     let mut restarts = 0;
     for _ in 0..10 {
         let mark = line.mark();
-        line.wait_since(mark, "a client that was served", |record| {
+        line.wait_since(mark, "a served client", |record| {
             record.field("ending") == Some("finished")
         });
         backend.stop();
-        // It is away until somebody has been held.
-        line.wait_since(mark, "a client that is held", |record| {
-            record.is_event(Event::UpstreamFailed)
-        });
+        // The backend stays away until a client waits for it.
+        line.wait_since(mark, "a waiting client", |record| record.is_event(Event::UpstreamFailed));
         backend = Echoing::on(Upstream::on(&path), &path);
         restarts += 1;
     }
     let mark = line.mark();
-    line.wait_since(mark, "a client that was served", |record| {
-        record.field("ending") == Some("finished")
-    });
+    line.wait_since(mark, "a served client", |record| record.field("ending") == Some("finished"));
     let tally = storm.end();
-    assert!(tally.short > restarts, "hardly a storm: {tally:?}");
+    assert!(tally.short > restarts, "too little traffic: {tally:?}");
     let records = end(&line, line.first_pid());
     assert_unnoticed(&tally, &records);
     backend.stop();
 }
 
-/// Sends and verifies as much as it can on one connection, again and again, until it is over: how
-/// much that was.
+/// Sends bulk data on one connection after another until `over`, and verifies the echo. Returns the
+/// number of bytes.
 fn pour(address: &str, over: &AtomicBool) -> usize {
     const LENGTH: usize = 4_000_000;
     let mut poured = 0;
@@ -106,15 +103,16 @@ fn pour(address: &str, over: &AtomicBool) -> usize {
             });
             let (heard, end) = { client }.read_all();
             end.unwrap();
-            assert!(heard == said, "altered: {} bytes of {LENGTH}", heard.len());
+            assert!(heard == said, "the bytes were altered: {} of {LENGTH}", heard.len());
         });
         poured += LENGTH;
     }
     poured
 }
 
+/// The load has short, persistent and bulk connections.
 #[test]
-fn handoffs_under_short_persistent_and_bulk_connections_lose_nobody() {
+fn proxy_handoffs_lose_no_connection_under_load() {
     const HANDOFFS: u64 = 100;
     let upstream = Upstream::tcp();
     let to = upstream.address();
@@ -130,8 +128,8 @@ fn handoffs_under_short_persistent_and_bulk_connections_lose_nobody() {
         let (address, over) = (address.clone(), Arc::clone(&over));
         std::thread::spawn(move || pour(&address, &over))
     });
-    // Short ones and bulk through all of it; persistent ones hold a generation each as long as they
-    // like.
+    // Short and bulk connections run during all handoffs. Each persistent connection keeps its
+    // generation alive as long as it lasts.
     let storm = Storm::start(&address, 4, 16);
     for _ in 0..HANDOFFS {
         head.next();
@@ -141,7 +139,7 @@ fn handoffs_under_short_persistent_and_bulk_connections_lose_nobody() {
     let tally = storm.end();
     assert!(
         poured > 0 && tally.short >= HANDOFFS && tally.persistent >= HANDOFFS,
-        "hardly a storm: {tally:?}"
+        "too little traffic: {tally:?}"
     );
     let records = end(&line, head.pid);
     assert_unnoticed(&tally, &records);

@@ -1,6 +1,6 @@
-//! Whoever is in the queue of a listener when a generation stops accepting is served all the same.
+//! Tests that clients in a listener's backlog are served when a generation stops accepting.
 //!
-//! Frozen processes fill a queue at will: the kernel goes on taking connections for them.
+//! Frozen processes let a test fill the backlog: the kernel keeps accepting connections for them.
 
 use std::io::Write;
 
@@ -9,10 +9,11 @@ use crate::support::{
 };
 use nix::sys::signal::Signal;
 
-/// More than an accept loop takes before it hears that it is to stop, and less than `somaxconn`.
+/// More connections than an accept loop takes before it is told to stop, and fewer than
+/// `somaxconn`.
 const MANY: usize = 1_500;
 
-/// Connections that have sent their first request, as far as the kernel is concerned.
+/// Opens `count` connections that have sent their first request, as far as the kernel knows.
 fn ask(address: &str, count: usize) -> Vec<(Client, Vec<u8>)> {
     raise_descriptor_limit();
     let clients = (0..count).map(|number| {
@@ -24,7 +25,7 @@ fn ask(address: &str, count: usize) -> Vec<(Client, Vec<u8>)> {
     clients.collect()
 }
 
-/// Each gets its reply, and then the server's end, for it drains.
+/// Asserts that each client gets its reply and then an end of stream, because the server drains.
 fn assert_answered_and_ended(clients: Vec<(Client, Vec<u8>)>) {
     for (mut client, request) in clients {
         client.expect(&request).unwrap();
@@ -33,17 +34,17 @@ fn assert_answered_and_ended(clients: Vec<(Client, Vec<u8>)>) {
 }
 
 #[test]
-fn who_waits_in_the_queue_at_a_handoff_is_served_by_the_successor() {
+fn the_successor_serves_the_backlog_at_a_handoff() {
     let line = Line::serve(&[&["--bake", "300ms"][..], &SLOW_DRAIN].concat());
     let address = line.address();
-    // Somebody who keeps the old one alive, however long it takes to freeze it.
+    // This client keeps the old generation alive, however long it takes to freeze it.
     let mut held = line.hold();
     line.signal(1, Signal::SIGHUP);
     let successor = line.pid_of(2);
     line.wait_for(1, Event::SuccessorReady);
     freeze(successor);
     freeze(line.first_pid());
-    // Nobody accepts. The old one wakes up only to retire, with a full queue before it.
+    // No process accepts now. The old generation wakes up only to retire, with a full backlog.
     let mut clients = ask(&address, MANY);
     thaw(line.first_pid());
     line.wait_for(1, Event::DrainStarted.with("why", "retiring"));
@@ -62,7 +63,7 @@ fn who_waits_in_the_queue_at_a_handoff_is_served_by_the_successor() {
 }
 
 #[test]
-fn a_queue_outlives_the_process_that_opened_the_listener() {
+fn the_backlog_outlives_the_process_that_opened_it() {
     let line = Line::serve(&["--bake", "200ms"]);
     let address = line.address();
     line.signal(1, Signal::SIGHUP);
@@ -78,7 +79,7 @@ fn a_queue_outlives_the_process_that_opened_the_listener() {
 }
 
 #[test]
-fn who_waits_in_the_queue_when_the_line_is_told_to_stop_is_served() {
+fn the_backlog_is_served_before_a_stop() {
     for address in ["127.0.0.1:0", "@"] {
         let line = Line::start_with(|command, folder| {
             let name = folder.file_name().unwrap().to_str().unwrap();
@@ -101,7 +102,7 @@ fn who_waits_in_the_queue_when_the_line_is_told_to_stop_is_served() {
 }
 
 #[test]
-fn who_waits_in_the_queue_of_a_listener_that_is_given_up_is_served() {
+fn the_backlog_of_a_removed_listener_is_served() {
     let line = Line::start_with(|command, _| {
         command.args([
             "--listen",

@@ -1,8 +1,9 @@
-//! Every signal has one effect in every state, however many come and to whichever generation.
+//! Tests of signals: each signal has one effect in every state, however many arrive and whichever
+//! generation receives them.
 //!
-//! A bake of a minute holds the probation, a script at a gate holds the start, a client that has
-//! said nothing holds the drain; so each signal finds the state that it is meant for, and no test
-//! waits for time.
+//! A bake of a minute keeps the successor on probation. A script at a gate delays the start. A
+//! client that has sent nothing delays the drain. So each signal meets its intended state, and no
+//! test waits for time to pass.
 
 use std::fs;
 use std::io::Read;
@@ -21,7 +22,7 @@ fn serve(bake: [&str; 2]) -> Line {
     Line::serve(&[&bake[..], &SLOW_DRAIN].concat())
 }
 
-/// A line whose first generation bakes the second.
+/// Starts a daemon whose second generation is on probation. The client is connected to the first.
 fn baking() -> (Line, Client) {
     let line = serve(BAKE);
     let held = line.hold();
@@ -30,7 +31,8 @@ fn baking() -> (Line, Client) {
     (line, held)
 }
 
-/// A line whose first generation drains, and will until the client has spoken; the second serves.
+/// Starts a daemon whose first generation drains until the client has sent a request. The second
+/// generation serves.
 fn draining() -> (Line, Client) {
     let line = serve(NO_BAKE);
     let held = line.hold();
@@ -39,7 +41,7 @@ fn draining() -> (Line, Client) {
     (line, held)
 }
 
-/// Waits until that generation has taken note of so many signals of that name.
+/// Waits until the generation has logged `count` signals of that name.
 fn wait_for_signals(line: &Line, generation: u64, name: &str, count: usize) {
     let seen = std::cell::Cell::new(0);
     line.wait(&format!("{count} {name}"), |record| {
@@ -49,31 +51,31 @@ fn wait_for_signals(line: &Line, generation: u64, name: &str, count: usize) {
     });
 }
 
-/// Speaks, is answered, and hears the end: it was never cut.
+/// Asserts that the client gets a reply and then an end of stream: its connection was not cut.
 fn assert_finishes(mut held: Client) {
     held.echo(b"here at last").unwrap();
     held.expect_end().unwrap();
 }
 
-/// Waits until nobody listens any more. A connection that nobody takes out of its queue would keep
-/// this from passing.
+/// Waits until no process listens any more. A connection that stays in a backlog would fail this.
 fn assert_refuses(line: &Line) {
     let until = Instant::now() + DEADLINE;
-    while Client::once(&line.address(), b"anybody?").is_ok() {
+    while Client::once(&line.address(), b"still served?").is_ok() {
         assert!(Instant::now() < until, "{}", line.text());
     }
     assert!(Client::connect(&line.address()).is_err(), "{}", line.text());
 }
 
-/// Ends the line by its newest generation, and counts the handoffs that were begun in it.
+/// Stops the daemon through its newest generation, and returns how many handoffs were started.
 fn handoffs_until_end(line: &Line, newest: u64) -> usize {
     line.signal(newest, Signal::SIGTERM);
     line.wait_for_end();
     line.count(Event::HandoffStarted)
 }
 
+/// The signal arrives before the successor has installed its handler. It starts one more handoff.
 #[test]
-fn a_hangup_before_the_handler_stands_is_one_more_handoff() {
+fn a_hangup_before_the_handler_is_set_starts_a_handoff() {
     let line = serve(NO_BAKE);
     line.put_script(r#"kill -HUP $$; exec "$REAL" "$@""#);
     line.hand_over_from(1);
@@ -83,7 +85,7 @@ fn a_hangup_before_the_handler_stands_is_one_more_handoff() {
 }
 
 #[test]
-fn a_hangup_right_after_ready_is_one_more_handoff() {
+fn a_hangup_right_after_ready_starts_a_handoff() {
     let line = serve(NO_BAKE);
     line.signal(1, Signal::SIGHUP);
     signal(line.wait_for(2, Event::GenerationAccepting).pid, Signal::SIGHUP);
@@ -93,7 +95,7 @@ fn a_hangup_right_after_ready_is_one_more_handoff() {
 }
 
 #[test]
-fn a_hundred_hangups_during_a_handoff_are_one_more_handoff() {
+fn many_hangups_during_a_handoff_start_one_more() {
     let line = serve(NO_BAKE);
     let mut gate = Gate::new(&line);
     line.put_script(&format!("{}; exec \"$REAL\" \"$@\"", Gate::PASS));
@@ -110,7 +112,7 @@ fn a_hundred_hangups_during_a_handoff_are_one_more_handoff() {
 }
 
 #[test]
-fn a_hangup_during_a_handoff_that_fails_is_one_more_attempt() {
+fn a_hangup_during_a_failing_handoff_starts_another() {
     let line = serve(NO_BAKE);
     let mut gate = Gate::new(&line);
     line.put_script(&format!("{}; exit 1", Gate::PASS));
@@ -125,15 +127,16 @@ fn a_hangup_during_a_handoff_that_fails_is_one_more_attempt() {
     assert_eq!(handoffs_until_end(&line, 2), 2);
 }
 
+/// Hangups to both generations together start exactly one more handoff.
 #[test]
-fn hangups_during_the_bake_are_one_more_handoff_by_the_successor() {
+fn hangups_during_the_bake_make_the_successor_hand_over() {
     let (line, held) = baking();
     line.signal(1, Signal::SIGHUP);
     line.signal(2, Signal::SIGHUP);
     wait_for_signals(&line, 1, "SIGHUP", 2);
     wait_for_signals(&line, 2, "SIGHUP", 1);
     assert_eq!(line.count(Event::HandoffStarted), 1);
-    // Which ends the bake: the successor takes over.
+    // This ends the bake, and the successor takes over.
     line.signal(1, Signal::SIGTERM);
     line.wait_for(2, Event::SuccessorReady);
     line.signal(2, Signal::SIGTERM);
@@ -155,7 +158,7 @@ fn a_hangup_to_a_draining_generation_is_ignored() {
 }
 
 #[test]
-fn what_a_parent_had_blocked_is_heeded_all_the_same() {
+fn signals_that_the_parent_blocked_are_handled() {
     let blocked = ["env", "--block-signal=HUP,TERM,INT,QUIT"];
     for number in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
         let line = Line::start_under(&blocked, |command, _| {
@@ -209,7 +212,7 @@ fn a_quit_cuts_at_once_in_every_state() {
     drop(held);
     line.assert_serves();
 
-    // The old one during the bake: the new one takes over. Then the new one.
+    // To the old generation during the bake: the successor takes over. Then to the successor.
     let (line, _held) = baking();
     line.signal(1, Signal::SIGQUIT);
     assert_eq!(line.exit_code(1), 0);
@@ -219,7 +222,7 @@ fn a_quit_cuts_at_once_in_every_state() {
     assert_eq!(line.exit_code(2), 0);
     line.wait_for_end();
 
-    // The new one during the bake: the old one serves on.
+    // To the successor during the bake: the old generation keeps serving.
     let (line, _held) = baking();
     line.signal(2, Signal::SIGQUIT);
     assert_eq!(line.exit_code(2), 0);
@@ -242,15 +245,14 @@ fn a_hangup_after_a_terminate_is_ignored() {
 }
 
 #[test]
-fn a_terminate_right_after_a_hangup_ends_the_whole_line() {
+fn a_terminate_right_after_a_hangup_ends_the_daemon() {
     for _ in 0..5 {
         let line = serve(NO_BAKE);
         line.signal(1, Signal::SIGHUP);
         wait_for_signals(&line, 1, "SIGHUP", 1);
         line.signal(1, Signal::SIGTERM);
         assert_eq!(line.exit_code(1), 0);
-        // Unless it was so quick that it has taken over: then it was the old one alone that was
-        // told to end.
+        // If the successor has already taken over, only the old generation was told to stop.
         if line
             .wait_since_or_end(0, "a successor", |record| record.is(2, Event::GenerationServing))
             .is_some()
@@ -275,8 +277,9 @@ fn a_terminate_while_a_successor_hangs_ends_both() {
     line.wait_for_end();
 }
 
+/// The successor ignores SIGTERM and starts afterwards. It still never serves.
 #[test]
-fn a_terminate_while_a_successor_starts_ends_both_also_when_it_starts_after_all() {
+fn a_terminate_during_a_start_ends_both_generations() {
     let line = serve(NO_BAKE);
     let mut gate = Gate::new(&line);
     line.put_script(&format!("trap '' TERM; {}; exec \"$REAL\" \"$@\"", Gate::PASS));
@@ -294,8 +297,9 @@ fn a_terminate_while_a_successor_starts_ends_both_also_when_it_starts_after_all(
     );
 }
 
+/// During the bake SIGTERM reaches the old generation. The successor takes over and serves.
 #[test]
-fn a_terminate_to_the_old_one_during_the_bake_ends_the_bake_and_the_new_one_serves() {
+fn a_terminate_to_the_old_generation_ends_the_bake() {
     let (line, held) = baking();
     line.signal(1, Signal::SIGTERM);
     line.wait_for(2, Event::GenerationServing);
@@ -307,8 +311,9 @@ fn a_terminate_to_the_old_one_during_the_bake_ends_the_bake_and_the_new_one_serv
     line.assert_serves();
 }
 
+/// The old generation keeps serving, and the next handoff works.
 #[test]
-fn a_terminate_to_the_new_one_during_the_bake_is_a_rollback_and_the_next_handoff_works() {
+fn a_terminate_to_the_successor_in_the_bake_rolls_back() {
     let (line, held) = baking();
     line.signal(2, Signal::SIGTERM);
     let failure = line.wait_for(1, Event::HandoffFailed);
@@ -319,9 +324,9 @@ fn a_terminate_to_the_new_one_during_the_bake_is_a_rollback_and_the_next_handoff
     line.signal(1, Signal::SIGHUP);
     let ready = line
         .wait_since(mark, "the next successor", |record| record.is(2, Event::GenerationAccepting));
-    line.wait_since(mark, "it is ready", |record| record.is(1, Event::SuccessorReady));
+    line.wait_since(mark, "readiness", |record| record.is(1, Event::SuccessorReady));
     line.signal(1, Signal::SIGTERM);
-    line.wait_since(mark, "it takes over", |record| record.is(2, Event::GenerationServing));
+    line.wait_since(mark, "the takeover", |record| record.is(2, Event::GenerationServing));
     assert_finishes(held);
     assert_eq!(line.exit_code(1), 0);
     line.assert_serves();
@@ -329,12 +334,14 @@ fn a_terminate_to_the_new_one_during_the_bake_is_a_rollback_and_the_next_handoff
     assert_eq!(exit_code(ready.pid), 0);
 }
 
+/// SIGTERM reaches the new generation while the old one drains. Neither accepts again.
 #[test]
-fn a_terminate_to_the_new_one_while_the_old_drains_ends_both_and_neither_accepts_again() {
+fn a_terminate_during_a_drain_ends_both_generations() {
     let (line, held) = draining();
     line.signal(2, Signal::SIGTERM);
     line.wait_for(1, Event::GenerationStep.with("input", "ServiceStopping"));
-    // The old one still drains, and whoever calls now must be told that nobody will answer.
+    // The old generation still drains. New clients must be refused, because no process will answer
+    // them.
     assert_refuses(&line);
     assert_finishes(held);
     assert_eq!(line.exit_code(1), 0);
@@ -343,8 +350,9 @@ fn a_terminate_to_the_new_one_while_the_old_drains_ends_both_and_neither_accepts
     assert_eq!(line.count(Event::GenerationResumed), 0);
 }
 
+/// The order in which the generations receive SIGTERM does not matter.
 #[test]
-fn a_terminate_to_both_in_any_order_ends_both_and_leaves_nothing_behind() {
+fn a_terminate_to_both_generations_leaves_nothing_behind() {
     for round in 0..12 {
         let line = Line::start_with(|command, folder| {
             command.arg("--listen").arg(folder.join("socket")).args(BAKE).args(SLOW_DRAIN);
@@ -358,7 +366,7 @@ fn a_terminate_to_both_in_any_order_ends_both_and_leaves_nothing_behind() {
         };
         assert!(is_socket(&line.folder().join("socket")));
         let both = [line.pid_of(1), line.pid_of(2)];
-        // Both are told before either has acted: what they say to each other crosses on the way.
+        // Both receive SIGTERM before either has acted, so their messages to each other cross.
         for number in [Signal::SIGSTOP, Signal::SIGTERM, Signal::SIGCONT] {
             signal(both[round % 2], number);
             signal(both[1 - round % 2], number);

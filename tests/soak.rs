@@ -1,5 +1,4 @@
-//! A thousand handoffs leave nothing behind: the last generation has what the first had, and no
-//! more.
+//! Test of a thousand handoffs: the last generation holds no more resources than the first.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +8,7 @@ use nix::sys::signal::Signal;
 
 const HANDOFFS: u64 = 1_000;
 
-/// What a process holds that could grow from generation to generation.
+/// Resources of a process that could grow from generation to generation.
 #[derive(Debug, PartialEq, Eq)]
 struct Holdings {
     /// The kind of each descriptor, sorted.
@@ -24,16 +23,16 @@ impl Holdings {
         let log = fs::read_link(format!("/proc/{pid}/fd/2")).ok();
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().filter_map(|entry| {
             let entry = entry.ok()?;
-            // One that is closed meanwhile is gone.
+            // A descriptor that was closed meanwhile is skipped.
             let (number, link) =
                 (entry.file_name().into_string().unwrap(), fs::read_link(entry.path()).ok()?);
-            // Whoever runs the tests may leave descriptors open; they come to the first generation
-            // and no further. The log is no stray, though the test may have the other end of its
-            // pipe under the same number.
+            // The caller of the tests may leave descriptors open. The first generation inherits
+            // them, and no later one does. The log is not such a descriptor, even if the test holds
+            // the other end of its pipe under the same number.
             let stray = !["0", "1", "2"].contains(&number.as_str())
                 && Some(&link) != log.as_ref()
                 && fs::read_link(format!("/proc/self/fd/{number}")).is_ok_and(|ours| ours == link);
-            // socket:[12345] is a socket, whichever.
+            // Only the kind counts: socket:[12345] is a socket.
             (!stray).then(|| link.to_str().unwrap().split(":[").next().unwrap().to_owned())
         });
         let mut descriptors: Vec<String> = descriptors.collect();
@@ -42,7 +41,7 @@ impl Holdings {
     }
 }
 
-/// Every process whose parent it is; one that has ended and is not reaped, too.
+/// Returns every child of the process, including zombies.
 fn children(parent: u32) -> Vec<u32> {
     let pids = fs::read_dir("/proc")
         .unwrap()
@@ -51,13 +50,13 @@ fn children(parent: u32) -> Vec<u32> {
         .collect()
 }
 
-/// A number in `/proc/PID/status`.
+/// Returns a number from `/proc/PID/status`.
 fn status(pid: u32, key: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse().ok())
 }
 
-/// What it was born with, sorted, less its ordinal.
+/// Returns the environment that the process started with, sorted, without the generation number.
 fn environment(pid: u32, generation: u64) -> Vec<String> {
     let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap();
     let variables = bytes
@@ -74,7 +73,7 @@ fn environment(pid: u32, generation: u64) -> Vec<String> {
 fn a_thousand_handoffs_leave_nothing_behind() {
     let line = Line::start_program(Path::new(env!("CARGO_BIN_EXE_handoffd")), |command, _| {
         command.args(["--log", "info,handoffd::handoff=debug"]);
-        // However long a client takes from its connection to its first request.
+        // A client may take long from its connection to its first request.
         command.args(["--listen", "127.0.0.1:0", "--bake", "0", "--first-request-grace", "60s"]);
     });
     line.wait_for(1, Event::GenerationServing);
@@ -96,10 +95,10 @@ fn a_thousand_handoffs_leave_nothing_behind() {
     let (second_pid, second) = hand_over();
     let (environment_then, memory_then) =
         (environment(second_pid, second), status(second_pid, "VmRSS:").unwrap());
-    // All that a handoff puts into the environment of a successor.
+    // These are all the variables that a handoff adds to the environment of a successor.
     let added: Vec<&str> =
         environment_then.iter().filter(|one| !born.contains(one)).map(String::as_str).collect();
-    assert_eq!(added, ["HANDOFFD_CHANNEL=1:4", "LISTEN_FDS=1"]);
+    assert_eq!(added, ["HANDOFFD_CHANNEL=2:4", "LISTEN_FDS=1"]);
     assert!(born.iter().all(|one| environment_then.contains(one)));
 
     let traffic = Storm::start(&address, 1, 4);
@@ -108,7 +107,7 @@ fn a_thousand_handoffs_leave_nothing_behind() {
     }
     let tally = traffic.end();
     assert!(tally.losses.is_empty(), "{:?}", tally.losses);
-    // The last one has had no connection, as the first had not.
+    // The last generation has served no connection, like the first.
     let (last_pid, last) = hand_over();
     assert_eq!(last, HANDOFFS + 1);
     assert_eq!(line.count(Event::GenerationDied), 0);

@@ -1,4 +1,5 @@
-//! What the line has bound a service manager keeps: if all of us die, nobody is refused.
+//! Tests of the file descriptor store: the service manager keeps the sockets that the daemon bound.
+//! If every process dies, no client is refused.
 
 use std::os::fd::OwnedFd;
 
@@ -6,8 +7,8 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Client, Event, Line, Manager, Parent};
 
-/// What the manager is given to keep until it hears that the line is ready: names and sockets. It
-/// keeps each once, and may still have words of an earlier life.
+/// Returns the names and sockets that the manager receives before `READY=1`. The manager keeps each
+/// of them once, and may also have received notifications of an earlier run.
 fn stored(manager: &Manager) -> Vec<(String, OwnedFd)> {
     let (_, before) = manager.hear_until("READY=1");
     let mut kept: Vec<(String, OwnedFd)> = Vec::new();
@@ -23,7 +24,7 @@ fn stored(manager: &Manager) -> Vec<(String, OwnedFd)> {
     kept
 }
 
-/// A manager starts the daemon with what it has kept, the newest first, as systemd does.
+/// Starts the daemon with the sockets that the manager kept, the newest first, as systemd does.
 fn start_with_kept(kept: Vec<(String, OwnedFd)>, manager: &Manager, arguments: &[&str]) -> Line {
     let names: Vec<String> = kept.iter().rev().map(|(name, _)| name.clone()).collect();
     let sockets: Vec<OwnedFd> = kept.into_iter().rev().map(|(_, socket)| socket).collect();
@@ -38,8 +39,9 @@ fn start_with_kept(kept: Vec<(String, OwnedFd)>, manager: &Manager, arguments: &
         .serve(arguments)
 }
 
+/// Clients that wait in the backlogs meanwhile are answered after the restart.
 #[test]
-fn what_was_bound_comes_back_after_all_have_died_and_who_waits_is_answered() {
+fn stored_sockets_return_after_every_process_has_died() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("web.sock").to_str().unwrap().to_owned();
     let arguments =
@@ -52,7 +54,7 @@ fn what_was_bound_comes_back_after_all_have_died_and_who_waits_is_answered() {
     let tcp = line.address_of("tcp");
     for _ in 0..2 {
         let line = {
-            // All of them, at once.
+            // Kills all processes at once.
             line.processes()
                 .into_iter()
                 .for_each(|pid| crate::support::signal(pid, Signal::SIGKILL));
@@ -70,7 +72,7 @@ fn what_was_bound_comes_back_after_all_have_died_and_who_waits_is_answered() {
             line
         };
         assert_eq!((line.address_of("tcp"), line.address_of("unix")), (tcp.clone(), path.clone()));
-        assert_eq!(line.count(Event::ListenerBound), 0, "nothing was to be bound anew");
+        assert_eq!(line.count(Event::ListenerBound), 0, "a stored socket was bound again");
         let again = stored(&manager);
         let names = |kept: &[(String, OwnedFd)]| {
             kept.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>()
@@ -78,7 +80,7 @@ fn what_was_bound_comes_back_after_all_have_died_and_who_waits_is_answered() {
         assert_eq!(
             names(&again),
             names(&kept),
-            "the same sockets under the same names: systemd keeps each once"
+            "the names of the stored sockets changed, so systemd would keep them twice"
         );
         line.hand_over_from(1);
         for address in [&tcp, &path] {
@@ -90,7 +92,7 @@ fn what_was_bound_comes_back_after_all_have_died_and_who_waits_is_answered() {
 }
 
 #[test]
-fn what_a_parent_passed_is_not_stored_a_second_time() {
+fn sockets_passed_by_the_parent_are_not_stored() {
     let manager = Manager::new();
     let socket: OwnedFd = std::net::TcpListener::bind("127.0.0.1:0").unwrap().into();
     let parent = Parent::passing([socket]).saying("LISTEN_FDNAMES", "web");
@@ -109,7 +111,7 @@ fn what_a_parent_passed_is_not_stored_a_second_time() {
 }
 
 #[test]
-fn a_listener_that_is_added_is_stored_and_one_that_is_given_up_no_longer() {
+fn reloads_store_new_listeners_and_unstore_removed_ones() {
     let manager = Manager::new();
     let line = Line::start_with(|command, _| {
         command
@@ -124,11 +126,11 @@ fn a_listener_that_is_added_is_stored_and_one_that_is_given_up_no_longer() {
     assert_eq!(gone.value("FDNAME"), Some("a=127.0.0.1%3A0"));
     let (added, _) = manager.hear_until("FDSTORE=1");
     assert_eq!(added.value("FDNAME"), Some("b=[%3A%3A1]%3A0"));
-    assert_eq!(added.pid, line.pid_of(2), "only the main process is heard");
+    assert_eq!(added.pid, line.pid_of(2), "a process other than the main process sent it");
 }
 
 #[test]
-fn a_stored_socket_that_is_no_longer_configured_is_let_go_of() {
+fn a_stored_socket_that_is_not_configured_is_released() {
     let manager = Manager::new();
     let line = Line::start_with(|command, _| {
         command.args(["--listen", "a=127.0.0.1:0"]).env("NOTIFY_SOCKET", manager.path());
@@ -140,10 +142,10 @@ fn a_stored_socket_that_is_no_longer_configured_is_let_go_of() {
     assert_eq!(gone.value("FDNAME"), Some("a=127.0.0.1%3A0"));
 }
 
-/// A path that was removed while nobody ran (a runtime directory is) leads nowhere: it is bound
-/// anew.
+/// The path was removed while no process ran, as happens to runtime directories. No client could
+/// reach the stored socket.
 #[test]
-fn a_stored_socket_whose_path_is_gone_is_bound_anew() {
+fn a_stored_socket_whose_path_is_gone_is_bound_again() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("web.sock").to_str().unwrap().to_owned();
     let manager = Manager::new();
@@ -157,9 +159,10 @@ fn a_stored_socket_whose_path_is_gone_is_bound_anew() {
     Client::once(&path, b"at the same place").unwrap();
 }
 
-/// Told to stop, a service may be about to be started again: what is kept has to be found.
+/// The service may soon start again, and clients must be able to reach the stored socket by its
+/// path.
 #[test]
-fn a_stop_under_a_service_manager_leaves_the_path_to_the_next_start() {
+fn a_stop_under_a_manager_leaves_the_path_of_the_socket() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("web.sock").to_str().unwrap().to_owned();
     let manager = Manager::new();

@@ -1,22 +1,21 @@
-//! Clients come as fast as they can while one generation after another hands over, and none of them
-//! notices.
+//! Tests of handoffs under full load: clients connect as fast as they can, and no client notices a
+//! handoff.
 //!
-//! Nothing is retried and every byte is verified (`support/storm.rs`). A connection that stays is
-//! carried. Where it is drained instead, it is closed between two requests, by an end and not by a
-//! reset. A request that crosses that close is counted apart.
+//! Nothing is retried and every byte is verified (`support/storm.rs`). Persistent connections are
+//! carried. Where they are drained instead, they are closed between two requests, by an end of
+//! stream and not by a reset. Requests that cross such a close are counted separately.
 
 use std::path::Path;
 
 use crate::support::{Client, Event, Handoffs, Line, Record, Storm, Tally, exit_code};
 use nix::sys::signal::Signal;
 
-/// Old generations drain for as long as it takes; none is cut because there are too many, and no
-/// client is closed because it took a while from its connection to its first request.
+/// Old generations have ample time to drain. The other limits are too high to close a client.
 const LIMITS: [&str; 6] =
     ["--max-generations", "64", "--drain-timeout", "60s", "--first-request-grace", "60s"];
 
-/// Starts a line on `address`, storms it through `handoffs`, stops it: what the clients met, and
-/// the log.
+/// Starts a daemon on `address`, loads it during `handoffs`, and stops it. Returns what the clients
+/// met, and the log.
 fn storm(
     flags: &[&str],
     address: &str,
@@ -48,54 +47,60 @@ fn storm(
     (tally, records)
 }
 
-/// Nothing lost, nobody cut, and nothing went wrong by the line's own account either.
+/// Asserts that no client lost anything, and that the log reports neither a cut nor an error.
 fn assert_unnoticed(tally: &Tally, records: &[Record], handoffs: u64) {
     assert!(tally.losses.is_empty(), "{:?}", tally.losses);
-    assert!(tally.short >= handoffs && tally.persistent >= handoffs, "hardly a storm: {tally:?}");
+    assert!(
+        tally.short >= handoffs && tally.persistent >= handoffs,
+        "too little traffic: {tally:?}"
+    );
     let ended: Vec<&Record> =
         records.iter().filter(|record| record.is_event(Event::GenerationEnded)).collect();
     assert_eq!(ended.len() as u64, handoffs + 1);
     assert!(
         ended.iter().all(|record| record.field("cut") == Some("0")),
-        "somebody was cut: {ended:?}"
+        "a connection was cut: {ended:?}"
     );
     let complaint = records.iter().find(|record| record.is_complaint());
     assert_eq!(complaint, None);
 }
 
 #[test]
-fn two_hundred_handoffs_lose_nobody() {
+fn two_hundred_handoffs_lose_no_connection() {
     let (tally, records) = storm(&[], "127.0.0.1:0", "0", (8, 64), 200);
     assert_unnoticed(&tally, &records, 200);
     assert_eq!(tally.closed + tally.crossed, 0, "a connection was closed");
 }
 
 #[test]
-fn handoffs_that_drain_lose_nobody() {
+fn draining_handoffs_lose_no_connection() {
     let (tally, records) = storm(&["--no-carry"], "127.0.0.1:0", "0", (8, 64), 100);
     assert_unnoticed(&tally, &records, 100);
-    assert!(tally.closed > 0, "no connection that stays was closed");
+    assert!(tally.closed > 0, "no persistent connection was closed");
 }
 
+/// During the bake, both generations accept.
 #[test]
-fn handoffs_with_both_generations_accepting_lose_nobody() {
+fn handoffs_with_a_bake_lose_no_connection() {
     let (tally, records) = storm(&[], "127.0.0.1:0", "200ms", (8, 64), 15);
     assert_unnoticed(&tally, &records, 15);
 }
 
 #[test]
-fn handoffs_of_a_unix_socket_lose_nobody() {
+fn handoffs_of_a_unix_socket_lose_no_connection() {
     let (tally, records) = storm(&[], "FOLDER/socket", "0", (8, 64), 60);
     assert_unnoticed(&tally, &records, 60);
 }
 
+/// The old generation closes an idle connection while the client sends a request. The server must
+/// not have read that request.
 #[test]
-fn a_request_that_crosses_the_close_of_an_idle_connection_was_not_taken_on() {
+fn a_request_that_crosses_a_close_was_never_processed() {
     let (mut tally, records) =
         storm(&["--log", "debug", "--no-carry"], "127.0.0.1:0", "0", (2, 64), 30);
     assert_unnoticed(&tally, &records, 30);
-    // What a server has answered its client has verified: nothing was read and then dropped,
-    // nothing sent in vain.
+    // The clients verified every reply: the server read no request without answering it, and sent
+    // no reply that was lost.
     let mut answered = Vec::new();
     for record in records.iter().filter(|record| record.is_event(Event::ConnectionEnded)) {
         let number = |name| record.field(name).and_then(|value| value.parse::<u64>().ok()).unwrap();
@@ -109,7 +114,7 @@ fn a_request_that_crosses_the_close_of_an_idle_connection_was_not_taken_on() {
 }
 
 #[test]
-fn a_stop_at_full_load_comes_to_its_end_and_cuts_nobody() {
+fn a_stop_at_full_load_cuts_no_connection() {
     let line = Line::serve(&LIMITS);
     let storm = Storm::start(&line.address(), 8, 8);
     line.hand_over_from(1);
@@ -118,7 +123,7 @@ fn a_stop_at_full_load_comes_to_its_end_and_cuts_nobody() {
         assert_eq!(line.exit_code(generation), 0);
         assert_eq!(line.wait_for(generation, Event::GenerationEnded).field("cut"), Some("0"));
     }
-    // What comes after that is refused: nobody is left.
+    // Later connections are refused, because no process is left.
     storm.end();
     assert!(Client::connect(&line.address()).is_err());
 }

@@ -1,5 +1,5 @@
-//! No signal ends the daemon by accident: SIGUSR2 hands off, and the others that would kill it are
-//! logged and ignored.
+//! Tests of stray signals: none ends the daemon by accident. SIGUSR2 starts a handoff. Other
+//! signals whose default action is to kill are logged and ignored.
 
 use std::fs;
 use std::path::Path;
@@ -11,14 +11,14 @@ use crate::support::{
     Client, DEADLINE, Event, Line, SLOW_DRAIN, assert_becomes, exit_code, signal,
 };
 
-/// Signals that end a process or stop it, and are meant to: HUP, INT, QUIT, the faults, KILL, USR2,
-/// TERM, and job control.
+/// Signals that have an intended effect: HUP, INT, QUIT, the faults, KILL, USR2, TERM, and job
+/// control.
 const MEANT: [i32; 20] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 15, 17, 18, 19, 20, 21, 22, 23, 31];
 
-/// PIPE and XFSZ, WINCH, and two that the C library keeps for itself: ignored without a word.
+/// Signals that are ignored silently: PIPE, XFSZ, WINCH, and two that the C library reserves.
 const SILENT: [i32; 5] = [13, 25, 28, 32, 33];
 
-/// Sends a signal that has no name.
+/// Sends a signal by number, because some have no name.
 fn send(pid: u32, number: i32) {
     let sent =
         Command::new("/bin/kill").args([&format!("-{number}"), "--", &pid.to_string()]).status();
@@ -26,7 +26,7 @@ fn send(pid: u32, number: i32) {
 }
 
 #[test]
-fn usr2_hands_off() {
+fn usr2_starts_a_handoff() {
     let line = Line::serve(&["--bake", "0"]);
     for generation in 1..=3 {
         line.signal(generation, Signal::SIGUSR2);
@@ -38,9 +38,9 @@ fn usr2_hands_off() {
     assert_eq!(line.count(Event::HandoffStarted), 3);
 }
 
-/// One of either kind that comes in a handoff is remembered; two of both kinds are one.
+/// Either signal during a handoff starts another handoff afterwards. Both together start only one.
 #[test]
-fn usr2_during_a_handoff_is_remembered_as_hup_is() {
+fn usr2_during_a_handoff_is_remembered_like_hup() {
     let line = Line::serve(&[&["--bake", "60s"], &SLOW_DRAIN[..]].concat());
     line.signal(1, Signal::SIGUSR2);
     line.wait_for(1, Event::SuccessorReady);
@@ -58,7 +58,7 @@ fn usr2_during_a_handoff_is_remembered_as_hup_is() {
 }
 
 #[test]
-fn usr2_before_the_handler_stands_is_one_more_handoff() {
+fn usr2_before_the_handler_is_set_starts_a_handoff() {
     let line = Line::serve(&["--bake", "0"]);
     line.put_script(r#"kill -USR2 $$; exec "$REAL" "$@""#);
     line.hand_over_from(1);
@@ -67,7 +67,7 @@ fn usr2_before_the_handler_stands_is_one_more_handoff() {
 }
 
 #[test]
-fn a_stray_signal_before_the_handlers_stand_kills_nothing() {
+fn a_stray_signal_before_the_handlers_are_set_is_ignored() {
     let line = Line::serve(&["--bake", "0"]);
     let strays = "USR1 ALRM IO PROF VTALRM PWR STKFLT XCPU RTMIN RTMAX PIPE XFSZ";
     line.put_script(&format!(r#"for one in {strays}; do kill -$one $$; done; exec "$REAL" "$@""#));
@@ -92,7 +92,9 @@ fn every_other_signal_is_logged_and_ignored() {
             let mark = line.mark();
             send(pid, number);
             if !SILENT.contains(&number) {
-                line.wait_since(mark, "it", |record| record.is(generation, Event::SignalIgnored));
+                line.wait_since(mark, "the signal", |record| {
+                    record.is(generation, Event::SignalIgnored)
+                });
             }
             client.echo(b"still here").unwrap();
         }
@@ -108,9 +110,9 @@ fn every_other_signal_is_logged_and_ignored() {
     line.wait_for_end();
 }
 
-/// A supervisor's request to hand off meets the head, and its mistakes meet nobody.
+/// SIGUSR2 to the init reaches the active generation.
 #[test]
-fn an_init_passes_usr2_on_and_survives_the_rest() {
+fn an_init_forwards_usr2_and_ignores_stray_signals() {
     let line = Line::serve(&["--bake", "0", "--init"]);
     for number in (1..=64).filter(|number| !MEANT.contains(number)) {
         send(line.first_pid(), number);
@@ -125,16 +127,16 @@ fn an_init_passes_usr2_on_and_survives_the_rest() {
     line.wait_for_end();
 }
 
-/// The log is a file that may not grow: the write fails, and nothing else does.
+/// The log file may not grow any more. Only the write of the log fails.
 #[test]
-fn a_log_file_at_its_limit_is_not_deadly() {
+fn a_log_file_at_its_size_limit_does_not_stop_the_daemon() {
     let script =
         "ulimit -f 1; exec \"$1\" --listen \"$2/socket\" --bake 0 --log debug 1>&2 2>\"$2/log\"";
     let line = Line::start_program(Path::new("/bin/bash"), |command, folder| {
         command.args(["-c", script, "bash", env!("CARGO_BIN_EXE_handoffd")]).arg(folder);
     });
     let (socket, log) = (line.folder().join("socket"), line.folder().join("log"));
-    let serves = || Client::once(socket.to_str().unwrap(), b"anybody?").is_ok();
+    let serves = || Client::once(socket.to_str().unwrap(), b"still served?").is_ok();
     assert_becomes(&true, serves);
     let until = std::time::Instant::now() + DEADLINE;
     while fs::metadata(&log).unwrap().len() < 1024 {

@@ -1,5 +1,5 @@
-//! The mode, the user and the group of a Unix listener are as the configuration says, whatever the
-//! umask.
+//! Tests of the mode, the user and the group of a Unix listener: they are as configured, whatever
+//! the umask.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use crate::config_file::{put, serve};
 use crate::support::{Client, Event, Line, Refusal};
 
-/// A file with one listener at a path in the folder, and these settings.
+/// Returns a configuration with one listener at a path in the folder, and `settings`.
 fn file(settings: &str) -> String {
     format!("[listener.web]\naddress = \"$F/web.sock\"\nservice = \"echo\"\n{settings}\n")
 }
@@ -31,14 +31,14 @@ fn flags_set_the_mode_whatever_the_umask() {
                     "--socket-mode",
                     wanted,
                 ]);
-                // An address without a path has no mode, and may stand beside one that has.
+                // An address without a path has no mode. It may be used together with a path.
                 command.args(["--listen", "127.0.0.1:0"]);
             },
         );
         line.wait_for(1, Event::GenerationServing);
         let path = line.folder().join("web.sock");
         assert_eq!(mode(&path), u32::from_str_radix(wanted, 8).unwrap(), "umask {umask}");
-        Client::once(path.to_str().unwrap(), b"let in").unwrap();
+        Client::once(path.to_str().unwrap(), b"may connect").unwrap();
     }
 }
 
@@ -75,7 +75,11 @@ fn a_reload_sets_a_new_mode_and_a_rollback_does_not() {
     put(line.folder(), &file("mode = \"0666\""));
     line.signal(1, Signal::SIGHUP);
     line.wait_for(1, Event::SuccessorReady);
-    assert_eq!(mode(&path), 0o600, "the old generation may still come back");
+    assert_eq!(
+        mode(&path),
+        0o600,
+        "the mode changed before the commit, so a rollback would keep it"
+    );
     line.signal(2, Signal::SIGTERM);
     line.wait_for(1, Event::HandoffFailed);
     assert_eq!(mode(&path), 0o600);
@@ -86,15 +90,16 @@ fn a_reload_sets_a_new_mode_and_a_rollback_does_not() {
     put(line.folder(), &file("mode = \"0666\""));
     line.hand_over_from(1);
     assert_eq!(mode(&path), 0o666);
-    // A file that says nothing leaves it as it is.
+    // A configuration without a mode leaves the mode unchanged.
     put(line.folder(), &file(""));
     line.hand_over_from(2);
     assert_eq!(mode(&path), 0o666);
-    Client::once(path.to_str().unwrap(), b"let in").unwrap();
+    Client::once(path.to_str().unwrap(), b"may connect").unwrap();
 }
 
+/// The error names the listener and the setting, and no socket is left behind.
 #[test]
-fn what_cannot_be_set_is_named_and_nothing_is_left() {
+fn invalid_access_settings_are_rejected_without_a_trace() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("web.sock");
     let listen = format!("web={}", path.display());

@@ -1,8 +1,8 @@
-//! A Unix socket's path belongs to the line that bound it: the same file over all handoffs,
-//! unlinked by the last.
+//! Tests of the path of a Unix socket: it keeps its inode over all handoffs, and the last
+//! generation that bound it removes it.
 //!
-//! A path outlives its socket, so both mistakes are possible: to leave a dead file behind, and to
-//! take away a live one.
+//! A path outlives its socket. So the daemon could leave a dead file behind, or remove a live one.
+//! These tests rule out both.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -24,7 +24,7 @@ fn serve(arguments: &[&str]) -> (Line, PathBuf) {
     (line, path)
 }
 
-/// All that an operator may have set, or a client may hold on to.
+/// Returns the attributes that an operator may have set or that a client may rely on.
 fn identity(path: &Path) -> (u64, u64, u32, u32, u32) {
     let status = fs::symlink_metadata(path).unwrap();
     assert!(status.file_type().is_socket());
@@ -35,10 +35,11 @@ fn echo(path: &Path) {
     Client::once(path.to_str().unwrap(), b"at the same path").unwrap();
 }
 
+/// The last generation unlinks the path.
 #[test]
-fn a_path_keeps_inode_owner_and_mode_over_handoffs_and_goes_with_the_last() {
+fn a_path_keeps_inode_owner_and_mode_over_handoffs() {
     let (line, path) = serve(&["--bake", "0"]);
-    // What an operator does after the start; only root may give a file away.
+    // An operator changes owner and mode after the start. Only root may give a file away.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o620)).unwrap();
     if nix::unistd::geteuid().is_root() {
         chown(&path, Some(1), Some(2)).unwrap();
@@ -47,16 +48,16 @@ fn a_path_keeps_inode_owner_and_mode_over_handoffs_and_goes_with_the_last() {
     for generation in 1..4 {
         line.hand_over_from(generation);
         assert_eq!(line.exit_code(generation), 0);
-        assert_eq!(identity(&path), before, "after generation {generation} has ended");
+        assert_eq!(identity(&path), before, "the path changed when generation {generation} ended");
         echo(&path);
     }
     line.signal(4, Signal::SIGTERM);
     assert_eq!(line.exit_code(4), 0);
-    assert!(!path.exists(), "the last one unlinks it");
+    assert!(!path.exists(), "the last generation left its path behind");
 }
 
 #[test]
-fn a_path_is_unlinked_by_the_last_however_it_is_told_to_stop() {
+fn every_way_to_stop_unlinks_the_path() {
     for stop in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
         let (line, path) = serve(&[]);
         line.signal(1, stop);
@@ -77,8 +78,9 @@ fn a_successor_that_is_rolled_back_leaves_the_path() {
     echo(&path);
 }
 
+/// The order in which the two generations are told to stop does not matter.
 #[test]
-fn a_stop_during_the_bake_leaves_no_path_whichever_generation_hears_it_first() {
+fn a_stop_during_the_bake_unlinks_the_path() {
     for first in [1, 2] {
         let (line, path) = serve(&["--bake", "1h"]);
         line.signal(1, Signal::SIGHUP);
@@ -96,11 +98,12 @@ fn a_stop_during_the_bake_leaves_no_path_whichever_generation_hears_it_first() {
     }
 }
 
+/// The first generation still drains when its successor is killed, and ends last.
 #[test]
-fn the_last_to_end_unlinks_the_path_when_its_successor_was_killed() {
+fn the_predecessor_of_a_killed_successor_unlinks_the_path() {
     let (line, path) =
         serve(&["--bake", "1h", "--first-request-grace", "1h", "--drain-timeout", "1h"]);
-    // It keeps the first generation draining: it says nothing.
+    // This client sends nothing, so the first generation keeps draining.
     let silent = Client::connect(path.to_str().unwrap()).unwrap();
     echo(&path);
     line.signal(1, Signal::SIGHUP);
@@ -115,7 +118,7 @@ fn the_last_to_end_unlinks_the_path_when_its_successor_was_killed() {
 }
 
 #[test]
-fn a_path_that_a_successor_gives_up_is_unlinked() {
+fn a_path_that_the_successor_no_longer_uses_is_unlinked() {
     let (line, path) = serve(&["--bake", "0", "--listen", "127.0.0.1:0"]);
     line.successor_gets("--listen 127.0.0.1:0");
     line.hand_over_from(1);
@@ -123,9 +126,9 @@ fn a_path_that_a_successor_gives_up_is_unlinked() {
     assert!(!path.exists());
 }
 
-/// `/var/run` is a link to `/run`: a configuration that says the other changes nothing.
+/// `/var/run` is a link to `/run`. Writing a path the other way changes nothing.
 #[test]
-fn a_path_in_other_words_keeps_its_socket() {
+fn an_equivalent_path_keeps_its_socket() {
     let put_paths = |folder: &Path, name: &str| {
         let at = folder.join(name).display().to_string();
         let listener = format!("[listener.web]\naddress = \"{at}/web.sock\"\nservice = \"echo\"\n");
@@ -169,8 +172,9 @@ fn a_path_that_a_parent_bound_is_never_unlinked() {
     assert_eq!(identity(&path), before);
 }
 
+/// Another process replaced the socket while the daemon ran.
 #[test]
-fn what_has_come_to_lie_at_the_path_meanwhile_is_not_unlinked() {
+fn a_foreign_socket_at_the_path_is_not_unlinked() {
     let (line, path) = serve(&["--bake", "0"]);
     line.hand_over_from(1);
     fs::remove_file(&path).unwrap();
@@ -183,7 +187,7 @@ fn what_has_come_to_lie_at_the_path_meanwhile_is_not_unlinked() {
 }
 
 #[test]
-fn a_path_whose_owner_was_killed_is_taken_over_at_the_next_start() {
+fn the_path_of_a_killed_daemon_is_reused_at_the_next_start() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("web.sock");
     let start = || {
@@ -196,7 +200,7 @@ fn a_path_whose_owner_was_killed_is_taken_over_at_the_next_start() {
     let line = start();
     signal(line.first_pid(), Signal::SIGKILL);
     assert_eq!(line.exit_code(1), 128 + 9);
-    assert!(path.exists(), "nobody was left to unlink it");
+    assert!(path.exists(), "a killed process cannot unlink its path");
     let line = start();
     echo(&path);
     line.signal(1, Signal::SIGTERM);
@@ -205,7 +209,7 @@ fn a_path_whose_owner_was_killed_is_taken_over_at_the_next_start() {
 }
 
 #[test]
-fn a_path_that_a_living_daemon_serves_is_refused_and_left() {
+fn a_path_that_a_living_daemon_serves_is_rejected() {
     let (_line, path) = serve(&[]);
     let before = identity(&path);
     let address = path.to_str().unwrap();
@@ -214,8 +218,9 @@ fn a_path_that_a_living_daemon_serves_is_refused_and_left() {
     echo(&path);
 }
 
+/// The owner cannot accept a test connection, but it is alive. Its path stays.
 #[test]
-fn a_path_whose_owner_has_no_room_in_its_queue_is_refused_and_left() {
+fn a_path_whose_owner_has_a_full_backlog_is_rejected() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("busy.sock");
     let busy = UnixListener::bind(&path).unwrap();
@@ -226,9 +231,9 @@ fn a_path_whose_owner_has_no_room_in_its_queue_is_refused_and_left() {
     assert_eq!(identity(&path), before);
 }
 
-/// Between bind(2) and listen(2) a socket refuses every client, as the file of a dead one does.
+/// Between bind(2) and listen(2) a socket refuses every client, like the path of a dead process.
 #[test]
-fn a_path_that_is_bound_and_not_yet_listened_on_is_left() {
+fn a_bound_path_that_does_not_listen_yet_is_left() {
     use nix::sys::socket::{
         AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
     };
@@ -249,7 +254,7 @@ fn a_path_that_is_bound_and_not_yet_listened_on_is_left() {
 }
 
 #[test]
-fn what_is_no_socket_of_ours_is_refused_and_left() {
+fn a_path_that_is_not_a_stream_socket_is_rejected() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let at = |name: &str| folder.path().join(name);
     fs::write(at("file"), "precious").unwrap();
@@ -261,8 +266,8 @@ fn what_is_no_socket_of_ours_is_refused_and_left() {
     for name in ["file", "directory", "dangling", "link", "pipe", "datagrams"] {
         let before = fs::symlink_metadata(at(name)).unwrap();
         let address = at(name).to_str().unwrap().to_owned();
-        // Another process has the datagram socket and may let go of it; the rest stays until
-        // somebody removes it.
+        // Another process may close the datagram socket, so a retry may succeed. The other files
+        // stay until an operator removes them.
         let code = if name == "datagrams" { 75 } else { 78 };
         Refusal::to(&["--listen", &address]).names(code, &[&address, "in use"]);
         let after = fs::symlink_metadata(at(name)).unwrap();
@@ -271,8 +276,9 @@ fn what_is_no_socket_of_ours_is_refused_and_left() {
     assert_eq!(fs::read_to_string(at("file")).unwrap(), "precious");
 }
 
+/// The start is rejected, and neither the link nor the stale socket that it points to is removed.
 #[test]
-fn a_link_that_is_stale_only_in_name_is_not_followed_to_its_target() {
+fn a_link_to_a_stale_socket_is_not_followed() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (target, link) = (folder.path().join("target"), folder.path().join("link"));
     drop(UnixListener::bind(&target).unwrap());

@@ -1,4 +1,5 @@
-//! Upstreams that are host names: a hosts file in a private mount namespace plays the name server.
+//! Tests of upstreams given by host name. A hosts file in a private mount namespace replaces the
+//! name server.
 
 use std::fs;
 use std::io::Write;
@@ -11,7 +12,7 @@ use crate::config_file::put;
 use crate::counters::request;
 use crate::support::{Client, Event, Line, Refusal, Upstream, assert_becomes, free_port};
 
-/// A proxy in front of `upstreams`, with this hosts file.
+/// Starts a proxy in front of `upstreams` with the given hosts file, and waits until it serves.
 fn serve(hosts: &str, upstreams: &str) -> Line {
     let line = start(hosts, upstreams);
     line.wait_for(1, Event::GenerationServing);
@@ -22,7 +23,7 @@ fn start(hosts: &str, upstreams: &str) -> Line {
     Line::start_by(|folder| {
         let path = folder.join("hosts");
         match hosts {
-            // A process that opens it waits for ever.
+            // A process that opens a pipe without a writer waits forever.
             "hangs" => nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap(),
             hosts => fs::write(path, hosts).unwrap(),
         }
@@ -50,7 +51,7 @@ fn configuration(upstreams: &str) -> String {
     )
 }
 
-/// Writes the hosts file in place: another file would not be the one that is mounted.
+/// Writes the hosts file in place, because the mount shows this very file.
 fn write_hosts(line: &Line, hosts: &str) {
     fs::write(line.folder().join("hosts"), hosts).unwrap();
 }
@@ -68,7 +69,7 @@ fn pair(line: &Line, upstream: &Upstream) -> (Client, Client) {
     pair
 }
 
-/// The counter of an upstream.
+/// Returns a counter of an upstream.
 fn counter(line: &Line, upstream: &str, name: &str) -> Option<u64> {
     let status: serde_json::Value =
         serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap();
@@ -104,7 +105,7 @@ fn a_host_name_stands_for_all_its_addresses() {
 }
 
 #[test]
-fn a_connection_lives_on_when_its_name_loses_the_address() {
+fn a_connection_survives_when_its_name_loses_the_address() {
     let port = free_port();
     let (old, new) = (format!("127.0.0.2:{port}"), format!("127.0.0.3:{port}"));
     let line = serve("127.0.0.2 backend\n", &format!("['backend:{port}']"));
@@ -115,7 +116,7 @@ fn a_connection_lives_on_when_its_name_loses_the_address() {
         record.is_event(Event::NameChanged) && record.field("addresses") == Some(&new)
     });
     let mut second = pair(&line, &upstreams[1]);
-    // It is carried although the successor never learns its address.
+    // The first connection is carried, although the successor never resolves its address.
     for generation in 1..=2 {
         line.hand_over_from(generation);
         assert_eq!(line.exit_code(generation), 0);
@@ -124,8 +125,8 @@ fn a_connection_lives_on_when_its_name_loses_the_address() {
         assert_eq!(counter(&line, &format!("backend:{port}/{old}"), "active"), Some(1));
     }
     drop(first);
-    // Nothing is left of the address but its sums, under the name; those of older generations from
-    // the next handoff on.
+    // Only the totals of the address are left, counted under the name. The totals of older
+    // generations follow at the next handoff.
     assert_becomes(&Some(0), || counter(&line, &format!("backend:{port}/{old}"), "active"));
     line.hand_over_from(3);
     assert_eq!(line.exit_code(3), 0);
@@ -136,7 +137,7 @@ fn a_connection_lives_on_when_its_name_loses_the_address() {
 }
 
 #[test]
-fn the_last_good_answer_stays_when_a_name_does_not_resolve() {
+fn the_last_good_addresses_stay_when_resolving_fails() {
     let port = free_port();
     let (name, address) = (format!("backend:{port}"), format!("127.0.0.2:{port}"));
     let line = serve("127.0.0.2 backend\n", &format!("['{name}']"));
@@ -148,7 +149,7 @@ fn the_last_good_answer_stays_when_a_name_does_not_resolve() {
     assert_becomes(&true, || counter(&line, &name, "resolve_failures") > Some(3));
     pair(&line, &upstream);
     assert_eq!(line.count(Event::NameFailed), 1);
-    // A successor would have no address at all.
+    // A successor would have no address for its upstream.
     let refused = line.asked(&["reload"]);
     assert_eq!(refused.code, 70, "{refused:?}");
     assert!(refused.err.contains("none of its host names resolves"), "{refused:?}");
@@ -171,7 +172,7 @@ fn clients_wait_until_a_name_resolves() {
 }
 
 #[test]
-fn a_resolver_that_hangs_holds_up_no_start_and_no_stop() {
+fn a_hanging_resolver_delays_no_start_and_no_stop() {
     let upstream = Upstream::tcp();
     let line = serve("hangs", &format!("['backend:9', '{}']", upstream.address()));
     pair(&line, &upstream);

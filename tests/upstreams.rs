@@ -1,5 +1,5 @@
-//! What the kernel refuses a proxy costs no client: an upstream that cannot be reached is passed
-//! by, and a socket that does not know an option is served without it.
+//! Tests of kernel errors in a proxy: they cost no client. An upstream that cannot be reached is
+//! skipped. A socket that does not support an option is used without it.
 
 use std::fs;
 use std::io::Write;
@@ -11,26 +11,30 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::config_file::serve;
 use crate::support::{Client, Event, Line, Parent, Tracer, Upstream};
 
-/// A client is served by `upstream` without having been held.
+/// Asserts that `upstream` serves a client without delay.
 fn assert_served_by(line: &Line, upstream: &Upstream) {
     let began = Instant::now();
     let (mut client, mut server) = line.pair(upstream);
     server.write_all(b"welcome").unwrap();
     client.expect(b"welcome").unwrap();
-    assert!(began.elapsed() < Duration::from_secs(5), "the client was held: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "the client had to wait: {:?}",
+        began.elapsed()
+    );
 }
 
-/// The kernel answers so where IPv6 is switched off, where a firewall forbids the destination, or
-/// where no local port is left for it.
+/// The kernel returns these errors if IPv6 is off, if a firewall forbids the destination, or if no
+/// local port is free.
 #[test]
-fn an_upstream_that_connect_refuses_for_any_reason_is_passed_by() {
+fn an_upstream_that_cannot_be_connected_to_is_skipped() {
     for refused in
         ["connect:error=EADDRNOTAVAIL", "connect:error=EPERM", "socket:error=EAFNOSUPPORT"]
     {
         let (first, second) = (Upstream::tcp(), Upstream::tcp());
         let flags = ["--workers", "1", "--balance", "in-order"];
         let line = Line::proxy(&[&first.address(), &second.address()], &flags);
-        // Every other attempt is one at the first upstream.
+        // Every other attempt is at the first upstream.
         let inject = format!("inject={refused}:when=1..5+2");
         let tracer = Tracer::attach(&line, line.first_pid(), &["-f", "-e", &inject]);
         for _ in 0..4 {
@@ -43,8 +47,9 @@ fn an_upstream_that_connect_refuses_for_any_reason_is_passed_by() {
     }
 }
 
+/// A health check that cannot open a socket does not make the upstream unavailable.
 #[test]
-fn a_check_without_a_descriptor_says_nothing_of_the_upstream() {
+fn a_check_without_a_descriptor_blames_no_upstream() {
     let upstream = Upstream::tcp();
     let text = format!(
         "log = 'debug'\n[listener.web]\naddress = '127.0.0.1:0'\nservice = 'proxy'\n\
@@ -60,7 +65,7 @@ fn a_check_without_a_descriptor_says_nothing_of_the_upstream() {
     let _client = Client::connect(&line.address_of("web")).unwrap();
 }
 
-/// A proxy with all options of sockets that there are.
+/// Returns the configuration of a proxy that sets every socket option.
 fn with_options(upstream: &Upstream) -> String {
     format!(
         "[listener.web]\naddress = '127.0.0.1:0'\nservice = 'proxy'\nupstreams = ['{}']\n\
@@ -69,7 +74,7 @@ fn with_options(upstream: &Upstream) -> String {
     )
 }
 
-/// Both sides of a connection hear each other.
+/// Asserts that the connection relays in both directions.
 fn assert_passes_on(client: &mut Client, server: &mut Client) {
     client.write_all(b"request").unwrap();
     server.expect(b"request").unwrap();
@@ -78,7 +83,7 @@ fn assert_passes_on(client: &mut Client, server: &mut Client) {
 }
 
 #[test]
-fn an_option_that_no_socket_knows_is_logged_once_and_served() {
+fn an_unsupported_socket_option_is_logged_once() {
     for error in ["ENOPROTOOPT", "EOPNOTSUPP", "EPERM"] {
         let upstream = Upstream::tcp();
         let line = serve(&with_options(&upstream), &["--workers", "1"]);
@@ -90,7 +95,7 @@ fn an_option_that_no_socket_knows_is_logged_once_and_served() {
         }
         assert!(tracer.detach().contains("INJECTED"));
         for setting in ["keep_alive", "user_timeout"] {
-            // Once for clients, and once for upstreams.
+            // Logged once for clients and once for upstreams.
             let failed = Event::ConnectionOptionFailed.with("setting", setting);
             line.wait_for_count(2, failed.clone());
             assert_eq!(line.count(failed), 2);
@@ -98,12 +103,12 @@ fn an_option_that_no_socket_knows_is_logged_once_and_served() {
     }
 }
 
-/// Of the options, a socket of MPTCP does not know `TCP_USER_TIMEOUT`.
+/// An MPTCP socket does not support `TCP_USER_TIMEOUT`.
 #[test]
-fn a_client_of_mptcp_is_served_whatever_options_are_set() {
+fn an_mptcp_client_is_served_with_all_options_set() {
     let stream = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP));
     if !fs::exists("/proc/sys/net/mptcp").unwrap() {
-        return println!("this kernel has no MPTCP");
+        return println!("skipped: this kernel has no MPTCP");
     }
     let listener = stream().unwrap();
     listener.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();

@@ -1,5 +1,5 @@
-//! Bad input gets one line that names it, exit code 64 or 78, or 75 when it may be good later.
-//! Nothing is touched.
+//! Tests of bad input: the daemon prints one line that names the mistake. It exits with 64 or 78,
+//! or with 75 if a later try may succeed. It changes nothing.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -21,13 +21,14 @@ fn is_empty(folder: &Path) -> bool {
     fs::read_dir(folder).unwrap().next().is_none()
 }
 
-/// With these arguments beside others that are well, nothing comes of the whole.
+/// Asserts that the arguments `wrong`, added to valid ones, are rejected with `code` and `words`,
+/// and that no file is created.
 fn assert_refused(wrong: &[&str], code: i32, words: &[&str]) {
     let folder = folder();
     let (socket, pid_file) = (folder.path().join("well.sock"), folder.path().join("pid"));
     let well = ["--listen", socket.to_str().unwrap(), "--log", "error"];
     let pid_file = ["--pid-file", pid_file.to_str().unwrap()];
-    // Not what may be given but once.
+    // Leaves out valid flags that `wrong` repeats, because they may be given only once.
     let well = well.into_iter().filter(|_| !wrong.contains(&"--log"));
     let pid_file = pid_file.into_iter().filter(|_| !wrong.contains(&"--pid-file"));
     let arguments: Vec<_> = well.chain(pid_file).chain(wrong.iter().copied()).collect();
@@ -36,14 +37,14 @@ fn assert_refused(wrong: &[&str], code: i32, words: &[&str]) {
 }
 
 #[test]
-fn a_flag_that_does_not_exist_is_named() {
+fn an_unknown_flag_is_rejected() {
     for wrong in ["--nope", "-x", "--liste", "serve", "-1", "--no\npe"] {
         assert_refused(&[wrong], 64, &[&wrong.replace('\n', "\\n")]);
     }
 }
 
 #[test]
-fn a_flag_without_its_value_or_given_twice_is_named() {
+fn a_flag_without_a_value_or_given_twice_is_rejected() {
     for flag in [
         "--listen",
         "--ready-timeout",
@@ -63,7 +64,7 @@ fn a_flag_without_its_value_or_given_twice_is_named() {
 }
 
 #[test]
-fn a_time_that_is_none_is_named() {
+fn an_invalid_time_is_rejected() {
     for flag in ["--ready-timeout", "--bake", "--drain-timeout", "--first-request-grace"] {
         for time in ["", "soon", "1.5", "1x", "0x10", "8d", "18446744073709551616", "5 s ago"] {
             assert_refused(&[flag, time], 64, &[flag, &format!("'{time}'")]);
@@ -75,7 +76,7 @@ fn a_time_that_is_none_is_named() {
 }
 
 #[test]
-fn a_count_that_is_none_is_named() {
+fn an_invalid_count_is_rejected() {
     for count in ["", "0", "1", "65", "-2", "many", "2.5", "99999999999999999999"] {
         let flag = format!("--max-generations={count}");
         assert_refused(&[&flag], 64, &["--max-generations", &format!("'{count}'"), "2 to 64"]);
@@ -83,7 +84,7 @@ fn a_count_that_is_none_is_named() {
 }
 
 #[test]
-fn a_filter_that_is_none_is_named() {
+fn an_invalid_log_filter_is_rejected() {
     for filter in ["handoffd=loud", "inof", "handoffd", "info,inof", "info,,debug", "handoffd="] {
         assert_refused(&["--log", filter], 64, &["--log", filter, "expected error, warn, info"]);
         Refusal::to(&["check", "--log", filter]).names(64, &["--log", filter]);
@@ -94,7 +95,7 @@ fn a_filter_that_is_none_is_named() {
 }
 
 #[test]
-fn an_address_that_is_none_is_named() {
+fn an_invalid_address_is_rejected() {
     let long = format!("/{}", "x".repeat(107));
     let wrong = [
         "",
@@ -127,7 +128,7 @@ fn an_address_that_is_none_is_named() {
 }
 
 #[test]
-fn a_name_that_is_none_is_named() {
+fn an_invalid_listener_name_is_rejected() {
     for name in ["", "with space", "with:colon", "new\nline", "ümlaut", &"x".repeat(256)] {
         assert_refused(
             &["--listen", &format!("{name}=127.0.0.1:0")],
@@ -138,7 +139,7 @@ fn a_name_that_is_none_is_named() {
 }
 
 #[test]
-fn two_listeners_of_one_name_or_address_are_named() {
+fn a_duplicate_listener_name_or_address_is_rejected() {
     let twice = ["--listen", "web=127.0.0.1:0", "--listen", "web=127.0.0.1:0"];
     assert_refused(&twice, 64, &["named", "\"web\""]);
     for address in ["127.0.0.1:1", "/run/twice.sock", "@twice"] {
@@ -148,7 +149,7 @@ fn two_listeners_of_one_name_or_address_are_named() {
 }
 
 #[test]
-fn addresses_that_overlap_are_named() {
+fn overlapping_addresses_are_rejected() {
     for (one, other) in
         [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:1", "0.0.0.0:1"), ("[::1]:1", "tcp6:[::]:1")]
     {
@@ -162,7 +163,7 @@ fn addresses_that_overlap_are_named() {
 }
 
 #[test]
-fn a_proxy_that_is_its_own_upstream_is_named() {
+fn a_proxy_that_is_its_own_upstream_is_rejected() {
     for (listener, upstream) in
         [("127.0.0.1:1", "127.0.0.1:1"), ("0.0.0.0:1", "127.0.0.1:1"), ("@a", "@a")]
     {
@@ -175,7 +176,7 @@ fn a_proxy_that_is_its_own_upstream_is_named() {
 }
 
 #[test]
-fn sockets_that_share_a_path_are_named_by_check() {
+fn check_rejects_sockets_that_share_a_path() {
     let folder = folder();
     symlink(folder.path(), folder.path().join("link")).unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
@@ -187,14 +188,14 @@ fn sockets_that_share_a_path_are_named_by_check() {
 }
 
 #[test]
-fn an_argument_that_is_no_text_is_named() {
+fn an_argument_that_is_not_utf8_is_rejected() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_handoffd"));
     command.args(["--listen", "127.0.0.1:0", "--bake"]).arg(OsStr::from_bytes(b"1\xff2"));
     Refusal::of(command).names(64, &["1\\xFF2", "UTF-8"]);
 }
 
 #[test]
-fn an_address_that_is_in_use_is_named_with_its_listener() {
+fn an_address_in_use_is_reported_with_its_listener() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     assert_refused(
@@ -214,8 +215,8 @@ fn an_address_that_is_in_use_is_named_with_its_listener() {
 }
 
 #[test]
-fn an_address_that_this_machine_does_not_have_is_named() {
-    // Set aside for documentation, RFC 5737 and RFC 3849: nobody's.
+fn an_address_of_another_machine_is_rejected() {
+    // Addresses reserved for documentation by RFC 5737 and RFC 3849.
     for address in ["192.0.2.1:48879", "[2001:db8::1]:48879"] {
         assert_refused(
             &["--listen", &format!("web={address}")],
@@ -223,7 +224,7 @@ fn an_address_that_this_machine_does_not_have_is_named() {
             &[address, "(web)", "Cannot assign"],
         );
     }
-    // An interface that may come later.
+    // An interface that may appear later.
     let address = "[fe80::1%99999]:48879";
     assert_refused(
         &["--listen", &format!("web={address}")],
@@ -233,7 +234,7 @@ fn an_address_that_this_machine_does_not_have_is_named() {
 }
 
 #[test]
-fn a_path_in_a_folder_that_is_not_there_is_named() {
+fn a_path_in_a_missing_folder_is_rejected() {
     let folder = folder();
     let path = folder.path().join("gone/web.sock");
     let address = path.to_str().unwrap();
@@ -242,7 +243,7 @@ fn a_path_in_a_folder_that_is_not_there_is_named() {
 }
 
 #[test]
-fn a_pid_file_that_cannot_be_is_named() {
+fn an_impossible_pid_file_is_rejected() {
     let folder = folder();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("file"), "").unwrap();
@@ -268,14 +269,14 @@ fn a_pid_file_that_cannot_be_is_named() {
 }
 
 #[test]
-fn a_notification_socket_that_can_be_none_is_named() {
+fn an_invalid_notify_socket_is_rejected() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_handoffd"));
     command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", "relative/socket");
     Refusal::of(command).names(78, &["NOTIFY_SOCKET", "relative/socket"]);
 }
 
 #[test]
-fn why_nothing_is_served_is_said_even_if_nothing_is_logged() {
+fn a_failed_start_reports_why_even_with_the_log_off() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     for filter in ["off", "tokio=info"] {
@@ -284,7 +285,7 @@ fn why_nothing_is_served_is_said_even_if_nothing_is_logged() {
 }
 
 #[test]
-fn bad_input_of_a_successor_reaches_the_log_of_its_predecessor() {
+fn the_predecessor_logs_bad_input_of_its_successor() {
     for (arguments, reason) in [
         ("--bake soon", "invalid value 'soon' for '--bake"),
         ("--listen nowhere", "bad address \\\"nowhere\\\""),
@@ -300,7 +301,7 @@ fn bad_input_of_a_successor_reaches_the_log_of_its_predecessor() {
 }
 
 #[test]
-fn help_and_version_go_to_standard_output_and_end_well() {
+fn help_and_version_go_to_standard_output() {
     for flag in ["--help", "-h", "--version", "-V"] {
         let output = Command::new(env!("CARGO_BIN_EXE_handoffd")).arg(flag).output().unwrap();
         assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{flag}");
@@ -309,7 +310,7 @@ fn help_and_version_go_to_standard_output_and_end_well() {
 }
 
 #[test]
-fn what_is_wrong_with_a_command_is_named() {
+fn invalid_arguments_of_a_command_are_rejected() {
     for (arguments, words) in [
         (&["reload", "--timeout", "soon"][..], &["--timeout", "soon", "expected a time"][..]),
         (&["reload", "--expect-generation", "0"], &["--expect-generation", "0", "from 1"]),

@@ -1,7 +1,7 @@
-//! A generation says that it is ready when all of its workers accept, and it ends with the reason
-//! when one of them dies.
+//! Tests of worker threads: a generation is ready when all its workers accept. When a worker dies,
+//! the generation ends and reports why.
 //!
-//! strace(1) has the runtime of one thread fail: tokio panics when epoll_wait(2) does.
+//! strace(1) makes the runtime of one thread fail: tokio panics when epoll_wait(2) does.
 
 use std::fs;
 use std::net::TcpListener;
@@ -11,10 +11,10 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Client, Event, Line, Parent, SLOW_DRAIN, Tracer, install, signal};
 
-/// EX_OSERR: the system has failed us.
+/// EX_OSERR, the exit code for a failure of the operating system.
 const SYSTEM: i32 = 71;
 
-/// The number of a worker's thread.
+/// Returns the thread id of a worker.
 fn thread(pid: u32, worker: &str) -> u32 {
     let threads =
         fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap().path());
@@ -23,14 +23,14 @@ fn thread(pid: u32, worker: &str) -> u32 {
     named.next().unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap()
 }
 
-/// Kills the first worker of that process, as the kernel would that has no room to wait for events.
+/// Kills the first worker of the process: epoll_wait(2) fails as it does on a kernel error.
 fn kill_worker(line: &Line, pid: u32) -> Tracer {
     let tracer = Tracer::attach(
         line,
         thread(pid, "worker-1"),
         &["-e", "inject=epoll_wait:error=EINVAL", "-e", "trace=epoll_wait"],
     );
-    // It may sleep; whether this client is served is of no interest.
+    // The worker may sleep, so a client wakes it. It does not matter whether that client is served.
     drop(Client::connect(&line.address()));
     tracer
 }
@@ -44,28 +44,28 @@ fn a_dead_worker_ends_the_generation_with_the_reason() {
             .arg(folder.join("pid"));
     });
     let tracer = kill_worker(&line, line.pid_of(1));
-    // The panic is a record, so it reaches the journal and waits for no reader.
+    // The panic is logged as a record, so it reaches the journal and no reader can block it.
     line.wait_for(1, Event::ProcessPanicked);
     let said = line.wait_for(1, Event::ProcessFailed.mentioning("worker-1 has died: "));
     assert!(said.text.contains("epoll") || said.text.contains("I/O driver"), "{said:?}");
     assert_eq!(line.exit_code(1), SYSTEM);
-    assert!(!pid_file(&line).exists(), "the pid file names a process that has ended");
+    assert!(!pid_file(&line).exists(), "the pid file still names a process that has ended");
     tracer.wait();
     line.wait_for_end();
 }
 
-/// strace(1) has the thread see the flag as it was: so it is, when another process clears it right
-/// after the look.
+/// strace(1) shows the thread the flag as it was before, as if another process had cleared it right
+/// after the check.
 #[test]
-fn a_listener_that_is_set_blocking_during_accept_hangs_nobody() {
+fn a_listener_set_to_blocking_during_accept_hangs_no_client() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let parent = Parent::passing([socket.try_clone().unwrap().into()]);
     let line = parent.serve(&["--workers", "1"]);
     let mut held = line.hold();
     let pid = line.pid_of(1);
     for round in 1..=2 {
-        // The look before the accept, tokio's at what was accepted (in a debug build), and the look
-        // before the next accept.
+        // The check before the accept, tokio's check of the accepted socket (in a debug build), and
+        // the check before the next accept.
         let looks = format!("inject=fcntl:retval={}:when=1..3", libc::O_RDWR | libc::O_NONBLOCK);
         let tracer =
             Tracer::attach(&line, thread(pid, "worker-1"), &["-e", "trace=fcntl", "-e", &looks]);
@@ -82,7 +82,7 @@ fn a_listener_that_is_set_blocking_during_accept_hangs_nobody() {
 }
 
 #[test]
-fn a_successor_whose_worker_dies_in_the_bake_is_rolled_back() {
+fn a_successor_whose_worker_dies_in_the_bake_rolls_back() {
     let line = Line::serve_controlled(&["--workers", "2", "--bake", "60s"]);
     let operator = line.ask(&["reload"]);
     line.wait_for(1, Event::SuccessorReady);
@@ -96,8 +96,9 @@ fn a_successor_whose_worker_dies_in_the_bake_is_rolled_back() {
     line.wait_for_end();
 }
 
+/// The connections of the other workers finish. Then the generation exits with an error.
 #[test]
-fn a_draining_generation_finishes_what_its_other_workers_serve() {
+fn a_draining_generation_survives_a_dead_worker() {
     let line = Line::serve(&[&["--workers", "2", "--bake", "0"][..], &SLOW_DRAIN].concat());
     let mut clients: Vec<Client> = (0..16).map(|_| line.hold()).collect();
     let old = line.pid_of(1);
@@ -107,7 +108,7 @@ fn a_draining_generation_finishes_what_its_other_workers_serve() {
     line.wait_for(1, Event::WorkerDied.mentioning("worker-1 has died"));
     tracer.wait();
     clients.retain_mut(|client| client.echo(b"still here").is_ok());
-    assert!((1..16).contains(&clients.len()), "{} of 16 are left", clients.len());
+    assert!((1..16).contains(&clients.len()), "{} of 16 connections are left", clients.len());
     drop(clients);
     assert_eq!(line.exit_code(1), SYSTEM);
     line.assert_serves();
@@ -115,9 +116,9 @@ fn a_draining_generation_finishes_what_its_other_workers_serve() {
     line.wait_for_end();
 }
 
-/// The birth of each thread is held up at the only prctl(2) that it makes, which gives it its name.
+/// strace(1) delays the start of each thread at its only prctl(2), which sets its name.
 #[test]
-fn a_generation_is_ready_when_every_worker_has_run() {
+fn a_generation_is_ready_once_every_worker_runs() {
     let line = Line::start_with(|command, folder| {
         let trace = folder.join("trace");
         let delay = "-e trace=prctl,write -e inject=prctl:delay_enter=300000";
@@ -133,7 +134,7 @@ fn a_generation_is_ready_when_every_worker_has_run() {
     let trace = fs::read_to_string(line.folder().join("trace")).unwrap();
     let lines = || trace.lines().enumerate();
     let ready = lines().find(|(_, call)| call.contains(Event::GenerationAccepting.id())).unwrap().0;
-    // The call may be told of in two lines, and the name is in the first.
+    // strace may print the call as two lines. The first has the name.
     let thread_of = |call: &str| call.split(' ').next().unwrap().to_owned();
     let workers: Vec<_> = lines()
         .filter(|(_, call)| call.contains("\"worker-"))

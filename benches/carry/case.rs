@@ -1,9 +1,9 @@
-//! Measures one number of connections: a daemon, its clients, some handoffs, and what each of them
-//! cost.
+//! The measurement of one number of connections: a daemon, its clients, some handoffs, and the cost
+//! of each handoff.
 //!
-//! Processor time is of the old process and the new one, from the commit to the end of the old one,
-//! less what serving alone would have cost them in that time; the half second before the handoff
-//! says how much that is.
+//! The processor time is that of the old and the new process, from the commit to the end of the old
+//! process. The time that serving alone would have cost is subtracted. It is estimated from the
+//! half second before the handoff.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -19,12 +19,12 @@ use crate::support::event::Event;
 use crate::support::figures::Figures;
 use crate::support::processor::{Usage, time_of};
 
-/// Handoffs in a turn.
+/// The number of handoffs in a turn.
 const HANDOFFS: u64 = 3;
-/// How long before a handoff that is measured which has nothing to do with one.
+/// How long to measure without a handoff before each handoff.
 const BEFORE: Duration = Duration::from_millis(500);
 
-/// Who answers.
+/// The service that answers the clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Service {
     Echo,
@@ -32,7 +32,8 @@ pub(crate) enum Service {
 }
 
 impl Service {
-    /// Requests a second, of all connections together: about half of the processors' time is left.
+    /// Returns the requests per second of all connections together. This rate leaves about half of
+    /// the processor time idle.
     const fn rate(self) -> f64 {
         match self {
             Self::Echo => 50_000.0,
@@ -41,21 +42,21 @@ impl Service {
     }
 }
 
-/// What one number of connections comes to.
+/// The measurements of one number of connections.
 pub(crate) struct Case {
     pub(crate) service: Service,
     pub(crate) connections: u32,
-    /// From the commit to the end of the old process, in milliseconds.
+    /// The time from the commit to the end of the old process, in milliseconds.
     pub(crate) carries: Figures,
-    /// Processor time of both processes for a connection, in microseconds.
+    /// The processor time of both processes for each connection, in microseconds.
     pub(crate) costs: Figures,
-    /// How much of the processors was idle before the handoffs, in per cent.
+    /// The idle share of the processors before the handoffs, in per cent.
     pub(crate) idle: Figures,
     pub(crate) during: Pauses,
     pub(crate) before: Pauses,
 }
 
-/// How long answers took, in milliseconds: for each turn the middle one, and the higher ranks.
+/// How long answers took, in milliseconds: the median and the higher percentiles of each turn.
 #[derive(Default)]
 pub(crate) struct Pauses {
     pub(crate) median: Figures,
@@ -71,7 +72,7 @@ impl Case {
         Self { service, connections, carries, costs, idle, during, before }
     }
 
-    /// A daemon, its clients, and some handoffs.
+    /// Runs one turn: a daemon, its clients and some handoffs.
     pub(crate) fn turn(&mut self, runtime: &Runtime, upstream: SocketAddr) {
         let upstream = upstream.to_string();
         let words: &[&str] = match self.service {
@@ -84,7 +85,7 @@ impl Case {
         let (mut during, mut before) = (Figures::default(), Figures::default());
         let mut head = daemon.first();
         for generation in 1..=HANDOFFS {
-            // The time goes by in which nothing is handed over.
+            // The time without a handoff.
             let (since, used, usage) = (Instant::now(), time_of(head), Usage::now());
             runtime.block_on(async { sleep(BEFORE).await });
             let serving = (time_of(head) - used).as_secs_f64() / since.elapsed().as_secs_f64();
@@ -100,7 +101,7 @@ impl Case {
             daemon.reap(head);
             assert!(
                 report.contains(&format!("carried={} ", self.connections)),
-                "not all were carried: {report}"
+                "some connections were not carried: {report}"
             );
             head = next;
 
@@ -108,7 +109,7 @@ impl Case {
             self.carries.push_time(carry);
             self.costs
                 .push((used - serving * carry.as_secs_f64()) * 1e6 / f64::from(self.connections));
-            // An answer that is late is known when it has come.
+            // The duration of a late answer is known only when it has arrived.
             runtime.block_on(async { sleep(BEFORE).await });
             for (began, pause) in clients.pauses() {
                 let ended = began + pause;
@@ -143,7 +144,7 @@ impl Pauses {
         self.longest.push(pauses.max());
     }
 
-    /// Their medians over the turns.
+    /// Returns the medians over the turns.
     pub(crate) fn medians(&self) -> [f64; 4] {
         [&self.median, &self.p99, &self.p999, &self.longest].map(Figures::median)
     }

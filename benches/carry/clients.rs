@@ -1,8 +1,8 @@
-//! Keeps connections busy: clients that ask at a steady rate, however many they are, and note how
-//! long each answer took.
+//! Busy connections: clients that send requests at a constant total rate, whatever their number,
+//! and record how long each answer takes.
 //!
-//! Also the upstream for the proxy, in the same process: generator, upstream and daemon share the
-//! cores.
+//! This module also has the upstream for the proxy, in the same process. Clients, upstream and
+//! daemon share the processors.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,22 +16,22 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
-/// Connections that are about to be made at once: no more than wait in a listener's queue.
+/// How many connections may be in progress at once: no more than fit into a listener's backlog.
 const DOORS: usize = 128;
 
-/// Clients that ask now and then.
+/// Clients that send requests at a constant rate.
 pub(crate) struct Clients {
     tasks: JoinSet<()>,
     is_over: Arc<AtomicBool>,
     pauses: Arc<Pauses>,
 }
 
-/// When a request was sent, and how long its answer took.
+/// The time of each request, and how long its answer took.
 type Pauses = Mutex<Vec<(Instant, Duration)>>;
 
 impl Clients {
-    /// `rate` requests a second, of all together. When this returns all of them have been answered
-    /// once.
+    /// Starts `count` clients that together send `rate` requests per second. When this returns,
+    /// each client has had one answer.
     pub(crate) fn start(runtime: &Runtime, address: SocketAddr, count: u32, rate: f64) -> Self {
         let (doors, ready) = (Arc::new(Semaphore::new(DOORS)), Arc::new(Semaphore::new(0)));
         let (is_over, pauses) = (Arc::new(AtomicBool::new(false)), Arc::<Pauses>::default());
@@ -41,13 +41,13 @@ impl Clients {
             let (doors, ready) = (Arc::clone(&doors), Arc::clone(&ready));
             let (is_over, pauses) = (Arc::clone(&is_over), Arc::clone(&pauses));
             let task = async move {
-                let door = doors.acquire().await.expect("it is never closed");
+                let door = doors.acquire().await.expect("the semaphore is never closed");
                 let mut client = TcpStream::connect(address).await.expect("connect");
                 client.set_nodelay(true).expect("set an option");
                 ask(&mut client).await;
                 drop(door);
                 ready.add_permits(1);
-                // Spread over the whole time, for all that follows.
+                // Spreads the requests of the clients evenly over time.
                 let mut next =
                     tokio::time::Instant::now() + every.mul_f64(f64::from(number % 97) / 97.0);
                 while !is_over.load(Ordering::Relaxed) {
@@ -63,38 +63,38 @@ impl Clients {
             };
             tasks.spawn_on(task, runtime.handle());
         }
-        drop(runtime.block_on(ready.acquire_many(count)).expect("it is never closed"));
+        drop(runtime.block_on(ready.acquire_many(count)).expect("the semaphore is never closed"));
         Self { tasks, is_over, pauses }
     }
 
-    /// Those since the last time.
+    /// Returns the pauses since the last call.
     pub(crate) fn pauses(&self) -> Vec<(Instant, Duration)> {
         std::mem::take(&mut *self.pauses.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Not one of them may have lost its connection.
+    /// Stops the clients. Panics if any of them has lost its connection.
     pub(crate) fn end(mut self, runtime: &Runtime) {
         self.is_over.store(true, Ordering::Relaxed);
         runtime.block_on(async {
             while let Some(ended) = self.tasks.join_next().await {
-                ended.expect("no client has lost its connection");
+                ended.expect("a client lost its connection");
             }
         });
     }
 }
 
-/// One request and its answer.
+/// Sends one request and reads the answer.
 async fn ask(client: &mut TcpStream) {
     let (request, mut answer) = ([7; 64], [0; 64]);
     client.write_all(&request).await.expect("send a request");
-    client.read_exact(&mut answer).await.expect("read its answer");
+    client.read_exact(&mut answer).await.expect("read the answer");
     assert_eq!(answer, request);
 }
 
-/// What the proxy passes its clients on to: an echo.
+/// Starts the upstream of the proxy, an echo server, and returns its address.
 pub(crate) async fn upstream() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
-    let address = listener.local_addr().expect("an address");
+    let address = listener.local_addr().expect("read the address");
     tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
             tokio::spawn(async move {

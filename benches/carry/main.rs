@@ -1,11 +1,11 @@
-//! Measures what a handoff with `--carry` costs: how long until the old process is gone, and how
-//! long a client waits meanwhile.
+//! Measures the cost of a handoff with `--carry`: how long until the old process has ended, and how
+//! long clients wait for answers meanwhile.
 //!
-//! All connections are busy, at the same rate together however many they are: so what grows with
-//! their number is the carry. A pause is how long one answer took; those count that were awaited
-//! between the commit and the end of the old process, beside those of a while before it in the same
-//! turn. `cargo bench --bench carry -- --turns 9` takes more turns.
-// A bench is there to print.
+//! All connections are busy, at the same total rate whatever their number. So figures that grow
+//! with the number of connections show the cost of the carry. A pause is the time that one answer
+//! took. The pauses between the commit and the end of the old process are compared with the pauses
+//! of some time before, in the same turn. `cargo bench --bench carry -- --turns 9` runs more turns.
+// Printing is the purpose of a bench.
 #![allow(clippy::print_stdout)]
 
 mod case;
@@ -19,10 +19,10 @@ use tokio::runtime::Builder;
 use case::{Case, Service};
 use support::table::{Table, Target, short};
 
-/// The most milliseconds from the commit to the end of the old process, with as many connections as
-/// there are here.
+/// The longest time from the commit to the end of the old process, in milliseconds, for the most
+/// connections here.
 const END: Target = Target::AtMost(1_000.0);
-/// The most milliseconds that one of a thousand answers takes.
+/// The longest 99.9th percentile of the pauses, in milliseconds.
 const PAUSE: Target = Target::AtMost(50.0);
 
 /// Measures handoffs that carry connections.
@@ -31,7 +31,7 @@ struct Options {
     /// How often each number of connections is measured
     #[arg(long, default_value = "5")]
     turns: std::num::NonZeroUsize,
-    /// What cargo says
+    /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -39,8 +39,11 @@ struct Options {
 fn main() {
     support::run(|| {
         let options = Options::parse();
-        let runtime =
-            Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("start a runtime");
         let upstream = runtime.block_on(clients::upstream());
         let echoed =
             [500, 1_000, 2_000, 5_000].map(|connections| Case::new(Service::Echo, connections));
@@ -100,11 +103,12 @@ fn thousands(case: &Case) -> f64 {
     f64::from(case.connections) / 1e3
 }
 
-/// The straight line with the least squares: where it begins, and how steep it is.
+/// Returns the straight line with the least squares: its value at 0 and its slope.
 fn line(points: impl Iterator<Item = (f64, f64)> + Clone) -> (f64, f64) {
     let mean = |of: fn((f64, f64)) -> f64| {
         let values: Vec<f64> = points.clone().map(of).collect();
-        values.iter().sum::<f64>() / f64::from(u32::try_from(values.len()).expect("few points"))
+        values.iter().sum::<f64>()
+            / f64::from(u32::try_from(values.len()).expect("a small number of points"))
     };
     let (x, y, xx, xy) =
         (mean(|(x, _)| x), mean(|(_, y)| y), mean(|(x, _)| x * x), mean(|(x, y)| x * y));

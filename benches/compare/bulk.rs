@@ -1,8 +1,8 @@
-//! Moves bytes in bulk, at as little cost as the kernel offers: what the load generator saves, the
-//! proxies have.
+//! Bulk transfers at the lowest cost that the kernel offers. Processor time that the load generator
+//! saves is available to the proxies.
 //!
-//! Bytes to send are pages of a file in memory and are not copied; bytes that come are dropped by
-//! the kernel. Nothing here looks at them: that they arrive unaltered is for the tests to hold.
+//! Sent bytes are pages of a file in memory and are not copied. The kernel drops received bytes.
+//! Nothing here looks at the bytes: the tests verify that they arrive unaltered.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,10 +16,10 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::sendfile::sendfile;
 use nix::sys::socket::{MsgFlags, recv};
 
-/// What one call moves at most.
+/// The most bytes that one call moves.
 const PIECE: usize = 1 << 20;
 
-/// Which way.
+/// The direction of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     /// From the upstream to the client.
@@ -29,7 +29,7 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    /// The first byte of a connection, which tells the upstream.
+    /// Returns the first byte of a connection, which tells the upstream the direction.
     pub(crate) fn wish(self) -> u8 {
         match self {
             Self::Download => b'd',
@@ -38,7 +38,7 @@ impl Way {
     }
 }
 
-/// Sends and drops bytes.
+/// A sender and receiver of bulk data.
 pub(crate) struct Mover {
     source: File,
     scratch: Vec<u8>,
@@ -46,18 +46,20 @@ pub(crate) struct Mover {
 
 impl Mover {
     pub(crate) fn new() -> Self {
-        let memory = memfd_create(c"compare", MFdFlags::MFD_CLOEXEC).expect("a file in memory");
+        let memory =
+            memfd_create(c"compare", MFdFlags::MFD_CLOEXEC).expect("create a file in memory");
         let mut source = File::from(memory);
-        source.write_all(&vec![b'x'; PIECE]).expect("fill it");
+        source.write_all(&vec![b'x'; PIECE]).expect("fill the file");
         Self { source, scratch: vec![0; PIECE] }
     }
 
-    /// Sends what there is room for: how much, 0 for none now.
+    /// Sends as many bytes as there is room for. Returns how many, or 0 if there is no room now.
     pub(crate) fn pour(&self, to: impl AsFd) -> io::Result<usize> {
         moved(sendfile(to, &self.source, Some(&mut 0), PIECE).map(Some))
     }
 
-    /// Drops what has come: how much, 0 for none now. The end is an error.
+    /// Drops received bytes. Returns how many, or 0 if there are none now. The end of stream is an
+    /// error.
     pub(crate) fn drop_from(&mut self, from: &impl AsRawFd) -> io::Result<usize> {
         let dropped = recv(from.as_raw_fd(), &mut self.scratch, MsgFlags::MSG_TRUNC);
         moved(dropped.map(|length| (length > 0).then_some(length)))
@@ -73,7 +75,7 @@ fn moved(result: nix::Result<Option<usize>>) -> io::Result<usize> {
     }
 }
 
-/// Streams that are never idle.
+/// Connections that transfer without a pause.
 pub(crate) struct Streams {
     epoll: Epoll,
     streams: Vec<TcpStream>,
@@ -82,25 +84,25 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// Connects `count` of them.
+    /// Opens `count` connections.
     pub(crate) fn open(address: SocketAddr, count: usize, way: Way) -> Self {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll");
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("create an epoll");
         let interest = match way {
             Way::Download => EpollFlags::EPOLLIN,
             Way::Upload => EpollFlags::EPOLLOUT,
         };
         let open = |number: usize| {
             let mut stream = TcpStream::connect(address).expect("connect");
-            stream.write_all(&[way.wish()]).expect("say the wish");
-            stream.set_nonblocking(true).expect("non-blocking");
-            epoll.add(&stream, EpollEvent::new(interest, number as u64)).expect("watch it");
+            stream.write_all(&[way.wish()]).expect("send the direction");
+            stream.set_nonblocking(true).expect("make the stream non-blocking");
+            epoll.add(&stream, EpollEvent::new(interest, number as u64)).expect("watch the stream");
             stream
         };
         let streams = (0..count).map(open).collect();
         Self { epoll, streams, mover: Mover::new(), way }
     }
 
-    /// Moves bytes for so long; how many.
+    /// Transfers for `time`, and returns the number of bytes.
     pub(crate) fn run(&mut self, time: Duration) -> usize {
         let until = Instant::now() + time;
         let mut events = [EpollEvent::empty(); 64];
@@ -109,12 +111,12 @@ impl Streams {
             let ready = self.epoll.wait(&mut events, 100_u8).expect("wait for streams");
             for event in &events[..ready] {
                 let stream =
-                    &self.streams[usize::try_from(event.data()).expect("a number of ours")];
+                    &self.streams[usize::try_from(event.data()).expect("the number of a stream")];
                 let moved = match self.way {
                     Way::Download => self.mover.drop_from(stream),
                     Way::Upload => self.mover.pour(stream),
                 };
-                total += moved.expect("a stream that was not cut");
+                total += moved.expect("a stream was cut");
             }
         }
         total

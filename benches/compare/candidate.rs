@@ -1,8 +1,8 @@
-//! Names what is compared, says whether it is there, and writes the settings under which it runs.
+//! The compared programs: their names, whether they are installed, and their settings.
 //!
-//! Each is set up as for production: two threads or workers for two cores, no log of accesses,
-//! limits that are never reached, half a minute for old connections after a reload, splicing where
-//! it is offered. What is not said here is the product's own default.
+//! Each is set up as for production, with two threads or workers for two cores. It has no access
+//! log and limits that are never reached. After a reload, old connections get half a minute.
+//! Splicing is on where it is available. Every other setting is the product's default.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -13,41 +13,43 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use nix::sys::signal::Signal;
 
-/// The variables that name another binary in the place of ours, and one beside it.
+/// The environment variables that name another binary to measure instead of ours, and one to
+/// measure in addition.
 const BINARY: &str = "HANDOFFD_BIN";
 const OTHER: &str = "HANDOFFD_OTHER";
-/// Where Debian puts nginx's modules.
+/// nginx's stream module, at Debian's path.
 const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 const SOCKET_PROXYD: &str = "/usr/lib/systemd/systemd-socket-proxyd";
-/// For how many they are set up: what fits into [`DESCRIPTORS`] for every proxy's own reckoning.
+/// The configured number of connections. Every proxy can serve it with [`DESCRIPTORS`] descriptors.
 const CONNECTIONS: usize = 7_000;
-/// What a process may hold, if the machine does not say otherwise: not every root may raise that.
+/// How many descriptors a process may have by default. In some environments even root cannot raise
+/// this limit.
 const DESCRIPTORS: usize = 20_000;
 
-/// A proxy, or none.
+/// A measured proxy, or a direct connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Candidate {
     Handoffd(Build),
     Haproxy(Splice),
     Nginx,
     SocketProxyd,
-    /// The client asks the upstream itself.
+    /// No proxy: the client connects to the upstream directly.
     Direct,
 }
 
-/// Which handoffd.
+/// A build of handoffd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Build {
-    /// The one that is held against the peers.
+    /// The build that is compared with the peers.
     Ours,
-    /// One to hold beside it.
+    /// Another build for comparison.
     Other,
 }
 
-/// When bytes are to stay in the kernel.
+/// The splicing setting of HAProxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Splice {
-    /// When the proxy finds it worthwhile, as its manual recommends.
+    /// If the proxy considers it worthwhile, as its manual recommends.
     Auto,
     Always,
 }
@@ -77,17 +79,17 @@ impl Candidate {
         }
     }
 
-    /// Whether it is a proxy of somebody else.
+    /// Returns whether this is a proxy of another project.
     pub(crate) fn is_peer(self) -> bool {
         !matches!(self, Self::Handoffd(_) | Self::Direct)
     }
 
-    /// Whether it is measured without being named: another build is when there is one.
+    /// Returns whether it is measured by default. The other build is if it is configured.
     pub(crate) fn is_wanted(self) -> bool {
         self != Self::Handoffd(Build::Other) || variable(OTHER).is_some()
     }
 
-    /// What tells it to reload, if it can.
+    /// Returns the signal that makes it reload, if it can.
     pub(crate) fn reload(self) -> Option<Signal> {
         match self {
             Self::Handoffd(_) | Self::Nginx => Some(Signal::SIGHUP),
@@ -96,16 +98,16 @@ impl Candidate {
         }
     }
 
-    /// How many connections it has descriptors for, if so many are wanted.
+    /// Returns how many connections it has descriptors for, at most `wanted`.
     pub(crate) fn room(self, wanted: usize) -> usize {
         match self {
-            // Two sockets, and two pipes from the first byte on.
+            // Each connection needs two sockets, and two pipes from its first byte on.
             Self::SocketProxyd => wanted.min((DESCRIPTORS - 500) / 6),
             Self::Handoffd(_) | Self::Haproxy(_) | Self::Nginx | Self::Direct => wanted,
         }
     }
 
-    /// Its own words about its version, or what to do to have it.
+    /// Returns its version as it reports it. The error says how to install it.
     pub(crate) fn version(self) -> Result<String, &'static str> {
         match self {
             Self::Handoffd(build) => {
@@ -124,8 +126,8 @@ impl Candidate {
         }
     }
 
-    /// The command that starts it, in the foreground, with its settings in `folder`; none where
-    /// there is no proxy.
+    /// Returns the command that starts it in the foreground, with its settings in `folder`. Returns
+    /// `None` where there is no proxy.
     pub(crate) fn command(
         self,
         folder: &Path,
@@ -186,12 +188,12 @@ impl ValueEnum for Candidate {
     }
 }
 
-/// Where handoffd says which of its processes to signal.
+/// Returns the path of handoffd's pid file.
 pub(crate) fn pid_file(folder: &Path) -> PathBuf {
     folder.join("pid")
 }
 
-/// The binary that was built with the bench, or another one.
+/// Returns the path of the binary built with the bench, or of the configured one.
 fn handoffd(build: Build) -> String {
     let named = variable(match build {
         Build::Ours => BINARY,
@@ -201,7 +203,8 @@ fn handoffd(build: Build) -> String {
 }
 
 fn variable(name: &str) -> Option<String> {
-    // A bench has no other way to be told that stays the same from run to run.
+    // Environment variables are the only way to configure a bench that stays the same from run to
+    // run.
     #[allow(clippy::disallowed_methods)]
     std::env::var(name).ok()
 }
@@ -254,7 +257,7 @@ stream {{
     )
 }
 
-/// The first line that a program says.
+/// Returns the first line of a program's output.
 fn said(words: &[&str]) -> Option<String> {
     let output = Command::new(words[0]).args(&words[1..]).stdin(Stdio::null()).output().ok()?;
     let text = [output.stdout, output.stderr].concat();

@@ -1,9 +1,10 @@
-//! Asks: many clients in one thread, on connections that stay or on a new one for each request.
+//! The load generator: many clients in one thread, with persistent connections or a new one for
+//! each request.
 //!
-//! One epoll, and no more calls for a request than a write and a read, so that the generator takes
-//! as little as it can of the cores that it shares with the proxy. Without a pace, each client asks
-//! again as soon as it has its reply; with one, requests start when they are due, and a late one
-//! counts from when it was due.
+//! It uses one epoll, and only one write and one read for each request. So it takes as little as
+//! possible of the processors that it shares with the proxy. Without a pace, each client sends its
+//! next request as soon as it has its reply. With a pace, requests start when they are due, and the
+//! time of a late request counts from when it was due.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -17,26 +18,26 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::support::clients::REQUEST;
 use crate::support::figures::Figures;
 
-/// Beside numbers of clients, which are small.
+/// The event number of the timer. The numbers of clients are small.
 const TIMER: u64 = u64::MAX;
 
-/// What the clients were given.
+/// The results of the clients.
 #[derive(Default)]
 pub(crate) struct Tally {
-    /// Microseconds to each reply on a connection that stays.
+    /// The time to each reply on a persistent connection, in microseconds.
     pub(crate) requests: Figures,
-    /// Microseconds from the connect to the reply, on a new connection.
+    /// The time from the connect to the reply on a new connection, in microseconds.
     pub(crate) visits: Figures,
-    /// Connections that were not to be had.
+    /// How many connections could not be made.
     pub(crate) refused: usize,
-    /// New connections that ended before the reply.
+    /// How many new connections ended before the reply.
     pub(crate) reset: usize,
-    /// Connections that ended though they were to stay.
+    /// How many persistent connections ended.
     pub(crate) cut: usize,
 }
 
 impl Tally {
-    /// Adds what was given in another time.
+    /// Adds the results of another run.
     pub(crate) fn add(&mut self, other: Self) {
         self.requests.extend(other.requests);
         self.visits.extend(other.visits);
@@ -51,11 +52,11 @@ impl Tally {
 pub(crate) enum Keep {
     /// For all its requests.
     All,
-    /// For one.
+    /// For one request.
     One,
 }
 
-/// One request of one client, or its connection between two.
+/// A client with a request in progress, or with an idle connection.
 struct Client {
     socket: Socket,
     keep: Keep,
@@ -67,7 +68,7 @@ struct Client {
 
 /// When requests start.
 enum Rhythm {
-    /// As soon as the one before has its reply.
+    /// As soon as the previous request has its reply.
     Eager,
     /// When they are due.
     Paced(Pace),
@@ -77,49 +78,51 @@ enum Rhythm {
 
 struct Pace {
     timer: TimerFd,
-    /// When the next one is due.
+    /// When the next request is due.
     due: Instant,
     every: Duration,
-    /// The client that stays whose turn it is.
+    /// The persistent client that sends the next request.
     turn: usize,
 }
 
-/// The clients.
+/// A set of clients under load.
 pub(crate) struct Load {
     address: SockAddr,
     epoll: Epoll,
     clients: Vec<Option<Client>>,
     free: Vec<usize>,
-    /// Those that stay are the first ones.
+    /// The number of persistent clients, which are the first ones.
     staying: usize,
     rhythm: Rhythm,
-    /// Those that come again.
+    /// Clients that must reconnect.
     again: Vec<Keep>,
     tally: Tally,
 }
 
 impl Load {
-    /// `count` clients that ask without a pause.
+    /// Creates `count` clients that send requests without a pause.
     pub(crate) fn eager(address: SocketAddr, count: usize, keep: Keep) -> Self {
         let mut load = Self::new(address, Rhythm::Eager);
         load.again = vec![keep; count];
         load
     }
 
-    /// `staying` clients that stay, and so many visits a second. With each visit, one that stays
-    /// asks too.
+    /// Creates `staying` persistent clients, and visits at a rate per second. With each visit, one
+    /// persistent client sends a request too.
     pub(crate) fn paced(address: SocketAddr, staying: usize, visits_a_second: u32) -> Self {
         let every = Duration::from_secs(1) / visits_a_second;
         let timer = TimerFd::new(
             ClockId::CLOCK_MONOTONIC,
             TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
         );
-        let timer = timer.expect("a timer");
+        let timer = timer.expect("create a timer");
         let expiration = Expiration::Interval(TimeSpec::from_duration(every));
-        timer.set(expiration, TimerSetTimeFlags::empty()).expect("set it");
+        timer.set(expiration, TimerSetTimeFlags::empty()).expect("set the timer");
         let pace = Pace { timer, due: Instant::now() + every, every, turn: 0 };
         let mut load = Self::new(address, Rhythm::Eager);
-        load.epoll.add(&pace.timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)).expect("watch it");
+        load.epoll
+            .add(&pace.timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))
+            .expect("watch a descriptor");
         load.rhythm = Rhythm::Paced(pace);
         load.staying = staying;
         for _ in 0..staying {
@@ -129,7 +132,7 @@ impl Load {
     }
 
     fn new(address: SocketAddr, rhythm: Rhythm) -> Self {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll");
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("create an epoll");
         let (clients, free, again) = (Vec::new(), Vec::new(), Vec::new());
         Self {
             address: address.into(),
@@ -143,7 +146,7 @@ impl Load {
         }
     }
 
-    /// Lets them ask for so long, and says what they were given in that time.
+    /// Runs the clients for `time`, and returns the results of that time.
     pub(crate) fn run(&mut self, time: Duration) -> Tally {
         let until = Instant::now() + time;
         while Instant::now() < until {
@@ -152,8 +155,8 @@ impl Load {
         std::mem::take(&mut self.tally)
     }
 
-    /// Starts no more, and waits for what has started; a visit without a reply by then counts as
-    /// reset.
+    /// Starts no more requests, and waits for those in progress. A visit that has no reply by then
+    /// counts as reset.
     pub(crate) fn finish(mut self, patience: Duration) -> Tally {
         let until = Instant::now() + patience;
         self.rhythm = Rhythm::Over;
@@ -174,7 +177,7 @@ impl Load {
         for event in &events[..ready] {
             match event.data() {
                 TIMER => self.start_what_is_due(),
-                number => self.go_on(usize::try_from(number).expect("a number of ours")),
+                number => self.go_on(usize::try_from(number).expect("the number of a client")),
             }
         }
     }
@@ -185,7 +188,7 @@ impl Load {
             if pace.due > now {
                 return;
             }
-            // Level-triggered: it is quiet until the next one is due.
+            // This clears the level-triggered timer until the next request is due.
             let _ = pace.timer.wait();
             let (due, turn) = (pace.due, pace.turn);
             pace.due += pace.every;
@@ -203,9 +206,11 @@ impl Load {
         }
     }
 
-    /// Connects, and asks at once if that is possible. It is on loopback, unless the queue is full.
+    /// Connects, and sends the request at once if possible. On loopback that is possible unless the
+    /// backlog is full.
     fn start(&mut self, keep: Keep, since: Instant) {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("a socket");
+        let socket =
+            Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("create a socket");
         match socket.connect(&self.address) {
             Err(error) if error.raw_os_error() != Some(nix::errno::Errno::EINPROGRESS as i32) => {
                 self.tally.refused += 1;
@@ -218,13 +223,13 @@ impl Load {
             self.clients.len() - 1
         });
         let interest = EpollEvent::new(EpollFlags::EPOLLIN, number as u64);
-        self.epoll.add(&socket, interest).expect("watch it");
+        self.epoll.add(&socket, interest).expect("watch a descriptor");
         self.clients[number] =
             Some(Client { socket, keep, since, sent: false, received: 0, waits: true });
         self.ask(number);
     }
 
-    /// Sends the request, or has itself told when that is possible.
+    /// Sends the request, or registers for when the connection is writable.
     fn ask(&mut self, number: usize) {
         let Some(client) = &mut self.clients[number] else { return };
         match (&client.socket).write(&REQUEST) {
@@ -232,7 +237,7 @@ impl Load {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 let mut interest =
                     EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT, number as u64);
-                self.epoll.modify(&client.socket, &mut interest).expect("watch it");
+                self.epoll.modify(&client.socket, &mut interest).expect("watch a descriptor");
             }
             Err(error) => self.end(number, Some(error)),
         }
@@ -242,7 +247,7 @@ impl Load {
         let Some(client) = &mut self.clients[number] else { return };
         if !client.sent && client.waits {
             let mut interest = EpollEvent::new(EpollFlags::EPOLLIN, number as u64);
-            self.epoll.modify(&client.socket, &mut interest).expect("watch it");
+            self.epoll.modify(&client.socket, &mut interest).expect("watch a descriptor");
             return self.ask(number);
         }
         let mut reply = [0; REQUEST.len()];
@@ -252,7 +257,7 @@ impl Load {
                 assert_eq!(
                     reply[..length],
                     REQUEST[client.received..client.received + length],
-                    "an altered reply"
+                    "the reply was altered"
                 );
                 client.received += length;
                 if client.received == REQUEST.len() {
@@ -282,7 +287,7 @@ impl Load {
         }
     }
 
-    /// The end of a connection. Without a pace, the client comes again.
+    /// Handles the end of a connection. Without a pace, the client reconnects.
     fn end(&mut self, number: usize, error: Option<io::Error>) {
         let Some(client) = self.clients[number].take() else { return };
         let keep = client.keep;
@@ -293,7 +298,8 @@ impl Load {
             (Some(_), Keep::One) => self.tally.reset += 1,
             (Some(_), Keep::All) => self.tally.cut += 1,
         }
-        // The place of one that was to stay remains empty: it is counted by its number.
+        // The entry of a persistent client stays empty, because these clients are counted by
+        // number.
         if number >= self.staying {
             self.free.push(number);
         }

@@ -1,15 +1,16 @@
-//! Measures handoffd as a TCP proxy beside HAProxy, nginx and systemd-socket-proxyd: side by side,
-//! in turns, in one run.
+//! Measures handoffd as a TCP proxy beside HAProxy, nginx and systemd-socket-proxyd, in alternating
+//! turns of one run.
 //!
-//! `cargo bench --bench compare` runs everything; after `--`, names of scenarios and candidates
-//! select, `--turns` and `--seconds` say how long, and `--write` puts the figures into
-//! `docs/comparison.md` and a plot beside it. `HANDOFFD_BIN` names a build of handoffd that is
-//! measured instead, `HANDOFFD_OTHER` one that is measured too. Every turn starts each candidate
-//! anew, each time beginning with the next one, and what is shown are medians over the turns.
+//! `cargo bench --bench compare` runs everything. After `--`, names of scenarios and candidates
+//! select some of them, and `--turns` and `--seconds` set the duration. `--write` writes the
+//! figures into `docs/comparison.md` and a plot beside it. `HANDOFFD_BIN` names a build of handoffd
+//! to measure instead, and `HANDOFFD_OTHER` names one to measure in addition. Every turn restarts
+//! each candidate, and each turn starts with a different candidate. The results are medians over
+//! the turns.
 //!
-//! Generator, upstream and proxy share the cores: rates come out closer to each other than the
-//! proxies are. The processor time that the proxy itself uses is the steadiest figure.
-// A bench that cannot go on has failed.
+//! Generator, upstream and proxy share the processors, so the rates differ less than the proxies
+//! do. The processor time of the proxy itself is the most stable figure.
+// A bench that cannot continue panics.
 #![allow(clippy::panic)]
 
 mod bulk;
@@ -36,7 +37,7 @@ use scenario::Scenario;
 /// Measures handoffd beside other proxies.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Scenarios and candidates; of each kind, all if none is named
+    /// Scenarios and candidates to measure; without a name of a kind, all of that kind
     #[arg(value_parser = Selected::parse)]
     only: Vec<Selected>,
     /// How often each candidate is measured
@@ -45,10 +46,10 @@ struct Options {
     /// How long each measurement takes
     #[arg(long, default_value = "2", value_parser = seconds)]
     seconds: Duration,
-    /// Put the results of everything into docs/comparison.md and docs/comparison.svg
+    /// Write the results of everything into docs/comparison.md and docs/comparison.svg
     #[arg(long, conflicts_with = "only")]
     write: bool,
-    /// What cargo says
+    /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
 }

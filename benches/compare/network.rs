@@ -1,21 +1,22 @@
-//! Gives the bench a loopback of its own, so that neither the machine's settings nor its
-//! neighbours' connections count.
+//! A private loopback network for the bench, so that the machine's settings and other connections
+//! have no effect.
 //!
-//! Thousands of connections a second use up the ports of an ordinary machine within a second or
-//! two, and then the kernel's search for a free one is what is measured. Congestion control is the
-//! one that every kernel has and allows, whatever the machine's is: one that paces would hide what
-//! the proxies differ in.
+//! Thousands of connections per second use up the ports of a normal machine within seconds. Then
+//! the bench would measure the kernel's search for a free port. Congestion control is the algorithm
+//! that every kernel has and allows. An algorithm with pacing would hide differences between the
+//! proxies.
 
 use std::fs;
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 
-/// What outgoing connections are given; proxies listen below.
+/// The ports of outgoing connections. Proxies listen on lower ports.
 const PORTS: &str = "10000 65535";
 const CONGESTION_CONTROL: &str = "reno";
 
-/// Moves this process, and all that it starts, to a loopback of its own; false if it may not.
+/// Moves this process and its future children to a private loopback network. Returns false if that
+/// is not permitted.
 pub(crate) fn isolate() -> bool {
     if unshare(CloneFlags::CLONE_NEWNET).is_err() {
         return false;
@@ -28,7 +29,7 @@ pub(crate) fn isolate() -> bool {
     for (name, value) in
         [("ip_local_port_range", PORTS), ("tcp_congestion_control", CONGESTION_CONTROL)]
     {
-        fs::write(format!("/proc/sys/net/ipv4/{name}"), value).expect("set up our own network");
+        fs::write(format!("/proc/sys/net/ipv4/{name}"), value).expect("set up the private network");
     }
     true
 }

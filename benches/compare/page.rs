@@ -1,5 +1,5 @@
-//! Writes the results into `docs/comparison.md`, between two marks; what stands around them is
-//! written by hand.
+//! Writes the results into `docs/comparison.md` between two marks. The rest of the page is written
+//! by hand.
 
 use std::fmt::Write;
 use std::fs;
@@ -13,17 +13,17 @@ use crate::support::table::short;
 const BEGIN: &str = "<!-- measured: cargo bench --bench compare -- --write -->\n";
 const END: &str = "<!-- end of what was measured -->\n";
 
-/// Where the documentation lies.
+/// Returns the path of a file in the documentation.
 pub(crate) fn docs(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(file)
 }
 
-/// Replaces what was measured before.
+/// Replaces the previous results.
 pub(crate) fn write(all: &[Results], turns: usize, time: Duration) {
     let path = docs("comparison.md");
-    let page = fs::read_to_string(&path).expect("the page");
-    let (before, rest) = page.split_once(BEGIN).expect("where the results begin");
-    let (_, after) = rest.split_once(END).expect("where the results end");
+    let page = fs::read_to_string(&path).expect("read the page");
+    let (before, rest) = page.split_once(BEGIN).expect("find the mark before the results");
+    let (_, after) = rest.split_once(END).expect("find the mark after the results");
     let mut results = introduction(all, turns, time);
     for one in all {
         results.push_str(&table(one));
@@ -47,7 +47,7 @@ fn introduction(all: &[Results], turns: usize, time: Duration) -> String {
     for candidate in all.first().map(Results::candidates).unwrap_or_default() {
         let version = candidate.version().unwrap_or_else(str::to_owned);
         let version = version.split(" - http").next().unwrap_or_default();
-        writeln!(text, "- {}: {version}", candidate.name()).expect("text takes everything");
+        writeln!(text, "- {}: {version}", candidate.name()).expect("write to a string");
     }
     text
 }
@@ -83,7 +83,7 @@ fn table(results: &Results) -> String {
     text
 }
 
-/// A value, shortly; a number of losses is a whole number.
+/// Formats a value briefly. A number of losses is a whole number.
 pub(crate) fn value_of(value: f64, measure: &Measure) -> String {
     match measure.better {
         _ if value.is_nan() => String::from("none"),

@@ -1,4 +1,4 @@
-//! Draws `docs/comparison.svg`: for each measure that counts, a bar for each candidate.
+//! Draws `docs/comparison.svg`: for each important measure, a bar for each candidate.
 
 use std::fs;
 
@@ -7,25 +7,25 @@ use crate::page::{docs, value_of};
 use crate::report::Results;
 use crate::scenario::{Better, Measure, Scenario};
 
-// In pixels.
+// Sizes in pixels.
 const PANEL_WIDTH: usize = 470;
 const BAR_HEIGHT: usize = 18;
 const NAME_WIDTH: usize = 110;
 const BAR_WIDTH: f64 = 260.0;
-/// From where a bar of no length would have its value.
+/// The position of the value beside a bar of length 0.
 const VALUE_LEFT: f64 = 115.0;
 const MARGIN: usize = 20;
 const TITLE_HEIGHT: usize = 26;
 const COLUMNS: usize = 2;
 
-/// Draws it anew.
+/// Draws the plot and replaces the file.
 pub(crate) fn write(all: &[Results]) {
     let panels: Vec<Panel> = all.iter().flat_map(Panel::of).collect();
     let panel_height =
         TITLE_HEIGHT + BAR_HEIGHT * all.first().map_or(0, |one| one.candidates().len()) + MARGIN;
     let width = MARGIN + COLUMNS * PANEL_WIDTH;
     let height = MARGIN + panels.len().div_ceil(COLUMNS) * panel_height;
-    // A background of its own: whoever reads in the dark sees the same.
+    // The plot has its own background, so it looks the same on dark pages.
     let mut image = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" \
          font-size=\"12\">\n<rect width=\"{width}\" height=\"{height}\" fill=\"white\"/>\n"
@@ -38,7 +38,7 @@ pub(crate) fn write(all: &[Results]) {
     fs::write(docs("comparison.svg"), image + "</svg>\n").expect("write the plot");
 }
 
-/// One measure of one scenario.
+/// The bars of one measure of one scenario.
 struct Panel<'a> {
     scenario: Scenario,
     measure: &'a Measure,

@@ -1,5 +1,4 @@
-//! Looks at processes from outside: who descends from whom, what they have used of the processor,
-//! what memory they hold.
+//! Processes seen from outside: their descendants, their processor time and their memory.
 
 use std::fs;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use nix::unistd::Pid;
 
 use crate::support::processor::time_of;
 
-/// A process and all that descend from it, as far as their parents live.
+/// Returns a process and its descendants, as far as their parents live.
 pub(crate) fn family(root: Pid) -> Vec<Pid> {
     let all = with_parents();
     let mut family = vec![root];
@@ -22,25 +21,29 @@ pub(crate) fn family(root: Pid) -> Vec<Pid> {
     family
 }
 
-/// All that these processes have used, their threads included, also those that have ended.
+/// Returns the processor time of these processes with all their threads, including those that have
+/// ended.
 pub(crate) fn processor_time(family: &[Pid]) -> Duration {
     family.iter().map(|pid| time_of(*pid)).sum()
 }
 
-/// The bytes that these processes hold; a page that several share counts once.
+/// Returns the memory of these processes in bytes. A page that several of them share counts once.
 pub(crate) fn memory(family: &[Pid]) -> f64 {
     let one = |pid: &Pid| {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-            .expect("the memory of a living process");
+            .expect("read the memory of a living process");
         let kibibytes =
             rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next());
-        kibibytes.and_then(|number| number.parse::<f64>().ok()).expect("its share") * 1024.0
+        kibibytes
+            .and_then(|number| number.parse::<f64>().ok())
+            .expect("find the proportional set size")
+            * 1024.0
     };
     family.iter().map(one).sum()
 }
 
-/// Kills every child of ours but `spared`, and what becomes our child by that. For a reaper of
-/// orphans these are all that anything started here has left.
+/// Kills every child of this process except `spared`, and the orphans that become its children by
+/// that. For a subreaper, these are all processes that a bench has left.
 pub(crate) fn kill_children_but(spared: Pid) {
     loop {
         let ours = |(child, parent): (Pid, Pid)| {
@@ -57,14 +60,14 @@ pub(crate) fn kill_children_but(spared: Pid) {
     }
 }
 
-/// Every process of the machine, with its parent.
+/// Returns every process of the machine with its parent.
 fn with_parents() -> Vec<(Pid, Pid)> {
-    let entries = fs::read_dir("/proc").expect("the list of processes").flatten();
+    let entries = fs::read_dir("/proc").expect("list the processes").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    // One that has ended meanwhile is nobody's child.
+    // A process that has ended meanwhile is skipped.
     let with_parent = |pid: i32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name before it, in parentheses, may contain anything.
+        // The process name before the field, in parentheses, may contain any character.
         let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
         Some((Pid::from_raw(pid), Pid::from_raw(parent)))
     };

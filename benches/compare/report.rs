@@ -1,6 +1,6 @@
-//! Gathers what was measured, and prints it: medians, and the ratios of handoffd to each peer and
-//! to the best one.
-// A bench is there to print.
+//! The measured results and their printing: medians, and the ratios of handoffd to each peer and to
+//! the best one.
+// Printing is the purpose of a bench.
 #![allow(clippy::print_stdout)]
 
 use crate::candidate::Candidate;
@@ -12,11 +12,11 @@ use crate::support::table::{Table, Target};
 pub(crate) struct Results {
     scenario: Scenario,
     candidates: Vec<Candidate>,
-    /// For each candidate, for each measure, one value a turn.
+    /// For each candidate and each measure, one value per turn.
     values: Vec<Vec<Figures>>,
 }
 
-/// Says which version will be measured, or that the candidate is missing; whether it is there.
+/// Prints the version of the candidate, or that it is missing. Returns whether it is installed.
 pub(crate) fn introduce(candidate: Candidate) -> bool {
     match candidate.version() {
         Ok(version) => println!("  {:<15}{version}", candidate.name()),
@@ -25,7 +25,7 @@ pub(crate) fn introduce(candidate: Candidate) -> bool {
     candidate.version().is_ok()
 }
 
-/// Says what makes the figures worth less.
+/// Prints a warning that makes the figures less meaningful.
 pub(crate) fn warn(what: &str) {
     println!("  {what}");
 }
@@ -36,7 +36,7 @@ impl Results {
         Self { scenario, candidates: candidates.to_vec(), values }
     }
 
-    /// Takes what one turn of one candidate gave.
+    /// Adds the values of one turn of one candidate.
     pub(crate) fn add(&mut self, candidate: usize, values: &[f64]) {
         for (figures, value) in self.values[candidate].iter_mut().zip(values) {
             figures.push(*value);
@@ -51,13 +51,13 @@ impl Results {
         &self.candidates
     }
 
-    /// The medians of one measure, for each candidate.
+    /// Returns the medians of one measure, one for each candidate.
     pub(crate) fn medians(&self, measure: usize) -> Vec<f64> {
         self.values.iter().map(|values| values[measure].median()).collect()
     }
 
-    /// The medians over the turns of handoffd's value over that of each candidate; not numbers
-    /// where it was not measured.
+    /// Returns for each candidate the median ratio of handoffd's value to its value in the same
+    /// turn. It is NaN where there is no value.
     pub(crate) fn ratios(&self, measure: usize) -> Vec<f64> {
         let ours = self.candidates.iter().position(|candidate| *candidate == Candidate::OURS);
         let ratio = |theirs: &Vec<Figures>| {
@@ -66,7 +66,7 @@ impl Results {
         self.values.iter().map(ratio).collect()
     }
 
-    /// Which candidate is the peer with the best median.
+    /// Returns the peer with the best median.
     pub(crate) fn best_peer(&self, measure: usize) -> Option<usize> {
         let medians = self.medians(measure);
         let peers = (0..medians.len())

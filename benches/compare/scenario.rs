@@ -1,4 +1,4 @@
-//! Measures one candidate in one scenario, once.
+//! The scenarios: measures one candidate in one scenario, once.
 
 use std::time::Duration;
 
@@ -12,19 +12,19 @@ use crate::proxy::Proxy;
 use crate::support::clients::{Past, idle};
 use crate::support::figures::Figures;
 
-/// Clients that ask at once.
+/// The number of concurrent clients.
 const CLIENTS: usize = 64;
 const STREAMS: usize = 16;
-/// Connections whose memory is measured.
+/// The number of connections whose memory is measured.
 const IDLE: usize = 4_000;
-/// Visits a second in the reload scenario: so few that nothing waits for a core in the steady
-/// state.
+/// The visits per second in the reload scenario: so few that nothing waits for a processor without
+/// a reload.
 const VISITS: u32 = 1_000;
 const RELOADS: u32 = 3;
-/// Until then, who has not been answered was forgotten.
+/// How long to wait for replies. A client without a reply by then counts as lost.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What the clients do.
+/// The work of the clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Scenario {
     Small,
@@ -35,21 +35,21 @@ pub(crate) enum Scenario {
     Reload,
 }
 
-/// Which of two values is the better one.
+/// How two values are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Better {
     Less,
     More,
-    /// It is a number of losses: there should be none.
+    /// The value is a number of losses, which should be 0.
     Zero,
 }
 
-/// What is measured.
+/// A measured figure.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measure {
     pub(crate) name: &'static str,
     pub(crate) better: Better,
-    /// Whether the plot shows it.
+    /// Whether the plot shows the figure.
     pub(crate) plotted: bool,
 }
 
@@ -62,14 +62,14 @@ const fn plotted(name: &'static str, better: Better) -> Measure {
 }
 
 impl Measure {
-    /// Its name without the unit.
+    /// Returns the name without the unit.
     pub(crate) fn figure(&self) -> &'static str {
         self.name.split_once(", ").map_or(self.name, |(name, _)| name)
     }
 }
 
 impl Scenario {
-    /// In a word.
+    /// Returns the name of the scenario.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Small => "small",
@@ -81,7 +81,7 @@ impl Scenario {
         }
     }
 
-    /// In a sentence.
+    /// Returns a description of the scenario.
     pub(crate) fn title(self) -> String {
         match self {
             Self::Small => format!("64 bytes there and back, {CLIENTS} connections that stay"),
@@ -98,7 +98,7 @@ impl Scenario {
         }
     }
 
-    /// What it measures, in the order of [`Scenario::run`].
+    /// Returns its measures, in the order of the values of [`Scenario::run`].
     pub(crate) fn measures(self) -> &'static [Measure] {
         const SMALL: [Measure; 5] = [
             plotted("processor time a request, us", Better::Less),
@@ -140,7 +140,7 @@ impl Scenario {
         }
     }
 
-    /// Measures. What a candidate does not have is not a number.
+    /// Measures a candidate. A value that the candidate does not have is NaN.
     pub(crate) fn run(self, candidate: Candidate, time: Duration) -> Vec<f64> {
         if self == Self::Reload && candidate.reload().is_none() {
             return vec![f64::NAN; self.measures().len()];
@@ -157,8 +157,8 @@ impl Scenario {
     }
 }
 
-/// What the proxy used of the processor meanwhile, in seconds; not a number where there is no
-/// proxy.
+/// Runs `work`, and returns its result and the proxy's processor time in seconds. The time is NaN
+/// where there is no proxy.
 fn processor_time<T>(proxy: &Proxy, work: impl FnOnce() -> T) -> (T, f64) {
     let processes = proxy.processes();
     let before = process::processor_time(&processes);
@@ -175,7 +175,7 @@ fn small(proxy: &Proxy, keep: Keep, time: Duration) -> Vec<f64> {
         Keep::All => &tally.requests,
         Keep::One => &tally.visits,
     };
-    assert!(times.len() > 0, "nobody had a reply");
+    assert!(times.len() > 0, "no client had a reply");
     let done = number(times.len());
     let mut values = vec![used / done * 1e6, done / time.as_secs_f64()];
     values.extend([500, 990, 999].map(|rank| times.per_mille(rank)));
@@ -216,7 +216,7 @@ fn reload(proxy: &Proxy, time: Duration) -> Vec<f64> {
         proxy.reload();
         during.add(load.run(time * 2 / RELOADS));
     }
-    assert_ne!(before, proxy.generation(), "a reload that changed nothing");
+    assert_ne!(before, proxy.generation(), "the reload replaced no process");
     during.add(load.finish(PATIENCE));
     let p999 = |visits: &Figures| visits.per_mille(999);
     vec![

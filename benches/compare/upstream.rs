@@ -1,8 +1,8 @@
-//! Is what the proxies lead to: a server in a process of its own, whose time is not counted.
+//! The upstream of the proxies: a server in its own process, whose processor time is not counted.
 //!
-//! One thread and one epoll, so that it takes as little as possible of the cores that it shares
-//! with the proxy. The first byte of a connection says what it wants: bytes without end, to have
-//! all its bytes dropped, or else its own bytes back.
+//! It uses one thread and one epoll, so that it takes as little as possible of the processors that
+//! it shares with the proxy. The first byte of a connection says what the client wants: bytes
+//! without end, all its bytes dropped, or an echo.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,20 +15,20 @@ use socket2::{Domain, Socket, Type};
 use crate::bulk::{Mover, Way};
 use crate::support::itself::{Itself, is_asked_to_be, say_where};
 
-/// The argument by which the bench learns that it is to be the upstream.
+/// The argument that makes the bench run as the upstream.
 const ARGUMENT: &str = "upstream";
 const BACKLOG: i32 = 4096;
 
-// Beside descriptors, which are small.
+// Event numbers that are no descriptors, which are small.
 const LISTENER: u64 = u64::MAX;
 const PARENT: u64 = u64::MAX - 1;
 
-/// Starts it.
+/// Starts the upstream.
 pub(crate) fn start() -> Itself {
     Itself::start(ARGUMENT)
 }
 
-/// Whether this process was started to be the upstream: then it was, to the end.
+/// Serves if this process was started as the upstream. Returns whether it was.
 pub(crate) fn serve_if_asked() -> bool {
     let asked = is_asked_to_be(ARGUMENT);
     if asked {
@@ -37,7 +37,7 @@ pub(crate) fn serve_if_asked() -> bool {
     asked
 }
 
-/// What a connection wants.
+/// The request of a connection.
 #[derive(Clone, Copy, Debug)]
 enum Wish {
     Unknown,
@@ -48,7 +48,7 @@ enum Wish {
 struct Server {
     listener: Socket,
     epoll: Epoll,
-    /// By their descriptors.
+    /// The connections, indexed by descriptor.
     connections: Vec<Option<(TcpStream, Wish)>>,
     mover: Mover,
 }
@@ -56,10 +56,10 @@ struct Server {
 impl Server {
     fn new() -> Self {
         let listener =
-            Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("a socket");
+            Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("create a socket");
         listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bind");
         listener.listen(BACKLOG).expect("listen");
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll");
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("create an epoll");
         epoll
             .add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))
             .expect("watch the listener");
@@ -67,7 +67,7 @@ impl Server {
             .add(std::io::stdin(), EpollEvent::new(EpollFlags::EPOLLIN, PARENT))
             .expect("watch the parent");
         say_where(
-            listener.local_addr().expect("an address").as_socket().expect("an internet address"),
+            listener.local_addr().expect("read the address").as_socket().expect("an IP address"),
         );
         Self { listener, epoll, connections: Vec::new(), mover: Mover::new() }
     }
@@ -97,12 +97,12 @@ impl Server {
             }
             self.epoll
                 .add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, number as u64))
-                .expect("watch it");
+                .expect("watch the connection");
             self.connections[number] = Some((stream, Wish::Unknown));
         }
     }
 
-    /// Does one piece of work for a connection; the connection ends when that was the last.
+    /// Does one step of work for a connection, and closes it after the last.
     fn serve(&mut self, number: usize) {
         let Some((stream, wish)) = &mut self.connections[number] else { return };
         let served = match wish {
@@ -113,7 +113,7 @@ impl Server {
         if !served {
             self.connections[number] = None;
         } else if let Wish::Bulk(Way::Download) = wish {
-            // Again and again the same, once for each piece: cheap beside the piece.
+            // This call repeats for every piece, but costs little compared with the piece.
             let mut event = EpollEvent::new(EpollFlags::EPOLLOUT, number as u64);
             self.epoll.modify(stream, &mut event).expect("watch for room");
         }
@@ -134,6 +134,6 @@ fn echo(mut stream: &TcpStream, wish: &mut Wish) -> bool {
             return true;
         }
     }
-    // A request is small, and its client waits for the reply: there is room for it.
+    // A request is small and its client waits for the reply, so there is room for it.
     stream.write_all(&buffer[..length]).is_ok()
 }

@@ -1,33 +1,33 @@
-//! Is what the daemon is measured beside: the shortest echo server that tokio allows, in a process
-//! of its own.
+//! The server beside which the daemon is measured: the shortest echo server that tokio allows, in
+//! its own process.
 //!
-//! The runtime is the daemon's: multi-threaded, a worker for each core. The accept loop is spawned
-//! as the daemon's is, which is faster than running it in `block_on`.
+//! It has the daemon's runtime: multi-threaded, with a worker for each core. The accept loop is
+//! spawned like the daemon's, which is faster than running it in `block_on`.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::itself::{Itself, is_asked_to_be, say_where};
 
-/// The argument by which a bench learns that it is to be the bare server.
+/// The argument that makes a bench run as the bare server.
 const ARGUMENT: &str = "bare-echo";
 
-/// Starts it.
+/// Starts the bare server.
 pub(crate) fn start() -> Itself {
     Itself::start(ARGUMENT)
 }
 
-/// Serves, if this process was started to: then it never returns.
+/// Serves if this process was started as the bare server, and then never returns.
 pub(crate) fn serve_if_asked() {
     if !is_asked_to_be(ARGUMENT) {
         return;
     }
     let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("start a runtime");
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        say_where(listener.local_addr().expect("an address"));
-        tokio::spawn(accept(listener)).await.expect("the accept loop");
+        say_where(listener.local_addr().expect("read the address"));
+        tokio::spawn(accept(listener)).await.expect("run the accept loop");
     });
 }
 

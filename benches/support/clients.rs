@@ -1,26 +1,27 @@
-//! Opens connections, and checks every byte that comes back.
+//! Client connections that verify every byte of their replies.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-/// What a client sends, and hears back.
+/// The request of a client, and its reply.
 pub(crate) const REQUEST: [u8; 64] =
     *b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.\n";
 
-/// What idle connections have done before.
+/// The history of idle connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Past {
-    /// Nothing.
+    /// The connection never sent a request.
     Silent,
-    /// One request.
+    /// The connection had one request answered.
     Asked,
 }
 
-/// How many may wait to be accepted: fewer than the shortest queue of the servers here (tokio's,
-/// 128) holds. A client for whom there is no room tries again only after a second.
+/// How many connections may wait to be accepted: fewer than the shortest backlog of the servers
+/// here holds (tokio's, 128). A client that finds a full backlog retries only after a second.
 const BURST: usize = 64;
 
-/// Opens `count` connections that stay open until they are dropped. All of them have been accepted.
+/// Opens `count` connections that stay open until they are dropped. When this returns, all of them
+/// have been accepted.
 pub(crate) fn idle(address: SocketAddr, count: usize, past: Past) -> Vec<TcpStream> {
     let mut streams = Vec::with_capacity(count);
     while streams.len() < count {
@@ -28,27 +29,27 @@ pub(crate) fn idle(address: SocketAddr, count: usize, past: Past) -> Vec<TcpStre
         streams.extend((0..burst).map(|_| {
             let mut stream = TcpStream::connect(address).expect("connect");
             if past == Past::Asked {
-                echo(&mut stream).expect("a reply");
+                echo(&mut stream).expect("read the reply");
             }
             stream
         }));
-        // Who comes last is accepted last: when this one has its reply, all before it have been
+        // Connections are accepted in order: once this one has its reply, all before it have been
         // accepted.
-        visit(address).expect("a reply");
+        visit(address).expect("read the reply");
     }
     streams
 }
 
-/// Connects, has one request answered, and closes.
+/// Connects, sends one request, reads the reply and closes.
 pub(crate) fn visit(address: SocketAddr) -> io::Result<()> {
     echo(&mut TcpStream::connect(address)?)
 }
 
-/// Has one request answered.
+/// Sends one request and reads the reply.
 pub(crate) fn echo(stream: &mut TcpStream) -> io::Result<()> {
     let mut reply = [0; REQUEST.len()];
     stream.write_all(&REQUEST)?;
     stream.read_exact(&mut reply)?;
-    assert_eq!(reply, REQUEST, "an altered reply");
+    assert_eq!(reply, REQUEST, "the reply was altered");
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! Starts the daemon, follows its line by the log, and ends every process of it.
+//! The measured daemon: starts it, follows its generations in the log, and ends all its processes.
 //!
-//! All generations of a line write to one pipe. A record counts from the moment in which we read
-//! it, so what is measured is what an observer sees, the wait for a core included.
+//! All generations write to one pipe. A record counts from the moment at which the bench reads it.
+//! So the figures are those of an observer, and include the wait for a processor.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -18,62 +18,62 @@ use nix::unistd::Pid;
 
 use super::event::Event;
 
-/// Longest wait for anything the daemon does: far beyond what it takes, so that a bench that cannot
-/// go on ends.
+/// The longest wait for anything that the daemon does. It is far longer than needed, so that a
+/// bench that cannot continue ends.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The size of the pipe for the log: as large as any user may make one (pipe(7)).
+/// The size of the pipe for the log: the largest that an unprivileged user may set (pipe(7)).
 const PIPE: i32 = 1024 * 1024;
 
-/// One line of the log.
+/// A line of the log.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
-    /// When it was read.
+    /// When the line was read.
     pub(crate) at: Instant,
-    /// Which generation wrote it.
+    /// The generation that wrote the line.
     pub(crate) generation: u64,
-    /// Its process.
+    /// The process that wrote the line.
     pub(crate) pid: Pid,
-    /// What it is about.
+    /// The event of the record.
     event: Option<Event>,
     /// The whole line.
     pub(crate) text: String,
 }
 
-/// A line of generations.
+/// A daemon and its generations.
 pub(crate) struct Daemon {
     records: Receiver<Record>,
-    /// Processes that have written to the log and were not reaped yet. While that is so no number
-    /// is used anew, and a signal cannot reach a stranger.
+    /// Processes that have written to the log and were not reaped yet. The kernel does not reuse
+    /// their process ids meanwhile, so a signal cannot reach a foreign process.
     unreaped: Arc<Mutex<BTreeSet<Pid>>>,
     first: Pid,
     addresses: Vec<SocketAddr>,
 }
 
 impl Daemon {
-    /// Starts one with `listeners` listeners on loopback and these flags, and waits until it
+    /// Starts a daemon with `listeners` listeners on loopback and these flags, and waits until it
     /// serves.
     pub(crate) fn start(listeners: usize, flags: &[&str]) -> Self {
         Self::start_as(&[], listeners, flags)
     }
 
-    /// The same of one of its commands, as `proxy --to ADDRESS`.
+    /// Starts a daemon like [`Daemon::start`] by another command, such as `proxy --to ADDRESS`.
     pub(crate) fn start_as(command_words: &[&str], listeners: usize, flags: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_handoffd"));
         command.args(command_words).args(["--listen", "127.0.0.1:0"].repeat(listeners)).args(flags);
         Self::start_by(command)
     }
 
-    /// Starts one by a command that listens on loopback, and waits until it serves.
+    /// Starts a daemon by a command that listens on loopback, and waits until it serves.
     pub(crate) fn start_by(mut command: Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        // Reaped by its number, like every generation after it.
+        // Reaped by its process id, like every later generation.
         #[allow(clippy::zombie_processes)]
         let mut child = command.spawn().expect("start the daemon");
-        let first = Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
-        let stderr = child.stderr.take().expect("its standard error");
-        // The longest record, of 10,000 listeners, has to fit: in pieces the records of two
-        // generations would mix.
+        let first = Pid::from_raw(i32::try_from(child.id()).expect("parse a process id"));
+        let stderr = child.stderr.take().expect("take the daemon's standard error");
+        // The pipe must hold the longest record, which names 10,000 listeners. In pieces, the
+        // records of two generations would mix.
         fcntl(&stderr, FcntlArg::F_SETPIPE_SZ(PIPE)).expect("enlarge the pipe");
         let unreaped = Arc::new(Mutex::new(BTreeSet::from([first])));
         let (sender, records) = channel();
@@ -85,17 +85,17 @@ impl Daemon {
         daemon
     }
 
-    /// The process of the first generation.
+    /// Returns the process of the first generation.
     pub(crate) fn first(&self) -> Pid {
         self.first
     }
 
-    /// Where the first listener listens.
+    /// Returns the address of the first listener.
     pub(crate) fn address(&self) -> SocketAddr {
         self.addresses[0]
     }
 
-    /// Returns the next record of `generation` about `event`, and passes over the records before it.
+    /// Returns the next record of `generation` about `event`, and skips the records before it.
     pub(crate) fn await_record(&self, generation: u64, event: Event) -> Record {
         let deadline = Instant::now() + PATIENCE;
         let mut last = None;
@@ -112,29 +112,30 @@ impl Daemon {
         }
     }
 
-    /// Sends a signal, and says when.
+    /// Sends a signal, and returns the time.
     pub(crate) fn signal(pid: Pid, signal: Signal) -> Instant {
         let at = Instant::now();
         kill(pid, signal).expect("signal a process that is not reaped yet");
         at
     }
 
-    /// Waits until a process has ended. What it has used can be asked until it is reaped.
+    /// Waits until a process has ended, without reaping it, so that its processor time can still be
+    /// read.
     pub(crate) fn await_end(pid: Pid) -> Instant {
         waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
-            .expect("wait for a process of ours");
+            .expect("wait for a process of the daemon");
         Instant::now()
     }
 
-    /// Waits until a process has ended.
+    /// Waits until a process has ended, and reaps it.
     pub(crate) fn reap(&self, pid: Pid) -> Instant {
-        waitpid(pid, None).expect("reap a process of ours");
+        waitpid(pid, None).expect("reap a process of the daemon");
         let at = Instant::now();
         self.unreaped().remove(&pid);
         at
     }
 
-    /// Reaps what has ended.
+    /// Reaps all processes that have ended.
     pub(crate) fn reap_ended(&self) {
         self.unreaped().retain(|pid| {
             matches!(waitpid(*pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive))
@@ -153,8 +154,8 @@ impl Daemon {
 }
 
 impl Drop for Daemon {
-    /// The log ends when nobody is left who could write to it: a generation that was being born is
-    /// heard of until then.
+    /// The log ends when no process can write to it. Until then a generation that is just starting
+    /// may still appear in it.
     fn drop(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         self.kill_all();
@@ -171,16 +172,16 @@ impl Drop for Daemon {
 }
 
 impl Record {
-    /// The process that a field of it names.
+    /// Returns the process that a field of the record names.
     pub(crate) fn process(&self, field: &str) -> Pid {
         let value = self
             .text
             .split_whitespace()
             .find_map(|word| word.strip_prefix(field)?.strip_prefix('='));
-        Pid::from_raw(value.and_then(|pid| pid.parse().ok()).expect("a process id"))
+        Pid::from_raw(value.and_then(|pid| pid.parse().ok()).expect("parse a process id"))
     }
 
-    /// Reads `TIME generation=N pid=N LEVEL message`.
+    /// Parses `TIME generation=N pid=N LEVEL message`.
     fn parse(at: Instant, text: String) -> Option<Self> {
         let field = |name| text.split_whitespace().find_map(|word| word.strip_prefix(name));
         let (generation, pid) = (field("generation=")?.parse().ok()?, field("pid=")?.parse().ok()?);
@@ -202,10 +203,10 @@ fn follow(stderr: ChildStderr, records: &Sender<Record>, unreaped: &Mutex<BTreeS
     }
 }
 
-/// The addresses in `listeners="NAME=ADDRESS NAME=ADDRESS"`.
+/// Returns the addresses in `listeners="NAME=ADDRESS NAME=ADDRESS"`.
 fn addresses(text: &str) -> Vec<SocketAddr> {
     let list = text.split_once(" listeners=\"").and_then(|(_, list)| list.split('"').next());
-    let list = list.expect("a list of listeners");
+    let list = list.expect("find the list of listeners");
     let address = |one: &str| one.split_once('=').and_then(|(_, address)| address.parse().ok());
-    list.split(' ').map(|one| address(one).expect("NAME=ADDRESS")).collect()
+    list.split(' ').map(|one| address(one).expect("parse NAME=ADDRESS")).collect()
 }

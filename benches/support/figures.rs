@@ -1,51 +1,50 @@
-//! Makes figures of measurements: medians and percentiles, so that one disturbed turn moves
-//! nothing.
+//! Figures from measurements: medians and percentiles, on which one disturbed turn has no effect.
 
 use std::time::Duration;
 
-/// Measurements of one kind, in whatever unit they were made.
+/// Measurements of one kind, all in the same unit.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Figures(Vec<f64>);
 
 impl Figures {
-    /// Adds one.
+    /// Adds a measurement.
     pub(crate) fn push(&mut self, value: f64) {
         self.0.push(value);
     }
 
-    /// Adds one, in milliseconds.
+    /// Adds a duration, in milliseconds.
     pub(crate) fn push_time(&mut self, time: Duration) {
         self.push(time.as_secs_f64() * 1e3);
     }
 
-    /// Adds those of another time.
+    /// Adds other measurements.
     pub(crate) fn extend(&mut self, other: Self) {
         self.0.extend(other.0);
     }
 
-    /// How many there are.
+    /// Returns the number of measurements.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The middle one.
+    /// Returns the median.
     pub(crate) fn median(&self) -> f64 {
         self.per_mille(500)
     }
 
-    /// The smallest one that is not below `rank` thousandths of all.
+    /// Returns the smallest measurement that is not below `rank` thousandths of all measurements.
     pub(crate) fn per_mille(&self, rank: usize) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         sorted[(sorted.len() * rank).div_ceil(1000).max(1) - 1]
     }
 
-    /// The largest one.
+    /// Returns the largest measurement.
     pub(crate) fn max(&self) -> f64 {
         self.per_mille(1000)
     }
 
-    /// Each divided by the one of the same turn.
+    /// Divides each measurement by the measurement of the same turn in `other`.
     pub(crate) fn over(&self, other: &Self) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(ours, theirs)| ours / theirs).collect())
     }

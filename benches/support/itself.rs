@@ -1,8 +1,8 @@
-//! Is the bench once more, in a process of its own: as a server beside what is measured, whose time
-//! is counted apart or not at all.
+//! A second process of the bench, which runs as a server beside the measured daemon. Its processor
+//! time is counted separately or not at all.
 //!
-//! The bench executes itself with an argument by which it learns what it is to be. The server says
-//! on its standard output where it listens.
+//! The bench executes itself with an argument that says which server to be. The server prints its
+//! address on its standard output.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -10,33 +10,33 @@ use std::process::{Child, Command, Stdio};
 
 use nix::unistd::Pid;
 
-/// The server, until it is dropped.
+/// A server process that ends when it is dropped.
 pub(crate) struct Itself {
     child: Child,
     address: SocketAddr,
 }
 
 impl Itself {
-    /// Starts it and waits until it listens.
+    /// Starts the server and waits until it listens.
     pub(crate) fn start(argument: &str) -> Self {
-        let mut command = Command::new(std::env::current_exe().expect("our own path"));
-        // One that watches its standard input ends with us, whatever becomes of us.
+        let mut command = Command::new(std::env::current_exe().expect("find the bench's own path"));
+        // A server that watches its standard input ends with the bench, however the bench ends.
         command.arg(argument).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("start the bench once more");
-        let stdout = child.stdout.take().expect("its standard output");
+        let stdout = child.stdout.take().expect("take the server's standard output");
         let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).expect("hear where it listens");
-        Self { child, address: line.trim().parse().expect("an address") }
+        BufReader::new(stdout).read_line(&mut line).expect("read the server's address");
+        Self { child, address: line.trim().parse().expect("parse the address") }
     }
 
-    /// Where it listens.
+    /// Returns the address of the server.
     pub(crate) const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its process.
+    /// Returns the process of the server.
     pub(crate) fn pid(&self) -> Pid {
-        Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"))
+        Pid::from_raw(i32::try_from(self.child.id()).expect("convert the process id"))
     }
 }
 
@@ -47,12 +47,12 @@ impl Drop for Itself {
     }
 }
 
-/// Whether this process was started to be that.
+/// Returns whether this process was started as the server of that argument.
 pub(crate) fn is_asked_to_be(argument: &str) -> bool {
     std::env::args().nth(1).as_deref() == Some(argument)
 }
 
-/// Tells who started it where it listens.
+/// Prints the server's address for the bench.
 pub(crate) fn say_where(address: SocketAddr) {
-    writeln!(std::io::stdout(), "{address}").expect("say where");
+    writeln!(std::io::stdout(), "{address}").expect("print the address");
 }

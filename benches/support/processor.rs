@@ -1,4 +1,4 @@
-//! Looks at the processors: what a process has used of them, and how much of them nobody uses.
+//! Processor use: the time that a process has used, and how idle the processors are.
 
 use std::fs;
 use std::time::Duration;
@@ -7,15 +7,17 @@ use nix::sys::time::TimeValLike;
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
-/// All that a process has used, its threads included, also those that have ended; and also of one
-/// that has ended itself, until it is reaped. What `/proc` says in ticks of 10 ms, in nanoseconds.
+/// Returns the processor time of a process with all its threads, including those that have ended. A
+/// process that has ended can be asked until it is reaped. `/proc` has the same time in ticks of 10
+/// ms; this clock counts nanoseconds.
 pub(crate) fn time_of(pid: Pid) -> Duration {
-    let clock = clock_getcpuclockid(pid).expect("the clock of a process that is not reaped yet");
-    let time = clock_gettime(clock).expect("its time");
+    let clock =
+        clock_getcpuclockid(pid).expect("find the clock of a process that is not reaped yet");
+    let time = clock_gettime(clock).expect("read the clock");
     Duration::from_nanos(time.num_nanoseconds().unsigned_abs())
 }
 
-/// What all processors have been used for until now, in ticks: nothing, and altogether.
+/// The use of all processors so far in ticks: idle time and total time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
     idle: f64,
@@ -23,18 +25,19 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// Since the machine was started.
+    /// Returns the use since the machine was started.
     pub(crate) fn now() -> Self {
-        let stat = fs::read_to_string("/proc/stat").expect("the use of the processors");
-        let ticks = stat.lines().next().expect("all of them together").split_whitespace();
-        // Its name; user, nice, system, idle, waiting for a disk, and others. What guests used is
-        // in the first two already.
+        let stat = fs::read_to_string("/proc/stat").expect("read the use of the processors");
+        let ticks =
+            stat.lines().next().expect("find the line for all processors").split_whitespace();
+        // The fields are the name, user, nice, system, idle, I/O wait, and others. The first two
+        // already include the time of guests.
         let ticks: Vec<f64> =
             ticks.skip(1).take(8).filter_map(|number| number.parse().ok()).collect();
         Self { idle: ticks[3] + ticks[4], all: ticks.iter().sum() }
     }
 
-    /// In per cent, how idle they have been since.
+    /// Returns how idle the processors have been since, in per cent.
     pub(crate) fn idle_since(self) -> f64 {
         let now = Self::now();
         (now.idle - self.idle) / (now.all - self.all) * 100.0

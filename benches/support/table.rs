@@ -1,34 +1,34 @@
-//! Prints a small table: figure, values, target, and whether it was met.
-// A bench is there to print.
+//! A small table for the terminal: figure, values, target, and whether the target was met.
+// Printing is the purpose of a bench.
 #![allow(clippy::print_stdout)]
 
-/// What a figure is held against.
+/// The target of a figure.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
-    /// No more than this.
+    /// The figure must not be larger.
     AtMost(f64),
-    /// No less than this.
+    /// The figure must not be smaller.
     AtLeast(f64),
-    /// Nothing: it is there to be compared.
+    /// No target: the figure is only shown for comparison.
     None,
 }
 
-/// Rows, printed when all of them are there.
+/// Rows that are printed together, with aligned columns.
 pub(crate) struct Table {
     columns: usize,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// `columns` come between the figure's name and the target; the first of them is held against
-    /// the target.
+    /// Creates a table. `columns` stand between the figure's name and the target. The first of them
+    /// is compared with the target.
     pub(crate) fn new(title: &str, columns: &[&str]) -> Self {
         let mut table = Self { columns: columns.len(), rows: Vec::new() };
         table.push(title, columns.iter().map(|name| (*name).to_owned()), "target", "");
         table
     }
 
-    /// One figure. Columns for which it has no value stay empty.
+    /// Adds a figure. Columns without a value stay empty.
     pub(crate) fn row(&mut self, figure: &str, values: &[f64], target: Target) {
         let held = values[0];
         let (wanted, met) = match target {
@@ -54,7 +54,7 @@ impl Table {
         self.rows.push(row);
     }
 
-    /// Prints it.
+    /// Prints the table.
     pub(crate) fn print(&self) {
         let width =
             |column: usize| self.rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
@@ -69,7 +69,7 @@ impl Table {
     }
 }
 
-/// Three digits that count.
+/// Formats a value with three significant digits.
 pub(crate) fn short(value: f64) -> String {
     match value {
         _ if value.is_nan() => String::from("-"),

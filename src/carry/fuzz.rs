@@ -3,7 +3,7 @@
 use super::packet::{self, Answer};
 use super::parcel::CarriedState;
 
-/// Parses the packet of a connection and returns its parcel, without descriptors.
+/// Parses the packet of a connection and returns its state, without descriptors.
 pub(crate) fn connection(packet: &[u8]) -> Option<CarriedState> {
     let (head, bytes) = packet::read_connection(packet).ok()?;
     assert_eq!(
@@ -36,7 +36,7 @@ mod seeds {
     use crate::carry::packet::Head;
     use std::num::NonZeroUsize;
 
-    /// Encodes the packet of a connection with the given parcel.
+    /// Encodes the packet of a connection with the given state.
     pub(crate) fn packet(parcel: &CarriedState) -> Vec<u8> {
         let head = Head {
             id: 7,

@@ -90,7 +90,7 @@ impl Outgoing {
 
     /// Hands a connection over to the successor.
     ///
-    /// During the call the caller must not use the stream or the descriptors of the parcel. After
+    /// During the call the caller must not use the stream or the descriptors of the state. After
     /// [`Verdict::Taken`] it may only close them.
     ///
     /// Not cancel safe: if the future is dropped, the owner of the connection is unknown. But after

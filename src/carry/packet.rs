@@ -1,4 +1,4 @@
-//! The packets of a carry: a line of JSON, followed by the bytes of a parcel.
+//! The packets of a carry: a line of JSON, followed by the bytes of a carried state.
 //!
 //! Unknown fields are ignored, so that packets can gain fields. The two sides agree on the version
 //! before the first packet: the predecessor offers it, and a successor that does not support it
@@ -18,8 +18,8 @@ pub(super) const PACKET_MAX: usize = 128 * 1024;
 /// The maximum length of a reason, in characters. Longer reasons are truncated.
 const REASON_MAX: usize = 1000;
 
-/// The header of a connection packet, followed by the bytes of the parcel. The descriptors come
-/// with the packet: first the client's socket, then those of the parcel.
+/// The header of a connection packet, followed by the bytes of the state. The descriptors come with
+/// the packet: first the client's socket, then those of the state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Head {
     /// The id that the answer names, unique among all packets that a process sends.
@@ -39,7 +39,7 @@ pub(crate) struct Head {
     /// The sender's connection limit for this listener. `None` if it was unlimited.
     #[serde(default)]
     pub(crate) max_connections: Option<NonZeroUsize>,
-    /// The format of the parcel.
+    /// The format of the state.
     pub(super) format: String,
 }
 
@@ -76,7 +76,7 @@ pub(super) fn answer(id: u64, answer: Answer) -> Vec<u8> {
     line(&Answered { id, answer })
 }
 
-/// Parses the packet of a connection into its header and the bytes of the parcel.
+/// Parses the packet of a connection into its header and the bytes of the state.
 ///
 /// # Errors
 /// The reason why the packet is invalid.

@@ -1,11 +1,12 @@
 //! The scheduling of a carry: it asks connections to pause at a message boundary, a limited number
 //! at a time.
 //!
-//! A fixed number of scheduler circulates. A connection that gets a turn is asked to pause at its next
-//! boundary. The turn goes to the next connection as soon as this one has been carried or scheduler out
-//! to be busy. So the pause of a connection does not grow with the number of connections, and a
-//! busy connection holds up no other. It stays asked and is carried when it reaches a boundary.
-//! This module does not transfer the connections.
+//! A fixed number of permits circulates. A connection that gets a permit is asked to pause at its
+//! next boundary. Its permit goes to the next connection as soon as this one has been carried or
+//! turns out to be busy. A busy connection stays asked, and is carried when it reaches a boundary.
+//!
+//! So the pause of a connection does not grow with the number of connections, and a busy connection
+//! delays no other. This module does not transfer the connections.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,11 +18,11 @@ use tokio::sync::futures::OwnedNotified;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// The number of scheduler, which limits how many connections move at once. It is large enough that
+/// The number of permits, which limits how many connections move at once. It is large enough that
 /// neither process waits for the other.
 const AT_ONCE: usize = 64;
 
-/// The scheduler of all connections of a process.
+/// The carry schedule of all connections of a process.
 #[derive(Debug, Default)]
 pub(crate) struct CarryScheduler {
     /// The number of the current round, or 0 outside a round. A round is one attempt to carry all
@@ -76,7 +77,7 @@ impl CarryScheduler {
 #[derive(Debug, Default)]
 pub(crate) struct CarryRequest {
     state: AtomicU8,
-    /// Whether the service has declared that the connection cannot be carried.
+    /// Whether the service has opted out of carrying this connection.
     is_declined: AtomicBool,
     changed: Notify,
 }
@@ -91,8 +92,8 @@ impl CarryRequest {
         self.state.load(Ordering::Relaxed) == ASKED && !self.is_declined.load(Ordering::Relaxed)
     }
 
-    /// Returns whether the connection was to be carried but has to be drained instead, because the
-    /// successor refused it or the service declined.
+    /// Returns whether the connection was asked to move but has to be drained instead, because the
+    /// successor refused it or the service opted out.
     pub(crate) fn is_refused(&self) -> bool {
         match self.state.load(Ordering::Relaxed) {
             ASKED => self.is_declined.load(Ordering::Relaxed),
@@ -123,7 +124,7 @@ impl CarryRequest {
     }
 }
 
-/// The part of one connection in the schedule.
+/// One connection in the carry schedule.
 #[derive(Debug)]
 pub(crate) struct CarrySlot {
     scheduler: Arc<CarryScheduler>,
@@ -131,7 +132,7 @@ pub(crate) struct CarrySlot {
     state: State,
     /// Held while the connection may still be carried in this round.
     candidate: Option<TaskTrackerToken>,
-    /// The turn, while the connection has it.
+    /// The permit, while the connection holds it.
     turn: Option<CarryPermit>,
     /// Whether the connection has been asked since the last call of [`CarrySlot::was_asked`].
     was_asked: bool,
@@ -145,7 +146,7 @@ enum State {
     Asked(u32, Pin<Box<OwnedNotified>>),
 }
 
-/// A turn. Dropping it passes it on to the next connection.
+/// A permit to move. Dropping it passes it on to the next connection.
 #[derive(Debug)]
 struct CarryPermit(Arc<Notify>);
 
@@ -198,7 +199,7 @@ impl CarrySlot {
     }
 
     /// Updates the request to the connection. Call this each time the connection's task runs,
-    /// before it serves: the connection may get a turn and be asked.
+    /// before it serves: the connection may get a permit and be asked.
     ///
     /// Call [`CarrySlot::pass_on`] when serving shows that the connection is not at a boundary, and
     /// when its handover has succeeded or failed.
@@ -209,11 +210,11 @@ impl CarrySlot {
         }
     }
 
-    /// Passes the turn on to another connection.
+    /// Passes the permit on to another connection.
     pub(crate) fn pass_on(&mut self) {
         self.turn = None;
         if self.word.is_refused() {
-            // The service has declined, so the round need not wait for this connection.
+            // The service has opted out, so the round need not wait for this connection.
             self.candidate = None;
         }
     }
@@ -223,10 +224,10 @@ impl CarrySlot {
             match &mut self.state {
                 State::New => {
                     let mut notified = Box::pin(Arc::clone(&self.scheduler.turn).notified_owned());
-                    // Join the queue first and check the round afterwards. `CarryScheduler::begin` sets the
-                    // round first and wakes the queue afterwards, so no connection misses a round.
-                    // A connection that arrives during a round may be too late for the queue, so it
-                    // gets an extra turn.
+                    // Join the queue first and check the round afterwards. `CarryScheduler::begin`
+                    // sets the round first and wakes the queue afterwards, so no connection misses
+                    // a round. A connection that arrives during a round may be too late for the
+                    // queue, so it gets an extra permit.
                     let woken = notified.as_mut().poll(cx).is_ready();
                     let round = self.scheduler.round.load(Ordering::SeqCst);
                     if round != 0 {
@@ -238,7 +239,7 @@ impl CarrySlot {
                     }
                 }
                 State::Waiting(notified) => {
-                    // Also return to the queue outside a round. A left-over turn may have removed
+                    // Also return to the queue outside a round. A leftover permit may have removed
                     // this connection from the queue, and it must be back before the next round
                     // begins.
                     if notified.as_mut().poll(cx).is_pending() {
@@ -277,7 +278,7 @@ mod tests {
     use std::future::poll_fn;
     use std::task::Waker;
 
-    /// Polls the connection and returns whether it has a turn now.
+    /// Polls the connection and returns whether it holds a permit now.
     fn poll(asking: &mut CarrySlot) -> bool {
         asking.poll(&mut Context::from_waker(Waker::noop()));
         asking.turn.is_some()
@@ -289,8 +290,9 @@ mod tests {
         all
     }
 
+    /// A permit that is passed on or dropped goes to another connection.
     #[test]
-    fn so_many_are_asked_at_once_and_a_turn_goes_on() {
+    fn at_most_64_connections_hold_permits_at_once() {
         let scheduler = Arc::default();
         let mut all = waiting(&scheduler, AT_ONCE + 10);
         scheduler.begin();
@@ -310,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_come_in_a_round_are_asked_and_each_only_once() {
+    fn a_connection_that_arrives_in_a_round_is_asked_once() {
         let scheduler: Arc<CarryScheduler> = Arc::default();
         scheduler.begin();
         let mut one = CarrySlot::new(Arc::clone(&scheduler));
@@ -321,8 +323,9 @@ mod tests {
         assert!(!poll(&mut one) && one.word().is_refused());
     }
 
+    /// A connection that opts out counts as refused in each round.
     #[tokio::test]
-    async fn one_that_declines_is_refused_in_each_round_and_nobody_waits_for_it() {
+    async fn a_round_does_not_wait_for_a_connection_that_opts_out() {
         let scheduler: Arc<CarryScheduler> = Arc::default();
         let [mut early, mut late] = [(), ()].map(|()| CarrySlot::new(Arc::clone(&scheduler)));
         early.word().opt_out();
@@ -341,8 +344,10 @@ mod tests {
         }
     }
 
+    /// Permits may be passed on after a round has ended. Every connection is asked again in the
+    /// next round.
     #[tokio::test]
-    async fn a_turn_that_is_left_over_keeps_nobody_from_the_next_round() {
+    async fn a_leftover_permit_does_not_disturb_the_next_round() {
         let scheduler: Arc<CarryScheduler> = Arc::default();
         let mut all = waiting(&scheduler, 5);
         scheduler.begin();
@@ -351,7 +356,7 @@ mod tests {
         let idle: Vec<_> = all
             .into_iter()
             .map(|mut one| {
-                // This connection waits again, and its turn goes to another one that waits.
+                // This connection waits again, and its permit goes to another waiting one.
                 one.poll(&mut Context::from_waker(Waker::noop()));
                 one.pass_on();
                 tokio::spawn(poll_fn(move |cx| {
@@ -365,13 +370,14 @@ mod tests {
         for one in idle {
             tokio::time::timeout(std::time::Duration::from_secs(30), one)
                 .await
-                .expect("it is asked")
+                .expect("the connection is not asked")
                 .unwrap();
         }
     }
 
+    /// A request ends with its round, and the next round asks again.
     #[tokio::test]
-    async fn a_round_that_ends_withdraws_its_word_and_the_next_one_asks_again() {
+    async fn the_end_of_a_round_withdraws_its_requests() {
         let scheduler: Arc<CarryScheduler> = Arc::default();
         scheduler.begin();
         let mut one = CarrySlot::new(Arc::clone(&scheduler));

@@ -373,11 +373,15 @@ mod tests {
             ["gives", "listener-2", "silent", "passed-in"].map(|name| said.get(name).copied());
         assert_eq!(all, [Some(OnHandoff::Carry), Some(OnHandoff::Drain), None, None]);
         assert!(Listeners::Inherited.on_handoff().is_empty());
-        assert_eq!(Config::default().on_handoff, OnHandoff::Carry, "the promise needs no flag");
+        assert_eq!(
+            Config::default().on_handoff,
+            OnHandoff::Carry,
+            "connections are carried by default"
+        );
     }
 
     #[test]
-    fn a_bound_on_generations_leaves_room_for_one_that_drains() {
+    fn max_generations_is_between_2_and_64() {
         assert!(MaxGenerations::new(1).is_err());
         assert!(MaxGenerations::new(65).is_err());
         assert_eq!(MaxGenerations::new(2).unwrap().get(), 2);

@@ -131,7 +131,7 @@ mod tests {
 
     /// The expected results are those of bind(2): each pair was tried.
     #[test]
-    fn addresses_of_which_one_holds_the_other_overlap() {
+    fn an_address_overlaps_the_addresses_that_it_includes() {
         for (one, other) in [
             ("127.0.0.1:80", "127.0.0.1:80"),
             ("0.0.0.0:80", "127.0.0.1:80"),

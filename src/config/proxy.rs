@@ -194,7 +194,7 @@ impl FromStr for Network {
     }
 }
 
-/// CarryScheduler a network of IPv4-mapped addresses (`::ffff:192.0.2.0/120`) into the IPv4 network
+/// Turns a network of IPv4-mapped addresses (`::ffff:192.0.2.0/120`) into the IPv4 network
 /// (`192.0.2.0/24`).
 fn canonical(network: ipnet::IpNet) -> ipnet::IpNet {
     const MAPPED: u8 = 96;
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_knows_its_own_by_whichever_way_they_come() {
+    fn a_network_contains_ipv4_mapped_addresses() {
         let network: Network = "192.0.2.0/24".parse().unwrap();
         assert!(network.contains("192.0.2.77".parse().unwrap()));
         assert!(network.contains("::ffff:192.0.2.77".parse().unwrap()));

@@ -168,8 +168,9 @@ mod tests {
         Upstreams::new(texts.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
     }
 
+    /// At least one upstream is required. Duplicates and unreachable addresses are errors.
     #[test]
-    fn upstreams_are_some_that_can_be_reached_and_each_is_there_once() {
+    fn upstreams_are_reachable_and_unique() {
         assert!(matches!(upstreams(&[]), Err(Error::NoUpstream)));
         assert!(matches!(
             upstreams(&["@a", "127.0.0.1:1", "@a"]),
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slip_of_the_hand_is_no_host_name() {
+    fn a_malformed_host_name_is_refused() {
         let long = format!("{}:1", "a.".repeat(130));
         let label = format!("{}:1", "a".repeat(64));
         for text in [

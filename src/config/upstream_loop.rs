@@ -190,8 +190,9 @@ mod tests {
         }
     }
 
+    /// A chain of listeners without a loop is accepted.
     #[test]
-    fn a_loop_by_way_of_other_listeners_is_found_and_a_chain_is_none() {
+    fn a_loop_through_several_listeners_is_found() {
         let chain: &[(&str, &[&str])] = &[("@a", &["@b", "@c"]), ("@b", &["@c"]), ("@c", &["@d"])];
         assert_eq!(found(chain), None);
         let mut looped = chain.to_vec();

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_filter_is_refused() {
+    fn an_invalid_filter_is_refused() {
         for filter in [
             "",
             " ",

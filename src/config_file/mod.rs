@@ -198,7 +198,7 @@ mod tests {
         );
         match parse(&text).unwrap().services.remove(0) {
             (_, ServiceConfig::Proxy(config)) => *config,
-            (_, ServiceConfig::Echo) => panic!("a proxy was asked for"),
+            (_, ServiceConfig::Echo) => panic!("expected a proxy"),
         }
     }
 
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_is_as_without_a_file() {
+    fn omitted_settings_have_their_defaults() {
         let file = parse("[listener.web]\naddress = '@web'\nservice = 'echo'\n").unwrap();
         let config = Config { listeners: file.config.listeners.clone(), ..Config::default() };
         assert_eq!(format!("{:?}", file.config), format!("{config:?}"));
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_of_the_byte_order_is_no_character_of_the_first_line() {
+    fn a_byte_order_mark_does_not_count_as_a_character() {
         let place = |text| parse(text).unwrap_err().to_string();
         assert!(
             place("\u{feff}bake = no").starts_with("a.toml:1:8: "),

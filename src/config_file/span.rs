@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_counted_in_lines_and_characters() {
+    fn a_position_is_counted_in_lines_and_characters() {
         let text = "a\nüb\r\n\nc";
         for (offset, place) in [
             (0, (1, 1)),

@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_takes_is_its_own_affair() {
+    fn tcp_timeouts_are_limited_to_what_the_kernel_accepts() {
         let check = |text| parse_time(text).and_then(keep_alive).is_ok();
         assert!(check("1s") && check("32767s") && check("9h"));
         assert!(!check("0") && !check("1500ms") && !check("32768s"));

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_has_asked_is_not_evicted() {
+    fn a_client_that_has_sent_a_request_is_not_evicted() {
         let mut seats = Seats::new();
         let Seat { place: _asked, evicted } = seats.take(User::Owner).unwrap();
         drop(evicted);

@@ -287,7 +287,7 @@ async fn converse(
                 timeout(REPLY_TIMEOUT, write(&mut stream, &line)).await??;
             }
             Ok(None) => break,
-            // The client has hung up, so free its place for another.
+            // The client has disconnected, so free its place for another.
             Err(_) if sys::socket::has_hung_up(stream.get_ref().as_fd()) => return Ok(()),
             Err(_) => {}
         }

@@ -1,10 +1,10 @@
-//! The exit codes, and which of them a refusal of the kernel ends in.
+//! The exit codes, and the mapping from kernel errors to them.
 
 use std::io;
 
 use nix::libc;
 
-/// What the exit code of a process means: the one table.
+/// The exit codes of the daemon and its commands, with their meanings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitStatus {
@@ -16,7 +16,7 @@ pub enum ExitStatus {
     Unavailable = 69,
     /// The new generation did not take over, and the old one never stopped (`EX_SOFTWARE`).
     HandoffFailed = 70,
-    /// The operating system refused what no setting can mend (`EX_OSERR`).
+    /// The operating system refused something that no setting can fix (`EX_OSERR`).
     System = 71,
     /// The output of a command cannot be written (`EX_IOERR`).
     Output = 74,
@@ -25,7 +25,7 @@ pub enum ExitStatus {
     TryAgain = 75,
     /// The new generation was ready, and everything was taken back; the old one never stopped.
     RolledBack = 76,
-    /// The operator's socket does not hear this user, or not these words (`EX_NOPERM`).
+    /// The control socket refuses this user or this request (`EX_NOPERM`).
     Denied = 77,
     /// The configuration, or what was inherited, cannot be served (`EX_CONFIG`). Nothing was
     /// touched.
@@ -34,8 +34,8 @@ pub enum ExitStatus {
 
 /// Returns the exit code for an address or a file that the kernel refuses.
 ///
-/// What may pass by itself is not [`ExitStatus::Configuration`], because a service manager does not retry
-/// that code.
+/// A temporary problem is not [`ExitStatus::Configuration`], because a service manager does not
+/// retry that code.
 pub(super) fn exit_of(source: &io::Error) -> ExitStatus {
     match source.raw_os_error() {
         // Another process has the address, the address is not there yet, or its interface is not.
@@ -64,7 +64,7 @@ mod tests {
     use crate::error::Error;
 
     #[test]
-    fn only_what_an_editor_can_mend_is_a_wrong_configuration() {
+    fn only_lasting_errors_are_configuration_errors() {
         for (errno, exit) in [
             (libc::EADDRINUSE, ExitStatus::TryAgain),
             (libc::EADDRNOTAVAIL, ExitStatus::TryAgain),

@@ -341,7 +341,7 @@ mod tests {
         // The child sends a message and exits. Its end of the channel stays open in this process.
         let mut child = std::process::Command::new("sh");
         child
-            .args(["-c", r"env printf 'VERSION=1\nKIND=stopping\n' >&0; exit 7"])
+            .args(["-c", r"env printf 'VERSION=2\nKIND=stopping\n' >&0; exit 7"])
             .stdin(theirs.try_clone().unwrap());
         let mut child = child.spawn().unwrap();
         let first = poll_fn(|cx| channel.poll_receive(cx)).await;
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_that_were_sent_before_death_are_heard_before_the_end() {
+    async fn messages_sent_before_a_death_arrive_before_the_end() {
         let (one, mut other) = pair();
         one.send(&Message::Stopping).unwrap();
         drop(one);

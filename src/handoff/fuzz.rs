@@ -142,7 +142,7 @@ mod seeds {
             state: GenerationState::Retiring,
             since_unix_ms: 1,
             for_ms: Some(2),
-            connections: Some(Connections { open: 1, oldest_ms: Some(5), carried: 6 }),
+            connections: Some(Connections { open: 1, oldest_ms: Some(5), transferred: 6 }),
             counters: counters.clone(),
             drain_left_ms: Some(2),
         };

@@ -17,7 +17,7 @@ use crate::report::{CarryForecast, Counters, Report};
 use crate::sys::spawn::PreExecMessages;
 
 /// The protocol version of this program.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// How many characters of a reason are sent. A reason is one line of a log and must fit into a
 /// packet.
@@ -29,9 +29,9 @@ pub(super) const ASK: &str = "ask";
 /// The messages of the processes between fork and exec, in the form of [`Message::encode`]. They
 /// are constants because those processes cannot allocate.
 pub(crate) const WORDS: PreExecMessages = PreExecMessages {
-    born: b"VERSION=1\nKIND=born\nPID=",
-    fork_failed: b"VERSION=1\nKIND=fork-failed\nERRNO=",
-    exec_failed: b"VERSION=1\nKIND=exec-failed\nERRNO=",
+    born: b"VERSION=2\nKIND=started\nPID=",
+    fork_failed: b"VERSION=2\nKIND=fork-failed\nERRNO=",
+    exec_failed: b"VERSION=2\nKIND=exec-failed\nERRNO=",
 };
 
 /// A message in one packet.
@@ -152,7 +152,7 @@ impl Message {
                     packet.line("INIT", descriptor);
                 }
                 for (listener, count) in hello.forecast.iter() {
-                    packet.line("COMING", format_args!("{count} {listener}"));
+                    packet.line("FORECAST", format_args!("{count} {listener}"));
                 }
                 hello.names.iter().for_each(|name| packet.line("NAME", name));
             }
@@ -193,11 +193,11 @@ impl Message {
         match self {
             Self::Hello(_) => "hello",
             Self::Committed(_) => "committed",
-            Self::Counted(_) => "counted",
+            Self::Counted(_) => "counters",
             Self::Draining(_) => "draining",
             Self::Carry { .. } => "carry",
             Self::Stop => "stop",
-            Self::Born => "born",
+            Self::Born => "started",
             Self::ForkFailed { .. } => "fork-failed",
             Self::ExecFailed { .. } => "exec-failed",
             Self::Ready { .. } => "ready",
@@ -206,7 +206,7 @@ impl Message {
             Self::Stopping => "stopping",
             Self::GivenUp { .. } => "given-up",
             Self::Cut => "cut",
-            Self::Head { .. } => "head",
+            Self::Head { .. } => "active",
             Self::Ask => ASK,
             Self::Report(_) => "report",
             Self::File => "file",
@@ -243,30 +243,30 @@ impl Message {
                     }
                     None => None,
                 };
-                while let Some((count, listener)) = fields.pair("COMING")? {
+                while let Some((count, listener)) = fields.pair("FORECAST")? {
                     hello.forecast.add(listener, count);
                 }
                 hello.names = fields.all("NAME")?;
                 Self::Hello(hello)
             }
             "committed" => {
-                let pending = if fields.take("HANGUP").is_some() {
+                let pending = if fields.take("RELOAD-PENDING").is_some() {
                     PendingReload::One
                 } else {
                     PendingReload::None
                 };
-                let on_death = if fields.take("FOR-GOOD").is_some() {
+                let on_death = if fields.take("STAY").is_some() {
                     OnSuccessorDeath::Stay
                 } else {
                     OnSuccessorDeath::Resume
                 };
                 Self::Committed(Commit { pending, on_death })
             }
-            "counted" => Self::Counted(Box::new(fields.json("COUNTERS")?)),
+            "counters" => Self::Counted(Box::new(fields.json("COUNTERS")?)),
             "draining" => Self::Draining(Box::new(fields.json("REPORT")?)),
             "carry" => Self::Carry { version: fields.number("CARRY")? },
             "stop" => Self::Stop,
-            "born" => Self::Born,
+            "started" => Self::Born,
             "fork-failed" => Self::ForkFailed { errno: fields.number("ERRNO")? },
             "exec-failed" => Self::ExecFailed { errno: fields.number("ERRNO")? },
             "ready" => {
@@ -277,7 +277,7 @@ impl Message {
             "stopping" => Self::Stopping,
             "given-up" => Self::GivenUp { sockets: fields.all("SOCKET")? },
             "cut" => Self::Cut,
-            "head" => Self::Head { pid: fields.number("PID")? },
+            "active" => Self::Head { pid: fields.number("PID")? },
             ASK => Self::Ask,
             "file" => Self::File,
             "report" => Self::Report(Box::new(fields.json("REPORT")?)),
@@ -293,10 +293,10 @@ struct Packet(String);
 impl Packet {
     fn commit(&mut self, Commit { pending, on_death }: Commit) {
         if on_death == OnSuccessorDeath::Stay {
-            self.line("FOR-GOOD", 1);
+            self.line("STAY", 1);
         }
         if pending == PendingReload::One {
-            self.line("HANGUP", 1);
+            self.line("RELOAD-PENDING", 1);
         }
     }
 
@@ -390,17 +390,17 @@ mod tests {
     fn an_unknown_kind_or_version_is_a_message_and_garbage_is_not() {
         let unknown =
             |version, kind: &str| Ok(Message::Unrecognised { version, kind: kind.to_owned() });
-        assert_eq!(Message::decode(b"VERSION=1\nKIND=novel\nCOUNT=3\n"), unknown(1, "novel"));
-        assert_eq!(Message::decode(b"VERSION=2\nKIND=ready\n"), unknown(2, "ready"));
+        assert_eq!(Message::decode(b"VERSION=2\nKIND=novel\nCOUNT=3\n"), unknown(2, "novel"));
+        assert_eq!(Message::decode(b"VERSION=1\nKIND=ready\n"), unknown(1, "ready"));
         for garbage in [
             &b""[..],
             b"\n",
             b"garbage",
-            b"VERSION=1\nKIND=ready\nPI",
+            b"VERSION=2\nKIND=ready\nPI",
             b"KIND=ready\nPID=1\n",
             b"\xff\n",
-            b"VERSION=1\nKIND=head\nPID=-1\n",
-            b"VERSION=1\nKIND=ready\nCLOSED=x\n",
+            b"VERSION=2\nKIND=active\nPID=-1\n",
+            b"VERSION=2\nKIND=ready\nCLOSED=x\n",
         ] {
             assert!(Message::decode(garbage).is_err(), "{garbage:?}");
         }
@@ -408,7 +408,7 @@ mod tests {
 
     #[test]
     fn a_message_may_grow_and_text_cannot_forge_a_line() {
-        assert_eq!(Message::decode(b"VERSION=1\nKIND=stop\nNOVEL=1\n"), Ok(Message::Stop));
+        assert_eq!(Message::decode(b"VERSION=2\nKIND=stop\nNOVEL=1\n"), Ok(Message::Stop));
         let forged = Message::Failed { reason: "bad\nKIND=ready".into() }.encode();
         assert_eq!(
             Message::decode(&forged),

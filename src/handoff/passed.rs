@@ -72,7 +72,7 @@ pub(super) fn is_passed(count: usize, descriptor: RawFd) -> bool {
     place.is_some_and(|place| place < count)
 }
 
-/// CarryScheduler the passed file descriptors into sockets with names and origins. Returns an error for the
+/// Turns the passed file descriptors into sockets with names and origins. Returns an error for the
 /// first one that is not a listening socket.
 pub(super) fn adopt(
     environment: &Environment,

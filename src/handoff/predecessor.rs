@@ -335,8 +335,10 @@ mod tests {
         Box::new(Report::placeholder(Generation::FIRST, state))
     }
 
+    /// An older generation that reported its end to the predecessor has ended in order, even if its
+    /// channel closes only after the takeover.
     #[tokio::test]
-    async fn the_last_word_to_the_predecessor_is_the_last_word() {
+    async fn a_report_to_the_predecessor_counts_after_the_takeover() {
         let (oldest, to_oldest) = channel_pair().unwrap();
         let (predecessor, to_predecessor) = channel_pair().unwrap();
         let draining = vec![(Generation::FIRST, to_oldest)];
@@ -349,7 +351,7 @@ mod tests {
         predecessor.send(&Message::Committed(commit)).unwrap();
         drop(oldest);
         let PredecessorEvent::Draining(word) = predecessors.next().await else {
-            panic!("not what was said")
+            panic!("expected the report of the oldest generation")
         };
         predecessors.remember(word);
         assert!(
@@ -358,13 +360,15 @@ mod tests {
         predecessors.attend();
         let PredecessorEvent::Ended(Generation::FIRST, Some(last)) = predecessors.next().await
         else {
-            panic!("not its end, or no last word")
+            panic!("expected the end of the oldest generation with its last report")
         };
         assert_eq!(last.state, GenerationState::Stopped);
     }
 
+    /// While another process was the active generation, an older one may have reported its end
+    /// there.
     #[tokio::test]
-    async fn what_may_have_been_said_to_another_head_is_unknown() {
+    async fn a_generation_that_may_have_reported_elsewhere_is_unknown() {
         let (oldest, to_oldest) = channel_pair().unwrap();
         let inherited =
             Unconnected { draining: vec![(Generation::FIRST, to_oldest)], predecessor: None };
@@ -374,7 +378,7 @@ mod tests {
         drop(oldest);
         predecessors.attend();
         let PredecessorEvent::Ended(_, Some(last)) = predecessors.next().await else {
-            panic!("not its end")
+            panic!("expected the end of the oldest generation")
         };
         assert_eq!(last.state, GenerationState::Unknown);
     }

@@ -80,8 +80,9 @@ impl StatusPoll {
 mod tests {
     use super::*;
 
+    /// A generation that does not know the question is not asked again.
     #[test]
-    fn one_question_is_open_at_a_time_and_none_in_vain() {
+    fn only_one_question_is_open_at_a_time() {
         let mut poll = StatusPoll::default();
         assert_eq!(poll.question(), Some(Message::Ask));
         assert!(poll.is_due());

@@ -188,7 +188,7 @@ impl Successor {
         self.channel.pid()
     }
 
-    /// Returns whether the successor has said that it accepts connections.
+    /// Returns whether the successor has reported that it accepts connections.
     pub(crate) fn is_ready(&self) -> bool {
         self.stage != Stage::Starting
     }

@@ -1,7 +1,8 @@
-//! The part of the driver that performs what the machine has decided: a table of calls.
+//! The part of the driver that performs the actions of the state machine.
 //!
-//! `machine` decides what an event means and in which order actions come. What a handoff does is in
-//! `handoff`, what a drain does in `drain`; here is what is done to listeners and to neighbours.
+//! `machine` decides what an event means and in which order the actions come. `handoff` has the
+//! actions of a handoff, and `drain` those of a drain. This module has the actions on listeners and
+//! neighbouring generations.
 
 use super::driver::Driver;
 use super::head::ActiveRole;
@@ -14,7 +15,7 @@ use crate::handoff::{Message, Successor};
 use crate::net::Listener;
 
 impl<P: DataPlane> Driver<P> {
-    /// Performs one action. `failure` is why the successor is lost, if the event is its loss.
+    /// Performs one action. `failure` is the reason if the event is the loss of the successor.
     pub(super) async fn perform(
         &mut self,
         action: Action,
@@ -56,10 +57,10 @@ impl<P: DataPlane> Driver<P> {
     }
 
     fn tell_rollback(&mut self) {
-        // The predecessor counts on from it.
+        // The predecessor adds this report to its totals.
         self.predecessors.tell_predecessor(&Message::Report(Box::new(self.report())));
         self.predecessors.tell_predecessor(&Message::Rollback);
-        // The predecessor serves on with its own listeners. Those that were bound here end here.
+        // The predecessor keeps its own listeners. Those bound by this generation are closed.
         self.listeners.given_up = self.listeners.set.bound_here().to_vec();
     }
 
@@ -78,10 +79,12 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Becomes the active generation: the process to signal, to ask, and to hear from.
+    /// Makes this process the active generation: the one that operators signal and query, and the
+    /// one that notifies the service manager.
     ///
     /// # Errors
-    /// When the pid file cannot be written and nobody has been told yet that the service is up.
+    /// When the pid file cannot be written and the service manager has not been told yet that the
+    /// service is up.
     fn become_active(&mut self) -> Result<(), Error> {
         let generation = self.process.generation;
         let is_up = generation != Generation::FIRST || self.history.handoffs.succeeded > 0;
@@ -106,7 +109,7 @@ impl<P: DataPlane> Driver<P> {
             self.operators.control.open(control.clone());
         }
         if !self.plane.is_taking_over() {
-            // A predecessor offers its connections before this, or not at all.
+            // A predecessor offers its connections before this point, or not at all.
             self.plane.expect_no_more();
         }
         if generation != Generation::FIRST {
@@ -120,7 +123,8 @@ impl<P: DataPlane> Driver<P> {
         Ok(())
     }
 
-    /// Stores listeners with the service manager, in case every generation dies.
+    /// Stores the listeners with the service manager, so that they survive if every generation
+    /// dies.
     fn store_listeners(&self, head: &ActiveRole) {
         if !self.process.notifier.is_supervised() {
             return;
@@ -134,13 +138,13 @@ impl<P: DataPlane> Driver<P> {
                 None => tracing::warn!(
                     event = "store.refused", listener = %listener.name(),
                     address = listener.address(),
-                    "the service manager cannot store this socket: its name and address are too long"
+                    "cannot store a socket with the service manager: its name and address are too long"
                 ),
             }
         }
     }
 
-    /// Leaves the service to the older generations, or ends it if none lives.
+    /// Leaves the service to the older generations. If none lives, closes the listeners.
     async fn resign(&mut self) {
         if self.predecessors.count() > 0 {
             self.predecessors.let_go();
@@ -149,7 +153,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Stops accepting. Closes only the listeners that the successor gave up.
+    /// Stops accepting. Closes only the listeners in `given_up`.
     async fn stop_accepting(&mut self) {
         self.plane.stop_accepting().await;
         let given_up = std::mem::take(&mut self.listeners.given_up);
@@ -158,7 +162,7 @@ impl<P: DataPlane> Driver<P> {
         let replaced = given_up.iter().filter(|listener| listener.is_replaced()).cloned();
         let replaced: Vec<_> = replaced.collect();
         replaced.iter().for_each(Listener::divert);
-        // A generation that may have to accept again still holds them.
+        // Older generations that may have to accept again also hold these sockets.
         let sockets = given_up.iter().filter_map(|listener| listener.cookie().ok());
         let sockets: Vec<_> = sockets.collect();
         if !sockets.is_empty() {
@@ -168,12 +172,14 @@ impl<P: DataPlane> Driver<P> {
         self.plane.accept_late(replaced);
     }
 
-    /// Stops accepting for good: serves the clients in the backlogs, unlinks and closes the sockets.
+    /// Stops accepting for good: serves the clients in the backlogs, unlinks the sockets and closes
+    /// them.
     async fn close_listeners(&mut self) {
         self.plane.stop_accepting().await;
         let all = self.listeners.set.take();
-        // The path goes first, so that no client comes who will not be accepted. But the service
-        // manager has to find the sockets that it stores when it starts the service again.
+        // Unlink the path first, so that no new client connects to a socket that is about to close.
+        // A service manager needs the path when it starts the service again with its stored
+        // sockets.
         if !self.process.notifier.is_supervised() {
             all.iter().for_each(Listener::unlink);
         }

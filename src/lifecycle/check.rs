@@ -1,9 +1,8 @@
-//! Says whether a configuration could be served, as far as that can be seen without touching
-//! anything.
+//! A check whether a configuration could be served, without changing anything.
 //!
-//! For a command before the daemon is started or reloaded. Whether an address is free only binding
-//! can tell, and a reload does not need it to be; so what is looked at is where files are to be
-//! made.
+//! It is for a command that runs before a start or a reload of the daemon. It does not check
+//! whether an address is free: only a bind can tell, and a reload does not need a free address. It
+//! checks the paths where files would be created.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,11 +17,11 @@ use crate::config::{CONTROL, Config, Listeners};
 use crate::error::Error;
 use crate::net::FileAccess;
 
-/// Looks, and touches nothing.
+/// Checks a configuration without changing anything.
 ///
 /// # Errors
-/// [`Error::Bind`], [`Error::PidFile`]: the first path at which nothing can be made, or that two
-/// sockets have.
+/// [`Error::Bind`] or [`Error::PidFile`], for the first path where no file can be created, or that
+/// two sockets share.
 pub fn check(config: &Config) -> Result<(), Error> {
     let named = match &config.listeners {
         Listeners::Named(named) => named.as_slice(),
@@ -53,7 +52,7 @@ pub fn check(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// The path with its folder as it is in the file system: two names of one folder are one.
+/// Returns the path with its directory resolved, so that different spellings of one path are equal.
 fn resolved(path: &Path) -> PathBuf {
     let folder = path.parent().and_then(|folder| fs::canonicalize(folder).ok());
     match (folder, path.file_name()) {
@@ -66,7 +65,7 @@ fn refuse(name: String, path: &Path, source: io::Error) -> Error {
     Error::Bind { name, address: Address::UnixPath(path.to_owned()).to_string(), source }
 }
 
-/// Whether this process may make a file in the folder of `path`.
+/// Checks whether this process may create a file at `path`.
 fn can_be_made(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());

@@ -1,5 +1,4 @@
-//! The part of the driver that drains, cuts and ends, and [`DrainPhase`]: what exists only
-//! meanwhile.
+//! The part of the driver that drains, cuts and exits. [`DrainPhase`] is its state.
 
 use std::time::Duration;
 
@@ -14,31 +13,31 @@ use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::handoff::{Message, StopMode};
 
-/// How long a cut connection may take to be gone: its task only has to be dropped.
+/// How long to wait for cut connections to disappear. Their tasks only have to be dropped.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a retired generation tries to accept again.
+/// How long a retired generation retries to accept again.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(10);
-/// The pause between two such tries.
+/// The pause between two such retries.
 const RESUME_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long to wait for the death of a successor that has stopped taking connections. A process
-/// that dies closes one channel before the other.
+/// How long to wait for news of a successor's death after its carry channel has closed. When a
+/// process dies, one channel closes before the other.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The deadlines of a drain.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DrainPhase {
-    /// When the connections that are left are cut.
+    /// When the remaining connections are cut.
     pub(super) until: Option<Instant>,
-    /// When the connections that were not carried by then are told to end.
+    /// When connections that have not been carried are asked to end.
     pub(super) carry_until: Option<Instant>,
-    /// Whether the successor may still take connections.
+    /// Whether the successor may accept more connections.
     pub(super) carries: bool,
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Tells every connection to end or to move to the successor, and starts the drain deadline.
+    /// Asks every connection to end or to move to the successor, and starts the drain deadline.
     pub(super) fn begin_drain(&mut self) {
         let (why, connections) = (self.state.name(), self.plane.connections().map(|now| now.open));
         tracing::info!(
@@ -49,7 +48,8 @@ impl<P: DataPlane> Driver<P> {
             self.process.generation
         );
         let channel = self.handoff.as_mut().and_then(|handoff| handoff.carry_channel.take());
-        // Connections that are not carried in the first half have the second half to end.
+        // Carrying gets the first half of the drain timeout. Connections that have not moved by
+        // then have the second half to end.
         let carry = channel.as_ref().and_then(|_| deadline(self.config.drain_timeout / 2));
         self.drain = Some(DrainPhase {
             until: deadline(self.config.drain_timeout),
@@ -57,13 +57,13 @@ impl<P: DataPlane> Driver<P> {
             carries: true,
         });
         self.plane.drain(channel);
-        // The active generation then knows what this process has counted, and what would be lost
-        // with it.
+        // The active generation learns from this report what this process has counted. If this
+        // process dies, the active generation knows how much was lost.
         self.report_to_successor();
     }
 
-    /// The successor takes no more connections. If it is about to be heard dead, the connections
-    /// that were not carried wait for that: this generation may accept again.
+    /// Handles the end of the carry. If the successor seems to be dying, the remaining connections
+    /// are not asked to end yet, because this generation may have to accept again.
     pub(super) fn carry_ended(&mut self, end: CarryEnd) -> Option<Occurrence> {
         let drain = self.drain.as_mut()?;
         drain.carries = false;
@@ -77,7 +77,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Tells the connections to end that were not carried.
+    /// Asks the connections that were not carried to end.
     pub(super) fn drain_uncarried(&mut self) {
         if let Some(drain) = &mut self.drain {
             drain.carry_until = None;
@@ -85,8 +85,8 @@ impl<P: DataPlane> Driver<P> {
         self.plane.drain_uncarried();
     }
 
-    /// Accepts again after a successor's death. While the system lacks memory or descriptors this is
-    /// tried again for a while, because no other generation serves.
+    /// Accepts again after a successor's death. If memory or file descriptors are short, it retries
+    /// for a while, because no other generation serves.
     ///
     /// # Errors
     /// The last failure.
@@ -120,7 +120,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Cuts the connections of this generation, and of all older ones if they end with it.
+    /// Cuts the connections of this generation. If it is the active one, also cuts those of all
+    /// older generations.
     pub(super) async fn cut(&mut self) {
         self.plane.cut();
         if self.head.is_some() {
@@ -140,12 +141,13 @@ impl<P: DataPlane> Driver<P> {
                 event = "drain.outlived",
                 connections,
                 generations,
-                "connections or older generations outlived being cut"
+                "connections or older generations remain after the cut: timed out waiting for them"
             );
         }
     }
 
-    /// Reports how the drain ended to everybody who waits for it.
+    /// Ends this generation: kills a successor that is not ready, unlinks the control socket if it
+    /// ends here, and reports how the drain ended.
     pub(super) fn exit(&mut self) {
         let successor = self.successor();
         if let Some(successor) = successor.filter(|successor| !successor.is_ready()) {
@@ -167,14 +169,14 @@ impl<P: DataPlane> Driver<P> {
             self.process.generation
         );
         self.tell_drained(report);
-        // The active generation adds it to what it knows.
+        // The active generation adds this report to its totals.
         self.report_to_successor();
-        // Not earlier: when systemd stops a unit it also ends the command that asked, and the
-        // command's failure would be the unit's.
+        // This must come last. When systemd stops a unit, it also ends a running reload command. If
+        // that command failed earlier, the unit would count as failed.
         self.refuse_reload("the service was told to stop");
     }
 
-    /// Tells the successor how this generation stands.
+    /// Sends this generation's status report to the successor.
     pub(super) fn report_to_successor(&self) {
         if let Some(successor) = self.successor() {
             successor.answer(self.report());

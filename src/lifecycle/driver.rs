@@ -1,8 +1,10 @@
-//! The event loop of a generation: waits for events, lets `machine` decide, performs the actions.
+//! The event loop of a generation: waits for events, lets `machine` decide, and performs the
+//! actions.
 //!
-//! One task owns everything, so nothing is locked. `machine` alone decides what an event means; the
-//! driver only knows how a thing is done. What exists only during a handoff lives in [`Handoff`],
-//! what exists only during a drain in [`DrainPhase`]: dropping one clears its deadlines.
+//! One task owns everything, so no locks are needed. `machine` alone decides what an event means;
+//! the driver only performs the actions. State that exists only during a handoff is in [`Handoff`],
+//! and state that exists only during a drain is in [`DrainPhase`]. Dropping either one also clears
+//! its deadlines.
 
 use std::collections::VecDeque;
 
@@ -36,7 +38,7 @@ pub struct RunReport {
 #[derive(Debug)]
 pub(super) struct Driver<P> {
     pub(super) state: State,
-    /// Events that an action raised. They come before all events from outside.
+    /// Events raised by an action. They are handled before all events from outside.
     pub(super) raised: VecDeque<Occurrence>,
     pub(super) config: Config,
     pub(super) process: Process,
@@ -44,30 +46,30 @@ pub(super) struct Driver<P> {
     pub(super) plane: P,
     pub(super) liveness: Liveness,
     pub(super) signals: Signals,
-    /// The duties of the active generation, while this process is the active generation.
+    /// Present while this process is the active generation.
     pub(super) head: Option<ActiveRole>,
     pub(super) pid_file: Option<PidFile>,
     pub(super) predecessors: Predecessors,
-    /// The latest handoff of this generation, from its start until its successor is gone.
+    /// The latest handoff started by this generation, until its successor is gone.
     pub(super) handoff: Option<Handoff>,
-    /// The drain, from its start until the generation ends or accepts again.
+    /// Present during a drain: until the generation ends or accepts again.
     pub(super) drain: Option<DrainPhase>,
     pub(super) history: History,
     pub(super) operators: Operators,
 }
 
-/// The listeners of a generation, and what becomes of them at its end.
+/// The listeners of a generation, and those to close when it stops accepting.
 #[derive(Debug)]
 pub(super) struct OwnListeners {
     pub(super) set: ListenerSet,
-    /// Indexes of listeners on which no generation accepts after this one: the successor gave them
-    /// up, or this generation is rolled back and its predecessor never had them.
+    /// Indexes of listeners that no later generation accepts on. Either the successor gave them up,
+    /// or this generation rolls back and its predecessor never had them.
     pub(super) given_up: Vec<usize>,
-    /// Whether the control socket ends with this process.
+    /// Whether to unlink the control socket when this process ends.
     pub(super) control_ends: bool,
 }
 
-/// An event for the machine, and the reason if it is the loss of a successor.
+/// An event for the state machine, with the failure if it is the loss of a successor.
 #[derive(Debug)]
 pub(super) struct Occurrence {
     pub(super) event: Event,
@@ -89,7 +91,7 @@ impl From<HandoffFailure> for Occurrence {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Installs the signal handlers and adopts or binds the listeners. Nothing is accepted yet.
+    /// Installs the signal handlers, and adopts or binds the listeners. Does not accept yet.
     pub(super) fn start(
         config: Config,
         inheritance: Inheritance,
@@ -136,8 +138,8 @@ impl<P: DataPlane> Driver<P> {
         })
     }
 
-    /// Starts to accept. The generation is live when every accept loop has run, which
-    /// [`Driver::run`] waits for.
+    /// Starts accepting. [`Driver::run`] waits until every accept loop has run, and only then is
+    /// the generation live.
     pub(super) fn live(mut self) -> Result<Self, Error> {
         if let Err(error) = self.plane.start(self.listeners.set.as_slice()) {
             self.predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
@@ -147,17 +149,17 @@ impl<P: DataPlane> Driver<P> {
         Ok(self)
     }
 
-    /// The listeners.
+    /// Returns the listeners.
     pub(super) const fn listeners(&self) -> &ListenerSet {
         &self.listeners.set
     }
 
-    /// The ordinal of the generation.
+    /// Returns the number of this generation.
     pub(super) const fn generation(&self) -> Generation {
         self.process.generation
     }
 
-    /// The successor of the latest handoff, while there is one.
+    /// Returns the successor of the latest handoff, if it exists.
     pub(super) fn successor(&self) -> Option<&Successor> {
         self.handoff.as_ref().and_then(|handoff| handoff.successor.as_ref())
     }
@@ -166,7 +168,7 @@ impl<P: DataPlane> Driver<P> {
     pub(super) async fn run(mut self) -> Result<RunReport, Error> {
         let lived = self.live_on().await;
         let drain = self.plane.report();
-        // Every operator who still waits gets an answer first.
+        // Operators that wait for a reply get it first.
         self.operators.control.finish().await;
         match (lived, self.liveness.take_death()) {
             (Err(error), _) | (Ok(()), Some(error)) => Err(error),
@@ -186,7 +188,7 @@ impl<P: DataPlane> Driver<P> {
             tracing::debug!(
                 event = "generation.step", input = ?event, from = before.name(),
                 to = state.name(), ?actions,
-                "step"
+                "state machine step"
             );
             if event == Event::ReloadRequested && actions.is_empty() {
                 log_reload_without_effect(state);

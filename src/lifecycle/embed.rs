@@ -1,10 +1,10 @@
-//! Lends a generation's life to a server of one's own: axum, hyper, anything that takes
-//! connections.
+//! The interface for your own server: axum, hyper, or any program that accepts connections itself.
 //!
-//! The steps are values: [`Starting`] has the listeners, [`Starting::ready`] turns it into
-//! [`Serving`], which tells when to stop accepting and when to end connections, and is told when
-//! the last one has ended. What cannot be done in one step does not compile. How connections are
-//! served, counted and cut is the server's affair.
+//! Each stage is a type. [`Starting`] holds the listeners. [`Starting::ready`] turns it into
+//! [`Serving`], which signals when to stop accepting and when to end connections. The server
+//! reports back when its last connection has ended. A step out of order does not compile.
+//!
+//! How connections are served, counted and cut is up to the server.
 
 mod data_plane;
 
@@ -25,17 +25,17 @@ use crate::generation::Generation;
 use crate::handoff::Inheritance;
 use crate::net::{self, Listener, ListenerSet, Peer, Stream};
 
-/// A generation that has its listeners and has not said that it is ready.
+/// A generation that has its listeners but has not reported readiness yet.
 ///
-/// Dropped, it ends: a predecessor serves on.
+/// Dropping it ends the generation. A predecessor then keeps serving.
 #[derive(Debug)]
-#[must_use = "a generation that never says that it is ready is killed by its predecessor"]
+#[must_use = "a generation that never becomes ready is killed by its predecessor"]
 pub struct Starting {
     driver: Driver<Embedded>,
     handle: Handle,
 }
 
-/// A generation that serves.
+/// A generation that accepts connections.
 #[derive(Debug)]
 pub struct Serving {
     listeners: ListenerSet,
@@ -43,55 +43,57 @@ pub struct Serving {
     driver: JoinHandle<Result<RunReport, Error>>,
 }
 
-/// What is to be done once the connections have ended.
-#[expect(clippy::large_enum_variant, reason = "one is made in the life of a generation")]
+/// What to do after the connections have ended.
+#[expect(clippy::large_enum_variant, reason = "created only a few times per process")]
 #[derive(Debug)]
 pub enum AfterDrain {
-    /// Nothing: return from `main`.
+    /// Return from `main`.
     Exit,
-    /// The successor died. Accept again, with a fresh [`Serving::acceptor`].
+    /// The successor died. Accept again, with a new [`Serving::acceptor`].
     AcceptAgain(Serving),
 }
 
-/// Accepts connections on one listener until the generation retires.
+/// An accept loop's view of one listener: yields connections until the generation retires.
 #[derive(Debug)]
 pub struct Acceptor {
     acceptor: net::Acceptor,
     retired: Signal,
     awaiting_first_byte: TaskTracker,
     open: TaskTracker,
-    /// Stands for the connection that is being accepted at this instant, until nothing more is.
+    /// Held until accepting stops. It delays [`Serving::draining`], because a connection may just
+    /// have been accepted.
     accepting: Option<TaskTrackerToken>,
 }
 
-/// The server's side of what it shares with the driver.
+/// The server's end of its channels to the driver.
 #[derive(Debug)]
 struct Handle {
     phase: watch::Receiver<ServerRequest>,
     told: watch::Sender<ServerStatus>,
-    /// Counts the connections that were accepted and have not sent anything yet.
+    /// Tracks the accepted connections that have not sent anything yet.
     awaiting_first_byte: TaskTracker,
-    /// Counts the connections that were accepted and are open.
+    /// Tracks the accepted connections that are open.
     open: TaskTracker,
     first_request_grace: Duration,
 }
 
-/// Tells a server whether each reply is the last one on its connection.
+/// A handle that tells a server whether a reply is the last one on its connection.
 ///
-/// A client of HTTP keeps its connection for the next request, unless a reply says `Connection:
-/// close`. A server that closes it without that word may meet a request that is on its way.
+/// An HTTP client keeps its connection for the next request, unless a reply says `Connection:
+/// close`. If the server closes the connection without announcing it, a request that is already on
+/// its way is lost.
 #[derive(Clone, Debug)]
 pub struct Retirement(watch::Receiver<ServerRequest>);
 
 impl Retirement {
-    /// Whether the generation has retired or was told to stop, so that connections are to end.
+    /// Returns whether the generation has retired or was told to stop. Connections must end then.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         *self.0.borrow() != ServerRequest::Accepting
     }
 }
 
-/// What the driver asks of the server.
+/// What the driver wants the server to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ServerRequest {
     Accepting,
@@ -99,7 +101,7 @@ enum ServerRequest {
     Cut,
 }
 
-/// What the server has told the driver.
+/// What the server has reported to the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ServerStatus {
     Nothing,
@@ -107,10 +109,11 @@ enum ServerStatus {
 }
 
 impl Starting {
-    /// Adopts or binds the listeners. Must be called in a tokio runtime with I/O and time.
+    /// Adopts or binds the listeners. Must be called in a tokio runtime with I/O and time enabled.
     ///
     /// # Errors
-    /// When they cannot be had. A predecessor is told why, and serves on.
+    /// When a listener cannot be adopted or bound, or when another resource is unavailable. A
+    /// predecessor is told the reason and keeps serving.
     pub fn new(config: Config, inheritance: Inheritance) -> Result<Self, Error> {
         let (asked, phase) = watch::channel(ServerRequest::Accepting);
         let (told, heard) = watch::channel(ServerStatus::Nothing);
@@ -123,23 +126,24 @@ impl Starting {
         })
     }
 
-    /// The ordinal of this process in its line.
+    /// Returns the number of this generation in its lineage.
     #[must_use]
     pub const fn generation(&self) -> Generation {
         self.driver.generation()
     }
 
-    /// All listeners.
+    /// Returns all listeners.
     #[must_use]
     pub const fn listeners(&self) -> &ListenerSet {
         self.driver.listeners()
     }
 
-    /// Says that connections are accepted. From here on signals are heeded, and handoffs happen.
-    /// What comes between now and the first accept waits in the listener's queue.
+    /// Reports that this generation accepts connections. From now on it reacts to signals, and
+    /// handoffs can happen. Clients that connect before the first accept wait in the listener's
+    /// backlog.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When the kernel refuses a system call.
     pub fn ready(self) -> Result<Serving, Error> {
         let Self { driver, handle } = self;
         let listeners = driver.listeners().clone();
@@ -148,10 +152,11 @@ impl Starting {
 }
 
 impl Serving {
-    /// Accepts on the listener of that name until the generation retires.
+    /// Returns an acceptor for the listener called `name`. It accepts until the generation retires.
     ///
     /// # Errors
-    /// [`Error::NoSuchListener`], or when the kernel will not watch it.
+    /// [`Error::NoSuchListener`], or an error of the kernel when the socket cannot be registered
+    /// for events.
     pub fn acceptor(&self, name: &str) -> Result<Acceptor, Error> {
         let acceptor = net::Acceptor::new(self.listeners.get(name)?.clone())
             .map_err(Error::system("watch a listener"))?;
@@ -167,28 +172,30 @@ impl Serving {
         })
     }
 
-    /// A descriptor of the TCP listener of that name, for a server that must have one; stop
-    /// accepting at [`Serving::retired`].
+    /// Returns a new file descriptor of the TCP listener called `name`, for a server that accepts
+    /// by itself. Stop accepting on it when [`Serving::retired`] resolves.
     ///
     /// # Errors
-    /// [`Error::NoSuchListener`], or when no descriptor is left.
+    /// [`Error::NoSuchListener`], or when the process has no file descriptor left.
     pub fn listener(&self, name: &str) -> Result<TcpListener, Error> {
         let copy = self.listeners.get(name)?.try_clone();
         copy.map(TcpListener::from).map_err(Error::system("copy a listener's descriptor"))
     }
 
-    /// Pends until it is time to stop accepting: a successor has taken over, or the service is told
-    /// to stop.
+    /// Waits until it is time to stop accepting: a successor has taken over, or the service was
+    /// told to stop.
     pub fn retired(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         self.handle.until(|phase| phase != ServerRequest::Accepting)
     }
 
-    /// Pends until it is time to tell the connections to end: the generation has retired, every
-    /// [`Acceptor`] has said so or is gone, and every connection that came by one has sent
-    /// something; or `first_request_grace` is over.
+    /// Waits until it is time to ask the connections to end.
     ///
-    /// A server that ends connections at [`Serving::retired`] loses those that it accepted in the
-    /// last instant: their first request is still on the way.
+    /// First the generation must have retired. Then every [`Acceptor`] must have returned `None` or
+    /// been dropped, and every connection accepted through an [`Acceptor`] must have received
+    /// something. The second wait takes at most `first_request_grace`.
+    ///
+    /// Do not end connections at [`Serving::retired`] already: the first request of a connection
+    /// accepted in the last instant may still be on its way, and would be lost.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         let (retired, awaiting_first_byte, grace) = (
             self.retired(),
@@ -202,19 +209,22 @@ impl Serving {
         }
     }
 
-    /// Returns what a server asks before each reply: whether it is the last one on its connection.
+    /// Returns a handle that tells, before each reply, whether it is the last one on its
+    /// connection.
     #[must_use]
     pub fn retirement(&self) -> Retirement {
         Retirement(self.handle.phase.clone())
     }
 
-    /// Pends until it is time to close connections that wait for another request: as
-    /// [`Serving::draining`], and then until every connection that came by an [`Acceptor`] is
-    /// closed, or `keep_alive` is over.
+    /// Waits until it is time to close connections that wait for another request.
     ///
-    /// For protocols whose replies announce the end of the connection, see [`Retirement`]. A client
-    /// that asks within `keep_alive` learns it by the reply, and loses no request. A generation
-    /// that has to accept again does not wait: new clients are in the listener's queue.
+    /// It waits like [`Serving::draining`]. After that it waits until every connection accepted
+    /// through an [`Acceptor`] is closed, for at most `keep_alive`.
+    ///
+    /// This is for protocols whose replies announce the end of the connection, see [`Retirement`].
+    /// A client that sends a request within `keep_alive` sees the announcement in the reply, and
+    /// loses no request. A generation that has to accept again stops waiting, because new clients
+    /// are in the backlog.
     pub fn closing(&self, keep_alive: Duration) -> impl Future<Output = ()> + Send + Sync + use<> {
         let (draining, recalled, open) =
             (self.draining(), self.recalled(), self.handle.open.clone());
@@ -228,14 +238,16 @@ impl Serving {
         }
     }
 
-    /// Pends until the drain deadline has passed: drop the connections that are left.
+    /// Waits until the drain deadline has passed. Then drop the remaining connections.
     pub fn cut(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         self.handle.until(|phase| phase == ServerRequest::Cut)
     }
 
-    /// Pends until a generation that was retired has to accept again, because its successor died.
-    /// For a server that can accept anew while its old connections still drain; others learn it
-    /// from [`Serving::drained`].
+    /// Waits until this generation, after it has retired, must accept again because its successor
+    /// died.
+    ///
+    /// It is for a server that can accept again while its old connections drain. Other servers
+    /// learn it from [`Serving::drained`].
     pub fn recalled(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         let (retired, accepting) =
             (self.retired(), self.handle.until(|phase| phase == ServerRequest::Accepting));
@@ -245,11 +257,11 @@ impl Serving {
         }
     }
 
-    /// Says that the last connection has ended, and learns what is next. Await it after
+    /// Reports that the last connection has ended, and returns what to do next. Call it after
     /// [`Serving::retired`].
     ///
     /// # Errors
-    /// What ended the generation before its time.
+    /// What ended the generation early.
     ///
     /// # Panics
     /// When the task that drives the generation has panicked.
@@ -270,9 +282,10 @@ impl Serving {
 }
 
 impl Acceptor {
-    /// The next connection; none once the generation has retired. Cancel safe.
+    /// Returns the next connection, or `None` once the generation has retired. Cancel safe.
     ///
-    /// The stream is non-blocking and counts as awaiting_first_byte until something has been read from it.
+    /// The stream is non-blocking. Until something has been read from it, [`Serving::draining`]
+    /// waits for it.
     pub async fn accept(&mut self) -> Option<(Stream, Peer)> {
         self.accepting.as_ref()?;
         tokio::select! {
@@ -290,7 +303,7 @@ impl Acceptor {
         }
     }
 
-    /// The listener.
+    /// Returns the listener.
     #[must_use]
     pub const fn listener(&self) -> &Listener {
         self.acceptor.listener()
@@ -298,7 +311,8 @@ impl Acceptor {
 }
 
 impl Handle {
-    /// Pends for ever once the driver has ended, for nothing is asked any more.
+    /// Waits until the driver's request satisfies `wanted`. Never resolves once the driver has
+    /// ended, because the driver requests nothing more.
     fn until(
         &self,
         wanted: fn(ServerRequest) -> bool,
@@ -312,7 +326,7 @@ impl Handle {
     }
 }
 
-/// Something that is awaited again and again until it has come.
+/// A future that several calls poll in turn until it resolves.
 struct Signal(Pin<Box<dyn Future<Output = ()> + Send + Sync>>);
 
 impl std::fmt::Debug for Signal {
@@ -321,7 +335,7 @@ impl std::fmt::Debug for Signal {
     }
 }
 
-/// The driver's side.
+/// The driver's end of the channels.
 #[derive(Debug)]
 struct Embedded {
     asked: watch::Sender<ServerRequest>,

@@ -1,8 +1,7 @@
-//! The part of the driver that hands over to a successor, and [`Handoff`]: what exists only while
-//! it does.
+//! The part of the driver that hands over to a successor. [`Handoff`] is its state.
 //!
-//! Everybody who asked for a handoff learns from here how it ended: an operator by the answer to a
-//! reload, the service manager by its notification, everybody else by the log and the pid file.
+//! It reports the outcome to every party. The operator gets a reply to the reload request, and the
+//! service manager a notification. The log and the pid file serve all others.
 
 mod reload;
 
@@ -27,30 +26,31 @@ pub(super) use reload::milliseconds;
 /// How long to wait for the last messages of a successor that died or was told to stop.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A handoff, from the request until its successor is gone.
+/// A handoff, from the request until the successor is gone.
 #[derive(Debug, Default)]
 pub(super) struct Handoff {
     pub(super) stage: Stage,
     pub(super) successor: Option<Successor>,
-    /// The reload that an operator asked for, until it is answered.
+    /// The operator's reload request, until it is answered.
     reload: Option<Reload>,
-    /// The operator who waits until this generation has drained.
+    /// The operator that waits until this generation has drained.
     waits_for_drain: Option<Answer>,
-    /// The channel by which connections go to the successor: from the commit until the drain.
+    /// The channel that carries connections to the successor. Present from the commit until the
+    /// drain begins.
     pub(super) carry_channel: Option<OwnedFd>,
 }
 
-/// How far a handoff has come, with the deadline of that stage. The deadline is none when the clock
-/// cannot hold it.
+/// The progress of a handoff, with the deadline of that stage. The deadline is `None` if the clock
+/// cannot represent it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) enum Stage {
-    /// The successor may not start yet: connections are still carried here.
+    /// The successor may not start yet, because connections are still being carried here.
     Delayed(Option<Instant>),
-    /// The successor starts.
+    /// The successor is starting.
     Starting(Option<Instant>),
-    /// The successor is ready, and on probation.
+    /// The successor is ready and on probation.
     Baking(Option<Instant>),
-    /// Nothing is awaited: not begun yet, committed, or told to stop.
+    /// No deadline: the handoff has not begun, is committed, or the successor was told to stop.
     #[default]
     Idle,
 }
@@ -66,26 +66,28 @@ impl Stage {
         }
     }
 
-    /// Returns whether the successor waits for carried connections.
+    /// Returns whether the start of the successor is delayed until connections have been carried
+    /// here.
     pub(super) const fn is_delayed(self) -> bool {
         matches!(self, Self::Delayed(_))
     }
 }
 
 impl Handoff {
-    /// Returns when the operator who asked for the handoff wants to wait no longer.
+    /// Returns when the operator who requested the handoff stops waiting.
     pub(super) fn given_up_at(&self) -> Option<Instant> {
         self.reload.as_ref().and_then(|reload| reload.until)
     }
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Starts a successor as soon as there may be one more generation.
+    /// Starts a successor as soon as another generation is allowed.
     pub(super) fn start_successor(&mut self) {
         let is_asked = self.handoff.as_ref().is_some_and(|handoff| handoff.reload.is_some());
         let status = self.status().to_string();
         if let Some(head) = &mut self.head {
-            // An operator's command waits for the outcome itself, and systemd for the command.
+            // A reload by the control socket reports its own outcome, and systemd waits for that
+            // command.
             if is_asked { head.say(status) } else { head.reloading(status) }
         }
         if self.is_start_delayed() {
@@ -139,8 +141,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Hands over. The pid file comes first: a script that reads it from now on signals a process
-    /// that heeds the signal.
+    /// Commits the handoff. The pid file is written first: a script that reads it from now on
+    /// signals the process that reacts to signals.
     pub(super) fn commit(&mut self, commit: Commit) {
         let Some(handoff) = &mut self.handoff else { return };
         handoff.stage = Stage::Idle;
@@ -160,8 +162,8 @@ impl<P: DataPlane> Driver<P> {
             head.hand_over(pid, &format!("generation {next} serving"));
         }
         self.history.handoffs.succeeded += 1;
-        // Before the successor learns that it is the active generation: from then on a successor of
-        // its own might read what is meant for it.
+        // Send this before the commit. After the commit the successor may start its own successor,
+        // which could read messages meant for its parent.
         for (generation, poll) in self.predecessors.reports() {
             let known = || Report::placeholder(generation, GenerationState::Retiring);
             successor.draining(poll.report().cloned().unwrap_or_else(known));
@@ -178,13 +180,13 @@ impl<P: DataPlane> Driver<P> {
         self.answer_reload(pid);
     }
 
-    /// Releases the successor after a failure, and reports the failure.
+    /// Releases the successor after a failed handoff, and reports the failure.
     pub(super) async fn drop_successor(&mut self, failure: HandoffFailure) {
         self.listeners.given_up.clear();
         self.listeners.set.restore();
         let Some(mut handoff) = self.handoff.take() else { return };
         let successor = self.process.generation.next();
-        // It had taken over if this generation is no longer the active one.
+        // If this generation is no longer the active one, the successor had taken over.
         let when = if self.head.is_some() { "failed" } else { "failed after the commit" };
         tracing::error!(
             event = "handoff.failed", %successor, reason = %failure,
@@ -209,7 +211,7 @@ impl<P: DataPlane> Driver<P> {
         }
         if let Some(mut reload) = handoff.reload.take() {
             if self.state == State::Stopping {
-                // The answer comes at the end of this process, see `exit`.
+                // The reply is sent when this process ends, see `exit`.
                 reload.until = None;
                 self.handoff = Some(Handoff { reload: Some(reload), ..Handoff::default() });
             } else {
@@ -222,10 +224,11 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Keeps what a lost successor has counted, and kills it unless it gives everything back.
+    /// Adds the counters of a lost successor to the totals. Kills it, unless it returns the service
+    /// in order.
     async fn release(&mut self, mut successor: Successor, failure: &HandoffFailure) {
-        // A successor that serves is well, and drains what it has accepted; so is a successor that
-        // was told to stop. Any other may be alive too, but it hangs or breaks the protocol.
+        // Two kinds of successors may live on to drain: those that were told to stop, and those
+        // that serve but ran out of time. Any other that is alive hangs or violates the protocol.
         let serves = successor.is_ready() && matches!(failure, HandoffFailure::OutOfTime { .. });
         let is_well = matches!(failure, HandoffFailure::ToldToStop)
             || serves && successor.gives_back(SETTLE_TIMEOUT).await;
@@ -238,9 +241,9 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Logs how many connections are lost with the successor.
+    /// Logs how many connections may be lost with the successor.
     pub(super) async fn log_lost_connections(&mut self) {
-        // Its last answers may be unread.
+        // Read its last answers first.
         let _ = tokio::time::timeout(SETTLE_TIMEOUT, self.plane.settled()).await;
         let (successor, lost) = (self.process.generation.next(), self.plane.lost_with_successor());
         if lost > 0 {
@@ -251,7 +254,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Lets go of a successor that has taken over and stops with the whole service.
+    /// Releases a successor that has taken over and now stops with the whole service.
     pub(super) fn forget_successor(&mut self) {
         if let Some(successor) = self.handoff.as_mut().and_then(|one| one.successor.as_mut()) {
             successor.release();

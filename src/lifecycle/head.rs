@@ -1,9 +1,8 @@
-//! Holds what only the head of a line does: it speaks to the service manager, and answers its
-//! watchdog.
+//! The duties of the active generation: it notifies the service manager and its watchdog.
 //!
-//! A generation has one of these for as long as it is the head, and to hand over consumes it. So an
-//! old generation cannot speak: under `NotifyAccess=main` it would not be heard, under `all` its
-//! words would stop the unit.
+//! A generation owns an [`ActiveRole`] while it is active, and handing over consumes it. An old
+//! generation therefore cannot send notifications. With `NotifyAccess=main` the service manager
+//! would ignore them, and with `NotifyAccess=all` they could stop the unit.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -15,42 +14,42 @@ use crate::net::StoredName;
 use crate::notify::Notifier;
 use crate::report::Connections;
 
-/// How often what people read is brought up to date: while something comes to its end, and else.
+/// How often to refresh the status text: while a generation drains, and otherwise.
 const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(10);
-/// How long a stop may take longer for each sign of progress.
+/// How much more time a stop gets for each sign of progress.
 const EXTENSION: Duration = Duration::from_secs(15);
 
-/// The head's duties.
+/// The role of the active generation.
 #[derive(Debug)]
 pub(super) struct ActiveRole {
     notifier: Notifier,
     watchdog: Option<Watchdog>,
-    /// When to say again how the line stands, and ask the others.
+    /// When to refresh the status again.
     next: Instant,
-    /// What was said last.
+    /// The last status text that was sent.
     said: String,
-    /// A reload that systemd was told of and waits for the end of.
+    /// Whether systemd was told of a reload and waits for its end.
     reload_told: bool,
-    /// How far a stop had come when it was last seen to make progress.
+    /// The connections that remained when a stop last reported its progress.
     progress: Option<Connections>,
 }
 
-/// What the head has to do now.
+/// A task that is due for the active generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Duty {
-    /// Say how the line stands, and ask the others.
+    /// Report the status of the lineage, and ask the other generations for theirs.
     RefreshStatus,
-    /// Show that connections are accepted: give [`ActiveRole::beat`] a heartbeat.
+    /// Check that the accept loops run: give [`ActiveRole::beat`] a heartbeat.
     Beat,
 }
 
-/// Whether something comes to its end, and people watch.
+/// How often to refresh the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RefreshInterval {
-    /// A generation drains.
+    /// Often, because a generation drains.
     Drain,
-    /// All is quiet.
+    /// Rarely, because nothing drains.
     Quiet,
 }
 
@@ -59,16 +58,17 @@ pub(super) enum RefreshInterval {
 struct Watchdog {
     interval: Duration,
     due: Instant,
-    /// A beat that is not over. While it is not, nothing is said: a hang is a hang.
+    /// The heartbeat in progress. Until it completes, the watchdog is not notified, so that it
+    /// detects a hang.
     beat: Option<TaskTracker>,
 }
 
 impl ActiveRole {
-    /// From now on; `limit` is the watchdog's.
+    /// Takes the role. `limit` is the timeout of the service manager's watchdog.
     pub(super) fn new(notifier: Notifier, limit: Option<Duration>) -> Self {
         let now = Instant::now();
-        // Half of the limit, as sd_watchdog_enabled(3) recommends. At once: the predecessor's last
-        // word may be old.
+        // Notify at half the limit, as sd_watchdog_enabled(3) recommends. The first notification is
+        // due at once, because the predecessor's last one may be old.
         let watchdog = limit.map(|limit| Watchdog { interval: limit / 2, due: now, beat: None });
         Self {
             notifier,
@@ -80,7 +80,7 @@ impl ActiveRole {
         }
     }
 
-    /// The next duty. Cancel safe.
+    /// Waits for the next duty. Cancel safe.
     pub(super) async fn next(&mut self) -> Duty {
         loop {
             let Self { notifier, watchdog, next, .. } = self;
@@ -108,14 +108,14 @@ impl ActiveRole {
         }
     }
 
-    /// Waits for this heartbeat, and then tells the watchdog.
+    /// Sets the heartbeat to wait for before notifying the watchdog.
     pub(super) fn beat(&mut self, beat: TaskTracker) {
         if let Some(watchdog) = &mut self.watchdog {
             watchdog.beat = Some(beat);
         }
     }
 
-    /// When to look again.
+    /// Schedules the next refresh of the status.
     pub(super) fn look_again(&mut self, pace: RefreshInterval) {
         self.next = Instant::now()
             + match pace {
@@ -124,7 +124,7 @@ impl ActiveRole {
             };
     }
 
-    /// Says how the line stands, if that is news.
+    /// Sends the status text, if it has changed.
     pub(super) fn say(&mut self, status: String) {
         if status != self.said {
             self.notifier.status(&status);
@@ -132,21 +132,21 @@ impl ActiveRole {
         }
     }
 
-    /// The service is up.
+    /// Reports that the service is up.
     pub(super) fn ready(&mut self, status: String) {
         self.notifier.ready(&status);
         self.said = status;
     }
 
-    /// A signal has asked for a handoff, and it begins.
+    /// Reports the start of a handoff that a signal requested.
     pub(super) fn reloading(&mut self, status: String) {
         self.notifier.reloading(&status);
         self.said = status;
         self.reload_told = true;
     }
 
-    /// A handoff has failed. Only who was told of a reload is told of its end, for READY says "well
-    /// done" to systemd.
+    /// Reports a failed handoff. Systemd takes READY for success, so READY is sent only if systemd
+    /// was told of a reload and waits for its end.
     pub(super) fn not_handed_over(&mut self, status: String) {
         if std::mem::take(&mut self.reload_told) {
             self.ready(status);
@@ -155,38 +155,39 @@ impl ActiveRole {
         }
     }
 
-    /// The successor is the head.
+    /// Reports that the successor, process `pid`, is now the main process.
     pub(super) fn hand_over(self, pid: u32, status: &str) {
         self.notifier.handed_over(pid, status);
     }
 
-    /// The service stops, and may take longer than the unit allows for as long as it makes
-    /// progress.
+    /// Reports that the service stops. As long as it makes progress, the stop may take longer than
+    /// the unit allows.
     pub(super) fn stopping(&mut self, status: String) {
         self.notifier.stopping(&status);
         self.said = status;
-        // Whoever waits for the end of a reload has this.
+        // This notification also ends a reload in progress.
         self.reload_told = false;
-        // Nobody watches a service that stops, and nothing accepts any more.
+        // The watchdog does not apply to a service that stops, and nothing accepts any more.
         self.watchdog = None;
         self.next = Instant::now();
     }
 
-    /// How far a stop has come; if that is further than before, it gets more time.
+    /// Records the connections that remain in a stop. Asks for more time if they have become fewer
+    /// or more of them were carried.
     pub(super) fn stop_stands(&mut self, now: Connections) {
         let is_further =
-            |before: Connections| now.open < before.open || now.carried > before.carried;
+            |before: Connections| now.open < before.open || now.transferred > before.transferred;
         if self.progress.replace(now).is_some_and(is_further) {
             self.notifier.extend(EXTENSION);
         }
     }
 
-    /// Keeps `socket` with the service manager.
+    /// Stores `socket` with the service manager.
     pub(super) fn store(&self, name: &StoredName, socket: impl AsFd) {
         self.notifier.store(name.as_str(), socket);
     }
 
-    /// Has it kept no longer.
+    /// Removes a socket from the service manager's store.
     pub(super) fn unstore(&self, name: &StoredName) {
         self.notifier.unstore(name.as_str());
     }

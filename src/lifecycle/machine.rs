@@ -1,89 +1,90 @@
-//! Is the life of a generation as a pure, total function: a state and an event give a state and
-//! what is to be done.
+//! The lifecycle of a generation as a pure, total state machine: state × event → next state and
+//! actions.
 //!
-//! No clock, no input or output, no memory but the state; so every cell can be tested and all
-//! interleavings of several generations explored (`machine/exploration.rs`). Both matches of
-//! [`step`] are exhaustive, without a wildcard: a new state or event has to be thought about in
-//! every cell. `docs/architecture.md` shows the same as a table.
+//! It uses no clock and no I/O, and has no memory but the state. So tests can check every
+//! combination, and explore all interleavings of several generations (`machine/exploration.rs`).
+//! The matches under [`step`] are exhaustive, without a wildcard: a new state or event must be
+//! considered in every combination. `docs/architecture.md` shows the same as a table.
 
 pub(crate) use crate::handoff::{Commit, OnSuccessorDeath, PendingReload};
 
-/// Where a generation stands.
+/// The state of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum State {
     /// Not accepting yet.
     Starting {
-        /// Who served before.
+        /// How the generation began.
         birth: Birth,
-        /// Whether a handoff is to follow.
+        /// Whether a handoff must follow.
         pending: PendingReload,
     },
-    /// Accepting, beside a predecessor that may still take everything back.
+    /// Accepting, next to a predecessor that may still roll back the handoff.
     Probation {
-        /// Whether a handoff is to follow.
+        /// Whether a handoff must follow.
         pending: PendingReload,
     },
-    /// Accepting, as the head of the line.
+    /// Accepting, as the active generation.
     Serving,
     /// Accepting, while a successor starts.
     HandingOff {
-        /// Whether another handoff is to follow.
+        /// Whether another handoff must follow.
         pending: PendingReload,
     },
-    /// Accepting, beside a successor that is ready and on probation.
+    /// Accepting, next to a successor that is ready and on probation.
     Baking {
-        /// Whether another handoff is to follow: the successor will be told.
+        /// Whether another handoff must follow. The commit passes this on to the successor.
         pending: PendingReload,
     },
     /// Draining, because the successor has taken over.
     Retiring {
-        /// Whether to accept again should the successor die.
+        /// Whether to accept again if the successor dies.
         on_death: OnSuccessorDeath,
     },
-    /// Draining, because the line is told to stop.
+    /// Draining, because the lineage was told to stop.
     Stopping,
-    /// Nothing is left to do.
+    /// The generation has ended.
     Stopped,
 }
 
-/// How a generation came into being.
+/// How a generation began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Birth {
-    /// Nobody served before it.
+    /// The first generation of its lineage.
     First,
-    /// A predecessor waits for it to be ready.
+    /// A predecessor started it and waits until it is ready.
     Successor,
-    /// Its predecessor died while it was starting: what was the predecessor's is its own.
+    /// Its predecessor died while it was starting, so it takes over as soon as it is ready.
     Orphan,
 }
 
-/// What happens to a generation.
+/// An event in the life of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Event {
-    /// Its accept loops run.
+    /// The accept loops run.
     Live,
-    /// The predecessor has retired.
+    /// The predecessor has committed the handoff and retired.
     Committed(Commit),
     /// The predecessor died before it retired.
     PredecessorLost,
-    /// SIGHUP.
+    /// A signal or an operator requested a reload.
     ReloadRequested,
-    /// SIGTERM, the first SIGINT, or a predecessor that was told to stop.
+    /// SIGTERM, the first SIGINT, or a stop request of the predecessor.
     Terminate,
-    /// SIGQUIT, the second SIGINT, or a newer generation that finds us too many.
+    /// SIGQUIT, the second SIGINT, or a cut by a newer generation: too many generations live, or
+    /// the service is cut as a whole.
     CutNow,
     /// The successor accepts.
     SuccessorReady,
     /// The successor's probation is over.
     BakeOver,
-    /// The successor is dead, hangs, or says that it cannot.
+    /// The successor is dead, hangs, or has reported a failure.
     SuccessorLost,
-    /// The successor was told to stop while on probation, and gives everything back.
+    /// The successor was told to stop while on probation, and rolled back the handoff.
     SuccessorRolledBack,
-    /// The successor has taken over and was told to stop with the whole line; or it died, and a
-    /// service manager will start the service anew.
+    /// The successor has taken over and stops with the whole lineage. Or it died, and a service
+    /// manager will start the service again.
     ServiceStopping,
-    /// No more connections go to the successor.
+    /// No more connections are carried to the successor.
     CarryEnded,
     /// No connection is left.
     Drained,
@@ -91,54 +92,54 @@ pub(crate) enum Event {
     DrainExpired,
 }
 
-/// What a generation is to do.
+/// An action that a generation performs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
-    /// Tell the predecessor that we accept.
+    /// Tell the predecessor that this generation accepts.
     TellReady,
-    /// Tell the predecessor that we stop, and that it serves on.
+    /// Tell the predecessor that this generation stops, so the predecessor keeps serving.
     TellRollback,
-    /// Be the process to signal: write the pid file, and let no more generations live than are
-    /// allowed.
+    /// Become the active generation: write the pid file, and cut the oldest generations if more
+    /// live than allowed.
     BecomeActive,
-    /// Tell the service manager that the service is up. It is told once in a line's life.
+    /// Tell the service manager that the service is up. Sent once in the life of a lineage.
     NotifyReady,
-    /// Start a successor, and its deadline: as soon as no connection is on its way here that would
-    /// be lost for it.
+    /// Start a successor and its deadline. If the start would cut connections that are being
+    /// carried here, wait for them first.
     StartSuccessor,
     /// Start the successor's probation.
     StartBake,
-    /// Make the successor the process to signal, and tell it that the line is its own.
+    /// Make the successor the process to signal, and tell it that it is the active generation.
     Commit(Commit),
-    /// Say why the successor did not take over, and forget it.
+    /// Report why the successor is lost, and release it.
     DropSuccessor,
-    /// Forget the successor: the line that it has taken over stops.
+    /// Forget the successor, which has taken over and now stops with the lineage.
     ForgetSuccessor,
-    /// Let go of the channels to older generations: when nobody else holds them, the youngest of
-    /// these accepts again.
+    /// Close the channels to older generations. When no process holds them any more, the youngest
+    /// of these generations accepts again.
     ReleaseOlder,
-    /// Let go of them if any lives; if none does, nobody will accept any more: close the listeners
-    /// for good.
+    /// Close the channels to older generations, as in `ReleaseOlder`. If none lives, close the
+    /// listeners for good instead.
     Resign,
     /// Tell the successor to stop.
     StopSuccessor,
-    /// Stop accepting and keep the listeners: the successor accepts.
+    /// Stop accepting but keep the listeners, because the successor accepts.
     StopAccepting,
-    /// Stop accepting for good: serve what waits in the queues of our own sockets, unlink their
-    /// paths, close them.
+    /// Stop accepting for good: serve the clients in the backlogs, unlink the paths and close the
+    /// sockets.
     CloseListeners,
-    /// Tell the older generations and the service manager that the line stops.
+    /// Tell the older generations and the service manager that the lineage stops.
     TellStopping,
-    /// Tell every connection to end, but for those that the successor takes over, and start the
+    /// Ask every connection to end, except those that can be carried to the successor. Start the
     /// drain deadline.
     Drain,
-    /// Tell those to end that it has not taken over.
+    /// Ask the connections that were not carried to end.
     DrainUncarried,
     /// Accept again.
     Resume,
-    /// Cut the connections that are left.
+    /// Cut the remaining connections.
     Cut,
-    /// Report, and end.
+    /// Report how the drain ended, and exit.
     Exit,
 }
 
@@ -149,13 +150,13 @@ use Action::{
 };
 
 impl State {
-    /// The state of a process that is the first of its line, or was started by a predecessor.
+    /// Returns the initial state of a process.
     #[must_use]
     pub(crate) const fn born(birth: Birth) -> Self {
         Self::Starting { birth, pending: PendingReload::None }
     }
 
-    /// Whether connections are accepted in it.
+    /// Returns whether a generation in this state accepts connections.
     #[cfg(test)]
     pub(crate) const fn accepts(self) -> bool {
         matches!(
@@ -164,7 +165,7 @@ impl State {
         )
     }
 
-    /// Its name, for the log.
+    /// Returns the name of the state, for log records.
     #[must_use]
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -180,7 +181,7 @@ impl State {
     }
 }
 
-/// What `event` makes of a generation in `state`, and what it has to do, in this order.
+/// Returns the next state, and the actions to perform in this order.
 #[must_use]
 pub(crate) fn step(state: State, event: Event) -> (State, Vec<Action>) {
     match state {
@@ -205,7 +206,7 @@ fn starting(birth: Birth, pending: PendingReload, event: Event) -> (State, Vec<A
         Event::ReloadRequested => (State::Starting { birth, pending: PendingReload::One }, vec![]),
         Event::PredecessorLost => (State::Starting { birth: Birth::Orphan, pending }, vec![]),
         Event::Terminate | Event::CutNow => match birth {
-            // Nothing was accepted. The predecessor hears it, and serves on.
+            // Nothing was accepted. The predecessor is told, and keeps serving.
             Birth::Successor => (State::Stopped, vec![TellRollback, Exit]),
             Birth::First | Birth::Orphan => serving(event),
         },
@@ -227,10 +228,10 @@ fn probation(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
             head(either(pending, late), vec![BecomeActive])
         }
         Event::PredecessorLost => head(pending, vec![BecomeActive]),
-        // Not before the predecessor has retired: two generations on probation could outlive each
+        // Wait until the predecessor has retired: two generations on probation could outlive each
         // other's rollback.
         Event::ReloadRequested => (State::Probation { pending: PendingReload::One }, vec![]),
-        // The predecessor has never stopped: its listeners are not ours to close.
+        // The predecessor has never stopped serving, so it keeps its listeners.
         Event::Terminate => (State::Stopping, vec![TellRollback, StopAccepting, Drain]),
         Event::CutNow => (State::Stopped, vec![TellRollback, StopAccepting, Drain, Cut, Exit]),
         Event::Live
@@ -252,7 +253,7 @@ fn serving(event: Event) -> (State, Vec<Action>) {
         }
         Event::Terminate => (State::Stopping, vec![TellStopping, CloseListeners, Drain]),
         Event::CutNow => (State::Stopped, vec![TellStopping, CloseListeners, Drain, Cut, Exit]),
-        // Late words of a successor that is gone, and of generations before us.
+        // Late messages of a successor that is gone, and of older generations.
         Event::Live
         | Event::Committed(_)
         | Event::PredecessorLost
@@ -303,7 +304,7 @@ fn baking(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
         | Event::Committed(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
-        // Only the head of the line says so.
+        // Only the active generation sends this.
         | Event::ServiceStopping
         | Event::CarryEnded
         | Event::Drained
@@ -319,8 +320,8 @@ fn retiring(on_death: OnSuccessorDeath, event: Event) -> (State, Vec<Action>) {
             (State::Serving, vec![DropSuccessor, Resume, BecomeActive])
         }
         Event::SuccessorLost => (State::Retiring { on_death }, vec![Resign, DropSuccessor]),
-        // It and we were told to stop, each before it heard of the other: nobody else tells the
-        // older ones.
+        // The successor and this generation were both told to stop before either learned of the
+        // other. So this generation must tell the older ones.
         Event::SuccessorRolledBack => {
             (State::Retiring { on_death }, vec![TellStopping, CloseListeners, DropSuccessor])
         }
@@ -332,7 +333,7 @@ fn retiring(on_death: OnSuccessorDeath, event: Event) -> (State, Vec<Action>) {
         Event::CarryEnded => (State::Retiring { on_death }, vec![DrainUncarried]),
         Event::Drained => (State::Stopped, vec![Exit]),
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
-        // The newest generation is the one to ask.
+        // Only the newest generation handles a reload.
         Event::ReloadRequested
         | Event::Live
         | Event::Committed(_)
@@ -347,14 +348,15 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
         Event::Drained => (State::Stopped, vec![Exit]),
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
         Event::SuccessorLost | Event::SuccessorRolledBack => (State::Stopping, vec![DropSuccessor]),
-        // We have rolled back, and it was told to stop before it heard so: the line ends with us.
+        // This generation has rolled back, but the predecessor was told to stop before it learned
+        // of that. The lineage ends with this generation.
         Event::Committed(Commit { on_death: OnSuccessorDeath::Stay, .. }) => {
             (State::Stopping, vec![TellStopping, CloseListeners])
         }
-        // We have rolled back. It takes the line back when it hears so; if it has ended, one before
-        // it does.
+        // This generation has rolled back. The predecessor accepts again when it learns of that. If
+        // it has ended, an older generation accepts again.
         Event::Committed(_) | Event::PredecessorLost => (State::Stopping, vec![ReleaseOlder]),
-        // A successor that is ready all the same has been told to stop.
+        // A successor that becomes ready now has already been told to stop.
         Event::SuccessorReady
         | Event::Live
         | Event::ReloadRequested
@@ -365,7 +367,7 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
     }
 }
 
-/// The head of the line, which starts a handoff if one was asked for.
+/// Returns the state of the active generation. If a reload is pending, a handoff starts.
 fn head(pending: PendingReload, mut actions: Vec<Action>) -> (State, Vec<Action>) {
     match pending {
         PendingReload::None => (State::Serving, actions),

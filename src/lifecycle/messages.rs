@@ -1,8 +1,8 @@
-//! Hears what the generations before and after this one say, and makes events of it: the part of
-//! the driver that is about their words.
+//! The part of the driver that receives messages from neighbouring generations and turns them into
+//! events.
 //!
-//! What is done about an event is for the machine to say; what is only to be answered, or to be
-//! remembered, is done here.
+//! `machine` decides what to do about an event. A message that only needs a reply, or only has to
+//! be recorded, is handled here.
 
 use std::time::SystemTime;
 
@@ -18,20 +18,20 @@ use crate::report::{
     Connections, Counters, GenerationState, HandoffCounters, LastHandoff, Outcome, Report,
 };
 
-/// The handoffs of this generation, and what ended generations have counted.
+/// The handoffs of this generation, and the counters of generations that have ended.
 #[derive(Debug)]
 pub(super) struct History {
-    /// Since when the generation has been in its present state.
+    /// When the generation entered its present state.
     pub(super) since: Since,
     pub(super) last_handoff: Option<LastHandoff>,
-    /// How the handoffs ended that this generation has begun.
+    /// The outcomes of the handoffs that this generation started.
     pub(super) handoffs: HandoffCounters,
-    /// The counters of generations that have ended, as far as they are known here.
+    /// The sum of the counters of ended generations, as far as this process knows them.
     pub(super) past: Counters,
 }
 
 impl History {
-    /// A history without handoffs.
+    /// Returns a history without handoffs.
     pub(super) fn new() -> Self {
         Self {
             since: Since::now(),
@@ -41,26 +41,27 @@ impl History {
         }
     }
 
-    /// Notes that the state has changed now.
+    /// Records that the state has changed now.
     pub(super) fn state_changed(&mut self) {
         self.since = Since::now();
     }
 
-    /// Adds the last counters of another generation. Sums never fall, whatever becomes of it.
+    /// Adds the last counters of another generation, whose process is gone or no longer reports.
+    /// Totals never decrease.
     pub(super) fn add(&mut self, mut last: Counters, own: &Counters) {
         last.settle();
         self.past.add(&last);
         self.past.fold_departed(own);
     }
 
-    /// Notes that this generation has taken over, unless a later handoff is noted already.
+    /// Records that this generation has taken over, unless a later handoff is already recorded.
     pub(super) fn took_over(&mut self, generation: Generation) {
         if self.last_handoff.is_none() {
             self.note(generation, Outcome::Committed, None);
         }
     }
 
-    /// Notes a handoff that failed.
+    /// Records a failed handoff.
     pub(super) fn failed(&mut self, successor: Generation, outcome: Outcome, reason: String) {
         if outcome == Outcome::RolledBack {
             self.handoffs.rolled_back += 1;
@@ -77,7 +78,7 @@ impl History {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// What a predecessor's word means.
+    /// Handles a message of an older generation. Returns the event that it means, if any.
     pub(super) fn heard_predecessor(&mut self, event: PredecessorEvent) -> Option<Occurrence> {
         match event {
             PredecessorEvent::Committed(commit) => Some(Event::Committed(commit).into()),
@@ -95,7 +96,7 @@ impl<P: DataPlane> Driver<P> {
                 tracing::warn!(
                     event = "carry.unknown_format",
                     version,
-                    "the predecessor carries connections in words that are not known here: they stay with it"
+                    "the predecessor keeps its connections: it carries them in an unknown format"
                 );
                 None
             }
@@ -103,7 +104,7 @@ impl<P: DataPlane> Driver<P> {
                 if let Err(error) = self.plane.take_over(channel) {
                     tracing::error!(
                         event = "carry.unavailable", reason = %error,
-                        "the predecessor's connections stay with it: {error}"
+                        "the predecessor keeps its connections: cannot take them over: {error}"
                     );
                 }
                 None
@@ -127,7 +128,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// What the successor's word means.
+    /// Handles a message of the successor. Returns the event that it means, if any.
     pub(super) async fn heard_successor(&mut self, event: SuccessorEvent) -> Option<Occurrence> {
         let retired = matches!(self.state, State::Retiring { .. });
         match event {
@@ -143,9 +144,9 @@ impl<P: DataPlane> Driver<P> {
             }
             SuccessorEvent::Lost(failure) => {
                 // A service manager ends the service when its main process dies, and starts it
-                // anew.
+                // again.
                 if retired && self.process.notifier.watches_head() {
-                    let what = "the successor is lost, and for the service manager to mend";
+                    let what = "the successor died; leaving the restart to the service manager";
                     tracing::error!(
                         event = "successor.died", reason = %failure,
                         "{what}: {failure}"
@@ -158,16 +159,18 @@ impl<P: DataPlane> Driver<P> {
             }
             SuccessorEvent::Stopping => Some(Event::ServiceStopping.into()),
             SuccessorEvent::GivenUp(sockets) => {
-                // Whoever has not taken over decides nothing.
+                // A successor that has not taken over decides nothing.
                 if retired {
-                    // Whoever waits in a queue is reset when the last that holds it lets go.
+                    // Accept the clients in the backlog: the kernel resets them when the last
+                    // descriptor of the socket is closed.
                     let given_up = self.listeners.set.remove_sockets(&sockets);
                     self.plane.accept_backlog(&given_up);
                 }
                 None
             }
             SuccessorEvent::Cut if retired => Some(Event::CutNow.into()),
-            // Nonsense, before it has taken over: we would end, and nobody would serve.
+            // This is invalid before the successor has taken over: this generation would end, and
+            // no generation would serve.
             SuccessorEvent::Cut => {
                 let why = "to cut a drain, before it has taken over".to_owned();
                 Some(HandoffFailure::Garbage { why }.into())
@@ -189,21 +192,23 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// The end of an older generation is in order if it has said so itself; which may have been to
-    /// another head: one that had ended when this one took the line is not known here, and one that
-    /// ended while another was the head is left to that.
+    /// Logs an error if an older generation died instead of ending in order.
+    ///
+    /// A generation that ends in order reports that first. It may have reported to another process,
+    /// if that was the active generation at the time. So no error is logged for a generation that
+    /// ended before this process became active, or while another process was active.
     fn say_if_it_died(&self, generation: Generation, last: Option<&Report>) {
         match last.map(|last| (last.state, last.connections)) {
             Some((GenerationState::Stopped | GenerationState::Unknown, _)) => {}
             Some((_, Some(Connections { open, .. }))) => tracing::error!(
                 event = "generation.died", died = %generation, open,
-                "generation {generation} has died, and with it what was left of the {open} connections that it had when it was last heard"
+                "generation {generation} died while draining; up to {open} connections were lost"
             ),
             None if generation.next() != self.process.generation => {}
             Some((_, None)) | None => {
                 tracing::error!(
                     event = "generation.died", died = %generation,
-                    "generation {generation} has died, and with it what it still served"
+                    "generation {generation} died while draining; its remaining connections were lost"
                 );
             }
         }

@@ -1,9 +1,10 @@
-//! Decides: the life of a generation, from its birth to its last connection.
+//! The lifecycle of a generation, from its start until its last connection has ended.
 //!
-//! `machine` is the pure core: every state, every event, and what is to be done. `driver` is its
-//! hands: it turns signals, messages, timers and ends of tasks into events, and actions into calls.
-//! The planes that do the work (`handoff`, `server`, `notify`) never meet but here. [`run`] serves
-//! a [`crate::Service`]; [`Starting`] is the face for a server of one's own.
+//! `machine` is the pure core: it maps each state and event to the next state and its actions.
+//! `driver` surrounds it: it turns signals, messages, timers and ends of tasks into events, and
+//! actions into calls. The modules that do the work (`handoff`, `server`, `notify`) meet only here.
+//!
+//! [`run`] serves a [`crate::Service`]. [`Starting`] is the entry point for your own server.
 
 mod actions;
 mod check;
@@ -34,17 +35,18 @@ pub use driver::RunReport;
 pub use embed::{Acceptor, AfterDrain, Retirement, Serving, Starting};
 
 /// Serves `service` for the whole life of this generation: adopts or binds the listeners, takes
-/// over from a predecessor, hands over to successors, drains. Must be called in a tokio runtime
-/// with I/O and time.
+/// over from a predecessor, hands over to successors, and drains. Must be called in a tokio runtime
+/// with I/O and time enabled.
 ///
-/// Signals are taken from the whole process: SIGHUP, SIGUSR2, SIGTERM, SIGINT and SIGQUIT, as the
-/// README's table has them. Every other signal that would end the process is logged and ignored.
-/// SIGUSR2 and those others stay with the program if it has installed a handler for them before
-/// this is called. SIGURG is used within the process, to interrupt an accept that blocks although
-/// it must not.
+/// This function handles SIGHUP, SIGUSR2, SIGTERM, SIGINT and SIGQUIT for the whole process, as the
+/// table in the README describes. It logs and ignores every other signal that would end the
+/// process. If the program has installed its own handler for SIGUSR2 or for such a signal before
+/// this call, that handler stays. SIGURG is used within the process, to interrupt an accept that
+/// blocks although the socket is non-blocking.
 ///
 /// # Errors
-/// When this generation cannot begin to serve. A predecessor is told why, and serves on.
+/// When this generation cannot begin to serve, or ends early. A predecessor that has not handed
+/// over yet is told the reason and keeps serving.
 pub async fn run<S: Service>(
     config: Config,
     inheritance: Inheritance,
@@ -53,11 +55,12 @@ pub async fn run<S: Service>(
     run_on(Workers::here(), config, inheritance, service).await
 }
 
-/// The same, with the connections on workers of their own; what is decided is decided in the
-/// runtime that this is called in.
+/// Like [`run`], but serves the connections on the given workers. The lifecycle itself runs in the
+/// runtime of the caller.
 ///
 /// # Errors
-/// When this generation cannot begin to serve. A predecessor is told why, and serves on.
+/// When this generation cannot begin to serve, or ends early. A predecessor that has not handed
+/// over yet is told the reason and keeps serving.
 pub async fn run_on<S: Service>(
     workers: Workers,
     config: Config,

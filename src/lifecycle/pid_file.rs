@@ -1,11 +1,11 @@
-//! Keeps a file that always names the process to signal.
+//! The pid file, which names the process to signal.
 //!
-//! It is replaced by rename, so that a reader finds the old process or the new one and never half a
-//! number. Which process that is, and when it changes, is decided in `machine`. A write that fails
-//! is tried again until it succeeds: whoever signals the process that the file names must not hit
-//! one that has ended.
+//! It is replaced by rename, so a reader finds the old pid or the new one, never a partial number.
+//! `machine` decides which process it names, and when that changes. A failed write is retried until
+//! it succeeds. Otherwise a signal sent to the named pid could hit a process that has ended, or an
+//! unrelated one.
 //!
-//! Nothing but a pid file is ever replaced: a regular file that holds a number or nothing.
+//! Only a pid file is ever replaced: a regular file that is empty or holds a number.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -24,33 +24,34 @@ use crate::config::{Config, Listeners};
 use crate::error::Error;
 use crate::sys::process::PidFd;
 
-/// How long after a failed write the next one is tried.
+/// The pause between a failed write and the next try.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What a pid file may hold, generously: a number, a line feed, and what other programs add.
+/// The longest content of a pid file, in bytes. It leaves room for what other programs add to the
+/// number and the line feed.
 const LONGEST: u64 = 64;
 
-/// The file.
+/// The pid file, with a failed write that is to be retried.
 #[derive(Debug)]
 pub(super) struct PidFile {
     path: PathBuf,
-    /// What the file has to name and does not name yet.
+    /// The pid that the file should name but does not yet.
     owed: Option<Owed>,
 }
 
-/// A write that has failed and is tried again.
+/// A failed write that is retried.
 #[derive(Debug)]
 struct Owed {
     pid: u32,
     due: Instant,
     failures: u32,
-    /// Why it failed the last time: the same reason is logged once.
+    /// The reason for the last failure. The same reason is logged only once.
     reason: String,
 }
 
 impl PidFile {
-    /// Checks that the file can be written, without touching it, and removes drafts that dead
-    /// processes have left behind.
+    /// Checks that the file can be written, without changing it, and removes drafts left behind by
+    /// dead processes.
     pub(super) fn new(config: &Config) -> Result<Option<Self>, Error> {
         let Some(path) = &config.pid_file else { return Ok(None) };
         check(config)?;
@@ -59,10 +60,11 @@ impl PidFile {
         Ok(Some(Self { path: path.clone(), owed: None }))
     }
 
-    /// Names `pid`. A write that fails is tried again when [`PidFile::due`] says so.
+    /// Writes `pid` to the file. If that fails, call [`PidFile::retry`] at the time that
+    /// [`PidFile::due`] returns.
     ///
     /// # Errors
-    /// Why the file does not name it yet.
+    /// Why the file does not name `pid` yet.
     pub(super) fn name(&mut self, pid: u32) -> Result<(), Error> {
         let failures =
             self.owed.take().filter(|owed| owed.pid == pid).map_or(0, |owed| owed.failures);
@@ -77,21 +79,22 @@ impl PidFile {
         })
     }
 
-    /// Names `pid`, which keeps the file from now on, and tries again if this fails.
+    /// Writes `pid` to the file and stops maintaining it: from now on, process `pid` does, and
+    /// retries if this write fails.
     ///
     /// # Errors
-    /// Why the file does not name it yet.
+    /// Why the file does not name `pid` yet.
     pub(super) fn hand_over(&mut self, pid: u32) -> Result<(), Error> {
         self.owed = None;
         self.write(pid)
     }
 
-    /// When to call [`PidFile::retry`], if a write has failed.
+    /// Returns when to call [`PidFile::retry`], if a write has failed.
     pub(super) fn due(&self) -> Option<Instant> {
         self.owed.as_ref().map(|owed| owed.due)
     }
 
-    /// Tries a failed write again.
+    /// Retries a failed write.
     pub(super) fn retry(&mut self) {
         let Some(Owed { pid, failures, reason, .. }) = self.owed.take() else { return };
         self.owed = Some(Owed { pid, due: Instant::now(), failures, reason: String::new() });
@@ -99,7 +102,7 @@ impl PidFile {
             Ok(()) => tracing::info!(
                 event = "pid_file.written",
                 failures,
-                "the pid file names process {pid} now"
+                "wrote the pid file after failures: it names process {pid}"
             ),
             Err(error) if error.to_string() != reason => log_failure(&error),
             Err(_) => {}
@@ -111,13 +114,14 @@ impl PidFile {
         written.map_err(|source| Error::PidFile { path: self.path.clone(), source })
     }
 
-    /// Removes the file if it names this process, or the successor with which the line ends.
+    /// Removes the file if it names this process, or `successor`, which ends together with this
+    /// one.
     pub(super) fn remove(&mut self, successor: Option<u32>) {
         self.owed = None;
         let named = named(&self.path).ok().flatten();
         if named.is_some_and(|named| named == std::process::id() || Some(named) == successor) {
             match fs::remove_file(&self.path) {
-                // A successor that is told to stop removes it too.
+                // A successor that was told to stop removes the file too.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!(
                         event = "pid_file.remove_failed", path = %self.path.display(),
@@ -131,16 +135,16 @@ impl PidFile {
     }
 }
 
-/// Says that the file does not name the process to signal.
+/// Logs that the file does not name the process to signal.
 pub(super) fn log_failure(error: &Error) {
     tracing::error!(
         event = "pid_file.failed", reason = %error,
-        "nobody can learn from the pid file whom to signal: {error}"
+        "cannot update the pid file: {error}"
     );
 }
 
-/// Checks that the pid file replaces nothing but a pid file, and has a path of its own. Touches
-/// nothing.
+/// Checks that writing the pid file would replace nothing but a pid file, and that its path is not
+/// that of a socket. Changes nothing.
 ///
 /// # Errors
 /// [`Error::PidFile`].
@@ -163,8 +167,8 @@ pub(super) fn check(config: &Config) -> Result<(), Error> {
     named_or_none(path).map_err(refuse)
 }
 
-/// Whether two paths are names of one file, which need not exist: the folders may be written
-/// differently.
+/// Returns whether two paths name the same file, even if their directories are written differently.
+/// The file need not exist.
 fn is_same(one: &Path, other: &Path) -> bool {
     let folder = |path: &Path| match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => fs::canonicalize(folder),
@@ -175,7 +179,7 @@ fn is_same(one: &Path, other: &Path) -> bool {
             && matches!((folder(one), folder(other)), (Ok(one), Ok(other)) if one == other))
 }
 
-/// Checks that a file at `path` may be replaced: there is none, or it is empty or a pid file.
+/// Checks that a write may replace `path`: it does not exist, or it is empty or a pid file.
 fn named_or_none(path: &Path) -> io::Result<()> {
     match named(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -183,12 +187,13 @@ fn named_or_none(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Reads the process that a pid file names; an empty one names none.
+/// Returns the pid in a pid file, or `None` if the file is empty.
 ///
 /// # Errors
-/// When there is no file, and when it is another kind of file.
+/// When the file does not exist, or is not a pid file.
 fn named(path: &Path) -> io::Result<Option<u32>> {
-    // Before it is opened: to open a device or a pipe may do something, or wait.
+    // Check before opening, because opening a device or a named pipe may block or have side
+    // effects.
     let kind = fs::symlink_metadata(path)?.file_type();
     if kind.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
@@ -198,7 +203,7 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
             "what lies there is no file, but a symbolic link: name the file itself",
         ));
     }
-    // To rename over /dev/null would take it from the whole system.
+    // Renaming over /dev/null would remove it for the whole system.
     if !kind.is_file() {
         return Err(io::Error::other("what lies there is no file"));
     }
@@ -216,8 +221,8 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
     Ok(std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()))
 }
 
-/// Removes drafts beside `pid_file` whose processes have ended: they were killed in the instant
-/// between two system calls.
+/// Removes drafts next to `pid_file` whose processes have ended. Such a process was killed between
+/// two system calls.
 fn remove_stale_drafts(pid_file: &Path) {
     let Some(name) = pid_file.file_name() else { return };
     let folder =
@@ -230,14 +235,14 @@ fn remove_stale_drafts(pid_file: &Path) {
             let removed = fs::remove_file(&path).is_ok();
             tracing::debug!(
                 event = "pid_file.draft_removed", path = %path.display(), removed,
-                "a draft of the pid file was left behind"
+                "found a draft of the pid file: its process has ended"
             );
         }
     }
 }
 
-/// The process that has made a draft of the pid file with this name, if it is the name of one:
-/// `NAME.PID-RANDOM`.
+/// Returns the pid of the process that created a draft of the pid file `name`. Returns `None` if
+/// `draft` is not the name of such a draft: `NAME.PID-RANDOM`.
 fn draft_of(draft: &OsStr, name: &OsStr) -> Option<u32> {
     let rest = draft.as_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b".")?;
     let (pid, random) = std::str::from_utf8(rest).ok()?.split_once('-')?;
@@ -245,8 +250,8 @@ fn draft_of(draft: &OsStr, name: &OsStr) -> Option<u32> {
     pid.parse().ok().filter(|_| is_random)
 }
 
-/// Whether the process has ended, though its parent may not have reaped it yet. A draft of this
-/// process is one of an earlier process with its number.
+/// Returns whether the process has ended, even if its parent has not reaped it. A draft with this
+/// process's own pid was left by an earlier process with the same pid.
 fn has_ended(pid: u32) -> bool {
     pid == std::process::id()
         || match PidFd::open(pid) {
@@ -255,19 +260,20 @@ fn has_ended(pid: u32) -> bool {
         }
 }
 
-/// A file that becomes the pid file when it is complete. Dropped before that, it is removed.
+/// A temporary file that becomes the pid file once it is complete. If dropped before that, it is
+/// removed.
 ///
-/// It lies in the folder of the pid file, and that folder may be one in which other users make
-/// files. So nobody can guess its name, and it is never a file or a link that was there before.
+/// It is in the directory of the pid file, where other users may be able to create files. Its name
+/// is therefore random, and it is never an existing file or link.
 struct Draft {
     file: fs::File,
     path: PathBuf,
 }
 
 impl Draft {
-    /// Makes an empty one beside `pid_file`.
+    /// Creates an empty draft next to `pid_file`.
     fn create(pid_file: &Path) -> io::Result<Self> {
-        // The keys of the hasher come from the kernel's random numbers.
+        // The kernel's random numbers seed the hasher.
         let random = RandomState::new().hash_one(std::time::Instant::now());
         let mut path = pid_file.as_os_str().to_owned();
         path.push(format!(".{}-{random:016x}", std::process::id()));
@@ -281,7 +287,7 @@ impl Draft {
         Ok(Self { file, path })
     }
 
-    /// Puts it in the place of `pid_file`, with `pid` in it.
+    /// Writes `pid` and renames the draft to `pid_file`.
     fn publish(mut self, pid: u32, pid_file: &Path) -> io::Result<()> {
         self.file.write_all(format!("{pid}\n").as_bytes())?;
         named_or_none(pid_file)?;
@@ -291,7 +297,7 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // One that has been published is not here any more.
+        // After publishing, this path no longer exists.
         let _ = fs::remove_file(&self.path);
     }
 }

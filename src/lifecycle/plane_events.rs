@@ -1,10 +1,10 @@
-//! The events of the data plane, as one source.
+//! The events of the data plane, combined into one source.
 
 use crate::data_plane::{CarryEnd, DataPlane};
 use crate::error::Error;
 
-/// What the driver waits for from the data plane now.
-#[expect(clippy::struct_excessive_bools, reason = "one for each branch of the wait")]
+/// The events that the driver currently waits for.
+#[expect(clippy::struct_excessive_bools, reason = "one for each branch of the select")]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Awaited {
     pub(super) start: bool,
@@ -14,14 +14,14 @@ pub(super) struct Awaited {
     pub(super) drained: bool,
 }
 
-/// What the data plane says.
+/// An event of the data plane.
 #[derive(Debug)]
 pub(super) enum PlaneEvent {
-    /// It serves on all listeners.
+    /// The data plane serves on all listeners.
     Started,
-    /// A part of it has died, or it will never serve.
+    /// A part of the data plane has died, or it cannot start.
     Died(Error),
-    /// The successor takes no more connections.
+    /// The successor accepts no more connections.
     CarryEnded(CarryEnd),
     /// No predecessor carries connections here any more.
     TakenOver,
@@ -29,7 +29,7 @@ pub(super) enum PlaneEvent {
     Drained,
 }
 
-/// Waits for the next event of `plane` that is awaited; for ever if none is. Cancel safe.
+/// Waits for the next awaited event of `plane`, forever if none is awaited. Cancel safe.
 pub(super) async fn next_of_plane(plane: &impl DataPlane, awaited: Awaited) -> PlaneEvent {
     tokio::select! {
         biased;

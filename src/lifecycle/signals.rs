@@ -1,11 +1,11 @@
-//! CarryScheduler signals into events, and answers those that come to nothing.
+//! The signals of a generation, turned into events.
 //!
-//! A predecessor blocks SIGHUP and SIGUSR2 across the exec, so that one which comes before our
-//! handler waits for it instead of killing us; and whatever a parent had blocked when it started us
-//! is still blocked. Once the handlers stand all of ours are let in.
+//! A predecessor blocks SIGHUP and SIGUSR2 across the exec. A signal that arrives before the
+//! handler is installed then stays pending, instead of killing this process. Another parent may
+//! have blocked signals too. Once the handlers are installed, all signals used here are unblocked.
 //!
-//! Every other signal that would end the process is logged and ignored: a mistyped number must not
-//! cut clients.
+//! Every other signal that would end the process is logged and ignored, so that a mistyped signal
+//! number does not cut clients.
 
 use std::ffi::c_int;
 use std::io;
@@ -17,18 +17,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::machine::{Event, State};
 use crate::handoff::signals::{has_handler, stray};
 
-/// The signals that a generation heeds.
+/// The signals that a generation handles.
 #[derive(Debug)]
 pub(super) struct Signals {
     hangup: Signal,
-    /// Unless the program has a handler of its own for it.
+    /// SIGUSR2, or `None` if the program has its own handler for it.
     user: Option<Signal>,
     terminate: Signal,
     interrupt: Signal,
     quit: Signal,
     interrupted: Interrupted,
-    /// The signals that mean nothing here, but those for which the program has a handler of its
-    /// own.
+    /// The signals to log and ignore, except those for which the program has its own handler.
     stray: Vec<(c_int, Signal)>,
 }
 
@@ -64,7 +63,7 @@ impl Signals {
         Ok(signals)
     }
 
-    /// The next signal. Cancel safe.
+    /// Waits for the next signal, and returns its event. Cancel safe.
     pub(super) async fn next(&mut self) -> Event {
         let Self { hangup, user, terminate, interrupt, quit, interrupted, stray } = self;
         let (event, signal) = tokio::select! {
@@ -88,7 +87,7 @@ async fn next_of(signal: &mut Option<Signal>) -> Option<()> {
     signal.as_mut()?.recv().await
 }
 
-/// Logs every signal that means nothing here. Never ready.
+/// Logs every ignored signal. Never ready.
 fn log_strays(
     stray: &mut [(c_int, Signal)],
     context: &mut Context<'_>,
@@ -110,8 +109,8 @@ fn name(number: c_int) -> String {
     Number::try_from(number).map_or_else(|_| format!("signal {number}"), |named| named.to_string())
 }
 
-/// Says what becomes of a hangup that starts nothing now: whoever sent it may be waiting for a new
-/// generation.
+/// Logs what happens to a reload request that starts no handoff now, because its sender may be
+/// waiting for a new generation.
 pub(super) fn log_reload_without_effect(state: State) {
     match state {
         State::Starting { .. }
@@ -120,14 +119,14 @@ pub(super) fn log_reload_without_effect(state: State) {
         | State::Baking { .. } => {
             tracing::info!(
                 event = "reload.pending",
-                "hangup remembered: a handoff follows the present one"
+                "reload delayed: waiting for the current start or handoff"
             );
         }
         State::Retiring { .. } => {
-            tracing::warn!(event = "reload.ignored", "hangup ignored: a newer generation serves")
+            tracing::warn!(event = "reload.ignored", "reload ignored: a newer generation serves")
         }
         State::Stopping => {
-            tracing::warn!(event = "reload.ignored", "hangup ignored: the service is told to stop")
+            tracing::warn!(event = "reload.ignored", "reload ignored: the service was told to stop")
         }
         State::Serving | State::Stopped => {}
     }

@@ -1,8 +1,9 @@
-//! The part of the driver that sees whether the accept loops have started, and whether they live.
+//! The part of the driver that checks whether the accept loops have started, and whether they are
+//! alive.
 //!
-//! A generation says that it is ready when every accept loop has run, not when it was started. A
-//! generation that lost a worker or an accept loop would lose a part of its clients for as long as
-//! it lives. So it ends with the reason.
+//! A generation reports readiness when every accept loop has run, not when it was spawned. If a
+//! generation lost a worker or an accept loop and continued, it would lose some of its clients for
+//! the rest of its life. It therefore ends with an error.
 
 use std::time::Duration;
 
@@ -15,12 +16,12 @@ use crate::data_plane::DataPlane;
 use crate::error::Error;
 use crate::handoff::Message;
 
-/// Whether the accept loops have started, and what has died of them.
+/// Whether the data plane has started, and whether a part of it has died.
 #[derive(Debug, Default)]
 pub(super) struct Liveness {
-    /// Present until the data plane serves.
+    /// The start of the data plane, until it serves.
     starting: Option<Starting>,
-    /// Why this generation ends in an error once its connections have ended.
+    /// The error that this generation returns once its connections have ended.
     death: Option<Error>,
 }
 
@@ -31,7 +32,7 @@ struct Starting {
 }
 
 impl Liveness {
-    /// Notes that the data plane starts, and may take as long as `limit`.
+    /// Records that the data plane is starting, and must serve within `limit`.
     pub(super) fn begin(&mut self, limit: Duration) {
         self.starting = Some(Starting { until: deadline(limit) });
     }
@@ -46,22 +47,22 @@ impl Liveness {
         self.starting.as_ref().and_then(|starting| starting.until)
     }
 
-    /// Returns whether no part has died so far.
+    /// Returns whether every part is alive, as far as is known.
     pub(super) const fn is_whole(&self) -> bool {
         self.death.is_none()
     }
 
-    /// Takes what has died, if anything has.
+    /// Takes the error of the part that has died, if any.
     pub(super) const fn take_death(&mut self) -> Option<Error> {
         self.death.take()
     }
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Every accept loop has run.
+    /// Handles the end of the start: every accept loop has run.
     pub(super) fn started(&mut self) -> Option<Occurrence> {
         self.liveness.starting = None;
-        // It may have been told to stop meanwhile.
+        // The generation may have been told to stop in the meantime.
         matches!(self.state, State::Starting { .. }).then(|| {
             let listeners = self.listeners.set.as_slice().iter();
             let listeners = listeners.map(|one| format!("{}={}", one.name(), one.address()));
@@ -78,11 +79,11 @@ impl<P: DataPlane> Driver<P> {
 
     /// Handles the death of a worker or an accept loop.
     ///
-    /// A generation that accepts ends at once, as in a crash: the generation before or after it
-    /// takes over. A generation that drains lets its other connections finish.
+    /// A generation that accepts ends at once, as in a crash, and a neighbouring generation takes
+    /// over. A generation that drains lets its other connections finish.
     ///
     /// # Errors
-    /// The death, when the generation ends of it.
+    /// The given error, if the generation ends because of it.
     pub(super) fn part_died(&mut self, error: Error) -> Result<(), Error> {
         if let Some(starting) = &mut self.liveness.starting {
             starting.until = None;

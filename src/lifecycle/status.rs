@@ -1,9 +1,8 @@
-//! Says how this generation stands and, as the head, how all of them do: the part of the driver
-//! that answers questions.
+//! The part of the driver that answers status requests.
 //!
-//! Each generation knows itself. The head asks the others, and waits for their answers a moment and
-//! no longer, for one of them may be stuck; what that one has said last is shown, and that it is
-//! silent now.
+//! Each generation knows its own state. The active generation asks the others, and waits for their
+//! answers for a short time only, because one of them may hang. For a generation that does not
+//! answer, the status shows its last report and marks its state as unknown.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,10 +20,10 @@ use crate::report::{
     Connections, Counters, GenerationState, ListenerReport, Report, Settings, Status,
 };
 
-/// How long the others get to answer.
+/// How long to wait for the answers of other generations.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The operators: those who ask, and those who wait for the status.
+/// The control socket, and the operators that wait for a status.
 #[derive(Debug)]
 pub(super) struct Operators {
     pub(super) control: ControlServer,
@@ -32,13 +31,13 @@ pub(super) struct Operators {
 }
 
 impl Operators {
-    /// No operator; the control socket is not open.
+    /// Returns a value without operators. The control socket is not open yet.
     pub(super) fn new() -> Self {
         Self { control: ControlServer::new(), status: StatusWaiters::default() }
     }
 }
 
-/// Operators who have asked for the status.
+/// The operators that wait for a status.
 #[derive(Debug, Default)]
 pub(super) struct StatusWaiters {
     waiting: Vec<Answer>,
@@ -46,23 +45,23 @@ pub(super) struct StatusWaiters {
 }
 
 impl StatusWaiters {
-    /// Returns when they are answered at the latest.
+    /// Returns the deadline for answering them.
     pub(super) const fn deadline(&self) -> Option<Instant> {
         self.until
     }
 }
 
-/// When something began.
+/// The time when something began.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Since {
-    /// By the clock on the wall, which somebody may set.
+    /// By the system clock, which may be set while the process runs.
     date: SystemTime,
-    /// By the clock that durations are measured with.
+    /// By the monotonic clock, for durations.
     instant: Instant,
 }
 
 impl Since {
-    /// This instant.
+    /// Returns the current time.
     pub(super) fn now() -> Self {
         Self { date: SystemTime::now(), instant: Instant::now() }
     }
@@ -73,12 +72,12 @@ impl Since {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// An operator asks.
+    /// Handles an operator's request.
     pub(super) fn asked(&mut self, request: Request, answer: Answer) -> Option<Occurrence> {
         if answer.is_abandoned() {
             tracing::info!(
                 event = "control.request_dropped",
-                "dropped a control request: its client has hung up"
+                "dropped a control request: its client has disconnected"
             );
             return None;
         }
@@ -95,7 +94,7 @@ impl<P: DataPlane> Driver<P> {
         None
     }
 
-    /// Performs a duty of the head's.
+    /// Performs a duty of the active generation.
     pub(super) fn do_duty(&mut self, duty: Duty) {
         match duty {
             Duty::Beat => {
@@ -105,7 +104,7 @@ impl<P: DataPlane> Driver<P> {
                 }
             }
             Duty::RefreshStatus => {
-                // What was not answered since the last look will not be soon.
+                // A generation that has not answered since the last refresh will not answer soon.
                 self.say_how_it_stands();
                 self.ask_the_others();
                 let is_quiet = self.predecessors.is_empty() && self.state != State::Stopping;
@@ -120,7 +119,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Tells the service manager, if this is the head.
+    /// Reports the status to the service manager, if this is the active generation.
     fn say_how_it_stands(&mut self) {
         let status = self.status();
         let Some(head) = &mut self.head else { return };
@@ -130,7 +129,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Another generation has said how it stands, or has ended.
+    /// Handles a report of another generation, or its end.
     pub(super) fn reported(&mut self) {
         let is_due = self.predecessors.reports().any(|(_, poll)| poll.is_due())
             || self.successor().is_some_and(|successor| successor.poll().is_due());
@@ -140,7 +139,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Answers those who wait, with what is known.
+    /// Answers the waiting operators with what is known.
     pub(super) fn answer_status(&mut self) {
         self.operators.status.until = None;
         let waiting = std::mem::take(&mut self.operators.status.waiting);
@@ -162,7 +161,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// How this generation stands.
+    /// Returns the status report of this generation.
     pub(super) fn report(&self) -> Report {
         let left = self
             .drain
@@ -181,7 +180,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// How the line stands, by what is known.
+    /// Returns the status of the whole lineage, as far as it is known.
     pub(super) fn status(&self) -> Status {
         let after = self.successor().map(|successor| {
             let state = if successor.is_ready() {
@@ -226,7 +225,7 @@ impl<P: DataPlane> Driver<P> {
 }
 
 impl State {
-    /// Its name for others.
+    /// Returns the state as it appears in reports.
     const fn standing(self) -> GenerationState {
         match self {
             Self::Starting { .. } => GenerationState::Starting,
@@ -241,10 +240,11 @@ impl State {
     }
 }
 
-/// What a generation has said last, or what is `known` of it; and whether it is silent now.
+/// Returns the last report of a generation, or `known` if it has sent none. If an answer is
+/// overdue, the state is unknown.
 fn last_word(known: Report, poll: &StatusPoll) -> Report {
     let last = poll.report().cloned().unwrap_or(known);
-    // How long it has been so is no longer known: then it counts from the date.
+    // The time in the current state is no longer known, so readers compute it from the date.
     if poll.is_due() {
         Report { state: GenerationState::Unknown, for_ms: None, ..last }
     } else {
@@ -252,17 +252,17 @@ fn last_word(known: Report, poll: &StatusPoll) -> Report {
     }
 }
 
-/// How all connections stand together.
+/// Returns the sums over all connections.
 fn total(reports: &[Report]) -> Connections {
     let all = reports.iter().filter_map(|report| report.connections);
     all.fold(Connections::default(), |sum, one| Connections {
         open: sum.open + one.open,
         oldest_ms: None,
-        carried: sum.carried + one.carried,
+        transferred: sum.transferred + one.transferred,
     })
 }
 
-/// Milliseconds since 1970.
+/// Returns the Unix time in milliseconds, or 0 for a time before 1970.
 pub(super) fn unix_ms(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, milliseconds)
 }

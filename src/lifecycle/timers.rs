@@ -1,37 +1,37 @@
-//! The deadlines of a generation, as one source of events.
+//! The deadlines of a generation, combined into one source of events.
 //!
-//! Every deadline lives with what it bounds (a handoff, a drain, a status request), so it cannot
-//! outlive that. The driver waits for the earliest one.
+//! Each deadline is stored with the thing that it limits (a handoff, a drain, a status request), so
+//! it cannot outlive that thing. The driver waits for the earliest one.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// What a deadline bounds.
+/// The purpose of a deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Timer {
-    /// Accept loops that have not run by then are taken for dead.
+    /// The accept loops must have run. Otherwise they count as dead.
     Startup,
-    /// A handoff that waits for carried connections waits no longer.
+    /// A handoff that waits until connections have been carried here fails.
     Delay,
-    /// A successor that is not ready by then is killed.
+    /// A successor that is not ready is killed.
     Ready,
-    /// The operator who asked for the handoff waits no longer: it is given up.
+    /// The operator who requested the handoff stops waiting, so the handoff fails.
     Operator,
     /// The successor's probation is over.
     Bake,
-    /// Connections that have not ended by then are cut.
+    /// The remaining connections are cut.
     Drain,
-    /// Connections that were not carried by then are told to end.
+    /// Connections that have not been carried are asked to end.
     Carry,
-    /// Operators who asked for the status are answered with what is known.
+    /// Operators who requested the status are answered with what is known.
     Status,
-    /// The pid file is written again.
+    /// A failed write of the pid file is retried.
     PidFile,
 }
 
-/// Pends until a deadline, for ever without one. A deadline that has passed is not rounded up to a
-/// tick of the clock. Cancel safe.
+/// Waits until the deadline, forever if it is `None`. A deadline in the past completes at once, not
+/// at the next tick of the timer. Cancel safe.
 pub(super) async fn due(next: Option<(Instant, Timer)>) -> Timer {
     match next {
         Some((deadline, timer)) if deadline <= Instant::now() => timer,
@@ -43,7 +43,7 @@ pub(super) async fn due(next: Option<(Instant, Timer)>) -> Timer {
     }
 }
 
-/// Returns `duration` from now, or none when the clock cannot hold it.
+/// Returns the instant `duration` from now, or `None` if the clock cannot represent it.
 pub(super) fn deadline(duration: Duration) -> Option<Instant> {
     Instant::now().checked_add(duration)
 }

@@ -1,4 +1,5 @@
-//! The part of the driver that waits: every source of events, and who handles what it brings.
+//! The part of the driver that waits for all sources of events, and dispatches each event to its
+//! handler.
 
 use super::driver::{Driver, Occurrence};
 use super::head::{ActiveRole, Duty};
@@ -11,7 +12,7 @@ use crate::data_plane::DataPlane;
 use crate::error::{Error, HandoffFailure};
 use crate::handoff::{PredecessorEvent, Successor, SuccessorEvent};
 
-/// What a turn of the event loop begins with.
+/// The reason for one iteration of the event loop.
 enum Wakeup {
     Predecessor(PredecessorEvent),
     Successor(SuccessorEvent),
@@ -23,11 +24,11 @@ enum Wakeup {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Returns the next event. What other generations say goes first: a predecessor that has
-    /// retired, or a successor that has died, changes what a signal means.
+    /// Waits for the next event. Messages of other generations come first, because a retired
+    /// predecessor or a dead successor changes what a signal means.
     ///
     /// # Errors
-    /// What this generation has died of.
+    /// The error that ends this generation.
     pub(super) async fn next_occurrence(&mut self) -> Result<Occurrence, Error> {
         loop {
             if let Some(occurrence) = self.raised.pop_front() {
@@ -120,7 +121,7 @@ impl<P: DataPlane> Driver<P> {
         timers.into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// Returns what the data plane may say now.
+    /// Returns which events of the data plane to wait for now.
     fn awaited(&self) -> Awaited {
         let is_retiring = matches!(self.state, State::Retiring { .. });
         Awaited {
@@ -135,7 +136,7 @@ impl<P: DataPlane> Driver<P> {
     /// Returns whether this process ends with its last connection.
     ///
     /// While the service stops, a successor that is not ready must end first. The active generation
-    /// also outlives all older ones, because a unit and a container end with their main process.
+    /// also waits for all older ones, because a unit and a container end with their main process.
     fn may_be_drained(&self) -> bool {
         let successor = self.successor();
         let has_unready_successor = successor.is_some_and(|successor| !successor.is_ready());
@@ -154,7 +155,8 @@ impl<P: DataPlane> Driver<P> {
     }
 }
 
-/// Waits for the next duty of the active generation, if this process is it. Cancel safe.
+/// Waits for the next duty of the active generation, forever if this process is not active. Cancel
+/// safe.
 async fn next_duty(head: Option<&mut ActiveRole>) -> Duty {
     match head {
         Some(head) => head.next().await,
@@ -162,7 +164,7 @@ async fn next_duty(head: Option<&mut ActiveRole>) -> Duty {
     }
 }
 
-/// Waits for a message of the successor, if there is one. Cancel safe.
+/// Waits for a message of the successor, forever if none exists. Cancel safe.
 async fn next_of_successor(successor: Option<&mut Successor>) -> SuccessorEvent {
     match successor {
         Some(successor) => successor.next().await,

@@ -130,7 +130,7 @@ mod tests {
             let watch = async {
                 match gone(&mut stream).await {
                     Gone::Broken(error) => error.kind(),
-                    Gone::Closed => panic!("TCP knows resets"),
+                    Gone::Closed => panic!("expected a reset"),
                 }
             };
             let (kind, ()) = tokio::join!(watch, async { reset(client) });

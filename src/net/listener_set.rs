@@ -388,15 +388,16 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_socket_follows_its_address_to_a_new_name_and_keeps_its_port() {
+    fn a_bound_socket_keeps_its_port_under_a_new_name() {
         let first = assemble(&["a=127.0.0.1:0", "b=[::1]:0"], vec![]).unwrap();
         let second = assemble(&["c=[::1]:0", "a=127.0.0.1:0"], passed_on(&first)).unwrap();
         let (before, after) = (names_and_addresses(&first), names_and_addresses(&second));
         assert_eq!(after, [("c".to_owned(), before[1].1.clone()), before[0].clone()]);
     }
 
+    /// The socket is closed even if a listener with its name is still configured.
     #[test]
-    fn a_bound_socket_whose_address_is_no_longer_configured_is_closed_even_if_its_name_is() {
+    fn a_bound_socket_is_closed_if_its_address_is_removed() {
         let first = assemble(&["a=127.0.0.1:0"], vec![]).unwrap();
         let second = assemble(&["a=[::1]:0"], passed_on(&first)).unwrap();
         assert_eq!(second.unclaimed().len(), 1);
@@ -404,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_parent_names_is_adopted_wherever_it_listens() {
+    fn a_named_socket_is_adopted_at_any_address() {
         let ((two, at_two), (one, at_one)) = (from_parent(Some("two")), from_parent(Some("one")));
         let set = assemble(&["one=127.0.0.1:1", "two=127.0.0.1:2"], vec![two, one]).unwrap();
         assert_eq!(
@@ -437,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn two_sockets_of_one_name_are_both_served_by_the_listener_of_that_name() {
+    fn two_sockets_with_one_name_are_both_served() {
         let ((web, _), (also_web, _)) = (from_parent(Some("web")), from_parent(Some("web")));
         let set = assemble(&["web=127.0.0.1:1"], vec![web, also_web]).unwrap();
         assert_eq!(set.as_slice().len(), 2);

@@ -125,7 +125,7 @@ impl Passed {
         is_same || (taken.take(&found, ()).is_ok() && taken.take(wanted, ()).is_err())
     }
 
-    /// CarryScheduler the socket into a listener with the given name.
+    /// Turns the socket into a listener with the given name.
     pub(crate) fn adopt(self, name: &str) -> Listener {
         Listener {
             name: name.into(),

@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_report_stands_for_all_that_begin_soon_after_it() {
+    fn one_report_covers_all_shortages_soon_after_it() {
         let now = Instant::now();
         assert!(is_due(None, now));
         assert!(!is_due(Some(now), now + PAUSE / 2));

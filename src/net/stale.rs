@@ -104,7 +104,7 @@ mod tests {
     use crate::address::Address;
 
     #[test]
-    fn of_many_that_find_a_stale_file_one_binds_it() {
+    fn only_one_of_many_processes_binds_a_stale_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("web.sock");
         for _ in 0..50 {

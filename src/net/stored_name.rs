@@ -107,14 +107,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_of_ours_is_none() {
+    fn a_foreign_name_is_not_parsed() {
         for text in ["web", "", "web=%4", "web=%zz", "web=%FF", "web=nowhere"] {
             assert_eq!(StoredName::parse(text), None, "{text}");
         }
     }
 
     #[test]
-    fn a_name_that_would_be_too_long_is_none() {
+    fn a_name_that_would_be_too_long_is_refused() {
         assert_eq!(StoredName::new(&"x".repeat(250), &"127.0.0.1:1".parse().unwrap()), None);
     }
 }

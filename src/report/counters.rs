@@ -205,8 +205,10 @@ mod tests {
         assert_eq!((sum.upstreams["a"]["@u"].connected, sum.handoffs.failed), (8, 10));
     }
 
+    /// When a host name loses an address, the counters of that address are added to those of the
+    /// name.
     #[test]
-    fn what_an_address_counted_that_its_name_has_lost_is_its_names() {
+    fn counters_of_a_lost_address_go_to_its_host_name() {
         let counters = |text: &str| serde_json::from_str::<Counters>(text).unwrap();
         let mut past = counters(
             r#"{"upstreams":{"a":{"b:1/10.0.0.1:1":{"sent":1},"b:1/10.0.0.2:1":{"sent":2},"b:1":{"sent":4},
@@ -253,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn those_of_an_older_version_have_carried_nothing() {
+    fn counters_of_an_older_version_have_carried_nothing() {
         let older: ListenerCounters = serde_json::from_str(r#"{"accepted":1,"cut":2}"#).unwrap();
         assert_eq!(older, ListenerCounters { accepted: 1, cut: 2, ..ListenerCounters::default() });
     }

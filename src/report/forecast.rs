@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 /// The number of connections that may be carried, for each listener with a connection limit.
 ///
-/// The successor reserves that many permits. To all code that passes it on it is opaque.
+/// The successor reserves that many permits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CarryForecast(BTreeMap<String, usize>);
 
 impl CarryForecast {
-    /// Returns the listeners and their numbers of connections.
+    /// Returns each listener with its number of connections.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, usize)> {
         self.0.iter().map(|(listener, count)| (listener.as_str(), *count))
     }

@@ -1,8 +1,8 @@
 //! Status reports: what generations tell each other and an operator about their state.
 //!
 //! These are plain values with a JSON form to which later versions can add. Readers ignore unknown
-//! fields, and an unknown state reads as [`GenerationState::Unknown`]. Times are in milliseconds, because
-//! every language can compute with those.
+//! fields, and an unknown state reads as [`GenerationState::Unknown`]. Times are in milliseconds,
+//! because every language can compute with those.
 
 mod counters;
 mod forecast;
@@ -106,7 +106,7 @@ pub struct Connections {
     /// The age of the oldest open connection.
     pub oldest_ms: Option<u64>,
     /// Bytes transferred in both directions, including those of connections that have ended.
-    pub carried: u64,
+    pub transferred: u64,
 }
 
 /// The status of all generations, as the active one reports it.
@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     const REPORT: &str = r#"{"generation":7,"pid":42,"version":"1.2.3","build":null,"configuration":"c0ffee",
-        "state":"retiring","since_unix_ms":1,"connections":{"open":2,"oldest_ms":3,"carried":4},"drain_left_ms":5}"#;
+        "state":"retiring","since_unix_ms":1,"connections":{"open":2,"oldest_ms":3,"transferred":4},"drain_left_ms":5}"#;
 
     #[test]
     fn a_report_reads_back_as_it_was_written() {
@@ -268,12 +268,12 @@ mod tests {
     }
 
     #[test]
-    fn a_line_stands_in_one_line() {
+    fn a_status_is_printed_on_one_line() {
         let older: Report = serde_json::from_str(REPORT).unwrap();
         let serving = Report {
             generation: older.generation.next(),
             state: GenerationState::Baking,
-            connections: Some(Connections { open: 1200, oldest_ms: None, carried: 0 }),
+            connections: Some(Connections { open: 1200, oldest_ms: None, transferred: 0 }),
             drain_left_ms: None,
             ..older.clone()
         };
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn every_standing_is_named_as_it_is_written() {
+    fn every_state_is_printed_as_it_is_serialized() {
         let all = [
             GenerationState::Starting,
             GenerationState::Probation,

@@ -138,7 +138,7 @@ impl Census {
         Connections {
             open: active,
             oldest_ms: oldest.map(|age| u64::try_from(age).unwrap_or(u64::MAX)),
-            carried: received + sent,
+            transferred: received + sent,
         }
     }
 
@@ -213,7 +213,7 @@ mod tests {
 
     /// The census reports the age of the oldest connection that is still open.
     #[test]
-    fn the_oldest_is_the_one_that_came_first_and_is_still_there() {
+    fn the_oldest_open_connection_determines_the_age() {
         let worker = Workers::start(std::num::NonZeroUsize::MIN).unwrap();
         let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
         let census = Census::default();
@@ -221,8 +221,8 @@ mod tests {
             census.enter(ago(3000), Source::Accepted, Arc::default(), worker.all()[0].load(), None);
         let second =
             census.enter(ago(1000), Source::Accepted, Arc::default(), worker.all()[0].load(), None);
-        let Connections { open, oldest_ms, carried } = census.connections();
-        assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), carried), (2, Some(3), 0));
+        let Connections { open, oldest_ms, transferred } = census.connections();
+        assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), transferred), (2, Some(3), 0));
         drop(first);
         let Connections { open, oldest_ms, .. } = census.connections();
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000)), (1, Some(1)));
@@ -236,7 +236,7 @@ mod tests {
 
     /// A carried connection keeps its age, but only its traffic in this process is counted.
     #[test]
-    fn what_is_taken_over_is_counted_from_then_on_and_may_be_the_oldest() {
+    fn a_carried_connection_keeps_its_age() {
         let worker = Workers::start(std::num::NonZeroUsize::MIN).unwrap();
         let (census, load) = (Census::default(), || worker.all()[0].load());
         let now = Instant::now();
@@ -244,8 +244,8 @@ mod tests {
         let before = now - Duration::from_secs(1000);
         let traffic = Arc::new(Traffic::so_far(7, 8));
         let taken = census.enter(before, Source::Carried, Arc::clone(&traffic), load(), None);
-        let Connections { open, oldest_ms, carried } = census.connections();
-        assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), carried), (2, Some(1), 0));
+        let Connections { open, oldest_ms, transferred } = census.connections();
+        assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), transferred), (2, Some(1), 0));
         census.begin_drain();
         taken.refused();
         taken.end(End::Carried);

@@ -100,8 +100,8 @@ impl<S: Service> DataPlane for Server<S> {
         beat
     }
 
-    /// Stops the accept loops, after which the kernel watches no listener for this process. A worker
-    /// that hangs is not waited for; its loops stop when it runs again.
+    /// Stops the accept loops, after which the kernel watches no listener for this process. A
+    /// worker that hangs is not waited for; its loops stop when it runs again.
     async fn stop_accepting(&mut self) {
         self.stop.cancel();
         self.hearts.clear();
@@ -197,7 +197,7 @@ impl<S: Service> DataPlane for Server<S> {
         Some(all.fold(report::Connections::default(), |sum, one| report::Connections {
             open: sum.open + one.open,
             oldest_ms: sum.oldest_ms.max(one.oldest_ms),
-            carried: sum.carried + one.carried,
+            transferred: sum.transferred + one.transferred,
         }))
     }
 

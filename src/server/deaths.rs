@@ -65,7 +65,7 @@ mod tests {
 
     /// The first death is reported, with its reason on one line.
     #[tokio::test]
-    async fn the_first_death_is_what_is_reported() {
+    async fn the_first_death_is_reported() {
         let deaths = Deaths::default();
         assert!(deaths.first().is_none());
         for (what, panic) in [("worker-2", "no\nmemory"), ("worker-1", "later")] {

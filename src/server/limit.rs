@@ -139,7 +139,7 @@ mod tests {
 
     /// `became_full` reports a full listener once, and again only after another permit was taken.
     #[test]
-    fn a_listener_fills_once_until_a_place_is_taken() {
+    fn a_full_listener_is_reported_once() {
         let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::new(2).unwrap()));
         let (first, second) = (limit.try_take().unwrap(), limit.try_take().unwrap());
         assert!(limit.try_take().is_none());
@@ -157,7 +157,7 @@ mod tests {
     /// A permit held by a waiting accept loop does not keep a carried connection out. A connection
     /// does, if the limit was higher in the predecessor.
     #[test]
-    fn what_loops_hold_for_nobody_is_room_for_one_that_is_there() {
+    fn a_waiting_loop_does_not_keep_a_carried_connection_out() {
         let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::MIN));
         assert!(limit.acquire_for_carried(None, || 0).is_ok());
         let _loops = limit.try_take().unwrap();
@@ -170,8 +170,7 @@ mod tests {
     /// A carried connection always gets a permit if the limit was not higher in the predecessor.
     /// While the limit is exceeded, returned permits are discarded.
     #[test]
-    fn one_that_comes_from_where_there_are_no_more_places_always_has_one_and_those_before_it_leave_none()
-     {
+    fn a_carried_connection_may_exceed_an_unchanged_limit() {
         let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::MIN));
         let mut all = vec![limit.try_take().unwrap()];
         all.extend(
@@ -184,12 +183,13 @@ mod tests {
 
     /// Reserved permits go to carried connections only, until they are released.
     #[test]
-    fn what_is_kept_is_for_those_that_come_from_elsewhere_until_no_more_come() {
+    fn reserved_permits_are_for_carried_connections() {
         let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::new(3).unwrap()));
         limit.reserve(2);
         let _accepted = limit.try_take().unwrap();
         assert!(limit.try_take().is_none());
-        let _carried = limit.acquire_for_carried(None, || unreachable!("one is kept")).unwrap();
+        let _carried =
+            limit.acquire_for_carried(None, || unreachable!("a permit is reserved")).unwrap();
         limit.release_reserved();
         let _late = limit.try_take().unwrap();
         assert!(limit.try_take().is_none());
@@ -200,7 +200,7 @@ mod tests {
 
     /// A permit obtained by waiting also resets the mark that the listener is full.
     #[tokio::test]
-    async fn whoever_has_waited_for_a_place_has_taken_it() {
+    async fn waiting_for_a_permit_takes_it() {
         let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::MIN));
         let place = limit.try_take().unwrap();
         assert!(limit.became_full(|| 1));

@@ -48,7 +48,7 @@ async fn limited(server: &Server<Echo>, times: u64) -> u64 {
 
 /// A listener that becomes full is counted once, not once for each worker or heartbeat.
 #[tokio::test]
-async fn each_time_that_a_listener_is_full_counts_once_for_all_workers_and_heartbeats() {
+async fn a_full_listener_is_counted_once_for_all_workers() {
     let [workers, limit] = [3, 2].map(|count| NonZeroUsize::new(count).unwrap());
     let few: ListenerConfig = "few=127.0.0.1:0".parse().unwrap();
     let few = ListenerConfig { max_connections: Some(limit), ..few };

@@ -149,7 +149,7 @@ impl Connection {
     }
 
     /// Keeps the connection here after all. The service will be called again, and finds the
-    /// detached state in [`Connection::taken_up`].
+    /// detached state in [`Connection::resumed_state`].
     pub(crate) fn stay(&mut self) {
         self.taken_up = self.given_up.take();
     }

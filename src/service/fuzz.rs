@@ -4,12 +4,12 @@ use super::{Echo, Service};
 use crate::carry::CarriedState;
 pub(crate) use crate::service::proxy::fuzz::proxy_header;
 
-/// Restores a parcel of any service. Returns whether one of the services accepts it.
+/// Restores a carried state of any service. Returns whether one of the services accepts it.
 pub(crate) fn take_up(parcel: CarriedState) -> bool {
     Echo.accepts("web", &parcel).is_ok() || super::proxy::fuzz::take_up(parcel)
 }
 
-/// Returns a parcel of each service in each state.
+/// Returns a carried state of each service at each stage.
 #[cfg(test)]
 pub(crate) fn parcels() -> Vec<(String, CarriedState)> {
     let mut parcels = super::proxy::fuzz::parcels();

@@ -44,18 +44,18 @@ pub trait Service: Send + Sync + 'static {
     fn serve(&self, connection: &mut Connection) -> impl Future<Output = io::Result<()>> + Send;
 
     /// Returns whether connections of this listener can be carried. They must then stop at a
-    /// message boundary when [`Connection::is_asked`] says so, and detach with
+    /// message boundary when [`Connection::carry_requested`] says so, and detach with
     /// [`Connection::detach`]. Other connections are drained.
     ///
     /// A service that terminates TLS itself cannot carry connections, because its TLS library does
     /// not export keys and session state. If that is true of some connections only, the service
-    /// opts out for each of them with [`Connection::decline`].
+    /// opts out for each of them with [`Connection::opt_out`].
     fn carries(&self, _listener: &str) -> bool {
         false
     }
 
     /// Checks whether this service can continue a connection that another process detached. If it
-    /// can, [`Service::serve`] finds the state with [`Connection::taken_up`].
+    /// can, [`Service::serve`] finds the state with [`Connection::resumed_state`].
     ///
     /// # Errors
     /// The reason for a refusal, such as an unknown format. The connection then stays in its

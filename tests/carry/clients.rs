@@ -1,10 +1,10 @@
-//! The kinds of clients: each keeps a connection in another state for as long as the load lasts,
-//! and verifies all of it.
+//! The kinds of clients. Each keeps its connection in a different state for as long as the load
+//! lasts, and verifies every byte.
 //!
-//! What a move could lose lies in different places: nothing at all between two requests, bytes in
-//! the queues of the kernel, in the daemon's own hands and in its pipes, an end that one side has
-//! said and the other has not heard yet. When the load is over every client half-closes, and the
-//! end must come exactly after its last byte.
+//! The states differ in what a carry could lose. Between two requests there is nothing to lose.
+//! Otherwise bytes may be in kernel queues, in the daemon's buffers and in its pipes. One side's
+//! end of stream may not have reached the other side. When the load is over, every client
+//! half-closes. The end of stream must then follow exactly after the last byte.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,43 +21,44 @@ use crate::pattern::Dice;
 use crate::tally::{Mishap, Tally};
 use crate::upstream::Role;
 
-/// The largest request of a steady client.
+/// The largest request of a steady client, in bytes.
 const REQUEST: usize = 2_000;
-/// Bytes that a busy client writes or reads at once.
+/// How many bytes a busy client writes or reads at once.
 const PIECE: usize = 32 * 1024;
-/// The largest piece that a slow client reads at once.
+/// The most bytes that a slow client reads at once.
 const SLOW_PIECE: usize = 2_048;
-/// With no room for so long there will be none until somebody reads: the queues are full on every
-/// hop.
+/// How long without room until every queue counts as full. After that there is no room until the
+/// other side reads.
 const FULL_AFTER: Duration = Duration::from_millis(300);
-/// What the kernel may hold of a busy connection at each end of ours. Left to itself it takes
-/// megabytes of each, together more than it has for TCP; then it drops what comes, and what it
-/// tries again ever later looks like a connection that is stuck.
+/// The kernel's buffer size for a busy connection, at each of our ends. By default the kernel takes
+/// megabytes for each connection, more in total than its limit for TCP memory. Then it drops
+/// segments and retransmits ever later, and the connection looks stuck.
 pub(crate) const QUEUE: u32 = 128 * 1024;
-/// The segments of an Ethernet: what the daemon's kernel keeps for us is counted in segments, and
-/// those of a loopback have 64 KiB.
+/// The segment size of Ethernet. The kernel accounts for buffered data in segments, and loopback
+/// segments have 64 KiB.
 pub(crate) const SEGMENT: u32 = 1_460;
-/// The receive buffer of every other slow client, so that its window closes again and again.
+/// The receive buffer of every other slow client: its window closes again and again.
 const NARROW: u32 = 8 * 1024;
-/// Between two requests, in milliseconds: so that thousands of clients do not drown the machine.
+/// The shortest and the longest pause between two requests, in milliseconds. Thousands of clients
+/// would overload the machine without it.
 const PAUSE: (usize, usize) = (400, 1_000);
 
-/// What a client does.
+/// The behaviour of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A small request now and then, each answered.
+    /// Sends a small request now and then, and reads the answer.
     Steady,
     /// Writes without a pause, and reads at once.
     Bulk,
-    /// Writes whatever there is room for, and reads slowly: every queue is full all the time.
+    /// Writes whatever there is room for and reads slowly, so that every queue is always full.
     SlowReader,
-    /// Fills every queue, half-closes, reads slowly to the end; and comes again.
+    /// Fills every queue, half-closes and reads slowly to the end. Then connects again.
     HalfClosed,
-    /// Half-closes at once, and the upstream answers for as long as the load lasts. Through a proxy
-    /// alone.
+    /// Half-closes at once, and the upstream sends for as long as the load lasts. Only behind a
+    /// proxy.
     Listener,
-    /// The upstream half-closes at once, and the client sends for as long as the load lasts.
-    /// Through a proxy alone.
+    /// Sends for as long as the load lasts, and the upstream half-closes at once. Only behind a
+    /// proxy.
     Talker,
 }
 
@@ -66,18 +67,18 @@ pub(crate) enum Kind {
 pub(crate) struct Client {
     pub(crate) kind: Kind,
     pub(crate) to: SocketAddr,
-    /// Whether it is one of ours that answers, and has to be told what is wanted; else it is the
-    /// daemon's echo.
+    /// Whether the load's own upstream answers, which must be told its role. Otherwise the daemon's
+    /// echo answers.
     pub(crate) is_proxied: bool,
-    /// Among those of its kind.
+    /// The number of the client among the clients of its kind.
     pub(crate) number: usize,
     pub(crate) shared: Arc<Shared>,
-    /// How many may be about to connect.
+    /// Limits how many clients connect at the same time.
     pub(crate) doors: Arc<Semaphore>,
 }
 
 impl Client {
-    /// Is at it until the load is over, or until it has lost its connection.
+    /// Runs until the load is over or the connection is lost.
     pub(crate) async fn run(self) -> Tally {
         let mut tally = Tally::default();
         let outcome = match self.kind {
@@ -188,7 +189,7 @@ impl Client {
     async fn talk(&self, tally: &mut Tally) -> Result<(), Mishap> {
         let (mut stream, seed) = self.connect(Role::Swallow, tally).await?;
         let (mut reader, mut writer) = ends(&mut stream, &self.shared, !seed, seed);
-        // The end must come at once, and nothing before it.
+        // The end of stream must come at once, with no byte before it.
         reader.some(&mut [0; 1]).await?;
         self.is_ready();
         let mut dice = Dice::of(seed);
@@ -201,7 +202,7 @@ impl Client {
         writer.finish().await
     }
 
-    /// Sends without a pause until the load is over, and then ends.
+    /// Sends without a pause until the load is over, and then half-closes.
     async fn send_all_along(&self, writer: &mut Writer<'_>) -> Result<(), Mishap> {
         let mut buffer = vec![0; PIECE];
         let mut over = std::pin::pin!(self.shared.over());
@@ -214,7 +215,8 @@ impl Client {
         }
     }
 
-    /// Reads in small pieces and with pauses until the load is over, and then without, to the end.
+    /// Reads in small pieces and with pauses until the load is over. Then reads to the end without
+    /// pauses.
     async fn read_slowly(&self, reader: &mut Reader<'_>) -> Result<(), Mishap> {
         let mut dice = Dice::of(reader.received() ^ self.number as u64);
         let mut buffer = vec![0; SLOW_PIECE];
@@ -228,7 +230,7 @@ impl Client {
         reader.rest(&mut vec![0; PIECE]).await
     }
 
-    /// Lets so many milliseconds pass, unless the load is over before.
+    /// Waits `milliseconds`, or until the load is over.
     async fn idle(&self, milliseconds: usize) {
         let _ = timeout(Duration::from_millis(milliseconds as u64), self.shared.over()).await;
     }
@@ -237,9 +239,9 @@ impl Client {
         self.shared.advance(|progress| progress.ready += 1);
     }
 
-    /// A connection, and the seed of what goes up on it.
+    /// Connects, and returns the connection and the seed of the bytes to send.
     async fn connect(&self, role: Role, tally: &mut Tally) -> Result<(TcpStream, u64), Mishap> {
-        let _door = self.doors.acquire().await.expect("nobody closes it");
+        let _door = self.doors.acquire().await.expect("the semaphore stays open");
         let seed = self.shared.seed();
         let connect = async {
             let socket = TcpSocket::new_v4()?;
@@ -266,7 +268,7 @@ impl Client {
     }
 }
 
-/// Sends until there is no room anywhere.
+/// Sends until every queue is full.
 async fn fill(writer: &mut Writer<'_>) -> Result<(), Mishap> {
     let mut buffer = vec![0; PIECE];
     while let Ok(sent) = timeout(FULL_AFTER, writer.some(&mut buffer)).await {

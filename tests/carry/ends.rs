@@ -1,12 +1,13 @@
-//! The two ends of a conversation's directions, each of which knows its place in the pattern.
+//! The sending and the receiving end of each direction of a connection. Each end knows its position
+//! in the byte pattern.
 //!
-//! Who stops sending says in the ledger how much that was, and then half-closes. Who reads an end
-//! looks it up: one that nobody has said, or that comes before the last byte, is a connection
-//! closed too early. Clients and upstreams are in one process, so that works through a proxy as
-//! well as on an echo.
+//! A writer that stops records in a ledger how much it has sent, and then half-closes. A reader
+//! that gets an end of stream looks it up. If the end is not recorded, or comes before the last
+//! byte, the connection was closed too early. Clients and upstreams share one process, so this
+//! works behind a proxy as well as with an echo.
 //!
-//! Each read has a deadline. A write has none: where the other side reads slowly it has to wait,
-//! and if nothing moves at all that side's reads will tell.
+//! Each read has a deadline. A write has none, because it must wait while the other side reads
+//! slowly. If nothing moves at all, the reads of the other side fail.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,31 +24,30 @@ use crate::pattern::Pattern;
 use crate::support::DEADLINE;
 use crate::tally::{Loss, Mishap};
 
-/// What all connections of a load share.
+/// The state shared by all connections of a load.
 #[derive(Debug)]
 pub(crate) struct Shared {
     progress: Mutex<Progress>,
     moved: Condvar,
-    /// How many bytes each direction had that has ended.
+    /// How many bytes each finished direction has sent, by its seed.
     said: Mutex<HashMap<u64, u64>>,
     over: watch::Sender<bool>,
-    /// Whether everybody is busy: how long an answer took before that says how long it takes to
-    /// come.
+    /// Whether all clients are busy. The duration of answers counts only from then on.
     settled: AtomicBool,
 }
 
-/// How far the load is.
+/// The progress of the load.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Progress {
-    /// Directions that were begun.
+    /// How many directions have started.
     pub(crate) begun: u64,
-    /// Clients that are as busy as they will be.
+    /// How many clients have reached their full activity.
     pub(crate) ready: usize,
-    /// Requests that were answered.
+    /// How many requests were answered.
     pub(crate) answered: u64,
-    /// How many of them somebody waits for.
+    /// The number of answers that the test waits for.
     pub(crate) awaited: u64,
-    /// Connections that were lost.
+    /// How many connections were lost.
     pub(crate) lost: usize,
 }
 
@@ -58,12 +58,12 @@ impl Shared {
         Self { progress, moved: Condvar::new(), said, over, settled: AtomicBool::new(false) }
     }
 
-    /// Notes that something has moved.
+    /// Changes the progress, and wakes the waiting test if necessary.
     pub(crate) fn advance(&self, change: impl FnOnce(&mut Progress)) -> Progress {
         let mut progress = self.progress.lock().unwrap();
         let before = *progress;
         change(&mut progress);
-        // Not at each of ten thousand answers a second.
+        // Waking at each of ten thousand answers a second would cost too much.
         if (before.ready, before.lost) != (progress.ready, progress.lost)
             || progress.answered == progress.awaited
         {
@@ -72,28 +72,28 @@ impl Shared {
         *progress
     }
 
-    /// How far it is now.
+    /// Returns the current progress.
     pub(crate) fn progress(&self) -> Progress {
         *self.progress.lock().unwrap()
     }
 
-    /// Waits until it is as far as that.
+    /// Waits until `is_there` accepts the progress.
     pub(crate) fn wait_until(&self, what: &str, is_there: impl Fn(&Progress) -> bool) {
         let until = Instant::now() + DEADLINE;
         let mut progress = self.progress.lock().unwrap();
         while !is_there(&progress) {
             let left = until.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "the deadline has passed, and not {what}: {:?}", *progress);
+            assert!(!left.is_zero(), "timeout while waiting until {what}: {:?}", *progress);
             progress = self.moved.wait_timeout(progress, left).unwrap().0;
         }
     }
 
-    /// A direction that is none of the others.
+    /// Returns the seed of a new direction.
     pub(crate) fn seed(&self) -> u64 {
         self.advance(|progress| progress.begun += 1).begun
     }
 
-    /// Says that everybody is busy.
+    /// Records that all clients are busy.
     pub(crate) fn settle(&self) {
         self.settled.store(true, Ordering::Relaxed);
     }
@@ -102,7 +102,7 @@ impl Shared {
         self.settled.load(Ordering::Relaxed)
     }
 
-    /// Has everybody come to the end.
+    /// Tells all clients to finish.
     pub(crate) fn end(&self) {
         self.over.send_replace(true);
     }
@@ -111,7 +111,7 @@ impl Shared {
         *self.over.borrow()
     }
 
-    /// When everybody has to come to the end.
+    /// Waits until all clients must finish.
     pub(crate) async fn over(&self) {
         let mut over = self.over.subscribe();
         let _ = over.wait_for(|over| *over).await;
@@ -122,13 +122,13 @@ impl Shared {
             Some(said) if *said == received => return Ok(()),
             Some(said) if *said < received => (Loss::Wrong, format!("of {said}")),
             Some(said) => (Loss::Closed, format!("of {said}")),
-            None => (Loss::Closed, "and nobody had ended".to_owned()),
+            None => (Loss::Closed, "but the sender had not ended".to_owned()),
         };
         Err(Mishap { loss, text: format!("the end came after {received} bytes, {text}") })
     }
 }
 
-/// The end of a direction that sends.
+/// The sending end of a direction.
 #[derive(Debug)]
 pub(crate) struct Writer<'a> {
     half: WriteHalf<'a>,
@@ -137,7 +137,7 @@ pub(crate) struct Writer<'a> {
     sent: u64,
 }
 
-/// The end of a direction that receives.
+/// The receiving end of a direction.
 #[derive(Debug)]
 pub(crate) struct Reader<'a> {
     half: ReadHalf<'a>,
@@ -146,8 +146,8 @@ pub(crate) struct Reader<'a> {
     received: u64,
 }
 
-/// The ends of a stream, of which the one reads the bytes that belong to a seed, and the other
-/// sends those of another.
+/// Returns the two ends of a stream: the reader expects the bytes of one seed, and the writer sends
+/// the bytes of another.
 pub(crate) fn ends<'a>(
     stream: &'a mut TcpStream,
     shared: &'a Shared,
@@ -160,8 +160,8 @@ pub(crate) fn ends<'a>(
 }
 
 impl Writer<'_> {
-    /// Sends as much of that many bytes as there is room for, when there is any. Dropped before
-    /// that, it has sent nothing.
+    /// Waits until there is room, and sends as many bytes of the buffer's length as fit. If the
+    /// future is dropped before, nothing was sent.
     pub(crate) async fn some(&mut self, buffer: &mut [u8]) -> Result<(), Mishap> {
         Pattern::of(self.seed).fill(self.sent, buffer);
         let count = self.half.write(buffer).await.map_err(|error| Mishap::of("sending", &error))?;
@@ -169,20 +169,20 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Sends that many bytes.
+    /// Sends as many bytes as the buffer has.
     pub(crate) async fn all(&mut self, buffer: &mut [u8]) -> Result<(), Mishap> {
         Pattern::of(self.seed).fill(self.sent, buffer);
         self.pass_on(buffer).await
     }
 
-    /// Sends what was received in the direction that this one answers.
+    /// Sends bytes that were received from the other direction.
     pub(crate) async fn pass_on(&mut self, bytes: &[u8]) -> Result<(), Mishap> {
         self.half.write_all(bytes).await.map_err(|error| Mishap::of("sending", &error))?;
         self.sent += bytes.len() as u64;
         Ok(())
     }
 
-    /// Says that nothing more comes.
+    /// Records how much was sent, and half-closes.
     pub(crate) async fn finish(&mut self) -> Result<(), Mishap> {
         self.shared.said.lock().unwrap().insert(self.seed, self.sent);
         self.half.shutdown().await.map_err(|error| Mishap::of("half-closing", &error))
@@ -190,7 +190,7 @@ impl Writer<'_> {
 }
 
 impl Reader<'_> {
-    /// Reads once, and verifies. None at an end that was said.
+    /// Reads once and verifies the bytes. Returns 0 at an expected end of stream.
     pub(crate) async fn some(&mut self, buffer: &mut [u8]) -> Result<usize, Mishap> {
         let count = match timeout(DEADLINE, self.half.read(buffer)).await {
             Ok(Ok(0)) => return self.shared.check_end(self.seed, self.received).map(|()| 0),
@@ -211,7 +211,7 @@ impl Reader<'_> {
         Ok(count)
     }
 
-    /// Reads that many bytes.
+    /// Reads as many bytes as the buffer has.
     pub(crate) async fn all(&mut self, buffer: &mut [u8]) -> Result<(), Mishap> {
         let mut left = buffer.len();
         while left > 0 {
@@ -228,13 +228,13 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Reads to the end, as fast as it comes.
+    /// Reads to the end of stream without a pause.
     pub(crate) async fn rest(&mut self, buffer: &mut [u8]) -> Result<(), Mishap> {
         while self.some(buffer).await? > 0 {}
         Ok(())
     }
 
-    /// Bytes that came and were right.
+    /// Returns how many correct bytes were received.
     pub(crate) const fn received(&self) -> u64 {
         self.received
     }

@@ -1,8 +1,8 @@
-//! Shows that the load sees each way in which a server can do wrong, with a server that does.
+//! Tests of the load itself: its clients detect every way in which a server can fail.
 //!
-//! A test of a promise is worth what it would find. Here an echo alters, loses or repeats some
-//! bytes of every connection, or ends it too early, in order or not; each client must name exactly
-//! that.
+//! A test is worth only what it can find. Here an echo server alters, loses or repeats some bytes
+//! of every connection, or ends the connection too early. Each client must report exactly that
+//! fault.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,10 +17,10 @@ use crate::load::{Load, Service};
 use crate::tally::{Loss, Report};
 
 const CLIENTS: usize = 4;
-/// After so many bytes it goes wrong.
+/// How many bytes are echoed correctly before the fault.
 const RIGHT: usize = 5_000;
 
-/// What an echo does with the bytes that come after the first [`RIGHT`] ones.
+/// The fault in the bytes after the first [`RIGHT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Nothing,
@@ -29,11 +29,11 @@ enum Fault {
     Repeat,
     Close,
     Reset,
-    /// At the end: one byte more than there were.
+    /// Adds one byte at the end.
     Add,
 }
 
-/// Such an echo, for as long as the runtime is kept.
+/// Starts an echo with the fault. It runs as long as the returned runtime.
 fn start(fault: Fault) -> (Runtime, SocketAddr) {
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -65,7 +65,7 @@ async fn echo(mut stream: TcpStream, fault: Fault) -> io::Result<()> {
                 Fault::Repeat => bytes = [&bytes[..50], &bytes[..]].concat(),
                 Fault::Close => {
                     stream.shutdown().await?;
-                    // Read on, or the close would be a reset.
+                    // Reads on, because a close with unread bytes would be a reset.
                     while stream.read(&mut buffer).await? > 0 {}
                     return Ok(());
                 }
@@ -83,7 +83,7 @@ async fn echo(mut stream: TcpStream, fault: Fault) -> io::Result<()> {
     stream.shutdown().await
 }
 
-/// What clients of one kind make of it.
+/// Returns what clients of one kind report about the fault.
 fn load(kind: Kind, fault: Fault) -> Report {
     let (server, address) = start(fault);
     let mut load = Load::new();
@@ -104,7 +104,7 @@ fn load(kind: Kind, fault: Fault) -> Report {
     report
 }
 
-/// Every client met that one loss, and by these words.
+/// Asserts that every client reports that loss once, with those words.
 fn assert_met(kind: Kind, fault: Fault, loss: Loss, words: &str) {
     let report = load(kind, fault);
     let tally = report.0.values().next().unwrap();
@@ -117,7 +117,7 @@ fn assert_met(kind: Kind, fault: Fault, loss: Loss, words: &str) {
 }
 
 #[test]
-fn an_echo_that_does_right_is_whole_for_every_kind_of_client() {
+fn clients_find_no_fault_in_a_correct_echo() {
     for kind in [Kind::Steady, Kind::Bulk, Kind::SlowReader, Kind::HalfClosed] {
         let report = load(kind, Fault::Nothing);
         report.assert_unnoticed();
@@ -126,17 +126,17 @@ fn an_echo_that_does_right_is_whole_for_every_kind_of_client() {
 }
 
 #[test]
-fn bytes_that_are_altered_lost_repeated_or_added_are_named() {
+fn clients_report_altered_lost_repeated_and_added_bytes() {
     for kind in [Kind::Steady, Kind::Bulk, Kind::SlowReader] {
-        assert_met(kind, Fault::Alter, Loss::Wrong, "is of nowhere near");
+        assert_met(kind, Fault::Alter, Loss::Wrong, "is not in the pattern nearby");
         assert_met(kind, Fault::Drop, Loss::Wrong, "7 are lost");
         assert_met(kind, Fault::Repeat, Loss::Wrong, "50 are repeated");
-        assert_met(kind, Fault::Add, Loss::Wrong, "is of nowhere near");
+        assert_met(kind, Fault::Add, Loss::Wrong, "is not in the pattern nearby");
     }
 }
 
 #[test]
-fn connections_that_are_closed_too_early_or_reset_are_told_apart() {
+fn clients_distinguish_an_early_close_from_a_reset() {
     for kind in [Kind::Steady, Kind::Bulk] {
         assert_met(kind, Fault::Close, Loss::Closed, "the end came after");
         assert_met(kind, Fault::Reset, Loss::Reset, "reset");

@@ -1,8 +1,7 @@
-//! Starts a daemon that carries its connections, and has one generation after the other take over.
+//! A daemon that carries its connections, and its handoffs from generation to generation.
 //!
-//! A handoff is over when the new generation is the head and the old one's process has ended, by
-//! itself and well: what it served must have gone on elsewhere by then. How long that took is
-//! printed and not judged.
+//! A handoff is over when the new generation is active and the old process has exited with 0. All
+//! its connections must be served elsewhere by then. The duration is printed and not checked.
 
 use std::fs;
 use std::path::Path;
@@ -14,41 +13,41 @@ use nix::sys::signal::Signal;
 use crate::support::{Event, Line, REAL, Record, assert_becomes, exit_code, holds, kinds, signal};
 use crate::tally::distribution;
 
-/// What makes a daemon carry.
+/// The flag that enables the carry.
 const CARRY: [&str; 1] = ["--carry"];
-/// What is not carried is cut after this; long enough that it is not taken for carried, and short
-/// enough to fail soon.
+/// Connections that are not carried are cut after the drain timeout. It is long enough to differ
+/// clearly from a carry, and short enough to fail soon.
 const LIMITS: [&str; 4] = ["--bake", "0", "--drain-timeout", "10s"];
 
-/// A line of generations.
+/// A daemon and its succession of generations.
 #[derive(Debug)]
 pub(crate) struct Generations {
     pub(crate) line: Line,
-    /// The head.
+    /// The number of the active generation.
     pub(crate) generation: u64,
     pub(crate) pid: u32,
     seen: usize,
-    /// How long each handoff took until the old process had ended, in microseconds.
+    /// How long each handoff took, until the old process had ended, in microseconds.
     took: Vec<u32>,
 }
 
 impl Generations {
-    /// Of a daemon with these arguments, that carries.
+    /// Starts a daemon with these arguments that carries connections.
     pub(crate) fn carrying(arguments: &[&str]) -> Self {
         Self::start(|command, _| {
             command.args(arguments).args(CARRY).args(LIMITS);
         })
     }
 
-    /// Of one that drains instead.
+    /// Starts a daemon that drains connections instead.
     pub(crate) fn draining(arguments: &[&str]) -> Self {
         Self::start(|command, _| {
             command.args(arguments).args(["--no-carry", "--bake", "0", "--drain-timeout", "1s"]);
         })
     }
 
-    /// Of a daemon by a file, that carries: its listener `echo` echoes, and `proxy` passes on to
-    /// that upstream.
+    /// Starts a daemon from a configuration file that carries connections. Its listener `echo`
+    /// echoes, and `proxy` relays to `upstream`.
     pub(crate) fn carrying_by_file(upstream: &str) -> Self {
         Self::start(|command, folder| {
             let text = format!(
@@ -72,14 +71,14 @@ impl Generations {
         Self { line, generation: 1, pid, seen: 0, took: Vec::new() }
     }
 
-    /// Has the head hand over by a signal, and waits until it is gone.
+    /// Starts a handoff by a signal, and waits until the old process has ended.
     pub(crate) fn hand_over(&mut self) {
         let asked = Instant::now();
         signal(self.pid, Signal::SIGHUP);
         self.succeed(asked);
     }
 
-    /// Has the head hand over by an operator, who waits until all of its connections have gone on.
+    /// Starts a handoff by the `reload` command, which waits until all connections have moved.
     pub(crate) fn reload(&mut self) {
         let asked = Instant::now();
         self.line.asked(&["reload", "--wait-drained"]).well();
@@ -96,7 +95,7 @@ impl Generations {
         self.took.push(u32::try_from(asked.elapsed().as_micros()).unwrap());
     }
 
-    /// Stops the line, and tells its whole log; nothing in it may be out of order.
+    /// Stops the daemon and returns its whole log. The log must have no warning or error.
     pub(crate) fn stop(self) -> Vec<Record> {
         signal(self.pid, Signal::SIGTERM);
         assert_eq!(exit_code(self.pid), 0);
@@ -106,19 +105,19 @@ impl Generations {
         records
     }
 
-    /// How long the handoffs took, in words.
+    /// Describes how long the handoffs took.
     pub(crate) fn took(&self) -> String {
         format!("handoffs, to the end of the old process: {}", distribution(&self.took))
     }
 }
 
-/// What a process holds that could grow from generation to generation.
+/// Resources of a process that could grow from generation to generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Holdings {
-    /// What each descriptor is that is neither a socket nor a pipe, sorted; for those see
-    /// [`count`].
+    /// The target of each descriptor that is neither a socket nor a pipe, sorted. For sockets and
+    /// pipes see [`count`].
     pub(crate) descriptors: Vec<String>,
-    /// What it was born with, but for the values: its ordinal is another each time.
+    /// The names of the environment variables. Their values differ, such as the generation number.
     pub(crate) variables: Vec<String>,
     pub(crate) arguments: Vec<u8>,
 }
@@ -138,17 +137,17 @@ impl Holdings {
     }
 }
 
-/// How many descriptors of a kind a process holds: `socket`, or `pipe`, of which a thread keeps
-/// some for the next transfer.
+/// Returns how many descriptors of a kind a process holds: `socket` or `pipe`. Threads keep some
+/// pipes for the next transfer.
 pub(crate) fn count(pid: u32, kind: &str) -> usize {
     kinds(pid).remove(kind).unwrap_or(0)
 }
 
-/// Waits until a process has let go of its channels to a predecessor that has gone: it hears of the
-/// end after everybody else.
+/// Waits until a process has closed its channels to an ended predecessor. It learns of that end
+/// later than other observers.
 pub(crate) fn wait_until_alone(pid: u32) {
-    // The type is in the fifth column, in hexadecimal, the inode in the seventh: proc(5). Only
-    // channels keep messages apart.
+    // The type is in the fifth column, in hexadecimal, and the inode in the seventh: proc(5). Only
+    // these channels are seqpacket sockets.
     const SEQPACKET: &str = "0005";
     let channels = || {
         let held: Vec<String> = holds(pid).into_values().collect();
@@ -160,19 +159,19 @@ pub(crate) fn wait_until_alone(pid: u32) {
     assert_becomes(&0, channels);
 }
 
-/// How many bytes a process was born with.
+/// Returns the size of the environment that a process started with, in bytes.
 pub(crate) fn born_with(pid: u32) -> usize {
     fs::read(format!("/proc/{pid}/environ")).unwrap().len()
 }
 
-/// The memory that a process has resident, in KiB.
+/// Returns the resident memory of a process, in KiB.
 pub(crate) fn resident(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// The time since then, to the millisecond.
+/// Returns the time since `start`, rounded down to milliseconds.
 pub(crate) fn since(start: Instant) -> Duration {
     Duration::from_millis(u64::try_from(start.elapsed().as_millis()).unwrap())
 }

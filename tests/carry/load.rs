@@ -1,9 +1,9 @@
-//! A load of verified connections: clients of several kinds and the upstream of those that go
-//! through a proxy.
+//! A load of verified connections: clients of several kinds, and the upstream of those behind a
+//! proxy.
 //!
-//! All of it is in one runtime of two threads, as many as the machine has cores. A load begins when
-//! every connection is as busy as it will be, and it ends when every client and every upstream
-//! connection has come to its end, or to a loss.
+//! All of it runs in one runtime of two threads, one for each core of the machine. A load begins
+//! when every connection has reached its full activity. It ends when every client and every
+//! upstream connection has ended or was lost.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::support::{DEADLINE, raise_descriptor_limit};
 use crate::tally::{Report, Tally};
 use crate::upstream::Upstream;
 
-/// How many clients may be about to connect at once: no more than wait in any listener's queue.
+/// How many clients may connect at the same time: no more than fit into any listener's backlog.
 const DOORS: usize = 128;
 
-/// Clients at work.
+/// A running load of clients.
 #[derive(Debug)]
 pub(crate) struct Load {
     runtime: Runtime,
@@ -32,17 +32,17 @@ pub(crate) struct Load {
     clients: Vec<(String, JoinHandle<Tally>)>,
 }
 
-/// Who answers the clients.
+/// The server that answers the clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Service {
     /// The daemon itself.
     Echo,
-    /// The load's own upstream, through the daemon.
+    /// The load's own upstream, behind the daemon.
     Proxy,
 }
 
 impl Load {
-    /// Of nobody yet.
+    /// Returns a load without clients.
     pub(crate) fn new() -> Self {
         raise_descriptor_limit();
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -57,12 +57,12 @@ impl Load {
         }
     }
 
-    /// Where a proxy has to pass its connections on to.
+    /// Returns the address of the load's upstream.
     pub(crate) fn upstream(&self) -> SocketAddr {
-        self.upstream.as_ref().expect("it is there until the end").address
+        self.upstream.as_ref().expect("the upstream runs until the end").address
     }
 
-    /// Lets so many clients of a kind come to a listener with that service.
+    /// Starts `count` clients of a kind that connect to a listener with that service.
     pub(crate) fn add(&mut self, service: Service, to: &str, kind: Kind, count: usize) {
         let is_proxied = service == Service::Proxy;
         for number in 0..count {
@@ -73,35 +73,37 @@ impl Load {
         }
     }
 
-    /// Waits until every client is as busy as it will be, or one was lost.
+    /// Waits until every client has reached its full activity, or a connection was lost.
     pub(crate) fn settle(&self) {
         let all = self.clients.len();
-        self.shared
-            .wait_until("is everybody busy", |progress| progress.ready >= all || progress.lost > 0);
+        self.shared.wait_until("all clients are busy", |progress| {
+            progress.ready >= all || progress.lost > 0
+        });
         self.shared.settle();
     }
 
-    /// Waits until so many more requests were answered, or a connection was lost.
+    /// Waits until `count` more requests were answered, or a connection was lost.
     pub(crate) fn wait_for_answers(&self, count: u64) {
         self.shared.advance(|progress| progress.awaited = progress.answered + count);
-        self.shared
-            .wait_until("are they answered", |now| now.answered >= now.awaited || now.lost > 0);
+        self.shared.wait_until("the requests are answered", |now| {
+            now.answered >= now.awaited || now.lost > 0
+        });
     }
 
-    /// Waits until that many connections are lost, on whichever side.
+    /// Waits until `count` connections are lost, on either side of the proxy.
     pub(crate) fn wait_for_losses(&self, count: usize) {
-        self.shared.wait_until("are they lost", |progress| progress.lost >= count);
+        self.shared.wait_until("the connections are lost", |progress| progress.lost >= count);
     }
 
-    /// Whether nobody has noticed anything so far.
+    /// Returns whether no connection has been lost so far.
     pub(crate) fn is_whole(&self) -> bool {
         self.shared.progress().lost == 0
     }
 
-    /// Has every client come to its end, and tells what all of them met.
+    /// Tells every client to finish, and returns the report of all connections.
     pub(crate) fn end(mut self) -> Report {
         self.shared.end();
-        let upstream = self.upstream.take().expect("it ends once");
+        let upstream = self.upstream.take().expect("the load ends only once");
         let clients = std::mem::take(&mut self.clients);
         self.runtime.block_on(async {
             let mut report = Report::default();

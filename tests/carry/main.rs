@@ -1,14 +1,13 @@
-//! Holds the daemon to the promise of `--carry`: a connection that a handoff moves notices nothing.
+//! Tests of `--carry`: a connection that a handoff moves must not notice the move.
 //!
-//! `cargo test --test carry`. Apart from the other tests, for it takes both cores for minutes:
-//! thousands of connections, a thousand handoffs. `promises.rs` has the claims. The rest is the
-//! load (`load.rs`): clients and upstreams that verify every byte by its place (`pattern.rs`) and
-//! every end against what was said on the other side (`ends.rs`), and count what they met
-//! (`tally.rs`). That they see what they have to see, `faults.rs` shows with a server that does
-//! wrong.
+//! Run with `cargo test --test carry`. These tests are separate from the others because they use
+//! both cores for minutes: thousands of connections, a thousand handoffs. The claims are in
+//! `promises.rs`. The rest is the load (`load.rs`). Its clients and upstreams verify every byte
+//! (`pattern.rs`) and every end of stream (`ends.rs`), and count what they met (`tally.rs`).
+//! `faults.rs` uses a faulty server to show that they detect faults.
 //!
-//! `sessions.rs` has the claims for programs of others: their servers (`servers.rs`), and their
-//! clients (`talk.rs`). As root.
+//! `sessions.rs` has the claims for other programs: their servers (`servers.rs`) and clients
+//! (`talk.rs`). It must run as root.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

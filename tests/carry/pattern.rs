@@ -1,26 +1,27 @@
-//! Gives each connection bytes of its own, of which each is a function of its place.
+//! The byte pattern of a connection: each byte is a function of the connection's seed and of its
+//! position.
 //!
-//! So one that receives knows what has to come without keeping what was sent, and a byte that is
-//! lost, repeated, altered or another connection's is found where it comes. Eight bytes are made at
-//! once: two cores have to make and verify all of it beside the daemon that is under load.
+//! A receiver knows which byte must come next without a copy of what was sent. It detects a lost,
+//! repeated, altered or foreign byte at once. Eight bytes are generated together, because two cores
+//! generate and verify all of it beside the daemon under load.
 
-/// How far from its place a piece is looked for, to say how many bytes were lost or repeated before
-/// it.
+/// How far around its position a piece is searched, in bytes. The distance tells how many bytes
+/// were lost or repeated.
 const SEARCHED: u64 = 1024 * 1024;
-/// So many bytes are not found by chance.
+/// How many bytes are compared in a search: enough to exclude a match by chance.
 const SAMPLE: usize = 12;
 
-/// The bytes of one connection.
+/// The byte pattern of one direction of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pattern(u64);
 
 impl Pattern {
-    /// No two seeds have the same.
+    /// Returns the pattern of a seed. No two seeds have the same pattern.
     pub(crate) const fn of(seed: u64) -> Self {
         Self(mix(seed))
     }
 
-    /// Writes what comes from that place on.
+    /// Fills the buffer with the pattern from `offset` on.
     pub(crate) fn fill(self, offset: u64, buffer: &mut [u8]) {
         self.pieces(offset, buffer.len(), |range, expected| {
             buffer[range].copy_from_slice(expected);
@@ -28,7 +29,8 @@ impl Pattern {
         });
     }
 
-    /// Whether that is what comes from that place on; else where it goes wrong, and in what way.
+    /// Verifies that the bytes are the pattern from `offset` on. The error says where they differ,
+    /// and how.
     pub(crate) fn check(self, offset: u64, bytes: &[u8]) -> Result<(), String> {
         let mut right = 0;
         self.pieces(offset, bytes.len(), |range, expected| {
@@ -43,8 +45,8 @@ impl Pattern {
         })
     }
 
-    /// Goes through that many bytes by words, as long as `each` says so; it is told where in them,
-    /// and what belongs there.
+    /// Generates `length` bytes of the pattern in pieces, for as long as `each` returns true.
+    /// `each` gets the range of a piece and its bytes.
     fn pieces(
         self,
         offset: u64,
@@ -70,7 +72,7 @@ impl Pattern {
         mix(self.0.wrapping_add(index)).to_le_bytes()
     }
 
-    /// What came instead of what belongs there.
+    /// Describes the wrong bytes.
     fn diagnose(self, offset: u64, came: &[u8]) -> String {
         let from = offset.saturating_sub(SEARCHED);
         let mut around = vec![0; usize::try_from(offset + SEARCHED - from).unwrap()];
@@ -85,22 +87,22 @@ impl Pattern {
                 format!("at byte {offset}: {} are lost", later - offset)
             }
             Some(earlier) => format!("at byte {offset}: {} are repeated", offset - earlier),
-            None => format!("at byte {offset}: {sample:02x?} is of nowhere near"),
+            None => format!("at byte {offset}: {sample:02x?} is not in the pattern nearby"),
         }
     }
 }
 
-/// Numbers that look like chance, the same each time: how large a piece is, how long a pause.
+/// Pseudo-random numbers for sizes and pauses, the same in each run.
 #[derive(Clone, Debug)]
 pub(crate) struct Dice(u64);
 
 impl Dice {
-    /// Those that belong to a seed.
+    /// Returns the numbers of a seed.
     pub(crate) const fn of(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// One from `least` to `most`.
+    /// Returns a number from `least` to `most`.
     pub(crate) fn between(&mut self, least: usize, most: usize) -> usize {
         self.0 = self.0.wrapping_add(1);
         let [a, b, c, d, ..] = mix(self.0.rotate_left(32)).to_le_bytes();
@@ -117,8 +119,9 @@ const fn mix(number: u64) -> u64 {
     number ^ (number >> 31)
 }
 
+/// Any division into pieces gives the same bytes, and each fault is described.
 #[test]
-fn the_pattern_is_the_same_in_whatever_pieces_and_names_what_is_wrong_with_it() {
+fn the_pattern_is_consistent_and_detects_every_fault() {
     let pattern = Pattern::of(7);
     let mut whole = vec![0; 5_000];
     pattern.fill(3, &mut whole);

@@ -1,9 +1,9 @@
-//! The claims: over hundreds of handoffs no connection ends, no byte is wrong, and nothing is left
-//! behind.
+//! Tests of the promises of `--carry`: over hundreds of handoffs no connection ends, no byte is
+//! wrong, and nothing leaks.
 //!
-//! Each load takes all of the machine, so they take turns. A test stops at the first handoff that
-//! somebody has noticed, and says what all of them met. How long answers took is printed; nothing
-//! is judged by the clock.
+//! Each load uses the whole machine, so the tests run one at a time. A test stops at the first
+//! handoff that lost a connection, and prints what all connections met. The duration of answers is
+//! printed and not checked.
 
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,18 +17,19 @@ use crate::load::{Load, Service};
 use crate::support::assert_becomes;
 use crate::tally::Loss;
 
-/// How much more memory the last of a thousand generations may have than the fiftieth, in KiB: by
-/// this, two KiB that each handoff leaves behind are found.
+/// How much more memory generation 1,000 may have than generation 50, in KiB. A leak of two KiB per
+/// handoff exceeds this.
 const MORE_MEMORY: u64 = 2 * 1024;
 
-/// One load at a time.
+/// Waits for the turn of this test, because only one load may run at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// No connection ends and no byte is wrong.
 #[test]
-fn no_connection_ends_and_no_byte_is_wrong_over_a_hundred_handoffs() {
+fn a_hundred_handoffs_lose_no_connection_and_no_byte() {
     const HANDOFFS: usize = 100;
     const ECHOED: usize = 5_000;
     const PROXIED: usize = 2_000;
@@ -41,7 +42,8 @@ fn no_connection_ends_and_no_byte_is_wrong_over_a_hundred_handoffs() {
     load.settle();
     for _ in 0..HANDOFFS {
         line.hand_over();
-        // As many requests as there are connections: each generation is asked by most of them.
+        // Waits for as many requests as there are connections, so that most connections send one to
+        // each generation.
         load.wait_for_answers((ECHOED + PROXIED) as u64);
         if !load.is_whole() {
             break;
@@ -53,8 +55,9 @@ fn no_connection_ends_and_no_byte_is_wrong_over_a_hundred_handoffs() {
     line.stop();
 }
 
+/// The clients keep every queue full, half-close, or wait for the other side's end of stream.
 #[test]
-fn full_queues_and_half_closed_connections_lose_nothing_over_handoffs() {
+fn busy_and_half_closed_connections_survive_handoffs() {
     const HANDOFFS: usize = 25;
     const EACH: usize = 20;
     let _turn = alone();
@@ -72,7 +75,7 @@ fn full_queues_and_half_closed_connections_lose_nothing_over_handoffs() {
     }
     load.add(Service::Proxy, &proxy, Kind::Listener, EACH);
     load.add(Service::Proxy, &proxy, Kind::Talker, EACH);
-    // To see what all of that makes of an answer.
+    // These clients measure how the load affects answers.
     load.add(Service::Echo, &echo, Kind::Steady, EACH);
     load.add(Service::Proxy, &proxy, Kind::Steady, EACH);
     load.settle();
@@ -90,8 +93,8 @@ fn full_queues_and_half_closed_connections_lose_nothing_over_handoffs() {
     lines.into_iter().for_each(|line| drop(line.stop()));
 }
 
-/// One that comes again is there twice for an instant: it has heard the end of its first
-/// connection, which is not closed yet.
+/// Asserts the number of sockets. A client that reconnects has two for an instant: its first
+/// connection has ended but is not closed yet.
 fn assert_so_many_sockets(pid: u32, expected: &RangeInclusive<usize>) {
     assert_becomes(&None, || {
         Some(count(pid, "socket")).filter(|sockets| !expected.contains(sockets))
@@ -101,13 +104,14 @@ fn assert_so_many_sockets(pid: u32, expected: &RangeInclusive<usize>) {
 #[test]
 fn nothing_is_leaked_over_a_thousand_handoffs() {
     const HANDOFFS: u64 = 1_000;
-    /// By then whatever grows only once has grown.
+    /// By this generation, memory that grows only once has grown.
     const FIRST: u64 = 50;
     let _turn = alone();
     let start = Instant::now();
     let mut load = Load::new();
     let mut line = Generations::carrying_by_file(&load.upstream().to_string());
-    // What whoever runs the tests has left open came to the first one, and goes no further.
+    // The first generation may inherit open descriptors from the caller of the tests. Later
+    // generations do not.
     line.hand_over();
     wait_until_alone(line.pid);
     let held = || (count(line.pid, "socket"), count(line.pid, "pipe"));
@@ -119,8 +123,8 @@ fn nothing_is_leaked_over_a_thousand_handoffs() {
     let (mut connected, mut come_again) = (sockets, 0);
     let mut count_of = |kind, sockets| {
         connected += sockets;
-        // One that half-closes is done with here long before it has read all, and then it comes
-        // again.
+        // The daemon finishes with a half-closing client before that client has read everything and
+        // reconnects.
         if kind == Kind::HalfClosed {
             come_again += sockets;
         }
@@ -135,7 +139,7 @@ fn nothing_is_leaked_over_a_thousand_handoffs() {
     }
     let expected = connected - come_again..=connected;
     load.settle();
-    // The least of some: what a busy moment needs beside is not what grows.
+    // Takes the minimum of several generations, which excludes memory of a busy moment.
     let (mut memory_then, mut memory_now) = (u64::MAX, u64::MAX);
     let mut held_then = None;
     for number in 1..=HANDOFFS {
@@ -160,21 +164,21 @@ fn nothing_is_leaked_over_a_thousand_handoffs() {
         println!("{memory_now} KiB and {} ends of pipes after {HANDOFFS}", count(line.pid, "pipe"));
         assert_so_many_sockets(line.pid, &expected);
         assert_eq!(Holdings::of(line.pid), then);
-        // The ordinal has two digits more, and so may some count.
+        // The generation number has two more digits, and some counts may have too.
         assert!(
             born_with(line.pid) <= born_then + 16,
             "the environment has grown from {born_then} bytes"
         );
         assert!(
             memory_now <= memory_then + MORE_MEMORY,
-            "{memory_then} KiB have become {memory_now}"
+            "memory grew from {memory_then} KiB to {memory_now} KiB"
         );
     }
     let report = load.end();
     println!("{} generations in {:?}; {}\n{report}", line.generation, since(start), line.took());
     report.assert_unnoticed();
-    // Nobody is connected any more, and no pipe is lent to anybody: the next has what the first
-    // had.
+    // No client is connected and no pipe is in use, so the next generation holds what the first one
+    // held.
     line.hand_over();
     assert_becomes(&(sockets, pipes), || (count(line.pid, "socket"), count(line.pid, "pipe")));
     let left = Holdings::of(line.pid);
@@ -183,7 +187,7 @@ fn nothing_is_leaked_over_a_thousand_handoffs() {
     line.stop();
 }
 
-/// The load sees what it is there to see.
+/// Shows that the load detects lost connections.
 #[test]
 fn a_handoff_that_drains_is_noticed_by_every_client() {
     const EACH: usize = 5;
@@ -203,7 +207,7 @@ fn a_handoff_that_drains_is_noticed_by_every_client() {
     load.add(Service::Proxy, &proxy, Kind::Talker, EACH);
     load.settle();
     lines.iter_mut().for_each(Generations::hand_over);
-    // On echoes one side each, through a proxy two.
+    // With an echo one side loses its connection, behind a proxy both sides do.
     load.wait_for_losses((3 + 2 * 5) * EACH);
     let report = load.end();
     println!("{report}");

@@ -1,10 +1,10 @@
-//! Starts servers of Debian's packages, PostgreSQL and OpenSSH, for one test each, and makes their
-//! clients ready.
+//! The servers of PostgreSQL and OpenSSH from Debian's packages, started for one test each, and
+//! their clients.
 //!
-//! A server is the first process of namespaces of its own. So all that it starts ends when it does,
-//! however the test ends: its processes, its shared memory, and what it leaves in `/run` and
-//! `/var/log`, which are empty in there. It needs root for that. A server knows nothing of this
-//! machine's configuration. What is missing fails the test, with the name of the package.
+//! A server is the first process of its own namespaces, so all that it starts ends with it, however
+//! the test ends. That includes its processes, its shared memory, and its files in `/run` and
+//! `/var/log`, which are private. This needs root. A server does not use this machine's
+//! configuration. A missing program fails the test with the name of its package.
 
 use std::fs::{self, File};
 use std::io;
@@ -25,24 +25,24 @@ use tempfile::TempDir;
 use crate::support::{DEADLINE, exit_code, free_port, signal};
 use crate::talk::Talk;
 
-/// Where Debian has a folder for each version of PostgreSQL.
+/// Debian's folder with a subfolder for each version of PostgreSQL.
 const POSTGRESQL: &str = "/usr/lib/postgresql";
-/// Who logs in.
+/// The user that logs in.
 const VISITOR: &str = "visitor";
-/// Debian's `nobody`, which the visitor is by number.
+/// The user id of Debian's `nobody`, which the visitor has.
 const NOBODY: u32 = 65_534;
 
-/// A server.
+/// A running server.
 #[derive(Debug)]
 struct Server {
     folder: TempDir,
-    /// The first process of its namespaces.
+    /// The first process of the server's namespaces.
     first: Child,
 }
 
 impl Server {
-    /// Starts a command in a folder, and waits until it says that it is ready. There are more
-    /// things to see in there: each of `mounts` is seen as the second.
+    /// Starts a command in a folder, and waits until it logs that it is ready. Each of `mounts` is
+    /// a path outside, and the path inside at which the server sees it.
     fn start(
         folder: TempDir,
         mut command: Command,
@@ -58,8 +58,13 @@ impl Server {
             Self { folder, first: first.unwrap_or_else(|error| panic!("{command:?}: {error}")) };
         let until = Instant::now() + DEADLINE;
         while !server.log().contains(ready) {
-            assert!(Instant::now() < until, "it does not say that it is ready:\n{}", server.log());
-            assert_eq!(server.first.try_wait().unwrap(), None, "it has ended:\n{}", server.log());
+            assert!(Instant::now() < until, "the server is not ready in time:\n{}", server.log());
+            assert_eq!(
+                server.first.try_wait().unwrap(),
+                None,
+                "the server has ended:\n{}",
+                server.log()
+            );
             thread::yield_now();
         }
         server
@@ -69,7 +74,7 @@ impl Server {
         fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
-    /// Ends it in order.
+    /// Stops the server with the signal `by`, and asserts that it exits with 0.
     fn stop(&self, by: Signal) {
         signal(self.first.id(), by);
         assert_eq!(exit_code(self.first.id()), 0, "{}", self.log());
@@ -86,8 +91,8 @@ impl Drop for Server {
     }
 }
 
-/// Starts a command as the first process of new namespaces. The thread that calls is of no use
-/// afterwards.
+/// Starts a command as the first process of new namespaces. The calling thread cannot be used for
+/// anything else afterwards.
 fn start_apart(command: &mut Command, mounts: &[(PathBuf, &str)]) -> io::Result<Child> {
     const NONE: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWNS)?;
@@ -101,7 +106,7 @@ fn start_apart(command: &mut Command, mounts: &[(PathBuf, &str)]) -> io::Result<
             Some("mode=755"),
         )?;
     }
-    // Where sshd confines its process without rights.
+    // sshd confines its unprivileged process here.
     fs::create_dir("/run/sshd")?;
     for (source, target) in mounts {
         mount(Some(source), *target, NONE, MsFlags::MS_BIND, NONE)?;
@@ -109,18 +114,18 @@ fn start_apart(command: &mut Command, mounts: &[(PathBuf, &str)]) -> io::Result<
     command.spawn()
 }
 
-/// A folder that every user may look into.
+/// Creates a folder that every user may enter.
 fn folder() -> TempDir {
     assert!(
         nix::unistd::geteuid().is_root(),
-        "the servers need namespaces and users of their own: run this as root"
+        "run this as root: the servers need namespaces and other users"
     );
     let folder = tempfile::Builder::new().prefix("handoffd-").tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     folder
 }
 
-/// A program, without anything that this environment says to it.
+/// Returns a command for a program with an empty environment.
 fn program(path: impl AsRef<Path>, package: &str) -> Command {
     let path = path.as_ref();
     assert!(path.exists(), "{} is missing: apt-get install {package}", path.display());
@@ -129,20 +134,20 @@ fn program(path: impl AsRef<Path>, package: &str) -> Command {
     command
 }
 
-/// A user whom a package makes.
+/// Returns a user that a package creates.
 fn user(name: &str, package: &str) -> User {
     User::from_name(name)
         .unwrap()
-        .unwrap_or_else(|| panic!("there is no user {name}: apt-get install {package}"))
+        .unwrap_or_else(|| panic!("no user {name}: apt-get install {package}"))
 }
 
-/// Runs a command to its end, which must be a good one.
+/// Runs a command, and asserts that it succeeds.
 fn run(command: &mut Command) {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {output:?}");
 }
 
-/// A PostgreSQL that listens on a Unix socket only, and trusts everybody.
+/// A PostgreSQL that listens only on a Unix socket, and trusts every user.
 #[derive(Debug)]
 pub(crate) struct Postgres {
     server: Server,
@@ -160,7 +165,7 @@ impl Postgres {
             .unwrap_or_else(|| panic!("{POSTGRESQL} is missing: apt-get install postgresql"));
         let programs = Path::new(POSTGRESQL).join(version.to_string()).join("bin");
         let user = user("postgres", "postgresql");
-        // It refuses to be root.
+        // PostgreSQL refuses to run as root.
         chown(folder.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
         let (by_its_user, data) = (
             |name: &str| {
@@ -175,7 +180,8 @@ impl Postgres {
             .arg(&data));
         let mut command = by_its_user("postgres");
         command.arg("-D").arg(&data).arg("-k").arg(folder.path());
-        // Shared memory that ends with its namespace, and not a file of this machine's.
+        // System V shared memory ends with its namespace. The default would create a file on this
+        // machine.
         command.args([
             "-c",
             "listen_addresses=",
@@ -188,18 +194,18 @@ impl Postgres {
         Self { server, programs }
     }
 
-    /// Where it listens.
+    /// Returns the path on which the server listens.
     pub(crate) fn socket(&self) -> String {
         self.server.folder.path().join(".s.PGSQL.5432").to_str().unwrap().to_owned()
     }
 
-    /// A session that prints answers and nothing else, through a listener at that address.
+    /// Starts a psql session that prints only answers, through a listener at that address.
     pub(crate) fn session(&self, address: &str) -> Talk {
         let (host, port) = address.split_once(':').unwrap();
         self.psql(&format!("host={host} port={port}"))
     }
 
-    /// One with nothing between.
+    /// Starts a psql session without a proxy.
     pub(crate) fn direct_session(&self) -> Talk {
         self.psql(&format!("host={}", self.server.folder.path().display()))
     }
@@ -218,13 +224,13 @@ impl Postgres {
         Talk::start(&mut command)
     }
 
-    /// Ends it as an operator does who does not wait for sessions.
+    /// Stops the server without waiting for its sessions.
     pub(crate) fn stop(&self) {
         self.server.stop(Signal::SIGINT);
     }
 }
 
-/// An sshd with a key of its own, and a user who may log in.
+/// An sshd with its own host key, and a user who may log in.
 #[derive(Debug)]
 pub(crate) struct Sshd {
     server: Server,
@@ -250,8 +256,7 @@ impl Sshd {
             separated.uid, separated.gid
         );
         let address = format!("{}:{}", Ipv4Addr::LOCALHOST, free_port());
-        // A folder that everybody may write to, as the one for temporary files, is none for keys
-        // otherwise.
+        // StrictModes is off because sshd rejects keys in a folder that every user may write to.
         let config = format!(
             "ListenAddress {address}\nHostKey {at}/host\nAuthorizedKeysFile {at}/client.pub\nStrictModes no\n\
              AuthenticationMethods publickey\nAllowUsers {VISITOR}\nUsePAM no\nPidFile none\nPrintMotd no\n\
@@ -267,17 +272,17 @@ impl Sshd {
         Self { server, address }
     }
 
-    /// A file there, where the visitor is at home.
+    /// Returns the path of a file in the visitor's home on the server.
     pub(crate) fn at_home(&self, name: &str) -> PathBuf {
         self.server.folder.path().join("home").join(name)
     }
 
-    /// A file of the client's.
+    /// Returns the path of a file on the client's side.
     pub(crate) fn here(&self, name: &str) -> PathBuf {
         self.server.folder.path().join(name)
     }
 
-    /// A session that runs a command over there, through a listener at that address.
+    /// Starts an ssh session that runs a command on the server, through a listener at that address.
     pub(crate) fn session(&self, address: &str, options: &[&str], command: &str) -> Talk {
         let mut ssh = self.client("/usr/bin/ssh", address);
         Talk::start(
@@ -285,7 +290,7 @@ impl Sshd {
         )
     }
 
-    /// A session that copies files as it is told.
+    /// Starts an sftp session that copies files on request.
     pub(crate) fn files(&self, address: &str) -> Talk {
         let mut sftp = self.client("/usr/bin/sftp", address);
         Talk::start(sftp.args(["-q", "-b", "-", &format!("{VISITOR}@{}", Ipv4Addr::LOCALHOST)]))

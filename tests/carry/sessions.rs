@@ -1,10 +1,9 @@
-//! The claims for programs of others: sessions of PostgreSQL's and OpenSSH's own clients, behind
-//! the proxy, notice no handoff.
+//! Tests of other programs behind the proxy: sessions of the PostgreSQL and OpenSSH clients do not
+//! notice a handoff.
 //!
-//! What they say to each other is theirs: a byte that is lost, repeated or altered ends an SSH
-//! session by its checksums, and a database's by its protocol. Each handoff happens while something
-//! is under way, for that is made to last: a statement waits for a lock, the result of another has
-//! not been read, or there is a next one as long as the handoff is not over.
+//! A lost, repeated or altered byte ends an SSH session by its checksums and a database session by
+//! its protocol. Each handoff happens while the session is at work. A statement waits for a lock, a
+//! result has not been read, or requests follow each other until the handoff is over.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +19,7 @@ use crate::talk::Talk;
 const HANDOFFS: u64 = 20;
 
 #[test]
-fn a_database_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() {
+fn a_busy_database_session_survives_twenty_handoffs() {
     const WHO: &str = "select pg_backend_pid(), pg_current_xact_id(), pg_my_temp_schema();\n";
     const EACH: u64 = HANDOFFS / 4;
     let start = Instant::now();
@@ -52,7 +51,7 @@ fn a_database_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() 
         "select count(*), sum(number) from noted;\n",
         &format!("{noted}|{}\n", noted * (noted + 1) / 2),
     );
-    // Nobody else has seen any of it so far.
+    // No other session has seen any of the rows so far.
     bystander.ask("select count(*) from kept;\n", "0\n");
     session.ask("commit;\nselect 'committed';\n", "committed\n");
     let texts: u64 = (1..=kept)
@@ -71,13 +70,13 @@ fn a_database_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() 
 }
 
 #[test]
-fn an_ssh_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() {
+fn a_busy_ssh_session_survives_twenty_handoffs() {
     let start = Instant::now();
     let server = Sshd::start();
     let mut line =
         Generations::carrying(&["proxy", "--listen", "127.0.0.1:0", "--to", &server.address]);
     let address = line.line.address();
-    // At a terminal over there, which gives back nothing by itself.
+    // The command runs at a terminal on the server with its echo switched off.
     let squares = "stty -echo -onlcr; echo ready; while read -r n; do echo $((n * n)); done";
     let mut typist = server.session(&address, &["-tt"], squares);
     let mut stream = server.session(&address, &["-T"], "cat");
@@ -123,7 +122,7 @@ fn an_ssh_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() {
                 typed += 1;
                 typist.ask(&format!("{typed}\n"), &format!("{}\n", typed * typed));
             });
-            // Each generation has its share.
+            // Each generation relays a part of the bytes.
             let due = echoed.load(Ordering::Relaxed) + 256 * 1024;
             assert_becomes(&true, || {
                 echoed.load(Ordering::Relaxed) >= due || is_over.load(Ordering::Relaxed)
@@ -137,7 +136,7 @@ fn an_ssh_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() {
     });
     assert_eq!((line.generation, echoed.into_inner()), (HANDOFFS + 1, sent));
     println!("{typed} lines typed, {sent} bytes there and back, {copies} files there and back");
-    typist.mouth.say(b"\x04"); // the end, from a terminal
+    typist.mouth.say(b"\x04"); // Ctrl-D, the end of input at a terminal
     for session in [typist, stream, files] {
         session.finish();
     }
@@ -147,10 +146,10 @@ fn an_ssh_session_lives_through_twenty_handoffs_in_the_middle_of_its_work() {
     println!("{:?}; {took}", since(start));
 }
 
-/// What is sent to and fro.
+/// The bytes that the SSH sessions send and receive.
 const PATTERN: Pattern = Pattern::of(7);
 
-/// A statement is under way for as long as the handoff takes: it waits for somebody else.
+/// Hands over while a statement waits for a lock that another session holds.
 fn a_statement_waits(
     line: &mut Generations,
     session: &mut Talk,
@@ -174,8 +173,8 @@ fn a_statement_waits(
     session.ear.hear(b"waited\n");
 }
 
-/// One result lasts over all of these handoffs: no more is read in each than leaves far more than
-/// any queue takes.
+/// Hands over while a large result is read. In each handoff so little is read that more is left
+/// than any queue holds.
 fn a_result_is_on_its_way(line: &mut Generations, session: &mut Talk, handoffs: u64) {
     const PART: u64 = 30_000;
     const REST: u64 = 200_000;
@@ -191,13 +190,13 @@ fn a_result_is_on_its_way(line: &mut Generations, session: &mut Talk, handoffs: 
     for part in 0..handoffs {
         let mut rows = PART * part + 1..=PART * (part + 1);
         hand_over_during(line, || hear(&mut rows.by_ref().take(1_000)));
-        // What was not read meanwhile comes through the next generation.
+        // The rest of the part comes through the next generation.
         hear(&mut rows);
     }
     hear(&mut (PART * handoffs + 1..=count));
 }
 
-/// Row after row is inserted, and each time all of them are counted.
+/// Inserts rows during a handoff, and counts all rows after each. Returns how many there are.
 fn rows_are_counted_one_by_one(line: &mut Generations, session: &mut Talk, mut noted: u64) -> u64 {
     hand_over_during(line, || {
         noted += 1;
@@ -211,7 +210,7 @@ fn rows_are_counted_one_by_one(line: &mut Generations, session: &mut Talk, mut n
     noted
 }
 
-/// One statement takes rows over all of these handoffs.
+/// Hands over while one statement copies rows into a table. Returns how many rows it copied.
 fn rows_are_on_their_way(line: &mut Generations, session: &mut Talk, handoffs: u64) -> u64 {
     let mut kept = 0;
     session.mouth.say(b"copy kept from stdin;\n");
@@ -226,13 +225,13 @@ fn rows_are_on_their_way(line: &mut Generations, session: &mut Talk, handoffs: u
     kept
 }
 
-/// A row as it is copied, in either direction.
+/// Returns a row as COPY transfers it.
 fn row(number: u64) -> String {
     let letter = char::from(b'a' + u8::try_from(number % 26).unwrap());
     format!("{number}\t{}\n", String::from(letter).repeat(usize::try_from(number % 200).unwrap()))
 }
 
-/// Copies a file there and back, and looks at both copies.
+/// Copies a file to the server and back, and compares both copies.
 fn copy(server: &Sshd, files: &mut Talk, number: u64) {
     let mut bytes = vec![0; 4 * 1024 * 1024];
     Pattern::of(number).fill(0, &mut bytes);
@@ -240,7 +239,7 @@ fn copy(server: &Sshd, files: &mut Talk, number: u64) {
     fs::write(&from, &bytes).unwrap();
     let put = format!("put {} {}\n", from.display(), there.display());
     let get = format!("get {} {}\n", there.display(), back.display());
-    // What it is told by a file, it repeats.
+    // sftp prints each command that it reads from a pipe.
     let told = format!("{put}{get}!echo {number}\n");
     let repeated: String = told.lines().map(|line| format!("sftp> {line}\n")).collect();
     files.ask(&told, &format!("{repeated}{number}\n"));
@@ -250,7 +249,7 @@ fn copy(server: &Sshd, files: &mut Talk, number: u64) {
     }
 }
 
-/// Hands over while something goes on: again and again until the handoff is over, and once more.
+/// Hands over while `work` runs: repeatedly until the handoff is over, and once more.
 fn hand_over_during(line: &mut Generations, mut work: impl FnMut()) {
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -265,7 +264,7 @@ fn hand_over_during(line: &mut Generations, mut work: impl FnMut()) {
     work();
 }
 
-/// Says that something is over, also when it has failed.
+/// Sets the flag when dropped, also after a panic.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -274,8 +273,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Each old generation has ended with so many connections carried, and none of them ended or was
-/// cut in any.
+/// Asserts that each old generation carried `connections`, and that none ended or was cut.
 fn assert_carried(records: &[Record], connections: u64) {
     let ended = records.iter().filter(|record| record.is_event(Event::GenerationEnded));
     let fields = |record: &Record| {

@@ -1,8 +1,8 @@
-//! Runs a client program and talks to it by its standard streams, each wait under the deadline.
+//! A client program that a test talks to over its standard streams. Each wait has a deadline.
 //!
-//! What it answers is compared byte by byte where it comes, so that a test says what was wrong and
-//! not only that something was. What the program complains of belongs to that: it must not, and a
-//! test that fails shows it. A program that is dropped is killed.
+//! Answers are compared byte by byte as they arrive, so a failure shows the wrong bytes. The
+//! program must print no errors; a failing test prints them. A program is killed when it is
+//! dropped.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -13,10 +13,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use crate::support::{DEADLINE, exit_code};
 
-/// So much a pipe takes without a wait, once it is said to take anything.
+/// How many bytes a pipe takes without blocking once poll(2) reports it writable.
 const SURE: usize = 4_096;
 
-/// A client that runs.
+/// A running client program.
 #[derive(Debug)]
 pub(crate) struct Talk {
     pub(crate) mouth: Mouth,
@@ -25,11 +25,11 @@ pub(crate) struct Talk {
     child: Child,
 }
 
-/// Where the client is told something, until it has been told everything.
+/// The standard input of the client, until it is closed.
 #[derive(Debug)]
 pub(crate) struct Mouth(Option<ChildStdin>);
 
-/// Where the client answers.
+/// The standard output of the client.
 #[derive(Debug)]
 pub(crate) struct Ear(ChildStdout);
 
@@ -45,14 +45,14 @@ impl Talk {
         Self { mouth, ear, complaints, child }
     }
 
-    /// Tells the client something, which is answered by exactly that.
+    /// Sends `words` to the client, and asserts its answer.
     pub(crate) fn ask(&mut self, words: &str, answer: &str) {
         self.mouth.say(words.as_bytes());
         self.ear.hear(answer.as_bytes());
     }
 
-    /// Lets the client come to its end: it has nothing more to say, complains of nothing and ends
-    /// well.
+    /// Closes the client's input. Asserts that it prints nothing more, reports no error and exits
+    /// with 0.
     pub(crate) fn finish(mut self) {
         self.mouth.close();
         self.ear.hear_the_end();
@@ -72,18 +72,18 @@ impl Drop for Talk {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            println!("process {} has complained: {:?}", self.child.id(), self.complained());
+            println!("errors of process {}: {:?}", self.child.id(), self.complained());
         }
     }
 }
 
 impl Mouth {
     pub(crate) fn say(&mut self, bytes: &[u8]) {
-        let stream = self.0.as_mut().expect("it was not closed");
+        let stream = self.0.as_mut().expect("the input is still open");
         for piece in bytes.chunks(SURE) {
             assert!(
                 is_due(stream.as_fd(), PollFlags::POLLOUT),
-                "nothing was read within the deadline"
+                "the client read nothing within the deadline"
             );
             stream.write_all(piece).unwrap();
         }
@@ -95,7 +95,7 @@ impl Mouth {
 }
 
 impl Ear {
-    /// Hears exactly that.
+    /// Reads, and asserts that exactly these bytes come.
     pub(crate) fn hear(&mut self, expected: &[u8]) {
         let mut came = vec![0; expected.len()];
         let mut heard = 0;
@@ -114,7 +114,7 @@ impl Ear {
         }
     }
 
-    /// Hears one line, whatever it says.
+    /// Reads one line.
     pub(crate) fn line(&mut self) -> String {
         let mut line = Vec::new();
         while line.last() != Some(&b'\n') {
@@ -125,9 +125,12 @@ impl Ear {
         String::from_utf8(line).unwrap()
     }
 
-    /// Hears some bytes, or none at the end.
+    /// Reads some bytes. Returns 0 at the end.
     pub(crate) fn some(&mut self, buffer: &mut [u8]) -> usize {
-        assert!(is_due(self.0.as_fd(), PollFlags::POLLIN), "nothing came within the deadline");
+        assert!(
+            is_due(self.0.as_fd(), PollFlags::POLLIN),
+            "the client wrote nothing within the deadline"
+        );
         self.0.read(buffer).unwrap()
     }
 
@@ -138,13 +141,13 @@ impl Ear {
     }
 }
 
-/// Whether a pipe is read or written within the deadline, or comes to an end.
+/// Returns whether a pipe becomes ready within the deadline, or is closed.
 fn is_due(pipe: BorrowedFd<'_>, flags: PollFlags) -> bool {
     let timeout = PollTimeout::try_from(DEADLINE).unwrap();
     nix::poll::poll(&mut [PollFd::new(pipe, flags)], timeout).unwrap() == 1
 }
 
-/// What can be shown of bytes: the first of them.
+/// Returns the first bytes as text, for a message.
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(100)]).into_owned()
 }

@@ -1,32 +1,32 @@
-//! Counts what clients and upstreams have met, by kind, and says it in a few lines.
+//! Counts of what clients and upstreams have met, by kind, and their summary.
 //!
-//! How long answers took is told and never judged: a machine that does something else meanwhile is
-//! no broken promise.
+//! The duration of answers is printed and never checked: a machine that is busy otherwise breaks no
+//! promise.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::io::{self, ErrorKind};
 use std::time::Duration;
 
-/// Of each kind so many mishaps are told whole.
+/// How many mishaps of each kind are printed in full.
 const TOLD: usize = 5;
 
-/// What ended a connection that should have gone on.
+/// The way in which a connection was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Loss {
-    /// In order, but before its time.
+    /// An end of stream that came too early.
     Closed,
-    /// By a reset.
+    /// A reset.
     Reset,
-    /// By a byte that did not belong there, or one too many.
+    /// A wrong byte, or one byte too many.
     Wrong,
-    /// By nothing: the deadline has passed, and what was due has not come.
+    /// The expected bytes did not come within the deadline.
     Stuck,
-    /// It never was one.
+    /// The connection could not be made.
     Refused,
 }
 
-/// A loss, and what is known of it.
+/// A loss and its description.
 #[derive(Debug)]
 pub(crate) struct Mishap {
     pub(crate) loss: Loss,
@@ -34,7 +34,7 @@ pub(crate) struct Mishap {
 }
 
 impl Mishap {
-    /// What an error means that came while `doing` that.
+    /// Classifies an error that occurred while `doing` something.
     pub(crate) fn of(doing: &str, error: &io::Error) -> Self {
         let kind = error.kind();
         let loss = if matches!(
@@ -51,38 +51,38 @@ impl Mishap {
     }
 }
 
-/// What connections of one kind have met.
+/// The counts of the connections of one kind.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) connections: usize,
-    /// Bytes that came and were right.
+    /// How many correct bytes were received.
     pub(crate) verified: u64,
     pub(crate) losses: BTreeMap<Loss, usize>,
     told: Vec<String>,
     /// How long each answer took, in microseconds.
     pauses: Vec<u32>,
-    /// The longest of each connection.
+    /// The longest pause of each connection, in microseconds.
     longest: Vec<u32>,
 }
 
 impl Tally {
-    /// Notes a loss.
+    /// Counts a loss.
     pub(crate) fn meet(&mut self, mishap: Mishap) {
         *self.losses.entry(mishap.loss).or_default() += 1;
         self.told.push(format!("{:?}: {}", mishap.loss, mishap.text));
     }
 
-    /// Notes how long an answer took.
+    /// Records how long an answer took.
     pub(crate) fn wait(&mut self, pause: Duration) {
         self.pauses.push(u32::try_from(pause.as_micros()).unwrap_or(u32::MAX));
     }
 
-    /// How many of that loss.
+    /// Returns how many connections were lost in that way.
     pub(crate) fn lost(&self, loss: Loss) -> usize {
         self.losses.get(&loss).copied().unwrap_or(0)
     }
 
-    /// Adds what one connection has met.
+    /// Adds the counts of one connection.
     pub(crate) fn add(&mut self, one: Self) {
         self.connections += one.connections;
         self.verified += one.verified;
@@ -115,7 +115,7 @@ impl Display for Tally {
     }
 }
 
-/// The ranks that matter, of times in microseconds.
+/// Describes the distribution of times in microseconds by its percentiles.
 pub(crate) fn distribution(times: &[u32]) -> String {
     let mut sorted = times.to_vec();
     sorted.sort_unstable();
@@ -127,26 +127,26 @@ pub(crate) fn distribution(times: &[u32]) -> String {
     format!("{} of {}", each.join(", "), sorted.len())
 }
 
-/// What all have met, by the name of their kind.
+/// The counts of all connections, by the name of their kind.
 #[derive(Debug, Default)]
 pub(crate) struct Report(pub(crate) BTreeMap<String, Tally>);
 
 impl Report {
-    /// Adds what one connection of that kind has met.
+    /// Adds the counts of one connection of that kind.
     pub(crate) fn add(&mut self, kind: &str, one: Tally) {
         self.0.entry(kind.to_owned()).or_default().add(one);
     }
 
-    /// How many of that loss, over all kinds.
+    /// Returns how many connections of all kinds were lost in that way.
     pub(crate) fn lost(&self, loss: Loss) -> usize {
         self.0.values().map(|tally| tally.lost(loss)).sum()
     }
 
-    /// Nobody noticed anything.
+    /// Asserts that no connection was lost.
     pub(crate) fn assert_unnoticed(&self) {
         for (kind, tally) in &self.0 {
             assert!(tally.losses.is_empty(), "{kind}: {tally}");
-            assert!(tally.connections > 0, "{kind}: there was nobody");
+            assert!(tally.connections > 0, "{kind}: no client connected");
         }
     }
 }

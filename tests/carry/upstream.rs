@@ -1,9 +1,9 @@
-//! Stands behind the proxy: an upstream that does what the client at the other end asks it for, and
-//! verifies as that does.
+//! The upstream behind the proxy: it does what the client at the other end asks for, and verifies
+//! what it receives.
 //!
-//! A proxied connection is two, and either may be lost alone; only here is it seen that the far one
-//! goes on too, that what came through is right on the way up already, and that no end is passed on
-//! that the client had not said.
+//! A proxied connection consists of two connections, and each can be lost alone. Only the upstream
+//! sees whether its own connection survives, whether the bytes arrive correctly, and whether the
+//! client caused an end of stream.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,21 +22,21 @@ use crate::ends::{Shared, ends};
 use crate::support::DEADLINE;
 use crate::tally::{Loss, Mishap, Tally};
 
-/// Bytes that are read or written at once.
+/// How many bytes are read or written at once.
 const PIECE: usize = 32 * 1024;
-/// An upstream that takes small requests needs no more, and there are thousands of connections.
+/// The buffer size for small requests: thousands of connections need no more.
 const FIRST_PIECE: usize = 2 * 1024;
-/// As many as connect at once wait for us.
+/// The backlog, large enough for all clients that connect at once.
 const BACKLOG: u32 = 4_096;
-/// What a client begins with: its role and its seed.
+/// The length of the first message of a client: its role and its seed.
 const HELLO: usize = 9;
 
-/// What the upstream does with a connection.
+/// The behaviour of the upstream on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Sends back what comes.
+    /// Sends back the bytes that arrive.
     Echo,
-    /// Sends for as long as the load lasts; the client has half-closed.
+    /// Sends for as long as the load lasts. The client has half-closed.
     Pour,
     /// Half-closes at once, and reads to the end.
     Swallow,
@@ -45,7 +45,7 @@ pub(crate) enum Role {
 impl Role {
     const ALL: [Self; 3] = [Self::Echo, Self::Pour, Self::Swallow];
 
-    /// What a client says first.
+    /// Returns the first message of a client.
     pub(crate) fn hello(self, seed: u64) -> [u8; HELLO] {
         let mut hello = [0; HELLO];
         hello[0] = u8::try_from(Self::ALL.iter().position(|role| *role == self).unwrap()).unwrap();
@@ -59,7 +59,7 @@ impl Role {
     }
 }
 
-/// An upstream that serves.
+/// A running upstream.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) address: SocketAddr,
@@ -68,7 +68,7 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
-    /// On a port of its own.
+    /// Starts the upstream on an unused port.
     pub(crate) fn start(runtime: &Runtime, shared: &Arc<Shared>) -> Self {
         let listener = runtime.block_on(async { listen().unwrap() });
         let (stop, stopped) = oneshot::channel();
@@ -77,14 +77,14 @@ impl Upstream {
         Self { address, stop, serving }
     }
 
-    /// What all of its connections have met, when they have ended.
+    /// Waits until all connections have ended, and returns their counts.
     pub(crate) async fn end(self) -> Tally {
         let _ = self.stop.send(());
         self.serving.await.unwrap()
     }
 }
 
-/// What is accepted has the buffers of the listener.
+/// Listens with large buffers, which accepted connections inherit.
 fn listen() -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     SockRef::from(&socket).set_tcp_mss(SEGMENT)?;
@@ -135,10 +135,13 @@ async fn converse(
 ) -> Result<(), Mishap> {
     let mut hello = [0; HELLO];
     let heard = timeout(DEADLINE, stream.read_exact(&mut hello)).await;
-    let heard =
-        heard.map_err(|_| Mishap { loss: Loss::Stuck, text: "no word of a client".to_owned() })?;
-    heard.map_err(|error| Mishap::of("reading the first word", &error))?;
-    let wrong = || Mishap { loss: Loss::Wrong, text: format!("{hello:?} is no first word") };
+    let heard = heard.map_err(|_| Mishap {
+        loss: Loss::Stuck,
+        text: "no first message from a client".to_owned(),
+    })?;
+    heard.map_err(|error| Mishap::of("reading the first message", &error))?;
+    let wrong =
+        || Mishap { loss: Loss::Wrong, text: format!("{hello:?} is not a valid first message") };
     let (role, seed) = Role::of_hello(hello).ok_or_else(wrong)?;
     let answer = if role == Role::Echo { seed } else { !seed };
     let (mut reader, mut writer) = ends(stream, shared, seed, answer);

@@ -1,10 +1,9 @@
-//! In the very middle of a carry, with connections taken, sent and not yet sent, each of them is
-//! with one process, whole.
+//! Tests of faults in the middle of a carry, when connections are received, sent and not yet sent.
+//! Each connection must end up whole in exactly one process.
 //!
-//! That middle is held still without a clock: both processes are stopped when the successor is
-//! ready and nothing is committed, and then each is let run until it can do no more without the
-//! other. There are more connections than are on their way at once. `carry_calls` has each single
-//! call.
+//! The tests stop the carry without a clock. Both processes are stopped when the successor is ready
+//! and nothing is committed. Then each process runs until it must wait for the other. There are
+//! more connections than may be in transit at once. `carry_calls` tests each single system call.
 
 mod scene;
 mod waits;
@@ -18,16 +17,16 @@ use crate::support::{Event, Line, Stuck, Tracer, exit_code, freeze, signal, thaw
 use scene::{Kind, Scene, asleep};
 
 const KILLED: i32 = 128 + Signal::SIGKILL as i32;
-/// How many are on their way at once.
+/// How many connections may be in transit at once.
 const AT_ONCE: usize = 64;
-/// Some more than that.
+/// A few more connections than may be in transit.
 const SOME: usize = AT_ONCE + 6;
-/// Longer than a test may take: whatever ends before that was cut.
+/// Longer than any test: a connection that ends earlier was cut.
 const LONG_DRAIN: [&str; 2] = ["--drain-timeout", "600s"];
 
 const KINDS: [Kind; 2] = [Kind::Echo, Kind::Proxy];
 
-/// Each kind with each of those.
+/// Returns each kind combined with each value of `of`.
 fn cases<T: Copy, const N: usize>(of: [T; N]) -> impl Iterator<Item = (Kind, T)> {
     KINDS.into_iter().flat_map(move |kind| of.map(|one| (kind, one)))
 }
@@ -37,8 +36,8 @@ fn kill(pid: u32) {
     assert_eq!(exit_code(pid), KILLED);
 }
 
-/// Has a successor that stands still go on, with that signal ahead of the so many-th thing that it
-/// says: its answers, and perhaps a question before or among them.
+/// Resumes a stopped successor and sends it the signal `number` before its `when`-th message. Its
+/// messages are mostly answers; the first may be a question.
 fn go_on_to_answer(line: &Line, pid: u32, number: Signal, when: usize) -> Tracer {
     let tracer =
         Tracer::attach(line, pid, &["-e", &format!("inject=sendto:signal={number}:when={when}")]);
@@ -46,15 +45,18 @@ fn go_on_to_answer(line: &Line, pid: u32, number: Signal, when: usize) -> Tracer
     tracer
 }
 
-/// For how many connections it has answered. The last call is the one that killed it.
+/// Returns how many connections the successor confirmed. The last call is the one that killed it,
+/// and does not count.
 fn taken(trace: &str) -> usize {
     let said = trace.lines().filter(|call| call.starts_with("sendto(") && call.contains("taken"));
     said.filter(|call| !call.ends_with('?')).count()
 }
 
+/// The predecessor serves all connections again, as if no handoff had started.
 #[test]
-fn a_successor_that_dies_before_it_has_answered_leaves_all_of_them_as_if_nothing_had_been() {
-    // While it stands still with all of them in its queue, or ahead of the first word that it says.
+fn a_successor_that_dies_before_answering_loses_nothing() {
+    // The successor dies either with all connections in its queue, or just before its first
+    // message.
     for (kind, has_read) in cases([false, true]) {
         let mut scene = Scene::set(kind, SOME, &[]);
         let mut stuck = Stuck::on(&scene.line, &scene.line.address());
@@ -79,10 +81,11 @@ fn a_successor_that_dies_before_it_has_answered_leaves_all_of_them_as_if_nothing
     }
 }
 
+/// A successor that dies in the middle of a carry loses exactly the connections that it had
+/// confirmed. All of them are counted as lost.
 #[test]
-fn a_successor_that_dies_in_the_middle_takes_with_it_exactly_what_it_has_answered_for_and_all_of_that_is_counted()
- {
-    // The predecessor hears each answer at once, or all of them together with the end.
+fn only_confirmed_connections_die_with_the_successor() {
+    // The predecessor reads each answer at once, or all answers together with the end.
     for (kind, (hears_late, when)) in cases([(false, 3), (false, 40), (true, 3), (true, 40)]) {
         let mut scene = Scene::set(kind, SOME, &[]);
         let successor = scene.hold_before_carry();
@@ -111,8 +114,10 @@ fn a_successor_that_dies_in_the_middle_takes_with_it_exactly_what_it_has_answere
     }
 }
 
+/// The successor died in the middle of the carry. The predecessor resumed and was then told to
+/// stop.
 #[test]
-fn a_generation_that_was_recalled_in_the_middle_and_stops_has_carried_none_by_its_last_word() {
+fn a_recalled_generation_reports_no_carried_connections() {
     let mut scene = Scene::set(Kind::Echo, SOME, &[]);
     let successor = scene.take();
     kill(successor);
@@ -126,8 +131,10 @@ fn a_generation_that_was_recalled_in_the_middle_and_stops_has_carried_none_by_it
     );
 }
 
+/// The service manager restarts the daemon after the successor has died. The log still counts all
+/// lost connections.
 #[test]
-fn what_is_lost_with_a_successor_is_said_in_full_also_where_a_service_manager_mends_it() {
+fn losses_are_logged_in_full_under_a_service_manager() {
     for kind in KINDS {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let path = folder.path().join("notify");
@@ -153,8 +160,10 @@ fn what_is_lost_with_a_successor_is_said_in_full_also_where_a_service_manager_me
     }
 }
 
+/// The predecessor cannot read the successor's answers, so it must not serve connections that it
+/// has sent.
 #[test]
-fn a_predecessor_that_cannot_read_what_it_is_answered_does_not_touch_what_it_has_sent() {
+fn a_failed_read_of_answers_leaves_sent_connections_alone() {
     for kind in KINDS {
         let mut scene = Scene::set(kind, SOME, &["--drain-timeout", "2s"]);
         scene.take();
@@ -171,8 +180,9 @@ fn a_predecessor_that_cannot_read_what_it_is_answered_does_not_touch_what_it_has
     }
 }
 
+/// The successor serves them, whether it had confirmed them or not.
 #[test]
-fn what_a_predecessor_that_dies_had_sent_goes_on_in_the_successor_answered_or_not() {
+fn connections_sent_by_a_dead_predecessor_survive() {
     for (kind, is_answered) in cases([false, true]) {
         let mut scene = Scene::set(kind, SOME, &[]);
         let successor = scene.hold_before_carry();
@@ -192,13 +202,14 @@ fn what_a_predecessor_that_dies_had_sent_goes_on_in_the_successor_answered_or_no
         scene.line.wait_for(2, Event::CarryTakenOver.with("taken", AT_ONCE).with("refused", 0));
         let lost = Event::GenerationDied.with("died", 1).with("open", SOME);
         assert!(scene.line.wait_for(2, lost).text.starts_with("ERROR"));
-        // What it has counted is not lost.
+        // The counters of the dead generation are not lost.
         assert_eq!(scene.counted("accepted"), SOME + 1);
     }
 }
 
+/// The predecessor ends at once, and the successor serves what it was sent.
 #[test]
-fn a_predecessor_that_is_cut_in_the_middle_ends_at_once_and_what_it_had_sent_goes_on() {
+fn cutting_the_predecessor_spares_sent_connections() {
     for (kind, signals) in cases([&[Signal::SIGINT, Signal::SIGINT][..], &[Signal::SIGQUIT]]) {
         let mut scene = Scene::set(kind, SOME, &LONG_DRAIN);
         let successor = scene.hold_before_carry();
@@ -215,17 +226,17 @@ fn a_predecessor_that_is_cut_in_the_middle_ends_at_once_and_what_it_had_sent_goe
 }
 
 #[test]
-fn a_predecessor_that_is_cut_resets_whom_it_could_not_send() {
+fn cutting_the_predecessor_resets_unsent_connections() {
     let mut scene = Scene::set(Kind::Proxy, 10, &LONG_DRAIN);
     let pid = scene.line.first_pid();
-    // The first of each thread: the main one's is the offer.
+    // Fails from each thread's second call on. The main thread's first call is the offer.
     let tracer =
         Tracer::attach(&scene.line, pid, &["-f", "-e", "inject=sendmsg:error=ENOBUFS:when=2+"]);
     scene.line.signal(1, Signal::SIGHUP);
     scene.line.wait_for(1, Event::ConnectionEnded.with("ending", "carried"));
     scene.line.signal(1, Signal::SIGQUIT);
     assert_eq!(exit_code(pid), 0);
-    // It follows the successor as well.
+    // The tracer follows the successor as well.
     tracer.detach();
     let ends: Vec<_> = scene
         .clients
@@ -245,7 +256,7 @@ fn a_predecessor_that_is_cut_resets_whom_it_could_not_send() {
 }
 
 #[test]
-fn connections_that_the_kernel_has_no_room_for_are_sent_again() {
+fn a_send_is_retried_when_the_kernel_is_out_of_buffers() {
     for kind in KINDS {
         let mut scene = Scene::set(kind, 5, &[]);
         let pid = scene.line.first_pid();
@@ -265,7 +276,7 @@ fn connections_that_the_kernel_has_no_room_for_are_sent_again() {
 }
 
 #[test]
-fn a_predecessor_that_is_told_to_stop_in_the_middle_carries_the_rest_as_well_and_ends() {
+fn a_predecessor_told_to_stop_still_carries_the_rest() {
     for kind in KINDS {
         let mut scene = Scene::set(kind, SOME, &[]);
         let mut stuck = Stuck::on(&scene.line, &scene.line.address());
@@ -285,8 +296,9 @@ fn a_predecessor_that_is_told_to_stop_in_the_middle_carries_the_rest_as_well_and
     }
 }
 
+/// The successor is told to stop after it has received some connections.
 #[test]
-fn a_line_that_is_told_to_stop_when_some_are_carried_serves_everybody_to_the_end() {
+fn a_stop_in_the_middle_of_a_carry_cuts_no_connection() {
     for (kind, when) in cases([1, 20]) {
         let mut scene = Scene::set(kind, SOME, &[]);
         let stuck = Stuck::on(&scene.line, &scene.line.address());
@@ -307,8 +319,9 @@ fn a_line_that_is_told_to_stop_when_some_are_carried_serves_everybody_to_the_end
     }
 }
 
+/// Both processes and every connection end at once.
 #[test]
-fn a_line_that_is_cut_when_some_are_carried_ends_and_so_does_every_connection() {
+fn a_quit_in_the_middle_of_a_carry_ends_everything() {
     for kind in KINDS {
         let mut scene = Scene::set(kind, SOME, &LONG_DRAIN);
         let successor = scene.hold_before_carry();
@@ -321,19 +334,20 @@ fn a_line_that_is_cut_when_some_are_carried_ends_and_so_does_every_connection() 
     }
 }
 
+/// The successor hangs after it has received a part of the connections. A second part waits in its
+/// queue, and a third part was not sent.
 #[test]
-fn of_three_parts_a_successor_that_hangs_serves_on_what_it_had_and_what_it_was_sent_and_nobody_else_does()
- {
+fn a_hanging_successor_later_serves_all_it_was_sent() {
     for kind in KINDS {
-        // The first part is taken when it hangs, the second waits for it, and the third was not
-        // sent.
+        // The successor has the first part when it hangs. The second part waits in its queue. The
+        // third part was not sent.
         let mut scene = Scene::set(kind, AT_ONCE + SOME, &["--drain-timeout", "2s"]);
         let successor = scene.take();
         freeze(successor);
         thaw(scene.line.first_pid());
         assert_eq!(exit_code(scene.line.first_pid()), 0);
-        // The third part is told to come to an end before the deadline; what a proxy relays is not
-        // over for that.
+        // The predecessor asks the third part to end before the deadline. A proxied connection does
+        // not end by that.
         let ended = if kind == Kind::Echo { SOME - AT_ONCE } else { 0 };
         scene.line.wait_for(
             1,

@@ -1,5 +1,4 @@
-//! A line whose carry stands still in its middle, and the clients who wait for either of two
-//! processes.
+//! A daemon whose carry is stopped in the middle, and the clients of both processes.
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -20,14 +19,15 @@ pub(super) enum Kind {
     Proxy,
 }
 
-/// A line that carries, and the clients of its first generation.
+/// A daemon that carries connections, and the clients of its first generation.
 pub(super) struct Scene {
     pub(super) line: Line,
     pub(super) clients: Vec<Client>,
     _upstream: Option<Echoing>,
 }
 
-/// What a client says, unlike all others: first this, and while it is carried that.
+/// Returns the two requests of a client, different for each client. The second is sent during the
+/// carry.
 fn requests(client: usize) -> [Vec<u8>; 2] {
     let bytes = |from: usize, count: usize| {
         (from..from + count).map(|at| ((at * 31) ^ (at >> 8)).to_le_bytes()[0])
@@ -36,14 +36,14 @@ fn requests(client: usize) -> [Vec<u8>; 2] {
 }
 
 impl Scene {
-    /// Starts a line, with so many clients who have been served.
+    /// Starts a daemon with `count` clients that have been served once.
     pub(super) fn set(kind: Kind, count: usize, arguments: &[&str]) -> Self {
         Self::set_with(kind, count, |command| {
             command.args(arguments);
         })
     }
 
-    /// The same with what the caller adds to the command.
+    /// Does the same as [`Self::set`], but the caller adds arguments to the command.
     pub(super) fn set_with(kind: Kind, count: usize, add: impl FnOnce(&mut Command)) -> Self {
         raise_descriptor_limit();
         let upstream = (kind == Kind::Proxy).then(Upstream::tcp);
@@ -75,7 +75,7 @@ impl Scene {
     }
 
     /// Begins a handoff, and stops both processes when the successor is ready. Then each client
-    /// says the first. Tells the successor's process id.
+    /// sends its first request. Returns the successor's process id.
     pub(super) fn hold_before_carry(&mut self) -> u32 {
         let mut gate = Gate::before_successor(&self.line, "\"$@\"");
         self.line.signal(1, Signal::SIGHUP);
@@ -83,7 +83,7 @@ impl Scene {
         freeze(self.line.first_pid());
         gate.open();
         self.line.wait_for(2, Event::GenerationStep.with("to", "probation"));
-        // That is written before it tells.
+        // The record is written before the successor reports that it is ready.
         asleep(successor);
         freeze(successor);
         for (number, client) in self.clients.iter_mut().enumerate() {
@@ -92,8 +92,8 @@ impl Scene {
         successor
     }
 
-    /// The predecessor commits, and sends all that may be on their way at once. Then each client
-    /// says the second, most of them to nobody.
+    /// Lets the predecessor commit and send as many connections as may be in transit. Then each
+    /// client sends its second request. Most of the requests find no process that reads.
     pub(super) fn send(&mut self) {
         thaw(self.line.first_pid());
         self.line.wait_for(1, Event::DrainStarted);
@@ -103,8 +103,8 @@ impl Scene {
         }
     }
 
-    /// Begins a handoff in which the predecessor has sent what may be on its way at once, and
-    /// stands still; the successor has taken all of that. Tells the successor's process id.
+    /// Begins a handoff, and stops the predecessor when it has sent as many connections as may be
+    /// in transit. The successor has received all of them. Returns the successor's process id.
     pub(super) fn take(&mut self) -> u32 {
         let successor = self.hold_before_carry();
         self.send();
@@ -115,8 +115,8 @@ impl Scene {
         successor
     }
 
-    /// How many clients hear all that they are owed, and are served on. All others hear an end: no
-    /// byte is wrong.
+    /// Returns how many clients receive all outstanding replies and are still served. All others
+    /// must get an end of stream or a reset. No byte may be wrong.
     pub(super) fn heard(&mut self) -> usize {
         let hear = |(number, client): (usize, &mut Client)| {
             let owed = requests(number).concat();
@@ -129,18 +129,18 @@ impl Scene {
         self.clients.iter_mut().enumerate().map(hear).filter(|is_served| *is_served).count()
     }
 
-    /// Everybody hears all that was owed, and then the end.
+    /// Asserts that every client receives all outstanding replies and then an end of stream.
     pub(super) fn assert_all_end_in_order(&mut self) {
         for (number, client) in self.clients.iter_mut().enumerate() {
             client.expect(&requests(number).concat()).unwrap();
-            // Behind a proxy it is for one of the two to end a conversation. The other may have
-            // done so.
+            // Behind a proxy, one of the two sides must end the conversation. The other side may
+            // have ended it already.
             let _ = client.half_close();
             client.expect_end().unwrap();
         }
     }
 
-    /// What the line has counted of its listener.
+    /// Returns a counter of the daemon's listener.
     pub(super) fn counted(&self, name: &str) -> usize {
         let status: Value =
             serde_json::from_str(&self.line.asked(&["status", "--json"]).well()).unwrap();
@@ -148,8 +148,8 @@ impl Scene {
         usize::try_from(number).unwrap()
     }
 
-    /// The old generation is the head again, and hands over in turn: so many connections go with
-    /// that.
+    /// Asserts that the old generation is active again, and that its next handoff carries `carries`
+    /// connections.
     pub(super) fn assert_recalled(&self, mark: usize, carries: usize) {
         let line = &self.line;
         line.put_real();
@@ -168,7 +168,7 @@ fn is_end(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }
 
-/// Waits until a process has done all that it can do.
+/// Waits until a process has nothing left to do.
 pub(super) fn asleep(pid: u32) {
     assert_becomes(&true, || is_asleep(pid).unwrap());
 }

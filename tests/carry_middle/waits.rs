@@ -1,5 +1,5 @@
-//! Who waits for a carry that stands still: a handoff that would cut it, and whoever asked for
-//! that. Newcomers do not.
+//! Tests of a carry that has stopped: a handoff that would cut it waits, and so does the operator
+//! that asked for the handoff. New clients do not wait.
 
 use nix::sys::signal::Signal;
 
@@ -23,8 +23,9 @@ fn a_handoff_that_would_cut_a_carry_waits_until_it_is_over() {
     }
 }
 
+/// A reload with a timeout fails in time. A reload without one succeeds after the carry has ended.
 #[test]
-fn a_reload_that_waits_for_a_carry_ends_with_the_truth_and_no_later_than_it_may() {
+fn a_reload_that_waits_for_a_carry_keeps_its_timeout() {
     let mut scene = Scene::set(Kind::Echo, SOME, &["--max-generations", "2"]);
     let successor = scene.take();
     let first = scene.line.first_pid();
@@ -39,9 +40,10 @@ fn a_reload_that_waits_for_a_carry_ends_with_the_truth_and_no_later_than_it_may(
     assert_eq!(scene.heard(), SOME, "{}", scene.line.text());
 }
 
+/// The handoff fails when the drain timeout of the hanging generation has passed. A later handoff
+/// succeeds.
 #[test]
-fn a_handoff_that_waits_for_a_generation_that_hangs_is_given_up_when_it_promised_and_can_be_tried_again()
- {
+fn a_handoff_stops_waiting_for_a_hanging_generation() {
     let mut scene =
         Scene::set(Kind::Echo, SOME, &["--max-generations", "2", "--drain-timeout", "1s"]);
     let successor = scene.take();
@@ -51,7 +53,8 @@ fn a_handoff_that_waits_for_a_generation_that_hangs_is_given_up_when_it_promised
     assert!(status.contains("last handoff: generation 3 was given up"), "{status}");
     assert_eq!(scene.line.count(Event::HandoffStarted), 1);
     scene.line.assert_serves();
-    // Its deadline has come as well, for those that it has not sent.
+    // The drain deadline of the first generation has passed too, so it cuts the connections that it
+    // has not sent.
     thaw(scene.line.first_pid());
     assert_eq!(exit_code(scene.line.first_pid()), 0);
     scene.line.wait_for(2, Event::CarryTakenOver.with("taken", AT_ONCE).with("refused", 0));
@@ -61,7 +64,7 @@ fn a_handoff_that_waits_for_a_generation_that_hangs_is_given_up_when_it_promised
 }
 
 #[test]
-fn a_line_that_is_told_to_stop_when_a_handoff_waits_ends_without_it() {
+fn a_stop_cancels_a_waiting_handoff() {
     let mut scene = Scene::set(Kind::Echo, SOME, &["--max-generations", "2"]);
     let successor = scene.take();
     let first = scene.line.first_pid();
@@ -76,8 +79,10 @@ fn a_line_that_is_told_to_stop_when_a_handoff_waits_ends_without_it() {
     assert_eq!(scene.line.count(Event::HandoffStarted), 1);
 }
 
+/// The predecessor hangs and still holds a copy of each socket. The end of stream must reach the
+/// client anyway.
 #[test]
-fn who_has_been_taken_over_hears_an_end_while_the_predecessor_hangs_with_its_copy() {
+fn a_carried_client_gets_its_end_from_the_successor() {
     for kind in KINDS {
         let mut scene = Scene::set(kind, AT_ONCE, &[]);
         scene.take();
@@ -87,14 +92,15 @@ fn who_has_been_taken_over_hears_an_end_while_the_predecessor_hangs_with_its_cop
     }
 }
 
+/// The successor reserves permits for connections that its predecessor does not send.
 #[test]
-fn newcomers_do_not_wait_for_the_places_of_those_that_a_predecessor_does_not_send() {
+fn new_clients_need_not_wait_for_reserved_permits() {
     let mut scene = Scene::set(Kind::Proxy, SOME, &["--max-connections", &SOME.to_string()]);
     scene.take();
     let mut newcomers: Vec<_> =
         (AT_ONCE..SOME).map(|_| Client::connect(&scene.line.address()).unwrap()).collect();
-    newcomers.iter_mut().for_each(|client| client.echo(b"is there room?").unwrap());
-    // They come all the same.
+    newcomers.iter_mut().for_each(|client| client.echo(b"room for me?").unwrap());
+    // The reserved connections still arrive.
     thaw(scene.line.first_pid());
     scene.line.wait_for(2, Event::CarryTakenOver.with("taken", SOME).with("refused", 0));
     assert_eq!(scene.heard(), SOME);

@@ -1,8 +1,9 @@
-//! A program that a server of one's own starts gets none of what the server was born with.
+//! Test of a server that embeds the library and starts a program: the program gets none of the
+//! descriptors and variables that the server inherited.
 //!
-//! What the library takes must be taken before any thread runs, so this is a program without the
-//! test harness, and it is both sides: started plainly it is the parent, started with `serve` it is
-//! a server that embeds the library.
+//! The library must take the inheritance before any thread runs, so this test uses no test harness.
+//! The program is both sides: without arguments it is the parent, with `serve` it is the embedding
+//! server.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -20,7 +21,7 @@ use std::process::{Command, Stdio};
 use command_fds::{CommandFdExt, FdMapping};
 use handoffd::{Config, Inheritance, Starting};
 
-/// Prints its variables and its descriptors, less the folder in which it looks.
+/// Prints the variables and the descriptors, except the descriptor of the folder that it lists.
 const PROGRAM: &str =
     "env; for fd in /proc/$$/fd/*; do [ -e \"$fd\" ] && echo \"fd=${fd##*/}\"; done; :";
 
@@ -28,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if std::env::args().nth(1).is_some_and(|role| role == "serve") { serve() } else { parent() }
 }
 
-/// Takes what it was born with, serves, and starts a program.
+/// Takes the inheritance, serves, and starts a program.
 fn serve() -> Result<(), Box<dyn Error>> {
     let inheritance = Inheritance::take()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -41,7 +42,7 @@ fn serve() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Starts the server as a service manager does, with a descriptor too many, and looks at what the
+/// Starts the server as a service manager does, with an additional descriptor. Checks what the
 /// program saw.
 fn parent() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
@@ -63,7 +64,7 @@ fn parent() -> Result<(), Box<dyn Error>> {
 
     let names: Vec<_> =
         seen.lines().filter_map(|line| line.split_once('=').map(|(name, _)| name)).collect();
-    assert!(names.contains(&"KEPT"), "the rest of the environment goes through: {seen}");
+    assert!(names.contains(&"KEPT"), "other variables do not reach the program: {seen}");
     for prefix in ["LISTEN_", "NOTIFY_", "WATCHDOG_", "HANDOFFD_"] {
         assert!(
             !names.iter().any(|name| name.starts_with(prefix)),
@@ -71,7 +72,7 @@ fn parent() -> Result<(), Box<dyn Error>> {
         );
     }
     let descriptors: Vec<_> = seen.lines().filter_map(|line| line.strip_prefix("fd=")).collect();
-    assert_eq!(descriptors, ["0", "1", "2"], "a started program holds what is not its own");
+    assert_eq!(descriptors, ["0", "1", "2"], "a started program holds inherited descriptors");
     println!("a started program sees neither our descriptors nor our variables ... ok");
     Ok(())
 }

@@ -1,8 +1,7 @@
-//! The matrix of errors for a server that embeds the library: the axum example, with all of its
-//! threads.
+//! The error matrix for a server that embeds the library: the axum example, with all its threads.
 //!
-//! It has no control socket here. Its log says how a handoff ended, and its replies say which
-//! generation serves.
+//! The server has no control socket here. Its log says how a handoff ended, and its replies say
+//! which generation serves.
 
 use std::fs;
 use std::io;
@@ -16,9 +15,10 @@ use crate::support::{
 
 const CALLERS: usize = 2;
 
-/// Calls by which the runtime passes signals on to itself, over a pipe of its own: the kernel does
-/// not fail them there, and tokio would lose the signal or panic. And those by which it looks at
-/// the flags of a new connection: strace cannot tell them from those that make a descriptor.
+/// Calls that the matrix leaves out. With `recvfrom` and `sendto` the runtime forwards signals to
+/// itself over a pipe. The kernel does not fail them there, and tokio would lose the signal or
+/// panic. With `fcntl` it reads the flags of a new connection. strace cannot distinguish that use
+/// from the duplication of a descriptor.
 const OF_THE_RUNTIME: [&str; 3] = ["fcntl", "recvfrom", "sendto"];
 
 fn serve() -> Line {
@@ -29,7 +29,7 @@ fn serve() -> Line {
     line
 }
 
-/// A plan for each call of a trace that is not the runtime's own.
+/// Returns a plan for each call of a trace that is not in [`OF_THE_RUNTIME`].
 fn plans(trace: &str, extent: Extent) -> Vec<Plan> {
     let mut calls = matrix::count(trace);
     calls.retain(|name, _| !OF_THE_RUNTIME.contains(&name.as_str()));
@@ -40,7 +40,7 @@ fn get(client: &mut Client) -> io::Result<()> {
     client.get().map(drop)
 }
 
-/// Asks a process for a handoff. Returns the new process, or why there is none.
+/// Starts a handoff by a signal. Returns the new process, or the reason for the failure.
 fn hand_over_from(line: &Line, pid: u32) -> Result<u32, String> {
     let is_outcome = |record: &Record| {
         record.is_event(Event::HandoffCommitted) || record.is_event(Event::HandoffFailed)
@@ -54,13 +54,14 @@ fn hand_over_from(line: &Line, pid: u32) -> Result<u32, String> {
     }
 }
 
-/// How many connections a plan may cost. A call on a connection that fails costs that one and no
-/// other.
+/// Returns how many connections a plan may cost. A failing call on a connection costs only that
+/// connection.
 fn may_cost(plan: &Plan, trace: &str) -> usize {
     if plan.call == "epoll_ctl" { trace.matches("(INJECTED)").count() } else { 0 }
 }
 
-/// Asks for a handoff while something fails, and holds the server to the promise.
+/// Starts a handoff while a call fails, and checks every promise. Returns whether the plan hit a
+/// call.
 fn hand_over(line: &Line, plan: &Plan, finish: impl FnOnce() -> String) -> Result<bool, String> {
     let callers = Callers::start_with(&line.address(), CALLERS, get);
     let outcome = hand_over_from(line, line.first_pid());
@@ -72,8 +73,8 @@ fn hand_over(line: &Line, plan: &Plan, finish: impl FnOnce() -> String) -> Resul
         return Err(format!("{calls:?} after {outcome:?}\n{trace}"));
     }
     line.put_link(example("axum"));
-    let next =
-        hand_over_from(line, serving).map_err(|why| format!("the next handoff: {why}\n{trace}"))?;
+    let next = hand_over_from(line, serving)
+        .map_err(|why| format!("the next handoff failed: {why}\n{trace}"))?;
     assert_becomes(&vec![next], || line.processes());
     let expected = if outcome.is_ok() { 3 } else { 2 };
     match Client::connect(&line.address()).and_then(|mut client| client.get()) {
@@ -82,7 +83,7 @@ fn hand_over(line: &Line, plan: &Plan, finish: impl FnOnce() -> String) -> Resul
     }
 }
 
-/// Has the tracer of the successor let go of it, or the tracer would follow the next one as well.
+/// Detaches the tracer from the successor, because it would follow the next process as well.
 fn detach_from_successor(line: &Line) {
     let is_strace = |pid: &u32| {
         fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "strace\n")
@@ -94,10 +95,10 @@ fn detach_from_successor(line: &Line) {
     assert_becomes(&vec![], tracers);
 }
 
-/// Calls of any thread of the old generation fail.
+/// Fails calls of every thread of the old generation.
 #[allow(
     dead_code,
-    reason = "not in the sample: strace sometimes waits for ever for a process with threads"
+    reason = "not in the sample: strace sometimes waits forever for a process with threads"
 )]
 pub(crate) fn old_generation(extent: Extent) {
     let line = serve();
@@ -114,7 +115,7 @@ pub(crate) fn old_generation(extent: Extent) {
     assert!(hit >= 20, "only {hit} plans hit");
 }
 
-/// Calls of any thread of the new generation fail.
+/// Fails calls of every thread of the new generation.
 pub(crate) fn new_generation(extent: Extent) {
     let put_traced = |line: &Line, options: &str| {
         let (trace, axum) = (line.folder().join("trace"), example("axum"));

@@ -1,7 +1,7 @@
-//! The whole matrix of errors: every system call of a handoff fails once, with every error that
-//! fits.
+//! The whole error matrix: every system call of a handoff fails once with every error that it can
+//! return.
 //!
-//! It takes half an hour: `cargo test --test errors`. A sample of it runs with the other tests.
+//! This takes half an hour: `cargo test --test errors`. The other tests run a sample of it.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -51,11 +51,11 @@ fn any_call_of_a_new_embedded_server_may_fail() {
 }
 
 #[test]
-fn ten_thousand_handoffs_with_faults_lose_nobody() {
+fn ten_thousand_handoffs_with_faults_lose_no_client() {
     storm::run(OnHandoff::Drain, 10_000, 1);
 }
 
 #[test]
-fn a_thousand_handoffs_with_carry_and_faults_lose_nobody() {
+fn a_thousand_carrying_handoffs_with_faults_lose_no_client() {
     storm::run(OnHandoff::Carry, 1_000, 2);
 }

@@ -1,9 +1,8 @@
-//! One system call of a handoff fails, in one process of it, and then the same for the next call:
-//! the matrix of errors.
+//! The error matrix: system calls of a handoff fail, one in each run.
 //!
-//! A plan names a call, which one of that name, and an error that the kernel could give there.
-//! strace(1) makes the call fail in the real binary. After each plan an operator must have heard
-//! the truth, exactly one generation serves, no client was refused or reset, nothing is left
+//! A plan names a call, which of its occurrences fails, and an error that the kernel could return.
+//! strace(1) makes the call fail in the real binary. After each plan, the operator was told the
+//! true outcome and exactly one generation serves. No client was refused or reset, nothing is left
 //! behind, and the next handoff works.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,11 +17,11 @@ use serde_json::Value;
 
 use crate::support::{Callers, Event, Line, Tracer, assert_becomes, exit_code, signal};
 
-/// How many plans run at once. Each waits most of the time.
+/// How many plans run at once. Each mostly waits.
 const AT_ONCE: usize = 4;
 const CALLERS: usize = 2;
 
-/// How much of the matrix is run.
+/// The extent of the matrix that is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
     /// The first and the last call of each name, with one error each.
@@ -33,11 +32,12 @@ pub(crate) enum Extent {
     Whole,
 }
 
-/// One call that fails.
+/// A call that fails.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) call: String,
-    /// Which call of that name, and whether those after it fail as well.
+    /// Which occurrence of the call fails, and whether later ones fail as well, in strace's
+    /// notation.
     pub(crate) when: String,
     pub(crate) error: &'static str,
 }
@@ -48,15 +48,16 @@ impl Plan {
     }
 }
 
-/// The errors that the kernel may give for a call, by its manual page. None for calls that do not
-/// fail, or whose error the runtime or the standard library meets with a panic or an abort: those
-/// are kills, which have tests of their own (`write`, by which the runtime wakes itself; `mmap`).
+/// Returns the errors that the kernel may return for a call, by its manual page. The list is empty
+/// for calls that cannot fail. It is also empty where the runtime or the standard library panics or
+/// aborts at an error. Such a death is a kill, which other tests cover. Examples are `write`, by
+/// which the runtime wakes itself, and `mmap`.
 fn errors(call: &str) -> &'static [&'static str] {
     match call {
         "socket" | "socketpair" | "epoll_create1" | "eventfd2" | "dup3" | "memfd_create"
         | "pidfd_open" | "pipe2" => &["EMFILE", "ENFILE", "ENOMEM"],
         "accept4" => &["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EINTR", "ECONNABORTED"],
-        // Not EAGAIN: the runtime then waits for a wake-up that the kernel does not owe.
+        // Not EAGAIN: the runtime would wait for a wake-up that the kernel does not send.
         "sendto" | "sendmsg" => &["ENOBUFS", "ENOMEM", "EINTR"],
         "recvfrom" | "recvmsg" => &["ENOMEM", "EINTR"],
         "openat" => &["EMFILE", "ENFILE", "ENOMEM", "EINTR", "EIO"],
@@ -64,8 +65,8 @@ fn errors(call: &str) -> &'static [&'static str] {
         "epoll_ctl" => &["ENOMEM", "ENOSPC"],
         "clone" | "clone3" => &["EAGAIN", "ENOMEM"],
         "wait4" | "epoll_wait" | "poll" | "close" => &["EINTR"],
-        // Not unlink: a draft of the pid file then stays until a generation starts after its
-        // process was reaped, and here the test reaps at its end. tests/pid_file.rs has that.
+        // Not unlink: a draft of the pid file would then stay until a generation starts after the
+        // process was reaped. This test reaps at its end. tests/pid_file.rs covers it.
         "rename" | "linkat" | "renameat2" | "ftruncate" => &["EIO", "ENOSPC", "EPERM"],
         "fcntl" => &["EMFILE"],
         "setsockopt" | "getsockopt" | "bind" | "listen" | "connect" | "getsockname" => {
@@ -75,11 +76,11 @@ fn errors(call: &str) -> &'static [&'static str] {
     }
 }
 
-/// Which calls of each name there are in a trace. Of the operations of `fcntl` only one makes a
-/// descriptor.
+/// Returns which occurrences of each call a trace has. Of the operations of `fcntl`, only the one
+/// that duplicates a descriptor counts.
 ///
-/// Where several threads are traced, each line opens with its thread, and strace counts the calls
-/// of each by itself.
+/// If several threads are traced, each line starts with its thread, and strace counts the calls of
+/// each thread separately.
 pub(crate) fn count(trace: &str) -> BTreeMap<String, BTreeSet<usize>> {
     let (mut seen, mut calls) =
         (BTreeMap::<_, usize>::new(), BTreeMap::<String, BTreeSet<usize>>::new());
@@ -103,7 +104,7 @@ pub(crate) fn count(trace: &str) -> BTreeMap<String, BTreeSet<usize>> {
     calls
 }
 
-/// A plan for each call of a trace and each error that fits.
+/// Returns a plan for each call of a trace and each error that it can return.
 pub(crate) fn single_plans(trace: &str) -> Vec<Plan> {
     plans(&count(trace), Extent::Whole)
         .into_iter()
@@ -111,7 +112,7 @@ pub(crate) fn single_plans(trace: &str) -> Vec<Plan> {
         .collect()
 }
 
-/// A plan for each call of a trace, and for each name one that fails ten times.
+/// Returns a plan for each call of a trace, and for each name a plan in which ten calls fail.
 pub(crate) fn plans(calls: &BTreeMap<String, BTreeSet<usize>>, extent: Extent) -> Vec<Plan> {
     let mut plans = Vec::new();
     for (call, numbers) in calls {
@@ -126,7 +127,7 @@ pub(crate) fn plans(calls: &BTreeMap<String, BTreeSet<usize>>, extent: Extent) -
         for error in errors {
             let single = numbers.iter().map(|number| number.to_string());
             let plan = |when| Plan { call: call.clone(), when, error };
-            // Ten in a row, where all calls of that name can fail.
+            // Ten calls in a row fail, if all calls of that name can fail.
             let ten = (call != "fcntl").then(|| "1..10".to_owned());
             plans.extend(single.chain(ten).map(plan));
         }
@@ -144,12 +145,13 @@ fn serve(flags: &[&str]) -> Line {
     line
 }
 
-/// What an operator hears.
+/// Returns the status that an operator gets.
 pub(crate) fn status(line: &Line) -> Value {
     serde_json::from_str(&line.asked(&["status", "--json"]).well()).unwrap()
 }
 
-/// Asks for a handoff while `tracer` watches, and holds everybody to the promise.
+/// Starts a handoff while a call fails, and checks every promise. Returns whether the plan hit a
+/// call.
 fn hand_over(line: &Line, finish: impl FnOnce() -> String) -> Result<bool, String> {
     let callers = Callers::start(&line.address(), CALLERS);
     let answered = line.asked(&["reload"]);
@@ -162,7 +164,7 @@ fn hand_over(line: &Line, finish: impl FnOnce() -> String) -> Result<bool, Strin
         return Err(format!("generation {serving} serves after {answered:?}\n{trace}"));
     }
     if answered.code != 0 && answered.err.lines().count() != 1 {
-        return Err(format!("not one line of reason: {answered:?}"));
+        return Err(format!("the reason is not exactly one line: {answered:?}"));
     }
     if calls.refused + calls.broken > 0 {
         return Err(format!("{calls:?} after {answered:?}\n{trace}"));
@@ -170,10 +172,10 @@ fn hand_over(line: &Line, finish: impl FnOnce() -> String) -> Result<bool, Strin
     line.put_real();
     let next = line.asked(&["reload"]);
     if next.code != 0 {
-        return Err(format!("the next handoff: {next:?}\n{trace}"));
+        return Err(format!("the next handoff failed: {next:?}\n{trace}"));
     }
     let serving = status(line)["generations"][0]["pid"].as_u64().unwrap();
-    // The init, where there is one, is the first process.
+    // The init, if any, is the first process.
     let mut expected = vec![u64::from(line.first_pid()), serving];
     if !has_init(line) {
         expected.remove(0);
@@ -206,7 +208,7 @@ fn has_init(line: &Line) -> bool {
         && line.records().iter().all(|record| record.pid != line.first_pid())
 }
 
-/// Runs all plans, and tells how many of them hit.
+/// Runs all plans, and returns how many of them hit a call.
 pub(crate) fn run(
     who: &str,
     plans: &[Plan],
@@ -241,7 +243,7 @@ pub(crate) fn run(
     hit
 }
 
-/// Calls of the old generation fail.
+/// Fails calls of the old generation.
 pub(crate) fn old_generation(extent: Extent) {
     let line = serve(&[]);
     let tracer = Tracer::attach(&line, line.first_pid(), &[]);
@@ -256,8 +258,8 @@ pub(crate) fn old_generation(extent: Extent) {
     assert!(hit >= 20, "only {hit} plans hit");
 }
 
-/// Lets go of a process when its main thread is in no call that fails: strace would leave it with
-/// ENOSYS. One that has ended has been let go of.
+/// Detaches from a process when its main thread is not inside a failing call, because strace would
+/// leave it with ENOSYS. An ended process needs no detaching.
 pub(crate) fn detach_when_asleep(pid: u32, tracer: Tracer) {
     let stat = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     assert_becomes(&true, || {
@@ -267,14 +269,14 @@ pub(crate) fn detach_when_asleep(pid: u32, tracer: Tracer) {
     tracer.detach();
 }
 
-/// Puts the daemon, under strace, in the place of the program. Returns where the trace will be.
+/// Replaces the program by the daemon under strace. Returns the path of the trace.
 pub(crate) fn put_traced(line: &Line, options: &str) -> PathBuf {
     let trace = line.folder().join("trace");
     line.put_script(&format!("exec strace -D -o '{}' {options} \"$REAL\" \"$@\"", trace.display()));
     trace
 }
 
-/// Calls of the new generation fail.
+/// Fails calls of the new generation.
 pub(crate) fn new_generation(extent: Extent) {
     let line = serve(&[]);
     let trace = put_traced(&line, "");
@@ -292,8 +294,7 @@ pub(crate) fn new_generation(extent: Extent) {
     assert!(hit >= 20, "only {hit} plans hit");
 }
 
-/// Calls fail that only the process between the two forks makes, and the one that becomes the
-/// successor.
+/// Fails calls of the process between the two forks and of the process that becomes the successor.
 pub(crate) fn between_the_forks(extent: Extent) {
     let calls: &[(&str, &[&'static str])] = &[
         ("close_range", &["EMFILE", "ENOMEM"]),
@@ -316,7 +317,7 @@ pub(crate) fn between_the_forks(extent: Extent) {
     assert!(hit >= 8, "only {hit} plans hit");
 }
 
-/// Calls of the init fail, which is what a container or a supervisor watches.
+/// Fails calls of the init, the process that a container or a supervisor watches.
 pub(crate) fn init(extent: Extent) {
     let calls: &[(&str, &[&'static str])] = &[
         ("poll", &["ENOMEM", "EINTR"]),

@@ -1,10 +1,10 @@
-//! Thousands of handoffs under load, in one of ten of which something fails: a system call of
-//! either side, or a side is killed. No client is refused; only connections that a killed process
-//! held are reset; every exit code is true; and at the end nothing is left behind.
+//! Thousands of handoffs under load with a fault in every tenth: a system call of either side
+//! fails, or one side is killed. No client is refused. Only connections of a killed process are
+//! reset. Every exit code is true, and nothing is left behind at the end.
 //!
-//! The successor is killed before it is ready and the predecessor after the successor has started
-//! to accept: a service of which the only process is killed is down, and that is the service
-//! manager's affair.
+//! The successor is killed before it is ready, the predecessor after the successor has started to
+//! accept. A service whose only process is killed is down, and its restart is the service manager's
+//! task.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,7 +19,7 @@ use crate::support::{
     Event, Line, REAL, Storm, Tally, Tracer, assert_becomes, kinds, signal, threads,
 };
 
-/// Clients that connect again and again, and clients that stay.
+/// How many clients reconnect for each request, and how many keep their connection.
 const SHORT: usize = 2;
 const PERSISTENT: usize = 6;
 
@@ -30,21 +30,22 @@ pub(crate) enum OnHandoff {
     Carry,
 }
 
-/// What fails in a handoff.
+/// The fault of a handoff.
 #[derive(Clone, Debug)]
 enum Fault {
     None,
-    /// A call of the old generation.
+    /// A call of the old generation fails.
     Old(Plan),
-    /// A call of the new one.
+    /// A call of the new generation fails.
     New(Plan),
-    /// The old one is killed when this is in the log: of the generation so many after it.
+    /// The old generation is killed when an event is in the log. The number is the distance from
+    /// the old generation to the generation that logs the event.
     KillOld(u64, Event),
-    /// The new one is killed at a call that it makes before it is ready.
+    /// The new generation is killed at a call before it is ready.
     KillNew(Plan),
 }
 
-/// A sequence of numbers that is the same for the same seed: a failure can be looked at again.
+/// Pseudo-random numbers, the same for the same seed, so that a failure can be repeated.
 struct Random(u64);
 
 impl Random {
@@ -59,7 +60,7 @@ impl Random {
     }
 }
 
-/// The calls that a handoff is made of, from one without a fault.
+/// The calls of a handoff without a fault.
 struct Calls {
     old: Vec<Plan>,
     new: Vec<Plan>,
@@ -145,10 +146,9 @@ fn calls(on_handoff: OnHandoff) -> Calls {
     }
 }
 
-/// The path by which the serving generation was executed, and so the one that its successor is.
+/// The path by which the active generation was executed, and its successor will be.
 ///
-/// A script that executes the daemon under strace makes another path of it: that of what the script
-/// executes.
+/// A script that executes the daemon under strace changes this path to that of the executed file.
 struct Program {
     path: PathBuf,
     made: usize,
@@ -159,7 +159,8 @@ impl Program {
         Self { path: line.program(), made: 0 }
     }
 
-    /// Has the next successor run under strace. Returns where its successor will be.
+    /// Makes the next successor run under strace. Returns the path that its own successor will
+    /// have.
     fn put_traced(&mut self, line: &Line, options: &str) -> PathBuf {
         self.made += 1;
         let next = line.folder().join(format!("program-{}", self.made));
@@ -176,7 +177,7 @@ impl Program {
         next
     }
 
-    /// Puts the daemon back where the script is.
+    /// Replaces the script by the daemon.
     fn put_real(&self, line: &Line) {
         line.put_real();
         if self.path != line.program() {
@@ -190,7 +191,7 @@ fn is_traced(pid: u32) -> bool {
     !status.lines().any(|line| line == "TracerPid:\t0")
 }
 
-/// What a process holds that could grow.
+/// Returns the resources of a process that could grow.
 fn holdings(pid: u32) -> (BTreeMap<String, usize>, usize) {
     (kinds(pid), threads(pid))
 }
@@ -207,7 +208,7 @@ fn files(line: &Line) -> Vec<String> {
     names
 }
 
-/// Runs so many handoffs, and tells what they were made of.
+/// Runs the handoffs, and prints a summary.
 pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
     let calls = calls(on_handoff);
     let line = serve(on_handoff);
@@ -219,7 +220,7 @@ pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
     };
     let mut pid = serves(2, &mut seen);
     assert_becomes(&1, || line.processes().len());
-    // Asleep, it has also let go of the one before.
+    // When asleep, the process has also closed its channel to its predecessor.
     assert_becomes(&true, || line.is_asleep());
     let before = (holdings(pid), files(&line));
     let storm = Storm::start(&line.address(), SHORT, PERSISTENT);
@@ -228,7 +229,8 @@ pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
         (Random(seed), BTreeMap::<&str, [usize; 2]>::new(), 0);
     for number in 0..handoffs {
         let mut fault = calls.fault(&mut random);
-        // strace stays with a new generation for its whole life, and a process has one tracer.
+        // strace stays attached to a new generation for its whole life, and a process can have only
+        // one tracer.
         if matches!(fault, Fault::Old(_)) && is_traced(pid) {
             fault = Fault::None;
         }
@@ -268,7 +270,7 @@ pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
         let status: Value = serde_json::from_str(&status.out).unwrap();
         let serving = status["serving"].as_u64().unwrap();
         let is_unknown = matches!(fault, Fault::KillOld(..)) && answered.code == 75;
-        // A killed generation may not have told the operator that it had begun.
+        // A killed generation may not have told the operator that the handoff had begun.
         let told = if is_unknown { serving } else { generation + u64::from(answered.code == 0) };
         assert_eq!(serving, told, "{answered:?} after {}", context());
         let (name, was_killed) = match fault {
@@ -276,7 +278,7 @@ pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
             Fault::Old(_) => ("a call of the old generation", false),
             Fault::New(_) => ("a call of the new generation", false),
             Fault::KillOld(..) => ("the old generation is killed", true),
-            // It holds no client: it is killed before it is ready.
+            // The new generation has no client, because it is killed before it is ready.
             Fault::KillNew(_) => ("the new generation is killed", false),
         };
         assert!(name != "none" || answered.code == 0, "{answered:?} after {}", context());
@@ -290,7 +292,7 @@ pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
     let tally = storm.end();
     assert_becomes(&vec![pid], || line.processes());
     assert_becomes(&before.0, || holdings(pid));
-    // What a killed process has left of the pid file, the start of the next one removes.
+    // The next generation removes the draft of the pid file that a killed process left.
     line.asked(&["reload"]).well();
     assert_becomes(&before.1, || files(&line));
     println!(
@@ -301,7 +303,7 @@ pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
     for (fault, [done, failed]) in &counts {
         println!("  {fault}: {done} handed over, {failed} failed");
     }
-    // A fault that hits nothing proves nothing.
+    // A test whose faults hit nothing proves nothing.
     assert!(
         counts.get("the new generation is killed").is_some_and(|[_, failed]| *failed > 0),
         "{counts:?}"
@@ -310,7 +312,8 @@ pub(crate) fn run(on_handoff: OnHandoff, handoffs: usize, seed: u64) {
     assert_losses(&tally, kills, &line);
 }
 
-/// Nobody was refused or served wrongly, and only a killed process lost what it held.
+/// Asserts that no client was refused or served wrongly, and that only killed processes lost
+/// connections.
 fn assert_losses(tally: &Tally, kills: usize, line: &Line) {
     let lost = |kind: &str| {
         tally

@@ -1,4 +1,4 @@
-//! What stands behind a proxy: upstreams that the test itself plays, and the line in front of them.
+//! Upstreams that a test plays itself, and the proxy in front of them.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener};
@@ -32,14 +32,14 @@ impl Line {
         line
     }
 
-    /// A client of a proxy, and what the upstream has of it.
+    /// Connects a client to the proxy; returns it and the upstream's end of its connection.
     pub(crate) fn pair(&self, upstream: &Upstream) -> (Client, Client) {
         let client = Client::connect(&self.address()).unwrap();
         (client, upstream.accept())
     }
 }
 
-/// A listener that the test accepts on when it pleases.
+/// A listening socket on which the test accepts connections itself.
 #[derive(Debug)]
 pub(crate) enum Upstream {
     Tcp(TcpListener),
@@ -47,7 +47,7 @@ pub(crate) enum Upstream {
 }
 
 impl Upstream {
-    /// Listens on `IP:PORT`, `/PATH` or `@NAME`. Whoever listened there before must be gone.
+    /// Listens on `IP:PORT`, `/PATH` or `@NAME`. An earlier listener at the address must be closed.
     pub(crate) fn on(address: &str) -> Self {
         if let Some(name) = address.strip_prefix('@') {
             Self::Unix(
@@ -60,25 +60,25 @@ impl Upstream {
         }
     }
 
-    /// On a port of its own.
+    /// Listens on a port that the kernel chooses.
     pub(crate) fn tcp() -> Self {
         Self::on("127.0.0.1:0")
     }
 
-    /// Where it listens, on TCP.
+    /// Returns the TCP address. Panics for a Unix socket: the test knows its path.
     pub(crate) fn address(&self) -> String {
         match self {
             Self::Tcp(listener) => listener.local_addr().unwrap().to_string(),
-            Self::Unix(listener) => panic!("{listener:?} has a path, which the test knows"),
+            Self::Unix(listener) => panic!("{listener:?} has a path instead of a TCP address"),
         }
     }
 
-    /// Accepts whoever comes within the deadline.
+    /// Accepts the next connection; panics if none arrives before the deadline.
     pub(crate) fn accept(&self) -> Client {
-        self.accept_within(DEADLINE).expect("nobody came")
+        self.accept_within(DEADLINE).expect("no connection arrived")
     }
 
-    /// Accepts whoever comes within that time.
+    /// Accepts the next connection, or returns `None` if none arrives within `time`.
     pub(crate) fn accept_within(&self, time: Duration) -> Option<Client> {
         let mut poll = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         if nix::poll::poll(&mut poll, PollTimeout::try_from(time).unwrap()).unwrap() == 0 {
@@ -103,19 +103,19 @@ impl AsFd for Upstream {
 }
 
 impl Client {
-    /// Ends the connection by a reset.
+    /// Closes the connection with a reset.
     pub(crate) fn reset(self) {
-        let Self::Tcp(socket) = &self else { panic!("a Unix socket knows no reset") };
+        let Self::Tcp(socket) = &self else { panic!("Unix sockets have no resets") };
         SockRef::from(socket).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
     /// Sends a byte of urgent data, tcp(7).
     pub(crate) fn send_urgent(&self, byte: u8) {
-        let Self::Tcp(socket) = self else { panic!("a Unix socket knows no urgent data") };
+        let Self::Tcp(socket) = self else { panic!("Unix sockets have no urgent data") };
         assert_eq!(SockRef::from(socket).send_out_of_band(&[byte]).unwrap(), 1);
     }
 
-    /// Reads to the end, or to what came instead of it.
+    /// Reads to the end of the stream or to an error; returns the bytes and the result.
     pub(crate) fn read_all(&mut self) -> (Vec<u8>, io::Result<()>) {
         let mut bytes = Vec::new();
         let mut buffer = vec![0; 64 * 1024];
@@ -129,14 +129,14 @@ impl Client {
         }
     }
 
-    /// The connection was reset, and nothing came before that.
+    /// Asserts that the connection was reset without sending any bytes.
     pub(crate) fn expect_reset(&mut self) {
         let (bytes, end) = self.read_all();
         assert_eq!((bytes, end.unwrap_err().kind()), (Vec::new(), io::ErrorKind::ConnectionReset));
     }
 }
 
-/// An upstream that echoes, each connection in a thread of its own, until it is stopped.
+/// An echo server with a thread for each connection, which runs until it is stopped.
 #[derive(Debug)]
 pub(crate) struct Echoing {
     address: String,
@@ -151,7 +151,7 @@ impl Echoing {
         let accepting = std::thread::spawn(move || {
             let mut serving = Vec::new();
             loop {
-                // Whoever is in the queue when nobody can come any more is served too.
+                // Accept once more after the stop, to serve the connections still in the backlog.
                 let is_last = stopping.load(Ordering::SeqCst);
                 match upstream.accept_within(Duration::from_millis(2)) {
                     Some(client) => serving.push(std::thread::spawn(move || echo(client))),
@@ -168,7 +168,7 @@ impl Echoing {
         Self { address: address.to_owned(), stop, accepting: Some(accepting) }
     }
 
-    /// Stops in order: nobody can come any more, and whoever has come is served to the end.
+    /// Stops accepting, then waits until all connections have ended.
     pub(crate) fn stop(mut self) {
         self.halt();
         self.accepting.take().unwrap().join().unwrap();

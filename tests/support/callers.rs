@@ -1,5 +1,4 @@
-//! Calls the daemon all the time, one short connection after the other, and tells what became of
-//! them.
+//! Clients that open one short connection after another and count the outcomes.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -8,16 +7,16 @@ use std::thread::JoinHandle;
 
 use super::{Client, Event, Line};
 
-/// Flags with which connections keep a generation draining until the test lets go of them, see
+/// Flags that keep a generation draining until the test releases its connections, see
 /// [`Line::hold`].
 pub(crate) const SLOW_DRAIN: [&str; 4] = ["--drain-timeout", "60s", "--first-request-grace", "60s"];
 
 impl Line {
-    /// A client that is connected and has said nothing: with [`SLOW_DRAIN`] it keeps the one
-    /// generation that accepts now from ending, until it has spoken.
+    /// Connects a client that sends nothing. With [`SLOW_DRAIN`] it keeps the accepting generation
+    /// draining until it sends a request.
     pub(crate) fn hold(&self) -> Client {
         let client = Client::connect(&self.address()).unwrap();
-        // Accepted after it, by the same generation.
+        // The backlog is in order: when this second client is served, the first has been accepted.
         let mark = self.mark();
         self.assert_serves();
         self.wait_since(mark, "the end of a connection", |record| {
@@ -27,26 +26,26 @@ impl Line {
     }
 }
 
-/// Clients that call until they are told to stop.
+/// Clients that keep calling until they are told to stop.
 #[derive(Debug)]
 pub(crate) struct Callers {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Calls>>,
 }
 
-/// What became of the calls.
+/// How many calls had each outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Calls {
-    /// Answered in full.
+    /// Calls that were answered completely.
     pub(crate) served: usize,
-    /// Nobody listened.
+    /// Calls whose connection was refused.
     pub(crate) refused: usize,
-    /// Accepted, and not answered.
+    /// Calls that were accepted but not answered completely.
     pub(crate) broken: usize,
 }
 
 impl Callers {
-    /// Starts that many, of an echo.
+    /// Starts `count` clients of an echo service.
     pub(crate) fn start(address: &str, count: usize) -> Self {
         Self::start_with(address, count, |client| {
             client.echo(b"are you there?")?;
@@ -55,7 +54,7 @@ impl Callers {
         })
     }
 
-    /// Starts that many, each of which talks like this over a connection of its own.
+    /// Starts `count` clients. Each runs `talk` on a new connection for every call.
     pub(crate) fn start_with(
         address: &str,
         count: usize,
@@ -69,7 +68,7 @@ impl Callers {
         Self { threads: (0..count).map(caller).collect(), stop }
     }
 
-    /// Has them finish the call that they are in.
+    /// Waits for the calls in progress, stops the clients, and returns the totals.
     pub(crate) fn finish(self) -> Calls {
         self.stop.store(true, Ordering::Relaxed);
         self.threads.into_iter().map(|thread| thread.join().unwrap()).fold(
@@ -83,8 +82,8 @@ impl Callers {
     }
 }
 
-/// Calls at least once after the word to stop: so that whatever the test did before it, was called
-/// upon.
+/// Calls until told to stop, and once more after that: at least one call covers the test's last
+/// step.
 fn call(address: &str, talk: fn(&mut Client) -> io::Result<()>, stop: &AtomicBool) -> Calls {
     let mut calls = Calls::default();
     loop {
@@ -92,7 +91,9 @@ fn call(address: &str, talk: fn(&mut Client) -> io::Result<()>, stop: &AtomicBoo
         match Client::connect(address) {
             Ok(mut client) => match talk(&mut client) {
                 Ok(()) => calls.served += 1,
-                Err(error) if error.kind() == ErrorKind::Other => panic!("altered: {error}"),
+                Err(error) if error.kind() == ErrorKind::Other => {
+                    panic!("the reply was altered: {error}")
+                }
                 Err(_) => calls.broken += 1,
             },
             Err(_) => calls.refused += 1,

@@ -1,4 +1,4 @@
-//! Talks to the daemon over TCP or a Unix socket, byte for byte.
+//! A client that exchanges raw bytes with the daemon over TCP or a Unix socket.
 
 use std::fmt::Debug;
 use std::io::{self, ErrorKind, Read, Write};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::DEADLINE;
 
-/// A connection. Reads and writes give up after [`DEADLINE`].
+/// A connection. Reads and writes time out after [`DEADLINE`].
 #[derive(Debug)]
 pub(crate) enum Client {
     Tcp(TcpStream),
@@ -30,7 +30,7 @@ impl Client {
         Ok(client)
     }
 
-    /// How long a read may take.
+    /// Sets the read timeout, and resets the write timeout to [`DEADLINE`].
     pub(crate) fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
         match self {
             Self::Tcp(socket) => socket
@@ -42,7 +42,7 @@ impl Client {
         }
     }
 
-    /// Whether a write that finds no room fails at once instead of waiting for it.
+    /// Sets whether a read or write that would block fails immediately instead.
     pub(crate) fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
         match self {
             Self::Tcp(socket) => socket.set_nonblocking(nonblocking),
@@ -50,13 +50,13 @@ impl Client {
         }
     }
 
-    /// Sends `request` and reads as many bytes back, which must be the same.
+    /// Sends `request` and reads the reply, which must be identical.
     pub(crate) fn echo(&mut self, request: &[u8]) -> io::Result<()> {
         self.write_all(request)?;
         self.expect(request)
     }
 
-    /// Reads as many bytes as `expected` has, which must be the same.
+    /// Reads as many bytes as `expected` has; they must be identical.
     pub(crate) fn expect(&mut self, expected: &[u8]) -> io::Result<()> {
         let mut reply = vec![0; expected.len()];
         self.read_exact(&mut reply)?;
@@ -67,7 +67,7 @@ impl Client {
         }
     }
 
-    /// Says that nothing more will be sent.
+    /// Half-closes the connection: no more bytes will be sent.
     pub(crate) fn half_close(&self) -> io::Result<()> {
         match self {
             Self::Tcp(socket) => socket.shutdown(Shutdown::Write),
@@ -75,9 +75,10 @@ impl Client {
         }
     }
 
-    /// Reads the end of the connection: nothing more but the peer's half-close, no reset.
+    /// Waits for the end of the stream. More bytes or a reset are errors.
     pub(crate) fn expect_end(&mut self) -> io::Result<()> {
-        // Not a bare read: whoever stops the tests and has them go on interrupts it.
+        // `read_exact` retries when a signal interrupts it, as when the tests are suspended and
+        // resumed.
         match self.read_exact(&mut [0; 1]) {
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(()),
             Err(error) => Err(error),
@@ -85,7 +86,7 @@ impl Client {
         }
     }
 
-    /// One whole short connection: connect, request, reply, half-close, end.
+    /// Runs one complete short connection: connect, request, reply, half-close, end.
     pub(crate) fn once(address: &str, request: &[u8]) -> io::Result<()> {
         let mut client = Self::connect(address)?;
         client.echo(request)?;
@@ -93,8 +94,8 @@ impl Client {
         client.expect_end()
     }
 
-    /// One request over HTTP to the axum example, and the whole of its reply. Returns the
-    /// generation that answers.
+    /// Sends one HTTP request to the axum example and reads the whole reply. Returns the generation
+    /// that answers.
     pub(crate) fn get(&mut self) -> io::Result<u64> {
         self.write_all(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")?;
         let mut reply = String::new();
@@ -108,7 +109,10 @@ impl Client {
             Some(["generation", generation, "process", _]) => {
                 generation.parse().map_err(io::Error::other)
             }
-            _ => Err(io::Error::new(ErrorKind::UnexpectedEof, format!("half a reply: {reply:?}"))),
+            _ => Err(io::Error::new(
+                ErrorKind::UnexpectedEof,
+                format!("incomplete reply: {reply:?}"),
+            )),
         }
     }
 }

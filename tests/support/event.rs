@@ -5,7 +5,7 @@
 
 macro_rules! events {
     ($($event:ident = $id:literal,)+) => {
-        /// What a log record is about.
+        /// The event that a log record reports.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum Event {
             $($event,)+
@@ -14,7 +14,7 @@ macro_rules! events {
         impl Event {
             pub(crate) const ALL: &[Self] = &[$(Self::$event,)+];
 
-            /// Returns the id that is in the log.
+            /// Returns the id as it appears in the log.
             pub(crate) const fn id(self) -> &'static str {
                 match self {
                     $(Self::$event => $id,)+

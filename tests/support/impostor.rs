@@ -1,8 +1,8 @@
-//! Puts other programs in the place of the daemon, for the next handoff to find.
+//! Replaces the daemon's binary with other programs, which the next handoff then starts.
 //!
-//! All that is put there is written by another process and renamed into place: the test has many
-//! threads, and a descriptor open for writing that one of them has forked with would make the
-//! kernel refuse the exec (ETXTBSY).
+//! Another process writes each file, and a rename puts it in place. The test has many threads: a
+//! process that one of them forks could inherit a descriptor open for writing. The kernel would
+//! then refuse to execute the file (ETXTBSY).
 
 use std::fs;
 use std::fs::File;
@@ -16,22 +16,23 @@ use nix::sys::stat::Mode;
 
 use super::{Event, Line, Record};
 
-/// The daemon.
+/// The path of the daemon's binary.
 pub(crate) const REAL: &str = env!("CARGO_BIN_EXE_handoffd");
 
-/// Where cargo puts an example that it builds for the tests.
+/// Returns the path of an example that cargo builds for the tests.
 pub(crate) fn example(name: &str) -> PathBuf {
     Path::new(REAL).parent().unwrap().join("examples").join(name)
 }
 
-/// What every script opens with. `say FORMAT` sends the predecessor one packet: bash itself would
-/// write line by line.
+/// The beginning of every script. `say FORMAT` sends the predecessor one packet; bash's own
+/// `printf` would send each line separately.
 const PRELUDE: &str = r#"ulimit -c 0
 fd=${HANDOFFD_CHANNEL#*:}
 say() { env printf "$@" >&"$fd"; }
 "#;
 
-/// Puts a bash script at `FOLDER/handoffd`. In it `$REAL` is the daemon, `$FOLDER` the folder.
+/// Installs a bash script as `FOLDER/handoffd`. In the script, `$REAL` is the daemon and `$FOLDER`
+/// the folder.
 pub(crate) fn install(folder: &Path, script: &str) {
     let text =
         format!("#!/bin/bash\nREAL='{REAL}'\nFOLDER='{}'\n{PRELUDE}{script}\n", folder.display());
@@ -42,42 +43,43 @@ fn install_file(folder: &Path, content: &[u8], mode: &str) {
     let draft = folder.join("draft");
     let mut install = Command::new("install");
     install.args(["-m", mode, "/dev/stdin"]).arg(&draft).stdin(Stdio::piped());
-    let mut install = install.spawn().expect("install, of coreutils, is needed");
+    let mut install = install.spawn().expect("the tests need `install` from coreutils");
     install.stdin.take().unwrap().write_all(content).unwrap();
     assert!(install.wait().unwrap().success());
     fs::rename(draft, folder.join("handoffd")).unwrap();
 }
 
 impl Line {
-    /// Puts a bash script in the place of the program. In it `$REAL` is the daemon, `$FOLDER` the
-    /// line's folder.
+    /// Replaces the program with a bash script. In it, `$REAL` is the daemon and `$FOLDER` the
+    /// lineage's folder.
     pub(crate) fn put_script(&self, script: &str) {
         install(self.folder(), script);
     }
 
-    /// Puts a file in the place of the program.
+    /// Replaces the program with a file of this content and mode.
     pub(crate) fn put_file(&self, content: &[u8], mode: &str) {
         install_file(self.folder(), content, mode);
     }
 
-    /// Puts a link in the place of the program.
+    /// Replaces the program with a symbolic link to `target`.
     pub(crate) fn put_link(&self, target: impl AsRef<Path>) {
         let draft = self.folder().join("draft");
         symlink(target, &draft).unwrap();
         fs::rename(draft, self.program()).unwrap();
     }
 
-    /// Puts the daemon back in its place.
+    /// Restores the link to the daemon.
     pub(crate) fn put_real(&self) {
         self.put_link(REAL);
     }
 
-    /// Has the next generation start with these arguments instead of the line's.
+    /// Makes the next generation start with these arguments instead of the lineage's.
     pub(crate) fn successor_gets(&self, arguments: &str) {
         self.put_script(&format!("exec \"$REAL\" --log debug {arguments}"));
     }
 
-    /// Has `generation` try to hand over, and waits until it has said why it could not.
+    /// Triggers a handoff from `generation`, waits until it fails, and returns the record with the
+    /// reason.
     pub(crate) fn fail_to_hand_over_from(&self, generation: u64) -> Record {
         let mark = self.mark();
         self.signal(generation, Signal::SIGHUP);
@@ -87,37 +89,36 @@ impl Line {
     }
 }
 
-/// Something that a script waits for: [`Gate::PASS`] in it goes on when the test has opened the
-/// gate.
+/// A gate in a script: the script waits at [`Gate::PASS`] until the test opens the gate.
 #[derive(Debug)]
 pub(crate) struct Gate(File);
 
 impl Gate {
-    /// What a script says to wait at the gate. That it has come there it says in the log, with its
-    /// process id.
+    /// Shell code that waits at the gate. It first logs its arrival with its process id.
     ///
-    /// Programs, not words of the shell: for a redirection of its own the shell would hold a
-    /// descriptor more.
+    /// It uses programs instead of builtins: the shell would keep an extra descriptor open for its
+    /// own redirection.
     pub(crate) const PASS: &'static str =
         r#"env echo "at the gate $$" >&2; env sh -c 'read -r _ <"$1"' sh "$FOLDER/gate""#;
 
-    /// A closed gate in the line's folder.
+    /// Creates a closed gate in the lineage's folder.
     pub(crate) fn new(line: &Line) -> Self {
         let path = line.folder().join("gate");
         nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
-        // For reading too, fifo(7): neither this nor a script's opening waits for the other.
+        // Also open for reading, fifo(7): neither this open nor the script's waits for the other
+        // end.
         Self(File::options().read(true).write(true).open(path).unwrap())
     }
 
-    /// Holds up the next successor, before it is the daemon. It will be started with `arguments`;
-    /// in a shell's words, `"$@"` are its predecessor's.
+    /// Stops the next successor at a new gate before it executes the daemon with `arguments`. In
+    /// them, `"$@"` stands for the arguments from its predecessor.
     pub(crate) fn before_successor(line: &Line, arguments: &str) -> Self {
         let gate = Self::new(line);
         line.put_script(&format!("{}; exec \"$REAL\" {arguments}", Self::PASS));
         gate
     }
 
-    /// Waits until a script is there, and tells its process id.
+    /// Waits until a script is at the gate, and returns its process id.
     pub(crate) fn wait(&self, line: &Line) -> u32 {
         let said =
             line.wait("a script at the gate", |record| record.text.starts_with("at the gate "));

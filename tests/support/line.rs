@@ -1,8 +1,8 @@
-//! Starts a line of generations in a folder of its own, and follows it by its log.
+//! A lineage of generations that runs in its own folder, observed through its log.
 //!
-//! All generations write to the same standard error, a pipe that the test reads. So one place tells
-//! what every generation does, the pipe's end tells that all of them have ended, and whoever holds
-//! the pipe belongs to the line.
+//! All generations write to the same standard error, a pipe that the test reads. The log therefore
+//! shows the actions of every generation, and the pipe closes when all of them have ended. Every
+//! process that holds the pipe belongs to the lineage.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -22,12 +22,12 @@ use tempfile::TempDir;
 use super::process::{adopt_orphans, exit_code, kill_if_alive, reap_if_ours, signal};
 use super::{Client, DEADLINE, Event, Pattern, REAL, Record};
 
-/// A line of generations that the test started.
+/// A lineage of generations that the test started.
 #[derive(Debug)]
 pub(crate) struct Line {
     folder: TempDir,
     pid: u32,
-    /// `pipe:[INODE]` of their standard error.
+    /// The target of the `/proc` links to their standard error: `pipe:[INODE]`.
     stderr: PathBuf,
     log: Arc<Log>,
     reader: Option<JoinHandle<()>>,
@@ -55,18 +55,19 @@ impl Line {
         line
     }
 
-    /// Starts the daemon. `prepare` completes the command; it is given the folder of the line.
+    /// Starts the daemon. `prepare` receives the command and the lineage's folder, and completes
+    /// the command.
     ///
-    /// The program is `FOLDER/handoffd`, a link to the real binary, so that a test may put
-    /// something else in its place.
+    /// The program is `FOLDER/handoffd`, a link to the real binary, so that a test can replace it.
     pub(crate) fn start_with(prepare: impl FnOnce(&mut Command, &Path)) -> Self {
         Self::start_under(&[], prepare)
     }
 
-    /// Starts the daemon by a launcher: a program, with arguments, that executes what follows them.
+    /// Starts the daemon through a launcher: a program with arguments that executes the command
+    /// after them.
     ///
-    /// It drains unless the test says `--carry` or has a file: most tests hold a generation by its
-    /// connections.
+    /// Connections drain unless the test passes `--carry` or a configuration file, because most
+    /// tests keep a generation alive with its connections.
     pub(crate) fn start_under(
         launcher: &[&str],
         prepare: impl FnOnce(&mut Command, &Path),
@@ -86,12 +87,12 @@ impl Line {
         })
     }
 
-    /// Starts the daemon by a command of the test's own, which must exec it and log at debug level.
+    /// Starts the daemon with the test's own command, which must execute it and log at debug level.
     pub(crate) fn start_by(command: impl FnOnce(&Path) -> Command) -> Self {
         Self::start(Path::new(REAL), command, |_, _| {})
     }
 
-    /// Starts another program that is built on the library, by a link to it.
+    /// Starts another program that uses the library, through a link to it.
     pub(crate) fn start_program(real: &Path, prepare: impl FnOnce(&mut Command, &Path)) -> Self {
         Self::start(real, |folder| Command::new(folder.join("handoffd")), prepare)
     }
@@ -123,38 +124,38 @@ impl Line {
         Self { folder, pid, stderr, log, reader: Some(reader) }
     }
 
-    /// The folder of the line.
+    /// Returns the lineage's folder.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// The path by which the line was started.
+    /// Returns the path that the lineage was started from.
     pub(crate) fn program(&self) -> PathBuf {
         self.folder().join("handoffd")
     }
 
-    /// The first generation's process id.
+    /// Returns the process id of the first generation.
     pub(crate) const fn first_pid(&self) -> u32 {
         self.pid
     }
 
-    /// Every record so far.
+    /// Returns all records so far.
     pub(crate) fn records(&self) -> Vec<Record> {
         self.log.lines.lock().unwrap().text.iter().map(|line| Record::parse(line)).collect()
     }
 
-    /// How many records match.
+    /// Returns how many records match.
     pub(crate) fn count(&self, wanted: impl Pattern) -> usize {
         self.records().iter().filter(|record| wanted.matches(record)).count()
     }
 
-    /// Waits for a record, among those that were and those that come.
+    /// Waits for a record in the whole log, and returns it.
     pub(crate) fn wait(&self, what: &str, wanted: impl Fn(&Record) -> bool) -> Record {
         self.wait_since(0, what, wanted)
     }
 
-    /// Waits for a record that comes after a [`Line::mark`]. A failed handoff leaves records of a
-    /// generation that will be tried again under the same number; those count for nothing here.
+    /// Waits for a record after a [`Line::mark`]. After a failed handoff the next attempt has the
+    /// same number; the mark excludes records of the failed one.
     pub(crate) fn wait_since(
         &self,
         mark: usize,
@@ -164,8 +165,8 @@ impl Line {
         self.wait_after(&mut { mark }, what, wanted)
     }
 
-    /// Waits for a record among those after the first `seen`, and moves `seen` past it: for a log
-    /// that grows long.
+    /// Waits for a record after the first `seen` ones, and moves `seen` past it. Long logs are not
+    /// searched from the start again.
     pub(crate) fn wait_after(
         &self,
         seen: &mut usize,
@@ -174,11 +175,11 @@ impl Line {
     ) -> Record {
         let found = self.wait_after_or_end(seen, what, wanted);
         found.unwrap_or_else(|| {
-            panic!("every process has ended, and there was no record of {what}:\n{}", self.text())
+            panic!("every process has ended without a record of {what}:\n{}", self.text())
         })
     }
 
-    /// Waits for a record that comes after a mark, or for the end of every process of the line.
+    /// Waits for a record after a mark. Returns `None` if every process of the lineage ends first.
     pub(crate) fn wait_since_or_end(
         &self,
         mark: usize,
@@ -209,28 +210,25 @@ impl Line {
                 return None;
             }
             if left.is_zero() {
-                // Not with the lock: the line, dropped, reads the log.
+                // Release the lock first: `Line::drop` reads the log.
                 drop(lines);
-                panic!(
-                    "the deadline has passed, and there was no record of {what}. The log:\n{}",
-                    self.text()
-                );
+                panic!("no record of {what} before the deadline. The log:\n{}", self.text());
             }
             lines = self.log.grown.wait_timeout(lines, left).unwrap().0;
         }
     }
 
-    /// A place in the log: behind all that has been read so far.
+    /// Returns the current end of the log.
     pub(crate) fn mark(&self) -> usize {
         self.log.lines.lock().unwrap().text.len()
     }
 
-    /// The log as it is, for a test that has failed.
+    /// Returns the whole log, for the message of a failed test.
     pub(crate) fn text(&self) -> String {
         self.log.lines.lock().unwrap().text.join("\n")
     }
 
-    /// Waits for a record of that generation that matches.
+    /// Waits for a matching record of `generation`.
     pub(crate) fn wait_for(&self, generation: u64, wanted: impl Pattern) -> Record {
         self.wait(&format!("{wanted:?} by generation {generation}"), |record| {
             record.generation == generation && wanted.matches(record)
@@ -246,12 +244,12 @@ impl Line {
         });
     }
 
-    /// Waits until that generation serves as the head of the line, and tells its process id.
+    /// Waits until `generation` is the active generation, and returns its process id.
     pub(crate) fn pid_of(&self, generation: u64) -> u32 {
         self.wait_for(generation, Event::GenerationAccepting).pid
     }
 
-    /// Where the listener of that name listens; the generations of a line agree on it.
+    /// Returns the address of the listener with this name. All generations of a lineage share it.
     pub(crate) fn address_of(&self, listener: &str) -> String {
         let record = self.wait("accepting", |record| record.is_event(Event::GenerationAccepting));
         let listeners = record.field("listeners").unwrap();
@@ -263,7 +261,7 @@ impl Line {
             .to_owned()
     }
 
-    /// Where the first listener listens.
+    /// Returns the address of the first listener.
     pub(crate) fn address(&self) -> String {
         let record = self.wait("accepting", |record| record.is_event(Event::GenerationAccepting));
         record
@@ -278,29 +276,31 @@ impl Line {
             .to_owned()
     }
 
-    /// Sends a signal to that generation.
+    /// Sends a signal to `generation`.
     pub(crate) fn signal(&self, generation: u64, number: Signal) {
         signal(self.pid_of(generation), number);
     }
 
-    /// Has `generation` hand over, and waits until its successor is the head of the line.
+    /// Triggers a handoff from `generation`, and waits until its successor is the active
+    /// generation.
     pub(crate) fn hand_over_from(&self, generation: u64) {
         self.signal(generation, Signal::SIGHUP);
         self.wait_for(generation + 1, Event::GenerationServing);
     }
 
-    /// Waits for the end of that generation: its exit code, or 128 and the signal that killed it.
+    /// Waits until `generation` has ended. Returns its exit code, or 128 plus the number of the
+    /// signal that killed it.
     pub(crate) fn exit_code(&self, generation: u64) -> i32 {
         let pid = if generation == 1 { self.pid } else { self.pid_of(generation) };
         exit_code(pid)
     }
 
-    /// One short connection to the first listener: it must be served.
+    /// Asserts that one short connection to the first listener is served.
     pub(crate) fn assert_serves(&self) {
         Client::once(&self.address(), b"are you there?").unwrap();
     }
 
-    /// Waits until every process of the line has ended, and tells the whole log.
+    /// Waits until every process of the lineage has ended, and returns the whole log.
     pub(crate) fn wait_for_end(&self) -> Vec<Record> {
         let until = Instant::now() + DEADLINE;
         let mut lines = self.log.lines.lock().unwrap();
@@ -309,7 +309,7 @@ impl Line {
             if left.is_zero() {
                 let log = lines.text.join("\n");
                 drop(lines);
-                panic!("processes are left: {:?}\n{log}", self.processes());
+                panic!("processes are still running: {:?}\n{log}", self.processes());
             }
             lines =
                 self.log.grown.wait_timeout(lines, left.min(Duration::from_millis(100))).unwrap().0;
@@ -318,8 +318,8 @@ impl Line {
         self.records()
     }
 
-    /// Every living process of the line: whoever holds its pipe as standard error, or as standard
-    /// output.
+    /// Returns every running process of the lineage: those with its pipe as standard output or
+    /// standard error.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let pids = fs::read_dir("/proc")
             .unwrap()
@@ -328,19 +328,19 @@ impl Line {
         pids.filter(|pid| (1..=2).any(|stream| holds(format!("/proc/{pid}/fd/{stream}")))).collect()
     }
 
-    /// Whether nobody of the line has anything to do: what was sent by now and is not read will
-    /// stay so.
+    /// Returns whether every process of the lineage is idle. Bytes that are still unread then will
+    /// stay unread.
     pub(crate) fn is_asleep(&self) -> bool {
         self.processes().into_iter().all(|pid| is_asleep(pid).unwrap_or(false))
     }
 }
 
-/// Whether every thread of a process waits for something to happen.
+/// Returns whether every thread of a process sleeps.
 pub(crate) fn is_asleep(pid: u32) -> std::io::Result<bool> {
     are_all(pid, 'S')
 }
 
-/// Whether every thread of a process is in a state of proc_pid_stat(5).
+/// Returns whether every thread of a process is in this state, see proc_pid_stat(5).
 pub(crate) fn are_all(pid: u32, state: char) -> std::io::Result<bool> {
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let stat = fs::read_to_string(thread?.path().join("stat"))?;
@@ -369,7 +369,7 @@ impl Log {
 }
 
 impl Drop for Line {
-    /// Ends whatever is left of the line, and reaps it.
+    /// Kills and reaps the remaining processes of the lineage.
     fn drop(&mut self) {
         let mut pids: Vec<u32> =
             self.records().iter().map(|record| record.pid).filter(|pid| *pid > 0).collect();

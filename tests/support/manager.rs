@@ -1,4 +1,5 @@
-//! Is a service manager: hears what the line tells it, by whom, and keeps what it is given to keep.
+//! A service manager: receives the lineage's notifications with their senders, and keeps stored
+//! descriptors.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -20,19 +21,19 @@ pub(crate) struct Manager {
     _folder: tempfile::TempDir,
 }
 
-/// One datagram.
+/// One notification.
 #[derive(Debug)]
 pub(crate) struct Told {
-    /// Who sent it, by the kernel's word.
+    /// The sender's process id, as reported by the kernel.
     pub(crate) pid: u32,
-    /// Its lines.
+    /// The text of the notification, `NAME=VALUE` on each line.
     pub(crate) text: String,
-    /// What came with it.
+    /// The file descriptors sent with the notification.
     pub(crate) descriptors: Vec<OwnedFd>,
 }
 
 impl Told {
-    /// What it says of a variable.
+    /// Returns the value of a variable.
     pub(crate) fn value(&self, name: &str) -> Option<&str> {
         self.text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
     }
@@ -48,12 +49,12 @@ impl Manager {
         Self { socket, path, _folder: folder }
     }
 
-    /// For `NOTIFY_SOCKET`.
+    /// Returns the path for `NOTIFY_SOCKET`.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The next datagram.
+    /// Receives the next notification.
     fn try_hear(&self) -> io::Result<Told> {
         let mut text = vec![0; 8192];
         let mut space =
@@ -80,13 +81,14 @@ impl Manager {
         Ok(Told { pid, text: String::from_utf8(text).unwrap(), descriptors })
     }
 
-    /// Hears until a datagram has a line that begins so; tells that one, and those before it.
+    /// Receives until a notification has a line that begins with `line`. Returns this notification
+    /// and all earlier ones.
     pub(crate) fn hear_until(&self, line: &str) -> (Told, Vec<Told>) {
         let mut before = Vec::new();
         loop {
             let told = match self.try_hear() {
-                // A receive with a timeout is not begun again when the process was stopped
-                // meanwhile, signal(7).
+                // A receive with a timeout is not restarted after the process was stopped,
+                // signal(7).
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 heard => {
                     heard.unwrap_or_else(|error| panic!("no {line}: {error}, after {before:#?}"))
@@ -99,7 +101,7 @@ impl Manager {
         }
     }
 
-    /// What has been told by now and was not heard yet.
+    /// Returns the notifications that have arrived and were not received yet.
     pub(crate) fn rest(&self) -> Vec<Told> {
         let mut rest = Vec::new();
         let mut poll = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];

@@ -1,4 +1,4 @@
-//! Starts the real daemon, reads its log, talks to it, and cleans up after it.
+//! Support for tests of the real daemon: start it, read its log, connect to it, and clean up.
 
 mod backend;
 mod callers;
@@ -38,6 +38,6 @@ pub(crate) use view::{
     accept, assert_becomes, children, environment, holds, holds_socket, kinds, threads,
 };
 
-/// How long any event may take before the test has failed. Far above what it does take: a deadline,
-/// not a measurement.
+/// How long to wait for any event before the test fails. Far above the usual time: a deadline, not
+/// a measurement.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);

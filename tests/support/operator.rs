@@ -1,5 +1,4 @@
-//! Is an operator: runs the daemon's own commands against a line, and sees what they print and how
-//! they end.
+//! An operator that runs the daemon's commands against a lineage, with their output and exit codes.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -9,11 +8,11 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use super::process::{exit_code, kill_if_alive};
 use super::{DEADLINE, Event, Line, REAL};
 
-/// A command that runs.
+/// A running command.
 #[derive(Debug)]
 pub(crate) struct Operator(Child);
 
-/// What a command came to.
+/// The exit code and the output of a command.
 #[derive(Debug)]
 pub(crate) struct Answered {
     pub(crate) code: i32,
@@ -22,7 +21,7 @@ pub(crate) struct Answered {
 }
 
 impl Line {
-    /// Starts the daemon on `127.0.0.1:0` with an operator's socket and these arguments, and waits
+    /// Starts the daemon on `127.0.0.1:0` with a control socket and these arguments, and waits
     /// until it serves.
     pub(crate) fn serve_controlled(arguments: &[&str]) -> Self {
         let line = Self::start_with(|command, folder| {
@@ -36,19 +35,19 @@ impl Line {
         line
     }
 
-    /// Where the line listens for commands.
+    /// Returns the path of the lineage's control socket.
     pub(crate) fn control(&self) -> PathBuf {
         self.folder().join("control")
     }
 
-    /// Starts a command of the daemon's that asks this line.
+    /// Starts a `handoffd` command that connects to this lineage.
     pub(crate) fn ask(&self, words: &[&str]) -> Operator {
         let mut command = Command::new(REAL);
         command.args(words).arg("--control").arg(self.control());
         Operator::start(command)
     }
 
-    /// Runs such a command.
+    /// Runs a `handoffd` command against this lineage to its end.
     pub(crate) fn asked(&self, words: &[&str]) -> Answered {
         self.ask(words).wait()
     }
@@ -61,7 +60,7 @@ impl Operator {
         Self(command.spawn().unwrap())
     }
 
-    /// The next line that it prints.
+    /// Reads the next line of the command's standard output.
     pub(crate) fn line(&mut self) -> String {
         let mut line = Vec::new();
         let mut byte = [0];
@@ -71,16 +70,16 @@ impl Operator {
         String::from_utf8(line).unwrap()
     }
 
-    /// Waits for its end: for each line that it prints, and for that, no longer than the deadline.
+    /// Waits until the command ends. The deadline applies to each line of output and to the end.
     pub(crate) fn wait(mut self) -> Answered {
-        // Both from the start, for it may print more than a pipe holds.
+        // Read both streams from the start: the output may exceed a pipe's capacity.
         let (out, err) = (read(self.0.stdout.take().unwrap()), read(self.0.stderr.take().unwrap()));
         let (out, err) = (hear(&out), hear(&err));
         Answered { code: exit_code(self.0.id()), out, err }
     }
 }
 
-/// Reads to the end, line by line.
+/// Reads a stream line by line in a thread, and sends each line to the channel.
 fn read(stream: impl Read + Send + 'static) -> Receiver<String> {
     let (tell, told) = mpsc::channel();
     let mut stream = BufReader::new(stream);
@@ -93,7 +92,7 @@ fn read(stream: impl Read + Send + 'static) -> Receiver<String> {
     told
 }
 
-/// All of it.
+/// Collects all lines; panics if none arrives within the deadline.
 fn hear(told: &Receiver<String>) -> String {
     let mut text = String::new();
     loop {
@@ -101,7 +100,7 @@ fn hear(told: &Receiver<String>) -> String {
             Ok(line) => text += &line,
             Err(RecvTimeoutError::Disconnected) => return text,
             Err(RecvTimeoutError::Timeout) => {
-                panic!("nothing more within the deadline, after:\n{text}")
+                panic!("no more output within the deadline, after:\n{text}")
             }
         }
     }
@@ -115,18 +114,19 @@ impl Drop for Operator {
 }
 
 impl Answered {
-    /// It went well.
+    /// Asserts that the command succeeded without error output, and returns its output.
     pub(crate) fn well(self) -> String {
         assert_eq!((self.code, self.err.as_str()), (0, ""), "{self:?}");
         self.out
     }
 
-    /// It ended with that code, and said why in one line with these words.
+    /// Asserts that the command ended with `code` and one line of error output that contains all
+    /// `words`.
     pub(crate) fn names(self, code: i32, words: &[&str]) {
         assert_eq!(self.code, code, "{self:?}");
         assert_eq!(self.err.matches('\n').count(), 1, "one line was expected: {self:?}");
         for word in words {
-            assert!(self.err.contains(word), "{word:?} is not named: {self:?}");
+            assert!(self.err.contains(word), "{word:?} is missing: {self:?}");
         }
     }
 }

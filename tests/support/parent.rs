@@ -1,8 +1,8 @@
-//! Starts the daemon as a parent does that passes sockets: descriptors from 3 up, `LISTEN_FDS` and
-//! its kin.
+//! A parent that passes sockets to the daemon: descriptors from 3 up, `LISTEN_FDS` and related
+//! variables.
 //!
-//! A parent can only name its child's process id after the fork, so a shell does it that then
-//! becomes the daemon. Everything that a parent may get wrong can be said here.
+//! The child's process id is only known after the fork, so a shell sets `LISTEN_PID` and then
+//! executes the daemon. Tests can also make every mistake that a parent can make.
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
@@ -15,10 +15,10 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{Event, Line, Refusal};
 
-/// Says `LISTEN_PID`, and becomes the program.
+/// Sets `LISTEN_PID` and executes the program.
 const NAME_THE_PID: [&str; 3] = ["bash", "-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""];
 
-/// A parent, and what it passes.
+/// A parent, with the descriptors and variables that it passes.
 #[derive(Debug)]
 pub(crate) struct Parent {
     passed: Vec<(i32, OwnedFd)>,
@@ -27,7 +27,7 @@ pub(crate) struct Parent {
 }
 
 impl Parent {
-    /// Passes these as descriptors 3, 4, ... and says so rightly, without names.
+    /// Passes these as descriptors 3, 4, and so on, with correct variables but without names.
     pub(crate) fn passing<const N: usize>(descriptors: [OwnedFd; N]) -> Self {
         let variables = vec![("LISTEN_FDS", N.to_string())];
         Self {
@@ -37,13 +37,14 @@ impl Parent {
         }
     }
 
-    /// Leaves a descriptor open that it does not speak of, or leaves a gap.
+    /// Also passes this descriptor under this number without counting it. The number may leave a
+    /// gap.
     pub(crate) fn leaving(mut self, number: i32, descriptor: OwnedFd) -> Self {
         self.passed.push((number, descriptor));
         self
     }
 
-    /// Has the daemon born with this variable. With `LISTEN_PID`, the right one is not said.
+    /// Adds an environment variable. `LISTEN_PID` replaces the correct value.
     pub(crate) fn saying(mut self, variable: &'static str, value: impl Into<String>) -> Self {
         if variable == "LISTEN_PID" {
             self.launcher.clear();
@@ -52,7 +53,7 @@ impl Parent {
         self
     }
 
-    /// Does not say `LISTEN_PID`.
+    /// Leaves `LISTEN_PID` unset.
     pub(crate) fn without_pid(mut self) -> Self {
         self.launcher.clear();
         self
@@ -71,7 +72,7 @@ impl Parent {
         line
     }
 
-    /// Starts the daemon, which must end by itself.
+    /// Starts the daemon, which must refuse to serve and exit by itself.
     pub(crate) fn refused(self, arguments: &[&str]) -> Refusal {
         let mut words = self.launcher.clone().into_iter().chain([env!("CARGO_BIN_EXE_handoffd")]);
         let mut command = Command::new(words.next().unwrap());
@@ -88,19 +89,19 @@ impl Parent {
     }
 }
 
-/// A port on which nobody listens, outside of the range from which the kernel chooses for port 0,
-/// so that no other test is given it. For what cannot be told port 0.
+/// Returns an unused port for tests that cannot use port 0. It is outside the range of the kernel's
+/// automatic ports, so no other test receives it.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
     let lowest: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
-    assert!(lowest > 2048, "the kernel chooses from {lowest} on");
-    // Other test processes on this machine begin elsewhere.
+    assert!(lowest > 2048, "the automatic ports begin at {lowest}");
+    // Other test processes on this machine start at other ports.
     let start = std::process::id().wrapping_mul(61);
     loop {
         let next = u32::from(NEXT.fetch_add(1, Ordering::Relaxed)).wrapping_add(start);
         let port = 1024 + u16::try_from(next % u32::from(lowest - 1024)).unwrap();
-        // One after the other: the first takes IPv4 as well.
+        // One after the other: the IPv6 socket also takes the IPv4 port.
         let six = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).map(close);
         let four = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).map(close);
         if six.and(four).is_ok() {
@@ -109,8 +110,8 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
-/// Closes a listener, so that another may take its address at once: a process that another test has
-/// just forked may hold a copy until it executes its program.
+/// Closes a listener and frees its address immediately. Without the shutdown, a process that
+/// another test has just forked could keep a copy open until its exec.
 pub(crate) fn close(listener: TcpListener) {
     shutdown(listener.as_raw_fd(), Shutdown::Both).unwrap();
     drop(listener);

@@ -1,11 +1,11 @@
-//! Signals processes, and learns how those ended that are nobody's children.
+//! Signals to processes, and exit codes of processes that are not direct children.
 //!
-//! Successors are forked twice, so whoever watches over orphans inherits them. That is the test
-//! process here: it sees their exit codes, and it reaps them.
+//! Successors are forked twice, so the kernel makes them children of the nearest subreaper. Here
+//! that is the test process: it sees their exit codes and reaps them.
 //!
-//! Not before the test is done with them: a process that has ended keeps its number until it is
-//! reaped, and a number that is free may be given to a process of another test, which runs beside
-//! this one and has the same children.
+//! It reaps a process only after the test is done with it. Until then the process id stays
+//! reserved. A free process id could be reused by another test, which runs at the same time with
+//! the same parent.
 
 use std::fs;
 use std::sync::{Once, mpsc};
@@ -20,14 +20,13 @@ use nix::unistd::Pid;
 
 use super::DEADLINE;
 
-/// Makes the test process the parent of all orphans below it.
+/// Makes the test process the parent of all orphaned descendants.
 pub(crate) fn adopt_orphans() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| nix::sys::prctl::set_child_subreaper(true).unwrap());
 }
 
-/// Lets this process, where all tests run, have as many descriptors as it may: for a test with
-/// thousands of clients.
+/// Raises this process's descriptor limit to the maximum, for tests with thousands of clients.
 pub(crate) fn raise_descriptor_limit() {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     assert!(soft == hard || setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok());
@@ -38,20 +37,20 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
     kill(raw(pid), signal).unwrap_or_else(|error| panic!("{signal} to {pid}: {error}"));
 }
 
-/// Stops a process of the line, and returns when it does stand still.
+/// Stops a process, and returns once it has stopped.
 pub(crate) fn freeze(pid: u32) {
     signal(pid, Signal::SIGSTOP);
     let stopped = waitpid(raw(pid), Some(WaitPidFlag::WUNTRACED)).unwrap();
     assert!(matches!(stopped, WaitStatus::Stopped(..)), "{stopped:?}");
 }
 
-/// Has a frozen process go on.
+/// Resumes a stopped process.
 pub(crate) fn thaw(pid: u32) {
     signal(pid, Signal::SIGCONT);
 }
 
-/// Waits for the end of a process that is ours by birth or by adoption: its exit code, or 128 and
-/// the signal that killed it, as a shell has it. It stays to be reaped, see [`reap_if_ours`].
+/// Waits for the end of a child or an adopted process. Returns its exit code, or 128 plus the
+/// signal number, as in a shell. The process stays a zombie, see [`reap_if_ours`].
 pub(crate) fn exit_code(pid: u32) -> i32 {
     let (tell, told) = mpsc::channel();
     thread::spawn(move || tell.send(end_of(pid)));
@@ -59,7 +58,7 @@ pub(crate) fn exit_code(pid: u32) -> i32 {
         .unwrap_or_else(|_| panic!("process {pid} has not ended within the deadline"))
 }
 
-/// Waits for it.
+/// Waits for the end of a process, and returns its exit code as [`exit_code`] does.
 fn end_of(pid: u32) -> i32 {
     let until = Instant::now() + DEADLINE;
     loop {
@@ -67,8 +66,8 @@ fn end_of(pid: u32) -> i32 {
             Ok(WaitStatus::Exited(_, code)) => return code,
             Ok(WaitStatus::Signaled(_, signal, _)) => return 128 + signal as i32,
             Ok(_) | Err(Errno::EINTR) => {}
-            // An orphan is ours from the instant in which its parent has ended. The one between the
-            // two forks does nothing else, and yet a successor may be quicker.
+            // An orphan becomes our child when its parent ends, the process between the two forks.
+            // That process only forks, but a successor may end even sooner.
             Err(Errno::ECHILD) if is_there(pid) && Instant::now() < until => thread::yield_now(),
             Err(error) => panic!("cannot wait for {pid}: {error}"),
         }
@@ -79,12 +78,13 @@ fn is_there(pid: u32) -> bool {
     fs::exists(format!("/proc/{pid}")).unwrap()
 }
 
-/// Kills a process, if it is still there.
+/// Kills a process if it still exists.
 pub(crate) fn kill_if_alive(pid: u32) {
     let _ = kill(raw(pid), Signal::SIGKILL);
 }
 
-/// Reaps a process that ends, if it is ours: once, for then its number may be another's.
+/// Waits for the end of a process and reaps it if it is our child. Only once: afterwards another
+/// process may have its number.
 pub(crate) fn reap_if_ours(pid: u32) {
     let _ = waitpid(raw(pid), None);
 }

@@ -1,4 +1,4 @@
-//! A log record, and the patterns that a test matches it with.
+//! Log records and the patterns that tests match them with.
 
 use std::fmt::{Debug, Display};
 
@@ -7,21 +7,21 @@ use super::Event;
 /// One line of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// The generation that wrote it: 0 for a line that is no record.
+    /// The generation that wrote the record; 0 for text that is not a record.
     pub(crate) generation: u64,
     pub(crate) pid: u32,
-    /// None for a line that the daemon did not write.
+    /// The event, or `None` for text that the daemon did not write.
     pub(crate) event: Option<Event>,
-    /// Level, message and fields, as written.
+    /// Level, message and fields, exactly as written.
     pub(crate) text: String,
 }
 
-/// A test for records.
+/// A condition on records.
 pub(crate) trait Pattern: Debug {
     fn matches(&self, record: &Record) -> bool;
 }
 
-/// An event, and what its fields and its message must hold.
+/// An event with conditions on its fields and its message.
 #[derive(Clone, Debug)]
 pub(crate) struct EventWith {
     event: Event,
@@ -36,18 +36,18 @@ enum Requirement {
 }
 
 impl Event {
-    /// The event with this value in one field.
+    /// Requires this value in one field.
     pub(crate) fn with(self, name: &'static str, value: impl Display) -> EventWith {
         EventWith { event: self, requirements: Vec::new() }.with(name, value)
     }
 
-    /// The event with this text in its record: the text of an error, which does not change with the
-    /// sentence around it.
+    /// Requires this text in the record: usually an error text, which stays the same when the log
+    /// message changes.
     pub(crate) fn mentioning(self, text: impl Into<String>) -> EventWith {
         EventWith { event: self, requirements: vec![Requirement::Text(text.into())] }
     }
 
-    /// The event with a field that contains this text.
+    /// Requires a field that contains this text.
     pub(crate) fn containing(self, name: &'static str, part: &'static str) -> EventWith {
         EventWith { event: self, requirements: vec![Requirement::Part { name, part }] }
     }
@@ -79,7 +79,8 @@ impl Pattern for EventWith {
     }
 }
 
-/// A line that the daemon did not write: of a script, or of a program that it started.
+/// Matches output that the daemon did not write: from a script, or from a program that the daemon
+/// started.
 impl Pattern for &str {
     fn matches(&self, record: &Record) -> bool {
         record.event.is_none() && record.text.contains(self)
@@ -102,7 +103,7 @@ impl Record {
         }
     }
 
-    /// The value of a field: in quotes, a list in brackets, or without spaces.
+    /// Returns the value of a field: quoted, a list in brackets, or a single word.
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
         let value = self.text.split_once(&format!(" {name}="))?.1;
         if let Some(quoted) = value.strip_prefix('"') {
@@ -114,17 +115,17 @@ impl Record {
         value.split(' ').next()
     }
 
-    /// Whether that generation wrote it and it matches.
+    /// Returns whether `generation` wrote the record and it matches.
     pub(crate) fn is(&self, generation: u64, wanted: impl Pattern) -> bool {
         self.generation == generation && wanted.matches(self)
     }
 
-    /// Whether it is about that event, whichever generation wrote it.
+    /// Returns whether the record matches, for any generation.
     pub(crate) fn is_event(&self, wanted: impl Pattern) -> bool {
         wanted.matches(self)
     }
 
-    /// Whether it is a warning or an error.
+    /// Returns whether the record is a warning or an error.
     pub(crate) fn is_complaint(&self) -> bool {
         self.text.starts_with("WARN") || self.text.starts_with("ERROR")
     }

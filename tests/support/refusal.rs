@@ -1,11 +1,11 @@
-//! Runs the daemon where it must end by itself: its exit code, and what it says on standard error.
+//! Runs of the daemon that must end by themselves, with their exit code and standard error.
 
 use std::io::{Read, Seek};
 use std::process::{Command, Stdio};
 
 use super::process::{exit_code, kill_if_alive, reap_if_ours};
 
-/// How a process ended that did not serve.
+/// How the daemon ended when it refused to serve.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     pub(crate) code: i32,
@@ -20,14 +20,14 @@ impl Refusal {
         Self::of(command)
     }
 
-    /// Runs a command, which is the daemon in the end.
+    /// Runs a command that finally executes the daemon.
     pub(crate) fn of(command: Command) -> Self {
         Self::writing_to(Stdio::null(), command)
     }
 
     /// Runs a command with this standard output.
     pub(crate) fn writing_to(output: impl Into<Stdio>, mut command: Command) -> Self {
-        // A file and not a pipe: nobody has to read it meanwhile.
+        // A file instead of a pipe: the output needs no reader while the process runs.
         let mut stderr = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         command.stdin(Stdio::null()).stdout(output).stderr(stderr.try_clone().unwrap());
         let process = Process(command.spawn().unwrap().id());
@@ -39,18 +39,19 @@ impl Refusal {
         Self { code, said: String::from_utf8_lossy(&said).into_owned() }
     }
 
-    /// It ended with that code and one line, in which all of `words` stand.
+    /// Asserts that the process ended with `code` and one line of error output that contains all
+    /// `words`.
     pub(crate) fn names(&self, code: i32, words: &[&str]) {
         assert_eq!(self.said.matches('\n').count(), 1, "one line was expected: {self:?}");
         assert!(self.said.ends_with('\n'), "one line was expected: {self:?}");
         assert_eq!(self.code, code, "{self:?}");
         for word in words {
-            assert!(self.said.contains(word), "{word:?} is not named: {self:?}");
+            assert!(self.said.contains(word), "{word:?} is missing: {self:?}");
         }
     }
 }
 
-/// Reaped in any case; killed when the test has failed.
+/// A process that is killed and reaped even when the test fails.
 struct Process(u32);
 
 impl Drop for Process {

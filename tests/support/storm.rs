@@ -1,10 +1,9 @@
-//! Clients in numbers: some connect as fast as they can, some keep their connection; each verifies
-//! every byte.
+//! Many clients under load: some open short connections as fast as they can, others keep one open.
+//! Each verifies every byte.
 //!
-//! Nobody retries anything: what a client meets is counted, and a test decides what may have been
-//! met. A request that crosses the close of an idle connection on the wire is the one thing that no
-//! server can prevent; it is told apart by what the client sees: its request was on the way, and
-//! not one byte of a reply came.
+//! No client retries. Every outcome is counted, and the test decides which outcomes are allowed. No
+//! server can prevent one of them: a request that crosses the close of an idle connection on the
+//! wire. The client detects this case because its request was sent and no byte of a reply arrived.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
@@ -20,34 +19,33 @@ use socket2::{Domain, Socket, Type};
 
 use super::{Client, DEADLINE, Event, Line, signal};
 
-/// How long a persistent client looks for the end of its connection between two requests.
+/// How long a persistent client watches for the end of its connection between two requests.
 const BETWEEN_REQUESTS: Duration = Duration::from_millis(4);
-/// Each client goes round these many addresses of its own: a closed connection blocks its port for
-/// a while.
+/// How many source addresses each client rotates through, because a closed connection blocks its
+/// port for a while.
 const SOURCES: u64 = 200;
 
-/// Clients at work.
+/// A group of running clients.
 #[derive(Debug)]
 pub(crate) struct Storm {
     over: Arc<AtomicBool>,
     clients: Vec<JoinHandle<Tally>>,
 }
 
-/// What clients have met.
+/// The outcomes that the clients observed.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    /// Short connections that were served whole.
+    /// Short connections that were served completely.
     pub(crate) short: u64,
-    /// Requests of persistent connections that were answered.
+    /// Answered requests on persistent connections.
     pub(crate) persistent: u64,
-    /// Persistent connections that the server closed in order, between two requests.
+    /// Persistent connections that the server closed cleanly between two requests.
     pub(crate) closed: u64,
-    /// Persistent requests that crossed such a close on the wire.
+    /// Requests on persistent connections that crossed such a close on the wire.
     pub(crate) crossed: u64,
-    /// Everything else, by kind and by what was being done.
+    /// All other failures, counted by kind and by the client's operation.
     pub(crate) losses: BTreeMap<String, u64>,
-    /// Of every connection, who it was by the server's name for it, and how many bytes came back
-    /// verified.
+    /// For every connection, the server's name for the client and the number of verified bytes.
     pub(crate) verified: Vec<(String, u64)>,
 }
 
@@ -65,7 +63,8 @@ impl AddAssign for Tally {
 }
 
 impl Storm {
-    /// Lets `short` clients connect as fast as they can, and `persistent` ones stay.
+    /// Starts `short` clients that reconnect as fast as they can, and `persistent` clients that
+    /// stay connected.
     pub(crate) fn start(address: &str, short: usize, persistent: usize) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let clients = (0..short + persistent).map(|number| {
@@ -79,7 +78,7 @@ impl Storm {
         Self { clients: clients.collect(), over }
     }
 
-    /// Has every client end what it is about, and tells what all of them met.
+    /// Stops every client after its current exchange, and returns the combined outcomes.
     pub(crate) fn end(self) -> Tally {
         self.over.store(true, Ordering::Relaxed);
         let mut tally = Tally::default();
@@ -90,7 +89,7 @@ impl Storm {
     }
 }
 
-/// One client.
+/// The state of one client.
 struct Worker {
     address: String,
     number: u64,
@@ -98,7 +97,7 @@ struct Worker {
     asked: u64,
 }
 
-/// What came of a request on a connection that is kept.
+/// The outcome of a request on a persistent connection.
 enum Asked {
     Answered(u64),
     /// The server closed the connection while the request was on its way.
@@ -120,7 +119,8 @@ impl Worker {
         tally
     }
 
-    /// Connect, request, reply, half-close, end: all of it has to work.
+    /// Connects, sends a request, reads the reply, half-closes and reads the end. Every step must
+    /// succeed.
     fn once(&mut self) -> Result<(String, u64), Loss> {
         let mut client = self.connect()?;
         let name = name(&client);
@@ -149,7 +149,7 @@ impl Worker {
         tally
     }
 
-    /// Uses one connection until the server closes it, or the storm is over.
+    /// Uses one connection until the server closes it or the load ends.
     fn keep(
         &mut self,
         mut client: Client,
@@ -179,13 +179,13 @@ impl Worker {
             }
         }
         tally.verified.push((name, bytes));
-        // The close of an idle connection may cross this as well.
+        // The server's close of an idle connection may cross this half-close too.
         let _ = client.half_close();
         client.expect_end().map_err(|error| Loss::of("end of a kept connection", &error))
     }
 
-    /// One request. The first of a connection may not meet its close: the server has to wait for
-    /// it.
+    /// Sends one request. The first request of a connection must never cross its close, because the
+    /// server has to wait for it.
     fn ask(&mut self, client: &mut Client, first: bool) -> Result<Asked, Loss> {
         let request = self.request();
         let crosses = |error: &io::Error| !first && is_end(error);
@@ -220,13 +220,13 @@ impl Worker {
         connected.map_err(|error| Loss::of("connect", &error))
     }
 
-    /// A loopback address, another one each time.
+    /// Returns the next loopback address to connect from.
     fn source(&self) -> Ipv4Addr {
         let [.., high, low] = self.number.to_be_bytes();
         Ipv4Addr::new(127, 1 + high, low, u8::try_from(1 + self.made % SOURCES).unwrap())
     }
 
-    /// Bytes that no other request has: a few, or now and then more than one read takes.
+    /// Returns the bytes of a unique request: usually a few, sometimes more than one read returns.
     fn request(&mut self) -> Vec<u8> {
         self.asked += 1;
         let mut request = format!("client {} request {} ", self.number, self.asked).into_bytes();
@@ -243,7 +243,7 @@ impl Worker {
     }
 }
 
-/// What no client may ever meet: refused, reset, unanswered or altered, and in what.
+/// A failure that no client may see (refused, reset, unanswered or altered), with the operation.
 #[derive(Debug)]
 struct Loss(String);
 
@@ -268,7 +268,8 @@ impl Loss {
         Self(format!("altered: {what}"))
     }
 
-    /// The end came where a reply was due, or nothing came at all.
+    /// Returns the loss for a reply that did not arrive: the connection ended, or the read timed
+    /// out.
     fn unanswered(what: &str) -> Self {
         Self(format!("unanswered: {what}"))
     }
@@ -280,7 +281,7 @@ impl Tally {
     }
 }
 
-/// Whether the connection was gone: by a reset, or by a close that the kernel noticed first.
+/// Returns whether the connection was gone: reset, or closed before the operation began.
 fn is_end(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -288,7 +289,8 @@ fn is_end(error: &io::Error) -> bool {
     )
 }
 
-/// Waits a little for the server's close: an end is one, anything else but silence is a loss.
+/// Waits briefly, and returns whether the server has closed the connection. Bytes or other errors
+/// are losses.
 fn is_closed(client: &mut Client) -> Result<bool, Loss> {
     let set = |timeout| {
         client.set_read_timeout(timeout).map_err(|error| Loss::of("set a timeout", &error))
@@ -296,7 +298,7 @@ fn is_closed(client: &mut Client) -> Result<bool, Loss> {
     set(BETWEEN_REQUESTS)?;
     let closed = match client.read(&mut [0; 1]) {
         Ok(0) => Ok(true),
-        Ok(_) => Err(Loss::altered("bytes that nobody asked for")),
+        Ok(_) => Err(Loss::altered("unrequested bytes")),
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
         Err(error) => Err(Loss::of("waiting between requests", &error)),
     };
@@ -304,7 +306,7 @@ fn is_closed(client: &mut Client) -> Result<bool, Loss> {
     closed
 }
 
-/// Connects from that address: a client has 28,000 ports for each.
+/// Connects from this source address. Each address provides 28,000 ports.
 pub(crate) fn connect_from(source: Ipv4Addr, address: SocketAddr) -> io::Result<Client> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SocketAddr::from((source, 0)).into())?;
@@ -314,7 +316,7 @@ pub(crate) fn connect_from(source: Ipv4Addr, address: SocketAddr) -> io::Result<
     Ok(client)
 }
 
-/// How the server's log calls this client.
+/// Returns the client's name in the server's log.
 fn name(client: &Client) -> String {
     match client {
         Client::Tcp(socket) => socket
@@ -324,27 +326,27 @@ fn name(client: &Client) -> String {
     }
 }
 
-/// One handoff after another, as fast as the line takes them.
+/// Consecutive handoffs, as fast as the lineage completes them.
 #[derive(Debug)]
 pub(crate) struct Handoffs<'a> {
     line: &'a Line,
     seen: usize,
-    /// The head of the line.
+    /// The number of the active generation.
     pub(crate) generation: u64,
     pub(crate) pid: u32,
 }
 
 impl<'a> Handoffs<'a> {
-    /// From the first generation of `line` on.
+    /// Starts with the first generation of `line`.
     pub(crate) const fn of(line: &'a Line) -> Self {
         Self { line, seen: 0, generation: 1, pid: line.first_pid() }
     }
 
-    /// Has the head hand over, and waits until its successor is the head.
+    /// Triggers a handoff, and waits until the successor is the active generation.
     pub(crate) fn next(&mut self) {
         signal(self.pid, Signal::SIGHUP);
         self.generation += 1;
-        let what = format!("generation {} as the head", self.generation);
+        let what = format!("generation {} as the active one", self.generation);
         self.pid = self
             .line
             .wait_after(&mut self.seen, &what, |record| {

@@ -1,9 +1,8 @@
-//! A client in the middle of a request: it has sent more than fits into the reply's way back, and
+//! A client in the middle of a request: it sends more than the buffers for the reply can hold, and
 //! does not read.
 //!
-//! Either more is sent than fits on the way back, or all the buffers between here and there are
-//! full. That they are, and that the server has not merely been slow, is seen and not supposed:
-//! whoever might read on sleeps.
+//! Either the request exceeds the space for the reply, or all buffers in between are full. The test
+//! verifies the second case instead of assuming it: the server must be asleep, not merely slow.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -14,13 +13,13 @@ use socket2::{Domain, Socket, Type};
 
 use super::{Client, DEADLINE, Line};
 
-/// How much of a reply a narrow client's own kernel takes, at most.
+/// The most that the kernel of a client with a small receive buffer holds of a reply.
 const NARROW: usize = 4_096;
-/// What a server may hold of a request besides, and what a buffer takes beyond its limit when it
-/// has room for one byte.
+/// An allowance for the part of a request that the server itself holds, and for a buffer that
+/// exceeds its limit because it still had room for one byte.
 const BESIDES: usize = 200_000;
 
-/// A connection that is never idle until it is read.
+/// A connection that is busy until its reply is read.
 #[derive(Debug)]
 pub(crate) struct Stuck {
     client: Client,
@@ -28,16 +27,16 @@ pub(crate) struct Stuck {
 }
 
 impl Stuck {
-    /// Connects and sends more than fits on the way back: when this returns, and until the reply is
-    /// read, the server has some of the request still to read or to write back.
+    /// Connects and sends more than the reply's buffers can hold. Until the test reads the reply,
+    /// the server still has part of the request to read or to return.
     pub(crate) fn on(line: &Line, address: &str) -> Self {
         Self::on_whoever_sleeps(|| line.is_asleep(), address)
     }
 
-    /// The same, with the word of the caller for whether whoever serves there sleeps.
+    /// Does the same as [`Stuck::on`]. `is_asleep` tells whether the server sleeps.
     pub(crate) fn on_whoever_sleeps(is_asleep: impl Fn() -> bool, address: &str) -> Self {
         match address.parse() {
-            // The way back over TCP grows up to the last number of tcp_wmem.
+            // The send buffer of the reply over TCP grows up to the last value of tcp_wmem.
             Ok(address) => Self::send(
                 is_asleep,
                 narrow(address),
@@ -51,7 +50,7 @@ impl Stuck {
         }
     }
 
-    /// Sends this much, or as much as anybody takes.
+    /// Sends up to `length` bytes, or less if all buffers are full while the server sleeps.
     fn send(is_asleep: impl Fn() -> bool, mut client: Client, length: usize) -> Self {
         let mut request: Vec<u8> = (0_u32..).flat_map(u32::to_be_bytes).take(length).collect();
         client.set_nonblocking(true).unwrap();
@@ -60,7 +59,7 @@ impl Stuck {
         while sent < length {
             match client.write(&request[sent..]) {
                 Ok(count) => (sent, slept) = (sent + count, false),
-                // Full, also after the server was seen asleep.
+                // The buffers are still full after the server was seen asleep.
                 Err(error) if error.kind() == ErrorKind::WouldBlock && slept => break,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     assert!(Instant::now() < until, "the server neither reads nor sleeps");
@@ -75,19 +74,19 @@ impl Stuck {
         Self { client, request }
     }
 
-    /// Reads the reply, which must be whole.
+    /// Reads the reply, which must be complete.
     pub(crate) fn read(&mut self) {
         self.client.expect(&self.request).unwrap();
     }
 
-    /// Reads the reply, and the end that a draining server puts after it.
+    /// Reads the reply and the clean end from a draining server.
     pub(crate) fn read_to_end(mut self) {
         self.read();
         self.client.expect_end().unwrap();
     }
 
-    /// Reads to the end that a draining server puts after what it has taken on: how much of the
-    /// request that was.
+    /// Reads until a draining server ends the connection. Returns how much of the request was
+    /// answered.
     pub(crate) fn read_until_end(mut self) -> usize {
         let mut reply = Vec::new();
         self.client.read_to_end(&mut reply).unwrap();
@@ -95,22 +94,22 @@ impl Stuck {
         reply.len()
     }
 
-    /// Reads what is left of a reply after the server has cut the connection: part of it.
+    /// Reads the rest of a reply that the server has cut off: it must be incomplete.
     pub(crate) fn expect_cut(mut self) {
         assert!(
             self.client.expect(&self.request).is_err(),
-            "it was cut, and yet the reply is whole"
+            "the connection was cut, but the reply is complete"
         );
     }
 
-    /// Says that nothing more will be sent.
+    /// Half-closes the connection: no more bytes will be sent.
     pub(crate) fn half_close(&self) {
         self.client.half_close().unwrap();
     }
 }
 
-/// Connects with room for little more than one packet: a reply stays with the server until it is
-/// read.
+/// Connects with a receive buffer for little more than one packet. A long reply stays with the
+/// server until the client reads it.
 pub(crate) fn narrow(address: SocketAddr) -> Client {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(NARROW).unwrap();
@@ -120,7 +119,7 @@ pub(crate) fn narrow(address: SocketAddr) -> Client {
     client
 }
 
-/// The last number of a setting of the kernel's network.
+/// Returns the last number of a kernel network setting.
 fn setting(name: &str) -> usize {
     let text = fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap();
     text.split_whitespace().last().unwrap().parse().unwrap()

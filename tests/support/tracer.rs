@@ -1,6 +1,6 @@
-//! Has system calls of one process fail, or kill it at one of them, by strace(1).
+//! Fault injection by strace(1): fails system calls of a process, or kills it at one of them.
 //!
-//! A test that needs strace fails where there is none: what it holds would go unseen.
+//! A test that needs strace fails if strace is missing: a skipped test would hide errors.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::{Line, signal};
 
-/// A tracer that is attached to a process.
+/// A running strace that is attached to a process.
 #[derive(Debug)]
 pub(crate) struct Tracer {
     strace: Child,
@@ -19,20 +19,19 @@ pub(crate) struct Tracer {
 }
 
 impl Tracer {
-    /// Attaches to the main thread of a process, and returns when every system call from now on is
-    /// seen.
+    /// Attaches to the main thread of a process, and returns once its system calls are traced.
     pub(crate) fn attach(line: &Line, pid: u32, arguments: &[&str]) -> Self {
         Self::attach_in(line.folder(), pid, arguments)
     }
 
-    /// The same, with a trace in that folder.
+    /// Attaches like [`Tracer::attach`], with the trace file in `folder`.
     pub(crate) fn attach_in(folder: &Path, pid: u32, arguments: &[&str]) -> Self {
         let trace = folder.join(format!("trace-{pid}"));
         let mut strace = Command::new("strace");
         strace.arg("-o").arg(&trace).args(arguments).args(["-p", &pid.to_string()]);
-        let mut strace = strace.stderr(Stdio::piped()).spawn().expect("strace is needed");
+        let mut strace = strace.stderr(Stdio::piped()).spawn().expect("the test needs strace");
         let mut said = String::new();
-        // Standard error stays open behind it: strace says more when a process comes or goes.
+        // Keep reading standard error: strace writes more when a process starts or ends.
         let mut stderr = BufReader::new(strace.stderr.take().unwrap());
         stderr.read_line(&mut said).unwrap();
         assert!(said.contains("attached"), "strace says: {said}");
@@ -40,14 +39,14 @@ impl Tracer {
         Self { strace, trace }
     }
 
-    /// Lets go of the process, and tells what was seen.
+    /// Detaches from the process, and returns the trace.
     pub(crate) fn detach(mut self) -> String {
         signal(self.strace.id(), Signal::SIGINT);
         self.strace.wait().unwrap();
         fs::read_to_string(&self.trace).unwrap()
     }
 
-    /// Waits for the end of what is traced, and tells what was seen.
+    /// Waits until the traced process has ended, and returns the trace.
     pub(crate) fn wait(mut self) -> String {
         self.strace.wait().unwrap();
         fs::read_to_string(&self.trace).unwrap()
@@ -55,7 +54,7 @@ impl Tracer {
 }
 
 impl Drop for Tracer {
-    /// A test that fails leaves no tracer behind.
+    /// Stops the tracer, so that a failed test leaves none behind.
     fn drop(&mut self) {
         let _ = self.strace.kill();
         let _ = self.strace.wait();

@@ -1,5 +1,4 @@
-//! Looks at a process from outside, by /proc: what it holds, what it was born with, what it left
-//! behind.
+//! A process seen from outside through /proc: its descriptors, environment, threads and children.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -12,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use super::DEADLINE;
 
-/// The descriptors of a process from 3 up, and what each is: `socket:[INODE]`, a path.
+/// Returns a process's descriptors from 3 up with their targets: `socket:[INODE]` or a path.
 pub(crate) fn holds(pid: u32) -> BTreeMap<i32, String> {
     let folder = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let descriptors = folder.filter_map(|entry| {
@@ -23,14 +22,14 @@ pub(crate) fn holds(pid: u32) -> BTreeMap<i32, String> {
     descriptors.filter(|(number, _)| *number > 2).collect()
 }
 
-/// Whether a process holds this socket, pipe or file.
+/// Returns whether a process has this socket, pipe or file open.
 pub(crate) fn holds_socket(pid: u32, socket: &impl AsFd) -> bool {
     let path = format!("/proc/self/fd/{}", socket.as_fd().as_raw_fd());
     let wanted = fs::read_link(path).unwrap();
     holds(pid).values().any(|held| wanted.as_os_str() == held.as_str())
 }
 
-/// How many descriptors of each kind a process has.
+/// Returns how many descriptors of each kind a process has.
 pub(crate) fn kinds(pid: u32) -> BTreeMap<String, usize> {
     let mut kinds = BTreeMap::new();
     for held in holds(pid).into_values() {
@@ -40,7 +39,7 @@ pub(crate) fn kinds(pid: u32) -> BTreeMap<String, usize> {
     kinds
 }
 
-/// The environment that a process was born with, sorted.
+/// Returns the environment that a process was started with, sorted.
 pub(crate) fn environment(pid: u32) -> Vec<String> {
     let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap();
     let variables = bytes.split(|byte| *byte == 0).filter(|variable| !variable.is_empty());
@@ -50,17 +49,17 @@ pub(crate) fn environment(pid: u32) -> Vec<String> {
     variables
 }
 
-/// How many threads a process has.
+/// Returns how many threads a process has.
 pub(crate) fn threads(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
 }
 
-/// The children of a process, with their states.
+/// Returns the lines of /proc/PID/stat for the children of a process.
 pub(crate) fn children(pid: u32) -> Vec<String> {
     let all = fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("stat")).ok());
-    // pid (name) state ppid ...; a name may hold anything.
+    // The format is `pid (name) state ppid ...`, and a name may contain any character.
     let is_child = |stat: &String| {
         let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
         parent == Some(pid)
@@ -68,19 +67,18 @@ pub(crate) fn children(pid: u32) -> Vec<String> {
     all.filter(is_child).collect()
 }
 
-/// Accepts a connection that waits, or comes within the deadline, on a listener that the test
-/// holds.
+/// Accepts a pending connection, or the next one within the deadline, on a listener of the test.
 pub(crate) fn accept(listener: &TcpListener) {
     let timeout = PollTimeout::try_from(DEADLINE).unwrap();
     let waiting =
         nix::poll::poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], timeout).unwrap();
-    assert_eq!(waiting, 1, "nobody came");
+    assert_eq!(waiting, 1, "no connection arrived");
     listener.set_nonblocking(true).unwrap();
     listener.accept().unwrap();
 }
 
-/// Looks until `look` sees what is expected: what a process lets go of, it lets go of after it has
-/// said so.
+/// Polls until `look` returns the expected value. A process may log that it releases something
+/// before it does.
 pub(crate) fn assert_becomes<T: PartialEq + Debug>(expected: &T, look: impl Fn() -> T) {
     let until = Instant::now() + DEADLINE;
     while look() != *expected {

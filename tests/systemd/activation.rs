@@ -1,5 +1,5 @@
-//! systemd holds the address: a client may start the service, and waits while it is being
-//! restarted.
+//! Tests of socket activation: systemd holds the listening socket. A client may start the service,
+//! and waits while the service restarts.
 
 use crate::lab::{ADDRESS, Lab, System};
 use crate::support::{Client, Storm};
@@ -9,22 +9,22 @@ pub(crate) fn a_client_starts_the_service_and_is_answered(system: System) {
     lab.systemctl(&["start", "handoffd.socket"]).well();
     assert_eq!(lab.show("ActiveState"), "inactive");
     lab.inside(|| Client::once(ADDRESS, b"wake up").unwrap());
-    lab.wait("that it is up", |lab| lab.show("ActiveState") == "active");
+    lab.wait("the start", |lab| lab.show("ActiveState") == "active");
     lab.systemctl(&["stop", "handoffd.service"]);
     assert_eq!(
         (lab.show("ActiveState"), lab.show("Result")),
         ("inactive".into(), "success".into())
     );
     lab.inside(|| Client::once(ADDRESS, b"and again").unwrap());
-    lab.wait("that it is up", |lab| lab.show("ActiveState") == "active");
+    lab.wait("the start", |lab| lab.show("ActiveState") == "active");
 }
 
-pub(crate) fn restarts_under_traffic_refuse_and_reset_nobody(system: System) {
+pub(crate) fn restarts_under_traffic_lose_no_client(system: System) {
     let lab = Lab::serving(system);
     let storm = lab.inside(|| Storm::start(ADDRESS, 2, 2));
     for _ in 0..5 {
         lab.systemctl(&["restart", "handoffd.service"]).well();
-        // Between a restart and a reload nothing may be different for a client.
+        // A client must not be able to tell a restart from a reload.
         lab.systemctl(&["reload", "handoffd.service"]).well();
     }
     let tally = storm.end();
@@ -32,10 +32,10 @@ pub(crate) fn restarts_under_traffic_refuse_and_reset_nobody(system: System) {
     assert!(tally.short > 0 && tally.persistent > 0);
 }
 
-pub(crate) fn a_client_that_waits_while_the_service_stops_is_answered_by_the_next(system: System) {
+pub(crate) fn a_client_that_waits_for_a_restart_is_answered(system: System) {
     let lab = Lab::serving(system);
     let main = lab.outer(lab.main_pid());
-    // It hangs: whoever comes waits in the queue.
+    // The service hangs, so new clients wait in the backlog.
     lab.freeze();
     let mut waiting = lab.inside(|| Client::connect(ADDRESS).unwrap());
     crate::support::signal(main, nix::sys::signal::Signal::SIGKILL);

@@ -1,16 +1,18 @@
-//! Whoever dies, systemd starts the service anew, and whoever waited is answered.
+//! Tests of crashes: whichever process dies, systemd restarts the service, and waiting clients are
+//! answered.
 
 use nix::sys::signal::Signal;
 
 use crate::lab::{ADDRESS, Lab, System};
 use crate::support::{Callers, Client, Tracer, signal};
 
-/// Kills every process of the service at once, with clients at it, and some in the queue.
+/// Kills every process of the service at once, while clients are being served and others wait in
+/// the backlog.
 fn assert_a_kill_of_all_refuses_nobody(lab: &Lab) {
     for round in 1..4 {
         let callers = lab.inside(|| Callers::start(ADDRESS, 2));
         lab.systemctl(&["reload", "handoffd.service"]).well();
-        // Frozen, they accept nobody: these are in the queue.
+        // Frozen processes accept no client, so these clients wait in the backlog.
         lab.freeze();
         let waiting: Vec<Client> =
             lab.inside(|| (0..10).map(|_| Client::connect(ADDRESS).unwrap()).collect());
@@ -27,18 +29,18 @@ fn assert_a_kill_of_all_refuses_nobody(lab: &Lab) {
     }
 }
 
-pub(crate) fn a_kill_of_every_process_refuses_nobody_under_socket_activation(system: System) {
+pub(crate) fn killing_all_processes_with_a_socket_unit_refuses_no_client(system: System) {
     let lab = Lab::serving(system);
     assert_eq!(
         lab.show("NFileDescriptorStore"),
         "0",
-        "what the socket unit holds is not to be stored again"
+        "a socket of the socket unit was stored again"
     );
     assert_a_kill_of_all_refuses_nobody(&lab);
     assert_eq!(lab.show("NFileDescriptorStore"), "0");
 }
 
-pub(crate) fn a_kill_of_every_process_refuses_nobody_with_the_store(system: System) {
+pub(crate) fn killing_all_processes_with_the_store_refuses_no_client(system: System) {
     let lab = Lab::boot(system);
     lab.bind_without_socket_unit(&format!("--listen web={ADDRESS} --listen @abstract"));
     lab.systemctl(&["start", "handoffd.service"]).well();
@@ -47,32 +49,36 @@ pub(crate) fn a_kill_of_every_process_refuses_nobody_with_the_store(system: Syst
     assert_eq!(
         lab.show("NFileDescriptorStore"),
         "2",
-        "each once, however many generations there were"
+        "each socket must be stored once, however many generations there were"
     );
-    // A restart is no crash, and refuses nobody either.
+    // A restart refuses no client either.
     let callers = lab.inside(|| Callers::start(ADDRESS, 2));
     lab.systemctl(&["restart", "handoffd.service"]).well();
     let calls = callers.finish();
     assert_eq!((calls.refused, calls.broken), (0, 0), "{}", lab.journal_text());
     lab.systemctl(&["stop", "handoffd.service"]).well();
-    // A full stop lets go of it, on newer versions a moment later.
-    lab.wait("that it is let go of", |lab| lab.inside(|| Client::connect(ADDRESS)).is_err());
+    // A stop releases the socket, on newer versions of systemd a moment later.
+    lab.wait("the release of the socket", |lab| lab.inside(|| Client::connect(ADDRESS)).is_err());
 }
 
-/// An old generation that drains keeps the unit from ending; systemd has to see the main process
-/// die all the same.
-pub(crate) fn a_main_process_that_dies_while_an_old_one_drains_is_restarted(system: System) {
+/// A draining generation keeps the unit from ending. systemd must notice the death of the main
+/// process anyway.
+pub(crate) fn a_main_process_that_dies_during_a_drain_is_restarted(system: System) {
     let lab = Lab::boot(system);
     lab.drain();
     lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
     let busy = lab.inside(|| lab.busy_client());
     lab.systemctl(&["reload", "handoffd.service"]).well();
-    assert_eq!(lab.status()["generations"].as_array().unwrap().len(), 2, "the first one drains");
+    assert_eq!(
+        lab.status()["generations"].as_array().unwrap().len(),
+        2,
+        "the first generation does not drain"
+    );
     let dead = lab.main_pid();
     signal(lab.outer(dead), Signal::SIGKILL);
-    lab.wait("that systemd sees it", |lab| lab.show("ActiveState") != "active");
+    lab.wait("systemd to notice the death", |lab| lab.show("ActiveState") != "active");
     let mut waiting = lab.inside(|| Client::connect(ADDRESS).unwrap());
-    // An old one drains on: to the end, and not to a reset.
+    // The old generation keeps draining until the end of the connection, without a reset.
     busy.read_until_end();
     waiting.echo(b"I have waited").unwrap();
     lab.wait("the restart", |lab| {
@@ -81,17 +87,17 @@ pub(crate) fn a_main_process_that_dies_while_an_old_one_drains_is_restarted(syst
     assert_ne!(lab.main_pid(), dead);
 }
 
-/// The old one is the main process until the commit: its successor is told to stop with the unit,
-/// and nobody is refused.
-pub(crate) fn a_main_process_that_dies_during_the_bake_costs_nobody_who_waits(system: System) {
+/// The old generation is the main process until the commit. When it dies, the unit stops its
+/// successor too, and no client is refused.
+pub(crate) fn a_main_process_that_dies_in_the_bake_costs_no_client(system: System) {
     let lab = Lab::serving(system);
     let callers = lab.inside(|| Callers::start(ADDRESS, 2));
     let main = lab.outer(lab.main_pid());
     let reload = lab.start(&["systemctl", "reload", "handoffd.service"]);
     lab.wait("a successor", |lab| lab.status()["generations"][0]["state"] == "probation");
     signal(main, Signal::SIGKILL);
-    // Whether the unit stopped or the successor served by then: it must not have been called a
-    // success.
+    // By then either the unit has stopped or the successor serves. systemd must not have called the
+    // reload a success.
     let reload = reload.wait();
     lab.wait("the restart", |lab| {
         lab.show("NRestarts") == "1" && lab.show("ActiveState") == "active"
@@ -101,8 +107,8 @@ pub(crate) fn a_main_process_that_dies_during_the_bake_costs_nobody_who_waits(sy
     lab.systemctl(&["reload", "handoffd.service"]).well();
 }
 
-/// The process lives, and its threads are stuck where they accept: a hang like any other.
-pub(crate) fn a_main_process_whose_accept_loop_hangs_is_restarted_by_the_watchdog(system: System) {
+/// The process lives, but its threads are stuck in accept4(2).
+pub(crate) fn the_watchdog_restarts_a_process_with_hung_accept_loops(system: System) {
     let lab = Lab::serving(system);
     lab.systemctl(&["reload", "handoffd.service"]).well();
     let main = lab.main_pid();
@@ -113,10 +119,10 @@ pub(crate) fn a_main_process_whose_accept_loop_hangs_is_restarted_by_the_watchdo
         &hang,
     );
     let mut waiting = lab.inside(|| Client::connect(ADDRESS).unwrap());
-    // The unit's WatchdogSec= is 30 s.
+    // The unit has WatchdogSec=30s.
     lab.wait("the watchdog", |lab| lab.journal_text().contains("Watchdog timeout"));
-    // What is held by a tracer does not hear SIGABRT; and a thread that were let go might accept
-    // first, and then die.
+    // A traced process does not receive SIGABRT. If the tracer released the threads first, one
+    // might accept the client and then die.
     signal(lab.outer(main), Signal::SIGKILL);
     drop(tracer);
     waiting.echo(b"I have waited").unwrap();

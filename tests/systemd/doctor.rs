@@ -1,9 +1,9 @@
-//! `handoffd doctor` finds what breaks a handoff in the words of each systemd, and nothing in the
-//! unit that we ship.
+//! Tests of `handoffd doctor`: it finds what breaks a handoff under each version of systemd, and
+//! finds nothing in the shipped unit.
 
 use crate::lab::{Lab, PROGRAM, System};
 
-/// A drop-in, what the doctor says of it, and how it ends.
+/// Bad drop-ins, each with the finding of the doctor and its exit code.
 const ILLS: [(&str, &str, i32); 16] = [
     ("Type=exec", "breaks  Type=exec: ", 78),
     ("NotifyAccess=all", "risks   NotifyAccess=all: ", 0),
@@ -41,7 +41,7 @@ const ILLS: [(&str, &str, i32); 16] = [
 
 pub(crate) fn the_doctor_names_what_breaks_a_handoff(system: System) {
     let lab = Lab::serving(system);
-    // Of whoever answers, and by name.
+    // The unit is found by the control socket or by its name.
     for words in [&[PROGRAM, "doctor"][..], &[PROGRAM, "doctor", "handoffd.service"]] {
         let said = lab.run(words).well();
         assert!(said.starts_with("handoffd.service under systemd 2"), "{said}");
@@ -60,6 +60,6 @@ pub(crate) fn the_doctor_names_what_breaks_a_handoff(system: System) {
     lab.run(&[PROGRAM, "doctor", "no-such.service"]).names(71, &["no unit no-such.service"]);
     lab.systemctl(&["stop", "handoffd.socket", "handoffd.service"]).well();
     lab.run(&[PROGRAM, "doctor"]).names(69, &["nobody answers on"]);
-    // One that does not run can be looked at as well.
+    // The doctor can also check a unit that does not run.
     lab.run(&[PROGRAM, "doctor", "handoffd.service"]).well();
 }

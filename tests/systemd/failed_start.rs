@@ -1,17 +1,17 @@
-//! A start that fails: systemd tries again what may pass, at a bounded rate, and leaves alone what
-//! only an editor can mend.
+//! Tests of failed starts. systemd retries at a limited rate if a retry may succeed. It does not
+//! retry if only a change of the configuration helps.
 
 use crate::lab::{ADDRESS, Lab, PROGRAM, System, documented, shipped};
 use crate::support::Client;
 
-/// Both for the start of a service that was down, and for a restart.
+/// Applies to a start of a stopped service and to a restart.
 pub(crate) fn a_wrong_configuration_is_tried_once(system: System) {
     let lab = Lab::boot(system);
     std::fs::write(lab.path("/etc/handoffd.toml"), "bake = [\n").unwrap();
     lab.install("handoffd.service.d/config.conf", &documented("--config"));
     for command in ["start", "restart"] {
         assert_ne!(lab.systemctl(&[command, "handoffd.service"]).code, 0);
-        // An automatic restart that is due would be its sub-state.
+        // A pending automatic restart would show as the sub-state.
         assert_eq!(
             (lab.show("ActiveState"), lab.show("SubState")),
             ("failed".into(), "failed".into())
@@ -21,8 +21,8 @@ pub(crate) fn a_wrong_configuration_is_tried_once(system: System) {
     assert!(lab.journal_text().contains("/etc/handoffd.toml:1:"), "{}", lab.journal_text());
 }
 
-/// With the drop-in for it, where the program is gone: systemd itself fails, and no exit code of
-/// ours stops it.
+/// With the documented drop-in. The program is missing: systemd itself fails to start it, so no
+/// exit code of ours prevents retries.
 pub(crate) fn the_pause_between_failed_starts_grows(system: System) {
     let lab = Lab::boot(system);
     let steps = std::fs::read_to_string(shipped("restart-steps.conf")).unwrap();
@@ -38,23 +38,23 @@ pub(crate) fn the_pause_between_failed_starts_grows(system: System) {
     assert!(pauses.is_sorted() && pauses[3] > 2 * pauses[0], "{pauses:?}");
 }
 
-/// An address that DHCP brings later, and a port that another process has for a moment.
-pub(crate) fn an_address_that_is_not_there_yet_is_served_when_it_comes(system: System) {
+/// For example an address from DHCP, or a port that another process uses for a moment.
+pub(crate) fn an_address_that_appears_later_is_served(system: System) {
     let lab = Lab::boot(system);
     let later = "192.0.2.7:7070";
     lab.bind_without_socket_unit(&format!("--listen {later} --listen {ADDRESS}"));
     let taken = lab.inside(|| std::net::TcpListener::bind(ADDRESS).unwrap());
     assert_ne!(lab.systemctl(&["start", "handoffd.service"]).code, 0);
-    // While a next start is under way it shows nothing.
-    lab.wait("a start that failed", |lab| lab.show("ExecMainStatus") == "75");
+    // While another start is under way, the property has no value.
+    lab.wait("a failed start", |lab| lab.show("ExecMainStatus") == "75");
     lab.wait("a restart", |lab| lab.show("NRestarts") != "0");
     assert!(lab.journal_text().contains("Cannot assign"), "{}", lab.journal_text());
-    // Only its network is entered: not every root file system has the program.
+    // `ip` runs outside, in the network namespace only, because some root file systems lack it.
     let add = ["address", "add", "192.0.2.7/32", "dev", "lo"];
     assert!(lab.inside(|| std::process::Command::new("ip").args(add).status().unwrap()).success());
-    lab.wait("that the port is the reason", |lab| lab.journal_text().contains("in use"));
+    lab.wait("the log of the used port", |lab| lab.journal_text().contains("in use"));
     drop(taken);
-    lab.wait("that it serves", |lab| lab.show("ActiveState") == "active");
+    lab.wait("the service", |lab| lab.show("ActiveState") == "active");
     for address in [later, ADDRESS] {
         lab.inside(|| Client::once(address, b"are you there?").unwrap());
     }

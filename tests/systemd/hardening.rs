@@ -1,8 +1,9 @@
-//! The shipped units say nothing that systemd does not understand, and leave little to attack.
+//! Tests of the shipped units: systemd understands every setting, and the units expose little to
+//! attacks.
 
 use crate::lab::{Lab, System, shipped};
 
-/// The exposure that a unit may have, of 10.
+/// The highest exposure level that a unit may have, of 10.
 const SCORE_MAX: f32 = 1.5;
 
 pub(crate) fn the_units_are_sound_and_hardened(system: System) {
@@ -24,7 +25,7 @@ pub(crate) fn the_units_are_sound_and_hardened(system: System) {
         .unwrap();
     println!("{system:?}: {score}");
     assert!(score <= SCORE_MAX, "{last}");
-    // What has been said to systemd and was not understood would be in the journal.
+    // A setting that systemd did not understand would be in the journal.
     let said = lab.run(&["journalctl", "--no-pager", "-b", "_PID=1"]).well();
     assert!(!said.contains("Unknown key") && !said.contains("Failed to parse"), "{said}");
     if system == System::Forky {

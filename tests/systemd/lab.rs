@@ -1,8 +1,8 @@
-//! A real systemd to serve under: boots one, installs the units that we ship, and looks on from
-//! outside.
+//! A lab: a real systemd, booted in namespaces, with the shipped units installed. The test observes
+//! it from outside.
 //!
-//! Commands run in there by nsenter(1), files are reached through `/proc/PID/root`, and clients
-//! enter the network namespace with a thread of their own. Everything is gone with the lab.
+//! Commands run inside by nsenter(1), and files are reached through `/proc/PID/root`. Clients enter
+//! the network namespace with their own thread. Everything inside disappears with the lab.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -21,19 +21,19 @@ use crate::support::{DEADLINE, Operator, REAL, Stuck};
 
 /// Where the shipped socket unit listens.
 pub(crate) const ADDRESS: &str = "127.0.0.1:48879";
-/// The daemon in there: a link into the current release.
+/// The path of the daemon inside: a link into the current release.
 pub(crate) const PROGRAM: &str = "/usr/local/bin/handoffd";
-/// What is mounted in there from the lab's folder.
+/// The path inside at which the lab's folder is mounted.
 const RELEASES: &str = "/opt/handoffd";
 
-/// Which systemd.
+/// A version of systemd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum System {
-    /// This machine's own.
+    /// This machine's version.
     Host,
-    /// Debian 13's: 257.
+    /// Version 257, of Debian 13.
     Trixie,
-    /// Debian's next: 262.
+    /// Version 262, of the next Debian.
     Forky,
 }
 
@@ -41,15 +41,15 @@ pub(crate) enum System {
 #[derive(Debug)]
 pub(crate) struct Lab {
     boot: Child,
-    /// Its first process, by its number out here.
+    /// The first process of the lab, by its process id outside.
     first: u32,
     folder: TempDir,
     releases: u32,
 }
 
 impl Lab {
-    /// Boots, with nothing of ours but an empty folder for releases. Of each of `mounts`, what lies
-    /// at the first path here is seen at the second in there.
+    /// Boots a lab with an empty folder for releases and without units. Each of `mounts` is a path
+    /// outside, and the path inside at which it is seen.
     pub(crate) fn bare(system: System, mounts: &[(&Path, &Path)]) -> Self {
         static NAMES: AtomicU32 = AtomicU32::new(0);
         let name = format!("lab-{}-{}", std::process::id(), NAMES.fetch_add(1, Ordering::Relaxed));
@@ -69,11 +69,11 @@ impl Lab {
         Self { boot, first, folder, releases: 0 }
     }
 
-    /// Boots, with the daemon as release 1 and the units that we ship, of which none is started.
+    /// Boots a lab with the daemon as release 1 and the shipped units, which are not started.
     pub(crate) fn boot(system: System) -> Self {
         let mut lab = Self::bare(system, &[]);
         lab.deploy(|release| {
-            // The same file, if it can be.
+            // A hard link if possible, else a copy.
             let program = release.join("handoffd");
             fs::hard_link(REAL, &program).or_else(|_| fs::copy(REAL, &program).map(drop)).unwrap();
         });
@@ -82,15 +82,15 @@ impl Lab {
         lab
     }
 
-    /// The same, serving on [`ADDRESS`].
+    /// Boots a lab like [`Lab::boot`] whose service listens on [`ADDRESS`].
     pub(crate) fn serving(system: System) -> Self {
         let lab = Self::boot(system);
         lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
         lab
     }
 
-    /// Lays a cable to another lab: at each end there is an interface of that name, with that
-    /// address.
+    /// Connects this lab to another one by a virtual cable. Each end is an interface with the given
+    /// name and address.
     pub(crate) fn cable(
         &self,
         (here, address): (&str, &str),
@@ -110,7 +110,8 @@ impl Lab {
             "netns",
             &other.first.to_string(),
         ];
-        // Only its network is entered: in there the other's process would have no number.
+        // Only the network namespace is entered, because the other lab's process has no process id
+        // inside this one.
         let laid = self.inside(|| Command::new("ip").args(ends).status().unwrap());
         assert!(laid.success());
         for (lab, name, address) in [(self, here, address), (other, there, peer)] {
@@ -119,20 +120,20 @@ impl Lab {
         }
     }
 
-    /// A path in there, as it is reached from out here.
+    /// Returns the path outside of a path inside.
     pub(crate) fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         Path::new(&format!("/proc/{}/root", self.first))
             .join(path.as_ref().strip_prefix("/").unwrap())
     }
 
-    /// Installs the units that we ship.
+    /// Installs the shipped units.
     pub(crate) fn install_units(&self) {
         for unit in ["handoffd.socket", "handoffd.service"] {
             self.install(unit, &fs::read_to_string(shipped(unit)).unwrap());
         }
     }
 
-    /// Installs a unit, or a drop-in for one, and has systemd read it.
+    /// Installs a unit or a drop-in, and reloads systemd's configuration.
     pub(crate) fn install(&self, name: &str, text: &str) {
         let path = self.path("/etc/systemd/system").join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -140,21 +141,22 @@ impl Lab {
         self.systemctl(&["daemon-reload"]).well();
     }
 
-    /// Installs a drop-in that has the daemon drain connections: they hold an old generation.
+    /// Installs a drop-in that makes the daemon drain connections, so that they keep an old
+    /// generation alive.
     pub(crate) fn drain(&self) {
         let text = format!("[Service]\nExecStart=\nExecStart={PROGRAM} --no-carry\n");
         self.install("handoffd.service.d/drain.conf", &text);
     }
 
-    /// Installs a drop-in that has the daemon bind its address itself, and takes the socket unit
-    /// away.
+    /// Removes the socket unit, and installs a drop-in that makes the daemon bind its address
+    /// itself.
     pub(crate) fn bind_without_socket_unit(&self, arguments: &str) {
         fs::remove_file(self.path("/etc/systemd/system/handoffd.socket")).unwrap();
         let text = format!("[Service]\nExecStart=\nExecStart={PROGRAM} {arguments}\n");
         self.install("handoffd.service.d/address.conf", &text);
     }
 
-    /// Makes the next release, filled by `fill`, and flips the link to it.
+    /// Creates the next release with `fill`, and switches the link to it.
     pub(crate) fn deploy(&mut self, fill: impl FnOnce(&Path)) {
         self.releases += 1;
         let release = self.folder.path().join(self.releases.to_string());
@@ -163,14 +165,15 @@ impl Lab {
         self.flip(self.releases);
     }
 
-    /// The same with a shell script for the daemon. In it `$REAL` is the daemon of release 1.
+    /// Creates the next release with a shell script instead of the daemon. In the script, `$REAL`
+    /// is the daemon of release 1.
     pub(crate) fn deploy_script(&mut self, script: &str) {
         self.deploy(|release| {
             install(release, &format!("#!/bin/bash\nREAL={RELEASES}/1/handoffd\n{script}\n"))
         });
     }
 
-    /// Flips the link back to the first release, which is good.
+    /// Switches the link back to the first release, which works.
     pub(crate) fn deploy_good(&self) {
         self.flip(1);
     }
@@ -181,7 +184,7 @@ impl Lab {
         fs::rename(draft, self.folder.path().join("current")).unwrap();
     }
 
-    /// A command that runs in there.
+    /// Returns a command that runs inside.
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         command.args([
@@ -202,39 +205,39 @@ impl Lab {
         command
     }
 
-    /// Starts a command in there.
+    /// Starts a command inside.
     pub(crate) fn start(&self, words: &[&str]) -> Operator {
         Operator::start(self.command(words))
     }
 
-    /// Runs one.
+    /// Runs a command inside to its end.
     pub(crate) fn run(&self, words: &[&str]) -> Answered {
         self.start(words).wait()
     }
 
-    /// Asks systemd.
+    /// Runs systemctl inside.
     pub(crate) fn systemctl(&self, words: &[&str]) -> Answered {
         self.run(&[&["systemctl"], words].concat())
     }
 
-    /// A property of the service.
+    /// Returns a property of the service.
     pub(crate) fn show(&self, property: &str) -> String {
         let shown =
             self.systemctl(&["show", "handoffd.service", "--value", "--property", property]);
         shown.well().trim().to_owned()
     }
 
-    /// The main process, by its number in there.
+    /// Returns the main process by its process id inside.
     pub(crate) fn main_pid(&self) -> u32 {
         self.show("MainPID").parse().unwrap()
     }
 
-    /// How all generations stand, by the daemon's word.
+    /// Returns the daemon's status of all generations.
     pub(crate) fn status(&self) -> serde_json::Value {
         serde_json::from_str(&self.run(&[PROGRAM, "status", "--json"]).well()).unwrap()
     }
 
-    /// Looks until `look` sees it.
+    /// Waits until `look` returns true.
     pub(crate) fn wait(&self, what: &str, look: impl Fn(&Self) -> bool) {
         let until = Instant::now() + DEADLINE;
         while !look(self) {
@@ -247,7 +250,7 @@ impl Lab {
         }
     }
 
-    /// Does something from within the network in there; threads that it starts stay there.
+    /// Runs `act` in the network namespace of the lab. Threads that it starts stay there.
     pub(crate) fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let acting = scope.spawn(|| {
@@ -259,7 +262,8 @@ impl Lab {
         })
     }
 
-    /// A client that is never idle until its reply is read. To be called inside.
+    /// Connects a client that is never idle until its reply is read. Must be called in
+    /// [`Lab::inside`].
     pub(crate) fn busy_client(&self) -> Stuck {
         let processes: Vec<u32> =
             self.processes().into_iter().filter_map(|pid| self.find(pid)).collect();
@@ -267,19 +271,19 @@ impl Lab {
         Stuck::on_whoever_sleeps(sleep, ADDRESS)
     }
 
-    /// Stops every process of the service in its tracks: from now on they accept nobody.
+    /// Freezes every process of the service, so that none accepts a client.
     pub(crate) fn freeze(&self) {
         self.systemctl(&["kill", "--signal=STOP", "handoffd.service"]).well();
-        // One that was about to end may be gone by now.
+        // A process that was about to end may be gone by now.
         let processes: Vec<u32> =
             self.processes().into_iter().filter_map(|pid| self.find(pid)).collect();
-        // Whoever runs notices a moment after the signal was sent.
-        self.wait("that all are frozen", |_| {
+        // A running process stops a moment after the signal was sent.
+        self.wait("all processes to freeze", |_| {
             processes.iter().all(|pid| are_all(*pid, 'T').unwrap_or(true))
         });
     }
 
-    /// Every record of the unit in the journal.
+    /// Returns every record of the unit in the journal.
     pub(crate) fn journal(&self) -> Vec<serde_json::Value> {
         self.run(&["journalctl", "--sync"]).well();
         let text = self
@@ -288,18 +292,18 @@ impl Lab {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// The journal, as an operator reads it.
+    /// Returns the journal as an operator reads it.
     pub(crate) fn journal_text(&self) -> String {
         let _ = self.run(&["journalctl", "--sync"]);
         self.run(&["journalctl", "--no-pager", "-u", "handoffd.service"]).out
     }
 
-    /// The number out here of a process in there.
+    /// Returns the process id outside of a process inside.
     pub(crate) fn outer(&self, number: u32) -> u32 {
         self.find(number).unwrap_or_else(|| panic!("no process {number} in there"))
     }
 
-    /// The same, if there is one.
+    /// Returns the process id outside, or `None` if there is no such process inside.
     fn find(&self, number: u32) -> Option<u32> {
         let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let ours = namespace(self.first);
@@ -316,11 +320,11 @@ impl Lab {
         pids.find(is_it)
     }
 
-    /// Every process of the service, by its number in there.
+    /// Returns every process of the service by its process id inside.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let group = "/sys/fs/cgroup/system.slice/handoffd.service/cgroup.procs";
         let listed = self.run(&["cat", group]);
-        // Without a process there is no group.
+        // Without processes the control group does not exist.
         listed.out.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
     }
 }
@@ -332,8 +336,8 @@ impl Drop for Lab {
     }
 }
 
-/// Writes an executable by another process: a descriptor that a thread of ours has forked with
-/// would make its exec fail.
+/// Writes an executable by another process. If a thread of ours forked while it was open for
+/// writing, executing the file would fail.
 fn install(release: &Path, text: &str) {
     let mut install = Command::new("install");
     install.args(["-m", "755", "/dev/stdin"]).arg(release.join("handoffd")).stdin(Stdio::piped());
@@ -342,12 +346,12 @@ fn install(release: &Path, text: &str) {
     assert!(install.wait().unwrap().success());
 }
 
-/// A unit file that we ship.
+/// Returns the path of a shipped unit file.
 pub(crate) fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)
 }
 
-/// The drop-in of the runbook in which `word` stands.
+/// Returns the drop-in in the runbook that contains `word`.
 pub(crate) fn documented(word: &str) -> String {
     let runbook = fs::read_to_string(shipped("../docs/operations.md")).unwrap();
     let blocks = runbook.split("```ini\n").skip(1).filter_map(|rest| rest.split("```").next());
@@ -358,12 +362,12 @@ pub(crate) fn documented(word: &str) -> String {
         .expect("a drop-in in the runbook")
 }
 
-/// A script that lies beside this file.
+/// Returns the path of a script in this folder.
 pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/systemd").join(name)
 }
 
-/// The root file system of a systemd, made on first use.
+/// Returns the root file system of a version of systemd. It is created on first use.
 fn root(system: System) -> PathBuf {
     let suite = match system {
         System::Host => return PathBuf::from("/"),

@@ -1,21 +1,21 @@
-//! Holds the shipped units to the promise under a real systemd: this machine's, 257 and 262.
+//! Tests of the shipped units under a real systemd: this machine's version, 257 and 262.
 //!
-//! `cargo test --test systemd`, as root. Each claim is a function of a systemd and runs once on
-//! each, in a lab of its own that boots in half a second; all of them run side by side. What Debian
-//! package `debootstrap` needs for the other two it fetches once. `by_ansible` needs the packages
+//! Run as root with `cargo test --test systemd`. Each claim is a function that runs once for each
+//! version, in its own lab, which boots in half a second. All of them run in parallel. The package
+//! `debootstrap` fetches the other two versions once. `by_ansible` needs the packages
 //! `openssh-server` and `python3-venv`, and fetches Ansible once.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::expect_used,
-    reason = "a test that cannot go on has failed"
+    reason = "a test that cannot continue has failed"
 )]
 #![allow(clippy::missing_panics_doc, reason = "tests panic")]
 #![allow(
     clippy::print_stdout,
-    reason = "a storm tells how many it was made of; cargo shows it on request"
+    reason = "storms print how many connections they made; cargo shows it on request"
 )]
-#![allow(dead_code, unused_imports, reason = "of what the tests share, each uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test uses only a part of the shared code")]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -35,7 +35,7 @@ mod variant;
 
 use lab::System;
 
-/// Makes a test of each claim for each systemd.
+/// Defines a test of each claim for each version of systemd.
 macro_rules! claims {
     ($($file:ident::$claim:ident,)*) => {
         mod host {
@@ -52,29 +52,29 @@ macro_rules! claims {
 
 claims! {
     activation::a_client_starts_the_service_and_is_answered,
-    activation::restarts_under_traffic_refuse_and_reset_nobody,
-    activation::a_client_that_waits_while_the_service_stops_is_answered_by_the_next,
-    crashes::a_kill_of_every_process_refuses_nobody_under_socket_activation,
-    crashes::a_kill_of_every_process_refuses_nobody_with_the_store,
-    crashes::a_main_process_that_dies_while_an_old_one_drains_is_restarted,
-    crashes::a_main_process_that_dies_during_the_bake_costs_nobody_who_waits,
-    crashes::a_main_process_whose_accept_loop_hangs_is_restarted_by_the_watchdog,
+    activation::restarts_under_traffic_lose_no_client,
+    activation::a_client_that_waits_for_a_restart_is_answered,
+    crashes::killing_all_processes_with_a_socket_unit_refuses_no_client,
+    crashes::killing_all_processes_with_the_store_refuses_no_client,
+    crashes::a_main_process_that_dies_during_a_drain_is_restarted,
+    crashes::a_main_process_that_dies_in_the_bake_costs_no_client,
+    crashes::the_watchdog_restarts_a_process_with_hung_accept_loops,
     doctor::the_doctor_names_what_breaks_a_handoff,
-    failed_start::an_address_that_is_not_there_yet_is_served_when_it_comes,
+    failed_start::an_address_that_appears_later_is_served,
     failed_start::a_wrong_configuration_is_tried_once,
     hardening::the_units_are_sound_and_hardened,
-    reload::a_hundred_reloads_under_traffic_lose_nobody,
-    reload::a_reload_that_cannot_succeed_says_why_and_changes_nothing,
-    reload::ready_means_accepting_and_the_main_process_is_one_that_systemd_watches,
-    reload::of_two_reloads_at_once_one_is_told_to_try_again,
-    reload::systemd_may_be_reloaded_and_replaced_in_the_middle_of_a_handoff,
-    stop::a_stop_drains_every_generation_and_cuts_nobody,
-    stop::a_stop_right_after_a_reload_ends_all_of_them_in_order,
+    reload::a_hundred_reloads_under_traffic_lose_no_client,
+    reload::a_failed_reload_reports_why_and_changes_nothing,
+    reload::ready_means_accepting_and_systemd_watches_the_main_pid,
+    reload::the_second_of_two_concurrent_reloads_must_be_retried,
+    reload::systemd_may_be_reexecuted_during_a_handoff,
+    stop::a_stop_drains_every_generation_and_cuts_no_client,
+    stop::a_stop_right_after_a_reload_ends_every_generation,
     unix_path::restarts_lose_no_client_of_a_unix_path,
     unix_path::systemd_makes_a_path_for_other_users,
     unix_path::the_doctor_finds_a_path_that_clients_lose,
     unix_path::the_runbook_lets_other_users_reach_a_unix_path,
-    user::a_service_manager_of_a_user_sees_the_same,
+    user::the_service_works_under_a_user_manager,
 }
 
 mod only_from_254 {
@@ -101,15 +101,16 @@ mod only_from_259 {
     }
 }
 
-/// On this machine's systemd alone. They take the longest, and by this name they begin first.
+/// These tests run only on this machine's systemd. They take the longest, and their name makes them
+/// start first.
 mod by_ansible {
     #[test]
-    fn a_good_release_goes_over_all_hosts_one_by_one_and_nobody_notices() {
-        crate::rolling::a_good_release_goes_over_all_hosts_one_by_one_and_nobody_notices();
+    fn a_good_release_rolls_over_all_hosts_unnoticed() {
+        crate::rolling::a_good_release_rolls_over_all_hosts_unnoticed();
     }
 
     #[test]
-    fn a_bad_release_stops_at_the_first_host_which_serves_on() {
-        crate::rolling::a_bad_release_stops_at_the_first_host_which_serves_on();
+    fn a_bad_release_stops_at_the_first_host() {
+        crate::rolling::a_bad_release_stops_at_the_first_host();
     }
 }

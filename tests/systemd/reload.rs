@@ -1,4 +1,5 @@
-//! `systemctl reload` puts what lies at the path live, and its exit code is the truth.
+//! Tests of `systemctl reload`: it starts the current file at the daemon's path, and its exit code
+//! reports the true outcome.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +9,12 @@ use serde_json::Value;
 use crate::lab::{ADDRESS, Lab, PROGRAM, System};
 use crate::support::{Callers, Client, Event, Storm, signal};
 
-/// What a record in the journal holds as text.
+/// Returns a text field of a journal record.
 fn text<'a>(record: &'a Value, field: &str) -> &'a str {
     record[field].as_str().unwrap_or_default()
 }
 
-pub(crate) fn a_hundred_reloads_under_traffic_lose_nobody(system: System) {
+pub(crate) fn a_hundred_reloads_under_traffic_lose_no_client(system: System) {
     let lab = Lab::serving(system);
     let storm = lab.inside(|| Storm::start(ADDRESS, 2, 2));
     for _ in 0..100 {
@@ -31,7 +32,8 @@ pub(crate) fn a_hundred_reloads_under_traffic_lose_nobody(system: System) {
     assert_the_journal_is_true(&lab, 101);
 }
 
-/// Every record has the generation of its writer, and systemd saw nothing strange.
+/// Asserts that every record names the generation of its writer, and that systemd logged nothing
+/// unusual.
 fn assert_the_journal_is_true(lab: &Lab, generations: usize) {
     let mut writers: BTreeMap<String, String> = BTreeMap::new();
     for record in lab.journal() {
@@ -47,9 +49,9 @@ fn assert_the_journal_is_true(lab: &Lab, generations: usize) {
         }
         let (pid, generation) = (text(&record, "_PID"), text(&record, "HANDOFFD_GENERATION"));
         let known = writers.entry(generation.to_owned()).or_insert_with(|| pid.to_owned());
-        assert_eq!(known, pid, "generation {generation} has one process: {message}");
+        assert_eq!(known, pid, "generation {generation} logged from two processes: {message}");
         let priority: u32 = text(&record, "PRIORITY").parse().unwrap();
-        assert!(priority > 4, "a complaint: {message}");
+        assert!(priority > 4, "a warning or an error: {message}");
         if text(&record, "EVENT") == Event::GenerationServing.id() {
             assert_ne!(text(&record, "HANDOFFD_DRAINING"), "");
         }
@@ -57,7 +59,7 @@ fn assert_the_journal_is_true(lab: &Lab, generations: usize) {
     assert_eq!(writers.len(), generations);
 }
 
-pub(crate) fn a_reload_that_cannot_succeed_says_why_and_changes_nothing(system: System) {
+pub(crate) fn a_failed_reload_reports_why_and_changes_nothing(system: System) {
     let mut lab = Lab::serving(system);
     let storm = lab.inside(|| Storm::start(ADDRESS, 1, 1));
     let main = lab.main_pid();
@@ -77,7 +79,7 @@ pub(crate) fn a_reload_that_cannot_succeed_says_why_and_changes_nothing(system: 
     assert_fails(&lab, main, "Permission denied");
     let tally = storm.end();
     assert!(tally.losses.is_empty(), "{:?}\n{}", tally.losses, lab.journal_text());
-    // Who was accepted by one that dies, dies with it; refused is nobody.
+    // A successor that dies takes its accepted connections with it, but no client is refused.
     let callers = lab.inside(|| Callers::start(ADDRESS, 2));
     lab.deploy_script(dies_in_the_bake);
     assert_fails(&lab, main, "ended after it was ready");
@@ -91,14 +93,15 @@ pub(crate) fn a_reload_that_cannot_succeed_says_why_and_changes_nothing(system: 
     assert_eq!(lab.show("NRestarts"), "0");
 }
 
-/// A reload ends with 1; the old generation is the main process still, and serves; why stands in
-/// the journal, by whoever was to hand over and by the command that systemd ran.
+/// Asserts that a reload fails with exit code 1, and that the old generation is still the main
+/// process and serves. The journal has the reason from the predecessor and from the command that
+/// systemd ran.
 fn assert_fails(lab: &Lab, main: u32, reason: &str) {
     let before = lab.journal().len();
     let reload = lab.systemctl(&["reload", "handoffd.service"]);
     assert_eq!(reload.code, 1, "{reason}: {reload:?}");
     assert_eq!((lab.show("ActiveState"), lab.main_pid()), ("active".into(), main), "{reason}");
-    lab.inside(|| Client::once(ADDRESS, b"are you there?").unwrap());
+    lab.inside(|| Client::once(ADDRESS, b"still served?").unwrap());
     let records = lab.journal().split_off(before);
     let by_daemon = |record: &Value| {
         text(record, "EVENT") == Event::HandoffFailed.id()
@@ -113,11 +116,9 @@ fn assert_fails(lab: &Lab, main: u32, reason: &str) {
     assert!(lab.show("StatusText").contains(reason), "{}", lab.show("StatusText"));
 }
 
-pub(crate) fn ready_means_accepting_and_the_main_process_is_one_that_systemd_watches(
-    system: System,
-) {
+pub(crate) fn ready_means_accepting_and_systemd_watches_the_main_pid(system: System) {
     let lab = Lab::boot(system);
-    // Bound by itself: before READY nobody would be there.
+    // The daemon binds the address itself, so before READY no process listens on it.
     lab.bind_without_socket_unit(&format!("--listen {ADDRESS}"));
     lab.systemctl(&["start", "handoffd.service"]).well();
     lab.inside(|| Client::once(ADDRESS, b"at once").unwrap());
@@ -129,9 +130,9 @@ pub(crate) fn ready_means_accepting_and_the_main_process_is_one_that_systemd_wat
         assert!(lab.processes().contains(&main));
         let status = std::fs::read_to_string(format!("/proc/{}/status", lab.outer(main))).unwrap();
         let parent = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).unwrap();
-        assert_eq!(lab.outer(1).to_string(), parent, "systemd reaps it");
+        assert_eq!(lab.outer(1).to_string(), parent, "the main process is not a child of systemd");
     }
-    // And sees it die, in whatever generation.
+    // systemd notices the death of the main process, whatever its generation.
     signal(lab.outer(lab.main_pid()), Signal::SIGKILL);
     lab.wait("the restart", |lab| {
         lab.show("NRestarts") == "1" && lab.show("ActiveState") == "active"
@@ -139,9 +140,9 @@ pub(crate) fn ready_means_accepting_and_the_main_process_is_one_that_systemd_wat
     lab.inside(|| Client::once(ADDRESS, b"again").unwrap());
 }
 
-pub(crate) fn of_two_reloads_at_once_one_is_told_to_try_again(system: System) {
+pub(crate) fn the_second_of_two_concurrent_reloads_must_be_retried(system: System) {
     let lab = Lab::boot(system);
-    // Longer than the commands take that come meanwhile.
+    // The bake lasts longer than the commands that follow.
     lab.install(
         "handoffd.service.d/bake.conf",
         &format!("[Service]\nExecStart=\nExecStart={PROGRAM} --bake 5s\n"),
@@ -150,11 +151,11 @@ pub(crate) fn of_two_reloads_at_once_one_is_told_to_try_again(system: System) {
     let first = lab.start(&[PROGRAM, "reload"]);
     lab.wait("a successor", |lab| lab.status()["generations"].as_array().unwrap().len() == 2);
     lab.run(&[PROGRAM, "reload"]).names(75, &["a handoff is under way"]);
-    // systemd's own too: what it would have been told, the first is told.
+    // systemd's own reload fails as well: the running handoff notifies only the first caller.
     let reload = lab.systemctl(&["reload", "handoffd.service"]);
     assert_eq!(reload.code, 1, "{reload:?}");
     first.wait().well();
-    // One that is not waited for: the handoff goes on without it.
+    // This operator disconnects; the handoff continues without it.
     let gone = lab.start(&[PROGRAM, "reload"]);
     lab.wait("a successor", |lab| lab.status()["generations"].as_array().unwrap().len() == 2);
     drop(gone);
@@ -165,7 +166,7 @@ pub(crate) fn of_two_reloads_at_once_one_is_told_to_try_again(system: System) {
     assert_eq!(lab.status()["serving"], 4);
 }
 
-pub(crate) fn systemd_may_be_reloaded_and_replaced_in_the_middle_of_a_handoff(system: System) {
+pub(crate) fn systemd_may_be_reexecuted_during_a_handoff(system: System) {
     let lab = Lab::serving(system);
     let storm = lab.inside(|| Storm::start(ADDRESS, 1, 1));
     for (serving, command) in [(2, "daemon-reload"), (3, "daemon-reexec")] {
@@ -177,7 +178,7 @@ pub(crate) fn systemd_may_be_reloaded_and_replaced_in_the_middle_of_a_handoff(sy
         assert_eq!(lab.status()["serving"], serving);
         assert_eq!(lab.show("ActiveState"), "active");
     }
-    // With systemd's own command too: it is told to carry on where it was.
+    // systemd also resumes its own reload command after it has executed itself again.
     let reload = lab.start(&["systemctl", "reload", "--no-block", "handoffd.service"]);
     reload.wait().well();
     lab.systemctl(&["daemon-reexec"]).well();

@@ -1,7 +1,7 @@
-//! The rolling playbook, run for real: Ansible on one machine, three hosts with sshd, and cables
-//! between.
+//! Tests of the rolling playbook with real machines: Ansible on one, and three hosts with sshd,
+//! connected by virtual cables.
 //!
-//! Each machine is a lab of its own, so whatever Ansible leaves running or lying about ends with
+//! Each machine is its own lab, so processes and files that Ansible leaves behind disappear with
 //! it.
 
 use std::fs;
@@ -15,14 +15,15 @@ use crate::lab::{ADDRESS, Lab, PROGRAM, System, script};
 use crate::support::operator::Answered;
 use crate::support::{Client, Event, REAL, Storm};
 
-/// The hosts. Ansible takes them in this order, which is the alphabet's.
+/// The hosts, in alphabetical order, which is the order in which Ansible visits them.
 const HOSTS: [&str; 3] = ["first", "second", "third"];
-/// Where the operator finds the checkout.
+/// The operator's checkout.
 const CHECKOUT: &str = "/srv/handoffd";
-/// Where the operator keeps the rest.
+/// The operator's other files.
 const FOLDER: &str = "/opt/handoffd";
 
-pub(crate) fn a_good_release_goes_over_all_hosts_one_by_one_and_nobody_notices() {
+/// The hosts are updated one at a time.
+pub(crate) fn a_good_release_rolls_over_all_hosts_unnoticed() {
     let fleet = Fleet::serving();
     let storms: Vec<Storm> = fleet.hosts.iter().map(traffic).collect();
     fleet.build("b");
@@ -47,11 +48,11 @@ pub(crate) fn a_good_release_goes_over_all_hosts_one_by_one_and_nobody_notices()
         );
         assert!(
             before < start && start < end,
-            "one begins when the one before it serves: {before}, {start}, {end}"
+            "a host was updated before the previous host served: {before}, {start}, {end}"
         );
         before = end;
     }
-    // Again, after one of them has been set up anew.
+    // Runs the playbook again after one host was set up from scratch.
     let [old @ .., new] = &fleet.hosts[..] else { unreachable!("there are three") };
     let were: Vec<Seen> = old.iter().map(see).collect();
     wipe(new);
@@ -68,7 +69,8 @@ pub(crate) fn a_good_release_goes_over_all_hosts_one_by_one_and_nobody_notices()
     );
 }
 
-pub(crate) fn a_bad_release_stops_at_the_first_host_which_serves_on() {
+/// The first host keeps serving the old release, and the other hosts are not touched.
+pub(crate) fn a_bad_release_stops_at_the_first_host() {
     let fleet = Fleet::serving();
     let [first, others @ ..] = &fleet.hosts[..] else { unreachable!("there are three") };
     let arguments = format!("[Service]\nExecStart=\nExecStart={PROGRAM} --log info\n");
@@ -78,35 +80,35 @@ pub(crate) fn a_bad_release_stops_at_the_first_host_which_serves_on() {
     let was = see(first);
     let storm = traffic(first);
 
-    // It finds everything good, and ends when it is to serve.
+    // This release passes its check and then exits instead of serving.
     fleet.write("ends", "[ \"$1\" = check ] || exit 7");
     fleet.roll("ends", &[]).says("the successor ended before it was ready");
     let is = see(first);
     assert_eq!((is.generation, is.pid, &is.link), (1, was.pid, &was.link));
     assert_eq!(is.releases, ["a", "ends"]);
-    // It finds something wrong with the arguments: it is never made current.
+    // This release rejects the arguments in its check, so it never becomes current.
     fleet.write("refuses", "[ \"$1\" != check ] || echo \"I will not ${*:2}\" >&2; exit 78");
     fleet.roll("refuses", &[]).says("I will not --log info");
     assert_eq!(
         see(first),
         Seen { releases: ["a", "ends", "refuses"].map(str::to_owned).to_vec(), ..is }
     );
-    // It is another program under a name that is taken.
+    // This is a different program with the name of an existing release.
     fleet.write("a", "");
     fleet.roll("a", &[]).says("A release never changes");
-    // It serves, and what it serves is wrong: the one before it takes over again.
+    // This release serves wrong replies, so the previous release takes over again.
     fleet.build("c");
     fleet
         .roll("c", &["-e", "probe='echo 42 is the wrong answer; false'"])
         .says("42 is the wrong answer");
     let is = see(first);
     assert_eq!((is.generation, &*is.build, &is.link), (3, "a", &was.link));
-    // A host that cannot be reached is no reason to go on either.
+    // The playbook also stops at a host that cannot be reached.
     fleet.roll("c", &["-e", "ansible_port=9"]).says("UNREACHABLE");
     assert_eq!(others.iter().map(see).collect::<Vec<_>>(), untouched);
 
-    // As if a run had been cut short right after the flip: it is repeated. What was left behind
-    // goes.
+    // Simulates a run that was interrupted right after it had switched the link. The next run
+    // repeats the step and removes what is left.
     let current = first.path(format!("{FOLDER}/current"));
     fs::remove_file(&current).unwrap();
     symlink("releases/c", current).unwrap();
@@ -118,7 +120,7 @@ pub(crate) fn a_bad_release_stops_at_the_first_host_which_serves_on() {
     assert!(tally.losses.is_empty(), "{:?}\n{}", tally.losses, first.journal_text());
 }
 
-/// The hosts, and the operator's machine.
+/// The hosts and the operator's machine.
 struct Fleet {
     operator: Lab,
     hosts: Vec<Lab>,
@@ -154,7 +156,7 @@ impl Fleet {
             "ansible_ssh_common_args": format!("-F none -o UserKnownHostsFile={FOLDER}/known"),
         });
         let inventory = json!({ "handoffd": { "hosts": addresses, "vars": vars } }).to_string();
-        // Whatever this machine is configured for has no say.
+        // Ansible must not use this machine's configuration.
         let config = "[defaults]\ncallback_result_format = yaml\n".to_owned();
         for (name, text) in
             [("known", known), ("inventory.yml", inventory), ("ansible.cfg", config)]
@@ -164,13 +166,13 @@ impl Fleet {
         Self { operator, hosts }
     }
 
-    /// The same, with release `a` installed by hand and served on each host.
+    /// Creates a fleet on which release `a` was installed by hand and serves.
     fn serving() -> Self {
         let fleet = Self::new();
         fleet.build("a");
         for host in &fleet.hosts {
             let release = host.path(format!("{FOLDER}/releases/a/handoffd"));
-            // By another process: see `Lab::deploy_script`.
+            // Written by another process: see `Lab::deploy_script`.
             let installed = Command::new("install")
                 .arg("-D")
                 .arg(fleet.binary("a"))
@@ -186,8 +188,8 @@ impl Fleet {
         fleet
     }
 
-    /// Has the operator build the daemon. Its name, a letter from `a` to `f`, is each digit of its
-    /// build id as well.
+    /// Builds a release on the operator's machine. Its name is a letter from `a` to `f`, and every
+    /// digit of its build id is that letter.
     fn build(&self, release: &str) {
         let note = self.operator.path(format!("{FOLDER}/note"));
         let digits = [u8::from_str_radix(&release.repeat(2), 16).unwrap(); 20];
@@ -204,7 +206,7 @@ impl Fleet {
         assert!(built.success());
     }
 
-    /// The same with a shell script for the daemon.
+    /// Creates a release with a shell script instead of the daemon.
     fn write(&self, release: &str, text: &str) {
         fs::write(self.binary(release), format!("#!/bin/bash\n{text}\n")).unwrap();
     }
@@ -240,11 +242,11 @@ impl Fleet {
 }
 
 impl Answered {
-    /// The run has failed, at the first host, and says so with these words.
+    /// Asserts that the run failed at the first host, with these words.
     fn says(&self, words: &str) {
         let [first, others @ ..] = HOSTS;
         assert_ne!(self.code, 0, "{self:?}");
-        assert!(self.out.contains(words), "{words:?} is not said: {self:?}");
+        assert!(self.out.contains(words), "{words:?} is missing in the output: {self:?}");
         assert!(self.out.contains(&format!("[{first}]")));
         for other in others {
             assert!(!self.out.contains(other), "{other} should not have been reached: {self:?}");
@@ -252,12 +254,12 @@ impl Answered {
     }
 }
 
-/// How a host stands.
+/// The state of a host.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     generation: u64,
     pid: u32,
-    /// The one digit of its build id.
+    /// The digit of which the build id consists.
     build: String,
     link: String,
     releases: Vec<String>,
@@ -286,16 +288,16 @@ fn see(host: &Lab) -> Seen {
     seen
 }
 
-/// Clients at full rate, for whom nothing else has to wait.
+/// Starts clients at full rate and at the lowest priority.
 fn traffic(host: &Lab) -> Storm {
     host.inside(|| {
-        // What these threads start at, they stay at.
+        // The threads of the storm inherit this priority.
         rustix::process::nice(19).unwrap();
         Storm::start(ADDRESS, 1, 1)
     })
 }
 
-/// Takes everything of ours from a host.
+/// Removes the units and the releases from a host.
 fn wipe(host: &Lab) {
     let units = ["handoffd.socket", "handoffd.service"];
     host.systemctl(&[&["disable", "--quiet", "--now"], &units[..]].concat()).well();
@@ -308,8 +310,8 @@ fn wipe(host: &Lab) {
     host.systemctl(&["daemon-reload"]).well();
 }
 
-/// When the daemon on a host logged this event about generation 2, which the field `ordinal` names:
-/// in microseconds, by one clock for all hosts.
+/// Returns when the daemon on a host logged this event about generation 2, which the field
+/// `ordinal` names. The time is in microseconds, by one clock for all hosts.
 fn when(host: &Lab, event: Event, ordinal: &str) -> u64 {
     let journal = host.journal();
     let record =
@@ -318,27 +320,27 @@ fn when(host: &Lab, event: Event, ordinal: &str) -> u64 {
     record["__REALTIME_TIMESTAMP"].as_str().unwrap().parse().unwrap()
 }
 
-/// Where Ansible is.
+/// Returns the path of Ansible.
 fn ansible() -> PathBuf {
     let made = Command::new(script("ansible")).stderr(Stdio::inherit()).output().unwrap();
-    assert!(made.status.success(), "no Ansible");
+    assert!(made.status.success(), "cannot install Ansible");
     PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())
 }
 
-/// Makes a key, and tells its public half.
+/// Creates a key, and returns its public half.
 fn make_key(lab: &Lab, path: &str) -> String {
     lab.run(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path]).well();
     fs::read_to_string(lab.path(format!("{path}.pub"))).unwrap()
 }
 
-/// Starts sshd for whoever has that key, and tells the host's own.
+/// Starts sshd for the owner of the authorised key, and returns the host's public key.
 fn start_sshd(host: &Lab, authorised: &str) -> String {
     let key = make_key(host, "/etc/ssh/host");
     let config = "HostKey /etc/ssh/host\nAuthorizedKeysFile /etc/ssh/authorised\nAuthenticationMethods publickey\n\
                   PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n";
     fs::write(host.path("/etc/ssh/authorised"), authorised).unwrap();
     fs::write(host.path("/etc/ssh/sshd_config"), config).unwrap();
-    // Debian's unit, of the package openssh-server.
+    // The unit of Debian's package openssh-server.
     host.systemctl(&["start", "ssh.service"]).well();
     key
 }

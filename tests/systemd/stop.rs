@@ -1,10 +1,10 @@
-//! `systemctl stop` ends every generation in order, within the unit's limit.
+//! Tests of `systemctl stop`: it ends every generation in order, within the unit's time limit.
 
 use crate::lab::{ADDRESS, Lab, System};
 use crate::support::{Client, Storm};
 
 /// With one, two and three generations, each in the middle of a reply.
-pub(crate) fn a_stop_drains_every_generation_and_cuts_nobody(system: System) {
+pub(crate) fn a_stop_drains_every_generation_and_cuts_no_client(system: System) {
     let lab = Lab::boot(system);
     lab.drain();
     for generations in 1..4 {
@@ -16,15 +16,15 @@ pub(crate) fn a_stop_drains_every_generation_and_cuts_nobody(system: System) {
         }
         let status = lab.status();
         assert_eq!(status["generations"].as_array().unwrap().len(), generations, "{status}");
-        // The socket unit too, or a client would start the service anew.
+        // The socket unit is stopped as well, or a client would start the service again.
         let stop = lab.start(&["systemctl", "stop", "handoffd.socket", "handoffd.service"]);
-        lab.wait("that it stops", |lab| lab.show("ActiveState") == "deactivating");
-        lab.wait("its word", |lab| lab.show("StatusText").contains("stopping, 1 left"));
-        // What systemd does when it finds that some are left.
+        lab.wait("the stop", |lab| lab.show("ActiveState") == "deactivating");
+        lab.wait("the status", |lab| lab.show("StatusText").contains("stopping, 1 left"));
+        // systemd signals the remaining processes like this.
         lab.systemctl(&["kill", "--signal=TERM", "handoffd.service"]).well();
         for client in busy {
-            // Over TCP, what the client's kernel has yet to send may be too late. A cut would be a
-            // reset.
+            // Bytes that the client's kernel has not sent yet may arrive too late over TCP. A cut
+            // would be a reset.
             client.read_until_end();
         }
         stop.wait().well();
@@ -38,7 +38,7 @@ pub(crate) fn a_stop_drains_every_generation_and_cuts_nobody(system: System) {
     assert!(!lab.journal_text().contains("Killing process"), "{}", lab.journal_text());
 }
 
-pub(crate) fn a_stop_right_after_a_reload_ends_all_of_them_in_order(system: System) {
+pub(crate) fn a_stop_right_after_a_reload_ends_every_generation(system: System) {
     let lab = Lab::boot(system);
     for _ in 0..3 {
         lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
@@ -49,8 +49,8 @@ pub(crate) fn a_stop_right_after_a_reload_ends_all_of_them_in_order(system: Syst
         assert_eq!(end, ("inactive".into(), "success".into()), "{}", lab.journal_text());
         assert!(lab.processes().is_empty(), "{}", lab.journal_text());
     }
-    // So early that the command may find nobody to ask; then systemd calls the unit failed, for the
-    // command did.
+    // The stop comes so early that the reload command may find no daemon. Then the command fails,
+    // and systemd marks the unit as failed.
     for _ in 0..3 {
         lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
         lab.systemctl(&["reload", "--no-block", "handoffd.service"]).well();
@@ -58,7 +58,8 @@ pub(crate) fn a_stop_right_after_a_reload_ends_all_of_them_in_order(system: Syst
         assert!(["inactive", "failed"].contains(&lab.show("ActiveState").as_str()));
         assert!(lab.processes().is_empty(), "{}", lab.journal_text());
     }
-    // Under traffic, with a socket that stays: nobody notices, for the next client starts it.
+    // Under traffic, while the socket unit stays active. No client notices the stop, because the
+    // next client starts the service.
     lab.systemctl(&["start", "handoffd.socket", "handoffd.service"]).well();
     let storm = lab.inside(|| Storm::start(ADDRESS, 1, 1));
     for _ in 0..3 {

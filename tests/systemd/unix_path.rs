@@ -1,5 +1,5 @@
-//! A Unix listener under the shipped unit: its path stays over restarts, and the runbook says how
-//! other users reach it.
+//! Tests of a Unix listener under the shipped unit: its path survives restarts, and the runbook
+//! explains how other users reach it.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -12,12 +12,12 @@ use crate::support::{Callers, Client};
 
 const PATH: &str = "/run/handoffd/web.sock";
 
-/// Connects as a user who is not root. `path` is below `/run`.
+/// Connects as an unprivileged user to `path`, which is below `/run`.
 fn connect_as(lab: &Lab, user: Uid, path: &str) -> std::io::Result<UnixStream> {
     let run = File::open(lab.path("/run")).unwrap();
     std::thread::scope(|scope| {
         let connecting = scope.spawn(|| {
-            // Of this thread alone; the kernel takes the privileges of root away with them.
+            // Changes only this thread. The kernel also removes root's privileges from it.
             setfsgid(Gid::from_raw(user.as_raw()));
             setfsuid(user);
             UnixStream::connect(format!("/proc/self/fd/{}/{path}", run.as_raw_fd()))
@@ -38,7 +38,7 @@ pub(crate) fn restarts_lose_no_client_of_a_unix_path(system: System) {
     let calls = callers.finish();
     assert_eq!((calls.refused, calls.broken), (0, 0), "{calls:?}\n{}", lab.journal_text());
     assert!(calls.served > 0);
-    // Frozen, the daemon accepts nobody: this client waits in the queue while all processes die.
+    // A frozen daemon accepts no client: this one waits in the backlog while all processes die.
     lab.freeze();
     let mut waiting = Client::connect(&path).unwrap();
     lab.systemctl(&["kill", "--signal=KILL", "handoffd.service"]).well();
@@ -46,7 +46,7 @@ pub(crate) fn restarts_lose_no_client_of_a_unix_path(system: System) {
     lab.wait("the restart", |lab| lab.show("ActiveState") == "active");
     assert!(lab.run(&[PROGRAM, "doctor"]).well().trim_end().ends_with("0 that risk one"));
     lab.systemctl(&["stop", "handoffd.service"]).well();
-    assert!(!lab.path(PATH).exists(), "a stop leaves nothing behind");
+    assert!(!lab.path(PATH).exists(), "the stop left the path behind");
 }
 
 pub(crate) fn the_runbook_lets_other_users_reach_a_unix_path(system: System) {
@@ -61,14 +61,14 @@ pub(crate) fn the_runbook_lets_other_users_reach_a_unix_path(system: System) {
         assert!(connect_as(&lab, other, "handoffd/web.sock").is_err());
         assert!(
             connect_as(&lab, http, "handoffd/control").is_err(),
-            "the control socket is for its owner"
+            "another user can reach the control socket"
         );
         lab.systemctl(&["restart", "handoffd.service"]).well();
     }
     assert!(lab.run(&[PROGRAM, "doctor"]).well().trim_end().ends_with("0 that risk one"));
 }
 
-/// The drop-in for the socket unit: with it the shipped service needs no other user.
+/// With the documented drop-in for the socket unit, the shipped service needs no other user.
 pub(crate) fn systemd_makes_a_path_for_other_users(system: System) {
     let lab = Lab::boot(system);
     lab.install("handoffd.socket.d/unix.conf", &documented("SocketGroup="));
@@ -80,7 +80,7 @@ pub(crate) fn systemd_makes_a_path_for_other_users(system: System) {
     Client::once(lab.path("/run/handoffd.sock").to_str().unwrap(), b"are you there?").unwrap();
 }
 
-/// What the doctor says of paths that do not survive a restart, or that others cannot reach.
+/// The doctor reports paths that do not survive a restart, or that other users cannot reach.
 pub(crate) fn the_doctor_finds_a_path_that_clients_lose(system: System) {
     let lab = Lab::boot(system);
     lab.bind_without_socket_unit(&format!("--listen web={PATH} --socket-mode 0666"));

@@ -1,12 +1,12 @@
-//! A service manager of a user is one too: it is a subreaper and not process 1, and the rest is the
-//! same.
+//! Test under a user's service manager, which is a subreaper and not process 1.
 
 use crate::lab::{Lab, PROGRAM, System};
 use crate::support::{Client, signal};
 
 const ADDRESS: &str = "127.0.0.1:7070";
 
-pub(crate) fn a_service_manager_of_a_user_sees_the_same(system: System) {
+/// The claims for the system's service manager hold here too.
+pub(crate) fn the_service_works_under_a_user_manager(system: System) {
     let lab = Lab::boot(system);
     lab.run(&["mkdir", "-p", "/run/user/0", "/root/.config/systemd/user"]).well();
     let unit = format!(
@@ -47,7 +47,8 @@ pub(crate) fn a_service_manager_of_a_user_sees_the_same(system: System) {
         user(&["reload", "handoffd.service"]).well();
     }
     assert_ne!(main(), first);
-    // By the unit's name, asked of that manager: the system's has none of that name.
+    // The unit is looked up by name at the user's manager. The system's manager has no unit of that
+    // name.
     let control = ["--control", "/run/user/0/handoffd/control"];
     let words =
         [&["env", "XDG_RUNTIME_DIR=/run/user/0", PROGRAM, "doctor", "--user"], &control[..]]
@@ -58,8 +59,6 @@ pub(crate) fn a_service_manager_of_a_user_sees_the_same(system: System) {
     let dead = main();
     signal(lab.outer(dead), nix::sys::signal::Signal::SIGKILL);
     lab.wait("the restart", |_| ![0, dead].contains(&main()));
-    lab.wait("that it serves", |lab| {
-        lab.inside(|| Client::once(ADDRESS, b"are you there?").is_ok())
-    });
+    lab.wait("the service", |lab| lab.inside(|| Client::once(ADDRESS, b"are you there?").is_ok()));
     user(&["stop", "handoffd.service"]).well();
 }

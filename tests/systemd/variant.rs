@@ -1,5 +1,5 @@
-//! The documented variant: systemd asks by SIGHUP, and takes the end of a reload from the
-//! notification.
+//! Test of the documented variant with `Type=notify-reload`: systemd reloads by SIGHUP, and takes
+//! the end of the reload from the notification.
 
 use crate::lab::{ADDRESS, Lab, System, shipped};
 use crate::support::{Client, Storm};
@@ -19,7 +19,8 @@ pub(crate) fn the_notify_reload_variant_reports_every_end_of_a_reload(system: Sy
     assert_ne!(main, first);
     lab.deploy_script("exit 7");
     for _ in 0..2 {
-        // There is no word for "failed"; but it ends, and says so to whoever looks.
+        // The protocol has no notification for a failed reload. The reload ends, and the status
+        // reports the failure.
         lab.systemctl(&["reload", "handoffd.service"]).well();
         assert_eq!((lab.show("ActiveState"), lab.main_pid()), ("active".into(), main));
         assert!(
@@ -29,7 +30,7 @@ pub(crate) fn the_notify_reload_variant_reports_every_end_of_a_reload(system: Sy
         );
     }
     lab.deploy_good();
-    // Two in a row: the second is remembered until the first has ended.
+    // Two reloads at once: the second one is remembered until the first has ended.
     let reloads = [(); 2].map(|()| lab.start(&["systemctl", "reload", "handoffd.service"]));
     reloads.into_iter().for_each(|reload| drop(reload.wait().well()));
     lab.inside(|| Client::once(ADDRESS, b"are you there?").unwrap());

@@ -1,4 +1,5 @@
-//! The driver's side of a server of your own: what it is asked, and what is not known of it.
+//! The data plane of your own server: forwards the driver's requests to it. The driver knows
+//! nothing about the connections of such a server.
 
 use std::os::fd::OwnedFd;
 
@@ -17,32 +18,32 @@ impl DataPlane for Embedded {
         Ok(())
     }
 
-    /// The server accepts on its own: clients wait in the backlog until then.
+    /// Resolves at once: the server accepts by itself, and clients wait in the backlog until then.
     async fn started(&self) -> Result<(), Error> {
         Ok(())
     }
 
-    /// The driver answers, because it cannot look into the loops of the server.
+    /// Completes at once, because the driver cannot see the server's accept loops.
     fn heartbeat(&self) -> TaskTracker {
         let beat = TaskTracker::new();
         beat.close();
         beat
     }
 
-    /// The server ends the process itself.
+    /// Never resolves: a server that fails ends the process itself.
     async fn died(&self) -> Error {
         std::future::pending().await
     }
 
-    /// The server is asked, and not waited for: what it accepts meanwhile it serves.
+    /// Asks the server to stop, without waiting. The server serves what it accepts in the meantime.
     async fn stop_accepting(&mut self) {
         self.asked.send_replace(ServerRequest::Draining);
     }
 
-    /// What waits in the queues belongs to the server's own descriptors.
+    /// Does nothing: the server itself accepts from the backlog.
     fn accept_backlog(&mut self, _listeners: &[Listener]) {}
 
-    /// The same.
+    /// Does nothing, for the same reason.
     fn accept_late(&mut self, _replaced: Vec<Listener>) {}
 
     fn drain(&mut self, _successor: Option<OwnedFd>) {
@@ -50,7 +51,8 @@ impl DataPlane for Embedded {
     }
 
     async fn drained(&self) {
-        // An error says that the server has dropped its side: there is nobody left to wait for.
+        // An error means that the server has dropped its end, so there are no connections to wait
+        // for.
         let _ = self.heard.clone().wait_for(|told| *told == ServerStatus::Drained).await;
     }
 
@@ -58,7 +60,7 @@ impl DataPlane for Embedded {
         self.asked.send_replace(ServerRequest::Cut);
     }
 
-    /// The server counts its own.
+    /// Returns `None`: only the server counts its connections.
     fn connections(&self) -> Option<Connections> {
         None
     }

@@ -1,4 +1,4 @@
-//! The reload that an operator asks for, and the answers that the operator gets.
+//! The reload request of an operator, and the replies to it.
 
 use std::time::Duration;
 
@@ -13,28 +13,28 @@ use crate::lifecycle::driver::{Driver, Occurrence};
 use crate::lifecycle::machine::{Event, State};
 use crate::lifecycle::timers::deadline;
 
-/// How much later than promised a handoff that an operator asked for may end: less than the client
-/// waits.
+/// How much longer than promised a requested handoff may take. It is less than the extra time that
+/// the client waits.
 const PROMISE_GRACE: Duration = Duration::from_secs(2);
 
-/// A reload that an operator asked for.
+/// A reload requested by an operator.
 #[derive(Debug)]
 pub(super) struct Reload {
     pub(super) answer: Answer,
     began: Instant,
     limit: Duration,
     waits_for_drain: bool,
-    /// When the operator wants to wait no longer.
+    /// When the operator stops waiting.
     pub(super) until: Option<Instant>,
 }
 
-/// Returns how much of a client's limit is left for the answer, so that it arrives within the limit.
+/// Returns how much of a client's time limit to reserve for the reply to arrive.
 fn time_to_answer(limit: Duration) -> Duration {
     (limit / 10).min(Duration::from_secs(1))
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Handles a reload request. A request that cannot be met is refused at once.
+    /// Handles a reload request. Refuses it at once if it cannot be fulfilled.
     pub(in crate::lifecycle) fn asked_to_reload(
         &mut self,
         options: &ReloadOptions,
@@ -64,9 +64,9 @@ impl<P: DataPlane> Driver<P> {
         let within = limit.map_or(longest, |limit| limit.min(longest));
         answer
             .send(Reply::Started { successor: generation.next(), within_ms: milliseconds(within) });
-        // A client waits for its own limit, or a little longer than it was promised, and then
-        // believes that nothing has changed. So the handoff ends before that: a process that is
-        // stopped meanwhile must not go on with it later.
+        // The handoff must end before the client gives up. A client waits for its own limit, or a
+        // little longer than it was promised, and then assumes that nothing has changed. A paused
+        // process must therefore not continue the handoff later.
         let given =
             limit.map_or(total([longest, PROMISE_GRACE]), |limit| limit - time_to_answer(limit));
         let reload = Reload {
@@ -80,13 +80,13 @@ impl<P: DataPlane> Driver<P> {
         Some(Event::ReloadRequested.into())
     }
 
-    /// Returns the failure of a handoff for which the operator waits no longer.
+    /// Returns the failure of a handoff whose operator has stopped waiting.
     pub(in crate::lifecycle) fn out_of_time(&self) -> HandoffFailure {
         let reload = self.handoff.as_ref().and_then(|handoff| handoff.reload.as_ref());
         HandoffFailure::OutOfTime { limit: reload.map(|reload| reload.limit).unwrap_or_default() }
     }
 
-    /// Answers the reload: the successor, whose process is `pid`, is the active generation.
+    /// Answers the reload request: the successor, process `pid`, is the active generation.
     pub(super) fn answer_reload(&mut self, pid: Option<u32>) {
         let Some(handoff) = &mut self.handoff else { return };
         let Some(Reload { answer, began, waits_for_drain, .. }) = handoff.reload.take() else {
@@ -102,21 +102,21 @@ impl<P: DataPlane> Driver<P> {
         handoff.waits_for_drain = waits_for_drain.then_some(answer);
     }
 
-    /// Refuses the reload that is under way, if an operator asked for one.
+    /// Refuses the reload in progress, if an operator requested it.
     pub(in crate::lifecycle) fn refuse_reload(&mut self, why: &str) {
         if let Some(reload) = self.handoff.as_mut().and_then(|handoff| handoff.reload.take()) {
             reload.answer.refuse(Refusal::Failed, why);
         }
     }
 
-    /// Tells the operator who waits for the drain that the new generation is gone.
+    /// Tells an operator that waits for the drain that the new generation is gone.
     pub(in crate::lifecycle) fn refuse_drain_waiter(&mut self, failure: &HandoffFailure) {
         if let Some(answer) = self.take_drain_waiter() {
             answer.refuse(Refusal::RolledBack, failure.to_string());
         }
     }
 
-    /// Tells the operator who waits for the drain how it ended.
+    /// Tells an operator that waits for the drain how it ended.
     pub(in crate::lifecycle) fn tell_drained(&mut self, report: DrainReport) {
         let DrainReport { ended, carried, cut } = report;
         if let Some(answer) = self.take_drain_waiter() {
@@ -131,13 +131,13 @@ impl<P: DataPlane> Driver<P> {
     }
 }
 
-/// The sum of durations that a user has configured. Each may be as long as `Duration::MAX`, so the
-/// sum saturates.
+/// Returns the sum of configured durations. It saturates, because each may be as long as
+/// `Duration::MAX`.
 fn total<const N: usize>(durations: [Duration; N]) -> Duration {
     durations.into_iter().fold(Duration::ZERO, Duration::saturating_add)
 }
 
-/// Returns whole milliseconds, as many as a message can hold.
+/// Returns a duration in whole milliseconds, at most `u64::MAX`.
 pub(in crate::lifecycle) fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_as_long_as_there_are_do_not_overflow() {
+    fn the_longest_durations_do_not_overflow() {
         assert_eq!(total([Duration::MAX, Duration::MAX, Duration::from_secs(1)]), Duration::MAX);
         assert_eq!(
             total([Duration::from_secs(2), Duration::ZERO, Duration::from_secs(1)]),

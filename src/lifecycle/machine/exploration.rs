@@ -1,32 +1,37 @@
-//! Explores every interleaving of three and more generations of `step`, and holds the promise in
-//! every state reached.
+//! Explores every interleaving of the events of three and more generations, and checks the promise
+//! in every state reached.
 //!
-//! A line begins with one process. Three hangups, two SIGTERMs, a SIGQUIT and two SIGKILLs may meet
-//! any living process at any instant; three hangups make up to four processes. A successor may fail
-//! or hang, a deadline pass, a drain end, whenever it can. That is some 58 000 states without a
-//! service manager and 36 000 with one, up to 24 turns deep. A fourth pending makes it 520 000 and
-//! 260 000, some ten seconds: `the_promise_holds_for_longer`. A state in which the promise is
-//! broken is reported with the shortest way there.
+//! A lineage begins with one process. Three reload requests, two SIGTERMs, a SIGQUIT and two
+//! SIGKILLs may hit any living process at any instant; three reload requests make up to four
+//! processes. A successor may fail or hang, a deadline may pass, and a drain may end, whenever that
+//! is possible. This gives about 58 000 states without a service manager and 36 000 with one, up to
+//! 24 turns deep. A fourth reload request makes it 520 000 and 260 000 states, which takes about
+//! ten seconds: `the_promise_holds_for_longer`. If a state breaks the promise, the test reports the
+//! shortest path to that state.
 //!
-//! What this is worth was tried by breaking `step` on purpose. Found, and by what:
+//! These deliberate faults in `step` showed that the checks work:
 //!
-//! | broken | found by |
+//! | fault | found by |
 //! |---|---|
-//! | Retiring + Terminate: on_death stays possible | I8 |
-//! | Probation + PendingReload: starts a successor at once | no driver is led astray |
+//! | Retiring + Terminate: `on_death` remains `Resume` | I8 |
+//! | Probation + ReloadRequested: starts a successor at once | no impossible situation |
 //! | Baking + SuccessorLost: retires | I1 |
-//! | Probation + Terminate: tells no rollback | who bakes has a successor on probation |
-//! | Serving + Terminate, Stopping + Committed (Stay), Retiring + SuccessorRolledBack: do not tell the older ones | I1 |
-//! | Stopping + Committed: does not let go; Retiring + SuccessorLost, told to stop: does not leave the line | I1 |
-//! | HandingOff + SuccessorLost: does not drop it; Baking + Terminate, + BakeOver: no commit | I6 |
-//! | Stopping + PendingReload: hands off | I2 |
-//! | a remembered pending is never forgotten | I7 |
-//! | Probation, Starting + PredecessorLost: ignored | who is on probation has a predecessor that bakes |
-//! | a recalled generation, or an orphan, does not take the line | the pid file names the head |
+//! | Probation + Terminate: does not report the rollback | probation and baking belong together |
+//! | Serving + Terminate: does not tell the older generations | I1 |
+//! | Stopping + Committed (`Stay`): does not tell the older generations | I1 |
+//! | Retiring + SuccessorRolledBack: does not tell the older generations | I1 |
+//! | Stopping + Committed: does not release the older generations | I1 |
+//! | Retiring + SuccessorLost, told to stop: does not resign | I1 |
+//! | HandingOff + SuccessorLost: does not drop the successor | I6 |
+//! | Baking + Terminate, Baking + BakeOver: no commit | I6 |
+//! | Stopping + ReloadRequested: hands off | I2 |
+//! | a pending reload is never cleared | I7 |
+//! | Probation, Starting + PredecessorLost: ignored | probation and baking belong together |
+//! | a resumed generation, or an orphan, does not become active | the pid file |
 //!
-//! Not in it: descriptors and connections; messages of another version; garbage; a signal that is
-//! lost because its process has no handler yet; a service manager that refuses the main process
-//! that it is told of.
+//! The model leaves out descriptors and connections, messages of another version, and invalid
+//! messages. It also leaves out signals that arrive before a process has its handlers, and a
+//! service manager that refuses the reported main process.
 
 mod line;
 mod turn;
@@ -45,8 +50,9 @@ fn the_promise_holds() {
     explore(Setting { supervised: false, generations: 3, fates: FATES });
 }
 
+/// With `max_generations = 2`, each handoff cuts the oldest generations.
 #[test]
-fn the_promise_holds_when_the_oldest_are_cut_short() {
+fn the_promise_holds_when_the_oldest_are_cut() {
     explore(Setting { supervised: false, generations: 2, fates: Fates { crashes: 1, ..FATES } });
 }
 
@@ -55,6 +61,7 @@ fn the_promise_holds_under_a_service_manager() {
     explore(Setting { supervised: true, generations: 3, fates: FATES });
 }
 
+/// Like the tests above, with a fourth reload request.
 #[test]
 fn the_promise_holds_for_longer() {
     for supervised in [false, true] {
@@ -62,65 +69,63 @@ fn the_promise_holds_for_longer() {
     }
 }
 
-/// A claim about a line in its setting.
+/// A claim about a lineage and its setting.
 type Claim = (&'static str, fn(&Setting, &Line) -> bool);
 
-/// What holds in every state.
+/// Claims that hold in every state.
 const ALWAYS: &[Claim] = &[
-    ("I1: when all is quiet, somebody accepts, or the line was ended", |setting, line| {
+    ("I1: in a quiet state a process accepts, or the lineage was ended", |setting, line| {
         !line.is_quiet() || line.accepts() || line.is_over(setting)
     }),
-    ("I1: without a crash or a stop, somebody accepts at every instant", |setting, line| {
+    ("I1: without a crash or a stop, a process accepts at every instant", |setting, line| {
         line.accepts()
             || !line.was_up()
             || line.is_hurt(setting)
             || line.left.stops < setting.fates.stops
     }),
-    ("I1: a generation that nobody told to stop ends only when somebody follows it", |_, line| {
+    ("I1: a generation that was not told to stop ends only if a newer one lives", |_, line| {
         line.breach != Some(Breach::Desertion)
     }),
     ("I2: at most one process is not ready yet", |_, line| {
         line.living().filter(|(_, process)| process.is_starting()).count() <= 1
     }),
-    ("I2: whose successor has failed accepts, having never stopped", |_, line| {
+    ("I2: a process accepts exactly when its state says so", |_, line| {
         line.living().all(|(_, process)| process.accepts == process.state.accepts())
     }),
-    ("I6: every wait has its deadline, and only that", |_, line| {
+    ("I6: every state has exactly its own deadlines", |_, line| {
         line.living().all(|(_, process)| process.has_its_deadline())
     }),
-    ("I7: a handoff ends once", |_, line| line.breach != Some(Breach::SecondOutcome)),
-    ("I7: a handoff ends, unless who began it does", |_, line| {
+    ("I7: a handoff ends at most once", |_, line| line.breach != Some(Breach::SecondOutcome)),
+    ("I7: every handoff ends, unless its predecessor ends first", |_, line| {
         line.processes.iter().all(|process| line.is_settled(process))
     }),
-    ("I7: no pending starts two handoffs", |setting, line| {
+    ("I7: no reload request starts two handoffs", |setting, line| {
         line.processes.len() <= 1 + usize::from(setting.fates.hangups - line.left.hangups)
     }),
-    ("I8: who was told to stop does not accept, and has a deadline to end by", |_, line| {
+    ("I8: a process told to stop does not accept, and has a drain deadline", |_, line| {
         line.living().filter(|(_, process)| process.told).all(|(_, process)| process.only_ends())
     }),
-    ("who stops as the head outlives those before it, unless its time is over", |_, line| {
+    ("a stopping active generation ends last, unless its deadline passes", |_, line| {
         line.breach != Some(Breach::LeftBehind)
     }),
-    ("one head at most", |_, line| !line.is_quiet() || line.heads().count() <= 1),
-    (
-        "who is on probation has a predecessor that bakes, and who bakes a successor on probation",
-        |_, line| {
-            !line.is_quiet() || line.living().all(|(_, process)| line.is_vouched_for(process))
-        },
-    ),
-    ("the pid file names the head", |_, line| {
+    ("at most one active generation", |_, line| !line.is_quiet() || line.heads().count() <= 1),
+    ("a successor on probation has a baking predecessor, and the reverse", |_, line| {
+        !line.is_quiet() || line.living().all(|(_, process)| line.is_vouched_for(process))
+    }),
+    ("the pid file names the active generation", |_, line| {
         !line.is_quiet() || line.heads().all(|head| line.pid_file == Some(head))
     }),
-    ("the service manager's main process, while it lives, is the head", |setting, line| {
+    ("the living main process of the service manager is the active generation", |setting, line| {
         !setting.supervised || !line.is_quiet() || line.heads().all(|head| line.is_main(head))
     }),
-    ("no driver is led astray", |_, line| line.breach.is_none()),
+    ("no driver reaches an impossible situation", |_, line| line.breach.is_none()),
 ];
 
-/// What holds in some state: that the above is about something.
+/// Claims that hold in at least one state. They show that the exploration reaches the interesting
+/// cases.
 const SOMETIMES: &[Claim] = &[
     ("three generations live", |_, line| line.living().count() == 3),
-    ("an orphan becomes the head", |_, line| {
+    ("an orphan becomes active", |_, line| {
         line.heads().any(|head| head > 0 && line.processes[head].outcome.is_none())
     }),
     ("a commit crosses a rollback", |_, line| {
@@ -129,15 +134,15 @@ const SOMETIMES: &[Claim] = &[
                 && matches!(line.next_word(id), Some(Heard::Predecessor(Word::Committed(_))))
         })
     }),
-    ("two wait to be recalled", |_, line| {
+    ("two generations wait to accept again", |_, line| {
         line.living().filter(|(_, process)| process.waits_for_recall()).count() == 2
     }),
-    ("a recalled generation hands off again", |setting, line| {
+    ("a resumed generation hands off again", |setting, line| {
         setting.supervised || line.heads().any(|head| line.has_recalled(head))
     }),
 ];
 
-/// Visits every state once, those that fewer turns lead to first.
+/// Visits every state once, in breadth-first order.
 fn explore(setting: Setting) {
     let fingerprint = |line: &Line| {
         let mut hasher = DefaultHasher::new();
@@ -146,13 +151,17 @@ fn explore(setting: Setting) {
     };
     let first = Line::first(&setting);
     let mut known = HashSet::from([fingerprint(&first)]);
-    // Every state that was reached, by the place of the one before it, and the turn between them.
+    // For every state reached: the index of the state before it, and the turn between the two.
     let mut ways: Vec<(usize, Option<Turn>)> = vec![(0, None)];
     let mut left = VecDeque::from([(0, first)]);
     let mut unseen = SOMETIMES.to_vec();
     while let Some((place, line)) = left.pop_front() {
         for (claim, holds) in ALWAYS {
-            assert!(holds(&setting, &line), "{claim}: not after\n{}\n{line:#?}", way(&ways, place));
+            assert!(
+                holds(&setting, &line),
+                "{claim}: broken after\n{}\n{line:#?}",
+                way(&ways, place)
+            );
         }
         unseen.retain(|(_, holds)| !holds(&setting, &line));
         for turn in line.turns(&setting) {
@@ -164,10 +173,10 @@ fn explore(setting: Setting) {
         }
     }
     let unseen: Vec<_> = unseen.iter().map(|(claim, _)| claim).collect();
-    assert!(unseen.is_empty(), "in none of {} states: {unseen:?}", ways.len());
+    assert!(unseen.is_empty(), "never true in {} states: {unseen:?}", ways.len());
 }
 
-/// The turns that lead to the state at `place`, one a line.
+/// Returns the turns that lead to the state at index `place`, one per line.
 fn way(ways: &[(usize, Option<Turn>)], mut place: usize) -> String {
     let mut turns = VecDeque::new();
     while let (before, Some(turn)) = ways[place] {
@@ -178,7 +187,7 @@ fn way(ways: &[(usize, Option<Turn>)], mut place: usize) -> String {
 }
 
 impl Line {
-    /// Whether nothing is under way: no word is unread, and nobody is being born.
+    /// Returns whether nothing is in progress: no message is unread, and no process is starting.
     fn is_quiet(&self) -> bool {
         self.living().all(|(id, process)| !process.is_starting() && self.next_word(id).is_none())
     }
@@ -191,13 +200,13 @@ impl Line {
         self.main.is_some()
     }
 
-    /// Whether a process was ended that was not asked to end in order.
+    /// Returns whether a crash or a cut has hit the lineage.
     fn is_hurt(&self, setting: &Setting) -> bool {
         self.left.crashes < setting.fates.crashes || self.left.cuts < setting.fates.cuts
     }
 
-    /// Whether nobody is left who should accept: all were told to stop, or a service manager is
-    /// ending the service, as it does when the main process ends.
+    /// Returns whether no process has to accept any more. Either all were told to stop, or a
+    /// service manager ends the service because its main process has ended.
     fn is_over(&self, setting: &Setting) -> bool {
         let main_is_gone =
             self.main.is_none_or(|main| !self.processes[main].alive || self.processes[main].told);
@@ -206,7 +215,7 @@ impl Line {
             || self.living().all(|(_, process)| process.told)
     }
 
-    /// Those who serve and are not on probation.
+    /// Returns the active generations.
     fn heads(&self) -> impl Iterator<Item = Id> {
         let head = |state| {
             matches!(state, State::Serving | State::HandingOff { .. } | State::Baking { .. })
@@ -235,7 +244,8 @@ impl Line {
         }
     }
 
-    /// Whether the handoff to `process` has ended, is under way, or is nobody's any more.
+    /// Returns whether the handoff to `process` has ended, is in progress, or has lost its
+    /// predecessor.
     fn is_settled(&self, process: &Process) -> bool {
         let Some(parent) = process.parent.map(|parent| &self.processes[parent]) else {
             return true;
@@ -244,7 +254,7 @@ impl Line {
         process.outcome.is_some() || under_way || parent.told || !parent.alive
     }
 
-    /// Whether `head` had retired once, and hands off again.
+    /// Returns whether `head` had retired, accepts again, and has started another handoff.
     fn has_recalled(&self, head: Id) -> bool {
         let taken_back =
             |heir: &Process| heir.parent == Some(head) && heir.outcome == Some(Outcome::TakenBack);
@@ -257,7 +267,7 @@ impl Process {
         matches!(self.state, State::Starting { .. })
     }
 
-    /// Whether it will accept again when nobody is left after it.
+    /// Returns whether the process accepts again if its successor dies.
     fn waits_for_recall(&self) -> bool {
         matches!(self.state, State::Retiring { on_death: OnSuccessorDeath::Resume })
     }

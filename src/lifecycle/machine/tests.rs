@@ -1,9 +1,9 @@
-//! Tests the life of a generation cell by cell: every state with its data, and every event, against
-//! a table by hand.
+//! Tests of the state machine against a handwritten table: every state with its data, and every
+//! event.
 //!
-//! A row of the table is a state: what moves it, where to and with which actions in which order,
-//! and what it ignores. Each row has to name every event once, so that a cell can neither be
-//! forgotten nor be said twice.
+//! A row of the table is a state. It lists the events that have an effect, with the next state and
+//! the actions in order, and the events that are ignored. Each row must name every event exactly
+//! once, so no combination is forgotten or listed twice.
 
 mod everywhere;
 
@@ -45,7 +45,7 @@ const EVENTS: [Event; 17] = [
     DrainExpired,
 ];
 
-/// What cannot have happened to a generation that does not accept yet.
+/// Events that cannot happen to a generation that does not accept yet.
 const TOO_EARLY: [Event; 12] = [
     Committed(PLAIN),
     Committed(PENDING),
@@ -61,11 +61,11 @@ const TOO_EARLY: [Event; 12] = [
     DrainExpired,
 ];
 
-/// The words of a predecessor that has retired, for those who have none.
+/// All commits, for the rows of states that ignore them.
 const COMMITS: [Event; 4] =
     [Committed(PLAIN), Committed(PENDING), Committed(FOR_GOOD), Committed(FOR_GOOD_PENDING)];
 
-/// All states that there are, with all their data.
+/// All states, with all their data.
 const STATES: [State; 17] = [
     starting(First, NONE),
     starting(First, ONE),
@@ -106,28 +106,28 @@ const fn retiring(on_death: OnSuccessorDeath) -> State {
     State::Retiring { on_death }
 }
 
-/// One cell: an event, where it leads, and what is done on the way.
+/// One cell of a row: an event, the next state and the actions.
 type Cell<'a> = (Event, State, &'a [Action]);
 
-/// Holds a row of the table: `moves` are as they are written, `ignored` change nothing and do
-/// nothing.
+/// Checks a row of the table: `moves` must match `step`, and the `ignored` events must change
+/// nothing and cause no action.
 fn row(state: State, moves: &[Cell<'_>], ignored: &[Event]) {
     let named: Vec<Event> =
         moves.iter().map(|cell| cell.0).chain(ignored.iter().copied()).collect();
-    assert_eq!(named.len(), EVENTS.len(), "the row of {state:?} names {} events", named.len());
+    assert_eq!(named.len(), EVENTS.len(), "the row of {state:?} lists {} events", named.len());
     for event in EVENTS {
-        assert!(named.contains(&event), "the row of {state:?} forgets {event:?}");
+        assert!(named.contains(&event), "the row of {state:?} misses {event:?}");
     }
     for &(event, to, actions) in moves {
         assert_eq!(step(state, event), (to, actions.to_vec()), "{state:?} x {event:?}");
     }
     for &event in ignored {
-        assert_eq!(step(state, event), (state, vec![]), "{state:?} x {event:?} is to be ignored");
+        assert_eq!(step(state, event), (state, vec![]), "{state:?} x {event:?} must be ignored");
     }
 }
 
 #[test]
-fn the_first_generation_takes_the_line_and_says_that_the_service_is_up() {
+fn the_first_generation_becomes_active_and_notifies_ready() {
     for pending in [NONE, ONE] {
         let live: Cell<'_> = match pending {
             NONE => (Live, Serving, &[BecomeActive, NotifyReady]),
@@ -144,8 +144,10 @@ fn the_first_generation_takes_the_line_and_says_that_the_service_is_up() {
     }
 }
 
+/// A starting successor tells its predecessor that it accepts, or that it was told to stop and
+/// never will.
 #[test]
-fn a_successor_tells_its_predecessor_that_it_accepts_or_that_it_never_will() {
+fn a_starting_successor_reports_readiness_or_a_rollback() {
     for pending in [NONE, ONE] {
         let moves: [Cell<'_>; 5] = [
             (Live, probation(pending), &[TellReady]),
@@ -158,8 +160,10 @@ fn a_successor_tells_its_predecessor_that_it_accepts_or_that_it_never_will() {
     }
 }
 
+/// An orphan becomes active as soon as it accepts. The service manager was already told that the
+/// service is up.
 #[test]
-fn an_orphan_takes_the_line_without_saying_again_that_the_service_is_up() {
+fn an_orphan_becomes_active_without_notifying_ready() {
     for pending in [NONE, ONE] {
         let live: Cell<'_> = match pending {
             NONE => (Live, Serving, &[BecomeActive]),
@@ -177,7 +181,7 @@ fn an_orphan_takes_the_line_without_saying_again_that_the_service_is_up() {
 }
 
 #[test]
-fn on_probation_a_hangup_waits_and_a_stop_gives_everything_back() {
+fn on_probation_a_reload_waits_and_a_stop_rolls_back() {
     let late = [
         Live,
         SuccessorReady,
@@ -220,8 +224,10 @@ fn on_probation_a_hangup_waits_and_a_stop_gives_everything_back() {
     row(probation(ONE), &asked, &late);
 }
 
+/// A serving generation starts a successor on a reload request. It ignores late messages of
+/// generations that it has nothing to do with any more.
 #[test]
-fn the_head_starts_a_successor_on_a_hangup_and_is_deaf_to_late_words() {
+fn the_active_generation_reloads_and_ignores_late_messages() {
     row(
         Serving,
         &[
@@ -246,8 +252,9 @@ fn the_head_starts_a_successor_on_a_hangup_and_is_deaf_to_late_words() {
     );
 }
 
+/// During a handoff at most one further reload request is kept. A stop also stops the successor.
 #[test]
-fn while_handing_off_one_hangup_is_remembered_and_a_stop_ends_the_successor() {
+fn while_handing_off_a_reload_waits_and_a_stop_is_passed_on() {
     let late = [
         &COMMITS[..],
         &[Live, PredecessorLost, BakeOver, ServiceStopping, CarryEnded, Drained, DrainExpired],
@@ -272,8 +279,10 @@ fn while_handing_off_one_hangup_is_remembered_and_a_stop_ends_the_successor() {
     }
 }
 
+/// A baking generation that is told to stop commits the handoff and retires. If the successor dies
+/// instead, the generation continues to serve.
 #[test]
-fn while_it_bakes_a_stop_retires_and_a_lost_successor_costs_nothing() {
+fn while_baking_a_stop_commits_and_a_lost_successor_is_dropped() {
     let late = [
         &COMMITS[..],
         &[
@@ -307,8 +316,9 @@ fn while_it_bakes_a_stop_retires_and_a_lost_successor_costs_nothing() {
     row(baking(ONE), &asked, &late);
 }
 
+/// If the successor dies, a retired generation accepts again, unless it was told to stop.
 #[test]
-fn a_retired_generation_accepts_again_only_if_nobody_told_it_to_stop() {
+fn a_retired_generation_told_to_stop_never_accepts_again() {
     let late = [&COMMITS[..], &[HANGUP, Live, PredecessorLost, SuccessorReady, BakeOver]].concat();
     let ends = |on_death| -> [Cell<'_>; 6] {
         [
@@ -363,7 +373,7 @@ fn once_stopped_nothing_happens() {
 
 #[test]
 fn the_table_has_every_event() {
-    // Exhaustive, so that a new event does not compile before it is given a place.
+    // The match is exhaustive, so a new event does not compile until it has an index.
     let place = |event| match event {
         Live => 0,
         Committed(PLAIN) => 1,

@@ -1,9 +1,9 @@
-//! Drafts, and what may be replaced.
+//! Tests of drafts, and of the files that a pid file may replace.
 
 use super::*;
 
 #[test]
-fn a_draft_is_never_a_file_or_a_link_of_somebody_else() {
+fn a_draft_never_replaces_an_existing_file_or_link() {
     let folder = tempfile::tempdir().unwrap();
     let (victim, link) = (folder.path().join("victim"), folder.path().join("link"));
     fs::write(&victim, "precious").unwrap();
@@ -17,7 +17,7 @@ fn a_draft_is_never_a_file_or_a_link_of_somebody_else() {
 }
 
 #[test]
-fn no_two_drafts_have_one_name_and_none_is_left_behind() {
+fn draft_names_are_unique_and_dropped_drafts_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pid");
     let drafts: Vec<_> = (0..100).map(|_| Draft::create(&path).unwrap()).collect();
@@ -31,7 +31,7 @@ fn config(pid_file: &Path) -> Config {
 }
 
 #[test]
-fn only_a_pid_file_or_nothing_is_replaced() {
+fn only_an_empty_file_or_a_pid_file_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pid");
     for content in ["", "7", "7\n", "4194304\n", " 12 \n"] {
@@ -47,8 +47,10 @@ fn only_a_pid_file_or_nothing_is_replaced() {
     }
 }
 
+/// A symbolic link that appears after the first check makes the write fail. A retry succeeds once
+/// the link is gone, and leaves no draft behind.
 #[test]
-fn what_appears_at_the_path_later_is_not_replaced_either() {
+fn a_link_created_later_at_the_path_is_not_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pid");
     let mut file = PidFile::new(&config(&path)).unwrap().unwrap();
@@ -63,7 +65,7 @@ fn what_appears_at_the_path_later_is_not_replaced_either() {
 }
 
 #[test]
-fn a_removed_or_handed_over_file_is_not_written_again() {
+fn a_removed_or_handed_over_file_is_not_retried() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("there/pid");
     let mut file = PidFile { path, owed: None };
@@ -76,10 +78,10 @@ fn a_removed_or_handed_over_file_is_not_written_again() {
 }
 
 #[test]
-fn drafts_of_dead_processes_are_removed_and_nothing_else() {
+fn only_drafts_of_dead_processes_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pid");
-    // No process has a number as high as that.
+    // No process has a pid this high.
     let stale = [
         "pid.2147483647-0123456789abcdef".to_owned(),
         format!("pid.{}-0123456789abcdef", std::process::id()),
@@ -102,8 +104,10 @@ fn drafts_of_dead_processes_are_removed_and_nothing_else() {
     assert_eq!(left, kept);
 }
 
+/// A pid file must not have the path of a listener or of the control socket, even if a symbolic
+/// link makes the two paths look different.
 #[test]
-fn the_path_of_a_socket_is_refused_however_it_is_written() {
+fn the_path_of_a_socket_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     std::os::unix::fs::symlink(folder.path(), folder.path().join("link")).unwrap();

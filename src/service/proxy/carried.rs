@@ -42,8 +42,8 @@ pub(super) enum Stage {
         #[serde(default)]
         tried: Vec<String>,
     },
-    /// The client has an upstream. Its socket is the first of the parcel's descriptors; the ends of
-    /// pipes follow.
+    /// The client has an upstream. Its socket is the first descriptor of the carried state; the
+    /// ends of pipes follow.
     Conversing(Conversing),
 }
 
@@ -131,7 +131,7 @@ fn parcel(stage: &Stage, owed: &[u8], descriptors: Vec<OwnedFd>) -> CarriedState
     CarriedState { descriptors, ..CarriedState::new(FORMAT, bytes) }
 }
 
-/// Checks whether a parcel can be restored with these upstreams.
+/// Checks whether a carried state can be restored with these upstreams.
 ///
 /// # Errors
 /// The reason why it cannot.
@@ -145,10 +145,10 @@ pub(super) fn check(parcel: &CarriedState, upstreams: &Upstreams) -> Result<(), 
     }
 }
 
-/// Restores a parcel that has passed [`check`]. Must be called in a tokio runtime.
+/// Restores a carried state that has passed [`check`]. Must be called in a tokio runtime.
 ///
 /// # Errors
-/// When the parcel is incomplete, or the kernel refuses its descriptors.
+/// When the state is incomplete, or the kernel refuses its descriptors.
 pub(super) fn take_up(
     parcel: CarriedState,
     upstreams: &Upstreams,
@@ -185,7 +185,7 @@ pub(super) fn take_up(
     }))
 }
 
-/// Parses a parcel and checks that it is complete. Returns the stage, and the offset of the
+/// Parses a carried state and checks that it is complete. Returns the stage, and the offset of the
 /// unwritten bytes.
 fn whole(parcel: &CarriedState) -> Result<(Stage, usize), String> {
     if parcel.format != FORMAT {

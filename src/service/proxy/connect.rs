@@ -233,7 +233,7 @@ mod tests {
     /// Only a lack of descriptors or memory is a local failure. All other errors count against the
     /// upstream.
     #[test]
-    fn only_a_lack_of_descriptors_or_memory_is_our_own() {
+    fn only_a_lack_of_descriptors_or_memory_is_local() {
         let is_own = |errno: Errno| is_own(&errno.into());
         for own in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC] {
             assert!(is_own(own), "{own}");

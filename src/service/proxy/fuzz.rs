@@ -40,7 +40,7 @@ fn setup() -> Option<Setup> {
     Some(Setup { runtime, upstreams: Upstreams::new(&config), config, tally: Tally::default() })
 }
 
-/// Restores a parcel from another process, detaches it again, and checks that both states are
+/// Restores a state from another process, detaches it again, and checks that both states are
 /// equal.
 pub(crate) fn take_up(parcel: CarriedState) -> bool {
     SETUP.with(|setup| setup.as_ref().and_then(|setup| setup.take_up(parcel)).is_some())
@@ -66,7 +66,7 @@ impl Setup {
         parcel.descriptors = needed;
         carried::check(&parcel, &self.upstreams).ok()?;
         let begun = carried::take_up(parcel, &self.upstreams, &self.tally);
-        assert!(begun.is_ok(), "it was checked: {:?}", begun.err());
+        assert!(begun.is_ok(), "a checked state cannot be restored: {:?}", begun.err());
         match begun.ok()? {
             Begun::Arriving(arriving) => {
                 let again = carried::arriving(arriving);

@@ -136,7 +136,7 @@ mod tests {
 
     /// Traffic keeps a connection from being idle, but does not extend its lifetime.
     #[tokio::test]
-    async fn what_moves_is_not_idle_and_ages_all_the_same() {
+    async fn traffic_restarts_the_idle_timeout_but_not_the_lifetime() {
         let start = Instant::now();
         let mut limits = limits(Some(Duration::from_millis(500)), Some(Duration::from_millis(700)));
         let mut moves = tokio::time::interval(Duration::from_millis(5));
@@ -153,7 +153,7 @@ mod tests {
 
     /// The idle timeout counts from the last traffic.
     #[tokio::test]
-    async fn what_stands_still_is_idle_from_when_it_last_moved() {
+    async fn the_idle_timeout_counts_from_the_last_traffic() {
         let start = Instant::now();
         let mut limits = limits(Some(Duration::from_millis(100)), None);
         let mut moves = Box::pin(tokio::time::sleep(Duration::from_millis(50)));

@@ -130,7 +130,9 @@ mod tests {
     /// A label contains the address and, if there is one, the host name.
     #[test]
     fn a_label_says_which_name_has_the_address() {
-        let Ok(UpstreamTarget::Host(host)) = "backend:1".parse() else { panic!("a host name") };
+        let Ok(UpstreamTarget::Host(host)) = "backend:1".parse() else {
+            panic!("not parsed as a host name")
+        };
         for (host, address, label) in [
             (Some(host.clone()), "192.0.2.1:1", "backend:1/192.0.2.1:1"),
             (Some(host), "[2001:db8::1]:1", "backend:1/[2001:db8::1]:1"),

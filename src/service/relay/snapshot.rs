@@ -51,7 +51,7 @@ impl RelaySnapshot {
 }
 
 impl Relay {
-    /// CarryScheduler the relay into a snapshot, its unwritten bytes, and the ends of its pipes.
+    /// Turns the relay into a snapshot, its unwritten bytes, and the ends of its pipes.
     pub(crate) fn snapshot(self) -> (RelaySnapshot, Vec<u8>, Vec<OwnedFd>) {
         let (mut bytes, mut descriptors) = (Vec::new(), Vec::new());
         let up = detach(self.up, &mut bytes, &mut descriptors);
@@ -59,8 +59,8 @@ impl Relay {
         (RelaySnapshot { up, down }, bytes, descriptors)
     }
 
-    /// Restores a relay. The caller provides what [`RelaySnapshot::needs`] asks for; anything beyond that
-    /// is ignored.
+    /// Restores a relay. The caller provides what [`RelaySnapshot::needs`] asks for; anything
+    /// beyond that is ignored.
     ///
     /// # Errors
     /// When bytes or descriptors are missing, or the kernel refuses a pipe.
@@ -132,7 +132,7 @@ mod tests {
     /// A restored relay holds the same unwritten bytes as before, and a snapshot with missing bytes
     /// is refused.
     #[test]
-    fn what_is_owed_goes_on_as_it_was_given_up() {
+    fn unwritten_bytes_survive_a_snapshot() {
         let owing =
             |bytes: &[u8], written| Held::Bytes(Box::new(Rest { bytes: bytes.to_vec(), written }));
         let relay = Relay {
@@ -148,7 +148,7 @@ mod tests {
 
     /// A restored relay keeps its pipes and the ends it has passed on.
     #[test]
-    fn ends_and_pipes_go_on_as_well() {
+    fn ends_and_pipes_survive_a_snapshot() {
         let pipe = Pipe::take().unwrap();
         let relay = Relay {
             up: Direction { held: Held::Over, streak: 0 },

@@ -1,7 +1,8 @@
-//! Writes records to standard error as JSON, one object on one line.
+//! The JSON log format: writes records to standard error as JSON, one object on one line.
 //!
-//! All fields are in it, also those that the message holds already. What a terminal would act on is
-//! escaped, so that a record from outside stays one line in every viewer.
+//! A record has all fields, including those whose value the message already contains. Characters
+//! that a terminal would act on are escaped, so untrusted text in a record stays on one line in
+//! every viewer.
 
 use std::fmt::{self, Write};
 use std::time::SystemTime;
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn json_from_outside_is_one_harmless_line() {
+    fn untrusted_text_stays_on_one_harmless_json_line() {
         let hostile = "\"}\n\r\0\u{1b}[2J\u{7f}\u{9b}\u{2028}\u{202e}\u{feff}\\ \u{e9}";
         let line = written(|| tracing::info!(event = "test", peer = hostile, "of {hostile}"));
         let body = line.strip_suffix('\n').unwrap();

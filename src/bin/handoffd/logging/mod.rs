@@ -2,9 +2,11 @@
 //!
 //! In the journal's protocol fields stay fields: `listener` becomes `HANDOFFD_LISTENER`.
 //! journalctl(1) shows only the message, so the message holds everything that people must know,
-//! such as the reason of a failure. On standard error every record begins with the time, the
-//! generation and the process id, because all generations write to the same place. There records are text or JSON. The reader may
-//! stall, for example a pager or a stopped journal. No signal and no client waits for the reader.
+//! such as the reason of a failure.
+//!
+//! On standard error every record begins with the time, the generation and the process id, because
+//! all generations write to the same place. There, records are text or JSON. The reader may stall,
+//! for example a pager or a stopped journal. No signal and no client waits for the reader.
 
 mod journal;
 mod json;

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_stalled_reader_has_no_room_for_is_dropped_and_counted() {
+    fn records_beyond_the_backlog_are_dropped_and_counted() {
         let (outlet, reader) = outlet();
         let record = [b'x'; 1024];
         // More records than the backlog and the socket can hold together.

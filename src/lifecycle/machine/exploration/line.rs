@@ -1,35 +1,36 @@
-//! Holds the processes of a line and the channels between them, as `handoff` has them.
+//! The model of a lineage: its processes, and the channels between them as `handoff` has them.
 //!
-//! A channel is named after the process that it was made for. Its far end is its parent's until
-//! that lets go; its near end that process hands on to all that are born after it. Words come in
-//! order, and the end of a channel after them, once nobody holds the other end.
+//! A channel is named after the process that it was created for. The parent of that process holds
+//! the far end until it releases it. The process holds the near end, and every later process
+//! inherits a copy. Messages arrive in order. The end of a channel follows them, once no process
+//! holds the other end.
 
 use std::collections::VecDeque;
 
 use crate::lifecycle::machine::{Birth, Commit, State};
 
-/// A process, by the order of birth. Not the ordinal: a successor that fails and the next one share
-/// that.
+/// A process, numbered in the order of creation. It differs from the generation number, because a
+/// failed successor and the next one share a generation number.
 pub(super) type Id = usize;
 
-/// All processes that ever lived, and what they have left behind.
+/// All processes that ever lived, and their effects on the outside.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Line {
     pub(super) processes: Vec<Process>,
-    /// Whom the pid file names.
+    /// The process that the pid file names.
     pub(super) pid_file: Option<Id>,
-    /// Whom the service manager takes for the main process.
+    /// The process that the service manager considers the main process.
     pub(super) main: Option<Id>,
-    /// What may still befall the line.
+    /// The outside events that may still happen.
     pub(super) left: Fates,
-    /// What no driver could bear, if it has happened.
+    /// An impossible situation that has occurred, if any.
     pub(super) breach: Option<Breach>,
 }
 
-/// How often what comes from outside may come.
+/// How many times each outside event may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Fates {
-    /// SIGHUP.
+    /// SIGHUP: a reload request.
     pub(super) hangups: u8,
     /// SIGTERM.
     pub(super) stops: u8,
@@ -39,7 +40,7 @@ pub(super) struct Fates {
     pub(super) crashes: u8,
 }
 
-/// A line's surroundings.
+/// The surroundings of a lineage.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Setting {
     pub(super) supervised: bool,
@@ -52,31 +53,30 @@ pub(super) struct Setting {
 pub(super) struct Process {
     pub(super) state: State,
     pub(super) alive: bool,
-    /// Whether connections are accepted, by what the actions did and not by what the state says.
+    /// Whether the process accepts connections, according to its actions (not its state).
     pub(super) accepts: bool,
-    /// Whether it was told to stop.
+    /// Whether the process was told to stop.
     pub(super) told: bool,
     pub(super) office: Office,
     pub(super) deadlines: Deadlines,
-    /// How the handoff to it ended, by its predecessor's account.
+    /// How the handoff to this process ended, as its predecessor sees it.
     pub(super) outcome: Option<Outcome>,
-    /// Who started it, and holds the other end of its channel unless it has let go.
+    /// The process that started this one. It holds the other end of the channel until it releases
+    /// it.
     pub(super) parent: Option<Id>,
-    /// Who it waits for to retire, until that has said so or is lost.
+    /// The predecessor, until it has retired or is lost.
     pub(super) predecessor: Option<Id>,
-    /// The channels to older generations of which it holds the near end, the oldest first. A
-    /// channel is named after the process that it was made for.
+    /// The channels to older generations whose near end this process holds, oldest first.
     pub(super) older: Vec<Id>,
     pub(super) successor: Option<Successor>,
     pub(super) failure: Option<Failure>,
-    /// Unread words of the predecessor, and to it: its own and those of all that hold a copy of its
-    /// channel.
+    /// Unread messages on the channel of this process. `down` has those of the predecessor. `up`
+    /// has those to the predecessor, from this process and from all later holders of the channel.
     pub(super) down: VecDeque<Word>,
     pub(super) up: VecDeque<Word>,
 }
 
-/// Whether a process has the line: it was the last to take it, by what the actions did and not by
-/// what the state says.
+/// Whether a process has the active role, according to its actions (not its state).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Office {
     Head,
@@ -94,7 +94,7 @@ pub(super) struct Deadlines {
 pub(super) enum Outcome {
     Committed,
     Dropped,
-    /// It had taken over, and was lost.
+    /// The successor had taken over, and was lost.
     TakenBack,
 }
 
@@ -102,7 +102,8 @@ pub(super) enum Outcome {
 pub(super) struct Successor {
     pub(super) id: Id,
     pub(super) ready: bool,
-    /// What becomes of it matters no more; but it may say that there are too many.
+    /// Whether the successor has been released: its fate no longer matters, but it may still send a
+    /// cut.
     pub(super) released: bool,
 }
 
@@ -112,7 +113,7 @@ pub(super) enum Failure {
     Other,
 }
 
-/// What is said on a channel; the end of it is heard after all words.
+/// A message on a channel. `End` is the end of the channel, after all messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Word {
     Committed(Commit),
@@ -125,32 +126,33 @@ pub(super) enum Word {
     End,
 }
 
-/// A word, by who it comes from.
+/// A received message, by its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Heard {
-    /// The predecessor.
+    /// From the predecessor.
     Predecessor(Word),
-    /// The successor, or one after it.
+    /// From the successor, or from a later generation.
     Successor(Word),
 }
 
-/// What a step of the machine must never lead a driver into.
+/// A situation that the state machine must never cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Breach {
-    /// A handoff that has ended, ended again.
+    /// A handoff ended twice.
     SecondOutcome,
-    /// A generation that nobody told to stop ended, and nobody is left after it.
+    /// A generation that was not told to stop ended, and no newer one lives.
     Desertion,
-    /// A head that was told to stop ended by itself, and generations before it live.
+    /// An active generation that was told to stop ended by itself before the older generations.
     LeftBehind,
-    /// The end of a channel was heard and the channel kept: it would be heard for ever.
+    /// A process received the end of a channel and kept the channel: it would receive the end
+    /// forever.
     BusyLoop,
-    /// A successor was born while a word to its predecessor was unread; it would read it, for it
-    /// has a copy of the channel.
+    /// A successor was started while a message to its predecessor was unread. The successor has a
+    /// copy of that channel, and would read the message.
     WordForTheWrongReader,
-    /// A successor was started while there was one.
+    /// A second successor was started while the first one existed.
     TwoSuccessors,
-    /// An action that is about a successor was asked for, and there is none.
+    /// An action needed a successor, and none existed.
     NoSuccessor,
 }
 
@@ -170,21 +172,21 @@ impl Line {
         self.processes.iter().enumerate().filter(|(_, process)| process.alive)
     }
 
-    /// Whether `channel` leads to somebody who listens.
+    /// Returns whether the far end of `channel` is held by a living process.
     fn is_open(&self, channel: Id) -> bool {
         let Some(parent) = self.processes[channel].parent else { return false };
         let parent = &self.processes[parent];
         parent.alive && parent.successor.is_some_and(|successor| successor.id == channel)
     }
 
-    /// Who can speak on `channel`.
+    /// Returns the processes that can send on `channel`.
     pub(super) fn holders(&self, channel: Id) -> impl Iterator<Item = &Process> {
         self.living()
             .map(|(_, process)| process)
             .filter(move |process| process.older.contains(&channel))
     }
 
-    /// What `id` hears next from its neighbours.
+    /// Returns the next message for `id` from its neighbours.
     pub(super) fn next_word(&self, id: Id) -> Option<Heard> {
         let process = &self.processes[id];
         if let Some(&word) = process.down.front() {
@@ -215,8 +217,8 @@ impl Line {
         self.processes.push(Process::born(Birth::Successor, Some(id), older));
     }
 
-    /// Ends `id`. What only it could read, say or tell of is gone, so that lines with the same
-    /// future are the same.
+    /// Ends the process `id`. Erases everything that no longer affects the future, so that
+    /// equivalent lineages are equal.
     pub(super) fn die(&mut self, id: Id) {
         let process = &mut self.processes[id];
         if !process.alive {
@@ -238,7 +240,7 @@ impl Line {
         self.forget_the_unheard();
     }
 
-    /// Empties the channels at whose other end nobody is left.
+    /// Clears the channels whose far end no process holds.
     pub(super) fn forget_the_unheard(&mut self) {
         for channel in 0..self.processes.len() {
             if !self.is_open(channel) {
@@ -263,8 +265,9 @@ impl Line {
         self.processes[id].older.iter().copied().filter(|channel| self.is_open(*channel)).collect()
     }
 
-    /// Whether a process that has no connections any more is still needed: for a successor that was
-    /// told to stop, or, as the head that is told to stop, for those before it.
+    /// Returns whether a process without connections must continue to live. It waits for a
+    /// successor that was told to stop. As the active generation that was told to stop, it waits
+    /// for older generations.
     pub(super) fn is_needed(&self, id: Id) -> bool {
         let process = &self.processes[id];
         let awaits_successor = process.successor.is_some_and(|successor| !successor.ready);

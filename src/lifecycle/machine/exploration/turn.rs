@@ -1,11 +1,12 @@
-//! Plays one turn of a driver: what may happen to a process, what `step` says to that, and what its
-//! actions do.
+//! One turn of a driver in the model: what may happen to a process, what `step` decides, and what
+//! the actions do.
 //!
-//! A turn is one event and all actions that it gives rise to. A signal, a deadline and the accept
-//! loops may overtake words that wait unread, for a driver may look before a word is there and act
-//! when it is. Not so the end of a drain: its turn tells nobody anything, so what it overlooks
-//! might as well have been said later. A process may be killed between any two turns, and in a turn
-//! between any two actions.
+//! A turn is one event with all its actions. Signals, deadlines and started accept loops may
+//! overtake unread messages, because a driver may handle them just before a message arrives. The
+//! end of a drain never overtakes a message. Its turn sends nothing, so the message might as well
+//! have been sent later.
+//!
+//! A process may be killed between two turns, and within a turn between two actions.
 
 use std::fmt;
 
@@ -14,23 +15,22 @@ use super::line::{
 };
 use crate::lifecycle::machine::{Action, Event, State, step};
 
-/// What sets a process in motion.
+/// The cause of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Cause {
-    /// A word.
+    /// A message of another generation.
     Hears(Heard),
     /// A signal.
     Signal(Event),
-    /// Its accept loops run, a deadline has passed, or no connection is left.
+    /// The accept loops run, a deadline has passed, or no connection is left.
     Own(Event),
-    /// It cannot serve, and says so.
+    /// The process cannot serve, and reports that.
     Fails,
     /// SIGKILL.
     Crash,
 }
 
-/// One turn of a driver. With `dies_after` the process is killed when it has performed so many
-/// actions.
+/// One turn of a driver. With `dies_after`, the process is killed after that many actions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Turn {
     pub(super) of: Id,
@@ -46,7 +46,7 @@ impl fmt::Debug for Turn {
 }
 
 impl Line {
-    /// All turns that may come next.
+    /// Returns all turns that may come next.
     pub(super) fn turns(&self, setting: &Setting) -> Vec<Turn> {
         let mut turns = Vec::new();
         for (of, _) in self.living() {
@@ -61,7 +61,7 @@ impl Line {
         turns
     }
 
-    /// All that may set `id` in motion.
+    /// Returns all causes of a turn of `id`.
     fn causes(&self, id: Id) -> Vec<Cause> {
         let process = &self.processes[id];
         let mut causes = Vec::new();
@@ -94,7 +94,7 @@ impl Line {
         causes
     }
 
-    /// The line after `turn`.
+    /// Returns the lineage after `turn`.
     pub(super) fn after(&self, setting: &Setting, turn: Turn) -> Self {
         let mut line = self.clone();
         let Turn { of, cause, dies_after } = turn;
@@ -114,7 +114,7 @@ impl Line {
             line.tell_predecessor(of, Word::Failed);
             line.die(of);
         }
-        // One that is released is let go of when its end is heard once more.
+        // A released successor is forgotten only when the end of its channel is received again.
         let is_released = line.processes[of].successor.is_some_and(|successor| successor.released);
         let heard_the_end =
             cause == Cause::Hears(Heard::Successor(Word::End)) && line.processes[of].alive;
@@ -124,8 +124,8 @@ impl Line {
         line
     }
 
-    /// After how many actions a crash leaves something else behind than one before or after the
-    /// turn.
+    /// Returns the numbers of actions after which a crash has a different effect than one before or
+    /// after the turn.
     fn fatal_counts(&self, setting: &Setting, of: Id, cause: Cause) -> Vec<usize> {
         let speaks = |action: &Action| match action {
             Action::TellReady
@@ -155,7 +155,7 @@ impl Line {
             .collect()
     }
 
-    /// Takes `cause` and steps; what is to be done then.
+    /// Applies `cause` and steps the state machine. Returns the actions to perform.
     fn meet(&mut self, setting: &Setting, of: Id, cause: Cause) -> Vec<Action> {
         let event = match cause {
             Cause::Crash | Cause::Fails => None,
@@ -241,7 +241,7 @@ impl Line {
         })
     }
 
-    /// Does what the driver does.
+    /// Performs one action, as the driver does.
     fn perform(&mut self, setting: &Setting, id: Id, action: Action) {
         let process = &mut self.processes[id];
         match action {
@@ -312,7 +312,7 @@ impl Line {
                 }
             }
             Action::StopAccepting => process.accepts = false,
-            // Its connections alone: they are not modelled.
+            // This affects only connections, which the model leaves out.
             Action::DrainUncarried => {}
             Action::CloseListeners => {
                 process.accepts = false;

@@ -1,4 +1,4 @@
-//! Tests what is true of all states and events at once, whatever the table says of a single one.
+//! Tests of properties that hold for all states and events, independent of the table.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use crate::lifecycle::machine::State::{self, Stopped, Stopping};
 use crate::lifecycle::machine::step;
 
 #[test]
-fn the_table_has_every_state_that_can_be_reached() {
+fn the_table_has_exactly_the_reachable_states() {
     let born = [State::born(First), State::born(Successor)];
     assert_eq!(closure(&born), STATES.into_iter().collect());
 }
@@ -31,7 +31,7 @@ fn a_state_that_was_told_to_stop_never_accepts_again() {
 }
 
 #[test]
-fn a_stop_is_heeded_by_every_state() {
+fn every_state_obeys_a_stop() {
     let heeded = closure(&[Stopping, retiring(Stay)]);
     for state in STATES {
         let (told, _) = step(state, Terminate);
@@ -40,8 +40,10 @@ fn a_stop_is_heeded_by_every_state() {
     }
 }
 
+/// Accepting ends with `StopAccepting` or `CloseListeners`. It begins with `Resume`, or with the
+/// event `Live`.
 #[test]
-fn accepting_ends_and_begins_with_an_action_and_never_without() {
+fn accepting_begins_and_ends_only_with_an_action() {
     for state in STATES {
         for event in EVENTS {
             let (to, actions) = step(state, event);
@@ -58,7 +60,7 @@ fn accepting_ends_and_begins_with_an_action_and_never_without() {
     }
 }
 
-/// All states to which any events lead from `states`, and these themselves.
+/// Returns `states` and all states reachable from them by any events.
 fn closure(states: &[State]) -> HashSet<State> {
     let mut known: HashSet<State> = states.iter().copied().collect();
     let mut left = states.to_vec();

@@ -26,7 +26,7 @@ fn said(header: &[u8]) -> Option<Route> {
 
 /// The parser understands every header that the proxy writes.
 #[test]
-fn what_is_announced_is_understood_in_any_parts() {
+fn written_headers_parse_back_from_any_parts() {
     for version in [HeaderVersion::V1, HeaderVersion::V2] {
         for (source, destination) in
             [("192.0.2.1:1234", "198.51.100.7:80"), ("[2001:db8::1]:65535", "[2001:db8::2]:1")]
@@ -41,7 +41,7 @@ fn what_is_announced_is_understood_in_any_parts() {
 
 /// Written headers have exactly the bytes that the specification requires.
 #[test]
-fn what_is_announced_is_what_the_specification_says() {
+fn written_headers_match_the_specification() {
     let four = route("[::ffff:192.0.2.1]:1234", "198.51.100.7:80");
     assert_eq!(
         announce(HeaderVersion::V1, Some(four)),
@@ -74,7 +74,7 @@ fn what_is_announced_is_what_the_specification_says() {
 
 /// Headers without usable client addresses are skipped: UNKNOWN, LOCAL, and Unix sockets.
 #[test]
-fn what_a_proxy_says_of_itself_or_does_not_know_is_passed_over() {
+fn headers_without_client_addresses_are_skipped() {
     assert_eq!(said(b"PROXY UNKNOWN\r\n"), None);
     assert_eq!(said(b"PROXY UNKNOWN ffff::1 anything at all, and  more \r\n"), None);
     assert_eq!(said(&v2(0x20, 0x11, 3, &[1, 2, 3])), None);
@@ -85,7 +85,7 @@ fn what_a_proxy_says_of_itself_or_does_not_know_is_passed_over() {
 
 /// Additions after the addresses belong to the header.
 #[test]
-fn what_follows_the_addresses_is_part_of_the_header() {
+fn additions_after_the_addresses_belong_to_the_header() {
     let block =
         [&[10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2][..], &[0x03, 0, 4, 1, 2, 3, 4], &[0x20; 700]]
             .concat();
@@ -95,7 +95,7 @@ fn what_follows_the_addresses_is_part_of_the_header() {
 
 /// Additions may fill the whole length field.
 #[test]
-fn a_header_may_have_as_many_additions_as_its_length_can_say() {
+fn additions_may_fill_the_whole_length() {
     let block = [10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2];
     for length in [2_036, 4_000, u16::MAX] {
         let additions = vec![0xee; usize::from(length) - block.len()];
@@ -125,7 +125,7 @@ fn the_two_addresses_of_a_line_may_be_of_two_families() {
 
 /// Malformed headers are errors rather than incomplete headers.
 #[test]
-fn what_is_no_header_is_refused_as_soon_as_that_is_seen() {
+fn a_malformed_header_is_refused_at_once() {
     let long = [b"PROXY UNKNOWN ".as_slice(), &[b'x'; LONGEST_V1]].concat();
     for wrong in [
         &b"GET / HTTP/1.1\r\n"[..],

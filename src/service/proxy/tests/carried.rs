@@ -55,7 +55,7 @@ async fn poll<F: Future>(future: &mut Pin<&mut F>) -> Poll<F::Output> {
 
 /// A client that used up its time in the previous process times out here at once.
 #[tokio::test]
-async fn a_client_that_has_used_its_time_in_another_process_has_none_left_here() {
+async fn a_carried_client_does_not_get_extra_time() {
     let hour = Duration::from_secs(3600);
     let (hole, _queue) = black_hole();
     let upstream = Address::Tcp(hole.local_addr().unwrap());
@@ -78,27 +78,27 @@ async fn a_client_that_has_used_its_time_in_another_process_has_none_left_here()
             Connection::new(Admission { parcel, ..admission(stream, Peer::Tcp(peer), watch) });
         let served = timeout(DEADLINE, proxy.serve(&mut connection))
             .await
-            .expect("it waits for an hour again");
+            .expect("the timeout has restarted");
         assert_eq!(served.unwrap_err().kind(), ErrorKind::TimedOut);
     }
 }
 
 /// A conversation whose upstream broke opts out of the carry, so the drain does not wait for it.
 #[tokio::test]
-async fn what_is_left_of_a_broken_conversation_is_not_waited_for_by_a_carry() {
+async fn a_carry_does_not_wait_for_a_broken_conversation() {
     let upstream = listen().await;
     let address = Address::Tcp(upstream.local_addr().unwrap());
     let proxy = Proxy::new(config(vec![address]));
     let (mut asker, mut connection, client) = Asker::new().await;
     let mut serving = pin!(proxy.serve(&mut connection));
     let mut server = tokio::select! {
-        _ = &mut serving => panic!("it has ended"),
+        _ = &mut serving => panic!("the connection ended early"),
         server = accept(&upstream) => server,
     };
     // This is more than the kernel buffers for a client that does not read.
     let all = vec![7; 32_000_000];
     tokio::select! {
-        _ = &mut serving => panic!("it has ended"),
+        _ = &mut serving => panic!("the connection ended early"),
         written = timeout(SOON, server.write_all(&all)) => assert!(written.is_err()),
     }
     let server = Socket::from(server.into_std().unwrap());
@@ -123,12 +123,12 @@ async fn what_is_left_of_a_broken_conversation_is_not_waited_for_by_a_carry() {
         tokio::task::yield_now().await;
     }
     drop(client);
-    assert!(timeout(DEADLINE, serving).await.expect("it does not end").is_err());
+    assert!(timeout(DEADLINE, serving).await.expect("the conversation does not end").is_err());
 }
 
 /// A client carried while one upstream hangs tries the next upstream in the new process.
 #[tokio::test]
-async fn a_client_that_is_carried_in_the_middle_of_an_attempt_goes_on_with_the_next_upstream() {
+async fn a_client_carried_during_an_attempt_tries_the_next_upstream() {
     let (hole, _queue) = black_hole();
     let upstream = listen().await;
     let addresses = [hole.local_addr().unwrap(), upstream.local_addr().unwrap()].map(Address::Tcp);
@@ -148,7 +148,7 @@ async fn a_client_that_is_carried_in_the_middle_of_an_attempt_goes_on_with_the_n
     connection.stay();
     let another = Proxy::new(config);
     tokio::select! {
-        _ = another.serve(&mut connection) => panic!("it has ended"),
+        _ = another.serve(&mut connection) => panic!("the connection ended early"),
         _ = accept(&upstream) => {}
     }
 }
@@ -156,8 +156,7 @@ async fn a_client_that_is_carried_in_the_middle_of_an_attempt_goes_on_with_the_n
 /// A carried upstream that has half-closed still receives the client's end, even while the old
 /// process holds a copy of the socket.
 #[tokio::test]
-async fn an_upstream_that_was_carried_after_its_end_hears_the_clients_while_the_other_process_has_a_copy()
- {
+async fn a_half_closed_upstream_receives_the_end_after_a_carry() {
     let upstream = listen().await;
     let address = Address::Tcp(upstream.local_addr().unwrap());
     let config = config(vec![address]);
@@ -172,7 +171,7 @@ async fn an_upstream_that_was_carried_after_its_end_hears_the_clients_while_the_
             server
         };
         let server = tokio::select! {
-            _ = &mut serving => panic!("it has ended"),
+            _ = &mut serving => panic!("the connection ended early"),
             server = ended => server,
         };
         asker.ask();
@@ -186,14 +185,17 @@ async fn an_upstream_that_was_carried_after_its_end_hears_the_clients_while_the_
     let another = Proxy::new(config);
     timeout(DEADLINE, another.serve(&mut connection)).await.unwrap().unwrap();
     assert_eq!(
-        timeout(DEADLINE, server.read(&mut [0; 1])).await.expect("it hears no end").unwrap(),
+        timeout(DEADLINE, server.read(&mut [0; 1]))
+            .await
+            .expect("the upstream does not receive the end")
+            .unwrap(),
         0
     );
 }
 
 /// A client is not carried in the middle of its PROXY header, but directly after it.
 #[tokio::test]
-async fn a_client_in_the_middle_of_its_header_is_carried_behind_it() {
+async fn a_client_is_carried_only_after_its_whole_header() {
     let upstream = listen().await;
     let address = Address::Tcp(upstream.local_addr().unwrap());
     let mut config = config(vec![address]);
@@ -211,7 +213,7 @@ async fn a_client_in_the_middle_of_its_header_is_carried_behind_it() {
         let rest = timeout(SOON, serving.as_mut()).await;
         assert!(rest.is_err());
         asker.ask();
-        assert!(poll(&mut serving).await.is_pending(), "it is given up in the middle");
+        assert!(poll(&mut serving).await.is_pending(), "carried in the middle of its header");
         client.write_all(&header[1_000..]).await.unwrap();
         client.write_all(b"request").await.unwrap();
         timeout(DEADLINE, serving).await.unwrap().unwrap();
@@ -230,7 +232,7 @@ async fn a_client_in_the_middle_of_its_header_is_carried_behind_it() {
         }
     };
     tokio::select! {
-        ended = another.serve(&mut connection) => panic!("it has ended: {ended:?}"),
+        ended = another.serve(&mut connection) => panic!("the connection ended early: {ended:?}"),
         () = served => {}
     }
 }

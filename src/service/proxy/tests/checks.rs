@@ -8,7 +8,7 @@ use crate::config::{Balance, Check, HeaderVersion};
 /// A health check ejects an upstream that is down before a client meets it, and brings it back
 /// later.
 #[tokio::test]
-async fn a_check_finds_who_is_away_and_who_is_back() {
+async fn a_health_check_ejects_and_restores_an_upstream() {
     let (away, other) = (nobody().await, listen().await);
     let addresses = vec![Address::Tcp(away), Address::Tcp(other.local_addr().unwrap())];
     let front = Front::to(addresses, |config| {
@@ -46,7 +46,7 @@ async fn a_check_finds_who_is_away_and_who_is_back() {
     };
     tokio::select! {
         never = &mut watch => match never {},
-        met = timeout(DEADLINE, met) => met.expect("it is passed over for ever"),
+        met = timeout(DEADLINE, met) => met.expect("the upstream stays ejected"),
     }
     assert_eq!(
         front.proxy.upstreams()["web"][&away.to_string()].failed,
@@ -57,7 +57,7 @@ async fn a_check_finds_who_is_away_and_who_is_back() {
 
 /// A health check without an answer fails at its timeout.
 #[tokio::test]
-async fn a_check_that_hangs_fails() {
+async fn a_health_check_that_hangs_fails() {
     let (hole, _queue) = black_hole();
     let address = hole.local_addr().unwrap();
     let front = Front::to(vec![Address::Tcp(address)], |config| {

@@ -7,7 +7,7 @@ use crate::config::{Balance, Ejection};
 
 /// Round robin alternates between two upstreams.
 #[tokio::test]
-async fn each_upstream_has_its_turn() {
+async fn round_robin_alternates_between_upstreams() {
     let (one, other) = (listen().await, listen().await);
     let front = Front::new(&[&one, &other], |_| {}).await;
     for _ in 0..2 {
@@ -20,7 +20,7 @@ async fn each_upstream_has_its_turn() {
 
 /// With least connections, the less busy upstream gets each new client.
 #[tokio::test]
-async fn whoever_has_the_fewest_connections_gets_the_next() {
+async fn the_least_busy_upstream_gets_the_next_client() {
     let (one, other) = (listen().await, listen().await);
     let front =
         Front::new(&[&one, &other], |config| config.balance = Balance::LeastConnections).await;
@@ -38,7 +38,7 @@ async fn whoever_has_the_fewest_connections_gets_the_next() {
 /// A standby serves while the first upstream is down. After its ejection time the first one serves
 /// again.
 #[tokio::test]
-async fn one_that_stands_by_serves_while_the_first_is_away() {
+async fn a_standby_serves_while_the_first_upstream_is_down() {
     let (first, stand_by) = (nobody().await, listen().await);
     let addresses = vec![Address::Tcp(first), Address::Tcp(stand_by.local_addr().unwrap())];
     let front = Front::to(addresses, |config| {
@@ -67,13 +67,13 @@ async fn one_that_stands_by_serves_while_the_first_is_away() {
             }
         }
     });
-    let (mut client, mut upstream) = back.await.expect("it is passed over for ever");
+    let (mut client, mut upstream) = back.await.expect("the upstream stays ejected");
     assert_linked(&mut client, &mut upstream).await;
 }
 
 /// If an upstream does not answer within the connect timeout, the client gets the next one.
 #[tokio::test]
-async fn an_upstream_that_does_not_answer_is_given_up_for_the_next() {
+async fn an_upstream_that_times_out_is_replaced_by_the_next() {
     let ((hole, _queue), other) = (black_hole(), listen().await);
     let addresses = [hole.local_addr().unwrap(), other.local_addr().unwrap()].map(Address::Tcp);
     let front = Front::to(addresses.into(), |config| {
@@ -115,7 +115,7 @@ async fn a_client_is_held_until_an_upstream_accepts() {
 
 /// A client is reset when its patience ends before an upstream accepts.
 #[tokio::test]
-async fn a_client_that_nobody_accepts_in_time_is_reset() {
+async fn a_client_without_an_upstream_in_time_is_reset() {
     let (patience, address) = (SOON, nobody().await);
     for connect_patience in [Duration::ZERO, patience] {
         let front = Front::to(vec![Address::Tcp(address)], |config| {
@@ -133,7 +133,7 @@ async fn a_client_that_nobody_accepts_in_time_is_reset() {
 
 /// The attempts for a client stop soon after the client has disconnected.
 #[tokio::test]
-async fn a_client_that_is_gone_is_not_connected_any_more() {
+async fn attempts_stop_when_the_client_is_gone() {
     let (hole, _queue) = black_hole();
     for address in [nobody().await, hole.local_addr().unwrap()] {
         let front = Front::to(vec![Address::Tcp(address)], |config| {

@@ -19,7 +19,7 @@ async fn the_upstream_is_told_who_the_client_is() {
 /// A trusted sender's header determines the client, and all bytes after the header reach the
 /// upstream.
 #[tokio::test]
-async fn who_is_trusted_says_who_the_client_is_and_what_follows_is_the_upstreams() {
+async fn a_trusted_header_determines_the_client() {
     let route = Route {
         source: "192.0.2.1:1234".parse().unwrap(),
         destination: "198.51.100.7:80".parse().unwrap(),
@@ -54,7 +54,7 @@ async fn who_is_trusted_says_who_the_client_is_and_what_follows_is_the_upstreams
 
 /// If a trusted proxy speaks for itself, the upstream is told the proxy's own address.
 #[tokio::test]
-async fn a_proxy_that_speaks_for_itself_is_announced_as_it_is() {
+async fn a_proxy_that_speaks_for_itself_is_the_client() {
     let upstream = listen().await;
     let front = Front::new(&[&upstream], |config| {
         config.accept_header_from = vec!["127.0.0.1".parse().unwrap()];
@@ -71,7 +71,7 @@ async fn a_proxy_that_speaks_for_itself_is_announced_as_it_is() {
 
 /// A trusted sender without a valid header is disconnected, and no upstream is contacted.
 #[tokio::test]
-async fn who_is_trusted_and_brings_no_header_is_closed_and_meets_no_upstream() {
+async fn a_trusted_sender_without_a_header_is_disconnected() {
     let upstream = listen().await;
     let front = Front::new(&[&upstream], |config| {
         config.accept_header_from = vec!["127.0.0.0/8".parse().unwrap()];
@@ -93,7 +93,7 @@ async fn who_is_trusted_and_brings_no_header_is_closed_and_meets_no_upstream() {
 
 /// A header from an untrusted sender is relayed like any other bytes.
 #[tokio::test]
-async fn what_a_stranger_says_is_not_interpreted() {
+async fn a_header_from_an_untrusted_sender_is_relayed() {
     let upstream = listen().await;
     let front = Front::new(&[&upstream], |config| {
         config.accept_header_from = vec!["192.0.2.0/24".parse().unwrap()]
@@ -115,7 +115,7 @@ fn with_additions(length: u16) -> Vec<u8> {
 
 /// The longest possible header is removed exactly, with no byte too many or too few.
 #[tokio::test]
-async fn the_longest_header_is_read_to_the_byte() {
+async fn the_longest_header_is_removed_exactly() {
     let upstream = listen().await;
     let front = Front::new(&[&upstream], |config| {
         config.accept_header_from = vec!["::ffff:127.0.0.0/104".parse().unwrap()];
@@ -141,7 +141,7 @@ async fn the_longest_header_is_read_to_the_byte() {
 
 /// Wrong and missing headers are counted. A client that disconnects without a byte is not.
 #[tokio::test]
-async fn a_wrong_header_is_counted_and_a_visit_without_a_byte_is_not() {
+async fn invalid_headers_are_counted() {
     let upstream = listen().await;
     let front = Front::new(&[&upstream], |config| {
         config.accept_header_from = vec!["127.0.0.0/8".parse().unwrap()];

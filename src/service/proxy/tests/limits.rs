@@ -5,7 +5,7 @@ use super::*;
 
 /// The future of an idle proxied connection takes at most 320 bytes.
 #[tokio::test]
-async fn what_an_idle_connection_needs_is_little() {
+async fn an_idle_connection_needs_little_memory() {
     let upstream = listen().await;
     let front = Front::new(&[&upstream], |_| {}).await;
     let (watch, _guard) = Drain::new().entry(OnDrain::Finish).admit();
@@ -18,7 +18,7 @@ async fn what_an_idle_connection_needs_is_little() {
 
 /// The idle timeout closes both sides in order, and traffic restarts it.
 #[tokio::test]
-async fn a_connection_on_which_nothing_moves_is_closed() {
+async fn an_idle_connection_is_closed() {
     let upstream = listen().await;
     let front = Front::new(&[&upstream], |config| config.idle_timeout = Some(SOON)).await;
     let (mut client, mut server) = front.pair(&upstream).await;
@@ -33,7 +33,7 @@ async fn a_connection_on_which_nothing_moves_is_closed() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_too_old_is_reset_whatever_moves() {
+async fn a_connection_past_its_lifetime_is_reset() {
     let upstream = listen().await;
     let front = Front::new(&[&upstream], |config| config.lifetime = Some(SOON)).await;
     let (mut client, mut server) = front.pair(&upstream).await;
@@ -53,7 +53,7 @@ async fn a_connection_that_is_too_old_is_reset_whatever_moves() {
 
 /// The counters include open connections.
 #[tokio::test]
-async fn live_connections_are_in_the_sums() {
+async fn counters_include_open_connections() {
     let upstream = listen().await;
     let front = Front::new(&[&upstream], |_| {}).await;
     let (mut client, mut server) = front.pair(&upstream).await;
@@ -74,7 +74,7 @@ async fn live_connections_are_in_the_sums() {
 
 /// A connection cut at the drain deadline is reset on both sides.
 #[tokio::test]
-async fn what_is_cut_is_reset_on_both_sides() {
+async fn a_cut_connection_is_reset_on_both_sides() {
     let upstream = listen().await;
     let front = Front::new(&[&upstream], |_| {}).await;
     let listener = listen().await;

@@ -122,7 +122,7 @@ async fn listen() -> TcpListener {
 }
 
 async fn accept(upstream: &TcpListener) -> TcpStream {
-    timeout(DEADLINE, upstream.accept()).await.expect("nobody came").unwrap().0
+    timeout(DEADLINE, upstream.accept()).await.expect("no connection arrived in time").unwrap().0
 }
 
 /// Returns an address that refuses connections now and is free for a later listener.
@@ -155,13 +155,19 @@ fn black_hole() -> (std::net::TcpListener, Vec<Socket>) {
 
 async fn read(stream: &mut TcpStream, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
-    timeout(DEADLINE, stream.read_exact(&mut bytes)).await.expect("nothing came").unwrap();
+    timeout(DEADLINE, stream.read_exact(&mut bytes))
+        .await
+        .expect("no bytes arrived in time")
+        .unwrap();
     bytes
 }
 
 async fn read_to_end(stream: &mut TcpStream) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
-    timeout(DEADLINE, stream.read_to_end(&mut bytes)).await.expect("no end came").map(|_| bytes)
+    timeout(DEADLINE, stream.read_to_end(&mut bytes))
+        .await
+        .expect("the stream did not end in time")
+        .map(|_| bytes)
 }
 
 /// Asserts that the connection is reset before any byte arrives.
@@ -184,5 +190,5 @@ async fn becomes(what: impl Fn() -> bool) {
         }
     })
     .await
-    .expect("it did not come to pass");
+    .expect("the condition was not met in time");
 }

@@ -90,7 +90,7 @@ async fn a_name_that_does_not_resolve_any_more_keeps_its_addresses() {
         assert!(proxy.resolve().await);
     }
     answers.are(&[]);
-    assert!(proxy.resolve().await, "a name without addresses is one that does not resolve");
+    assert!(proxy.resolve().await, "a name without addresses does not resolve");
     let front = Front::of(proxy).await;
     front.proxy.expect("web");
     let (mut client, mut server) = front.pair(&upstream).await;
@@ -121,7 +121,7 @@ async fn an_address_that_stays_keeps_its_place_and_its_failures() {
     );
     drop(front.pair(&stays).await);
     let failed = counters(&front, &labels[0]).unwrap();
-    assert_eq!((failed.failed, failed.ejected), (1, 1), "it is met again");
+    assert_eq!((failed.failed, failed.ejected), (1, 1), "the upstream was tried again");
     // After the address is removed, its failures stay in the sums.
     answers.are(&[address(&stays)]);
     assert!(proxy.resolve().await);

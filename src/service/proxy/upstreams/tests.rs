@@ -35,7 +35,7 @@ const LONG: Ejection = Ejection { failures: 2, time: Duration::from_secs(3600) }
 
 /// Round robin starts at the next upstream for each client, and offers every upstream once.
 #[test]
-fn each_has_its_turn_and_a_client_meets_each_once() {
+fn round_robin_offers_each_upstream_once() {
     let upstreams = upstreams(3, Balance::RoundRobin, LONG);
     assert_eq!(offered(&upstreams), [0, 1, 2]);
     assert_eq!(offered(&upstreams), [1, 2, 0]);
@@ -44,7 +44,7 @@ fn each_has_its_turn_and_a_client_meets_each_once() {
 
 /// The upstream with the fewest connections is offered first. Equal upstreams take turns.
 #[test]
-fn whoever_has_the_fewest_connections_is_first() {
+fn the_upstream_with_the_fewest_connections_is_first() {
     let upstreams = upstreams(3, Balance::LeastConnections, LONG);
     let places: Vec<_> =
         [0, 0, 1, 2, 2, 2].map(|index| UpstreamLoad::take(&at(&upstreams, index))).into();
@@ -58,7 +58,7 @@ fn whoever_has_the_fewest_connections_is_first() {
 /// With balance in order, later upstreams are standbys: they are first only while the earlier ones
 /// are ejected.
 #[test]
-fn those_that_stand_by_are_met_only_when_the_first_fails() {
+fn standbys_are_first_only_while_others_are_ejected() {
     let upstreams = upstreams(3, Balance::InOrder, LONG);
     assert_eq!(offered(&upstreams), [0, 1, 2]);
     assert_eq!(offered(&upstreams), [0, 1, 2]);
@@ -71,13 +71,13 @@ fn those_that_stand_by_are_met_only_when_the_first_fails() {
 /// An upstream is ejected after the configured number of consecutive failures, and returns after
 /// the ejection time.
 #[test]
-fn who_fails_so_many_times_in_a_row_is_passed_over_for_a_while() {
+fn consecutive_failures_eject_an_upstream_for_a_while() {
     let ejection = Ejection { failures: 2, time: Duration::from_millis(20) };
     let upstreams = upstreams(2, Balance::InOrder, ejection);
     fail(&upstreams, 0, 1);
     upstreams.succeeded(&at(&upstreams, 0), "web");
     fail(&upstreams, 0, 1);
-    assert_eq!(offered(&upstreams), [0, 1], "not in a row");
+    assert_eq!(offered(&upstreams), [0, 1], "the failures are not consecutive");
     fail(&upstreams, 0, 1);
     let since = Instant::now();
     fail(&upstreams, 0, 1);
@@ -94,7 +94,7 @@ fn who_fails_so_many_times_in_a_row_is_passed_over_for_a_while() {
 
 /// If all upstreams are ejected, they are tried in the order in which their ejections end.
 #[test]
-fn when_all_are_passed_over_they_are_tried_in_the_order_of_their_return() {
+fn ejected_upstreams_are_tried_in_order_of_their_return() {
     let upstreams = upstreams(3, Balance::RoundRobin, LONG);
     for index in [2, 0, 1] {
         fail(&upstreams, index, 2);
@@ -109,7 +109,7 @@ fn when_all_are_passed_over_they_are_tried_in_the_order_of_their_return() {
 
 /// With 0 as the number of failures, no upstream is ever ejected.
 #[test]
-fn without_a_number_of_failures_nobody_is_passed_over() {
+fn with_zero_failures_no_upstream_is_ejected() {
     let upstreams = upstreams(2, Balance::InOrder, Ejection { failures: 0, ..LONG });
     fail(&upstreams, 0, 100);
     assert_eq!(offered(&upstreams), [0, 1]);
@@ -117,20 +117,20 @@ fn without_a_number_of_failures_nobody_is_passed_over() {
 
 /// A failed health check ejects an upstream until a check passes, even if a client succeeds.
 #[test]
-fn who_fails_a_check_is_passed_over_until_one_passes() {
+fn a_failed_check_ejects_until_a_check_passes() {
     let upstreams = upstreams(2, Balance::InOrder, LONG);
     upstreams.check_failed(&at(&upstreams, 0), "web", &Error::from(ErrorKind::TimedOut));
     upstreams.check_failed(&at(&upstreams, 0), "web", &Error::from(ErrorKind::TimedOut));
     assert_eq!((offered(&upstreams), at(&upstreams, 0).ejected()), (vec![1], 1));
     upstreams.succeeded(&at(&upstreams, 0), "web");
-    assert_eq!(offered(&upstreams), [1], "a client's word does not count against a check's");
+    assert_eq!(offered(&upstreams), [1], "a successful client does not end a failed check");
     upstreams.check_passed(&at(&upstreams, 0), "web");
     assert_eq!(offered(&upstreams), [0, 1]);
 }
 
 /// The log has one record when an upstream becomes unavailable and one when it is back.
 #[test]
-fn who_stays_away_is_named_once_and_so_is_the_return() {
+fn an_outage_and_its_end_are_logged_once_each() {
     let mut file = tempfile::tempfile().unwrap();
     let write = file.try_clone().unwrap();
     let subscriber = tracing_subscriber::fmt()

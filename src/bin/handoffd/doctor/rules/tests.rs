@@ -52,7 +52,7 @@ fn found(systemd: u32, changed: &[(&str, &str)]) -> Vec<(Severity, String)> {
 }
 
 #[test]
-fn nothing_is_wrong_with_the_unit_that_we_ship() {
+fn the_shipped_unit_has_no_faults() {
     assert_eq!(found(252, &[]), []);
     assert_eq!(found(262, &[]), []);
 }
@@ -103,7 +103,7 @@ fn each_setting_that_breaks_a_handoff_is_found() {
 }
 
 #[test]
-fn an_init_of_ours_under_a_manager_that_is_notified_is_found() {
+fn init_mode_under_a_notified_service_manager_is_found() {
     let init = (
         "ExecStart",
         "{ path=/usr/bin/h ; argv[]=/usr/bin/h --init --bake 1 ; ignore_errors=no ; }",
@@ -192,8 +192,9 @@ fn the_variant_is_good_from_259_on() {
     assert_eq!(found(262, &variant), [(Risks, setting())]);
 }
 
+/// Infinite timeouts are no fault, and neither are settings that an older systemd does not report.
 #[test]
-fn without_bounds_and_with_what_an_older_systemd_does_not_know_nothing_is_wrong() {
+fn infinite_timeouts_and_unknown_settings_are_accepted() {
     let infinite =
         [("TimeoutStartUSec", "infinity"), ("TimeoutStopUSec", "infinity"), ("ExitType", "")];
     assert_eq!(found(252, &infinite), []);
