@@ -100,7 +100,10 @@ impl FromStr for Address {
                 .map_err(|_| refuse("tcp6: takes an IPv6 address, as in [::]:80"));
         }
         text.parse().map(Self::Tcp).map_err(|_| {
-            refuse("expected IP:PORT, [IPV6]:PORT, tcp6:[IPV6]:PORT, /PATH or @NAME (host names are not resolved)")
+            refuse(
+                "expected IP:PORT, [IPV6]:PORT, tcp6:[IPV6]:PORT, /PATH or @NAME (host names \
+                are not resolved)",
+            )
         })
     }
 }

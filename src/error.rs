@@ -52,7 +52,8 @@ pub enum Error {
     },
     /// Two listeners cannot coexist, because the address of one covers the address of the other.
     #[error(
-        "two listeners have overlapping addresses: {address} and {other} ([::] takes IPv4 as well, tcp6:[::] does not)"
+        "two listeners have overlapping addresses: {address} and {other} ([::] takes IPv4 as \
+        well, tcp6:[::] does not)"
     )]
     OverlappingAddresses {
         /// The address of one listener.
@@ -62,7 +63,8 @@ pub enum Error {
     },
     /// An upstream of a proxy is its own listener, or leads back to it.
     #[error(
-        "the upstream {upstream} leads back to the listener {listener}: connections would be passed on without end"
+        "the upstream {upstream} leads back to the listener {listener}: connections would be \
+        passed on without end"
     )]
     UpstreamLoop {
         /// The upstream.
@@ -122,7 +124,8 @@ pub enum Error {
     /// Other threads were running when one thread was required: to change the environment
     /// (getenv(3), "ATTRIBUTES") or to fork off an init (fork(2)). Either
     /// [`crate::Inheritance::take`] was not called first, or a library has started a thread.
-    #[error("{threads} threads run already ({}){}, and one is needed here", escaped(names), preloaded_by(preloaded.as_ref()))]
+    #[error("{threads} threads run already ({}){}, and one is needed \
+        here", escaped(names), preloaded_by(preloaded.as_ref()))]
     ThreadsRunning {
         /// How many threads run.
         threads: usize,

@@ -56,7 +56,14 @@ fn push(line: &mut String, character: char) {
 
 /// Returns whether a character breaks a line or changes the direction of the text around it.
 const fn is_invisible(character: char) -> bool {
-    matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{feff}')
+    matches!(
+        character,
+        '\u{2028}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}'
+            | '\u{200e}'
+            | '\u{200f}'
+            | '\u{feff}'
+    )
 }
 
 #[cfg(test)]

@@ -97,9 +97,15 @@ pub(super) fn take(
         ConfigError::at(
             place,
             if other == *address {
-                format!("the listener {owner:?} has the address {address} already, expected another")
+                format!(
+                    "the listener {owner:?} has the address {address} already, expected \
+                    another"
+                )
             } else {
-                format!("the address {address} overlaps with {other} of the listener {owner:?}, expected another")
+                format!(
+                    "the address {address} overlaps with {other} of the listener {owner:?}, \
+                    expected another"
+                )
             },
         )
     })
@@ -144,7 +150,8 @@ fn one(
         Some(Service::Echo) => {
             if let Some((setting, place)) = table.first_of_a_proxy() {
                 let what = format!(
-                    "{setting} is a setting of a proxy, expected service = \"proxy\" and not \"echo\""
+                    "{setting} is a setting of a proxy, expected service = \"proxy\" and not \
+                    \"echo\""
                 );
                 return Err(ConfigError::at(place, what));
             }

@@ -206,7 +206,8 @@ mod tests {
     fn every_setting_of_the_daemon_arrives() {
         let file = parse(
             "ready_timeout = 2\nbake = '3s'\ndrain_timeout = '1h'\nfirst_request_grace = '5ms'\nmax_generations = 6\n\
-             pid_file = 'run/pid'\ncontrol = '/run/control'\nlog = 'debug'\nworkers = 7\nlog_format = 'json'\nmetrics = '127.0.0.1:0'\n\
+             pid_file = 'run/pid'\ncontrol = '/run/control'\nlog = 'debug'\nworkers = 7\n\
+             log_format = 'json'\nmetrics = '127.0.0.1:0'\n\
              carry = true\n[listener.web]\naddress = '@web'\nservice = 'echo'\nmax_connections = 8\ncarry = false\n",
         )
         .unwrap();
@@ -244,8 +245,10 @@ mod tests {
     fn every_setting_of_a_proxy_arrives() {
         let config = proxy(
             "resolve_interval = '11s'\nbalance = 'least-connections'\nconnect_timeout = '1s'\nconnect_patience = 0\nidle_timeout = '2s'\n\
-             lifetime = '3s'\nsend_proxy_header = 'v1'\naccept_proxy_header_from = ['10.0.0.0/8', '::1']\n\
-             proxy_header_timeout = '4s'\nkeep_alive = '5s'\nuser_timeout = '6s'\neject_after = 7\neject_for = '8s'\n\
+             lifetime = '3s'\nsend_proxy_header = 'v1'\n\
+             accept_proxy_header_from = ['10.0.0.0/8', '::1']\n\
+             proxy_header_timeout = '4s'\nkeep_alive = '5s'\nuser_timeout = '6s'\n\
+             eject_after = 7\neject_for = '8s'\n\
              check_interval = '9s'\ncheck_timeout = '10s'\n",
         );
         let seconds = |time: Option<std::time::Duration>| time.map(|time| time.as_secs());

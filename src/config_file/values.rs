@@ -137,10 +137,12 @@ macro_rules! times {
     ($($kind:ty: $check:expr;)*) => { $(
         impl Kind for $kind {
             type Value = Duration;
-            const EXPECTED: &'static str = "a time, as in \"500ms\", \"30s\" or \"2m\", or whole seconds";
+            const EXPECTED: &'static str = "a time, as in \"500ms\", \"30s\" or \"2m\", or whole \
+                seconds";
 
             fn text(text: &str) -> Option<Result<Duration, String>> {
-                Some(parse_time(text).and_then($check).map_err(|why| format!("bad time {text:?}: {why}")))
+                Some(parse_time(text).and_then($check).map_err(|why| format!("bad time {text:?}: \
+                    {why}")))
             }
 
             fn number(seconds: u64) -> Option<Result<Duration, String>> {
@@ -173,11 +175,13 @@ macro_rules! texts {
 }
 
 texts! {
-    Address: "an address: \"IP:PORT\", \"[IPV6]:PORT\", \"tcp6:[IPV6]:PORT\", \"/PATH\" or \"@NAME\"";
+    Address: "an address: \"IP:PORT\", \"[IPV6]:PORT\", \"tcp6:[IPV6]:PORT\", \"/PATH\" or \
+        \"@NAME\"";
     Balance: "\"round-robin\", \"least-connections\" or \"in-order\"";
     HeaderVersion: "\"v1\" or \"v2\"";
     SocketMode: "octal digits as text, as in \"0660\"";
-    UpstreamTarget: "an upstream: \"IP:PORT\", \"[IPV6]:PORT\", \"HOST:PORT\", \"/PATH\" or \"@NAME\"";
+    UpstreamTarget: "an upstream: \"IP:PORT\", \"[IPV6]:PORT\", \"HOST:PORT\", \"/PATH\" or \
+        \"@NAME\"";
     Network: "a network, as in \"192.0.2.0/24\" or \"2001:db8::/32\", or \"unix\"";
 }
 

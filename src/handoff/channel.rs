@@ -402,9 +402,8 @@ mod tests {
         one.send(&Message::GivenUp { sockets: sockets.clone() }).unwrap();
         one.send(&Message::Cut).unwrap();
         let heard = poll_fn(|cx| other.poll_receive(cx)).await;
-        assert!(
-            matches!(heard, Received::Message(Message::GivenUp { sockets: ref heard }) if *heard == sockets)
-        );
+        let Received::Message(heard) = heard else { panic!("not a message: {heard:?}") };
+        assert_eq!(heard, Message::GivenUp { sockets });
         let heard = poll_fn(|cx| other.poll_receive(cx)).await;
         assert!(matches!(heard, Received::Message(Message::Cut)), "{heard:?}");
     }

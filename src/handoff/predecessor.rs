@@ -354,9 +354,8 @@ mod tests {
             panic!("expected the report of the oldest generation")
         };
         predecessors.remember(word);
-        assert!(
-            matches!(predecessors.next().await, PredecessorEvent::Committed(heard) if heard == commit)
-        );
+        let heard = predecessors.next().await;
+        assert!(matches!(heard, PredecessorEvent::Committed(heard) if heard == commit));
         predecessors.attend();
         let PredecessorEvent::Ended(Generation::FIRST, Some(last)) = predecessors.next().await
         else {

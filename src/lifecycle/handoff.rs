@@ -95,7 +95,8 @@ impl<P: DataPlane> Driver<P> {
             self.handoff.get_or_insert_default().stage = Stage::Delayed(until);
             tracing::info!(
                 event = "handoff.delayed",
-                "handoff delayed: connections are still being carried and max_generations is reached"
+                "handoff delayed: connections are still being carried and max_generations is \
+                reached"
             );
         } else {
             self.launch_successor();

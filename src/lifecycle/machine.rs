@@ -295,7 +295,10 @@ fn baking(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
         |on_death| vec![Action::Commit(Commit { pending, on_death }), StopAccepting, Drain];
     let stop = commit(OnSuccessorDeath::Stay);
     match event {
-        Event::BakeOver => (State::Retiring { on_death: OnSuccessorDeath::Resume }, commit(OnSuccessorDeath::Resume)),
+        Event::BakeOver => {
+            let on_death = OnSuccessorDeath::Resume;
+            (State::Retiring { on_death }, commit(on_death))
+        }
         Event::SuccessorLost | Event::SuccessorRolledBack => head(pending, vec![DropSuccessor]),
         Event::ReloadRequested => (State::Baking { pending: PendingReload::One }, vec![]),
         Event::Terminate => (State::Retiring { on_death: OnSuccessorDeath::Stay }, stop),

@@ -208,7 +208,8 @@ impl<P: DataPlane> Driver<P> {
             Some((_, None)) | None => {
                 tracing::error!(
                     event = "generation.died", died = %generation,
-                    "generation {generation} died while draining; its remaining connections were lost"
+                    "generation {generation} died while draining; its remaining connections were \
+                    lost"
                 );
             }
         }

@@ -35,12 +35,11 @@ impl<P: DataPlane> Driver<P> {
                 return Ok(occurrence);
             }
             let (awaited, timer) = (self.awaited(), self.next_timer());
+            let successor = self.handoff.as_mut().and_then(|handoff| handoff.successor.as_mut());
             let wakeup = tokio::select! {
                 biased;
                 event = self.predecessors.next() => Wakeup::Predecessor(event),
-                event = next_of_successor(self.handoff.as_mut().and_then(|one| one.successor.as_mut())) => {
-                    Wakeup::Successor(event)
-                }
+                event = next_of_successor(successor) => Wakeup::Successor(event),
                 event = self.signals.next() => Wakeup::Signal(event),
                 event = next_of_plane(&self.plane, awaited) => Wakeup::Plane(event),
                 timer = due(timer) => Wakeup::Due(timer),

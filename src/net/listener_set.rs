@@ -275,7 +275,10 @@ fn adopt_or_bind(
         let bind = Listener::bind(&want.name, &want.address, Access::Configured(want.access));
         let bind = bind.or_else(|error| {
             let old = old_sockets.beside(&want.address);
-            let is_in_use = matches!(&error, Error::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse);
+            let is_in_use = matches!(
+                &error,
+                Error::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse
+            );
             if old.is_empty() || !is_in_use {
                 return Err(error);
             }

@@ -73,21 +73,22 @@ fn report_panic(ended: Result<(), JoinError>, deaths: &Deaths) {
 impl<S: Service> Accepting<S> {
     /// Accepts connections until the loop is stopped.
     pub(super) async fn run(mut self) {
-        let mut place = None;
+        let mut permit = None;
         loop {
+            let limit = self.limit.as_ref();
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
                 Some(beat) = self.beats.recv() => drop(beat),
-                accepted = next(&mut self.acceptor, self.limit.as_ref(), &self.census, &mut place) => {
-                    self.admit(accepted, place.take());
+                accepted = next(&mut self.acceptor, limit, &self.census, &mut permit) => {
+                    self.admit(accepted, permit.take());
                 }
             }
         }
     }
 
     /// Assigns an accepted connection to a worker, which serves it.
-    fn admit(&self, accepted: Accepted, place: Option<Permit>) {
+    fn admit(&self, accepted: Accepted, permit: Option<Permit>) {
         let number = choose(&self.workers, self.own);
         let worker = &self.workers[number];
         // The runtime of that worker watches the socket and runs the task.
@@ -100,7 +101,7 @@ impl<S: Service> Accepting<S> {
                 Source::Accepted,
                 traffic,
                 worker.load(),
-                place,
+                permit,
             );
             let (listener, on_drain, entry) = (listener.name(), self.on_drain, &self.entry);
             self.connections.spawn(IncomingConnection {

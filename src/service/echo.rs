@@ -117,7 +117,8 @@ enum Echoed {
 /// Reads once and writes at once. If there is nothing to read, it returns instead of waiting.
 fn echo(stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<Echoed> {
     thread_local! {
-        static SHARED: RefCell<Box<[MaybeUninit<u8>]>> = RefCell::new(Box::new_uninit_slice(BUFFER));
+        static SHARED: RefCell<Box<[MaybeUninit<u8>]>> =
+            RefCell::new(Box::new_uninit_slice(BUFFER));
     }
     SHARED.with_borrow_mut(|shared| {
         let mut buffer = ReadBuf::uninit(shared);

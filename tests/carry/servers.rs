@@ -259,7 +259,8 @@ impl Sshd {
         // StrictModes is off because sshd rejects keys in a folder that every user may write to.
         let config = format!(
             "ListenAddress {address}\nHostKey {at}/host\nAuthorizedKeysFile {at}/client.pub\nStrictModes no\n\
-             AuthenticationMethods publickey\nAllowUsers {VISITOR}\nUsePAM no\nPidFile none\nPrintMotd no\n\
+             AuthenticationMethods publickey\nAllowUsers {VISITOR}\nUsePAM no\n\
+             PidFile none\nPrintMotd no\n\
              Subsystem sftp internal-sftp\n"
         );
         for (name, text) in [("known", &known), ("users", &users), ("config", &config)] {

@@ -50,7 +50,8 @@ impl ListenFlags {
         };
         let listeners = self.listen.iter().map(parse).collect::<Result<Vec<_>, Error>>()?;
         if !said.is_default() && listeners.iter().all(|listener| listener.access.is_default()) {
-            let why = "--socket-mode, --socket-user and --socket-group need a path in --listen, as in /run/web.sock";
+            let why = "--socket-mode, --socket-user and --socket-group need a path in --listen, \
+                as in /run/web.sock";
             return Err(Answer::usage(why.to_owned()));
         }
         Ok(Listeners::new(listeners)?)

@@ -114,7 +114,9 @@ fn run(
             return Err(error);
         }
         tokio::select! {
-            served = handoffd::run_on(workers, config, inheritance, Arc::clone(&service)) => served.map(drop),
+            served = handoffd::run_on(workers, config, inheritance, Arc::clone(&service)) => {
+                served.map(drop)
+            }
             never = service.routes.watch() => match never {},
         }
     })

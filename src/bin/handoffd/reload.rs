@@ -37,7 +37,8 @@ fn tell(news: &ReloadNews) -> String {
         }
         ReloadNews::Drained { generation, ended, carried, cut } => {
             format!(
-                "generation {generation} has drained; connections that ended: {ended}, that were carried: {carried}, that were cut: {cut}"
+                "generation {generation} has drained; connections that ended: {ended}, that were \
+                carried: {carried}, that were cut: {cut}"
             )
         }
     }

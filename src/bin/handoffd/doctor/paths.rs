@@ -60,7 +60,8 @@ pub(super) fn paths(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
             }
             let is_private = is_kept && unit.is_yes("DynamicUser");
             if bound.is_open && is_private {
-                let why = "systemd keeps the preserved directory of a dynamic user in /run/private, which only root enters";
+                let why = "systemd keeps the preserved directory of a dynamic user in \
+                    /run/private, which only root enters";
                 add(
                     "DynamicUser=yes".to_owned(),
                     format!("other users cannot connect to {path}: {why}; use User="),

@@ -26,7 +26,8 @@ fn init(unit: &Unit) -> Option<Finding> {
     let (severity, why) = match unit.get("NotifyAccess") {
         "main" | "" => (
             Severity::Breaks,
-            "systemd does not hear the child of the main process that says that it is ready, and the start times out",
+            "systemd does not hear the child of the main process that says that it is ready, and \
+            the start times out",
         ),
         _ => (Severity::Risks, "systemd watches a process that does not serve"),
     };
@@ -44,7 +45,8 @@ fn capabilities(unit: &Unit) -> Option<Finding> {
     if !is_by_proc || is_privileged || !is_gained || !runs_as_user(unit) {
         return None;
     }
-    let why = "the program has file capabilities, so that its user may not follow /proc/${MAINPID}/exe: the reload fails; \
+    let why = "the program has file capabilities, so that its user may not follow \
+        /proc/${MAINPID}/exe: the reload fails; \
                use the path of the program there, or AmbientCapabilities= in place of setcap(8)";
     Some(Finding {
         severity: Severity::Breaks,

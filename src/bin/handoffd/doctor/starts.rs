@@ -16,7 +16,8 @@ pub(super) fn failed_starts(unit: &Unit, findings: &mut Vec<Finding>) {
         unit.get("StartLimitIntervalUSec") != "0" || !matches!(unit.get("RestartSteps"), "" | "0");
     if !unit.get("ExecStartPre").is_empty() && can_fail && is_restarted && !is_bounded {
         let why = "a command that fails there is started again every RestartSec= for ever, because \
-                   RestartPreventExitStatus= does not apply to it; leave it away, or set RestartSteps=";
+                   RestartPreventExitStatus= does not apply to it; leave it away, or set \
+                   RestartSteps=";
         findings.push(Finding {
             severity: Severity::Risks,
             setting: "ExecStartPre=".to_owned(),

@@ -74,7 +74,8 @@ fn answer_all(control: &Control, scrapes: &Receiver<oneshot::Sender<Answer>>) {
         let all: Vec<_> = std::iter::once(first).chain(scrapes.try_iter()).collect();
         let answer = ask(control);
         if let Err(why) = &answer {
-            tracing::warn!(event = "metrics.failed", reason = %why, "cannot collect metrics: {why}");
+            tracing::warn!(event = "metrics.failed", reason = %why, "cannot collect metrics: \
+                {why}");
         }
         for scrape in all {
             // A collector that has hung up needs no answer.
