@@ -1,5 +1,5 @@
-//! The data plane of your own server: forwards the driver's requests to it. The driver knows
-//! nothing about the connections of such a server.
+//! The data plane for a program that brings its own server. It forwards the driver's requests to
+//! that server. The driver itself knows nothing about the server's connections.
 
 use std::os::fd::OwnedFd;
 
@@ -18,7 +18,8 @@ impl DataPlane for Embedded {
         Ok(())
     }
 
-    /// Resolves at once: the server accepts by itself, and clients wait in the backlog until then.
+    /// Resolves at once, because the server accepts by itself. Clients that connect earlier wait in
+    /// the backlog.
     async fn started(&self) -> Result<(), Error> {
         Ok(())
     }
