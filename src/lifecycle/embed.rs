@@ -196,9 +196,9 @@ impl Serving {
 
     /// Waits until it is time to ask the connections to end.
     ///
-    /// Three conditions must hold. The generation has retired. Every [`Acceptor`] has returned
-    /// `None` or been dropped. Every connection accepted through an [`Acceptor`] has received its
-    /// first byte, or `first_request_grace` has passed since the generation retired.
+    /// First the generation must have retired. Then every [`Acceptor`] must have returned `None` or
+    /// been dropped, and every connection accepted through an [`Acceptor`] must have received its
+    /// first byte. The wait after the retirement takes at most `first_request_grace`.
     ///
     /// Do not end connections as soon as [`Serving::retired`] resolves. The first request of a
     /// connection that was accepted in the last instant may still be on its way, and would be lost.

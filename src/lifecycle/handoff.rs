@@ -235,8 +235,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Adds the counters of a failed successor to the totals. Kills the successor, unless it was
-    /// told to stop or proves that it is still working.
+    /// Adds the counters of a failed successor to the totals. Kills the successor, unless it stops
+    /// in order and leaves the service to this process.
     async fn release(&mut self, mut successor: Successor, failure: &HandoffFailure) {
         // A successor may live on to drain if it was told to stop, or if it serves but ran out of
         // time. Any other successor that is still alive hangs or violates the protocol.
