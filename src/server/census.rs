@@ -64,7 +64,7 @@ pub(super) struct Counted {
 /// How a connection ended, as the counters distinguish it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// The connection ended while this process did not drain.
+    /// The connection ended before any drain asked it to end.
     Served,
     /// The connection finished after it was asked to end by a drain.
     Drained,

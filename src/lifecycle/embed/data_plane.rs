@@ -44,7 +44,7 @@ impl DataPlane for Embedded {
     /// Does nothing: the server itself accepts from the backlog.
     fn accept_backlog(&mut self, _listeners: &[Listener]) {}
 
-    /// Does nothing, for the same reason.
+    /// Does nothing, because the server itself accepts its last clients.
     fn accept_late(&mut self, _replaced: Vec<Listener>) {}
 
     fn drain(&mut self, _successor: Option<OwnedFd>) {
@@ -52,8 +52,8 @@ impl DataPlane for Embedded {
     }
 
     async fn drained(&self) {
-        // An error means that the server has dropped its end, so there are no connections to wait
-        // for.
+        // An error means that the server has dropped its end of the channel. Then no connections
+        // are left to wait for.
         let _ = self.heard.clone().wait_for(|told| *told == ServerStatus::Drained).await;
     }
 
@@ -75,5 +75,5 @@ impl DataPlane for Embedded {
     }
 }
 
-/// Only the server knows the state of its connections, so nothing is carried.
+/// Nothing is carried to the successor, because only the server knows the state of its connections.
 impl CarryPlane for Embedded {}
