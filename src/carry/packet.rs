@@ -82,7 +82,7 @@ pub(super) fn answer(id: u64, answer: Answer) -> Vec<u8> {
 /// state.
 ///
 /// # Errors
-/// The reason why the packet is invalid.
+/// Returns the reason why the packet is invalid.
 pub(super) fn read_connection(packet: &[u8]) -> Result<(Head, &[u8]), String> {
     let end = packet.iter().position(|byte| *byte == b'\n').ok_or("a packet without a head")?;
     let head = serde_json::from_slice(&packet[..end]).map_err(|error| error.to_string())?;
@@ -92,7 +92,7 @@ pub(super) fn read_connection(packet: &[u8]) -> Result<(Head, &[u8]), String> {
 /// Parses a packet with an answer. Returns the id of the connection and the answer.
 ///
 /// # Errors
-/// The reason why the packet is invalid.
+/// Returns the reason why the packet is invalid.
 pub(super) fn read_answer(packet: &[u8]) -> Result<(u64, Answer), String> {
     serde_json::from_slice(packet)
         .map(|Answered { id, answer }| (id, answer))

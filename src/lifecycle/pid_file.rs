@@ -64,7 +64,7 @@ impl PidFile {
     /// [`PidFile::due`] returns.
     ///
     /// # Errors
-    /// Why the file does not name `pid` yet.
+    /// Returns the reason why the file does not contain `pid` yet.
     pub(super) fn name(&mut self, pid: u32) -> Result<(), Error> {
         let failures =
             self.owed.take().filter(|owed| owed.pid == pid).map_or(0, |owed| owed.failures);
@@ -83,7 +83,7 @@ impl PidFile {
     /// the file, and retries if this write fails.
     ///
     /// # Errors
-    /// Why the file does not name `pid` yet.
+    /// Returns the reason why the file does not contain `pid` yet.
     pub(super) fn hand_over(&mut self, pid: u32) -> Result<(), Error> {
         self.owed = None;
         self.write(pid)
