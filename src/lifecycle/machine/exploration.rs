@@ -207,7 +207,8 @@ impl Line {
         self.left.crashes < setting.fates.crashes || self.left.cuts < setting.fates.cuts
     }
 
-    /// Returns whether no process has to accept any more. Either all were told to stop, or a
+    /// Returns whether the service has ended, so that no process has to accept any more. Either all
+    /// processes were told to stop, or a
     /// service manager ends the service because its main process has ended.
     fn is_over(&self, setting: &Setting) -> bool {
         let main_is_gone =
