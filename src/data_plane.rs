@@ -15,7 +15,8 @@ use crate::error::Error;
 use crate::net::Listener;
 use crate::report::{CarryForecast, Connections, Counters};
 
-/// A server for the clients of listening sockets, which the lifecycle can start and stop.
+/// A server for the clients of listening sockets, which the lifecycle of a generation starts and
+/// stops.
 pub(crate) trait DataPlane: CarryPlane {
     /// Starts to serve on all of `listeners`, for the first time or again. Must be called in a
     /// tokio runtime. [`DataPlane::started`] resolves once the data plane serves.
@@ -41,8 +42,8 @@ pub(crate) trait DataPlane: CarryPlane {
     /// Stops accepting. When this function returns, no more connections are accepted.
     fn stop_accepting(&mut self) -> impl Future<Output = ()> + Send;
 
-    /// Accepts all clients in the backlogs of `listeners`, on which no generation will accept
-    /// again. Must be called before [`DataPlane::drain`].
+    /// Accepts all clients in the backlogs of `listeners`, because no generation will accept on
+    /// these listeners again. Must be called before [`DataPlane::drain`].
     fn accept_backlog(&mut self, listeners: &[Listener]);
 
     /// Accepts the last clients of listeners that the successor has replaced. Continues for as long
@@ -56,10 +57,11 @@ pub(crate) trait DataPlane: CarryPlane {
     /// Waits until no connection is left. Cancel safe.
     fn drained(&self) -> impl Future<Output = ()> + Send;
 
-    /// Cuts the remaining connections.
+    /// Closes the remaining connections without waiting for their end.
     fn cut(&mut self);
 
-    /// Returns the state of the connections, or `None` if the data plane does not count them.
+    /// Returns the number, age and traffic of the open connections, or `None` if the data plane
+    /// does not count them.
     fn connections(&self) -> Option<Connections>;
 
     /// Returns the counters of this generation so far.
@@ -130,7 +132,7 @@ pub(crate) trait CarryPlane: Send + 'static {
 pub(crate) enum CarryEnd {
     /// All connections that could move to the successor have moved.
     AllWent,
-    /// The successor accepts no more connections: it does not support carrying, was told to stop,
-    /// or is dead.
+    /// The successor takes no more connections: it does not support carrying, was told to stop, or
+    /// is dead.
     ReceiverGone,
 }

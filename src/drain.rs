@@ -41,7 +41,7 @@ struct Shared {
     were_cut: AtomicUsize,
 }
 
-/// What happens to a connection in a drain.
+/// What happens to a connection when a drain begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnDrain {
     /// The connection is asked to end when the drain begins.

@@ -32,7 +32,7 @@ pub(crate) struct Incoming {
 /// The result of waiting for a connection from the predecessor.
 #[derive(Debug)]
 pub(crate) enum Arrival {
-    /// A connection has arrived.
+    /// A connection has arrived, and can be accepted or refused.
     Connection(Box<CarriedConnection>),
     /// A connection has arrived, but it cannot be accepted because of `why`.
     Damaged { id: u64, why: String },

@@ -45,13 +45,13 @@ pub(crate) struct Head {
     pub(super) format: String,
 }
 
-/// The successor's answer for a connection.
+/// The successor's answer for a connection that the predecessor has sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Answer {
     /// The connection belongs to the successor from now on.
     Taken,
-    /// The successor refuses the connection, for this reason.
+    /// The successor refuses the connection. The text is the reason.
     Refused(String),
 }
 

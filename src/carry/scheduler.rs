@@ -291,7 +291,7 @@ mod tests {
     use std::future::poll_fn;
     use std::task::Waker;
 
-    /// Polls the connection and returns whether it holds a permit now.
+    /// Polls the connection's place in the schedule, and returns whether it holds a permit now.
     fn poll(asking: &mut CarrySlot) -> bool {
         asking.poll(&mut Context::from_waker(Waker::noop()));
         asking.turn.is_some()

@@ -58,7 +58,7 @@ impl<P: DataPlane> Driver<P> {
     }
 
     fn tell_rollback(&mut self) {
-        // The predecessor adds this report to its totals.
+        // Send a last status report, whose counters the predecessor adds to its totals.
         self.predecessors.tell_predecessor(&Message::Report(Box::new(self.report())));
         self.predecessors.tell_predecessor(&Message::Rollback);
         // The predecessor keeps the listeners that it already had. Only the listeners that this

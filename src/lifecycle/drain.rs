@@ -27,7 +27,7 @@ const RESUME_PAUSE: Duration = Duration::from_millis(100);
 /// When a process dies, its channels do not all close at the same moment.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The deadlines of a drain.
+/// The deadlines of a drain that is in progress.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DrainPhase {
     /// When the remaining connections are cut. `None` if the clock cannot represent the deadline.

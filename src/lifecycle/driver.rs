@@ -50,7 +50,8 @@ pub(super) struct Driver<P> {
     pub(super) head: Option<ActiveRole>,
     pub(super) pid_file: Option<PidFile>,
     pub(super) predecessors: Predecessors,
-    /// The latest handoff started by this generation, until its successor is gone.
+    /// The latest handoff that this generation has started. `None` before the first handoff, and
+    /// after one whose successor is gone.
     pub(super) handoff: Option<Handoff>,
     /// The deadlines of the drain. `None` when this generation does not drain.
     pub(super) drain: Option<DrainPhase>,
@@ -152,7 +153,7 @@ impl<P: DataPlane> Driver<P> {
         Ok(self)
     }
 
-    /// Returns the listeners.
+    /// Returns the listeners that this generation has adopted or bound.
     pub(super) const fn listeners(&self) -> &ListenerSet {
         &self.listeners.set
     }
@@ -167,7 +168,7 @@ impl<P: DataPlane> Driver<P> {
         self.handoff.as_ref().and_then(|handoff| handoff.successor.as_ref())
     }
 
-    /// Runs until the generation ends.
+    /// Handles events until the generation ends, and returns how its connections ended.
     pub(super) async fn run(mut self) -> Result<RunReport, Error> {
         let lived = self.live_on().await;
         let drain = self.plane.report();

@@ -73,7 +73,7 @@ pub struct Acceptor {
 struct Handle {
     phase: watch::Receiver<ServerRequest>,
     told: watch::Sender<ServerStatus>,
-    /// Tracks the accepted connections that have not sent anything yet.
+    /// Tracks the accepted connections on which the client has not sent anything yet.
     awaiting_first_byte: TaskTracker,
     /// Tracks the accepted connections that are open.
     open: TaskTracker,
@@ -131,13 +131,13 @@ impl Starting {
         })
     }
 
-    /// Returns the number of this generation in its lineage.
+    /// Returns the generation number of this process. The first process of a service has number 1.
     #[must_use]
     pub const fn generation(&self) -> Generation {
         self.driver.generation()
     }
 
-    /// Returns all listeners.
+    /// Returns all listeners of this generation, adopted or newly bound.
     #[must_use]
     pub const fn listeners(&self) -> &ListenerSet {
         self.driver.listeners()
@@ -188,8 +188,8 @@ impl Serving {
         copy.map(TcpListener::from).map_err(Error::system("copy a listener's descriptor"))
     }
 
-    /// Waits until it is time to stop accepting: a successor has taken over, or the service was
-    /// told to stop.
+    /// Waits until the server must stop accepting, because a successor has taken over or the
+    /// service was told to stop.
     pub fn retired(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         self.handle.until(|phase| phase != ServerRequest::Accepting)
     }
@@ -309,7 +309,7 @@ impl Acceptor {
         }
     }
 
-    /// Returns the listener.
+    /// Returns the listener whose connections this acceptor yields.
     #[must_use]
     pub const fn listener(&self) -> &Listener {
         self.acceptor.listener()

@@ -49,9 +49,9 @@ pub(super) enum Stage {
     /// The successor may not start yet, because a predecessor is still moving connections to this
     /// process.
     Delayed(Option<Instant>),
-    /// The successor is starting.
+    /// The successor is starting, and must be ready by the deadline.
     Starting(Option<Instant>),
-    /// The successor is ready and on probation.
+    /// The successor is ready, and runs on probation until the deadline.
     Baking(Option<Instant>),
     /// No deadline applies: the handoff has not begun, is committed, or the successor was told to
     /// stop.
@@ -60,7 +60,8 @@ pub(super) enum Stage {
 }
 
 impl Stage {
-    /// Returns the deadline of this stage.
+    /// Returns the deadline of this stage of the handoff with its purpose, or `None` if no deadline
+    /// applies.
     pub(super) fn timer(self) -> Option<(Instant, Timer)> {
         match self {
             Self::Delayed(until) => until.map(|until| (until, Timer::Delay)),
@@ -118,7 +119,7 @@ impl<P: DataPlane> Driver<P> {
             && self.predecessors.count() + 1 >= self.config.max_generations.get()
     }
 
-    /// Starts the successor's process.
+    /// Starts the process of the successor and its deadline to become ready.
     pub(super) fn launch_successor(&mut self) {
         let handoff = self.handoff.get_or_insert_default();
         handoff.stage = Stage::Starting(deadline(self.config.ready_timeout));
@@ -143,7 +144,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Starts the successor's probation.
+    /// Starts the probation of the successor. At its end the handoff is committed.
     pub(super) fn start_bake(&mut self) {
         if let Some(handoff) = &mut self.handoff {
             handoff.stage = Stage::Baking(deadline(self.config.bake));
@@ -252,7 +253,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Logs how many connections may be lost with the successor.
+    /// Logs how many connections may be lost, because they had moved to the successor that is now
+    /// lost.
     pub(super) async fn log_lost_connections(&mut self) {
         // First read the answers that the successor sent before it was lost.
         let _ = tokio::time::timeout(SETTLE_TIMEOUT, self.plane.settled()).await;
@@ -273,7 +275,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Tells the successor to stop.
+    /// Tells the successor to stop, and clears the deadline of the handoff.
     pub(super) fn stop_successor(&mut self) {
         let Some(handoff) = &mut self.handoff else { return };
         handoff.stage = Stage::Idle;

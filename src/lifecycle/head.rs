@@ -29,7 +29,7 @@ pub(super) struct ActiveRole {
     watchdog: Option<Watchdog>,
     /// When to refresh the status text again.
     next: Instant,
-    /// The last status text that was sent.
+    /// The last status text that was sent to the service manager.
     said: String,
     /// Whether systemd was told that a reload has begun, and now waits for its end.
     reload_told: bool,
@@ -37,21 +37,22 @@ pub(super) struct ActiveRole {
     progress: Option<Connections>,
 }
 
-/// A task that is due for the active generation.
+/// A periodic task of the active generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Duty {
-    /// Report the status of the lineage, and ask the other generations for theirs.
+    /// Report the status of all generations to the service manager, and ask the other generations
+    /// for theirs.
     RefreshStatus,
     /// Check that the accept loops run, by passing a new heartbeat to [`ActiveRole::beat`].
     Beat,
 }
 
-/// How often to refresh the status.
+/// How often the active generation refreshes the status text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RefreshInterval {
-    /// Often, because a generation drains.
+    /// Refresh the status often, because a generation drains.
     Drain,
-    /// Rarely, because nothing drains.
+    /// Refresh the status rarely, because no generation drains.
     Quiet,
 }
 
@@ -85,7 +86,7 @@ impl ActiveRole {
         }
     }
 
-    /// Waits for the next duty. Cancel safe.
+    /// Waits until the next periodic task of the active generation is due. Cancel safe.
     pub(super) async fn next(&mut self) -> Duty {
         loop {
             let Self { notifier, watchdog, next, .. } = self;
@@ -193,7 +194,7 @@ impl ActiveRole {
         self.notifier.store(name.as_str(), socket);
     }
 
-    /// Removes a socket from the service manager's store.
+    /// Tells the service manager to close a socket that it has stored.
     pub(super) fn unstore(&self, name: &StoredName) {
         self.notifier.unstore(name.as_str());
     }

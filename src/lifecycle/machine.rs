@@ -41,12 +41,12 @@ pub(crate) enum State {
     },
     /// The generation drains its connections, because the successor has taken over.
     Retiring {
-        /// Whether to accept again if the successor dies.
+        /// Whether this generation accepts again if its successor dies.
         on_death: OnSuccessorDeath,
     },
     /// The generation drains its connections, because the whole service was told to stop.
     Stopping,
-    /// The generation has ended.
+    /// The generation has ended, and its process exits.
     Stopped,
 }
 
@@ -71,7 +71,7 @@ pub(crate) enum Event {
     Committed(Commit),
     /// The predecessor died before it committed the handoff.
     PredecessorLost,
-    /// A signal or an operator requested a reload.
+    /// A signal, or an operator over the control socket, has requested a reload.
     ReloadRequested,
     /// This generation must stop: SIGTERM, the first SIGINT, or a stop request of the predecessor
     /// arrived.
@@ -103,7 +103,7 @@ pub(crate) enum Event {
 pub(crate) enum Action {
     /// Tell the predecessor that this generation accepts connections.
     TellReady,
-    /// Tell the predecessor that this generation stops, so the predecessor keeps serving.
+    /// Tell the predecessor that this generation stops, so that the predecessor keeps serving.
     TellRollback,
     /// Become the active generation: write the pid file, and cut the oldest generations if more
     /// than `max_generations` are alive.
@@ -114,7 +114,7 @@ pub(crate) enum Action {
     /// Start a successor and its deadline. If this would cut connections that are still moving here
     /// from older generations, wait for those connections first.
     StartSuccessor,
-    /// Start the successor's probation.
+    /// Start the successor's probation, at whose end the handoff is committed.
     StartBake,
     /// Commit the handoff: name the successor in the pid file, and tell it that it is now the
     /// active generation.
@@ -130,7 +130,7 @@ pub(crate) enum Action {
     /// Close the channels to older generations, as in `ReleaseOlder`. If no older generation is
     /// alive, close the listeners for good instead.
     Resign,
-    /// Tell the successor to stop.
+    /// Tell the successor to stop, because this generation stops.
     StopSuccessor,
     /// Stop accepting but keep the listening sockets open, because the successor accepts on them.
     StopAccepting,
@@ -146,7 +146,7 @@ pub(crate) enum Action {
     DrainUncarried,
     /// Accept connections again, because the successor has died.
     Resume,
-    /// Cut the remaining connections.
+    /// Close the remaining connections without waiting for their end.
     Cut,
     /// Report how the drain ended, and exit.
     Exit,

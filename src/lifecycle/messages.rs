@@ -21,7 +21,7 @@ use crate::report::{
 /// The past of this generation: its handoffs, and the counters of generations that have ended.
 #[derive(Debug)]
 pub(super) struct History {
-    /// When the generation entered its present state.
+    /// The time when this generation entered its present state, for status reports.
     pub(super) since: Since,
     pub(super) last_handoff: Option<LastHandoff>,
     /// The outcomes of the handoffs that this generation started.

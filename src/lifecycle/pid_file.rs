@@ -24,7 +24,7 @@ use crate::config::{Config, Listeners};
 use crate::error::Error;
 use crate::sys::process::PidFd;
 
-/// The pause between a failed write and the next try.
+/// How long to wait before a failed write of the pid file is retried.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The maximum size of a pid file in bytes. It leaves room for white space that other programs add
@@ -39,7 +39,7 @@ pub(super) struct PidFile {
     owed: Option<Owed>,
 }
 
-/// A failed write that is retried.
+/// A failed write of the pid file, which is retried until it succeeds.
 #[derive(Debug)]
 struct Owed {
     pid: u32,
@@ -205,7 +205,8 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
             "what lies there is no file, but a symbolic link: name the file itself",
         ));
     }
-    // Renaming over /dev/null would remove it for the whole system.
+    // Refuse devices and other special files, because a rename over /dev/null would remove it for
+    // the whole system.
     if !kind.is_file() {
         return Err(io::Error::other("what lies there is no file"));
     }
@@ -272,7 +273,7 @@ struct Draft {
 }
 
 impl Draft {
-    /// Creates an empty draft next to `pid_file`.
+    /// Creates an empty temporary file next to `pid_file`.
     fn create(pid_file: &Path) -> io::Result<Self> {
         // The result is random, because the hasher is seeded with random numbers from the kernel.
         let random = RandomState::new().hash_one(std::time::Instant::now());
@@ -288,7 +289,7 @@ impl Draft {
         Ok(Self { file, path })
     }
 
-    /// Writes `pid` and renames the draft to `pid_file`.
+    /// Writes `pid` to the temporary file, and renames the file to `pid_file`.
     fn publish(mut self, pid: u32, pid_file: &Path) -> io::Result<()> {
         self.file.write_all(format!("{pid}\n").as_bytes())?;
         named_or_none(pid_file)?;

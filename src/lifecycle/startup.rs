@@ -16,7 +16,8 @@ use crate::data_plane::DataPlane;
 use crate::error::Error;
 use crate::handoff::Message;
 
-/// Whether the data plane has started, and whether a part of it has died.
+/// The health of the data plane, the part that serves clients: whether it has started, and whether
+/// a part of it has died.
 #[derive(Debug, Default)]
 pub(super) struct Liveness {
     /// The deadline of the data plane's start. `None` once the data plane serves.

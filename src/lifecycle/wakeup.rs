@@ -1,5 +1,5 @@
-//! The part of the driver that waits for all sources of events, and dispatches each event to its
-//! handler.
+//! The part of the driver that waits for events from all sources, and calls the handler of each
+//! event.
 
 use super::driver::{Driver, Occurrence};
 use super::head::{ActiveRole, Duty};

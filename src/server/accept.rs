@@ -72,7 +72,7 @@ fn report_panic(ended: Result<(), JoinError>, deaths: &Deaths) {
 }
 
 impl<S: Service> Accepting<S> {
-    /// Accepts connections until the loop is stopped.
+    /// Accepts connections, and answers heartbeats, until the loop is stopped.
     pub(super) async fn run(mut self) {
         let mut permit = None;
         loop {

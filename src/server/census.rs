@@ -57,7 +57,7 @@ pub(super) struct Counted {
     end: End,
     /// The permit of this connection under the listener's connection limit.
     _place: Option<Permit>,
-    /// The share of this connection in its worker's load.
+    /// The share of this connection in its worker's load, given back when this entry is dropped.
     _load: Load,
 }
 

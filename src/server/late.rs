@@ -23,7 +23,7 @@ use crate::service::Service;
 /// tcp(7)).
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The task that serves the last clients of one replaced listener.
+/// The task that serves the last clients of a listener that the successor has replaced.
 pub(super) struct Latecomers<S> {
     pub(super) listener: Listener,
     pub(super) connections: Connections<S>,

@@ -22,7 +22,7 @@ pub(super) struct Permit(Arc<ConnectionLimit>);
 #[derive(Debug)]
 pub(super) struct Full;
 
-/// The connection limit of one listener.
+/// The connection limit of one listener, shared by its accept loops.
 #[derive(Debug)]
 pub(super) struct ConnectionLimit {
     free: Semaphore,
@@ -130,7 +130,7 @@ impl Drop for Permit {
     }
 }
 
-/// Decrements `count` unless it is zero. Returns whether it did.
+/// Decrements `count` if it is not zero. Returns whether it was decremented.
 fn lower(count: &AtomicUsize) -> bool {
     count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1)).is_ok()
 }

@@ -70,7 +70,8 @@ async fn a_full_listener_is_counted_once_for_all_workers() {
     }
 }
 
-/// A heartbeat never completes before accepting begins or after it stops.
+/// A heartbeat, which checks that all accept loops run, never completes before accepting begins or
+/// after it stops.
 #[tokio::test]
 async fn a_heartbeat_that_finds_no_loop_is_never_over() {
     let mut server =

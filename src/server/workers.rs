@@ -23,10 +23,10 @@ use super::deaths::{Deaths, panic_text};
 /// for.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The item type of a channel that never sends anything.
+/// The item type of a channel on which nothing is ever sent.
 type Never = std::convert::Infallible;
 
-/// The runtimes that serve connections.
+/// The runtimes that serve connections: the runtime of the caller, or dedicated threads.
 #[derive(Debug)]
 pub struct Workers {
     workers: Arc<[Worker]>,

@@ -24,24 +24,26 @@ impl DataPlane for Embedded {
         Ok(())
     }
 
-    /// Completes at once, because the driver cannot see the server's accept loops.
+    /// Returns a heartbeat that completes at once, because the driver cannot see the server's
+    /// accept loops.
     fn heartbeat(&self) -> TaskTracker {
         let beat = TaskTracker::new();
         beat.close();
         beat
     }
 
-    /// Never resolves: a server that fails ends the process itself.
+    /// Never resolves, because your own server ends the process itself when it fails.
     async fn died(&self) -> Error {
         std::future::pending().await
     }
 
-    /// Asks the server to stop, without waiting. The server serves what it accepts in the meantime.
+    /// Asks the server to stop accepting, without waiting until it does. The server serves the
+    /// connections that it still accepts.
     async fn stop_accepting(&mut self) {
         self.asked.send_replace(ServerRequest::Draining);
     }
 
-    /// Does nothing: the server itself accepts from the backlog.
+    /// Does nothing, because the server itself accepts the clients in the backlog.
     fn accept_backlog(&mut self, _listeners: &[Listener]) {}
 
     /// Does nothing, because the server itself accepts its last clients.
@@ -61,7 +63,7 @@ impl DataPlane for Embedded {
         self.asked.send_replace(ServerRequest::Cut);
     }
 
-    /// Returns `None`: only the server counts its connections.
+    /// Returns `None`, because only the server counts its connections.
     fn connections(&self) -> Option<Connections> {
         None
     }

@@ -218,7 +218,7 @@ impl Line {
             || self.living().all(|(_, process)| process.told)
     }
 
-    /// Returns the active generations.
+    /// Returns the living processes whose state is that of an active generation.
     fn heads(&self) -> impl Iterator<Item = Id> {
         let head = |state| {
             matches!(state, State::Serving | State::HandingOff { .. } | State::Baking { .. })
@@ -247,8 +247,8 @@ impl Line {
         }
     }
 
-    /// Returns whether the handoff to `process` has ended, is in progress, or has lost its
-    /// predecessor.
+    /// Returns whether the handoff to `process` is in order: it has ended, is in progress, or its
+    /// predecessor was told to stop or is gone.
     fn is_settled(&self, process: &Process) -> bool {
         let Some(parent) = process.parent.map(|parent| &self.processes[parent]) else {
             return true;
@@ -257,7 +257,8 @@ impl Line {
         process.outcome.is_some() || under_way || parent.told || !parent.alive
     }
 
-    /// Returns whether `head` had retired, accepts again, and has started another handoff.
+    /// Returns whether `head` had retired, accepts again because its successor was lost, and has
+    /// started another handoff.
     fn has_recalled(&self, head: Id) -> bool {
         let taken_back =
             |heir: &Process| heir.parent == Some(head) && heir.outcome == Some(Outcome::TakenBack);
@@ -270,7 +271,7 @@ impl Process {
         matches!(self.state, State::Starting { .. })
     }
 
-    /// Returns whether the process accepts again if its successor dies.
+    /// Returns whether the process has retired and accepts again if its successor dies.
     fn waits_for_recall(&self) -> bool {
         matches!(self.state, State::Retiring { on_death: OnSuccessorDeath::Resume })
     }

@@ -1,4 +1,4 @@
-//! Tests of drafts, and of the files that a pid file may replace.
+//! Tests of the pid file: its temporary files, and which existing files it may replace.
 
 use super::*;
 
@@ -81,7 +81,7 @@ fn a_removed_or_handed_over_file_is_not_retried() {
 fn only_drafts_of_dead_processes_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pid");
-    // No process has a pid this high.
+    // The pid in this name is so high that no process has it.
     let stale = [
         "pid.2147483647-0123456789abcdef".to_owned(),
         format!("pid.{}-0123456789abcdef", std::process::id()),

@@ -61,14 +61,15 @@ pub(super) struct Process {
     pub(super) told: bool,
     pub(super) office: Office,
     pub(super) deadlines: Deadlines,
-    /// How the handoff to this process ended, as its predecessor sees it.
+    /// How the handoff to this process ended, as its predecessor sees it. `None` if the handoff has
+    /// not ended.
     pub(super) outcome: Option<Outcome>,
     /// The process that started this process. It holds the far end of this process's channel until
     /// it releases the channel.
     pub(super) parent: Option<Id>,
     /// The predecessor, until it has retired or is lost. Then `None`.
     pub(super) predecessor: Option<Id>,
-    /// The channels to older generations whose near end this process holds, oldest first.
+    /// The channels to older generations on which this process can send, oldest first.
     pub(super) older: Vec<Id>,
     pub(super) successor: Option<Successor>,
     pub(super) failure: Option<Failure>,

@@ -15,7 +15,7 @@ use super::line::{
 };
 use crate::lifecycle::machine::{Action, Event, State, step};
 
-/// The cause of a turn.
+/// The cause of a turn, that is, what happens to a process of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Cause {
     /// The process reads a message of another generation.
