@@ -71,7 +71,7 @@ pub(crate) trait DataPlane: CarryPlane {
     fn report(&self) -> DrainReport;
 }
 
-/// The carrying of connections, that is, moving them between generations.
+/// The part of a data plane that moves connections between generations.
 pub(crate) trait CarryPlane: Send + 'static {
     /// Returns how many connections may move to a successor, or `None` if connections cannot move.
     fn forecast(&self) -> Option<CarryForecast> {

@@ -66,7 +66,8 @@ pub(crate) enum Verdict {
     /// This process keeps the connection, because the successor refused it or it could not be sent.
     /// The text is the reason.
     Refused(String),
-    /// This process keeps the connection, because no successor accepts connections any more.
+    /// This process keeps the connection, because the successor takes no more connections or is
+    /// gone.
     NoReceiver,
 }
 

@@ -212,8 +212,8 @@ impl CarrySlot {
     /// Updates the request to move. Call this function each time the connection's task runs, before
     /// its service runs. The connection may then get a permit and be asked to move.
     ///
-    /// Call [`CarrySlot::pass_on`] when the service turns out to be in the middle of a message, and
-    /// when the transfer of the connection has succeeded or failed.
+    /// Call [`CarrySlot::pass_on`] when the service turns out to be in the middle of a message.
+    /// Also call it when the transfer of the connection has succeeded or failed.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
         // Poll until the result is pending, so that the task will be woken.
         while let Poll::Ready(turn) = self.poll_turn(cx) {
@@ -236,11 +236,11 @@ impl CarrySlot {
             match &mut self.state {
                 State::New => {
                     let mut notified = Box::pin(Arc::clone(&self.scheduler.turn).notified_owned());
-                    // Join the queue first, and check afterwards whether a round is under way.
-                    // `CarryScheduler::begin` does the opposite: it sets the round first and wakes
-                    // the queue afterwards. So no connection misses a round. A connection that
-                    // arrives during a round may be too late for the queue, so it gets an extra
-                    // permit.
+                    // Join the queue first, and check afterwards whether an attempt to move
+                    // connections (a round) is under way. `CarryScheduler::begin` sets the round
+                    // first and wakes the queue afterwards, so no connection misses a round. A
+                    // connection that arrives during a round may be too late for the queue, so it
+                    // gets an extra permit.
                     let woken = notified.as_mut().poll(cx).is_ready();
                     let round = self.scheduler.round.load(Ordering::SeqCst);
                     if round != 0 {
@@ -252,9 +252,9 @@ impl CarrySlot {
                     }
                 }
                 State::Waiting(notified) => {
-                    // Return to the queue even if no round is under way. A leftover permit may have
-                    // removed this connection from the queue, and it must be there before the next
-                    // round begins.
+                    // Return to the queue even if no attempt to move connections is under way. A
+                    // leftover permit may have removed this connection from the queue, and it must
+                    // be there before the next attempt begins.
                     if notified.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
                     }

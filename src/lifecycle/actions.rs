@@ -81,8 +81,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Makes this process the active generation: the one that operators signal and query, and the
-    /// one that notifies the service manager.
+    /// Makes this process the active generation. Operators signal and query the active generation,
+    /// and it notifies the service manager.
     ///
     /// # Errors
     /// Fails when the pid file cannot be written, unless the service manager already knows that the
@@ -111,8 +111,9 @@ impl<P: DataPlane> Driver<P> {
             self.operators.control.open(control.clone());
         }
         if !self.plane.is_taking_over() {
-            // A predecessor offers its connections before the handoff is committed, or not at all.
-            // So the permits reserved for carried connections can be released now.
+            // No predecessor will move connections here any more, because it offers them before the
+            // handoff is committed, or not at all. So release the permits that are reserved for
+            // such connections.
             self.plane.expect_no_more();
         }
         if generation != Generation::FIRST {

@@ -23,8 +23,9 @@ const RESUME_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause between two attempts to accept again.
 const RESUME_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long to wait for the report of a successor's death after the carry channel to it has closed.
-/// When a process dies, its channels do not all close at the same moment.
+/// How long to wait until the death of a successor is confirmed, after the channel that moves
+/// connections to it has closed. When a process dies, its channels do not all close at the same
+/// moment.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The deadlines of a drain that is in progress.
@@ -150,8 +151,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Ends this generation. Kills a successor that is not ready yet, removes the path of the
-    /// control socket if no other generation needs it, and reports how the drain ended.
+    /// Ends this generation, and reports how the drain ended. Also kills a successor that is not
+    /// ready yet, and removes the path of the control socket if no other generation needs it.
     pub(super) fn exit(&mut self) {
         let successor = self.successor();
         if let Some(successor) = successor.filter(|successor| !successor.is_ready()) {

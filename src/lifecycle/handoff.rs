@@ -111,9 +111,9 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Returns whether the start of a successor must wait. A new generation that takes over cuts
-    /// the oldest one if there are more than `max_generations`. The start waits while older
-    /// generations still move connections to this process, so that those are not cut.
+    /// Returns whether the start of a successor must wait. If more than `max_generations` are
+    /// alive, a generation that takes over cuts the oldest one. So the start waits while older
+    /// generations still move connections to this process.
     pub(super) fn is_start_delayed(&self) -> bool {
         self.plane.is_taking_over()
             && self.predecessors.count() + 1 >= self.config.max_generations.get()

@@ -224,8 +224,8 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
     Ok(std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()))
 }
 
-/// Removes drafts, the temporary files next to `pid_file`, whose processes have ended. Such a
-/// process was killed before it could rename or remove its draft.
+/// Removes the temporary files next to `pid_file` that processes which have ended left behind. Such
+/// a process was killed before it could rename or remove its file.
 fn remove_stale_drafts(pid_file: &Path) {
     let Some(name) = pid_file.file_name() else { return };
     let folder =
@@ -253,8 +253,9 @@ fn draft_of(draft: &OsStr, name: &OsStr) -> Option<u32> {
     pid.parse().ok().filter(|_| is_random)
 }
 
-/// Returns whether the process that created a draft has ended, even if its parent has not reaped
-/// it. A draft with the pid of this process was left by an earlier process with the same pid.
+/// Returns whether the process that created a temporary file has ended, even if its parent has not
+/// reaped it. A temporary file with the pid of this process was left by an earlier process with the
+/// same pid.
 fn has_ended(pid: u32) -> bool {
     pid == std::process::id()
         || match PidFd::open(pid) {
@@ -265,8 +266,8 @@ fn has_ended(pid: u32) -> bool {
 
 /// A temporary file that becomes the pid file once it is complete. Dropping it earlier removes it.
 ///
-/// The draft is in the directory of the pid file, where other users may be able to create files.
-/// Therefore its name is random, and creating it never opens an existing file or link.
+/// The temporary file is in the directory of the pid file, where other users may be able to create
+/// files. Therefore its name is random, and creating it never opens an existing file or link.
 struct Draft {
     file: fs::File,
     path: PathBuf,
@@ -299,7 +300,8 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // If the draft was published, this fails, because the path no longer exists.
+        // Ignore an error: if the temporary file has become the pid file, this path no longer
+        // exists.
         let _ = fs::remove_file(&self.path);
     }
 }

@@ -2,8 +2,8 @@
 //! still alive.
 //!
 //! A generation reports readiness only after every accept loop has run. A generation that loses a
-//! worker or an accept loop ends with an error, because otherwise it would lose some of its clients
-//! for the rest of its life.
+//! worker or an accept loop ends with an error. Otherwise it would lose some of its clients for the
+//! rest of its life.
 
 use std::time::Duration;
 

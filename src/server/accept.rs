@@ -131,8 +131,8 @@ async fn next(
             // Check whether the listener is full. Every loop without a permit does so, including
             // the loop that accepted the last connection.
             if limit.became_full(|| census.iter().map(Census::open).sum()) {
-                // Count this in the census of the first worker. The choice does not matter, because
-                // reports show only the sum over all workers.
+                // Count this for the first worker. The choice does not matter, because reports show
+                // only the sum over all workers.
                 census[0].limited();
                 let listener = acceptor.listener().name();
                 tracing::debug!(
@@ -143,7 +143,7 @@ async fn next(
             *place = limit.take().await;
         }
     }
-    // Without free file descriptors, clients have to wait as for a full listener, so count it as
-    // one.
+    // If this process has no free file descriptors, clients have to wait as for a full listener. So
+    // count this in the same counter.
     acceptor.accept(|| census[0].limited()).await
 }

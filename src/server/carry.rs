@@ -109,9 +109,8 @@ impl<S: Service> CarryPlane for Server<S> {
         // Stop taking connections from the predecessor, because they could not move on to the
         // successor any more.
         self.stop_taking.cancel();
-        // Ask the connections to finish before the carry ends. Ending the carry withdraws the
-        // request to move, and a connection that the successor refused must always have a reason to
-        // finish.
+        // Ask the connections to finish first, and then withdraw the request to move. A connection
+        // that the successor refused is then asked to finish at every moment.
         self.drain.drain_uncarried();
         self.end_carry();
     }

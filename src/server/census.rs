@@ -26,10 +26,10 @@ struct Entries {
     /// began at the same time.
     open: BTreeMap<(Instant, u64), Arc<Traffic>>,
     next: u64,
-    /// The counts of all connections so far, and the bytes of the connections that have ended. A
-    /// connection that the predecessor carried here begins with its earlier bytes subtracted,
-    /// because the predecessor has counted them. The sums may therefore wrap below zero until the
-    /// open connections are added.
+    /// The counts of all connections so far, and the bytes of the connections that have ended. If a
+    /// connection came from the predecessor, the bytes that the predecessor has counted are
+    /// subtracted when it arrives. The sums may therefore wrap below zero until the open
+    /// connections are added.
     sums: ListenerCounters,
     /// How many connections successors had taken over in total when the last drain began.
     carried_before: u64,
@@ -43,7 +43,7 @@ struct Entries {
 pub(super) enum Source {
     /// A listener of this process accepted the connection.
     Accepted,
-    /// The predecessor carried the connection here, and has already counted it as accepted.
+    /// The connection came from the predecessor, which has already counted it as accepted.
     Carried,
 }
 
@@ -165,7 +165,7 @@ impl Entries {
     }
 }
 
-/// Adds the bytes of one connection to `sums`.
+/// Returns `sums` with the bytes of one more connection added.
 fn with(sums: ListenerCounters, traffic: &Arc<Traffic>) -> ListenerCounters {
     let (received, sent) =
         (sums.received.wrapping_add(traffic.received()), sums.sent.wrapping_add(traffic.sent()));

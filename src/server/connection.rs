@@ -36,7 +36,7 @@ pub(super) struct Connections<S>(Arc<Shared<S>>);
 struct Shared<S> {
     service: S,
     first_request_grace: Duration,
-    /// The connection limit of each listener that has one.
+    /// The connection limits of the listeners. A listener without a limit is not in this map.
     limits: HashMap<String, NonZeroUsize>,
     /// The scheduler that asks connections to move to the successor, and the channel to the
     /// successor.
@@ -213,13 +213,13 @@ enum Served {
     /// The service has finished the connection. `late` is the number of bytes that the peer sent
     /// too late to be answered.
     Finished { late: u64 },
-    /// The service has detached the connection, so that it can move to the successor.
+    /// The service has saved the state of the connection, so that it can move to the successor.
     GivenUp,
 }
 
 impl<S> Shared<S> {
-    /// Sends a detached connection to the successor. Returns how the connection ended in this
-    /// process, or `None` if it stays here.
+    /// Sends a connection that its service has given up to the successor. Returns how the
+    /// connection ended in this process, or `None` if it stays here.
     ///
     /// If the connection is cut during the call, the owner of the connection is unknown. It is then
     /// closed without further I/O.
@@ -230,8 +230,8 @@ impl<S> Shared<S> {
         asking: Option<&mut CarrySlot>,
         guard: &DrainGuard,
     ) -> Option<Ending> {
-        // Treat a detach without a request to move as an error, because the service would repeat it
-        // forever.
+        // If the service gave up a connection that was not asked to move, treat this as an error,
+        // because the service would repeat it forever.
         let asked = asking.and_then(|asking| asking.was_asked().then_some(asking));
         let (Some(asking), Some(parcel)) = (asked, connection.detached_state()) else {
             return Some(Ending::Broken(io::Error::other("it was given up unasked")));

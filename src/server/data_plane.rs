@@ -192,8 +192,8 @@ impl<S: Service> DataPlane for Server<S> {
     fn cut(&mut self) {
         self.stop_taking.cancel();
         self.stop_late.cancel();
-        // Stop moving connections first. No service then detaches another connection for a move,
-        // and detached connections that are not sent yet are cut like all others.
+        // Stop moving connections first. No service then gives up another connection for a move,
+        // and connections that are not sent yet are cut like all others.
         self.end_carry();
         self.drain.cut();
     }

@@ -42,7 +42,7 @@ pub use workers::Workers;
 pub(crate) struct Server<S> {
     config: Config,
     workers: Workers,
-    /// The connection limit of each listener that has one.
+    /// The connection limits of the listeners. A listener without a limit is not in this map.
     limit: HashMap<String, Arc<ConnectionLimit>>,
     /// What happens to the connections of a listener at a handoff. Contains only listeners that
     /// override the default.

@@ -86,7 +86,7 @@ async fn a_heartbeat_that_finds_no_loop_is_never_over() {
     assert!(!server.heartbeat().is_closed());
 }
 
-/// `accept` fails once a worker has died.
+/// `Server::start` fails once a worker has died.
 #[tokio::test]
 async fn nothing_is_accepted_again_when_a_worker_has_died() {
     let workers = Workers::start(NonZeroUsize::MIN).unwrap();

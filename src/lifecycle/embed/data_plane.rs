@@ -77,5 +77,5 @@ impl DataPlane for Embedded {
     }
 }
 
-/// Nothing is carried to the successor, because only the server knows the state of its connections.
+/// No connections move to the successor, because only the server knows their state.
 impl CarryPlane for Embedded {}

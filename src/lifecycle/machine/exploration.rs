@@ -188,8 +188,7 @@ fn way(ways: &[(usize, Option<Turn>)], mut place: usize) -> String {
 }
 
 impl Line {
-    /// Returns whether nothing is in progress. That is so if every message is read and no process
-    /// is starting.
+    /// Returns whether nothing is in progress: every message is read, and no process is starting.
     fn is_quiet(&self) -> bool {
         self.living().all(|(id, process)| !process.is_starting() && self.next_word(id).is_none())
     }
