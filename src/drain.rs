@@ -1,13 +1,13 @@
-//! The graceful end of all connections: ask each to end, wait, cut the rest, and count the
-//! outcomes.
+//! The graceful end of all connections. A drain asks each connection to end, waits, cuts the
+//! remaining connections, and counts how they ended.
 //!
-//! Connections that may be carried to a successor are handled separately. They are not asked to end
-//! while the successor may still accept them.
+//! A connection that may be carried, that is, move to the successor, is not asked to end while the
+//! successor may still accept it.
 //!
-//! The request is a `CancellationToken` and the counter a `TaskTracker`, both from tokio-util, so
-//! nothing polls. [`Drain`] belongs to the server, [`DrainEntry`] to the accept loops,
-//! [`DrainWatch`] to the connection, and [`DrainGuard`] to the connection's task. The caller
-//! decides when to drain and how long to wait.
+//! The request to end is a `CancellationToken`, and the counter of connections is a `TaskTracker`
+//! (both from tokio-util), so nothing polls. The server owns the [`Drain`], each accept loop a
+//! [`DrainEntry`], each connection a [`DrainWatch`], and the connection's task a [`DrainGuard`].
+//! The caller decides when to drain and how long to wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,12 +16,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// The server's side of a drain: counts connections, requests their end, waits for them and cuts
-/// them.
+/// The server's side of a drain. It counts connections, asks them to end, waits for them, and cuts
+/// the remaining ones.
 #[derive(Debug, Default)]
 pub(crate) struct Drain {
     told: CancellationToken,
-    /// The same request, for connections that may be carried.
+    /// The request to end for connections that may move to the successor. It is sent later than
+    /// `told`.
     told_after_carry: CancellationToken,
     connections: TaskTracker,
     /// The number of connections when the drain began.
@@ -29,34 +30,36 @@ pub(crate) struct Drain {
     shared: Arc<Shared>,
 }
 
-/// The state that every connection needs. It is behind one pointer because there are many
-/// connections.
+/// The state that every connection uses. It is behind one pointer to save memory, because there are
+/// many connections.
 #[derive(Debug, Default)]
 struct Shared {
     cut: CancellationToken,
-    /// Counts since the drain began. They synchronize no other memory, so relaxed access suffices.
+    /// The numbers of connections that arrived or were cut since the drain began. They synchronize
+    /// no other memory, so relaxed ordering is enough.
     came: AtomicUsize,
     were_cut: AtomicUsize,
 }
 
-/// What happens to a connection in a drain.
+/// What happens to a connection when a drain begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnDrain {
-    /// It is asked to end.
+    /// The connection is asked to end when the drain begins.
     Finish,
-    /// It may be carried to a successor, and is asked to end if it is not.
+    /// The connection may move to the successor. It is asked to end only if it does not move.
     Carry,
 }
 
 impl Drain {
-    /// Creates a drain without any connections.
+    /// Creates a drain that has not begun and has no connections.
     #[must_use]
     pub(crate) fn new() -> Self {
         Self::default()
     }
 
-    /// Returns the entry for new connections. Get a new entry after [`Drain::resume`]: connections
-    /// admitted through the old one may be asked to end at once.
+    /// Returns the entry through which new connections are counted. Get a new entry after
+    /// [`Drain::resume`], because connections admitted through the old one may be asked to end at
+    /// once.
     #[must_use]
     pub(crate) fn entry(&self, on_drain: OnDrain) -> DrainEntry {
         let told = match on_drain {
@@ -71,8 +74,8 @@ impl Drain {
         }
     }
 
-    /// Begins the drain: asks all connections to end, except those that may be carried.
-    /// [`Drain::drain_uncarried`] asks these.
+    /// Begins the drain. Asks all connections to end, except connections that may move to the
+    /// successor, which [`Drain::drain_uncarried`] asks later.
     pub(crate) fn begin(&mut self) {
         self.at_start = self.connections.len();
         self.shared.came.store(0, Ordering::Relaxed);
@@ -81,13 +84,13 @@ impl Drain {
         self.told.cancel();
     }
 
-    /// Asks the connections to end that were not carried.
+    /// Asks the connections that have not moved to the successor to end.
     pub(crate) fn drain_uncarried(&self) {
         self.told_after_carry.cancel();
     }
 
-    /// Waits until no connection is left. Cancel safe. Never completes unless [`Drain::begin`] was
-    /// called first.
+    /// Waits until no connection is left. Never completes if [`Drain::begin`] was not called
+    /// before. Cancel safe.
     pub(crate) async fn drained(&self) {
         self.connections.wait().await;
     }
@@ -97,11 +100,11 @@ impl Drain {
         self.shared.cut.cancel();
     }
 
-    /// Ends the drain so that connections can be admitted again. New connections are not asked to
-    /// end. Connections that were already asked still end.
+    /// Ends the drain, so that new connections are not asked to end. Connections that were already
+    /// asked still end.
     pub(crate) fn resume(&mut self) {
-        // Connections that were not asked to end continue as before and keep their token for the
-        // next drain.
+        // Replace only the tokens that were used. Connections that were not asked to end keep their
+        // token for the next drain.
         for told in [&mut self.told, &mut self.told_after_carry] {
             if told.is_cancelled() {
                 *told = CancellationToken::new();
@@ -110,19 +113,19 @@ impl Drain {
         self.connections.reopen();
     }
 
-    /// Returns how the connections ended that existed when the drain began or arrived later.
-    /// `carried` is how many of them were carried.
+    /// Returns how the connections ended that existed when the drain began or arrived later. The
+    /// caller passes in `carried` how many of them moved to the successor.
     #[must_use]
     pub(crate) fn report(&self, carried: usize) -> DrainReport {
         let all = self.at_start + self.shared.came.load(Ordering::Relaxed);
-        // Remaining connections have not noticed the cut yet, but count as cut.
+        // Count the remaining connections as cut, even if their tasks have not noticed the cut yet.
         let left = if self.shared.cut.is_cancelled() { self.connections.len() } else { 0 };
         let cut = self.shared.were_cut.load(Ordering::Relaxed) + left;
         DrainReport { ended: all.saturating_sub(cut + carried), carried, cut }
     }
 }
 
-/// The entry for new connections, used by the accept loops.
+/// The entry for new connections, through which the accept loops make the drain count them.
 #[derive(Clone, Debug)]
 pub(crate) struct DrainEntry {
     watch: DrainWatch,
@@ -131,13 +134,13 @@ pub(crate) struct DrainEntry {
 }
 
 impl DrainEntry {
-    /// Counts a connection until the guard is dropped, and returns the connection's side of the
-    /// drain.
+    /// Counts a connection until the returned guard is dropped. The returned watch tells the
+    /// connection when to end.
     #[must_use]
     pub(crate) fn admit(&self) -> (DrainWatch, DrainGuard) {
         if self.connections.is_closed() {
-            // A predecessor carries this connection here although the drain has begun; it goes on
-            // to our successor.
+            // This connection arrives from the predecessor after the drain has begun, and moves on
+            // to the successor.
             self.shared.came.fetch_add(1, Ordering::Relaxed);
         }
         (
@@ -147,7 +150,7 @@ impl DrainEntry {
     }
 }
 
-/// The connection's side of a drain, which learns when the connection is to end.
+/// The connection's side of a drain, which tells the connection when to end.
 #[derive(Clone, Debug)]
 pub struct DrainWatch {
     told: CancellationToken,
@@ -166,7 +169,7 @@ impl DrainWatch {
     }
 }
 
-/// A guard that counts one connection for as long as it lives, and delivers the cut.
+/// A guard that counts one connection until it is dropped, and cuts the connection if necessary.
 #[derive(Debug)]
 pub(crate) struct DrainGuard {
     _counted: TaskTrackerToken,
@@ -174,8 +177,9 @@ pub(crate) struct DrainGuard {
 }
 
 impl DrainGuard {
-    /// Runs a connection until it ends or is cut. Returns `None` if it is cut. The connection is
-    /// polled at least once even if the cut came before, so that it can prepare for a reset.
+    /// Runs a connection until it ends or is cut. Returns `None` if the connection is cut. The
+    /// connection is polled at least once, even if it was cut earlier, so that it can prepare for a
+    /// reset.
     pub(crate) async fn unless_cut<F: Future>(&self, connection: F) -> Option<F::Output> {
         tokio::select! {
             biased;
@@ -184,20 +188,20 @@ impl DrainGuard {
         }
     }
 
-    /// Counts the connection as cut.
+    /// Counts the connection as cut, and ends its part in the drain.
     pub(crate) fn cut(self) {
         self.shared.were_cut.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// How the connections of a drain ended.
+/// The result of a drain: how many connections ended in which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainReport {
-    /// Connections that ended by themselves before the deadline.
+    /// The number of connections that ended by themselves before the deadline.
     pub ended: usize,
-    /// Connections that the successor has taken over.
+    /// The number of connections that the successor has taken over.
     pub carried: usize,
-    /// Connections that were cut at the deadline.
+    /// The number of connections that were cut at the drain deadline or because of a signal.
     pub cut: usize,
 }
 
@@ -253,7 +257,8 @@ mod tests {
         drop(one);
         assert!(!carried.is_told() && !left.is_told());
         assert_eq!(drain.report(1), DrainReport { ended: 1, carried: 1, cut: 0 });
-        // No successor accepts it and this process serves again, as if no drain had happened.
+        // No successor accepts the remaining connection, and this process serves again as if no
+        // drain had happened.
         drain.resume();
         drain.begin();
         assert!(!left.is_told());

@@ -1,9 +1,11 @@
-//! Fuzzing entry points for the parsers of the carry messages, used by `fuzz/`.
+//! Entry points for fuzzing the parsers of packets that transfer connections. The targets in
+//! `fuzz/` use them.
 
 use super::packet::{self, Answer};
 use super::parcel::CarriedState;
 
-/// Parses the packet of a connection and returns its state, without descriptors.
+/// Parses a packet that transfers a connection. Returns the saved state of the connection, without
+/// file descriptors.
 pub(crate) fn connection(packet: &[u8]) -> Option<CarriedState> {
     let (head, bytes) = packet::read_connection(packet).ok()?;
     assert_eq!(
@@ -13,12 +15,13 @@ pub(crate) fn connection(packet: &[u8]) -> Option<CarriedState> {
     Some(CarriedState::new(&head.format, bytes.to_vec()))
 }
 
-/// Parses the packet of an answer. Returns whether it is valid.
+/// Parses a packet with the successor's answer for a connection. Returns whether the packet is
+/// valid.
 pub(crate) fn answer(packet: &[u8]) -> bool {
     let Ok((id, answer)) = packet::read_answer(packet) else { return false };
     let again = packet::read_answer(&packet::answer(id, answer.clone()));
     match (&answer, &again) {
-        // A long reason is truncated.
+        // Only the beginning of the reason must match, because a long reason is truncated.
         (Answer::Refused(why), Ok((same, Answer::Refused(cut)))) => {
             assert!(*same == id && why.starts_with(cut))
         }
@@ -36,7 +39,7 @@ mod seeds {
     use crate::carry::packet::Head;
     use std::num::NonZeroUsize;
 
-    /// Encodes the packet of a connection with the given state.
+    /// Encodes a packet that transfers a connection with the given saved state.
     pub(crate) fn packet(parcel: &CarriedState) -> Vec<u8> {
         let head = Head {
             id: 7,

@@ -1,9 +1,9 @@
-//! The successor's side of a carry: it receives connections from the predecessor and answers for
-//! each.
+//! The successor's side of the transfer of connections. It receives connections from the
+//! predecessor and sends an answer for each.
 //!
 //! The successor answers before it uses a connection, so an unanswered connection is untouched. If
-//! this process has no free descriptor, the kernel drops the descriptors of the packet. Only that
-//! connection is refused then, and the predecessor still has it.
+//! this process has no free file descriptor, the kernel drops the descriptors of a packet. The
+//! successor then refuses only that connection, which the predecessor still has.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,28 +18,29 @@ use crate::sys;
 use crate::sys::ancillary::{Rights, receive_with_attachments};
 use crate::sys::socket::{Packet, retry, will_pass};
 
-/// How long to wait before retrying when the kernel has no memory for a packet.
+/// How long to wait before another attempt to receive a packet, after the kernel had no memory for
+/// it.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The successor's end of the channel.
+/// The successor's end of the channel through which connections arrive.
 #[derive(Debug)]
 pub(crate) struct Incoming {
     socket: AsyncFd<OwnedFd>,
     buffer: Vec<u8>,
 }
 
-/// The result of waiting for a connection.
+/// The result of waiting for a connection from the predecessor.
 #[derive(Debug)]
 pub(crate) enum Arrival {
-    /// A connection has arrived.
+    /// A connection has arrived, and can be accepted or refused.
     Connection(Box<CarriedConnection>),
-    /// A connection has arrived that cannot be accepted, because of `why`.
+    /// A connection has arrived, but it cannot be accepted because of `why`.
     Damaged { id: u64, why: String },
-    /// The channel has ended: no more connections arrive.
+    /// The channel is closed, so no more connections arrive.
     End,
 }
 
-/// A connection that waits to be accepted or refused.
+/// A connection that has arrived from the predecessor, and is not yet accepted or refused.
 #[derive(Debug)]
 pub(crate) struct CarriedConnection {
     pub(crate) head: Head,
@@ -48,19 +49,21 @@ pub(crate) struct CarriedConnection {
 }
 
 impl Incoming {
-    /// Creates the successor's end of the channel. Must be called within a tokio runtime.
+    /// Creates the successor's end of the channel from its socket. Must be called within a tokio
+    /// runtime.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         let socket = sys::fd::watch(socket, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Self { socket, buffer: vec![0; PACKET_MAX] })
     }
 
-    /// Receives the next connection. Cancel safe.
+    /// Receives the next connection from the predecessor. Cancel safe.
     pub(crate) async fn next(&mut self) -> Arrival {
         let Self { socket, buffer } = self;
         let received = loop {
             let receive = |socket: &OwnedFd| receive_with_attachments(socket.as_fd(), buffer);
             match socket.async_io(Interest::READABLE, receive).await {
-                // The packet is still in the queue, so retrying loses nothing.
+                // Retry after a pause. This loses nothing, because the packet is still in the
+                // queue.
                 Err(error) if will_pass(&error) => tokio::time::sleep(PAUSE).await,
                 received => break received,
             }
@@ -76,8 +79,8 @@ impl Incoming {
             Ok((Packet::End, _)) => return Arrival::End,
             Err(error) => error.to_string(),
         };
-        // Without an id, no answer is possible. When this end closes, the predecessor learns that
-        // the connection was not accepted.
+        // Give up, because no answer is possible without an id. When this end of the channel
+        // closes, the predecessor learns that the connection was not accepted.
         tracing::warn!(
             event = "carry.message_invalid",
             reason = why,
@@ -86,12 +89,13 @@ impl Incoming {
         Arrival::End
     }
 
-    /// Sends the answer for a connection. If the other end is closed, the predecessor is dead and
-    /// the connection belongs to this process; that is not an error.
+    /// Sends the answer for a connection to the predecessor. If the other end of the channel is
+    /// closed, this function succeeds: the predecessor is dead, and the connection belongs to this
+    /// process.
     ///
     /// # Errors
-    /// When the answer cannot be sent although the predecessor may wait for it. The connection then
-    /// still belongs to the predecessor.
+    /// Fails when the answer cannot be sent although the predecessor may wait for it. The
+    /// connection then still belongs to the predecessor.
     pub(crate) async fn answer(&self, id: u64, answer: Answer) -> io::Result<()> {
         let packet = packet::answer(id, answer);
         let send = |socket: &OwnedFd| retry(|| sys::socket::send_packet(socket.as_fd(), &packet));
@@ -115,7 +119,8 @@ fn arrived(head: Head, bytes: Vec<u8>, rights: Rights) -> Arrival {
         Rights::All(descriptors) => descriptors,
         Rights::Truncated => return damaged("no descriptors are left"),
     };
-    // The predecessor still has the connection and drains it.
+    // Refuse the connection, because this process is short of file descriptors. The predecessor
+    // still has the connection and drains it.
     if descriptors.iter().any(sys::reserve::is_reserved) {
         return damaged("no descriptors are left");
     }
@@ -128,7 +133,7 @@ fn arrived(head: Head, bytes: Vec<u8>, rights: Rights) -> Arrival {
 }
 
 impl CarriedConnection {
-    /// Returns the id that the answer must name.
+    /// Returns the id of the connection, which the answer must contain.
     pub(crate) const fn id(&self) -> u64 {
         self.head.id
     }

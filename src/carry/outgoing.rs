@@ -1,10 +1,10 @@
-//! The predecessor's side of a carry: it sends connections to the successor and waits for the
-//! answers.
+//! The predecessor's side of the transfer of connections. It sends connections to the successor and
+//! waits for the answers.
 //!
-//! It waits for an answer as long as the successor lives, without a timeout. If it took a
-//! connection back that the successor may have accepted, two processes would serve it. A connection
-//! that is unanswered when the channel ends was not accepted, because the successor answers before
-//! it uses a connection.
+//! The predecessor waits for an answer as long as the successor lives, without a timeout. If it
+//! stopped waiting and served the connection again, two processes might serve it. The successor
+//! answers before it uses a connection. So if the channel is closed without an answer, the
+//! successor has not used the connection.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,21 +25,21 @@ use crate::net::{Peer, Stream};
 use crate::sys;
 use crate::sys::socket::{Packet, will_pass};
 
-/// Retries when the kernel has no room for a packet: 100 tries, 10 ms apart. After a second the
-/// connection has been paused long enough.
+/// How often and how long to retry when the kernel has no room for a packet: 100 tries, 10 ms
+/// apart. The connection is paused during this time, so it must not take longer than a second.
 const TRIES: usize = 100;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The predecessor's end of the channel.
+/// The predecessor's end of the channel through which connections are sent.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     socket: AsyncFd<OwnedFd>,
     waiting: Mutex<Waiting>,
-    /// Cancelled when no more connections are sent.
+    /// A token that is cancelled when no more connections are sent.
     closed: CancellationToken,
 }
 
-/// The connections that wait for an answer.
+/// The connections that were sent and for which the successor has not answered yet.
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
@@ -52,49 +52,52 @@ pub(crate) struct OutgoingConnection<'a> {
     pub(crate) listener: &'a str,
     pub(crate) peer: Peer,
     pub(crate) age: Duration,
-    /// The connection limit of the listener.
+    /// The connection limit of the listener, or `None` if it has no limit.
     pub(crate) max_connections: Option<NonZeroUsize>,
     pub(crate) stream: &'a Stream,
     pub(crate) parcel: &'a CarriedState,
 }
 
-/// The result of handing over a connection.
+/// The result of sending a connection to the successor.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The connection belongs to the successor.
+    /// The connection belongs to the successor from now on.
     Taken,
-    /// The successor refuses the connection for this reason; this process keeps it.
+    /// This process keeps the connection, because the successor refused it or it could not be sent.
+    /// The text is the reason.
     Refused(String),
-    /// This process keeps the connection, because no successor accepts connections any more.
+    /// This process keeps the connection, because the successor takes no more connections or is
+    /// gone.
     NoReceiver,
 }
 
 impl Outgoing {
-    /// Creates the predecessor's end of the channel. Must be called within a tokio runtime that
-    /// lives as long as the result.
+    /// Creates the predecessor's end of the channel from its socket. Must be called within a tokio
+    /// runtime that lives as long as the result.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         let socket = sys::fd::watch(socket, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Self { socket, waiting: Mutex::default(), closed: CancellationToken::new() })
     }
 
-    /// Stops sending. Connections already sent still wait for their answers; all others stay with
-    /// this process.
+    /// Stops sending connections. Connections that were already sent still wait for their answers,
+    /// and all others stay with this process.
     pub(crate) fn close(&self) {
         self.closed.cancel();
     }
 
-    /// Waits until nothing is sent any more. Cancel safe.
+    /// Waits until [`Outgoing::close`] is called or the channel ends, so that no more connections
+    /// are sent. Cancel safe.
     pub(crate) async fn closed(&self) {
         self.closed.cancelled().await;
     }
 
-    /// Hands a connection over to the successor.
+    /// Sends a connection to the successor and waits for the answer.
     ///
-    /// During the call the caller must not use the stream or the descriptors of the state. After
-    /// [`Verdict::Taken`] it may only close them.
+    /// During the call, the caller must not use the stream or the descriptors of the state. After
+    /// [`Verdict::Taken`], the caller may only close them.
     ///
-    /// Not cancel safe: if the future is dropped, the owner of the connection is unknown. But after
-    /// [`Outgoing::close`] the future completes at once, unless the connection has already been
+    /// Not cancel safe: if the future is dropped, the owner of the connection is unknown. After
+    /// [`Outgoing::close`], the future completes at once, unless the connection has already been
     /// sent.
     pub(crate) async fn hand_over(&self, outgoing_connection: &OutgoingConnection<'_>) -> Verdict {
         let OutgoingConnection { listener, peer, age, max_connections, stream, parcel } =
@@ -135,7 +138,8 @@ impl Outgoing {
             Ok(()) => match answer.await {
                 Ok(Answer::Taken) => Verdict::Taken,
                 Ok(Answer::Refused(why)) => Verdict::Refused(why),
-                // The successor has closed its end.
+                // The channel ended without an answer, so the successor does not have the
+                // connection.
                 Err(_) => Verdict::NoReceiver,
             },
             Err(error) => {
@@ -156,8 +160,8 @@ impl Outgoing {
         }
     }
 
-    /// Passes each answer on to the task that waits for it, until the successor closes its end.
-    /// Cancel safe.
+    /// Receives the successor's answers, and passes each on to the task that waits for it. Returns
+    /// when the successor closes its end of the channel. Cancel safe.
     pub(crate) async fn answers(&self) {
         let mut buffer = vec![0; PACKET_MAX];
         loop {
@@ -171,7 +175,8 @@ impl Outgoing {
                 Ok(Packet::Whole(length)) => match packet::read_answer(&buffer[..length]) {
                     Ok((id, answer)) => {
                         if let Some(waits) = self.lock().answers.remove(&id) {
-                            // The waiting task may have been cut in the meantime.
+                            // Ignore an error, because the waiting task may have been cut
+                            // meanwhile.
                             let _ = waits.send(answer);
                         }
                         continue;
@@ -180,7 +185,8 @@ impl Outgoing {
                 },
                 Ok(Packet::Truncated) => "it is too long".to_owned(),
                 Ok(Packet::End) => break,
-                // The answer is still in the queue, so retrying loses nothing.
+                // Retry after a pause. This loses nothing, because the answer is still in the
+                // queue.
                 Err(error) if will_pass(&error) => {
                     tokio::time::sleep(PAUSE).await;
                     continue;
@@ -190,21 +196,21 @@ impl Outgoing {
                         event = "carry.answer_failed", reason = %error,
                         "cannot read the successor's answers: {error}"
                     );
-                    // The successor may have accepted the connections that still wait. So they go
-                    // on waiting, and no more are sent.
+                    // Send no more connections. Connections without an answer continue to wait,
+                    // because the successor may have accepted them.
                     return self.close();
                 }
             };
-            // The answer names no connection. The connection that it was meant for waits until the
-            // channel ends.
+            // Skip this answer, because it names no connection. The connection that it was meant
+            // for waits until the channel ends.
             tracing::warn!(
                 event = "carry.answer_invalid",
                 reason = why,
                 "invalid answer from the successor: {why}"
             );
         }
-        // Close first: later callers then return at once, and earlier ones learn below that the
-        // channel has ended.
+        // Close before the waiting tasks are released. Later callers then return at once, and
+        // earlier callers learn from the next line that the channel has ended.
         self.close();
         self.lock().answers.clear();
     }
@@ -226,7 +232,8 @@ impl Outgoing {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Nothing panics while the lock is held, and the data would be consistent even then.
+        // Use the data even if a thread panicked while it held the lock. No code panics there, and
+        // the data would still be consistent.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

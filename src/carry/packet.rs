@@ -1,32 +1,34 @@
-//! The packets of a carry: a line of JSON, followed by the bytes of a carried state.
+//! The packets that transfer connections to the successor. A packet is a line of JSON, followed by
+//! the saved state of the connection.
 //!
-//! Unknown fields are ignored, so that packets can gain fields. The two sides agree on the version
-//! before the first packet: the predecessor offers it, and a successor that does not support it
-//! closes its end.
+//! Unknown fields are ignored, so that later versions can add fields. The two processes agree on
+//! the version before the first packet: the predecessor offers it, and a successor that does not
+//! support it closes its end of the channel.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
 
-/// The protocol version of this build.
+/// The version of the packet format that this build uses.
 pub(crate) const VERSION: u32 = 1;
 
-/// The maximum size of a packet in bytes, below `net.core.wmem_default`.
+/// The maximum size of a packet in bytes. It is below the usual send buffer size of a socket
+/// (`net.core.wmem_default`).
 pub(super) const PACKET_MAX: usize = 128 * 1024;
 
-/// The maximum length of a reason, in characters. Longer reasons are truncated.
+/// The maximum length of the reason in a refusal, in characters. Longer reasons are truncated.
 const REASON_MAX: usize = 1000;
 
-/// The header of a connection packet, followed by the bytes of the state. The descriptors come with
-/// the packet: first the client's socket, then those of the state.
+/// The header of a packet that transfers a connection. The bytes of the saved state follow it. The
+/// packet carries file descriptors: first the client's socket, then the descriptors of the state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Head {
-    /// The id that the answer names, unique among all packets that a process sends.
+    /// The id that the answer repeats. It is unique among all connections that a process sends.
     pub(super) id: u64,
     /// The name of the listener that accepted the connection.
     pub(crate) listener: String,
-    /// The address of the client. `None` on a Unix socket.
+    /// The address of the client, or `None` on a Unix socket.
     pub(crate) peer: Option<SocketAddr>,
     /// The age of the connection in milliseconds.
     pub(crate) age_ms: u64,
@@ -34,22 +36,22 @@ pub(crate) struct Head {
     pub(crate) received: u64,
     /// The number of bytes written to the client so far.
     pub(crate) sent: u64,
-    /// Whether the client's half-close has been read.
+    /// Whether the client has half-closed the connection and the sender has read that.
     pub(crate) peer_finished: bool,
-    /// The sender's connection limit for this listener. `None` if it was unlimited.
+    /// The sender's connection limit for this listener, or `None` if it had no limit.
     #[serde(default)]
     pub(crate) max_connections: Option<NonZeroUsize>,
-    /// The format of the state.
+    /// The name and version of the format of the saved state.
     pub(super) format: String,
 }
 
-/// The successor's answer for a connection.
+/// The successor's answer for a connection that the predecessor has sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Answer {
     /// The connection belongs to the successor from now on.
     Taken,
-    /// The successor refuses the connection, for this reason.
+    /// The successor refuses the connection. The text is the reason.
     Refused(String),
 }
 
@@ -60,14 +62,14 @@ struct Answered {
     answer: Answer,
 }
 
-/// Encodes the packet of a connection.
+/// Encodes a packet that transfers a connection with its saved state.
 pub(super) fn connection(head: &Head, bytes: &[u8]) -> Vec<u8> {
     let mut packet = line(head);
     packet.extend_from_slice(bytes);
     packet
 }
 
-/// Encodes the packet of an answer.
+/// Encodes a packet with the answer for the connection `id`.
 pub(super) fn answer(id: u64, answer: Answer) -> Vec<u8> {
     let answer = match answer {
         Answer::Taken => answer,
@@ -76,20 +78,21 @@ pub(super) fn answer(id: u64, answer: Answer) -> Vec<u8> {
     line(&Answered { id, answer })
 }
 
-/// Parses the packet of a connection into its header and the bytes of the state.
+/// Parses a packet that transfers a connection. Returns its header and the bytes of the saved
+/// state.
 ///
 /// # Errors
-/// The reason why the packet is invalid.
+/// Returns the reason why the packet is invalid.
 pub(super) fn read_connection(packet: &[u8]) -> Result<(Head, &[u8]), String> {
     let end = packet.iter().position(|byte| *byte == b'\n').ok_or("a packet without a head")?;
     let head = serde_json::from_slice(&packet[..end]).map_err(|error| error.to_string())?;
     Ok((head, &packet[end + 1..]))
 }
 
-/// Parses the packet of an answer.
+/// Parses a packet with an answer. Returns the id of the connection and the answer.
 ///
 /// # Errors
-/// The reason why the packet is invalid.
+/// Returns the reason why the packet is invalid.
 pub(super) fn read_answer(packet: &[u8]) -> Result<(u64, Answer), String> {
     serde_json::from_slice(packet)
         .map(|Answered { id, answer }| (id, answer))

@@ -1,12 +1,13 @@
-//! The scheduling of a carry: it asks connections to pause at a message boundary, a limited number
-//! at a time.
+//! The schedule of the transfer of connections to the successor. It asks connections to pause at a
+//! message boundary, a limited number at a time.
 //!
-//! A fixed number of permits circulates. A connection that gets a permit is asked to pause at its
-//! next boundary. Its permit goes to the next connection as soon as this one has been carried or
-//! turns out to be busy. A busy connection stays asked, and is carried when it reaches a boundary.
+//! A fixed number of permits circulates among the connections. A connection that gets a permit is
+//! asked to pause at its next message boundary. The permit goes to the next connection as soon as
+//! this connection has moved to the successor or turns out to be busy. A busy connection stays
+//! asked, and moves when it reaches a message boundary.
 //!
 //! So the pause of a connection does not grow with the number of connections, and a busy connection
-//! delays no other. This module does not transfer the connections.
+//! delays no other connection. This module does not transfer connections itself.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,28 +19,30 @@ use tokio::sync::futures::OwnedNotified;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// The number of permits, which limits how many connections move at once. It is large enough that
-/// neither process waits for the other.
+/// The number of permits, which limits how many connections move at once. It is large enough to
+/// keep both processes busy.
 const AT_ONCE: usize = 64;
 
-/// The carry schedule of all connections of a process.
+/// The schedule by which all connections of a process move to the successor.
 #[derive(Debug, Default)]
 pub(crate) struct CarryScheduler {
-    /// The number of the current round, or 0 outside a round. A round is one attempt to carry all
-    /// connections.
+    /// The number of the current round, or 0 outside a round. A round is one attempt to move all
+    /// connections to a successor.
     round: AtomicU32,
     rounds: AtomicU32,
-    /// The number of connections carried in the current or the last round.
+    /// The number of connections that moved to the successor in the current or the last round.
     carried: AtomicUsize,
-    /// Counts the connections that may still be carried.
+    /// Counts the connections that may still move to the successor.
     candidates: TaskTracker,
     turn: Arc<Notify>,
-    /// Wakes the asked connections when the round ends.
+    /// Wakes the connections that were asked to pause, when the round ends. A round is one attempt
+    /// to move all connections.
     over: Arc<Notify>,
 }
 
 impl CarryScheduler {
-    /// Begins a round: from now on all connections are asked, one after another.
+    /// Begins a round, that is, an attempt to move all connections. From now on they are asked to
+    /// pause, one after another.
     pub(crate) fn begin(&self) {
         self.forget();
         self.candidates.close();
@@ -50,34 +53,37 @@ impl CarryScheduler {
         }
     }
 
-    /// Resets the count of carried connections. Needed when a drain begins without a round.
+    /// Resets the count of connections that moved to the successor. Call this when a drain begins
+    /// in which no connection can move.
     pub(crate) fn forget(&self) {
         self.carried.store(0, Ordering::Relaxed);
     }
 
-    /// Ends the round: no connection is asked any more.
+    /// Ends the attempt to move all connections. No connection is asked to pause any more.
     pub(crate) fn end(&self) {
         self.round.store(0, Ordering::SeqCst);
         self.over.notify_waiters();
         self.candidates.reopen();
     }
 
-    /// Waits until no connection is left that may be carried in this round. Cancel safe.
+    /// Waits until every connection has moved to the successor or has turned out to stay here.
+    /// Cancel safe.
     pub(crate) async fn all_went(&self) {
         self.candidates.wait().await;
     }
 
-    /// Returns how many connections were carried in the current or the last round.
+    /// Returns how many connections moved to the successor in the current or the last attempt.
     pub(crate) fn carried(&self) -> usize {
         self.carried.load(Ordering::Relaxed)
     }
 }
 
-/// The request to one connection to pause, shared with the service that serves it.
+/// The request that one connection pauses and moves to the successor. The service that serves the
+/// connection shares this value.
 #[derive(Debug, Default)]
 pub(crate) struct CarryRequest {
     state: AtomicU8,
-    /// Whether the service has opted out of carrying this connection.
+    /// Whether the service has declared that this connection cannot move to the successor.
     is_declined: AtomicBool,
     changed: Notify,
 }
@@ -87,12 +93,13 @@ const ASKED: u8 = 1;
 const REFUSED: u8 = 2;
 
 impl CarryRequest {
-    /// Returns whether the connection should pause at its next boundary.
+    /// Returns whether the connection is asked to pause at its next message boundary, so that it
+    /// can move to the successor.
     pub(crate) fn carry_requested(&self) -> bool {
         self.state.load(Ordering::Relaxed) == ASKED && !self.is_declined.load(Ordering::Relaxed)
     }
 
-    /// Returns whether the connection was asked to move but has to be drained instead, because the
+    /// Returns whether the connection was asked to move but must be drained instead, because the
     /// successor refused it or the service opted out.
     pub(crate) fn is_refused(&self) -> bool {
         match self.state.load(Ordering::Relaxed) {
@@ -101,13 +108,14 @@ impl CarryRequest {
         }
     }
 
-    /// Declares that the connection cannot be carried, from now on. If it then has to be drained,
-    /// the task that serves it is woken.
+    /// Declares that the connection cannot move to the successor from now on. If it has to be
+    /// drained because of that, the task that serves it is woken.
     pub(crate) fn opt_out(&self) {
         self.is_declined.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until the connection is asked to pause. Cancel safe.
+    /// Waits until the connection is asked to pause so that it can move to the successor. Cancel
+    /// safe.
     pub(crate) async fn asked(&self) {
         loop {
             let changed = self.changed.notified();
@@ -124,17 +132,18 @@ impl CarryRequest {
     }
 }
 
-/// One connection in the carry schedule.
+/// The place of one connection in the schedule by which connections move to the successor.
 #[derive(Debug)]
 pub(crate) struct CarrySlot {
     scheduler: Arc<CarryScheduler>,
     word: Arc<CarryRequest>,
     state: State,
-    /// Held while the connection may still be carried in this round.
+    /// A token that is held while the connection may still move to the successor.
     candidate: Option<TaskTrackerToken>,
-    /// The permit, while the connection holds it.
+    /// The permit to move, while the connection holds it.
     turn: Option<CarryPermit>,
-    /// Whether the connection has been asked since the last call of [`CarrySlot::was_asked`].
+    /// Whether the connection has been asked to move since the last call of
+    /// [`CarrySlot::was_asked`].
     was_asked: bool,
 }
 
@@ -142,11 +151,12 @@ pub(crate) struct CarrySlot {
 enum State {
     New,
     Waiting(Pin<Box<OwnedNotified>>),
-    /// Asked in the round with this number, until the round ends.
+    /// The connection was asked to move in the round with this number. The future completes when
+    /// the round ends.
     Asked(u32, Pin<Box<OwnedNotified>>),
 }
 
-/// A permit to move. Dropping it passes it on to the next connection.
+/// A permit to move to the successor. Dropping it passes it on to the next connection.
 #[derive(Debug)]
 struct CarryPermit(Arc<Notify>);
 
@@ -157,7 +167,7 @@ impl Drop for CarryPermit {
 }
 
 impl CarrySlot {
-    /// Adds a new connection to the schedule.
+    /// Adds a new connection to the schedule by which connections move to the successor.
     pub(crate) fn new(scheduler: Arc<CarryScheduler>) -> Self {
         let candidate = Some(scheduler.candidates.token());
         Self {
@@ -170,51 +180,53 @@ impl CarrySlot {
         }
     }
 
-    /// Returns the request to this connection.
+    /// Returns the request to this connection, to share it with the service.
     pub(crate) const fn word(&self) -> &Arc<CarryRequest> {
         &self.word
     }
 
-    /// Returns whether the connection has been asked since the last call, even if the request has
-    /// ended since.
+    /// Returns whether the connection has been asked to move since the last call of this function,
+    /// even if the request has been withdrawn.
     pub(crate) fn was_asked(&mut self) -> bool {
         std::mem::take(&mut self.was_asked)
     }
 
-    /// Records that the connection has been carried.
+    /// Records that the connection has moved to the successor.
     pub(crate) fn carried(&mut self) {
         self.scheduler.carried.fetch_add(1, Ordering::Relaxed);
         self.candidate = None;
     }
 
-    /// Records that the successor refused the connection. It is not asked again in this round.
+    /// Records that the successor refused the connection. The connection is not asked to move again
+    /// until the next attempt.
     pub(crate) fn refused(&mut self) {
         self.word.set(REFUSED);
         self.candidate = None;
     }
 
-    /// Withdraws the request, because no successor accepts connections any more.
+    /// Withdraws the request to move, because no successor accepts connections any more.
     pub(crate) fn alone(&self) {
         self.word.set(NOTHING);
     }
 
-    /// Updates the request to the connection. Call this each time the connection's task runs,
-    /// before it serves: the connection may get a permit and be asked.
+    /// Updates the request to move. Call this function each time the connection's task runs, before
+    /// its service runs. The connection may then get a permit and be asked to move.
     ///
-    /// Call [`CarrySlot::pass_on`] when serving shows that the connection is not at a boundary, and
-    /// when its handover has succeeded or failed.
+    /// Call [`CarrySlot::pass_on`] when the service turns out to be in the middle of a message.
+    /// Also call it when the transfer of the connection has succeeded or failed.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
-        // Repeats until it is pending, so that the task will be woken.
+        // Poll until the result is pending, so that the task will be woken.
         while let Poll::Ready(turn) = self.poll_turn(cx) {
             self.turn = Some(turn);
         }
     }
 
-    /// Passes the permit on to another connection.
+    /// Passes this connection's permit on to another connection, if it holds one.
     pub(crate) fn pass_on(&mut self) {
         self.turn = None;
         if self.word.is_refused() {
-            // The service has opted out, so the round need not wait for this connection.
+            // Do not wait for this connection any more: it must be drained instead of moving to the
+            // successor.
             self.candidate = None;
         }
     }
@@ -224,10 +236,11 @@ impl CarrySlot {
             match &mut self.state {
                 State::New => {
                     let mut notified = Box::pin(Arc::clone(&self.scheduler.turn).notified_owned());
-                    // Join the queue first and check the round afterwards. `CarryScheduler::begin`
-                    // sets the round first and wakes the queue afterwards, so no connection misses
-                    // a round. A connection that arrives during a round may be too late for the
-                    // queue, so it gets an extra permit.
+                    // Join the queue first, and check afterwards whether an attempt to move
+                    // connections (a round) is under way. `CarryScheduler::begin` sets the round
+                    // first and wakes the queue afterwards, so no connection misses a round. A
+                    // connection that arrives during a round may be too late for the queue, so it
+                    // gets an extra permit.
                     let woken = notified.as_mut().poll(cx).is_ready();
                     let round = self.scheduler.round.load(Ordering::SeqCst);
                     if round != 0 {
@@ -239,9 +252,9 @@ impl CarrySlot {
                     }
                 }
                 State::Waiting(notified) => {
-                    // Also return to the queue outside a round. A leftover permit may have removed
-                    // this connection from the queue, and it must be back before the next round
-                    // begins.
+                    // Return to the queue even if no attempt to move connections is under way. A
+                    // leftover permit may have removed this connection from the queue, and it must
+                    // be there before the next attempt begins.
                     if notified.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
                     }
@@ -278,7 +291,7 @@ mod tests {
     use std::future::poll_fn;
     use std::task::Waker;
 
-    /// Polls the connection and returns whether it holds a permit now.
+    /// Polls the connection's place in the schedule, and returns whether it holds a permit now.
     fn poll(asking: &mut CarrySlot) -> bool {
         asking.poll(&mut Context::from_waker(Waker::noop()));
         asking.turn.is_some()
@@ -290,7 +303,7 @@ mod tests {
         all
     }
 
-    /// A permit that is passed on or dropped goes to another connection.
+    /// A permit that is passed on or dropped goes to another connection, so at most 64 are in use.
     #[test]
     fn at_most_64_connections_hold_permits_at_once() {
         let scheduler = Arc::default();
@@ -323,7 +336,8 @@ mod tests {
         assert!(!poll(&mut one) && one.word().is_refused());
     }
 
-    /// A connection that opts out counts as refused in each round.
+    /// A connection that opts out of moving counts as refused in every attempt to move all
+    /// connections.
     #[tokio::test]
     async fn a_round_does_not_wait_for_a_connection_that_opts_out() {
         let scheduler: Arc<CarryScheduler> = Arc::default();
@@ -344,8 +358,8 @@ mod tests {
         }
     }
 
-    /// Permits may be passed on after a round has ended. Every connection is asked again in the
-    /// next round.
+    /// A round is one attempt to move all connections. Even if permits are passed on after a round
+    /// has ended, every connection is asked again in the next round.
     #[tokio::test]
     async fn a_leftover_permit_does_not_disturb_the_next_round() {
         let scheduler: Arc<CarryScheduler> = Arc::default();
@@ -356,7 +370,8 @@ mod tests {
         let idle: Vec<_> = all
             .into_iter()
             .map(|mut one| {
-                // This connection waits again, and its permit goes to another waiting one.
+                // This connection returns to the queue, and its permit goes to another connection
+                // there.
                 one.poll(&mut Context::from_waker(Waker::noop()));
                 one.pass_on();
                 tokio::spawn(poll_fn(move |cx| {
@@ -375,7 +390,8 @@ mod tests {
         }
     }
 
-    /// A request ends with its round, and the next round asks again.
+    /// A round is one attempt to move all connections. Its end withdraws all requests, and the next
+    /// round asks again.
     #[tokio::test]
     async fn the_end_of_a_round_withdraws_its_requests() {
         let scheduler: Arc<CarryScheduler> = Arc::default();

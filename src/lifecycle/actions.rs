@@ -1,8 +1,8 @@
 //! The part of the driver that performs the actions of the state machine.
 //!
-//! `machine` decides what an event means and in which order the actions come. `handoff` has the
-//! actions of a handoff, and `drain` those of a drain. This module has the actions on listeners and
-//! neighbouring generations.
+//! The state machine in `machine` decides what an event means and in which order the actions are
+//! performed. The module `handoff` performs the actions of a handoff, and `drain` those of a drain.
+//! This module performs the actions on listeners and on neighbouring generations.
 
 use super::driver::Driver;
 use super::head::ActiveRole;
@@ -15,7 +15,8 @@ use crate::handoff::{Message, Successor};
 use crate::net::Listener;
 
 impl<P: DataPlane> Driver<P> {
-    /// Performs one action. `failure` is the reason if the event is the loss of the successor.
+    /// Performs one action of the state machine. `failure` holds the reason if the action follows
+    /// from the loss of the successor.
     pub(super) async fn perform(
         &mut self,
         action: Action,
@@ -57,10 +58,11 @@ impl<P: DataPlane> Driver<P> {
     }
 
     fn tell_rollback(&mut self) {
-        // The predecessor adds this report to its totals.
+        // Send a last status report, whose counters the predecessor adds to its totals.
         self.predecessors.tell_predecessor(&Message::Report(Box::new(self.report())));
         self.predecessors.tell_predecessor(&Message::Rollback);
-        // The predecessor keeps its own listeners. Those bound by this generation are closed.
+        // The predecessor keeps the listeners that it already had. Only the listeners that this
+        // generation has bound are closed.
         self.listeners.given_up = self.listeners.set.bound_here().to_vec();
     }
 
@@ -79,11 +81,11 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Makes this process the active generation: the one that operators signal and query, and the
-    /// one that notifies the service manager.
+    /// Makes this process the active generation. Operators signal and query the active generation,
+    /// and it notifies the service manager.
     ///
     /// # Errors
-    /// When the pid file cannot be written and the service manager has not been told yet that the
+    /// Fails when the pid file cannot be written, unless the service manager already knows that the
     /// service is up.
     fn become_active(&mut self) -> Result<(), Error> {
         let generation = self.process.generation;
@@ -109,7 +111,9 @@ impl<P: DataPlane> Driver<P> {
             self.operators.control.open(control.clone());
         }
         if !self.plane.is_taking_over() {
-            // A predecessor offers its connections before this point, or not at all.
+            // No predecessor will move connections here any more, because it offers them before the
+            // handoff is committed, or not at all. So release the permits that are reserved for
+            // such connections.
             self.plane.expect_no_more();
         }
         if generation != Generation::FIRST {
@@ -123,8 +127,8 @@ impl<P: DataPlane> Driver<P> {
         Ok(())
     }
 
-    /// Stores the listeners with the service manager, so that they survive if every generation
-    /// dies.
+    /// Stores the listeners with the service manager, so that the listening sockets stay open even
+    /// if every generation dies.
     fn store_listeners(&self, head: &ActiveRole) {
         if !self.process.notifier.is_supervised() {
             return;
@@ -145,7 +149,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Leaves the service to the older generations. If none lives, closes the listeners.
+    /// Leaves the service to the older generations that still drain. If none of them is alive,
+    /// closes the listeners.
     async fn resign(&mut self) {
         if self.predecessors.count() > 0 {
             self.predecessors.let_go();
@@ -154,7 +159,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Stops accepting. Closes only the listeners in `given_up`.
+    /// Stops accepting on all listeners. Closes only the listeners on which no later generation
+    /// accepts.
     async fn stop_accepting(&mut self) {
         self.plane.stop_accepting().await;
         let given_up = std::mem::take(&mut self.listeners.given_up);
@@ -163,7 +169,8 @@ impl<P: DataPlane> Driver<P> {
         let replaced = given_up.iter().filter(|listener| listener.is_replaced()).cloned();
         let replaced: Vec<_> = replaced.collect();
         replaced.iter().for_each(Listener::divert);
-        // Older generations that may have to accept again also hold these sockets.
+        // Older generations also hold these sockets, and may have to accept again. So tell them
+        // that the sockets are no longer in use.
         let sockets = given_up.iter().filter_map(|listener| listener.cookie().ok());
         let sockets: Vec<_> = sockets.collect();
         if !sockets.is_empty() {
@@ -173,14 +180,14 @@ impl<P: DataPlane> Driver<P> {
         self.plane.accept_late(replaced);
     }
 
-    /// Stops accepting for good: serves the clients in the backlogs, unlinks the sockets and closes
-    /// them.
+    /// Stops accepting for good: serves the clients in the backlogs, removes the paths of Unix
+    /// sockets, and closes the listening sockets.
     async fn close_listeners(&mut self) {
         self.plane.stop_accepting().await;
         let all = self.listeners.set.take();
-        // Unlink the path first, so that no new client connects to a socket that is about to close.
-        // A service manager needs the path when it starts the service again with its stored
-        // sockets.
+        // Remove the path of a Unix socket first, so that no new client connects to a socket that
+        // is about to close. Under a service manager the path stays, because the next start of the
+        // service uses the stored socket.
         if !self.process.notifier.is_supervised() {
             all.iter().for_each(Listener::unlink);
         }

@@ -1,8 +1,8 @@
-//! A check whether a configuration could be served, without changing anything.
+//! A check whether a configuration could be served, which changes nothing.
 //!
-//! It is for a command that runs before a start or a reload of the daemon. It does not check
-//! whether an address is free: only a bind can tell, and a reload does not need a free address. It
-//! checks the paths where files would be created.
+//! An operator runs this check before a start or a reload of the daemon. It checks the paths where
+//! files would be created. It does not check whether an address is free: only a bind can tell, and
+//! a reload does not need a free address.
 
 use std::collections::HashMap;
 use std::fs;
@@ -20,8 +20,8 @@ use crate::net::FileAccess;
 /// Checks a configuration without changing anything.
 ///
 /// # Errors
-/// [`Error::Bind`] or [`Error::PidFile`], for the first path where no file can be created, or that
-/// two sockets share.
+/// Returns [`Error::Bind`] or [`Error::PidFile`] for the first path where no file can be created,
+/// or that two sockets share.
 pub fn check(config: &Config) -> Result<(), Error> {
     let named = match &config.listeners {
         Listeners::Named(named) => named.as_slice(),
@@ -52,7 +52,8 @@ pub fn check(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns the path with its directory resolved, so that different spellings of one path are equal.
+/// Returns the path with symbolic links in its directory resolved. Two spellings of one path then
+/// compare equal.
 fn resolved(path: &Path) -> PathBuf {
     let folder = path.parent().and_then(|folder| fs::canonicalize(folder).ok());
     match (folder, path.file_name()) {

@@ -1,4 +1,5 @@
-//! The part of the driver that drains, cuts and exits. [`DrainPhase`] is its state.
+//! The part of the driver that drains connections, cuts the remaining ones, and exits.
+//! [`DrainPhase`] is its state.
 
 use std::time::Duration;
 
@@ -13,26 +14,29 @@ use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::handoff::{Message, StopMode};
 
-/// How long to wait for cut connections to disappear. Their tasks only have to be dropped.
+/// How long to wait until the tasks of cut connections are gone. A second is enough, because these
+/// tasks only have to be dropped.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a retired generation retries to accept again.
+/// How long a retired generation tries to accept again after its successor has died.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(10);
-/// The pause between two such retries.
+/// The pause between two attempts to accept again.
 const RESUME_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long to wait for news of a successor's death after its carry channel has closed. When a
-/// process dies, one channel closes before the other.
+/// How long to wait until the death of a successor is confirmed, after the channel that moves
+/// connections to it has closed. When a process dies, its channels do not all close at the same
+/// moment.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The deadlines of a drain.
+/// The deadlines of a drain that is in progress.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DrainPhase {
-    /// When the remaining connections are cut.
+    /// When the remaining connections are cut. `None` if the clock cannot represent the deadline.
     pub(super) until: Option<Instant>,
-    /// When connections that have not been carried are asked to end.
+    /// When connections that have not moved to the successor are asked to end. `None` if nothing is
+    /// carried.
     pub(super) carry_until: Option<Instant>,
-    /// Whether the successor may accept more connections.
+    /// Whether connections may still move to the successor.
     pub(super) carries: bool,
 }
 
@@ -48,8 +52,8 @@ impl<P: DataPlane> Driver<P> {
             self.process.generation
         );
         let channel = self.handoff.as_mut().and_then(|handoff| handoff.carry_channel.take());
-        // Carrying gets the first half of the drain timeout. Connections that have not moved by
-        // then have the second half to end.
+        // Connections may move to the successor during the first half of the drain timeout.
+        // Connections that have not moved by then have the second half to end.
         let carry = channel.as_ref().and_then(|_| deadline(self.config.drain_timeout / 2));
         self.drain = Some(DrainPhase {
             until: deadline(self.config.drain_timeout),
@@ -57,13 +61,14 @@ impl<P: DataPlane> Driver<P> {
             carries: true,
         });
         self.plane.drain(channel);
-        // The active generation learns from this report what this process has counted. If this
-        // process dies, the active generation knows how much was lost.
+        // Report the counters of this process to the active generation now. If this process dies,
+        // the active generation then knows how many connections were lost.
         self.report_to_successor();
     }
 
-    /// Handles the end of the carry. If the successor seems to be dying, the remaining connections
-    /// are not asked to end yet, because this generation may have to accept again.
+    /// Handles the event that no more connections move to the successor. If the successor seems to
+    /// be dying, the remaining connections are not asked to end yet, because this generation may
+    /// have to accept again.
     pub(super) fn carry_ended(&mut self, end: CarryEnd) -> Option<Occurrence> {
         let drain = self.drain.as_mut()?;
         drain.carries = false;
@@ -77,7 +82,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Asks the connections that were not carried to end.
+    /// Asks the connections that have not moved to the successor to end.
     pub(super) fn drain_uncarried(&mut self) {
         if let Some(drain) = &mut self.drain {
             drain.carry_until = None;
@@ -85,11 +90,11 @@ impl<P: DataPlane> Driver<P> {
         self.plane.drain_uncarried();
     }
 
-    /// Accepts again after a successor's death. If memory or file descriptors are short, it retries
-    /// for a while, because no other generation serves.
+    /// Accepts again after the successor has died. If memory or file descriptors are short, this
+    /// function retries for [`RESUME_TIMEOUT`], because no other generation serves.
     ///
     /// # Errors
-    /// The last failure.
+    /// Returns the error of the last attempt.
     pub(super) async fn resume(&mut self) -> Result<(), Error> {
         self.drain = None;
         let until = Instant::now() + RESUME_TIMEOUT;
@@ -120,8 +125,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Cuts the connections of this generation. If it is the active one, also cuts those of all
-    /// older generations.
+    /// Cuts the connections of this generation. The active generation also tells all older
+    /// generations to cut theirs.
     pub(super) async fn cut(&mut self) {
         self.plane.cut();
         if self.head.is_some() {
@@ -146,8 +151,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Ends this generation: kills a successor that is not ready, unlinks the control socket if it
-    /// ends here, and reports how the drain ended.
+    /// Ends this generation, and reports how the drain ended. Also kills a successor that is not
+    /// ready yet, and removes the path of the control socket if no other generation needs it.
     pub(super) fn exit(&mut self) {
         let successor = self.successor();
         if let Some(successor) = successor.filter(|successor| !successor.is_ready()) {
@@ -169,10 +174,11 @@ impl<P: DataPlane> Driver<P> {
             self.process.generation
         );
         self.tell_drained(report);
-        // The active generation adds this report to its totals.
+        // The active generation adds the counters in this last report to its totals.
         self.report_to_successor();
-        // This must come last. When systemd stops a unit, it also ends a running reload command. If
-        // that command failed earlier, the unit would count as failed.
+        // Refuse a pending reload request last. When systemd stops a unit, it also ends the reload
+        // command that waits for the answer. If that command had already failed, systemd would mark
+        // the unit as failed.
         self.refuse_reload("the service was told to stop");
     }
 

@@ -1,10 +1,9 @@
-//! The event loop of a generation: waits for events, lets `machine` decide, and performs the
-//! actions.
+//! The event loop of a generation. It waits for events, asks the state machine in `machine` what
+//! each event means, and performs the resulting actions.
 //!
-//! One task owns everything, so no locks are needed. `machine` alone decides what an event means;
-//! the driver only performs the actions. State that exists only during a handoff is in [`Handoff`],
-//! and state that exists only during a drain is in [`DrainPhase`]. Dropping either one also clears
-//! its deadlines.
+//! One task owns all state, so no locks are needed. The driver decides nothing itself. State that
+//! exists only during a handoff is in [`Handoff`], and state that exists only during a drain is in
+//! [`DrainPhase`]. Dropping either of them also clears its deadlines.
 
 use std::collections::VecDeque;
 
@@ -27,18 +26,19 @@ use crate::handoff::{Inheritance, ManagerNumbers, Message, Predecessors, Success
 use crate::net::ListenerSet;
 use crate::notify::{MainProcess, Notifier};
 
-/// How a generation ended.
+/// The result of a generation that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunReport {
-    /// How its last connections ended.
+    /// How the connections ended that were open when the last drain began.
     pub drain: DrainReport,
 }
 
-/// A running generation.
+/// A running generation: its state, its listeners, and its channels to other generations.
 #[derive(Debug)]
 pub(super) struct Driver<P> {
     pub(super) state: State,
-    /// Events raised by an action. They are handled before all events from outside.
+    /// Events that an action of this process has caused. They are handled before signals, messages
+    /// and all other events.
     pub(super) raised: VecDeque<Occurrence>,
     pub(super) config: Config,
     pub(super) process: Process,
@@ -46,30 +46,33 @@ pub(super) struct Driver<P> {
     pub(super) plane: P,
     pub(super) liveness: Liveness,
     pub(super) signals: Signals,
-    /// Present while this process is the active generation.
+    /// The duties of the active generation. `None` if another generation is active.
     pub(super) head: Option<ActiveRole>,
     pub(super) pid_file: Option<PidFile>,
     pub(super) predecessors: Predecessors,
-    /// The latest handoff started by this generation, until its successor is gone.
+    /// The latest handoff that this generation has started. `None` before the first handoff, and
+    /// after one whose successor is gone.
     pub(super) handoff: Option<Handoff>,
-    /// Present during a drain: until the generation ends or accepts again.
+    /// The deadlines of the drain. `None` when this generation does not drain.
     pub(super) drain: Option<DrainPhase>,
     pub(super) history: History,
     pub(super) operators: Operators,
 }
 
-/// The listeners of a generation, and those to close when it stops accepting.
+/// The listeners of a generation, and which of them to close when it stops accepting.
 #[derive(Debug)]
 pub(super) struct OwnListeners {
     pub(super) set: ListenerSet,
-    /// Indexes of listeners that no later generation accepts on. Either the successor gave them up,
-    /// or this generation rolls back and its predecessor never had them.
+    /// Indexes of the listeners to close, because no later generation accepts on them. Either the
+    /// successor does not use them, or this generation rolls back and its predecessor never had
+    /// them.
     pub(super) given_up: Vec<usize>,
-    /// Whether to unlink the control socket when this process ends.
+    /// Whether to remove the path of the control socket when this process ends.
     pub(super) control_ends: bool,
 }
 
-/// An event for the state machine, with the failure if it is the loss of a successor.
+/// An event for the state machine. If the event is the loss of a successor, `failure` is the
+/// reason.
 #[derive(Debug)]
 pub(super) struct Occurrence {
     pub(super) event: Event,
@@ -91,7 +94,8 @@ impl From<HandoffFailure> for Occurrence {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Installs the signal handlers, and adopts or binds the listeners. Does not accept yet.
+    /// Installs the signal handlers, and adopts or binds the listeners. This function does not
+    /// start to accept.
     pub(super) fn start(
         config: Config,
         inheritance: Inheritance,
@@ -138,8 +142,8 @@ impl<P: DataPlane> Driver<P> {
         })
     }
 
-    /// Starts accepting. [`Driver::run`] waits until every accept loop has run, and only then is
-    /// the generation live.
+    /// Starts the accept loops. The generation counts as live only when [`Driver::run`] has seen
+    /// every accept loop run.
     pub(super) fn live(mut self) -> Result<Self, Error> {
         if let Err(error) = self.plane.start(self.listeners.set.as_slice()) {
             self.predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
@@ -149,7 +153,7 @@ impl<P: DataPlane> Driver<P> {
         Ok(self)
     }
 
-    /// Returns the listeners.
+    /// Returns the listeners that this generation has adopted or bound.
     pub(super) const fn listeners(&self) -> &ListenerSet {
         &self.listeners.set
     }
@@ -159,16 +163,16 @@ impl<P: DataPlane> Driver<P> {
         self.process.generation
     }
 
-    /// Returns the successor of the latest handoff, if it exists.
+    /// Returns the successor of the latest handoff, or `None` if no successor exists.
     pub(super) fn successor(&self) -> Option<&Successor> {
         self.handoff.as_ref().and_then(|handoff| handoff.successor.as_ref())
     }
 
-    /// Runs until the generation ends.
+    /// Handles events until the generation ends, and returns how its connections ended.
     pub(super) async fn run(mut self) -> Result<RunReport, Error> {
         let lived = self.live_on().await;
         let drain = self.plane.report();
-        // Operators that wait for a reply get it first.
+        // Send the pending replies to operators before this process ends.
         self.operators.control.finish().await;
         match (lived, self.liveness.take_death()) {
             (Err(error), _) | (Ok(()), Some(error)) => Err(error),

@@ -1,10 +1,11 @@
 //! The interface for your own server: axum, hyper, or any program that accepts connections itself.
 //!
-//! Each stage is a type. [`Starting`] holds the listeners. [`Starting::ready`] turns it into
-//! [`Serving`], which signals when to stop accepting and when to end connections. The server
-//! reports back when its last connection has ended. A step out of order does not compile.
+//! Each stage of a generation is a type, so that a step out of order does not compile. [`Starting`]
+//! holds the listeners. [`Starting::ready`] turns it into [`Serving`], which signals when to stop
+//! accepting and when to end connections. The server calls [`Serving::drained`] when its last
+//! connection has ended.
 //!
-//! How connections are served, counted and cut is up to the server.
+//! Your server decides how connections are served, counted and cut.
 
 mod data_plane;
 
@@ -27,7 +28,8 @@ use crate::net::{self, Listener, ListenerSet, Peer, Stream};
 
 /// A generation that has its listeners but has not reported readiness yet.
 ///
-/// Dropping it ends the generation. A predecessor then keeps serving.
+/// Dropping this value ends the generation. If the generation has a predecessor, the predecessor
+/// keeps serving.
 #[derive(Debug)]
 #[must_use = "a generation that never becomes ready is killed by its predecessor"]
 pub struct Starting {
@@ -43,34 +45,35 @@ pub struct Serving {
     driver: JoinHandle<Result<RunReport, Error>>,
 }
 
-/// What to do after the connections have ended.
+/// What a server does after its connections have ended.
 #[expect(clippy::large_enum_variant, reason = "created only a few times per process")]
 #[derive(Debug)]
 pub enum AfterDrain {
-    /// Return from `main`.
+    /// Return from `main`, because the generation has ended.
     Exit,
-    /// The successor died. Accept again, with a new [`Serving::acceptor`].
+    /// Accept again with a new [`Serving::acceptor`], because the successor has died.
     AcceptAgain(Serving),
 }
 
-/// An accept loop's view of one listener: yields connections until the generation retires.
+/// A source of the connections of one listener. It yields connections until the generation retires,
+/// that is, stops accepting.
 #[derive(Debug)]
 pub struct Acceptor {
     acceptor: net::Acceptor,
     retired: Signal,
     awaiting_first_byte: TaskTracker,
     open: TaskTracker,
-    /// Held until accepting stops. It delays [`Serving::draining`], because a connection may just
-    /// have been accepted.
+    /// A token that is held until this acceptor stops accepting. Until then [`Serving::draining`]
+    /// waits, because this acceptor may just have accepted a connection.
     accepting: Option<TaskTrackerToken>,
 }
 
-/// The server's end of its channels to the driver.
+/// The end of the channels to the driver that the server holds.
 #[derive(Debug)]
 struct Handle {
     phase: watch::Receiver<ServerRequest>,
     told: watch::Sender<ServerStatus>,
-    /// Tracks the accepted connections that have not sent anything yet.
+    /// Tracks the accepted connections on which the client has not sent anything yet.
     awaiting_first_byte: TaskTracker,
     /// Tracks the accepted connections that are open.
     open: TaskTracker,
@@ -79,21 +82,22 @@ struct Handle {
 
 /// A handle that tells a server whether a reply is the last one on its connection.
 ///
-/// An HTTP client keeps its connection for the next request, unless a reply says `Connection:
-/// close`. If the server closes the connection without announcing it, a request that is already on
-/// its way is lost.
+/// An HTTP client reuses its connection for the next request, unless a reply contains `Connection:
+/// close`. If the server closes the connection without this announcement, a request that is already
+/// on its way is lost.
 #[derive(Clone, Debug)]
 pub struct Retirement(watch::Receiver<ServerRequest>);
 
 impl Retirement {
-    /// Returns whether the generation has retired or was told to stop. Connections must end then.
+    /// Returns whether the generation has retired or was told to stop. If so, the next reply on
+    /// each connection must be its last one.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         *self.0.borrow() != ServerRequest::Accepting
     }
 }
 
-/// What the driver wants the server to do.
+/// The driver's current request to the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ServerRequest {
     Accepting,
@@ -101,7 +105,7 @@ enum ServerRequest {
     Cut,
 }
 
-/// What the server has reported to the driver.
+/// The latest report of the server to the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ServerStatus {
     Nothing,
@@ -109,11 +113,12 @@ enum ServerStatus {
 }
 
 impl Starting {
-    /// Adopts or binds the listeners. Must be called in a tokio runtime with I/O and time enabled.
+    /// Adopts the inherited listeners, and binds the others. Must be called in a tokio runtime with
+    /// I/O and time enabled.
     ///
     /// # Errors
-    /// When a listener cannot be adopted or bound, or when another resource is unavailable. A
-    /// predecessor is told the reason and keeps serving.
+    /// Fails when a listener cannot be adopted or bound, or when another resource is unavailable.
+    /// If there is a predecessor, it is told the reason and keeps serving.
     pub fn new(config: Config, inheritance: Inheritance) -> Result<Self, Error> {
         let (asked, phase) = watch::channel(ServerRequest::Accepting);
         let (told, heard) = watch::channel(ServerStatus::Nothing);
@@ -126,24 +131,24 @@ impl Starting {
         })
     }
 
-    /// Returns the number of this generation in its lineage.
+    /// Returns the generation number of this process. The first process of a service has number 1.
     #[must_use]
     pub const fn generation(&self) -> Generation {
         self.driver.generation()
     }
 
-    /// Returns all listeners.
+    /// Returns all listeners of this generation, adopted or newly bound.
     #[must_use]
     pub const fn listeners(&self) -> &ListenerSet {
         self.driver.listeners()
     }
 
-    /// Reports that this generation accepts connections. From now on it reacts to signals, and
-    /// handoffs can happen. Clients that connect before the first accept wait in the listener's
-    /// backlog.
+    /// Reports that this generation accepts connections. After this call the generation reacts to
+    /// signals, and handoffs can happen. Clients that connect before the server's first accept wait
+    /// in the listener's backlog.
     ///
     /// # Errors
-    /// When the kernel refuses a system call.
+    /// Fails when the kernel refuses a system call.
     pub fn ready(self) -> Result<Serving, Error> {
         let Self { driver, handle } = self;
         let listeners = driver.listeners().clone();
@@ -155,8 +160,8 @@ impl Serving {
     /// Returns an acceptor for the listener called `name`. It accepts until the generation retires.
     ///
     /// # Errors
-    /// [`Error::NoSuchListener`], or an error of the kernel when the socket cannot be registered
-    /// for events.
+    /// Returns [`Error::NoSuchListener`] if the name is unknown, or an error of the kernel if the
+    /// socket cannot be registered for events.
     pub fn acceptor(&self, name: &str) -> Result<Acceptor, Error> {
         let acceptor = net::Acceptor::new(self.listeners.get(name)?.clone())
             .map_err(Error::system("watch a listener"))?;
@@ -176,14 +181,15 @@ impl Serving {
     /// by itself. Stop accepting on it when [`Serving::retired`] resolves.
     ///
     /// # Errors
-    /// [`Error::NoSuchListener`], or when the process has no file descriptor left.
+    /// Returns [`Error::NoSuchListener`] if the name is unknown, or an error of the kernel if the
+    /// process has no file descriptor left.
     pub fn listener(&self, name: &str) -> Result<TcpListener, Error> {
         let copy = self.listeners.get(name)?.try_clone();
         copy.map(TcpListener::from).map_err(Error::system("copy a listener's descriptor"))
     }
 
-    /// Waits until it is time to stop accepting: a successor has taken over, or the service was
-    /// told to stop.
+    /// Waits until the server must stop accepting, because a successor has taken over or the
+    /// service was told to stop.
     pub fn retired(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         self.handle.until(|phase| phase != ServerRequest::Accepting)
     }
@@ -191,11 +197,11 @@ impl Serving {
     /// Waits until it is time to ask the connections to end.
     ///
     /// First the generation must have retired. Then every [`Acceptor`] must have returned `None` or
-    /// been dropped, and every connection accepted through an [`Acceptor`] must have received
-    /// something. The second wait takes at most `first_request_grace`.
+    /// been dropped, and every connection accepted through an [`Acceptor`] must have received its
+    /// first byte. The wait after the retirement takes at most `first_request_grace`.
     ///
-    /// Do not end connections at [`Serving::retired`] already: the first request of a connection
-    /// accepted in the last instant may still be on its way, and would be lost.
+    /// Do not end connections as soon as [`Serving::retired`] resolves. The first request of a
+    /// connection that was accepted in the last instant may still be on its way, and would be lost.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         let (retired, awaiting_first_byte, grace) = (
             self.retired(),
@@ -209,8 +215,7 @@ impl Serving {
         }
     }
 
-    /// Returns a handle that tells, before each reply, whether it is the last one on its
-    /// connection.
+    /// Returns a handle that tells whether the next reply on a connection must be its last one.
     #[must_use]
     pub fn retirement(&self) -> Retirement {
         Retirement(self.handle.phase.clone())
@@ -218,13 +223,13 @@ impl Serving {
 
     /// Waits until it is time to close connections that wait for another request.
     ///
-    /// It waits like [`Serving::draining`]. After that it waits until every connection accepted
-    /// through an [`Acceptor`] is closed, for at most `keep_alive`.
+    /// First this function waits like [`Serving::draining`]. Then it waits until every connection
+    /// accepted through an [`Acceptor`] is closed, but at most for `keep_alive`.
     ///
-    /// This is for protocols whose replies announce the end of the connection, see [`Retirement`].
-    /// A client that sends a request within `keep_alive` sees the announcement in the reply, and
-    /// loses no request. A generation that has to accept again stops waiting, because new clients
-    /// are in the backlog.
+    /// Use this function for protocols whose replies announce the end of the connection (see
+    /// [`Retirement`]). A client that sends a request within `keep_alive` sees the announcement in
+    /// the reply, and loses no request. If the generation has to accept again, the wait ends early,
+    /// because new clients are in the backlog.
     pub fn closing(&self, keep_alive: Duration) -> impl Future<Output = ()> + Send + Sync + use<> {
         let (draining, recalled, open) =
             (self.draining(), self.recalled(), self.handle.open.clone());
@@ -238,7 +243,7 @@ impl Serving {
         }
     }
 
-    /// Waits until the drain deadline has passed. Then drop the remaining connections.
+    /// Waits until the drain deadline has passed. The server then drops its remaining connections.
     pub fn cut(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         self.handle.until(|phase| phase == ServerRequest::Cut)
     }
@@ -246,8 +251,8 @@ impl Serving {
     /// Waits until this generation, after it has retired, must accept again because its successor
     /// died.
     ///
-    /// It is for a server that can accept again while its old connections drain. Other servers
-    /// learn it from [`Serving::drained`].
+    /// Use this function in a server that can accept again while its old connections drain. Any
+    /// other server learns from [`Serving::drained`] that it must accept again.
     pub fn recalled(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         let (retired, accepting) =
             (self.retired(), self.handle.until(|phase| phase == ServerRequest::Accepting));
@@ -261,10 +266,10 @@ impl Serving {
     /// [`Serving::retired`].
     ///
     /// # Errors
-    /// What ended the generation early.
+    /// Returns the error that ended the generation early.
     ///
     /// # Panics
-    /// When the task that drives the generation has panicked.
+    /// Panics when the task that drives the generation has panicked.
     pub async fn drained(mut self) -> Result<AfterDrain, Error> {
         self.handle.told.send_replace(ServerStatus::Drained);
         let recalled = self.handle.until(|phase| phase == ServerRequest::Accepting);
@@ -282,10 +287,11 @@ impl Serving {
 }
 
 impl Acceptor {
-    /// Returns the next connection, or `None` once the generation has retired. Cancel safe.
+    /// Waits for the next connection, and returns `None` once the generation has retired. Cancel
+    /// safe.
     ///
-    /// The stream is non-blocking. Until something has been read from it, [`Serving::draining`]
-    /// waits for it.
+    /// The stream is non-blocking. [`Serving::draining`] does not resolve until something has been
+    /// read from the stream, or `first_request_grace` has passed.
     pub async fn accept(&mut self) -> Option<(Stream, Peer)> {
         self.accepting.as_ref()?;
         tokio::select! {
@@ -303,7 +309,7 @@ impl Acceptor {
         }
     }
 
-    /// Returns the listener.
+    /// Returns the listener whose connections this acceptor yields.
     #[must_use]
     pub const fn listener(&self) -> &Listener {
         self.acceptor.listener()
@@ -311,8 +317,8 @@ impl Acceptor {
 }
 
 impl Handle {
-    /// Waits until the driver's request satisfies `wanted`. Never resolves once the driver has
-    /// ended, because the driver requests nothing more.
+    /// Waits until the driver's request satisfies `wanted`. If the driver has ended, this never
+    /// resolves, because no further request will come.
     fn until(
         &self,
         wanted: fn(ServerRequest) -> bool,
@@ -326,7 +332,7 @@ impl Handle {
     }
 }
 
-/// A future that several calls poll in turn until it resolves.
+/// A future that can be polled across several calls until it resolves.
 struct Signal(Pin<Box<dyn Future<Output = ()> + Send + Sync>>);
 
 impl std::fmt::Debug for Signal {
@@ -335,7 +341,7 @@ impl std::fmt::Debug for Signal {
     }
 }
 
-/// The driver's end of the channels.
+/// The end of the channels to the server that the driver holds.
 #[derive(Debug)]
 struct Embedded {
     asked: watch::Sender<ServerRequest>,

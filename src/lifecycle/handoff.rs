@@ -1,7 +1,8 @@
 //! The part of the driver that hands over to a successor. [`Handoff`] is its state.
 //!
-//! It reports the outcome to every party. The operator gets a reply to the reload request, and the
-//! service manager a notification. The log and the pid file serve all others.
+//! This module also reports the outcome of a handoff. The operator gets a reply to the reload
+//! request, and the service manager gets a notification. The outcome is also logged, and the pid
+//! file names the active process.
 
 mod reload;
 
@@ -23,40 +24,44 @@ use crate::report::{GenerationState, Outcome, Report};
 use reload::Reload;
 pub(super) use reload::milliseconds;
 
-/// How long to wait for the last messages of a successor that died or was told to stop.
+/// How long to wait for the last messages of a successor that has died or was told to stop.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A handoff, from the request until the successor is gone.
+/// The state of a handoff, from the request until the successor is gone.
 #[derive(Debug, Default)]
 pub(super) struct Handoff {
     pub(super) stage: Stage,
     pub(super) successor: Option<Successor>,
-    /// The operator's reload request, until it is answered.
+    /// The reload request of an operator, until it is answered. `None` if a signal started the
+    /// handoff.
     reload: Option<Reload>,
-    /// The operator that waits until this generation has drained.
+    /// The pending reply to an operator that waits until this generation has drained.
     waits_for_drain: Option<Answer>,
-    /// The channel that carries connections to the successor. Present from the commit until the
-    /// drain begins.
+    /// The channel through which connections move to the successor. It is present from the commit
+    /// of the handoff until the drain begins.
     pub(super) carry_channel: Option<OwnedFd>,
 }
 
-/// The progress of a handoff, with the deadline of that stage. The deadline is `None` if the clock
-/// cannot represent it.
+/// The progress of a handoff, with the deadline of the current stage. The deadline is `None` if the
+/// clock cannot represent it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) enum Stage {
-    /// The successor may not start yet, because connections are still being carried here.
+    /// The successor may not start yet, because a predecessor is still moving connections to this
+    /// process.
     Delayed(Option<Instant>),
-    /// The successor is starting.
+    /// The successor is starting, and must be ready by the deadline.
     Starting(Option<Instant>),
-    /// The successor is ready and on probation.
+    /// The successor is ready, and runs on probation until the deadline.
     Baking(Option<Instant>),
-    /// No deadline: the handoff has not begun, is committed, or the successor was told to stop.
+    /// No deadline applies: the handoff has not begun, is committed, or the successor was told to
+    /// stop.
     #[default]
     Idle,
 }
 
 impl Stage {
-    /// Returns the deadline of this stage.
+    /// Returns the deadline of this stage of the handoff with its purpose, or `None` if no deadline
+    /// applies.
     pub(super) fn timer(self) -> Option<(Instant, Timer)> {
         match self {
             Self::Delayed(until) => until.map(|until| (until, Timer::Delay)),
@@ -66,28 +71,31 @@ impl Stage {
         }
     }
 
-    /// Returns whether the start of the successor is delayed until connections have been carried
-    /// here.
+    /// Returns whether the successor must not start yet, because a predecessor is still moving
+    /// connections to this process.
     pub(super) const fn is_delayed(self) -> bool {
         matches!(self, Self::Delayed(_))
     }
 }
 
 impl Handoff {
-    /// Returns when the operator who requested the handoff stops waiting.
+    /// Returns the time after which the operator who requested the handoff no longer waits for it.
+    /// The handoff then fails.
     pub(super) fn given_up_at(&self) -> Option<Instant> {
         self.reload.as_ref().and_then(|reload| reload.until)
     }
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Starts a successor as soon as another generation is allowed.
+    /// Starts a successor. If another generation would exceed `max_generations` while connections
+    /// still move here, the start is delayed.
     pub(super) fn start_successor(&mut self) {
         let is_asked = self.handoff.as_ref().is_some_and(|handoff| handoff.reload.is_some());
         let status = self.status().to_string();
         if let Some(head) = &mut self.head {
-            // A reload by the control socket reports its own outcome, and systemd waits for that
-            // command.
+            // An operator who requests a reload over the control socket gets a separate reply, so
+            // systemd is told only the status. A reload by a signal is reported to systemd as a
+            // reload.
             if is_asked { head.say(status) } else { head.reloading(status) }
         }
         if self.is_start_delayed() {
@@ -103,14 +111,15 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Returns whether a successor would exceed `max_generations` while older generations still
-    /// carry connections here. The oldest is cut when the successor takes over.
+    /// Returns whether the start of a successor must wait. If more than `max_generations` are
+    /// alive, a generation that takes over cuts the oldest one. So the start waits while older
+    /// generations still move connections to this process.
     pub(super) fn is_start_delayed(&self) -> bool {
         self.plane.is_taking_over()
             && self.predecessors.count() + 1 >= self.config.max_generations.get()
     }
 
-    /// Starts the successor's process.
+    /// Starts the process of the successor and its deadline to become ready.
     pub(super) fn launch_successor(&mut self) {
         let handoff = self.handoff.get_or_insert_default();
         handoff.stage = Stage::Starting(deadline(self.config.ready_timeout));
@@ -135,15 +144,15 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Starts the successor's probation.
+    /// Starts the probation of the successor. At its end the handoff is committed.
     pub(super) fn start_bake(&mut self) {
         if let Some(handoff) = &mut self.handoff {
             handoff.stage = Stage::Baking(deadline(self.config.bake));
         }
     }
 
-    /// Commits the handoff. The pid file is written first: a script that reads it from now on
-    /// signals the process that reacts to signals.
+    /// Commits the handoff: makes the successor the active generation. The pid file is written
+    /// first, so that a script that reads it signals the process that reacts to signals.
     pub(super) fn commit(&mut self, commit: Commit) {
         let Some(handoff) = &mut self.handoff else { return };
         handoff.stage = Stage::Idle;
@@ -163,8 +172,9 @@ impl<P: DataPlane> Driver<P> {
             head.hand_over(pid, &format!("generation {next} serving"));
         }
         self.history.handoffs.succeeded += 1;
-        // Send this before the commit. After the commit the successor may start its own successor,
-        // which could read messages meant for its parent.
+        // Send the reports of older generations before the commit message. After the commit the
+        // successor may start its own successor, which could then read messages that are meant for
+        // its parent.
         for (generation, poll) in self.predecessors.reports() {
             let known = || Report::placeholder(generation, GenerationState::Retiring);
             successor.draining(poll.report().cloned().unwrap_or_else(known));
@@ -181,13 +191,13 @@ impl<P: DataPlane> Driver<P> {
         self.answer_reload(pid);
     }
 
-    /// Releases the successor after a failed handoff, and reports the failure.
+    /// Gives up the successor after a failed handoff, and reports the failure.
     pub(super) async fn drop_successor(&mut self, failure: HandoffFailure) {
         self.listeners.given_up.clear();
         self.listeners.set.restore();
         let Some(mut handoff) = self.handoff.take() else { return };
         let successor = self.process.generation.next();
-        // If this generation is no longer the active one, the successor had taken over.
+        // If this generation is no longer active, the successor had already taken over.
         let when = if self.head.is_some() { "failed" } else { "failed after the commit" };
         tracing::error!(
             event = "handoff.failed", %successor, reason = %failure,
@@ -212,7 +222,8 @@ impl<P: DataPlane> Driver<P> {
         }
         if let Some(mut reload) = handoff.reload.take() {
             if self.state == State::Stopping {
-                // The reply is sent when this process ends, see `exit`.
+                // Keep the reload request, because it is answered only when this process ends (see
+                // `exit`).
                 reload.until = None;
                 self.handoff = Some(Handoff { reload: Some(reload), ..Handoff::default() });
             } else {
@@ -225,11 +236,11 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Adds the counters of a lost successor to the totals. Kills it, unless it returns the service
-    /// in order.
+    /// Adds the counters of a failed successor to the totals. Kills the successor, unless it stops
+    /// in order and leaves the service to this process.
     async fn release(&mut self, mut successor: Successor, failure: &HandoffFailure) {
-        // Two kinds of successors may live on to drain: those that were told to stop, and those
-        // that serve but ran out of time. Any other that is alive hangs or violates the protocol.
+        // A successor may live on to drain if it was told to stop, or if it serves but ran out of
+        // time. Any other successor that is still alive hangs or violates the protocol.
         let serves = successor.is_ready() && matches!(failure, HandoffFailure::OutOfTime { .. });
         let is_well = matches!(failure, HandoffFailure::ToldToStop)
             || serves && successor.gives_back(SETTLE_TIMEOUT).await;
@@ -242,9 +253,10 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Logs how many connections may be lost with the successor.
+    /// Logs how many connections may be lost, because they had moved to the successor that is now
+    /// lost.
     pub(super) async fn log_lost_connections(&mut self) {
-        // Read its last answers first.
+        // First read the answers that the successor sent before it was lost.
         let _ = tokio::time::timeout(SETTLE_TIMEOUT, self.plane.settled()).await;
         let (successor, lost) = (self.process.generation.next(), self.plane.lost_with_successor());
         if lost > 0 {
@@ -255,14 +267,15 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Releases a successor that has taken over and now stops with the whole service.
+    /// Gives up the channel to a successor that has taken over and now stops with the whole
+    /// service.
     pub(super) fn forget_successor(&mut self) {
         if let Some(successor) = self.handoff.as_mut().and_then(|one| one.successor.as_mut()) {
             successor.release();
         }
     }
 
-    /// Tells the successor to stop.
+    /// Tells the successor to stop, and clears the deadline of the handoff.
     pub(super) fn stop_successor(&mut self) {
         let Some(handoff) = &mut self.handoff else { return };
         handoff.stage = Stage::Idle;

@@ -1,8 +1,9 @@
-//! The duties of the active generation: it notifies the service manager and its watchdog.
+//! The duties of the active generation towards the service manager: status notifications and
+//! watchdog heartbeats.
 //!
-//! A generation owns an [`ActiveRole`] while it is active, and handing over consumes it. An old
-//! generation therefore cannot send notifications. With `NotifyAccess=main` the service manager
-//! would ignore them, and with `NotifyAccess=all` they could stop the unit.
+//! A generation owns an [`ActiveRole`] while it is active, and handing over consumes the value.
+//! Therefore an old generation cannot send notifications. With `NotifyAccess=main` the service
+//! manager would ignore such notifications, and with `NotifyAccess=all` they could stop the unit.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -14,61 +15,66 @@ use crate::net::StoredName;
 use crate::notify::Notifier;
 use crate::report::Connections;
 
-/// How often to refresh the status text: while a generation drains, and otherwise.
+/// The intervals between refreshes of the status text: `SOON` while a generation drains, `LATER`
+/// otherwise.
 const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(10);
-/// How much more time a stop gets for each sign of progress.
+/// How much more time to request from the service manager whenever a stop has made progress.
 const EXTENSION: Duration = Duration::from_secs(15);
 
-/// The role of the active generation.
+/// The active generation's channel to the service manager, and what it has last reported there.
 #[derive(Debug)]
 pub(super) struct ActiveRole {
     notifier: Notifier,
     watchdog: Option<Watchdog>,
-    /// When to refresh the status again.
+    /// When to refresh the status text again.
     next: Instant,
-    /// The last status text that was sent.
+    /// The last status text that was sent to the service manager.
     said: String,
-    /// Whether systemd was told of a reload and waits for its end.
+    /// Whether systemd was told that a reload has begun, and now waits for its end.
     reload_told: bool,
-    /// The connections that remained when a stop last reported its progress.
+    /// The connections that remained when this process last checked the progress of a stop.
     progress: Option<Connections>,
 }
 
-/// A task that is due for the active generation.
+/// A periodic task of the active generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Duty {
-    /// Report the status of the lineage, and ask the other generations for theirs.
+    /// Report the status of all generations to the service manager, and ask the other generations
+    /// for theirs.
     RefreshStatus,
-    /// Check that the accept loops run: give [`ActiveRole::beat`] a heartbeat.
+    /// Check that the accept loops run, by passing a new heartbeat to [`ActiveRole::beat`].
     Beat,
 }
 
-/// How often to refresh the status.
+/// How often the active generation refreshes the status text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RefreshInterval {
-    /// Often, because a generation drains.
+    /// Refresh the status often, because a generation drains.
     Drain,
-    /// Rarely, because nothing drains.
+    /// Refresh the status rarely, because no generation drains.
     Quiet,
 }
 
-/// The service manager's watchdog.
+/// The state of the service manager's watchdog, which restarts a service that stops sending
+/// notifications.
 #[derive(Debug)]
 struct Watchdog {
     interval: Duration,
     due: Instant,
-    /// The heartbeat in progress. Until it completes, the watchdog is not notified, so that it
-    /// detects a hang.
+    /// The heartbeat that the accept loops have not completed yet. Until then the watchdog is not
+    /// notified, so that it detects accept loops that hang.
     beat: Option<TaskTracker>,
 }
 
 impl ActiveRole {
-    /// Takes the role. `limit` is the timeout of the service manager's watchdog.
+    /// Creates the role for a process that becomes active. `limit` is the timeout of the service
+    /// manager's watchdog.
     pub(super) fn new(notifier: Notifier, limit: Option<Duration>) -> Self {
         let now = Instant::now();
-        // Notify at half the limit, as sd_watchdog_enabled(3) recommends. The first notification is
-        // due at once, because the predecessor's last one may be old.
+        // Notify the watchdog at half its timeout, as recommended (see sd_watchdog_enabled(3)). The
+        // first notification is due at once, because the predecessor may have sent its last one
+        // long ago.
         let watchdog = limit.map(|limit| Watchdog { interval: limit / 2, due: now, beat: None });
         Self {
             notifier,
@@ -80,7 +86,7 @@ impl ActiveRole {
         }
     }
 
-    /// Waits for the next duty. Cancel safe.
+    /// Waits until the next periodic task of the active generation is due. Cancel safe.
     pub(super) async fn next(&mut self) -> Duty {
         loop {
             let Self { notifier, watchdog, next, .. } = self;
@@ -108,14 +114,14 @@ impl ActiveRole {
         }
     }
 
-    /// Sets the heartbeat to wait for before notifying the watchdog.
+    /// Sets the heartbeat that must complete before the watchdog is notified.
     pub(super) fn beat(&mut self, beat: TaskTracker) {
         if let Some(watchdog) = &mut self.watchdog {
             watchdog.beat = Some(beat);
         }
     }
 
-    /// Schedules the next refresh of the status.
+    /// Schedules the next refresh of the status text.
     pub(super) fn look_again(&mut self, pace: RefreshInterval) {
         self.next = Instant::now()
             + match pace {
@@ -124,7 +130,7 @@ impl ActiveRole {
             };
     }
 
-    /// Sends the status text, if it has changed.
+    /// Sends the status text to the service manager, if the text has changed.
     pub(super) fn say(&mut self, status: String) {
         if status != self.said {
             self.notifier.status(&status);
@@ -132,21 +138,21 @@ impl ActiveRole {
         }
     }
 
-    /// Reports that the service is up.
+    /// Reports to the service manager that the service is up.
     pub(super) fn ready(&mut self, status: String) {
         self.notifier.ready(&status);
         self.said = status;
     }
 
-    /// Reports the start of a handoff that a signal requested.
+    /// Reports to the service manager that a handoff has started because of a signal.
     pub(super) fn reloading(&mut self, status: String) {
         self.notifier.reloading(&status);
         self.said = status;
         self.reload_told = true;
     }
 
-    /// Reports a failed handoff. Systemd takes READY for success, so READY is sent only if systemd
-    /// was told of a reload and waits for its end.
+    /// Reports a failed handoff to the service manager. Systemd takes READY for success, so READY
+    /// is sent only if systemd was told of a reload and waits for its end.
     pub(super) fn not_handed_over(&mut self, status: String) {
         if std::mem::take(&mut self.reload_told) {
             self.ready(status);
@@ -155,25 +161,26 @@ impl ActiveRole {
         }
     }
 
-    /// Reports that the successor, process `pid`, is now the main process.
+    /// Reports to the service manager that the successor, process `pid`, is now the main process.
     pub(super) fn hand_over(self, pid: u32, status: &str) {
         self.notifier.handed_over(pid, status);
     }
 
-    /// Reports that the service stops. As long as it makes progress, the stop may take longer than
-    /// the unit allows.
+    /// Reports to the service manager that the service stops. The stop may then take longer than
+    /// the unit's stop timeout, as long as it makes progress.
     pub(super) fn stopping(&mut self, status: String) {
         self.notifier.stopping(&status);
         self.said = status;
-        // This notification also ends a reload in progress.
+        // For systemd this notification also ends a reload in progress.
         self.reload_told = false;
-        // The watchdog does not apply to a service that stops, and nothing accepts any more.
+        // Stop the heartbeats: the watchdog does not watch a service that stops, and no accept loop
+        // runs any more.
         self.watchdog = None;
         self.next = Instant::now();
     }
 
-    /// Records the connections that remain in a stop. Asks for more time if they have become fewer
-    /// or more of them were carried.
+    /// Records which connections remain while the service stops. Asks the service manager for more
+    /// time if connections have ended or bytes have been transferred since the last call.
     pub(super) fn stop_stands(&mut self, now: Connections) {
         let is_further =
             |before: Connections| now.open < before.open || now.transferred > before.transferred;
@@ -182,12 +189,12 @@ impl ActiveRole {
         }
     }
 
-    /// Stores `socket` with the service manager.
+    /// Stores `socket` with the service manager, which keeps it open if this process dies.
     pub(super) fn store(&self, name: &StoredName, socket: impl AsFd) {
         self.notifier.store(name.as_str(), socket);
     }
 
-    /// Removes a socket from the service manager's store.
+    /// Tells the service manager to close a socket that it has stored.
     pub(super) fn unstore(&self, name: &StoredName) {
         self.notifier.unstore(name.as_str());
     }

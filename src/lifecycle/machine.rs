@@ -1,92 +1,98 @@
-//! The lifecycle of a generation as a pure, total state machine: state × event → next state and
-//! actions.
+//! The lifecycle of a generation as a pure state machine. It maps every state and event to the next
+//! state and a list of actions.
 //!
-//! It uses no clock and no I/O, and has no memory but the state. So tests can check every
-//! combination, and explore all interleavings of several generations (`machine/exploration.rs`).
-//! The matches under [`step`] are exhaustive, without a wildcard: a new state or event must be
-//! considered in every combination. `docs/architecture.md` shows the same as a table.
+//! The state machine uses no clock and no I/O, and remembers only its state. So tests can check
+//! every combination, and explore all interleavings of several generations (see
+//! `machine/exploration.rs`). The matches under [`step`] have no wildcard, so that a new state or
+//! event must be considered in every combination. `docs/architecture.md` shows the same transitions
+//! as a table.
 
 pub(crate) use crate::handoff::{Commit, OnSuccessorDeath, PendingReload};
 
 /// The state of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum State {
-    /// Not accepting yet.
+    /// The process has started but does not accept connections yet.
     Starting {
         /// How the generation began.
         birth: Birth,
-        /// Whether a handoff must follow.
+        /// Whether a reload was requested early, so a handoff starts once this generation is
+        /// active.
         pending: PendingReload,
     },
-    /// Accepting, next to a predecessor that may still roll back the handoff.
+    /// The generation accepts connections, but its predecessor may still roll back the handoff.
     Probation {
-        /// Whether a handoff must follow.
+        /// Whether a reload was requested early, so a handoff starts once this generation is
+        /// active.
         pending: PendingReload,
     },
-    /// Accepting, as the active generation.
+    /// The generation accepts connections and is the active generation.
     Serving,
-    /// Accepting, while a successor starts.
+    /// The generation accepts connections while its successor starts.
     HandingOff {
-        /// Whether another handoff must follow.
+        /// Whether another reload was requested during this handoff, so another handoff follows.
         pending: PendingReload,
     },
-    /// Accepting, next to a successor that is ready and on probation.
+    /// The generation accepts connections, and its successor accepts connections too, on probation.
     Baking {
-        /// Whether another handoff must follow. The commit passes this on to the successor.
+        /// Whether another reload was requested during this handoff. The commit passes the request
+        /// on to the successor.
         pending: PendingReload,
     },
-    /// Draining, because the successor has taken over.
+    /// The generation drains its connections, because the successor has taken over.
     Retiring {
-        /// Whether to accept again if the successor dies.
+        /// Whether this generation accepts again if its successor dies.
         on_death: OnSuccessorDeath,
     },
-    /// Draining, because the lineage was told to stop.
+    /// The generation drains its connections, because the whole service was told to stop.
     Stopping,
-    /// The generation has ended.
+    /// The generation has ended, and its process exits.
     Stopped,
 }
 
 /// How a generation began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Birth {
-    /// The first generation of its lineage.
+    /// The process is the first generation of its lineage, so it has no predecessor.
     First,
-    /// A predecessor started it and waits until it is ready.
+    /// The process was started by a predecessor that waits until it is ready.
     Successor,
-    /// Its predecessor died while it was starting, so it takes over as soon as it is ready.
+    /// The predecessor of the process died during the start, so the process takes over as soon as
+    /// it is ready.
     Orphan,
 }
 
 /// An event in the life of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Event {
-    /// The accept loops run.
+    /// All accept loops of this generation run.
     Live,
     /// The predecessor has committed the handoff and retired.
     Committed(Commit),
-    /// The predecessor died before it retired.
+    /// The predecessor died before it committed the handoff.
     PredecessorLost,
-    /// A signal or an operator requested a reload.
+    /// A signal, or an operator over the control socket, has requested a reload.
     ReloadRequested,
-    /// SIGTERM, the first SIGINT, or a stop request of the predecessor.
+    /// This generation must stop: SIGTERM, the first SIGINT, or a stop request of the predecessor
+    /// arrived.
     Terminate,
-    /// SIGQUIT, the second SIGINT, or a cut by a newer generation: too many generations live, or
-    /// the service is cut as a whole.
+    /// This generation must cut its connections now. SIGQUIT or a second SIGINT arrived, or a newer
+    /// generation asked for it, because too many generations live or the whole service is cut.
     CutNow,
-    /// The successor accepts.
+    /// The successor has reported that it accepts connections.
     SuccessorReady,
-    /// The successor's probation is over.
+    /// The successor's probation is over without a failure.
     BakeOver,
-    /// The successor is dead, hangs, or has reported a failure.
+    /// The successor has died, hangs, or has reported a failure.
     SuccessorLost,
     /// The successor was told to stop while on probation, and rolled back the handoff.
     SuccessorRolledBack,
-    /// The successor has taken over and stops with the whole lineage. Or it died, and a service
-    /// manager will start the service again.
+    /// The service stops as a whole. Either the successor, which has taken over, was told to stop,
+    /// or it died and a service manager will restart the service.
     ServiceStopping,
-    /// No more connections are carried to the successor.
+    /// No more connections move from this generation to the successor.
     CarryEnded,
-    /// No connection is left.
+    /// The last connection of this generation has ended.
     Drained,
     /// The drain deadline has passed.
     DrainExpired,
@@ -95,49 +101,52 @@ pub(crate) enum Event {
 /// An action that a generation performs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
-    /// Tell the predecessor that this generation accepts.
+    /// Tell the predecessor that this generation accepts connections.
     TellReady,
-    /// Tell the predecessor that this generation stops, so the predecessor keeps serving.
+    /// Tell the predecessor that this generation stops, so that the predecessor keeps serving.
     TellRollback,
     /// Become the active generation: write the pid file, and cut the oldest generations if more
-    /// live than allowed.
+    /// than `max_generations` are alive.
     BecomeActive,
-    /// Tell the service manager that the service is up. Sent once in the life of a lineage.
+    /// Tell the service manager that the service is up. Only the first generation of a lineage does
+    /// this.
     NotifyReady,
-    /// Start a successor and its deadline. If the start would cut connections that are being
-    /// carried here, wait for them first.
+    /// Start a successor and its deadline. If this would cut connections that are still moving here
+    /// from older generations, wait for those connections first.
     StartSuccessor,
-    /// Start the successor's probation.
+    /// Start the successor's probation, at whose end the handoff is committed.
     StartBake,
-    /// Make the successor the process to signal, and tell it that it is the active generation.
+    /// Commit the handoff: name the successor in the pid file, and tell it that it is now the
+    /// active generation.
     Commit(Commit),
-    /// Report why the successor is lost, and release it.
+    /// Report why the handoff failed, and give up the successor.
     DropSuccessor,
-    /// Forget the successor, which has taken over and now stops with the lineage.
+    /// Give up the channel to the successor, which has taken over and now stops with the whole
+    /// service.
     ForgetSuccessor,
-    /// Close the channels to older generations. When no process holds them any more, the youngest
-    /// of these generations accepts again.
+    /// Close the channels to older generations. The youngest of them accepts again when no process
+    /// holds its channel any more.
     ReleaseOlder,
-    /// Close the channels to older generations, as in `ReleaseOlder`. If none lives, close the
-    /// listeners for good instead.
+    /// Close the channels to older generations, as in `ReleaseOlder`. If no older generation is
+    /// alive, close the listeners for good instead.
     Resign,
-    /// Tell the successor to stop.
+    /// Tell the successor to stop, because this generation stops.
     StopSuccessor,
-    /// Stop accepting but keep the listeners, because the successor accepts.
+    /// Stop accepting but keep the listening sockets open, because the successor accepts on them.
     StopAccepting,
-    /// Stop accepting for good: serve the clients in the backlogs, unlink the paths and close the
-    /// sockets.
+    /// Stop accepting for good: serve the clients in the backlogs, remove the paths of Unix
+    /// sockets, and close the listening sockets.
     CloseListeners,
-    /// Tell the older generations and the service manager that the lineage stops.
+    /// Tell the older generations and the service manager that the whole service stops.
     TellStopping,
-    /// Ask every connection to end, except those that can be carried to the successor. Start the
+    /// Ask every connection to end, except connections that can move to the successor. Start the
     /// drain deadline.
     Drain,
-    /// Ask the connections that were not carried to end.
+    /// Ask the connections that have not moved to the successor to end.
     DrainUncarried,
-    /// Accept again.
+    /// Accept connections again, because the successor has died.
     Resume,
-    /// Cut the remaining connections.
+    /// Close the remaining connections without waiting for their end.
     Cut,
     /// Report how the drain ended, and exit.
     Exit,
@@ -150,7 +159,7 @@ use Action::{
 };
 
 impl State {
-    /// Returns the initial state of a process.
+    /// Returns the state in which a process starts.
     #[must_use]
     pub(crate) const fn born(birth: Birth) -> Self {
         Self::Starting { birth, pending: PendingReload::None }
@@ -181,7 +190,7 @@ impl State {
     }
 }
 
-/// Returns the next state, and the actions to perform in this order.
+/// Returns the next state after `event`, and the actions to perform in the returned order.
 #[must_use]
 pub(crate) fn step(state: State, event: Event) -> (State, Vec<Action>) {
     match state {
@@ -206,7 +215,8 @@ fn starting(birth: Birth, pending: PendingReload, event: Event) -> (State, Vec<A
         Event::ReloadRequested => (State::Starting { birth, pending: PendingReload::One }, vec![]),
         Event::PredecessorLost => (State::Starting { birth: Birth::Orphan, pending }, vec![]),
         Event::Terminate | Event::CutNow => match birth {
-            // Nothing was accepted. The predecessor is told, and keeps serving.
+            // This generation has not accepted any connection. It tells the predecessor, which
+            // keeps serving.
             Birth::Successor => (State::Stopped, vec![TellRollback, Exit]),
             Birth::First | Birth::Orphan => serving(event),
         },
@@ -228,10 +238,10 @@ fn probation(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
             head(either(pending, late), vec![BecomeActive])
         }
         Event::PredecessorLost => head(pending, vec![BecomeActive]),
-        // Wait until the predecessor has retired: two generations on probation could outlive each
-        // other's rollback.
+        // Start the handoff only after the predecessor has retired. With two generations on
+        // probation, each could keep running after the rollback of the other.
         Event::ReloadRequested => (State::Probation { pending: PendingReload::One }, vec![]),
-        // The predecessor has never stopped serving, so it keeps its listeners.
+        // Keep the listening sockets open, because the predecessor still serves on them.
         Event::Terminate => (State::Stopping, vec![TellRollback, StopAccepting, Drain]),
         Event::CutNow => (State::Stopped, vec![TellRollback, StopAccepting, Drain, Cut, Exit]),
         Event::Live
@@ -253,7 +263,8 @@ fn serving(event: Event) -> (State, Vec<Action>) {
         }
         Event::Terminate => (State::Stopping, vec![TellStopping, CloseListeners, Drain]),
         Event::CutNow => (State::Stopped, vec![TellStopping, CloseListeners, Drain, Cut, Exit]),
-        // Late messages of a successor that is gone, and of older generations.
+        // These are late messages of a successor that is gone, or of older generations. They have
+        // no effect.
         Event::Live
         | Event::Committed(_)
         | Event::PredecessorLost
@@ -307,7 +318,8 @@ fn baking(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
         | Event::Committed(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
-        // Only the active generation sends this.
+        // Only the active generation sends `ServiceStopping`, and here the successor is not active
+        // yet.
         | Event::ServiceStopping
         | Event::CarryEnded
         | Event::Drained
@@ -323,8 +335,8 @@ fn retiring(on_death: OnSuccessorDeath, event: Event) -> (State, Vec<Action>) {
             (State::Serving, vec![DropSuccessor, Resume, BecomeActive])
         }
         Event::SuccessorLost => (State::Retiring { on_death }, vec![Resign, DropSuccessor]),
-        // The successor and this generation were both told to stop before either learned of the
-        // other. So this generation must tell the older ones.
+        // The successor and this generation were both told to stop, before either of them knew
+        // about the other's stop. So this generation must tell the older generations.
         Event::SuccessorRolledBack => {
             (State::Retiring { on_death }, vec![TellStopping, CloseListeners, DropSuccessor])
         }
@@ -336,7 +348,7 @@ fn retiring(on_death: OnSuccessorDeath, event: Event) -> (State, Vec<Action>) {
         Event::CarryEnded => (State::Retiring { on_death }, vec![DrainUncarried]),
         Event::Drained => (State::Stopped, vec![Exit]),
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
-        // Only the newest generation handles a reload.
+        // These events have no effect here. Only the newest generation handles a reload.
         Event::ReloadRequested
         | Event::Live
         | Event::Committed(_)
@@ -351,15 +363,16 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
         Event::Drained => (State::Stopped, vec![Exit]),
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
         Event::SuccessorLost | Event::SuccessorRolledBack => (State::Stopping, vec![DropSuccessor]),
-        // This generation has rolled back, but the predecessor was told to stop before it learned
-        // of that. The lineage ends with this generation.
+        // This generation has rolled back the handoff. But the predecessor was told to stop before
+        // it learned of the rollback, so the whole service ends here.
         Event::Committed(Commit { on_death: OnSuccessorDeath::Stay, .. }) => {
             (State::Stopping, vec![TellStopping, CloseListeners])
         }
-        // This generation has rolled back. The predecessor accepts again when it learns of that. If
-        // it has ended, an older generation accepts again.
+        // This generation has rolled back the handoff. The predecessor accepts again when it learns
+        // of the rollback. If the predecessor has ended, an older generation accepts again.
         Event::Committed(_) | Event::PredecessorLost => (State::Stopping, vec![ReleaseOlder]),
-        // A successor that becomes ready now has already been told to stop.
+        // These events have no effect. A successor that becomes ready now has already been told to
+        // stop.
         Event::SuccessorReady
         | Event::Live
         | Event::ReloadRequested
@@ -370,7 +383,8 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
     }
 }
 
-/// Returns the state of the active generation. If a reload is pending, a handoff starts.
+/// Returns the state of a generation that is active from now on. If a reload is pending, a handoff
+/// starts at once.
 fn head(pending: PendingReload, mut actions: Vec<Action>) -> (State, Vec<Action>) {
     match pending {
         PendingReload::None => (State::Serving, actions),

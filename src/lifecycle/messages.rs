@@ -1,8 +1,8 @@
 //! The part of the driver that receives messages from neighbouring generations and turns them into
 //! events.
 //!
-//! `machine` decides what to do about an event. A message that only needs a reply, or only has to
-//! be recorded, is handled here.
+//! The state machine in `machine` decides how to react to an event. A message that only needs a
+//! reply, or only has to be recorded, is handled in this module.
 
 use std::time::SystemTime;
 
@@ -18,10 +18,10 @@ use crate::report::{
     Connections, Counters, GenerationState, HandoffCounters, LastHandoff, Outcome, Report,
 };
 
-/// The handoffs of this generation, and the counters of generations that have ended.
+/// The past of this generation: its handoffs, and the counters of generations that have ended.
 #[derive(Debug)]
 pub(super) struct History {
-    /// When the generation entered its present state.
+    /// The time when this generation entered its present state, for status reports.
     pub(super) since: Since,
     pub(super) last_handoff: Option<LastHandoff>,
     /// The outcomes of the handoffs that this generation started.
@@ -31,7 +31,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// Returns a history without handoffs.
+    /// Creates a history without handoffs.
     pub(super) fn new() -> Self {
         Self {
             since: Since::now(),
@@ -41,13 +41,13 @@ impl History {
         }
     }
 
-    /// Records that the state has changed now.
+    /// Records that this generation has entered another state now.
     pub(super) fn state_changed(&mut self) {
         self.since = Since::now();
     }
 
-    /// Adds the last counters of another generation, whose process is gone or no longer reports.
-    /// Totals never decrease.
+    /// Adds the last counters of another generation, whose process is gone or no longer reports. So
+    /// the totals of the service never decrease.
     pub(super) fn add(&mut self, mut last: Counters, own: &Counters) {
         last.settle();
         self.past.add(&last);
@@ -61,7 +61,7 @@ impl History {
         }
     }
 
-    /// Records a failed handoff.
+    /// Records a failed handoff to `successor`, with its outcome and the reason.
     pub(super) fn failed(&mut self, successor: Generation, outcome: Outcome, reason: String) {
         if outcome == Outcome::RolledBack {
             self.handoffs.rolled_back += 1;
@@ -78,7 +78,8 @@ impl History {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Handles a message of an older generation. Returns the event that it means, if any.
+    /// Handles a message of an older generation. Returns an event for the state machine, or `None`
+    /// if the message needs no decision.
     pub(super) fn heard_predecessor(&mut self, event: PredecessorEvent) -> Option<Occurrence> {
         match event {
             PredecessorEvent::Committed(commit) => Some(Event::Committed(commit).into()),
@@ -128,7 +129,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Handles a message of the successor. Returns the event that it means, if any.
+    /// Handles a message of the successor. Returns an event for the state machine, or `None` if the
+    /// message needs no decision.
     pub(super) async fn heard_successor(&mut self, event: SuccessorEvent) -> Option<Occurrence> {
         let retired = matches!(self.state, State::Retiring { .. });
         match event {
@@ -143,8 +145,8 @@ impl<P: DataPlane> Driver<P> {
                 Some(Event::SuccessorReady.into())
             }
             SuccessorEvent::Lost(failure) => {
-                // A service manager ends the service when its main process dies, and starts it
-                // again.
+                // Stop this generation too: when the main process dies, the service manager ends
+                // the whole service and starts it again.
                 if retired && self.process.notifier.watches_head() {
                     let what = "the successor died; leaving the restart to the service manager";
                     tracing::error!(
@@ -159,18 +161,18 @@ impl<P: DataPlane> Driver<P> {
             }
             SuccessorEvent::Stopping => Some(Event::ServiceStopping.into()),
             SuccessorEvent::GivenUp(sockets) => {
-                // A successor that has not taken over decides nothing.
+                // Ignore the message before the successor has taken over.
                 if retired {
-                    // Accept the clients in the backlog: the kernel resets them when the last
-                    // descriptor of the socket is closed.
+                    // Accept the clients in the backlog now. The kernel resets them when the last
+                    // file descriptor of the listening socket is closed.
                     let given_up = self.listeners.set.remove_sockets(&sockets);
                     self.plane.accept_backlog(&given_up);
                 }
                 None
             }
             SuccessorEvent::Cut if retired => Some(Event::CutNow.into()),
-            // This is invalid before the successor has taken over: this generation would end, and
-            // no generation would serve.
+            // The successor must not send `Cut` before it has taken over. This generation would
+            // end, and no generation would serve.
             SuccessorEvent::Cut => {
                 let why = "to cut a drain, before it has taken over".to_owned();
                 Some(HandoffFailure::Garbage { why }.into())
@@ -192,11 +194,12 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Logs an error if an older generation died instead of ending in order.
+    /// Logs an error if an older generation died while it still had connections.
     ///
-    /// A generation that ends in order reports that first. It may have reported to another process,
-    /// if that was the active generation at the time. So no error is logged for a generation that
-    /// ended before this process became active, or while another process was active.
+    /// A generation that ends in order sends a final report to the active generation. If another
+    /// process was active at the time, this process has not received the report. So this function
+    /// logs no error for a generation that ended before this process became active, or while
+    /// another process was active.
     fn say_if_it_died(&self, generation: Generation, last: Option<&Report>) {
         match last.map(|last| (last.state, last.connections)) {
             Some((GenerationState::Stopped | GenerationState::Unknown, _)) => {}

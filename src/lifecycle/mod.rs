@@ -1,10 +1,12 @@
 //! The lifecycle of a generation, from its start until its last connection has ended.
 //!
-//! `machine` is the pure core: it maps each state and event to the next state and its actions.
-//! `driver` surrounds it: it turns signals, messages, timers and ends of tasks into events, and
-//! actions into calls. The modules that do the work (`handoff`, `server`, `notify`) meet only here.
+//! The module `machine` is the core without side effects: it maps each state and event to the next
+//! state and its actions. The module `driver` surrounds it. It turns signals, messages, timers and
+//! ends of tasks into events, and performs the actions. The modules that do the work (`handoff`,
+//! `server`, `notify`) know nothing about each other.
 //!
-//! [`run`] serves a [`crate::Service`]. [`Starting`] is the entry point for your own server.
+//! A program that implements [`crate::Service`] calls [`run`]. A program with its own server begins
+//! with [`Starting`].
 
 mod actions;
 mod check;
@@ -34,19 +36,19 @@ pub use check::check;
 pub use driver::RunReport;
 pub use embed::{Acceptor, AfterDrain, Retirement, Serving, Starting};
 
-/// Serves `service` for the whole life of this generation: adopts or binds the listeners, takes
-/// over from a predecessor, hands over to successors, and drains. Must be called in a tokio runtime
-/// with I/O and time enabled.
+/// Serves `service` until this generation ends. It adopts or binds the listeners, takes over from a
+/// predecessor, hands over to a successor, and drains. Must be called in a tokio runtime with I/O
+/// and time enabled.
 ///
 /// This function handles SIGHUP, SIGUSR2, SIGTERM, SIGINT and SIGQUIT for the whole process, as the
 /// table in the README describes. It logs and ignores every other signal that would end the
-/// process. If the program has installed its own handler for SIGUSR2 or for such a signal before
-/// this call, that handler stays. SIGURG is used within the process, to interrupt an accept that
-/// blocks although the socket is non-blocking.
+/// process. For SIGUSR2 and the ignored signals, a handler that the program has installed before
+/// this call stays in place. The library uses SIGURG to interrupt an accept call that blocks
+/// although the socket is non-blocking.
 ///
 /// # Errors
-/// When this generation cannot begin to serve, or ends early. A predecessor that has not handed
-/// over yet is told the reason and keeps serving.
+/// Fails when this generation cannot begin to serve, or ends early. If it has a predecessor that
+/// has not handed over yet, the predecessor is told the reason and keeps serving.
 pub async fn run<S: Service>(
     config: Config,
     inheritance: Inheritance,
@@ -59,8 +61,8 @@ pub async fn run<S: Service>(
 /// runtime of the caller.
 ///
 /// # Errors
-/// When this generation cannot begin to serve, or ends early. A predecessor that has not handed
-/// over yet is told the reason and keeps serving.
+/// Fails when this generation cannot begin to serve, or ends early. If it has a predecessor that
+/// has not handed over yet, the predecessor is told the reason and keeps serving.
 pub async fn run_on<S: Service>(
     workers: Workers,
     config: Config,

@@ -1,11 +1,11 @@
-//! The pid file, which names the process to signal.
+//! The pid file, which contains the id of the process that operators signal.
 //!
-//! It is replaced by rename, so a reader finds the old pid or the new one, never a partial number.
-//! `machine` decides which process it names, and when that changes. A failed write is retried until
-//! it succeeds. Otherwise a signal sent to the named pid could hit a process that has ended, or an
-//! unrelated one.
+//! The file is replaced by rename, so a reader finds the old pid or the new one, never a partial
+//! number. The state machine in `machine` decides which process the file names, and when that
+//! changes. A failed write is retried until it succeeds, because a stale pid could make an operator
+//! signal an unrelated process.
 //!
-//! Only a pid file is ever replaced: a regular file that is empty or holds a number.
+//! To protect other files, a write replaces only a regular file that is empty or contains a number.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -24,34 +24,34 @@ use crate::config::{Config, Listeners};
 use crate::error::Error;
 use crate::sys::process::PidFd;
 
-/// The pause between a failed write and the next try.
+/// How long to wait before a failed write of the pid file is retried.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The longest content of a pid file, in bytes. It leaves room for what other programs add to the
-/// number and the line feed.
+/// The maximum size of a pid file in bytes. It leaves room for white space that other programs add
+/// to the number.
 const LONGEST: u64 = 64;
 
-/// The pid file, with a failed write that is to be retried.
+/// The pid file of this process, and the write to retry if one has failed.
 #[derive(Debug)]
 pub(super) struct PidFile {
     path: PathBuf,
-    /// The pid that the file should name but does not yet.
+    /// The failed write that is to be retried. `None` if the file is up to date.
     owed: Option<Owed>,
 }
 
-/// A failed write that is retried.
+/// A failed write of the pid file, which is retried until it succeeds.
 #[derive(Debug)]
 struct Owed {
     pid: u32,
     due: Instant,
     failures: u32,
-    /// The reason for the last failure. The same reason is logged only once.
+    /// The reason for the last failure. A reason that repeats is logged only once.
     reason: String,
 }
 
 impl PidFile {
-    /// Checks that the file can be written, without changing it, and removes drafts left behind by
-    /// dead processes.
+    /// Checks that the pid file can be written, without changing it. Also removes the temporary
+    /// files that dead processes have left next to it. Returns `None` if no pid file is configured.
     pub(super) fn new(config: &Config) -> Result<Option<Self>, Error> {
         let Some(path) = &config.pid_file else { return Ok(None) };
         check(config)?;
@@ -60,11 +60,11 @@ impl PidFile {
         Ok(Some(Self { path: path.clone(), owed: None }))
     }
 
-    /// Writes `pid` to the file. If that fails, call [`PidFile::retry`] at the time that
+    /// Writes `pid` to the file. If this fails, call [`PidFile::retry`] at the time that
     /// [`PidFile::due`] returns.
     ///
     /// # Errors
-    /// Why the file does not name `pid` yet.
+    /// Returns the reason why the file does not contain `pid` yet.
     pub(super) fn name(&mut self, pid: u32) -> Result<(), Error> {
         let failures =
             self.owed.take().filter(|owed| owed.pid == pid).map_or(0, |owed| owed.failures);
@@ -79,22 +79,22 @@ impl PidFile {
         })
     }
 
-    /// Writes `pid` to the file and stops maintaining it: from now on, process `pid` does, and
-    /// retries if this write fails.
+    /// Writes `pid` to the file and stops maintaining the file. From now on process `pid` maintains
+    /// the file, and retries if this write fails.
     ///
     /// # Errors
-    /// Why the file does not name `pid` yet.
+    /// Returns the reason why the file does not contain `pid` yet.
     pub(super) fn hand_over(&mut self, pid: u32) -> Result<(), Error> {
         self.owed = None;
         self.write(pid)
     }
 
-    /// Returns when to call [`PidFile::retry`], if a write has failed.
+    /// Returns when to call [`PidFile::retry`], or `None` if no write has failed.
     pub(super) fn due(&self) -> Option<Instant> {
         self.owed.as_ref().map(|owed| owed.due)
     }
 
-    /// Retries a failed write.
+    /// Retries a failed write, if there is one.
     pub(super) fn retry(&mut self) {
         let Some(Owed { pid, failures, reason, .. }) = self.owed.take() else { return };
         self.owed = Some(Owed { pid, due: Instant::now(), failures, reason: String::new() });
@@ -114,14 +114,15 @@ impl PidFile {
         written.map_err(|source| Error::PidFile { path: self.path.clone(), source })
     }
 
-    /// Removes the file if it names this process, or `successor`, which ends together with this
-    /// one.
+    /// Removes the file if it names this process, or if it names `successor`, a process that ends
+    /// together with this one.
     pub(super) fn remove(&mut self, successor: Option<u32>) {
         self.owed = None;
         let named = named(&self.path).ok().flatten();
         if named.is_some_and(|named| named == std::process::id() || Some(named) == successor) {
             match fs::remove_file(&self.path) {
-                // A successor that was told to stop removes the file too.
+                // Ignore a missing file, because a successor that was told to stop also removes the
+                // file.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!(
                         event = "pid_file.remove_failed", path = %self.path.display(),
@@ -135,7 +136,7 @@ impl PidFile {
     }
 }
 
-/// Logs that the file does not name the process to signal.
+/// Logs that the pid file could not be written.
 pub(super) fn log_failure(error: &Error) {
     tracing::error!(
         event = "pid_file.failed", reason = %error,
@@ -143,11 +144,11 @@ pub(super) fn log_failure(error: &Error) {
     );
 }
 
-/// Checks that writing the pid file would replace nothing but a pid file, and that its path is not
-/// that of a socket. Changes nothing.
+/// Checks that a write of the pid file would replace nothing but a pid file, and that no socket is
+/// configured at its path. Changes nothing.
 ///
 /// # Errors
-/// [`Error::PidFile`].
+/// Returns [`Error::PidFile`] if the pid file cannot be used.
 pub(super) fn check(config: &Config) -> Result<(), Error> {
     let Some(path) = &config.pid_file else { return Ok(()) };
     let refuse = |source| Error::PidFile { path: path.clone(), source };
@@ -167,8 +168,8 @@ pub(super) fn check(config: &Config) -> Result<(), Error> {
     named_or_none(path).map_err(refuse)
 }
 
-/// Returns whether two paths name the same file, even if their directories are written differently.
-/// The file need not exist.
+/// Returns whether two paths name the same file, even if one reaches its directory through symbolic
+/// links. The file need not exist.
 fn is_same(one: &Path, other: &Path) -> bool {
     let folder = |path: &Path| match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => fs::canonicalize(folder),
@@ -179,7 +180,8 @@ fn is_same(one: &Path, other: &Path) -> bool {
             && matches!((folder(one), folder(other)), (Ok(one), Ok(other)) if one == other))
 }
 
-/// Checks that a write may replace `path`: it does not exist, or it is empty or a pid file.
+/// Checks that a write may replace the file at `path`: the file does not exist, is empty, or is a
+/// pid file.
 fn named_or_none(path: &Path) -> io::Result<()> {
     match named(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -190,10 +192,10 @@ fn named_or_none(path: &Path) -> io::Result<()> {
 /// Returns the pid in a pid file, or `None` if the file is empty.
 ///
 /// # Errors
-/// When the file does not exist, or is not a pid file.
+/// Fails when the file does not exist, or is not a pid file.
 fn named(path: &Path) -> io::Result<Option<u32>> {
-    // Check before opening, because opening a device or a named pipe may block or have side
-    // effects.
+    // Check the file type before opening, because opening a device or a named pipe may block or
+    // have side effects.
     let kind = fs::symlink_metadata(path)?.file_type();
     if kind.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
@@ -203,7 +205,8 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
             "what lies there is no file, but a symbolic link: name the file itself",
         ));
     }
-    // Renaming over /dev/null would remove it for the whole system.
+    // Refuse devices and other special files, because a rename over /dev/null would remove it for
+    // the whole system.
     if !kind.is_file() {
         return Err(io::Error::other("what lies there is no file"));
     }
@@ -221,8 +224,8 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
     Ok(std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()))
 }
 
-/// Removes drafts next to `pid_file` whose processes have ended. Such a process was killed between
-/// two system calls.
+/// Removes the temporary files next to `pid_file` that processes which have ended left behind. Such
+/// a process was killed before it could rename or remove its file.
 fn remove_stale_drafts(pid_file: &Path) {
     let Some(name) = pid_file.file_name() else { return };
     let folder =
@@ -241,8 +244,8 @@ fn remove_stale_drafts(pid_file: &Path) {
     }
 }
 
-/// Returns the pid of the process that created a draft of the pid file `name`. Returns `None` if
-/// `draft` is not the name of such a draft: `NAME.PID-RANDOM`.
+/// Returns the id of the process that created the temporary file `draft` for the pid file `name`.
+/// Returns `None` if `draft` does not have the form `NAME.PID-RANDOM`.
 fn draft_of(draft: &OsStr, name: &OsStr) -> Option<u32> {
     let rest = draft.as_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b".")?;
     let (pid, random) = std::str::from_utf8(rest).ok()?.split_once('-')?;
@@ -250,8 +253,9 @@ fn draft_of(draft: &OsStr, name: &OsStr) -> Option<u32> {
     pid.parse().ok().filter(|_| is_random)
 }
 
-/// Returns whether the process has ended, even if its parent has not reaped it. A draft with this
-/// process's own pid was left by an earlier process with the same pid.
+/// Returns whether the process that created a temporary file has ended, even if its parent has not
+/// reaped it. A temporary file with the pid of this process was left by an earlier process with the
+/// same pid.
 fn has_ended(pid: u32) -> bool {
     pid == std::process::id()
         || match PidFd::open(pid) {
@@ -260,20 +264,19 @@ fn has_ended(pid: u32) -> bool {
         }
 }
 
-/// A temporary file that becomes the pid file once it is complete. If dropped before that, it is
-/// removed.
+/// A temporary file that becomes the pid file once it is complete. Dropping it earlier removes it.
 ///
-/// It is in the directory of the pid file, where other users may be able to create files. Its name
-/// is therefore random, and it is never an existing file or link.
+/// The temporary file is in the directory of the pid file, where other users may be able to create
+/// files. Therefore its name is random, and creating it never opens an existing file or link.
 struct Draft {
     file: fs::File,
     path: PathBuf,
 }
 
 impl Draft {
-    /// Creates an empty draft next to `pid_file`.
+    /// Creates an empty temporary file next to `pid_file`.
     fn create(pid_file: &Path) -> io::Result<Self> {
-        // The kernel's random numbers seed the hasher.
+        // The result is random, because the hasher is seeded with random numbers from the kernel.
         let random = RandomState::new().hash_one(std::time::Instant::now());
         let mut path = pid_file.as_os_str().to_owned();
         path.push(format!(".{}-{random:016x}", std::process::id()));
@@ -287,7 +290,7 @@ impl Draft {
         Ok(Self { file, path })
     }
 
-    /// Writes `pid` and renames the draft to `pid_file`.
+    /// Writes `pid` to the temporary file, and renames the file to `pid_file`.
     fn publish(mut self, pid: u32, pid_file: &Path) -> io::Result<()> {
         self.file.write_all(format!("{pid}\n").as_bytes())?;
         named_or_none(pid_file)?;
@@ -297,7 +300,8 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // After publishing, this path no longer exists.
+        // Ignore an error: if the temporary file has become the pid file, this path no longer
+        // exists.
         let _ = fs::remove_file(&self.path);
     }
 }

@@ -1,9 +1,11 @@
-//! The events of the data plane, combined into one source.
+//! The events of the data plane, the server that accepts and serves connections, combined into one
+//! source.
 
 use crate::data_plane::{CarryEnd, DataPlane};
 use crate::error::Error;
 
-/// The events that the driver currently waits for.
+/// A choice of the data plane's events: each flag says whether the driver currently waits for that
+/// event.
 #[expect(clippy::struct_excessive_bools, reason = "one for each branch of the select")]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Awaited {
@@ -14,22 +16,23 @@ pub(super) struct Awaited {
     pub(super) drained: bool,
 }
 
-/// An event of the data plane.
+/// An event of the data plane, the server that accepts and serves connections.
 #[derive(Debug)]
 pub(super) enum PlaneEvent {
-    /// The data plane serves on all listeners.
+    /// The data plane has started to serve on all listeners.
     Started,
-    /// A part of the data plane has died, or it cannot start.
+    /// A part of the data plane has died, or the data plane cannot start.
     Died(Error),
-    /// The successor accepts no more connections.
+    /// No more connections move from this process to the successor.
     CarryEnded(CarryEnd),
-    /// No predecessor carries connections here any more.
+    /// No predecessor moves connections to this process any more.
     TakenOver,
-    /// No connection is left.
+    /// The last connection has ended.
     Drained,
 }
 
-/// Waits for the next awaited event of `plane`, forever if none is awaited. Cancel safe.
+/// Waits for the next event of `plane` that is selected in `awaited`. Waits forever if none is
+/// selected. Cancel safe.
 pub(super) async fn next_of_plane(plane: &impl DataPlane, awaited: Awaited) -> PlaneEvent {
     tokio::select! {
         biased;

@@ -1,17 +1,19 @@
-//! The process of a generation: its number, its program, and what it inherited.
+//! The properties of a generation's process: its number, its program, and the resources that it
+//! inherited.
 
 use crate::generation::Generation;
 use crate::handoff::{Init, Program, ReservedFd};
 use crate::notify::Notifier;
 
-/// What stays the same for the whole life of this process.
+/// The properties of this process that never change, and its channel to the service manager.
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) generation: Generation,
     pub(super) program: Program,
     /// A file descriptor number reserved for the channel to a successor.
     pub(super) slot: ReservedFd,
-    /// The init process that started this lineage, in a container.
+    /// The init process of the container that started this service. `None` outside of such a
+    /// container.
     pub(super) init: Option<Init>,
     pub(super) notifier: Notifier,
 }

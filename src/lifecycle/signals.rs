@@ -1,8 +1,9 @@
 //! The signals of a generation, turned into events.
 //!
-//! A predecessor blocks SIGHUP and SIGUSR2 across the exec. A signal that arrives before the
-//! handler is installed then stays pending, instead of killing this process. Another parent may
-//! have blocked signals too. Once the handlers are installed, all signals used here are unblocked.
+//! A predecessor starts its successor with SIGHUP and SIGUSR2 blocked. A signal that arrives before
+//! the handler is installed then stays pending, instead of killing the new process. Another parent
+//! may have blocked signals too. Once the handlers are installed, this process unblocks all signals
+//! that it uses.
 //!
 //! Every other signal that would end the process is logged and ignored, so that a mistyped signal
 //! number does not cut clients.
@@ -21,7 +22,7 @@ use crate::handoff::signals::{has_handler, stray};
 #[derive(Debug)]
 pub(super) struct Signals {
     hangup: Signal,
-    /// SIGUSR2, or `None` if the program has its own handler for it.
+    /// The stream of SIGUSR2, or `None` if the program has its own handler for this signal.
     user: Option<Signal>,
     terminate: Signal,
     interrupt: Signal,
@@ -38,7 +39,8 @@ enum Interrupted {
 }
 
 impl Signals {
-    /// Installs the handlers. Must be called in a tokio runtime.
+    /// Installs the signal handlers and unblocks the handled signals. Must be called in a tokio
+    /// runtime.
     pub(super) fn install() -> io::Result<Self> {
         let unhandled = |number: c_int| -> io::Result<Option<Signal>> {
             let is_ours = !has_handler(number)?;
@@ -63,7 +65,7 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Waits for the next signal, and returns its event. Cancel safe.
+    /// Waits for the next signal, and returns the event that it means. Cancel safe.
     pub(super) async fn next(&mut self) -> Event {
         let Self { hangup, user, terminate, interrupt, quit, interrupted, stray } = self;
         let (event, signal) = tokio::select! {
@@ -87,7 +89,7 @@ async fn next_of(signal: &mut Option<Signal>) -> Option<()> {
     signal.as_mut()?.recv().await
 }
 
-/// Logs every ignored signal. Never ready.
+/// Logs every signal that is received but ignored. This function never returns `Poll::Ready`.
 fn log_strays(
     stray: &mut [(c_int, Signal)],
     context: &mut Context<'_>,
@@ -109,8 +111,8 @@ fn name(number: c_int) -> String {
     Number::try_from(number).map_or_else(|_| format!("signal {number}"), |named| named.to_string())
 }
 
-/// Logs what happens to a reload request that starts no handoff now, because its sender may be
-/// waiting for a new generation.
+/// Logs that a reload request starts no handoff now, and the reason. The sender may be waiting for
+/// a new generation.
 pub(super) fn log_reload_without_effect(state: State) {
     match state {
         State::Starting { .. }

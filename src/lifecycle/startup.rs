@@ -1,9 +1,9 @@
 //! The part of the driver that checks whether the accept loops have started, and whether they are
-//! alive.
+//! still alive.
 //!
-//! A generation reports readiness when every accept loop has run, not when it was spawned. If a
-//! generation lost a worker or an accept loop and continued, it would lose some of its clients for
-//! the rest of its life. It therefore ends with an error.
+//! A generation reports readiness only after every accept loop has run. A generation that loses a
+//! worker or an accept loop ends with an error. Otherwise it would lose some of its clients for the
+//! rest of its life.
 
 use std::time::Duration;
 
@@ -16,23 +16,25 @@ use crate::data_plane::DataPlane;
 use crate::error::Error;
 use crate::handoff::Message;
 
-/// Whether the data plane has started, and whether a part of it has died.
+/// The health of the data plane, the part that serves clients: whether it has started, and whether
+/// a part of it has died.
 #[derive(Debug, Default)]
 pub(super) struct Liveness {
-    /// The start of the data plane, until it serves.
+    /// The deadline of the data plane's start. `None` once the data plane serves.
     starting: Option<Starting>,
-    /// The error that this generation returns once its connections have ended.
+    /// The error of the part that has died. This generation returns it once its connections have
+    /// ended.
     death: Option<Error>,
 }
 
-/// The start of the data plane, and its deadline.
+/// A start of the data plane that is in progress.
 #[derive(Debug)]
 struct Starting {
     until: Option<Instant>,
 }
 
 impl Liveness {
-    /// Records that the data plane is starting, and must serve within `limit`.
+    /// Records that the data plane is starting, and that it must serve within `limit`.
     pub(super) fn begin(&mut self, limit: Duration) {
         self.starting = Some(Starting { until: deadline(limit) });
     }
@@ -42,27 +44,28 @@ impl Liveness {
         self.starting.is_some()
     }
 
-    /// Returns when the data plane must serve.
+    /// Returns the deadline of the data plane's start, or `None` without a start or a deadline.
     pub(super) fn until(&self) -> Option<Instant> {
         self.starting.as_ref().and_then(|starting| starting.until)
     }
 
-    /// Returns whether every part is alive, as far as is known.
+    /// Returns whether every part of the data plane is alive, as far as is known.
     pub(super) const fn is_whole(&self) -> bool {
         self.death.is_none()
     }
 
-    /// Takes the error of the part that has died, if any.
+    /// Takes the error of the part of the data plane that has died, if any.
     pub(super) const fn take_death(&mut self) -> Option<Error> {
         self.death.take()
     }
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Handles the end of the start: every accept loop has run.
+    /// Handles the event that every accept loop has run, so the start is complete.
     pub(super) fn started(&mut self) -> Option<Occurrence> {
         self.liveness.starting = None;
-        // The generation may have been told to stop in the meantime.
+        // Report the event only in this state, because the generation may have been told to stop
+        // meanwhile.
         matches!(self.state, State::Starting { .. }).then(|| {
             let listeners = self.listeners.set.as_slice().iter();
             let listeners = listeners.map(|one| format!("{}={}", one.name(), one.address()));
@@ -79,11 +82,12 @@ impl<P: DataPlane> Driver<P> {
 
     /// Handles the death of a worker or an accept loop.
     ///
-    /// A generation that accepts ends at once, as in a crash, and a neighbouring generation takes
-    /// over. A generation that drains lets its other connections finish.
+    /// A generation that accepts connections ends at once, as in a crash, and a neighbouring
+    /// generation takes over. A generation that drains continues, so that its other connections can
+    /// finish.
     ///
     /// # Errors
-    /// The given error, if the generation ends because of it.
+    /// Returns the given error if the generation ends because of it.
     pub(super) fn part_died(&mut self, error: Error) -> Result<(), Error> {
         if let Some(starting) = &mut self.liveness.starting {
             starting.until = None;

@@ -1,8 +1,8 @@
 //! The part of the driver that answers status requests.
 //!
-//! Each generation knows its own state. The active generation asks the others, and waits for their
-//! answers for a short time only, because one of them may hang. For a generation that does not
-//! answer, the status shows its last report and marks its state as unknown.
+//! Each generation knows its own state. The active generation asks the others for theirs, and waits
+//! only a short time for the answers, because another generation may hang. For a generation that
+//! does not answer, the status shows the last report and an unknown state.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,7 +20,7 @@ use crate::report::{
     Connections, Counters, GenerationState, ListenerReport, Report, Settings, Status,
 };
 
-/// How long to wait for the answers of other generations.
+/// How long to wait until other generations have answered a status request.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The control socket, and the operators that wait for a status.
@@ -31,13 +31,13 @@ pub(super) struct Operators {
 }
 
 impl Operators {
-    /// Returns a value without operators. The control socket is not open yet.
+    /// Creates the control socket's state, without operators. The control socket is not open yet.
     pub(super) fn new() -> Self {
         Self { control: ControlServer::new(), status: StatusWaiters::default() }
     }
 }
 
-/// The operators that wait for a status.
+/// The operators whose status requests are not answered yet, and the deadline for the answers.
 #[derive(Debug, Default)]
 pub(super) struct StatusWaiters {
     waiting: Vec<Answer>,
@@ -45,18 +45,18 @@ pub(super) struct StatusWaiters {
 }
 
 impl StatusWaiters {
-    /// Returns the deadline for answering them.
+    /// Returns when to answer the waiting operators, even if other generations have not reported.
     pub(super) const fn deadline(&self) -> Option<Instant> {
         self.until
     }
 }
 
-/// The time when something began.
+/// A point in time, by two clocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Since {
-    /// By the system clock, which may be set while the process runs.
+    /// The time of the system clock, which may be changed while the process runs.
     date: SystemTime,
-    /// By the monotonic clock, for durations.
+    /// The time of the monotonic clock, from which durations are computed.
     instant: Instant,
 }
 
@@ -72,7 +72,7 @@ impl Since {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Handles an operator's request.
+    /// Handles a request that an operator has sent over the control socket.
     pub(super) fn asked(&mut self, request: Request, answer: Answer) -> Option<Occurrence> {
         if answer.is_abandoned() {
             tracing::info!(
@@ -94,7 +94,7 @@ impl<P: DataPlane> Driver<P> {
         None
     }
 
-    /// Performs a duty of the active generation.
+    /// Performs a periodic duty of the active generation.
     pub(super) fn do_duty(&mut self, duty: Duty) {
         match duty {
             Duty::Beat => {
@@ -104,7 +104,8 @@ impl<P: DataPlane> Driver<P> {
                 }
             }
             Duty::RefreshStatus => {
-                // A generation that has not answered since the last refresh will not answer soon.
+                // First report what is known. A generation that has not answered since the last
+                // refresh will not answer soon.
                 self.say_how_it_stands();
                 self.ask_the_others();
                 let is_quiet = self.predecessors.is_empty() && self.state != State::Stopping;
@@ -129,7 +130,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Handles a report of another generation, or its end.
+    /// Handles a status report of another generation, or the end of that generation. Answers the
+    /// operators if no report is missing any more.
     pub(super) fn reported(&mut self) {
         let is_due = self.predecessors.reports().any(|(_, poll)| poll.is_due())
             || self.successor().is_some_and(|successor| successor.poll().is_due());
@@ -139,7 +141,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Answers the waiting operators with what is known.
+    /// Answers the operators that wait for a status, with what is known now.
     pub(super) fn answer_status(&mut self) {
         self.operators.status.until = None;
         let waiting = std::mem::take(&mut self.operators.status.waiting);
@@ -225,7 +227,7 @@ impl<P: DataPlane> Driver<P> {
 }
 
 impl State {
-    /// Returns the state as it appears in reports.
+    /// Returns the name of this state in status reports.
     const fn standing(self) -> GenerationState {
         match self {
             Self::Starting { .. } => GenerationState::Starting,
@@ -240,11 +242,12 @@ impl State {
     }
 }
 
-/// Returns the last report of a generation, or `known` if it has sent none. If an answer is
-/// overdue, the state is unknown.
+/// Returns the last report of a generation, or `known` if the generation has sent none. If the
+/// generation is late with an answer, its state becomes unknown.
 fn last_word(known: Report, poll: &StatusPoll) -> Report {
     let last = poll.report().cloned().unwrap_or(known);
-    // The time in the current state is no longer known, so readers compute it from the date.
+    // Leave out the time in the current state, because the state may have changed. Readers can
+    // still use the date of the last known change.
     if poll.is_due() {
         Report { state: GenerationState::Unknown, for_ms: None, ..last }
     } else {
@@ -252,7 +255,7 @@ fn last_word(known: Report, poll: &StatusPoll) -> Report {
     }
 }
 
-/// Returns the sums over all connections.
+/// Returns the sums of the connections and bytes in all `reports`.
 fn total(reports: &[Report]) -> Connections {
     let all = reports.iter().filter_map(|report| report.connections);
     all.fold(Connections::default(), |sum, one| Connections {

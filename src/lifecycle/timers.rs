@@ -1,37 +1,40 @@
 //! The deadlines of a generation, combined into one source of events.
 //!
-//! Each deadline is stored with the thing that it limits (a handoff, a drain, a status request), so
-//! it cannot outlive that thing. The driver waits for the earliest one.
+//! Each deadline is stored with its purpose (a handoff, a drain, a status request) and is removed
+//! together with it. The driver waits for the earliest deadline.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// The purpose of a deadline.
+/// The purpose of a deadline, that is, what happens when it has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Timer {
-    /// The accept loops must have run. Otherwise they count as dead.
+    /// The accept loops count as dead if they have not run by this deadline.
     Startup,
-    /// A handoff that waits until connections have been carried here fails.
+    /// A handoff fails at this deadline if it still waits for connections that move here from older
+    /// generations.
     Delay,
-    /// A successor that is not ready is killed.
+    /// The successor is killed at this deadline if it is not ready.
     Ready,
-    /// The operator who requested the handoff stops waiting, so the handoff fails.
+    /// The handoff fails at this deadline, because the operator who requested it no longer waits.
     Operator,
-    /// The successor's probation is over.
+    /// The successor's probation ends at this deadline, and the handoff is committed.
     Bake,
-    /// The remaining connections are cut.
+    /// The remaining connections of a drain are cut at this deadline.
     Drain,
-    /// Connections that have not been carried are asked to end.
+    /// Connections that have not moved to the successor by this deadline are asked to end.
     Carry,
-    /// Operators who requested the status are answered with what is known.
+    /// Operators who requested the status get an answer at this deadline, even if reports are
+    /// missing.
     Status,
-    /// A failed write of the pid file is retried.
+    /// A failed write of the pid file is retried at this time.
     PidFile,
 }
 
-/// Waits until the deadline, forever if it is `None`. A deadline in the past completes at once, not
-/// at the next tick of the timer. Cancel safe.
+/// Waits until the deadline has passed, and returns its purpose. Waits forever if `next` is `None`.
+/// If the deadline has already passed, this function returns at once, not at the next tick of the
+/// timer. Cancel safe.
 pub(super) async fn due(next: Option<(Instant, Timer)>) -> Timer {
     match next {
         Some((deadline, timer)) if deadline <= Instant::now() => timer,

@@ -1,5 +1,5 @@
-//! The part of the driver that waits for all sources of events, and dispatches each event to its
-//! handler.
+//! The part of the driver that waits for events from all sources, and calls the handler of each
+//! event.
 
 use super::driver::{Driver, Occurrence};
 use super::head::{ActiveRole, Duty};
@@ -12,7 +12,7 @@ use crate::data_plane::DataPlane;
 use crate::error::{Error, HandoffFailure};
 use crate::handoff::{PredecessorEvent, Successor, SuccessorEvent};
 
-/// The reason for one iteration of the event loop.
+/// The reason why the event loop has woken up.
 enum Wakeup {
     Predecessor(PredecessorEvent),
     Successor(SuccessorEvent),
@@ -24,11 +24,12 @@ enum Wakeup {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Waits for the next event. Messages of other generations come first, because a retired
-    /// predecessor or a dead successor changes what a signal means.
+    /// Waits for the next event of the state machine. Messages of other generations are read before
+    /// signals, because the loss of a successor or the commit of a predecessor changes what a
+    /// signal means.
     ///
     /// # Errors
-    /// The error that ends this generation.
+    /// Returns the error that ends this generation.
     pub(super) async fn next_occurrence(&mut self) -> Result<Occurrence, Error> {
         loop {
             if let Some(occurrence) = self.raised.pop_front() {
@@ -80,7 +81,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Handles a deadline that has passed.
+    /// Handles a deadline that has passed. Returns an event for the state machine, if needed.
     fn expired(&mut self, timer: Timer) -> Result<Option<Occurrence>, Error> {
         let limit = self.config.ready_timeout;
         Ok(Some(match timer {
@@ -105,7 +106,7 @@ impl<P: DataPlane> Driver<P> {
         }))
     }
 
-    /// Returns the earliest deadline.
+    /// Returns the earliest deadline of this generation, or `None` if it has none.
     fn next_timer(&self) -> Option<(tokio::time::Instant, Timer)> {
         let (handoff, drain) = (self.handoff.as_ref(), self.drain.as_ref());
         let timers = [
@@ -120,7 +121,7 @@ impl<P: DataPlane> Driver<P> {
         timers.into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// Returns which events of the data plane to wait for now.
+    /// Returns which events of the data plane to wait for in the current state.
     fn awaited(&self) -> Awaited {
         let is_retiring = matches!(self.state, State::Retiring { .. });
         Awaited {
@@ -132,10 +133,11 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Returns whether this process ends with its last connection.
+    /// Returns whether this process may end as soon as its last connection has ended.
     ///
     /// While the service stops, a successor that is not ready must end first. The active generation
-    /// also waits for all older ones, because a unit and a container end with their main process.
+    /// also waits for all older generations. The reason is that a systemd unit and a container end
+    /// with their main process.
     fn may_be_drained(&self) -> bool {
         let successor = self.successor();
         let has_unready_successor = successor.is_some_and(|successor| !successor.is_ready());
@@ -154,8 +156,8 @@ impl<P: DataPlane> Driver<P> {
     }
 }
 
-/// Waits for the next duty of the active generation, forever if this process is not active. Cancel
-/// safe.
+/// Waits for the next periodic duty of the active generation. Waits forever if this process is not
+/// active. Cancel safe.
 async fn next_duty(head: Option<&mut ActiveRole>) -> Duty {
     match head {
         Some(head) => head.next().await,
@@ -163,7 +165,7 @@ async fn next_duty(head: Option<&mut ActiveRole>) -> Duty {
     }
 }
 
-/// Waits for a message of the successor, forever if none exists. Cancel safe.
+/// Waits for the next message of the successor. Waits forever if no successor exists. Cancel safe.
 async fn next_of_successor(successor: Option<&mut Successor>) -> SuccessorEvent {
     match successor {
         Some(successor) => successor.next().await,

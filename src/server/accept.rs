@@ -1,8 +1,8 @@
-//! The accept loop of one listener: it accepts until it is stopped, and respects the listener's
-//! connection limit.
+//! The accept loop of one listener. It accepts clients until it is stopped, and respects the
+//! listener's connection limit.
 //!
-//! While a listener is at its limit, nothing is accepted. New clients wait in the backlog of the
-//! kernel and are not reset. Serving the accepted connections is left to `connection`.
+//! A listener that has reached its limit accepts no client. New clients then wait in the backlog of
+//! the kernel and are not reset. The module `connection` serves the accepted connections.
 
 use std::sync::Arc;
 
@@ -21,18 +21,19 @@ use crate::drain::{DrainEntry, OnDrain};
 use crate::net::{Accepted, Acceptor};
 use crate::service::Service;
 
-/// An accept loop: one listener on one worker.
+/// An accept loop, which accepts the clients of one listener on one worker.
 pub(super) struct Accepting<S> {
     pub(super) acceptor: Acceptor,
     pub(super) connections: Connections<S>,
     /// All workers, and the index of the worker that runs this loop.
     pub(super) workers: Arc<[Worker]>,
     pub(super) own: usize,
-    /// The census of this listener for each worker.
+    /// The list of open connections of this listener, one list for each worker.
     pub(super) census: Vec<Census>,
-    /// The connection limit of the listener; `None` if it has no limit.
+    /// The connection limit of the listener, or `None` if it has no limit.
     pub(super) limit: Option<Arc<ConnectionLimit>>,
-    /// What happens to its connections in a drain, and the entry that registers them there.
+    /// What happens to the accepted connections in a drain, and the entry that makes the drain
+    /// count them.
     pub(super) on_drain: OnDrain,
     pub(super) entry: DrainEntry,
     pub(super) stop: CancellationToken,
@@ -41,8 +42,8 @@ pub(super) struct Accepting<S> {
 
 /// Runs the accept loops of one worker, each in its own task, until `stop_all` is cancelled.
 ///
-/// The worker itself starts and stops its loops, because waking another thread for each loop is
-/// much slower. If a loop panics, the panic is reported and the other loops go on.
+/// Each worker starts and stops its own loops, because waking another thread for each loop is much
+/// slower. If a loop panics, the panic is reported and the other loops continue.
 pub(super) async fn run_all<S: Service>(
     loops: Vec<Accepting<S>>,
     stop: CancellationToken,
@@ -63,7 +64,7 @@ pub(super) async fn run_all<S: Service>(
     }
 }
 
-/// Reports the panic of an accept loop, if it ended with one.
+/// Reports the panic of an accept loop, if the loop ended with a panic.
 fn report_panic(ended: Result<(), JoinError>, deaths: &Deaths) {
     if let Some(panic) = ended.err().and_then(|error| error.try_into_panic().ok()) {
         deaths.report("an accept loop", &panic_text(&*panic));
@@ -71,7 +72,7 @@ fn report_panic(ended: Result<(), JoinError>, deaths: &Deaths) {
 }
 
 impl<S: Service> Accepting<S> {
-    /// Accepts connections until the loop is stopped.
+    /// Accepts connections, and answers heartbeats, until the loop is stopped.
     pub(super) async fn run(mut self) {
         let mut permit = None;
         loop {
@@ -91,7 +92,7 @@ impl<S: Service> Accepting<S> {
     fn admit(&self, accepted: Accepted, permit: Option<Permit>) {
         let number = choose(&self.workers, self.own);
         let worker = &self.workers[number];
-        // The runtime of that worker watches the socket and runs the task.
+        // Enter the runtime of the chosen worker, which then watches the socket and runs the task.
         let _within = worker.handle().enter();
         let listener = self.acceptor.listener();
         if let Some((stream, peer)) = accepted.into_stream(listener) {
@@ -127,11 +128,11 @@ async fn next(
     if let (Some(limit), None) = (limit, &place) {
         *place = limit.try_take();
         if place.is_none() {
-            // Each loop without a permit checks this. At the latest, the loop that accepted the
-            // last connection finds the listener full.
+            // Check whether the listener is full. Every loop without a permit does so, including
+            // the loop that accepted the last connection.
             if limit.became_full(|| census.iter().map(Census::open).sum()) {
-                // Reports only show the sum over all workers, so it does not matter which census
-                // counts.
+                // Count this for the first worker. The choice does not matter, because reports show
+                // only the sum over all workers.
                 census[0].limited();
                 let listener = acceptor.listener().name();
                 tracing::debug!(
@@ -142,6 +143,7 @@ async fn next(
             *place = limit.take().await;
         }
     }
-    // A shortage of descriptors counts like a full listener: the clients have to wait.
+    // If this process has no free file descriptors, clients have to wait as for a full listener. So
+    // count this in the same counter.
     acceptor.accept(|| census[0].limited()).await
 }

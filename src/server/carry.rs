@@ -1,8 +1,8 @@
-//! The server as a data plane that carries: connections move to the successor in a drain, and come
-//! from the predecessor after a handoff.
+//! The server's part in moving connections between processes. During a drain, connections move to
+//! the successor. After a handoff, connections arrive from the predecessor.
 //!
-//! Each connection moves when its service reaches a message boundary. [`super::takeover`] is the
-//! receiving side.
+//! A connection moves when its service is between two messages. The module [`super::takeover`]
+//! receives connections from the predecessor.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -19,7 +19,8 @@ use crate::error::Error;
 use crate::report::CarryForecast;
 use crate::service::Service;
 
-/// Returns the sender of connections through `channel`, or `None` if the kernel refuses.
+/// Returns a sender that moves connections to the successor through `channel`. Returns `None` if
+/// the kernel refuses to watch the channel.
 pub(super) fn outgoing(channel: OwnedFd) -> Option<Arc<Outgoing>> {
     match Outgoing::new(channel) {
         Ok(outgoing) => Some(Arc::new(outgoing)),
@@ -34,7 +35,8 @@ pub(super) fn outgoing(channel: OwnedFd) -> Option<Arc<Outgoing>> {
 }
 
 impl<S: Service> CarryPlane for Server<S> {
-    /// Counts the open connections of each listener that carries them and has a connection limit.
+    /// Counts the open connections of each listener that moves its connections to a successor and
+    /// has a connection limit. Returns `None` if no listener moves its connections.
     fn forecast(&self) -> Option<CarryForecast> {
         let mut carried =
             self.names.iter().filter(|name| self.on_drain(name) == OnDrain::Carry).peekable();
@@ -104,10 +106,11 @@ impl<S: Service> CarryPlane for Server<S> {
     }
 
     fn drain_uncarried(&mut self) {
-        // A connection that arrives from the predecessor now could not move on from here.
+        // Stop taking connections from the predecessor, because they could not move on to the
+        // successor any more.
         self.stop_taking.cancel();
-        // In this order, a refused connection has a request to finish at every moment: ending the
-        // carry withdraws the refusal.
+        // Ask the connections to finish first, and then withdraw the request to move. A connection
+        // that the successor refused is then asked to finish at every moment.
         self.drain.drain_uncarried();
         self.end_carry();
     }
@@ -122,16 +125,16 @@ impl<S: Service> CarryPlane for Server<S> {
 }
 
 impl<S: Service> Server<S> {
-    /// Stops carrying connections to the successor.
+    /// Stops moving connections to the successor.
     pub(super) fn end_carry(&mut self) {
         self.connections.carry_to(None);
         self.connections.scheduler().end();
-        // The task keeps running until the successor has answered for every connection already
-        // sent.
+        // Forget only the result. The task itself runs until the successor has answered for every
+        // connection that was sent.
         self.carry_ended = None;
     }
 
-    /// Asks every connection that can be carried to move to the successor.
+    /// Asks every connection that can move to the successor to do so.
     pub(super) fn begin_carry(&mut self, outgoing: Arc<Outgoing>) {
         self.connections.carry_to(Some(Arc::clone(&outgoing)));
         let scheduler = Arc::clone(self.connections.scheduler());
@@ -140,13 +143,14 @@ impl<S: Service> Server<S> {
         let (ended, carry_ended) = watch::channel(None);
         self.carry_ended = Some(carry_ended);
         self.carrying.spawn(async move {
-            // Connections that the predecessor is still carrying here must move on as well.
+            // Connections that still arrive from the predecessor must move on to the successor as
+            // well.
             let all_went = async {
                 taking.wait().await;
                 scheduler.all_went().await;
             };
-            // The carry may also be called off. It then ends with the answers to the connections
-            // already sent.
+            // The move of connections may also be stopped early. It then ends when the successor
+            // has answered for the connections that were already sent.
             let called_off = async {
                 outgoing.closed().await;
                 connections.settled().await;

@@ -1,9 +1,9 @@
-//! The census of a listener: which connections are open, how old the oldest is, and how many bytes
-//! they have moved.
+//! The census of a listener, that is, the list of its open connections with their age and the bytes
+//! that they have transferred.
 //!
-//! Each worker has its own census for each listener. A connection takes a short lock once when it
-//! begins and once when it ends. A reader of the counters adds up the open connections. Ending
-//! connections is the task of `drain`.
+//! Each worker has a separate census for each listener. A connection takes a short lock when it
+//! begins and when it ends. A status request adds up the open connections. The module `drain`, not
+//! this one, ends connections.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,63 +15,67 @@ use super::workers::Load;
 use crate::net::Traffic;
 use crate::report::{Connections, ListenerCounters};
 
-/// The connections of one listener on one worker. Clones share the same census.
+/// The open connections of one listener on one worker, with their counters. Clones share the same
+/// data.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Census(Arc<Mutex<Entries>>);
 
 #[derive(Debug, Default)]
 struct Entries {
-    /// The open connections, oldest first. The number makes each key unique.
+    /// The open connections, oldest first. The number in the key distinguishes connections that
+    /// began at the same time.
     open: BTreeMap<(Instant, u64), Arc<Traffic>>,
     next: u64,
-    /// Counts of all connections so far, and the bytes of those that have ended. For a carried
-    /// connection, the bytes that the predecessor counted are subtracted at the start. The sums may
-    /// therefore be below zero, and wrap, until the open connections are added.
+    /// The counts of all connections so far, and the bytes of the connections that have ended. If a
+    /// connection came from the predecessor, the bytes that the predecessor has counted are
+    /// subtracted when it arrives. The sums may therefore wrap below zero until the open
+    /// connections are added.
     sums: ListenerCounters,
-    /// How many connections successors had taken over when the last drain began.
+    /// How many connections successors had taken over in total when the last drain began.
     carried_before: u64,
-    /// Whether the successor of that drain is dead. Connections that it took over may still be
-    /// counted later.
+    /// Whether the successor of the last drain is dead. Connections that it had taken over may
+    /// still be counted later.
     successor_is_lost: bool,
 }
 
-/// Where a connection came from.
+/// The origin of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// A listener of this process accepted it.
+    /// A listener of this process accepted the connection.
     Accepted,
-    /// The predecessor, which has already counted it, carried it here.
+    /// The connection came from the predecessor, which has already counted it as accepted.
     Carried,
 }
 
-/// The entry of one connection in the census, removed when this is dropped.
+/// The entry of one connection in the census, the list of open connections. Dropping this value
+/// removes the entry.
 #[derive(Debug)]
 pub(super) struct Counted {
     census: Census,
     number: u64,
     since: Instant,
     end: End,
-    /// The permit that counts towards the listener's connection limit.
+    /// The permit of this connection under the listener's connection limit.
     _place: Option<Permit>,
-    /// The share of this connection in its worker's load.
+    /// The share of this connection in its worker's load, given back when this entry is dropped.
     _load: Load,
 }
 
-/// How a connection ended, for the counters.
+/// How a connection ended, as the counters distinguish it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// It ended while no drain was under way.
+    /// The connection ended before any drain asked it to end.
     Served,
-    /// It finished during a drain.
+    /// The connection finished after it was asked to end by a drain.
     Drained,
-    /// It did not end: the successor took it over.
+    /// The connection goes on in the successor, which took it over.
     Carried,
-    /// This process cut it.
+    /// This process cut the connection.
     Cut,
 }
 
 impl Census {
-    /// Enters a connection that began at `since`.
+    /// Adds a connection that began at `since` to the list of open connections.
     pub(super) fn enter(
         &self,
         since: Instant,
@@ -101,13 +105,13 @@ impl Census {
         }
     }
 
-    /// Counts one time that the listener stopped accepting because it was full.
+    /// Counts that the listener has paused accepting, because it was full.
     pub(super) fn limited(&self) {
         self.lock().sums.limited += 1;
     }
 
-    /// Marks the beginning of a drain. Connections carried from now on count as lost if the
-    /// successor dies.
+    /// Records that a drain has begun. If the successor dies, connections that moved to it from now
+    /// on count as lost.
     pub(super) fn begin_drain(&self) {
         let mut entries = self.lock();
         entries.carried_before = entries.sums.carried;
@@ -115,7 +119,7 @@ impl Census {
     }
 
     /// Records that the successor has died. Returns how many connections it had taken over since
-    /// the drain began.
+    /// the drain began, which are now lost.
     pub(super) fn successor_lost(&self) -> u64 {
         let mut entries = self.lock();
         let lost = entries.sums.carried - entries.carried_before;
@@ -130,7 +134,7 @@ impl Census {
         self.lock().open.len()
     }
 
-    /// Returns the current state of the connections, for a status report.
+    /// Returns the number, age and traffic of the open connections, for a status report.
     pub(super) fn connections(&self) -> Connections {
         let entries = self.lock();
         let oldest = entries.open.keys().next().map(|(since, _)| since.elapsed().as_millis());
@@ -142,13 +146,14 @@ impl Census {
         }
     }
 
-    /// Returns the totals so far, open connections included.
+    /// Returns the counters of all connections so far, including open ones.
     pub(super) fn counters(&self) -> ListenerCounters {
         self.lock().counters()
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        // No code panics while it holds the lock. Even if it did, the entries would be consistent.
+        // Use the data even if a thread panicked while it held the lock. No code panics there, and
+        // the data would still be consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -160,7 +165,7 @@ impl Entries {
     }
 }
 
-/// Adds the bytes of one connection to `sums`.
+/// Returns `sums` with the bytes of one more connection added.
 fn with(sums: ListenerCounters, traffic: &Arc<Traffic>) -> ListenerCounters {
     let (received, sent) =
         (sums.received.wrapping_add(traffic.received()), sums.sent.wrapping_add(traffic.sent()));
@@ -178,7 +183,7 @@ impl Counted {
         self.census.lock().sums.refused += 1;
     }
 
-    /// Removes the connection from the census and counts how it ended.
+    /// Removes the connection from the list of open connections, and counts how it ended.
     pub(super) fn end(mut self, end: End) {
         self.end = end;
     }
@@ -234,7 +239,8 @@ mod tests {
         assert_eq!(census.connections(), Connections::default());
     }
 
-    /// A carried connection keeps its age, but only its traffic in this process is counted.
+    /// A connection that the predecessor carried here keeps its age, but only its traffic in this
+    /// process is counted.
     #[test]
     fn a_carried_connection_keeps_its_age() {
         let worker = Workers::start(std::num::NonZeroUsize::MIN).unwrap();

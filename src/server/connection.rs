@@ -1,7 +1,9 @@
-//! The task of one connection: serve it, hand it over or finish it, count it, log it.
+//! The task of one connection. It serves the connection until it ends, is cut, or moves to the
+//! successor, and then counts and logs it.
 //!
-//! A detached connection belongs to the successor once the successor has taken it. If the successor
-//! does not take it, the service continues it here.
+//! To move a connection, its service detaches it, that is, stops serving it and saves its state.
+//! The connection belongs to the successor once the successor has taken it. If the successor does
+//! not take it, the service continues it in this process.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -22,11 +24,11 @@ use crate::drain::{DrainEntry, DrainGuard, OnDrain};
 use crate::net::{Peer, Stream};
 use crate::service::{Admission, Connection, Service};
 
-/// How long to wait for the peer to close after the service has finished. Closing earlier could
-/// cause a reset that destroys the last reply.
+/// How long to wait until the peer closes the connection after the service has finished. If this
+/// process closed earlier, a reset could destroy the last reply.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// The state that all connections share. Clones share it too.
+/// The state that all connections of a server share. Clones share the same state.
 #[derive(Debug)]
 pub(super) struct Connections<S>(Arc<Shared<S>>);
 
@@ -34,12 +36,14 @@ pub(super) struct Connections<S>(Arc<Shared<S>>);
 struct Shared<S> {
     service: S,
     first_request_grace: Duration,
-    /// The connection limit of each listener that has one.
+    /// The connection limits of the listeners. A listener without a limit is not in this map.
     limits: HashMap<String, NonZeroUsize>,
-    /// The scheduler that asks connections to move, and the channel that they move through.
+    /// The scheduler that asks connections to move to the successor, and the channel to the
+    /// successor.
     scheduler: Arc<CarryScheduler>,
     successor: Mutex<Option<Arc<Outgoing>>>,
-    /// Counts the connections that are being sent to the successor, until their fate is known.
+    /// Counts the connections that are being sent to the successor, until each is taken or stays
+    /// here.
     leaving: TaskTracker,
 }
 
@@ -49,14 +53,14 @@ pub(super) struct IncomingConnection<'a> {
     pub(super) peer: Peer,
     pub(super) listener: &'a Arc<str>,
     pub(super) counted: Counted,
-    /// What happens to it in a drain, and the entry that registers it there.
+    /// What happens to the connection in a drain, and the entry that makes the drain count it.
     pub(super) on_drain: OnDrain,
     pub(super) entry: &'a DrainEntry,
-    /// The carried state, if the predecessor carried the connection here.
+    /// The state that the predecessor saved, if the connection comes from there.
     pub(super) parcel: Option<CarriedState>,
 }
 
-// A derived `Clone` would require the service to be `Clone`.
+// This is not derived, because a derived `Clone` would require the service to be `Clone`.
 impl<S> Clone for Connections<S> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
@@ -87,19 +91,19 @@ impl<S: Service> Connections<S> {
         &self.0.service
     }
 
-    /// Returns the scheduler that asks connections to move.
+    /// Returns the scheduler that asks connections to move to the successor.
     pub(super) fn scheduler(&self) -> &Arc<CarryScheduler> {
         &self.0.scheduler
     }
 
-    /// Waits until the fate of every connection that is being sent to the successor is known and
-    /// counted. Cancel safe.
+    /// Waits until every connection that is being sent to the successor has been taken or stays
+    /// here, and has been counted. Cancel safe.
     pub(super) async fn settled(&self) {
         self.0.leaving.wait().await;
     }
 
-    /// Sets the successor that connections are carried to. With `None`, connections that wait to be
-    /// sent stay here.
+    /// Sets the channel through which connections move to the successor. With `None`, connections
+    /// that are not sent yet stay here.
     pub(super) fn carry_to(&self, successor: Option<Arc<Outgoing>>) {
         let mut current = self.0.successor.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = std::mem::replace(&mut *current, successor) {
@@ -107,13 +111,13 @@ impl<S: Service> Connections<S> {
         }
     }
 
-    /// Serves one connection in its own task, which the drain counts and waits for. Must be called
-    /// in a tokio runtime.
+    /// Serves a connection in a separate task. The drain counts the connection and waits for its
+    /// end. Must be called in a tokio runtime.
     pub(super) fn spawn(&self, incoming: IncomingConnection<'_>) {
         let IncomingConnection { stream, peer, listener, counted, on_drain, entry, parcel } =
             incoming;
         let (watch, guard) = entry.admit();
-        // Boxed, because most connections do not need it.
+        // Box this state, because most connections do not need it.
         let mut asking = (on_drain == OnDrain::Carry)
             .then(|| Box::new(CarrySlot::new(Arc::clone(&self.0.scheduler))));
         let mut connection = Connection::new(Admission {
@@ -129,7 +133,7 @@ impl<S: Service> Connections<S> {
         tokio::spawn(async move {
             let ending = loop {
                 let served = {
-                    // Pinned in place: passing the future by value would reserve space for a second
+                    // Pin the future in place. Passing it by value would reserve space for a second
                     // copy of it.
                     let serving = pin!(async {
                         shared.service.serve(&mut connection).await?;
@@ -144,7 +148,8 @@ impl<S: Service> Connections<S> {
                 };
                 break match served {
                     Some(Ok(Served::Finished { late })) => Ending::Finished { late },
-                    // Boxed, because otherwise every connection would take this much memory.
+                    // Box this future, because otherwise every connection would reserve memory for
+                    // it.
                     Some(Ok(Served::GivenUp)) => {
                         match Box::pin(shared.leave(
                             &connection,
@@ -167,7 +172,7 @@ impl<S: Service> Connections<S> {
             };
             report(&connection, &counted, &ending);
             let is_told = connection.is_told();
-            // Close the descriptor before the connection is counted as gone.
+            // Close the file descriptor before the counters show that the connection is gone.
             drop(connection);
             counted.end(match &ending {
                 Ending::Cut => End::Cut,
@@ -184,7 +189,8 @@ impl<S: Service> Connections<S> {
     }
 }
 
-/// Serves the connection, and asks it to move when its turn comes.
+/// Polls the service of a connection, and asks the connection to move to the successor when its
+/// turn comes.
 fn in_turn<F: Future>(
     mut serving: Pin<&mut F>,
     mut asking: Option<&mut CarrySlot>,
@@ -194,28 +200,29 @@ fn in_turn<F: Future>(
         asking.poll(cx);
         let served = serving.as_mut().poll(cx);
         if served.is_pending() {
-            // The connection is not at a message boundary, so another one can be asked meanwhile.
+            // The connection is in the middle of a message and cannot move yet, so let the
+            // scheduler ask another connection meanwhile.
             asking.pass_on();
         }
         served
     })
 }
 
-/// Why the service returned.
+/// The reason why the service has returned.
 enum Served {
-    /// The conversation is over. `late` counts bytes from the peer that arrived too late to be
-    /// answered.
+    /// The service has finished the connection. `late` is the number of bytes that the peer sent
+    /// too late to be answered.
     Finished { late: u64 },
-    /// The service detached the connection so that it can be carried.
+    /// The service has saved the state of the connection, so that it can move to the successor.
     GivenUp,
 }
 
 impl<S> Shared<S> {
-    /// Hands a detached connection over to the successor. Returns how it ended here, or `None` if
-    /// it stays.
+    /// Sends a connection that its service has given up to the successor. Returns how the
+    /// connection ended in this process, or `None` if it stays here.
     ///
-    /// If the connection is cut meanwhile, it is unknown which process owns it. It is then closed
-    /// without further I/O.
+    /// If the connection is cut during the call, the owner of the connection is unknown. It is then
+    /// closed without further I/O.
     async fn leave(
         &self,
         connection: &Connection,
@@ -223,7 +230,8 @@ impl<S> Shared<S> {
         asking: Option<&mut CarrySlot>,
         guard: &DrainGuard,
     ) -> Option<Ending> {
-        // A service that detaches a connection without being asked would do so again and again.
+        // If the service gave up a connection that was not asked to move, treat this as an error,
+        // because the service would repeat it forever.
         let asked = asking.and_then(|asking| asking.was_asked().then_some(asking));
         let (Some(asking), Some(parcel)) = (asked, connection.detached_state()) else {
             return Some(Ending::Broken(io::Error::other("it was given up unasked")));
@@ -268,18 +276,19 @@ impl<S> Shared<S> {
 
 /// How a connection ended.
 enum Ending {
-    /// In order. `late` counts bytes from the peer that arrived too late to be answered.
+    /// The service finished the connection. `late` is the number of bytes that the peer sent too
+    /// late to be answered.
     Finished { late: u64 },
-    /// With an I/O error.
+    /// The connection ended with an I/O error.
     Broken(io::Error),
-    /// Not at all: the successor has it. The token keeps it counted as leaving until the census has
-    /// recorded this.
+    /// The connection goes on in the successor. The token delays [`Connections::settled`] until
+    /// this outcome has been counted.
     Carried(#[expect(dead_code, reason = "it is there to be dropped")] TaskTrackerToken),
-    /// Cut at the drain deadline or by a signal.
+    /// The connection was cut at the drain deadline or because of a signal.
     Cut,
 }
 
-/// Writes the single log record of a connection.
+/// Writes the log record of a connection that has ended. Each connection has one record.
 fn report(connection: &Connection, counted: &Counted, ending: &Ending) {
     let (ending, late, error) = match ending {
         Ending::Finished { late } => ("finished", *late, None),

@@ -1,4 +1,5 @@
-//! The server as a data plane: start, stop, drain and cut, as the lifecycle decides.
+//! The server's implementation of [`DataPlane`]: the lifecycle starts it, stops it, drains its
+//! connections and cuts them.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -23,16 +24,16 @@ use crate::net::{Acceptor, Listener, pending};
 use crate::report::{self, Counters};
 use crate::service::Service;
 
-/// How long the accept loops may take to stop. A loop that hangs in accept(2) is interrupted
-/// earlier.
+/// How long to wait until all accept loops have stopped. A loop that blocks in an accept call is
+/// interrupted earlier (see accept(2)).
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl<S: Service> DataPlane for Server<S> {
-    /// Starts an accept loop for each worker and listener.
+    /// Starts one accept loop for each listener on each worker.
     ///
     /// # Errors
-    /// [`Error::System`] when the kernel refuses to watch a listener, and [`Error::Died`] when a
-    /// worker has died.
+    /// Returns [`Error::System`] when the kernel refuses to watch a listener, and [`Error::Died`]
+    /// when a worker has died.
     fn start(&mut self, listeners: &[Listener]) -> Result<(), Error> {
         if let Some(died) = self.workers.deaths().first() {
             return Err(died);
@@ -46,13 +47,14 @@ impl<S: Service> DataPlane for Server<S> {
         self.stop = CancellationToken::new();
         let workers = Arc::clone(self.workers.all());
         for (own, worker) in workers.iter().enumerate() {
-            // Register the listener with the runtime of this worker.
+            // Enter the runtime of this worker, so that the listener is registered there.
             let _within = worker.handle().enter();
             let (mut loops, stop) = (Vec::new(), CancellationToken::new());
             for listener in listeners {
                 let acceptor =
                     Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
-                // Room for the first heartbeat, which `started` awaits, and one of the watchdog.
+                // Allow two heartbeats in the channel: the first one, which `started` awaits, and
+                // one of the watchdog.
                 let (heart, beats) = mpsc::channel(2);
                 self.hearts.push(heart);
                 loops.push(Accepting {
@@ -88,20 +90,22 @@ impl<S: Service> DataPlane for Server<S> {
         self.workers.deaths().wait().await
     }
 
-    /// Asks every accept loop. The tracker never completes if a loop hangs, has died, gets no
-    /// processor time, or if there are no loops.
+    /// Asks every accept loop for a sign of life. The returned tracker completes when all loops
+    /// have run. It never completes if a loop hangs, has died or gets no processor time, or if no
+    /// loop exists.
     fn heartbeat(&self) -> TaskTracker {
         let beat = TaskTracker::new();
         let takes = |heart: &mpsc::Sender<TaskTrackerToken>| heart.try_send(beat.token()).is_ok();
-        // A tracker that is never closed never completes.
+        // Close the tracker only if every loop was asked, because a tracker that stays open never
+        // completes.
         if !self.hearts.is_empty() && self.hearts.iter().all(takes) {
             beat.close();
         }
         beat
     }
 
-    /// Stops the accept loops, after which the kernel watches no listener for this process. A
-    /// worker that hangs is not waited for; its loops stop when it runs again.
+    /// Stops the accept loops, so that the kernel watches no listener for this process any more. A
+    /// worker that hangs is not waited for, and its loops stop when it runs again.
     async fn stop_accepting(&mut self) {
         self.stop.cancel();
         self.hearts.clear();
@@ -126,8 +130,8 @@ impl<S: Service> DataPlane for Server<S> {
             let on_drain = self.on_drain(listener.name());
             let entry = self.drain.entry(on_drain);
             for (stream, peer) in pending(listener) {
-                // No permit is taken: these clients connected before the listener stopped, so the
-                // limit does not apply.
+                // Take no permit, because the limit does not apply: these clients connected before
+                // the listener stopped.
                 let traffic = Arc::clone(stream.traffic());
                 let counted =
                     census.enter(Instant::now(), Source::Accepted, traffic, worker.load(), None);
@@ -155,7 +159,8 @@ impl<S: Service> DataPlane for Server<S> {
                 connections: self.connections.clone(),
                 workers: Arc::clone(&workers),
                 number,
-                // These clients arrive after the drain has begun, too late to be carried.
+                // These clients arrive after the drain has begun, too late to move to the
+                // successor.
                 entry: self.drain.entry(OnDrain::Finish),
                 stop: self.stop_late.clone(),
                 listener,
@@ -166,7 +171,8 @@ impl<S: Service> DataPlane for Server<S> {
 
     fn drain(&mut self, successor: Option<OwnedFd>) {
         self.census.values().for_each(Census::begin_drain);
-        // An earlier drain may have carried connections to a successor that died.
+        // Reset the count of moved connections, because an earlier drain may have moved some to a
+        // successor that died.
         self.connections.scheduler().forget();
         self.drain.begin();
         if let Some(outgoing) = successor.and_then(outgoing) {
@@ -186,8 +192,8 @@ impl<S: Service> DataPlane for Server<S> {
     fn cut(&mut self) {
         self.stop_taking.cancel();
         self.stop_late.cancel();
-        // End the carry first. No service then detaches another connection, and detached ones that
-        // are not sent yet are cut like all others.
+        // Stop moving connections first. No service then gives up another connection for a move,
+        // and connections that are not sent yet are cut like all others.
         self.end_carry();
         self.drain.cut();
     }

@@ -1,8 +1,7 @@
-//! The deaths of workers and accept loops, which make this generation exit.
+//! The record of failed workers and accept loops. Such a failure makes this generation exit.
 //!
-//! A dead worker serves no connections, and a dead accept loop accepts none. The rest of the
-//! process would go on and silently lose some clients. So each death is reported here with its
-//! reason.
+//! A worker that has died serves no connections, and an accept loop that has died accepts none.
+//! Without this record, the rest of the process would continue and silently lose some clients.
 
 use std::any::Any;
 
@@ -10,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::error::Error;
 
-/// The first death and its reason, if there was any. Clones share it.
+/// The first failure of a worker or an accept loop, if there was any. Clones share the record.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Deaths(watch::Sender<Option<Death>>);
 
@@ -21,8 +20,8 @@ struct Death {
 }
 
 impl Deaths {
-    /// Reports that `what` has died because of `reason`. Only the first report is kept, because
-    /// later deaths may be its consequence.
+    /// Records that `what` has died because of `reason`. Only the first failure is recorded,
+    /// because later ones may be its consequence.
     pub(super) fn report(&self, what: &str, reason: &str) {
         self.0.send_if_modified(|first| {
             let is_first = first.is_none();
@@ -38,7 +37,7 @@ impl Deaths {
 
     /// Waits until a worker or an accept loop has died. Cancel safe.
     pub(super) async fn wait(&self) -> Error {
-        // `self` owns the sender, so the channel stays open.
+        // The channel stays open, because `self` owns the sender.
         match self.0.subscribe().wait_for(Option::is_some).await.map(|first| first.clone()) {
             Ok(Some(death)) => death.into_error(),
             Ok(None) | Err(_) => std::future::pending().await,
@@ -63,7 +62,7 @@ pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
 mod tests {
     use super::*;
 
-    /// The first death is reported, with its reason on one line.
+    /// Only the first failure is reported, with its reason on one line.
     #[tokio::test]
     async fn the_first_death_is_reported() {
         let deaths = Deaths::default();

@@ -1,9 +1,9 @@
-//! Last clients: connections that arrive after this generation has stopped accepting on a listener.
+//! The last clients of a listener, which arrive after this generation has stopped accepting on it.
 //!
-//! If no other generation will accept on a listener, everything in its backlog is accepted at once.
-//! If the successor has replaced the listener with its own, the kernel sends new clients there.
-//! Clients in the middle of their handshake still enter the old backlog, and closing it at once
-//! would reset them.
+//! If no other generation will accept on the listener, everything in its backlog is accepted at
+//! once. If the successor has replaced the listener with another socket, the kernel sends new
+//! clients to that socket. But clients in the middle of their handshake still enter the old
+//! backlog. Closing the old socket at once would reset them.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,11 +19,11 @@ use crate::drain::{DrainEntry, OnDrain};
 use crate::net::{Acceptor, Listener, Peer, Stream, pending};
 use crate::service::Service;
 
-/// How long a TCP handshake may take. The kernel sends a lost packet again after one second,
-/// tcp(7).
+/// How long a TCP handshake may take. The kernel resends a lost packet after one second (see
+/// tcp(7)).
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The task that serves the last clients of one replaced listener.
+/// The task that serves the last clients of a listener that the successor has replaced.
 pub(super) struct Latecomers<S> {
     pub(super) listener: Listener,
     pub(super) connections: Connections<S>,
@@ -36,7 +36,7 @@ pub(super) struct Latecomers<S> {
 }
 
 impl<S: Service> Latecomers<S> {
-    /// Serves the last clients until no more can come.
+    /// Serves the last clients until the handshake of every earlier client must have ended.
     pub(super) async fn run(self) {
         let mut end = pin!(sleep(HANDSHAKE_TIMEOUT));
         match Acceptor::new(self.listener.clone()) {

@@ -1,8 +1,8 @@
-//! The server: accept loops for each worker and listener, a task for each connection, and a drain
-//! over all of them.
+//! The server. It consists of accept loops for each worker and listener, a task for each
+//! connection, and a drain over all connections.
 //!
-//! The server knows nothing about handoffs. It accepts, stops, resumes, drains and cuts when its
-//! caller says so. A listener stays open after accepting stops, because clients in its backlog
+//! The server knows nothing about handoffs: its caller decides when it accepts, stops, resumes,
+//! drains and cuts. A listener stays open after accepting stops, because clients in its backlog
 //! belong to the process that accepts next. The caller decides which listeners to close.
 
 mod accept;
@@ -42,38 +42,41 @@ pub use workers::Workers;
 pub(crate) struct Server<S> {
     config: Config,
     workers: Workers,
-    /// The connection limit of each listener that has one.
+    /// The connection limits of the listeners. A listener without a limit is not in this map.
     limit: HashMap<String, Arc<ConnectionLimit>>,
-    /// What happens to the connections of a listener at a handoff, where the listener overrides the
-    /// default.
+    /// What happens to the connections of a listener at a handoff. Contains only listeners that
+    /// override the default.
     on_handoff: HashMap<String, OnHandoff>,
-    /// The census of each worker and listener. It outlives the accept loops.
+    /// The list of open connections and the counters, for each worker and listener. They outlive
+    /// the accept loops.
     census: BTreeMap<(usize, Arc<str>), Census>,
     connections: Connections<S>,
     drain: Drain,
-    /// Stops the current accept loops. The server owns these tasks and waits for them.
+    /// A token that stops the current accept loops, and the tasks of these loops.
     stop: CancellationToken,
     loops: JoinSet<()>,
-    /// A channel to each accept loop for heartbeats. The loop drops the token that it receives on
-    /// its next iteration.
+    /// A channel for heartbeats to each accept loop. A heartbeat is a token that the loop drops in
+    /// its next iteration, which shows that the loop runs.
     hearts: Vec<mpsc::Sender<TaskTrackerToken>>,
-    /// Completes when all accept loops have run once.
+    /// A tracker that completes when all accept loops have run once.
     starting: TaskTracker,
     /// The names of all listeners that the server has ever accepted on.
     names: BTreeSet<Arc<str>>,
-    /// The tasks that read the successor's answers to carried connections, and how the carry ended.
+    /// The tasks that read the successor's answers for connections that move there, and how the
+    /// last move of connections ended.
     carrying: JoinSet<()>,
     carry_ended: Option<watch::Receiver<Option<CarryEnd>>>,
-    /// The tasks that take over connections from the predecessor, until the token is cancelled.
+    /// The tasks that take over connections from the predecessor, and the token that stops them.
     taking: TaskTracker,
     stop_taking: CancellationToken,
-    /// The tasks that accept the last clients of replaced listeners, until the token is cancelled.
+    /// The tasks that accept the last clients of listeners that the successor has replaced, and the
+    /// token that stops them.
     late: TaskTracker,
     stop_late: CancellationToken,
 }
 
 impl<S: Service> Server<S> {
-    /// Returns a server that does not accept yet.
+    /// Creates a server that does not accept yet.
     pub(crate) fn new(service: S, workers: Workers, config: Config) -> Self {
         let taking = TaskTracker::new();
         taking.close();
@@ -105,7 +108,7 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Returns the census of a listener on a worker, creating it if necessary.
+    /// Returns the list of open connections of a listener on a worker, creating it if necessary.
     fn census(&mut self, worker: usize, listener: &Arc<str>) -> Census {
         self.census.entry((worker, Arc::clone(listener))).or_default().clone()
     }

@@ -1,9 +1,10 @@
-//! The receiving side of a carry: takes over connections from the predecessor while there is room
-//! for them.
+//! The side of the successor when connections move to it from its predecessor: it takes over a
+//! connection if the listener's limit allows it.
 //!
-//! A connection is prepared first, then acknowledged to the predecessor, and only then served.
-//! Until the acknowledgement, it belongs to the predecessor. A connection that cannot be served
-//! equally well here is refused and stays with the predecessor.
+//! The successor prepares a connection, then confirms to the predecessor that it takes it, and only
+//! then serves it. Until the confirmation, the connection belongs to the predecessor. The successor
+//! refuses a connection that it cannot serve as well as the predecessor, which then keeps the
+//! connection.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,16 +22,17 @@ use crate::drain::{DrainEntry, OnDrain};
 use crate::net::{Peer, Stream, Traffic};
 use crate::service::Service;
 
-/// How many connections are taken over before a pause.
+/// How many connections to take over before a pause of [`REST`].
 const STRETCH: u32 = 64;
-/// How long that pause is. Tokio's timer has a resolution of one millisecond. The pauses take about
-/// a third of the time, so that requests on other connections do not pile up while thousands are
-/// carried.
+/// How long to pause after [`STRETCH`] connections have been taken over. The pauses take about a
+/// third of the time, so that requests on other connections do not pile up. Tokio's timer cannot
+/// pause for less than one millisecond.
 const REST: Duration = Duration::from_millis(1);
 
-/// How long to reserve permits for carried connections when none arrives. New clients do not wait
-/// for busy connections, or for a predecessor that hangs. A connection that arrives later may
-/// exceed the limit, unless the limit is lower here.
+/// How long to wait for the next connection of the predecessor before the permits reserved for such
+/// connections go to new clients. New clients must not wait for busy connections or for a
+/// predecessor that hangs. A connection that arrives later may exceed the listener's limit, unless
+/// this process has a lower limit than the predecessor.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The task that takes over connections from the predecessor.
@@ -38,24 +40,25 @@ pub(super) struct TakingOver<S> {
     pub(super) incoming: Incoming,
     pub(super) connections: Connections<S>,
     pub(super) workers: Arc<[Worker]>,
-    /// The listeners that accept carried connections, by name.
+    /// The listeners that accept connections from the predecessor, by name.
     pub(super) slots: HashMap<String, ListenerSlot>,
     pub(super) entry: DrainEntry,
-    /// Stops the takeover. The predecessor sees the end of the channel, and keeps the remaining
-    /// connections.
+    /// Stops the takeover when cancelled. The predecessor then sees that the channel is closed, and
+    /// keeps the remaining connections.
     pub(super) stop: CancellationToken,
 }
 
-/// The state of one listener that accepts carried connections.
+/// The state of one listener that accepts connections from the predecessor.
 pub(super) struct ListenerSlot {
     pub(super) name: Arc<str>,
-    /// The census of this listener for each worker.
+    /// The list of open connections of this listener, one list for each worker.
     pub(super) census: Vec<Census>,
     pub(super) limit: Option<Arc<ConnectionLimit>>,
 }
 
 impl<S: Service> TakingOver<S> {
-    /// Takes over connections until the predecessor has no more, or the task is stopped.
+    /// Takes over connections until the predecessor has no more of them, or until the task is
+    /// stopped.
     pub(super) async fn run(mut self) {
         let (mut taken, mut refused, mut pace) = (0_u64, 0_u64, Pace::default());
         let mut keeps = true;
@@ -78,7 +81,8 @@ impl<S: Service> TakingOver<S> {
             match outcome {
                 Ok((worker, newcomer)) => {
                     if let Err(error) = self.incoming.answer(id, Answer::Taken).await {
-                        // Closing the channel tells the predecessor the same.
+                        // Stop here, which closes the channel. The predecessor then knows that it
+                        // keeps the connection.
                         tracing::error!(
                             event = "carry.answer_failed", reason = %error,
                             "cannot answer the predecessor, taking no more: {error}"
@@ -105,7 +109,7 @@ impl<S: Service> TakingOver<S> {
                     }
                 }
             }
-            // Thousands of connections may follow, and other tasks need the processor too.
+            // Let other tasks run too, because thousands of connections may follow.
             pace.after_one().await;
         }
         self.release_reserved();
@@ -119,7 +123,7 @@ impl<S: Service> TakingOver<S> {
         }
     }
 
-    /// Releases the reserved permits to new clients.
+    /// Gives the permits that are reserved for the predecessor's connections to new clients.
     fn release_reserved(&self) {
         self.slots
             .values()
@@ -127,8 +131,8 @@ impl<S: Service> TakingOver<S> {
             .for_each(|limit| limit.release_reserved());
     }
 
-    /// Prepares a carried connection without any I/O on it. Returns it with the index of the worker
-    /// that will serve it.
+    /// Prepares a connection from the predecessor, without reading from it or writing to it.
+    /// Returns the connection and the index of the worker that will serve it.
     fn admit(
         &self,
         CarriedConnection { head, socket, parcel }: CarriedConnection,
@@ -171,7 +175,8 @@ impl<S: Service> TakingOver<S> {
     }
 }
 
-/// Yields the processor between connections, and pauses after each [`STRETCH`] of them.
+/// A pacemaker of the takeover: it lets other tasks run after each connection, and pauses after
+/// every [`STRETCH`] connections.
 #[derive(Debug, Default)]
 struct Pace {
     since_rest: u32,
@@ -193,7 +198,7 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// The takeover pauses once after each stretch of connections.
+    /// The takeover pauses for [`REST`] after every [`STRETCH`] connections.
     #[tokio::test]
     async fn others_have_the_processors_in_between_however_many_come() {
         let (mut pace, began) = (Pace::default(), Instant::now());

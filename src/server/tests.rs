@@ -1,5 +1,5 @@
-//! Tests of the server on worker threads: the count of full listeners, heartbeats, and workers that
-//! die or hang.
+//! Tests of the server on worker threads. They cover how often a listener was full, heartbeats, and
+//! workers that die or hang.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -30,7 +30,8 @@ async fn beat(server: &Server<Echo>) {
     timeout(DEADLINE, server.heartbeat().wait()).await.unwrap();
 }
 
-/// Waits until the listener has been full at least `times` times. Returns the count.
+/// Waits until the listener has been full at least `times` times, and returns how many times it
+/// was.
 async fn limited(server: &Server<Echo>, times: u64) -> u64 {
     let limited = || server.counters().listeners["few"].limited;
     let told = async {
@@ -39,7 +40,7 @@ async fn limited(server: &Server<Echo>, times: u64) -> u64 {
         }
     };
     timeout(DEADLINE, told).await.unwrap();
-    // The count must not grow when the loops merely run again.
+    // Further iterations of the accept loops must not raise the count.
     for _ in 0..100 {
         beat(server).await;
     }
@@ -57,7 +58,8 @@ async fn a_full_listener_is_counted_once_for_all_workers() {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("few");
     server.start(std::slice::from_ref(&listener)).unwrap();
-    // There are more loops than permits: one loop has no permit, although no client is connected.
+    // One accept loop has no permit although no client is connected, because there are more loops
+    // than permits.
     assert_eq!(limited(&server, 0).await, 0);
     let mut inside = vec![client(listener.address())];
     assert_eq!(limited(&server, 0).await, 0);
@@ -68,12 +70,13 @@ async fn a_full_listener_is_counted_once_for_all_workers() {
     }
 }
 
-/// A heartbeat never completes before accepting begins or after it stops.
+/// A heartbeat, which checks that all accept loops run, never completes before accepting begins or
+/// after it stops.
 #[tokio::test]
 async fn a_heartbeat_that_finds_no_loop_is_never_over() {
     let mut server =
         Server::new(Echo, Workers::start(NonZeroUsize::MIN).unwrap(), Config::default());
-    // A tracker that is never closed never completes.
+    // The heartbeat is a tracker, which never completes while it is open.
     assert!(!server.heartbeat().is_closed());
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("web");
@@ -83,7 +86,7 @@ async fn a_heartbeat_that_finds_no_loop_is_never_over() {
     assert!(!server.heartbeat().is_closed());
 }
 
-/// `accept` fails once a worker has died.
+/// `Server::start` fails once a worker has died.
 #[tokio::test]
 async fn nothing_is_accepted_again_when_a_worker_has_died() {
     let workers = Workers::start(NonZeroUsize::MIN).unwrap();
@@ -105,7 +108,7 @@ async fn a_worker_that_hangs_holds_up_neither_a_stop_nor_the_end() {
     let (hangs, hung) = tokio::sync::oneshot::channel();
     server.workers.all()[0].handle().spawn(async move {
         hangs.send(()).unwrap();
-        // A service must never do this: it blocks the worker's thread.
+        // Block the worker's thread, which a real service must never do.
         let _ = held.recv();
     });
     hung.await.unwrap();

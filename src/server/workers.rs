@@ -1,9 +1,9 @@
 //! The workers that serve connections: the runtime of the caller, or dedicated threads.
 //!
 //! Each dedicated thread has its own single-threaded runtime. A connection stays on the thread that
-//! serves it, and there is no work stealing. A thread wakes another one only to pass on a new
-//! connection that it is too busy to serve. `docs/decisions/0017-a-runtime-for-each-thread.md` has
-//! the measurements.
+//! serves it, and threads steal no work from each other. A thread that accepts a connection while
+//! it is too busy passes it on to another thread.
+//! `docs/decisions/0017-a-runtime-for-each-thread.md` has the measurements.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -19,30 +19,32 @@ use tokio_util::sync::CancellationToken;
 
 use super::deaths::{Deaths, panic_text};
 
-/// How long to wait for the threads to end. A thread that blocks for longer is left behind.
+/// How long to wait until the worker threads have ended. A thread that takes longer is not waited
+/// for.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The item type of a channel that never sends anything.
+/// The item type of a channel on which nothing is ever sent.
 type Never = std::convert::Infallible;
 
-/// The runtimes that serve connections.
+/// The runtimes that serve connections: the runtime of the caller, or dedicated threads.
 #[derive(Debug)]
 pub struct Workers {
     workers: Arc<[Worker]>,
-    /// Ends the threads when cancelled.
+    /// Ends the worker threads when cancelled.
     stop: CancellationToken,
     threads: Vec<JoinHandle<()>>,
-    /// Disconnected when the last thread has ended, because each thread holds a sender.
+    /// A channel that is disconnected when the last worker thread has ended, because each thread
+    /// holds a sender.
     running: Mutex<Receiver<Never>>,
-    /// The deaths of workers and of the accept loops that run on them.
+    /// The first failure of a worker or of an accept loop that runs on it.
     deaths: Deaths,
 }
 
 impl Workers {
-    /// Returns a single worker: the runtime that this is called in.
+    /// Returns a single worker, which is the runtime of the caller.
     ///
     /// # Panics
-    /// When called outside of a tokio runtime.
+    /// Panics when called outside of a tokio runtime.
     #[must_use]
     pub fn here() -> Self {
         Self::of([Worker::new("the only worker".into(), Handle::current())].into(), channel().1)
@@ -58,13 +60,13 @@ impl Workers {
         }
     }
 
-    /// Starts `count` threads.
+    /// Starts `count` worker threads.
     ///
-    /// Dropping the workers ends the threads and everything that they serve. A thread that hangs is
-    /// left behind after 3 s.
+    /// Dropping the workers ends the threads and all connections on them. A thread that has not
+    /// ended after 3 s is not waited for.
     ///
     /// # Errors
-    /// When the system has no threads or file descriptors left.
+    /// Fails when the system has no threads or file descriptors left.
     pub fn start(count: NonZeroUsize) -> io::Result<Self> {
         let build = |_| Builder::new_current_thread().enable_all().build();
         let runtimes = (0..count.get()).map(build).collect::<io::Result<Vec<_>>>()?;
@@ -80,8 +82,8 @@ impl Workers {
             let (name, runs_too) = (all[number].name.clone(), runs.clone());
             let body = move || {
                 let _runs = runs_too;
-                // The runtime catches panics of its tasks, so this panic comes from the runtime
-                // itself.
+                // A panic that arrives here comes from the runtime itself, because the runtime
+                // catches the panics of its tasks.
                 if let Err(panic) =
                     catch_unwind(AssertUnwindSafe(|| runtime.block_on(stop.cancelled())))
                 {
@@ -92,8 +94,7 @@ impl Workers {
             match std::thread::Builder::new().name(name).spawn(body) {
                 Ok(thread) => workers.threads.push(thread),
                 Err(error) => {
-                    // Drop the sender before `workers`, whose drop waits until all senders are
-                    // gone.
+                    // Drop this sender first: dropping `workers` waits until all senders are gone.
                     drop(runs);
                     return Err(error);
                 }
@@ -107,23 +108,23 @@ impl Workers {
         &self.workers
     }
 
-    /// Returns the deaths of workers and accept loops.
+    /// Returns the record of failed workers and accept loops.
     pub(super) const fn deaths(&self) -> &Deaths {
         &self.deaths
     }
 }
 
-/// One runtime, and the number of connections it serves.
+/// One runtime that serves connections, and the number of connections on it.
 #[derive(Debug)]
 pub(super) struct Worker {
     name: String,
     handle: Handle,
     load: Arc<AtomicUsize>,
-    /// Whether its thread has ended. A dead worker serves nothing.
+    /// Whether the worker's thread has ended, so that it serves nothing any more.
     is_dead: AtomicBool,
 }
 
-/// Counts one connection in its worker's load until this is dropped.
+/// The share of one connection in the load of its worker. Dropping this value lowers the load.
 #[derive(Debug)]
 pub(super) struct Load(Arc<AtomicUsize>);
 
@@ -137,12 +138,12 @@ impl Worker {
         &self.name
     }
 
-    /// Returns a handle to its runtime.
+    /// Returns a handle to the worker's runtime.
     pub(super) const fn handle(&self) -> &Handle {
         &self.handle
     }
 
-    /// Adds one connection to its load.
+    /// Adds one connection to the worker's load until the returned value is dropped.
     pub(super) fn load(&self) -> Load {
         self.load.fetch_add(1, Ordering::Relaxed);
         Load(Arc::clone(&self.load))
@@ -157,11 +158,12 @@ impl Drop for Load {
 
 /// Returns the index of the worker that serves a connection accepted by worker `own`.
 ///
-/// That is `own` itself, unless another worker has a clearly lower load. Which thread wakes up
-/// first is chance, so without this, long-lived connections would be spread unevenly. Passing on a
-/// connection wakes another thread, so small differences are ignored.
+/// The result is `own`, unless another worker has a clearly lower load. Chance decides which thread
+/// wakes up first and accepts, so long-lived connections would otherwise be spread unevenly. Small
+/// differences are ignored, because passing on a connection has to wake another thread.
 pub(super) fn choose(workers: &[Worker], own: usize) -> usize {
-    // A dead worker has the lowest load, and would otherwise get every connection.
+    // Treat a dead worker as busy. It has the lowest load, and would otherwise get every
+    // connection.
     let load = |number: usize| match &workers[number] {
         dead if dead.is_dead.load(Ordering::Relaxed) => usize::MAX / 4,
         worker => worker.load.load(Ordering::Relaxed),
@@ -174,7 +176,8 @@ pub(super) fn choose(workers: &[Worker], own: usize) -> usize {
 impl Drop for Workers {
     fn drop(&mut self) {
         self.stop.cancel();
-        // This waits for the senders to be dropped. No message is ever sent.
+        // Wait until every thread has dropped its sender, that is, has ended. No message is ever
+        // sent.
         let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner);
         if matches!(running.recv_timeout(END_TIMEOUT), Err(RecvTimeoutError::Timeout)) {
             tracing::error!(
@@ -184,7 +187,7 @@ impl Drop for Workers {
             return;
         }
         for thread in self.threads.drain(..) {
-            // A thread that panicked has already reported it.
+            // Ignore a panic of the thread, because the thread has already reported it.
             let _ = thread.join();
         }
     }

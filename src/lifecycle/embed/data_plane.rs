@@ -1,5 +1,5 @@
-//! The data plane of your own server: forwards the driver's requests to it. The driver knows
-//! nothing about the connections of such a server.
+//! The data plane for a program that brings its own server. It forwards the driver's requests to
+//! that server. The driver itself knows nothing about the server's connections.
 
 use std::os::fd::OwnedFd;
 
@@ -18,32 +18,35 @@ impl DataPlane for Embedded {
         Ok(())
     }
 
-    /// Resolves at once: the server accepts by itself, and clients wait in the backlog until then.
+    /// Resolves at once, because the server accepts by itself. Clients that connect earlier wait in
+    /// the backlog.
     async fn started(&self) -> Result<(), Error> {
         Ok(())
     }
 
-    /// Completes at once, because the driver cannot see the server's accept loops.
+    /// Returns a heartbeat that completes at once, because the driver cannot see the server's
+    /// accept loops.
     fn heartbeat(&self) -> TaskTracker {
         let beat = TaskTracker::new();
         beat.close();
         beat
     }
 
-    /// Never resolves: a server that fails ends the process itself.
+    /// Never resolves, because your own server ends the process itself when it fails.
     async fn died(&self) -> Error {
         std::future::pending().await
     }
 
-    /// Asks the server to stop, without waiting. The server serves what it accepts in the meantime.
+    /// Asks the server to stop accepting, without waiting until it does. The server serves the
+    /// connections that it still accepts.
     async fn stop_accepting(&mut self) {
         self.asked.send_replace(ServerRequest::Draining);
     }
 
-    /// Does nothing: the server itself accepts from the backlog.
+    /// Does nothing, because the server itself accepts the clients in the backlog.
     fn accept_backlog(&mut self, _listeners: &[Listener]) {}
 
-    /// Does nothing, for the same reason.
+    /// Does nothing, because the server itself accepts its last clients.
     fn accept_late(&mut self, _replaced: Vec<Listener>) {}
 
     fn drain(&mut self, _successor: Option<OwnedFd>) {
@@ -51,8 +54,8 @@ impl DataPlane for Embedded {
     }
 
     async fn drained(&self) {
-        // An error means that the server has dropped its end, so there are no connections to wait
-        // for.
+        // An error means that the server has dropped its end of the channel. Then no connections
+        // are left to wait for.
         let _ = self.heard.clone().wait_for(|told| *told == ServerStatus::Drained).await;
     }
 
@@ -60,7 +63,7 @@ impl DataPlane for Embedded {
         self.asked.send_replace(ServerRequest::Cut);
     }
 
-    /// Returns `None`: only the server counts its connections.
+    /// Returns `None`, because only the server counts its connections.
     fn connections(&self) -> Option<Connections> {
         None
     }
@@ -74,5 +77,5 @@ impl DataPlane for Embedded {
     }
 }
 
-/// Only the server knows the state of its connections, so nothing is carried.
+/// No connections move to the successor, because only the server knows their state.
 impl CarryPlane for Embedded {}

@@ -13,8 +13,8 @@ use crate::lifecycle::driver::{Driver, Occurrence};
 use crate::lifecycle::machine::{Event, State};
 use crate::lifecycle::timers::deadline;
 
-/// How much longer than promised a requested handoff may take. It is less than the extra time that
-/// the client waits.
+/// How much longer than announced to the operator a handoff may take. It is less than the extra
+/// time that the operator's client waits.
 const PROMISE_GRACE: Duration = Duration::from_secs(2);
 
 /// A reload requested by an operator.
@@ -24,11 +24,11 @@ pub(super) struct Reload {
     began: Instant,
     limit: Duration,
     waits_for_drain: bool,
-    /// When the operator stops waiting.
+    /// When the operator stops waiting. `None` means that no deadline applies.
     pub(super) until: Option<Instant>,
 }
 
-/// Returns how much of a client's time limit to reserve for the reply to arrive.
+/// Returns which part of a client's timeout to reserve, so that the reply arrives in time.
 fn time_to_answer(limit: Duration) -> Duration {
     (limit / 10).min(Duration::from_secs(1))
 }
@@ -64,9 +64,9 @@ impl<P: DataPlane> Driver<P> {
         let within = limit.map_or(longest, |limit| limit.min(longest));
         answer
             .send(Reply::Started { successor: generation.next(), within_ms: milliseconds(within) });
-        // The handoff must end before the client gives up. A client waits for its own limit, or a
-        // little longer than it was promised, and then assumes that nothing has changed. A paused
-        // process must therefore not continue the handoff later.
+        // The handoff must end before the client gives up and assumes that nothing has changed. The
+        // client waits for its own limit, or a little longer than announced. If this process is
+        // paused for longer, it must not continue the handoff afterwards.
         let given =
             limit.map_or(total([longest, PROMISE_GRACE]), |limit| limit - time_to_answer(limit));
         let reload = Reload {
@@ -80,13 +80,14 @@ impl<P: DataPlane> Driver<P> {
         Some(Event::ReloadRequested.into())
     }
 
-    /// Returns the failure of a handoff whose operator has stopped waiting.
+    /// Returns the error for a handoff that took longer than the operator was willing to wait.
     pub(in crate::lifecycle) fn out_of_time(&self) -> HandoffFailure {
         let reload = self.handoff.as_ref().and_then(|handoff| handoff.reload.as_ref());
         HandoffFailure::OutOfTime { limit: reload.map(|reload| reload.limit).unwrap_or_default() }
     }
 
-    /// Answers the reload request: the successor, process `pid`, is the active generation.
+    /// Replies to the operator's reload request that the successor, process `pid`, is now the
+    /// active generation.
     pub(super) fn answer_reload(&mut self, pid: Option<u32>) {
         let Some(handoff) = &mut self.handoff else { return };
         let Some(Reload { answer, began, waits_for_drain, .. }) = handoff.reload.take() else {
@@ -102,21 +103,22 @@ impl<P: DataPlane> Driver<P> {
         handoff.waits_for_drain = waits_for_drain.then_some(answer);
     }
 
-    /// Refuses the reload in progress, if an operator requested it.
+    /// Replies to the operator that the requested reload has failed because of `why`. Does nothing
+    /// if no operator requested it.
     pub(in crate::lifecycle) fn refuse_reload(&mut self, why: &str) {
         if let Some(reload) = self.handoff.as_mut().and_then(|handoff| handoff.reload.take()) {
             reload.answer.refuse(Refusal::Failed, why);
         }
     }
 
-    /// Tells an operator that waits for the drain that the new generation is gone.
+    /// Tells an operator that waits for the end of the drain that the successor has failed.
     pub(in crate::lifecycle) fn refuse_drain_waiter(&mut self, failure: &HandoffFailure) {
         if let Some(answer) = self.take_drain_waiter() {
             answer.refuse(Refusal::RolledBack, failure.to_string());
         }
     }
 
-    /// Tells an operator that waits for the drain how it ended.
+    /// Tells an operator that waits for the end of the drain how the connections ended.
     pub(in crate::lifecycle) fn tell_drained(&mut self, report: DrainReport) {
         let DrainReport { ended, carried, cut } = report;
         if let Some(answer) = self.take_drain_waiter() {
@@ -131,8 +133,8 @@ impl<P: DataPlane> Driver<P> {
     }
 }
 
-/// Returns the sum of configured durations. It saturates, because each may be as long as
-/// `Duration::MAX`.
+/// Returns the sum of configured durations. The sum saturates, because each duration may be as long
+/// as `Duration::MAX`.
 fn total<const N: usize>(durations: [Duration; N]) -> Duration {
     durations.into_iter().fold(Duration::ZERO, Duration::saturating_add)
 }

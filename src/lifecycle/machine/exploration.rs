@@ -1,15 +1,15 @@
-//! Explores every interleaving of the events of three and more generations, and checks the promise
-//! in every state reached.
+//! A test that explores every interleaving of the events of three and more generations. In every
+//! state that it reaches, it checks that the service keeps its promises.
 //!
 //! A lineage begins with one process. Three reload requests, two SIGTERMs, a SIGQUIT and two
-//! SIGKILLs may hit any living process at any instant; three reload requests make up to four
+//! SIGKILLs may hit any living process at any instant. Three reload requests create up to four
 //! processes. A successor may fail or hang, a deadline may pass, and a drain may end, whenever that
-//! is possible. This gives about 58 000 states without a service manager and 36 000 with one, up to
-//! 24 turns deep. A fourth reload request makes it 520 000 and 260 000 states, which takes about
-//! ten seconds: `the_promise_holds_for_longer`. If a state breaks the promise, the test reports the
-//! shortest path to that state.
+//! is possible. The exploration visits about 58 000 states without a service manager and 36 000
+//! with one, up to 24 turns deep. With a fourth reload request it visits 520 000 and 260 000
+//! states, which takes about ten seconds (see `the_promise_holds_for_longer`). If a state breaks a
+//! promise, the test reports the shortest path to that state.
 //!
-//! These deliberate faults in `step` showed that the checks work:
+//! Each deliberate fault in this table was put into `step` to see whether a check finds it:
 //!
 //! | fault | found by |
 //! |---|---|
@@ -29,7 +29,7 @@
 //! | Probation, Starting + PredecessorLost: ignored | probation and baking belong together |
 //! | a resumed generation, or an orphan, does not become active | the pid file |
 //!
-//! The model leaves out descriptors and connections, messages of another version, and invalid
+//! The model leaves out file descriptors and connections, messages of another version, and invalid
 //! messages. It also leaves out signals that arrive before a process has its handlers, and a
 //! service manager that refuses the reported main process.
 
@@ -50,7 +50,7 @@ fn the_promise_holds() {
     explore(Setting { supervised: false, generations: 3, fates: FATES });
 }
 
-/// With `max_generations = 2`, each handoff cuts the oldest generations.
+/// This test allows only two generations, so that each handoff cuts the oldest ones.
 #[test]
 fn the_promise_holds_when_the_oldest_are_cut() {
     explore(Setting { supervised: false, generations: 2, fates: Fates { crashes: 1, ..FATES } });
@@ -61,7 +61,7 @@ fn the_promise_holds_under_a_service_manager() {
     explore(Setting { supervised: true, generations: 3, fates: FATES });
 }
 
-/// Like the tests above, with a fourth reload request.
+/// This test explores with a fourth reload request, without and with a service manager.
 #[test]
 fn the_promise_holds_for_longer() {
     for supervised in [false, true] {
@@ -69,10 +69,10 @@ fn the_promise_holds_for_longer() {
     }
 }
 
-/// A claim about a lineage and its setting.
+/// A claim about a lineage, with its text and the function that checks it.
 type Claim = (&'static str, fn(&Setting, &Line) -> bool);
 
-/// Claims that hold in every state.
+/// The claims that must hold in every state that the exploration reaches.
 const ALWAYS: &[Claim] = &[
     ("I1: in a quiet state a process accepts, or the lineage was ended", |setting, line| {
         !line.is_quiet() || line.accepts() || line.is_over(setting)
@@ -121,8 +121,8 @@ const ALWAYS: &[Claim] = &[
     ("no driver reaches an impossible situation", |_, line| line.breach.is_none()),
 ];
 
-/// Claims that hold in at least one state. They show that the exploration reaches the interesting
-/// cases.
+/// The claims that must hold in at least one state. They show that the exploration reaches the
+/// interesting cases.
 const SOMETIMES: &[Claim] = &[
     ("three generations live", |_, line| line.living().count() == 3),
     ("an orphan becomes active", |_, line| {
@@ -142,7 +142,7 @@ const SOMETIMES: &[Claim] = &[
     }),
 ];
 
-/// Visits every state once, in breadth-first order.
+/// Visits every reachable state once, in breadth-first order, and checks all claims.
 fn explore(setting: Setting) {
     let fingerprint = |line: &Line| {
         let mut hasher = DefaultHasher::new();
@@ -151,7 +151,8 @@ fn explore(setting: Setting) {
     };
     let first = Line::first(&setting);
     let mut known = HashSet::from([fingerprint(&first)]);
-    // For every state reached: the index of the state before it, and the turn between the two.
+    // For every state that was reached, `ways` holds the index of the previous state, and the turn
+    // that leads from there.
     let mut ways: Vec<(usize, Option<Turn>)> = vec![(0, None)];
     let mut left = VecDeque::from([(0, first)]);
     let mut unseen = SOMETIMES.to_vec();
@@ -176,7 +177,7 @@ fn explore(setting: Setting) {
     assert!(unseen.is_empty(), "never true in {} states: {unseen:?}", ways.len());
 }
 
-/// Returns the turns that lead to the state at index `place`, one per line.
+/// Returns the turns that lead from the first state to the state at index `place`, one per line.
 fn way(ways: &[(usize, Option<Turn>)], mut place: usize) -> String {
     let mut turns = VecDeque::new();
     while let (before, Some(turn)) = ways[place] {
@@ -187,7 +188,7 @@ fn way(ways: &[(usize, Option<Turn>)], mut place: usize) -> String {
 }
 
 impl Line {
-    /// Returns whether nothing is in progress: no message is unread, and no process is starting.
+    /// Returns whether nothing is in progress: every message is read, and no process is starting.
     fn is_quiet(&self) -> bool {
         self.living().all(|(id, process)| !process.is_starting() && self.next_word(id).is_none())
     }
@@ -200,12 +201,13 @@ impl Line {
         self.main.is_some()
     }
 
-    /// Returns whether a crash or a cut has hit the lineage.
+    /// Returns whether any process has crashed or was told to cut its connections.
     fn is_hurt(&self, setting: &Setting) -> bool {
         self.left.crashes < setting.fates.crashes || self.left.cuts < setting.fates.cuts
     }
 
-    /// Returns whether no process has to accept any more. Either all were told to stop, or a
+    /// Returns whether the service has ended, so that no process has to accept any more. Either all
+    /// processes were told to stop, or a
     /// service manager ends the service because its main process has ended.
     fn is_over(&self, setting: &Setting) -> bool {
         let main_is_gone =
@@ -215,7 +217,7 @@ impl Line {
             || self.living().all(|(_, process)| process.told)
     }
 
-    /// Returns the active generations.
+    /// Returns the living processes whose state is that of an active generation.
     fn heads(&self) -> impl Iterator<Item = Id> {
         let head = |state| {
             matches!(state, State::Serving | State::HandingOff { .. } | State::Baking { .. })
@@ -244,8 +246,8 @@ impl Line {
         }
     }
 
-    /// Returns whether the handoff to `process` has ended, is in progress, or has lost its
-    /// predecessor.
+    /// Returns whether the handoff to `process` is in order: it has ended, is in progress, or its
+    /// predecessor was told to stop or is gone.
     fn is_settled(&self, process: &Process) -> bool {
         let Some(parent) = process.parent.map(|parent| &self.processes[parent]) else {
             return true;
@@ -254,7 +256,8 @@ impl Line {
         process.outcome.is_some() || under_way || parent.told || !parent.alive
     }
 
-    /// Returns whether `head` had retired, accepts again, and has started another handoff.
+    /// Returns whether `head` had retired, accepts again because its successor was lost, and has
+    /// started another handoff.
     fn has_recalled(&self, head: Id) -> bool {
         let taken_back =
             |heir: &Process| heir.parent == Some(head) && heir.outcome == Some(Outcome::TakenBack);
@@ -267,7 +270,7 @@ impl Process {
         matches!(self.state, State::Starting { .. })
     }
 
-    /// Returns whether the process accepts again if its successor dies.
+    /// Returns whether the process has retired and accepts again if its successor dies.
     fn waits_for_recall(&self) -> bool {
         matches!(self.state, State::Retiring { on_death: OnSuccessorDeath::Resume })
     }

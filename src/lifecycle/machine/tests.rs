@@ -1,9 +1,8 @@
-//! Tests of the state machine against a handwritten table: every state with its data, and every
-//! event.
+//! Tests that compare the state machine with a handwritten table of all states and events.
 //!
-//! A row of the table is a state. It lists the events that have an effect, with the next state and
-//! the actions in order, and the events that are ignored. Each row must name every event exactly
-//! once, so no combination is forgotten or listed twice.
+//! Each row of the table describes one state. The row lists the events that have an effect, with
+//! the next state and the actions in order, and the events that have no effect. Each row must list
+//! every event exactly once, so that no combination is forgotten.
 
 mod everywhere;
 
@@ -45,7 +44,7 @@ const EVENTS: [Event; 17] = [
     DrainExpired,
 ];
 
-/// Events that cannot happen to a generation that does not accept yet.
+/// Events that cannot happen to a generation before it accepts connections.
 const TOO_EARLY: [Event; 12] = [
     Committed(PLAIN),
     Committed(PENDING),
@@ -61,11 +60,11 @@ const TOO_EARLY: [Event; 12] = [
     DrainExpired,
 ];
 
-/// All commits, for the rows of states that ignore them.
+/// All variants of the event `Committed`, for the rows of states that ignore it.
 const COMMITS: [Event; 4] =
     [Committed(PLAIN), Committed(PENDING), Committed(FOR_GOOD), Committed(FOR_GOOD_PENDING)];
 
-/// All states, with all their data.
+/// All states of the state machine, with every combination of their fields.
 const STATES: [State; 17] = [
     starting(First, NONE),
     starting(First, ONE),
@@ -106,11 +105,11 @@ const fn retiring(on_death: OnSuccessorDeath) -> State {
     State::Retiring { on_death }
 }
 
-/// One cell of a row: an event, the next state and the actions.
+/// One cell of the table: an event, the next state and the actions.
 type Cell<'a> = (Event, State, &'a [Action]);
 
-/// Checks a row of the table: `moves` must match `step`, and the `ignored` events must change
-/// nothing and cause no action.
+/// Checks one row of the table. For each event in `moves`, `step` must return the listed state and
+/// actions. The `ignored` events must not change the state and cause no action.
 fn row(state: State, moves: &[Cell<'_>], ignored: &[Event]) {
     let named: Vec<Event> =
         moves.iter().map(|cell| cell.0).chain(ignored.iter().copied()).collect();
@@ -144,8 +143,8 @@ fn the_first_generation_becomes_active_and_notifies_ready() {
     }
 }
 
-/// A starting successor tells its predecessor that it accepts, or that it was told to stop and
-/// never will.
+/// A starting successor tells its predecessor either that it accepts, or that it was told to stop
+/// and will never accept.
 #[test]
 fn a_starting_successor_reports_readiness_or_a_rollback() {
     for pending in [NONE, ONE] {
@@ -160,8 +159,9 @@ fn a_starting_successor_reports_readiness_or_a_rollback() {
     }
 }
 
-/// An orphan becomes active as soon as it accepts. The service manager was already told that the
-/// service is up.
+/// An orphan, a successor whose predecessor died during the start, becomes active as soon as it
+/// accepts. It does not tell the service manager that the service is up, because an earlier
+/// generation has done so.
 #[test]
 fn an_orphan_becomes_active_without_notifying_ready() {
     for pending in [NONE, ONE] {
@@ -224,8 +224,8 @@ fn on_probation_a_reload_waits_and_a_stop_rolls_back() {
     row(probation(ONE), &asked, &late);
 }
 
-/// A serving generation starts a successor on a reload request. It ignores late messages of
-/// generations that it has nothing to do with any more.
+/// A serving generation starts a successor on a reload request. It ignores late messages of its
+/// predecessor and of a failed successor.
 #[test]
 fn the_active_generation_reloads_and_ignores_late_messages() {
     row(
@@ -252,7 +252,8 @@ fn the_active_generation_reloads_and_ignores_late_messages() {
     );
 }
 
-/// During a handoff at most one further reload request is kept. A stop also stops the successor.
+/// A reload request during a handoff is remembered, but not more than one. A request to stop also
+/// stops the successor.
 #[test]
 fn while_handing_off_a_reload_waits_and_a_stop_is_passed_on() {
     let late = [
@@ -279,8 +280,8 @@ fn while_handing_off_a_reload_waits_and_a_stop_is_passed_on() {
     }
 }
 
-/// A baking generation that is told to stop commits the handoff and retires. If the successor dies
-/// instead, the generation continues to serve.
+/// A baking generation has a successor on probation. If it is told to stop, it commits the handoff
+/// and retires. If the successor dies, it continues to serve.
 #[test]
 fn while_baking_a_stop_commits_and_a_lost_successor_is_dropped() {
     let late = [
@@ -316,7 +317,7 @@ fn while_baking_a_stop_commits_and_a_lost_successor_is_dropped() {
     row(baking(ONE), &asked, &late);
 }
 
-/// If the successor dies, a retired generation accepts again, unless it was told to stop.
+/// A retired generation accepts again if its successor dies, unless it was told to stop.
 #[test]
 fn a_retired_generation_told_to_stop_never_accepts_again() {
     let late = [&COMMITS[..], &[HANGUP, Live, PredecessorLost, SuccessorReady, BakeOver]].concat();
@@ -373,7 +374,7 @@ fn once_stopped_nothing_happens() {
 
 #[test]
 fn the_table_has_every_event() {
-    // The match is exhaustive, so a new event does not compile until it has an index.
+    // This match has no wildcard, so a new event does not compile until it has an index here.
     let place = |event| match event {
         Live => 0,
         Committed(PLAIN) => 1,

@@ -1,4 +1,4 @@
-//! Tests of drafts, and of the files that a pid file may replace.
+//! Tests of the pid file: its temporary files, and which existing files it may replace.
 
 use super::*;
 
@@ -48,7 +48,7 @@ fn only_an_empty_file_or_a_pid_file_is_replaced() {
 }
 
 /// A symbolic link that appears after the first check makes the write fail. A retry succeeds once
-/// the link is gone, and leaves no draft behind.
+/// the link is gone, and leaves no temporary file behind.
 #[test]
 fn a_link_created_later_at_the_path_is_not_replaced() {
     let folder = tempfile::tempdir().unwrap();
@@ -81,7 +81,7 @@ fn a_removed_or_handed_over_file_is_not_retried() {
 fn only_drafts_of_dead_processes_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pid");
-    // No process has a pid this high.
+    // The pid in this name is so high that no process has it.
     let stale = [
         "pid.2147483647-0123456789abcdef".to_owned(),
         format!("pid.{}-0123456789abcdef", std::process::id()),
@@ -104,8 +104,8 @@ fn only_drafts_of_dead_processes_are_removed() {
     assert_eq!(left, kept);
 }
 
-/// A pid file must not have the path of a listener or of the control socket, even if a symbolic
-/// link makes the two paths look different.
+/// The pid file must not have the same path as a listener or the control socket. This is detected
+/// even if a symbolic link makes the two paths look different.
 #[test]
 fn the_path_of_a_socket_is_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,19 +1,20 @@
-//! The model of a lineage: its processes, and the channels between them as `handoff` has them.
+//! The model of a lineage: its processes, and the channels between them, which behave like the
+//! channels in `handoff`.
 //!
-//! A channel is named after the process that it was created for. The parent of that process holds
-//! the far end until it releases it. The process holds the near end, and every later process
-//! inherits a copy. Messages arrive in order. The end of a channel follows them, once no process
-//! holds the other end.
+//! Each process except the first has a channel to its parent, and the channel has the same id as
+//! the process. The parent holds the far end until it releases the channel. The process holds the
+//! near end, and every later process inherits a copy of that end. Messages arrive in order. After
+//! the last message a reader sees the end of the channel, once no process holds the other end.
 
 use std::collections::VecDeque;
 
 use crate::lifecycle::machine::{Birth, Commit, State};
 
-/// A process, numbered in the order of creation. It differs from the generation number, because a
-/// failed successor and the next one share a generation number.
+/// The number of a process, in the order of creation. It differs from the generation number,
+/// because a failed successor and the next successor have the same generation number.
 pub(super) type Id = usize;
 
-/// All processes that ever lived, and their effects on the outside.
+/// The state of the model: all processes that ever lived, and what other programs see of them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Line {
     pub(super) processes: Vec<Process>,
@@ -21,30 +22,30 @@ pub(super) struct Line {
     pub(super) pid_file: Option<Id>,
     /// The process that the service manager considers the main process.
     pub(super) main: Option<Id>,
-    /// The outside events that may still happen.
+    /// How many signals of each kind may still arrive.
     pub(super) left: Fates,
-    /// An impossible situation that has occurred, if any.
+    /// The situation that must never occur, if one has occurred.
     pub(super) breach: Option<Breach>,
 }
 
-/// How many times each outside event may happen.
+/// How many signals of each kind may arrive. They may hit any process at any time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Fates {
-    /// SIGHUP: a reload request.
+    /// The number of SIGHUPs, each a reload request.
     pub(super) hangups: u8,
-    /// SIGTERM.
+    /// The number of SIGTERMs, each a request to stop.
     pub(super) stops: u8,
-    /// SIGQUIT.
+    /// The number of SIGQUITs, each a request to cut all connections.
     pub(super) cuts: u8,
-    /// SIGKILL.
+    /// The number of SIGKILLs, each of which kills a process at once.
     pub(super) crashes: u8,
 }
 
-/// The surroundings of a lineage.
+/// The settings of an exploration, which do not change during it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Setting {
     pub(super) supervised: bool,
-    /// `max_generations`.
+    /// The maximum number of generations that may live at once (`max_generations`).
     pub(super) generations: usize,
     pub(super) fates: Fates,
 }
@@ -53,30 +54,34 @@ pub(super) struct Setting {
 pub(super) struct Process {
     pub(super) state: State,
     pub(super) alive: bool,
-    /// Whether the process accepts connections, according to its actions (not its state).
+    /// Whether the process accepts connections. The performed actions determine this, so that it
+    /// can be compared with the state.
     pub(super) accepts: bool,
     /// Whether the process was told to stop.
     pub(super) told: bool,
     pub(super) office: Office,
     pub(super) deadlines: Deadlines,
-    /// How the handoff to this process ended, as its predecessor sees it.
+    /// How the handoff to this process ended, as its predecessor sees it. `None` if the handoff has
+    /// not ended.
     pub(super) outcome: Option<Outcome>,
-    /// The process that started this one. It holds the other end of the channel until it releases
-    /// it.
+    /// The process that started this process. It holds the far end of this process's channel until
+    /// it releases the channel.
     pub(super) parent: Option<Id>,
-    /// The predecessor, until it has retired or is lost.
+    /// The predecessor, until it has retired or is lost. Then `None`.
     pub(super) predecessor: Option<Id>,
-    /// The channels to older generations whose near end this process holds, oldest first.
+    /// The channels to older generations on which this process can send, oldest first.
     pub(super) older: Vec<Id>,
     pub(super) successor: Option<Successor>,
     pub(super) failure: Option<Failure>,
-    /// Unread messages on the channel of this process. `down` has those of the predecessor. `up`
-    /// has those to the predecessor, from this process and from all later holders of the channel.
+    /// The unread messages on the channel of this process. `down` has the messages from the
+    /// predecessor. `up` has the messages to the predecessor, from this process and from later
+    /// processes with a copy of the channel.
     pub(super) down: VecDeque<Word>,
     pub(super) up: VecDeque<Word>,
 }
 
-/// Whether a process has the active role, according to its actions (not its state).
+/// Whether a process is the active generation. The performed actions determine this, so that it can
+/// be compared with the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Office {
     Head,
@@ -94,7 +99,7 @@ pub(super) struct Deadlines {
 pub(super) enum Outcome {
     Committed,
     Dropped,
-    /// The successor had taken over, and was lost.
+    /// The handoff was committed, but the successor was lost later.
     TakenBack,
 }
 
@@ -102,8 +107,8 @@ pub(super) enum Outcome {
 pub(super) struct Successor {
     pub(super) id: Id,
     pub(super) ready: bool,
-    /// Whether the successor has been released: its fate no longer matters, but it may still send a
-    /// cut.
+    /// Whether the predecessor has released the successor. The predecessor then ignores its
+    /// messages, except a request to cut the connections.
     pub(super) released: bool,
 }
 
@@ -113,7 +118,7 @@ pub(super) enum Failure {
     Other,
 }
 
-/// A message on a channel. `End` is the end of the channel, after all messages.
+/// A message on a channel. `End` is the end of the channel, which follows all messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Word {
     Committed(Commit),
@@ -126,33 +131,34 @@ pub(super) enum Word {
     End,
 }
 
-/// A received message, by its sender.
+/// A received message, with the side that it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Heard {
-    /// From the predecessor.
+    /// The predecessor has sent the message.
     Predecessor(Word),
-    /// From the successor, or from a later generation.
+    /// The successor, or a later generation, has sent the message.
     Successor(Word),
 }
 
 /// A situation that the state machine must never cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Breach {
-    /// A handoff ended twice.
+    /// One handoff has ended twice.
     SecondOutcome,
-    /// A generation that was not told to stop ended, and no newer one lives.
+    /// A generation that was not told to stop has ended, although no newer generation lives.
     Desertion,
-    /// An active generation that was told to stop ended by itself before the older generations.
+    /// An active generation that was told to stop has ended before the older generations, although
+    /// its drain deadline had not passed.
     LeftBehind,
-    /// A process received the end of a channel and kept the channel: it would receive the end
-    /// forever.
+    /// A process has received the end of a channel but kept the channel, so that it would receive
+    /// the end forever.
     BusyLoop,
-    /// A successor was started while a message to its predecessor was unread. The successor has a
-    /// copy of that channel, and would read the message.
+    /// A successor was started while its predecessor had an unread message. The successor has a
+    /// copy of that channel, and could read the message instead.
     WordForTheWrongReader,
-    /// A second successor was started while the first one existed.
+    /// A second successor was started while the first successor still existed.
     TwoSuccessors,
-    /// An action needed a successor, and none existed.
+    /// An action that needs a successor was performed, but no successor existed.
     NoSuccessor,
 }
 
@@ -172,21 +178,21 @@ impl Line {
         self.processes.iter().enumerate().filter(|(_, process)| process.alive)
     }
 
-    /// Returns whether the far end of `channel` is held by a living process.
+    /// Returns whether a living process holds the far end of `channel`, the end of the parent.
     fn is_open(&self, channel: Id) -> bool {
         let Some(parent) = self.processes[channel].parent else { return false };
         let parent = &self.processes[parent];
         parent.alive && parent.successor.is_some_and(|successor| successor.id == channel)
     }
 
-    /// Returns the processes that can send on `channel`.
+    /// Returns the living processes that hold the near end of `channel` and can send on it.
     pub(super) fn holders(&self, channel: Id) -> impl Iterator<Item = &Process> {
         self.living()
             .map(|(_, process)| process)
             .filter(move |process| process.older.contains(&channel))
     }
 
-    /// Returns the next message for `id` from its neighbours.
+    /// Returns the next unread message for the process `id`, from its predecessor or its successor.
     pub(super) fn next_word(&self, id: Id) -> Option<Heard> {
         let process = &self.processes[id];
         if let Some(&word) = process.down.front() {
@@ -217,8 +223,8 @@ impl Line {
         self.processes.push(Process::born(Birth::Successor, Some(id), older));
     }
 
-    /// Ends the process `id`. Erases everything that no longer affects the future, so that
-    /// equivalent lineages are equal.
+    /// Ends the process `id`. Also erases everything that no longer affects the future, so that
+    /// equivalent lineages compare equal.
     pub(super) fn die(&mut self, id: Id) {
         let process = &mut self.processes[id];
         if !process.alive {
@@ -240,7 +246,8 @@ impl Line {
         self.forget_the_unheard();
     }
 
-    /// Clears the channels whose far end no process holds.
+    /// Deletes the messages on channels whose far end no process holds, because no process will
+    /// read them.
     pub(super) fn forget_the_unheard(&mut self) {
         for channel in 0..self.processes.len() {
             if !self.is_open(channel) {
@@ -265,9 +272,9 @@ impl Line {
         self.processes[id].older.iter().copied().filter(|channel| self.is_open(*channel)).collect()
     }
 
-    /// Returns whether a process without connections must continue to live. It waits for a
-    /// successor that was told to stop. As the active generation that was told to stop, it waits
-    /// for older generations.
+    /// Returns whether a process that was told to stop must live on without connections. It waits
+    /// for a successor that is not ready and was also told to stop. If it is the active generation,
+    /// it also waits for older generations.
     pub(super) fn is_needed(&self, id: Id) -> bool {
         let process = &self.processes[id];
         let awaits_successor = process.successor.is_some_and(|successor| !successor.ready);

@@ -1,12 +1,12 @@
-//! One turn of a driver in the model: what may happen to a process, what `step` decides, and what
-//! the actions do.
+//! The turns of the model. A turn begins when something happens to a process. Then `step` decides,
+//! and the model performs the actions.
 //!
-//! A turn is one event with all its actions. Signals, deadlines and started accept loops may
-//! overtake unread messages, because a driver may handle them just before a message arrives. The
-//! end of a drain never overtakes a message. Its turn sends nothing, so the message might as well
-//! have been sent later.
+//! A turn is one event with all its actions. Signals, deadlines and started accept loops may come
+//! before unread messages, because a driver may handle them just before a message arrives. The end
+//! of a drain never comes before an unread message. Its turn sends nothing, so the same message
+//! could also arrive afterwards.
 //!
-//! A process may be killed between two turns, and within a turn between two actions.
+//! The model may kill a process between two turns, and within a turn between two actions.
 
 use std::fmt;
 
@@ -15,22 +15,24 @@ use super::line::{
 };
 use crate::lifecycle::machine::{Action, Event, State, step};
 
-/// The cause of a turn.
+/// The cause of a turn, that is, what happens to a process of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Cause {
-    /// A message of another generation.
+    /// The process reads a message of another generation.
     Hears(Heard),
-    /// A signal.
+    /// The process receives a signal that asks for a reload, a stop or a cut.
     Signal(Event),
-    /// The accept loops run, a deadline has passed, or no connection is left.
+    /// The event comes from the process itself: its accept loops run, a deadline has passed, or its
+    /// last connection has ended.
     Own(Event),
-    /// The process cannot serve, and reports that.
+    /// The process cannot serve, and reports the failure to its predecessor.
     Fails,
-    /// SIGKILL.
+    /// The process is killed by SIGKILL.
     Crash,
 }
 
-/// One turn of a driver. With `dies_after`, the process is killed after that many actions.
+/// One turn of a process in the model. If `dies_after` is set, the process is killed after that
+/// number of actions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Turn {
     pub(super) of: Id,
@@ -46,7 +48,7 @@ impl fmt::Debug for Turn {
 }
 
 impl Line {
-    /// Returns all turns that may come next.
+    /// Returns all turns of all processes that are possible next.
     pub(super) fn turns(&self, setting: &Setting) -> Vec<Turn> {
         let mut turns = Vec::new();
         for (of, _) in self.living() {
@@ -61,7 +63,7 @@ impl Line {
         turns
     }
 
-    /// Returns all causes of a turn of `id`.
+    /// Returns everything that can happen next to the process `id`.
     fn causes(&self, id: Id) -> Vec<Cause> {
         let process = &self.processes[id];
         let mut causes = Vec::new();
@@ -94,7 +96,7 @@ impl Line {
         causes
     }
 
-    /// Returns the lineage after `turn`.
+    /// Returns the lineage as it is after `turn`.
     pub(super) fn after(&self, setting: &Setting, turn: Turn) -> Self {
         let mut line = self.clone();
         let Turn { of, cause, dies_after } = turn;
@@ -114,7 +116,8 @@ impl Line {
             line.tell_predecessor(of, Word::Failed);
             line.die(of);
         }
-        // A released successor is forgotten only when the end of its channel is received again.
+        // Ignore a released successor. It is forgotten only when the end of its channel is received
+        // again.
         let is_released = line.processes[of].successor.is_some_and(|successor| successor.released);
         let heard_the_end =
             cause == Cause::Hears(Heard::Successor(Word::End)) && line.processes[of].alive;
@@ -124,8 +127,8 @@ impl Line {
         line
     }
 
-    /// Returns the numbers of actions after which a crash has a different effect than one before or
-    /// after the turn.
+    /// Returns after how many actions of the turn a crash is worth testing. These are the crashes
+    /// that have a different effect than a crash before or after the turn.
     fn fatal_counts(&self, setting: &Setting, of: Id, cause: Cause) -> Vec<usize> {
         let speaks = |action: &Action| match action {
             Action::TellReady
@@ -155,7 +158,8 @@ impl Line {
             .collect()
     }
 
-    /// Applies `cause` and steps the state machine. Returns the actions to perform.
+    /// Applies the cause of a turn to the process, and steps its state machine. Returns the actions
+    /// to perform.
     fn meet(&mut self, setting: &Setting, of: Id, cause: Cause) -> Vec<Action> {
         let event = match cause {
             Cause::Crash | Cause::Fails => None,
@@ -241,7 +245,7 @@ impl Line {
         })
     }
 
-    /// Performs one action, as the driver does.
+    /// Performs one action on the model, as the driver performs it on a process.
     fn perform(&mut self, setting: &Setting, id: Id, action: Action) {
         let process = &mut self.processes[id];
         match action {
@@ -312,7 +316,7 @@ impl Line {
                 }
             }
             Action::StopAccepting => process.accepts = false,
-            // This affects only connections, which the model leaves out.
+            // This action affects only connections, which the model leaves out.
             Action::DrainUncarried => {}
             Action::CloseListeners => {
                 process.accepts = false;

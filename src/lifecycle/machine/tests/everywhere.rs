@@ -1,4 +1,5 @@
-//! Tests of properties that hold for all states and events, independent of the table.
+//! Tests of properties that hold for all states and events of the state machine. They do not use
+//! the table.
 
 use std::collections::HashSet;
 
@@ -40,8 +41,8 @@ fn every_state_obeys_a_stop() {
     }
 }
 
-/// Accepting ends with `StopAccepting` or `CloseListeners`. It begins with `Resume`, or with the
-/// event `Live`.
+/// A generation stops accepting only with the action `StopAccepting` or `CloseListeners`. It begins
+/// to accept only with the action `Resume` or the event `Live`.
 #[test]
 fn accepting_begins_and_ends_only_with_an_action() {
     for state in STATES {
@@ -60,7 +61,7 @@ fn accepting_begins_and_ends_only_with_an_action() {
     }
 }
 
-/// Returns `states` and all states reachable from them by any events.
+/// Returns `states` and all states that any events reach from there.
 fn closure(states: &[State]) -> HashSet<State> {
     let mut known: HashSet<State> = states.iter().copied().collect();
     let mut left = states.to_vec();
