@@ -18,8 +18,7 @@ use crate::report::UpstreamCounters;
 #[derive(Debug, Default)]
 pub(super) struct Tally(Mutex<Rows>);
 
-/// One row of counters for each listener, in the order in which connections first used the
-/// listeners.
+/// One row of counters for each listener, in the order in which the rows were added.
 #[derive(Debug, Default)]
 struct Rows {
     all: Vec<Row>,
