@@ -150,8 +150,8 @@ const EVENT: &str = "event";
 /// The name of the field that contains the message of a log record.
 const MESSAGE: &str = "message";
 
-/// The names of fields whose value is already part of the message. Only the journal and JSON
-/// records contain them.
+/// The names of fields whose value is already part of the message. Only the journal
+/// and JSON records have them as fields too.
 const SAID: [&str; 2] = ["reason", "successor"];
 
 /// A formatter that writes the message, and those fields that are not part of the message.
