@@ -19,7 +19,7 @@ use crate::address::Address;
 use crate::config::Check;
 use crate::net::dial;
 
-/// The health checks of one upstream.
+/// The periodic health check of one upstream.
 struct Watch {
     upstreams: Arc<Upstreams>,
     tally: Arc<Tally>,
