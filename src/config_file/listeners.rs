@@ -188,8 +188,8 @@ fn upstreams(list: Spanned<List<UpstreamTarget>>) -> Result<Upstreams, ConfigErr
         .map_err(|error| ConfigError::at(place, format!("{error}, expected at least one")))
 }
 
-/// Refuses networks whose clients cannot reach the listener's address. A PROXY header from other
-/// clients would be forwarded as data.
+/// Checks that clients of at least one of the networks can reach the listener's address. Otherwise
+/// the proxy would forward every PROXY header to the upstream as data.
 fn meet_clients(networks: &Spanned<List<Network>>, address: &Address) -> Result<(), ConfigError> {
     let listens_on_unix = match address {
         Address::Tcp(_) | Address::Tcp6Only(_) => false,

@@ -163,7 +163,7 @@ impl Connection {
     }
 
     /// Returns whether the service should finish the connection. This is so if all connections are
-    /// draining, or if the successor has refused this one.
+    /// draining, or if the successor has refused to take over this connection.
     pub(crate) fn is_told(&self) -> bool {
         self.drain.is_told() || self.word.as_ref().is_some_and(|word| word.is_refused())
     }

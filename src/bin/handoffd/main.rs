@@ -108,8 +108,8 @@ fn run(
     };
     let service = Arc::new(service);
     runtime.block_on(async {
-        // End only if there is a predecessor: it may still have addresses for host names that do
-        // not resolve now.
+        // Leave the service to the predecessor, if there is one, because it may still have
+        // addresses for host names that do not resolve now.
         if !service.routes.resolve().await && inheritance.has_predecessor() {
             let error = Error::Unresolved;
             inheritance.refuse(&error);

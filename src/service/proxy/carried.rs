@@ -1,7 +1,7 @@
 //! The carried state of a proxied connection: the data that another process needs to continue it.
 //!
-//! The state holds the upstream's socket, the unwritten bytes of both directions, which sides have
-//! ended, and how much of its time limits the connection has used. A client that has no upstream
+//! The state holds the upstream's socket, the unwritten bytes of both directions, and which sides
+//! have ended. It also holds how much of its time limits the connection has used. A client that has no upstream
 //! yet starts over in the new process. It keeps its identity and the time that it has already
 //! waited.
 //!

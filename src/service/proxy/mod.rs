@@ -244,7 +244,7 @@ impl Proxy {
         Ok(self.own_route(connection))
     }
 
-    /// Returns the addresses of a TCP client's socket. Returns `None` for a client of a Unix socket,
+    /// Returns the addresses of a TCP client's socket. Returns `None` for clients of a Unix socket,
     /// and if upstreams receive no PROXY header.
     fn own_route(&self, connection: &Connection) -> Option<Route> {
         let (Peer::Tcp(source), Some(_)) = (connection.peer, self.config.send_header) else {

@@ -25,7 +25,7 @@ pub(super) struct Upstream {
     pub(super) active: AtomicUsize,
     /// The number of failed connection attempts since the last success.
     pub(super) failures: AtomicU32,
-    /// The time at which the ejection ends, in milliseconds since the epoch of
+    /// The time at which the ejection ends, in milliseconds since the start time in
     /// [`super::upstreams::Upstreams`]. It is 0 if the upstream is not ejected.
     pub(super) out_until: AtomicU64,
     /// Whether the last health check of this upstream failed.

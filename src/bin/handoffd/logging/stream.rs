@@ -120,8 +120,8 @@ impl Stream {
             Self::Socket | Self::Pipe | Self::Plain => stderr.as_fd(),
         };
         let mut poll = [PollFd::new(descriptor, PollFlags::POLLOUT)];
-        // After a signal, poll(2) has not found any room. If it fails in another way, try to write,
-        // because the write reports the error.
+        // Assume room after an error of poll(2), because the next write reports the error. Only if
+        // a signal has ended the wait (`EINTR`), assume none.
         !matches!(nix::poll::poll(&mut poll, patience), Ok(0) | Err(Errno::EINTR))
     }
 }

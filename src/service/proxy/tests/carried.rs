@@ -127,7 +127,8 @@ async fn a_carry_does_not_wait_for_a_broken_conversation() {
     assert!(timeout(DEADLINE, serving).await.expect("the conversation does not end").is_err());
 }
 
-/// A client that is carried while one upstream hangs tries the next upstream in the new process.
+/// A client moves to a new process while one upstream hangs. The new process tries the next
+/// upstream for it.
 #[tokio::test]
 async fn a_client_carried_during_an_attempt_tries_the_next_upstream() {
     let (hole, _queue) = black_hole();
