@@ -25,8 +25,8 @@ const BUFFER: usize = 16 * 1024;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Echo;
 
-/// The name and version of the carried state: the bytes that are not yet written back to the
-/// client.
+/// The name and the version of the carried state, which moves to the successor. It contains only
+/// the bytes that are not yet written back to the client.
 const FORMAT: &str = "echo/1";
 
 impl Service for Echo {

@@ -264,7 +264,7 @@ pub(crate) fn description() -> clap::Command {
 /// lines explain the usage.
 fn one_line(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::InvalidUtf8 {
-        // Find the wrong argument, because the error of clap does not name it.
+        // Find the wrong argument, because the error of clap does not name the argument.
         let culprit =
             std::env::args_os().find(|argument| argument.to_str().is_none()).unwrap_or_default();
         return format!("argument {culprit:?} is not UTF-8 (see --help)");

@@ -1,9 +1,9 @@
 //! The carried state of a proxied connection: the data that another process needs to continue it.
 //!
 //! The state holds the upstream's socket, the unwritten bytes of both directions, and which sides
-//! have ended. It also holds how much of its time limits the connection has used. A client that has no upstream
-//! yet starts over in the new process. It keeps its identity and the time that it has already
-//! waited.
+//! have ended. It also holds how much of its time limits the connection has used. A client that has
+//! no upstream yet starts over in the new process. It keeps its identity and the time that it has
+//! already waited.
 //!
 //! A connection whose upstream is not in the new configuration is refused, and stays in the old
 //! process. An address of a host name is accepted as long as the name is configured. A changed DNS
@@ -32,7 +32,7 @@ use crate::service::relay::{Relay, RelaySnapshot};
 /// unwritten bytes.
 const FORMAT: &str = "proxy/1";
 
-/// The stage that a connection has reached when it is carried.
+/// The stage that a connection has reached when it is carried, that is, moved to the successor.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Stage {
@@ -91,7 +91,7 @@ pub(super) struct Resumed {
     pub(super) used: Used,
 }
 
-/// A carried connection at the stage at which another process has detached it.
+/// A carried connection, restored at the stage at which another process has detached it.
 pub(super) enum Begun {
     Arriving(Arriving),
     Conversing(Resumed),

@@ -57,9 +57,9 @@ pub(super) enum Held {
     Bytes(Box<Rest>),
     /// Bytes that were spliced into a pipe and are left to write.
     Piped(Pipe),
-    /// The end of the source, which the sink has not been told yet.
+    /// The end of the source. The sink has not been half-closed yet.
     End,
-    /// No data. The source has ended, and the sink has been told.
+    /// No data. The source has ended, and the sink has been half-closed.
     Over,
 }
 
@@ -70,8 +70,8 @@ pub(super) struct Rest {
 }
 
 impl Direction {
-    /// Moves as many bytes as possible. Completes when the sink has been told the end of the
-    /// source. With [`End::Keep`], it completes as soon as the source has ended.
+    /// Moves as many bytes as possible. Completes when the source has ended and the sink is
+    /// half-closed. With [`End::Keep`], it completes as soon as the source has ended.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -145,7 +145,7 @@ impl Direction {
         matches!(self.held, Held::Nothing)
     }
 
-    /// Returns whether the source has ended and the sink has been told.
+    /// Returns whether the source has ended and the sink has been half-closed.
     pub(super) const fn is_over(&self) -> bool {
         matches!(self.held, Held::Over)
     }

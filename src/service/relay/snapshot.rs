@@ -31,9 +31,9 @@ enum PendingBytes {
     Bytes(usize),
     /// The number of unwritten bytes in a pipe. The pipe itself moves with the snapshot.
     Piped(usize),
-    /// The source has ended, and the sink has not been told yet.
+    /// The source has ended, but the sink has not been half-closed yet.
     End,
-    /// The source has ended, and the sink has been told.
+    /// The source has ended, and the sink has been half-closed.
     Over,
 }
 

@@ -1,5 +1,5 @@
-//! The properties of a systemd unit. They are read with systemctl(1), because no other interface is
-//! the same in all versions of systemd.
+//! The properties of a systemd unit. This module reads them with systemctl(1), because no other
+//! interface is the same in all versions of systemd.
 
 use std::collections::BTreeMap;
 use std::fmt;
