@@ -1,8 +1,8 @@
 //! The addresses on which a listener can listen, and their text form.
 //!
 //! The command line, the log and the messages between generations use the same text form. A printed
-//! address parses back to an equal value. Host names are rejected: a listener that depends on a
-//! resolver might move to another address after a handoff. This module opens no sockets.
+//! address parses back to an equal value. Host names are rejected, because a listener that depends
+//! on a resolver might move to another address after a handoff. This module opens no sockets.
 
 use std::fmt;
 use std::net::{SocketAddr, SocketAddrV6};
@@ -11,29 +11,29 @@ use std::str::FromStr;
 
 use crate::error::Error;
 
-/// The maximum length of a path or an abstract name in bytes. `sun_path` holds 108 bytes, one of
-/// which is the terminating or leading zero, unix(7).
+/// The maximum length in bytes of the path or the abstract name of a Unix socket. The kernel's
+/// `sun_path` has 108 bytes, one of which is a terminating or a leading zero (see unix(7)).
 const UNIX_NAME_MAX: usize = 107;
 
-/// The address of a listener.
+/// The address on which a listener accepts connections.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
-    /// A TCP address: `192.0.2.1:80` or `[2001:db8::1]:80`. `[::]:80` also accepts IPv4 (dual
-    /// stack), regardless of the system default.
+    /// A TCP address, such as `192.0.2.1:80` or `[2001:db8::1]:80`. `[::]:80` also accepts IPv4
+    /// (dual stack), regardless of the system default.
     Tcp(SocketAddr),
-    /// An IPv6-only address: `tcp6:[::]:80`. Another listener can use `0.0.0.0:80` at the same
-    /// time.
+    /// A TCP address that accepts IPv6 only, such as `tcp6:[::]:80`. Another listener can use
+    /// `0.0.0.0:80` at the same time.
     Tcp6Only(SocketAddrV6),
-    /// A path in the file system: `/run/web.sock` or `unix:/run/web.sock`.
+    /// The path of a Unix socket in the file system: `/run/web.sock` or `unix:/run/web.sock`.
     UnixPath(PathBuf),
-    /// A name in the abstract namespace: `@web`. It disappears when the last process closes the
-    /// socket.
+    /// The name of a Unix socket in the abstract namespace, such as `@web`. The name disappears
+    /// when the last process closes the socket.
     UnixAbstract(String),
 }
 
 impl Address {
-    /// Returns whether the kernel chooses the port. Several listeners may share such an address,
-    /// because each gets its own port.
+    /// Returns whether the kernel chooses the port, that is, whether the port is 0. Several
+    /// listeners may have such an address, because each receives its own port.
     pub(crate) const fn is_any_port(&self) -> bool {
         match self {
             Self::Tcp(address) => address.port() == 0,
@@ -42,7 +42,7 @@ impl Address {
         }
     }
 
-    /// Returns the path in the file system, for a Unix socket that has one.
+    /// Returns the path of a Unix socket in the file system, and `None` for any other address.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {

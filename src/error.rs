@@ -1,8 +1,8 @@
-//! The errors that an operator or a developer can act on, and the exit code of each.
+//! The errors on which an operator or a developer can act, and the exit code of each error.
 //!
-//! An error holds its details as fields. Its text is one line and names the cause. Why a handoff
-//! failed has its own type, [`HandoffFailure`]: the process that reports it keeps serving, so for
-//! that process it is not an error.
+//! An error stores its details in fields. Its text is one line and contains the cause. The reason
+//! why a handoff failed has its own type, [`HandoffFailure`]. It is not an error of the process
+//! that reports it, because that process keeps serving.
 
 mod exit;
 
@@ -18,154 +18,156 @@ use crate::text::{escaped, printable};
 pub use exit::ExitStatus;
 use exit::exit_of;
 
-/// Why a generation cannot start or continue, or why a command failed.
+/// The reason why a generation cannot start or continue, or why a command has failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The address of a listener or an upstream is not valid.
     #[error("bad address {text:?}: {why}")]
     Address {
-        /// The given text.
+        /// The text that was given as an address.
         text: String,
-        /// What was expected.
+        /// A description of a valid address.
         why: &'static str,
     },
-    /// The name of a listener has characters that `LISTEN_FDNAMES` cannot carry.
+    /// The name of a listener contains characters that `LISTEN_FDNAMES` cannot hold.
     #[error("bad listener name {text:?}: {why}")]
     ListenerName {
-        /// The given text.
+        /// The text that was given as a name.
         text: String,
-        /// What was expected.
+        /// A description of a valid name.
         why: &'static str,
     },
-    /// Two listeners have the same name.
+    /// Two listeners of the configuration have the same name.
     #[error("two listeners are named {name:?}")]
     DuplicateName {
-        /// The name.
+        /// The name that both listeners have.
         name: String,
     },
-    /// Two listeners have the same address.
+    /// Two listeners of the configuration have the same address.
     #[error("two listeners have the address {address}")]
     DuplicateAddress {
-        /// The address.
+        /// The address that both listeners have.
         address: String,
     },
-    /// Two listeners cannot coexist, because the address of one covers the address of the other.
+    /// Two listeners cannot listen at the same time, because the address of one covers that of the
+    /// other.
     #[error(
         "two listeners have overlapping addresses: {address} and {other} ([::] takes IPv4 as \
         well, tcp6:[::] does not)"
     )]
     OverlappingAddresses {
-        /// The address of one listener.
+        /// The address of one of the two listeners.
         address: String,
         /// The address of the other listener.
         other: String,
     },
-    /// An upstream of a proxy is its own listener, or leads back to it.
+    /// The upstream of a proxy is its own listener, or leads back to its own listener.
     #[error(
         "the upstream {upstream} leads back to the listener {listener}: connections would be \
         passed on without end"
     )]
     UpstreamLoop {
-        /// The upstream.
+        /// The upstream that leads back to its own listener.
         upstream: String,
-        /// The address of the listener that the upstream leads to.
+        /// The address of the listener to which the upstream leads.
         listener: String,
     },
-    /// A proxy has no upstreams.
+    /// The configuration gives a proxy no upstreams.
     #[error("no upstream is given")]
     NoUpstream,
-    /// A proxy has the same upstream twice.
+    /// The configuration gives a proxy the same upstream twice.
     #[error("the upstream {address} is there twice")]
     DuplicateUpstream {
-        /// The address of the upstream.
+        /// The address of the upstream that is given twice.
         address: String,
     },
-    /// All upstreams of a proxy are host names, and none of them resolves. The predecessor keeps
-    /// serving with the addresses that it has.
+    /// All upstreams of a proxy are host names, and none of the names resolves. The predecessor
+    /// keeps serving with the addresses that it has.
     #[error("no upstream of a proxy has an address: none of its host names resolves")]
     Unresolved,
-    /// The value of a setting is out of range or invalid.
+    /// The value of a setting is out of range or otherwise invalid.
     #[error("bad {setting} {value}: {why}")]
     Setting {
         /// The name of the setting.
         setting: &'static str,
-        /// The given value.
+        /// The value that was given for the setting.
         value: String,
-        /// What was expected.
+        /// A description of a valid value.
         why: &'static str,
     },
-    /// The configuration file has an error.
+    /// The configuration file contains a mistake.
     #[error("{}:{line}:{column}: {what}", printable(file))]
     ConfigFile {
-        /// The path, as it was given.
+        /// The path of the configuration file, as it was given.
         file: PathBuf,
-        /// The line, from 1.
+        /// The line of the mistake. The first line is 1.
         line: usize,
-        /// The column in characters, from 1.
+        /// The column of the mistake in characters. The first column is 1.
         column: usize,
-        /// What is wrong, and what was expected.
+        /// A description of the mistake and of what was expected.
         what: String,
     },
     /// The configuration file cannot be read.
     #[error("{}: cannot read the configuration: {source}", printable(file))]
     ConfigFileUnreadable {
-        /// The path, as it was given.
+        /// The path of the configuration file, as it was given.
         file: PathBuf,
-        /// The error of the kernel.
+        /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// No listener has the requested name.
+    /// A server has requested a listener by a name that no listener has.
     #[error("there is no listener named {name:?}")]
     NoSuchListener {
-        /// The name.
+        /// The requested name.
         name: String,
     },
-    /// Other threads were running when one thread was required: to change the environment
-    /// (getenv(3), "ATTRIBUTES") or to fork off an init (fork(2)). Either
-    /// [`crate::Inheritance::take`] was not called first, or a library has started a thread.
+    /// The process has several threads at a point where only one is allowed. It must change the
+    /// environment (see getenv(3), "ATTRIBUTES") or fork an init (see fork(2)). Either
+    /// [`crate::Inheritance::take`] was called too late, or a library has started a thread.
     #[error("{threads} threads run already ({}){}, and one is needed \
         here", escaped(names), preloaded_by(preloaded.as_ref()))]
     ThreadsRunning {
-        /// How many threads run.
+        /// How many threads the process has.
         threads: usize,
-        /// The names of all threads, including the first.
+        /// The names of all threads, including the first thread.
         names: String,
-        /// The value of `LD_PRELOAD`, if set: one of these libraries may have started the threads.
+        /// The value of `LD_PRELOAD`, if it is set. One of its libraries may have started the
+        /// threads.
         preloaded: Option<OsString>,
     },
     /// [`crate::Inheritance::take`] was called a second time. A process can take its inheritance
-    /// only once.
+    /// from the predecessor only once.
     #[error("the inheritance has been taken already")]
     AlreadyTaken,
     /// An environment variable of the handoff protocol has an invalid value.
     #[error("bad {variable}={value:?}: {why}")]
     Environment {
-        /// The name of the variable.
+        /// The name of the environment variable.
         variable: &'static str,
-        /// The value of the variable.
+        /// The value of the environment variable.
         value: String,
-        /// What was expected.
+        /// A description of a valid value.
         why: String,
     },
     /// An inherited file descriptor is not a listening socket.
     #[error("inherited descriptor {descriptor} ({name}) is {found}, not a listening stream socket")]
     NotAListener {
-        /// The number of the file descriptor.
+        /// The number of the inherited file descriptor.
         descriptor: RawFd,
-        /// The name of the socket, or `unnamed`.
+        /// The name under which the socket was passed in, or `unnamed`.
         name: String,
-        /// What the file descriptor is instead.
+        /// A description of what the file descriptor is instead of a listening socket.
         found: String,
     },
-    /// A listener cannot bind its address or listen on it.
+    /// A listener cannot bind its address, or cannot listen on it.
     #[error("cannot listen on {address} ({name}): {source}")]
     Bind {
         /// The name of the listener.
         name: String,
         /// The address of the listener.
         address: String,
-        /// The error of the kernel.
+        /// The error that the kernel has returned.
         source: io::Error,
     },
     /// The pid file cannot be written.
@@ -173,97 +175,99 @@ pub enum Error {
     PidFile {
         /// The path of the pid file.
         path: PathBuf,
-        /// The error of the kernel.
+        /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// The path of this program cannot be found, so it could not start a successor.
+    /// The process cannot find the path of its own program, and could therefore not start a
+    /// successor.
     #[error("cannot find the path of this program: {source}")]
     Program {
-        /// The error of the kernel.
+        /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// The inheritance from the predecessor is invalid or uses an unknown version of the protocol.
+    /// The inheritance from the predecessor is invalid, or has an unknown version of the protocol.
     #[error("cannot take over from the predecessor: {why}")]
     Predecessor {
-        /// What is wrong.
+        /// A description of what is wrong with the inheritance.
         why: String,
     },
-    /// No daemon answers on the control socket, or the socket does not exist.
+    /// No daemon answers on the control socket, or the control socket does not exist.
     #[error("nobody answers on {}: {source}", printable(path))]
     NobodyAnswers {
         /// The path of the control socket.
         path: PathBuf,
-        /// The error of the kernel.
+        /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// A reload failed because the new generation never became ready. The old one keeps serving.
+    /// A reload has failed, because the new generation never became ready. The old one keeps
+    /// serving.
     #[error("the new generation did not take over: {reason}")]
     HandoffFailed {
-        /// Why the reload failed.
+        /// The reason why the new generation never became ready.
         reason: String,
     },
-    /// A reload failed after the new generation had become ready: it was rolled back. The old one
-    /// keeps serving.
+    /// A reload has failed after the new generation had become ready. The new generation was rolled
+    /// back, and the old one keeps serving.
     #[error("the new generation was rolled back: {reason}")]
     RolledBack {
-        /// Why the new generation was rolled back.
+        /// The reason why the new generation was rolled back.
         reason: String,
     },
     /// The request is not possible now, or did not finish within the given time.
     #[error("try again: {reason}")]
     TryAgain {
-        /// Why.
+        /// The reason why the request must be tried again later.
         reason: String,
     },
-    /// The daemon refuses this request or this user.
+    /// The daemon refuses this request, or refuses requests of this user.
     #[error("refused: {reason}")]
     Denied {
-        /// Why.
+        /// The reason for the refusal.
         reason: String,
     },
-    /// A systemd unit has settings that break a handoff. The command has already printed each of
-    /// them.
+    /// A systemd unit has settings that break a handoff. The `doctor` command has already printed
+    /// each of these settings.
     #[error("{unit} has {count} settings that break a handoff")]
     Unsound {
-        /// The name of the unit.
+        /// The name of the systemd unit.
         unit: String,
-        /// How many settings break a handoff.
+        /// How many settings of the unit break a handoff.
         count: usize,
     },
-    /// The output of a command cannot be written to standard output, or to a file.
+    /// The output of a command cannot be written to standard output or to a file.
     #[error("cannot write {what}: {source}")]
     Output {
-        /// Which output is lost.
+        /// The name of the output that is lost.
         what: String,
-        /// The error of the kernel.
+        /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// A serving thread or an accept loop has panicked. Its connections are lost.
+    /// A serving thread or an accept loop has panicked. All its connections are lost.
     #[error("{what} has died: {reason}")]
     Died {
-        /// The name of the thread or the loop.
+        /// The name of the thread or the accept loop.
         what: String,
         /// The message of the panic.
         reason: String,
     },
-    /// The accept loops were started but did not run in time.
+    /// The accept loops were started, but did not begin to accept before the time limit.
     #[error("the accept loops did not run within {}", Seconds(*limit))]
     NotAccepting {
-        /// The limit: `--ready-timeout`.
+        /// The time limit, which `--ready-timeout` sets.
         limit: Duration,
     },
-    /// A system call failed, and no setting can fix it.
+    /// A system call has failed for a reason that no setting can fix.
     #[error("cannot {doing}: {source}")]
     System {
-        /// What the system call was for.
+        /// A description of what the system call should have done.
         doing: &'static str,
-        /// The error of the kernel.
+        /// The error that the kernel has returned.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// Returns the exit code of a process that ends with this error.
+    /// Returns the exit code of a process that ends because of this error.
     #[must_use]
     pub fn exit(&self) -> ExitStatus {
         match self {
@@ -300,85 +304,87 @@ impl Error {
         }
     }
 
-    /// Returns a function for `map_err` that wraps the error of a system call. `doing` says what
-    /// the call was for.
+    /// Returns a function for `map_err` that converts the error of a system call. `doing` describes
+    /// what the call should have done.
     pub(crate) fn system<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::System { doing, source: source.into() }
     }
 }
 
-/// Why a successor did not take over. The predecessor keeps serving.
+/// The reason why a successor has not taken over. The predecessor keeps serving.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandoffFailure {
-    /// `fork` failed, or the channel could not be created.
+    /// The process could not be forked, or the channel to the successor could not be created.
     #[error("cannot start a process: {source}")]
     Fork {
-        /// The error of the kernel.
+        /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// The program could not be executed.
+    /// The program of the successor could not be executed.
     #[error("cannot execute {}: {source}", printable(program))]
     Exec {
-        /// The path by which this process was started.
+        /// The path by which this process was started. The successor is started by the same path.
         program: PathBuf,
-        /// The error of the kernel.
+        /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// The successor reported that it cannot serve.
+    /// The successor has reported that it cannot serve.
     #[error("the successor says: {reason}")]
     Refused {
-        /// The reason, as the successor gave it.
+        /// The reason that the successor has given.
         reason: String,
     },
-    /// The successor ended before it was ready, without reporting a reason.
+    /// The successor ended before it was ready, and reported no reason.
     #[error("the successor ended before it was ready{status}")]
     EndedEarly {
-        /// How the successor ended.
+        /// The exit code or the signal with which the successor ended, if known.
         status: EndStatus,
     },
-    /// The successor was not ready in time and was killed.
+    /// The successor was not ready within the time limit, and was killed.
     #[error("the successor was not ready within {}", Seconds(*limit))]
     TimedOut {
-        /// The limit: `--ready-timeout`.
+        /// The time limit, which `--ready-timeout` sets.
         limit: Duration,
     },
-    /// The handoff took longer than the requested time limit.
+    /// The handoff took longer than the operator's request allowed.
     #[error("it was not done within {}, as was asked", Seconds(*limit))]
     OutOfTime {
-        /// The requested limit.
+        /// The time limit that the operator has requested.
         limit: Duration,
     },
-    /// The successor was not started: one more generation would exceed the maximum, and the
-    /// connections of the oldest generation were not taken over in time.
+    /// The successor was not started, because the maximum number of generations was reached. The
+    /// oldest generation's connections were not taken over within the time limit.
     #[error("an older generation's connections were not taken over within {}", Seconds(*limit))]
     NotStarted {
-        /// The limit: `--drain-timeout`.
+        /// The time limit, which `--drain-timeout` sets.
         limit: Duration,
     },
-    /// The successor ended after it was ready, without reporting a reason.
+    /// The successor ended after it was ready, and reported no reason.
     #[error("the successor ended after it was ready{status}")]
     EndedLate {
-        /// How the successor ended.
+        /// The exit code or the signal with which the successor ended, if known.
         status: EndStatus,
     },
-    /// The successor was told to stop while it was on probation.
+    /// The successor was told to stop while it was on probation, that is, could still be rolled
+    /// back.
     #[error("the successor was told to stop while on probation")]
     ToldToStop,
-    /// The successor sent an invalid message.
+    /// The successor has sent a message that is not valid.
     #[error("the successor sent what is not a message: {why}")]
     Garbage {
-        /// What is wrong with the message.
+        /// A description of what is wrong with the message.
         why: String,
     },
 }
 
-/// Returns the value of `LD_PRELOAD` as part of a sentence.
+/// Returns the value of `LD_PRELOAD` as a part of a sentence, for an error message.
 fn preloaded_by(libraries: Option<&OsString>) -> String {
     let named = |libraries| format!(" with LD_PRELOAD={}", printable(Path::new(libraries)));
     libraries.map(named).unwrap_or_default()
 }
 
-/// How a process ended, if known. Printed at the end of a sentence.
+/// The exit code or the signal with which a process ended, if known. It is printed at the end of a
+/// sentence.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EndStatus(pub(crate) Option<process::ExitStatus>);
 
@@ -388,7 +394,7 @@ impl std::fmt::Display for EndStatus {
     }
 }
 
-/// A duration printed in seconds, as the flags take it.
+/// A duration that is printed in seconds, in the form that flags accept.
 struct Seconds(Duration);
 
 impl std::fmt::Display for Seconds {

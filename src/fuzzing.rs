@@ -1,60 +1,60 @@
-//! The entry points of the fuzz targets in `fuzz/`.
+//! The functions that the fuzz targets in `fuzz/` call.
 //!
-//! Each function passes untrusted bytes to one of our parsers and returns whether the parser
-//! accepted them. It panics if the parser violates one of its properties.
+//! Each function passes untrusted bytes to one of our parsers, and returns whether the parser has
+//! accepted them. It panics if the parser violates a property that it must have.
 
 use crate::notify::{MainProcess, Notifier};
 
-/// Parses a message from another generation. A valid message must survive encoding and parsing
-/// again.
+/// Parses a message from another generation. Panics if a valid message changes when it is encoded
+/// and parsed again.
 #[must_use]
 pub fn message(packet: &[u8]) -> bool {
     crate::handoff::fuzz::message(packet)
 }
 
-/// Parses what a process inherits at startup: its environment variables, in the format of
-/// `/proc/PID/environ`, and after an empty variable the first message of its predecessor. What the
-/// process passes on to its own successor must say the same.
+/// Parses what a process inherits at startup: its environment variables in the format of
+/// `/proc/PID/environ`, an empty variable, and the first message of its predecessor. Panics if the
+/// process would pass on anything else to its own successor.
 #[must_use]
 pub fn birth(bytes: &[u8]) -> bool {
     let program = crate::handoff::fuzz::birth(bytes);
     program.is_some_and(|program| Notifier::new(program.notify_socket(), MainProcess::Head).is_ok())
 }
 
-/// Parses the packet of a carried connection and restores its state. Saving the restored state
-/// must give the same bytes.
+/// Parses the packet of a carried connection, one that moves between processes, and restores its
+/// state. Panics if the restored state is saved as other bytes.
 #[must_use]
 pub fn carry(packet: &[u8]) -> bool {
     crate::carry::fuzz::connection(packet).is_some_and(crate::service::fuzz::take_up)
 }
 
-/// Parses a successor's answer to a carried connection.
+/// Parses the answer by which a successor accepts or refuses a carried connection.
 #[must_use]
 pub fn carry_answer(packet: &[u8]) -> bool {
     crate::carry::fuzz::answer(packet)
 }
 
-/// Parses a client's request on the control socket. Every request must get a reply.
+/// Parses a client's request on the control socket. Panics if a request has no reply.
 #[must_use]
 pub fn control_request(bytes: &[u8]) -> bool {
     crate::control::fuzz::request(bytes)
 }
 
-/// Parses a daemon's replies on the control socket. An invalid line must give an error message of
-/// one line.
+/// Parses the replies of a daemon on the control socket. Panics if the error message about an
+/// invalid reply has several lines.
 #[must_use]
 pub fn control_reply(bytes: &[u8]) -> bool {
     crate::control::fuzz::replies(bytes)
 }
 
-/// Parses the name of a socket from the service manager's store.
+/// Parses the name of a socket in the file descriptor store of the service manager.
 #[must_use]
 pub fn stored_name(bytes: &[u8]) -> bool {
     crate::net::fuzz_stored_name(bytes)
 }
 
-/// Parses the first bytes from a client as a PROXY header. The meaning of a header must not depend
-/// on the bytes after it, and an incomplete header must not be taken for a complete one.
+/// Parses the first bytes from a client as a PROXY header. Panics if the bytes after a header
+/// change its meaning, or if an incomplete header counts as complete.
 #[must_use]
 pub fn proxy_header(bytes: &[u8]) -> bool {
     crate::service::fuzz::proxy_header(bytes)
@@ -67,11 +67,11 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     type Target = fn(&[u8]) -> bool;
-    /// The files of a corpus, each with its name.
+    /// The seed files of a fuzz target, each with its name.
     type Seeds = Vec<(String, Vec<u8>)>;
 
-    /// Returns the fuzz targets, each with seed files written by our encoders.
-    /// `tests/config_text.rs` has the targets for the configuration file.
+    /// Returns the fuzz targets with seed files that our encoders have written. The fuzz targets
+    /// for the configuration file are in `tests/config_text.rs`.
     fn targets() -> [(&'static str, Target, Seeds); 8] {
         [
             ("message", message, crate::handoff::fuzz::messages()),
@@ -85,7 +85,7 @@ mod tests {
         ]
     }
 
-    /// Returns a packet for each kind of carried state.
+    /// Returns the packets of carried connections: one for each kind of carried state.
     fn carried() -> Seeds {
         let parcels = crate::service::fuzz::parcels().into_iter();
         parcels.map(|(name, parcel)| (name, crate::carry::fuzz::packet(&parcel))).collect()
@@ -95,7 +95,7 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
     }
 
-    /// Every file must be accepted unless its name begins with `not-`.
+    /// The parser accepts every seed file whose name does not begin with `not-`.
     #[test]
     fn every_file_of_the_corpus_is_read_as_its_name_says() {
         for (target, read, seeds) in targets() {

@@ -48,9 +48,9 @@
 //!
 //! # Architecture
 //!
-//! The lifecycle decides what happens. The data plane (`server`) and the handoff carry it out.
-//! Plain values and the interface to the kernel lie below. `docs/architecture.md` has a diagram,
-//! the guarantees and a reading order. A test enforces the layers.
+//! The lifecycle decides what happens. The data plane (`server`) and the handoff carry out its
+//! decisions. Plain values and the interface to the kernel are the lowest layer. A test enforces
+//! the layers. `docs/architecture.md` has a diagram, the guarantees and a reading order.
 //!
 //! | module | purpose |
 //! |---|---|

@@ -1,7 +1,7 @@
 //! The configuration of a generation, as values that are always valid.
 //!
-//! Every value is checked once, when it is created. This module does not know where the values come
-//! from, such as flags or a file.
+//! Every value is checked once, when it is created. This module does not know whether a value comes
+//! from a flag, a file or elsewhere.
 
 mod overlap;
 mod proxy;
@@ -26,13 +26,14 @@ pub use socket_access::{SocketAccess, SocketMode};
 pub use upstream::{HostPort, UpstreamTarget, Upstreams};
 pub(crate) use upstream_loop::{Loop, find_loop};
 
-/// The default address of the daemon, used if no socket is configured or inherited.
+/// The address on which the daemon listens if no socket is configured or inherited.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
 
-/// The name under which the control socket is passed between processes. No listener may have it.
+/// The name of the control socket when one process passes it to another. No listener may have this
+/// name.
 pub(crate) const CONTROL: &str = "control";
 
-/// The name of the listener that serves the counters.
+/// The name of the listener that serves the counters of all generations.
 #[cfg_attr(
     not(feature = "config-file"),
     allow(unreachable_pub, reason = "the configuration file exports it")
@@ -42,31 +43,32 @@ pub const METRICS_LISTENER: &str = "metrics";
 /// The configuration of a generation.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The listeners.
+    /// The listeners on which this generation accepts connections.
     pub listeners: Listeners,
-    /// How long a successor may take from `fork` until it is ready, before it is killed. Default 30
-    /// s.
+    /// How long a successor may take to be ready, counted from `fork`. After this time it is
+    /// killed. Default 30 s.
     pub ready_timeout: Duration,
-    /// How long both generations accept connections after the successor is ready. Until then the
-    /// successor can be rolled back. Default 1 s; zero retires the predecessor at once.
+    /// How long both generations accept connections after the successor is ready. During this time
+    /// the successor can be rolled back. Default 1 s. With zero, the predecessor retires at once.
     pub bake: Duration,
-    /// How long connections may take to end by themselves in a drain, before they are cut. Default
-    /// 30 s.
+    /// How long connections may take to end by themselves in a drain. After this time they are cut.
+    /// Default 30 s.
     pub drain_timeout: Duration,
-    /// What happens to connections when a successor takes over, unless a listener has its own
-    /// setting. Default: they are carried.
+    /// What happens to connections when a successor takes over. A listener may have its own
+    /// setting. Default: the connections are carried, that is, moved to the successor.
     pub on_handoff: OnHandoff,
-    /// During a drain, how long after accept a silent connection may still send its first request.
+    /// How long after accept a silent client may still send its first request during a drain.
     /// Default 1 s.
     pub first_request_grace: Duration,
-    /// How many generations may serve or drain at once.
+    /// The maximum number of generations that serve or drain at once.
     pub max_generations: MaxGenerations,
-    /// A file that always holds the pid of the process to signal.
+    /// The path of a file that always contains the pid of the process to signal. `None` means no
+    /// file.
     pub pid_file: Option<PathBuf>,
     /// The path of the control socket. Only the user of this process and root may connect. Without
-    /// a path there is a control socket only if a parent passes one in under the name `control`.
+    /// a path, the control socket exists only if a parent passes in a socket named `control`.
     pub control: Option<PathBuf>,
-    /// The program and the configuration, as `status` reports them.
+    /// The program and the configuration of this generation, as `status` reports them.
     pub identity: Identity,
 }
 
@@ -90,30 +92,32 @@ impl Default for Config {
 /// What happens to connections when a successor takes over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnHandoff {
-    /// They are asked to end, and are cut at the drain deadline.
+    /// The connections are asked to end. Those still open at the drain deadline are cut.
     Drain,
-    /// They move to the successor, if the services of both generations can carry them. Others are
-    /// drained.
+    /// The connections move to the successor if the services of both generations can carry them.
+    /// Other connections are drained.
     #[default]
     Carry,
 }
 
-/// The listeners of a generation.
+/// The listeners of a generation: inherited ones, or those of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Listeners {
-    /// The sockets that a parent passes in, or [`DEFAULT_ADDRESS`] if there are none.
+    /// The sockets that a parent passes in. Without such sockets, the listener is
+    /// [`DEFAULT_ADDRESS`].
     #[default]
     Inherited,
-    /// Exactly these listeners. Their names and addresses are unique.
+    /// The listeners of this list and no others. Their names and addresses are unique.
     Named(UniqueListeners),
 }
 
 impl Listeners {
-    /// Uses exactly these listeners. An empty list means [`Listeners::Inherited`].
+    /// Uses the listeners of this list and no others. An empty list means [`Listeners::Inherited`].
     ///
     /// # Errors
-    /// [`Error::DuplicateName`], [`Error::DuplicateAddress`] and [`Error::OverlappingAddresses`].
-    /// Port 0 may appear more than once.
+    /// Returns [`Error::DuplicateName`], [`Error::DuplicateAddress`] or
+    /// [`Error::OverlappingAddresses`] if two listeners conflict. Several listeners may have port
+    /// 0.
     pub fn new(listeners: Vec<ListenerConfig>) -> Result<Self, Error> {
         if listeners.is_empty() {
             Ok(Self::Inherited)
@@ -122,10 +126,10 @@ impl Listeners {
         }
     }
 
-    /// Checks that a proxy on all these listeners does not connect to itself.
+    /// Checks that a proxy on these listeners, with these upstreams, does not connect to itself.
     ///
     /// # Errors
-    /// [`Error::UpstreamLoop`].
+    /// Returns [`Error::UpstreamLoop`] if an upstream leads back to one of the listeners.
     pub fn check_upstreams(&self, upstreams: &Upstreams) -> Result<(), Error> {
         let Self::Named(named) = self else { return Ok(()) };
         let all: Vec<_> =
@@ -139,7 +143,7 @@ impl Listeners {
         }
     }
 
-    /// Returns the handoff setting of each listener that has its own, by the listener's name.
+    /// Returns the handoff settings of those listeners that have their own, by listener name.
     pub(crate) fn on_handoff(&self) -> HashMap<String, OnHandoff> {
         let named = match self {
             Self::Inherited => &[],
@@ -149,7 +153,7 @@ impl Listeners {
         named.filter_map(|(index, one)| Some((one.name_at(index), one.on_handoff?))).collect()
     }
 
-    /// Returns the connection limit of each listener that has one, by the listener's name.
+    /// Returns the connection limits of those listeners that have one, by listener name.
     pub(crate) fn limits(&self) -> HashMap<String, NonZeroUsize> {
         let named = match self {
             Self::Inherited => &[],
@@ -160,7 +164,7 @@ impl Listeners {
     }
 }
 
-/// Listeners with unique names and addresses that do not overlap.
+/// A list of listeners with unique names and with addresses that do not overlap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UniqueListeners(Vec<ListenerConfig>);
 
@@ -186,33 +190,35 @@ impl UniqueListeners {
         Ok(Self(listeners))
     }
 
-    /// Returns the listeners in their original order.
+    /// Returns the listeners in the order in which they were given.
     #[must_use]
     pub fn as_slice(&self) -> &[ListenerConfig] {
         &self.0
     }
 }
 
-/// One listener: `[name=]ADDRESS`.
+/// The configuration of one listener, written as `[name=]ADDRESS`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerConfig {
-    /// The name, used to match an inherited socket. A listener without a name is matched by its
-    /// address, then by its position.
+    /// The name of the listener, by which it finds its inherited socket. A listener without a name
+    /// finds its socket by its address, or else by its position in the list.
     pub name: Option<ListenerName>,
-    /// The address to bind if no socket is passed in for this listener.
+    /// The address that the listener binds if it inherits no socket.
     pub address: Address,
-    /// How many connections may be open at once. At the limit no client is accepted, and new
-    /// clients wait in the backlog. Default: no limit.
+    /// How many connections of this listener may be open at once. At the limit, the listener
+    /// accepts no client, and new clients wait in the backlog. Default: no limit.
     pub max_connections: Option<NonZeroUsize>,
-    /// What happens to its connections when a successor takes over. `None` means the setting of
-    /// [`Config::on_handoff`].
+    /// What happens to connections of this listener when a successor takes over. `None` means the
+    /// setting of [`Config::on_handoff`].
     pub on_handoff: Option<OnHandoff>,
-    /// The owner and mode of the socket path, if the address is a path that a generation binds.
+    /// The owner and the mode of the socket's path, if the listener binds a path in the file
+    /// system.
     pub access: SocketAccess,
 }
 
 impl ListenerConfig {
-    /// Returns the name of the listener, or a name made from its position `index`.
+    /// Returns the name of the listener. Without a name, returns a name made from the position
+    /// `index`.
     pub(crate) fn name_at(&self, index: usize) -> String {
         self.name.as_ref().map_or_else(|| format!("listener-{}", index + 1), ToString::to_string)
     }
@@ -222,8 +228,8 @@ impl FromStr for ListenerConfig {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        // The address itself may contain an equals sign. A name comes before the first character of
-        // an address.
+        // Only an equals sign before the address ends a name, because the address may contain one
+        // too.
         let (name, address) = match text.split_once('=') {
             Some((name, address))
                 if !name.starts_with(['/', '@']) && !name.starts_with("unix:") =>
@@ -242,12 +248,13 @@ impl FromStr for ListenerConfig {
     }
 }
 
-/// The name of a listener, restricted to what `LISTEN_FDNAMES` can carry, sd_listen_fds(3).
+/// The name of a listener. It has only characters that `LISTEN_FDNAMES` can hold (see
+/// sd_listen_fds(3)).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerName(String);
 
 impl ListenerName {
-    /// Returns the name as text.
+    /// Returns the name of the listener as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -281,15 +288,16 @@ impl FromStr for ListenerName {
     }
 }
 
-/// The maximum number of generations that serve or drain at once. One on probation does not count.
+/// The maximum number of generations that serve or drain at once. A successor on probation, which
+/// can still be rolled back, does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MaxGenerations(usize);
 
 impl MaxGenerations {
-    /// Accepts 2 to 64: one generation that serves and at least one that drains.
+    /// Accepts a number from 2 to 64: one generation that serves, and at least one that drains.
     ///
     /// # Errors
-    /// [`Error::Setting`] for any other number.
+    /// Returns [`Error::Setting`] for any other number.
     pub fn new(count: usize) -> Result<Self, Error> {
         if (2..=64).contains(&count) {
             Ok(Self(count))
@@ -299,7 +307,7 @@ impl MaxGenerations {
         }
     }
 
-    /// Returns the number, 2 to 64.
+    /// Returns the maximum number of generations, from 2 to 64.
     #[must_use]
     pub const fn get(self) -> usize {
         self.0
@@ -364,7 +372,7 @@ mod tests {
         let says = |text: &str, on_handoff| ListenerConfig { on_handoff, ..text.parse().unwrap() };
         let listeners = Listeners::new(vec![
             says("gives=127.0.0.1:1", Some(OnHandoff::Carry)),
-            // This listener has no name, so it is named by its position.
+            // This listener has no name of its own, so its name is made from its position.
             says("127.0.0.1:2", Some(OnHandoff::Drain)),
             says("silent=127.0.0.1:3", None),
         ]);

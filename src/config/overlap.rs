@@ -1,28 +1,29 @@
-//! Detection of addresses that two listeners cannot use together.
+//! Detection of addresses that two listeners cannot use at the same time.
 //!
-//! The kernel would refuse them when a generation starts, with "address in use" and no hint at the
-//! other listener. This module opens no socket and does not know the addresses of the network
-//! interfaces.
+//! Without this check, a generation with such addresses would fail to start. The kernel would
+//! report "address in use" and not name the other listener. This module opens no sockets, and does
+//! not know the addresses of the network interfaces.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::address::Address;
 
-/// The addresses that are in use, each with its owner.
+/// The addresses that listeners already use. Each address has an owner, which errors name.
 #[derive(Debug)]
 pub(crate) struct TakenAddresses<T> {
     unix: HashMap<Address, T>,
     ports: HashMap<u16, Port<T>>,
 }
 
-/// The addresses in use on one TCP port.
+/// The addresses that listeners already use on one TCP port.
 #[derive(Debug)]
 struct Port<T> {
     v4: BTreeMap<Ipv4Addr, T>,
-    /// The scope tells link-local addresses of two interfaces apart.
+    /// The IPv6 addresses, each with its scope id, which tells link-local addresses of two
+    /// interfaces apart.
     v6: BTreeMap<(Ipv6Addr, u32), T>,
-    /// The owner of `[::]`, if that socket accepts IPv4 too.
+    /// The owner of `[::]`, if its socket accepts IPv4 too.
     dual: Option<T>,
 }
 
@@ -31,10 +32,10 @@ impl<T: Clone> TakenAddresses<T> {
         Self { unix: HashMap::new(), ports: HashMap::new() }
     }
 
-    /// Adds an address.
+    /// Adds an address that a listener uses.
     ///
     /// # Errors
-    /// The owner of an address that overlaps with this one.
+    /// Returns the owner of an address that overlaps with `address`.
     pub(crate) fn take(&mut self, address: &Address, owner: T) -> Result<(), T> {
         if address.is_any_port() {
             return Ok(());
@@ -118,7 +119,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// Returns whether two addresses can be used together, in either order.
+    /// Returns whether two listeners can use the addresses at the same time, in either order.
     fn are_apart(one: &str, other: &str) -> bool {
         let apart = |first: &str, second: &str| {
             let mut taken = TakenAddresses::new();
@@ -129,7 +130,7 @@ mod tests {
         apart(one, other)
     }
 
-    /// The expected results are those of bind(2): each pair was tried.
+    /// The results agree with those of bind(2), which was tried with each pair of addresses.
     #[test]
     fn an_address_overlaps_the_addresses_that_it_includes() {
         for (one, other) in [

@@ -1,7 +1,7 @@
-//! The configuration of a proxy: upstreams, their order, timeouts, and the PROXY header.
+//! The configuration of a proxy: its upstreams, their order, timeouts, and the PROXY header.
 //!
-//! Every value is checked when it is created. `service::proxy` applies the configuration to
-//! connections.
+//! Every value is checked when it is created. The module `service::proxy` applies the configuration
+//! to connections.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -10,46 +10,46 @@ use std::time::Duration;
 use super::upstream::Upstreams;
 use crate::error::Error;
 
-/// The proxy settings of one listener.
+/// The configuration of the proxy of one listener.
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
-    /// The upstreams to which connections are forwarded.
+    /// The upstreams to which the proxy forwards connections.
     pub upstreams: Upstreams,
-    /// How often host names of upstreams are resolved. Default 30 s.
+    /// How often the proxy resolves the host names of upstreams. Default 30 s.
     pub resolve_interval: Duration,
-    /// Which upstream is tried first.
+    /// Which upstream the proxy tries first for a new client.
     pub balance: Balance,
-    /// How long one upstream may take to accept a connection. Default 5 s.
+    /// How long an upstream may take to accept a connection. Default 5 s.
     pub connect_timeout: Duration,
-    /// How long a client waits while no upstream accepts. Default 10 s; zero means that each
-    /// upstream is tried once.
+    /// How long a client waits while no upstream accepts its connection. Default 10 s. With zero,
+    /// the proxy tries each upstream once.
     pub connect_patience: Duration,
-    /// How long a connection may be idle before it is closed. Default: no limit.
+    /// How long a connection may be idle before the proxy closes it. Default: no limit.
     pub idle_timeout: Option<Duration>,
-    /// How old a connection may become before it is closed. Default: no limit.
+    /// How old a connection may become before the proxy closes it. Default: no limit.
     pub lifetime: Option<Duration>,
     /// The version of the PROXY header that tells the upstream the client's address. Default: no
     /// header.
     pub send_header: Option<HeaderVersion>,
-    /// The networks whose clients begin with a PROXY header, which holds the original client's
-    /// address. Default: none.
+    /// The networks from which connections begin with a PROXY header, which contains the address of
+    /// the original client. Default: none.
     pub accept_header_from: Vec<Network>,
-    /// How long such a client may take to send its header. Default 3 s.
+    /// How long a client that must send a PROXY header may take to send it. Default 3 s.
     pub header_timeout: Duration,
-    /// How long a peer on either side may be silent before the kernel probes it (`TCP_KEEPIDLE`).
-    /// Default: no probes.
+    /// How long the client or the upstream may be silent before the kernel probes it
+    /// (`TCP_KEEPIDLE`). Default: no probes.
     pub keep_alive: Option<Duration>,
-    /// How long sent data may stay unacknowledged, on both sides (`TCP_USER_TIMEOUT`). Default:
-    /// decided by the kernel.
+    /// How long data sent to the client or the upstream may stay unacknowledged
+    /// (`TCP_USER_TIMEOUT`). Default: the kernel decides.
     pub user_timeout: Option<Duration>,
-    /// When a failing upstream is ejected.
+    /// When the proxy ejects a failing upstream, that is, no longer tries it for some time.
     pub ejection: Ejection,
-    /// How upstreams are checked independently of clients. Default: no checks.
+    /// How the proxy checks the health of upstreams independently of clients. Default: no checks.
     pub check: Option<Check>,
 }
 
 impl ProxyConfig {
-    /// Returns the default settings for these upstreams.
+    /// Returns the configuration with these upstreams and with defaults for all other settings.
     #[must_use]
     pub fn to(upstreams: Upstreams) -> Self {
         Self {
@@ -71,15 +71,15 @@ impl ProxyConfig {
     }
 }
 
-/// Which upstream is tried first.
+/// Which upstream a proxy tries first for a new client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Balance {
-    /// Each upstream in turn.
+    /// Each upstream in turn is tried first.
     #[default]
     RoundRobin,
-    /// The upstream with the fewest connections from this process.
+    /// The upstream with the fewest connections from this process is tried first.
     LeastConnections,
-    /// The first healthy upstream. Later ones stand by.
+    /// The first upstream that is not ejected is tried first. Later upstreams stand by.
     InOrder,
 }
 
@@ -99,12 +99,13 @@ impl FromStr for Balance {
     }
 }
 
-/// The version of HAProxy's PROXY protocol that tells an upstream the client's address.
+/// The version of the PROXY header that tells an upstream the client's address. HAProxy defined the
+/// protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeaderVersion {
-    /// A line of text.
+    /// Version 1, in which the header is a line of text.
     V1,
-    /// A binary header.
+    /// Version 2, in which the header is binary.
     V2,
 }
 
@@ -123,13 +124,13 @@ impl FromStr for HeaderVersion {
     }
 }
 
-/// When a failing upstream is ejected: no longer tried for some time.
+/// When a failing upstream is ejected, that is, no longer tried for some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ejection {
-    /// How many failures in a row eject an upstream. Default 3; zero means never.
+    /// How many failures in a row eject an upstream. Default 3. With zero, no upstream is ejected.
     pub failures: u32,
-    /// How long an upstream stays ejected. Default 10 s. If all upstreams are ejected, all are
-    /// tried.
+    /// How long an upstream stays ejected. Default 10 s. While all upstreams are ejected, all of
+    /// them are tried.
     pub time: Duration,
 }
 
@@ -139,30 +140,30 @@ impl Default for Ejection {
     }
 }
 
-/// A periodic health check of each upstream: connect, then close.
+/// A periodic health check of each upstream: the proxy connects and closes the connection at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// The time between two checks.
+    /// The time between two health checks of an upstream.
     pub interval: Duration,
-    /// How long a check may take.
+    /// How long a health check may take before it counts as failed.
     pub timeout: Duration,
 }
 
-/// A set of clients, defined by their address.
+/// A set of clients: those from one network, or those of Unix sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network(Members);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Members {
-    /// Addresses that share a prefix.
+    /// The clients whose address has this prefix.
     Prefix(ipnet::IpNet),
-    /// All clients of Unix sockets.
+    /// All clients of Unix sockets, which have no address.
     Unix,
 }
 
 impl Network {
-    /// Returns whether `address` is in the network. An IPv4 address that arrived over IPv6 counts
-    /// as the IPv4 address.
+    /// Returns whether `address` is in the network. An IPv4 address that arrives in IPv6 form
+    /// (`::ffff:192.0.2.1`) counts as IPv4.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         match self.0 {
@@ -171,7 +172,7 @@ impl Network {
         }
     }
 
-    /// Returns whether this stands for the clients of Unix sockets, which have no address.
+    /// Returns whether this value means the clients of Unix sockets, which have no address.
     #[must_use]
     pub fn is_unix(&self) -> bool {
         self.0 == Members::Unix
@@ -183,7 +184,7 @@ impl FromStr for Network {
 
     /// Parses a network such as `192.0.2.0/24` or `2001:db8::/32`, a single address, or `unix`.
     fn from_str(text: &str) -> Result<Self, Error> {
-        // nginx writes `unix:`.
+        // Accept `unix:` too, because nginx writes it in this way.
         if matches!(text, "unix" | "unix:") {
             return Ok(Self(Members::Unix));
         }
@@ -194,7 +195,7 @@ impl FromStr for Network {
     }
 }
 
-/// Turns a network of IPv4-mapped addresses (`::ffff:192.0.2.0/120`) into the IPv4 network
+/// Converts a network of IPv4-mapped addresses (`::ffff:192.0.2.0/120`) to the IPv4 network
 /// (`192.0.2.0/24`).
 fn canonical(network: ipnet::IpNet) -> ipnet::IpNet {
     const MAPPED: u8 = 96;

@@ -6,33 +6,33 @@ use crate::error::Error;
 
 /// The mode, the user and the group of the path of a Unix listener.
 ///
-/// A `None` field keeps what bind(2) sets, which depends on the umask, the user and the group of
-/// the process. The settings apply only to a path that a generation binds, not to a socket that a
-/// parent passes in.
+/// A field that is `None` keeps the value that bind(2) sets, which depends on the umask, the user
+/// and the group of the process. The settings apply only to a path that a generation binds, not to
+/// a socket that a parent passes in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketAccess {
-    /// The permissions of the path, regardless of the umask.
+    /// The permissions of the path. They do not depend on the umask.
     pub mode: Option<SocketMode>,
-    /// The owner of the path: a user name or number.
+    /// The user that owns the path: a name or a number.
     pub user: Option<String>,
-    /// The group of the path: a group name or number.
+    /// The group that owns the path: a name or a number.
     pub group: Option<String>,
 }
 
 impl SocketAccess {
-    /// Returns whether nothing is set.
+    /// Returns whether no access right is set.
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// The permissions of a path, in octal digits: `0660`.
+/// The permissions of a path, written in octal digits, as in `0660`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketMode(u32);
 
 impl SocketMode {
-    /// Returns the permission bits, at most `0o777`.
+    /// Returns the permissions as bits, at most `0o777`.
     #[must_use]
     pub const fn bits(self) -> u32 {
         self.0

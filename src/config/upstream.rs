@@ -1,6 +1,6 @@
-//! The upstreams of a proxy: addresses, and host names that are resolved at run time.
+//! The upstreams of a proxy: addresses, and host names that the proxy resolves while it runs.
 //!
-//! This module only parses names. `service::proxy` resolves them.
+//! This module only parses host names. The module `service::proxy` resolves them.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -10,20 +10,20 @@ use std::str::FromStr;
 use crate::address::Address;
 use crate::error::Error;
 
-/// Longest host name and longest label in bytes, RFC 1035.
+/// The longest host name in bytes, followed by the longest part between two dots (see RFC 1035).
 const NAME_MAX: usize = 253;
 const LABEL_MAX: usize = 63;
 
-/// An upstream as it is configured.
+/// An upstream as the configuration gives it: an address or a host name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum UpstreamTarget {
-    /// One address.
+    /// An upstream that is given by its address.
     Address(Address),
-    /// All addresses of a host name, at one port.
+    /// All addresses of a host name, each with the same port.
     Host(HostPort),
 }
 
-/// A host name and a port: `backend.example:9000`.
+/// A host name and a port, such as `backend.example:9000`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostPort {
     name: String,
@@ -31,19 +31,19 @@ pub struct HostPort {
 }
 
 impl HostPort {
-    /// Returns the host name, in lower case.
+    /// Returns the host name in lower case.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Returns the port.
+    /// Returns the port, which applies to all addresses of the host name.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port
     }
 
-    /// Returns whether the name always means this machine, regardless of any resolver: RFC 6761.
+    /// Returns whether the host name means this machine whatever a resolver answers (see RFC 6761).
     pub(crate) fn is_localhost(&self) -> bool {
         let name = self.name.strip_suffix('.').unwrap_or(&self.name);
         name == "localhost" || name.ends_with(".localhost")
@@ -74,7 +74,7 @@ impl From<Address> for UpstreamTarget {
 impl FromStr for UpstreamTarget {
     type Err = Error;
 
-    /// Parses an address to connect to, or `HOST:PORT`.
+    /// Parses the address of an upstream, or `HOST:PORT`.
     fn from_str(text: &str) -> Result<Self, Error> {
         let refuse = |why| Error::Address { text: text.to_owned(), why };
         let is_address =
@@ -93,7 +93,7 @@ impl FromStr for UpstreamTarget {
     }
 }
 
-/// Parses `HOST:PORT`.
+/// Parses a host name and a port, written as `HOST:PORT`.
 fn host(text: &str) -> Result<HostPort, &'static str> {
     const EXPECTED: &str = "expected IP:PORT, [IPV6]:PORT, HOST:PORT, /PATH or @NAME";
     let (name, port) = text.split_once(':').ok_or(EXPECTED)?;
@@ -117,8 +117,8 @@ fn host(text: &str) -> Result<HostPort, &'static str> {
     if !labels.split('.').all(is_label) {
         return Err("a host name has letters, digits, hyphens and dots (others as xn--)");
     }
-    // A resolver reads `127.1` and `0x7f000001` as addresses. Refuse them, because they are most
-    // likely mistyped.
+    // Refuse numbers such as `127.1` and `0x7f000001`. A resolver reads them as addresses, but they
+    // are most likely mistyped.
     let last = labels.rsplit('.').next().unwrap_or_default();
     if last.bytes().all(|byte| byte.is_ascii_digit()) || last.to_ascii_lowercase().starts_with("0x")
     {
@@ -127,24 +127,24 @@ fn host(text: &str) -> Result<HostPort, &'static str> {
     Ok(HostPort { name: name.to_ascii_lowercase(), port })
 }
 
-/// The upstreams of a proxy: at least one, without duplicates.
+/// The upstreams of a proxy: at least one, and none of them twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstreams(Vec<UpstreamTarget>);
 
 impl Upstreams {
-    /// Creates the list in this order.
+    /// Creates a list with these upstreams in this order.
     ///
     /// # Errors
-    /// [`Error::NoUpstream`] for an empty list. [`Error::DuplicateUpstream`] for a duplicate.
-    /// [`Error::Address`] for an address that cannot be connected to: port 0, or `tcp6:`, which is
-    /// only for listeners.
+    /// Returns [`Error::NoUpstream`] for an empty list, and [`Error::DuplicateUpstream`] for a
+    /// duplicate. Returns [`Error::Address`] for an address to which no connection is possible:
+    /// port 0, or `tcp6:`, which is only for listeners.
     pub fn new(upstreams: Vec<UpstreamTarget>) -> Result<Self, Error> {
         if upstreams.is_empty() {
             return Err(Error::NoUpstream);
         }
         let mut seen = HashSet::new();
         for one in &upstreams {
-            // The value may have been created without parsing, so check it here.
+            // Check the upstream again, because it may have been created without parsing.
             let _: UpstreamTarget = one.to_string().parse()?;
             if !seen.insert(one) {
                 return Err(Error::DuplicateUpstream { address: one.to_string() });
@@ -153,7 +153,7 @@ impl Upstreams {
         Ok(Self(upstreams))
     }
 
-    /// Returns the upstreams in their original order.
+    /// Returns the upstreams in the order in which they were given.
     #[must_use]
     pub fn as_slice(&self) -> &[UpstreamTarget] {
         &self.0
@@ -168,7 +168,8 @@ mod tests {
         Upstreams::new(texts.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
     }
 
-    /// At least one upstream is required. Duplicates and unreachable addresses are errors.
+    /// A list needs at least one upstream. Duplicates, and addresses that cannot be connected to,
+    /// are errors.
     #[test]
     fn upstreams_are_reachable_and_unique() {
         assert!(matches!(upstreams(&[]), Err(Error::NoUpstream)));

@@ -1,7 +1,7 @@
 //! Detection of proxies that would connect to themselves, directly or through other listeners.
 //!
-//! Such a proxy would start, and use up all file descriptors with its first client. No name is
-//! resolved here, so `localhost` is the only known host name.
+//! Without this check, such a proxy would start, and use up all file descriptors with its first
+//! client. The module resolves no host names, so the only one that it knows is `localhost`.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,19 +9,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::upstream::UpstreamTarget;
 use crate::address::Address;
 
-/// An upstream that leads back to its own listener, directly or through others.
+/// An upstream that leads back to its own listener, directly or through other listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Loop {
-    /// The index of the listener that has the upstream.
+    /// The index of the listener whose proxy has the upstream.
     pub(crate) listener: usize,
-    /// The index of the upstream among those of the listener.
+    /// The index of the upstream among the upstreams of its listener.
     pub(crate) upstream: usize,
-    /// The index of the listener that the upstream leads to.
+    /// The index of the listener to which the upstream leads.
     pub(crate) leads_to: usize,
 }
 
-/// Returns the first loop among these listeners, each given with its upstreams. Of host names only
-/// `localhost` is known.
+/// Returns the first loop among these listeners, each of which is given with its upstreams. No host
+/// name is resolved, so `localhost` is the only known one.
 pub(crate) fn find_loop(listeners: &[(&Address, &[UpstreamTarget])]) -> Option<Loop> {
     let at: Places = Places::of(listeners.iter().map(|(address, _)| *address));
     let target = |upstream: &UpstreamTarget| match upstream {
@@ -36,8 +36,8 @@ pub(crate) fn find_loop(listeners: &[(&Address, &[UpstreamTarget])]) -> Option<L
     };
     let mut state = vec![Visit::Never; listeners.len()];
     for first in 0..listeners.len() {
-        // The path of listeners from the first one, each with the index of its next upstream to
-        // visit.
+        // The path from the first listener to the current one. Each listener has the index of its
+        // next upstream to visit.
         let mut way = vec![(first, 0)];
         while let Some((listener, upstream)) = way.last().copied() {
             if upstream == 0 {
@@ -74,13 +74,14 @@ enum Visit {
     Done,
 }
 
-/// The indexes of listeners by the address that reaches them. The first of several listeners with
-/// one key counts.
+/// The indexes of listeners, by the address that reaches them. If several listeners have the same
+/// address, the first one counts.
 #[derive(Default)]
 struct Places {
     unix: HashMap<Address, usize>,
     tcp: HashMap<(u16, IpAddr), usize>,
-    /// Listeners at `0.0.0.0`, at `[::]` for IPv6 only, and at `[::]` including IPv4.
+    /// Listeners at `0.0.0.0`, at `[::]` for IPv6 only, and at `[::]` including IPv4, in this
+    /// order.
     all_v4: HashMap<u16, usize>,
     all_v6: HashMap<u16, usize>,
     all: HashMap<u16, usize>,
@@ -116,7 +117,7 @@ impl Places {
         places
     }
 
-    /// Returns the first listener that accepts a connection to `upstream`, as far as the addresses
+    /// Returns the first listener that a connection to `upstream` reaches, as far as the addresses
     /// tell.
     fn reached_from(&self, upstream: &Address) -> Option<usize> {
         let to = match upstream {
@@ -125,7 +126,7 @@ impl Places {
                 return self.unix.get(upstream).copied();
             }
         };
-        // A connection to an unspecified address goes to the local host.
+        // A connection to an unspecified address, such as `0.0.0.0`, reaches this machine.
         let ip = match to.ip().to_canonical() {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
             IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -190,7 +191,7 @@ mod tests {
         }
     }
 
-    /// A chain of listeners without a loop is accepted.
+    /// Listeners that lead to each other in a chain are accepted if the chain is not a loop.
     #[test]
     fn a_loop_through_several_listeners_is_found() {
         let chain: &[(&str, &[&str])] = &[("@a", &["@b", "@c"]), ("@b", &["@c"]), ("@c", &["@d"])];

@@ -1,20 +1,21 @@
-//! A parser for log filters: a level for all targets, levels for single targets, or both.
+//! A parser for log filters. A filter has a level for all targets, levels for single targets, or
+//! both.
 //!
 //! The parser of `tracing-subscriber` reads a misspelled level as the name of a target, and then
-//! drops every other record. Here, a word that is not a level is an error. A target that matches
-//! nothing does not affect the other records.
+//! drops all other records. In this parser, a word that is not a level is an error. A target that
+//! matches nothing does not affect the other records.
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
-/// The form of a filter, for error messages.
+/// The valid form of a log filter, for error messages.
 pub(super) const EXPECTED: &str =
     "error, warn, info, debug, trace or off, also for one target, as in info,handoffd=debug";
 
-/// Parses a filter such as `debug` or `warn,handoffd::net=trace`. Targets that the filter does not
-/// name use the level without a target, or `info` if there is none.
+/// Parses a log filter such as `debug` or `warn,handoffd::net=trace`. The level without a target
+/// applies to all targets that the filter does not name. It is `info` if the filter has none.
 ///
 /// # Errors
-/// Says what was expected.
+/// Returns a description of a valid filter if `text` is not valid.
 pub fn parse_log_filter(text: &str) -> Result<Targets, String> {
     let mut general = None;
     let mut targets: Vec<(&str, LevelFilter)> = Vec::new();
@@ -54,7 +55,7 @@ fn level(word: &str) -> Option<LevelFilter> {
     levels.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(word)).map(|(_, level)| level)
 }
 
-/// Returns whether `text` can be the target of a record: the path of a module.
+/// Returns whether `text` can be the target of a log record, that is, the path of a module.
 fn is_target(text: &str) -> bool {
     !text.is_empty()
         && text.chars().all(|letter| letter.is_alphanumeric() || "_-:.".contains(letter))

@@ -1,4 +1,5 @@
-//! The listeners of a configuration file: required settings, and conflicts between listeners.
+//! The listeners of a configuration file. This module checks that required settings are present and
+//! that listeners do not conflict.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -16,15 +17,15 @@ use crate::config::{
 };
 use crate::error::Error;
 
-/// How long a check may take, unless the file sets a timeout.
+/// How long a health check may take if the file sets no timeout.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One listener and its service.
+/// A listener of the file, and the service that runs on it.
 pub(super) struct Listener {
     name: ListenerName,
     config: ListenerConfig,
     service: ServiceConfig,
-    /// The position of each upstream in the file.
+    /// The position of each upstream in the file, for error messages.
     upstream_places: Vec<usize>,
 }
 
@@ -38,16 +39,17 @@ impl Listener {
     }
 }
 
-/// The addresses in use, each with its listener.
+/// The addresses that listeners already use. Each address has the name of its listener, for errors.
 pub(super) type Taken = TakenAddresses<(Address, ListenerName)>;
 
-/// Reads all listeners in the order of the file. Adds their addresses to `taken`.
+/// Reads all listeners in the order of the file. Adds the address of each to `taken`.
 pub(super) fn read(
     tables: BTreeMap<Spanned<String>, ListenerTable>,
     taken: &mut Taken,
 ) -> Result<Vec<Listener>, ConfigError> {
     if tables.is_empty() {
-        // An empty or half-written file must not close the sockets of the previous generation.
+        // Refuse a file without listeners, because an empty or half-written file would close the
+        // sockets of the previous generation.
         return Err(ConfigError::at(
             0,
             "there is no listener, expected at least one, as in [listener.web]",
@@ -63,7 +65,7 @@ pub(super) fn read(
     Ok(listeners)
 }
 
-/// Checks that no proxy connects to itself, directly or through others.
+/// Checks that no proxy connects to itself, directly or through other listeners.
 fn leads_to_no_loop(listeners: &[Listener]) -> Result<(), ConfigError> {
     let upstreams = |listener: &'_ Listener| match &listener.service {
         ServiceConfig::Proxy(proxy) => proxy.upstreams.as_slice().to_vec(),
@@ -85,7 +87,7 @@ fn leads_to_no_loop(listeners: &[Listener]) -> Result<(), ConfigError> {
     Err(ConfigError::at(listeners[listener].upstream_places[upstream], what))
 }
 
-/// Adds the address of a listener to `taken`. `place` is its position in the file.
+/// Adds the address of a listener to `taken`. `place` is the position of the address in the file.
 pub(super) fn take(
     taken: &mut Taken,
     address: &Address,
@@ -111,7 +113,7 @@ pub(super) fn take(
     })
 }
 
-/// Reads one listener.
+/// Reads one listener from its table in the file.
 fn one(
     name: &Spanned<String>,
     mut table: ListenerTable,
@@ -186,8 +188,8 @@ fn upstreams(list: Spanned<List<UpstreamTarget>>) -> Result<Upstreams, ConfigErr
         .map_err(|error| ConfigError::at(place, format!("{error}, expected at least one")))
 }
 
-/// Refuses networks whose clients cannot reach this address: their headers would be forwarded as
-/// data.
+/// Checks that clients of at least one of the networks can reach the listener's address. Otherwise
+/// the proxy would forward every PROXY header to the upstream as data.
 fn meet_clients(networks: &Spanned<List<Network>>, address: &Address) -> Result<(), ConfigError> {
     let listens_on_unix = match address {
         Address::Tcp(_) | Address::Tcp6Only(_) => false,
@@ -205,7 +207,7 @@ fn meet_clients(networks: &Spanned<List<Network>>, address: &Address) -> Result<
     Err(ConfigError::at(networks.span().start, what))
 }
 
-/// Returns the settings of the table, with defaults for the rest.
+/// Returns the proxy settings of the table, with defaults for the settings that it omits.
 fn proxy(upstreams: Upstreams, table: ListenerTable) -> Result<ProxyConfig, ConfigError> {
     let default = ProxyConfig::to(upstreams);
     let alone = |place: usize, setting: &str, other: &str| {

@@ -1,21 +1,21 @@
-//! This module reads the format of log records.
+//! A parser for the format of log records.
 
 use super::values::Kind;
 
-/// How records are written to standard error. In the journal every field is a field.
+/// How log records are written to standard error. The journal stores their fields in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// A line of text for people.
+    /// Each record is a line of text for people.
     #[default]
     Text,
-    /// A line with a JSON object for programs.
+    /// Each record is a line with one JSON object, for programs.
     Json,
 }
 
-/// Reads the format of log records.
+/// Parses the name of a format of log records.
 ///
 /// # Errors
-/// What was expected.
+/// Returns a description of a valid value if `text` is not valid.
 pub fn parse_log_format(text: &str) -> Result<LogFormat, &'static str> {
     match text {
         "text" => Ok(LogFormat::Text),

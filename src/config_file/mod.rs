@@ -1,11 +1,12 @@
-//! The configuration file: listeners, the service of each, and the settings of the daemon.
+//! The configuration file: the listeners, the service of each listener, and the settings of the
+//! daemon.
 //!
-//! The file is TOML. An error is one line that names the position, the mistake and what was
-//! expected. Each generation reads the file again and must find every error before it changes
-//! anything, so the file is checked as a whole. `values` parses single values and `tables` defines
-//! the structure of the file. `listeners` assembles a listener. `filter`,
-//! `log_format` and `time` parse values that flags have too. `span` finds the line of an error.
-//! This module opens nothing but the file itself.
+//! The file is written in TOML. An error message is one line that contains the position, the
+//! mistake and what was expected. Each generation reads the file again, and must find every error
+//! before it changes anything. Therefore the whole file is checked at once. The module `values`
+//! parses single values, and `tables` defines the structure of the file. `listeners` puts a
+//! listener together. `filter`, `log_format` and `time` parse values that flags have too. `span`
+//! finds the line of an error. This module opens no file but the configuration file.
 
 mod filter;
 mod listeners;
@@ -37,74 +38,77 @@ pub use log_format::{LogFormat, parse_log_format};
 pub use time::{parse_time, parse_wait};
 pub use values::{parse_user_or_group, parse_workers};
 
-/// Maximum file size in bytes. A larger file is probably not a configuration file.
+/// The maximum size of a configuration file in bytes. A larger file is probably another kind of
+/// file.
 const LONGEST: u64 = 1024 * 1024;
 
-/// File systems whose files are made by the kernel.
+/// The file systems whose files the kernel generates when they are read.
 const KERNEL_FILES: [FsType; 4] =
     [statfs::PROC_SUPER_MAGIC, statfs::SYSFS_MAGIC, statfs::DEBUGFS_MAGIC, statfs::TRACEFS_MAGIC];
 
-/// The contents of a configuration file.
+/// The parsed contents of a configuration file.
 #[derive(Clone, Debug)]
 pub struct ConfigFile {
-    /// The configuration of every generation. Settings that the file omits are as in
-    /// [`Config::default`].
+    /// The configuration of a generation that reads this file. Settings that the file omits have
+    /// the values of [`Config::default`].
     pub config: Config,
-    /// The service of each listener, in the order of the file. One for each of `config.listeners`,
-    /// at least one.
+    /// The service of each listener, in the order of the file. Each listener in `config.listeners`
+    /// has one entry, and the list is never empty.
     pub services: Vec<(ListenerName, ServiceConfig)>,
-    /// How many threads serve.
+    /// How many threads serve connections. `None` if the file does not set the number.
     pub workers: Option<NonZeroUsize>,
-    /// The log filter.
+    /// The filter for log records. `None` if the file does not set it.
     pub log: Option<Targets>,
-    /// The format of log records on standard error.
+    /// The format of log records on standard error. `None` if the file does not set it.
     pub log_format: Option<LogFormat>,
     /// The address of the listener [`METRICS_LISTENER`], which serves the counters. No listener in
-    /// `config.listeners` has its name or its address.
+    /// `config.listeners` has the same name or the same address.
     pub metrics: Option<Spanned<Address>>,
 }
 
-/// A value with its position in the file, for an error that is only found later.
+/// A value with its position in the file. The position is for errors that are found after parsing.
 #[derive(Clone, Debug)]
 pub struct Spanned<T> {
-    /// The value.
+    /// The value that was read from the file.
     pub value: T,
-    /// The line of the value, from 1.
+    /// The line in which the value begins. The first line is 1.
     pub line: usize,
-    /// The column of the value in characters, from 1.
+    /// The column at which the value begins, in characters. The first column is 1.
     pub column: usize,
 }
 
-/// The service of a listener.
+/// The service that runs on a listener.
 #[derive(Clone, Debug)]
 pub enum ServiceConfig {
-    /// Writes back all data that it reads.
+    /// The echo service, which sends back all data that it reads.
     Echo,
-    /// Forwards connections to an upstream.
+    /// The proxy service, which forwards connections to upstreams.
     Proxy(Box<ProxyConfig>),
 }
 
 impl ConfigFile {
-    /// Returns the contents of the file at `path`: to parse them with [`ConfigFile::parse`], and to
+    /// Returns the contents of the file at `path`. [`ConfigFile::parse`] parses them. They also
     /// tell two generations with different configurations apart.
     ///
     /// # Errors
-    /// [`Error::ConfigFileUnreadable`]. Also for anything but a regular file, because the next
-    /// generation could not read it again, and for a file of more than 1 MiB.
+    /// Returns [`Error::ConfigFileUnreadable`] if the file cannot be read or has more than 1 MiB.
+    /// Returns it also for anything but a regular file, because the next generation could not read
+    /// it again.
     pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
         let refuse = |source| Error::ConfigFileUnreadable { file: path.to_owned(), source };
         let no_file =
             || refuse(io::Error::other("not a regular file: each generation reads it again"));
-        // Check before opening, because opening a device may have side effects.
+        // Check the type of the file before opening it, because opening a device may have side
+        // effects.
         if !fs::metadata(path).map_err(refuse)?.is_file() {
             return Err(no_file());
         }
-        // The file may have been replaced since the check. Without `O_NONBLOCK`, opening a pipe
-        // would wait for a writer.
+        // Open with `O_NONBLOCK`, because a pipe may have replaced the file in the meantime.
+        // Opening a pipe normally waits for a writer.
         let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
         let file = File::options().read(true).custom_flags(flags).open(path).map_err(refuse)?;
-        // Files of the kernel claim to be regular, but reading some of them blocks until data
-        // arrives (proc_kmsg(5)).
+        // Refuse files of the kernel. They look like regular files, but reading some of them blocks
+        // until data arrives (see proc_kmsg(5)).
         let is_of_kernel =
             fstatfs(&file).is_ok_and(|system| KERNEL_FILES.contains(&system.filesystem_type()));
         if is_of_kernel || !file.metadata().map_err(refuse)?.is_file() {
@@ -118,10 +122,10 @@ impl ConfigFile {
         Ok(bytes)
     }
 
-    /// Parses the contents of a file. `path` is only used in errors.
+    /// Parses the contents of a configuration file. `path` is only used in error messages.
     ///
     /// # Errors
-    /// [`Error::ConfigFile`] for the first mistake, with its position.
+    /// Returns [`Error::ConfigFile`] for the first mistake in the file, with its position.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
         let text = std::str::from_utf8(bytes).map_err(|error| {
             let before = std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default();
@@ -154,7 +158,8 @@ fn read(text: &str) -> Result<ConfigFile, ConfigError> {
         listeners.into_iter().map(listeners::Listener::split).unzip();
     let default = Config::default();
     let config = Config {
-        // Names and addresses were already checked where their positions are known.
+        // This never fails, because names and addresses were checked above, where their positions
+        // are known.
         listeners: Listeners::new(listeners)
             .map_err(|error| ConfigError::at(0, error.to_string()))?,
         ready_timeout: root.ready_timeout.map_or(default.ready_timeout, |time| time.0),
@@ -191,7 +196,7 @@ mod tests {
         ConfigFile::parse(Path::new("a.toml"), text.as_bytes())
     }
 
-    /// Returns the proxy of a file with one listener that has these lines in its table.
+    /// Returns the proxy settings of a file with one listener that has these lines in its table.
     fn proxy(lines: &str) -> ProxyConfig {
         let text = format!(
             "[listener.web]\naddress = '127.0.0.1:0'\nservice = 'proxy'\nupstreams = ['@a', '127.0.0.1:9', '/b']\n{lines}"

@@ -1,4 +1,4 @@
-//! A mistake in a configuration file, with its line and column.
+//! A mistake in a configuration file, with the line and the column at which it is.
 
 use std::ops::Range;
 use std::path::Path;
@@ -6,14 +6,14 @@ use std::path::Path;
 use crate::error::Error;
 use crate::text::cut_line;
 
-/// Longest error message. A longer one is cut, so that even a whole page in place of an address
-/// gives one line.
+/// The longest error message in bytes. A longer message is cut, so that it remains readable even if
+/// it quotes a whole page of the file.
 const LONGEST: usize = 1000;
 
-/// A mistake and its position.
+/// A mistake in a configuration file, and its position.
 #[derive(Debug)]
 pub(super) struct ConfigError {
-    /// The position in bytes from the beginning of the file.
+    /// The position of the mistake, in bytes from the beginning of the file.
     offset: usize,
     what: String,
 }
@@ -23,7 +23,7 @@ impl ConfigError {
         Self { offset, what: what.into() }
     }
 
-    /// Converts an error of `toml`, which may come from our own value parsers.
+    /// Converts an error of the crate `toml`. The error may come from our own parsers of values.
     pub(super) fn of_toml(error: &toml::de::Error, text: &str) -> Self {
         let span = error.span().unwrap_or_default();
         if let Some(fault) = Self::of_value(error.message(), &span, text) {
@@ -39,8 +39,8 @@ impl ConfigError {
         Self { offset: span.start, what }
     }
 
-    /// Rewrites an error about an unreadable value. The messages of `toml` describe its own
-    /// attempts: for `no` it says "invalid float, expected `nan`".
+    /// Replaces an error message about an unreadable value. The messages of the crate `toml` only
+    /// describe its own attempts, such as "invalid float, expected `nan`" for the value `no`.
     fn of_value(message: &str, span: &Range<usize>, text: &str) -> Option<Self> {
         const OF_VALUES: [&str; 11] = [
             "string values must be quoted",
@@ -67,7 +67,7 @@ impl ConfigError {
         Some(Self::at(start, format!("{what}: expected text in quotes, a number, true or false")))
     }
 
-    /// Returns the error for this mistake in the given file.
+    /// Returns the error that reports this mistake in `file`, whose contents are `text`.
     pub(super) fn into_error(self, file: &Path, text: &str) -> Error {
         let (line, column) = line_and_column(text, self.offset);
         Error::ConfigFile {
@@ -79,8 +79,8 @@ impl ConfigError {
     }
 }
 
-/// Returns the value that contains `offset`, and where the value begins. The value is the text
-/// after the equals sign, or a single element in a list. Returns `None` for a line without a value.
+/// Returns the value at `offset`, and the offset at which it begins. A value is the text after an
+/// equals sign, or one element of a list. Returns `None` if the line has no value.
 fn value_at(text: &str, offset: usize) -> Option<(usize, &str)> {
     let before = text.get(..offset)?;
     let line = before.rfind('\n').map_or(0, |end| end + 1);
@@ -94,7 +94,7 @@ fn value_at(text: &str, offset: usize) -> Option<(usize, &str)> {
         {
             Some((start, value))
         }
-        // Inside a list, which may have begun on an earlier line.
+        // The offset is inside a list, which may have begun on an earlier line.
         _ => {
             const ENDS: &[char] = &[',', '[', ']', '{', '}', '='];
             let start = before[line..].rfind(ENDS).map_or(line, |place| line + place + 1);
@@ -105,17 +105,17 @@ fn value_at(text: &str, offset: usize) -> Option<(usize, &str)> {
     }
 }
 
-/// Returns the text between two offsets without surrounding white space, and where it begins.
+/// Returns the text between two offsets without the surrounding white space, and its own offset.
 fn trimmed(text: &str, start: usize, end: usize) -> (usize, &str) {
     let value = text[start..end].trim_end();
     let trimmed = value.trim_start();
     (start + value.len() - trimmed.len(), trimmed)
 }
 
-/// Returns the line and the column of an offset, both from 1. A column is a character.
+/// Returns the line and the column of an offset. Both begin with 1, and a column is one character.
 pub(super) fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
-    // Some editors begin a file with a byte order mark and do not show it.
+    // Do not count a byte order mark as a character, because editors do not show it.
     let before = before.strip_prefix('\u{feff}').unwrap_or(before);
     let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
     let column = before.chars().rev().take_while(|character| *character != '\n').count() + 1;

@@ -1,7 +1,8 @@
-//! The structure of a configuration file: its tables and the settings of each.
+//! The structure of a configuration file: its tables, and the settings in each table.
 //!
-//! `docs/handoffd.toml` explains the settings, and a test compares it with this module. A setting
-//! is `Spanned` if it may conflict with other settings, so that the error can name its position.
+//! `docs/handoffd.toml` explains the settings, and a test compares that file with this module. A
+//! setting that may conflict with others has the type `Spanned`, so that an error can name its
+//! position.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,7 +25,7 @@ use crate::config::{
 
 const A_LISTENER: &str = "expected a table with the listener's name, as in [listener.web]";
 
-/// The whole file.
+/// The top level of a configuration file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Root {
@@ -45,10 +46,10 @@ pub(super) struct Root {
 }
 
 impl Root {
-    /// Parses the file.
+    /// Parses a configuration file.
     pub(super) fn read(text: &str) -> Result<Self, ConfigError> {
-        // An unreadable value makes the parser misread the text after it, so report the first error
-        // in the file.
+        // Report the error that is first in the file. An unreadable value makes the parser misread
+        // the text after it, so later errors may be wrong.
         let (file, errors) = DeTable::parse_recoverable(text);
         let first = errors.iter().min_by_key(|error| error.span().map_or(0, |span| span.start));
         if let Some(first) = first {
@@ -60,8 +61,8 @@ impl Root {
     }
 }
 
-/// Checks that `listener` and its entries are tables. `serde` would also accept a list, and `toml`
-/// presents a date as a table.
+/// Checks that `listener` and its entries are tables. Without this check `serde` would also accept
+/// a list, and a date, which `toml` presents as a table.
 fn has_tables_of_listeners(file: &DeTable<'_>) -> Result<(), ConfigError> {
     let Some(listeners) = file.get("listener") else { return Ok(()) };
     let no_table = |place: Range<usize>| {
@@ -76,7 +77,7 @@ fn has_tables_of_listeners(file: &DeTable<'_>) -> Result<(), ConfigError> {
     }
 }
 
-/// The table `[listener.NAME]`.
+/// The settings in a table `[listener.NAME]`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListenerTable {
@@ -107,7 +108,7 @@ pub(super) struct ListenerTable {
 }
 
 impl ListenerTable {
-    /// Returns the first setting that only a proxy has, and the position of its value.
+    /// Returns the first setting that is only valid for a proxy, and the position of its value.
     pub(super) fn first_of_a_proxy(&self) -> Option<(&'static str, usize)> {
         fn place<T>(value: Option<&Spanned<T>>) -> Option<Range<usize>> {
             value.map(Spanned::span)

@@ -1,14 +1,15 @@
-//! A parser for times in flags and in the file: seconds, or a number with a unit.
+//! A parser for times in flags and in the file. A time is a number of seconds, or a number with a
+//! unit.
 
 use std::time::Duration;
 
-/// Longest accepted time. A longer one is probably a mistyped unit.
+/// The longest time that the parser accepts. A longer time probably has a mistyped unit.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Parses a time of at most 7 days, such as `500ms` or `2m`. A number without a unit is in seconds.
+/// Parses a time of at most 7 days, such as `500ms` or `2m`. A number without a unit means seconds.
 ///
 /// # Errors
-/// Says what was expected.
+/// Returns a description of a valid time if `text` is not valid.
 pub fn parse_time(text: &str) -> Result<Duration, &'static str> {
     let time = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
@@ -18,10 +19,11 @@ pub fn parse_time(text: &str) -> Result<Duration, &'static str> {
     at_most_a_week(time)
 }
 
-/// Like [`parse_time`], but refuses zero, for timeouts that would always expire at once.
+/// Parses a time as [`parse_time`] does, but refuses zero. It is for timeouts, because a timeout of
+/// zero would always expire at once.
 ///
 /// # Errors
-/// Says what was expected.
+/// Returns a description of a valid time if `text` is not valid.
 pub fn parse_wait(text: &str) -> Result<Duration, &'static str> {
     parse_time(text).and_then(not_zero)
 }
@@ -34,14 +36,14 @@ pub(super) fn not_zero(time: Duration) -> Result<Duration, &'static str> {
     if time.is_zero() { Err("expected more than zero") } else { Ok(time) }
 }
 
-/// Checks a value for `TCP_KEEPIDLE`: whole seconds, at most 32767.
+/// Checks that a time is valid for `TCP_KEEPIDLE`: whole seconds, at most 32767.
 pub(super) fn keep_alive(time: Duration) -> Result<Duration, &'static str> {
     let fits = time.subsec_nanos() == 0 && (1..=32767).contains(&time.as_secs());
     if fits { Ok(time) } else { Err("expected whole seconds, 1s to 9h: the kernel takes no other") }
 }
 
-/// Checks a value for `TCP_USER_TIMEOUT`: at least a millisecond, because 0 means the kernel's
-/// default.
+/// Checks that a time is valid for `TCP_USER_TIMEOUT`: at least one millisecond, because 0 would
+/// mean the kernel's default.
 pub(super) fn user_timeout(time: Duration) -> Result<Duration, &'static str> {
     if time < Duration::from_millis(1) { Err("expected at least 1ms") } else { Ok(time) }
 }

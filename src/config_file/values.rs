@@ -1,6 +1,6 @@
 //! The types of single values in a configuration file.
 //!
-//! A value is checked while it is deserialized, so an error has the position of the value.
+//! A value is checked while it is deserialized, so an error message can contain its position.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -20,33 +20,35 @@ use crate::config::{
 };
 use crate::error::Error;
 
-/// Maximum number of threads. A larger number is probably a mistake.
+/// The maximum number of serving threads. A larger number is probably a mistake.
 const MOST_WORKERS: usize = 1024;
 
-/// A type of value.
+/// A type of value in a configuration file, with its parser.
 pub(super) trait Kind {
     type Value;
 
-    /// The expected form, for the error about a value of another type.
+    /// The expected form of a value. The error about a value of another type contains it.
     const EXPECTED: &'static str;
 
-    /// Parses a string. Returns `None` if this type is not written as a string.
+    /// Parses a value that is written as a string. Returns `None` if this type has another form.
     fn text(_: &str) -> Option<Result<Self::Value, String>> {
         None
     }
 
-    /// Parses a whole number. Returns `None` if this type is not written as a number.
+    /// Parses a value that is written as a whole number. Returns `None` if this type has another
+    /// form.
     fn number(_: u64) -> Option<Result<Self::Value, String>> {
         None
     }
 
-    /// Parses true or false. Returns `None` if this type is not written so.
+    /// Converts a value that is written as true or false. Returns `None` if this type has another
+    /// form.
     fn truth(_: bool) -> Option<Self::Value> {
         None
     }
 }
 
-/// A value of type `K`.
+/// A value of type `K` from the configuration file.
 pub(super) struct As<K: Kind>(pub(super) K::Value);
 
 impl<'de, K: Kind> Deserialize<'de> for As<K> {
@@ -82,7 +84,7 @@ impl<'de, K: Kind> Visitor<'de> for OfKind<K> {
         read.map_err(E::custom)
     }
 
-    /// Reports a number that fits into no smaller integer type.
+    /// Reports an error for a number that does not fit into 64 bits.
     fn visit_i128<E: serde::de::Error>(self, number: i128) -> Result<K::Value, E> {
         Err(E::invalid_value(Unexpected::Other(&format!("integer `{number}`")), &self))
     }
@@ -91,13 +93,13 @@ impl<'de, K: Kind> Visitor<'de> for OfKind<K> {
         K::truth(truth).ok_or_else(|| E::invalid_type(Unexpected::Bool(truth), &self))
     }
 
-    /// Reports a table. `toml` also presents a date as a table.
+    /// Reports an error for a table. The crate `toml` also presents a date as a table.
     fn visit_map<M: MapAccess<'de>>(self, _: M) -> Result<K::Value, M::Error> {
         Err(serde::de::Error::invalid_type(Unexpected::Other("table or date"), &self))
     }
 }
 
-/// A list of values of type `K`, each with its position.
+/// A list of values of type `K`. Each value has its position in the file.
 pub(super) struct List<K: Kind>(pub(super) Vec<Spanned<As<K>>>);
 
 impl<'de, K: Kind> Deserialize<'de> for List<K> {
@@ -124,13 +126,13 @@ impl<'de, K: Kind> Visitor<'de> for ListOf<K> {
     }
 }
 
-/// A time of up to a week.
+/// A time from zero to a week.
 pub(super) enum Time {}
-/// A time of up to a week, but not zero.
+/// A time of at most a week that is not zero.
 pub(super) enum Wait {}
-/// A time for `TCP_KEEPIDLE`.
+/// A time that is valid for the socket option `TCP_KEEPIDLE`.
 pub(super) enum KeepAlive {}
-/// A time for `TCP_USER_TIMEOUT`.
+/// A time that is valid for the socket option `TCP_USER_TIMEOUT`.
 pub(super) enum UserTimeout {}
 
 macro_rules! times {
@@ -160,7 +162,7 @@ times! {
     UserTimeout: user_timeout;
 }
 
-/// Types that are written as a string and implement `FromStr`.
+/// Implements [`Kind`] for types that are written as a string and implement `FromStr`.
 macro_rules! texts {
     ($($kind:ty: $expected:literal;)*) => { $(
         impl Kind for $kind {
@@ -185,7 +187,7 @@ texts! {
     Network: "a network, as in \"192.0.2.0/24\" or \"2001:db8::/32\", or \"unix\"";
 }
 
-/// Whether connections are carried, written as true or false.
+/// Whether connections move to the successor (true) or are drained (false).
 impl Kind for OnHandoff {
     type Value = Self;
     const EXPECTED: &'static str = "true or false";
@@ -195,7 +197,7 @@ impl Kind for OnHandoff {
     }
 }
 
-/// The service of a listener.
+/// The name of the service that runs on a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Service {
     Echo,
@@ -215,7 +217,7 @@ impl Kind for Service {
     }
 }
 
-/// A number of connections.
+/// The maximum number of connections of a listener.
 pub(super) enum Count {}
 
 impl Kind for Count {
@@ -228,7 +230,7 @@ impl Kind for Count {
     }
 }
 
-/// A number of failures.
+/// The number of failures in a row that eject an upstream.
 pub(super) enum Failures {}
 
 impl Kind for Failures {
@@ -243,7 +245,7 @@ impl Kind for Failures {
     }
 }
 
-/// A number of threads.
+/// The number of serving threads.
 pub(super) enum Workers {}
 
 impl Kind for Workers {
@@ -255,10 +257,10 @@ impl Kind for Workers {
     }
 }
 
-/// Parses how many threads serve.
+/// Parses the number of serving threads.
 ///
 /// # Errors
-/// Says what was expected.
+/// Returns a description of a valid number if `text` is not valid.
 pub fn parse_workers(text: &str) -> Result<NonZeroUsize, &'static str> {
     let count = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= MOST_WORKERS);
     count.ok_or("expected a number of threads, 1 to 1024")
@@ -276,7 +278,7 @@ impl Kind for MaxGenerations {
     }
 }
 
-/// The path of a file to write.
+/// The path of a file that the daemon writes.
 pub(super) enum FilePath {}
 
 impl Kind for FilePath {
@@ -284,7 +286,7 @@ impl Kind for FilePath {
     const EXPECTED: &'static str = "a path";
 
     fn text(text: &str) -> Option<Result<PathBuf, String>> {
-        // Every system call refuses any other path.
+        // Refuse empty paths and paths with a zero byte, as every system call would.
         let is_path = !text.is_empty() && !text.contains('\0');
         Some(if is_path {
             Ok(text.into())
@@ -294,7 +296,7 @@ impl Kind for FilePath {
     }
 }
 
-/// A path that can be the address of a socket.
+/// A path that is valid as the address of a Unix socket.
 pub(super) enum SocketPath {}
 
 impl Kind for SocketPath {
@@ -324,7 +326,7 @@ impl Kind for UserOrGroup {
 /// Parses the name or the number of a user or a group.
 ///
 /// # Errors
-/// Says what was expected.
+/// Returns a description of a valid value if `text` is not valid.
 pub fn parse_user_or_group(text: &str) -> Result<String, &'static str> {
     let is_name = !text.is_empty()
         && !text.chars().any(|character| character.is_control() || character == ':');

@@ -1,46 +1,48 @@
-//! The exit codes, and the mapping from kernel errors to them.
+//! The exit codes of the daemon and its commands, and the exit codes for errors of the kernel.
 
 use std::io;
 
 use nix::libc;
 
-/// The exit codes of the daemon and its commands, with their meanings.
+/// The exit codes of the daemon and its commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitStatus {
-    /// It did what it was asked to.
+    /// The process or the command has succeeded.
     Done = 0,
-    /// The command line is wrong (`EX_USAGE`). Nothing was touched.
+    /// The command line is wrong (`EX_USAGE`). The process has changed nothing.
     Usage = 64,
-    /// Nobody answers on the operator's socket (`EX_UNAVAILABLE`).
+    /// No daemon answers on the control socket (`EX_UNAVAILABLE`).
     Unavailable = 69,
-    /// The new generation did not take over, and the old one never stopped (`EX_SOFTWARE`).
+    /// The new generation has not taken over, and the old one never stopped serving
+    /// (`EX_SOFTWARE`).
     HandoffFailed = 70,
-    /// The operating system refused something that no setting can fix (`EX_OSERR`).
+    /// A system call has failed for a reason that no setting can fix (`EX_OSERR`).
     System = 71,
     /// The output of a command cannot be written (`EX_IOERR`).
     Output = 74,
-    /// A handoff is under way, time ran out, or an address cannot be listened on now: nothing has
-    /// changed (`EX_TEMPFAIL`).
+    /// The request is not possible now, and nothing has changed (`EX_TEMPFAIL`). Either a handoff
+    /// is under way, the time limit has expired, or an address cannot be listened on now.
     TryAgain = 75,
-    /// The new generation was ready, and everything was taken back; the old one never stopped.
+    /// The new generation was ready but was rolled back. The old one never stopped serving.
     RolledBack = 76,
     /// The control socket refuses this user or this request (`EX_NOPERM`).
     Denied = 77,
-    /// The configuration, or what was inherited, cannot be served (`EX_CONFIG`). Nothing was
-    /// touched.
+    /// The configuration or the inheritance is not valid, so the process cannot serve
+    /// (`EX_CONFIG`). The process has changed nothing.
     Configuration = 78,
 }
 
-/// Returns the exit code for an address or a file that the kernel refuses.
+/// Returns the exit code for an error of the kernel about an address or a file.
 ///
-/// A temporary problem is not [`ExitStatus::Configuration`], because a service manager does not
-/// retry that code.
+/// A temporary error does not lead to [`ExitStatus::Configuration`], because a service manager does
+/// not restart a process with that exit code.
 pub(super) fn exit_of(source: &io::Error) -> ExitStatus {
     match source.raw_os_error() {
-        // Another process has the address, the address is not there yet, or its interface is not.
+        // Another process uses the address, or the address or its network interface does not exist
+        // yet.
         Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL | libc::ENODEV) => ExitStatus::TryAgain,
-        // The machine is short of something, or a disk fails.
+        // The machine has run out of memory, file descriptors or disk space, or a disk has failed.
         Some(
             libc::EMFILE
             | libc::ENFILE

@@ -1,8 +1,9 @@
-//! A connection as its service sees it: its bytes, its peer, and requests to finish or to move.
+//! A client's connection as a [`Service`](crate::Service) sees it: its bytes, its peer, and the
+//! requests to finish or to move.
 //!
-//! Between two requests, [`Connection::next_request`] tells the service whether to read, to finish,
-//! or to detach the connection so that the successor can continue it. The service decides what
-//! state it detaches; the server sends that state to the successor.
+//! Between two requests of the client, [`Connection::next_request`] tells the service what to do
+//! next: read, finish, or detach the connection so that the successor continues it. The service
+//! decides which state it detaches. The server sends the detached state to the successor.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,21 +17,23 @@ use crate::carry::{CarriedState, CarryRequest};
 use crate::drain::DrainWatch;
 use crate::net::{Peer, Stream};
 
-/// Everything that a connection is created from.
+/// The values from which a [`Connection`] is created.
 pub(crate) struct Admission {
     pub(crate) stream: Stream,
     pub(crate) peer: Peer,
     pub(crate) listener: Arc<str>,
     pub(crate) drain: DrainWatch,
-    /// Requests to move, if the connection can be carried.
+    /// The handle by which the server asks the service to move this connection. `None` if the
+    /// connection cannot be carried, that is, moved to the successor.
     pub(crate) word: Option<Arc<CarryRequest>>,
-    /// The carried state, if the predecessor carried the connection here.
+    /// The state of a connection that the predecessor carried here. `None` for a new client.
     pub(crate) parcel: Option<CarriedState>,
-    /// How long from now the client may take for its first request during a drain.
+    /// How long a client without a first request may still send one during a drain, counted from
+    /// now.
     pub(crate) first_request_grace: Duration,
 }
 
-/// An accepted connection.
+/// An accepted connection from a client.
 #[derive(Debug)]
 pub struct Connection {
     /// The byte stream to and from the client.
@@ -39,23 +42,25 @@ pub struct Connection {
     pub(super) listener: Arc<str>,
     drain: DrainWatch,
     word: Option<Arc<CarryRequest>>,
-    /// The state carried here from the previous process, and the state that the service has
-    /// detached the connection with.
+    /// `taken_up` is the state that the predecessor sent with this connection. `given_up` is the
+    /// state with which the service has detached the connection from this process.
     taken_up: Option<Box<CarriedState>>,
     given_up: Option<Box<CarriedState>>,
-    /// Until when a drain waits for the first request.
+    /// The time until which a drain waits for the first request of this client.
     first_request_until: Instant,
 }
 
-/// What a service does next with a connection that is between two requests.
+/// The next step of a service whose connection is between two requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Read: a request has arrived, or the peer has half-closed.
+    /// The service reads, because a request has arrived or the peer has half-closed.
     Read,
-    /// Finish: the peer will send nothing more, or the server wants no more requests.
+    /// The service finishes, because the peer will send nothing more or the server wants no more
+    /// requests.
     End,
-    /// Detach the connection with [`Connection::detach`], so that the successor can continue it.
-    /// Only a service that [carries](crate::Service::carries) connections gets this.
+    /// The service detaches the connection with [`Connection::detach`], so that the successor can
+    /// continue it. Only a service that [carries](crate::Service::carries) connections receives
+    /// this value.
     Carry,
 }
 
@@ -64,7 +69,7 @@ impl Connection {
         let Admission { stream, peer, listener, drain, word, parcel, first_request_grace } =
             admission;
         let now = Instant::now();
-        // A time that the clock cannot represent means no limit. A day is much longer than any
+        // If the grace period is too long for the clock, use one day, which is much longer than any
         // drain.
         let until =
             now.checked_add(first_request_grace).unwrap_or(now + Duration::from_secs(86_400));
@@ -81,7 +86,7 @@ impl Connection {
         }
     }
 
-    /// Returns the address of the peer.
+    /// Returns the address of the client.
     #[must_use]
     pub const fn peer(&self) -> Peer {
         self.peer
@@ -99,8 +104,8 @@ impl Connection {
         &self.drain
     }
 
-    /// Returns whether the service should detach the connection as soon as it can. When the answer
-    /// changes, the future of [`Service::serve`] is polled.
+    /// Returns whether the service should detach the connection as soon as it can. The future of
+    /// [`Service::serve`] is polled again whenever the returned value changes.
     ///
     /// [`Service::serve`]: crate::Service::serve
     #[must_use]
@@ -108,8 +113,8 @@ impl Connection {
         self.word.as_ref().is_some_and(|word| word.carry_requested())
     }
 
-    /// Waits until the service should detach the connection. Never returns if the connection cannot
-    /// be carried. Cancel safe.
+    /// Waits until the service should detach the connection. Waits forever if the connection cannot
+    /// be carried to another process. Cancel safe.
     pub async fn asked(&self) {
         match &self.word {
             Some(word) => word.asked().await,
@@ -117,61 +122,66 @@ impl Connection {
         }
     }
 
-    /// Returns the requests to move, for a service that cannot borrow the connection while it
-    /// waits.
+    /// Returns the handle by which the server asks for a move. It is for a service that cannot
+    /// borrow the connection while it waits.
     pub(super) fn word(&self) -> Option<Arc<CarryRequest>> {
         self.word.clone()
     }
 
-    /// Detaches the connection together with its state, `parcel`. The service must not read or
-    /// write any more, and returns from `serve`. The client's socket travels with the state.
+    /// Detaches the connection, so that the successor can continue it with the state `parcel`.
+    /// Afterwards the service must not read or write, and must return from `serve`. The server
+    /// sends the client's socket to the successor together with the state.
     pub fn detach(&mut self, parcel: CarriedState) {
         self.given_up = Some(Box::new(parcel));
     }
 
-    /// Opts out of being carried, for good: for example because the connection now uses TLS, whose
-    /// keys cannot move. When the other connections are asked to move, this one is asked to finish.
+    /// Excludes this connection from all moves to a successor. A service needs this for a
+    /// connection with TLS, for example, because TLS keys cannot move. During a handoff the server
+    /// asks an excluded connection to finish instead.
     pub fn opt_out(&self) {
         if let Some(word) = &self.word {
             word.opt_out();
         }
     }
 
-    /// Takes the state that the connection was detached with in the previous process. A service
-    /// that carries connections calls this first.
+    /// Takes the state with which the previous process detached the connection. A service that
+    /// carries connections calls this before it reads anything.
     pub fn resumed_state(&mut self) -> Option<CarriedState> {
         self.taken_up.take().map(|parcel| *parcel)
     }
 
-    /// Returns the state that the service has detached the connection with, if it has.
+    /// Returns the state with which the service has detached the connection, or `None` if it has
+    /// not.
     pub(crate) fn detached_state(&self) -> Option<&CarriedState> {
         self.given_up.as_deref()
     }
 
-    /// Keeps the connection here after all. The service will be called again, and finds the
-    /// detached state in [`Connection::resumed_state`].
+    /// Keeps a detached connection in this process, because the successor has not taken it. The
+    /// server then calls the service again, which finds its state in [`Connection::resumed_state`].
     pub(crate) fn stay(&mut self) {
         self.taken_up = self.given_up.take();
     }
 
-    /// Returns whether the service should finish the connection. Either all connections are
-    /// draining, or this one should have moved and was refused.
+    /// Returns whether the service should finish the connection. This is so if all connections are
+    /// draining, or if the successor has refused to take over this connection.
     pub(crate) fn is_told(&self) -> bool {
         self.drain.is_told() || self.word.as_ref().is_some_and(|word| word.is_refused())
     }
 
-    /// Waits, between two requests, for the next request or for a reason to stop. Cancel safe.
+    /// Waits for the next request of the client, or for a reason to stop. Call it between two
+    /// requests. Cancel safe.
     ///
-    /// Before a drain, it waits as long as the peer stays. During a drain, input that has arrived
-    /// is still served. A connection without a first request gets the rest of
-    /// `first_request_grace`, because its client may have connected just before the listener
-    /// stopped. Any other connection finishes at once.
+    /// Before a drain, the method waits as long as the client stays connected. During a drain, it
+    /// still returns [`Next::Read`] for input that has already arrived. A client without a first
+    /// request has the rest of `first_request_grace`, because it may have connected just before the
+    /// listener stopped. Every other connection ends at once.
     ///
     /// # Errors
-    /// When the runtime is shutting down.
+    /// Fails if the runtime is shutting down.
     pub async fn next_request(&self) -> io::Result<Next> {
         if !self.is_told() {
-            // A change of the request polls the whole task, so no waker is registered here.
+            // No waker is registered here, because the server polls the whole task when it asks for
+            // a move.
             let asked = poll_fn(|_| match &self.word {
                 Some(word) if word.carry_requested() || word.is_refused() => Poll::Ready(()),
                 _ => Poll::Pending,
@@ -184,8 +194,9 @@ impl Connection {
             }
         }
         if self.stream.received() == 0 {
-            // A timeout is ignored, because the kernel is asked below. Boxed, because otherwise
-            // every connection would be larger, and few get here.
+            // The timeout's result is ignored, because the code below asks the kernel for input.
+            // The future is boxed to keep every connection small, because only few connections wait
+            // here.
             let _ =
                 Box::pin(tokio::time::timeout_at(self.first_request_until, self.stream.readable()))
                     .await;

@@ -1,9 +1,9 @@
-//! The echo service: it writes back exactly what it reads.
+//! The echo service: it sends every byte that it reads back to the client.
 //!
-//! It follows the example of the Go library goagain, without its bug: goagain wrote the whole
-//! buffer, however little it had read. Each read counts as one request. An idle connection holds no
-//! buffer. All connections of a thread share one, and only bytes that the peer does not accept yet
-//! are copied.
+//! The service follows the example of the Go library goagain, without its bug: goagain wrote the
+//! whole buffer, however little it had read. Each read counts as one request. An idle connection
+//! holds no buffer, because all connections of a thread share one. Only bytes that the client does
+//! not accept yet are copied.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -21,11 +21,12 @@ use crate::net::Stream;
 /// The largest number of bytes per read.
 const BUFFER: usize = 16 * 1024;
 
-/// The default service.
+/// The service that runs unless another one is configured: it echoes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Echo;
 
-/// The format of the carried state: only the bytes that are not written back yet.
+/// The name and the version of the carried state, which moves to the successor. It contains only
+/// the bytes that are not yet written back to the client.
 const FORMAT: &str = "echo/1";
 
 impl Service for Echo {
@@ -41,7 +42,8 @@ impl Service for Echo {
                 Next::Read => {
                     match poll_fn(|cx| Poll::Ready(echo(&mut connection.stream, cx))).await? {
                         Echoed::All => {}
-                        // Boxed, because most connections have no unwritten bytes.
+                        // The remaining bytes are handled in a boxed future, because most
+                        // connections never need it.
                         Echoed::Owing(rest) => {
                             if Box::pin(pay(connection, rest)).await? == Paid::NotAll {
                                 return Ok(());
@@ -76,15 +78,15 @@ impl Service for Echo {
     }
 }
 
-/// The outcome of writing the unwritten bytes.
+/// The outcome of writing the bytes that the client has not accepted before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Paid {
     All,
-    /// The connection was detached with the remaining bytes.
+    /// The connection was detached, to move to the successor with the bytes that are left.
     NotAll,
 }
 
-/// Writes the unwritten bytes, or detaches the connection if it is asked to move.
+/// Writes the remaining bytes, or detaches the connection if the server asks it to move.
 async fn pay(connection: &mut Connection, mut owed: Vec<u8>) -> io::Result<Paid> {
     let mut written = 0;
     let paid = poll_fn(|cx| {
@@ -106,15 +108,15 @@ async fn pay(connection: &mut Connection, mut owed: Vec<u8>) -> io::Result<Paid>
 
 /// The outcome of one read.
 enum Echoed {
-    /// Everything that was read is written back, if anything was read.
+    /// All bytes that were read are written back. There may have been none to read.
     All,
-    /// The peer does not accept these bytes yet.
+    /// The client does not accept these bytes yet.
     Owing(Vec<u8>),
-    /// The peer has half-closed.
+    /// The client has half-closed: it will send nothing more.
     PeerFinished,
 }
 
-/// Reads once and writes at once. If there is nothing to read, it returns instead of waiting.
+/// Reads once and writes the bytes back at once. Returns instead of waiting if nothing has arrived.
 fn echo(stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<Echoed> {
     thread_local! {
         static SHARED: RefCell<Box<[MaybeUninit<u8>]>> =

@@ -1,15 +1,17 @@
-//! Entry points to the parsers of the services, for `fuzz/`.
+//! Entry points for the fuzz targets in `fuzz/`: they lead to the parsers of the services.
 
 use super::{Echo, Service};
 use crate::carry::CarriedState;
 pub(crate) use crate::service::proxy::fuzz::proxy_header;
 
-/// Restores a carried state of any service. Returns whether one of the services accepts it.
+/// Restores the state of a carried connection, one that another process has detached. Returns
+/// whether one of the services accepts the state.
 pub(crate) fn take_up(parcel: CarriedState) -> bool {
     Echo.accepts("web", &parcel).is_ok() || super::proxy::fuzz::take_up(parcel)
 }
 
-/// Returns a carried state of each service at each stage.
+/// Returns example states of carried connections: one for each service and each stage of a
+/// connection.
 #[cfg(test)]
 pub(crate) fn parcels() -> Vec<(String, CarriedState)> {
     let mut parcels = super::proxy::fuzz::parcels();

@@ -1,8 +1,9 @@
 //! The [`Service`] trait, and the services that come with handoffd.
 //!
-//! A service gets one connection at a time and serves it to its end. The connection tells it when
-//! to finish for a drain, and when to detach for the successor. Accepting, counting, cutting,
-//! carrying and closing are the same for every service, so the server does them.
+//! A service serves one connection from its beginning to its end. The connection tells the service
+//! when to finish because of a drain, and when to detach because of a handoff. The server accepts,
+//! counts, cuts, carries and closes connections, because these steps are the same for every
+//! service.
 
 mod connection;
 mod echo;
@@ -30,56 +31,58 @@ use crate::report::UpstreamCounters;
 pub trait Service: Send + Sync + 'static {
     /// Serves one connection to its end.
     ///
-    /// Returns when the conversation is over: the peer has finished, or a drain has begun and no
-    /// request is open. The server then half-closes, waits for the peer if that protects the last
-    /// reply, and closes. At the drain deadline the future is dropped.
+    /// Returns when the conversation is over: either the peer has finished, or a drain has begun
+    /// and no request is open. The server then half-closes the connection. It waits for the peer to
+    /// close if that protects the last reply, and then closes. At the drain deadline the server
+    /// drops this future.
     ///
-    /// A connection that was detached with [`Connection::detach`] is handed to the successor after
-    /// this returns. If the successor does not take it, `serve` is called again with the detached
-    /// state.
+    /// If the service has detached the connection with [`Connection::detach`], the server then
+    /// hands the connection to the successor. If the successor does not take it, the server calls
+    /// `serve` again with the detached state.
     ///
     /// # Errors
-    /// The error that ended the connection. It is logged at debug level. A peer that disconnects is
-    /// not an error.
+    /// Returns the error that ended the connection. The server logs it at debug level. A peer that
+    /// disconnects is not an error.
     fn serve(&self, connection: &mut Connection) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// Returns whether connections of this listener can be carried. They must then stop at a
-    /// message boundary when [`Connection::carry_requested`] says so, and detach with
-    /// [`Connection::detach`]. Other connections are drained.
+    /// Returns whether connections of this listener can be carried, that is, moved to the
+    /// successor. If so, each must stop at a message boundary when [`Connection::carry_requested`]
+    /// returns true, and detach with [`Connection::detach`]. If not, the connections are drained.
     ///
-    /// A service that terminates TLS itself cannot carry connections, because its TLS library does
-    /// not export keys and session state. If that is true of some connections only, the service
-    /// opts out for each of them with [`Connection::opt_out`].
+    /// A service that terminates TLS cannot carry connections, because its TLS library does not
+    /// export keys and session state. If only some connections use TLS, the service calls
+    /// [`Connection::opt_out`] for each of them.
     fn carries(&self, _listener: &str) -> bool {
         false
     }
 
-    /// Checks whether this service can continue a connection that another process detached. If it
-    /// can, [`Service::serve`] finds the state with [`Connection::resumed_state`].
+    /// Checks whether this service can continue a connection that another process has detached. If
+    /// so, [`Service::serve`] later finds the state with [`Connection::resumed_state`].
     ///
     /// # Errors
-    /// The reason for a refusal, such as an unknown format. The connection then stays in its
-    /// process and is drained there.
+    /// Returns the reason why the service refuses the connection, such as an unknown format. The
+    /// connection then stays in the other process and is drained there.
     fn accepts(&self, _listener: &str, _parcel: &CarriedState) -> Result<(), String> {
         Err("the service takes up no connections".to_owned())
     }
 
-    /// Returns the upstream counters, by listener name and upstream address. Services without
-    /// upstreams return nothing.
+    /// Returns the counters of all upstreams, by listener name and upstream address. The map is
+    /// empty for a service without upstreams.
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
         BTreeMap::new()
     }
 
-    /// Returns how many clients were refused because of their PROXY header, by listener name.
-    /// Services that expect no such headers return nothing.
+    /// Returns how many clients were refused because of a wrong PROXY header, by listener name. The
+    /// map is empty for a service that expects no such headers.
     fn header_errors(&self) -> BTreeMap<String, u64> {
         BTreeMap::new()
     }
 }
 
-/// A shared service is a service.
+/// An `Arc` of a service is a service too, so that several threads can share it.
 impl<S: Service> Service for Arc<S> {
-    // Not an `async fn`: it would wrap one future in another and make each connection larger.
+    // This is not an `async fn`, because one future inside another would make each connection
+    // larger.
     fn serve(&self, connection: &mut Connection) -> impl Future<Output = io::Result<()>> + Send {
         S::serve(self, connection)
     }

@@ -1,4 +1,5 @@
-//! The routing service: it serves each listener with the service that is configured for it.
+//! The routing service: it serves each listener with the service that the configuration names for
+//! it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -11,16 +12,16 @@ use crate::carry::CarriedState;
 use crate::config::ListenerName;
 use crate::report::UpstreamCounters;
 
-/// A service that comes with handoffd.
+/// A service that is part of handoffd.
 #[derive(Debug)]
 pub enum BuiltinService {
-    /// Writes back what the client sends.
+    /// The echo service, which sends back the bytes that the client sends.
     Echo(Echo),
-    /// Forwards connections to upstreams.
+    /// The proxy service, which forwards connections to upstreams.
     Proxy(Box<Proxy>),
 }
 
-/// A service for each listener, by name, and a default for all others.
+/// A service for each named listener, and a default service for all other listeners.
 #[derive(Debug)]
 pub struct Routes {
     named: HashMap<String, BuiltinService>,
@@ -28,13 +29,13 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Serves every listener with `served`.
+    /// Creates routes that serve every listener with `served`.
     #[must_use]
     pub fn all(served: BuiltinService) -> Self {
         Self { named: HashMap::new(), others: served }
     }
 
-    /// Serves the listener called `name` with `served` instead of the default.
+    /// Serves the listener `name` with `served` instead of the default service.
     #[must_use]
     pub fn with(mut self, name: &ListenerName, served: BuiltinService) -> Self {
         if let BuiltinService::Proxy(proxy) = &served {
@@ -44,8 +45,8 @@ impl Routes {
         self
     }
 
-    /// Resolves the host names of all upstreams once, in parallel, within 5 s. Returns whether each
-    /// proxy has at least one upstream address.
+    /// Resolves the host names of all upstreams once, in parallel, within 5 s. Returns whether
+    /// every proxy has at least one upstream address.
     pub async fn resolve(&self) -> bool {
         let mut lookups: Vec<_> = self.proxies().map(|proxy| Box::pin(proxy.resolve())).collect();
         let mut all_have_some = true;
@@ -63,8 +64,8 @@ impl Routes {
         all_have_some
     }
 
-    /// Runs DNS updates and health checks of all proxies. Never returns; dropping the future stops
-    /// them.
+    /// Updates DNS answers and runs the health checks of all proxies. Never returns. Dropping the
+    /// future stops both.
     pub async fn watch(&self) -> Infallible {
         let proxies = self.proxies();
         let mut watches: Vec<_> = proxies.map(|proxy| Box::pin(proxy.watch())).collect();
@@ -114,7 +115,7 @@ impl Service for Routes {
     }
 
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
-        // Each listener is counted by one proxy only, so no entry overwrites another.
+        // Only one proxy counts each listener, so no entry of the map overwrites another.
         self.proxies().flat_map(Proxy::upstreams).collect()
     }
 

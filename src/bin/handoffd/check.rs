@@ -1,11 +1,11 @@
-//! The `check` command: validates the configuration without binding or changing anything.
+//! The `check` command: validates the configuration, but binds no socket and changes nothing.
 
 use handoffd::{DEFAULT_ADDRESS, Error, Listeners};
 
 use crate::output::print;
 use crate::serve::{Serve, Watched};
 
-/// Runs the command. The parser has already reported errors in the command line itself.
+/// Checks the configuration. The parser has already reported errors in the command line itself.
 pub(crate) fn run(arguments: &Serve) -> Result<(), Error> {
     let config = &arguments.config;
     handoffd::check(config)?;

@@ -158,39 +158,39 @@ pub(crate) enum Command {
     Man { directory: PathBuf },
 }
 
-/// The reader for whom output is formatted.
+/// The kind of output: text for people, or JSON for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     People,
     Programs,
 }
 
-/// How long to show the status.
+/// Whether to show the status once or to keep watching it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Span {
     Once,
     Watch,
 }
 
-/// The service manager to ask.
+/// The systemd service manager to ask: that of the system or that of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// The one that runs the daemon, or the system's if that is unknown.
+    /// The service manager that runs the daemon. It is that of the system if no daemon answers.
     OfTheDaemon,
-    /// The one of the calling user.
+    /// The service manager of the calling user.
     User,
 }
 
-/// Why no command is run.
+/// The reason why no command runs.
 pub(crate) enum Answer {
-    /// The help or the version was requested.
+    /// The user has requested the help or the version, which is this text.
     Print(String),
-    /// The command line is wrong, or the file that it names.
+    /// The command line, or the configuration file that it names, is wrong.
     Refuse { why: String, exit: ExitStatus },
 }
 
 impl Answer {
-    /// Creates the answer for a wrong command line.
+    /// Creates the answer to a wrong command line.
     pub(crate) fn usage(why: String) -> Self {
         Self::Refuse { why, exit: ExitStatus::Usage }
     }
@@ -202,7 +202,7 @@ impl From<Error> for Answer {
     }
 }
 
-/// Parses the command line. `runtime_directory` is the default directory of sockets.
+/// Parses the command line. `runtime_directory` is the default directory of the control socket.
 pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer> {
     let line = Line::try_parse().map_err(|error| {
         let is_asked_for =
@@ -255,16 +255,16 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer>
     })
 }
 
-/// Returns the description of all commands and flags.
+/// Returns the description of all commands and flags, from which clap parses the command line.
 pub(crate) fn description() -> clap::Command {
     Line::command()
 }
 
-/// Returns the first line of an error from clap, which names the flag and the value. The rest is
-/// usage.
+/// Returns the first line of an error from clap. The line names the flag and the value. The other
+/// lines explain the usage.
 fn one_line(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::InvalidUtf8 {
-        // Clap does not say which argument is wrong.
+        // Find the wrong argument, because the error of clap does not name the argument.
         let culprit =
             std::env::args_os().find(|argument| argument.to_str().is_none()).unwrap_or_default();
         return format!("argument {culprit:?} is not UTF-8 (see --help)");
@@ -272,7 +272,7 @@ fn one_line(error: &clap::Error) -> String {
     let mut text = error.render().to_string();
     for (_, value) in error.context() {
         if let ContextValue::String(given) = value {
-            // The given value may contain line breaks.
+            // Escape the given value, because it may contain line breaks.
             text = text.replace(given.as_str(), &escaped(given));
         }
     }
@@ -281,13 +281,13 @@ fn one_line(error: &clap::Error) -> String {
     if let (ErrorKind::MissingRequiredArgument, Some(ContextValue::Strings(missing))) =
         (error.kind(), error.get(ContextKind::InvalidArg))
     {
-        // Clap names the missing arguments on separate lines.
+        // Add the missing arguments, because clap names them on lines of their own.
         line += &format!(" {}", missing.join(", "));
     }
     line + " (see --help)"
 }
 
-/// Returns the runtime directory of a unit of the calling user, pam_systemd(8).
+/// Returns the runtime directory of a systemd unit of the calling user (see pam_systemd(8)).
 fn users_runtime_directory() -> PathBuf {
     Path::new("/run/user").join(nix::unistd::getuid().to_string()).join("handoffd")
 }

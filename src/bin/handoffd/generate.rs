@@ -1,6 +1,7 @@
-//! The commands `completions` and `man`: shell completions and man pages, generated from the flags.
+//! The commands `completions` and `man`. They generate shell completions and man pages from the
+//! flags.
 //!
-//! They are generated when they are needed, so they always fit the program that wrote them.
+//! The output is generated on demand, so it always matches the program that has printed it.
 
 use std::fs;
 use std::io;
@@ -14,7 +15,7 @@ use handoffd::Error;
 
 use crate::output::print;
 
-/// Prints the completions for this shell.
+/// Prints the completions of all commands and flags for `shell`.
 pub(crate) fn completions(shell: Shell, mut command: Command) -> Result<(), Error> {
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
@@ -22,7 +23,7 @@ pub(crate) fn completions(shell: Shell, mut command: Command) -> Result<(), Erro
     print("the completions", &String::from_utf8_lossy(&script))
 }
 
-/// Writes one man page for each command into `directory`.
+/// Writes one man page for each command into `directory`, which must exist.
 pub(crate) fn man_pages(directory: &Path, mut command: Command) -> Result<(), Error> {
     command.build();
     write_pages(directory, &command)
@@ -39,8 +40,8 @@ fn write_pages(directory: &Path, command: &Command) -> Result<(), Error> {
     written.map_err(|source| Error::Output { what: format!("the man page {path:?}"), source })
 }
 
-/// Returns the text of a page. `Man::render` would fill the lines of the tables in the last part
-/// of `--help`, and name that part "EXTRA".
+/// Returns the text of one man page. `Man::render` is not used, because it fills the lines of the
+/// tables at the end of `--help` and gives them the title "EXTRA".
 fn page(man: &Man, command: &Command) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     man.render_title(&mut text)?;

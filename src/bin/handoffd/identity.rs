@@ -1,5 +1,5 @@
-//! The identity of this program and its configuration, so that an operator can tell two generations
-//! apart.
+//! The identity of the running program and its configuration. An operator uses it to tell two
+//! generations apart.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -8,8 +8,8 @@ use handoffd::Identity;
 use object::{Object, ReadCache};
 use sha2::{Digest, Sha256};
 
-/// Returns the identity of this process. The configuration is its command line and the contents of
-/// the configuration file, empty if there is none.
+/// Returns the identity of this process: its program and its configuration. The configuration is
+/// the command line and the contents of the configuration file. `file` is empty if no file is used.
 pub(crate) fn identity(file: &[u8]) -> Identity {
     let mut digest = Sha256::new();
     for argument in std::env::args_os().skip(1) {
@@ -25,8 +25,8 @@ pub(crate) fn identity(file: &[u8]) -> Identity {
     }
 }
 
-/// Returns the control group by which systemd knows this process, cgroups(7). Prefers systemd's own
-/// hierarchy to the unified one.
+/// Returns the control group by which systemd knows this process (see cgroups(7)). If there are two
+/// hierarchies of control groups, uses systemd's own one.
 fn control_group() -> Option<String> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path =
@@ -38,8 +38,8 @@ fn control_group() -> Option<String> {
     of_systemd.or_else(|| path("0::"))
 }
 
-/// Returns the linker's build id of the running program, even if another file is at its path by
-/// now.
+/// Returns the linker's build id of the running program. The id is right even if the file at the
+/// program's path has been replaced.
 fn build_id() -> Option<String> {
     let file = ReadCache::new(File::open("/proc/self/exe").ok()?);
     let object = object::File::parse(&file).ok()?;

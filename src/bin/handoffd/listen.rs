@@ -1,4 +1,4 @@
-//! The flags for the addresses to listen on and the access rights of socket paths.
+//! The flags that set the addresses of listeners and the access rights of socket paths.
 
 use std::num::NonZeroUsize;
 
@@ -32,7 +32,7 @@ pub(crate) struct ListenFlags {
 }
 
 impl ListenFlags {
-    /// Returns the listeners that these flags describe.
+    /// Returns the listeners that the flags describe, each with this connection limit.
     pub(crate) fn read(self, max_connections: Option<NonZeroUsize>) -> Result<Listeners, Answer> {
         let said = SocketAccess {
             mode: self.socket_mode,

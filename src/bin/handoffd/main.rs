@@ -1,5 +1,5 @@
-//! The daemon and its commands: arguments, logging and exit codes. Everything else is in the
-//! library.
+//! The daemon and its commands: this module reads the arguments, starts the log and sets the exit
+//! code. Everything else is in the library.
 
 mod check;
 mod cli;
@@ -25,8 +25,9 @@ use logging::Destination;
 use metrics::WithMetrics;
 use serve::{Serve, Watched};
 
-/// Size to which the file descriptor table is grown: 128 KiB in the kernel. A connection uses one
-/// descriptor, a proxied one two, and more while it is spliced.
+/// The size to which the process grows its file descriptor table, which takes 128 KiB in the
+/// kernel. A connection uses one file descriptor, a proxied connection two, and a spliced
+/// connection more.
 const DESCRIPTORS: u64 = 16_384;
 
 fn main() -> ExitCode {
@@ -41,8 +42,8 @@ fn main() -> ExitCode {
         Ok(Command::Man { directory }) => generate::man_pages(&directory, cli::description()),
         Err(cli::Answer::Print(text)) => output::print("what was asked for", &text),
         Err(cli::Answer::Refuse { why, exit }) => {
-            // Tell a predecessor about the error. Other threads are allowed here, because a
-            // preloaded library may have started some.
+            // Report the error to a predecessor, if there is one. Other threads are allowed here,
+            // because a preloaded library may have started some.
             if let Ok(inheritance) = Inheritance::take_beside_threads() {
                 inheritance.refuse(&why);
             }
@@ -56,9 +57,9 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: Serve) -> ExitCode {
-    // Do this before anything that could start a thread or open a file descriptor. The daemon
-    // starts no other programs, so a preloaded library may have threads. Only an init needs a
-    // process with one thread.
+    // Take the inheritance before anything can start a thread or open a file descriptor. Other
+    // threads are allowed, because the daemon does not start other programs and a preloaded library
+    // may have threads. Only an init must be the single thread of its process.
     let taken = match arguments.watched {
         Watched::TheHead => Inheritance::take_beside_threads(),
         Watched::ThisProcess => Inheritance::take_under_init(),
@@ -107,7 +108,8 @@ fn run(
     };
     let service = Arc::new(service);
     runtime.block_on(async {
-        // A predecessor may still have addresses that cannot be resolved now.
+        // Leave the service to the predecessor, if there is one, because it may still have
+        // addresses for host names that do not resolve now.
         if !service.routes.resolve().await && inheritance.has_predecessor() {
             let error = Error::Unresolved;
             inheritance.refuse(&error);
@@ -123,7 +125,7 @@ fn run(
 }
 
 /// Raises the soft limit of open files to the hard limit, because each connection needs a file
-/// descriptor. The soft limit only protects programs that use select(2), which this one does not.
+/// descriptor. The soft limit only protects programs that use select(2), and this program does not.
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
@@ -138,22 +140,23 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Grows the kernel's file descriptor table while there is one thread. Later, each time the table
-/// doubles, every call that needs a new descriptor waits for an RCU grace period of 5 to 15 ms. A
-/// successor that takes over thousands of connections would wait for each doubling from 64 up.
+/// Grows the kernel's file descriptor table while the process has one thread. With more threads, a
+/// call that doubles the table waits for an RCU grace period of 5 to 15 ms. A successor that takes
+/// over thousands of connections would wait for each doubling from 64 entries on.
 fn make_room_for_descriptors() {
     use nix::sys::resource::{Resource, getrlimit};
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
     if let Some(last) =
         limit.min(DESCRIPTORS).checked_sub(1).and_then(|last| i32::try_from(last).ok())
     {
-        // The table never shrinks again. If it cannot grow now, it grows later.
+        // Close the copy at once, because the table never shrinks. If it cannot grow now, it grows
+        // later.
         drop(rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), last));
     }
 }
 
-/// Reports an error as one line in the log. Without a log, or if the log takes no errors, writes to
-/// standard error.
+/// Reports an error as one line in the log. Writes the line to standard error if the log has not
+/// started or does not accept errors.
 fn fail(error: &Error) -> ExitCode {
     if tracing::enabled!(tracing::Level::ERROR) {
         let why = one_line(&error.to_string());
@@ -164,8 +167,8 @@ fn fail(error: &Error) -> ExitCode {
 }
 
 fn complain(why: &dyn Display, exit: ExitStatus) -> ExitCode {
-    // Write the line in one piece, because a predecessor writes to standard error too. If it is
-    // closed, only the exit code reports the error.
+    // Write the line in one piece, because a predecessor writes to the same standard error. If
+    // standard error is closed, only the exit code reports the failure.
     logging::complain(&format!("handoffd: {}\n", one_line(&why.to_string())));
     code(exit)
 }

@@ -1,8 +1,8 @@
-//! Output of a command on standard output, with an error if it cannot be written.
+//! Output of a command on standard output. A failure to write it is an error.
 //!
-//! The standard library ignores an unusable standard output (`EBADF`). But a command whose output
-//! is lost must not exit with 0, because a script would trust an empty answer. So the text is
-//! written to a copy of the file descriptor. The copy is closed here, because some file systems
+//! The standard library ignores a standard output that is not open (`EBADF`). But a command whose
+//! output is lost must not exit with 0, because a script would trust an empty answer. This module
+//! therefore writes to a copy of the file descriptor. It closes the copy, because some file systems
 //! report a full disk only on close(2).
 
 use std::fs::File;
@@ -12,10 +12,10 @@ use std::os::fd::AsFd;
 use handoffd::Error;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
-/// Writes `text`. `what` names it in the error.
+/// Writes `text` to standard output. An error message names the text as `what`.
 ///
 /// # Errors
-/// [`Error::Output`].
+/// Returns [`Error::Output`] if the text cannot be written.
 pub(crate) fn print(what: &'static str, text: &str) -> Result<(), Error> {
     write(text.as_bytes()).map_err(|source| Error::Output { what: what.to_owned(), source })
 }
@@ -27,7 +27,8 @@ fn write(mut bytes: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(count) => bytes = &bytes[count..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // Another process that shares the stream has made it non-blocking.
+            // Wait until there is room, because another process has made the shared stream
+            // non-blocking.
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 nix::poll::poll(
                     &mut [PollFd::new(output.as_fd(), PollFlags::POLLOUT)],

@@ -1,4 +1,4 @@
-//! The `reload` command: asks for a handoff and reports the outcome, as text and as the exit code.
+//! The `reload` command: requests a handoff, and reports its outcome as text and as the exit code.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use handoffd::{Control, Error, ReloadNews, ReloadOptions};
 
 use crate::output::print;
 
-/// Runs the command.
+/// Requests a handoff and waits for its outcome.
 pub(crate) fn run(control: PathBuf, options: &ReloadOptions) -> Result<(), Error> {
     let mut printed = Ok(());
     Control::at(control).reload(options, |news| {
@@ -15,8 +15,8 @@ pub(crate) fn run(control: PathBuf, options: &ReloadOptions) -> Result<(), Error
                 print("the outcome of the reload, which has succeeded", &(tell(&news) + "\n"));
         }
     })?;
-    // Return a write error only now: the reload is carried out and waited for even if its output is
-    // lost.
+    // Return a write error only after the handoff is over, because lost output must not end the
+    // wait.
     printed
 }
 

@@ -1,4 +1,5 @@
-//! The flags of the daemon, merged with the configuration file. Flags win.
+//! The flags of the daemon, merged with its configuration file. A flag overrides the same setting
+//! in the file.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use crate::cli::Answer;
 use crate::listen::ListenFlags;
 
-/// How many connections the metrics listener may have at once. A collector uses one.
+/// The connection limit of the metrics listener. One metrics collector uses one connection.
 const COLLECTORS_MAX: usize = 64;
 
 #[derive(Debug, Args)]
@@ -154,7 +155,7 @@ struct DaemonFlags {
     log_format: Option<LogFormat>,
 }
 
-/// The merged configuration of the daemon.
+/// The configuration of the daemon, merged from its flags and its file.
 pub(crate) struct Serve {
     pub(crate) config: Config,
     pub(crate) routes: Routes,
@@ -163,23 +164,24 @@ pub(crate) struct Serve {
     pub(crate) workers: Option<NonZeroUsize>,
     pub(crate) log: Targets,
     pub(crate) log_format: LogFormat,
-    /// The contents of the configuration file, or nothing without one.
+    /// The contents of the configuration file. Empty if no file is used.
     pub(crate) file: Vec<u8>,
     pub(crate) watched: Watched,
 }
 
-/// The process that the parent of this one watches.
+/// The process that the parent of the daemon, such as systemd, must watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Watched {
-    /// The active generation. systemd is told which process that is. Any other parent watches none.
+    /// The process of the active generation. The daemon tells systemd which process that is. Other
+    /// parents watch no process.
     TheHead,
-    /// This process.
+    /// This process, which stays as a small init until the service ends.
     ThisProcess,
 }
 
 impl ServeFlags {
-    /// Merges these flags with the file that they name. `runtime_directory` is the default
-    /// directory of sockets.
+    /// Merges these flags with the configuration file that they name. `runtime_directory` is the
+    /// default directory of the control socket.
     pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
         let mut metrics = None;
         let serve = match self.config {
@@ -196,7 +198,7 @@ impl ServeFlags {
 }
 
 impl ProxyFlags {
-    /// Like [`ServeFlags::read`], for a proxy.
+    /// Merges the flags as [`ServeFlags::read`] does, for the command `proxy`.
     pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
         let upstreams: Result<Vec<UpstreamTarget>, _> =
             self.to.iter().map(|text| text.parse()).collect();
@@ -218,7 +220,8 @@ impl ProxyFlags {
 }
 
 impl DaemonFlags {
-    /// Applies these flags on top of the settings from a file or the defaults.
+    /// Returns the given settings, from a file or the defaults, with those replaced that a flag
+    /// sets.
     fn over(
         self,
         serve: Serve,
@@ -265,10 +268,11 @@ impl DaemonFlags {
     }
 }
 
-/// The address at which the counters are served.
+/// The address of the listener that serves metrics.
 struct Metrics {
     address: Address,
-    /// The file that sets the address, with line and column. `None` if a flag sets it.
+    /// The configuration file that sets the address, with line and column. `None` if a flag sets
+    /// it.
     file: Option<(PathBuf, usize, usize)>,
 }
 
@@ -301,7 +305,7 @@ impl Metrics {
                 ));
             }
         };
-        // Each connection serves one request, so it need not be carried.
+        // Drain these connections instead of moving them, because each serves only one request.
         let (name, on_handoff) = (Some(METRICS_LISTENER.parse()?), Some(OnHandoff::Drain));
         let (max_connections, access) =
             (NonZeroUsize::new(COLLECTORS_MAX), SocketAccess::default());
@@ -311,7 +315,7 @@ impl Metrics {
 }
 
 impl Serve {
-    /// Uses one service on every listener, and defaults for the rest.
+    /// Uses the service `served` on every listener, and the default for every other setting.
     fn everywhere(listeners: Listeners, served: BuiltinService) -> Self {
         Self {
             config: Config { listeners, ..Config::default() },
@@ -325,9 +329,10 @@ impl Serve {
         }
     }
 
-    /// Uses the settings of a parsed file with these contents.
+    /// Uses the settings of a parsed configuration file. `bytes` are the contents of the file.
     fn by_file(file: ConfigFile, bytes: Vec<u8>) -> Self {
-        // The file names every listener, so the fallback service is never used.
+        // The echo service here is never used, because the file names the service of every
+        // listener.
         let routes = file.services.iter().fold(
             Routes::all(BuiltinService::Echo(Echo)),
             |routes, (name, service)| {
@@ -367,7 +372,7 @@ fn generations(text: &str) -> Result<MaxGenerations, &'static str> {
     count.ok_or("expected 2 to 64: one that serves and those that drain")
 }
 
-/// Parses a path that can be the address of a socket.
+/// Parses a path that is valid as the address of a Unix socket.
 fn socket_path(text: &str) -> Result<PathBuf, &'static str> {
     let path = text.parse().ok().and_then(|address: Address| address.path().map(Path::to_owned));
     path.ok_or("expected an absolute path of at most 107 bytes")

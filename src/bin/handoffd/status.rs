@@ -1,5 +1,5 @@
-//! The `status` command: shows every generation, once or until nothing is under way, as text or
-//! JSON.
+//! The `status` command: shows every generation as text or JSON. It shows them once, or repeatedly
+//! until no handoff and no drain is under way.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,18 +13,18 @@ use handoffd::{
 use crate::cli::{Form, Span};
 use crate::output::print;
 
-/// How often to ask for the status when watching.
+/// How often the command asks the daemon for its status while it watches.
 const EVERY: Duration = Duration::from_secs(1);
-/// How many characters of a digest are enough to tell it from others.
+/// How many characters of a digest the table shows: enough to tell two digests apart.
 const SHORT: usize = 12;
 
-/// Runs the command.
+/// Asks the daemon for its status and prints it.
 pub(crate) fn run(control: PathBuf, form: Form, span: Span) -> Result<(), Error> {
     let control = Control::at(control);
     let mut said = String::new();
     loop {
         let status = match control.status() {
-            // The daemon has ended while its status was watched.
+            // The daemon has ended while the command watched its status.
             Err(Error::NobodyAnswers { .. }) if !said.is_empty() => return Ok(()),
             status => status?,
         };
@@ -55,13 +55,13 @@ fn wait() {
     std::thread::sleep(EVERY);
 }
 
-/// Returns whether nothing is under way: one generation is left, and it serves.
+/// Returns whether no handoff and no drain is under way: one generation is left, and it serves.
 fn is_quiet(status: &Status) -> bool {
     matches!(&status.generations[..], [alone] if alone.state == GenerationState::Serving)
 }
 
-/// Returns the status as text: a row for each generation, listener and upstream, and the last
-/// handoff.
+/// Returns the status as a table with a row for each generation, listener and upstream. The last
+/// row is about the last handoff.
 fn table(status: &Status) -> String {
     let head = [
         "GENERATION",
@@ -127,7 +127,7 @@ fn aligned<const COLUMNS: usize>(
     head: [&str; COLUMNS],
     rows: impl Iterator<Item = [String; COLUMNS]>,
 ) -> String {
-    // The text comes from the daemon, so escape it.
+    // Escape the text, because it comes from the daemon and may contain any characters.
     let rows = rows.map(|row| row.map(|cell| escaped(&cell)));
     let rows: Vec<_> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
     let widths: [_; COLUMNS] = std::array::from_fn(|column| {
@@ -143,7 +143,7 @@ fn aligned<const COLUMNS: usize>(
 }
 
 fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 11] {
-    // The other counters are in the log, and are usually zero.
+    // The table leaves out the other counters, because they are usually zero and are in the log.
     let ListenerCounters {
         accepted,
         active,
@@ -163,8 +163,8 @@ fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 11] 
     [name, address, accepted, active, limited, received, sent, drained, cut, carried, refused]
 }
 
-/// Returns a row for each upstream. A host name gets its own row if addresses that it no longer has
-/// counted anything.
+/// Returns a row for each upstream. A host name has a row of its own if addresses that it no longer
+/// has have counted anything.
 fn upstream_rows<'a>(
     listener: &'a str,
     all: &'a BTreeMap<String, UpstreamCounters>,
@@ -215,8 +215,8 @@ fn row(report: &Report) -> [String; 10] {
     ]
 }
 
-/// Returns the time since a date, for a generation of a version that only reports the date. Wrong
-/// if the clock was set in between.
+/// Returns the time since a date, for a generation of an old version that reports only the date.
+/// The time is wrong if the clock was set since then.
 fn by_date(unix_ms: u64) -> Option<Duration> {
     let date = SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms);
     (unix_ms > 0).then(|| SystemTime::now().duration_since(date).unwrap_or_default())

@@ -1,12 +1,13 @@
-//! The carried state of a proxied connection: what another process needs to continue it.
+//! The carried state of a proxied connection: the data that another process needs to continue it.
 //!
-//! The state holds the upstream's socket, the unwritten bytes in both directions, the ends already
-//! passed on, and the used part of the limits. A client without an upstream starts over in the new
-//! process, with what is known about it and the patience that is left.
+//! The state holds the upstream's socket, the unwritten bytes of both directions, and which sides
+//! have ended. It also holds how much of its time limits the connection has used. A client that has
+//! no upstream yet starts over in the new process. It keeps its identity and the time that it has
+//! already waited.
 //!
-//! A connection is refused if its upstream is not in the new configuration, and then stays in the
-//! old process. An address of a host name is accepted as long as the name is configured. Changed
-//! DNS answers affect new connections only.
+//! A connection whose upstream is not in the new configuration is refused, and stays in the old
+//! process. An address of a host name is accepted as long as the name is configured. A changed DNS
+//! answer affects new connections only.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,39 +28,42 @@ use crate::carry::CarriedState;
 use crate::net::{Peer, Stream, Traffic};
 use crate::service::relay::{Relay, RelaySnapshot};
 
-/// Name and version of the format: one line of JSON, followed by the unwritten bytes.
+/// The name and the version of the format. A carried state is one line of JSON, followed by the
+/// unwritten bytes.
 const FORMAT: &str = "proxy/1";
 
-/// How far a connection has come.
+/// The stage that a connection has reached when it is carried, that is, moved to the successor.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Stage {
-    /// The client has no upstream yet. `waited` is how long it has waited for its header or for an
-    /// upstream.
+    /// The client has no upstream yet. `waited` is how long it has waited for its PROXY header or
+    /// for an upstream.
     Arriving {
         identified: Option<Identified>,
         waited: Option<Duration>,
         #[serde(default)]
         tried: Vec<String>,
     },
-    /// The client has an upstream. Its socket is the first descriptor of the carried state; the
-    /// ends of pipes follow.
+    /// The client has an upstream. The upstream's socket is the first file descriptor of the
+    /// carried state. The ends of pipes follow.
     Conversing(Conversing),
 }
 
-/// What is known about a client that has no upstream yet.
+/// What the proxy knows about a client that has no upstream yet.
 #[derive(Debug, Default)]
 pub(super) struct Arriving {
-    /// Where the client comes from, once that is determined. The answer itself may be empty.
+    /// The client's addresses, once the proxy has looked for them. `route` is `None` if the
+    /// addresses are not known.
     pub(super) identified: Option<Identified>,
-    /// When the client began to wait for its header or for an upstream.
+    /// The time at which the client began to wait for its PROXY header or for an upstream.
     pub(super) since: Option<Instant>,
-    /// The upstreams already tried in this round, including one whose attempt is still pending.
-    /// Otherwise a client that is carried repeatedly would never reach the next upstream.
+    /// The upstreams already tried in the current pass over all upstreams, including one that is
+    /// being tried now. Without this list, a client that is carried again and again would always
+    /// try the same upstream.
     pub(super) tried: Vec<Arc<Upstream>>,
 }
 
-/// The result of identifying a client.
+/// The addresses of a client, as the proxy has found them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Identified {
     pub(super) route: Option<Route>,
@@ -67,43 +71,44 @@ pub(super) struct Identified {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Conversing {
-    /// The label of the upstream.
+    /// The label of the upstream, as in the log: its address, with its host name if it has one.
     pub(super) upstream: String,
-    /// Bytes read from the upstream and written to it so far.
+    /// How many bytes have been read from the upstream, and how many written to it.
     received: u64,
     sent: u64,
-    /// Whether the upstream has half-closed.
+    /// Whether the upstream has half-closed: it will send nothing more.
     finished: bool,
     pub(super) relay: RelaySnapshot,
     used: Used,
 }
 
-/// A conversation that continues here after another process has held it.
+/// A conversation that another process has detached and this process continues.
 pub(super) struct Resumed {
-    /// The upstream that the client is connected to.
+    /// The upstream to which the client is connected.
     pub(super) upstream: Arc<Upstream>,
     pub(super) stream: Stream,
     pub(super) relay: Relay,
     pub(super) used: Used,
 }
 
-/// The restored state of a carried connection.
+/// A carried connection, restored at the stage at which another process has detached it.
 pub(super) enum Begun {
     Arriving(Arriving),
     Conversing(Resumed),
 }
 
-/// Packs a client that has no upstream yet.
+/// Builds the carried state of a client that has no upstream yet.
 pub(super) fn arriving(Arriving { identified, since, tried }: Arriving) -> CarriedState {
     let waited = since.map(|since| since.elapsed());
     let tried = tried.iter().map(|upstream| upstream.label().to_owned()).collect();
     parcel(&Stage::Arriving { identified, waited, tried }, &[], Vec::new())
 }
 
-/// Packs a conversation: the unwritten bytes, and how much of its limits is used.
+/// Builds the carried state of a conversation: its unwritten bytes, and the used part of its
+/// limits.
 ///
 /// # Errors
-/// When the kernel refuses to stop watching the upstream's socket.
+/// Fails if the kernel refuses to stop watching the upstream's socket.
 pub(super) fn conversing(
     upstream: String,
     stream: Stream,
@@ -124,17 +129,17 @@ pub(super) fn conversing(
 }
 
 fn parcel(stage: &Stage, owed: &[u8], descriptors: Vec<OwnedFd>) -> CarriedState {
-    // All map keys are strings here, so serialization cannot fail.
+    // Serialization cannot fail, because all keys of the map are strings.
     let mut bytes = serde_json::to_vec(stage).unwrap_or_default();
     bytes.push(b'\n');
     bytes.extend_from_slice(owed);
     CarriedState { descriptors, ..CarriedState::new(FORMAT, bytes) }
 }
 
-/// Checks whether a carried state can be restored with these upstreams.
+/// Checks whether a carried state can be restored in a proxy that has these upstreams.
 ///
 /// # Errors
-/// The reason why it cannot.
+/// Returns the reason why the state cannot be restored.
 pub(super) fn check(parcel: &CarriedState, upstreams: &Upstreams) -> Result<(), String> {
     let (stage, _) = whole(parcel)?;
     match stage {
@@ -145,10 +150,10 @@ pub(super) fn check(parcel: &CarriedState, upstreams: &Upstreams) -> Result<(), 
     }
 }
 
-/// Restores a carried state that has passed [`check`]. Must be called in a tokio runtime.
+/// Restores a carried state that [`check`] has accepted. The caller must be in a tokio runtime.
 ///
 /// # Errors
-/// When the state is incomplete, or the kernel refuses its descriptors.
+/// Fails if the state is incomplete, or if the kernel refuses one of its file descriptors.
 pub(super) fn take_up(
     parcel: CarriedState,
     upstreams: &Upstreams,
@@ -166,7 +171,7 @@ pub(super) fn take_up(
         Stage::Conversing(conversing) => conversing,
     };
     let missing = || io::Error::from(io::ErrorKind::NotFound);
-    // The host name may have lost the address since the check.
+    // Adopt the upstream if its host name has lost this address since the state was checked.
     let upstream = upstreams.find(&upstream).or_else(|| upstreams.adopt(&upstream, &tally.known()));
     let upstream = upstream.ok_or_else(missing)?;
     let mut descriptors = parcel.descriptors.into_iter();
@@ -185,8 +190,8 @@ pub(super) fn take_up(
     }))
 }
 
-/// Parses a carried state and checks that it is complete. Returns the stage, and the offset of the
-/// unwritten bytes.
+/// Parses a carried state and checks that it is complete. Returns the stage of the connection, and
+/// the offset at which the unwritten bytes begin.
 fn whole(parcel: &CarriedState) -> Result<(Stage, usize), String> {
     if parcel.format != FORMAT {
         return Err(format!("{} is not known here", parcel.format));

@@ -1,4 +1,5 @@
-//! Active health checks: a connection to each upstream at regular intervals, closed at once.
+//! Health checks: the proxy connects to each upstream at regular intervals, and closes the
+//! connection at once.
 
 use std::convert::Infallible;
 use std::io;
@@ -18,18 +19,17 @@ use crate::address::Address;
 use crate::config::Check;
 use crate::net::dial;
 
-/// The health checks of one upstream.
+/// The periodic health check of one upstream.
 struct Watch {
     upstreams: Arc<Upstreams>,
     tally: Arc<Tally>,
     upstream: Arc<Upstream>,
     check: Check,
-    /// The PROXY header sent on each connection, because an upstream that expects a header should
-    /// get one.
+    /// The PROXY header that each check sends, because the upstream may require one.
     header: Vec<u8>,
 }
 
-/// The health checks of all current upstreams. Dropping this stops them.
+/// The health checks of all upstreams in use. Dropping this value stops the checks.
 #[derive(Default)]
 struct Watches {
     tasks: JoinSet<()>,
@@ -37,8 +37,8 @@ struct Watches {
 }
 
 impl Proxy {
-    /// Keeps DNS answers up to date and runs the configured health checks. Never returns; dropping
-    /// the future stops both.
+    /// Updates DNS answers and runs the configured health checks. Never returns. Dropping the
+    /// future stops both.
     pub async fn watch(&self) -> Infallible {
         let (mut names, changed) = (JoinSet::new(), Arc::new(Notify::new()));
         self.watch_names(&mut names, &changed);
@@ -49,7 +49,7 @@ impl Proxy {
         }
     }
 
-    /// Starts checks for new upstreams and stops the checks of removed ones.
+    /// Starts health checks of new upstreams, and stops those of removed upstreams.
     fn keep(&self, watches: &mut Watches) {
         let Some(check) = self.config.check else { return };
         let current = self.upstreams.current();
@@ -63,7 +63,7 @@ impl Proxy {
             }
             stays
         });
-        // Remove the finished and aborted tasks from the set.
+        // Remove the health checks that have stopped from the set of tasks.
         while watches.tasks.try_join_next().is_some() {}
         let watched: Vec<_> =
             watches.handles.iter().map(|(upstream, _)| Arc::clone(upstream)).collect();
@@ -93,7 +93,8 @@ impl Watch {
             let listeners = tally.listeners();
             match result {
                 Ok(()) => upstreams.check_passed(&upstream, &listeners),
-                // The failure is local and says nothing about the upstream.
+                // This machine lacks file descriptors or memory, so the failure does not count
+                // against the upstream.
                 Err(reason) if is_own(&reason) => {
                     tracing::debug!(
                         event = "upstream.check_impossible", listener = %listeners,

@@ -1,9 +1,9 @@
-//! The connection attempts for one client: if an upstream fails, try the next one; if all fail,
-//! wait and retry.
+//! Connection attempts for one client. If an upstream fails, the proxy tries the next one. If all
+//! upstreams fail, it waits and tries them again.
 //!
-//! A client is held while no upstream accepts, so a backend can restart without its clients
-//! noticing. Meanwhile the proxy checks regularly whether the client is still connected. A client
-//! that has half-closed after its request still counts as connected.
+//! The proxy keeps a client waiting while no upstream accepts, so a backend can restart unnoticed
+//! by its clients. While a client waits, the proxy checks regularly whether it is still connected.
+//! A client that has half-closed after its request counts as connected.
 
 use std::io;
 use std::pin::pin;
@@ -23,42 +23,45 @@ use super::upstreams::Round;
 use crate::net::{Stream, dial};
 use crate::service::Connection;
 
-/// The first pause after all upstreams have failed. Each further pause is twice as long.
+/// How long to wait after all upstreams have failed for the first time. Each later wait is twice as
+/// long.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-/// The longest pause, and the interval at which the client is checked for a disconnect.
+/// The longest wait between two passes over all upstreams. At most after this time, the proxy
+/// checks whether the client is still connected.
 const LAST_PAUSE: Duration = Duration::from_millis(250);
 
-/// A connection to an upstream. It is counted until this is dropped.
+/// A connection to an upstream. It counts as an open connection until this value is dropped.
 #[derive(Debug)]
 pub(super) struct Connected<'a> {
     pub(super) stream: Stream,
-    // Fields are dropped in this order. The traffic is added to the sums before the upstream can
-    // have zero connections.
+    // Fields are dropped in this order. Dropping `counted` adds the traffic to the upstream's sums
+    // before the upstream can have zero connections.
     counted: Counted<'a>,
     _place: UpstreamLoad,
 }
 
 impl Connected<'_> {
-    /// Returns the label of the upstream.
+    /// Returns the upstream's label, which names it in the log and in the counters.
     pub(super) fn label(&self) -> &str {
         self.counted.upstream().label()
     }
 }
 
-/// Why a connection attempt failed.
+/// Why an attempt to connect a client to an upstream failed.
 enum Failed {
-    /// The upstream did not accept.
+    /// The upstream did not accept the connection.
     Upstream(io::Error),
-    /// This machine has no descriptors or memory left. That is not the upstream's fault.
+    /// This machine has run out of file descriptors or memory, which is no fault of the upstream.
     Own(io::Error),
-    /// The client has disconnected.
+    /// The client has disconnected while it waited for an upstream.
     ClientGone,
-    /// The client's patience has run out.
+    /// The client has waited for an upstream as long as the configuration allows.
     OutOfPatience,
 }
 
 impl Proxy {
-    /// Counts an upstream connection that another process made, and returns it.
+    /// Counts a connection to an upstream that another process has made, and returns the
+    /// connection.
     pub(super) fn reconnected(
         &self,
         listener: &Arc<str>,
@@ -70,13 +73,13 @@ impl Proxy {
         Connected { stream, _place: place, counted }
     }
 
-    /// Connects `client` to an upstream and sends `header` there first.
+    /// Connects the client to an upstream, and sends `header` to the upstream first.
     ///
-    /// If another process has already tried, this continues from `arriving`. Cancel safe: open
-    /// connections are closed, and `arriving` records the progress.
+    /// If another process has already tried upstreams for this client, the method continues from
+    /// `arriving`. Cancel safe: open connections are closed, and `arriving` records the progress.
     ///
     /// # Errors
-    /// The reason why no upstream accepted, or that the client has disconnected.
+    /// Returns the reason why no upstream accepted, or that the client has disconnected.
     pub(super) async fn connect(
         &self,
         client: &Connection,
@@ -84,8 +87,9 @@ impl Proxy {
         header: &[u8],
     ) -> io::Result<Connected<'_>> {
         let Arriving { since, tried, .. } = arriving;
-        // In the first round, each upstream gets its full connect timeout, even beyond the
-        // patience. A carried client does not get that time again in each process.
+        // The first pass tries every upstream for its full connect timeout, even if that exceeds
+        // `connect_patience`. A client that was carried here from another process does not get the
+        // full time again.
         let mut limit = since.and_then(|since| {
             since.checked_add(self.config.connect_patience.max(self.longest_round()))
         });
@@ -114,13 +118,13 @@ impl Proxy {
         }
     }
 
-    /// Returns the longest time it can take to try each upstream once.
+    /// Returns the longest time that one attempt with each upstream can take.
     fn longest_round(&self) -> Duration {
         let upstreams = u32::try_from(self.upstreams.current().len()).unwrap_or(u32::MAX);
         self.config.connect_timeout.saturating_mul(upstreams)
     }
 
-    /// Tries each upstream once, except those in `tried`.
+    /// Tries each upstream once, except the upstreams in `tried`.
     async fn go_round(
         &self,
         client: &Connection,
@@ -163,7 +167,8 @@ impl Proxy {
         Err(Failed::Upstream(last.unwrap_or_else(|| io::ErrorKind::NotConnected.into())))
     }
 
-    /// Connects to one upstream before the connect timeout or `limit`, whichever comes first.
+    /// Connects to one upstream. Gives up at `limit` or after the connect timeout, whichever is
+    /// earlier.
     async fn attempt(
         &self,
         client: &Connection,
@@ -191,7 +196,7 @@ impl Proxy {
         }
     }
 
-    /// Connects and sends the header.
+    /// Connects to an upstream and sends it the PROXY header.
     async fn greet(
         &self,
         listener: &str,
@@ -214,14 +219,14 @@ fn client_gone() -> io::Error {
     )
 }
 
-/// Returns whether a connection failed because this process or this machine lacks descriptors or
-/// memory.
+/// Returns whether a connection failed because this process or this machine has run out of file
+/// descriptors or memory.
 ///
-/// Every other error is a failure of that one upstream, whatever its cause: the next upstream may
-/// well be reachable. Running out of local ports is one of them, because ports are counted for each
-/// destination.
+/// Every other error counts against the upstream, because the next upstream may be reachable. This
+/// includes a lack of local ports, because ports are counted for each destination.
 pub(super) fn is_own(error: &io::Error) -> bool {
-    // ENOSPC comes from epoll_ctl(2): the user already watches as many descriptors as allowed.
+    // ENOSPC comes from epoll_ctl(2): the user already watches the maximum number of file
+    // descriptors.
     let wants = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC];
     error.raw_os_error().is_some_and(|code| wants.contains(&Errno::from_raw(code)))
 }
@@ -230,8 +235,8 @@ pub(super) fn is_own(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    /// Only a lack of descriptors or memory is a local failure. All other errors count against the
-    /// upstream.
+    /// Only a lack of file descriptors or memory is a local failure. Every other error counts
+    /// against the upstream.
     #[test]
     fn only_a_lack_of_descriptors_or_memory_is_local() {
         let is_own = |errno: Errno| is_own(&errno.into());

@@ -1,9 +1,10 @@
-//! A conversation between a client and its upstream, until both have finished or something ends it.
+//! A conversation between a client and its upstream. It lasts until both have ended, or until a
+//! failure or a time limit ends it.
 //!
-//! A broken connection must not look like a regular end to the other side. If one side breaks, the
-//! other gets the remaining bytes and then a reset. Any other early end, such as the drain
-//! deadline, resets both sides. A conversation that is carried pauses between two moves, and
-//! neither side notices.
+//! A failed connection must not look like a regular end to the other side. If one side fails, the
+//! other side receives the remaining bytes and then a reset. Any other early end, such as the drain
+//! deadline, resets both sides. When a conversation is carried to another process, it only pauses,
+//! and neither side notices.
 
 use std::future::poll_fn;
 use std::io;
@@ -18,31 +19,32 @@ use super::limits::{Expired, Limits, Used};
 use crate::service::Connection;
 use crate::service::relay::{Relay, Relayed};
 
-/// After one side has broken, how long the other may accept no bytes. TCP needs about this long if
-/// a segment is lost four times: it retransmits after 0.2 s and doubles the delay each time.
+/// After one side has failed, how long the other side may go without accepting bytes. TCP takes
+/// about 5 s if a segment is lost four times: it retransmits after 0.2 s and doubles the delay each
+/// time.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// A client and its upstream. There may be very many conversations, so this holds everything an
-/// idle one needs, exactly once.
+/// A client and its upstream. A process may have very many conversations, so this type stores only
+/// what an idle conversation needs, without duplicates.
 pub(super) struct Conversation<'a> {
     client: &'a mut Connection,
-    /// `None` after the conversation has been detached.
+    /// The connection to the upstream. `None` after the conversation has been detached.
     upstream: Option<Connected<'a>>,
     relay: Relay,
     limits: Limits,
-    /// Whether both sides have been told about the end.
+    /// Whether both sides have been told that the conversation is over.
     is_settled: bool,
 }
 
-/// The outcome of [`Conversation::hold`].
+/// The outcome of [`Conversation::hold`], which relays until the end or until a handoff.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Held {
     ToTheEnd,
-    /// The conversation is to be detached for the successor.
+    /// The server wants the conversation to be detached and carried to the successor.
     ToBeCarried,
 }
 
-/// Why the relay stopped.
+/// Why the conversation stopped relaying bytes.
 enum Ended {
     Relay(Relayed),
     Limit(Expired),
@@ -50,7 +52,7 @@ enum Ended {
 }
 
 impl<'a> Conversation<'a> {
-    /// Creates a conversation that begins here or was carried here.
+    /// Creates a conversation that begins in this process or was carried here from another one.
     pub(super) const fn new(
         client: &'a mut Connection,
         upstream: Connected<'a>,
@@ -60,19 +62,20 @@ impl<'a> Conversation<'a> {
         Self { client, upstream: Some(upstream), relay, limits, is_settled: false }
     }
 
-    /// Relays to the end, or until the conversation should be detached.
+    /// Relays until the conversation ends, or until the server wants it to be detached.
     ///
     /// # Errors
-    /// The I/O error that broke it, or the limit that ended it early.
+    /// Returns the I/O error that broke the conversation, or the time limit that ended it.
     pub(super) async fn hold(&mut self) -> io::Result<Held> {
         match poll_fn(|cx| self.poll(cx)).await {
             Ended::Relay(Relayed::Finished) => self.finish(),
-            // No bytes were pending, so this is a regular end.
+            // An idle conversation without unwritten bytes ends like one that both sides have
+            // finished.
             Ended::Limit(Expired::Idle) if !self.relay.owes() => self.finish(),
             Ended::Limit(expired) => return Err(expired.into()),
             Ended::Asked => return Ok(Held::ToBeCarried),
-            // The rest of a broken conversation cannot be carried, and the drain must not wait for
-            // it to move.
+            // Exclude a failed conversation from all moves to a successor. It cannot be carried,
+            // and a drain must not wait for it to move.
             Ended::Relay(Relayed::ClientBroke(error)) => {
                 self.client.opt_out();
                 Box::pin(self.settle_upstream()).await;
@@ -87,10 +90,10 @@ impl<'a> Conversation<'a> {
         Ok(Held::ToTheEnd)
     }
 
-    /// Detaches the conversation in its current state.
+    /// Detaches the conversation, so that another process can continue it from its current state.
     ///
     /// # Errors
-    /// When the kernel refuses to stop watching the upstream's socket.
+    /// Fails if the kernel refuses to stop watching the upstream's socket.
     pub(super) fn detach(mut self) -> io::Result<()> {
         let Some(upstream) = self.upstream.take() else { return Ok(()) };
         let (label, stream) = (upstream.label().to_owned(), upstream.stream);
@@ -117,13 +120,14 @@ impl<'a> Conversation<'a> {
         limits.poll(cx, || client.stream.carried() + upstream.carried()).map(Ended::Limit)
     }
 
-    /// Marks a regular end. Closing the upstream's socket is what tells the upstream.
+    /// Records a regular end of the conversation. The upstream learns of the end when its socket is
+    /// closed.
     fn finish(&mut self) {
         self.is_settled = true;
         self.upstream.iter().for_each(|upstream| upstream.stream.say_end());
     }
 
-    /// Passes on what the client sent before its connection broke.
+    /// Passes on the bytes that the client sent before its connection failed.
     async fn settle_upstream(&mut self) {
         let Self { client, upstream: Some(Connected { stream: upstream, .. }), relay, .. } = self
         else {
@@ -140,7 +144,7 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Passes on what the upstream sent before its connection broke.
+    /// Passes on the bytes that the upstream sent before its connection failed.
     async fn settle_client(&mut self) {
         let Self { client, upstream: Some(Connected { stream: upstream, .. }), relay, .. } = self
         else {
@@ -160,8 +164,8 @@ impl<'a> Conversation<'a> {
 
 impl Drop for Conversation<'_> {
     fn drop(&mut self) {
-        // A detached conversation has no upstream here and is ended by the process that continues
-        // it.
+        // A detached conversation has no upstream in this process. The process that continues it
+        // also ends it.
         let Some(upstream) = self.upstream.as_ref().filter(|_| !self.is_settled) else { return };
         self.client.stream.reset_on_drop();
         upstream.stream.reset_on_drop();

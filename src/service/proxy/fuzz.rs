@@ -1,5 +1,5 @@
-//! Checks of the proxy's parsers, for `fuzz/`: PROXY headers from clients, and carried state from
-//! another generation.
+//! Checks of the proxy's parsers for the fuzz targets in `fuzz/`. The parsers read PROXY headers
+//! from clients, and the carried state that another generation sends.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -40,8 +40,8 @@ fn setup() -> Option<Setup> {
     Some(Setup { runtime, upstreams: Upstreams::new(&config), config, tally: Tally::default() })
 }
 
-/// Restores a state from another process, detaches it again, and checks that both states are
-/// equal.
+/// Restores a carried state, detaches the connection again, and checks that the new state equals
+/// the original.
 pub(crate) fn take_up(parcel: CarriedState) -> bool {
     SETUP.with(|setup| setup.as_ref().and_then(|setup| setup.take_up(parcel)).is_some())
 }
@@ -52,12 +52,12 @@ impl Setup {
         let (stage, owed) = carried::read(&parcel.bytes).ok()?;
         let words = serde_json::to_string(&stage).ok()?;
         let mut is_same = true;
-        // The bytes do not contain descriptors, so provide as many as the state needs.
+        // Add as many file descriptors as the state needs, because the fuzzer's bytes contain none.
         let needed = match &stage {
             Stage::Arriving { .. } => Vec::new(),
             Stage::Conversing(conversing) => {
                 let upstream = self.upstreams.adopt(&conversing.upstream, &[])?;
-                // The address may be known under a different host name.
+                // The proxy may know the same address under another host name.
                 is_same = upstream.label() == conversing.upstream;
                 descriptors(upstream.address(), conversing.relay.needs().1)?
             }
@@ -86,7 +86,7 @@ impl Setup {
     }
 }
 
-/// Returns a socket of the upstream's family, followed by `of_pipes` pipe ends.
+/// Returns a socket of the upstream's address family, followed by `of_pipes` ends of pipes.
 fn descriptors(upstream: &Address, of_pipes: usize) -> Option<Vec<OwnedFd>> {
     let socket = match upstream {
         Address::Tcp(_) | Address::Tcp6Only(_) => {

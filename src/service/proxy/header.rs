@@ -1,9 +1,8 @@
-//! The header of the PROXY protocol, with which a proxy tells the next server who the client is.
+//! Headers of the PROXY protocol, by which a proxy tells the next server the address of its client.
 //!
-//! Only the useful part of a header is kept: a version 1 line, or the addresses of a binary header.
-//! Up to 64 KiB of additions (TLVs) are read and discarded. Every byte after the header belongs to
-//! the upstream. Crate `ppp` is used for writing only, because its address parser rejects headers
-//! that real senders use.
+//! The parser keeps only the addresses of a header. It reads up to 64 KiB of additions (TLVs) and
+//! discards them. Every byte after the header belongs to the upstream. The crate `ppp` only writes
+//! headers, because its address parser rejects headers that real senders use.
 
 #[cfg(test)]
 mod tests;
@@ -20,40 +19,41 @@ use tokio::io::AsyncReadExt;
 use crate::config::HeaderVersion;
 use crate::net::Stream;
 
-/// The longest version 1 header that the specification allows, in bytes.
+/// The longest header of version 1 that the specification allows, in bytes.
 const LONGEST_V1: usize = 107;
-/// The length of the fixed part of a binary header, in bytes.
+/// The length of the fixed part of a version 2 header, in bytes.
 const FIXED_V2: usize = 16;
-/// The length of the longest address block, in bytes: two Unix socket addresses.
+/// The length in bytes of the longest address block: two addresses of Unix sockets.
 const LONGEST_ADDRESSES: usize = 216;
 
-/// The source and destination address of a client's connection, as a header states them.
+/// The source and the destination address of a client's connection, as given in a PROXY header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Route {
     pub(super) source: SocketAddr,
     pub(super) destination: SocketAddr,
 }
 
-/// The result of parsing the beginning of a connection.
+/// The result of parsing the first bytes of a connection as a PROXY header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
-    /// The length of the part that was parsed, in bytes.
+    /// How many bytes of the header were parsed.
     length: usize,
-    /// The length of the rest of the header, which is skipped, in bytes.
+    /// How many more bytes belong to the header. The proxy skips them.
     rest: usize,
-    /// The client's addresses. `None` if the proxy speaks for itself, or does not know the client.
+    /// The client's addresses. `None` if the sending proxy speaks for itself or does not know its
+    /// client.
     route: Option<Route>,
 }
 
-/// Reads the header at the beginning of a connection. Returns `None` if the proxy speaks for
-/// itself, or does not know the client.
+/// Reads the PROXY header at the beginning of a connection. Returns `None` if the sending proxy
+/// speaks for itself or does not know its client.
 ///
-/// Cancel safe while `is_within` is false: then either nothing has been read yet, or the whole
-/// header.
+/// Cancel safe while `is_within` is false. It is true only while a part of the header has been
+/// read.
 ///
 /// # Errors
-/// `InvalidData` if the connection begins with something else or ends within the header.
-/// `UnexpectedEof` if it ends before the first byte.
+/// Returns `InvalidData` if the connection does not begin with a header, or ends within it. Returns
+/// `UnexpectedEof` if the connection ends before its first byte.
 pub(super) async fn receive(
     stream: &mut Stream,
     is_within: &AtomicBool,
@@ -85,7 +85,7 @@ pub(super) async fn receive(
     Ok(head.route)
 }
 
-/// Parses the header at the beginning of `bytes`. Returns `None` if more bytes are needed.
+/// Parses the PROXY header at the beginning of `bytes`. Returns `None` if the header is incomplete.
 pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Head>> {
     let has_begun = |prefix: &[u8]| {
         let length = bytes.len().min(prefix.len());
@@ -100,7 +100,7 @@ pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Head>> {
     }
 }
 
-/// Parses a version 1 header.
+/// Parses a PROXY header of version 1, which is a line of text.
 fn line(bytes: &[u8]) -> io::Result<Option<Head>> {
     let bytes = &bytes[..bytes.len().min(LONGEST_V1)];
     let Some(end) = bytes.windows(2).position(|pair| pair == b"\r\n") else {
@@ -115,7 +115,7 @@ fn line(bytes: &[u8]) -> io::Result<Option<Head>> {
     let mut words = text.split(' ').skip(1);
     let family = words.next().unwrap_or_default();
     if family == "UNKNOWN" {
-        // The specification says to ignore the rest of the line.
+        // Ignore the rest of an UNKNOWN line, as the specification requires.
         return head(None);
     }
     let is_of_family = |address: &IpAddr| match family {
@@ -129,8 +129,8 @@ fn line(bytes: &[u8]) -> io::Result<Option<Head>> {
     if words.next().is_some() {
         return Err(wrong("it has too many words"));
     }
-    // Nginx states the family of the client only, and the server's address may be of the other
-    // family. In that case HAProxy writes both addresses as IPv6.
+    // Nginx names only the client's address family, and the server's address may belong to the
+    // other family. HAProxy writes both addresses as IPv6 in such a case.
     match (is_of_family(&source), is_of_family(&destination)) {
         (Some(source), Some(destination)) if source || destination => {}
         (None, _) | (_, None) => return Err(wrong("expected TCP4, TCP6 or UNKNOWN")),
@@ -145,14 +145,14 @@ fn address(word: &str) -> io::Result<IpAddr> {
     IpAddr::from_str(word).map_err(|_| wrong("expected an address"))
 }
 
-/// Parses a port in the form that the specification requires: digits only, without leading zeros.
+/// Parses a port number as the specification writes it: digits only, without leading zeros.
 fn port(word: &str) -> io::Result<u16> {
     let is_plain =
         word.bytes().all(|byte| byte.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
     word.parse().ok().filter(|_| is_plain).ok_or_else(|| wrong("expected a port"))
 }
 
-/// Parses a version 2 header.
+/// Parses a PROXY header of version 2, which is binary.
 fn binary(bytes: &[u8]) -> io::Result<Option<Head>> {
     const LOCAL: u8 = 0x20;
     const PROXY: u8 = 0x21;
@@ -162,7 +162,8 @@ fn binary(bytes: &[u8]) -> io::Result<Option<Head>> {
         Ok(Some(Head { length: FIXED_V2 + addresses, rest: after_fixed - addresses, route }))
     };
     match fixed[12] {
-        // The proxy speaks for itself. The specification says to ignore the rest.
+        // Ignore the rest of a LOCAL header, as the specification requires: the sending proxy
+        // speaks for itself.
         LOCAL => return head(0, None),
         PROXY => {}
         _ => return Err(wrong("expected version 2, and LOCAL or PROXY")),
@@ -187,7 +188,7 @@ fn binary(bytes: &[u8]) -> io::Result<Option<Head>> {
     head(addresses, route(block))
 }
 
-/// Parses the addresses of a binary header. Returns `None` for Unix socket addresses.
+/// Parses the addresses of a version 2 header. Returns `None` for addresses of Unix sockets.
 fn route(block: &[u8]) -> Option<Route> {
     fn split<const LENGTH: usize>(block: &[u8]) -> Option<([IpAddr; 2], &[u8])>
     where
@@ -206,9 +207,9 @@ fn route(block: &[u8]) -> Option<Route> {
     Some(Route::new((source, port(0)), (destination, port(2))))
 }
 
-/// Checks the parser on arbitrary input, for fuzzing. Returns whether `bytes` begin with a header.
-/// Every prefix of a header must be incomplete, trailing bytes must not matter, and a rewritten
-/// header must keep the addresses.
+/// Checks the parser with arbitrary input from a fuzzer. Returns whether `bytes` begin with a
+/// header. Panics if a part of a header counts as complete, if the bytes after a header matter, or
+/// if a rewritten header has other addresses.
 #[cfg(any(fuzzing, test))]
 pub(crate) fn fuzz(bytes: &[u8]) -> bool {
     let Ok(Some(head)) = parse(bytes) else { return false };
@@ -227,7 +228,7 @@ pub(crate) fn fuzz(bytes: &[u8]) -> bool {
     true
 }
 
-/// Normalizes IPv4-mapped IPv6 addresses, so that both forms of an address compare equal.
+/// Converts IPv4-mapped IPv6 addresses to IPv4, so that both forms of an address are equal.
 #[cfg(any(fuzzing, test))]
 fn canonical(Route { source, destination }: Route) -> [(IpAddr, u16); 2] {
     [source, destination].map(|address| (address.ip().to_canonical(), address.port()))
@@ -247,15 +248,16 @@ impl Route {
     }
 }
 
-/// Builds the header for a client that connected by `route`. `None` means that the client is
-/// unknown.
+/// Builds the PROXY header for a client that connected by `route`. `None` means that the client's
+/// addresses are not known.
 pub(super) fn announce(version: HeaderVersion, route: Option<Route>) -> Vec<u8> {
     let addresses = route.map(|Route { source, destination }| {
         match (source.ip().to_canonical(), destination.ip().to_canonical()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 v1::Addresses::new_tcp4(from, to, source.port(), destination.port())
             }
-            // A header has one family for both addresses, so mixed families become IPv6.
+            // A header has one address family, so addresses of different families are both written
+            // as IPv6.
             (from, to) => {
                 v1::Addresses::new_tcp6(six(from), six(to), source.port(), destination.port())
             }
@@ -276,7 +278,7 @@ pub(super) fn announce(version: HeaderVersion, route: Option<Route>) -> Vec<u8> 
     }
 }
 
-/// Builds the header of a health check, which is made on behalf of no client.
+/// Builds the PROXY header of a health check, which belongs to no client.
 pub(super) fn own(version: HeaderVersion) -> Vec<u8> {
     match version {
         HeaderVersion::V1 => announce(version, None),
@@ -293,7 +295,7 @@ fn binary_header(
 ) -> Vec<u8> {
     let built =
         v2::Builder::with_addresses(v2::Version::Two | command, protocol, addresses).build();
-    // Building fails only for more than 64 KiB of additions, and these headers have none.
+    // Building fails only if the additions exceed 64 KiB, and these headers have no additions.
     built.unwrap_or_default()
 }
 

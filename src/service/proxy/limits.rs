@@ -1,4 +1,5 @@
-//! The time limits of a connection: idle timeout and lifetime. Without limits, there is no timer.
+//! The time limits of a connection: its idle timeout and its lifetime. A connection without limits
+//! has no timer.
 
 use std::future::Future;
 use std::io;
@@ -11,7 +12,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::ProxyConfig;
 
-/// The limits of one connection.
+/// The time limits of one connection.
 pub(super) struct Limits {
     made: Instant,
     clock: Option<Box<Clock>>,
@@ -20,14 +21,14 @@ pub(super) struct Limits {
 struct Clock {
     timer: Pin<Box<Sleep>>,
     idle: Option<Duration>,
-    /// When the lifetime ends.
+    /// The time at which the lifetime of the connection ends.
     end: Option<Instant>,
-    /// How many bytes had moved when progress was last seen, and when that was.
+    /// How many bytes the connection had moved at the time `moved`, when it last made progress.
     carried: u64,
     moved: Instant,
 }
 
-/// The limit that was reached.
+/// The time limit that a connection has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Expired {
     Idle,
@@ -44,19 +45,19 @@ impl From<Expired> for io::Error {
     }
 }
 
-/// How much of its limits a connection has used.
+/// The part of its time limits that a connection has already used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Used {
-    /// The time since the connection was made.
+    /// How long ago the connection was made.
     pub(super) age: Duration,
-    /// The time since bytes last moved.
+    /// How long ago the connection last moved bytes.
     pub(super) idle: Duration,
-    /// How many bytes the connection has moved.
+    /// How many bytes the connection has moved so far.
     pub(super) carried: u64,
 }
 
 impl Limits {
-    /// Creates the limits of a connection that has already used `used` of them.
+    /// Creates the time limits of a connection, of which it has already used `used`.
     pub(super) fn new(config: &ProxyConfig, used: Used) -> Self {
         let now = Instant::now();
         let ago = |time| now.checked_sub(time).unwrap_or(now);
@@ -72,7 +73,7 @@ impl Limits {
         Self { made, clock: Some(Box::new(clock)) }
     }
 
-    /// Returns how much of the limits is used. Idle time counts only if there is an idle timeout.
+    /// Returns the used part of the limits. The idle time is zero if there is no idle timeout.
     pub(super) fn used(&self) -> Used {
         let age = self.made.elapsed();
         match &self.clock {
@@ -84,7 +85,8 @@ impl Limits {
         }
     }
 
-    /// Ready when a limit is reached. Must be called whenever bytes may have moved.
+    /// Completes when the connection reaches a limit. The caller must poll whenever bytes may have
+    /// moved.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -104,7 +106,7 @@ impl Limits {
             if clock.idle.is_some_and(|idle| now.duration_since(clock.moved) >= idle) {
                 return Poll::Ready(Expired::Idle);
             }
-            // The timer was set before the latest progress, so set it again.
+            // Set the timer again, because bytes have moved since it was set.
             let next = clock.next(now);
             clock.timer.as_mut().reset(next);
         }
@@ -112,8 +114,8 @@ impl Limits {
 }
 
 impl Clock {
-    /// Returns when to check again. A time that the clock cannot represent becomes one day from
-    /// now.
+    /// Returns the time of the next check. If that time is too far away for the clock, returns the
+    /// time one day from now.
     fn next(&self, now: Instant) -> Instant {
         let idle = self.idle.and_then(|idle| self.moved.checked_add(idle));
         let next = [idle, self.end].into_iter().flatten().min();
@@ -134,7 +136,7 @@ mod tests {
         )
     }
 
-    /// Traffic keeps a connection from being idle, but does not extend its lifetime.
+    /// Traffic keeps a connection from becoming idle, but does not extend its lifetime.
     #[tokio::test]
     async fn traffic_restarts_the_idle_timeout_but_not_the_lifetime() {
         let start = Instant::now();
@@ -151,7 +153,7 @@ mod tests {
         assert!(start.elapsed() >= Duration::from_millis(700));
     }
 
-    /// The idle timeout counts from the last traffic.
+    /// The idle timeout begins again with each byte that moves.
     #[tokio::test]
     async fn the_idle_timeout_counts_from_the_last_traffic() {
         let start = Instant::now();
@@ -168,7 +170,8 @@ mod tests {
         assert!(start.elapsed() >= Duration::from_millis(150));
     }
 
-    /// Time used in the previous process counts here.
+    /// The time that a carried connection has used in the previous process counts in this process
+    /// too.
     #[tokio::test]
     async fn what_was_used_elsewhere_is_used_here() {
         let upstreams = crate::config::Upstreams::new(vec!["@a".parse().unwrap()]).unwrap();
@@ -179,17 +182,17 @@ mod tests {
         let mut limits = Limits::new(&config, used);
         assert_eq!(poll_fn(|cx| limits.poll(cx, || 7)).await, Expired::Idle);
         let used = Used { age: Duration::from_secs(3600), ..Used::default() };
-        // The age is also kept while a configuration without limits is in use.
+        // The age of a connection is kept even if a configuration in between has no limits.
         let mut limits = Limits::new(&config, Limits::new(&unlimited, used).used());
         assert!(limits.used().age >= used.age);
         assert_eq!(poll_fn(|cx| limits.poll(cx, || 7)).await, Expired::Lifetime);
-        // Without an idle timeout, idle time does not accumulate.
+        // The idle time stays zero while the configuration has no idle timeout.
         let lifetime = ProxyConfig { lifetime: hour, ..unlimited };
         let used = Used { idle: Duration::from_secs(3600), ..Used::default() };
         assert_eq!(Limits::new(&lifetime, used).used().idle, Duration::ZERO);
     }
 
-    /// A limit too large for the clock is the same as no limit.
+    /// A time limit that is too large for the clock never ends a connection.
     #[tokio::test]
     async fn a_limit_that_no_clock_can_hold_is_none() {
         let mut limits = limits(Some(Duration::MAX), Some(Duration::MAX));

@@ -63,7 +63,7 @@ use resolver::Resolver;
 use tally::Tally;
 use upstreams::Upstreams;
 
-/// The service that forwards connections to upstreams.
+/// The service that forwards the connections of clients to upstreams.
 #[derive(Debug)]
 pub struct Proxy {
     config: ProxyConfig,
@@ -74,7 +74,8 @@ pub struct Proxy {
     resolver: Resolver,
 }
 
-/// Everything that a new or restored conversation starts with.
+/// The parts from which a conversation starts, whether it is new or carried here from another
+/// process.
 struct Beginning<'a> {
     upstream: Connected<'a>,
     relay: Relay,
@@ -84,8 +85,8 @@ struct Beginning<'a> {
 impl Proxy {
     /// Creates a proxy for one listener, or for several listeners that share its upstreams.
     ///
-    /// Upstreams given by host name have no address until [`Proxy::resolve`] or [`Proxy::watch`] is
-    /// awaited.
+    /// Upstreams that are given by host name have no address until [`Proxy::resolve`] or
+    /// [`Proxy::watch`] is awaited.
     #[must_use]
     pub fn new(config: ProxyConfig) -> Self {
         let (upstreams, tally) = (Arc::new(Upstreams::new(&config)), Arc::default());
@@ -100,16 +101,17 @@ impl Proxy {
         }
     }
 
-    /// Adds a listener to the counters before its first client arrives.
+    /// Adds a listener to the counters, so that they list it before its first client arrives.
     pub(super) fn expect(&self, listener: &str) {
         self.tally.expect(&listener.into());
     }
 
-    /// Restores a carried conversation, or connects a new client to an upstream. Returns `None` if
-    /// the connection was detached meanwhile.
+    /// Connects a new client to an upstream, or restores a conversation that another process has
+    /// detached. Returns `None` if the connection was detached while it waited.
     async fn prepare(&self, connection: &mut Connection) -> io::Result<Option<Beginning<'_>>> {
         let begun = match connection.resumed_state() {
-            // Reset the client: it could take a clean close for the regular end of its data.
+            // Reset the client, because it could mistake a clean close for the regular end of its
+            // data.
             Some(parcel) => {
                 carried::take_up(parcel, &self.upstreams, &self.tally).inspect_err(|error| {
                     connection.stream.reset_on_drop();
@@ -125,7 +127,8 @@ impl Proxy {
         let mut arriving = match begun {
             Begun::Arriving(arriving) => arriving,
             Begun::Conversing(Resumed { upstream, mut stream, relay, used }) => {
-                // The options may have changed since the predecessor set them.
+                // Set the socket options again, because their configuration may have changed since
+                // the predecessor set them.
                 self.options.set(&mut connection.stream, Side::Client, &connection.listener);
                 self.options.set(&mut stream, Side::Upstream, &connection.listener);
                 let upstream = self.reconnected(&connection.listener, &upstream, stream);
@@ -137,7 +140,8 @@ impl Proxy {
             }
         };
         let word = connection.word();
-        // The successor could not continue in the middle of a header.
+        // Do not carry the connection while a PROXY header is read, because the successor cannot
+        // continue in the middle of a header.
         let is_within_header = AtomicBool::new(false);
         let mut beginning = Box::pin(self.begin(connection, &mut arriving, &is_within_header));
         let is_to_go = || {
@@ -165,20 +169,22 @@ impl Proxy {
         Ok(Some(Beginning { upstream, relay: Relay::default(), limits }))
     }
 
-    /// Connects a client to an upstream. Cancel safe: `arriving` keeps what is known so far, and
-    /// the next call starts from there.
+    /// Connects a client to an upstream. Cancel safe: `arriving` records the progress, and the next
+    /// call continues from there.
     async fn begin(
         &self,
         connection: &mut Connection,
         arriving: &mut Arriving,
         is_within_header: &AtomicBool,
     ) -> io::Result<Connected<'_>> {
-        // This reserves a descriptor until the upstream is connected. Without it, new clients could
-        // take all descriptors, and every client would wait for an upstream.
+        // Hold a file descriptor for the upstream's socket until the upstream is connected.
+        // Otherwise new clients could take all file descriptors, and every client would wait for an
+        // upstream.
         let _earmark = connection.stream.take_earmark();
         self.options.set(&mut connection.stream, Side::Client, &connection.listener);
         let Identified { route } = match arriving.identified {
-            // The generation that identified the client may not have needed the route.
+            // Ask the socket for the client's addresses, because the generation that identified the
+            // client may not have needed them.
             Some(Identified { route: None }) => Identified { route: self.own_route(connection) },
             Some(identified) => identified,
             None => {
@@ -194,18 +200,18 @@ impl Proxy {
         };
         let connected = self.connect(connection, arriving, &header).await;
         if connected.is_err() {
-            // Reset the client: it could take a clean close for an empty reply.
+            // Reset the client, because it could mistake a clean close for an empty reply.
             connection.stream.reset_on_drop();
         }
         connected
     }
 
-    /// Determines the client's addresses: from its PROXY header if the sender is trusted, otherwise
-    /// from its socket.
+    /// Returns the client's addresses. They come from its PROXY header if the sender is trusted,
+    /// and from its socket otherwise.
     ///
-    /// `since` is when the wait for the header began, in this process or an earlier one. Cancel
-    /// safe while `is_within_header` is false: then either the whole header has been read, or none
-    /// of it.
+    /// `since` is the time at which the wait for the header began, in this process or an earlier
+    /// one. Cancel safe while `is_within_header` is false. It is true only while a part of the
+    /// header has been read.
     async fn identify(
         &self,
         connection: &mut Connection,
@@ -238,7 +244,8 @@ impl Proxy {
         Ok(self.own_route(connection))
     }
 
-    /// Returns the addresses of a TCP client's own connection, if upstreams get a header.
+    /// Returns the addresses of a TCP client's socket. Returns `None` for clients of a Unix socket,
+    /// and if upstreams receive no PROXY header.
     fn own_route(&self, connection: &Connection) -> Option<Route> {
         let (Peer::Tcp(source), Some(_)) = (connection.peer, self.config.send_header) else {
             return None;
@@ -249,8 +256,8 @@ impl Proxy {
 
 impl Service for Proxy {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
-        // Boxed separately: connecting needs much more memory than relaying, and most connections
-        // relay.
+        // The future of a new connection is boxed separately. Connecting needs much more memory
+        // than relaying, and most connections relay.
         let Some(Beginning { upstream, relay, limits }) =
             Box::pin(self.prepare(connection)).await?
         else {

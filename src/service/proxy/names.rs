@@ -1,7 +1,8 @@
-//! The addresses of upstream host names: each name is resolved at the start and then at intervals.
+//! The addresses of upstreams that are given by host name. Each name is resolved at the start and
+//! then at regular intervals.
 //!
-//! If a lookup fails, the last good answer stays in use. Established connections are not affected
-//! by new answers.
+//! If a DNS lookup fails, the proxy keeps the addresses of the last successful lookup. A new answer
+//! does not affect established connections.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,20 +19,21 @@ use super::tally::Tally;
 use super::upstreams::Upstreams;
 use crate::config::HostPort;
 
-/// How soon to retry a name that has no address yet.
+/// How long to wait before the next lookup of a host name that has no address yet.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// A host name from the configuration, and its current addresses.
 #[derive(Debug)]
 pub(super) struct Name {
     host: Arc<HostPort>,
-    /// The last good answer; empty until the first one.
+    /// The addresses from the last successful lookup. Empty before the first one.
     addresses: Mutex<Vec<SocketAddr>>,
     lookup: tokio::sync::Mutex<Lookup>,
-    /// Whether a first lookup has finished.
+    /// Whether the first lookup of this name has finished, with or without success.
     was_resolved: AtomicBool,
     failures: AtomicU64,
-    /// Whether the log reports that this name does not resolve.
+    /// Whether the log has a record that this name does not resolve, and none yet that it does
+    /// again.
     said: AtomicBool,
 }
 
@@ -51,18 +53,18 @@ impl Name {
         &self.host
     }
 
-    /// Returns the last good answer.
+    /// Returns the addresses from the last successful lookup.
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
         self.lock().clone()
     }
 
-    /// Returns how many lookups have failed.
+    /// Returns how many lookups of this name have failed.
     pub(super) fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Stores a new answer. Returns whether it differs from the last one. Known addresses keep
-    /// their positions, because many name servers rotate the order.
+    /// Stores the addresses from a lookup. Returns whether they differ from the previous ones.
+    /// Known addresses keep their positions, because many name servers rotate the order.
     fn learn(&self, answer: &[SocketAddr]) -> bool {
         let mut addresses = self.lock();
         let mut next: Vec<_> =
@@ -78,12 +80,12 @@ impl Name {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
-        // No code panics while it holds the lock.
+        // The lock is never poisoned, because no code panics while it holds the lock.
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The lookups of one name.
+/// The periodic lookups of one host name, and the values that they update.
 struct Refresh {
     name: Arc<Name>,
     upstreams: Arc<Upstreams>,
@@ -92,7 +94,7 @@ struct Refresh {
 }
 
 impl Refresh {
-    /// Resolves the name once. Returns whether the upstreams have changed.
+    /// Looks up the name once. Returns whether the addresses of the upstreams have changed.
     async fn once(&self) -> bool {
         let Self { name, upstreams, tally, resolver } = self;
         let answer = name.lookup.lock().await.addresses(&name.host, resolver).await;
@@ -143,7 +145,8 @@ impl Refresh {
         has_changed
     }
 
-    /// Resolves the name repeatedly, and notifies `changed` when the upstreams have changed.
+    /// Looks up the name at regular intervals. Notifies `changed` whenever the addresses of the
+    /// upstreams have changed.
     async fn run(self, interval: Duration, changed: Arc<Notify>) {
         if !self.name.was_resolved.load(Ordering::Relaxed) && self.once().await {
             changed.notify_one();
@@ -162,8 +165,9 @@ impl Proxy {
     /// Resolves the host names of all upstreams once, in parallel, within 5 s. Returns whether any
     /// upstream has an address.
     ///
-    /// Call this before the proxy serves, because upstreams given by name have no address before.
-    /// [`Proxy::watch`] keeps the addresses up to date. Must be called in a tokio runtime.
+    /// Call this before the proxy serves, because an upstream given by host name has no address
+    /// yet. [`Proxy::watch`] later keeps the addresses up to date. The caller must be in a tokio
+    /// runtime.
     pub async fn resolve(&self) -> bool {
         let mut lookups: JoinSet<bool> =
             self.refreshes().map(|refresh| async move { refresh.once().await }).collect();
@@ -171,7 +175,7 @@ impl Proxy {
         !self.upstreams.current().is_empty()
     }
 
-    /// Spawns a task for each name that keeps its addresses up to date.
+    /// Spawns a task for each host name, which keeps the addresses of the name up to date.
     pub(super) fn watch_names(&self, tasks: &mut JoinSet<()>, changed: &Arc<Notify>) {
         for refresh in self.refreshes() {
             tasks.spawn(refresh.run(self.config.resolve_interval, Arc::clone(changed)));

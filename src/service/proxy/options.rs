@@ -1,7 +1,7 @@
-//! The socket options of a proxied connection, on both sides.
+//! The socket options of a proxied connection, for the client's socket and the upstream's socket.
 //!
-//! A connection is served even if an option cannot be set. The failure is logged once for each
-//! option and side, because it is the same for every connection.
+//! A connection is served even if a socket option cannot be set. The log has only one record for
+//! each option and side, because the failure is the same for every connection.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,14 +10,14 @@ use std::time::Duration;
 use crate::config::ProxyConfig;
 use crate::net::Stream;
 
-/// The side of a proxied connection that a socket belongs to.
+/// The side of a proxied connection to which a socket belongs: the client or the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Client,
     Upstream,
 }
 
-/// The socket options of one proxy, and which failures have been logged.
+/// The socket options of one proxy. It also remembers which failures have been logged.
 #[derive(Debug)]
 pub(super) struct SocketOptions {
     keep_alive: Option<Duration>,
@@ -43,8 +43,8 @@ impl SocketOptions {
         }
     }
 
-    /// Sets all options. Also disables Nagle's algorithm, because a relay does not know whether
-    /// more bytes follow.
+    /// Sets all socket options. Also disables Nagle's algorithm, because a relay does not know
+    /// whether more bytes will follow.
     pub(super) fn set(&self, stream: &mut Stream, side: Side, listener: &str) {
         stream.set_nodelay();
         let reported = match side {

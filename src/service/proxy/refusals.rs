@@ -1,8 +1,8 @@
-//! The clients refused because their PROXY header is wrong or missing: all are counted, some are
-//! logged.
+//! Counts of the clients that were refused because of a wrong or missing PROXY header. All are
+//! counted, but only some are logged.
 //!
-//! A misconfigured sender can cause thousands of refusals. The log therefore gets at most one
-//! record every ten seconds for each listener.
+//! A misconfigured sender can cause thousands of refusals. The log therefore has at most one record
+//! every ten seconds for each listener.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,25 +11,25 @@ use std::time::{Duration, Instant};
 
 use crate::service::Connection;
 
-/// The shortest time between two log records for one listener.
+/// The shortest time between two log records about refused clients of one listener.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// The number of refused clients for each listener.
+/// The number of refused clients of each listener.
 #[derive(Debug, Default)]
 pub(super) struct Refusals(Mutex<BTreeMap<Arc<str>, Refused>>);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Refused {
     count: u64,
-    /// The count at the last log record, and the time of that record.
+    /// The number of refused clients at the time of the last log record, followed by that time.
     logged: u64,
     logged_at: Option<Instant>,
 }
 
 impl Refusals {
-    /// Counts a client whose header could not be received because of `error`. A client that
-    /// disconnects without sending a byte is not counted, because load balancers do that as a
-    /// health check.
+    /// Counts a client whose PROXY header could not be received because of `error`. A client that
+    /// disconnects without sending a byte is not counted, because load balancers check a server in
+    /// this way.
     pub(super) fn refused(&self, connection: &Connection, error: &io::Error) {
         if !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::TimedOut) {
             return;
@@ -43,14 +43,14 @@ impl Refusals {
         );
     }
 
-    /// Returns the number of refused clients by listener.
+    /// Returns the number of refused clients, by listener name.
     pub(super) fn counts(&self) -> BTreeMap<String, u64> {
         let counts = self.lock();
         counts.iter().map(|(listener, refused)| (listener.to_string(), refused.count)).collect()
     }
 
-    /// Counts a client. If a log record is due, returns the number of clients since the last
-    /// record.
+    /// Counts a refused client. If a log record is due, returns how many clients were refused since
+    /// the last record.
     fn count(&self, listener: &Arc<str>, now: Instant) -> Option<u64> {
         let mut counts = self.lock();
         let one = counts.entry(Arc::clone(listener)).or_default();
@@ -72,7 +72,7 @@ impl Refusals {
 mod tests {
     use super::*;
 
-    /// Every refused client is counted, and each listener logs at most once per interval.
+    /// Every refused client is counted. Each listener has at most one log record per interval.
     #[test]
     fn all_are_counted_and_few_are_logged() {
         let (refusals, begin) = (Refusals::default(), Instant::now());

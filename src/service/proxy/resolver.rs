@@ -1,7 +1,7 @@
 //! DNS lookups on separate threads, because getaddrinfo(3) can block for minutes.
 //!
-//! A thread that hangs is left behind: no start, handoff or stop waits for it. A proxy has at most
-//! one lookup thread for each name, and a process at most [`THREADS_MAX`].
+//! If a lookup thread hangs, no start, handoff or stop waits for it. A proxy has at most one lookup
+//! thread for each host name. A process has at most [`THREADS_MAX`] of them.
 
 use std::fmt;
 use std::io;
@@ -15,16 +15,16 @@ use tokio::time::timeout;
 
 use crate::config::HostPort;
 
-/// How long a lookup may take: the default time that resolv.conf(5) allows a single name server.
+/// How long a lookup may take. This is the default time that resolv.conf(5) allows one name server.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// The largest number of lookup threads in the process, hanging ones included.
+/// The largest number of lookup threads in this process, including threads that hang.
 const THREADS_MAX: usize = 16;
 
 static THREADS: Semaphore = Semaphore::const_new(THREADS_MAX);
 
 type Answer = io::Result<Vec<SocketAddr>>;
 
-/// A blocking lookup function and its timeout.
+/// A blocking function that looks up a host name, and the timeout of a lookup.
 #[derive(Clone)]
 pub(super) struct Resolver {
     resolve: Arc<dyn Fn(&HostPort) -> Answer + Send + Sync>,
@@ -32,7 +32,7 @@ pub(super) struct Resolver {
 }
 
 impl Resolver {
-    /// Returns the resolver of the system, as configured in nsswitch.conf(5).
+    /// Returns the resolver of the operating system, as nsswitch.conf(5) configures it.
     pub(super) fn system() -> Self {
         Self::new(|host| (host.name(), host.port()).to_socket_addrs().map(Iterator::collect))
     }
@@ -48,21 +48,21 @@ impl fmt::Debug for Resolver {
     }
 }
 
-/// The state of the lookups of one name.
+/// The state of the lookups of one host name.
 #[derive(Debug, Default)]
 pub(super) struct Lookup {
-    /// The pending answer of a lookup that has timed out.
+    /// The channel for the answer of a lookup that has timed out and still runs.
     pending: Option<oneshot::Receiver<Answer>>,
 }
 
 impl Lookup {
-    /// Returns all addresses of a name.
+    /// Returns all addresses of a host name.
     ///
     /// A lookup that times out continues in the background. The next call waits for its answer
-    /// instead of starting another thread that may hang too. Cancel safe.
+    /// instead of starting a second thread, which may hang too. Cancel safe.
     ///
     /// # Errors
-    /// When the name does not resolve, or not in time.
+    /// Fails if the host name does not resolve, or if the lookup takes too long.
     pub(super) async fn addresses(&mut self, host: &Arc<HostPort>, resolver: &Resolver) -> Answer {
         match timeout(resolver.timeout, self.answer(host, resolver)).await {
             Ok(Ok(addresses)) if addresses.is_empty() => {
@@ -86,8 +86,8 @@ impl Lookup {
                 self.pending = None;
                 return Ok(addresses);
             }
-            // This failure arrived late and was already reported as a timeout. It says nothing
-            // about the present.
+            // Ignore this failure, because the lookup has already been reported as timed out. A new
+            // lookup may succeed.
             Some(Ok(Err(_)) | Err(TryRecvError::Closed)) => self.pending = None,
             Some(Err(TryRecvError::Empty)) | None => {}
         }
@@ -101,14 +101,15 @@ impl Lookup {
     }
 }
 
-/// Starts a lookup on a new thread, once fewer than [`THREADS_MAX`] are running.
+/// Starts a lookup on a new thread. Waits first if [`THREADS_MAX`] lookup threads are running.
 async fn start(host: Arc<HostPort>, resolver: Resolver) -> io::Result<oneshot::Receiver<Answer>> {
     let permit = THREADS.acquire().await.map_err(io::Error::other)?;
     let (tell, answer) = oneshot::channel();
     let body = move || {
         let addresses = (resolver.resolve)(&host);
         drop(permit);
-        // Sending fails only if the proxy no longer exists.
+        // Sending fails only if the proxy no longer exists, and then no caller waits for the
+        // answer.
         let _ = tell.send(addresses);
     };
     std::thread::Builder::new().name("resolver".into()).spawn(body)?;
@@ -141,7 +142,8 @@ mod tests {
         assert!(Lookup::default().addresses(&host("localhost:80"), &none).await.is_err());
     }
 
-    /// A hanging lookup times out, and later calls wait for it instead of starting another.
+    /// A lookup that hangs times out. Later calls wait for this lookup instead of starting another
+    /// one.
     #[tokio::test]
     async fn a_lookup_that_hangs_is_given_up_and_started_once() {
         let (go, wait) = mpsc::channel::<()>();
@@ -166,7 +168,7 @@ mod tests {
         );
         assert_eq!(started.load(Ordering::SeqCst), 1);
     }
-    /// A failure that arrives after the timeout is discarded, and a new lookup starts.
+    /// If a lookup fails after its timeout, its failure is ignored and a new lookup starts.
     #[tokio::test]
     async fn a_failure_that_comes_too_late_is_no_answer() {
         let (go, wait) = mpsc::channel::<bool>();

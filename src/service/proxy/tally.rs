@@ -1,8 +1,8 @@
-//! The counters of a proxy, by listener and upstream: open connections, and the sums of those that
-//! have ended.
+//! The counters of a proxy, by listener and upstream. They count the open connections, and add up
+//! the traffic of those that have ended.
 //!
-//! A connection takes a short lock once when it begins and once when it ends, and counts its own
-//! bytes. A reader of the counters adds up the open connections.
+//! A connection locks the counters briefly when it begins and when it ends. In between it counts
+//! its own bytes. A reader of the counters adds the bytes of all open connections.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -14,11 +14,11 @@ use crate::config::HostPort;
 use crate::net::Traffic;
 use crate::report::UpstreamCounters;
 
-/// The counters of one proxy.
+/// The counters of one proxy, for all its listeners and upstreams.
 #[derive(Debug, Default)]
 pub(super) struct Tally(Mutex<Rows>);
 
-/// One row for each listener, in the order in which the listeners were first seen.
+/// One row of counters for each listener, in the order in which the rows were added.
 #[derive(Debug, Default)]
 struct Rows {
     all: Vec<Row>,
@@ -29,10 +29,10 @@ struct Rows {
 #[derive(Debug)]
 struct Row {
     listener: Arc<str>,
-    /// The counters for each upstream, by upstream id.
+    /// The counters of each upstream of this listener, by upstream id.
     cells: BTreeMap<usize, Cell>,
-    /// The sums of addresses that a host name no longer has, by host name. They are merged because
-    /// addresses can come and go for as long as a process lives.
+    /// The sums of addresses that a host name no longer has, by host name. They are merged, because
+    /// a name can have any number of addresses in the course of time.
     departed: BTreeMap<Arc<HostPort>, UpstreamCounters>,
 }
 
@@ -40,25 +40,25 @@ struct Row {
 #[derive(Debug)]
 struct Cell {
     upstream: Arc<Upstream>,
-    /// The sums of connections that have ended, without `active` and `ejected`. For a carried
-    /// connection, the bytes that the predecessor counted are subtracted at the start. The sums may
-    /// therefore be below zero, and wrap, until the open connections are added.
+    /// The sums of connections that have ended, without `active` and `ejected`. When a connection
+    /// is carried here, the bytes that the predecessor has counted are subtracted. A sum can
+    /// therefore be below zero, and wrap, until the bytes of open connections are added.
     sums: UpstreamCounters,
-    /// The traffic of the open connections. A free slot is reused before a new one is added.
+    /// The byte counters of the open connections. A new connection takes a free slot if one exists.
     open: Vec<Option<Arc<Traffic>>>,
     free: Vec<usize>,
 }
 
-/// Where an upstream connection came from.
+/// The process that opened an upstream connection: this one or its predecessor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// This process made it.
+    /// This process opened the connection.
     Made,
-    /// The predecessor, which has already counted it, carried it here.
+    /// The predecessor opened and counted the connection, then carried it to this process.
     Carried,
 }
 
-/// The entry of one connection in the counters, removed when this is dropped.
+/// The entry of one open connection in the counters. Dropping this value removes the entry.
 #[derive(Debug)]
 pub(super) struct Counted<'a> {
     tally: &'a Tally,
@@ -68,12 +68,12 @@ pub(super) struct Counted<'a> {
 }
 
 impl Tally {
-    /// Adds a row for a listener before its first client arrives.
+    /// Adds the row of a listener, so that the counters list it before its first client arrives.
     pub(super) fn expect(&self, listener: &Arc<str>) {
         self.lock().row(listener);
     }
 
-    /// Enters a connection.
+    /// Adds an open connection to the counters.
     pub(super) fn enter(
         &self,
         listener: &Arc<str>,
@@ -99,15 +99,15 @@ impl Tally {
         Counted { tally: self, row, upstream: Arc::clone(upstream), place }
     }
 
-    /// Counts a failed connection attempt.
+    /// Counts a connection attempt to an upstream that has failed.
     pub(super) fn failed(&self, listener: &Arc<str>, upstream: &Arc<Upstream>) {
         let mut rows = self.lock();
         let row = rows.row(listener);
         rows.all[row].cell(upstream).sums.failed += 1;
     }
 
-    /// Returns all upstreams that have counters, including those whose host name no longer has
-    /// their address.
+    /// Returns all upstreams that have counters. Some may be addresses that a host name no longer
+    /// has.
     pub(super) fn known(&self) -> Vec<Arc<Upstream>> {
         let rows = self.lock();
         rows.all
@@ -117,7 +117,7 @@ impl Tally {
             .collect()
     }
 
-    /// Adds the removed upstreams to every row, so that [`Tally::fold`] finds them later.
+    /// Adds the upstreams in `gone` to every row, so that [`Tally::fold`] finds them later.
     pub(super) fn depart(&self, gone: &[Arc<Upstream>]) {
         let mut rows = self.lock();
         for row in &mut rows.all {
@@ -127,8 +127,8 @@ impl Tally {
         }
     }
 
-    /// Merges the counters of removed addresses without connections into the counters of their host
-    /// name. `current` are the upstreams still in use.
+    /// Merges the counters of removed addresses into the counters of their host name, once they
+    /// have no connections. `current` lists the upstreams that are still in use.
     pub(super) fn fold(&self, current: &[Arc<Upstream>]) {
         let current: HashSet<usize> = current.iter().map(|upstream| upstream.id()).collect();
         let mut rows = self.lock();
@@ -140,8 +140,8 @@ impl Tally {
         let gone: Vec<_> = cells.map(|cell| Arc::clone(&cell.upstream)).filter(is_gone).collect();
         for upstream in gone {
             let Some(host) = upstream.host() else { continue };
-            // `gone` lists an upstream once for each row that has it. The swap counts its ejections
-            // only the first time.
+            // Add the ejections of an upstream only once, although `gone` lists it for each row
+            // that has it. The swap makes all later values zero.
             let ejected = upstream.ejected.swap(0, Ordering::Relaxed);
             for row in &mut rows.all {
                 let sums =
@@ -154,14 +154,14 @@ impl Tally {
         }
     }
 
-    /// Returns the names of all known listeners, separated by commas, for log records.
+    /// Returns the names of all listeners in the counters, separated by commas, for log records.
     pub(super) fn listeners(&self) -> String {
         let rows = self.lock();
         let names: Vec<&str> = rows.all.iter().map(|row| &*row.listener).collect();
         names.join(",")
     }
 
-    /// Returns all counters by listener and upstream. Each host name has an entry too, with its
+    /// Returns all counters by listener and upstream. Each host name has its own entry, with its
     /// failed lookups and the sums of its removed addresses.
     pub(super) fn counters(
         &self,
@@ -203,7 +203,7 @@ impl Tally {
 }
 
 impl Rows {
-    /// Returns the index of a listener's row, adding the row if necessary.
+    /// Returns the index of a listener's row. Adds the row if the listener has none.
     fn row(&mut self, listener: &Arc<str>) -> usize {
         if let Some(row) = self.by_listener.get(listener) {
             return *row;
@@ -240,7 +240,7 @@ impl Cell {
 }
 
 impl Counted<'_> {
-    /// Returns the upstream of the connection.
+    /// Returns the upstream of this connection.
     pub(super) const fn upstream(&self) -> &Arc<Upstream> {
         &self.upstream
     }
@@ -264,7 +264,7 @@ mod tests {
     use super::*;
     use crate::config::ProxyConfig;
 
-    /// The counters contain open and ended connections, by listener and upstream.
+    /// The counters include both open and ended connections, by listener and upstream.
     #[test]
     fn the_live_and_the_ended_are_counted_by_listener_and_upstream() {
         let addresses =
@@ -292,7 +292,8 @@ mod tests {
         assert_eq!((one.connected, one.active, one.received, one.sent), (3, 3, 0, 0));
         drop((second, third, carried));
         assert_eq!(tally.counters(&upstreams)["web"]["@b"].active, 0);
-        // Slots are reused.
+        // A new connection has taken the slot of an ended one, so the number of slots has not
+        // grown.
         assert_eq!(tally.lock().all[1].cells[&all[1].id()].open.len(), 3);
     }
 }

@@ -8,29 +8,30 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use crate::address::Address;
 use crate::config::HostPort;
 
-/// The id of the next upstream.
+/// The id that the next upstream will have.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
-/// An address that clients are forwarded to. It lives until its last connection ends, even if its
-/// host name no longer has the address.
+/// An address to which clients are forwarded. The value lives until its last connection ends, even
+/// if its host name no longer has the address.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    /// Unique in this process.
+    /// The id of this upstream, unique in this process.
     id: usize,
-    /// The host name that has this address, unless the address itself is configured.
+    /// The host name that has this address. `None` if the configuration gives the address itself.
     host: Option<Arc<HostPort>>,
     address: Address,
     label: Box<str>,
-    /// The number of connections, including attempts in progress.
+    /// The number of connections to this upstream, including connection attempts in progress.
     pub(super) active: AtomicUsize,
-    /// The number of consecutive failures.
+    /// The number of failed connection attempts since the last success.
     pub(super) failures: AtomicU32,
-    /// When the ejection ends, in milliseconds since the epoch of [`super::upstreams::Upstreams`].
-    /// 0 if the upstream is not ejected.
+    /// The time at which the ejection ends, in milliseconds since the start time in
+    /// [`super::upstreams::Upstreams`]. It is 0 if the upstream is not ejected.
     pub(super) out_until: AtomicU64,
-    /// Whether the last health check failed.
+    /// Whether the last health check of this upstream failed.
     pub(super) check_failed: AtomicBool,
-    /// Whether the log reports this upstream as unavailable.
+    /// Whether the log has a record that this upstream is unavailable, and none yet that it is
+    /// back.
     pub(super) said: AtomicBool,
     pub(super) ejected: AtomicU64,
 }
@@ -67,24 +68,24 @@ impl Upstream {
         self.host.as_ref()
     }
 
-    /// Returns the name in logs, counters and carried state: `127.0.0.1:9000`, or with the host
-    /// name `backend.example:9000/192.0.2.1:9000`.
+    /// Returns the name of this upstream in the log, the counters and the carried state. It is the
+    /// address, as in `127.0.0.1:9000`, or with a host name `backend.example:9000/192.0.2.1:9000`.
     pub(super) const fn label(&self) -> &str {
         &self.label
     }
 
-    /// Returns whether this is the upstream for `address` of `host`.
+    /// Returns whether this upstream is the address `address` of the host name `host`.
     pub(super) fn is(&self, host: &HostPort, address: SocketAddr) -> bool {
         self.host.as_deref() == Some(host) && self.address == Address::Tcp(address)
     }
 
-    /// Returns how many times the upstream was ejected.
+    /// Returns how many times this upstream was ejected.
     pub(super) fn ejected(&self) -> u64 {
         self.ejected.load(Ordering::Relaxed)
     }
 
-    /// Logs that the upstream is unavailable, once until it is back. An upstream that stays away is
-    /// ejected again and again.
+    /// Logs that the upstream is unavailable. Further calls log nothing until the upstream is back,
+    /// although it is ejected repeatedly in the meantime.
     pub(super) fn say_out(&self, listener: &str, reason: &io::Error) {
         if !self.said.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -95,7 +96,7 @@ impl Upstream {
     }
 }
 
-/// Parses a label into the host name, if it has one, and the address.
+/// Parses an upstream's label into its host name, if it has one, and its address.
 pub(super) fn read_label(label: &str) -> Option<(Option<&str>, Address)> {
     let is_unix = label.starts_with('/') || label.starts_with('@');
     let (host, address) = match label.split_once('/') {
@@ -105,7 +106,7 @@ pub(super) fn read_label(label: &str) -> Option<(Option<&str>, Address)> {
     Some((host, address.parse().ok()?))
 }
 
-/// Counts one connection to an upstream until this is dropped.
+/// Counts as one connection to an upstream until this value is dropped.
 #[derive(Debug)]
 pub(super) struct UpstreamLoad(Arc<Upstream>);
 
@@ -127,7 +128,7 @@ mod tests {
     use super::*;
     use crate::config::UpstreamTarget;
 
-    /// A label contains the address and, if there is one, the host name.
+    /// The label of an upstream contains its address and, if it has one, its host name.
     #[test]
     fn a_label_says_which_name_has_the_address() {
         let Ok(UpstreamTarget::Host(host)) = "backend:1".parse() else {

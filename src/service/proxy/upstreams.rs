@@ -1,8 +1,8 @@
 //! The upstreams of a proxy: load balancing, and ejection of upstreams that fail.
 //!
-//! All threads share this. A client whose first upstream accepts costs only a few atomic
-//! operations. Threads that choose at the same moment may choose the same upstream, which makes the
-//! balance slightly less even.
+//! All threads share the upstreams. A client whose first upstream accepts costs only a few atomic
+//! operations. Threads that choose at the same moment may choose the same upstream, so the balance
+//! is slightly uneven.
 
 #[cfg(test)]
 mod tests;
@@ -17,30 +17,31 @@ use super::upstream::{Upstream, read_label};
 use crate::address::Address;
 use crate::config::{Balance, Ejection, ProxyConfig, UpstreamTarget};
 
-/// The upstreams of one proxy.
+/// The upstreams of one proxy, with the state of load balancing and ejection.
 #[derive(Debug)]
 pub(super) struct Upstreams {
-    /// The upstreams as configured, in that order.
+    /// The configured upstreams, which are addresses and host names, in the order of the
+    /// configuration.
     targets: Box<[Target]>,
-    /// The addresses that clients are forwarded to now, in the same order.
+    /// The addresses to which clients are forwarded now, in the order of the configuration.
     current: RwLock<Arc<[Arc<Upstream>]>>,
     balance: Balance,
     ejection: Ejection,
     turn: AtomicUsize,
-    /// The start of the clock for ejection times.
+    /// The time from which ejection times are counted.
     epoch: Instant,
-    /// Whether the last client that was served or turned away found no upstream.
+    /// Whether the most recent client was turned away because no upstream accepted.
     deserted: AtomicBool,
 }
 
-/// An upstream as configured: an address or a host name.
+/// An upstream as the configuration gives it: an address or a host name.
 #[derive(Debug)]
 enum Target {
     Address(Arc<Upstream>),
     Host(Arc<Name>),
 }
 
-/// One client's round over the upstreams. Each upstream is tried once.
+/// One pass over all upstreams for one client. It tries each upstream once.
 #[derive(Debug)]
 pub(super) struct Round {
     all: Arc<[Arc<Upstream>]>,
@@ -49,12 +50,12 @@ pub(super) struct Round {
 }
 
 impl Round {
-    /// Marks an upstream as tried.
+    /// Records that an upstream has been tried in this pass.
     pub(super) fn tried(&mut self, upstream: &Arc<Upstream>) {
         self.tried.push(Arc::clone(upstream));
     }
 
-    /// Returns whether there are no upstreams at all.
+    /// Returns whether the proxy has no upstream address at all.
     pub(super) fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
@@ -81,12 +82,12 @@ impl Upstreams {
         upstreams
     }
 
-    /// Returns the addresses that clients are forwarded to now, in the order of the configuration.
+    /// Returns the addresses to which clients are forwarded now, in the order of the configuration.
     pub(super) fn current(&self) -> Arc<[Arc<Upstream>]> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Returns the host names in the configuration.
+    /// Returns the host names that the configuration gives as upstreams.
     pub(super) fn names(&self) -> impl Iterator<Item = &Arc<Name>> {
         self.targets.iter().filter_map(|target| match target {
             Target::Address(_) => None,
@@ -94,14 +95,15 @@ impl Upstreams {
         })
     }
 
-    /// Adopts the current addresses of the host names. Returns the upstreams that are no longer in
-    /// use.
+    /// Takes over the current addresses of the host names. Returns the upstreams that are no longer
+    /// in use.
     ///
-    /// An upstream whose address stays keeps its health. So does one whose address returns while it
-    /// is still in `known`.
+    /// An upstream whose address is still in use keeps its health. An upstream in `known` also
+    /// keeps its health if its address is in use again.
     pub(super) fn update(&self, known: &[Arc<Upstream>]) -> Vec<Arc<Upstream>> {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        // An address that is configured itself appears once, even if host names have it as well.
+        // List an address once, even if the configuration gives the address and host names have it
+        // as well.
         let mut seen: HashSet<Address> = HashSet::new();
         if self.names().next().is_some() {
             seen.extend(self.targets.iter().filter_map(|target| match target {
@@ -134,13 +136,13 @@ impl Upstreams {
         gone
     }
 
-    /// Returns the upstream with this label, if clients are forwarded to it now.
+    /// Returns the upstream with this label, or `None` if clients are not forwarded to it now.
     pub(super) fn find(&self, label: &str) -> Option<Arc<Upstream>> {
         self.current().iter().find(|upstream| upstream.label() == label).map(Arc::clone)
     }
 
-    /// Returns whether the configuration contains the upstream with this label. Either its address
-    /// is in use, or its host name is configured.
+    /// Returns whether the configuration contains the upstream with this label. This is so if its
+    /// address is in use or its host name is configured.
     pub(super) fn is_configured(&self, label: &str) -> bool {
         let Some((host, address)) = read_label(label) else { return false };
         let is_named =
@@ -148,9 +150,9 @@ impl Upstreams {
         self.current().iter().any(|upstream| *upstream.address() == address) || is_named()
     }
 
-    /// Returns the upstream of a carried connection, creating it if necessary. The connection
-    /// continues even if its host name no longer has the address. Returns `None` for a malformed
-    /// label.
+    /// Returns the upstream of a carried connection, one that another process has detached. Creates
+    /// the upstream if its host name no longer has the address. Returns `None` if the label is
+    /// malformed.
     pub(super) fn adopt(&self, label: &str, known: &[Arc<Upstream>]) -> Option<Arc<Upstream>> {
         let (host, address) = read_label(label)?;
         let current = self.current();
@@ -165,12 +167,13 @@ impl Upstreams {
         Some(Arc::new(Upstream::new(host.map(|name| Arc::clone(name.host())), address)))
     }
 
-    /// Begins a round for one client.
+    /// Begins a pass over all upstreams for one client.
     pub(super) fn round(&self) -> Round {
         let all = self.current();
         let start = match self.balance {
             Balance::InOrder => 0,
-            // With equal connection counts, the upstreams take turns.
+            // Start each pass at the next upstream, so that upstreams with equally many connections
+            // take turns.
             Balance::RoundRobin | Balance::LeastConnections => {
                 self.turn.fetch_add(1, Ordering::Relaxed) % all.len().max(1)
             }
@@ -178,7 +181,7 @@ impl Upstreams {
         Round { all, start, tried: Vec::new() }
     }
 
-    /// Returns the upstream to try next, or `None` when the round is over.
+    /// Returns the upstream to try next, or `None` if all have been tried.
     ///
     /// Ejected upstreams are skipped. If all upstreams are ejected, they are tried in the order in
     /// which their ejections end.
@@ -202,7 +205,7 @@ impl Upstreams {
         chosen.map(Arc::clone)
     }
 
-    /// Records that the upstream accepted a connection.
+    /// Records that the upstream has accepted a connection.
     pub(super) fn succeeded(&self, upstream: &Upstream, listener: &str) {
         if upstream.failures.load(Ordering::Relaxed) != 0 {
             upstream.failures.store(0, Ordering::Relaxed);
@@ -217,8 +220,8 @@ impl Upstreams {
         }
     }
 
-    /// Records that the upstream did not accept a connection. After several failures in a row it is
-    /// ejected for a while.
+    /// Records that the upstream has not accepted a connection. After several failures in a row the
+    /// upstream is ejected: it is not tried for some time.
     pub(super) fn failed(&self, upstream: &Upstream, listener: &str, reason: &std::io::Error) {
         tracing::debug!(
             event = "upstream.failed", listener, upstream = %upstream.label(), %reason,
@@ -238,7 +241,7 @@ impl Upstreams {
         }
     }
 
-    /// Records that a client was turned away because no upstream accepted.
+    /// Records that a client was turned away because no upstream accepted its connection.
     pub(super) fn turned_away(&self, listener: &str, reason: &std::io::Error) {
         if !self.deserted.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -248,7 +251,7 @@ impl Upstreams {
         }
     }
 
-    /// Records that a health check passed.
+    /// Records that a health check of the upstream has succeeded.
     pub(super) fn check_passed(&self, upstream: &Upstream, listener: &str) {
         upstream.check_failed.store(false, Ordering::Relaxed);
         upstream.failures.store(0, Ordering::Relaxed);
@@ -256,7 +259,8 @@ impl Upstreams {
         self.say_well(upstream, listener);
     }
 
-    /// Records that a health check failed. The upstream is ejected until a check passes.
+    /// Records that a health check of the upstream has failed. The upstream is ejected until a
+    /// check succeeds.
     pub(super) fn check_failed(
         &self,
         upstream: &Upstream,

@@ -1,9 +1,9 @@
-//! One direction of a relay: it moves bytes from a source to a sink, and then passes on the end of
-//! the source.
+//! One direction of a relay: it moves bytes from a source stream to a sink stream. When the source
+//! has ended, it half-closes the sink.
 //!
-//! It reads more only after everything is written, so it holds at most one buffer or one pipe. It
-//! starts with copying. If several reads in a row fill the buffer, it splices instead, until a
-//! splice moves little.
+//! A direction reads again only after it has written everything, so it holds at most one buffer or
+//! one pipe. It copies at first. If several reads in a row fill the buffer, it moves bytes with
+//! splice(2) instead, until a splice moves little.
 
 use std::cell::RefCell;
 use std::io;
@@ -18,47 +18,48 @@ use crate::net::{Pipe, Stream};
 
 /// The largest number of bytes per read.
 const BUFFER: usize = 32 * 1024;
-/// How many reads in a row must fill the buffer before splicing begins. A splice has a higher fixed
-/// cost than copying a few bytes.
+/// How many reads in a row must fill the buffer before the direction splices. Splicing is worth it
+/// only for long transfers, because it has a higher fixed cost than copying a few bytes.
 const LONG: u8 = 4;
-/// A splice of fewer bytes than this switches back to copying.
+/// A splice that moves fewer bytes than this makes the direction copy again.
 const SHORT: usize = 8 * 1024;
-/// How many moves a connection makes before it lets the thread's other connections run.
+/// How many times a connection may move bytes before it lets other connections of the thread run.
 const TURN: usize = 16;
 
 thread_local! {
     static SHARED: RefCell<Box<[MaybeUninit<u8>]>> = RefCell::new(Box::new_uninit_slice(BUFFER));
 }
 
-/// The state of one direction.
+/// The state of one direction of a relay.
 #[derive(Debug, Default)]
 pub(super) struct Direction {
     pub(super) held: Held,
-    /// How many reads in a row have filled the buffer. From [`LONG`] on, the direction splices.
+    /// How many reads in a row have filled the buffer. The direction splices once there are
+    /// [`LONG`].
     pub(super) streak: u8,
 }
 
-/// What to do at the end of the source.
+/// What a direction does to the sink when the source has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// Half-close the sink.
+    /// The direction half-closes the sink.
     Tell,
-    /// Nothing, because the sink is about to be closed.
+    /// The direction does nothing, because the sink is about to be closed.
     Keep,
 }
 
-/// What has been read but not written yet.
+/// Data that the direction has read from the source but not yet written to the sink.
 #[derive(Debug, Default)]
 pub(super) enum Held {
     #[default]
     Nothing,
-    /// The rest of one read.
+    /// The bytes of one read that are left to write.
     Bytes(Box<Rest>),
-    /// Bytes in a pipe.
+    /// Bytes that were spliced into a pipe and are left to write.
     Piped(Pipe),
-    /// The end of the source.
+    /// The end of the source. The sink has not been half-closed yet.
     End,
-    /// Nothing: the end of the source has been passed on.
+    /// No data. The source has ended, and the sink has been half-closed.
     Over,
 }
 
@@ -69,8 +70,8 @@ pub(super) struct Rest {
 }
 
 impl Direction {
-    /// Moves as many bytes as possible. Ready when the end of the source has been passed on, or
-    /// reached if `end` is [`End::Keep`].
+    /// Moves as many bytes as possible. Completes when the source has ended and the sink is
+    /// half-closed. With [`End::Keep`], it completes as soon as the source has ended.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -85,12 +86,13 @@ impl Direction {
             }
             ready!(self.step(cx, source, sink))?;
         }
-        // There may be more to move, but other tasks get the thread first.
+        // Wake this task again, because more bytes may be waiting. Other tasks run first.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Performs the next step: one read, one write, or passing on the end.
+    /// Performs the next step: reads once, writes once, or tells the sink that the source has
+    /// ended.
     fn step(
         &mut self,
         cx: &mut Context<'_>,
@@ -122,8 +124,8 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    /// Moves the remaining bytes without passing on the end of the source. Ready when nothing is
-    /// left, or when the source or the sink is broken.
+    /// Moves the bytes that are already read, but does not half-close the sink. Completes when no
+    /// bytes are left, or when the source or the sink is broken.
     pub(super) fn poll_rest(
         &mut self,
         cx: &mut Context<'_>,
@@ -138,22 +140,23 @@ impl Direction {
         Poll::Ready(())
     }
 
-    /// Returns whether it waits for the source to send.
+    /// Returns whether the direction waits for bytes from the source.
     pub(super) const fn is_reading(&self) -> bool {
         matches!(self.held, Held::Nothing)
     }
 
-    /// Returns whether the end of the source has been passed on.
+    /// Returns whether the source has ended and the sink has been half-closed.
     pub(super) const fn is_over(&self) -> bool {
         matches!(self.held, Held::Over)
     }
 
-    /// Returns whether it holds bytes that the sink has not accepted yet.
+    /// Returns whether the direction holds bytes that the sink has not accepted yet.
     pub(super) const fn owes(&self) -> bool {
         matches!(self.held, Held::Bytes(_) | Held::Piped(_))
     }
 
-    /// Reads once into the thread's shared buffer and writes at once.
+    /// Reads once into the buffer that all connections of the thread share, and writes the bytes at
+    /// once.
     fn copy(
         &mut self,
         cx: &mut Context<'_>,
@@ -181,10 +184,11 @@ impl Direction {
         })
     }
 
-    /// Fills a pipe from the source.
+    /// Moves bytes from the source into a pipe.
     fn splice(&mut self, cx: &mut Context<'_>, source: &mut Stream) -> Poll<Result<(), Broken>> {
         let Ok(mut pipe) = Pipe::take() else {
-            // No descriptors are left, or the user has too many pipes: copy instead.
+            // Copy instead of splicing, because no pipe could be made: file descriptors or the
+            // user's pipes have run out.
             self.streak = 0;
             return Poll::Ready(Ok(()));
         };

@@ -1,11 +1,11 @@
-//! A relay: it moves bytes between two streams in both directions until both have ended.
+//! A relay: it moves bytes between two streams, in both directions, until both streams have ended.
 //!
-//! An idle connection holds no buffer. All connections of a thread share one, and only bytes that a
-//! slow receiver does not accept yet are copied. A slow peer therefore costs one buffer at most. A
-//! long transfer is spliced through a pipe and stays in the kernel.
+//! An idle connection holds no buffer, because all connections of a thread share one. Only bytes
+//! that a slow receiver does not accept yet are copied, so a slow receiver costs at most one
+//! buffer. Long transfers are spliced through a pipe, so their bytes never leave the kernel.
 //!
-//! After a number of moves, a connection lets the thread's other connections run. Timeouts and
-//! logging are left to the caller.
+//! After it has moved bytes a few times, a connection lets other connections of the thread run. The
+//! caller of the relay applies timeouts and writes the log.
 
 mod direction;
 mod snapshot;
@@ -20,41 +20,41 @@ pub(crate) use snapshot::RelaySnapshot;
 /// The two directions of a proxied connection.
 #[derive(Debug, Default)]
 pub(crate) struct Relay {
-    /// From the client to the upstream.
+    /// The direction from the client to the upstream.
     up: Direction,
-    /// From the upstream to the client.
+    /// The direction from the upstream to the client.
     down: Direction,
 }
 
 /// How a relay ended.
 #[derive(Debug)]
 pub(crate) enum Relayed {
-    /// Both sides have ended, or one side has closed completely after its end. All bytes were
-    /// passed on.
+    /// The relay has passed on all bytes. Either both sides have ended, or one side has ended and
+    /// then closed its connection.
     Finished,
-    /// The client's connection broke.
+    /// The client's connection failed with this error.
     ClientBroke(io::Error),
-    /// The upstream's connection broke.
+    /// The upstream's connection failed with this error.
     UpstreamBroke(io::Error),
 }
 
-/// The side of a direction that broke.
+/// The side of a direction, source or sink, whose connection failed.
 enum Broken {
     Source(io::Error),
     Sink(io::Error),
 }
 
 impl Relay {
-    /// Relays until both sides have ended or one has broken. Cancel safe: unwritten bytes are kept
-    /// for the next call.
+    /// Relays until both sides have ended or one connection has failed. Cancel safe: the next call
+    /// continues with the bytes that are not written yet.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         client: &mut Stream,
         upstream: &mut Stream,
     ) -> Poll<Relayed> {
-        // The end of the second direction is not passed on, because both sides are then closed at
-        // once.
+        // The direction that ends last does not half-close its sink, because the caller then closes
+        // both sides at once.
         let up = match self.up.poll(
             cx,
             client,
@@ -88,7 +88,8 @@ impl Relay {
         if up.is_ready() && down.is_ready() {
             return Poll::Ready(Relayed::Finished);
         }
-        // A pending read notices a broken side. If no read is pending, ask the kernel.
+        // Ask the kernel whether the connection has failed, unless a pending read would notice the
+        // failure.
         let client = if self.up.is_reading() { Poll::Pending } else { client.poll_gone(cx) };
         match client {
             Poll::Ready(Gone::Broken(error)) => return Poll::Ready(Relayed::ClientBroke(error)),
@@ -105,8 +106,8 @@ impl Relay {
         }
     }
 
-    /// Passes on what the client sent before its connection broke, without an end. Ready when
-    /// nothing is left.
+    /// Passes on the bytes that the client sent before its connection failed, but does not
+    /// half-close the upstream. Completes when no bytes are left.
     pub(crate) fn poll_rest_up(
         &mut self,
         cx: &mut Context<'_>,
@@ -116,8 +117,8 @@ impl Relay {
         self.up.poll_rest(cx, client, upstream)
     }
 
-    /// Passes on what the upstream sent before its connection broke, without an end. Ready when
-    /// nothing is left.
+    /// Passes on the bytes that the upstream sent before its connection failed, but does not
+    /// half-close the client. Completes when no bytes are left.
     pub(crate) fn poll_rest_down(
         &mut self,
         cx: &mut Context<'_>,
@@ -127,7 +128,7 @@ impl Relay {
         self.down.poll_rest(cx, upstream, client)
     }
 
-    /// Returns whether either direction holds bytes that are not written yet.
+    /// Returns whether the relay holds bytes of either direction that it has not written yet.
     pub(crate) const fn owes(&self) -> bool {
         self.up.owes() || self.down.owes()
     }

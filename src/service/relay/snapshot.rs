@@ -1,9 +1,9 @@
-//! Snapshots of a relay, so that another process can continue it: the unwritten bytes, and which
-//! ends were passed on.
+//! Snapshots of a relay, from which another process can continue it. A snapshot records the
+//! unwritten bytes, and which sides have ended.
 //!
-//! Unwritten bytes in memory become part of the carried state. Unwritten bytes in a pipe stay
-//! there, and the pipe moves. Whether a transfer was being spliced is not recorded; the new process
-//! finds out again.
+//! Unwritten bytes in memory become part of the carried state, which moves to the other process.
+//! Unwritten bytes in a pipe stay in the pipe, and the pipe moves. A snapshot does not record
+//! whether a direction was splicing, because the new process finds out again.
 
 use std::os::fd::OwnedFd;
 
@@ -13,32 +13,32 @@ use super::Relay;
 use super::direction::{Direction, Held, Rest};
 use crate::net::Pipe;
 
-/// A snapshot of a relay.
+/// A snapshot of the two directions of a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RelaySnapshot {
     up: PendingBytes,
     down: PendingBytes,
 }
 
-/// A snapshot of one direction. The bytes of both directions follow it in order, `up` first. So do
-/// their pipes, with the read end of each pipe first.
+/// A snapshot of one direction. The unwritten bytes of both directions follow the snapshots, those
+/// of `up` first. Their pipes follow in the same order, with the read end of each pipe first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum PendingBytes {
-    /// No unwritten bytes.
+    /// The direction has written all bytes, and its source has not ended.
     Even,
-    /// The number of unwritten bytes, which follow.
+    /// The number of unwritten bytes in memory. The bytes themselves follow the snapshot.
     Bytes(usize),
-    /// The number of unwritten bytes in a pipe.
+    /// The number of unwritten bytes in a pipe. The pipe itself moves with the snapshot.
     Piped(usize),
-    /// The end of the source, not passed on yet.
+    /// The source has ended, but the sink has not been half-closed yet.
     End,
-    /// The end of the source has been passed on.
+    /// The source has ended, and the sink has been half-closed.
     Over,
 }
 
 impl RelaySnapshot {
-    /// Returns how many bytes and how many descriptors must accompany the snapshot.
+    /// Returns how many bytes and how many file descriptors must accompany this snapshot.
     pub(crate) fn needs(self) -> (usize, usize) {
         let ways = [self.up, self.down];
         let needs = ways.map(|way| match way {
@@ -59,11 +59,11 @@ impl Relay {
         (RelaySnapshot { up, down }, bytes, descriptors)
     }
 
-    /// Restores a relay. The caller provides what [`RelaySnapshot::needs`] asks for; anything
-    /// beyond that is ignored.
+    /// Restores a relay from a snapshot. The caller provides as many bytes and file descriptors as
+    /// [`RelaySnapshot::needs`] returns. Additional ones are ignored.
     ///
     /// # Errors
-    /// When bytes or descriptors are missing, or the kernel refuses a pipe.
+    /// Fails if bytes or file descriptors are missing, or if the kernel refuses a pipe.
     pub(crate) fn restore(
         RelaySnapshot { up, down }: RelaySnapshot,
         mut bytes: &[u8],
@@ -90,7 +90,7 @@ fn detach(
         }
         Held::Piped(pipe) => {
             let held = pipe.held();
-            // A pipe has both ends until it is dropped, so this branch is never taken.
+            // This branch is never taken, because a pipe has both ends until it is dropped.
             let Some((read, write)) = pipe.into_ends() else { return PendingBytes::Even };
             descriptors.extend([read, write]);
             PendingBytes::Piped(held)
@@ -129,8 +129,8 @@ fn take_up(
 mod tests {
     use super::*;
 
-    /// A restored relay holds the same unwritten bytes as before, and a snapshot with missing bytes
-    /// is refused.
+    /// A restored relay holds the same unwritten bytes as the original. A snapshot with missing
+    /// bytes is refused.
     #[test]
     fn unwritten_bytes_survive_a_snapshot() {
         let owing =
@@ -146,7 +146,8 @@ mod tests {
         assert!(Relay::restore(still, b"updow", []).is_err());
     }
 
-    /// A restored relay keeps its pipes and the ends it has passed on.
+    /// A restored relay keeps its pipes, and remembers which sides have already been told about an
+    /// end.
     #[test]
     fn ends_and_pipes_survive_a_snapshot() {
         let pipe = Pipe::take().unwrap();

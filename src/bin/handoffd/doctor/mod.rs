@@ -1,8 +1,8 @@
 //! The `doctor` command: reports which settings of the daemon's systemd unit would break a handoff,
 //! and why.
 //!
-//! The rules and their reasons are in `rules`, `starts`, `paths` and `program`. `unit` collects the
-//! facts. The command changes nothing.
+//! The modules `rules`, `starts`, `paths` and `program` contain the rules and their reasons. The
+//! module `unit` reads the settings of the unit. The command changes nothing.
 
 mod paths;
 mod program;
@@ -21,8 +21,8 @@ use unit::{Manager, Place, Unit};
 use crate::cli::Scope;
 use crate::output::print;
 
-/// Runs the command on the named unit, or on the unit of the daemon that answers on the control
-/// socket.
+/// Runs the command on the named unit. Without a name, uses the unit of the daemon that answers on
+/// the control socket.
 pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Result<(), Error> {
     let status = Control::at(control).status();
     let answering = status.as_ref().ok().map(Place::of_the_daemon);
@@ -41,7 +41,7 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
         Scope::OfTheDaemon => place,
     };
     let daemon = match &status {
-        // Use the answer only if the daemon that gave it is known to run in the examined unit.
+        // Use the daemon's status only if the daemon is known to run in the examined unit.
         Ok(status)
             if Place::of_the_daemon(status).is_ok_and(|daemon| daemon.is_named(&place.unit)) =>
         {
@@ -54,7 +54,7 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
                 },
             }
         }
-        // Otherwise judge the unit by the default settings.
+        // Assume the default settings, because no daemon of this unit has answered.
         Ok(_) | Err(_) => Daemon { settings: default_settings(), bound: 0, paths: Vec::new() },
     };
     let unit = Unit::read(&place)?;

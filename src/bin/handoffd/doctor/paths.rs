@@ -1,5 +1,5 @@
-//! Rules about the paths of Unix listeners: whether they survive a restart, and whether clients can
-//! reach them.
+//! Rules about the paths of Unix listeners: whether a path survives a restart, and whether clients
+//! can reach it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,28 +8,28 @@ use std::path::PathBuf;
 use super::rules::{Daemon, Finding, Severity};
 use super::unit::Unit;
 
-/// The path of a listener that a generation has bound.
+/// The path of a Unix listener that a generation has bound itself.
 #[derive(Debug)]
 pub(super) struct BoundPath {
     path: PathBuf,
-    /// Whether users other than the owner may connect.
+    /// Whether users other than the owner of the path may connect.
     is_open: bool,
 }
 
 impl BoundPath {
-    /// Returns the path if the address is one.
+    /// Returns the path if `address` is one, and `None` for any other address.
     pub(super) fn of(address: &str) -> Option<Self> {
         let path = address.starts_with('/').then(|| PathBuf::from(address))?;
         let mode = fs::symlink_metadata(&path).map(|status| status.permissions().mode());
         Some(Self { path, is_open: mode.is_ok_and(|mode| mode & 0o022 != 0) })
     }
 
-    /// Returns whether the path is in a directory that systemd creates and removes.
+    /// Returns whether systemd creates and removes the directory of this path for the unit.
     fn lies_in_runtime_directory(&self, unit: &Unit) -> bool {
         let names = unit.get("RuntimeDirectory").split_whitespace();
         let mut names = names.map(|name| name.split(':').next().unwrap_or(name));
         let Ok(below) = self.path.strip_prefix("/run") else { return false };
-        // The service manager of a user creates these directories in /run/user/UID.
+        // The service manager of a user creates the directories of its units in /run/user/UID.
         let of_user = below
             .strip_prefix("user")
             .ok()
@@ -88,7 +88,7 @@ mod tests {
     use super::super::unit::Manager;
     use super::*;
 
-    /// Returns the settings that are found.
+    /// Returns the settings that the rules report for a listener with this path.
     fn found(path: &str, is_open: bool, properties: &[(&str, &str)]) -> Vec<String> {
         let shipped = [
             ("RuntimeDirectory", "handoffd"),

@@ -1,7 +1,9 @@
-//! The rules for a unit: each finds a setting and says why it breaks a handoff.
+//! The rules for a systemd unit. Each rule finds a setting that breaks a handoff, and gives the
+//! reason.
 //!
-//! Every rule was observed on a real systemd or is in the manual page that it names. A property
-//! that this systemd does not know reads as empty, and no rule objects to an empty property.
+//! Each rule was observed on a real systemd, or follows from the manual page that it names. If the
+//! installed systemd does not know a property, its value is empty. No rule objects to an empty
+//! value.
 
 #[cfg(test)]
 mod tests;
@@ -15,38 +17,38 @@ use super::program;
 use super::starts::failed_starts;
 use super::unit::Unit;
 
-/// The facts about the daemon.
+/// The facts about the running daemon that the rules need.
 pub(super) struct Daemon {
     pub(super) settings: Settings,
-    /// How many listeners the daemon has bound itself.
+    /// The number of listeners that the daemon has bound itself, not inherited from systemd.
     pub(super) bound: usize,
-    /// The paths of these listeners, for those that have one.
+    /// The paths of the Unix listeners that the daemon has bound itself.
     pub(super) paths: Vec<BoundPath>,
 }
 
-/// A problem that a rule has found.
+/// A problem in the unit that a rule has found.
 #[derive(Debug)]
 pub(super) struct Finding {
     pub(super) severity: Severity,
-    /// The setting with its value.
+    /// The setting that causes the problem, with its value.
     pub(super) setting: String,
     pub(super) why: String,
 }
 
-/// How serious a finding is.
+/// How serious a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Severity {
-    /// A handoff fails, or its outcome is reported wrongly.
+    /// The setting makes a handoff fail, or its outcome is reported wrongly.
     Breaks,
-    /// A handoff fails if something else goes wrong too.
+    /// The setting makes a handoff fail only if something else goes wrong too.
     Risks,
 }
 use Severity::{Breaks, Risks};
 
-/// The oldest systemd on which this was tested.
+/// The oldest version of systemd on which the handoff was tested.
 const OLDEST: u32 = 252;
 
-/// The system calls that a generation needs to start its successor.
+/// The system calls that a generation needs to start its successor. A sandbox must allow them.
 const NEEDED_CALLS: [&str; 9] = [
     "clone",
     "close_range",
@@ -59,7 +61,7 @@ const NEEDED_CALLS: [&str; 9] = [
     "socketpair",
 ];
 
-/// Returns all findings, the most serious first.
+/// Applies all rules to a unit, and returns the problems with the most serious ones first.
 pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
     let mut findings = Vec::new();
     main_process(unit, &mut findings);
@@ -83,7 +85,7 @@ pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
 }
 
 impl Unit {
-    /// Returns a finding about a property, with its value.
+    /// Creates a finding about a property of the unit, with its value.
     fn finding(&self, severity: Severity, property: &str, why: &str) -> Finding {
         Finding {
             severity,
@@ -93,7 +95,7 @@ impl Unit {
     }
 }
 
-/// Checks that systemd learns which process is the main process, and notices its death.
+/// Checks that systemd learns which process is the main process, and notices when it ends.
 fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
     let mut add =
         |severity, property, why: &str| findings.push(unit.finding(severity, property, why));
@@ -157,7 +159,7 @@ fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Checks that `systemctl reload` reports the true outcome.
+/// Checks that `systemctl reload` reports whether the handoff has succeeded.
 fn reload(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     let mut add = |severity, setting: &str, why: String| {
         findings.push(Finding { severity, setting: setting.to_owned(), why });
@@ -210,7 +212,7 @@ fn reload(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Checks that a stop drains all generations.
+/// Checks that `systemctl stop` drains all generations.
 fn stop(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     let mut add =
         |severity, property, why: &str| findings.push(unit.finding(severity, property, why));
@@ -249,7 +251,8 @@ fn stop(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Checks that clients are not refused when all generations die.
+/// Checks that systemd holds the listening sockets, so that clients can connect even after all
+/// generations have died.
 fn sockets(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     if !unit.sockets.is_empty() && unit.get("NonBlocking") == "no" {
         let why =
@@ -275,7 +278,8 @@ fn sockets(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Checks that the sandbox lets a generation start its successor and talk to systemd and operators.
+/// Checks that the unit's sandbox lets a generation start its successor, and talk to systemd and to
+/// operators.
 fn sandbox(unit: &Unit, findings: &mut Vec<Finding>) {
     let mut add =
         |severity, property, why: &str| findings.push(unit.finding(severity, property, why));

@@ -1,10 +1,10 @@
-//! A rule about restarts by systemd after a failed start.
+//! A rule about how systemd restarts the daemon after a failed start.
 
 use super::rules::{Finding, Severity};
 use super::unit::Unit;
 
-/// Finds commands before the start that systemd retries forever when they fail, without a growing
-/// pause.
+/// Finds commands that run before the start and that systemd repeats forever when they fail.
+/// systemd does not wait longer between later attempts.
 pub(super) fn failed_starts(unit: &Unit, findings: &mut Vec<Finding>) {
     let can_fail =
         unit.get("ExecStartPre").lines().any(|command| !command.contains("ignore_errors=yes"));

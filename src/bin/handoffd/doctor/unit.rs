@@ -1,5 +1,5 @@
-//! The properties of a systemd unit, read with systemctl(1): the only interface that is the same in
-//! all versions.
+//! The properties of a systemd unit. This module reads them with systemctl(1), because no other
+//! interface is the same in all versions of systemd.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use handoffd::{Error, Status};
 
-/// A service and the sockets that start it.
+/// The properties of a systemd service, and of the socket units that start it.
 #[derive(Debug)]
 pub(super) struct Unit {
-    /// The version of systemd.
+    /// The version number of the installed systemd.
     pub(super) systemd: u32,
     pub(super) manager: Manager,
-    /// The properties of the service, as `systemctl show` prints them.
+    /// The properties of the service by name, as `systemctl show` prints them.
     pub(super) properties: BTreeMap<String, String>,
-    /// The socket units of the service, each with its properties.
+    /// The socket units that start the service: the name and the properties of each.
     pub(super) sockets: Vec<(String, BTreeMap<String, String>)>,
-    /// Whether the program has file capabilities.
+    /// Whether the program of the service has file capabilities.
     pub(super) has_file_capabilities: bool,
 }
 
@@ -27,7 +27,7 @@ impl Unit {
     /// Asks systemd for the properties of a unit.
     ///
     /// # Errors
-    /// Fails if systemd does not run or has no such unit.
+    /// Fails if systemd does not run, or if it has no unit with this name.
     pub(super) fn read(Place { unit: name, manager }: &Place) -> Result<Self, Error> {
         let manager = *manager;
         let version = systemctl(manager, &["--version"])?;
@@ -51,47 +51,48 @@ impl Unit {
         Ok(unit)
     }
 
-    /// Returns the program that `ExecStart=` runs.
+    /// Returns the path of the program that `ExecStart=` runs.
     fn program(&self) -> Option<&str> {
         self.get("ExecStart").split_once("path=")?.1.split(" ;").next()
     }
 
-    /// Returns whether `ExecStart=` has this argument.
+    /// Returns whether `ExecStart=` passes `argument` to the program.
     pub(super) fn has_argument(&self, argument: &str) -> bool {
         self.get("ExecStart").split_whitespace().any(|word| word == argument)
     }
 
-    /// Returns the value of a property. Empty if this systemd does not know it.
+    /// Returns the value of a property. The value is empty if the installed systemd does not know
+    /// the property.
     pub(super) fn get(&self, property: &str) -> &str {
         self.properties.get(property).map_or("", String::as_str)
     }
 
-    /// Returns whether a property is `yes`.
+    /// Returns whether the value of a property is `yes`.
     pub(super) fn is_yes(&self, property: &str) -> bool {
         self.get(property) == "yes"
     }
 
-    /// Returns a time limit. `None` for `infinity`, and for a property that this systemd does not
-    /// know.
+    /// Returns the value of a property that is a time limit. Returns `None` for `infinity`, and for
+    /// a property that the installed systemd does not know.
     pub(super) fn time(&self, property: &str) -> Option<Duration> {
         humantime::parse_duration(self.get(property)).ok()
     }
 }
 
-/// A unit and the service manager that runs it.
+/// The name of a unit, and the service manager that runs the unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) unit: String,
     pub(super) manager: Manager,
 }
 
-/// A service manager.
+/// A systemd service manager: that of the system or that of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manager {
     System,
     /// The service manager of the calling user.
     User,
-    /// The service manager of another user.
+    /// The service manager of the user with this id.
     Of(u32),
 }
 
@@ -106,8 +107,9 @@ impl fmt::Display for Manager {
 }
 
 impl Place {
-    /// Returns the unit in which a daemon runs. Uses the daemon's own report, or else what the
-    /// kernel says about its process. A daemon in its own cgroup namespace sees only `/`.
+    /// Returns the unit in which a daemon runs. The daemon reports its control group itself;
+    /// otherwise the kernel is asked about its process. A daemon in its own cgroup namespace sees
+    /// only `/`.
     pub(super) fn of_the_daemon(status: &Status) -> Result<Self, Error> {
         let asking = nix::unistd::getuid().as_raw();
         let head = status.generations.iter().find(|report| report.generation == status.serving);
@@ -127,8 +129,8 @@ impl Place {
         })
     }
 
-    /// Returns the unit of a control group. The units below `user@UID.service` belong to the
-    /// service manager of that user.
+    /// Returns the unit to which a control group belongs. Units below `user@UID.service` are run by
+    /// the service manager of that user.
     fn of_group(group: &str, asking: u32) -> Option<Self> {
         let parts: Vec<&str> = group.split('/').collect();
         let user =
@@ -148,7 +150,8 @@ impl Place {
         service(&parts).map(|unit| Self { unit, manager: Manager::System })
     }
 
-    /// Returns whether an operator may mean this unit by `name`: systemctl(1) completes names.
+    /// Returns whether an operator may mean this unit by `name`. As in systemctl(1), the ending of
+    /// the name may be omitted.
     pub(super) fn is_named(&self, name: &str) -> bool {
         self.unit == name || self.unit.strip_suffix(".service") == Some(name)
     }
@@ -158,7 +161,8 @@ fn show(manager: Manager, unit: &str) -> Result<BTreeMap<String, String>, Error>
     let text = systemctl(manager, &["show", "--no-pager", "--all", "--", unit])?;
     let mut properties = BTreeMap::<String, String>::new();
     for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
-        // systemctl prints a setting with several commands as several lines.
+        // Join the values with line breaks, because systemctl prints a setting with several
+        // commands as several lines.
         let add = |before: &mut String| *before += &format!("\n{value}");
         properties.entry(key.to_owned()).and_modify(add).or_insert(value.to_owned());
     }
@@ -180,7 +184,7 @@ fn systemctl(manager: Manager, words: &[&str]) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&ran.stdout).into_owned())
 }
 
-/// Returns whether a program has file capabilities, capabilities(7).
+/// Returns whether a program has file capabilities (see capabilities(7)).
 fn has_file_capabilities(program: &str) -> bool {
     rustix::fs::getxattr(program, "security.capability", &mut [0u8; 64])
         .is_ok_and(|length| length > 0)

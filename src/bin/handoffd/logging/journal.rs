@@ -1,5 +1,5 @@
-//! Log records in the journal's native protocol, with their fields
-//! (systemd.io/JOURNAL_NATIVE_PROTOCOL).
+//! Log records in the native protocol of the systemd journal, which keeps their fields (see
+//! systemd.io/JOURNAL_NATIVE_PROTOCOL).
 
 use std::fmt::{self, Write};
 
@@ -11,13 +11,14 @@ use tracing_subscriber::layer::{Context, Layer};
 use super::outlet::Outlet;
 use super::{EVENT, MESSAGE};
 
-/// The prefix of our field names in the journal.
+/// The prefix of the names that our fields have in the journal.
 const PREFIX: &str = "HANDOFFD_";
 
-/// The longest value in bytes. A record must fit into one datagram.
+/// The longest value of a field in bytes. A longer one is cut, because a record must fit into one
+/// datagram.
 const LONGEST: usize = 32 * 1024;
 
-/// A tracing layer that sends each event as one record.
+/// A tracing layer that sends each log event to the journal as one record.
 pub(super) struct Journal {
     outlet: Outlet,
     common: Vec<u8>,
@@ -47,7 +48,7 @@ impl<S: Subscriber> Layer<S> for Journal {
     }
 }
 
-/// Adds the severity and the source location.
+/// Adds the severity and the source location of a log event to its record.
 fn about(record: &mut Vec<u8>, metadata: &Metadata<'_>) {
     let priority = match *metadata.level() {
         Level::ERROR => "3",
@@ -71,7 +72,7 @@ struct Fields<'a>(&'a mut Vec<u8>);
 impl Visit for Fields<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let mut text = String::new();
-        // Writing to a string does not fail.
+        // Ignore the result, because writing to a string does not fail.
         let _ = write!(text, "{value:?}");
         self.record_str(field, &text);
     }
@@ -82,7 +83,7 @@ impl Visit for Fields<'_> {
         } else if field.name() == EVENT {
             put(self.0, "EVENT", value);
         } else {
-            // The journal accepts field names in capital letters.
+            // Change the field's name to capital letters, because the journal accepts no others.
             put(
                 self.0,
                 &format!("{PREFIX}{}", field.name().to_ascii_uppercase().replace('.', "_")),
@@ -92,8 +93,8 @@ impl Visit for Fields<'_> {
     }
 }
 
-/// Adds a field. The length precedes the value, so the value may contain any bytes, including line
-/// feeds.
+/// Adds a field to the record. The value is preceded by its length, so it may contain any bytes,
+/// including line feeds.
 fn put(record: &mut Vec<u8>, name: &str, value: &str) {
     let end = (0..=LONGEST.min(value.len()))
         .rev()

@@ -1,8 +1,7 @@
-//! The JSON log format: writes records to standard error as JSON, one object on one line.
+//! The JSON log format. Each record is one JSON object on one line of standard error.
 //!
-//! A record has all fields, including those whose value the message already contains. Characters
-//! that a terminal would act on are escaped, so untrusted text in a record stays on one line in
-//! every viewer.
+//! A record contains all fields, even those whose value is part of the message. Characters that a
+//! terminal would act on are escaped. Untrusted text therefore stays on one line in every viewer.
 
 use std::fmt::{self, Write};
 use std::time::SystemTime;
@@ -17,13 +16,13 @@ use tracing_subscriber::layer::{Context, Layer};
 use super::outlet::Outlet;
 use super::{EVENT, MESSAGE};
 
-/// A tracing layer that writes each event as one line of JSON.
+/// A tracing layer that writes each log event as one line of JSON.
 pub(super) struct Json {
     outlet: Outlet,
     generation: Generation,
 }
 
-/// One record, with its fields in the order of the line.
+/// One log record. Its fields are written in the order in which they are declared here.
 #[derive(Serialize)]
 struct Record {
     time: String,
@@ -55,7 +54,7 @@ impl<S: Subscriber> Layer<S> for Json {
             fields: Vec::new(),
         };
         event.record(&mut record);
-        // Strings and numbers always serialize.
+        // Serialization never fails, because a record contains only strings and numbers.
         if let Ok(line) = serde_json::to_string(&record) {
             self.outlet.put((escape_invisible(&line) + "\n").as_bytes());
         }
@@ -105,8 +104,8 @@ fn as_object<S: Serializer>(
     serializer.collect_map(fields.iter().map(|(name, value)| (name, value)))
 }
 
-/// Escapes the characters above ASCII that break lines or change the direction of text, and DEL:
-/// JSON allows them in strings. Outside of strings there are none.
+/// Escapes DEL and the characters above ASCII that break lines or change the direction of text.
+/// JSON allows them in strings without escaping. They never occur outside of strings.
 fn escape_invisible(line: &str) -> String {
     let mut safe = String::with_capacity(line.len());
     for character in line.chars() {
@@ -114,7 +113,8 @@ fn escape_invisible(line: &str) -> String {
         if is_plain || !escaped(character.encode_utf8(&mut [0; 4])).starts_with('\\') {
             safe.push(character);
         } else {
-            // Each of them has at most four digits. Writing to a string does not fail.
+            // Four hexadecimal digits are enough for each of these characters. Writing to a string
+            // does not fail.
             let _ = write!(safe, "\\u{:04x}", u32::from(character));
         }
     }
@@ -130,7 +130,7 @@ mod tests {
     use super::super::stream::Stream;
     use super::*;
 
-    /// Returns what is written for the records that `log` makes.
+    /// Returns the lines that are written for the records that `log` creates.
     fn written(log: impl FnOnce()) -> String {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();

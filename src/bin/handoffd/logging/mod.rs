@@ -1,12 +1,14 @@
-//! Log records, sent to the journal if standard error is connected to it, else to standard error.
+//! Log records. They go to the systemd journal if standard error is connected to it, and to
+//! standard error otherwise.
 //!
-//! In the journal's protocol fields stay fields: `listener` becomes `HANDOFFD_LISTENER`.
-//! journalctl(1) shows only the message, so the message holds everything that people must know,
-//! such as the reason of a failure.
+//! The journal stores the fields of a record: `listener` becomes `HANDOFFD_LISTENER`. But
+//! journalctl(1) shows only the message. The message therefore contains everything that people must
+//! know, such as the reason of a failure.
 //!
-//! On standard error every record begins with the time, the generation and the process id, because
-//! all generations write to the same place. There, records are text or JSON. The reader may stall,
-//! for example a pager or a stopped journal. No signal and no client waits for the reader.
+//! On standard error, records are text or JSON. Every record begins with the time, the generation
+//! and the process id, because all generations write to the same stream. Its reader may stall, for
+//! example a pager or a stopped journal. Writing a record never waits for the reader, so neither
+//! signals nor clients have to wait.
 
 mod journal;
 mod json;
@@ -36,17 +38,17 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// The outlet of all records of this process.
+/// The outlet through which all log records of this process are written.
 static OUTLET: OnceLock<Outlet> = OnceLock::new();
 
-/// The destination of log records.
+/// The place to which log records are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Destination {
     Journal,
     StandardError,
 }
 
-/// Starts logging for the whole process. `format` is the format of records on standard error.
+/// Starts logging for the whole process. `format` applies to records on standard error only.
 pub(crate) fn start(
     destination: Destination,
     filter: &Targets,
@@ -54,7 +56,8 @@ pub(crate) fn start(
     generation: Generation,
 ) {
     let registry = tracing_subscriber::registry().with(filter.clone());
-    // If the journal cannot be reached directly, standard error still leads to it.
+    // Use standard error if the journal's socket does not accept a connection, because standard
+    // error leads to the journal too.
     let journal = if destination == Destination::Journal { Stream::journal().ok() } else { None };
     let is_journal = journal.is_some();
     let outlet = OUTLET.get_or_init(|| Outlet::new(journal.unwrap_or_else(Stream::standard_error)));
@@ -68,8 +71,8 @@ pub(crate) fn start(
     let text = tracing_subscriber::fmt::layer()
         .with_writer(|| Record(outlet))
         .with_ansi(io::stderr().is_terminal())
-        // With this option on, the layer reports a broken standard error on standard error, and
-        // panics if that fails.
+        // With this option on, the layer reports a failure of standard error on standard error
+        // itself, and panics if the report fails.
         .log_internal_errors(false)
         .fmt_fields(WhatIsNotSaid)
         .event_format(WithGeneration {
@@ -79,14 +82,15 @@ pub(crate) fn start(
     registry.with(text).init();
 }
 
-/// Waits a moment for the last records to be read.
+/// Waits a short time until the last log records have been read.
 pub(crate) fn finish() {
     if let Some(outlet) = OUTLET.get() {
         outlet.finish();
     }
 }
 
-/// Logs a panic. The standard library's hook would write to standard error and wait for the reader.
+/// Logs a panic. It replaces the hook of the standard library, which would write to standard error
+/// and wait for its reader.
 fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
     let is_captured = backtrace.status() == BacktraceStatus::Captured;
@@ -94,7 +98,7 @@ fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
     tracing::error!(event = "process.panicked", "{}{backtrace}", one_line(&panic.to_string()));
 }
 
-/// Writes one line to standard error for a process that has no log, and waits a moment for the
+/// Writes one line to standard error, for a process that has no log. Waits a short time for the
 /// reader.
 pub(crate) fn complain(line: &str) {
     let outlet = Outlet::new(Stream::standard_error());
@@ -102,7 +106,7 @@ pub(crate) fn complain(line: &str) {
     outlet.finish();
 }
 
-/// The writer of one record, which the formatter passes in one piece.
+/// A writer for one log record, which the formatter writes in one piece.
 struct Record<'a>(&'a Outlet);
 
 impl Write for Record<'_> {
@@ -116,7 +120,7 @@ impl Write for Record<'_> {
     }
 }
 
-/// A formatter that begins each record with the time, the generation and the process id.
+/// A formatter that begins each log record with the time, the generation and the process id.
 struct WithGeneration {
     generation: Generation,
     inner: Format<Full, ()>,
@@ -139,17 +143,18 @@ where
     }
 }
 
-/// The field that names the event. Its values never change, unlike the message. docs/operations.md
-/// lists all of them.
+/// The name of the field that identifies an event. The ids never change, although messages may.
+/// docs/operations.md lists all ids.
 const EVENT: &str = "event";
 
-/// The field that holds the text of a record.
+/// The name of the field that contains the message of a log record.
 const MESSAGE: &str = "message";
 
-/// Fields whose value the message already contains. Only the journal gets them.
+/// The names of fields whose value is already part of the message. Only the journal
+/// and JSON records have them as fields too.
 const SAID: [&str; 2] = ["reason", "successor"];
 
-/// A formatter for the message and the fields that the message does not contain.
+/// A formatter that writes the message, and those fields that are not part of the message.
 struct WhatIsNotSaid;
 
 impl<'w> FormatFields<'w> for WhatIsNotSaid {
@@ -167,7 +172,8 @@ struct Unsaid<'w> {
 impl Visit for Unsaid<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if !SAID.contains(&field.name()) {
-            // The name of a listener or a path may contain any text, but a record must be one line.
+            // Escape the value, because the name of a listener or a path may contain any text, and
+            // a record must be one line.
             self.inner.record_debug(field, &format_args!("{}", escaped(&format!("{value:?}"))));
         }
     }
@@ -176,7 +182,7 @@ impl Visit for Unsaid<'_> {
         if field.name() == MESSAGE {
             self.record_debug(field, &format_args!("{value}"));
         } else if !SAID.contains(&field.name()) {
-            // The inner visitor quotes and escapes strings.
+            // Strings need no escaping here, because the inner visitor quotes and escapes them.
             self.inner.record_str(field, value);
         }
     }

@@ -1,10 +1,10 @@
-//! A log outlet that never blocks: it keeps records for a slow reader and drops records for a
-//! stalled one.
+//! A log outlet that never blocks. If the reader is slow, it keeps records in a backlog. If the
+//! reader stalls, it drops records.
 //!
-//! A record is written at once if there is room. If there is none, because the journal or a pager
-//! has stopped, the record joins a backlog. A thread empties the backlog when the reader reads
-//! again. Records that do not fit into the backlog are dropped and counted. The count is logged
-//! when the reader has taken the next record.
+//! A record is written at once if the stream has room. Otherwise the record joins a backlog in
+//! memory, for example because the journal or a pager has stopped. A thread writes the backlog when
+//! the reader reads again. Records that do not fit into the backlog are dropped and counted. The
+//! count is logged after the reader has taken the next record.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,16 +15,17 @@ use nix::poll::PollTimeout;
 
 use super::stream::Stream;
 
-/// The size of the backlog in bytes. Starting 4,000 listeners logs 4,000 records at once.
+/// The largest size of the backlog in bytes. It is large because a start with 4,000 listeners logs
+/// 4,000 records at once.
 const BACKLOG: usize = 512 * 1024;
 
-/// How long an exiting process waits for its backlog to be read.
+/// How long an exiting process waits until the log records in its backlog are read.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// How long to wait after poll(2) reported room but a write took nothing.
+/// How long to wait if poll(2) has reported room but nothing could be written.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The outlet of all records of this process.
+/// The outlet through which all log records of this process are written.
 #[derive(Clone, Debug)]
 pub(super) struct Outlet(Arc<Shared>);
 
@@ -38,21 +39,21 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Vec<u8>>,
-    /// The size in bytes of all records in the backlog.
+    /// The total size in bytes of all records in the backlog.
     size: usize,
-    /// How many bytes of the first record in the backlog are already written.
+    /// How many bytes of the first record in the backlog have been written.
     written: usize,
-    /// How many records were dropped and not reported yet.
+    /// How many records have been dropped since the last report of dropped records.
     dropped: u64,
-    /// Whether to report the count, because a record was written after the dropped ones.
+    /// Whether to report the dropped records now, because a later record has been written.
     report_is_due: bool,
     flusher: Flusher,
 }
 
-/// Whether the thread that empties the backlog runs.
+/// Whether the thread that writes the backlog is running.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Flusher {
-    /// No record has had to wait so far.
+    /// The thread does not run, because no record has joined the backlog yet.
     #[default]
     NotNeeded,
     Runs,
@@ -63,7 +64,7 @@ impl Outlet {
         Self(Arc::new(Shared { stream, state: Mutex::default(), changed: Condvar::new() }))
     }
 
-    /// Takes a record. Never waits.
+    /// Takes a log record to write it at once or later. Never waits.
     pub(super) fn put(&self, record: &[u8]) {
         let mut state = self.0.lock();
         self.0.drain(&mut state);
@@ -79,7 +80,7 @@ impl Outlet {
         }
     }
 
-    /// Waits a moment until the backlog has been read.
+    /// Waits a short time until the reader has read the backlog.
     pub(super) fn finish(&self) {
         let state = self.0.lock();
         let is_unread = |state: &mut State| !state.waiting.is_empty();
@@ -91,13 +92,13 @@ impl Outlet {
         );
     }
 
-    /// Wakes the thread that empties the backlog, and starts it the first time.
+    /// Wakes the thread that writes the backlog. Starts the thread on the first call.
     fn wake(&self, state: &mut State) {
         if state.flusher == Flusher::NotNeeded {
             let shared = Arc::clone(&self.0);
             let thread =
                 std::thread::Builder::new().name("log".to_owned()).spawn(move || shared.flush());
-            // If the thread cannot be started, the next record empties the backlog.
+            // If the thread cannot be started, the next log record tries to write the backlog.
             state.flusher = thread.map_or(Flusher::NotNeeded, |_| Flusher::Runs);
         }
         self.0.changed.notify_all();
@@ -109,7 +110,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes records of the backlog as long as there is room.
+    /// Writes records of the backlog as long as the stream has room.
     fn drain(&self, state: &mut State) {
         while let Some(first) = state.waiting.front() {
             match self.stream.write(&first[state.written..]) {
@@ -120,7 +121,7 @@ impl Shared {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The disk is full, or the other end is closed.
+                // Drop the record, because the disk is full or the reading end is closed.
                 Ok(_) | Err(_) => {
                     state.pop();
                     state.dropped += 1;
@@ -129,7 +130,7 @@ impl Shared {
         }
     }
 
-    /// Empties the backlog whenever it is not empty, and reports how many records were dropped.
+    /// Writes the backlog whenever it has records, and reports how many records were dropped.
     fn flush(&self) {
         loop {
             let mut state = self.lock();
@@ -203,12 +204,12 @@ mod tests {
     fn records_beyond_the_backlog_are_dropped_and_counted() {
         let (outlet, reader) = outlet();
         let record = [b'x'; 1024];
-        // More records than the backlog and the socket can hold together.
+        // Write more records than the backlog and the socket can hold together.
         let count = 2 * BACKLOG / record.len();
         (0..count).for_each(|_| outlet.put(&record));
         let dropped = outlet.0.lock().dropped;
         assert!(dropped > 0);
-        // All other records arrive.
+        // All records that were not dropped arrive at the reader.
         (0..count - usize::try_from(dropped).unwrap())
             .for_each(|_| assert_eq!(read(&reader).len(), record.len()));
         reader.set_nonblocking(true).unwrap();

@@ -1,5 +1,5 @@
-//! The stream of log records: standard error or the journal's socket. A write never waits for the
-//! reader.
+//! The stream to which log records are written: standard error or the journal's socket. A write
+//! never waits for the reader.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write};
@@ -14,31 +14,31 @@ use nix::sys::stat::{SFlag, fstat};
 use rustix::io::ReadWriteFlags;
 use rustix::net::SendFlags;
 
-/// The path of the journal's socket.
+/// The path of the socket on which the systemd journal receives log records.
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
-/// How many bytes can be written without waiting to a pipe that poll(2) reports as writable:
-/// `PIPE_BUF`, pipe(7).
+/// How many bytes a pipe accepts without waiting when poll(2) reports it as writable. The value is
+/// `PIPE_BUF` (see pipe(7)).
 const AT_ONCE: usize = 4096;
 
-/// The destination of all records.
+/// The stream to which all log records are written.
 #[derive(Debug)]
 pub(super) enum Stream {
-    /// The journal: one datagram for each record.
+    /// The socket of the journal. Each record is one datagram.
     Journal(UnixDatagram),
-    /// Standard error, opened again. Setting `O_NONBLOCK` on the original would affect other
-    /// processes that share it, such as the shell.
+    /// Standard error, opened a second time in non-blocking mode. The original is not changed,
+    /// because `O_NONBLOCK` would affect other processes that share it, such as the shell.
     Opened(File),
-    /// Standard error that is a socket.
+    /// Standard error, if it is a socket.
     Socket,
-    /// A pipe that cannot be opened again because it belongs to another user.
+    /// Standard error, if it is a pipe of another user, which cannot be opened a second time.
     Pipe,
-    /// A regular file, a terminal of another user, or a closed standard error.
+    /// Standard error, if it is a regular file or a terminal of another user, or if it is closed.
     Plain,
 }
 
 impl Stream {
-    /// Connects to the journal.
+    /// Connects to the socket of the journal.
     pub(super) fn journal() -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
@@ -46,14 +46,15 @@ impl Stream {
         Ok(Self::Journal(socket))
     }
 
-    /// Opens standard error.
+    /// Opens standard error in the way that fits its type.
     pub(super) fn standard_error() -> Self {
         let stderr = io::stderr();
         let mode = fstat(&stderr)
             .map_or(SFlag::empty(), |status| SFlag::from_bits_truncate(status.st_mode));
         match mode & SFlag::S_IFMT {
             SFlag::S_IFSOCK => Self::Socket,
-            // A regular file is not opened again, because writing would start at its beginning.
+            // Do not open a regular file a second time, because writing would start at its
+            // beginning.
             SFlag::S_IFIFO | SFlag::S_IFCHR => {
                 let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
                 let opened = OpenOptions::new()
@@ -67,17 +68,17 @@ impl Stream {
         }
     }
 
-    /// Writes some of `bytes`, or the whole datagram. Returns how many bytes were written.
+    /// Writes a part of `bytes`, or all of it as one datagram. Returns how many bytes were written.
     ///
     /// # Errors
-    /// `WouldBlock` if there is no room.
+    /// Returns `WouldBlock` if the stream has no room.
     pub(super) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         if !self.has_room(PollTimeout::ZERO) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         match self {
             Self::Journal(socket) => match socket.send(bytes) {
-                // The journal may have been restarted.
+                // Connect to the journal again, because it may have been restarted.
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
                     socket.connect(JOURNAL)?;
                     socket.send(bytes)
@@ -97,18 +98,20 @@ impl Stream {
                     u64::MAX,
                     ReadWriteFlags::NOWAIT,
                 ) {
-                    // Before Linux 6.4. A plain write may only block if another process takes the
-                    // room that poll(2) reported.
+                    // The kernel is older than Linux 6.4, so write normally. Such a write blocks
+                    // only if another process takes the room that poll(2) has reported.
                     Err(rustix::io::Errno::OPNOTSUPP) => io::stderr().write(bytes),
                     written => written.map_err(Into::into),
                 }
             }
-            // The caller holds a lock, so no other thread takes the room that poll(2) reported.
+            // The room that poll(2) has reported is still there, because the caller holds a lock
+            // that keeps other threads from writing.
             Self::Plain => io::stderr().write(&bytes[..bytes.len().min(AT_ONCE)]),
         }
     }
 
-    /// Waits until there may be room. Returns whether there is.
+    /// Waits until the stream may have room, or until `patience` ends. Returns whether it may have
+    /// room.
     pub(super) fn has_room(&self, patience: PollTimeout) -> bool {
         let stderr = io::stderr();
         let descriptor: BorrowedFd<'_> = match self {
@@ -117,8 +120,8 @@ impl Stream {
             Self::Socket | Self::Pipe | Self::Plain => stderr.as_fd(),
         };
         let mut poll = [PollFd::new(descriptor, PollFlags::POLLOUT)];
-        // If a signal ends the wait, poll(2) does not know of any room. The write reports every
-        // other error.
+        // Assume room after an error of poll(2), because the next write reports the error. Only if
+        // a signal has ended the wait (`EINTR`), assume none.
         !matches!(nix::poll::poll(&mut poll, patience), Ok(0) | Err(Errno::EINTR))
     }
 }

@@ -1,9 +1,9 @@
-//! A listener that answers scrapes with the counters of all generations, in the OpenMetrics text
-//! format.
+//! A listener that answers scrapes, which are requests for the counters. An answer has the counters
+//! of all generations in the OpenMetrics text format.
 //!
 //! The generation that accepts a scrape asks the active generation over the control socket, as
-//! `handoffd status` does. So every answer has the sums of all generations, and a handoff leaves no
-//! gap. `scrapes` asks the active generation, and `text` writes the answer.
+//! `handoffd status` does. Every answer therefore has the sums of all generations, and a handoff
+//! leaves no gap. The module `scrapes` asks the active generation, and `text` writes the answer.
 
 mod scrapes;
 mod text;
@@ -26,25 +26,25 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use scrapes::Scrapes;
 use tokio::time::timeout;
 
-/// The content type of OpenMetrics, version 1.
+/// The content type of a response in the OpenMetrics format, version 1.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// How long a request may take to arrive.
+/// How long the request of a scrape may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The time limit for a whole scrape: the request and the answer.
+/// The time limit for a whole scrape, from the request to the end of the answer.
 const CONVERSATION_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The services of the daemon: the configured ones and its own metrics.
+/// The services of the daemon: those of the configuration, and its own metrics.
 #[derive(Debug)]
 pub(crate) struct WithMetrics {
     pub(crate) routes: Routes,
-    /// `None` without a metrics listener.
+    /// The service of the metrics listener. `None` if the daemon has no such listener.
     scrapes: Option<Scrapes>,
 }
 
 impl WithMetrics {
-    /// Serves `routes`. With `control`, also serves the counters, which it requests over that
-    /// control socket.
+    /// Creates a service for `routes`. With `control`, it also serves the counters, which it
+    /// requests over the control socket at that path.
     pub(crate) fn new(routes: Routes, control: Option<PathBuf>) -> Self {
         Self { routes, scrapes: control.map(Scrapes::of) }
     }
@@ -53,7 +53,7 @@ impl WithMetrics {
 impl Service for WithMetrics {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
         match &self.scrapes {
-            // Box this future, because otherwise it would enlarge the future of every connection.
+            // Box this future, because it would otherwise enlarge the future of every connection.
             Some(scrapes) if connection.listener() == METRICS_LISTENER => {
                 Box::pin(answer(scrapes, connection)).await
             }
@@ -78,7 +78,7 @@ impl Service for WithMetrics {
     }
 }
 
-/// Answers one request.
+/// Answers one request for the counters.
 async fn answer(scrapes: &Scrapes, connection: &mut Connection) -> io::Result<()> {
     let respond = service_fn(async |request: Request<_>| {
         Ok::<_, Infallible>(respond(scrapes, &request).await)
@@ -86,7 +86,7 @@ async fn answer(scrapes: &Scrapes, connection: &mut Connection) -> io::Result<()
     let mut server = http1::Builder::new();
     server.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
     let conversation = server.serve_connection(TokioIo::new(&mut connection.stream), respond);
-    // A collector that does not read occupies its connection no longer than this.
+    // The time limit frees the connection of a metrics collector that does not read its answer.
     timeout(CONVERSATION_TIMEOUT, conversation).await?.map_err(io::Error::other)
 }
 
@@ -114,7 +114,7 @@ async fn respond<B>(scrapes: &Scrapes, request: &Request<B>) -> Response<Text> {
     }
 }
 
-/// A body that many responses share.
+/// The body of a response. Several responses share the same text.
 struct Text(Bytes);
 
 impl Body for Text {

@@ -1,9 +1,9 @@
-//! Requests for the counters, made by one thread for all waiting scrapes.
+//! Requests for the counters. One thread makes them for all scrapes that wait for an answer.
 //!
 //! A request waits for the answers of other generations, which takes seconds if a generation is
-//! stuck. So it must not block the runtime that serves clients, and one thread per scrape would be
-//! too many. Only one request is open at a time. All scrapes that arrived before it share its
-//! answer.
+//! stuck. It must not block the runtime that serves clients, and one thread for each scrape would
+//! be too many. Only one request is open at a time. Its answer goes to all scrapes that arrived
+//! before it was sent.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SendError, Sender};
@@ -15,24 +15,24 @@ use tokio::sync::oneshot;
 
 use super::text;
 
-/// The counters as text, or why they are not available.
+/// The counters as text, or the reason why they are not available.
 pub(super) type Answer = Result<Bytes, String>;
 
-/// The waiting scrapes of this process.
+/// The scrapes of this process that wait for the counters.
 #[derive(Debug)]
 pub(super) struct Scrapes {
     control: PathBuf,
-    /// The channel to the thread, created by the first scrape.
+    /// The channel that passes scrapes to the thread. The first scrape creates it.
     thread: Mutex<Option<Sender<oneshot::Sender<Answer>>>>,
 }
 
 impl Scrapes {
-    /// Creates scrapes that are answered over this control socket.
+    /// Creates a value that requests the counters over the control socket at this path.
     pub(super) const fn of(control: PathBuf) -> Self {
         Self { control, thread: Mutex::new(None) }
     }
 
-    /// Waits for the counters.
+    /// Waits for the counters of all generations.
     pub(super) async fn counters(&self) -> Answer {
         let (scrape, answer) = oneshot::channel();
         self.send(scrape)?;
@@ -42,7 +42,7 @@ impl Scrapes {
     }
 
     fn send(&self, scrape: oneshot::Sender<Answer>) -> Result<(), String> {
-        // A panic cannot leave this value half changed, because it is always replaced as a whole.
+        // The value is valid even after a panic, because it is only replaced as a whole.
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = match &*thread {
             Some(thread) => thread.send(scrape),
@@ -55,13 +55,13 @@ impl Scrapes {
     }
 }
 
-/// Starts the thread with its first scrape.
+/// Starts the thread that requests the counters, and passes it the first scrape.
 fn start(
     control: &Path,
     first: oneshot::Sender<Answer>,
 ) -> Result<Sender<oneshot::Sender<Answer>>, String> {
     let (send, scrapes) = mpsc::channel();
-    // This cannot fail, because the receiver still exists.
+    // Sending cannot fail, because the receiver still exists.
     let _ = send.send(first);
     let control = Control::at(control);
     let thread = std::thread::Builder::new().name("metrics".to_owned());
@@ -78,7 +78,7 @@ fn answer_all(control: &Control, scrapes: &Receiver<oneshot::Sender<Answer>>) {
                 {why}");
         }
         for scrape in all {
-            // A collector that has hung up needs no answer.
+            // Sending fails if the metrics collector has disconnected and needs no answer.
             let _ = scrape.send(answer.clone());
         }
     }

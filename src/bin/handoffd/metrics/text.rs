@@ -1,6 +1,6 @@
-//! The counters of all generations as OpenMetrics text.
+//! The counters of all generations, written in the OpenMetrics text format.
 //!
-//! Users rely on the names of metrics, so a name must not change.
+//! The names of the metrics never change, because users rely on them.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-/// Encodes the status as OpenMetrics text.
+/// Encodes the counters in `status` in the OpenMetrics text format.
 pub(super) fn encode(status: Status) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("handoffd");
     registry.register_collector(Box::new(Line(status)));
@@ -24,9 +24,11 @@ pub(super) fn encode(status: Status) -> Result<String, fmt::Error> {
 #[derive(Debug)]
 struct Line(Status);
 
-/// A metric of a listener: its name, help text, type and value.
+/// A metric of a listener: its name, its help text, its type, and the function that returns its
+/// value.
 type OfListener = (&'static str, &'static str, MetricType, fn(&ListenerCounters) -> u64);
-/// A metric of an upstream: its name, help text, type and value.
+/// A metric of an upstream: its name, its help text, its type, and the function that returns its
+/// value.
 type OfUpstream = (&'static str, &'static str, MetricType, fn(&UpstreamCounters) -> u64);
 
 const OF_LISTENERS: [OfListener; 11] = [
@@ -171,8 +173,9 @@ impl Collector for Line {
     }
 }
 
-/// Returns the host name of an upstream, if it has one, and its address. For the counters of a name
-/// itself, which include its former addresses, the name takes the place of the address.
+/// Returns the host name of an upstream, if it has one, and its address. The counters of a host
+/// name itself include those of its former addresses. They have the host name in place of the
+/// address.
 fn host_and_address(upstream: &str) -> (Option<&str>, &str) {
     let is_name =
         |text: &str| !text.starts_with(['/', '@', '[']) && text.parse::<Address>().is_err();

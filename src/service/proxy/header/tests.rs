@@ -1,4 +1,4 @@
-//! Tests of the header parser, and of the headers that the proxy writes.
+//! Tests of the parser of PROXY headers, and of the headers that the proxy writes.
 
 use super::*;
 
@@ -12,8 +12,8 @@ fn route(source: &str, destination: &str) -> Route {
     Route { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
 }
 
-/// Parses a whole header. Checks that every shorter prefix is incomplete and that trailing bytes do
-/// not matter.
+/// Parses a complete PROXY header. Checks also that every shorter prefix is incomplete, and that
+/// bytes after the header do not matter.
 fn said(header: &[u8]) -> Option<Route> {
     let head = parse(header).unwrap().unwrap();
     for part in 0..head.length {
@@ -24,7 +24,7 @@ fn said(header: &[u8]) -> Option<Route> {
     head.route
 }
 
-/// The parser understands every header that the proxy writes.
+/// The parser understands every PROXY header that the proxy writes.
 #[test]
 fn written_headers_parse_back_from_any_parts() {
     for version in [HeaderVersion::V1, HeaderVersion::V2] {
@@ -39,7 +39,7 @@ fn written_headers_parse_back_from_any_parts() {
     }
 }
 
-/// Written headers have exactly the bytes that the specification requires.
+/// The proxy writes PROXY headers with exactly the bytes that the specification requires.
 #[test]
 fn written_headers_match_the_specification() {
     let four = route("[::ffff:192.0.2.1]:1234", "198.51.100.7:80");
@@ -72,7 +72,7 @@ fn written_headers_match_the_specification() {
     assert_eq!(own(HeaderVersion::V2), v2(0x20, 0, 0, &[]));
 }
 
-/// Headers without usable client addresses are skipped: UNKNOWN, LOCAL, and Unix sockets.
+/// The parser skips headers without usable client addresses: UNKNOWN, LOCAL, and Unix sockets.
 #[test]
 fn headers_without_client_addresses_are_skipped() {
     assert_eq!(said(b"PROXY UNKNOWN\r\n"), None);
@@ -83,7 +83,7 @@ fn headers_without_client_addresses_are_skipped() {
     assert_eq!(said(&v2(0x21, 0x31, 216, &[7; 216])), None);
 }
 
-/// Additions after the addresses belong to the header.
+/// Additions (TLVs) after the addresses belong to the header.
 #[test]
 fn additions_after_the_addresses_belong_to_the_header() {
     let block =
@@ -93,7 +93,7 @@ fn additions_after_the_addresses_belong_to_the_header() {
     assert_eq!(said(&v2(0x21, 0x11, length, &block)), Some(route("10.0.0.1:1", "10.0.0.2:2")));
 }
 
-/// Additions may fill the whole length field.
+/// A header may have as many bytes of additions (TLVs) as its length field allows.
 #[test]
 fn additions_may_fill_the_whole_length() {
     let block = [10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2];
@@ -106,7 +106,7 @@ fn additions_may_fill_the_whole_length() {
     }
 }
 
-/// Nginx states the family of the client only.
+/// A header from Nginx is valid although it names only the client's address family.
 #[test]
 fn the_two_addresses_of_a_line_may_be_of_two_families() {
     for (line, source, destination) in [
@@ -123,7 +123,7 @@ fn the_two_addresses_of_a_line_may_be_of_two_families() {
     }
 }
 
-/// Malformed headers are errors rather than incomplete headers.
+/// A malformed header is an error. It does not count as an incomplete header.
 #[test]
 fn a_malformed_header_is_refused_at_once() {
     let long = [b"PROXY UNKNOWN ".as_slice(), &[b'x'; LONGEST_V1]].concat();

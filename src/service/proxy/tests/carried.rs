@@ -1,5 +1,5 @@
-//! Tests of carrying: time used in one process also counts in the next, and connections that cannot
-//! be carried delay no drain.
+//! Tests of carried connections, which move from one process to another. Time that a connection
+//! uses in one process counts in the next one. Connections that cannot be carried delay no drain.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -11,7 +11,7 @@ use super::*;
 use crate::carry::{CarryScheduler, CarrySlot};
 use crate::drain::DrainGuard;
 
-/// Asks a single connection to move.
+/// The part of the server that asks one connection to move to the successor.
 struct Asker {
     turns: Arc<CarryScheduler>,
     asking: CarrySlot,
@@ -19,8 +19,8 @@ struct Asker {
 }
 
 impl Asker {
-    /// Creates an asker together with a connection and its client. The client's receive buffer is
-    /// small.
+    /// Creates an asker, its connection, and the client of the connection. The client has a small
+    /// receive buffer.
     async fn new() -> (Self, Connection, TcpStream) {
         let listener = listen().await;
         let client = TcpSocket::new_v4().unwrap();
@@ -53,7 +53,7 @@ async fn poll<F: Future>(future: &mut Pin<&mut F>) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
-/// A client that used up its time in the previous process times out here at once.
+/// A client that used up its waiting time in the previous process times out here at once.
 #[tokio::test]
 async fn a_carried_client_does_not_get_extra_time() {
     let hour = Duration::from_secs(3600);
@@ -83,7 +83,8 @@ async fn a_carried_client_does_not_get_extra_time() {
     }
 }
 
-/// A conversation whose upstream broke opts out of the carry, so the drain does not wait for it.
+/// A conversation whose upstream has failed is excluded from the handoff, so a drain does not wait
+/// for it to move.
 #[tokio::test]
 async fn a_carry_does_not_wait_for_a_broken_conversation() {
     let upstream = listen().await;
@@ -95,7 +96,7 @@ async fn a_carry_does_not_wait_for_a_broken_conversation() {
         _ = &mut serving => panic!("the connection ended early"),
         server = accept(&upstream) => server,
     };
-    // This is more than the kernel buffers for a client that does not read.
+    // The kernel cannot buffer so many bytes for a client that does not read.
     let all = vec![7; 32_000_000];
     tokio::select! {
         _ = &mut serving => panic!("the connection ended early"),
@@ -104,7 +105,7 @@ async fn a_carry_does_not_wait_for_a_broken_conversation() {
     let server = Socket::from(server.into_std().unwrap());
     server.set_linger(Some(Duration::ZERO)).unwrap();
     drop(server);
-    // The request is taken back before the proxy runs again, so the proxy never sees it.
+    // The request to move is taken back before the proxy runs again, so the proxy never sees it.
     let mut is_refused = || {
         asker.ask();
         let is_refused = asker.asking.word().is_refused();
@@ -113,8 +114,8 @@ async fn a_carry_does_not_wait_for_a_broken_conversation() {
     };
     let began = Instant::now();
     while !is_refused() {
-        // Make room for the bytes that the proxy holds. Only then does it notice that the upstream
-        // is gone.
+        // Make room for the bytes that the proxy holds. Only then does the proxy notice that the
+        // upstream has disconnected.
         let _ = client.try_read(&mut [0; 4096]);
         assert!(
             poll(&mut serving).await.is_pending() && began.elapsed() < DEADLINE,
@@ -126,7 +127,8 @@ async fn a_carry_does_not_wait_for_a_broken_conversation() {
     assert!(timeout(DEADLINE, serving).await.expect("the conversation does not end").is_err());
 }
 
-/// A client carried while one upstream hangs tries the next upstream in the new process.
+/// A client moves to a new process while one upstream hangs. The new process tries the next
+/// upstream for it.
 #[tokio::test]
 async fn a_client_carried_during_an_attempt_tries_the_next_upstream() {
     let (hole, _queue) = black_hole();
@@ -153,8 +155,8 @@ async fn a_client_carried_during_an_attempt_tries_the_next_upstream() {
     }
 }
 
-/// A carried upstream that has half-closed still receives the client's end, even while the old
-/// process holds a copy of the socket.
+/// A carried upstream that has half-closed is told when the client ends, even while the old process
+/// still has a copy of its socket.
 #[tokio::test]
 async fn a_half_closed_upstream_receives_the_end_after_a_carry() {
     let upstream = listen().await;
@@ -193,7 +195,8 @@ async fn a_half_closed_upstream_receives_the_end_after_a_carry() {
     );
 }
 
-/// A client is not carried in the middle of its PROXY header, but directly after it.
+/// A client is not carried while its PROXY header is incomplete, but as soon as the header is
+/// complete.
 #[tokio::test]
 async fn a_client_is_carried_only_after_its_whole_header() {
     let upstream = listen().await;
@@ -202,14 +205,14 @@ async fn a_client_is_carried_only_after_its_whole_header() {
     config.accept_header_from = vec!["127.0.0.0/8".parse().unwrap()];
     config.header_timeout = DEADLINE;
     let (mut asker, mut connection, mut client) = Asker::new().await;
-    // A LOCAL header with 4,000 bytes of additions.
+    // This is a LOCAL header with 4,000 bytes of additions (TLVs).
     let header = [b"\r\n\r\n\0\r\nQUIT\n\x20\0\x0f\xa0", &[0xee; 4_000][..]].concat();
     let proxy = Proxy::new(config.clone());
     {
         let mut serving = pin!(proxy.serve(&mut connection));
         assert!(poll(&mut serving).await.is_pending());
         client.write_all(&header[..1_000]).await.unwrap();
-        // The proxy reads what has arrived and waits for the rest.
+        // The proxy reads the part of the header that has arrived, and waits for the rest.
         let rest = timeout(SOON, serving.as_mut()).await;
         assert!(rest.is_err());
         asker.ask();
@@ -223,7 +226,7 @@ async fn a_client_is_carried_only_after_its_whole_header() {
     connection.stay();
     let another = Proxy::new(config);
     let served = async {
-        // The first proxy may have begun to connect. Skip that connection; it is closed.
+        // Skip a connection that the first proxy may have begun to make. It is already closed.
         loop {
             let (mut server, mut request) = (accept(&upstream).await, Vec::new());
             if server.read_buf(&mut request).await.unwrap() > 0 {

@@ -1,12 +1,12 @@
-//! Tests of active health checks.
+//! Tests of the health checks, in which a proxy connects to its upstreams at regular intervals.
 
 use std::pin::pin;
 
 use super::*;
 use crate::config::{Balance, Check, HeaderVersion};
 
-/// A health check ejects an upstream that is down before a client meets it, and brings it back
-/// later.
+/// A health check ejects an upstream that is down before a client connects to it. A later check
+/// brings the upstream back.
 #[tokio::test]
 async fn a_health_check_ejects_and_restores_an_upstream() {
     let (away, other) = (nobody().await, listen().await);
@@ -26,10 +26,10 @@ async fn a_health_check_ejects_and_restores_an_upstream() {
     }
     let back = listen_again(away);
     let met = async {
-        // The header of the check says that the proxy speaks for itself.
+        // The PROXY header of a health check states no client address: the proxy speaks for itself.
         let mut check = accept(&back).await;
         assert_eq!(read_to_end(&mut check).await.unwrap(), header::own(HeaderVersion::V2));
-        // The upstream gets clients again.
+        // The upstream is no longer ejected, so it receives clients again.
         loop {
             let _client = front.connect().await;
             tokio::select! {
@@ -55,7 +55,7 @@ async fn a_health_check_ejects_and_restores_an_upstream() {
     );
 }
 
-/// A health check without an answer fails at its timeout.
+/// A health check fails at its timeout if the upstream does not answer.
 #[tokio::test]
 async fn a_health_check_that_hangs_fails() {
     let (hole, _queue) = black_hole();

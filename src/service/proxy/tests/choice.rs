@@ -1,11 +1,12 @@
-//! Tests of which upstream a client gets, and how long a client is held while none accepts.
+//! Tests of which upstream a client is connected to, and of how long a client waits while no
+//! upstream accepts.
 
 use socket2::SockRef;
 
 use super::*;
 use crate::config::{Balance, Ejection};
 
-/// Round robin alternates between two upstreams.
+/// With two upstreams, round robin connects clients to each of them in turn.
 #[tokio::test]
 async fn round_robin_alternates_between_upstreams() {
     let (one, other) = (listen().await, listen().await);
@@ -18,7 +19,7 @@ async fn round_robin_alternates_between_upstreams() {
     }
 }
 
-/// With least connections, the less busy upstream gets each new client.
+/// With the balance least-connections, each new client is connected to the less busy upstream.
 #[tokio::test]
 async fn the_least_busy_upstream_gets_the_next_client() {
     let (one, other) = (listen().await, listen().await);
@@ -35,8 +36,8 @@ async fn the_least_busy_upstream_gets_the_next_client() {
     assert_eq!((front.counters(&one).connected, front.counters(&other).connected), (1, 3));
 }
 
-/// A standby serves while the first upstream is down. After its ejection time the first one serves
-/// again.
+/// A standby upstream serves clients while the first upstream is down. The first upstream serves
+/// again after its ejection time.
 #[tokio::test]
 async fn a_standby_serves_while_the_first_upstream_is_down() {
     let (first, stand_by) = (nobody().await, listen().await);
@@ -57,7 +58,7 @@ async fn a_standby_serves_while_the_first_upstream_is_down() {
         (2, 1, 0),
         "it was to be passed over after two"
     );
-    // After its ejection it is the first choice again.
+    // After its ejection time the first upstream is tried first again.
     let back = timeout(DEADLINE, async {
         loop {
             let client = front.connect().await;
@@ -71,7 +72,8 @@ async fn a_standby_serves_while_the_first_upstream_is_down() {
     assert_linked(&mut client, &mut upstream).await;
 }
 
-/// If an upstream does not answer within the connect timeout, the client gets the next one.
+/// A client is connected to the next upstream if the first does not answer within the connect
+/// timeout.
 #[tokio::test]
 async fn an_upstream_that_times_out_is_replaced_by_the_next() {
     let ((hole, _queue), other) = (black_hole(), listen().await);
@@ -98,7 +100,7 @@ async fn a_client_is_held_until_an_upstream_accepts() {
         client.write_all(b"request").await.unwrap();
         clients.push(client);
     }
-    // This client has half-closed and waits for its reply.
+    // This client has half-closed its connection and still waits for its reply.
     clients[0].shutdown().await.unwrap();
     becomes(|| front.proxy.upstreams().values().any(|by| by.values().any(|one| one.failed >= 60)))
         .await;
@@ -113,7 +115,7 @@ async fn a_client_is_held_until_an_upstream_accepts() {
     }
 }
 
-/// A client is reset when its patience ends before an upstream accepts.
+/// A client is reset if no upstream accepts within its waiting time (`connect_patience`).
 #[tokio::test]
 async fn a_client_without_an_upstream_in_time_is_reset() {
     let (patience, address) = (SOON, nobody().await);
@@ -125,13 +127,13 @@ async fn a_client_without_an_upstream_in_time_is_reset() {
         let since = Instant::now();
         let mut client = front.connect().await;
         assert_reset(&mut client).await;
-        // A pause that exceeds the remaining patience is not begun.
+        // The proxy gives up early if its next wait would exceed the client's remaining time.
         assert!(since.elapsed() >= connect_patience / 2, "{:?}", since.elapsed());
         assert!(since.elapsed() < DEADLINE / 2);
     }
 }
 
-/// The attempts for a client stop soon after the client has disconnected.
+/// The proxy soon stops its connection attempts after the client has disconnected.
 #[tokio::test]
 async fn attempts_stop_when_the_client_is_gone() {
     let (hole, _queue) = black_hole();

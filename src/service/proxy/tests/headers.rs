@@ -1,4 +1,4 @@
-//! Tests of PROXY headers: which clients may send one, and what the upstream receives.
+//! Tests of PROXY headers: which clients may send one, and which bytes the upstream receives.
 
 use super::*;
 use crate::config::HeaderVersion;
@@ -16,8 +16,8 @@ async fn the_upstream_is_told_who_the_client_is() {
     }
 }
 
-/// A trusted sender's header determines the client, and all bytes after the header reach the
-/// upstream.
+/// The PROXY header of a trusted sender determines the client's address. All bytes after the header
+/// reach the upstream.
 #[tokio::test]
 async fn a_trusted_header_determines_the_client() {
     let route = Route {
@@ -33,13 +33,13 @@ async fn a_trusted_header_determines_the_client() {
         .await;
         let header = header::announce(version, Some(route));
         let told = header::announce(HeaderVersion::V1, Some(route));
-        // Send everything in one packet. The bytes after the header look like another header.
+        // Send the header and the data in one packet. The data looks like another PROXY header.
         let mut client = front.connect().await;
         client.write_all(&[&header[..], b"PROXY rest"].concat()).await.unwrap();
         let mut server = accept(&upstream).await;
         assert_eq!(read(&mut server, told.len() + 10).await, [&told[..], b"PROXY rest"].concat());
         assert_linked(&mut client, &mut server).await;
-        // Send the same byte by byte.
+        // Send the same header on a new connection, byte by byte, followed by other data.
         let mut client = front.connect().await;
         client.set_nodelay(true).unwrap();
         for byte in header.iter().chain(b"rest") {
@@ -52,7 +52,7 @@ async fn a_trusted_header_determines_the_client() {
     }
 }
 
-/// If a trusted proxy speaks for itself, the upstream is told the proxy's own address.
+/// If a trusted sender speaks for itself, the upstream receives the sender's own address.
 #[tokio::test]
 async fn a_proxy_that_speaks_for_itself_is_the_client() {
     let upstream = listen().await;
@@ -69,7 +69,8 @@ async fn a_proxy_that_speaks_for_itself_is_the_client() {
     assert_eq!(read(&mut server, expected.len()).await, expected);
 }
 
-/// A trusted sender without a valid header is disconnected, and no upstream is contacted.
+/// A trusted sender without a valid PROXY header is disconnected, and the proxy connects to no
+/// upstream.
 #[tokio::test]
 async fn a_trusted_sender_without_a_header_is_disconnected() {
     let upstream = listen().await;
@@ -85,13 +86,13 @@ async fn a_trusted_sender_without_a_header_is_disconnected() {
     half.write_all(b"PROXY TCP4 192.0.2.1 ").await.unwrap();
     half.shutdown().await.unwrap();
     for client in [&mut silent, &mut other, &mut half] {
-        // The connection is closed or reset, without a single byte.
+        // The proxy closes or resets the connection without sending a single byte.
         assert_eq!(read_to_end(client).await.unwrap_or_default(), b"");
     }
     assert!(timeout(Duration::from_millis(50), upstream.accept()).await.is_err());
 }
 
-/// A header from an untrusted sender is relayed like any other bytes.
+/// A PROXY header from an untrusted sender is forwarded to the upstream like any other bytes.
 #[tokio::test]
 async fn a_header_from_an_untrusted_sender_is_relayed() {
     let upstream = listen().await;
@@ -104,8 +105,8 @@ async fn a_header_from_an_untrusted_sender_is_relayed() {
     assert_eq!(read(&mut server, 40).await, b"PROXY TCP4 192.0.2.1 192.0.2.1 1 1\r\nrest");
 }
 
-/// Returns a header with the addresses 192.0.2.1:1234 and 198.51.100.7:80, and `length` bytes of
-/// additions.
+/// Returns a PROXY header with the addresses 192.0.2.1:1234 and 198.51.100.7:80, and with `length`
+/// bytes of additions (TLVs).
 fn with_additions(length: u16) -> Vec<u8> {
     let fixed = b"\r\n\r\n\0\r\nQUIT\n\x21\x11";
     let addresses = [192, 0, 2, 1, 198, 51, 100, 7, 4, 210, 0, 80];
@@ -113,7 +114,7 @@ fn with_additions(length: u16) -> Vec<u8> {
     [&fixed[..], &after_fixed, &addresses, &vec![0xee; usize::from(length)]].concat()
 }
 
-/// The longest possible header is removed exactly, with no byte too many or too few.
+/// The proxy removes exactly the bytes of the header, even if the header has the maximum length.
 #[tokio::test]
 async fn the_longest_header_is_removed_exactly() {
     let upstream = listen().await;
@@ -139,7 +140,8 @@ async fn the_longest_header_is_removed_exactly() {
     }
 }
 
-/// Wrong and missing headers are counted. A client that disconnects without a byte is not.
+/// Clients with a wrong or a missing PROXY header are counted. A client that disconnects without
+/// sending a byte is not counted.
 #[tokio::test]
 async fn invalid_headers_are_counted() {
     let upstream = listen().await;

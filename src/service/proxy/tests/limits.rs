@@ -1,9 +1,9 @@
-//! Tests of the limits of a connection (memory, idle time, lifetime), its counters, and the drain
-//! deadline.
+//! Tests of the limits of a connection: memory, idle time, lifetime and the drain deadline. They
+//! also test its counters.
 
 use super::*;
 
-/// The future of an idle proxied connection takes at most 320 bytes.
+/// The future of an idle proxied connection occupies at most 320 bytes.
 #[tokio::test]
 async fn an_idle_connection_needs_little_memory() {
     let upstream = listen().await;
@@ -16,7 +16,7 @@ async fn an_idle_connection_needs_little_memory() {
     assert!(size <= 320, "{size} bytes");
 }
 
-/// The idle timeout closes both sides in order, and traffic restarts it.
+/// The idle timeout closes both sides without a reset. Traffic restarts the timeout.
 #[tokio::test]
 async fn an_idle_connection_is_closed() {
     let upstream = listen().await;
@@ -51,7 +51,7 @@ async fn a_connection_past_its_lifetime_is_reset() {
     assert!(since.elapsed() >= SOON - Duration::from_millis(20));
 }
 
-/// The counters include open connections.
+/// The counters include the bytes of open connections.
 #[tokio::test]
 async fn counters_include_open_connections() {
     let upstream = listen().await;
@@ -72,7 +72,7 @@ async fn counters_include_open_connections() {
     becomes(|| front.counters(&upstream) == UpstreamCounters { active: 0, ..expected }).await;
 }
 
-/// A connection cut at the drain deadline is reset on both sides.
+/// A connection that is cut at the drain deadline is reset on both sides.
 #[tokio::test]
 async fn a_cut_connection_is_reset_on_both_sides() {
     let upstream = listen().await;

@@ -1,8 +1,8 @@
-//! Tests of the proxy's settings, on real sockets. The tests of the daemon with default settings
-//! are in `tests/`.
+//! Tests of the proxy's settings with real sockets. The tests of the whole daemon with default
+//! settings are in `tests/`.
 //!
-//! This file holds the common setup: a running proxy, its clients and its upstreams. There is one
-//! file of tests for each subject.
+//! This file contains the common setup: a running proxy, its clients and its upstreams. Each
+//! subject has a file of tests.
 
 mod carried;
 mod checks;
@@ -28,11 +28,11 @@ use crate::drain::{Drain, DrainWatch, OnDrain};
 use crate::net::Stream;
 use crate::service::Admission;
 
-/// How long an event may take before the test fails.
+/// How long a test waits for an event before it fails.
 const DEADLINE: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_millis(300);
 
-/// Creates a connection for a proxy to serve.
+/// Creates the connection of a client, for a proxy to serve.
 fn connection(stream: Stream, peer: Peer, drain: DrainWatch) -> Connection {
     Connection::new(admission(stream, peer, drain))
 }
@@ -42,14 +42,14 @@ fn admission(stream: Stream, peer: Peer, drain: DrainWatch) -> Admission {
     Admission { stream, peer, listener, drain, word: None, parcel: None, first_request_grace }
 }
 
-/// Returns the default settings for these upstreams.
+/// Returns a configuration with these upstreams and with defaults for all other settings.
 fn config(addresses: Vec<Address>) -> ProxyConfig {
     ProxyConfig::to(
         crate::config::Upstreams::new(addresses.into_iter().map(Into::into).collect()).unwrap(),
     )
 }
 
-/// A running proxy with its own port, until this is dropped.
+/// A running proxy with its own port. Dropping this value stops the proxy.
 struct Front {
     proxy: Arc<Proxy>,
     address: SocketAddr,
@@ -57,7 +57,7 @@ struct Front {
 }
 
 impl Front {
-    /// Starts a proxy in front of `upstreams`, with settings changed by `set`.
+    /// Starts a proxy with these upstreams. `set` changes its default settings first.
     async fn new(upstreams: &[&TcpListener], set: impl FnOnce(&mut ProxyConfig)) -> Self {
         let addresses =
             upstreams.iter().map(|upstream| Address::Tcp(upstream.local_addr().unwrap()));
@@ -70,7 +70,7 @@ impl Front {
         Self::of(Arc::new(Proxy::new(config))).await
     }
 
-    /// Starts to accept clients for `proxy`.
+    /// Starts to accept clients and to serve them with `proxy`.
     async fn of(proxy: Arc<Proxy>) -> Self {
         let listener = listen().await;
         let address = listener.local_addr().unwrap();
@@ -100,7 +100,7 @@ impl Front {
         TcpStream::connect(self.address).await.unwrap()
     }
 
-    /// Connects a client, and returns it with its connection at the upstream.
+    /// Connects a client. Returns the client, and the connection that the upstream accepts for it.
     async fn pair(&self, upstream: &TcpListener) -> (TcpStream, TcpStream) {
         let client = self.connect().await;
         (client, accept(upstream).await)
@@ -125,7 +125,7 @@ async fn accept(upstream: &TcpListener) -> TcpStream {
     timeout(DEADLINE, upstream.accept()).await.expect("no connection arrived in time").unwrap().0
 }
 
-/// Returns an address that refuses connections now and is free for a later listener.
+/// Returns an address on which nothing listens now and a later listener can listen.
 async fn nobody() -> SocketAddr {
     listen().await.local_addr().unwrap()
 }
@@ -139,7 +139,7 @@ fn listen_again(address: SocketAddr) -> TcpListener {
     TcpListener::from_std(socket.into()).unwrap()
 }
 
-/// Returns a listener with a full backlog that accepts no connection. Connections to it hang.
+/// Returns a listener whose backlog is full and that accepts no connection. Connections to it hang.
 fn black_hole() -> (std::net::TcpListener, Vec<Socket>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     nix::sys::socket::listen(&listener, Backlog::new(0).unwrap()).unwrap();
@@ -170,12 +170,12 @@ async fn read_to_end(stream: &mut TcpStream) -> Result<Vec<u8>, Error> {
         .map(|_| bytes)
 }
 
-/// Asserts that the connection is reset before any byte arrives.
+/// Asserts that the connection is reset before a byte arrives on it.
 async fn assert_reset(stream: &mut TcpStream) {
     assert_eq!(read_to_end(stream).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
-/// Sends a request to the upstream and a reply back.
+/// Asserts that the client and the upstream are connected, by sending a request and a reply.
 async fn assert_linked(client: &mut TcpStream, upstream: &mut TcpStream) {
     client.write_all(b"request").await.unwrap();
     assert_eq!(read(upstream, 7).await, b"request");

@@ -1,4 +1,4 @@
-//! Tests of upstreams given by host name, with a resolver that the test controls.
+//! Tests of upstreams that are given by host name. The tests control the resolver.
 
 use std::sync::Mutex;
 
@@ -10,7 +10,7 @@ use crate::service::proxy::resolver::Resolver;
 
 const NAME: &str = "backend.test:9";
 
-/// The answer that the resolver gives from now on.
+/// The answer that the resolver gives to all later lookups.
 #[derive(Clone, Default)]
 struct Answers(Arc<Mutex<Option<Vec<SocketAddr>>>>);
 
@@ -23,7 +23,7 @@ impl Answers {
         *self.0.lock().unwrap() = None;
     }
 
-    /// Creates a proxy for [`NAME`] that resolves it every 5 ms.
+    /// Creates a proxy whose upstream is [`NAME`]. It resolves the name every 5 ms.
     fn proxy(&self, set: impl FnOnce(&mut ProxyConfig)) -> Arc<Proxy> {
         let mut config =
             ProxyConfig::to(crate::config::Upstreams::new(vec![NAME.parse().unwrap()]).unwrap());
@@ -45,14 +45,14 @@ fn counters(front: &Front, upstream: &str) -> Option<UpstreamCounters> {
     front.proxy.upstreams().get("web")?.get(upstream).copied()
 }
 
-/// Watches the names in a task that ends with the test.
+/// Keeps the addresses of the names up to date, in a task that ends with the test.
 fn watch(proxy: &Arc<Proxy>) -> JoinSet<()> {
     let (mut tasks, proxy) = (JoinSet::new(), Arc::clone(proxy));
     tasks.spawn(async move { match proxy.watch().await {} });
     tasks
 }
 
-/// After a DNS change, new clients go to the new address and existing connections stay.
+/// After a DNS change, new clients are connected to the new address. Existing connections stay.
 #[tokio::test]
 async fn new_clients_go_where_the_name_leads_and_old_ones_stay() {
     let (old, new, answers) = (listen().await, listen().await, Answers::default());
@@ -70,14 +70,14 @@ async fn new_clients_go_where_the_name_leads_and_old_ones_stay() {
     assert_linked(&mut first, &mut server).await;
     assert_eq!(counters(&front, &old_name).unwrap().active, 1);
     drop((first, server));
-    // From then on it is counted under the host name only.
+    // Once its connections have ended, the removed address is counted only under its host name.
     becomes(|| counters(&front, &old_name).is_none()).await;
     let sums = counters(&front, NAME).unwrap();
     assert_eq!((sums.connected, sums.active, sums.sent, sums.received), (1, 0, 7, 5));
     assert_eq!(counters(&front, &new_name).unwrap().connected, 1);
 }
 
-/// A name that stops resolving keeps its last addresses.
+/// A host name that stops resolving keeps the addresses of its last successful lookup.
 #[tokio::test]
 async fn a_name_that_does_not_resolve_any_more_keeps_its_addresses() {
     let (upstream, answers) = (listen().await, Answers::default());
@@ -98,7 +98,7 @@ async fn a_name_that_does_not_resolve_any_more_keeps_its_addresses() {
     assert_eq!(counters(&front, NAME).unwrap().resolve_failures, 5);
 }
 
-/// An address that appears in both answers keeps its position and its ejection.
+/// An address that is in the old and the new answer keeps its position and its ejection.
 #[tokio::test]
 async fn an_address_that_stays_keeps_its_place_and_its_failures() {
     let (away, stays, comes, answers) =
@@ -122,7 +122,7 @@ async fn an_address_that_stays_keeps_its_place_and_its_failures() {
     drop(front.pair(&stays).await);
     let failed = counters(&front, &labels[0]).unwrap();
     assert_eq!((failed.failed, failed.ejected), (1, 1), "the upstream was tried again");
-    // After the address is removed, its failures stay in the sums.
+    // After an address is removed, its failures still count under its host name.
     answers.are(&[address(&stays)]);
     assert!(proxy.resolve().await);
     assert_eq!(counters(&front, &labels[0]), None);
@@ -130,7 +130,7 @@ async fn an_address_that_stays_keeps_its_place_and_its_failures() {
     assert_eq!((sums.failed, sums.ejected), (1, 1));
 }
 
-/// An address that is configured and also belongs to a name is used once.
+/// An address that is configured and also belongs to a host name is used only once.
 #[tokio::test]
 async fn an_address_that_is_configured_is_there_once() {
     let (upstream, answers) = (listen().await, Answers::default());
@@ -157,7 +157,7 @@ async fn a_client_is_held_until_a_name_resolves() {
     assert_linked(&mut client, &mut accept(&upstream).await).await;
 }
 
-/// Health checks start for new addresses and stop for removed ones.
+/// Health checks start for new addresses of a host name, and stop for removed addresses.
 #[tokio::test]
 async fn checks_follow_the_addresses_of_a_name() {
     let (old, new, answers) = (listen().await, listen().await, Answers::default());
@@ -170,7 +170,7 @@ async fn checks_follow_the_addresses_of_a_name() {
     drop(accept(&old).await);
     answers.are(&[address(&new)]);
     drop(accept(&new).await);
-    // The checks of the old address stop: eventually no more connections arrive.
+    // The checks of the old address stop: after some time no more connections arrive there.
     timeout(DEADLINE, async { while timeout(SOON, old.accept()).await.is_ok() {} }).await.unwrap();
     drop(accept(&new).await);
 }

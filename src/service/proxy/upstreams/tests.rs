@@ -1,4 +1,4 @@
-//! Tests of load balancing and ejection.
+//! Tests of load balancing between upstreams, and of their ejection.
 
 use super::super::upstream::UpstreamLoad;
 use super::*;
@@ -10,7 +10,7 @@ fn upstreams(count: usize, balance: Balance, ejection: Ejection) -> Upstreams {
     Upstreams::new(&ProxyConfig { balance, ejection, ..ProxyConfig::to(addresses) })
 }
 
-/// Returns the indexes of the upstreams that one client is offered, in order.
+/// Returns the indexes of the upstreams in the order in which one client would try them.
 fn offered(upstreams: &Upstreams) -> Vec<usize> {
     let mut round = upstreams.round();
     while let Some(upstream) = upstreams.choose(&round) {
@@ -33,7 +33,7 @@ fn fail(upstreams: &Upstreams, index: usize, times: usize) {
 
 const LONG: Ejection = Ejection { failures: 2, time: Duration::from_secs(3600) };
 
-/// Round robin starts at the next upstream for each client, and offers every upstream once.
+/// Round robin starts at the next upstream for each client, and tries every upstream once.
 #[test]
 fn round_robin_offers_each_upstream_once() {
     let upstreams = upstreams(3, Balance::RoundRobin, LONG);
@@ -42,7 +42,8 @@ fn round_robin_offers_each_upstream_once() {
     assert_eq!(offered(&upstreams), [2, 0, 1]);
 }
 
-/// The upstream with the fewest connections is offered first. Equal upstreams take turns.
+/// The upstream with the fewest connections is tried first. Upstreams with equally many connections
+/// take turns.
 #[test]
 fn the_upstream_with_the_fewest_connections_is_first() {
     let upstreams = upstreams(3, Balance::LeastConnections, LONG);
@@ -55,8 +56,8 @@ fn the_upstream_with_the_fewest_connections_is_first() {
     assert_ne!(first[1], first[2]);
 }
 
-/// With balance in order, later upstreams are standbys: they are first only while the earlier ones
-/// are ejected.
+/// With the balance in-order, later upstreams are standbys. They are tried first only while the
+/// earlier upstreams are ejected.
 #[test]
 fn standbys_are_first_only_while_others_are_ejected() {
     let upstreams = upstreams(3, Balance::InOrder, LONG);
@@ -68,8 +69,8 @@ fn standbys_are_first_only_while_others_are_ejected() {
     assert_eq!(offered(&upstreams), [0, 1, 2]);
 }
 
-/// An upstream is ejected after the configured number of consecutive failures, and returns after
-/// the ejection time.
+/// An upstream is ejected after the configured number of failures in a row. It returns after the
+/// ejection time.
 #[test]
 fn consecutive_failures_eject_an_upstream_for_a_while() {
     let ejection = Ejection { failures: 2, time: Duration::from_millis(20) };
@@ -87,7 +88,7 @@ fn consecutive_failures_eject_an_upstream_for_a_while() {
         std::thread::yield_now();
     }
     assert!(since.elapsed() >= Duration::from_millis(19), "{:?}", since.elapsed());
-    // Time alone does not make an upstream healthy: one more failure ejects it again.
+    // One more failure ejects the upstream again, because time alone does not make it healthy.
     fail(&upstreams, 0, 1);
     assert_eq!((offered(&upstreams), at(&upstreams, 0).ejected()), (vec![1], 2));
 }
@@ -107,7 +108,7 @@ fn ejected_upstreams_are_tried_in_order_of_their_return() {
     assert_eq!(offered(&upstreams), [2, 0, 1]);
 }
 
-/// With 0 as the number of failures, no upstream is ever ejected.
+/// An upstream is never ejected if the configured number of failures is 0.
 #[test]
 fn with_zero_failures_no_upstream_is_ejected() {
     let upstreams = upstreams(2, Balance::InOrder, Ejection { failures: 0, ..LONG });
@@ -115,7 +116,8 @@ fn with_zero_failures_no_upstream_is_ejected() {
     assert_eq!(offered(&upstreams), [0, 1]);
 }
 
-/// A failed health check ejects an upstream until a check passes, even if a client succeeds.
+/// A failed health check ejects an upstream until a check succeeds, even if a client is served in
+/// between.
 #[test]
 fn a_failed_check_ejects_until_a_check_passes() {
     let upstreams = upstreams(2, Balance::InOrder, LONG);
@@ -128,7 +130,7 @@ fn a_failed_check_ejects_until_a_check_passes() {
     assert_eq!(offered(&upstreams), [0, 1]);
 }
 
-/// The log has one record when an upstream becomes unavailable and one when it is back.
+/// The log has one record when an upstream becomes unavailable, and one when it is available again.
 #[test]
 fn an_outage_and_its_end_are_logged_once_each() {
     let mut file = tempfile::tempfile().unwrap();

@@ -1,9 +1,10 @@
-//! Tests of the rules, on units that differ from the shipped one in a few settings.
+//! Tests of the rules, with units that differ from our own unit file in a few settings.
 
 use super::*;
 use crate::doctor::unit::Manager;
 
-/// The properties that systemd shows for the shipped unit, as far as a rule reads them.
+/// The properties that systemd shows for our own unit file. Only those that a rule reads are
+/// listed.
 const SHIPPED: [(&str, &str); 20] = [
     ("Type", "notify"),
     ("NotifyAccess", "main"),
@@ -33,7 +34,7 @@ const SHIPPED: [(&str, &str); 20] = [
     ),
 ];
 
-/// Returns the findings for the shipped unit with other values for some properties.
+/// Returns what the rules find in our own unit file after the properties in `changed` are replaced.
 fn found(systemd: u32, changed: &[(&str, &str)]) -> Vec<(Severity, String)> {
     let properties =
         SHIPPED.iter().chain(changed).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
@@ -128,8 +129,8 @@ fn init_mode_under_a_notified_service_manager_is_found() {
     assert_eq!(found(257, &[other]), []);
 }
 
-/// Observed: the user of a program with file capabilities gets "Permission denied" for
-/// `/proc/PID/exe`.
+/// A reload through `/proc` breaks if the program has file capabilities. As observed, the user of
+/// the program gets "Permission denied" for `/proc/PID/exe`.
 #[test]
 fn file_capabilities_with_a_reload_by_proc_are_found() {
     let (setcap, user) = (("setcap", "yes"), ("User", "web"));
@@ -192,7 +193,7 @@ fn the_variant_is_good_from_259_on() {
     assert_eq!(found(262, &variant), [(Risks, setting())]);
 }
 
-/// Infinite timeouts are no fault, and neither are settings that an older systemd does not report.
+/// Infinite timeouts are not a problem. Neither are settings that an older systemd does not report.
 #[test]
 fn infinite_timeouts_and_unknown_settings_are_accepted() {
     let infinite =
