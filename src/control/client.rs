@@ -34,7 +34,7 @@ const LOOK: Duration = Duration::from_millis(1);
 /// The maximum length of an answer in bytes. It is ten times the status of 10,000 listeners and
 /// upstreams.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
-/// The file name of the control socket in its directory.
+/// The file name of the control socket. Its directory is the runtime directory of the daemon.
 const FILE: &str = "control";
 
 /// The path of the control socket of a daemon.
@@ -46,20 +46,20 @@ pub struct Control {
 /// The progress of a reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReloadNews {
-    /// The new generation serves.
+    /// The new generation serves, and the old generation drains its connections.
     Serving {
-        /// The number of the new generation.
+        /// The generation number of the new generation.
         generation: Generation,
-        /// The pid of the new generation.
+        /// The pid of the new generation. `None` if this is not known.
         pid: Option<u32>,
         /// How long the handoff took. `None` if this is not known.
         after: Option<Duration>,
         /// How many connections the old generation still has. `None` if this is not known.
         draining: Option<u64>,
     },
-    /// The last connection of the old generation has ended.
+    /// The old generation has no connections left: all have ended, moved or been cut.
     Drained {
-        /// The number of the old generation.
+        /// The generation number of the old generation.
         generation: Generation,
         /// How many connections of the old generation ended normally.
         ended: u64,

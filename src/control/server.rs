@@ -43,7 +43,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// than this.
 const REPLIES_MAX: usize = 8;
 
-/// The daemon's side of the control socket.
+/// The daemon's side of the control socket, which passes the requests of clients to the lifecycle.
 #[derive(Debug)]
 pub(crate) struct ControlServer {
     asked: mpsc::Receiver<(Request, Answer)>,
@@ -87,7 +87,8 @@ impl Answer {
 }
 
 impl ControlServer {
-    /// Creates a server that does not listen yet.
+    /// Creates a server for the control socket. It does not listen until [`ControlServer::open`] is
+    /// called.
     pub(crate) fn new() -> Self {
         let (ask, asked) = mpsc::channel(REQUESTS_MAX);
         Self { asked, ask, accepting: None, clients: TaskTracker::new() }
@@ -191,8 +192,8 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
     }
 }
 
-/// Registers the control socket with the runtime. Retries when memory is short, because a
-/// generation without a control socket could not be replaced.
+/// Registers the control socket with the tokio runtime. Retries when memory is short, because an
+/// operator cannot replace a generation that has no control socket.
 async fn watch(listener: Listener) -> Acceptor {
     let mut has_failed = false;
     loop {

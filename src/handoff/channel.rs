@@ -66,14 +66,14 @@ enum Peer {
     Unknown,
     /// A running process. The pid is `None` if the process is not visible in our pid namespace.
     Process(Option<u32>, AsyncFd<PidFd>),
-    /// A process that has ended.
+    /// The peer process is known to have ended.
     Ended,
 }
 
-/// The result of receiving one packet.
+/// The result of receiving one packet from a channel.
 #[derive(Debug)]
 pub(crate) enum Received {
-    /// A message of a known kind.
+    /// A message of a known kind, without a file descriptor.
     Message(Message),
     /// A message of a known kind that came with a file descriptor.
     Passed(Message, OwnedFd),
@@ -206,7 +206,7 @@ impl Channel {
         retry(|| send_with_descriptors(self.as_fd(), &Message::File.encode(), &[file.as_fd()]))
     }
 
-    /// Sends a message with a copy of a file descriptor, without waiting.
+    /// Sends a message to the peer with a copy of a file descriptor, without waiting.
     pub(crate) fn pass(&self, message: &Message, descriptor: BorrowedFd<'_>) -> io::Result<()> {
         retry(|| send_with_descriptors(self.as_fd(), &message.encode(), &[descriptor]))
     }
@@ -282,7 +282,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Resul
     take_packet(socket, buffer).map(|(received, _)| received)
 }
 
-/// Takes one packet and returns it with the process that sent it.
+/// Takes one packet from the socket. Returns the packet and the process that sent it.
 fn take_packet(
     socket: BorrowedFd<'_>,
     buffer: &mut Vec<u8>,

@@ -18,7 +18,7 @@ use crate::sys::env::Environment;
 /// variable.
 const OURSELVES: &[u8] = b"self";
 
-/// Decodes a message and returns whether its kind is known.
+/// Decodes a message of the handoff protocol and returns whether its kind is known.
 pub(crate) fn message(packet: &[u8]) -> bool {
     let Ok(message) = Message::decode(packet) else { return false };
     if let Message::Unrecognised { kind, .. } = message {
@@ -130,7 +130,7 @@ mod seeds {
         UpstreamCounters,
     };
 
-    /// Returns one message of each kind.
+    /// Returns one message of each kind in the handoff protocol.
     pub(crate) fn every_message() -> Vec<Message> {
         let mut counters = Counters::default();
         counters

@@ -30,7 +30,8 @@ use crate::sys::env::{Environment, Variables};
 use crate::sys::fd::{PassedDescriptors, ReservedFd};
 use crate::sys::socket::{retry, send_packet};
 
-/// Everything that a process inherits when it starts.
+/// The sockets, channels and settings that a process inherits at startup from a parent or a
+/// predecessor.
 #[derive(Debug)]
 pub struct Inheritance {
     pub(crate) generation: Generation,
@@ -163,8 +164,8 @@ impl Inheritance {
         self.runtime_directory.as_deref()
     }
 
-    /// Tells the predecessor, if there is one, why this process cannot serve. The predecessor keeps
-    /// serving.
+    /// Tells the predecessor, if one exists, why this process cannot serve. The predecessor then
+    /// keeps serving.
     pub fn refuse(self, reason: &dyn Display) {
         if let Some(channel) = self.predecessors.predecessor {
             tell_why(&channel, reason);

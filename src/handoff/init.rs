@@ -127,8 +127,8 @@ impl InitProcess {
         Ok(Self { channel, line: LineIs::Alive, signals, head: child, status: None, stop: None })
     }
 
-    /// Runs until all generations have ended. Returns the exit status of the last active
-    /// generation.
+    /// Runs the init process until all generations have ended. Returns the exit status of the last
+    /// active generation.
     fn keep(mut self) -> io::Result<i32> {
         loop {
             match self.turn() {

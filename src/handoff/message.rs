@@ -17,7 +17,7 @@ use crate::net::Binding;
 use crate::report::{CarryForecast, Counters, Report};
 use crate::sys::spawn::PreExecMessages;
 
-/// The protocol version of this program.
+/// The version of the handoff protocol that this program uses.
 pub(crate) const VERSION: u32 = 2;
 
 /// The maximum length of a reason in characters. A reason must fit into one log line and one
@@ -36,7 +36,7 @@ pub(crate) const WORDS: PreExecMessages = PreExecMessages {
     exec_failed: b"VERSION=2\nKIND=exec-failed\nERRNO=",
 };
 
-/// A message in one packet.
+/// A message from one generation to another, or to the init process. Each message is one packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
     /// The first packet from a predecessor to its successor. It describes the passed file
@@ -130,7 +130,7 @@ pub(crate) struct Commit {
     pub(crate) on_death: OnSuccessorDeath,
 }
 
-/// Whether a retired generation accepts again when its successor dies.
+/// Whether a retired generation accepts connections again when its successor dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum OnSuccessorDeath {
     /// The retired generation accepts again.
@@ -299,7 +299,7 @@ impl Message {
     }
 }
 
-/// A packet that is being written.
+/// A packet that is being written, line by line.
 struct Packet(String);
 
 impl Packet {

@@ -27,7 +27,7 @@ pub(super) type Draining = Vec<(Generation, OwnedFd)>;
 pub(crate) struct Unconnected {
     /// The draining generations that are older than the predecessor, the oldest first.
     pub(super) draining: Draining,
-    /// The channel to the predecessor.
+    /// The channel to the predecessor. `None` if this process has no predecessor.
     pub(super) predecessor: Option<OwnedFd>,
 }
 
@@ -69,7 +69,7 @@ impl Older {
     }
 }
 
-/// The relation of an older generation to this one.
+/// The relation of an older generation to this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     /// The older generation serves, and this process is on probation.
@@ -78,12 +78,12 @@ enum Role {
     Draining,
 }
 
-/// An event from an older generation.
+/// An event from an older generation that this process must handle.
 #[derive(Debug)]
 pub(crate) enum PredecessorEvent {
     /// The predecessor has retired, so this process is now the active generation.
     Committed(Commit),
-    /// The predecessor died before it retired.
+    /// The predecessor died before it retired, so it cannot serve any more.
     Lost,
     /// The predecessor wants this process to stop.
     Stop,

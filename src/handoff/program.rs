@@ -22,7 +22,7 @@ use crate::generation::Generation;
 use crate::sys;
 use crate::sys::env::Environment;
 
-/// The path, arguments and environment with which a successor is started.
+/// The path, arguments and environment that this process uses to start a successor.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
     /// The absolute path by which this process was started. Symbolic links are not resolved.

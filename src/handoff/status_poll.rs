@@ -7,7 +7,7 @@
 use super::message::{ASK, Message};
 use crate::report::{GenerationState, Report};
 
-/// What this process knows about the status of another generation.
+/// The state of the status requests to another generation, and its last status report.
 #[derive(Debug, Default)]
 pub(crate) struct StatusPoll {
     answer: Answer,

@@ -37,7 +37,7 @@ const CARRY_QUEUE: usize = 256 * 1024;
 /// How long to wait for the exit status of a successor that has closed its end of the channel.
 const DYING: Duration = Duration::from_millis(100);
 
-/// Everything that is needed to start a successor.
+/// The program, sockets and channels with which a successor is started.
 pub(crate) struct LaunchSpec<'a> {
     pub(crate) program: &'a Program,
     pub(crate) generation: Generation,
@@ -116,7 +116,7 @@ enum Stage {
     Released,
 }
 
-/// An event from the successor.
+/// An event from the successor that this process must handle.
 #[derive(Debug)]
 pub(crate) enum SuccessorEvent {
     /// The successor accepts connections. `given_up` lists the listeners that it does not use, and
@@ -133,7 +133,7 @@ pub(crate) enum SuccessorEvent {
     Cut,
     /// The successor asks for the status of this process.
     Asked,
-    /// The successor has reported its status.
+    /// The successor has answered a status request with its status report.
     Reported,
     /// The successor had taken over and has now ended. No more events follow.
     Ended,

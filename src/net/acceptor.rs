@@ -30,7 +30,7 @@ use crate::sys::reserve::Share;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Accepts connections on one listener.
+/// An accept loop for one listener.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     listener: Listener,

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::stream::{Family, Stream};
 use crate::sys;
 
-/// The other end of a connection.
+/// The other end of a connection, with its address if it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// A TCP client, with its address.

@@ -21,7 +21,7 @@ use super::traffic::Traffic;
 use crate::sys;
 use crate::sys::reserve::Earmark;
 
-/// A TCP or Unix connection.
+/// A TCP or Unix connection that counts the bytes that it transfers.
 #[derive(Debug)]
 pub struct Stream {
     pub(super) socket: Family,
@@ -45,7 +45,7 @@ pub struct Stream {
     pub(super) earmark: Option<Earmark>,
 }
 
-/// When `TCP_NODELAY` must be set: before the first write or before the second.
+/// How many writes are left until `TCP_NODELAY` is set. It is set just before the second write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Delay {
     /// The option is already set, or it is not wanted.
@@ -179,7 +179,7 @@ impl Stream {
         }
     }
 
-    /// Sets `TCP_NODELAY` if it must be set before this write.
+    /// Sets `TCP_NODELAY` if the next write is the second one.
     fn before_write(&mut self) {
         self.delay = match self.delay {
             Delay::None => return,

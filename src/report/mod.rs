@@ -17,17 +17,17 @@ use crate::generation::Generation;
 pub use counters::{Counters, HandoffCounters, ListenerCounters, UpstreamCounters};
 pub(crate) use forecast::CarryForecast;
 
-/// The status of one generation.
+/// The status of one generation, as sent to other generations and to an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// The number of the generation.
+    /// The generation number of this generation.
     pub generation: Generation,
     /// The pid of the generation. `None` if the generation has not reported yet.
     pub pid: Option<u32>,
     /// The program and the configuration of the generation.
     #[serde(flatten)]
     pub identity: Identity,
-    /// The state of the generation.
+    /// The state of the generation, such as starting or serving.
     pub state: GenerationState,
     /// When the generation entered this state, in milliseconds since 1970.
     pub since_unix_ms: u64,
@@ -66,7 +66,7 @@ impl Report {
 /// deployment a generation belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The version of the program.
+    /// The version of the program. `None` if it is not known.
     pub version: Option<String>,
     /// The build id that the linker put into the program. It differs between any two builds.
     pub build: Option<String>,
@@ -76,7 +76,7 @@ pub struct Identity {
     pub control_group: Option<String>,
 }
 
-/// The state of a generation.
+/// The state of a generation during its life, from its start to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GenerationState {
@@ -101,7 +101,7 @@ pub enum GenerationState {
     Unknown,
 }
 
-/// The connections of a generation.
+/// The number, age and traffic of the connections of a generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connections {
     /// How many connections are open.
@@ -115,7 +115,7 @@ pub struct Connections {
 /// The status of all generations, as reported by the active generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// The number of the active generation.
+    /// The generation number of the active generation.
     pub serving: Generation,
     /// All generations that are alive, the newest first.
     pub generations: Vec<Report>,
@@ -133,9 +133,9 @@ pub struct Status {
 /// The name and the address of one listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerReport {
-    /// The name of the listener.
+    /// The name of the listener in the configuration.
     pub name: String,
-    /// The address of the listener.
+    /// The address on which the listener listens.
     pub address: String,
     /// Whether a generation of this service bound the socket. False if a parent such as systemd
     /// passed it.
@@ -159,9 +159,9 @@ pub struct LastHandoff {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// The successor took over.
+    /// The successor took over and is now the active generation.
     Committed,
-    /// The successor never became ready.
+    /// The handoff failed because the successor never became ready.
     Failed,
     /// The successor was ready, but the handoff was rolled back.
     RolledBack,

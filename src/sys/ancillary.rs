@@ -63,7 +63,7 @@ pub(crate) enum SenderProcess {
     Unknown,
 }
 
-/// The ancillary data of a packet.
+/// The ancillary data of a packet: the passed descriptors and the sender.
 #[derive(Debug)]
 pub(crate) struct Attached {
     /// The file descriptors that the sender passed with the packet.

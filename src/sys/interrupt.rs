@@ -86,7 +86,7 @@ fn not_watched(error: io::Error) {
     );
 }
 
-/// Installs the handler for SIGURG, unless the program already has one.
+/// Installs a handler for SIGURG that does nothing. Does not replace a handler of the program.
 fn install_handler() -> io::Result<()> {
     if has_handler(libc::SIGURG)? {
         return Ok(());

@@ -68,7 +68,7 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T>
     call()
 }
 
-/// Blocks the thread for a millisecond.
+/// Blocks the thread for a millisecond before a system call is tried again.
 #[expect(clippy::disallowed_methods, reason = "the kernel does not say when it has memory again")]
 pub(crate) fn pause() {
     std::thread::sleep(PAUSE);
@@ -96,7 +96,7 @@ mod option {
     sockopt_impl!(BindToInterface, SetOnly, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, libc::c_int);
 }
 
-/// The result of receiving a packet.
+/// The result of receiving one packet from a channel.
 pub(crate) enum Packet {
     /// A complete packet with this number of bytes.
     Whole(usize),
