@@ -88,8 +88,8 @@ impl Control {
     /// Asks for the status of all generations.
     ///
     /// # Errors
-    /// [`Error::NobodyAnswers`] if no daemon answers on the socket, and [`Error::TryAgain`] if the
-    /// status is not available now.
+    /// [`Error::NobodyAnswers`] if the client cannot connect to a daemon, and [`Error::TryAgain`]
+    /// if the daemon sends no answer in time.
     pub fn status(&self) -> Result<Status, Error> {
         self.status_by(from_now(ANSWER_TIMEOUT))
     }

@@ -28,7 +28,7 @@ pub(crate) fn message(packet: &[u8]) -> bool {
     }
     let again = Message::decode(&message.encode());
     match (&message, &again) {
-        // Encoding shortens a long reason, so compare only the beginning.
+        // Encoding shortens a long reason, so the decoded reason may be only its beginning.
         (Message::Failed { reason }, Ok(Message::Failed { reason: cut })) => {
             assert!(reason.starts_with(cut))
         }

@@ -53,8 +53,8 @@ impl Program {
     /// Returns the path, arguments and environment of this process.
     ///
     /// # Errors
-    /// [`Error::Program`] if the path or an argument cannot be used, and [`Error::Environment`] for
-    /// an invalid watchdog variable.
+    /// [`Error::Program`] if the path of this program cannot be found, and [`Error::Environment`]
+    /// for an invalid watchdog variable.
     pub(super) fn of_this_process(environment: &Environment) -> Result<Self, Error> {
         let watchdog = watchdog(environment)?;
         let notify_socket = environment.get(NOTIFY_SOCKET);

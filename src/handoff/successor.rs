@@ -284,10 +284,10 @@ impl Successor {
 
     /// Ends the successor in the given way, unless it has already ended.
     pub(crate) fn end(&self, fate: StopMode) {
-        // Send the message besides the signal, because the signal may not reach the successor. The
-        // successor may have no signal handler yet, its pid may be unknown, or a wrapper may have
-        // forked it. Without the message, it would take the end of the channel for our death and
-        // become the active generation. The signal is for a program that is not handoffd.
+        // Send a stop message as well as a signal, because the signal may not reach the successor.
+        // The successor may have no signal handler yet, its pid may be unknown, or a wrapper may
+        // have forked. Without the message, the successor would take the end of the channel for our
+        // death and become the active generation. The signal ends a program that is not handoffd.
         self.tell(&Message::Stop);
         let signal = match fate {
             StopMode::Stop => Signal::SIGTERM,

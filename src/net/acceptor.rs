@@ -121,8 +121,8 @@ impl Acceptor {
 /// Accepts the connections that are left in the backlog of a listener on which no process accepts
 /// any more.
 ///
-/// Stops after as many connections as a backlog can hold. Otherwise this could go on forever if new
-/// connections keep coming.
+/// Accepts at most as many connections as a backlog can hold. Without this limit the loop might
+/// never end, because new connections may keep coming.
 pub(crate) fn pending(listener: &Listener) -> impl Iterator<Item = (Stream, Peer)> {
     let attempts = (0..=BACKLOG).map_while(|_| match listener.accept() {
         Ok(accepted) => Some(accepted.into_stream(listener)),

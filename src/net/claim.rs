@@ -81,7 +81,8 @@ impl Pool {
         self.0[sorted.get_mut(key)?.pop_front()?].take()
     }
 
-    /// Gives each listener that has no socket yet the first socket with a matching key.
+    /// Gives each listener that has no socket yet the first unclaimed socket whose key matches the
+    /// listener's key.
     fn give_one<K: Eq + Hash>(
         &mut self,
         wanted: &mut [Wanted],

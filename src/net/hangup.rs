@@ -26,8 +26,8 @@ use super::stream::{Family, Stream};
 pub(crate) enum Gone {
     /// The connection broke, with this error.
     Broken(io::Error),
-    /// The peer closed its Unix socket, so it will read nothing more. A Unix socket reports no
-    /// error in this case.
+    /// The peer closed its Unix socket, so it will read nothing more. No reset reports this,
+    /// because Unix sockets have no resets.
     Closed,
 }
 

@@ -128,13 +128,13 @@ impl Stream {
         self.peer_finished
     }
 
-    /// Holds `token` until the first byte or the peer's half-close has been read. A drain can wait
-    /// for this.
+    /// Holds `token` until the first byte or the peer's half-close has been read, so that a drain
+    /// can wait until then.
     pub(crate) fn awaiting_first_byte(&mut self, token: TaskTrackerToken) {
         self.awaiting_first_byte = Some(token);
     }
 
-    /// Holds `token` until the stream is dropped. A drain can wait for this.
+    /// Holds `token` until the stream is dropped, so that a drain can wait until then.
     pub(crate) fn open(&mut self, token: TaskTrackerToken) {
         self.open = Some(token);
     }
@@ -254,7 +254,7 @@ impl Stream {
     /// # Errors
     /// When the tokio runtime is shutting down.
     pub async fn readable(&self) -> io::Result<()> {
-        // Avoid tokio's own future for this, because it is ten times as large, and each idle
+        // Do not use tokio's own future to wait, because it is ten times as large. Each idle
         // connection holds one such future.
         poll_fn(|cx| match &self.socket {
             Family::Tcp(socket) => socket.poll_read_ready(cx),
@@ -295,8 +295,7 @@ impl Family {
         }
     }
 
-    /// Makes a system call on the socket as soon as the tokio runtime regards the socket as ready
-    /// for it.
+    /// Makes a system call on the socket as soon as the tokio runtime regards the socket as ready.
     fn poll_io<T>(
         &self,
         cx: &mut Context<'_>,

@@ -87,7 +87,7 @@ pub struct HandoffCounters {
 }
 
 impl Counters {
-    /// Sets the numbers of open connections to 0, because the generation has ended.
+    /// Sets the numbers of open connections to 0, because this generation has ended.
     pub(crate) fn settle(&mut self) {
         self.listeners.values_mut().for_each(|counters| counters.active = 0);
         self.upstreams

@@ -125,8 +125,8 @@ pub(crate) fn program() -> io::Result<PathBuf> {
     // as the process.
     let name = unsafe { CStr::from_ptr(name) };
     let path = Path::new(OsStr::from_bytes(name.to_bytes()));
-    // Refuse such a path, because the process was started through a descriptor (see fexecve(3))
-    // that a successor would not have.
+    // Use the path of the running program instead. The process was started through a descriptor
+    // (see fexecve(3)), which a successor would not have.
     if path.starts_with("/dev/fd") || path.starts_with("/proc") {
         return std::fs::read_link("/proc/self/exe");
     }

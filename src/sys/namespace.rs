@@ -21,7 +21,8 @@ pub(crate) fn is_shared_with_setter_of(variable: &[u8]) -> bool {
     if fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_NAMESPACE) {
         return true;
     }
-    // If /proc belongs to an outer namespace, its pids differ from ours and cannot be used.
+    // More than one pid means that /proc belongs to an outer namespace. Its pids then differ from
+    // ours and cannot be used.
     if own_numbers() != Some(1) {
         return false;
     }
