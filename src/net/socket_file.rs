@@ -79,8 +79,8 @@ impl FileAccess {
         if FileId::from(&file.metadata()?) != expected {
             return Err(io::Error::other("another file has taken its place"));
         }
-        // Change the owner before the mode. In the other order, the old owner or group could connect
-        // with the new mode for a moment.
+        // Change the owner before the mode. In the other order, the old owner or group could
+        // connect with the new mode for a moment.
         if self.user.is_some() || self.group.is_some() {
             fchownat(&file, "", self.user, self.group, AtFlags::AT_EMPTY_PATH)
                 .map_err(|error| refused("user and group", error.into()))?;

@@ -4,10 +4,10 @@
 //! may share. Another process can clear that flag between our check of the flag and our accept(2).
 //! A flag for accept(2) itself would prevent this, but does not exist.
 //!
-//! So the watcher thread checks once a second which threads are still in the same call as at the
-//! last check, and sends SIGURG to each of them. The handler of SIGURG does nothing and is
-//! installed without SA_RESTART, so the blocked call ends with EINTR. SIGURG never kills a process,
-//! because it is ignored without a handler (see signal(7)).
+//! So the watcher thread checks all threads once a second. It sends SIGURG to each thread that is
+//! still in the same call as at the last check. The handler of SIGURG does nothing and is installed
+//! without SA_RESTART, so the blocked call ends with EINTR. SIGURG never kills a process, because
+//! it is ignored without a handler (see signal(7)).
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
