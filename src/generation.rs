@@ -1,9 +1,10 @@
-//! The number of a process in its lineage: the first is generation 1, its successor 2, and so on.
+//! The generation number of a process: the first process has number 1, its successor number 2, and
+//! so on.
 //!
-//! A lineage is the chain of processes in which each hands over to the next. The number is in every
-//! log record, in the environment of a successor and in the messages between generations. So an
-//! operator sees at a glance which process wrote a record. Process ids would not do, because they
-//! are reused.
+//! Each process hands over to the next, and this chain of processes is called a lineage. The
+//! generation number is in every log record, in the environment of a successor and in the messages
+//! between generations. So an operator sees which process wrote a log record. A process id does not
+//! suffice, because the kernel reuses it.
 
 use std::fmt;
 use std::num::{NonZeroU64, ParseIntError};
@@ -11,21 +12,24 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The number of a process in its lineage, starting at 1.
+/// The number of a process in its lineage (the chain of processes that hand over to each other).
+/// The first process has number 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Generation(NonZeroU64);
 
 impl Generation {
-    /// The generation of a process that has no predecessor.
+    /// The generation number of a process that has no predecessor.
     pub const FIRST: Self = Self(NonZeroU64::MIN);
 
-    /// Returns the generation of the successor. The largest number is its own successor.
+    /// Returns the generation number of the successor. The largest number does not increase any
+    /// more.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
-    /// Returns the generation of the predecessor. The first generation is its own predecessor.
+    /// Returns the generation number of the predecessor. For the first generation, returns its own
+    /// number.
     #[must_use]
     pub const fn previous(self) -> Self {
         match NonZeroU64::new(self.0.get() - 1) {
@@ -34,7 +38,7 @@ impl Generation {
         }
     }
 
-    /// Returns the number, which is at least 1.
+    /// Returns the generation number as an integer, which is at least 1.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0.get()

@@ -1,13 +1,13 @@
-//! State notifications to the service manager, sd_notify(3). Nothing is sent if there is no service
-//! manager.
+//! State notifications to the service manager (see sd_notify(3)). Without a service manager nothing
+//! is sent.
 //!
 //! The `sd-notify` crate formats the messages, and this module sends them. The crate cannot send
-//! them itself: it reads `NOTIFY_SOCKET` from the environment, where handoffd has already removed
-//! it, and it does not support abstract sockets.
+//! them, because it reads `NOTIFY_SOCKET` from the environment, from which handoffd has already
+//! removed it. The crate also does not support abstract sockets.
 //!
 //! With `NotifyAccess=main` systemd accepts messages only from the main process. With
-//! `NotifyAccess=all` a message from another process may stop the whole unit. The lifecycle knows
-//! which process may send; this module does not check.
+//! `NotifyAccess=all` a message from another process may stop the whole unit. The lifecycle decides
+//! which process may send messages; this module does not check that.
 
 use std::ffi::OsStr;
 use std::io;
@@ -22,42 +22,45 @@ use sd_notify::NotifyState;
 use crate::error::Error;
 use crate::sys::socket::send_with_descriptors;
 
-/// How long an important message may block while the notification socket is full. systemd empties
-/// the socket between any two of its own actions.
+/// The maximum time that an important message may block when the notification socket is full.
+/// systemd reads all pending messages between any two of its own actions.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The connection to the service manager, if there is one.
+/// The connection to the service manager. It does nothing if there is no service manager.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Notifier {
     socket: Option<SocketAddr>,
     main_process: MainProcess,
 }
 
-/// The process that the service manager regards as the main process.
+/// The process that the service manager treats as the main process of the service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum MainProcess {
-    /// The active generation. The service manager is told about the new one at each handoff.
+    /// The active generation is the main process. Each handoff tells the service manager its new
+    /// pid.
     #[default]
     Head,
-    /// The process that the service manager has started: an init that stays, or a process in front
-    /// of another pid namespace. Outside that namespace our pids would name unrelated processes.
+    /// The process that the service manager started stays the main process. This applies if an init
+    /// process stays, or if the generations run in another pid namespace. Outside that namespace
+    /// their pids would name unrelated processes.
     First,
 }
 
-/// What happens to a message when the notification socket is full.
+/// The way to send a message when the notification socket is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Delivery {
-    /// The sender waits, because the state of the unit depends on the message.
+    /// Wait until the message can be sent, because the state of the unit depends on it.
     Reliable,
-    /// The message is dropped, because another one follows soon.
+    /// Drop the message, because another one will follow soon.
     Dropped,
 }
 
 impl Notifier {
-    /// Creates a notifier for the socket in `NOTIFY_SOCKET`: a path, or `@` and an abstract name.
+    /// Creates a notifier for the socket in `NOTIFY_SOCKET`. Its value is a path, or `@` followed
+    /// by the name of an abstract socket.
     ///
     /// # Errors
-    /// [`Error::Environment`] when the value is not a valid socket name.
+    /// [`Error::Environment`] if the value is not a valid socket name.
     pub(crate) fn new(
         notify_socket: Option<&OsStr>,
         main_process: MainProcess,
@@ -80,29 +83,29 @@ impl Notifier {
         })
     }
 
-    /// Returns whether there is a service manager.
+    /// Returns whether a service manager supervises this process.
     #[must_use]
     pub(crate) const fn is_supervised(&self) -> bool {
         self.socket.is_some()
     }
 
-    /// Returns whether the service manager regards the active generation as the main process, so
-    /// that it notices if that process dies.
+    /// Returns whether the service manager treats the active generation as the main process. It
+    /// then notices if the active generation dies.
     #[must_use]
     pub(crate) fn watches_head(&self) -> bool {
         self.is_supervised() && self.main_process == MainProcess::Head
     }
 
-    /// Reports that this process serves and is the main process.
+    /// Reports that this process serves and is now the main process.
     pub(crate) fn ready(&self, status: &str) {
         self.send(Delivery::Reliable, &[NotifyState::Ready, NotifyState::Status(status)], &[]);
     }
 
-    /// Reports that a handoff has begun because of a signal. [`Notifier::ready`] or
+    /// Reports that a signal has started a handoff. A call of [`Notifier::ready`] or
     /// [`Notifier::handed_over`] must follow.
     ///
-    /// The message contains a timestamp, by which systemd distinguishes the answer to its signal
-    /// from the answer to an earlier one, sd_notify(3).
+    /// The message contains a timestamp (see sd_notify(3)). It tells systemd that the message
+    /// answers the latest signal and not an earlier one.
     pub(crate) fn reloading(&self, status: &str) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => self.send(
@@ -119,8 +122,8 @@ impl Notifier {
         }
     }
 
-    /// Reports that `pid` is now the active generation. Must be the last message from this process,
-    /// because later ones are ignored.
+    /// Reports that the process `pid` is now the active generation. This must be the last message
+    /// from this process, because the service manager ignores later ones.
     pub(crate) fn handed_over(&self, pid: u32, status: &str) {
         let states = [NotifyState::MainPid(pid), NotifyState::Ready, NotifyState::Status(status)];
         let states = match self.main_process {
@@ -130,39 +133,40 @@ impl Notifier {
         self.send(Delivery::Reliable, states, &[]);
     }
 
-    /// Reports that the whole service is stopping. A generation that drains for a successor must
-    /// not call this.
+    /// Reports that the whole service is stopping. A generation that only drains after a handoff
+    /// must not call this function.
     pub(crate) fn stopping(&self, status: &str) {
         self.send(Delivery::Reliable, &[NotifyState::Stopping, NotifyState::Status(status)], &[]);
     }
 
-    /// Reports a status text for people to read.
+    /// Reports a status text for the operator.
     pub(crate) fn status(&self, status: &str) {
         self.send(Delivery::Dropped, &[NotifyState::Status(status)], &[]);
     }
 
-    /// Asks for `by` more time to stop, counted from now, even beyond the time limit of the unit.
+    /// Asks the service manager for `by` more time to stop, counted from now. This can exceed the
+    /// stop timeout of the unit.
     pub(crate) fn extend(&self, by: Duration) {
         let by = u32::try_from(by.as_micros()).unwrap_or(u32::MAX);
         self.send(Delivery::Dropped, &[NotifyState::ExtendTimeoutUsec(by)], &[]);
     }
 
-    /// Reports that this process is alive (`WATCHDOG=1`).
+    /// Reports to the watchdog of the service manager that this process is alive (`WATCHDOG=1`).
     pub(crate) fn alive(&self) {
         self.send(Delivery::Dropped, &[NotifyState::Watchdog], &[]);
     }
 
-    /// Stores a copy of a socket with the service manager. If all of our processes exit, the
-    /// service manager passes the socket to the next process that it starts.
+    /// Stores a copy of a socket in the service manager. If all our processes exit, the service
+    /// manager passes the socket to the next process that it starts.
     ///
-    /// A socket that is already stored is not stored twice. Without `FileDescriptorStoreMax=` the
-    /// socket is not stored, and systemd reports no error.
+    /// Storing a socket again has no effect. Without `FileDescriptorStoreMax=` in the unit, systemd
+    /// does not store the socket and reports no error.
     pub(crate) fn store(&self, name: &str, socket: impl AsFd) {
         let states = [NotifyState::FdStore, NotifyState::FdName(name)];
         self.send(Delivery::Reliable, &states, &[socket.as_fd()]);
     }
 
-    /// Removes the stored socket with the given name.
+    /// Removes the socket with the given name from the service manager's store.
     pub(crate) fn unstore(&self, name: &str) {
         self.send(
             Delivery::Reliable,
@@ -171,7 +175,7 @@ impl Notifier {
         );
     }
 
-    /// Sends all of `states` as one datagram, so that the service manager applies them together.
+    /// Sends all `states` in one datagram, so that the service manager applies them together.
     fn send(&self, delivery: Delivery, states: &[NotifyState<'_>], descriptors: &[BorrowedFd<'_>]) {
         let Some(socket) = &self.socket else { return };
         let text: String = states.iter().map(|state| format!("{state}\n")).collect();
@@ -223,7 +227,8 @@ mod tests {
         silent.ready("serving");
     }
 
-    /// The service manager listens on an abstract socket.
+    /// A handover sends one datagram to the service manager, which listens on an abstract socket
+    /// here.
     #[test]
     fn a_handover_sends_pid_ready_and_status_in_one_datagram() {
         let (manager, notifier) = listening("handed-over");
@@ -256,7 +261,8 @@ mod tests {
         flood.connect_addr(&manager.local_addr().unwrap()).unwrap();
         flood.set_nonblocking(true).unwrap();
         while flood.send(b"x").is_ok() {}
-        // Messages that must be delivered would take a second each.
+        // These messages may be dropped, so the sends do not wait. Important messages would take a
+        // second each.
         (0..1000).for_each(|_| notifier.alive());
     }
 

@@ -1,23 +1,23 @@
-//! Escaping of text from outside for one line of a log or a terminal.
+//! Functions that make text from other programs safe to print as one line.
 //!
 //! A successor may be any program, and so may the daemon that a client talks to. Without escaping,
-//! a line break would forge a second log record and an escape sequence would reach the operator's
-//! terminal. An endless line would fill the log.
+//! a line break would forge a second log record, and an escape sequence would reach the operator's
+//! terminal. A very long line would fill the log.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// The maximum length of a line in bytes.
+/// The maximum length of an escaped line in bytes.
 const LONGEST: usize = 4000;
 
-/// Returns `text` on one line that is safe to print on a terminal, cut to a length suitable for a
-/// log.
+/// Returns `text` as one line that is safe to print on a terminal. A long text is cut to a length
+/// that is suitable for a log.
 #[must_use]
 pub fn one_line(text: &str) -> String {
     cut_line(text, LONGEST)
 }
 
-/// Returns `text` on one line of about `longest` bytes.
+/// Returns `text` as one safe line, cut to about `longest` bytes.
 pub(crate) fn cut_line(text: &str, longest: usize) -> String {
     let mut line = String::with_capacity(text.len().min(longest));
     for character in text.chars() {
@@ -39,15 +39,15 @@ pub fn escaped(text: &str) -> String {
     line
 }
 
-/// Returns a path on one line and without quotes, as compilers print it, so that editors can open
-/// the file.
+/// Returns a path as one line without quotes. Compilers print paths in this form too, so that
+/// editors can open the file.
 pub(crate) fn printable(path: &Path) -> String {
     escaped(&path.to_string_lossy())
 }
 
 fn push(line: &mut String, character: char) {
     if character.is_control() || is_invisible(character) {
-        // Writing to a string cannot fail.
+        // An error is ignored, because writing to a string cannot fail.
         let _ = write!(line, "{}", character.escape_default());
     } else {
         line.push(character);

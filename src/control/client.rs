@@ -1,10 +1,12 @@
-//! The client of the control socket: asks for the status of all generations, or for a reload and
-//! its outcome.
+//! The client of the control socket. It asks the active generation for the status of all
+//! generations, or for a reload and its outcome.
 //!
-//! The outcome of a reload must be true. The generation that was asked stays until it has answered.
-//! If it dies first, the client asks which generation serves now. Every wait has a deadline, and no
-//! runtime is needed. The client keeps the deadline itself, so a silent daemon cannot delay it.
-//! When the client gives up and hangs up, the daemon drops its request (`server`).
+//! The client must report the true outcome of a reload. The generation that was asked stays alive
+//! until it has answered. If it dies first, the client asks which generation serves now.
+//!
+//! Every wait has a deadline, and the client needs no async runtime. It checks the deadlines
+//! itself, so a silent daemon cannot delay it. When the client gives up and disconnects, the daemon
+//! drops its request (see `server`).
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -20,62 +22,64 @@ use crate::report::Status;
 use crate::sys::socket::{retry, will_pass};
 use crate::text::{one_line, printable};
 
-/// How long the active generation may take to answer.
+/// The maximum time that the active generation may take to answer a request.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much later than promised an answer may arrive.
+/// The extra time that the client allows for an answer after the deadline that the daemon promised.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long to wait between two status requests while another generation takes over. The process
-/// that could have announced the change has died, so polling is the only way.
+/// The time between two status requests while another generation takes over. The client has to
+/// poll, because the process that could have announced the takeover has died.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long to check for an answer when the deadline has passed.
+/// The time for a last check for an answer when the deadline has passed.
 const LOOK: Duration = Duration::from_millis(1);
-/// Longest answer in bytes: ten times the status of 10,000 listeners and upstreams.
+/// The maximum length of an answer in bytes. It is ten times the status of 10,000 listeners and
+/// upstreams.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
-/// The file name of the control socket in its directory.
+/// The file name of the control socket. Its directory is the runtime directory of the daemon.
 const FILE: &str = "control";
 
-/// The control socket of a daemon.
+/// The path of the control socket of a daemon.
 #[derive(Clone, Debug)]
 pub struct Control {
     path: PathBuf,
 }
 
-/// Progress of a reload.
+/// The progress of a reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReloadNews {
-    /// The new generation serves.
+    /// The new generation serves, and the old generation drains its connections.
     Serving {
-        /// The number of the new generation.
+        /// The generation number of the new generation.
         generation: Generation,
-        /// The pid of the new generation.
+        /// The pid of the new generation. `None` if this is not known.
         pid: Option<u32>,
-        /// How long the handoff took, if known.
+        /// How long the handoff took. `None` if this is not known.
         after: Option<Duration>,
-        /// How many connections the old generation still has, if known.
+        /// How many connections the old generation still has. `None` if this is not known.
         draining: Option<u64>,
     },
-    /// The last connection of the old generation has ended.
+    /// The old generation has no connections left: all have ended, moved or been cut.
     Drained {
-        /// The number of the old generation.
+        /// The generation number of the old generation.
         generation: Generation,
-        /// How many connections ended by themselves.
+        /// How many connections of the old generation ended normally.
         ended: u64,
-        /// How many connections the new generation has taken over.
+        /// How many connections moved to the new generation.
         carried: u64,
-        /// How many connections were cut at the deadline.
+        /// How many connections were cut at the drain deadline.
         cut: u64,
     },
 }
 
-/// Returns the path of the control socket in `folder`, the runtime directory. Without a directory,
-/// uses the one of the systemd unit that we ship.
+/// Returns the path of the control socket in `folder`, which is the runtime directory of the
+/// daemon. Without `folder`, returns the path in the runtime directory of the systemd unit that
+/// comes with handoffd.
 #[must_use]
 pub fn default_control_path(folder: Option<&Path>) -> PathBuf {
     folder.unwrap_or_else(|| Path::new("/run/handoffd")).join(FILE)
 }
 
 impl Control {
-    /// Refers to the socket at `path`, without connecting.
+    /// Creates a client for the control socket at `path`, without connecting to it.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
@@ -84,7 +88,8 @@ impl Control {
     /// Asks for the status of all generations.
     ///
     /// # Errors
-    /// [`Error::NobodyAnswers`], [`Error::TryAgain`].
+    /// [`Error::NobodyAnswers`] if the client cannot connect to a daemon, and [`Error::TryAgain`]
+    /// if the daemon sends no answer in time.
     pub fn status(&self) -> Result<Status, Error> {
         self.status_by(from_now(ANSWER_TIMEOUT))
     }
@@ -98,13 +103,14 @@ impl Control {
         }
     }
 
-    /// Asks for a handoff. Returns when the new generation serves or, with `wait_drained`, when the
-    /// old one has drained. Calls `news` at each of these steps. If the new generation does not
-    /// serve within `timeout_ms`, returns an error.
+    /// Asks for a reload, which starts a new generation. Returns when the new generation serves or,
+    /// with `wait_drained`, when the old generation has drained. Calls `news` at each of these
+    /// steps. Returns an error if the new generation does not serve within `timeout_ms`.
     ///
     /// # Errors
-    /// [`Error::NobodyAnswers`]. [`Error::HandoffFailed`] and [`Error::RolledBack`]: the old
-    /// generation keeps serving. [`Error::TryAgain`]: a handoff is under way, or time ran out.
+    /// [`Error::NobodyAnswers`] if no daemon answers on the socket. [`Error::HandoffFailed`] and
+    /// [`Error::RolledBack`] if the old generation keeps serving. [`Error::TryAgain`] if another
+    /// handoff is under way or time ran out.
     pub fn reload(
         &self,
         options: &ReloadOptions,
@@ -126,8 +132,8 @@ impl Control {
         })
     }
 
-    /// Like [`Control::reload`], with a deadline. `limit` is when the client stops waiting, unless
-    /// the new generation already serves.
+    /// Asks for a reload, like [`Control::reload`], but with a deadline. The client stops waiting
+    /// at `limit`, unless the new generation already serves by then.
     fn reload_by(
         &self,
         options: &ReloadOptions,
@@ -169,13 +175,13 @@ impl Control {
                 Ok(())
             }
             Some(other) => Err(self.unexpected(&other)),
-            // The old generation has ended, and all its connections with it.
+            // The old generation has ended, so it has no connections left.
             None => Ok(()),
         }
     }
 
-    /// Finds out which generation serves, after the generation that was asked has died in the
-    /// handoff.
+    /// Finds out which generation serves. This is necessary when the generation that was asked for
+    /// a reload has died during the handoff.
     fn find_out(
         &self,
         successor: Generation,
@@ -214,8 +220,8 @@ impl Control {
         }
     }
 
-    /// Sends a request. If another generation has become active in the meantime, sends it again to
-    /// that one.
+    /// Sends a request to the active generation. If another generation has become active in the
+    /// meantime, sends the request again to that generation.
     fn ask(
         &self,
         request: impl Fn() -> Request,
@@ -239,18 +245,20 @@ impl Control {
 
     fn connect(&self, request: &Request, deadline: Instant) -> io::Result<Conversation<'_>> {
         let socket = retry(|| Socket::new(Domain::UNIX, Type::STREAM.cloexec(), None))?;
-        // The timeout also limits how long connect(2) waits for room in the backlog, socket(7).
+        // This write timeout also limits how long connect(2) waits for room in the backlog (see
+        // socket(7)).
         socket.set_write_timeout(Some(time_left(deadline)?))?;
         let address = SockAddr::unix(&self.path)?;
-        // A stopped and continued process gets EINTR from a connect(2) that waits for room,
-        // signal(7).
+        // Retry after EINTR: connect(2) returns it if this process is stopped and continued while
+        // it waits for room in the backlog (see signal(7)).
         retry(|| socket.connect(&address))?;
         let mut stream = UnixStream::from(std::os::fd::OwnedFd::from(socket));
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
-        // A short line is sent as a whole or not at all.
+        // The request is one short line, which the kernel accepts as a whole or not at all.
         match retry(|| stream.write_all(&line)) {
-            // The daemon may have refused this client and hung up before it read the request.
+            // A broken pipe is no error here: the daemon may have refused this client and closed
+            // the connection before it read the request.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             written => written?,
         }
@@ -279,13 +287,13 @@ impl Control {
         }
     }
 
-    /// Returns the error for a reply that refuses the request or does not belong to it.
+    /// Returns the error for a reply that refuses the request or does not match it.
     pub(super) fn unexpected(&self, reply: &Reply) -> Error {
         let Reply::Refused { why, reason } = reply else {
             let reason = format!("{} answers what was not asked: {reply:?}", printable(&self.path));
             return Error::Denied { reason: one_line(&reason) };
         };
-        // Any program may be listening on this path, so its text is made safe to print.
+        // Escape the reason, because any program may listen on this path and send any text.
         let reason = one_line(reason);
         match why {
             Refusal::Failed => Error::HandoffFailed { reason },
@@ -296,26 +304,28 @@ impl Control {
     }
 }
 
-/// Returns the instant `time` from now. A time that is too long for the clock becomes a year.
+/// Returns the instant that is `time` from now. If the clock cannot represent that instant, returns
+/// one a year from now.
 pub(super) fn from_now(time: Duration) -> Instant {
     const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
     Instant::now() + time.min(LONGEST)
 }
 
-/// Returns the time until `deadline`, or a timeout error.
+/// Returns the time that is left until `deadline`, or a timeout error if it has passed.
 fn time_left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
-/// Returns the remaining milliseconds of a limit. The daemon quotes the limit in its messages, so
-/// the first attempt passes it on unchanged.
+/// Returns how many milliseconds of the time limit are left. The first attempt passes on the limit
+/// unchanged, because the daemon quotes it in its messages.
 fn left_of(limit: u64, elapsed: Duration) -> u64 {
     let elapsed = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     if elapsed <= limit / 20 { limit } else { limit.saturating_sub(elapsed) }
 }
 
-/// Returns whether an error means that a socket timeout has passed, socket(7).
+/// Returns whether an error means that a read or write timeout of the socket has expired (see
+/// socket(7)).
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
@@ -328,7 +338,7 @@ fn pause() {
     std::thread::sleep(PAUSE);
 }
 
-/// One request and its replies.
+/// One request to the daemon and the replies to it.
 pub(super) struct Conversation<'a> {
     control: &'a Control,
     stream: BufReader<UnixStream>,
@@ -340,14 +350,15 @@ impl<'a> Conversation<'a> {
         Self { control, stream: BufReader::new(stream), peeked: None }
     }
 
-    /// Returns the next reply without consuming it, or `None` at the end.
+    /// Returns the next reply without consuming it. Returns `None` when the daemon sends no more
+    /// replies.
     fn peek(&mut self, deadline: Instant) -> Result<Option<Reply>, Error> {
         let reply = self.hear(deadline)?;
         self.peeked = Some(reply.clone());
         Ok(reply)
     }
 
-    /// Returns the next reply, or `None` at the end.
+    /// Returns the next reply. Returns `None` when the daemon sends no more replies.
     pub(super) fn hear(&mut self, deadline: Instant) -> Result<Option<Reply>, Error> {
         if let Some(peeked) = self.peeked.take() {
             return Ok(peeked);
@@ -362,7 +373,7 @@ impl<'a> Conversation<'a> {
             }
             Err(source) => return Err(self.control.unreachable(source)),
         };
-        // An incomplete line also counts as the end.
+        // Treat an incomplete line as the end of the replies.
         let Some(line) = line.strip_suffix(b"\n") else { return Ok(None) };
         serde_json::from_slice(line).map(Some).map_err(|error| Error::Denied {
             reason: one_line(&format!(
@@ -372,11 +383,13 @@ impl<'a> Conversation<'a> {
         })
     }
 
-    /// Reads the next line. The deadline applies to the whole line, however its bytes arrive.
+    /// Reads the next line. The deadline applies to the whole line, even if its bytes arrive one by
+    /// one.
     fn line(&mut self, deadline: Instant) -> io::Result<Vec<u8>> {
         let mut line = Vec::new();
         loop {
-            // Check at least briefly: an answer that arrived before the deadline counts.
+            // Wait at least briefly, because an answer that arrived before the deadline still
+            // counts.
             let left = if line.is_empty() {
                 time_left(deadline).unwrap_or(LOOK)
             } else {

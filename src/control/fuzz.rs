@@ -1,4 +1,4 @@
-//! Fuzzing entry points for both ends of the control socket, used by `fuzz/`.
+//! Fuzz targets for both ends of the control socket. The fuzzers in `fuzz/` call them.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -10,15 +10,16 @@ use super::message::{Reply, Request};
 use super::server;
 use crate::text::escaped;
 
-/// How many bytes fit into the socket buffer, so that writing does not need a reader.
+/// The number of bytes that fit into the socket buffer, so that a write of this size does not need
+/// a reader.
 const FITTING: usize = 64 * 1024;
 
 thread_local! {
     static RUNTIME: Option<Runtime> = Builder::new_current_thread().enable_time().build().ok();
 }
 
-/// Reads a request and returns whether it is valid. An invalid request must be refused with a
-/// reason.
+/// Reads a request and returns whether it is valid. Checks that an invalid request is refused with
+/// a reason.
 pub(crate) fn request(bytes: &[u8]) -> bool {
     let mut left = bytes;
     let read = RUNTIME.with(|runtime| Some(runtime.as_ref()?.block_on(server::read(&mut left))));
@@ -39,7 +40,7 @@ pub(crate) fn request(bytes: &[u8]) -> bool {
     }
 }
 
-/// Reads replies until they end or cannot be read. Returns whether all of them were understood.
+/// Reads replies until they end or cannot be read. Returns whether all replies were valid.
 pub(crate) fn replies(bytes: &[u8]) -> bool {
     let Ok((mut daemon, client)) = UnixStream::pair() else { return false };
     let written = daemon.write_all(&bytes[..bytes.len().min(FITTING)]);
@@ -65,7 +66,7 @@ pub(crate) fn replies(bytes: &[u8]) -> bool {
     }
 }
 
-/// Checks that a message to the operator is one line that a terminal shows unchanged.
+/// Checks that a message to the operator is a single line without control characters.
 fn check_line(line: &str) {
     assert_eq!(escaped(line), line);
     assert!(line.len() < 5000, "{} bytes", line.len());

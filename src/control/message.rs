@@ -1,5 +1,5 @@
-//! The messages on the control socket between an operator and the active generation: one line of
-//! JSON each.
+//! The messages on the control socket between an operator and the active generation. Each message
+//! is one line of JSON.
 //!
 //! Unknown fields are ignored, so a later version can add fields. A request of an unknown kind is
 //! refused.
@@ -9,40 +9,43 @@ use serde::{Deserialize, Serialize};
 use crate::generation::Generation;
 use crate::report::Status;
 
-/// A request of an operator.
+/// A request from an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Request {
-    /// Hand off, and report the outcome.
+    /// A request for a reload: start a new generation, hand over to it, and report the outcome.
     Reload(ReloadOptions),
-    /// Report the status of all generations.
+    /// A request for the status of all generations.
     Status {},
 }
 
-/// Options of a reload.
+/// The options of a reload request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadOptions {
-    /// Hand off only if this generation is active now.
+    /// The generation that must be active now. If another generation is active, the reload is
+    /// refused.
     #[serde(default)]
     pub expect_generation: Option<Generation>,
-    /// Give up and keep the old generation if the new one has not taken over within this time.
+    /// The time limit of the handoff. If the new generation has not taken over by then, the old
+    /// generation keeps serving.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
-    /// Also report when the last connection of the old generation has ended.
+    /// Whether to report also when the last connection of the old generation has ended.
     #[serde(default)]
     pub wait_drained: bool,
 }
 
-/// A reply of the active generation. A reload gets several replies, the last of which is final.
+/// A reply from the active generation. A reload gets several replies, and the last of them is
+/// final.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Reply {
-    /// The status of all generations. Final.
+    /// The status of all generations. This reply is final.
     Status(Box<Status>),
-    /// A handoff has begun and ends within `within_ms`.
+    /// The handoff has begun and will end within `within_ms`.
     Started { successor: Generation, within_ms: u64 },
-    /// The successor serves. Final, unless the client waits for the drain, which ends within
-    /// `drain_within_ms`.
+    /// The successor serves. This reply is final, unless the client waits for the old generation to
+    /// drain. The drain ends within `drain_within_ms`.
     Serving {
         generation: Generation,
         pid: Option<u32>,
@@ -50,32 +53,36 @@ pub(crate) enum Reply {
         draining: Option<u64>,
         drain_within_ms: u64,
     },
-    /// The old generation has no connection left: all have ended or moved to the successor. Final.
+    /// The old generation has no connections left, because all have ended or moved to the
+    /// successor. This reply is final.
     Drained {
         generation: Generation,
         ended: u64,
-        /// Absent in replies of older versions, which do not carry connections.
+        /// The number of connections that moved to the successor. Older versions, which cannot move
+        /// connections, do not send this field.
         #[serde(default)]
         carried: u64,
         cut: u64,
     },
-    /// The request was refused. Final.
+    /// The request was refused. This reply is final.
     Refused { why: Refusal, reason: String },
-    /// Another generation has become active: ask again. Final.
+    /// Another generation has become active, so the client must send its request again. This reply
+    /// is final.
     Moved {},
 }
 
-/// Why a request was refused.
+/// The reason why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Refusal {
-    /// The successor never became ready.
+    /// The handoff failed because the successor never became ready.
     Failed,
-    /// The successor was ready, and the handoff was rolled back.
+    /// The successor was ready, but the handoff was rolled back.
     RolledBack,
-    /// Not possible now, or not within the requested time.
+    /// The request cannot be handled now, or not within the requested time.
     TryAgain,
-    /// This user may not ask, the request is invalid, or the reason comes from a later version.
+    /// The user has no permission, the request is invalid, or the reason is not known to this
+    /// version.
     #[serde(other)]
     Denied,
 }

@@ -2,8 +2,8 @@
 //!
 //! Each connection carries one request and its replies. `server` is the daemon's side, [`Control`]
 //! is the client's side, and `message` defines the messages. A message is one line of JSON, so `nc
-//! -U` or a short script in any language can be a client. Only the active generation listens. The
-//! lifecycle decides what to do with a request.
+//! -U` or a short script in any language can be a client. Only the active generation listens on the
+//! control socket. The lifecycle decides how to handle a request.
 
 mod client;
 #[cfg(any(fuzzing, test))]

@@ -1,9 +1,9 @@
-//! Places for clients of the control socket, limited for each class of users.
+//! Limits for the number of clients on the control socket. Each class of users has its own places.
 //!
-//! The user of a client is known when it is accepted. Each class of users has its own places, so
-//! root always finds one, however many clients of other users connect. An operator's request
-//! arrives with its connection, so a silent client keeps its place only until another client needs
-//! it.
+//! The kernel reports the user of a client when the client connects. Because root has its own
+//! places, other users cannot lock root out, however many of their clients connect. An operator
+//! sends the request right after connecting. So a client that sends nothing keeps its place only
+//! until another client needs it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,27 +14,26 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::net::Stream;
 use crate::sys;
 
-/// How many clients of root, and of the daemon's user, may be connected at once.
+/// The maximum number of clients at a time for root, and also for the daemon's user.
 const PLACES: usize = 48;
-/// How many of these clients may not have sent their request yet.
+/// The maximum number of clients of one user class that have connected but sent no request yet.
 const SILENT: usize = 16;
-/// How many clients of other users may be connected at once: enough to tell them why they are
-/// refused.
+/// The maximum number of clients of other users at a time. They are only told why they are refused.
 const STRANGERS: usize = 8;
 const SILENT_STRANGERS: usize = 4;
 
-/// The user of a client, unix(7), `SO_PEERCRED`.
+/// The user of a client, as reported by the kernel (`SO_PEERCRED`, see unix(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum User {
     Root,
-    /// The user of the daemon, if that is not root.
+    /// The user of the daemon, if the daemon does not run as root.
     Owner,
-    /// Any other user, who is refused.
+    /// Any other user, whose requests are refused.
     Stranger(u32),
 }
 
 impl User {
-    /// Asks the kernel which user has connected `stream`.
+    /// Asks the kernel which user connected `stream`.
     pub(super) fn of(stream: &Stream) -> io::Result<Self> {
         Ok(match sys::socket::peer_user(stream)? {
             0 => Self::Root,
@@ -44,7 +43,7 @@ impl User {
     }
 }
 
-/// The places of all classes of users.
+/// The limits for the number of clients, for all classes of users.
 #[derive(Debug)]
 pub(super) struct Seats {
     root: Class,
@@ -52,23 +51,23 @@ pub(super) struct Seats {
     strangers: Class,
 }
 
-/// The place of one client.
+/// The place of one client on the control socket.
 #[derive(Debug)]
 pub(super) struct Seat {
-    /// Resolves when the client must leave, because it has sent no request and another client needs
-    /// its place.
+    /// A channel that resolves when the client must leave. This happens if the client has sent no
+    /// request and another client needs its place.
     pub(super) evicted: oneshot::Receiver<()>,
-    /// Frees the place when dropped.
+    /// A permit that frees the place when it is dropped.
     pub(super) place: OwnedSemaphorePermit,
 }
 
-/// The places of one class of users.
+/// The limit for the number of clients of one class of users.
 #[derive(Debug)]
 struct Class {
     places: Arc<Semaphore>,
     silent_max: usize,
-    /// The clients that have sent no request yet, the oldest first. The receiver of a sender is
-    /// closed once its client has sent a request.
+    /// The clients that have sent no request yet, the oldest first. Sending to a client evicts it.
+    /// The channel is closed once its client has sent a request.
     silent: VecDeque<oneshot::Sender<()>>,
 }
 
@@ -82,8 +81,8 @@ impl Seats {
         }
     }
 
-    /// Returns a place for a client of `user`, or `None` if requests occupy all places of its
-    /// class.
+    /// Returns a place for a client of `user`. Returns `None` if clients that have sent a request
+    /// occupy all places of this class of users.
     pub(super) fn take(&mut self, user: User) -> Option<Seat> {
         match user {
             User::Root => self.root.take(),
@@ -102,7 +101,7 @@ impl Class {
         self.silent.retain(|client| !client.is_closed());
         if self.silent.len() >= self.silent_max {
             if let Some(oldest) = self.silent.pop_front() {
-                // The client may have left at this moment.
+                // Ignore an error, because the oldest client may have left at this moment.
                 let _ = oldest.send(());
             }
         }

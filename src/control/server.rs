@@ -1,9 +1,10 @@
-//! The server of the control socket: reads one request from each connection and writes the replies.
+//! The server of the control socket. It reads one request from each connection and writes the
+//! replies.
 //!
-//! Each connection has its own task, so a stalled client delays no other client. Everything is
-//! limited: the number of clients (`seats`), the size of a request, and the time for a request or a
-//! reply. The kernel tells the user of a client when it is accepted, so the check does not depend
-//! on the mode of the path.
+//! Each connection has its own task, so a stalled client delays no other client. The server limits
+//! the number of clients (see `seats`), the size of a request, and the time to read a request or
+//! write a reply. The kernel reports the user of each client. So access control does not depend on
+//! the file mode of the socket path.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,25 +24,26 @@ use crate::net::{Acceptor, Listener, Stream};
 use crate::sys;
 use crate::text::one_line;
 
-/// How long a request may take to arrive.
+/// The maximum time until a client has sent its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a reply may take to be read. Also the limit for all unread replies when the server
-/// ends.
+/// The maximum time until a client has read a reply. The same limit applies to all unread replies
+/// together when the server shuts down.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest request in bytes.
+/// The maximum length of a request in bytes.
 const REQUEST_MAX: u64 = 16 * 1024;
-/// How many requests may wait for the driver.
+/// The maximum number of requests that wait for the lifecycle to handle them.
 const REQUESTS_MAX: usize = 64;
-/// At most how often the log reports refused users.
+/// The minimum time between two log records about refused users.
 const WARN_INTERVAL: Duration = Duration::from_secs(1);
-/// How often to check whether a client that waits for its reply is still connected.
+/// The time between two checks whether a waiting client is still connected.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long to wait before a retry when the kernel is out of memory.
+/// The time before a retry when the kernel is out of memory.
 const PAUSE: Duration = Duration::from_millis(10);
-/// How many replies to one request may wait to be written: more than a reload has.
+/// The maximum number of replies to one request that wait to be written. A reload has fewer replies
+/// than this.
 const REPLIES_MAX: usize = 8;
 
-/// The daemon's side of the control socket.
+/// The daemon's side of the control socket, which passes the requests of clients to the lifecycle.
 #[derive(Debug)]
 pub(crate) struct ControlServer {
     asked: mpsc::Receiver<(Request, Answer)>,
@@ -50,24 +52,25 @@ pub(crate) struct ControlServer {
     clients: TaskTracker,
 }
 
-/// The way to reply to a request. Dropping it ends the conversation.
+/// The sender of replies to one request. Dropping it ends the conversation with the client.
 #[derive(Debug)]
 pub(crate) struct Answer {
     replies: mpsc::Sender<Reply>,
-    /// A copy of the client's socket, held during the conversation if the client asked for a
-    /// reload.
+    /// A copy of the client's socket, to check whether the client is still connected. It exists
+    /// during the conversation if the client asked for a reload.
     peer: Weak<OwnedFd>,
 }
 
 impl Answer {
-    /// Returns whether the client has hung up and so given up: its request must not be carried out
-    /// later. A client that has only half-closed still waits for its reply.
+    /// Returns whether the client has disconnected, so that its request must no longer be carried
+    /// out. A client that has only half-closed the connection still waits for its reply.
     pub(crate) fn is_abandoned(&self) -> bool {
         let has_hung_up = |peer: Arc<OwnedFd>| sys::socket::has_hung_up(peer.as_fd());
         self.replies.is_closed() || self.peer.upgrade().is_some_and(has_hung_up)
     }
 
-    /// Sends a reply without waiting. If the client has gone, the reply is dropped.
+    /// Sends a reply to the client without waiting. If the client has disconnected, the reply is
+    /// dropped.
     pub(crate) fn send(&self, reply: Reply) {
         if self.replies.try_send(reply).is_err() {
             tracing::debug!(
@@ -77,21 +80,22 @@ impl Answer {
         }
     }
 
-    /// Refuses the request and ends the conversation.
+    /// Refuses the request with a reason and ends the conversation with the client.
     pub(crate) fn refuse(self, why: Refusal, reason: impl Into<String>) {
         self.send(Reply::Refused { why, reason: reason.into() });
     }
 }
 
 impl ControlServer {
-    /// Creates a server that does not listen yet.
+    /// Creates a server for the control socket. It does not listen until [`ControlServer::open`] is
+    /// called.
     pub(crate) fn new() -> Self {
         let (ask, asked) = mpsc::channel(REQUESTS_MAX);
         Self { asked, ask, accepting: None, clients: TaskTracker::new() }
     }
 
-    /// Starts to listen, as soon as the runtime has registered the socket. Must be called in a
-    /// tokio runtime.
+    /// Starts to listen as soon as the runtime has registered the socket. Must be called in a tokio
+    /// runtime.
     pub(crate) fn open(&mut self, listener: Listener) {
         self.close();
         let accepting =
@@ -107,17 +111,17 @@ impl ControlServer {
         }
     }
 
-    /// Waits for the next request. Cancel safe.
+    /// Waits for the next request from a client. Cancel safe.
     pub(crate) async fn next(&mut self) -> (Request, Answer) {
         match self.asked.recv().await {
             Some(asked) => asked,
-            // Never reached, because `self.ask` keeps the channel open.
+            // This case cannot happen, because `self.ask` keeps the channel open.
             None => std::future::pending().await,
         }
     }
 
-    /// Stops listening and waits until every reply is written. Requests that have not been handled
-    /// are told to ask again.
+    /// Stops listening and waits until every reply is written. Clients whose request was not
+    /// handled are told to send it again.
     pub(crate) async fn finish(mut self) {
         self.close();
         self.asked.close();
@@ -125,7 +129,8 @@ impl ControlServer {
             answer.send(Reply::Moved {});
         }
         self.clients.close();
-        // A client that does not read had its chance.
+        // Ignore an expired timeout: a client that has not read its reply by now is not waited for
+        // any longer.
         let _ = timeout(REPLY_TIMEOUT, self.clients.wait()).await;
     }
 }
@@ -182,13 +187,13 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
             };
             refuse_at_once(&stream, &Reply::Refused { why, reason });
         }
-        // Let an evicted client leave before the next one is accepted.
+        // Let an evicted client leave before the next client is accepted.
         tokio::task::yield_now().await;
     }
 }
 
-/// Registers the control socket with the runtime. Retries when memory is short, because a
-/// generation without a control socket could not be replaced.
+/// Registers the control socket with the tokio runtime. Retries when memory is short, because an
+/// operator cannot replace a generation that has no control socket.
 async fn watch(listener: Listener) -> Acceptor {
     let mut has_failed = false;
     loop {
@@ -213,8 +218,8 @@ async fn watch(listener: Listener) -> Acceptor {
     }
 }
 
-/// Writes a reply. Retries when the kernel is out of memory, because the reply may be the outcome
-/// of a handoff.
+/// Writes a reply to the client. Retries when the kernel is out of memory, because the reply may be
+/// the outcome of a handoff.
 async fn write(stream: &mut BufReader<Stream>, line: &[u8]) -> io::Result<()> {
     let mut written = 0;
     while written < line.len() {
@@ -228,11 +233,12 @@ async fn write(stream: &mut BufReader<Stream>, line: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Refuses a client without reading its request. Writes only what the socket takes at once.
+/// Refuses a client without reading its request. Writes the reply only as far as the socket accepts
+/// it without waiting.
 fn refuse_at_once(stream: &Stream, reply: &Reply) {
     if let Ok(mut line) = serde_json::to_vec(reply) {
         line.push(b'\n');
-        // The reply may be lost, because the client is over the limit anyway.
+        // Ignore an error: this client is over the limit, so its reply may be lost.
         let _ = sys::socket::send_packet(stream.as_fd(), &line);
     }
 }
@@ -241,7 +247,7 @@ fn denied(user: u32) -> String {
     format!("user {user} may not ask; root and the user of the daemon may")
 }
 
-/// Handles one conversation: a request, its replies, the end.
+/// Handles one conversation with a client: reads the request and writes the replies.
 async fn converse(
     stream: Stream,
     user: User,
@@ -250,8 +256,8 @@ async fn converse(
 ) -> io::Result<()> {
     let Seat { evicted, place: _place } = seat;
     let mut stream = BufReader::new(stream);
-    // Read the request even if the user will be refused: a client that is still writing would not
-    // see the reply.
+    // Read the request even if the user will be refused, because a client that is still writing
+    // would not see the reply.
     let mut request = tokio::select! {
         biased;
         request = read(&mut stream) => request?,
@@ -261,10 +267,11 @@ async fn converse(
         request = Err(denied(user));
     }
     let (to_write, mut replies) = mpsc::channel(REPLIES_MAX);
-    // Only a reload needs a copy of the socket: a status request is answered at once.
+    // Only a reload needs a copy of the client's socket, because a status request is answered at
+    // once.
     let peer = match &request {
-        // If the copy fails because no file descriptor is left, `replies.is_closed` still reports
-        // the end of the conversation.
+        // The copy fails if no file descriptor is free. `replies.is_closed` still reports the end
+        // of the conversation in that case.
         Ok(Request::Reload(_)) => stream.get_ref().as_fd().try_clone_to_owned().ok().map(Arc::new),
         Ok(Request::Status {}) | Err(_) => None,
     };
@@ -287,7 +294,7 @@ async fn converse(
                 timeout(REPLY_TIMEOUT, write(&mut stream, &line)).await??;
             }
             Ok(None) => break,
-            // The client has disconnected, so free its place for another.
+            // The client has disconnected, so free its place for another client.
             Err(_) if sys::socket::has_hung_up(stream.get_ref().as_fd()) => return Ok(()),
             Err(_) => {}
         }
@@ -295,7 +302,7 @@ async fn converse(
     stream.shutdown().await
 }
 
-/// Reads a request, or returns what is wrong with it.
+/// Reads a request. Returns an error text if the request is not valid.
 pub(super) async fn read(
     stream: &mut (impl AsyncBufRead + Unpin),
 ) -> io::Result<Result<Request, String>> {
@@ -308,8 +315,9 @@ pub(super) async fn read(
     }))
 }
 
-/// Reads the first line, up to the size limit of a request. Retries when the kernel is out of
-/// memory, because the operator would take a closed connection for the end of the daemon.
+/// Reads the first line, up to the maximum length of a request. Retries when the kernel is out of
+/// memory. Otherwise the connection would close, and the operator would conclude that the daemon
+/// has ended.
 async fn read_line(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Vec<u8>> {
     let (mut stream, mut line) = (stream.take(REQUEST_MAX), Vec::new());
     loop {
@@ -330,7 +338,7 @@ mod tests {
 
     use super::*;
 
-    /// A reader with a scripted result for each read.
+    /// A test reader that returns a scripted result for each read.
     struct Script(Vec<Result<&'static str, Errno>>);
 
     impl AsyncRead for Script {

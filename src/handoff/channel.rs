@@ -1,14 +1,14 @@
-//! A message channel between two generations: one packet per message, and notice of the peer's
-//! death.
+//! A message channel between two generations. Each message is one packet, and each end learns when
+//! the process at the other end dies.
 //!
-//! A process descriptor, pidfd_open(2), reports the death of the peer. End of file alone is not
-//! reliable: any process that the peer started may hold a copy of its end of the channel. The
-//! kernel says which process sent a message (unix(7), `SCM_CREDENTIALS`); the message itself is not
-//! trusted.
+//! The death of the peer is reported by a process descriptor (see pidfd_open(2)). End of file alone
+//! is not a reliable report, because any process that the peer started may hold a copy of the
+//! peer's end. The kernel reports which process sent a message (`SCM_CREDENTIALS`, see unix(7)), so
+//! a message cannot lie about its sender.
 //!
-//! Sending never waits for the peer. A full channel means that the peer does not read, and is an
-//! error. Receiving is cancel safe, because one system call takes a whole packet. The channel
-//! itself answers messages of an unknown kind.
+//! Sending never waits for the peer. A full channel means that the peer does not read, and sending
+//! then fails. Receiving is cancel safe, because one system call takes a whole packet. The channel
+//! itself replies to messages of an unknown kind.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,61 +29,63 @@ use crate::sys::ancillary::{
 use crate::sys::process::{PidFd, is_in_our_group};
 use crate::sys::socket::{Packet, retry, send_packet, send_with_descriptors, will_pass};
 
-/// Largest packet in bytes. Less than half of `net.core.wmem_default`, so that two packets fit into
-/// an empty queue.
+/// The largest packet in bytes. It is less than half of `net.core.wmem_default`, so that two
+/// packets fit into an empty queue.
 const PACKET_MAX: usize = 64 * 1024;
 
-/// Largest message in bytes that is read from a file. Limits how much memory a broken successor can
-/// make this process allocate. 10,000 listeners with 10,000 upstreams need about 10 MB.
+/// The largest message in bytes that is read from a file. The limit protects this process from a
+/// broken successor that sends too much. For comparison, 10,000 listeners with 10,000 upstreams
+/// need about 10 MB.
 const FILE_MAX: u64 = 256 * 1024 * 1024;
 
-/// One end of a channel.
+/// One end of a message channel between two generations.
 #[derive(Debug)]
 pub(crate) struct Channel {
     socket: AsyncFd<OwnedFd>,
     buffer: Vec<u8>,
-    /// The sender of the last message received.
+    /// The process that sent the last message received.
     sender: Option<Sender>,
     peer: Peer,
     ends_with: EndsWith,
 }
 
-/// The event that ends a channel, besides end of file.
+/// The event, besides end of file, that ends a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EndsWith {
-    /// The death of the peer process.
+    /// The channel ends when the peer process dies.
     Process,
-    /// None: only end of file. Later generations hold the peer's end of the channel and outlive it.
+    /// Only end of file ends the channel, because later generations hold the peer's end and may
+    /// outlive the peer.
     LastHolder,
 }
 
-/// The process at the other end of the channel.
+/// What is known about the process at the other end of the channel.
 #[derive(Debug)]
 enum Peer {
-    /// Not known yet: only end of file reports its death.
+    /// The process is not known yet, so only end of file reports its death.
     Unknown,
-    /// A running process. The pid is `None` if it is not visible in our pid namespace.
+    /// A running process. The pid is `None` if the process is not visible in our pid namespace.
     Process(Option<u32>, AsyncFd<PidFd>),
-    /// A process that has ended.
+    /// The peer process is known to have ended.
     Ended,
 }
 
-/// The result of receiving one packet.
+/// The result of receiving one packet from a channel.
 #[derive(Debug)]
 pub(crate) enum Received {
-    /// A message of a known kind.
+    /// A message of a known kind, without a file descriptor.
     Message(Message),
-    /// A message of a known kind with a file descriptor.
+    /// A message of a known kind that came with a file descriptor.
     Passed(Message, OwnedFd),
-    /// A packet that is not a valid message, with the reason.
+    /// A packet that is not a valid message. The text gives the reason.
     Garbage(String),
-    /// The peer has ended: no more messages arrive.
+    /// The peer has ended, and no more messages will arrive.
     End,
 }
 
 impl Channel {
-    /// Wraps one end of a pair made by [`sys::socket::channel_pair`]. Must be called in a tokio
-    /// runtime.
+    /// Wraps one end of a socket pair made by [`sys::socket::channel_pair`]. Must be called in a
+    /// tokio runtime.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         let socket = sys::fd::watch(socket, Interest::READABLE)?;
         Ok(Self {
@@ -95,8 +97,8 @@ impl Channel {
         })
     }
 
-    /// Wraps an end that was inherited from the generation that created the channel, and watches
-    /// that generation.
+    /// Wraps a channel end that this process inherited from the generation that created the
+    /// channel. The channel ends when that generation dies.
     pub(crate) fn to_its_maker(socket: OwnedFd) -> io::Result<Self> {
         let maker = peer_process(socket.as_fd())?;
         let mut channel = Self::new(socket)?;
@@ -104,15 +106,15 @@ impl Channel {
         Ok(channel)
     }
 
-    /// Wraps an end whose peer is a process that has not started yet. [`Channel::follow_sender`]
-    /// identifies that process later.
+    /// Wraps a channel end whose peer process has not started yet. [`Channel::follow_sender`]
+    /// identifies the peer later.
     pub(crate) fn to_a_new_process(socket: OwnedFd) -> io::Result<Self> {
         report_senders(socket.as_fd())?;
         Self::new(socket)
     }
 
-    /// Makes the sender of the last message the peer: the process to signal, whose death ends the
-    /// channel.
+    /// Makes the process that sent the last message the peer of this channel. Signals then go to
+    /// this process, and its death ends the channel.
     pub(crate) fn follow_sender(&mut self) {
         if let Some(sender) = self.sender.take() {
             self.follow(sender);
@@ -123,8 +125,8 @@ impl Channel {
         let held = match process {
             SenderProcess::Held(process) => Ok(process),
             SenderProcess::Ended => Err(io::Error::from(Errno::ESRCH)),
-            // The pid may have been reused since the message was sent. It still belongs to the
-            // sender if the channel is open or the process is in our process group.
+            // The pid may have been reused since the message was sent. It certainly still belongs
+            // to the sender if the channel is open or the process is in our process group.
             SenderProcess::Unknown => {
                 let Some(pid) = pid else { return };
                 PidFd::open(pid).and_then(|process| {
@@ -147,12 +149,12 @@ impl Channel {
     }
 
     /// Makes the channel end only when the last process closes the other end. A successor that has
-    /// taken over passes its end to its own successor, and may exit before that successor does.
+    /// taken over passes its end to its own successor, so the channel must survive its death.
     pub(crate) fn outlive_process(&mut self) {
         self.ends_with = EndsWith::LastHolder;
     }
 
-    /// Returns the pid of the peer, unless the peer is unknown or is known to have ended.
+    /// Returns the pid of the peer process. Returns `None` if the peer is unknown or has ended.
     pub(crate) fn pid(&self) -> Option<u32> {
         match &self.peer {
             Peer::Process(pid, _) => *pid,
@@ -168,9 +170,9 @@ impl Channel {
         }
     }
 
-    /// Waits until the peer process has ended or `until` has passed. Returns its exit status if the
-    /// kernel reports one. Needed because a process closes its file descriptors shortly before it
-    /// ends. Cancel safe.
+    /// Waits until the peer process has ended or the instant `until` has passed. Returns the exit
+    /// status of the peer if the kernel reports one. This wait is needed because a process closes
+    /// its file descriptors shortly before it ends. Cancel safe.
     pub(crate) async fn exit_status(&self, until: Instant) -> Option<ExitStatus> {
         let Peer::Process(pid, process) = &self.peer else { return None };
         let _ = tokio::time::timeout_at(until, process.readable()).await;
@@ -191,10 +193,10 @@ impl Channel {
         sys::socket::has_hung_up(self.as_fd())
     }
 
-    /// Sends a message without waiting.
+    /// Sends a message to the peer without waiting.
     ///
     /// A message has no size limit. If it is too long for a packet, it is written to an in-memory
-    /// file, and the packet carries the file descriptor.
+    /// file, and the packet carries the descriptor of that file.
     pub(crate) fn send(&self, message: &Message) -> io::Result<()> {
         let packet = message.encode();
         if packet.len() <= PACKET_MAX {
@@ -204,20 +206,21 @@ impl Channel {
         retry(|| send_with_descriptors(self.as_fd(), &Message::File.encode(), &[file.as_fd()]))
     }
 
-    /// Sends a message with a copy of a file descriptor, without waiting.
+    /// Sends a message to the peer with a copy of a file descriptor, without waiting.
     pub(crate) fn pass(&self, message: &Message, descriptor: BorrowedFd<'_>) -> io::Result<()> {
         retry(|| send_with_descriptors(self.as_fd(), &message.encode(), &[descriptor]))
     }
 
-    /// Receives one message. Reads the socket directly, so it also finds messages that the runtime
-    /// has not noticed yet.
+    /// Receives one message. Reads the socket directly, so it also finds messages that the tokio
+    /// runtime has not noticed yet.
     pub(crate) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
         loop {
-            // Check for death before reading the queue: once the process is dead, everything that
-            // it sent is already in the queue.
+            // Check whether the peer has died before reading the queue. Everything that a dead
+            // process has sent is already in the queue.
             let has_ended = match &self.peer {
                 _ if self.ends_with == EndsWith::LastHolder => false,
-                // Ask the kernel too, because the runtime may not have noticed the death yet.
+                // Ask the kernel too, because the tokio runtime may not have noticed the death of
+                // the peer yet.
                 Peer::Process(_, process) => {
                     process.poll_read_ready(cx).is_ready() || process.get_ref().has_ended()
                 }
@@ -226,8 +229,8 @@ impl Channel {
             };
             let received = match self.poll_packet(cx) {
                 Poll::Ready(Some(received)) => received,
-                // The packet is still in the queue. It may be the last message of a dead process,
-                // so poll again.
+                // The packet is still in the queue after a temporary error. It may be the last
+                // message of a dead process, so poll again.
                 Poll::Ready(None) => {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
@@ -251,7 +254,7 @@ impl Channel {
         }
     }
 
-    /// Takes the next packet, or returns `None` if a temporary error prevents it.
+    /// Takes the next packet from the socket. Returns `None` if a temporary error prevents it.
     fn poll_packet(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
         let mut received = take_packet(self.socket.get_ref().as_fd(), &mut self.buffer);
         while matches!(&received, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
@@ -274,12 +277,12 @@ impl Channel {
     }
 }
 
-/// Receives one message without waiting. For use before a tokio runtime exists.
+/// Receives one message without waiting. This function is for use before a tokio runtime exists.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Received> {
     take_packet(socket, buffer).map(|(received, _)| received)
 }
 
-/// Takes one packet and returns it with the process that sent it.
+/// Takes one packet from the socket. Returns the packet and the process that sent it.
 fn take_packet(
     socket: BorrowedFd<'_>,
     buffer: &mut Vec<u8>,
@@ -295,7 +298,7 @@ fn take_packet(
             (Ok(message), Rights::All(mut descriptors)) if descriptors.len() == 1 => {
                 Received::Passed(message, descriptors.remove(0))
             }
-            // File descriptors that were not asked for are closed.
+            // Dropping the packet closes any file descriptors that this message should not carry.
             (Ok(message), Rights::All(_) | Rights::Truncated) => Received::Message(message),
             (Err(why), _) => Received::Garbage(why),
         },
@@ -304,7 +307,8 @@ fn take_packet(
     Ok((received, sender))
 }
 
-/// Reads a message whose packet carried a file in place of the text.
+/// Reads a message that was too long for a packet. Its packet carries a file that holds the
+/// message.
 fn read_file(rights: Rights) -> Received {
     let Rights::All(mut descriptors) = rights else {
         return Received::Garbage("no room for the descriptor of a long message".to_owned());
@@ -338,7 +342,8 @@ mod tests {
     async fn a_process_that_has_died_ends_a_channel_that_another_holds() {
         let (ours, theirs) = sys::socket::channel_pair().unwrap();
         let mut channel = Channel::to_a_new_process(ours).unwrap();
-        // The child sends a message and exits. Its end of the channel stays open in this process.
+        // The child process sends a message and exits. This process keeps a copy of the child's
+        // channel end open.
         let mut child = std::process::Command::new("sh");
         child
             .args(["-c", r"env printf 'VERSION=2\nKIND=stopping\n' >&0; exit 7"])

@@ -1,5 +1,5 @@
-//! Fuzzing entry points for the parsers of data from a parent or another generation, used by
-//! `fuzz/`.
+//! Fuzz targets for the parsers of data that comes from a parent or from another generation. The
+//! fuzzers in `fuzz/` call them.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
@@ -14,10 +14,11 @@ use crate::error::Error;
 use crate::generation::Generation;
 use crate::sys::env::Environment;
 
-/// A `LISTEN_PID` value that stands for the pid of the process that reads it.
+/// A placeholder value of `LISTEN_PID`. It stands for the pid of the process that reads the
+/// variable.
 const OURSELVES: &[u8] = b"self";
 
-/// Decodes a message and returns whether its kind is known.
+/// Decodes a message of the handoff protocol and returns whether its kind is known.
 pub(crate) fn message(packet: &[u8]) -> bool {
     let Ok(message) = Message::decode(packet) else { return false };
     if let Message::Unrecognised { kind, .. } = message {
@@ -27,7 +28,7 @@ pub(crate) fn message(packet: &[u8]) -> bool {
     }
     let again = Message::decode(&message.encode());
     match (&message, &again) {
-        // Encoding cuts a long reason.
+        // Encoding shortens a long reason, so the decoded reason may be only its beginning.
         (Message::Failed { reason }, Ok(Message::Failed { reason: cut })) => {
             assert!(reason.starts_with(cut))
         }
@@ -40,14 +41,14 @@ pub(crate) fn message(packet: &[u8]) -> bool {
     } else {
         return true;
     };
-    // The active generation adds up the counters of all generations.
+    // Add the counters up, as the active generation does with those of all generations.
     let mut sum = counters.clone();
     sum.add(&counters);
     sum.settle();
     true
 }
 
-/// The values read from the environment of a new process.
+/// The values that a new process reads from its environment.
 #[derive(Debug, PartialEq, Eq)]
 struct Birth {
     count: usize,
@@ -55,8 +56,9 @@ struct Birth {
     generation: Generation,
 }
 
-/// Reads environment variables and, after an empty variable, the hello message. Returns the
-/// program with which a successor would be started.
+/// Reads environment variables from `bytes` and then, after an empty variable, the hello message
+/// (the first message from a predecessor). Returns the program that this process would start as its
+/// successor.
 pub(crate) fn birth(bytes: &[u8]) -> Option<Program> {
     let end = bytes.windows(2).position(|pair| pair == b"\0\0").unwrap_or(bytes.len());
     let environment = environment(bytes[..end].split(|byte| *byte == 0));
@@ -77,7 +79,8 @@ fn read(environment: &Environment, hello: &Hello) -> Result<Program, Error> {
     let identities = identities(environment, birth.count, hello)?;
     assert_eq!(identities.len(), birth.count);
 
-    // The channel to a successor is one of its file descriptors, but not one of its sockets.
+    // The channel that a successor inherits is one of its file descriptors, but it is not one of
+    // its sockets.
     let (count, channel) =
         (birth.count, birth.channel.filter(|channel| *channel > 2).unwrap_or(RawFd::MAX));
     let variables = program.environment_for(birth.generation, count, channel);
@@ -104,7 +107,7 @@ fn parts(environment: &Environment) -> Result<Birth, Error> {
 
 fn environment<'a>(variables: impl Iterator<Item = &'a [u8]>) -> Environment {
     let variables = variables.filter_map(|variable| {
-        // A variable always has a name, as in the C library.
+        // A variable always has a name, as in the C library, so its first byte is part of the name.
         let equals = variable.iter().skip(1).position(|byte| *byte == b'=')? + 1;
         let (name, value) = (OsStr::from_bytes(&variable[..equals]), &variable[equals + 1..]);
         let is_ours = name == LISTEN_PID && value == OURSELVES;
@@ -127,7 +130,7 @@ mod seeds {
         UpstreamCounters,
     };
 
-    /// Returns one message of each kind.
+    /// Returns one message of each kind in the handoff protocol.
     pub(crate) fn every_message() -> Vec<Message> {
         let mut counters = Counters::default();
         counters
@@ -190,7 +193,8 @@ mod seeds {
         }
     }
 
-    /// Returns the packets of all these messages, each named after its number and its kind.
+    /// Returns the packets of all messages from `every_message`. Each packet is named after its
+    /// number and its message kind.
     pub(crate) fn messages() -> Vec<(String, Vec<u8>)> {
         let named = |(number, message): (usize, Message)| {
             let packet = message.encode();
@@ -200,8 +204,8 @@ mod seeds {
         every_message().into_iter().enumerate().map(named).collect()
     }
 
-    /// Returns the environments of a first generation under systemd, of a successor, and of a
-    /// process that inherits nothing. The first one includes a socket from systemd's file
+    /// Returns three environments: of a first generation under systemd, of a successor, and of a
+    /// process that inherits nothing. The first environment includes a socket from systemd's file
     /// descriptor store.
     pub(crate) fn births() -> Vec<(String, Vec<u8>)> {
         let first = "PATH=/bin\0LISTEN_FDS=2\0LISTEN_FDNAMES=web:admin=8%3A42%20/run/admin.sock\0LISTEN_PID=self\0\

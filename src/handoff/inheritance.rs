@@ -1,10 +1,11 @@
-//! The inheritance of a process: sockets, generation number, and channels to older generations.
+//! The inheritance of a process: its sockets, its generation number, and its channels to older
+//! generations.
 //!
-//! The same protocol serves systemd, any other parent that speaks it, and a predecessor: file
-//! descriptors from 3 up, `LISTEN_FDS` and `LISTEN_FDNAMES`, sd_listen_fds(3). A parent sets
-//! `LISTEN_PID` to the process that it means. A predecessor cannot know the pid before the fork, so
-//! it names the channel instead. Anything wrong is an error that names the cause, because a process
-//! that guesses may serve the wrong socket.
+//! All parents use one protocol, whether systemd, another program or a predecessor. They pass file
+//! descriptors from 3 up and set `LISTEN_FDS` and `LISTEN_FDNAMES` (see sd_listen_fds(3)). A parent
+//! sets `LISTEN_PID` to the process that the sockets are for. A predecessor cannot know the pid of
+//! its successor before the fork, so it names the channel instead. Any invalid value is an error
+//! that names the cause, because a process that guesses may serve the wrong socket.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -29,46 +30,49 @@ use crate::sys::env::{Environment, Variables};
 use crate::sys::fd::{PassedDescriptors, ReservedFd};
 use crate::sys::socket::{retry, send_packet};
 
-/// Everything that a process inherits when it starts.
+/// The sockets, channels and settings that a process inherits at startup from a parent or a
+/// predecessor.
 #[derive(Debug)]
 pub struct Inheritance {
     pub(crate) generation: Generation,
     pub(crate) sockets: Vec<Passed>,
     pub(crate) predecessors: Unconnected,
     pub(crate) program: Program,
-    /// The init process, if a container or a supervisor watches that process and not this one.
+    /// The init process that a container or a supervisor watches instead of this process. `None` if
+    /// there is none.
     pub(crate) init: Option<Init>,
     journal_stream: Option<String>,
     runtime_directory: Option<PathBuf>,
-    /// A file descriptor for the channel to the successor. Reserved at start, while low numbers are
-    /// free.
+    /// A file descriptor number for the channel to the successor. It is reserved at startup,
+    /// because low numbers are free then.
     pub(crate) slot: ReservedFd,
-    /// How many connections the predecessor may carry over, with the name of their listener.
+    /// The number of connections that the predecessor may carry over (move to this process), for
+    /// each listener by name.
     pub(crate) forecast: CarryForecast,
 }
 
 impl Inheritance {
-    /// Takes the inheritance. Call it first in `main`, before you build a runtime: it changes the
-    /// environment, which is only sound while one thread runs. It also marks every open file
-    /// descriptor from 3 up close-on-exec.
+    /// Takes the inheritance from the environment and from the passed file descriptors. Call it
+    /// first in `main`, before you build a runtime: it changes the environment, which is sound only
+    /// in a single thread. It also marks every open file descriptor from 3 up close-on-exec.
     ///
     /// # Errors
-    /// [`Error::ThreadsRunning`], [`Error::AlreadyTaken`]. [`Error::Environment`] and
-    /// [`Error::NotAListener`] name what a parent passed wrongly. On failure a predecessor is told
-    /// why.
+    /// [`Error::ThreadsRunning`] if other threads run, [`Error::AlreadyTaken`] on a second call,
+    /// and [`Error::Environment`] or [`Error::NotAListener`] if a parent passed an invalid value. A
+    /// predecessor is told why this process failed.
     ///
     /// # As process 1
-    /// A generation exits when it has handed over, but a container ends when process 1 exits. So
-    /// process 1 of a pid namespace stays as a small init, which ends when the last generation has
-    /// ended. In that case this function returns in a child of the init, and never in process 1
-    /// itself.
+    /// A generation exits after a handoff, but a container ends when process 1 exits. So process 1
+    /// of a pid namespace becomes a small init process, which stays until the last generation has
+    /// ended. In that case this function returns in a child of the init process, and never in
+    /// process 1 itself.
     pub fn take() -> Result<Self, Error> {
         Self::take_alone(Variables::Removed)?.with_init_as_process_1()
     }
 
-    /// Like [`Inheritance::take`], for a program that starts no other programs. It does not change
-    /// the environment, so other threads may run, such as those of a preloaded allocator. Process 1
-    /// must still have only one thread.
+    /// Takes the inheritance like [`Inheritance::take`], but leaves the environment unchanged.
+    /// Other threads may run, such as those of a preloaded allocator. Use it in a program that
+    /// starts no other programs. Process 1 must still have only one thread.
     ///
     /// # Errors
     /// As [`Inheritance::take`].
@@ -76,9 +80,9 @@ impl Inheritance {
         Self::take_alone(Variables::Kept)?.with_init_as_process_1()
     }
 
-    /// Like [`Inheritance::take`], but always leaves an init behind, unless there already is one.
-    /// For a supervisor that watches only the process that it started, as most do except systemd.
-    ///
+    /// Takes the inheritance like [`Inheritance::take`], but always leaves an init process behind,
+    /// unless one exists. Use it under a supervisor that watches only the process that it started.
+    /// Most supervisors do, but systemd does not.
     /// # Errors
     /// As [`Inheritance::take`].
     pub fn take_under_init() -> Result<Self, Error> {
@@ -89,7 +93,7 @@ impl Inheritance {
         if std::process::id() == 1 { self.with_init() } else { Ok(self) }
     }
 
-    /// Leaves an init process behind, unless there already is one.
+    /// Forks and leaves an init process behind, unless one exists.
     fn with_init(mut self) -> Result<Self, Error> {
         if self.predecessors.predecessor.is_none() {
             sys::process::require_one_thread()?;
@@ -137,30 +141,31 @@ impl Inheritance {
         self.generation
     }
 
-    /// Returns whether an older generation serves until this one is ready.
+    /// Returns whether this process has a predecessor that serves until this process is ready.
     #[must_use]
     pub const fn has_predecessor(&self) -> bool {
         self.predecessors.predecessor.is_some()
     }
 
-    /// Returns whether standard error is the journal's stream. `JOURNAL_STREAM` holds the device
-    /// and inode of that stream, systemd.exec(5). The comparison is needed because a program
-    /// inherits the variable even if its output goes elsewhere.
+    /// Returns whether standard error is connected to the systemd journal. `JOURNAL_STREAM` holds
+    /// the device and inode of the journal's stream (see systemd.exec(5)). This function compares
+    /// them with standard error, because a program inherits the variable even if its output goes
+    /// elsewhere.
     #[must_use]
     pub fn logs_to_journal(&self) -> bool {
         self.journal_stream.is_some()
             && self.journal_stream == sys::fd::device_and_inode(std::io::stderr())
     }
 
-    /// Returns the first runtime directory that the service manager created for the service,
-    /// systemd.exec(5).
+    /// Returns the first runtime directory that the service manager created for the service (see
+    /// systemd.exec(5)).
     #[must_use]
     pub fn runtime_directory(&self) -> Option<&Path> {
         self.runtime_directory.as_deref()
     }
 
-    /// Tells the predecessor, if there is one, why this process cannot serve. The predecessor keeps
-    /// serving.
+    /// Tells the predecessor, if one exists, why this process cannot serve. The predecessor then
+    /// keeps serving.
     pub fn refuse(self, reason: &dyn Display) {
         if let Some(channel) = self.predecessors.predecessor {
             tell_why(&channel, reason);
@@ -192,7 +197,7 @@ impl Inheritance {
     }
 }
 
-/// The part of the inheritance that only a predecessor can pass.
+/// The part of the inheritance that only a predecessor, and no other parent, can pass.
 struct Inherited {
     generation: Generation,
     sockets: Vec<Passed>,
@@ -201,15 +206,16 @@ struct Inherited {
     forecast: CarryForecast,
 }
 
-/// Takes the generation number, the sockets, and the channels to older generations and to the init
-/// from the predecessor.
+/// Takes the inheritance from the predecessor: the generation number, the sockets, and the channels
+/// to older generations and to the init process.
 fn take_from_predecessor(
     environment: &Environment,
     descriptors: &mut PassedDescriptors,
     channel: &OwnedFd,
 ) -> Result<Inherited, Error> {
     let wrong = |why: String| Error::Predecessor { why };
-    // The predecessor sends the hello before the fork, so there is no need to wait for it.
+    // The predecessor sends the hello message before the fork, so this process does not have to
+    // wait for it.
     let hello = match receive(channel.as_fd(), &mut Vec::new()) {
         Ok(Received::Message(Message::Hello(hello))) => hello,
         Ok(Received::Message(Message::Unrecognised { version, .. })) => {
@@ -242,8 +248,8 @@ pub(super) fn ordinal(environment: &Environment) -> Result<Generation, Error> {
     Ok(parse(environment, GENERATION, "the ordinal of a process")?.unwrap_or(Generation::FIRST))
 }
 
-/// Checks that the hello names each file descriptor once, and neither a socket (one of the first
-/// `count` passed descriptors) nor the channel.
+/// Checks that the hello message names each file descriptor only once. It must not name the
+/// channel, nor one of the first `count` passed descriptors, because those are sockets.
 pub(super) fn check_descriptors(hello: &Hello, count: usize, channel: RawFd) -> Result<(), Error> {
     let mut taken = HashSet::from([channel]);
     for descriptor in hello.draining.iter().map(|(_, descriptor)| *descriptor).chain(hello.init) {
@@ -256,8 +262,8 @@ pub(super) fn check_descriptors(hello: &Hello, count: usize, channel: RawFd) -> 
     Ok(())
 }
 
-/// Tells the predecessor why this process cannot serve. If sending fails, the predecessor has ended
-/// and no longer needs the reason.
+/// Tells the predecessor why this process cannot serve. An error of the send is ignored: the
+/// predecessor has then ended and no longer needs the reason.
 fn tell_why(channel: &OwnedFd, reason: &dyn Display) {
     let packet = Message::Failed { reason: reason.to_string() }.encode();
     let _ = retry(|| send_packet(channel.as_fd(), &packet));
@@ -282,8 +288,8 @@ fn channel(
     Err(bad(CHANNEL, value, why))
 }
 
-/// Returns the file descriptor that the environment announces as the channel to the predecessor.
-/// Must not be one of the first `count` passed descriptors, which are sockets.
+/// Returns the file descriptor of the channel to the predecessor, as given in the environment. It
+/// must not be one of the first `count` passed descriptors, because those are sockets.
 pub(super) fn announced_channel(
     environment: &Environment,
     count: usize,
@@ -304,15 +310,16 @@ pub(super) fn announced_channel(
     Ok(Some(descriptor))
 }
 
-/// Checks that this process can fork off an init: it must have only one thread.
+/// Checks that this process can fork an init process, which requires that it has only one thread.
 ///
 /// # Errors
-/// [`Error::ThreadsRunning`].
+/// [`Error::ThreadsRunning`] if other threads run.
 pub fn check_for_init() -> Result<(), Error> {
     sys::process::require_one_thread()
 }
 
-/// Returns the first directory of a list that systemd joins by colons, if its path is absolute.
+/// Returns the first directory of a list, if its path is absolute. systemd joins the directories by
+/// colons.
 pub(super) fn first_of(folders: &OsStr) -> Option<PathBuf> {
     let first = folders
         .as_bytes()
@@ -322,8 +329,8 @@ pub(super) fn first_of(folders: &OsStr) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(first)))
 }
 
-/// Returns the runtime directory that the service manager created, if there is one. The control
-/// socket is in it by default.
+/// Returns the runtime directory that the service manager created, if any. By default the control
+/// socket is in that directory.
 #[must_use]
 pub fn runtime_directory() -> Option<PathBuf> {
     first_of(&sys::env::variable(RUNTIME_DIRECTORY)?)

@@ -1,14 +1,17 @@
-//! A small init process that stays for the life of the service: it reaps children, forwards signals
-//! to the active generation, and exits with its status.
+//! A small init process that stays for the life of the service. It reaps child processes, forwards
+//! signals to the active generation, and exits with the status of that generation.
 //!
-//! When process 1 of a container ends, the kernel kills all other processes (pid_namespaces(7)). A
-//! supervisor that watches one process takes its end for the end of the service. systemd can be
-//! told of a new main process; without systemd the first process must stay. It forks before
-//! anything else, and the child becomes generation 1. Every generation inherits its end of a
-//! channel to the init, and the active generation announces itself on it. When no process holds
-//! that end any more, all generations have ended.
+//! The init process exists because some environments end the service when its first process ends.
+//! The kernel kills all processes of a container when its process 1 ends (see pid_namespaces(7)). A
+//! supervisor that watches only one process takes the end of that process for the end of the
+//! service. systemd can follow a new main process, but other supervisors cannot.
 //!
-//! The init opens nothing, binds nothing, and does not know what is served.
+//! The first process forks before anything else. The parent stays as the init process, and the
+//! child becomes generation 1. Every generation inherits its end of a channel to the init process,
+//! and the active generation announces itself on that channel. End of file on the channel means
+//! that all generations have ended.
+//!
+//! The init process opens nothing, binds nothing, and does not know what the service does.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,20 +30,21 @@ use crate::sys::init::{Fork, end, fork_off, keep_only};
 use crate::sys::signals::HANDOFF;
 use crate::sys::socket::{channel_pair, pause, retry, send_packet, will_pass};
 
-/// The signals that the init forwards to the active generation.
+/// The signals that the init process forwards to the active generation.
 const PASSED_ON: [Signal; 5] =
     [Signal::SIGHUP, Signal::SIGUSR2, Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT];
 
-/// The bit that marks a signal from the kernel, sigaction(2). The kernel sends such a signal to all
-/// foreground processes of a terminal, so the active generation already has it.
+/// The bit that marks a signal from the kernel (see sigaction(2)). The init process does not
+/// forward such a signal, because the kernel sends it to all foreground processes of a terminal.
 const FROM_THE_KERNEL: i32 = 0x80;
 
-/// The generations' end of the channel to the init.
+/// A generation's end of the channel to the init process.
 #[derive(Debug)]
 pub(crate) struct Init(OwnedFd);
 
 impl Init {
-    /// Forks off an init. Returns in the child, and never in the calling process.
+    /// Forks this process and leaves the parent behind as the init process. Returns only in the
+    /// child.
     pub(super) fn leave() -> Result<Self, Error> {
         let failed = || Error::system("stay as an init");
         let (ours, lines) = channel_pair().map_err(failed())?;
@@ -58,12 +62,12 @@ impl Init {
         }
     }
 
-    /// Wraps the end that a predecessor passed.
+    /// Wraps the channel end that a predecessor passed.
     pub(super) const fn inherited(lines: OwnedFd) -> Self {
         Self(lines)
     }
 
-    /// Tells the init that `pid` is now the active generation.
+    /// Tells the init process that the process `pid` is now the active generation.
     pub(crate) fn tell_head(&self, pid: u32) {
         let packet = Message::Head { pid }.encode();
         if let Err(error) = retry(|| send_packet(self.0.as_fd(), &packet)) {
@@ -75,13 +79,13 @@ impl Init {
     }
 }
 
-/// Writes the reason why the init ends to standard error, because the init has no log. Does not
-/// wait for a full pipe.
+/// Writes the error that ends the init process to standard error, because the init process has no
+/// log. Does not wait if standard error is a full pipe.
 fn complain(error: &io::Error) {
     let stderr = io::stderr();
     let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     if nix::poll::poll(&mut room, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
-        // If the write fails, the exit code alone reports the error.
+        // An error of this write is ignored, because the exit code also reports the failure.
         let _ =
             (&stderr).write_all(format!("handoffd: the init cannot go on: {error}\n").as_bytes());
     }
@@ -93,17 +97,18 @@ impl AsFd for Init {
     }
 }
 
-/// The process that stays as the init.
+/// The state of the init process.
 struct InitProcess {
     channel: OwnedFd,
-    /// Whether any generation still lives.
+    /// Whether any generation is still alive.
     line: LineIs,
     signals: SignalFd,
     head: Pid,
-    /// How the active generation ended: its exit code, or 128 plus the signal number.
+    /// How the active generation ended: its exit code, or 128 plus the number of the signal that
+    /// killed it.
     status: Option<i32>,
-    /// The signal that told the service to stop. A generation that becomes active later is sent it
-    /// too: the signal may have arrived while that generation was taking over.
+    /// The signal that told the service to stop. It is sent again to each generation that becomes
+    /// active later, because it may have arrived during a takeover.
     stop: Option<Signal>,
 }
 
@@ -122,25 +127,26 @@ impl InitProcess {
         Ok(Self { channel, line: LineIs::Alive, signals, head: child, status: None, stop: None })
     }
 
-    /// Runs until all generations have ended. Returns the exit status of the last active
-    /// generation.
+    /// Runs the init process until all generations have ended. Returns the exit status of the last
+    /// active generation.
     fn keep(mut self) -> io::Result<i32> {
         loop {
             match self.turn() {
                 Ok(None) => {}
                 Ok(Some(status)) => return Ok(status),
-                // The service ends with this process, so wait for any temporary shortage to pass.
+                // Wait for a temporary shortage of memory to pass, because the service ends with
+                // this process.
                 Err(error) if will_pass(&error) => pause(),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Handles everything that is pending, then waits for more. Returns the status of the active
-    /// generation once all generations have ended.
+    /// Handles all pending messages, signals and ended children, then waits for more. Returns the
+    /// status of the active generation once all generations have ended.
     fn turn(&mut self) -> io::Result<Option<i32>> {
-        // Read the channel first: it says which process is the active generation and gets the
-        // signal.
+        // Read the channel before the signals. A message on the channel may name a new active
+        // generation, which must get the signals.
         self.hear()?;
         while let Some(signal) = self.signals.read_signal()? {
             self.pass_on(&signal);
@@ -157,7 +163,7 @@ impl InitProcess {
         Ok(None)
     }
 
-    /// Reads the messages of the generations.
+    /// Reads the messages that the generations have sent to the init process.
     fn hear(&mut self) -> io::Result<()> {
         while self.line == LineIs::Alive {
             match receive(self.channel.as_fd(), &mut Vec::new()) {
@@ -194,16 +200,18 @@ impl InitProcess {
         }
     }
 
-    /// Sends a signal to the active generation, unless it has been reaped. Until it is reaped, its
-    /// pid cannot be reused.
+    /// Sends a signal to the active generation, unless that process has been reaped. The kernel
+    /// cannot reuse its pid before it is reaped.
     fn send(&self, signal: Signal) {
         if self.status.is_none() {
-            // If the process has already ended, its exit status follows.
+            // An error is ignored: if the process has already ended, the init process will read its
+            // exit status.
             let _ = kill(self.head, signal);
         }
     }
 
-    /// Reaps every child that has ended: generations and orphans.
+    /// Reaps every child process that has ended, including orphans that the init process has
+    /// adopted.
     fn reap(&mut self) -> io::Result<()> {
         loop {
             let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {

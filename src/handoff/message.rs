@@ -1,9 +1,10 @@
-//! The messages between generations: one packet each, lines of `KEY=value`, like sd_notify(3).
+//! The messages between generations. Each message is one packet with lines of the form `KEY=value`,
+//! as in sd_notify(3).
 //!
-//! Every packet begins with the version and the kind. Unknown keys are ignored, so a later version
-//! can add keys to a message. An unknown kind or version is answered ([`Message::Unknown`]) and is
-//! not fatal. Values hold no line breaks: they become spaces. `docs/protocol.md` says which
-//! generation sends which message when.
+//! Every packet begins with the protocol version and the message kind. Unknown keys are ignored, so
+//! a later version can add keys to a message. A message of an unknown kind or version gets the
+//! reply [`Message::Unknown`] and does no harm. A line break in a value becomes a space.
+//! `docs/protocol.md` describes which generation sends which message, and when.
 
 use std::collections::VecDeque;
 use std::fmt::{Display, Write as _};
@@ -16,119 +17,130 @@ use crate::net::Binding;
 use crate::report::{CarryForecast, Counters, Report};
 use crate::sys::spawn::PreExecMessages;
 
-/// The protocol version of this program.
+/// The version of the handoff protocol that this program uses.
 pub(crate) const VERSION: u32 = 2;
 
-/// How many characters of a reason are sent. A reason is one line of a log and must fit into a
+/// The maximum length of a reason in characters. A reason must fit into one log line and one
 /// packet.
 const REASON_MAX: usize = 4000;
 
-/// The kind of [`Message::Ask`]. Older versions answer it with [`Message::Unknown`].
+/// The name of the message kind [`Message::Ask`], a request for a status report. Older versions do
+/// not know this kind and reply with [`Message::Unknown`].
 pub(super) const ASK: &str = "ask";
 
-/// The messages of the processes between fork and exec, in the form of [`Message::encode`]. They
-/// are constants because those processes cannot allocate.
+/// The messages that a new process sends between fork and exec, in the form of [`Message::encode`].
+/// They are constants because memory cannot be allocated between fork and exec.
 pub(crate) const WORDS: PreExecMessages = PreExecMessages {
     born: b"VERSION=2\nKIND=started\nPID=",
     fork_failed: b"VERSION=2\nKIND=fork-failed\nERRNO=",
     exec_failed: b"VERSION=2\nKIND=exec-failed\nERRNO=",
 };
 
-/// A message in one packet.
+/// A message from one generation to another, or to the init process. Each message is one packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
-    /// Predecessor to successor, the first packet: everything that a file descriptor does not say
-    /// about itself.
+    /// The first packet from a predecessor to its successor. It describes the passed file
+    /// descriptors.
     Hello(Hello),
-    /// Predecessor to successor: the predecessor has retired, and the successor is the active
-    /// generation.
+    /// The predecessor tells its successor that the predecessor has retired and the successor is
+    /// now the active generation.
     Committed(Commit),
-    /// Predecessor to successor, just before committing: the counters of the older generations that
-    /// have ended.
+    /// The predecessor sends its successor the counters of the older generations that have ended.
+    /// It sends them just before the commit of the handoff.
     Counted(Box<Counters>),
-    /// Predecessor to successor, just before committing: the last report of an older generation
-    /// that has not ended.
+    /// The predecessor sends its successor the last status report of an older generation that has
+    /// not ended. It sends the report just before the commit of the handoff.
     Draining(Box<Report>),
-    /// Predecessor to successor, before committing: connections will be carried over the attached
-    /// channel, in this version of the carry protocol.
+    /// The predecessor offers its successor to move connections over the attached channel.
+    /// `version` is the version of the carry protocol. This message comes before the commit of the
+    /// handoff.
     Carry { version: u32 },
-    /// Predecessor to successor: stop. Sent when the service stops, and when a handoff fails or is
-    /// rolled back.
+    /// The predecessor tells its successor to stop, because the service stops or the handoff has
+    /// failed or was rolled back.
     Stop,
-    /// From the process that is about to become the successor. The kernel says which process that
-    /// is.
+    /// The new process is about to execute the successor's program. The kernel reports the pid of
+    /// the process that sends this message.
     Born,
-    /// From the process between predecessor and successor: the second fork failed.
+    /// The launch of a successor failed at the second fork. The process between predecessor and
+    /// successor sends this message.
     ForkFailed { errno: i32 },
-    /// From the process that could not become the successor: the exec failed.
+    /// The launch of a successor failed at the exec. The process that should have become the
+    /// successor sends this message.
     ExecFailed { errno: i32 },
-    /// Successor to predecessor: the successor accepts connections. `closed` holds the file
-    /// descriptors that it closed because no listener claims them. `replaced` holds those among
-    /// them whose clients a new listener gets once the predecessor closes them.
+    /// The successor tells its predecessor that it accepts connections. `closed` lists the passed
+    /// file descriptors that the successor closed because no listener claims them. `replaced` lists
+    /// the closed descriptors whose clients go to a new listener once the predecessor closes them
+    /// too.
     Ready { closed: Vec<RawFd>, replaced: Vec<RawFd> },
-    /// Successor to predecessor: the successor cannot serve, with the reason.
+    /// The successor tells its predecessor that it cannot serve, and why.
     Failed { reason: String },
-    /// Successor to predecessor: the successor was told to stop while on probation, so the
-    /// predecessor must keep serving.
+    /// The successor tells its predecessor to keep serving, because the successor was told to stop
+    /// during its probation.
     Rollback,
-    /// Newest generation to all that drain: the service stops, so never accept again.
+    /// The newest generation tells all draining generations that the service stops, so they must
+    /// never accept again.
     Stopping,
-    /// From a retiring generation to all older ones: no process listens on these sockets any more.
-    /// They are named by their `SO_COOKIE`, socket(7).
+    /// A retiring generation tells all older generations that no process listens on these sockets
+    /// any more. Each number is the `SO_COOKIE` of a socket (see socket(7)).
     GivenUp { sockets: Vec<u64> },
-    /// Newest generation to a draining one: cut the drain short, because there are too many
-    /// generations.
+    /// The newest generation tells a draining generation to end its drain early, because too many
+    /// generations are alive.
     Cut,
-    /// Active generation to the init, if there is one: the process `pid` is the active generation.
+    /// The active generation tells the init process (if one exists) that the process `pid` is the
+    /// active generation.
     Head { pid: u32 },
-    /// Active generation to another one: report your status.
+    /// The active generation asks another generation for a status report.
     Ask,
-    /// The answer to [`Message::Ask`].
+    /// A status report, which is the reply to [`Message::Ask`].
     Report(Box<Report>),
-    /// In both directions: the message is too long for a packet, and is in the attached file.
+    /// A message that is too long for a packet. The message is in the attached file. Both sides
+    /// send this kind.
     File,
-    /// The answer to a message of an unknown kind.
+    /// The reply to a message of an unknown kind.
     Unknown { kind: String },
-    /// Never sent: the result of decoding a packet of an unknown version or kind.
+    /// The result of decoding a packet of an unknown version or kind. This message is never sent.
     Unrecognised { version: u32, kind: String },
 }
 
-/// Everything that a successor is told when it starts.
+/// The information that a predecessor sends to its successor at startup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hello {
-    /// The sockets that a generation bound itself, by their index among the passed sockets.
+    /// The passed sockets that this generation or an older one bound itself, each with its index
+    /// among the passed sockets.
     pub(crate) bound: Vec<(usize, Binding)>,
-    /// The generations before the predecessor that still drain, each with the file descriptor of
-    /// the channel to it.
+    /// The draining generations that are older than the predecessor. Each comes with the file
+    /// descriptor of the channel to it.
     pub(crate) draining: Vec<(Generation, RawFd)>,
-    /// The file descriptor of the channel to the init, if there is one.
+    /// The file descriptor of the channel to the init process, if one exists.
     pub(crate) init: Option<RawFd>,
-    /// Which connections may be carried to the successor.
+    /// The number of connections that may move to the successor, for each listener.
     pub(crate) forecast: CarryForecast,
-    /// The names of the passed sockets. They are not in `LISTEN_FDNAMES` because a variable holds
-    /// at most 128 KiB, execve(2).
+    /// The names of the passed sockets. They are sent here and not in `LISTEN_FDNAMES`, because an
+    /// environment variable holds at most 128 KiB (see execve(2)).
     pub(crate) names: Vec<String>,
 }
 
-/// The commit of a handoff: what the predecessor leaves to the successor.
+/// The information that a predecessor leaves to its successor when the handoff commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Commit {
-    /// Whether a reload was requested too late for the predecessor.
+    /// Whether a reload was requested too late for the predecessor to handle it. The successor then
+    /// handles it.
     pub(crate) pending: PendingReload,
-    /// What the predecessor does if the successor dies.
+    /// Whether the predecessor accepts connections again if the successor dies.
     pub(crate) on_death: OnSuccessorDeath,
 }
 
-/// Whether a retired generation accepts again when its successor dies.
+/// Whether a retired generation accepts connections again when its successor dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum OnSuccessorDeath {
-    /// It accepts again.
+    /// The retired generation accepts again.
     Resume,
-    /// It does not: it was told to stop, the service was, or the service manager restarts it.
+    /// The retired generation does not accept again, because it or the service was told to stop, or
+    /// because the service manager restarts the service.
     Stay,
 }
 
-/// Whether a reload request (SIGHUP) waits to be handled. Several requests count as one.
+/// Whether a request for a reload (SIGHUP) has not been handled yet. Several requests count as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub(crate) enum PendingReload {
     #[default]
@@ -137,7 +149,7 @@ pub(crate) enum PendingReload {
 }
 
 impl Message {
-    /// Returns the packet of this message.
+    /// Encodes this message as a packet.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut packet = Packet(format!("VERSION={VERSION}\nKIND={}\n", self.kind()));
         match self {
@@ -215,10 +227,10 @@ impl Message {
         }
     }
 
-    /// Reads a packet.
+    /// Decodes a packet into a message.
     ///
     /// # Errors
-    /// Says why the packet is not a valid message: it is garbage or incomplete.
+    /// A text that says why the packet is not a valid message.
     pub(crate) fn decode(packet: &[u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(packet)
             .map_err(|_| format!("{} bytes that are not text", packet.len()))?;
@@ -287,7 +299,7 @@ impl Message {
     }
 }
 
-/// A packet that is being written.
+/// A packet that is being written, line by line.
 struct Packet(String);
 
 impl Packet {
@@ -310,7 +322,7 @@ impl Packet {
     }
 }
 
-/// The lines of a packet that have not been read yet.
+/// The lines of a packet that have not been parsed yet.
 struct Fields<'a>(VecDeque<(&'a str, &'a str)>);
 
 impl<'a> Fields<'a> {
@@ -337,7 +349,7 @@ impl<'a> Fields<'a> {
         text.parse().map_err(|_| format!("{key}={text:?}"))
     }
 
-    /// Takes the values of all lines with this key, in their order.
+    /// Takes the values of all lines with the given key, in the order of the packet.
     fn all<N: std::str::FromStr>(&mut self, key: &str) -> Result<Vec<N>, String> {
         let texts = std::iter::from_fn(|| self.take(key));
         texts.map(|text| text.parse().map_err(|_| format!("{key}={}", excerpt(text)))).collect()
@@ -348,7 +360,7 @@ impl<'a> Fields<'a> {
         serde_json::from_str(text).map_err(|error| format!("{key}={}: {error}", excerpt(text)))
     }
 
-    /// Takes a line with two values. The first value contains no space.
+    /// Takes the line with the given key and splits its value at the first space into two values.
     fn pair<A: std::str::FromStr, B: std::str::FromStr>(
         &mut self,
         key: &str,
@@ -359,7 +371,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Returns the beginning of unreadable text, short enough for an error in one line of a log.
+/// Returns the beginning of an unreadable text, short enough for a one-line error message.
 fn excerpt(text: &str) -> String {
     const SHOWN: usize = 100;
     let shown: String = text.chars().take(SHOWN).collect();

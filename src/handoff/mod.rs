@@ -1,9 +1,9 @@
-//! Communication between generations: what a process inherits at start, and the messages that it
-//! exchanges with its predecessor and its successor.
+//! Communication between generations. This module holds what a process inherits at startup, and the
+//! messages that it exchanges with its predecessor and its successor.
 //!
-//! Both ends of the protocol are in this module. A predecessor holds a [`Successor`] for the
-//! process that it starts. A successor holds [`Predecessors`] for all older generations.
-//! `docs/protocol.md` describes the packets.
+//! Both sides of the handoff protocol are here. A predecessor uses [`Successor`] for the process
+//! that it starts. A successor uses [`Predecessors`] for all older generations. `docs/protocol.md`
+//! describes the packets.
 
 mod channel;
 #[cfg(any(fuzzing, test))]

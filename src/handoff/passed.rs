@@ -1,6 +1,7 @@
-//! The sockets that a parent or a predecessor passes: file descriptors from 3 up, sd_listen_fds(3).
+//! The sockets that a parent or a predecessor passes to this process as file descriptors from 3 up
+//! (see sd_listen_fds(3)).
 //!
-//! Sockets are taken only if they are meant for this process, and each one is checked.
+//! This process takes only sockets that are meant for it, and checks each socket.
 //! [`crate::net::ListenerSet`] decides which socket belongs to which listener.
 
 use std::collections::HashMap;
@@ -18,11 +19,12 @@ use crate::sys::env::Environment;
 use crate::sys::fd::{FIRST_PASSED, PassedDescriptors};
 use crate::sys::process::PidFd;
 
-/// The most file descriptors that a process can have by default: `fs.nr_open` is 2^20.
+/// The largest number of file descriptors that a process can have by default. The default of
+/// `fs.nr_open` is 2^20.
 const DESCRIPTORS_MAX: usize = 1 << 20;
 
-/// Returns how many file descriptors were passed to this process, after checking that all are open.
-/// Returns 0 if they are meant for another process.
+/// Returns how many file descriptors were passed to this process, and checks that all of them are
+/// open. Returns 0 if the descriptors are meant for another process.
 pub(super) fn count(environment: &Environment) -> Result<usize, Error> {
     let count = announced(environment)?;
     for index in 0..count {
@@ -35,7 +37,7 @@ pub(super) fn count(environment: &Environment) -> Result<usize, Error> {
     Ok(count)
 }
 
-/// Returns how many file descriptors the environment announces to this process.
+/// Returns how many file descriptors were passed to this process, according to the environment.
 pub(super) fn announced(environment: &Environment) -> Result<usize, Error> {
     let Some(value) = environment.get(LISTEN_FDS) else { return Ok(0) };
     if environment.get(CHANNEL).is_none() && !is_meant_for_us(environment)? {
@@ -46,12 +48,12 @@ pub(super) fn announced(environment: &Environment) -> Result<usize, Error> {
     count.ok_or_else(|| bad(LISTEN_FDS, value, "expected how many descriptors are passed"))
 }
 
-/// Returns whether the parent means this process. A child of the intended process inherits the
-/// variables too, with the pid of its parent.
+/// Returns whether the passed sockets are meant for this process. A child of the intended process
+/// inherits the same variables, but they hold the pid of its parent.
 fn is_meant_for_us(environment: &Environment) -> Result<bool, Error> {
     let ours = std::process::id();
-    // If the value is not our pid, or not a pid at all, the sockets are meant for another process.
-    // Never adopt them on trust.
+    // If the variable does not hold our pid, the sockets are meant for another process. So never
+    // adopt them without this check.
     if environment.get(LISTEN_PID).and_then(OsStr::to_str).and_then(|text| text.parse().ok())
         != Some(ours)
     {
@@ -65,15 +67,16 @@ fn is_meant_for_us(environment: &Environment) -> Result<bool, Error> {
     Ok(inode.is_none_or(|inode| inode == id))
 }
 
-/// Returns whether `descriptor` is one of the first `count` passed ones.
+/// Returns whether `descriptor` is one of the first `count` passed file descriptors.
 pub(super) fn is_passed(count: usize, descriptor: RawFd) -> bool {
-    // Use a checked subtraction: the environment may name any number, even the lowest `RawFd`.
+    // Use a checked subtraction, because the environment may contain any number, even the smallest
+    // `RawFd`.
     let place = descriptor.checked_sub(FIRST_PASSED).and_then(|place| usize::try_from(place).ok());
     place.is_some_and(|place| place < count)
 }
 
 /// Turns the passed file descriptors into sockets with names and origins. Returns an error for the
-/// first one that is not a listening socket.
+/// first descriptor that is not a listening socket.
 pub(super) fn adopt(
     environment: &Environment,
     descriptors: &mut PassedDescriptors,
@@ -85,7 +88,8 @@ pub(super) fn adopt(
     taken.map(|(fd, (name, origin))| Passed::check(fd, name, origin)).collect()
 }
 
-/// Returns the name and the origin of each passed file descriptor, in their order.
+/// Returns the name and the origin of each passed file descriptor, in the order in which they were
+/// passed.
 pub(super) fn identities(
     environment: &Environment,
     count: usize,
@@ -95,7 +99,8 @@ pub(super) fn identities(
         return Ok(Vec::new());
     }
     let names = match hello.names.len() {
-        // A parent names the sockets in a variable, a predecessor in its hello.
+        // A parent names the passed sockets in an environment variable. A predecessor names them in
+        // its first message.
         0 => names(environment, count)?,
         named if named == count => hello.names.iter().cloned().map(Some).collect(),
         named => {
@@ -110,8 +115,8 @@ pub(super) fn identities(
         let stored = name.as_deref().and_then(StoredName::parse);
         match (bound, stored) {
             (Some(binding), _) => (name, Origin::Bound((*binding).clone())),
-            // The socket comes from the service manager's file descriptor store. A dead generation
-            // had bound it.
+            // This socket comes from the service manager's file descriptor store. A generation that
+            // has died had bound it.
             (None, Some((stored, binding))) => (Some(stored.to_owned()), Origin::Bound(binding)),
             (None, None) => (name, Origin::Inherited),
         }
@@ -119,8 +124,8 @@ pub(super) fn identities(
     Ok(identities.collect())
 }
 
-/// Returns the names of the passed file descriptors. systemd calls unnamed ones `unknown` or leaves
-/// the name empty.
+/// Returns the names of the passed file descriptors. A descriptor without a name has the name
+/// `unknown` or an empty name in systemd.
 fn names(environment: &Environment, count: usize) -> Result<Vec<Option<String>>, Error> {
     let Some(value) = environment.get(LISTEN_FDNAMES) else { return Ok(vec![None; count]) };
     let text = value.to_str().ok_or_else(|| bad(LISTEN_FDNAMES, value, "expected text"))?;

@@ -1,10 +1,11 @@
-//! The channels to older generations: the predecessor, and the generations that still drain.
+//! The channels to all older generations: the predecessor, and the generations that still drain.
 //!
-//! Every generation keeps its end of the channel to each older living generation until it exits,
-//! and passes a copy to its successor. So the newest generation can reach all of them. An old
-//! generation sees its channel end only when no newer generation is left. Several processes hold
-//! the channel to a retired generation, but a packet can be read only once. So only the active
-//! generation reads these channels ([`Attention`]).
+//! Every generation keeps a channel to each older generation that is alive, and passes copies of
+//! these channels to its successor. So the newest generation can reach all older ones. A channel of
+//! an old generation ends only when no newer generation is left.
+//!
+//! Several processes hold the channel to a retired generation, but each packet can be read only
+//! once. So only the active generation reads these channels ([`Attention`]).
 
 use std::future::poll_fn;
 use std::io;
@@ -18,32 +19,34 @@ use crate::generation::Generation;
 use crate::report::{Counters, GenerationState, Report};
 use crate::text::one_line;
 
-/// The draining generations, each with the channel to it.
+/// The draining generations, each with the channel to that generation.
 pub(super) type Draining = Vec<(Generation, OwnedFd)>;
 
-/// The channels as they were inherited, before a tokio runtime exists.
+/// The channels to older generations as they were inherited, before a tokio runtime exists.
 #[derive(Debug, Default)]
 pub(crate) struct Unconnected {
-    /// The generations before the predecessor, the oldest first.
+    /// The draining generations that are older than the predecessor, the oldest first.
     pub(super) draining: Draining,
-    /// The channel to the predecessor.
+    /// The channel to the predecessor. `None` if this process has no predecessor.
     pub(super) predecessor: Option<OwnedFd>,
 }
 
-/// All older generations that live.
+/// All older generations that are alive.
 #[derive(Debug)]
 pub(crate) struct Predecessors {
-    /// The oldest generation first.
+    /// The older generations that are alive, the oldest first.
     older: Vec<Older>,
     attention: Attention,
 }
 
-/// The generations whose messages this process reads.
+/// The older generations whose messages this process reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attention {
-    /// Only the predecessor, because another process is the active generation.
+    /// This process reads only the messages of its predecessor, because another process is the
+    /// active generation.
     Predecessor,
-    /// All older generations, because this process is the active generation.
+    /// This process reads the messages of all older generations, because it is the active
+    /// generation.
     All,
 }
 
@@ -66,83 +69,86 @@ impl Older {
     }
 }
 
-/// The relation of an older generation to this one.
+/// The relation of an older generation to this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
-    /// The older generation serves, and this one is on probation.
+    /// The older generation serves, and this process is on probation.
     Predecessor,
-    /// The older generation has retired.
+    /// The older generation has retired and drains its connections.
     Draining,
 }
 
-/// An event from an older generation.
+/// An event from an older generation that this process must handle.
 #[derive(Debug)]
 pub(crate) enum PredecessorEvent {
-    /// The predecessor has retired.
+    /// The predecessor has retired, so this process is now the active generation.
     Committed(Commit),
-    /// The predecessor died before it retired.
+    /// The predecessor died before it retired, so it cannot serve any more.
     Lost,
     /// The predecessor wants this process to stop.
     Stop,
     /// The predecessor asks for the status of this process.
     Asked,
-    /// The counters of the generations before the predecessor that have ended.
+    /// The predecessor has sent the counters of the older generations that have ended.
     Counted(Box<Counters>),
-    /// The last report of a generation before the predecessor that has not ended.
+    /// The predecessor has sent the last status report of an older generation that has not ended.
     Draining(Box<Report>),
-    /// The predecessor will carry its connections over this channel, in this version of the carry
-    /// protocol.
+    /// The predecessor will move its connections to this process over the given channel. The number
+    /// is the version of the carry protocol.
     Carrying(u32, OwnedFd),
     /// A draining generation has reported its status.
     Reported,
-    /// A draining generation has ended. Holds its last report to this process or to the
-    /// predecessor, if there was one.
+    /// A draining generation has ended. The event holds the last status report that it sent to this
+    /// process or to the predecessor, if any.
     Ended(Generation, Option<Box<Report>>),
 }
 
 impl Predecessors {
-    /// Connects the inherited channels. Must be called in a tokio runtime.
+    /// Registers the inherited channels with the tokio runtime. Must be called in a tokio runtime.
     pub(crate) fn connect(inherited: Unconnected, ours: Generation) -> io::Result<Self> {
         let mut older = Vec::new();
         for (generation, channel) in inherited.draining {
             older.push(Older::new(generation, channel, Role::Draining)?);
         }
         if let Some(channel) = inherited.predecessor {
-            // The number is only for the log. A predecessor's number is always one less than ours.
+            // The generation number is only for the log. The number of a predecessor is always one
+            // less than ours.
             let generation = ours.previous();
             older.push(Older::new(generation, channel, Role::Predecessor)?);
         }
         Ok(Self { older, attention: Attention::Predecessor })
     }
 
-    /// Returns whether this process still has a predecessor that serves.
+    /// Returns whether this process has a predecessor that still serves.
     pub(crate) fn has_predecessor(&self) -> bool {
         self.older.iter().any(|older| older.role == Role::Predecessor)
     }
 
-    /// Returns how many older generations live, as their last reports and the kernel tell.
+    /// Returns how many older generations are alive, according to their last reports and to the
+    /// kernel.
     pub(crate) fn count(&self) -> usize {
         self.older.iter().filter(|older| !older.is_over()).count()
     }
 
-    /// Returns whether all older generations have ended, as far as the messages read so far tell.
+    /// Returns whether all older generations have ended, according to the messages read so far.
     pub(crate) fn is_empty(&self) -> bool {
         self.older.is_empty()
     }
 
-    /// Starts reading from all older generations, as the active generation does.
+    /// Starts to read the messages of all older generations, because this process is now the active
+    /// generation.
     pub(crate) fn attend(&mut self) {
         self.attention = Attention::All;
     }
 
-    /// Leaves the draining generations to the next active generation, which reads their messages
-    /// from now on.
+    /// Stops reading the messages of the draining generations, because the next active generation
+    /// reads them from now on.
     pub(crate) fn leave(&mut self) {
         self.attention = Attention::Predecessor;
         self.older.iter_mut().for_each(|older| older.poll.leave());
     }
 
-    /// Asks the draining generations for their status.
+    /// Asks all draining generations for their status.
     pub(crate) fn ask(&mut self) {
         for older in &mut self.older {
             if let Some(question) = older.poll.question() {
@@ -151,8 +157,8 @@ impl Predecessors {
         }
     }
 
-    /// Stores a report that a draining generation sent to the predecessor while the predecessor was
-    /// the active generation.
+    /// Stores a status report that a draining generation sent to the predecessor while the
+    /// predecessor was the active generation.
     pub(crate) fn remember(&mut self, report: Box<Report>) {
         if let Some(older) =
             self.older.iter_mut().find(|older| older.generation == report.generation)
@@ -161,18 +167,18 @@ impl Predecessors {
         }
     }
 
-    /// Returns what is known of each older generation, the newest first.
+    /// Returns what is known about the status of each older generation, the newest first.
     pub(crate) fn reports(&self) -> impl Iterator<Item = (Generation, &StatusPoll)> {
         self.older.iter().rev().map(|older| (older.generation, &older.poll))
     }
 
-    /// Returns the channels to pass to a successor.
+    /// Returns the channels to older generations, to pass them to a successor.
     pub(crate) fn channels(&self) -> impl Iterator<Item = (Generation, BorrowedFd<'_>)> {
         self.older.iter().map(|older| (older.generation, older.channel.as_fd()))
     }
 
-    /// Sends a message to the predecessor. If sending fails, the predecessor has ended, which the
-    /// next receive reports.
+    /// Sends a message to the predecessor. An error is ignored: the predecessor has then ended, and
+    /// the next receive reports that.
     pub(crate) fn tell_predecessor(&self, message: &Message) {
         for older in self.older.iter().filter(|older| older.role == Role::Predecessor) {
             older.tell(message);
@@ -184,15 +190,15 @@ impl Predecessors {
         self.older.iter().for_each(|older| older.tell(message));
     }
 
-    /// Closes our ends of all channels. The older generations now depend on the other processes
-    /// that hold those channels.
+    /// Closes our ends of the channels to all older generations. Other processes that hold these
+    /// channels keep them open.
     pub(crate) fn let_go(&mut self) {
         self.older.clear();
     }
 
-    /// Tells the oldest generations to cut their drain short, so that at most `keep` continue.
-    /// Generations that have ended do not count, even if this process has not noticed their end
-    /// yet.
+    /// Tells the oldest generations to end their drain early, so that at most `keep` generations
+    /// continue. A generation that has ended does not count, even if this process has not read the
+    /// end of its channel yet.
     pub(crate) fn cut_all_but(&self, keep: usize) {
         let left: Vec<_> = self.older.iter().filter(|older| !older.is_over()).collect();
         let excess = left.len().saturating_sub(keep);
@@ -205,7 +211,8 @@ impl Predecessors {
         }
     }
 
-    /// Waits for the next event. Waits forever if no older generation lives. Cancel safe.
+    /// Waits for the next event from an older generation. Waits forever if no older generation is
+    /// alive. Cancel safe.
     pub(crate) async fn next(&mut self) -> PredecessorEvent {
         poll_fn(|cx| {
             let mut place = 0;
@@ -244,7 +251,7 @@ fn ready<T>(poll: Poll<T>) -> Option<T> {
     }
 }
 
-/// The effect of a packet from an older generation.
+/// The effect of a received packet on this process.
 enum Taken {
     Event(PredecessorEvent),
     Nothing,
@@ -275,7 +282,8 @@ impl Older {
             Received::Message(Message::Ask) if self.role == Role::Predecessor => {
                 Taken::Event(PredecessorEvent::Asked)
             }
-            // A file descriptor that was not asked for is closed.
+            // An older generation attaches no file descriptor to this message. Dropping an
+            // unexpected descriptor closes it.
             Received::Message(message) | Received::Passed(message, _) => {
                 match self.poll.hear(message) {
                     Ok(()) => Taken::Event(PredecessorEvent::Reported),
@@ -307,8 +315,7 @@ impl Older {
     }
 
     /// Returns whether this generation has ended, or has sent its last report and is about to end.
-    /// Asks the kernel too, because a process that is not the active generation does not read the
-    /// channel.
+    /// Asks the kernel too, because only the active generation reads the channel.
     fn is_over(&self) -> bool {
         let has_said_so =
             self.poll.report().is_some_and(|last| last.state == GenerationState::Stopped);
@@ -335,7 +342,7 @@ mod tests {
         Box::new(Report::placeholder(Generation::FIRST, state))
     }
 
-    /// An older generation that reported its end to the predecessor has ended in order, even if its
+    /// An older generation that reported its end to the predecessor has ended properly, even if its
     /// channel closes only after the takeover.
     #[tokio::test]
     async fn a_report_to_the_predecessor_counts_after_the_takeover() {
@@ -364,8 +371,8 @@ mod tests {
         assert_eq!(last.state, GenerationState::Stopped);
     }
 
-    /// While another process was the active generation, an older one may have reported its end
-    /// there.
+    /// While another process was the active generation, an older generation may have reported its
+    /// end to that process.
     #[tokio::test]
     async fn a_generation_that_may_have_reported_elsewhere_is_unknown() {
         let (oldest, to_oldest) = channel_pair().unwrap();

@@ -1,8 +1,10 @@
-//! The program to start as a successor: same path, arguments and environment as this process.
+//! The program to start as a successor. It has the same path, arguments and environment as this
+//! process.
 //!
-//! The path is resolved again at each start, so it may lead to a new binary. The environment is the
-//! original one without the variables of the handoff protocol. The variables of the service manager
-//! are passed on. The environment does not grow from generation to generation.
+//! The path is resolved again at each start, so a deployment can put a new binary there. The
+//! environment is the original environment without the variables of the handoff protocol. The
+//! variables of the service manager are passed on. The environment does not grow from generation to
+//! generation.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::RawFd;
@@ -20,36 +22,39 @@ use crate::generation::Generation;
 use crate::sys;
 use crate::sys::env::Environment;
 
-/// The path, arguments and environment with which a successor is started.
+/// The path, arguments and environment that this process uses to start a successor.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
-    /// The absolute path by which this process was started. Links are not resolved.
+    /// The absolute path by which this process was started. Symbolic links are not resolved.
     path: PathBuf,
-    /// All arguments, including `argv[0]`.
+    /// All arguments of the program, including `argv[0]`.
     arguments: Vec<CString>,
-    /// The environment at start, without the variables that were taken out.
+    /// The environment of this process at startup, without the handoff variables and the service
+    /// manager's variables.
     environment: Vec<CString>,
-    /// The variables of the service manager, taken out of the environment.
+    /// The variables of the service manager. They were removed from the environment of this process
+    /// and are passed to the successor.
     service_manager: Vec<CString>,
     notify_socket: Option<OsString>,
     numbers: ManagerNumbers,
     watchdog: Option<Duration>,
 }
 
-/// How the service manager numbers processes.
+/// Whether the service manager and this process use the same process ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ManagerNumbers {
-    /// With the same pids as this process.
+    /// The service manager uses the same pids as this process.
     Ours,
-    /// With other pids, because it is in another pid namespace.
+    /// The service manager uses other pids, because it is in another pid namespace.
     Foreign,
 }
 
 impl Program {
-    /// Returns the program of this process.
+    /// Returns the path, arguments and environment of this process.
     ///
     /// # Errors
-    /// [`Error::Program`]. [`Error::Environment`] for an invalid watchdog variable.
+    /// [`Error::Program`] if the path of this program cannot be found, and [`Error::Environment`]
+    /// for an invalid watchdog variable.
     pub(super) fn of_this_process(environment: &Environment) -> Result<Self, Error> {
         let watchdog = watchdog(environment)?;
         let notify_socket = environment.get(NOTIFY_SOCKET);
@@ -80,33 +85,35 @@ impl Program {
         })
     }
 
-    /// Returns the path to execute, whatever file is there by then.
+    /// Returns the path of the program. The file at this path may change before the next start.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns the arguments, including `argv[0]`.
+    /// Returns the arguments of the program, including `argv[0]`.
     pub(crate) fn arguments(&self) -> &[CString] {
         &self.arguments
     }
 
-    /// Returns the notification socket of the service manager, if there is one.
+    /// Returns the socket for notifications to the service manager, if there is a service manager.
     pub(crate) fn notify_socket(&self) -> Option<&OsStr> {
         self.notify_socket.as_deref()
     }
 
-    /// Returns how the service manager numbers processes.
+    /// Returns whether the service manager uses the same pids as this process.
     pub(crate) const fn manager_numbers(&self) -> ManagerNumbers {
         self.numbers
     }
 
-    /// Returns how often the main process must tell the service manager that it is alive.
+    /// Returns how often the main process must notify the watchdog of the service manager. Returns
+    /// `None` without a watchdog.
     pub(crate) const fn watchdog(&self) -> Option<Duration> {
         self.watchdog
     }
 
     /// Returns the environment for a successor: the original environment of this process, with the
-    /// handoff variables set for the successor. It does not grow from generation to generation.
+    /// handoff variables for the successor. The environment does not grow from generation to
+    /// generation.
     pub(crate) fn environment_for(
         &self,
         generation: Generation,
@@ -123,8 +130,9 @@ impl Program {
     }
 }
 
-/// Returns how often the main process must tell the service manager that it is alive,
-/// sd_watchdog_enabled(3). A successor is watched too, although `WATCHDOG_PID` is not its pid.
+/// Returns how often the main process must notify the watchdog of the service manager (see
+/// sd_watchdog_enabled(3)). This also applies to a successor, although `WATCHDOG_PID` is not its
+/// pid.
 fn watchdog(environment: &Environment) -> Result<Option<Duration>, Error> {
     let is_ours = environment.get(CHANNEL).is_some()
         || environment

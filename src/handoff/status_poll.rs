@@ -1,34 +1,35 @@
-//! The status requests sent to another generation, and its answers.
+//! Status requests to another generation, and its answers.
 //!
-//! Only one request is open at a time. A busy generation is not flooded with requests, and a stuck
-//! generation just leaves its request unanswered. A generation of an older version that does not
-//! know the request says so once, and is not asked again.
+//! Only one request is open at a time. So a busy generation does not get many requests, and a
+//! generation that hangs just leaves one request unanswered. A generation of an older version may
+//! not know the request. It reports this once and is not asked again.
 
 use super::message::{ASK, Message};
 use crate::report::{GenerationState, Report};
 
-/// What this process knows about the status of another generation.
+/// The state of the status requests to another generation, and its last status report.
 #[derive(Debug, Default)]
 pub(crate) struct StatusPoll {
     answer: Answer,
-    /// The last report of that generation.
+    /// The last status report of the other generation.
     report: Option<Box<Report>>,
 }
 
-/// Whether an answer is expected.
+/// Whether the other generation still owes an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Answer {
-    /// No request was sent, or it was answered.
+    /// No answer is expected, because no request was sent or the last one was answered.
     #[default]
     None,
-    /// A request was sent.
+    /// A request was sent, and its answer has not arrived yet.
     Due,
-    /// The generation does not know the request.
+    /// No answer will ever come, because the other generation does not know the request.
     Never,
 }
 
 impl StatusPoll {
-    /// Returns the request to send, unless one is open or the generation does not know it.
+    /// Returns the request to send. Returns `None` if a request is open or the other generation
+    /// does not know it.
     pub(super) fn question(&mut self) -> Option<Message> {
         (self.answer == Answer::None).then(|| {
             self.answer = Answer::Due;
@@ -36,22 +37,22 @@ impl StatusPoll {
         })
     }
 
-    /// Returns whether an answer is expected.
+    /// Returns whether a request was sent and not answered yet.
     pub(crate) fn is_due(&self) -> bool {
         self.answer == Answer::Due
     }
 
-    /// Returns the last report.
+    /// Returns the last status report of the other generation, if any.
     pub(crate) fn report(&self) -> Option<&Report> {
         self.report.as_deref()
     }
 
-    /// Returns the last report when no more reports will come.
+    /// Consumes this value and returns the last status report. Used when no more reports will come.
     pub(super) fn into_report(self) -> Option<Box<Report>> {
         self.report
     }
 
-    /// Stores an answer. Gives the message back if it is not an answer.
+    /// Stores the report if `message` is an answer. Gives the message back if it is not an answer.
     pub(super) fn hear(&mut self, message: Message) -> Result<(), Message> {
         if matches!(&message, Message::Unknown { kind } if kind == ASK) {
             self.answer = Answer::Never;
@@ -63,12 +64,13 @@ impl StatusPoll {
         Ok(())
     }
 
-    /// Stores a report that arrived by another way.
+    /// Stores a status report that another process passed on.
     pub(super) fn remember(&mut self, report: Box<Report>) {
         self.report = Some(report);
     }
 
-    /// Marks the state as unknown, because further reports go to another process.
+    /// Marks the status as unknown, because the other generation sends its next reports to another
+    /// process.
     pub(super) fn leave(&mut self) {
         if let Some(report) = &mut self.report {
             report.state = GenerationState::Unknown;
@@ -80,7 +82,7 @@ impl StatusPoll {
 mod tests {
     use super::*;
 
-    /// A generation that does not know the question is not asked again.
+    /// A generation that does not know the status request is not asked again.
     #[test]
     fn only_one_question_is_open_at_a_time() {
         let mut poll = StatusPoll::default();

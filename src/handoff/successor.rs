@@ -1,8 +1,8 @@
-//! The successor as its predecessor sees it: how it is started, its channel, and its state.
+//! The successor, as its predecessor sees it: its start, the channel to it, and its state.
 //!
 //! The successor sends a message when it is ready, and the kernel reports its death. The caller
-//! decides how long to wait for either. From the first message on, a process descriptor refers to
-//! the successor, so a signal cannot hit another process that reuses the pid.
+//! decides how long to wait for either event. After the first message a process descriptor refers
+//! to the successor. So a signal cannot reach another process that has reused the pid.
 
 use std::ffi::CString;
 use std::future::poll_fn;
@@ -30,13 +30,14 @@ use crate::sys::socket::channel_pair;
 use crate::sys::spawn::{Launch, launch};
 use crate::text::one_line;
 
-/// Send buffer in bytes for carried connections, if the system allows that much.
+/// The send buffer size in bytes of the channel for carried connections (those that move to the
+/// successor). The system may allow less.
 const CARRY_QUEUE: usize = 256 * 1024;
 
-/// How long to wait for the exit status of a process that has closed its end of the channel.
+/// How long to wait for the exit status of a successor that has closed its end of the channel.
 const DYING: Duration = Duration::from_millis(100);
 
-/// Everything that is needed to start a successor.
+/// The program, sockets and channels with which a successor is started.
 pub(crate) struct LaunchSpec<'a> {
     pub(crate) program: &'a Program,
     pub(crate) generation: Generation,
@@ -44,12 +45,14 @@ pub(crate) struct LaunchSpec<'a> {
     pub(crate) predecessors: &'a Predecessors,
     pub(crate) init: Option<&'a Init>,
     pub(crate) slot: &'a mut ReservedFd,
-    /// Which connections may be carried to the successor. `None` if no connection will be carried.
+    /// The number of connections that may be carried (moved) to the successor. `None` if no
+    /// connection will be carried.
     pub(crate) forecast: Option<CarryForecast>,
 }
 
 impl LaunchSpec<'_> {
-    /// Sends the hello and starts the program, with `theirs` as its end of `channel`.
+    /// Sends the hello message (the first one) and starts the program. `theirs` becomes the
+    /// successor's end of `channel`.
     fn launch(&mut self, channel: &Channel, theirs: OwnedFd) -> io::Result<()> {
         let listeners = self.listeners.passed_on();
         let mut passed: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
@@ -66,7 +69,7 @@ impl LaunchSpec<'_> {
         }
         let descriptor = number_of(passed.len())?;
         passed.push(self.slot.fill(theirs)?);
-        // Send before the fork, so the successor never has to wait for the hello.
+        // Send the hello message before the fork, so that the successor never has to wait for it.
         channel.send(&Message::Hello(hello))?;
 
         let program = CString::new(self.program.path().as_os_str().as_bytes())?;
@@ -83,22 +86,24 @@ impl LaunchSpec<'_> {
     }
 }
 
-/// Returns the file descriptor number in the successor for the passed descriptor at index `place`.
+/// Returns the number that a passed file descriptor has in the successor. `place` is its index
+/// among the passed descriptors.
 fn number_of(place: usize) -> io::Result<RawFd> {
     RawFd::try_from(place).map(|place| FIRST_PASSED + place).map_err(io::Error::other)
 }
 
-/// The process that takes over from this one.
+/// The process that takes over from this process.
 #[derive(Debug)]
 pub(crate) struct Successor {
     channel: Channel,
     program: PathBuf,
-    /// Both ends of the channel for carried connections, if there are any to carry. Created early,
-    /// because creating it may fail and the commit must not.
+    /// Both ends of the channel for carried connections (those that move to the successor). `None`
+    /// if no connection will be carried. The channel is created early, because its creation may
+    /// fail and the commit must not.
     carrying: Option<(OwnedFd, OwnedFd)>,
     stage: Stage,
-    /// When to stop waiting for the exit status. Set once the successor has closed its end of the
-    /// channel.
+    /// When to stop waiting for the exit status of the successor. It is set when the successor
+    /// closes its end of the channel.
     dying_until: Option<Instant>,
     poll: StatusPoll,
 }
@@ -107,53 +112,55 @@ pub(crate) struct Successor {
 enum Stage {
     Starting,
     Ready,
-    /// The successor has taken over. It no longer affects this process, except that it may ask for
-    /// a status report.
+    /// The successor has taken over. From now on it only asks this process for status reports.
     Released,
 }
 
-/// An event from the successor.
+/// An event from the successor that this process must handle.
 #[derive(Debug)]
 pub(crate) enum SuccessorEvent {
-    /// The successor accepts connections. `given_up` and `replaced` hold indexes into the listener
-    /// set that it was given.
+    /// The successor accepts connections. `given_up` lists the listeners that it does not use, and
+    /// `replaced` those whose clients its new listeners take over. Both hold indexes into the
+    /// listener set that was passed to it.
     Ready { pid: Option<u32>, given_up: Vec<usize>, replaced: Vec<usize> },
-    /// The successor will not take over, or has died, with the reason.
+    /// The successor will not take over, or has died. The value gives the reason.
     Lost(HandoffFailure),
-    /// The successor has taken over and was told to stop, along with all other generations.
+    /// The successor has taken over, and the whole service was told to stop.
     Stopping,
-    /// No process listens on these sockets any more. They are named by their `SO_COOKIE`.
+    /// No process listens on these sockets any more. Each number is the `SO_COOKIE` of a socket.
     GivenUp(Vec<u64>),
-    /// Cut the drain short, because there are too many generations.
+    /// This process must end its drain early, because too many generations are alive.
     Cut,
     /// The successor asks for the status of this process.
     Asked,
-    /// The successor has reported its status.
+    /// The successor has answered a status request with its status report.
     Reported,
-    /// The successor was released and has ended. No more events follow.
+    /// The successor had taken over and has now ended. No more events follow.
     Ended,
 }
 
-/// Creates the channel for carried connections: our end and the successor's end.
+/// Creates the channel for connections that move to the successor. Returns our end and the
+/// successor's end.
 fn carry_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = channel_pair()?;
-    // The default queue may be too small on some systems for all carried connections.
+    // Enlarge the send buffer, because the default of some systems may be too small for all
+    // connections. An error is ignored.
     let _ = socket2::SockRef::from(&ours).set_send_buffer_size(CARRY_QUEUE);
     Ok((ours, theirs))
 }
 
-/// How to end a process.
+/// The way to end a successor that must not take over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StopMode {
-    /// Tells the process to stop. It drains the connections that it has accepted.
+    /// Tells the process to stop. It first drains the connections that it has accepted.
     Stop,
-    /// Kills the process.
+    /// Kills the process at once.
     Kill,
 }
 
 impl Successor {
-    /// Starts a successor. [`Successor::next`] reports what becomes of it. Must be called in a
-    /// tokio runtime, and blocks the thread for the duration of two forks.
+    /// Starts a successor. [`Successor::next`] then reports its events. Must be called in a tokio
+    /// runtime. Blocks the thread for the duration of two forks.
     ///
     /// # Errors
     /// [`HandoffFailure::Fork`] if no process could be created.
@@ -163,9 +170,9 @@ impl Successor {
         let channel = Channel::to_a_new_process(ours).map_err(failed)?;
         let carrying = spec.forecast.as_ref().map(|_| carry_pair()).transpose().map_err(failed)?;
         let started = spec.launch(&channel, theirs).map_err(failed);
-        // A copy of the other end that stays in the slot does no harm, because the process
-        // descriptor reports a death. So the error is only logged and the started successor is
-        // kept.
+        // Only log this error, and keep the successor. A copy of the successor's channel end may
+        // remain in this process. It does no harm, because the process descriptor reports the death
+        // of the successor.
         if let Err(error) = spec.slot.clear() {
             tracing::warn!(
                 event = "successor.close_failed", reason = %error,
@@ -183,7 +190,8 @@ impl Successor {
         })
     }
 
-    /// Returns the pid, once the kernel has reported it with the first message.
+    /// Returns the pid of the successor. Returns `None` until the kernel has reported the pid with
+    /// the first message.
     pub(crate) fn pid(&self) -> Option<u32> {
         self.channel.pid()
     }
@@ -193,7 +201,8 @@ impl Successor {
         self.stage != Stage::Starting
     }
 
-    /// Releases the successor. From now on it only asks for status reports.
+    /// Marks the successor as the new active generation. From now on it only asks this process for
+    /// status reports.
     pub(crate) fn release(&mut self) {
         self.stage = Stage::Released;
     }
@@ -207,24 +216,24 @@ impl Successor {
         }
     }
 
-    /// Returns what is known of the successor's status.
+    /// Returns what is known about the status of the successor.
     pub(crate) const fn poll(&self) -> &StatusPoll {
         &self.poll
     }
 
-    /// Sends our status to the successor.
+    /// Sends the status of this process to the successor.
     pub(crate) fn answer(&self, report: Report) {
         self.tell(&Message::Report(Box::new(report)));
     }
 
-    /// Waits for the next event. After [`SuccessorEvent::Lost`] and [`SuccessorEvent::Ended`] no
-    /// more events come. Cancel safe.
+    /// Waits for the next event from the successor. No event follows [`SuccessorEvent::Lost`] or
+    /// [`SuccessorEvent::Ended`]. Cancel safe.
     pub(crate) async fn next(&mut self) -> SuccessorEvent {
         loop {
             let received = poll_fn(|cx| self.channel.poll_receive(cx)).await;
             if matches!(received, Received::End) && self.stage != Stage::Released {
-                // Keep the deadline, because this future may be dropped and created again before it
-                // passes.
+                // Keep the deadline in `self`, because this future may be dropped and created again
+                // before the deadline.
                 let until = *self.dying_until.get_or_insert_with(|| Instant::now() + DYING);
                 let status = EndStatus(self.channel.exit_status(until).await);
                 return SuccessorEvent::Lost(match self.stage {
@@ -238,24 +247,24 @@ impl Successor {
         }
     }
 
-    /// Sends the counters of the older generations that have ended.
+    /// Sends the successor the counters of the older generations that have ended.
     pub(crate) fn counted(&self, counters: Counters) {
         self.tell(&Message::Counted(Box::new(counters)));
     }
 
-    /// Sends the last report of an older generation that has not ended.
+    /// Sends the successor the last status report of an older generation that has not ended.
     pub(crate) fn draining(&self, report: Report) {
         self.tell(&Message::Draining(Box::new(report)));
     }
 
-    /// Offers to carry connections to the successor, in this version of the carry protocol. Returns
-    /// our end of the channel, if one was created and the offer could be sent. If the successor
-    /// closes its end, it takes no connections.
+    /// Offers to move connections to the successor. `version` is the version of the carry protocol.
+    /// Returns our end of the channel for these connections, or `None` if no channel was created or
+    /// the offer failed. A successor that takes no connections closes its end.
     pub(crate) fn carry(&mut self, version: u32) -> Option<OwnedFd> {
         let (ours, theirs) = self.carrying.take()?;
         match self.channel.pass(&Message::Carry { version }, theirs.as_fd()) {
-            // After a broken pipe the successor is dead, which the channel reports. Any other error
-            // means that connections are drained.
+            // A broken pipe means that the successor is dead, and its channel reports that. After
+            // any other error the connections are drained and not moved.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                 tracing::error!(
                     event = "carry.unavailable", reason = %error,
@@ -267,18 +276,18 @@ impl Successor {
         }
     }
 
-    /// Tells the successor that it is now the active generation.
+    /// Tells the successor that it is now the active generation. This commits the handoff.
     pub(crate) fn commit(&mut self, commit: Commit) {
         self.channel.outlive_process();
         self.tell(&Message::Committed(commit));
     }
 
-    /// Ends the successor, unless it has already ended.
+    /// Ends the successor in the given way, unless it has already ended.
     pub(crate) fn end(&self, fate: StopMode) {
-        // The message reaches a process that has no signal handler yet, whose pid is not known yet,
-        // or that a wrapper has forked. Without it, such a process would take the end of the
-        // channel for our death and become the active generation. The signal reaches a program that
-        // is not handoffd.
+        // Send a stop message as well as a signal, because the signal may not reach the successor.
+        // The successor may have no signal handler yet, its pid may be unknown, or a wrapper may
+        // have forked. Without the message, the successor would take the end of the channel for our
+        // death and become the active generation. The signal ends a program that is not handoffd.
         self.tell(&Message::Stop);
         let signal = match fate {
             StopMode::Stop => Signal::SIGTERM,
@@ -302,8 +311,8 @@ impl Successor {
         }
     }
 
-    /// Tells the successor to stop. Returns whether it confirms within the given time that it stops
-    /// and leaves the service to this process.
+    /// Tells the successor to stop. Returns whether the successor confirms within the given time
+    /// that it stops and leaves the service to this process.
     pub(crate) async fn gives_back(&mut self, within: Duration) -> bool {
         self.end(StopMode::Stop);
         let said = async {
@@ -345,8 +354,8 @@ impl Successor {
                 None
             }
             Received::Message(Message::Ready { closed, replaced }) => {
-                // A wrapper may have forked. The process that sends the ready message is the one
-                // that serves.
+                // The process that sends the ready message is the successor. It may differ from the
+                // started process, because a wrapper script may have forked.
                 self.channel.follow_sender();
                 self.stage = Stage::Ready;
                 let place = |descriptor: &RawFd| {
@@ -372,7 +381,7 @@ impl Successor {
                 Some(SuccessorEvent::GivenUp(sockets))
             }
             Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
-            // A successor passes no file descriptors, so one that arrives is closed.
+            // A successor passes no file descriptors. Dropping an unexpected descriptor closes it.
             Received::Message(message) | Received::Passed(message, _) => {
                 match self.poll.hear(message) {
                     Ok(()) => Some(SuccessorEvent::Reported),
@@ -387,13 +396,13 @@ impl Successor {
                 }
             }
             Received::Garbage(why) => lost(HandoffFailure::Garbage { why: one_line(&why) }),
-            // [`Successor::next`] reports the end.
+            // The end of the successor is reported by [`Successor::next`], so ignore it here.
             Received::End => None,
         }
     }
 }
 
-/// Returns the sockets that a generation bound itself, with their index.
+/// Returns the sockets that this lineage bound itself, each with its index in `listeners`.
 fn bound(listeners: &[&Listener]) -> Vec<(usize, crate::net::Binding)> {
     let bound =
         listeners.iter().enumerate().filter_map(|(place, listener)| match listener.origin() {

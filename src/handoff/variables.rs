@@ -1,7 +1,7 @@
-//! The environment variables that have a meaning at start, and how they are read.
+//! The environment variables that a process reads at startup.
 //!
-//! An invalid value is an error that names the variable: a process that guesses may serve the wrong
-//! socket.
+//! An invalid value is an error that names the variable, because a process that guesses may serve
+//! the wrong socket.
 
 use std::ffi::OsStr;
 use std::str::FromStr;
@@ -9,35 +9,39 @@ use std::str::FromStr;
 use crate::error::Error;
 use crate::sys::env::Environment;
 
-/// The number of passed file descriptors, sd_listen_fds(3).
+/// The variable that holds the number of passed file descriptors (see sd_listen_fds(3)).
 pub(super) const LISTEN_FDS: &str = "LISTEN_FDS";
-/// The names of the passed file descriptors, joined by colons.
+/// The variable that holds the names of the passed file descriptors, joined by colons.
 pub(super) const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
-/// The pid of the process for which the file descriptors are meant.
+/// The variable that holds the pid of the process that the passed file descriptors are for.
 pub(super) const LISTEN_PID: &str = "LISTEN_PID";
-/// The inode of the process descriptor of that process.
+/// The variable that identifies the process that the passed file descriptors are for, by the inode
+/// of its process descriptor (pidfd).
 pub(super) const LISTEN_PIDFDID: &str = "LISTEN_PIDFDID";
-/// `VERSION:DESCRIPTOR` of the channel to the predecessor. Private: taken out of the environment at
-/// once.
+/// The variable that names the channel to the predecessor, as `VERSION:DESCRIPTOR`. It is private
+/// to handoffd, so it is removed from the environment at once.
 pub(super) const CHANNEL: &str = "HANDOFFD_CHANNEL";
-/// The generation number of this process.
+/// The variable that holds the generation number of this process.
 pub(super) const GENERATION: &str = "HANDOFFD_GENERATION";
-/// The notification socket of the service manager, sd_notify(3). Hidden from child programs, and
-/// passed to the successor.
+/// The variable that names the socket for notifications to the service manager (see sd_notify(3)).
+/// It is hidden from child programs and passed to the successor.
 pub(super) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
-/// How often the service manager expects a sign of life, in microseconds, sd_watchdog_enabled(3).
-/// Hidden from child programs, and passed to the successor.
+/// The variable that holds the watchdog interval of the service manager in microseconds (see
+/// sd_watchdog_enabled(3)). It is hidden from child programs and passed to the successor.
 pub(super) const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
-/// The pid that the watchdog watches: the first generation. Later generations are watched in its
-/// place under other pids.
+/// The variable that holds the pid of the process that the watchdog of the service manager watches.
+/// That is the first generation; the watchdog also applies to later generations, which have other
+/// pids.
 pub(super) const WATCHDOG_PID: &str = "WATCHDOG_PID";
-/// Set if the service manager is in another pid namespace. The first generation detects this from
-/// its oldest ancestor, which may be gone when a later generation starts.
+/// The variable that is set if the service manager is in another pid namespace. The first
+/// generation finds this out from its oldest ancestor, which may have ended when a later generation
+/// starts.
 pub(super) const FOREIGN_MANAGER: &str = "HANDOFFD_FOREIGN_MANAGER";
-/// The directory in which the service may keep its control socket, systemd.exec(5).
+/// The variable that names the directory for the control socket of the service (see
+/// systemd.exec(5)).
 pub(super) const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
-/// The variables that programs started by this process must not see.
+/// The variables that are hidden from programs that this process starts.
 pub(super) const TAKEN_OUT: [&str; 10] = [
     LISTEN_FDS,
     LISTEN_FDNAMES,
@@ -51,7 +55,7 @@ pub(super) const TAKEN_OUT: [&str; 10] = [
     FOREIGN_MANAGER,
 ];
 
-/// Parses a variable, if it is set.
+/// Parses the value of a variable. Returns `None` if the variable is not set.
 ///
 /// # Errors
 /// [`Error::Environment`], which says what was `expected`.
@@ -65,7 +69,7 @@ pub(super) fn parse<T: FromStr>(
     parsed.map(Some).ok_or_else(|| bad(name, value, format!("expected {expected}")))
 }
 
-/// Returns the error for a variable with an invalid value.
+/// Returns the error for a variable that has an invalid value.
 pub(super) fn bad(variable: &'static str, value: &OsStr, why: impl Into<String>) -> Error {
     Error::Environment { variable, value: value.to_string_lossy().into_owned(), why: why.into() }
 }

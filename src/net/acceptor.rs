@@ -1,9 +1,11 @@
-//! An accept loop for one listener that survives accept errors.
+//! An accept loop for one listener. Errors of accept(2) do not end the loop.
 //!
-//! The listener is registered with the runtime only while the acceptor lives. A registration that
-//! outlives it would wake this process for connections that another generation accepts. Closing the
-//! listener does not end a registration while another process holds the socket (epoll(7), question
-//! 6). When descriptors or memory run out, the loop waits and retries; clients stay in the backlog
+//! The listener is registered with the tokio runtime only while the acceptor lives. Otherwise the
+//! registration would wake this process for connections that another generation accepts. Closing
+//! the listener would not end it, because other processes may hold the same socket (see epoll(7),
+//! question 6).
+//!
+//! When file descriptors or memory run out, the loop waits and retries. Clients stay in the backlog
 //! meanwhile. The caller stops the loop by dropping it.
 
 use std::io;
@@ -22,27 +24,28 @@ use crate::config::{CONTROL, METRICS_LISTENER};
 use crate::sys;
 use crate::sys::reserve::Share;
 
-/// Delays between retries while nothing can be accepted. The delay doubles from the first value to
-/// the last, as in Go's net/http. No event signals the end of a shortage: a descriptor may be freed
-/// anywhere in the process, or memory anywhere in the system.
+/// The delay before the first retry when descriptors or memory have run out. The delay doubles with
+/// each retry up to a maximum, as in Go's net/http. The loop has to poll, because no event signals
+/// that a descriptor or memory is free again.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Accepts connections on one listener.
+/// An accept loop for one listener.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     listener: Listener,
     watch: AsyncFd<Arc<Socket>>,
-    /// The last delay of the current shortage, which lasts until the backlog is empty. An accepted
-    /// connection does not end the shortage, because it may have taken the only free descriptor. If
-    /// it did, the log could fill with one shortage per accepted connection.
+    /// The last retry delay, while descriptors or memory are short. `None` after the backlog was
+    /// found empty, which ends the shortage. An accepted connection does not end it, because that
+    /// connection may have taken the only free descriptor. Otherwise the log could report a new
+    /// shortage for every accepted connection.
     shortage: Option<Duration>,
-    /// How much of the descriptor reserve this listener may use.
+    /// How much of the reserve of file descriptors this listener may use.
     share: Share,
 }
 
 impl Acceptor {
-    /// Registers the listener with the runtime. Must be called within a tokio runtime.
+    /// Registers the listener with the tokio runtime. Must be called within a tokio runtime.
     pub(crate) fn new(listener: Listener) -> io::Result<Self> {
         let share = match &**listener.name() {
             CONTROL => Share::All,
@@ -52,12 +55,12 @@ impl Acceptor {
         Ok(Self { watch: listener.watch()?, listener, shortage: None, share })
     }
 
-    /// Returns the listener.
+    /// Returns the listener on which this acceptor accepts.
     pub(crate) const fn listener(&self) -> &Listener {
         &self.listener
     }
 
-    /// Accepts the next connection and registers it with the current runtime. Cancel safe: an
+    /// Accepts the next connection and registers it with the current tokio runtime. Cancel safe: an
     /// accepted connection is never lost.
     pub(crate) async fn accept_here(&mut self) -> (Stream, Peer) {
         loop {
@@ -69,8 +72,8 @@ impl Acceptor {
 
     /// Accepts the next connection. Cancel safe: an accepted connection is never lost.
     ///
-    /// Calls `on_shortage` when accepting starts to fail because descriptors or memory have run
-    /// out.
+    /// Calls `on_shortage` when accepting begins to fail because file descriptors or memory have
+    /// run out.
     pub(crate) async fn accept(&mut self, on_shortage: impl Fn()) -> Accepted {
         loop {
             match self.look().await {
@@ -104,8 +107,8 @@ impl Acceptor {
         }
     }
 
-    /// Waits until the backlog may hold a connection and tries to accept once. Returns `None` if it
-    /// was empty. Cancel safe.
+    /// Waits until the backlog may hold a connection and tries to accept once. Returns `None` if
+    /// the backlog was empty. Cancel safe.
     async fn look(&self) -> io::Result<Option<Accepted>> {
         let mut ready = self.watch.readable().await?;
         let accept = || sys::reserve::accept(self.share, &self.listener, || self.listener.accept());
@@ -115,10 +118,11 @@ impl Acceptor {
     }
 }
 
-/// Accepts the connections that are left in the backlog of a listener that nothing else accepts on.
+/// Accepts the connections that are left in the backlog of a listener on which no process accepts
+/// any more.
 ///
-/// Stops after as many as a backlog can hold. Later connections have arrived too late, and they
-/// could keep coming forever.
+/// Accepts at most as many connections as a backlog can hold. Without this limit the loop might
+/// never end, because new connections may keep coming.
 pub(crate) fn pending(listener: &Listener) -> impl Iterator<Item = (Stream, Peer)> {
     let attempts = (0..=BACKLOG).map_while(|_| match listener.accept() {
         Ok(accepted) => Some(accepted.into_stream(listener)),
@@ -136,7 +140,8 @@ pub(crate) fn pending(listener: &Listener) -> impl Iterator<Item = (Stream, Peer
     attempts.flatten()
 }
 
-/// Returns whether accept(2) reported an error of one connection only. The next accept may succeed.
+/// Returns whether an error of accept(2) concerns only a single connection, so that the next accept
+/// may succeed.
 fn is_the_peers_affair(error: &io::Error) -> bool {
     let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
     matches!(

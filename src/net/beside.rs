@@ -1,10 +1,11 @@
-//! Binding of a TCP address that overlaps with addresses of older sockets of the same lineage.
+//! Binding of a TCP address that overlaps with the addresses of older sockets of this service.
 //!
-//! The kernel refuses `0.0.0.0:80` while a socket listens on `127.0.0.1:80`. It allows both if both
-//! have `SO_REUSEPORT` and the same user created them, socket(7). So all of them have this option
-//! from the bind until the new socket listens. It is then cleared, because it would let any other
-//! process of the same user listen there. [`Listener::divert`] explains what happens to the clients
-//! of the old socket.
+//! For example, the kernel refuses to bind `0.0.0.0:80` while a socket listens on `127.0.0.1:80`.
+//! It allows both sockets if both have `SO_REUSEPORT` and the same user created them (see
+//! socket(7)). So this module sets the option on all these sockets, from the bind until the new
+//! socket listens. Then it clears the option, which would otherwise let any process of the same
+//! user listen on the port. [`Listener::divert`] explains what happens to the clients of the old
+//! sockets.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,7 +19,7 @@ use crate::address::Address;
 use crate::error::Error;
 use socket2::{SockAddr, Socket};
 
-/// The sockets that this lineage bound and that no listener claims, by port.
+/// The sockets that older generations bound and that no configured listener uses any more, by port.
 #[derive(Debug)]
 pub(super) struct OldSockets<'a>(HashMap<u16, Vec<&'a Passed>>);
 
@@ -33,9 +34,9 @@ impl<'a> OldSockets<'a> {
         Self(by_port)
     }
 
-    /// Returns the old sockets on the port of `address`, even those that do not overlap with it.
-    /// Such a socket may have replaced an overlapping one that another generation has not closed
-    /// yet.
+    /// Returns the old sockets on the port of `address`, even those that do not overlap with
+    /// `address`. Such a socket may have replaced an overlapping socket that another generation has
+    /// not closed yet.
     pub(super) fn beside(&self, address: &Address) -> &[&'a Passed] {
         let port = match address {
             Address::Tcp(socket) => socket.port(),
@@ -46,7 +47,7 @@ impl<'a> OldSockets<'a> {
     }
 }
 
-/// Binds `address` and listens, even though the sockets in `old` hold a part of it.
+/// Binds `address` and listens, although the sockets in `old` hold a part of that address.
 ///
 /// # Errors
 /// [`Error::Bind`] if another process holds a part of the address, or if a socket in `old` belongs
@@ -56,8 +57,8 @@ pub(super) fn bind(name: &str, address: &Address, old: &[&Passed]) -> Result<Lis
         let socket = new_socket(address)?;
         socket.set_reuse_port(true)?;
         socket.bind(&SockAddr::try_from_address(address)?)?;
-        // The option must still be set here: listen(2) checks again for conflicts with all sockets
-        // of the port.
+        // Keep `SO_REUSEPORT` set until the socket listens, because listen(2) checks again for
+        // conflicts with all other sockets of the port.
         socket.listen(BACKLOG)?;
         socket.set_reuse_port(false)?;
         Ok(socket)
@@ -67,8 +68,8 @@ pub(super) fn bind(name: &str, address: &Address, old: &[&Passed]) -> Result<Lis
     bound.map(|socket: Socket| Listener::bound(name, address, socket, None)).map_err(refuse)
 }
 
-/// A guard that lets another socket of this user bind the same port as these sockets. Dropping it
-/// ends that.
+/// A guard that keeps `SO_REUSEPORT` set on these sockets. While it exists, another socket of this
+/// user can bind the same port. Dropping it clears the option.
 struct SharedPort<'a>(&'a [&'a Passed]);
 
 impl<'a> SharedPort<'a> {
@@ -100,7 +101,7 @@ mod tests {
     use super::*;
 
     /// Binds a socket on a port outside the range from which the kernel chooses ports. Otherwise a
-    /// connection of another process might already use the port.
+    /// connection of another process might already use that port.
     fn old(address: &str) -> (Passed, u16) {
         let start = std::process::id() % 20_000 + 5_000;
         let ports = (start..start + 1_000).map(|port| u16::try_from(port).unwrap());
@@ -144,8 +145,8 @@ mod tests {
         let address: Address = format!("0.0.0.0:{port}").parse().unwrap();
         std::thread::scope(|scope| {
             let stranger = scope.spawn(|| {
-                // This changes only this thread, and the kernel takes the owner of a socket from
-                // the thread.
+                // Change the user of this thread only. The kernel takes the owner of a new socket
+                // from the thread that creates it.
                 setfsuid(Uid::from_raw(65_534));
                 let socket = new_socket(&address).unwrap();
                 socket.set_reuse_port(true).unwrap();

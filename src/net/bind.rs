@@ -1,9 +1,9 @@
 //! Binding and listening on a configured address.
 //!
-//! Unix socket paths are the difficult case: the file outlives its owner and blocks the next bind.
-//! So this module takes over a path whose socket no process holds. It also records which file it
-//! has created, so that only that file is unlinked later. Sockets that were passed in already bound
-//! are handled in [`super::passed`].
+//! The difficult case is a Unix socket path, because its file stays after the process that created
+//! it has ended, and blocks the next bind. This module replaces such a file if no process holds its
+//! socket. It also records which file it has created, so that no other file is unlinked later.
+//! [`super::passed`] handles sockets that are already bound when this process receives them.
 
 use std::io;
 use std::path::Path;
@@ -20,26 +20,28 @@ use super::stale;
 use crate::address::Address;
 use crate::error::Error;
 
-/// The maximum backlog. The kernel reduces it to `net.core.somaxconn`, listen(2).
+/// The maximum length of the backlog. The kernel reduces it to `net.core.somaxconn` (see
+/// listen(2)).
 pub(crate) const BACKLOG: i32 = 65_535;
 
-/// The users that may connect to a Unix socket path.
+/// The users that may connect to the path of a Unix socket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Access {
-    /// As configured. Where the configuration says nothing, the umask decides.
+    /// The users that the configured mode and owner allow. The umask decides about a setting that
+    /// is not configured.
     Configured(FileAccess),
-    /// Only the user of this process.
+    /// Only the user of this process may connect.
     Owner,
 }
 
 impl Listener {
     /// Binds `address` and listens.
     ///
-    /// If the address is a path with a socket that no process holds, the path is taken over: its
-    /// owner died without unlinking it.
+    /// If the address is a path whose socket no process holds, this function replaces the file. The
+    /// process that created it died without unlinking it.
     ///
     /// # Errors
-    /// [`Error::Bind`], which names the listener and the address. Nothing was changed in that case.
+    /// [`Error::Bind`], which names the listener and the address. Nothing has changed in that case.
     pub(crate) fn bind(name: &str, address: &Address, access: Access) -> Result<Self, Error> {
         let bound = match address {
             Address::UnixPath(path) => {
@@ -58,7 +60,7 @@ impl Listener {
         Ok(Self::bound(name, address, socket, file))
     }
 
-    /// Creates the listener for `socket`, which is bound to `address`.
+    /// Creates the listener for `socket`, which is already bound to `address`.
     pub(super) fn bound(
         name: &str,
         address: &Address,
@@ -76,19 +78,19 @@ impl Listener {
     }
 }
 
-/// Binds a socket without listening yet.
+/// Binds a socket to `address`, but does not listen yet.
 fn bind_socket(address: &Address, access: Access) -> io::Result<Socket> {
     let socket = new_socket(address)?;
     if matches!(access, Access::Owner) {
-        // bind(2) gives the file the mode of the socket minus the umask, so no other user can ever
-        // connect.
+        // Restrict the mode of the socket before the bind. bind(2) gives the file this mode minus
+        // the umask, so another user can never connect.
         nix::sys::stat::fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
     }
     socket.bind(&SockAddr::try_from_address(address)?)?;
     Ok(socket)
 }
 
-/// Creates a socket that can be bound to `address`.
+/// Creates a socket of the right family and with the right options for `address`.
 pub(super) fn new_socket(address: &Address) -> io::Result<Socket> {
     let domain = match address {
         Address::Tcp(std::net::SocketAddr::V4(_)) => Domain::IPV4,
@@ -97,8 +99,8 @@ pub(super) fn new_socket(address: &Address) -> io::Result<Socket> {
     };
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
     if domain != Domain::UNIX {
-        // Allows binding a port whose old connections are in TIME_WAIT, but not a port on which
-        // another socket listens.
+        // Allow a bind to a port whose old connections are in TIME_WAIT. A port on which another
+        // socket listens is still refused.
         socket.set_reuse_address(true)?;
     }
     if domain == Domain::IPV6 {
@@ -107,7 +109,7 @@ pub(super) fn new_socket(address: &Address) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Binds a path and listens, replacing a socket file that no process holds.
+/// Binds a Unix socket path and listens. Replaces an old socket file that no process holds.
 fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Socket, FileId)> {
     let bound = match bind_socket(address, access) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -118,8 +120,8 @@ fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Sock
     let socket = bound?;
     let file = FileId::of(path)?;
     let listening = match access {
-        // Set the mode and the owner before clients can connect, so that the umask never decides
-        // who may connect.
+        // Set the mode and the owner before listening, because clients cannot connect until then.
+        // Otherwise the umask would decide for a moment who may connect.
         Access::Configured(access) => access.set(path, file).and_then(|()| socket.listen(BACKLOG)),
         Access::Owner => socket.listen(BACKLOG),
     };

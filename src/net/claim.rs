@@ -1,8 +1,9 @@
-//! An algorithm that matches passed sockets to configured listeners in linear time.
+//! The algorithm that matches passed sockets to configured listeners. It takes linear time.
 //!
-//! [`super::ListenerSet`] explains how each kind of socket is matched, and why. Each rule first
-//! indexes the remaining sockets by a key and then looks up each listener. Thousands of sockets may
-//! come with a handoff, and comparing each listener with each socket would take seconds.
+//! [`super::ListenerSet`] explains how each kind of socket is matched, and why. For each matching
+//! rule this module builds an index of the remaining sockets and then looks up each listener in it.
+//! Comparing every listener with every socket would take seconds, because a handoff may pass
+//! thousands of sockets.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -12,13 +13,13 @@ use super::origin::{Binding, Origin};
 use super::passed::Passed;
 use super::wanted::Wanted;
 
-/// Gives each configured listener its sockets. The rules run from the most to the least reliable,
-/// each for all listeners before the next. Otherwise the result would depend on the order of the
-/// configuration.
+/// Assigns the passed sockets to the configured listeners. The most reliable matching rule runs
+/// first, for all listeners, and then the next one. So the result does not depend on the order of
+/// the listeners in the configuration.
 pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
     let mut pool = Pool(passed.drain(..).map(Some).collect());
-    // A systemd unit with two ListenStream= lines passes two sockets under one name. Both belong to
-    // the listener.
+    // Give a listener all sockets from a parent that have its name. A systemd unit with two
+    // `ListenStream=` lines passes two sockets under one name.
     let mut by_name = pool.sorted(|socket| inherited(socket)?.name.clone());
     for want in &mut *wanted {
         while let Some(socket) = pool.first(&mut by_name, &want.name) {
@@ -35,10 +36,10 @@ pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
         |socket| Some(binding(socket)?.address.clone()),
         |want| Some(want.address.clone()),
     );
-    // The same address, written in a different form.
+    // Match the same address in a different form, such as a path through a symbolic link.
     pool.give_one(wanted, Passed::endpoint, |want| Endpoint::of(&want.address));
-    // A dual-stack socket from a parent also serves a listener of one family: systemd's
-    // `ListenStream=80` is `[::]:80`.
+    // Let a dual-stack socket from a parent serve a listener of one address family. For example,
+    // systemd's `ListenStream=80` is the dual-stack address `[::]:80`.
     let of_both_families = |want: &Wanted| Endpoint::of(&want.address)?.of_both_families();
     pool.give_one(wanted, |socket| inherited(socket)?.endpoint(), of_both_families);
     pool.give_one(wanted, |socket| inherited(socket)?.name.is_none().then_some(()), |_| Some(()));
@@ -49,7 +50,8 @@ fn inherited(socket: &Passed) -> Option<&Passed> {
     (socket.origin == Origin::Inherited).then_some(socket)
 }
 
-/// Returns the binding of a socket that this lineage bound and whose path still exists.
+/// Returns the binding of a socket that this service bound itself. Returns `None` if a parent bound
+/// the socket or its path no longer exists.
 fn binding(socket: &Passed) -> Option<&Binding> {
     match &socket.origin {
         Origin::Bound(binding) if !socket.has_lost_its_path() => Some(binding),
@@ -57,10 +59,10 @@ fn binding(socket: &Passed) -> Option<&Binding> {
     }
 }
 
-/// The sockets that are still unclaimed, in the order in which they were passed.
+/// The passed sockets that no listener has claimed yet, in the order in which they were passed.
 struct Pool(Vec<Option<Passed>>);
 
-/// Indices into a pool, grouped by the key of a rule.
+/// The indices of sockets in a [`Pool`], grouped by the key that a matching rule compares.
 type Sorted<K> = HashMap<K, VecDeque<usize>>;
 
 impl Pool {
@@ -74,12 +76,13 @@ impl Pool {
         sorted
     }
 
-    /// Takes the first unclaimed socket with the given key.
+    /// Takes the first socket with the given key that no listener has claimed yet.
     fn first<K: Eq + Hash>(&mut self, sorted: &mut Sorted<K>, key: &K) -> Option<Passed> {
         self.0[sorted.get_mut(key)?.pop_front()?].take()
     }
 
-    /// Gives each listener that has no socket yet the first socket with a matching key.
+    /// Gives each listener that has no socket yet the first unclaimed socket whose key matches the
+    /// listener's key.
     fn give_one<K: Eq + Hash>(
         &mut self,
         wanted: &mut [Wanted],

@@ -1,4 +1,4 @@
-//! Outgoing connections. The caller limits how long to wait.
+//! Outgoing connections. This module sets no time limit; the caller limits how long to wait.
 
 use std::io;
 
@@ -14,8 +14,8 @@ use crate::sys;
 /// a tokio runtime.
 ///
 /// # Errors
-/// The error of connect(2), or `EMFILE` when only the reserve of descriptors is left. `WouldBlock`
-/// means that the backlog of a Unix socket is full.
+/// The error of connect(2), or `EMFILE` when only the reserve of file descriptors is left.
+/// `WouldBlock` means that the backlog of a Unix socket is full.
 pub(crate) async fn dial(address: &Address) -> io::Result<Stream> {
     let peer = SockAddr::try_from_address(address)?;
     let domain = Domain::from(i32::from(peer.family()));
@@ -23,7 +23,8 @@ pub(crate) async fn dial(address: &Address) -> io::Result<Stream> {
     let socket = sys::reserve::open(new)?;
     let is_under_way = match socket.connect(&peer) {
         Ok(()) => false,
-        // The result comes later. An interrupted connect(2) also continues in the background.
+        // The connection is not complete yet, and its result comes later. The same is true after
+        // connect(2) was interrupted.
         Err(error)
             if matches!(
                 error.raw_os_error().map(Errno::from_raw),

@@ -1,10 +1,10 @@
-//! The end of a connection: either an orderly close that does not destroy a reply, or a reset that
-//! cannot be mistaken for one.
+//! The end of a connection. A connection ends either with an orderly close that does not destroy a
+//! reply, or with a reset that the peer cannot mistake for an orderly close.
 //!
-//! If bytes are unread at the `close`, or arrive after it, the kernel sends a reset. A reset
-//! destroys a reply that is still on its way (RFC 2525, 2.17). While another process also holds the
-//! socket, `close` sends nothing at all. [`Stream::finish`] is the only function that closes a
-//! connection in order.
+//! The kernel sends a reset if bytes are unread at the `close`, or if bytes arrive after it. A
+//! reset destroys a reply that is still on its way (see RFC 2525, 2.17). If another process also
+//! holds the socket, `close` sends nothing at all. [`Stream::finish`] is the only function that
+//! closes a connection in order.
 
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -17,18 +17,19 @@ use super::stream::{Family, Stream};
 use crate::sys;
 
 impl Stream {
-    /// Closes the connection in order: half-closes it, and waits for the peer while closing could
-    /// destroy data already sent.
+    /// Closes the connection in order. It first half-closes the connection, and then waits for the
+    /// peer while closing could destroy data that was already sent.
     ///
-    /// Returns at once if the peer has already half-closed, or if everything sent is acknowledged
-    /// and nothing is left to read. Then no reply is left that a reset could destroy. Otherwise
-    /// reads and discards what the peer still sends, until the peer closes or `linger` has passed.
+    /// Returns at once if no reply is left that a reset could destroy. This is so if the peer has
+    /// already half-closed, or if everything sent is acknowledged and nothing is left to read.
+    /// Otherwise this function reads and discards what the peer still sends, until the peer closes
+    /// or `linger` has passed.
     ///
     /// Returns the number of bytes that arrived too late to be answered.
     pub(crate) async fn finish(&mut self, linger: Duration) -> u64 {
         if self.peer_finished {
-            // The peer has half-closed, so the close that follows ends the connection. Only a
-            // shared socket needs an explicit half-close.
+            // The peer has half-closed, so closing the socket ends the connection. Only a socket
+            // that another process shares needs an explicit half-close.
             self.say_end();
             return 0;
         }
@@ -38,23 +39,23 @@ impl Stream {
             return 0;
         }
         let mut late = 0;
-        // Boxed, because otherwise the future of every connection would grow by this much, and few
-        // connections get here.
+        // Box this future, because it would make the future of every connection larger, and few
+        // connections reach this point.
         let _ = Box::pin(tokio::time::timeout(linger, self.discard(&mut late))).await;
         late
     }
 
-    /// Half-closes a shared socket. Another process may hold the socket too, and then the close
-    /// that follows sends nothing.
+    /// Half-closes the connection if another process may hold the socket too. Without this, closing
+    /// the socket here would send nothing to the peer.
     pub(crate) fn say_end(&self) {
         if self.is_shared {
-            // The error is ignored: the socket is already half-closed or broken.
+            // Ignore the error, because the socket is then already half-closed or broken.
             let _ = SockRef::from(self).shutdown(Shutdown::Write);
         }
     }
 
-    /// Reads until the peer closes. Counts the bytes in `late` and not as received, because they
-    /// are not served.
+    /// Reads and discards bytes until the peer closes. Adds these bytes to `late` and not to the
+    /// received bytes, because no reply is sent for them.
     async fn discard(&mut self, late: &mut u64) {
         let mut waste = [0; 512];
         let mut read = async || match &mut self.socket {
@@ -67,11 +68,11 @@ impl Stream {
     }
 
     /// Makes the kernel reset the connection when the stream is dropped, so that the peer does not
-    /// mistake it for an orderly close. Data that the peer has not acknowledged by then is lost,
-    /// see [`Stream::acknowledged`]. Unix sockets have no resets.
+    /// mistake the end for an orderly close. Data that the peer has not acknowledged by then is
+    /// lost (see [`Stream::acknowledged`]). Unix sockets have no resets.
     pub(crate) fn reset_on_drop(&self) {
         if let Family::Tcp(socket) = &self.socket {
-            // Setting the option fails only if the connection is already gone.
+            // Ignore the error: setting this option fails only if the connection has already ended.
             let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
         }
     }
@@ -97,7 +98,7 @@ mod tests {
         client.read_to_end(&mut heard).await.unwrap();
         assert_eq!(heard, b"reply");
         drop(client);
-        // The late bytes do not count as received.
+        // Bytes that arrive too late to be answered do not count as received.
         assert_eq!(finish.await.unwrap(), (8, 0));
     }
 

@@ -1,7 +1,8 @@
-//! A comparison between the address of a passed socket and the address of a configured listener.
+//! A comparison of the address of a passed socket with the address of a configured listener.
 //!
-//! The same endpoint may have several addresses: `/var/run/web.sock` is often `/run/web.sock`, and
-//! `[::ffff:192.0.2.1]:80` is `192.0.2.1:80`.
+//! The comparison needs more than the text, because one endpoint may have several addresses. For
+//! example, `/var/run/web.sock` is often `/run/web.sock`, and `[::ffff:192.0.2.1]:80` is
+//! `192.0.2.1:80`.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -11,27 +12,27 @@ use socket2::Socket;
 use super::origin::FileId;
 use crate::address::Address;
 
-/// The place where clients arrive, independent of how its address is written.
+/// The place that clients connect to, independent of the form in which its address is written.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Endpoint {
-    /// A TCP endpoint. `is_dual` marks a `[::]` that also accepts IPv4. `scope` distinguishes
-    /// link-local addresses of different interfaces.
+    /// A TCP endpoint. `is_dual` is true for a `[::]` that also accepts IPv4. `scope` distinguishes
+    /// link-local addresses on different interfaces.
     Tcp {
         ip: IpAddr,
         port: u16,
         scope: u32,
         is_dual: bool,
     },
-    /// The file to which a path leads.
+    /// A Unix socket path, identified by the file that it leads to.
     File(FileId),
-    /// A path without a file.
+    /// A Unix socket path at which no file exists.
     Path(PathBuf),
     Abstract(String),
 }
 
 impl Endpoint {
     /// Returns the endpoint of a configured address. Returns `None` for port 0, because each
-    /// listener there gets its own port.
+    /// listener with port 0 gets a different port.
     pub(super) fn of(address: &Address) -> Option<Self> {
         match address {
             Address::Tcp(socket) => Self::tcp(*socket, true),
@@ -44,7 +45,7 @@ impl Endpoint {
         }
     }
 
-    /// Returns the endpoint on which a socket listens.
+    /// Returns the endpoint on which a passed socket listens.
     pub(super) fn of_socket(socket: &Socket) -> Option<Self> {
         Self::of(&address_of(socket)?)
     }
@@ -59,8 +60,8 @@ impl Endpoint {
         (socket.port() != 0).then_some(Self::Tcp { ip, port: socket.port(), scope, is_dual })
     }
 
-    /// Returns the dual-stack endpoint that includes this one, if this one is the wildcard address
-    /// of one family.
+    /// Returns the dual-stack wildcard endpoint that includes this one. Returns `None` unless this
+    /// endpoint is the wildcard address of one address family.
     pub(super) fn of_both_families(&self) -> Option<Self> {
         match self {
             Self::Tcp { ip, port, scope: 0, is_dual: false } if ip.is_unspecified() => {
@@ -72,8 +73,8 @@ impl Endpoint {
     }
 }
 
-/// Returns the address on which a socket listens, if a listener can be configured with such an
-/// address.
+/// Returns the address on which a socket listens. Returns `None` if a listener cannot be configured
+/// with such an address.
 pub(super) fn address_of(socket: &Socket) -> Option<Address> {
     let local = socket.local_addr().ok()?;
     match local.as_socket() {

@@ -1,13 +1,16 @@
-//! Detection of a peer that disappears while nothing is read from it.
+//! Detection of a peer that disappears while nothing is read from its socket.
 //!
-//! Normally a read reports a broken connection. But a socket is no longer read after its end has
-//! been read, nor while its last bytes wait for a slow receiver.
+//! Normally a read reports a broken connection. But a socket is not read after its end of file, and
+//! not while its last bytes wait for a slow receiver.
 //!
-//! The tokio runtime can wake a task when a socket becomes readable or writable. After the end of
-//! the stream the socket stays readable, so waiting for readability is useless. Instead the task
-//! clears the runtime's record that the socket is writable, and waits for writability: then every
-//! event wakes it, including an error. A write must not wait for such an event, because the socket
-//! may be writable all along. So writes are tried regardless of the runtime's record.
+//! This module detects the loss of the peer through events of the tokio runtime. The runtime can
+//! wake a task when a socket becomes readable or writable. Waiting for readability is useless,
+//! because a socket stays readable after end of file. Instead the task clears the runtime's record
+//! that the socket is writable and waits for writability. Every event on the socket then wakes the
+//! task, including an error.
+//!
+//! A write must not wait for such an event, because the socket may be writable all along. So writes
+//! are tried regardless of the runtime's record.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,19 +21,20 @@ use tokio::io::Interest;
 
 use super::stream::{Family, Stream};
 
-/// How a peer disappeared.
+/// The way in which a peer disappeared.
 #[derive(Debug)]
 pub(crate) enum Gone {
-    /// The connection broke.
+    /// The connection broke, with this error.
     Broken(io::Error),
-    /// The peer closed its Unix socket, so it will read nothing more. Unix sockets have no resets.
+    /// The peer closed its Unix socket, so it will read nothing more. No reset reports this,
+    /// because Unix sockets have no resets.
     Closed,
 }
 
 impl Stream {
-    /// Returns `Ready` when the peer is gone; until then the task is woken when that may have
-    /// changed. Call this only while nothing is read from the peer, because bytes sent earlier may
-    /// still be unread.
+    /// Returns `Ready` when the peer is gone. Otherwise the task is woken when this may have
+    /// changed. Call this only while nothing is read from the peer, because bytes that the peer
+    /// sent earlier may still be unread.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
         loop {
             if !self.is_writable(cx) {
@@ -40,14 +44,15 @@ impl Stream {
             if !self.is_writable(cx) {
                 return Poll::Pending;
             }
-            // The socket is writable again: the connection is closed, or an event arrived in
-            // between.
+            // The runtime reports the socket as writable again, so either the connection has closed
+            // or another event has arrived.
             if let Ok(Some(error)) = SockRef::from(&*self).take_error() {
                 return Poll::Ready(Gone::Broken(error));
             }
             if self.has_hung_up() {
                 return match self.socket {
-                    // Both sides have half-closed in order, so nothing can break any more.
+                    // Both sides have half-closed the connection in order, so it cannot break any
+                    // more.
                     Family::Tcp(_) => Poll::Pending,
                     Family::Unix(_) => Poll::Ready(Gone::Closed),
                 };
@@ -60,7 +65,7 @@ impl Stream {
             Family::Tcp(socket) => socket.poll_write_ready(cx),
             Family::Unix(socket) => socket.poll_write_ready(cx),
         };
-        // An error means that the runtime is shutting down.
+        // An error means that the tokio runtime is shutting down. Treat the socket as not writable.
         matches!(ready, Poll::Ready(Ok(())))
     }
 
@@ -70,8 +75,8 @@ impl Stream {
         let _ = self.socket.try_io(Interest::WRITABLE, forget);
     }
 
-    /// Tries a write that the runtime considers blocked, if the record of writability was cleared
-    /// on purpose.
+    /// Tries a write although the runtime regards the socket as not writable. Does so only if the
+    /// runtime's record was cleared on purpose, to detect a lost peer.
     pub(super) fn try_write<T>(
         &mut self,
         write: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
@@ -81,7 +86,8 @@ impl Stream {
         }
         match write(self.as_fd()) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // From now on the kernel reports when the socket becomes writable again.
+                // Stop trying, because the kernel will now report when the socket becomes writable
+                // again.
                 self.tries_writes = false;
                 Poll::Pending
             }
@@ -146,7 +152,7 @@ mod tests {
         is_there(&mut stream).await;
         reset(client);
         assert!(matches!(gone(&mut stream).await, Gone::Broken(_)));
-        // The bytes that the peer sent before are still readable.
+        // The bytes that the peer sent before it disappeared can still be read.
         let mut said = [0; 6];
         stream.read_exact(&mut said).await.unwrap();
         assert_eq!(&said, b"unread");

@@ -1,10 +1,13 @@
-//! A listening socket: how connections are accepted, and how its path is removed at the end.
+//! A listening socket. This module accepts its connections, and removes its path when the service
+//! ends.
 //!
-//! A predecessor, a successor or the service manager may share the socket at any time. Changes to
-//! the shared open file description affect all of them. So this module never shuts a listener down,
-//! shrinks its backlog or makes it blocking. Another process may make it blocking, so the flag is
-//! checked before every accept. [`super::ListenerSet`] decides which listener gets which name.
-//! [`super::bind`] and [`super::passed`] create listeners.
+//! A predecessor, a successor or the service manager may share the socket at any time. All of them
+//! share one open file description, so a change of its state affects all of them. Therefore this
+//! module never shuts the socket down, shrinks its backlog or makes it blocking. Another process
+//! may make it blocking, so the flag is checked before every accept.
+//!
+//! [`super::ListenerSet`] gives each listener its name. [`super::bind`] and [`super::passed`]
+//! create listeners.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -23,22 +26,22 @@ use super::stream::Stream;
 use crate::sys;
 use crate::sys::reserve::Earmark;
 
-/// A named, bound, listening, non-blocking socket. Clones share it.
+/// A named listening socket, bound and non-blocking. Clones share the same socket.
 #[derive(Clone, Debug)]
 pub struct Listener {
     pub(super) name: Arc<str>,
     pub(super) address: Arc<str>,
     pub(super) origin: Arc<Origin>,
     pub(super) socket: Arc<Socket>,
-    /// The current shortage, shared by all accept loops of the listener so that only one of them
-    /// reports it.
+    /// The state of a shortage of file descriptors or memory. All accept loops of the listener
+    /// share it, so that only one of them reports the shortage.
     pub(super) shortage: Arc<Shortage>,
-    /// Whether another listener of this lineage takes over the clients when this one stops
+    /// Whether another listener of this service takes over the clients when this listener stops
     /// accepting.
     pub(super) is_replaced: Arc<AtomicBool>,
 }
 
-/// An accepted connection that is not registered with a runtime yet.
+/// An accepted connection that is not registered with a tokio runtime yet.
 #[derive(Debug)]
 pub(crate) struct Accepted {
     pub(super) socket: Socket,
@@ -53,8 +56,8 @@ impl AsFd for Accepted {
 }
 
 impl Accepted {
-    /// Registers the connection with the current runtime. If the kernel has no memory for that,
-    /// closes the connection and returns `None`.
+    /// Registers the connection with the current tokio runtime. Closes the connection and returns
+    /// `None` if the kernel has no memory for the registration.
     pub(crate) fn into_stream(self, listener: &Listener) -> Option<(Stream, Peer)> {
         match Stream::new(self.socket, self.peer) {
             Ok(mut stream) => {
@@ -74,41 +77,43 @@ impl Accepted {
 }
 
 impl Listener {
-    /// Returns the name of the listener.
+    /// Returns the name of the listener in the configuration.
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// Returns the actual address, with the port that the kernel chose for port 0.
+    /// Returns the address on which the socket listens. If port 0 is configured, the address has
+    /// the port that the kernel chose.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Returns where the socket comes from.
+    /// Returns whether this service or a parent such as systemd created the socket.
     #[must_use]
     pub fn origin(&self) -> &Origin {
         &self.origin
     }
 
-    /// Returns another descriptor of the same socket, for your own server. Never call `shutdown` on
-    /// it: that affects every process that holds the socket, shutdown(2).
+    /// Returns another descriptor of the listening socket, for use in your own server. Never call
+    /// `shutdown` on it, because that affects every process that holds the socket (see
+    /// shutdown(2)).
     ///
     /// # Errors
-    /// When no descriptor is free.
+    /// When no file descriptor is free.
     pub fn try_clone(&self) -> io::Result<OwnedFd> {
         self.socket.try_clone().map(Into::into)
     }
 
-    /// Returns the cookie of the socket (`SO_COOKIE`, socket(7)), which identifies it in every
-    /// process.
+    /// Returns the cookie of the socket, a number that identifies it in every process (`SO_COOKIE`,
+    /// see socket(7)).
     pub(crate) fn cookie(&self) -> io::Result<u64> {
         self.socket.cookie()
     }
 
-    /// Registers the socket with the runtime, to learn when there is something to accept. Must be
-    /// called within a tokio runtime.
+    /// Registers the socket with the tokio runtime, which then reports when a connection can be
+    /// accepted. Must be called within a tokio runtime.
     pub(crate) fn watch(&self) -> io::Result<AsyncFd<Arc<Socket>>> {
         sys::interrupt::start_watcher();
         sys::fd::watch(Arc::clone(&self.socket), Interest::READABLE)
@@ -116,10 +121,10 @@ impl Listener {
 
     /// Accepts one connection without waiting.
     ///
-    /// Another holder may have made the socket blocking (systemd does, for a unit without
-    /// `NonBlocking=`), and then accept would block the thread. So the socket is first made
-    /// non-blocking again. If it becomes blocking between the check and the accept, the watcher
-    /// interrupts the accept.
+    /// Another process that holds the socket may have made it blocking, and accept would then block
+    /// the thread. For example, systemd does so for a unit without `NonBlocking=`. So this function
+    /// first makes the socket non-blocking again. If the socket becomes blocking between this check
+    /// and the accept, a watcher thread interrupts the accept.
     ///
     /// # Errors
     /// `WouldBlock` when the backlog is empty, and `Interrupted` when the caller has to try again.
@@ -131,7 +136,8 @@ impl Listener {
                 Ok(Accepted { socket, peer: Peer::new(&address), earmark: None })
             }
             Err(error) => {
-                // Not WouldBlock after EINTR: a client may wait, and nothing would wake us for it.
+                // Report EINTR as it is and not as `WouldBlock`. A client may be waiting in the
+                // backlog, and after `WouldBlock` no event would wake this task.
                 if error.kind() == io::ErrorKind::Interrupted {
                     self.set_back_nonblocking()?;
                 }
@@ -151,23 +157,24 @@ impl Listener {
         Ok(())
     }
 
-    /// Records whether another listener of this lineage takes over the clients when this one stops
-    /// accepting.
+    /// Records whether another listener of this service takes over the clients when this listener
+    /// stops accepting.
     pub(super) fn set_replaced(&self, is_replaced: bool) {
         self.is_replaced.store(is_replaced, Ordering::Relaxed);
     }
 
-    /// Returns whether another listener of this lineage takes over the clients when this one stops
-    /// accepting.
+    /// Returns whether another listener of this service takes over the clients when this listener
+    /// stops accepting.
     pub(crate) fn is_replaced(&self) -> bool {
         self.is_replaced.load(Ordering::Relaxed)
     }
 
-    /// Sends new clients to the listener that has replaced this one. This cannot be undone.
+    /// Makes new clients reach the listener that has replaced this one. This cannot be undone.
     ///
-    /// Closing the socket would reset clients in the middle of their handshake. So it is bound to a
-    /// nonexistent interface instead: it gets no new clients, but handshakes already begun still
-    /// complete into its backlog. `SO_REUSEPORT` lets other sockets be bound to its port meanwhile.
+    /// Closing the socket instead would reset clients in the middle of their TCP handshake. So this
+    /// function binds the socket to a nonexistent network interface. The socket then gets no new
+    /// clients, but handshakes that have already begun still complete into its backlog. It also
+    /// sets `SO_REUSEPORT`, so that other sockets can bind the port meanwhile.
     pub(crate) fn divert(&self) {
         let diverted = self
             .socket
@@ -182,7 +189,7 @@ impl Listener {
         }
     }
 
-    /// Clears `SO_REUSEPORT`.
+    /// Clears `SO_REUSEPORT`, so that no other socket can bind the port.
     pub(super) fn restore(&self) {
         if let Err(error) = self.socket.set_reuse_port(false) {
             tracing::debug!(
@@ -192,15 +199,15 @@ impl Listener {
         }
     }
 
-    /// Removes the path of a Unix socket that this lineage bound, if the path still leads to the
-    /// same file.
+    /// Removes the path of a Unix socket that this service bound. Does nothing if the path no
+    /// longer leads to the same file.
     pub(crate) fn unlink(&self) {
         let Origin::Bound(Binding { address, file: Some(file) }) = self.origin() else { return };
         let Some(path) = address.path() else { return };
         if file.is_at(path) {
             match std::fs::remove_file(path) {
-                // Ignore a missing file: when the daemon stops, all generations do this at once,
-                // and another one was faster.
+                // Ignore a missing file. When the service stops, all generations remove the path at
+                // the same time, and another generation may be faster.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!(
                         event = "socket.unlink_failed", listener = %self.name,

@@ -1,19 +1,19 @@
-//! The listeners of a generation: passed sockets matched to the configuration, and new sockets for
-//! the rest.
+//! The listeners of a generation. Passed sockets are matched to the configuration, and new sockets
+//! are bound for the remaining listeners.
 //!
-//! Two kinds of socket are passed in, and each is matched by its own rule:
+//! Two kinds of socket are passed in, and each kind is matched by its own rule:
 //!
-//! - For a socket from a parent, the parent decides. Its name wins; the configured address is only
-//!   used if no such socket is passed.
-//! - For a socket that this lineage bound, the configuration decides. It is kept while its address
-//!   is still configured, even under a new name. Otherwise it is closed. If its path was removed,
-//!   it is closed and the path is bound again.
+//! - A socket from a parent is matched by the name that the parent gave it. The configured address
+//!   is only used if no such socket is passed.
+//! - A socket that an earlier generation bound is matched by its address. It is kept while its
+//!   address is still configured, even under a new name. Otherwise it is closed. If its path was
+//!   removed, it is closed and the path is bound again.
 //!
-//! An address may be configured in another form than the one it was bound with, see
-//! [`super::endpoint`]. Sockets that no listener claims are closed and logged.
+//! The same address may be configured in a different form than when the socket was bound (see
+//! [`super::endpoint`]). Sockets that match no listener are closed and logged.
 //!
-//! The control socket is passed from process to process like a listener, but it is not one of the
-//! listeners that serve.
+//! The control socket is passed from process to process like a listener, but it does not count as
+//! one of the serving listeners.
 
 use std::collections::HashSet;
 use std::io;
@@ -33,31 +33,34 @@ use crate::address::Address;
 use crate::config::{CONTROL, DEFAULT_ADDRESS, Listeners};
 use crate::error::Error;
 
-/// All listeners of a generation.
+/// All listeners of a generation, and its control socket.
 #[derive(Clone, Debug)]
 pub struct ListenerSet {
     listeners: Vec<Listener>,
-    /// The control socket. Its index is one past the last listener.
+    /// The control socket. Its index comes after the index of the last listener.
     control: Option<Listener>,
-    /// The numbers of the passed descriptors that nothing claimed. They are closed.
+    /// The numbers of the passed descriptors that matched no listener. These descriptors are
+    /// closed.
     unclaimed: Vec<RawFd>,
-    /// The names under which the service manager may still store unclaimed sockets that this
-    /// lineage bound.
+    /// The names of sockets that the service manager may still store although no listener uses
+    /// them. Earlier generations bound these sockets.
     no_longer_stored: Vec<StoredName>,
-    /// The access rights to set on the files of adopted sockets when this generation takes over.
+    /// The access rights to set on the files of passed Unix sockets when this generation takes
+    /// over.
     grants: Vec<Grant>,
-    /// The indices of the listeners that this process bound itself. No predecessor accepts there.
+    /// The indices of the listeners that this process bound itself. The predecessor does not accept
+    /// on these listeners.
     bound_here: Vec<usize>,
-    /// The numbers of the unclaimed descriptors that a new listener replaces: it takes over their
-    /// clients.
+    /// The numbers of the unused passed descriptors whose clients a new listener takes over.
     replaced: Vec<RawFd>,
 }
 
 impl ListenerSet {
-    /// Adopts the passed sockets, binds missing ones and closes the rest.
+    /// Adopts the passed sockets, binds the missing listeners and closes the unused sockets.
     ///
     /// # Errors
-    /// [`Error::Bind`]. The sockets bound so far are closed and their paths unlinked.
+    /// [`Error::Bind`] when a listener cannot be bound. The sockets bound so far are closed and
+    /// their paths unlinked.
     pub(crate) fn assemble(
         configured: &Listeners,
         control: Option<&Path>,
@@ -116,7 +119,7 @@ impl ListenerSet {
         Ok(Self { listeners, control, unclaimed, no_longer_stored, grants, bound_here, replaced })
     }
 
-    /// Returns the listeners that serve.
+    /// Returns the listeners that serve clients, without the control socket.
     #[must_use]
     pub fn as_slice(&self) -> &[Listener] {
         &self.listeners
@@ -125,26 +128,27 @@ impl ListenerSet {
     /// Returns the first listener with the given name.
     ///
     /// # Errors
-    /// [`Error::NoSuchListener`].
+    /// [`Error::NoSuchListener`] when no listener has this name.
     pub fn get(&self, name: &str) -> Result<&Listener, Error> {
         let found = self.listeners.iter().find(|listener| &**listener.name() == name);
         found.ok_or_else(|| Error::NoSuchListener { name: name.to_owned() })
     }
 
-    /// Returns the control socket.
+    /// Returns the control socket, if this generation has one.
     pub(crate) const fn control(&self) -> Option<&Listener> {
         self.control.as_ref()
     }
 
-    /// Returns everything that a successor is passed, in order: the listeners and then the control
-    /// socket.
+    /// Returns all sockets to pass to a successor, in order: first the listeners and then the
+    /// control socket.
     pub(crate) fn passed_on(&self) -> Vec<&Listener> {
         self.listeners.iter().chain(&self.control).collect()
     }
 
-    /// Returns the sockets that the service manager is to store, with their names: all that this
-    /// lineage bound except the control socket, which no client depends on. The name is `None` if
-    /// it would be too long; such a socket cannot be stored.
+    /// Returns the sockets that the service manager should store, with the names to store them
+    /// under. These are all sockets that this service bound, except the control socket, on which no
+    /// client depends. The name is `None` if it would be too long, and such a socket cannot be
+    /// stored.
     pub(crate) fn to_store(&self) -> impl Iterator<Item = (&Listener, Option<StoredName>)> {
         self.listeners.iter().filter_map(|listener| match listener.origin() {
             Origin::Bound(binding) => Some((listener, StoredName::new(listener.name(), binding))),
@@ -152,32 +156,33 @@ impl ListenerSet {
         })
     }
 
-    /// Returns the names of the sockets that the service manager is to drop.
+    /// Returns the names of the sockets that the service manager should remove from its store.
     pub(crate) fn no_longer_stored(&self) -> &[StoredName] {
         &self.no_longer_stored
     }
 
-    /// Sets the configured mode and owner on the files of adopted sockets.
+    /// Sets the configured mode and owner on the files of passed Unix sockets.
     ///
     /// Call this only after this generation has taken over. After a rollback the predecessor serves
-    /// again, with the access rights that it has configured.
+    /// again, and the files must have the access rights that the predecessor has configured.
     pub(crate) fn grant_access(&mut self) {
         self.grants.drain(..).for_each(Grant::perform);
     }
 
-    /// Returns the numbers of the passed descriptors that were closed because nothing claimed them.
+    /// Returns the numbers of the passed descriptors that matched no listener. These descriptors
+    /// are closed.
     pub(crate) fn unclaimed(&self) -> &[RawFd] {
         &self.unclaimed
     }
 
-    /// Returns the numbers of the unclaimed descriptors that a new listener replaces: it takes over
-    /// their clients.
+    /// Returns the numbers of the unused passed descriptors whose clients a new listener takes
+    /// over.
     pub(crate) fn replaced(&self) -> &[RawFd] {
         &self.replaced
     }
 
-    /// Records that the successor's listeners take over the clients of the listeners at the given
-    /// indices when these stop accepting.
+    /// Marks the listeners at the given indices as replaced: when they stop accepting, listeners of
+    /// the successor take over their clients.
     pub(crate) fn mark_replaced(&self, places: &[usize]) {
         places
             .iter()
@@ -185,14 +190,14 @@ impl ListenerSet {
             .for_each(|listener| listener.set_replaced(true));
     }
 
-    /// Records that no listener replaces another any more, because the handoff is over.
+    /// Marks all listeners as not replaced, because the handoff is over.
     pub(crate) fn forget_replacements(&self) {
         self.listeners.iter().for_each(|listener| listener.set_replaced(false));
     }
 
-    /// Undoes all changes of a failed handoff. A successor that was killed may have left
-    /// `SO_REUSEPORT` set on old sockets, which lets other processes of this user bind the same
-    /// port.
+    /// Undoes all changes of a failed handoff to the sockets. A successor that was killed may have
+    /// left `SO_REUSEPORT` set on old sockets. This would let other processes of the same user bind
+    /// the same port.
     pub(crate) fn restore(&self) {
         self.forget_replacements();
         let bound =
@@ -200,13 +205,13 @@ impl ListenerSet {
         bound.for_each(Listener::restore);
     }
 
-    /// Returns the indices of the listeners that this process bound itself. Removing a listener
-    /// changes the indices of others.
+    /// Returns the indices of the listeners that this process bound itself. The indices are no
+    /// longer valid after a listener was removed.
     pub(crate) fn bound_here(&self) -> &[usize] {
         &self.bound_here
     }
 
-    /// Takes all listeners that serve out of the set.
+    /// Takes all serving listeners out of the set. The control socket stays.
     pub(crate) fn take(&mut self) -> Vec<Listener> {
         std::mem::take(&mut self.listeners)
     }
@@ -216,8 +221,8 @@ impl ListenerSet {
         self.control.take()
     }
 
-    /// Takes the listeners at the given indices out of the set. Returns the listeners that serve,
-    /// and the control socket if its index is among them.
+    /// Takes the listeners at the given indices out of the set. Returns the serving listeners among
+    /// them, and the control socket if its index is given.
     pub(crate) fn remove(&mut self, places: &[usize]) -> (Vec<Listener>, Option<Listener>) {
         let places: HashSet<_> = places.iter().copied().collect();
         let control = self.control.take_if(|_| places.contains(&self.listeners.len()));
@@ -227,7 +232,7 @@ impl ListenerSet {
         (gone.into_iter().map(|(_, listener)| listener).collect(), control)
     }
 
-    /// Takes the listeners with the given socket cookies out of the set.
+    /// Takes the listeners whose sockets have the given cookies (`SO_COOKIE`) out of the set.
     pub(crate) fn remove_sockets(&mut self, cookies: &[u64]) -> Vec<Listener> {
         let cookies: HashSet<_> = cookies.iter().copied().collect();
         let is_one =
@@ -238,8 +243,8 @@ impl ListenerSet {
     }
 }
 
-/// Returns whether a passed socket is the control socket. A socket from a parent is if its name
-/// says so; a socket that this lineage bound must also have the configured path.
+/// Returns whether a passed socket is the control socket. A socket from a parent only needs the
+/// name of the control socket. A socket that this service bound must also have the configured path.
 fn is_control(socket: &Passed, configured: Option<&Address>) -> bool {
     match &socket.origin {
         Origin::Inherited => socket.name.as_deref() == Some(CONTROL),
@@ -257,8 +262,8 @@ fn unlink_at(places: &[usize], listeners: &[Listener]) {
     places.iter().filter_map(|place| listeners.get(*place)).for_each(Listener::unlink);
 }
 
-/// Adopts the sockets found for each listener and binds the listeners without any. Returns the
-/// indices of the newly bound listeners, and the descriptors of the unclaimed sockets that they
+/// Adopts the sockets found for each listener, and binds the listeners that have none. Returns the
+/// indices of the newly bound listeners, and the descriptors of the unused sockets that they
 /// replace.
 fn adopt_or_bind(
     wanted: Vec<Wanted>,
@@ -283,8 +288,8 @@ fn adopt_or_bind(
                 return Err(error);
             }
             let listener = beside::bind(&want.name, &want.address, old)?;
-            // If this generation takes over, the new listener replaces the old sockets. If not,
-            // they replace it.
+            // Mark the new listener as replaced, because the old sockets replace it if the handoff
+            // fails. If this generation takes over, the new listener replaces the old sockets.
             listener.set_replaced(true);
             replaced.extend(old.iter().map(|socket| socket.descriptor));
             Ok(listener)
@@ -308,7 +313,7 @@ fn adopt_or_bind(
     Ok((bound, replaced))
 }
 
-/// Adopts all of the given sockets under the names that they came with.
+/// Adopts all given sockets as listeners under the names that they were passed with.
 fn adopt_all(sockets: Vec<Passed>) -> Vec<Listener> {
     let alone = sockets.len() == 1;
     let adopted = sockets.into_iter().zip(1..).map(|(socket, place)| {
@@ -367,7 +372,7 @@ mod tests {
         ListenerSet::assemble(&configured(texts), None, passed)
     }
 
-    /// Returns what a successor is passed when its predecessor holds `set`.
+    /// Returns the sockets that a successor receives when its predecessor holds `set`.
     fn passed_on(set: &ListenerSet) -> Vec<Passed> {
         let pass = |listener: &Listener| {
             let name = Some(listener.name().to_string());
@@ -376,7 +381,7 @@ mod tests {
         set.passed_on().into_iter().map(pass).collect()
     }
 
-    /// Creates a socket as a parent would pass it.
+    /// Creates a socket in the form in which a parent would pass it.
     fn from_parent(name: Option<&str>) -> (Passed, String) {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap().to_string();
@@ -398,7 +403,8 @@ mod tests {
         assert_eq!(after, [("c".to_owned(), before[1].1.clone()), before[0].clone()]);
     }
 
-    /// The socket is closed even if a listener with its name is still configured.
+    /// The socket is closed even if a listener of the same name is still configured with another
+    /// address.
     #[test]
     fn a_bound_socket_is_closed_if_its_address_is_removed() {
         let first = assemble(&["a=127.0.0.1:0"], vec![]).unwrap();

@@ -1,4 +1,5 @@
-//! Listeners and streams that hide from the rest of the crate whether a socket is TCP or Unix.
+//! Listeners and connections. This module hides from the rest of the crate whether a socket is TCP
+//! or Unix.
 
 mod acceptor;
 mod beside;

@@ -1,9 +1,9 @@
-//! The origin of a listening socket: who created it, and for which address.
+//! The origin of a listening socket: which process created it, and for which configured address.
 //!
-//! The origin decides who may unlink the path of a socket, and whether it is matched by its name or
-//! by the configured address. It outlives the process that created the socket, so it is written to
-//! messages and read back from them. It does not say where the socket listens now; the socket
-//! itself knows that.
+//! The origin decides which process may unlink the path of a socket. It also decides whether the
+//! socket is matched to a listener by name or by address. The origin outlives the process that
+//! created the socket, so it is sent in messages between generations. It does not contain the
+//! address on which the socket listens now; the socket itself has that address.
 
 use std::fmt;
 use std::fs::Metadata;
@@ -15,27 +15,27 @@ use std::str::FromStr;
 use crate::address::Address;
 use crate::error::Error;
 
-/// The origin of a listener. It decides who may unlink the path of the socket and how the socket is
-/// matched.
+/// The origin of a listening socket. It decides which process may unlink the socket's path, and how
+/// the socket is matched to a configured listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A parent (such as systemd) created it, for this process or for an earlier generation of its
-    /// lineage.
+    /// A parent such as systemd created the socket, for this process or for an earlier generation.
     Inherited,
-    /// This process or an earlier generation of its lineage bound it.
+    /// This process or an earlier generation bound the socket.
     Bound(Binding),
 }
 
-/// What a lineage must remember about a socket that it bound itself.
+/// The facts that a generation must remember about a socket that it or an earlier generation bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// The configured address, in which port 0 stays 0.
+    /// The address in the configuration. If it has port 0, this address does too.
     pub(crate) address: Address,
-    /// The file that was created for a Unix path, so that no other file is ever unlinked.
+    /// The file that the bind created, for a Unix socket path. It is remembered so that no other
+    /// file is unlinked.
     pub(crate) file: Option<FileId>,
 }
 
-/// The identity of a file, independent of its name: device and inode.
+/// The identity of a file, independent of its name. It consists of the device and the inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileId {
     device: u64,
@@ -47,7 +47,7 @@ impl FileId {
         Ok(Self::from(&std::fs::symlink_metadata(path)?))
     }
 
-    /// Returns whether exactly this file is at `path`.
+    /// Returns whether the file at `path` is this file.
     pub(super) fn is_at(self, path: &Path) -> bool {
         Self::of(path).is_ok_and(|found| found == self)
     }
@@ -59,7 +59,8 @@ impl From<&Metadata> for FileId {
     }
 }
 
-/// Prints the form used in messages: `ADDRESS`, or `DEVICE:INODE ADDRESS` for a Unix path.
+/// Prints the binding in the form for messages: `ADDRESS`, or `DEVICE:INODE ADDRESS` for a Unix
+/// path.
 impl fmt::Display for Binding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(FileId { device, inode }) = self.file {

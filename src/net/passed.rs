@@ -1,8 +1,8 @@
-//! A check that a passed descriptor really is a listening socket.
+//! A check that a passed file descriptor is a listening socket.
 //!
-//! The process that passed it may have made a mistake. It is reported here with the name of the
-//! descriptor, and not later at the first accept. [`super::ListenerSet`] decides which configured
-//! listener the socket belongs to.
+//! The process that passed the descriptor may have made a mistake. This check reports the mistake
+//! at once with the name of the descriptor, and not later at the first accept.
+//! [`super::ListenerSet`] decides which configured listener the socket belongs to.
 
 use std::fmt;
 use std::io;
@@ -23,17 +23,17 @@ use crate::sys;
 /// A passed listening socket that is not matched to a configured listener yet.
 #[derive(Debug)]
 pub(crate) struct Passed {
-    /// The name that it was passed under, if any.
+    /// The name under which the socket was passed. `None` if it has no name.
     pub(crate) name: Option<String>,
-    /// The number of the descriptor when it was passed, for the log.
+    /// The number of the descriptor at the time it was passed, for log records.
     pub(crate) descriptor: RawFd,
-    /// Where the socket comes from.
+    /// Whether this service or a parent such as systemd created the socket.
     pub(crate) origin: Origin,
     socket: Socket,
 }
 
 impl Passed {
-    /// Checks that a passed descriptor is a listening stream socket of a supported family.
+    /// Checks that a passed descriptor is a listening stream socket of a supported address family.
     ///
     /// # Errors
     /// [`Error::NotAListener`], which names the descriptor and says what it is instead.
@@ -77,7 +77,8 @@ impl Passed {
         local_address(&self.socket)
     }
 
-    /// Returns whether the path of the socket was removed, so that no client can reach it any more.
+    /// Returns whether the path of the socket was removed, so that no client can connect to it any
+    /// more.
     pub(crate) fn has_lost_its_path(&self) -> bool {
         match &self.origin {
             Origin::Bound(Binding { address: Address::UnixPath(path), file: Some(_) }) => {
@@ -87,7 +88,8 @@ impl Passed {
         }
     }
 
-    /// Returns the file of the socket's path, if this lineage bound it.
+    /// Returns the file of the socket's path. Returns `None` if this service did not bind the
+    /// socket or if the socket has no path.
     pub(crate) fn file(&self) -> Option<FileId> {
         match &self.origin {
             Origin::Bound(binding) => binding.file,
@@ -95,8 +97,8 @@ impl Passed {
         }
     }
 
-    /// Returns the endpoint where clients arrive: the file, for a path that this lineage bound, or
-    /// else the address on which the socket listens.
+    /// Returns the endpoint that clients connect to. For a path that this service bound, the
+    /// endpoint is the file. Otherwise it is the address on which the socket listens.
     pub(super) fn endpoint(&self) -> Option<Endpoint> {
         match &self.origin {
             Origin::Bound(Binding { file: Some(file), .. }) => Some(Endpoint::File(*file)),
@@ -106,17 +108,18 @@ impl Passed {
         }
     }
 
-    /// Returns the TCP port on which the socket listens.
+    /// Returns the TCP port on which the socket listens. Returns `None` for a Unix socket.
     pub(super) fn port(&self) -> Option<u16> {
         self.socket.local_addr().ok()?.as_socket().map(|address| address.port())
     }
 
-    /// Sets whether another socket of this user may bind the same port.
+    /// Sets `SO_REUSEPORT`, which decides whether another socket of this user may bind the same
+    /// port.
     pub(super) fn share_port(&self, is_shared: bool) -> io::Result<()> {
         self.socket.set_reuse_port(is_shared)
     }
 
-    /// Returns whether this socket prevents the kernel from binding `wanted`.
+    /// Returns whether the kernel refuses to bind `wanted` because of this socket.
     pub(super) fn is_in_the_way_of(&self, wanted: &Address) -> bool {
         let Some(found) = endpoint::address_of(&self.socket) else { return false };
         let mut taken = TakenAddresses::new();
@@ -125,7 +128,7 @@ impl Passed {
         is_same || (taken.take(&found, ()).is_ok() && taken.take(wanted, ()).is_err())
     }
 
-    /// Turns the socket into a listener with the given name.
+    /// Turns this passed socket into a listener with the given name.
     pub(crate) fn adopt(self, name: &str) -> Listener {
         Listener {
             name: name.into(),
@@ -145,7 +148,7 @@ impl Passed {
     }
 }
 
-/// Prints the name, the number and the address of the socket, for an error message.
+/// Prints the name, the number and the address of the socket, for use in error messages.
 impl fmt::Display for Passed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, address) = (self.name.as_deref().unwrap_or("unnamed"), self.address());

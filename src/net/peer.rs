@@ -1,9 +1,9 @@
-//! The other end of a connection: its address, whether it is still there, what it has acknowledged,
-//! and the first bytes that it sends.
+//! The other end of a connection: its address, whether it is still connected, which data it has
+//! acknowledged, and the first bytes that it sends.
 //!
-//! A proxy stands between two peers that cannot see each other. So it needs details from the kernel
-//! that an ordinary server does not, and passes on to one peer what the other one has signalled.
-//! [`super::stream`] transfers the bytes, and `ending` closes the connection.
+//! A proxy stands between two peers that cannot see each other, and passes on to one peer what the
+//! other peer has signalled. So it needs details from the kernel that an ordinary server does not
+//! need. [`super::stream`] transfers the bytes, and `ending` closes the connection.
 
 use std::fmt;
 use std::io;
@@ -18,12 +18,12 @@ use tokio::time::Instant;
 use super::stream::{Family, Stream};
 use crate::sys;
 
-/// The other end of a connection.
+/// The other end of a connection, with its address if it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// A TCP client, with its address.
     Tcp(SocketAddr),
-    /// A client on a Unix socket, which has no address.
+    /// A client on a Unix socket. Such a client has no address.
     Unix,
 }
 
@@ -32,7 +32,7 @@ impl Peer {
         address.as_socket().map_or(Self::Unix, Self::Tcp)
     }
 
-    /// Returns the address of the peer, if it has one.
+    /// Returns the address of the peer. Returns `None` for a client on a Unix socket.
     pub(crate) const fn address(self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(address) => Some(address),
@@ -51,8 +51,8 @@ impl fmt::Display for Peer {
 }
 
 impl Stream {
-    /// Makes the kernel send keep-alive probes after the peer has been silent for `time`
-    /// (`TCP_KEEPIDLE`, tcp(7)).
+    /// Makes the kernel send keep-alive probes when the peer has been silent for `time`
+    /// (`TCP_KEEPIDLE`, see tcp(7)).
     ///
     /// # Errors
     /// An error such as `ENOPROTOOPT` from a socket that does not support the option.
@@ -61,13 +61,13 @@ impl Stream {
             Family::Tcp(socket) => {
                 SockRef::from(socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(time))
             }
-            // A local peer cannot disappear unnoticed.
+            // A Unix socket needs no probes, because a local peer cannot disappear unnoticed.
             Family::Unix(_) => Ok(()),
         }
     }
 
     /// Makes the kernel give up on a peer that acknowledges nothing for `time` (`TCP_USER_TIMEOUT`,
-    /// tcp(7)).
+    /// see tcp(7)).
     ///
     /// # Errors
     /// An error such as `ENOPROTOOPT` from a socket that does not support the option, for example
@@ -79,8 +79,8 @@ impl Stream {
         }
     }
 
-    /// Returns the address that the peer has connected to. A Unix socket has none that is of use to
-    /// others.
+    /// Returns the local address that the peer has connected to. Returns `None` for a Unix socket,
+    /// because its address is of no use to other hosts.
     pub(crate) fn local(&self) -> Option<SocketAddr> {
         match &self.socket {
             Family::Tcp(socket) => socket.local_addr().ok(),
@@ -89,14 +89,15 @@ impl Stream {
     }
 
     /// Returns whether the kernel knows that the peer is gone: the connection was reset, or both
-    /// sides have closed it. A peer that has only half-closed still counts as present. TCP cannot
-    /// distinguish it from one that has closed completely.
+    /// sides have closed it. A peer that has only half-closed still counts as present, because TCP
+    /// cannot distinguish it from a peer that has closed completely.
     pub(crate) fn has_hung_up(&self) -> bool {
         sys::socket::has_hung_up(self.as_fd())
     }
 
-    /// Waits until the peer's kernel has acknowledged everything. Gives up when no progress is made
-    /// for `patience`. The kernel has no event for this, so its state is polled every 5 ms.
+    /// Waits until the peer's kernel has acknowledged all data. Gives up when no more data is
+    /// acknowledged for `patience`. Polls the state of the socket every 5 ms, because the kernel
+    /// has no event for this.
     pub(crate) async fn acknowledged(&self, patience: Duration) {
         const PAUSE: Duration = Duration::from_millis(5);
         let mut left = usize::MAX;
@@ -111,11 +112,11 @@ impl Stream {
         }
     }
 
-    /// Reads a header from the start of the received bytes, and not one byte more.
+    /// Reads a header from the start of the received bytes, and nothing after it.
     ///
-    /// Calls `look` with everything received so far, up to the size of `buffer`, each time more
-    /// arrives. `look` returns the length of the header and its meaning, or `None` if it needs more
-    /// bytes. Cancel safe.
+    /// Each time more bytes arrive, calls `look` with all bytes received so far, up to the size of
+    /// `buffer`. `look` returns the length of the header and its meaning, or `None` if it needs
+    /// more bytes. Cancel safe.
     ///
     /// # Errors
     /// `UnexpectedEof` if the peer half-closes before the header is complete, and any error from
@@ -136,7 +137,8 @@ impl Stream {
                 match look(&buffer[..count])? {
                     Some(found) => Ok(found),
                     None if is_at_end || count == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
-                    // The bytes stay unread, so only new ones make the socket ready again.
+                    // Wait for new bytes. `WouldBlock` makes the runtime wait, and the bytes looked
+                    // at so far stay unread.
                     None => Err(io::ErrorKind::WouldBlock.into()),
                 }
             });

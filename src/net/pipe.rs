@@ -1,9 +1,9 @@
-//! Pipes for long transfers. Bytes move from socket to socket through a pipe without being copied
-//! to user space.
+//! Pipes for long transfers. Bytes move from socket to socket through a pipe inside the kernel, so
+//! they are not copied to user space.
 //!
-//! A pipe costs two descriptors and kernel memory. So it is taken when there are bytes to move and
-//! returned as soon as it is empty. Only a transfer with a slow receiver holds one for longer. Each
-//! thread keeps a few empty pipes for reuse.
+//! A pipe costs two file descriptors and kernel memory. So a connection takes a pipe only when
+//! there are bytes to move, and returns it as soon as the pipe is empty. Only a transfer with a
+//! slow receiver keeps its pipe for longer. Each thread keeps a few empty pipes for reuse.
 
 use std::cell::RefCell;
 use std::io;
@@ -13,11 +13,11 @@ use nix::errno::Errno;
 
 use crate::sys;
 
-/// The desired capacity of a pipe, if the kernel allows it. Each packet fragment occupies a whole
-/// page of the pipe, however small it is. A larger pipe means fewer system calls per gigabyte
-/// (`docs/decisions/0018-long-transfers-are-spliced.md`).
+/// The capacity of a pipe in bytes, if the kernel allows it. A pipe must be large, because each
+/// packet fragment occupies a whole page of the pipe, however small the fragment is. A larger pipe
+/// means fewer system calls per gigabyte (see `docs/decisions/0018-long-transfers-are-spliced.md`).
 const CAPACITY: usize = 512 * 1024;
-/// The number of empty pipes that a thread keeps.
+/// The maximum number of empty pipes that a thread keeps for reuse.
 const KEPT: usize = 8;
 
 thread_local! {
@@ -33,7 +33,8 @@ struct Ends {
 impl Ends {
     fn new() -> io::Result<Self> {
         let (read, write) = sys::splice::pipe(CAPACITY)?;
-        // The transfer continues without a pipe.
+        // Do not use descriptors of the reserve for a pipe. After this error the transfer continues
+        // without a pipe.
         if sys::reserve::is_reserved(&read) || sys::reserve::is_reserved(&write) {
             return Err(Errno::EMFILE.into());
         }
@@ -41,16 +42,16 @@ impl Ends {
     }
 }
 
-/// A pipe, and the number of bytes in it.
+/// A pipe, with the number of bytes that it holds.
 #[derive(Debug)]
 pub(crate) struct Pipe {
-    /// `None` only while the pipe is dropped.
+    /// Both ends of the pipe. `None` only while the pipe is being dropped.
     ends: Option<Ends>,
     held: usize,
 }
 
 impl Pipe {
-    /// Takes an empty pipe: one that the thread has kept, or a new one.
+    /// Takes an empty pipe that the thread has kept for reuse, or creates a new pipe.
     pub(crate) fn take() -> io::Result<Self> {
         let kept = EMPTY.with_borrow_mut(Vec::pop);
         let ends = match kept {
@@ -60,16 +61,16 @@ impl Pipe {
         Ok(Self { ends: Some(ends), held: 0 })
     }
 
-    /// Returns the read end and the write end. Together with [`Pipe::held`] they are the complete
-    /// state of the pipe.
+    /// Returns the read end and the write end of the pipe. Together with the number from
+    /// [`Pipe::held`] they are the complete state of the pipe.
     pub(crate) fn into_ends(mut self) -> Option<(OwnedFd, OwnedFd)> {
         self.ends.take().map(|Ends { read, write }| (read, write))
     }
 
-    /// Restores a pipe that another process used, with `held` bytes in it.
+    /// Restores a pipe from another process, with `held` bytes in it.
     ///
     /// # Errors
-    /// `InvalidInput` when the descriptors are not the ends of a pipe.
+    /// `InvalidInput` when the descriptors are not the two ends of a pipe.
     pub(crate) fn taken_up(read: OwnedFd, write: OwnedFd, held: usize) -> io::Result<Self> {
         if [&read, &write].into_iter().all(|end| sys::fd::describe(end) == "a pipe") {
             Ok(Self { ends: Some(Ends { read, write }), held })
@@ -78,13 +79,13 @@ impl Pipe {
         }
     }
 
-    /// Returns the number of bytes in the pipe.
+    /// Returns the number of bytes that are in the pipe now.
     pub(crate) const fn held(&self) -> usize {
         self.held
     }
 
-    /// Moves received bytes from `socket` into the pipe. The pipe must be empty, so that
-    /// `WouldBlock` always means that the socket has nothing to read.
+    /// Moves received bytes from `socket` into the pipe. The pipe must be empty, because only then
+    /// does `WouldBlock` always mean that the socket has nothing to read.
     pub(super) fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
         debug_assert_eq!(self.held, 0, "a full pipe cannot be told from an empty socket");
         let count = sys::splice::splice(socket, &self.ends()?.write, CAPACITY)?;
@@ -108,10 +109,10 @@ impl Pipe {
 }
 
 impl Drop for Pipe {
-    /// Keeps the pipe for reuse, unless it still holds bytes.
+    /// Keeps the pipe for reuse by this thread. Closes it if it still holds bytes.
     fn drop(&mut self) {
         let Some(ends) = self.ends.take() else { return };
-        // Does nothing while the thread exits.
+        // This call fails while the thread exits. The pipe is then closed.
         let _ = EMPTY.try_with(|empty| {
             let mut empty = empty.borrow_mut();
             if self.held == 0 && empty.len() < KEPT {

@@ -1,4 +1,4 @@
-//! Reports of listeners that cannot accept because descriptors or memory have run out.
+//! Log reports about listeners that cannot accept because file descriptors or memory have run out.
 //!
 //! Thousands of listeners run out of descriptors at the same time, and a shortage may begin and end
 //! many times a second. So one report stands for all shortages that begin soon after it.
@@ -7,12 +7,13 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The minimum time between two reports, across all listeners.
+/// The minimum time between two log reports of a shortage, for all listeners together.
 const PAUSE: Duration = Duration::from_secs(10);
 
 static LAST_REPORT: Mutex<Option<Instant>> = Mutex::new(None);
 
-/// The shortage of one listener, shared by all of its accept loops.
+/// Whether one listener cannot accept because file descriptors or memory have run out. All accept
+/// loops of the listener share this value.
 #[derive(Debug, Default)]
 pub(super) struct Shortage(Mutex<State>);
 
@@ -25,7 +26,8 @@ enum State {
 }
 
 impl Shortage {
-    /// Records a failure, and logs the first one of a shortage. Returns whether this is the first.
+    /// Records that accepting has failed for lack of file descriptors or memory. Logs only the
+    /// first failure of a shortage. Returns whether this is the first failure.
     pub(super) fn begin(&self, listener: &str, error: &io::Error) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if *state != State::Over {
@@ -47,7 +49,8 @@ impl Shortage {
         true
     }
 
-    /// Records that the backlog is empty, which ends the shortage.
+    /// Records that the backlog of a listener is empty, which ends its shortage of descriptors or
+    /// memory.
     pub(super) fn end(&self, listener: &str) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::take(&mut *state) == State::Reported {

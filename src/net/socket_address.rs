@@ -1,7 +1,7 @@
-//! Conversions between addresses and the kernel's representation of them.
+//! Conversions between an [`Address`] and the kernel's form of an address.
 //!
-//! All code that binds, connects or recognizes a socket must convert addresses in the same way.
-//! [`crate::address`] defines the addresses and their text form.
+//! All code that binds, connects or recognizes a socket uses these conversions, so that all of it
+//! treats an address in the same way. [`crate::address`] defines the addresses and their text form.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use socket2::{SockAddr, Socket};
 
 use crate::address::Address;
 
-/// A conversion from an [`Address`] to the form that the kernel takes.
+/// A conversion from an [`Address`] to the kernel's form of an address.
 pub(super) trait TryFromAddress: Sized {
     fn try_from_address(address: &Address) -> io::Result<Self>;
 }
@@ -20,7 +20,7 @@ impl TryFromAddress for SockAddr {
             Address::Tcp(address) => Ok((*address).into()),
             Address::Tcp6Only(address) => Ok((*address).into()),
             Address::UnixPath(path) => Self::unix(path),
-            // A leading zero byte makes a name abstract, unix(7).
+            // A leading zero byte marks the name of an abstract socket (see unix(7)).
             Address::UnixAbstract(name) => Self::unix(format!("\0{name}")),
         }
     }

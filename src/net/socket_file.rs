@@ -1,7 +1,8 @@
-//! The mode and the owner of the path of a Unix listener.
+//! The mode and the owner of the file of a Unix listener.
 //!
-//! Any process that can write to the directory may replace the path at any time. So the file is
-//! opened first, compared with the file that was bound, and then changed through the descriptor.
+//! Any process that can write to the directory may replace the file at any time. So this module
+//! opens the file first and checks that it is the file that was bound. Only then does it change the
+//! file, through the open descriptor.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -17,7 +18,8 @@ use crate::address::Address;
 use crate::config::{SocketAccess, SocketMode};
 use crate::sys;
 
-/// A [`SocketAccess`] with user and group names resolved to numbers.
+/// The configured mode, user and group of a socket file. Names in [`SocketAccess`] are resolved to
+/// numbers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct FileAccess {
     mode: Option<u32>,
@@ -26,10 +28,10 @@ pub(crate) struct FileAccess {
 }
 
 impl FileAccess {
-    /// Resolves the names in `access` for a listener at `address`.
+    /// Resolves the user and group names in `access` for a listener at `address`.
     ///
     /// # Errors
-    /// When the system does not know a name, or when the address has no path.
+    /// When the system does not know a name, or when the address is not a path.
     pub(crate) fn resolve(access: &SocketAccess, address: &Address) -> io::Result<Self> {
         if address.path().is_none() && !access.is_default() {
             return Err(io::Error::other(
@@ -55,16 +57,17 @@ impl FileAccess {
         })
     }
 
-    /// Returns whether nothing is to be set.
+    /// Returns whether no mode, user or group is configured.
     pub(super) const fn is_empty(self) -> bool {
         self.mode.is_none() && self.user.is_none() && self.group.is_none()
     }
 
-    /// Sets the configured values on the file at `path`, if it is still the file `expected`.
+    /// Sets the configured mode and owner of the file at `path`, if it is still the file
+    /// `expected`.
     ///
     /// # Errors
-    /// The error of the kernel, with the setting that it refused; or an error if another file is at
-    /// `path`.
+    /// The error of the kernel, with the setting that it refused. An error also if another file is
+    /// at `path`.
     pub(super) fn set(self, path: &Path, expected: FileId) -> io::Result<()> {
         if self.is_empty() {
             return Ok(());
@@ -76,8 +79,8 @@ impl FileAccess {
         if FileId::from(&file.metadata()?) != expected {
             return Err(io::Error::other("another file has taken its place"));
         }
-        // Change the owner first: that grants nothing by itself. If the mode came first, others
-        // could connect before the owner is set.
+        // Change the owner before the mode. In the other order, the old owner or group could
+        // connect with the new mode for a moment.
         if self.user.is_some() || self.group.is_some() {
             fchownat(&file, "", self.user, self.group, AtFlags::AT_EMPTY_PATH)
                 .map_err(|error| refused("user and group", error.into()))?;
@@ -89,7 +92,8 @@ impl FileAccess {
     }
 }
 
-/// Changes the mode through /proc, because fchmod(2) does not accept an `O_PATH` descriptor.
+/// Changes the mode of a file through its path in /proc, because fchmod(2) does not accept an
+/// `O_PATH` descriptor.
 fn chmod(file: &File, mode: u32) -> io::Result<()> {
     fs::set_permissions(sys::fd::path_to(file), Permissions::from_mode(mode))
 }

@@ -1,7 +1,9 @@
-//! Replacement of a stale socket file: a Unix socket that no process holds any more.
+//! Replacement of a stale socket file, which is the file of a Unix socket that no process holds any
+//! more.
 //!
-//! The file outlives its socket and blocks the path until it is removed. The file of a live socket
-//! must stay, even between bind(2) and listen(2), when every client is refused.
+//! The file stays when its socket is closed, and blocks the path until it is removed. The file of a
+//! live socket must stay. This also applies between bind(2) and listen(2), when the socket refuses
+//! every client and looks dead.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,12 +17,12 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::sys;
 
-/// How long to wait for another process that replaces a file in the same directory. It needs only a
-/// few system calls.
+/// The maximum time to wait for another process that replaces a file in the same directory. A
+/// replacement needs only a few system calls.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Removes the file at `path` if it is stale, and binds again. `in_use` is the error of the first
-/// attempt.
+/// attempt to bind.
 ///
 /// # Errors
 /// `in_use` when a process holds the socket, or any error of the kernel.
@@ -29,14 +31,15 @@ pub(super) fn replace(
     in_use: io::Error,
     bind: impl FnOnce() -> io::Result<Socket>,
 ) -> io::Result<Socket> {
-    // Two processes may find the same stale file. Without a lock, the second one would remove the
-    // file that the first one has just bound.
+    // Lock the directory, because two processes may find the same stale file. Without the lock, the
+    // second process would remove the file that the first process has just bound.
     let _lock = lock_folder(path);
     match is_socket(path) {
         Ok(true) => {}
-        // Retrying does not help here. Without an errno, the error counts as a configuration error.
+        // The file is not a socket, so a retry does not help. An error without an errno counts as a
+        // configuration error.
         Ok(false) => return Err(io::Error::other("Address already in use, and not by a socket")),
-        // The owner has removed the file in the meantime.
+        // Another process has removed the file in the meantime, so bind again.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return bind(),
         Err(error) => return Err(error),
     }
@@ -47,16 +50,16 @@ pub(super) fn replace(
     bind()
 }
 
-/// Returns whether the file at `path` is itself a socket, and not a link to one.
+/// Returns whether the file at `path` is itself a socket. A link to a socket does not count.
 fn is_socket(path: &Path) -> io::Result<bool> {
     Ok(fs::symlink_metadata(path)?.file_type().is_socket())
 }
 
 /// Returns whether no process holds the socket of the file at `path`.
 ///
-/// The probe is a datagram socket. It gets `ECONNREFUSED` only if no socket is bound to the file.
-/// If a stream socket is bound there, listening or not, it gets `EPROTOTYPE`, and nothing is added
-/// to that socket's backlog, connect(2).
+/// This function connects a datagram socket to the path (see connect(2)). The result is
+/// `ECONNREFUSED` only if no socket is bound to the file. If a stream socket is bound to it,
+/// listening or not, the result is `EPROTOTYPE`. Nothing is added to the backlog of that socket.
 fn is_stale(path: &Path) -> io::Result<bool> {
     let probe = Socket::new(Domain::UNIX, Type::DGRAM.nonblocking().cloexec(), None)?;
     Ok(probe
@@ -65,10 +68,10 @@ fn is_stale(path: &Path) -> io::Result<bool> {
 }
 
 /// Locks the directory of `path` against other processes that replace a file in it. Dropping the
-/// result releases the lock.
+/// returned value releases the lock.
 ///
-/// Returns `None` if the directory is not readable or another program keeps it locked. Neither
-/// prevents the start.
+/// Returns `None` if the directory is not readable or another program keeps it locked. This service
+/// starts without the lock in that case.
 fn lock_folder(path: &Path) -> Option<Flock<File>> {
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -1,26 +1,27 @@
-//! The names of sockets in the service manager's store, by which the next process recognizes them.
+//! The names under which the service manager stores sockets. After a restart, the next process
+//! recognizes the sockets by these names.
 //!
-//! A stored socket comes back with nothing but a name (`FDNAME=`, sd_pid_notify_with_fds(3)),
-//! beside the sockets of socket units. So the name contains everything that a process must know
-//! about a socket that its lineage bound. That is the listener's name, the configured address and,
-//! for a path, the file. It cannot be mistaken for a listener's name, because that contains no
-//! equals sign.
+//! The service manager returns a stored socket with nothing but its name (`FDNAME=`, see
+//! sd_pid_notify_with_fds(3)), together with the sockets of socket units. So the name contains
+//! everything that a process must know about the socket: the name of the listener, the configured
+//! address and, for a path, the identity of the file. A stored name contains an equals sign, and
+//! the name of a listener never does, so the two cannot be confused.
 
 use std::fmt::Write as _;
 
 use super::origin::Binding;
 
-/// The maximum length of `FDNAME=`.
+/// The maximum length of `FDNAME=` in bytes.
 const NAME_MAX: usize = 255;
 
-/// The name of a stored socket: `NAME=BINDING`. In the binding, colons, percent signs and
-/// everything but printable ASCII are encoded as `%XX`.
+/// The name of a stored socket, in the form `NAME=BINDING`. Colons, percent signs and all
+/// characters outside printable ASCII in the binding are encoded as `%XX`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoredName(String);
 
 impl StoredName {
-    /// Creates the name for the listener `name` with `binding`. Returns `None` if it would be too
-    /// long.
+    /// Creates the stored name for a socket of the listener `name` with the given binding. Returns
+    /// `None` if the stored name would be too long.
     pub(crate) fn new(name: &str, binding: &Binding) -> Option<Self> {
         let mut text = format!("{name}=");
         for byte in binding.to_string().bytes() {
@@ -37,8 +38,8 @@ impl StoredName {
         &self.0
     }
 
-    /// Parses a stored name into the listener's name and binding. Returns `None` if handoffd did
-    /// not create the name.
+    /// Parses a stored name into the name of the listener and the binding. Returns `None` if
+    /// handoffd did not create the stored name.
     pub(crate) fn parse(text: &str) -> Option<(&str, Binding)> {
         let (name, encoded) = text.split_once('=')?;
         let mut binding = Vec::new();
@@ -56,8 +57,8 @@ impl StoredName {
     }
 }
 
-/// Checks for the fuzzer that a name survives encoding and parsing. Returns whether `bytes` is a
-/// valid name.
+/// Parses `bytes` as a stored name, and checks that encoding the result gives an equal name.
+/// Returns whether `bytes` is a valid stored name. The fuzzer calls this function.
 #[cfg(any(fuzzing, test))]
 pub(crate) fn fuzz(bytes: &[u8]) -> bool {
     let Some((name, binding)) = std::str::from_utf8(bytes).ok().and_then(StoredName::parse) else {
@@ -73,7 +74,7 @@ pub(crate) fn fuzz(bytes: &[u8]) -> bool {
     true
 }
 
-/// Returns seeds for the fuzzer: names of all kinds of sockets.
+/// Returns example inputs for the fuzzer: stored names of all kinds of sockets.
 #[cfg(test)]
 pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
     let bindings = [

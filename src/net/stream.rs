@@ -1,7 +1,7 @@
 //! A connection that transfers bytes and counts them.
 //!
-//! `ending` closes it, and `hangup` detects a peer that is gone. [`super::peer`] has what is known
-//! about the peer, and the socket options that affect it.
+//! `ending` closes a connection, and `hangup` detects a peer that is gone. [`super::peer`] has the
+//! facts about the peer, and the socket options that affect it.
 
 use std::future::poll_fn;
 use std::io;
@@ -21,32 +21,34 @@ use super::traffic::Traffic;
 use crate::sys;
 use crate::sys::reserve::Earmark;
 
-/// A TCP or Unix connection.
+/// A TCP or Unix connection that counts the bytes that it transfers.
 #[derive(Debug)]
 pub struct Stream {
     pub(super) socket: Family,
     traffic: Arc<Traffic>,
-    /// Whether the peer has half-closed, so that nothing can arrive that the kernel would answer
-    /// with a reset.
+    /// Whether the peer has half-closed the connection. No more bytes can then arrive that would
+    /// make the kernel send a reset.
     pub(super) peer_finished: bool,
-    /// Whether another process (a predecessor that hangs) may still hold the socket. Then closing
-    /// it here sends nothing to the peer.
+    /// Whether another process, such as a predecessor that hangs, may still hold the socket. If so,
+    /// closing the socket here sends nothing to the peer.
     pub(super) is_shared: bool,
-    /// Whether writes are tried even if the runtime does not know the socket to be writable.
+    /// Whether writes are tried even if the tokio runtime regards the socket as not writable.
     pub(super) tries_writes: bool,
     delay: Delay,
-    /// Held until the first byte has been read, so that a drain can wait for first requests.
+    /// A token that is held until the first byte has been read, so that a drain can wait for the
+    /// first request of each client.
     awaiting_first_byte: Option<TaskTrackerToken>,
-    /// Held until this stream is dropped, so that a drain can wait for open connections.
+    /// A token that is held until this stream is dropped, so that a drain can wait for all open
+    /// connections.
     open: Option<TaskTrackerToken>,
-    /// A claim to a descriptor for the upstream of this client.
+    /// A claim to one file descriptor, for the connection to the upstream of this client.
     pub(super) earmark: Option<Earmark>,
 }
 
-/// The write before which `TCP_NODELAY` must be set.
+/// How many writes are left until `TCP_NODELAY` is set. It is set just before the second write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Delay {
-    /// The option is set, or not wanted.
+    /// The option is already set, or it is not wanted.
     None,
     FromTheFirst,
     FromTheSecond,
@@ -59,8 +61,8 @@ pub(super) enum Family {
 }
 
 impl Stream {
-    /// Wraps a non-blocking socket that is connected or connecting. Must be called within a tokio
-    /// runtime.
+    /// Wraps a non-blocking socket that is connected or is still connecting. Must be called within
+    /// a tokio runtime.
     pub(crate) fn new(socket: Socket, peer: Peer) -> io::Result<Self> {
         let fd = OwnedFd::from(socket);
         let socket = match peer {
@@ -81,11 +83,11 @@ impl Stream {
     }
 
     /// Restores a connection that another process has served until now. `traffic` counts the bytes
-    /// that it transferred, and `peer_finished` says whether it has read the peer's half-close.
-    /// Must be called within a tokio runtime.
+    /// that the other process transferred. `peer_finished` tells whether it has read the peer's
+    /// half-close. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// `InvalidInput` when the socket is not a stream socket of the peer's family.
+    /// `InvalidInput` when the socket is not a stream socket of the peer's address family.
     pub(crate) fn taken_up(
         socket: OwnedFd,
         peer: Peer,
@@ -94,24 +96,26 @@ impl Stream {
     ) -> io::Result<Self> {
         let socket = Socket::from(socket);
         let is_unix = socket.domain()? == Domain::UNIX;
-        // A Unix socket may have a peer with an address, if a PROXY header named one.
+        // Accept a Unix socket whose peer has a TCP address, because a PROXY header may have given
+        // that address.
         if socket.r#type()? != Type::STREAM || (peer == Peer::Unix && !is_unix) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "it is no stream socket of its family",
             ));
         }
-        // Do not rely on the other process to have made the socket non-blocking. A blocking one
-        // would stall a whole thread.
+        // Make the socket non-blocking here, and do not rely on the other process. A blocking
+        // socket would stall a whole thread.
         socket.set_nonblocking(true)?;
         let stream = Self::new(socket, if is_unix { Peer::Unix } else { peer })?;
         Ok(Self { traffic: Arc::new(traffic), peer_finished, is_shared: true, ..stream })
     }
 
-    /// Returns the socket without closing the connection. The runtime stops watching it.
+    /// Returns the socket without closing the connection. The tokio runtime stops watching the
+    /// socket.
     ///
     /// # Errors
-    /// When the kernel fails to end the registration with the runtime.
+    /// When the kernel fails to remove the socket from the runtime.
     pub(crate) fn into_socket(self) -> io::Result<OwnedFd> {
         match self.socket {
             Family::Tcp(socket) => socket.into_std().map(OwnedFd::from),
@@ -119,41 +123,42 @@ impl Stream {
         }
     }
 
-    /// Returns whether the peer's half-close has been read.
+    /// Returns whether the peer's half-close has been read from this connection.
     pub(crate) const fn peer_has_finished(&self) -> bool {
         self.peer_finished
     }
 
-    /// Holds `token` until the first byte or the peer's half-close has been read.
+    /// Holds `token` until the first byte or the peer's half-close has been read, so that a drain
+    /// can wait until then.
     pub(crate) fn awaiting_first_byte(&mut self, token: TaskTrackerToken) {
         self.awaiting_first_byte = Some(token);
     }
 
-    /// Holds `token` until the stream is dropped.
+    /// Holds `token` until the stream is dropped, so that a drain can wait until then.
     pub(crate) fn open(&mut self, token: TaskTrackerToken) {
         self.open = Some(token);
     }
 
-    /// Takes the claim to a descriptor for the upstream of this client. A server without upstreams
-    /// drops it.
+    /// Takes the claim to a file descriptor for the upstream connection of this client. A server
+    /// without upstreams drops the claim.
     pub(crate) const fn take_earmark(&mut self) -> Option<Earmark> {
         self.earmark.take()
     }
 
-    /// Returns the number of bytes read so far.
+    /// Returns the number of bytes read from the peer so far.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.traffic.received()
     }
 
-    /// Returns the number of bytes written so far.
+    /// Returns the number of bytes written to the peer so far.
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.traffic.sent()
     }
 
-    /// Returns the number of bytes in both directions. Two calls show whether anything was
-    /// transferred in between.
+    /// Returns the number of bytes transferred in both directions. The results of two calls differ
+    /// if bytes were transferred in between.
     pub(crate) fn carried(&self) -> u64 {
         self.received() + self.sent()
     }
@@ -163,25 +168,25 @@ impl Stream {
         &self.traffic
     }
 
-    /// Disables Nagle's algorithm (`TCP_NODELAY`, tcp(7)), because a relay does not know what comes
-    /// next. Does nothing for a Unix socket.
+    /// Disables Nagle's algorithm (`TCP_NODELAY`, see tcp(7)), because a proxy does not know
+    /// whether more bytes will follow. Does nothing for a Unix socket.
     ///
-    /// The option is set before the second write. The first write is never delayed, and many
-    /// connections have only one.
+    /// The option takes effect before the second write. The kernel never delays the first write,
+    /// and many connections have only one write.
     pub(crate) fn set_nodelay(&mut self) {
         if matches!(self.socket, Family::Tcp(_)) {
             self.delay = Delay::FromTheFirst;
         }
     }
 
-    /// Sets `TCP_NODELAY` if this is the second write.
+    /// Sets `TCP_NODELAY` if the next write is the second one.
     fn before_write(&mut self) {
         self.delay = match self.delay {
             Delay::None => return,
             Delay::FromTheFirst => Delay::FromTheSecond,
             Delay::FromTheSecond => {
                 if let Family::Tcp(socket) = &self.socket {
-                    // A failure only makes the connection slower.
+                    // Ignore an error, because it only makes the connection slower.
                     let _ = socket.set_nodelay(true);
                 }
                 Delay::None
@@ -189,31 +194,32 @@ impl Stream {
         };
     }
 
-    /// Waits until a pending connect(2) completes.
+    /// Waits until a connect(2) that is in progress completes.
     pub(super) async fn connected(&self) -> io::Result<()> {
         let interest = Interest::WRITABLE | Interest::ERROR;
         let ready = match &self.socket {
             Family::Tcp(socket) => socket.ready(interest).await?,
             Family::Unix(socket) => socket.ready(interest).await?,
         };
-        // Asks for the error only if the kernel has signalled one.
+        // Ask the kernel for the error only if it has signalled one, to save a system call.
         let error = if ready.is_error() { SockRef::from(self).take_error()? } else { None };
         error.map_or(Ok(()), Err)
     }
 
-    /// Moves received bytes into an empty pipe. Returns how many; 0 means that the peer has
-    /// half-closed.
+    /// Moves received bytes into an empty pipe. Returns the number of bytes; 0 means that the peer
+    /// has half-closed.
     ///
     /// # Errors
-    /// `InvalidInput` also when the received bytes cannot be spliced and must be read instead.
+    /// The error of splice(2). `InvalidInput` also means that these bytes cannot be spliced and
+    /// must be read instead.
     pub(crate) fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
         pipe: &mut Pipe,
     ) -> Poll<io::Result<usize>> {
         let fill = |socket: BorrowedFd<'_>| match pipe.fill(socket) {
-            // A splice stops at a byte of urgent data. It reports end of file or `WouldBlock` even
-            // though bytes have arrived.
+            // Check for urgent data, at which splice(2) stops. It then reports end of file or
+            // `WouldBlock` although bytes have arrived.
             Ok(0) | Err(_) if matches!(sys::socket::peek(socket, &mut [0]), Ok(1..)) => {
                 Err(io::ErrorKind::InvalidInput.into())
             }
@@ -224,7 +230,8 @@ impl Stream {
         Poll::Ready(Ok(count))
     }
 
-    /// Moves bytes from a pipe to the peer, as many as the socket accepts. Returns how many.
+    /// Moves bytes from a pipe to the peer, as many as the socket accepts. Returns the number of
+    /// bytes.
     pub(crate) fn poll_drain(
         &mut self,
         cx: &mut Context<'_>,
@@ -245,10 +252,10 @@ impl Stream {
     /// Waits until there are bytes to read or the peer has half-closed. Cancel safe.
     ///
     /// # Errors
-    /// When the runtime is shutting down.
+    /// When the tokio runtime is shutting down.
     pub async fn readable(&self) -> io::Result<()> {
-        // Avoids the runtime's own future, which is ten times as large: each idle connection holds
-        // one.
+        // Do not use tokio's own future to wait, because it is ten times as large. Each idle
+        // connection holds one such future.
         poll_fn(|cx| match &self.socket {
             Family::Tcp(socket) => socket.poll_read_ready(cx),
             Family::Unix(socket) => socket.poll_read_ready(cx),
@@ -256,8 +263,8 @@ impl Stream {
         .await
     }
 
-    /// Returns whether received bytes or a half-close wait to be read. Asks the kernel, because the
-    /// runtime may not know yet.
+    /// Returns whether received bytes or a half-close are waiting to be read. Asks the kernel,
+    /// because the tokio runtime may not know yet.
     #[must_use]
     pub fn has_input(&self) -> bool {
         let mut byte = [std::mem::MaybeUninit::uninit()];
@@ -275,8 +282,8 @@ impl Stream {
 }
 
 impl Family {
-    /// Makes a system call. If the call would block, the runtime waits for the socket to become
-    /// ready again.
+    /// Makes a system call on the socket. If the call would block, the tokio runtime waits until
+    /// the socket is ready again.
     pub(super) fn try_io<T>(
         &self,
         interest: Interest,
@@ -288,7 +295,7 @@ impl Family {
         }
     }
 
-    /// Makes a system call when the runtime considers the socket ready for it.
+    /// Makes a system call on the socket as soon as the tokio runtime regards the socket as ready.
     fn poll_io<T>(
         &self,
         cx: &mut Context<'_>,
@@ -379,7 +386,7 @@ impl AsyncWrite for Stream {
 pub(super) mod tests {
     use super::*;
 
-    /// Creates a loopback connection: our end and the client's.
+    /// Creates a loopback TCP connection. Returns our end and the client's end.
     pub(in crate::net) async fn connected() -> (Stream, TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

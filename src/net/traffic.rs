@@ -1,12 +1,12 @@
 //! Byte counters of one connection that other tasks can read.
 //!
-//! Only the connection's own task writes them, so plain loads and stores suffice and nothing is
-//! locked. No two connections share a counter, so no cache line moves between processors. A reader
-//! that needs a total adds the counters up.
+//! Only the task of the connection writes its counters, so plain loads and stores suffice and no
+//! lock is needed. No two connections share a counter, so no cache line moves between processors. A
+//! task that needs a total reads the counters of all connections and adds them up.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The bytes that a connection has transferred.
+/// The numbers of bytes that a connection has transferred in each direction.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     received: AtomicU64,
@@ -14,27 +14,28 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// Creates the counters of a connection that has already transferred this many bytes.
+    /// Creates the counters of a connection that has already transferred the given numbers of
+    /// bytes.
     pub(crate) const fn so_far(received: u64, sent: u64) -> Self {
         Self { received: AtomicU64::new(received), sent: AtomicU64::new(sent) }
     }
 
-    /// Returns the number of bytes read so far.
+    /// Returns the number of bytes read from the peer so far.
     pub(crate) fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of bytes written so far.
+    /// Returns the number of bytes written to the peer so far.
     pub(crate) fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Adds received bytes. Only the connection's task may call this.
+    /// Adds to the number of received bytes. Only the task of the connection may call this.
     pub(super) fn count_received(&self, bytes: u64) {
         add(&self.received, bytes);
     }
 
-    /// Adds sent bytes. Only the connection's task may call this.
+    /// Adds to the number of sent bytes. Only the task of the connection may call this.
     pub(super) fn count_sent(&self, bytes: u64) {
         add(&self.sent, bytes);
     }

@@ -1,4 +1,4 @@
-//! A configured listener that has no socket yet, and the access rights to set on its path.
+//! A configured listener that has no socket yet, and the access rights to set on its socket file.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::address::Address;
 use crate::config::ListenerConfig;
 use crate::error::Error;
 
-/// A configured listener: its name, and the address to bind if no socket was passed for it.
+/// A configured listener: its name, and the address to bind if no passed socket matches it.
 pub(super) struct Wanted {
     pub(super) name: String,
     pub(super) address: Address,
@@ -31,7 +31,8 @@ impl Wanted {
         }
     }
 
-    /// Returns the access rights to set on the file of an adopted socket, if any are configured.
+    /// Returns the access rights to set on the file of a passed socket. Returns `None` if no access
+    /// rights are configured.
     pub(super) fn grant(&self) -> Option<Grant> {
         let file = self.found.iter().find_map(Passed::file).filter(|_| !self.access.is_empty())?;
         let path = self.address.path()?.to_owned();
@@ -39,7 +40,7 @@ impl Wanted {
     }
 }
 
-/// The configured mode and owner for the path of an adopted socket.
+/// The configured mode and owner to set on the file of a passed Unix socket.
 #[derive(Clone, Debug)]
 pub(super) struct Grant {
     listener: String,
@@ -49,8 +50,8 @@ pub(super) struct Grant {
 }
 
 impl Grant {
-    /// Sets the mode and the owner. A failure is only logged, because the listener can serve
-    /// anyway.
+    /// Sets the mode and the owner of the socket file. A failure is only logged, because the
+    /// listener can serve anyway.
     pub(super) fn perform(self) {
         let Self { listener, path, file, access } = self;
         if let Err(error) = access.set(&path, file) {
@@ -63,14 +64,15 @@ impl Grant {
     }
 }
 
-/// Adds the passed socket that blocks `want`, if there is one, to the bind error.
+/// Adds to a bind error the passed socket that blocks the address `want`, if there is such a
+/// socket.
 pub(super) fn name_obstacle(error: Error, want: &Address, unclaimed: &[Passed]) -> Error {
     let Error::Bind { name, address, source } = error else { return error };
     let in_the_way =
         |socket: &&Passed| socket.origin == Origin::Inherited && socket.is_in_the_way_of(want);
     let source = match unclaimed.iter().find(in_the_way) {
-        // Without an errno, so that it counts as a configuration error: only a changed
-        // configuration helps.
+        // Return an error without an errno, so that it counts as a configuration error. Only a
+        // change of the configuration can help.
         Some(socket) if source.kind() == io::ErrorKind::AddrInUse => {
             io::Error::other(format!("{source}: {socket}, and no listener claims it"))
         }

@@ -1,92 +1,93 @@
-//! Counters for each listener and each upstream. Their sums survive a handoff.
+//! Counters for each listener and each upstream. The sums of all generations survive a handoff.
 //!
-//! Each generation counts for itself. The active generation adds up the counters of living
-//! generations and the last counters of those that have ended. A successor may be any program and
-//! report any number, so a sum that overflows stays at the largest number. This module only holds
-//! the sums: `server` and `service` do the counting.
+//! Each generation counts its own connections. The active generation adds up the counters of the
+//! generations that are alive and the last counters of those that have ended. A successor may be
+//! any program and may report any number, so a sum that overflows stays at the maximum. This module
+//! only holds the counters; `server` and `service` count.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// All counters, by name.
+/// All counters of a generation or of the whole service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counters {
-    /// Counters of listeners, by the listener's name.
+    /// The counters of each listener, by the listener's name.
     pub listeners: BTreeMap<String, ListenerCounters>,
-    /// Counters of upstreams, by the listener's name, then by the upstream's address. An address of
-    /// a host name is written `HOST:PORT/ADDRESS`. `HOST:PORT` stands for the name itself and for
-    /// the addresses that it no longer has.
+    /// The counters of each upstream, by the listener's name and then by the upstream's address. An
+    /// address that belongs to a host name is written `HOST:PORT/ADDRESS`. The key `HOST:PORT`
+    /// counts for the host name itself and for addresses that it no longer has.
     pub upstreams: BTreeMap<String, BTreeMap<String, UpstreamCounters>>,
-    /// Outcomes of handoffs.
+    /// The number of handoffs by outcome.
     pub handoffs: HandoffCounters,
 }
 
-/// Counters of one listener.
+/// The counters of one listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ListenerCounters {
-    /// Connections accepted.
+    /// How many connections were accepted.
     pub accepted: u64,
-    /// Connections open now.
+    /// How many connections are open now.
     pub active: u64,
-    /// How many times accepting stopped, because the connection limit was reached or no file
-    /// descriptor was left.
+    /// How many times the listener stopped accepting, because the connection limit was reached or
+    /// no file descriptor was free.
     pub limited: u64,
-    /// Bytes read from clients.
+    /// How many bytes were read from clients.
     pub received: u64,
-    /// Bytes written to clients.
+    /// How many bytes were written to clients.
     pub sent: u64,
-    /// Connections that were open when a drain began and ended before its deadline.
+    /// How many connections were open when a drain began and ended before the drain deadline.
     pub drained: u64,
-    /// Connections cut, at a drain deadline or by a signal.
+    /// How many connections were cut by a drain deadline or by a signal.
     pub cut: u64,
-    /// Connections that a successor has taken over.
+    /// How many connections moved to a successor at a handoff.
     pub carried: u64,
-    /// Connections that a successor refused to take over. They were drained.
+    /// How many connections a successor refused to take over. They were drained instead.
     pub refused: u64,
-    /// Connections lost with a successor that died after taking them over, while its predecessor
-    /// still lived. An upper bound: some of them may have ended before.
+    /// How many connections were lost because a successor died after taking them over, while its
+    /// predecessor was still alive. The number is an upper bound, because some of these connections
+    /// may have ended before.
     pub lost: u64,
-    /// Clients refused because their PROXY header was invalid or late.
+    /// How many clients were refused because their PROXY header was invalid or late.
     pub header_errors: u64,
 }
 
-/// Counters of one upstream.
+/// The counters of one upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UpstreamCounters {
-    /// Connections made.
+    /// How many connections to the upstream were made.
     pub connected: u64,
-    /// Connections open now.
+    /// How many connections to the upstream are open now.
     pub active: u64,
-    /// Failed attempts to connect: refused, unreachable or too slow.
+    /// How many attempts to connect failed: refused, unreachable or too slow.
     pub failed: u64,
     /// How many times the upstream was ejected because it failed too often.
     pub ejected: u64,
-    /// Bytes written to the upstream.
+    /// How many bytes were written to the upstream.
     pub sent: u64,
-    /// Bytes read from the upstream.
+    /// How many bytes were read from the upstream.
     pub received: u64,
-    /// How many times its host name did not resolve.
+    /// How many times the host name of the upstream could not be resolved.
     pub resolve_failures: u64,
 }
 
-/// Outcomes of handoffs.
+/// The number of handoffs by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HandoffCounters {
-    /// Handoffs after which the successor serves.
+    /// How many handoffs succeeded, so that the successor serves.
     pub succeeded: u64,
-    /// Handoffs whose successor never became ready.
+    /// How many handoffs failed because the successor never became ready.
     pub failed: u64,
-    /// Handoffs that were rolled back after the successor was ready.
+    /// How many handoffs were rolled back after the successor was ready.
     pub rolled_back: u64,
 }
 
 impl Counters {
-    /// Clears the numbers of open connections, because the generation has ended.
+    /// Sets the numbers of open connections to 0, because this generation has ended.
     pub(crate) fn settle(&mut self) {
         self.listeners.values_mut().for_each(|counters| counters.active = 0);
         self.upstreams
@@ -95,7 +96,7 @@ impl Counters {
             .for_each(|counters| counters.active = 0);
     }
 
-    /// Adds the counters of another generation.
+    /// Adds the counters of another generation to these.
     pub fn add(&mut self, other: &Self) {
         for (name, counters) in &other.listeners {
             self.listeners.entry(name.clone()).or_default().add(*counters);
@@ -109,9 +110,9 @@ impl Counters {
         self.handoffs.add(other.handoffs);
     }
 
-    /// Adds the counters of addresses that a host name no longer has to those of the name itself.
-    /// Without this the set of addresses could grow with every generation. `now` holds the counters
-    /// of the active generation.
+    /// Adds the counters of addresses that a host name no longer has to the counters of the host
+    /// name. Without this the map could grow with every generation. `now` holds the counters of the
+    /// active generation.
     pub(crate) fn fold_departed(&mut self, now: &Self) {
         for (listener, upstreams) in &mut self.upstreams {
             let Some(now) = now.upstreams.get(listener) else { continue };
@@ -131,9 +132,9 @@ impl Counters {
 }
 
 impl ListenerCounters {
-    /// Adds the counters of another generation.
+    /// Adds the counters of the same listener in another generation.
     pub const fn add(&mut self, other: Self) {
-        // Name every field, so that the compiler reports a new one that is not added here.
+        // Name every field, so that the compiler reports a new field that is not added here.
         let Self {
             accepted,
             active,
@@ -162,7 +163,7 @@ impl ListenerCounters {
 }
 
 impl UpstreamCounters {
-    /// Adds the counters of another generation.
+    /// Adds the counters of the same upstream in another generation.
     pub const fn add(&mut self, other: Self) {
         let Self { connected, active, failed, ejected, sent, received, resolve_failures } = other;
         self.connected = self.connected.saturating_add(connected);
@@ -176,7 +177,7 @@ impl UpstreamCounters {
 }
 
 impl HandoffCounters {
-    /// Adds the counters of another generation.
+    /// Adds the handoff counters of another generation.
     pub const fn add(&mut self, other: Self) {
         let Self { succeeded, failed, rolled_back } = other;
         self.succeeded = self.succeeded.saturating_add(succeeded);
@@ -205,8 +206,8 @@ mod tests {
         assert_eq!((sum.upstreams["a"]["@u"].connected, sum.handoffs.failed), (8, 10));
     }
 
-    /// When a host name loses an address, the counters of that address are added to those of the
-    /// name.
+    /// When a host name loses an address, the counters of that address are added to the counters of
+    /// the host name.
     #[test]
     fn counters_of_a_lost_address_go_to_its_host_name() {
         let counters = |text: &str| serde_json::from_str::<Counters>(text).unwrap();
@@ -240,7 +241,7 @@ mod tests {
         else {
             panic!("counters have names");
         };
-        // Use a different number for each field, so that a mix-up of two fields is found.
+        // Use a different number for each field, so that the test fails if two fields are mixed up.
         let numbers = |times: u64| {
             let all = names
                 .keys()

@@ -1,20 +1,21 @@
-//! How many connections a generation may carry to its successor.
+//! A forecast of how many connections may move from a generation to its successor.
 
 use std::collections::BTreeMap;
 
-/// The number of connections that may be carried, for each listener with a connection limit.
+/// The number of connections that may move to the successor, for each listener with a connection
+/// limit.
 ///
-/// The successor reserves that many permits.
+/// The successor reserves one permit of the listener's limit for each of these connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CarryForecast(BTreeMap<String, usize>);
 
 impl CarryForecast {
-    /// Returns each listener with its number of connections.
+    /// Returns the name of each listener with the number of its connections that may move.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, usize)> {
         self.0.iter().map(|(listener, count)| (listener.as_str(), *count))
     }
 
-    /// Adds the number of connections of one listener.
+    /// Adds a listener with the number of its connections that may move.
     pub(crate) fn add(&mut self, listener: String, count: usize) {
         self.0.insert(listener, count);
     }

@@ -1,8 +1,9 @@
-//! Status reports: what generations tell each other and an operator about their state.
+//! Status reports, which describe the state of a generation to other generations and to an
+//! operator.
 //!
-//! These are plain values with a JSON form to which later versions can add. Readers ignore unknown
-//! fields, and an unknown state reads as [`GenerationState::Unknown`]. Times are in milliseconds,
-//! because every language can compute with those.
+//! A report is plain data with a JSON form, and later versions can add fields. Readers ignore
+//! unknown fields. They read an unknown state as [`GenerationState::Unknown`]. All times are in
+//! milliseconds, because every language can compute with them.
 
 mod counters;
 mod forecast;
@@ -16,35 +17,36 @@ use crate::generation::Generation;
 pub use counters::{Counters, HandoffCounters, ListenerCounters, UpstreamCounters};
 pub(crate) use forecast::CarryForecast;
 
-/// The status of one generation.
+/// The status of one generation, as sent to other generations and to an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// The number of the generation.
+    /// The generation number of this generation.
     pub generation: Generation,
-    /// The pid of the generation. `None` if it has not reported yet.
+    /// The pid of the generation. `None` if the generation has not reported yet.
     pub pid: Option<u32>,
     /// The program and the configuration of the generation.
     #[serde(flatten)]
     pub identity: Identity,
-    /// The state of the generation.
+    /// The state of the generation, such as starting or serving.
     pub state: GenerationState,
-    /// When the state began, in milliseconds since 1970.
+    /// When the generation entered this state, in milliseconds since 1970.
     pub since_unix_ms: u64,
-    /// How long the state has lasted, by a monotonic clock. `None` in a report of an older version.
+    /// How long the generation has been in this state, by a monotonic clock. `None` in a report of
+    /// an older version.
     #[serde(default)]
     pub for_ms: Option<u64>,
-    /// The open connections. `None` if the program serves connections itself, without the server of
-    /// this library.
+    /// The open connections of the generation. `None` if the program serves connections without the
+    /// server of this library.
     pub connections: Option<Connections>,
     /// The counters of the generation.
     #[serde(default)]
     pub counters: Counters,
-    /// Time until the drain deadline, if connections are being drained.
+    /// How much time is left until the drain deadline. `None` if the generation does not drain.
     pub drain_left_ms: Option<u64>,
 }
 
 impl Report {
-    /// Creates a report for a generation that has not reported yet.
+    /// Creates a report to show for a generation that has not reported yet.
     pub(crate) fn placeholder(generation: Generation, state: GenerationState) -> Self {
         Self {
             generation,
@@ -60,126 +62,129 @@ impl Report {
     }
 }
 
-/// The program that a generation runs, and its configuration. Tells one deployment from another.
+/// The program that a generation runs, and its configuration. An operator can use it to see which
+/// deployment a generation belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The version of the program.
+    /// The version of the program. `None` if it is not known.
     pub version: Option<String>,
-    /// The linker's build id, which differs between any two builds.
+    /// The build id that the linker put into the program. It differs between any two builds.
     pub build: Option<String>,
-    /// A digest of the configuration.
+    /// A digest of the configuration, which changes when the configuration changes.
     pub configuration: Option<String>,
-    /// The control group of the process, by which systemd knows its unit.
+    /// The control group of the process. systemd uses it to find the unit of the process.
     pub control_group: Option<String>,
 }
 
-/// The state of a generation.
+/// The state of a generation during its life, from its start to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GenerationState {
-    /// It does not accept connections yet.
+    /// The generation does not accept connections yet.
     Starting,
-    /// It accepts connections, and may still be rolled back.
+    /// The generation accepts connections, but may still be rolled back.
     Probation,
-    /// It is the active generation.
+    /// The generation is the active one.
     Serving,
-    /// It is the active generation, and a successor is starting.
+    /// The generation is the active one, and its successor is starting.
     HandingOff,
-    /// It is the active generation, and a successor is on probation.
+    /// The generation is the active one, and its successor is on probation.
     Baking,
-    /// It drains because a successor has taken over.
+    /// The generation drains its connections because a successor has taken over.
     Retiring,
-    /// It drains because the service was told to stop.
+    /// The generation drains its connections because the service was told to stop.
     Stopping,
-    /// It has ended.
+    /// The generation has ended.
     Stopped,
-    /// It does not answer, or its state is from a later version.
+    /// The generation does not answer, or its state is only known to a later version.
     #[serde(other)]
     Unknown,
 }
 
-/// The connections of a generation.
+/// The number, age and traffic of the connections of a generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connections {
     /// How many connections are open.
     pub open: u64,
-    /// The age of the oldest open connection.
+    /// The age of the oldest open connection in milliseconds. `None` if no connection is open.
     pub oldest_ms: Option<u64>,
-    /// Bytes transferred in both directions, including those of connections that have ended.
+    /// How many bytes were transferred in both directions. Includes connections that have ended.
     pub transferred: u64,
 }
 
-/// The status of all generations, as the active one reports it.
+/// The status of all generations, as reported by the active generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// The number of the active generation.
+    /// The generation number of the active generation.
     pub serving: Generation,
-    /// All living generations, the newest first.
+    /// All generations that are alive, the newest first.
     pub generations: Vec<Report>,
-    /// The listeners.
+    /// The listeners of the active generation.
     pub listeners: Vec<ListenerReport>,
-    /// The last handoff that has ended, if there was one.
+    /// The last handoff that has ended. `None` if no handoff has ended yet.
     pub last_handoff: Option<LastHandoff>,
-    /// The deadlines of the active generation.
+    /// The configured time limits of the active generation.
     pub settings: Settings,
-    /// The sums of all generations, including those that have ended.
+    /// The sums of the counters of all generations, including generations that have ended.
     #[serde(default)]
     pub counters: Counters,
 }
 
-/// One listener.
+/// The name and the address of one listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerReport {
-    /// The name of the listener.
+    /// The name of the listener in the configuration.
     pub name: String,
-    /// The address of the listener.
+    /// The address on which the listener listens.
     pub address: String,
-    /// Whether a generation bound the socket itself. False if a parent passed it in.
+    /// Whether a generation of this service bound the socket. False if a parent such as systemd
+    /// passed it.
     pub bound: bool,
 }
 
-/// The outcome of a handoff.
+/// The outcome of the last handoff.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastHandoff {
     /// When the handoff ended, in milliseconds since 1970.
     pub unix_ms: u64,
-    /// The generation that was to take over.
+    /// The generation that was to take over in the handoff.
     pub successor: Generation,
     /// How the handoff ended.
     pub outcome: Outcome,
-    /// Why the successor did not take over.
+    /// Why the successor did not take over. `None` if it did.
     pub reason: Option<String>,
 }
 
-/// How a handoff ended.
+/// The way in which a handoff ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// The successor took over.
+    /// The successor took over and is now the active generation.
     Committed,
-    /// The successor never became ready.
+    /// The handoff failed because the successor never became ready.
     Failed,
-    /// The successor was ready, and the handoff was rolled back.
+    /// The successor was ready, but the handoff was rolled back.
     RolledBack,
     /// The handoff did not finish within the requested time.
     TimedOut,
-    /// An outcome from a later version.
+    /// The outcome is only known to a later version.
     #[serde(other)]
     Unknown,
 }
 
-/// The deadlines of a handoff and of a stop.
+/// The configured time limits of a handoff and of a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// How long a successor may take to become ready.
     pub ready_timeout_ms: u64,
-    /// How long a successor is on probation.
+    /// How long a successor stays on probation.
     pub bake_ms: u64,
-    /// How long connections may take to end before they are cut.
+    /// How long connections may take to end in a drain before they are cut.
     pub drain_timeout_ms: u64,
 }
 
-/// Writes the status as one line, such as `generation 7 serving 1200; 6 draining, 14 left, 21 s`.
+/// Writes the status of all generations as one line, such as `generation 7 serving 1200; 6
+/// draining, 14 left, 21 s`.
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut between = "generation ";
@@ -198,8 +203,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// Writes one generation's part of that line, such as `7 serving 1200` or `6 draining, 14 left, 21
-/// s`.
+/// Writes the state of one generation, such as `7 serving 1200` or `6 draining, 14 left, 21 s`.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (verb, drains) = match self.state {
@@ -227,7 +231,7 @@ impl fmt::Display for Report {
 }
 
 impl GenerationState {
-    /// Returns the name of the state, as in the JSON form.
+    /// Returns the name of the state, as it appears in JSON.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,8 +1,9 @@
-//! Packets with ancillary data (unix(7)): file descriptors, and the identity of the sender.
+//! Packets with ancillary data (see unix(7)): file descriptors, and the identity of the sender.
 //!
-//! The kernel reports the sender, so a sender cannot forge its identity. A pidfd keeps naming the
-//! same process even after its pid is reused. nix and rustix support neither `SCM_PIDFD` nor
-//! receiving it without a risk of leaking descriptors, so this module uses libc.
+//! The kernel reports the sender of a packet, so a sender cannot forge its identity. The kernel can
+//! report it as a pidfd, a descriptor that refers to the same process even after its pid is reused.
+//! This module uses libc, because nix and rustix do not support `SCM_PIDFD`. Nor can they receive
+//! it without a risk of leaking descriptors.
 
 use std::io;
 use std::mem::size_of;
@@ -17,25 +18,26 @@ use socket2::SockRef;
 use super::process::PidFd;
 use super::socket::Packet;
 
-/// `SCM_MAX_FD`: the maximum number of descriptors in one message, unix(7).
+/// The maximum number of descriptors in one message (`SCM_MAX_FD`, see unix(7)).
 const RIGHTS_MAX: usize = 253;
-/// `SO_PASSPIDFD`: asks the kernel to attach a pidfd of the sender to each packet. Since Linux 6.5.
+/// The socket option that asks the kernel to attach a pidfd of the sender to each packet. It exists
+/// since Linux 6.5.
 const SO_PASSPIDFD: libc::c_int = 76;
-/// `SO_PEERPIDFD`: returns a pidfd of the process that created or connected the other end. Since
-/// Linux 6.5.
+/// The socket option that returns a pidfd of the process that created or connected the other end.
+/// It exists since Linux 6.5.
 const SO_PEERPIDFD: libc::c_int = 77;
-/// `SCM_PIDFD`: the type of the attachment that `SO_PASSPIDFD` enables.
+/// The type of the ancillary data that the socket option `SO_PASSPIDFD` enables.
 const SCM_PIDFD: libc::c_int = 4;
-/// The size of the buffer for all attachments, in 8-byte words. It holds the descriptors, the
-/// credentials and a pidfd, each with a header.
+/// The size of the buffer for all ancillary data of a packet, in 8-byte words. It has room for the
+/// descriptors, the credentials and a pidfd, each with a header.
 const SPACE: usize = RIGHTS_MAX / 2 + 32;
 
-/// The descriptors that came with a packet.
+/// The file descriptors that came with a packet.
 #[derive(Debug)]
 pub(crate) enum Rights {
     All(Vec<OwnedFd>),
-    /// The packet carried more descriptors than this process had room for. The ones that it did
-    /// receive are closed.
+    /// The packet carried more descriptors than this process had room for. The descriptors that did
+    /// arrive are closed.
     Truncated,
 }
 
@@ -45,27 +47,28 @@ pub(crate) struct Sender {
     /// The pid of the sender. `None` when the sender is in a pid namespace that this process cannot
     /// see.
     pub(crate) pid: Option<u32>,
-    /// The process itself, as far as the kernel reports it.
+    /// The sending process, as far as the kernel reports it.
     pub(crate) process: SenderProcess,
 }
 
-/// What is known about the sender of a packet besides its pid.
+/// The facts about the sender of a packet besides its pid.
 #[derive(Debug)]
 pub(crate) enum SenderProcess {
-    /// A pidfd of the sender, which stays valid even if the pid is reused.
+    /// A pidfd that refers to the sender, even if the pid of the sender is reused.
     Held(PidFd),
     /// The sender had already exited when the packet was received.
     Ended,
-    /// The sender is unknown: the kernel is older than 6.5, or this process has no free descriptor.
+    /// The sender is unknown, because the kernel is older than 6.5 or this process has no free
+    /// descriptor.
     Unknown,
 }
 
-/// The ancillary data of a packet.
+/// The ancillary data of a packet: the passed descriptors and the sender.
 #[derive(Debug)]
 pub(crate) struct Attached {
-    /// The descriptors that the sender passed.
+    /// The file descriptors that the sender passed with the packet.
     pub(crate) rights: Rights,
-    /// The sender of the packet, if [`report_senders`] enabled the report.
+    /// The sender of the packet. `None` unless [`report_senders`] was called for the channel.
     pub(crate) sender: Option<Sender>,
 }
 
@@ -74,7 +77,7 @@ pub(crate) fn report_senders(channel: BorrowedFd<'_>) -> io::Result<()> {
     SockRef::from(&channel).set_passcred(true)?;
     let on: libc::c_int = 1;
     let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
-    // SAFETY: setsockopt(2) reads one int, which lives until the call returns.
+    // SAFETY: setsockopt(2) reads one int, and that int lives until the call returns.
     let set = unsafe {
         libc::setsockopt(
             channel.as_raw_fd(),
@@ -85,7 +88,7 @@ pub(crate) fn report_senders(channel: BorrowedFd<'_>) -> io::Result<()> {
         )
     };
     match Errno::result(set) {
-        // Kernels before 6.5 report only pids.
+        // ENOPROTOOPT is no error, because kernels before 6.5 report only the pid of a sender.
         Ok(_) | Err(Errno::ENOPROTOOPT) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
@@ -114,18 +117,18 @@ pub(crate) fn peer_process(channel: BorrowedFd<'_>) -> io::Result<Sender> {
         // SAFETY: the kernel has just created this descriptor for this process.
         Ok(_) => SenderProcess::Held(PidFd::from(unsafe { OwnedFd::from_raw_fd(raw) })),
         Err(Errno::ESRCH | Errno::EINVAL) => SenderProcess::Ended,
-        // The kernel is older than 6.5.
+        // The kernel is older than 6.5, so it cannot report the peer process as a pidfd.
         Err(Errno::ENOPROTOOPT) => SenderProcess::Unknown,
         Err(errno) => return Err(errno.into()),
     };
     Ok(Sender { pid, process })
 }
 
-/// Receives one packet with its attachments, without waiting. Received descriptors are
+/// Receives one packet with its ancillary data, without waiting. Received descriptors are
 /// close-on-exec.
 ///
 /// # Errors
-/// `WouldBlock` when the queue is empty.
+/// `WouldBlock` when no packet has arrived.
 pub(crate) fn receive_with_attachments(
     channel: BorrowedFd<'_>,
     buffer: &mut [u8],
@@ -134,19 +137,20 @@ pub(crate) fn receive_with_attachments(
     let mut text = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC | libc::MSG_CMSG_CLOEXEC;
     loop {
-        // SAFETY: an all-zero header is valid: no name, no data, no attachments.
+        // SAFETY: an all-zero message header is valid. It has no name, no data and no ancillary
+        // data.
         let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
         header.msg_iov = &raw mut text;
         header.msg_iovlen = 1;
         header.msg_control = space.as_mut_ptr().cast();
         header.msg_controllen = size_of_val(&space) as _;
-        // SAFETY: each pointer in the header refers to a buffer of the stated length, which lives
-        // until the call returns.
+        // SAFETY: each pointer in the header refers to a buffer of the stated length, and each
+        // buffer lives until the call returns.
         let received = unsafe { libc::recvmsg(channel.as_raw_fd(), &raw mut header, flags) };
         let length = match Errno::result(received) {
-            // ECONNRESET: the other end was closed while packets from us were still unread. The
-            // kernel reports this once, before the packets that the other end had sent. So the call
-            // is repeated.
+            // Repeat the call after ECONNRESET. The kernel reports this error once if the other end
+            // was closed before it had read all our packets. Packets that the other end has sent
+            // can still be received.
             Err(Errno::ECONNRESET | Errno::EINTR) => continue,
             length => usize::try_from(length?).map_err(io::Error::other)?,
         };
@@ -160,34 +164,37 @@ pub(crate) fn receive_with_attachments(
     }
 }
 
-/// Takes the attachments out of a packet. Must be called only once for each header that recvmsg(2)
-/// has filled in, because it takes ownership of the descriptors.
+/// Takes the ancillary data out of a received packet. Call this only once for each header that
+/// recvmsg(2) has filled in, because it takes ownership of the descriptors.
 fn attachments(header: &libc::msghdr) -> Attached {
     let (mut rights, mut credentials, mut process) = (Vec::new(), None, SenderProcess::Unknown);
-    // SAFETY: the kernel has filled in the header and the attachment buffer that it points to.
+    // SAFETY: the kernel has filled in the header and the buffer for ancillary data that it points
+    // to.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
     while !next.is_null() {
-        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return pointers into the attachment buffer.
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return pointers into the buffer for ancillary data.
         let attachment = unsafe { ptr::read_unaligned(next) };
-        // SAFETY: as above.
+        // SAFETY: `next` points to a header that the kernel wrote, and its data follows the header.
         let data = unsafe { libc::CMSG_DATA(next) };
         match (attachment.cmsg_level, attachment.cmsg_type) {
             (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
                 for place in 0..descriptors(&attachment) {
-                    // SAFETY: the attachment holds as many ints as its length says.
+                    // SAFETY: the ancillary data holds as many ints as its length says, so `place`
+                    // is within it.
                     let passed = unsafe { data.cast::<RawFd>().add(place) };
-                    // SAFETY: as above.
+                    // SAFETY: `passed` points to an int that the kernel wrote into the ancillary
+                    // data.
                     let raw = unsafe { ptr::read_unaligned(passed) };
                     // SAFETY: the kernel has just created this descriptor for this process.
                     rights.push(unsafe { OwnedFd::from_raw_fd(raw) });
                 }
             }
             (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
-                // SAFETY: the kernel wrote a ucred.
+                // SAFETY: for this type of ancillary data the kernel writes a `ucred`.
                 credentials = Some(unsafe { ptr::read_unaligned(data.cast::<libc::ucred>()) });
             }
             (libc::SOL_SOCKET, SCM_PIDFD) => {
-                // SAFETY: the kernel wrote one int.
+                // SAFETY: for this type of ancillary data the kernel writes one int.
                 let raw = unsafe { ptr::read_unaligned(data.cast::<RawFd>()) };
                 process = match raw {
                     // SAFETY: the kernel has just created this descriptor for this process.
@@ -198,7 +205,8 @@ fn attachments(header: &libc::msghdr) -> Attached {
             }
             _ => {}
         }
-        // SAFETY: as for CMSG_FIRSTHDR, and `next` is the previous attachment.
+        // SAFETY: `header` is the header that the kernel filled in, and `next` points to an item of
+        // its ancillary data.
         next = unsafe { libc::CMSG_NXTHDR(header, next) };
     }
     let is_truncated = header.msg_flags & libc::MSG_CTRUNC != 0;
@@ -211,9 +219,9 @@ fn attachments(header: &libc::msghdr) -> Attached {
     }
 }
 
-/// Returns the number of descriptors in an attachment.
+/// Returns the number of file descriptors in one item of ancillary data.
 fn descriptors(attachment: &libc::cmsghdr) -> usize {
-    // SAFETY: CMSG_LEN only computes a length.
+    // SAFETY: CMSG_LEN only computes a length and reads no memory.
     let header = unsafe { libc::CMSG_LEN(0) } as usize;
     attachment.cmsg_len.saturating_sub(header) / size_of::<RawFd>()
 }

@@ -1,9 +1,9 @@
-//! The environment and the descriptors that this process starts with.
+//! The environment variables and the file descriptors that this process receives at startup.
 //!
-//! This module reads both once and removes the variables that no other program may see. Changing
-//! the environment is sound only while a single thread runs (setenv(3)), so [`take`] checks the
-//! number of threads itself. A program that starts no other programs may leave the variables in
-//! place; then other threads may run. This module does not interpret the variables.
+//! This module reads them once and removes the variables that child programs must not see. Changing
+//! the environment is sound only while a single thread runs (see setenv(3)), so [`take`] checks the
+//! number of threads. A program that starts no other programs may leave the variables in place, and
+//! then other threads may run. This module does not interpret the variables.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
@@ -17,11 +17,11 @@ use super::fd::PassedDescriptors;
 use super::process;
 use crate::error::Error;
 
-/// Whether [`take`] has been called. A second call would adopt descriptors that already have an
+/// Whether [`take`] has been called. A second call would take descriptors that already have an
 /// owner.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// The environment at startup, split into two parts.
+/// The environment variables at startup, split into the requested variables and all others.
 #[derive(Debug)]
 pub(crate) struct Environment {
     /// The requested variables that were set, with their values.
@@ -31,7 +31,7 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
-    /// Splits `variables` into those listed in `names` and the rest.
+    /// Splits `variables` into the variables listed in `names` and all others.
     pub(crate) fn new(names: &[&'static str], variables: Vec<(OsString, OsString)>) -> Self {
         let value = |name: &str| {
             variables.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone())
@@ -47,12 +47,13 @@ impl Environment {
         Self { taken, rest: rest.collect() }
     }
 
-    /// Returns the value of a requested variable.
+    /// Returns the value of a variable that was requested by name. Returns `None` if it was not
+    /// set.
     pub(crate) fn get(&self, name: &str) -> Option<&OsStr> {
         self.taken.iter().find(|(taken, _)| *taken == name).map(|(_, value)| value.as_os_str())
     }
 
-    /// Returns the value of a variable that was not requested.
+    /// Returns the value of a variable that was not requested, so that child programs see it too.
     pub(crate) fn kept(&self, name: &str) -> Option<&OsStr> {
         let values = self
             .rest
@@ -62,21 +63,22 @@ impl Environment {
     }
 }
 
-/// What happens to the requested variables.
+/// Whether the requested variables stay in the environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Variables {
-    /// They are removed from the environment, so that child processes do not inherit them. Requires
-    /// that this process has a single thread.
+    /// The variables are removed from the environment, so that child programs do not inherit them.
+    /// This requires that the process has a single thread.
     Removed,
-    /// They stay in the environment, which is not changed. Other threads may run.
+    /// The variables stay in the environment. Other threads may run.
     Kept,
 }
 
-/// Takes the variables listed in `names`, and as many passed descriptors as `count` returns.
+/// Takes the variables listed in `names` from the environment, and as many passed descriptors as
+/// `count` returns.
 ///
 /// # Errors
-/// [`Error::AlreadyTaken`] on a second call, and [`Error::ThreadsRunning`] if the variables are to
-/// be removed while other threads run. Nothing is changed in either case.
+/// [`Error::AlreadyTaken`] on a second call. [`Error::ThreadsRunning`] if the variables are to be
+/// removed while other threads run. Nothing has changed in either case.
 pub(crate) fn take(
     names: &[&'static str],
     variables: Variables,
@@ -96,35 +98,35 @@ pub(crate) fn take(
     Ok((environment, descriptors))
 }
 
-/// Returns the value of an environment variable. For programs that are started by hand and inherit
-/// nothing.
+/// Returns the value of an environment variable. This is for programs that a user starts by hand,
+/// which inherit nothing from a predecessor.
 pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
 fn remove(name: &str) {
-    // SAFETY: no other thread reads the environment: `take`, the only caller, has checked that this
+    // SAFETY: no other thread reads the environment. `take`, the only caller, has checked that this
     // process has a single thread.
     unsafe { std::env::remove_var(name) };
 }
 
-/// Returns the absolute path by which this process was started, with symbolic links unresolved. A
-/// deployment may put a new binary there.
+/// Returns the absolute path by which this process was started. Symbolic links stay unresolved,
+/// because a deployment may make them point to a new binary.
 ///
-/// The kernel records the path passed to execve(2) as `AT_EXECFN` (getauxval(3)). Unlike `argv[0]`
-/// it cannot be forged, and unlike `/proc/self/exe` it keeps symbolic links.
+/// The kernel records the path passed to execve(2) as `AT_EXECFN` (see getauxval(3)). Unlike
+/// `argv[0]` this path cannot be forged, and unlike `/proc/self/exe` it keeps symbolic links.
 pub(crate) fn program() -> io::Result<PathBuf> {
-    // SAFETY: getauxval(3) accepts any key and reads a table that the kernel wrote.
+    // SAFETY: getauxval(3) accepts any key, and only reads a table that the kernel wrote.
     let name = unsafe { libc::getauxval(libc::AT_EXECFN) } as *const libc::c_char;
     if name.is_null() {
         return std::fs::read_link("/proc/self/exe");
     }
-    // SAFETY: a non-null AT_EXECFN points to a null-terminated string that lives as long as the
-    // process.
+    // SAFETY: if `AT_EXECFN` is not null, it points to a null-terminated string that lives as long
+    // as the process.
     let name = unsafe { CStr::from_ptr(name) };
     let path = Path::new(OsStr::from_bytes(name.to_bytes()));
-    // The process was started through a descriptor (fexecve(3)), which the successor would not
-    // have.
+    // Use the path of the running program instead. The process was started through a descriptor
+    // (see fexecve(3)), which a successor would not have.
     if path.starts_with("/dev/fd") || path.starts_with("/proc") {
         return std::fs::read_link("/proc/self/exe");
     }

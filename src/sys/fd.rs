@@ -1,4 +1,5 @@
-//! File descriptors: who owns them, how they are kept from leaking, and how their numbers stay low.
+//! File descriptors. This module defines which code owns a descriptor, prevents leaks to child
+//! processes, and reserves low descriptor numbers.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -15,65 +16,69 @@ use socket2::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// `CLOSE_RANGE_CLOEXEC`: makes close_range(2) set close-on-exec instead of closing.
+/// The flag of close_range(2) that sets close-on-exec on the descriptors instead of closing them
+/// (`CLOSE_RANGE_CLOEXEC`).
 pub(super) const CLOSE_ON_EXEC: libc::c_int = 1 << 2;
 
-/// `CLOSE_RANGE_UNSHARE`: makes close_range(2) copy a shared descriptor table before it closes
-/// anything.
+/// The flag of close_range(2) that first copies a shared descriptor table, so that other processes
+/// keep their descriptors (`CLOSE_RANGE_UNSHARE`).
 pub(super) const CLOSE_IN_A_COPY: libc::c_int = 1 << 1;
 
-/// The first descriptor number used for passing, sd_listen_fds(3).
+/// The number of the first passed descriptor (see sd_listen_fds(3)).
 pub(crate) const FIRST_PASSED: RawFd = 3;
 
-/// Marks every descriptor from 3 up close-on-exec, whichever code opened it. A successor then
-/// receives only the descriptors that are passed on purpose.
+/// Marks every descriptor from 3 up close-on-exec, including those that other code has opened. A
+/// successor then receives only the descriptors that are passed on purpose.
 pub(crate) fn close_all_on_exec() -> io::Result<()> {
-    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing; it only sets a flag on each
+    // SAFETY: with CLOSE_RANGE_CLOEXEC, close_range(2) closes nothing. It only sets a flag on each
     // descriptor.
     let done = unsafe { libc::close_range(3, libc::c_uint::MAX, CLOSE_ON_EXEC) };
     Errno::result(done).map(drop).map_err(Into::into)
 }
 
-/// Returns whether `descriptor` is open.
+/// Returns whether the descriptor with this number is open.
 pub(crate) fn is_open(descriptor: RawFd) -> bool {
-    // SAFETY: fcntl(2) with F_GETFD only reads the descriptor table, even if the descriptor is
-    // closed.
+    // SAFETY: fcntl(2) with F_GETFD only reads the descriptor table, and a closed descriptor is
+    // only an error.
     unsafe { libc::fcntl(descriptor, libc::F_GETFD) >= 0 }
 }
 
-/// The descriptors from 3 up that a parent or a predecessor passed, sd_listen_fds(3).
+/// The descriptors from 3 up that a parent or a predecessor passed to this process (see
+/// sd_listen_fds(3)).
 #[derive(Debug)]
 pub(crate) struct PassedDescriptors {
-    /// The number of each passed descriptor, by index. `None` once it has been taken.
+    /// The numbers of the passed descriptors, by index. `None` for a descriptor that has been
+    /// taken.
     left: Vec<Option<RawFd>>,
 }
 
 impl PassedDescriptors {
-    /// Creates the list of passed descriptors. The caller has checked that `count` descriptors are
-    /// open and meant for this process.
+    /// Creates the list of passed descriptors. The caller must have checked that `count`
+    /// descriptors are open and are meant for this process.
     pub(super) fn new(count: usize) -> Self {
         Self { left: (FIRST_PASSED..).take(count).map(Some).collect() }
     }
 
-    /// Returns how many descriptors were passed, including those already taken.
+    /// Returns how many descriptors were passed. Descriptors that have been taken still count.
     pub(crate) fn len(&self) -> usize {
         self.left.len()
     }
 
-    /// Takes the descriptor at `index`, of whatever kind. Returns `None` if it has already been
-    /// taken or if the index is out of range.
+    /// Takes ownership of the passed descriptor at `index`. Returns `None` if the descriptor has
+    /// already been taken or if the index is out of range.
     pub(crate) fn take(&mut self, index: usize) -> Option<OwnedFd> {
         let raw = self.left.get_mut(index)?.take()?;
-        // SAFETY: the descriptor is open, each one is returned only once, and nothing else in this
-        // process owns it.
+        // SAFETY: the descriptor is open, each descriptor is returned only once, and nothing else
+        // in this process owns it.
         Some(unsafe { OwnedFd::from_raw_fd(raw) })
     }
 }
 
-/// Takes the descriptor `raw`, which the predecessor says it passed.
+/// Takes ownership of the descriptor with the number `raw`, which the predecessor has named in a
+/// message.
 ///
 /// # Errors
-/// `EBADF` when it is not open, and `EINVAL` when it is one of the standard streams.
+/// `EBADF` when the descriptor is not open, and `EINVAL` when it is one of the standard streams.
 pub(crate) fn take_named(raw: RawFd) -> io::Result<OwnedFd> {
     if raw < FIRST_PASSED {
         return Err(Errno::EINVAL.into());
@@ -81,12 +86,12 @@ pub(crate) fn take_named(raw: RawFd) -> io::Result<OwnedFd> {
     if !is_open(raw) {
         return Err(Errno::EBADF.into());
     }
-    // SAFETY: the descriptor is open and owned by nothing else: the predecessor created it for this
+    // SAFETY: the descriptor is open and nothing else owns it. The predecessor created it for this
     // process and names each descriptor only once.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
-/// Returns what kind of file a descriptor refers to, for error messages.
+/// Returns the kind of file that a descriptor refers to, for use in error messages.
 pub(crate) fn describe(descriptor: impl AsFd) -> &'static str {
     let Ok(status) = fstat(descriptor) else { return "unreadable" };
     let kind = SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits());
@@ -101,70 +106,74 @@ pub(crate) fn describe(descriptor: impl AsFd) -> &'static str {
     }
 }
 
-/// Returns the path in /proc that leads to the file behind a descriptor.
+/// Returns the path in /proc that leads to the file of a descriptor.
 pub(crate) fn path_to(descriptor: impl AsFd) -> PathBuf {
     format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd()).into()
 }
 
-/// Returns `DEVICE:INODE` of a descriptor, the form in which `JOURNAL_STREAM` identifies a stream.
+/// Returns the device and the inode of a descriptor as `DEVICE:INODE`. The variable
+/// `JOURNAL_STREAM` identifies a stream in this form.
 pub(crate) fn device_and_inode(descriptor: impl AsFd) -> Option<String> {
     fstat(descriptor).ok().map(|status| format!("{}:{}", status.st_dev, status.st_ino))
 }
 
-/// A low descriptor number, reserved for a descriptor that a successor will be passed.
+/// A reserved low descriptor number, for a descriptor that will be passed to a successor.
 ///
-/// A new descriptor gets the lowest free number, which is high in a process with thousands of
-/// connections. The launch copies all descriptors up to the highest one that is passed, so high
-/// numbers make it slow.
+/// High descriptor numbers would make the launch of a successor slow, because it copies all
+/// descriptors up to the highest passed one. A new descriptor gets the lowest free number, and that
+/// number is high in a process with thousands of connections.
 #[derive(Debug)]
 pub(crate) struct ReservedFd {
     slot: OwnedFd,
-    /// The placeholder that occupies the slot while it is empty.
+    /// The descriptor of an unused socket, which occupies the reserved number while nothing else
+    /// does.
     blank: OwnedFd,
 }
 
 impl ReservedFd {
-    /// Reserves the lowest number that is free now. Call it early in the life of the process.
+    /// Reserves the lowest descriptor number that is free now. Call this early in the life of the
+    /// process.
     pub(crate) fn reserve() -> io::Result<Self> {
-        // A socket needs no path, so this works even where /dev does not exist.
+        // Use a socket as the placeholder. It needs no path, so this works even where /dev does not
+        // exist.
         let blank = OwnedFd::from(UnixDatagram::unbound()?);
         Ok(Self { slot: blank.try_clone()?, blank })
     }
 
-    /// Puts a copy of `descriptor` into the slot, where it stays until [`ReservedFd::clear`].
+    /// Gives a copy of `descriptor` the reserved number, until [`ReservedFd::clear`] is called.
     pub(crate) fn fill(&mut self, descriptor: impl AsFd) -> io::Result<BorrowedFd<'_>> {
         dup3(descriptor, &mut self.slot, OFlag::O_CLOEXEC)?;
         Ok(self.slot.as_fd())
     }
 
-    /// Closes the descriptor in the slot but keeps the number reserved.
+    /// Closes the copy that has the reserved number, and keeps the number reserved.
     pub(crate) fn clear(&mut self) -> io::Result<()> {
         dup3(&self.blank, &mut self.slot, OFlag::O_CLOEXEC).map_err(Into::into)
     }
 }
 
-/// A value whose descriptor stays open and unchanged for as long as the value lives.
+/// An owner of a descriptor. The descriptor stays open and the same for as long as the owner lives.
 ///
 /// # Safety
 /// An implementor must own its descriptor and must not offer a way to replace it.
 pub(crate) unsafe trait StableFd: AsRawFd {}
 
-// SAFETY: an OwnedFd owns one descriptor for its whole life.
+// SAFETY: an `OwnedFd` owns the same descriptor for its whole life.
 unsafe impl StableFd for OwnedFd {}
 
-// SAFETY: the socket owns one descriptor for its whole life, and a shared socket cannot be
+// SAFETY: a socket owns the same descriptor for its whole life, and a socket in an `Arc` cannot be
 // replaced.
 unsafe impl StableFd for Arc<Socket> {}
 
-/// Registers a descriptor with the tokio runtime until the returned watch is dropped. Must be
+/// Registers a descriptor with the tokio runtime until the returned value is dropped. Must be
 /// called within a tokio runtime.
 pub(crate) fn watch<T: StableFd>(watched: T, interest: Interest) -> io::Result<AsyncFd<T>> {
-    // SAFETY: a `StableFd` value keeps its descriptor open and unchanged, and the watch owns the
-    // value.
+    // SAFETY: a `StableFd` value keeps its descriptor open and unchanged, and the returned
+    // `AsyncFd` owns that value.
     unsafe { AsyncFd::register_with_interest(watched, interest) }.map_err(Into::into)
 }
 
-/// Returns the number of a descriptor, to compare it with one that a predecessor names.
+/// Returns the number of a descriptor, to compare it with a number that a predecessor has sent.
 pub(crate) fn number(descriptor: &impl AsRawFd) -> RawFd {
     descriptor.as_raw_fd()
 }

@@ -1,6 +1,7 @@
-//! A fork of this process into a small init process and the process that does the work.
+//! A fork that splits this process into a small init process and a child process that does the
+//! work.
 //!
-//! It happens at startup, while the process has a single thread.
+//! The fork happens at startup, while the process has a single thread.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,28 +13,28 @@ use nix::unistd::{ForkResult, Pid, dup2_raw, fork};
 
 use super::fd::FIRST_PASSED;
 
-/// Which of the two processes this one is after the fork.
+/// Whether this process is the parent or the child after the fork.
 #[derive(Debug)]
 pub(crate) enum Fork {
-    /// The process that stays as init. All signals are blocked.
+    /// This is the parent, which stays as the init process. All signals are blocked in it.
     Init {
-        /// The process that does the work.
+        /// The child process, which does the work.
         child: Pid,
     },
-    /// The process that does the work. It continues as if it had not been forked.
+    /// This is the child, which does the work. It continues as if the fork had not happened.
     Line,
 }
 
-/// Forks this process. The parent becomes the reaper of all orphans below it, as process 1 always
-/// is.
+/// Forks this process. The parent becomes the reaper of all orphans among its descendants, a role
+/// that process 1 always has.
 ///
-/// The caller has checked that this process has a single thread
-/// ([`super::process::require_one_thread`]). So the child may do anything that this process could
-/// have done (fork(2)).
+/// The caller must have checked that this process has a single thread (see
+/// [`super::process::require_one_thread`]). So the child may do anything that this process could
+/// have done (see fork(2)).
 pub(crate) fn fork_off() -> io::Result<Fork> {
     set_child_subreaper(true)?;
-    // The kernel discards a signal for process 1 that has no handler. Blocking all signals keeps an
-    // early signal pending until the init process waits for it.
+    // Block all signals, so that an early signal stays pending until the init process waits for it.
+    // Without this, the kernel would discard it, because process 1 has no handler.
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
     // SAFETY: no other thread runs, so no other thread can hold a lock that the child would wait
@@ -47,30 +48,31 @@ pub(crate) fn fork_off() -> io::Result<Fork> {
     }
 }
 
-/// Closes every descriptor from 3 up except `kept`. The returned descriptor may have another
-/// number.
+/// Closes every descriptor from 3 up except `kept`. The number of the returned descriptor may
+/// differ from that of `kept`.
 pub(crate) fn keep_only(kept: OwnedFd) -> io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
     let kept = if kept.as_raw_fd() == FIRST_PASSED {
         kept
     } else {
-        // SAFETY: only the child uses the descriptors that were open before the fork. Nothing in
-        // this process uses the overwritten one or closes it again on drop.
+        // SAFETY: nothing in this process uses the overwritten descriptor or closes it again on
+        // drop. Only the child uses the descriptors that were open before the fork.
         let moved = unsafe { dup2_raw(&kept, FIRST_PASSED) }?;
-        // close_range(2) below closes it.
+        // Do not close `kept` here, because close_range(2) closes it below.
         std::mem::forget(kept);
         moved
     };
     let first = (FIRST_PASSED + 1).unsigned_abs();
-    // SAFETY: as above: nothing in this process uses the descriptors that close_range(2) closes.
+    // SAFETY: nothing in this process uses the descriptors that close_range(2) closes. Only the
+    // child uses the descriptors that were open before the fork.
     let done = unsafe { libc::close_range(first, libc::c_uint::MAX, 0) };
     nix::errno::Errno::result(done)?;
     Ok(kept)
 }
 
 /// Exits at once without running destructors, because everything that this process holds belongs to
-/// the other one.
+/// the child process.
 pub(crate) fn end(code: i32) -> ! {
-    // SAFETY: _exit(2) runs no code of this process.
+    // SAFETY: _exit(2) ends the process and runs none of its code.
     unsafe { libc::_exit(code) }
 }

@@ -1,13 +1,13 @@
-//! A watchdog that interrupts accept(2) if it blocks a thread by accident.
+//! A watcher thread that interrupts accept(2) when it blocks another thread by accident.
 //!
 //! Whether accept(2) blocks depends on a flag of the open file description, which other processes
-//! may share. Another process can clear that flag between our check and our accept, and accept(2)
-//! takes no flag of its own to prevent this.
+//! may share. Another process can clear that flag between our check of the flag and our accept(2).
+//! A flag for accept(2) itself would prevent this, but does not exist.
 //!
-//! A watcher thread therefore checks once a second which threads are still in the same call as at
-//! the last check. It sends SIGURG to each of them. The handler does nothing and is installed
-//! without SA_RESTART, so the call ends with EINTR. Without a handler SIGURG is ignored
-//! (signal(7)), so it never kills a process.
+//! So the watcher thread checks all threads once a second. It sends SIGURG to each thread that is
+//! still in the same call as at the last check. The handler of SIGURG does nothing and is installed
+//! without SA_RESTART, so the blocked call ends with EINTR. SIGURG never kills a process, because
+//! it is ignored without a handler (see signal(7)).
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,28 +21,31 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 use super::signals::has_handler;
 
-/// How often the watcher checks. A blocking call is interrupted after one to two intervals.
+/// The time between two checks of the watcher thread. A call that blocks is interrupted after one
+/// to two such intervals.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A watched thread, and a counter that it increments when it enters and leaves a call. An odd
-/// count means that the thread is inside a call.
+/// A thread that the watcher checks, with a counter that the thread increments when it enters and
+/// when it leaves a call. An odd count means that the thread is inside a call.
 #[derive(Debug)]
 struct Mark {
     thread: libc::pid_t,
     count: AtomicU64,
 }
 
-/// The threads that the watcher checks.
+/// The threads that the watcher thread checks.
 static MARKS: Mutex<Vec<Weak<Mark>>> = Mutex::new(Vec::new());
 
 thread_local! {
-    /// The mark of this thread. `None` if the thread cannot be watched.
+    /// The entry of this thread in the list of watched threads. `None` if the thread cannot be
+    /// watched.
     static MARK: Option<Arc<Mark>> = register().map_err(not_watched).ok();
 }
 
-/// Makes a system call that the watcher interrupts with EINTR if it blocks.
+/// Makes a system call. The watcher thread interrupts the call with EINTR if it blocks.
 pub(crate) fn unless_it_blocks<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    // While a thread exits, its mark is no longer available.
+    // While a thread exits, its entry is no longer available and the call is made without the
+    // watcher.
     let mark = MARK.try_with(Option::clone).ok().flatten();
     let step = || mark.as_ref().map(|mark| mark.count.fetch_add(1, Ordering::Relaxed));
     step();
@@ -51,8 +54,8 @@ pub(crate) fn unless_it_blocks<T>(call: impl FnOnce() -> io::Result<T>) -> io::R
     done
 }
 
-/// Starts the watcher, once per process. If that fails, calls are not interrupted, but everything
-/// else works.
+/// Starts the watcher thread, once per process. If that fails, calls that block are not
+/// interrupted, but everything else works.
 pub(crate) fn start_watcher() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
@@ -66,7 +69,7 @@ pub(crate) fn start_watcher() {
     });
 }
 
-/// Registers this thread with the watcher.
+/// Adds this thread to the list of threads that the watcher checks.
 fn register() -> io::Result<Arc<Mark>> {
     let mut signal = SigSet::empty();
     signal.add(Signal::SIGURG);
@@ -83,20 +86,20 @@ fn not_watched(error: io::Error) {
     );
 }
 
-/// Installs the handler for SIGURG, unless the program already has one.
+/// Installs a handler for SIGURG that does nothing. Does not replace a handler of the program.
 fn install_handler() -> io::Result<()> {
     if has_handler(libc::SIGURG)? {
         return Ok(());
     }
     let action = SigAction::new(SigHandler::Handler(do_nothing), SaFlags::empty(), SigSet::empty());
-    // SAFETY: the handler does nothing, so it may run at any time.
+    // SAFETY: the handler does nothing, so it may run at any time and interrupt any code.
     unsafe { sigaction(Signal::SIGURG, &action) }?;
     Ok(())
 }
 
 extern "C" fn do_nothing(_signal: libc::c_int) {}
 
-/// Checks the threads once per interval, for as long as the process lives.
+/// Checks all watched threads once per interval, until the process ends.
 fn watch() {
     let mut last: Vec<(libc::pid_t, u64)> = Vec::new();
     loop {
@@ -116,10 +119,10 @@ fn watch() {
     }
 }
 
-/// Sends SIGURG to a thread of this process, if the thread still exists.
+/// Sends SIGURG to a thread of this process. Does nothing if the thread no longer exists.
 fn interrupt(thread: libc::pid_t) {
-    // SAFETY: tgkill(2) takes three numbers. It reaches only this process, and the handler does
-    // nothing.
+    // SAFETY: tgkill(2) takes three numbers. The signal reaches only this process, and its handler
+    // does nothing.
     let done = unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), thread, libc::SIGURG) };
     if let Err(error) = Errno::result(done) {
         tracing::debug!(
@@ -136,7 +139,8 @@ mod tests {
 
     use super::*;
 
-    /// Reads once. Unlike the standard library's read, it does not retry after EINTR.
+    /// Reads from the stream once. Unlike the standard library's read, it does not retry after
+    /// EINTR.
     fn read(stream: &mut UnixStream) -> io::Result<usize> {
         nix::unistd::read(&*stream, &mut [0]).map_err(Into::into)
     }

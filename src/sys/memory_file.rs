@@ -1,5 +1,5 @@
-//! In-memory files (memfd_create(2)), used to pass more bytes to another process than fit into one
-//! packet.
+//! In-memory files (see memfd_create(2)). They pass data to another process that is too long for
+//! one packet.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,8 +10,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// `MFD_NOEXEC_SEAL`: the file can never be executed. Since Linux 6.3. Some systems refuse memory
-/// files without it.
+/// The flag `MFD_NOEXEC_SEAL`, which prevents the file from ever being executed. It exists since
+/// Linux 6.3. Some systems refuse in-memory files without this flag.
 const NEVER_EXECUTED: libc::c_uint = 8;
 
 /// Creates an in-memory file that holds `bytes`.
@@ -21,7 +21,7 @@ const NEVER_EXECUTED: libc::c_uint = 8;
 pub(crate) fn written(bytes: &[u8]) -> io::Result<OwnedFd> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::from_bits_retain(NEVER_EXECUTED);
     let file = match memfd_create(c"handoffd", flags) {
-        // Kernels before 6.3 do not know the flag.
+        // Kernels before 6.3 do not know `MFD_NOEXEC_SEAL`, so create the file without it.
         Err(Errno::EINVAL) => memfd_create(c"handoffd", MFdFlags::MFD_CLOEXEC),
         created => created,
     };

@@ -1,39 +1,42 @@
-//! The pid namespace of this process, and whether another process shares it.
+//! The pid namespace of this process. This module finds out whether another process is in the same
+//! pid namespace.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// The inode of the initial pid namespace (`PROC_PID_INIT_INO`), which is the same on every
-/// machine.
+/// The inode of the initial pid namespace (`PROC_PID_INIT_INO`). It is the same on every machine.
 const FIRST_NAMESPACE: u64 = 0xEFFF_FFFC;
 
-/// A directory that exists where systemd manages the system or the container, sd_booted(3).
+/// A directory that exists where systemd manages the system or the container (see sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
 
-/// Returns whether this process shares a pid namespace with the process that set `variable`
+/// Returns whether this process is in the same pid namespace as the process that set `variable`
 /// (`NAME=value`) for it. Only then does a pid mean the same process to both.
 ///
-/// No system call answers this, so the function looks at the oldest ancestor in the namespace. If
-/// that ancestor was also started with the variable, the variable was set outside the namespace.
+/// No system call gives the answer, so this function looks at the oldest ancestor in the namespace.
+/// If that ancestor was also started with the variable, a process outside the namespace has set the
+/// variable.
 pub(crate) fn is_shared_with_setter_of(variable: &[u8]) -> bool {
     if fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_NAMESPACE) {
         return true;
     }
-    // /proc belongs to an outer namespace, so its pids differ from ours.
+    // More than one pid means that /proc belongs to an outer namespace. Its pids then differ from
+    // ours and cannot be used.
     if own_numbers() != Some(1) {
         return false;
     }
     let oldest = oldest_ancestor(std::process::id());
     match fs::read(format!("/proc/{oldest}/environ")) {
         Ok(environment) => !environment.split(|byte| *byte == 0).any(|one| one == variable),
-        // The ancestor belongs to another user, or `ProtectProc=` hides it.
+        // The environment of the ancestor is not readable, because the ancestor belongs to another
+        // user or `ProtectProc=` hides it.
         Err(_) => Path::new(BOOTED).is_dir(),
     }
 }
 
-/// Returns the number of pids that this process has in the namespaces that /proc shows,
-/// proc_pid_status(5).
+/// Returns how many pids this process has, one in each namespace that /proc shows (see
+/// proc_pid_status(5)).
 fn own_numbers() -> Option<usize> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     status
@@ -42,7 +45,8 @@ fn own_numbers() -> Option<usize> {
         .map(|numbers| numbers.split_whitespace().count())
 }
 
-/// Returns the oldest ancestor of `pid` in this namespace: the one whose parent is outside it.
+/// Returns the oldest ancestor of `pid` in this pid namespace. The parent of that ancestor is
+/// outside the namespace.
 fn oldest_ancestor(mut pid: u32) -> u32 {
     while let Some(parent) = parent(pid).filter(|parent| *parent != 0) {
         pid = parent;
@@ -50,7 +54,8 @@ fn oldest_ancestor(mut pid: u32) -> u32 {
     pid
 }
 
-/// Returns the parent of a process, proc_pid_status(5). A parent outside this namespace is 0.
+/// Returns the pid of the parent of a process (see proc_pid_status(5)). Returns 0 if the parent is
+/// outside this pid namespace.
 fn parent(pid: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()

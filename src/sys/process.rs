@@ -1,5 +1,5 @@
-//! Processes held by pidfd, so that a signal never reaches an unrelated process that reuses the
-//! pid. See pidfd_open(2) and pidfd_send_signal(2).
+//! Processes identified by a pidfd instead of a pid. A signal through a pidfd never reaches an
+//! unrelated process that has reused the pid (see pidfd_open(2) and pidfd_send_signal(2)).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -15,37 +15,39 @@ use nix::unistd::{Pid, getpgid, getpgrp};
 use super::fd::StableFd;
 use crate::error::Error;
 
-/// `PIDFS_MAGIC`: the type of the file system of pidfds, whose inodes identify processes. Since
-/// Linux 6.9.
+/// The type of the file system of pidfds (`PIDFS_MAGIC`). An inode in this file system identifies a
+/// process. It exists since Linux 6.9.
 const PIDFS_MAGIC: libc::c_long = 0x5049_4446;
 
-/// The first version of `struct pidfd_info` from <linux/pidfd.h>.
+/// The first version of `struct pidfd_info` from <linux/pidfd.h>, which describes a process.
 #[derive(Debug)]
 #[repr(C)]
 struct PidFdInfo {
     mask: u64,
-    /// The id of the control group, then the ids of the process, its parent, its user and its
-    /// groups.
+    /// The ids of the control group, the process, its parent, its user and its groups, in this
+    /// order.
     ids: [u32; 13],
     exit_code: i32,
 }
 
-/// `PIDFD_INFO_EXIT`: requests the exit status; set in the answer if the status is available.
+/// The flag that requests the exit status (`PIDFD_INFO_EXIT`). The kernel sets it in the answer if
+/// the exit status is available.
 const PIDFD_INFO_EXIT: u64 = 1 << 3;
 
-/// `_IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)`.
+/// The ioctl that returns information about the process of a pidfd: `_IOWR(PIDFS_IOCTL_MAGIC, 11,
+/// struct pidfd_info)`.
 const PIDFD_GET_INFO: libc::Ioctl =
     nix::request_code_readwrite!(0xFF, 11, size_of::<PidFdInfo>()) as libc::Ioctl;
 
-/// A process, held by a descriptor that keeps naming it even if its pid is reused.
+/// A descriptor that refers to a process, even if the pid of that process is reused.
 #[derive(Debug)]
 pub(crate) struct PidFd(OwnedFd);
 
 impl PidFd {
-    /// Opens the process that has the number `pid` now. The caller must check that this is the
+    /// Opens the process that has the given pid now. The caller must check that this is the
     /// intended process.
     pub(crate) fn open(pid: u32) -> io::Result<Self> {
-        // SAFETY: pidfd_open(2) takes two integers and returns a descriptor, which is always
+        // SAFETY: pidfd_open(2) takes two integers. It returns a descriptor that is always
         // close-on-exec.
         let raw = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
         let raw = i32::try_from(raw).map_err(io::Error::other)?;
@@ -53,7 +55,7 @@ impl PidFd {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(raw) }))
     }
 
-    /// Sends `signal` to the process.
+    /// Sends `signal` to the process of this pidfd.
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         let none = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: pidfd_send_signal(2) gets a descriptor that we own, a signal number, and a null
@@ -70,53 +72,55 @@ impl PidFd {
         Errno::result(done).map(drop).map_err(Into::into)
     }
 
-    /// Returns whether the process has exited. A pidfd becomes readable then, pidfd_open(2).
+    /// Returns whether the process has exited. The pidfd becomes readable when the process exits
+    /// (see pidfd_open(2)).
     pub(crate) fn has_ended(&self) -> bool {
         let mut poll = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
-    /// Returns the exit status of the process, if it has exited and the kernel still has the
-    /// status. `pid` must be the pid of the process.
+    /// Returns the exit status of the process. Returns `None` if the process has not exited or the
+    /// kernel no longer has the status. `pid` must be the pid of the process.
     ///
-    /// The status is in /proc until the parent reaps the process. After that the pidfd has it,
-    /// since Linux 6.15.
+    /// The status is in /proc until the parent reaps the process. After that it is available from
+    /// the pidfd, since Linux 6.15.
     pub(crate) fn exit_status(&self, pid: u32) -> Option<ExitStatus> {
         let status = self.status_of_zombie(pid).or_else(|| self.status_of_reaped())?;
         Some(ExitStatus::from_raw(status))
     }
 
-    /// Returns the wait status from /proc. The kernel shows 0 to a process without permission to
-    /// see it.
+    /// Returns the wait status of a process that has exited and is not reaped yet. The status comes
+    /// from /proc, which shows 0 to a process without permission to see it.
     fn status_of_zombie(&self, pid: u32) -> Option<libc::c_int> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The program name may contain spaces and parentheses. The state follows the name, and the
-        // status is the last field.
+        // Skip the program name, which may contain spaces and parentheses. The process state
+        // follows the name, and the wait status is the last field.
         let (_, fields) = text.rsplit_once(") ")?;
         let status = fields.trim_end().rsplit(' ').next()?.parse().ok()?;
-        // The pid cannot be reused before the process is reaped. If the process is not reaped yet,
-        // the text read above was its own.
+        // Check that the process is not reaped yet. Its pid cannot be reused before that, so the
+        // text read above belongs to this process.
         (fields.starts_with('Z') && status != 0 && self.is_not_reaped()).then_some(status)
     }
 
     fn is_not_reaped(&self) -> bool {
         let none = std::ptr::null::<libc::siginfo_t>();
-        // SAFETY: pidfd_send_signal(2) with signal 0 sends nothing; it only checks whether the
+        // SAFETY: pidfd_send_signal(2) with signal 0 sends nothing. It only checks whether the
         // process exists.
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), 0, none, 0) == 0 }
     }
 
-    /// Returns the wait status from the pidfd.
+    /// Returns the wait status of a process that its parent has reaped. The status comes from the
+    /// pidfd.
     fn status_of_reaped(&self) -> Option<libc::c_int> {
         let mut info = PidFdInfo { mask: PIDFD_INFO_EXIT, ids: [0; 13], exit_code: 0 };
-        // SAFETY: PIDFD_GET_INFO encodes the size of the struct, and the kernel writes at most that
-        // many bytes.
+        // SAFETY: PIDFD_GET_INFO contains the size of the struct, and the kernel writes at most
+        // that many bytes.
         let done = unsafe { libc::ioctl(self.0.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
         (done == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
     }
 
-    /// Returns the number by which `LISTEN_PIDFDID` identifies the process, if the kernel supports
-    /// such numbers.
+    /// Returns the inode of the pidfd, by which `LISTEN_PIDFDID` identifies a process. Returns
+    /// `None` if the kernel does not support this.
     pub(crate) fn inode(&self) -> Option<u64> {
         let file_system = nix::sys::statfs::fstatfs(self.as_fd()).ok()?.filesystem_type();
         if file_system.0 != PIDFS_MAGIC {
@@ -127,7 +131,7 @@ impl PidFd {
 }
 
 impl From<OwnedFd> for PidFd {
-    /// Wraps a pidfd that the kernel has created.
+    /// Wraps a pidfd descriptor that the kernel has created.
     fn from(descriptor: OwnedFd) -> Self {
         Self(descriptor)
     }
@@ -139,7 +143,7 @@ impl AsRawFd for PidFd {
     }
 }
 
-// SAFETY: a PidFd owns one descriptor for its whole life.
+// SAFETY: a `PidFd` owns the same descriptor for its whole life.
 unsafe impl StableFd for PidFd {}
 
 impl AsFd for PidFd {
@@ -148,7 +152,7 @@ impl AsFd for PidFd {
     }
 }
 
-/// Checks that this process has a single thread.
+/// Checks that this process has only a single thread.
 ///
 /// # Errors
 /// [`Error::ThreadsRunning`], which lists the names of all threads.
@@ -157,8 +161,8 @@ pub(crate) fn require_one_thread() -> Result<(), Error> {
     if names.len() == 1 {
         return Ok(());
     }
-    // Threads of preloaded libraries often have no name of their own, so the error also names the
-    // libraries.
+    // Include the preloaded libraries in the error, because their threads often have no name of
+    // their own.
     let preloaded = std::env::var_os("LD_PRELOAD").filter(|libraries| !libraries.is_empty());
     Err(Error::ThreadsRunning { threads: names.len(), names: names.join(", "), preloaded })
 }
@@ -169,7 +173,7 @@ fn thread_names() -> io::Result<Vec<String>> {
     for thread in std::fs::read_dir("/proc/self/task")? {
         match std::fs::read(thread?.path().join("comm")) {
             Ok(name) => names.push(String::from_utf8_lossy(&name).trim_end().to_owned()),
-            // The thread has exited in the meantime.
+            // The thread has exited since its directory was listed, so skip it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => {}
             Err(error) => return Err(error),
@@ -183,8 +187,8 @@ pub(crate) fn user() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// Returns whether a process is in the process group of this one. Child processes are, unless they
-/// have left the group.
+/// Returns whether a process is in the same process group as this process. A child process is,
+/// unless it has left the group.
 pub(crate) fn is_in_our_group(pid: u32) -> bool {
     let group = i32::try_from(pid).ok().and_then(|pid| getpgid(Some(Pid::from_raw(pid))).ok());
     group == Some(getpgrp())
@@ -205,7 +209,7 @@ mod tests {
             assert_eq!(nix::poll::poll(&mut poll, PollTimeout::from(60_000_u16)).unwrap(), 1);
             assert_eq!(process.exit_status(child.id()).unwrap().to_string(), expected);
             child.wait().unwrap();
-            // Kernels before 6.15 no longer know the status.
+            // Kernels before 6.15 no longer know the exit status after the process is reaped.
             let after = process.exit_status(child.id()).map(|status| status.to_string());
             assert!(after.is_none_or(|status| status == expected));
         }

@@ -1,7 +1,7 @@
 //! A reserve of file descriptors for the operator, for metrics and for handoffs.
 //!
-//! A new descriptor gets the lowest free number (open(2)). So no counting is needed: the reserve is
-//! intact as long as no connection has one of the highest numbers.
+//! Connections must not use the highest descriptor numbers, and these numbers are the reserve. No
+//! counting is needed, because a new descriptor always gets the lowest free number (see open(2)).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -11,39 +11,42 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
-/// The size of the reserve. If the descriptor limit is below four times this, the reserve is a
-/// quarter of the limit.
+/// The number of descriptors in the reserve. If the descriptor limit is less than four times this
+/// number, the reserve is a quarter of the limit.
 const RESERVE: RawFd = 64;
 
-/// Whether a connection has come close to the reserve. From then on, descriptors for clients are
-/// opened under the lock, because a low number no longer proves that many are free.
+/// Whether a connection has come close to the reserve of descriptors. From then on, descriptors for
+/// clients are opened under a lock, because a low number no longer proves that many descriptors are
+/// free.
 static IS_NEAR: AtomicBool = AtomicBool::new(false);
 static OPENING: Mutex<()> = Mutex::new(());
 
-/// The number of descriptors that already accepted clients will still need.
+/// The number of descriptors that accepted clients will still need for their upstream connections.
 static EARMARKED: AtomicI32 = AtomicI32::new(0);
 
-/// A claim to one descriptor, which an accepted client will need for its upstream. It keeps new
-/// clients from using up that descriptor.
+/// A claim to one file descriptor, which an accepted client will need for its upstream connection.
+/// It prevents new clients from using up that descriptor.
 #[derive(Debug)]
 pub(crate) struct Earmark(());
 
-/// How much of the reserve a user of descriptors may use.
+/// How much of the reserve of descriptors a caller may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Share {
-    /// None of it: for clients, their upstreams, and the pipes between them.
+    /// The caller may use no part of the reserve. This is for clients, their upstream connections,
+    /// and the pipes between them.
     Nothing,
-    /// Half of it: for metrics scrapes, which leave the other half to the operator.
+    /// The caller may use half of the reserve. This is for metrics requests, which leave the other
+    /// half to the operator.
     Half,
-    /// All of it: for the operator.
+    /// The caller may use the whole reserve. This is for the operator.
     All,
 }
 
-/// Accepts a connection and claims a descriptor for its upstream, unless that would use up the
-/// reserve. `listener` may be any descriptor.
+/// Accepts a connection and claims a descriptor for its upstream connection, unless the two would
+/// use up part of the reserve. `listener` may be any descriptor.
 ///
 /// # Errors
-/// `EMFILE` when only the reserve is left.
+/// `EMFILE` when only the reserve of descriptors is left.
 pub(crate) fn accept<T: AsFd>(
     share: Share,
     listener: impl AsFd,
@@ -51,9 +54,11 @@ pub(crate) fn accept<T: AsFd>(
 ) -> io::Result<(T, Earmark)> {
     let opening = (share != Share::All).then(lock_near).flatten();
     if opening.is_some() {
-        // Once accepted, a connection can only be served or reset. So check before accepting.
+        // Check for free descriptors before accepting, because an accepted connection can only be
+        // served or reset.
         let count = match share {
-            // One descriptor for the connection and one for its upstream.
+            // Require one descriptor for the connection and one for its upstream connection,
+            // besides those already claimed.
             Share::Nothing => EARMARKED.load(Ordering::Relaxed).saturating_add(2),
             Share::Half | Share::All => 1,
         };
@@ -61,14 +66,15 @@ pub(crate) fn accept<T: AsFd>(
     }
     let accepted = accept()?;
     note(&accepted);
-    // The lock is still held, so the next accept sees this claim.
+    // Create the claim while the lock is still held, so that the next accept sees it.
     Ok((accepted, Earmark::new()))
 }
 
-/// Checks that `count` descriptor numbers below `end` are free. `any` may be any descriptor.
+/// Checks that at least `count` descriptor numbers below `end` are free. `any` may be any
+/// descriptor.
 ///
 /// # Errors
-/// `EMFILE` when fewer are free.
+/// `EMFILE` when fewer numbers are free.
 fn require_free(any: impl AsFd, end: RawFd, count: RawFd) -> io::Result<()> {
     let mut from = 0;
     for _ in 0..count {
@@ -81,10 +87,10 @@ fn require_free(any: impl AsFd, end: RawFd, count: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a descriptor on behalf of a client, unless it would be part of the reserve.
+/// Opens a descriptor on behalf of a client, unless the descriptor would be part of the reserve.
 ///
 /// # Errors
-/// `EMFILE` when only the reserve is left.
+/// `EMFILE` when only the reserve of descriptors is left.
 pub(crate) fn open<T: AsFd>(open: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let _opening = lock_near();
     let opened = open()?;
@@ -105,27 +111,29 @@ impl Drop for Earmark {
     }
 }
 
-/// Returns whether a descriptor is part of the reserve.
+/// Returns whether a descriptor is part of the reserve, according to its number.
 pub(crate) fn is_reserved(descriptor: impl AsFd) -> bool {
     descriptor.as_fd().as_raw_fd() >= first_kept_from(Share::Nothing)
 }
 
-/// Takes the lock once connections are close to the reserve. Between the check and the accept, no
-/// other connection may take the number that was free.
+/// Locks the opening of descriptors if connections have come close to the reserve. Under the lock,
+/// no other connection can take the free number between the check and the accept.
 fn lock_near() -> Option<MutexGuard<'static, ()>> {
     let is_near = IS_NEAR.load(Ordering::Relaxed);
     is_near.then(|| OPENING.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn note(opened: impl AsFd) {
-    // Half the limit, because each accepted client may need a second descriptor for its upstream.
+    // Compare with half the limit, because each accepted client may need a second descriptor for
+    // its upstream connection.
     if opened.as_fd().as_raw_fd() >= first_kept_from(Share::Nothing) / 2 {
         IS_NEAR.store(true, Ordering::Relaxed);
     }
 }
 
-/// Returns the lowest descriptor number that users with this share may not use. It is computed on
-/// each call, because the limit may change at any time (prlimit(1)).
+/// Returns the lowest descriptor number that a caller with this share of the reserve may not use.
+/// It is computed on each call, because the descriptor limit may change at any time (see
+/// prlimit(1)).
 fn first_kept_from(share: Share) -> RawFd {
     let limit = getrlimit(Resource::RLIMIT_NOFILE)
         .map_or(RawFd::MAX, |(soft, _)| RawFd::try_from(soft).unwrap_or(RawFd::MAX));

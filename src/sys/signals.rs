@@ -1,10 +1,11 @@
-//! Signals that must not kill a process by accident, and how they are held off while it has no
-//! handlers.
+//! Signals that could kill a process by accident, and how to block or ignore them while the process
+//! has no signal handlers.
 //!
-//! A signal without a handler kills the process, and exec resets all handlers (signal(7)). So two
-//! kinds of signal are held off from before an exec until the lifecycle has installed its handlers.
-//! Signals that request a handoff are blocked, so that they stay pending. All others are ignored: a
-//! blocked signal would stay blocked in the threads of a program that uses it.
+//! A signal without a handler can kill the process, and exec resets all handlers (see signal(7)).
+//! So this module holds off two kinds of signal from before an exec until the new program has
+//! installed its handlers. Signals that request a handoff are blocked, so that they stay pending.
+//! All others are ignored and not blocked, because a blocked signal would stay blocked in the
+//! threads of a program that uses it.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -13,18 +14,18 @@ use nix::errno::Errno;
 use nix::libc::{self, c_int, c_long};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
-/// The signals that request a handoff.
+/// The signals with which an operator requests a handoff.
 pub(crate) const HANDOFF: [Signal; 2] = [Signal::SIGHUP, Signal::SIGUSR2];
 
-/// The signals that a write of this process itself can cause. The write returns the error as well,
-/// and the failing write may be that of a log record. So these signals are always ignored and never
-/// logged.
+/// The signals that a failing write of this process itself can cause. They are always ignored,
+/// because the write also returns the error. They are never logged, because the failing write may
+/// be that of a log record.
 const OF_A_WRITE: [Signal; 2] = [Signal::SIGPIPE, Signal::SIGXFSZ];
 
-/// The size of the kernel's signal set in bytes. The C library's set is larger.
+/// The size of the kernel's signal set in bytes. The C library's signal set is larger.
 const SET_SIZE: usize = 8;
 
-/// Returns all signals that kill a process without a handler and have no meaning to handoffd.
+/// Returns all signals that would kill a process without a handler and that handoffd does not use.
 pub(crate) fn stray() -> impl Iterator<Item = c_int> {
     let named = Signal::iterator().filter(|signal| is_stray(*signal)).map(|signal| signal as c_int);
     named.chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
@@ -34,7 +35,7 @@ const fn is_stray(signal: Signal) -> bool {
     use Signal as S;
     let asks = matches!(signal, S::SIGHUP | S::SIGUSR2 | S::SIGTERM | S::SIGINT | S::SIGQUIT);
     let cannot_be_held_off = matches!(signal, S::SIGKILL | S::SIGSTOP);
-    // The process is broken and must not continue.
+    // These signals report a fault, after which the process is broken and must not continue.
     let is_a_fault = matches!(
         signal,
         S::SIGILL | S::SIGTRAP | S::SIGABRT | S::SIGBUS | S::SIGFPE | S::SIGSEGV | S::SIGSYS
@@ -47,16 +48,16 @@ const fn is_stray(signal: Signal) -> bool {
     !(asks || cannot_be_held_off || is_a_fault || ends_nothing || is_of_a_write)
 }
 
-/// Returns all signals that are ignored while the process has no handlers.
+/// Returns all signals to ignore while the process has no signal handlers.
 pub(super) fn ignored() -> Vec<c_int> {
-    // The C library reserves the numbers below SIGRTMIN. It installs its handlers when it needs
-    // them.
+    // Ignore also the signals below SIGRTMIN that the C library reserves. It installs handlers for
+    // them when it needs them.
     let reserved = 32..libc::SIGRTMIN();
     stray().chain(reserved).chain(OF_A_WRITE.map(|signal| signal as c_int)).collect()
 }
 
-/// Holds the signals off in a process with a single thread. Threads that are started later inherit
-/// the signal mask.
+/// Blocks or ignores the signals that could kill this process, which must have a single thread.
+/// Threads that are started later inherit the signal mask.
 pub(crate) fn hold_off() -> io::Result<()> {
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&handoff()), None)?;
     for signal in ignored() {
@@ -67,7 +68,7 @@ pub(crate) fn hold_off() -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the signals that request a handoff, as a set.
+/// Returns the signals that request a handoff, as a signal set.
 pub(super) fn handoff() -> SigSet {
     HANDOFF.into_iter().collect()
 }
@@ -75,8 +76,8 @@ pub(super) fn handoff() -> SigSet {
 /// Returns whether the program has installed its own handler for a signal.
 pub(crate) fn has_handler(signal: c_int) -> io::Result<bool> {
     let mut action = MaybeUninit::<KernelAction>::zeroed();
-    // SAFETY: rt_sigaction(2) writes one kernel action into a buffer of sufficient size, and
-    // changes nothing.
+    // SAFETY: rt_sigaction(2) writes one kernel action into a buffer that is large enough, and
+    // changes nothing else.
     let done = unsafe {
         libc::syscall(
             libc::SYS_rt_sigaction,
@@ -87,15 +88,15 @@ pub(crate) fn has_handler(signal: c_int) -> io::Result<bool> {
         )
     };
     Errno::result(done)?;
-    // SAFETY: all zeros are a valid action, and so is anything that the kernel writes.
+    // SAFETY: all zeros are a valid action, and so is any action that the kernel writes.
     let handler = unsafe { action.assume_init() }.handler;
     Ok(handler != libc::SIG_DFL && handler != libc::SIG_IGN)
 }
 
-/// Ignores a signal. Async-signal-safe.
+/// Makes this process ignore a signal. Async-signal-safe.
 ///
-/// It calls the kernel directly, because the C library refuses to change the signals that it
-/// reserves.
+/// This function calls the kernel directly, because the C library refuses to change the signals
+/// that it reserves.
 pub(super) fn ignore(signal: c_int) -> Result<(), Errno> {
     let action = KernelAction { handler: libc::SIG_IGN, rest: [0; 3] };
     // SAFETY: rt_sigaction(2) reads an action that lives until the call returns. No handler is
@@ -112,12 +113,13 @@ pub(super) fn ignore(signal: c_int) -> Result<(), Errno> {
     Errno::result(done).map(drop)
 }
 
-/// The kernel's `struct sigaction`, for rt_sigaction(2). The handler is the first field on every
-/// machine that both Rust and tokio support, except MIPS.
+/// The kernel's `struct sigaction`, as rt_sigaction(2) expects it. The handler is the first field
+/// on every machine that both Rust and tokio support, except MIPS.
 #[repr(C)]
 struct KernelAction {
     handler: libc::sighandler_t,
-    /// The flags, the restorer (on some machines) and the mask. Their order depends on the machine.
+    /// The flags, the signal mask and, on some machines, the restorer. Their order depends on the
+    /// machine.
     rest: [u64; 3],
 }
 
@@ -147,16 +149,16 @@ mod tests {
 
     #[test]
     fn an_ignored_signal_ends_nothing_and_has_no_handler() {
-        // Signals that nothing else in the test process uses.
+        // Use signals that nothing else in the test process uses.
         for signal in [libc::SIGRTMAX() - 1, 32] {
             ignore(signal).unwrap();
             assert!(!has_handler(signal).unwrap());
             let (process, thread) = (std::process::id(), nix::unistd::gettid().as_raw());
-            // SAFETY: tgkill(2) takes three numbers, and the signal is ignored.
+            // SAFETY: tgkill(2) takes three numbers, and the signal that it sends is ignored.
             Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal) })
                 .unwrap();
         }
-        // Rust installs a handler for SIGSEGV to report stack overflows.
+        // SIGSEGV has a handler, because Rust installs one to report stack overflows.
         assert!(has_handler(libc::SIGSEGV).unwrap());
     }
 }

@@ -1,5 +1,4 @@
-//! Packets sent and received on a channel between processes, and socket state that only system
-//! calls reveal.
+//! Packets on a channel between processes, and the state of a socket that only system calls reveal.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -13,20 +12,21 @@ use nix::sys::socket::{
     setsockopt, socketpair, sockopt,
 };
 
-/// Creates the two ends of a channel, unix(7). Packets keep their boundaries. When one end is
-/// closed, the other end reads end of file.
+/// Creates the two ends of a channel (see unix(7)). The channel preserves the boundaries of
+/// packets. When one end is closed, the other end reads end of file.
 pub(crate) fn channel_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).map_err(Into::into)
 }
 
-/// Sends one packet without waiting. A packet is sent whole or not at all.
+/// Sends one packet without waiting. The kernel sends a packet whole or not at all.
 pub(crate) fn send_packet(channel: BorrowedFd<'_>, packet: &[u8]) -> io::Result<()> {
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
     send(channel.as_raw_fd(), packet, flags).map(drop).map_err(Into::into)
 }
 
-/// Sends one packet with copies of `descriptors`, unix(7). A packet is sent whole or not at all.
+/// Sends one packet with copies of `descriptors` (see unix(7)). The kernel sends a packet whole or
+/// not at all.
 pub(crate) fn send_with_descriptors(
     socket: BorrowedFd<'_>,
     packet: &[u8],
@@ -45,19 +45,19 @@ pub(crate) fn send_with_descriptors(
     sent.map(drop).map_err(Into::into)
 }
 
-/// Retries of a call after a temporary failure: 100 tries, 1 ms apart.
+/// How many times a system call is tried while it fails with a temporary error.
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Returns whether an error is temporary. The kernel was out of memory, the user has too many
-/// descriptors in flight (unix(7)), or a signal arrived.
+/// Returns whether an error is temporary: the kernel was out of memory, the user has sent too many
+/// descriptors that are not received yet (see unix(7)), or a signal arrived.
 pub(crate) fn will_pass(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::ENOMEM | Errno::ENOBUFS | Errno::ETOOMANYREFS | Errno::EINTR))
 }
 
-/// Retries a call while it fails with a temporary error: 100 tries, 1 ms apart. A lost message
-/// could make a handoff fail.
+/// Retries a system call while it fails with a temporary error, up to 100 times with 1 ms in
+/// between. This matters because a lost message could make a handoff fail.
 pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 1..TRIES {
         match call() {
@@ -68,22 +68,22 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T>
     call()
 }
 
-/// Blocks the thread for a millisecond.
+/// Blocks the thread for a millisecond before a system call is tried again.
 #[expect(clippy::disallowed_methods, reason = "the kernel does not say when it has memory again")]
 pub(crate) fn pause() {
     std::thread::sleep(PAUSE);
 }
 
-/// Returns the user id of the process that connected a Unix socket, unix(7).
+/// Returns the id of the user whose process connected a Unix socket (see unix(7)).
 pub(crate) fn peer_user(socket: &impl AsFd) -> io::Result<u32> {
     getsockopt(socket, sockopt::PeerCredentials).map(|peer| peer.uid()).map_err(Into::into)
 }
 
-/// An interface index that no machine uses.
+/// The index of a network interface that does not exist on any machine.
 const NO_INTERFACE: libc::c_int = libc::c_int::MAX;
 
-/// Keeps new connections away from a listening socket by binding it to a nonexistent interface.
-/// Only a process with CAP_NET_RAW can undo this, socket(7).
+/// Keeps new connections away from a listening socket, by binding it to a network interface that
+/// does not exist. Only a process with CAP_NET_RAW can undo this (see socket(7)).
 pub(crate) fn bind_to_no_interface(socket: &impl AsFd) -> io::Result<()> {
     setsockopt(socket, option::BindToInterface, &NO_INTERFACE).map_err(Into::into)
 }
@@ -91,48 +91,50 @@ pub(crate) fn bind_to_no_interface(socket: &impl AsFd) -> io::Result<()> {
 mod option {
     use nix::{libc, setsockopt_impl, sockopt_impl};
 
-    // Unlike `SO_BINDTODEVICE`, this option accepts an interface that does not exist.
+    // Unlike `SO_BINDTODEVICE`, the option `SO_BINDTOIFINDEX` accepts an interface that does not
+    // exist.
     sockopt_impl!(BindToInterface, SetOnly, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, libc::c_int);
 }
 
-/// The result of receiving a packet.
+/// The result of receiving one packet from a channel.
 pub(crate) enum Packet {
-    /// A complete packet of this many bytes.
+    /// A complete packet with this number of bytes.
     Whole(usize),
-    /// A packet that was longer than the buffer. The rest of it is lost.
+    /// A packet that was longer than the buffer. The bytes that did not fit are lost.
     Truncated,
-    /// End of file: the other end is closed, and all packets that it sent have been read.
+    /// End of file. The other end is closed, and all packets that it sent have been read.
     End,
 }
 
-/// Receives one packet without waiting.
+/// Receives one packet from a channel without waiting.
 ///
 /// # Errors
-/// `WouldBlock` when the queue is empty.
+/// `WouldBlock` when no packet has arrived.
 pub(crate) fn receive_packet(channel: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packet> {
     loop {
-        // With MSG_TRUNC the kernel returns the full length of the packet, recv(2).
+        // The flag MSG_TRUNC makes the kernel return the full length of the packet, even if it is
+        // longer than the buffer (see recv(2)).
         match recv(channel.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
             Ok(0) => return Ok(Packet::End),
             Ok(length) if length > buffer.len() => return Ok(Packet::Truncated),
             Ok(length) => return Ok(Packet::Whole(length)),
-            // ECONNRESET: the other end was closed while packets from us were still unread. The
-            // kernel reports this once, before the last packets that the other end had sent. So the
-            // call is repeated.
+            // Repeat the call after ECONNRESET. The kernel reports this error once if the other end
+            // was closed before it had read all our packets. Packets that the other end has sent
+            // can still be received.
             Err(Errno::ECONNRESET | Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
 }
 
-/// Peeks at the received bytes without consuming them. Returns how many bytes were copied; 0 means
+/// Copies received bytes into `buffer` without consuming them. Returns the number of bytes; 0 means
 /// that the peer has half-closed.
 pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
         .map_err(Into::into)
 }
 
-/// Returns whether `socket` is of the kind used for channels.
+/// Returns whether `socket` has the type and the family that channels use.
 pub(crate) fn is_channel(socket: BorrowedFd<'_>) -> bool {
     let socket = socket2::SockRef::from(&socket);
     matches!(
@@ -141,7 +143,7 @@ pub(crate) fn is_channel(socket: BorrowedFd<'_>) -> bool {
     )
 }
 
-/// Returns whether the other end of a channel is closed, in every process that held it.
+/// Returns whether the other end of a channel is closed in every process that held it.
 pub(crate) fn has_hung_up(channel: BorrowedFd<'_>) -> bool {
     let mut poll = [PollFd::new(channel, PollFlags::empty())];
     nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok()
@@ -152,7 +154,8 @@ mod ioctl {
     nix::ioctl_read_bad!(outq, nix::libc::TIOCOUTQ, nix::libc::c_int);
 }
 
-/// Returns how many written bytes the peer's kernel has not acknowledged yet, tcp(7) and unix(7).
+/// Returns how many of the written bytes the peer's kernel has not acknowledged yet (see tcp(7) and
+/// unix(7)).
 pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<usize> {
     let mut count: libc::c_int = 0;
     // SAFETY: SIOCOUTQ writes one int into `count`, which lives until the call returns.

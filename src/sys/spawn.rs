@@ -1,21 +1,22 @@
-//! A launcher that starts a program as an orphan, with chosen descriptors from 3 up and nothing
-//! else open.
+//! A launcher for the program of a successor. The new process is an orphan, and only chosen
+//! descriptors from 3 up and the standard streams are open in it.
 //!
 //! The launcher forks twice, and the intermediate process exits at once. So the reaper of orphans
-//! (systemd, a subreaper or init) becomes the parent: it sees the program exit and reaps it.
+//! (systemd, a subreaper or init) becomes the parent of the program and reaps it when it exits.
 //! Failures after the first fork are reported on a channel that the program inherits anyway. So
 //! this process never waits for an exec that may hang.
 //!
-//! Between fork and exec only async-signal-safe calls are allowed (signal-safety(7)), so everything
-//! that needs memory is allocated before the fork. All signals are blocked in between, because our
+//! Only async-signal-safe calls are allowed between fork and exec (see signal-safety(7)). So all
+//! memory is allocated before the fork. All signals are blocked between fork and exec, because our
 //! signal handlers would write into a pipe that the parent reads. Signals that request a handoff
-//! stay blocked across the exec: they stay pending until the new program has its handlers, instead
-//! of killing it. All other signals that would kill it by accident are ignored across the exec.
+//! stay blocked across the exec. They stay pending until the new program has its handlers, instead
+//! of killing it. All other signals that would kill the new program by accident are ignored across
+//! the exec.
 //!
 //! The cost of a launch must not grow with the number of connections. Normally a fork copies every
-//! descriptor, and an exec closes every one of them. So the intermediate process first shares our
-//! descriptor table and then gets its own, which holds only the low descriptors (close_range(2),
-//! `CLOSE_RANGE_UNSHARE`). [`super::fd::ReservedFd`] gives the passed descriptors low numbers.
+//! descriptor, and an exec closes every descriptor. So the intermediate process first shares our
+//! descriptor table and then gets a copy with only the low descriptors (`CLOSE_RANGE_UNSHARE`, see
+//! close_range(2)). [`super::fd::ReservedFd`] gives the passed descriptors low numbers.
 
 use std::ffi::CString;
 use std::io;
@@ -31,39 +32,40 @@ use nix::unistd::Pid;
 use super::fd::{CLOSE_IN_A_COPY, CLOSE_ON_EXEC, FIRST_PASSED};
 use super::signals;
 
-/// The program to start, and what it receives.
+/// The program to start, with its arguments, environment and descriptors.
 pub(crate) struct Launch<'a> {
-    /// The path of the program. Symbolic links are resolved by the exec.
+    /// The path of the program. The exec resolves symbolic links in it.
     pub(crate) program: &'a CString,
-    /// All arguments, including `argv[0]`.
+    /// All arguments of the program, including `argv[0]`.
     pub(crate) arguments: &'a [CString],
-    /// The complete environment.
+    /// The complete environment of the program.
     pub(crate) environment: &'a [CString],
-    /// The descriptors that become 3, 4, ... in the program. Besides these, only the standard
-    /// streams stay open.
+    /// The descriptors to pass. They get the numbers 3, 4, ... in the program. Besides these, only
+    /// the standard streams stay open.
     pub(crate) passed: &'a [BorrowedFd<'a>],
-    /// The index in `passed` of the channel on which the outcome is reported.
+    /// The index in `passed` of the channel on which the new process reports the outcome of the
+    /// launch.
     pub(crate) channel: usize,
-    /// The messages that report the outcome.
+    /// The messages with which the new process reports the outcome of the launch.
     pub(crate) words: PreExecMessages,
 }
 
-/// The messages that report the outcome of a launch. Each is a prefix, completed by a decimal
-/// number.
+/// The messages that report the outcome of a launch. Each message is a prefix that a decimal number
+/// completes.
 pub(crate) struct PreExecMessages {
-    /// The program is about to be executed; the number is its pid.
+    /// Reports that the program is about to be executed. The number is its pid.
     pub(crate) born: &'static [u8],
-    /// The second fork or the preparation of the exec failed; the number is the errno.
+    /// Reports that the second fork or the preparation of the exec failed. The number is the errno.
     pub(crate) fork_failed: &'static [u8],
-    /// The exec failed; the number is the errno.
+    /// Reports that the exec failed. The number is the errno.
     pub(crate) exec_failed: &'static [u8],
 }
 
 /// Forks twice and executes the program. Returns when the intermediate process has exited, and
-/// blocks for as long as two forks take. The channel reports the outcome.
+/// blocks for the duration of two forks. The outcome is reported on the channel in `launch`.
 ///
 /// # Errors
-/// Only when the first fork fails. Later failures are reported on the channel.
+/// An error only when the first fork fails. Later failures are reported on the channel.
 pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
     let count = RawFd::try_from(launch.passed.len()).map_err(io::Error::other)?;
     let mut passed: Vec<RawFd> = launch.passed.iter().map(AsRawFd::as_raw_fd).collect();
@@ -89,7 +91,7 @@ pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
     // SAFETY: both children make only async-signal-safe calls until they exec or _exit (see
     // `middle` and `exec`). The intermediate process may share our descriptor table, because it
-    // opens and closes nothing before it has its own.
+    // opens and closes nothing before it has a table of its own.
     let forked = unsafe { fork(Descriptors::Shared) };
     if let Ok(Forked::Child) = forked {
         middle(&mut prepared);
@@ -99,27 +101,28 @@ pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
     loop {
         match waitpid(child, None) {
             Err(Errno::EINTR) => {}
-            // ECHILD: the host program ignores SIGCHLD, so the kernel has already reaped the child.
+            // ECHILD means that the host program ignores SIGCHLD, so the kernel has already reaped
+            // the intermediate process.
             Ok(_) | Err(Errno::ECHILD) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         }
     }
 }
 
-/// Whether a new process shares our descriptor table or gets a copy.
+/// Whether a new process shares the descriptor table of its parent or gets a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Descriptors {
     Shared,
     Copied,
 }
 
-/// Which process this is after a fork.
+/// Whether this process is the parent or the child after a fork.
 enum Forked {
     Parent { child: Pid },
     Child,
 }
 
-/// Calls fork(2) as a bare system call.
+/// Forks this process with a bare system call.
 ///
 /// # Safety
 /// The child may make only async-signal-safe calls. A child that shares our descriptor table must
@@ -129,11 +132,12 @@ unsafe fn fork(descriptors: Descriptors) -> Result<Forked, Errno> {
         Descriptors::Shared => libc::CLONE_FILES | libc::SIGCHLD,
         Descriptors::Copied => libc::SIGCHLD,
     };
-    // The order of the other arguments depends on the machine, but all of them are zero.
+    // All other arguments are zero, so their order does not matter, although it depends on the
+    // machine.
     let flags = libc::c_long::from(flags);
     let none: libc::c_long = 0;
-    // SAFETY: without CLONE_VM the child runs on a copy of this stack, and the kernel writes
-    // nothing through null pointers.
+    // SAFETY: without CLONE_VM the child runs on a copy of this stack. The kernel writes nothing
+    // through null pointers.
     let pid =
         Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) })?;
     match libc::pid_t::try_from(pid) {
@@ -143,24 +147,24 @@ unsafe fn fork(descriptors: Descriptors) -> Result<Forked, Errno> {
     }
 }
 
-/// Everything that the children need, allocated by the parent.
+/// Everything that the two child processes need, allocated by the parent before the first fork.
 struct Prepared<'a> {
     program: *const libc::c_char,
     arguments: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
-    /// The passed descriptors. The child replaces a number when it moves that descriptor; the
-    /// parent does not see the change.
+    /// The numbers of the passed descriptors. The child updates a number when it moves that
+    /// descriptor. The parent does not see the change.
     passed: &'a mut [RawFd],
-    /// For each target number, the index in `passed` of the descriptor that has that number now.
-    /// See [`wanted_at`].
+    /// For each target number, the index in `passed` of the descriptor that has that number now
+    /// (see [`wanted_at`]).
     wanted_at: &'a [Option<usize>],
-    /// The first number above all passed descriptors.
+    /// The first number above the numbers of all passed descriptors.
     above_the_passed: RawFd,
-    /// The first number above all descriptors that the program will have.
+    /// The first number above the numbers of all descriptors that the program will have.
     first_free: RawFd,
     channel: usize,
     words: &'a PreExecMessages,
-    /// The signals that are blocked and those that are ignored when the program starts.
+    /// The signals that are blocked when the program starts.
     blocked: SigSet,
     ignored: Vec<libc::c_int>,
 }
@@ -170,8 +174,8 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
 }
 
 /// Returns, for each target number, the index in `passed` of the descriptor that has that number
-/// now. That descriptor must be moved before another one takes its number. No descriptor is passed
-/// twice.
+/// now. That descriptor must be moved before another descriptor takes its number. No descriptor is
+/// passed twice.
 fn wanted_at(passed: &[RawFd]) -> Vec<Option<usize>> {
     let mut wanted = vec![None; passed.len()];
     for (index, descriptor) in passed.iter().enumerate() {
@@ -184,10 +188,10 @@ fn wanted_at(passed: &[RawFd]) -> Vec<Option<usize>> {
     wanted
 }
 
-/// Runs the intermediate process: forks again and exits. Async-signal-safe.
+/// Runs the intermediate process, which forks again and exits. Async-signal-safe.
 fn middle(prepared: &mut Prepared<'_>) -> ! {
     // SAFETY: the child of a fork may fork again. The bare system call runs no pthread_atfork(3)
-    // handlers, whose locks another thread of the parent may hold.
+    // handlers, which could wait for a lock that another thread of the parent holds.
     let forked = own_descriptors(prepared.above_the_passed)
         .and_then(|()| unsafe { fork(Descriptors::Copied) });
     match forked {
@@ -212,14 +216,15 @@ fn own_descriptors(end: RawFd) -> Result<(), Errno> {
 
 /// Moves the passed descriptors to their target numbers, from 3 up. Async-signal-safe.
 ///
-/// Most of them already have the right number or a higher one. Only a descriptor whose number is
-/// the target of another is moved out of the way first. So a process can pass nearly as many
-/// descriptors as it may have.
+/// Most passed descriptors already have the right number or a higher one. A descriptor is first
+/// moved out of the way only if its number is the target of another descriptor. So a process can
+/// pass nearly as many descriptors as it may have.
 fn place(prepared: &mut Prepared<'_>) -> Result<(), Errno> {
     for (index, target) in (0..prepared.passed.len()).zip(FIRST_PASSED..) {
         let source = prepared.passed[index];
         if source == target {
-            // dup2(x, x) would keep close-on-exec. SAFETY: fcntl(2) clears that flag on an open
+            // The descriptor already has its target number, so only clear its close-on-exec flag,
+            // which dup2(2) would leave set. SAFETY: fcntl(2) changes the flag of an open
             // descriptor, in the table of this process only.
             Errno::result(unsafe { libc::fcntl(source, libc::F_SETFD, 0) })?;
             continue;
@@ -234,8 +239,8 @@ fn place(prepared: &mut Prepared<'_>) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Moves the descriptor at `index` to a number above all that the program will have.
-/// Async-signal-safe.
+/// Moves the passed descriptor at `index` to a number above all descriptors that the program will
+/// have. Async-signal-safe.
 fn lift(prepared: &mut Prepared<'_>, index: usize, from: RawFd) -> Result<(), Errno> {
     // SAFETY: fcntl(2) duplicates an open descriptor, in the table of this process only.
     let lifted =
@@ -244,33 +249,36 @@ fn lift(prepared: &mut Prepared<'_>, index: usize, from: RawFd) -> Result<(), Er
     Ok(())
 }
 
-/// Runs the process that becomes the program. Async-signal-safe.
+/// Runs the process that becomes the program, up to the exec. Async-signal-safe.
 fn exec(prepared: &mut Prepared<'_>) -> ! {
     let placed = place(prepared);
-    // `place` updates the number if it has moved the channel.
+    // Read the number of the channel only now, because `place` may have moved the channel to a new
+    // number.
     let channel = prepared.passed[prepared.channel];
-    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC only sets a flag. This is a second safeguard:
-    // our own descriptors are already close-on-exec, but the host program's may not be.
+    // SAFETY: with CLOSE_RANGE_CLOEXEC, close_range(2) only sets a flag. The call is a second
+    // safeguard: our own descriptors are already close-on-exec, but those of the host program may
+    // not be.
     unsafe {
         libc::close_range(prepared.first_free.unsigned_abs(), libc::c_uint::MAX, CLOSE_ON_EXEC)
     };
-    // SAFETY: getpid(2) cannot fail.
+    // SAFETY: getpid(2) takes no arguments and cannot fail.
     tell(channel, prepared.words.born, unsafe { libc::getpid() });
-    // Ignore these signals before any signal is unblocked. The kernel may not support a signal that
-    // the C library lists, and that must not prevent the start.
+    // Ignore these signals before any signal is unblocked. An error does not prevent the start,
+    // because the kernel may not support a signal that the C library lists.
     for signal in &prepared.ignored {
         let _ = signals::ignore(*signal);
     }
-    // Replaces the signal mask instead of extending it, so that blocked signals do not accumulate
+    // Replace the signal mask instead of extending it, so that blocked signals do not accumulate
     // over generations.
     let ready = placed
         .and_then(|()| pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&prepared.blocked), None));
     match ready {
-        // The exec was not tried, so this failure is not reported as the program's.
+        // Report a failure of the fork, because the exec was not tried and the program is not at
+        // fault.
         Err(errno) => tell(channel, prepared.words.fork_failed, errno as i32),
         Ok(()) => {
-            // SAFETY: the path is null-terminated, both arrays end in a null pointer, and all of it
-            // lives in memory that the fork copied.
+            // SAFETY: the path is null-terminated, and both arrays end in a null pointer. All of
+            // them are in memory that the fork copied.
             unsafe {
                 libc::execve(
                     prepared.program,
@@ -281,11 +289,12 @@ fn exec(prepared: &mut Prepared<'_>) -> ! {
             tell(channel, prepared.words.exec_failed, Errno::last_raw());
         }
     }
-    // SAFETY: as in `middle`.
+    // SAFETY: _exit(2) is async-signal-safe and runs no destructors of the parent.
     unsafe { libc::_exit(127) }
 }
 
-/// Sends `words` and a number as one packet. Async-signal-safe: it uses only memory on the stack.
+/// Sends a message from `words` and a number as one packet. Async-signal-safe, because it uses only
+/// memory on the stack.
 fn tell(channel: RawFd, words: &[u8], number: i32) {
     let mut packet = [0_u8; 64];
     let mut end = words.len().min(48);
@@ -299,8 +308,8 @@ fn tell(channel: RawFd, words: &[u8], number: i32) {
         (end, power) = (end + 1, power / 10);
     }
     packet[end] = b'\n';
-    // SAFETY: send(2) reads `end + 1` bytes, which are within the array. The result is ignored:
-    // nothing can be done if the other end is closed.
+    // SAFETY: send(2) reads `end + 1` bytes, and all of them are within the array. The result is
+    // ignored, because nothing can be done if the other end is closed.
     unsafe {
         libc::send(
             channel,
