@@ -108,7 +108,7 @@ fn ejected_upstreams_are_tried_in_order_of_their_return() {
     assert_eq!(offered(&upstreams), [2, 0, 1]);
 }
 
-/// An upstream is never ejected if the configured number of failures is 0.
+/// If the configured number of failures is 0, the proxy never ejects an upstream.
 #[test]
 fn with_zero_failures_no_upstream_is_ejected() {
     let upstreams = upstreams(2, Balance::InOrder, Ejection { failures: 0, ..LONG });
