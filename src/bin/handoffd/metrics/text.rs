@@ -173,9 +173,8 @@ impl Collector for Line {
     }
 }
 
-/// Returns the host name of an upstream, if it has one, and its address. The counters of a host
-/// name itself include those of its former addresses. They have the host name in place of the
-/// address.
+/// Splits the name of an upstream in the counters into its host name, if it has one, and its
+/// address. The counters for the former addresses of a host name have the host name in both places.
 fn host_and_address(upstream: &str) -> (Option<&str>, &str) {
     let is_name =
         |text: &str| !text.starts_with(['/', '@', '[']) && text.parse::<Address>().is_err();
