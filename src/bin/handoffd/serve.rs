@@ -220,8 +220,8 @@ impl ProxyFlags {
 }
 
 impl DaemonFlags {
-    /// Returns the settings `given`, from a file or the defaults. Each setting that has a flag on
-    /// the command line is replaced by the flag.
+    /// Returns `serve`, the settings of a file or the defaults, with each setting replaced for
+    /// which a flag is given.
     fn over(
         self,
         serve: Serve,

@@ -98,7 +98,7 @@ impl Outlet {
             let shared = Arc::clone(&self.0);
             let thread =
                 std::thread::Builder::new().name("log".to_owned()).spawn(move || shared.flush());
-            // If the thread cannot be started, the next log record starts it or writes the backlog.
+            // If the thread cannot be started, the next log record tries to start it again.
             state.flusher = thread.map_or(Flusher::NotNeeded, |_| Flusher::Runs);
         }
         self.0.changed.notify_all();

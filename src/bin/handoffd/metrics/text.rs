@@ -174,7 +174,8 @@ impl Collector for Line {
 }
 
 /// Splits the name of an upstream in the counters into its host name, if it has one, and its
-/// address. The counters for the former addresses of a host name have the host name in both places.
+/// address. A host name also has an entry for all its former addresses. There the address is the
+/// host name itself.
 fn host_and_address(upstream: &str) -> (Option<&str>, &str) {
     let is_name =
         |text: &str| !text.starts_with(['/', '@', '[']) && text.parse::<Address>().is_err();
