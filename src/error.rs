@@ -123,9 +123,10 @@ pub enum Error {
         /// The requested name.
         name: String,
     },
-    /// The process has several threads where only one is allowed, because it must change the
-    /// environment (see getenv(3), "ATTRIBUTES") or fork an init (see fork(2)). Either the program
-    /// called [`crate::Inheritance::take`] too late, or a library has started a thread.
+    /// The process has several threads where only one is allowed. It needs a single thread to
+    /// change the environment (see getenv(3), "ATTRIBUTES") or to fork an init (see fork(2)).
+    /// Either the program called [`crate::Inheritance::take`] too late, or a library has started a
+    /// thread.
     #[error("{threads} threads run already ({}){}, and one is needed \
         here", escaped(names), preloaded_by(preloaded.as_ref()))]
     ThreadsRunning {

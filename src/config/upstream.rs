@@ -18,7 +18,7 @@ const LABEL_MAX: usize = 63;
 /// An upstream as the configuration gives it: an address or a host name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum UpstreamTarget {
-    /// An upstream that is given by its address.
+    /// An upstream with a fixed address.
     Address(Address),
     /// All addresses of a host name, each with the same port.
     Host(HostPort),

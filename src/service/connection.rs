@@ -171,14 +171,14 @@ impl Connection {
         self.drain.is_told() || self.word.as_ref().is_some_and(|word| word.is_refused())
     }
 
-    /// Waits for the next request of the client, or for a reason to stop. Call it between two
-    /// requests. Cancel safe.
+    /// Waits for the next request of the client, or for a reason to stop. A service calls this
+    /// method between two requests. Cancel safe.
     ///
     /// Before a drain, the method waits as long as the client stays connected. During a drain, it
-    /// still returns [`Next::Read`] for input that has already arrived. A client that has not yet
-    /// sent a request may send one until `first_request_grace` has passed, because it may have
-    /// connected just before the listener stopped. For every other connection the method returns
-    /// [`Next::End`] at once.
+    /// still returns [`Next::Read`] for input that has already arrived. If the client has not yet
+    /// sent a request, the method waits until `first_request_grace` has passed. Such a client may
+    /// have connected just before the listener stopped. For every other connection, the method
+    /// returns [`Next::End`] at once.
     ///
     /// # Errors
     /// Fails if the runtime is shutting down.

@@ -1,9 +1,9 @@
 //! The [`Service`] trait, and the services that come with handoffd.
 //!
-//! A service serves one connection from its beginning to its end. The connection tells the service
-//! when to finish because of a drain, and when to stop so that the connection can move to the
-//! successor. The server accepts, counts, moves and closes connections, because these steps are the
-//! same for every service.
+//! A service serves one connection from its beginning to its end. During a drain, the connection
+//! tells the service to finish. During a handoff, the connection asks the service to stop, so that
+//! the connection can move to the successor. The server accepts, counts, moves and closes
+//! connections, because these steps are the same for every service.
 
 mod connection;
 mod echo;

@@ -114,8 +114,8 @@ impl Service for Routes {
     }
 
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
-        // No entry of the map overwrites another, because each listener is counted by only one
-        // proxy.
+        // No entry of the map overwrites another, because only one proxy counts the clients of a
+        // listener.
         self.proxies().flat_map(Proxy::upstreams).collect()
     }
 

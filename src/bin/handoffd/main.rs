@@ -108,8 +108,8 @@ fn run(
     };
     let service = Arc::new(service);
     runtime.block_on(async {
-        // Leave the service to the predecessor, if there is one, because it may still have
-        // addresses for host names that do not resolve now.
+        // Let the predecessor keep serving, if there is one. It may still have addresses for host
+        // names that do not resolve now.
         if !service.routes.resolve().await && inheritance.has_predecessor() {
             let error = Error::Unresolved;
             inheritance.refuse(&error);

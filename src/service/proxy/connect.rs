@@ -222,11 +222,11 @@ fn client_gone() -> io::Error {
 /// Returns whether a connection failed because this process or this machine has run out of file
 /// descriptors or memory.
 ///
-/// Every other error counts against the upstream, because the next upstream may be reachable. This
-/// includes a lack of local ports, because ports are counted for each destination.
+/// Every other error counts against the upstream, because another upstream may be reachable. This
+/// includes a lack of local ports, because the kernel limits them for each destination.
 pub(super) fn is_own(error: &io::Error) -> bool {
-    // ENOSPC comes from epoll_ctl(2): the user already watches the maximum number of file
-    // descriptors.
+    // ENOSPC comes from epoll_ctl(2). It means that the user already watches the maximum number of
+    // file descriptors.
     let wants = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC];
     error.raw_os_error().is_some_and(|code| wants.contains(&Errno::from_raw(code)))
 }

@@ -32,7 +32,8 @@ pub(super) struct Conversation<'a> {
     upstream: Option<Connected<'a>>,
     relay: Relay,
     limits: Limits,
-    /// Whether the proxy has already ended both connections, so that nothing is left to do on drop.
+    /// Whether the conversation has already ended both connections. If not, dropping it resets
+    /// them.
     is_settled: bool,
 }
 

@@ -209,8 +209,8 @@ fn route(block: &[u8]) -> Option<Route> {
 }
 
 /// Checks the parser with arbitrary bytes from a fuzzer. Returns whether `bytes` begin with a
-/// header. Panics if an incomplete header is accepted, if the bytes after a header change the
-/// result, or if the header has other addresses after it is written and parsed again.
+/// header. Panics if the parser accepts an incomplete header, or if the bytes after a header change
+/// the result. Also panics if writing and parsing a header changes its addresses.
 #[cfg(any(fuzzing, test))]
 pub(crate) fn fuzz(bytes: &[u8]) -> bool {
     let Ok(Some(head)) = parse(bytes) else { return false };

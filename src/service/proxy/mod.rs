@@ -84,10 +84,10 @@ struct Beginning<'a> {
 }
 
 impl Proxy {
-    /// Creates a proxy for one listener, or for several listeners that share its upstreams.
+    /// Creates a proxy for one listener, or for several listeners that share the upstreams.
     ///
-    /// Upstreams that are given by host name have no address until [`Proxy::resolve`] or
-    /// [`Proxy::watch`] is awaited.
+    /// An upstream that the configuration gives by host name has no address at first. It gets one
+    /// when the caller awaits [`Proxy::resolve`] or [`Proxy::watch`].
     #[must_use]
     pub fn new(config: ProxyConfig) -> Self {
         let (upstreams, tally) = (Arc::new(Upstreams::new(&config)), Arc::default());

@@ -73,7 +73,8 @@ impl Refusals {
 mod tests {
     use super::*;
 
-    /// Every refused client is counted. Each listener has at most one log record per interval.
+    /// The proxy counts every refused client, but logs at most one record per interval for each
+    /// listener.
     #[test]
     fn all_are_counted_and_few_are_logged() {
         let (refusals, begin) = (Refusals::default(), Instant::now());

@@ -29,10 +29,10 @@ pub(super) struct Upstreams {
     balance: Balance,
     ejection: Ejection,
     turn: AtomicUsize,
-    /// The time from which ejection times are counted.
+    /// The start of the clock that ejection times use.
     epoch: Instant,
-    /// Whether no upstream accepted for the last client that needed one. Further such clients are
-    /// not logged.
+    /// Whether the last client that needed an upstream got none. While this is true, the proxy logs
+    /// no further such clients.
     deserted: AtomicBool,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct Round {
 }
 
 impl Round {
-    /// Records that an upstream has been tried in this pass.
+    /// Records that this pass has tried an upstream.
     pub(super) fn tried(&mut self, upstream: &Arc<Upstream>) {
         self.tried.push(Arc::clone(upstream));
     }
@@ -183,10 +183,10 @@ impl Upstreams {
         Round { all, start, tried: Vec::new() }
     }
 
-    /// Returns the upstream to try next, or `None` if all have been tried.
+    /// Returns the upstream to try next, or `None` if this pass has tried all of them.
     ///
-    /// Ejected upstreams are skipped. If all upstreams are ejected, they are tried in the order in
-    /// which their ejections end.
+    /// The method skips ejected upstreams. If all upstreams are ejected, it returns first the
+    /// upstream whose ejection ends first.
     pub(super) fn choose(&self, round: &Round) -> Option<Arc<Upstream>> {
         let all = &round.all;
         let in_turn = (0..all.len()).map(|step| &all[(round.start + step) % all.len()]);
@@ -243,7 +243,8 @@ impl Upstreams {
         }
     }
 
-    /// Records that a client was turned away because no upstream accepted its connection.
+    /// Records that the proxy has disconnected a client because no upstream accepted a connection
+    /// for it.
     pub(super) fn turned_away(&self, listener: &str, reason: &std::io::Error) {
         if !self.deserted.swap(true, Ordering::Relaxed) {
             tracing::warn!(

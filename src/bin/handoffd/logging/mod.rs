@@ -38,10 +38,10 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// The outlet through which all log records of this process are written.
+/// The outlet to which this process writes all log records.
 static OUTLET: OnceLock<Outlet> = OnceLock::new();
 
-/// The place to which log records are written.
+/// The place to which the process writes log records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Destination {
     Journal,

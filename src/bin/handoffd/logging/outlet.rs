@@ -25,7 +25,7 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 /// How long to wait after poll(2) has reported room but the write has written nothing.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The outlet through which all log records of this process are written.
+/// The outlet to which this process writes all log records.
 #[derive(Clone, Debug)]
 pub(super) struct Outlet(Arc<Shared>);
 

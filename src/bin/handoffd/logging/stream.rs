@@ -1,5 +1,5 @@
-//! The stream to which log records are written: standard error or the journal's socket. A write
-//! never waits for the reader.
+//! The stream to which the process writes log records: standard error or the journal's socket. A
+//! write never waits for the reader.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write};
@@ -21,7 +21,7 @@ const JOURNAL: &str = "/run/systemd/journal/socket";
 /// value is `PIPE_BUF` (see pipe(7)).
 const AT_ONCE: usize = 4096;
 
-/// The stream to which all log records are written.
+/// The stream to which the process writes all log records.
 #[derive(Debug)]
 pub(super) enum Stream {
     /// The socket of the journal. Each record is one datagram.

@@ -173,9 +173,8 @@ impl Collector for Line {
     }
 }
 
-/// Splits the name of an upstream in the counters into its host name, if it has one, and its
-/// address. A host name also has an entry for all its former addresses. There the address is the
-/// host name itself.
+/// Splits the name of an upstream in the counters into a host name, if it has one, and an address.
+/// The entry for a host name's former addresses has no address, so the host name takes its place.
 fn host_and_address(upstream: &str) -> (Option<&str>, &str) {
     let is_name =
         |text: &str| !text.starts_with(['/', '@', '[']) && text.parse::<Address>().is_err();

@@ -1,4 +1,4 @@
-//! Tests of upstreams that are given by host name. The tests control the resolver.
+//! Tests of upstreams that the configuration gives by host name. The tests control the DNS answers.
 
 use std::sync::Mutex;
 
