@@ -57,9 +57,9 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: Serve) -> ExitCode {
-    // Take the inheritance before anything can start a thread or open a file descriptor. Other
-    // threads are allowed, because the daemon does not start other programs and a preloaded library
-    // may have threads. Only an init must be the single thread of its process.
+    // Take the inheritance before anything can start a thread or open a file descriptor. Threads of
+    // a preloaded library are allowed, because the daemon does not start other programs. Only an
+    // init must be the single thread of the process.
     let taken = match arguments.watched {
         Watched::TheHead => Inheritance::take_beside_threads(),
         Watched::ThisProcess => Inheritance::take_under_init(),

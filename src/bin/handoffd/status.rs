@@ -164,8 +164,8 @@ fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 11] 
     [name, address, accepted, active, limited, received, sent, drained, cut, carried, refused]
 }
 
-/// Returns a row for each upstream. A host name has a row of its own if addresses that it no longer
-/// has have counted anything.
+/// Returns a row for each upstream. A host name that has addresses gets a separate row only if its
+/// former addresses have counted anything.
 fn upstream_rows<'a>(
     listener: &'a str,
     all: &'a BTreeMap<String, UpstreamCounters>,
