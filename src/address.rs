@@ -1,8 +1,8 @@
 //! The addresses on which a listener can listen, and their text form.
 //!
-//! The command line, the log and the messages between generations use the same text form. A printed
-//! address parses back to an equal value. Host names are rejected, because a listener that depends
-//! on a resolver might move to another address after a handoff. This module opens no sockets.
+//! The command line, the log and the messages between generations use the same text form. Parsing a
+//! printed address gives an equal value. Host names are rejected, because a listener with a host
+//! name could change its address at a handoff if DNS has changed. This module opens no sockets.
 
 use std::fmt;
 use std::net::{SocketAddr, SocketAddrV6};
@@ -33,7 +33,7 @@ pub enum Address {
 
 impl Address {
     /// Returns whether the kernel chooses the port, that is, whether the port is 0. Several
-    /// listeners may have such an address, because each receives its own port.
+    /// listeners may have the same address with port 0, because the kernel gives each its own port.
     pub(crate) const fn is_any_port(&self) -> bool {
         match self {
             Self::Tcp(address) => address.port() == 0,

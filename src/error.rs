@@ -1,8 +1,8 @@
 //! The errors on which an operator or a developer can act, and the exit code of each error.
 //!
-//! An error stores its details in fields. Its text is one line and contains the cause. The reason
-//! why a handoff failed has its own type, [`HandoffFailure`]. It is not an error of the process
-//! that reports it, because that process keeps serving.
+//! An error stores its details in fields. Its text is one line and includes the underlying error.
+//! The reason why a handoff failed has a separate type, [`HandoffFailure`]. It is not an error of
+//! the process that reports it, because that process keeps serving.
 
 mod exit;
 
@@ -50,8 +50,8 @@ pub enum Error {
         /// The address that both listeners have.
         address: String,
     },
-    /// Two listeners cannot listen at the same time, because the address of one covers that of the
-    /// other.
+    /// Two listeners cannot listen at the same time, because the address of one includes the
+    /// address of the other.
     #[error(
         "two listeners have overlapping addresses: {address} and {other} ([::] takes IPv4 as \
         well, tcp6:[::] does not)"
@@ -62,13 +62,14 @@ pub enum Error {
         /// The address of the other listener.
         other: String,
     },
-    /// The upstream of a proxy is its own listener, or leads back to its own listener.
+    /// The upstream of a proxy is the proxy's own listener, or leads back to it through other
+    /// listeners.
     #[error(
         "the upstream {upstream} leads back to the listener {listener}: connections would be \
         passed on without end"
     )]
     UpstreamLoop {
-        /// The upstream that leads back to its own listener.
+        /// The upstream that leads back to the listener of its proxy.
         upstream: String,
         /// The address of the listener to which the upstream leads.
         listener: String,
@@ -82,8 +83,8 @@ pub enum Error {
         /// The address of the upstream that is given twice.
         address: String,
     },
-    /// All upstreams of a proxy are host names, and none of the names resolves. The predecessor
-    /// keeps serving with the addresses that it has.
+    /// All upstreams of a proxy are host names, and none of the names resolves. If there is a
+    /// predecessor, it keeps serving with the addresses that it knows.
     #[error("no upstream of a proxy has an address: none of its host names resolves")]
     Unresolved,
     /// The value of a setting is out of range or otherwise invalid.
@@ -122,9 +123,10 @@ pub enum Error {
         /// The requested name.
         name: String,
     },
-    /// The process has several threads at a point where only one is allowed. It must change the
-    /// environment (see getenv(3), "ATTRIBUTES") or fork an init (see fork(2)). Either
-    /// [`crate::Inheritance::take`] was called too late, or a library has started a thread.
+    /// The process has several threads where only one is allowed. It needs a single thread to
+    /// change the environment (see getenv(3), "ATTRIBUTES") or to fork an init (see fork(2)).
+    /// Either the program called [`crate::Inheritance::take`] too late, or a library has started a
+    /// thread.
     #[error("{threads} threads run already ({}){}, and one is needed \
         here", escaped(names), preloaded_by(preloaded.as_ref()))]
     ThreadsRunning {
@@ -132,12 +134,12 @@ pub enum Error {
         threads: usize,
         /// The names of all threads, including the first thread.
         names: String,
-        /// The value of `LD_PRELOAD`, if it is set. One of its libraries may have started the
+        /// The value of `LD_PRELOAD`, if it is set. A library in this list may have started the
         /// threads.
         preloaded: Option<OsString>,
     },
-    /// [`crate::Inheritance::take`] was called a second time. A process can take its inheritance
-    /// from the predecessor only once.
+    /// The program has called [`crate::Inheritance::take`] a second time. A process can take its
+    /// inheritance from its parent or predecessor only once.
     #[error("the inheritance has been taken already")]
     AlreadyTaken,
     /// An environment variable of the handoff protocol has an invalid value.
@@ -178,8 +180,7 @@ pub enum Error {
         /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// The process cannot find the path of its own program, and could therefore not start a
-    /// successor.
+    /// The process cannot find the path of its own program, so it could not start a successor.
     #[error("cannot find the path of this program: {source}")]
     Program {
         /// The error that the kernel has returned.
@@ -199,27 +200,27 @@ pub enum Error {
         /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// A reload has failed, because the new generation never became ready. The old one keeps
-    /// serving.
+    /// A reload has failed, because the new generation did not become ready. The old generation
+    /// keeps serving.
     #[error("the new generation did not take over: {reason}")]
     HandoffFailed {
-        /// The reason why the new generation never became ready.
+        /// The reason why the new generation did not become ready.
         reason: String,
     },
-    /// A reload has failed after the new generation had become ready. The new generation was rolled
-    /// back, and the old one keeps serving.
+    /// A reload has failed after the new generation had become ready. The old generation has rolled
+    /// it back and keeps serving.
     #[error("the new generation was rolled back: {reason}")]
     RolledBack {
         /// The reason why the new generation was rolled back.
         reason: String,
     },
-    /// The request is not possible now, or did not finish within the given time.
+    /// The daemon cannot carry out the request now, or did not finish it within the given time.
     #[error("try again: {reason}")]
     TryAgain {
-        /// The reason why the request must be tried again later.
+        /// The reason why the operator must try the request again later.
         reason: String,
     },
-    /// The daemon refuses this request, or refuses requests of this user.
+    /// The daemon refuses this request, or refuses all requests of this user.
     #[error("refused: {reason}")]
     Denied {
         /// The reason for the refusal.
@@ -237,12 +238,12 @@ pub enum Error {
     /// The output of a command cannot be written to standard output or to a file.
     #[error("cannot write {what}: {source}")]
     Output {
-        /// The name of the output that is lost.
+        /// The name of the output that could not be written.
         what: String,
         /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// A serving thread or an accept loop has panicked. All its connections are lost.
+    /// A serving thread or an accept loop has panicked. All connections that it served are lost.
     #[error("{what} has died: {reason}")]
     Died {
         /// The name of the thread or the accept loop.
@@ -256,10 +257,10 @@ pub enum Error {
         /// The time limit, which `--ready-timeout` sets.
         limit: Duration,
     },
-    /// A system call has failed for a reason that no setting can fix.
+    /// A system call has failed, and no setting can fix the cause.
     #[error("cannot {doing}: {source}")]
     System {
-        /// A description of what the system call should have done.
+        /// What the system call was meant to do, as a part of the error message.
         doing: &'static str,
         /// The error that the kernel has returned.
         source: io::Error,
@@ -304,8 +305,8 @@ impl Error {
         }
     }
 
-    /// Returns a function for `map_err` that converts the error of a system call. `doing` describes
-    /// what the call should have done.
+    /// Returns a function for `map_err` that converts the error of a system call. `doing` says what
+    /// the call was meant to do.
     pub(crate) fn system<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::System { doing, source: source.into() }
     }
@@ -314,13 +315,14 @@ impl Error {
 /// The reason why a successor has not taken over. The predecessor keeps serving.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandoffFailure {
-    /// The process could not be forked, or the channel to the successor could not be created.
+    /// The predecessor could not fork the process, or could not create the channel to the
+    /// successor.
     #[error("cannot start a process: {source}")]
     Fork {
         /// The error that the kernel has returned.
         source: io::Error,
     },
-    /// The program of the successor could not be executed.
+    /// The new process could not execute the program of the successor.
     #[error("cannot execute {}: {source}", printable(program))]
     Exec {
         /// The path by which this process was started. The successor is started by the same path.
@@ -340,7 +342,7 @@ pub(crate) enum HandoffFailure {
         /// The exit code or the signal with which the successor ended, if known.
         status: EndStatus,
     },
-    /// The successor was not ready within the time limit, and was killed.
+    /// The successor was not ready within the time limit, so the predecessor killed it.
     #[error("the successor was not ready within {}", Seconds(*limit))]
     TimedOut {
         /// The time limit, which `--ready-timeout` sets.
@@ -352,8 +354,8 @@ pub(crate) enum HandoffFailure {
         /// The time limit that the operator has requested.
         limit: Duration,
     },
-    /// The successor was not started, because the maximum number of generations was reached. The
-    /// oldest generation's connections were not taken over within the time limit.
+    /// The predecessor did not start a successor, because the maximum number of generations was
+    /// reached. The oldest generation had not given up its connections within the time limit.
     #[error("an older generation's connections were not taken over within {}", Seconds(*limit))]
     NotStarted {
         /// The time limit, which `--drain-timeout` sets.
@@ -365,11 +367,10 @@ pub(crate) enum HandoffFailure {
         /// The exit code or the signal with which the successor ended, if known.
         status: EndStatus,
     },
-    /// The successor was told to stop while it was on probation, that is, could still be rolled
-    /// back.
+    /// The successor received a request to stop while it could still be rolled back.
     #[error("the successor was told to stop while on probation")]
     ToldToStop,
-    /// The successor has sent a message that is not valid.
+    /// The successor has sent an invalid message.
     #[error("the successor sent what is not a message: {why}")]
     Garbage {
         /// A description of what is wrong with the message.
@@ -383,8 +384,8 @@ fn preloaded_by(libraries: Option<&OsString>) -> String {
     libraries.map(named).unwrap_or_default()
 }
 
-/// The exit code or the signal with which a process ended, if known. It is printed at the end of a
-/// sentence.
+/// The exit code or the signal with which a process ended, if known. Its text ends the sentence of
+/// an error message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EndStatus(pub(crate) Option<process::ExitStatus>);
 
@@ -394,7 +395,7 @@ impl std::fmt::Display for EndStatus {
     }
 }
 
-/// A duration that is printed in seconds, in the form that flags accept.
+/// A duration that is printed in seconds, as flags accept it.
 struct Seconds(Duration);
 
 impl std::fmt::Display for Seconds {

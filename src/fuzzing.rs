@@ -1,7 +1,7 @@
 //! The functions that the fuzz targets in `fuzz/` call.
 //!
-//! Each function passes untrusted bytes to one of our parsers, and returns whether the parser has
-//! accepted them. It panics if the parser violates a property that it must have.
+//! Each function passes untrusted bytes to one of our parsers. It returns whether the parser has
+//! accepted them. It panics if the parser violates a property that must always hold.
 
 use crate::notify::{MainProcess, Notifier};
 
@@ -12,8 +12,8 @@ pub fn message(packet: &[u8]) -> bool {
     crate::handoff::fuzz::message(packet)
 }
 
-/// Parses what a process inherits at startup: its environment variables in the format of
-/// `/proc/PID/environ`, an empty variable, and the first message of its predecessor. Panics if the
+/// Parses everything that a process inherits at its start: the environment in the format of
+/// `/proc/PID/environ`, an empty variable, and the first message of the predecessor. Panics if the
 /// process would pass on anything else to its own successor.
 #[must_use]
 pub fn birth(bytes: &[u8]) -> bool {
@@ -21,20 +21,20 @@ pub fn birth(bytes: &[u8]) -> bool {
     program.is_some_and(|program| Notifier::new(program.notify_socket(), MainProcess::Head).is_ok())
 }
 
-/// Parses the packet of a carried connection, one that moves between processes, and restores its
-/// state. Panics if the restored state is saved as other bytes.
+/// Parses the packet that moves a connection to another process, and restores the connection's
+/// state. Panics if saving the restored state results in other bytes.
 #[must_use]
 pub fn carry(packet: &[u8]) -> bool {
     crate::carry::fuzz::connection(packet).is_some_and(crate::service::fuzz::take_up)
 }
 
-/// Parses the answer by which a successor accepts or refuses a carried connection.
+/// Parses the answer by which a successor accepts or refuses a connection that is offered to it.
 #[must_use]
 pub fn carry_answer(packet: &[u8]) -> bool {
     crate::carry::fuzz::answer(packet)
 }
 
-/// Parses a client's request on the control socket. Panics if a request has no reply.
+/// Parses a client's request on the control socket. Panics if a request would get no reply.
 #[must_use]
 pub fn control_request(bytes: &[u8]) -> bool {
     crate::control::fuzz::request(bytes)
@@ -67,7 +67,7 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     type Target = fn(&[u8]) -> bool;
-    /// The seed files of a fuzz target, each with its name.
+    /// The seed files of a fuzz target: the name and the contents of each.
     type Seeds = Vec<(String, Vec<u8>)>;
 
     /// Returns the fuzz targets with seed files that our encoders have written. The fuzz targets
@@ -85,7 +85,7 @@ mod tests {
         ]
     }
 
-    /// Returns the packets of carried connections: one for each kind of carried state.
+    /// Returns the packets that move connections: one for each kind of connection state.
     fn carried() -> Seeds {
         let parcels = crate::service::fuzz::parcels().into_iter();
         parcels.map(|(name, parcel)| (name, crate::carry::fuzz::packet(&parcel))).collect()

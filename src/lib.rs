@@ -1,10 +1,10 @@
 //! Zero-downtime restarts for Linux servers.
 //!
 //! A process takes its listening sockets from systemd, from another parent or from its predecessor.
-//! On SIGHUP it starts the program that is now at its own path and passes the listening sockets to
-//! it. Then it moves its live connections to the new process, and drains those that cannot move.
-//! Clients notice nothing. If the new process fails, the old one keeps serving: it has never
-//! stopped.
+//! On SIGHUP it starts the program that is now at its own path, and passes the listening sockets to
+//! the new process. Then it moves its live connections to the new process, and drains those that
+//! cannot move. Clients notice nothing. If the new process fails, the old process keeps serving
+//! without interruption.
 //!
 //! # Your own service
 //!
@@ -40,17 +40,17 @@
 //! # Your own server
 //!
 //! A server that accepts connections itself can be restarted in the same way. [`Starting::ready`]
-//! announces that it accepts. [`Serving::acceptor`] yields the connections of a listener until it
-//! is time to stop. [`Serving::draining`] resolves when it is time to end open connections.
-//! [`Serving::drained`] reports that all have ended. `examples/axum.rs` is such a server: its
-//! replies announce the end of a connection with the help of [`Serving::retirement`], and
-//! [`Serving::closing`] gives clients time to see the announcement.
+//! tells the predecessor that the server accepts connections. [`Serving::acceptor`] yields the
+//! connections of a listener until the server must stop accepting. [`Serving::draining`] resolves
+//! when the server must end its open connections. With [`Serving::drained`], the server reports
+//! that all connections have ended. `examples/axum.rs` is such a server. With
+//! [`Serving::retirement`], its replies announce that the connection will end, and
+//! [`Serving::closing`] gives clients time to read the announcement.
 //!
-//! # Architecture
-//!
-//! The lifecycle decides what happens. The data plane (`server`) and the handoff carry out its
-//! decisions. Plain values and the interface to the kernel are the lowest layer. A test enforces
-//! the layers. `docs/architecture.md` has a diagram, the guarantees and a reading order.
+//! The lifecycle decides when a generation starts, serves and stops. The data plane (`server`) and
+//! the handoff carry out its decisions. The lowest layer consists of plain values and the interface
+//! to the kernel. A test enforces the layers. `docs/architecture.md` has a diagram, the guarantees
+//! and a reading order.
 //!
 //! | module | purpose |
 //! |---|---|

@@ -1,7 +1,7 @@
 //! The configuration of a generation, as values that are always valid.
 //!
-//! Every value is checked once, when it is created. This module does not know whether a value comes
-//! from a flag, a file or elsewhere.
+//! Every value is checked once, when it is created. The values can come from flags, from a file or
+//! from a program that uses this library.
 
 mod overlap;
 mod proxy;
@@ -26,14 +26,15 @@ pub use socket_access::{SocketAccess, SocketMode};
 pub use upstream::{HostPort, UpstreamTarget, Upstreams};
 pub(crate) use upstream_loop::{Loop, find_loop};
 
-/// The address on which the daemon listens if no socket is configured or inherited.
+/// The address on which the daemon listens if the configuration and the parent provide no
+/// listeners.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
 
-/// The name of the control socket when one process passes it to another. No listener may have this
-/// name.
+/// The name of the control socket when a parent or a predecessor passes it to this process. No
+/// listener may have this name.
 pub(crate) const CONTROL: &str = "control";
 
-/// The name of the listener that serves the counters of all generations.
+/// The name of the listener that answers requests for the counters of all generations.
 #[cfg_attr(
     not(feature = "config-file"),
     allow(unreachable_pub, reason = "the configuration file exports it")
@@ -45,30 +46,31 @@ pub const METRICS_LISTENER: &str = "metrics";
 pub struct Config {
     /// The listeners on which this generation accepts connections.
     pub listeners: Listeners,
-    /// How long a successor may take to be ready, counted from `fork`. After this time it is
-    /// killed. Default 30 s.
+    /// How long a successor may take to become ready, counted from `fork`. After this time the
+    /// predecessor kills it. Default 30 s.
     pub ready_timeout: Duration,
-    /// How long both generations accept connections after the successor is ready. During this time
-    /// the successor can be rolled back. Default 1 s. With zero, the predecessor retires at once.
+    /// How long both generations accept connections after the successor is ready. If the successor
+    /// fails in this time, it is rolled back. Then the predecessor retires. Default 1 s. With zero,
+    /// it retires at once.
     pub bake: Duration,
-    /// How long connections may take to end by themselves in a drain. After this time they are cut.
-    /// Default 30 s.
+    /// How long connections may take to end by themselves during a drain. After this time the
+    /// server closes them. Default 30 s.
     pub drain_timeout: Duration,
-    /// What happens to connections when a successor takes over. A listener may have its own
-    /// setting. Default: the connections are carried, that is, moved to the successor.
+    /// What happens to open connections when a successor takes over. A listener may have its own
+    /// setting. Default: they move to the successor.
     pub on_handoff: OnHandoff,
-    /// How long after accept a silent client may still send its first request during a drain.
-    /// Default 1 s.
+    /// How long after accept a client that has sent nothing may still send its first request during
+    /// a drain. Default 1 s.
     pub first_request_grace: Duration,
-    /// The maximum number of generations that serve or drain at once.
+    /// The maximum number of generations that serve or drain at the same time.
     pub max_generations: MaxGenerations,
-    /// The path of a file that always contains the pid of the process to signal. `None` means no
-    /// file.
+    /// The path of a file that always contains the pid of the process to which an operator sends
+    /// signals. `None` means no file.
     pub pid_file: Option<PathBuf>,
-    /// The path of the control socket. Only the user of this process and root may connect. Without
-    /// a path, the control socket exists only if a parent passes in a socket named `control`.
+    /// The path of the control socket. Only the user of this process and root may connect. If it is
+    /// `None`, there is a control socket only if a parent passes in a socket named `control`.
     pub control: Option<PathBuf>,
-    /// The program and the configuration of this generation, as `status` reports them.
+    /// The identity of this generation's program and configuration, as `status` reports it.
     pub identity: Identity,
 }
 
@@ -92,7 +94,8 @@ impl Default for Config {
 /// What happens to connections when a successor takes over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnHandoff {
-    /// The connections are asked to end. Those still open at the drain deadline are cut.
+    /// The server asks the connections to end, and closes those that are still open at the drain
+    /// deadline.
     Drain,
     /// The connections move to the successor if the services of both generations can carry them.
     /// Other connections are drained.
@@ -100,7 +103,7 @@ pub enum OnHandoff {
     Carry,
 }
 
-/// The listeners of a generation: inherited ones, or those of a list.
+/// The listeners of a generation: the sockets that it inherits, or a configured list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Listeners {
     /// The sockets that a parent passes in. Without such sockets, the listener is
@@ -143,7 +146,7 @@ impl Listeners {
         }
     }
 
-    /// Returns the handoff settings of those listeners that have their own, by listener name.
+    /// Returns the `on_handoff` settings of the listeners that have one, by listener name.
     pub(crate) fn on_handoff(&self) -> HashMap<String, OnHandoff> {
         let named = match self {
             Self::Inherited => &[],
@@ -153,7 +156,7 @@ impl Listeners {
         named.filter_map(|(index, one)| Some((one.name_at(index), one.on_handoff?))).collect()
     }
 
-    /// Returns the connection limits of those listeners that have one, by listener name.
+    /// Returns the connection limits of the listeners that have one, by listener name.
     pub(crate) fn limits(&self) -> HashMap<String, NonZeroUsize> {
         let named = match self {
             Self::Inherited => &[],
@@ -200,13 +203,13 @@ impl UniqueListeners {
 /// The configuration of one listener, written as `[name=]ADDRESS`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerConfig {
-    /// The name of the listener, by which it finds its inherited socket. A listener without a name
-    /// finds its socket by its address, or else by its position in the list.
+    /// The name of the listener. The listener inherits the socket with this name. Without a name,
+    /// it inherits the socket with its address, or else the socket at its position in the list.
     pub name: Option<ListenerName>,
     /// The address that the listener binds if it inherits no socket.
     pub address: Address,
-    /// How many connections of this listener may be open at once. At the limit, the listener
-    /// accepts no client, and new clients wait in the backlog. Default: no limit.
+    /// How many connections of this listener may be open at once. At the limit, the listener stops
+    /// accepting, and new clients wait in the backlog. Default: no limit.
     pub max_connections: Option<NonZeroUsize>,
     /// What happens to connections of this listener when a successor takes over. `None` means the
     /// setting of [`Config::on_handoff`].
@@ -217,8 +220,8 @@ pub struct ListenerConfig {
 }
 
 impl ListenerConfig {
-    /// Returns the name of the listener. Without a name, returns a name made from the position
-    /// `index`.
+    /// Returns the name of the listener. For a listener without a name, makes a name from `index`,
+    /// its position in the list.
     pub(crate) fn name_at(&self, index: usize) -> String {
         self.name.as_ref().map_or_else(|| format!("listener-{}", index + 1), ToString::to_string)
     }
@@ -228,8 +231,8 @@ impl FromStr for ListenerConfig {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        // Only an equals sign before the address ends a name, because the address may contain one
-        // too.
+        // Only an equals sign before the address ends a name, because the address may contain an
+        // equals sign too.
         let (name, address) = match text.split_once('=') {
             Some((name, address))
                 if !name.starts_with(['/', '@']) && !name.starts_with("unix:") =>
@@ -248,7 +251,7 @@ impl FromStr for ListenerConfig {
     }
 }
 
-/// The name of a listener. It has only characters that `LISTEN_FDNAMES` can hold (see
+/// The name of a listener. It consists of characters that `LISTEN_FDNAMES` can contain (see
 /// sd_listen_fds(3)).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerName(String);
@@ -288,8 +291,8 @@ impl FromStr for ListenerName {
     }
 }
 
-/// The maximum number of generations that serve or drain at once. A successor on probation, which
-/// can still be rolled back, does not count.
+/// The maximum number of generations that serve or drain at the same time. A successor that can
+/// still be rolled back does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MaxGenerations(usize);
 
@@ -372,7 +375,7 @@ mod tests {
         let says = |text: &str, on_handoff| ListenerConfig { on_handoff, ..text.parse().unwrap() };
         let listeners = Listeners::new(vec![
             says("gives=127.0.0.1:1", Some(OnHandoff::Carry)),
-            // This listener has no name of its own, so its name is made from its position.
+            // This listener has no name, so a name is made from its position in the list.
             says("127.0.0.1:2", Some(OnHandoff::Drain)),
             says("silent=127.0.0.1:3", None),
         ]);

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::address::Address;
 
-/// The addresses that listeners already use. Each address has an owner, which errors name.
+/// The addresses that listeners already use. Each address has an owner, which error messages name.
 #[derive(Debug)]
 pub(crate) struct TakenAddresses<T> {
     unix: HashMap<Address, T>,
@@ -20,7 +20,7 @@ pub(crate) struct TakenAddresses<T> {
 #[derive(Debug)]
 struct Port<T> {
     v4: BTreeMap<Ipv4Addr, T>,
-    /// The IPv6 addresses, each with its scope id, which tells link-local addresses of two
+    /// The owner of each IPv6 address. The scope id tells the link-local addresses of two
     /// interfaces apart.
     v6: BTreeMap<(Ipv6Addr, u32), T>,
     /// The owner of `[::]`, if its socket accepts IPv4 too.
@@ -119,7 +119,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// Returns whether two listeners can use the addresses at the same time, in either order.
+    /// Returns whether two listeners can use the two addresses at the same time, in either order.
     fn are_apart(one: &str, other: &str) -> bool {
         let apart = |first: &str, second: &str| {
             let mut taken = TakenAddresses::new();
@@ -130,7 +130,7 @@ mod tests {
         apart(one, other)
     }
 
-    /// The results agree with those of bind(2), which was tried with each pair of addresses.
+    /// The expected results are those of bind(2), which was tried with each pair of addresses.
     #[test]
     fn an_address_overlaps_the_addresses_that_it_includes() {
         for (one, other) in [

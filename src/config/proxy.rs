@@ -1,4 +1,4 @@
-//! The configuration of a proxy: its upstreams, their order, timeouts, and the PROXY header.
+//! The configuration of a proxy: its upstreams and their order, timeouts, and PROXY headers.
 //!
 //! Every value is checked when it is created. The module `service::proxy` applies the configuration
 //! to connections.
@@ -31,18 +31,18 @@ pub struct ProxyConfig {
     /// The version of the PROXY header that tells the upstream the client's address. Default: no
     /// header.
     pub send_header: Option<HeaderVersion>,
-    /// The networks from which connections begin with a PROXY header, which contains the address of
-    /// the original client. Default: none.
+    /// The networks whose connections begin with a PROXY header, which contains the address of the
+    /// original client. Default: none.
     pub accept_header_from: Vec<Network>,
-    /// How long a client that must send a PROXY header may take to send it. Default 3 s.
+    /// How long a client may take to send the PROXY header that it must send. Default 3 s.
     pub header_timeout: Duration,
-    /// How long the client or the upstream may be silent before the kernel probes it
-    /// (`TCP_KEEPIDLE`). Default: no probes.
+    /// How long a connection may be silent before the kernel sends keep-alive probes to the client
+    /// or the upstream (`TCP_KEEPIDLE`). Default: no probes.
     pub keep_alive: Option<Duration>,
-    /// How long data sent to the client or the upstream may stay unacknowledged
-    /// (`TCP_USER_TIMEOUT`). Default: the kernel decides.
+    /// How long the client or the upstream may leave data unacknowledged before the kernel ends the
+    /// connection (`TCP_USER_TIMEOUT`). Default: the kernel decides.
     pub user_timeout: Option<Duration>,
-    /// When the proxy ejects a failing upstream, that is, no longer tries it for some time.
+    /// When the proxy ejects a failing upstream, that is, stops using it for some time.
     pub ejection: Ejection,
     /// How the proxy checks the health of upstreams independently of clients. Default: no checks.
     pub check: Option<Check>,
@@ -74,12 +74,13 @@ impl ProxyConfig {
 /// Which upstream a proxy tries first for a new client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Balance {
-    /// Each upstream in turn is tried first.
+    /// The proxy starts with the next upstream for each client.
     #[default]
     RoundRobin,
-    /// The upstream with the fewest connections from this process is tried first.
+    /// The proxy starts with the upstream that has the fewest connections from this process.
     LeastConnections,
-    /// The first upstream that is not ejected is tried first. Later upstreams stand by.
+    /// The proxy always starts with the first upstream that is not ejected. Later upstreams are
+    /// standbys.
     InOrder,
 }
 
@@ -99,8 +100,8 @@ impl FromStr for Balance {
     }
 }
 
-/// The version of the PROXY header that tells an upstream the client's address. HAProxy defined the
-/// protocol.
+/// The version of the PROXY header that tells an upstream the client's address. The PROXY protocol
+/// was defined by HAProxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeaderVersion {
     /// Version 1, in which the header is a line of text.
@@ -124,13 +125,13 @@ impl FromStr for HeaderVersion {
     }
 }
 
-/// When a failing upstream is ejected, that is, no longer tried for some time.
+/// When the proxy ejects a failing upstream, that is, stops using it for some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ejection {
     /// How many failures in a row eject an upstream. Default 3. With zero, no upstream is ejected.
     pub failures: u32,
-    /// How long an upstream stays ejected. Default 10 s. While all upstreams are ejected, all of
-    /// them are tried.
+    /// How long an upstream stays ejected. Default 10 s. While all upstreams are ejected, the proxy
+    /// tries them all.
     pub time: Duration,
 }
 
@@ -149,7 +150,7 @@ pub struct Check {
     pub timeout: Duration,
 }
 
-/// A set of clients: those from one network, or those of Unix sockets.
+/// A set of clients: the clients in one network, or the clients of Unix sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network(Members);
 
@@ -162,7 +163,7 @@ enum Members {
 }
 
 impl Network {
-    /// Returns whether `address` is in the network. An IPv4 address that arrives in IPv6 form
+    /// Returns whether `address` is in the network. An IPv4-mapped IPv6 address
     /// (`::ffff:192.0.2.1`) counts as IPv4.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
@@ -184,7 +185,7 @@ impl FromStr for Network {
 
     /// Parses a network such as `192.0.2.0/24` or `2001:db8::/32`, a single address, or `unix`.
     fn from_str(text: &str) -> Result<Self, Error> {
-        // Accept `unix:` too, because nginx writes it in this way.
+        // Accept `unix:` too, because nginx writes the value like this.
         if matches!(text, "unix" | "unix:") {
             return Ok(Self(Members::Unix));
         }

@@ -6,9 +6,9 @@ use crate::error::Error;
 
 /// The mode, the user and the group of the path of a Unix listener.
 ///
-/// A field that is `None` keeps the value that bind(2) sets, which depends on the umask, the user
-/// and the group of the process. The settings apply only to a path that a generation binds, not to
-/// a socket that a parent passes in.
+/// If a field is `None`, bind(2) sets the value. It then depends on the umask, the user and the
+/// group of the process. The settings apply only to a path that a generation binds, not to a socket
+/// that a parent passes in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketAccess {
     /// The permissions of the path. They do not depend on the umask.

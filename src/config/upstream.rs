@@ -10,14 +10,15 @@ use std::str::FromStr;
 use crate::address::Address;
 use crate::error::Error;
 
-/// The longest host name in bytes, followed by the longest part between two dots (see RFC 1035).
+/// The maximum length of a host name in bytes. The next constant is the maximum length of one of
+/// its parts (see RFC 1035).
 const NAME_MAX: usize = 253;
 const LABEL_MAX: usize = 63;
 
 /// An upstream as the configuration gives it: an address or a host name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum UpstreamTarget {
-    /// An upstream that is given by its address.
+    /// An upstream with a fixed address.
     Address(Address),
     /// All addresses of a host name, each with the same port.
     Host(HostPort),
@@ -43,7 +44,8 @@ impl HostPort {
         self.port
     }
 
-    /// Returns whether the host name means this machine whatever a resolver answers (see RFC 6761).
+    /// Returns whether the host name always means this machine, whatever DNS answers (see RFC
+    /// 6761).
     pub(crate) fn is_localhost(&self) -> bool {
         let name = self.name.strip_suffix('.').unwrap_or(&self.name);
         name == "localhost" || name.ends_with(".localhost")
@@ -127,7 +129,7 @@ fn host(text: &str) -> Result<HostPort, &'static str> {
     Ok(HostPort { name: name.to_ascii_lowercase(), port })
 }
 
-/// The upstreams of a proxy: at least one, and none of them twice.
+/// The upstreams of a proxy: at least one, without duplicates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstreams(Vec<UpstreamTarget>);
 
@@ -136,8 +138,8 @@ impl Upstreams {
     ///
     /// # Errors
     /// Returns [`Error::NoUpstream`] for an empty list, and [`Error::DuplicateUpstream`] for a
-    /// duplicate. Returns [`Error::Address`] for an address to which no connection is possible:
-    /// port 0, or `tcp6:`, which is only for listeners.
+    /// duplicate. Returns [`Error::Address`] for an address to which nothing can connect: port 0,
+    /// or `tcp6:`, which is only for listeners.
     pub fn new(upstreams: Vec<UpstreamTarget>) -> Result<Self, Error> {
         if upstreams.is_empty() {
             return Err(Error::NoUpstream);
@@ -168,8 +170,7 @@ mod tests {
         Upstreams::new(texts.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
     }
 
-    /// A list needs at least one upstream. Duplicates, and addresses that cannot be connected to,
-    /// are errors.
+    /// An empty list, a duplicate, and an address to which nothing can connect are errors.
     #[test]
     fn upstreams_are_reachable_and_unique() {
         assert!(matches!(upstreams(&[]), Err(Error::NoUpstream)));

@@ -1,7 +1,7 @@
 //! Detection of proxies that would connect to themselves, directly or through other listeners.
 //!
 //! Without this check, such a proxy would start, and use up all file descriptors with its first
-//! client. The module resolves no host names, so the only one that it knows is `localhost`.
+//! client. This module resolves no host names. It recognizes only the name `localhost`.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,14 +14,14 @@ use crate::address::Address;
 pub(crate) struct Loop {
     /// The index of the listener whose proxy has the upstream.
     pub(crate) listener: usize,
-    /// The index of the upstream among the upstreams of its listener.
+    /// The index of the upstream in the list of its listener.
     pub(crate) upstream: usize,
-    /// The index of the listener to which the upstream leads.
+    /// The index of the listener to which a connection to the upstream leads.
     pub(crate) leads_to: usize,
 }
 
-/// Returns the first loop among these listeners, each of which is given with its upstreams. No host
-/// name is resolved, so `localhost` is the only known one.
+/// Returns the first loop among these listeners and their upstreams. This function resolves no host
+/// names. It recognizes only the name `localhost`.
 pub(crate) fn find_loop(listeners: &[(&Address, &[UpstreamTarget])]) -> Option<Loop> {
     let at: Places = Places::of(listeners.iter().map(|(address, _)| *address));
     let target = |upstream: &UpstreamTarget| match upstream {
@@ -36,8 +36,8 @@ pub(crate) fn find_loop(listeners: &[(&Address, &[UpstreamTarget])]) -> Option<L
     };
     let mut state = vec![Visit::Never; listeners.len()];
     for first in 0..listeners.len() {
-        // The path from the first listener to the current one. Each listener has the index of its
-        // next upstream to visit.
+        // The path from the first listener to the current listener. Each entry has a listener's
+        // index, and the index of the upstream to visit next there.
         let mut way = vec![(first, 0)];
         while let Some((listener, upstream)) = way.last().copied() {
             if upstream == 0 {
@@ -74,14 +74,14 @@ enum Visit {
     Done,
 }
 
-/// The indexes of listeners, by the address that reaches them. If several listeners have the same
-/// address, the first one counts.
+/// The indexes of listeners, by the address on which they listen. If several listeners have the
+/// same address, the first one counts.
 #[derive(Default)]
 struct Places {
     unix: HashMap<Address, usize>,
     tcp: HashMap<(u16, IpAddr), usize>,
-    /// Listeners at `0.0.0.0`, at `[::]` for IPv6 only, and at `[::]` including IPv4, in this
-    /// order.
+    /// Listeners at `0.0.0.0`, by port. The next two fields are for `[::]` with IPv6 only, and for
+    /// `[::]` that accepts IPv4 too.
     all_v4: HashMap<u16, usize>,
     all_v6: HashMap<u16, usize>,
     all: HashMap<u16, usize>,
@@ -117,8 +117,8 @@ impl Places {
         places
     }
 
-    /// Returns the first listener that a connection to `upstream` reaches, as far as the addresses
-    /// tell.
+    /// Returns the first listener that a connection to `upstream` reaches, judging by the addresses
+    /// only.
     fn reached_from(&self, upstream: &Address) -> Option<usize> {
         let to = match upstream {
             Address::Tcp(to) => *to,
@@ -191,7 +191,7 @@ mod tests {
         }
     }
 
-    /// Listeners that lead to each other in a chain are accepted if the chain is not a loop.
+    /// Listeners that forward to each other in a chain are accepted, unless the chain is a loop.
     #[test]
     fn a_loop_through_several_listeners_is_found() {
         let chain: &[(&str, &[&str])] = &[("@a", &["@b", "@c"]), ("@b", &["@c"]), ("@c", &["@d"])];

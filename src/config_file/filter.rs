@@ -2,8 +2,8 @@
 //! both.
 //!
 //! The parser of `tracing-subscriber` reads a misspelled level as the name of a target, and then
-//! drops all other records. In this parser, a word that is not a level is an error. A target that
-//! matches nothing does not affect the other records.
+//! drops all other records. This parser reports such a word as an error. A target that matches no
+//! record has no effect on other records.
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -11,8 +11,9 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 pub(super) const EXPECTED: &str =
     "error, warn, info, debug, trace or off, also for one target, as in info,handoffd=debug";
 
-/// Parses a log filter such as `debug` or `warn,handoffd::net=trace`. The level without a target
-/// applies to all targets that the filter does not name. It is `info` if the filter has none.
+/// Parses a log filter such as `debug` or `warn,handoffd::net=trace`. A level without a target
+/// applies to all targets that the filter does not name. If the filter has no such level, `info`
+/// applies.
 ///
 /// # Errors
 /// Returns a description of a valid filter if `text` is not valid.

@@ -17,15 +17,15 @@ use crate::config::{
 };
 use crate::error::Error;
 
-/// How long a health check may take if the file sets no timeout.
+/// How long a health check may take if the configuration file sets no timeout.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A listener of the file, and the service that runs on it.
+/// A listener of the configuration file, and the service that it runs.
 pub(super) struct Listener {
     name: ListenerName,
     config: ListenerConfig,
     service: ServiceConfig,
-    /// The position of each upstream in the file, for error messages.
+    /// Where each upstream is in the file, for error messages.
     upstream_places: Vec<usize>,
 }
 
@@ -39,7 +39,7 @@ impl Listener {
     }
 }
 
-/// The addresses that listeners already use. Each address has the name of its listener, for errors.
+/// The addresses that listeners already use. Each has the name of its listener, for error messages.
 pub(super) type Taken = TakenAddresses<(Address, ListenerName)>;
 
 /// Reads all listeners in the order of the file. Adds the address of each to `taken`.
@@ -48,8 +48,8 @@ pub(super) fn read(
     taken: &mut Taken,
 ) -> Result<Vec<Listener>, ConfigError> {
     if tables.is_empty() {
-        // Refuse a file without listeners, because an empty or half-written file would close the
-        // sockets of the previous generation.
+        // Refuse a file without listeners. It may be empty or half-written, and accepting it would
+        // close the sockets of the previous generation.
         return Err(ConfigError::at(
             0,
             "there is no listener, expected at least one, as in [listener.web]",
@@ -188,8 +188,9 @@ fn upstreams(list: Spanned<List<UpstreamTarget>>) -> Result<Upstreams, ConfigErr
         .map_err(|error| ConfigError::at(place, format!("{error}, expected at least one")))
 }
 
-/// Checks that clients of at least one of the networks can reach the listener's address. Otherwise
-/// the proxy would forward every PROXY header to the upstream as data.
+/// Checks that clients from at least one of the networks can reach the listener's address. If none
+/// can, the network setting is a mistake, and the proxy would forward PROXY headers to the upstream
+/// as data.
 fn meet_clients(networks: &Spanned<List<Network>>, address: &Address) -> Result<(), ConfigError> {
     let listens_on_unix = match address {
         Address::Tcp(_) | Address::Tcp6Only(_) => false,

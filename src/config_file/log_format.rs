@@ -2,7 +2,7 @@
 
 use super::values::Kind;
 
-/// How log records are written to standard error. The journal stores their fields in any case.
+/// How log records look on standard error. The journal always stores records as fields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
     /// Each record is a line of text for people.

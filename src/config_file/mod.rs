@@ -2,11 +2,12 @@
 //! daemon.
 //!
 //! The file is written in TOML. An error message is one line that contains the position, the
-//! mistake and what was expected. Each generation reads the file again, and must find every error
+//! mistake and the expected value. A new generation reads the file again, and must find every error
 //! before it changes anything. Therefore the whole file is checked at once. The module `values`
-//! parses single values, and `tables` defines the structure of the file. `listeners` puts a
-//! listener together. `filter`, `log_format` and `time` parse values that flags have too. `span`
-//! finds the line of an error. This module opens no file but the configuration file.
+//! parses single values, and `tables` defines the structure of the file. The module `listeners`
+//! puts a listener together. The modules `filter`, `log_format` and `time` parse values that are
+//! also used in flags. The module `span` finds the position of an error. Only the configuration
+//! file itself is opened.
 
 mod filter;
 mod listeners;
@@ -38,19 +39,19 @@ pub use log_format::{LogFormat, parse_log_format};
 pub use time::{parse_time, parse_wait};
 pub use values::{parse_user_or_group, parse_workers};
 
-/// The maximum size of a configuration file in bytes. A larger file is probably another kind of
+/// The maximum size of a configuration file in bytes. A larger file is probably not a configuration
 /// file.
 const LONGEST: u64 = 1024 * 1024;
 
-/// The file systems whose files the kernel generates when they are read.
+/// The file systems whose files have contents that the kernel generates on each read.
 const KERNEL_FILES: [FsType; 4] =
     [statfs::PROC_SUPER_MAGIC, statfs::SYSFS_MAGIC, statfs::DEBUGFS_MAGIC, statfs::TRACEFS_MAGIC];
 
 /// The parsed contents of a configuration file.
 #[derive(Clone, Debug)]
 pub struct ConfigFile {
-    /// The configuration of a generation that reads this file. Settings that the file omits have
-    /// the values of [`Config::default`].
+    /// The configuration of a generation that reads this file. Settings that are missing in the
+    /// file have the values of [`Config::default`].
     pub config: Config,
     /// The service of each listener, in the order of the file. Each listener in `config.listeners`
     /// has one entry, and the list is never empty.
@@ -66,7 +67,7 @@ pub struct ConfigFile {
     pub metrics: Option<Spanned<Address>>,
 }
 
-/// A value with its position in the file. The position is for errors that are found after parsing.
+/// A value with its position in the file. Errors that are found after parsing use the position.
 #[derive(Clone, Debug)]
 pub struct Spanned<T> {
     /// The value that was read from the file.
@@ -87,13 +88,13 @@ pub enum ServiceConfig {
 }
 
 impl ConfigFile {
-    /// Returns the contents of the file at `path`. [`ConfigFile::parse`] parses them. They also
-    /// tell two generations with different configurations apart.
+    /// Returns the contents of the file at `path`, for [`ConfigFile::parse`]. The identity of a
+    /// generation also contains a digest of these contents.
     ///
     /// # Errors
     /// Returns [`Error::ConfigFileUnreadable`] if the file cannot be read or has more than 1 MiB.
-    /// Returns it also for anything but a regular file, because the next generation could not read
-    /// it again.
+    /// Returns this error also if `path` is not a regular file, because the next generation could
+    /// not read such a file again.
     pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
         let refuse = |source| Error::ConfigFileUnreadable { file: path.to_owned(), source };
         let no_file =
@@ -103,12 +104,12 @@ impl ConfigFile {
         if !fs::metadata(path).map_err(refuse)?.is_file() {
             return Err(no_file());
         }
-        // Open with `O_NONBLOCK`, because a pipe may have replaced the file in the meantime.
-        // Opening a pipe normally waits for a writer.
+        // Open with `O_NONBLOCK`, because someone may have replaced the file by a pipe in the
+        // meantime. Without this flag, opening a pipe waits for a writer.
         let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
         let file = File::options().read(true).custom_flags(flags).open(path).map_err(refuse)?;
-        // Refuse files of the kernel. They look like regular files, but reading some of them blocks
-        // until data arrives (see proc_kmsg(5)).
+        // Refuse files whose contents the kernel generates. They look like regular files, but
+        // reading some of them blocks until data arrives (see proc_kmsg(5)).
         let is_of_kernel =
             fstatfs(&file).is_ok_and(|system| KERNEL_FILES.contains(&system.filesystem_type()));
         if is_of_kernel || !file.metadata().map_err(refuse)?.is_file() {
@@ -158,8 +159,8 @@ fn read(text: &str) -> Result<ConfigFile, ConfigError> {
         listeners.into_iter().map(listeners::Listener::split).unzip();
     let default = Config::default();
     let config = Config {
-        // This never fails, because names and addresses were checked above, where their positions
-        // are known.
+        // This call never fails, because the names and the addresses were checked above. Only
+        // there, their positions in the file are known.
         listeners: Listeners::new(listeners)
             .map_err(|error| ConfigError::at(0, error.to_string()))?,
         ready_timeout: root.ready_timeout.map_or(default.ready_timeout, |time| time.0),
@@ -196,7 +197,8 @@ mod tests {
         ConfigFile::parse(Path::new("a.toml"), text.as_bytes())
     }
 
-    /// Returns the proxy settings of a file with one listener that has these lines in its table.
+    /// Parses a file whose only listener has these lines in its table, and returns the proxy
+    /// settings.
     fn proxy(lines: &str) -> ProxyConfig {
         let text = format!(
             "[listener.web]\naddress = '127.0.0.1:0'\nservice = 'proxy'\nupstreams = ['@a', '127.0.0.1:9', '/b']\n{lines}"

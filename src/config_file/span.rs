@@ -6,8 +6,8 @@ use std::path::Path;
 use crate::error::Error;
 use crate::text::cut_line;
 
-/// The longest error message in bytes. A longer message is cut, so that it remains readable even if
-/// it quotes a whole page of the file.
+/// The maximum length of an error message in bytes. A longer message is cut, so that it stays
+/// readable even if it quotes a large part of the file.
 const LONGEST: usize = 1000;
 
 /// A mistake in a configuration file, and its position.
@@ -39,8 +39,9 @@ impl ConfigError {
         Self { offset: span.start, what }
     }
 
-    /// Replaces an error message about an unreadable value. The messages of the crate `toml` only
-    /// describe its own attempts, such as "invalid float, expected `nan`" for the value `no`.
+    /// Replaces an error message about an invalid value. The messages of the crate `toml` only
+    /// describe what the parser has tried, such as "invalid float, expected `nan`" for the value
+    /// `no`.
     fn of_value(message: &str, span: &Range<usize>, text: &str) -> Option<Self> {
         const OF_VALUES: [&str; 11] = [
             "string values must be quoted",
@@ -79,7 +80,7 @@ impl ConfigError {
     }
 }
 
-/// Returns the value at `offset`, and the offset at which it begins. A value is the text after an
+/// Returns the value at `offset`, and the offset of its first byte. A value is the text after an
 /// equals sign, or one element of a list. Returns `None` if the line has no value.
 fn value_at(text: &str, offset: usize) -> Option<(usize, &str)> {
     let before = text.get(..offset)?;
@@ -94,7 +95,7 @@ fn value_at(text: &str, offset: usize) -> Option<(usize, &str)> {
         {
             Some((start, value))
         }
-        // The offset is inside a list, which may have begun on an earlier line.
+        // The offset is inside a list that may have begun on an earlier line.
         _ => {
             const ENDS: &[char] = &[',', '[', ']', '{', '}', '='];
             let start = before[line..].rfind(ENDS).map_or(line, |place| line + place + 1);
@@ -105,7 +106,8 @@ fn value_at(text: &str, offset: usize) -> Option<(usize, &str)> {
     }
 }
 
-/// Returns the text between two offsets without the surrounding white space, and its own offset.
+/// Returns the text between two offsets without the surrounding white space, and the offset of the
+/// result.
 fn trimmed(text: &str, start: usize, end: usize) -> (usize, &str) {
     let value = text[start..end].trim_end();
     let trimmed = value.trim_start();

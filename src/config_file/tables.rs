@@ -1,8 +1,8 @@
 //! The structure of a configuration file: its tables, and the settings in each table.
 //!
-//! `docs/handoffd.toml` explains the settings, and a test compares that file with this module. A
-//! setting that may conflict with others has the type `Spanned`, so that an error can name its
-//! position.
+//! `docs/handoffd.toml` explains the settings, and a test compares that file with this module.
+//! Settings that can conflict with other settings have the type `Spanned`, so that an error message
+//! can name their position.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -48,8 +48,8 @@ pub(super) struct Root {
 impl Root {
     /// Parses a configuration file.
     pub(super) fn read(text: &str) -> Result<Self, ConfigError> {
-        // Report the error that is first in the file. An unreadable value makes the parser misread
-        // the text after it, so later errors may be wrong.
+        // Report only the first error in the file. After an invalid value the parser misreads the
+        // following text, so later errors may be wrong.
         let (file, errors) = DeTable::parse_recoverable(text);
         let first = errors.iter().min_by_key(|error| error.span().map_or(0, |span| span.start));
         if let Some(first) = first {
@@ -61,8 +61,8 @@ impl Root {
     }
 }
 
-/// Checks that `listener` and its entries are tables. Without this check `serde` would also accept
-/// a list, and a date, which `toml` presents as a table.
+/// Checks that `listener` and its entries are tables. Without this check, `serde` would accept a
+/// list in place of a table. It would also accept a date, which `toml` presents as a table.
 fn has_tables_of_listeners(file: &DeTable<'_>) -> Result<(), ConfigError> {
     let Some(listeners) = file.get("listener") else { return Ok(()) };
     let no_table = |place: Range<usize>| {
@@ -108,7 +108,8 @@ pub(super) struct ListenerTable {
 }
 
 impl ListenerTable {
-    /// Returns the first setting that is only valid for a proxy, and the position of its value.
+    /// Returns the first setting that is valid only for a proxy, and the position of that setting's
+    /// value.
     pub(super) fn first_of_a_proxy(&self) -> Option<(&'static str, usize)> {
         fn place<T>(value: Option<&Spanned<T>>) -> Option<Range<usize>> {
             value.map(Spanned::span)

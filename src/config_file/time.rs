@@ -1,5 +1,5 @@
-//! A parser for times in flags and in the file. A time is a number of seconds, or a number with a
-//! unit.
+//! A parser for times in flags and in the configuration file. A time is a number of seconds, or a
+//! number with a unit.
 
 use std::time::Duration;
 

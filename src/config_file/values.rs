@@ -27,22 +27,23 @@ const MOST_WORKERS: usize = 1024;
 pub(super) trait Kind {
     type Value;
 
-    /// The expected form of a value. The error about a value of another type contains it.
+    /// A description of valid values. It is part of the error about a value of another type.
     const EXPECTED: &'static str;
 
-    /// Parses a value that is written as a string. Returns `None` if this type has another form.
+    /// Parses a value that is written as a string. Returns `None` if `Self` is not written as a
+    /// string.
     fn text(_: &str) -> Option<Result<Self::Value, String>> {
         None
     }
 
-    /// Parses a value that is written as a whole number. Returns `None` if this type has another
-    /// form.
+    /// Parses a value that is written as a whole number. Returns `None` if `Self` is not written as
+    /// a number.
     fn number(_: u64) -> Option<Result<Self::Value, String>> {
         None
     }
 
-    /// Converts a value that is written as true or false. Returns `None` if this type has another
-    /// form.
+    /// Converts a value that is written as true or false. Returns `None` if `Self` is not written
+    /// like this.
     fn truth(_: bool) -> Option<Self::Value> {
         None
     }
@@ -93,13 +94,14 @@ impl<'de, K: Kind> Visitor<'de> for OfKind<K> {
         K::truth(truth).ok_or_else(|| E::invalid_type(Unexpected::Bool(truth), &self))
     }
 
-    /// Reports an error for a table. The crate `toml` also presents a date as a table.
+    /// Reports an error for a table. The crate `toml` presents a date as a table, so a date is an
+    /// error too.
     fn visit_map<M: MapAccess<'de>>(self, _: M) -> Result<K::Value, M::Error> {
         Err(serde::de::Error::invalid_type(Unexpected::Other("table or date"), &self))
     }
 }
 
-/// A list of values of type `K`. Each value has its position in the file.
+/// A list of values of type `K`. Each value is stored with its position in the file.
 pub(super) struct List<K: Kind>(pub(super) Vec<Spanned<As<K>>>);
 
 impl<'de, K: Kind> Deserialize<'de> for List<K> {
@@ -187,7 +189,7 @@ texts! {
     Network: "a network, as in \"192.0.2.0/24\" or \"2001:db8::/32\", or \"unix\"";
 }
 
-/// Whether connections move to the successor (true) or are drained (false).
+/// The value `true` means that connections move to the successor, `false` that they are drained.
 impl Kind for OnHandoff {
     type Value = Self;
     const EXPECTED: &'static str = "true or false";

@@ -1,4 +1,4 @@
-//! The exit codes of the daemon and its commands, and the exit codes for errors of the kernel.
+//! The exit codes of the daemon and its commands, and the mapping from kernel errors to exit codes.
 
 use std::io;
 
@@ -14,17 +14,18 @@ pub enum ExitStatus {
     Usage = 64,
     /// No daemon answers on the control socket (`EX_UNAVAILABLE`).
     Unavailable = 69,
-    /// The new generation has not taken over, and the old one never stopped serving
+    /// The new generation has not taken over. The old generation keeps serving without interruption
     /// (`EX_SOFTWARE`).
     HandoffFailed = 70,
-    /// A system call has failed for a reason that no setting can fix (`EX_OSERR`).
+    /// A system call has failed, and no setting can fix the cause (`EX_OSERR`).
     System = 71,
     /// The output of a command cannot be written (`EX_IOERR`).
     Output = 74,
     /// The request is not possible now, and nothing has changed (`EX_TEMPFAIL`). Either a handoff
-    /// is under way, the time limit has expired, or an address cannot be listened on now.
+    /// is in progress, the time limit has expired, or a listener cannot use its address now.
     TryAgain = 75,
-    /// The new generation was ready but was rolled back. The old one never stopped serving.
+    /// The new generation was ready, but was rolled back. The old generation keeps serving without
+    /// interruption.
     RolledBack = 76,
     /// The control socket refuses this user or this request (`EX_NOPERM`).
     Denied = 77,
@@ -33,10 +34,10 @@ pub enum ExitStatus {
     Configuration = 78,
 }
 
-/// Returns the exit code for an error of the kernel about an address or a file.
+/// Returns the exit code for a kernel error about an address or a file.
 ///
-/// A temporary error does not lead to [`ExitStatus::Configuration`], because a service manager does
-/// not restart a process with that exit code.
+/// A temporary error does not lead to [`ExitStatus::Configuration`], because the service manager
+/// does not restart a process that ends with that exit code.
 pub(super) fn exit_of(source: &io::Error) -> ExitStatus {
     match source.raw_os_error() {
         // Another process uses the address, or the address or its network interface does not exist

@@ -1,9 +1,10 @@
-//! A client's connection as a [`Service`](crate::Service) sees it: its bytes, its peer, and the
-//! requests to finish or to move.
+//! A client's connection as a [`Service`](crate::Service) sees it: the client's bytes, the client's
+//! address, and the server's requests to finish the connection or to move it.
 //!
-//! Between two requests of the client, [`Connection::next_request`] tells the service what to do
-//! next: read, finish, or detach the connection so that the successor continues it. The service
-//! decides which state it detaches. The server sends the detached state to the successor.
+//! Between two requests of the client, the service calls [`Connection::next_request`] to learn what
+//! to do next: read, finish, or detach the connection. A service that detaches a connection stops
+//! serving it and returns the state that the successor needs to continue it. The server sends this
+//! state to the successor.
 
 use std::future::poll_fn;
 use std::io;
@@ -17,19 +18,19 @@ use crate::carry::{CarriedState, CarryRequest};
 use crate::drain::DrainWatch;
 use crate::net::{Peer, Stream};
 
-/// The values from which a [`Connection`] is created.
+/// The parts from which the server creates a [`Connection`].
 pub(crate) struct Admission {
     pub(crate) stream: Stream,
     pub(crate) peer: Peer,
     pub(crate) listener: Arc<str>,
     pub(crate) drain: DrainWatch,
-    /// The handle by which the server asks the service to move this connection. `None` if the
-    /// connection cannot be carried, that is, moved to the successor.
+    /// The handle by which the server asks the service to move this connection to the successor.
+    /// `None` if the connection cannot move.
     pub(crate) word: Option<Arc<CarryRequest>>,
-    /// The state of a connection that the predecessor carried here. `None` for a new client.
+    /// The state of a connection that moved here from the predecessor. `None` for a new client.
     pub(crate) parcel: Option<CarriedState>,
-    /// How long a client without a first request may still send one during a drain, counted from
-    /// now.
+    /// How long a client that has not yet sent a request may still send one during a drain, counted
+    /// from now.
     pub(crate) first_request_grace: Duration,
 }
 
@@ -43,20 +44,20 @@ pub struct Connection {
     drain: DrainWatch,
     word: Option<Arc<CarryRequest>>,
     /// `taken_up` is the state that the predecessor sent with this connection. `given_up` is the
-    /// state with which the service has detached the connection from this process.
+    /// state that the service has saved for the successor in [`Connection::detach`].
     taken_up: Option<Box<CarriedState>>,
     given_up: Option<Box<CarriedState>>,
     /// The time until which a drain waits for the first request of this client.
     first_request_until: Instant,
 }
 
-/// The next step of a service whose connection is between two requests.
+/// What a service should do next when its connection is between two requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// The service reads, because a request has arrived or the peer has half-closed.
     Read,
-    /// The service finishes, because the peer will send nothing more or the server wants no more
-    /// requests.
+    /// The service finishes, because no request has arrived and the server wants no more requests
+    /// on this connection.
     End,
     /// The service detaches the connection with [`Connection::detach`], so that the successor can
     /// continue it. Only a service that [carries](crate::Service::carries) connections receives
@@ -104,8 +105,9 @@ impl Connection {
         &self.drain
     }
 
-    /// Returns whether the service should detach the connection as soon as it can. The future of
-    /// [`Service::serve`] is polled again whenever the returned value changes.
+    /// Returns whether the service should detach the connection as soon as it can, so that the
+    /// connection moves to the successor. The future of [`Service::serve`] is polled again whenever
+    /// the returned value changes.
     ///
     /// [`Service::serve`]: crate::Service::serve
     #[must_use]
@@ -113,8 +115,8 @@ impl Connection {
         self.word.as_ref().is_some_and(|word| word.carry_requested())
     }
 
-    /// Waits until the service should detach the connection. Waits forever if the connection cannot
-    /// be carried to another process. Cancel safe.
+    /// Waits until the server asks the service to detach the connection. Waits forever if the
+    /// connection cannot move to another process. Cancel safe.
     pub async fn asked(&self) {
         match &self.word {
             Some(word) => word.asked().await,
@@ -122,14 +124,14 @@ impl Connection {
         }
     }
 
-    /// Returns the handle by which the server asks for a move. It is for a service that cannot
-    /// borrow the connection while it waits.
+    /// Returns the handle by which the server asks for a move. A service uses this handle if it
+    /// cannot borrow the connection while it waits.
     pub(super) fn word(&self) -> Option<Arc<CarryRequest>> {
         self.word.clone()
     }
 
     /// Detaches the connection, so that the successor can continue it with the state `parcel`.
-    /// Afterwards the service must not read or write, and must return from `serve`. The server
+    /// After this call the service must not read or write, and must return from `serve`. The server
     /// sends the client's socket to the successor together with the state.
     pub fn detach(&mut self, parcel: CarriedState) {
         self.given_up = Some(Box::new(parcel));
@@ -144,44 +146,46 @@ impl Connection {
         }
     }
 
-    /// Takes the state with which the previous process detached the connection. A service that
-    /// carries connections calls this before it reads anything.
+    /// Takes the state that the previous process saved when it detached this connection. A service
+    /// that lets connections move to a successor calls this method before it reads anything.
     pub fn resumed_state(&mut self) -> Option<CarriedState> {
         self.taken_up.take().map(|parcel| *parcel)
     }
 
-    /// Returns the state with which the service has detached the connection, or `None` if it has
-    /// not.
+    /// Returns the state that the service has saved for the successor, or `None` if the service has
+    /// not detached the connection.
     pub(crate) fn detached_state(&self) -> Option<&CarriedState> {
         self.given_up.as_deref()
     }
 
     /// Keeps a detached connection in this process, because the successor has not taken it. The
-    /// server then calls the service again, which finds its state in [`Connection::resumed_state`].
+    /// server then calls the service again, and [`Connection::resumed_state`] returns the saved
+    /// state.
     pub(crate) fn stay(&mut self) {
         self.taken_up = self.given_up.take();
     }
 
-    /// Returns whether the service should finish the connection. This is so if all connections are
+    /// Returns whether the service should finish the connection. This is so if the server is
     /// draining, or if the successor has refused to take over this connection.
     pub(crate) fn is_told(&self) -> bool {
         self.drain.is_told() || self.word.as_ref().is_some_and(|word| word.is_refused())
     }
 
-    /// Waits for the next request of the client, or for a reason to stop. Call it between two
-    /// requests. Cancel safe.
+    /// Waits for the next request of the client, or for a reason to stop. A service calls this
+    /// method between two requests. Cancel safe.
     ///
     /// Before a drain, the method waits as long as the client stays connected. During a drain, it
-    /// still returns [`Next::Read`] for input that has already arrived. A client without a first
-    /// request has the rest of `first_request_grace`, because it may have connected just before the
-    /// listener stopped. Every other connection ends at once.
+    /// still returns [`Next::Read`] for input that has already arrived. If the client has not yet
+    /// sent a request, the method waits until `first_request_grace` has passed. Such a client may
+    /// have connected just before the listener stopped. For every other connection, the method
+    /// returns [`Next::End`] at once.
     ///
     /// # Errors
     /// Fails if the runtime is shutting down.
     pub async fn next_request(&self) -> io::Result<Next> {
         if !self.is_told() {
-            // No waker is registered here, because the server polls the whole task when it asks for
-            // a move.
+            // No waker is registered here, because the server polls this task when it asks for a
+            // move.
             let asked = poll_fn(|_| match &self.word {
                 Some(word) if word.carry_requested() || word.is_refused() => Poll::Ready(()),
                 _ => Poll::Pending,
@@ -194,9 +198,9 @@ impl Connection {
             }
         }
         if self.stream.received() == 0 {
-            // The timeout's result is ignored, because the code below asks the kernel for input.
-            // The future is boxed to keep every connection small, because only few connections wait
-            // here.
+            // Ignore the timeout's result, because the code below asks the kernel whether input has
+            // arrived. Box the future, because only few connections wait here and the others should
+            // stay small.
             let _ =
                 Box::pin(tokio::time::timeout_at(self.first_request_until, self.stream.readable()))
                     .await;

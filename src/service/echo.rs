@@ -21,12 +21,12 @@ use crate::net::Stream;
 /// The largest number of bytes per read.
 const BUFFER: usize = 16 * 1024;
 
-/// The service that runs unless another one is configured: it echoes.
+/// The echo service. It runs unless the configuration names another service.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Echo;
 
-/// The name and the version of the carried state, which moves to the successor. It contains only
-/// the bytes that are not yet written back to the client.
+/// The name and the version of the state that moves to the successor with a connection. The state
+/// contains only the bytes that are not yet written back to the client.
 const FORMAT: &str = "echo/1";
 
 impl Service for Echo {
@@ -42,8 +42,8 @@ impl Service for Echo {
                 Next::Read => {
                     match poll_fn(|cx| Poll::Ready(echo(&mut connection.stream, cx))).await? {
                         Echoed::All => {}
-                        // The remaining bytes are handled in a boxed future, because most
-                        // connections never need it.
+                        // Handle the remaining bytes in a boxed future, because most connections
+                        // never have any.
                         Echoed::Owing(rest) => {
                             if Box::pin(pay(connection, rest)).await? == Paid::NotAll {
                                 return Ok(());
@@ -78,15 +78,15 @@ impl Service for Echo {
     }
 }
 
-/// The outcome of writing the bytes that the client has not accepted before.
+/// The outcome of writing bytes that the client did not accept at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Paid {
     All,
-    /// The connection was detached, to move to the successor with the bytes that are left.
+    /// The service has detached the connection. It moves to the successor with the remaining bytes.
     NotAll,
 }
 
-/// Writes the remaining bytes, or detaches the connection if the server asks it to move.
+/// Writes the remaining bytes, or detaches the connection if the server asks to move it.
 async fn pay(connection: &mut Connection, mut owed: Vec<u8>) -> io::Result<Paid> {
     let mut written = 0;
     let paid = poll_fn(|cx| {
@@ -108,7 +108,7 @@ async fn pay(connection: &mut Connection, mut owed: Vec<u8>) -> io::Result<Paid>
 
 /// The outcome of one read.
 enum Echoed {
-    /// All bytes that were read are written back. There may have been none to read.
+    /// The service has written back all bytes that it read. It may have read none.
     All,
     /// The client does not accept these bytes yet.
     Owing(Vec<u8>),
@@ -116,7 +116,7 @@ enum Echoed {
     PeerFinished,
 }
 
-/// Reads once and writes the bytes back at once. Returns instead of waiting if nothing has arrived.
+/// Reads once and writes the bytes back at once. Returns immediately if nothing has arrived.
 fn echo(stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<Echoed> {
     thread_local! {
         static SHARED: RefCell<Box<[MaybeUninit<u8>]>> =

@@ -1,16 +1,16 @@
-//! Entry points for the fuzz targets in `fuzz/`: they lead to the parsers of the services.
+//! The functions through which the fuzz targets in `fuzz/` call the parsers of the services.
 
 use super::{Echo, Service};
 use crate::carry::CarriedState;
 pub(crate) use crate::service::proxy::fuzz::proxy_header;
 
-/// Restores the state of a carried connection, one that another process has detached. Returns
-/// whether one of the services accepts the state.
+/// Restores the state of a connection that moved here from another process. Returns whether one of
+/// the services accepts the state.
 pub(crate) fn take_up(parcel: CarriedState) -> bool {
     Echo.accepts("web", &parcel).is_ok() || super::proxy::fuzz::take_up(parcel)
 }
 
-/// Returns example states of carried connections: one for each service and each stage of a
+/// Returns example states of moved connections: one for each service and each stage of a
 /// connection.
 #[cfg(test)]
 pub(crate) fn parcels() -> Vec<(String, CarriedState)> {

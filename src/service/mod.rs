@@ -1,9 +1,9 @@
 //! The [`Service`] trait, and the services that come with handoffd.
 //!
-//! A service serves one connection from its beginning to its end. The connection tells the service
-//! when to finish because of a drain, and when to detach because of a handoff. The server accepts,
-//! counts, cuts, carries and closes connections, because these steps are the same for every
-//! service.
+//! A service serves one connection from its beginning to its end. During a drain, the connection
+//! tells the service to finish. During a handoff, the connection asks the service to stop, so that
+//! the connection can move to the successor. The server accepts, counts, moves and closes
+//! connections, because these steps are the same for every service.
 
 mod connection;
 mod echo;
@@ -31,37 +31,37 @@ use crate::report::UpstreamCounters;
 pub trait Service: Send + Sync + 'static {
     /// Serves one connection to its end.
     ///
-    /// Returns when the conversation is over: either the peer has finished, or a drain has begun
-    /// and no request is open. The server then half-closes the connection. It waits for the peer to
-    /// close if that protects the last reply, and then closes. At the drain deadline the server
-    /// drops this future.
+    /// Returns when the conversation is over. Either the peer has finished, or a drain has begun
+    /// and no request is in progress. The server then half-closes the connection. If the peer might
+    /// lose the last reply otherwise, the server waits for the peer to close first. Then the server
+    /// closes the connection. At the drain deadline the server drops this future.
     ///
-    /// If the service has detached the connection with [`Connection::detach`], the server then
-    /// hands the connection to the successor. If the successor does not take it, the server calls
-    /// `serve` again with the detached state.
+    /// The service may also detach the connection with [`Connection::detach`] and return. The
+    /// server then hands the connection to the successor. If the successor does not take it, the
+    /// server calls `serve` again with the state that the service has saved.
     ///
     /// # Errors
     /// Returns the error that ended the connection. The server logs it at debug level. A peer that
     /// disconnects is not an error.
     fn serve(&self, connection: &mut Connection) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// Returns whether connections of this listener can be carried, that is, moved to the
-    /// successor. If so, each must stop at a message boundary when [`Connection::carry_requested`]
-    /// returns true, and detach with [`Connection::detach`]. If not, the connections are drained.
+    /// Returns whether connections of this listener can move to the successor. If so, the service
+    /// must stop at a message boundary when [`Connection::carry_requested`] returns true, and call
+    /// [`Connection::detach`]. If not, the server drains the connections.
     ///
-    /// A service that terminates TLS cannot carry connections, because its TLS library does not
+    /// Connections of a service that terminates TLS cannot move, because its TLS library does not
     /// export keys and session state. If only some connections use TLS, the service calls
     /// [`Connection::opt_out`] for each of them.
     fn carries(&self, _listener: &str) -> bool {
         false
     }
 
-    /// Checks whether this service can continue a connection that another process has detached. If
-    /// so, [`Service::serve`] later finds the state with [`Connection::resumed_state`].
+    /// Checks whether this service can continue a connection that another process offers. If so,
+    /// [`Service::serve`] later finds the connection's state with [`Connection::resumed_state`].
     ///
     /// # Errors
     /// Returns the reason why the service refuses the connection, such as an unknown format. The
-    /// connection then stays in the other process and is drained there.
+    /// connection then stays in the other process, which drains it.
     fn accepts(&self, _listener: &str, _parcel: &CarriedState) -> Result<(), String> {
         Err("the service takes up no connections".to_owned())
     }
@@ -72,8 +72,8 @@ pub trait Service: Send + Sync + 'static {
         BTreeMap::new()
     }
 
-    /// Returns how many clients were refused because of a wrong PROXY header, by listener name. The
-    /// map is empty for a service that expects no such headers.
+    /// Returns how many clients the service has refused because of a wrong PROXY header, by
+    /// listener name. The map is empty for a service that expects no such headers.
     fn header_errors(&self) -> BTreeMap<String, u64> {
         BTreeMap::new()
     }
@@ -81,8 +81,8 @@ pub trait Service: Send + Sync + 'static {
 
 /// An `Arc` of a service is a service too, so that several threads can share it.
 impl<S: Service> Service for Arc<S> {
-    // This is not an `async fn`, because one future inside another would make each connection
-    // larger.
+    // This method is not an `async fn`, because wrapping one future in another would make each
+    // connection larger.
     fn serve(&self, connection: &mut Connection) -> impl Future<Output = io::Result<()>> + Send {
         S::serve(self, connection)
     }

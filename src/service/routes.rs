@@ -1,5 +1,4 @@
-//! The routing service: it serves each listener with the service that the configuration names for
-//! it.
+//! The routing service. For each listener, it calls the service that the configuration names.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -21,7 +20,7 @@ pub enum BuiltinService {
     Proxy(Box<Proxy>),
 }
 
-/// A service for each named listener, and a default service for all other listeners.
+/// The service of each named listener, and a default service for all other listeners.
 #[derive(Debug)]
 pub struct Routes {
     named: HashMap<String, BuiltinService>,
@@ -29,13 +28,13 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Creates routes that serve every listener with `served`.
+    /// Creates routes that use the service `served` for every listener.
     #[must_use]
     pub fn all(served: BuiltinService) -> Self {
         Self { named: HashMap::new(), others: served }
     }
 
-    /// Serves the listener `name` with `served` instead of the default service.
+    /// Uses the service `served` for the listener `name`, instead of the default service.
     #[must_use]
     pub fn with(mut self, name: &ListenerName, served: BuiltinService) -> Self {
         if let BuiltinService::Proxy(proxy) = &served {
@@ -115,7 +114,8 @@ impl Service for Routes {
     }
 
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
-        // Only one proxy counts each listener, so no entry of the map overwrites another.
+        // No entry of the map overwrites another, because only one proxy counts the clients of a
+        // listener.
         self.proxies().flat_map(Proxy::upstreams).collect()
     }
 

@@ -5,7 +5,7 @@ use handoffd::{DEFAULT_ADDRESS, Error, Listeners};
 use crate::output::print;
 use crate::serve::{Serve, Watched};
 
-/// Checks the configuration. The parser has already reported errors in the command line itself.
+/// Checks the configuration file. The parser has already reported errors in the command line.
 pub(crate) fn run(arguments: &Serve) -> Result<(), Error> {
     let config = &arguments.config;
     handoffd::check(config)?;

@@ -1,4 +1,4 @@
-//! The command line, parsed into values that are always valid.
+//! The command line of handoffd. The parser accepts only valid values.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -172,25 +172,26 @@ pub(crate) enum Span {
     Watch,
 }
 
-/// The systemd service manager to ask: that of the system or that of a user.
+/// The systemd service manager to ask: the service manager of the system or that of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// The service manager that runs the daemon. It is that of the system if no daemon answers.
+    /// The service manager that runs the daemon. If no daemon answers, it is the service manager of
+    /// the system.
     OfTheDaemon,
     /// The service manager of the calling user.
     User,
 }
 
-/// The reason why no command runs.
+/// The outcome of parsing if no command runs: a text to print, or an error.
 pub(crate) enum Answer {
-    /// The user has requested the help or the version, which is this text.
+    /// The user has requested the help or the version. This is the text to print.
     Print(String),
     /// The command line, or the configuration file that it names, is wrong.
     Refuse { why: String, exit: ExitStatus },
 }
 
 impl Answer {
-    /// Creates the answer to a wrong command line.
+    /// Creates the error for a wrong command line.
     pub(crate) fn usage(why: String) -> Self {
         Self::Refuse { why, exit: ExitStatus::Usage }
     }
@@ -260,11 +261,11 @@ pub(crate) fn description() -> clap::Command {
     Line::command()
 }
 
-/// Returns the first line of an error from clap. The line names the flag and the value. The other
-/// lines explain the usage.
+/// Returns the first line of an error from clap, which names the flag and the value. The other
+/// lines only explain the usage.
 fn one_line(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::InvalidUtf8 {
-        // Find the wrong argument, because the error of clap does not name the argument.
+        // Find out which argument is wrong, because the error of clap does not say it here.
         let culprit =
             std::env::args_os().find(|argument| argument.to_str().is_none()).unwrap_or_default();
         return format!("argument {culprit:?} is not UTF-8 (see --help)");
@@ -281,13 +282,13 @@ fn one_line(error: &clap::Error) -> String {
     if let (ErrorKind::MissingRequiredArgument, Some(ContextValue::Strings(missing))) =
         (error.kind(), error.get(ContextKind::InvalidArg))
     {
-        // Add the missing arguments, because clap names them on lines of their own.
+        // Add the missing arguments, because clap writes each of them on a separate line.
         line += &format!(" {}", missing.join(", "));
     }
     line + " (see --help)"
 }
 
-/// Returns the runtime directory of a systemd unit of the calling user (see pam_systemd(8)).
+/// Returns the runtime directory that a systemd unit of the calling user has (see pam_systemd(8)).
 fn users_runtime_directory() -> PathBuf {
     Path::new("/run/user").join(nix::unistd::getuid().to_string()).join("handoffd")
 }

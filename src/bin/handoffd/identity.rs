@@ -8,8 +8,8 @@ use handoffd::Identity;
 use object::{Object, ReadCache};
 use sha2::{Digest, Sha256};
 
-/// Returns the identity of this process: its program and its configuration. The configuration is
-/// the command line and the contents of the configuration file. `file` is empty if no file is used.
+/// Returns the identity of this process, made from its program, its command line and the contents
+/// of its configuration file. `file` is empty if the process has no configuration file.
 pub(crate) fn identity(file: &[u8]) -> Identity {
     let mut digest = Sha256::new();
     for argument in std::env::args_os().skip(1) {
@@ -25,8 +25,8 @@ pub(crate) fn identity(file: &[u8]) -> Identity {
     }
 }
 
-/// Returns the control group by which systemd knows this process (see cgroups(7)). If there are two
-/// hierarchies of control groups, uses systemd's own one.
+/// Returns the control group of this process, from which systemd knows its unit (see cgroups(7)).
+/// On a machine with two hierarchies of control groups, uses the hierarchy of systemd.
 fn control_group() -> Option<String> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path =
@@ -38,8 +38,8 @@ fn control_group() -> Option<String> {
     of_systemd.or_else(|| path("0::"))
 }
 
-/// Returns the linker's build id of the running program. The id is right even if the file at the
-/// program's path has been replaced.
+/// Returns the build id that the linker has given the running program. The id is correct even if
+/// another file is now at the program's path.
 fn build_id() -> Option<String> {
     let file = ReadCache::new(File::open("/proc/self/exe").ok()?);
     let object = object::File::parse(&file).ok()?;

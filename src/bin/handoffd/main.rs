@@ -25,9 +25,9 @@ use logging::Destination;
 use metrics::WithMetrics;
 use serve::{Serve, Watched};
 
-/// The size to which the process grows its file descriptor table, which takes 128 KiB in the
-/// kernel. A connection uses one file descriptor, a proxied connection two, and a spliced
-/// connection more.
+/// The number of entries to which the process grows its file descriptor table. This takes 128 KiB
+/// in the kernel. A connection uses one file descriptor, a proxied connection two, and a connection
+/// that uses splice(2) more.
 const DESCRIPTORS: u64 = 16_384;
 
 fn main() -> ExitCode {
@@ -57,9 +57,9 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: Serve) -> ExitCode {
-    // Take the inheritance before anything can start a thread or open a file descriptor. Other
-    // threads are allowed, because the daemon does not start other programs and a preloaded library
-    // may have threads. Only an init must be the single thread of its process.
+    // Take the inheritance before anything can start a thread or open a file descriptor. Threads of
+    // a preloaded library are allowed, because the daemon does not start other programs. Only an
+    // init must be the single thread of the process.
     let taken = match arguments.watched {
         Watched::TheHead => Inheritance::take_beside_threads(),
         Watched::ThisProcess => Inheritance::take_under_init(),
@@ -108,8 +108,8 @@ fn run(
     };
     let service = Arc::new(service);
     runtime.block_on(async {
-        // Leave the service to the predecessor, if there is one, because it may still have
-        // addresses for host names that do not resolve now.
+        // Let the predecessor keep serving, if there is one. It may still have addresses for host
+        // names that do not resolve now.
         if !service.routes.resolve().await && inheritance.has_predecessor() {
             let error = Error::Unresolved;
             inheritance.refuse(&error);
@@ -140,17 +140,18 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Grows the kernel's file descriptor table while the process has one thread. With more threads, a
-/// call that doubles the table waits for an RCU grace period of 5 to 15 ms. A successor that takes
-/// over thousands of connections would wait for each doubling from 64 entries on.
+/// Grows the kernel's file descriptor table while the process has only one thread. In a process
+/// with several threads, a call that doubles the table waits 5 to 15 ms for an RCU grace period.
+/// Without this function, a successor that takes over thousands of connections would wait for each
+/// doubling.
 fn make_room_for_descriptors() {
     use nix::sys::resource::{Resource, getrlimit};
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
     if let Some(last) =
         limit.min(DESCRIPTORS).checked_sub(1).and_then(|last| i32::try_from(last).ok())
     {
-        // Close the copy at once, because the table never shrinks. If it cannot grow now, it grows
-        // later.
+        // Close the copy at once, because the kernel never shrinks the table. If the call fails,
+        // the table grows later.
         drop(rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), last));
     }
 }

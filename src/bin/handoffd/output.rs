@@ -1,9 +1,9 @@
 //! Output of a command on standard output. A failure to write it is an error.
 //!
-//! The standard library ignores a standard output that is not open (`EBADF`). But a command whose
-//! output is lost must not exit with 0, because a script would trust an empty answer. This module
-//! therefore writes to a copy of the file descriptor. It closes the copy, because some file systems
-//! report a full disk only on close(2).
+//! The standard library ignores a write to a standard output that is not open (`EBADF`). But a
+//! command whose output is lost must not exit with 0, because a script would trust the empty
+//! output. This module therefore writes to a copy of the file descriptor. It also closes the copy
+//! and checks the result, because some file systems report a full disk only on close(2).
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use handoffd::Error;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
-/// Writes `text` to standard output. An error message names the text as `what`.
+/// Writes `text` to standard output. `what` is the name of the text in an error message.
 ///
 /// # Errors
 /// Returns [`Error::Output`] if the text cannot be written.
@@ -27,8 +27,8 @@ fn write(mut bytes: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(count) => bytes = &bytes[count..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // Wait until there is room, because another process has made the shared stream
-            // non-blocking.
+            // Wait until standard output has room. It can be non-blocking, because another process
+            // shares it and may have changed its mode.
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 nix::poll::poll(
                     &mut [PollFd::new(output.as_fd(), PollFlags::POLLOUT)],

@@ -15,8 +15,8 @@ pub(crate) fn run(control: PathBuf, options: &ReloadOptions) -> Result<(), Error
                 print("the outcome of the reload, which has succeeded", &(tell(&news) + "\n"));
         }
     })?;
-    // Return a write error only after the handoff is over, because lost output must not end the
-    // wait.
+    // Return a write error only now, after the handoff is over. A command that cannot print must
+    // still wait for the outcome.
     printed
 }
 

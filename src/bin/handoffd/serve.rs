@@ -18,7 +18,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use crate::cli::Answer;
 use crate::listen::ListenFlags;
 
-/// The connection limit of the metrics listener. One metrics collector uses one connection.
+/// The connection limit of the metrics listener. Each metrics collector uses one connection.
 const COLLECTORS_MAX: usize = 64;
 
 #[derive(Debug, Args)]
@@ -169,11 +169,11 @@ pub(crate) struct Serve {
     pub(crate) watched: Watched,
 }
 
-/// The process that the parent of the daemon, such as systemd, must watch.
+/// The process that the parent of the daemon, such as systemd, watches as the main process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Watched {
-    /// The process of the active generation. The daemon tells systemd which process that is. Other
-    /// parents watch no process.
+    /// The process of the active generation. The daemon tells systemd the pid of this process.
+    /// Other parents than systemd watch no process.
     TheHead,
     /// This process, which stays as a small init until the service ends.
     ThisProcess,
@@ -198,7 +198,7 @@ impl ServeFlags {
 }
 
 impl ProxyFlags {
-    /// Merges the flags as [`ServeFlags::read`] does, for the command `proxy`.
+    /// Merges the flags of the command `proxy`, as [`ServeFlags::read`] does for the daemon.
     pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<Serve, Answer> {
         let upstreams: Result<Vec<UpstreamTarget>, _> =
             self.to.iter().map(|text| text.parse()).collect();
@@ -220,8 +220,8 @@ impl ProxyFlags {
 }
 
 impl DaemonFlags {
-    /// Returns the given settings, from a file or the defaults, with those replaced that a flag
-    /// sets.
+    /// Returns `serve`, the settings of a file or the defaults, with each setting replaced for
+    /// which a flag is given.
     fn over(
         self,
         serve: Serve,
@@ -271,8 +271,8 @@ impl DaemonFlags {
 /// The address of the listener that serves metrics.
 struct Metrics {
     address: Address,
-    /// The configuration file that sets the address, with line and column. `None` if a flag sets
-    /// it.
+    /// The configuration file that sets the address, with line and column. `None` if the flag
+    /// `--metrics` sets the address.
     file: Option<(PathBuf, usize, usize)>,
 }
 
@@ -305,7 +305,8 @@ impl Metrics {
                 ));
             }
         };
-        // Drain these connections instead of moving them, because each serves only one request.
+        // Drain these connections at a handoff instead of moving them, because each handles only
+        // one request.
         let (name, on_handoff) = (Some(METRICS_LISTENER.parse()?), Some(OnHandoff::Drain));
         let (max_connections, access) =
             (NonZeroUsize::new(COLLECTORS_MAX), SocketAccess::default());
@@ -329,10 +330,9 @@ impl Serve {
         }
     }
 
-    /// Uses the settings of a parsed configuration file. `bytes` are the contents of the file.
+    /// Uses the settings of the parsed configuration file `file`. `bytes` are the file's contents.
     fn by_file(file: ConfigFile, bytes: Vec<u8>) -> Self {
-        // The echo service here is never used, because the file names the service of every
-        // listener.
+        // No listener uses this echo service, because the file names the service of every listener.
         let routes = file.services.iter().fold(
             Routes::all(BuiltinService::Echo(Echo)),
             |routes, (name, service)| {
@@ -372,7 +372,7 @@ fn generations(text: &str) -> Result<MaxGenerations, &'static str> {
     count.ok_or("expected 2 to 64: one that serves and those that drain")
 }
 
-/// Parses a path that is valid as the address of a Unix socket.
+/// Parses a path that can be the address of a Unix socket.
 fn socket_path(text: &str) -> Result<PathBuf, &'static str> {
     let path = text.parse().ok().and_then(|address: Address| address.path().map(Path::to_owned));
     path.ok_or("expected an absolute path of at most 107 bytes")

@@ -1,5 +1,5 @@
 //! The `status` command: shows every generation as text or JSON. It shows them once, or repeatedly
-//! until no handoff and no drain is under way.
+//! until no handoff and no drain is in progress.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use handoffd::{
 use crate::cli::{Form, Span};
 use crate::output::print;
 
-/// How often the command asks the daemon for its status while it watches.
+/// How often the command asks the daemon for its status with `--watch`.
 const EVERY: Duration = Duration::from_secs(1);
 /// How many characters of a digest the table shows: enough to tell two digests apart.
 const SHORT: usize = 12;
@@ -24,7 +24,7 @@ pub(crate) fn run(control: PathBuf, form: Form, span: Span) -> Result<(), Error>
     let mut said = String::new();
     loop {
         let status = match control.status() {
-            // The daemon has ended while the command watched its status.
+            // The daemon has ended while this command was watching its status.
             Err(Error::NobodyAnswers { .. }) if !said.is_empty() => return Ok(()),
             status => status?,
         };
@@ -55,13 +55,14 @@ fn wait() {
     std::thread::sleep(EVERY);
 }
 
-/// Returns whether no handoff and no drain is under way: one generation is left, and it serves.
+/// Returns whether no handoff and no drain is in progress, so only one generation is left and it
+/// serves.
 fn is_quiet(status: &Status) -> bool {
     matches!(&status.generations[..], [alone] if alone.state == GenerationState::Serving)
 }
 
-/// Returns the status as a table with a row for each generation, listener and upstream. The last
-/// row is about the last handoff.
+/// Formats the status as a table with a row for each generation, listener and upstream. The last
+/// row describes the last handoff.
 fn table(status: &Status) -> String {
     let head = [
         "GENERATION",
@@ -122,7 +123,7 @@ fn table(status: &Status) -> String {
     text
 }
 
-/// Returns a table in which each column is as wide as its widest cell.
+/// Formats rows as a table in which each column is as wide as its widest cell.
 fn aligned<const COLUMNS: usize>(
     head: [&str; COLUMNS],
     rows: impl Iterator<Item = [String; COLUMNS]>,
@@ -143,7 +144,7 @@ fn aligned<const COLUMNS: usize>(
 }
 
 fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 11] {
-    // The table leaves out the other counters, because they are usually zero and are in the log.
+    // The table omits the other counters. They are usually zero, and the log has them.
     let ListenerCounters {
         accepted,
         active,
@@ -163,8 +164,8 @@ fn listener_row(listener: &ListenerReport, counters: &Counters) -> [String; 11] 
     [name, address, accepted, active, limited, received, sent, drained, cut, carried, refused]
 }
 
-/// Returns a row for each upstream. A host name has a row of its own if addresses that it no longer
-/// has have counted anything.
+/// Returns a row for each upstream. A host name that has addresses gets a separate row only if its
+/// former addresses have counted anything.
 fn upstream_rows<'a>(
     listener: &'a str,
     all: &'a BTreeMap<String, UpstreamCounters>,
@@ -215,8 +216,8 @@ fn row(report: &Report) -> [String; 10] {
     ]
 }
 
-/// Returns the time since a date, for a generation of an old version that reports only the date.
-/// The time is wrong if the clock was set since then.
+/// Returns the time since a date. It is used for a generation of an old version, which reports only
+/// a date. The result is wrong if the clock was set in the meantime.
 fn by_date(unix_ms: u64) -> Option<Duration> {
     let date = SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms);
     (unix_ms > 0).then(|| SystemTime::now().duration_since(date).unwrap_or_default())

@@ -1,13 +1,14 @@
-//! The carried state of a proxied connection: the data that another process needs to continue it.
+//! The state of a proxied connection that moves to another process, which needs it to continue the
+//! connection.
 //!
 //! The state holds the upstream's socket, the unwritten bytes of both directions, and which sides
-//! have ended. It also holds how much of its time limits the connection has used. A client that has
-//! no upstream yet starts over in the new process. It keeps its identity and the time that it has
-//! already waited.
+//! have half-closed. It also holds how much of its time limits the connection has used. For a
+//! client that has no upstream yet, the new process starts the connection attempts again. The
+//! client's addresses and the time that it has already waited are part of the state.
 //!
-//! A connection whose upstream is not in the new configuration is refused, and stays in the old
-//! process. An address of a host name is accepted as long as the name is configured. A changed DNS
-//! answer affects new connections only.
+//! The new process refuses a connection whose upstream is not in its configuration, and the
+//! connection stays in the old process. It accepts an address of a host name as long as the name is
+//! configured. A changed DNS answer affects new connections only.
 
 use std::io;
 use std::net::SocketAddr;
@@ -28,11 +29,11 @@ use crate::carry::CarriedState;
 use crate::net::{Peer, Stream, Traffic};
 use crate::service::relay::{Relay, RelaySnapshot};
 
-/// The name and the version of the format. A carried state is one line of JSON, followed by the
-/// unwritten bytes.
+/// The name and the version of the format in which the state of a connection moves to the
+/// successor. A state is one line of JSON, followed by the unwritten bytes.
 const FORMAT: &str = "proxy/1";
 
-/// The stage that a connection has reached when it is carried, that is, moved to the successor.
+/// The stage that a connection has reached when it moves to the successor.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Stage {
@@ -44,26 +45,26 @@ pub(super) enum Stage {
         #[serde(default)]
         tried: Vec<String>,
     },
-    /// The client has an upstream. The upstream's socket is the first file descriptor of the
-    /// carried state. The ends of pipes follow.
+    /// The client has an upstream. The first file descriptor of the state is the upstream's socket.
+    /// The ends of pipes follow.
     Conversing(Conversing),
 }
 
 /// What the proxy knows about a client that has no upstream yet.
 #[derive(Debug, Default)]
 pub(super) struct Arriving {
-    /// The client's addresses, once the proxy has looked for them. `route` is `None` if the
-    /// addresses are not known.
+    /// The client's addresses. `None` until the proxy has looked for them. `route` is `None` if the
+    /// proxy could not find the addresses.
     pub(super) identified: Option<Identified>,
     /// The time at which the client began to wait for its PROXY header or for an upstream.
     pub(super) since: Option<Instant>,
-    /// The upstreams already tried in the current pass over all upstreams, including one that is
-    /// being tried now. Without this list, a client that is carried again and again would always
-    /// try the same upstream.
+    /// The upstreams already tried in the current pass over all upstreams, including the upstream
+    /// that the proxy is trying now. Without this list, a client that moves between processes
+    /// repeatedly would always try the same upstream.
     pub(super) tried: Vec<Arc<Upstream>>,
 }
 
-/// The addresses of a client, as the proxy has found them.
+/// The client addresses that the proxy has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Identified {
     pub(super) route: Option<Route>,
@@ -71,9 +72,10 @@ pub(super) struct Identified {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Conversing {
-    /// The label of the upstream, as in the log: its address, with its host name if it has one.
+    /// The label of the upstream, as the log shows it: the address, with the host name if the
+    /// upstream has one.
     pub(super) upstream: String,
-    /// How many bytes have been read from the upstream, and how many written to it.
+    /// How many bytes the proxy has read from the upstream, and how many it has written to it.
     received: u64,
     sent: u64,
     /// Whether the upstream has half-closed: it will send nothing more.
@@ -82,7 +84,8 @@ pub(super) struct Conversing {
     used: Used,
 }
 
-/// A conversation that another process has detached and this process continues.
+/// A conversation between a client and an upstream that another process began and this process
+/// continues.
 pub(super) struct Resumed {
     /// The upstream to which the client is connected.
     pub(super) upstream: Arc<Upstream>,
@@ -91,21 +94,22 @@ pub(super) struct Resumed {
     pub(super) used: Used,
 }
 
-/// A carried connection, restored at the stage at which another process has detached it.
+/// A connection that moved here from another process, restored at the stage that it had reached
+/// there.
 pub(super) enum Begun {
     Arriving(Arriving),
     Conversing(Resumed),
 }
 
-/// Builds the carried state of a client that has no upstream yet.
+/// Builds the state of a client that moves to another process before it has an upstream.
 pub(super) fn arriving(Arriving { identified, since, tried }: Arriving) -> CarriedState {
     let waited = since.map(|since| since.elapsed());
     let tried = tried.iter().map(|upstream| upstream.label().to_owned()).collect();
     parcel(&Stage::Arriving { identified, waited, tried }, &[], Vec::new())
 }
 
-/// Builds the carried state of a conversation: its unwritten bytes, and the used part of its
-/// limits.
+/// Builds the state of a conversation that moves to another process. It includes the unwritten
+/// bytes, and how much of its time limits the connection has used.
 ///
 /// # Errors
 /// Fails if the kernel refuses to stop watching the upstream's socket.
@@ -136,10 +140,11 @@ fn parcel(stage: &Stage, owed: &[u8], descriptors: Vec<OwnedFd>) -> CarriedState
     CarriedState { descriptors, ..CarriedState::new(FORMAT, bytes) }
 }
 
-/// Checks whether a carried state can be restored in a proxy that has these upstreams.
+/// Checks whether a proxy with these upstreams can restore the state of a connection that moves to
+/// it.
 ///
 /// # Errors
-/// Returns the reason why the state cannot be restored.
+/// Returns the reason why the proxy cannot restore the state.
 pub(super) fn check(parcel: &CarriedState, upstreams: &Upstreams) -> Result<(), String> {
     let (stage, _) = whole(parcel)?;
     match stage {
@@ -150,7 +155,8 @@ pub(super) fn check(parcel: &CarriedState, upstreams: &Upstreams) -> Result<(), 
     }
 }
 
-/// Restores a carried state that [`check`] has accepted. The caller must be in a tokio runtime.
+/// Restores the state of a moved connection that [`check`] has accepted. The caller must be in a
+/// tokio runtime.
 ///
 /// # Errors
 /// Fails if the state is incomplete, or if the kernel refuses one of its file descriptors.
@@ -171,7 +177,8 @@ pub(super) fn take_up(
         Stage::Conversing(conversing) => conversing,
     };
     let missing = || io::Error::from(io::ErrorKind::NotFound);
-    // Adopt the upstream if its host name has lost this address since the state was checked.
+    // Create the upstream if its host name has lost this address since [`check`] accepted the
+    // state.
     let upstream = upstreams.find(&upstream).or_else(|| upstreams.adopt(&upstream, &tally.known()));
     let upstream = upstream.ok_or_else(missing)?;
     let mut descriptors = parcel.descriptors.into_iter();
@@ -190,8 +197,8 @@ pub(super) fn take_up(
     }))
 }
 
-/// Parses a carried state and checks that it is complete. Returns the stage of the connection, and
-/// the offset at which the unwritten bytes begin.
+/// Parses the state of a moved connection and checks that it is complete. Returns the stage of the
+/// connection, and the offset at which the unwritten bytes begin.
 fn whole(parcel: &CarriedState) -> Result<(Stage, usize), String> {
     if parcel.format != FORMAT {
         return Err(format!("{} is not known here", parcel.format));

@@ -63,7 +63,7 @@ impl Proxy {
             }
             stays
         });
-        // Remove the health checks that have stopped from the set of tasks.
+        // Remove finished health checks from the set of tasks.
         while watches.tasks.try_join_next().is_some() {}
         let watched: Vec<_> =
             watches.handles.iter().map(|(upstream, _)| Arc::clone(upstream)).collect();

@@ -1,9 +1,9 @@
 //! Connection attempts for one client. If an upstream fails, the proxy tries the next one. If all
 //! upstreams fail, it waits and tries them again.
 //!
-//! The proxy keeps a client waiting while no upstream accepts, so a backend can restart unnoticed
-//! by its clients. While a client waits, the proxy checks regularly whether it is still connected.
-//! A client that has half-closed after its request counts as connected.
+//! While no upstream accepts, the proxy keeps the client waiting. A backend can therefore restart
+//! without its clients noticing. The proxy regularly checks whether a waiting client is still
+//! connected. A client that has half-closed after its request counts as connected.
 
 use std::io;
 use std::pin::pin;
@@ -23,19 +23,19 @@ use super::upstreams::Round;
 use crate::net::{Stream, dial};
 use crate::service::Connection;
 
-/// How long to wait after all upstreams have failed for the first time. Each later wait is twice as
-/// long.
+/// How long the proxy waits after all upstreams have failed for the first time. Each later wait is
+/// twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-/// The longest wait between two passes over all upstreams. At most after this time, the proxy
-/// checks whether the client is still connected.
+/// The longest wait between two passes over all upstreams. After each wait, the proxy checks
+/// whether the client is still connected.
 const LAST_PAUSE: Duration = Duration::from_millis(250);
 
-/// A connection to an upstream. It counts as an open connection until this value is dropped.
+/// A connection to an upstream. The counters count it as open until this value is dropped.
 #[derive(Debug)]
 pub(super) struct Connected<'a> {
     pub(super) stream: Stream,
-    // Fields are dropped in this order. Dropping `counted` adds the traffic to the upstream's sums
-    // before the upstream can have zero connections.
+    // Fields are dropped in the order of their declaration. `counted` must be dropped first: it
+    // adds the traffic to the upstream's sums before the upstream can have zero connections.
     counted: Counted<'a>,
     _place: UpstreamLoad,
 }
@@ -53,15 +53,14 @@ enum Failed {
     Upstream(io::Error),
     /// This machine has run out of file descriptors or memory, which is no fault of the upstream.
     Own(io::Error),
-    /// The client has disconnected while it waited for an upstream.
+    /// The client has disconnected while the proxy was looking for an upstream.
     ClientGone,
     /// The client has waited for an upstream as long as the configuration allows.
     OutOfPatience,
 }
 
 impl Proxy {
-    /// Counts a connection to an upstream that another process has made, and returns the
-    /// connection.
+    /// Counts an upstream connection that moved here from another process, and returns it.
     pub(super) fn reconnected(
         &self,
         listener: &Arc<str>,
@@ -73,10 +72,11 @@ impl Proxy {
         Connected { stream, _place: place, counted }
     }
 
-    /// Connects the client to an upstream, and sends `header` to the upstream first.
+    /// Connects the client to an upstream, and then sends `header` to the upstream.
     ///
     /// If another process has already tried upstreams for this client, the method continues from
-    /// `arriving`. Cancel safe: open connections are closed, and `arriving` records the progress.
+    /// `arriving`. Cancel safe: unfinished connections are closed, and `arriving` records the
+    /// progress.
     ///
     /// # Errors
     /// Returns the reason why no upstream accepted, or that the client has disconnected.
@@ -88,8 +88,8 @@ impl Proxy {
     ) -> io::Result<Connected<'_>> {
         let Arriving { since, tried, .. } = arriving;
         // The first pass tries every upstream for its full connect timeout, even if that exceeds
-        // `connect_patience`. A client that was carried here from another process does not get the
-        // full time again.
+        // `connect_patience`. A client that moved here from another process does not get the full
+        // time a second time.
         let mut limit = since.and_then(|since| {
             since.checked_add(self.config.connect_patience.max(self.longest_round()))
         });
@@ -222,11 +222,11 @@ fn client_gone() -> io::Error {
 /// Returns whether a connection failed because this process or this machine has run out of file
 /// descriptors or memory.
 ///
-/// Every other error counts against the upstream, because the next upstream may be reachable. This
-/// includes a lack of local ports, because ports are counted for each destination.
+/// Every other error counts against the upstream, because another upstream may be reachable. This
+/// includes a lack of local ports, because the kernel limits them for each destination.
 pub(super) fn is_own(error: &io::Error) -> bool {
-    // ENOSPC comes from epoll_ctl(2): the user already watches the maximum number of file
-    // descriptors.
+    // ENOSPC comes from epoll_ctl(2). It means that the user already watches the maximum number of
+    // file descriptors.
     let wants = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC];
     error.raw_os_error().is_some_and(|code| wants.contains(&Errno::from_raw(code)))
 }

@@ -1,10 +1,10 @@
-//! A conversation between a client and its upstream. It lasts until both have ended, or until a
-//! failure or a time limit ends it.
+//! A conversation between a client and its upstream. It lasts until both sides have finished, or
+//! until a failure or a time limit ends it.
 //!
 //! A failed connection must not look like a regular end to the other side. If one side fails, the
 //! other side receives the remaining bytes and then a reset. Any other early end, such as the drain
-//! deadline, resets both sides. When a conversation is carried to another process, it only pauses,
-//! and neither side notices.
+//! deadline, resets both sides. When a conversation moves to another process, both sides notice
+//! only a short pause.
 
 use std::future::poll_fn;
 use std::io;
@@ -19,28 +19,30 @@ use super::limits::{Expired, Limits, Used};
 use crate::service::Connection;
 use crate::service::relay::{Relay, Relayed};
 
-/// After one side has failed, how long the other side may go without accepting bytes. TCP takes
-/// about 5 s if a segment is lost four times: it retransmits after 0.2 s and doubles the delay each
+/// How long one side may accept no bytes after the other side has failed. If TCP loses a segment
+/// four times, delivery takes about 5 s: TCP retransmits after 0.2 s and doubles the delay each
 /// time.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// A client and its upstream. A process may have very many conversations, so this type stores only
-/// what an idle conversation needs, without duplicates.
+/// A conversation between a client and its upstream. A process may have very many, so this type
+/// stores only the data that an idle conversation needs.
 pub(super) struct Conversation<'a> {
     client: &'a mut Connection,
-    /// The connection to the upstream. `None` after the conversation has been detached.
+    /// The connection to the upstream. `None` after the conversation has left this process.
     upstream: Option<Connected<'a>>,
     relay: Relay,
     limits: Limits,
-    /// Whether both sides have been told that the conversation is over.
+    /// Whether the conversation has already ended both connections. If not, dropping it resets
+    /// them.
     is_settled: bool,
 }
 
-/// The outcome of [`Conversation::hold`], which relays until the end or until a handoff.
+/// The outcome of [`Conversation::hold`], which relays bytes until the conversation ends or must
+/// move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Held {
     ToTheEnd,
-    /// The server wants the conversation to be detached and carried to the successor.
+    /// The conversation must move to the successor, because the server has asked for it.
     ToBeCarried,
 }
 
@@ -52,7 +54,7 @@ enum Ended {
 }
 
 impl<'a> Conversation<'a> {
-    /// Creates a conversation that begins in this process or was carried here from another one.
+    /// Creates a conversation that begins in this process or has moved here from another process.
     pub(super) const fn new(
         client: &'a mut Connection,
         upstream: Connected<'a>,
@@ -62,20 +64,20 @@ impl<'a> Conversation<'a> {
         Self { client, upstream: Some(upstream), relay, limits, is_settled: false }
     }
 
-    /// Relays until the conversation ends, or until the server wants it to be detached.
+    /// Relays bytes until the conversation ends, or until the server asks to move it to the
+    /// successor.
     ///
     /// # Errors
     /// Returns the I/O error that broke the conversation, or the time limit that ended it.
     pub(super) async fn hold(&mut self) -> io::Result<Held> {
         match poll_fn(|cx| self.poll(cx)).await {
             Ended::Relay(Relayed::Finished) => self.finish(),
-            // An idle conversation without unwritten bytes ends like one that both sides have
-            // finished.
+            // An idle conversation without unwritten bytes ends as if both sides had finished.
             Ended::Limit(Expired::Idle) if !self.relay.owes() => self.finish(),
             Ended::Limit(expired) => return Err(expired.into()),
             Ended::Asked => return Ok(Held::ToBeCarried),
-            // Exclude a failed conversation from all moves to a successor. It cannot be carried,
-            // and a drain must not wait for it to move.
+            // Exclude a failed conversation from the move to a successor. Otherwise a drain would
+            // wait for it to move, although it cannot.
             Ended::Relay(Relayed::ClientBroke(error)) => {
                 self.client.opt_out();
                 Box::pin(self.settle_upstream()).await;
@@ -90,7 +92,7 @@ impl<'a> Conversation<'a> {
         Ok(Held::ToTheEnd)
     }
 
-    /// Detaches the conversation, so that another process can continue it from its current state.
+    /// Detaches the conversation: saves its current state, so that another process can continue it.
     ///
     /// # Errors
     /// Fails if the kernel refuses to stop watching the upstream's socket.
@@ -164,8 +166,8 @@ impl<'a> Conversation<'a> {
 
 impl Drop for Conversation<'_> {
     fn drop(&mut self) {
-        // A detached conversation has no upstream in this process. The process that continues it
-        // also ends it.
+        // Do nothing for a conversation that has moved to another process, because that process
+        // ends it.
         let Some(upstream) = self.upstream.as_ref().filter(|_| !self.is_settled) else { return };
         self.client.stream.reset_on_drop();
         upstream.stream.reset_on_drop();

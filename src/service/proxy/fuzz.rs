@@ -1,5 +1,5 @@
 //! Checks of the proxy's parsers for the fuzz targets in `fuzz/`. The parsers read PROXY headers
-//! from clients, and the carried state that another generation sends.
+//! from clients, and the state of connections that move here from another process.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -40,7 +40,7 @@ fn setup() -> Option<Setup> {
     Some(Setup { runtime, upstreams: Upstreams::new(&config), config, tally: Tally::default() })
 }
 
-/// Restores a carried state, detaches the connection again, and checks that the new state equals
+/// Restores the state of a moved connection, saves it again, and checks that the new state equals
 /// the original.
 pub(crate) fn take_up(parcel: CarriedState) -> bool {
     SETUP.with(|setup| setup.as_ref().and_then(|setup| setup.take_up(parcel)).is_some())
@@ -57,7 +57,7 @@ impl Setup {
             Stage::Arriving { .. } => Vec::new(),
             Stage::Conversing(conversing) => {
                 let upstream = self.upstreams.adopt(&conversing.upstream, &[])?;
-                // The proxy may know the same address under another host name.
+                // The proxy may know the address under another host name than the state does.
                 is_same = upstream.label() == conversing.upstream;
                 descriptors(upstream.address(), conversing.relay.needs().1)?
             }
@@ -86,7 +86,7 @@ impl Setup {
     }
 }
 
-/// Returns a socket of the upstream's address family, followed by `of_pipes` ends of pipes.
+/// Returns a socket of the upstream's address family, and `of_pipes` ends of pipes.
 fn descriptors(upstream: &Address, of_pipes: usize) -> Option<Vec<OwnedFd>> {
     let socket = match upstream {
         Address::Tcp(_) | Address::Tcp6Only(_) => {

@@ -1,8 +1,10 @@
-//! Headers of the PROXY protocol, by which a proxy tells the next server the address of its client.
+//! Headers of the PROXY protocol. With such a header, a proxy tells the next server the address of
+//! its client.
 //!
-//! The parser keeps only the addresses of a header. It reads up to 64 KiB of additions (TLVs) and
-//! discards them. Every byte after the header belongs to the upstream. The crate `ppp` only writes
-//! headers, because its address parser rejects headers that real senders use.
+//! The parser keeps only the addresses of a header. A header may end with additional fields (TLVs)
+//! of up to 64 KiB, which the proxy skips. Every byte after the header belongs to the upstream. The
+//! crate `ppp` is used only to write headers, because its address parser rejects headers that real
+//! senders use.
 
 #[cfg(test)]
 mod tests;
@@ -38,22 +40,21 @@ pub(super) struct Route {
 pub(super) struct Head {
     /// How many bytes of the header were parsed.
     length: usize,
-    /// How many more bytes belong to the header. The proxy skips them.
+    /// How many more bytes of the connection belong to the header. The proxy skips them.
     rest: usize,
-    /// The client's addresses. `None` if the sending proxy speaks for itself or does not know its
-    /// client.
+    /// The client's addresses. `None` if the header contains none: the sending proxy opened the
+    /// connection itself, as for a health check, or does not know its client.
     route: Option<Route>,
 }
 
-/// Reads the PROXY header at the beginning of a connection. Returns `None` if the sending proxy
-/// speaks for itself or does not know its client.
+/// Reads the PROXY header at the beginning of a connection. Returns `None` if the header contains
+/// no client address.
 ///
-/// Cancel safe while `is_within` is false. It is true only while a part of the header has been
-/// read.
+/// Sets `is_within` to true while it has read only a part of the header. Cancel safe as long as
+/// `is_within` is false.
 ///
-/// # Errors
-/// Returns `InvalidData` if the connection does not begin with a header, or ends within it. Returns
-/// `UnexpectedEof` if the connection ends before its first byte.
+/// Returns `InvalidData` if the connection does not begin with a header, or ends in the middle of
+/// one. Returns `UnexpectedEof` if the connection ends before its first byte.
 pub(super) async fn receive(
     stream: &mut Stream,
     is_within: &AtomicBool,
@@ -129,8 +130,8 @@ fn line(bytes: &[u8]) -> io::Result<Option<Head>> {
     if words.next().is_some() {
         return Err(wrong("it has too many words"));
     }
-    // Nginx names only the client's address family, and the server's address may belong to the
-    // other family. HAProxy writes both addresses as IPv6 in such a case.
+    // Nginx takes the address family from the client's address only, so the server's address may
+    // have the other family. HAProxy writes both addresses as IPv6 in this case.
     match (is_of_family(&source), is_of_family(&destination)) {
         (Some(source), Some(destination)) if source || destination => {}
         (None, _) | (_, None) => return Err(wrong("expected TCP4, TCP6 or UNKNOWN")),
@@ -162,8 +163,8 @@ fn binary(bytes: &[u8]) -> io::Result<Option<Head>> {
         Ok(Some(Head { length: FIXED_V2 + addresses, rest: after_fixed - addresses, route }))
     };
     match fixed[12] {
-        // Ignore the rest of a LOCAL header, as the specification requires: the sending proxy
-        // speaks for itself.
+        // Ignore the rest of a LOCAL header, as the specification requires. The sending proxy has
+        // opened such a connection for itself, not for a client.
         LOCAL => return head(0, None),
         PROXY => {}
         _ => return Err(wrong("expected version 2, and LOCAL or PROXY")),
@@ -207,9 +208,9 @@ fn route(block: &[u8]) -> Option<Route> {
     Some(Route::new((source, port(0)), (destination, port(2))))
 }
 
-/// Checks the parser with arbitrary input from a fuzzer. Returns whether `bytes` begin with a
-/// header. Panics if a part of a header counts as complete, if the bytes after a header matter, or
-/// if a rewritten header has other addresses.
+/// Checks the parser with arbitrary bytes from a fuzzer. Returns whether `bytes` begin with a
+/// header. Panics if the parser accepts an incomplete header, or if the bytes after a header change
+/// the result. Also panics if writing and parsing a header changes its addresses.
 #[cfg(any(fuzzing, test))]
 pub(crate) fn fuzz(bytes: &[u8]) -> bool {
     let Ok(Some(head)) = parse(bytes) else { return false };
@@ -248,7 +249,7 @@ impl Route {
     }
 }
 
-/// Builds the PROXY header for a client that connected by `route`. `None` means that the client's
+/// Builds the PROXY header for a client with the addresses `route`. `None` means that the client's
 /// addresses are not known.
 pub(super) fn announce(version: HeaderVersion, route: Option<Route>) -> Vec<u8> {
     let addresses = route.map(|Route { source, destination }| {
@@ -256,8 +257,8 @@ pub(super) fn announce(version: HeaderVersion, route: Option<Route>) -> Vec<u8> 
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 v1::Addresses::new_tcp4(from, to, source.port(), destination.port())
             }
-            // A header has one address family, so addresses of different families are both written
-            // as IPv6.
+            // Write both addresses as IPv6 if their families differ, because a header has only one
+            // family.
             (from, to) => {
                 v1::Addresses::new_tcp6(six(from), six(to), source.port(), destination.port())
             }
@@ -278,7 +279,7 @@ pub(super) fn announce(version: HeaderVersion, route: Option<Route>) -> Vec<u8> 
     }
 }
 
-/// Builds the PROXY header of a health check, which belongs to no client.
+/// Builds the PROXY header for a health check, a connection that the proxy opens without a client.
 pub(super) fn own(version: HeaderVersion) -> Vec<u8> {
     match version {
         HeaderVersion::V1 => announce(version, None),
@@ -295,7 +296,7 @@ fn binary_header(
 ) -> Vec<u8> {
     let built =
         v2::Builder::with_addresses(v2::Version::Two | command, protocol, addresses).build();
-    // Building fails only if the additions exceed 64 KiB, and these headers have no additions.
+    // Building fails only if the additional fields exceed 64 KiB, and these headers have none.
     built.unwrap_or_default()
 }
 

@@ -23,12 +23,13 @@ struct Clock {
     idle: Option<Duration>,
     /// The time at which the lifetime of the connection ends.
     end: Option<Instant>,
-    /// How many bytes the connection had moved at the time `moved`, when it last made progress.
+    /// How many bytes the connection had moved in total when it last made progress, at the time
+    /// `moved`.
     carried: u64,
     moved: Instant,
 }
 
-/// The time limit that a connection has reached.
+/// The time limit that has ended a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Expired {
     Idle,
@@ -45,10 +46,10 @@ impl From<Expired> for io::Error {
     }
 }
 
-/// The part of its time limits that a connection has already used.
+/// How much of its time limits a connection has already used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Used {
-    /// How long ago the connection was made.
+    /// How long ago the connection to the upstream was made.
     pub(super) age: Duration,
     /// How long ago the connection last moved bytes.
     pub(super) idle: Duration,
@@ -57,7 +58,7 @@ pub(super) struct Used {
 }
 
 impl Limits {
-    /// Creates the time limits of a connection, of which it has already used `used`.
+    /// Creates the time limits of a connection that has already used `used` of them.
     pub(super) fn new(config: &ProxyConfig, used: Used) -> Self {
         let now = Instant::now();
         let ago = |time| now.checked_sub(time).unwrap_or(now);
@@ -73,7 +74,8 @@ impl Limits {
         Self { made, clock: Some(Box::new(clock)) }
     }
 
-    /// Returns the used part of the limits. The idle time is zero if there is no idle timeout.
+    /// Returns how much of its time limits the connection has used. The idle time is zero if the
+    /// configuration sets no idle timeout.
     pub(super) fn used(&self) -> Used {
         let age = self.made.elapsed();
         match &self.clock {
@@ -85,8 +87,8 @@ impl Limits {
         }
     }
 
-    /// Completes when the connection reaches a limit. The caller must poll whenever bytes may have
-    /// moved.
+    /// Completes when the connection reaches a time limit. The caller must poll whenever bytes may
+    /// have moved.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -114,8 +116,8 @@ impl Limits {
 }
 
 impl Clock {
-    /// Returns the time of the next check. If that time is too far away for the clock, returns the
-    /// time one day from now.
+    /// Returns the time at which to check the limits next. If that time is too far away for the
+    /// clock, returns the time one day from now.
     fn next(&self, now: Instant) -> Instant {
         let idle = self.idle.and_then(|idle| self.moved.checked_add(idle));
         let next = [idle, self.end].into_iter().flatten().min();
@@ -170,8 +172,8 @@ mod tests {
         assert!(start.elapsed() >= Duration::from_millis(150));
     }
 
-    /// The time that a carried connection has used in the previous process counts in this process
-    /// too.
+    /// When a connection moves to a new process, the time that it has used in the old process still
+    /// counts.
     #[tokio::test]
     async fn what_was_used_elsewhere_is_used_here() {
         let upstreams = crate::config::Upstreams::new(vec!["@a".parse().unwrap()]).unwrap();
@@ -182,7 +184,7 @@ mod tests {
         let mut limits = Limits::new(&config, used);
         assert_eq!(poll_fn(|cx| limits.poll(cx, || 7)).await, Expired::Idle);
         let used = Used { age: Duration::from_secs(3600), ..Used::default() };
-        // The age of a connection is kept even if a configuration in between has no limits.
+        // The age of a connection is kept even if it was in a process without limits in between.
         let mut limits = Limits::new(&config, Limits::new(&unlimited, used).used());
         assert!(limits.used().age >= used.age);
         assert_eq!(poll_fn(|cx| limits.poll(cx, || 7)).await, Expired::Lifetime);
@@ -192,7 +194,7 @@ mod tests {
         assert_eq!(Limits::new(&lifetime, used).used().idle, Duration::ZERO);
     }
 
-    /// A time limit that is too large for the clock never ends a connection.
+    /// If a time limit is too large for the clock, the connection never reaches it.
     #[tokio::test]
     async fn a_limit_that_no_clock_can_hold_is_none() {
         let mut limits = limits(Some(Duration::MAX), Some(Duration::MAX));

@@ -16,8 +16,9 @@
 //! | `refusals` | clients with a wrong header: counted, and logged occasionally |
 //! | `tally` | connection and byte counters |
 //!
-//! The proxy does not know the protocol that it relays. In a drain, a connection therefore
-//! continues until either side ends it or the drain deadline cuts it.
+//! The proxy does not know the protocol that it relays, so it cannot end a connection between two
+//! requests. In a drain, a connection continues until either side ends it or the drain deadline
+//! ends it.
 
 mod carried;
 mod checks;
@@ -74,8 +75,8 @@ pub struct Proxy {
     resolver: Resolver,
 }
 
-/// The parts from which a conversation starts, whether it is new or carried here from another
-/// process.
+/// The parts of a conversation at its start, whether the conversation is new or has moved here from
+/// another process.
 struct Beginning<'a> {
     upstream: Connected<'a>,
     relay: Relay,
@@ -83,10 +84,10 @@ struct Beginning<'a> {
 }
 
 impl Proxy {
-    /// Creates a proxy for one listener, or for several listeners that share its upstreams.
+    /// Creates a proxy for one listener, or for several listeners that share the upstreams.
     ///
-    /// Upstreams that are given by host name have no address until [`Proxy::resolve`] or
-    /// [`Proxy::watch`] is awaited.
+    /// An upstream that the configuration gives by host name has no address at first. It gets one
+    /// when the caller awaits [`Proxy::resolve`] or [`Proxy::watch`].
     #[must_use]
     pub fn new(config: ProxyConfig) -> Self {
         let (upstreams, tally) = (Arc::new(Upstreams::new(&config)), Arc::default());
@@ -101,17 +102,19 @@ impl Proxy {
         }
     }
 
-    /// Adds a listener to the counters, so that they list it before its first client arrives.
+    /// Adds a listener to the counters, so that they list the listener before its first client
+    /// arrives.
     pub(super) fn expect(&self, listener: &str) {
         self.tally.expect(&listener.into());
     }
 
-    /// Connects a new client to an upstream, or restores a conversation that another process has
-    /// detached. Returns `None` if the connection was detached while it waited.
+    /// Connects a new client to an upstream, or restores a conversation that has moved here from
+    /// another process. Returns `None` if the server has asked to move the connection while the
+    /// client waited for an upstream.
     async fn prepare(&self, connection: &mut Connection) -> io::Result<Option<Beginning<'_>>> {
         let begun = match connection.resumed_state() {
-            // Reset the client, because it could mistake a clean close for the regular end of its
-            // data.
+            // Reset the client if the state cannot be restored, because the client could mistake a
+            // clean close for the regular end of its data.
             Some(parcel) => {
                 carried::take_up(parcel, &self.upstreams, &self.tally).inspect_err(|error| {
                     connection.stream.reset_on_drop();
@@ -127,8 +130,8 @@ impl Proxy {
         let mut arriving = match begun {
             Begun::Arriving(arriving) => arriving,
             Begun::Conversing(Resumed { upstream, mut stream, relay, used }) => {
-                // Set the socket options again, because their configuration may have changed since
-                // the predecessor set them.
+                // Set the socket options again, because this process may have another configuration
+                // than the predecessor.
                 self.options.set(&mut connection.stream, Side::Client, &connection.listener);
                 self.options.set(&mut stream, Side::Upstream, &connection.listener);
                 let upstream = self.reconnected(&connection.listener, &upstream, stream);
@@ -140,8 +143,8 @@ impl Proxy {
             }
         };
         let word = connection.word();
-        // Do not carry the connection while a PROXY header is read, because the successor cannot
-        // continue in the middle of a header.
+        // Do not move the connection while the proxy reads a PROXY header, because the successor
+        // cannot continue in the middle of a header.
         let is_within_header = AtomicBool::new(false);
         let mut beginning = Box::pin(self.begin(connection, &mut arriving, &is_within_header));
         let is_to_go = || {
@@ -177,14 +180,14 @@ impl Proxy {
         arriving: &mut Arriving,
         is_within_header: &AtomicBool,
     ) -> io::Result<Connected<'_>> {
-        // Hold a file descriptor for the upstream's socket until the upstream is connected.
-        // Otherwise new clients could take all file descriptors, and every client would wait for an
-        // upstream.
+        // Hold a file descriptor in reserve for the upstream's socket until the upstream is
+        // connected. Otherwise new clients could take all file descriptors, and no client would get
+        // an upstream.
         let _earmark = connection.stream.take_earmark();
         self.options.set(&mut connection.stream, Side::Client, &connection.listener);
         let Identified { route } = match arriving.identified {
-            // Ask the socket for the client's addresses, because the generation that identified the
-            // client may not have needed them.
+            // Ask the socket for the client's addresses. The generation that accepted the client
+            // may not have stored them, because its upstreams may not have required a PROXY header.
             Some(Identified { route: None }) => Identified { route: self.own_route(connection) },
             Some(identified) => identified,
             None => {
@@ -206,12 +209,12 @@ impl Proxy {
         connected
     }
 
-    /// Returns the client's addresses. They come from its PROXY header if the sender is trusted,
-    /// and from its socket otherwise.
+    /// Returns the client's addresses. They come from its PROXY header if the configuration trusts
+    /// the sender, and from its socket otherwise.
     ///
     /// `since` is the time at which the wait for the header began, in this process or an earlier
-    /// one. Cancel safe while `is_within_header` is false. It is true only while a part of the
-    /// header has been read.
+    /// one. The method sets `is_within_header` to true while it has read only a part of the header.
+    /// Cancel safe as long as `is_within_header` is false.
     async fn identify(
         &self,
         connection: &mut Connection,
@@ -244,8 +247,8 @@ impl Proxy {
         Ok(self.own_route(connection))
     }
 
-    /// Returns the addresses of a TCP client's socket. Returns `None` for clients of a Unix socket,
-    /// and if upstreams receive no PROXY header.
+    /// Returns the addresses of a TCP client's socket. Returns `None` for a client of a Unix
+    /// socket. Returns `None` for every client if the proxy sends no PROXY header to upstreams.
     fn own_route(&self, connection: &Connection) -> Option<Route> {
         let (Peer::Tcp(source), Some(_)) = (connection.peer, self.config.send_header) else {
             return None;
@@ -256,8 +259,8 @@ impl Proxy {
 
 impl Service for Proxy {
     async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
-        // The future of a new connection is boxed separately. Connecting needs much more memory
-        // than relaying, and most connections relay.
+        // Box the future that connects to an upstream. It needs much more memory than relaying, and
+        // most connections are relaying.
         let Some(Beginning { upstream, relay, limits }) =
             Box::pin(self.prepare(connection)).await?
         else {

@@ -1,5 +1,5 @@
-//! The addresses of upstreams that are given by host name. Each name is resolved at the start and
-//! then at regular intervals.
+//! The addresses of upstreams that the configuration gives by host name. The proxy resolves each
+//! name at the start and then at regular intervals.
 //!
 //! If a DNS lookup fails, the proxy keeps the addresses of the last successful lookup. A new answer
 //! does not affect established connections.
@@ -32,8 +32,8 @@ pub(super) struct Name {
     /// Whether the first lookup of this name has finished, with or without success.
     was_resolved: AtomicBool,
     failures: AtomicU64,
-    /// Whether the log has a record that this name does not resolve, and none yet that it does
-    /// again.
+    /// Whether the log says that this host name does not resolve. Cleared when the log says that
+    /// the name resolves again.
     said: AtomicBool,
 }
 
@@ -63,8 +63,9 @@ impl Name {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Stores the addresses from a lookup. Returns whether they differ from the previous ones.
-    /// Known addresses keep their positions, because many name servers rotate the order.
+    /// Stores the addresses from a lookup. Returns whether they differ from the stored ones.
+    /// Addresses that were already stored keep their positions, because many name servers rotate
+    /// the order.
     fn learn(&self, answer: &[SocketAddr]) -> bool {
         let mut addresses = self.lock();
         let mut next: Vec<_> =
@@ -94,7 +95,8 @@ struct Refresh {
 }
 
 impl Refresh {
-    /// Looks up the name once. Returns whether the addresses of the upstreams have changed.
+    /// Looks up the name once. Returns whether the addresses of the upstreams have changed as a
+    /// result.
     async fn once(&self) -> bool {
         let Self { name, upstreams, tally, resolver } = self;
         let answer = name.lookup.lock().await.addresses(&name.host, resolver).await;
@@ -162,12 +164,12 @@ impl Refresh {
 }
 
 impl Proxy {
-    /// Resolves the host names of all upstreams once, in parallel, within 5 s. Returns whether any
-    /// upstream has an address.
+    /// Resolves the host names of all upstreams once, in parallel, within 5 s. Returns whether at
+    /// least one upstream has an address.
     ///
-    /// Call this before the proxy serves, because an upstream given by host name has no address
-    /// yet. [`Proxy::watch`] later keeps the addresses up to date. The caller must be in a tokio
-    /// runtime.
+    /// Call this method before the proxy serves clients, because an upstream given by host name has
+    /// no address until then. [`Proxy::watch`] later keeps the addresses up to date. The caller
+    /// must be in a tokio runtime.
     pub async fn resolve(&self) -> bool {
         let mut lookups: JoinSet<bool> =
             self.refreshes().map(|refresh| async move { refresh.once().await }).collect();

@@ -1,6 +1,6 @@
 //! The socket options of a proxied connection, for the client's socket and the upstream's socket.
 //!
-//! A connection is served even if a socket option cannot be set. The log has only one record for
+//! The proxy serves a connection even if it cannot set a socket option. It logs only one record for
 //! each option and side, because the failure is the same for every connection.
 
 use std::io;

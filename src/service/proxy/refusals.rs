@@ -1,8 +1,8 @@
-//! Counts of the clients that were refused because of a wrong or missing PROXY header. All are
-//! counted, but only some are logged.
+//! Counts of the clients that the proxy has refused because of a wrong or missing PROXY header. The
+//! proxy counts all such clients, but logs only some.
 //!
-//! A misconfigured sender can cause thousands of refusals. The log therefore has at most one record
-//! every ten seconds for each listener.
+//! A misconfigured sender can cause thousands of refusals. The proxy therefore writes at most one
+//! log record every ten seconds for each listener.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,7 +21,8 @@ pub(super) struct Refusals(Mutex<BTreeMap<Arc<str>, Refused>>);
 #[derive(Clone, Copy, Debug, Default)]
 struct Refused {
     count: u64,
-    /// The number of refused clients at the time of the last log record, followed by that time.
+    /// The number of refused clients at the last log record. The next field is the time of that
+    /// record.
     logged: u64,
     logged_at: Option<Instant>,
 }
@@ -49,7 +50,7 @@ impl Refusals {
         counts.iter().map(|(listener, refused)| (listener.to_string(), refused.count)).collect()
     }
 
-    /// Counts a refused client. If a log record is due, returns how many clients were refused since
+    /// Counts a refused client. If a log record is due, returns the number of clients refused since
     /// the last record.
     fn count(&self, listener: &Arc<str>, now: Instant) -> Option<u64> {
         let mut counts = self.lock();
@@ -72,7 +73,8 @@ impl Refusals {
 mod tests {
     use super::*;
 
-    /// Every refused client is counted. Each listener has at most one log record per interval.
+    /// The proxy counts every refused client, but logs at most one record per interval for each
+    /// listener.
     #[test]
     fn all_are_counted_and_few_are_logged() {
         let (refusals, begin) = (Refusals::default(), Instant::now());

@@ -15,7 +15,8 @@ use tokio::time::timeout;
 
 use crate::config::HostPort;
 
-/// How long a lookup may take. This is the default time that resolv.conf(5) allows one name server.
+/// How long a lookup may take. It is the default time that resolv.conf(5) allows for one name
+/// server.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest number of lookup threads in this process, including threads that hang.
 const THREADS_MAX: usize = 16;
@@ -51,15 +52,16 @@ impl fmt::Debug for Resolver {
 /// The state of the lookups of one host name.
 #[derive(Debug, Default)]
 pub(super) struct Lookup {
-    /// The channel for the answer of a lookup that has timed out and still runs.
+    /// The channel on which the answer of a lookup will arrive that has timed out but still runs.
     pending: Option<oneshot::Receiver<Answer>>,
 }
 
 impl Lookup {
     /// Returns all addresses of a host name.
     ///
-    /// A lookup that times out continues in the background. The next call waits for its answer
-    /// instead of starting a second thread, which may hang too. Cancel safe.
+    /// A lookup that times out continues in the background. The next call waits for the answer of
+    /// that lookup. It does not start a second thread, because the second thread could hang too.
+    /// Cancel safe.
     ///
     /// # Errors
     /// Fails if the host name does not resolve, or if the lookup takes too long.
@@ -86,8 +88,8 @@ impl Lookup {
                 self.pending = None;
                 return Ok(addresses);
             }
-            // Ignore this failure, because the lookup has already been reported as timed out. A new
-            // lookup may succeed.
+            // Ignore this failure, because the earlier call has already reported the lookup as
+            // timed out. A new lookup may succeed.
             Some(Ok(Err(_)) | Err(TryRecvError::Closed)) => self.pending = None,
             Some(Err(TryRecvError::Empty)) | None => {}
         }
@@ -101,7 +103,8 @@ impl Lookup {
     }
 }
 
-/// Starts a lookup on a new thread. Waits first if [`THREADS_MAX`] lookup threads are running.
+/// Starts a lookup on a new thread. If [`THREADS_MAX`] lookup threads are running, waits until one
+/// ends.
 async fn start(host: Arc<HostPort>, resolver: Resolver) -> io::Result<oneshot::Receiver<Answer>> {
     let permit = THREADS.acquire().await.map_err(io::Error::other)?;
     let (tell, answer) = oneshot::channel();
@@ -168,7 +171,7 @@ mod tests {
         );
         assert_eq!(started.load(Ordering::SeqCst), 1);
     }
-    /// If a lookup fails after its timeout, its failure is ignored and a new lookup starts.
+    /// If a lookup fails after it has timed out, the failure is ignored and a new lookup starts.
     #[tokio::test]
     async fn a_failure_that_comes_too_late_is_no_answer() {
         let (go, wait) = mpsc::channel::<bool>();

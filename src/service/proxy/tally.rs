@@ -1,8 +1,8 @@
-//! The counters of a proxy, by listener and upstream. They count the open connections, and add up
-//! the traffic of those that have ended.
+//! The counters of a proxy, by listener and upstream. They contain the number of open connections,
+//! and the traffic of open and ended connections.
 //!
-//! A connection locks the counters briefly when it begins and when it ends. In between it counts
-//! its own bytes. A reader of the counters adds the bytes of all open connections.
+//! A connection locks the counters briefly when it begins and when it ends. In between, it counts
+//! its bytes in its own counter. A reader of the counters adds the bytes of all open connections.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -31,8 +31,9 @@ struct Row {
     listener: Arc<str>,
     /// The counters of each upstream of this listener, by upstream id.
     cells: BTreeMap<usize, Cell>,
-    /// The sums of addresses that a host name no longer has, by host name. They are merged, because
-    /// a name can have any number of addresses in the course of time.
+    /// The counters of addresses that a host name no longer has, summed by host name. A sum for
+    /// each address would use more and more memory, because the addresses of a name can change any
+    /// number of times.
     departed: BTreeMap<Arc<HostPort>, UpstreamCounters>,
 }
 
@@ -40,11 +41,12 @@ struct Row {
 #[derive(Debug)]
 struct Cell {
     upstream: Arc<Upstream>,
-    /// The sums of connections that have ended, without `active` and `ejected`. When a connection
-    /// is carried here, the bytes that the predecessor has counted are subtracted. A sum can
-    /// therefore be below zero, and wrap, until the bytes of open connections are added.
+    /// The sums over the ended connections, without `active` and `ejected`. When a connection moves
+    /// here from the predecessor, the bytes that the predecessor has counted are subtracted. A sum
+    /// can therefore wrap below zero until the bytes of open connections are added.
     sums: UpstreamCounters,
-    /// The byte counters of the open connections. A new connection takes a free slot if one exists.
+    /// The byte counters of the open connections. `None` is a free place, which a new connection
+    /// reuses.
     open: Vec<Option<Arc<Traffic>>>,
     free: Vec<usize>,
 }
@@ -54,7 +56,7 @@ struct Cell {
 pub(super) enum Source {
     /// This process opened the connection.
     Made,
-    /// The predecessor opened and counted the connection, then carried it to this process.
+    /// The predecessor opened and counted the connection, which then moved to this process.
     Carried,
 }
 
@@ -68,7 +70,8 @@ pub(super) struct Counted<'a> {
 }
 
 impl Tally {
-    /// Adds the row of a listener, so that the counters list it before its first client arrives.
+    /// Adds the row of a listener, so that the counters list the listener before its first client
+    /// arrives.
     pub(super) fn expect(&self, listener: &Arc<str>) {
         self.lock().row(listener);
     }
@@ -99,14 +102,14 @@ impl Tally {
         Counted { tally: self, row, upstream: Arc::clone(upstream), place }
     }
 
-    /// Counts a connection attempt to an upstream that has failed.
+    /// Counts a failed connection attempt to an upstream.
     pub(super) fn failed(&self, listener: &Arc<str>, upstream: &Arc<Upstream>) {
         let mut rows = self.lock();
         let row = rows.row(listener);
         rows.all[row].cell(upstream).sums.failed += 1;
     }
 
-    /// Returns all upstreams that have counters. Some may be addresses that a host name no longer
+    /// Returns all upstreams that have counters. They include addresses that a host name no longer
     /// has.
     pub(super) fn known(&self) -> Vec<Arc<Upstream>> {
         let rows = self.lock();
@@ -117,7 +120,8 @@ impl Tally {
             .collect()
     }
 
-    /// Adds the upstreams in `gone` to every row, so that [`Tally::fold`] finds them later.
+    /// Adds the removed upstreams in `gone` to every row, so that [`Tally::fold`] later finds them
+    /// there.
     pub(super) fn depart(&self, gone: &[Arc<Upstream>]) {
         let mut rows = self.lock();
         for row in &mut rows.all {
@@ -127,8 +131,8 @@ impl Tally {
         }
     }
 
-    /// Merges the counters of removed addresses into the counters of their host name, once they
-    /// have no connections. `current` lists the upstreams that are still in use.
+    /// Merges the counters of removed addresses into the counters of their host name. An address is
+    /// merged once it has no connections. `current` lists the upstreams that are still in use.
     pub(super) fn fold(&self, current: &[Arc<Upstream>]) {
         let current: HashSet<usize> = current.iter().map(|upstream| upstream.id()).collect();
         let mut rows = self.lock();
@@ -140,8 +144,8 @@ impl Tally {
         let gone: Vec<_> = cells.map(|cell| Arc::clone(&cell.upstream)).filter(is_gone).collect();
         for upstream in gone {
             let Some(host) = upstream.host() else { continue };
-            // Add the ejections of an upstream only once, although `gone` lists it for each row
-            // that has it. The swap makes all later values zero.
+            // Add the ejections of an upstream only once, although `gone` can list an upstream
+            // several times. The swap returns zero for every repetition.
             let ejected = upstream.ejected.swap(0, Ordering::Relaxed);
             for row in &mut rows.all {
                 let sums =
@@ -292,7 +296,7 @@ mod tests {
         assert_eq!((one.connected, one.active, one.received, one.sent), (3, 3, 0, 0));
         drop((second, third, carried));
         assert_eq!(tally.counters(&upstreams)["web"]["@b"].active, 0);
-        // A new connection has taken the slot of an ended one, so the number of slots has not
+        // The new connection has reused the place of an ended one, so the number of places has not
         // grown.
         assert_eq!(tally.lock().all[1].cells[&all[1].id()].open.len(), 3);
     }

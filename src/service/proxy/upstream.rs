@@ -11,8 +11,8 @@ use crate::config::HostPort;
 /// The id that the next upstream will have.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
-/// An address to which clients are forwarded. The value lives until its last connection ends, even
-/// if its host name no longer has the address.
+/// An address to which the proxy forwards clients. The value lives until its last connection ends,
+/// even if its host name no longer has the address.
 #[derive(Debug)]
 pub(super) struct Upstream {
     /// The id of this upstream, unique in this process.
@@ -25,13 +25,13 @@ pub(super) struct Upstream {
     pub(super) active: AtomicUsize,
     /// The number of failed connection attempts since the last success.
     pub(super) failures: AtomicU32,
-    /// The time at which the ejection ends, in milliseconds since the start time in
+    /// The time at which the ejection of the upstream ends, in milliseconds since `epoch` in
     /// [`super::upstreams::Upstreams`]. It is 0 if the upstream is not ejected.
     pub(super) out_until: AtomicU64,
     /// Whether the last health check of this upstream failed.
     pub(super) check_failed: AtomicBool,
-    /// Whether the log has a record that this upstream is unavailable, and none yet that it is
-    /// back.
+    /// Whether the log says that this upstream is unavailable. Cleared when the log says that the
+    /// upstream is available again.
     pub(super) said: AtomicBool,
     pub(super) ejected: AtomicU64,
 }
@@ -68,13 +68,14 @@ impl Upstream {
         self.host.as_ref()
     }
 
-    /// Returns the name of this upstream in the log, the counters and the carried state. It is the
-    /// address, as in `127.0.0.1:9000`, or with a host name `backend.example:9000/192.0.2.1:9000`.
+    /// Returns the name of this upstream in the log, in the counters and in messages to other
+    /// processes. It is the address, as in `127.0.0.1:9000`. With a host name, it is both, as in
+    /// `backend.example:9000/192.0.2.1:9000`.
     pub(super) const fn label(&self) -> &str {
         &self.label
     }
 
-    /// Returns whether this upstream is the address `address` of the host name `host`.
+    /// Returns whether this upstream has the host name `host` and the address `address`.
     pub(super) fn is(&self, host: &HostPort, address: SocketAddr) -> bool {
         self.host.as_deref() == Some(host) && self.address == Address::Tcp(address)
     }
@@ -84,8 +85,8 @@ impl Upstream {
         self.ejected.load(Ordering::Relaxed)
     }
 
-    /// Logs that the upstream is unavailable. Further calls log nothing until the upstream is back,
-    /// although it is ejected repeatedly in the meantime.
+    /// Logs that the upstream is unavailable. Further calls log nothing until the upstream is
+    /// available again, even if it is ejected several times in the meantime.
     pub(super) fn say_out(&self, listener: &str, reason: &io::Error) {
         if !self.said.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -106,7 +107,7 @@ pub(super) fn read_label(label: &str) -> Option<(Option<&str>, Address)> {
     Some((host, address.parse().ok()?))
 }
 
-/// Counts as one connection to an upstream until this value is dropped.
+/// A guard that counts as one connection to an upstream until it is dropped.
 #[derive(Debug)]
 pub(super) struct UpstreamLoad(Arc<Upstream>);
 

@@ -1,8 +1,9 @@
-//! The upstreams of a proxy: load balancing, and ejection of upstreams that fail.
+//! The upstreams of a proxy: load balancing, and ejection of failing upstreams, which the proxy
+//! then does not try for some time.
 //!
 //! All threads share the upstreams. A client whose first upstream accepts costs only a few atomic
-//! operations. Threads that choose at the same moment may choose the same upstream, so the balance
-//! is slightly uneven.
+//! operations. Threads that choose an upstream at the same time may choose the same one, so the
+//! load is slightly uneven.
 
 #[cfg(test)]
 mod tests;
@@ -23,14 +24,15 @@ pub(super) struct Upstreams {
     /// The configured upstreams, which are addresses and host names, in the order of the
     /// configuration.
     targets: Box<[Target]>,
-    /// The addresses to which clients are forwarded now, in the order of the configuration.
+    /// The addresses to which the proxy forwards clients now, in the order of the configuration.
     current: RwLock<Arc<[Arc<Upstream>]>>,
     balance: Balance,
     ejection: Ejection,
     turn: AtomicUsize,
-    /// The time from which ejection times are counted.
+    /// The start of the clock that ejection times use.
     epoch: Instant,
-    /// Whether the most recent client was turned away because no upstream accepted.
+    /// Whether the last client that needed an upstream got none. While this is true, the proxy logs
+    /// no further such clients.
     deserted: AtomicBool,
 }
 
@@ -41,7 +43,7 @@ enum Target {
     Host(Arc<Name>),
 }
 
-/// One pass over all upstreams for one client. It tries each upstream once.
+/// One pass over all upstreams for one client. The pass tries each upstream at most once.
 #[derive(Debug)]
 pub(super) struct Round {
     all: Arc<[Arc<Upstream>]>,
@@ -50,7 +52,7 @@ pub(super) struct Round {
 }
 
 impl Round {
-    /// Records that an upstream has been tried in this pass.
+    /// Records that this pass has tried an upstream.
     pub(super) fn tried(&mut self, upstream: &Arc<Upstream>) {
         self.tried.push(Arc::clone(upstream));
     }
@@ -82,12 +84,13 @@ impl Upstreams {
         upstreams
     }
 
-    /// Returns the addresses to which clients are forwarded now, in the order of the configuration.
+    /// Returns the addresses to which the proxy forwards clients now, in the order of the
+    /// configuration.
     pub(super) fn current(&self) -> Arc<[Arc<Upstream>]> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Returns the host names that the configuration gives as upstreams.
+    /// Returns the host names in the configuration.
     pub(super) fn names(&self) -> impl Iterator<Item = &Arc<Name>> {
         self.targets.iter().filter_map(|target| match target {
             Target::Address(_) => None,
@@ -95,15 +98,14 @@ impl Upstreams {
         })
     }
 
-    /// Takes over the current addresses of the host names. Returns the upstreams that are no longer
-    /// in use.
+    /// Replaces the upstreams in use by the current addresses of the host names. Returns the
+    /// upstreams that are no longer in use.
     ///
-    /// An upstream whose address is still in use keeps its health. An upstream in `known` also
-    /// keeps its health if its address is in use again.
+    /// An upstream whose address is still in use keeps its health. An upstream in `known` keeps its
+    /// health too, if its address comes into use again.
     pub(super) fn update(&self, known: &[Arc<Upstream>]) -> Vec<Arc<Upstream>> {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        // List an address once, even if the configuration gives the address and host names have it
-        // as well.
+        // List an address only once, even if both the configuration and a host name contain it.
         let mut seen: HashSet<Address> = HashSet::new();
         if self.names().next().is_some() {
             seen.extend(self.targets.iter().filter_map(|target| match target {
@@ -136,7 +138,7 @@ impl Upstreams {
         gone
     }
 
-    /// Returns the upstream with this label, or `None` if clients are not forwarded to it now.
+    /// Returns the upstream with this label, or `None` if the proxy forwards no clients to it now.
     pub(super) fn find(&self, label: &str) -> Option<Arc<Upstream>> {
         self.current().iter().find(|upstream| upstream.label() == label).map(Arc::clone)
     }
@@ -150,8 +152,8 @@ impl Upstreams {
         self.current().iter().any(|upstream| *upstream.address() == address) || is_named()
     }
 
-    /// Returns the upstream of a carried connection, one that another process has detached. Creates
-    /// the upstream if its host name no longer has the address. Returns `None` if the label is
+    /// Returns the upstream of a connection that moved here from another process. Creates the
+    /// upstream if its host name no longer has the address. Returns `None` if the label is
     /// malformed.
     pub(super) fn adopt(&self, label: &str, known: &[Arc<Upstream>]) -> Option<Arc<Upstream>> {
         let (host, address) = read_label(label)?;
@@ -181,10 +183,10 @@ impl Upstreams {
         Round { all, start, tried: Vec::new() }
     }
 
-    /// Returns the upstream to try next, or `None` if all have been tried.
+    /// Returns the upstream to try next, or `None` if this pass has tried all of them.
     ///
-    /// Ejected upstreams are skipped. If all upstreams are ejected, they are tried in the order in
-    /// which their ejections end.
+    /// The method skips ejected upstreams. If all upstreams are ejected, it returns first the
+    /// upstream whose ejection ends first.
     pub(super) fn choose(&self, round: &Round) -> Option<Arc<Upstream>> {
         let all = &round.all;
         let in_turn = (0..all.len()).map(|step| &all[(round.start + step) % all.len()]);
@@ -220,8 +222,8 @@ impl Upstreams {
         }
     }
 
-    /// Records that the upstream has not accepted a connection. After several failures in a row the
-    /// upstream is ejected: it is not tried for some time.
+    /// Records that the upstream has not accepted a connection. After several failures in a row,
+    /// the proxy ejects the upstream: it does not try it for some time.
     pub(super) fn failed(&self, upstream: &Upstream, listener: &str, reason: &std::io::Error) {
         tracing::debug!(
             event = "upstream.failed", listener, upstream = %upstream.label(), %reason,
@@ -241,7 +243,8 @@ impl Upstreams {
         }
     }
 
-    /// Records that a client was turned away because no upstream accepted its connection.
+    /// Records that the proxy has disconnected a client because no upstream accepted a connection
+    /// for it.
     pub(super) fn turned_away(&self, listener: &str, reason: &std::io::Error) {
         if !self.deserted.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -259,8 +262,8 @@ impl Upstreams {
         self.say_well(upstream, listener);
     }
 
-    /// Records that a health check of the upstream has failed. The upstream is ejected until a
-    /// check succeeds.
+    /// Records that a health check of the upstream has failed. The proxy does not use the upstream
+    /// until a check succeeds.
     pub(super) fn check_failed(
         &self,
         upstream: &Upstream,

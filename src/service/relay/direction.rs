@@ -1,9 +1,9 @@
-//! One direction of a relay: it moves bytes from a source stream to a sink stream. When the source
-//! has ended, it half-closes the sink.
+//! One direction of a relay. It moves bytes from one stream, the source, to another, the sink. When
+//! the source has half-closed, it half-closes the sink.
 //!
-//! A direction reads again only after it has written everything, so it holds at most one buffer or
-//! one pipe. It copies at first. If several reads in a row fill the buffer, it moves bytes with
-//! splice(2) instead, until a splice moves little.
+//! A direction reads only after it has written everything that it holds, so it holds at most one
+//! buffer or one pipe. At first it copies bytes. If several reads in a row fill the buffer, it
+//! moves bytes with splice(2). It copies again when a splice moves few bytes.
 
 use std::cell::RefCell;
 use std::io;
@@ -18,12 +18,12 @@ use crate::net::{Pipe, Stream};
 
 /// The largest number of bytes per read.
 const BUFFER: usize = 32 * 1024;
-/// How many reads in a row must fill the buffer before the direction splices. Splicing is worth it
-/// only for long transfers, because it has a higher fixed cost than copying a few bytes.
+/// How many reads in a row must fill the buffer before the direction uses splice(2). Only long
+/// transfers use it, because it has a higher fixed cost than copying a few bytes.
 const LONG: u8 = 4;
-/// A splice that moves fewer bytes than this makes the direction copy again.
+/// If a splice(2) moves fewer bytes than this, the direction copies again.
 const SHORT: usize = 8 * 1024;
-/// How many times a connection may move bytes before it lets other connections of the thread run.
+/// How many steps a direction may take before it lets other connections of the thread run.
 const TURN: usize = 16;
 
 thread_local! {
@@ -34,17 +34,17 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(super) struct Direction {
     pub(super) held: Held,
-    /// How many reads in a row have filled the buffer. The direction splices once there are
-    /// [`LONG`].
+    /// How many reads in a row have filled the buffer. At [`LONG`], the direction begins to use
+    /// splice(2).
     pub(super) streak: u8,
 }
 
-/// What a direction does to the sink when the source has ended.
+/// What a direction does to the sink when the source has half-closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// The direction half-closes the sink.
     Tell,
-    /// The direction does nothing, because the sink is about to be closed.
+    /// The direction does nothing, because the caller is about to close the sink.
     Keep,
 }
 
@@ -53,13 +53,13 @@ pub(super) enum End {
 pub(super) enum Held {
     #[default]
     Nothing,
-    /// The bytes of one read that are left to write.
+    /// The unwritten bytes of one read.
     Bytes(Box<Rest>),
-    /// Bytes that were spliced into a pipe and are left to write.
+    /// Unwritten bytes in a pipe, into which the direction has spliced them.
     Piped(Pipe),
-    /// The end of the source. The sink has not been half-closed yet.
+    /// No data. The source has half-closed, but the direction has not half-closed the sink yet.
     End,
-    /// No data. The source has ended, and the sink has been half-closed.
+    /// No data. The source has half-closed, and the direction has half-closed the sink.
     Over,
 }
 
@@ -70,8 +70,8 @@ pub(super) struct Rest {
 }
 
 impl Direction {
-    /// Moves as many bytes as possible. Completes when the source has ended and the sink is
-    /// half-closed. With [`End::Keep`], it completes as soon as the source has ended.
+    /// Moves as many bytes as possible. Completes when the source and the sink are half-closed.
+    /// With [`End::Keep`], it completes as soon as the source has half-closed.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -86,13 +86,12 @@ impl Direction {
             }
             ready!(self.step(cx, source, sink))?;
         }
-        // Wake this task again, because more bytes may be waiting. Other tasks run first.
+        // Wake this task, because more bytes may be available. Other tasks run first.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Performs the next step: reads once, writes once, or tells the sink that the source has
-    /// ended.
+    /// Performs one step: reads once, writes once, or half-closes the sink after the source.
     fn step(
         &mut self,
         cx: &mut Context<'_>,
@@ -124,8 +123,8 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    /// Moves the bytes that are already read, but does not half-close the sink. Completes when no
-    /// bytes are left, or when the source or the sink is broken.
+    /// Writes the bytes that the direction has already read, but does not half-close the sink.
+    /// Completes when no bytes are left, or when the source or the sink has failed.
     pub(super) fn poll_rest(
         &mut self,
         cx: &mut Context<'_>,
@@ -140,12 +139,12 @@ impl Direction {
         Poll::Ready(())
     }
 
-    /// Returns whether the direction waits for bytes from the source.
+    /// Returns whether the direction is waiting for bytes from the source.
     pub(super) const fn is_reading(&self) -> bool {
         matches!(self.held, Held::Nothing)
     }
 
-    /// Returns whether the source has ended and the sink has been half-closed.
+    /// Returns whether the source has half-closed and the direction has half-closed the sink.
     pub(super) const fn is_over(&self) -> bool {
         matches!(self.held, Held::Over)
     }
@@ -155,8 +154,8 @@ impl Direction {
         matches!(self.held, Held::Bytes(_) | Held::Piped(_))
     }
 
-    /// Reads once into the buffer that all connections of the thread share, and writes the bytes at
-    /// once.
+    /// Reads once into the buffer that all connections of the thread share. Then writes the bytes
+    /// at once.
     fn copy(
         &mut self,
         cx: &mut Context<'_>,
@@ -187,8 +186,8 @@ impl Direction {
     /// Moves bytes from the source into a pipe.
     fn splice(&mut self, cx: &mut Context<'_>, source: &mut Stream) -> Poll<Result<(), Broken>> {
         let Ok(mut pipe) = Pipe::take() else {
-            // Copy instead of splicing, because no pipe could be made: file descriptors or the
-            // user's pipes have run out.
+            // Copy bytes instead, because no pipe could be created: the process has no file
+            // descriptors left, or its user has too many pipes.
             self.streak = 0;
             return Poll::Ready(Ok(()));
         };

@@ -1,11 +1,12 @@
-//! A relay: it moves bytes between two streams, in both directions, until both streams have ended.
+//! A relay: it moves bytes between two streams in both directions, until both streams have
+//! half-closed.
 //!
-//! An idle connection holds no buffer, because all connections of a thread share one. Only bytes
-//! that a slow receiver does not accept yet are copied, so a slow receiver costs at most one
-//! buffer. Long transfers are spliced through a pipe, so their bytes never leave the kernel.
+//! An idle connection holds no buffer, because all connections of a thread share one. The relay
+//! copies only those bytes that a slow receiver does not accept yet, at most one buffer. Long
+//! transfers go through a pipe with splice(2), so their bytes never leave the kernel.
 //!
-//! After it has moved bytes a few times, a connection lets other connections of the thread run. The
-//! caller of the relay applies timeouts and writes the log.
+//! After moving bytes a few times, a relay lets other connections of the thread run. The caller of
+//! the relay applies timeouts and writes the log.
 
 mod direction;
 mod snapshot;
@@ -29,8 +30,8 @@ pub(crate) struct Relay {
 /// How a relay ended.
 #[derive(Debug)]
 pub(crate) enum Relayed {
-    /// The relay has passed on all bytes. Either both sides have ended, or one side has ended and
-    /// then closed its connection.
+    /// The relay has passed on all bytes. Either both sides have half-closed, or one side has
+    /// half-closed and then closed its connection.
     Finished,
     /// The client's connection failed with this error.
     ClientBroke(io::Error),
@@ -45,8 +46,8 @@ enum Broken {
 }
 
 impl Relay {
-    /// Relays until both sides have ended or one connection has failed. Cancel safe: the next call
-    /// continues with the bytes that are not written yet.
+    /// Relays until both sides have half-closed or one connection has failed. Cancel safe: the next
+    /// call continues with the unwritten bytes.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -88,8 +89,8 @@ impl Relay {
         if up.is_ready() && down.is_ready() {
             return Poll::Ready(Relayed::Finished);
         }
-        // Ask the kernel whether the connection has failed, unless a pending read would notice the
-        // failure.
+        // Ask the kernel whether a connection has failed, but only if no pending read on it would
+        // notice the failure.
         let client = if self.up.is_reading() { Poll::Pending } else { client.poll_gone(cx) };
         match client {
             Poll::Ready(Gone::Broken(error)) => return Poll::Ready(Relayed::ClientBroke(error)),
@@ -106,8 +107,8 @@ impl Relay {
         }
     }
 
-    /// Passes on the bytes that the client sent before its connection failed, but does not
-    /// half-close the upstream. Completes when no bytes are left.
+    /// Writes the bytes that the client sent before its connection failed, but does not half-close
+    /// the upstream. Completes when no bytes are left.
     pub(crate) fn poll_rest_up(
         &mut self,
         cx: &mut Context<'_>,
@@ -117,7 +118,7 @@ impl Relay {
         self.up.poll_rest(cx, client, upstream)
     }
 
-    /// Passes on the bytes that the upstream sent before its connection failed, but does not
+    /// Writes the bytes that the upstream sent before its connection failed, but does not
     /// half-close the client. Completes when no bytes are left.
     pub(crate) fn poll_rest_down(
         &mut self,
@@ -128,7 +129,7 @@ impl Relay {
         self.down.poll_rest(cx, upstream, client)
     }
 
-    /// Returns whether the relay holds bytes of either direction that it has not written yet.
+    /// Returns whether the relay holds unwritten bytes of either direction.
     pub(crate) const fn owes(&self) -> bool {
         self.up.owes() || self.down.owes()
     }

@@ -1,9 +1,9 @@
-//! Snapshots of a relay, from which another process can continue it. A snapshot records the
-//! unwritten bytes, and which sides have ended.
+//! Snapshots of a relay, from which another process can continue it. A snapshot records how many
+//! bytes are unwritten, and which sides have half-closed.
 //!
-//! Unwritten bytes in memory become part of the carried state, which moves to the other process.
-//! Unwritten bytes in a pipe stay in the pipe, and the pipe moves. A snapshot does not record
-//! whether a direction was splicing, because the new process finds out again.
+//! Unwritten bytes in memory move to the other process as a part of the connection's state.
+//! Unwritten bytes in a pipe stay there, and the pipe moves. A snapshot does not record whether a
+//! direction was using splice(2), because the other process decides this itself.
 
 use std::os::fd::OwnedFd;
 
@@ -20,20 +20,20 @@ pub(crate) struct RelaySnapshot {
     down: PendingBytes,
 }
 
-/// A snapshot of one direction. The unwritten bytes of both directions follow the snapshots, those
-/// of `up` first. Their pipes follow in the same order, with the read end of each pipe first.
+/// A snapshot of one direction. The unwritten bytes of both directions follow the snapshots, first
+/// those of `up`. Then the pipes follow in the same order, each with its read end first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum PendingBytes {
-    /// The direction has written all bytes, and its source has not ended.
+    /// The direction has no unwritten bytes, and its source has not half-closed.
     Even,
     /// The number of unwritten bytes in memory. The bytes themselves follow the snapshot.
     Bytes(usize),
     /// The number of unwritten bytes in a pipe. The pipe itself moves with the snapshot.
     Piped(usize),
-    /// The source has ended, but the sink has not been half-closed yet.
+    /// The source has half-closed, but the direction has not half-closed the sink yet.
     End,
-    /// The source has ended, and the sink has been half-closed.
+    /// The source has half-closed, and the direction has half-closed the sink.
     Over,
 }
 
@@ -60,7 +60,7 @@ impl Relay {
     }
 
     /// Restores a relay from a snapshot. The caller provides as many bytes and file descriptors as
-    /// [`RelaySnapshot::needs`] returns. Additional ones are ignored.
+    /// [`RelaySnapshot::needs`] returns. The method ignores any others.
     ///
     /// # Errors
     /// Fails if bytes or file descriptors are missing, or if the kernel refuses a pipe.
@@ -90,7 +90,7 @@ fn detach(
         }
         Held::Piped(pipe) => {
             let held = pipe.held();
-            // This branch is never taken, because a pipe has both ends until it is dropped.
+            // This `else` is never taken, because a pipe has both ends until it is dropped.
             let Some((read, write)) = pipe.into_ends() else { return PendingBytes::Even };
             descriptors.extend([read, write]);
             PendingBytes::Piped(held)
@@ -129,8 +129,8 @@ fn take_up(
 mod tests {
     use super::*;
 
-    /// A restored relay holds the same unwritten bytes as the original. A snapshot with missing
-    /// bytes is refused.
+    /// A restored relay holds the same unwritten bytes as the original. Restoring fails if bytes
+    /// are missing.
     #[test]
     fn unwritten_bytes_survive_a_snapshot() {
         let owing =
@@ -146,8 +146,7 @@ mod tests {
         assert!(Relay::restore(still, b"updow", []).is_err());
     }
 
-    /// A restored relay keeps its pipes, and remembers which sides have already been told about an
-    /// end.
+    /// A restored relay has the same pipes as the original, and does not half-close a side twice.
     #[test]
     fn ends_and_pipes_survive_a_snapshot() {
         let pipe = Pipe::take().unwrap();

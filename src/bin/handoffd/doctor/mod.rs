@@ -41,7 +41,7 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
         Scope::OfTheDaemon => place,
     };
     let daemon = match &status {
-        // Use the daemon's status only if the daemon is known to run in the examined unit.
+        // Use the status of the running daemon only if that daemon runs in the examined unit.
         Ok(status)
             if Place::of_the_daemon(status).is_ok_and(|daemon| daemon.is_named(&place.unit)) =>
         {
@@ -54,7 +54,7 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
                 },
             }
         }
-        // Assume the default settings, because no daemon of this unit has answered.
+        // Assume the default settings, because no daemon of this unit has replied.
         Ok(_) | Err(_) => Daemon { settings: default_settings(), bound: 0, paths: Vec::new() },
     };
     let unit = Unit::read(&place)?;

@@ -8,16 +8,16 @@ use std::path::PathBuf;
 use super::rules::{Daemon, Finding, Severity};
 use super::unit::Unit;
 
-/// The path of a Unix listener that a generation has bound itself.
+/// The path of a Unix listener that the daemon has bound, not inherited from its parent.
 #[derive(Debug)]
 pub(super) struct BoundPath {
     path: PathBuf,
-    /// Whether users other than the owner of the path may connect.
+    /// Whether any user may connect, not only the owner of the path.
     is_open: bool,
 }
 
 impl BoundPath {
-    /// Returns the path if `address` is one, and `None` for any other address.
+    /// Returns the path of a Unix listener, or `None` if `address` is not a path.
     pub(super) fn of(address: &str) -> Option<Self> {
         let path = address.starts_with('/').then(|| PathBuf::from(address))?;
         let mode = fs::symlink_metadata(&path).map(|status| status.permissions().mode());
@@ -29,7 +29,7 @@ impl BoundPath {
         let names = unit.get("RuntimeDirectory").split_whitespace();
         let mut names = names.map(|name| name.split(':').next().unwrap_or(name));
         let Ok(below) = self.path.strip_prefix("/run") else { return false };
-        // The service manager of a user creates the directories of its units in /run/user/UID.
+        // The service manager of a user creates the units' runtime directories in /run/user/UID.
         let of_user = below
             .strip_prefix("user")
             .ok()
@@ -40,7 +40,7 @@ impl BoundPath {
     }
 }
 
-/// Finds paths that are missing during a restart, and paths that clients cannot reach.
+/// Finds listener paths that are missing during a restart, or that clients cannot reach.
 pub(super) fn paths(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     let mut add = |setting: String, why: String| {
         findings.push(Finding { severity: Severity::Risks, setting, why })
@@ -88,7 +88,7 @@ mod tests {
     use super::super::unit::Manager;
     use super::*;
 
-    /// Returns the settings that the rules report for a listener with this path.
+    /// Returns the settings that the rules object to for a listener with this path.
     fn found(path: &str, is_open: bool, properties: &[(&str, &str)]) -> Vec<String> {
         let shipped = [
             ("RuntimeDirectory", "handoffd"),

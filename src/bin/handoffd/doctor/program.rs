@@ -3,23 +3,23 @@
 use super::rules::{Finding, Severity};
 use super::unit::{Manager, Unit};
 
-/// The argument that keeps the first process running as a small init, which starts the daemon.
+/// The argument that makes the first process stay as a small init, which starts the daemon.
 const INIT: &str = "--init";
 
-/// Adds what the rules about the program find.
+/// Applies the rules about the program, and adds the problems to `findings`.
 pub(super) fn examine(unit: &Unit, findings: &mut Vec<Finding>) {
     findings.extend(init(unit));
     findings.extend(capabilities(unit));
 }
 
-/// Returns whether the first process keeps running, so that systemd never needs to learn about a
-/// new main process.
+/// Returns whether the first process of the unit keeps running. If so, the main process never
+/// changes, and systemd need not learn of a new one.
 pub(super) fn keeps_first_process(unit: &Unit) -> bool {
     unit.has_argument(INIT)
 }
 
-/// Finds `--init` in a unit whose type waits for a ready message. A child of the main process sends
-/// the message, so systemd may ignore it.
+/// Finds `--init` in a unit with a `Type=` that expects a ready message. A child of the main
+/// process sends that message, so systemd may ignore it.
 fn init(unit: &Unit) -> Option<Finding> {
     if !keeps_first_process(unit) || !unit.get("Type").starts_with("notify") {
         return None;
@@ -36,8 +36,8 @@ fn init(unit: &Unit) -> Option<Finding> {
     Some(Finding { severity, setting: format!("Type={} with {INIT}", unit.get("Type")), why })
 }
 
-/// Finds a reload command that uses `/proc`, if the program has file capabilities. A process that
-/// gains capabilities by an exec has `/proc` files that belong to root (see proc_pid(5)).
+/// Finds a reload command that uses `/proc` although the program has file capabilities. If a
+/// process gains capabilities by an exec, its `/proc` files belong to root (see proc_pid(5)).
 fn capabilities(unit: &Unit) -> Option<Finding> {
     let reload = unit.get("ExecReload");
     let is_by_proc = reload.contains("/proc/") && reload.contains("/exe");

@@ -1,9 +1,8 @@
 //! The rules for a systemd unit. Each rule finds a setting that breaks a handoff, and gives the
 //! reason.
 //!
-//! Each rule was observed on a real systemd, or follows from the manual page that it names. If the
-//! installed systemd does not know a property, its value is empty. No rule objects to an empty
-//! value.
+//! Each rule was observed on a real systemd, or follows from the manual page that it names. A
+//! property that the installed systemd does not know has an empty value, which no rule reports.
 
 #[cfg(test)]
 mod tests;
@@ -20,13 +19,14 @@ use super::unit::Unit;
 /// The facts about the running daemon that the rules need.
 pub(super) struct Daemon {
     pub(super) settings: Settings,
-    /// The number of listeners that the daemon has bound itself, not inherited from systemd.
+    /// The number of listeners that the daemon has bound. Sockets inherited from systemd do not
+    /// count.
     pub(super) bound: usize,
-    /// The paths of the Unix listeners that the daemon has bound itself.
+    /// The paths of the Unix listeners that the daemon has bound, not inherited from systemd.
     pub(super) paths: Vec<BoundPath>,
 }
 
-/// A problem in the unit that a rule has found.
+/// A problem that a rule has found in a systemd unit.
 #[derive(Debug)]
 pub(super) struct Finding {
     pub(super) severity: Severity,
@@ -38,7 +38,7 @@ pub(super) struct Finding {
 /// How serious a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Severity {
-    /// The setting makes a handoff fail, or its outcome is reported wrongly.
+    /// The setting makes a handoff fail, or makes systemd report a wrong outcome.
     Breaks,
     /// The setting makes a handoff fail only if something else goes wrong too.
     Risks,
@@ -85,7 +85,7 @@ pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
 }
 
 impl Unit {
-    /// Creates a finding about a property of the unit, with its value.
+    /// Creates a finding that names a property of the unit and the value of the property.
     fn finding(&self, severity: Severity, property: &str, why: &str) -> Finding {
         Finding {
             severity,
@@ -278,8 +278,8 @@ fn sockets(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Checks that the unit's sandbox lets a generation start its successor, and talk to systemd and to
-/// operators.
+/// Checks that the unit's sandbox lets a generation start its successor, communicate with systemd,
+/// and answer operators.
 fn sandbox(unit: &Unit, findings: &mut Vec<Finding>) {
     let mut add =
         |severity, property, why: &str| findings.push(unit.finding(severity, property, why));

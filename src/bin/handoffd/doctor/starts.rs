@@ -3,8 +3,8 @@
 use super::rules::{Finding, Severity};
 use super::unit::Unit;
 
-/// Finds commands that run before the start and that systemd repeats forever when they fail.
-/// systemd does not wait longer between later attempts.
+/// Finds a command in `ExecStartPre=` that systemd would repeat forever if it failed, always after
+/// the same short wait.
 pub(super) fn failed_starts(unit: &Unit, findings: &mut Vec<Finding>) {
     let can_fail =
         unit.get("ExecStartPre").lines().any(|command| !command.contains("ignore_errors=yes"));

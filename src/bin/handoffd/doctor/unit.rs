@@ -1,4 +1,4 @@
-//! The properties of a systemd unit. This module reads them with systemctl(1), because no other
+//! The properties of a systemd unit. This module reads them with systemctl(1), because only that
 //! interface is the same in all versions of systemd.
 
 use std::collections::BTreeMap;
@@ -86,7 +86,7 @@ pub(super) struct Place {
     pub(super) manager: Manager,
 }
 
-/// A systemd service manager: that of the system or that of a user.
+/// A systemd service manager: the service manager of the system or that of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manager {
     System,
@@ -107,9 +107,9 @@ impl fmt::Display for Manager {
 }
 
 impl Place {
-    /// Returns the unit in which a daemon runs. The daemon reports its control group itself;
-    /// otherwise the kernel is asked about its process. A daemon in its own cgroup namespace sees
-    /// only `/`.
+    /// Returns the unit in which a daemon runs, found by the daemon's control group. The status of
+    /// a daemon normally contains the control group. If not, this function asks the kernel about
+    /// the daemon's process. A daemon in its own cgroup namespace sees only `/`.
     pub(super) fn of_the_daemon(status: &Status) -> Result<Self, Error> {
         let asking = nix::unistd::getuid().as_raw();
         let head = status.generations.iter().find(|report| report.generation == status.serving);
@@ -129,8 +129,8 @@ impl Place {
         })
     }
 
-    /// Returns the unit to which a control group belongs. Units below `user@UID.service` are run by
-    /// the service manager of that user.
+    /// Returns the unit to which a control group belongs. The service manager of a user runs the
+    /// units below `user@UID.service`.
     fn of_group(group: &str, asking: u32) -> Option<Self> {
         let parts: Vec<&str> = group.split('/').collect();
         let user =
@@ -150,8 +150,8 @@ impl Place {
         service(&parts).map(|unit| Self { unit, manager: Manager::System })
     }
 
-    /// Returns whether an operator may mean this unit by `name`. As in systemctl(1), the ending of
-    /// the name may be omitted.
+    /// Returns whether `name` means this unit. As in systemctl(1), the ending of the name may be
+    /// omitted.
     pub(super) fn is_named(&self, name: &str) -> bool {
         self.unit == name || self.unit.strip_suffix(".service") == Some(name)
     }
@@ -161,8 +161,8 @@ fn show(manager: Manager, unit: &str) -> Result<BTreeMap<String, String>, Error>
     let text = systemctl(manager, &["show", "--no-pager", "--all", "--", unit])?;
     let mut properties = BTreeMap::<String, String>::new();
     for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
-        // Join the values with line breaks, because systemctl prints a setting with several
-        // commands as several lines.
+        // Join the values with line breaks, because systemctl prints one line for each command of a
+        // setting.
         let add = |before: &mut String| *before += &format!("\n{value}");
         properties.entry(key.to_owned()).and_modify(add).or_insert(value.to_owned());
     }

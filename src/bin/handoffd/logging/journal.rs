@@ -1,5 +1,5 @@
-//! Log records in the native protocol of the systemd journal, which keeps their fields (see
-//! systemd.io/JOURNAL_NATIVE_PROTOCOL).
+//! A log layer that sends records to the systemd journal in its native protocol, which keeps their
+//! fields (see systemd.io/JOURNAL_NATIVE_PROTOCOL).
 
 use std::fmt::{self, Write};
 
@@ -11,11 +11,11 @@ use tracing_subscriber::layer::{Context, Layer};
 use super::outlet::Outlet;
 use super::{EVENT, MESSAGE};
 
-/// The prefix of the names that our fields have in the journal.
+/// The prefix of the journal fields in which our log fields are stored.
 const PREFIX: &str = "HANDOFFD_";
 
-/// The longest value of a field in bytes. A longer one is cut, because a record must fit into one
-/// datagram.
+/// The maximum length of a field's value in bytes. A longer value is cut, because a record must fit
+/// into one datagram.
 const LONGEST: usize = 32 * 1024;
 
 /// A tracing layer that sends each log event to the journal as one record.
@@ -83,7 +83,7 @@ impl Visit for Fields<'_> {
         } else if field.name() == EVENT {
             put(self.0, "EVENT", value);
         } else {
-            // Change the field's name to capital letters, because the journal accepts no others.
+            // Convert the field's name to capital letters, because the journal accepts only these.
             put(
                 self.0,
                 &format!("{PREFIX}{}", field.name().to_ascii_uppercase().replace('.', "_")),

@@ -1,7 +1,8 @@
 //! The JSON log format. Each record is one JSON object on one line of standard error.
 //!
-//! A record contains all fields, even those whose value is part of the message. Characters that a
-//! terminal would act on are escaped. Untrusted text therefore stays on one line in every viewer.
+//! A record contains all fields, even if the message contains their value too. Characters that a
+//! terminal would interpret are escaped. Untrusted text therefore stays on one line in every
+//! viewer.
 
 use std::fmt::{self, Write};
 use std::time::SystemTime;
@@ -104,8 +105,8 @@ fn as_object<S: Serializer>(
     serializer.collect_map(fields.iter().map(|(name, value)| (name, value)))
 }
 
-/// Escapes DEL and the characters above ASCII that break lines or change the direction of text.
-/// JSON allows them in strings without escaping. They never occur outside of strings.
+/// Escapes DEL and the non-ASCII characters that break lines or change the direction of text. JSON
+/// does not require this. Such characters occur only inside strings.
 fn escape_invisible(line: &str) -> String {
     let mut safe = String::with_capacity(line.len());
     for character in line.chars() {
@@ -113,8 +114,8 @@ fn escape_invisible(line: &str) -> String {
         if is_plain || !escaped(character.encode_utf8(&mut [0; 4])).starts_with('\\') {
             safe.push(character);
         } else {
-            // Four hexadecimal digits are enough for each of these characters. Writing to a string
-            // does not fail.
+            // Four hexadecimal digits are enough for each of these characters. The result is
+            // ignored, because writing to a string does not fail.
             let _ = write!(safe, "\\u{:04x}", u32::from(character));
         }
     }
@@ -130,7 +131,7 @@ mod tests {
     use super::super::stream::Stream;
     use super::*;
 
-    /// Returns the lines that are written for the records that `log` creates.
+    /// Returns the lines that the layer writes for the records that `log` creates.
     fn written(log: impl FnOnce()) -> String {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();

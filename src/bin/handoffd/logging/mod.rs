@@ -2,13 +2,13 @@
 //! standard error otherwise.
 //!
 //! The journal stores the fields of a record: `listener` becomes `HANDOFFD_LISTENER`. But
-//! journalctl(1) shows only the message. The message therefore contains everything that people must
-//! know, such as the reason of a failure.
+//! journalctl(1) shows only the message by default. The message therefore contains everything that
+//! people need to know, such as the reason of a failure.
 //!
 //! On standard error, records are text or JSON. Every record begins with the time, the generation
-//! and the process id, because all generations write to the same stream. Its reader may stall, for
-//! example a pager or a stopped journal. Writing a record never waits for the reader, so neither
-//! signals nor clients have to wait.
+//! and the process id, because all generations write to the same stream. The reader of standard
+//! error may stall, for example a pager. Writing a record never waits for the reader, so the daemon
+//! keeps serving.
 
 mod journal;
 mod json;
@@ -38,10 +38,10 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// The outlet through which all log records of this process are written.
+/// The outlet to which this process writes all log records.
 static OUTLET: OnceLock<Outlet> = OnceLock::new();
 
-/// The place to which log records are written.
+/// The place to which the process writes log records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Destination {
     Journal,
@@ -56,8 +56,8 @@ pub(crate) fn start(
     generation: Generation,
 ) {
     let registry = tracing_subscriber::registry().with(filter.clone());
-    // Use standard error if the journal's socket does not accept a connection, because standard
-    // error leads to the journal too.
+    // Use standard error if the process cannot connect to the journal's socket, because the journal
+    // receives standard error too.
     let journal = if destination == Destination::Journal { Stream::journal().ok() } else { None };
     let is_journal = journal.is_some();
     let outlet = OUTLET.get_or_init(|| Outlet::new(journal.unwrap_or_else(Stream::standard_error)));
@@ -71,8 +71,8 @@ pub(crate) fn start(
     let text = tracing_subscriber::fmt::layer()
         .with_writer(|| Record(outlet))
         .with_ansi(io::stderr().is_terminal())
-        // With this option on, the layer reports a failure of standard error on standard error
-        // itself, and panics if the report fails.
+        // If this option were on, the layer would report a failed write to standard error on
+        // standard error itself. It would panic if the report failed too.
         .log_internal_errors(false)
         .fmt_fields(WhatIsNotSaid)
         .event_format(WithGeneration {
@@ -82,15 +82,15 @@ pub(crate) fn start(
     registry.with(text).init();
 }
 
-/// Waits a short time until the last log records have been read.
+/// Waits a short time for the reader to read the last log records.
 pub(crate) fn finish() {
     if let Some(outlet) = OUTLET.get() {
         outlet.finish();
     }
 }
 
-/// Logs a panic. It replaces the hook of the standard library, which would write to standard error
-/// and wait for its reader.
+/// Logs a panic. This function replaces the panic hook of the standard library, which would write
+/// to standard error and wait for the reader.
 fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
     let is_captured = backtrace.status() == BacktraceStatus::Captured;
@@ -98,7 +98,7 @@ fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
     tracing::error!(event = "process.panicked", "{}{backtrace}", one_line(&panic.to_string()));
 }
 
-/// Writes one line to standard error, for a process that has no log. Waits a short time for the
+/// Writes one line to standard error, for a process that cannot log. Waits a short time for the
 /// reader.
 pub(crate) fn complain(line: &str) {
     let outlet = Outlet::new(Stream::standard_error());
@@ -143,15 +143,14 @@ where
     }
 }
 
-/// The name of the field that identifies an event. The ids never change, although messages may.
-/// docs/operations.md lists all ids.
+/// The name of the field that identifies the kind of an event. The ids in this field never change,
+/// although messages may. docs/operations.md lists all ids.
 const EVENT: &str = "event";
 
 /// The name of the field that contains the message of a log record.
 const MESSAGE: &str = "message";
 
-/// The names of fields whose value is already part of the message. Only the journal
-/// and JSON records have them as fields too.
+/// The names of fields whose value is also in the message. The text format omits these fields.
 const SAID: [&str; 2] = ["reason", "successor"];
 
 /// A formatter that writes the message, and those fields that are not part of the message.

@@ -1,10 +1,10 @@
-//! A log outlet that never blocks. If the reader is slow, it keeps records in a backlog. If the
-//! reader stalls, it drops records.
+//! A log outlet that never blocks. If the reader is slow, the outlet keeps records in a backlog. If
+//! the backlog is full, it drops records.
 //!
-//! A record is written at once if the stream has room. Otherwise the record joins a backlog in
-//! memory, for example because the journal or a pager has stopped. A thread writes the backlog when
-//! the reader reads again. Records that do not fit into the backlog are dropped and counted. The
-//! count is logged after the reader has taken the next record.
+//! The outlet writes a record at once if the stream has room. If not, for example because the
+//! journal or a pager has stopped, the record joins a backlog in memory. A thread writes the
+//! backlog when the reader reads again. The outlet counts the records that it drops. It logs their
+//! number after the reader has taken the next record.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,17 +15,17 @@ use nix::poll::PollTimeout;
 
 use super::stream::Stream;
 
-/// The largest size of the backlog in bytes. It is large because a start with 4,000 listeners logs
-/// 4,000 records at once.
+/// The maximum size of the backlog in bytes. It is large because a daemon with 4,000 listeners logs
+/// 4,000 records at its start.
 const BACKLOG: usize = 512 * 1024;
 
-/// How long an exiting process waits until the log records in its backlog are read.
+/// How long an exiting process waits for the reader to read the log records in the backlog.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// How long to wait if poll(2) has reported room but nothing could be written.
+/// How long to wait after poll(2) has reported room but the write has written nothing.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The outlet through which all log records of this process are written.
+/// The outlet to which this process writes all log records.
 #[derive(Clone, Debug)]
 pub(super) struct Outlet(Arc<Shared>);
 
@@ -43,9 +43,9 @@ struct State {
     size: usize,
     /// How many bytes of the first record in the backlog have been written.
     written: usize,
-    /// How many records have been dropped since the last report of dropped records.
+    /// How many records were dropped since the last log record about dropped records.
     dropped: u64,
-    /// Whether to report the dropped records now, because a later record has been written.
+    /// Whether to log the number of dropped records now, because the stream accepts records again.
     report_is_due: bool,
     flusher: Flusher,
 }
@@ -64,7 +64,7 @@ impl Outlet {
         Self(Arc::new(Shared { stream, state: Mutex::default(), changed: Condvar::new() }))
     }
 
-    /// Takes a log record to write it at once or later. Never waits.
+    /// Writes a log record at once, or adds it to the backlog. Never waits.
     pub(super) fn put(&self, record: &[u8]) {
         let mut state = self.0.lock();
         self.0.drain(&mut state);
@@ -80,7 +80,7 @@ impl Outlet {
         }
     }
 
-    /// Waits a short time until the reader has read the backlog.
+    /// Waits a short time for the reader to read the backlog.
     pub(super) fn finish(&self) {
         let state = self.0.lock();
         let is_unread = |state: &mut State| !state.waiting.is_empty();
@@ -98,7 +98,7 @@ impl Outlet {
             let shared = Arc::clone(&self.0);
             let thread =
                 std::thread::Builder::new().name("log".to_owned()).spawn(move || shared.flush());
-            // If the thread cannot be started, the next log record tries to write the backlog.
+            // If the thread cannot be started, the next log record tries to start it again.
             state.flusher = thread.map_or(Flusher::NotNeeded, |_| Flusher::Runs);
         }
         self.0.changed.notify_all();
@@ -209,7 +209,7 @@ mod tests {
         (0..count).for_each(|_| outlet.put(&record));
         let dropped = outlet.0.lock().dropped;
         assert!(dropped > 0);
-        // All records that were not dropped arrive at the reader.
+        // The reader receives all records that were not dropped.
         (0..count - usize::try_from(dropped).unwrap())
             .for_each(|_| assert_eq!(read(&reader).len(), record.len()));
         reader.set_nonblocking(true).unwrap();

@@ -1,5 +1,5 @@
-//! The stream to which log records are written: standard error or the journal's socket. A write
-//! never waits for the reader.
+//! The stream to which the process writes log records: standard error or the journal's socket. A
+//! write never waits for the reader.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write};
@@ -17,21 +17,21 @@ use rustix::net::SendFlags;
 /// The path of the socket on which the systemd journal receives log records.
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
-/// How many bytes a pipe accepts without waiting when poll(2) reports it as writable. The value is
-/// `PIPE_BUF` (see pipe(7)).
+/// How many bytes a pipe accepts without blocking after poll(2) has reported it as writable. The
+/// value is `PIPE_BUF` (see pipe(7)).
 const AT_ONCE: usize = 4096;
 
-/// The stream to which all log records are written.
+/// The stream to which the process writes all log records.
 #[derive(Debug)]
 pub(super) enum Stream {
     /// The socket of the journal. Each record is one datagram.
     Journal(UnixDatagram),
-    /// Standard error, opened a second time in non-blocking mode. The original is not changed,
-    /// because `O_NONBLOCK` would affect other processes that share it, such as the shell.
+    /// Standard error, opened a second time in non-blocking mode. The original stays in blocking
+    /// mode, because `O_NONBLOCK` would affect other processes that share it, such as the shell.
     Opened(File),
     /// Standard error, if it is a socket.
     Socket,
-    /// Standard error, if it is a pipe of another user, which cannot be opened a second time.
+    /// Standard error, if it is a pipe of another user. This process may not open it a second time.
     Pipe,
     /// Standard error, if it is a regular file or a terminal of another user, or if it is closed.
     Plain,
@@ -53,8 +53,8 @@ impl Stream {
             .map_or(SFlag::empty(), |status| SFlag::from_bits_truncate(status.st_mode));
         match mode & SFlag::S_IFMT {
             SFlag::S_IFSOCK => Self::Socket,
-            // Do not open a regular file a second time, because writing would start at its
-            // beginning.
+            // Do not open a regular file a second time, because the new file descriptor would write
+            // at the beginning of the file.
             SFlag::S_IFIFO | SFlag::S_IFCHR => {
                 let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
                 let opened = OpenOptions::new()
@@ -68,7 +68,8 @@ impl Stream {
         }
     }
 
-    /// Writes a part of `bytes`, or all of it as one datagram. Returns how many bytes were written.
+    /// Writes a part of `bytes`, or all of `bytes` to the journal. Returns how many bytes were
+    /// written.
     ///
     /// # Errors
     /// Returns `WouldBlock` if the stream has no room.
@@ -98,20 +99,21 @@ impl Stream {
                     u64::MAX,
                     ReadWriteFlags::NOWAIT,
                 ) {
-                    // The kernel is older than Linux 6.4, so write normally. Such a write blocks
-                    // only if another process takes the room that poll(2) has reported.
+                    // The kernel is older than Linux 6.4 and has no non-blocking write here, so
+                    // write normally. The write blocks only if another process has filled the pipe
+                    // since poll(2) reported room.
                     Err(rustix::io::Errno::OPNOTSUPP) => io::stderr().write(bytes),
                     written => written.map_err(Into::into),
                 }
             }
-            // The room that poll(2) has reported is still there, because the caller holds a lock
-            // that keeps other threads from writing.
+            // The stream still has the room that poll(2) has reported, because the caller holds a
+            // lock that keeps other threads from writing.
             Self::Plain => io::stderr().write(&bytes[..bytes.len().min(AT_ONCE)]),
         }
     }
 
-    /// Waits until the stream may have room, or until `patience` ends. Returns whether it may have
-    /// room.
+    /// Waits until the stream may have room for a record, but at most for `patience`. Returns
+    /// whether it may have room.
     pub(super) fn has_room(&self, patience: PollTimeout) -> bool {
         let stderr = io::stderr();
         let descriptor: BorrowedFd<'_> = match self {
@@ -120,8 +122,8 @@ impl Stream {
             Self::Socket | Self::Pipe | Self::Plain => stderr.as_fd(),
         };
         let mut poll = [PollFd::new(descriptor, PollFlags::POLLOUT)];
-        // Assume room after an error of poll(2), because the next write reports the error. Only if
-        // a signal has ended the wait (`EINTR`), assume none.
+        // Assume room if poll(2) has failed, because the next write then reports the error. Assume
+        // no room if a signal has interrupted poll(2) (`EINTR`).
         !matches!(nix::poll::poll(&mut poll, patience), Ok(0) | Err(Errno::EINTR))
     }
 }

@@ -1,9 +1,10 @@
-//! A listener that answers scrapes, which are requests for the counters. An answer has the counters
+//! The metrics listener. It answers scrapes, that is, requests for the counters, with the counters
 //! of all generations in the OpenMetrics text format.
 //!
 //! The generation that accepts a scrape asks the active generation over the control socket, as
-//! `handoffd status` does. Every answer therefore has the sums of all generations, and a handoff
-//! leaves no gap. The module `scrapes` asks the active generation, and `text` writes the answer.
+//! `handoffd status` does. Every answer therefore contains the sums over all generations, and a
+//! handoff causes no gap. The module `scrapes` asks the active generation, and `text` formats the
+//! answer.
 
 mod scrapes;
 mod text;
@@ -28,13 +29,13 @@ use tokio::time::timeout;
 
 /// The content type of a response in the OpenMetrics format, version 1.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// How long the request of a scrape may take to arrive.
+/// How long a metrics collector may take to send its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The time limit for a whole scrape, from the request to the end of the answer.
+/// How long a whole scrape may take, from the request to the end of the answer.
 const CONVERSATION_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The services of the daemon: those of the configuration, and its own metrics.
+/// The services of the daemon: the configured services, and the metrics.
 #[derive(Debug)]
 pub(crate) struct WithMetrics {
     pub(crate) routes: Routes,
@@ -43,8 +44,8 @@ pub(crate) struct WithMetrics {
 }
 
 impl WithMetrics {
-    /// Creates a service for `routes`. With `control`, it also serves the counters, which it
-    /// requests over the control socket at that path.
+    /// Creates a service for `routes`. If `control` is given, the service also answers scrapes. It
+    /// then requests the counters over the control socket at that path.
     pub(crate) fn new(routes: Routes, control: Option<PathBuf>) -> Self {
         Self { routes, scrapes: control.map(Scrapes::of) }
     }
@@ -86,7 +87,7 @@ async fn answer(scrapes: &Scrapes, connection: &mut Connection) -> io::Result<()
     let mut server = http1::Builder::new();
     server.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
     let conversation = server.serve_connection(TokioIo::new(&mut connection.stream), respond);
-    // The time limit frees the connection of a metrics collector that does not read its answer.
+    // The time limit closes the connection of a metrics collector that does not read its answer.
     timeout(CONVERSATION_TIMEOUT, conversation).await?.map_err(io::Error::other)
 }
 

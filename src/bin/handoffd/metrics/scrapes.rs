@@ -1,9 +1,9 @@
-//! Requests for the counters. One thread makes them for all scrapes that wait for an answer.
+//! Requests for the counters. One thread sends them, for all scrapes that are waiting.
 //!
-//! A request waits for the answers of other generations, which takes seconds if a generation is
-//! stuck. It must not block the runtime that serves clients, and one thread for each scrape would
-//! be too many. Only one request is open at a time. Its answer goes to all scrapes that arrived
-//! before it was sent.
+//! A request waits for the answers of other generations, which takes seconds if a generation hangs.
+//! It must not block the runtime that serves clients, and one thread for each scrape would be too
+//! many. The thread sends one request at a time. It gives the answer to all scrapes that arrived
+//! before it sent the request.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SendError, Sender};
@@ -18,7 +18,7 @@ use super::text;
 /// The counters as text, or the reason why they are not available.
 pub(super) type Answer = Result<Bytes, String>;
 
-/// The scrapes of this process that wait for the counters.
+/// The metrics scrapes of this process that are waiting for the counters.
 #[derive(Debug)]
 pub(super) struct Scrapes {
     control: PathBuf,
@@ -27,7 +27,8 @@ pub(super) struct Scrapes {
 }
 
 impl Scrapes {
-    /// Creates a value that requests the counters over the control socket at this path.
+    /// Creates a value that will request the counters over the control socket at the path
+    /// `control`.
     pub(super) const fn of(control: PathBuf) -> Self {
         Self { control, thread: Mutex::new(None) }
     }
@@ -42,7 +43,7 @@ impl Scrapes {
     }
 
     fn send(&self, scrape: oneshot::Sender<Answer>) -> Result<(), String> {
-        // The value is valid even after a panic, because it is only replaced as a whole.
+        // Use the value even after a panic, because it is always replaced as a whole.
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = match &*thread {
             Some(thread) => thread.send(scrape),
@@ -78,7 +79,7 @@ fn answer_all(control: &Control, scrapes: &Receiver<oneshot::Sender<Answer>>) {
                 {why}");
         }
         for scrape in all {
-            // Sending fails if the metrics collector has disconnected and needs no answer.
+            // Ignore the result. Sending fails only if the metrics collector has disconnected.
             let _ = scrape.send(answer.clone());
         }
     }

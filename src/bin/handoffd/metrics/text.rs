@@ -173,9 +173,8 @@ impl Collector for Line {
     }
 }
 
-/// Returns the host name of an upstream, if it has one, and its address. The counters of a host
-/// name itself include those of its former addresses. They have the host name in place of the
-/// address.
+/// Splits the name of an upstream in the counters into a host name, if it has one, and an address.
+/// The entry for a host name's former addresses has no address, so the host name takes its place.
 fn host_and_address(upstream: &str) -> (Option<&str>, &str) {
     let is_name =
         |text: &str| !text.starts_with(['/', '@', '[']) && text.parse::<Address>().is_err();

@@ -12,8 +12,8 @@ fn route(source: &str, destination: &str) -> Route {
     Route { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
 }
 
-/// Parses a complete PROXY header. Checks also that every shorter prefix is incomplete, and that
-/// bytes after the header do not matter.
+/// Parses a complete PROXY header. Asserts that every shorter prefix is incomplete, and that the
+/// bytes after the header do not change the result.
 fn said(header: &[u8]) -> Option<Route> {
     let head = parse(header).unwrap().unwrap();
     for part in 0..head.length {
@@ -72,7 +72,7 @@ fn written_headers_match_the_specification() {
     assert_eq!(own(HeaderVersion::V2), v2(0x20, 0, 0, &[]));
 }
 
-/// The parser skips headers without usable client addresses: UNKNOWN, LOCAL, and Unix sockets.
+/// The parser accepts headers without a usable client address: UNKNOWN, LOCAL, and Unix sockets.
 #[test]
 fn headers_without_client_addresses_are_skipped() {
     assert_eq!(said(b"PROXY UNKNOWN\r\n"), None);
@@ -83,7 +83,7 @@ fn headers_without_client_addresses_are_skipped() {
     assert_eq!(said(&v2(0x21, 0x31, 216, &[7; 216])), None);
 }
 
-/// Additions (TLVs) after the addresses belong to the header.
+/// Additional fields (TLVs) after the addresses belong to the header.
 #[test]
 fn additions_after_the_addresses_belong_to_the_header() {
     let block =
@@ -93,7 +93,7 @@ fn additions_after_the_addresses_belong_to_the_header() {
     assert_eq!(said(&v2(0x21, 0x11, length, &block)), Some(route("10.0.0.1:1", "10.0.0.2:2")));
 }
 
-/// A header may have as many bytes of additions (TLVs) as its length field allows.
+/// A header may have as many bytes of additional fields (TLVs) as its length field allows.
 #[test]
 fn additions_may_fill_the_whole_length() {
     let block = [10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2];
@@ -106,7 +106,7 @@ fn additions_may_fill_the_whole_length() {
     }
 }
 
-/// A header from Nginx is valid although it names only the client's address family.
+/// A header from Nginx is valid although its family is that of the client's address only.
 #[test]
 fn the_two_addresses_of_a_line_may_be_of_two_families() {
     for (line, source, destination) in [
@@ -123,7 +123,7 @@ fn the_two_addresses_of_a_line_may_be_of_two_families() {
     }
 }
 
-/// A malformed header is an error. It does not count as an incomplete header.
+/// A malformed header is an error. The parser does not wait for more bytes of it.
 #[test]
 fn a_malformed_header_is_refused_at_once() {
     let long = [b"PROXY UNKNOWN ".as_slice(), &[b'x'; LONGEST_V1]].concat();

@@ -1,5 +1,5 @@
-//! Tests of carried connections, which move from one process to another. Time that a connection
-//! uses in one process counts in the next one. Connections that cannot be carried delay no drain.
+//! Tests of connections that move from one process to another. Time that a connection uses in one
+//! process counts in the next process. A connection that cannot move does not delay a drain.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -11,7 +11,7 @@ use super::*;
 use crate::carry::{CarryScheduler, CarrySlot};
 use crate::drain::DrainGuard;
 
-/// The part of the server that asks one connection to move to the successor.
+/// A stand-in for the server, which asks one connection to move to the successor.
 struct Asker {
     turns: Arc<CarryScheduler>,
     asking: CarrySlot,
@@ -19,8 +19,8 @@ struct Asker {
 }
 
 impl Asker {
-    /// Creates an asker, its connection, and the client of the connection. The client has a small
-    /// receive buffer.
+    /// Creates a stand-in for the server, a connection, and the client of the connection. The
+    /// client has a small receive buffer.
     async fn new() -> (Self, Connection, TcpStream) {
         let listener = listen().await;
         let client = TcpSocket::new_v4().unwrap();
@@ -53,7 +53,8 @@ async fn poll<F: Future>(future: &mut Pin<&mut F>) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
-/// A client that used up its waiting time in the previous process times out here at once.
+/// If a client has used up its waiting time in the old process, it times out in the new process at
+/// once.
 #[tokio::test]
 async fn a_carried_client_does_not_get_extra_time() {
     let hour = Duration::from_secs(3600);
@@ -83,8 +84,8 @@ async fn a_carried_client_does_not_get_extra_time() {
     }
 }
 
-/// A conversation whose upstream has failed is excluded from the handoff, so a drain does not wait
-/// for it to move.
+/// A conversation whose upstream has failed does not move to the successor, so a drain does not
+/// wait for it to move.
 #[tokio::test]
 async fn a_carry_does_not_wait_for_a_broken_conversation() {
     let upstream = listen().await;
@@ -105,7 +106,8 @@ async fn a_carry_does_not_wait_for_a_broken_conversation() {
     let server = Socket::from(server.into_std().unwrap());
     server.set_linger(Some(Duration::ZERO)).unwrap();
     drop(server);
-    // The request to move is taken back before the proxy runs again, so the proxy never sees it.
+    // Cancel the request to move before the proxy runs again, so that the proxy never sees the
+    // request.
     let mut is_refused = || {
         asker.ask();
         let is_refused = asker.asking.word().is_refused();
@@ -127,8 +129,8 @@ async fn a_carry_does_not_wait_for_a_broken_conversation() {
     assert!(timeout(DEADLINE, serving).await.expect("the conversation does not end").is_err());
 }
 
-/// A client moves to a new process while one upstream hangs. The new process tries the next
-/// upstream for it.
+/// If a client moves to a new process while one upstream does not answer, the new process connects
+/// it to the next upstream.
 #[tokio::test]
 async fn a_client_carried_during_an_attempt_tries_the_next_upstream() {
     let (hole, _queue) = black_hole();
@@ -155,8 +157,8 @@ async fn a_client_carried_during_an_attempt_tries_the_next_upstream() {
     }
 }
 
-/// A carried upstream that has half-closed is told when the client ends, even while the old process
-/// still has a copy of its socket.
+/// After a conversation with a half-closed upstream has moved, the upstream notices the end of the
+/// client. This is so even while the old process still has a copy of the upstream's socket.
 #[tokio::test]
 async fn a_half_closed_upstream_receives_the_end_after_a_carry() {
     let upstream = listen().await;
@@ -195,8 +197,8 @@ async fn a_half_closed_upstream_receives_the_end_after_a_carry() {
     );
 }
 
-/// A client is not carried while its PROXY header is incomplete, but as soon as the header is
-/// complete.
+/// A client does not move to the successor while its PROXY header is incomplete. It moves as soon
+/// as the header is complete.
 #[tokio::test]
 async fn a_client_is_carried_only_after_its_whole_header() {
     let upstream = listen().await;
@@ -205,7 +207,7 @@ async fn a_client_is_carried_only_after_its_whole_header() {
     config.accept_header_from = vec!["127.0.0.0/8".parse().unwrap()];
     config.header_timeout = DEADLINE;
     let (mut asker, mut connection, mut client) = Asker::new().await;
-    // This is a LOCAL header with 4,000 bytes of additions (TLVs).
+    // This is a LOCAL header with 4,000 bytes of additional fields (TLVs).
     let header = [b"\r\n\r\n\0\r\nQUIT\n\x20\0\x0f\xa0", &[0xee; 4_000][..]].concat();
     let proxy = Proxy::new(config.clone());
     {
@@ -226,7 +228,7 @@ async fn a_client_is_carried_only_after_its_whole_header() {
     connection.stay();
     let another = Proxy::new(config);
     let served = async {
-        // Skip a connection that the first proxy may have begun to make. It is already closed.
+        // Skip the connection that the first proxy may have opened and already closed.
         loop {
             let (mut server, mut request) = (accept(&upstream).await, Vec::new());
             if server.read_buf(&mut request).await.unwrap() > 0 {

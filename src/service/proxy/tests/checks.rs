@@ -26,7 +26,8 @@ async fn a_health_check_ejects_and_restores_an_upstream() {
     }
     let back = listen_again(away);
     let met = async {
-        // The PROXY header of a health check states no client address: the proxy speaks for itself.
+        // The PROXY header of a health check states no client address, because the check has no
+        // client.
         let mut check = accept(&back).await;
         assert_eq!(read_to_end(&mut check).await.unwrap(), header::own(HeaderVersion::V2));
         // The upstream is no longer ejected, so it receives clients again.

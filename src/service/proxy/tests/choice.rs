@@ -1,4 +1,4 @@
-//! Tests of which upstream a client is connected to, and of how long a client waits while no
+//! Tests of the choice of an upstream for a client, and of the time that a client waits while no
 //! upstream accepts.
 
 use socket2::SockRef;
@@ -19,7 +19,8 @@ async fn round_robin_alternates_between_upstreams() {
     }
 }
 
-/// With the balance least-connections, each new client is connected to the less busy upstream.
+/// With the balance least-connections, a new client is connected to the upstream with fewer
+/// connections.
 #[tokio::test]
 async fn the_least_busy_upstream_gets_the_next_client() {
     let (one, other) = (listen().await, listen().await);
@@ -36,8 +37,8 @@ async fn the_least_busy_upstream_gets_the_next_client() {
     assert_eq!((front.counters(&one).connected, front.counters(&other).connected), (1, 3));
 }
 
-/// A standby upstream serves clients while the first upstream is down. The first upstream serves
-/// again after its ejection time.
+/// A standby upstream gets the clients while the first upstream is down. The first upstream gets
+/// clients again after its ejection time.
 #[tokio::test]
 async fn a_standby_serves_while_the_first_upstream_is_down() {
     let (first, stand_by) = (nobody().await, listen().await);
@@ -58,7 +59,7 @@ async fn a_standby_serves_while_the_first_upstream_is_down() {
         (2, 1, 0),
         "it was to be passed over after two"
     );
-    // After its ejection time the first upstream is tried first again.
+    // After its ejection time, the first upstream is again the first that the proxy tries.
     let back = timeout(DEADLINE, async {
         loop {
             let client = front.connect().await;
@@ -100,7 +101,7 @@ async fn a_client_is_held_until_an_upstream_accepts() {
         client.write_all(b"request").await.unwrap();
         clients.push(client);
     }
-    // This client has half-closed its connection and still waits for its reply.
+    // This client has half-closed its connection but still expects a reply.
     clients[0].shutdown().await.unwrap();
     becomes(|| front.proxy.upstreams().values().any(|by| by.values().any(|one| one.failed >= 60)))
         .await;
@@ -115,7 +116,8 @@ async fn a_client_is_held_until_an_upstream_accepts() {
     }
 }
 
-/// A client is reset if no upstream accepts within its waiting time (`connect_patience`).
+/// The proxy resets a client if no upstream accepts within the client's waiting time
+/// (`connect_patience`).
 #[tokio::test]
 async fn a_client_without_an_upstream_in_time_is_reset() {
     let (patience, address) = (SOON, nobody().await);

@@ -52,7 +52,8 @@ async fn a_trusted_header_determines_the_client() {
     }
 }
 
-/// If a trusted sender speaks for itself, the upstream receives the sender's own address.
+/// If a trusted sender sends a header without a client address, the upstream receives the sender's
+/// own address.
 #[tokio::test]
 async fn a_proxy_that_speaks_for_itself_is_the_client() {
     let upstream = listen().await;
@@ -69,7 +70,7 @@ async fn a_proxy_that_speaks_for_itself_is_the_client() {
     assert_eq!(read(&mut server, expected.len()).await, expected);
 }
 
-/// A trusted sender without a valid PROXY header is disconnected, and the proxy connects to no
+/// The proxy disconnects a trusted sender that sends no valid PROXY header, and connects it to no
 /// upstream.
 #[tokio::test]
 async fn a_trusted_sender_without_a_header_is_disconnected() {
@@ -106,7 +107,7 @@ async fn a_header_from_an_untrusted_sender_is_relayed() {
 }
 
 /// Returns a PROXY header with the addresses 192.0.2.1:1234 and 198.51.100.7:80, and with `length`
-/// bytes of additions (TLVs).
+/// bytes of additional fields (TLVs).
 fn with_additions(length: u16) -> Vec<u8> {
     let fixed = b"\r\n\r\n\0\r\nQUIT\n\x21\x11";
     let addresses = [192, 0, 2, 1, 198, 51, 100, 7, 4, 210, 0, 80];
@@ -140,8 +141,8 @@ async fn the_longest_header_is_removed_exactly() {
     }
 }
 
-/// Clients with a wrong or a missing PROXY header are counted. A client that disconnects without
-/// sending a byte is not counted.
+/// The proxy counts clients with a wrong or a missing PROXY header. It does not count a client that
+/// disconnects without sending a byte.
 #[tokio::test]
 async fn invalid_headers_are_counted() {
     let upstream = listen().await;

@@ -1,5 +1,5 @@
-//! Tests of the limits of a connection: memory, idle time, lifetime and the drain deadline. They
-//! also test its counters.
+//! Tests of the limits of a connection (memory, idle time, lifetime, drain deadline) and of its
+//! counters.
 
 use super::*;
 
@@ -72,7 +72,7 @@ async fn counters_include_open_connections() {
     becomes(|| front.counters(&upstream) == UpstreamCounters { active: 0, ..expected }).await;
 }
 
-/// A connection that is cut at the drain deadline is reset on both sides.
+/// If the drain deadline ends a connection, the proxy resets both sides.
 #[tokio::test]
 async fn a_cut_connection_is_reset_on_both_sides() {
     let upstream = listen().await;

@@ -1,8 +1,8 @@
-//! Tests of the proxy's settings with real sockets. The tests of the whole daemon with default
-//! settings are in `tests/`.
+//! Tests of the proxy's settings with real sockets. The directory `tests/` has the tests of the
+//! whole daemon, with default settings.
 //!
-//! This file contains the common setup: a running proxy, its clients and its upstreams. Each
-//! subject has a file of tests.
+//! This file contains the common setup: a running proxy, its clients and its upstreams. The
+//! submodules contain the tests.
 
 mod carried;
 mod checks;
@@ -32,7 +32,7 @@ use crate::service::Admission;
 const DEADLINE: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_millis(300);
 
-/// Creates the connection of a client, for a proxy to serve.
+/// Creates a client's connection that a proxy can serve.
 fn connection(stream: Stream, peer: Peer, drain: DrainWatch) -> Connection {
     Connection::new(admission(stream, peer, drain))
 }
@@ -125,7 +125,7 @@ async fn accept(upstream: &TcpListener) -> TcpStream {
     timeout(DEADLINE, upstream.accept()).await.expect("no connection arrived in time").unwrap().0
 }
 
-/// Returns an address on which nothing listens now and a later listener can listen.
+/// Returns an address on which nothing listens at present, but on which a test can listen later.
 async fn nobody() -> SocketAddr {
     listen().await.local_addr().unwrap()
 }
@@ -170,7 +170,7 @@ async fn read_to_end(stream: &mut TcpStream) -> Result<Vec<u8>, Error> {
         .map(|_| bytes)
 }
 
-/// Asserts that the connection is reset before a byte arrives on it.
+/// Asserts that the peer resets the connection before it sends a byte.
 async fn assert_reset(stream: &mut TcpStream) {
     assert_eq!(read_to_end(stream).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }

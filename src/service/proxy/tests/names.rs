@@ -1,4 +1,4 @@
-//! Tests of upstreams that are given by host name. The tests control the resolver.
+//! Tests of upstreams that the configuration gives by host name. The tests control the DNS answers.
 
 use std::sync::Mutex;
 
@@ -45,7 +45,7 @@ fn counters(front: &Front, upstream: &str) -> Option<UpstreamCounters> {
     front.proxy.upstreams().get("web")?.get(upstream).copied()
 }
 
-/// Keeps the addresses of the names up to date, in a task that ends with the test.
+/// Keeps the addresses of the host names up to date, in a task that ends with the test.
 fn watch(proxy: &Arc<Proxy>) -> JoinSet<()> {
     let (mut tasks, proxy) = (JoinSet::new(), Arc::clone(proxy));
     tasks.spawn(async move { match proxy.watch().await {} });
@@ -70,7 +70,8 @@ async fn new_clients_go_where_the_name_leads_and_old_ones_stay() {
     assert_linked(&mut first, &mut server).await;
     assert_eq!(counters(&front, &old_name).unwrap().active, 1);
     drop((first, server));
-    // Once its connections have ended, the removed address is counted only under its host name.
+    // Once the connections to the removed address have ended, only the host name's counters include
+    // them.
     becomes(|| counters(&front, &old_name).is_none()).await;
     let sums = counters(&front, NAME).unwrap();
     assert_eq!((sums.connected, sums.active, sums.sent, sums.received), (1, 0, 7, 5));
@@ -122,7 +123,7 @@ async fn an_address_that_stays_keeps_its_place_and_its_failures() {
     drop(front.pair(&stays).await);
     let failed = counters(&front, &labels[0]).unwrap();
     assert_eq!((failed.failed, failed.ejected), (1, 1), "the upstream was tried again");
-    // After an address is removed, its failures still count under its host name.
+    // After the host name loses an address, the failures of that address count under the host name.
     answers.are(&[address(&stays)]);
     assert!(proxy.resolve().await);
     assert_eq!(counters(&front, &labels[0]), None);
@@ -130,7 +131,8 @@ async fn an_address_that_stays_keeps_its_place_and_its_failures() {
     assert_eq!((sums.failed, sums.ejected), (1, 1));
 }
 
-/// An address that is configured and also belongs to a host name is used only once.
+/// If the configuration gives an address that a host name also has, the proxy uses the address only
+/// once.
 #[tokio::test]
 async fn an_address_that_is_configured_is_there_once() {
     let (upstream, answers) = (listen().await, Answers::default());

@@ -42,8 +42,8 @@ fn round_robin_offers_each_upstream_once() {
     assert_eq!(offered(&upstreams), [2, 0, 1]);
 }
 
-/// The upstream with the fewest connections is tried first. Upstreams with equally many connections
-/// take turns.
+/// The proxy tries the upstream with the fewest connections first. Upstreams with equally many
+/// connections take turns.
 #[test]
 fn the_upstream_with_the_fewest_connections_is_first() {
     let upstreams = upstreams(3, Balance::LeastConnections, LONG);
@@ -56,8 +56,8 @@ fn the_upstream_with_the_fewest_connections_is_first() {
     assert_ne!(first[1], first[2]);
 }
 
-/// With the balance in-order, later upstreams are standbys. They are tried first only while the
-/// earlier upstreams are ejected.
+/// With the balance in-order, later upstreams are standbys. The proxy tries a standby first only
+/// while all earlier upstreams are ejected.
 #[test]
 fn standbys_are_first_only_while_others_are_ejected() {
     let upstreams = upstreams(3, Balance::InOrder, LONG);
@@ -69,8 +69,8 @@ fn standbys_are_first_only_while_others_are_ejected() {
     assert_eq!(offered(&upstreams), [0, 1, 2]);
 }
 
-/// An upstream is ejected after the configured number of failures in a row. It returns after the
-/// ejection time.
+/// The proxy ejects an upstream after the configured number of failures in a row. It uses the
+/// upstream again after the ejection time.
 #[test]
 fn consecutive_failures_eject_an_upstream_for_a_while() {
     let ejection = Ejection { failures: 2, time: Duration::from_millis(20) };
@@ -93,7 +93,7 @@ fn consecutive_failures_eject_an_upstream_for_a_while() {
     assert_eq!((offered(&upstreams), at(&upstreams, 0).ejected()), (vec![1], 2));
 }
 
-/// If all upstreams are ejected, they are tried in the order in which their ejections end.
+/// If all upstreams are ejected, the proxy tries first the upstream whose ejection ends first.
 #[test]
 fn ejected_upstreams_are_tried_in_order_of_their_return() {
     let upstreams = upstreams(3, Balance::RoundRobin, LONG);
@@ -108,7 +108,7 @@ fn ejected_upstreams_are_tried_in_order_of_their_return() {
     assert_eq!(offered(&upstreams), [2, 0, 1]);
 }
 
-/// An upstream is never ejected if the configured number of failures is 0.
+/// If the configured number of failures is 0, the proxy never ejects an upstream.
 #[test]
 fn with_zero_failures_no_upstream_is_ejected() {
     let upstreams = upstreams(2, Balance::InOrder, Ejection { failures: 0, ..LONG });
@@ -116,8 +116,8 @@ fn with_zero_failures_no_upstream_is_ejected() {
     assert_eq!(offered(&upstreams), [0, 1]);
 }
 
-/// A failed health check ejects an upstream until a check succeeds, even if a client is served in
-/// between.
+/// A failed health check ejects an upstream until a check succeeds. A client that connects in
+/// between does not end the ejection.
 #[test]
 fn a_failed_check_ejects_until_a_check_passes() {
     let upstreams = upstreams(2, Balance::InOrder, LONG);

@@ -1,10 +1,10 @@
-//! Tests of the rules, with units that differ from our own unit file in a few settings.
+//! Tests of the rules, with variants of handoffd's own unit file.
 
 use super::*;
 use crate::doctor::unit::Manager;
 
-/// The properties that systemd shows for our own unit file. Only those that a rule reads are
-/// listed.
+/// The properties that systemd shows for handoffd's own unit file. Properties that no rule reads
+/// are omitted.
 const SHIPPED: [(&str, &str); 20] = [
     ("Type", "notify"),
     ("NotifyAccess", "main"),
@@ -34,7 +34,8 @@ const SHIPPED: [(&str, &str); 20] = [
     ),
 ];
 
-/// Returns what the rules find in our own unit file after the properties in `changed` are replaced.
+/// Replaces the properties in `changed` in handoffd's own unit file, and returns the problems that
+/// the rules find.
 fn found(systemd: u32, changed: &[(&str, &str)]) -> Vec<(Severity, String)> {
     let properties =
         SHIPPED.iter().chain(changed).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
@@ -129,8 +130,8 @@ fn init_mode_under_a_notified_service_manager_is_found() {
     assert_eq!(found(257, &[other]), []);
 }
 
-/// A reload through `/proc` breaks if the program has file capabilities. As observed, the user of
-/// the program gets "Permission denied" for `/proc/PID/exe`.
+/// A reload through `/proc` fails if the program has file capabilities. In a test, the user of the
+/// program got "Permission denied" for `/proc/PID/exe`.
 #[test]
 fn file_capabilities_with_a_reload_by_proc_are_found() {
     let (setcap, user) = (("setcap", "yes"), ("User", "web"));
@@ -193,7 +194,8 @@ fn the_variant_is_good_from_259_on() {
     assert_eq!(found(262, &variant), [(Risks, setting())]);
 }
 
-/// Infinite timeouts are not a problem. Neither are settings that an older systemd does not report.
+/// The rules report neither infinite timeouts nor settings that the installed systemd does not
+/// know.
 #[test]
 fn infinite_timeouts_and_unknown_settings_are_accepted() {
     let infinite =
