@@ -24,8 +24,8 @@ const RESUME_TIMEOUT: Duration = Duration::from_secs(10);
 const RESUME_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long to wait for news about the successor after it has closed the channel through which
-/// connections move. It may have died, because the channels of a dead process do not all close at
-/// the same moment.
+/// connections move. The successor may have died: the channels of a dead process do not all close
+/// at the same moment.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The deadlines of a drain that is in progress.

@@ -31,7 +31,7 @@ pub(crate) enum State {
     /// The generation accepts connections while its successor starts.
     HandingOff {
         /// Whether another reload has been requested during this handoff. If so, another handoff
-        /// follows if this one fails.
+        /// follows this one.
         pending: PendingReload,
     },
     /// Both the generation and its successor accept connections. The successor is on probation: if
@@ -342,8 +342,9 @@ fn retiring(on_death: OnSuccessorDeath, event: Event) -> (State, Vec<Action>) {
             (State::Serving, vec![DropSuccessor, Resume, BecomeActive])
         }
         Event::SuccessorLost => (State::Retiring { on_death }, vec![Resign, DropSuccessor]),
-        // Tell the older generations that the service stops. The successor and this generation were
-        // told to stop at the same time, so the successor sends no such message.
+        // Tell the older generations that the whole service stops. The successor and this
+        // generation were told to stop at the same time, and the successor may end without telling
+        // them.
         Event::SuccessorRolledBack => {
             (State::Retiring { on_death }, vec![TellStopping, CloseListeners, DropSuccessor])
         }

@@ -79,8 +79,8 @@ impl PidFile {
         })
     }
 
-    /// Writes `pid`, the pid of the successor, to the file. This process never writes to the file
-    /// again: the successor retries if this write fails.
+    /// Writes `pid`, the pid of the successor, to the file. This process does not retry a write
+    /// that fails, because the successor writes the file too when it becomes active.
     ///
     /// # Errors
     /// Returns the reason why `pid` could not be written.
