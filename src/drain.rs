@@ -21,8 +21,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 #[derive(Debug, Default)]
 pub(crate) struct Drain {
     told: CancellationToken,
-    /// The request to end, for connections that may move to the successor. It is cancelled later
-    /// than `told`, which is for all other connections.
+    /// A token for connections that may move to the successor. Its cancellation asks them to end,
+    /// and comes later than that of `told`, the token for all other connections.
     told_after_carry: CancellationToken,
     connections: TaskTracker,
     /// The number of open connections when the drain began.
