@@ -131,8 +131,8 @@ async fn next(
         *place = limit.try_take();
         if place.is_none() {
             // Check whether the listener is full, that is, has as many connections as its limit
-            // allows. No free permit does not mean full, because loops that wait for a client also
-            // hold permits.
+            // allows. It may have fewer connections although all permits are taken, because a loop
+            // that waits for a client also holds a permit.
             if limit.became_full(|| census.iter().map(Census::open).sum()) {
                 // Count the full listener in the list of the first worker. The choice does not
                 // matter, because reports show only the sum over all workers.
