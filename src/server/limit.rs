@@ -69,8 +69,8 @@ impl ConnectionLimit {
     /// `there` is the predecessor's connection limit for this listener, or `None` if it has no
     /// limit. If that limit is not higher than the limit here, a permit is always granted, because
     /// the move does not raise the total number of connections. Otherwise a permit is granted if
-    /// one is free, or if the listener has fewer connections than the limit here allows. The
-    /// closure `connections` counts them.
+    /// one is reserved or free, or if the listener has fewer connections than the limit here
+    /// allows. The closure `connections` counts them.
     ///
     /// # Errors
     /// Returns [`Full`] when the limit here is lower than the predecessor's limit, and is reached.
