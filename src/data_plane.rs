@@ -51,7 +51,7 @@ pub(crate) trait DataPlane: CarryPlane {
     fn accept_late(&mut self, replaced: Vec<Listener>);
 
     /// Asks every connection to finish. If `successor` is a channel to the successor, connections
-    /// that can move there do so instead.
+    /// that can move through it do so instead.
     fn drain(&mut self, successor: Option<OwnedFd>);
 
     /// Waits until no connection is left. Cancel safe.

@@ -23,8 +23,8 @@ pub struct CarriedState {
 }
 
 impl CarriedState {
-    /// The maximum size of the state in bytes. A connection with a larger state is drained instead
-    /// of carried to the other process.
+    /// The maximum size of the state in bytes. A connection with a larger state cannot move to the
+    /// other process, and is drained instead.
     pub const BYTES_MAX: usize = 120 * 1024;
     /// The maximum number of file descriptors in a state. The kernel allows 253 in one message (see
     /// unix(7)), and one of them is the client's socket.

@@ -27,8 +27,8 @@ const AT_ONCE: usize = 64;
 /// successor.
 #[derive(Debug, Default)]
 pub(crate) struct CarryScheduler {
-    /// The number of the current round, or 0 outside a round. A round is one attempt to move all
-    /// connections to a successor.
+    /// The number of the current round, or 0 if none is in progress. A round is one attempt to move
+    /// all connections to a successor.
     round: AtomicU32,
     rounds: AtomicU32,
     /// The number of connections that moved to the successor in the current or the last attempt to

@@ -34,7 +34,7 @@ pub(super) struct DrainPhase {
     /// When the remaining connections are cut. `None` if the clock cannot represent the deadline.
     pub(super) until: Option<Instant>,
     /// When connections that have not moved to the successor are asked to end. `None` if no
-    /// connection can move there.
+    /// connection can move to a successor, or after they were asked.
     pub(super) carry_until: Option<Instant>,
     /// Whether connections may still move to the successor.
     pub(super) carries: bool,

@@ -52,7 +52,7 @@ pub struct Serving {
 pub enum AfterDrain {
     /// Return from `main`, because the generation has ended.
     Exit,
-    /// Accept again with a new [`Serving::acceptor`], because the successor has died.
+    /// Accept connections again with a new [`Serving::acceptor`], because the successor has died.
     AcceptAgain(Serving),
 }
 
@@ -158,7 +158,8 @@ impl Starting {
 }
 
 impl Serving {
-    /// Returns an acceptor for the listener called `name`. It accepts until the generation retires.
+    /// Returns an acceptor for the listener called `name`. It accepts connections until a successor
+    /// has taken over or this generation was told to stop.
     ///
     /// # Errors
     /// Returns [`Error::NoSuchListener`] if the name is unknown, or an error of the kernel if the
@@ -198,8 +199,8 @@ impl Serving {
     /// Waits until it is time to ask the connections to end.
     ///
     /// This function first waits until the server must stop accepting. Then it waits until each
-    /// [`Acceptor`] has returned `None` or was dropped, and until the client of each accepted
-    /// connection has sent a byte. The second wait takes at most `first_request_grace`.
+    /// [`Acceptor`] has returned `None` or was dropped, and until the server has read something
+    /// from each connection that it accepted. The second wait takes at most `first_request_grace`.
     ///
     /// Do not end connections as soon as [`Serving::retired`] resolves. A client whose connection
     /// was just accepted may have sent its first request, which would be lost.

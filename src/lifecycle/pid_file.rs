@@ -94,7 +94,7 @@ impl PidFile {
         self.owed.as_ref().map(|owed| owed.due)
     }
 
-    /// Retries a failed write, if there is one.
+    /// Retries the last write of the pid file if it has failed.
     pub(super) fn retry(&mut self) {
         let Some(Owed { pid, failures, reason, .. }) = self.owed.take() else { return };
         self.owed = Some(Owed { pid, due: Instant::now(), failures, reason: String::new() });

@@ -33,8 +33,8 @@ struct Entries {
     sums: ListenerCounters,
     /// How many connections had moved to successors when the last drain began.
     carried_before: u64,
-    /// Whether the successor of the last drain has died. A connection that had moved there may be
-    /// counted only after this, and then counts as lost too.
+    /// Whether the successor of the last drain has died. If a connection that moved to this
+    /// successor is counted only after its death, it counts as lost too.
     successor_is_lost: bool,
 }
 

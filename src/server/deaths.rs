@@ -9,7 +9,8 @@ use tokio::sync::watch;
 
 use crate::error::Error;
 
-/// The first failure of a worker or an accept loop, if there was any. Clones share the record.
+/// The first failure of a worker or an accept loop, or `None` if none has failed. Clones share the
+/// record.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Deaths(watch::Sender<Option<Death>>);
 

@@ -103,7 +103,7 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Returns all workers; there is at least one.
+    /// Returns all workers, at least one.
     pub(super) const fn all(&self) -> &Arc<[Worker]> {
         &self.workers
     }

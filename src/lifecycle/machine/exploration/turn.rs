@@ -2,9 +2,9 @@
 //! the state machine's function `step`, and performs the actions that `step` returns.
 //!
 //! A signal, a deadline or the start of the accept loops may be handled before an unread message,
-//! because the message may arrive just too late. The end of a drain is handled only when no message
-//! is unread. Testing the other order would find nothing new, because a process sends no message
-//! when its drain ends.
+//! because the message may arrive a moment later. The end of a drain is handled only when no
+//! message is unread. Testing the other order would find nothing new, because a process sends no
+//! message when its drain ends.
 //!
 //! The model may kill a process between two turns, or between two actions of a turn.
 
