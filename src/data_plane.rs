@@ -1,9 +1,9 @@
-//! The traits through which the lifecycle controls a data plane. A data plane is the part that
-//! serves clients: the built-in server, or your own server.
+//! The traits through which the lifecycle controls a data plane, the part of the process that
+//! serves clients. It is the built-in server or your own server.
 //!
-//! The lifecycle decides when a data plane starts, stops, drains and cuts. Every data plane
-//! implements [`DataPlane`]. [`CarryPlane`] adds the carrying, that is, moving connections between
-//! generations. Its default methods carry nothing.
+//! The lifecycle decides when the data plane accepts connections, stops accepting, drains its
+//! connections and cuts them. Every data plane implements [`DataPlane`]. The trait [`CarryPlane`]
+//! is about moving open connections between generations. Its default methods move none.
 
 use std::future::{Future, pending, ready};
 use std::os::fd::OwnedFd;
@@ -15,59 +15,60 @@ use crate::error::Error;
 use crate::net::Listener;
 use crate::report::{CarryForecast, Connections, Counters};
 
-/// A server for the clients of listening sockets, which the lifecycle of a generation starts and
-/// stops.
+/// A server that accepts and serves the clients of listeners. The lifecycle of a generation starts
+/// and stops it.
 pub(crate) trait DataPlane: CarryPlane {
-    /// Starts to serve on all of `listeners`, for the first time or again. Must be called in a
-    /// tokio runtime. [`DataPlane::started`] resolves once the data plane serves.
+    /// Starts to accept on all `listeners`, for the first time or after a drain. Must be called in
+    /// a tokio runtime. [`DataPlane::started`] resolves once the data plane accepts connections.
     ///
     /// # Errors
     /// Returns the reason why the data plane cannot start, if the reason is known at once.
     fn start(&mut self, listeners: &[Listener]) -> Result<(), Error>;
 
-    /// Waits until the data plane serves on all listeners. Cancel safe.
+    /// Waits until the data plane accepts on all listeners. Cancel safe.
     ///
     /// # Errors
-    /// Returns the reason why the data plane will never serve.
+    /// Returns the reason why the data plane will never accept connections.
     fn started(&self) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Waits until a part of the data plane has died, so that the generation cannot continue.
     /// Cancel safe.
     fn died(&self) -> impl Future<Output = Error> + Send;
 
-    /// Asks every part of the data plane for a sign of life. The returned tracker completes when
-    /// every part has responded.
+    /// Checks that the data plane does not hang. The returned tracker completes when every accept
+    /// loop has responded.
     fn heartbeat(&self) -> TaskTracker;
 
     /// Stops accepting. When this function returns, no more connections are accepted.
     fn stop_accepting(&mut self) -> impl Future<Output = ()> + Send;
 
-    /// Accepts all clients in the backlogs of `listeners`, because no generation will accept on
-    /// these listeners again. Must be called before [`DataPlane::drain`].
+    /// Accepts all clients in the backlogs of `listeners`. The caller uses this for listeners on
+    /// which no generation will accept again. Must be called before [`DataPlane::drain`].
     fn accept_backlog(&mut self, listeners: &[Listener]);
 
-    /// Accepts the last clients of listeners that the successor has replaced. Continues for as long
-    /// as a TCP handshake may take.
+    /// Accepts the last clients of listeners that the successor has replaced with other sockets.
+    /// Continues for as long as a TCP handshake may take.
     fn accept_late(&mut self, replaced: Vec<Listener>);
 
     /// Asks every connection to finish. If `successor` is a channel to the successor, connections
-    /// that can move there do so instead.
+    /// that can move through it do so instead.
     fn drain(&mut self, successor: Option<OwnedFd>);
 
     /// Waits until no connection is left. Cancel safe.
     fn drained(&self) -> impl Future<Output = ()> + Send;
 
-    /// Closes the remaining connections without waiting for their end.
+    /// Closes all open connections without waiting until they end.
     fn cut(&mut self);
 
     /// Returns the number, age and traffic of the open connections, or `None` if the data plane
     /// does not count them.
     fn connections(&self) -> Option<Connections>;
 
-    /// Returns the counters of this generation so far.
+    /// Returns the counters of this generation.
     fn counters(&self) -> Counters;
 
-    /// Returns how the connections have ended that were open when the drain began or came later.
+    /// Returns how the connections of the last drain ended, including those that arrived during the
+    /// drain.
     fn report(&self) -> DrainReport;
 }
 
@@ -78,8 +79,8 @@ pub(crate) trait CarryPlane: Send + 'static {
         None
     }
 
-    /// Reserves permits of the connection limits for connections that may move here from the
-    /// predecessor. Must be called before the first [`DataPlane::start`].
+    /// Reserves permits of the listeners' connection limits for connections that may move here from
+    /// the predecessor. Must be called before the first [`DataPlane::start`].
     fn expect(&mut self, _forecast: CarryForecast) {}
 
     /// Releases the reserved permits, because no more connections move here from the predecessor.
@@ -114,14 +115,14 @@ pub(crate) trait CarryPlane: Send + 'static {
     /// Asks the connections that have not moved to the successor to finish.
     fn drain_uncarried(&mut self) {}
 
-    /// Waits until the data plane knows which connections the successor accepted before it died.
+    /// Waits until the data plane knows which connections the successor took over before it died.
     /// Cancel safe.
     fn settled(&self) -> impl Future<Output = ()> + Send {
         ready(())
     }
 
-    /// Records that the successor has died. Returns how many of the connections that moved to it
-    /// may be lost.
+    /// Records that the successor has died. Returns how many connections may be lost, because the
+    /// successor had taken them over.
     fn lost_with_successor(&mut self) -> u64 {
         0
     }

@@ -1,13 +1,13 @@
-//! The graceful end of all connections. A drain asks each connection to end, waits, cuts the
-//! remaining connections, and counts how they ended.
+//! The drain: the graceful end of all connections. A drain asks each connection to end, waits, cuts
+//! the connections that remain, and counts how the connections ended.
 //!
-//! A connection that may be carried, that is, move to the successor, is not asked to end while the
-//! successor may still accept it.
+//! A connection that can move to the successor is not asked to end as long as the move may still
+//! succeed.
 //!
 //! The request to end is a `CancellationToken`, and the counter of connections is a `TaskTracker`
-//! (both from tokio-util), so nothing polls. The server owns the [`Drain`], each accept loop a
-//! [`DrainEntry`], each connection a [`DrainWatch`], and the connection's task a [`DrainGuard`].
-//! The caller decides when to drain and how long to wait.
+//! (both from tokio-util), so nothing polls. The server owns the [`Drain`], and each accept loop
+//! has a [`DrainEntry`]. Each connection has a [`DrainWatch`], and the task of the connection has a
+//! [`DrainGuard`]. The caller decides when to drain and how long to wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,27 +16,27 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// The server's side of a drain. It counts connections, asks them to end, waits for them, and cuts
-/// the remaining ones.
+/// The server's side of a drain. It counts the connections, asks them to end, waits until they have
+/// ended, and cuts those that remain.
 #[derive(Debug, Default)]
 pub(crate) struct Drain {
     told: CancellationToken,
-    /// The request to end for connections that may move to the successor. It is sent later than
-    /// `told`.
+    /// A token for connections that may move to the successor. Its cancellation asks them to end,
+    /// and comes later than that of `told`, the token for all other connections.
     told_after_carry: CancellationToken,
     connections: TaskTracker,
-    /// The number of connections when the drain began.
+    /// The number of open connections when the drain began.
     at_start: usize,
     shared: Arc<Shared>,
 }
 
-/// The state that every connection uses. It is behind one pointer to save memory, because there are
-/// many connections.
+/// The state that all connections share. Each connection has only one pointer to it, which saves
+/// memory.
 #[derive(Debug, Default)]
 struct Shared {
     cut: CancellationToken,
-    /// The numbers of connections that arrived or were cut since the drain began. They synchronize
-    /// no other memory, so relaxed ordering is enough.
+    /// The number of connections that have arrived since the drain began, and the number that were
+    /// cut. These counters protect no other memory, so relaxed ordering is enough.
     came: AtomicUsize,
     were_cut: AtomicUsize,
 }
@@ -46,19 +46,20 @@ struct Shared {
 pub(crate) enum OnDrain {
     /// The connection is asked to end when the drain begins.
     Finish,
-    /// The connection may move to the successor. It is asked to end only if it does not move.
+    /// The connection may move to the successor. It is asked to end only if it has not moved after
+    /// some time.
     Carry,
 }
 
 impl Drain {
-    /// Creates a drain that has not begun and has no connections.
+    /// Creates a drain without connections. It begins when [`Drain::begin`] is called.
     #[must_use]
     pub(crate) fn new() -> Self {
         Self::default()
     }
 
-    /// Returns the entry through which new connections are counted. Get a new entry after
-    /// [`Drain::resume`], because connections admitted through the old one may be asked to end at
+    /// Returns an entry, through which new connections are added to the drain. After
+    /// [`Drain::resume`], use a new entry: the old entry may ask its new connections to end at
     /// once.
     #[must_use]
     pub(crate) fn entry(&self, on_drain: OnDrain) -> DrainEntry {
@@ -74,8 +75,8 @@ impl Drain {
         }
     }
 
-    /// Begins the drain. Asks all connections to end, except connections that may move to the
-    /// successor, which [`Drain::drain_uncarried`] asks later.
+    /// Begins the drain, and asks connections to end. Connections that may move to the successor
+    /// are asked later, by [`Drain::drain_uncarried`].
     pub(crate) fn begin(&mut self) {
         self.at_start = self.connections.len();
         self.shared.came.store(0, Ordering::Relaxed);
@@ -95,7 +96,8 @@ impl Drain {
         self.connections.wait().await;
     }
 
-    /// Cuts the remaining connections. [`Drain::drained`] completes when they are gone.
+    /// Cuts the connections that are still open. [`Drain::drained`] completes when their tasks have
+    /// ended.
     pub(crate) fn cut(&self) {
         self.shared.cut.cancel();
     }
@@ -103,8 +105,8 @@ impl Drain {
     /// Ends the drain, so that new connections are not asked to end. Connections that were already
     /// asked still end.
     pub(crate) fn resume(&mut self) {
-        // Replace only the tokens that were used. Connections that were not asked to end keep their
-        // token for the next drain.
+        // Replace only the tokens that are cancelled. The other connections keep their token, so
+        // that the next drain can ask them to end.
         for told in [&mut self.told, &mut self.told_after_carry] {
             if told.is_cancelled() {
                 *told = CancellationToken::new();
@@ -113,8 +115,8 @@ impl Drain {
         self.connections.reopen();
     }
 
-    /// Returns how the connections ended that existed when the drain began or arrived later. The
-    /// caller passes in `carried` how many of them moved to the successor.
+    /// Returns how the connections of this drain ended, including those that arrived after its
+    /// beginning. `carried` is the number of connections that moved to the successor.
     #[must_use]
     pub(crate) fn report(&self, carried: usize) -> DrainReport {
         let all = self.at_start + self.shared.came.load(Ordering::Relaxed);
@@ -125,7 +127,7 @@ impl Drain {
     }
 }
 
-/// The entry for new connections, through which the accept loops make the drain count them.
+/// An entry to a drain, through which an accept loop adds its new connections to the drain.
 #[derive(Clone, Debug)]
 pub(crate) struct DrainEntry {
     watch: DrainWatch,
@@ -134,13 +136,13 @@ pub(crate) struct DrainEntry {
 }
 
 impl DrainEntry {
-    /// Counts a connection until the returned guard is dropped. The returned watch tells the
-    /// connection when to end.
+    /// Adds a connection to the drain until the returned guard is dropped. Through the returned
+    /// watch the connection learns when to end.
     #[must_use]
     pub(crate) fn admit(&self) -> (DrainWatch, DrainGuard) {
         if self.connections.is_closed() {
-            // This connection arrives from the predecessor after the drain has begun, and moves on
-            // to the successor.
+            // Count this connection separately: the predecessor sent it here after the drain had
+            // begun.
             self.shared.came.fetch_add(1, Ordering::Relaxed);
         }
         (
@@ -150,7 +152,7 @@ impl DrainEntry {
     }
 }
 
-/// The connection's side of a drain, which tells the connection when to end.
+/// The connection's side of a drain. It shows when the connection is asked to end.
 #[derive(Clone, Debug)]
 pub struct DrainWatch {
     told: CancellationToken,
@@ -177,9 +179,9 @@ pub(crate) struct DrainGuard {
 }
 
 impl DrainGuard {
-    /// Runs a connection until it ends or is cut. Returns `None` if the connection is cut. The
-    /// connection is polled at least once, even if it was cut earlier, so that it can prepare for a
-    /// reset.
+    /// Polls the future `connection` until it completes or the connection is cut. Returns `None` if
+    /// the connection is cut. The future is polled at least once, even after a cut, so that it can
+    /// prepare the socket for a reset.
     pub(crate) async fn unless_cut<F: Future>(&self, connection: F) -> Option<F::Output> {
         tokio::select! {
             biased;
@@ -188,7 +190,7 @@ impl DrainGuard {
         }
     }
 
-    /// Counts the connection as cut, and ends its part in the drain.
+    /// Counts the connection as cut, and removes it from the drain.
     pub(crate) fn cut(self) {
         self.shared.were_cut.fetch_add(1, Ordering::Relaxed);
     }
@@ -257,8 +259,8 @@ mod tests {
         drop(one);
         assert!(!carried.is_told() && !left.is_told());
         assert_eq!(drain.report(1), DrainReport { ended: 1, carried: 1, cut: 0 });
-        // No successor accepts the remaining connection, and this process serves again as if no
-        // drain had happened.
+        // The successor does not take the connection `left`, and this process accepts connections
+        // again.
         drain.resume();
         drain.begin();
         assert!(!left.is_told());

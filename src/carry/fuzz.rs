@@ -1,5 +1,5 @@
-//! Entry points for fuzzing the parsers of packets that transfer connections. The targets in
-//! `fuzz/` use them.
+//! Entry points for fuzzing the parsers of the packets that transfer connections. The fuzz targets
+//! in `fuzz/` call these functions.
 
 use super::packet::{self, Answer};
 use super::parcel::CarriedState;
@@ -21,7 +21,7 @@ pub(crate) fn answer(packet: &[u8]) -> bool {
     let Ok((id, answer)) = packet::read_answer(packet) else { return false };
     let again = packet::read_answer(&packet::answer(id, answer.clone()));
     match (&answer, &again) {
-        // Only the beginning of the reason must match, because a long reason is truncated.
+        // Compare only the beginning of the reason, because the encoder truncates a long reason.
         (Answer::Refused(why), Ok((same, Answer::Refused(cut)))) => {
             assert!(*same == id && why.starts_with(cut))
         }

@@ -1,9 +1,10 @@
 //! The successor's side of the transfer of connections. It receives connections from the
 //! predecessor and sends an answer for each.
 //!
-//! The successor answers before it uses a connection, so an unanswered connection is untouched. If
-//! this process has no free file descriptor, the kernel drops the descriptors of a packet. The
-//! successor then refuses only that connection, which the predecessor still has.
+//! The successor sends the answer before it uses a connection, so it has not touched a connection
+//! without an answer. If this process has no free file descriptor, the kernel discards the
+//! descriptors of a packet. The successor then refuses that connection, and the predecessor
+//! continues to serve it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,8 +19,7 @@ use crate::sys;
 use crate::sys::ancillary::{Rights, receive_with_attachments};
 use crate::sys::socket::{Packet, retry, will_pass};
 
-/// How long to wait before another attempt to receive a packet, after the kernel had no memory for
-/// it.
+/// How long to wait before a retry, when the kernel has no memory to receive a packet.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The successor's end of the channel through which connections arrive.
@@ -32,15 +32,16 @@ pub(crate) struct Incoming {
 /// The result of waiting for a connection from the predecessor.
 #[derive(Debug)]
 pub(crate) enum Arrival {
-    /// A connection has arrived, and can be accepted or refused.
+    /// A connection has arrived. The caller can accept or refuse it.
     Connection(Box<CarriedConnection>),
-    /// A connection has arrived, but it cannot be accepted because of `why`.
+    /// A connection has arrived, but cannot be accepted. `why` is the reason.
     Damaged { id: u64, why: String },
     /// The channel is closed, so no more connections arrive.
     End,
 }
 
-/// A connection that has arrived from the predecessor, and is not yet accepted or refused.
+/// A connection that has arrived from the predecessor, and for which this process has not sent an
+/// answer yet.
 #[derive(Debug)]
 pub(crate) struct CarriedConnection {
     pub(crate) head: Head,
@@ -79,8 +80,8 @@ impl Incoming {
             Ok((Packet::End, _)) => return Arrival::End,
             Err(error) => error.to_string(),
         };
-        // Give up, because no answer is possible without an id. When this end of the channel
-        // closes, the predecessor learns that the connection was not accepted.
+        // Receive no more packets, because an answer is not possible without an id. When this
+        // process closes the channel, the predecessor learns that the connection was not accepted.
         tracing::warn!(
             event = "carry.message_invalid",
             reason = why,
@@ -89,13 +90,13 @@ impl Incoming {
         Arrival::End
     }
 
-    /// Sends the answer for a connection to the predecessor. If the other end of the channel is
-    /// closed, this function succeeds: the predecessor is dead, and the connection belongs to this
-    /// process.
+    /// Sends the answer for a connection to the predecessor. If the predecessor has died, this
+    /// function succeeds although no answer can be sent, because the connection then belongs to
+    /// this process.
     ///
     /// # Errors
-    /// Fails when the answer cannot be sent although the predecessor may wait for it. The
-    /// connection then still belongs to the predecessor.
+    /// Fails when the answer cannot be sent although the predecessor may be alive. The connection
+    /// then still belongs to the predecessor.
     pub(crate) async fn answer(&self, id: u64, answer: Answer) -> io::Result<()> {
         let packet = packet::answer(id, answer);
         let send = |socket: &OwnedFd| retry(|| sys::socket::send_packet(socket.as_fd(), &packet));
@@ -119,8 +120,9 @@ fn arrived(head: Head, bytes: Vec<u8>, rights: Rights) -> Arrival {
         Rights::All(descriptors) => descriptors,
         Rights::Truncated => return damaged("no descriptors are left"),
     };
-    // Refuse the connection, because this process is short of file descriptors. The predecessor
-    // still has the connection and drains it.
+    // Refuse the connection if it got a descriptor number that is reserved for other purposes,
+    // because this process is short of file descriptors. The predecessor then drains the
+    // connection.
     if descriptors.iter().any(sys::reserve::is_reserved) {
         return damaged("no descriptors are left");
     }
@@ -133,7 +135,7 @@ fn arrived(head: Head, bytes: Vec<u8>, rights: Rights) -> Arrival {
 }
 
 impl CarriedConnection {
-    /// Returns the id of the connection, which the answer must contain.
+    /// Returns the id of the connection. The answer to the predecessor must contain it.
     pub(crate) const fn id(&self) -> u64 {
         self.head.id
     }

@@ -1,15 +1,15 @@
-//! Carrying: the transfer of established connections to the successor. This module defines the
-//! messages, and the order in which connections move.
+//! Carrying: the transfer of open connections to the successor. This module defines the packets,
+//! and decides the order in which connections move.
 //!
 //! A service saves the state of a connection as a [`CarriedState`]. The predecessor sends the state
 //! with the client's socket ([`Outgoing`]). The successor accepts or refuses the connection and
-//! sends an answer ([`Incoming`]). Until the answer arrives, the predecessor keeps its copy of the
-//! socket but does not use it. If the successor refuses the connection, or dies without an answer,
-//! the predecessor continues to serve the connection. So at most one process serves a connection at
-//! any time. `docs/protocol.md` describes the packets.
+//! sends an answer ([`Incoming`]). The predecessor keeps a copy of the socket, but does not use it
+//! until the answer arrives. If the successor refuses the connection, or dies without an answer,
+//! the predecessor continues to serve it. So at most one process serves a connection at any time.
+//! `docs/protocol.md` describes the packets.
 //!
-//! This module decides neither which connections are carried nor when (see `lifecycle`). Each
-//! service decides what the state of its connections contains.
+//! The module `lifecycle` decides when connections move. Each service decides what the state of its
+//! connections contains.
 
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;

@@ -1,10 +1,10 @@
 //! The predecessor's side of the transfer of connections. It sends connections to the successor and
 //! waits for the answers.
 //!
-//! The predecessor waits for an answer as long as the successor lives, without a timeout. If it
-//! stopped waiting and served the connection again, two processes might serve it. The successor
-//! answers before it uses a connection. So if the channel is closed without an answer, the
-//! successor has not used the connection.
+//! The predecessor waits for an answer as long as the successor is alive, without a timeout. After
+//! a timeout it would serve the connection again, but the successor might serve it too. The
+//! successor sends the answer before it uses a connection. So if the channel is closed without an
+//! answer, the successor has not used the connection.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,8 +25,8 @@ use crate::net::{Peer, Stream};
 use crate::sys;
 use crate::sys::socket::{Packet, will_pass};
 
-/// How often and how long to retry when the kernel has no room for a packet: 100 tries, 10 ms
-/// apart. The connection is paused during this time, so it must not take longer than a second.
+/// How often to retry when the kernel has no room for a packet, and how long to wait between two
+/// attempts. This takes a second at most, because the connection is not served during this time.
 const TRIES: usize = 100;
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -35,11 +35,11 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(crate) struct Outgoing {
     socket: AsyncFd<OwnedFd>,
     waiting: Mutex<Waiting>,
-    /// A token that is cancelled when no more connections are sent.
+    /// A token that is cancelled when no more connections may be sent.
     closed: CancellationToken,
 }
 
-/// The connections that were sent and for which the successor has not answered yet.
+/// The connections that were sent to the successor, and for which no answer has arrived yet.
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
@@ -66,8 +66,8 @@ pub(crate) enum Verdict {
     /// This process keeps the connection, because the successor refused it or it could not be sent.
     /// The text is the reason.
     Refused(String),
-    /// This process keeps the connection, because the successor takes no more connections or is
-    /// gone.
+    /// This process keeps the connection, because the successor takes no more connections or has
+    /// died.
     NoReceiver,
 }
 
@@ -79,26 +79,26 @@ impl Outgoing {
         Ok(Self { socket, waiting: Mutex::default(), closed: CancellationToken::new() })
     }
 
-    /// Stops sending connections. Connections that were already sent still wait for their answers,
-    /// and all others stay with this process.
+    /// Stops sending connections. The successor may still answer for connections that were already
+    /// sent. All other connections stay with this process.
     pub(crate) fn close(&self) {
         self.closed.cancel();
     }
 
-    /// Waits until [`Outgoing::close`] is called or the channel ends, so that no more connections
-    /// are sent. Cancel safe.
+    /// Waits until no more connections are sent, because [`Outgoing::close`] was called or the
+    /// successor has closed the channel. Cancel safe.
     pub(crate) async fn closed(&self) {
         self.closed.cancelled().await;
     }
 
     /// Sends a connection to the successor and waits for the answer.
     ///
-    /// During the call, the caller must not use the stream or the descriptors of the state. After
-    /// [`Verdict::Taken`], the caller may only close them.
+    /// During the call, the caller must not use the client's stream, or the file descriptors in the
+    /// saved state. After [`Verdict::Taken`], the caller may only close them.
     ///
-    /// Not cancel safe: if the future is dropped, the owner of the connection is unknown. After
-    /// [`Outgoing::close`], the future completes at once, unless the connection has already been
-    /// sent.
+    /// Not cancel safe: if the future is dropped, it is unknown which process owns the connection.
+    /// After [`Outgoing::close`], the future completes at once, unless the connection has already
+    /// been sent.
     pub(crate) async fn hand_over(&self, outgoing_connection: &OutgoingConnection<'_>) -> Verdict {
         let OutgoingConnection { listener, peer, age, max_connections, stream, parcel } =
             outgoing_connection;
@@ -138,7 +138,7 @@ impl Outgoing {
             Ok(()) => match answer.await {
                 Ok(Answer::Taken) => Verdict::Taken,
                 Ok(Answer::Refused(why)) => Verdict::Refused(why),
-                // The channel ended without an answer, so the successor does not have the
+                // The successor has closed the channel without an answer, so it does not use the
                 // connection.
                 Err(_) => Verdict::NoReceiver,
             },
@@ -160,8 +160,8 @@ impl Outgoing {
         }
     }
 
-    /// Receives the successor's answers, and passes each on to the task that waits for it. Returns
-    /// when the successor closes its end of the channel. Cancel safe.
+    /// Receives the successor's answers, and passes each answer to the task that waits for it.
+    /// Returns when the successor closes its end of the channel. Cancel safe.
     pub(crate) async fn answers(&self) {
         let mut buffer = vec![0; PACKET_MAX];
         loop {
@@ -196,21 +196,21 @@ impl Outgoing {
                         event = "carry.answer_failed", reason = %error,
                         "cannot read the successor's answers: {error}"
                     );
-                    // Send no more connections. Connections without an answer continue to wait,
-                    // because the successor may have accepted them.
+                    // Send no more connections. The tasks of connections without an answer continue
+                    // to wait, because the successor may serve these connections.
                     return self.close();
                 }
             };
-            // Skip this answer, because it names no connection. The connection that it was meant
-            // for waits until the channel ends.
+            // Skip this answer, because it has no valid id. The task that waits for it continues to
+            // wait until the successor closes the channel.
             tracing::warn!(
                 event = "carry.answer_invalid",
                 reason = why,
                 "invalid answer from the successor: {why}"
             );
         }
-        // Close before the waiting tasks are released. Later callers then return at once, and
-        // earlier callers learn from the next line that the channel has ended.
+        // Close first, so that later calls of `hand_over` return at once. The next line then wakes
+        // the earlier calls, which still wait for an answer.
         self.close();
         self.lock().answers.clear();
     }

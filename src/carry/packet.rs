@@ -1,9 +1,9 @@
 //! The packets that transfer connections to the successor. A packet is a line of JSON, followed by
 //! the saved state of the connection.
 //!
-//! Unknown fields are ignored, so that later versions can add fields. The two processes agree on
-//! the version before the first packet: the predecessor offers it, and a successor that does not
-//! support it closes its end of the channel.
+//! Unknown fields are ignored, so that later versions can add fields. The predecessor announces its
+//! version of this format before the first packet. A successor that does not support the version
+//! closes the channel.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -20,11 +20,13 @@ pub(super) const PACKET_MAX: usize = 128 * 1024;
 /// The maximum length of the reason in a refusal, in characters. Longer reasons are truncated.
 const REASON_MAX: usize = 1000;
 
-/// The header of a packet that transfers a connection. The bytes of the saved state follow it. The
-/// packet carries file descriptors: first the client's socket, then the descriptors of the state.
+/// The header of a packet that transfers a connection. The bytes of the saved state follow the
+/// header. File descriptors are attached to the packet: first the client's socket, then the
+/// descriptors of the saved state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Head {
-    /// The id that the answer repeats. It is unique among all connections that a process sends.
+    /// The id of the connection, which the answer repeats. A process uses a different id for each
+    /// connection that it sends.
     pub(super) id: u64,
     /// The name of the listener that accepted the connection.
     pub(crate) listener: String,
@@ -36,9 +38,11 @@ pub(crate) struct Head {
     pub(crate) received: u64,
     /// The number of bytes written to the client so far.
     pub(crate) sent: u64,
-    /// Whether the client has half-closed the connection and the sender has read that.
+    /// Whether the client has half-closed the connection, and the sender of the packet has already
+    /// read the end of the stream.
     pub(crate) peer_finished: bool,
-    /// The sender's connection limit for this listener, or `None` if it had no limit.
+    /// The connection limit of this listener in the process that sends the packet, or `None` if the
+    /// listener has no limit.
     #[serde(default)]
     pub(crate) max_connections: Option<NonZeroUsize>,
     /// The name and version of the format of the saved state.

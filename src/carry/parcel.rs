@@ -5,8 +5,9 @@ use std::os::fd::OwnedFd;
 
 /// The saved state of a connection, without the client's socket. The service chooses the format.
 ///
-/// The same service reads the state in another process, which may run an older or a newer build. So
-/// the state contains the name of its format, and a service refuses a format that it does not know.
+/// Another process, which may run an older or a newer build of the same service, reads the state.
+/// So the state contains the name of its format, and a service refuses a format that it does not
+/// know.
 #[derive(Debug)]
 pub struct CarriedState {
     /// The name and version of the format, such as `echo/1`.
@@ -15,17 +16,18 @@ pub struct CarriedState {
     /// [`CarriedState::BYTES_MAX`] bytes.
     pub bytes: Vec<u8>,
     /// File descriptors that belong to the state, at most [`CarriedState::DESCRIPTORS_MAX`]. The
-    /// other process gets copies of them. Until the other process has accepted the connection, this
-    /// process keeps the originals and must not read from or write to them.
+    /// other process gets copies of these descriptors. This process keeps the originals until the
+    /// other process has accepted the connection, and must not read from or write to them
+    /// meanwhile.
     pub descriptors: Vec<OwnedFd>,
 }
 
 impl CarriedState {
-    /// The maximum size of the state in bytes. A connection with a larger state is drained instead
-    /// of carried to the other process.
+    /// The maximum size of the state in bytes. A connection with a larger state cannot move to the
+    /// other process, and is drained instead.
     pub const BYTES_MAX: usize = 120 * 1024;
-    /// The maximum number of file descriptors in a state. The kernel limits how many one message
-    /// can carry, and the client's socket needs one more (see unix(7)).
+    /// The maximum number of file descriptors in a state. The kernel allows 253 in one message (see
+    /// unix(7)), and one of them is the client's socket.
     pub const DESCRIPTORS_MAX: usize = 252;
 
     /// Creates a state without file descriptors.

@@ -1,13 +1,13 @@
-//! The schedule of the transfer of connections to the successor. It asks connections to pause at a
-//! message boundary, a limited number at a time.
+//! The scheduler for moving connections to the successor. It asks a limited number of connections
+//! at a time to pause between two messages, so that they can move.
 //!
-//! A fixed number of permits circulates among the connections. A connection that gets a permit is
-//! asked to pause at its next message boundary. The permit goes to the next connection as soon as
-//! this connection has moved to the successor or turns out to be busy. A busy connection stays
-//! asked, and moves when it reaches a message boundary.
+//! A connection that gets one of a fixed number of permits is asked to pause at its next message
+//! boundary. It passes the permit on as soon as it has moved to the successor, or if it is in the
+//! middle of a message. In the second case the request stays in force, and the connection moves
+//! when it reaches a message boundary.
 //!
-//! So the pause of a connection does not grow with the number of connections, and a busy connection
-//! delays no other connection. This module does not transfer connections itself.
+//! So the pause of a connection does not get longer with more connections, and a busy connection
+//! delays no other connection. The modules `outgoing` and `incoming` transfer the connections.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,26 +23,28 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 /// keep both processes busy.
 const AT_ONCE: usize = 64;
 
-/// The schedule by which all connections of a process move to the successor.
+/// The scheduler that asks the connections of this process, one after another, to move to the
+/// successor.
 #[derive(Debug, Default)]
 pub(crate) struct CarryScheduler {
-    /// The number of the current round, or 0 outside a round. A round is one attempt to move all
-    /// connections to a successor.
+    /// The number of the current round, or 0 if none is in progress. A round is one attempt to move
+    /// all connections to a successor.
     round: AtomicU32,
     rounds: AtomicU32,
-    /// The number of connections that moved to the successor in the current or the last round.
+    /// The number of connections that moved to the successor in the current or the last attempt to
+    /// move all connections.
     carried: AtomicUsize,
     /// Counts the connections that may still move to the successor.
     candidates: TaskTracker,
     turn: Arc<Notify>,
-    /// Wakes the connections that were asked to pause, when the round ends. A round is one attempt
-    /// to move all connections.
+    /// Wakes all connections that were asked to pause, when the attempt to move all connections
+    /// ends.
     over: Arc<Notify>,
 }
 
 impl CarryScheduler {
-    /// Begins a round, that is, an attempt to move all connections. From now on they are asked to
-    /// pause, one after another.
+    /// Begins an attempt to move all connections to the successor. From now on connections are
+    /// asked to pause, at most [`AT_ONCE`] at a time.
     pub(crate) fn begin(&self) {
         self.forget();
         self.candidates.close();
@@ -53,8 +55,8 @@ impl CarryScheduler {
         }
     }
 
-    /// Resets the count of connections that moved to the successor. Call this when a drain begins
-    /// in which no connection can move.
+    /// Resets the number of connections that moved to the successor. [`CarryScheduler::begin`] also
+    /// does so; call this function for a drain in which no connection can move.
     pub(crate) fn forget(&self) {
         self.carried.store(0, Ordering::Relaxed);
     }
@@ -66,8 +68,8 @@ impl CarryScheduler {
         self.candidates.reopen();
     }
 
-    /// Waits until every connection has moved to the successor or has turned out to stay here.
-    /// Cancel safe.
+    /// Waits until no connection can move to the successor any more, because each has moved, ended
+    /// or been refused. Cancel safe.
     pub(crate) async fn all_went(&self) {
         self.candidates.wait().await;
     }
@@ -78,12 +80,13 @@ impl CarryScheduler {
     }
 }
 
-/// The request that one connection pauses and moves to the successor. The service that serves the
-/// connection shares this value.
+/// The request to one connection to pause, so that it can move to the successor. The scheduler sets
+/// it, and the service of the connection reads it.
 #[derive(Debug, Default)]
 pub(crate) struct CarryRequest {
     state: AtomicU8,
-    /// Whether the service has declared that this connection cannot move to the successor.
+    /// Whether the service has opted out, that is, declared that this connection cannot move to the
+    /// successor.
     is_declined: AtomicBool,
     changed: Notify,
 }
@@ -99,8 +102,8 @@ impl CarryRequest {
         self.state.load(Ordering::Relaxed) == ASKED && !self.is_declined.load(Ordering::Relaxed)
     }
 
-    /// Returns whether the connection was asked to move but must be drained instead, because the
-    /// successor refused it or the service opted out.
+    /// Returns whether the connection was asked to move but cannot, because the successor refused
+    /// it or the service opted out. It must then be drained.
     pub(crate) fn is_refused(&self) -> bool {
         match self.state.load(Ordering::Relaxed) {
             ASKED => self.is_declined.load(Ordering::Relaxed),
@@ -108,8 +111,8 @@ impl CarryRequest {
         }
     }
 
-    /// Declares that the connection cannot move to the successor from now on. If it has to be
-    /// drained because of that, the task that serves it is woken.
+    /// Declares that the connection cannot move to the successor. This does not wake the
+    /// connection's task.
     pub(crate) fn opt_out(&self) {
         self.is_declined.store(true, Ordering::Relaxed);
     }
@@ -132,7 +135,7 @@ impl CarryRequest {
     }
 }
 
-/// The place of one connection in the schedule by which connections move to the successor.
+/// One connection in the scheduler's queue of connections that may move to the successor.
 #[derive(Debug)]
 pub(crate) struct CarrySlot {
     scheduler: Arc<CarryScheduler>,
@@ -151,12 +154,13 @@ pub(crate) struct CarrySlot {
 enum State {
     New,
     Waiting(Pin<Box<OwnedNotified>>),
-    /// The connection was asked to move in the round with this number. The future completes when
-    /// the round ends.
+    /// The connection was asked to move. The number identifies the attempt to move all connections,
+    /// and the future completes when that attempt ends.
     Asked(u32, Pin<Box<OwnedNotified>>),
 }
 
-/// A permit to move to the successor. Dropping it passes it on to the next connection.
+/// A permit to move to the successor. When it is dropped, the next connection in the queue gets a
+/// permit.
 #[derive(Debug)]
 struct CarryPermit(Arc<Notify>);
 
@@ -167,7 +171,7 @@ impl Drop for CarryPermit {
 }
 
 impl CarrySlot {
-    /// Adds a new connection to the schedule by which connections move to the successor.
+    /// Adds a new connection to those that `scheduler` asks to move to the successor.
     pub(crate) fn new(scheduler: Arc<CarryScheduler>) -> Self {
         let candidate = Some(scheduler.candidates.token());
         Self {
@@ -180,7 +184,7 @@ impl CarrySlot {
         }
     }
 
-    /// Returns the request to this connection, to share it with the service.
+    /// Returns the request to this connection to move, so that the service can read it.
     pub(crate) const fn word(&self) -> &Arc<CarryRequest> {
         &self.word
     }
@@ -209,13 +213,13 @@ impl CarrySlot {
         self.word.set(NOTHING);
     }
 
-    /// Updates the request to move. Call this function each time the connection's task runs, before
-    /// its service runs. The connection may then get a permit and be asked to move.
+    /// Checks whether the connection has a permit, and asks it to move if so. Call this function
+    /// each time the connection's task is polled, before the service is polled.
     ///
-    /// Call [`CarrySlot::pass_on`] when the service turns out to be in the middle of a message.
-    /// Also call it when the transfer of the connection has succeeded or failed.
+    /// Call [`CarrySlot::pass_on`] afterwards if the service is in the middle of a message. Also
+    /// call it when the transfer of the connection has succeeded or failed.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
-        // Poll until the result is pending, so that the task will be woken.
+        // Poll until the result is pending, because only then the task will be woken.
         while let Poll::Ready(turn) = self.poll_turn(cx) {
             self.turn = Some(turn);
         }
@@ -252,9 +256,9 @@ impl CarrySlot {
                     }
                 }
                 State::Waiting(notified) => {
-                    // Return to the queue even if no attempt to move connections is under way. A
-                    // leftover permit may have removed this connection from the queue, and it must
-                    // be there before the next attempt begins.
+                    // Join the queue again if no attempt to move connections is under way. A permit
+                    // left from the last attempt may have removed this connection from the queue,
+                    // and the next attempt asks only connections in the queue.
                     if notified.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
                     }
@@ -291,7 +295,8 @@ mod tests {
     use std::future::poll_fn;
     use std::task::Waker;
 
-    /// Polls the connection's place in the schedule, and returns whether it holds a permit now.
+    /// Polls `asking`, as the task of a connection does, and returns whether the connection holds a
+    /// permit now.
     fn poll(asking: &mut CarrySlot) -> bool {
         asking.poll(&mut Context::from_waker(Waker::noop()));
         asking.turn.is_some()
@@ -303,7 +308,8 @@ mod tests {
         all
     }
 
-    /// A permit that is passed on or dropped goes to another connection, so at most 64 are in use.
+    /// At most 64 connections hold a permit. A permit that is passed on or dropped goes to another
+    /// connection.
     #[test]
     fn at_most_64_connections_hold_permits_at_once() {
         let scheduler = Arc::default();
@@ -336,8 +342,8 @@ mod tests {
         assert!(!poll(&mut one) && one.word().is_refused());
     }
 
-    /// A connection that opts out of moving counts as refused in every attempt to move all
-    /// connections.
+    /// A connection whose service has opted out of moving counts as refused in every attempt to
+    /// move all connections.
     #[tokio::test]
     async fn a_round_does_not_wait_for_a_connection_that_opts_out() {
         let scheduler: Arc<CarryScheduler> = Arc::default();
@@ -358,8 +364,8 @@ mod tests {
         }
     }
 
-    /// A round is one attempt to move all connections. Even if permits are passed on after a round
-    /// has ended, every connection is asked again in the next round.
+    /// A round is one attempt to move all connections. Every connection is asked again in the next
+    /// round, even if permits of the last round are still passed on.
     #[tokio::test]
     async fn a_leftover_permit_does_not_disturb_the_next_round() {
         let scheduler: Arc<CarryScheduler> = Arc::default();

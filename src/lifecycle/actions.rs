@@ -1,8 +1,8 @@
 //! The part of the driver that performs the actions of the state machine.
 //!
 //! The state machine in `machine` decides what an event means and in which order the actions are
-//! performed. The module `handoff` performs the actions of a handoff, and `drain` those of a drain.
-//! This module performs the actions on listeners and on neighbouring generations.
+//! performed. The module `handoff` performs the actions of a handoff, and the module `drain` the
+//! actions of a drain. This module performs all other actions, such as closing listeners.
 
 use super::driver::Driver;
 use super::head::ActiveRole;
@@ -15,8 +15,8 @@ use crate::handoff::{Message, Successor};
 use crate::net::Listener;
 
 impl<P: DataPlane> Driver<P> {
-    /// Performs one action of the state machine. `failure` holds the reason if the action follows
-    /// from the loss of the successor.
+    /// Performs one action of the state machine. If the successor was lost, `failure` is the
+    /// reason.
     pub(super) async fn perform(
         &mut self,
         action: Action,
@@ -61,8 +61,8 @@ impl<P: DataPlane> Driver<P> {
         // Send a last status report, whose counters the predecessor adds to its totals.
         self.predecessors.tell_predecessor(&Message::Report(Box::new(self.report())));
         self.predecessors.tell_predecessor(&Message::Rollback);
-        // The predecessor keeps the listeners that it already had. Only the listeners that this
-        // generation has bound are closed.
+        // Close only the listeners that this generation has bound, because the predecessor keeps
+        // serving on all others.
         self.listeners.given_up = self.listeners.set.bound_here().to_vec();
     }
 
@@ -81,12 +81,12 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Makes this process the active generation. Operators signal and query the active generation,
-    /// and it notifies the service manager.
+    /// Makes this process the active generation, which handles signals and status requests of
+    /// operators and notifies the service manager.
     ///
     /// # Errors
-    /// Fails when the pid file cannot be written, unless the service manager already knows that the
-    /// service is up.
+    /// Fails when the first generation cannot write the pid file. If the service is already up, a
+    /// failed write is logged and retried instead.
     fn become_active(&mut self) -> Result<(), Error> {
         let generation = self.process.generation;
         let is_up = generation != Generation::FIRST || self.history.handoffs.succeeded > 0;
@@ -111,9 +111,9 @@ impl<P: DataPlane> Driver<P> {
             self.operators.control.open(control.clone());
         }
         if !self.plane.is_taking_over() {
-            // No predecessor will move connections here any more, because it offers them before the
-            // handoff is committed, or not at all. So release the permits that are reserved for
-            // such connections.
+            // Release the permits that are reserved for connections of the predecessor. None will
+            // arrive, because a predecessor starts to move connections before it commits the
+            // handoff, or not at all.
             self.plane.expect_no_more();
         }
         if generation != Generation::FIRST {
@@ -127,8 +127,8 @@ impl<P: DataPlane> Driver<P> {
         Ok(())
     }
 
-    /// Stores the listeners with the service manager, so that the listening sockets stay open even
-    /// if every generation dies.
+    /// Stores the listening sockets with the service manager, which keeps them open even if every
+    /// generation dies.
     fn store_listeners(&self, head: &ActiveRole) {
         if !self.process.notifier.is_supervised() {
             return;
@@ -149,8 +149,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Leaves the service to the older generations that still drain. If none of them is alive,
-    /// closes the listeners.
+    /// Lets an older generation accept connections again, if one is alive. Otherwise closes the
+    /// listeners.
     async fn resign(&mut self) {
         if self.predecessors.count() > 0 {
             self.predecessors.let_go();
@@ -159,8 +159,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Stops accepting on all listeners. Closes only the listeners on which no later generation
-    /// accepts.
+    /// Stops accepting on all listeners. Closes only the listeners on which no other generation
+    /// will accept.
     async fn stop_accepting(&mut self) {
         self.plane.stop_accepting().await;
         let given_up = std::mem::take(&mut self.listeners.given_up);
@@ -169,8 +169,8 @@ impl<P: DataPlane> Driver<P> {
         let replaced = given_up.iter().filter(|listener| listener.is_replaced()).cloned();
         let replaced: Vec<_> = replaced.collect();
         replaced.iter().for_each(Listener::divert);
-        // Older generations also hold these sockets, and may have to accept again. So tell them
-        // that the sockets are no longer in use.
+        // Tell older generations that these sockets are no longer in use. They have copies of the
+        // sockets, and would use them if they had to accept again.
         let sockets = given_up.iter().filter_map(|listener| listener.cookie().ok());
         let sockets: Vec<_> = sockets.collect();
         if !sockets.is_empty() {
@@ -185,9 +185,9 @@ impl<P: DataPlane> Driver<P> {
     async fn close_listeners(&mut self) {
         self.plane.stop_accepting().await;
         let all = self.listeners.set.take();
-        // Remove the path of a Unix socket first, so that no new client connects to a socket that
-        // is about to close. Under a service manager the path stays, because the next start of the
-        // service uses the stored socket.
+        // Remove the paths of Unix sockets first, so that no new client connects to a socket that
+        // is about to close. Under a service manager keep the paths, because the next start of the
+        // service uses the stored sockets.
         if !self.process.notifier.is_supervised() {
             all.iter().for_each(Listener::unlink);
         }

@@ -1,8 +1,8 @@
 //! A check whether a configuration could be served, which changes nothing.
 //!
 //! An operator runs this check before a start or a reload of the daemon. It checks the paths where
-//! files would be created. It does not check whether an address is free: only a bind can tell, and
-//! a reload does not need a free address.
+//! the daemon would create files. It does not check whether an address is free, because only a bind
+//! can tell, and because the addresses are in use before a reload.
 
 use std::collections::HashMap;
 use std::fs;
@@ -20,8 +20,8 @@ use crate::net::FileAccess;
 /// Checks a configuration without changing anything.
 ///
 /// # Errors
-/// Returns [`Error::Bind`] or [`Error::PidFile`] for the first path where no file can be created,
-/// or that two sockets share.
+/// Returns [`Error::Bind`] or [`Error::PidFile`] for the first path that cannot be used, for
+/// example because no file can be created there or two sockets have the same path.
 pub fn check(config: &Config) -> Result<(), Error> {
     let named = match &config.listeners {
         Listeners::Named(named) => named.as_slice(),
@@ -52,8 +52,8 @@ pub fn check(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns the path with symbolic links in its directory resolved. Two spellings of one path then
-/// compare equal.
+/// Returns the path with symbolic links in its directory resolved, so that two different spellings
+/// of one path compare equal.
 fn resolved(path: &Path) -> PathBuf {
     let folder = path.parent().and_then(|folder| fs::canonicalize(folder).ok());
     match (folder, path.file_name()) {

@@ -1,5 +1,5 @@
-//! The part of the driver that drains connections, cuts the remaining ones, and exits.
-//! [`DrainPhase`] is its state.
+//! The part of the driver that drains connections, cuts those that do not end in time, and exits.
+//! [`DrainPhase`] holds the state of a drain.
 
 use std::time::Duration;
 
@@ -14,18 +14,18 @@ use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::handoff::{Message, StopMode};
 
-/// How long to wait until the tasks of cut connections are gone. A second is enough, because these
-/// tasks only have to be dropped.
+/// How long to wait until the tasks of cut connections have ended. A second is enough, because the
+/// runtime only has to drop these tasks.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a retired generation tries to accept again after its successor has died.
+/// How long a generation tries to accept connections again after its successor has died.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(10);
-/// The pause between two attempts to accept again.
+/// The pause between two attempts to accept connections again after the successor has died.
 const RESUME_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long to wait until the death of a successor is confirmed, after the channel that moves
-/// connections to it has closed. When a process dies, its channels do not all close at the same
-/// moment.
+/// How long to wait for news about the successor after it has closed the channel through which
+/// connections move. The successor may have died: the channels of a dead process do not all close
+/// at the same moment.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The deadlines of a drain that is in progress.
@@ -33,8 +33,8 @@ const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct DrainPhase {
     /// When the remaining connections are cut. `None` if the clock cannot represent the deadline.
     pub(super) until: Option<Instant>,
-    /// When connections that have not moved to the successor are asked to end. `None` if nothing is
-    /// carried.
+    /// When connections that have not moved to the successor are asked to end. `None` if no
+    /// connection can move to a successor, or after they were asked.
     pub(super) carry_until: Option<Instant>,
     /// Whether connections may still move to the successor.
     pub(super) carries: bool,
@@ -66,9 +66,9 @@ impl<P: DataPlane> Driver<P> {
         self.report_to_successor();
     }
 
-    /// Handles the event that no more connections move to the successor. If the successor seems to
-    /// be dying, the remaining connections are not asked to end yet, because this generation may
-    /// have to accept again.
+    /// Handles the event that no more connections move to the successor. If the successor may be
+    /// dead, this function waits a moment before it asks the remaining connections to end, because
+    /// this generation may have to serve them again.
     pub(super) fn carry_ended(&mut self, end: CarryEnd) -> Option<Occurrence> {
         let drain = self.drain.as_mut()?;
         drain.carries = false;
@@ -90,8 +90,8 @@ impl<P: DataPlane> Driver<P> {
         self.plane.drain_uncarried();
     }
 
-    /// Accepts again after the successor has died. If memory or file descriptors are short, this
-    /// function retries for [`RESUME_TIMEOUT`], because no other generation serves.
+    /// Accepts connections again after the successor has died. If memory or file descriptors are
+    /// short, this function retries for [`RESUME_TIMEOUT`], because no other generation accepts.
     ///
     /// # Errors
     /// Returns the error of the last attempt.
@@ -125,8 +125,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Cuts the connections of this generation. The active generation also tells all older
-    /// generations to cut theirs.
+    /// Cuts the connections of this generation. If it is the active generation, it also tells all
+    /// older generations to cut their connections.
     pub(super) async fn cut(&mut self) {
         self.plane.cut();
         if self.head.is_some() {
@@ -151,8 +151,9 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Ends this generation, and reports how the drain ended. Also kills a successor that is not
-    /// ready yet, and removes the path of the control socket if no other generation needs it.
+    /// Reports how the drain ended, as the last step of this generation. Also kills a successor
+    /// that is not ready yet, and removes the path of the control socket if no other generation
+    /// needs it.
     pub(super) fn exit(&mut self) {
         let successor = self.successor();
         if let Some(successor) = successor.filter(|successor| !successor.is_ready()) {
@@ -176,9 +177,9 @@ impl<P: DataPlane> Driver<P> {
         self.tell_drained(report);
         // The active generation adds the counters in this last report to its totals.
         self.report_to_successor();
-        // Refuse a pending reload request last. When systemd stops a unit, it also ends the reload
-        // command that waits for the answer. If that command had already failed, systemd would mark
-        // the unit as failed.
+        // Refuse a pending reload request last. When systemd stops a unit, it also ends a reload
+        // command of the unit that still runs. If this refusal made the reload command fail
+        // earlier, systemd would mark the unit as failed.
         self.refuse_reload("the service was told to stop");
     }
 

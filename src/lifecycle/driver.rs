@@ -1,9 +1,9 @@
-//! The event loop of a generation. It waits for events, asks the state machine in `machine` what
-//! each event means, and performs the resulting actions.
+//! The event loop of a generation. It waits for events, passes each event to the state machine in
+//! `machine`, and performs the actions that the state machine returns.
 //!
-//! One task owns all state, so no locks are needed. The driver decides nothing itself. State that
-//! exists only during a handoff is in [`Handoff`], and state that exists only during a drain is in
-//! [`DrainPhase`]. Dropping either of them also clears its deadlines.
+//! One task owns all state, so the driver needs no locks. [`Handoff`] holds the state that exists
+//! only during a handoff, and [`DrainPhase`] the state of a drain. Dropping one of these values
+//! also removes its deadlines.
 
 use std::collections::VecDeque;
 
@@ -37,8 +37,8 @@ pub struct RunReport {
 #[derive(Debug)]
 pub(super) struct Driver<P> {
     pub(super) state: State,
-    /// Events that an action of this process has caused. They are handled before signals, messages
-    /// and all other events.
+    /// Events that an action of this generation has caused. The driver handles them before signals,
+    /// messages and all other events.
     pub(super) raised: VecDeque<Occurrence>,
     pub(super) config: Config,
     pub(super) process: Process,
@@ -63,9 +63,9 @@ pub(super) struct Driver<P> {
 #[derive(Debug)]
 pub(super) struct OwnListeners {
     pub(super) set: ListenerSet,
-    /// Indexes of the listeners to close, because no later generation accepts on them. Either the
-    /// successor does not use them, or this generation rolls back and its predecessor never had
-    /// them.
+    /// Indexes of the listeners to close when this generation stops accepting, because no other
+    /// generation accepts on them. After a commit, these are the listeners that the successor does
+    /// not use. After a rollback, these are the listeners that this generation bound itself.
     pub(super) given_up: Vec<usize>,
     /// Whether to remove the path of the control socket when this process ends.
     pub(super) control_ends: bool,
@@ -142,8 +142,8 @@ impl<P: DataPlane> Driver<P> {
         })
     }
 
-    /// Starts the accept loops. The generation counts as live only when [`Driver::run`] has seen
-    /// every accept loop run.
+    /// Starts the accept loops. [`Driver::run`] then waits until every accept loop has run, and
+    /// reports readiness only after that.
     pub(super) fn live(mut self) -> Result<Self, Error> {
         if let Err(error) = self.plane.start(self.listeners.set.as_slice()) {
             self.predecessors.tell_predecessor(&Message::Failed { reason: error.to_string() });
@@ -172,7 +172,7 @@ impl<P: DataPlane> Driver<P> {
     pub(super) async fn run(mut self) -> Result<RunReport, Error> {
         let lived = self.live_on().await;
         let drain = self.plane.report();
-        // Send the pending replies to operators before this process ends.
+        // Send the pending replies on the control socket before this process ends.
         self.operators.control.finish().await;
         match (lived, self.liveness.take_death()) {
             (Err(error), _) | (Ok(()), Some(error)) => Err(error),

@@ -1,9 +1,10 @@
-//! The interface for your own server: axum, hyper, or any program that accepts connections itself.
+//! The interface for a program with its own server, such as axum or hyper, instead of the server of
+//! this library.
 //!
-//! Each stage of a generation is a type, so that a step out of order does not compile. [`Starting`]
-//! holds the listeners. [`Starting::ready`] turns it into [`Serving`], which signals when to stop
-//! accepting and when to end connections. The server calls [`Serving::drained`] when its last
-//! connection has ended.
+//! Each stage of a generation is a type, so that calls in the wrong order do not compile.
+//! [`Starting`] holds the listeners. [`Starting::ready`] returns a [`Serving`], which tells your
+//! server when to stop accepting and when to end connections. Your server calls
+//! [`Serving::drained`] when its last connection has ended.
 //!
 //! Your server decides how connections are served, counted and cut.
 
@@ -26,10 +27,10 @@ use crate::generation::Generation;
 use crate::handoff::Inheritance;
 use crate::net::{self, Listener, ListenerSet, Peer, Stream};
 
-/// A generation that has its listeners but has not reported readiness yet.
+/// A generation that has its listeners but has not reported yet that it is ready.
 ///
-/// Dropping this value ends the generation. If the generation has a predecessor, the predecessor
-/// keeps serving.
+/// Dropping this value ends the generation. Its predecessor, if it has one, then keeps serving
+/// clients.
 #[derive(Debug)]
 #[must_use = "a generation that never becomes ready is killed by its predecessor"]
 pub struct Starting {
@@ -51,11 +52,11 @@ pub struct Serving {
 pub enum AfterDrain {
     /// Return from `main`, because the generation has ended.
     Exit,
-    /// Accept again with a new [`Serving::acceptor`], because the successor has died.
+    /// Accept connections again with a new [`Serving::acceptor`], because the successor has died.
     AcceptAgain(Serving),
 }
 
-/// A source of the connections of one listener. It yields connections until the generation retires,
+/// A source of connections from one listener. It returns connections until the generation retires,
 /// that is, stops accepting.
 #[derive(Debug)]
 pub struct Acceptor {
@@ -63,12 +64,12 @@ pub struct Acceptor {
     retired: Signal,
     awaiting_first_byte: TaskTracker,
     open: TaskTracker,
-    /// A token that is held until this acceptor stops accepting. Until then [`Serving::draining`]
-    /// waits, because this acceptor may just have accepted a connection.
+    /// A token that is held until this acceptor stops accepting. [`Serving::draining`] waits for
+    /// it, because this acceptor may just have accepted a connection.
     accepting: Option<TaskTrackerToken>,
 }
 
-/// The end of the channels to the driver that the server holds.
+/// The server's end of the channels between the driver and the server.
 #[derive(Debug)]
 struct Handle {
     phase: watch::Receiver<ServerRequest>,
@@ -80,17 +81,17 @@ struct Handle {
     first_request_grace: Duration,
 }
 
-/// A handle that tells a server whether a reply is the last one on its connection.
+/// A handle that tells a server whether its next reply must be the last one on each connection.
 ///
 /// An HTTP client reuses its connection for the next request, unless a reply contains `Connection:
-/// close`. If the server closes the connection without this announcement, a request that is already
-/// on its way is lost.
+/// close`. If the server closes the connection without this header, a request that is already on
+/// its way is lost.
 #[derive(Clone, Debug)]
 pub struct Retirement(watch::Receiver<ServerRequest>);
 
 impl Retirement {
-    /// Returns whether the generation has retired or was told to stop. If so, the next reply on
-    /// each connection must be its last one.
+    /// Returns whether the generation has stopped accepting. If so, the next reply on each
+    /// connection must be the last one.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         *self.0.borrow() != ServerRequest::Accepting
@@ -117,8 +118,8 @@ impl Starting {
     /// I/O and time enabled.
     ///
     /// # Errors
-    /// Fails when a listener cannot be adopted or bound, or when another resource is unavailable.
-    /// If there is a predecessor, it is told the reason and keeps serving.
+    /// Fails when a listener cannot be adopted or bound, or when another resource is unavailable. A
+    /// predecessor receives the reason and keeps serving clients.
     pub fn new(config: Config, inheritance: Inheritance) -> Result<Self, Error> {
         let (asked, phase) = watch::channel(ServerRequest::Accepting);
         let (told, heard) = watch::channel(ServerStatus::Nothing);
@@ -143,9 +144,9 @@ impl Starting {
         self.driver.listeners()
     }
 
-    /// Reports that this generation accepts connections. After this call the generation reacts to
-    /// signals, and handoffs can happen. Clients that connect before the server's first accept wait
-    /// in the listener's backlog.
+    /// Reports that this generation is ready to accept connections. From then on, the generation
+    /// handles signals and handoffs in a background task. Clients that connect before the server's
+    /// first accept wait in the listener's backlog.
     ///
     /// # Errors
     /// Fails when the kernel refuses a system call.
@@ -157,7 +158,8 @@ impl Starting {
 }
 
 impl Serving {
-    /// Returns an acceptor for the listener called `name`. It accepts until the generation retires.
+    /// Returns an acceptor for the listener called `name`. It accepts connections until a successor
+    /// has taken over or this generation was told to stop.
     ///
     /// # Errors
     /// Returns [`Error::NoSuchListener`] if the name is unknown, or an error of the kernel if the
@@ -188,20 +190,20 @@ impl Serving {
         copy.map(TcpListener::from).map_err(Error::system("copy a listener's descriptor"))
     }
 
-    /// Waits until the server must stop accepting, because a successor has taken over or the
-    /// service was told to stop.
+    /// Waits until the server must stop accepting connections. The reason is that a successor has
+    /// taken over, or that this generation was told to stop.
     pub fn retired(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         self.handle.until(|phase| phase != ServerRequest::Accepting)
     }
 
     /// Waits until it is time to ask the connections to end.
     ///
-    /// First the generation must have retired. Then every [`Acceptor`] must have returned `None` or
-    /// been dropped, and every connection accepted through an [`Acceptor`] must have received its
-    /// first byte. The wait after the retirement takes at most `first_request_grace`.
+    /// This function first waits until the server must stop accepting. Then it waits until each
+    /// [`Acceptor`] has returned `None` or was dropped, and until the server has read something
+    /// from each connection that it accepted. The second wait takes at most `first_request_grace`.
     ///
-    /// Do not end connections as soon as [`Serving::retired`] resolves. The first request of a
-    /// connection that was accepted in the last instant may still be on its way, and would be lost.
+    /// Do not end connections as soon as [`Serving::retired`] resolves. A client whose connection
+    /// was just accepted may have sent its first request, which would be lost.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         let (retired, awaiting_first_byte, grace) = (
             self.retired(),
@@ -223,13 +225,13 @@ impl Serving {
 
     /// Waits until it is time to close connections that wait for another request.
     ///
-    /// First this function waits like [`Serving::draining`]. Then it waits until every connection
-    /// accepted through an [`Acceptor`] is closed, but at most for `keep_alive`.
+    /// This function first waits as [`Serving::draining`] does. Then it waits until all connections
+    /// from an [`Acceptor`] are closed, but for `keep_alive` at most.
     ///
-    /// Use this function for protocols whose replies announce the end of the connection (see
-    /// [`Retirement`]). A client that sends a request within `keep_alive` sees the announcement in
-    /// the reply, and loses no request. If the generation has to accept again, the wait ends early,
-    /// because new clients are in the backlog.
+    /// Use this function for protocols such as HTTP, in which a reply can announce the end of the
+    /// connection (see [`Retirement`]). A client that sends a request within `keep_alive` gets such
+    /// a reply, and loses no request. The wait ends early if the generation has to accept again,
+    /// because new clients wait in the backlog.
     pub fn closing(&self, keep_alive: Duration) -> impl Future<Output = ()> + Send + Sync + use<> {
         let (draining, recalled, open) =
             (self.draining(), self.recalled(), self.handle.open.clone());
@@ -248,11 +250,11 @@ impl Serving {
         self.handle.until(|phase| phase == ServerRequest::Cut)
     }
 
-    /// Waits until this generation, after it has retired, must accept again because its successor
-    /// died.
+    /// Waits until this generation has stopped accepting, and then must accept again because its
+    /// successor has died.
     ///
-    /// Use this function in a server that can accept again while its old connections drain. Any
-    /// other server learns from [`Serving::drained`] that it must accept again.
+    /// Use this function in a server that can accept again while its old connections still end. Any
+    /// other server can rely on [`Serving::drained`], which returns [`AfterDrain::AcceptAgain`].
     pub fn recalled(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         let (retired, accepting) =
             (self.retired(), self.handle.until(|phase| phase == ServerRequest::Accepting));
@@ -266,7 +268,7 @@ impl Serving {
     /// [`Serving::retired`].
     ///
     /// # Errors
-    /// Returns the error that ended the generation early.
+    /// Returns the error that has ended the generation early.
     ///
     /// # Panics
     /// Panics when the task that drives the generation has panicked.
@@ -287,11 +289,11 @@ impl Serving {
 }
 
 impl Acceptor {
-    /// Waits for the next connection, and returns `None` once the generation has retired. Cancel
-    /// safe.
+    /// Waits for the next connection. Returns `None` once the generation has stopped accepting.
+    /// Cancel safe.
     ///
-    /// The stream is non-blocking. [`Serving::draining`] does not resolve until something has been
-    /// read from the stream, or `first_request_grace` has passed.
+    /// The stream is non-blocking. [`Serving::draining`] waits until the server has read something
+    /// from the stream, but for `first_request_grace` at most.
     pub async fn accept(&mut self) -> Option<(Stream, Peer)> {
         self.accepting.as_ref()?;
         tokio::select! {
@@ -309,7 +311,7 @@ impl Acceptor {
         }
     }
 
-    /// Returns the listener whose connections this acceptor yields.
+    /// Returns the listener whose connections this acceptor accepts.
     #[must_use]
     pub const fn listener(&self) -> &Listener {
         self.acceptor.listener()
@@ -317,8 +319,8 @@ impl Acceptor {
 }
 
 impl Handle {
-    /// Waits until the driver's request satisfies `wanted`. If the driver has ended, this never
-    /// resolves, because no further request will come.
+    /// Waits until `wanted` returns `true` for the current request of the driver. If the driver
+    /// ends before that, the wait never ends, because no further request will come.
     fn until(
         &self,
         wanted: fn(ServerRequest) -> bool,
@@ -332,7 +334,7 @@ impl Handle {
     }
 }
 
-/// A future that can be polled across several calls until it resolves.
+/// A boxed future that several calls can poll until it resolves.
 struct Signal(Pin<Box<dyn Future<Output = ()> + Send + Sync>>);
 
 impl std::fmt::Debug for Signal {
@@ -341,7 +343,7 @@ impl std::fmt::Debug for Signal {
     }
 }
 
-/// The end of the channels to the server that the driver holds.
+/// The driver's end of the channels between the driver and the server.
 #[derive(Debug)]
 struct Embedded {
     asked: watch::Sender<ServerRequest>,

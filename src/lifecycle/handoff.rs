@@ -1,8 +1,8 @@
-//! The part of the driver that hands over to a successor. [`Handoff`] is its state.
+//! The part of the driver that hands over to a successor. [`Handoff`] holds the state of a handoff.
 //!
-//! This module also reports the outcome of a handoff. The operator gets a reply to the reload
-//! request, and the service manager gets a notification. The outcome is also logged, and the pid
-//! file names the active process.
+//! This module also reports the outcome of a handoff: it replies to the operator's reload request,
+//! notifies the service manager, and writes a log record. After a commit, it writes the pid of the
+//! successor to the pid file.
 
 mod reload;
 
@@ -24,44 +24,45 @@ use crate::report::{GenerationState, Outcome, Report};
 use reload::Reload;
 pub(super) use reload::milliseconds;
 
-/// How long to wait for the last messages of a successor that has died or was told to stop.
+/// How long to wait for the last messages of a successor whose handoff has failed.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The state of a handoff, from the request until the successor is gone.
+/// The state of a handoff, from the reload request until the successor has ended.
 #[derive(Debug, Default)]
 pub(super) struct Handoff {
     pub(super) stage: Stage,
     pub(super) successor: Option<Successor>,
-    /// The reload request of an operator, until it is answered. `None` if a signal started the
-    /// handoff.
+    /// The operator's reload request that started the handoff, until it is answered. `None` if a
+    /// signal started the handoff.
     reload: Option<Reload>,
-    /// The pending reply to an operator that waits until this generation has drained.
+    /// The pending reply to an operator who waits until all connections of this generation have
+    /// ended.
     waits_for_drain: Option<Answer>,
-    /// The channel through which connections move to the successor. It is present from the commit
-    /// of the handoff until the drain begins.
+    /// The channel through which connections move to the successor. The commit of the handoff
+    /// creates it, and the drain takes it.
     pub(super) carry_channel: Option<OwnedFd>,
 }
 
-/// The progress of a handoff, with the deadline of the current stage. The deadline is `None` if the
-/// clock cannot represent it.
+/// The stage of a handoff, with its deadline. The deadline is `None` if the clock cannot represent
+/// it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) enum Stage {
-    /// The successor may not start yet, because a predecessor is still moving connections to this
-    /// process.
+    /// The successor must not be started yet, because a predecessor is still moving connections to
+    /// this process.
     Delayed(Option<Instant>),
     /// The successor is starting, and must be ready by the deadline.
     Starting(Option<Instant>),
-    /// The successor is ready, and runs on probation until the deadline.
+    /// The successor accepts connections. The handoff is committed at the deadline, unless it fails
+    /// before.
     Baking(Option<Instant>),
-    /// No deadline applies: the handoff has not begun, is committed, or the successor was told to
+    /// The handoff has no deadline: it has not begun, is committed, or the successor was told to
     /// stop.
     #[default]
     Idle,
 }
 
 impl Stage {
-    /// Returns the deadline of this stage of the handoff with its purpose, or `None` if no deadline
-    /// applies.
+    /// Returns the deadline of this stage with its purpose, or `None` if the stage has no deadline.
     pub(super) fn timer(self) -> Option<(Instant, Timer)> {
         match self {
             Self::Delayed(until) => until.map(|until| (until, Timer::Delay)),
@@ -71,7 +72,7 @@ impl Stage {
         }
     }
 
-    /// Returns whether the successor must not start yet, because a predecessor is still moving
+    /// Returns whether the start of the successor is delayed, because a predecessor is still moving
     /// connections to this process.
     pub(super) const fn is_delayed(self) -> bool {
         matches!(self, Self::Delayed(_))
@@ -79,23 +80,23 @@ impl Stage {
 }
 
 impl Handoff {
-    /// Returns the time after which the operator who requested the handoff no longer waits for it.
-    /// The handoff then fails.
+    /// Returns when the handoff fails because the operator who requested it stops waiting. Returns
+    /// `None` without such a deadline.
     pub(super) fn given_up_at(&self) -> Option<Instant> {
         self.reload.as_ref().and_then(|reload| reload.until)
     }
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Starts a successor. If another generation would exceed `max_generations` while connections
-    /// still move here, the start is delayed.
+    /// Starts a successor. Delays the start if another generation would exceed `max_generations`
+    /// while connections still move here from older generations.
     pub(super) fn start_successor(&mut self) {
         let is_asked = self.handoff.as_ref().is_some_and(|handoff| handoff.reload.is_some());
         let status = self.status().to_string();
         if let Some(head) = &mut self.head {
-            // An operator who requests a reload over the control socket gets a separate reply, so
-            // systemd is told only the status. A reload by a signal is reported to systemd as a
-            // reload.
+            // Report a reload to systemd as a reload only if a signal requested it. An operator who
+            // requested it over the control socket gets a separate reply, so systemd gets only the
+            // new status text.
             if is_asked { head.say(status) } else { head.reloading(status) }
         }
         if self.is_start_delayed() {
@@ -111,15 +112,15 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Returns whether the start of a successor must wait. If more than `max_generations` are
-    /// alive, a generation that takes over cuts the oldest one. So the start waits while older
-    /// generations still move connections to this process.
+    /// Returns whether the start of a successor must wait. A generation that takes over cuts the
+    /// oldest generation if more than `max_generations` are alive. So the start must wait if that
+    /// is possible and older generations still move connections to this process.
     pub(super) fn is_start_delayed(&self) -> bool {
         self.plane.is_taking_over()
             && self.predecessors.count() + 1 >= self.config.max_generations.get()
     }
 
-    /// Starts the process of the successor and its deadline to become ready.
+    /// Starts the process of the successor, and sets the deadline by which it must be ready.
     pub(super) fn launch_successor(&mut self) {
         let handoff = self.handoff.get_or_insert_default();
         handoff.stage = Stage::Starting(deadline(self.config.ready_timeout));
@@ -144,15 +145,16 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Starts the probation of the successor. At its end the handoff is committed.
+    /// Starts the probation of the successor. When the probation ends, the handoff is committed.
     pub(super) fn start_bake(&mut self) {
         if let Some(handoff) = &mut self.handoff {
             handoff.stage = Stage::Baking(deadline(self.config.bake));
         }
     }
 
-    /// Commits the handoff: makes the successor the active generation. The pid file is written
-    /// first, so that a script that reads it signals the process that reacts to signals.
+    /// Commits the handoff, which makes the successor the active generation. The pid file is
+    /// written before the commit message is sent, so that a script that reads the pid file does not
+    /// signal the old process.
     pub(super) fn commit(&mut self, commit: Commit) {
         let Some(handoff) = &mut self.handoff else { return };
         handoff.stage = Stage::Idle;
@@ -172,9 +174,9 @@ impl<P: DataPlane> Driver<P> {
             head.hand_over(pid, &format!("generation {next} serving"));
         }
         self.history.handoffs.succeeded += 1;
-        // Send the reports of older generations before the commit message. After the commit the
-        // successor may start its own successor, which could then read messages that are meant for
-        // its parent.
+        // Send the reports of older generations before the commit message. After the commit, the
+        // successor may start another process, which inherits this channel and could read messages
+        // that are meant for the successor.
         for (generation, poll) in self.predecessors.reports() {
             let known = || Report::placeholder(generation, GenerationState::Retiring);
             successor.draining(poll.report().cloned().unwrap_or_else(known));
@@ -191,13 +193,13 @@ impl<P: DataPlane> Driver<P> {
         self.answer_reload(pid);
     }
 
-    /// Gives up the successor after a failed handoff, and reports the failure.
+    /// Reports that the handoff has failed, and ends the successor unless it stops by itself.
     pub(super) async fn drop_successor(&mut self, failure: HandoffFailure) {
         self.listeners.given_up.clear();
         self.listeners.set.restore();
         let Some(mut handoff) = self.handoff.take() else { return };
         let successor = self.process.generation.next();
-        // If this generation is no longer active, the successor had already taken over.
+        // The successor had already taken over if this generation is no longer the active one.
         let when = if self.head.is_some() { "failed" } else { "failed after the commit" };
         tracing::error!(
             event = "handoff.failed", %successor, reason = %failure,
@@ -222,8 +224,8 @@ impl<P: DataPlane> Driver<P> {
         }
         if let Some(mut reload) = handoff.reload.take() {
             if self.state == State::Stopping {
-                // Keep the reload request, because it is answered only when this process ends (see
-                // `exit`).
+                // Keep the operator's reload request, because `exit` answers it when this process
+                // ends.
                 reload.until = None;
                 self.handoff = Some(Handoff { reload: Some(reload), ..Handoff::default() });
             } else {
@@ -236,11 +238,12 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Adds the counters of a failed successor to the totals. Kills the successor, unless it stops
-    /// in order and leaves the service to this process.
+    /// Adds the counters of a failed successor to the totals, and kills the successor. Does not
+    /// kill a successor that stops by itself and only drains its connections.
     async fn release(&mut self, mut successor: Successor, failure: &HandoffFailure) {
-        // A successor may live on to drain if it was told to stop, or if it serves but ran out of
-        // time. Any other successor that is still alive hangs or violates the protocol.
+        // Let the successor drain its connections if it was told to stop, or if it accepts
+        // connections but the handoff took too long. Any other successor that is still alive hangs
+        // or violates the protocol.
         let serves = successor.is_ready() && matches!(failure, HandoffFailure::OutOfTime { .. });
         let is_well = matches!(failure, HandoffFailure::ToldToStop)
             || serves && successor.gives_back(SETTLE_TIMEOUT).await;
@@ -253,10 +256,10 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Logs how many connections may be lost, because they had moved to the successor that is now
-    /// lost.
+    /// Logs how many connections may be lost, because they had moved to a successor that has
+    /// failed.
     pub(super) async fn log_lost_connections(&mut self) {
-        // First read the answers that the successor sent before it was lost.
+        // First wait for the answers that the successor sent before it failed.
         let _ = tokio::time::timeout(SETTLE_TIMEOUT, self.plane.settled()).await;
         let (successor, lost) = (self.process.generation.next(), self.plane.lost_with_successor());
         if lost > 0 {
@@ -267,8 +270,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Gives up the channel to a successor that has taken over and now stops with the whole
-    /// service.
+    /// Stops using the channel to the successor, which had taken over and now stops together with
+    /// the whole service.
     pub(super) fn forget_successor(&mut self) {
         if let Some(successor) = self.handoff.as_mut().and_then(|one| one.successor.as_mut()) {
             successor.release();

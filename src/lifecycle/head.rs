@@ -1,9 +1,10 @@
 //! The duties of the active generation towards the service manager: status notifications and
 //! watchdog heartbeats.
 //!
-//! A generation owns an [`ActiveRole`] while it is active, and handing over consumes the value.
-//! Therefore an old generation cannot send notifications. With `NotifyAccess=main` the service
-//! manager would ignore such notifications, and with `NotifyAccess=all` they could stop the unit.
+//! A generation has an [`ActiveRole`] while it is active, and [`ActiveRole::hand_over`] consumes
+//! the value. So a generation that is no longer active cannot send notifications. With
+//! `NotifyAccess=main` the service manager would ignore such notifications. With `NotifyAccess=all`
+//! they could stop the unit.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -15,25 +16,27 @@ use crate::net::StoredName;
 use crate::notify::Notifier;
 use crate::report::Connections;
 
-/// The intervals between refreshes of the status text: `SOON` while a generation drains, `LATER`
+/// The time between two refreshes of the status text: `SOON` while a generation drains, `LATER`
 /// otherwise.
 const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(10);
-/// How much more time to request from the service manager whenever a stop has made progress.
+/// How much more time to request from the service manager each time that a stop has made progress.
 const EXTENSION: Duration = Duration::from_secs(15);
 
-/// The active generation's channel to the service manager, and what it has last reported there.
+/// The active generation's connection to the service manager, and the status that it last sent
+/// there.
 #[derive(Debug)]
 pub(super) struct ActiveRole {
     notifier: Notifier,
     watchdog: Option<Watchdog>,
-    /// When to refresh the status text again.
+    /// When to send the status text to the service manager again.
     next: Instant,
     /// The last status text that was sent to the service manager.
     said: String,
-    /// Whether systemd was told that a reload has begun, and now waits for its end.
+    /// Whether this process has told systemd that a reload has begun, so that systemd waits for the
+    /// end of the reload.
     reload_told: bool,
-    /// The connections that remained when this process last checked the progress of a stop.
+    /// The open connections and transferred bytes at the last check whether a stop makes progress.
     progress: Option<Connections>,
 }
 
@@ -41,9 +44,10 @@ pub(super) struct ActiveRole {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Duty {
     /// Report the status of all generations to the service manager, and ask the other generations
-    /// for theirs.
+    /// for new reports.
     RefreshStatus,
-    /// Check that the accept loops run, by passing a new heartbeat to [`ActiveRole::beat`].
+    /// Check that the accept loops do not hang: send them a heartbeat, and pass it to
+    /// [`ActiveRole::beat`].
     Beat,
 }
 
@@ -62,8 +66,8 @@ pub(super) enum RefreshInterval {
 struct Watchdog {
     interval: Duration,
     due: Instant,
-    /// The heartbeat that the accept loops have not completed yet. Until then the watchdog is not
-    /// notified, so that it detects accept loops that hang.
+    /// The heartbeat that the accept loops have not completed yet. The watchdog is notified only
+    /// when it completes, so that an accept loop that hangs leads to a restart.
     beat: Option<TaskTracker>,
 }
 
@@ -72,9 +76,9 @@ impl ActiveRole {
     /// manager's watchdog.
     pub(super) fn new(notifier: Notifier, limit: Option<Duration>) -> Self {
         let now = Instant::now();
-        // Notify the watchdog at half its timeout, as recommended (see sd_watchdog_enabled(3)). The
-        // first notification is due at once, because the predecessor may have sent its last one
-        // long ago.
+        // Notify the watchdog at half its timeout, as recommended (see sd_watchdog_enabled(3)).
+        // Send the first notification at once, because the last notification of the predecessor may
+        // be old.
         let watchdog = limit.map(|limit| Watchdog { interval: limit / 2, due: now, beat: None });
         Self {
             notifier,
@@ -151,8 +155,8 @@ impl ActiveRole {
         self.reload_told = true;
     }
 
-    /// Reports a failed handoff to the service manager. Systemd takes READY for success, so READY
-    /// is sent only if systemd was told of a reload and waits for its end.
+    /// Sends the status text after a failed handoff. If systemd waits for the end of a reload, also
+    /// sends READY, which ends the reload. Otherwise READY is not sent, because it means success.
     pub(super) fn not_handed_over(&mut self, status: String) {
         if std::mem::take(&mut self.reload_told) {
             self.ready(status);
@@ -171,16 +175,17 @@ impl ActiveRole {
     pub(super) fn stopping(&mut self, status: String) {
         self.notifier.stopping(&status);
         self.said = status;
-        // For systemd this notification also ends a reload in progress.
+        // Clear the flag, because this notification also ends a reload in progress.
         self.reload_told = false;
-        // Stop the heartbeats: the watchdog does not watch a service that stops, and no accept loop
-        // runs any more.
+        // Stop the heartbeats, because the watchdog ignores a service that stops, and no accept
+        // loop runs any more.
         self.watchdog = None;
         self.next = Instant::now();
     }
 
-    /// Records which connections remain while the service stops. Asks the service manager for more
-    /// time if connections have ended or bytes have been transferred since the last call.
+    /// Records the open connections and transferred bytes while the service stops. If connections
+    /// have ended or bytes were transferred since the last call, asks the service manager for more
+    /// time.
     pub(super) fn stop_stands(&mut self, now: Connections) {
         let is_further =
             |before: Connections| now.open < before.open || now.transferred > before.transferred;

@@ -2,10 +2,10 @@
 //! state and a list of actions.
 //!
 //! The state machine uses no clock and no I/O, and remembers only its state. So tests can check
-//! every combination, and explore all interleavings of several generations (see
-//! `machine/exploration.rs`). The matches under [`step`] have no wildcard, so that a new state or
-//! event must be considered in every combination. `docs/architecture.md` shows the same transitions
-//! as a table.
+//! every combination of state and event, and every interleaving of several generations (see
+//! `machine/exploration.rs`). The matches that [`step`] calls have no wildcard, so a new state or
+//! event does not compile until every combination is handled. `docs/architecture.md` shows the same
+//! transitions as a table.
 
 pub(crate) use crate::handoff::{Commit, OnSuccessorDeath, PendingReload};
 
@@ -16,35 +16,38 @@ pub(crate) enum State {
     Starting {
         /// How the generation began.
         birth: Birth,
-        /// Whether a reload was requested early, so a handoff starts once this generation is
-        /// active.
+        /// Whether a reload has been requested. If so, a handoff starts as soon as this generation
+        /// is active.
         pending: PendingReload,
     },
     /// The generation accepts connections, but its predecessor may still roll back the handoff.
     Probation {
-        /// Whether a reload was requested early, so a handoff starts once this generation is
-        /// active.
+        /// Whether a reload has been requested. If so, a handoff starts as soon as this generation
+        /// is active.
         pending: PendingReload,
     },
     /// The generation accepts connections and is the active generation.
     Serving,
     /// The generation accepts connections while its successor starts.
     HandingOff {
-        /// Whether another reload was requested during this handoff, so another handoff follows.
+        /// Whether another reload has been requested during this handoff. If so, another handoff
+        /// follows this one.
         pending: PendingReload,
     },
-    /// The generation accepts connections, and its successor accepts connections too, on probation.
+    /// Both the generation and its successor accept connections. The successor is on probation: if
+    /// it fails, this generation rolls back the handoff.
     Baking {
-        /// Whether another reload was requested during this handoff. The commit passes the request
-        /// on to the successor.
+        /// Whether another reload has been requested during this handoff. The commit message passes
+        /// the request on to the successor.
         pending: PendingReload,
     },
-    /// The generation drains its connections, because the successor has taken over.
+    /// The generation accepts no connections and drains the open ones, because the successor has
+    /// taken over.
     Retiring {
-        /// Whether this generation accepts again if its successor dies.
+        /// Whether this generation accepts connections again if its successor dies.
         on_death: OnSuccessorDeath,
     },
-    /// The generation drains its connections, because the whole service was told to stop.
+    /// The generation accepts no connections and drains the open ones, because it was told to stop.
     Stopping,
     /// The generation has ended, and its process exits.
     Stopped,
@@ -55,42 +58,43 @@ pub(crate) enum State {
 pub(crate) enum Birth {
     /// The process is the first generation of its lineage, so it has no predecessor.
     First,
-    /// The process was started by a predecessor that waits until it is ready.
+    /// The predecessor started the process, and waits until the process is ready.
     Successor,
-    /// The predecessor of the process died during the start, so the process takes over as soon as
-    /// it is ready.
+    /// The predecessor died while the process was starting. The process becomes the active
+    /// generation as soon as it is ready.
     Orphan,
 }
 
 /// An event in the life of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Event {
-    /// All accept loops of this generation run.
+    /// All accept loops of this generation are running.
     Live,
-    /// The predecessor has committed the handoff and retired.
+    /// The predecessor has committed the handoff, so this generation is the active one.
     Committed(Commit),
     /// The predecessor died before it committed the handoff.
     PredecessorLost,
     /// A signal, or an operator over the control socket, has requested a reload.
     ReloadRequested,
-    /// This generation must stop: SIGTERM, the first SIGINT, or a stop request of the predecessor
-    /// arrived.
+    /// This generation must stop, because it received SIGTERM, the first SIGINT, or a stop request
+    /// of the predecessor.
     Terminate,
-    /// This generation must cut its connections now. SIGQUIT or a second SIGINT arrived, or a newer
-    /// generation asked for it, because too many generations live or the whole service is cut.
+    /// This generation must cut its connections now. It received SIGQUIT or a second SIGINT, or a
+    /// newer generation sent a request to cut. A newer generation does so if too many generations
+    /// are alive, or if it was told to cut its own connections.
     CutNow,
     /// The successor has reported that it accepts connections.
     SuccessorReady,
-    /// The successor's probation is over without a failure.
+    /// The probation of the successor has ended without a failure.
     BakeOver,
     /// The successor has died, hangs, or has reported a failure.
     SuccessorLost,
-    /// The successor was told to stop while on probation, and rolled back the handoff.
+    /// The successor was told to stop before the handoff was committed, and rolled it back.
     SuccessorRolledBack,
-    /// The service stops as a whole. Either the successor, which has taken over, was told to stop,
-    /// or it died and a service manager will restart the service.
+    /// The whole service stops. The successor, which had taken over, was told to stop, or it died
+    /// and a service manager will restart the service.
     ServiceStopping,
-    /// No more connections move from this generation to the successor.
+    /// No more connections will move from this generation to the successor.
     CarryEnded,
     /// The last connection of this generation has ended.
     Drained,
@@ -103,7 +107,8 @@ pub(crate) enum Event {
 pub(crate) enum Action {
     /// Tell the predecessor that this generation accepts connections.
     TellReady,
-    /// Tell the predecessor that this generation stops, so that the predecessor keeps serving.
+    /// Tell the predecessor that this generation stops. The predecessor then keeps serving its
+    /// clients.
     TellRollback,
     /// Become the active generation: write the pid file, and cut the oldest generations if more
     /// than `max_generations` are alive.
@@ -111,28 +116,30 @@ pub(crate) enum Action {
     /// Tell the service manager that the service is up. Only the first generation of a lineage does
     /// this.
     NotifyReady,
-    /// Start a successor and its deadline. If this would cut connections that are still moving here
-    /// from older generations, wait for those connections first.
+    /// Start a successor, and the deadline by which it must be ready. If a further generation would
+    /// exceed `max_generations` while connections still move here from older generations, wait
+    /// until they have moved.
     StartSuccessor,
-    /// Start the successor's probation, at whose end the handoff is committed.
+    /// Start the successor's probation. When the probation ends, the handoff is committed.
     StartBake,
     /// Commit the handoff: name the successor in the pid file, and tell it that it is now the
     /// active generation.
     Commit(Commit),
-    /// Report why the handoff failed, and give up the successor.
+    /// Report why the handoff failed. End the successor, unless it stops by itself.
     DropSuccessor,
-    /// Give up the channel to the successor, which has taken over and now stops with the whole
-    /// service.
+    /// Stop using the channel to the successor. The successor had taken over, and now stops
+    /// together with the whole service.
     ForgetSuccessor,
-    /// Close the channels to older generations. The youngest of them accepts again when no process
-    /// holds its channel any more.
+    /// Close the channels to older generations. When no process holds the channel of the youngest
+    /// older generation any more, that generation accepts connections again.
     ReleaseOlder,
-    /// Close the channels to older generations, as in `ReleaseOlder`. If no older generation is
-    /// alive, close the listeners for good instead.
+    /// If an older generation is alive, close the channels to older generations, so that the
+    /// youngest of them accepts connections again. Otherwise close the listeners for good.
     Resign,
-    /// Tell the successor to stop, because this generation stops.
+    /// Tell the successor to stop, because this generation was told to stop.
     StopSuccessor,
-    /// Stop accepting but keep the listening sockets open, because the successor accepts on them.
+    /// Stop accepting connections, but keep the listening sockets open, because another generation
+    /// accepts on them.
     StopAccepting,
     /// Stop accepting for good: serve the clients in the backlogs, remove the paths of Unix
     /// sockets, and close the listening sockets.
@@ -146,7 +153,7 @@ pub(crate) enum Action {
     DrainUncarried,
     /// Accept connections again, because the successor has died.
     Resume,
-    /// Close the remaining connections without waiting for their end.
+    /// Close the open connections at once, without waiting until they end.
     Cut,
     /// Report how the drain ended, and exit.
     Exit,
@@ -159,7 +166,7 @@ use Action::{
 };
 
 impl State {
-    /// Returns the state in which a process starts.
+    /// Returns the first state of a process.
     #[must_use]
     pub(crate) const fn born(birth: Birth) -> Self {
         Self::Starting { birth, pending: PendingReload::None }
@@ -238,8 +245,8 @@ fn probation(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
             head(either(pending, late), vec![BecomeActive])
         }
         Event::PredecessorLost => head(pending, vec![BecomeActive]),
-        // Start the handoff only after the predecessor has retired. With two generations on
-        // probation, each could keep running after the rollback of the other.
+        // Remember the reload request, and start a handoff only after the predecessor has retired.
+        // Otherwise this generation could be rolled back while its own successor is on probation.
         Event::ReloadRequested => (State::Probation { pending: PendingReload::One }, vec![]),
         // Keep the listening sockets open, because the predecessor still serves on them.
         Event::Terminate => (State::Stopping, vec![TellRollback, StopAccepting, Drain]),
@@ -263,8 +270,8 @@ fn serving(event: Event) -> (State, Vec<Action>) {
         }
         Event::Terminate => (State::Stopping, vec![TellStopping, CloseListeners, Drain]),
         Event::CutNow => (State::Stopped, vec![TellStopping, CloseListeners, Drain, Cut, Exit]),
-        // These are late messages of a successor that is gone, or of older generations. They have
-        // no effect.
+        // Ignore these events. They come from late messages of a failed successor or of older
+        // generations.
         Event::Live
         | Event::Committed(_)
         | Event::PredecessorLost
@@ -318,8 +325,8 @@ fn baking(pending: PendingReload, event: Event) -> (State, Vec<Action>) {
         | Event::Committed(_)
         | Event::PredecessorLost
         | Event::SuccessorReady
-        // Only the active generation sends `ServiceStopping`, and here the successor is not active
-        // yet.
+        // Ignore `ServiceStopping`: only an active generation sends it, and the successor is not
+        // active yet.
         | Event::ServiceStopping
         | Event::CarryEnded
         | Event::Drained
@@ -335,8 +342,9 @@ fn retiring(on_death: OnSuccessorDeath, event: Event) -> (State, Vec<Action>) {
             (State::Serving, vec![DropSuccessor, Resume, BecomeActive])
         }
         Event::SuccessorLost => (State::Retiring { on_death }, vec![Resign, DropSuccessor]),
-        // The successor and this generation were both told to stop, before either of them knew
-        // about the other's stop. So this generation must tell the older generations.
+        // Tell the older generations that the whole service stops. The successor and this
+        // generation were told to stop at the same time, and the successor may end without telling
+        // them.
         Event::SuccessorRolledBack => {
             (State::Retiring { on_death }, vec![TellStopping, CloseListeners, DropSuccessor])
         }
@@ -348,7 +356,7 @@ fn retiring(on_death: OnSuccessorDeath, event: Event) -> (State, Vec<Action>) {
         Event::CarryEnded => (State::Retiring { on_death }, vec![DrainUncarried]),
         Event::Drained => (State::Stopped, vec![Exit]),
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
-        // These events have no effect here. Only the newest generation handles a reload.
+        // Ignore these events. Only the newest generation handles a reload request.
         Event::ReloadRequested
         | Event::Live
         | Event::Committed(_)
@@ -363,16 +371,16 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
         Event::Drained => (State::Stopped, vec![Exit]),
         Event::DrainExpired | Event::CutNow => (State::Stopped, vec![Cut, Exit]),
         Event::SuccessorLost | Event::SuccessorRolledBack => (State::Stopping, vec![DropSuccessor]),
-        // This generation has rolled back the handoff. But the predecessor was told to stop before
-        // it learned of the rollback, so the whole service ends here.
+        // End the whole service. This generation has rolled back the handoff, but its predecessor
+        // was also told to stop, before it received the rollback message.
         Event::Committed(Commit { on_death: OnSuccessorDeath::Stay, .. }) => {
             (State::Stopping, vec![TellStopping, CloseListeners])
         }
-        // This generation has rolled back the handoff. The predecessor accepts again when it learns
-        // of the rollback. If the predecessor has ended, an older generation accepts again.
+        // Release the older generations, because this generation has rolled back the handoff. The
+        // predecessor accepts again when it receives the rollback message. If the predecessor has
+        // ended, an older generation accepts again.
         Event::Committed(_) | Event::PredecessorLost => (State::Stopping, vec![ReleaseOlder]),
-        // These events have no effect. A successor that becomes ready now has already been told to
-        // stop.
+        // Ignore these events. A successor that becomes ready now has already been told to stop.
         Event::SuccessorReady
         | Event::Live
         | Event::ReloadRequested
@@ -383,8 +391,8 @@ fn stopping(event: Event) -> (State, Vec<Action>) {
     }
 }
 
-/// Returns the state of a generation that is active from now on. If a reload is pending, a handoff
-/// starts at once.
+/// Returns the state of a generation that becomes active now, with `actions`. If a reload request
+/// is pending, adds the action that starts a successor.
 fn head(pending: PendingReload, mut actions: Vec<Action>) -> (State, Vec<Action>) {
     match pending {
         PendingReload::None => (State::Serving, actions),

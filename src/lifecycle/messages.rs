@@ -1,8 +1,8 @@
-//! The part of the driver that receives messages from neighbouring generations and turns them into
-//! events.
+//! The part of the driver that handles messages from the successor and from older generations, and
+//! turns them into events.
 //!
-//! The state machine in `machine` decides how to react to an event. A message that only needs a
-//! reply, or only has to be recorded, is handled in this module.
+//! The state machine in `machine` decides what to do after an event. A message that only needs a
+//! reply, or is only recorded, causes no event.
 
 use std::time::SystemTime;
 
@@ -18,15 +18,17 @@ use crate::report::{
     Connections, Counters, GenerationState, HandoffCounters, LastHandoff, Outcome, Report,
 };
 
-/// The past of this generation: its handoffs, and the counters of generations that have ended.
+/// What this generation remembers for status reports: its handoffs, and the counters of generations
+/// that have ended.
 #[derive(Debug)]
 pub(super) struct History {
-    /// The time when this generation entered its present state, for status reports.
+    /// The time when this generation entered its current state.
     pub(super) since: Since,
     pub(super) last_handoff: Option<LastHandoff>,
     /// The outcomes of the handoffs that this generation started.
     pub(super) handoffs: HandoffCounters,
-    /// The sum of the counters of ended generations, as far as this process knows them.
+    /// The sum of the counters of generations that have ended, as far as this process has received
+    /// them.
     pub(super) past: Counters,
 }
 
@@ -46,8 +48,8 @@ impl History {
         self.since = Since::now();
     }
 
-    /// Adds the last counters of another generation, whose process is gone or no longer reports. So
-    /// the totals of the service never decrease.
+    /// Adds the last counters of a generation that has ended or sends no more reports. So the
+    /// totals of the service never decrease.
     pub(super) fn add(&mut self, mut last: Counters, own: &Counters) {
         last.settle();
         self.past.add(&last);
@@ -145,8 +147,8 @@ impl<P: DataPlane> Driver<P> {
                 Some(Event::SuccessorReady.into())
             }
             SuccessorEvent::Lost(failure) => {
-                // Stop this generation too: when the main process dies, the service manager ends
-                // the whole service and starts it again.
+                // Stop this generation too. The successor was the main process, so the service
+                // manager ends the whole service and starts it again.
                 if retired && self.process.notifier.watches_head() {
                     let what = "the successor died; leaving the restart to the service manager";
                     tracing::error!(
@@ -161,18 +163,18 @@ impl<P: DataPlane> Driver<P> {
             }
             SuccessorEvent::Stopping => Some(Event::ServiceStopping.into()),
             SuccessorEvent::GivenUp(sockets) => {
-                // Ignore the message before the successor has taken over.
+                // Ignore the message if the successor has not taken over yet.
                 if retired {
-                    // Accept the clients in the backlog now. The kernel resets them when the last
-                    // file descriptor of the listening socket is closed.
+                    // Accept the clients in the backlog now, because the kernel resets them when
+                    // the last file descriptor of the listening socket is closed.
                     let given_up = self.listeners.set.remove_sockets(&sockets);
                     self.plane.accept_backlog(&given_up);
                 }
                 None
             }
             SuccessorEvent::Cut if retired => Some(Event::CutNow.into()),
-            // The successor must not send `Cut` before it has taken over. This generation would
-            // end, and no generation would serve.
+            // Treat `Cut` as a protocol violation if the successor has not taken over yet. If this
+            // generation ended now, no active generation would be left.
             SuccessorEvent::Cut => {
                 let why = "to cut a drain, before it has taken over".to_owned();
                 Some(HandoffFailure::Garbage { why }.into())
@@ -196,10 +198,9 @@ impl<P: DataPlane> Driver<P> {
 
     /// Logs an error if an older generation died while it still had connections.
     ///
-    /// A generation that ends in order sends a final report to the active generation. If another
-    /// process was active at the time, this process has not received the report. So this function
-    /// logs no error for a generation that ended before this process became active, or while
-    /// another process was active.
+    /// A generation that ends normally sends a final report to the process that is active at that
+    /// time. This process may not have been active, and then has no report. So if the report is
+    /// missing, this function logs an error only for the direct predecessor.
     fn say_if_it_died(&self, generation: Generation, last: Option<&Report>) {
         match last.map(|last| (last.state, last.connections)) {
             Some((GenerationState::Stopped | GenerationState::Unknown, _)) => {}

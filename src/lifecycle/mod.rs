@@ -1,9 +1,9 @@
 //! The lifecycle of a generation, from its start until its last connection has ended.
 //!
-//! The module `machine` is the core without side effects: it maps each state and event to the next
-//! state and its actions. The module `driver` surrounds it. It turns signals, messages, timers and
-//! ends of tasks into events, and performs the actions. The modules that do the work (`handoff`,
-//! `server`, `notify`) know nothing about each other.
+//! The module `machine` has no side effects: it maps each state and event to the next state and a
+//! list of actions. The module `driver` turns signals, messages and timers into events, and
+//! performs the actions. The top-level modules `handoff`, `server` and `notify`, which the driver
+//! uses, know nothing about each other.
 //!
 //! A program that implements [`crate::Service`] calls [`run`]. A program with its own server begins
 //! with [`Starting`].
@@ -36,9 +36,9 @@ pub use check::check;
 pub use driver::RunReport;
 pub use embed::{Acceptor, AfterDrain, Retirement, Serving, Starting};
 
-/// Serves `service` until this generation ends. It adopts or binds the listeners, takes over from a
-/// predecessor, hands over to a successor, and drains. Must be called in a tokio runtime with I/O
-/// and time enabled.
+/// Runs a generation that serves clients with `service`, and returns when the generation ends. It
+/// adopts or binds the listeners, takes over from a predecessor, hands over to a successor, and
+/// drains its connections. Must be called in a tokio runtime with I/O and time enabled.
 ///
 /// This function handles SIGHUP, SIGUSR2, SIGTERM, SIGINT and SIGQUIT for the whole process, as the
 /// table in the README describes. It logs and ignores every other signal that would end the
@@ -47,8 +47,8 @@ pub use embed::{Acceptor, AfterDrain, Retirement, Serving, Starting};
 /// although the socket is non-blocking.
 ///
 /// # Errors
-/// Fails when this generation cannot begin to serve, or ends early. If it has a predecessor that
-/// has not handed over yet, the predecessor is told the reason and keeps serving.
+/// Fails when this generation cannot start to accept connections, or ends early. A predecessor that
+/// has not handed over yet receives the reason and keeps serving.
 pub async fn run<S: Service>(
     config: Config,
     inheritance: Inheritance,
@@ -57,12 +57,12 @@ pub async fn run<S: Service>(
     run_on(Workers::here(), config, inheritance, service).await
 }
 
-/// Like [`run`], but serves the connections on the given workers. The lifecycle itself runs in the
-/// runtime of the caller.
+/// Like [`run`], but serves the connections on the given workers. Signals, deadlines and handoffs
+/// are still handled in the runtime of the caller.
 ///
 /// # Errors
-/// Fails when this generation cannot begin to serve, or ends early. If it has a predecessor that
-/// has not handed over yet, the predecessor is told the reason and keeps serving.
+/// Fails when this generation cannot start to accept connections, or ends early. A predecessor that
+/// has not handed over yet receives the reason and keeps serving.
 pub async fn run_on<S: Service>(
     workers: Workers,
     config: Config,

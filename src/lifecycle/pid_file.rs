@@ -1,9 +1,9 @@
 //! The pid file, which contains the id of the process that operators signal.
 //!
 //! The file is replaced by rename, so a reader finds the old pid or the new one, never a partial
-//! number. The state machine in `machine` decides which process the file names, and when that
-//! changes. A failed write is retried until it succeeds, because a stale pid could make an operator
-//! signal an unrelated process.
+//! number. The state machine in `machine` decides when a process writes its pid to the file. A
+//! failed write is retried until it succeeds, because a stale pid could make an operator signal an
+//! unrelated process.
 //!
 //! To protect other files, a write replaces only a regular file that is empty or contains a number.
 
@@ -27,15 +27,15 @@ use crate::sys::process::PidFd;
 /// How long to wait before a failed write of the pid file is retried.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The maximum size of a pid file in bytes. It leaves room for white space that other programs add
-/// to the number.
+/// The maximum size of a pid file in bytes. It is larger than any pid, because other programs may
+/// write white space around the number.
 const LONGEST: u64 = 64;
 
-/// The pid file of this process, and the write to retry if one has failed.
+/// The pid file that this process writes, and a failed write that must be retried.
 #[derive(Debug)]
 pub(super) struct PidFile {
     path: PathBuf,
-    /// The failed write that is to be retried. `None` if the file is up to date.
+    /// The failed write to retry. `None` if the last write succeeded.
     owed: Option<Owed>,
 }
 
@@ -45,7 +45,7 @@ struct Owed {
     pid: u32,
     due: Instant,
     failures: u32,
-    /// The reason for the last failure. A reason that repeats is logged only once.
+    /// The reason for the last failure. If the next failure has the same reason, it is not logged.
     reason: String,
 }
 
@@ -60,11 +60,11 @@ impl PidFile {
         Ok(Some(Self { path: path.clone(), owed: None }))
     }
 
-    /// Writes `pid` to the file. If this fails, call [`PidFile::retry`] at the time that
+    /// Writes `pid` to the file. If the write fails, call [`PidFile::retry`] at the time that
     /// [`PidFile::due`] returns.
     ///
     /// # Errors
-    /// Returns the reason why the file does not contain `pid` yet.
+    /// Returns the reason why `pid` could not be written.
     pub(super) fn name(&mut self, pid: u32) -> Result<(), Error> {
         let failures =
             self.owed.take().filter(|owed| owed.pid == pid).map_or(0, |owed| owed.failures);
@@ -79,11 +79,11 @@ impl PidFile {
         })
     }
 
-    /// Writes `pid` to the file and stops maintaining the file. From now on process `pid` maintains
-    /// the file, and retries if this write fails.
+    /// Writes `pid`, the pid of the successor, to the file. This process does not retry a write
+    /// that fails, because the successor writes the file too when it becomes active.
     ///
     /// # Errors
-    /// Returns the reason why the file does not contain `pid` yet.
+    /// Returns the reason why `pid` could not be written.
     pub(super) fn hand_over(&mut self, pid: u32) -> Result<(), Error> {
         self.owed = None;
         self.write(pid)
@@ -94,7 +94,7 @@ impl PidFile {
         self.owed.as_ref().map(|owed| owed.due)
     }
 
-    /// Retries a failed write, if there is one.
+    /// Retries the last write of the pid file if it has failed.
     pub(super) fn retry(&mut self) {
         let Some(Owed { pid, failures, reason, .. }) = self.owed.take() else { return };
         self.owed = Some(Owed { pid, due: Instant::now(), failures, reason: String::new() });
@@ -114,15 +114,15 @@ impl PidFile {
         written.map_err(|source| Error::PidFile { path: self.path.clone(), source })
     }
 
-    /// Removes the file if it names this process, or if it names `successor`, a process that ends
-    /// together with this one.
+    /// Removes the file if it contains the pid of this process or the pid `successor`. A
+    /// `successor` is passed only if it ends together with this process.
     pub(super) fn remove(&mut self, successor: Option<u32>) {
         self.owed = None;
         let named = named(&self.path).ok().flatten();
         if named.is_some_and(|named| named == std::process::id() || Some(named) == successor) {
             match fs::remove_file(&self.path) {
-                // Ignore a missing file, because a successor that was told to stop also removes the
-                // file.
+                // Ignore a missing file: the successor may already have removed it, because both
+                // processes were told to stop.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!(
                         event = "pid_file.remove_failed", path = %self.path.display(),
@@ -144,8 +144,8 @@ pub(super) fn log_failure(error: &Error) {
     );
 }
 
-/// Checks that a write of the pid file would replace nothing but a pid file, and that no socket is
-/// configured at its path. Changes nothing.
+/// Checks that a write of the pid file would replace no other file, and that no socket is
+/// configured at the same path. Changes nothing.
 ///
 /// # Errors
 /// Returns [`Error::PidFile`] if the pid file cannot be used.
@@ -180,8 +180,8 @@ fn is_same(one: &Path, other: &Path) -> bool {
             && matches!((folder(one), folder(other)), (Ok(one), Ok(other)) if one == other))
 }
 
-/// Checks that a write may replace the file at `path`: the file does not exist, is empty, or is a
-/// pid file.
+/// Checks that a write may replace the file at `path`. This is allowed if the file does not exist,
+/// is empty, or contains a pid.
 fn named_or_none(path: &Path) -> io::Result<()> {
     match named(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -192,10 +192,10 @@ fn named_or_none(path: &Path) -> io::Result<()> {
 /// Returns the pid in a pid file, or `None` if the file is empty.
 ///
 /// # Errors
-/// Fails when the file does not exist, or is not a pid file.
+/// Fails when the file does not exist, or contains something other than a pid.
 fn named(path: &Path) -> io::Result<Option<u32>> {
-    // Check the file type before opening, because opening a device or a named pipe may block or
-    // have side effects.
+    // Check the file type before the file is opened, because opening a device or a named pipe may
+    // block or have side effects.
     let kind = fs::symlink_metadata(path)?.file_type();
     if kind.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
@@ -224,8 +224,8 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
     Ok(std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()))
 }
 
-/// Removes the temporary files next to `pid_file` that processes which have ended left behind. Such
-/// a process was killed before it could rename or remove its file.
+/// Removes the temporary files of ended processes next to `pid_file`. Such a process was killed
+/// before it could rename or remove its temporary file.
 fn remove_stale_drafts(pid_file: &Path) {
     let Some(name) = pid_file.file_name() else { return };
     let folder =
@@ -253,9 +253,9 @@ fn draft_of(draft: &OsStr, name: &OsStr) -> Option<u32> {
     pid.parse().ok().filter(|_| is_random)
 }
 
-/// Returns whether the process that created a temporary file has ended, even if its parent has not
-/// reaped it. A temporary file with the pid of this process was left by an earlier process with the
-/// same pid.
+/// Returns whether the process `pid`, which created a temporary file, has ended. A process also
+/// counts as ended if its parent has not waited for it yet. If `pid` is the pid of this process, an
+/// earlier process with the same pid created the file.
 fn has_ended(pid: u32) -> bool {
     pid == std::process::id()
         || match PidFd::open(pid) {
@@ -276,7 +276,8 @@ struct Draft {
 impl Draft {
     /// Creates an empty temporary file next to `pid_file`.
     fn create(pid_file: &Path) -> io::Result<Self> {
-        // The result is random, because the hasher is seeded with random numbers from the kernel.
+        // This number cannot be guessed, because `RandomState` seeds the hasher with random numbers
+        // from the kernel.
         let random = RandomState::new().hash_one(std::time::Instant::now());
         let mut path = pid_file.as_os_str().to_owned();
         path.push(format!(".{}-{random:016x}", std::process::id()));

@@ -1,11 +1,10 @@
-//! The events of the data plane, the server that accepts and serves connections, combined into one
-//! source.
+//! One source for all events of the data plane, the server that accepts and serves connections.
 
 use crate::data_plane::{CarryEnd, DataPlane};
 use crate::error::Error;
 
-/// A choice of the data plane's events: each flag says whether the driver currently waits for that
-/// event.
+/// The events of the data plane for which the driver waits now. Each flag stands for one event of
+/// [`PlaneEvent`].
 #[expect(clippy::struct_excessive_bools, reason = "one for each branch of the select")]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Awaited {
@@ -19,7 +18,7 @@ pub(super) struct Awaited {
 /// An event of the data plane, the server that accepts and serves connections.
 #[derive(Debug)]
 pub(super) enum PlaneEvent {
-    /// The data plane has started to serve on all listeners.
+    /// The data plane accepts connections on all listeners.
     Started,
     /// A part of the data plane has died, or the data plane cannot start.
     Died(Error),
@@ -31,8 +30,8 @@ pub(super) enum PlaneEvent {
     Drained,
 }
 
-/// Waits for the next event of `plane` that is selected in `awaited`. Waits forever if none is
-/// selected. Cancel safe.
+/// Waits for the next event of `plane` whose flag is set in `awaited`. Waits forever if no flag is
+/// set. Cancel safe.
 pub(super) async fn next_of_plane(plane: &impl DataPlane, awaited: Awaited) -> PlaneEvent {
     tokio::select! {
         biased;

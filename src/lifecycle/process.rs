@@ -1,5 +1,4 @@
-//! The properties of a generation's process: its number, its program, and the resources that it
-//! inherited.
+//! The properties of a generation's process, such as its generation number and its program.
 
 use crate::generation::Generation;
 use crate::handoff::{Init, Program, ReservedFd};
@@ -10,7 +9,7 @@ use crate::notify::Notifier;
 pub(super) struct Process {
     pub(super) generation: Generation,
     pub(super) program: Program,
-    /// A file descriptor number reserved for the channel to a successor.
+    /// A file descriptor that keeps a number free for the channel to a successor.
     pub(super) slot: ReservedFd,
     /// The init process of the container that started this service. `None` outside of such a
     /// container.

@@ -1,12 +1,12 @@
 //! The signals of a generation, turned into events.
 //!
-//! A predecessor starts its successor with SIGHUP and SIGUSR2 blocked. A signal that arrives before
-//! the handler is installed then stays pending, instead of killing the new process. Another parent
-//! may have blocked signals too. Once the handlers are installed, this process unblocks all signals
-//! that it uses.
+//! A predecessor starts its successor with SIGHUP and SIGUSR2 blocked. So a signal that arrives
+//! before the successor has installed its handlers stays pending, instead of killing the successor.
+//! Any parent process may have blocked further signals. Once the handlers are installed, this
+//! process unblocks all signals that it handles.
 //!
-//! Every other signal that would end the process is logged and ignored, so that a mistyped signal
-//! number does not cut clients.
+//! This process logs and ignores every other signal that would kill it, so that a mistyped signal
+//! number does not cut connections.
 
 use std::ffi::c_int;
 use std::io;
@@ -28,7 +28,8 @@ pub(super) struct Signals {
     interrupt: Signal,
     quit: Signal,
     interrupted: Interrupted,
-    /// The signals to log and ignore, except those for which the program has its own handler.
+    /// The signals that are only logged. They do not include signals for which the program has its
+    /// own handler.
     stray: Vec<(c_int, Signal)>,
 }
 
@@ -65,7 +66,7 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Waits for the next signal, and returns the event that it means. Cancel safe.
+    /// Waits for the next signal, and returns the event for the state machine. Cancel safe.
     pub(super) async fn next(&mut self) -> Event {
         let Self { hangup, user, terminate, interrupt, quit, interrupted, stray } = self;
         let (event, signal) = tokio::select! {
@@ -89,7 +90,7 @@ async fn next_of(signal: &mut Option<Signal>) -> Option<()> {
     signal.as_mut()?.recv().await
 }
 
-/// Logs every signal that is received but ignored. This function never returns `Poll::Ready`.
+/// Logs each received signal that this process ignores. Never returns `Poll::Ready`.
 fn log_strays(
     stray: &mut [(c_int, Signal)],
     context: &mut Context<'_>,
@@ -111,8 +112,8 @@ fn name(number: c_int) -> String {
     Number::try_from(number).map_or_else(|_| format!("signal {number}"), |named| named.to_string())
 }
 
-/// Logs that a reload request starts no handoff now, and the reason. The sender may be waiting for
-/// a new generation.
+/// Logs why a reload request does not start a handoff now, because its sender may be waiting for a
+/// new generation.
 pub(super) fn log_reload_without_effect(state: State) {
     match state {
         State::Starting { .. }

@@ -1,9 +1,9 @@
-//! The part of the driver that checks whether the accept loops have started, and whether they are
-//! still alive.
+//! The part of the driver that checks whether the accept loops have started, and that handles the
+//! death of a worker or an accept loop.
 //!
-//! A generation reports readiness only after every accept loop has run. A generation that loses a
-//! worker or an accept loop ends with an error. Otherwise it would lose some of its clients for the
-//! rest of its life.
+//! A generation reports that it is ready only after every accept loop has run. If a worker or an
+//! accept loop dies, the generation ends with an error. Otherwise it would not serve some of its
+//! clients any more.
 
 use std::time::Duration;
 
@@ -20,10 +20,11 @@ use crate::handoff::Message;
 /// a part of it has died.
 #[derive(Debug, Default)]
 pub(super) struct Liveness {
-    /// The deadline of the data plane's start. `None` once the data plane serves.
+    /// The start of the data plane, with its deadline. `None` once the data plane accepts
+    /// connections.
     starting: Option<Starting>,
-    /// The error of the part that has died. This generation returns it once its connections have
-    /// ended.
+    /// The error of a worker or an accept loop that has died during a drain. The generation returns
+    /// it when its connections have ended.
     death: Option<Error>,
 }
 
@@ -34,7 +35,7 @@ struct Starting {
 }
 
 impl Liveness {
-    /// Records that the data plane is starting, and that it must serve within `limit`.
+    /// Records that the data plane is starting, and that it must accept connections within `limit`.
     pub(super) fn begin(&mut self, limit: Duration) {
         self.starting = Some(Starting { until: deadline(limit) });
     }
@@ -44,7 +45,8 @@ impl Liveness {
         self.starting.is_some()
     }
 
-    /// Returns the deadline of the data plane's start, or `None` without a start or a deadline.
+    /// Returns the deadline for the start of the data plane, or `None` if it is not starting or the
+    /// start has no deadline.
     pub(super) fn until(&self) -> Option<Instant> {
         self.starting.as_ref().and_then(|starting| starting.until)
     }
@@ -61,11 +63,12 @@ impl Liveness {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Handles the event that every accept loop has run, so the start is complete.
+    /// Handles the event that every accept loop has run, which completes the start of the data
+    /// plane.
     pub(super) fn started(&mut self) -> Option<Occurrence> {
         self.liveness.starting = None;
-        // Report the event only in this state, because the generation may have been told to stop
-        // meanwhile.
+        // Return the event `Live` only while the generation is starting, because it may have been
+        // told to stop meanwhile.
         matches!(self.state, State::Starting { .. }).then(|| {
             let listeners = self.listeners.set.as_slice().iter();
             let listeners = listeners.map(|one| format!("{}={}", one.name(), one.address()));
@@ -82,9 +85,9 @@ impl<P: DataPlane> Driver<P> {
 
     /// Handles the death of a worker or an accept loop.
     ///
-    /// A generation that accepts connections ends at once, as in a crash, and a neighbouring
-    /// generation takes over. A generation that drains continues, so that its other connections can
-    /// finish.
+    /// A generation that accepts connections, or is about to, ends at once as in a crash, and
+    /// another generation takes over. A generation that only drains continues, so that its other
+    /// connections can end.
     ///
     /// # Errors
     /// Returns the given error if the generation ends because of it.

@@ -1,8 +1,8 @@
 //! The part of the driver that answers status requests.
 //!
-//! Each generation knows its own state. The active generation asks the others for theirs, and waits
-//! only a short time for the answers, because another generation may hang. For a generation that
-//! does not answer, the status shows the last report and an unknown state.
+//! Each generation knows only its own state. The active generation asks the other generations for
+//! reports, and waits only a short time for the answers, because a generation may hang. For a
+//! generation that does not answer, the status contains its last report with an unknown state.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,7 +23,7 @@ use crate::report::{
 /// How long to wait until other generations have answered a status request.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The control socket, and the operators that wait for a status.
+/// The control socket, and the operators who wait for a status over it.
 #[derive(Debug)]
 pub(super) struct Operators {
     pub(super) control: ControlServer,
@@ -31,13 +31,14 @@ pub(super) struct Operators {
 }
 
 impl Operators {
-    /// Creates the control socket's state, without operators. The control socket is not open yet.
+    /// Creates this state with a control socket that is not open yet and no waiting operators.
     pub(super) fn new() -> Self {
         Self { control: ControlServer::new(), status: StatusWaiters::default() }
     }
 }
 
-/// The operators whose status requests are not answered yet, and the deadline for the answers.
+/// The operators whose status requests are not answered yet, and the time by which they are
+/// answered.
 #[derive(Debug, Default)]
 pub(super) struct StatusWaiters {
     waiting: Vec<Answer>,
@@ -45,7 +46,8 @@ pub(super) struct StatusWaiters {
 }
 
 impl StatusWaiters {
-    /// Returns when to answer the waiting operators, even if other generations have not reported.
+    /// Returns when to answer the waiting operators, even if other generations have not sent their
+    /// reports.
     pub(super) const fn deadline(&self) -> Option<Instant> {
         self.until
     }
@@ -104,8 +106,8 @@ impl<P: DataPlane> Driver<P> {
                 }
             }
             Duty::RefreshStatus => {
-                // First report what is known. A generation that has not answered since the last
-                // refresh will not answer soon.
+                // First report the known status, and then ask for new reports. Do not wait for a
+                // generation that has not answered since the last refresh.
                 self.say_how_it_stands();
                 self.ask_the_others();
                 let is_quiet = self.predecessors.is_empty() && self.state != State::Stopping;
@@ -130,8 +132,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Handles a status report of another generation, or the end of that generation. Answers the
-    /// operators if no report is missing any more.
+    /// Call this after another generation has sent a status report or has ended. If no more reports
+    /// are missing, answers the operators who wait for a status.
     pub(super) fn reported(&mut self) {
         let is_due = self.predecessors.reports().any(|(_, poll)| poll.is_due())
             || self.successor().is_some_and(|successor| successor.poll().is_due());
@@ -141,7 +143,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Answers the operators that wait for a status, with what is known now.
+    /// Answers the operators who wait for a status, with the reports that have arrived.
     pub(super) fn answer_status(&mut self) {
         self.operators.status.until = None;
         let waiting = std::mem::take(&mut self.operators.status.waiting);
@@ -182,7 +184,7 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Returns the status of the whole lineage, as far as it is known.
+    /// Returns the status of all generations, as far as this process knows it.
     pub(super) fn status(&self) -> Status {
         let after = self.successor().map(|successor| {
             let state = if successor.is_ready() {
@@ -242,12 +244,12 @@ impl State {
     }
 }
 
-/// Returns the last report of a generation, or `known` if the generation has sent none. If the
-/// generation is late with an answer, its state becomes unknown.
+/// Returns the last report of a generation, or `known` if it has sent no report. If the generation
+/// has not answered the latest request, the state in the report is replaced by `Unknown`.
 fn last_word(known: Report, poll: &StatusPoll) -> Report {
     let last = poll.report().cloned().unwrap_or(known);
-    // Leave out the time in the current state, because the state may have changed. Readers can
-    // still use the date of the last known change.
+    // Leave out how long the generation has been in its state, because the state may have changed.
+    // The report still contains the date of the last known change.
     if poll.is_due() {
         Report { state: GenerationState::Unknown, for_ms: None, ..last }
     } else {

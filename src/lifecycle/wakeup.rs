@@ -1,5 +1,5 @@
-//! The part of the driver that waits for events from all sources, and calls the handler of each
-//! event.
+//! The part of the driver that waits for events from all sources, such as messages, signals and
+//! deadlines, and calls the handler of each event.
 
 use super::driver::{Driver, Occurrence};
 use super::head::{ActiveRole, Duty};
@@ -24,9 +24,9 @@ enum Wakeup {
 }
 
 impl<P: DataPlane> Driver<P> {
-    /// Waits for the next event of the state machine. Messages of other generations are read before
-    /// signals, because the loss of a successor or the commit of a predecessor changes what a
-    /// signal means.
+    /// Waits for the next event for the state machine. Messages of other generations are read
+    /// before signals, because the effect of a signal depends on whether a handoff was committed or
+    /// has failed.
     ///
     /// # Errors
     /// Returns the error that ends this generation.
@@ -133,11 +133,11 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Returns whether this process may end as soon as its last connection has ended.
+    /// Returns whether this process may end when it has no connections.
     ///
-    /// While the service stops, a successor that is not ready must end first. The active generation
-    /// also waits for all older generations. The reason is that a systemd unit and a container end
-    /// with their main process.
+    /// While the service stops, this process first waits until a successor that is not ready has
+    /// ended. The active generation also waits until all older generations have ended, because
+    /// systemd and containers kill all other processes when the main process ends.
     fn may_be_drained(&self) -> bool {
         let successor = self.successor();
         let has_unready_successor = successor.is_some_and(|successor| !successor.is_ready());

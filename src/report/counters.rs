@@ -1,9 +1,10 @@
-//! Counters for each listener and each upstream. The sums of all generations survive a handoff.
+//! Counters for each listener and each upstream, the server to which connections are forwarded. A
+//! handoff does not reset the totals of the service.
 //!
-//! Each generation counts its own connections. The active generation adds up the counters of the
-//! generations that are alive and the last counters of those that have ended. A successor may be
-//! any program and may report any number, so a sum that overflows stays at the maximum. This module
-//! only holds the counters; `server` and `service` count.
+//! Each generation counts its own connections. The active generation adds up the counters of all
+//! living generations, and the last counters of generations that have ended. A faulty successor may
+//! report any number, so a sum that would overflow stays at the maximum. This module only holds the
+//! counters; `server` and `service` count.
 
 use std::collections::BTreeMap;
 
@@ -38,17 +39,17 @@ pub struct ListenerCounters {
     pub received: u64,
     /// How many bytes were written to clients.
     pub sent: u64,
-    /// How many connections were open when a drain began and ended before the drain deadline.
+    /// How many connections ended by themselves during a drain, before the drain deadline.
     pub drained: u64,
     /// How many connections were cut by a drain deadline or by a signal.
     pub cut: u64,
-    /// How many connections moved to a successor at a handoff.
+    /// How many open connections were moved to a successor at a handoff.
     pub carried: u64,
-    /// How many connections a successor refused to take over. They were drained instead.
+    /// How many connections a successor refused to take over, so that they were drained instead.
     pub refused: u64,
-    /// How many connections were lost because a successor died after taking them over, while its
-    /// predecessor was still alive. The number is an upper bound, because some of these connections
-    /// may have ended before.
+    /// How many connections were lost when a successor that had taken them over died. The number is
+    /// an upper bound, because some of these connections may have ended before. If the predecessor
+    /// had already exited, the connections are not counted.
     pub lost: u64,
     /// How many clients were refused because their PROXY header was invalid or late.
     pub header_errors: u64,
@@ -64,7 +65,8 @@ pub struct UpstreamCounters {
     pub active: u64,
     /// How many attempts to connect failed: refused, unreachable or too slow.
     pub failed: u64,
-    /// How many times the upstream was ejected because it failed too often.
+    /// How many times the upstream was ejected, that is, not used for some time because it failed
+    /// too often.
     pub ejected: u64,
     /// How many bytes were written to the upstream.
     pub sent: u64,
@@ -78,11 +80,12 @@ pub struct UpstreamCounters {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HandoffCounters {
-    /// How many handoffs succeeded, so that the successor serves.
+    /// How many handoffs succeeded, so that the successor became the active generation.
     pub succeeded: u64,
     /// How many handoffs failed because the successor never became ready.
     pub failed: u64,
-    /// How many handoffs were rolled back after the successor was ready.
+    /// How many handoffs failed after the successor was ready, so that the predecessor kept
+    /// serving.
     pub rolled_back: u64,
 }
 
@@ -96,7 +99,7 @@ impl Counters {
             .for_each(|counters| counters.active = 0);
     }
 
-    /// Adds the counters of another generation to these.
+    /// Adds the counters of another generation to the counters in `self`.
     pub fn add(&mut self, other: &Self) {
         for (name, counters) in &other.listeners {
             self.listeners.entry(name.clone()).or_default().add(*counters);
@@ -110,9 +113,9 @@ impl Counters {
         self.handoffs.add(other.handoffs);
     }
 
-    /// Adds the counters of addresses that a host name no longer has to the counters of the host
-    /// name. Without this the map could grow with every generation. `now` holds the counters of the
-    /// active generation.
+    /// Removes the counters of addresses that a host name no longer has, and adds them to the
+    /// counters of the host name. Otherwise the map could grow with every generation. `now` holds
+    /// the counters of the active generation.
     pub(crate) fn fold_departed(&mut self, now: &Self) {
         for (listener, upstreams) in &mut self.upstreams {
             let Some(now) = now.upstreams.get(listener) else { continue };

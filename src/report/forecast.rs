@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// The number of connections that may move to the successor, for each listener with a connection
-/// limit.
+/// For each listener with a connection limit, the number of its connections that may move to the
+/// successor.
 ///
 /// The successor reserves one permit of the listener's limit for each of these connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

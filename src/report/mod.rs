@@ -1,9 +1,9 @@
-//! Status reports, which describe the state of a generation to other generations and to an
-//! operator.
+//! Status reports. A generation sends them to other generations and to operators to describe its
+//! state.
 //!
-//! A report is plain data with a JSON form, and later versions can add fields. Readers ignore
-//! unknown fields. They read an unknown state as [`GenerationState::Unknown`]. All times are in
-//! milliseconds, because every language can compute with them.
+//! A report is sent as JSON, and later versions can add fields. Readers ignore unknown fields, and
+//! read an unknown state as [`GenerationState::Unknown`]. All times are whole numbers of
+//! milliseconds, which programs in any language can read.
 
 mod counters;
 mod forecast;
@@ -20,7 +20,7 @@ pub(crate) use forecast::CarryForecast;
 /// The status of one generation, as sent to other generations and to an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// The generation number of this generation.
+    /// The number of the generation that this report describes.
     pub generation: Generation,
     /// The pid of the generation. `None` if the generation has not reported yet.
     pub pid: Option<u32>,
@@ -31,22 +31,24 @@ pub struct Report {
     pub state: GenerationState,
     /// When the generation entered this state, in milliseconds since 1970.
     pub since_unix_ms: u64,
-    /// How long the generation has been in this state, by a monotonic clock. `None` in a report of
-    /// an older version.
+    /// How long the generation has been in this state, in milliseconds of a monotonic clock. `None`
+    /// if the generation does not report it, because it is an older version or does not answer.
     #[serde(default)]
     pub for_ms: Option<u64>,
-    /// The open connections of the generation. `None` if the program serves connections without the
-    /// server of this library.
+    /// The number, age and traffic of the connections. `None` if the program uses its own server
+    /// instead of the server of this library.
     pub connections: Option<Connections>,
-    /// The counters of the generation.
+    /// The counters of the generation, such as the number of accepted connections.
     #[serde(default)]
     pub counters: Counters,
-    /// How much time is left until the drain deadline. `None` if the generation does not drain.
+    /// The time in milliseconds until the drain deadline, when the open connections are cut. `None`
+    /// if the generation does not drain.
     pub drain_left_ms: Option<u64>,
 }
 
 impl Report {
-    /// Creates a report to show for a generation that has not reported yet.
+    /// Creates a report with only a number and a state, for a generation that has not sent a report
+    /// yet.
     pub(crate) fn placeholder(generation: Generation, state: GenerationState) -> Self {
         Self {
             generation,
@@ -62,17 +64,19 @@ impl Report {
     }
 }
 
-/// The program that a generation runs, and its configuration. An operator can use it to see which
+/// The program that a generation runs, and its configuration. They show an operator which
 /// deployment a generation belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The version of the program. `None` if it is not known.
     pub version: Option<String>,
-    /// The build id that the linker put into the program. It differs between any two builds.
+    /// The build id that the linker put into the program. Two different builds have different build
+    /// ids.
     pub build: Option<String>,
     /// A digest of the configuration, which changes when the configuration changes.
     pub configuration: Option<String>,
-    /// The control group of the process. systemd uses it to find the unit of the process.
+    /// The control group of the process (see cgroups(7)). It shows to which systemd unit the
+    /// process belongs.
     pub control_group: Option<String>,
 }
 
@@ -82,13 +86,14 @@ pub struct Identity {
 pub enum GenerationState {
     /// The generation does not accept connections yet.
     Starting,
-    /// The generation accepts connections, but may still be rolled back.
+    /// The generation accepts connections, but its predecessor may still roll back the handoff.
     Probation,
-    /// The generation is the active one.
+    /// The generation is the active one, and no handoff is in progress.
     Serving,
     /// The generation is the active one, and its successor is starting.
     HandingOff,
-    /// The generation is the active one, and its successor is on probation.
+    /// The generation is the active one. Its successor accepts connections too, but the handoff can
+    /// still be rolled back.
     Baking,
     /// The generation drains its connections because a successor has taken over.
     Retiring,
@@ -96,7 +101,7 @@ pub enum GenerationState {
     Stopping,
     /// The generation has ended.
     Stopped,
-    /// The generation does not answer, or its state is only known to a later version.
+    /// The generation does not answer, or it is in a state that this version does not know.
     #[serde(other)]
     Unknown,
 }
@@ -108,7 +113,8 @@ pub struct Connections {
     pub open: u64,
     /// The age of the oldest open connection in milliseconds. `None` if no connection is open.
     pub oldest_ms: Option<u64>,
-    /// How many bytes were transferred in both directions. Includes connections that have ended.
+    /// How many bytes were transferred in both directions, on open connections and on connections
+    /// that have ended.
     pub transferred: u64,
 }
 
@@ -121,7 +127,7 @@ pub struct Status {
     pub generations: Vec<Report>,
     /// The listeners of the active generation.
     pub listeners: Vec<ListenerReport>,
-    /// The last handoff that has ended. `None` if no handoff has ended yet.
+    /// The outcome of the last handoff. `None` if no handoff has ended yet.
     pub last_handoff: Option<LastHandoff>,
     /// The configured time limits of the active generation.
     pub settings: Settings,
@@ -137,8 +143,8 @@ pub struct ListenerReport {
     pub name: String,
     /// The address on which the listener listens.
     pub address: String,
-    /// Whether a generation of this service bound the socket. False if a parent such as systemd
-    /// passed it.
+    /// Whether a generation of this service bound the socket. `false` if a parent such as systemd
+    /// passed the socket.
     pub bound: bool,
 }
 
@@ -147,11 +153,11 @@ pub struct ListenerReport {
 pub struct LastHandoff {
     /// When the handoff ended, in milliseconds since 1970.
     pub unix_ms: u64,
-    /// The generation that was to take over in the handoff.
+    /// The number of the generation that was meant to take over.
     pub successor: Generation,
     /// How the handoff ended.
     pub outcome: Outcome,
-    /// Why the successor did not take over. `None` if it did.
+    /// Why the successor did not take over. `None` if the handoff succeeded.
     pub reason: Option<String>,
 }
 
@@ -167,7 +173,7 @@ pub enum Outcome {
     RolledBack,
     /// The handoff did not finish within the requested time.
     TimedOut,
-    /// The outcome is only known to a later version.
+    /// An outcome that this version does not know.
     #[serde(other)]
     Unknown,
 }
@@ -175,11 +181,12 @@ pub enum Outcome {
 /// The configured time limits of a handoff and of a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// How long a successor may take to become ready.
+    /// How long a successor may take to become ready, in milliseconds.
     pub ready_timeout_ms: u64,
-    /// How long a successor stays on probation.
+    /// How long a successor must accept connections without a failure until the handoff is
+    /// committed, in milliseconds.
     pub bake_ms: u64,
-    /// How long connections may take to end in a drain before they are cut.
+    /// How long connections may take to end in a drain before they are cut, in milliseconds.
     pub drain_timeout_ms: u64,
 }
 

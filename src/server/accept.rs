@@ -1,8 +1,8 @@
-//! The accept loop of one listener. It accepts clients until it is stopped, and respects the
-//! listener's connection limit.
+//! The accept loop of a listener. It accepts clients until it is stopped, and accepts no client
+//! while the listener's connection limit is reached.
 //!
-//! A listener that has reached its limit accepts no client. New clients then wait in the backlog of
-//! the kernel and are not reset. The module `connection` serves the accepted connections.
+//! While the limit is reached, new clients wait in the kernel's backlog and are not reset. The
+//! module `connection` serves the accepted connections.
 
 use std::sync::Arc;
 
@@ -21,19 +21,19 @@ use crate::drain::{DrainEntry, OnDrain};
 use crate::net::{Accepted, Acceptor};
 use crate::service::Service;
 
-/// An accept loop, which accepts the clients of one listener on one worker.
+/// An accept loop. It accepts the clients of one listener, and runs on one worker.
 pub(super) struct Accepting<S> {
     pub(super) acceptor: Acceptor,
     pub(super) connections: Connections<S>,
     /// All workers, and the index of the worker that runs this loop.
     pub(super) workers: Arc<[Worker]>,
     pub(super) own: usize,
-    /// The list of open connections of this listener, one list for each worker.
+    /// The lists of open connections of this listener: one list for each worker.
     pub(super) census: Vec<Census>,
     /// The connection limit of the listener, or `None` if it has no limit.
     pub(super) limit: Option<Arc<ConnectionLimit>>,
-    /// What happens to the accepted connections in a drain, and the entry that makes the drain
-    /// count them.
+    /// What happens to the accepted connections in a drain, and the entry that adds them to the
+    /// drain.
     pub(super) on_drain: OnDrain,
     pub(super) entry: DrainEntry,
     pub(super) stop: CancellationToken,
@@ -42,8 +42,8 @@ pub(super) struct Accepting<S> {
 
 /// Runs the accept loops of one worker, each in its own task, until `stop_all` is cancelled.
 ///
-/// Each worker starts and stops its own loops, because waking another thread for each loop is much
-/// slower. If a loop panics, the panic is reported and the other loops continue.
+/// This function runs on the worker itself, because it would be much slower to wake another thread
+/// for each loop. If a loop panics, this function reports the panic, and the other loops continue.
 pub(super) async fn run_all<S: Service>(
     loops: Vec<Accepting<S>>,
     stop: CancellationToken,
@@ -72,7 +72,8 @@ fn report_panic(ended: Result<(), JoinError>, deaths: &Deaths) {
 }
 
 impl<S: Service> Accepting<S> {
-    /// Accepts connections, and answers heartbeats, until the loop is stopped.
+    /// Accepts connections until the loop is stopped. Also drops each heartbeat token that it
+    /// receives, which shows that the loop runs.
     pub(super) async fn run(mut self) {
         let mut permit = None;
         loop {
@@ -88,7 +89,7 @@ impl<S: Service> Accepting<S> {
         }
     }
 
-    /// Assigns an accepted connection to a worker, which serves it.
+    /// Chooses a worker for an accepted connection, and starts to serve the connection there.
     fn admit(&self, accepted: Accepted, permit: Option<Permit>) {
         let number = choose(&self.workers, self.own);
         let worker = &self.workers[number];
@@ -118,7 +119,8 @@ impl<S: Service> Accepting<S> {
     }
 }
 
-/// Waits for a free permit if the listener has a limit, and then for a client. Cancel safe.
+/// Waits for a permit if the listener has a connection limit, and then for a client. Keeps the
+/// permit in `place`, so that a cancelled call does not lose it. Cancel safe.
 async fn next(
     acceptor: &mut Acceptor,
     limit: Option<&Arc<ConnectionLimit>>,
@@ -128,11 +130,12 @@ async fn next(
     if let (Some(limit), None) = (limit, &place) {
         *place = limit.try_take();
         if place.is_none() {
-            // Check whether the listener is full. Every loop without a permit does so, including
-            // the loop that accepted the last connection.
+            // Check whether the listener is full, that is, has as many connections as its limit
+            // allows. It may have fewer connections although all permits are taken, because a loop
+            // that waits for a client also holds a permit.
             if limit.became_full(|| census.iter().map(Census::open).sum()) {
-                // Count this for the first worker. The choice does not matter, because reports show
-                // only the sum over all workers.
+                // Count the full listener in the list of the first worker. The choice does not
+                // matter, because reports show only the sum over all workers.
                 census[0].limited();
                 let listener = acceptor.listener().name();
                 tracing::debug!(
@@ -143,7 +146,7 @@ async fn next(
             *place = limit.take().await;
         }
     }
-    // If this process has no free file descriptors, clients have to wait as for a full listener. So
-    // count this in the same counter.
+    // If this process has no free file descriptor, clients wait just as they do when the listener
+    // is full. So count that case in the same counter.
     acceptor.accept(|| census[0].limited()).await
 }

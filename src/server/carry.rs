@@ -1,8 +1,8 @@
-//! The server's part in moving connections between processes. During a drain, connections move to
-//! the successor. After a handoff, connections arrive from the predecessor.
+//! The server's part in moving open connections between processes. During a drain, connections move
+//! to the successor. After a handoff, connections arrive from the predecessor.
 //!
-//! A connection moves when its service is between two messages. The module [`super::takeover`]
-//! receives connections from the predecessor.
+//! A connection moves at a moment when its service is between two messages. The module
+//! [`super::takeover`] receives connections from the predecessor.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::report::CarryForecast;
 use crate::service::Service;
 
 /// Returns a sender that moves connections to the successor through `channel`. Returns `None` if
-/// the kernel refuses to watch the channel.
+/// the channel cannot be registered for events.
 pub(super) fn outgoing(channel: OwnedFd) -> Option<Arc<Outgoing>> {
     match Outgoing::new(channel) {
         Ok(outgoing) => Some(Arc::new(outgoing)),
@@ -35,8 +35,8 @@ pub(super) fn outgoing(channel: OwnedFd) -> Option<Arc<Outgoing>> {
 }
 
 impl<S: Service> CarryPlane for Server<S> {
-    /// Counts the open connections of each listener that moves its connections to a successor and
-    /// has a connection limit. Returns `None` if no listener moves its connections.
+    /// Returns how many connections may move to the successor, for each listener with a connection
+    /// limit. Returns `None` if no listener is configured to move its connections.
     fn forecast(&self) -> Option<CarryForecast> {
         let mut carried =
             self.names.iter().filter(|name| self.on_drain(name) == OnDrain::Carry).peekable();
@@ -106,11 +106,12 @@ impl<S: Service> CarryPlane for Server<S> {
     }
 
     fn drain_uncarried(&mut self) {
-        // Stop taking connections from the predecessor, because they could not move on to the
-        // successor any more.
+        // Take no more connections from the predecessor, because they could no longer move on to
+        // the successor.
         self.stop_taking.cancel();
-        // Ask the connections to finish first, and then withdraw the request to move. A connection
-        // that the successor refused is then asked to finish at every moment.
+        // Ask the connections to finish before the request to move is withdrawn. In the reverse
+        // order, a connection that the successor has refused would have no request for a moment,
+        // and might start another message.
         self.drain.drain_uncarried();
         self.end_carry();
     }
@@ -129,8 +130,8 @@ impl<S: Service> Server<S> {
     pub(super) fn end_carry(&mut self) {
         self.connections.carry_to(None);
         self.connections.scheduler().end();
-        // Forget only the result. The task itself runs until the successor has answered for every
-        // connection that was sent.
+        // Drop only the receiver of the result. The task in `carrying` continues until the
+        // successor has answered for every connection that was sent.
         self.carry_ended = None;
     }
 
@@ -143,14 +144,14 @@ impl<S: Service> Server<S> {
         let (ended, carry_ended) = watch::channel(None);
         self.carry_ended = Some(carry_ended);
         self.carrying.spawn(async move {
-            // Connections that still arrive from the predecessor must move on to the successor as
-            // well.
+            // Wait for connections that still arrive from the predecessor too, because they must
+            // move on to the successor.
             let all_went = async {
                 taking.wait().await;
                 scheduler.all_went().await;
             };
-            // The move of connections may also be stopped early. It then ends when the successor
-            // has answered for the connections that were already sent.
+            // No more connections are sent after the channel is closed. The move then ends when the
+            // successor has answered for the connections that were already sent.
             let called_off = async {
                 outgoing.closed().await;
                 connections.settled().await;

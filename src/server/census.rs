@@ -1,9 +1,9 @@
-//! The census of a listener, that is, the list of its open connections with their age and the bytes
-//! that they have transferred.
+//! The census of a listener: the list of its open connections, with the age and the transferred
+//! bytes of each.
 //!
-//! Each worker has a separate census for each listener. A connection takes a short lock when it
-//! begins and when it ends. A status request adds up the open connections. The module `drain`, not
-//! this one, ends connections.
+//! Each worker has a separate census for each listener. A connection locks it briefly when it
+//! begins and when it ends. A status request adds up the numbers of all open connections. This
+//! module does not end connections; the module `drain` does.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,19 +22,19 @@ pub(super) struct Census(Arc<Mutex<Entries>>);
 
 #[derive(Debug, Default)]
 struct Entries {
-    /// The open connections, oldest first. The number in the key distinguishes connections that
-    /// began at the same time.
+    /// The open connections, oldest first. The key is the time when the connection began, and a
+    /// number that differs for connections that began at the same time.
     open: BTreeMap<(Instant, u64), Arc<Traffic>>,
     next: u64,
-    /// The counts of all connections so far, and the bytes of the connections that have ended. If a
-    /// connection came from the predecessor, the bytes that the predecessor has counted are
-    /// subtracted when it arrives. The sums may therefore wrap below zero until the open
-    /// connections are added.
+    /// The counters of all connections so far, with the bytes of connections that have ended. When
+    /// a connection arrives from the predecessor, the bytes that the predecessor has already
+    /// counted are subtracted. The byte counters may therefore wrap below zero until the bytes of
+    /// the open connections are added.
     sums: ListenerCounters,
-    /// How many connections successors had taken over in total when the last drain began.
+    /// How many connections had moved to successors when the last drain began.
     carried_before: u64,
-    /// Whether the successor of the last drain is dead. Connections that it had taken over may
-    /// still be counted later.
+    /// Whether the successor of the last drain has died. If a connection that moved to this
+    /// successor is counted only after its death, it counts as lost too.
     successor_is_lost: bool,
 }
 
@@ -43,7 +43,7 @@ struct Entries {
 pub(super) enum Source {
     /// A listener of this process accepted the connection.
     Accepted,
-    /// The connection came from the predecessor, which has already counted it as accepted.
+    /// The connection moved here from the predecessor, which has already counted it as accepted.
     Carried,
 }
 
@@ -57,18 +57,19 @@ pub(super) struct Counted {
     end: End,
     /// The permit of this connection under the listener's connection limit.
     _place: Option<Permit>,
-    /// The share of this connection in its worker's load, given back when this entry is dropped.
+    /// The share of this connection in the load of its worker. Dropping it lowers the load.
     _load: Load,
 }
 
-/// How a connection ended, as the counters distinguish it.
+/// How a connection ended. Each variant has its own counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// The connection ended before any drain asked it to end.
+    /// The connection ended before a drain asked it to end. Only the number of accepted connections
+    /// includes it.
     Served,
     /// The connection finished after it was asked to end by a drain.
     Drained,
-    /// The connection goes on in the successor, which took it over.
+    /// The connection moved to the successor, which now serves it.
     Carried,
     /// This process cut the connection.
     Cut,
@@ -105,21 +106,22 @@ impl Census {
         }
     }
 
-    /// Counts that the listener has paused accepting, because it was full.
+    /// Counts that the listener has paused accepting. The reason is its connection limit, or a lack
+    /// of file descriptors.
     pub(super) fn limited(&self) {
         self.lock().sums.limited += 1;
     }
 
-    /// Records that a drain has begun. If the successor dies, connections that moved to it from now
-    /// on count as lost.
+    /// Records that a drain has begun. If the successor dies later, the connections that have moved
+    /// there since this call count as lost.
     pub(super) fn begin_drain(&self) {
         let mut entries = self.lock();
         entries.carried_before = entries.sums.carried;
         entries.successor_is_lost = false;
     }
 
-    /// Records that the successor has died. Returns how many connections it had taken over since
-    /// the drain began, which are now lost.
+    /// Records that the successor has died. Returns how many connections had moved there since the
+    /// drain began, because these connections are now lost.
     pub(super) fn successor_lost(&self) -> u64 {
         let mut entries = self.lock();
         let lost = entries.sums.carried - entries.carried_before;
@@ -216,7 +218,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// The census reports the age of the oldest connection that is still open.
+    /// The census, the list of open connections, reports the age of the oldest open connection.
     #[test]
     fn the_oldest_open_connection_determines_the_age() {
         let worker = Workers::start(std::num::NonZeroUsize::MIN).unwrap();
@@ -239,8 +241,8 @@ mod tests {
         assert_eq!(census.connections(), Connections::default());
     }
 
-    /// A connection that the predecessor carried here keeps its age, but only its traffic in this
-    /// process is counted.
+    /// A connection that moved here from the predecessor keeps its age. Only the bytes that it
+    /// transfers in this process are counted.
     #[test]
     fn a_carried_connection_keeps_its_age() {
         let worker = Workers::start(std::num::NonZeroUsize::MIN).unwrap();

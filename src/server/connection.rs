@@ -1,9 +1,9 @@
-//! The task of one connection. It serves the connection until it ends, is cut, or moves to the
-//! successor, and then counts and logs it.
+//! The task of one connection. It serves the connection until the connection ends, is cut, or moves
+//! to the successor. Then it counts and logs how the connection ended.
 //!
-//! To move a connection, its service detaches it, that is, stops serving it and saves its state.
-//! The connection belongs to the successor once the successor has taken it. If the successor does
-//! not take it, the service continues it in this process.
+//! To move a connection, the service first detaches it: it stops serving the connection and saves
+//! its state. The task then sends the connection to the successor. If the successor does not take
+//! the connection, the service continues to serve it in this process.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -24,8 +24,8 @@ use crate::drain::{DrainEntry, DrainGuard, OnDrain};
 use crate::net::{Peer, Stream};
 use crate::service::{Admission, Connection, Service};
 
-/// How long to wait until the peer closes the connection after the service has finished. If this
-/// process closed earlier, a reset could destroy the last reply.
+/// How long to wait for the peer to close the connection after the service has finished. If this
+/// process closed first, the kernel could send a reset, which destroys the last reply.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// The state that all connections of a server share. Clones share the same state.
@@ -38,8 +38,8 @@ struct Shared<S> {
     first_request_grace: Duration,
     /// The connection limits of the listeners. A listener without a limit is not in this map.
     limits: HashMap<String, NonZeroUsize>,
-    /// The scheduler that asks connections to move to the successor, and the channel to the
-    /// successor.
+    /// The scheduler that asks connections to move to the successor, and the channel through which
+    /// they move.
     scheduler: Arc<CarryScheduler>,
     successor: Mutex<Option<Arc<Outgoing>>>,
     /// Counts the connections that are being sent to the successor, until each is taken or stays
@@ -53,10 +53,10 @@ pub(super) struct IncomingConnection<'a> {
     pub(super) peer: Peer,
     pub(super) listener: &'a Arc<str>,
     pub(super) counted: Counted,
-    /// What happens to the connection in a drain, and the entry that makes the drain count it.
+    /// What happens to the connection in a drain, and the entry that adds it to the drain.
     pub(super) on_drain: OnDrain,
     pub(super) entry: &'a DrainEntry,
-    /// The state that the predecessor saved, if the connection comes from there.
+    /// The state that the predecessor has saved, if the connection moved here from the predecessor.
     pub(super) parcel: Option<CarriedState>,
 }
 
@@ -117,7 +117,7 @@ impl<S: Service> Connections<S> {
         let IncomingConnection { stream, peer, listener, counted, on_drain, entry, parcel } =
             incoming;
         let (watch, guard) = entry.admit();
-        // Box this state, because most connections do not need it.
+        // Box this state to save memory, because most connections do not need it.
         let mut asking = (on_drain == OnDrain::Carry)
             .then(|| Box::new(CarrySlot::new(Arc::clone(&self.0.scheduler))));
         let mut connection = Connection::new(Admission {
@@ -133,8 +133,8 @@ impl<S: Service> Connections<S> {
         tokio::spawn(async move {
             let ending = loop {
                 let served = {
-                    // Pin the future in place. Passing it by value would reserve space for a second
-                    // copy of it.
+                    // Pin the future in place, because passing it by value would reserve memory for
+                    // a second copy.
                     let serving = pin!(async {
                         shared.service.serve(&mut connection).await?;
                         Ok(match connection.detached_state() {
@@ -189,8 +189,8 @@ impl<S: Service> Connections<S> {
     }
 }
 
-/// Polls the service of a connection, and asks the connection to move to the successor when its
-/// turn comes.
+/// Polls the future `serving`, which serves a connection. Before each poll, gives the scheduler a
+/// chance to ask the connection to move to the successor.
 fn in_turn<F: Future>(
     mut serving: Pin<&mut F>,
     mut asking: Option<&mut CarrySlot>,
@@ -200,8 +200,8 @@ fn in_turn<F: Future>(
         asking.poll(cx);
         let served = serving.as_mut().poll(cx);
         if served.is_pending() {
-            // The connection is in the middle of a message and cannot move yet, so let the
-            // scheduler ask another connection meanwhile.
+            // Let the scheduler ask another connection meanwhile, because this connection is in the
+            // middle of a message and cannot move yet.
             asking.pass_on();
         }
         served
@@ -213,16 +213,17 @@ enum Served {
     /// The service has finished the connection. `late` is the number of bytes that the peer sent
     /// too late to be answered.
     Finished { late: u64 },
-    /// The service has saved the state of the connection, so that it can move to the successor.
+    /// The service has stopped serving the connection and has saved its state, so that the
+    /// connection can move to the successor.
     GivenUp,
 }
 
 impl<S> Shared<S> {
-    /// Sends a connection that its service has given up to the successor. Returns how the
+    /// Sends a connection whose state the service has saved to the successor. Returns how the
     /// connection ended in this process, or `None` if it stays here.
     ///
-    /// If the connection is cut during the call, the owner of the connection is unknown. It is then
-    /// closed without further I/O.
+    /// If the connection is cut during this call, it is unknown whether the successor has taken the
+    /// connection. The connection is then closed without further I/O.
     async fn leave(
         &self,
         connection: &Connection,
@@ -230,8 +231,8 @@ impl<S> Shared<S> {
         asking: Option<&mut CarrySlot>,
         guard: &DrainGuard,
     ) -> Option<Ending> {
-        // If the service gave up a connection that was not asked to move, treat this as an error,
-        // because the service would repeat it forever.
+        // Treat it as an error if the service detached a connection that was not asked to move.
+        // Otherwise the service could detach the connection again and again, in an endless loop.
         let asked = asking.and_then(|asking| asking.was_asked().then_some(asking));
         let (Some(asking), Some(parcel)) = (asked, connection.detached_state()) else {
             return Some(Ending::Broken(io::Error::other("it was given up unasked")));
@@ -281,14 +282,14 @@ enum Ending {
     Finished { late: u64 },
     /// The connection ended with an I/O error.
     Broken(io::Error),
-    /// The connection goes on in the successor. The token delays [`Connections::settled`] until
-    /// this outcome has been counted.
+    /// The connection moved to the successor. The token makes [`Connections::settled`] wait until
+    /// the move has been counted.
     Carried(#[expect(dead_code, reason = "it is there to be dropped")] TaskTrackerToken),
     /// The connection was cut at the drain deadline or because of a signal.
     Cut,
 }
 
-/// Writes the log record of a connection that has ended. Each connection has one record.
+/// Logs how a connection ended. Each connection has one such log record.
 fn report(connection: &Connection, counted: &Counted, ending: &Ending) {
     let (ending, late, error) = match ending {
         Ending::Finished { late } => ("finished", *late, None),

@@ -1,5 +1,5 @@
-//! The server's implementation of [`DataPlane`]: the lifecycle starts it, stops it, drains its
-//! connections and cuts them.
+//! The server's implementation of [`DataPlane`], the trait through which the lifecycle starts and
+//! stops the server and drains its connections.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -24,8 +24,8 @@ use crate::net::{Acceptor, Listener, pending};
 use crate::report::{self, Counters};
 use crate::service::Service;
 
-/// How long to wait until all accept loops have stopped. A loop that blocks in an accept call is
-/// interrupted earlier (see accept(2)).
+/// How long to wait until all accept loops have stopped. If a loop blocks in accept(2), a signal
+/// interrupts the call before this timeout.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl<S: Service> DataPlane for Server<S> {
@@ -53,8 +53,8 @@ impl<S: Service> DataPlane for Server<S> {
             for listener in listeners {
                 let acceptor =
                     Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
-                // Allow two heartbeats in the channel: the first one, which `started` awaits, and
-                // one of the watchdog.
+                // Use a channel for two heartbeats: the first heartbeat, which `started` awaits,
+                // and one that the watchdog requests.
                 let (heart, beats) = mpsc::channel(2);
                 self.hearts.push(heart);
                 loops.push(Accepting {
@@ -80,7 +80,7 @@ impl<S: Service> DataPlane for Server<S> {
         Ok(())
     }
 
-    /// Waits until every accept loop has run.
+    /// Waits until every accept loop has run at least once.
     async fn started(&self) -> Result<(), Error> {
         self.starting.wait().await;
         Ok(())
@@ -90,22 +90,23 @@ impl<S: Service> DataPlane for Server<S> {
         self.workers.deaths().wait().await
     }
 
-    /// Asks every accept loop for a sign of life. The returned tracker completes when all loops
-    /// have run. It never completes if a loop hangs, has died or gets no processor time, or if no
-    /// loop exists.
+    /// Sends a heartbeat to every accept loop. The returned tracker completes when every loop has
+    /// received the heartbeat. It never completes if a loop hangs or has died, or if no loop
+    /// exists.
     fn heartbeat(&self) -> TaskTracker {
         let beat = TaskTracker::new();
         let takes = |heart: &mpsc::Sender<TaskTrackerToken>| heart.try_send(beat.token()).is_ok();
-        // Close the tracker only if every loop was asked, because a tracker that stays open never
-        // completes.
+        // Close the tracker only if every loop was sent a heartbeat. A tracker that stays open
+        // never completes.
         if !self.hearts.is_empty() && self.hearts.iter().all(takes) {
             beat.close();
         }
         beat
     }
 
-    /// Stops the accept loops, so that the kernel watches no listener for this process any more. A
-    /// worker that hangs is not waited for, and its loops stop when it runs again.
+    /// Stops the accept loops, and removes their listeners from the runtimes. Does not wait longer
+    /// than [`STOP_TIMEOUT`] for a worker that hangs. The loops of that worker stop when it runs
+    /// again.
     async fn stop_accepting(&mut self) {
         self.stop.cancel();
         self.hearts.clear();
@@ -130,8 +131,8 @@ impl<S: Service> DataPlane for Server<S> {
             let on_drain = self.on_drain(listener.name());
             let entry = self.drain.entry(on_drain);
             for (stream, peer) in pending(listener) {
-                // Take no permit, because the limit does not apply: these clients connected before
-                // the listener stopped.
+                // Take no permit. The connection limit does not apply here, because a client that
+                // stayed in the backlog would be reset.
                 let traffic = Arc::clone(stream.traffic());
                 let counted =
                     census.enter(Instant::now(), Source::Accepted, traffic, worker.load(), None);
@@ -159,7 +160,7 @@ impl<S: Service> DataPlane for Server<S> {
                 connections: self.connections.clone(),
                 workers: Arc::clone(&workers),
                 number,
-                // These clients arrive after the drain has begun, too late to move to the
+                // Ask these connections to finish, because they arrive too late to move to the
                 // successor.
                 entry: self.drain.entry(OnDrain::Finish),
                 stop: self.stop_late.clone(),
@@ -171,8 +172,8 @@ impl<S: Service> DataPlane for Server<S> {
 
     fn drain(&mut self, successor: Option<OwnedFd>) {
         self.census.values().for_each(Census::begin_drain);
-        // Reset the count of moved connections, because an earlier drain may have moved some to a
-        // successor that died.
+        // Reset the count of moved connections, because it may include connections that moved to an
+        // earlier successor, which has died.
         self.connections.scheduler().forget();
         self.drain.begin();
         if let Some(outgoing) = successor.and_then(outgoing) {
@@ -192,8 +193,8 @@ impl<S: Service> DataPlane for Server<S> {
     fn cut(&mut self) {
         self.stop_taking.cancel();
         self.stop_late.cancel();
-        // Stop moving connections first. No service then gives up another connection for a move,
-        // and connections that are not sent yet are cut like all others.
+        // Stop moving connections before the cut. No service then detaches another connection for a
+        // move, and connections that are not sent yet are cut like all others.
         self.end_carry();
         self.drain.cut();
     }

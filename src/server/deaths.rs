@@ -1,7 +1,7 @@
-//! The record of failed workers and accept loops. Such a failure makes this generation exit.
+//! A record of failed workers and accept loops. Such a failure makes this generation exit.
 //!
-//! A worker that has died serves no connections, and an accept loop that has died accepts none.
-//! Without this record, the rest of the process would continue and silently lose some clients.
+//! A dead worker serves no connections, and a dead accept loop accepts none. Without this record,
+//! the rest of the process would continue and would lose some clients unnoticed.
 
 use std::any::Any;
 
@@ -9,7 +9,8 @@ use tokio::sync::watch;
 
 use crate::error::Error;
 
-/// The first failure of a worker or an accept loop, if there was any. Clones share the record.
+/// The first failure of a worker or an accept loop, or `None` if none has failed. Clones share the
+/// record.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Deaths(watch::Sender<Option<Death>>);
 
@@ -37,7 +38,7 @@ impl Deaths {
 
     /// Waits until a worker or an accept loop has died. Cancel safe.
     pub(super) async fn wait(&self) -> Error {
-        // The channel stays open, because `self` owns the sender.
+        // `wait_for` cannot fail, because `self` owns the sender and so the channel stays open.
         match self.0.subscribe().wait_for(Option::is_some).await.map(|first| first.clone()) {
             Ok(Some(death)) => death.into_error(),
             Ok(None) | Err(_) => std::future::pending().await,

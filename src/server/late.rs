@@ -1,9 +1,8 @@
-//! The last clients of a listener, which arrive after this generation has stopped accepting on it.
+//! The clients that connect to a listener of this generation after the successor has replaced it.
 //!
-//! If no other generation will accept on the listener, everything in its backlog is accepted at
-//! once. If the successor has replaced the listener with another socket, the kernel sends new
-//! clients to that socket. But clients in the middle of their handshake still enter the old
-//! backlog. Closing the old socket at once would reset them.
+//! When the successor has replaced a listener with another socket, the kernel sends new clients to
+//! the new socket. But clients in the middle of their TCP handshake still enter the backlog of the
+//! old socket. If this process closed the old socket at once, the kernel would reset these clients.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,8 +18,8 @@ use crate::drain::{DrainEntry, OnDrain};
 use crate::net::{Acceptor, Listener, Peer, Stream, pending};
 use crate::service::Service;
 
-/// How long a TCP handshake may take. The kernel resends a lost packet after one second (see
-/// tcp(7)).
+/// How long a TCP handshake may take. The kernel resends a lost packet for the first time after one
+/// second (see tcp(7)).
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The task that serves the last clients of a listener that the successor has replaced.
@@ -36,7 +35,8 @@ pub(super) struct Latecomers<S> {
 }
 
 impl<S: Service> Latecomers<S> {
-    /// Serves the last clients until the handshake of every earlier client must have ended.
+    /// Accepts clients for [`HANDSHAKE_TIMEOUT`], because every handshake that began earlier has
+    /// ended by then. Stops earlier if `stop` is cancelled.
     pub(super) async fn run(self) {
         let mut end = pin!(sleep(HANDSHAKE_TIMEOUT));
         match Acceptor::new(self.listener.clone()) {

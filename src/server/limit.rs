@@ -1,12 +1,13 @@
 //! A connection limit shared by all accept loops of one listener.
 //!
-//! An accept loop takes a permit before it accepts. A loop that waits for a client therefore holds
-//! a permit without a connection, and a listener without free permits is not necessarily full.
+//! An accept loop takes a permit before it accepts, so a loop that waits for a client holds a
+//! permit without a connection. A listener without free permits may therefore still have fewer
+//! connections than its limit allows.
 //!
 //! Carried connections, which move here from the predecessor, do not pass through an accept loop.
-//! Permits are reserved for them. If more of them arrive, the limit may be exceeded. Then no client
-//! is accepted until enough connections have ended. The module `census`, not this one, counts
-//! connections.
+//! Permits are reserved for them. If more of them arrive than permits are reserved, the limit may
+//! be exceeded. Then the listener accepts no client until enough connections have ended. The module
+//! `census` counts the connections themselves.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 #[derive(Debug)]
 pub(super) struct Permit(Arc<ConnectionLimit>);
 
-/// The error that a listener has as many connections as its limit allows.
+/// The error for a listener that already has as many connections as its limit allows.
 #[derive(Debug)]
 pub(super) struct Full;
 
@@ -27,19 +28,19 @@ pub(super) struct Full;
 pub(super) struct ConnectionLimit {
     free: Semaphore,
     limit: usize,
-    /// How many permits are reserved for connections that the predecessor carries here.
+    /// How many permits are reserved for connections that move here from the predecessor.
     kept: AtomicUsize,
-    /// The number of connections above the limit. A returned permit reduces this number first,
-    /// instead of becoming free.
+    /// The number of connections above the limit. While it is not zero, a returned permit reduces
+    /// this number instead of becoming free.
     excess: AtomicUsize,
-    /// Whether the listener was found full, and no permit has been taken since. This flag guards no
-    /// other memory, so relaxed ordering is enough.
+    /// Whether the listener was full when an accept loop last checked. Taking a permit resets this
+    /// flag. The flag protects no other memory, so relaxed ordering is enough.
     full: AtomicBool,
 }
 
 impl ConnectionLimit {
-    /// Creates a limit of `limit` connections, or of the maximum that a semaphore can hold if that
-    /// is less.
+    /// Creates a limit of `limit` connections. If that is more than a semaphore can hold, the limit
+    /// is lowered to `Semaphore::MAX_PERMITS`.
     pub(super) fn new(limit: NonZeroUsize) -> Self {
         let limit = limit.get().min(Semaphore::MAX_PERMITS);
         Self {
@@ -56,21 +57,23 @@ impl ConnectionLimit {
         self.free.try_acquire().ok().map(|permit| self.taken(permit))
     }
 
-    /// Waits for a free permit. Cancel safe, but a cancelled wait loses its position in the queue.
+    /// Waits for a free permit. Cancel safe, but a cancelled call loses its place in the queue for
+    /// permits.
     pub(super) async fn take(self: &Arc<Self>) -> Option<Permit> {
         // The result is never `None`, because the semaphore is never closed.
         self.free.acquire().await.ok().map(|permit| self.taken(permit))
     }
 
-    /// Takes a permit for a connection that the predecessor carries here.
+    /// Takes a permit for a connection that moves here from the predecessor.
     ///
-    /// `there` is the connection limit in the predecessor, or `None` if it has none. If that limit
-    /// is not higher than the limit here, the permit is always granted, because carrying does not
-    /// raise the total. Otherwise the listener must have fewer than `limit` connections. Permits
-    /// held by accept loops that wait for a client do not count.
+    /// `there` is the predecessor's connection limit for this listener, or `None` if it has no
+    /// limit. If that limit is not higher than the limit here, a permit is always granted, because
+    /// the move does not raise the total number of connections. Otherwise a permit is granted if
+    /// one is reserved or free, or if the listener has fewer connections than the limit here
+    /// allows. The closure `connections` counts them.
     ///
     /// # Errors
-    /// Returns [`Full`] when the limit is lower here than in the predecessor, and is reached.
+    /// Returns [`Full`] when the limit here is lower than the predecessor's limit, and is reached.
     pub(super) fn acquire_for_carried(
         self: &Arc<Self>,
         there: Option<NonZeroUsize>,
@@ -90,30 +93,31 @@ impl ConnectionLimit {
         Ok(Permit(Arc::clone(self)))
     }
 
-    /// Reserves up to `count` free permits for connections that the predecessor may carry here.
+    /// Reserves up to `count` free permits for connections that may move here from the predecessor.
     pub(super) fn reserve(&self, count: usize) {
         self.kept.fetch_add(self.free.forget_permits(count), Ordering::Relaxed);
     }
 
-    /// Makes the reserved permits that were not needed available to new clients.
+    /// Makes all permits that are still reserved available to new clients.
     pub(super) fn release_reserved(&self) {
         self.free.add_permits(self.kept.swap(0, Ordering::Relaxed));
     }
 
-    /// Returns whether the listener has just become full. After it has returned `true`, it returns
-    /// `false` until the next permit is taken, so that each full period is reported once.
+    /// Returns whether the listener has just become full. After that it returns `false` until
+    /// another permit is taken, so a full listener is reported only once. The closure `connections`
+    /// counts the open connections.
     pub(super) fn became_full(&self, connections: impl FnOnce() -> usize) -> bool {
-        // Check the flag first, because counting is unnecessary if the listener is known to be
-        // full.
+        // Check the flag first, because if it is set, the connections need not be counted.
         !self.full.load(Ordering::Relaxed)
             && connections() >= self.limit
             && !self.full.swap(true, Ordering::Relaxed)
     }
 
     fn taken(self: &Arc<Self>, permit: SemaphorePermit<'_>) -> Permit {
-        // Keep the semaphore's permit taken: `Permit` gives it back when it is dropped.
+        // Do not return the permit to the semaphore here. `Permit` returns it when it is dropped.
         permit.forget();
-        // Write only if the flag is set. A load does not slow down other threads, but a store does.
+        // Store only if the flag is set, because a store slows down other threads that use the
+        // flag, and a load does not.
         if self.full.load(Ordering::Relaxed) {
             self.full.store(false, Ordering::Relaxed);
         }
@@ -148,7 +152,7 @@ mod tests {
         // One of the two permits belongs to an accept loop that still waits for a client.
         assert!(!limit.became_full(|| 1));
         assert_eq!([(); 3].map(|()| limit.became_full(|| 2)), [true, false, false]);
-        // A free permit does not reset the full mark until it is taken.
+        // A returned permit does not reset the flag `full` until the permit is taken again.
         drop(first);
         assert!(!limit.became_full(|| 2));
         let again = limit.try_take().unwrap();
@@ -156,8 +160,9 @@ mod tests {
         drop((second, again));
     }
 
-    /// A permit held by a waiting accept loop does not keep out a connection from the predecessor.
-    /// An open connection does, if the limit was higher in the predecessor.
+    /// A permit of an accept loop that waits for a client does not make this process refuse a
+    /// connection from the predecessor. An open connection does, if the predecessor's limit was
+    /// higher.
     #[test]
     fn a_waiting_loop_does_not_keep_a_carried_connection_out() {
         let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::MIN));
@@ -169,8 +174,8 @@ mod tests {
         }
     }
 
-    /// A connection from the predecessor always gets a permit if the limit was not higher there.
-    /// While the limit is exceeded, returned permits do not become free.
+    /// A connection from the predecessor always gets a permit if the predecessor's limit was not
+    /// higher. While the limit is exceeded, returned permits do not become free.
     #[test]
     fn a_carried_connection_may_exceed_an_unchanged_limit() {
         let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::MIN));
@@ -183,7 +188,7 @@ mod tests {
         }
     }
 
-    /// Reserved permits go only to connections from the predecessor, until the permits are
+    /// Only connections from the predecessor get reserved permits, until the reservation is
     /// released.
     #[test]
     fn reserved_permits_are_for_carried_connections() {
@@ -201,7 +206,7 @@ mod tests {
         assert!(limit.try_take().is_none());
     }
 
-    /// A permit that was obtained by waiting also resets the mark that the listener is full.
+    /// Taking a permit with `take` resets the flag `full`, just as taking one with `try_take` does.
     #[tokio::test]
     async fn waiting_for_a_permit_takes_it() {
         let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::MIN));

@@ -1,9 +1,9 @@
-//! The server. It consists of accept loops for each worker and listener, a task for each
-//! connection, and a drain over all connections.
+//! The built-in server. It has an accept loop for each listener on each worker, a task for each
+//! connection, and a drain that ends the connections gracefully.
 //!
-//! The server knows nothing about handoffs: its caller decides when it accepts, stops, resumes,
-//! drains and cuts. A listener stays open after accepting stops, because clients in its backlog
-//! belong to the process that accepts next. The caller decides which listeners to close.
+//! The server knows nothing about handoffs. The caller decides when it starts and stops accepting,
+//! when it drains or cuts the connections, and which listeners to close. A listener stays open when
+//! the server stops accepting, because the next generation accepts the clients in the backlog.
 
 mod accept;
 mod carry;
@@ -47,23 +47,24 @@ pub(crate) struct Server<S> {
     /// What happens to the connections of a listener at a handoff. Contains only listeners that
     /// override the default.
     on_handoff: HashMap<String, OnHandoff>,
-    /// The list of open connections and the counters, for each worker and listener. They outlive
-    /// the accept loops.
+    /// The open connections and the counters, for each worker and listener. They are kept when the
+    /// accept loops stop.
     census: BTreeMap<(usize, Arc<str>), Census>,
     connections: Connections<S>,
     drain: Drain,
-    /// A token that stops the current accept loops, and the tasks of these loops.
+    /// A token that stops the accept loops when it is cancelled, and the tasks that run these
+    /// loops.
     stop: CancellationToken,
     loops: JoinSet<()>,
-    /// A channel for heartbeats to each accept loop. A heartbeat is a token that the loop drops in
-    /// its next iteration, which shows that the loop runs.
+    /// For each accept loop, a channel that sends heartbeats to it. A heartbeat is a token. The
+    /// loop drops it in its next iteration, which shows that the loop does not hang.
     hearts: Vec<mpsc::Sender<TaskTrackerToken>>,
     /// A tracker that completes when all accept loops have run once.
     starting: TaskTracker,
     /// The names of all listeners that the server has ever accepted on.
     names: BTreeSet<Arc<str>>,
-    /// The tasks that read the successor's answers for connections that move there, and how the
-    /// last move of connections ended.
+    /// The tasks that read the successor's answers while connections move there, and the result of
+    /// the latest of these tasks.
     carrying: JoinSet<()>,
     carry_ended: Option<watch::Receiver<Option<CarryEnd>>>,
     /// The tasks that take over connections from the predecessor, and the token that stops them.
@@ -108,12 +109,13 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Returns the list of open connections of a listener on a worker, creating it if necessary.
+    /// Returns the census, the list of open connections, for a listener and a worker. Creates it if
+    /// it does not exist.
     fn census(&mut self, worker: usize, listener: &Arc<str>) -> Census {
         self.census.entry((worker, Arc::clone(listener))).or_default().clone()
     }
 
-    /// Returns what happens to the connections of a listener in a drain.
+    /// Returns whether a drain ends the connections of a listener or moves them to the successor.
     fn on_drain(&self, listener: &str) -> OnDrain {
         match self.on_handoff.get(listener).copied().unwrap_or(self.config.on_handoff) {
             OnHandoff::Carry if self.connections.service().carries(listener) => OnDrain::Carry,

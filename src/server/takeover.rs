@@ -1,10 +1,10 @@
-//! The side of the successor when connections move to it from its predecessor: it takes over a
-//! connection if the listener's limit allows it.
+//! The successor's side when open connections move from the predecessor. This module takes over
+//! each connection, or refuses it.
 //!
-//! The successor prepares a connection, then confirms to the predecessor that it takes it, and only
-//! then serves it. Until the confirmation, the connection belongs to the predecessor. The successor
-//! refuses a connection that it cannot serve as well as the predecessor, which then keeps the
-//! connection.
+//! The successor prepares a connection, sends an answer to the predecessor, and only then serves
+//! the connection. Until the answer is sent, the connection belongs to the predecessor. The
+//! successor refuses a connection that it cannot serve, for example because the listener's
+//! connection limit is reached. The predecessor then keeps the connection.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,15 +24,15 @@ use crate::service::Service;
 
 /// How many connections to take over before a pause of [`REST`].
 const STRETCH: u32 = 64;
-/// How long to pause after [`STRETCH`] connections have been taken over. The pauses take about a
-/// third of the time, so that requests on other connections do not pile up. Tokio's timer cannot
-/// pause for less than one millisecond.
+/// How long to pause after every [`STRETCH`] connections that arrive. The pauses are about a third
+/// of the total time, so that requests on other connections do not pile up. Tokio's timer cannot
+/// wait for less than one millisecond.
 const REST: Duration = Duration::from_millis(1);
 
-/// How long to wait for the next connection of the predecessor before the permits reserved for such
-/// connections go to new clients. New clients must not wait for busy connections or for a
-/// predecessor that hangs. A connection that arrives later may exceed the listener's limit, unless
-/// this process has a lower limit than the predecessor.
+/// How long to keep permits reserved while no connection arrives from the predecessor. After that,
+/// the reserved permits go to new clients. Otherwise new clients might wait for a predecessor that
+/// hangs or for connections that are busy. A connection that arrives later may exceed the
+/// listener's limit, unless this process has a lower limit than the predecessor.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The task that takes over connections from the predecessor.
@@ -43,22 +43,22 @@ pub(super) struct TakingOver<S> {
     /// The listeners that accept connections from the predecessor, by name.
     pub(super) slots: HashMap<String, ListenerSlot>,
     pub(super) entry: DrainEntry,
-    /// Stops the takeover when cancelled. The predecessor then sees that the channel is closed, and
-    /// keeps the remaining connections.
+    /// A token that stops this task when it is cancelled. The predecessor then sees that the
+    /// channel is closed, and keeps the connections that have not moved.
     pub(super) stop: CancellationToken,
 }
 
-/// The state of one listener that accepts connections from the predecessor.
+/// A listener whose connections may move here from the predecessor.
 pub(super) struct ListenerSlot {
     pub(super) name: Arc<str>,
-    /// The list of open connections of this listener, one list for each worker.
+    /// The lists of open connections of this listener: one list for each worker.
     pub(super) census: Vec<Census>,
     pub(super) limit: Option<Arc<ConnectionLimit>>,
 }
 
 impl<S: Service> TakingOver<S> {
-    /// Takes over connections until the predecessor has no more of them, or until the task is
-    /// stopped.
+    /// Takes over connections until the predecessor closes the channel, or until `stop` is
+    /// cancelled.
     pub(super) async fn run(mut self) {
         let (mut taken, mut refused, mut pace) = (0_u64, 0_u64, Pace::default());
         let mut keeps = true;
@@ -81,8 +81,8 @@ impl<S: Service> TakingOver<S> {
             match outcome {
                 Ok((worker, newcomer)) => {
                     if let Err(error) = self.incoming.answer(id, Answer::Taken).await {
-                        // Stop here, which closes the channel. The predecessor then knows that it
-                        // keeps the connection.
+                        // Stop, because this closes the channel. The predecessor then knows that
+                        // this process did not take the connection.
                         tracing::error!(
                             event = "carry.answer_failed", reason = %error,
                             "cannot answer the predecessor, taking no more: {error}"
@@ -109,7 +109,8 @@ impl<S: Service> TakingOver<S> {
                     }
                 }
             }
-            // Let other tasks run too, because thousands of connections may follow.
+            // Let other tasks run before the next connection, because thousands of connections may
+            // arrive.
             pace.after_one().await;
         }
         self.release_reserved();
@@ -123,7 +124,8 @@ impl<S: Service> TakingOver<S> {
         }
     }
 
-    /// Gives the permits that are reserved for the predecessor's connections to new clients.
+    /// Makes the permits that are reserved for the predecessor's connections available to new
+    /// clients.
     fn release_reserved(&self) {
         self.slots
             .values()
@@ -131,8 +133,9 @@ impl<S: Service> TakingOver<S> {
             .for_each(|limit| limit.release_reserved());
     }
 
-    /// Prepares a connection from the predecessor, without reading from it or writing to it.
-    /// Returns the connection and the index of the worker that will serve it.
+    /// Prepares a connection from the predecessor, without reading from the socket or writing to
+    /// it. Returns the connection and the index of the worker that will serve it, or the reason to
+    /// refuse the connection.
     fn admit(
         &self,
         CarriedConnection { head, socket, parcel }: CarriedConnection,
@@ -175,8 +178,8 @@ impl<S: Service> TakingOver<S> {
     }
 }
 
-/// A pacemaker of the takeover: it lets other tasks run after each connection, and pauses after
-/// every [`STRETCH`] connections.
+/// A limiter for the speed of the takeover. It lets other tasks run after each connection, and
+/// pauses after every [`STRETCH`] connections.
 #[derive(Debug, Default)]
 struct Pace {
     since_rest: u32,
@@ -198,7 +201,7 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// The takeover pauses for [`REST`] after every [`STRETCH`] connections.
+    /// [`Pace`] pauses for [`REST`] after every [`STRETCH`] connections.
     #[tokio::test]
     async fn others_have_the_processors_in_between_however_many_come() {
         let (mut pace, began) = (Pace::default(), Instant::now());

@@ -1,5 +1,5 @@
-//! Tests of the server on worker threads. They cover how often a listener was full, heartbeats, and
-//! workers that die or hang.
+//! Tests of the server on worker threads: the count of full listeners, heartbeats, and workers that
+//! die or hang.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -30,8 +30,8 @@ async fn beat(server: &Server<Echo>) {
     timeout(DEADLINE, server.heartbeat().wait()).await.unwrap();
 }
 
-/// Waits until the listener has been full at least `times` times, and returns how many times it
-/// was.
+/// Waits until the server has counted at least `times` times that the listener was full, and
+/// returns the count.
 async fn limited(server: &Server<Echo>, times: u64) -> u64 {
     let limited = || server.counters().listeners["few"].limited;
     let told = async {
@@ -58,8 +58,8 @@ async fn a_full_listener_is_counted_once_for_all_workers() {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("few");
     server.start(std::slice::from_ref(&listener)).unwrap();
-    // One accept loop has no permit although no client is connected, because there are more loops
-    // than permits.
+    // The listener is not full, although one of the three accept loops gets none of the two
+    // permits.
     assert_eq!(limited(&server, 0).await, 0);
     let mut inside = vec![client(listener.address())];
     assert_eq!(limited(&server, 0).await, 0);
@@ -76,7 +76,7 @@ async fn a_full_listener_is_counted_once_for_all_workers() {
 async fn a_heartbeat_that_finds_no_loop_is_never_over() {
     let mut server =
         Server::new(Echo, Workers::start(NonZeroUsize::MIN).unwrap(), Config::default());
-    // The heartbeat is a tracker, which never completes while it is open.
+    // The heartbeat is a task tracker, which never completes while it is open.
     assert!(!server.heartbeat().is_closed());
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Passed::check(socket.into(), None, Origin::Inherited).unwrap().adopt("web");

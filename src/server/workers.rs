@@ -1,8 +1,8 @@
 //! The workers that serve connections: the runtime of the caller, or dedicated threads.
 //!
-//! Each dedicated thread has its own single-threaded runtime. A connection stays on the thread that
-//! serves it, and threads steal no work from each other. A thread that accepts a connection while
-//! it is too busy passes it on to another thread.
+//! Each dedicated thread has a separate single-threaded runtime. A connection stays on the thread
+//! that serves it, because these runtimes do not share work. A thread that accepts a connection
+//! passes it to another thread if that thread has clearly fewer connections.
 //! `docs/decisions/0017-a-runtime-for-each-thread.md` has the measurements.
 
 use std::io;
@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::deaths::{Deaths, panic_text};
 
-/// How long to wait until the worker threads have ended. A thread that takes longer is not waited
-/// for.
+/// How long to wait until the worker threads have ended. After that, threads that still run are
+/// left behind.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The item type of a channel on which nothing is ever sent.
@@ -33,8 +33,8 @@ pub struct Workers {
     /// Ends the worker threads when cancelled.
     stop: CancellationToken,
     threads: Vec<JoinHandle<()>>,
-    /// A channel that is disconnected when the last worker thread has ended, because each thread
-    /// holds a sender.
+    /// A channel that closes when the last worker thread has ended, because each thread holds a
+    /// sender.
     running: Mutex<Receiver<Never>>,
     /// The first failure of a worker or of an accept loop that runs on it.
     deaths: Deaths,
@@ -62,8 +62,8 @@ impl Workers {
 
     /// Starts `count` worker threads.
     ///
-    /// Dropping the workers ends the threads and all connections on them. A thread that has not
-    /// ended after 3 s is not waited for.
+    /// Dropping the returned value ends the threads and all connections on them. The drop waits up
+    /// to 3 s for the threads.
     ///
     /// # Errors
     /// Fails when the system has no threads or file descriptors left.
@@ -82,8 +82,8 @@ impl Workers {
             let (name, runs_too) = (all[number].name.clone(), runs.clone());
             let body = move || {
                 let _runs = runs_too;
-                // A panic that arrives here comes from the runtime itself, because the runtime
-                // catches the panics of its tasks.
+                // A panic caught here comes from the runtime itself, because the runtime catches
+                // the panics of its tasks.
                 if let Err(panic) =
                     catch_unwind(AssertUnwindSafe(|| runtime.block_on(stop.cancelled())))
                 {
@@ -103,7 +103,7 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Returns all workers; there is at least one.
+    /// Returns all workers, at least one.
     pub(super) const fn all(&self) -> &Arc<[Worker]> {
         &self.workers
     }
@@ -120,7 +120,7 @@ pub(super) struct Worker {
     name: String,
     handle: Handle,
     load: Arc<AtomicUsize>,
-    /// Whether the worker's thread has ended, so that it serves nothing any more.
+    /// Whether the thread of this worker has died, so that it serves no connections.
     is_dead: AtomicBool,
 }
 
@@ -133,7 +133,7 @@ impl Worker {
         Self { name, handle, load: Arc::default(), is_dead: AtomicBool::new(false) }
     }
 
-    /// Returns the name of the worker, which is also the name of its thread.
+    /// Returns the name of the worker, such as `worker-1`. A dedicated thread has the same name.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -143,7 +143,7 @@ impl Worker {
         &self.handle
     }
 
-    /// Adds one connection to the worker's load until the returned value is dropped.
+    /// Raises the load of the worker by one connection, until the returned value is dropped.
     pub(super) fn load(&self) -> Load {
         self.load.fetch_add(1, Ordering::Relaxed);
         Load(Arc::clone(&self.load))
@@ -158,12 +158,12 @@ impl Drop for Load {
 
 /// Returns the index of the worker that serves a connection accepted by worker `own`.
 ///
-/// The result is `own`, unless another worker has a clearly lower load. Chance decides which thread
-/// wakes up first and accepts, so long-lived connections would otherwise be spread unevenly. Small
-/// differences are ignored, because passing on a connection has to wake another thread.
+/// The result is `own`, unless another worker has clearly fewer connections. Without this check,
+/// long-lived connections would be spread unevenly, because chance decides which thread wakes up
+/// first and accepts. Small differences are ignored, because it takes time to wake another thread.
 pub(super) fn choose(workers: &[Worker], own: usize) -> usize {
-    // Treat a dead worker as busy. It has the lowest load, and would otherwise get every
-    // connection.
+    // Treat a dead worker as very busy. Otherwise it would get every connection, because its load
+    // is the lowest.
     let load = |number: usize| match &workers[number] {
         dead if dead.is_dead.load(Ordering::Relaxed) => usize::MAX / 4,
         worker => worker.load.load(Ordering::Relaxed),

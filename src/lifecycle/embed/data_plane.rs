@@ -1,5 +1,5 @@
-//! The data plane for a program that brings its own server. It forwards the driver's requests to
-//! that server. The driver itself knows nothing about the server's connections.
+//! The data plane for a program with its own server. It forwards the driver's requests to this
+//! server. The driver knows nothing about the server's connections.
 
 use std::os::fd::OwnedFd;
 
@@ -37,8 +37,8 @@ impl DataPlane for Embedded {
         std::future::pending().await
     }
 
-    /// Asks the server to stop accepting, without waiting until it does. The server serves the
-    /// connections that it still accepts.
+    /// Asks the server to stop accepting. Does not wait until the server has stopped, because the
+    /// server serves all connections that it still accepts.
     async fn stop_accepting(&mut self) {
         self.asked.send_replace(ServerRequest::Draining);
     }
@@ -54,8 +54,8 @@ impl DataPlane for Embedded {
     }
 
     async fn drained(&self) {
-        // An error means that the server has dropped its end of the channel. Then no connections
-        // are left to wait for.
+        // Ignore an error, which means that the server has dropped its end of the channel. It then
+        // has no connections.
         let _ = self.heard.clone().wait_for(|told| *told == ServerStatus::Drained).await;
     }
 

@@ -1,4 +1,4 @@
-//! The reload request of an operator, and the replies to it.
+//! The reload request of an operator over the control socket, and the replies to it.
 
 use std::time::Duration;
 
@@ -13,22 +13,24 @@ use crate::lifecycle::driver::{Driver, Occurrence};
 use crate::lifecycle::machine::{Event, State};
 use crate::lifecycle::timers::deadline;
 
-/// How much longer than announced to the operator a handoff may take. It is less than the extra
-/// time that the operator's client waits.
+/// How much longer a handoff may take than this process has announced to the operator. The
+/// operator's client waits longer than that.
 const PROMISE_GRACE: Duration = Duration::from_secs(2);
 
-/// A reload requested by an operator.
+/// A reload that an operator has requested over the control socket.
 #[derive(Debug)]
 pub(super) struct Reload {
     pub(super) answer: Answer,
     began: Instant,
     limit: Duration,
     waits_for_drain: bool,
-    /// When the operator stops waiting. `None` means that no deadline applies.
+    /// When the handoff fails because it takes too long for the operator. `None` if the handoff has
+    /// no such deadline.
     pub(super) until: Option<Instant>,
 }
 
-/// Returns which part of a client's timeout to reserve, so that the reply arrives in time.
+/// Returns how long before the client's timeout the handoff must end, so that the reply arrives in
+/// time.
 fn time_to_answer(limit: Duration) -> Duration {
     (limit / 10).min(Duration::from_secs(1))
 }
@@ -64,9 +66,10 @@ impl<P: DataPlane> Driver<P> {
         let within = limit.map_or(longest, |limit| limit.min(longest));
         answer
             .send(Reply::Started { successor: generation.next(), within_ms: milliseconds(within) });
-        // The handoff must end before the client gives up and assumes that nothing has changed. The
-        // client waits for its own limit, or a little longer than announced. If this process is
-        // paused for longer, it must not continue the handoff afterwards.
+        // End the handoff before the client stops waiting, because the client then assumes that
+        // nothing has changed. The client waits for the timeout in its request or, without one, a
+        // little longer than announced. If this process is suspended for that long, it must not
+        // continue the handoff afterwards.
         let given =
             limit.map_or(total([longest, PROMISE_GRACE]), |limit| limit - time_to_answer(limit));
         let reload = Reload {
@@ -80,7 +83,8 @@ impl<P: DataPlane> Driver<P> {
         Some(Event::ReloadRequested.into())
     }
 
-    /// Returns the error for a handoff that took longer than the operator was willing to wait.
+    /// Returns the error for a handoff that took longer than the timeout of the operator's reload
+    /// request.
     pub(in crate::lifecycle) fn out_of_time(&self) -> HandoffFailure {
         let reload = self.handoff.as_ref().and_then(|handoff| handoff.reload.as_ref());
         HandoffFailure::OutOfTime { limit: reload.map(|reload| reload.limit).unwrap_or_default() }
@@ -111,14 +115,15 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Tells an operator that waits for the end of the drain that the successor has failed.
+    /// Tells the operator who waits until this generation has drained that the successor has
+    /// failed.
     pub(in crate::lifecycle) fn refuse_drain_waiter(&mut self, failure: &HandoffFailure) {
         if let Some(answer) = self.take_drain_waiter() {
             answer.refuse(Refusal::RolledBack, failure.to_string());
         }
     }
 
-    /// Tells an operator that waits for the end of the drain how the connections ended.
+    /// Tells the operator who waits until this generation has drained how its connections ended.
     pub(in crate::lifecycle) fn tell_drained(&mut self, report: DrainReport) {
         let DrainReport { ended, carried, cut } = report;
         if let Some(answer) = self.take_drain_waiter() {
@@ -133,8 +138,7 @@ impl<P: DataPlane> Driver<P> {
     }
 }
 
-/// Returns the sum of configured durations. The sum saturates, because each duration may be as long
-/// as `Duration::MAX`.
+/// Returns the sum of `durations`, at most `Duration::MAX`.
 fn total<const N: usize>(durations: [Duration; N]) -> Duration {
     durations.into_iter().fold(Duration::ZERO, Duration::saturating_add)
 }

@@ -9,7 +9,8 @@
 //! states, which takes about ten seconds (see `the_promise_holds_for_longer`). If a state breaks a
 //! promise, the test reports the shortest path to that state.
 //!
-//! Each deliberate fault in this table was put into `step` to see whether a check finds it:
+//! The claims themselves were tested: each fault of this table was put into the function `step`.
+//! The right column names the claim that failed:
 //!
 //! | fault | found by |
 //! |---|---|
@@ -30,8 +31,8 @@
 //! | a resumed generation, or an orphan, does not become active | the pid file |
 //!
 //! The model leaves out file descriptors and connections, messages of another version, and invalid
-//! messages. It also leaves out signals that arrive before a process has its handlers, and a
-//! service manager that refuses the reported main process.
+//! messages. It also leaves out signals that arrive before a process has installed its signal
+//! handlers, and a service manager that does not accept a new main process.
 
 mod line;
 mod turn;
@@ -50,7 +51,8 @@ fn the_promise_holds() {
     explore(Setting { supervised: false, generations: 3, fates: FATES });
 }
 
-/// This test allows only two generations, so that each handoff cuts the oldest ones.
+/// Explores with at most two living generations, so that each handoff cuts the connections of the
+/// oldest generation.
 #[test]
 fn the_promise_holds_when_the_oldest_are_cut() {
     explore(Setting { supervised: false, generations: 2, fates: Fates { crashes: 1, ..FATES } });
@@ -61,7 +63,7 @@ fn the_promise_holds_under_a_service_manager() {
     explore(Setting { supervised: true, generations: 3, fates: FATES });
 }
 
-/// This test explores with a fourth reload request, without and with a service manager.
+/// Explores with four reload requests instead of three, without and with a service manager.
 #[test]
 fn the_promise_holds_for_longer() {
     for supervised in [false, true] {
@@ -69,7 +71,7 @@ fn the_promise_holds_for_longer() {
     }
 }
 
-/// A claim about a lineage, with its text and the function that checks it.
+/// A claim about a lineage: its text, and a function that returns whether the claim is true.
 type Claim = (&'static str, fn(&Setting, &Line) -> bool);
 
 /// The claims that must hold in every state that the exploration reaches.
@@ -121,8 +123,8 @@ const ALWAYS: &[Claim] = &[
     ("no driver reaches an impossible situation", |_, line| line.breach.is_none()),
 ];
 
-/// The claims that must hold in at least one state. They show that the exploration reaches the
-/// interesting cases.
+/// The claims that must be true in at least one state. They show that the exploration reaches the
+/// rare situations.
 const SOMETIMES: &[Claim] = &[
     ("three generations live", |_, line| line.living().count() == 3),
     ("an orphan becomes active", |_, line| {
@@ -142,7 +144,7 @@ const SOMETIMES: &[Claim] = &[
     }),
 ];
 
-/// Visits every reachable state once, in breadth-first order, and checks all claims.
+/// Visits every reachable state of the model once, in breadth-first order, and checks all claims.
 fn explore(setting: Setting) {
     let fingerprint = |line: &Line| {
         let mut hasher = DefaultHasher::new();
@@ -151,8 +153,8 @@ fn explore(setting: Setting) {
     };
     let first = Line::first(&setting);
     let mut known = HashSet::from([fingerprint(&first)]);
-    // For every state that was reached, `ways` holds the index of the previous state, and the turn
-    // that leads from there.
+    // For every visited state, `ways` holds the index of the state before it, and the turn that
+    // leads from that state to this one.
     let mut ways: Vec<(usize, Option<Turn>)> = vec![(0, None)];
     let mut left = VecDeque::from([(0, first)]);
     let mut unseen = SOMETIMES.to_vec();
@@ -177,7 +179,8 @@ fn explore(setting: Setting) {
     assert!(unseen.is_empty(), "never true in {} states: {unseen:?}", ways.len());
 }
 
-/// Returns the turns that lead from the first state to the state at index `place`, one per line.
+/// Returns a text with the turns that lead from the first state to the state at index `place`, one
+/// per line.
 fn way(ways: &[(usize, Option<Turn>)], mut place: usize) -> String {
     let mut turns = VecDeque::new();
     while let (before, Some(turn)) = ways[place] {
@@ -188,7 +191,8 @@ fn way(ways: &[(usize, Option<Turn>)], mut place: usize) -> String {
 }
 
 impl Line {
-    /// Returns whether nothing is in progress: every message is read, and no process is starting.
+    /// Returns whether nothing is in progress: all messages have been read, and no process is
+    /// starting.
     fn is_quiet(&self) -> bool {
         self.living().all(|(id, process)| !process.is_starting() && self.next_word(id).is_none())
     }
@@ -201,14 +205,15 @@ impl Line {
         self.main.is_some()
     }
 
-    /// Returns whether any process has crashed or was told to cut its connections.
+    /// Returns whether the exploration has killed a process, or has told one to cut its
+    /// connections.
     fn is_hurt(&self, setting: &Setting) -> bool {
         self.left.crashes < setting.fates.crashes || self.left.cuts < setting.fates.cuts
     }
 
-    /// Returns whether the service has ended, so that no process has to accept any more. Either all
-    /// processes were told to stop, or a
-    /// service manager ends the service because its main process has ended.
+    /// Returns whether no process has to accept connections: the service is not up yet, or it has
+    /// ended. It has ended if all processes were told to stop. A service manager also ends the
+    /// service when the main process has ended or was told to stop.
     fn is_over(&self, setting: &Setting) -> bool {
         let main_is_gone =
             self.main.is_none_or(|main| !self.processes[main].alive || self.processes[main].told);
@@ -246,8 +251,8 @@ impl Line {
         }
     }
 
-    /// Returns whether the handoff to `process` is in order: it has ended, is in progress, or its
-    /// predecessor was told to stop or is gone.
+    /// Returns whether the handoff to `process` has an outcome, or needs none yet. It needs none
+    /// while it is in progress, or if the predecessor is gone or was told to stop.
     fn is_settled(&self, process: &Process) -> bool {
         let Some(parent) = process.parent.map(|parent| &self.processes[parent]) else {
             return true;
@@ -256,8 +261,8 @@ impl Line {
         process.outcome.is_some() || under_way || parent.told || !parent.alive
     }
 
-    /// Returns whether `head` had retired, accepts again because its successor was lost, and has
-    /// started another handoff.
+    /// Returns whether `head` accepts again because its successor was lost, and has since started
+    /// another handoff.
     fn has_recalled(&self, head: Id) -> bool {
         let taken_back =
             |heir: &Process| heir.parent == Some(head) && heir.outcome == Some(Outcome::TakenBack);
@@ -270,7 +275,8 @@ impl Process {
         matches!(self.state, State::Starting { .. })
     }
 
-    /// Returns whether the process has retired and accepts again if its successor dies.
+    /// Returns whether the process has stopped accepting, but will accept again if its successor
+    /// dies.
     fn waits_for_recall(&self) -> bool {
         matches!(self.state, State::Retiring { on_death: OnSuccessorDeath::Resume })
     }

@@ -1,7 +1,7 @@
 //! Tests that compare the state machine with a handwritten table of all states and events.
 //!
-//! Each row of the table describes one state. The row lists the events that have an effect, with
-//! the next state and the actions in order, and the events that have no effect. Each row must list
+//! Each row of the table describes one state. For each event with an effect, the row has the next
+//! state and the actions in order. It also lists the events without an effect. Each row must list
 //! every event exactly once, so that no combination is forgotten.
 
 mod everywhere;
@@ -60,7 +60,7 @@ const TOO_EARLY: [Event; 12] = [
     DrainExpired,
 ];
 
-/// All variants of the event `Committed`, for the rows of states that ignore it.
+/// All variants of the event `Committed`. The rows of states that ignore the event use this list.
 const COMMITS: [Event; 4] =
     [Committed(PLAIN), Committed(PENDING), Committed(FOR_GOOD), Committed(FOR_GOOD_PENDING)];
 
@@ -143,8 +143,8 @@ fn the_first_generation_becomes_active_and_notifies_ready() {
     }
 }
 
-/// A starting successor tells its predecessor either that it accepts, or that it was told to stop
-/// and will never accept.
+/// A starting successor sends its predecessor one of two messages: it accepts connections now, or
+/// it was told to stop and will never accept.
 #[test]
 fn a_starting_successor_reports_readiness_or_a_rollback() {
     for pending in [NONE, ONE] {
@@ -252,8 +252,8 @@ fn the_active_generation_reloads_and_ignores_late_messages() {
     );
 }
 
-/// A reload request during a handoff is remembered, but not more than one. A request to stop also
-/// stops the successor.
+/// A generation remembers at most one reload request during a handoff. If it is told to stop, it
+/// also tells its successor to stop.
 #[test]
 fn while_handing_off_a_reload_waits_and_a_stop_is_passed_on() {
     let late = [
@@ -280,8 +280,8 @@ fn while_handing_off_a_reload_waits_and_a_stop_is_passed_on() {
     }
 }
 
-/// A baking generation has a successor on probation. If it is told to stop, it commits the handoff
-/// and retires. If the successor dies, it continues to serve.
+/// A baking generation, one whose successor is on probation, commits the handoff and retires if it
+/// is told to stop. If the successor dies, the baking generation continues to serve.
 #[test]
 fn while_baking_a_stop_commits_and_a_lost_successor_is_dropped() {
     let late = [
@@ -317,7 +317,8 @@ fn while_baking_a_stop_commits_and_a_lost_successor_is_dropped() {
     row(baking(ONE), &asked, &late);
 }
 
-/// A retired generation accepts again if its successor dies, unless it was told to stop.
+/// A retired generation, whose successor has taken over, accepts connections again if the successor
+/// dies. It does not do so if it was told to stop.
 #[test]
 fn a_retired_generation_told_to_stop_never_accepts_again() {
     let late = [&COMMITS[..], &[HANGUP, Live, PredecessorLost, SuccessorReady, BakeOver]].concat();

@@ -47,8 +47,8 @@ fn only_an_empty_file_or_a_pid_file_is_replaced() {
     }
 }
 
-/// A symbolic link that appears after the first check makes the write fail. A retry succeeds once
-/// the link is gone, and leaves no temporary file behind.
+/// If a symbolic link appears at the path after the first check, the write fails. A retry succeeds
+/// once the link is removed, and no temporary file remains.
 #[test]
 fn a_link_created_later_at_the_path_is_not_replaced() {
     let folder = tempfile::tempdir().unwrap();

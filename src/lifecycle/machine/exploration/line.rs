@@ -1,10 +1,11 @@
 //! The model of a lineage: its processes, and the channels between them, which behave like the
 //! channels in `handoff`.
 //!
-//! Each process except the first has a channel to its parent, and the channel has the same id as
-//! the process. The parent holds the far end until it releases the channel. The process holds the
-//! near end, and every later process inherits a copy of that end. Messages arrive in order. After
-//! the last message a reader sees the end of the channel, once no process holds the other end.
+//! Each process except the first has a channel to its parent, the process that started it. The
+//! channel has the same id as the child. The parent holds the far end until it releases the
+//! channel. The child holds the near end, and every process that is started later inherits a copy
+//! of the near end. Messages arrive in order. When no process holds one end any more, a reader at
+//! the other end sees the end of the channel after the last message.
 
 use std::collections::VecDeque;
 
@@ -14,21 +15,23 @@ use crate::lifecycle::machine::{Birth, Commit, State};
 /// because a failed successor and the next successor have the same generation number.
 pub(super) type Id = usize;
 
-/// The state of the model: all processes that ever lived, and what other programs see of them.
+/// The state of the model: all processes that ever lived, the contents of the pid file, and the
+/// main process of the service manager.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Line {
     pub(super) processes: Vec<Process>,
-    /// The process that the pid file names.
+    /// The process whose pid is in the pid file.
     pub(super) pid_file: Option<Id>,
     /// The process that the service manager considers the main process.
     pub(super) main: Option<Id>,
-    /// How many signals of each kind may still arrive.
+    /// How many more signals of each kind the exploration may send.
     pub(super) left: Fates,
-    /// The situation that must never occur, if one has occurred.
+    /// The forbidden situation that has occurred, or `None` if none has.
     pub(super) breach: Option<Breach>,
 }
 
-/// How many signals of each kind may arrive. They may hit any process at any time.
+/// How many signals of each kind the exploration sends. It tries every process and every moment for
+/// each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Fates {
     /// The number of SIGHUPs, each a reload request.
@@ -54,22 +57,23 @@ pub(super) struct Setting {
 pub(super) struct Process {
     pub(super) state: State,
     pub(super) alive: bool,
-    /// Whether the process accepts connections. The performed actions determine this, so that it
-    /// can be compared with the state.
+    /// Whether the process accepts connections. Only actions change this flag, so that a claim can
+    /// compare it with `state`.
     pub(super) accepts: bool,
-    /// Whether the process was told to stop.
+    /// Whether a signal or a message has told this process to stop.
     pub(super) told: bool,
     pub(super) office: Office,
     pub(super) deadlines: Deadlines,
-    /// How the handoff to this process ended, as its predecessor sees it. `None` if the handoff has
-    /// not ended.
+    /// How the handoff to this process ended, as its predecessor recorded it. `None` while the
+    /// handoff is in progress.
     pub(super) outcome: Option<Outcome>,
-    /// The process that started this process. It holds the far end of this process's channel until
-    /// it releases the channel.
+    /// The process that started this process, or `None` for the first process.
     pub(super) parent: Option<Id>,
-    /// The predecessor, until it has retired or is lost. Then `None`.
+    /// The predecessor. `None` once it has committed the handoff or has died, or once this process
+    /// has released the channel to it.
     pub(super) predecessor: Option<Id>,
-    /// The channels to older generations on which this process can send, oldest first.
+    /// The channels through which this process can send messages to older generations, oldest
+    /// first.
     pub(super) older: Vec<Id>,
     pub(super) successor: Option<Successor>,
     pub(super) failure: Option<Failure>,
@@ -80,8 +84,8 @@ pub(super) struct Process {
     pub(super) up: VecDeque<Word>,
 }
 
-/// Whether a process is the active generation. The performed actions determine this, so that it can
-/// be compared with the state.
+/// Whether a process is the active generation. Only actions change this value, so that a claim can
+/// compare it with the process's `state`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Office {
     Head,
@@ -99,7 +103,8 @@ pub(super) struct Deadlines {
 pub(super) enum Outcome {
     Committed,
     Dropped,
-    /// The handoff was committed, but the successor was lost later.
+    /// The predecessor committed the handoff, but accepts again because the successor failed
+    /// afterwards.
     TakenBack,
 }
 
@@ -107,8 +112,8 @@ pub(super) enum Outcome {
 pub(super) struct Successor {
     pub(super) id: Id,
     pub(super) ready: bool,
-    /// Whether the predecessor has released the successor. The predecessor then ignores its
-    /// messages, except a request to cut the connections.
+    /// Whether the predecessor has released the successor. It then ignores every message of the
+    /// successor, except a request to cut all connections.
     pub(super) released: bool,
 }
 
@@ -131,34 +136,35 @@ pub(super) enum Word {
     End,
 }
 
-/// A received message, with the side that it came from.
+/// A message that a process has received, with its direction: from the predecessor or from the
+/// successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Heard {
     /// The predecessor has sent the message.
     Predecessor(Word),
-    /// The successor, or a later generation, has sent the message.
+    /// The successor, or a process that inherited the successor's channel, has sent the message.
     Successor(Word),
 }
 
 /// A situation that the state machine must never cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Breach {
-    /// One handoff has ended twice.
+    /// The predecessor has recorded two outcomes for one handoff.
     SecondOutcome,
-    /// A generation that was not told to stop has ended, although no newer generation lives.
+    /// A generation has ended although it was not told to stop and no newer generation was alive.
     Desertion,
-    /// An active generation that was told to stop has ended before the older generations, although
-    /// its drain deadline had not passed.
+    /// The active generation was told to stop, and has ended before the older generations and
+    /// before its drain deadline.
     LeftBehind,
-    /// A process has received the end of a channel but kept the channel, so that it would receive
-    /// the end forever.
+    /// A process has read the end of a channel but has kept the channel. It would read the end
+    /// again and again, in an endless loop.
     BusyLoop,
-    /// A successor was started while its predecessor had an unread message. The successor has a
-    /// copy of that channel, and could read the message instead.
+    /// A process started a successor while it had an unread message. The successor inherits the
+    /// same channel, so it could read the message first.
     WordForTheWrongReader,
-    /// A second successor was started while the first successor still existed.
+    /// A process started a second successor while its first successor still existed.
     TwoSuccessors,
-    /// An action that needs a successor was performed, but no successor existed.
+    /// A process without a successor performed an action that needs a successor.
     NoSuccessor,
 }
 
@@ -178,21 +184,23 @@ impl Line {
         self.processes.iter().enumerate().filter(|(_, process)| process.alive)
     }
 
-    /// Returns whether a living process holds the far end of `channel`, the end of the parent.
+    /// Returns whether the parent still holds the far end of `channel`, so that messages on the
+    /// channel are read.
     fn is_open(&self, channel: Id) -> bool {
         let Some(parent) = self.processes[channel].parent else { return false };
         let parent = &self.processes[parent];
         parent.alive && parent.successor.is_some_and(|successor| successor.id == channel)
     }
 
-    /// Returns the living processes that hold the near end of `channel` and can send on it.
+    /// Returns the living processes that hold the near end of `channel`, so that they can send
+    /// messages to the parent.
     pub(super) fn holders(&self, channel: Id) -> impl Iterator<Item = &Process> {
         self.living()
             .map(|(_, process)| process)
             .filter(move |process| process.older.contains(&channel))
     }
 
-    /// Returns the next unread message for the process `id`, from its predecessor or its successor.
+    /// Returns the next unread message to process `id`, from its predecessor or its successor.
     pub(super) fn next_word(&self, id: Id) -> Option<Heard> {
         let process = &self.processes[id];
         if let Some(&word) = process.down.front() {
@@ -223,8 +231,8 @@ impl Line {
         self.processes.push(Process::born(Birth::Successor, Some(id), older));
     }
 
-    /// Ends the process `id`. Also erases everything that no longer affects the future, so that
-    /// equivalent lineages compare equal.
+    /// Ends the process `id`. Resets every field that has no effect any more, so that equivalent
+    /// lineages compare equal and are explored once.
     pub(super) fn die(&mut self, id: Id) {
         let process = &mut self.processes[id];
         if !process.alive {
@@ -246,8 +254,8 @@ impl Line {
         self.forget_the_unheard();
     }
 
-    /// Deletes the messages on channels whose far end no process holds, because no process will
-    /// read them.
+    /// Deletes the messages to parents that no longer hold their end of the channel, because no
+    /// process will read these messages.
     pub(super) fn forget_the_unheard(&mut self) {
         for channel in 0..self.processes.len() {
             if !self.is_open(channel) {
@@ -272,9 +280,9 @@ impl Line {
         self.processes[id].older.iter().copied().filter(|channel| self.is_open(*channel)).collect()
     }
 
-    /// Returns whether a process that was told to stop must live on without connections. It waits
-    /// for a successor that is not ready and was also told to stop. If it is the active generation,
-    /// it also waits for older generations.
+    /// Returns whether a process that was told to stop must stay alive even if it has no
+    /// connections. This is the case while its successor is not ready and has not ended yet. An
+    /// active generation also stays alive until all older generations have ended.
     pub(super) fn is_needed(&self, id: Id) -> bool {
         let process = &self.processes[id];
         let awaits_successor = process.successor.is_some_and(|successor| !successor.ready);

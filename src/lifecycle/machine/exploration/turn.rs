@@ -1,12 +1,12 @@
-//! The turns of the model. A turn begins when something happens to a process. Then `step` decides,
-//! and the model performs the actions.
+//! The turns of the model. In a turn, one process handles one event: the model passes the event to
+//! the state machine's function `step`, and performs the actions that `step` returns.
 //!
-//! A turn is one event with all its actions. Signals, deadlines and started accept loops may come
-//! before unread messages, because a driver may handle them just before a message arrives. The end
-//! of a drain never comes before an unread message. Its turn sends nothing, so the same message
-//! could also arrive afterwards.
+//! A signal, a deadline or the start of the accept loops may be handled before an unread message,
+//! because the message may arrive a moment later. The end of a drain is handled only when no
+//! message is unread. Testing the other order would find nothing new, because a process sends no
+//! message when its drain ends.
 //!
-//! The model may kill a process between two turns, and within a turn between two actions.
+//! The model may kill a process between two turns, or between two actions of a turn.
 
 use std::fmt;
 
@@ -15,24 +15,25 @@ use super::line::{
 };
 use crate::lifecycle::machine::{Action, Event, State, step};
 
-/// The cause of a turn, that is, what happens to a process of the model.
+/// The event that made a process of the model act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Cause {
-    /// The process reads a message of another generation.
+    /// The process reads a message that another generation has sent.
     Hears(Heard),
     /// The process receives a signal that asks for a reload, a stop or a cut.
     Signal(Event),
-    /// The event comes from the process itself: its accept loops run, a deadline has passed, or its
+    /// The process has an event of its own: its accept loops run, a deadline has passed, or its
     /// last connection has ended.
     Own(Event),
-    /// The process cannot serve, and reports the failure to its predecessor.
+    /// The process cannot start to serve clients. It reports this failure to its predecessor, and
+    /// ends.
     Fails,
-    /// The process is killed by SIGKILL.
+    /// SIGKILL kills the process.
     Crash,
 }
 
-/// One turn of a process in the model. If `dies_after` is set, the process is killed after that
-/// number of actions.
+/// One turn of a process in the model: an event and the actions that follow. If `dies_after` is
+/// `Some(n)`, SIGKILL kills the process after `n` actions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Turn {
     pub(super) of: Id,
@@ -48,7 +49,7 @@ impl fmt::Debug for Turn {
 }
 
 impl Line {
-    /// Returns all turns of all processes that are possible next.
+    /// Returns every turn that could come next, for all living processes.
     pub(super) fn turns(&self, setting: &Setting) -> Vec<Turn> {
         let mut turns = Vec::new();
         for (of, _) in self.living() {
@@ -63,7 +64,7 @@ impl Line {
         turns
     }
 
-    /// Returns everything that can happen next to the process `id`.
+    /// Returns every event that could make process `id` act next.
     fn causes(&self, id: Id) -> Vec<Cause> {
         let process = &self.processes[id];
         let mut causes = Vec::new();
@@ -96,7 +97,7 @@ impl Line {
         causes
     }
 
-    /// Returns the lineage as it is after `turn`.
+    /// Returns a copy of the lineage in which `turn` has happened.
     pub(super) fn after(&self, setting: &Setting, turn: Turn) -> Self {
         let mut line = self.clone();
         let Turn { of, cause, dies_after } = turn;
@@ -116,8 +117,8 @@ impl Line {
             line.tell_predecessor(of, Word::Failed);
             line.die(of);
         }
-        // Ignore a released successor. It is forgotten only when the end of its channel is received
-        // again.
+        // Do not check the channel of a released successor: a process keeps it until it has read
+        // the end of the channel a second time.
         let is_released = line.processes[of].successor.is_some_and(|successor| successor.released);
         let heard_the_end =
             cause == Cause::Hears(Heard::Successor(Word::End)) && line.processes[of].alive;
@@ -127,8 +128,8 @@ impl Line {
         line
     }
 
-    /// Returns after how many actions of the turn a crash is worth testing. These are the crashes
-    /// that have a different effect than a crash before or after the turn.
+    /// Returns after how many actions of a turn to test a crash. It leaves out a crash that has the
+    /// same effect as a crash before or after the turn.
     fn fatal_counts(&self, setting: &Setting, of: Id, cause: Cause) -> Vec<usize> {
         let speaks = |action: &Action| match action {
             Action::TellReady
@@ -158,8 +159,8 @@ impl Line {
             .collect()
     }
 
-    /// Applies the cause of a turn to the process, and steps its state machine. Returns the actions
-    /// to perform.
+    /// Passes the event `cause` to the state machine of process `of`. Sets the new state, and
+    /// returns the actions to perform.
     fn meet(&mut self, setting: &Setting, of: Id, cause: Cause) -> Vec<Action> {
         let event = match cause {
             Cause::Crash | Cause::Fails => None,
@@ -245,7 +246,8 @@ impl Line {
         })
     }
 
-    /// Performs one action on the model, as the driver performs it on a process.
+    /// Performs one action of process `id` in the model, with the effect that the real driver would
+    /// have.
     fn perform(&mut self, setting: &Setting, id: Id, action: Action) {
         let process = &mut self.processes[id];
         match action {
@@ -316,7 +318,7 @@ impl Line {
                 }
             }
             Action::StopAccepting => process.accepts = false,
-            // This action affects only connections, which the model leaves out.
+            // Do nothing: this action affects only connections, which the model leaves out.
             Action::DrainUncarried => {}
             Action::CloseListeners => {
                 process.accepts = false;

@@ -1,5 +1,5 @@
 //! Tests of properties that hold for all states and events of the state machine. They do not use
-//! the table.
+//! the handwritten table of `machine/tests.rs`.
 
 use std::collections::HashSet;
 
@@ -61,7 +61,7 @@ fn accepting_begins_and_ends_only_with_an_action() {
     }
 }
 
-/// Returns `states` and all states that any events reach from there.
+/// Returns `states`, and all states that can follow from them after any events.
 fn closure(states: &[State]) -> HashSet<State> {
     let mut known: HashSet<State> = states.iter().copied().collect();
     let mut left = states.to_vec();
