@@ -1,8 +1,8 @@
-//! Status requests to another generation, and its answers.
+//! Status requests to another generation, and the answers of that generation.
 //!
-//! Only one request is open at a time. So a busy generation does not get many requests, and a
-//! generation that hangs just leaves one request unanswered. A generation of an older version may
-//! not know the request. It reports this once and is not asked again.
+//! This process sends no second request to a generation before the first one is answered. So
+//! requests do not pile up at a generation that is busy or hangs. A generation of an older version
+//! may not know the request. It replies so once, and this process does not ask it again.
 
 use super::message::{ASK, Message};
 use crate::report::{GenerationState, Report};
@@ -15,7 +15,7 @@ pub(crate) struct StatusPoll {
     report: Option<Box<Report>>,
 }
 
-/// Whether the other generation still owes an answer.
+/// Whether this process expects an answer from the other generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Answer {
     /// No answer is expected, because no request was sent or the last one was answered.
@@ -28,8 +28,8 @@ enum Answer {
 }
 
 impl StatusPoll {
-    /// Returns the request to send. Returns `None` if a request is open or the other generation
-    /// does not know it.
+    /// Returns the status request to send now. Returns `None` if an earlier request is not answered
+    /// yet, or if the other generation does not know this request.
     pub(super) fn question(&mut self) -> Option<Message> {
         (self.answer == Answer::None).then(|| {
             self.answer = Answer::Due;
@@ -47,12 +47,14 @@ impl StatusPoll {
         self.report.as_deref()
     }
 
-    /// Consumes this value and returns the last status report. Used when no more reports will come.
+    /// Consumes this value and returns the last status report. Call this when the other generation
+    /// will send no more reports.
     pub(super) fn into_report(self) -> Option<Box<Report>> {
         self.report
     }
 
-    /// Stores the report if `message` is an answer. Gives the message back if it is not an answer.
+    /// Stores the report if `message` is an answer to a status request. Otherwise returns the
+    /// message as the error.
     pub(super) fn hear(&mut self, message: Message) -> Result<(), Message> {
         if matches!(&message, Message::Unknown { kind } if kind == ASK) {
             self.answer = Answer::Never;
@@ -64,13 +66,13 @@ impl StatusPoll {
         Ok(())
     }
 
-    /// Stores a status report that another process passed on.
+    /// Stores a status report of the other generation that a third process received and passed on.
     pub(super) fn remember(&mut self, report: Box<Report>) {
         self.report = Some(report);
     }
 
-    /// Marks the status as unknown, because the other generation sends its next reports to another
-    /// process.
+    /// Marks the status as unknown, because from now on the other generation sends its reports to
+    /// another process.
     pub(super) fn leave(&mut self) {
         if let Some(report) = &mut self.report {
             report.state = GenerationState::Unknown;
