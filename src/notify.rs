@@ -159,8 +159,8 @@ impl Notifier {
     /// Stores a copy of a socket in the service manager. If all our processes exit, the service
     /// manager passes the socket to the next process that it starts.
     ///
-    /// Storing a socket again has no effect. Without `FileDescriptorStoreMax=` in the unit, systemd
-    /// does not store the socket and reports no error.
+    /// Storing the same socket a second time has no effect. Without `FileDescriptorStoreMax=` in
+    /// the unit, systemd does not store the socket and reports no error.
     pub(crate) fn store(&self, name: &str, socket: impl AsFd) {
         let states = [NotifyState::FdStore, NotifyState::FdName(name)];
         self.send(Delivery::Reliable, &states, &[socket.as_fd()]);

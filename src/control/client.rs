@@ -48,7 +48,8 @@ pub struct Control {
 /// The progress of a reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReloadNews {
-    /// The new generation serves, and the old generation drains its connections.
+    /// The new generation accepts all new connections, and the old generation finishes the
+    /// connections that it has.
     Serving {
         /// The generation number of the new generation.
         generation: Generation,
@@ -59,7 +60,8 @@ pub enum ReloadNews {
         /// How many connections the old generation still has. `None` if this is not known.
         draining: Option<u64>,
     },
-    /// The old generation has no connections left: all have ended, moved or been cut.
+    /// The old generation has no connections left. Each has ended, moved to the new generation, or
+    /// been cut.
     Drained {
         /// The generation number of the old generation.
         generation: Generation,
@@ -67,7 +69,7 @@ pub enum ReloadNews {
         ended: u64,
         /// How many connections moved to the new generation.
         carried: u64,
-        /// How many connections were cut at the drain deadline.
+        /// How many connections the old generation cut, because its time to drain was over.
         cut: u64,
     },
 }
@@ -388,8 +390,8 @@ impl<'a> Conversation<'a> {
         })
     }
 
-    /// Reads the next line. The deadline applies to the whole line, even if its bytes arrive one by
-    /// one.
+    /// Reads the next line. The deadline is for the whole line, even if the bytes of the line
+    /// arrive one by one.
     fn line(&mut self, deadline: Instant) -> io::Result<Vec<u8>> {
         let mut line = Vec::new();
         loop {

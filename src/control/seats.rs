@@ -15,7 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::net::Stream;
 use crate::sys;
 
-/// The maximum number of clients at a time for root, and also for the daemon's user.
+/// The maximum number of clients of root at a time. The same limit applies to the clients of the
+/// daemon's user.
 const PLACES: usize = 48;
 /// The maximum number of clients of one user class that have connected but sent no request yet.
 const SILENT: usize = 16;

@@ -237,7 +237,8 @@ async fn write(stream: &mut BufReader<Stream>, line: &[u8]) -> io::Result<()> {
 fn refuse_at_once(stream: &Stream, reply: &Reply) {
     if let Ok(mut line) = serde_json::to_vec(reply) {
         line.push(b'\n');
-        // Ignore an error: this client is over the limit, so its reply may be lost.
+        // Ignore an error, because it does not matter if this reply is lost. The connection is
+        // closed anyway.
         let _ = sys::socket::send_packet(stream.as_fd(), &line);
     }
 }
@@ -292,7 +293,7 @@ async fn converse(
                 timeout(REPLY_TIMEOUT, write(&mut stream, &line)).await??;
             }
             Ok(None) => break,
-            // The client has disconnected, so free its place for another client.
+            // Return, because the client has disconnected. This frees its place for another client.
             Err(_) if sys::socket::has_hung_up(stream.get_ref().as_fd()) => return Ok(()),
             Err(_) => {}
         }

@@ -62,12 +62,12 @@ enum EndsWith {
 /// The process at the other end of the channel, as far as this process knows it.
 #[derive(Debug)]
 enum Peer {
-    /// The process is not known yet, so only end of file reports its death.
+    /// The peer process is not known yet, so only end of file reports the death of the peer.
     Unknown,
     /// A running process, with its pid and its pidfd. The pid is `None` if the process is not
     /// visible in our pid namespace.
     Process(Option<u32>, AsyncFd<PidFd>),
-    /// The peer process is known to have ended.
+    /// The peer process has ended.
     Ended,
 }
 
@@ -114,8 +114,8 @@ impl Channel {
         Self::new(socket)
     }
 
-    /// Makes the process that sent the last message the peer of this channel. Signals then go to
-    /// this process, and its death ends the channel.
+    /// Makes the sender of the last message the peer of this channel. From then on signals go to
+    /// that process, and its death ends the channel.
     pub(crate) fn follow_sender(&mut self) {
         if let Some(sender) = self.sender.take() {
             self.follow(sender);

@@ -28,7 +28,8 @@ pub(crate) fn message(packet: &[u8]) -> bool {
     }
     let again = Message::decode(&message.encode());
     match (&message, &again) {
-        // Encoding shortens a long reason, so the decoded reason may be only its beginning.
+        // Accept a decoded reason that is only the beginning of the encoded one, because the
+        // encoder shortens a long reason.
         (Message::Failed { reason }, Ok(Message::Failed { reason: cut })) => {
             assert!(reason.starts_with(cut))
         }

@@ -52,9 +52,10 @@ pub struct Inheritance {
 }
 
 impl Inheritance {
-    /// Takes the inheritance from the environment and from the passed file descriptors. Call it
-    /// first in `main`, before you build a runtime: it changes the environment, which is sound only
-    /// in a single thread. It also marks every open file descriptor from 3 up close-on-exec.
+    /// Takes the inheritance from the environment and from the passed file descriptors. Call this
+    /// function first in `main`, before you build a runtime. It changes the environment, which is
+    /// sound only in a single thread, and it marks every open file descriptor from 3 up
+    /// close-on-exec.
     ///
     /// # Errors
     /// [`Error::ThreadsRunning`] if other threads run, [`Error::AlreadyTaken`] on a second call,

@@ -55,8 +55,8 @@ pub(crate) enum Message {
     /// `version` is the version of the carry protocol. This message comes before the commit of the
     /// handoff.
     Carry { version: u32 },
-    /// The predecessor tells its successor to stop, because the service stops or the handoff has
-    /// failed or was rolled back.
+    /// The predecessor tells its successor to stop. The reason is that the service stops, or that
+    /// the handoff has failed or was rolled back.
     Stop,
     /// A new process is about to execute the successor's program. Along with this message the
     /// kernel reports the pid of the new process.
@@ -105,11 +105,11 @@ pub(crate) enum Message {
 /// The information that a predecessor sends to its successor at startup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hello {
-    /// The passed sockets that this generation or an older one bound itself, each with its index
-    /// among the passed sockets.
+    /// The passed sockets that the predecessor or an older generation bound, and no parent such as
+    /// systemd. Each has its index among the passed sockets.
     pub(crate) bound: Vec<(usize, Binding)>,
-    /// The draining generations that are older than the predecessor. Each comes with the file
-    /// descriptor of the channel to it.
+    /// The generations before the predecessor that still finish their last connections. Each entry
+    /// has the file descriptor of the channel to that generation.
     pub(crate) draining: Vec<(Generation, RawFd)>,
     /// The file descriptor of the channel to the init process, if one exists.
     pub(crate) init: Option<RawFd>,
@@ -140,7 +140,8 @@ pub(crate) enum OnSuccessorDeath {
     Stay,
 }
 
-/// Whether a request for a reload (SIGHUP) has not been handled yet. Several requests count as one.
+/// Whether the service still has to handle a request for a reload (SIGHUP). Several requests count
+/// as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub(crate) enum PendingReload {
     #[default]
@@ -299,7 +300,7 @@ impl Message {
     }
 }
 
-/// A packet that is being written, line by line.
+/// The text of a packet, to which the encoder adds one line after another.
 struct Packet(String);
 
 impl Packet {
@@ -322,7 +323,7 @@ impl Packet {
     }
 }
 
-/// The lines of a packet that have not been parsed yet.
+/// The lines of a received packet that the decoder has not parsed yet.
 struct Fields<'a>(VecDeque<(&'a str, &'a str)>);
 
 impl<'a> Fields<'a> {

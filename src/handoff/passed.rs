@@ -88,8 +88,8 @@ pub(super) fn adopt(
     taken.map(|(fd, (name, origin))| Passed::check(fd, name, origin)).collect()
 }
 
-/// Returns the name and the origin of each passed file descriptor, in the order in which they were
-/// passed.
+/// Returns the name and the origin of each passed file descriptor, in the order of the descriptor
+/// numbers.
 pub(super) fn identities(
     environment: &Environment,
     count: usize,
@@ -99,8 +99,8 @@ pub(super) fn identities(
         return Ok(Vec::new());
     }
     let names = match hello.names.len() {
-        // A parent names the passed sockets in an environment variable. A predecessor names them in
-        // its first message.
+        // Read the names from an environment variable, because a parent passed the sockets. A
+        // predecessor sends the names in its first message.
         0 => names(environment, count)?,
         named if named == count => hello.names.iter().cloned().map(Some).collect(),
         named => {

@@ -20,13 +20,15 @@ use crate::generation::Generation;
 use crate::report::{Counters, GenerationState, Report};
 use crate::text::one_line;
 
-/// The draining generations, each with the channel to that generation.
+/// The generations that still finish their last connections, each with the channel to that
+/// generation.
 pub(super) type Draining = Vec<(Generation, OwnedFd)>;
 
 /// The inherited channels to older generations, before they are registered with a tokio runtime.
 #[derive(Debug, Default)]
 pub(crate) struct Unconnected {
-    /// The draining generations that are older than the predecessor, the oldest first.
+    /// The channels to the generations before the predecessor that still finish their last
+    /// connections, the oldest generation first.
     pub(super) draining: Draining,
     /// The channel to the predecessor. `None` if this process has no predecessor.
     pub(super) predecessor: Option<OwnedFd>,
@@ -98,7 +100,7 @@ pub(crate) enum PredecessorEvent {
     /// The predecessor will move its connections to this process over the given channel. The number
     /// is the version of the protocol for moving connections.
     Carrying(u32, OwnedFd),
-    /// A draining generation has reported its status.
+    /// A generation that has handed over, but still has connections, has reported its status.
     Reported,
     /// A draining generation has ended. The event contains its last status report, if it sent one
     /// to this process or to the predecessor.
@@ -151,7 +153,8 @@ impl Predecessors {
         self.older.iter_mut().for_each(|older| older.poll.leave());
     }
 
-    /// Asks all draining generations for their status.
+    /// Asks all older generations that have handed over, but still have connections, for their
+    /// status.
     pub(crate) fn ask(&mut self) {
         for older in &mut self.older {
             if let Some(question) = older.poll.question() {
@@ -375,8 +378,8 @@ mod tests {
         assert_eq!(last.state, GenerationState::Stopped);
     }
 
-    /// While another process was the active generation, an older generation may have reported its
-    /// end to that process.
+    /// If a generation ends while another process is the active one, its last state is unknown
+    /// here. It may have reported its end to that other process.
     #[tokio::test]
     async fn a_generation_that_may_have_reported_elsewhere_is_unknown() {
         let (oldest, to_oldest) = channel_pair().unwrap();

@@ -32,8 +32,8 @@ pub(crate) struct Program {
     /// The environment of this process at startup, without the handoff variables and the service
     /// manager's variables.
     environment: Vec<CString>,
-    /// The variables of the service manager. They were removed from the environment of this process
-    /// and are passed to the successor.
+    /// The variables of the service manager, as `NAME=value`. Only a successor gets them, and no
+    /// other program that this process starts.
     service_manager: Vec<CString>,
     notify_socket: Option<OsString>,
     numbers: ManagerNumbers,

@@ -7,7 +7,8 @@
 use super::message::{ASK, Message};
 use crate::report::{GenerationState, Report};
 
-/// The state of the status requests to another generation, and its last status report.
+/// The state of the status requests to another generation, and the last status report of that
+/// generation.
 #[derive(Debug, Default)]
 pub(crate) struct StatusPoll {
     answer: Answer,
@@ -18,10 +19,11 @@ pub(crate) struct StatusPoll {
 /// Whether this process expects an answer from the other generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Answer {
-    /// No answer is expected, because no request was sent or the last one was answered.
+    /// This process expects no answer, because it has sent no request or the last request was
+    /// answered.
     #[default]
     None,
-    /// A request was sent, and its answer has not arrived yet.
+    /// This process has sent a request and waits for the answer.
     Due,
     /// No answer will ever come, because the other generation does not know the request.
     Never,
@@ -37,7 +39,7 @@ impl StatusPoll {
         })
     }
 
-    /// Returns whether a request was sent and not answered yet.
+    /// Returns whether this process has sent a status request that is not answered yet.
     pub(crate) fn is_due(&self) -> bool {
         self.answer == Answer::Due
     }
@@ -84,7 +86,8 @@ impl StatusPoll {
 mod tests {
     use super::*;
 
-    /// A generation that does not know the status request is not asked again.
+    /// If a generation replies that it does not know the status request, no further request is sent
+    /// to it.
     #[test]
     fn only_one_question_is_open_at_a_time() {
         let mut poll = StatusPoll::default();

@@ -103,8 +103,8 @@ pub(crate) struct Successor {
     /// fail and the commit must not fail.
     carrying: Option<(OwnedFd, OwnedFd)>,
     stage: Stage,
-    /// When to stop waiting for the exit status of the successor. It is set when the successor
-    /// closes its end of the channel.
+    /// When to stop waiting for the exit status of the successor. `None` until the successor has
+    /// closed its end of the channel.
     dying_until: Option<Instant>,
     poll: StatusPoll,
 }

@@ -60,7 +60,8 @@ pub(super) const TAKEN_OUT: [&str; 10] = [
 /// Parses the value of a variable. Returns `None` if the variable is not set.
 ///
 /// # Errors
-/// [`Error::Environment`], which says what was `expected`.
+/// [`Error::Environment`] if the value is invalid. The message contains `expected`, a description
+/// of a valid value.
 pub(super) fn parse<T: FromStr>(
     environment: &Environment,
     name: &'static str,

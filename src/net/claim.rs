@@ -50,8 +50,8 @@ fn inherited(socket: &Passed) -> Option<&Passed> {
     (socket.origin == Origin::Inherited).then_some(socket)
 }
 
-/// Returns the binding of a socket that this service bound itself. Returns `None` if a parent bound
-/// the socket or its path no longer exists.
+/// Returns the binding of a socket: the address and file that this service bound it to. Returns
+/// `None` if a parent bound the socket or if the path of the socket no longer exists.
 fn binding(socket: &Passed) -> Option<&Binding> {
     match &socket.origin {
         Origin::Bound(binding) if !socket.has_lost_its_path() => Some(binding),

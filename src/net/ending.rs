@@ -25,7 +25,8 @@ impl Stream {
     /// this function reads and discards what the peer still sends, until the peer closes or
     /// `linger` has passed.
     ///
-    /// Returns the number of bytes that arrived too late to be answered.
+    /// Returns the number of bytes that this function discarded, because they arrived too late for
+    /// an answer.
     pub(crate) async fn finish(&mut self, linger: Duration) -> u64 {
         if self.peer_finished {
             // Do not wait, because the peer has half-closed and will send no more bytes. Closing

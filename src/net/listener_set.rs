@@ -407,8 +407,8 @@ mod tests {
         assert_eq!(after, [("c".to_owned(), before[1].1.clone()), before[0].clone()]);
     }
 
-    /// The socket is closed even if a listener of the same name is still configured with another
-    /// address.
+    /// A socket is closed if its address is no longer configured, even if a listener of the same
+    /// name still is.
     #[test]
     fn a_bound_socket_is_closed_if_its_address_is_removed() {
         let first = assemble(&["a=127.0.0.1:0"], vec![]).unwrap();

@@ -89,8 +89,8 @@ impl Stream {
     }
 
     /// Returns whether the kernel knows that the peer is gone: the connection was reset, or both
-    /// sides have closed it. A peer that has only half-closed still counts as present, because TCP
-    /// cannot distinguish it from a peer that has closed completely.
+    /// sides have closed it. If only the peer has closed, it does not count as gone, because it may
+    /// still read: TCP cannot distinguish a half-close from a full close.
     pub(crate) fn has_hung_up(&self) -> bool {
         sys::socket::has_hung_up(self.as_fd())
     }

@@ -39,7 +39,7 @@ pub(super) fn replace(
         // Report a configuration error, because the file is not a socket and a retry does not help.
         // The error has no errno, which marks it as a configuration error.
         Ok(false) => return Err(io::Error::other("Address already in use, and not by a socket")),
-        // Another process has removed the file in the meantime, so bind again.
+        // Bind again, because another process has removed the file in the meantime.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return bind(),
         Err(error) => return Err(error),
     }

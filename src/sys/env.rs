@@ -17,8 +17,8 @@ use super::fd::PassedDescriptors;
 use super::process;
 use crate::error::Error;
 
-/// Whether [`take`] has been called. A second call would take descriptors that already have an
-/// owner.
+/// Whether [`take`] has been called. A second call must fail, because it would take descriptors
+/// that already have an owner.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// The environment variables at startup, split into two groups: those that the caller requested by
@@ -78,8 +78,8 @@ pub(crate) enum Variables {
 /// `count` returns how many there are.
 ///
 /// # Errors
-/// [`Error::AlreadyTaken`] on a second call. [`Error::ThreadsRunning`] if the variables are to be
-/// removed while other threads run. Nothing has changed in either case.
+/// [`Error::AlreadyTaken`] on a second call. [`Error::ThreadsRunning`] if other threads run and the
+/// caller wants to remove the variables. After either error nothing has changed.
 pub(crate) fn take(
     names: &[&'static str],
     variables: Variables,

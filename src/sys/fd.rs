@@ -59,7 +59,8 @@ impl PassedDescriptors {
         Self { left: (FIRST_PASSED..).take(count).map(Some).collect() }
     }
 
-    /// Returns how many descriptors were passed. Descriptors that have been taken still count.
+    /// Returns how many descriptors were passed, including those that [`PassedDescriptors::take`]
+    /// has already returned.
     pub(crate) fn len(&self) -> usize {
         self.left.len()
     }

@@ -173,7 +173,7 @@ fn thread_names() -> io::Result<Vec<String>> {
     for thread in std::fs::read_dir("/proc/self/task")? {
         match std::fs::read(thread?.path().join("comm")) {
             Ok(name) => names.push(String::from_utf8_lossy(&name).trim_end().to_owned()),
-            // The thread has exited since its directory was listed, so skip it.
+            // Skip this thread, because it has exited since the directory of threads was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => {}
             Err(error) => return Err(error),

@@ -120,9 +120,9 @@ pub(crate) fn receive_packet(channel: BorrowedFd<'_>, buffer: &mut [u8]) -> io::
             Ok(0) => return Ok(Packet::End),
             Ok(length) if length > buffer.len() => return Ok(Packet::Truncated),
             Ok(length) => return Ok(Packet::Whole(length)),
-            // Repeat the call after ECONNRESET. The kernel reports this error once if the other end
-            // was closed before it had read all our packets. Packets that the other end has sent
-            // can still be received.
+            // Repeat the call after ECONNRESET, because there may be more packets to receive. The
+            // kernel reports this error once if the other process closed its end before it had read
+            // all our packets.
             Err(Errno::ECONNRESET | Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }

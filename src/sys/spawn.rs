@@ -53,7 +53,8 @@ pub(crate) struct Launch<'a> {
 /// The messages that report the outcome of a launch. Each message is a prefix that a decimal number
 /// completes.
 pub(crate) struct PreExecMessages {
-    /// Reports that the program is about to be executed. The number is its pid.
+    /// Reports that the new process is about to execute the program. The number is the pid of the
+    /// process.
     pub(crate) born: &'static [u8],
     /// Reports that the second fork or the preparation of the exec failed. The number is the errno.
     pub(crate) fork_failed: &'static [u8],
@@ -223,9 +224,9 @@ fn place(prepared: &mut Prepared<'_>) -> Result<(), Errno> {
     for (index, target) in (0..prepared.passed.len()).zip(FIRST_PASSED..) {
         let source = prepared.passed[index];
         if source == target {
-            // The descriptor already has its target number, so only clear its close-on-exec flag,
-            // which dup2(2) would leave set. SAFETY: fcntl(2) changes the flag of an open
-            // descriptor, in the table of this process only.
+            // Only clear the close-on-exec flag, because the descriptor already has its target
+            // number. dup2(2) would leave the flag set in this case. SAFETY: fcntl(2) changes the
+            // flag of an open descriptor, in the table of this process only.
             Errno::result(unsafe { libc::fcntl(source, libc::F_SETFD, 0) })?;
             continue;
         }
