@@ -40,9 +40,9 @@ pub(crate) enum MainProcess {
     /// pid of the new main process.
     #[default]
     Head,
-    /// The process that the service manager started stays the main process. This is so if that
-    /// process is our init process. It is also so if the generations run in another pid namespace,
-    /// because outside it their pids would name unrelated processes.
+    /// The process that the service manager started stays the main process. One reason is that this
+    /// process is our init process. Another reason is that the generations run in another pid
+    /// namespace, so that the service manager cannot use their pids.
     First,
 }
 

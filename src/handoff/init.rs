@@ -110,8 +110,8 @@ struct InitProcess {
     /// killed it.
     status: Option<i32>,
     /// The signal that told the service to stop. It may have arrived while one generation took over
-    /// from another. So the init process also sends it to each generation that becomes active
-    /// later.
+    /// from another. So the init process also sends this signal to each generation that becomes
+    /// active later.
     stop: Option<Signal>,
 }
 

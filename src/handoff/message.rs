@@ -52,8 +52,8 @@ pub(crate) enum Message {
     /// not ended. It sends the report just before the commit of the handoff.
     Draining(Box<Report>),
     /// The predecessor offers to move its connections to the successor over the attached channel.
-    /// `version` is the version of the carry protocol. This message comes before the commit of the
-    /// handoff.
+    /// `version` is the version of the protocol for moving connections. This message comes before
+    /// the commit of the handoff.
     Carry { version: u32 },
     /// The predecessor tells its successor to stop. The reason is that the service stops, or that
     /// the handoff has failed or was rolled back.
@@ -115,8 +115,8 @@ pub(crate) struct Hello {
     pub(crate) init: Option<RawFd>,
     /// How many connections may move to the successor, for each listener.
     pub(crate) forecast: CarryForecast,
-    /// The names of the passed sockets. They are sent here and not in `LISTEN_FDNAMES`, because an
-    /// environment variable holds at most 128 KiB (see execve(2)).
+    /// The names of the passed sockets. The predecessor does not pass them in `LISTEN_FDNAMES`,
+    /// because an environment variable holds at most 128 KiB (see execve(2)).
     pub(crate) names: Vec<String>,
 }
 

@@ -183,8 +183,8 @@ impl Predecessors {
         self.older.iter().map(|older| (older.generation, older.channel.as_fd()))
     }
 
-    /// Sends a message to the predecessor. A failure to send is ignored. It means that the
-    /// predecessor has ended, and [`Predecessors::next`] reports that.
+    /// Sends a message to the predecessor. Ignores a failure, because [`Predecessors::next`]
+    /// reports the end of the predecessor.
     pub(crate) fn tell_predecessor(&self, message: &Message) {
         for older in self.older.iter().filter(|older| older.role == Role::Predecessor) {
             older.tell(message);

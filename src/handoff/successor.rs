@@ -126,7 +126,8 @@ pub(crate) enum SuccessorEvent {
     Ready { pid: Option<u32>, given_up: Vec<usize>, replaced: Vec<usize> },
     /// The successor has died or will not take over, for the given reason.
     Lost(HandoffFailure),
-    /// The successor, which has taken over, reports that the whole service stops.
+    /// The successor reports that the whole service stops. It sends this only after it has taken
+    /// over.
     Stopping,
     /// A newer generation reports that the service no longer listens on these sockets. Each number
     /// is the `SO_COOKIE` of a socket (see socket(7)).

@@ -23,8 +23,8 @@ pub(crate) async fn dial(address: &Address) -> io::Result<Stream> {
     let socket = sys::reserve::open(new)?;
     let is_under_way = match socket.connect(&peer) {
         Ok(()) => false,
-        // The kernel is still connecting, and the result comes later. This is also the case after a
-        // signal has interrupted connect(2).
+        // Wait for the result below, because the kernel is still connecting. This is also the case
+        // after a signal has interrupted connect(2).
         Err(error)
             if matches!(
                 error.raw_os_error().map(Errno::from_raw),

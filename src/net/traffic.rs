@@ -1,4 +1,4 @@
-//! Byte counters of one connection that other tasks can read.
+//! Byte counters of one connection. Other tasks can read them.
 //!
 //! Only the task of a connection writes the counters of that connection, so plain loads and stores
 //! suffice and no lock is needed. Connections do not share counters, so tasks on different

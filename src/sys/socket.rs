@@ -50,9 +50,8 @@ pub(crate) fn send_with_descriptors(
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Returns whether an error is temporary. This is so if the kernel was out of memory or a signal
-/// arrived. It is also so if this user has too many sent descriptors that are not received yet (see
-/// unix(7)).
+/// Returns whether an error is temporary. The kernel was out of memory, or a signal arrived, or too
+/// many descriptors that this user has sent are not received yet (see unix(7)).
 pub(crate) fn will_pass(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::ENOMEM | Errno::ENOBUFS | Errno::ETOOMANYREFS | Errno::EINTR))

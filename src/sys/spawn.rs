@@ -63,7 +63,8 @@ pub(crate) struct PreExecMessages {
 }
 
 /// Forks twice and executes the program. Returns when the intermediate process has exited, and
-/// blocks for the duration of two forks. The outcome is reported on the channel in `launch`.
+/// blocks for the duration of two forks. The new process reports the outcome on the channel in
+/// `launch`.
 ///
 /// # Errors
 /// An error only when the first fork fails. Later failures are reported on the channel.
