@@ -1,10 +1,10 @@
 //! The generation number of a process: the first process has number 1, its successor number 2, and
 //! so on.
 //!
-//! Each process hands over to the next, and this chain of processes is called a lineage. The
-//! generation number is in every log record, in the environment of a successor and in the messages
-//! between generations. So an operator sees which process wrote a log record. A process id does not
-//! suffice, because the kernel reuses it.
+//! Each process hands over to the next, and this chain of processes is called a lineage. Every log
+//! record contains the generation number, so that an operator sees which process wrote the record.
+//! A process id is not enough, because the kernel reuses it. A successor receives its number in its
+//! environment, and generations use these numbers in their messages.
 
 use std::fmt;
 use std::num::{NonZeroU64, ParseIntError};
@@ -21,14 +21,14 @@ impl Generation {
     /// The generation number of a process that has no predecessor.
     pub const FIRST: Self = Self(NonZeroU64::MIN);
 
-    /// Returns the generation number of the successor. The largest number does not increase any
-    /// more.
+    /// Returns the generation number of the successor. For the largest possible number, returns the
+    /// same number.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
-    /// Returns the generation number of the predecessor. For the first generation, returns its own
+    /// Returns the generation number of the predecessor. For the first generation, returns the same
     /// number.
     #[must_use]
     pub const fn previous(self) -> Self {

@@ -1,5 +1,5 @@
-//! State notifications to the service manager (see sd_notify(3)). Without a service manager nothing
-//! is sent.
+//! State notifications to the service manager (see sd_notify(3)). Without a service manager this
+//! module sends nothing.
 //!
 //! The `sd-notify` crate formats the messages, and this module sends them. The crate cannot send
 //! them, because it reads `NOTIFY_SOCKET` from the environment, from which handoffd has already
@@ -22,8 +22,8 @@ use sd_notify::NotifyState;
 use crate::error::Error;
 use crate::sys::socket::send_with_descriptors;
 
-/// The maximum time that an important message may block when the notification socket is full.
-/// systemd reads all pending messages between any two of its own actions.
+/// How long to wait with an important message while the notification socket is full. This is long
+/// enough, because systemd reads all pending messages between any two of its own actions.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The connection to the service manager. It does nothing if there is no service manager.
@@ -36,17 +36,17 @@ pub(crate) struct Notifier {
 /// The process that the service manager treats as the main process of the service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum MainProcess {
-    /// The active generation is the main process. Each handoff tells the service manager its new
-    /// pid.
+    /// The active generation is the main process. At each handoff the service manager learns the
+    /// pid of the new main process.
     #[default]
     Head,
-    /// The process that the service manager started stays the main process. This applies if an init
-    /// process stays, or if the generations run in another pid namespace. Outside that namespace
-    /// their pids would name unrelated processes.
+    /// The process that the service manager started stays the main process. One reason is that this
+    /// process is our init process. Another reason is that the generations run in another pid
+    /// namespace, so that the service manager cannot use their pids.
     First,
 }
 
-/// The way to send a message when the notification socket is full.
+/// What to do with a message while the notification socket is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Delivery {
     /// Wait until the message can be sent, because the state of the unit depends on it.
@@ -89,8 +89,8 @@ impl Notifier {
         self.socket.is_some()
     }
 
-    /// Returns whether the service manager treats the active generation as the main process. It
-    /// then notices if the active generation dies.
+    /// Returns whether the service manager treats the active generation as the main process. If so,
+    /// the service manager notices when the active generation dies.
     #[must_use]
     pub(crate) fn watches_head(&self) -> bool {
         self.is_supervised() && self.main_process == MainProcess::Head
@@ -123,7 +123,7 @@ impl Notifier {
     }
 
     /// Reports that the process `pid` is now the active generation. This must be the last message
-    /// from this process, because the service manager ignores later ones.
+    /// from this process, because the service manager ignores later messages from it.
     pub(crate) fn handed_over(&self, pid: u32, status: &str) {
         let states = [NotifyState::MainPid(pid), NotifyState::Ready, NotifyState::Status(status)];
         let states = match self.main_process {
@@ -159,8 +159,8 @@ impl Notifier {
     /// Stores a copy of a socket in the service manager. If all our processes exit, the service
     /// manager passes the socket to the next process that it starts.
     ///
-    /// Storing a socket again has no effect. Without `FileDescriptorStoreMax=` in the unit, systemd
-    /// does not store the socket and reports no error.
+    /// Storing the same socket a second time has no effect. Without `FileDescriptorStoreMax=` in
+    /// the unit, systemd does not store the socket and reports no error.
     pub(crate) fn store(&self, name: &str, socket: impl AsFd) {
         let states = [NotifyState::FdStore, NotifyState::FdName(name)];
         self.send(Delivery::Reliable, &states, &[socket.as_fd()]);
@@ -227,8 +227,8 @@ mod tests {
         silent.ready("serving");
     }
 
-    /// A handover sends one datagram to the service manager, which listens on an abstract socket
-    /// here.
+    /// A handover sends a single datagram to the service manager. In this test the service manager
+    /// listens on an abstract socket.
     #[test]
     fn a_handover_sends_pid_ready_and_status_in_one_datagram() {
         let (manager, notifier) = listening("handed-over");
@@ -261,8 +261,8 @@ mod tests {
         flood.connect_addr(&manager.local_addr().unwrap()).unwrap();
         flood.set_nonblocking(true).unwrap();
         while flood.send(b"x").is_ok() {}
-        // These messages may be dropped, so the sends do not wait. Important messages would take a
-        // second each.
+        // Send messages that may be dropped, for which the notifier does not wait. Important
+        // messages would take a second each.
         (0..1000).for_each(|_| notifier.alive());
     }
 

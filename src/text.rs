@@ -1,8 +1,8 @@
 //! Functions that make text from other programs safe to print as one line.
 //!
-//! A successor may be any program, and so may the daemon that a client talks to. Without escaping,
-//! a line break would forge a second log record, and an escape sequence would reach the operator's
-//! terminal. A very long line would fill the log.
+//! A successor may be any program, and so may the daemon that a client of the control socket talks
+//! to. Without escaping, a line break in such a text could forge a second log record. An escape
+//! sequence could control the operator's terminal, and a very long line could fill the log.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -39,7 +39,7 @@ pub fn escaped(text: &str) -> String {
     line
 }
 
-/// Returns a path as one line without quotes. Compilers print paths in this form too, so that
+/// Returns a path as one line without quotes. This is the form in which compilers print paths, so
 /// editors can open the file.
 pub(crate) fn printable(path: &Path) -> String {
     escaped(&path.to_string_lossy())

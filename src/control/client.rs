@@ -1,11 +1,12 @@
 //! The client of the control socket. It asks the active generation for the status of all
 //! generations, or for a reload and its outcome.
 //!
-//! The client must report the true outcome of a reload. The generation that was asked stays alive
-//! until it has answered. If it dies first, the client asks which generation serves now.
+//! The client must report the true outcome of a reload. The generation that receives the request
+//! stays alive until it has answered. If it dies first, the client asks the daemon which generation
+//! serves now.
 //!
-//! Every wait has a deadline, and the client needs no async runtime. It checks the deadlines
-//! itself, so a silent daemon cannot delay it. When the client gives up and disconnects, the daemon
+//! Every wait has a deadline, which the client itself checks, so a silent daemon cannot block the
+//! client. The client needs no async runtime. When the client gives up and disconnects, the daemon
 //! drops its request (see `server`).
 
 use std::io::{self, BufRead, BufReader, Write};
@@ -22,22 +23,23 @@ use crate::report::Status;
 use crate::sys::socket::{retry, will_pass};
 use crate::text::{one_line, printable};
 
-/// The maximum time that the active generation may take to answer a request.
+/// How long the client waits for the active generation to answer a request.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The extra time that the client allows for an answer after the deadline that the daemon promised.
 const GRACE: Duration = Duration::from_secs(5);
-/// The time between two status requests while another generation takes over. The client has to
-/// poll, because the process that could have announced the takeover has died.
+/// The time between two status requests while the client waits for another generation to take over.
+/// The client has to poll, because the process that would have reported the takeover has died.
 const PAUSE: Duration = Duration::from_millis(50);
-/// The time for a last check for an answer when the deadline has passed.
+/// How long the client still waits for an answer after the deadline, so that it reads an answer
+/// that has already arrived.
 const LOOK: Duration = Duration::from_millis(1);
-/// The maximum length of an answer in bytes. It is ten times the status of 10,000 listeners and
-/// upstreams.
+/// The maximum length of an answer in bytes. A status report about 10,000 listeners and 10,000
+/// upstreams needs a tenth of this.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
-/// The file name of the control socket. Its directory is the runtime directory of the daemon.
+/// The file name of the control socket in the runtime directory of the daemon.
 const FILE: &str = "control";
 
-/// The path of the control socket of a daemon.
+/// A client of the control socket at a given path.
 #[derive(Clone, Debug)]
 pub struct Control {
     path: PathBuf,
@@ -46,7 +48,8 @@ pub struct Control {
 /// The progress of a reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReloadNews {
-    /// The new generation serves, and the old generation drains its connections.
+    /// The new generation accepts all new connections, and the old generation finishes the
+    /// connections that it has.
     Serving {
         /// The generation number of the new generation.
         generation: Generation,
@@ -57,7 +60,8 @@ pub enum ReloadNews {
         /// How many connections the old generation still has. `None` if this is not known.
         draining: Option<u64>,
     },
-    /// The old generation has no connections left: all have ended, moved or been cut.
+    /// The old generation has no connections left. Each has ended, moved to the new generation, or
+    /// been cut.
     Drained {
         /// The generation number of the old generation.
         generation: Generation,
@@ -65,7 +69,7 @@ pub enum ReloadNews {
         ended: u64,
         /// How many connections moved to the new generation.
         carried: u64,
-        /// How many connections were cut at the drain deadline.
+        /// How many connections the old generation cut, because its time to drain was over.
         cut: u64,
     },
 }
@@ -103,9 +107,10 @@ impl Control {
         }
     }
 
-    /// Asks for a reload, which starts a new generation. Returns when the new generation serves or,
-    /// with `wait_drained`, when the old generation has drained. Calls `news` at each of these
-    /// steps. Returns an error if the new generation does not serve within `timeout_ms`.
+    /// Asks the daemon for a reload, which starts a new generation. Returns when the new generation
+    /// serves. With `wait_drained`, returns only when the last connection of the old generation has
+    /// ended. Calls `news` at each of these two steps. Returns an error if the new generation does
+    /// not serve within `timeout_ms`.
     ///
     /// # Errors
     /// [`Error::NobodyAnswers`] if no daemon answers on the socket. [`Error::HandoffFailed`] and
@@ -132,8 +137,8 @@ impl Control {
         })
     }
 
-    /// Asks for a reload, like [`Control::reload`], but with a deadline. The client stops waiting
-    /// at `limit`, unless the new generation already serves by then.
+    /// Asks the daemon for a reload, like [`Control::reload`], but with a deadline. The client
+    /// stops waiting at `limit`, unless the new generation already serves by then.
     fn reload_by(
         &self,
         options: &ReloadOptions,
@@ -175,13 +180,14 @@ impl Control {
                 Ok(())
             }
             Some(other) => Err(self.unexpected(&other)),
-            // The old generation has ended, so it has no connections left.
+            // Return success, because the old generation has ended and therefore has no connections
+            // left.
             None => Ok(()),
         }
     }
 
-    /// Finds out which generation serves. This is necessary when the generation that was asked for
-    /// a reload has died during the handoff.
+    /// Asks the daemon which generation serves now. This is necessary when the generation that
+    /// received the reload request died before it answered.
     fn find_out(
         &self,
         successor: Generation,
@@ -249,13 +255,14 @@ impl Control {
         // socket(7)).
         socket.set_write_timeout(Some(time_left(deadline)?))?;
         let address = SockAddr::unix(&self.path)?;
-        // Retry after EINTR: connect(2) returns it if this process is stopped and continued while
-        // it waits for room in the backlog (see signal(7)).
+        // Retry after EINTR, which connect(2) returns if this process is stopped and continued
+        // while it waits for room in the backlog (see signal(7)).
         retry(|| socket.connect(&address))?;
         let mut stream = UnixStream::from(std::os::fd::OwnedFd::from(socket));
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
-        // The request is one short line, which the kernel accepts as a whole or not at all.
+        // A partial write cannot happen here, because the kernel accepts such a short line as a
+        // whole or not at all.
         match retry(|| stream.write_all(&line)) {
             // A broken pipe is no error here: the daemon may have refused this client and closed
             // the connection before it read the request.
@@ -317,8 +324,8 @@ fn time_left(deadline: Instant) -> io::Result<Duration> {
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
-/// Returns how many milliseconds of the time limit are left. The first attempt passes on the limit
-/// unchanged, because the daemon quotes it in its messages.
+/// Returns how many milliseconds of the time limit are left. The first request contains the limit
+/// unchanged, because the daemon quotes the limit in its messages.
 fn left_of(limit: u64, elapsed: Duration) -> u64 {
     let elapsed = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     if elapsed <= limit / 20 { limit } else { limit.saturating_sub(elapsed) }
@@ -383,13 +390,13 @@ impl<'a> Conversation<'a> {
         })
     }
 
-    /// Reads the next line. The deadline applies to the whole line, even if its bytes arrive one by
-    /// one.
+    /// Reads the next line. The deadline is for the whole line, even if the bytes of the line
+    /// arrive one by one.
     fn line(&mut self, deadline: Instant) -> io::Result<Vec<u8>> {
         let mut line = Vec::new();
         loop {
-            // Wait at least briefly, because an answer that arrived before the deadline still
-            // counts.
+            // Wait at least briefly even after the deadline, because an answer may have arrived in
+            // time that the client has not read yet.
             let left = if line.is_empty() {
                 time_left(deadline).unwrap_or(LOOK)
             } else {

@@ -10,8 +10,8 @@ use super::message::{Reply, Request};
 use super::server;
 use crate::text::escaped;
 
-/// The number of bytes that fit into the socket buffer, so that a write of this size does not need
-/// a reader.
+/// The maximum size in bytes of an input. A write of this size fits into the socket buffer, so it
+/// does not wait for a reader.
 const FITTING: usize = 64 * 1024;
 
 thread_local! {

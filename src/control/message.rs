@@ -22,15 +22,16 @@ pub(crate) enum Request {
 /// The options of a reload request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadOptions {
-    /// The generation that must be active now. If another generation is active, the reload is
-    /// refused.
+    /// The generation that the client believes to be active. If another generation is active, the
+    /// daemon refuses the reload.
     #[serde(default)]
     pub expect_generation: Option<Generation>,
     /// The time limit of the handoff. If the new generation has not taken over by then, the old
     /// generation keeps serving.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
-    /// Whether to report also when the last connection of the old generation has ended.
+    /// Whether the daemon also sends a reply when the last connection of the old generation has
+    /// ended.
     #[serde(default)]
     pub wait_drained: bool,
 }
@@ -44,8 +45,9 @@ pub(crate) enum Reply {
     Status(Box<Status>),
     /// The handoff has begun and will end within `within_ms`.
     Started { successor: Generation, within_ms: u64 },
-    /// The successor serves. This reply is final, unless the client waits for the old generation to
-    /// drain. The drain ends within `drain_within_ms`.
+    /// The successor serves, and the old generation drains: it keeps its connections for at most
+    /// `drain_within_ms`. This reply is final, unless the client asked to wait for the end of the
+    /// drain.
     Serving {
         generation: Generation,
         pid: Option<u32>,
@@ -64,14 +66,14 @@ pub(crate) enum Reply {
         carried: u64,
         cut: u64,
     },
-    /// The request was refused. This reply is final.
+    /// The daemon refuses the request. This reply is final.
     Refused { why: Refusal, reason: String },
     /// Another generation has become active, so the client must send its request again. This reply
     /// is final.
     Moved {},
 }
 
-/// The reason why a request was refused.
+/// Why the daemon refuses a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Refusal {
@@ -81,8 +83,8 @@ pub(crate) enum Refusal {
     RolledBack,
     /// The request cannot be handled now, or not within the requested time.
     TryAgain,
-    /// The user has no permission, the request is invalid, or the reason is not known to this
-    /// version.
+    /// The user has no permission, or the request is invalid. The client also uses this value for a
+    /// reason that it does not know.
     #[serde(other)]
     Denied,
 }

@@ -3,7 +3,8 @@
 //! Each connection carries one request and its replies. `server` is the daemon's side, [`Control`]
 //! is the client's side, and `message` defines the messages. A message is one line of JSON, so `nc
 //! -U` or a short script in any language can be a client. Only the active generation listens on the
-//! control socket. The lifecycle decides how to handle a request.
+//! control socket. The server only passes a request on to `lifecycle`, which decides how to handle
+//! it.
 
 mod client;
 #[cfg(any(fuzzing, test))]

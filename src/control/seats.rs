@@ -1,9 +1,10 @@
-//! Limits for the number of clients on the control socket. Each class of users has its own places.
+//! Limits for the number of clients on the control socket. Root, the daemon's user and all other
+//! users each have a limit of their own.
 //!
-//! The kernel reports the user of a client when the client connects. Because root has its own
-//! places, other users cannot lock root out, however many of their clients connect. An operator
-//! sends the request right after connecting. So a client that sends nothing keeps its place only
-//! until another client needs it.
+//! The kernel reports the user of a client when the client connects. Because root has a limit of
+//! its own, clients of other users cannot keep root out. An operator's client sends its request
+//! right after connecting. So the server disconnects a client that has sent nothing when another
+//! client needs its place.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,11 +15,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::net::Stream;
 use crate::sys;
 
-/// The maximum number of clients at a time for root, and also for the daemon's user.
+/// The maximum number of clients of root at a time. The same limit applies to the clients of the
+/// daemon's user.
 const PLACES: usize = 48;
 /// The maximum number of clients of one user class that have connected but sent no request yet.
 const SILENT: usize = 16;
-/// The maximum number of clients of other users at a time. They are only told why they are refused.
+/// The maximum number of clients of all other users at a time. The server refuses each of them and
+/// tells it the reason.
 const STRANGERS: usize = 8;
 const SILENT_STRANGERS: usize = 4;
 
@@ -43,7 +46,7 @@ impl User {
     }
 }
 
-/// The limits for the number of clients, for all classes of users.
+/// The limits for the number of clients, with one limit for each class of users.
 #[derive(Debug)]
 pub(super) struct Seats {
     root: Class,
@@ -54,8 +57,8 @@ pub(super) struct Seats {
 /// The place of one client on the control socket.
 #[derive(Debug)]
 pub(super) struct Seat {
-    /// A channel that resolves when the client must leave. This happens if the client has sent no
-    /// request and another client needs its place.
+    /// A receiver that resolves when the server must disconnect this client. This happens if the
+    /// client has sent no request and another client needs its place.
     pub(super) evicted: oneshot::Receiver<()>,
     /// A permit that frees the place when it is dropped.
     pub(super) place: OwnedSemaphorePermit,
@@ -66,8 +69,8 @@ pub(super) struct Seat {
 struct Class {
     places: Arc<Semaphore>,
     silent_max: usize,
-    /// The clients that have sent no request yet, the oldest first. Sending to a client evicts it.
-    /// The channel is closed once its client has sent a request.
+    /// The clients that have sent no request yet, the oldest first. Sending on a channel makes the
+    /// server disconnect that client. The channel is closed once the client has sent a request.
     silent: VecDeque<oneshot::Sender<()>>,
 }
 
@@ -101,7 +104,8 @@ impl Class {
         self.silent.retain(|client| !client.is_closed());
         if self.silent.len() >= self.silent_max {
             if let Some(oldest) = self.silent.pop_front() {
-                // Ignore an error, because the oldest client may have left at this moment.
+                // Ignore an error, because the oldest client may have sent its request or
+                // disconnected in the meantime.
                 let _ = oldest.send(());
             }
         }

@@ -24,23 +24,22 @@ use crate::net::{Acceptor, Listener, Stream};
 use crate::sys;
 use crate::text::one_line;
 
-/// The maximum time until a client has sent its request.
+/// How long a client may take to send its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// The maximum time until a client has read a reply. The same limit applies to all unread replies
-/// together when the server shuts down.
+/// How long a client may take to read a reply. When the server shuts down, all clients together
+/// have this time to read their last replies.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 /// The maximum length of a request in bytes.
 const REQUEST_MAX: u64 = 16 * 1024;
-/// The maximum number of requests that wait for the lifecycle to handle them.
+/// The maximum number of requests in the queue to the lifecycle, which handles them.
 const REQUESTS_MAX: usize = 64;
-/// The minimum time between two log records about refused users.
+/// The minimum time between two log records about users without permission.
 const WARN_INTERVAL: Duration = Duration::from_secs(1);
-/// The time between two checks whether a waiting client is still connected.
+/// How often the server checks whether a client that waits for a reply is still connected.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// The time before a retry when the kernel is out of memory.
 const PAUSE: Duration = Duration::from_millis(10);
-/// The maximum number of replies to one request that wait to be written. A reload has fewer replies
-/// than this.
+/// The maximum number of unwritten replies to one request. A reload has fewer replies than this.
 const REPLIES_MAX: usize = 8;
 
 /// The daemon's side of the control socket, which passes the requests of clients to the lifecycle.
@@ -52,18 +51,18 @@ pub(crate) struct ControlServer {
     clients: TaskTracker,
 }
 
-/// The sender of replies to one request. Dropping it ends the conversation with the client.
+/// A handle for sending the replies to one request. Dropping it disconnects the client.
 #[derive(Debug)]
 pub(crate) struct Answer {
     replies: mpsc::Sender<Reply>,
     /// A copy of the client's socket, to check whether the client is still connected. It exists
-    /// during the conversation if the client asked for a reload.
+    /// only while a client waits for the outcome of a reload.
     peer: Weak<OwnedFd>,
 }
 
 impl Answer {
-    /// Returns whether the client has disconnected, so that its request must no longer be carried
-    /// out. A client that has only half-closed the connection still waits for its reply.
+    /// Returns whether the client has disconnected. Its request must then not be executed any more.
+    /// A client that has only half-closed the connection still waits for the reply.
     pub(crate) fn is_abandoned(&self) -> bool {
         let has_hung_up = |peer: Arc<OwnedFd>| sys::socket::has_hung_up(peer.as_fd());
         self.replies.is_closed() || self.peer.upgrade().is_some_and(has_hung_up)
@@ -80,7 +79,7 @@ impl Answer {
         }
     }
 
-    /// Refuses the request with a reason and ends the conversation with the client.
+    /// Refuses the request with a reason and disconnects the client.
     pub(crate) fn refuse(self, why: Refusal, reason: impl Into<String>) {
         self.send(Reply::Refused { why, reason: reason.into() });
     }
@@ -94,8 +93,8 @@ impl ControlServer {
         Self { asked, ask, accepting: None, clients: TaskTracker::new() }
     }
 
-    /// Starts to listen as soon as the runtime has registered the socket. Must be called in a tokio
-    /// runtime.
+    /// Starts a task that registers the socket with the tokio runtime and then accepts clients.
+    /// Must be called in a tokio runtime.
     pub(crate) fn open(&mut self, listener: Listener) {
         self.close();
         let accepting =
@@ -120,8 +119,8 @@ impl ControlServer {
         }
     }
 
-    /// Stops listening and waits until every reply is written. Clients whose request was not
-    /// handled are told to send it again.
+    /// Stops listening and waits until every reply is written. Tells the clients whose requests
+    /// were not handled to send them again.
     pub(crate) async fn finish(mut self) {
         self.close();
         self.asked.close();
@@ -129,8 +128,8 @@ impl ControlServer {
             answer.send(Reply::Moved {});
         }
         self.clients.close();
-        // Ignore an expired timeout: a client that has not read its reply by now is not waited for
-        // any longer.
+        // Ignore an expired timeout, because the server does not wait any longer for a client that
+        // has not read its reply.
         let _ = timeout(REPLY_TIMEOUT, self.clients.wait()).await;
     }
 }
@@ -187,13 +186,13 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
             };
             refuse_at_once(&stream, &Reply::Refused { why, reason });
         }
-        // Let an evicted client leave before the next client is accepted.
+        // Let the task of an evicted client disconnect it before the next client is accepted.
         tokio::task::yield_now().await;
     }
 }
 
-/// Registers the control socket with the tokio runtime. Retries when memory is short, because an
-/// operator cannot replace a generation that has no control socket.
+/// Registers the control socket with the tokio runtime. Retries while the kernel is out of memory,
+/// because without the control socket an operator cannot control this generation.
 async fn watch(listener: Listener) -> Acceptor {
     let mut has_failed = false;
     loop {
@@ -233,12 +232,13 @@ async fn write(stream: &mut BufReader<Stream>, line: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Refuses a client without reading its request. Writes the reply only as far as the socket accepts
-/// it without waiting.
+/// Refuses a client without reading its request. Tries to send the reason, but does not wait for
+/// room in the send buffer.
 fn refuse_at_once(stream: &Stream, reply: &Reply) {
     if let Ok(mut line) = serde_json::to_vec(reply) {
         line.push(b'\n');
-        // Ignore an error: this client is over the limit, so its reply may be lost.
+        // Ignore an error, because it does not matter if this reply is lost. The connection is
+        // closed anyway.
         let _ = sys::socket::send_packet(stream.as_fd(), &line);
     }
 }
@@ -247,7 +247,7 @@ fn denied(user: u32) -> String {
     format!("user {user} may not ask; root and the user of the daemon may")
 }
 
-/// Handles one conversation with a client: reads the request and writes the replies.
+/// Handles one client: reads the request and writes the replies.
 async fn converse(
     stream: Stream,
     user: User,
@@ -256,8 +256,8 @@ async fn converse(
 ) -> io::Result<()> {
     let Seat { evicted, place: _place } = seat;
     let mut stream = BufReader::new(stream);
-    // Read the request even if the user will be refused, because a client that is still writing
-    // would not see the reply.
+    // Read the request even if the user has no permission. Otherwise the connection would be reset
+    // while the client still writes, and the client would not see the reply.
     let mut request = tokio::select! {
         biased;
         request = read(&mut stream) => request?,
@@ -267,11 +267,10 @@ async fn converse(
         request = Err(denied(user));
     }
     let (to_write, mut replies) = mpsc::channel(REPLIES_MAX);
-    // Only a reload needs a copy of the client's socket, because a status request is answered at
-    // once.
+    // Copy the client's socket only for a reload, because a status request is answered at once.
     let peer = match &request {
-        // The copy fails if no file descriptor is free. `replies.is_closed` still reports the end
-        // of the conversation in that case.
+        // Ignore a failure, which happens if no file descriptor is free. `replies.is_closed` then
+        // still reports that the client has disconnected, only later.
         Ok(Request::Reload(_)) => stream.get_ref().as_fd().try_clone_to_owned().ok().map(Arc::new),
         Ok(Request::Status {}) | Err(_) => None,
     };
@@ -294,7 +293,7 @@ async fn converse(
                 timeout(REPLY_TIMEOUT, write(&mut stream, &line)).await??;
             }
             Ok(None) => break,
-            // The client has disconnected, so free its place for another client.
+            // Return, because the client has disconnected. This frees its place for another client.
             Err(_) if sys::socket::has_hung_up(stream.get_ref().as_fd()) => return Ok(()),
             Err(_) => {}
         }
@@ -338,7 +337,7 @@ mod tests {
 
     use super::*;
 
-    /// A test reader that returns a scripted result for each read.
+    /// A reader for tests that returns one of the given results for each read.
     struct Script(Vec<Result<&'static str, Errno>>);
 
     impl AsyncRead for Script {

@@ -2,13 +2,13 @@
 //! the process at the other end dies.
 //!
 //! The death of the peer is reported by a process descriptor (see pidfd_open(2)). End of file alone
-//! is not a reliable report, because any process that the peer started may hold a copy of the
-//! peer's end. The kernel reports which process sent a message (`SCM_CREDENTIALS`, see unix(7)), so
-//! a message cannot lie about its sender.
+//! is not a reliable report: a child process of the peer may still hold a copy of the peer's end.
+//! The kernel reports which process sent a message (`SCM_CREDENTIALS`, see unix(7)), so a message
+//! cannot lie about its sender.
 //!
-//! Sending never waits for the peer. A full channel means that the peer does not read, and sending
-//! then fails. Receiving is cancel safe, because one system call takes a whole packet. The channel
-//! itself replies to messages of an unknown kind.
+//! Sending never waits for the peer. If the channel is full, because the peer does not read,
+//! sending fails. Receiving is cancel safe, because one system call takes a whole packet. This
+//! module itself replies to messages of an unknown kind.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,13 +29,13 @@ use crate::sys::ancillary::{
 use crate::sys::process::{PidFd, is_in_our_group};
 use crate::sys::socket::{Packet, retry, send_packet, send_with_descriptors, will_pass};
 
-/// The largest packet in bytes. It is less than half of `net.core.wmem_default`, so that two
-/// packets fit into an empty queue.
+/// The maximum size of a packet in bytes. It is less than half of the default send buffer
+/// (`net.core.wmem_default`), so that two packets fit into an empty buffer.
 const PACKET_MAX: usize = 64 * 1024;
 
-/// The largest message in bytes that is read from a file. The limit protects this process from a
-/// broken successor that sends too much. For comparison, 10,000 listeners with 10,000 upstreams
-/// need about 10 MB.
+/// The maximum size in bytes of a message that is passed in a file. The limit protects this process
+/// from a broken successor that sends too much. For comparison, a message about 10,000 listeners
+/// and 10,000 upstreams needs about 10 MB.
 const FILE_MAX: u64 = 256 * 1024 * 1024;
 
 /// One end of a message channel between two generations.
@@ -43,30 +43,31 @@ const FILE_MAX: u64 = 256 * 1024 * 1024;
 pub(crate) struct Channel {
     socket: AsyncFd<OwnedFd>,
     buffer: Vec<u8>,
-    /// The process that sent the last message received.
+    /// The process that sent the most recently received message.
     sender: Option<Sender>,
     peer: Peer,
     ends_with: EndsWith,
 }
 
-/// The event, besides end of file, that ends a channel.
+/// Whether the death of the peer process ends a channel. End of file always ends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EndsWith {
-    /// The channel ends when the peer process dies.
+    /// The death of the peer process ends the channel.
     Process,
-    /// Only end of file ends the channel, because later generations hold the peer's end and may
-    /// outlive the peer.
+    /// Only end of file ends the channel. Later generations hold copies of the peer's end, and they
+    /// may outlive the peer.
     LastHolder,
 }
 
-/// What is known about the process at the other end of the channel.
+/// The process at the other end of the channel, as far as this process knows it.
 #[derive(Debug)]
 enum Peer {
-    /// The process is not known yet, so only end of file reports its death.
+    /// The peer process is not known yet, so only end of file reports the death of the peer.
     Unknown,
-    /// A running process. The pid is `None` if the process is not visible in our pid namespace.
+    /// A running process, with its pid and its pidfd. The pid is `None` if the process is not
+    /// visible in our pid namespace.
     Process(Option<u32>, AsyncFd<PidFd>),
-    /// The peer process is known to have ended.
+    /// The peer process has ended.
     Ended,
 }
 
@@ -77,7 +78,7 @@ pub(crate) enum Received {
     Message(Message),
     /// A message of a known kind that came with a file descriptor.
     Passed(Message, OwnedFd),
-    /// A packet that is not a valid message. The text gives the reason.
+    /// A packet that is not a valid message, with the reason as text.
     Garbage(String),
     /// The peer has ended, and no more messages will arrive.
     End,
@@ -97,8 +98,8 @@ impl Channel {
         })
     }
 
-    /// Wraps a channel end that this process inherited from the generation that created the
-    /// channel. The channel ends when that generation dies.
+    /// Creates the channel to the generation that created the socket pair. This process has
+    /// inherited `socket` from that generation. The death of that generation ends the channel.
     pub(crate) fn to_its_maker(socket: OwnedFd) -> io::Result<Self> {
         let maker = peer_process(socket.as_fd())?;
         let mut channel = Self::new(socket)?;
@@ -106,15 +107,15 @@ impl Channel {
         Ok(channel)
     }
 
-    /// Wraps a channel end whose peer process has not started yet. [`Channel::follow_sender`]
-    /// identifies the peer later.
+    /// Creates the channel to a process that has not started yet. Once that process has sent a
+    /// message, [`Channel::follow_sender`] makes it the peer.
     pub(crate) fn to_a_new_process(socket: OwnedFd) -> io::Result<Self> {
         report_senders(socket.as_fd())?;
         Self::new(socket)
     }
 
-    /// Makes the process that sent the last message the peer of this channel. Signals then go to
-    /// this process, and its death ends the channel.
+    /// Makes the sender of the last message the peer of this channel. From then on signals go to
+    /// that process, and its death ends the channel.
     pub(crate) fn follow_sender(&mut self) {
         if let Some(sender) = self.sender.take() {
             self.follow(sender);
@@ -125,8 +126,8 @@ impl Channel {
         let held = match process {
             SenderProcess::Held(process) => Ok(process),
             SenderProcess::Ended => Err(io::Error::from(Errno::ESRCH)),
-            // The pid may have been reused since the message was sent. It certainly still belongs
-            // to the sender if the channel is open or the process is in our process group.
+            // Another process may have reused the sender's pid since the message was sent. That is
+            // impossible if the channel is still open or the process is in our process group.
             SenderProcess::Unknown => {
                 let Some(pid) = pid else { return };
                 PidFd::open(pid).and_then(|process| {
@@ -148,8 +149,9 @@ impl Channel {
         };
     }
 
-    /// Makes the channel end only when the last process closes the other end. A successor that has
-    /// taken over passes its end to its own successor, so the channel must survive its death.
+    /// Keeps the channel open after the peer process has died, until every copy of the other end is
+    /// closed. A successor that has taken over passes its end to its own successor. So the channel
+    /// must survive the death of either of them.
     pub(crate) fn outlive_process(&mut self) {
         self.ends_with = EndsWith::LastHolder;
     }
@@ -171,8 +173,8 @@ impl Channel {
     }
 
     /// Waits until the peer process has ended or the instant `until` has passed. Returns the exit
-    /// status of the peer if the kernel reports one. This wait is needed because a process closes
-    /// its file descriptors shortly before it ends. Cancel safe.
+    /// status of the peer if the kernel reports one. The wait is needed because the kernel closes
+    /// the file descriptors of a process shortly before it reports the exit. Cancel safe.
     pub(crate) async fn exit_status(&self, until: Instant) -> Option<ExitStatus> {
         let Peer::Process(pid, process) = &self.peer else { return None };
         let _ = tokio::time::timeout_at(until, process.readable()).await;
@@ -193,10 +195,10 @@ impl Channel {
         sys::socket::has_hung_up(self.as_fd())
     }
 
-    /// Sends a message to the peer without waiting.
+    /// Sends a message to the peer, and fails instead of waiting if the channel is full.
     ///
-    /// A message has no size limit. If it is too long for a packet, it is written to an in-memory
-    /// file, and the packet carries the descriptor of that file.
+    /// The message may have any size. If it is too long for a packet, this function writes it to an
+    /// in-memory file and sends the descriptor of that file.
     pub(crate) fn send(&self, message: &Message) -> io::Result<()> {
         let packet = message.encode();
         if packet.len() <= PACKET_MAX {
@@ -206,21 +208,22 @@ impl Channel {
         retry(|| send_with_descriptors(self.as_fd(), &Message::File.encode(), &[file.as_fd()]))
     }
 
-    /// Sends a message to the peer with a copy of a file descriptor, without waiting.
+    /// Sends a message to the peer with a copy of a file descriptor. Fails instead of waiting if
+    /// the channel is full.
     pub(crate) fn pass(&self, message: &Message, descriptor: BorrowedFd<'_>) -> io::Result<()> {
         retry(|| send_with_descriptors(self.as_fd(), &message.encode(), &[descriptor]))
     }
 
-    /// Receives one message. Reads the socket directly, so it also finds messages that the tokio
-    /// runtime has not noticed yet.
+    /// Receives one message. This function reads the socket even if the tokio runtime has not
+    /// reported it as readable yet.
     pub(crate) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
         loop {
-            // Check whether the peer has died before reading the queue. Everything that a dead
-            // process has sent is already in the queue.
+            // Check whether the peer has died before reading the receive queue. If it has died, the
+            // queue already holds everything that the peer sent.
             let has_ended = match &self.peer {
                 _ if self.ends_with == EndsWith::LastHolder => false,
-                // Ask the kernel too, because the tokio runtime may not have noticed the death of
-                // the peer yet.
+                // Ask the kernel, because the tokio runtime may not have reported the death of the
+                // peer yet.
                 Peer::Process(_, process) => {
                     process.poll_read_ready(cx).is_ready() || process.get_ref().has_ended()
                 }
@@ -229,8 +232,8 @@ impl Channel {
             };
             let received = match self.poll_packet(cx) {
                 Poll::Ready(Some(received)) => received,
-                // The packet is still in the queue after a temporary error. It may be the last
-                // message of a dead process, so poll again.
+                // Poll again after a temporary error, because the packet is still in the receive
+                // queue. It may be the last message of a dead process.
                 Poll::Ready(None) => {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
@@ -254,7 +257,7 @@ impl Channel {
         }
     }
 
-    /// Takes the next packet from the socket. Returns `None` if a temporary error prevents it.
+    /// Takes the next packet from the socket. Returns `None` after a temporary error.
     fn poll_packet(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
         let mut received = take_packet(self.socket.get_ref().as_fd(), &mut self.buffer);
         while matches!(&received, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
@@ -282,7 +285,8 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Resul
     take_packet(socket, buffer).map(|(received, _)| received)
 }
 
-/// Takes one packet from the socket. Returns the packet and the process that sent it.
+/// Takes one packet from the socket. Returns the result and, if the kernel reports it, the process
+/// that sent the packet.
 fn take_packet(
     socket: BorrowedFd<'_>,
     buffer: &mut Vec<u8>,
@@ -298,7 +302,8 @@ fn take_packet(
             (Ok(message), Rights::All(mut descriptors)) if descriptors.len() == 1 => {
                 Received::Passed(message, descriptors.remove(0))
             }
-            // Dropping the packet closes any file descriptors that this message should not carry.
+            // The attached file descriptors are closed when they are dropped here. No valid message
+            // has more than one.
             (Ok(message), Rights::All(_) | Rights::Truncated) => Received::Message(message),
             (Err(why), _) => Received::Garbage(why),
         },
@@ -307,8 +312,8 @@ fn take_packet(
     Ok((received, sender))
 }
 
-/// Reads a message that was too long for a packet. Its packet carries a file that holds the
-/// message.
+/// Reads a message that was too long for a packet. The sender has written it to an in-memory file
+/// and passed the descriptor of that file.
 fn read_file(rights: Rights) -> Received {
     let Rights::All(mut descriptors) = rights else {
         return Received::Garbage("no room for the descriptor of a long message".to_owned());

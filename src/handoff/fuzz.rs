@@ -1,5 +1,5 @@
-//! Fuzz targets for the parsers of data that comes from a parent or from another generation. The
-//! fuzzers in `fuzz/` call them.
+//! Fuzz targets for the parsers of data that a parent process or another generation sends. The
+//! fuzzers in `fuzz/` call these functions.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
@@ -14,8 +14,8 @@ use crate::error::Error;
 use crate::generation::Generation;
 use crate::sys::env::Environment;
 
-/// A placeholder value of `LISTEN_PID`. It stands for the pid of the process that reads the
-/// variable.
+/// A placeholder for the value of `LISTEN_PID`. The fuzz target replaces it by the pid of the
+/// fuzzer process.
 const OURSELVES: &[u8] = b"self";
 
 /// Decodes a message of the handoff protocol and returns whether its kind is known.
@@ -28,7 +28,8 @@ pub(crate) fn message(packet: &[u8]) -> bool {
     }
     let again = Message::decode(&message.encode());
     match (&message, &again) {
-        // Encoding shortens a long reason, so the decoded reason may be only its beginning.
+        // Accept a decoded reason that is only the beginning of the encoded one, because the
+        // encoder shortens a long reason.
         (Message::Failed { reason }, Ok(Message::Failed { reason: cut })) => {
             assert!(reason.starts_with(cut))
         }
@@ -41,7 +42,8 @@ pub(crate) fn message(packet: &[u8]) -> bool {
     } else {
         return true;
     };
-    // Add the counters up, as the active generation does with those of all generations.
+    // Add the counters to themselves, because the active generation also adds up the counters of
+    // all generations.
     let mut sum = counters.clone();
     sum.add(&counters);
     sum.settle();
@@ -56,9 +58,9 @@ struct Birth {
     generation: Generation,
 }
 
-/// Reads environment variables from `bytes` and then, after an empty variable, the hello message
-/// (the first message from a predecessor). Returns the program that this process would start as its
-/// successor.
+/// Reads environment variables from `bytes`. After an empty variable, the rest is the hello
+/// message, which is the first message from a predecessor. Returns the program that this process
+/// would start as its successor.
 pub(crate) fn birth(bytes: &[u8]) -> Option<Program> {
     let end = bytes.windows(2).position(|pair| pair == b"\0\0").unwrap_or(bytes.len());
     let environment = environment(bytes[..end].split(|byte| *byte == 0));
@@ -79,8 +81,8 @@ fn read(environment: &Environment, hello: &Hello) -> Result<Program, Error> {
     let identities = identities(environment, birth.count, hello)?;
     assert_eq!(identities.len(), birth.count);
 
-    // The channel that a successor inherits is one of its file descriptors, but it is not one of
-    // its sockets.
+    // Do not count the inherited channel as a passed socket, although it is a passed file
+    // descriptor.
     let (count, channel) =
         (birth.count, birth.channel.filter(|channel| *channel > 2).unwrap_or(RawFd::MAX));
     let variables = program.environment_for(birth.generation, count, channel);
@@ -107,7 +109,8 @@ fn parts(environment: &Environment) -> Result<Birth, Error> {
 
 fn environment<'a>(variables: impl Iterator<Item = &'a [u8]>) -> Environment {
     let variables = variables.filter_map(|variable| {
-        // A variable always has a name, as in the C library, so its first byte is part of the name.
+        // Skip the first byte when looking for the equals sign. As in the C library, a variable
+        // always has a name, and its first byte is part of that name.
         let equals = variable.iter().skip(1).position(|byte| *byte == b'=')? + 1;
         let (name, value) = (OsStr::from_bytes(&variable[..equals]), &variable[equals + 1..]);
         let is_ours = name == LISTEN_PID && value == OURSELVES;
@@ -193,7 +196,7 @@ mod seeds {
         }
     }
 
-    /// Returns the packets of all messages from `every_message`. Each packet is named after its
+    /// Returns the messages of `every_message` as packets. Each packet has a name made of its
     /// number and its message kind.
     pub(crate) fn messages() -> Vec<(String, Vec<u8>)> {
         let named = |(number, message): (usize, Message)| {

@@ -3,9 +3,10 @@
 //!
 //! All parents use one protocol, whether systemd, another program or a predecessor. They pass file
 //! descriptors from 3 up and set `LISTEN_FDS` and `LISTEN_FDNAMES` (see sd_listen_fds(3)). A parent
-//! sets `LISTEN_PID` to the process that the sockets are for. A predecessor cannot know the pid of
-//! its successor before the fork, so it names the channel instead. Any invalid value is an error
-//! that names the cause, because a process that guesses may serve the wrong socket.
+//! sets `LISTEN_PID` to the pid of the process that should use the sockets. A predecessor cannot
+//! know the pid of its successor before the fork. So it sets a variable that names the channel
+//! between the two processes. Any invalid value is an error, because a process that guesses may
+//! serve the wrong socket.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -38,41 +39,42 @@ pub struct Inheritance {
     pub(crate) sockets: Vec<Passed>,
     pub(crate) predecessors: Unconnected,
     pub(crate) program: Program,
-    /// The init process that a container or a supervisor watches instead of this process. `None` if
-    /// there is none.
+    /// The channel to the init process, which a container or a supervisor watches instead of this
+    /// process. `None` if no init process exists.
     pub(crate) init: Option<Init>,
     journal_stream: Option<String>,
     runtime_directory: Option<PathBuf>,
-    /// A file descriptor number for the channel to the successor. It is reserved at startup,
-    /// because low numbers are free then.
+    /// A low file descriptor number, reserved for the successor's end of the channel. It is
+    /// reserved at startup, because low numbers are still free then.
     pub(crate) slot: ReservedFd,
-    /// The number of connections that the predecessor may carry over (move to this process), for
-    /// each listener by name.
+    /// How many connections the predecessor may move to this process, for each listener by name.
     pub(crate) forecast: CarryForecast,
 }
 
 impl Inheritance {
-    /// Takes the inheritance from the environment and from the passed file descriptors. Call it
-    /// first in `main`, before you build a runtime: it changes the environment, which is sound only
-    /// in a single thread. It also marks every open file descriptor from 3 up close-on-exec.
+    /// Takes the inheritance from the environment and from the passed file descriptors. Call this
+    /// function first in `main`, before you build a runtime. It changes the environment, which is
+    /// sound only in a single thread, and it marks every open file descriptor from 3 up
+    /// close-on-exec.
     ///
     /// # Errors
     /// [`Error::ThreadsRunning`] if other threads run, [`Error::AlreadyTaken`] on a second call,
-    /// and [`Error::Environment`] or [`Error::NotAListener`] if a parent passed an invalid value. A
-    /// predecessor is told why this process failed.
+    /// and [`Error::Environment`] or [`Error::NotAListener`] if a parent passed an invalid value.
+    /// If this process has a predecessor, this function also tells it why this process failed.
     ///
     /// # As process 1
-    /// A generation exits after a handoff, but a container ends when process 1 exits. So process 1
-    /// of a pid namespace becomes a small init process, which stays until the last generation has
-    /// ended. In that case this function returns in a child of the init process, and never in
-    /// process 1 itself.
+    /// A generation exits after a handoff, but a container ends when process 1 exits. So if this
+    /// process is process 1 of a pid namespace, it becomes a small init process and forks. The init
+    /// process stays until the last generation has ended. This function then returns only in the
+    /// child.
     pub fn take() -> Result<Self, Error> {
         Self::take_alone(Variables::Removed)?.with_init_as_process_1()
     }
 
     /// Takes the inheritance like [`Inheritance::take`], but leaves the environment unchanged.
-    /// Other threads may run, such as those of a preloaded allocator. Use it in a program that
-    /// starts no other programs. Process 1 must still have only one thread.
+    /// Other threads may run, such as those of a preloaded allocator. Use this function only in a
+    /// program that starts no other programs. If this process is process 1, it must still have only
+    /// one thread.
     ///
     /// # Errors
     /// As [`Inheritance::take`].
@@ -80,9 +82,10 @@ impl Inheritance {
         Self::take_alone(Variables::Kept)?.with_init_as_process_1()
     }
 
-    /// Takes the inheritance like [`Inheritance::take`], but always leaves an init process behind,
-    /// unless one exists. Use it under a supervisor that watches only the process that it started.
-    /// Most supervisors do, but systemd does not.
+    /// Takes the inheritance like [`Inheritance::take`], but forks even if this process is not
+    /// process 1. The parent stays as the init process, unless an init process already exists. Use
+    /// this function under a supervisor that watches only the process that it started. Most
+    /// supervisors work like this, but systemd can follow a new main process.
     /// # Errors
     /// As [`Inheritance::take`].
     pub fn take_under_init() -> Result<Self, Error> {
@@ -93,7 +96,8 @@ impl Inheritance {
         if std::process::id() == 1 { self.with_init() } else { Ok(self) }
     }
 
-    /// Forks and leaves an init process behind, unless one exists.
+    /// Forks this process, unless an init process already exists. The parent becomes the init
+    /// process, and this function returns in the child.
     fn with_init(mut self) -> Result<Self, Error> {
         if self.predecessors.predecessor.is_none() {
             sys::process::require_one_thread()?;
@@ -141,7 +145,8 @@ impl Inheritance {
         self.generation
     }
 
-    /// Returns whether this process has a predecessor that serves until this process is ready.
+    /// Returns whether this process has a predecessor. The predecessor serves clients until this
+    /// process has taken over.
     #[must_use]
     pub const fn has_predecessor(&self) -> bool {
         self.predecessors.predecessor.is_some()
@@ -149,8 +154,8 @@ impl Inheritance {
 
     /// Returns whether standard error is connected to the systemd journal. `JOURNAL_STREAM` holds
     /// the device and inode of the journal's stream (see systemd.exec(5)). This function compares
-    /// them with standard error, because a program inherits the variable even if its output goes
-    /// elsewhere.
+    /// them with those of standard error. The variable alone is not enough, because a program
+    /// inherits it even if its output goes elsewhere.
     #[must_use]
     pub fn logs_to_journal(&self) -> bool {
         self.journal_stream.is_some()
@@ -197,7 +202,7 @@ impl Inheritance {
     }
 }
 
-/// The part of the inheritance that only a predecessor, and no other parent, can pass.
+/// The part of the inheritance that only a predecessor passes, and no other parent.
 struct Inherited {
     generation: Generation,
     sockets: Vec<Passed>,
@@ -214,8 +219,7 @@ fn take_from_predecessor(
     channel: &OwnedFd,
 ) -> Result<Inherited, Error> {
     let wrong = |why: String| Error::Predecessor { why };
-    // The predecessor sends the hello message before the fork, so this process does not have to
-    // wait for it.
+    // Do not wait for the hello message, because the predecessor sent it before the fork.
     let hello = match receive(channel.as_fd(), &mut Vec::new()) {
         Ok(Received::Message(Message::Hello(hello))) => hello,
         Ok(Received::Message(Message::Unrecognised { version, .. })) => {
@@ -248,8 +252,9 @@ pub(super) fn ordinal(environment: &Environment) -> Result<Generation, Error> {
     Ok(parse(environment, GENERATION, "the ordinal of a process")?.unwrap_or(Generation::FIRST))
 }
 
-/// Checks that the hello message names each file descriptor only once. It must not name the
-/// channel, nor one of the first `count` passed descriptors, because those are sockets.
+/// Checks the file descriptors that the hello message names. Each may be named only once. The
+/// message must name neither the channel nor one of the first `count` passed descriptors, which are
+/// sockets.
 pub(super) fn check_descriptors(hello: &Hello, count: usize, channel: RawFd) -> Result<(), Error> {
     let mut taken = HashSet::from([channel]);
     for descriptor in hello.draining.iter().map(|(_, descriptor)| *descriptor).chain(hello.init) {
@@ -262,8 +267,8 @@ pub(super) fn check_descriptors(hello: &Hello, count: usize, channel: RawFd) -> 
     Ok(())
 }
 
-/// Tells the predecessor why this process cannot serve. An error of the send is ignored: the
-/// predecessor has then ended and no longer needs the reason.
+/// Tells the predecessor why this process cannot serve. A failure to send is ignored, because it
+/// means that the predecessor has ended.
 fn tell_why(channel: &OwnedFd, reason: &dyn Display) {
     let packet = Message::Failed { reason: reason.to_string() }.encode();
     let _ = retry(|| send_packet(channel.as_fd(), &packet));
@@ -288,8 +293,8 @@ fn channel(
     Err(bad(CHANNEL, value, why))
 }
 
-/// Returns the file descriptor of the channel to the predecessor, as given in the environment. It
-/// must not be one of the first `count` passed descriptors, because those are sockets.
+/// Returns the file descriptor of the channel to the predecessor, as given in the environment.
+/// Returns an error if it is one of the first `count` passed descriptors, which are sockets.
 pub(super) fn announced_channel(
     environment: &Environment,
     count: usize,
@@ -310,7 +315,7 @@ pub(super) fn announced_channel(
     Ok(Some(descriptor))
 }
 
-/// Checks that this process can fork an init process, which requires that it has only one thread.
+/// Checks that this process can fork an init process. It can do so only if it has a single thread.
 ///
 /// # Errors
 /// [`Error::ThreadsRunning`] if other threads run.
@@ -318,8 +323,8 @@ pub fn check_for_init() -> Result<(), Error> {
     sys::process::require_one_thread()
 }
 
-/// Returns the first directory of a list, if its path is absolute. systemd joins the directories by
-/// colons.
+/// Returns the first directory of a list in which colons separate the directories, as systemd
+/// writes it. Returns `None` if the path is not absolute.
 pub(super) fn first_of(folders: &OsStr) -> Option<PathBuf> {
     let first = folders
         .as_bytes()
@@ -329,8 +334,8 @@ pub(super) fn first_of(folders: &OsStr) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(first)))
 }
 
-/// Returns the runtime directory that the service manager created, if any. By default the control
-/// socket is in that directory.
+/// Returns the runtime directory that the service manager created for the service, if any. By
+/// default the control socket is created in this directory.
 #[must_use]
 pub fn runtime_directory() -> Option<PathBuf> {
     first_of(&sys::env::variable(RUNTIME_DIRECTORY)?)

@@ -6,12 +6,12 @@
 //! supervisor that watches only one process takes the end of that process for the end of the
 //! service. systemd can follow a new main process, but other supervisors cannot.
 //!
-//! The first process forks before anything else. The parent stays as the init process, and the
-//! child becomes generation 1. Every generation inherits its end of a channel to the init process,
-//! and the active generation announces itself on that channel. End of file on the channel means
-//! that all generations have ended.
+//! The first process forks before it does anything else. The parent stays as the init process, and
+//! the child becomes generation 1. All generations inherit one end of a channel to the init
+//! process. On this channel the active generation tells the init process its pid. End of file on
+//! the channel means that all generations have ended.
 //!
-//! The init process opens nothing, binds nothing, and does not know what the service does.
+//! The init process opens no files and binds no sockets. It does not know what the service does.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,8 +34,9 @@ use crate::sys::socket::{channel_pair, pause, retry, send_packet, will_pass};
 const PASSED_ON: [Signal; 5] =
     [Signal::SIGHUP, Signal::SIGUSR2, Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT];
 
-/// The bit that marks a signal from the kernel (see sigaction(2)). The init process does not
-/// forward such a signal, because the kernel sends it to all foreground processes of a terminal.
+/// The value of `si_code` for a signal from the kernel, `SI_KERNEL` (see sigaction(2)). The init
+/// process does not forward such a signal, because the kernel sends it to every foreground process
+/// of a terminal anyway.
 const FROM_THE_KERNEL: i32 = 0x80;
 
 /// A generation's end of the channel to the init process.
@@ -43,8 +44,8 @@ const FROM_THE_KERNEL: i32 = 0x80;
 pub(crate) struct Init(OwnedFd);
 
 impl Init {
-    /// Forks this process and leaves the parent behind as the init process. Returns only in the
-    /// child.
+    /// Forks this process. The parent becomes the init process, and this function returns only in
+    /// the child.
     pub(super) fn leave() -> Result<Self, Error> {
         let failed = || Error::system("stay as an init");
         let (ours, lines) = channel_pair().map_err(failed())?;
@@ -62,7 +63,8 @@ impl Init {
         }
     }
 
-    /// Wraps the channel end that a predecessor passed.
+    /// Wraps the end of the channel to the init process that this process received from its
+    /// predecessor.
     pub(super) const fn inherited(lines: OwnedFd) -> Self {
         Self(lines)
     }
@@ -79,13 +81,13 @@ impl Init {
     }
 }
 
-/// Writes the error that ends the init process to standard error, because the init process has no
-/// log. Does not wait if standard error is a full pipe.
+/// Writes an error to standard error, because the init process has no log. Called when this error
+/// ends the init process. Does not wait if standard error is a full pipe.
 fn complain(error: &io::Error) {
     let stderr = io::stderr();
     let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     if nix::poll::poll(&mut room, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
-        // An error of this write is ignored, because the exit code also reports the failure.
+        // Ignore a failure to write, because the exit code reports the error too.
         let _ =
             (&stderr).write_all(format!("handoffd: the init cannot go on: {error}\n").as_bytes());
     }
@@ -107,8 +109,9 @@ struct InitProcess {
     /// How the active generation ended: its exit code, or 128 plus the number of the signal that
     /// killed it.
     status: Option<i32>,
-    /// The signal that told the service to stop. It is sent again to each generation that becomes
-    /// active later, because it may have arrived during a takeover.
+    /// The signal that told the service to stop. It may have arrived while one generation took over
+    /// from another. So the init process also sends this signal to each generation that becomes
+    /// active later.
     stop: Option<Signal>,
 }
 
@@ -134,8 +137,8 @@ impl InitProcess {
             match self.turn() {
                 Ok(None) => {}
                 Ok(Some(status)) => return Ok(status),
-                // Wait for a temporary shortage of memory to pass, because the service ends with
-                // this process.
+                // Wait until a temporary shortage of memory has passed. The init process must not
+                // exit, because the service would end with it.
                 Err(error) if will_pass(&error) => pause(),
                 Err(error) => return Err(error),
             }
@@ -145,8 +148,8 @@ impl InitProcess {
     /// Handles all pending messages, signals and ended children, then waits for more. Returns the
     /// status of the active generation once all generations have ended.
     fn turn(&mut self) -> io::Result<Option<i32>> {
-        // Read the channel before the signals. A message on the channel may name a new active
-        // generation, which must get the signals.
+        // Read the messages before the signals. A message may name a new active generation, and
+        // then the signals must go to that generation.
         self.hear()?;
         while let Some(signal) = self.signals.read_signal()? {
             self.pass_on(&signal);
@@ -200,12 +203,12 @@ impl InitProcess {
         }
     }
 
-    /// Sends a signal to the active generation, unless that process has been reaped. The kernel
-    /// cannot reuse its pid before it is reaped.
+    /// Sends a signal to the active generation, unless the init process has already reaped it. The
+    /// kernel can reuse the pid of a process only after it is reaped.
     fn send(&self, signal: Signal) {
         if self.status.is_none() {
-            // An error is ignored: if the process has already ended, the init process will read its
-            // exit status.
+            // Ignore an error, which means that the process has ended. The init process will then
+            // read its exit status.
             let _ = kill(self.head, signal);
         }
     }

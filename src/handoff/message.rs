@@ -2,9 +2,9 @@
 //! as in sd_notify(3).
 //!
 //! Every packet begins with the protocol version and the message kind. Unknown keys are ignored, so
-//! a later version can add keys to a message. A message of an unknown kind or version gets the
-//! reply [`Message::Unknown`] and does no harm. A line break in a value becomes a space.
-//! `docs/protocol.md` describes which generation sends which message, and when.
+//! a later version can add keys to a message. A message of an unknown kind or version has no
+//! effect, and the receiver replies [`Message::Unknown`]. The sender replaces each line break in a
+//! value by a space. `docs/protocol.md` describes which generation sends which message, and when.
 
 use std::collections::VecDeque;
 use std::fmt::{Display, Write as _};
@@ -28,7 +28,7 @@ const REASON_MAX: usize = 4000;
 /// not know this kind and reply with [`Message::Unknown`].
 pub(super) const ASK: &str = "ask";
 
-/// The messages that a new process sends between fork and exec, in the form of [`Message::encode`].
+/// The messages that a new process sends between fork and exec, encoded as by [`Message::encode`].
 /// They are constants because memory cannot be allocated between fork and exec.
 pub(crate) const WORDS: PreExecMessages = PreExecMessages {
     born: b"VERSION=2\nKIND=started\nPID=",
@@ -42,8 +42,8 @@ pub(crate) enum Message {
     /// The first packet from a predecessor to its successor. It describes the passed file
     /// descriptors.
     Hello(Hello),
-    /// The predecessor tells its successor that the predecessor has retired and the successor is
-    /// now the active generation.
+    /// The predecessor tells its successor that the handoff is committed: the predecessor has
+    /// retired, and the successor is now the active generation.
     Committed(Commit),
     /// The predecessor sends its successor the counters of the older generations that have ended.
     /// It sends them just before the commit of the handoff.
@@ -51,15 +51,15 @@ pub(crate) enum Message {
     /// The predecessor sends its successor the last status report of an older generation that has
     /// not ended. It sends the report just before the commit of the handoff.
     Draining(Box<Report>),
-    /// The predecessor offers its successor to move connections over the attached channel.
-    /// `version` is the version of the carry protocol. This message comes before the commit of the
-    /// handoff.
+    /// The predecessor offers to move its connections to the successor over the attached channel.
+    /// `version` is the version of the protocol for moving connections. This message comes before
+    /// the commit of the handoff.
     Carry { version: u32 },
-    /// The predecessor tells its successor to stop, because the service stops or the handoff has
-    /// failed or was rolled back.
+    /// The predecessor tells its successor to stop. The reason is that the service stops, or that
+    /// the handoff has failed or was rolled back.
     Stop,
-    /// The new process is about to execute the successor's program. The kernel reports the pid of
-    /// the process that sends this message.
+    /// A new process is about to execute the successor's program. Along with this message the
+    /// kernel reports the pid of the new process.
     Born,
     /// The launch of a successor failed at the second fork. The process between predecessor and
     /// successor sends this message.
@@ -68,23 +68,23 @@ pub(crate) enum Message {
     /// successor sends this message.
     ExecFailed { errno: i32 },
     /// The successor tells its predecessor that it accepts connections. `closed` lists the passed
-    /// file descriptors that the successor closed because no listener claims them. `replaced` lists
-    /// the closed descriptors whose clients go to a new listener once the predecessor closes them
-    /// too.
+    /// file descriptors that the successor closed, because they match no configured listener.
+    /// `replaced` lists those of them that overlap with the address of a new listener. Their
+    /// clients will go to the new listener once the predecessor has closed these sockets too.
     Ready { closed: Vec<RawFd>, replaced: Vec<RawFd> },
     /// The successor tells its predecessor that it cannot serve, and why.
     Failed { reason: String },
-    /// The successor tells its predecessor to keep serving, because the successor was told to stop
-    /// during its probation.
+    /// The successor tells its predecessor to keep serving. The successor sends this if it is told
+    /// to stop before the handoff is committed.
     Rollback,
-    /// The newest generation tells all draining generations that the service stops, so they must
-    /// never accept again.
+    /// The newest generation tells all draining generations that the whole service stops. They must
+    /// then not accept connections again, even if the newest generation dies.
     Stopping,
-    /// A retiring generation tells all older generations that no process listens on these sockets
-    /// any more. Each number is the `SO_COOKIE` of a socket (see socket(7)).
+    /// A retiring generation tells all older generations that the service no longer listens on
+    /// these sockets. Each number is the `SO_COOKIE` of a socket (see socket(7)).
     GivenUp { sockets: Vec<u64> },
-    /// The newest generation tells a draining generation to end its drain early, because too many
-    /// generations are alive.
+    /// The newest generation tells a draining generation to close its remaining connections early,
+    /// because too many generations are alive.
     Cut,
     /// The active generation tells the init process (if one exists) that the process `pid` is the
     /// active generation.
@@ -93,38 +93,38 @@ pub(crate) enum Message {
     Ask,
     /// A status report, which is the reply to [`Message::Ask`].
     Report(Box<Report>),
-    /// A message that is too long for a packet. The message is in the attached file. Both sides
-    /// send this kind.
+    /// A message that is too long for a packet. The attached file contains the message. Any
+    /// generation may send this kind.
     File,
     /// The reply to a message of an unknown kind.
     Unknown { kind: String },
-    /// The result of decoding a packet of an unknown version or kind. This message is never sent.
+    /// A received packet of an unknown version or kind. This message is never sent.
     Unrecognised { version: u32, kind: String },
 }
 
 /// The information that a predecessor sends to its successor at startup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hello {
-    /// The passed sockets that this generation or an older one bound itself, each with its index
-    /// among the passed sockets.
+    /// The passed sockets that the predecessor or an older generation bound, and no parent such as
+    /// systemd. Each has its index among the passed sockets.
     pub(crate) bound: Vec<(usize, Binding)>,
-    /// The draining generations that are older than the predecessor. Each comes with the file
-    /// descriptor of the channel to it.
+    /// The generations before the predecessor that still finish their last connections. Each entry
+    /// has the file descriptor of the channel to that generation.
     pub(crate) draining: Vec<(Generation, RawFd)>,
     /// The file descriptor of the channel to the init process, if one exists.
     pub(crate) init: Option<RawFd>,
-    /// The number of connections that may move to the successor, for each listener.
+    /// How many connections may move to the successor, for each listener.
     pub(crate) forecast: CarryForecast,
-    /// The names of the passed sockets. They are sent here and not in `LISTEN_FDNAMES`, because an
-    /// environment variable holds at most 128 KiB (see execve(2)).
+    /// The names of the passed sockets. The predecessor does not pass them in `LISTEN_FDNAMES`,
+    /// because an environment variable holds at most 128 KiB (see execve(2)).
     pub(crate) names: Vec<String>,
 }
 
 /// The information that a predecessor leaves to its successor when the handoff commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Commit {
-    /// Whether a reload was requested too late for the predecessor to handle it. The successor then
-    /// handles it.
+    /// Whether a reload was requested that the predecessor could not handle any more. If so, the
+    /// successor handles it.
     pub(crate) pending: PendingReload,
     /// Whether the predecessor accepts connections again if the successor dies.
     pub(crate) on_death: OnSuccessorDeath,
@@ -133,14 +133,15 @@ pub(crate) struct Commit {
 /// Whether a retired generation accepts connections again when its successor dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum OnSuccessorDeath {
-    /// The retired generation accepts again.
+    /// The retired generation accepts connections again.
     Resume,
-    /// The retired generation does not accept again, because it or the service was told to stop, or
-    /// because the service manager restarts the service.
+    /// The retired generation does not accept connections again. The reason is that this generation
+    /// or the whole service was told to stop, or that the service manager restarts the service.
     Stay,
 }
 
-/// Whether a request for a reload (SIGHUP) has not been handled yet. Several requests count as one.
+/// Whether the service still has to handle a request for a reload (SIGHUP). Several requests count
+/// as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub(crate) enum PendingReload {
     #[default]
@@ -299,7 +300,7 @@ impl Message {
     }
 }
 
-/// A packet that is being written, line by line.
+/// The text of a packet, to which the encoder adds one line after another.
 struct Packet(String);
 
 impl Packet {
@@ -322,7 +323,7 @@ impl Packet {
     }
 }
 
-/// The lines of a packet that have not been parsed yet.
+/// The lines of a received packet that the decoder has not parsed yet.
 struct Fields<'a>(VecDeque<(&'a str, &'a str)>);
 
 impl<'a> Fields<'a> {
@@ -360,7 +361,8 @@ impl<'a> Fields<'a> {
         serde_json::from_str(text).map_err(|error| format!("{key}={}: {error}", excerpt(text)))
     }
 
-    /// Takes the line with the given key and splits its value at the first space into two values.
+    /// Takes the line with the given key, splits its value at the first space, and parses both
+    /// parts.
     fn pair<A: std::str::FromStr, B: std::str::FromStr>(
         &mut self,
         key: &str,
@@ -371,7 +373,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Returns the beginning of an unreadable text, short enough for a one-line error message.
+/// Returns the beginning of a text that could not be parsed, short enough for a one-line error
+/// message.
 fn excerpt(text: &str) -> String {
     const SHOWN: usize = 100;
     let shown: String = text.chars().take(SHOWN).collect();

@@ -1,5 +1,5 @@
-//! Communication between generations. This module holds what a process inherits at startup, and the
-//! messages that it exchanges with its predecessor and its successor.
+//! Communication between generations. This module contains the inheritance of a process (what it
+//! receives at startup) and the messages that it exchanges with its predecessor and its successor.
 //!
 //! Both sides of the handoff protocol are here. A predecessor uses [`Successor`] for the process
 //! that it starts. A successor uses [`Predecessors`] for all older generations. `docs/protocol.md`

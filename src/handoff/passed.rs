@@ -1,7 +1,7 @@
 //! The sockets that a parent or a predecessor passes to this process as file descriptors from 3 up
 //! (see sd_listen_fds(3)).
 //!
-//! This process takes only sockets that are meant for it, and checks each socket.
+//! This module takes the sockets only if they are meant for this process, and checks each socket.
 //! [`crate::net::ListenerSet`] decides which socket belongs to which listener.
 
 use std::collections::HashMap;
@@ -19,8 +19,8 @@ use crate::sys::env::Environment;
 use crate::sys::fd::{FIRST_PASSED, PassedDescriptors};
 use crate::sys::process::PidFd;
 
-/// The largest number of file descriptors that a process can have by default. The default of
-/// `fs.nr_open` is 2^20.
+/// The largest number of file descriptors that a process can have by default, which is 2^20 (see
+/// `fs.nr_open` in proc_sys_fs(5)).
 const DESCRIPTORS_MAX: usize = 1 << 20;
 
 /// Returns how many file descriptors were passed to this process, and checks that all of them are
@@ -49,11 +49,11 @@ pub(super) fn announced(environment: &Environment) -> Result<usize, Error> {
 }
 
 /// Returns whether the passed sockets are meant for this process. A child of the intended process
-/// inherits the same variables, but they hold the pid of its parent.
+/// inherits the same environment variables, but these name its parent and not the child.
 fn is_meant_for_us(environment: &Environment) -> Result<bool, Error> {
     let ours = std::process::id();
-    // If the variable does not hold our pid, the sockets are meant for another process. So never
-    // adopt them without this check.
+    // Compare `LISTEN_PID` with our own pid. If they differ, the sockets are meant for another
+    // process.
     if environment.get(LISTEN_PID).and_then(OsStr::to_str).and_then(|text| text.parse().ok())
         != Some(ours)
     {
@@ -69,8 +69,8 @@ fn is_meant_for_us(environment: &Environment) -> Result<bool, Error> {
 
 /// Returns whether `descriptor` is one of the first `count` passed file descriptors.
 pub(super) fn is_passed(count: usize, descriptor: RawFd) -> bool {
-    // Use a checked subtraction, because the environment may contain any number, even the smallest
-    // `RawFd`.
+    // Use a checked subtraction, because the environment may contain any number and the subtraction
+    // could overflow.
     let place = descriptor.checked_sub(FIRST_PASSED).and_then(|place| usize::try_from(place).ok());
     place.is_some_and(|place| place < count)
 }
@@ -88,8 +88,8 @@ pub(super) fn adopt(
     taken.map(|(fd, (name, origin))| Passed::check(fd, name, origin)).collect()
 }
 
-/// Returns the name and the origin of each passed file descriptor, in the order in which they were
-/// passed.
+/// Returns the name and the origin of each passed file descriptor, in the order of the descriptor
+/// numbers.
 pub(super) fn identities(
     environment: &Environment,
     count: usize,
@@ -99,8 +99,8 @@ pub(super) fn identities(
         return Ok(Vec::new());
     }
     let names = match hello.names.len() {
-        // A parent names the passed sockets in an environment variable. A predecessor names them in
-        // its first message.
+        // Read the names from an environment variable, because a parent passed the sockets. A
+        // predecessor sends the names in its first message.
         0 => names(environment, count)?,
         named if named == count => hello.names.iter().cloned().map(Some).collect(),
         named => {
@@ -115,8 +115,8 @@ pub(super) fn identities(
         let stored = name.as_deref().and_then(StoredName::parse);
         match (bound, stored) {
             (Some(binding), _) => (name, Origin::Bound((*binding).clone())),
-            // This socket comes from the service manager's file descriptor store. A generation that
-            // has died had bound it.
+            // This socket comes from the service manager's file descriptor store. An earlier
+            // generation, which has died, bound it.
             (None, Some((stored, binding))) => (Some(stored.to_owned()), Origin::Bound(binding)),
             (None, None) => (name, Origin::Inherited),
         }
@@ -124,8 +124,8 @@ pub(super) fn identities(
     Ok(identities.collect())
 }
 
-/// Returns the names of the passed file descriptors. A descriptor without a name has the name
-/// `unknown` or an empty name in systemd.
+/// Returns the names of the passed file descriptors. The name is `None` for an empty name and for
+/// `unknown`, because systemd uses these two for a descriptor without a name.
 fn names(environment: &Environment, count: usize) -> Result<Vec<Option<String>>, Error> {
     let Some(value) = environment.get(LISTEN_FDNAMES) else { return Ok(vec![None; count]) };
     let text = value.to_str().ok_or_else(|| bad(LISTEN_FDNAMES, value, "expected text"))?;

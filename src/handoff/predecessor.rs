@@ -1,11 +1,12 @@
-//! The channels to all older generations: the predecessor, and the generations that still drain.
+//! The channels to all older generations: to the predecessor, and to the generations that still
+//! drain (finish their last connections).
 //!
 //! Every generation keeps a channel to each older generation that is alive, and passes copies of
-//! these channels to its successor. So the newest generation can reach all older ones. A channel of
-//! an old generation ends only when no newer generation is left.
+//! these channels to its successor. So the newest generation can reach all older ones. An old
+//! generation sees the end of its channel only when no newer generation is left.
 //!
-//! Several processes hold the channel to a retired generation, but each packet can be read only
-//! once. So only the active generation reads these channels ([`Attention`]).
+//! Several processes hold the channel to a retired generation, but only one process can read each
+//! packet. So only the active generation reads these channels (see [`Attention`]).
 
 use std::future::poll_fn;
 use std::io;
@@ -19,13 +20,15 @@ use crate::generation::Generation;
 use crate::report::{Counters, GenerationState, Report};
 use crate::text::one_line;
 
-/// The draining generations, each with the channel to that generation.
+/// The generations that still finish their last connections, each with the channel to that
+/// generation.
 pub(super) type Draining = Vec<(Generation, OwnedFd)>;
 
-/// The channels to older generations as they were inherited, before a tokio runtime exists.
+/// The inherited channels to older generations, before they are registered with a tokio runtime.
 #[derive(Debug, Default)]
 pub(crate) struct Unconnected {
-    /// The draining generations that are older than the predecessor, the oldest first.
+    /// The channels to the generations before the predecessor that still finish their last
+    /// connections, the oldest generation first.
     pub(super) draining: Draining,
     /// The channel to the predecessor. `None` if this process has no predecessor.
     pub(super) predecessor: Option<OwnedFd>,
@@ -72,18 +75,19 @@ impl Older {
 /// The relation of an older generation to this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
-    /// The older generation serves, and this process is on probation.
+    /// The older generation still serves. It has not committed the handoff to this process yet.
     Predecessor,
-    /// The older generation has retired and drains its connections.
+    /// The older generation has handed over. It accepts no new connections and finishes the ones
+    /// that it has.
     Draining,
 }
 
 /// An event from an older generation that this process must handle.
 #[derive(Debug)]
 pub(crate) enum PredecessorEvent {
-    /// The predecessor has retired, so this process is now the active generation.
+    /// The predecessor has committed the handoff, so this process is now the active generation.
     Committed(Commit),
-    /// The predecessor died before it retired, so it cannot serve any more.
+    /// The predecessor died before it committed the handoff, so this process must serve instead.
     Lost,
     /// The predecessor wants this process to stop.
     Stop,
@@ -94,12 +98,12 @@ pub(crate) enum PredecessorEvent {
     /// The predecessor has sent the last status report of an older generation that has not ended.
     Draining(Box<Report>),
     /// The predecessor will move its connections to this process over the given channel. The number
-    /// is the version of the carry protocol.
+    /// is the version of the protocol for moving connections.
     Carrying(u32, OwnedFd),
-    /// A draining generation has reported its status.
+    /// A generation that has handed over, but still has connections, has reported its status.
     Reported,
-    /// A draining generation has ended. The event holds the last status report that it sent to this
-    /// process or to the predecessor, if any.
+    /// A draining generation has ended. The event contains its last status report, if it sent one
+    /// to this process or to the predecessor.
     Ended(Generation, Option<Box<Report>>),
 }
 
@@ -124,13 +128,14 @@ impl Predecessors {
         self.older.iter().any(|older| older.role == Role::Predecessor)
     }
 
-    /// Returns how many older generations are alive, according to their last reports and to the
-    /// kernel.
+    /// Returns how many older generations are alive. This function asks the kernel, and it does not
+    /// count a generation that has reported its end.
     pub(crate) fn count(&self) -> usize {
         self.older.iter().filter(|older| !older.is_over()).count()
     }
 
-    /// Returns whether all older generations have ended, according to the messages read so far.
+    /// Returns whether all older generations have ended, according to the messages that this
+    /// process has read so far.
     pub(crate) fn is_empty(&self) -> bool {
         self.older.is_empty()
     }
@@ -148,7 +153,8 @@ impl Predecessors {
         self.older.iter_mut().for_each(|older| older.poll.leave());
     }
 
-    /// Asks all draining generations for their status.
+    /// Asks all older generations that have handed over, but still have connections, for their
+    /// status.
     pub(crate) fn ask(&mut self) {
         for older in &mut self.older {
             if let Some(question) = older.poll.question() {
@@ -167,7 +173,7 @@ impl Predecessors {
         }
     }
 
-    /// Returns what is known about the status of each older generation, the newest first.
+    /// Returns the number and the last known status of each older generation, the newest first.
     pub(crate) fn reports(&self) -> impl Iterator<Item = (Generation, &StatusPoll)> {
         self.older.iter().rev().map(|older| (older.generation, &older.poll))
     }
@@ -177,8 +183,8 @@ impl Predecessors {
         self.older.iter().map(|older| (older.generation, older.channel.as_fd()))
     }
 
-    /// Sends a message to the predecessor. An error is ignored: the predecessor has then ended, and
-    /// the next receive reports that.
+    /// Sends a message to the predecessor. Ignores a failure, because [`Predecessors::next`]
+    /// reports the end of the predecessor.
     pub(crate) fn tell_predecessor(&self, message: &Message) {
         for older in self.older.iter().filter(|older| older.role == Role::Predecessor) {
             older.tell(message);
@@ -196,9 +202,9 @@ impl Predecessors {
         self.older.clear();
     }
 
-    /// Tells the oldest generations to end their drain early, so that at most `keep` generations
-    /// continue. A generation that has ended does not count, even if this process has not read the
-    /// end of its channel yet.
+    /// Tells the oldest generations to close their connections early, so that at most `keep` older
+    /// generations continue. Generations that have already ended do not count, even if this process
+    /// has not read the end of their channels yet.
     pub(crate) fn cut_all_but(&self, keep: usize) {
         let left: Vec<_> = self.older.iter().filter(|older| !older.is_over()).collect();
         let excess = left.len().saturating_sub(keep);
@@ -251,7 +257,7 @@ fn ready<T>(poll: Poll<T>) -> Option<T> {
     }
 }
 
-/// The effect of a received packet on this process.
+/// The result of reading a packet from an older generation.
 enum Taken {
     Event(PredecessorEvent),
     Nothing,
@@ -282,8 +288,8 @@ impl Older {
             Received::Message(Message::Ask) if self.role == Role::Predecessor => {
                 Taken::Event(PredecessorEvent::Asked)
             }
-            // An older generation attaches no file descriptor to this message. Dropping an
-            // unexpected descriptor closes it.
+            // Ignore a file descriptor that an older generation attached to this message by
+            // mistake. Dropping the descriptor closes it.
             Received::Message(message) | Received::Passed(message, _) => {
                 match self.poll.hear(message) {
                     Ok(()) => Taken::Event(PredecessorEvent::Reported),
@@ -314,8 +320,9 @@ impl Older {
         }
     }
 
-    /// Returns whether this generation has ended, or has sent its last report and is about to end.
-    /// Asks the kernel too, because only the active generation reads the channel.
+    /// Returns whether this older generation has ended, or has sent its last report and is about to
+    /// end. This function also asks the kernel, because a process that is not the active generation
+    /// does not read the channel.
     fn is_over(&self) -> bool {
         let has_said_so =
             self.poll.report().is_some_and(|last| last.state == GenerationState::Stopped);
@@ -342,8 +349,8 @@ mod tests {
         Box::new(Report::placeholder(Generation::FIRST, state))
     }
 
-    /// An older generation that reported its end to the predecessor has ended properly, even if its
-    /// channel closes only after the takeover.
+    /// If an older generation reported its end to the predecessor, the new active generation knows
+    /// of it. This holds even if the channel closes only after the takeover.
     #[tokio::test]
     async fn a_report_to_the_predecessor_counts_after_the_takeover() {
         let (oldest, to_oldest) = channel_pair().unwrap();
@@ -371,8 +378,8 @@ mod tests {
         assert_eq!(last.state, GenerationState::Stopped);
     }
 
-    /// While another process was the active generation, an older generation may have reported its
-    /// end to that process.
+    /// If a generation ends while another process is the active one, its last state is unknown
+    /// here. It may have reported its end to that other process.
     #[tokio::test]
     async fn a_generation_that_may_have_reported_elsewhere_is_unknown() {
         let (oldest, to_oldest) = channel_pair().unwrap();

@@ -1,10 +1,10 @@
-//! The program to start as a successor. It has the same path, arguments and environment as this
-//! process.
+//! The program that this process starts as its successor, with the same path, arguments and
+//! environment as this process.
 //!
-//! The path is resolved again at each start, so a deployment can put a new binary there. The
-//! environment is the original environment without the variables of the handoff protocol. The
-//! variables of the service manager are passed on. The environment does not grow from generation to
-//! generation.
+//! The path is resolved again at each start, so a deployment can put a new binary at this path. The
+//! successor gets the original environment of this process, with new values of the handoff
+//! variables. It also gets the variables of the service manager. So the environment does not grow
+//! from generation to generation.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::RawFd;
@@ -32,8 +32,8 @@ pub(crate) struct Program {
     /// The environment of this process at startup, without the handoff variables and the service
     /// manager's variables.
     environment: Vec<CString>,
-    /// The variables of the service manager. They were removed from the environment of this process
-    /// and are passed to the successor.
+    /// The variables of the service manager, as `NAME=value`. Only a successor gets them, and no
+    /// other program that this process starts.
     service_manager: Vec<CString>,
     notify_socket: Option<OsString>,
     numbers: ManagerNumbers,
@@ -85,7 +85,7 @@ impl Program {
         })
     }
 
-    /// Returns the path of the program. The file at this path may change before the next start.
+    /// Returns the path of the program. A deployment may change the file at this path at any time.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -105,14 +105,14 @@ impl Program {
         self.numbers
     }
 
-    /// Returns how often the main process must notify the watchdog of the service manager. Returns
-    /// `None` without a watchdog.
+    /// Returns the interval at which the main process must notify the watchdog of the service
+    /// manager. Returns `None` if no watchdog is configured.
     pub(crate) const fn watchdog(&self) -> Option<Duration> {
         self.watchdog
     }
 
     /// Returns the environment for a successor: the original environment of this process, with the
-    /// handoff variables for the successor. The environment does not grow from generation to
+    /// handoff variables set for the successor. The environment does not grow from generation to
     /// generation.
     pub(crate) fn environment_for(
         &self,
@@ -130,9 +130,9 @@ impl Program {
     }
 }
 
-/// Returns how often the main process must notify the watchdog of the service manager (see
-/// sd_watchdog_enabled(3)). This also applies to a successor, although `WATCHDOG_PID` is not its
-/// pid.
+/// Returns the interval at which the main process must notify the watchdog of the service manager
+/// (see sd_watchdog_enabled(3)). The interval also applies to a successor, although `WATCHDOG_PID`
+/// holds the pid of the first generation.
 fn watchdog(environment: &Environment) -> Result<Option<Duration>, Error> {
     let is_ours = environment.get(CHANNEL).is_some()
         || environment

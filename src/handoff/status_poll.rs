@@ -1,13 +1,14 @@
-//! Status requests to another generation, and its answers.
+//! Status requests to another generation, and the answers of that generation.
 //!
-//! Only one request is open at a time. So a busy generation does not get many requests, and a
-//! generation that hangs just leaves one request unanswered. A generation of an older version may
-//! not know the request. It reports this once and is not asked again.
+//! This process sends no second request to a generation before the first one is answered. So
+//! requests do not pile up at a generation that is busy or hangs. A generation of an older version
+//! may not know the request. It replies so once, and this process does not ask it again.
 
 use super::message::{ASK, Message};
 use crate::report::{GenerationState, Report};
 
-/// The state of the status requests to another generation, and its last status report.
+/// The state of the status requests to another generation, and the last status report of that
+/// generation.
 #[derive(Debug, Default)]
 pub(crate) struct StatusPoll {
     answer: Answer,
@@ -15,21 +16,22 @@ pub(crate) struct StatusPoll {
     report: Option<Box<Report>>,
 }
 
-/// Whether the other generation still owes an answer.
+/// Whether this process expects an answer from the other generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Answer {
-    /// No answer is expected, because no request was sent or the last one was answered.
+    /// This process expects no answer, because it has sent no request or the last request was
+    /// answered.
     #[default]
     None,
-    /// A request was sent, and its answer has not arrived yet.
+    /// This process has sent a request and waits for the answer.
     Due,
     /// No answer will ever come, because the other generation does not know the request.
     Never,
 }
 
 impl StatusPoll {
-    /// Returns the request to send. Returns `None` if a request is open or the other generation
-    /// does not know it.
+    /// Returns the status request to send now. Returns `None` if an earlier request is not answered
+    /// yet, or if the other generation does not know this request.
     pub(super) fn question(&mut self) -> Option<Message> {
         (self.answer == Answer::None).then(|| {
             self.answer = Answer::Due;
@@ -37,7 +39,7 @@ impl StatusPoll {
         })
     }
 
-    /// Returns whether a request was sent and not answered yet.
+    /// Returns whether this process has sent a status request that is not answered yet.
     pub(crate) fn is_due(&self) -> bool {
         self.answer == Answer::Due
     }
@@ -47,12 +49,14 @@ impl StatusPoll {
         self.report.as_deref()
     }
 
-    /// Consumes this value and returns the last status report. Used when no more reports will come.
+    /// Consumes this value and returns the last status report. Call this when the other generation
+    /// will send no more reports.
     pub(super) fn into_report(self) -> Option<Box<Report>> {
         self.report
     }
 
-    /// Stores the report if `message` is an answer. Gives the message back if it is not an answer.
+    /// Stores the report if `message` is an answer to a status request. Otherwise returns the
+    /// message as the error.
     pub(super) fn hear(&mut self, message: Message) -> Result<(), Message> {
         if matches!(&message, Message::Unknown { kind } if kind == ASK) {
             self.answer = Answer::Never;
@@ -64,13 +68,13 @@ impl StatusPoll {
         Ok(())
     }
 
-    /// Stores a status report that another process passed on.
+    /// Stores a status report of the other generation that a third process received and passed on.
     pub(super) fn remember(&mut self, report: Box<Report>) {
         self.report = Some(report);
     }
 
-    /// Marks the status as unknown, because the other generation sends its next reports to another
-    /// process.
+    /// Marks the status as unknown, because from now on the other generation sends its reports to
+    /// another process.
     pub(super) fn leave(&mut self) {
         if let Some(report) = &mut self.report {
             report.state = GenerationState::Unknown;
@@ -82,7 +86,8 @@ impl StatusPoll {
 mod tests {
     use super::*;
 
-    /// A generation that does not know the status request is not asked again.
+    /// If a generation replies that it does not know the status request, no further request is sent
+    /// to it.
     #[test]
     fn only_one_question_is_open_at_a_time() {
         let mut poll = StatusPoll::default();

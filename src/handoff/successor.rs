@@ -1,8 +1,9 @@
 //! The successor, as its predecessor sees it: its start, the channel to it, and its state.
 //!
-//! The successor sends a message when it is ready, and the kernel reports its death. The caller
-//! decides how long to wait for either event. After the first message a process descriptor refers
-//! to the successor. So a signal cannot reach another process that has reused the pid.
+//! The successor sends a message when it accepts connections, and the kernel reports the death of
+//! the successor. The caller decides how long to wait for these events. From the first message of
+//! the successor on, this process holds a pidfd of the successor. So a signal cannot reach another
+//! process that has reused the pid.
 
 use std::ffi::CString;
 use std::future::poll_fn;
@@ -30,14 +31,14 @@ use crate::sys::socket::channel_pair;
 use crate::sys::spawn::{Launch, launch};
 use crate::text::one_line;
 
-/// The send buffer size in bytes of the channel for carried connections (those that move to the
-/// successor). The system may allow less.
+/// The size in bytes of the send buffer of the channel over which connections move to the
+/// successor. The system may allow less.
 const CARRY_QUEUE: usize = 256 * 1024;
 
 /// How long to wait for the exit status of a successor that has closed its end of the channel.
 const DYING: Duration = Duration::from_millis(100);
 
-/// The program, sockets and channels with which a successor is started.
+/// The program, sockets and channels with which this process starts a successor.
 pub(crate) struct LaunchSpec<'a> {
     pub(crate) program: &'a Program,
     pub(crate) generation: Generation,
@@ -45,14 +46,14 @@ pub(crate) struct LaunchSpec<'a> {
     pub(crate) predecessors: &'a Predecessors,
     pub(crate) init: Option<&'a Init>,
     pub(crate) slot: &'a mut ReservedFd,
-    /// The number of connections that may be carried (moved) to the successor. `None` if no
-    /// connection will be carried.
+    /// How many connections may move to the successor, for each listener. `None` if no connection
+    /// will move.
     pub(crate) forecast: Option<CarryForecast>,
 }
 
 impl LaunchSpec<'_> {
-    /// Sends the hello message (the first one) and starts the program. `theirs` becomes the
-    /// successor's end of `channel`.
+    /// Sends the hello message, which is the first message to a successor, and starts the program.
+    /// `theirs` becomes the successor's end of `channel`.
     fn launch(&mut self, channel: &Channel, theirs: OwnedFd) -> io::Result<()> {
         let listeners = self.listeners.passed_on();
         let mut passed: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
@@ -97,13 +98,13 @@ fn number_of(place: usize) -> io::Result<RawFd> {
 pub(crate) struct Successor {
     channel: Channel,
     program: PathBuf,
-    /// Both ends of the channel for carried connections (those that move to the successor). `None`
-    /// if no connection will be carried. The channel is created early, because its creation may
-    /// fail and the commit must not.
+    /// Both ends of the channel over which connections move to the successor. `None` if no
+    /// connection will move. The channel is created before the commit, because its creation may
+    /// fail and the commit must not fail.
     carrying: Option<(OwnedFd, OwnedFd)>,
     stage: Stage,
-    /// When to stop waiting for the exit status of the successor. It is set when the successor
-    /// closes its end of the channel.
+    /// When to stop waiting for the exit status of the successor. `None` until the successor has
+    /// closed its end of the channel.
     dying_until: Option<Instant>,
     poll: StatusPoll,
 }
@@ -112,30 +113,33 @@ pub(crate) struct Successor {
 enum Stage {
     Starting,
     Ready,
-    /// The successor has taken over. From now on it only asks this process for status reports.
+    /// The successor has taken over and is now the active generation.
     Released,
 }
 
 /// An event from the successor that this process must handle.
 #[derive(Debug)]
 pub(crate) enum SuccessorEvent {
-    /// The successor accepts connections. `given_up` lists the listeners that it does not use, and
-    /// `replaced` those whose clients its new listeners take over. Both hold indexes into the
-    /// listener set that was passed to it.
+    /// The successor accepts connections. `given_up` lists the listeners that the successor does
+    /// not use. `replaced` lists the listeners whose clients will go to a new listener of the
+    /// successor. Both contain indexes into the listener set of this process.
     Ready { pid: Option<u32>, given_up: Vec<usize>, replaced: Vec<usize> },
-    /// The successor will not take over, or has died. The value gives the reason.
+    /// The successor has died or will not take over, for the given reason.
     Lost(HandoffFailure),
-    /// The successor has taken over, and the whole service was told to stop.
+    /// The successor reports that the whole service stops. It sends this only after it has taken
+    /// over.
     Stopping,
-    /// No process listens on these sockets any more. Each number is the `SO_COOKIE` of a socket.
+    /// A newer generation reports that the service no longer listens on these sockets. Each number
+    /// is the `SO_COOKIE` of a socket (see socket(7)).
     GivenUp(Vec<u64>),
-    /// This process must end its drain early, because too many generations are alive.
+    /// A newer generation tells this process to close its remaining connections early, because too
+    /// many generations are alive.
     Cut,
     /// The successor asks for the status of this process.
     Asked,
     /// The successor has answered a status request with its status report.
     Reported,
-    /// The successor had taken over and has now ended. No more events follow.
+    /// The successor has ended after it had taken over. No more events follow.
     Ended,
 }
 
@@ -143,24 +147,25 @@ pub(crate) enum SuccessorEvent {
 /// successor's end.
 fn carry_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = channel_pair()?;
-    // Enlarge the send buffer, because the default of some systems may be too small for all
-    // connections. An error is ignored.
+    // Enlarge the send buffer, because the default size may be too small for the messages about all
+    // connections. Ignore an error, because a smaller buffer also works.
     let _ = socket2::SockRef::from(&ours).set_send_buffer_size(CARRY_QUEUE);
     Ok((ours, theirs))
 }
 
-/// The way to end a successor that must not take over.
+/// How to end a successor that must not take over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StopMode {
-    /// Tells the process to stop. It first drains the connections that it has accepted.
+    /// Tell the successor to stop. It still serves the connections that it has accepted until they
+    /// end.
     Stop,
-    /// Kills the process at once.
+    /// Kill the successor at once.
     Kill,
 }
 
 impl Successor {
-    /// Starts a successor. [`Successor::next`] then reports its events. Must be called in a tokio
-    /// runtime. Blocks the thread for the duration of two forks.
+    /// Starts a successor. [`Successor::next`] then returns what happens to the successor. Must be
+    /// called in a tokio runtime. Blocks the thread for the duration of two forks.
     ///
     /// # Errors
     /// [`HandoffFailure::Fork`] if no process could be created.
@@ -170,9 +175,9 @@ impl Successor {
         let channel = Channel::to_a_new_process(ours).map_err(failed)?;
         let carrying = spec.forecast.as_ref().map(|_| carry_pair()).transpose().map_err(failed)?;
         let started = spec.launch(&channel, theirs).map_err(failed);
-        // Only log this error, and keep the successor. A copy of the successor's channel end may
-        // remain in this process. It does no harm, because the process descriptor reports the death
-        // of the successor.
+        // Only log this error, and keep the successor. This process may then still hold a copy of
+        // the successor's channel end, so no end of file arrives when the successor dies. This does
+        // no harm, because the pidfd of the successor reports its death.
         if let Err(error) = spec.slot.clear() {
             tracing::warn!(
                 event = "successor.close_failed", reason = %error,
@@ -190,8 +195,8 @@ impl Successor {
         })
     }
 
-    /// Returns the pid of the successor. Returns `None` until the kernel has reported the pid with
-    /// the first message.
+    /// Returns the pid of the successor. Returns `None` until its first message has arrived,
+    /// because the kernel reports the pid together with that message.
     pub(crate) fn pid(&self) -> Option<u32> {
         self.channel.pid()
     }
@@ -201,13 +206,13 @@ impl Successor {
         self.stage != Stage::Starting
     }
 
-    /// Marks the successor as the new active generation. From now on it only asks this process for
-    /// status reports.
+    /// Marks the successor as the new active generation. From then on, this process ignores
+    /// messages with which a successor reports that it is ready or has failed.
     pub(crate) fn release(&mut self) {
         self.stage = Stage::Released;
     }
 
-    /// Asks the successor for its status, if it is ready to answer.
+    /// Asks the successor for its status, if the successor already accepts connections.
     pub(crate) fn ask(&mut self) {
         if self.is_ready() {
             if let Some(question) = self.poll.question() {
@@ -216,7 +221,7 @@ impl Successor {
         }
     }
 
-    /// Returns what is known about the status of the successor.
+    /// Returns the last known status of the successor.
     pub(crate) const fn poll(&self) -> &StatusPoll {
         &self.poll
     }
@@ -232,8 +237,8 @@ impl Successor {
         loop {
             let received = poll_fn(|cx| self.channel.poll_receive(cx)).await;
             if matches!(received, Received::End) && self.stage != Stage::Released {
-                // Keep the deadline in `self`, because this future may be dropped and created again
-                // before the deadline.
+                // Keep the deadline in `self`, because the caller may drop this future and create a
+                // new one before the deadline.
                 let until = *self.dying_until.get_or_insert_with(|| Instant::now() + DYING);
                 let status = EndStatus(self.channel.exit_status(until).await);
                 return SuccessorEvent::Lost(match self.stage {
@@ -257,14 +262,16 @@ impl Successor {
         self.tell(&Message::Draining(Box::new(report)));
     }
 
-    /// Offers to move connections to the successor. `version` is the version of the carry protocol.
-    /// Returns our end of the channel for these connections, or `None` if no channel was created or
-    /// the offer failed. A successor that takes no connections closes its end.
+    /// Offers to move connections to the successor. `version` is the version of the protocol for
+    /// moving connections. Returns our end of the channel over which the connections move. Returns
+    /// `None` if no channel was created or the offer could not be sent. A successor that takes no
+    /// connections closes its end of the channel.
     pub(crate) fn carry(&mut self, version: u32) -> Option<OwnedFd> {
         let (ours, theirs) = self.carrying.take()?;
         match self.channel.pass(&Message::Carry { version }, theirs.as_fd()) {
-            // A broken pipe means that the successor is dead, and its channel reports that. After
-            // any other error the connections are drained and not moved.
+            // After any error except a broken pipe, this process keeps its connections until they
+            // end. A broken pipe means that the successor is dead, which [`Successor::next`]
+            // reports.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                 tracing::error!(
                     event = "carry.unavailable", reason = %error,
@@ -284,10 +291,10 @@ impl Successor {
 
     /// Ends the successor in the given way, unless it has already ended.
     pub(crate) fn end(&self, fate: StopMode) {
-        // Send a stop message as well as a signal, because the signal may not reach the successor.
-        // The successor may have no signal handler yet, its pid may be unknown, or a wrapper may
-        // have forked. Without the message, the successor would take the end of the channel for our
-        // death and become the active generation. The signal ends a program that is not handoffd.
+        // Send a stop message and a signal. The signal may not reach the successor, because its pid
+        // may be unknown or a wrapper script may have forked it. Without the message, the successor
+        // would take the end of the channel for our death and become the active generation. The
+        // message alone does not stop a program that is not handoffd, so the signal is needed too.
         self.tell(&Message::Stop);
         let signal = match fate {
             StopMode::Stop => Signal::SIGTERM,
@@ -311,8 +318,8 @@ impl Successor {
         }
     }
 
-    /// Tells the successor to stop. Returns whether the successor confirms within the given time
-    /// that it stops and leaves the service to this process.
+    /// Tells the successor to stop, so that this process keeps serving. Returns whether the
+    /// successor confirms this with a rollback message within the given time.
     pub(crate) async fn gives_back(&mut self, within: Duration) -> bool {
         self.end(StopMode::Stop);
         let said = async {
@@ -354,8 +361,8 @@ impl Successor {
                 None
             }
             Received::Message(Message::Ready { closed, replaced }) => {
-                // The process that sends the ready message is the successor. It may differ from the
-                // started process, because a wrapper script may have forked.
+                // Treat the sender of the ready message as the successor. It may be another process
+                // than the started one, because a wrapper script may have forked it.
                 self.channel.follow_sender();
                 self.stage = Stage::Ready;
                 let place = |descriptor: &RawFd| {
@@ -381,7 +388,8 @@ impl Successor {
                 Some(SuccessorEvent::GivenUp(sockets))
             }
             Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
-            // A successor passes no file descriptors. Dropping an unexpected descriptor closes it.
+            // Ignore a file descriptor that the successor attached by mistake. Dropping the
+            // descriptor closes it.
             Received::Message(message) | Received::Passed(message, _) => {
                 match self.poll.hear(message) {
                     Ok(()) => Some(SuccessorEvent::Reported),
@@ -396,13 +404,15 @@ impl Successor {
                 }
             }
             Received::Garbage(why) => lost(HandoffFailure::Garbage { why: one_line(&why) }),
-            // The end of the successor is reported by [`Successor::next`], so ignore it here.
+            // Ignore the end of the channel here, because [`Successor::next`] reports the end of
+            // the successor.
             Received::End => None,
         }
     }
 }
 
-/// Returns the sockets that this lineage bound itself, each with its index in `listeners`.
+/// Returns the sockets that this process or an older generation bound, each with its index in
+/// `listeners`.
 fn bound(listeners: &[&Listener]) -> Vec<(usize, crate::net::Binding)> {
     let bound =
         listeners.iter().enumerate().filter_map(|(place, listener)| match listener.origin() {

@@ -13,35 +13,37 @@ use crate::sys::env::Environment;
 pub(super) const LISTEN_FDS: &str = "LISTEN_FDS";
 /// The variable that holds the names of the passed file descriptors, joined by colons.
 pub(super) const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
-/// The variable that holds the pid of the process that the passed file descriptors are for.
+/// The variable that holds the pid of the process that should use the passed file descriptors.
 pub(super) const LISTEN_PID: &str = "LISTEN_PID";
-/// The variable that identifies the process that the passed file descriptors are for, by the inode
-/// of its process descriptor (pidfd).
+/// The variable that holds the inode of the pidfd of the process that should use the passed file
+/// descriptors. Unlike a pid, this number is not reused.
 pub(super) const LISTEN_PIDFDID: &str = "LISTEN_PIDFDID";
-/// The variable that names the channel to the predecessor, as `VERSION:DESCRIPTOR`. It is private
-/// to handoffd, so it is removed from the environment at once.
+/// The variable that holds the file descriptor of the channel to the predecessor, as
+/// `VERSION:DESCRIPTOR`. Only handoffd uses this variable, so it is removed from the environment at
+/// startup.
 pub(super) const CHANNEL: &str = "HANDOFFD_CHANNEL";
 /// The variable that holds the generation number of this process.
 pub(super) const GENERATION: &str = "HANDOFFD_GENERATION";
 /// The variable that names the socket for notifications to the service manager (see sd_notify(3)).
-/// It is hidden from child programs and passed to the successor.
+/// Child programs do not see this variable, but a successor does.
 pub(super) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 /// The variable that holds the watchdog interval of the service manager in microseconds (see
-/// sd_watchdog_enabled(3)). It is hidden from child programs and passed to the successor.
+/// sd_watchdog_enabled(3)). Child programs do not see this variable, but a successor does.
 pub(super) const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
 /// The variable that holds the pid of the process that the watchdog of the service manager watches.
-/// That is the first generation; the watchdog also applies to later generations, which have other
-/// pids.
+/// The service manager sets it to the pid of the first generation, although the watchdog also
+/// watches later generations.
 pub(super) const WATCHDOG_PID: &str = "WATCHDOG_PID";
 /// The variable that is set if the service manager is in another pid namespace. The first
-/// generation finds this out from its oldest ancestor, which may have ended when a later generation
-/// starts.
+/// generation sets it for later generations. They cannot find this out themselves, because it takes
+/// the oldest ancestor of the first generation, which may have ended by then.
 pub(super) const FOREIGN_MANAGER: &str = "HANDOFFD_FOREIGN_MANAGER";
 /// The variable that names the directory for the control socket of the service (see
 /// systemd.exec(5)).
 pub(super) const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
-/// The variables that are hidden from programs that this process starts.
+/// The variables that this process removes from its environment, so that the programs that it
+/// starts do not see them.
 pub(super) const TAKEN_OUT: [&str; 10] = [
     LISTEN_FDS,
     LISTEN_FDNAMES,
@@ -58,7 +60,8 @@ pub(super) const TAKEN_OUT: [&str; 10] = [
 /// Parses the value of a variable. Returns `None` if the variable is not set.
 ///
 /// # Errors
-/// [`Error::Environment`], which says what was `expected`.
+/// [`Error::Environment`] if the value is invalid. The message contains `expected`, a description
+/// of a valid value.
 pub(super) fn parse<T: FromStr>(
     environment: &Environment,
     name: &'static str,

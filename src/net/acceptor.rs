@@ -1,12 +1,12 @@
 //! An accept loop for one listener. Errors of accept(2) do not end the loop.
 //!
-//! The listener is registered with the tokio runtime only while the acceptor lives. Otherwise the
+//! The listener is registered with the tokio runtime only while the [`Acceptor`] lives. A longer
 //! registration would wake this process for connections that another generation accepts. Closing
-//! the listener would not end it, because other processes may hold the same socket (see epoll(7),
-//! question 6).
+//! the listener would not end the registration, because other processes may hold the same socket
+//! (see epoll(7), question 6).
 //!
-//! When file descriptors or memory run out, the loop waits and retries. Clients stay in the backlog
-//! meanwhile. The caller stops the loop by dropping it.
+//! When file descriptors or memory run out, the loop waits and retries, and clients wait in the
+//! backlog. The caller stops the loop by dropping the [`Acceptor`].
 
 use std::io;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ use crate::sys;
 use crate::sys::reserve::Share;
 
 /// The delay before the first retry when descriptors or memory have run out. The delay doubles with
-/// each retry up to a maximum, as in Go's net/http. The loop has to poll, because no event signals
-/// that a descriptor or memory is free again.
+/// each retry up to a maximum, as in Go's net/http. The loop has to retry on a timer, because the
+/// kernel does not signal when a descriptor or memory is free again.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -35,17 +35,18 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Acceptor {
     listener: Listener,
     watch: AsyncFd<Arc<Socket>>,
-    /// The last retry delay, while descriptors or memory are short. `None` after the backlog was
-    /// found empty, which ends the shortage. An accepted connection does not end it, because that
-    /// connection may have taken the only free descriptor. Otherwise the log could report a new
-    /// shortage for every accepted connection.
+    /// The last retry delay during a shortage of file descriptors or memory. `None` if there is no
+    /// shortage. A shortage ends only when the backlog is empty, and not when a connection is
+    /// accepted. That connection may have taken the only free descriptor, and the log would then
+    /// report a new shortage for every accepted connection.
     shortage: Option<Duration>,
     /// How much of the reserve of file descriptors this listener may use.
     share: Share,
 }
 
 impl Acceptor {
-    /// Registers the listener with the tokio runtime. Must be called within a tokio runtime.
+    /// Creates an accept loop and registers the listener with the tokio runtime. Must be called
+    /// within a tokio runtime.
     pub(crate) fn new(listener: Listener) -> io::Result<Self> {
         let share = match &**listener.name() {
             CONTROL => Share::All,
@@ -72,8 +73,7 @@ impl Acceptor {
 
     /// Accepts the next connection. Cancel safe: an accepted connection is never lost.
     ///
-    /// Calls `on_shortage` when accepting begins to fail because file descriptors or memory have
-    /// run out.
+    /// Calls `on_shortage` once at the beginning of each shortage of file descriptors or memory.
     pub(crate) async fn accept(&mut self, on_shortage: impl Fn()) -> Accepted {
         loop {
             match self.look().await {
@@ -107,8 +107,8 @@ impl Acceptor {
         }
     }
 
-    /// Waits until the backlog may hold a connection and tries to accept once. Returns `None` if
-    /// the backlog was empty. Cancel safe.
+    /// Waits until the listener is readable and tries to accept one connection. Returns `None` if
+    /// the backlog is empty after all. Cancel safe.
     async fn look(&self) -> io::Result<Option<Accepted>> {
         let mut ready = self.watch.readable().await?;
         let accept = || sys::reserve::accept(self.share, &self.listener, || self.listener.accept());
@@ -121,8 +121,8 @@ impl Acceptor {
 /// Accepts the connections that are left in the backlog of a listener on which no process accepts
 /// any more.
 ///
-/// Accepts at most as many connections as a backlog can hold. Without this limit the loop might
-/// never end, because new connections may keep coming.
+/// Accepts at most about as many connections as a backlog can hold. Without this limit the iterator
+/// might never end, because new connections may keep coming.
 pub(crate) fn pending(listener: &Listener) -> impl Iterator<Item = (Stream, Peer)> {
     let attempts = (0..=BACKLOG).map_while(|_| match listener.accept() {
         Ok(accepted) => Some(accepted.into_stream(listener)),
@@ -140,8 +140,8 @@ pub(crate) fn pending(listener: &Listener) -> impl Iterator<Item = (Stream, Peer
     attempts.flatten()
 }
 
-/// Returns whether an error of accept(2) concerns only a single connection, so that the next accept
-/// may succeed.
+/// Returns whether an error of accept(2) concerns only one connection. The next call may then
+/// succeed.
 fn is_the_peers_affair(error: &io::Error) -> bool {
     let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
     matches!(

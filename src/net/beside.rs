@@ -1,11 +1,11 @@
-//! Binding of a TCP address that overlaps with the addresses of older sockets of this service.
+//! Binding of a TCP address that overlaps with the address of an older socket of this service.
 //!
 //! For example, the kernel refuses to bind `0.0.0.0:80` while a socket listens on `127.0.0.1:80`.
 //! It allows both sockets if both have `SO_REUSEPORT` and the same user created them (see
-//! socket(7)). So this module sets the option on all these sockets, from the bind until the new
-//! socket listens. Then it clears the option, which would otherwise let any process of the same
-//! user listen on the port. [`Listener::divert`] explains what happens to the clients of the old
-//! sockets.
+//! socket(7)). So this module sets the option on the old sockets and the new one before the bind.
+//! It clears the option as soon as the new socket listens, because the option lets any process of
+//! the same user listen on the port. [`Listener::divert`] explains what happens to the clients of
+//! the old sockets.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,7 +19,8 @@ use crate::address::Address;
 use crate::error::Error;
 use socket2::{SockAddr, Socket};
 
-/// The sockets that older generations bound and that no configured listener uses any more, by port.
+/// Sockets that an older generation bound and that no configured listener uses any more, grouped by
+/// port.
 #[derive(Debug)]
 pub(super) struct OldSockets<'a>(HashMap<u16, Vec<&'a Passed>>);
 
@@ -34,9 +35,9 @@ impl<'a> OldSockets<'a> {
         Self(by_port)
     }
 
-    /// Returns the old sockets on the port of `address`, even those that do not overlap with
-    /// `address`. Such a socket may have replaced an overlapping socket that another generation has
-    /// not closed yet.
+    /// Returns all old sockets on the port of `address`. They include sockets that do not overlap
+    /// with `address`, because such a socket may have replaced an overlapping socket that another
+    /// generation has not closed yet.
     pub(super) fn beside(&self, address: &Address) -> &[&'a Passed] {
         let port = match address {
             Address::Tcp(socket) => socket.port(),
@@ -47,11 +48,11 @@ impl<'a> OldSockets<'a> {
     }
 }
 
-/// Binds `address` and listens, although the sockets in `old` hold a part of that address.
+/// Binds `address` and listens, although the sockets in `old` overlap with `address`.
 ///
 /// # Errors
-/// [`Error::Bind`] if another process holds a part of the address, or if a socket in `old` belongs
-/// to another user.
+/// [`Error::Bind`] if a socket of another program overlaps with `address`, or if another user
+/// created a socket in `old`.
 pub(super) fn bind(name: &str, address: &Address, old: &[&Passed]) -> Result<Listener, Error> {
     let bound = SharedPort::of(old).and_then(|_shared| {
         let socket = new_socket(address)?;
@@ -68,8 +69,8 @@ pub(super) fn bind(name: &str, address: &Address, old: &[&Passed]) -> Result<Lis
     bound.map(|socket: Socket| Listener::bound(name, address, socket, None)).map_err(refuse)
 }
 
-/// A guard that keeps `SO_REUSEPORT` set on these sockets. While it exists, another socket of this
-/// user can bind the same port. Dropping it clears the option.
+/// A guard that keeps `SO_REUSEPORT` set on the given sockets. While the guard exists, another
+/// socket of this user can bind the same port. Dropping the guard clears the option.
 struct SharedPort<'a>(&'a [&'a Passed]);
 
 impl<'a> SharedPort<'a> {
@@ -100,8 +101,8 @@ mod tests {
 
     use super::*;
 
-    /// Binds a socket on a port outside the range from which the kernel chooses ports. Otherwise a
-    /// connection of another process might already use that port.
+    /// Binds a socket on a port outside the range from which the kernel chooses ports. So no
+    /// outgoing connection of another process uses the port.
     fn old(address: &str) -> (Passed, u16) {
         let start = std::process::id() % 20_000 + 5_000;
         let ports = (start..start + 1_000).map(|port| u16::try_from(port).unwrap());

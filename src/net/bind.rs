@@ -2,8 +2,9 @@
 //!
 //! The difficult case is a Unix socket path, because its file stays after the process that created
 //! it has ended, and blocks the next bind. This module replaces such a file if no process holds its
-//! socket. It also records which file it has created, so that no other file is unlinked later.
-//! [`super::passed`] handles sockets that are already bound when this process receives them.
+//! socket. It also records which file the bind created, so that this service later unlinks only
+//! this file. [`super::passed`] handles sockets that are already bound when this process receives
+//! them.
 
 use std::io;
 use std::path::Path;
@@ -24,11 +25,11 @@ use crate::error::Error;
 /// listen(2)).
 pub(crate) const BACKLOG: i32 = 65_535;
 
-/// The users that may connect to the path of a Unix socket.
+/// Which users may connect to the path of a Unix socket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Access {
-    /// The users that the configured mode and owner allow. The umask decides about a setting that
-    /// is not configured.
+    /// The configured mode and owner of the file decide. If no mode is configured, the umask
+    /// decides.
     Configured(FileAccess),
     /// Only the user of this process may connect.
     Owner,
@@ -37,11 +38,12 @@ pub(crate) enum Access {
 impl Listener {
     /// Binds `address` and listens.
     ///
-    /// If the address is a path whose socket no process holds, this function replaces the file. The
-    /// process that created it died without unlinking it.
+    /// If the address is a path, a process that died may have left a socket file there. This
+    /// function replaces such a file.
     ///
     /// # Errors
-    /// [`Error::Bind`], which names the listener and the address. Nothing has changed in that case.
+    /// [`Error::Bind`], which names the listener and the address. After an error nothing has
+    /// changed.
     pub(crate) fn bind(name: &str, address: &Address, access: Access) -> Result<Self, Error> {
         let bound = match address {
             Address::UnixPath(path) => {
@@ -82,8 +84,8 @@ impl Listener {
 fn bind_socket(address: &Address, access: Access) -> io::Result<Socket> {
     let socket = new_socket(address)?;
     if matches!(access, Access::Owner) {
-        // Restrict the mode of the socket before the bind. bind(2) gives the file this mode minus
-        // the umask, so another user can never connect.
+        // Restrict the mode of the socket before the bind. bind(2) creates the file with this mode
+        // minus the umask. So another user cannot connect, not even for a moment.
         nix::sys::stat::fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
     }
     socket.bind(&SockAddr::try_from_address(address)?)?;
@@ -99,8 +101,8 @@ pub(super) fn new_socket(address: &Address) -> io::Result<Socket> {
     };
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
     if domain != Domain::UNIX {
-        // Allow a bind to a port whose old connections are in TIME_WAIT. A port on which another
-        // socket listens is still refused.
+        // Allow the bind although old connections of the port may be in TIME_WAIT. The kernel still
+        // refuses a port on which another socket listens.
         socket.set_reuse_address(true)?;
     }
     if domain == Domain::IPV6 {
@@ -120,8 +122,8 @@ fn bind_path(path: &Path, address: &Address, access: Access) -> io::Result<(Sock
     let socket = bound?;
     let file = FileId::of(path)?;
     let listening = match access {
-        // Set the mode and the owner before listening, because clients cannot connect until then.
-        // Otherwise the umask would decide for a moment who may connect.
+        // Set the mode and the owner before listening. Otherwise clients could connect for a moment
+        // with the mode that the umask gives.
         Access::Configured(access) => access.set(path, file).and_then(|()| socket.listen(BACKLOG)),
         Access::Owner => socket.listen(BACKLOG),
     };

@@ -1,9 +1,9 @@
 //! The algorithm that matches passed sockets to configured listeners. It takes linear time.
 //!
 //! [`super::ListenerSet`] explains how each kind of socket is matched, and why. For each matching
-//! rule this module builds an index of the remaining sockets and then looks up each listener in it.
-//! Comparing every listener with every socket would take seconds, because a handoff may pass
-//! thousands of sockets.
+//! rule this module builds an index of the sockets that are not matched yet, and then looks up each
+//! listener in the index. A comparison of every listener with every socket would take seconds,
+//! because a handoff may pass thousands of sockets.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -13,9 +13,9 @@ use super::origin::{Binding, Origin};
 use super::passed::Passed;
 use super::wanted::Wanted;
 
-/// Assigns the passed sockets to the configured listeners. The most reliable matching rule runs
-/// first, for all listeners, and then the next one. So the result does not depend on the order of
-/// the listeners in the configuration.
+/// Assigns the passed sockets to the configured listeners. This function applies the most reliable
+/// matching rule to all listeners first, and then the next rule. So a listener never takes a socket
+/// that matches another listener better.
 pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
     let mut pool = Pool(passed.drain(..).map(Some).collect());
     // Give a listener all sockets from a parent that have its name. A systemd unit with two
@@ -36,10 +36,10 @@ pub(super) fn claim(wanted: &mut [Wanted], passed: &mut Vec<Passed>) {
         |socket| Some(binding(socket)?.address.clone()),
         |want| Some(want.address.clone()),
     );
-    // Match the same address in a different form, such as a path through a symbolic link.
+    // Match an address that is written in a different form, such as a path through a symbolic link.
     pool.give_one(wanted, Passed::endpoint, |want| Endpoint::of(&want.address));
-    // Let a dual-stack socket from a parent serve a listener of one address family. For example,
-    // systemd's `ListenStream=80` is the dual-stack address `[::]:80`.
+    // Let a dual-stack socket from a parent match a listener that is configured for one address
+    // family. For example, systemd's `ListenStream=80` is the dual-stack address `[::]:80`.
     let of_both_families = |want: &Wanted| Endpoint::of(&want.address)?.of_both_families();
     pool.give_one(wanted, |socket| inherited(socket)?.endpoint(), of_both_families);
     pool.give_one(wanted, |socket| inherited(socket)?.name.is_none().then_some(()), |_| Some(()));
@@ -50,8 +50,8 @@ fn inherited(socket: &Passed) -> Option<&Passed> {
     (socket.origin == Origin::Inherited).then_some(socket)
 }
 
-/// Returns the binding of a socket that this service bound itself. Returns `None` if a parent bound
-/// the socket or its path no longer exists.
+/// Returns the binding of a socket: the address and file that this service bound it to. Returns
+/// `None` if a parent bound the socket or if the path of the socket no longer exists.
 fn binding(socket: &Passed) -> Option<&Binding> {
     match &socket.origin {
         Origin::Bound(binding) if !socket.has_lost_its_path() => Some(binding),
@@ -62,7 +62,7 @@ fn binding(socket: &Passed) -> Option<&Binding> {
 /// The passed sockets that no listener has claimed yet, in the order in which they were passed.
 struct Pool(Vec<Option<Passed>>);
 
-/// The indices of sockets in a [`Pool`], grouped by the key that a matching rule compares.
+/// The indices of the sockets in a [`Pool`], grouped by the value that a matching rule compares.
 type Sorted<K> = HashMap<K, VecDeque<usize>>;
 
 impl Pool {

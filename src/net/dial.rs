@@ -1,4 +1,4 @@
-//! Outgoing connections. This module sets no time limit; the caller limits how long to wait.
+//! Outgoing connections. This module sets no time limit, so the caller must limit how long to wait.
 
 use std::io;
 
@@ -23,8 +23,8 @@ pub(crate) async fn dial(address: &Address) -> io::Result<Stream> {
     let socket = sys::reserve::open(new)?;
     let is_under_way = match socket.connect(&peer) {
         Ok(()) => false,
-        // The connection is not complete yet, and its result comes later. The same is true after
-        // connect(2) was interrupted.
+        // Wait for the result below, because the kernel is still connecting. This is also the case
+        // after a signal has interrupted connect(2).
         Err(error)
             if matches!(
                 error.raw_os_error().map(Errno::from_raw),

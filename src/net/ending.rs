@@ -1,10 +1,10 @@
-//! The end of a connection. A connection ends either with an orderly close that does not destroy a
-//! reply, or with a reset that the peer cannot mistake for an orderly close.
+//! The end of a connection: either an orderly close that lets the peer receive the whole reply, or
+//! a reset that the peer cannot mistake for an orderly close.
 //!
-//! The kernel sends a reset if bytes are unread at the `close`, or if bytes arrive after it. A
-//! reset destroys a reply that is still on its way (see RFC 2525, 2.17). If another process also
-//! holds the socket, `close` sends nothing at all. [`Stream::finish`] is the only function that
-//! closes a connection in order.
+//! The kernel sends a reset if received bytes are unread when the socket is closed, or if more
+//! bytes arrive later. A reset destroys a reply that is still on its way (see RFC 2525, 2.17). If
+//! another process also holds the socket, closing it here sends nothing to the peer.
+//! [`Stream::finish`] is the only function that closes a connection in order.
 
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -17,19 +17,21 @@ use super::stream::{Family, Stream};
 use crate::sys;
 
 impl Stream {
-    /// Closes the connection in order. It first half-closes the connection, and then waits for the
-    /// peer while closing could destroy data that was already sent.
+    /// Closes the connection in order. This function first half-closes the connection. Then it
+    /// waits for the peer as long as a close could destroy data that was already sent.
     ///
-    /// Returns at once if no reply is left that a reset could destroy. This is so if the peer has
-    /// already half-closed, or if everything sent is acknowledged and nothing is left to read.
-    /// Otherwise this function reads and discards what the peer still sends, until the peer closes
-    /// or `linger` has passed.
+    /// Returns at once if a reset cannot destroy any data. This is the case if the peer has already
+    /// half-closed, or if the peer has acknowledged all data and nothing is left to read. Otherwise
+    /// this function reads and discards what the peer still sends, until the peer closes or
+    /// `linger` has passed.
     ///
-    /// Returns the number of bytes that arrived too late to be answered.
+    /// Returns the number of bytes that this function discarded, because they arrived too late for
+    /// an answer.
     pub(crate) async fn finish(&mut self, linger: Duration) -> u64 {
         if self.peer_finished {
-            // The peer has half-closed, so closing the socket ends the connection. Only a socket
-            // that another process shares needs an explicit half-close.
+            // Do not wait, because the peer has half-closed and will send no more bytes. Closing
+            // the socket ends the connection, but a socket that another process shares needs an
+            // explicit half-close.
             self.say_end();
             return 0;
         }
@@ -39,23 +41,23 @@ impl Stream {
             return 0;
         }
         let mut late = 0;
-        // Box this future, because it would make the future of every connection larger, and few
-        // connections reach this point.
+        // Box this future, because few connections reach this point. Without the box, the future of
+        // every connection would be larger.
         let _ = Box::pin(tokio::time::timeout(linger, self.discard(&mut late))).await;
         late
     }
 
-    /// Half-closes the connection if another process may hold the socket too. Without this, closing
-    /// the socket here would send nothing to the peer.
+    /// Half-closes the connection if another process may also hold the socket. Otherwise the peer
+    /// would not notice that this process closes the socket.
     pub(crate) fn say_end(&self) {
         if self.is_shared {
-            // Ignore the error, because the socket is then already half-closed or broken.
+            // Ignore an error, which means that the socket is already half-closed or broken.
             let _ = SockRef::from(self).shutdown(Shutdown::Write);
         }
     }
 
-    /// Reads and discards bytes until the peer closes. Adds these bytes to `late` and not to the
-    /// received bytes, because no reply is sent for them.
+    /// Reads and discards bytes until the peer closes. Adds the number of these bytes to `late` and
+    /// not to the received bytes, because the service does not answer them.
     async fn discard(&mut self, late: &mut u64) {
         let mut waste = [0; 512];
         let mut read = async || match &mut self.socket {
@@ -68,11 +70,12 @@ impl Stream {
     }
 
     /// Makes the kernel reset the connection when the stream is dropped, so that the peer does not
-    /// mistake the end for an orderly close. Data that the peer has not acknowledged by then is
-    /// lost (see [`Stream::acknowledged`]). Unix sockets have no resets.
+    /// mistake the end for an orderly close. The reset may destroy data that the peer has not
+    /// acknowledged yet (see [`Stream::acknowledged`]). Unix sockets have no resets.
     pub(crate) fn reset_on_drop(&self) {
         if let Family::Tcp(socket) = &self.socket {
-            // Ignore the error: setting this option fails only if the connection has already ended.
+            // Ignore an error, because this option can be set unless the connection has already
+            // ended.
             let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
         }
     }

@@ -1,8 +1,8 @@
 //! A comparison of the address of a passed socket with the address of a configured listener.
 //!
-//! The comparison needs more than the text, because one endpoint may have several addresses. For
-//! example, `/var/run/web.sock` is often `/run/web.sock`, and `[::ffff:192.0.2.1]:80` is
-//! `192.0.2.1:80`.
+//! Comparing the text is not enough, because the same endpoint can be written in several ways. For
+//! example, `/var/run/web.sock` is often the same as `/run/web.sock`, and `[::ffff:192.0.2.1]:80`
+//! is the same as `192.0.2.1:80`.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use socket2::Socket;
 use super::origin::FileId;
 use crate::address::Address;
 
-/// The place that clients connect to, independent of the form in which its address is written.
+/// The TCP address or Unix socket that clients connect to, however the address is written.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Endpoint {
     /// A TCP endpoint. `is_dual` is true for a `[::]` that also accepts IPv4. `scope` distinguishes
@@ -60,8 +60,8 @@ impl Endpoint {
         (socket.port() != 0).then_some(Self::Tcp { ip, port: socket.port(), scope, is_dual })
     }
 
-    /// Returns the dual-stack wildcard endpoint that includes this one. Returns `None` unless this
-    /// endpoint is the wildcard address of one address family.
+    /// Returns the dual-stack endpoint `[::]` with the port of this endpoint. Returns `None` unless
+    /// this endpoint is the wildcard address of a single address family.
     pub(super) fn of_both_families(&self) -> Option<Self> {
         match self {
             Self::Tcp { ip, port, scope: 0, is_dual: false } if ip.is_unspecified() => {
@@ -73,8 +73,8 @@ impl Endpoint {
     }
 }
 
-/// Returns the address on which a socket listens. Returns `None` if a listener cannot be configured
-/// with such an address.
+/// Returns the address on which a socket listens. Returns `None` if the address has a form that the
+/// configuration does not allow.
 pub(super) fn address_of(socket: &Socket) -> Option<Address> {
     let local = socket.local_addr().ok()?;
     match local.as_socket() {

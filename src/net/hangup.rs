@@ -1,16 +1,16 @@
 //! Detection of a peer that disappears while nothing is read from its socket.
 //!
-//! Normally a read reports a broken connection. But a socket is not read after its end of file, and
-//! not while its last bytes wait for a slow receiver.
+//! Normally a read reports a broken connection. But a proxy does not read a socket after end of
+//! file, nor while the last bytes from it wait for a slow receiver.
 //!
 //! This module detects the loss of the peer through events of the tokio runtime. The runtime can
-//! wake a task when a socket becomes readable or writable. Waiting for readability is useless,
-//! because a socket stays readable after end of file. Instead the task clears the runtime's record
-//! that the socket is writable and waits for writability. Every event on the socket then wakes the
-//! task, including an error.
+//! wake a task when a socket becomes readable or writable. Waiting until the socket is readable is
+//! useless, because it stays readable after end of file. Instead the task clears the runtime's
+//! record that the socket is writable, and then waits until the socket is writable. Every event on
+//! the socket then wakes the task, including an error.
 //!
-//! A write must not wait for such an event, because the socket may be writable all along. So writes
-//! are tried regardless of the runtime's record.
+//! After that the runtime's record may be wrong, because the socket may still be writable. So a
+//! write is tried even if the record says that the socket is not writable.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,20 +21,20 @@ use tokio::io::Interest;
 
 use super::stream::{Family, Stream};
 
-/// The way in which a peer disappeared.
+/// How a peer disappeared.
 #[derive(Debug)]
 pub(crate) enum Gone {
     /// The connection broke, with this error.
     Broken(io::Error),
-    /// The peer closed its Unix socket, so it will read nothing more. No reset reports this,
-    /// because Unix sockets have no resets.
+    /// The peer closed its Unix socket, so it will read nothing more. A Unix socket has no resets
+    /// that could report this.
     Closed,
 }
 
 impl Stream {
-    /// Returns `Ready` when the peer is gone. Otherwise the task is woken when this may have
-    /// changed. Call this only while nothing is read from the peer, because bytes that the peer
-    /// sent earlier may still be unread.
+    /// Returns `Ready` when the peer is gone. Otherwise the runtime wakes the task when the peer
+    /// may have gone. Call this function only while nothing else reads from the peer. Bytes that
+    /// the peer sent before it disappeared may still be unread.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
         loop {
             if !self.is_writable(cx) {
@@ -44,15 +44,15 @@ impl Stream {
             if !self.is_writable(cx) {
                 return Poll::Pending;
             }
-            // The runtime reports the socket as writable again, so either the connection has closed
-            // or another event has arrived.
+            // Check for an error, because the runtime reports the socket as writable after any
+            // event, such as the end of the connection.
             if let Ok(Some(error)) = SockRef::from(&*self).take_error() {
                 return Poll::Ready(Gone::Broken(error));
             }
             if self.has_hung_up() {
                 return match self.socket {
-                    // Both sides have half-closed the connection in order, so it cannot break any
-                    // more.
+                    // Stop waiting for an error, because both sides have closed the connection in
+                    // order.
                     Family::Tcp(_) => Poll::Pending,
                     Family::Unix(_) => Poll::Ready(Gone::Closed),
                 };
@@ -75,8 +75,8 @@ impl Stream {
         let _ = self.socket.try_io(Interest::WRITABLE, forget);
     }
 
-    /// Tries a write although the runtime regards the socket as not writable. Does so only if the
-    /// runtime's record was cleared on purpose, to detect a lost peer.
+    /// Tries a write even though the runtime regards the socket as not writable. This happens only
+    /// if this module has cleared the runtime's record in order to detect a lost peer.
     pub(super) fn try_write<T>(
         &mut self,
         write: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
@@ -86,8 +86,8 @@ impl Stream {
         }
         match write(self.as_fd()) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // Stop trying, because the kernel will now report when the socket becomes writable
-                // again.
+                // Rely on the runtime again. The kernel has now refused a write, so it will report
+                // when the socket becomes writable.
                 self.tries_writes = false;
                 Poll::Pending
             }

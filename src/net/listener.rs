@@ -1,10 +1,11 @@
 //! A listening socket. This module accepts its connections, and removes its path when the service
 //! ends.
 //!
-//! A predecessor, a successor or the service manager may share the socket at any time. All of them
-//! share one open file description, so a change of its state affects all of them. Therefore this
-//! module never shuts the socket down, shrinks its backlog or makes it blocking. Another process
-//! may make it blocking, so the flag is checked before every accept.
+//! A predecessor, a successor or the service manager may share the socket at any time. These
+//! processes share one open file description, so each change of the socket affects all of them.
+//! Therefore this module never shuts the socket down, shrinks its backlog or makes it blocking.
+//! Another process may make the socket blocking, so this module checks the flag before every
+//! accept.
 //!
 //! [`super::ListenerSet`] gives each listener its name. [`super::bind`] and [`super::passed`]
 //! create listeners.
@@ -33,10 +34,10 @@ pub struct Listener {
     pub(super) address: Arc<str>,
     pub(super) origin: Arc<Origin>,
     pub(super) socket: Arc<Socket>,
-    /// The state of a shortage of file descriptors or memory. All accept loops of the listener
-    /// share it, so that only one of them reports the shortage.
+    /// Whether accepting fails for lack of file descriptors or memory. All accept loops of the
+    /// listener share this state, so that only one of them logs the shortage.
     pub(super) shortage: Arc<Shortage>,
-    /// Whether another listener of this service takes over the clients when this listener stops
+    /// Whether new clients reach another listener of this service when this listener stops
     /// accepting.
     pub(super) is_replaced: Arc<AtomicBool>,
 }
@@ -56,8 +57,8 @@ impl AsFd for Accepted {
 }
 
 impl Accepted {
-    /// Registers the connection with the current tokio runtime. Closes the connection and returns
-    /// `None` if the kernel has no memory for the registration.
+    /// Registers the connection with the current tokio runtime. If the kernel has no memory for
+    /// this, closes the connection and returns `None`.
     pub(crate) fn into_stream(self, listener: &Listener) -> Option<(Stream, Peer)> {
         match Stream::new(self.socket, self.peer) {
             Ok(mut stream) => {
@@ -83,8 +84,8 @@ impl Listener {
         &self.name
     }
 
-    /// Returns the address on which the socket listens. If port 0 is configured, the address has
-    /// the port that the kernel chose.
+    /// Returns the address on which the socket listens. If port 0 is configured, the address
+    /// contains the port that the kernel chose.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
@@ -121,13 +122,14 @@ impl Listener {
 
     /// Accepts one connection without waiting.
     ///
-    /// Another process that holds the socket may have made it blocking, and accept would then block
-    /// the thread. For example, systemd does so for a unit without `NonBlocking=`. So this function
-    /// first makes the socket non-blocking again. If the socket becomes blocking between this check
-    /// and the accept, a watcher thread interrupts the accept.
+    /// Another process that holds the socket may have made it blocking, and accept(2) would then
+    /// block the thread. For example, systemd makes it blocking for a unit without `NonBlocking=`.
+    /// So this function first makes the socket non-blocking again. If another process makes it
+    /// blocking just before the accept, a watcher thread interrupts the accept.
     ///
     /// # Errors
-    /// `WouldBlock` when the backlog is empty, and `Interrupted` when the caller has to try again.
+    /// `WouldBlock` when the backlog is empty, and `Interrupted` when the caller must call this
+    /// function again.
     pub(super) fn accept(&self) -> io::Result<Accepted> {
         self.set_back_nonblocking()?;
         let accept = || self.socket.accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
@@ -136,8 +138,8 @@ impl Listener {
                 Ok(Accepted { socket, peer: Peer::new(&address), earmark: None })
             }
             Err(error) => {
-                // Report EINTR as it is and not as `WouldBlock`. A client may be waiting in the
-                // backlog, and after `WouldBlock` no event would wake this task.
+                // Return EINTR unchanged, so that the caller tries again. After `WouldBlock` the
+                // caller would wait for an event, although a client may already be in the backlog.
                 if error.kind() == io::ErrorKind::Interrupted {
                     self.set_back_nonblocking()?;
                 }
@@ -157,24 +159,26 @@ impl Listener {
         Ok(())
     }
 
-    /// Records whether another listener of this service takes over the clients when this listener
-    /// stops accepting.
+    /// Records whether new clients reach another listener of this service when this listener stops
+    /// accepting.
     pub(super) fn set_replaced(&self, is_replaced: bool) {
         self.is_replaced.store(is_replaced, Ordering::Relaxed);
     }
 
-    /// Returns whether another listener of this service takes over the clients when this listener
-    /// stops accepting.
+    /// Returns whether new clients reach another listener of this service when this listener stops
+    /// accepting.
     pub(crate) fn is_replaced(&self) -> bool {
         self.is_replaced.load(Ordering::Relaxed)
     }
 
-    /// Makes new clients reach the listener that has replaced this one. This cannot be undone.
+    /// Makes new clients reach the listener that has replaced this one, without losing clients of
+    /// this listener. This cannot be undone.
     ///
     /// Closing the socket instead would reset clients in the middle of their TCP handshake. So this
-    /// function binds the socket to a nonexistent network interface. The socket then gets no new
-    /// clients, but handshakes that have already begun still complete into its backlog. It also
-    /// sets `SO_REUSEPORT`, so that other sockets can bind the port meanwhile.
+    /// function binds the socket to a nonexistent network interface. Then new clients no longer
+    /// reach the socket, but handshakes that have already begun still complete. This function also
+    /// sets `SO_REUSEPORT`, so that other sockets of this service can bind the port while this
+    /// socket is open.
     pub(crate) fn divert(&self) {
         let diverted = self
             .socket
@@ -206,8 +210,8 @@ impl Listener {
         let Some(path) = address.path() else { return };
         if file.is_at(path) {
             match std::fs::remove_file(path) {
-                // Ignore a missing file. When the service stops, all generations remove the path at
-                // the same time, and another generation may be faster.
+                // Ignore a missing file, because another generation may have removed it first. When
+                // the service stops, all generations remove the path at the same time.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!(
                         event = "socket.unlink_failed", listener = %self.name,

@@ -1,19 +1,21 @@
-//! The listeners of a generation. Passed sockets are matched to the configuration, and new sockets
-//! are bound for the remaining listeners.
+//! The listeners of a generation. This module matches the passed sockets to the configured
+//! listeners, and binds new sockets for the listeners that match none.
 //!
-//! Two kinds of socket are passed in, and each kind is matched by its own rule:
+//! A process receives two kinds of sockets at startup, and this module matches each kind by its own
+//! rule:
 //!
-//! - A socket from a parent is matched by the name that the parent gave it. The configured address
-//!   is only used if no such socket is passed.
-//! - A socket that an earlier generation bound is matched by its address. It is kept while its
-//!   address is still configured, even under a new name. Otherwise it is closed. If its path was
-//!   removed, it is closed and the path is bound again.
+//! - A socket from a parent, such as systemd, is matched by the name that the parent gave it. A
+//!   listener with such a socket does not use its configured address.
+//! - A socket that an earlier generation bound is matched by its address. The socket is kept while
+//!   its address is still configured, even under a new name, and otherwise closed. If another
+//!   program has removed the path of a Unix socket, the socket is closed and the path is bound
+//!   again.
 //!
 //! The same address may be configured in a different form than when the socket was bound (see
 //! [`super::endpoint`]). Sockets that match no listener are closed and logged.
 //!
-//! The control socket is passed from process to process like a listener, but it does not count as
-//! one of the serving listeners.
+//! Each process also passes the control socket, on which an operator sends requests, to the next
+//! process. The control socket is not one of the listeners for clients.
 
 use std::collections::HashSet;
 use std::io;
@@ -39,28 +41,30 @@ pub struct ListenerSet {
     listeners: Vec<Listener>,
     /// The control socket. Its index comes after the index of the last listener.
     control: Option<Listener>,
-    /// The numbers of the passed descriptors that matched no listener. These descriptors are
-    /// closed.
+    /// The numbers of the passed file descriptors that matched no configured listener and that this
+    /// process has closed.
     unclaimed: Vec<RawFd>,
-    /// The names of sockets that the service manager may still store although no listener uses
-    /// them. Earlier generations bound these sockets.
+    /// The names of sockets that no listener uses any more, but that the service manager may still
+    /// store. Earlier generations bound these sockets.
     no_longer_stored: Vec<StoredName>,
-    /// The access rights to set on the files of passed Unix sockets when this generation takes
+    /// The modes and owners to set on the files of passed Unix sockets when this generation takes
     /// over.
     grants: Vec<Grant>,
-    /// The indices of the listeners that this process bound itself. The predecessor does not accept
-    /// on these listeners.
+    /// The indices of the listeners that this process bound itself. The predecessor does not have
+    /// these listeners.
     bound_here: Vec<usize>,
-    /// The numbers of the unused passed descriptors whose clients a new listener takes over.
+    /// The numbers of passed file descriptors that no listener uses any more. Their sockets overlap
+    /// with the address of a new listener, which will get their clients.
     replaced: Vec<RawFd>,
 }
 
 impl ListenerSet {
-    /// Adopts the passed sockets, binds the missing listeners and closes the unused sockets.
+    /// Matches the passed sockets to the configured listeners. Binds a new socket for each listener
+    /// that matches none, and closes the sockets that no listener uses.
     ///
     /// # Errors
-    /// [`Error::Bind`] when a listener cannot be bound. The sockets bound so far are closed and
-    /// their paths unlinked.
+    /// [`Error::Bind`] when a listener cannot be bound. This function then closes the sockets that
+    /// it has bound so far and unlinks their paths.
     pub(crate) fn assemble(
         configured: &Listeners,
         control: Option<&Path>,
@@ -146,9 +150,8 @@ impl ListenerSet {
     }
 
     /// Returns the sockets that the service manager should store, with the names to store them
-    /// under. These are all sockets that this service bound, except the control socket, on which no
-    /// client depends. The name is `None` if it would be too long, and such a socket cannot be
-    /// stored.
+    /// under. These are all sockets for clients that this service itself bound. The name is `None`
+    /// if it would be too long. Such a socket cannot be stored.
     pub(crate) fn to_store(&self) -> impl Iterator<Item = (&Listener, Option<StoredName>)> {
         self.listeners.iter().filter_map(|listener| match listener.origin() {
             Origin::Bound(binding) => Some((listener, StoredName::new(listener.name(), binding))),
@@ -161,28 +164,28 @@ impl ListenerSet {
         &self.no_longer_stored
     }
 
-    /// Sets the configured mode and owner on the files of passed Unix sockets.
+    /// Sets the configured mode and owner of the files of passed Unix sockets.
     ///
-    /// Call this only after this generation has taken over. After a rollback the predecessor serves
-    /// again, and the files must have the access rights that the predecessor has configured.
+    /// Call this function only after this generation has taken over. Until then the predecessor may
+    /// still have to continue, and the files must keep the mode and owner from its configuration.
     pub(crate) fn grant_access(&mut self) {
         self.grants.drain(..).for_each(Grant::perform);
     }
 
-    /// Returns the numbers of the passed descriptors that matched no listener. These descriptors
-    /// are closed.
+    /// Returns the numbers of the passed file descriptors that matched no configured listener and
+    /// that this process has closed.
     pub(crate) fn unclaimed(&self) -> &[RawFd] {
         &self.unclaimed
     }
 
-    /// Returns the numbers of the unused passed descriptors whose clients a new listener takes
-    /// over.
+    /// Returns the numbers of passed file descriptors that no listener uses any more, but whose
+    /// address overlaps with that of a new listener. The new listener will get their clients.
     pub(crate) fn replaced(&self) -> &[RawFd] {
         &self.replaced
     }
 
-    /// Marks the listeners at the given indices as replaced: when they stop accepting, listeners of
-    /// the successor take over their clients.
+    /// Marks the listeners at the given indices as replaced: when they stop accepting, their new
+    /// clients reach listeners of the successor.
     pub(crate) fn mark_replaced(&self, places: &[usize]) {
         places
             .iter()
@@ -190,14 +193,14 @@ impl ListenerSet {
             .for_each(|listener| listener.set_replaced(true));
     }
 
-    /// Marks all listeners as not replaced, because the handoff is over.
+    /// Marks all listeners as not replaced. Call this function when the handoff is over.
     pub(crate) fn forget_replacements(&self) {
         self.listeners.iter().for_each(|listener| listener.set_replaced(false));
     }
 
-    /// Undoes all changes of a failed handoff to the sockets. A successor that was killed may have
-    /// left `SO_REUSEPORT` set on old sockets. This would let other processes of the same user bind
-    /// the same port.
+    /// Undoes what a failed successor has changed on the listeners. A successor that was killed may
+    /// have left `SO_REUSEPORT` set on them. This option would let any process of the same user
+    /// bind the same port.
     pub(crate) fn restore(&self) {
         self.forget_replacements();
         let bound =
@@ -205,13 +208,13 @@ impl ListenerSet {
         bound.for_each(Listener::restore);
     }
 
-    /// Returns the indices of the listeners that this process bound itself. The indices are no
-    /// longer valid after a listener was removed.
+    /// Returns the indices of the listeners that this process bound itself. After a listener has
+    /// been removed, the indices are no longer valid.
     pub(crate) fn bound_here(&self) -> &[usize] {
         &self.bound_here
     }
 
-    /// Takes all serving listeners out of the set. The control socket stays.
+    /// Takes all listeners for clients out of the set. The control socket stays in it.
     pub(crate) fn take(&mut self) -> Vec<Listener> {
         std::mem::take(&mut self.listeners)
     }
@@ -221,8 +224,8 @@ impl ListenerSet {
         self.control.take()
     }
 
-    /// Takes the listeners at the given indices out of the set. Returns the serving listeners among
-    /// them, and the control socket if its index is given.
+    /// Takes the listeners at the given indices out of the set. Returns the listeners for clients,
+    /// and also the control socket if its index is one of them.
     pub(crate) fn remove(&mut self, places: &[usize]) -> (Vec<Listener>, Option<Listener>) {
         let places: HashSet<_> = places.iter().copied().collect();
         let control = self.control.take_if(|_| places.contains(&self.listeners.len()));
@@ -243,8 +246,9 @@ impl ListenerSet {
     }
 }
 
-/// Returns whether a passed socket is the control socket. A socket from a parent only needs the
-/// name of the control socket. A socket that this service bound must also have the configured path.
+/// Returns whether a passed socket is the control socket. A socket from a parent is the control
+/// socket if it has the right name. A socket that this service bound must also have the configured
+/// path.
 fn is_control(socket: &Passed, configured: Option<&Address>) -> bool {
     match &socket.origin {
         Origin::Inherited => socket.name.as_deref() == Some(CONTROL),
@@ -263,8 +267,8 @@ fn unlink_at(places: &[usize], listeners: &[Listener]) {
 }
 
 /// Adopts the sockets found for each listener, and binds the listeners that have none. Returns the
-/// indices of the newly bound listeners, and the descriptors of the unused sockets that they
-/// replace.
+/// indices of the newly bound listeners. Also returns the descriptors of the unused sockets that
+/// these listeners replace.
 fn adopt_or_bind(
     wanted: Vec<Wanted>,
     unclaimed: &[Passed],
@@ -288,8 +292,8 @@ fn adopt_or_bind(
                 return Err(error);
             }
             let listener = beside::bind(&want.name, &want.address, old)?;
-            // Mark the new listener as replaced, because the old sockets replace it if the handoff
-            // fails. If this generation takes over, the new listener replaces the old sockets.
+            // Mark the new listener as replaced, because its clients must reach the old sockets
+            // again if the handoff fails. If this generation takes over, it removes the mark.
             listener.set_replaced(true);
             replaced.extend(old.iter().map(|socket| socket.descriptor));
             Ok(listener)
@@ -403,8 +407,8 @@ mod tests {
         assert_eq!(after, [("c".to_owned(), before[1].1.clone()), before[0].clone()]);
     }
 
-    /// The socket is closed even if a listener of the same name is still configured with another
-    /// address.
+    /// A socket is closed if its address is no longer configured, even if a listener of the same
+    /// name still is.
     #[test]
     fn a_bound_socket_is_closed_if_its_address_is_removed() {
         let first = assemble(&["a=127.0.0.1:0"], vec![]).unwrap();

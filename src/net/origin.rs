@@ -1,9 +1,9 @@
 //! The origin of a listening socket: which process created it, and for which configured address.
 //!
 //! The origin decides which process may unlink the path of a socket. It also decides whether the
-//! socket is matched to a listener by name or by address. The origin outlives the process that
-//! created the socket, so it is sent in messages between generations. It does not contain the
-//! address on which the socket listens now; the socket itself has that address.
+//! socket is matched to a listener by name or by address. Each generation tells its successor the
+//! origin of every socket, because a socket may outlive the process that created it. The origin
+//! does not contain the address on which the socket listens, because the kernel can tell it.
 
 use std::fmt;
 use std::fs::Metadata;
@@ -28,10 +28,11 @@ pub enum Origin {
 /// The facts that a generation must remember about a socket that it or an earlier generation bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// The address in the configuration. If it has port 0, this address does too.
+    /// The address as it was configured. Port 0 stays 0 here, and is not replaced by the port that
+    /// the kernel chose.
     pub(crate) address: Address,
-    /// The file that the bind created, for a Unix socket path. It is remembered so that no other
-    /// file is unlinked.
+    /// The file that the bind created, for a Unix socket path. The service later unlinks only this
+    /// file.
     pub(crate) file: Option<FileId>,
 }
 
@@ -59,8 +60,8 @@ impl From<&Metadata> for FileId {
     }
 }
 
-/// Prints the binding in the form for messages: `ADDRESS`, or `DEVICE:INODE ADDRESS` for a Unix
-/// path.
+/// Prints the binding as generations send it to each other: `ADDRESS`, or `DEVICE:INODE ADDRESS`
+/// for a Unix path.
 impl fmt::Display for Binding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(FileId { device, inode }) = self.file {

@@ -1,8 +1,8 @@
 //! A check that a passed file descriptor is a listening socket.
 //!
 //! The process that passed the descriptor may have made a mistake. This check reports the mistake
-//! at once with the name of the descriptor, and not later at the first accept.
-//! [`super::ListenerSet`] decides which configured listener the socket belongs to.
+//! at startup, with the name of the descriptor. Without the check, only the first accept would
+//! fail. [`super::ListenerSet`] decides which configured listener the socket belongs to.
 
 use std::fmt;
 use std::io;
@@ -25,7 +25,8 @@ use crate::sys;
 pub(crate) struct Passed {
     /// The name under which the socket was passed. `None` if it has no name.
     pub(crate) name: Option<String>,
-    /// The number of the descriptor at the time it was passed, for log records.
+    /// The number that the descriptor had when it was passed. Log records and messages use this
+    /// number.
     pub(crate) descriptor: RawFd,
     /// Whether this service or a parent such as systemd created the socket.
     pub(crate) origin: Origin,
@@ -77,8 +78,8 @@ impl Passed {
         local_address(&self.socket)
     }
 
-    /// Returns whether the path of the socket was removed, so that no client can connect to it any
-    /// more.
+    /// Returns whether the path of this socket does not exist any more, so that no client can
+    /// connect.
     pub(crate) fn has_lost_its_path(&self) -> bool {
         match &self.origin {
             Origin::Bound(Binding { address: Address::UnixPath(path), file: Some(_) }) => {
@@ -88,8 +89,8 @@ impl Passed {
         }
     }
 
-    /// Returns the file of the socket's path. Returns `None` if this service did not bind the
-    /// socket or if the socket has no path.
+    /// Returns the file that the bind created for this socket. Returns `None` if this service did
+    /// not bind the socket or if the socket has no path.
     pub(crate) fn file(&self) -> Option<FileId> {
         match &self.origin {
             Origin::Bound(binding) => binding.file,
@@ -113,8 +114,8 @@ impl Passed {
         self.socket.local_addr().ok()?.as_socket().map(|address| address.port())
     }
 
-    /// Sets `SO_REUSEPORT`, which decides whether another socket of this user may bind the same
-    /// port.
+    /// Sets or clears `SO_REUSEPORT`. While the option is set, another socket of this user may bind
+    /// the same port.
     pub(super) fn share_port(&self, is_shared: bool) -> io::Result<()> {
         self.socket.set_reuse_port(is_shared)
     }

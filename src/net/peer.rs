@@ -1,9 +1,9 @@
 //! The other end of a connection: its address, whether it is still connected, which data it has
 //! acknowledged, and the first bytes that it sends.
 //!
-//! A proxy stands between two peers that cannot see each other, and passes on to one peer what the
-//! other peer has signalled. So it needs details from the kernel that an ordinary server does not
-//! need. [`super::stream`] transfers the bytes, and `ending` closes the connection.
+//! A proxy connects two peers and must pass on to each of them that the other one has closed or
+//! lost its connection. So it needs details from the kernel that an ordinary server does not need.
+//! [`super::stream`] transfers the bytes, and `ending` closes the connection.
 
 use std::fmt;
 use std::io;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::stream::{Family, Stream};
 use crate::sys;
 
-/// The other end of a connection, with its address if it has one.
+/// The kind of peer at the other end of a connection, and its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// A TCP client, with its address.
@@ -79,8 +79,8 @@ impl Stream {
         }
     }
 
-    /// Returns the local address that the peer has connected to. Returns `None` for a Unix socket,
-    /// because its address is of no use to other hosts.
+    /// Returns the local TCP address of this connection. Returns `None` for a Unix socket, because
+    /// its address is of no use to other hosts.
     pub(crate) fn local(&self) -> Option<SocketAddr> {
         match &self.socket {
             Family::Tcp(socket) => socket.local_addr().ok(),
@@ -89,8 +89,8 @@ impl Stream {
     }
 
     /// Returns whether the kernel knows that the peer is gone: the connection was reset, or both
-    /// sides have closed it. A peer that has only half-closed still counts as present, because TCP
-    /// cannot distinguish it from a peer that has closed completely.
+    /// sides have closed it. If only the peer has closed, it does not count as gone, because it may
+    /// still read: TCP cannot distinguish a half-close from a full close.
     pub(crate) fn has_hung_up(&self) -> bool {
         sys::socket::has_hung_up(self.as_fd())
     }
@@ -112,7 +112,7 @@ impl Stream {
         }
     }
 
-    /// Reads a header from the start of the received bytes, and nothing after it.
+    /// Reads a header from the start of the received bytes, and leaves all bytes after it unread.
     ///
     /// Each time more bytes arrive, calls `look` with all bytes received so far, up to the size of
     /// `buffer`. `look` returns the length of the header and its meaning, or `None` if it needs
@@ -137,8 +137,8 @@ impl Stream {
                 match look(&buffer[..count])? {
                     Some(found) => Ok(found),
                     None if is_at_end || count == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
-                    // Wait for new bytes. `WouldBlock` makes the runtime wait, and the bytes looked
-                    // at so far stay unread.
+                    // Return `WouldBlock`, so that the runtime waits for new bytes. The bytes
+                    // looked at so far stay unread.
                     None => Err(io::ErrorKind::WouldBlock.into()),
                 }
             });

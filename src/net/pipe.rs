@@ -1,5 +1,5 @@
-//! Pipes for long transfers. Bytes move from socket to socket through a pipe inside the kernel, so
-//! they are not copied to user space.
+//! Pipes for long transfers. The kernel moves bytes from one socket through a pipe to another
+//! socket, without copying them to user space.
 //!
 //! A pipe costs two file descriptors and kernel memory. So a connection takes a pipe only when
 //! there are bytes to move, and returns it as soon as the pipe is empty. Only a transfer with a
@@ -13,9 +13,10 @@ use nix::errno::Errno;
 
 use crate::sys;
 
-/// The capacity of a pipe in bytes, if the kernel allows it. A pipe must be large, because each
-/// packet fragment occupies a whole page of the pipe, however small the fragment is. A larger pipe
-/// means fewer system calls per gigabyte (see `docs/decisions/0018-long-transfers-are-spliced.md`).
+/// The capacity of a pipe in bytes, if the kernel allows it. The capacity must be large, because
+/// each fragment of a packet occupies a whole page of the pipe, however small the fragment is. A
+/// larger pipe also needs fewer system calls per gigabyte (see
+/// `docs/decisions/0018-long-transfers-are-spliced.md`).
 const CAPACITY: usize = 512 * 1024;
 /// The maximum number of empty pipes that a thread keeps for reuse.
 const KEPT: usize = 8;
@@ -33,8 +34,8 @@ struct Ends {
 impl Ends {
     fn new() -> io::Result<Self> {
         let (read, write) = sys::splice::pipe(CAPACITY)?;
-        // Do not use descriptors of the reserve for a pipe. After this error the transfer continues
-        // without a pipe.
+        // Return an error instead of using reserved descriptors for a pipe. The transfer then
+        // continues without a pipe.
         if sys::reserve::is_reserved(&read) || sys::reserve::is_reserved(&write) {
             return Err(Errno::EMFILE.into());
         }
@@ -51,7 +52,7 @@ pub(crate) struct Pipe {
 }
 
 impl Pipe {
-    /// Takes an empty pipe that the thread has kept for reuse, or creates a new pipe.
+    /// Returns an empty pipe that this thread has kept for reuse, or creates a new pipe.
     pub(crate) fn take() -> io::Result<Self> {
         let kept = EMPTY.with_borrow_mut(Vec::pop);
         let ends = match kept {
@@ -61,13 +62,14 @@ impl Pipe {
         Ok(Self { ends: Some(ends), held: 0 })
     }
 
-    /// Returns the read end and the write end of the pipe. Together with the number from
-    /// [`Pipe::held`] they are the complete state of the pipe.
+    /// Returns the read end and the write end of the pipe. The two ends and the number from
+    /// [`Pipe::held`] are all that another process needs to continue with this pipe.
     pub(crate) fn into_ends(mut self) -> Option<(OwnedFd, OwnedFd)> {
         self.ends.take().map(|Ends { read, write }| (read, write))
     }
 
-    /// Restores a pipe from another process, with `held` bytes in it.
+    /// Creates a `Pipe` from the two ends of a pipe that another process has passed. The pipe holds
+    /// `held` bytes.
     ///
     /// # Errors
     /// `InvalidInput` when the descriptors are not the two ends of a pipe.
@@ -84,8 +86,9 @@ impl Pipe {
         self.held
     }
 
-    /// Moves received bytes from `socket` into the pipe. The pipe must be empty, because only then
-    /// does `WouldBlock` always mean that the socket has nothing to read.
+    /// Moves received bytes from `socket` into the pipe. The pipe must be empty. Otherwise
+    /// `WouldBlock` could also mean that the pipe is full, and not that the socket has nothing to
+    /// read.
     pub(super) fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
         debug_assert_eq!(self.held, 0, "a full pipe cannot be told from an empty socket");
         let count = sys::splice::splice(socket, &self.ends()?.write, CAPACITY)?;
@@ -112,7 +115,7 @@ impl Drop for Pipe {
     /// Keeps the pipe for reuse by this thread. Closes it if it still holds bytes.
     fn drop(&mut self) {
         let Some(ends) = self.ends.take() else { return };
-        // This call fails while the thread exits. The pipe is then closed.
+        // Ignore an error, which happens only while the thread exits. The pipe is then closed.
         let _ = EMPTY.try_with(|empty| {
             let mut empty = empty.borrow_mut();
             if self.held == 0 && empty.len() < KEPT {

@@ -1,13 +1,14 @@
 //! Log reports about listeners that cannot accept because file descriptors or memory have run out.
 //!
-//! Thousands of listeners run out of descriptors at the same time, and a shortage may begin and end
-//! many times a second. So one report stands for all shortages that begin soon after it.
+//! When a process runs out of descriptors, all its listeners fail at the same time, and this may
+//! begin and end many times a second. So after one report, this module does not log other shortages
+//! for a while.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The minimum time between two log reports of a shortage, for all listeners together.
+/// The minimum time between two log warnings about a shortage, for all listeners together.
 const PAUSE: Duration = Duration::from_secs(10);
 
 static LAST_REPORT: Mutex<Option<Instant>> = Mutex::new(None);
@@ -26,7 +27,7 @@ enum State {
 }
 
 impl Shortage {
-    /// Records that accepting has failed for lack of file descriptors or memory. Logs only the
+    /// Records that accepting has failed for lack of file descriptors or memory. Logs at most the
     /// first failure of a shortage. Returns whether this is the first failure.
     pub(super) fn begin(&self, listener: &str, error: &io::Error) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,8 +50,8 @@ impl Shortage {
         true
     }
 
-    /// Records that the backlog of a listener is empty, which ends its shortage of descriptors or
-    /// memory.
+    /// Records that this listener is no longer short of descriptors or memory. Call this function
+    /// when accept(2) has found the backlog empty.
     pub(super) fn end(&self, listener: &str) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::take(&mut *state) == State::Reported {

@@ -1,7 +1,7 @@
 //! The mode and the owner of the file of a Unix listener.
 //!
 //! Any process that can write to the directory may replace the file at any time. So this module
-//! opens the file first and checks that it is the file that was bound. Only then does it change the
+//! first opens the file and checks that the bind created this file. Only then does it change the
 //! file, through the open descriptor.
 
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -66,8 +66,8 @@ impl FileAccess {
     /// `expected`.
     ///
     /// # Errors
-    /// The error of the kernel, with the setting that it refused. An error also if another file is
-    /// at `path`.
+    /// The error of the kernel, with the setting that it refused. Also returns an error if another
+    /// file is at `path`.
     pub(super) fn set(self, path: &Path, expected: FileId) -> io::Result<()> {
         if self.is_empty() {
             return Ok(());
@@ -79,8 +79,8 @@ impl FileAccess {
         if FileId::from(&file.metadata()?) != expected {
             return Err(io::Error::other("another file has taken its place"));
         }
-        // Change the owner before the mode. In the other order, the old owner or group could
-        // connect with the new mode for a moment.
+        // Change the owner before the mode. Otherwise the new mode would let the old owner or group
+        // connect for a moment.
         if self.user.is_some() || self.group.is_some() {
             fchownat(&file, "", self.user, self.group, AtFlags::AT_EMPTY_PATH)
                 .map_err(|error| refused("user and group", error.into()))?;

@@ -1,9 +1,9 @@
 //! Replacement of a stale socket file, which is the file of a Unix socket that no process holds any
 //! more.
 //!
-//! The file stays when its socket is closed, and blocks the path until it is removed. The file of a
-//! live socket must stay. This also applies between bind(2) and listen(2), when the socket refuses
-//! every client and looks dead.
+//! When a process closes a Unix socket, the file stays and blocks the path until the file is
+//! removed. This module must not remove the file of a socket that a process still holds. This
+//! includes a socket between bind(2) and listen(2), although it refuses every client.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,12 +17,12 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::sys;
 
-/// The maximum time to wait for another process that replaces a file in the same directory. A
-/// replacement needs only a few system calls.
+/// How long to wait while another process replaces a file in the same directory. A replacement
+/// needs only a few system calls.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Removes the file at `path` if it is stale, and binds again. `in_use` is the error of the first
-/// attempt to bind.
+/// Removes the file at `path` and calls `bind` again, if no process holds the socket of the file.
+/// `in_use` is the error of the first attempt to bind.
 ///
 /// # Errors
 /// `in_use` when a process holds the socket, or any error of the kernel.
@@ -36,10 +36,10 @@ pub(super) fn replace(
     let _lock = lock_folder(path);
     match is_socket(path) {
         Ok(true) => {}
-        // The file is not a socket, so a retry does not help. An error without an errno counts as a
-        // configuration error.
+        // Report a configuration error, because the file is not a socket and a retry does not help.
+        // The error has no errno, which marks it as a configuration error.
         Ok(false) => return Err(io::Error::other("Address already in use, and not by a socket")),
-        // Another process has removed the file in the meantime, so bind again.
+        // Bind again, because another process has removed the file in the meantime.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return bind(),
         Err(error) => return Err(error),
     }
@@ -67,11 +67,11 @@ fn is_stale(path: &Path) -> io::Result<bool> {
         .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
 }
 
-/// Locks the directory of `path` against other processes that replace a file in it. Dropping the
-/// returned value releases the lock.
+/// Locks the directory of `path`, so that no other process of handoffd replaces a file in it.
+/// Dropping the returned value releases the lock.
 ///
-/// Returns `None` if the directory is not readable or another program keeps it locked. This service
-/// starts without the lock in that case.
+/// Returns `None` if the directory is not readable or another program keeps it locked. The caller
+/// then continues without the lock.
 fn lock_folder(path: &Path) -> Option<Flock<File>> {
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

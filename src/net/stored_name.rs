@@ -1,11 +1,11 @@
-//! The names under which the service manager stores sockets. After a restart, the next process
-//! recognizes the sockets by these names.
+//! The names under which the service manager stores sockets of this service. After a restart, the
+//! new process recognizes the sockets by these names.
 //!
 //! The service manager returns a stored socket with nothing but its name (`FDNAME=`, see
-//! sd_pid_notify_with_fds(3)), together with the sockets of socket units. So the name contains
-//! everything that a process must know about the socket: the name of the listener, the configured
-//! address and, for a path, the identity of the file. A stored name contains an equals sign, and
-//! the name of a listener never does, so the two cannot be confused.
+//! sd_pid_notify_with_fds(3)), together with the sockets of socket units. So the stored name
+//! contains everything that a process must know about the socket: the name of the listener, the
+//! configured address and, for a path, the identity of the file. A stored name contains an equals
+//! sign. A listener name never does, so the two cannot be confused.
 
 use std::fmt::Write as _;
 
@@ -57,8 +57,8 @@ impl StoredName {
     }
 }
 
-/// Parses `bytes` as a stored name, and checks that encoding the result gives an equal name.
-/// Returns whether `bytes` is a valid stored name. The fuzzer calls this function.
+/// Parses `bytes` as a stored name, for the fuzzer. Returns whether `bytes` is a valid stored name.
+/// Panics if encoding the result and parsing it again gives another result.
 #[cfg(any(fuzzing, test))]
 pub(crate) fn fuzz(bytes: &[u8]) -> bool {
     let Some((name, binding)) = std::str::from_utf8(bytes).ok().and_then(StoredName::parse) else {

@@ -26,29 +26,31 @@ use crate::sys::reserve::Earmark;
 pub struct Stream {
     pub(super) socket: Family,
     traffic: Arc<Traffic>,
-    /// Whether the peer has half-closed the connection. No more bytes can then arrive that would
-    /// make the kernel send a reset.
+    /// Whether the peer has half-closed the connection. If so, closing the socket cannot cause a
+    /// reset, because no more bytes arrive.
     pub(super) peer_finished: bool,
-    /// Whether another process, such as a predecessor that hangs, may still hold the socket. If so,
-    /// closing the socket here sends nothing to the peer.
+    /// Whether another process may still hold the socket, such as a predecessor that hangs. If so,
+    /// the peer does not notice when this process closes the socket.
     pub(super) is_shared: bool,
-    /// Whether writes are tried even if the tokio runtime regards the socket as not writable.
+    /// Whether to try a write even if the tokio runtime regards the socket as not writable (see
+    /// `hangup`).
     pub(super) tries_writes: bool,
     delay: Delay,
-    /// A token that is held until the first byte has been read, so that a drain can wait for the
-    /// first request of each client.
+    /// A token that this stream holds until it has read its first byte. A drain waits for these
+    /// tokens, and so for the first request of each client.
     awaiting_first_byte: Option<TaskTrackerToken>,
-    /// A token that is held until this stream is dropped, so that a drain can wait for all open
-    /// connections.
+    /// A token that this stream holds until it is dropped. A drain waits for these tokens, and so
+    /// for all open connections.
     open: Option<TaskTrackerToken>,
-    /// A claim to one file descriptor, for the connection to the upstream of this client.
+    /// A claim to one file descriptor, which the connection from this client to its upstream will
+    /// need.
     pub(super) earmark: Option<Earmark>,
 }
 
-/// How many writes are left until `TCP_NODELAY` is set. It is set just before the second write.
+/// When to set `TCP_NODELAY`. The option is set just before the second write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Delay {
-    /// The option is already set, or it is not wanted.
+    /// `TCP_NODELAY` is already set, or the connection does not need it.
     None,
     FromTheFirst,
     FromTheSecond,
@@ -82,9 +84,9 @@ impl Stream {
         })
     }
 
-    /// Restores a connection that another process has served until now. `traffic` counts the bytes
-    /// that the other process transferred. `peer_finished` tells whether it has read the peer's
-    /// half-close. Must be called within a tokio runtime.
+    /// Continues a connection that another process has served until now. `traffic` counts the bytes
+    /// that the other process transferred. `peer_finished` tells whether the other process has read
+    /// the peer's half-close. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// `InvalidInput` when the socket is not a stream socket of the peer's address family.
@@ -96,23 +98,22 @@ impl Stream {
     ) -> io::Result<Self> {
         let socket = Socket::from(socket);
         let is_unix = socket.domain()? == Domain::UNIX;
-        // Accept a Unix socket whose peer has a TCP address, because a PROXY header may have given
-        // that address.
+        // Allow a Unix socket whose peer has a TCP address, because the address may come from a
+        // PROXY header.
         if socket.r#type()? != Type::STREAM || (peer == Peer::Unix && !is_unix) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "it is no stream socket of its family",
             ));
         }
-        // Make the socket non-blocking here, and do not rely on the other process. A blocking
-        // socket would stall a whole thread.
+        // Make the socket non-blocking, because the other process may have made it blocking. A
+        // blocking socket would stall a whole thread.
         socket.set_nonblocking(true)?;
         let stream = Self::new(socket, if is_unix { Peer::Unix } else { peer })?;
         Ok(Self { traffic: Arc::new(traffic), peer_finished, is_shared: true, ..stream })
     }
 
-    /// Returns the socket without closing the connection. The tokio runtime stops watching the
-    /// socket.
+    /// Removes the socket from the tokio runtime and returns it, without closing the connection.
     ///
     /// # Errors
     /// When the kernel fails to remove the socket from the runtime.
@@ -128,19 +129,19 @@ impl Stream {
         self.peer_finished
     }
 
-    /// Holds `token` until the first byte or the peer's half-close has been read, so that a drain
-    /// can wait until then.
+    /// Stores `token` until this stream has read the first byte or the peer's half-close. A drain
+    /// waits until such tokens are dropped.
     pub(crate) fn awaiting_first_byte(&mut self, token: TaskTrackerToken) {
         self.awaiting_first_byte = Some(token);
     }
 
-    /// Holds `token` until the stream is dropped, so that a drain can wait until then.
+    /// Stores `token` until the stream is dropped. A drain waits until such tokens are dropped.
     pub(crate) fn open(&mut self, token: TaskTrackerToken) {
         self.open = Some(token);
     }
 
-    /// Takes the claim to a file descriptor for the upstream connection of this client. A server
-    /// without upstreams drops the claim.
+    /// Takes out the claim to a file descriptor for the upstream connection of this client. A
+    /// server without upstreams drops the claim.
     pub(crate) const fn take_earmark(&mut self) -> Option<Earmark> {
         self.earmark.take()
     }
@@ -157,8 +158,8 @@ impl Stream {
         self.traffic.sent()
     }
 
-    /// Returns the number of bytes transferred in both directions. The results of two calls differ
-    /// if bytes were transferred in between.
+    /// Returns the number of bytes transferred in both directions so far. A caller can compare two
+    /// results to see whether the connection was idle in between.
     pub(crate) fn carried(&self) -> u64 {
         self.received() + self.sent()
     }
@@ -171,8 +172,8 @@ impl Stream {
     /// Disables Nagle's algorithm (`TCP_NODELAY`, see tcp(7)), because a proxy does not know
     /// whether more bytes will follow. Does nothing for a Unix socket.
     ///
-    /// The option takes effect before the second write. The kernel never delays the first write,
-    /// and many connections have only one write.
+    /// To save a system call, this stream sets the option just before the second write. The kernel
+    /// never delays the first write, and many connections have only one.
     pub(crate) fn set_nodelay(&mut self) {
         if matches!(self.socket, Family::Tcp(_)) {
             self.delay = Delay::FromTheFirst;
@@ -210,16 +211,16 @@ impl Stream {
     /// has half-closed.
     ///
     /// # Errors
-    /// The error of splice(2). `InvalidInput` also means that these bytes cannot be spliced and
-    /// must be read instead.
+    /// The error of splice(2). `InvalidInput` also means that splice(2) cannot move these bytes,
+    /// and the caller must read them instead.
     pub(crate) fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
         pipe: &mut Pipe,
     ) -> Poll<io::Result<usize>> {
         let fill = |socket: BorrowedFd<'_>| match pipe.fill(socket) {
-            // Check for urgent data, at which splice(2) stops. It then reports end of file or
-            // `WouldBlock` although bytes have arrived.
+            // Check for urgent data, at which splice(2) stops. In that case splice(2) reports end
+            // of file or `WouldBlock` although bytes have arrived.
             Ok(0) | Err(_) if matches!(sys::socket::peek(socket, &mut [0]), Ok(1..)) => {
                 Err(io::ErrorKind::InvalidInput.into())
             }
@@ -254,8 +255,8 @@ impl Stream {
     /// # Errors
     /// When the tokio runtime is shutting down.
     pub async fn readable(&self) -> io::Result<()> {
-        // Do not use tokio's own future to wait, because it is ten times as large. Each idle
-        // connection holds one such future.
+        // Do not wait with the future that tokio offers, because it is ten times as large, and
+        // every idle connection holds one.
         poll_fn(|cx| match &self.socket {
             Family::Tcp(socket) => socket.poll_read_ready(cx),
             Family::Unix(socket) => socket.poll_read_ready(cx),
@@ -263,8 +264,8 @@ impl Stream {
         .await
     }
 
-    /// Returns whether received bytes or a half-close are waiting to be read. Asks the kernel,
-    /// because the tokio runtime may not know yet.
+    /// Returns whether there are received bytes or a half-close to read. This function asks the
+    /// kernel, because the tokio runtime may not know yet.
     #[must_use]
     pub fn has_input(&self) -> bool {
         let mut byte = [std::mem::MaybeUninit::uninit()];

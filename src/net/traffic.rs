@@ -1,8 +1,9 @@
-//! Byte counters of one connection that other tasks can read.
+//! Byte counters of one connection. Other tasks can read them.
 //!
-//! Only the task of the connection writes its counters, so plain loads and stores suffice and no
-//! lock is needed. No two connections share a counter, so no cache line moves between processors. A
-//! task that needs a total reads the counters of all connections and adds them up.
+//! Only the task of a connection writes the counters of that connection, so plain loads and stores
+//! suffice and no lock is needed. Connections do not share counters, so tasks on different
+//! processors do not contend for a cache line. A task that needs a total adds up the counters of
+//! all connections.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,4 +1,5 @@
-//! A configured listener that has no socket yet, and the access rights to set on its socket file.
+//! A configured listener before it has a socket, and the mode and owner to set on the file of its
+//! socket.
 
 use std::io;
 use std::path::PathBuf;
@@ -31,8 +32,8 @@ impl Wanted {
         }
     }
 
-    /// Returns the access rights to set on the file of a passed socket. Returns `None` if no access
-    /// rights are configured.
+    /// Returns the mode and owner to set on the file of a passed socket. Returns `None` if neither
+    /// is configured.
     pub(super) fn grant(&self) -> Option<Grant> {
         let file = self.found.iter().find_map(Passed::file).filter(|_| !self.access.is_empty())?;
         let path = self.address.path()?.to_owned();
@@ -64,14 +65,13 @@ impl Grant {
     }
 }
 
-/// Adds to a bind error the passed socket that blocks the address `want`, if there is such a
-/// socket.
+/// Names in a bind error the passed socket that blocks the address `want`, if such a socket exists.
 pub(super) fn name_obstacle(error: Error, want: &Address, unclaimed: &[Passed]) -> Error {
     let Error::Bind { name, address, source } = error else { return error };
     let in_the_way =
         |socket: &&Passed| socket.origin == Origin::Inherited && socket.is_in_the_way_of(want);
     let source = match unclaimed.iter().find(in_the_way) {
-        // Return an error without an errno, so that it counts as a configuration error. Only a
+        // Return an error without an errno, which marks it as a configuration error, because only a
         // change of the configuration can help.
         Some(socket) if source.kind() == io::ErrorKind::AddrInUse => {
             io::Error::other(format!("{source}: {socket}, and no listener claims it"))

@@ -1,9 +1,9 @@
 //! Packets with ancillary data (see unix(7)): file descriptors, and the identity of the sender.
 //!
-//! The kernel reports the sender of a packet, so a sender cannot forge its identity. The kernel can
-//! report it as a pidfd, a descriptor that refers to the same process even after its pid is reused.
-//! This module uses libc, because nix and rustix do not support `SCM_PIDFD`. Nor can they receive
-//! it without a risk of leaking descriptors.
+//! The kernel itself reports the sender of each packet, so a sender cannot forge its identity.
+//! Since Linux 6.5 the report includes a pidfd, a descriptor that refers to the same process even
+//! after its pid is reused. This module uses libc, because nix and rustix do not support such
+//! pidfds (`SCM_PIDFD`) and could leak their descriptors.
 
 use std::io;
 use std::mem::size_of;
@@ -23,8 +23,8 @@ const RIGHTS_MAX: usize = 253;
 /// The socket option that asks the kernel to attach a pidfd of the sender to each packet. It exists
 /// since Linux 6.5.
 const SO_PASSPIDFD: libc::c_int = 76;
-/// The socket option that returns a pidfd of the process that created or connected the other end.
-/// It exists since Linux 6.5.
+/// The socket option that returns a pidfd of the process that created the other end of the socket
+/// or connected it. It exists since Linux 6.5.
 const SO_PEERPIDFD: libc::c_int = 77;
 /// The type of the ancillary data that the socket option `SO_PASSPIDFD` enables.
 const SCM_PIDFD: libc::c_int = 4;
@@ -36,8 +36,8 @@ const SPACE: usize = RIGHTS_MAX / 2 + 32;
 #[derive(Debug)]
 pub(crate) enum Rights {
     All(Vec<OwnedFd>),
-    /// The packet carried more descriptors than this process had room for. The descriptors that did
-    /// arrive are closed.
+    /// Not all descriptors of the packet fit into the buffer or the descriptor table of this
+    /// process. The descriptors that did arrive are closed.
     Truncated,
 }
 
@@ -47,11 +47,11 @@ pub(crate) struct Sender {
     /// The pid of the sender. `None` when the sender is in a pid namespace that this process cannot
     /// see.
     pub(crate) pid: Option<u32>,
-    /// The sending process, as far as the kernel reports it.
+    /// The pidfd of the sender, or the reason why it is missing.
     pub(crate) process: SenderProcess,
 }
 
-/// The facts about the sender of a packet besides its pid.
+/// The pidfd of the sender of a packet, or the reason why it is missing.
 #[derive(Debug)]
 pub(crate) enum SenderProcess {
     /// A pidfd that refers to the sender, even if the pid of the sender is reused.
@@ -148,9 +148,9 @@ pub(crate) fn receive_with_attachments(
         // buffer lives until the call returns.
         let received = unsafe { libc::recvmsg(channel.as_raw_fd(), &raw mut header, flags) };
         let length = match Errno::result(received) {
-            // Repeat the call after ECONNRESET. The kernel reports this error once if the other end
-            // was closed before it had read all our packets. Packets that the other end has sent
-            // can still be received.
+            // Repeat the call after ECONNRESET, because there may be more packets to receive. The
+            // kernel reports this error once if the other process closed its end before it had read
+            // all our packets.
             Err(Errno::ECONNRESET | Errno::EINTR) => continue,
             length => usize::try_from(length?).map_err(io::Error::other)?,
         };
@@ -164,8 +164,8 @@ pub(crate) fn receive_with_attachments(
     }
 }
 
-/// Takes the ancillary data out of a received packet. Call this only once for each header that
-/// recvmsg(2) has filled in, because it takes ownership of the descriptors.
+/// Takes the ancillary data out of a received packet. Call this function only once for each header
+/// that recvmsg(2) has filled in, because it takes ownership of the received descriptors.
 fn attachments(header: &libc::msghdr) -> Attached {
     let (mut rights, mut credentials, mut process) = (Vec::new(), None, SenderProcess::Unknown);
     // SAFETY: the kernel has filled in the header and the buffer for ancillary data that it points

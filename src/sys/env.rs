@@ -1,9 +1,9 @@
 //! The environment variables and the file descriptors that this process receives at startup.
 //!
-//! This module reads them once and removes the variables that child programs must not see. Changing
-//! the environment is sound only while a single thread runs (see setenv(3)), so [`take`] checks the
-//! number of threads. A program that starts no other programs may leave the variables in place, and
-//! then other threads may run. This module does not interpret the variables.
+//! This module reads the variables once and removes those that child programs must not see.
+//! Changing the environment is sound only while a single thread runs (see setenv(3)), so [`take`]
+//! checks the number of threads. A program that starts no other programs may leave the variables in
+//! place. Then other threads may run. This module does not interpret the variables.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
@@ -17,11 +17,12 @@ use super::fd::PassedDescriptors;
 use super::process;
 use crate::error::Error;
 
-/// Whether [`take`] has been called. A second call would take descriptors that already have an
-/// owner.
+/// Whether [`take`] has been called. A second call must fail, because it would take descriptors
+/// that already have an owner.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// The environment variables at startup, split into the requested variables and all others.
+/// The environment variables at startup, split into two groups: those that the caller requested by
+/// name, and all others.
 #[derive(Debug)]
 pub(crate) struct Environment {
     /// The requested variables that were set, with their values.
@@ -73,12 +74,12 @@ pub(crate) enum Variables {
     Kept,
 }
 
-/// Takes the variables listed in `names` from the environment, and as many passed descriptors as
-/// `count` returns.
+/// Takes the variables listed in `names` from the environment. Also takes the passed descriptors;
+/// `count` returns how many there are.
 ///
 /// # Errors
-/// [`Error::AlreadyTaken`] on a second call. [`Error::ThreadsRunning`] if the variables are to be
-/// removed while other threads run. Nothing has changed in either case.
+/// [`Error::AlreadyTaken`] on a second call. [`Error::ThreadsRunning`] if other threads run and the
+/// caller wants to remove the variables. After either error nothing has changed.
 pub(crate) fn take(
     names: &[&'static str],
     variables: Variables,
@@ -98,8 +99,8 @@ pub(crate) fn take(
     Ok((environment, descriptors))
 }
 
-/// Returns the value of an environment variable. This is for programs that a user starts by hand,
-/// which inherit nothing from a predecessor.
+/// Returns the value of an environment variable. Only programs that a user starts by hand use this
+/// function, because they inherit nothing from a predecessor.
 pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
@@ -125,8 +126,8 @@ pub(crate) fn program() -> io::Result<PathBuf> {
     // as the process.
     let name = unsafe { CStr::from_ptr(name) };
     let path = Path::new(OsStr::from_bytes(name.to_bytes()));
-    // Use the path of the running program instead. The process was started through a descriptor
-    // (see fexecve(3)), which a successor would not have.
+    // Use the path of the running program instead. This process was started through a descriptor
+    // (see fexecve(3)), and a successor would not have that descriptor.
     if path.starts_with("/dev/fd") || path.starts_with("/proc") {
         return std::fs::read_link("/proc/self/exe");
     }

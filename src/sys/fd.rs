@@ -1,4 +1,4 @@
-//! File descriptors. This module defines which code owns a descriptor, prevents leaks to child
+//! Ownership of file descriptors. This module also keeps descriptors from leaking to child
 //! processes, and reserves low descriptor numbers.
 
 use std::io;
@@ -30,16 +30,16 @@ pub(crate) const FIRST_PASSED: RawFd = 3;
 /// Marks every descriptor from 3 up close-on-exec, including those that other code has opened. A
 /// successor then receives only the descriptors that are passed on purpose.
 pub(crate) fn close_all_on_exec() -> io::Result<()> {
-    // SAFETY: with CLOSE_RANGE_CLOEXEC, close_range(2) closes nothing. It only sets a flag on each
-    // descriptor.
+    // SAFETY: with CLOSE_RANGE_CLOEXEC, close_range(2) closes nothing. It only marks the
+    // descriptors.
     let done = unsafe { libc::close_range(3, libc::c_uint::MAX, CLOSE_ON_EXEC) };
     Errno::result(done).map(drop).map_err(Into::into)
 }
 
 /// Returns whether the descriptor with this number is open.
 pub(crate) fn is_open(descriptor: RawFd) -> bool {
-    // SAFETY: fcntl(2) with F_GETFD only reads the descriptor table, and a closed descriptor is
-    // only an error.
+    // SAFETY: fcntl(2) with F_GETFD only reads the descriptor table, and returns an error for a
+    // closed descriptor.
     unsafe { libc::fcntl(descriptor, libc::F_GETFD) >= 0 }
 }
 
@@ -47,8 +47,8 @@ pub(crate) fn is_open(descriptor: RawFd) -> bool {
 /// sd_listen_fds(3)).
 #[derive(Debug)]
 pub(crate) struct PassedDescriptors {
-    /// The numbers of the passed descriptors, by index. `None` for a descriptor that has been
-    /// taken.
+    /// The numbers of the passed descriptors, by index. `None` for a descriptor that
+    /// [`PassedDescriptors::take`] has returned.
     left: Vec<Option<RawFd>>,
 }
 
@@ -59,7 +59,8 @@ impl PassedDescriptors {
         Self { left: (FIRST_PASSED..).take(count).map(Some).collect() }
     }
 
-    /// Returns how many descriptors were passed. Descriptors that have been taken still count.
+    /// Returns how many descriptors were passed, including those that [`PassedDescriptors::take`]
+    /// has already returned.
     pub(crate) fn len(&self) -> usize {
         self.left.len()
     }
@@ -74,8 +75,8 @@ impl PassedDescriptors {
     }
 }
 
-/// Takes ownership of the descriptor with the number `raw`, which the predecessor has named in a
-/// message.
+/// Takes ownership of the descriptor with the number `raw`. The predecessor has passed this
+/// descriptor and named its number in a message.
 ///
 /// # Errors
 /// `EBADF` when the descriptor is not open, and `EINVAL` when it is one of the standard streams.
@@ -117,16 +118,16 @@ pub(crate) fn device_and_inode(descriptor: impl AsFd) -> Option<String> {
     fstat(descriptor).ok().map(|status| format!("{}:{}", status.st_dev, status.st_ino))
 }
 
-/// A reserved low descriptor number, for a descriptor that will be passed to a successor.
+/// A low descriptor number, reserved for a descriptor that this process will pass to a successor.
 ///
-/// High descriptor numbers would make the launch of a successor slow, because it copies all
-/// descriptors up to the highest passed one. A new descriptor gets the lowest free number, and that
-/// number is high in a process with thousands of connections.
+/// The launch of a successor copies all descriptors up to the highest passed one, so a high number
+/// would make it slow. Without a reserved number, a new descriptor gets the lowest free number,
+/// which is high in a process with thousands of connections.
 #[derive(Debug)]
 pub(crate) struct ReservedFd {
     slot: OwnedFd,
-    /// The descriptor of an unused socket, which occupies the reserved number while nothing else
-    /// does.
+    /// The descriptor of an unused socket. It occupies the reserved number while no other
+    /// descriptor does.
     blank: OwnedFd,
 }
 
@@ -134,8 +135,8 @@ impl ReservedFd {
     /// Reserves the lowest descriptor number that is free now. Call this early in the life of the
     /// process.
     pub(crate) fn reserve() -> io::Result<Self> {
-        // Use a socket as the placeholder. It needs no path, so this works even where /dev does not
-        // exist.
+        // Use a socket as the placeholder, because a socket needs no path. So this works even where
+        // /dev does not exist.
         let blank = OwnedFd::from(UnixDatagram::unbound()?);
         Ok(Self { slot: blank.try_clone()?, blank })
     }
@@ -152,10 +153,11 @@ impl ReservedFd {
     }
 }
 
-/// An owner of a descriptor. The descriptor stays open and the same for as long as the owner lives.
+/// A value that owns a descriptor. The descriptor stays open and keeps its number as long as the
+/// value lives.
 ///
 /// # Safety
-/// An implementor must own its descriptor and must not offer a way to replace it.
+/// An implementing type must own its descriptor and must not offer a way to replace it.
 pub(crate) unsafe trait StableFd: AsRawFd {}
 
 // SAFETY: an `OwnedFd` owns the same descriptor for its whole life.

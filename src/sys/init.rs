@@ -25,16 +25,17 @@ pub(crate) enum Fork {
     Line,
 }
 
-/// Forks this process. The parent becomes the reaper of all orphans among its descendants, a role
-/// that process 1 always has.
+/// Forks this process. The parent becomes the reaper of its orphaned descendants, as process 1
+/// always is (see PR_SET_CHILD_SUBREAPER in prctl(2)).
 ///
 /// The caller must have checked that this process has a single thread (see
-/// [`super::process::require_one_thread`]). So the child may do anything that this process could
-/// have done (see fork(2)).
+/// [`super::process::require_one_thread`]). Only then may the child run arbitrary code (see
+/// fork(2)).
 pub(crate) fn fork_off() -> io::Result<Fork> {
     set_child_subreaper(true)?;
-    // Block all signals, so that an early signal stays pending until the init process waits for it.
-    // Without this, the kernel would discard it, because process 1 has no handler.
+    // Block all signals, so that an early signal stays pending until the init process reads it.
+    // Otherwise the kernel would discard the signal if this is process 1, which has no handler for
+    // it.
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
     // SAFETY: no other thread runs, so no other thread can hold a lock that the child would wait
@@ -70,8 +71,8 @@ pub(crate) fn keep_only(kept: OwnedFd) -> io::Result<OwnedFd> {
     Ok(kept)
 }
 
-/// Exits at once without running destructors, because everything that this process holds belongs to
-/// the child process.
+/// Exits at once without running destructors, because the child process now owns everything that
+/// they would clean up.
 pub(crate) fn end(code: i32) -> ! {
     // SAFETY: _exit(2) ends the process and runs none of its code.
     unsafe { libc::_exit(code) }

@@ -1,13 +1,13 @@
-//! A watcher thread that interrupts accept(2) when it blocks another thread by accident.
+//! A watcher thread. It interrupts a call of accept(2) that blocks its thread by accident.
 //!
 //! Whether accept(2) blocks depends on a flag of the open file description, which other processes
 //! may share. Another process can clear that flag between our check of the flag and our accept(2).
-//! A flag for accept(2) itself would prevent this, but does not exist.
+//! accept(2) has no flag of its own that prevents this.
 //!
-//! So the watcher thread checks all threads once a second. It sends SIGURG to each thread that is
-//! still in the same call as at the last check. The handler of SIGURG does nothing and is installed
-//! without SA_RESTART, so the blocked call ends with EINTR. SIGURG never kills a process, because
-//! it is ignored without a handler (see signal(7)).
+//! So the watcher thread checks all threads that call accept(2) once a second. It sends SIGURG to
+//! each thread that is still in the same call as at the last check. The handler of SIGURG does
+//! nothing and is installed without SA_RESTART, so the blocked call ends with EINTR. SIGURG cannot
+//! kill the process, because the kernel ignores it if no handler is installed (see signal(7)).
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,12 +21,12 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 use super::signals::has_handler;
 
-/// The time between two checks of the watcher thread. A call that blocks is interrupted after one
-/// to two such intervals.
+/// The time between two checks of the watcher thread. So it interrupts a blocked call after one to
+/// two seconds.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A thread that the watcher checks, with a counter that the thread increments when it enters and
-/// when it leaves a call. An odd count means that the thread is inside a call.
+/// A thread that the watcher checks. Its counter increases when the thread enters a call and when
+/// it leaves the call. An odd count means that the thread is inside a call.
 #[derive(Debug)]
 struct Mark {
     thread: libc::pid_t,
@@ -44,8 +44,8 @@ thread_local! {
 
 /// Makes a system call. The watcher thread interrupts the call with EINTR if it blocks.
 pub(crate) fn unless_it_blocks<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    // While a thread exits, its entry is no longer available and the call is made without the
-    // watcher.
+    // Make the call without the watcher while a thread exits, because the entry of the thread is no
+    // longer available then.
     let mark = MARK.try_with(Option::clone).ok().flatten();
     let step = || mark.as_ref().map(|mark| mark.count.fetch_add(1, Ordering::Relaxed));
     step();
@@ -54,8 +54,8 @@ pub(crate) fn unless_it_blocks<T>(call: impl FnOnce() -> io::Result<T>) -> io::R
     done
 }
 
-/// Starts the watcher thread, once per process. If that fails, calls that block are not
-/// interrupted, but everything else works.
+/// Starts the watcher thread, unless this process already has one. If the thread cannot be started,
+/// blocked calls are not interrupted, but everything else works.
 pub(crate) fn start_watcher() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {

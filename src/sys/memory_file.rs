@@ -1,4 +1,4 @@
-//! In-memory files (see memfd_create(2)). They pass data to another process that is too long for
+//! In-memory files (see memfd_create(2)). This process uses them to send data that is too long for
 //! one packet.
 
 use std::fs::File;
@@ -33,7 +33,7 @@ pub(crate) fn written(bytes: &[u8]) -> io::Result<OwnedFd> {
 /// Reads a whole file from its start, regardless of the current file offset.
 ///
 /// # Errors
-/// `InvalidInput` when it is not a regular file or is larger than `most` bytes.
+/// `InvalidInput` when `file` is not a regular file or is larger than `most` bytes.
 pub(crate) fn read(file: OwnedFd, most: u64) -> io::Result<Vec<u8>> {
     let file = File::from(file);
     let status = file.metadata()?;

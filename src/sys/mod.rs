@@ -1,8 +1,8 @@
 //! The only module that talks to the kernel directly. It contains all unsafe code, all handling of
 //! raw descriptors and all access to the environment.
 //!
-//! Every descriptor that this module returns is owned, typed and close-on-exec. This module does
-//! not know what a handoff is.
+//! Every descriptor that this module returns has an owner and a type, and is close-on-exec. This
+//! module contains no logic of the handoff.
 #![allow(unsafe_code, reason = "the one place for it; every block says who meets its duty")]
 #![allow(
     clippy::disallowed_methods,

@@ -15,8 +15,8 @@ use nix::unistd::{Pid, getpgid, getpgrp};
 use super::fd::StableFd;
 use crate::error::Error;
 
-/// The type of the file system of pidfds (`PIDFS_MAGIC`). An inode in this file system identifies a
-/// process. It exists since Linux 6.9.
+/// The type of the file system that contains pidfds (`PIDFS_MAGIC`). The inode of a pidfd in it
+/// identifies a process. This file system exists since Linux 6.9.
 const PIDFS_MAGIC: libc::c_long = 0x5049_4446;
 
 /// The first version of `struct pidfd_info` from <linux/pidfd.h>, which describes a process.
@@ -30,8 +30,8 @@ struct PidFdInfo {
     exit_code: i32,
 }
 
-/// The flag that requests the exit status (`PIDFD_INFO_EXIT`). The kernel sets it in the answer if
-/// the exit status is available.
+/// The flag that requests the exit status (`PIDFD_INFO_EXIT`). The kernel sets the flag in the
+/// answer if the exit status is available.
 const PIDFD_INFO_EXIT: u64 = 1 << 3;
 
 /// The ioctl that returns information about the process of a pidfd: `_IOWR(PIDFS_IOCTL_MAGIC, 11,
@@ -44,8 +44,8 @@ const PIDFD_GET_INFO: libc::Ioctl =
 pub(crate) struct PidFd(OwnedFd);
 
 impl PidFd {
-    /// Opens the process that has the given pid now. The caller must check that this is the
-    /// intended process.
+    /// Opens a pidfd of the process that has the given pid now. The caller must check that it is
+    /// the intended process, because the pid may have been reused.
     pub(crate) fn open(pid: u32) -> io::Result<Self> {
         // SAFETY: pidfd_open(2) takes two integers. It returns a descriptor that is always
         // close-on-exec.
@@ -82,23 +82,23 @@ impl PidFd {
     /// Returns the exit status of the process. Returns `None` if the process has not exited or the
     /// kernel no longer has the status. `pid` must be the pid of the process.
     ///
-    /// The status is in /proc until the parent reaps the process. After that it is available from
-    /// the pidfd, since Linux 6.15.
+    /// Until the parent reaps the process, the status is in /proc. Afterwards the pidfd gives the
+    /// status, since Linux 6.15.
     pub(crate) fn exit_status(&self, pid: u32) -> Option<ExitStatus> {
         let status = self.status_of_zombie(pid).or_else(|| self.status_of_reaped())?;
         Some(ExitStatus::from_raw(status))
     }
 
-    /// Returns the wait status of a process that has exited and is not reaped yet. The status comes
-    /// from /proc, which shows 0 to a process without permission to see it.
+    /// Returns the wait status of a process that has exited and that its parent has not reaped yet.
+    /// This function reads it from /proc, which shows 0 to a process without permission.
     fn status_of_zombie(&self, pid: u32) -> Option<libc::c_int> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // Skip the program name, which may contain spaces and parentheses. The process state
         // follows the name, and the wait status is the last field.
         let (_, fields) = text.rsplit_once(") ")?;
         let status = fields.trim_end().rsplit(' ').next()?.parse().ok()?;
-        // Check that the process is not reaped yet. Its pid cannot be reused before that, so the
-        // text read above belongs to this process.
+        // Check that the process is not reaped yet. If so, its pid was not reused, and the text
+        // read from /proc belongs to this process.
         (fields.starts_with('Z') && status != 0 && self.is_not_reaped()).then_some(status)
     }
 
@@ -109,8 +109,8 @@ impl PidFd {
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), 0, none, 0) == 0 }
     }
 
-    /// Returns the wait status of a process that its parent has reaped. The status comes from the
-    /// pidfd.
+    /// Returns the wait status of a process that its parent has reaped. This function gets it from
+    /// the pidfd.
     fn status_of_reaped(&self) -> Option<libc::c_int> {
         let mut info = PidFdInfo { mask: PIDFD_INFO_EXIT, ids: [0; 13], exit_code: 0 };
         // SAFETY: PIDFD_GET_INFO contains the size of the struct, and the kernel writes at most
@@ -119,8 +119,8 @@ impl PidFd {
         (done == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
     }
 
-    /// Returns the inode of the pidfd, by which `LISTEN_PIDFDID` identifies a process. Returns
-    /// `None` if the kernel does not support this.
+    /// Returns the inode of the pidfd. The environment variable `LISTEN_PIDFDID` identifies a
+    /// process by this number. Returns `None` if the kernel is too old for such inodes.
     pub(crate) fn inode(&self) -> Option<u64> {
         let file_system = nix::sys::statfs::fstatfs(self.as_fd()).ok()?.filesystem_type();
         if file_system.0 != PIDFS_MAGIC {
@@ -173,7 +173,7 @@ fn thread_names() -> io::Result<Vec<String>> {
     for thread in std::fs::read_dir("/proc/self/task")? {
         match std::fs::read(thread?.path().join("comm")) {
             Ok(name) => names.push(String::from_utf8_lossy(&name).trim_end().to_owned()),
-            // The thread has exited since its directory was listed, so skip it.
+            // Skip this thread, because it has exited since the directory of threads was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => {}
             Err(error) => return Err(error),
@@ -187,8 +187,8 @@ pub(crate) fn user() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// Returns whether a process is in the same process group as this process. A child process is,
-/// unless it has left the group.
+/// Returns whether a process is in the same process group as this process. A child process starts
+/// in the process group of its parent.
 pub(crate) fn is_in_our_group(pid: u32) -> bool {
     let group = i32::try_from(pid).ok().and_then(|pid| getpgid(Some(Pid::from_raw(pid))).ok());
     group == Some(getpgrp())
@@ -209,7 +209,8 @@ mod tests {
             assert_eq!(nix::poll::poll(&mut poll, PollTimeout::from(60_000_u16)).unwrap(), 1);
             assert_eq!(process.exit_status(child.id()).unwrap().to_string(), expected);
             child.wait().unwrap();
-            // Kernels before 6.15 no longer know the exit status after the process is reaped.
+            // Accept a missing status, because kernels before 6.15 forget the exit status when the
+            // process is reaped.
             let after = process.exit_status(child.id()).map(|status| status.to_string());
             assert!(after.is_none_or(|status| status == expected));
         }

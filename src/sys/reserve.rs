@@ -1,7 +1,8 @@
-//! A reserve of file descriptors for the operator, for metrics and for handoffs.
+//! A reserve of file descriptors that client connections may not use. It is for the control socket,
+//! for metrics and for handoffs.
 //!
-//! Connections must not use the highest descriptor numbers, and these numbers are the reserve. No
-//! counting is needed, because a new descriptor always gets the lowest free number (see open(2)).
+//! The reserve consists of the highest descriptor numbers. The module need not count open
+//! descriptors, because a new descriptor always gets the lowest free number (see open(2)).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -15,13 +16,13 @@ use nix::sys::resource::{Resource, getrlimit};
 /// number, the reserve is a quarter of the limit.
 const RESERVE: RawFd = 64;
 
-/// Whether a connection has come close to the reserve of descriptors. From then on, descriptors for
-/// clients are opened under a lock, because a low number no longer proves that many descriptors are
-/// free.
+/// Whether the descriptor number of a connection has come close to the reserve. From then on, this
+/// module opens descriptors for clients under a lock. A low number then no longer proves that many
+/// descriptors are free.
 static IS_NEAR: AtomicBool = AtomicBool::new(false);
 static OPENING: Mutex<()> = Mutex::new(());
 
-/// The number of descriptors that accepted clients will still need for their upstream connections.
+/// How many descriptors the accepted clients will still need for their upstream connections.
 static EARMARKED: AtomicI32 = AtomicI32::new(0);
 
 /// A claim to one file descriptor, which an accepted client will need for its upstream connection.
@@ -32,13 +33,13 @@ pub(crate) struct Earmark(());
 /// How much of the reserve of descriptors a caller may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Share {
-    /// The caller may use no part of the reserve. This is for clients, their upstream connections,
-    /// and the pipes between them.
+    /// The caller may use no part of the reserve. This is for client connections, upstream
+    /// connections, and the pipes between them.
     Nothing,
     /// The caller may use half of the reserve. This is for metrics requests, which leave the other
     /// half to the operator.
     Half,
-    /// The caller may use the whole reserve. This is for the operator.
+    /// The caller may use the whole reserve. This is for the control socket of the operator.
     All,
 }
 
@@ -54,11 +55,11 @@ pub(crate) fn accept<T: AsFd>(
 ) -> io::Result<(T, Earmark)> {
     let opening = (share != Share::All).then(lock_near).flatten();
     if opening.is_some() {
-        // Check for free descriptors before accepting, because an accepted connection can only be
-        // served or reset.
+        // Check for free descriptors before accepting. A connection that is already accepted cannot
+        // go back to the backlog.
         let count = match share {
-            // Require one descriptor for the connection and one for its upstream connection,
-            // besides those already claimed.
+            // Require one descriptor for the connection and one for its upstream connection, in
+            // addition to the descriptors that other clients have claimed.
             Share::Nothing => EARMARKED.load(Ordering::Relaxed).saturating_add(2),
             Share::Half | Share::All => 1,
         };
@@ -66,12 +67,13 @@ pub(crate) fn accept<T: AsFd>(
     }
     let accepted = accept()?;
     note(&accepted);
-    // Create the claim while the lock is still held, so that the next accept sees it.
+    // Create the claim while this thread still holds the lock, so that the next accept counts the
+    // claim.
     Ok((accepted, Earmark::new()))
 }
 
-/// Checks that at least `count` descriptor numbers below `end` are free. `any` may be any
-/// descriptor.
+/// Checks that at least `count` descriptor numbers below `end` are free, by duplicating `any`,
+/// which may be any descriptor.
 ///
 /// # Errors
 /// `EMFILE` when fewer numbers are free.
@@ -116,23 +118,24 @@ pub(crate) fn is_reserved(descriptor: impl AsFd) -> bool {
     descriptor.as_fd().as_raw_fd() >= first_kept_from(Share::Nothing)
 }
 
-/// Locks the opening of descriptors if connections have come close to the reserve. Under the lock,
-/// no other connection can take the free number between the check and the accept.
+/// Takes the lock for opening descriptors if connections have come close to the reserve. While this
+/// thread holds the lock, no other connection can take the free number between the check and the
+/// accept.
 fn lock_near() -> Option<MutexGuard<'static, ()>> {
     let is_near = IS_NEAR.load(Ordering::Relaxed);
     is_near.then(|| OPENING.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn note(opened: impl AsFd) {
-    // Compare with half the limit, because each accepted client may need a second descriptor for
-    // its upstream connection.
+    // Compare with half of the usable numbers, because each accepted client may need a second
+    // descriptor for its upstream connection.
     if opened.as_fd().as_raw_fd() >= first_kept_from(Share::Nothing) / 2 {
         IS_NEAR.store(true, Ordering::Relaxed);
     }
 }
 
 /// Returns the lowest descriptor number that a caller with this share of the reserve may not use.
-/// It is computed on each call, because the descriptor limit may change at any time (see
+/// This function reads the descriptor limit on each call, because it may change at any time (see
 /// prlimit(1)).
 fn first_kept_from(share: Share) -> RawFd {
     let limit = getrlimit(Resource::RLIMIT_NOFILE)

@@ -2,10 +2,10 @@
 //! has no signal handlers.
 //!
 //! A signal without a handler can kill the process, and exec resets all handlers (see signal(7)).
-//! So this module holds off two kinds of signal from before an exec until the new program has
-//! installed its handlers. Signals that request a handoff are blocked, so that they stay pending.
-//! All others are ignored and not blocked, because a blocked signal would stay blocked in the
-//! threads of a program that uses it.
+//! So this module holds off such signals from before an exec until the new program has installed
+//! its handlers. It blocks the signals that request a handoff, so that they stay pending. It
+//! ignores all others and does not block them, because the threads of the new program would inherit
+//! the block.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -17,15 +17,16 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 /// The signals with which an operator requests a handoff.
 pub(crate) const HANDOFF: [Signal; 2] = [Signal::SIGHUP, Signal::SIGUSR2];
 
-/// The signals that a failing write of this process itself can cause. They are always ignored,
-/// because the write also returns the error. They are never logged, because the failing write may
-/// be that of a log record.
+/// The signals that the kernel sends to this process when a write of this process fails. This
+/// process always ignores them, because the write also returns an error. It never logs them,
+/// because the log itself may be what it cannot write.
 const OF_A_WRITE: [Signal; 2] = [Signal::SIGPIPE, Signal::SIGXFSZ];
 
 /// The size of the kernel's signal set in bytes. The C library's signal set is larger.
 const SET_SIZE: usize = 8;
 
-/// Returns all signals that would kill a process without a handler and that handoffd does not use.
+/// Returns all signals that handoffd does not use and that would kill a process without a handler
+/// for them.
 pub(crate) fn stray() -> impl Iterator<Item = c_int> {
     let named = Signal::iterator().filter(|signal| is_stray(*signal)).map(|signal| signal as c_int);
     named.chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
@@ -50,14 +51,14 @@ const fn is_stray(signal: Signal) -> bool {
 
 /// Returns all signals to ignore while the process has no signal handlers.
 pub(super) fn ignored() -> Vec<c_int> {
-    // Ignore also the signals below SIGRTMIN that the C library reserves. It installs handlers for
-    // them when it needs them.
+    // Also ignore the signals below SIGRTMIN that the C library reserves for itself. The C library
+    // installs its handlers only when it needs them.
     let reserved = 32..libc::SIGRTMIN();
     stray().chain(reserved).chain(OF_A_WRITE.map(|signal| signal as c_int)).collect()
 }
 
-/// Blocks or ignores the signals that could kill this process, which must have a single thread.
-/// Threads that are started later inherit the signal mask.
+/// Blocks or ignores the signals that could kill this process. Call this function while the process
+/// has a single thread, because later threads inherit the signal mask.
 pub(crate) fn hold_off() -> io::Result<()> {
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&handoff()), None)?;
     for signal in ignored() {
@@ -88,7 +89,7 @@ pub(crate) fn has_handler(signal: c_int) -> io::Result<bool> {
         )
     };
     Errno::result(done)?;
-    // SAFETY: all zeros are a valid action, and so is any action that the kernel writes.
+    // SAFETY: an action of all zeros is valid, and so is any action that the kernel writes.
     let handler = unsafe { action.assume_init() }.handler;
     Ok(handler != libc::SIG_DFL && handler != libc::SIG_IGN)
 }
@@ -149,7 +150,7 @@ mod tests {
 
     #[test]
     fn an_ignored_signal_ends_nothing_and_has_no_handler() {
-        // Use signals that nothing else in the test process uses.
+        // Use two signals that no other code in the test process uses.
         for signal in [libc::SIGRTMAX() - 1, 32] {
             ignore(signal).unwrap();
             assert!(!has_handler(signal).unwrap());

@@ -1,4 +1,5 @@
-//! Packets on a channel between processes, and the state of a socket that only system calls reveal.
+//! System calls on sockets: packets on a channel between processes, and facts about a socket that
+//! std and tokio do not offer.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -45,19 +46,19 @@ pub(crate) fn send_with_descriptors(
     sent.map(drop).map_err(Into::into)
 }
 
-/// How many times a system call is tried while it fails with a temporary error.
+/// How many times [`retry`] tries a system call that fails with a temporary error.
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Returns whether an error is temporary: the kernel was out of memory, the user has sent too many
-/// descriptors that are not received yet (see unix(7)), or a signal arrived.
+/// Returns whether an error is temporary. The kernel was out of memory, or a signal arrived, or too
+/// many descriptors that this user has sent are not received yet (see unix(7)).
 pub(crate) fn will_pass(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::ENOMEM | Errno::ENOBUFS | Errno::ETOOMANYREFS | Errno::EINTR))
 }
 
-/// Retries a system call while it fails with a temporary error, up to 100 times with 1 ms in
-/// between. This matters because a lost message could make a handoff fail.
+/// Makes a system call, and retries it while it fails with a temporary error. Tries up to 100
+/// times, with a pause of 1 ms. Without the retries a temporary error could make a handoff fail.
 pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 1..TRIES {
         match call() {
@@ -118,9 +119,9 @@ pub(crate) fn receive_packet(channel: BorrowedFd<'_>, buffer: &mut [u8]) -> io::
             Ok(0) => return Ok(Packet::End),
             Ok(length) if length > buffer.len() => return Ok(Packet::Truncated),
             Ok(length) => return Ok(Packet::Whole(length)),
-            // Repeat the call after ECONNRESET. The kernel reports this error once if the other end
-            // was closed before it had read all our packets. Packets that the other end has sent
-            // can still be received.
+            // Repeat the call after ECONNRESET, because there may be more packets to receive. The
+            // kernel reports this error once if the other process closed its end before it had read
+            // all our packets.
             Err(Errno::ECONNRESET | Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -134,7 +135,7 @@ pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usiz
         .map_err(Into::into)
 }
 
-/// Returns whether `socket` has the type and the family that channels use.
+/// Returns whether `socket` has the type and the address family of a channel between generations.
 pub(crate) fn is_channel(socket: BorrowedFd<'_>) -> bool {
     let socket = socket2::SockRef::from(&socket);
     matches!(

@@ -1,22 +1,22 @@
-//! A launcher for the program of a successor. The new process is an orphan, and only chosen
-//! descriptors from 3 up and the standard streams are open in it.
+//! A launcher for the program of a successor. The new process is not a child of this process. Only
+//! the standard streams and the passed descriptors, numbered from 3 up, are open in it.
 //!
 //! The launcher forks twice, and the intermediate process exits at once. So the reaper of orphans
-//! (systemd, a subreaper or init) becomes the parent of the program and reaps it when it exits.
-//! Failures after the first fork are reported on a channel that the program inherits anyway. So
-//! this process never waits for an exec that may hang.
+//! (systemd, a subreaper or init) becomes the parent of the program and reaps it when it exits. The
+//! new processes report later failures on a channel that the program inherits anyway. So this
+//! process never waits for an exec that may hang.
 //!
 //! Only async-signal-safe calls are allowed between fork and exec (see signal-safety(7)). So all
 //! memory is allocated before the fork. All signals are blocked between fork and exec, because our
 //! signal handlers would write into a pipe that the parent reads. Signals that request a handoff
-//! stay blocked across the exec. They stay pending until the new program has its handlers, instead
-//! of killing it. All other signals that would kill the new program by accident are ignored across
-//! the exec.
+//! stay blocked across the exec, so that they stay pending until the new program has its handlers.
+//! Other signals that could kill the new program by accident are ignored across the exec.
 //!
-//! The cost of a launch must not grow with the number of connections. Normally a fork copies every
-//! descriptor, and an exec closes every descriptor. So the intermediate process first shares our
-//! descriptor table and then gets a copy with only the low descriptors (`CLOSE_RANGE_UNSHARE`, see
-//! close_range(2)). [`super::fd::ReservedFd`] gives the passed descriptors low numbers.
+//! The time of a launch must not grow with the number of connections. Normally a fork copies every
+//! descriptor, and an exec closes most of them. To avoid this, the intermediate process first
+//! shares our descriptor table. Then it gets a copy of only the low descriptors
+//! (`CLOSE_RANGE_UNSHARE`, see close_range(2)). [`super::fd::ReservedFd`] gives the passed
+//! descriptors low numbers.
 
 use std::ffi::CString;
 use std::io;
@@ -40,8 +40,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) arguments: &'a [CString],
     /// The complete environment of the program.
     pub(crate) environment: &'a [CString],
-    /// The descriptors to pass. They get the numbers 3, 4, ... in the program. Besides these, only
-    /// the standard streams stay open.
+    /// The descriptors to pass to the program, where they get the numbers 3, 4, and so on. Of all
+    /// other descriptors, only the standard streams stay open.
     pub(crate) passed: &'a [BorrowedFd<'a>],
     /// The index in `passed` of the channel on which the new process reports the outcome of the
     /// launch.
@@ -53,7 +53,8 @@ pub(crate) struct Launch<'a> {
 /// The messages that report the outcome of a launch. Each message is a prefix that a decimal number
 /// completes.
 pub(crate) struct PreExecMessages {
-    /// Reports that the program is about to be executed. The number is its pid.
+    /// Reports that the new process is about to execute the program. The number is the pid of the
+    /// process.
     pub(crate) born: &'static [u8],
     /// Reports that the second fork or the preparation of the exec failed. The number is the errno.
     pub(crate) fork_failed: &'static [u8],
@@ -62,7 +63,8 @@ pub(crate) struct PreExecMessages {
 }
 
 /// Forks twice and executes the program. Returns when the intermediate process has exited, and
-/// blocks for the duration of two forks. The outcome is reported on the channel in `launch`.
+/// blocks for the duration of two forks. The new process reports the outcome on the channel in
+/// `launch`.
 ///
 /// # Errors
 /// An error only when the first fork fails. Later failures are reported on the channel.
@@ -147,7 +149,7 @@ unsafe fn fork(descriptors: Descriptors) -> Result<Forked, Errno> {
     }
 }
 
-/// Everything that the two child processes need, allocated by the parent before the first fork.
+/// Everything that the two child processes need. The parent allocates it before the first fork.
 struct Prepared<'a> {
     program: *const libc::c_char,
     arguments: Vec<*const libc::c_char>,
@@ -174,8 +176,8 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
 }
 
 /// Returns, for each target number, the index in `passed` of the descriptor that has that number
-/// now. That descriptor must be moved before another descriptor takes its number. No descriptor is
-/// passed twice.
+/// now. The child must move that descriptor before another descriptor takes its number. No
+/// descriptor may be passed twice.
 fn wanted_at(passed: &[RawFd]) -> Vec<Option<usize>> {
     let mut wanted = vec![None; passed.len()];
     for (index, descriptor) in passed.iter().enumerate() {
@@ -188,7 +190,7 @@ fn wanted_at(passed: &[RawFd]) -> Vec<Option<usize>> {
     wanted
 }
 
-/// Runs the intermediate process, which forks again and exits. Async-signal-safe.
+/// Forks again and exits. The intermediate process runs this function. Async-signal-safe.
 fn middle(prepared: &mut Prepared<'_>) -> ! {
     // SAFETY: the child of a fork may fork again. The bare system call runs no pthread_atfork(3)
     // handlers, which could wait for a lock that another thread of the parent holds.
@@ -216,16 +218,16 @@ fn own_descriptors(end: RawFd) -> Result<(), Errno> {
 
 /// Moves the passed descriptors to their target numbers, from 3 up. Async-signal-safe.
 ///
-/// Most passed descriptors already have the right number or a higher one. A descriptor is first
-/// moved out of the way only if its number is the target of another descriptor. So a process can
+/// Most passed descriptors already have their target number or a higher one. This function moves a
+/// descriptor to a temporary number only if another descriptor needs its number. So a process can
 /// pass nearly as many descriptors as it may have.
 fn place(prepared: &mut Prepared<'_>) -> Result<(), Errno> {
     for (index, target) in (0..prepared.passed.len()).zip(FIRST_PASSED..) {
         let source = prepared.passed[index];
         if source == target {
-            // The descriptor already has its target number, so only clear its close-on-exec flag,
-            // which dup2(2) would leave set. SAFETY: fcntl(2) changes the flag of an open
-            // descriptor, in the table of this process only.
+            // Only clear the close-on-exec flag, because the descriptor already has its target
+            // number. dup2(2) would leave the flag set in this case. SAFETY: fcntl(2) changes the
+            // flag of an open descriptor, in the table of this process only.
             Errno::result(unsafe { libc::fcntl(source, libc::F_SETFD, 0) })?;
             continue;
         }
@@ -249,11 +251,12 @@ fn lift(prepared: &mut Prepared<'_>, index: usize, from: RawFd) -> Result<(), Er
     Ok(())
 }
 
-/// Runs the process that becomes the program, up to the exec. Async-signal-safe.
+/// Prepares this process and executes the program. The second child process runs this function.
+/// Async-signal-safe.
 fn exec(prepared: &mut Prepared<'_>) -> ! {
     let placed = place(prepared);
-    // Read the number of the channel only now, because `place` may have moved the channel to a new
-    // number.
+    // Read the number of the channel only here, because `place` may have moved the channel to
+    // another number.
     let channel = prepared.passed[prepared.channel];
     // SAFETY: with CLOSE_RANGE_CLOEXEC, close_range(2) only sets a flag. The call is a second
     // safeguard: our own descriptors are already close-on-exec, but those of the host program may
@@ -273,7 +276,7 @@ fn exec(prepared: &mut Prepared<'_>) -> ! {
     let ready = placed
         .and_then(|()| pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&prepared.blocked), None));
     match ready {
-        // Report a failure of the fork, because the exec was not tried and the program is not at
+        // Report this as a failure of the fork. The exec was not tried, so the program is not at
         // fault.
         Err(errno) => tell(channel, prepared.words.fork_failed, errno as i32),
         Ok(()) => {
