@@ -27,13 +27,13 @@ pub(crate) struct Drain {
     connections: TaskTracker,
     /// The number of open connections when the drain began.
     at_start: usize,
-    shared: Arc<Shared>,
+    shared: Arc<DrainState>,
 }
 
 /// The state that all connections share. Each connection has only one pointer to it, which saves
 /// memory.
 #[derive(Debug, Default)]
-struct Shared {
+struct DrainState {
     cut: CancellationToken,
     /// The number of connections that have arrived since the drain began, and the number that were
     /// cut. These counters protect no other memory, so relaxed ordering is enough.
@@ -132,7 +132,7 @@ impl Drain {
 pub(crate) struct DrainEntry {
     watch: DrainWatch,
     connections: TaskTracker,
-    shared: Arc<Shared>,
+    shared: Arc<DrainState>,
 }
 
 impl DrainEntry {
@@ -175,7 +175,7 @@ impl DrainWatch {
 #[derive(Debug)]
 pub(crate) struct DrainGuard {
     _counted: TaskTrackerToken,
-    shared: Arc<Shared>,
+    shared: Arc<DrainState>,
 }
 
 impl DrainGuard {

@@ -1,7 +1,7 @@
 //! Entry points for fuzzing the parsers of the packets that transfer connections. The fuzz targets
 //! in `fuzz/` call these functions.
 
-use super::packet::{self, Answer};
+use super::packet::{self, CarryAnswer};
 use super::parcel::CarriedState;
 
 /// Parses a packet that transfers a connection. Returns the saved state of the connection, without
@@ -22,7 +22,7 @@ pub(crate) fn answer(packet: &[u8]) -> bool {
     let again = packet::read_answer(&packet::answer(id, answer.clone()));
     match (&answer, &again) {
         // Compare only the beginning of the reason, because the encoder truncates a long reason.
-        (Answer::Refused(why), Ok((same, Answer::Refused(cut)))) => {
+        (CarryAnswer::Refused(why), Ok((same, CarryAnswer::Refused(cut)))) => {
             assert!(*same == id && why.starts_with(cut))
         }
         _ => assert_eq!(again, Ok((id, answer))),
@@ -36,12 +36,12 @@ pub(crate) use seeds::{answers, packet};
 #[cfg(test)]
 mod seeds {
     use super::*;
-    use crate::carry::packet::Head;
+    use crate::carry::packet::PacketHead;
     use std::num::NonZeroUsize;
 
     /// Encodes a packet that transfers a connection with the given saved state.
     pub(crate) fn packet(parcel: &CarriedState) -> Vec<u8> {
-        let head = Head {
+        let head = PacketHead {
             id: 7,
             listener: "web".to_owned(),
             peer: Some("[::1]:5".parse().unwrap()),
@@ -57,8 +57,8 @@ mod seeds {
 
     pub(crate) fn answers() -> Vec<(String, Vec<u8>)> {
         let grown = b"{\"id\":1,\"taken\":null,\"novel\":2}\n".to_vec();
-        let refused = packet::answer(9, Answer::Refused("no \"room\"\n".to_owned()));
-        let taken = packet::answer(8, Answer::Taken);
+        let refused = packet::answer(9, CarryAnswer::Refused("no \"room\"\n".to_owned()));
+        let taken = packet::answer(8, CarryAnswer::Taken);
         vec![
             ("taken".to_owned(), taken),
             ("refused".to_owned(), refused),

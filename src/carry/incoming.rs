@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::packet::{self, Answer, Head, PACKET_MAX};
+use super::packet::{self, CarryAnswer, PACKET_MAX, PacketHead};
 use super::parcel::CarriedState;
 use crate::sys;
 use crate::sys::ancillary::{Rights, receive_with_attachments};
@@ -44,7 +44,7 @@ pub(crate) enum Arrival {
 /// answer yet.
 #[derive(Debug)]
 pub(crate) struct CarriedConnection {
-    pub(crate) head: Head,
+    pub(crate) head: PacketHead,
     pub(crate) socket: OwnedFd,
     pub(crate) parcel: CarriedState,
 }
@@ -97,7 +97,7 @@ impl Incoming {
     /// # Errors
     /// Fails when the answer cannot be sent although the predecessor may be alive. The connection
     /// then still belongs to the predecessor.
-    pub(crate) async fn answer(&self, id: u64, answer: Answer) -> io::Result<()> {
+    pub(crate) async fn answer(&self, id: u64, answer: CarryAnswer) -> io::Result<()> {
         let packet = packet::answer(id, answer);
         let send = |socket: &OwnedFd| retry(|| sys::socket::send_packet(socket.as_fd(), &packet));
         match self.socket.async_io(Interest::WRITABLE, send).await {
@@ -114,7 +114,7 @@ impl Incoming {
     }
 }
 
-fn arrived(head: Head, bytes: Vec<u8>, rights: Rights) -> Arrival {
+fn arrived(head: PacketHead, bytes: Vec<u8>, rights: Rights) -> Arrival {
     let damaged = |why: &str| Arrival::Damaged { id: head.id, why: why.to_owned() };
     let mut descriptors = match rights {
         Rights::All(descriptors) => descriptors,

@@ -21,6 +21,6 @@ mod scheduler;
 
 pub(crate) use incoming::{Arrival, CarriedConnection, Incoming};
 pub(crate) use outgoing::{Outgoing, OutgoingConnection, Verdict};
-pub(crate) use packet::{Answer, VERSION};
+pub(crate) use packet::{CarryAnswer, VERSION};
 pub use parcel::CarriedState;
 pub(crate) use scheduler::{CarryRequest, CarryScheduler, CarrySlot};

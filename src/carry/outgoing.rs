@@ -19,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::packet::{self, Answer, Head, PACKET_MAX};
+use super::packet::{self, CarryAnswer, PACKET_MAX, PacketHead};
 use super::parcel::CarriedState;
 use crate::net::{Peer, Stream};
 use crate::sys;
@@ -43,7 +43,7 @@ pub(crate) struct Outgoing {
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
-    answers: HashMap<u64, oneshot::Sender<Answer>>,
+    answers: HashMap<u64, oneshot::Sender<CarryAnswer>>,
 }
 
 /// A connection that is sent to the successor.
@@ -113,7 +113,7 @@ impl Outgoing {
             waiting.answers.insert(id, sender);
             (id, answer)
         };
-        let head = Head {
+        let head = PacketHead {
             id,
             listener: (*listener).to_owned(),
             peer: peer.address(),
@@ -136,8 +136,8 @@ impl Outgoing {
         };
         match sent {
             Ok(()) => match answer.await {
-                Ok(Answer::Taken) => Verdict::Taken,
-                Ok(Answer::Refused(why)) => Verdict::Refused(why),
+                Ok(CarryAnswer::Taken) => Verdict::Taken,
+                Ok(CarryAnswer::Refused(why)) => Verdict::Refused(why),
                 // The successor has closed the channel without an answer, so it does not use the
                 // connection.
                 Err(_) => Verdict::NoReceiver,

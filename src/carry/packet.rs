@@ -24,7 +24,7 @@ const REASON_MAX: usize = 1000;
 /// header. File descriptors are attached to the packet: first the client's socket, then the
 /// descriptors of the saved state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Head {
+pub(crate) struct PacketHead {
     /// The id of the connection, which the answer repeats. A process uses a different id for each
     /// connection that it sends.
     pub(super) id: u64,
@@ -52,7 +52,7 @@ pub(crate) struct Head {
 /// The successor's answer for a connection that the predecessor has sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Answer {
+pub(crate) enum CarryAnswer {
     /// The connection belongs to the successor from now on.
     Taken,
     /// The successor refuses the connection. The text is the reason.
@@ -63,21 +63,21 @@ pub(crate) enum Answer {
 struct Answered {
     id: u64,
     #[serde(flatten)]
-    answer: Answer,
+    answer: CarryAnswer,
 }
 
 /// Encodes a packet that transfers a connection with its saved state.
-pub(super) fn connection(head: &Head, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn connection(head: &PacketHead, bytes: &[u8]) -> Vec<u8> {
     let mut packet = line(head);
     packet.extend_from_slice(bytes);
     packet
 }
 
 /// Encodes a packet with the answer for the connection `id`.
-pub(super) fn answer(id: u64, answer: Answer) -> Vec<u8> {
+pub(super) fn answer(id: u64, answer: CarryAnswer) -> Vec<u8> {
     let answer = match answer {
-        Answer::Taken => answer,
-        Answer::Refused(why) => Answer::Refused(why.chars().take(REASON_MAX).collect()),
+        CarryAnswer::Taken => answer,
+        CarryAnswer::Refused(why) => CarryAnswer::Refused(why.chars().take(REASON_MAX).collect()),
     };
     line(&Answered { id, answer })
 }
@@ -87,7 +87,7 @@ pub(super) fn answer(id: u64, answer: Answer) -> Vec<u8> {
 ///
 /// # Errors
 /// Returns the reason why the packet is invalid.
-pub(super) fn read_connection(packet: &[u8]) -> Result<(Head, &[u8]), String> {
+pub(super) fn read_connection(packet: &[u8]) -> Result<(PacketHead, &[u8]), String> {
     let end = packet.iter().position(|byte| *byte == b'\n').ok_or("a packet without a head")?;
     let head = serde_json::from_slice(&packet[..end]).map_err(|error| error.to_string())?;
     Ok((head, &packet[end + 1..]))
@@ -97,7 +97,7 @@ pub(super) fn read_connection(packet: &[u8]) -> Result<(Head, &[u8]), String> {
 ///
 /// # Errors
 /// Returns the reason why the packet is invalid.
-pub(super) fn read_answer(packet: &[u8]) -> Result<(u64, Answer), String> {
+pub(super) fn read_answer(packet: &[u8]) -> Result<(u64, CarryAnswer), String> {
     serde_json::from_slice(packet)
         .map(|Answered { id, answer }| (id, answer))
         .map_err(|error| error.to_string())
@@ -114,8 +114,8 @@ fn line(value: &impl Serialize) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn head() -> Head {
-        Head {
+    fn head() -> PacketHead {
+        PacketHead {
             id: 7,
             listener: "web\n\"".to_owned(),
             peer: Some("[::1]:5".parse().unwrap()),
@@ -132,7 +132,7 @@ mod tests {
     fn every_packet_reads_back_as_it_was_written() {
         let packet = connection(&head(), b"\n\0{owed}");
         assert_eq!(read_connection(&packet), Ok((head(), &b"\n\0{owed}"[..])));
-        for said in [Answer::Taken, Answer::Refused("no \"room\"\n".to_owned())] {
+        for said in [CarryAnswer::Taken, CarryAnswer::Refused("no \"room\"\n".to_owned())] {
             assert_eq!(read_answer(&answer(9, said.clone())), Ok((9, said)));
         }
     }
@@ -145,14 +145,17 @@ mod tests {
             1,
         );
         assert_eq!(read_connection(grown.as_bytes()), Ok((head(), &b""[..])));
-        assert_eq!(read_answer(b"{\"id\":1,\"taken\":null,\"novel\":2}\n"), Ok((1, Answer::Taken)));
+        assert_eq!(
+            read_answer(b"{\"id\":1,\"taken\":null,\"novel\":2}\n"),
+            Ok((1, CarryAnswer::Taken))
+        );
         for garbage in [&b""[..], b"\n", b"{}", b"{}\n", b"\xff\n", b"{\"id\":1}\n"] {
             assert!(
                 read_connection(garbage).is_err() && read_answer(garbage).is_err(),
                 "{garbage:?}"
             );
         }
-        let long = answer(1, Answer::Refused("x".repeat(1 << 20)));
+        let long = answer(1, CarryAnswer::Refused("x".repeat(1 << 20)));
         assert!(long.len() < 2 * REASON_MAX);
     }
 }

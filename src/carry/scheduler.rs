@@ -140,7 +140,7 @@ impl CarryRequest {
 pub(crate) struct CarrySlot {
     scheduler: Arc<CarryScheduler>,
     word: Arc<CarryRequest>,
-    state: State,
+    state: SchedulerState,
     /// A token that is held while the connection may still move to the successor.
     candidate: Option<TaskTrackerToken>,
     /// The permit to move, while the connection holds it.
@@ -151,7 +151,7 @@ pub(crate) struct CarrySlot {
 }
 
 #[derive(Debug)]
-enum State {
+enum SchedulerState {
     New,
     Waiting(Pin<Box<OwnedNotified>>),
     /// The connection was asked to move. The number identifies the attempt to move all connections,
@@ -177,7 +177,7 @@ impl CarrySlot {
         Self {
             scheduler,
             word: Arc::default(),
-            state: State::New,
+            state: SchedulerState::New,
             candidate,
             turn: None,
             was_asked: false,
@@ -238,7 +238,7 @@ impl CarrySlot {
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<CarryPermit> {
         loop {
             match &mut self.state {
-                State::New => {
+                SchedulerState::New => {
                     let mut notified = Box::pin(Arc::clone(&self.scheduler.turn).notified_owned());
                     // Join the queue first, and check afterwards whether an attempt to move
                     // connections (a round) is under way. `CarryScheduler::begin` sets the round
@@ -251,11 +251,11 @@ impl CarrySlot {
                         return Poll::Ready(self.ask(round));
                     }
                     if !woken {
-                        self.state = State::Waiting(notified);
+                        self.state = SchedulerState::Waiting(notified);
                         return Poll::Pending;
                     }
                 }
-                State::Waiting(notified) => {
+                SchedulerState::Waiting(notified) => {
                     // Join the queue again if no attempt to move connections is under way. A permit
                     // left from the last attempt may have removed this connection from the queue,
                     // and the next attempt asks only connections in the queue.
@@ -263,18 +263,18 @@ impl CarrySlot {
                         return Poll::Pending;
                     }
                     match self.scheduler.round.load(Ordering::SeqCst) {
-                        0 => self.state = State::New,
+                        0 => self.state = SchedulerState::New,
                         round => return Poll::Ready(self.ask(round)),
                     }
                 }
-                State::Asked(round, over) => {
+                SchedulerState::Asked(round, over) => {
                     let is_over = over.as_mut().poll(cx).is_ready();
                     if !is_over && self.scheduler.round.load(Ordering::SeqCst) == *round {
                         return Poll::Pending;
                     }
                     self.word.set(NOTHING);
                     self.candidate = Some(self.scheduler.candidates.token());
-                    self.state = State::New;
+                    self.state = SchedulerState::New;
                 }
             }
         }
@@ -283,8 +283,10 @@ impl CarrySlot {
     fn ask(&mut self, round: u32) -> CarryPermit {
         self.word.set(ASKED);
         self.was_asked = true;
-        self.state =
-            State::Asked(round, Box::pin(Arc::clone(&self.scheduler.over).notified_owned()));
+        self.state = SchedulerState::Asked(
+            round,
+            Box::pin(Arc::clone(&self.scheduler.over).notified_owned()),
+        );
         CarryPermit(Arc::clone(&self.scheduler.turn))
     }
 }

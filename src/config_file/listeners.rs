@@ -21,7 +21,7 @@ use crate::error::Error;
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A listener of the configuration file, and the service that it runs.
-pub(super) struct Listener {
+pub(super) struct CheckedListener {
     name: ListenerName,
     config: ListenerConfig,
     service: ServiceConfig,
@@ -29,7 +29,7 @@ pub(super) struct Listener {
     upstream_places: Vec<usize>,
 }
 
-impl Listener {
+impl CheckedListener {
     pub(super) const fn name(&self) -> &ListenerName {
         &self.name
     }
@@ -46,7 +46,7 @@ pub(super) type Taken = TakenAddresses<(Address, ListenerName)>;
 pub(super) fn read(
     tables: BTreeMap<Spanned<String>, ListenerTable>,
     taken: &mut Taken,
-) -> Result<Vec<Listener>, ConfigError> {
+) -> Result<Vec<CheckedListener>, ConfigError> {
     if tables.is_empty() {
         // Refuse a file without listeners. It may be empty or half-written, and accepting it would
         // close the sockets of the previous generation.
@@ -66,8 +66,8 @@ pub(super) fn read(
 }
 
 /// Checks that no proxy connects to itself, directly or through other listeners.
-fn leads_to_no_loop(listeners: &[Listener]) -> Result<(), ConfigError> {
-    let upstreams = |listener: &'_ Listener| match &listener.service {
+fn leads_to_no_loop(listeners: &[CheckedListener]) -> Result<(), ConfigError> {
+    let upstreams = |listener: &'_ CheckedListener| match &listener.service {
         ServiceConfig::Proxy(proxy) => proxy.upstreams.as_slice().to_vec(),
         ServiceConfig::Echo => Vec::new(),
     };
@@ -118,7 +118,7 @@ fn one(
     name: &Spanned<String>,
     mut table: ListenerTable,
     taken: &mut Taken,
-) -> Result<Listener, ConfigError> {
+) -> Result<CheckedListener, ConfigError> {
     let refuse = |what| ConfigError::at(name.span().start, what);
     let lacks = |what, expected| {
         refuse(format!("the listener {:?} has no {what}, expected {expected}", name.get_ref()))
@@ -170,7 +170,7 @@ fn one(
             ServiceConfig::Proxy(Box::new(proxy(upstreams(list)?, table)?))
         }
     };
-    Ok(Listener { name: parsed, config, service, upstream_places })
+    Ok(CheckedListener { name: parsed, config, service, upstream_places })
 }
 
 fn upstreams(list: Spanned<List<UpstreamTarget>>) -> Result<Upstreams, ConfigError> {

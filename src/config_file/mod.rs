@@ -156,7 +156,7 @@ fn read(text: &str) -> Result<ConfigFile, ConfigError> {
         }
     }
     let (listeners, services): (Vec<_>, Vec<_>) =
-        listeners.into_iter().map(listeners::Listener::split).unzip();
+        listeners.into_iter().map(listeners::CheckedListener::split).unzip();
     let default = Config::default();
     let config = Config {
         // This call never fails, because the names and the addresses were checked above. Only

@@ -45,7 +45,7 @@ pub(crate) struct Channel {
     buffer: Vec<u8>,
     /// The process that sent the most recently received message.
     sender: Option<Sender>,
-    peer: Peer,
+    peer: ChannelPeer,
     ends_with: EndsWith,
 }
 
@@ -61,7 +61,7 @@ enum EndsWith {
 
 /// The process at the other end of the channel, as far as this process knows it.
 #[derive(Debug)]
-enum Peer {
+enum ChannelPeer {
     /// The peer process is not known yet, so only end of file reports the death of the peer.
     Unknown,
     /// A running process, with its pid and its pidfd. The pid is `None` if the process is not
@@ -93,7 +93,7 @@ impl Channel {
             socket,
             buffer: Vec::new(),
             sender: None,
-            peer: Peer::Unknown,
+            peer: ChannelPeer::Unknown,
             ends_with: EndsWith::Process,
         })
     }
@@ -137,14 +137,14 @@ impl Channel {
             }
         };
         self.peer = match held.and_then(|process| sys::fd::watch(process, Interest::READABLE)) {
-            Ok(process) => Peer::Process(pid, process),
-            Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Peer::Ended,
+            Ok(process) => ChannelPeer::Process(pid, process),
+            Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => ChannelPeer::Ended,
             Err(error) => {
                 tracing::warn!(
                     event = "process.unwatched", pid, reason = %error,
                     "cannot watch the peer process: {error}"
                 );
-                Peer::Unknown
+                ChannelPeer::Unknown
             }
         };
     }
@@ -159,16 +159,16 @@ impl Channel {
     /// Returns the pid of the peer process. Returns `None` if the peer is unknown or has ended.
     pub(crate) fn pid(&self) -> Option<u32> {
         match &self.peer {
-            Peer::Process(pid, _) => *pid,
-            Peer::Unknown | Peer::Ended => None,
+            ChannelPeer::Process(pid, _) => *pid,
+            ChannelPeer::Unknown | ChannelPeer::Ended => None,
         }
     }
 
     /// Sends a signal to the peer process. Returns `None` if the peer is unknown or has ended.
     pub(crate) fn signal(&self, signal: Signal) -> Option<io::Result<()>> {
         match &self.peer {
-            Peer::Process(_, process) => Some(process.get_ref().signal(signal)),
-            Peer::Unknown | Peer::Ended => None,
+            ChannelPeer::Process(_, process) => Some(process.get_ref().signal(signal)),
+            ChannelPeer::Unknown | ChannelPeer::Ended => None,
         }
     }
 
@@ -176,7 +176,7 @@ impl Channel {
     /// status of the peer if the kernel reports one. The wait is needed because the kernel closes
     /// the file descriptors of a process shortly before it reports the exit. Cancel safe.
     pub(crate) async fn exit_status(&self, until: Instant) -> Option<ExitStatus> {
-        let Peer::Process(pid, process) = &self.peer else { return None };
+        let ChannelPeer::Process(pid, process) = &self.peer else { return None };
         let _ = tokio::time::timeout_at(until, process.readable()).await;
         process.get_ref().exit_status((*pid)?)
     }
@@ -185,9 +185,9 @@ impl Channel {
     pub(crate) fn is_over(&self) -> bool {
         self.has_hung_up()
             || match &self.peer {
-                Peer::Process(_, process) => process.get_ref().has_ended(),
-                Peer::Unknown => false,
-                Peer::Ended => true,
+                ChannelPeer::Process(_, process) => process.get_ref().has_ended(),
+                ChannelPeer::Unknown => false,
+                ChannelPeer::Ended => true,
             }
     }
 
@@ -224,11 +224,11 @@ impl Channel {
                 _ if self.ends_with == EndsWith::LastHolder => false,
                 // Ask the kernel, because the tokio runtime may not have reported the death of the
                 // peer yet.
-                Peer::Process(_, process) => {
+                ChannelPeer::Process(_, process) => {
                     process.poll_read_ready(cx).is_ready() || process.get_ref().has_ended()
                 }
-                Peer::Unknown => false,
-                Peer::Ended => true,
+                ChannelPeer::Unknown => false,
+                ChannelPeer::Ended => true,
             };
             let received = match self.poll_packet(cx) {
                 Poll::Ready(Some(received)) => received,

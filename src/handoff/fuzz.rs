@@ -52,7 +52,7 @@ pub(crate) fn message(packet: &[u8]) -> bool {
 
 /// The values that a new process reads from its environment.
 #[derive(Debug, PartialEq, Eq)]
-struct Birth {
+struct BirthInput {
     count: usize,
     channel: Option<RawFd>,
     generation: Generation,
@@ -87,7 +87,7 @@ fn read(environment: &Environment, hello: &Hello) -> Result<Program, Error> {
         (birth.count, birth.channel.filter(|channel| *channel > 2).unwrap_or(RawFd::MAX));
     let variables = program.environment_for(birth.generation, count, channel);
     let passed_on = self::environment(variables.iter().map(|variable| variable.as_bytes()));
-    assert_eq!(parts(&passed_on).ok(), Some(Birth { channel: Some(channel), ..birth }));
+    assert_eq!(parts(&passed_on).ok(), Some(BirthInput { channel: Some(channel), ..birth }));
     let next = Program::of_this_process(&passed_on)?;
     assert_eq!(
         (next.notify_socket(), next.watchdog()),
@@ -101,10 +101,10 @@ fn read(environment: &Environment, hello: &Hello) -> Result<Program, Error> {
     Ok(program)
 }
 
-fn parts(environment: &Environment) -> Result<Birth, Error> {
+fn parts(environment: &Environment) -> Result<BirthInput, Error> {
     let count = announced(environment)?;
     let channel = announced_channel(environment, count)?;
-    Ok(Birth { count, channel, generation: ordinal(environment)? })
+    Ok(BirthInput { count, channel, generation: ordinal(environment)? })
 }
 
 fn environment<'a>(variables: impl Iterator<Item = &'a [u8]>) -> Environment {

@@ -152,7 +152,7 @@ pub(crate) enum PendingReload {
 impl Message {
     /// Encodes this message as a packet.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut packet = Packet(format!("VERSION={VERSION}\nKIND={}\n", self.kind()));
+        let mut packet = PacketWriter(format!("VERSION={VERSION}\nKIND={}\n", self.kind()));
         match self {
             Self::Hello(hello) => {
                 for (place, binding) in &hello.bound {
@@ -301,9 +301,9 @@ impl Message {
 }
 
 /// The text of a packet, to which the encoder adds one line after another.
-struct Packet(String);
+struct PacketWriter(String);
 
-impl Packet {
+impl PacketWriter {
     fn commit(&mut self, Commit { pending, on_death }: Commit) {
         if on_death == OnSuccessorDeath::Stay {
             self.line("STAY", 1);

@@ -11,14 +11,14 @@ use crate::report::{GenerationState, Report};
 /// generation.
 #[derive(Debug, Default)]
 pub(crate) struct StatusPoll {
-    answer: Answer,
+    answer: PollState,
     /// The last status report of the other generation.
     report: Option<Box<Report>>,
 }
 
 /// Whether this process expects an answer from the other generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Answer {
+enum PollState {
     /// This process expects no answer, because it has sent no request or the last request was
     /// answered.
     #[default]
@@ -33,15 +33,15 @@ impl StatusPoll {
     /// Returns the status request to send now. Returns `None` if an earlier request is not answered
     /// yet, or if the other generation does not know this request.
     pub(super) fn question(&mut self) -> Option<Message> {
-        (self.answer == Answer::None).then(|| {
-            self.answer = Answer::Due;
+        (self.answer == PollState::None).then(|| {
+            self.answer = PollState::Due;
             Message::Ask
         })
     }
 
     /// Returns whether this process has sent a status request that is not answered yet.
     pub(crate) fn is_due(&self) -> bool {
-        self.answer == Answer::Due
+        self.answer == PollState::Due
     }
 
     /// Returns the last status report of the other generation, if any.
@@ -59,12 +59,12 @@ impl StatusPoll {
     /// message as the error.
     pub(super) fn hear(&mut self, message: Message) -> Result<(), Message> {
         if matches!(&message, Message::Unknown { kind } if kind == ASK) {
-            self.answer = Answer::Never;
+            self.answer = PollState::Never;
             return Ok(());
         }
         let Message::Report(report) = message else { return Err(message) };
         self.remember(report);
-        self.answer = Answer::None;
+        self.answer = PollState::None;
         Ok(())
     }
 

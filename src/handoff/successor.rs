@@ -102,7 +102,7 @@ pub(crate) struct Successor {
     /// connection will move. The channel is created before the commit, because its creation may
     /// fail and the commit must not fail.
     carrying: Option<(OwnedFd, OwnedFd)>,
-    stage: Stage,
+    stage: SuccessorStage,
     /// When to stop waiting for the exit status of the successor. `None` until the successor has
     /// closed its end of the channel.
     dying_until: Option<Instant>,
@@ -110,7 +110,7 @@ pub(crate) struct Successor {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum SuccessorStage {
     Starting,
     Ready,
     /// The successor has taken over and is now the active generation.
@@ -189,7 +189,7 @@ impl Successor {
             channel,
             program: spec.program.path().to_owned(),
             carrying,
-            stage: Stage::Starting,
+            stage: SuccessorStage::Starting,
             dying_until: None,
             poll: StatusPoll::default(),
         })
@@ -203,13 +203,13 @@ impl Successor {
 
     /// Returns whether the successor has reported that it accepts connections.
     pub(crate) fn is_ready(&self) -> bool {
-        self.stage != Stage::Starting
+        self.stage != SuccessorStage::Starting
     }
 
     /// Marks the successor as the new active generation. From then on, this process ignores
     /// messages with which a successor reports that it is ready or has failed.
     pub(crate) fn release(&mut self) {
-        self.stage = Stage::Released;
+        self.stage = SuccessorStage::Released;
     }
 
     /// Asks the successor for its status, if the successor already accepts connections.
@@ -236,14 +236,16 @@ impl Successor {
     pub(crate) async fn next(&mut self) -> SuccessorEvent {
         loop {
             let received = poll_fn(|cx| self.channel.poll_receive(cx)).await;
-            if matches!(received, Received::End) && self.stage != Stage::Released {
+            if matches!(received, Received::End) && self.stage != SuccessorStage::Released {
                 // Keep the deadline in `self`, because the caller may drop this future and create a
                 // new one before the deadline.
                 let until = *self.dying_until.get_or_insert_with(|| Instant::now() + DYING);
                 let status = EndStatus(self.channel.exit_status(until).await);
                 return SuccessorEvent::Lost(match self.stage {
-                    Stage::Starting => HandoffFailure::EndedEarly { status },
-                    Stage::Ready | Stage::Released => HandoffFailure::EndedLate { status },
+                    SuccessorStage::Starting => HandoffFailure::EndedEarly { status },
+                    SuccessorStage::Ready | SuccessorStage::Released => {
+                        HandoffFailure::EndedLate { status }
+                    }
                 });
             }
             if let Some(event) = self.take(received) {
@@ -342,7 +344,7 @@ impl Successor {
     }
 
     fn take(&mut self, received: Received) -> Option<SuccessorEvent> {
-        if self.stage == Stage::Released {
+        if self.stage == SuccessorStage::Released {
             return match received {
                 Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
                 Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
@@ -364,7 +366,7 @@ impl Successor {
                 // Treat the sender of the ready message as the successor. It may be another process
                 // than the started one, because a wrapper script may have forked it.
                 self.channel.follow_sender();
-                self.stage = Stage::Ready;
+                self.stage = SuccessorStage::Ready;
                 let place = |descriptor: &RawFd| {
                     usize::try_from(descriptor.checked_sub(FIRST_PASSED)?).ok()
                 };

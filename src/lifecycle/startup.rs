@@ -22,7 +22,7 @@ use crate::handoff::Message;
 pub(super) struct Liveness {
     /// The start of the data plane, with its deadline. `None` once the data plane accepts
     /// connections.
-    starting: Option<Starting>,
+    starting: Option<StartDeadline>,
     /// The error of a worker or an accept loop that has died during a drain. The generation returns
     /// it when its connections have ended.
     death: Option<Error>,
@@ -30,14 +30,14 @@ pub(super) struct Liveness {
 
 /// A start of the data plane that is in progress.
 #[derive(Debug)]
-struct Starting {
+struct StartDeadline {
     until: Option<Instant>,
 }
 
 impl Liveness {
     /// Records that the data plane is starting, and that it must accept connections within `limit`.
     pub(super) fn begin(&mut self, limit: Duration) {
-        self.starting = Some(Starting { until: deadline(limit) });
+        self.starting = Some(StartDeadline { until: deadline(limit) });
     }
 
     /// Returns whether the data plane is starting.

@@ -16,10 +16,10 @@ static LAST_REPORT: Mutex<Option<Instant>> = Mutex::new(None);
 /// Whether one listener cannot accept because file descriptors or memory have run out. All accept
 /// loops of the listener share this value.
 #[derive(Debug, Default)]
-pub(super) struct Shortage(Mutex<State>);
+pub(super) struct Shortage(Mutex<ShortageState>);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum ShortageState {
     #[default]
     Over,
     Unreported,
@@ -31,11 +31,11 @@ impl Shortage {
     /// first failure of a shortage. Returns whether this is the first failure.
     pub(super) fn begin(&self, listener: &str, error: &io::Error) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if *state != State::Over {
+        if *state != ShortageState::Over {
             return false;
         }
-        *state = if may_report() { State::Reported } else { State::Unreported };
-        if *state == State::Reported {
+        *state = if may_report() { ShortageState::Reported } else { ShortageState::Unreported };
+        if *state == ShortageState::Reported {
             tracing::error!(
                 event = "accept.failed", listener, reason = %error,
                 "cannot accept on {listener}, retrying: {error}"
@@ -54,7 +54,7 @@ impl Shortage {
     /// when accept(2) has found the backlog empty.
     pub(super) fn end(&self, listener: &str) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if std::mem::take(&mut *state) == State::Reported {
+        if std::mem::take(&mut *state) == ShortageState::Reported {
             tracing::info!(event = "accept.resumed", listener, "accepting again");
         }
     }

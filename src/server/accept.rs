@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::census::{Census, Source};
-use super::connection::{Connections, IncomingConnection};
+use super::connection::{ConnectionSpawner, IncomingConnection};
 use super::deaths::{Deaths, panic_text};
 use super::limit::{ConnectionLimit, Permit};
 use super::workers::{Worker, choose};
@@ -24,7 +24,7 @@ use crate::service::Service;
 /// An accept loop. It accepts the clients of one listener, and runs on one worker.
 pub(super) struct Accepting<S> {
     pub(super) acceptor: Acceptor,
-    pub(super) connections: Connections<S>,
+    pub(super) connections: ConnectionSpawner<S>,
     /// All workers, and the index of the worker that runs this loop.
     pub(super) workers: Arc<[Worker]>,
     pub(super) own: usize,

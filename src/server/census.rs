@@ -50,11 +50,11 @@ pub(super) enum Source {
 /// The entry of one connection in the census, the list of open connections. Dropping this value
 /// removes the entry.
 #[derive(Debug)]
-pub(super) struct Counted {
+pub(super) struct CensusEntry {
     census: Census,
     number: u64,
     since: Instant,
-    end: End,
+    end: EntryEnd,
     /// The permit of this connection under the listener's connection limit.
     _place: Option<Permit>,
     /// The share of this connection in the load of its worker. Dropping it lowers the load.
@@ -63,7 +63,7 @@ pub(super) struct Counted {
 
 /// How a connection ended. Each variant has its own counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum EntryEnd {
     /// The connection ended before a drain asked it to end. Only the number of accepted connections
     /// includes it.
     Served,
@@ -84,7 +84,7 @@ impl Census {
         traffic: Arc<Traffic>,
         load: Load,
         place: Option<Permit>,
-    ) -> Counted {
+    ) -> CensusEntry {
         let mut entries = self.lock();
         let number = entries.next;
         entries.next += 1;
@@ -96,11 +96,11 @@ impl Census {
             }
         }
         entries.open.insert((since, number), traffic);
-        Counted {
+        CensusEntry {
             census: self.clone(),
             number,
             since,
-            end: End::Served,
+            end: EntryEnd::Served,
             _place: place,
             _load: load,
         }
@@ -174,7 +174,7 @@ fn with(sums: ListenerCounters, traffic: &Arc<Traffic>) -> ListenerCounters {
     ListenerCounters { received, sent, ..sums }
 }
 
-impl Counted {
+impl CensusEntry {
     /// Returns when the connection began.
     pub(super) const fn since(&self) -> Instant {
         self.since
@@ -186,28 +186,28 @@ impl Counted {
     }
 
     /// Removes the connection from the list of open connections, and counts how it ended.
-    pub(super) fn end(mut self, end: End) {
+    pub(super) fn end(mut self, end: EntryEnd) {
         self.end = end;
     }
 }
 
-impl Drop for Counted {
+impl Drop for CensusEntry {
     fn drop(&mut self) {
         let mut entries = self.census.lock();
         if let Some(traffic) = entries.open.remove(&(self.since, self.number)) {
             entries.sums = with(entries.sums, &traffic);
         }
         match self.end {
-            End::Served => {}
-            End::Carried => {
+            EntryEnd::Served => {}
+            EntryEnd::Carried => {
                 entries.sums.carried += 1;
                 if entries.successor_is_lost {
                     entries.carried_before += 1;
                     entries.sums.lost += 1;
                 }
             }
-            End::Drained => entries.sums.drained += 1,
-            End::Cut => entries.sums.cut += 1,
+            EntryEnd::Drained => entries.sums.drained += 1,
+            EntryEnd::Cut => entries.sums.cut += 1,
         }
     }
 }
@@ -233,7 +233,7 @@ mod tests {
         drop(first);
         let Connections { open, oldest_ms, .. } = census.connections();
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000)), (1, Some(1)));
-        second.end(End::Cut);
+        second.end(EntryEnd::Cut);
         assert_eq!(
             census.counters(),
             ListenerCounters { accepted: 2, cut: 1, ..ListenerCounters::default() }
@@ -256,7 +256,7 @@ mod tests {
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), transferred), (2, Some(1), 0));
         census.begin_drain();
         taken.refused();
-        taken.end(End::Carried);
+        taken.end(EntryEnd::Carried);
         let counters = census.counters();
         assert_eq!(
             (counters.accepted, counters.carried, counters.refused, counters.received),

@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::census::{Counted, End};
+use super::census::{CensusEntry, EntryEnd};
 use crate::carry::{
     CarriedState, CarryScheduler, CarrySlot, Outgoing, OutgoingConnection, Verdict,
 };
@@ -30,10 +30,10 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// The state that all connections of a server share. Clones share the same state.
 #[derive(Debug)]
-pub(super) struct Connections<S>(Arc<Shared<S>>);
+pub(super) struct ConnectionSpawner<S>(Arc<SharedParts<S>>);
 
 #[derive(Debug)]
-struct Shared<S> {
+struct SharedParts<S> {
     service: S,
     first_request_grace: Duration,
     /// The connection limits of the listeners. A listener without a limit is not in this map.
@@ -52,7 +52,7 @@ pub(super) struct IncomingConnection<'a> {
     pub(super) stream: Stream,
     pub(super) peer: Peer,
     pub(super) listener: &'a Arc<str>,
-    pub(super) counted: Counted,
+    pub(super) counted: CensusEntry,
     /// What happens to the connection in a drain, and the entry that adds it to the drain.
     pub(super) on_drain: OnDrain,
     pub(super) entry: &'a DrainEntry,
@@ -61,13 +61,13 @@ pub(super) struct IncomingConnection<'a> {
 }
 
 // This is not derived, because a derived `Clone` would require the service to be `Clone`.
-impl<S> Clone for Connections<S> {
+impl<S> Clone for ConnectionSpawner<S> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<S: Service> Connections<S> {
+impl<S: Service> ConnectionSpawner<S> {
     pub(super) fn new(
         service: S,
         first_request_grace: Duration,
@@ -76,7 +76,7 @@ impl<S: Service> Connections<S> {
         let (scheduler, successor, leaving) =
             (Arc::default(), Mutex::default(), TaskTracker::new());
         leaving.close();
-        Self(Arc::new(Shared {
+        Self(Arc::new(SharedParts {
             service,
             first_request_grace,
             limits,
@@ -175,10 +175,10 @@ impl<S: Service> Connections<S> {
             // Close the file descriptor before the counters show that the connection is gone.
             drop(connection);
             counted.end(match &ending {
-                Ending::Cut => End::Cut,
-                Ending::Carried(_) => End::Carried,
-                Ending::Finished { .. } | Ending::Broken(_) if is_told => End::Drained,
-                Ending::Finished { .. } | Ending::Broken(_) => End::Served,
+                Ending::Cut => EntryEnd::Cut,
+                Ending::Carried(_) => EntryEnd::Carried,
+                Ending::Finished { .. } | Ending::Broken(_) if is_told => EntryEnd::Drained,
+                Ending::Finished { .. } | Ending::Broken(_) => EntryEnd::Served,
             });
             let is_cut = matches!(ending, Ending::Cut);
             drop((ending, asking));
@@ -218,7 +218,7 @@ enum Served {
     GivenUp,
 }
 
-impl<S> Shared<S> {
+impl<S> SharedParts<S> {
     /// Sends a connection whose state the service has saved to the successor. Returns how the
     /// connection ended in this process, or `None` if it stays here.
     ///
@@ -227,7 +227,7 @@ impl<S> Shared<S> {
     async fn leave(
         &self,
         connection: &Connection,
-        counted: &Counted,
+        counted: &CensusEntry,
         asking: Option<&mut CarrySlot>,
         guard: &DrainGuard,
     ) -> Option<Ending> {
@@ -282,15 +282,15 @@ enum Ending {
     Finished { late: u64 },
     /// The connection ended with an I/O error.
     Broken(io::Error),
-    /// The connection moved to the successor. The token makes [`Connections::settled`] wait until
-    /// the move has been counted.
+    /// The connection moved to the successor. The token makes [`ConnectionSpawner::settled`] wait
+    /// until the move has been counted.
     Carried(#[expect(dead_code, reason = "it is there to be dropped")] TaskTrackerToken),
     /// The connection was cut at the drain deadline or because of a signal.
     Cut,
 }
 
 /// Logs how a connection ended. Each connection has one such log record.
-fn report(connection: &Connection, counted: &Counted, ending: &Ending) {
+fn report(connection: &Connection, counted: &CensusEntry, ending: &Ending) {
     let (ending, late, error) = match ending {
         Ending::Finished { late } => ("finished", *late, None),
         Ending::Broken(error) => ("broken", 0, Some(error)),

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::census::{Census, Source};
-use super::connection::{Connections, IncomingConnection};
+use super::connection::{ConnectionSpawner, IncomingConnection};
 use super::workers::Worker;
 use crate::drain::{DrainEntry, OnDrain};
 use crate::net::{Acceptor, Listener, Peer, Stream, pending};
@@ -25,7 +25,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The task that serves the last clients of a listener that the successor has replaced.
 pub(super) struct Latecomers<S> {
     pub(super) listener: Listener,
-    pub(super) connections: Connections<S>,
+    pub(super) connections: ConnectionSpawner<S>,
     pub(super) census: Census,
     /// All workers, and the index of the worker that serves the late clients.
     pub(super) workers: Arc<[Worker]>,

@@ -32,7 +32,7 @@ use crate::data_plane::CarryEnd;
 use crate::drain::{Drain, OnDrain};
 use crate::service::Service;
 use census::Census;
-use connection::Connections;
+use connection::ConnectionSpawner;
 use limit::ConnectionLimit;
 
 pub use workers::Workers;
@@ -50,7 +50,7 @@ pub(crate) struct Server<S> {
     /// The open connections and the counters, for each worker and listener. They are kept when the
     /// accept loops stop.
     census: BTreeMap<(usize, Arc<str>), Census>,
-    connections: Connections<S>,
+    connections: ConnectionSpawner<S>,
     drain: Drain,
     /// A token that stops the accept loops when it is cancelled, and the tasks that run these
     /// loops.
@@ -92,7 +92,7 @@ impl<S: Service> Server<S> {
             limit: limit.collect(),
             on_handoff: config.listeners.on_handoff(),
             census: BTreeMap::new(),
-            connections: Connections::new(service, config.first_request_grace, limits),
+            connections: ConnectionSpawner::new(service, config.first_request_grace, limits),
             drain: Drain::new(),
             stop: CancellationToken::new(),
             loops: JoinSet::new(),

@@ -14,10 +14,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::census::{Census, Source};
-use super::connection::{Connections, IncomingConnection};
+use super::connection::{ConnectionSpawner, IncomingConnection};
 use super::limit::ConnectionLimit;
 use super::workers::{Worker, choose};
-use crate::carry::{Answer, Arrival, CarriedConnection, Incoming};
+use crate::carry::{Arrival, CarriedConnection, CarryAnswer, Incoming};
 use crate::drain::{DrainEntry, OnDrain};
 use crate::net::{Peer, Stream, Traffic};
 use crate::service::Service;
@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The task that takes over connections from the predecessor.
 pub(super) struct TakingOver<S> {
     pub(super) incoming: Incoming,
-    pub(super) connections: Connections<S>,
+    pub(super) connections: ConnectionSpawner<S>,
     pub(super) workers: Arc<[Worker]>,
     /// The listeners that accept connections from the predecessor, by name.
     pub(super) slots: HashMap<String, ListenerSlot>,
@@ -80,7 +80,7 @@ impl<S: Service> TakingOver<S> {
             };
             match outcome {
                 Ok((worker, newcomer)) => {
-                    if let Err(error) = self.incoming.answer(id, Answer::Taken).await {
+                    if let Err(error) = self.incoming.answer(id, CarryAnswer::Taken).await {
                         // Stop, because this closes the channel. The predecessor then knows that
                         // this process did not take the connection.
                         tracing::error!(
@@ -100,7 +100,7 @@ impl<S: Service> TakingOver<S> {
                         "refused a connection from the predecessor: {why}"
                     );
                     refused += 1;
-                    if let Err(error) = self.incoming.answer(id, Answer::Refused(why)).await {
+                    if let Err(error) = self.incoming.answer(id, CarryAnswer::Refused(why)).await {
                         tracing::error!(
                             event = "carry.answer_failed", reason = %error,
                             "cannot answer the predecessor, taking no more: {error}"

@@ -106,11 +106,11 @@ const fn retiring(on_death: OnSuccessorDeath) -> State {
 }
 
 /// One cell of the table: an event, the next state and the actions.
-type Cell<'a> = (Event, State, &'a [Action]);
+type TableCell<'a> = (Event, State, &'a [Action]);
 
 /// Checks one row of the table. For each event in `moves`, `step` must return the listed state and
 /// actions. The `ignored` events must not change the state and cause no action.
-fn row(state: State, moves: &[Cell<'_>], ignored: &[Event]) {
+fn row(state: State, moves: &[TableCell<'_>], ignored: &[Event]) {
     let named: Vec<Event> =
         moves.iter().map(|cell| cell.0).chain(ignored.iter().copied()).collect();
     assert_eq!(named.len(), EVENTS.len(), "the row of {state:?} lists {} events", named.len());
@@ -128,7 +128,7 @@ fn row(state: State, moves: &[Cell<'_>], ignored: &[Event]) {
 #[test]
 fn the_first_generation_becomes_active_and_notifies_ready() {
     for pending in [NONE, ONE] {
-        let live: Cell<'_> = match pending {
+        let live: TableCell<'_> = match pending {
             NONE => (Live, Serving, &[BecomeActive, NotifyReady]),
             ONE => (Live, handing_off(NONE), &[BecomeActive, NotifyReady, StartSuccessor]),
         };
@@ -148,7 +148,7 @@ fn the_first_generation_becomes_active_and_notifies_ready() {
 #[test]
 fn a_starting_successor_reports_readiness_or_a_rollback() {
     for pending in [NONE, ONE] {
-        let moves: [Cell<'_>; 5] = [
+        let moves: [TableCell<'_>; 5] = [
             (Live, probation(pending), &[TellReady]),
             (HANGUP, starting(Successor, ONE), &[]),
             (PredecessorLost, starting(Orphan, pending), &[]),
@@ -165,7 +165,7 @@ fn a_starting_successor_reports_readiness_or_a_rollback() {
 #[test]
 fn an_orphan_becomes_active_without_notifying_ready() {
     for pending in [NONE, ONE] {
-        let live: Cell<'_> = match pending {
+        let live: TableCell<'_> = match pending {
             NONE => (Live, Serving, &[BecomeActive]),
             ONE => (Live, handing_off(NONE), &[BecomeActive, StartSuccessor]),
         };
@@ -193,7 +193,7 @@ fn on_probation_a_reload_waits_and_a_stop_rolls_back() {
         Drained,
         DrainExpired,
     ];
-    let stops: [Cell<'_>; 2] = [
+    let stops: [TableCell<'_>; 2] = [
         (Terminate, Stopping, &[TellRollback, StopAccepting, Drain]),
         (CutNow, Stopped, &[TellRollback, StopAccepting, Drain, Cut, Exit]),
     ];
@@ -262,7 +262,7 @@ fn while_handing_off_a_reload_waits_and_a_stop_is_passed_on() {
     ]
     .concat();
     for pending in [NONE, ONE] {
-        let lost = |event| -> Cell<'_> {
+        let lost = |event| -> TableCell<'_> {
             match pending {
                 NONE => (event, Serving, &[DropSuccessor]),
                 ONE => (event, handing_off(NONE), &[DropSuccessor, StartSuccessor]),
@@ -297,7 +297,7 @@ fn while_baking_a_stop_commits_and_a_lost_successor_is_dropped() {
         ],
     ]
     .concat();
-    let unasked: [Cell<'_>; 6] = [
+    let unasked: [TableCell<'_>; 6] = [
         (BakeOver, retiring(OnSuccessorDeath::Resume), &[Commit(PLAIN), StopAccepting, Drain]),
         (SuccessorLost, Serving, &[DropSuccessor]),
         (SuccessorRolledBack, Serving, &[DropSuccessor]),
@@ -306,7 +306,7 @@ fn while_baking_a_stop_commits_and_a_lost_successor_is_dropped() {
         (CutNow, Stopped, &[Commit(FOR_GOOD), StopAccepting, Drain, Cut, Exit]),
     ];
     row(baking(NONE), &unasked, &late);
-    let asked: [Cell<'_>; 6] = [
+    let asked: [TableCell<'_>; 6] = [
         (BakeOver, retiring(OnSuccessorDeath::Resume), &[Commit(PENDING), StopAccepting, Drain]),
         (SuccessorLost, handing_off(NONE), &[DropSuccessor, StartSuccessor]),
         (SuccessorRolledBack, handing_off(NONE), &[DropSuccessor, StartSuccessor]),
@@ -322,7 +322,7 @@ fn while_baking_a_stop_commits_and_a_lost_successor_is_dropped() {
 #[test]
 fn a_retired_generation_told_to_stop_never_accepts_again() {
     let late = [&COMMITS[..], &[HANGUP, Live, PredecessorLost, SuccessorReady, BakeOver]].concat();
-    let ends = |on_death| -> [Cell<'_>; 6] {
+    let ends = |on_death| -> [TableCell<'_>; 6] {
         [
             (CarryEnded, retiring(on_death), &[DrainUncarried]),
             (Terminate, retiring(Stay), &[]),
@@ -332,7 +332,7 @@ fn a_retired_generation_told_to_stop_never_accepts_again() {
             (CutNow, Stopped, &[Cut, Exit]),
         ]
     };
-    let recalled: [Cell<'_>; 2] = [
+    let recalled: [TableCell<'_>; 2] = [
         (SuccessorLost, Serving, &[DropSuccessor, Resume, BecomeActive]),
         (SuccessorRolledBack, Serving, &[DropSuccessor, Resume, BecomeActive]),
     ];
@@ -341,7 +341,7 @@ fn a_retired_generation_told_to_stop_never_accepts_again() {
         &[&ends(OnSuccessorDeath::Resume)[..], &recalled].concat(),
         &late,
     );
-    let forgotten: [Cell<'_>; 2] = [
+    let forgotten: [TableCell<'_>; 2] = [
         (SuccessorLost, retiring(Stay), &[Resign, DropSuccessor]),
         (SuccessorRolledBack, retiring(Stay), &[TellStopping, CloseListeners, DropSuccessor]),
     ];

@@ -23,7 +23,7 @@ use super::header::Route;
 use super::limits::Used;
 use super::tally::Tally;
 use super::upstream::Upstream;
-use super::upstreams::Upstreams;
+use super::upstreams::UpstreamPool;
 use crate::address::Address;
 use crate::carry::CarriedState;
 use crate::net::{Peer, Stream, Traffic};
@@ -36,7 +36,7 @@ const FORMAT: &str = "proxy/1";
 /// The stage that a connection has reached when it moves to the successor.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Stage {
+pub(super) enum CarriedStage {
     /// The client has no upstream yet. `waited` is how long it has waited for its PROXY header or
     /// for an upstream.
     Arriving {
@@ -105,7 +105,7 @@ pub(super) enum Begun {
 pub(super) fn arriving(Arriving { identified, since, tried }: Arriving) -> CarriedState {
     let waited = since.map(|since| since.elapsed());
     let tried = tried.iter().map(|upstream| upstream.label().to_owned()).collect();
-    parcel(&Stage::Arriving { identified, waited, tried }, &[], Vec::new())
+    parcel(&CarriedStage::Arriving { identified, waited, tried }, &[], Vec::new())
 }
 
 /// Builds the state of a conversation that moves to another process. It includes the unwritten
@@ -129,10 +129,10 @@ pub(super) fn conversing(
         used,
     };
     let descriptors = [stream.into_socket()?].into_iter().chain(pipes).collect();
-    Ok(parcel(&Stage::Conversing(conversing), &bytes, descriptors))
+    Ok(parcel(&CarriedStage::Conversing(conversing), &bytes, descriptors))
 }
 
-fn parcel(stage: &Stage, owed: &[u8], descriptors: Vec<OwnedFd>) -> CarriedState {
+fn parcel(stage: &CarriedStage, owed: &[u8], descriptors: Vec<OwnedFd>) -> CarriedState {
     // Serialization cannot fail, because all keys of the map are strings.
     let mut bytes = serde_json::to_vec(stage).unwrap_or_default();
     bytes.push(b'\n');
@@ -145,13 +145,15 @@ fn parcel(stage: &Stage, owed: &[u8], descriptors: Vec<OwnedFd>) -> CarriedState
 ///
 /// # Errors
 /// Returns the reason why the proxy cannot restore the state.
-pub(super) fn check(parcel: &CarriedState, upstreams: &Upstreams) -> Result<(), String> {
+pub(super) fn check(parcel: &CarriedState, upstreams: &UpstreamPool) -> Result<(), String> {
     let (stage, _) = whole(parcel)?;
     match stage {
-        Stage::Conversing(Conversing { upstream, .. }) if !upstreams.is_configured(&upstream) => {
+        CarriedStage::Conversing(Conversing { upstream, .. })
+            if !upstreams.is_configured(&upstream) =>
+        {
             Err(format!("{upstream} is no upstream any more"))
         }
-        Stage::Arriving { .. } | Stage::Conversing(_) => Ok(()),
+        CarriedStage::Arriving { .. } | CarriedStage::Conversing(_) => Ok(()),
     }
 }
 
@@ -162,19 +164,19 @@ pub(super) fn check(parcel: &CarriedState, upstreams: &Upstreams) -> Result<(), 
 /// Fails if the state is incomplete, or if the kernel refuses one of its file descriptors.
 pub(super) fn take_up(
     parcel: CarriedState,
-    upstreams: &Upstreams,
+    upstreams: &UpstreamPool,
     tally: &Tally,
 ) -> io::Result<Begun> {
     let (stage, owed) = whole(&parcel).map_err(io::Error::other)?;
     let owed = &parcel.bytes[owed..];
     let Conversing { upstream, received, sent, finished, relay, used } = match stage {
-        Stage::Arriving { identified, waited, tried } => {
+        CarriedStage::Arriving { identified, waited, tried } => {
             let since = waited
                 .map(|waited| Instant::now().checked_sub(waited).unwrap_or_else(Instant::now));
             let tried = tried.iter().filter_map(|label| upstreams.find(label)).collect();
             return Ok(Begun::Arriving(Arriving { identified, since, tried }));
         }
-        Stage::Conversing(conversing) => conversing,
+        CarriedStage::Conversing(conversing) => conversing,
     };
     let missing = || io::Error::from(io::ErrorKind::NotFound);
     // Create the upstream if its host name has lost this address since [`check`] accepted the
@@ -199,14 +201,14 @@ pub(super) fn take_up(
 
 /// Parses the state of a moved connection and checks that it is complete. Returns the stage of the
 /// connection, and the offset at which the unwritten bytes begin.
-fn whole(parcel: &CarriedState) -> Result<(Stage, usize), String> {
+fn whole(parcel: &CarriedState) -> Result<(CarriedStage, usize), String> {
     if parcel.format != FORMAT {
         return Err(format!("{} is not known here", parcel.format));
     }
     let (stage, owed) = read(&parcel.bytes)?;
     let (bytes, descriptors) = match &stage {
-        Stage::Arriving { .. } => (0, 0),
-        Stage::Conversing(Conversing { relay, .. }) => {
+        CarriedStage::Arriving { .. } => (0, 0),
+        CarriedStage::Conversing(Conversing { relay, .. }) => {
             let (bytes, descriptors) = relay.needs();
             (bytes, 1 + descriptors)
         }
@@ -230,7 +232,7 @@ const fn peer(address: &Address) -> Peer {
     }
 }
 
-pub(super) fn read(bytes: &[u8]) -> Result<(Stage, &[u8]), String> {
+pub(super) fn read(bytes: &[u8]) -> Result<(CarriedStage, &[u8]), String> {
     let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("a parcel without words")?;
     let stage = serde_json::from_slice(&bytes[..end]).map_err(|error| error.to_string())?;
     Ok((stage, &bytes[end + 1..]))

@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use super::connect::is_own;
 use super::tally::Tally;
 use super::upstream::Upstream;
-use super::upstreams::Upstreams;
+use super::upstreams::UpstreamPool;
 use super::{Proxy, header};
 use crate::address::Address;
 use crate::config::Check;
@@ -21,7 +21,7 @@ use crate::net::dial;
 
 /// The periodic health check of one upstream.
 struct Watch {
-    upstreams: Arc<Upstreams>,
+    upstreams: Arc<UpstreamPool>,
     tally: Arc<Tally>,
     upstream: Arc<Upstream>,
     check: Check,

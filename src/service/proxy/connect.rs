@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::Proxy;
 use super::carried::Arriving;
 use super::options::Side;
-use super::tally::{Counted, Source};
+use super::tally::{Source, TallyEntry};
 use super::upstream::{Upstream, UpstreamLoad};
 use super::upstreams::Round;
 use crate::net::{Stream, dial};
@@ -36,7 +36,7 @@ pub(super) struct Connected<'a> {
     pub(super) stream: Stream,
     // Fields are dropped in the order of their declaration. `counted` must be dropped first: it
     // adds the traffic to the upstream's sums before the upstream can have zero connections.
-    counted: Counted<'a>,
+    counted: TallyEntry<'a>,
     _place: UpstreamLoad,
 }
 

@@ -26,7 +26,7 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// A conversation between a client and its upstream. A process may have very many, so this type
 /// stores only the data that an idle conversation needs.
-pub(super) struct Conversation<'a> {
+pub(super) struct ProxySession<'a> {
     client: &'a mut Connection,
     /// The connection to the upstream. `None` after the conversation has left this process.
     upstream: Option<Connected<'a>>,
@@ -37,10 +37,10 @@ pub(super) struct Conversation<'a> {
     is_settled: bool,
 }
 
-/// The outcome of [`Conversation::hold`], which relays bytes until the conversation ends or must
+/// The outcome of [`ProxySession::hold`], which relays bytes until the conversation ends or must
 /// move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Held {
+pub(super) enum SessionOutcome {
     ToTheEnd,
     /// The conversation must move to the successor, because the server has asked for it.
     ToBeCarried,
@@ -53,7 +53,7 @@ enum Ended {
     Asked,
 }
 
-impl<'a> Conversation<'a> {
+impl<'a> ProxySession<'a> {
     /// Creates a conversation that begins in this process or has moved here from another process.
     pub(super) const fn new(
         client: &'a mut Connection,
@@ -69,13 +69,13 @@ impl<'a> Conversation<'a> {
     ///
     /// # Errors
     /// Returns the I/O error that broke the conversation, or the time limit that ended it.
-    pub(super) async fn hold(&mut self) -> io::Result<Held> {
+    pub(super) async fn hold(&mut self) -> io::Result<SessionOutcome> {
         match poll_fn(|cx| self.poll(cx)).await {
             Ended::Relay(Relayed::Finished) => self.finish(),
             // An idle conversation without unwritten bytes ends as if both sides had finished.
             Ended::Limit(Expired::Idle) if !self.relay.owes() => self.finish(),
             Ended::Limit(expired) => return Err(expired.into()),
-            Ended::Asked => return Ok(Held::ToBeCarried),
+            Ended::Asked => return Ok(SessionOutcome::ToBeCarried),
             // Exclude a failed conversation from the move to a successor. Otherwise a drain would
             // wait for it to move, although it cannot.
             Ended::Relay(Relayed::ClientBroke(error)) => {
@@ -89,7 +89,7 @@ impl<'a> Conversation<'a> {
                 return Err(error);
             }
         }
-        Ok(Held::ToTheEnd)
+        Ok(SessionOutcome::ToTheEnd)
     }
 
     /// Detaches the conversation: saves its current state, so that another process can continue it.
@@ -164,7 +164,7 @@ impl<'a> Conversation<'a> {
     }
 }
 
-impl Drop for Conversation<'_> {
+impl Drop for ProxySession<'_> {
     fn drop(&mut self) {
         // Do nothing for a conversation that has moved to another process, because that process
         // ends it.

@@ -8,10 +8,10 @@ use std::time::Duration;
 use socket2::{Domain, Socket, Type};
 use tokio::runtime::{Builder, Runtime};
 
-use super::carried::{self, Begun, Resumed, Stage};
+use super::carried::{self, Begun, CarriedStage, Resumed};
 use super::limits::Limits;
 use super::tally::Tally;
-use super::upstreams::Upstreams;
+use super::upstreams::UpstreamPool;
 use crate::address::Address;
 use crate::carry::CarriedState;
 use crate::config::{ProxyConfig, UpstreamTarget};
@@ -22,7 +22,7 @@ pub(crate) use super::header::fuzz as proxy_header;
 struct Setup {
     runtime: Runtime,
     config: ProxyConfig,
-    upstreams: Upstreams,
+    upstreams: UpstreamPool,
     tally: Tally,
 }
 
@@ -37,7 +37,7 @@ fn setup() -> Option<Setup> {
     (config.idle_timeout, config.lifetime) =
         (Some(Duration::from_secs(60)), Some(Duration::from_secs(3600)));
     let runtime = Builder::new_current_thread().enable_all().build().ok()?;
-    Some(Setup { runtime, upstreams: Upstreams::new(&config), config, tally: Tally::default() })
+    Some(Setup { runtime, upstreams: UpstreamPool::new(&config), config, tally: Tally::default() })
 }
 
 /// Restores the state of a moved connection, saves it again, and checks that the new state equals
@@ -54,8 +54,8 @@ impl Setup {
         let mut is_same = true;
         // Add as many file descriptors as the state needs, because the fuzzer's bytes contain none.
         let needed = match &stage {
-            Stage::Arriving { .. } => Vec::new(),
-            Stage::Conversing(conversing) => {
+            CarriedStage::Arriving { .. } => Vec::new(),
+            CarriedStage::Conversing(conversing) => {
                 let upstream = self.upstreams.adopt(&conversing.upstream, &[])?;
                 // The proxy may know the address under another host name than the state does.
                 is_same = upstream.label() == conversing.upstream;

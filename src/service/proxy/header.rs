@@ -37,7 +37,7 @@ pub(super) struct Route {
 
 /// The result of parsing the first bytes of a connection as a PROXY header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Head {
+pub(super) struct HeaderStart {
     /// How many bytes of the header were parsed.
     length: usize,
     /// How many more bytes of the connection belong to the header. The proxy skips them.
@@ -87,7 +87,7 @@ pub(super) async fn receive(
 }
 
 /// Parses the PROXY header at the beginning of `bytes`. Returns `None` if the header is incomplete.
-pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Head>> {
+pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<HeaderStart>> {
     let has_begun = |prefix: &[u8]| {
         let length = bytes.len().min(prefix.len());
         bytes[..length] == prefix[..length]
@@ -102,7 +102,7 @@ pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Head>> {
 }
 
 /// Parses a PROXY header of version 1, which is a line of text.
-fn line(bytes: &[u8]) -> io::Result<Option<Head>> {
+fn line(bytes: &[u8]) -> io::Result<Option<HeaderStart>> {
     let bytes = &bytes[..bytes.len().min(LONGEST_V1)];
     let Some(end) = bytes.windows(2).position(|pair| pair == b"\r\n") else {
         return if bytes.len() == LONGEST_V1 {
@@ -111,7 +111,7 @@ fn line(bytes: &[u8]) -> io::Result<Option<Head>> {
             Ok(None)
         };
     };
-    let head = |route| Ok(Some(Head { length: end + 2, rest: 0, route }));
+    let head = |route| Ok(Some(HeaderStart { length: end + 2, rest: 0, route }));
     let text = std::str::from_utf8(&bytes[..end]).map_err(|_| wrong("it is not ASCII"))?;
     let mut words = text.split(' ').skip(1);
     let family = words.next().unwrap_or_default();
@@ -154,13 +154,13 @@ fn port(word: &str) -> io::Result<u16> {
 }
 
 /// Parses a PROXY header of version 2, which is binary.
-fn binary(bytes: &[u8]) -> io::Result<Option<Head>> {
+fn binary(bytes: &[u8]) -> io::Result<Option<HeaderStart>> {
     const LOCAL: u8 = 0x20;
     const PROXY: u8 = 0x21;
     let Some(fixed) = bytes.get(..FIXED_V2) else { return Ok(None) };
     let after_fixed = usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
     let head = |addresses, route| {
-        Ok(Some(Head { length: FIXED_V2 + addresses, rest: after_fixed - addresses, route }))
+        Ok(Some(HeaderStart { length: FIXED_V2 + addresses, rest: after_fixed - addresses, route }))
     };
     match fixed[12] {
         // Ignore the rest of a LOCAL header, as the specification requires. The sending proxy has

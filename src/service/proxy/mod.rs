@@ -55,21 +55,21 @@ use crate::report::UpstreamCounters;
 use crate::service::relay::Relay;
 use carried::{Arriving, Begun, Identified, Resumed};
 use connect::Connected;
-use conversation::{Conversation, Held};
+use conversation::{ProxySession, SessionOutcome};
 use header::Route;
 use limits::{Limits, Used};
 use options::{Side, SocketOptions};
 use refusals::Refusals;
 use resolver::Resolver;
 use tally::Tally;
-use upstreams::Upstreams;
+use upstreams::UpstreamPool;
 
 /// The service that forwards the connections of clients to upstreams.
 #[derive(Debug)]
 pub struct Proxy {
     config: ProxyConfig,
     options: SocketOptions,
-    upstreams: Arc<Upstreams>,
+    upstreams: Arc<UpstreamPool>,
     tally: Arc<Tally>,
     refusals: Refusals,
     resolver: Resolver,
@@ -90,7 +90,7 @@ impl Proxy {
     /// when the caller awaits [`Proxy::resolve`] or [`Proxy::watch`].
     #[must_use]
     pub fn new(config: ProxyConfig) -> Self {
-        let (upstreams, tally) = (Arc::new(Upstreams::new(&config)), Arc::default());
+        let (upstreams, tally) = (Arc::new(UpstreamPool::new(&config)), Arc::default());
         let options = SocketOptions::new(&config);
         Self {
             config,
@@ -266,8 +266,8 @@ impl Service for Proxy {
         else {
             return Ok(());
         };
-        let mut conversation = Conversation::new(connection, upstream, relay, limits);
-        if conversation.hold().await? == Held::ToBeCarried {
+        let mut conversation = ProxySession::new(connection, upstream, relay, limits);
+        if conversation.hold().await? == SessionOutcome::ToBeCarried {
             conversation.detach()?;
         }
         Ok(())

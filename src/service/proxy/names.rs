@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use super::Proxy;
 use super::resolver::{Lookup, Resolver};
 use super::tally::Tally;
-use super::upstreams::Upstreams;
+use super::upstreams::UpstreamPool;
 use crate::config::HostPort;
 
 /// How long to wait before the next lookup of a host name that has no address yet.
@@ -89,7 +89,7 @@ impl Name {
 /// The periodic lookups of one host name, and the values that they update.
 struct Refresh {
     name: Arc<Name>,
-    upstreams: Arc<Upstreams>,
+    upstreams: Arc<UpstreamPool>,
     tally: Arc<Tally>,
     resolver: Resolver,
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::upstream::Upstream;
-use super::upstreams::Upstreams;
+use super::upstreams::UpstreamPool;
 use crate::config::HostPort;
 use crate::net::Traffic;
 use crate::report::UpstreamCounters;
@@ -62,7 +62,7 @@ pub(super) enum Source {
 
 /// The entry of one open connection in the counters. Dropping this value removes the entry.
 #[derive(Debug)]
-pub(super) struct Counted<'a> {
+pub(super) struct TallyEntry<'a> {
     tally: &'a Tally,
     row: usize,
     upstream: Arc<Upstream>,
@@ -83,7 +83,7 @@ impl Tally {
         upstream: &Arc<Upstream>,
         came: Source,
         traffic: &Arc<Traffic>,
-    ) -> Counted<'_> {
+    ) -> TallyEntry<'_> {
         let mut rows = self.lock();
         let row = rows.row(listener);
         let Cell { sums, open, free, .. } = rows.all[row].cell(upstream);
@@ -99,7 +99,7 @@ impl Tally {
             open.push(None);
         }
         open[place] = Some(Arc::clone(traffic));
-        Counted { tally: self, row, upstream: Arc::clone(upstream), place }
+        TallyEntry { tally: self, row, upstream: Arc::clone(upstream), place }
     }
 
     /// Counts a failed connection attempt to an upstream.
@@ -169,7 +169,7 @@ impl Tally {
     /// failed lookups and the sums of its removed addresses.
     pub(super) fn counters(
         &self,
-        upstreams: &Upstreams,
+        upstreams: &UpstreamPool,
     ) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
         let (rows, current) = (self.lock(), upstreams.current());
         let by_upstream = |row: &Row| {
@@ -243,14 +243,14 @@ impl Cell {
     }
 }
 
-impl Counted<'_> {
+impl TallyEntry<'_> {
     /// Returns the upstream of this connection.
     pub(super) const fn upstream(&self) -> &Arc<Upstream> {
         &self.upstream
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for TallyEntry<'_> {
     fn drop(&mut self) {
         let mut rows = self.tally.lock();
         let Cell { sums, open, free, .. } = rows.all[self.row].cell(&self.upstream);
@@ -264,7 +264,7 @@ impl Drop for Counted<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::upstreams::Upstreams;
+    use super::super::upstreams::UpstreamPool;
     use super::*;
     use crate::config::ProxyConfig;
 
@@ -274,7 +274,7 @@ mod tests {
         let addresses =
             crate::config::Upstreams::new(vec!["@a".parse().unwrap(), "@b".parse().unwrap()])
                 .unwrap();
-        let upstreams = Upstreams::new(&ProxyConfig::to(addresses));
+        let upstreams = UpstreamPool::new(&ProxyConfig::to(addresses));
         let (web, api): (Arc<str>, Arc<str>) = ("web".into(), "api".into());
         let (tally, all) = (Tally::default(), upstreams.current());
         tally.expect(&api);

@@ -26,7 +26,7 @@ pub(super) struct Upstream {
     /// The number of failed connection attempts since the last success.
     pub(super) failures: AtomicU32,
     /// The time at which the ejection of the upstream ends, in milliseconds since `epoch` in
-    /// [`super::upstreams::Upstreams`]. It is 0 if the upstream is not ejected.
+    /// [`super::upstreams::UpstreamPool`]. It is 0 if the upstream is not ejected.
     pub(super) out_until: AtomicU64,
     /// Whether the last health check of this upstream failed.
     pub(super) check_failed: AtomicBool,

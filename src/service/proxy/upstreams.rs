@@ -20,7 +20,7 @@ use crate::config::{Balance, Ejection, ProxyConfig, UpstreamTarget};
 
 /// The upstreams of one proxy, with the state of load balancing and ejection.
 #[derive(Debug)]
-pub(super) struct Upstreams {
+pub(super) struct UpstreamPool {
     /// The configured upstreams, which are addresses and host names, in the order of the
     /// configuration.
     targets: Box<[Target]>,
@@ -63,7 +63,7 @@ impl Round {
     }
 }
 
-impl Upstreams {
+impl UpstreamPool {
     pub(super) fn new(config: &ProxyConfig) -> Self {
         let targets = config.upstreams.as_slice().iter().map(|target| match target {
             UpstreamTarget::Address(address) => {

@@ -33,7 +33,7 @@ thread_local! {
 /// The state of one direction of a relay.
 #[derive(Debug, Default)]
 pub(super) struct Direction {
-    pub(super) held: Held,
+    pub(super) held: HeldBytes,
     /// How many reads in a row have filled the buffer. At [`LONG`], the direction begins to use
     /// splice(2).
     pub(super) streak: u8,
@@ -50,7 +50,7 @@ pub(super) enum End {
 
 /// Data that the direction has read from the source but not yet written to the sink.
 #[derive(Debug, Default)]
-pub(super) enum Held {
+pub(super) enum HeldBytes {
     #[default]
     Nothing,
     /// The unwritten bytes of one read.
@@ -81,7 +81,7 @@ impl Direction {
     ) -> Poll<Result<(), Broken>> {
         for _ in 0..TURN {
             match (&self.held, end) {
-                (Held::Over, _) | (Held::End, End::Keep) => return Poll::Ready(Ok(())),
+                (HeldBytes::Over, _) | (HeldBytes::End, End::Keep) => return Poll::Ready(Ok(())),
                 _ => {}
             }
             ready!(self.step(cx, source, sink))?;
@@ -99,26 +99,26 @@ impl Direction {
         sink: &mut Stream,
     ) -> Poll<Result<(), Broken>> {
         match &mut self.held {
-            Held::Nothing if self.streak >= LONG => return self.splice(cx, source),
-            Held::Nothing => return self.copy(cx, source, sink),
-            Held::Bytes(rest) => {
+            HeldBytes::Nothing if self.streak >= LONG => return self.splice(cx, source),
+            HeldBytes::Nothing => return self.copy(cx, source, sink),
+            HeldBytes::Bytes(rest) => {
                 let write = Pin::new(&mut *sink).poll_write(cx, &rest.bytes[rest.written..]);
                 rest.written += ready!(write).map_err(Broken::Sink)?;
                 if rest.written == rest.bytes.len() {
-                    self.held = Held::Nothing;
+                    self.held = HeldBytes::Nothing;
                 }
             }
-            Held::Piped(pipe) => {
+            HeldBytes::Piped(pipe) => {
                 ready!(sink.poll_drain(cx, pipe)).map_err(Broken::Sink)?;
                 if pipe.held() == 0 {
-                    self.held = Held::Nothing;
+                    self.held = HeldBytes::Nothing;
                 }
             }
-            Held::End => {
+            HeldBytes::End => {
                 ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Broken::Sink)?;
-                self.held = Held::Over;
+                self.held = HeldBytes::Over;
             }
-            Held::Over => {}
+            HeldBytes::Over => {}
         }
         Poll::Ready(Ok(()))
     }
@@ -131,7 +131,7 @@ impl Direction {
         source: &mut Stream,
         sink: &mut Stream,
     ) -> Poll<()> {
-        while !matches!(self.held, Held::End | Held::Over) {
+        while !matches!(self.held, HeldBytes::End | HeldBytes::Over) {
             if ready!(self.step(cx, source, sink)).is_err() {
                 break;
             }
@@ -141,17 +141,17 @@ impl Direction {
 
     /// Returns whether the direction is waiting for bytes from the source.
     pub(super) const fn is_reading(&self) -> bool {
-        matches!(self.held, Held::Nothing)
+        matches!(self.held, HeldBytes::Nothing)
     }
 
     /// Returns whether the source has half-closed and the direction has half-closed the sink.
     pub(super) const fn is_over(&self) -> bool {
-        matches!(self.held, Held::Over)
+        matches!(self.held, HeldBytes::Over)
     }
 
     /// Returns whether the direction holds bytes that the sink has not accepted yet.
     pub(super) const fn owes(&self) -> bool {
-        matches!(self.held, Held::Bytes(_) | Held::Piped(_))
+        matches!(self.held, HeldBytes::Bytes(_) | HeldBytes::Piped(_))
     }
 
     /// Reads once into the buffer that all connections of the thread share. Then writes the bytes
@@ -167,7 +167,7 @@ impl Direction {
             ready!(Pin::new(source).poll_read(cx, &mut buffer)).map_err(Broken::Source)?;
             let bytes = buffer.filled();
             if bytes.is_empty() {
-                self.held = Held::End;
+                self.held = HeldBytes::End;
                 return Poll::Ready(Ok(()));
             }
             self.streak = if bytes.len() == BUFFER { self.streak + 1 } else { 0 };
@@ -176,8 +176,10 @@ impl Direction {
                 Poll::Pending => 0,
             };
             if written < bytes.len() {
-                self.held =
-                    Held::Bytes(Box::new(Rest { bytes: bytes[written..].to_vec(), written: 0 }));
+                self.held = HeldBytes::Bytes(Box::new(Rest {
+                    bytes: bytes[written..].to_vec(),
+                    written: 0,
+                }));
             }
             Poll::Ready(Ok(()))
         })
@@ -202,7 +204,7 @@ impl Direction {
         if count < SHORT {
             self.streak = 0;
         }
-        self.held = if count == 0 { Held::End } else { Held::Piped(pipe) };
+        self.held = if count == 0 { HeldBytes::End } else { HeldBytes::Piped(pipe) };
         Poll::Ready(Ok(()))
     }
 }

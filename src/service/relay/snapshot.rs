@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 
 use super::Relay;
-use super::direction::{Direction, Held, Rest};
+use super::direction::{Direction, HeldBytes, Rest};
 use crate::net::Pipe;
 
 /// A snapshot of the two directions of a relay.
@@ -82,21 +82,21 @@ fn detach(
     descriptors: &mut Vec<OwnedFd>,
 ) -> PendingBytes {
     match direction.held {
-        Held::Nothing => PendingBytes::Even,
-        Held::Bytes(rest) => {
+        HeldBytes::Nothing => PendingBytes::Even,
+        HeldBytes::Bytes(rest) => {
             let owed = &rest.bytes[rest.written..];
             bytes.extend_from_slice(owed);
             PendingBytes::Bytes(owed.len())
         }
-        Held::Piped(pipe) => {
+        HeldBytes::Piped(pipe) => {
             let held = pipe.held();
             // This `else` is never taken, because a pipe has both ends until it is dropped.
             let Some((read, write)) = pipe.into_ends() else { return PendingBytes::Even };
             descriptors.extend([read, write]);
             PendingBytes::Piped(held)
         }
-        Held::End => PendingBytes::End,
-        Held::Over => PendingBytes::Over,
+        HeldBytes::End => PendingBytes::End,
+        HeldBytes::Over => PendingBytes::Over,
     }
 }
 
@@ -107,20 +107,20 @@ fn take_up(
 ) -> std::io::Result<Direction> {
     let missing = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
     let held = match way {
-        PendingBytes::Even => Held::Nothing,
+        PendingBytes::Even => HeldBytes::Nothing,
         PendingBytes::Bytes(count) => {
             let (owed, others) = bytes.split_at_checked(count).ok_or_else(missing)?;
             *bytes = others;
-            Held::Bytes(Box::new(Rest { bytes: owed.to_vec(), written: 0 }))
+            HeldBytes::Bytes(Box::new(Rest { bytes: owed.to_vec(), written: 0 }))
         }
         PendingBytes::Piped(count) => {
             let (Some(read), Some(write)) = (descriptors.next(), descriptors.next()) else {
                 return Err(missing());
             };
-            Held::Piped(Pipe::taken_up(read, write, count)?)
+            HeldBytes::Piped(Pipe::taken_up(read, write, count)?)
         }
-        PendingBytes::End => Held::End,
-        PendingBytes::Over => Held::Over,
+        PendingBytes::End => HeldBytes::End,
+        PendingBytes::Over => HeldBytes::Over,
     };
     Ok(Direction { held, streak: 0 })
 }
@@ -133,8 +133,9 @@ mod tests {
     /// are missing.
     #[test]
     fn unwritten_bytes_survive_a_snapshot() {
-        let owing =
-            |bytes: &[u8], written| Held::Bytes(Box::new(Rest { bytes: bytes.to_vec(), written }));
+        let owing = |bytes: &[u8], written| {
+            HeldBytes::Bytes(Box::new(Rest { bytes: bytes.to_vec(), written }))
+        };
         let relay = Relay {
             up: Direction { held: owing(b"xup", 1), streak: 3 },
             down: Direction { held: owing(b"down", 0), streak: 0 },
@@ -151,8 +152,8 @@ mod tests {
     fn ends_and_pipes_survive_a_snapshot() {
         let pipe = Pipe::take().unwrap();
         let relay = Relay {
-            up: Direction { held: Held::Over, streak: 0 },
-            down: Direction { held: Held::Piped(pipe), streak: 4 },
+            up: Direction { held: HeldBytes::Over, streak: 0 },
+            down: Direction { held: HeldBytes::Piped(pipe), streak: 4 },
         };
         let (still, bytes, descriptors) = relay.snapshot();
         assert_eq!((still.needs(), bytes.len(), descriptors.len()), ((0, 2), 0, 2));

@@ -4,14 +4,14 @@ use super::super::upstream::UpstreamLoad;
 use super::*;
 use std::io::{Error, ErrorKind, Read, Seek};
 
-fn upstreams(count: usize, balance: Balance, ejection: Ejection) -> Upstreams {
+fn upstreams(count: usize, balance: Balance, ejection: Ejection) -> UpstreamPool {
     let addresses = (0..count).map(|number| format!("@upstream-{number}").parse().unwrap());
     let addresses = crate::config::Upstreams::new(addresses.collect()).unwrap();
-    Upstreams::new(&ProxyConfig { balance, ejection, ..ProxyConfig::to(addresses) })
+    UpstreamPool::new(&ProxyConfig { balance, ejection, ..ProxyConfig::to(addresses) })
 }
 
 /// Returns the indexes of the upstreams in the order in which one client would try them.
-fn offered(upstreams: &Upstreams) -> Vec<usize> {
+fn offered(upstreams: &UpstreamPool) -> Vec<usize> {
     let mut round = upstreams.round();
     while let Some(upstream) = upstreams.choose(&round) {
         round.tried(&upstream);
@@ -21,11 +21,11 @@ fn offered(upstreams: &Upstreams) -> Vec<usize> {
     round.tried.iter().map(place).collect()
 }
 
-fn at(upstreams: &Upstreams, index: usize) -> Arc<Upstream> {
+fn at(upstreams: &UpstreamPool, index: usize) -> Arc<Upstream> {
     Arc::clone(&upstreams.current()[index])
 }
 
-fn fail(upstreams: &Upstreams, index: usize, times: usize) {
+fn fail(upstreams: &UpstreamPool, index: usize, times: usize) {
     for _ in 0..times {
         upstreams.failed(&at(upstreams, index), "web", &Error::from(ErrorKind::ConnectionRefused));
     }
