@@ -58,9 +58,9 @@ impl Drain {
         Self::default()
     }
 
-    /// Returns an entry, through which new connections are added to the drain. After
-    /// [`Drain::resume`], use a new entry: the old entry may ask its new connections to end at
-    /// once.
+    /// Returns an entry. An accept loop registers each new connection with its entry, so that the
+    /// drain knows the connection. After [`Drain::resume`] the loop needs a new entry, because
+    /// connections of the old entry may be asked to end at once.
     #[must_use]
     pub(crate) fn entry(&self, on_drain: OnDrain) -> DrainEntry {
         let told = match on_drain {

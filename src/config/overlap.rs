@@ -32,7 +32,7 @@ impl<T: Clone> TakenAddresses<T> {
         Self { unix: HashMap::new(), ports: HashMap::new() }
     }
 
-    /// Adds an address that a listener uses.
+    /// Reserves an address for a listener, so that no later listener may overlap with it.
     ///
     /// # Errors
     /// Returns the owner of an address that overlaps with `address`.

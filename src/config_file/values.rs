@@ -189,7 +189,8 @@ texts! {
     Network: "a network, as in \"192.0.2.0/24\" or \"2001:db8::/32\", or \"unix\"";
 }
 
-/// The value `true` means that connections move to the successor, `false` that they are drained.
+/// The setting `carry`: `true` moves connections to the successor in a handoff, `false` drains
+/// them.
 impl Kind for OnHandoff {
     type Value = Self;
     const EXPECTED: &'static str = "true or false";

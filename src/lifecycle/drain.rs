@@ -66,9 +66,9 @@ impl<P: DataPlane> Driver<P> {
         self.report_to_successor();
     }
 
-    /// Handles the event that no more connections move to the successor. If the successor may be
-    /// dead, this function waits a moment before it asks the remaining connections to end, because
-    /// this generation may have to serve them again.
+    /// Called when no more connections move to the successor. The remaining connections are asked
+    /// to end. If the successor may be dead, they get a moment first, because this generation may
+    /// have to serve them again.
     pub(super) fn carry_ended(&mut self, end: CarryEnd) -> Option<Occurrence> {
         let drain = self.drain.as_mut()?;
         drain.carries = false;

@@ -22,7 +22,7 @@ pub(super) enum Timer {
     Operator,
     /// The successor's probation ends at this deadline, and the handoff is committed.
     Bake,
-    /// Connections that have not ended by this deadline of the drain are cut.
+    /// The drain ends at this deadline. Connections that are still open are cut.
     Drain,
     /// Connections that have not moved to the successor by this deadline are asked to end.
     Carry,

@@ -35,9 +35,9 @@ impl<'a> OldSockets<'a> {
         Self(by_port)
     }
 
-    /// Returns all old sockets on the port of `address`. They include sockets that do not overlap
-    /// with `address`, because such a socket may have replaced an overlapping socket that another
-    /// generation has not closed yet.
+    /// Returns all old sockets on the port of `address`, including sockets that do not overlap with
+    /// it. Such a socket may have replaced one that does overlap, and that an older generation
+    /// still holds.
     pub(super) fn beside(&self, address: &Address) -> &[&'a Passed] {
         let port = match address {
             Address::Tcp(socket) => socket.port(),

@@ -32,8 +32,7 @@ pub(super) struct Accepting<S> {
     pub(super) census: Vec<Census>,
     /// The connection limit of the listener, or `None` if it has no limit.
     pub(super) limit: Option<Arc<ConnectionLimit>>,
-    /// What happens to the accepted connections in a drain, and the entry that adds them to the
-    /// drain.
+    /// What happens in a drain to the connections that this loop accepts.
     pub(super) on_drain: OnDrain,
     pub(super) entry: DrainEntry,
     pub(super) stop: CancellationToken,

@@ -64,7 +64,7 @@ impl Environment {
     }
 }
 
-/// Whether the requested variables stay in the environment.
+/// Whether variables stay in the environment after they were read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Variables {
     /// The variables are removed from the environment, so that child programs do not inherit them.

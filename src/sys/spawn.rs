@@ -162,7 +162,8 @@ struct Prepared<'a> {
     wanted_at: &'a [Option<usize>],
     /// The first number above the numbers of all passed descriptors.
     above_the_passed: RawFd,
-    /// The first number above the numbers of all descriptors that the program will have.
+    /// The lowest descriptor number that the new program will not use. All numbers below it may be
+    /// in use.
     first_free: RawFd,
     channel: usize,
     words: &'a PreExecMessages,

@@ -115,8 +115,8 @@ impl<P: DataPlane> Driver<P> {
         }
     }
 
-    /// Tells the operator who waits until this generation has drained that the successor has
-    /// failed.
+    /// Reports the failure of the successor to the operator, if an operator waits until this
+    /// generation has drained.
     pub(in crate::lifecycle) fn refuse_drain_waiter(&mut self, failure: &HandoffFailure) {
         if let Some(answer) = self.take_drain_waiter() {
             answer.refuse(Refusal::RolledBack, failure.to_string());

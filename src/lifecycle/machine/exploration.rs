@@ -63,7 +63,8 @@ fn the_promise_holds_under_a_service_manager() {
     explore(Setting { supervised: true, generations: 3, fates: FATES });
 }
 
-/// Explores with four reload requests instead of three, without and with a service manager.
+/// Checks the promise with four reload requests instead of three, both without and with a service
+/// manager.
 #[test]
 fn the_promise_holds_for_longer() {
     for supervised in [false, true] {

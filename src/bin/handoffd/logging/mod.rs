@@ -71,8 +71,8 @@ pub(crate) fn start(
     let text = tracing_subscriber::fmt::layer()
         .with_writer(|| Record(outlet))
         .with_ansi(io::stderr().is_terminal())
-        // If this option were on, the layer would report a failed write to standard error on
-        // standard error itself. It would panic if the report failed too.
+        // Off, because the layer would report a failed write to standard error there as well, and
+        // panic when that report fails too.
         .log_internal_errors(false)
         .fmt_fields(WhatIsNotSaid)
         .event_format(WithGeneration {

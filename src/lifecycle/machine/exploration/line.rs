@@ -15,8 +15,8 @@ use crate::lifecycle::machine::{Birth, Commit, State};
 /// because a failed successor and the next successor have the same generation number.
 pub(super) type Id = usize;
 
-/// The state of the model: all processes that ever lived, the contents of the pid file, and the
-/// main process of the service manager.
+/// The state of the simulated service: all processes that ever lived, the contents of the pid file,
+/// and the process that the service manager regards as the main process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Line {
     pub(super) processes: Vec<Process>,

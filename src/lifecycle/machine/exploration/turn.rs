@@ -49,7 +49,7 @@ impl fmt::Debug for Turn {
 }
 
 impl Line {
-    /// Returns every turn that could come next, for all living processes.
+    /// Returns every step of the simulation that could come next, for all living processes.
     pub(super) fn turns(&self, setting: &Setting) -> Vec<Turn> {
         let mut turns = Vec::new();
         for (of, _) in self.living() {

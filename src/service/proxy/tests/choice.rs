@@ -135,7 +135,7 @@ async fn a_client_without_an_upstream_in_time_is_reset() {
     }
 }
 
-/// The proxy soon stops its connection attempts after the client has disconnected.
+/// The proxy stops its attempts to connect soon after the client has disconnected.
 #[tokio::test]
 async fn attempts_stop_when_the_client_is_gone() {
     let (hole, _queue) = black_hole();
