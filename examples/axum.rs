@@ -12,9 +12,9 @@ use axum::http::header::{CONNECTION, HeaderValue};
 use axum::middleware::map_response;
 use axum::response::Response;
 use axum::routing::get;
-use handoffd::{
-    Acceptor, AfterDrain, Config, Inheritance, Listeners, Peer, Retirement, Starting, Stream,
-};
+use handoffd::embed::{Acceptor, AfterDrain, Retirement, Starting};
+use handoffd::listen::{Listeners, Peer, Stream};
+use handoffd::{Config, Inheritance};
 
 /// How long a keep-alive connection may wait for its next request after the successor has taken
 /// over.

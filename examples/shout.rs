@@ -7,7 +7,8 @@ use std::error::Error;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use handoffd::{Config, Connection, Inheritance, Listeners, Next, Service};
+use handoffd::listen::Listeners;
+use handoffd::{Config, Connection, Inheritance, Next, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 struct Shout;

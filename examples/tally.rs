@@ -8,9 +8,9 @@
 use std::error::Error;
 use std::io::IsTerminal;
 
-use handoffd::{
-    CarriedState, Config, Connection, Inheritance, Listeners, Next, OnHandoff, Service,
-};
+use handoffd::carry::CarriedState;
+use handoffd::listen::{Listeners, OnHandoff};
+use handoffd::{Config, Connection, Inheritance, Next, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 struct Tally;

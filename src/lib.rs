@@ -69,11 +69,11 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 mod address;
-mod carry;
+pub mod carry;
 mod config;
 #[cfg(feature = "config-file")]
 mod config_file;
-mod control;
+pub mod control;
 mod data_plane;
 mod drain;
 mod error;
@@ -88,33 +88,54 @@ mod report;
 mod server;
 mod service;
 mod sys;
-mod text;
+pub mod text;
 
-pub use address::Address;
-pub use carry::CarriedState;
-pub use config::{
-    Balance, Check, Config, DEFAULT_ADDRESS, Ejection, HeaderVersion, HostPort, ListenerConfig,
-    ListenerName, Listeners, MaxGenerations, Network, OnHandoff, ProxyConfig, SocketAccess,
-    SocketMode, UniqueListeners, UpstreamTarget, Upstreams,
-};
+pub use config::{Config, MaxGenerations};
 #[cfg(feature = "config-file")]
 pub use config_file::{
     ConfigFile, LogFormat, METRICS_LISTENER, ServiceConfig, Spanned, parse_log_filter,
     parse_log_format, parse_time, parse_user_or_group, parse_wait, parse_workers,
 };
-pub use control::{Control, ReloadNews, ReloadOptions, default_control_path};
-pub use drain::{DrainReport, DrainWatch};
 pub use error::{Error, ExitStatus};
 pub use generation::Generation;
-pub use handoff::{Inheritance, check_for_init, runtime_directory};
-pub use lifecycle::{
-    Acceptor, AfterDrain, Retirement, RunReport, Serving, Starting, check, run, run_on,
-};
-pub use net::{Listener, ListenerSet, Origin, Peer, Stream};
-pub use report::{
-    Connections, Counters, GenerationState, HandoffCounters, Identity, LastHandoff,
-    ListenerCounters, ListenerReport, Outcome, Report, Settings, Status, UpstreamCounters,
-};
+pub use handoff::Inheritance;
+pub use lifecycle::{run, run_on};
 pub use server::Workers;
-pub use service::{BuiltinService, Connection, Echo, Next, Proxy, Routes, Service};
-pub use text::{escaped, one_line};
+pub use service::{BuiltinService, Connection, Echo, Next, Routes, Service};
+
+/// A server that accepts connections itself, and is replaced like any other.
+///
+/// [`Starting`](embed::Starting) adopts or binds the listeners. [`Serving`](embed::Serving) yields
+/// their connections, and says when to stop accepting and when to end.
+pub mod embed {
+    pub use crate::drain::{DrainReport, DrainWatch};
+    pub use crate::lifecycle::{Acceptor, AfterDrain, Retirement, Serving, Starting};
+}
+
+/// Listeners: their addresses, names and settings, and the streams that they accept.
+pub mod listen {
+    pub use crate::address::Address;
+    pub use crate::config::{
+        DEFAULT_ADDRESS, ListenerConfig, ListenerName, Listeners, OnHandoff, SocketAccess,
+        SocketMode, UniqueListeners,
+    };
+    pub use crate::net::{Listener, ListenerSet, Origin, Peer, Stream};
+}
+
+/// A service that forwards each connection to an upstream.
+pub mod proxy {
+    pub use crate::config::{
+        Balance, Check, Ejection, HeaderVersion, HostPort, Network, ProxyConfig, UpstreamTarget,
+        Upstreams,
+    };
+    pub use crate::service::Proxy;
+}
+
+/// What the generations of a service report: their states, connections and counters.
+pub mod status {
+    pub use crate::lifecycle::RunReport;
+    pub use crate::report::{
+        Connections, Counters, GenerationState, HandoffCounters, Identity, LastHandoff,
+        ListenerCounters, ListenerReport, Outcome, Report, Settings, Status, UpstreamCounters,
+    };
+}

@@ -4,7 +4,8 @@
 
 use std::path::Path;
 
-use handoffd::{ConfigFile, Error, Listeners, ServiceConfig};
+use handoffd::{ConfigFile, Error, ServiceConfig};
+use handoffd::listen::Listeners;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

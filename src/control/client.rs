@@ -20,6 +20,7 @@ use super::message::{Refusal, ReloadOptions, Reply, Request};
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::report::Status;
+use crate::sys;
 use crate::sys::socket::{retry, will_pass};
 use crate::text::{one_line, printable};
 
@@ -80,6 +81,13 @@ pub enum ReloadNews {
 #[must_use]
 pub fn default_control_path(folder: Option<&Path>) -> PathBuf {
     folder.unwrap_or_else(|| Path::new("/run/handoffd")).join(FILE)
+}
+
+/// Returns the runtime directory that the service manager created for this process, if any (see
+/// systemd.exec(5)). By default the control socket is created in this directory.
+#[must_use]
+pub fn runtime_directory() -> Option<PathBuf> {
+    sys::env::first_folder(&sys::env::variable("RUNTIME_DIRECTORY")?)
 }
 
 impl Control {

@@ -13,7 +13,7 @@ mod message;
 mod seats;
 mod server;
 
-pub use client::{Control, ReloadNews, default_control_path};
+pub use client::{Control, ReloadNews, default_control_path, runtime_directory};
 pub use message::ReloadOptions;
 pub(crate) use message::{Refusal, Reply, Request};
 pub(crate) use server::{Answer, ControlServer};

@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::inheritance::{announced_channel, check_descriptors, first_of, ordinal};
+use super::inheritance::{announced_channel, check_descriptors, ordinal};
 use super::message::{Hello, Message};
 use super::passed::{announced, identities};
 use super::program::Program;
@@ -77,7 +77,7 @@ fn read(environment: &Environment, hello: &Hello) -> Result<Program, Error> {
         check_descriptors(hello, birth.count, channel)?;
     }
     let program = Program::of_this_process(environment)?;
-    let _ = environment.kept(RUNTIME_DIRECTORY).and_then(first_of);
+    let _ = environment.kept(RUNTIME_DIRECTORY).and_then(crate::sys::env::first_folder);
     let identities = identities(environment, birth.count, hello)?;
     assert_eq!(identities.len(), birth.count);
 

@@ -9,10 +9,8 @@
 //! serve the wrong socket.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
 use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::channel::{Received, receive};
@@ -169,6 +167,15 @@ impl Inheritance {
         self.runtime_directory.as_deref()
     }
 
+    /// Checks that this process can fork an init process. It can do so only if it has a single
+    /// thread.
+    ///
+    /// # Errors
+    /// [`Error::ThreadsRunning`] if other threads run.
+    pub fn check_for_init() -> Result<(), Error> {
+        sys::process::require_one_thread()
+    }
+
     /// Tells the predecessor, if one exists, why this process cannot serve. The predecessor then
     /// keeps serving.
     pub fn refuse(self, reason: &dyn Display) {
@@ -186,7 +193,8 @@ impl Inheritance {
         let program = Program::of_this_process(environment)?;
         let journal_stream =
             environment.kept("JOURNAL_STREAM").and_then(|value| value.to_str().map(str::to_owned));
-        let runtime_directory = environment.kept(RUNTIME_DIRECTORY).and_then(first_of);
+        let runtime_directory =
+            environment.kept(RUNTIME_DIRECTORY).and_then(sys::env::first_folder);
         let slot = ReservedFd::reserve().map_err(Error::system("reserve a descriptor"))?;
         Ok(Self {
             generation,
@@ -313,30 +321,4 @@ pub(super) fn announced_channel(
         ));
     }
     Ok(Some(descriptor))
-}
-
-/// Checks that this process can fork an init process. It can do so only if it has a single thread.
-///
-/// # Errors
-/// [`Error::ThreadsRunning`] if other threads run.
-pub fn check_for_init() -> Result<(), Error> {
-    sys::process::require_one_thread()
-}
-
-/// Returns the first directory of a list in which colons separate the directories, as systemd
-/// writes it. Returns `None` if the path is not absolute.
-pub(super) fn first_of(folders: &OsStr) -> Option<PathBuf> {
-    let first = folders
-        .as_bytes()
-        .split(|byte| *byte == b':')
-        .next()
-        .filter(|first| first.starts_with(b"/"))?;
-    Some(PathBuf::from(OsStr::from_bytes(first)))
-}
-
-/// Returns the runtime directory that the service manager created for the service, if any. By
-/// default the control socket is created in this directory.
-#[must_use]
-pub fn runtime_directory() -> Option<PathBuf> {
-    first_of(&sys::env::variable(RUNTIME_DIRECTORY)?)
 }

@@ -20,7 +20,7 @@ mod variables;
 
 pub(crate) use crate::sys::fd::ReservedFd;
 pub(crate) use crate::sys::signals;
-pub use inheritance::{Inheritance, check_for_init, runtime_directory};
+pub use inheritance::Inheritance;
 pub(crate) use init::Init;
 pub(crate) use message::{Commit, Message, OnSuccessorDeath, PendingReload};
 pub(crate) use predecessor::{PredecessorEvent, Predecessors};

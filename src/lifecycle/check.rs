@@ -17,12 +17,18 @@ use crate::config::{CONTROL, Config, Listeners};
 use crate::error::Error;
 use crate::net::FileAccess;
 
-/// Checks a configuration without changing anything.
-///
-/// # Errors
-/// Returns [`Error::Bind`] or [`Error::PidFile`] for the first path that cannot be used, for
-/// example because no file can be created there or two sockets have the same path.
-pub fn check(config: &Config) -> Result<(), Error> {
+impl Config {
+    /// Checks whether this configuration could be served, without changing anything.
+    ///
+    /// # Errors
+    /// Returns [`Error::Bind`] or [`Error::PidFile`] for the first path that cannot be used, for
+    /// example because no file can be created there or two sockets have the same path.
+    pub fn check(&self) -> Result<(), Error> {
+        check(self)
+    }
+}
+
+fn check(config: &Config) -> Result<(), Error> {
     let named = match &config.listeners {
         Listeners::Named(named) => named.as_slice(),
         Listeners::Inherited => &[],

@@ -32,7 +32,6 @@ use crate::handoff::Inheritance;
 use crate::server::{Server, Workers};
 use crate::service::Service;
 
-pub use check::check;
 pub use driver::RunReport;
 pub use embed::{Acceptor, AfterDrain, Retirement, Serving, Starting};
 

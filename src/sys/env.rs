@@ -105,6 +105,17 @@ pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
+/// Returns the first directory of a list in which colons separate the directories, as systemd
+/// writes it. Returns `None` if the path is not absolute.
+pub(crate) fn first_folder(folders: &OsStr) -> Option<PathBuf> {
+    let first = folders
+        .as_bytes()
+        .split(|byte| *byte == b':')
+        .next()
+        .filter(|first| first.starts_with(b"/"))?;
+    Some(PathBuf::from(OsStr::from_bytes(first)))
+}
+
 fn remove(name: &str) {
     // SAFETY: no other thread reads the environment. `take`, the only caller, has checked that this
     // process has a single thread.

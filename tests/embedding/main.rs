@@ -19,7 +19,8 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
-use handoffd::{Config, Inheritance, Starting};
+use handoffd::embed::Starting;
+use handoffd::{Config, Inheritance};
 
 /// Prints the variables and the descriptors, except the descriptor of the folder that it lists.
 const PROGRAM: &str =

@@ -1,6 +1,7 @@
 //! The `check` command: validates the configuration, but binds no socket and changes nothing.
 
-use handoffd::{DEFAULT_ADDRESS, Error, Listeners};
+use handoffd::listen::{DEFAULT_ADDRESS, Listeners};
+use handoffd::{Error, Inheritance};
 
 use crate::output::print;
 use crate::serve::{Serve, Watched};
@@ -8,9 +9,9 @@ use crate::serve::{Serve, Watched};
 /// Checks the configuration file. The parser has already reported errors in the command line.
 pub(crate) fn run(arguments: &Serve) -> Result<(), Error> {
     let config = &arguments.config;
-    handoffd::check(config)?;
+    config.check()?;
     if arguments.watched == Watched::ThisProcess || std::process::id() == 1 {
-        handoffd::check_for_init()?;
+        Inheritance::check_for_init()?;
     }
     let listeners = match &config.listeners {
         Listeners::Inherited => format!("whatever is passed in, or {DEFAULT_ADDRESS}"),

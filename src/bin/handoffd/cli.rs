@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use handoffd::{
-    Error, ExitStatus, Generation, ReloadOptions, default_control_path, escaped, parse_time,
-};
+use handoffd::control::{ReloadOptions, default_control_path};
+use handoffd::text::escaped;
+use handoffd::{Error, ExitStatus, Generation, parse_time};
 
 use crate::serve::{ProxyFlags, Serve, ServeFlags};
 

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 
-use handoffd::Identity;
+use handoffd::status::Identity;
 use object::{Object, ReadCache};
 use sha2::{Digest, Sha256};
 

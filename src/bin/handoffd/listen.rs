@@ -3,7 +3,8 @@
 use std::num::NonZeroUsize;
 
 use clap::Args;
-use handoffd::{Error, ListenerConfig, Listeners, SocketAccess, SocketMode, parse_user_or_group};
+use handoffd::listen::{ListenerConfig, Listeners, SocketAccess, SocketMode};
+use handoffd::{Error, parse_user_or_group};
 
 use crate::cli::Answer;
 

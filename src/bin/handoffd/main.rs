@@ -20,7 +20,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use cli::Command;
-use handoffd::{Config, Error, ExitStatus, Inheritance, Workers, one_line};
+use handoffd::text::one_line;
+use handoffd::{Config, Error, ExitStatus, Inheritance, Workers};
 use logging::Destination;
 use metrics::WithMetrics;
 use serve::{Serve, Watched};
@@ -31,7 +32,7 @@ use serve::{Serve, Watched};
 const DESCRIPTORS: u64 = 16_384;
 
 fn main() -> ExitCode {
-    let command = cli::parse(handoffd::runtime_directory().as_deref());
+    let command = cli::parse(handoffd::control::runtime_directory().as_deref());
     let done = match command {
         Ok(Command::Serve(arguments)) => return serve(arguments),
         Ok(Command::Check(arguments)) => check::run(&arguments),

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use handoffd::{Control, Error, ReloadNews, ReloadOptions};
+use handoffd::Error;
+use handoffd::control::{Control, ReloadNews, ReloadOptions};
 
 use crate::output::print;
 

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use handoffd::control::default_control_path;
+use handoffd::listen::{Address, ListenerConfig, Listeners, OnHandoff, SocketAccess};
+use handoffd::proxy::{Balance, HeaderVersion, Proxy, ProxyConfig, UpstreamTarget, Upstreams};
 use handoffd::{
-    Address, Balance, BuiltinService, Config, ConfigFile, Echo, Error, HeaderVersion,
-    ListenerConfig, Listeners, LogFormat, METRICS_LISTENER, MaxGenerations, OnHandoff, Proxy,
-    ProxyConfig, Routes, ServiceConfig, SocketAccess, Spanned, UpstreamTarget, Upstreams,
-    default_control_path, parse_log_filter, parse_log_format, parse_time, parse_wait,
+    BuiltinService, Config, ConfigFile, Echo, Error, LogFormat, METRICS_LISTENER, MaxGenerations,
+    Routes, ServiceConfig, Spanned, parse_log_filter, parse_log_format, parse_time, parse_wait,
     parse_workers,
 };
 use tracing_subscriber::filter::{LevelFilter, Targets};

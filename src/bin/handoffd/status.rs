@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use handoffd::{
-    Control, Counters, Error, GenerationState, HandoffCounters, LastHandoff, ListenerCounters,
-    ListenerReport, Outcome, Report, Status, UpstreamCounters, escaped, one_line,
+use handoffd::Error;
+use handoffd::control::Control;
+use handoffd::status::{
+    Counters, GenerationState, HandoffCounters, LastHandoff, ListenerCounters, ListenerReport,
+    Outcome, Report, Status, UpstreamCounters,
 };
+use handoffd::text::{escaped, one_line};
 
 use crate::cli::{Form, Span};
 use crate::output::print;

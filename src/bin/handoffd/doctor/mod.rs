@@ -12,7 +12,10 @@ mod unit;
 
 use std::path::PathBuf;
 
-use handoffd::{Control, Error, Settings, one_line};
+use handoffd::Error;
+use handoffd::control::Control;
+use handoffd::status::Settings;
+use handoffd::text::one_line;
 
 use paths::BoundPath;
 use rules::{Daemon, Severity, examine};

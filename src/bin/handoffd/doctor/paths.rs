@@ -106,7 +106,8 @@ mod tests {
             sockets: Vec::new(),
             has_file_capabilities: false,
         };
-        let settings = handoffd::Settings { ready_timeout_ms: 0, bake_ms: 0, drain_timeout_ms: 0 };
+        let settings =
+            handoffd::status::Settings { ready_timeout_ms: 0, bake_ms: 0, drain_timeout_ms: 0 };
         let daemon =
             Daemon { settings, bound: 1, paths: vec![BoundPath { path: path.into(), is_open }] };
         let mut findings = Vec::new();

@@ -9,7 +9,7 @@ mod tests;
 
 use std::time::Duration;
 
-use handoffd::Settings;
+use handoffd::status::Settings;
 
 use super::paths::{BoundPath, paths};
 use super::program;

@@ -7,7 +7,8 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use handoffd::{Error, Status};
+use handoffd::Error;
+use handoffd::status::Status;
 
 /// The properties of a systemd service, and of the socket units that start it.
 #[derive(Debug)]

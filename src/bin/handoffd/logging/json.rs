@@ -7,7 +7,8 @@
 use std::fmt::{self, Write};
 use std::time::SystemTime;
 
-use handoffd::{Generation, escaped};
+use handoffd::Generation;
+use handoffd::text::escaped;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use tracing::field::{Field, Visit};

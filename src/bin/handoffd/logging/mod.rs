@@ -20,7 +20,8 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 
-use handoffd::{Generation, LogFormat, escaped, one_line};
+use handoffd::text::{escaped, one_line};
+use handoffd::{Generation, LogFormat};
 use journal::Journal;
 use json::Json;
 use outlet::Outlet;

@@ -17,7 +17,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use handoffd::{CarriedState, Connection, METRICS_LISTENER, Routes, Service, UpstreamCounters};
+use handoffd::carry::CarriedState;
+use handoffd::status::UpstreamCounters;
+use handoffd::{Connection, METRICS_LISTENER, Routes, Service};
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use hyper::header::{ALLOW, CONTENT_TYPE};
 use hyper::server::conn::http1;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SendError, Sender};
 use std::sync::{Mutex, PoisonError};
 
-use handoffd::Control;
+use handoffd::control::Control;
 use hyper::body::Bytes;
 use tokio::sync::oneshot;
 

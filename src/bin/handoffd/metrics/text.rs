@@ -4,7 +4,8 @@
 
 use std::fmt;
 
-use handoffd::{Address, Counters, ListenerCounters, Status, UpstreamCounters};
+use handoffd::listen::Address;
+use handoffd::status::{Counters, ListenerCounters, Status, UpstreamCounters};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::MetricType;
