@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::io::IsTerminal;
 
-use handoffd::carry::CarriedState;
+use handoffd::carry::{CarriedState, Declined};
 use handoffd::listen::{Listeners, OnHandoff};
 use handoffd::{Config, Connection, Inheritance, Next, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,11 +19,11 @@ struct Tally;
 /// encoding must use a different name.
 const FORMAT: &str = "tally/1";
 
-fn read(parcel: &CarriedState) -> Result<u64, String> {
+fn read(parcel: &CarriedState) -> Result<u64, Declined> {
     let lines = || std::str::from_utf8(&parcel.bytes).ok()?.parse().ok();
     let lines = if parcel.format == FORMAT { lines() } else { None };
     lines.ok_or_else(|| {
-        format!("{} of {} bytes is not known here", parcel.format, parcel.bytes.len())
+        format!("{} of {} bytes is not known here", parcel.format, parcel.bytes.len()).into()
     })
 }
 
@@ -67,7 +67,7 @@ impl Service for Tally {
 
     /// Called before the connection is touched. If this refuses it, the old process keeps the
     /// connection and drains it.
-    fn accepts(&self, _listener: &str, parcel: &CarriedState) -> Result<(), String> {
+    fn accepts(&self, _listener: &str, parcel: &CarriedState) -> Result<(), Declined> {
         read(parcel).map(drop)
     }
 }

@@ -1,6 +1,7 @@
-//! The errors on which an operator or a developer can act, and the exit code of each error.
+//! The reasons why a generation cannot start or continue, and the exit code of each.
 //!
 //! An error stores its details in fields. Its text is one line and includes the underlying error.
+//! A client of the control socket has errors of its own, [`crate::control::Error`].
 //! The reason why a handoff failed has a separate type, [`HandoffFailure`]. It is not an error of
 //! the process that reports it, because that process keeps serving.
 
@@ -16,9 +17,8 @@ use std::time::Duration;
 use crate::text::{escaped, printable};
 
 pub use exit::ExitStatus;
-use exit::exit_of;
 
-/// The reason why a generation cannot start or continue, or why a command has failed.
+/// The reason why a generation cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -62,18 +62,6 @@ pub enum Error {
         /// The address of the other listener.
         other: String,
     },
-    /// The upstream of a proxy is the proxy's own listener, or leads back to it through other
-    /// listeners.
-    #[error(
-        "the upstream {upstream} leads back to the listener {listener}: connections would be \
-        passed on without end"
-    )]
-    UpstreamLoop {
-        /// The upstream that leads back to the listener of its proxy.
-        upstream: String,
-        /// The address of the listener to which the upstream leads.
-        listener: String,
-    },
     /// The configuration gives a proxy no upstreams.
     #[error("no upstream is given")]
     NoUpstream,
@@ -83,10 +71,6 @@ pub enum Error {
         /// The address of the upstream that is given twice.
         address: String,
     },
-    /// All upstreams of a proxy are host names, and none of the names resolves. If there is a
-    /// predecessor, it keeps serving with the addresses that it knows.
-    #[error("no upstream of a proxy has an address: none of its host names resolves")]
-    Unresolved,
     /// The value of a setting is out of range or otherwise invalid.
     #[error("bad {setting} {value}: {why}")]
     Setting {
@@ -96,26 +80,6 @@ pub enum Error {
         value: String,
         /// A description of a valid value.
         why: &'static str,
-    },
-    /// The configuration file contains a mistake.
-    #[error("{}:{line}:{column}: {what}", printable(file))]
-    ConfigFile {
-        /// The path of the configuration file, as it was given.
-        file: PathBuf,
-        /// The line of the mistake. The first line is 1.
-        line: usize,
-        /// The column of the mistake in characters. The first column is 1.
-        column: usize,
-        /// A description of the mistake and of what was expected.
-        what: String,
-    },
-    /// The configuration file cannot be read.
-    #[error("{}: cannot read the configuration: {source}", printable(file))]
-    ConfigFileUnreadable {
-        /// The path of the configuration file, as it was given.
-        file: PathBuf,
-        /// The error that the kernel has returned.
-        source: io::Error,
     },
     /// A server has requested a listener by a name that no listener has.
     #[error("there is no listener named {name:?}")]
@@ -192,57 +156,6 @@ pub enum Error {
         /// A description of what is wrong with the inheritance.
         why: String,
     },
-    /// No daemon answers on the control socket, or the control socket does not exist.
-    #[error("nobody answers on {}: {source}", printable(path))]
-    NobodyAnswers {
-        /// The path of the control socket.
-        path: PathBuf,
-        /// The error that the kernel has returned.
-        source: io::Error,
-    },
-    /// A reload has failed, because the new generation did not become ready. The old generation
-    /// keeps serving.
-    #[error("the new generation did not take over: {reason}")]
-    HandoffFailed {
-        /// The reason why the new generation did not become ready.
-        reason: String,
-    },
-    /// A reload has failed after the new generation had become ready. The old generation has rolled
-    /// it back and keeps serving.
-    #[error("the new generation was rolled back: {reason}")]
-    RolledBack {
-        /// The reason why the new generation was rolled back.
-        reason: String,
-    },
-    /// The daemon cannot carry out the request now, or did not finish it within the given time.
-    #[error("try again: {reason}")]
-    TryAgain {
-        /// The reason why the operator must try the request again later.
-        reason: String,
-    },
-    /// The daemon refuses this request, or refuses all requests of this user.
-    #[error("refused: {reason}")]
-    Denied {
-        /// The reason for the refusal.
-        reason: String,
-    },
-    /// A systemd unit has settings that break a handoff. The `doctor` command has already printed
-    /// each of these settings.
-    #[error("{unit} has {count} settings that break a handoff")]
-    Unsound {
-        /// The name of the systemd unit.
-        unit: String,
-        /// How many settings of the unit break a handoff.
-        count: usize,
-    },
-    /// The output of a command cannot be written to standard output or to a file.
-    #[error("cannot write {what}: {source}")]
-    Output {
-        /// The name of the output that could not be written.
-        what: String,
-        /// The error that the kernel has returned.
-        source: io::Error,
-    },
     /// A serving thread or an accept loop has panicked. All connections that it served are lost.
     #[error("{what} has died: {reason}")]
     Died {
@@ -277,26 +190,15 @@ impl Error {
             | Self::DuplicateName { .. }
             | Self::DuplicateAddress { .. }
             | Self::OverlappingAddresses { .. }
-            | Self::UpstreamLoop { .. }
             | Self::NoUpstream
             | Self::DuplicateUpstream { .. }
             | Self::Setting { .. } => ExitStatus::Usage,
-            Self::ConfigFile { .. }
-            | Self::NoSuchListener { .. }
+            Self::NoSuchListener { .. }
             | Self::Environment { .. }
             | Self::NotAListener { .. }
             | Self::ThreadsRunning { .. }
-            | Self::Unsound { .. }
             | Self::Predecessor { .. } => ExitStatus::Configuration,
-            Self::Bind { source, .. }
-            | Self::PidFile { source, .. }
-            | Self::ConfigFileUnreadable { source, .. } => exit_of(source),
-            Self::NobodyAnswers { .. } => ExitStatus::Unavailable,
-            Self::Output { .. } => ExitStatus::Output,
-            Self::HandoffFailed { .. } => ExitStatus::HandoffFailed,
-            Self::RolledBack { .. } => ExitStatus::RolledBack,
-            Self::TryAgain { .. } | Self::Unresolved => ExitStatus::TryAgain,
-            Self::Denied { .. } => ExitStatus::Denied,
+            Self::Bind { source, .. } | Self::PidFile { source, .. } => ExitStatus::of_io(source),
             Self::AlreadyTaken
             | Self::Program { .. }
             | Self::Died { .. }

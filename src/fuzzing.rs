@@ -71,7 +71,7 @@ mod tests {
     type Seeds = Vec<(String, Vec<u8>)>;
 
     /// Returns the fuzz targets with seed files that our encoders have written. The fuzz targets
-    /// for the configuration file are in `tests/config_text.rs`.
+    /// for the configuration file are in the folder of the binary.
     fn targets() -> [(&'static str, Target, Seeds); 8] {
         [
             ("message", message, crate::handoff::fuzz::messages()),

@@ -62,7 +62,6 @@
 //! | `service` | the services: echo, proxy, or your own |
 //! | `carry` | the move of live connections to the successor |
 //! | `net`, `drain` | listeners, streams, and the draining of connections |
-//! | `config_file` | the parser of the daemon's configuration file |
 //! | `config`, `address`, `generation`, `report`, `error` | plain values |
 //! | `text` | escaping of untrusted text for a log or a terminal |
 //! | `sys` | system calls, unsafe code, raw file descriptors, the environment |
@@ -71,8 +70,6 @@
 mod address;
 pub mod carry;
 mod config;
-#[cfg(feature = "config-file")]
-mod config_file;
 pub mod control;
 mod data_plane;
 mod drain;
@@ -91,17 +88,12 @@ mod sys;
 pub mod text;
 
 pub use config::{Config, MaxGenerations};
-#[cfg(feature = "config-file")]
-pub use config_file::{
-    ConfigFile, LogFormat, METRICS_LISTENER, ServiceConfig, Spanned, parse_log_filter,
-    parse_log_format, parse_time, parse_user_or_group, parse_wait, parse_workers,
-};
 pub use error::{Error, ExitStatus};
 pub use generation::Generation;
 pub use handoff::Inheritance;
 pub use lifecycle::{run, run_on};
 pub use server::Workers;
-pub use service::{BuiltinService, Connection, Echo, Next, Routes, Service};
+pub use service::{Connection, Echo, Next, Service};
 
 /// A server that accepts connections itself, and is replaced like any other.
 ///
@@ -116,17 +108,18 @@ pub mod embed {
 pub mod listen {
     pub use crate::address::Address;
     pub use crate::config::{
-        DEFAULT_ADDRESS, ListenerConfig, ListenerName, Listeners, OnHandoff, SocketAccess,
-        SocketMode, UniqueListeners,
+        DEFAULT_ADDRESS, ListenerConfig, ListenerName, Listeners, METRICS_LISTENER, OnHandoff,
+        SocketAccess, SocketMode, TakenAddresses, UniqueListeners,
     };
     pub use crate::net::{Listener, ListenerSet, Origin, Peer, Stream};
 }
 
 /// A service that forwards each connection to an upstream.
+#[cfg(feature = "proxy")]
 pub mod proxy {
     pub use crate::config::{
-        Balance, Check, Ejection, HeaderVersion, HostPort, Network, ProxyConfig, UpstreamTarget,
-        Upstreams,
+        Balance, Check, Ejection, HeaderVersion, HostPort, Loop, Network, ProxyConfig,
+        UpstreamTarget, Upstreams, find_loop,
     };
     pub use crate::service::Proxy;
 }

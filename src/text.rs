@@ -18,7 +18,8 @@ pub fn one_line(text: &str) -> String {
 }
 
 /// Returns `text` as one safe line, cut to about `longest` bytes.
-pub(crate) fn cut_line(text: &str, longest: usize) -> String {
+#[must_use]
+pub fn cut_line(text: &str, longest: usize) -> String {
     let mut line = String::with_capacity(text.len().min(longest));
     for character in text.chars() {
         if line.len() >= longest {
@@ -41,7 +42,8 @@ pub fn escaped(text: &str) -> String {
 
 /// Returns a path as one line without quotes. This is the form in which compilers print paths, so
 /// editors can open the file.
-pub(crate) fn printable(path: &Path) -> String {
+#[must_use]
+pub fn printable(path: &Path) -> String {
     escaped(&path.to_string_lossy())
 }
 

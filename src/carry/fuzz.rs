@@ -2,7 +2,7 @@
 //! in `fuzz/` call these functions.
 
 use super::packet::{self, CarryAnswer};
-use super::parcel::CarriedState;
+use super::state::CarriedState;
 
 /// Parses a packet that transfers a connection. Returns the saved state of the connection, without
 /// file descriptors.

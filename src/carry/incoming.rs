@@ -14,7 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::packet::{self, CarryAnswer, PACKET_MAX, PacketHead};
-use super::parcel::CarriedState;
+use super::state::CarriedState;
 use crate::sys;
 use crate::sys::ancillary::{Rights, receive_with_attachments};
 use crate::sys::socket::{Packet, retry, will_pass};

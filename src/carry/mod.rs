@@ -16,11 +16,11 @@ pub(crate) mod fuzz;
 mod incoming;
 mod outgoing;
 mod packet;
-mod parcel;
 mod scheduler;
+mod state;
 
 pub(crate) use incoming::{Arrival, CarriedConnection, Incoming};
 pub(crate) use outgoing::{Outgoing, OutgoingConnection, Verdict};
 pub(crate) use packet::{CarryAnswer, VERSION};
-pub use parcel::CarriedState;
 pub(crate) use scheduler::{CarryRequest, CarryScheduler, CarrySlot};
+pub use state::{CarriedState, Declined};

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::packet::{self, CarryAnswer, PACKET_MAX, PacketHead};
-use super::parcel::CarriedState;
+use super::state::CarriedState;
 use crate::net::{Peer, Stream};
 use crate::sys;
 use crate::sys::socket::{Packet, will_pass};

@@ -4,9 +4,12 @@
 //! from a program that uses this library.
 
 mod overlap;
+#[cfg(feature = "proxy")]
 mod proxy;
 mod socket_access;
+#[cfg(feature = "proxy")]
 mod upstream;
+#[cfg(feature = "proxy")]
 mod upstream_loop;
 
 use std::collections::{HashMap, HashSet};
@@ -20,11 +23,14 @@ use crate::address::Address;
 use crate::error::Error;
 use crate::report::Identity;
 
-pub(crate) use overlap::TakenAddresses;
+pub use overlap::TakenAddresses;
+#[cfg(feature = "proxy")]
 pub use proxy::{Balance, Check, Ejection, HeaderVersion, Network, ProxyConfig};
 pub use socket_access::{SocketAccess, SocketMode};
+#[cfg(feature = "proxy")]
 pub use upstream::{HostPort, UpstreamTarget, Upstreams};
-pub(crate) use upstream_loop::{Loop, find_loop};
+#[cfg(feature = "proxy")]
+pub use upstream_loop::{Loop, find_loop};
 
 /// The address on which the daemon listens if the configuration and the parent provide no
 /// listeners.
@@ -34,11 +40,8 @@ pub const DEFAULT_ADDRESS: &str = "127.0.0.1:48879";
 /// listener may have this name.
 pub(crate) const CONTROL: &str = "control";
 
-/// The name of the listener that answers requests for the counters of all generations.
-#[cfg_attr(
-    not(feature = "config-file"),
-    allow(unreachable_pub, reason = "the configuration file exports it")
-)]
+/// The name of the listener that answers requests for the counters of all generations. It may use
+/// file descriptors that other listeners may not, so that a full daemon can still be observed.
 pub const METRICS_LISTENER: &str = "metrics";
 
 /// The configuration of a generation.
@@ -129,23 +132,6 @@ impl Listeners {
         }
     }
 
-    /// Checks that a proxy on these listeners, with these upstreams, does not connect to itself.
-    ///
-    /// # Errors
-    /// Returns [`Error::UpstreamLoop`] if an upstream leads back to one of the listeners.
-    pub fn check_upstreams(&self, upstreams: &Upstreams) -> Result<(), Error> {
-        let Self::Named(named) = self else { return Ok(()) };
-        let all: Vec<_> =
-            named.as_slice().iter().map(|one| (&one.address, upstreams.as_slice())).collect();
-        match find_loop(&all) {
-            None => Ok(()),
-            Some(Loop { upstream, leads_to, .. }) => Err(Error::UpstreamLoop {
-                upstream: upstreams.as_slice()[upstream].to_string(),
-                listener: named.as_slice()[leads_to].address.to_string(),
-            }),
-        }
-    }
-
     /// Returns the `on_handoff` settings of the listeners that have one, by listener name.
     pub(crate) fn on_handoff(&self) -> HashMap<String, OnHandoff> {
         let named = match self {
@@ -220,6 +206,19 @@ pub struct ListenerConfig {
 }
 
 impl ListenerConfig {
+    /// Returns the configuration of a listener at `address`, without a name, and with the defaults
+    /// for all other settings.
+    #[must_use]
+    pub fn new(address: Address) -> Self {
+        Self {
+            name: None,
+            address,
+            max_connections: None,
+            on_handoff: None,
+            access: SocketAccess::default(),
+        }
+    }
+
     /// Returns the name of the listener. For a listener without a name, makes a name from `index`,
     /// its position in the list.
     pub(crate) fn name_at(&self, index: usize) -> String {
@@ -241,13 +240,7 @@ impl FromStr for ListenerConfig {
             }
             _ => (None, text),
         };
-        Ok(Self {
-            name,
-            address: address.parse()?,
-            max_connections: None,
-            on_handoff: None,
-            access: SocketAccess::default(),
-        })
+        Ok(Self { name, ..Self::new(address.parse()?) })
     }
 }
 

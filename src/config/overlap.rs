@@ -11,7 +11,7 @@ use crate::address::Address;
 
 /// The addresses that listeners already use. Each address has an owner, which error messages name.
 #[derive(Debug)]
-pub(crate) struct TakenAddresses<T> {
+pub struct TakenAddresses<T> {
     unix: HashMap<Address, T>,
     ports: HashMap<u16, Port<T>>,
 }
@@ -28,7 +28,9 @@ struct Port<T> {
 }
 
 impl<T: Clone> TakenAddresses<T> {
-    pub(crate) fn new() -> Self {
+    /// Creates a set without addresses.
+    #[must_use]
+    pub fn new() -> Self {
         Self { unix: HashMap::new(), ports: HashMap::new() }
     }
 
@@ -36,7 +38,7 @@ impl<T: Clone> TakenAddresses<T> {
     ///
     /// # Errors
     /// Returns the owner of an address that overlaps with `address`.
-    pub(crate) fn take(&mut self, address: &Address, owner: T) -> Result<(), T> {
+    pub fn take(&mut self, address: &Address, owner: T) -> Result<(), T> {
         if address.is_any_port() {
             return Ok(());
         }

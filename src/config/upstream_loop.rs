@@ -11,18 +11,18 @@ use crate::address::Address;
 
 /// An upstream that leads back to its own listener, directly or through other listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Loop {
+pub struct Loop {
     /// The index of the listener whose proxy has the upstream.
-    pub(crate) listener: usize,
+    pub listener: usize,
     /// The index of the upstream in the list of its listener.
-    pub(crate) upstream: usize,
+    pub upstream: usize,
     /// The index of the listener to which a connection to the upstream leads.
-    pub(crate) leads_to: usize,
+    pub leads_to: usize,
 }
 
 /// Returns the first loop among these listeners and their upstreams. This function resolves no host
 /// names. It recognizes only the name `localhost`.
-pub(crate) fn find_loop(listeners: &[(&Address, &[UpstreamTarget])]) -> Option<Loop> {
+pub fn find_loop(listeners: &[(&Address, &[UpstreamTarget])]) -> Option<Loop> {
     let at: Places = Places::of(listeners.iter().map(|(address, _)| *address));
     let target = |upstream: &UpstreamTarget| match upstream {
         UpstreamTarget::Address(address) => at.reached_from(address),

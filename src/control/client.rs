@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::error::Error;
 use super::message::{Refusal, ReloadOptions, Reply, Request};
-use crate::error::Error;
 use crate::generation::Generation;
 use crate::report::Status;
 use crate::sys;

@@ -7,6 +7,7 @@
 //! it.
 
 mod client;
+mod error;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
 mod message;
@@ -14,6 +15,7 @@ mod seats;
 mod server;
 
 pub use client::{Control, ReloadNews, default_control_path, runtime_directory};
+pub use error::Error;
 pub use message::ReloadOptions;
 pub(crate) use message::{Refusal, Reply, Request};
 pub(crate) use server::{Answer, ControlServer};

@@ -34,30 +34,33 @@ pub enum ExitStatus {
     Configuration = 78,
 }
 
-/// Returns the exit code for a kernel error about an address or a file.
-///
-/// A temporary error does not lead to [`ExitStatus::Configuration`], because the service manager
-/// does not restart a process that ends with that exit code.
-pub(super) fn exit_of(source: &io::Error) -> ExitStatus {
-    match source.raw_os_error() {
-        // Another process uses the address, or the address or its network interface does not exist
-        // yet.
-        Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL | libc::ENODEV) => ExitStatus::TryAgain,
-        // The machine has run out of memory, file descriptors or disk space, or a disk has failed.
-        Some(
-            libc::EMFILE
-            | libc::ENFILE
-            | libc::ENOMEM
-            | libc::ENOBUFS
-            | libc::ENOSPC
-            | libc::EDQUOT
-            | libc::EIO
-            | libc::ESTALE
-            | libc::ETIMEDOUT
-            | libc::EINTR
-            | libc::EAGAIN,
-        ) => ExitStatus::System,
-        _ => ExitStatus::Configuration,
+impl ExitStatus {
+    /// Returns the exit code for a kernel error about an address or a file.
+    ///
+    /// A temporary error does not lead to [`ExitStatus::Configuration`], because the service manager
+    /// does not restart a process that ends with that exit code.
+    #[must_use]
+    pub fn of_io(source: &io::Error) -> Self {
+        match source.raw_os_error() {
+            // Another process uses the address, or the address or its network interface does not exist
+            // yet.
+            Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL | libc::ENODEV) => Self::TryAgain,
+            // The machine has run out of memory, file descriptors or disk space, or a disk has failed.
+            Some(
+                libc::EMFILE
+                | libc::ENFILE
+                | libc::ENOMEM
+                | libc::ENOBUFS
+                | libc::ENOSPC
+                | libc::EDQUOT
+                | libc::EIO
+                | libc::ESTALE
+                | libc::ETIMEDOUT
+                | libc::EINTR
+                | libc::EAGAIN,
+            ) => Self::System,
+            _ => Self::Configuration,
+        }
     }
 }
 

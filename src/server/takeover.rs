@@ -17,7 +17,7 @@ use super::census::{Census, Source};
 use super::connection::{ConnectionSpawner, IncomingConnection};
 use super::limit::ConnectionLimit;
 use super::workers::{Worker, choose};
-use crate::carry::{Arrival, CarriedConnection, CarryAnswer, Incoming};
+use crate::carry::{Arrival, CarriedConnection, CarryAnswer, Declined, Incoming};
 use crate::drain::{DrainEntry, OnDrain};
 use crate::net::{Peer, Stream, Traffic};
 use crate::service::Service;
@@ -75,7 +75,7 @@ impl<S: Service> TakingOver<S> {
             };
             let (id, outcome) = match arrival {
                 Arrival::Connection(arrived) => (arrived.id(), self.admit(*arrived)),
-                Arrival::Damaged { id, why } => (id, Err(why)),
+                Arrival::Damaged { id, why } => (id, Err(why.into())),
                 Arrival::End => break,
             };
             match outcome {
@@ -96,11 +96,13 @@ impl<S: Service> TakingOver<S> {
                 Err(why) => {
                     tracing::debug!(
                         event = "carry.connection_refused",
-                        reason = why,
+                        reason = %why,
                         "refused a connection from the predecessor: {why}"
                     );
                     refused += 1;
-                    if let Err(error) = self.incoming.answer(id, CarryAnswer::Refused(why)).await {
+                    if let Err(error) =
+                        self.incoming.answer(id, CarryAnswer::Refused(why.to_string())).await
+                    {
                         tracing::error!(
                             event = "carry.answer_failed", reason = %error,
                             "cannot answer the predecessor, taking no more: {error}"
@@ -139,7 +141,7 @@ impl<S: Service> TakingOver<S> {
     fn admit(
         &self,
         CarriedConnection { head, socket, parcel }: CarriedConnection,
-    ) -> Result<(usize, IncomingConnection<'_>), String> {
+    ) -> Result<(usize, IncomingConnection<'_>), Declined> {
         let slot = self.slots.get(&head.listener);
         let slot = slot.ok_or_else(|| {
             format!("no listener {:?} takes connections over here", head.listener)

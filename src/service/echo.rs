@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Connection, Next, Service};
-use crate::carry::CarriedState;
+use crate::carry::{CarriedState, Declined};
 use crate::net::Stream;
 
 /// The largest number of bytes per read.
@@ -65,7 +65,7 @@ impl Service for Echo {
         true
     }
 
-    fn accepts(&self, _listener: &str, parcel: &CarriedState) -> Result<(), String> {
+    fn accepts(&self, _listener: &str, parcel: &CarriedState) -> Result<(), Declined> {
         if parcel.format == FORMAT && parcel.descriptors.is_empty() {
             Ok(())
         } else {
@@ -73,7 +73,8 @@ impl Service for Echo {
                 "{} with {} descriptors is not known here",
                 parcel.format,
                 parcel.descriptors.len()
-            ))
+            )
+            .into())
         }
     }
 }

@@ -9,9 +9,10 @@ mod connection;
 mod echo;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
+#[cfg(feature = "proxy")]
 mod proxy;
+#[cfg(feature = "proxy")]
 mod relay;
-mod routes;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -21,10 +22,10 @@ use std::sync::Arc;
 pub(crate) use connection::Admission;
 pub use connection::{Connection, Next};
 pub use echo::Echo;
+#[cfg(feature = "proxy")]
 pub use proxy::Proxy;
-pub use routes::{BuiltinService, Routes};
 
-use crate::carry::CarriedState;
+use crate::carry::{CarriedState, Declined};
 use crate::report::UpstreamCounters;
 
 /// A protocol implementation that serves connections.
@@ -62,8 +63,8 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     /// Returns the reason why the service refuses the connection, such as an unknown format. The
     /// connection then stays in the other process, which drains it.
-    fn accepts(&self, _listener: &str, _parcel: &CarriedState) -> Result<(), String> {
-        Err("the service takes up no connections".to_owned())
+    fn accepts(&self, _listener: &str, _parcel: &CarriedState) -> Result<(), Declined> {
+        Err("the service takes up no connections".into())
     }
 
     /// Returns the counters of all upstreams, by listener name and upstream address. The map is
@@ -91,7 +92,7 @@ impl<S: Service> Service for Arc<S> {
         S::carries(self, listener)
     }
 
-    fn accepts(&self, listener: &str, parcel: &CarriedState) -> Result<(), String> {
+    fn accepts(&self, listener: &str, parcel: &CarriedState) -> Result<(), Declined> {
         S::accepts(self, listener, parcel)
     }
 

@@ -1,13 +1,14 @@
 //! The `check` command: validates the configuration, but binds no socket and changes nothing.
 
+use handoffd::Inheritance;
 use handoffd::listen::{DEFAULT_ADDRESS, Listeners};
-use handoffd::{Error, Inheritance};
 
+use crate::failure::Failure;
 use crate::output::print;
-use crate::serve::{Serve, Watched};
+use crate::settings::{StartSettings, Watched};
 
 /// Checks the configuration file. The parser has already reported errors in the command line.
-pub(crate) fn run(arguments: &Serve) -> Result<(), Error> {
+pub(crate) fn run(arguments: &StartSettings) -> Result<(), Failure> {
     let config = &arguments.config;
     config.check()?;
     if arguments.watched == Watched::ThisProcess || std::process::id() == 1 {

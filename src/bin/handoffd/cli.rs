@@ -6,11 +6,12 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use handoffd::Generation;
 use handoffd::control::{ReloadOptions, default_control_path};
 use handoffd::text::escaped;
-use handoffd::{Error, ExitStatus, Generation, parse_time};
 
-use crate::serve::{ProxyFlags, Serve, ServeFlags};
+use crate::failure::Failure;
+use crate::settings::{ProxyFlags, ServeFlags, StartSettings, parse_time};
 
 /// Zero-downtime TCP proxy and socket-handoff daemon. Without `proxy` or --config it is an echo
 /// server
@@ -149,13 +150,28 @@ Exit codes:
 
 /// A parsed command.
 pub(crate) enum Command {
-    Serve(Serve),
-    Check(Serve),
-    Reload { control: PathBuf, options: ReloadOptions },
-    Status { control: PathBuf, form: Form, span: Span },
-    Doctor { control: PathBuf, unit: Option<String>, scope: Scope },
+    /// Prints the help or the version.
+    Print(String),
+    Serve(Box<StartSettings>),
+    Check(Box<StartSettings>),
+    Reload {
+        control: PathBuf,
+        options: ReloadOptions,
+    },
+    Status {
+        control: PathBuf,
+        form: Form,
+        span: Span,
+    },
+    Doctor {
+        control: PathBuf,
+        unit: Option<String>,
+        scope: Scope,
+    },
     Completions(Shell),
-    Man { directory: PathBuf },
+    Man {
+        directory: PathBuf,
+    },
 }
 
 /// The kind of output: text for people, or JSON for programs.
@@ -182,46 +198,25 @@ pub(crate) enum Scope {
     User,
 }
 
-/// The outcome of parsing if no command runs: a text to print, or an error.
-pub(crate) enum Answer {
-    /// The user has requested the help or the version. This is the text to print.
-    Print(String),
-    /// The command line, or the configuration file that it names, is wrong.
-    Refuse { why: String, exit: ExitStatus },
-}
-
-impl Answer {
-    /// Creates the error for a wrong command line.
-    pub(crate) fn usage(why: String) -> Self {
-        Self::Refuse { why, exit: ExitStatus::Usage }
-    }
-}
-
-impl From<Error> for Answer {
-    fn from(error: Error) -> Self {
-        Self::Refuse { why: error.to_string(), exit: error.exit() }
-    }
-}
-
 /// Parses the command line. `runtime_directory` is the default directory of the control socket.
-pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Answer> {
-    let line = Line::try_parse().map_err(|error| {
-        let is_asked_for =
-            matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-        if is_asked_for {
-            Answer::Print(error.render().to_string())
-        } else {
-            Answer::usage(one_line(&error))
+pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Failure> {
+    let line = match Line::try_parse() {
+        Ok(line) => line,
+        Err(error)
+            if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
+        {
+            return Ok(Command::Print(error.render().to_string()));
         }
-    })?;
+        Err(error) => return Err(Failure::Usage(one_line(&error))),
+    };
     let find =
         |daemon: Where| daemon.control.unwrap_or_else(|| default_control_path(runtime_directory));
     Ok(match line.command {
-        None => Command::Serve(line.serve.read(runtime_directory)?),
-        Some(CommandLine::Proxy(flags)) => Command::Serve(flags.read(runtime_directory)?),
+        None => Command::Serve(line.serve.read(runtime_directory)?.into()),
+        Some(CommandLine::Proxy(flags)) => Command::Serve(flags.read(runtime_directory)?.into()),
         Some(CommandLine::Check(flags)) => Command::Check(match flags.command {
-            None => flags.serve.read(runtime_directory)?,
-            Some(Checked::Proxy(proxy)) => proxy.read(runtime_directory)?,
+            None => flags.serve.read(runtime_directory)?.into(),
+            Some(Checked::Proxy(proxy)) => proxy.read(runtime_directory)?.into(),
         }),
         Some(CommandLine::Reload(flags)) => Command::Reload {
             options: ReloadOptions {

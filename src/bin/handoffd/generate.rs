@@ -11,12 +11,12 @@ use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
-use handoffd::Error;
 
+use crate::failure::Failure;
 use crate::output::print;
 
 /// Prints the completions of all commands and flags for `shell`.
-pub(crate) fn completions(shell: Shell, mut command: Command) -> Result<(), Error> {
+pub(crate) fn completions(shell: Shell, mut command: Command) -> Result<(), Failure> {
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, name, &mut script);
@@ -24,12 +24,12 @@ pub(crate) fn completions(shell: Shell, mut command: Command) -> Result<(), Erro
 }
 
 /// Writes one man page for each command into `directory`, which must exist.
-pub(crate) fn man_pages(directory: &Path, mut command: Command) -> Result<(), Error> {
+pub(crate) fn man_pages(directory: &Path, mut command: Command) -> Result<(), Failure> {
     command.build();
     write_pages(directory, &command)
 }
 
-fn write_pages(directory: &Path, command: &Command) -> Result<(), Error> {
+fn write_pages(directory: &Path, command: &Command) -> Result<(), Failure> {
     for subcommand in command.get_subcommands() {
         write_pages(directory, subcommand)?;
     }
@@ -37,7 +37,7 @@ fn write_pages(directory: &Path, command: &Command) -> Result<(), Error> {
     let man = Man::new(command.clone()).source(source).manual("handoffd");
     let path = directory.join(man.get_filename());
     let written = page(&man, command).and_then(|text| fs::write(&path, text));
-    written.map_err(|source| Error::Output { what: format!("the man page {path:?}"), source })
+    written.map_err(|source| Failure::Output { what: format!("the man page {path:?}"), source })
 }
 
 /// Returns the text of one man page. `Man::render` is not suitable: it joins the lines of the

@@ -4,14 +4,15 @@
 mod check;
 mod cli;
 mod doctor;
+mod failure;
 mod generate;
 mod identity;
-mod listen;
 mod logging;
 mod metrics;
 mod output;
 mod reload;
-mod serve;
+mod routes;
+mod settings;
 mod status;
 
 use std::fmt::Display;
@@ -20,11 +21,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use cli::Command;
+use failure::Failure;
 use handoffd::text::one_line;
 use handoffd::{Config, Error, ExitStatus, Inheritance, Workers};
 use logging::Destination;
 use metrics::WithMetrics;
-use serve::{Serve, Watched};
+use settings::{StartSettings, Watched};
 
 /// The number of entries to which the process grows its file descriptor table. This takes 128 KiB
 /// in the kernel. A connection uses one file descriptor, a proxied connection two, and a connection
@@ -34,21 +36,21 @@ const DESCRIPTORS: u64 = 16_384;
 fn main() -> ExitCode {
     let command = cli::parse(handoffd::control::runtime_directory().as_deref());
     let done = match command {
-        Ok(Command::Serve(arguments)) => return serve(arguments),
-        Ok(Command::Check(arguments)) => check::run(&arguments),
+        Ok(Command::Serve(settings)) => return serve(*settings),
+        Ok(Command::Print(text)) => output::print("what was asked for", &text),
+        Ok(Command::Check(settings)) => check::run(&settings),
         Ok(Command::Reload { control, options }) => reload::run(control, &options),
         Ok(Command::Status { control, form, span }) => status::run(control, form, span),
         Ok(Command::Doctor { control, unit, scope }) => doctor::run(control, unit, scope),
         Ok(Command::Completions(shell)) => generate::completions(shell, cli::description()),
         Ok(Command::Man { directory }) => generate::man_pages(&directory, cli::description()),
-        Err(cli::Answer::Print(text)) => output::print("what was asked for", &text),
-        Err(cli::Answer::Refuse { why, exit }) => {
+        Err(failure) => {
             // Report the error to a predecessor, if there is one. Other threads are allowed here,
             // because a preloaded library may have started some.
             if let Ok(inheritance) = Inheritance::take_beside_threads() {
-                inheritance.refuse(&why);
+                inheritance.refuse(&failure);
             }
-            return complain(&why, exit);
+            Err(failure)
         }
     };
     match done {
@@ -57,17 +59,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(arguments: Serve) -> ExitCode {
+fn serve(settings: StartSettings) -> ExitCode {
     // Take the inheritance before anything can start a thread or open a file descriptor. Threads of
     // a preloaded library are allowed, because the daemon does not start other programs. Only an
     // init must be the single thread of the process.
-    let taken = match arguments.watched {
-        Watched::TheHead => Inheritance::take_beside_threads(),
+    let taken = match settings.watched {
+        Watched::ActiveGeneration => Inheritance::take_beside_threads(),
         Watched::ThisProcess => Inheritance::take_under_init(),
     };
     let inheritance = match taken {
         Ok(inheritance) => inheritance,
-        Err(error) => return fail(&error),
+        Err(error) => return fail(&error.into()),
     };
     let destination = if inheritance.logs_to_journal() {
         Destination::Journal
@@ -75,11 +77,12 @@ fn serve(arguments: Serve) -> ExitCode {
         Destination::StandardError
     };
     let generation = inheritance.generation();
-    logging::start(destination, &arguments.log, arguments.log_format, generation);
-    let config = Config { identity: identity::identity(&arguments.file), ..arguments.config };
-    let control = config.control.clone().filter(|_| arguments.metrics);
-    let service = WithMetrics::new(arguments.routes, control);
-    let ended = match run(config, inheritance, service, arguments.workers) {
+    logging::start(destination, &settings.log, settings.log_format, generation);
+    let mut config = settings.config;
+    config.identity = identity::identity(&settings.file);
+    let control = config.control.clone().filter(|_| settings.metrics);
+    let service = WithMetrics::new(settings.routes, control);
+    let ended = match run(config, inheritance, service, settings.workers) {
         Ok(()) => code(ExitStatus::Done),
         Err(error) => fail(&error),
     };
@@ -92,7 +95,7 @@ fn run(
     inheritance: Inheritance,
     service: WithMetrics,
     workers: Option<NonZeroUsize>,
-) -> Result<(), Error> {
+) -> Result<(), Failure> {
     raise_descriptor_limit();
     make_room_for_descriptors();
     let count = workers
@@ -104,7 +107,7 @@ fn run(
         Err(source) => {
             let error = Error::System { doing: "start the runtime", source };
             inheritance.refuse(&error);
-            return Err(error);
+            return Err(error.into());
         }
     };
     let service = Arc::new(service);
@@ -112,13 +115,13 @@ fn run(
         // Let the predecessor keep serving, if there is one. It may still have addresses for host
         // names that do not resolve now.
         if !service.routes.resolve().await && inheritance.has_predecessor() {
-            let error = Error::Unresolved;
+            let error = Failure::Unresolved;
             inheritance.refuse(&error);
             return Err(error);
         }
         tokio::select! {
             served = handoffd::run_on(workers, config, inheritance, Arc::clone(&service)) => {
-                served.map(drop)
+                Ok(served.map(drop)?)
             }
             never = service.routes.watch() => match never {},
         }
@@ -159,7 +162,7 @@ fn make_room_for_descriptors() {
 
 /// Reports an error as one line in the log. Writes the line to standard error if the log has not
 /// started or does not accept errors.
-fn fail(error: &Error) -> ExitCode {
+fn fail(error: &Failure) -> ExitCode {
     if tracing::enabled!(tracing::Level::ERROR) {
         let why = one_line(&error.to_string());
         tracing::error!(event = "process.failed", reason = why, "cannot serve: {why}");

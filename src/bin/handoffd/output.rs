@@ -9,15 +9,16 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 
-use handoffd::Error;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+
+use crate::failure::Failure;
 
 /// Writes `text` to standard output. `what` is the name of the text in an error message.
 ///
 /// # Errors
-/// Returns [`Error::Output`] if the text cannot be written.
-pub(crate) fn print(what: &'static str, text: &str) -> Result<(), Error> {
-    write(text.as_bytes()).map_err(|source| Error::Output { what: what.to_owned(), source })
+/// Returns [`Failure::Output`] if the text cannot be written.
+pub(crate) fn print(what: &'static str, text: &str) -> Result<(), Failure> {
+    write(text.as_bytes()).map_err(|source| Failure::Output { what: what.to_owned(), source })
 }
 
 fn write(mut bytes: &[u8]) -> io::Result<()> {

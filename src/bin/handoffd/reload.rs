@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use handoffd::Error;
 use handoffd::control::{Control, ReloadNews, ReloadOptions};
 
+use crate::failure::Failure;
 use crate::output::print;
 
 /// Requests a handoff and waits for its outcome.
-pub(crate) fn run(control: PathBuf, options: &ReloadOptions) -> Result<(), Error> {
+pub(crate) fn run(control: PathBuf, options: &ReloadOptions) -> Result<(), Failure> {
     let mut printed = Ok(());
     Control::at(control).reload(options, |news| {
         if printed.is_ok() {

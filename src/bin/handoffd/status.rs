@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use handoffd::Error;
-use handoffd::control::Control;
+use handoffd::control::{self, Control};
 use handoffd::status::{
     Counters, GenerationState, HandoffCounters, LastHandoff, ListenerCounters, ListenerReport,
     Outcome, Report, Status, UpstreamCounters,
@@ -14,6 +13,7 @@ use handoffd::status::{
 use handoffd::text::{escaped, one_line};
 
 use crate::cli::{Form, Span};
+use crate::failure::Failure;
 use crate::output::print;
 
 /// How often the command asks the daemon for its status with `--watch`.
@@ -22,13 +22,13 @@ const EVERY: Duration = Duration::from_secs(1);
 const SHORT: usize = 12;
 
 /// Asks the daemon for its status and prints it.
-pub(crate) fn run(control: PathBuf, form: Form, span: Span) -> Result<(), Error> {
+pub(crate) fn run(control: PathBuf, form: Form, span: Span) -> Result<(), Failure> {
     let control = Control::at(control);
     let mut said = String::new();
     loop {
         let status = match control.status() {
             // The daemon has ended while this command was watching its status.
-            Err(Error::NobodyAnswers { .. }) if !said.is_empty() => return Ok(()),
+            Err(control::Error::NobodyAnswers { .. }) if !said.is_empty() => return Ok(()),
             status => status?,
         };
         let text = match (form, span) {
@@ -47,9 +47,9 @@ pub(crate) fn run(control: PathBuf, form: Form, span: Span) -> Result<(), Error>
     }
 }
 
-fn json(status: &Status) -> Result<String, Error> {
+fn json(status: &Status) -> Result<String, Failure> {
     let text = serde_json::to_string(status)
-        .map_err(|error| Error::System { doing: "write JSON", source: error.into() })?;
+        .map_err(|error| Failure::System { doing: "write JSON", source: error.into() })?;
     Ok(text + "\n")
 }
 

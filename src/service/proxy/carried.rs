@@ -25,7 +25,7 @@ use super::tally::Tally;
 use super::upstream::Upstream;
 use super::upstreams::UpstreamPool;
 use crate::address::Address;
-use crate::carry::CarriedState;
+use crate::carry::{CarriedState, Declined};
 use crate::net::{Peer, Stream, Traffic};
 use crate::service::relay::{Relay, RelaySnapshot};
 
@@ -145,13 +145,13 @@ fn parcel(stage: &CarriedStage, owed: &[u8], descriptors: Vec<OwnedFd>) -> Carri
 ///
 /// # Errors
 /// Returns the reason why the proxy cannot restore the state.
-pub(super) fn check(parcel: &CarriedState, upstreams: &UpstreamPool) -> Result<(), String> {
+pub(super) fn check(parcel: &CarriedState, upstreams: &UpstreamPool) -> Result<(), Declined> {
     let (stage, _) = whole(parcel)?;
     match stage {
         CarriedStage::Conversing(Conversing { upstream, .. })
             if !upstreams.is_configured(&upstream) =>
         {
-            Err(format!("{upstream} is no upstream any more"))
+            Err(format!("{upstream} is no upstream any more").into())
         }
         CarriedStage::Arriving { .. } | CarriedStage::Conversing(_) => Ok(()),
     }
@@ -201,9 +201,9 @@ pub(super) fn take_up(
 
 /// Parses the state of a moved connection and checks that it is complete. Returns the stage of the
 /// connection, and the offset at which the unwritten bytes begin.
-fn whole(parcel: &CarriedState) -> Result<(CarriedStage, usize), String> {
+fn whole(parcel: &CarriedState) -> Result<(CarriedStage, usize), Declined> {
     if parcel.format != FORMAT {
-        return Err(format!("{} is not known here", parcel.format));
+        return Err(format!("{} is not known here", parcel.format).into());
     }
     let (stage, owed) = read(&parcel.bytes)?;
     let (bytes, descriptors) = match &stage {
@@ -220,7 +220,8 @@ fn whole(parcel: &CarriedState) -> Result<(CarriedStage, usize), String> {
             "{} bytes and {} descriptors are not what it speaks of",
             owed.len(),
             parcel.descriptors.len()
-        ))
+        )
+        .into())
     }
 }
 
@@ -232,7 +233,7 @@ const fn peer(address: &Address) -> Peer {
     }
 }
 
-pub(super) fn read(bytes: &[u8]) -> Result<(CarriedStage, &[u8]), String> {
+pub(super) fn read(bytes: &[u8]) -> Result<(CarriedStage, &[u8]), Declined> {
     let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("a parcel without words")?;
     let stage = serde_json::from_slice(&bytes[..end]).map_err(|error| error.to_string())?;
     Ok((stage, &bytes[end + 1..]))

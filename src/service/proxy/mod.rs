@@ -48,7 +48,7 @@ use std::task::Poll;
 use tokio::time::Instant;
 
 use super::{Connection, Service};
-use crate::carry::CarriedState;
+use crate::carry::{CarriedState, Declined};
 use crate::config::{Network, ProxyConfig};
 use crate::net::Peer;
 use crate::report::UpstreamCounters;
@@ -104,7 +104,7 @@ impl Proxy {
 
     /// Adds a listener to the counters, so that they list the listener before its first client
     /// arrives.
-    pub(super) fn expect(&self, listener: &str) {
+    pub fn expect(&self, listener: &str) {
         self.tally.expect(&listener.into());
     }
 
@@ -277,7 +277,7 @@ impl Service for Proxy {
         true
     }
 
-    fn accepts(&self, _listener: &str, parcel: &CarriedState) -> Result<(), String> {
+    fn accepts(&self, _listener: &str, parcel: &CarriedState) -> Result<(), Declined> {
         carried::check(parcel, &self.upstreams)
     }
 

@@ -12,7 +12,6 @@ mod unit;
 
 use std::path::PathBuf;
 
-use handoffd::Error;
 use handoffd::control::Control;
 use handoffd::status::Settings;
 use handoffd::text::one_line;
@@ -22,11 +21,12 @@ use rules::{Daemon, Severity, examine};
 use unit::{Manager, Place, Unit};
 
 use crate::cli::Scope;
+use crate::failure::Failure;
 use crate::output::print;
 
 /// Runs the command on the named unit. Without a name, uses the unit of the daemon that answers on
 /// the control socket.
-pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Result<(), Error> {
+pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Result<(), Failure> {
     let status = Control::at(control).status();
     let answering = status.as_ref().ok().map(Place::of_the_daemon);
     let place = match (unit, answering) {
@@ -34,9 +34,8 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
         (Some(name), _) => Place { unit: name, manager: Manager::System },
         (None, Some(place)) => place?,
         (None, None) => {
-            return Err(status
-                .err()
-                .unwrap_or_else(|| unit::unreadable("no daemon answers".to_owned())));
+            let silent = || unit::unreadable("no daemon answers".to_owned());
+            return Err(status.err().map_or_else(silent, Failure::from));
         }
     };
     let place = match scope {
@@ -79,7 +78,7 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
         place.manager, unit.systemd
     );
     print("the findings", &text)?;
-    if breaks > 0 { Err(Error::Unsound { unit: place.unit, count: breaks }) } else { Ok(()) }
+    if breaks > 0 { Err(Failure::Unsound { unit: place.unit, count: breaks }) } else { Ok(()) }
 }
 
 fn default_settings() -> Settings {

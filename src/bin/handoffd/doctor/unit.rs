@@ -7,8 +7,9 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use handoffd::Error;
 use handoffd::status::Status;
+
+use crate::failure::Failure;
 
 /// The properties of a systemd service, and of the socket units that start it.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ impl Unit {
     ///
     /// # Errors
     /// Fails if systemd does not run, or if it has no unit with this name.
-    pub(super) fn read(Place { unit: name, manager }: &Place) -> Result<Self, Error> {
+    pub(super) fn read(Place { unit: name, manager }: &Place) -> Result<Self, Failure> {
         let manager = *manager;
         let version = systemctl(manager, &["--version"])?;
         let systemd = version
@@ -46,7 +47,7 @@ impl Unit {
         let sockets = triggers.split_whitespace().filter(|unit| unit.ends_with(".socket"));
         let sockets = sockets
             .map(|socket| Ok((socket.to_owned(), show(manager, socket)?)))
-            .collect::<Result<_, Error>>()?;
+            .collect::<Result<_, Failure>>()?;
         let mut unit = Self { systemd, manager, properties, sockets, has_file_capabilities: false };
         unit.has_file_capabilities = unit.program().is_some_and(has_file_capabilities);
         Ok(unit)
@@ -111,7 +112,7 @@ impl Place {
     /// Returns the unit in which a daemon runs, found by the daemon's control group. The status of
     /// a daemon normally contains the control group. If not, this function asks the kernel about
     /// the daemon's process. A daemon in its own cgroup namespace sees only `/`.
-    pub(super) fn of_the_daemon(status: &Status) -> Result<Self, Error> {
+    pub(super) fn of_the_daemon(status: &Status) -> Result<Self, Failure> {
         let asking = nix::unistd::getuid().as_raw();
         let head = status.generations.iter().find(|report| report.generation == status.serving);
         let reported = head.and_then(|report| report.identity.control_group.as_deref());
@@ -122,7 +123,7 @@ impl Place {
         let pid =
             pid.ok_or_else(|| unreadable("the serving process has not said who it is".to_owned()))?;
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(|source| {
-            Error::System { doing: "read the control group of the serving process", source }
+            Failure::System { doing: "read the control group of the serving process", source }
         })?;
         let place = groups.lines().find_map(|line| Self::of_group(line, asking));
         place.ok_or_else(|| {
@@ -158,7 +159,7 @@ impl Place {
     }
 }
 
-fn show(manager: Manager, unit: &str) -> Result<BTreeMap<String, String>, Error> {
+fn show(manager: Manager, unit: &str) -> Result<BTreeMap<String, String>, Failure> {
     let text = systemctl(manager, &["show", "--no-pager", "--all", "--", unit])?;
     let mut properties = BTreeMap::<String, String>::new();
     for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
@@ -170,7 +171,7 @@ fn show(manager: Manager, unit: &str) -> Result<BTreeMap<String, String>, Error>
     Ok(properties)
 }
 
-fn systemctl(manager: Manager, words: &[&str]) -> Result<String, Error> {
+fn systemctl(manager: Manager, words: &[&str]) -> Result<String, Failure> {
     let mut command = Command::new("systemctl");
     let command = match manager {
         Manager::System => &mut command,
@@ -178,7 +179,7 @@ fn systemctl(manager: Manager, words: &[&str]) -> Result<String, Error> {
         Manager::Of(user) => command.args(["--user", &format!("--machine={user}@.host")]),
     };
     let ran = command.args(words).output();
-    let ran = ran.map_err(|source| Error::System { doing: "run systemctl", source })?;
+    let ran = ran.map_err(|source| Failure::System { doing: "run systemctl", source })?;
     if !ran.status.success() {
         return Err(unreadable(String::from_utf8_lossy(&ran.stderr).trim().to_owned()));
     }
@@ -191,8 +192,8 @@ fn has_file_capabilities(program: &str) -> bool {
         .is_ok_and(|length| length > 0)
 }
 
-pub(super) fn unreadable(why: String) -> Error {
-    Error::System { doing: "read the unit", source: std::io::Error::other(why) }
+pub(super) fn unreadable(why: String) -> Failure {
+    Failure::System { doing: "read the unit", source: std::io::Error::other(why) }
 }
 
 #[cfg(test)]

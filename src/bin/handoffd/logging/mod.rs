@@ -20,8 +20,8 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 
+use handoffd::Generation;
 use handoffd::text::{escaped, one_line};
-use handoffd::{Generation, LogFormat};
 use journal::Journal;
 use json::Json;
 use outlet::Outlet;
@@ -38,6 +38,8 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::settings::LogFormat;
 
 /// The outlet to which this process writes all log records.
 static OUTLET: OnceLock<Outlet> = OnceLock::new();

@@ -17,9 +17,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use handoffd::carry::CarriedState;
+use handoffd::carry::{CarriedState, Declined};
+use handoffd::listen::METRICS_LISTENER;
 use handoffd::status::UpstreamCounters;
-use handoffd::{Connection, METRICS_LISTENER, Routes, Service};
+use handoffd::{Connection, Service};
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use hyper::header::{ALLOW, CONTENT_TYPE};
 use hyper::server::conn::http1;
@@ -28,6 +29,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use scrapes::Scrapes;
 use tokio::time::timeout;
+
+use crate::routes::Routes;
 
 /// The content type of a response in the OpenMetrics format, version 1.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -68,7 +71,7 @@ impl Service for WithMetrics {
         listener != METRICS_LISTENER && self.routes.carries(listener)
     }
 
-    fn accepts(&self, listener: &str, parcel: &CarriedState) -> Result<(), String> {
+    fn accepts(&self, listener: &str, parcel: &CarriedState) -> Result<(), Declined> {
         self.routes.accepts(listener, parcel)
     }
 

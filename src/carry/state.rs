@@ -36,3 +36,20 @@ impl CarriedState {
         Self { format: format.to_owned(), bytes, descriptors: Vec::new() }
     }
 }
+
+/// The reason why a service does not continue a connection that another process offers.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Declined(String);
+
+impl From<String> for Declined {
+    fn from(reason: String) -> Self {
+        Self(reason)
+    }
+}
+
+impl From<&str> for Declined {
+    fn from(reason: &str) -> Self {
+        Self(reason.to_owned())
+    }
+}

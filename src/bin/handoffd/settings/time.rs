@@ -3,14 +3,13 @@
 
 use std::time::Duration;
 
+use super::value::Expected;
+
 /// The longest time that the parser accepts. A longer time probably has a mistyped unit.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Parses a time of at most 7 days, such as `500ms` or `2m`. A number without a unit means seconds.
-///
-/// # Errors
-/// Returns a description of a valid time if `text` is not valid.
-pub fn parse_time(text: &str) -> Result<Duration, &'static str> {
+pub(crate) fn parse_time(text: &str) -> Result<Duration, Expected> {
     let time = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => humantime::parse_duration(text)
@@ -19,33 +18,29 @@ pub fn parse_time(text: &str) -> Result<Duration, &'static str> {
     at_most_a_week(time)
 }
 
-/// Parses a time as [`parse_time`] does, but refuses zero. It is for timeouts, because a timeout of
-/// zero would always expire at once.
-///
-/// # Errors
-/// Returns a description of a valid time if `text` is not valid.
-pub fn parse_wait(text: &str) -> Result<Duration, &'static str> {
-    parse_time(text).and_then(not_zero)
+pub(super) fn at_most_a_week(time: Duration) -> Result<Duration, Expected> {
+    if time > LONGEST { Err("expected at most 7 days".into()) } else { Ok(time) }
 }
 
-pub(super) fn at_most_a_week(time: Duration) -> Result<Duration, &'static str> {
-    if time > LONGEST { Err("expected at most 7 days") } else { Ok(time) }
-}
-
-pub(super) fn not_zero(time: Duration) -> Result<Duration, &'static str> {
-    if time.is_zero() { Err("expected more than zero") } else { Ok(time) }
+/// Refuses zero for a timeout, because a timeout of zero would always expire at once.
+pub(super) fn not_zero(time: Duration) -> Result<Duration, Expected> {
+    if time.is_zero() { Err("expected more than zero".into()) } else { Ok(time) }
 }
 
 /// Checks that a time is valid for `TCP_KEEPIDLE`: whole seconds, at most 32767.
-pub(super) fn keep_alive(time: Duration) -> Result<Duration, &'static str> {
+pub(super) fn keep_alive(time: Duration) -> Result<Duration, Expected> {
     let fits = time.subsec_nanos() == 0 && (1..=32767).contains(&time.as_secs());
-    if fits { Ok(time) } else { Err("expected whole seconds, 1s to 9h: the kernel takes no other") }
+    if fits {
+        Ok(time)
+    } else {
+        Err("expected whole seconds, 1s to 9h: the kernel takes no other".into())
+    }
 }
 
 /// Checks that a time is valid for `TCP_USER_TIMEOUT`: at least one millisecond, because 0 would
 /// mean the kernel's default.
-pub(super) fn user_timeout(time: Duration) -> Result<Duration, &'static str> {
-    if time < Duration::from_millis(1) { Err("expected at least 1ms") } else { Ok(time) }
+pub(super) fn user_timeout(time: Duration) -> Result<Duration, Expected> {
+    if time < Duration::from_millis(1) { Err("expected at least 1ms".into()) } else { Ok(time) }
 }
 
 #[cfg(test)]
@@ -60,7 +55,7 @@ mod tests {
         assert!(
             parse_time("8d").is_err() && parse_time("soon").is_err() && parse_time("-1").is_err()
         );
-        assert!(parse_time("0").is_ok() && parse_wait("0").is_err());
+        assert!(parse_time("0").is_ok() && parse_time("0").and_then(not_zero).is_err());
     }
 
     #[test]

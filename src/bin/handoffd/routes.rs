@@ -6,14 +6,15 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::task::Poll;
 
-use super::{Connection, Echo, Proxy, Service};
-use crate::carry::CarriedState;
-use crate::config::ListenerName;
-use crate::report::UpstreamCounters;
+use handoffd::carry::{CarriedState, Declined};
+use handoffd::listen::ListenerName;
+use handoffd::proxy::Proxy;
+use handoffd::status::UpstreamCounters;
+use handoffd::{Connection, Echo, Service};
 
 /// A service that is part of handoffd.
 #[derive(Debug)]
-pub enum BuiltinService {
+pub(crate) enum BuiltinService {
     /// The echo service, which sends back the bytes that the client sends.
     Echo(Echo),
     /// The proxy service, which forwards connections to upstreams.
@@ -22,21 +23,19 @@ pub enum BuiltinService {
 
 /// The service of each named listener, and a default service for all other listeners.
 #[derive(Debug)]
-pub struct Routes {
+pub(crate) struct Routes {
     named: HashMap<String, BuiltinService>,
     others: BuiltinService,
 }
 
 impl Routes {
     /// Creates routes that use the service `served` for every listener.
-    #[must_use]
-    pub fn all(served: BuiltinService) -> Self {
+    pub(crate) fn all(served: BuiltinService) -> Self {
         Self { named: HashMap::new(), others: served }
     }
 
     /// Uses the service `served` for the listener `name`, instead of the default service.
-    #[must_use]
-    pub fn with(mut self, name: &ListenerName, served: BuiltinService) -> Self {
+    pub(crate) fn with(mut self, name: &ListenerName, served: BuiltinService) -> Self {
         if let BuiltinService::Proxy(proxy) = &served {
             proxy.expect(name.as_str());
         }
@@ -46,7 +45,7 @@ impl Routes {
 
     /// Resolves the host names of all upstreams once, in parallel, within 5 s. Returns whether
     /// every proxy has at least one upstream address.
-    pub async fn resolve(&self) -> bool {
+    pub(crate) async fn resolve(&self) -> bool {
         let mut lookups: Vec<_> = self.proxies().map(|proxy| Box::pin(proxy.resolve())).collect();
         let mut all_have_some = true;
         poll_fn(|cx| {
@@ -65,7 +64,7 @@ impl Routes {
 
     /// Updates DNS answers and runs the health checks of all proxies. Never returns. Dropping the
     /// future stops both.
-    pub async fn watch(&self) -> Infallible {
+    pub(crate) async fn watch(&self) -> Infallible {
         let proxies = self.proxies();
         let mut watches: Vec<_> = proxies.map(|proxy| Box::pin(proxy.watch())).collect();
         poll_fn(|cx| {
@@ -106,7 +105,7 @@ impl Service for Routes {
         }
     }
 
-    fn accepts(&self, listener: &str, parcel: &CarriedState) -> Result<(), String> {
+    fn accepts(&self, listener: &str, parcel: &CarriedState) -> Result<(), Declined> {
         match self.on(listener) {
             BuiltinService::Echo(echo) => echo.accepts(listener, parcel),
             BuiltinService::Proxy(proxy) => proxy.accepts(listener, parcel),

@@ -1,26 +1,45 @@
-//! A mistake in a configuration file, with the line and the column at which it is.
+//! A mistake in the settings, and where it is: in a flag, or in a line of the configuration file.
 
 use std::ops::Range;
 use std::path::Path;
 
-use crate::error::Error;
-use crate::text::cut_line;
+use handoffd::text::cut_line;
+
+use crate::failure::Failure;
 
 /// The maximum length of an error message in bytes. A longer message is cut, so that it stays
 /// readable even if it quotes a large part of the file.
 const LONGEST: usize = 1000;
 
-/// A mistake in a configuration file, and its position.
+/// Where settings are given, which decides how an error message names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Flags,
+    File,
+}
+
+impl Source {
+    /// Returns the name of a setting as it is written here, such as `--bake` or `bake`.
+    pub(super) fn name(self, setting: &str) -> String {
+        match self {
+            Self::Flags => format!("--{}", setting.replace('_', "-")),
+            Self::File => setting.to_owned(),
+        }
+    }
+}
+
+/// A mistake in the settings.
 #[derive(Debug)]
-pub(super) struct ConfigError {
-    /// The position of the mistake, in bytes from the beginning of the file.
-    offset: usize,
+pub(super) struct Mistake {
+    /// The position of the mistake in the file, in bytes. `None` if a flag is wrong.
+    offset: Option<usize>,
     what: String,
 }
 
-impl ConfigError {
-    pub(super) fn at(offset: usize, what: impl Into<String>) -> Self {
-        Self { offset, what: what.into() }
+impl Mistake {
+    /// Creates a mistake at a position in the file, or in a flag.
+    pub(super) fn at(offset: impl Into<Option<usize>>, what: impl Into<String>) -> Self {
+        Self { offset: offset.into(), what: what.into() }
     }
 
     /// Converts an error of the crate `toml`. The error may come from our own parsers of values.
@@ -36,7 +55,7 @@ impl ConfigError {
             }
             other => other.to_owned(),
         };
-        Self { offset: span.start, what }
+        Self::at(span.start, what)
     }
 
     /// Replaces an error message about an invalid value. The messages of the crate `toml` only
@@ -68,15 +87,18 @@ impl ConfigError {
         Some(Self::at(start, format!("{what}: expected text in quotes, a number, true or false")))
     }
 
-    /// Returns the error that reports this mistake in `file`, whose contents are `text`.
-    pub(super) fn into_error(self, file: &Path, text: &str) -> Error {
-        let (line, column) = line_and_column(text, self.offset);
-        Error::ConfigFile {
-            file: file.to_owned(),
-            line,
-            column,
-            what: cut_line(&self.what, LONGEST),
-        }
+    /// Returns the failure that reports a mistake in the flags.
+    pub(super) fn in_flags(self) -> Failure {
+        Failure::Usage(self.what)
+    }
+
+    /// Returns the failure that reports a mistake in `file`, whose contents are `text`. If a flag
+    /// is wrong, the failure does not name the file.
+    pub(super) fn in_file(self, file: &Path, text: &str) -> Failure {
+        let Some(offset) = self.offset else { return self.in_flags() };
+        let (line, column) = line_and_column(text, offset);
+        let what = cut_line(&self.what, LONGEST);
+        Failure::ConfigFile { file: file.to_owned(), line, column, what }
     }
 }
 
@@ -115,7 +137,7 @@ fn trimmed(text: &str, start: usize, end: usize) -> (usize, &str) {
 }
 
 /// Returns the line and the column of an offset. Both begin with 1, and a column is one character.
-pub(super) fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
+fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     // Do not count a byte order mark as a character, because editors do not show it.
     let before = before.strip_prefix('\u{feff}').unwrap_or(before);

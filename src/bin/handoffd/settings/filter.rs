@@ -7,17 +7,16 @@
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
+use super::value::Expected;
+
 /// The valid form of a log filter, for error messages.
-pub(super) const EXPECTED: &str =
+const EXPECTED: &str =
     "error, warn, info, debug, trace or off, also for one target, as in info,handoffd=debug";
 
 /// Parses a log filter such as `debug` or `warn,handoffd::net=trace`. A level without a target
 /// applies to all targets that the filter does not name. If the filter has no such level, `info`
 /// applies.
-///
-/// # Errors
-/// Returns a description of a valid filter if `text` is not valid.
-pub fn parse_log_filter(text: &str) -> Result<Targets, String> {
+pub(super) fn parse_log_filter(text: &str) -> Result<Targets, Expected> {
     let mut general = None;
     let mut targets: Vec<(&str, LevelFilter)> = Vec::new();
     for part in text.split(',').map(str::trim) {
@@ -29,15 +28,17 @@ pub fn parse_log_filter(text: &str) -> Result<Targets, String> {
             level(word).ok_or_else(|| format!("{word:?} is not a level, expected {EXPECTED}"))?;
         let Some(target) = target else {
             if general.replace(level).is_some() {
-                return Err(format!("{text:?} has two levels for all targets, expected one"));
+                return Err(format!("{text:?} has two levels for all targets, expected one").into());
             }
             continue;
         };
         if !is_target(target) {
-            return Err(format!("{target:?} is not a target, expected one as in handoffd=debug"));
+            return Err(
+                format!("{target:?} is not a target, expected one as in handoffd=debug").into()
+            );
         }
         if targets.iter().any(|(other, _)| *other == target) {
-            return Err(format!("the target {target:?} is there twice, expected each once"));
+            return Err(format!("the target {target:?} is there twice, expected each once").into());
         }
         targets.push((target, level));
     }

@@ -1,0 +1,130 @@
+//! The settings of the daemon: each is a flag and a key at the top of the configuration file.
+
+use std::path::Path;
+
+use clap::Args;
+use handoffd::control::default_control_path;
+use handoffd::listen::{Address, Listeners, OnHandoff};
+use handoffd::{Config, MaxGenerations};
+use serde::Deserialize;
+use tracing_subscriber::filter::Targets;
+
+use super::kinds::{FilePath, LogFormat, SocketPath, Time, WorkerCount};
+use super::value::{Given, set, value};
+
+/// The settings of the daemon. A field that is `None` was not given.
+///
+/// A field is declared once: its name is the key, and with dashes the flag. Its comment is the help
+/// text, which ends with the default. `docs/handoffd.toml` gives the reasons.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct DaemonSettings {
+    /// How long a successor may take to be ready [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    ready_timeout: Option<Given<Time>>,
+
+    /// How long both generations accept connections before the old one retires; until then a
+    /// failure is rolled back [default: 1s]
+    #[arg(long, value_name = "TIME")]
+    bake: Option<Given<Time>>,
+
+    /// How long connections may take to end by themselves before they are cut [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    drain_timeout: Option<Given<Time>>,
+
+    /// Whether live connections move to the new generation; otherwise the old one drains them. A
+    /// listener's own `carry` in the file wins over this flag [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true")]
+    carry: Option<Given<OnHandoff>>,
+
+    /// The same as --carry=false
+    #[arg(long, conflicts_with = "carry")]
+    #[serde(skip)]
+    no_carry: bool,
+
+    /// During a drain, how long after accept a silent connection may still send its first request
+    /// [default: 1s]
+    #[arg(long, value_name = "TIME")]
+    first_request_grace: Option<Given<Time>>,
+
+    /// How many generations may serve or drain at once; if there are more, the oldest must cut its
+    /// drain short [default: 8]
+    #[arg(long, value_name = "COUNT")]
+    max_generations: Option<Given<MaxGenerations>>,
+
+    /// A file that always holds the pid of the process to signal [default: none]
+    #[arg(long, value_name = "PATH")]
+    pid_file: Option<Given<FilePath>>,
+
+    /// Serve metrics on this address, in the OpenMetrics format: GET /metrics. Needs --control
+    /// [default: none]
+    ///
+    /// If a parent passes in a socket named `metrics`, that socket is used instead.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) metrics: Option<Given<Address>>,
+
+    /// Path of the control socket for `reload` and `status` [default: $RUNTIME_DIRECTORY/control
+    /// under systemd, otherwise none]
+    #[arg(long, value_name = "PATH")]
+    control: Option<Given<SocketPath>>,
+
+    /// How many threads serve [default: one per core]
+    #[arg(long, value_name = "COUNT")]
+    pub(super) workers: Option<Given<WorkerCount>>,
+
+    /// What to log: error, warn, info, debug, trace or off, also for one target, as in
+    /// info,handoffd=debug [default: info]
+    #[arg(long, value_name = "FILTER")]
+    pub(super) log: Option<Given<Targets>>,
+
+    /// How log records look on standard error: text, or json for one JSON object a line; the
+    /// journal has fields in any case [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub(super) log_format: Option<Given<LogFormat>>,
+}
+
+impl DaemonSettings {
+    /// Adds the settings of `file` that these flags do not give.
+    pub(super) fn or(self, file: Self) -> Self {
+        Self {
+            ready_timeout: self.ready_timeout.or(file.ready_timeout),
+            bake: self.bake.or(file.bake),
+            drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            carry: self.carry.or(file.carry),
+            no_carry: self.no_carry,
+            first_request_grace: self.first_request_grace.or(file.first_request_grace),
+            max_generations: self.max_generations.or(file.max_generations),
+            pid_file: self.pid_file.or(file.pid_file),
+            metrics: self.metrics.or(file.metrics),
+            control: self.control.or(file.control),
+            workers: self.workers.or(file.workers),
+            log: self.log.or(file.log),
+            log_format: self.log_format.or(file.log_format),
+        }
+    }
+
+    /// Returns the configuration of a generation with these settings and listeners.
+    /// `runtime_directory` is the default directory of the control socket.
+    pub(super) fn into_config(
+        self,
+        listeners: Listeners,
+        runtime_directory: Option<&Path>,
+    ) -> Config {
+        let mut config = Config::default();
+        config.listeners = listeners;
+        set(&mut config.ready_timeout, self.ready_timeout);
+        set(&mut config.bake, self.bake);
+        set(&mut config.drain_timeout, self.drain_timeout);
+        set(&mut config.on_handoff, self.carry);
+        if self.no_carry {
+            config.on_handoff = OnHandoff::Drain;
+        }
+        set(&mut config.first_request_grace, self.first_request_grace);
+        set(&mut config.max_generations, self.max_generations);
+        config.pid_file = value(self.pid_file);
+        let default = runtime_directory.map(|folder| default_control_path(Some(folder)));
+        config.control = value(self.control).or(default);
+        config
+    }
+}

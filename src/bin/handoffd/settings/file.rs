@@ -1,0 +1,168 @@
+//! The configuration file: the settings of the daemon, and the listeners with their services.
+//!
+//! The file is written in TOML. An error message is one line that contains the position, the
+//! mistake and the expected value. A new generation reads the file again, and must find every error
+//! before it changes anything. Therefore the whole file is checked at once. Only the configuration
+//! file itself is opened.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use handoffd::Error;
+use handoffd::listen::{ListenerName, Listeners, METRICS_LISTENER};
+use handoffd::proxy::ProxyConfig;
+use nix::fcntl::OFlag;
+use nix::sys::statfs::{self, FsType, fstatfs};
+use serde::Deserialize;
+use toml::de::DeTable;
+
+use super::daemon::DaemonSettings;
+use super::listeners::{self, CheckedListener, TakenBy};
+use super::mistake::Mistake;
+use crate::failure::Failure;
+
+/// The maximum size of a configuration file in bytes. A larger file is probably not a configuration
+/// file.
+const LONGEST: u64 = 1024 * 1024;
+
+/// The file systems whose files have contents that the kernel generates on each read.
+const KERNEL_FILES: [FsType; 4] =
+    [statfs::PROC_SUPER_MAGIC, statfs::SYSFS_MAGIC, statfs::DEBUGFS_MAGIC, statfs::TRACEFS_MAGIC];
+
+/// The contents of a configuration file, and its path for error messages.
+#[derive(Debug)]
+pub(crate) struct ConfigFile {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+/// The settings in a configuration file.
+#[derive(Debug)]
+pub(crate) struct FileSettings {
+    pub(crate) daemon: DaemonSettings,
+    pub(crate) listeners: Listeners,
+    /// The service of each listener, in the order of the file. Each listener in `listeners` has one
+    /// entry, and the list is never empty.
+    pub(crate) services: Vec<(ListenerName, ServiceConfig)>,
+}
+
+/// The service that runs on a listener.
+#[derive(Clone, Debug)]
+pub(crate) enum ServiceConfig {
+    /// The echo service, which sends back all data that it reads.
+    Echo,
+    /// The proxy service, which forwards connections to upstreams.
+    Proxy(Box<ProxyConfig>),
+}
+
+impl ConfigFile {
+    /// Reads the file at `path`.
+    ///
+    /// Returns [`Failure::ConfigFileUnreadable`] if the file cannot be read or has more than 1 MiB.
+    /// Returns it also if `path` is not a regular file, because the next generation could not read
+    /// such a file again.
+    pub(crate) fn open(path: PathBuf) -> Result<Self, Failure> {
+        match read(&path) {
+            Ok(bytes) => Ok(Self { path, bytes }),
+            Err(source) => Err(Failure::ConfigFileUnreadable { file: path, source }),
+        }
+    }
+
+    /// Takes these contents for those of the file at `path`.
+    #[cfg(any(fuzzing, test))]
+    pub(super) fn of(path: PathBuf, bytes: Vec<u8>) -> Self {
+        Self { path, bytes }
+    }
+
+    /// Returns the contents of the file. The identity of a generation contains a digest of them.
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Parses the file. Returns [`Failure::ConfigFile`] for the first mistake, with its position.
+    pub(crate) fn parse(&self) -> Result<FileSettings, Failure> {
+        let text = std::str::from_utf8(&self.bytes).map_err(|error| {
+            let place = error.valid_up_to();
+            self.failure(Mistake::at(place, "this is not UTF-8, expected text"))
+        })?;
+        parse(text).map_err(|mistake| self.failure(mistake))
+    }
+
+    /// Returns the failure that reports a mistake in this file.
+    pub(crate) fn failure(&self, mistake: Mistake) -> Failure {
+        let text = match std::str::from_utf8(&self.bytes) {
+            Ok(text) => text,
+            Err(error) => std::str::from_utf8(&self.bytes[..error.valid_up_to()]).unwrap_or(""),
+        };
+        mistake.in_file(&self.path, text)
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let no_file = || io::Error::other("not a regular file: each generation reads it again");
+    // Check the type of the file before opening it, because opening a device may have side
+    // effects.
+    if !fs::metadata(path)?.is_file() {
+        return Err(no_file());
+    }
+    // Open with `O_NONBLOCK`, because someone may have replaced the file by a pipe in the
+    // meantime. Without this flag, opening a pipe waits for a writer.
+    let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    // Refuse files whose contents the kernel generates. They look like regular files, but
+    // reading some of them blocks until data arrives (see proc_kmsg(5)).
+    let is_of_kernel =
+        fstatfs(&file).is_ok_and(|system| KERNEL_FILES.contains(&system.filesystem_type()));
+    if is_of_kernel || !file.metadata()?.is_file() {
+        return Err(no_file());
+    }
+    let mut bytes = Vec::new();
+    file.take(LONGEST + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LONGEST {
+        return Err(io::Error::other("it has more than 1 MiB"));
+    }
+    Ok(bytes)
+}
+
+fn parse(text: &str) -> Result<FileSettings, Mistake> {
+    // Report only the first error in the file. After an invalid value the parser misreads the
+    // following text, so later errors may be wrong.
+    let (mut file, errors) = DeTable::parse_recoverable(text);
+    let first = errors.iter().min_by_key(|error| error.span().map_or(0, |span| span.start));
+    if let Some(first) = first {
+        return Err(Mistake::of_toml(first, text));
+    }
+    let tables = listeners::take_tables(file.get_mut())?;
+    let daemon = DaemonSettings::deserialize(toml::Deserializer::from(file));
+    let daemon = daemon.map_err(|error| Mistake::of_toml(&error, text))?;
+    let mut taken = TakenBy::new();
+    let listeners = listeners::read(tables, text, &mut taken)?;
+    check_metrics(&daemon, &listeners, &mut taken)?;
+    let (listeners, services): (Vec<_>, Vec<_>) =
+        listeners.into_iter().map(CheckedListener::split).unzip();
+    // This call never fails, because the names and the addresses were checked above. Only there,
+    // their positions in the file are known.
+    let listeners = Listeners::new(listeners).map_err(|error| Mistake::at(0, error.to_string()))?;
+    Ok(FileSettings { daemon, listeners, services })
+}
+
+/// Checks that the metrics listener has a name and an address of its own.
+fn check_metrics(
+    daemon: &DaemonSettings,
+    listeners: &[CheckedListener],
+    taken: &mut TakenBy,
+) -> Result<(), Mistake> {
+    let Some(metrics) = &daemon.metrics else { return Ok(()) };
+    let refuse = |error: Error| Mistake::at(metrics.offset, error.to_string());
+    let name: ListenerName = METRICS_LISTENER.parse().map_err(refuse)?;
+    listeners::take(taken, metrics, &name)?;
+    if listeners.iter().any(|listener| *listener.name() == name) {
+        let what = format!(
+            "the name of this listener is {METRICS_LISTENER:?}, expected no other of that name"
+        );
+        return Err(Mistake::at(metrics.offset, what));
+    }
+    Ok(())
+}

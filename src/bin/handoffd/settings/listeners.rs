@@ -1,0 +1,200 @@
+//! The listeners of a configuration file. This module checks that required settings are present and
+//! that listeners do not conflict.
+
+use std::ops::Range;
+
+use handoffd::Error;
+use handoffd::listen::{Address, ListenerConfig, ListenerName, TakenAddresses};
+use handoffd::proxy::{Loop, UpstreamTarget, find_loop};
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
+
+use super::file::ServiceConfig;
+use super::kinds::ServiceName;
+use super::listener::ListenerSettings;
+use super::mistake::{Mistake, Source};
+use super::proxy::ProxySettings;
+use super::value::{Given, Kind};
+
+const A_LISTENER: &str = "expected a table with the listener's name, as in [listener.web]";
+
+/// The name of a listener in the file, and its table.
+type ListenerTable<'a> = (Spanned<DeString<'a>>, Spanned<DeTable<'a>>);
+
+/// The addresses that listeners already use. Each has the name of its listener, for error messages.
+pub(super) type TakenBy = TakenAddresses<(Address, ListenerName)>;
+
+/// A listener of the configuration file, and the service that it runs.
+pub(super) struct CheckedListener {
+    name: ListenerName,
+    config: ListenerConfig,
+    service: ServiceConfig,
+    /// Where each upstream is in the file, for error messages.
+    upstream_places: Vec<Option<usize>>,
+}
+
+impl CheckedListener {
+    pub(super) const fn name(&self) -> &ListenerName {
+        &self.name
+    }
+
+    pub(super) fn split(self) -> (ListenerConfig, (ListenerName, ServiceConfig)) {
+        (self.config, (self.name, self.service))
+    }
+
+    fn upstreams(&self) -> &[UpstreamTarget] {
+        match &self.service {
+            ServiceConfig::Proxy(proxy) => proxy.upstreams.as_slice(),
+            ServiceConfig::Echo => &[],
+        }
+    }
+}
+
+/// Removes the tables of the listeners from the file, in the order of the file. Refuses anything
+/// else under the key `listener`, which is not a setting of the daemon.
+pub(super) fn take_tables<'a>(file: &mut DeTable<'a>) -> Result<Vec<ListenerTable<'a>>, Mistake> {
+    let no_table =
+        |place: Range<usize>| Mistake::at(place.start, format!("this is no table, {A_LISTENER}"));
+    let table = |value: Spanned<DeValue<'a>>| {
+        let span = value.span();
+        match value.into_inner() {
+            DeValue::Table(table) => Ok(Spanned::new(span, table)),
+            _ => Err(no_table(span)),
+        }
+    };
+    let Some(listeners) = file.remove("listener") else { return Ok(Vec::new()) };
+    let mut tables = table(listeners)?
+        .into_inner()
+        .into_iter()
+        .map(|(name, value)| Ok((name, table(value)?)))
+        .collect::<Result<Vec<_>, _>>()?;
+    tables.sort_by_key(|(name, _)| name.span().start);
+    Ok(tables)
+}
+
+/// Reads all listeners of the file, whose contents are `text`. Adds the address of each to `taken`.
+pub(super) fn read(
+    tables: Vec<ListenerTable<'_>>,
+    text: &str,
+    taken: &mut TakenBy,
+) -> Result<Vec<CheckedListener>, Mistake> {
+    if tables.is_empty() {
+        // Refuse a file without listeners. It may be empty or half-written, and accepting it would
+        // close the sockets of the previous generation.
+        let what = "there is no listener, expected at least one, as in [listener.web]";
+        return Err(Mistake::at(0, what));
+    }
+    let listeners: Vec<_> =
+        tables.into_iter().map(|table| one(table, text, taken)).collect::<Result<_, _>>()?;
+    check_loops(&listeners)?;
+    Ok(listeners)
+}
+
+/// Checks that no proxy connects to itself, directly or through other listeners.
+fn check_loops(listeners: &[CheckedListener]) -> Result<(), Mistake> {
+    let all = listeners.iter().map(|listener| (&listener.config.address, listener.upstreams()));
+    let Some(Loop { listener, upstream, leads_to }) = find_loop(&all.collect::<Vec<_>>()) else {
+        return Ok(());
+    };
+    let what = format!(
+        "the upstream {} leads back to the listener {:?}, expected one that does not",
+        listeners[listener].upstreams()[upstream],
+        listeners[leads_to].name.as_str()
+    );
+    Err(Mistake::at(listeners[listener].upstream_places[upstream], what))
+}
+
+/// Adds the address of a listener to `taken`.
+pub(super) fn take(
+    taken: &mut TakenBy,
+    address: &Given<Address>,
+    name: &ListenerName,
+) -> Result<(), Mistake> {
+    let Given { value: address, offset } = address;
+    taken.take(address, (address.clone(), name.clone())).map_err(|(other, owner)| {
+        let owner = owner.as_str();
+        let what = if other == *address {
+            format!("the listener {owner:?} has the address {address} already, expected another")
+        } else {
+            format!(
+                "the address {address} overlaps with {other} of the listener {owner:?}, expected \
+                another"
+            )
+        };
+        Mistake::at(*offset, what)
+    })
+}
+
+/// Reads one listener from its table in the file.
+fn one(
+    (name, table): ListenerTable<'_>,
+    text: &str,
+    taken: &mut TakenBy,
+) -> Result<CheckedListener, Mistake> {
+    let place = name.span().start;
+    let lacks = |what, expected| {
+        let name = name.get_ref();
+        Mistake::at(place, format!("the listener {name:?} has no {what}, expected {expected}"))
+    };
+    let parsed: Result<ListenerName, Error> = name.get_ref().parse();
+    let parsed = parsed.map_err(|error| Mistake::at(place, error.to_string()))?;
+    let (mut settings, proxy) = split(table, text)?;
+    let address = settings.address.take();
+    let address =
+        address.ok_or_else(|| lacks("address", "one, as in address = \"127.0.0.1:8080\""))?;
+    take(taken, &address, &parsed)?;
+    let address = address.value;
+    let service = settings.service.take().map(|service| service.value);
+    let mut upstream_places = Vec::new();
+    let service = match service.ok_or_else(|| lacks("service", ServiceName::EXPECTED))? {
+        ServiceName::Echo => {
+            if let Some((setting, value)) =
+                proxy.get_ref().iter().min_by_key(|(_, value)| value.span().start)
+            {
+                let what = format!(
+                    "{} is a setting of a proxy, expected service = \"proxy\" and not \"echo\"",
+                    setting.get_ref()
+                );
+                return Err(Mistake::at(value.span().start, what));
+            }
+            ServiceConfig::Echo
+        }
+        ServiceName::Proxy => {
+            let list = proxy.get_ref().get("upstreams").map(|list| list.span().start);
+            let proxy: ProxySettings = deserialize(proxy, text)?;
+            let Some(upstreams) = &proxy.upstreams else {
+                return Err(lacks("upstreams", "some, as in upstreams = [\"127.0.0.1:9000\"]"));
+            };
+            if upstreams.is_empty() {
+                let what = "no upstream is given, expected at least one";
+                return Err(Mistake::at(list, what));
+            }
+            upstream_places = upstreams.iter().map(|upstream| upstream.offset).collect();
+            ServiceConfig::Proxy(Box::new(proxy.into_config(Source::File, &[&address])?))
+        }
+    };
+    let mut config = ListenerConfig::new(address);
+    config.name = Some(parsed.clone());
+    settings.apply(&mut config);
+    Ok(CheckedListener { name: parsed, config, service, upstream_places })
+}
+
+/// Reads the settings that every listener has, and returns the settings of a proxy unread. Values
+/// of both kinds stand in one table, and only the service says whether both may.
+fn split<'a>(
+    table: Spanned<DeTable<'a>>,
+    text: &str,
+) -> Result<(ListenerSettings, Spanned<DeTable<'a>>), Mistake> {
+    let span = table.span();
+    let (proxy, other): (DeTable<'_>, DeTable<'_>) =
+        table.into_inner().into_iter().partition(|(key, _)| ProxySettings::has(key.get_ref()));
+    Ok((deserialize(Spanned::new(span.clone(), other), text)?, Spanned::new(span, proxy)))
+}
+
+fn deserialize<T: for<'de> Deserialize<'de>>(
+    table: Spanned<DeTable<'_>>,
+    text: &str,
+) -> Result<T, Mistake> {
+    T::deserialize(toml::Deserializer::from(table)).map_err(|error| Mistake::of_toml(&error, text))
+}
