@@ -12,9 +12,9 @@ use axum::http::header::{CONNECTION, HeaderValue};
 use axum::middleware::map_response;
 use axum::response::Response;
 use axum::routing::get;
-use handoffd::embed::{Acceptor, AfterDrain, Retirement, Starting};
-use handoffd::listen::{Listeners, Peer, Stream};
-use handoffd::{Config, Inheritance};
+use handoffd::embed::{Acceptor, AfterDrain, Retirement};
+use handoffd::listen::{Peer, Stream};
+use handoffd::{Builder, Config, Inheritance};
 
 /// How long a keep-alive connection may wait for its next request after the successor has taken
 /// over.
@@ -29,20 +29,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7001".to_owned());
-    let config = Config {
-        listeners: Listeners::new(vec![format!("http={address}").parse()?])?,
-        // Browsers open connections in advance; give them time to send a request.
-        first_request_grace: Duration::from_secs(10),
-        ..Config::default()
-    };
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(serve(config, inheritance))
+    // Browsers open connections in advance; give them time to send a request.
+    let patient = |config: &mut Config| config.first_request_grace = Duration::from_secs(10);
+    let server = Builder::new(inheritance).listen(&format!("http={address}"))?.configure(patient);
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(server))
 }
 
-async fn serve(config: Config, inheritance: Inheritance) -> Result<(), Box<dyn Error>> {
-    let starting = Starting::new(config, inheritance)?;
+async fn serve(server: Builder) -> Result<(), Box<dyn Error>> {
+    let starting = server.start()?;
     let whoami = format!("generation {} process {}\n", starting.generation(), std::process::id());
     let app = Router::new().route("/", get(move || async { whoami }));
     let mut serving = starting.ready()?;

@@ -7,8 +7,7 @@ use std::error::Error;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use handoffd::listen::Listeners;
-use handoffd::{Config, Connection, Inheritance, Next, Service};
+use handoffd::{Builder, Config, Connection, Inheritance, Next, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 struct Shout;
@@ -39,13 +38,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7000".to_owned());
-    let config = Config {
-        listeners: Listeners::new(vec![address.parse()?])?,
-        // A person at a terminal connects first and thinks about the first line afterwards.
-        first_request_grace: Duration::from_secs(10),
-        ..Config::default()
-    };
+    // A person at a terminal connects first and thinks about the first line afterwards.
+    let patient = |config: &mut Config| config.first_request_grace = Duration::from_secs(10);
+    let server = Builder::new(inheritance).listen(&address)?.configure(patient);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(handoffd::run(config, inheritance, Shout))?;
+    runtime.block_on(server.run(Shout))?;
     Ok(())
 }

@@ -9,8 +9,7 @@ use std::error::Error;
 use std::io::IsTerminal;
 
 use handoffd::carry::{CarriedState, Declined};
-use handoffd::listen::{Listeners, OnHandoff};
-use handoffd::{Config, Connection, Inheritance, Next, Service};
+use handoffd::{Builder, Connection, Inheritance, Next, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 struct Tally;
@@ -81,12 +80,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7000".to_owned());
-    let config = Config {
-        listeners: Listeners::new(vec![address.parse()?])?,
-        on_handoff: OnHandoff::Carry,
-        ..Config::default()
-    };
+    let server = Builder::new(inheritance).listen(&address)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(handoffd::run(config, inheritance, Tally))?;
+    runtime.block_on(server.run(Tally))?;
     Ok(())
 }

@@ -17,6 +17,7 @@ const UNIX_NAME_MAX: usize = 107;
 
 /// The address on which a listener accepts connections.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Address {
     /// A TCP address, such as `192.0.2.1:80` or `[2001:db8::1]:80`. `[::]:80` also accepts IPv4
     /// (dual stack), regardless of the system default.
@@ -32,6 +33,15 @@ pub enum Address {
 }
 
 impl Address {
+    /// Returns whether this is the address of a Unix socket.
+    #[must_use]
+    pub const fn is_unix(&self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::Tcp6Only(_) => false,
+            Self::UnixPath(_) | Self::UnixAbstract(_) => true,
+        }
+    }
+
     /// Returns whether the kernel chooses the port, that is, whether the port is 0. Several
     /// listeners may have the same address with port 0, because the kernel gives each its own port.
     pub(crate) const fn is_any_port(&self) -> bool {

@@ -198,6 +198,7 @@ impl DrainGuard {
 
 /// The result of a drain: how many connections ended in which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DrainReport {
     /// The number of connections that ended by themselves before the deadline.
     pub ended: usize,

@@ -91,7 +91,7 @@ pub use config::{Config, MaxGenerations};
 pub use error::{Error, ExitStatus};
 pub use generation::Generation;
 pub use handoff::Inheritance;
-pub use lifecycle::{run, run_on};
+pub use lifecycle::{Builder, run};
 pub use server::Workers;
 pub use service::{Connection, Echo, Next, Service};
 
@@ -111,7 +111,7 @@ pub mod listen {
         DEFAULT_ADDRESS, ListenerConfig, ListenerName, Listeners, METRICS_LISTENER, OnHandoff,
         SocketAccess, SocketMode, TakenAddresses, UniqueListeners,
     };
-    pub use crate::net::{Listener, ListenerSet, Origin, Peer, Stream};
+    pub use crate::net::{Binding, Listener, ListenerSet, Origin, Peer, Stream};
 }
 
 /// A service that forwards each connection to an upstream.

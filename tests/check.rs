@@ -34,7 +34,7 @@ fn a_check_accepts_every_valid_daemon_configuration() {
         &["proxy", "--to", "@a", "--carry"],
     ];
     carry.iter().for_each(|flags| drop(check(folder.path(), flags).well()));
-    check(folder.path(), &["proxy", "--to", "nowhere"]).names(64, &["bad address \"nowhere\""]);
+    check(folder.path(), &["proxy", "--to", "nowhere"]).names(64, &["'nowhere'", "--to"]);
     put(folder.path(), "[listener.web]\naddress = '/no/such/folder/socket'\nservice = 'echo'\n");
     check(folder.path(), &["--config", "handoffd.toml"])
         .names(78, &["web", "/no/such/folder/socket", "No such file"]);
@@ -59,7 +59,7 @@ fn contradictory_flags_are_named() {
         (&["proxy", "--to", "@a", "--max-connections", "5"], &["required", "--listen"]),
         (
             &["proxy", "--to", "@a", "--send-proxy-header", "v3"],
-            &["--send-proxy-header", "v3", "v1 or v2"],
+            &["--send-proxy-header", "v3", "v1 (text) or v2"],
         ),
         (&["proxy", "--to", "@a", "--to", "@a"], &["@a", "twice"]),
         (

@@ -40,7 +40,7 @@ fn help_of(words: &[String]) -> Vec<Help> {
     let flags: Vec<_> = section("Options:")
         .map(str::trim_start)
         .filter(|line| line.starts_with('-'))
-        .filter_map(|line| line.split("--").nth(1)?.split(' ').next().map(ToOwned::to_owned))
+        .filter_map(|line| line.split("--").nth(1)?.split([' ', '[']).next().map(ToOwned::to_owned))
         .collect();
     assert!(flags.contains(&"help".to_owned()), "{text}");
     let below =

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use crate::address::Address;
 use crate::error::Error;
-use crate::report::Identity;
+use crate::report::{Identity, Settings};
 
 pub use overlap::TakenAddresses;
 #[cfg(feature = "proxy")]
@@ -46,6 +46,7 @@ pub const METRICS_LISTENER: &str = "metrics";
 
 /// The configuration of a generation.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Config {
     /// The listeners on which this generation accepts connections.
     pub listeners: Listeners,
@@ -90,6 +91,18 @@ impl Default for Config {
             pid_file: None,
             control: None,
             identity: Identity::default(),
+        }
+    }
+}
+
+/// The time limits of a configuration, as a status report shows them.
+impl From<&Config> for Settings {
+    fn from(config: &Config) -> Self {
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            ready_timeout_ms: milliseconds(config.ready_timeout),
+            bake_ms: milliseconds(config.bake),
+            drain_timeout_ms: milliseconds(config.drain_timeout),
         }
     }
 }
@@ -160,7 +173,7 @@ pub struct UniqueListeners(Vec<ListenerConfig>);
 impl UniqueListeners {
     fn new(listeners: Vec<ListenerConfig>) -> Result<Self, Error> {
         let mut names = HashSet::new();
-        let mut taken = TakenAddresses::new();
+        let mut taken = TakenAddresses::default();
         for (index, one) in listeners.iter().enumerate() {
             let name = one.name_at(index);
             if names.contains(&name) {
@@ -188,6 +201,7 @@ impl UniqueListeners {
 
 /// The configuration of one listener, written as `[name=]ADDRESS`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ListenerConfig {
     /// The name of the listener. The listener inherits the socket with this name. Without a name,
     /// it inherits the socket with its address, or else the socket at its position in the list.

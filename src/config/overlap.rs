@@ -27,13 +27,13 @@ struct Port<T> {
     dual: Option<T>,
 }
 
-impl<T: Clone> TakenAddresses<T> {
-    /// Creates a set without addresses.
-    #[must_use]
-    pub fn new() -> Self {
+impl<T> Default for TakenAddresses<T> {
+    fn default() -> Self {
         Self { unix: HashMap::new(), ports: HashMap::new() }
     }
+}
 
+impl<T: Clone> TakenAddresses<T> {
     /// Reserves an address for a listener, so that no later listener may overlap with it.
     ///
     /// # Errors
@@ -124,7 +124,7 @@ mod tests {
     /// Returns whether two listeners can use the two addresses at the same time, in either order.
     fn are_apart(one: &str, other: &str) -> bool {
         let apart = |first: &str, second: &str| {
-            let mut taken = TakenAddresses::new();
+            let mut taken = TakenAddresses::default();
             taken.take(&address(first), 1).unwrap();
             taken.take(&address(second), 2).is_ok()
         };

@@ -12,6 +12,7 @@ use crate::error::Error;
 
 /// The configuration of the proxy of one listener.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ProxyConfig {
     /// The upstreams to which the proxy forwards connections.
     pub upstreams: Upstreams,
@@ -73,6 +74,7 @@ impl ProxyConfig {
 
 /// Which upstream a proxy tries first for a new client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Balance {
     /// The proxy starts with the next upstream for each client.
     #[default]
@@ -103,6 +105,7 @@ impl FromStr for Balance {
 /// The version of the PROXY header that tells an upstream the client's address. The PROXY protocol
 /// was defined by HAProxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum HeaderVersion {
     /// Version 1, in which the header is a line of text.
     V1,
@@ -127,6 +130,7 @@ impl FromStr for HeaderVersion {
 
 /// When the proxy ejects a failing upstream, that is, stops using it for some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Ejection {
     /// How many failures in a row eject an upstream. Default 3. With zero, no upstream is ejected.
     pub failures: u32,
@@ -143,11 +147,20 @@ impl Default for Ejection {
 
 /// A periodic health check of each upstream: the proxy connects and closes the connection at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Check {
     /// The time between two health checks of an upstream.
     pub interval: Duration,
     /// How long a health check may take before it counts as failed.
     pub timeout: Duration,
+}
+
+impl Check {
+    /// Returns health checks in this interval, each of which may take 2 s.
+    #[must_use]
+    pub const fn every(interval: Duration) -> Self {
+        Self { interval, timeout: Duration::from_secs(2) }
+    }
 }
 
 /// A set of clients: the clients in one network, or the clients of Unix sockets.

@@ -10,6 +10,7 @@ use crate::error::Error;
 /// group of the process. The settings apply only to a path that a generation binds, not to a socket
 /// that a parent passes in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SocketAccess {
     /// The permissions of the path. They do not depend on the umask.
     pub mode: Option<SocketMode>,

@@ -9,6 +9,7 @@
 //! client. The client needs no async runtime. When the client gives up and disconnects, the daemon
 //! drops its request (see `server`).
 
+use std::fmt;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,7 @@ pub struct Control {
 
 /// The progress of a reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ReloadNews {
     /// The new generation accepts all new connections, and the old generation finishes the
     /// connections that it has.
@@ -73,6 +75,32 @@ pub enum ReloadNews {
         /// How many connections the old generation cut, because its time to drain was over.
         cut: u64,
     },
+}
+
+/// The text that the command `reload` prints.
+impl fmt::Display for ReloadNews {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Serving { generation, pid, after, draining } => {
+                write!(f, "generation {generation} serves")?;
+                if let Some(pid) = pid {
+                    write!(f, ", process {pid}")?;
+                }
+                if let Some(after) = after {
+                    write!(f, ", after {:.3} s", after.as_secs_f64())?;
+                }
+                if let Some(draining) = draining {
+                    write!(f, "; connections left: {draining}")?;
+                }
+                Ok(())
+            }
+            Self::Drained { generation, ended, carried, cut } => write!(
+                f,
+                "generation {generation} has drained; connections that ended: {ended}, that were \
+                carried: {carried}, that were cut: {cut}"
+            ),
+        }
+    }
 }
 
 /// Returns the path of the control socket in `folder`, which is the runtime directory of the

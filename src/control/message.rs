@@ -21,6 +21,7 @@ pub(crate) enum Request {
 
 /// The options of a reload request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ReloadOptions {
     /// The generation that the client believes to be active. If another generation is active, the
     /// daemon refuses the reload.

@@ -7,6 +7,7 @@ use nix::libc;
 /// The exit codes of the daemon and its commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum ExitStatus {
     /// The process or the command has succeeded.
     Done = 0,

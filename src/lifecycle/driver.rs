@@ -28,6 +28,7 @@ use crate::notify::{MainProcess, Notifier};
 
 /// The result of a generation that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RunReport {
     /// How the connections ended that were open when the last drain began.
     pub drain: DrainReport,

@@ -9,6 +9,7 @@
 //! with [`Starting`].
 
 mod actions;
+mod builder;
 mod check;
 mod drain;
 mod driver;
@@ -29,9 +30,9 @@ mod wakeup;
 use crate::config::Config;
 use crate::error::Error;
 use crate::handoff::Inheritance;
-use crate::server::{Server, Workers};
 use crate::service::Service;
 
+pub use builder::Builder;
 pub use driver::RunReport;
 pub use embed::{Acceptor, AfterDrain, Retirement, Serving, Starting};
 
@@ -53,21 +54,5 @@ pub async fn run<S: Service>(
     inheritance: Inheritance,
     service: S,
 ) -> Result<RunReport, Error> {
-    run_on(Workers::here(), config, inheritance, service).await
-}
-
-/// Like [`run`], but serves the connections on the given workers. Signals, deadlines and handoffs
-/// are still handled in the runtime of the caller.
-///
-/// # Errors
-/// Fails when this generation cannot start to accept connections, or ends early. A predecessor that
-/// has not handed over yet receives the reason and keeps serving.
-pub async fn run_on<S: Service>(
-    workers: Workers,
-    config: Config,
-    inheritance: Inheritance,
-    service: S,
-) -> Result<RunReport, Error> {
-    let server = Server::new(service, workers, config.clone());
-    driver::Driver::start(config, inheritance, server)?.live()?.run().await
+    Builder::new(inheritance).configure(|settings| *settings = config).run(service).await
 }

@@ -219,11 +219,7 @@ impl<P: DataPlane> Driver<P> {
             counters,
             listeners: listeners.collect(),
             last_handoff: self.history.last_handoff.clone(),
-            settings: Settings {
-                ready_timeout_ms: milliseconds(self.config.ready_timeout),
-                bake_ms: milliseconds(self.config.bake),
-                drain_timeout_ms: milliseconds(self.config.drain_timeout),
-            },
+            settings: Settings::from(&self.config),
         }
     }
 }

@@ -68,17 +68,6 @@ impl Stream {
             *late += count as u64;
         }
     }
-
-    /// Makes the kernel reset the connection when the stream is dropped, so that the peer does not
-    /// mistake the end for an orderly close. The reset may destroy data that the peer has not
-    /// acknowledged yet (see [`Stream::acknowledged`]). Unix sockets have no resets.
-    pub(crate) fn reset_on_drop(&self) {
-        if let Family::Tcp(socket) = &self.socket {
-            // Ignore an error, because this option can be set unless the connection has already
-            // ended.
-            let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
-        }
-    }
 }
 
 #[cfg(test)]

@@ -5,16 +5,15 @@ mod acceptor;
 mod beside;
 mod bind;
 mod claim;
-mod dial;
 mod ending;
 mod endpoint;
-mod hangup;
 mod listener;
 mod listener_set;
 mod origin;
 mod passed;
 mod peer;
-mod pipe;
+#[cfg(feature = "proxy")]
+mod proxied;
 mod shortage;
 mod socket_address;
 mod socket_file;
@@ -25,16 +24,14 @@ mod traffic;
 mod wanted;
 
 pub(crate) use acceptor::{Acceptor, pending};
-pub(crate) use dial::dial;
-pub(crate) use hangup::Gone;
 pub(crate) use listener::Accepted;
 pub use listener::Listener;
 pub use listener_set::ListenerSet;
-pub(crate) use origin::Binding;
-pub use origin::Origin;
+pub use origin::{Binding, Origin};
 pub(crate) use passed::Passed;
 pub use peer::Peer;
-pub(crate) use pipe::Pipe;
+#[cfg(feature = "proxy")]
+pub(crate) use proxied::{Gone, Pipe, dial};
 pub(crate) use socket_file::FileAccess;
 pub(crate) use stored_name::StoredName;
 #[cfg(any(fuzzing, test))]

@@ -18,6 +18,7 @@ use crate::error::Error;
 /// The origin of a listening socket. It decides which process may unlink the socket's path, and how
 /// the socket is matched to a configured listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Origin {
     /// A parent such as systemd created the socket, for this process or for an earlier generation.
     Inherited,

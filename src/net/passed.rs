@@ -123,7 +123,7 @@ impl Passed {
     /// Returns whether the kernel refuses to bind `wanted` because of this socket.
     pub(super) fn is_in_the_way_of(&self, wanted: &Address) -> bool {
         let Some(found) = endpoint::address_of(&self.socket) else { return false };
-        let mut taken = TakenAddresses::new();
+        let mut taken = TakenAddresses::default();
         let is_same =
             self.endpoint().is_some_and(|endpoint| Endpoint::of(wanted) == Some(endpoint));
         is_same || (taken.take(&found, ()).is_ok() && taken.take(wanted, ()).is_err())

@@ -1,7 +1,7 @@
 //! A connection that transfers bytes and counts them.
 //!
-//! `ending` closes a connection, and `hangup` detects a peer that is gone. [`super::peer`] has the
-//! facts about the peer, and the socket options that affect it.
+//! `ending` closes a connection. `proxied` has what only a proxy asks of a connection: connecting,
+//! socket options, splice(2), and the detection of a peer that is gone.
 
 use std::future::poll_fn;
 use std::io;
@@ -11,21 +11,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use socket2::{Domain, SockRef, Socket, Type};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::peer::Peer;
-use super::pipe::Pipe;
 use super::traffic::Traffic;
-use crate::sys;
 use crate::sys::reserve::Earmark;
 
 /// A TCP or Unix connection that counts the bytes that it transfers.
 #[derive(Debug)]
 pub struct Stream {
     pub(super) socket: Family,
-    traffic: Arc<Traffic>,
+    pub(super) traffic: Arc<Traffic>,
     /// Whether the peer has half-closed the connection. If so, closing the socket cannot cause a
     /// reset, because no more bytes arrive.
     pub(super) peer_finished: bool,
@@ -33,9 +31,9 @@ pub struct Stream {
     /// the peer does not notice when this process closes the socket.
     pub(super) is_shared: bool,
     /// Whether to try a write even if the tokio runtime regards the socket as not writable (see
-    /// `hangup`).
+    /// `proxied::hangup`).
     pub(super) tries_writes: bool,
-    delay: Delay,
+    pub(super) delay: Delay,
     /// A token that this stream holds until it has read its first byte. A drain waits for these
     /// tokens, and so for the first request of each client.
     awaiting_first_byte: Option<TaskTrackerToken>,
@@ -49,9 +47,10 @@ pub struct Stream {
 
 /// When to set `TCP_NODELAY`. The option is set just before the second write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Delay {
+pub(super) enum Delay {
     /// `TCP_NODELAY` is already set, or the connection does not need it.
     None,
+    #[cfg_attr(not(feature = "proxy"), expect(dead_code, reason = "only a proxy delays it"))]
     FromTheFirst,
     FromTheSecond,
 }
@@ -113,17 +112,6 @@ impl Stream {
         Ok(Self { traffic: Arc::new(traffic), peer_finished, is_shared: true, ..stream })
     }
 
-    /// Removes the socket from the tokio runtime and returns it, without closing the connection.
-    ///
-    /// # Errors
-    /// When the kernel fails to remove the socket from the runtime.
-    pub(crate) fn into_socket(self) -> io::Result<OwnedFd> {
-        match self.socket {
-            Family::Tcp(socket) => socket.into_std().map(OwnedFd::from),
-            Family::Unix(socket) => socket.into_std().map(OwnedFd::from),
-        }
-    }
-
     /// Returns whether the peer's half-close has been read from this connection.
     pub(crate) const fn peer_has_finished(&self) -> bool {
         self.peer_finished
@@ -158,30 +146,13 @@ impl Stream {
         self.traffic.sent()
     }
 
-    /// Returns the number of bytes transferred in both directions so far. A caller can compare two
-    /// results to see whether the connection was idle in between.
-    pub(crate) fn carried(&self) -> u64 {
-        self.received() + self.sent()
-    }
-
     /// Returns the byte counters of this connection.
     pub(crate) const fn traffic(&self) -> &Arc<Traffic> {
         &self.traffic
     }
 
-    /// Disables Nagle's algorithm (`TCP_NODELAY`, see tcp(7)), because a proxy does not know
-    /// whether more bytes will follow. Does nothing for a Unix socket.
-    ///
-    /// To save a system call, this stream sets the option just before the second write. The kernel
-    /// never delays the first write, and many connections have only one.
-    pub(crate) fn set_nodelay(&mut self) {
-        if matches!(self.socket, Family::Tcp(_)) {
-            self.delay = Delay::FromTheFirst;
-        }
-    }
-
     /// Sets `TCP_NODELAY` if the next write is the second one.
-    fn before_write(&mut self) {
+    pub(super) fn before_write(&mut self) {
         self.delay = match self.delay {
             Delay::None => return,
             Delay::FromTheFirst => Delay::FromTheSecond,
@@ -193,61 +164,6 @@ impl Stream {
                 Delay::None
             }
         };
-    }
-
-    /// Waits until a connect(2) that is in progress completes.
-    pub(super) async fn connected(&self) -> io::Result<()> {
-        let interest = Interest::WRITABLE | Interest::ERROR;
-        let ready = match &self.socket {
-            Family::Tcp(socket) => socket.ready(interest).await?,
-            Family::Unix(socket) => socket.ready(interest).await?,
-        };
-        // Ask the kernel for the error only if it has signalled one, to save a system call.
-        let error = if ready.is_error() { SockRef::from(self).take_error()? } else { None };
-        error.map_or(Ok(()), Err)
-    }
-
-    /// Moves received bytes into an empty pipe. Returns the number of bytes; 0 means that the peer
-    /// has half-closed.
-    ///
-    /// # Errors
-    /// The error of splice(2). `InvalidInput` also means that splice(2) cannot move these bytes,
-    /// and the caller must read them instead.
-    pub(crate) fn poll_fill(
-        &mut self,
-        cx: &mut Context<'_>,
-        pipe: &mut Pipe,
-    ) -> Poll<io::Result<usize>> {
-        let fill = |socket: BorrowedFd<'_>| match pipe.fill(socket) {
-            // Check for urgent data, at which splice(2) stops. In that case splice(2) reports end
-            // of file or `WouldBlock` although bytes have arrived.
-            Ok(0) | Err(_) if matches!(sys::socket::peek(socket, &mut [0]), Ok(1..)) => {
-                Err(io::ErrorKind::InvalidInput.into())
-            }
-            filled => filled,
-        };
-        let count = ready!(self.socket.poll_io(cx, Interest::READABLE, fill))?;
-        self.count_read(count);
-        Poll::Ready(Ok(count))
-    }
-
-    /// Moves bytes from a pipe to the peer, as many as the socket accepts. Returns the number of
-    /// bytes.
-    pub(crate) fn poll_drain(
-        &mut self,
-        cx: &mut Context<'_>,
-        pipe: &mut Pipe,
-    ) -> Poll<io::Result<usize>> {
-        self.before_write();
-        let count = ready!(match self
-            .socket
-            .poll_io(cx, Interest::WRITABLE, |socket| pipe.drain(socket))
-        {
-            Poll::Pending => self.try_write(|socket| pipe.drain(socket)),
-            drained => drained,
-        })?;
-        self.traffic.count_sent(count as u64);
-        Poll::Ready(Ok(count))
     }
 
     /// Waits until there are bytes to read or the peer has half-closed. Cancel safe.
@@ -274,47 +190,31 @@ impl Stream {
         !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    fn count_read(&mut self, count: usize) {
+    /// Tries a write even though the runtime regards the socket as not writable. A proxy has
+    /// then cleared the runtime's record in order to detect a lost peer (see `proxied::hangup`).
+    pub(super) fn try_write<T>(
+        &mut self,
+        write: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        if !self.tries_writes {
+            return Poll::Pending;
+        }
+        match write(self.as_fd()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // Rely on the runtime again. The kernel has now refused a write, so it will report
+                // when the socket becomes writable.
+                self.tries_writes = false;
+                Poll::Pending
+            }
+            done => Poll::Ready(done),
+        }
+    }
+
+    pub(super) fn count_read(&mut self, count: usize) {
         self.awaiting_first_byte = None;
         self.earmark = None;
         self.traffic.count_received(count as u64);
         self.peer_finished |= count == 0;
-    }
-}
-
-impl Family {
-    /// Makes a system call on the socket. If the call would block, the tokio runtime waits until
-    /// the socket is ready again.
-    pub(super) fn try_io<T>(
-        &self,
-        interest: Interest,
-        call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
-    ) -> io::Result<T> {
-        match self {
-            Self::Tcp(socket) => socket.try_io(interest, || call(socket.as_fd())),
-            Self::Unix(socket) => socket.try_io(interest, || call(socket.as_fd())),
-        }
-    }
-
-    /// Makes a system call on the socket as soon as the tokio runtime regards the socket as ready.
-    fn poll_io<T>(
-        &self,
-        cx: &mut Context<'_>,
-        interest: Interest,
-        mut call: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
-    ) -> Poll<io::Result<T>> {
-        loop {
-            ready!(match (self, interest.is_readable()) {
-                (Self::Tcp(socket), true) => socket.poll_read_ready(cx),
-                (Self::Tcp(socket), false) => socket.poll_write_ready(cx),
-                (Self::Unix(socket), true) => socket.poll_read_ready(cx),
-                (Self::Unix(socket), false) => socket.poll_write_ready(cx),
-            })?;
-            let done = self.try_io(interest, &mut call);
-            if !matches!(&done, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
-                return Poll::Ready(done);
-            }
-        }
     }
 }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 /// All counters of a generation or of the whole service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct Counters {
     /// The counters of each listener, by the listener's name.
     pub listeners: BTreeMap<String, ListenerCounters>,
@@ -27,6 +28,7 @@ pub struct Counters {
 /// The counters of one listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct ListenerCounters {
     /// How many connections were accepted.
     pub accepted: u64,
@@ -58,6 +60,7 @@ pub struct ListenerCounters {
 /// The counters of one upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct UpstreamCounters {
     /// How many connections to the upstream were made.
     pub connected: u64,
@@ -79,6 +82,7 @@ pub struct UpstreamCounters {
 /// The number of handoffs by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct HandoffCounters {
     /// How many handoffs succeeded, so that the successor became the active generation.
     pub succeeded: u64,

@@ -19,6 +19,7 @@ pub(crate) use forecast::CarryForecast;
 
 /// The status of one generation, as sent to other generations and to an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Report {
     /// The number of the generation that this report describes.
     pub generation: Generation,
@@ -67,6 +68,7 @@ impl Report {
 /// The program that a generation runs, and its configuration. They show an operator which
 /// deployment a generation belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Identity {
     /// The version of the program. `None` if it is not known.
     pub version: Option<String>,
@@ -83,6 +85,7 @@ pub struct Identity {
 /// The state of a generation during its life, from its start to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum GenerationState {
     /// The generation does not accept connections yet.
     Starting,
@@ -108,6 +111,7 @@ pub enum GenerationState {
 
 /// The number, age and traffic of the connections of a generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Connections {
     /// How many connections are open.
     pub open: u64,
@@ -120,6 +124,7 @@ pub struct Connections {
 
 /// The status of all generations, as reported by the active generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Status {
     /// The generation number of the active generation.
     pub serving: Generation,
@@ -138,6 +143,7 @@ pub struct Status {
 
 /// The name and the address of one listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ListenerReport {
     /// The name of the listener in the configuration.
     pub name: String,
@@ -150,6 +156,7 @@ pub struct ListenerReport {
 
 /// The outcome of the last handoff.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct LastHandoff {
     /// When the handoff ended, in milliseconds since 1970.
     pub unix_ms: u64,
@@ -180,6 +187,7 @@ pub enum Outcome {
 
 /// The configured time limits of a handoff and of a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Settings {
     /// How long a successor may take to become ready, in milliseconds.
     pub ready_timeout_ms: u64,

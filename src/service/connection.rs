@@ -126,6 +126,7 @@ impl Connection {
 
     /// Returns the handle by which the server asks for a move. A service uses this handle if it
     /// cannot borrow the connection while it waits.
+    #[cfg(feature = "proxy")]
     pub(super) fn word(&self) -> Option<Arc<CarryRequest>> {
         self.word.clone()
     }

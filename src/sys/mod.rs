@@ -21,4 +21,5 @@ pub(crate) mod reserve;
 pub(crate) mod signals;
 pub(crate) mod socket;
 pub(crate) mod spawn;
+#[cfg(feature = "proxy")]
 pub(crate) mod splice;

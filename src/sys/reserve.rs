@@ -93,6 +93,7 @@ fn require_free(any: impl AsFd, end: RawFd, count: RawFd) -> io::Result<()> {
 ///
 /// # Errors
 /// `EMFILE` when only the reserve of descriptors is left.
+#[cfg(feature = "proxy")]
 pub(crate) fn open<T: AsFd>(open: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let _opening = lock_near();
     let opened = open()?;

@@ -130,6 +130,7 @@ pub(crate) fn receive_packet(channel: BorrowedFd<'_>, buffer: &mut [u8]) -> io::
 
 /// Copies received bytes into `buffer` without consuming them. Returns the number of bytes; 0 means
 /// that the peer has half-closed.
+#[cfg(feature = "proxy")]
 pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
         .map_err(Into::into)

@@ -218,16 +218,14 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Failure
             None => flags.serve.read(runtime_directory)?.into(),
             Some(Checked::Proxy(proxy)) => proxy.read(runtime_directory)?.into(),
         }),
-        Some(CommandLine::Reload(flags)) => Command::Reload {
-            options: ReloadOptions {
-                expect_generation: flags.expect_generation,
-                timeout_ms: flags
-                    .timeout
-                    .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
-                wait_drained: flags.wait_drained,
-            },
-            control: find(flags.daemon),
-        },
+        Some(CommandLine::Reload(flags)) => {
+            let mut options = ReloadOptions::default();
+            options.expect_generation = flags.expect_generation;
+            let milliseconds = |limit: Duration| u64::try_from(limit.as_millis());
+            options.timeout_ms = flags.timeout.map(|limit| milliseconds(limit).unwrap_or(u64::MAX));
+            options.wait_drained = flags.wait_drained;
+            Command::Reload { control: find(flags.daemon), options }
+        }
         Some(CommandLine::Doctor(flags)) if flags.user => Command::Doctor {
             control: flags
                 .daemon

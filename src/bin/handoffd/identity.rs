@@ -17,12 +17,12 @@ pub(crate) fn identity(file: &[u8]) -> Identity {
         digest.update([0]);
     }
     digest.update(file);
-    Identity {
-        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        build: build_id(),
-        configuration: Some(hexadecimal(&digest.finalize())),
-        control_group: control_group(),
-    }
+    let mut identity = Identity::default();
+    identity.version = Some(env!("CARGO_PKG_VERSION").to_owned());
+    identity.build = build_id();
+    identity.configuration = Some(hexadecimal(&digest.finalize()));
+    identity.control_group = control_group();
+    identity
 }
 
 /// Returns the control group of this process, from which systemd knows its unit (see cgroups(7)).

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use cli::Command;
 use failure::Failure;
 use handoffd::text::one_line;
-use handoffd::{Config, Error, ExitStatus, Inheritance, Workers};
+use handoffd::{Builder, Config, Error, ExitStatus, Inheritance, Workers};
 use logging::Destination;
 use metrics::WithMetrics;
 use settings::{StartSettings, Watched};
@@ -119,8 +119,10 @@ fn run(
             inheritance.refuse(&error);
             return Err(error);
         }
+        let server = Builder::new(inheritance).configure(|settings| *settings = config);
+        let server = server.workers(workers);
         tokio::select! {
-            served = handoffd::run_on(workers, config, inheritance, Arc::clone(&service)) => {
+            served = server.run(Arc::clone(&service)) => {
                 Ok(served.map(drop)?)
             }
             never = service.routes.watch() => match never {},

@@ -117,7 +117,7 @@ fn table(status: &Status) -> String {
             }
         }
     }
-    let HandoffCounters { succeeded, failed, rolled_back } = status.counters.handoffs;
+    let HandoffCounters { succeeded, failed, rolled_back, .. } = status.counters.handoffs;
     text +=
         &format!("handoffs: {succeeded} succeeded, {failed} failed, {rolled_back} rolled back\n");
     if let Some(last) = &status.last_handoff {
@@ -180,10 +180,9 @@ fn upstream_rows<'a>(
             .is_some_and(|(next, _)| next.starts_with(&of_the_name))
     };
     let is_nothing = |one: &UpstreamCounters| {
-        *one == UpstreamCounters {
-            resolve_failures: one.resolve_failures,
-            ..UpstreamCounters::default()
-        }
+        let mut nothing = UpstreamCounters::default();
+        nothing.resolve_failures = one.resolve_failures;
+        *one == nothing
     };
     let rows = all.iter().filter(move |(name, one)| !(is_nothing(one) && has_addresses(name)));
     rows.map(move |one| upstream_row(listener, one))

@@ -12,6 +12,7 @@ mod unit;
 
 use std::path::PathBuf;
 
+use handoffd::Config;
 use handoffd::control::Control;
 use handoffd::status::Settings;
 use handoffd::text::one_line;
@@ -57,7 +58,9 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
             }
         }
         // Assume the default settings, because no daemon of this unit has replied.
-        Ok(_) | Err(_) => Daemon { settings: default_settings(), bound: 0, paths: Vec::new() },
+        Ok(_) | Err(_) => {
+            Daemon { settings: Settings::from(&Config::default()), bound: 0, paths: Vec::new() }
+        }
     };
     let unit = Unit::read(&place)?;
     let name = &place.unit;
@@ -79,15 +82,4 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
     );
     print("the findings", &text)?;
     if breaks > 0 { Err(Failure::Unsound { unit: place.unit, count: breaks }) } else { Ok(()) }
-}
-
-fn default_settings() -> Settings {
-    let config = handoffd::Config::default();
-    let milliseconds =
-        |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    Settings {
-        ready_timeout_ms: milliseconds(config.ready_timeout),
-        bake_ms: milliseconds(config.bake),
-        drain_timeout_ms: milliseconds(config.drain_timeout),
-    }
 }

@@ -106,8 +106,7 @@ mod tests {
             sockets: Vec::new(),
             has_file_capabilities: false,
         };
-        let settings =
-            handoffd::status::Settings { ready_timeout_ms: 0, bake_ms: 0, drain_timeout_ms: 0 };
+        let settings = handoffd::status::Settings::from(&handoffd::Config::default());
         let daemon =
             Daemon { settings, bound: 1, paths: vec![BoundPath { path: path.into(), is_open }] };
         let mut findings = Vec::new();

@@ -122,7 +122,7 @@ impl Collector for Line {
         let Self(Status {
             serving,
             generations,
-            counters: Counters { listeners, upstreams, handoffs },
+            counters: Counters { listeners, upstreams, handoffs, .. },
             ..
         }) = self;
         let numbers = [

@@ -137,7 +137,7 @@ fn parse(text: &str) -> Result<FileSettings, Mistake> {
     let tables = listeners::take_tables(file.get_mut())?;
     let daemon = DaemonSettings::deserialize(toml::Deserializer::from(file));
     let daemon = daemon.map_err(|error| Mistake::of_toml(&error, text))?;
-    let mut taken = TakenBy::new();
+    let mut taken = TakenBy::default();
     let listeners = listeners::read(tables, text, &mut taken)?;
     check_metrics(&daemon, &listeners, &mut taken)?;
     let (listeners, services): (Vec<_>, Vec<_>) =

@@ -79,10 +79,10 @@ texts! {
 
 /// Returns the part of an error that says what was expected.
 fn why(error: Error) -> Expected {
-    match error {
-        Error::Address { why, .. } | Error::Setting { why, .. } => why.into(),
-        other => other.to_string().into(),
+    if let Error::Address { why, .. } | Error::Setting { why, .. } = error {
+        return why.into();
     }
+    error.to_string().into()
 }
 
 /// The setting `carry`: `true` moves connections to the successor in a handoff, `false` drains

@@ -47,11 +47,9 @@ impl ListenerSettings {
     pub(super) fn apply(self, listener: &mut ListenerConfig) {
         listener.max_connections = value(self.max_connections);
         listener.on_handoff = value(self.carry);
-        listener.access = SocketAccess {
-            mode: value(self.mode),
-            user: value(self.user),
-            group: value(self.group),
-        };
+        listener.access.mode = value(self.mode);
+        listener.access.user = value(self.user);
+        listener.access.group = value(self.group);
     }
 }
 

@@ -58,10 +58,8 @@ pub(super) fn take_tables<'a>(file: &mut DeTable<'a>) -> Result<Vec<ListenerTabl
         |place: Range<usize>| Mistake::at(place.start, format!("this is no table, {A_LISTENER}"));
     let table = |value: Spanned<DeValue<'a>>| {
         let span = value.span();
-        match value.into_inner() {
-            DeValue::Table(table) => Ok(Spanned::new(span, table)),
-            _ => Err(no_table(span)),
-        }
+        let DeValue::Table(table) = value.into_inner() else { return Err(no_table(span)) };
+        Ok(Spanned::new(span, table))
     };
     let Some(listeners) = file.remove("listener") else { return Ok(Vec::new()) };
     let mut tables = table(listeners)?

@@ -2,7 +2,6 @@
 //! `proxy`.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use clap::Args;
 use handoffd::listen::Address;
@@ -14,9 +13,6 @@ use serde::Deserialize;
 use super::kinds::{Failures, KeepAlive, Time, UserTimeout, Wait};
 use super::mistake::{Mistake, Source};
 use super::value::{Given, list, set, value};
-
-/// How long a health check may take if no timeout is set.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The settings of a proxy. A field that is `None` was not given.
 ///
@@ -129,8 +125,10 @@ impl ProxySettings {
         config.user_timeout = value(self.user_timeout);
         set(&mut config.ejection.failures, self.eject_after);
         set(&mut config.ejection.time, self.eject_for);
-        let timeout = value(self.check_timeout).unwrap_or(CHECK_TIMEOUT);
-        config.check = value(self.check_interval).map(|interval| Check { interval, timeout });
+        config.check = value(self.check_interval).map(Check::every);
+        if let (Some(check), Some(timeout)) = (&mut config.check, self.check_timeout) {
+            check.timeout = timeout.value;
+        }
         Ok(config)
     }
 
@@ -141,16 +139,14 @@ impl ProxySettings {
             let what = format!("{setting} says nothing alone, expected {other} beside it");
             Err(Mistake::at(timeout.offset, what))
         };
-        match (&self.proxy_header_timeout, &self.accept_proxy_header_from) {
-            (Some(timeout), None) => {
-                return alone(timeout, "proxy_header_timeout", "accept_proxy_header_from");
-            }
-            (None | Some(_), _) => {}
+        if let (Some(timeout), None) = (&self.proxy_header_timeout, &self.accept_proxy_header_from)
+        {
+            return alone(timeout, "proxy_header_timeout", "accept_proxy_header_from");
         }
-        match (&self.check_timeout, &self.check_interval) {
-            (Some(timeout), None) => alone(timeout, "check_timeout", "check_interval"),
-            (None | Some(_), _) => Ok(()),
+        if let (Some(timeout), None) = (&self.check_timeout, &self.check_interval) {
+            return alone(timeout, "check_timeout", "check_interval");
         }
+        Ok(())
     }
 }
 
@@ -168,18 +164,14 @@ fn upstreams(list: Vec<Given<UpstreamTarget>>) -> Result<Upstreams, Mistake> {
 /// can, the setting is a mistake, and the proxy would forward PROXY headers to the upstream as
 /// data.
 fn check_networks(networks: &[Given<Network>], addresses: &[&Address]) -> Result<(), Mistake> {
-    let is_unix = |address: &&Address| match address {
-        Address::Tcp(_) | Address::Tcp6Only(_) => false,
-        Address::UnixPath(_) | Address::UnixAbstract(_) => true,
-    };
     let reach = |network: &Given<Network>| {
-        addresses.iter().any(|address| is_unix(address) == network.value.is_unix())
+        addresses.iter().any(|address| address.is_unix() == network.value.is_unix())
     };
     let Some(first) = networks.first().filter(|_| !addresses.is_empty()) else { return Ok(()) };
     if networks.iter().any(reach) {
         return Ok(());
     }
-    let what = if addresses.iter().all(is_unix) {
+    let what = if addresses.iter().all(|address| address.is_unix()) {
         "clients of a Unix socket have no address, expected \"unix\" among these networks"
     } else {
         "no client of this address comes by a Unix socket, expected a network of IP addresses"

@@ -93,7 +93,9 @@ fn values(value: &toml::Value) -> Vec<String> {
         toml::Value::String(text) => vec![text.clone()],
         toml::Value::Integer(number) => vec![number.to_string()],
         toml::Value::Boolean(truth) => vec![truth.to_string()],
-        other => panic!("{other:?} is no value of a setting"),
+        other @ (toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Table(_)) => {
+            panic!("{other:?} is no value of a setting")
+        }
     }
 }
 

@@ -41,7 +41,7 @@ fn found(systemd: u32, changed: &[(&str, &str)]) -> Vec<(Severity, String)> {
         SHIPPED.iter().chain(changed).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     let socket = [("Accept".to_owned(), "no".to_owned())].into();
     let sockets = vec![("handoffd.socket".to_owned(), socket)];
-    let settings = Settings { ready_timeout_ms: 30_000, bake_ms: 1_000, drain_timeout_ms: 30_000 };
+    let settings = Settings::from(&handoffd::Config::default());
     let unit = Unit {
         systemd,
         manager: Manager::System,

@@ -3,10 +3,12 @@
 use std::io;
 
 use nix::errno::Errno;
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use tokio::io::Interest;
 
-use super::socket_address::TryFromAddress;
-use super::stream::Stream;
+use super::super::peer::Peer;
+use super::super::socket_address::TryFromAddress;
+use super::super::stream::{Family, Stream};
 use crate::address::Address;
 use crate::sys;
 
@@ -35,9 +37,23 @@ pub(crate) async fn dial(address: &Address) -> io::Result<Stream> {
         }
         Err(error) => return Err(error),
     };
-    let stream = Stream::new(socket, super::Peer::new(&peer))?;
+    let stream = Stream::new(socket, Peer::new(&peer))?;
     if is_under_way {
         stream.connected().await?;
     }
     Ok(stream)
+}
+
+impl Stream {
+    /// Waits until a connect(2) that is in progress completes.
+    async fn connected(&self) -> io::Result<()> {
+        let interest = Interest::WRITABLE | Interest::ERROR;
+        let ready = match &self.socket {
+            Family::Tcp(socket) => socket.ready(interest).await?,
+            Family::Unix(socket) => socket.ready(interest).await?,
+        };
+        // Ask the kernel for the error only if it has signalled one, to save a system call.
+        let error = if ready.is_error() { SockRef::from(self).take_error()? } else { None };
+        error.map_or(Ok(()), Err)
+    }
 }

@@ -13,13 +13,13 @@
 //! write is tried even if the record says that the socket is not writable.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll};
 
 use socket2::SockRef;
 use tokio::io::Interest;
 
-use super::stream::{Family, Stream};
+use super::super::stream::{Family, Stream};
 
 /// How a peer disappeared.
 #[derive(Debug)]
@@ -74,26 +74,6 @@ impl Stream {
         let forget = |_: BorrowedFd<'_>| Err::<(), _>(io::ErrorKind::WouldBlock.into());
         let _ = self.socket.try_io(Interest::WRITABLE, forget);
     }
-
-    /// Tries a write even though the runtime regards the socket as not writable. This happens only
-    /// if this module has cleared the runtime's record in order to detect a lost peer.
-    pub(super) fn try_write<T>(
-        &mut self,
-        write: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
-    ) -> Poll<io::Result<T>> {
-        if !self.tries_writes {
-            return Poll::Pending;
-        }
-        match write(self.as_fd()) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // Rely on the runtime again. The kernel has now refused a write, so it will report
-                // when the socket becomes writable.
-                self.tries_writes = false;
-                Poll::Pending
-            }
-            done => Poll::Ready(done),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -105,8 +85,8 @@ mod tests {
     use tokio::net::{TcpStream, UnixStream};
     use tokio::time::timeout;
 
-    use super::super::peer::Peer;
-    use super::super::stream::tests::connected;
+    use super::super::super::peer::Peer;
+    use super::super::super::stream::tests::connected;
     use super::*;
 
     const DEADLINE: Duration = Duration::from_secs(30);

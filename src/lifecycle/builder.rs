@@ -1,0 +1,105 @@
+//! The builder of a generation: its listeners, its settings, and where its connections are served.
+
+use super::driver::{Driver, RunReport};
+use super::embed::Starting;
+use crate::config::{Config, Listeners};
+use crate::error::Error;
+use crate::handoff::Inheritance;
+use crate::server::{Server, Workers};
+use crate::service::Service;
+
+/// The settings of a generation that has not started yet.
+///
+/// If a step fails, the predecessor is told why and keeps serving.
+///
+/// ```no_run
+/// use handoffd::{Builder, Echo, Inheritance};
+/// use std::time::Duration;
+///
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let inheritance = Inheritance::take()?; // first: it changes the environment
+///     let server = Builder::new(inheritance)
+///         .listen("web=127.0.0.1:7000")?
+///         .listen("admin=/run/app/admin.sock")?
+///         .configure(|config| config.bake = Duration::from_secs(10));
+///     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+///     runtime.block_on(server.run(Echo))?;
+///     Ok(())
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Builder {
+    inheritance: Inheritance,
+    config: Config,
+    workers: Option<Workers>,
+}
+
+impl Builder {
+    /// Begins with the default settings. The listeners are those that are passed in.
+    #[must_use]
+    pub fn new(inheritance: Inheritance) -> Self {
+        Self { inheritance, config: Config::default(), workers: None }
+    }
+
+    /// Adds a listener, written as `[NAME=]ADDRESS`. It uses the socket of this name or address
+    /// that is passed in, or else binds the address.
+    ///
+    /// # Errors
+    /// [`Error::Address`] or [`Error::ListenerName`] if the text is not a listener, and
+    /// [`Error::DuplicateName`], [`Error::DuplicateAddress`] or [`Error::OverlappingAddresses`] if
+    /// the listener conflicts with an earlier one.
+    pub fn listen(mut self, listener: &str) -> Result<Self, Error> {
+        let mut all = match &self.config.listeners {
+            Listeners::Inherited => Vec::new(),
+            Listeners::Named(named) => named.as_slice().to_vec(),
+        };
+        let added = listener.parse().and_then(|listener| {
+            all.push(listener);
+            Listeners::new(all)
+        });
+        match added {
+            Ok(listeners) => self.config.listeners = listeners,
+            Err(error) => {
+                self.inheritance.refuse(&error);
+                return Err(error);
+            }
+        }
+        Ok(self)
+    }
+
+    /// Changes the other settings.
+    #[must_use]
+    pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    /// Serves the connections on these workers instead of the runtime of the caller. Signals,
+    /// deadlines and handoffs are still handled in the runtime of the caller.
+    #[must_use]
+    pub fn workers(mut self, workers: Workers) -> Self {
+        self.workers = Some(workers);
+        self
+    }
+
+    /// Runs the generation with a service, as [`crate::run`] does.
+    ///
+    /// # Errors
+    /// Fails when this generation cannot start to accept connections, or ends early. A predecessor
+    /// that has not handed over yet receives the reason and keeps serving.
+    pub async fn run<S: Service>(self, service: S) -> Result<RunReport, Error> {
+        let workers = self.workers.unwrap_or_else(Workers::here);
+        let server = Server::new(service, workers, self.config.clone());
+        Driver::start(self.config, self.inheritance, server)?.live()?.run().await
+    }
+
+    /// Starts the generation for a server that accepts connections itself, as [`Starting::new`]
+    /// does. The workers are not used.
+    ///
+    /// # Errors
+    /// Fails when a listener cannot be bound or the configuration cannot be served. A predecessor
+    /// receives the reason and keeps serving.
+    pub fn start(self) -> Result<Starting, Error> {
+        Starting::new(self.config, self.inheritance)
+    }
+}
