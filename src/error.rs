@@ -214,6 +214,23 @@ impl Error {
     }
 }
 
+/// What is wrong with a message from another process.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Malformed(String);
+
+impl From<String> for Malformed {
+    fn from(what: String) -> Self {
+        Self(what)
+    }
+}
+
+impl From<&str> for Malformed {
+    fn from(what: &str) -> Self {
+        Self(what.to_owned())
+    }
+}
+
 /// The reason why a successor has not taken over. The predecessor keeps serving.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandoffFailure {

@@ -9,7 +9,7 @@
 //! # Your own service
 //!
 //! ```no_run
-//! use handoffd::{Config, Connection, Inheritance, Next, Service};
+//! use handoffd::{Builder, Connection, Inheritance, Next, Service};
 //! use tokio::io::{AsyncReadExt, AsyncWriteExt};
 //!
 //! struct Shout;
@@ -31,40 +31,39 @@
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let inheritance = Inheritance::take()?; // first: it changes the environment
+//!     let server = Builder::new(inheritance).listen("127.0.0.1:7000")?;
 //!     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-//!     runtime.block_on(handoffd::run(Config::default(), inheritance, Shout))?;
+//!     runtime.block_on(server.run(Shout))?;
 //!     Ok(())
 //! }
 //! ```
 //!
 //! # Your own server
 //!
-//! A server that accepts connections itself can be restarted in the same way. [`Starting::ready`]
-//! tells the predecessor that the server accepts connections. [`Serving::acceptor`] yields the
-//! connections of a listener until the server must stop accepting. [`Serving::draining`] resolves
-//! when the server must end its open connections. With [`Serving::drained`], the server reports
-//! that all connections have ended. `examples/axum.rs` is such a server. With
-//! [`Serving::retirement`], its replies announce that the connection will end, and
-//! [`Serving::closing`] gives clients time to read the announcement.
+//! A server that accepts connections itself can be restarted in the same way.
+//! [`Starting::ready`](embed::Starting::ready) tells the predecessor that the server accepts
+//! connections. [`Serving::acceptor`](embed::Serving::acceptor) yields the connections of a
+//! listener until the server must stop accepting. [`Serving::draining`](embed::Serving::draining)
+//! resolves when the server must end its open connections. With
+//! [`Serving::drained`](embed::Serving::drained), the server reports that all connections have
+//! ended. `examples/axum.rs` is such a server. With
+//! [`Serving::retirement`](embed::Serving::retirement), its replies announce that the connection
+//! will end, and [`Serving::closing`](embed::Serving::closing) gives clients time to read the
+//! announcement.
 //!
-//! The lifecycle decides when a generation starts, serves and stops. The data plane (`server`) and
-//! the handoff carry out its decisions. The lowest layer consists of plain values and the interface
-//! to the kernel. A test enforces the layers. `docs/architecture.md` has a diagram, the guarantees
-//! and a reading order.
+//! # The rest
 //!
-//! | module | purpose |
+//! | module | for |
 //! |---|---|
-//! | `lifecycle` | the state machine of a generation, and the driver that carries out its actions |
-//! | `handoff` | the inheritance of a process, and the channels to predecessor and successor |
-//! | `server` | accept loops and connections |
-//! | `notify` | notifications to the service manager |
-//! | `control` | the control socket: requests of an operator and their replies |
-//! | `service` | the services: echo, proxy, or your own |
-//! | `carry` | the move of live connections to the successor |
-//! | `net`, `drain` | listeners, streams, and the draining of connections |
-//! | `config`, `address`, `generation`, `report`, `error` | plain values |
-//! | `text` | escaping of untrusted text for a log or a terminal |
-//! | `sys` | system calls, unsafe code, raw file descriptors, the environment |
+//! | [`embed`] | a server that accepts connections itself |
+//! | [`listen`] | the addresses, names and settings of listeners |
+//! | [`carry`] | a service whose connections move to the new process |
+//! | [`control`] | a program that asks a running server for a reload or its status |
+//! | [`status`] | what a server reports about its generations |
+//! | `proxy` | the proxy as a service, with the feature `proxy` |
+//! | [`text`] | printing text from other programs |
+//!
+//! `docs/architecture.md` describes the inside: the layers, the guarantees and a reading order.
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 mod address;

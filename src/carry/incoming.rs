@@ -73,7 +73,7 @@ impl Incoming {
             Ok((Packet::Whole(length), attached)) => {
                 match packet::read_connection(&self.buffer[..length]) {
                     Ok((head, bytes)) => return arrived(head, bytes.to_vec(), attached.rights),
-                    Err(why) => why,
+                    Err(why) => why.to_string(),
                 }
             }
             Ok((Packet::Truncated, _)) => "it is too long".to_owned(),

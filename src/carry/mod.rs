@@ -2,8 +2,8 @@
 //! and decides the order in which connections move.
 //!
 //! A service saves the state of a connection as a [`CarriedState`]. The predecessor sends the state
-//! with the client's socket ([`Outgoing`]). The successor accepts or refuses the connection and
-//! sends an answer ([`Incoming`]). The predecessor keeps a copy of the socket, but does not use it
+//! with the client's socket (`outgoing`). The successor accepts or refuses the connection and
+//! sends an answer (`incoming`). The predecessor keeps a copy of the socket, but does not use it
 //! until the answer arrives. If the successor refuses the connection, or dies without an answer,
 //! the predecessor continues to serve it. So at most one process serves a connection at any time.
 //! `docs/protocol.md` describes the packets.

@@ -181,7 +181,7 @@ impl Outgoing {
                         }
                         continue;
                     }
-                    Err(why) => why,
+                    Err(why) => why.to_string(),
                 },
                 Ok(Packet::Truncated) => "it is too long".to_owned(),
                 Ok(Packet::End) => break,

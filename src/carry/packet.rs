@@ -10,6 +10,8 @@ use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Malformed;
+
 /// The version of the packet format that this build uses.
 pub(crate) const VERSION: u32 = 1;
 
@@ -87,7 +89,7 @@ pub(super) fn answer(id: u64, answer: CarryAnswer) -> Vec<u8> {
 ///
 /// # Errors
 /// Returns the reason why the packet is invalid.
-pub(super) fn read_connection(packet: &[u8]) -> Result<(PacketHead, &[u8]), String> {
+pub(super) fn read_connection(packet: &[u8]) -> Result<(PacketHead, &[u8]), Malformed> {
     let end = packet.iter().position(|byte| *byte == b'\n').ok_or("a packet without a head")?;
     let head = serde_json::from_slice(&packet[..end]).map_err(|error| error.to_string())?;
     Ok((head, &packet[end + 1..]))
@@ -97,10 +99,10 @@ pub(super) fn read_connection(packet: &[u8]) -> Result<(PacketHead, &[u8]), Stri
 ///
 /// # Errors
 /// Returns the reason why the packet is invalid.
-pub(super) fn read_answer(packet: &[u8]) -> Result<(u64, CarryAnswer), String> {
+pub(super) fn read_answer(packet: &[u8]) -> Result<(u64, CarryAnswer), Malformed> {
     serde_json::from_slice(packet)
         .map(|Answered { id, answer }| (id, answer))
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.to_string().into())
 }
 
 fn line(value: &impl Serialize) -> Vec<u8> {

@@ -8,6 +8,20 @@ use std::os::fd::OwnedFd;
 /// Another process, which may run an older or a newer build of the same service, reads the state.
 /// So the state contains the name of its format, and a service refuses a format that it does not
 /// know.
+///
+/// ```
+/// use handoffd::carry::{CarriedState, Declined};
+///
+/// // The old process saves how many lines the client has sent.
+/// let state = CarriedState::new("lines/1", 42_u64.to_string().into_bytes());
+///
+/// // The new process checks the format before it takes the connection.
+/// fn read(state: &CarriedState) -> Result<u64, Declined> {
+///     let lines = std::str::from_utf8(&state.bytes).ok().and_then(|text| text.parse().ok());
+///     lines.filter(|_| state.format == "lines/1").ok_or("an unknown format".into())
+/// }
+/// assert_eq!(read(&state), Ok(42));
+/// ```
 #[derive(Debug)]
 pub struct CarriedState {
     /// The name and version of the format, such as `echo/1`.

@@ -44,7 +44,18 @@ pub(crate) const CONTROL: &str = "control";
 /// file descriptors that other listeners may not, so that a full daemon can still be observed.
 pub const METRICS_LISTENER: &str = "metrics";
 
-/// The configuration of a generation.
+/// The configuration of a generation. [`Builder`](crate::Builder) changes single settings.
+///
+/// ```
+/// use handoffd::Config;
+/// use handoffd::listen::Listeners;
+/// use std::time::Duration;
+///
+/// let mut config = Config::default();
+/// config.listeners = Listeners::new(vec!["web=127.0.0.1:7000".parse()?])?;
+/// config.bake = Duration::from_secs(10);
+/// # Ok::<(), handoffd::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
@@ -200,6 +211,15 @@ impl UniqueListeners {
 }
 
 /// The configuration of one listener, written as `[name=]ADDRESS`.
+///
+/// ```
+/// use handoffd::listen::ListenerConfig;
+///
+/// let mut web: ListenerConfig = "web=/run/app/web.sock".parse()?;
+/// web.access.mode = Some("0660".parse()?);
+/// web.max_connections = std::num::NonZeroUsize::new(1000);
+/// # Ok::<(), handoffd::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListenerConfig {

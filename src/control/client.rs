@@ -42,6 +42,17 @@ const ANSWER_MAX: usize = 64 * 1024 * 1024;
 const FILE: &str = "control";
 
 /// A client of the control socket at a given path.
+///
+/// ```no_run
+/// use handoffd::control::{Control, Error, ReloadOptions};
+///
+/// let control = Control::at("/run/app/control");
+/// match control.reload(&ReloadOptions::default(), |news| println!("{news}")) {
+///     Ok(()) => println!("the new version serves"),
+///     Err(Error::RolledBack { reason }) => println!("the old version serves on: {reason}"),
+///     Err(error) => println!("{error}"),
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Control {
     path: PathBuf,

@@ -30,7 +30,7 @@ pub(crate) fn request(bytes: &[u8]) -> bool {
             true
         }
         Some(Ok(Err(why))) => {
-            check_line(&why);
+            check_line(&why.to_string());
             false
         }
         ended => {

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use super::message::{Refusal, Reply, Request};
 use super::seats::{Seat, Seats, User};
+use crate::error::Malformed;
 use crate::net::{Acceptor, Listener, Stream};
 use crate::sys;
 use crate::text::one_line;
@@ -264,7 +265,7 @@ async fn converse(
         Ok(()) = evicted => return Ok(()),
     };
     if let User::Stranger(user) = user {
-        request = Err(denied(user));
+        request = Err(denied(user).into());
     }
     let (to_write, mut replies) = mpsc::channel(REPLIES_MAX);
     // Copy the client's socket only for a reload, because a status request is answered at once.
@@ -282,7 +283,7 @@ async fn converse(
                 answer.send(Reply::Moved {});
             }
         }
-        Err(why) => answer.refuse(Refusal::Denied, why),
+        Err(why) => answer.refuse(Refusal::Denied, why.to_string()),
     }
     drop(ask);
     loop {
@@ -304,13 +305,14 @@ async fn converse(
 /// Reads a request. Returns an error text if the request is not valid.
 pub(super) async fn read(
     stream: &mut (impl AsyncBufRead + Unpin),
-) -> io::Result<Result<Request, String>> {
+) -> io::Result<Result<Request, Malformed>> {
     let line = timeout(REQUEST_TIMEOUT, read_line(stream)).await??;
     if line.is_empty() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(serde_json::from_slice(&line).map_err(|error| {
-        one_line(&format!("cannot read the request ({error}): {}", String::from_utf8_lossy(&line)))
+        let request = String::from_utf8_lossy(&line);
+        one_line(&format!("cannot read the request ({error}): {request}")).into()
     }))
 }
 

@@ -38,15 +38,16 @@ pub enum ExitStatus {
 impl ExitStatus {
     /// Returns the exit code for a kernel error about an address or a file.
     ///
-    /// A temporary error does not lead to [`ExitStatus::Configuration`], because the service manager
-    /// does not restart a process that ends with that exit code.
+    /// A temporary error does not lead to [`ExitStatus::Configuration`], because the service
+    /// manager does not restart a process that ends with that exit code.
     #[must_use]
     pub fn of_io(source: &io::Error) -> Self {
         match source.raw_os_error() {
-            // Another process uses the address, or the address or its network interface does not exist
-            // yet.
+            // Another process uses the address, or the address or its network interface does not
+            // exist yet.
             Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL | libc::ENODEV) => Self::TryAgain,
-            // The machine has run out of memory, file descriptors or disk space, or a disk has failed.
+            // The machine has run out of memory, file descriptors or disk space, or a disk has
+            // failed.
             Some(
                 libc::EMFILE
                 | libc::ENFILE

@@ -22,6 +22,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
 use super::message::Message;
+use crate::error::Malformed;
 use crate::sys;
 use crate::sys::ancillary::{
     Attached, Rights, Sender, SenderProcess, peer_process, receive_with_attachments, report_senders,
@@ -305,7 +306,7 @@ fn take_packet(
             // The attached file descriptors are closed when they are dropped here. No valid message
             // has more than one.
             (Ok(message), Rights::All(_) | Rights::Truncated) => Received::Message(message),
-            (Err(why), _) => Received::Garbage(why),
+            (Err(why), _) => Received::Garbage(why.to_string()),
         },
     };
     *buffer = Vec::new();
@@ -323,12 +324,12 @@ fn read_file(rights: Rights) -> Received {
     }
     let read = sys::memory_file::read(descriptors.remove(0), FILE_MAX);
     match read
-        .map_err(|error| format!("a long message: {error}"))
+        .map_err(|error| Malformed::from(format!("a long message: {error}")))
         .and_then(|text| Message::decode(&text))
     {
         Ok(Message::File) => Received::Garbage("a long message within a long message".to_owned()),
         Ok(message) => Received::Message(message),
-        Err(why) => Received::Garbage(why),
+        Err(why) => Received::Garbage(why.to_string()),
     }
 }
 

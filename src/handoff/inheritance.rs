@@ -31,6 +31,14 @@ use crate::sys::socket::{retry, send_packet};
 
 /// The sockets, channels and settings that a process inherits at startup from a parent or a
 /// predecessor.
+///
+/// ```no_run
+/// fn main() -> Result<(), handoffd::Error> {
+///     let inheritance = handoffd::Inheritance::take()?; // before any thread exists
+///     println!("generation {}", inheritance.generation());
+///     Ok(())
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Inheritance {
     pub(crate) generation: Generation,

@@ -12,6 +12,7 @@ use std::os::fd::RawFd;
 
 use serde::de::DeserializeOwned;
 
+use crate::error::Malformed;
 use crate::generation::Generation;
 use crate::net::Binding;
 use crate::report::{CarryForecast, Counters, Report};
@@ -232,7 +233,7 @@ impl Message {
     ///
     /// # Errors
     /// A text that says why the packet is not a valid message.
-    pub(crate) fn decode(packet: &[u8]) -> Result<Self, String> {
+    pub(crate) fn decode(packet: &[u8]) -> Result<Self, Malformed> {
         let text = std::str::from_utf8(packet)
             .map_err(|_| format!("{} bytes that are not text", packet.len()))?;
         let mut fields = Fields::read(text)?;
@@ -327,12 +328,13 @@ impl PacketWriter {
 struct Fields<'a>(VecDeque<(&'a str, &'a str)>);
 
 impl<'a> Fields<'a> {
-    fn read(text: &'a str) -> Result<Self, String> {
-        let whole =
-            text.strip_suffix('\n').ok_or_else(|| format!("half a message: {}", excerpt(text)))?;
-        let fields = whole
-            .split('\n')
-            .map(|line| line.split_once('=').ok_or_else(|| format!("a line {}", excerpt(line))));
+    fn read(text: &'a str) -> Result<Self, Malformed> {
+        let whole = text
+            .strip_suffix('\n')
+            .ok_or_else(|| Malformed::from(format!("half a message: {}", excerpt(text))))?;
+        let fields = whole.split('\n').map(|line| {
+            line.split_once('=').ok_or_else(|| Malformed::from(format!("a line {}", excerpt(line))))
+        });
         fields.collect::<Result<_, _>>().map(Self)
     }
 
@@ -341,24 +343,29 @@ impl<'a> Fields<'a> {
         self.0.remove(place).map(|(_, value)| value)
     }
 
-    fn text(&mut self, key: &str) -> Result<&'a str, String> {
-        self.take(key).ok_or_else(|| format!("no {key}"))
+    fn text(&mut self, key: &str) -> Result<&'a str, Malformed> {
+        self.take(key).ok_or_else(|| Malformed::from(format!("no {key}")))
     }
 
-    fn number<N: std::str::FromStr>(&mut self, key: &str) -> Result<N, String> {
+    fn number<N: std::str::FromStr>(&mut self, key: &str) -> Result<N, Malformed> {
         let text = self.text(key)?;
-        text.parse().map_err(|_| format!("{key}={text:?}"))
+        text.parse().map_err(|_| Malformed::from(format!("{key}={text:?}")))
     }
 
     /// Takes the values of all lines with the given key, in the order of the packet.
-    fn all<N: std::str::FromStr>(&mut self, key: &str) -> Result<Vec<N>, String> {
+    fn all<N: std::str::FromStr>(&mut self, key: &str) -> Result<Vec<N>, Malformed> {
         let texts = std::iter::from_fn(|| self.take(key));
-        texts.map(|text| text.parse().map_err(|_| format!("{key}={}", excerpt(text)))).collect()
+        texts
+            .map(|text| {
+                text.parse().map_err(|_| Malformed::from(format!("{key}={}", excerpt(text))))
+            })
+            .collect()
     }
 
-    fn json<T: DeserializeOwned>(&mut self, key: &str) -> Result<T, String> {
+    fn json<T: DeserializeOwned>(&mut self, key: &str) -> Result<T, Malformed> {
         let text = self.text(key)?;
-        serde_json::from_str(text).map_err(|error| format!("{key}={}: {error}", excerpt(text)))
+        serde_json::from_str(text)
+            .map_err(|error| Malformed::from(format!("{key}={}: {error}", excerpt(text))))
     }
 
     /// Takes the line with the given key, splits its value at the first space, and parses both
@@ -366,10 +373,10 @@ impl<'a> Fields<'a> {
     fn pair<A: std::str::FromStr, B: std::str::FromStr>(
         &mut self,
         key: &str,
-    ) -> Result<Option<(A, B)>, String> {
+    ) -> Result<Option<(A, B)>, Malformed> {
         let Some(text) = self.take(key) else { return Ok(None) };
         let both = text.split_once(' ').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-        both.map(Some).ok_or_else(|| format!("{key}={text:?}"))
+        both.map(Some).ok_or_else(|| Malformed::from(format!("{key}={text:?}")))
     }
 }
 

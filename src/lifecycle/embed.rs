@@ -31,6 +31,26 @@ use crate::net::{self, Listener, ListenerSet, Peer, Stream};
 ///
 /// Dropping this value ends the generation. Its predecessor, if it has one, then keeps serving
 /// clients.
+///
+/// ```no_run
+/// use handoffd::embed::{AfterDrain, Starting};
+/// use tokio::io::AsyncWriteExt;
+///
+/// async fn serve(starting: Starting) -> Result<(), Box<dyn std::error::Error>> {
+///     let mut serving = starting.ready()?; // the predecessor, if any, retires after the bake
+///     loop {
+///         let mut acceptor = serving.acceptor("web")?;
+///         // Ends when a successor has taken over, or on SIGTERM.
+///         while let Some((mut client, _)) = acceptor.accept().await {
+///             client.write_all(b"hello\n").await?;
+///         }
+///         serving = match serving.drained().await? {
+///             AfterDrain::Exit => return Ok(()),
+///             AfterDrain::AcceptAgain(serving) => serving, // the successor has died
+///         };
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 #[must_use = "a generation that never becomes ready is killed by its predecessor"]
 pub struct Starting {

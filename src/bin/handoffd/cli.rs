@@ -286,8 +286,8 @@ fn users_runtime_directory() -> PathBuf {
     Path::new("/run/user").join(nix::unistd::getuid().to_string()).join("handoffd")
 }
 
-fn ordinal(text: &str) -> Result<Generation, String> {
-    text.parse().map_err(|_| "expected the number of a generation, from 1".to_owned())
+fn ordinal(text: &str) -> Result<Generation, &'static str> {
+    text.parse().map_err(|_| "expected the number of a generation, from 1")
 }
 
 fn shell(text: &str) -> Result<Shell, &'static str> {

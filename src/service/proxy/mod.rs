@@ -65,6 +65,18 @@ use tally::Tally;
 use upstreams::UpstreamPool;
 
 /// The service that forwards the connections of clients to upstreams.
+///
+/// ```no_run
+/// use handoffd::proxy::{Proxy, ProxyConfig, Upstreams};
+/// use handoffd::{Builder, Inheritance};
+///
+/// # async fn run(inheritance: Inheritance) -> Result<(), Box<dyn std::error::Error>> {
+/// let upstreams = Upstreams::new(vec!["127.0.0.1:9000".parse()?, "/run/app.sock".parse()?])?;
+/// let proxy = Proxy::new(ProxyConfig::to(upstreams));
+/// Builder::new(inheritance).listen("web=0.0.0.0:8080")?.run(proxy).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Proxy {
     config: ProxyConfig,

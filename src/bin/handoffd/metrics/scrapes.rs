@@ -15,15 +15,20 @@ use tokio::sync::oneshot;
 
 use super::text;
 
-/// The counters as text, or the reason why they are not available.
-pub(super) type Answer = Result<Bytes, String>;
+/// The counters as text.
+pub(super) type ScrapeResult = Result<Bytes, Unavailable>;
+
+/// The reason why the counters are not available.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Unavailable(String);
 
 /// The metrics scrapes of this process that are waiting for the counters.
 #[derive(Debug)]
 pub(super) struct Scrapes {
     control: PathBuf,
     /// The channel that passes scrapes to the thread. The first scrape creates it.
-    thread: Mutex<Option<Sender<oneshot::Sender<Answer>>>>,
+    thread: Mutex<Option<Sender<oneshot::Sender<ScrapeResult>>>>,
 }
 
 impl Scrapes {
@@ -34,15 +39,15 @@ impl Scrapes {
     }
 
     /// Waits for the counters of all generations.
-    pub(super) async fn counters(&self) -> Answer {
+    pub(super) async fn counters(&self) -> ScrapeResult {
         let (scrape, answer) = oneshot::channel();
         self.send(scrape)?;
-        answer
-            .await
-            .unwrap_or_else(|_| Err("the thread that asks for the counters has died".to_owned()))
+        answer.await.unwrap_or_else(|_| {
+            Err(Unavailable("the thread that asks for the counters has died".to_owned()))
+        })
     }
 
-    fn send(&self, scrape: oneshot::Sender<Answer>) -> Result<(), String> {
+    fn send(&self, scrape: oneshot::Sender<ScrapeResult>) -> Result<(), Unavailable> {
         // Use the value even after a panic, because it is always replaced as a whole.
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = match &*thread {
@@ -59,18 +64,18 @@ impl Scrapes {
 /// Starts the thread that requests the counters, and passes it the first scrape.
 fn start(
     control: &Path,
-    first: oneshot::Sender<Answer>,
-) -> Result<Sender<oneshot::Sender<Answer>>, String> {
+    first: oneshot::Sender<ScrapeResult>,
+) -> Result<Sender<oneshot::Sender<ScrapeResult>>, Unavailable> {
     let (send, scrapes) = mpsc::channel();
     // Sending cannot fail, because the receiver still exists.
     let _ = send.send(first);
     let control = Control::at(control);
     let thread = std::thread::Builder::new().name("metrics".to_owned());
     let spawned = thread.spawn(move || answer_all(&control, &scrapes));
-    spawned.map(|_| send).map_err(|error| format!("cannot start a thread: {error}"))
+    spawned.map(|_| send).map_err(|error| Unavailable(format!("cannot start a thread: {error}")))
 }
 
-fn answer_all(control: &Control, scrapes: &Receiver<oneshot::Sender<Answer>>) {
+fn answer_all(control: &Control, scrapes: &Receiver<oneshot::Sender<ScrapeResult>>) {
     while let Ok(first) = scrapes.recv() {
         let all: Vec<_> = std::iter::once(first).chain(scrapes.try_iter()).collect();
         let answer = ask(control);
@@ -85,7 +90,7 @@ fn answer_all(control: &Control, scrapes: &Receiver<oneshot::Sender<Answer>>) {
     }
 }
 
-fn ask(control: &Control) -> Answer {
-    let status = control.status().map_err(|error| error.to_string())?;
-    text::encode(status).map(Bytes::from).map_err(|error| error.to_string())
+fn ask(control: &Control) -> ScrapeResult {
+    let status = control.status().map_err(|error| Unavailable(error.to_string()))?;
+    text::encode(status).map(Bytes::from).map_err(|error| Unavailable(error.to_string()))
 }

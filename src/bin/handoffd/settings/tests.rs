@@ -1,5 +1,5 @@
-//! Tests that flags, the configuration file and the documented example agree, and that every setting
-//! arrives.
+//! Tests that flags, the configuration file and the documented example agree, and that every
+//! setting arrives.
 
 use std::fs;
 use std::path::PathBuf;
