@@ -249,6 +249,12 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Failure
     })
 }
 
+/// Parses a command line, without reading a file that it names.
+#[cfg(test)]
+pub(crate) fn parse_words<'a>(words: impl Iterator<Item = &'a str>) -> Result<(), clap::Error> {
+    Line::try_parse_from(words).map(drop)
+}
+
 /// Returns the description of all commands and flags, from which clap parses the command line.
 pub(crate) fn description() -> clap::Command {
     Line::command()

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::*;
+use crate::cli;
 use clap::{Args, Command, Parser};
 
 /// The documented example of all settings.
@@ -193,6 +194,52 @@ fn the_example_and_the_help_name_the_same_defaults() {
         }
     }
     assert!(different.is_empty(), "{different:#?}");
+}
+
+/// Returns the documents for users, each with its path.
+fn documents() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let pages = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let pages = pages.filter(|path| path.extension().is_some_and(|kind| kind == "md"));
+    let all = pages.chain([root.join("README.md")]);
+    all.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
+}
+
+/// Returns the blocks of a document in a language, such as `toml`.
+fn blocks<'a>(document: &'a str, language: &str) -> Vec<&'a str> {
+    let start = format!("```{language}\n");
+    let blocks = document.split(start.as_str()).skip(1);
+    blocks.map(|block| block.split("```").next().unwrap()).collect()
+}
+
+#[test]
+fn the_configurations_in_the_documents_are_valid() {
+    let mut count = 0;
+    for (path, document) in documents() {
+        for block in blocks(&document, "toml").into_iter().filter(|block| !block.contains("[dep")) {
+            parse(block).unwrap_or_else(|error| panic!("{}: {error}\n{block}", path.display()));
+            count += 1;
+        }
+    }
+    assert!(count >= 2, "the documents have no configuration");
+}
+
+#[test]
+fn the_commands_in_the_documents_are_valid() {
+    let mut count = 0;
+    for (path, document) in documents() {
+        for block in blocks(&document, "sh") {
+            let block = block.replace("\\\n", " ");
+            for line in block.lines().filter(|line| line.starts_with("handoffd ")) {
+                let command = line.split(['#', '>', '|', '&']).next().unwrap();
+                let words = command.split_whitespace().map(|word| word.trim_matches('\''));
+                cli::parse_words(words)
+                    .unwrap_or_else(|error| panic!("{}: {line}\n{error}", path.display()));
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 10, "the documents have no commands");
 }
 
 #[test]
