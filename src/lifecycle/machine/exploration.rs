@@ -40,7 +40,9 @@ mod turn;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use self::line::{Breach, Deadlines, Fates, Heard, Id, Line, Outcome, Process, Setting, Word};
+use self::line::{
+    Breach, Deadlines, Fates, Heard, Id, ModelLineage, ModelOutcome, ModelProcess, Setting, Word,
+};
 use self::turn::Turn;
 use super::{OnSuccessorDeath, State};
 
@@ -73,7 +75,7 @@ fn the_promise_holds_for_longer() {
 }
 
 /// A claim about a lineage: its text, and a function that returns whether the claim is true.
-type Claim = (&'static str, fn(&Setting, &Line) -> bool);
+type Claim = (&'static str, fn(&Setting, &ModelLineage) -> bool);
 
 /// The claims that must hold in every state that the exploration reaches.
 const ALWAYS: &[Claim] = &[
@@ -147,12 +149,12 @@ const SOMETIMES: &[Claim] = &[
 
 /// Visits every reachable state of the model once, in breadth-first order, and checks all claims.
 fn explore(setting: Setting) {
-    let fingerprint = |line: &Line| {
+    let fingerprint = |line: &ModelLineage| {
         let mut hasher = DefaultHasher::new();
         line.hash(&mut hasher);
         hasher.finish()
     };
-    let first = Line::first(&setting);
+    let first = ModelLineage::first(&setting);
     let mut known = HashSet::from([fingerprint(&first)]);
     // For every visited state, `ways` holds the index of the state before it, and the turn that
     // leads from that state to this one.
@@ -191,7 +193,7 @@ fn way(ways: &[(usize, Option<Turn>)], mut place: usize) -> String {
     turns.into_iter().collect()
 }
 
-impl Line {
+impl ModelLineage {
     /// Returns whether nothing is in progress: all messages have been read, and no process is
     /// starting.
     fn is_quiet(&self) -> bool {
@@ -235,7 +237,7 @@ impl Line {
         self.main.is_none_or(|main| main == id || !self.processes[main].alive)
     }
 
-    fn is_vouched_for(&self, process: &Process) -> bool {
+    fn is_vouched_for(&self, process: &ModelProcess) -> bool {
         let state_of = |id: Id| self.processes[id].state;
         match process.state {
             State::Probation { .. } => {
@@ -254,7 +256,7 @@ impl Line {
 
     /// Returns whether the handoff to `process` has an outcome, or needs none yet. It needs none
     /// while it is in progress, or if the predecessor is gone or was told to stop.
-    fn is_settled(&self, process: &Process) -> bool {
+    fn is_settled(&self, process: &ModelProcess) -> bool {
         let Some(parent) = process.parent.map(|parent| &self.processes[parent]) else {
             return true;
         };
@@ -265,13 +267,14 @@ impl Line {
     /// Returns whether `head` accepts again because its successor was lost, and has since started
     /// another handoff.
     fn has_recalled(&self, head: Id) -> bool {
-        let taken_back =
-            |heir: &Process| heir.parent == Some(head) && heir.outcome == Some(Outcome::TakenBack);
+        let taken_back = |heir: &ModelProcess| {
+            heir.parent == Some(head) && heir.outcome == Some(ModelOutcome::TakenBack)
+        };
         self.processes[head].successor.is_some() && self.processes.iter().any(taken_back)
     }
 }
 
-impl Process {
+impl ModelProcess {
     fn is_starting(&self) -> bool {
         matches!(self.state, State::Starting { .. })
     }

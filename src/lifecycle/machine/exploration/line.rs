@@ -18,8 +18,8 @@ pub(super) type Id = usize;
 /// The state of the simulated service: all processes that ever lived, the contents of the pid file,
 /// and the process that the service manager regards as the main process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Line {
-    pub(super) processes: Vec<Process>,
+pub(super) struct ModelLineage {
+    pub(super) processes: Vec<ModelProcess>,
     /// The process whose pid is in the pid file.
     pub(super) pid_file: Option<Id>,
     /// The process that the service manager considers the main process.
@@ -54,7 +54,7 @@ pub(super) struct Setting {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Process {
+pub(super) struct ModelProcess {
     pub(super) state: State,
     pub(super) alive: bool,
     /// Whether the process accepts connections. Only actions change this flag, so that a claim can
@@ -66,7 +66,7 @@ pub(super) struct Process {
     pub(super) deadlines: Deadlines,
     /// How the handoff to this process ended, as its predecessor recorded it. `None` while the
     /// handoff is in progress.
-    pub(super) outcome: Option<Outcome>,
+    pub(super) outcome: Option<ModelOutcome>,
     /// The process that started this process, or `None` for the first process.
     pub(super) parent: Option<Id>,
     /// The predecessor. `None` once it has committed the handoff or has died, or once this process
@@ -75,8 +75,8 @@ pub(super) struct Process {
     /// The channels through which this process can send messages to older generations, oldest
     /// first.
     pub(super) older: Vec<Id>,
-    pub(super) successor: Option<Successor>,
-    pub(super) failure: Option<Failure>,
+    pub(super) successor: Option<ModelSuccessor>,
+    pub(super) failure: Option<ModelFailure>,
     /// The unread messages on the channel of this process. `down` has the messages from the
     /// predecessor. `up` has the messages to the predecessor, from this process and from later
     /// processes with a copy of the channel.
@@ -100,7 +100,7 @@ pub(super) struct Deadlines {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Outcome {
+pub(super) enum ModelOutcome {
     Committed,
     Dropped,
     /// The predecessor committed the handoff, but accepts again because the successor failed
@@ -109,7 +109,7 @@ pub(super) enum Outcome {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Successor {
+pub(super) struct ModelSuccessor {
     pub(super) id: Id,
     pub(super) ready: bool,
     /// Whether the predecessor has released the successor. It then ignores every message of the
@@ -118,7 +118,7 @@ pub(super) struct Successor {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Failure {
+pub(super) enum ModelFailure {
     ToldToStop,
     Other,
 }
@@ -168,9 +168,9 @@ pub(super) enum Breach {
     NoSuccessor,
 }
 
-impl Line {
+impl ModelLineage {
     pub(super) fn first(setting: &Setting) -> Self {
-        let first = Process::born(Birth::First, None, Vec::new());
+        let first = ModelProcess::born(Birth::First, None, Vec::new());
         Self {
             processes: vec![first],
             pid_file: None,
@@ -180,7 +180,7 @@ impl Line {
         }
     }
 
-    pub(super) fn living(&self) -> impl Iterator<Item = (Id, &Process)> {
+    pub(super) fn living(&self) -> impl Iterator<Item = (Id, &ModelProcess)> {
         self.processes.iter().enumerate().filter(|(_, process)| process.alive)
     }
 
@@ -194,7 +194,7 @@ impl Line {
 
     /// Returns the living processes that hold the near end of `channel`, so that they can send
     /// messages to the parent.
-    pub(super) fn holders(&self, channel: Id) -> impl Iterator<Item = &Process> {
+    pub(super) fn holders(&self, channel: Id) -> impl Iterator<Item = &ModelProcess> {
         self.living()
             .map(|(_, process)| process)
             .filter(move |process| process.older.contains(&channel))
@@ -222,13 +222,13 @@ impl Line {
         }
         if parent
             .successor
-            .replace(Successor { id: channel, ready: false, released: false })
+            .replace(ModelSuccessor { id: channel, ready: false, released: false })
             .is_some()
         {
             self.breach = Some(Breach::TwoSuccessors);
         }
         let older = parent.older.iter().copied().chain([channel]).collect();
-        self.processes.push(Process::born(Birth::Successor, Some(id), older));
+        self.processes.push(ModelProcess::born(Birth::Successor, Some(id), older));
     }
 
     /// Ends the process `id`. Resets every field that has no effect any more, so that equivalent
@@ -238,15 +238,15 @@ impl Line {
         if !process.alive {
             return;
         }
-        let Process { outcome, parent, .. } = *process;
+        let ModelProcess { outcome, parent, .. } = *process;
         let up = std::mem::take(&mut process.up);
         let state = State::Stopped;
-        *process = Process {
+        *process = ModelProcess {
             alive: false,
             state,
             outcome,
             up,
-            ..Process::born(Birth::First, parent, Vec::new())
+            ..ModelProcess::born(Birth::First, parent, Vec::new())
         };
         for heir in self.processes.iter_mut().filter(|heir| heir.parent == Some(id)) {
             heir.outcome = None;
@@ -264,11 +264,11 @@ impl Line {
         }
     }
 
-    pub(super) fn settle(&mut self, successor: Id, outcome: Outcome) {
+    pub(super) fn settle(&mut self, successor: Id, outcome: ModelOutcome) {
         let settled = &mut self.processes[successor].outcome;
         *settled = match (*settled, outcome) {
             (None, first) => Some(first),
-            (Some(Outcome::Committed), Outcome::Dropped) => Some(Outcome::TakenBack),
+            (Some(ModelOutcome::Committed), ModelOutcome::Dropped) => Some(ModelOutcome::TakenBack),
             _ => {
                 self.breach = Some(Breach::SecondOutcome);
                 return;
@@ -311,7 +311,7 @@ impl Line {
     }
 }
 
-impl Process {
+impl ModelProcess {
     fn born(birth: Birth, parent: Option<Id>, older: Vec<Id>) -> Self {
         Self {
             state: State::born(birth),

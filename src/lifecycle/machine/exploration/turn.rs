@@ -11,7 +11,8 @@
 use std::fmt;
 
 use super::line::{
-    Breach, Deadlines, Failure, Heard, Id, Line, Office, Outcome, Setting, Successor, Word,
+    Breach, Deadlines, Heard, Id, ModelFailure, ModelLineage, ModelOutcome, ModelSuccessor, Office,
+    Setting, Word,
 };
 use crate::lifecycle::machine::{Action, Event, State, step};
 
@@ -48,7 +49,7 @@ impl fmt::Debug for Turn {
     }
 }
 
-impl Line {
+impl ModelLineage {
     /// Returns every step of the simulation that could come next, for all living processes.
     pub(super) fn turns(&self, setting: &Setting) -> Vec<Turn> {
         let mut turns = Vec::new();
@@ -181,7 +182,7 @@ impl Line {
                 let process = &mut self.processes[of];
                 process.accepts |= event == Event::Live;
                 if event == Event::SuccessorLost {
-                    process.failure = Some(Failure::Other);
+                    process.failure = Some(ModelFailure::Other);
                 }
                 Some(event)
             }
@@ -214,7 +215,7 @@ impl Line {
     }
 
     fn hear_successor(&mut self, setting: &Setting, id: Id, word: Word) -> Option<Event> {
-        let Successor { id: successor, released, .. } = self.processes[id].successor?;
+        let ModelSuccessor { id: successor, released, .. } = self.processes[id].successor?;
         self.processes[successor].up.pop_front();
         if released {
             if word == Word::End {
@@ -230,8 +231,8 @@ impl Line {
             }
             Word::Stopping => return Some(Event::ServiceStopping),
             Word::Cut => return Some(Event::CutNow),
-            Word::Rollback => Failure::ToldToStop,
-            Word::Failed | Word::End => Failure::Other,
+            Word::Rollback => ModelFailure::ToldToStop,
+            Word::Failed | Word::End => ModelFailure::Other,
             Word::Committed(_) | Word::Stop => return None,
         };
         let process = &mut self.processes[id];
@@ -239,7 +240,7 @@ impl Line {
             return Some(Event::ServiceStopping);
         }
         process.failure = Some(failure);
-        Some(if failure == Failure::ToldToStop {
+        Some(if failure == ModelFailure::ToldToStop {
             Event::SuccessorRolledBack
         } else {
             Event::SuccessorLost
@@ -286,32 +287,32 @@ impl Line {
             Action::Commit(commit) => {
                 process.deadlines.bake = false;
                 process.office = Office::None;
-                let Some(Successor { id: successor, .. }) = process.successor else {
+                let Some(ModelSuccessor { id: successor, .. }) = process.successor else {
                     self.breach = Some(Breach::NoSuccessor);
                     return;
                 };
                 self.pid_file = Some(successor);
                 self.main = Some(successor);
-                self.settle(successor, Outcome::Committed);
+                self.settle(successor, ModelOutcome::Committed);
                 self.tell_successor(successor, Word::Committed(commit));
             }
             Action::DropSuccessor => {
                 process.deadlines =
                     Deadlines { drain: process.deadlines.drain, ..Deadlines::default() };
                 let Some(failure) = process.failure.take() else { return };
-                let Some(Successor { id: successor, .. }) = process.successor.take() else {
+                let Some(ModelSuccessor { id: successor, .. }) = process.successor.take() else {
                     return;
                 };
-                self.settle(successor, Outcome::Dropped);
+                self.settle(successor, ModelOutcome::Dropped);
                 match failure {
-                    Failure::ToldToStop => self.forget_the_unheard(),
-                    Failure::Other => self.die(successor),
+                    ModelFailure::ToldToStop => self.forget_the_unheard(),
+                    ModelFailure::Other => self.die(successor),
                 }
             }
             Action::StopSuccessor => {
                 process.deadlines.ready = false;
                 match process.successor {
-                    Some(Successor { id: successor, .. }) => {
+                    Some(ModelSuccessor { id: successor, .. }) => {
                         self.tell_successor(successor, Word::Stop)
                     }
                     None => self.breach = Some(Breach::NoSuccessor),
@@ -350,7 +351,7 @@ impl Line {
         if !process.told && after.is_none_or(|channel| self.holders(channel).next().is_none()) {
             self.breach = Some(Breach::Desertion);
         }
-        if let Some(Successor { id: successor, ready: false, .. }) = process.successor {
+        if let Some(ModelSuccessor { id: successor, ready: false, .. }) = process.successor {
             self.die(successor);
         }
         self.die(id);
