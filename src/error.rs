@@ -1,7 +1,7 @@
 //! The reasons why a generation cannot start or continue, and the exit code of each.
 //!
 //! An error stores its details in fields. Its text is one line and includes the underlying error.
-//! A client of the control socket has errors of its own, [`crate::control::Error`].
+//! A client of the control socket has errors of its own, [`crate::control::ControlError`].
 //! The reason why a handoff failed has a separate type, [`HandoffFailure`]. It is not an error of
 //! the process that reports it, because that process keeps serving.
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::error::Error;
+use super::error::ControlError;
 use super::message::{Refusal, ReloadOptions, Reply, Request};
 use crate::generation::Generation;
 use crate::report::Status;
@@ -44,12 +44,12 @@ const FILE: &str = "control";
 /// A client of the control socket at a given path.
 ///
 /// ```no_run
-/// use handoffd::control::{Control, Error, ReloadOptions};
+/// use handoffd::control::{Control, ControlError, ReloadOptions};
 ///
 /// let control = Control::at("/run/app/control");
 /// match control.reload(&ReloadOptions::default(), |news| println!("{news}")) {
 ///     Ok(()) => println!("the new version serves"),
-///     Err(Error::RolledBack { reason }) => println!("the old version serves on: {reason}"),
+///     Err(ControlError::RolledBack { reason }) => println!("the old version serves on: {reason}"),
 ///     Err(error) => println!("{error}"),
 /// }
 /// ```
@@ -139,13 +139,13 @@ impl Control {
     /// Asks for the status of all generations.
     ///
     /// # Errors
-    /// [`Error::NobodyAnswers`] if the client cannot connect to a daemon, and [`Error::TryAgain`]
-    /// if the daemon sends no answer in time.
-    pub fn status(&self) -> Result<Status, Error> {
+    /// [`ControlError::NobodyAnswers`] if the client cannot connect to a daemon, and
+    /// [`ControlError::TryAgain`] if the daemon sends no answer in time.
+    pub fn status(&self) -> Result<Status, ControlError> {
         self.status_by(from_now(ANSWER_TIMEOUT))
     }
 
-    fn status_by(&self, deadline: Instant) -> Result<Status, Error> {
+    fn status_by(&self, deadline: Instant) -> Result<Status, ControlError> {
         let mut conversation = self.ask(|| Request::Status {}, deadline)?;
         match conversation.hear(deadline)? {
             Some(Reply::Status(status)) => Ok(*status),
@@ -160,22 +160,22 @@ impl Control {
     /// not serve within `timeout_ms`.
     ///
     /// # Errors
-    /// [`Error::NobodyAnswers`] if no daemon answers on the socket. [`Error::HandoffFailed`] and
-    /// [`Error::RolledBack`] if the old generation keeps serving. [`Error::TryAgain`] if another
-    /// handoff is under way or time ran out.
+    /// [`ControlError::NobodyAnswers`] if no daemon answers on the socket.
+    /// [`ControlError::HandoffFailed`] and [`ControlError::RolledBack`] if the old generation keeps
+    /// serving. [`ControlError::TryAgain`] if another handoff is under way or time ran out.
     pub fn reload(
         &self,
         options: &ReloadOptions,
         mut news: impl FnMut(ReloadNews),
-    ) -> Result<(), Error> {
+    ) -> Result<(), ControlError> {
         let limit = options.timeout_ms.map(Duration::from_millis);
         let began = Instant::now();
         self.reload_by(options, limit.map(from_now), &mut news).map_err(|error| {
             match (error, limit) {
-                (Error::TryAgain { reason }, Some(limit))
+                (ControlError::TryAgain { reason }, Some(limit))
                     if reason == self.no_answer() && began.elapsed() >= limit =>
                 {
-                    Error::TryAgain {
+                    ControlError::TryAgain {
                         reason: format!("not done within {} s: {reason}", limit.as_secs_f64()),
                     }
                 }
@@ -191,7 +191,7 @@ impl Control {
         options: &ReloadOptions,
         limit: Option<Instant>,
         news: &mut dyn FnMut(ReloadNews),
-    ) -> Result<(), Error> {
+    ) -> Result<(), ControlError> {
         let until =
             |time: Duration| limit.map_or(from_now(time), |limit| limit.min(from_now(time)));
         let began = Instant::now();
@@ -240,7 +240,7 @@ impl Control {
         successor: Generation,
         deadline: Instant,
         news: &mut dyn FnMut(ReloadNews),
-    ) -> Result<(), Error> {
+    ) -> Result<(), ControlError> {
         let died = "the generation that was asked has died";
         loop {
             match self.status_by(deadline.max(from_now(PAUSE))) {
@@ -263,11 +263,11 @@ impl Control {
                         "{died}, and generation {} serves, not {successor}",
                         status.serving
                     );
-                    return Err(Error::HandoffFailed { reason });
+                    return Err(ControlError::HandoffFailed { reason });
                 }
                 Err(_) if Instant::now() < deadline => pause(),
                 Err(error) => {
-                    return Err(Error::HandoffFailed { reason: format!("{died}: {error}") });
+                    return Err(ControlError::HandoffFailed { reason: format!("{died}: {error}") });
                 }
             }
         }
@@ -279,7 +279,7 @@ impl Control {
         &self,
         request: impl Fn() -> Request,
         deadline: Instant,
-    ) -> Result<Conversation<'_>, Error> {
+    ) -> Result<Conversation<'_>, ControlError> {
         loop {
             let request = request();
             let mut conversation =
@@ -289,7 +289,7 @@ impl Control {
                 _ => return Ok(conversation),
             }
             if Instant::now() >= deadline {
-                return Err(Error::TryAgain {
+                return Err(ControlError::TryAgain {
                     reason: "the generations change faster than they can be asked".into(),
                 });
             }
@@ -319,41 +319,41 @@ impl Control {
         Ok(Conversation::new(self, stream))
     }
 
-    fn unreachable(&self, source: io::Error) -> Error {
+    fn unreachable(&self, source: io::Error) -> ControlError {
         if is_timeout(&source) {
             self.silent()
         } else {
-            Error::NobodyAnswers { path: self.path.clone(), source }
+            ControlError::NobodyAnswers { path: self.path.clone(), source }
         }
     }
 
-    fn silent(&self) -> Error {
-        Error::TryAgain { reason: self.no_answer() }
+    fn silent(&self) -> ControlError {
+        ControlError::TryAgain { reason: self.no_answer() }
     }
 
     fn no_answer(&self) -> String {
         format!("no answer in time on {}", printable(&self.path))
     }
 
-    fn broke_off(&self) -> Error {
-        Error::TryAgain {
+    fn broke_off(&self) -> ControlError {
+        ControlError::TryAgain {
             reason: format!("the connection to {} ended without an answer", printable(&self.path)),
         }
     }
 
     /// Returns the error for a reply that refuses the request or does not match it.
-    pub(super) fn unexpected(&self, reply: &Reply) -> Error {
+    pub(super) fn unexpected(&self, reply: &Reply) -> ControlError {
         let Reply::Refused { why, reason } = reply else {
             let reason = format!("{} answers what was not asked: {reply:?}", printable(&self.path));
-            return Error::Denied { reason: one_line(&reason) };
+            return ControlError::Denied { reason: one_line(&reason) };
         };
         // Escape the reason, because any program may listen on this path and send any text.
         let reason = one_line(reason);
         match why {
-            Refusal::Failed => Error::HandoffFailed { reason },
-            Refusal::RolledBack => Error::RolledBack { reason },
-            Refusal::TryAgain => Error::TryAgain { reason },
-            Refusal::Denied => Error::Denied { reason },
+            Refusal::Failed => ControlError::HandoffFailed { reason },
+            Refusal::RolledBack => ControlError::RolledBack { reason },
+            Refusal::TryAgain => ControlError::TryAgain { reason },
+            Refusal::Denied => ControlError::Denied { reason },
         }
     }
 }
@@ -406,14 +406,14 @@ impl<'a> Conversation<'a> {
 
     /// Returns the next reply without consuming it. Returns `None` when the daemon sends no more
     /// replies.
-    fn peek(&mut self, deadline: Instant) -> Result<Option<Reply>, Error> {
+    fn peek(&mut self, deadline: Instant) -> Result<Option<Reply>, ControlError> {
         let reply = self.hear(deadline)?;
         self.peeked = Some(reply.clone());
         Ok(reply)
     }
 
     /// Returns the next reply. Returns `None` when the daemon sends no more replies.
-    pub(super) fn hear(&mut self, deadline: Instant) -> Result<Option<Reply>, Error> {
+    pub(super) fn hear(&mut self, deadline: Instant) -> Result<Option<Reply>, ControlError> {
         if let Some(peeked) = self.peeked.take() {
             return Ok(peeked);
         }
@@ -423,13 +423,13 @@ impl<'a> Conversation<'a> {
             Err(error) if error.kind() == io::ErrorKind::Other => {
                 let reason =
                     format!("cannot understand {}: {error}", printable(&self.control.path));
-                return Err(Error::Denied { reason });
+                return Err(ControlError::Denied { reason });
             }
             Err(source) => return Err(self.control.unreachable(source)),
         };
         // Treat an incomplete line as the end of the replies.
         let Some(line) = line.strip_suffix(b"\n") else { return Ok(None) };
-        serde_json::from_slice(line).map(Some).map_err(|error| Error::Denied {
+        serde_json::from_slice(line).map(Some).map_err(|error| ControlError::Denied {
             reason: one_line(&format!(
                 "cannot understand the answer ({error}): {}",
                 String::from_utf8_lossy(line)

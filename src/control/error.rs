@@ -9,7 +9,7 @@ use crate::text::printable;
 /// The reason why a request over the control socket has failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum ControlError {
     /// No daemon answers on the control socket, or the control socket does not exist.
     #[error("nobody answers on {}: {source}", printable(path))]
     NobodyAnswers {
@@ -46,7 +46,7 @@ pub enum Error {
     },
 }
 
-impl Error {
+impl ControlError {
     /// Returns the exit code of a command that fails because of this error.
     #[must_use]
     pub const fn exit(&self) -> ExitStatus {

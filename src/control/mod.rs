@@ -15,7 +15,7 @@ mod seats;
 mod server;
 
 pub use client::{Control, ReloadNews, default_control_path, runtime_directory};
-pub use error::Error;
+pub use error::ControlError;
 pub use message::ReloadOptions;
 pub(crate) use message::{Refusal, Reply, Request};
 pub(crate) use server::{Answer, ControlServer};

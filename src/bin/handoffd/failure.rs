@@ -6,8 +6,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use handoffd::control::ControlError;
 use handoffd::text::printable;
-use handoffd::{Error, ExitStatus, control};
+use handoffd::{Error, ExitStatus};
 
 /// The reason why a command or the start of the daemon has failed.
 #[derive(Debug, thiserror::Error)]
@@ -17,7 +18,7 @@ pub(crate) enum Failure {
     Daemon(#[from] Error),
     /// The daemon cannot do what an operator has requested.
     #[error(transparent)]
-    Control(#[from] control::Error),
+    Control(#[from] ControlError),
     /// The command line is wrong.
     #[error("{0}")]
     Usage(String),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use handoffd::control::{self, Control};
+use handoffd::control::{Control, ControlError};
 use handoffd::status::{
     Counters, GenerationState, HandoffCounters, LastHandoff, ListenerCounters, ListenerReport,
     Outcome, Report, Status, UpstreamCounters,
@@ -28,7 +28,7 @@ pub(crate) fn run(control: PathBuf, form: Form, span: Span) -> Result<(), Failur
     loop {
         let status = match control.status() {
             // The daemon has ended while this command was watching its status.
-            Err(control::Error::NobodyAnswers { .. }) if !said.is_empty() => return Ok(()),
+            Err(ControlError::NobodyAnswers { .. }) if !said.is_empty() => return Ok(()),
             status => status?,
         };
         let text = match (form, span) {
