@@ -23,12 +23,12 @@ const THREADS_MAX: usize = 16;
 
 static THREADS: Semaphore = Semaphore::const_new(THREADS_MAX);
 
-type Answer = io::Result<Vec<SocketAddr>>;
+type LookupResult = io::Result<Vec<SocketAddr>>;
 
 /// A blocking function that looks up a host name, and the timeout of a lookup.
 #[derive(Clone)]
 pub(super) struct Resolver {
-    resolve: Arc<dyn Fn(&HostPort) -> Answer + Send + Sync>,
+    resolve: Arc<dyn Fn(&HostPort) -> LookupResult + Send + Sync>,
     timeout: Duration,
 }
 
@@ -38,7 +38,7 @@ impl Resolver {
         Self::new(|host| (host.name(), host.port()).to_socket_addrs().map(Iterator::collect))
     }
 
-    pub(super) fn new(resolve: impl Fn(&HostPort) -> Answer + Send + Sync + 'static) -> Self {
+    pub(super) fn new(resolve: impl Fn(&HostPort) -> LookupResult + Send + Sync + 'static) -> Self {
         Self { resolve: Arc::new(resolve), timeout: TIMEOUT }
     }
 }
@@ -53,7 +53,7 @@ impl fmt::Debug for Resolver {
 #[derive(Debug, Default)]
 pub(super) struct Lookup {
     /// The channel on which the answer of a lookup will arrive that has timed out but still runs.
-    pending: Option<oneshot::Receiver<Answer>>,
+    pending: Option<oneshot::Receiver<LookupResult>>,
 }
 
 impl Lookup {
@@ -65,7 +65,11 @@ impl Lookup {
     ///
     /// # Errors
     /// Fails if the host name does not resolve, or if the lookup takes too long.
-    pub(super) async fn addresses(&mut self, host: &Arc<HostPort>, resolver: &Resolver) -> Answer {
+    pub(super) async fn addresses(
+        &mut self,
+        host: &Arc<HostPort>,
+        resolver: &Resolver,
+    ) -> LookupResult {
         match timeout(resolver.timeout, self.answer(host, resolver)).await {
             Ok(Ok(addresses)) if addresses.is_empty() => {
                 Err(io::Error::other("the name has no address"))
@@ -82,7 +86,7 @@ impl Lookup {
         }
     }
 
-    async fn answer(&mut self, host: &Arc<HostPort>, resolver: &Resolver) -> Answer {
+    async fn answer(&mut self, host: &Arc<HostPort>, resolver: &Resolver) -> LookupResult {
         match self.pending.as_mut().map(oneshot::Receiver::try_recv) {
             Some(Ok(Ok(addresses))) => {
                 self.pending = None;
@@ -105,7 +109,10 @@ impl Lookup {
 
 /// Starts a lookup on a new thread. If [`THREADS_MAX`] lookup threads are running, waits until one
 /// ends.
-async fn start(host: Arc<HostPort>, resolver: Resolver) -> io::Result<oneshot::Receiver<Answer>> {
+async fn start(
+    host: Arc<HostPort>,
+    resolver: Resolver,
+) -> io::Result<oneshot::Receiver<LookupResult>> {
     let permit = THREADS.acquire().await.map_err(io::Error::other)?;
     let (tell, answer) = oneshot::channel();
     let body = move || {
