@@ -18,7 +18,7 @@ use crate::settings::{ProxyFlags, ServeFlags, StartSettings, parse_time};
 #[derive(Debug, Parser)]
 #[command(name = "handoffd", version, after_help = AFTERWARDS, max_term_width = 100)]
 #[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
-struct Line {
+struct Arguments {
     #[command(flatten)]
     serve: ServeFlags,
 
@@ -200,8 +200,8 @@ pub(crate) enum Scope {
 
 /// Parses the command line. `runtime_directory` is the default directory of the control socket.
 pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Failure> {
-    let line = match Line::try_parse() {
-        Ok(line) => line,
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
         Err(error)
             if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
         {
@@ -211,8 +211,8 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Failure
     };
     let find =
         |daemon: Where| daemon.control.unwrap_or_else(|| default_control_path(runtime_directory));
-    Ok(match line.command {
-        None => Command::Serve(line.serve.read(runtime_directory)?.into()),
+    Ok(match arguments.command {
+        None => Command::Serve(arguments.serve.read(runtime_directory)?.into()),
         Some(CommandLine::Proxy(flags)) => Command::Serve(flags.read(runtime_directory)?.into()),
         Some(CommandLine::Check(flags)) => Command::Check(match flags.command {
             None => flags.serve.read(runtime_directory)?.into(),
@@ -252,12 +252,12 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Failure
 /// Parses a command line, without reading a file that it names.
 #[cfg(test)]
 pub(crate) fn parse_words<'a>(words: impl Iterator<Item = &'a str>) -> Result<(), clap::Error> {
-    Line::try_parse_from(words).map(drop)
+    Arguments::try_parse_from(words).map(drop)
 }
 
 /// Returns the description of all commands and flags, from which clap parses the command line.
 pub(crate) fn description() -> clap::Command {
-    Line::command()
+    Arguments::command()
 }
 
 /// Returns the first line of an error from clap, which names the flag and the value. The other

@@ -43,7 +43,7 @@ impl<S: Subscriber> Layer<S> for Journal {
         let mut record = Vec::with_capacity(512);
         about(&mut record, event.metadata());
         record.extend_from_slice(&self.common);
-        event.record(&mut Fields(&mut record));
+        event.record(&mut JournalFields(&mut record));
         self.outlet.put(&record);
     }
 }
@@ -67,9 +67,9 @@ fn about(record: &mut Vec<u8>, metadata: &Metadata<'_>) {
     }
 }
 
-struct Fields<'a>(&'a mut Vec<u8>);
+struct JournalFields<'a>(&'a mut Vec<u8>);
 
-impl Visit for Fields<'_> {
+impl Visit for JournalFields<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let mut text = String::new();
         // Ignore the result, because writing to a string does not fail.

@@ -26,7 +26,7 @@ pub(super) struct Json {
 
 /// One log record. Its fields are written in the order in which they are declared here.
 #[derive(Serialize)]
-struct Record {
+struct JsonRecord {
     time: String,
     level: String,
     generation: Generation,
@@ -46,7 +46,7 @@ impl Json {
 
 impl<S: Subscriber> Layer<S> for Json {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut record = Record {
+        let mut record = JsonRecord {
             time: humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
             level: event.metadata().level().as_str().to_ascii_lowercase(),
             generation: self.generation,
@@ -63,13 +63,13 @@ impl<S: Subscriber> Layer<S> for Json {
     }
 }
 
-impl Record {
+impl JsonRecord {
     fn add(&mut self, field: &Field, value: impl Into<Value>) {
         self.fields.push((field.name(), value.into()));
     }
 }
 
-impl Visit for Record {
+impl Visit for JsonRecord {
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.add(field, value);
     }
@@ -129,14 +129,14 @@ mod tests {
 
     use tracing_subscriber::layer::SubscriberExt;
 
-    use super::super::stream::Stream;
+    use super::super::stream::LogStream;
     use super::*;
 
     /// Returns the lines that the layer writes for the records that `log` creates.
     fn written(log: impl FnOnce()) -> String {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let json = Json::new(Outlet::new(Stream::Journal(ours)), Generation::FIRST.next());
+        let json = Json::new(Outlet::new(LogStream::Journal(ours)), Generation::FIRST.next());
         tracing::subscriber::with_default(tracing_subscriber::registry().with(json), log);
         let mut record = [0; 4096];
         let length = theirs.recv(&mut record).unwrap();

@@ -25,7 +25,7 @@ use handoffd::text::{escaped, one_line};
 use journal::Journal;
 use json::Json;
 use outlet::Outlet;
-use stream::Stream;
+use stream::LogStream;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::field::{RecordFields, VisitOutput};
@@ -61,9 +61,11 @@ pub(crate) fn start(
     let registry = tracing_subscriber::registry().with(filter.clone());
     // Use standard error if the process cannot connect to the journal's socket, because the journal
     // receives standard error too.
-    let journal = if destination == Destination::Journal { Stream::journal().ok() } else { None };
+    let journal =
+        if destination == Destination::Journal { LogStream::journal().ok() } else { None };
     let is_journal = journal.is_some();
-    let outlet = OUTLET.get_or_init(|| Outlet::new(journal.unwrap_or_else(Stream::standard_error)));
+    let outlet =
+        OUTLET.get_or_init(|| Outlet::new(journal.unwrap_or_else(LogStream::standard_error)));
     std::panic::set_hook(Box::new(report_panic));
     if is_journal {
         return registry.with(Journal::new(outlet.clone(), generation)).init();
@@ -72,7 +74,7 @@ pub(crate) fn start(
         return registry.with(Json::new(outlet.clone(), generation)).init();
     }
     let text = tracing_subscriber::fmt::layer()
-        .with_writer(|| Record(outlet))
+        .with_writer(|| RecordWriter(outlet))
         .with_ansi(io::stderr().is_terminal())
         // Off, because the layer would report a failed write to standard error there as well, and
         // panic when that report fails too.
@@ -104,15 +106,15 @@ fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
 /// Writes one line to standard error, for a process that cannot log. Waits a short time for the
 /// reader.
 pub(crate) fn complain(line: &str) {
-    let outlet = Outlet::new(Stream::standard_error());
+    let outlet = Outlet::new(LogStream::standard_error());
     outlet.put(line.as_bytes());
     outlet.finish();
 }
 
 /// A writer for one log record, which the formatter writes in one piece.
-struct Record<'a>(&'a Outlet);
+struct RecordWriter<'a>(&'a Outlet);
 
-impl Write for Record<'_> {
+impl Write for RecordWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.put(bytes);
         Ok(bytes.len())

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::poll::PollTimeout;
 
-use super::stream::Stream;
+use super::stream::LogStream;
 
 /// The maximum size of the backlog in bytes. It is large because a daemon with 4,000 listeners logs
 /// 4,000 records at its start.
@@ -31,13 +31,13 @@ pub(super) struct Outlet(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    stream: Stream,
-    state: Mutex<State>,
+    stream: LogStream,
+    state: Mutex<OutletState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct OutletState {
     waiting: VecDeque<Vec<u8>>,
     /// The total size in bytes of all records in the backlog.
     size: usize,
@@ -60,7 +60,7 @@ enum Flusher {
 }
 
 impl Outlet {
-    pub(super) fn new(stream: Stream) -> Self {
+    pub(super) fn new(stream: LogStream) -> Self {
         Self(Arc::new(Shared { stream, state: Mutex::default(), changed: Condvar::new() }))
     }
 
@@ -83,7 +83,7 @@ impl Outlet {
     /// Waits a short time for the reader to read the backlog.
     pub(super) fn finish(&self) {
         let state = self.0.lock();
-        let is_unread = |state: &mut State| !state.waiting.is_empty();
+        let is_unread = |state: &mut OutletState| !state.waiting.is_empty();
         drop(
             self.0
                 .changed
@@ -93,7 +93,7 @@ impl Outlet {
     }
 
     /// Wakes the thread that writes the backlog. Starts the thread on the first call.
-    fn wake(&self, state: &mut State) {
+    fn wake(&self, state: &mut OutletState) {
         if state.flusher == Flusher::NotNeeded {
             let shared = Arc::clone(&self.0);
             let thread =
@@ -106,12 +106,12 @@ impl Outlet {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, OutletState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes records of the backlog as long as the stream has room.
-    fn drain(&self, state: &mut State) {
+    fn drain(&self, state: &mut OutletState) {
         while let Some(first) = state.waiting.front() {
             match self.stream.write(&first[state.written..]) {
                 Ok(count @ 1..) if state.written + count < first.len() => state.written += count,
@@ -161,7 +161,7 @@ impl Shared {
     }
 }
 
-impl State {
+impl OutletState {
     /// Removes the first record from the backlog.
     fn pop(&mut self) {
         let record = self.waiting.pop_front().unwrap_or_default();
@@ -181,7 +181,7 @@ mod tests {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         theirs.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        (Outlet::new(Stream::Journal(ours)), theirs)
+        (Outlet::new(LogStream::Journal(ours)), theirs)
     }
 
     fn read(reader: &UnixDatagram) -> String {

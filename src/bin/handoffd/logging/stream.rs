@@ -23,7 +23,7 @@ const AT_ONCE: usize = 4096;
 
 /// The stream to which the process writes all log records.
 #[derive(Debug)]
-pub(super) enum Stream {
+pub(super) enum LogStream {
     /// The socket of the journal. Each record is one datagram.
     Journal(UnixDatagram),
     /// Standard error, opened a second time in non-blocking mode. The original stays in blocking
@@ -37,7 +37,7 @@ pub(super) enum Stream {
     Plain,
 }
 
-impl Stream {
+impl LogStream {
     /// Connects to the socket of the journal.
     pub(super) fn journal() -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;

@@ -16,14 +16,14 @@ use prometheus_client::registry::Registry;
 /// Encodes the counters in `status` in the OpenMetrics text format.
 pub(super) fn encode(status: Status) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("handoffd");
-    registry.register_collector(Box::new(Line(status)));
+    registry.register_collector(Box::new(StatusCollector(status)));
     let mut encoded = String::new();
     text::encode(&mut encoded, &registry)?;
     Ok(encoded)
 }
 
 #[derive(Debug)]
-struct Line(Status);
+struct StatusCollector(Status);
 
 /// A metric of a listener: its name, its help text, its type, and the function that returns its
 /// value.
@@ -117,7 +117,7 @@ const OF_UPSTREAMS: [OfUpstream; 7] = [
     ),
 ];
 
-impl Collector for Line {
+impl Collector for StatusCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Self(Status {
             serving,

@@ -13,7 +13,7 @@ use toml::de::{DeString, DeTable, DeValue};
 use super::file::ServiceConfig;
 use super::kinds::ServiceName;
 use super::listener::ListenerSettings;
-use super::mistake::{Mistake, Source};
+use super::mistake::{Mistake, SettingSource};
 use super::proxy::ProxySettings;
 use super::value::{Given, Kind};
 
@@ -169,7 +169,7 @@ fn one(
                 return Err(Mistake::at(list, what));
             }
             upstream_places = upstreams.iter().map(|upstream| upstream.offset).collect();
-            ServiceConfig::Proxy(Box::new(proxy.into_config(Source::File, &[&address])?))
+            ServiceConfig::Proxy(Box::new(proxy.into_config(SettingSource::File, &[&address])?))
         }
     };
     let mut config = ListenerConfig::new(address);

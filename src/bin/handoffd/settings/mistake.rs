@@ -13,12 +13,12 @@ const LONGEST: usize = 1000;
 
 /// Where settings are given, which decides how an error message names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum SettingSource {
     Flags,
     File,
 }
 
-impl Source {
+impl SettingSource {
     /// Returns the name of a setting as it is written here, such as `--bake` or `bake`.
     pub(super) fn name(self, setting: &str) -> String {
         match self {

@@ -32,7 +32,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use self::daemon::DaemonSettings;
 use self::file::{ConfigFile, FileSettings, ServiceConfig};
 use self::listener::ListenFlags;
-use self::mistake::{Mistake, Source};
+use self::mistake::{Mistake, SettingSource};
 use self::proxy::ProxySettings;
 use self::value::{Given, value};
 use crate::failure::Failure;
@@ -140,7 +140,7 @@ impl ProxyFlags {
             Listeners::Inherited => Vec::new(),
             Listeners::Named(named) => named.as_slice().iter().map(|one| &one.address).collect(),
         };
-        let proxy = self.proxy.into_config(Source::Flags, &addresses);
+        let proxy = self.proxy.into_config(SettingSource::Flags, &addresses);
         let proxy = proxy.map_err(Mistake::in_flags)?;
         check_loop(&addresses, &proxy.upstreams)?;
         let routes = Routes::all(BuiltinService::Proxy(Box::new(Proxy::new(proxy))));

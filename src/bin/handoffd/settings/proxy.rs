@@ -11,7 +11,7 @@ use handoffd::proxy::{
 use serde::Deserialize;
 
 use super::kinds::{Failures, KeepAlive, Time, UserTimeout, Wait};
-use super::mistake::{Mistake, Source};
+use super::mistake::{Mistake, SettingSource};
 use super::value::{Given, list, set, value};
 
 /// The settings of a proxy. A field that is `None` was not given.
@@ -105,7 +105,7 @@ impl ProxySettings {
     /// Returns the configuration of a proxy whose listeners have these addresses.
     pub(super) fn into_config(
         self,
-        source: Source,
+        source: SettingSource,
         addresses: &[&Address],
     ) -> Result<ProxyConfig, Mistake> {
         self.check_pairs(source)?;
@@ -133,7 +133,7 @@ impl ProxySettings {
     }
 
     /// Checks that each setting that has no effect alone is given beside the other.
-    fn check_pairs(&self, source: Source) -> Result<(), Mistake> {
+    fn check_pairs(&self, source: SettingSource) -> Result<(), Mistake> {
         let alone = |timeout: &Given<Wait>, setting, other| {
             let (setting, other) = (source.name(setting), source.name(other));
             let what = format!("{setting} says nothing alone, expected {other} beside it");

@@ -139,7 +139,7 @@ fn flags_and_keys_say_the_same() {
     let ProxyFlags { proxy, listen, daemon, .. } = ProxyLine::parse_from(line).flags;
     let listeners = listen.read().unwrap();
     let Listeners::Named(named) = &listeners else { panic!("no listener") };
-    let proxy = proxy.into_config(Source::Flags, &[&named.as_slice()[0].address]).unwrap();
+    let proxy = proxy.into_config(SettingSource::Flags, &[&named.as_slice()[0].address]).unwrap();
     let services = vec![("web".parse().unwrap(), ServiceConfig::Proxy(Box::new(proxy)))];
     let said = described(FileSettings { daemon, listeners, services });
     assert_eq!(said, described(parse(&ALL.replace("carry = false # here\n", "")).unwrap()));
