@@ -5,7 +5,8 @@ use std::os::unix::net::UnixStream;
 
 use tokio::runtime::{Builder, Runtime};
 
-use super::client::{Control, Conversation, from_now};
+use super::client::Control;
+use super::conversation::{Conversation, from_now};
 use super::message::{Reply, Request};
 use super::server;
 use crate::text::escaped;

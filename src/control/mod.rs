@@ -1,21 +1,24 @@
 //! The control socket: a Unix socket on which an operator asks for a reload or the status.
 //!
-//! Each connection carries one request and its replies. `server` is the daemon's side, [`Control`]
-//! is the client's side, and `message` defines the messages. A message is one line of JSON, so `nc
-//! -U` or a short script in any language can be a client. Only the active generation listens on the
-//! control socket. The server only passes a request on to `lifecycle`, which decides how to handle
-//! it.
+//! Each connection carries one request and its replies. `server` is the daemon's side. [`Control`]
+//! is the client's side, with `reload` and `conversation`. `message` defines the messages. A
+//! message is one line of JSON, so `nc -U` or a short script in any language can be a client. Only
+//! the active generation listens on the control socket. The server only passes a request on to
+//! `lifecycle`, which decides how to handle it.
 
 mod client;
+mod conversation;
 mod error;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
 mod message;
+mod reload;
 mod seats;
 mod server;
 
-pub use client::{Control, ReloadNews, default_control_path, runtime_directory};
+pub use client::{Control, default_control_path, runtime_directory};
 pub use error::ControlError;
 pub use message::ReloadOptions;
 pub(crate) use message::{Refusal, Reply, Request};
+pub use reload::ReloadNews;
 pub(crate) use server::{Answer, ControlServer};

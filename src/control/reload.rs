@@ -1,0 +1,201 @@
+//! A reload, as the client of the control socket asks for it and follows its progress.
+//!
+//! The client must report the true outcome of a reload. The generation that receives the request
+//! stays alive until it has answered. If it dies first, the client asks the daemon which generation
+//! serves now.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::client::{ANSWER_TIMEOUT, Control};
+use super::conversation::{PAUSE, from_now, pause};
+use super::error::ControlError;
+use super::message::{ReloadOptions, Reply, Request};
+use crate::generation::Generation;
+
+/// The extra time that the client allows for an answer after the deadline that the daemon promised.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The progress of a reload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReloadNews {
+    /// The new generation accepts all new connections, and the old generation finishes the
+    /// connections that it has.
+    Serving {
+        /// The generation number of the new generation.
+        generation: Generation,
+        /// The pid of the new generation. `None` if this is not known.
+        pid: Option<u32>,
+        /// How long the handoff took. `None` if this is not known.
+        after: Option<Duration>,
+        /// How many connections the old generation still has. `None` if this is not known.
+        draining: Option<u64>,
+    },
+    /// The old generation has no connections left. Each has ended, moved to the new generation, or
+    /// been cut.
+    Drained {
+        /// The generation number of the old generation.
+        generation: Generation,
+        /// How many connections of the old generation ended normally.
+        ended: u64,
+        /// How many connections moved to the new generation.
+        carried: u64,
+        /// How many connections the old generation cut, because its time to drain was over.
+        cut: u64,
+    },
+}
+
+/// The text that the command `reload` prints.
+impl fmt::Display for ReloadNews {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Serving { generation, pid, after, draining } => {
+                write!(f, "generation {generation} serves")?;
+                if let Some(pid) = pid {
+                    write!(f, ", process {pid}")?;
+                }
+                if let Some(after) = after {
+                    write!(f, ", after {:.3} s", after.as_secs_f64())?;
+                }
+                if let Some(draining) = draining {
+                    write!(f, "; connections left: {draining}")?;
+                }
+                Ok(())
+            }
+            Self::Drained { generation, ended, carried, cut } => write!(
+                f,
+                "generation {generation} has drained; connections that ended: {ended}, that were \
+                carried: {carried}, that were cut: {cut}"
+            ),
+        }
+    }
+}
+
+impl Control {
+    /// Asks the daemon for a reload, which starts a new generation. Returns when the new generation
+    /// serves. With `wait_drained`, returns only when the last connection of the old generation has
+    /// ended. Calls `news` at each of these two steps. Returns an error if the new generation does
+    /// not serve within `timeout_ms`.
+    ///
+    /// # Errors
+    /// [`ControlError::NobodyAnswers`] if no daemon answers on the socket.
+    /// [`ControlError::HandoffFailed`] and [`ControlError::RolledBack`] if the old generation keeps
+    /// serving. [`ControlError::TryAgain`] if another handoff is under way or time ran out.
+    pub fn reload(
+        &self,
+        options: &ReloadOptions,
+        mut news: impl FnMut(ReloadNews),
+    ) -> Result<(), ControlError> {
+        let limit = options.timeout_ms.map(Duration::from_millis);
+        let began = Instant::now();
+        self.reload_by(options, limit.map(from_now), &mut news).map_err(|error| {
+            match (error, limit) {
+                (ControlError::TryAgain { reason }, Some(limit))
+                    if reason == self.no_answer() && began.elapsed() >= limit =>
+                {
+                    ControlError::TryAgain {
+                        reason: format!("not done within {} s: {reason}", limit.as_secs_f64()),
+                    }
+                }
+                (error, _) => error,
+            }
+        })
+    }
+
+    /// Asks the daemon for a reload, like [`Control::reload`], but with a deadline. The client
+    /// stops waiting at `limit`, unless the new generation already serves by then.
+    fn reload_by(
+        &self,
+        options: &ReloadOptions,
+        limit: Option<Instant>,
+        news: &mut dyn FnMut(ReloadNews),
+    ) -> Result<(), ControlError> {
+        let until =
+            |time: Duration| limit.map_or(from_now(time), |limit| limit.min(from_now(time)));
+        let began = Instant::now();
+        let request = || {
+            let timeout_ms = options.timeout_ms.map(|limit| left_of(limit, began.elapsed()));
+            Request::Reload(ReloadOptions { timeout_ms, ..options.clone() })
+        };
+        let deadline = until(ANSWER_TIMEOUT);
+        let mut conversation = self.ask(request, deadline)?;
+        let (successor, within) = match conversation.hear(deadline)? {
+            Some(Reply::Started { successor, within_ms }) => {
+                (successor, Duration::from_millis(within_ms))
+            }
+            Some(other) => return Err(self.unexpected(&other)),
+            None => return Err(self.broke_off()),
+        };
+        let deadline = until(within.saturating_add(GRACE));
+        let drain_within = match conversation.hear(deadline)? {
+            Some(Reply::Serving { generation, pid, after_ms, draining, drain_within_ms }) => {
+                let after = Some(Duration::from_millis(after_ms));
+                news(ReloadNews::Serving { generation, pid, after, draining });
+                Duration::from_millis(drain_within_ms)
+            }
+            Some(other) => return Err(self.unexpected(&other)),
+            None => return self.find_out(successor, deadline, news),
+        };
+        if !options.wait_drained {
+            return Ok(());
+        }
+        match conversation.hear(from_now(drain_within.saturating_add(GRACE)))? {
+            Some(Reply::Drained { generation, ended, carried, cut }) => {
+                news(ReloadNews::Drained { generation, ended, carried, cut });
+                Ok(())
+            }
+            Some(other) => Err(self.unexpected(&other)),
+            // Return success, because the old generation has ended and therefore has no connections
+            // left.
+            None => Ok(()),
+        }
+    }
+
+    /// Asks the daemon which generation serves now. This is necessary when the generation that
+    /// received the reload request died before it answered.
+    fn find_out(
+        &self,
+        successor: Generation,
+        deadline: Instant,
+        news: &mut dyn FnMut(ReloadNews),
+    ) -> Result<(), ControlError> {
+        let died = "the generation that was asked has died";
+        loop {
+            match self.status_by(deadline.max(from_now(PAUSE))) {
+                Ok(status) if status.serving >= successor => {
+                    let serving = status
+                        .generations
+                        .iter()
+                        .find(|report| report.generation == status.serving);
+                    let pid = serving.and_then(|report| report.pid);
+                    news(ReloadNews::Serving {
+                        generation: status.serving,
+                        pid,
+                        after: None,
+                        draining: None,
+                    });
+                    return Ok(());
+                }
+                Ok(status) => {
+                    let reason = format!(
+                        "{died}, and generation {} serves, not {successor}",
+                        status.serving
+                    );
+                    return Err(ControlError::HandoffFailed { reason });
+                }
+                Err(_) if Instant::now() < deadline => pause(),
+                Err(error) => {
+                    return Err(ControlError::HandoffFailed { reason: format!("{died}: {error}") });
+                }
+            }
+        }
+    }
+}
+
+/// Returns how many milliseconds of the time limit are left. The first request contains the limit
+/// unchanged, because the daemon quotes the limit in its messages.
+fn left_of(limit: u64, elapsed: Duration) -> u64 {
+    let elapsed = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+    if elapsed <= limit / 20 { limit } else { limit.saturating_sub(elapsed) }
+}
