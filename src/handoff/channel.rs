@@ -22,22 +22,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
 use super::message::Message;
-use crate::error::Malformed;
+use super::packet::{PACKET_MAX, Received, take_packet};
 use crate::sys;
-use crate::sys::ancillary::{
-    Attached, Rights, Sender, SenderProcess, peer_process, receive_with_attachments, report_senders,
-};
+use crate::sys::ancillary::{Sender, SenderProcess, peer_process, report_senders};
 use crate::sys::process::{PidFd, is_in_our_group};
-use crate::sys::socket::{Packet, retry, send_packet, send_with_descriptors, will_pass};
-
-/// The maximum size of a packet in bytes. It is less than half of the default send buffer
-/// (`net.core.wmem_default`), so that two packets fit into an empty buffer.
-const PACKET_MAX: usize = 64 * 1024;
-
-/// The maximum size in bytes of a message that is passed in a file. The limit protects this process
-/// from a broken successor that sends too much. For comparison, a message about 10,000 listeners
-/// and 10,000 upstreams needs about 10 MB.
-const FILE_MAX: u64 = 256 * 1024 * 1024;
+use crate::sys::socket::{retry, send_packet, send_with_descriptors, will_pass};
 
 /// One end of a message channel between two generations.
 #[derive(Debug)]
@@ -70,19 +59,6 @@ enum ChannelPeer {
     Process(Option<u32>, AsyncFd<PidFd>),
     /// The peer process has ended.
     Ended,
-}
-
-/// The result of receiving one packet from a channel.
-#[derive(Debug)]
-pub(crate) enum Received {
-    /// A message of a known kind, without a file descriptor.
-    Message(Message),
-    /// A message of a known kind that came with a file descriptor.
-    Passed(Message, OwnedFd),
-    /// A packet that is not a valid message, with the reason as text.
-    Garbage(String),
-    /// The peer has ended, and no more messages will arrive.
-    End,
 }
 
 impl Channel {
@@ -278,58 +254,6 @@ impl Channel {
             Err(error) if will_pass(&error) => Poll::Ready(None),
             Err(error) => Poll::Ready(Some(Received::Garbage(error.to_string()))),
         }
-    }
-}
-
-/// Receives one message without waiting. This function is for use before a tokio runtime exists.
-pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Received> {
-    take_packet(socket, buffer).map(|(received, _)| received)
-}
-
-/// Takes one packet from the socket. Returns the result and, if the kernel reports it, the process
-/// that sent the packet.
-fn take_packet(
-    socket: BorrowedFd<'_>,
-    buffer: &mut Vec<u8>,
-) -> io::Result<(Received, Option<Sender>)> {
-    buffer.resize(PACKET_MAX, 0);
-    let (packet, attached) = retry(|| receive_with_attachments(socket, buffer))?;
-    let Attached { rights, sender } = attached;
-    let received = match packet {
-        Packet::End => Received::End,
-        Packet::Truncated => Received::Garbage(format!("a packet of more than {PACKET_MAX} bytes")),
-        Packet::Whole(length) => match (Message::decode(&buffer[..length]), rights) {
-            (Ok(Message::File), rights) => read_file(rights),
-            (Ok(message), Rights::All(mut descriptors)) if descriptors.len() == 1 => {
-                Received::Passed(message, descriptors.remove(0))
-            }
-            // The attached file descriptors are closed when they are dropped here. No valid message
-            // has more than one.
-            (Ok(message), Rights::All(_) | Rights::Truncated) => Received::Message(message),
-            (Err(why), _) => Received::Garbage(why.to_string()),
-        },
-    };
-    *buffer = Vec::new();
-    Ok((received, sender))
-}
-
-/// Reads a message that was too long for a packet. The sender has written it to an in-memory file
-/// and passed the descriptor of that file.
-fn read_file(rights: Rights) -> Received {
-    let Rights::All(mut descriptors) = rights else {
-        return Received::Garbage("no room for the descriptor of a long message".to_owned());
-    };
-    if descriptors.len() != 1 {
-        return Received::Garbage(format!("a long message with {} descriptors", descriptors.len()));
-    }
-    let read = sys::memory_file::read(descriptors.remove(0), FILE_MAX);
-    match read
-        .map_err(|error| Malformed::from(format!("a long message: {error}")))
-        .and_then(|text| Message::decode(&text))
-    {
-        Ok(Message::File) => Received::Garbage("a long message within a long message".to_owned()),
-        Ok(message) => Received::Message(message),
-        Err(why) => Received::Garbage(why.to_string()),
     }
 }
 

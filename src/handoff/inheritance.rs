@@ -13,9 +13,9 @@ use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use super::channel::{Received, receive};
 use super::init::Init;
 use super::message::{Hello, Message, VERSION};
+use super::packet::{Received, receive};
 use super::passed::{adopt, count, is_passed};
 use super::predecessor::{Draining, Unconnected};
 use super::program::Program;

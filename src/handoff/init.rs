@@ -23,8 +23,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::channel::{Received, receive};
 use super::message::Message;
+use super::packet::{Received, receive};
 use crate::error::{Error, ExitStatus};
 use crate::sys::init::{Fork, end, fork_off, keep_only};
 use crate::sys::signals::HANDOFF;

@@ -11,6 +11,7 @@ pub(crate) mod fuzz;
 mod inheritance;
 mod init;
 mod message;
+mod packet;
 mod passed;
 mod predecessor;
 mod program;

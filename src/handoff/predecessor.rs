@@ -13,8 +13,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::Poll;
 
-use super::channel::{Channel, Received};
+use super::channel::Channel;
 use super::message::{Commit, Message};
+use super::packet::Received;
 use super::status_poll::StatusPoll;
 use crate::generation::Generation;
 use crate::report::{Counters, GenerationState, Report};

@@ -16,9 +16,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
-use super::channel::{Channel, Received};
+use super::channel::Channel;
 use super::init::Init;
 use super::message::{Commit, Hello, Message, WORDS};
+use super::packet::Received;
 use super::predecessor::Predecessors;
 use super::program::Program;
 use super::status_poll::StatusPoll;
