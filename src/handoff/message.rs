@@ -6,12 +6,9 @@
 //! effect, and the receiver replies [`Message::Unknown`]. The sender replaces each line break in a
 //! value by a space. `docs/protocol.md` describes which generation sends which message, and when.
 
-use std::collections::VecDeque;
-use std::fmt::{Display, Write as _};
 use std::os::fd::RawFd;
 
-use serde::de::DeserializeOwned;
-
+use super::fields::{Fields, PacketWriter};
 use crate::error::Malformed;
 use crate::generation::Generation;
 use crate::net::Binding;
@@ -301,9 +298,6 @@ impl Message {
     }
 }
 
-/// The text of a packet, to which the encoder adds one line after another.
-struct PacketWriter(String);
-
 impl PacketWriter {
     fn commit(&mut self, Commit { pending, on_death }: Commit) {
         if on_death == OnSuccessorDeath::Stay {
@@ -313,80 +307,6 @@ impl PacketWriter {
             self.line("RELOAD-PENDING", 1);
         }
     }
-
-    fn line(&mut self, key: &str, value: impl Display) {
-        let start = self.0.len() + key.len() + 1;
-        let _ = write!(self.0, "{key}={value}");
-        let one_line = self.0[start..].replace('\n', " ");
-        self.0.truncate(start);
-        self.0.push_str(&one_line);
-        self.0.push('\n');
-    }
-}
-
-/// The lines of a received packet that the decoder has not parsed yet.
-struct Fields<'a>(VecDeque<(&'a str, &'a str)>);
-
-impl<'a> Fields<'a> {
-    fn read(text: &'a str) -> Result<Self, Malformed> {
-        let whole = text
-            .strip_suffix('\n')
-            .ok_or_else(|| Malformed::from(format!("half a message: {}", excerpt(text))))?;
-        let fields = whole.split('\n').map(|line| {
-            line.split_once('=').ok_or_else(|| Malformed::from(format!("a line {}", excerpt(line))))
-        });
-        fields.collect::<Result<_, _>>().map(Self)
-    }
-
-    fn take(&mut self, key: &str) -> Option<&'a str> {
-        let place = self.0.iter().position(|(found, _)| *found == key)?;
-        self.0.remove(place).map(|(_, value)| value)
-    }
-
-    fn text(&mut self, key: &str) -> Result<&'a str, Malformed> {
-        self.take(key).ok_or_else(|| Malformed::from(format!("no {key}")))
-    }
-
-    fn number<N: std::str::FromStr>(&mut self, key: &str) -> Result<N, Malformed> {
-        let text = self.text(key)?;
-        text.parse().map_err(|_| Malformed::from(format!("{key}={text:?}")))
-    }
-
-    /// Takes the values of all lines with the given key, in the order of the packet.
-    fn all<N: std::str::FromStr>(&mut self, key: &str) -> Result<Vec<N>, Malformed> {
-        let texts = std::iter::from_fn(|| self.take(key));
-        texts
-            .map(|text| {
-                text.parse().map_err(|_| Malformed::from(format!("{key}={}", excerpt(text))))
-            })
-            .collect()
-    }
-
-    fn json<T: DeserializeOwned>(&mut self, key: &str) -> Result<T, Malformed> {
-        let text = self.text(key)?;
-        serde_json::from_str(text)
-            .map_err(|error| Malformed::from(format!("{key}={}: {error}", excerpt(text))))
-    }
-
-    /// Takes the line with the given key, splits its value at the first space, and parses both
-    /// parts.
-    fn pair<A: std::str::FromStr, B: std::str::FromStr>(
-        &mut self,
-        key: &str,
-    ) -> Result<Option<(A, B)>, Malformed> {
-        let Some(text) = self.take(key) else { return Ok(None) };
-        let both = text.split_once(' ').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-        both.map(Some).ok_or_else(|| Malformed::from(format!("{key}={text:?}")))
-    }
-}
-
-/// Returns the beginning of a text that could not be parsed, short enough for a one-line error
-/// message.
-fn excerpt(text: &str) -> String {
-    const SHOWN: usize = 100;
-    let shown: String = text.chars().take(SHOWN).collect();
-    let rest = if shown.len() < text.len() { "..." } else { "" };
-    format!("{shown:?}{rest}")
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! describes the packets.
 
 mod channel;
+mod fields;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
 mod inheritance;
