@@ -13,13 +13,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::Poll;
 
-use super::channel::Channel;
 use super::message::{Commit, Message};
-use super::packet::Received;
+use super::older::{Older, Role, Taken};
 use super::status_poll::StatusPoll;
 use crate::generation::Generation;
-use crate::report::{Counters, GenerationState, Report};
-use crate::text::one_line;
+use crate::report::{Counters, Report};
 
 /// The generations that still finish their last connections, each with the channel to that
 /// generation.
@@ -52,35 +50,6 @@ enum Attention {
     /// This process reads the messages of all older generations, because it is the active
     /// generation.
     All,
-}
-
-#[derive(Debug)]
-struct Older {
-    generation: Generation,
-    channel: Channel,
-    role: Role,
-    poll: StatusPoll,
-}
-
-impl Older {
-    fn new(generation: Generation, channel: OwnedFd, role: Role) -> io::Result<Self> {
-        Ok(Self {
-            generation,
-            channel: Channel::to_its_maker(channel)?,
-            role,
-            poll: StatusPoll::default(),
-        })
-    }
-}
-
-/// The relation of an older generation to this process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    /// The older generation still serves. It has not committed the handoff to this process yet.
-    Predecessor,
-    /// The older generation has handed over. It accepts no new connections and finishes the ones
-    /// that it has.
-    Draining,
 }
 
 /// An event from an older generation that this process must handle.
@@ -258,92 +227,12 @@ fn ready<T>(poll: Poll<T>) -> Option<T> {
     }
 }
 
-/// The result of reading a packet from an older generation.
-enum Taken {
-    Event(PredecessorEvent),
-    Nothing,
-    End(Role),
-}
-
-impl Older {
-    fn take(&mut self, received: Received) -> Taken {
-        match received {
-            Received::Message(Message::Committed(commit)) if self.role == Role::Predecessor => {
-                self.role = Role::Draining;
-                Taken::Event(PredecessorEvent::Committed(commit))
-            }
-            Received::Message(Message::Counted(counters)) if self.role == Role::Predecessor => {
-                Taken::Event(PredecessorEvent::Counted(counters))
-            }
-            Received::Message(Message::Draining(report)) if self.role == Role::Predecessor => {
-                Taken::Event(PredecessorEvent::Draining(report))
-            }
-            Received::Passed(Message::Carry { version }, channel)
-                if self.role == Role::Predecessor =>
-            {
-                Taken::Event(PredecessorEvent::Carrying(version, channel))
-            }
-            Received::Message(Message::Stop) if self.role == Role::Predecessor => {
-                Taken::Event(PredecessorEvent::Stop)
-            }
-            Received::Message(Message::Ask) if self.role == Role::Predecessor => {
-                Taken::Event(PredecessorEvent::Asked)
-            }
-            // Ignore a file descriptor that an older generation attached to this message by
-            // mistake. Dropping the descriptor closes it.
-            Received::Message(message) | Received::Passed(message, _) => {
-                match self.poll.hear(message) {
-                    Ok(()) => Taken::Event(PredecessorEvent::Reported),
-                    Err(message) => {
-                        tracing::debug!(
-                            event = "message.unexpected", from = %self.generation, ?message,
-                            "ignored an unexpected message from an older generation"
-                        );
-                        Taken::Nothing
-                    }
-                }
-            }
-            Received::Garbage(why) => {
-                let why = one_line(&why);
-                tracing::warn!(
-                    event = "message.invalid", from = %self.generation, why,
-                    "an older generation sent an invalid message: ignoring it from now on"
-                );
-                Taken::End(self.role)
-            }
-            Received::End => {
-                tracing::debug!(
-                    event = "generation.gone", ended = %self.generation,
-                    "an older generation has ended"
-                );
-                Taken::End(self.role)
-            }
-        }
-    }
-
-    /// Returns whether this older generation has ended, or has sent its last report and is about to
-    /// end. This function also asks the kernel, because a process that is not the active generation
-    /// does not read the channel.
-    fn is_over(&self) -> bool {
-        let has_said_so =
-            self.poll.report().is_some_and(|last| last.state == GenerationState::Stopped);
-        has_said_so || self.channel.is_over()
-    }
-
-    fn tell(&self, message: &Message) {
-        if let Err(error) = self.channel.send(message) {
-            tracing::debug!(
-                event = "generation.unreachable", to = %self.generation, ?message, %error,
-                "cannot send a message to an older generation"
-            );
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handoff::channel::Channel;
     use crate::handoff::message::{OnSuccessorDeath, PendingReload};
+    use crate::report::GenerationState;
     use crate::sys::socket::channel_pair;
 
     fn report(state: GenerationState) -> Box<Report> {

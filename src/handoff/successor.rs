@@ -5,11 +5,9 @@
 //! the successor on, this process holds a pidfd of the successor. So a signal cannot reach another
 //! process that has reused the pid.
 
-use std::ffi::CString;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,82 +15,18 @@ use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
 use super::channel::Channel;
-use super::init::Init;
-use super::message::{Commit, Hello, Message, WORDS};
+use super::launch::{LaunchSpec, carry_pair};
+use super::message::{Commit, Message};
 use super::packet::Received;
-use super::predecessor::Predecessors;
-use super::program::Program;
 use super::status_poll::StatusPoll;
 use crate::error::{EndStatus, HandoffFailure};
-use crate::generation::Generation;
-use crate::net::{Listener, ListenerSet, Origin};
-use crate::report::{CarryForecast, Counters, Report};
-use crate::sys::fd::{FIRST_PASSED, ReservedFd};
+use crate::report::{Counters, Report};
+use crate::sys::fd::FIRST_PASSED;
 use crate::sys::socket::channel_pair;
-use crate::sys::spawn::{Launch, launch};
 use crate::text::one_line;
-
-/// The size in bytes of the send buffer of the channel over which connections move to the
-/// successor. The system may allow less.
-const CARRY_QUEUE: usize = 256 * 1024;
 
 /// How long to wait for the exit status of a successor that has closed its end of the channel.
 const DYING: Duration = Duration::from_millis(100);
-
-/// The program, sockets and channels with which this process starts a successor.
-pub(crate) struct LaunchSpec<'a> {
-    pub(crate) program: &'a Program,
-    pub(crate) generation: Generation,
-    pub(crate) listeners: &'a ListenerSet,
-    pub(crate) predecessors: &'a Predecessors,
-    pub(crate) init: Option<&'a Init>,
-    pub(crate) slot: &'a mut ReservedFd,
-    /// How many connections may move to the successor, for each listener. `None` if no connection
-    /// will move.
-    pub(crate) forecast: Option<CarryForecast>,
-}
-
-impl LaunchSpec<'_> {
-    /// Sends the hello message, which is the first message to a successor, and starts the program.
-    /// `theirs` becomes the successor's end of `channel`.
-    fn launch(&mut self, channel: &Channel, theirs: OwnedFd) -> io::Result<()> {
-        let listeners = self.listeners.passed_on();
-        let mut passed: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
-        let forecast = self.forecast.take().unwrap_or_default();
-        let names = listeners.iter().map(|listener| listener.name().to_string()).collect();
-        let mut hello = Hello { bound: bound(&listeners), forecast, names, ..Hello::default() };
-        for (generation, older) in self.predecessors.channels() {
-            hello.draining.push((generation, number_of(passed.len())?));
-            passed.push(older);
-        }
-        if let Some(init) = self.init {
-            hello.init = Some(number_of(passed.len())?);
-            passed.push(init.as_fd());
-        }
-        let descriptor = number_of(passed.len())?;
-        passed.push(self.slot.fill(theirs)?);
-        // Send the hello message before the fork, so that the successor never has to wait for it.
-        channel.send(&Message::Hello(hello))?;
-
-        let program = CString::new(self.program.path().as_os_str().as_bytes())?;
-        let environment =
-            self.program.environment_for(self.generation, listeners.len(), descriptor);
-        launch(&Launch {
-            program: &program,
-            arguments: self.program.arguments(),
-            environment: &environment,
-            passed: &passed,
-            channel: passed.len() - 1,
-            words: WORDS,
-        })
-    }
-}
-
-/// Returns the number that a passed file descriptor has in the successor. `place` is its index
-/// among the passed descriptors.
-fn number_of(place: usize) -> io::Result<RawFd> {
-    RawFd::try_from(place).map(|place| FIRST_PASSED + place).map_err(io::Error::other)
-}
 
 /// The process that takes over from this process.
 #[derive(Debug)]
@@ -142,16 +76,6 @@ pub(crate) enum SuccessorEvent {
     Reported,
     /// The successor has ended after it had taken over. No more events follow.
     Ended,
-}
-
-/// Creates the channel for connections that move to the successor. Returns our end and the
-/// successor's end.
-fn carry_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (ours, theirs) = channel_pair()?;
-    // Enlarge the send buffer, because the default size may be too small for the messages about all
-    // connections. Ignore an error, because a smaller buffer also works.
-    let _ = socket2::SockRef::from(&ours).set_send_buffer_size(CARRY_QUEUE);
-    Ok((ours, theirs))
 }
 
 /// How to end a successor that must not take over.
@@ -412,15 +336,4 @@ impl Successor {
             Received::End => None,
         }
     }
-}
-
-/// Returns the sockets that this process or an older generation bound, each with its index in
-/// `listeners`.
-fn bound(listeners: &[&Listener]) -> Vec<(usize, crate::net::Binding)> {
-    let bound =
-        listeners.iter().enumerate().filter_map(|(place, listener)| match listener.origin() {
-            Origin::Bound(binding) => Some((place, binding.clone())),
-            Origin::Inherited => None,
-        });
-    bound.collect()
 }
