@@ -7,6 +7,13 @@
 //! event does not compile until every combination is handled. `docs/architecture.md` shows the same
 //! transitions as a table.
 
+mod action;
+#[cfg(test)]
+mod exploration;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use self::action::Action;
 pub(crate) use crate::handoff::{Commit, OnSuccessorDeath, PendingReload};
 
 /// The state of a generation.
@@ -100,63 +107,6 @@ pub(crate) enum Event {
     Drained,
     /// The drain deadline has passed.
     DrainExpired,
-}
-
-/// An action that a generation performs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Action {
-    /// Tell the predecessor that this generation accepts connections.
-    TellReady,
-    /// Tell the predecessor that this generation stops. The predecessor then keeps serving its
-    /// clients.
-    TellRollback,
-    /// Become the active generation: write the pid file, and cut the oldest generations if more
-    /// than `max_generations` are alive.
-    BecomeActive,
-    /// Tell the service manager that the service is up. Only the first generation of a lineage does
-    /// this.
-    NotifyReady,
-    /// Start a successor, and the deadline by which it must be ready. If a further generation would
-    /// exceed `max_generations` while connections still move here from older generations, wait
-    /// until they have moved.
-    StartSuccessor,
-    /// Start the successor's probation. When the probation ends, the handoff is committed.
-    StartBake,
-    /// Commit the handoff: name the successor in the pid file, and tell it that it is now the
-    /// active generation.
-    Commit(Commit),
-    /// Report why the handoff failed. End the successor, unless it stops by itself.
-    DropSuccessor,
-    /// Stop using the channel to the successor. The successor had taken over, and now stops
-    /// together with the whole service.
-    ForgetSuccessor,
-    /// Close the channels to older generations. When no process holds the channel of the youngest
-    /// older generation any more, that generation accepts connections again.
-    ReleaseOlder,
-    /// If an older generation is alive, close the channels to older generations, so that the
-    /// youngest of them accepts connections again. Otherwise close the listeners for good.
-    Resign,
-    /// Tell the successor to stop, because this generation was told to stop.
-    StopSuccessor,
-    /// Stop accepting connections, but keep the listening sockets open, because another generation
-    /// accepts on them.
-    StopAccepting,
-    /// Stop accepting for good: serve the clients in the backlogs, remove the paths of Unix
-    /// sockets, and close the listening sockets.
-    CloseListeners,
-    /// Tell the older generations and the service manager that the whole service stops.
-    TellStopping,
-    /// Ask every connection to end, except connections that can move to the successor. Start the
-    /// drain deadline.
-    Drain,
-    /// Ask the connections that have not moved to the successor to end.
-    DrainUncarried,
-    /// Accept connections again, because the successor has died.
-    Resume,
-    /// Close the open connections at once, without waiting until they end.
-    Cut,
-    /// Report how the drain ended, and exit.
-    Exit,
 }
 
 use Action::{
@@ -409,8 +359,3 @@ const fn either(one: PendingReload, other: PendingReload) -> PendingReload {
         (PendingReload::One, _) | (_, PendingReload::One) => PendingReload::One,
     }
 }
-
-#[cfg(test)]
-mod exploration;
-#[cfg(test)]
-mod tests;
