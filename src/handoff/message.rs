@@ -152,22 +152,8 @@ impl Message {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut packet = PacketWriter(format!("VERSION={VERSION}\nKIND={}\n", self.kind()));
         match self {
-            Self::Hello(hello) => {
-                for (place, binding) in &hello.bound {
-                    packet.line("BOUND", format_args!("{place} {binding}"));
-                }
-                for (generation, descriptor) in &hello.draining {
-                    packet.line("DRAINING", format_args!("{generation} {descriptor}"));
-                }
-                if let Some(descriptor) = hello.init {
-                    packet.line("INIT", descriptor);
-                }
-                for (listener, count) in hello.forecast.iter() {
-                    packet.line("FORECAST", format_args!("{count} {listener}"));
-                }
-                hello.names.iter().for_each(|name| packet.line("NAME", name));
-            }
-            Self::Committed(commit) => packet.commit(*commit),
+            Self::Hello(hello) => hello.write(&mut packet),
+            Self::Committed(commit) => commit.write(&mut packet),
             Self::Head { pid } => packet.line("PID", pid),
             Self::ForkFailed { errno } | Self::ExecFailed { errno } => packet.line("ERRNO", errno),
             Self::Ready { closed, replaced } => {
@@ -240,39 +226,8 @@ impl Message {
             return Ok(Self::Unrecognised { version, kind: kind.to_owned() });
         }
         Ok(match kind {
-            "hello" => {
-                let mut hello = Hello::default();
-                while let Some((place, binding)) = fields.pair("BOUND")? {
-                    hello.bound.push((place, binding));
-                }
-                while let Some((generation, descriptor)) = fields.pair("DRAINING")? {
-                    hello.draining.push((generation, descriptor));
-                }
-                hello.init = match fields.take("INIT") {
-                    Some(descriptor) => {
-                        Some(descriptor.parse().map_err(|_| format!("INIT={descriptor:?}"))?)
-                    }
-                    None => None,
-                };
-                while let Some((count, listener)) = fields.pair("FORECAST")? {
-                    hello.forecast.add(listener, count);
-                }
-                hello.names = fields.all("NAME")?;
-                Self::Hello(hello)
-            }
-            "committed" => {
-                let pending = if fields.take("RELOAD-PENDING").is_some() {
-                    PendingReload::One
-                } else {
-                    PendingReload::None
-                };
-                let on_death = if fields.take("STAY").is_some() {
-                    OnSuccessorDeath::Stay
-                } else {
-                    OnSuccessorDeath::Resume
-                };
-                Self::Committed(Commit { pending, on_death })
-            }
+            "hello" => Self::Hello(Hello::read(&mut fields)?),
+            "committed" => Self::Committed(Commit::read(&mut fields)),
             "counters" => Self::Counted(Box::new(fields.json("COUNTERS")?)),
             "draining" => Self::Draining(Box::new(fields.json("REPORT")?)),
             "carry" => Self::Carry { version: fields.number("CARRY")? },
@@ -298,14 +253,67 @@ impl Message {
     }
 }
 
-impl PacketWriter {
-    fn commit(&mut self, Commit { pending, on_death }: Commit) {
-        if on_death == OnSuccessorDeath::Stay {
-            self.line("STAY", 1);
+impl Hello {
+    fn write(&self, packet: &mut PacketWriter) {
+        for (place, binding) in &self.bound {
+            packet.line("BOUND", format_args!("{place} {binding}"));
         }
-        if pending == PendingReload::One {
-            self.line("RELOAD-PENDING", 1);
+        for (generation, descriptor) in &self.draining {
+            packet.line("DRAINING", format_args!("{generation} {descriptor}"));
         }
+        if let Some(descriptor) = self.init {
+            packet.line("INIT", descriptor);
+        }
+        for (listener, count) in self.forecast.iter() {
+            packet.line("FORECAST", format_args!("{count} {listener}"));
+        }
+        self.names.iter().for_each(|name| packet.line("NAME", name));
+    }
+
+    fn read(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+        let mut hello = Self::default();
+        while let Some((place, binding)) = fields.pair("BOUND")? {
+            hello.bound.push((place, binding));
+        }
+        while let Some((generation, descriptor)) = fields.pair("DRAINING")? {
+            hello.draining.push((generation, descriptor));
+        }
+        hello.init = match fields.take("INIT") {
+            Some(descriptor) => {
+                Some(descriptor.parse().map_err(|_| format!("INIT={descriptor:?}"))?)
+            }
+            None => None,
+        };
+        while let Some((count, listener)) = fields.pair("FORECAST")? {
+            hello.forecast.add(listener, count);
+        }
+        hello.names = fields.all("NAME")?;
+        Ok(hello)
+    }
+}
+
+impl Commit {
+    fn write(self, packet: &mut PacketWriter) {
+        if self.on_death == OnSuccessorDeath::Stay {
+            packet.line("STAY", 1);
+        }
+        if self.pending == PendingReload::One {
+            packet.line("RELOAD-PENDING", 1);
+        }
+    }
+
+    fn read(fields: &mut Fields<'_>) -> Self {
+        let pending = if fields.take("RELOAD-PENDING").is_some() {
+            PendingReload::One
+        } else {
+            PendingReload::None
+        };
+        let on_death = if fields.take("STAY").is_some() {
+            OnSuccessorDeath::Stay
+        } else {
+            OnSuccessorDeath::Resume
+        };
+        Self { pending, on_death }
     }
 }
 

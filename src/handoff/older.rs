@@ -73,18 +73,7 @@ impl Older {
             }
             // Ignore a file descriptor that an older generation attached to this message by
             // mistake. Dropping the descriptor closes it.
-            Received::Message(message) | Received::Passed(message, _) => {
-                match self.poll.hear(message) {
-                    Ok(()) => Taken::Event(PredecessorEvent::Reported),
-                    Err(message) => {
-                        tracing::debug!(
-                            event = "message.unexpected", from = %self.generation, ?message,
-                            "ignored an unexpected message from an older generation"
-                        );
-                        Taken::Nothing
-                    }
-                }
-            }
+            Received::Message(message) | Received::Passed(message, _) => self.take_report(message),
             Received::Garbage(why) => {
                 let why = one_line(&why);
                 tracing::warn!(
@@ -99,6 +88,20 @@ impl Older {
                     "an older generation has ended"
                 );
                 Taken::End(self.role)
+            }
+        }
+    }
+
+    /// Takes a status report of the older generation, and ignores any other message.
+    fn take_report(&mut self, message: Message) -> Taken {
+        match self.poll.hear(message) {
+            Ok(()) => Taken::Event(PredecessorEvent::Reported),
+            Err(message) => {
+                tracing::debug!(
+                    event = "message.unexpected", from = %self.generation, ?message,
+                    "ignored an unexpected message from an older generation"
+                );
+                Taken::Nothing
             }
         }
     }

@@ -270,15 +270,7 @@ impl Successor {
 
     fn take(&mut self, received: Received) -> Option<SuccessorEvent> {
         if self.stage == SuccessorStage::Released {
-            return match received {
-                Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
-                Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
-                Received::Message(Message::GivenUp { sockets }) => {
-                    Some(SuccessorEvent::GivenUp(sockets))
-                }
-                Received::Message(_) | Received::Passed(..) => None,
-                Received::Garbage(_) | Received::End => Some(SuccessorEvent::Ended),
-            };
+            return Self::take_after_release(received);
         }
         let lost = |failure| Some(SuccessorEvent::Lost(failure));
         let exec = |source| HandoffFailure::Exec { program: self.program.clone(), source };
@@ -288,16 +280,7 @@ impl Successor {
                 None
             }
             Received::Message(Message::Ready { closed, replaced }) => {
-                // Treat the sender of the ready message as the successor. It may be another process
-                // than the started one, because a wrapper script may have forked it.
-                self.channel.follow_sender();
-                self.stage = SuccessorStage::Ready;
-                let place = |descriptor: &RawFd| {
-                    usize::try_from(descriptor.checked_sub(FIRST_PASSED)?).ok()
-                };
-                let given_up = closed.iter().filter_map(place).collect();
-                let replaced = replaced.iter().filter_map(place).collect();
-                Some(SuccessorEvent::Ready { pid: self.pid(), given_up, replaced })
+                Some(self.become_ready(&closed, &replaced))
             }
             Received::Message(Message::ForkFailed { errno }) => {
                 lost(HandoffFailure::Fork { source: io::Error::from_raw_os_error(errno) })
@@ -317,23 +300,54 @@ impl Successor {
             Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
             // Ignore a file descriptor that the successor attached by mistake. Dropping the
             // descriptor closes it.
-            Received::Message(message) | Received::Passed(message, _) => {
-                match self.poll.hear(message) {
-                    Ok(()) => Some(SuccessorEvent::Reported),
-                    Err(message) => {
-                        tracing::debug!(
-                            event = "message.unexpected",
-                            ?message,
-                            "ignored an unexpected message from the successor"
-                        );
-                        None
-                    }
-                }
-            }
+            Received::Message(message) | Received::Passed(message, _) => self.take_report(message),
             Received::Garbage(why) => lost(HandoffFailure::Garbage { why: one_line(&why) }),
             // Ignore the end of the channel here, because [`Successor::next`] reports the end of
             // the successor.
             Received::End => None,
+        }
+    }
+
+    /// Handles a packet of a successor that has taken over. Such a successor can no longer report
+    /// that it is ready or has failed.
+    fn take_after_release(received: Received) -> Option<SuccessorEvent> {
+        match received {
+            Received::Message(Message::Ask) => Some(SuccessorEvent::Asked),
+            Received::Message(Message::Cut) => Some(SuccessorEvent::Cut),
+            Received::Message(Message::GivenUp { sockets }) => {
+                Some(SuccessorEvent::GivenUp(sockets))
+            }
+            Received::Message(_) | Received::Passed(..) => None,
+            Received::Garbage(_) | Received::End => Some(SuccessorEvent::Ended),
+        }
+    }
+
+    /// Marks the successor as ready. `closed` and `replaced` are the numbers that the sockets have
+    /// in the successor.
+    fn become_ready(&mut self, closed: &[RawFd], replaced: &[RawFd]) -> SuccessorEvent {
+        // Treat the sender of the ready message as the successor. It may be another process than
+        // the started one, because a wrapper script may have forked it.
+        self.channel.follow_sender();
+        self.stage = SuccessorStage::Ready;
+        let place =
+            |descriptor: &RawFd| usize::try_from(descriptor.checked_sub(FIRST_PASSED)?).ok();
+        let given_up = closed.iter().filter_map(place).collect();
+        let replaced = replaced.iter().filter_map(place).collect();
+        SuccessorEvent::Ready { pid: self.pid(), given_up, replaced }
+    }
+
+    /// Takes a status report of the successor, and ignores any other message.
+    fn take_report(&mut self, message: Message) -> Option<SuccessorEvent> {
+        match self.poll.hear(message) {
+            Ok(()) => Some(SuccessorEvent::Reported),
+            Err(message) => {
+                tracing::debug!(
+                    event = "message.unexpected",
+                    ?message,
+                    "ignored an unexpected message from the successor"
+                );
+                None
+            }
         }
     }
 }
