@@ -146,32 +146,18 @@ impl<P: DataPlane> Driver<P> {
                 self.listeners.given_up = given_up;
                 Some(Event::SuccessorReady.into())
             }
-            SuccessorEvent::Lost(failure) => {
-                // Stop this generation too. The successor was the main process, so the service
-                // manager ends the whole service and starts it again.
-                if retired && self.process.notifier.watches_head() {
-                    let what = "the successor died; leaving the restart to the service manager";
-                    tracing::error!(
-                        event = "successor.died", reason = %failure,
-                        "{what}: {failure}"
-                    );
-                    self.log_lost_connections().await;
-                    self.refuse_drain_waiter(&failure);
-                    return Some(Event::ServiceStopping.into());
-                }
-                Some(failure.into())
+            SuccessorEvent::Lost(failure) if retired && self.process.notifier.watches_head() => {
+                self.leave_restart_to_manager(failure).await;
+                Some(Event::ServiceStopping.into())
             }
+            SuccessorEvent::Lost(failure) => Some(failure.into()),
             SuccessorEvent::Stopping => Some(Event::ServiceStopping.into()),
-            SuccessorEvent::GivenUp(sockets) => {
-                // Ignore the message if the successor has not taken over yet.
-                if retired {
-                    // Accept the clients in the backlog now, because the kernel resets them when
-                    // the last file descriptor of the listening socket is closed.
-                    let given_up = self.listeners.set.remove_sockets(&sockets);
-                    self.plane.accept_backlog(&given_up);
-                }
+            SuccessorEvent::GivenUp(sockets) if retired => {
+                self.close_given_up(&sockets);
                 None
             }
+            // Ignore the message, because the successor has not taken over yet.
+            SuccessorEvent::GivenUp(_) => None,
             SuccessorEvent::Cut if retired => Some(Event::CutNow.into()),
             // Treat `Cut` as a protocol violation if the successor has not taken over yet. If this
             // generation ended now, no active generation would be left.
@@ -194,6 +180,27 @@ impl<P: DataPlane> Driver<P> {
                 None
             }
         }
+    }
+
+    /// Reports the loss of a successor that had taken over. This generation then stops too. The
+    /// successor was the main process, so the service manager ends the whole service and starts it
+    /// again.
+    async fn leave_restart_to_manager(&mut self, failure: HandoffFailure) {
+        let what = "the successor died; leaving the restart to the service manager";
+        tracing::error!(
+            event = "successor.died", reason = %failure,
+            "{what}: {failure}"
+        );
+        self.log_lost_connections().await;
+        self.refuse_drain_waiter(&failure);
+    }
+
+    /// Closes the sockets on which the service no longer listens.
+    fn close_given_up(&mut self, sockets: &[u64]) {
+        // Accept the clients in the backlog now, because the kernel resets them when the last file
+        // descriptor of the listening socket is closed.
+        let given_up = self.listeners.set.remove_sockets(sockets);
+        self.plane.accept_backlog(&given_up);
     }
 
     /// Logs an error if an older generation died while it still had connections.
