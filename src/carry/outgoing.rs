@@ -58,6 +58,31 @@ pub(crate) struct OutgoingConnection<'a> {
     pub(crate) parcel: &'a CarriedState,
 }
 
+impl OutgoingConnection<'_> {
+    fn packet(&self, id: u64) -> Vec<u8> {
+        let Self { listener, peer, age, max_connections, stream, parcel } = self;
+        let head = PacketHead {
+            id,
+            listener: (*listener).to_owned(),
+            peer: peer.address(),
+            age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            received: stream.received(),
+            sent: stream.sent(),
+            peer_finished: stream.peer_has_finished(),
+            max_connections: *max_connections,
+            format: parcel.format.clone(),
+        };
+        packet::connection(&head, &parcel.bytes)
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        [self.stream.as_fd()]
+            .into_iter()
+            .chain(self.parcel.descriptors.iter().map(AsFd::as_fd))
+            .collect()
+    }
+}
+
 /// The result of sending a connection to the successor.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -100,35 +125,9 @@ impl Outgoing {
     /// After [`Outgoing::close`], the future completes at once, unless the connection has already
     /// been sent.
     pub(crate) async fn hand_over(&self, outgoing_connection: &OutgoingConnection<'_>) -> Verdict {
-        let OutgoingConnection { listener, peer, age, max_connections, stream, parcel } =
-            outgoing_connection;
-        let (id, answer) = {
-            let mut waiting = self.lock();
-            if self.closed.is_cancelled() {
-                return Verdict::NoReceiver;
-            }
-            let (sender, answer) = oneshot::channel();
-            let id = waiting.next;
-            waiting.next += 1;
-            waiting.answers.insert(id, sender);
-            (id, answer)
-        };
-        let head = PacketHead {
-            id,
-            listener: (*listener).to_owned(),
-            peer: peer.address(),
-            age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
-            received: stream.received(),
-            sent: stream.sent(),
-            peer_finished: stream.peer_has_finished(),
-            max_connections: *max_connections,
-            format: parcel.format.clone(),
-        };
-        let packet = packet::connection(&head, &parcel.bytes);
-        let descriptors: Vec<BorrowedFd<'_>> = [stream.as_fd()]
-            .into_iter()
-            .chain(parcel.descriptors.iter().map(AsFd::as_fd))
-            .collect();
+        let Some((id, answer)) = self.expect_answer() else { return Verdict::NoReceiver };
+        let (packet, descriptors) =
+            (outgoing_connection.packet(id), outgoing_connection.descriptors());
         let sent = tokio::select! {
             biased;
             () = self.closed.cancelled() => Err(io::ErrorKind::BrokenPipe.into()),
@@ -151,6 +150,7 @@ impl Outgoing {
                 if nobody_hears {
                     return Verdict::NoReceiver;
                 }
+                let OutgoingConnection { listener, peer, .. } = outgoing_connection;
                 tracing::warn!(
                     event = "carry.send_failed", listener, %peer, reason = %error,
                     "cannot send a connection to the successor: {error}"
@@ -158,6 +158,20 @@ impl Outgoing {
                 Verdict::Refused(error.to_string())
             }
         }
+    }
+
+    /// Reserves an id for a connection, and a channel for the answer. Returns `None` if no more
+    /// connections may be sent.
+    fn expect_answer(&self) -> Option<(u64, oneshot::Receiver<CarryAnswer>)> {
+        let mut waiting = self.lock();
+        if self.closed.is_cancelled() {
+            return None;
+        }
+        let (sender, answer) = oneshot::channel();
+        let id = waiting.next;
+        waiting.next += 1;
+        waiting.answers.insert(id, sender);
+        Some((id, answer))
     }
 
     /// Receives the successor's answers, and passes each answer to the task that waits for it.
@@ -174,11 +188,7 @@ impl Outgoing {
             let why = match received {
                 Ok(Packet::Whole(length)) => match packet::read_answer(&buffer[..length]) {
                     Ok((id, answer)) => {
-                        if let Some(waits) = self.lock().answers.remove(&id) {
-                            // Ignore an error, because the waiting task may have been cut
-                            // meanwhile.
-                            let _ = waits.send(answer);
-                        }
+                        self.pass_on(id, answer);
                         continue;
                     }
                     Err(why) => why.to_string(),
@@ -213,6 +223,13 @@ impl Outgoing {
         // the earlier calls, which still wait for an answer.
         self.close();
         self.lock().answers.clear();
+    }
+
+    fn pass_on(&self, id: u64, answer: CarryAnswer) {
+        if let Some(waits) = self.lock().answers.remove(&id) {
+            // Ignore an error, because the waiting task may have been cut meanwhile.
+            let _ = waits.send(answer);
+        }
     }
 
     async fn send(&self, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
