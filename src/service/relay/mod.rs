@@ -54,6 +54,19 @@ impl Relay {
         client: &mut Stream,
         upstream: &mut Stream,
     ) -> Poll<Relayed> {
+        match self.poll_bytes(cx, client, upstream) {
+            Poll::Ready(relayed) => Poll::Ready(relayed),
+            Poll::Pending => self.poll_failure(cx, client, upstream),
+        }
+    }
+
+    /// Moves bytes in both directions, until both have ended or one has failed.
+    fn poll_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Stream,
+        upstream: &mut Stream,
+    ) -> Poll<Relayed> {
         // The direction that ends last does not half-close its sink, because the caller then closes
         // both sides at once.
         let up = match self.up.poll(
@@ -89,8 +102,17 @@ impl Relay {
         if up.is_ready() && down.is_ready() {
             return Poll::Ready(Relayed::Finished);
         }
-        // Ask the kernel whether a connection has failed, but only if no pending read on it would
-        // notice the failure.
+        Poll::Pending
+    }
+
+    /// Asks the kernel whether a connection has failed, but only if no pending read on it would
+    /// notice the failure.
+    fn poll_failure(
+        &self,
+        cx: &mut Context<'_>,
+        client: &mut Stream,
+        upstream: &mut Stream,
+    ) -> Poll<Relayed> {
         let client = if self.up.is_reading() { Poll::Pending } else { client.poll_gone(cx) };
         match client {
             Poll::Ready(Gone::Broken(error)) => return Poll::Ready(Relayed::ClientBroke(error)),
