@@ -267,7 +267,7 @@ async fn converse(
     if let User::Stranger(user) = user {
         request = Err(denied(user).into());
     }
-    let (to_write, mut replies) = mpsc::channel(REPLIES_MAX);
+    let (to_write, replies) = mpsc::channel(REPLIES_MAX);
     // Copy the client's socket only for a reload, because a status request is answered at once.
     let peer = match &request {
         // Ignore a failure, which happens if no file descriptor is free. `replies.is_closed` then
@@ -286,12 +286,21 @@ async fn converse(
         Err(why) => answer.refuse(Refusal::Denied, why.to_string()),
     }
     drop(ask);
+    write_replies(&mut stream, replies).await
+}
+
+/// Writes the replies to the client until no more follow, and half-closes the connection. Returns
+/// earlier if the client has disconnected.
+async fn write_replies(
+    stream: &mut BufReader<Stream>,
+    mut replies: mpsc::Receiver<Reply>,
+) -> io::Result<()> {
     loop {
         match timeout(LOOK_INTERVAL, replies.recv()).await {
             Ok(Some(reply)) => {
                 let mut line = serde_json::to_vec(&reply).map_err(io::Error::other)?;
                 line.push(b'\n');
-                timeout(REPLY_TIMEOUT, write(&mut stream, &line)).await??;
+                timeout(REPLY_TIMEOUT, write(stream, &line)).await??;
             }
             Ok(None) => break,
             // Return, because the client has disconnected. This frees its place for another client.

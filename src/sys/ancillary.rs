@@ -97,7 +97,7 @@ pub(crate) fn report_senders(channel: BorrowedFd<'_>) -> io::Result<()> {
 /// Returns the process that created the other end of a channel.
 pub(crate) fn peer_process(channel: BorrowedFd<'_>) -> io::Result<Sender> {
     let credentials = getsockopt(&channel, sockopt::PeerCredentials)?;
-    let pid = u32::try_from(credentials.pid()).ok().filter(|pid| *pid > 0);
+    let pid = visible_pid(credentials.pid());
     let mut raw: libc::c_int = -1;
     let mut length =
         libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
@@ -212,11 +212,14 @@ fn attachments(header: &libc::msghdr) -> Attached {
     let is_truncated = header.msg_flags & libc::MSG_CTRUNC != 0;
     Attached {
         rights: if is_truncated { Rights::Truncated } else { Rights::All(rights) },
-        sender: credentials.map(|credentials| {
-            let pid = u32::try_from(credentials.pid).ok().filter(|pid| *pid > 0);
-            Sender { pid, process }
-        }),
+        sender: credentials
+            .map(|credentials| Sender { pid: visible_pid(credentials.pid), process }),
     }
+}
+
+/// Returns the pid of a process that this process can see. Otherwise the kernel reports 0.
+fn visible_pid(pid: libc::pid_t) -> Option<u32> {
+    u32::try_from(pid).ok().filter(|pid| *pid > 0)
 }
 
 /// Returns the number of file descriptors in one item of ancillary data.

@@ -77,22 +77,8 @@ impl ListenerSet {
             }
             (None, None) => None,
         };
-        let no_longer_stored = passed.iter().filter_map(|socket| match &socket.origin {
-            Origin::Bound(binding) => StoredName::new(socket.name.as_deref()?, binding),
-            Origin::Inherited => None,
-        });
-        let no_longer_stored = no_longer_stored.collect();
-        for socket in &passed {
-            let (listener, address) =
-                (socket.name.as_deref().unwrap_or("unnamed"), socket.address());
-            tracing::info!(
-                event = "socket.unclaimed",
-                listener,
-                address,
-                descriptor = socket.descriptor,
-                "closed a passed socket that nothing claims"
-            );
-        }
+        let no_longer_stored = passed.iter().filter_map(stored_name).collect();
+        passed.iter().for_each(log_unclaimed);
         let unclaimed = passed.iter().map(|socket| socket.descriptor).collect();
         Ok(Self { listeners, control, unclaimed, no_longer_stored, grants, bound_here, replaced })
     }
@@ -112,6 +98,26 @@ fn is_control(socket: &Passed, configured: Option<&Address>) -> bool {
                 })
         }
     }
+}
+
+/// Returns the name under which the service manager may store a passed socket. Returns `None` if
+/// this service has not bound the socket.
+fn stored_name(socket: &Passed) -> Option<StoredName> {
+    match &socket.origin {
+        Origin::Bound(binding) => StoredName::new(socket.name.as_deref()?, binding),
+        Origin::Inherited => None,
+    }
+}
+
+fn log_unclaimed(socket: &Passed) {
+    let (listener, address) = (socket.name.as_deref().unwrap_or("unnamed"), socket.address());
+    tracing::info!(
+        event = "socket.unclaimed",
+        listener,
+        address,
+        descriptor = socket.descriptor,
+        "closed a passed socket that nothing claims"
+    );
 }
 
 fn unlink_at(places: &[usize], listeners: &[Listener]) {
