@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use clap::Args;
 use handoffd::Error;
 use handoffd::listen::{Address, ListenerConfig, ListenerName, TakenAddresses};
 use handoffd::proxy::{Loop, UpstreamTarget, find_loop};
@@ -14,7 +15,7 @@ use super::file::ServiceConfig;
 use super::kinds::ServiceName;
 use super::listener::ListenerSettings;
 use super::mistake::{Mistake, SettingSource};
-use super::proxy::ProxySettings;
+use super::proxy::{HealthSettings, ProxySettings};
 use super::value::{Given, Kind};
 
 const A_LISTENER: &str = "expected a table with the listener's name, as in [listener.web]";
@@ -147,20 +148,12 @@ fn one(
     let mut upstream_places = Vec::new();
     let service = match service.ok_or_else(|| lacks("service", ServiceName::EXPECTED))? {
         ServiceName::Echo => {
-            if let Some((setting, value)) =
-                proxy.get_ref().iter().min_by_key(|(_, value)| value.span().start)
-            {
-                let what = format!(
-                    "{} is a setting of a proxy, expected service = \"proxy\" and not \"echo\"",
-                    setting.get_ref()
-                );
-                return Err(Mistake::at(value.span().start, what));
-            }
+            check_no_proxy_setting(proxy.get_ref())?;
             ServiceConfig::Echo
         }
         ServiceName::Proxy => {
             let list = proxy.get_ref().get("upstreams").map(|list| list.span().start);
-            let proxy: ProxySettings = deserialize(proxy, text)?;
+            let proxy = read_proxy(proxy, text)?;
             let Some(upstreams) = &proxy.upstreams else {
                 return Err(lacks("upstreams", "some, as in upstreams = [\"127.0.0.1:9000\"]"));
             };
@@ -184,10 +177,39 @@ fn split<'a>(
     table: Spanned<DeTable<'a>>,
     text: &str,
 ) -> Result<(ListenerSettings, Spanned<DeTable<'a>>), Mistake> {
+    let (proxy, other) = partition::<ProxySettings>(table);
+    Ok((deserialize(other, text)?, proxy))
+}
+
+/// Checks that a listener without a proxy has no setting of a proxy.
+fn check_no_proxy_setting(table: &DeTable<'_>) -> Result<(), Mistake> {
+    let first = table.iter().min_by_key(|(_, value)| value.span().start);
+    let Some((setting, value)) = first else { return Ok(()) };
+    let what = format!(
+        "{} is a setting of a proxy, expected service = \"proxy\" and not \"echo\"",
+        setting.get_ref()
+    );
+    Err(Mistake::at(value.span().start, what))
+}
+
+fn read_proxy(table: Spanned<DeTable<'_>>, text: &str) -> Result<ProxySettings, Mistake> {
+    let (health, other) = partition::<HealthSettings>(table);
+    let mut proxy: ProxySettings = deserialize(other, text)?;
+    proxy.health = deserialize(health, text)?;
+    Ok(proxy)
+}
+
+/// Splits a table into the settings that `S` declares and all others.
+fn partition<'a, S: Args>(
+    table: Spanned<DeTable<'a>>,
+) -> (Spanned<DeTable<'a>>, Spanned<DeTable<'a>>) {
     let span = table.span();
-    let (proxy, other): (DeTable<'_>, DeTable<'_>) =
-        table.into_inner().into_iter().partition(|(key, _)| ProxySettings::has(key.get_ref()));
-    Ok((deserialize(Spanned::new(span.clone(), other), text)?, Spanned::new(span, proxy)))
+    let flags = S::augment_args(clap::Command::default());
+    let is_declared =
+        |key: &DeString<'_>| flags.get_arguments().any(|flag| flag.get_id() == &**key);
+    let (declared, other) =
+        table.into_inner().into_iter().partition(|(key, _)| is_declared(key.get_ref()));
+    (Spanned::new(span.clone(), declared), Spanned::new(span, other))
 }
 
 fn deserialize<T: for<'de> Deserialize<'de>>(

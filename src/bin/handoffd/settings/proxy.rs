@@ -78,6 +78,16 @@ pub(crate) struct ProxySettings {
     #[arg(long, value_name = "TIME")]
     user_timeout: Option<Given<UserTimeout>>,
 
+    #[command(flatten)]
+    #[serde(skip)]
+    pub(super) health: HealthSettings,
+}
+
+/// The settings of a proxy that say how it finds out that an upstream fails. They are read apart
+/// from [`ProxySettings`], because `serde(flatten)` loses the positions of the values.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct HealthSettings {
     /// After how many failures in a row an upstream is skipped for a while; 0: never [default: 3]
     #[arg(long, value_name = "COUNT")]
     eject_after: Option<Given<Failures>>,
@@ -96,12 +106,6 @@ pub(crate) struct ProxySettings {
 }
 
 impl ProxySettings {
-    /// Returns whether `key` is a setting of a proxy.
-    pub(super) fn has(key: &str) -> bool {
-        let flags = Self::augment_args(clap::Command::default());
-        flags.get_arguments().any(|flag| flag.get_id() == key)
-    }
-
     /// Returns the configuration of a proxy whose listeners have these addresses.
     pub(super) fn into_config(
         self,
@@ -123,12 +127,7 @@ impl ProxySettings {
         set(&mut config.header_timeout, self.proxy_header_timeout);
         config.keep_alive = value(self.keep_alive);
         config.user_timeout = value(self.user_timeout);
-        set(&mut config.ejection.failures, self.eject_after);
-        set(&mut config.ejection.time, self.eject_for);
-        config.check = value(self.check_interval).map(Check::every);
-        if let (Some(check), Some(timeout)) = (&mut config.check, self.check_timeout) {
-            check.timeout = timeout.value;
-        }
+        self.health.apply(&mut config);
         Ok(config)
     }
 
@@ -143,10 +142,21 @@ impl ProxySettings {
         {
             return alone(timeout, "proxy_header_timeout", "accept_proxy_header_from");
         }
-        if let (Some(timeout), None) = (&self.check_timeout, &self.check_interval) {
+        if let (Some(timeout), None) = (&self.health.check_timeout, &self.health.check_interval) {
             return alone(timeout, "check_timeout", "check_interval");
         }
         Ok(())
+    }
+}
+
+impl HealthSettings {
+    fn apply(self, config: &mut ProxyConfig) {
+        set(&mut config.ejection.failures, self.eject_after);
+        set(&mut config.ejection.time, self.eject_for);
+        config.check = value(self.check_interval).map(Check::every);
+        if let (Some(check), Some(timeout)) = (&mut config.check, self.check_timeout) {
+            check.timeout = timeout.value;
+        }
     }
 }
 
