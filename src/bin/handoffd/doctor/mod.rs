@@ -17,8 +17,7 @@ use handoffd::control::Control;
 use handoffd::status::Settings;
 use handoffd::text::one_line;
 
-use paths::BoundPath;
-use rules::{Daemon, Severity, examine};
+use rules::{Daemon, Finding, Severity, examine};
 use unit::{Manager, Place, Unit};
 
 use crate::cli::Scope;
@@ -48,14 +47,7 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
         Ok(status)
             if Place::of_the_daemon(status).is_ok_and(|daemon| daemon.is_named(&place.unit)) =>
         {
-            Daemon {
-                settings: status.settings,
-                bound: status.listeners.iter().filter(|listener| listener.bound).count(),
-                paths: {
-                    let bound = status.listeners.iter().filter(|listener| listener.bound);
-                    bound.filter_map(|listener| BoundPath::of(&listener.address)).collect()
-                },
-            }
+            Daemon::of(status)
         }
         // Assume the default settings, because no daemon of this unit has replied.
         Ok(_) | Err(_) => {
@@ -63,10 +55,13 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
         }
     };
     let unit = Unit::read(&place)?;
-    let name = &place.unit;
-    let findings = examine(&unit, &daemon);
+    report(&examine(&unit, &daemon), place, unit.systemd)
+}
+
+/// Prints the findings about the unit at `place`. Returns an error if one of them breaks a handoff.
+fn report(findings: &[Finding], place: Place, systemd: u32) -> Result<(), Failure> {
     let mut text = String::new();
-    for finding in &findings {
+    for finding in findings {
         let severity = match finding.severity {
             Severity::Breaks => "breaks",
             Severity::Risks => "risks",
@@ -77,8 +72,8 @@ pub(crate) fn run(control: PathBuf, unit: Option<String>, scope: Scope) -> Resul
     let breaks = findings.iter().filter(|finding| finding.severity == Severity::Breaks).count();
     let risks = findings.len() - breaks;
     text += &format!(
-        "{name} under {} {}: {breaks} that break a handoff, {risks} that risk one\n",
-        place.manager, unit.systemd
+        "{} under {} {systemd}: {breaks} that break a handoff, {risks} that risk one\n",
+        place.unit, place.manager
     );
     print("the findings", &text)?;
     if breaks > 0 { Err(Failure::Unsound { unit: place.unit, count: breaks }) } else { Ok(()) }

@@ -9,7 +9,7 @@ mod tests;
 
 use std::time::Duration;
 
-use handoffd::status::Settings;
+use handoffd::status::{Settings, Status};
 
 use super::paths::{BoundPath, paths};
 use super::program;
@@ -24,6 +24,18 @@ pub(super) struct Daemon {
     pub(super) bound: usize,
     /// The paths of the Unix listeners that the daemon has bound, not inherited from systemd.
     pub(super) paths: Vec<BoundPath>,
+}
+
+impl Daemon {
+    /// Returns the facts that a running daemon has reported.
+    pub(super) fn of(status: &Status) -> Self {
+        let bound = || status.listeners.iter().filter(|listener| listener.bound);
+        Self {
+            settings: status.settings,
+            bound: bound().count(),
+            paths: bound().filter_map(|listener| BoundPath::of(&listener.address)).collect(),
+        }
+    }
 }
 
 /// A problem that a rule has found in a systemd unit.
@@ -65,8 +77,10 @@ const NEEDED_CALLS: [&str; 9] = [
 pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
     let mut findings = Vec::new();
     main_process(unit, &mut findings);
+    end_of_main_process(unit, &mut findings);
     failed_starts(unit, &mut findings);
-    reload(unit, daemon, &mut findings);
+    reload(unit, &mut findings);
+    reload_timeout(unit, daemon, &mut findings);
     stop(unit, daemon, &mut findings);
     sockets(unit, daemon, &mut findings);
     paths(unit, daemon, &mut findings);
@@ -95,7 +109,7 @@ impl Unit {
     }
 }
 
-/// Checks that systemd learns which process is the main process, and notices when it ends.
+/// Checks that systemd learns which process is the main process.
 fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
     let mut add =
         |severity, property, why: &str| findings.push(unit.finding(severity, property, why));
@@ -126,6 +140,12 @@ fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
             "others than the main process are heard, and may stop the unit; use main",
         ),
     }
+}
+
+/// Checks that systemd notices when the main process ends, and then starts the service again.
+fn end_of_main_process(unit: &Unit, findings: &mut Vec<Finding>) {
+    let mut add =
+        |severity, property, why: &str| findings.push(unit.finding(severity, property, why));
     if unit.get("ExitType") == "cgroup" {
         add(
             Breaks,
@@ -160,7 +180,7 @@ fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
 }
 
 /// Checks that `systemctl reload` reports whether the handoff has succeeded.
-fn reload(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
+fn reload(unit: &Unit, findings: &mut Vec<Finding>) {
     let mut add = |severity, setting: &str, why: String| {
         findings.push(Finding { severity, setting: setting.to_owned(), why });
     };
@@ -200,6 +220,10 @@ fn reload(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     if by_signal && !matches!(unit.get("ReloadSignal"), "" | "1") {
         add(Breaks, "ReloadSignal", "only SIGHUP asks for a handoff".into());
     }
+}
+
+/// Checks that systemd waits until a handoff has ended.
+fn reload_timeout(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     let handoff = Duration::from_millis(
         daemon.settings.ready_timeout_ms.saturating_add(daemon.settings.bake_ms),
     );
@@ -208,7 +232,8 @@ fn reload(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
             "it bounds a reload, and --ready-timeout and --bake together are {}: one that would succeed is called a failure",
             humantime::format_duration(handoff)
         );
-        add(Breaks, &format!("TimeoutStartSec={}", humantime::format_duration(limit)), why);
+        let setting = format!("TimeoutStartSec={}", humantime::format_duration(limit));
+        findings.push(Finding { severity: Breaks, setting, why });
     }
 }
 
