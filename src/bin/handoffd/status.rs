@@ -89,17 +89,35 @@ fn table(status: &Status) -> String {
         head,
         status.listeners.iter().map(|listener| listener_row(listener, &status.counters)),
     );
-    let upstreams = status.counters.upstreams.iter();
-    let mut upstreams =
-        upstreams.flat_map(|(listener, all)| upstream_rows(listener, all)).peekable();
-    if upstreams.peek().is_some() {
-        let head =
-            ["LISTENER", "UPSTREAM", "CONNECTED", "OPEN", "FAILED", "EJECTED", "SENT", "RECEIVED"];
-        text.push('\n');
-        text += &aligned(head, upstreams);
-    }
+    text += &upstream_table(&status.counters.upstreams);
     text.push('\n');
-    for (listener, ListenerCounters { header_errors, .. }) in &status.counters.listeners {
+    text += &refusals(&status.counters);
+    let HandoffCounters { succeeded, failed, rolled_back, .. } = status.counters.handoffs;
+    text +=
+        &format!("handoffs: {succeeded} succeeded, {failed} failed, {rolled_back} rolled back\n");
+    if let Some(last) = &status.last_handoff {
+        text += &format!("last handoff: {}\n", tell(last));
+    }
+    text
+}
+
+/// Formats a row for each upstream, after an empty line. Returns no text if there is no upstream.
+fn upstream_table(upstreams: &BTreeMap<String, BTreeMap<String, UpstreamCounters>>) -> String {
+    let mut rows =
+        upstreams.iter().flat_map(|(listener, all)| upstream_rows(listener, all)).peekable();
+    if rows.peek().is_none() {
+        return String::new();
+    }
+    let head =
+        ["LISTENER", "UPSTREAM", "CONNECTED", "OPEN", "FAILED", "EJECTED", "SENT", "RECEIVED"];
+    "\n".to_owned() + &aligned(head, rows)
+}
+
+/// Returns a line for each listener whose clients sent wrong PROXY headers, and for each host name
+/// that did not resolve.
+fn refusals(counters: &Counters) -> String {
+    let mut text = String::new();
+    for (listener, ListenerCounters { header_errors, .. }) in &counters.listeners {
         if *header_errors > 0 {
             let listener = escaped(listener);
             text += &format!(
@@ -107,7 +125,7 @@ fn table(status: &Status) -> String {
             );
         }
     }
-    for (listener, all) in &status.counters.upstreams {
+    for (listener, all) in &counters.upstreams {
         for (host, UpstreamCounters { resolve_failures, .. }) in all {
             if *resolve_failures > 0 {
                 let (listener, host) = (escaped(listener), escaped(host));
@@ -116,12 +134,6 @@ fn table(status: &Status) -> String {
                 );
             }
         }
-    }
-    let HandoffCounters { succeeded, failed, rolled_back, .. } = status.counters.handoffs;
-    text +=
-        &format!("handoffs: {succeeded} succeeded, {failed} failed, {rolled_back} rolled back\n");
-    if let Some(last) = &status.last_handoff {
-        text += &format!("last handoff: {}\n", tell(last));
     }
     text
 }

@@ -2,10 +2,11 @@
 //!
 //! The names of the metrics never change, because users rely on them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use handoffd::listen::Address;
-use handoffd::status::{Counters, ListenerCounters, Status, UpstreamCounters};
+use handoffd::status::{Counters, HandoffCounters, ListenerCounters, Status, UpstreamCounters};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::MetricType;
@@ -137,41 +138,61 @@ impl Collector for StatusCollector {
                 MetricType::Gauge,
             )?)?;
         }
-        let outcomes = [
-            ("succeeded", handoffs.succeeded),
-            ("failed", handoffs.failed),
-            ("rolled_back", handoffs.rolled_back),
-        ];
-        let mut family = encoder.encode_descriptor(
-            "handoffs",
-            "Handoffs, by how they ended",
-            None,
-            MetricType::Counter,
-        )?;
-        for (outcome, number) in outcomes {
-            ConstCounter::new(number).encode(family.encode_family(&[("outcome", outcome)])?)?;
+        encode_handoffs(&mut encoder, handoffs)?;
+        encode_listeners(&mut encoder, listeners)?;
+        encode_upstreams(&mut encoder, upstreams)
+    }
+}
+
+fn encode_handoffs(encoder: &mut DescriptorEncoder<'_>, handoffs: &HandoffCounters) -> fmt::Result {
+    let outcomes = [
+        ("succeeded", handoffs.succeeded),
+        ("failed", handoffs.failed),
+        ("rolled_back", handoffs.rolled_back),
+    ];
+    let mut family = encoder.encode_descriptor(
+        "handoffs",
+        "Handoffs, by how they ended",
+        None,
+        MetricType::Counter,
+    )?;
+    for (outcome, number) in outcomes {
+        ConstCounter::new(number).encode(family.encode_family(&[("outcome", outcome)])?)?;
+    }
+    Ok(())
+}
+
+fn encode_listeners(
+    encoder: &mut DescriptorEncoder<'_>,
+    listeners: &BTreeMap<String, ListenerCounters>,
+) -> fmt::Result {
+    for (name, help, kind, number) in OF_LISTENERS {
+        let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+        for (listener, one) in listeners {
+            let labels = [("listener", listener.as_str())];
+            put(family.encode_family(&labels)?, kind, number(one))?;
         }
-        for (name, help, kind, number) in OF_LISTENERS {
-            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
-            for (listener, one) in listeners {
-                let labels = [("listener", listener.as_str())];
+    }
+    Ok(())
+}
+
+fn encode_upstreams(
+    encoder: &mut DescriptorEncoder<'_>,
+    upstreams: &BTreeMap<String, BTreeMap<String, UpstreamCounters>>,
+) -> fmt::Result {
+    for (name, help, kind, number) in OF_UPSTREAMS {
+        let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+        for (listener, all) in upstreams {
+            for (upstream, one) in all {
+                let (host, upstream) = host_and_address(upstream);
+                let mut labels = vec![("listener", listener.as_str())];
+                labels.extend(host.map(|host| ("host", host)));
+                labels.push(("upstream", upstream));
                 put(family.encode_family(&labels)?, kind, number(one))?;
             }
         }
-        for (name, help, kind, number) in OF_UPSTREAMS {
-            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
-            for (listener, all) in upstreams {
-                for (upstream, one) in all {
-                    let (host, upstream) = host_and_address(upstream);
-                    let mut labels = vec![("listener", listener.as_str())];
-                    labels.extend(host.map(|host| ("host", host)));
-                    labels.push(("upstream", upstream));
-                    put(family.encode_family(&labels)?, kind, number(one))?;
-                }
-            }
-        }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Splits the name of an upstream in the counters into a host name, if it has one, and an address.
