@@ -46,6 +46,7 @@ mod inheritance;
 mod instants;
 mod large;
 mod launch;
+mod launch_faults;
 mod layers;
 mod leaks;
 mod listeners;
