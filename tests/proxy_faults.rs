@@ -35,8 +35,8 @@ fn a_refusing_upstream_is_retried_then_ejected() {
     }
     // The proxy tried the refusing upstream three times. Then it ejected the upstream and logged
     // that once.
-    assert_eq!(line.count(Event::UpstreamFailed), 3);
     let said = line.wait_for(1, Event::UpstreamUnavailable);
+    assert_eq!(line.count(Event::UpstreamFailed), 3);
     assert!(said.text.starts_with("WARN"), "{said:?}");
     assert_eq!(said.field("upstream"), Some(&*format!("127.0.0.1:{refusing}")));
     assert_eq!(said.field("listener"), Some("listener-1"));
