@@ -62,6 +62,7 @@
 //! | `service` | the services: echo, proxy, or your own |
 //! | `carry` | the move of live connections to the successor |
 //! | `net`, `drain` | listeners, streams, and the draining of connections |
+//! | `ledger` | the open connections and the sums over all connections |
 //! | `config_file` | the parser of the daemon's configuration file |
 //! | `config`, `address`, `generation`, `report`, `error` | plain values |
 //! | `text` | escaping of untrusted text for a log or a terminal |
@@ -81,6 +82,7 @@ mod error;
 pub mod fuzzing;
 mod generation;
 mod handoff;
+mod ledger;
 mod lifecycle;
 mod net;
 mod notify;

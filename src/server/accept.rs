@@ -12,12 +12,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::census::{Census, Source};
 use super::connection::{ConnectionSpawner, IncomingConnection};
 use super::deaths::{Deaths, panic_text};
+use super::ledger::{ListenerEvents, ListenerLedger};
 use super::limit::{ConnectionLimit, Permit};
+use super::slot::ConnectionSlot;
 use super::workers::{Worker, choose};
 use crate::drain::{DrainEntry, OnDrain};
+use crate::ledger::Source;
 use crate::net::{Accepted, Acceptor};
 use crate::service::Service;
 
@@ -28,8 +30,8 @@ pub(super) struct Accepting<S> {
     /// All workers, and the index of the worker that runs this loop.
     pub(super) workers: Arc<[Worker]>,
     pub(super) own: usize,
-    /// The lists of open connections of this listener: one list for each worker.
-    pub(super) census: Vec<Census>,
+    /// The ledgers of this listener: one for each worker.
+    pub(super) ledgers: Vec<ListenerLedger>,
     /// The connection limit of the listener, or `None` if it has no limit.
     pub(super) limit: Option<Arc<ConnectionLimit>>,
     /// What happens in a drain to the connections that this loop accepts.
@@ -81,7 +83,7 @@ impl<S: Service> Accepting<S> {
                 biased;
                 () = self.stop.cancelled() => return,
                 Some(beat) = self.beats.recv() => drop(beat),
-                accepted = next(&mut self.acceptor, limit, &self.census, &mut permit) => {
+                accepted = next(&mut self.acceptor, limit, &self.ledgers, &mut permit) => {
                     self.admit(accepted, permit.take());
                 }
             }
@@ -96,11 +98,11 @@ impl<S: Service> Accepting<S> {
         let _within = worker.handle().enter();
         let listener = self.acceptor.listener();
         if let Some((stream, peer)) = accepted.into_stream(listener) {
-            let traffic = Arc::clone(stream.traffic());
-            let counted = self.census[number].enter(
+            let slot = ConnectionSlot::new(
+                &self.ledgers[number],
                 Instant::now(),
-                Source::Accepted,
-                traffic,
+                Source::New,
+                stream.traffic(),
                 worker.load(),
                 permit,
             );
@@ -109,7 +111,7 @@ impl<S: Service> Accepting<S> {
                 stream,
                 peer,
                 listener,
-                counted,
+                slot,
                 on_drain,
                 entry,
                 parcel: None,
@@ -123,7 +125,7 @@ impl<S: Service> Accepting<S> {
 async fn next(
     acceptor: &mut Acceptor,
     limit: Option<&Arc<ConnectionLimit>>,
-    census: &[Census],
+    ledgers: &[ListenerLedger],
     place: &mut Option<Permit>,
 ) -> Accepted {
     if let (Some(limit), None) = (limit, &place) {
@@ -132,10 +134,10 @@ async fn next(
             // Check whether the listener is full, that is, has as many connections as its limit
             // allows. It may have fewer connections although all permits are taken, because a loop
             // that waits for a client also holds a permit.
-            if limit.became_full(|| census.iter().map(Census::open).sum()) {
-                // Count the full listener in the list of the first worker. The choice does not
+            if limit.became_full(|| ledgers.iter().map(ListenerLedger::open).sum()) {
+                // Count the full listener in the ledger of the first worker. The choice does not
                 // matter, because reports show only the sum over all workers.
-                census[0].limited();
+                ledgers[0].count(ListenerEvents::limited);
                 let listener = acceptor.listener().name();
                 tracing::debug!(
                     event = "listener.full", %listener,
@@ -147,5 +149,5 @@ async fn next(
     }
     // If this process has no free file descriptor, clients wait just as they do when the listener
     // is full. So count that case in the same counter.
-    acceptor.accept(|| census[0].limited()).await
+    acceptor.accept(|| ledgers[0].count(ListenerEvents::limited)).await
 }

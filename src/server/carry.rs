@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::Server;
-use super::census::Census;
+use super::ledger::{ListenerEvents, ListenerLedger};
 use super::takeover::{ListenerSlot, TakingOver};
 use crate::carry::{Incoming, Outgoing};
 use crate::data_plane::{CarryEnd, CarryPlane};
@@ -43,8 +43,8 @@ impl<S: Service> CarryPlane for Server<S> {
         carried.peek()?;
         let open = |name: &Arc<str>| {
             let all = (0..self.workers.all().len())
-                .filter_map(|worker| self.census.get(&(worker, Arc::clone(name))));
-            all.map(Census::open).sum()
+                .filter_map(|worker| self.ledgers.get(&(worker, Arc::clone(name))));
+            all.map(ListenerLedger::open).sum()
         };
         let limited = carried.filter(|name| self.limit.contains_key(&***name));
         Some(limited.map(|name| (name.to_string(), open(name))).collect())
@@ -75,10 +75,10 @@ impl<S: Service> CarryPlane for Server<S> {
             .cloned()
             .collect();
         let slots = names.into_iter().map(|name| {
-            let census = (0..workers.len()).map(|number| self.census(number, &name)).collect();
+            let ledgers = (0..workers.len()).map(|number| self.ledger(number, &name)).collect();
             (
                 name.to_string(),
-                ListenerSlot { limit: self.limit.get(&*name).cloned(), census, name },
+                ListenerSlot { limit: self.limit.get(&*name).cloned(), ledgers, name },
             )
         });
         let slots = slots.collect();
@@ -121,7 +121,7 @@ impl<S: Service> CarryPlane for Server<S> {
     }
 
     fn lost_with_successor(&mut self) -> u64 {
-        self.census.values().map(Census::successor_lost).sum()
+        self.ledgers.values().map(|ledger| ledger.count(ListenerEvents::successor_lost)).sum()
     }
 }
 

@@ -16,7 +16,8 @@ use std::time::Duration;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::census::{CensusEntry, EntryEnd};
+use super::ledger::EntryEnd;
+use super::slot::ConnectionSlot;
 use crate::carry::{
     CarriedState, CarryScheduler, CarrySlot, Outgoing, OutgoingConnection, Verdict,
 };
@@ -52,7 +53,7 @@ pub(super) struct IncomingConnection<'a> {
     pub(super) stream: Stream,
     pub(super) peer: Peer,
     pub(super) listener: &'a Arc<str>,
-    pub(super) counted: CensusEntry,
+    pub(super) slot: ConnectionSlot,
     /// What happens to the connection in a drain, and the entry that adds it to the drain.
     pub(super) on_drain: OnDrain,
     pub(super) entry: &'a DrainEntry,
@@ -114,8 +115,7 @@ impl<S: Service> ConnectionSpawner<S> {
     /// Serves a connection in a separate task. The drain counts the connection and waits for its
     /// end. Must be called in a tokio runtime.
     pub(super) fn spawn(&self, incoming: IncomingConnection<'_>) {
-        let IncomingConnection { stream, peer, listener, counted, on_drain, entry, parcel } =
-            incoming;
+        let IncomingConnection { stream, peer, listener, slot, on_drain, entry, parcel } = incoming;
         let (watch, guard) = entry.admit();
         // Box this state to save memory, because most connections do not need it.
         let mut asking = (on_drain == OnDrain::Carry)
@@ -153,7 +153,7 @@ impl<S: Service> ConnectionSpawner<S> {
                     Some(Ok(Served::GivenUp)) => {
                         match Box::pin(shared.leave(
                             &connection,
-                            &counted,
+                            &slot,
                             asking.as_deref_mut(),
                             &guard,
                         ))
@@ -170,11 +170,11 @@ impl<S: Service> ConnectionSpawner<S> {
                     None => Ending::Cut,
                 };
             };
-            report(&connection, &counted, &ending);
+            report(&connection, &slot, &ending);
             let is_told = connection.is_told();
             // Close the file descriptor before the counters show that the connection is gone.
             drop(connection);
-            counted.end(match &ending {
+            slot.end(match &ending {
                 Ending::Cut => EntryEnd::Cut,
                 Ending::Carried(_) => EntryEnd::Carried,
                 Ending::Finished { .. } | Ending::Broken(_) if is_told => EntryEnd::Drained,
@@ -227,7 +227,7 @@ impl<S> SharedParts<S> {
     async fn leave(
         &self,
         connection: &Connection,
-        counted: &CensusEntry,
+        slot: &ConnectionSlot,
         asking: Option<&mut CarrySlot>,
         guard: &DrainGuard,
     ) -> Option<Ending> {
@@ -241,7 +241,7 @@ impl<S> SharedParts<S> {
         let departing = OutgoingConnection {
             listener: connection.listener(),
             peer: connection.peer(),
-            age: counted.since().elapsed(),
+            age: slot.age(),
             max_connections: self.limits.get(connection.listener()).copied(),
             stream: &connection.stream,
             parcel,
@@ -266,7 +266,7 @@ impl<S> SharedParts<S> {
                     event = "carry.connection_declined", listener, %peer, reason = why,
                     "the successor refused a connection, which stays here: {why}"
                 );
-                counted.refused();
+                slot.refused();
                 asking.refused();
             }
             Verdict::NoReceiver => asking.alone(),
@@ -290,7 +290,7 @@ enum Ending {
 }
 
 /// Logs how a connection ended. Each connection has one such log record.
-fn report(connection: &Connection, counted: &CensusEntry, ending: &Ending) {
+fn report(connection: &Connection, slot: &ConnectionSlot, ending: &Ending) {
     let (ending, late, error) = match ending {
         Ending::Finished { late } => ("finished", *late, None),
         Ending::Broken(error) => ("broken", 0, Some(error)),
@@ -300,7 +300,7 @@ fn report(connection: &Connection, counted: &CensusEntry, ending: &Ending) {
     tracing::debug!(
         event = "connection.ended", listener = connection.listener(), peer = %connection.peer(),
         received = connection.stream.received(), sent = connection.stream.sent(), late,
-        seconds = counted.since().elapsed().as_secs_f64(), ending,
+        seconds = slot.age().as_secs_f64(), ending,
         error = error.map(tracing::field::display),
         "connection ended"
     );

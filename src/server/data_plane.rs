@@ -14,12 +14,14 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::Server;
 use super::accept::{self, Accepting};
 use super::carry::outgoing;
-use super::census::{Census, Source};
 use super::connection::IncomingConnection;
 use super::late::Latecomers;
+use super::ledger::{ListenerEvents, ListenerLedger};
+use super::slot::ConnectionSlot;
 use crate::data_plane::DataPlane;
 use crate::drain::{DrainReport, OnDrain};
 use crate::error::Error;
+use crate::ledger::Source;
 use crate::net::{Acceptor, Listener, pending};
 use crate::report::{self, Counters};
 use crate::service::Service;
@@ -62,8 +64,8 @@ impl<S: Service> DataPlane for Server<S> {
                     connections: self.connections.clone(),
                     workers: Arc::clone(&workers),
                     own,
-                    census: (0..workers.len())
-                        .map(|number| self.census(number, listener.name()))
+                    ledgers: (0..workers.len())
+                        .map(|number| self.ledger(number, listener.name()))
                         .collect(),
                     limit: self.limit.get(&**listener.name()).cloned(),
                     on_drain: self.on_drain(listener.name()),
@@ -127,21 +129,21 @@ impl<S: Service> DataPlane for Server<S> {
         for (listener, (number, worker)) in listeners.iter().zip(workers.iter().enumerate().cycle())
         {
             let _within = worker.handle().enter();
-            let census = self.census(number, listener.name());
+            let ledger = self.ledger(number, listener.name());
             let on_drain = self.on_drain(listener.name());
             let entry = self.drain.entry(on_drain);
             for (stream, peer) in pending(listener) {
                 // Take no permit. The connection limit does not apply here, because a client that
                 // stayed in the backlog would be reset.
-                let traffic = Arc::clone(stream.traffic());
-                let counted =
-                    census.enter(Instant::now(), Source::Accepted, traffic, worker.load(), None);
+                let (traffic, load) = (stream.traffic(), worker.load());
+                let slot =
+                    ConnectionSlot::new(&ledger, Instant::now(), Source::New, traffic, load, None);
                 let listener = listener.name();
                 self.connections.spawn(IncomingConnection {
                     stream,
                     peer,
                     listener,
-                    counted,
+                    slot,
                     on_drain,
                     entry: &entry,
                     parcel: None,
@@ -156,7 +158,7 @@ impl<S: Service> DataPlane for Server<S> {
             replaced.into_iter().zip(workers.iter().enumerate().cycle())
         {
             let latecomers = Latecomers {
-                census: self.census(number, listener.name()),
+                ledger: self.ledger(number, listener.name()),
                 connections: self.connections.clone(),
                 workers: Arc::clone(&workers),
                 number,
@@ -171,7 +173,7 @@ impl<S: Service> DataPlane for Server<S> {
     }
 
     fn drain(&mut self, successor: Option<OwnedFd>) {
-        self.census.values().for_each(Census::begin_drain);
+        self.ledgers.values().for_each(|ledger| ledger.count(ListenerEvents::begin_drain));
         // Reset the count of moved connections, because it may include connections that moved to an
         // earlier successor, which has died.
         self.connections.scheduler().forget();
@@ -200,7 +202,7 @@ impl<S: Service> DataPlane for Server<S> {
     }
 
     fn connections(&self) -> Option<report::Connections> {
-        let all = self.census.values().map(Census::connections);
+        let all = self.ledgers.values().map(ListenerLedger::connections);
         Some(all.fold(report::Connections::default(), |sum, one| report::Connections {
             open: sum.open + one.open,
             oldest_ms: sum.oldest_ms.max(one.oldest_ms),
@@ -211,8 +213,8 @@ impl<S: Service> DataPlane for Server<S> {
     fn counters(&self) -> Counters {
         let service = self.connections.service();
         let mut counters = Counters { upstreams: service.upstreams(), ..Counters::default() };
-        for ((_, listener), census) in &self.census {
-            counters.listeners.entry(listener.to_string()).or_default().add(census.counters());
+        for ((_, listener), ledger) in &self.ledgers {
+            counters.listeners.entry(listener.to_string()).or_default().add(ledger.counters());
         }
         for (listener, count) in service.header_errors() {
             counters.listeners.entry(listener).or_default().header_errors += count;

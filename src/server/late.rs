@@ -11,10 +11,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::census::{Census, Source};
 use super::connection::{ConnectionSpawner, IncomingConnection};
+use super::ledger::ListenerLedger;
+use super::slot::ConnectionSlot;
 use super::workers::Worker;
 use crate::drain::{DrainEntry, OnDrain};
+use crate::ledger::Source;
 use crate::net::{Acceptor, Listener, Peer, Stream, pending};
 use crate::service::Service;
 
@@ -26,7 +28,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) struct Latecomers<S> {
     pub(super) listener: Listener,
     pub(super) connections: ConnectionSpawner<S>,
-    pub(super) census: Census,
+    pub(super) ledger: ListenerLedger,
     /// All workers, and the index of the worker that serves the late clients.
     pub(super) workers: Arc<[Worker]>,
     pub(super) number: usize,
@@ -64,11 +66,11 @@ impl<S: Service> Latecomers<S> {
     }
 
     fn serve(&self, stream: Stream, peer: Peer) {
-        let traffic = Arc::clone(stream.traffic());
-        let counted = self.census.enter(
+        let slot = ConnectionSlot::new(
+            &self.ledger,
             Instant::now(),
-            Source::Accepted,
-            traffic,
+            Source::New,
+            stream.traffic(),
             self.workers[self.number].load(),
             None,
         );
@@ -77,7 +79,7 @@ impl<S: Service> Latecomers<S> {
             stream,
             peer,
             listener,
-            counted,
+            slot,
             on_drain,
             entry,
             parcel: None,

@@ -6,8 +6,8 @@
 //!
 //! Carried connections, which move here from the predecessor, do not pass through an accept loop.
 //! Permits are reserved for them. If more of them arrive than permits are reserved, the limit may
-//! be exceeded. Then the listener accepts no client until enough connections have ended. The module
-//! `census` counts the connections themselves.
+//! be exceeded. Then the listener accepts no client until enough connections have ended. The
+//! module `ledger` counts the connections themselves.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

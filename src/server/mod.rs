@@ -7,12 +7,13 @@
 
 mod accept;
 mod carry;
-mod census;
 mod connection;
 mod data_plane;
 mod deaths;
 mod late;
+mod ledger;
 mod limit;
+mod slot;
 mod takeover;
 #[cfg(test)]
 mod tests;
@@ -31,8 +32,8 @@ use crate::config::{Config, OnHandoff};
 use crate::data_plane::CarryEnd;
 use crate::drain::{Drain, OnDrain};
 use crate::service::Service;
-use census::Census;
 use connection::ConnectionSpawner;
+use ledger::ListenerLedger;
 use limit::ConnectionLimit;
 
 pub use workers::Workers;
@@ -49,7 +50,7 @@ pub(crate) struct Server<S> {
     on_handoff: HashMap<String, OnHandoff>,
     /// The open connections and the counters, for each worker and listener. They are kept when the
     /// accept loops stop.
-    census: BTreeMap<(usize, Arc<str>), Census>,
+    ledgers: BTreeMap<(usize, Arc<str>), ListenerLedger>,
     connections: ConnectionSpawner<S>,
     drain: Drain,
     /// A token that stops the accept loops when it is cancelled, and the tasks that run these
@@ -91,7 +92,7 @@ impl<S: Service> Server<S> {
             workers,
             limit: limit.collect(),
             on_handoff: config.listeners.on_handoff(),
-            census: BTreeMap::new(),
+            ledgers: BTreeMap::new(),
             connections: ConnectionSpawner::new(service, config.first_request_grace, limits),
             drain: Drain::new(),
             stop: CancellationToken::new(),
@@ -109,10 +110,9 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Returns the census, the list of open connections, for a listener and a worker. Creates it if
-    /// it does not exist.
-    fn census(&mut self, worker: usize, listener: &Arc<str>) -> Census {
-        self.census.entry((worker, Arc::clone(listener))).or_default().clone()
+    /// Returns the ledger of a listener on a worker. Creates it if it does not exist.
+    fn ledger(&mut self, worker: usize, listener: &Arc<str>) -> ListenerLedger {
+        self.ledgers.entry((worker, Arc::clone(listener))).or_default().clone()
     }
 
     /// Returns whether a drain ends the connections of a listener or moves them to the successor.

@@ -13,12 +13,14 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::census::{Census, Source};
 use super::connection::{ConnectionSpawner, IncomingConnection};
+use super::ledger::ListenerLedger;
 use super::limit::ConnectionLimit;
+use super::slot::ConnectionSlot;
 use super::workers::{Worker, choose};
 use crate::carry::{Arrival, CarriedConnection, CarryAnswer, Incoming};
 use crate::drain::{DrainEntry, OnDrain};
+use crate::ledger::Source;
 use crate::net::{Peer, Stream, Traffic};
 use crate::service::Service;
 
@@ -51,8 +53,8 @@ pub(super) struct TakingOver<S> {
 /// A listener whose connections may move here from the predecessor.
 pub(super) struct ListenerSlot {
     pub(super) name: Arc<str>,
-    /// The lists of open connections of this listener: one list for each worker.
-    pub(super) census: Vec<Census>,
+    /// The ledgers of this listener: one for each worker.
+    pub(super) ledgers: Vec<ListenerLedger>,
     pub(super) limit: Option<Arc<ConnectionLimit>>,
 }
 
@@ -145,9 +147,9 @@ impl<S: Service> TakingOver<S> {
             format!("no listener {:?} takes connections over here", head.listener)
         })?;
         self.connections.service().accepts(&slot.name, &parcel)?;
-        let place = match &slot.limit {
+        let permit = match &slot.limit {
             Some(limit) => {
-                let open = || slot.census.iter().map(Census::open).sum();
+                let open = || slot.ledgers.iter().map(ListenerLedger::open).sum();
                 let full = |_| format!("{} has as many connections as it may have", slot.name);
                 Some(limit.acquire_for_carried(head.max_connections, open).map_err(full)?)
             }
@@ -162,14 +164,19 @@ impl<S: Service> TakingOver<S> {
             .map_err(|error| error.to_string())?;
         let now = Instant::now();
         let since = now.checked_sub(Duration::from_millis(head.age_ms)).unwrap_or(now);
-        let traffic = Arc::clone(stream.traffic());
-        let counted =
-            slot.census[number].enter(since, Source::Carried, traffic, worker.load(), place);
+        let connection_slot = ConnectionSlot::new(
+            &slot.ledgers[number],
+            since,
+            Source::Carried,
+            stream.traffic(),
+            worker.load(),
+            permit,
+        );
         let newcomer = IncomingConnection {
             stream,
             peer,
             listener: &slot.name,
-            counted,
+            slot: connection_slot,
             on_drain: OnDrain::Carry,
             entry: &self.entry,
             parcel: Some(parcel),
