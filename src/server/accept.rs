@@ -79,11 +79,14 @@ impl<S: Service> Accepting<S> {
         let mut permit = None;
         loop {
             let limit = self.limit.as_ref();
+            // If this process has no free file descriptor, clients wait just as they do when the
+            // listener is full. So count that case in the same counter.
+            let on_shortage = || self.ledgers[self.own].count(ListenerEvents::limited);
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
                 Some(beat) = self.beats.recv() => drop(beat),
-                accepted = next(&mut self.acceptor, limit, &self.ledgers, &mut permit) => {
+                accepted = next(&mut self.acceptor, limit, on_shortage, &mut permit) => {
                     self.admit(accepted, permit.take());
                 }
             }
@@ -104,7 +107,7 @@ impl<S: Service> Accepting<S> {
                 Source::New,
                 stream.traffic(),
                 worker.load(),
-                permit,
+                permit.map(Permit::used),
             );
             let (listener, on_drain, entry) = (listener.name(), self.on_drain, &self.entry);
             self.connections.spawn(IncomingConnection {
@@ -121,33 +124,16 @@ impl<S: Service> Accepting<S> {
 }
 
 /// Waits for a permit if the listener has a connection limit, and then for a client. Keeps the
-/// permit in `place`, so that a cancelled call does not lose it. Cancel safe.
+/// permit in `place`, so that a cancelled call does not lose it. Calls `on_shortage` when the
+/// process has no free file descriptor for the client. Cancel safe.
 async fn next(
     acceptor: &mut Acceptor,
     limit: Option<&Arc<ConnectionLimit>>,
-    ledgers: &[ListenerLedger],
+    on_shortage: impl Fn(),
     place: &mut Option<Permit>,
 ) -> Accepted {
     if let (Some(limit), None) = (limit, &place) {
-        *place = limit.try_take();
-        if place.is_none() {
-            // Check whether the listener is full, that is, has as many connections as its limit
-            // allows. It may have fewer connections although all permits are taken, because a loop
-            // that waits for a client also holds a permit.
-            if limit.became_full(|| ledgers.iter().map(ListenerLedger::open).sum()) {
-                // Count the full listener in the ledger of the first worker. The choice does not
-                // matter, because reports show only the sum over all workers.
-                ledgers[0].count(ListenerEvents::limited);
-                let listener = acceptor.listener().name();
-                tracing::debug!(
-                    event = "listener.full", %listener,
-                    "the listener is full: new clients wait until a connection ends"
-                );
-            }
-            *place = limit.take().await;
-        }
+        *place = Some(limit.take().await);
     }
-    // If this process has no free file descriptor, clients wait just as they do when the listener
-    // is full. So count that case in the same counter.
-    acceptor.accept(|| ledgers[0].count(ListenerEvents::limited)).await
+    acceptor.accept(on_shortage).await
 }

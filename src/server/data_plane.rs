@@ -216,6 +216,11 @@ impl<S: Service> DataPlane for Server<S> {
         for ((_, listener), ledger) in &self.ledgers {
             counters.listeners.entry(listener.to_string()).or_default().add(ledger.counters());
         }
+        for (listener, limit) in &self.limit {
+            if let Some(counters) = counters.listeners.get_mut(listener) {
+                counters.limited += limit.times_full();
+            }
+        }
         for (listener, count) in service.header_errors() {
             counters.listeners.entry(listener).or_default().header_errors += count;
         }

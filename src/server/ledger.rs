@@ -62,8 +62,8 @@ impl ListenerEvents {
         self.counters.refused += 1;
     }
 
-    /// Counts that the listener has paused accepting. The reason is its connection limit, or a lack
-    /// of file descriptors.
+    /// Counts that the listener has paused accepting because of a lack of file descriptors. The
+    /// module `limit` counts the pauses because of the connection limit.
     pub(super) const fn limited(&mut self) {
         self.counters.limited += 1;
     }

@@ -87,7 +87,7 @@ impl<S: Service> Server<S> {
         let limits = config.listeners.limits();
         let limit = limits
             .iter()
-            .map(|(name, limit)| (name.clone(), Arc::new(ConnectionLimit::new(*limit))));
+            .map(|(name, limit)| (name.clone(), Arc::new(ConnectionLimit::new(name, *limit))));
         Self {
             workers,
             limit: limit.collect(),

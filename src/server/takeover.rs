@@ -149,9 +149,8 @@ impl<S: Service> TakingOver<S> {
         self.connections.service().accepts(&slot.name, &parcel)?;
         let permit = match &slot.limit {
             Some(limit) => {
-                let open = || slot.ledgers.iter().map(ListenerLedger::open).sum();
                 let full = |_| format!("{} has as many connections as it may have", slot.name);
-                Some(limit.acquire_for_carried(head.max_connections, open).map_err(full)?)
+                Some(limit.acquire_for_carried(head.max_connections).map_err(full)?)
             }
             None => None,
         };
