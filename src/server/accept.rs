@@ -8,35 +8,23 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::connection::{ConnectionSpawner, IncomingConnection};
 use super::deaths::{Deaths, panic_text};
-use super::ledger::{ListenerEvents, ListenerLedger};
+use super::ledger::ListenerEvents;
 use super::limit::{ConnectionLimit, Permit};
-use super::slot::ConnectionSlot;
-use super::workers::{Worker, choose};
-use crate::drain::{DrainEntry, OnDrain};
-use crate::ledger::Source;
+use super::listener::ListenerSlot;
+use super::workers::choose;
 use crate::net::{Accepted, Acceptor};
 use crate::service::Service;
 
 /// An accept loop. It accepts the clients of one listener, and runs on one worker.
 pub(super) struct Accepting<S> {
     pub(super) acceptor: Acceptor,
-    pub(super) connections: ConnectionSpawner<S>,
-    /// All workers, and the index of the worker that runs this loop.
-    pub(super) workers: Arc<[Worker]>,
+    pub(super) slot: Arc<ListenerSlot<S>>,
+    /// The index of the worker that runs this loop.
     pub(super) own: usize,
-    /// The ledgers of this listener: one for each worker.
-    pub(super) ledgers: Vec<ListenerLedger>,
-    /// The connection limit of the listener, or `None` if it has no limit.
-    pub(super) limit: Option<Arc<ConnectionLimit>>,
-    /// What happens in a drain to the connections that this loop accepts.
-    pub(super) on_drain: OnDrain,
-    pub(super) entry: DrainEntry,
     pub(super) stop: CancellationToken,
     pub(super) beats: mpsc::Receiver<TaskTrackerToken>,
 }
@@ -78,10 +66,10 @@ impl<S: Service> Accepting<S> {
     pub(super) async fn run(mut self) {
         let mut permit = None;
         loop {
-            let limit = self.limit.as_ref();
+            let limit = self.slot.limit.as_ref();
             // If this process has no free file descriptor, clients wait just as they do when the
             // listener is full. So count that case in the same counter.
-            let on_shortage = || self.ledgers[self.own].count(ListenerEvents::limited);
+            let on_shortage = || self.slot.ledgers[self.own].count(ListenerEvents::limited);
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
@@ -95,30 +83,10 @@ impl<S: Service> Accepting<S> {
 
     /// Chooses a worker for an accepted connection, and starts to serve the connection there.
     fn admit(&self, accepted: Accepted, permit: Option<Permit>) {
-        let number = choose(&self.workers, self.own);
-        let worker = &self.workers[number];
-        // Enter the runtime of the chosen worker, which then watches the socket and runs the task.
-        let _within = worker.handle().enter();
-        let listener = self.acceptor.listener();
-        if let Some((stream, peer)) = accepted.into_stream(listener) {
-            let slot = ConnectionSlot::new(
-                &self.ledgers[number],
-                Instant::now(),
-                Source::New,
-                stream.traffic(),
-                worker.load(),
-                permit.map(Permit::used),
-            );
-            let (listener, on_drain, entry) = (listener.name(), self.on_drain, &self.entry);
-            self.connections.spawn(IncomingConnection {
-                stream,
-                peer,
-                listener,
-                slot,
-                on_drain,
-                entry,
-                parcel: None,
-            });
+        let worker = choose(&self.slot.workers, self.own);
+        let _within = self.slot.enter(worker);
+        if let Some(client) = accepted.into_stream(self.acceptor.listener()) {
+            self.slot.serve(worker, client, permit.map(Permit::used));
         }
     }
 }

@@ -26,34 +26,23 @@ pub(super) struct ListenerEvents {
     successor_is_lost: bool,
 }
 
-/// How a connection ended. Each variant has its own counter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum EntryEnd {
-    /// The connection ended before a drain asked it to end. Only the number of accepted connections
-    /// includes it.
-    Served,
-    /// The connection finished after it was asked to end by a drain.
-    Drained,
-    /// The connection moved to the successor, which now serves it.
-    Carried,
-    /// This process cut the connection.
-    Cut,
-}
-
 impl ListenerEvents {
-    /// Counts how a connection ended.
-    pub(super) const fn ended(&mut self, end: EntryEnd) {
-        match end {
-            EntryEnd::Served => {}
-            EntryEnd::Carried => {
-                self.counters.carried += 1;
-                if self.successor_is_lost {
-                    self.carried_before += 1;
-                    self.counters.lost += 1;
-                }
-            }
-            EntryEnd::Drained => self.counters.drained += 1,
-            EntryEnd::Cut => self.counters.cut += 1,
+    /// Counts that a connection finished after a drain had asked it to end.
+    pub(super) const fn drained(&mut self) {
+        self.counters.drained += 1;
+    }
+
+    /// Counts that this process cut a connection.
+    pub(super) const fn cut(&mut self) {
+        self.counters.cut += 1;
+    }
+
+    /// Counts that a connection moved to the successor, which now serves it.
+    pub(super) const fn carried(&mut self) {
+        self.counters.carried += 1;
+        if self.successor_is_lost {
+            self.carried_before += 1;
+            self.counters.lost += 1;
         }
     }
 
@@ -125,7 +114,7 @@ mod tests {
         drop(first);
         let Connections { open, oldest_ms, .. } = ledger.connections();
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000)), (1, Some(1)));
-        second.end(|events| events.ended(EntryEnd::Cut));
+        second.end(ListenerEvents::cut);
         assert_eq!(
             ledger.counters(),
             ListenerCounters { accepted: 2, cut: 1, ..ListenerCounters::default() }
@@ -145,7 +134,7 @@ mod tests {
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), transferred), (2, Some(1), 0));
         ledger.count(ListenerEvents::begin_drain);
         carried.count(ListenerEvents::refused);
-        carried.end(|events| events.ended(EntryEnd::Carried));
+        carried.end(ListenerEvents::carried);
         let counters = ledger.counters();
         assert_eq!(
             (counters.accepted, counters.carried, counters.refused, counters.received),
@@ -163,9 +152,9 @@ mod tests {
         let [early, late] =
             [(); 2].map(|()| ledger.enter(Source::New, &Arc::default(), Instant::now()));
         ledger.count(ListenerEvents::begin_drain);
-        early.end(|events| events.ended(EntryEnd::Carried));
+        early.end(ListenerEvents::carried);
         assert_eq!(ledger.count(ListenerEvents::successor_lost), 1);
-        late.end(|events| events.ended(EntryEnd::Carried));
+        late.end(ListenerEvents::carried);
         assert_eq!((ledger.counters().carried, ledger.counters().lost), (2, 2));
         ledger.count(ListenerEvents::begin_drain);
         assert_eq!(ledger.count(ListenerEvents::successor_lost), 0);
