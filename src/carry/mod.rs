@@ -17,10 +17,12 @@ mod incoming;
 mod outgoing;
 mod packet;
 mod parcel;
+mod request;
 mod scheduler;
 
 pub(crate) use incoming::{Arrival, CarriedConnection, Incoming};
 pub(crate) use outgoing::{Outgoing, OutgoingConnection, Verdict};
 pub(crate) use packet::{CarryAnswer, VERSION};
 pub use parcel::CarriedState;
-pub(crate) use scheduler::{CarryRequest, CarryScheduler, CarrySlot};
+pub(crate) use request::CarryRequest;
+pub(crate) use scheduler::{CarryScheduler, CarrySlot};

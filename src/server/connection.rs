@@ -156,7 +156,7 @@ impl<S: Service> ConnectionTask<S> {
         // Otherwise the service could detach the connection again and again, in an endless loop.
         let age = slot.age();
         let ConnectionSlot { entry, carry, guard, .. } = slot;
-        let carry = carry.as_mut().and_then(|carry| carry.was_asked().then_some(carry));
+        let carry = carry.as_mut().and_then(|carry| carry.request().was_asked().then_some(carry));
         let (Some(carry), Some(parcel)) = (carry, connection.detached_state()) else {
             return Some(ConnectionEnd::Broken(io::Error::other("it was given up unasked")));
         };
@@ -172,7 +172,6 @@ impl<S: Service> ConnectionTask<S> {
         let Some(verdict) = guard.unless_cut(context.send(&departing)).await else {
             return Some(ConnectionEnd::Cut);
         };
-        carry.pass_on();
         match verdict {
             Verdict::Taken => {
                 carry.carried();

@@ -85,7 +85,7 @@ impl<S: Service> ListenerSlot<S> {
             peer,
             listener: Arc::clone(&self.name),
             drain,
-            word: slot.carry_request(),
+            carry_request: slot.carry_request(),
             parcel: state,
             first_request_grace: self.context.first_request_grace(),
         });

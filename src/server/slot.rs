@@ -51,12 +51,12 @@ impl ConnectionSlot {
 
     /// Returns the request to move to the successor, or `None` if the connection cannot move.
     pub(super) fn carry_request(&self) -> Option<Arc<CarryRequest>> {
-        self.carry.as_ref().map(|carry| Arc::clone(carry.word()))
+        self.carry.as_ref().map(|carry| Arc::clone(carry.request()))
     }
 
     /// Polls the future `serving`, which serves the connection, until it completes. Returns `None`
-    /// if the connection is cut. Before each poll, gives the scheduler a chance to ask the
-    /// connection to move to the successor.
+    /// if the connection is cut. Meanwhile the scheduler may ask the connection to move to the
+    /// successor.
     pub(super) fn serve<'a, F: Future>(
         &'a mut self,
         mut serving: Pin<&'a mut F>,
@@ -64,9 +64,9 @@ impl ConnectionSlot {
         let Self { carry, guard, .. } = self;
         let in_turn = std::future::poll_fn(move |cx| {
             let Some(carry) = carry else { return serving.as_mut().poll(cx) };
-            carry.poll(cx);
+            let is_asked = carry.watch(cx);
             let served = serving.as_mut().poll(cx);
-            if served.is_pending() {
+            if is_asked && served.is_pending() {
                 // Let the scheduler ask another connection meanwhile, because this connection is in
                 // the middle of a message and cannot move yet.
                 carry.pass_on();

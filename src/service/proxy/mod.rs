@@ -142,13 +142,13 @@ impl Proxy {
                 }));
             }
         };
-        let word = connection.word();
+        let request = connection.carry_request();
         // Do not move the connection while the proxy reads a PROXY header, because the successor
         // cannot continue in the middle of a header.
         let is_within_header = AtomicBool::new(false);
         let mut beginning = Box::pin(self.begin(connection, &mut arriving, &is_within_header));
         let is_to_go = || {
-            let is_asked = word.as_ref().is_some_and(|word| word.carry_requested());
+            let is_asked = request.as_ref().is_some_and(|request| request.carry_requested());
             is_asked && !is_within_header.load(Ordering::Relaxed)
         };
         let connected = poll_fn(|cx| {
