@@ -77,6 +77,7 @@ mod error;
 pub mod fuzzing;
 mod generation;
 mod handoff;
+mod ledger;
 mod lifecycle;
 mod net;
 mod notify;

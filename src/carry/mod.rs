@@ -16,11 +16,13 @@ pub(crate) mod fuzz;
 mod incoming;
 mod outgoing;
 mod packet;
+mod request;
 mod scheduler;
 mod state;
 
 pub(crate) use incoming::{Arrival, CarriedConnection, Incoming};
 pub(crate) use outgoing::{Outgoing, OutgoingConnection, Verdict};
 pub(crate) use packet::{CarryAnswer, VERSION};
-pub(crate) use scheduler::{CarryRequest, CarryScheduler, CarrySlot};
+pub(crate) use request::CarryRequest;
+pub(crate) use scheduler::{CarryScheduler, CarrySlot};
 pub use state::{CarriedState, Declined};

@@ -7,17 +7,19 @@
 //! when it reaches a message boundary.
 //!
 //! So the pause of a connection does not get longer with more connections, and a busy connection
-//! delays no other connection. The modules `outgoing` and `incoming` transfer the connections.
+//! delays no other connection. The modules `outgoing` and `incoming` transfer the connections. A
+//! connection looks only at its own [`CarryRequest`].
 
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+#[cfg(test)]
+mod tests;
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
+
+use slab::Slab;
 use tokio::sync::Notify;
-use tokio::sync::futures::OwnedNotified;
-use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::request::{CarryRequest, RequestState};
 
 /// The number of permits, which limits how many connections move at once. It is large enough to
 /// keep both processes busy.
@@ -27,397 +29,222 @@ const AT_ONCE: usize = 64;
 /// successor.
 #[derive(Debug, Default)]
 pub(crate) struct CarryScheduler {
-    /// The number of the current round, or 0 if none is in progress. A round is one attempt to move
-    /// all connections to a successor.
-    round: AtomicU32,
-    rounds: AtomicU32,
-    /// The number of connections that moved to the successor in the current or the last attempt to
-    /// move all connections.
-    carried: AtomicUsize,
-    /// Counts the connections that may still move to the successor.
-    candidates: TaskTracker,
-    turn: Arc<Notify>,
-    /// Wakes all connections that were asked to pause, when the attempt to move all connections
-    /// ends.
-    over: Arc<Notify>,
+    round: Mutex<Round>,
+    /// Notified when no connection can move any more.
+    all_went: Notify,
+}
+
+/// One attempt to move all connections to a successor.
+#[derive(Debug, Default)]
+struct Round {
+    /// The requests to all connections that can move.
+    requests: Slab<Arc<CarryRequest>>,
+    is_in_progress: bool,
+    /// The index of the connection to ask next in this round.
+    next: usize,
+    /// How many connections hold a permit.
+    permits: usize,
+    /// How many connections are refused in this round. It does not wait for them.
+    refused: usize,
+    /// How many connections moved to the successor in the current or the last round.
+    carried: usize,
+    /// The connections to wake, because their request has changed.
+    changed: Vec<Arc<CarryRequest>>,
 }
 
 impl CarryScheduler {
     /// Begins an attempt to move all connections to the successor. From now on connections are
     /// asked to pause, at most [`AT_ONCE`] at a time.
     pub(crate) fn begin(&self) {
-        self.forget();
-        self.candidates.close();
-        let round = self.rounds.fetch_add(1, Ordering::Relaxed) + 1;
-        self.round.store(round, Ordering::SeqCst);
-        for _ in 0..AT_ONCE {
-            self.turn.notify_one();
-        }
+        self.change(|round| {
+            round.withdraw_all();
+            (round.is_in_progress, round.next, round.carried) = (true, 0, 0);
+        });
     }
 
     /// Resets the number of connections that moved to the successor. [`CarryScheduler::begin`] also
     /// does so; call this function for a drain in which no connection can move.
     pub(crate) fn forget(&self) {
-        self.carried.store(0, Ordering::Relaxed);
+        self.lock().carried = 0;
     }
 
     /// Ends the attempt to move all connections. No connection is asked to pause any more.
     pub(crate) fn end(&self) {
-        self.round.store(0, Ordering::SeqCst);
-        self.over.notify_waiters();
-        self.candidates.reopen();
+        self.change(|round| {
+            round.withdraw_all();
+            round.is_in_progress = false;
+        });
     }
 
     /// Waits until no connection can move to the successor any more, because each has moved, ended
     /// or been refused. Cancel safe.
     pub(crate) async fn all_went(&self) {
-        self.candidates.wait().await;
+        loop {
+            let all_went = self.all_went.notified();
+            if self.lock().is_over() {
+                return;
+            }
+            all_went.await;
+        }
     }
 
     /// Returns how many connections moved to the successor in the current or the last attempt.
     pub(crate) fn carried(&self) -> usize {
-        self.carried.load(Ordering::Relaxed)
-    }
-}
-
-/// The request to one connection to pause, so that it can move to the successor. The scheduler sets
-/// it, and the service of the connection reads it.
-#[derive(Debug, Default)]
-pub(crate) struct CarryRequest {
-    state: AtomicU8,
-    /// Whether the service has opted out, that is, declared that this connection cannot move to the
-    /// successor.
-    is_declined: AtomicBool,
-    changed: Notify,
-}
-
-const NOTHING: u8 = 0;
-const ASKED: u8 = 1;
-const REFUSED: u8 = 2;
-
-impl CarryRequest {
-    /// Returns whether the connection is asked to pause at its next message boundary, so that it
-    /// can move to the successor.
-    pub(crate) fn carry_requested(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == ASKED && !self.is_declined.load(Ordering::Relaxed)
+        self.lock().carried
     }
 
-    /// Returns whether the connection was asked to move but cannot, because the successor refused
-    /// it or the service opted out. It must then be drained.
-    pub(crate) fn is_refused(&self) -> bool {
-        match self.state.load(Ordering::Relaxed) {
-            ASKED => self.is_declined.load(Ordering::Relaxed),
-            state => state == REFUSED,
+    /// Changes the round, asks more connections if permits are free as a result, and wakes each
+    /// connection whose request has changed.
+    fn change<T>(&self, change: impl FnOnce(&mut Round) -> T) -> T {
+        let mut round = self.lock();
+        let result = change(&mut round);
+        round.ask_more();
+        let (changed, is_over) = (std::mem::take(&mut round.changed), round.is_over());
+        drop(round);
+        changed.iter().for_each(|request| request.wake());
+        if is_over {
+            self.all_went.notify_waiters();
         }
+        result
     }
 
-    /// Declares that the connection cannot move to the successor. This does not wake the
-    /// connection's task.
-    pub(crate) fn opt_out(&self) {
-        self.is_declined.store(true, Ordering::Relaxed);
+    fn lock(&self) -> MutexGuard<'_, Round> {
+        // No code panics while it holds the lock. Even if it did, the round would be consistent.
+        self.round.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Round {
+    /// Returns whether a round is in progress and need not wait for any connection.
+    fn is_over(&self) -> bool {
+        self.is_in_progress && self.refused == self.requests.len()
     }
 
-    /// Waits until the connection is asked to pause so that it can move to the successor. Cancel
-    /// safe.
-    pub(crate) async fn asked(&self) {
-        loop {
-            let changed = self.changed.notified();
-            if self.carry_requested() {
-                return;
+    /// Asks connections as long as permits are free. Each connection gets its turn once in a round.
+    fn ask_more(&mut self) {
+        while self.is_in_progress && self.permits < AT_ONCE && self.next < self.requests.capacity()
+        {
+            let next = self.requests.get(self.next);
+            if next.is_some_and(|request| request.state() == RequestState::Nothing) {
+                self.ask(self.next);
             }
-            changed.await;
+            self.next += 1;
         }
     }
 
-    fn set(&self, state: u8) {
-        self.state.store(state, Ordering::Relaxed);
-        self.changed.notify_waiters();
+    fn ask(&mut self, index: usize) {
+        self.set(index, RequestState::AskedWithPermit);
+        self.changed.extend(self.requests.get(index).map(Arc::clone));
+    }
+
+    fn withdraw_all(&mut self) {
+        for (_, request) in &self.requests {
+            if request.set(RequestState::Nothing) != RequestState::Nothing {
+                self.changed.push(Arc::clone(request));
+            }
+        }
+        (self.permits, self.refused) = (0, 0);
+    }
+
+    fn set(&mut self, index: usize, state: RequestState) {
+        let Some(request) = self.requests.get(index) else { return };
+        let last = request.set(state);
+        for (counter, counted) in [
+            (&mut self.permits, RequestState::AskedWithPermit),
+            (&mut self.refused, RequestState::Refused),
+        ] {
+            *counter += usize::from(state == counted);
+            *counter -= usize::from(last == counted);
+        }
     }
 }
 
-/// One connection in the scheduler's queue of connections that may move to the successor.
+/// The place of one connection among those that may move to the successor. Dropping it removes the
+/// connection.
 #[derive(Debug)]
 pub(crate) struct CarrySlot {
     scheduler: Arc<CarryScheduler>,
-    word: Arc<CarryRequest>,
-    state: SchedulerState,
-    /// A token that is held while the connection may still move to the successor.
-    candidate: Option<TaskTrackerToken>,
-    /// The permit to move, while the connection holds it.
-    turn: Option<CarryPermit>,
-    /// Whether the connection has been asked to move since the last call of
-    /// [`CarrySlot::was_asked`].
-    was_asked: bool,
-}
-
-#[derive(Debug)]
-enum SchedulerState {
-    New,
-    Waiting(Pin<Box<OwnedNotified>>),
-    /// The connection was asked to move. The number identifies the attempt to move all connections,
-    /// and the future completes when that attempt ends.
-    Asked(u32, Pin<Box<OwnedNotified>>),
-}
-
-/// A permit to move to the successor. When it is dropped, the next connection in the queue gets a
-/// permit.
-#[derive(Debug)]
-struct CarryPermit(Arc<Notify>);
-
-impl Drop for CarryPermit {
-    fn drop(&mut self) {
-        self.0.notify_one();
-    }
+    request: Arc<CarryRequest>,
+    index: usize,
+    /// The last waker that was stored in the request.
+    waker: Option<Waker>,
 }
 
 impl CarrySlot {
-    /// Adds a new connection to those that `scheduler` asks to move to the successor.
+    /// Adds a new connection to those that `scheduler` asks to move to the successor. During a
+    /// round the connection gets an extra permit, because it may be too late for its turn.
     pub(crate) fn new(scheduler: Arc<CarryScheduler>) -> Self {
-        let candidate = Some(scheduler.candidates.token());
-        Self {
-            scheduler,
-            word: Arc::default(),
-            state: SchedulerState::New,
-            candidate,
-            turn: None,
-            was_asked: false,
-        }
+        let request = Arc::<CarryRequest>::default();
+        let index = scheduler.change(|round| {
+            let index = round.requests.insert(Arc::clone(&request));
+            if round.is_in_progress {
+                round.ask(index);
+            }
+            index
+        });
+        Self { scheduler, request, index, waker: None }
     }
 
     /// Returns the request to this connection to move, so that the service can read it.
-    pub(crate) const fn word(&self) -> &Arc<CarryRequest> {
-        &self.word
-    }
-
-    /// Returns whether the connection has been asked to move since the last call of this function,
-    /// even if the request has been withdrawn.
-    pub(crate) fn was_asked(&mut self) -> bool {
-        std::mem::take(&mut self.was_asked)
+    pub(crate) const fn request(&self) -> &Arc<CarryRequest> {
+        &self.request
     }
 
     /// Records that the connection has moved to the successor.
-    pub(crate) fn carried(&mut self) {
-        self.scheduler.carried.fetch_add(1, Ordering::Relaxed);
-        self.candidate = None;
+    pub(crate) fn carried(&self) {
+        self.scheduler.lock().carried += 1;
     }
 
     /// Records that the successor refused the connection. The connection is not asked to move again
     /// until the next attempt.
-    pub(crate) fn refused(&mut self) {
-        self.word.set(REFUSED);
-        self.candidate = None;
+    pub(crate) fn refused(&self) {
+        self.scheduler.change(|round| {
+            if round.is_in_progress {
+                round.set(self.index, RequestState::Refused);
+            }
+        });
     }
 
     /// Withdraws the request to move, because no successor accepts connections any more.
     pub(crate) fn alone(&self) {
-        self.word.set(NOTHING);
+        self.scheduler.change(|round| round.set(self.index, RequestState::Nothing));
     }
 
-    /// Checks whether the connection has a permit, and asks it to move if so. Call this function
-    /// each time the connection's task is polled, before the service is polled.
-    ///
-    /// Call [`CarrySlot::pass_on`] afterwards if the service is in the middle of a message. Also
-    /// call it when the transfer of the connection has succeeded or failed.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
-        // Poll until the result is pending, because only then the task will be woken.
-        while let Poll::Ready(turn) = self.poll_turn(cx) {
-            self.turn = Some(turn);
+    /// Returns whether the connection is asked to move. From now on, changes of the request wake
+    /// the current task. Call this function before each poll of the service. Afterwards, call
+    /// [`CarrySlot::pass_on`] if the connection is asked and its service is in the middle of a
+    /// message.
+    pub(crate) fn watch(&mut self, cx: &Context<'_>) -> bool {
+        // A task has the same waker at each poll, so the request is locked only once.
+        if !self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            self.waker = Some(cx.waker().clone());
+            self.request.wake_with(cx.waker().clone());
         }
+        self.request.is_asked()
     }
 
-    /// Passes this connection's permit on to another connection, if it holds one.
-    pub(crate) fn pass_on(&mut self) {
-        self.turn = None;
-        if self.word.is_refused() {
-            // Do not wait for this connection any more: it must be drained instead of moving to the
-            // successor.
-            self.candidate = None;
+    /// Passes this connection's permit on to another connection, if it holds one. If the service
+    /// has opted out, the round does not wait for this connection any more.
+    pub(crate) fn pass_on(&self) {
+        let request = &self.request;
+        // Lock only for a change, because a busy connection is polled often.
+        if request.state() == RequestState::AskedWithPermit || request.is_refused() {
+            self.scheduler.change(|round| {
+                if request.is_refused() {
+                    round.set(self.index, RequestState::Refused);
+                } else if request.is_asked() {
+                    round.set(self.index, RequestState::Asked);
+                }
+            });
         }
-    }
-
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<CarryPermit> {
-        loop {
-            match &mut self.state {
-                SchedulerState::New => {
-                    let mut notified = Box::pin(Arc::clone(&self.scheduler.turn).notified_owned());
-                    // Join the queue first, and check afterwards whether an attempt to move
-                    // connections (a round) is under way. `CarryScheduler::begin` sets the round
-                    // first and wakes the queue afterwards, so no connection misses a round. A
-                    // connection that arrives during a round may be too late for the queue, so it
-                    // gets an extra permit.
-                    let woken = notified.as_mut().poll(cx).is_ready();
-                    let round = self.scheduler.round.load(Ordering::SeqCst);
-                    if round != 0 {
-                        return Poll::Ready(self.ask(round));
-                    }
-                    if !woken {
-                        self.state = SchedulerState::Waiting(notified);
-                        return Poll::Pending;
-                    }
-                }
-                SchedulerState::Waiting(notified) => {
-                    // Join the queue again if no attempt to move connections is under way. A permit
-                    // left from the last attempt may have removed this connection from the queue,
-                    // and the next attempt asks only connections in the queue.
-                    if notified.as_mut().poll(cx).is_pending() {
-                        return Poll::Pending;
-                    }
-                    match self.scheduler.round.load(Ordering::SeqCst) {
-                        0 => self.state = SchedulerState::New,
-                        round => return Poll::Ready(self.ask(round)),
-                    }
-                }
-                SchedulerState::Asked(round, over) => {
-                    let is_over = over.as_mut().poll(cx).is_ready();
-                    if !is_over && self.scheduler.round.load(Ordering::SeqCst) == *round {
-                        return Poll::Pending;
-                    }
-                    self.word.set(NOTHING);
-                    self.candidate = Some(self.scheduler.candidates.token());
-                    self.state = SchedulerState::New;
-                }
-            }
-        }
-    }
-
-    fn ask(&mut self, round: u32) -> CarryPermit {
-        self.word.set(ASKED);
-        self.was_asked = true;
-        self.state = SchedulerState::Asked(
-            round,
-            Box::pin(Arc::clone(&self.scheduler.over).notified_owned()),
-        );
-        CarryPermit(Arc::clone(&self.scheduler.turn))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::future::poll_fn;
-    use std::task::Waker;
-
-    /// Polls `asking`, as the task of a connection does, and returns whether the connection holds a
-    /// permit now.
-    fn poll(asking: &mut CarrySlot) -> bool {
-        asking.poll(&mut Context::from_waker(Waker::noop()));
-        asking.turn.is_some()
-    }
-
-    fn waiting(scheduler: &Arc<CarryScheduler>, count: usize) -> Vec<CarrySlot> {
-        let mut all: Vec<_> = (0..count).map(|_| CarrySlot::new(Arc::clone(scheduler))).collect();
-        assert!(!all.iter_mut().any(poll));
-        all
-    }
-
-    /// At most 64 connections hold a permit. A permit that is passed on or dropped goes to another
-    /// connection.
-    #[test]
-    fn at_most_64_connections_hold_permits_at_once() {
-        let scheduler = Arc::default();
-        let mut all = waiting(&scheduler, AT_ONCE + 10);
-        scheduler.begin();
-        let have_turns = |all: &mut Vec<CarrySlot>| {
-            all.iter_mut().filter_map(|one| poll(one).then_some(())).count()
-        };
-        assert_eq!(have_turns(&mut all), AT_ONCE);
-        assert_eq!(all.iter().filter(|one| one.word().carry_requested()).count(), AT_ONCE);
-        all[0].pass_on();
-        drop(all.remove(1));
-        assert_eq!(have_turns(&mut all), AT_ONCE);
-        for _ in 0..8 {
-            all.iter_mut().find(|one| one.turn.is_some()).unwrap().pass_on();
-            assert_eq!(have_turns(&mut all), AT_ONCE);
-        }
-        assert!(all.iter().all(|one| one.word().carry_requested()));
-    }
-
-    #[test]
-    fn a_connection_that_arrives_in_a_round_is_asked_once() {
-        let scheduler: Arc<CarryScheduler> = Arc::default();
-        scheduler.begin();
-        let mut one = CarrySlot::new(Arc::clone(&scheduler));
-        assert!(poll(&mut one) && one.word().carry_requested());
-        one.pass_on();
-        assert!(!poll(&mut one));
-        one.refused();
-        assert!(!poll(&mut one) && one.word().is_refused());
-    }
-
-    /// A connection whose service has opted out of moving counts as refused in every attempt to
-    /// move all connections.
-    #[tokio::test]
-    async fn a_round_does_not_wait_for_a_connection_that_opts_out() {
-        let scheduler: Arc<CarryScheduler> = Arc::default();
-        let [mut early, mut late] = [(), ()].map(|()| CarrySlot::new(Arc::clone(&scheduler)));
-        early.word().opt_out();
-        for _ in 0..2 {
-            assert!(!poll(&mut early) && !early.word().is_refused());
-            scheduler.begin();
-            assert!(poll(&mut early) && poll(&mut late));
-            assert!(early.word().is_refused() && !early.word().carry_requested());
-            late.pass_on();
-            late.word().opt_out();
-            assert!(!poll(&mut late) && late.word().is_refused());
-            early.pass_on();
-            late.pass_on();
-            scheduler.all_went().await;
-            scheduler.end();
-        }
-    }
-
-    /// A round is one attempt to move all connections. Every connection is asked again in the next
-    /// round, even if permits of the last round are still passed on.
-    #[tokio::test]
-    async fn a_leftover_permit_does_not_disturb_the_next_round() {
-        let scheduler: Arc<CarryScheduler> = Arc::default();
-        let mut all = waiting(&scheduler, 5);
-        scheduler.begin();
-        assert!(all.iter_mut().all(poll));
-        scheduler.end();
-        let idle: Vec<_> = all
-            .into_iter()
-            .map(|mut one| {
-                // This connection returns to the queue, and its permit goes to another connection
-                // there.
-                one.poll(&mut Context::from_waker(Waker::noop()));
-                one.pass_on();
-                tokio::spawn(poll_fn(move |cx| {
-                    one.poll(cx);
-                    if one.turn.is_some() { Poll::Ready(()) } else { Poll::Pending }
-                }))
-            })
-            .collect();
-        tokio::task::yield_now().await;
-        scheduler.begin();
-        for one in idle {
-            tokio::time::timeout(std::time::Duration::from_secs(30), one)
-                .await
-                .expect("the connection is not asked")
-                .unwrap();
-        }
-    }
-
-    /// A round is one attempt to move all connections. Its end withdraws all requests, and the next
-    /// round asks again.
-    #[tokio::test]
-    async fn the_end_of_a_round_withdraws_its_requests() {
-        let scheduler: Arc<CarryScheduler> = Arc::default();
-        scheduler.begin();
-        let mut one = CarrySlot::new(Arc::clone(&scheduler));
-        assert!(poll(&mut one));
-        one.pass_on();
-        let word = Arc::clone(one.word());
-        let idle = tokio::spawn(poll_fn(move |cx| {
-            one.poll(cx);
-            if one.turn.is_some() { Poll::Ready(()) } else { Poll::Pending }
-        }));
-        tokio::task::yield_now().await;
-        scheduler.end();
-        tokio::task::yield_now().await;
-        assert!(!word.carry_requested());
-        scheduler.begin();
-        idle.await.unwrap();
-        word.asked().await;
+impl Drop for CarrySlot {
+    fn drop(&mut self) {
+        self.scheduler.change(|round| {
+            round.set(self.index, RequestState::Nothing);
+            round.requests.try_remove(self.index);
+        });
     }
 }

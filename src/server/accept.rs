@@ -8,33 +8,23 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::census::{Census, Source};
-use super::connection::{ConnectionSpawner, IncomingConnection};
 use super::deaths::{Deaths, panic_text};
+use super::ledger::ListenerEvents;
 use super::limit::{ConnectionLimit, Permit};
-use super::workers::{Worker, choose};
-use crate::drain::{DrainEntry, OnDrain};
+use super::listener::ListenerSlot;
+use super::workers::choose;
 use crate::net::{Accepted, Acceptor};
 use crate::service::Service;
 
 /// An accept loop. It accepts the clients of one listener, and runs on one worker.
 pub(super) struct Accepting<S> {
     pub(super) acceptor: Acceptor,
-    pub(super) connections: ConnectionSpawner<S>,
-    /// All workers, and the index of the worker that runs this loop.
-    pub(super) workers: Arc<[Worker]>,
+    pub(super) slot: Arc<ListenerSlot<S>>,
+    /// The index of the worker that runs this loop.
     pub(super) own: usize,
-    /// The lists of open connections of this listener: one list for each worker.
-    pub(super) census: Vec<Census>,
-    /// The connection limit of the listener, or `None` if it has no limit.
-    pub(super) limit: Option<Arc<ConnectionLimit>>,
-    /// What happens in a drain to the connections that this loop accepts.
-    pub(super) on_drain: OnDrain,
-    pub(super) entry: DrainEntry,
     pub(super) stop: CancellationToken,
     pub(super) beats: mpsc::Receiver<TaskTrackerToken>,
 }
@@ -76,12 +66,15 @@ impl<S: Service> Accepting<S> {
     pub(super) async fn run(mut self) {
         let mut permit = None;
         loop {
-            let limit = self.limit.as_ref();
+            let limit = self.slot.limit.as_ref();
+            // If this process has no free file descriptor, clients wait just as they do when the
+            // listener is full. So count that case in the same counter.
+            let on_shortage = || self.slot.ledgers[self.own].count(ListenerEvents::limited);
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
                 Some(beat) = self.beats.recv() => drop(beat),
-                accepted = next(&mut self.acceptor, limit, &self.census, &mut permit) => {
+                accepted = next(&mut self.acceptor, limit, on_shortage, &mut permit) => {
                     self.admit(accepted, permit.take());
                 }
             }
@@ -90,62 +83,25 @@ impl<S: Service> Accepting<S> {
 
     /// Chooses a worker for an accepted connection, and starts to serve the connection there.
     fn admit(&self, accepted: Accepted, permit: Option<Permit>) {
-        let number = choose(&self.workers, self.own);
-        let worker = &self.workers[number];
-        // Enter the runtime of the chosen worker, which then watches the socket and runs the task.
-        let _within = worker.handle().enter();
-        let listener = self.acceptor.listener();
-        if let Some((stream, peer)) = accepted.into_stream(listener) {
-            let traffic = Arc::clone(stream.traffic());
-            let counted = self.census[number].enter(
-                Instant::now(),
-                Source::Accepted,
-                traffic,
-                worker.load(),
-                permit,
-            );
-            let (listener, on_drain, entry) = (listener.name(), self.on_drain, &self.entry);
-            self.connections.spawn(IncomingConnection {
-                stream,
-                peer,
-                listener,
-                counted,
-                on_drain,
-                entry,
-                parcel: None,
-            });
+        let worker = choose(&self.slot.workers, self.own);
+        let _within = self.slot.enter(worker);
+        if let Some(client) = accepted.into_stream(self.acceptor.listener()) {
+            self.slot.serve(worker, client, permit.map(Permit::used));
         }
     }
 }
 
 /// Waits for a permit if the listener has a connection limit, and then for a client. Keeps the
-/// permit in `place`, so that a cancelled call does not lose it. Cancel safe.
+/// permit in `place`, so that a cancelled call does not lose it. Calls `on_shortage` when the
+/// process has no free file descriptor for the client. Cancel safe.
 async fn next(
     acceptor: &mut Acceptor,
     limit: Option<&Arc<ConnectionLimit>>,
-    census: &[Census],
+    on_shortage: impl Fn(),
     place: &mut Option<Permit>,
 ) -> Accepted {
     if let (Some(limit), None) = (limit, &place) {
-        *place = limit.try_take();
-        if place.is_none() {
-            // Check whether the listener is full, that is, has as many connections as its limit
-            // allows. It may have fewer connections although all permits are taken, because a loop
-            // that waits for a client also holds a permit.
-            if limit.became_full(|| census.iter().map(Census::open).sum()) {
-                // Count the full listener in the list of the first worker. The choice does not
-                // matter, because reports show only the sum over all workers.
-                census[0].limited();
-                let listener = acceptor.listener().name();
-                tracing::debug!(
-                    event = "listener.full", %listener,
-                    "the listener is full: new clients wait until a connection ends"
-                );
-            }
-            *place = limit.take().await;
-        }
+        *place = Some(limit.take().await);
     }
-    // If this process has no free file descriptor, clients wait just as they do when the listener
-    // is full. So count that case in the same counter.
-    acceptor.accept(|| census[0].limited()).await
+    acceptor.accept(on_shortage).await
 }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::Server;
-use super::census::Census;
-use super::takeover::{ListenerSlot, TakingOver};
+use super::ledger::{ListenerEvents, ListenerLedger};
+use super::takeover::TakingOver;
 use crate::carry::{Incoming, Outgoing};
 use crate::data_plane::{CarryEnd, CarryPlane};
 use crate::drain::OnDrain;
@@ -43,8 +43,8 @@ impl<S: Service> CarryPlane for Server<S> {
         carried.peek()?;
         let open = |name: &Arc<str>| {
             let all = (0..self.workers.all().len())
-                .filter_map(|worker| self.census.get(&(worker, Arc::clone(name))));
-            all.map(Census::open).sum()
+                .filter_map(|worker| self.ledgers.get(&(worker, Arc::clone(name))));
+            all.map(ListenerLedger::open).sum()
         };
         let limited = carried.filter(|name| self.limit.contains_key(&***name));
         Some(limited.map(|name| (name.to_string(), open(name))).collect())
@@ -67,24 +67,12 @@ impl<S: Service> CarryPlane for Server<S> {
     fn take_over(&mut self, channel: OwnedFd) -> Result<(), Error> {
         let incoming =
             Incoming::new(channel).map_err(Error::system("watch the predecessor's connections"))?;
-        let workers = Arc::clone(self.workers.all());
-        let names: Vec<_> = self
-            .names
-            .iter()
-            .filter(|name| self.on_drain(name) == OnDrain::Carry)
-            .cloned()
-            .collect();
-        let slots = names.into_iter().map(|name| {
-            let census = (0..workers.len()).map(|number| self.census(number, &name)).collect();
-            (
-                name.to_string(),
-                ListenerSlot { limit: self.limit.get(&*name).cloned(), census, name },
-            )
-        });
-        let slots = slots.collect();
-        let (connections, entry) = (self.connections.clone(), self.drain.entry(OnDrain::Carry));
+        let names = self.names.iter().filter(|name| self.on_drain(name) == OnDrain::Carry);
+        let names: Vec<_> = names.cloned().collect();
+        let slots = names.iter().map(|name| (name.to_string(), self.slot(name, OnDrain::Carry)));
+        let (slots, context) = (slots.collect(), Arc::clone(&self.context));
         let stop = self.stop_taking.clone();
-        self.taking.spawn(TakingOver { incoming, connections, workers, slots, entry, stop }.run());
+        self.taking.spawn(TakingOver { incoming, context, slots, stop }.run());
         Ok(())
     }
 
@@ -117,19 +105,19 @@ impl<S: Service> CarryPlane for Server<S> {
     }
 
     async fn settled(&self) {
-        self.connections.settled().await;
+        self.context.settled().await;
     }
 
     fn lost_with_successor(&mut self) -> u64 {
-        self.census.values().map(Census::successor_lost).sum()
+        self.ledgers.values().map(|ledger| ledger.count(ListenerEvents::successor_lost)).sum()
     }
 }
 
 impl<S: Service> Server<S> {
     /// Stops moving connections to the successor.
     pub(super) fn end_carry(&mut self) {
-        self.connections.carry_to(None);
-        self.connections.scheduler().end();
+        self.context.carry_to(None);
+        self.context.scheduler().end();
         // Drop only the receiver of the result. The task in `carrying` continues until the
         // successor has answered for every connection that was sent.
         self.carry_ended = None;
@@ -137,10 +125,10 @@ impl<S: Service> Server<S> {
 
     /// Asks every connection that can move to the successor to do so.
     pub(super) fn begin_carry(&mut self, outgoing: Arc<Outgoing>) {
-        self.connections.carry_to(Some(Arc::clone(&outgoing)));
-        let scheduler = Arc::clone(self.connections.scheduler());
+        self.context.carry_to(Some(Arc::clone(&outgoing)));
+        let scheduler = Arc::clone(self.context.scheduler());
         scheduler.begin();
-        let (taking, connections) = (self.taking.clone(), self.connections.clone());
+        let (taking, context) = (self.taking.clone(), Arc::clone(&self.context));
         let (ended, carry_ended) = watch::channel(None);
         self.carry_ended = Some(carry_ended);
         self.carrying.spawn(async move {
@@ -154,7 +142,7 @@ impl<S: Service> Server<S> {
             // successor has answered for the connections that were already sent.
             let called_off = async {
                 outgoing.closed().await;
-                connections.settled().await;
+                context.settled().await;
             };
             let end = tokio::select! {
                 () = outgoing.answers() => CarryEnd::ReceiverGone,

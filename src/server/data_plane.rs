@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -14,9 +14,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::Server;
 use super::accept::{self, Accepting};
 use super::carry::outgoing;
-use super::census::{Census, Source};
-use super::connection::IncomingConnection;
 use super::late::Latecomers;
+use super::ledger::{ListenerEvents, ListenerLedger};
 use crate::data_plane::DataPlane;
 use crate::drain::{DrainReport, OnDrain};
 use crate::error::Error;
@@ -45,32 +44,24 @@ impl<S: Service> DataPlane for Server<S> {
         }
         self.names.extend(listeners.iter().map(|listener| Arc::clone(listener.name())));
         self.stop = CancellationToken::new();
+        let slots = listeners
+            .iter()
+            .map(|listener| Arc::new(self.slot(listener.name(), self.on_drain(listener.name()))));
+        let slots: Vec<_> = slots.collect();
         let workers = Arc::clone(self.workers.all());
         for (own, worker) in workers.iter().enumerate() {
             // Enter the runtime of this worker, so that the listener is registered there.
             let _within = worker.handle().enter();
             let (mut loops, stop) = (Vec::new(), CancellationToken::new());
-            for listener in listeners {
+            for (listener, slot) in listeners.iter().zip(&slots) {
                 let acceptor =
                     Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
                 // Use a channel for two heartbeats: the first heartbeat, which `started` awaits,
                 // and one that the watchdog requests.
                 let (heart, beats) = mpsc::channel(2);
                 self.hearts.push(heart);
-                loops.push(Accepting {
-                    acceptor,
-                    connections: self.connections.clone(),
-                    workers: Arc::clone(&workers),
-                    own,
-                    census: (0..workers.len())
-                        .map(|number| self.census(number, listener.name()))
-                        .collect(),
-                    limit: self.limit.get(&**listener.name()).cloned(),
-                    on_drain: self.on_drain(listener.name()),
-                    entry: self.drain.entry(self.on_drain(listener.name())),
-                    stop: stop.clone(),
-                    beats,
-                });
+                let (slot, stop) = (Arc::clone(slot), stop.clone());
+                loops.push(Accepting { acceptor, slot, own, stop, beats });
             }
             let deaths = self.workers.deaths().clone();
             self.loops
@@ -123,58 +114,31 @@ impl<S: Service> DataPlane for Server<S> {
     }
 
     fn accept_backlog(&mut self, listeners: &[Listener]) {
-        let workers = Arc::clone(self.workers.all());
-        for (listener, (number, worker)) in listeners.iter().zip(workers.iter().enumerate().cycle())
-        {
-            let _within = worker.handle().enter();
-            let census = self.census(number, listener.name());
-            let on_drain = self.on_drain(listener.name());
-            let entry = self.drain.entry(on_drain);
-            for (stream, peer) in pending(listener) {
-                // Take no permit. The connection limit does not apply here, because a client that
-                // stayed in the backlog would be reset.
-                let traffic = Arc::clone(stream.traffic());
-                let counted =
-                    census.enter(Instant::now(), Source::Accepted, traffic, worker.load(), None);
-                let listener = listener.name();
-                self.connections.spawn(IncomingConnection {
-                    stream,
-                    peer,
-                    listener,
-                    counted,
-                    on_drain,
-                    entry: &entry,
-                    parcel: None,
-                });
-            }
+        for (listener, worker) in listeners.iter().zip((0..self.workers.all().len()).cycle()) {
+            let slot = self.slot(listener.name(), self.on_drain(listener.name()));
+            let _within = slot.enter(worker);
+            // Take no permit. The connection limit does not apply here, because a client that
+            // stayed in the backlog would be reset.
+            pending(listener).for_each(|client| slot.serve(worker, client, None));
         }
     }
 
     fn accept_late(&mut self, replaced: Vec<Listener>) {
         let workers = Arc::clone(self.workers.all());
-        for (listener, (number, worker)) in
-            replaced.into_iter().zip(workers.iter().enumerate().cycle())
-        {
-            let latecomers = Latecomers {
-                census: self.census(number, listener.name()),
-                connections: self.connections.clone(),
-                workers: Arc::clone(&workers),
-                number,
-                // Ask these connections to finish, because they arrive too late to move to the
-                // successor.
-                entry: self.drain.entry(OnDrain::Finish),
-                stop: self.stop_late.clone(),
-                listener,
-            };
-            self.late.spawn_on(latecomers.run(), worker.handle());
+        for (listener, worker) in replaced.into_iter().zip((0..workers.len()).cycle()) {
+            // Ask these connections to finish, because they arrive too late to move to the
+            // successor.
+            let slot = self.slot(listener.name(), OnDrain::Finish);
+            let latecomers = Latecomers { listener, slot, worker, stop: self.stop_late.clone() };
+            self.late.spawn_on(latecomers.run(), workers[worker].handle());
         }
     }
 
     fn drain(&mut self, successor: Option<OwnedFd>) {
-        self.census.values().for_each(Census::begin_drain);
+        self.ledgers.values().for_each(|ledger| ledger.count(ListenerEvents::begin_drain));
         // Reset the count of moved connections, because it may include connections that moved to an
         // earlier successor, which has died.
-        self.connections.scheduler().forget();
+        self.context.scheduler().forget();
         self.drain.begin();
         if let Some(outgoing) = successor.and_then(outgoing) {
             self.begin_carry(outgoing);
@@ -200,7 +164,7 @@ impl<S: Service> DataPlane for Server<S> {
     }
 
     fn connections(&self) -> Option<report::Connections> {
-        let all = self.census.values().map(Census::connections);
+        let all = self.ledgers.values().map(ListenerLedger::connections);
         Some(all.fold(report::Connections::default(), |sum, one| report::Connections {
             open: sum.open + one.open,
             oldest_ms: sum.oldest_ms.max(one.oldest_ms),
@@ -209,10 +173,15 @@ impl<S: Service> DataPlane for Server<S> {
     }
 
     fn counters(&self) -> Counters {
-        let service = self.connections.service();
+        let service = self.context.service();
         let mut counters = Counters { upstreams: service.upstreams(), ..Counters::default() };
-        for ((_, listener), census) in &self.census {
-            counters.listeners.entry(listener.to_string()).or_default().add(census.counters());
+        for ((_, listener), ledger) in &self.ledgers {
+            counters.listeners.entry(listener.to_string()).or_default().add(ledger.counters());
+        }
+        for (listener, limit) in &self.limit {
+            if let Some(counters) = counters.listeners.get_mut(listener) {
+                counters.limited += limit.times_full();
+            }
         }
         for (listener, count) in service.header_errors() {
             counters.listeners.entry(listener).or_default().header_errors += count;
@@ -221,6 +190,6 @@ impl<S: Service> DataPlane for Server<S> {
     }
 
     fn report(&self) -> DrainReport {
-        self.drain.report(self.connections.scheduler().carried())
+        self.drain.report(self.context.scheduler().carried())
     }
 }

@@ -5,17 +5,13 @@
 //! old socket. If this process closed the old socket at once, the kernel would reset these clients.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::census::{Census, Source};
-use super::connection::{ConnectionSpawner, IncomingConnection};
-use super::workers::Worker;
-use crate::drain::{DrainEntry, OnDrain};
-use crate::net::{Acceptor, Listener, Peer, Stream, pending};
+use super::listener::ListenerSlot;
+use crate::net::{Acceptor, Listener, pending};
 use crate::service::Service;
 
 /// How long a TCP handshake may take. The kernel resends a lost packet for the first time after one
@@ -25,12 +21,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The task that serves the last clients of a listener that the successor has replaced.
 pub(super) struct Latecomers<S> {
     pub(super) listener: Listener,
-    pub(super) connections: ConnectionSpawner<S>,
-    pub(super) census: Census,
-    /// All workers, and the index of the worker that serves the late clients.
-    pub(super) workers: Arc<[Worker]>,
-    pub(super) number: usize,
-    pub(super) entry: DrainEntry,
+    pub(super) slot: ListenerSlot<S>,
+    /// The index of the worker that serves the late clients.
+    pub(super) worker: usize,
     pub(super) stop: CancellationToken,
 }
 
@@ -38,6 +31,7 @@ impl<S: Service> Latecomers<S> {
     /// Accepts clients for [`HANDSHAKE_TIMEOUT`], because every handshake that began earlier has
     /// ended by then. Stops earlier if `stop` is cancelled.
     pub(super) async fn run(self) {
+        let serve = |client| self.slot.serve(self.worker, client, None);
         let mut end = pin!(sleep(HANDSHAKE_TIMEOUT));
         match Acceptor::new(self.listener.clone()) {
             Ok(mut acceptor) => loop {
@@ -45,7 +39,7 @@ impl<S: Service> Latecomers<S> {
                     biased;
                     () = self.stop.cancelled() => break,
                     () = &mut end => break,
-                    (stream, peer) = acceptor.accept_here() => self.serve(stream, peer),
+                    client = acceptor.accept_here() => serve(client),
                 }
             },
             Err(error) => {
@@ -60,27 +54,6 @@ impl<S: Service> Latecomers<S> {
                 }
             }
         }
-        pending(&self.listener).for_each(|(stream, peer)| self.serve(stream, peer));
-    }
-
-    fn serve(&self, stream: Stream, peer: Peer) {
-        let traffic = Arc::clone(stream.traffic());
-        let counted = self.census.enter(
-            Instant::now(),
-            Source::Accepted,
-            traffic,
-            self.workers[self.number].load(),
-            None,
-        );
-        let (listener, on_drain, entry) = (self.listener.name(), OnDrain::Finish, &self.entry);
-        self.connections.spawn(IncomingConnection {
-            stream,
-            peer,
-            listener,
-            counted,
-            on_drain,
-            entry,
-            parcel: None,
-        });
+        pending(&self.listener).for_each(serve);
     }
 }

@@ -2,22 +2,26 @@
 //!
 //! An accept loop takes a permit before it accepts, so a loop that waits for a client holds a
 //! permit without a connection. A listener without free permits may therefore still have fewer
-//! connections than its limit allows.
+//! connections than its limit allows. It is full when connections hold all permits.
 //!
 //! Carried connections, which move here from the predecessor, do not pass through an accept loop.
 //! Permits are reserved for them. If more of them arrive than permits are reserved, the limit may
-//! be exceeded. Then the listener accepts no client until enough connections have ended. The module
-//! `census` counts the connections themselves.
+//! be exceeded. Then the listener accepts no client until enough connections have ended.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Notify;
 
 /// A permit for one connection. Dropping it returns the permit.
 #[derive(Debug)]
-pub(super) struct Permit(Arc<ConnectionLimit>);
+pub(super) struct Permit {
+    limit: Arc<ConnectionLimit>,
+    /// Whether a connection uses this permit. If not, an accept loop holds it and waits for a
+    /// client.
+    is_used: bool,
+}
 
 /// The error for a listener that already has as many connections as its limit allows.
 #[derive(Debug)]
@@ -26,42 +30,53 @@ pub(super) struct Full;
 /// The connection limit of one listener, shared by its accept loops.
 #[derive(Debug)]
 pub(super) struct ConnectionLimit {
-    free: Semaphore,
+    listener: String,
     limit: usize,
+    permits: Mutex<Permits>,
+    /// Wakes an accept loop when a permit becomes free.
+    freed: Notify,
+}
+
+/// The permits that are not free. Their number may exceed the limit.
+#[derive(Debug, Default)]
+struct Permits {
+    /// How many permits connections use.
+    used: usize,
+    /// How many permits are held by accept loops that wait for a client.
+    held: usize,
     /// How many permits are reserved for connections that move here from the predecessor.
-    kept: AtomicUsize,
-    /// The number of connections above the limit. While it is not zero, a returned permit reduces
-    /// this number instead of becoming free.
-    excess: AtomicUsize,
-    /// Whether the listener was full when an accept loop last checked. Taking a permit resets this
-    /// flag. The flag protects no other memory, so relaxed ordering is enough.
-    full: AtomicBool,
+    reserved: usize,
+    /// How many times the listener has become full.
+    times_full: u64,
 }
 
 impl ConnectionLimit {
-    /// Creates a limit of `limit` connections. If that is more than a semaphore can hold, the limit
-    /// is lowered to `Semaphore::MAX_PERMITS`.
-    pub(super) fn new(limit: NonZeroUsize) -> Self {
-        let limit = limit.get().min(Semaphore::MAX_PERMITS);
-        Self {
-            free: Semaphore::new(limit),
-            limit,
-            kept: AtomicUsize::new(0),
-            excess: AtomicUsize::new(0),
-            full: AtomicBool::new(false),
-        }
-    }
-
-    /// Takes a free permit without waiting. Returns `None` if no permit is free.
-    pub(super) fn try_take(self: &Arc<Self>) -> Option<Permit> {
-        self.free.try_acquire().ok().map(|permit| self.taken(permit))
+    /// Creates a limit of `limit` connections for the listener with the name `listener`.
+    pub(super) fn new(listener: &str, limit: NonZeroUsize) -> Self {
+        let (permits, freed) = (Mutex::default(), Notify::new());
+        Self { listener: listener.to_owned(), limit: limit.get(), permits, freed }
     }
 
     /// Waits for a free permit. Cancel safe, but a cancelled call loses its place in the queue for
     /// permits.
-    pub(super) async fn take(self: &Arc<Self>) -> Option<Permit> {
-        // The result is never `None`, because the semaphore is never closed.
-        self.free.acquire().await.ok().map(|permit| self.taken(permit))
+    pub(super) async fn take(self: &Arc<Self>) -> Permit {
+        loop {
+            let mut freed = pin!(self.freed.notified());
+            // Join the queue before the check. Otherwise a permit could become free in between, and
+            // the call would miss it.
+            freed.as_mut().enable();
+            if let Some(permit) = self.try_take() {
+                return permit;
+            }
+            freed.await;
+        }
+    }
+
+    fn try_take(self: &Arc<Self>) -> Option<Permit> {
+        let mut permits = self.lock();
+        let is_free = self.free(&permits) > 0;
+        permits.held += usize::from(is_free);
+        is_free.then(|| Permit { limit: Arc::clone(self), is_used: false })
     }
 
     /// Takes a permit for a connection that moves here from the predecessor.
@@ -69,95 +84,130 @@ impl ConnectionLimit {
     /// `there` is the predecessor's connection limit for this listener, or `None` if it has no
     /// limit. If that limit is not higher than the limit here, a permit is always granted, because
     /// the move does not raise the total number of connections. Otherwise a permit is granted if
-    /// one is reserved or free, or if the listener has fewer connections than the limit here
-    /// allows. The closure `connections` counts them.
+    /// one is reserved or free, or if fewer connections use a permit than the limit here allows.
     ///
     /// # Errors
     /// Returns [`Full`] when the limit here is lower than the predecessor's limit, and is reached.
     pub(super) fn acquire_for_carried(
         self: &Arc<Self>,
         there: Option<NonZeroUsize>,
-        connections: impl FnOnce() -> usize,
     ) -> Result<Permit, Full> {
-        if lower(&self.kept) {
-            return Ok(Permit(Arc::clone(self)));
-        }
-        if let Some(place) = self.try_take() {
-            return Ok(place);
-        }
+        let mut permits = self.lock();
         let were_more = there.is_none_or(|there| there.get() > self.limit);
-        if were_more && connections() >= self.limit {
+        if permits.reserved > 0 {
+            permits.reserved -= 1;
+        } else if were_more && permits.used >= self.limit {
             return Err(Full);
         }
-        self.excess.fetch_add(1, Ordering::Relaxed);
-        Ok(Permit(Arc::clone(self)))
+        self.use_one(permits);
+        Ok(Permit { limit: Arc::clone(self), is_used: true })
     }
 
     /// Reserves up to `count` free permits for connections that may move here from the predecessor.
     pub(super) fn reserve(&self, count: usize) {
-        self.kept.fetch_add(self.free.forget_permits(count), Ordering::Relaxed);
+        let mut permits = self.lock();
+        permits.reserved += count.min(self.free(&permits));
     }
 
     /// Makes all permits that are still reserved available to new clients.
     pub(super) fn release_reserved(&self) {
-        self.free.add_permits(self.kept.swap(0, Ordering::Relaxed));
+        self.lock().reserved = 0;
+        self.freed.notify_waiters();
     }
 
-    /// Returns whether the listener has just become full. After that it returns `false` until
-    /// another permit is taken, so a full listener is reported only once. The closure `connections`
-    /// counts the open connections.
-    pub(super) fn became_full(&self, connections: impl FnOnce() -> usize) -> bool {
-        // Check the flag first, because if it is set, the connections need not be counted.
-        !self.full.load(Ordering::Relaxed)
-            && connections() >= self.limit
-            && !self.full.swap(true, Ordering::Relaxed)
+    /// Returns how many times the listener has become full, that is, has reached as many
+    /// connections as its limit allows.
+    pub(super) fn times_full(&self) -> u64 {
+        self.lock().times_full
     }
 
-    fn taken(self: &Arc<Self>, permit: SemaphorePermit<'_>) -> Permit {
-        // Do not return the permit to the semaphore here. `Permit` returns it when it is dropped.
-        permit.forget();
-        // Store only if the flag is set, because a store slows down other threads that use the
-        // flag, and a load does not.
-        if self.full.load(Ordering::Relaxed) {
-            self.full.store(false, Ordering::Relaxed);
+    fn free(&self, permits: &Permits) -> usize {
+        let Permits { used, held, reserved, .. } = *permits;
+        self.limit.saturating_sub(used + held + reserved)
+    }
+
+    /// Counts one more connection, and whether the listener is full as a result.
+    fn use_one(&self, mut permits: MutexGuard<'_, Permits>) {
+        permits.used += 1;
+        if permits.used != self.limit {
+            return;
         }
-        Permit(Arc::clone(self))
+        permits.times_full += 1;
+        drop(permits);
+        tracing::debug!(
+            event = "listener.full", listener = %self.listener,
+            "the listener is full: new clients wait until a connection ends"
+        );
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Permits> {
+        // No code panics while it holds the lock. Even if it did, the numbers would be consistent.
+        self.permits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Permit {
+    /// Uses the permit, which an accept loop has held, for the client that the loop has accepted.
+    pub(super) fn used(mut self) -> Self {
+        let mut permits = self.limit.lock();
+        permits.held -= 1;
+        self.limit.use_one(permits);
+        self.is_used = true;
+        self
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let Self(limit) = self;
-        if !lower(&limit.excess) {
-            limit.free.add_permits(1);
+        let Self { limit, is_used } = self;
+        let mut permits = limit.lock();
+        if *is_used {
+            permits.used -= 1;
+        } else {
+            permits.held -= 1;
+        }
+        let is_free = limit.free(&permits) > 0;
+        drop(permits);
+        if is_free {
+            limit.freed.notify_one();
         }
     }
-}
-
-/// Decrements `count` if it is not zero. Returns whether it was decremented.
-fn lower(count: &AtomicUsize) -> bool {
-    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1)).is_ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+    use tokio::task::JoinSet;
+    use tokio::time::timeout;
 
-    /// `became_full` reports a full listener once, and again only after another permit was taken.
+    fn limit(limit: usize) -> Arc<ConnectionLimit> {
+        Arc::new(ConnectionLimit::new("few", NonZeroUsize::new(limit).unwrap()))
+    }
+
+    /// A listener is counted as full when connections use all permits. It is counted again only
+    /// after it had a free permit, however often accept loops look for one meanwhile.
     #[test]
-    fn a_full_listener_is_reported_once() {
-        let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::new(2).unwrap()));
-        let (first, second) = (limit.try_take().unwrap(), limit.try_take().unwrap());
-        assert!(limit.try_take().is_none());
-        // One of the two permits belongs to an accept loop that still waits for a client.
-        assert!(!limit.became_full(|| 1));
-        assert_eq!([(); 3].map(|()| limit.became_full(|| 2)), [true, false, false]);
-        // A returned permit does not reset the flag `full` until the permit is taken again.
+    fn a_full_listener_is_counted_once() {
+        let limit = limit(2);
+        let first = limit.try_take().unwrap().used();
+        let second = limit.try_take().unwrap();
+        let look = || (0..3).for_each(|_| assert!(limit.try_take().is_none()));
+        look();
+        assert_eq!(limit.times_full(), 0, "an accept loop still waits for a client");
+        let second = second.used();
+        look();
+        assert_eq!(limit.times_full(), 1);
         drop(first);
-        assert!(!limit.became_full(|| 2));
-        let again = limit.try_take().unwrap();
-        assert_eq!([(); 3].map(|()| limit.became_full(|| 2)), [true, false, false]);
-        drop((second, again));
+        let third = limit.try_take().unwrap();
+        assert_eq!(limit.times_full(), 1);
+        let third = third.used();
+        look();
+        assert_eq!(limit.times_full(), 2);
+        // A connection above the limit does not make the listener full again, nor does its end.
+        drop(limit.acquire_for_carried(NonZeroUsize::new(2)).unwrap());
+        assert_eq!(limit.times_full(), 2);
+        drop((second, third));
     }
 
     /// A permit of an accept loop that waits for a client does not make this process refuse a
@@ -165,12 +215,12 @@ mod tests {
     /// higher.
     #[test]
     fn a_waiting_loop_does_not_keep_a_carried_connection_out() {
-        let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::MIN));
-        assert!(limit.acquire_for_carried(None, || 0).is_ok());
+        let limit = limit(1);
+        drop(limit.acquire_for_carried(None).unwrap());
         let _loops = limit.try_take().unwrap();
-        assert!(limit.acquire_for_carried(None, || 0).is_ok());
+        let _carried = limit.acquire_for_carried(None).unwrap();
         for fewer in [None, NonZeroUsize::new(2)] {
-            assert!(limit.acquire_for_carried(fewer, || 1).is_err());
+            assert!(limit.acquire_for_carried(fewer).is_err());
         }
     }
 
@@ -178,11 +228,9 @@ mod tests {
     /// higher. While the limit is exceeded, returned permits do not become free.
     #[test]
     fn a_carried_connection_may_exceed_an_unchanged_limit() {
-        let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::MIN));
-        let mut all = vec![limit.try_take().unwrap()];
-        all.extend(
-            [(); 3].map(|()| limit.acquire_for_carried(Some(NonZeroUsize::MIN), || 1).unwrap()),
-        );
+        let limit = limit(1);
+        let mut all = vec![limit.try_take().unwrap().used()];
+        all.extend([(); 3].map(|()| limit.acquire_for_carried(Some(NonZeroUsize::MIN)).unwrap()));
         while all.pop().is_some() {
             assert_eq!(limit.try_take().is_some(), all.is_empty());
         }
@@ -192,12 +240,11 @@ mod tests {
     /// released.
     #[test]
     fn reserved_permits_are_for_carried_connections() {
-        let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::new(3).unwrap()));
+        let limit = limit(3);
         limit.reserve(2);
         let _accepted = limit.try_take().unwrap();
         assert!(limit.try_take().is_none());
-        let _carried =
-            limit.acquire_for_carried(None, || unreachable!("a permit is reserved")).unwrap();
+        let _carried = limit.acquire_for_carried(None).unwrap();
         limit.release_reserved();
         let _late = limit.try_take().unwrap();
         assert!(limit.try_take().is_none());
@@ -206,13 +253,31 @@ mod tests {
         assert!(limit.try_take().is_none());
     }
 
-    /// Taking a permit with `take` resets the flag `full`, just as taking one with `try_take` does.
+    /// Every accept loop that waits gets a permit when there are enough, whether connections have
+    /// ended, the reservation was released, or another loop stopped waiting.
     #[tokio::test]
-    async fn waiting_for_a_permit_takes_it() {
-        let limit = Arc::new(ConnectionLimit::new(NonZeroUsize::MIN));
-        let place = limit.try_take().unwrap();
-        assert!(limit.became_full(|| 1));
-        let (taken, ()) = tokio::join!(limit.take(), async { drop(place) });
-        assert!(taken.is_some() && limit.became_full(|| 1));
+    async fn every_loop_that_waits_gets_a_free_permit() {
+        let limit = limit(3);
+        let ends = [(); 2].map(|()| limit.try_take().unwrap().used());
+        limit.reserve(1);
+        let mut loops = JoinSet::new();
+        let wait = |loops: &mut JoinSet<_>| {
+            let limit = Arc::clone(&limit);
+            loops.spawn(async move { limit.take().await })
+        };
+        let stops = wait(&mut loops);
+        for _ in 0..3 {
+            wait(&mut loops);
+        }
+        tokio::task::yield_now().await;
+        // The first loop is woken, but has ended before it runs.
+        drop(ends);
+        stops.abort();
+        limit.release_reserved();
+        let mut permits = Vec::new();
+        while let Some(ended) = timeout(Duration::from_secs(30), loops.join_next()).await.unwrap() {
+            permits.extend(ended);
+        }
+        assert_eq!(permits.len(), 3);
     }
 }

@@ -7,12 +7,14 @@
 
 mod accept;
 mod carry;
-mod census;
 mod connection;
 mod data_plane;
 mod deaths;
 mod late;
+mod ledger;
 mod limit;
+mod listener;
+mod slot;
 mod takeover;
 #[cfg(test)]
 mod tests;
@@ -31,9 +33,10 @@ use crate::config::{Config, OnHandoff};
 use crate::data_plane::CarryEnd;
 use crate::drain::{Drain, OnDrain};
 use crate::service::Service;
-use census::Census;
-use connection::ConnectionSpawner;
+use connection::ConnectionContext;
+use ledger::ListenerLedger;
 use limit::ConnectionLimit;
+use listener::ListenerSlot;
 
 pub use workers::Workers;
 
@@ -49,8 +52,8 @@ pub(crate) struct Server<S> {
     on_handoff: HashMap<String, OnHandoff>,
     /// The open connections and the counters, for each worker and listener. They are kept when the
     /// accept loops stop.
-    census: BTreeMap<(usize, Arc<str>), Census>,
-    connections: ConnectionSpawner<S>,
+    ledgers: BTreeMap<(usize, Arc<str>), ListenerLedger>,
+    context: Arc<ConnectionContext<S>>,
     drain: Drain,
     /// A token that stops the accept loops when it is cancelled, and the tasks that run these
     /// loops.
@@ -86,13 +89,13 @@ impl<S: Service> Server<S> {
         let limits = config.listeners.limits();
         let limit = limits
             .iter()
-            .map(|(name, limit)| (name.clone(), Arc::new(ConnectionLimit::new(*limit))));
+            .map(|(name, limit)| (name.clone(), Arc::new(ConnectionLimit::new(name, *limit))));
         Self {
             workers,
             limit: limit.collect(),
             on_handoff: config.listeners.on_handoff(),
-            census: BTreeMap::new(),
-            connections: ConnectionSpawner::new(service, config.first_request_grace, limits),
+            ledgers: BTreeMap::new(),
+            context: Arc::new(ConnectionContext::new(service, config.first_request_grace, limits)),
             drain: Drain::new(),
             stop: CancellationToken::new(),
             loops: JoinSet::new(),
@@ -109,16 +112,26 @@ impl<S: Service> Server<S> {
         }
     }
 
-    /// Returns the census, the list of open connections, for a listener and a worker. Creates it if
-    /// it does not exist.
-    fn census(&mut self, worker: usize, listener: &Arc<str>) -> Census {
-        self.census.entry((worker, Arc::clone(listener))).or_default().clone()
+    /// Returns the slot of a listener, for connections that a drain treats as `on_drain` says.
+    fn slot(&mut self, name: &Arc<str>, on_drain: OnDrain) -> ListenerSlot<S> {
+        let workers = Arc::clone(self.workers.all());
+        let ledgers = (0..workers.len()).map(|worker| (worker, Arc::clone(name)));
+        let ledgers = ledgers.map(|key| self.ledgers.entry(key).or_default().clone()).collect();
+        ListenerSlot {
+            name: Arc::clone(name),
+            context: Arc::clone(&self.context),
+            workers,
+            ledgers,
+            limit: self.limit.get(&**name).cloned(),
+            on_drain,
+            entry: self.drain.entry(on_drain),
+        }
     }
 
     /// Returns whether a drain ends the connections of a listener or moves them to the successor.
     fn on_drain(&self, listener: &str) -> OnDrain {
         match self.on_handoff.get(listener).copied().unwrap_or(self.config.on_handoff) {
-            OnHandoff::Carry if self.connections.service().carries(listener) => OnDrain::Carry,
+            OnHandoff::Carry if self.context.service().carries(listener) => OnDrain::Carry,
             OnHandoff::Carry | OnHandoff::Drain => OnDrain::Finish,
         }
     }

@@ -7,18 +7,17 @@
 //! connection limit is reached. The predecessor then keeps the connection.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::census::{Census, Source};
-use super::connection::{ConnectionSpawner, IncomingConnection};
-use super::limit::ConnectionLimit;
-use super::workers::{Worker, choose};
+use super::connection::{ConnectionContext, ConnectionTask};
+use super::listener::{IncomingConnection, ListenerSlot};
+use super::workers::choose;
 use crate::carry::{Arrival, CarriedConnection, CarryAnswer, Declined, Incoming};
-use crate::drain::{DrainEntry, OnDrain};
 use crate::net::{Peer, Stream, Traffic};
 use crate::service::Service;
 
@@ -38,22 +37,19 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The task that takes over connections from the predecessor.
 pub(super) struct TakingOver<S> {
     pub(super) incoming: Incoming,
-    pub(super) connections: ConnectionSpawner<S>,
-    pub(super) workers: Arc<[Worker]>,
+    pub(super) context: Arc<ConnectionContext<S>>,
     /// The listeners that accept connections from the predecessor, by name.
-    pub(super) slots: HashMap<String, ListenerSlot>,
-    pub(super) entry: DrainEntry,
+    pub(super) slots: HashMap<String, ListenerSlot<S>>,
     /// A token that stops this task when it is cancelled. The predecessor then sees that the
     /// channel is closed, and keeps the connections that have not moved.
     pub(super) stop: CancellationToken,
 }
 
-/// A listener whose connections may move here from the predecessor.
-pub(super) struct ListenerSlot {
-    pub(super) name: Arc<str>,
-    /// The lists of open connections of this listener: one list for each worker.
-    pub(super) census: Vec<Census>,
-    pub(super) limit: Option<Arc<ConnectionLimit>>,
+/// A connection that this process can take over. It is served after the answer to the predecessor.
+struct PreparedConnection<'a, S> {
+    slot: &'a ListenerSlot<S>,
+    worker: usize,
+    task: ConnectionTask<S>,
 }
 
 impl<S: Service> TakingOver<S> {
@@ -73,44 +69,23 @@ impl<S: Service> TakingOver<S> {
                     continue;
                 }
             };
-            let (id, outcome) = match arrival {
-                Arrival::Connection(arrived) => (arrived.id(), self.admit(*arrived)),
+            let (id, prepared) = match arrival {
+                Arrival::Connection(arrived) => (arrived.id(), self.prepare(*arrived)),
                 Arrival::Damaged { id, why } => (id, Err(why.into())),
                 Arrival::End => break,
             };
-            match outcome {
-                Ok((worker, newcomer)) => {
-                    if let Err(error) = self.incoming.answer(id, CarryAnswer::Taken).await {
-                        // Stop, because this closes the channel. The predecessor then knows that
-                        // this process did not take the connection.
-                        tracing::error!(
-                            event = "carry.answer_failed", reason = %error,
-                            "cannot answer the predecessor, taking no more: {error}"
-                        );
-                        break;
-                    }
-                    let _within = self.workers[worker].handle().enter();
-                    self.connections.spawn(newcomer);
-                    taken += 1;
-                }
-                Err(why) => {
-                    tracing::debug!(
-                        event = "carry.connection_refused",
-                        reason = %why,
-                        "refused a connection from the predecessor: {why}"
-                    );
-                    refused += 1;
-                    if let Err(error) =
-                        self.incoming.answer(id, CarryAnswer::Refused(why.to_string())).await
-                    {
-                        tracing::error!(
-                            event = "carry.answer_failed", reason = %error,
-                            "cannot answer the predecessor, taking no more: {error}"
-                        );
-                        break;
-                    }
-                }
+            let is_taken = prepared.is_ok();
+            refused += u64::from(!is_taken);
+            if let Err(error) = self.answer(id, prepared).await {
+                // Stop, because this closes the channel. The predecessor then knows that this
+                // process did not take the connection.
+                tracing::error!(
+                    event = "carry.answer_failed", reason = %error,
+                    "cannot answer the predecessor, taking no more: {error}"
+                );
+                break;
             }
+            taken += u64::from(is_taken);
             // Let other tasks run before the next connection, because thousands of connections may
             // arrive.
             pace.after_one().await;
@@ -126,6 +101,29 @@ impl<S: Service> TakingOver<S> {
         }
     }
 
+    /// Answers the predecessor. Then serves the connection, unless it is refused.
+    async fn answer(
+        &self,
+        id: u64,
+        prepared: Result<PreparedConnection<'_, S>, Declined>,
+    ) -> io::Result<()> {
+        match prepared {
+            Ok(PreparedConnection { slot, worker, task }) => {
+                self.incoming.answer(id, CarryAnswer::Taken).await?;
+                slot.start(worker, task);
+                Ok(())
+            }
+            Err(why) => {
+                tracing::debug!(
+                    event = "carry.connection_refused",
+                    reason = %why,
+                    "refused a connection from the predecessor: {why}"
+                );
+                self.incoming.answer(id, CarryAnswer::Refused(why.to_string())).await
+            }
+        }
+    }
+
     /// Makes the permits that are reserved for the predecessor's connections available to new
     /// clients.
     fn release_reserved(&self) {
@@ -136,47 +134,33 @@ impl<S: Service> TakingOver<S> {
     }
 
     /// Prepares a connection from the predecessor, without reading from the socket or writing to
-    /// it. Returns the connection and the index of the worker that will serve it, or the reason to
-    /// refuse the connection.
-    fn admit(
+    /// it. Returns the reason if this process refuses the connection.
+    fn prepare(
         &self,
         CarriedConnection { head, socket, parcel }: CarriedConnection,
-    ) -> Result<(usize, IncomingConnection<'_>), Declined> {
+    ) -> Result<PreparedConnection<'_, S>, Declined> {
         let slot = self.slots.get(&head.listener);
         let slot = slot.ok_or_else(|| {
             format!("no listener {:?} takes connections over here", head.listener)
         })?;
-        self.connections.service().accepts(&slot.name, &parcel)?;
-        let place = match &slot.limit {
+        self.context.service().accepts(&slot.name, &parcel)?;
+        let permit = match &slot.limit {
             Some(limit) => {
-                let open = || slot.census.iter().map(Census::open).sum();
                 let full = |_| format!("{} has as many connections as it may have", slot.name);
-                Some(limit.acquire_for_carried(head.max_connections, open).map_err(full)?)
+                Some(limit.acquire_for_carried(head.max_connections).map_err(full)?)
             }
             None => None,
         };
-        let number = choose(&self.workers, 0);
-        let worker = &self.workers[number];
-        let _within = worker.handle().enter();
+        let worker = choose(&slot.workers, 0);
+        let _within = slot.enter(worker);
         let peer = head.peer.map_or(Peer::Unix, Peer::Tcp);
         let traffic = Traffic::so_far(head.received, head.sent);
         let stream = Stream::taken_up(socket, peer, traffic, head.peer_finished)
             .map_err(|error| error.to_string())?;
         let now = Instant::now();
         let since = now.checked_sub(Duration::from_millis(head.age_ms)).unwrap_or(now);
-        let traffic = Arc::clone(stream.traffic());
-        let counted =
-            slot.census[number].enter(since, Source::Carried, traffic, worker.load(), place);
-        let newcomer = IncomingConnection {
-            stream,
-            peer,
-            listener: &slot.name,
-            counted,
-            on_drain: OnDrain::Carry,
-            entry: &self.entry,
-            parcel: Some(parcel),
-        };
-        Ok((number, newcomer))
+        let incoming = IncomingConnection { stream, peer, since, permit, state: Some(parcel) };
+        Ok(PreparedConnection { slot, worker, task: slot.prepare(worker, incoming) })
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) struct Admission {
     pub(crate) drain: DrainWatch,
     /// The handle by which the server asks the service to move this connection to the successor.
     /// `None` if the connection cannot move.
-    pub(crate) word: Option<Arc<CarryRequest>>,
+    pub(crate) carry_request: Option<Arc<CarryRequest>>,
     /// The state of a connection that moved here from the predecessor. `None` for a new client.
     pub(crate) parcel: Option<CarriedState>,
     /// How long a client that has not yet sent a request may still send one during a drain, counted
@@ -42,7 +42,7 @@ pub struct Connection {
     pub(super) peer: Peer,
     pub(super) listener: Arc<str>,
     drain: DrainWatch,
-    word: Option<Arc<CarryRequest>>,
+    carry_request: Option<Arc<CarryRequest>>,
     /// `taken_up` is the state that the predecessor sent with this connection. `given_up` is the
     /// state that the service has saved for the successor in [`Connection::detach`].
     taken_up: Option<Box<CarriedState>>,
@@ -67,20 +67,20 @@ pub enum Next {
 
 impl Connection {
     pub(crate) fn new(admission: Admission) -> Self {
-        let Admission { stream, peer, listener, drain, word, parcel, first_request_grace } =
-            admission;
+        let Admission { stream, peer, listener, drain, carry_request, parcel, .. } = admission;
         let now = Instant::now();
         // If the grace period is too long for the clock, use one day, which is much longer than any
         // drain.
-        let until =
-            now.checked_add(first_request_grace).unwrap_or(now + Duration::from_secs(86_400));
+        let until = now
+            .checked_add(admission.first_request_grace)
+            .unwrap_or(now + Duration::from_secs(86_400));
         let taken_up = parcel.map(Box::new);
         Self {
             stream,
             peer,
             listener,
             drain,
-            word,
+            carry_request,
             taken_up,
             given_up: None,
             first_request_until: until,
@@ -112,14 +112,14 @@ impl Connection {
     /// [`Service::serve`]: crate::Service::serve
     #[must_use]
     pub fn carry_requested(&self) -> bool {
-        self.word.as_ref().is_some_and(|word| word.carry_requested())
+        self.carry_request.as_ref().is_some_and(|request| request.carry_requested())
     }
 
     /// Waits until the server asks the service to detach the connection. Waits forever if the
     /// connection cannot move to another process. Cancel safe.
     pub async fn asked(&self) {
-        match &self.word {
-            Some(word) => word.asked().await,
+        match &self.carry_request {
+            Some(request) => request.asked().await,
             None => std::future::pending().await,
         }
     }
@@ -127,8 +127,8 @@ impl Connection {
     /// Returns the handle by which the server asks for a move. A service uses this handle if it
     /// cannot borrow the connection while it waits.
     #[cfg(feature = "proxy")]
-    pub(super) fn word(&self) -> Option<Arc<CarryRequest>> {
-        self.word.clone()
+    pub(super) fn carry_request(&self) -> Option<Arc<CarryRequest>> {
+        self.carry_request.clone()
     }
 
     /// Detaches the connection, so that the successor can continue it with the state `parcel`.
@@ -142,8 +142,8 @@ impl Connection {
     /// connection with TLS, for example, because TLS keys cannot move. During a handoff the server
     /// asks an excluded connection to finish instead.
     pub fn opt_out(&self) {
-        if let Some(word) = &self.word {
-            word.opt_out();
+        if let Some(request) = &self.carry_request {
+            request.opt_out();
         }
     }
 
@@ -169,7 +169,8 @@ impl Connection {
     /// Returns whether the service should finish the connection. This is so if the server is
     /// draining, or if the successor has refused to take over this connection.
     pub(crate) fn is_told(&self) -> bool {
-        self.drain.is_told() || self.word.as_ref().is_some_and(|word| word.is_refused())
+        self.drain.is_told()
+            || self.carry_request.as_ref().is_some_and(|request| request.is_refused())
     }
 
     /// Waits for the next request of the client, or for a reason to stop. A service calls this
@@ -187,8 +188,10 @@ impl Connection {
         if !self.is_told() {
             // No waker is registered here, because the server polls this task when it asks for a
             // move.
-            let asked = poll_fn(|_| match &self.word {
-                Some(word) if word.carry_requested() || word.is_refused() => Poll::Ready(()),
+            let asked = poll_fn(|_| match &self.carry_request {
+                Some(request) if request.carry_requested() || request.is_refused() => {
+                    Poll::Ready(())
+                }
                 _ => Poll::Pending,
             });
             tokio::select! {

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::header::Route;
+use super::ledgers::ProxyLedgers;
 use super::limits::Used;
-use super::tally::Tally;
 use super::upstream::Upstream;
 use super::upstreams::UpstreamPool;
 use crate::address::Address;
@@ -165,7 +165,7 @@ pub(super) fn check(parcel: &CarriedState, upstreams: &UpstreamPool) -> Result<(
 pub(super) fn take_up(
     parcel: CarriedState,
     upstreams: &UpstreamPool,
-    tally: &Tally,
+    ledgers: &ProxyLedgers,
 ) -> io::Result<Begun> {
     let (stage, owed) = whole(&parcel).map_err(io::Error::other)?;
     let owed = &parcel.bytes[owed..];
@@ -181,7 +181,8 @@ pub(super) fn take_up(
     let missing = || io::Error::from(io::ErrorKind::NotFound);
     // Create the upstream if its host name has lost this address since [`check`] accepted the
     // state.
-    let upstream = upstreams.find(&upstream).or_else(|| upstreams.adopt(&upstream, &tally.known()));
+    let upstream =
+        upstreams.find(&upstream).or_else(|| upstreams.adopt(&upstream, &ledgers.known()));
     let upstream = upstream.ok_or_else(missing)?;
     let mut descriptors = parcel.descriptors.into_iter();
     let socket = descriptors.next().ok_or_else(missing)?;

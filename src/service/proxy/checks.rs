@@ -11,7 +11,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::connect::is_own;
-use super::tally::Tally;
+use super::ledgers::ProxyLedgers;
 use super::upstream::Upstream;
 use super::upstreams::UpstreamPool;
 use super::{Proxy, header};
@@ -22,7 +22,7 @@ use crate::net::dial;
 /// The periodic health check of one upstream.
 struct Watch {
     upstreams: Arc<UpstreamPool>,
-    tally: Arc<Tally>,
+    ledgers: Arc<ProxyLedgers>,
     upstream: Arc<Upstream>,
     check: Check,
     /// The PROXY header that each check sends, because the upstream may require one.
@@ -69,10 +69,10 @@ impl Proxy {
             watches.handles.iter().map(|(upstream, _)| Arc::clone(upstream)).collect();
         let header = self.config.send_header.map(header::own).unwrap_or_default();
         for upstream in current.iter().filter(|upstream| !has(&watched, upstream)) {
-            let (upstreams, tally) = (Arc::clone(&self.upstreams), Arc::clone(&self.tally));
+            let (upstreams, ledgers) = (Arc::clone(&self.upstreams), Arc::clone(&self.ledgers));
             let watch = Watch {
                 upstreams,
-                tally,
+                ledgers,
                 upstream: Arc::clone(upstream),
                 check,
                 header: header.clone(),
@@ -84,13 +84,13 @@ impl Proxy {
 
 impl Watch {
     async fn run(self) {
-        let Self { upstreams, tally, upstream, check, header } = self;
+        let Self { upstreams, ledgers, upstream, check, header } = self;
         loop {
             let result = match timeout(check.timeout, look(upstream.address(), &header)).await {
                 Ok(result) => result,
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),
             };
-            let listeners = tally.listeners();
+            let listeners = ledgers.listeners();
             match result {
                 Ok(()) => upstreams.check_passed(&upstream, &listeners),
                 // This machine lacks file descriptors or memory, so the failure does not count

@@ -16,10 +16,11 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Proxy;
 use super::carried::Arriving;
+use super::ledgers::UpstreamEntry;
 use super::options::Side;
-use super::tally::{Source, TallyEntry};
 use super::upstream::{Upstream, UpstreamLoad};
 use super::upstreams::Round;
+use crate::ledger::Source;
 use crate::net::{Stream, dial};
 use crate::service::Connection;
 
@@ -32,18 +33,18 @@ const LAST_PAUSE: Duration = Duration::from_millis(250);
 
 /// A connection to an upstream. The counters count it as open until this value is dropped.
 #[derive(Debug)]
-pub(super) struct Connected<'a> {
+pub(super) struct Connected {
     pub(super) stream: Stream,
-    // Fields are dropped in the order of their declaration. `counted` must be dropped first: it
+    // Fields are dropped in the order of their declaration. The entry must be dropped first: it
     // adds the traffic to the upstream's sums before the upstream can have zero connections.
-    counted: TallyEntry<'a>,
-    _place: UpstreamLoad,
+    _entry: UpstreamEntry,
+    load: UpstreamLoad,
 }
 
-impl Connected<'_> {
+impl Connected {
     /// Returns the upstream's label, which names it in the log and in the counters.
     pub(super) fn label(&self) -> &str {
-        self.counted.upstream().label()
+        self.load.upstream().label()
     }
 }
 
@@ -66,10 +67,10 @@ impl Proxy {
         listener: &Arc<str>,
         upstream: &Arc<Upstream>,
         stream: Stream,
-    ) -> Connected<'_> {
-        let place = UpstreamLoad::take(upstream);
-        let counted = self.tally.enter(listener, upstream, Source::Carried, stream.traffic());
-        Connected { stream, _place: place, counted }
+    ) -> Connected {
+        let load = UpstreamLoad::take(upstream);
+        let entry = self.ledgers.enter(listener, upstream, Source::Carried, stream.traffic());
+        Connected { stream, _entry: entry, load }
     }
 
     /// Connects the client to an upstream, and then sends `header` to the upstream.
@@ -85,7 +86,7 @@ impl Proxy {
         client: &Connection,
         arriving: &mut Arriving,
         header: &[u8],
-    ) -> io::Result<Connected<'_>> {
+    ) -> io::Result<Connected> {
         let Arriving { since, tried, .. } = arriving;
         // The first pass tries every upstream for its full connect timeout, even if that exceeds
         // `connect_patience`. A client that moved here from another process does not get the full
@@ -131,7 +132,7 @@ impl Proxy {
         header: &[u8],
         limit: Option<Instant>,
         tried: &mut Vec<Arc<Upstream>>,
-    ) -> Result<Connected<'_>, Failed> {
+    ) -> Result<Connected, Failed> {
         let mut round: Round = self.upstreams.round();
         tried.iter().for_each(|upstream| round.tried(upstream));
         let mut last = None;
@@ -144,20 +145,16 @@ impl Proxy {
         while let Some(upstream) = self.upstreams.choose(&round) {
             tried.push(Arc::clone(&upstream));
             round.tried(&upstream);
-            let place = UpstreamLoad::take(&upstream);
+            let load = UpstreamLoad::take(&upstream);
             match self.attempt(client, header, &upstream, limit).await {
                 Ok(stream) => {
                     self.upstreams.succeeded(&upstream, client.listener());
-                    let counted = self.tally.enter(
-                        &client.listener,
-                        &upstream,
-                        Source::Made,
-                        stream.traffic(),
-                    );
-                    return Ok(Connected { stream, _place: place, counted });
+                    let (listener, traffic) = (&client.listener, stream.traffic());
+                    let entry = self.ledgers.enter(listener, &upstream, Source::New, traffic);
+                    return Ok(Connected { stream, _entry: entry, load });
                 }
                 Err(Failed::Upstream(reason)) => {
-                    self.tally.failed(&client.listener, &upstream);
+                    self.ledgers.failed(&client.listener, &upstream);
                     self.upstreams.failed(&upstream, client.listener(), &reason);
                     last = Some(reason);
                 }

@@ -29,7 +29,7 @@ const LINGER: Duration = Duration::from_secs(5);
 pub(super) struct ProxySession<'a> {
     client: &'a mut Connection,
     /// The connection to the upstream. `None` after the conversation has left this process.
-    upstream: Option<Connected<'a>>,
+    upstream: Option<Connected>,
     relay: Relay,
     limits: Limits,
     /// Whether the conversation has already ended both connections. If not, dropping it resets
@@ -57,7 +57,7 @@ impl<'a> ProxySession<'a> {
     /// Creates a conversation that begins in this process or has moved here from another process.
     pub(super) const fn new(
         client: &'a mut Connection,
-        upstream: Connected<'a>,
+        upstream: Connected,
         relay: Relay,
         limits: Limits,
     ) -> Self {

@@ -9,8 +9,8 @@ use socket2::{Domain, Socket, Type};
 use tokio::runtime::{Builder, Runtime};
 
 use super::carried::{self, Begun, CarriedStage, Resumed};
+use super::ledgers::ProxyLedgers;
 use super::limits::Limits;
-use super::tally::Tally;
 use super::upstreams::UpstreamPool;
 use crate::address::Address;
 use crate::carry::CarriedState;
@@ -23,7 +23,7 @@ struct Setup {
     runtime: Runtime,
     config: ProxyConfig,
     upstreams: UpstreamPool,
-    tally: Tally,
+    ledgers: ProxyLedgers,
 }
 
 thread_local! {
@@ -37,7 +37,12 @@ fn setup() -> Option<Setup> {
     (config.idle_timeout, config.lifetime) =
         (Some(Duration::from_secs(60)), Some(Duration::from_secs(3600)));
     let runtime = Builder::new_current_thread().enable_all().build().ok()?;
-    Some(Setup { runtime, upstreams: UpstreamPool::new(&config), config, tally: Tally::default() })
+    Some(Setup {
+        runtime,
+        upstreams: UpstreamPool::new(&config),
+        config,
+        ledgers: ProxyLedgers::default(),
+    })
 }
 
 /// Restores the state of a moved connection, saves it again, and checks that the new state equals
@@ -65,7 +70,7 @@ impl Setup {
         let owed = owed.to_vec();
         parcel.descriptors = needed;
         carried::check(&parcel, &self.upstreams).ok()?;
-        let begun = carried::take_up(parcel, &self.upstreams, &self.tally);
+        let begun = carried::take_up(parcel, &self.upstreams, &self.ledgers);
         assert!(begun.is_ok(), "a checked state cannot be restored: {:?}", begun.err());
         match begun.ok()? {
             Begun::Arriving(arriving) => {

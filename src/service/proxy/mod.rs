@@ -11,10 +11,10 @@
 //! | `checks` | active health checks |
 //! | `conversation` | a client and its upstream until the end; `relay` moves the bytes |
 //! | `carried` | the state of a connection that moves to another process |
+//! | `ledgers` | connection and byte counters |
 //! | `limits` | idle timeout and lifetime |
 //! | `options` | socket options |
 //! | `refusals` | clients with a wrong header: counted, and logged occasionally |
-//! | `tally` | connection and byte counters |
 //!
 //! The proxy does not know the protocol that it relays, so it cannot end a connection between two
 //! requests. In a drain, a connection continues until either side ends it or the drain deadline
@@ -27,12 +27,12 @@ mod conversation;
 #[cfg(any(fuzzing, test))]
 pub(super) mod fuzz;
 mod header;
+mod ledgers;
 mod limits;
 mod names;
 mod options;
 mod refusals;
 mod resolver;
-mod tally;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -57,11 +57,11 @@ use carried::{Arriving, Begun, Identified, Resumed};
 use connect::Connected;
 use conversation::{ProxySession, SessionOutcome};
 use header::Route;
+use ledgers::ProxyLedgers;
 use limits::{Limits, Used};
 use options::{Side, SocketOptions};
 use refusals::Refusals;
 use resolver::Resolver;
-use tally::Tally;
 use upstreams::UpstreamPool;
 
 /// The service that forwards the connections of clients to upstreams.
@@ -82,15 +82,15 @@ pub struct Proxy {
     config: ProxyConfig,
     options: SocketOptions,
     upstreams: Arc<UpstreamPool>,
-    tally: Arc<Tally>,
+    ledgers: Arc<ProxyLedgers>,
     refusals: Refusals,
     resolver: Resolver,
 }
 
 /// The parts of a conversation at its start, whether the conversation is new or has moved here from
 /// another process.
-struct Beginning<'a> {
-    upstream: Connected<'a>,
+struct Beginning {
+    upstream: Connected,
     relay: Relay,
     limits: Limits,
 }
@@ -102,13 +102,13 @@ impl Proxy {
     /// when the caller awaits [`Proxy::resolve`] or [`Proxy::watch`].
     #[must_use]
     pub fn new(config: ProxyConfig) -> Self {
-        let (upstreams, tally) = (Arc::new(UpstreamPool::new(&config)), Arc::default());
+        let (upstreams, ledgers) = (Arc::new(UpstreamPool::new(&config)), Arc::default());
         let options = SocketOptions::new(&config);
         Self {
             config,
             options,
             upstreams,
-            tally,
+            ledgers,
             refusals: Refusals::default(),
             resolver: Resolver::system(),
         }
@@ -117,18 +117,18 @@ impl Proxy {
     /// Adds a listener to the counters, so that they list the listener before its first client
     /// arrives.
     pub fn expect(&self, listener: &str) {
-        self.tally.expect(&listener.into());
+        self.ledgers.expect(&listener.into());
     }
 
     /// Connects a new client to an upstream, or restores a conversation that has moved here from
     /// another process. Returns `None` if the server has asked to move the connection while the
     /// client waited for an upstream.
-    async fn prepare(&self, connection: &mut Connection) -> io::Result<Option<Beginning<'_>>> {
+    async fn prepare(&self, connection: &mut Connection) -> io::Result<Option<Beginning>> {
         let begun = match connection.resumed_state() {
             // Reset the client if the state cannot be restored, because the client could mistake a
             // clean close for the regular end of its data.
             Some(parcel) => {
-                carried::take_up(parcel, &self.upstreams, &self.tally).inspect_err(|error| {
+                carried::take_up(parcel, &self.upstreams, &self.ledgers).inspect_err(|error| {
                     connection.stream.reset_on_drop();
                     let (listener, peer) = (connection.listener(), connection.peer());
                     tracing::error!(
@@ -154,13 +154,13 @@ impl Proxy {
                 }));
             }
         };
-        let word = connection.word();
+        let request = connection.carry_request();
         // Do not move the connection while the proxy reads a PROXY header, because the successor
         // cannot continue in the middle of a header.
         let is_within_header = AtomicBool::new(false);
         let mut beginning = Box::pin(self.begin(connection, &mut arriving, &is_within_header));
         let is_to_go = || {
-            let is_asked = word.as_ref().is_some_and(|word| word.carry_requested());
+            let is_asked = request.as_ref().is_some_and(|request| request.carry_requested());
             is_asked && !is_within_header.load(Ordering::Relaxed)
         };
         let connected = poll_fn(|cx| {
@@ -191,7 +191,7 @@ impl Proxy {
         connection: &mut Connection,
         arriving: &mut Arriving,
         is_within_header: &AtomicBool,
-    ) -> io::Result<Connected<'_>> {
+    ) -> io::Result<Connected> {
         // Hold a file descriptor in reserve for the upstream's socket until the upstream is
         // connected. Otherwise new clients could take all file descriptors, and no client would get
         // an upstream.
@@ -294,7 +294,7 @@ impl Service for Proxy {
     }
 
     fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
-        self.tally.counters(&self.upstreams)
+        self.ledgers.counters(&self.upstreams)
     }
 
     fn header_errors(&self) -> BTreeMap<String, u64> {

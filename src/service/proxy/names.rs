@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::Proxy;
+use super::ledgers::ProxyLedgers;
 use super::resolver::{Lookup, Resolver};
-use super::tally::Tally;
 use super::upstreams::UpstreamPool;
 use crate::config::HostPort;
 
@@ -90,7 +90,7 @@ impl Name {
 struct Refresh {
     name: Arc<Name>,
     upstreams: Arc<UpstreamPool>,
-    tally: Arc<Tally>,
+    ledgers: Arc<ProxyLedgers>,
     resolver: Resolver,
 }
 
@@ -98,10 +98,10 @@ impl Refresh {
     /// Looks up the name once. Returns whether the addresses of the upstreams have changed as a
     /// result.
     async fn once(&self) -> bool {
-        let Self { name, upstreams, tally, resolver } = self;
+        let Self { name, upstreams, ledgers, resolver } = self;
         let answer = name.lookup.lock().await.addresses(&name.host, resolver).await;
         name.was_resolved.store(true, Ordering::Relaxed);
-        let (listener, host) = (tally.listeners(), &name.host);
+        let (listener, host) = (ledgers.listeners(), &name.host);
         let has_changed = match answer {
             Ok(answer) => {
                 let has_changed = name.learn(&answer);
@@ -112,7 +112,7 @@ impl Refresh {
                     );
                 }
                 if has_changed {
-                    tally.depart(&upstreams.update(&tally.known()));
+                    ledgers.depart(&upstreams.update(&ledgers.known()));
                     let addresses = listed(&name.addresses());
                     tracing::info!(
                         event = "name.changed", %listener, %host, addresses,
@@ -143,7 +143,7 @@ impl Refresh {
                 false
             }
         };
-        tally.fold(&upstreams.current());
+        ledgers.fold(&upstreams.current());
         has_changed
     }
 
@@ -188,7 +188,7 @@ impl Proxy {
         self.upstreams.names().map(|name| Refresh {
             name: Arc::clone(name),
             upstreams: Arc::clone(&self.upstreams),
-            tally: Arc::clone(&self.tally),
+            ledgers: Arc::clone(&self.ledgers),
             resolver: self.resolver.clone(),
         })
     }

@@ -116,6 +116,10 @@ impl UpstreamLoad {
         upstream.active.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(upstream))
     }
+
+    pub(super) const fn upstream(&self) -> &Arc<Upstream> {
+        &self.0
+    }
 }
 
 impl Drop for UpstreamLoad {

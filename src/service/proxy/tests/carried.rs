@@ -3,7 +3,7 @@
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 
 use tokio::net::TcpSocket;
 
@@ -13,8 +13,8 @@ use crate::drain::DrainGuard;
 
 /// A stand-in for the server, which asks one connection to move to the successor.
 struct Asker {
-    turns: Arc<CarryScheduler>,
-    asking: CarrySlot,
+    scheduler: Arc<CarryScheduler>,
+    slot: CarrySlot,
     _guard: DrainGuard,
 }
 
@@ -30,22 +30,22 @@ impl Asker {
         let stream =
             Stream::new(Socket::from(accepted.into_std().unwrap()), Peer::Tcp(peer)).unwrap();
         let (watch, guard) = Drain::new().entry(OnDrain::Carry).admit();
-        let turns = Arc::<CarryScheduler>::default();
-        let asking = CarrySlot::new(Arc::clone(&turns));
-        let word = Some(Arc::clone(asking.word()));
-        let connection =
-            Connection::new(Admission { word, ..admission(stream, Peer::Tcp(peer), watch) });
-        (Self { turns, asking, _guard: guard }, connection, client)
+        let scheduler = Arc::<CarryScheduler>::default();
+        let slot = CarrySlot::new(Arc::clone(&scheduler));
+        let carry_request = Some(Arc::clone(slot.request()));
+        let connection = Connection::new(Admission {
+            carry_request,
+            ..admission(stream, Peer::Tcp(peer), watch)
+        });
+        (Self { scheduler, slot, _guard: guard }, connection, client)
     }
 
-    fn ask(&mut self) {
-        self.turns.begin();
-        self.asking.poll(&mut Context::from_waker(Waker::noop()));
+    fn ask(&self) {
+        self.scheduler.begin();
     }
 
-    fn ask_no_more(&mut self) {
-        self.turns.end();
-        self.asking.poll(&mut Context::from_waker(Waker::noop()));
+    fn ask_no_more(&self) {
+        self.scheduler.end();
     }
 }
 
@@ -91,7 +91,7 @@ async fn a_carry_does_not_wait_for_a_broken_conversation() {
     let upstream = listen().await;
     let address = Address::Tcp(upstream.local_addr().unwrap());
     let proxy = Proxy::new(config(vec![address]));
-    let (mut asker, mut connection, client) = Asker::new().await;
+    let (asker, mut connection, client) = Asker::new().await;
     let mut serving = pin!(proxy.serve(&mut connection));
     let mut server = tokio::select! {
         _ = &mut serving => panic!("the connection ended early"),
@@ -108,9 +108,9 @@ async fn a_carry_does_not_wait_for_a_broken_conversation() {
     drop(server);
     // Cancel the request to move before the proxy runs again, so that the proxy never sees the
     // request.
-    let mut is_refused = || {
+    let is_refused = || {
         asker.ask();
-        let is_refused = asker.asking.word().is_refused();
+        let is_refused = asker.slot.request().is_refused();
         asker.ask_no_more();
         is_refused
     };
@@ -139,7 +139,7 @@ async fn a_client_carried_during_an_attempt_tries_the_next_upstream() {
     let mut config = config(addresses.into());
     (config.balance, config.connect_timeout) =
         (crate::config::Balance::InOrder, Duration::from_secs(3600));
-    let (mut asker, mut connection, _client) = Asker::new().await;
+    let (asker, mut connection, _client) = Asker::new().await;
     let proxy = Proxy::new(config.clone());
     {
         let mut serving = pin!(proxy.serve(&mut connection));
@@ -164,7 +164,7 @@ async fn a_half_closed_upstream_receives_the_end_after_a_carry() {
     let upstream = listen().await;
     let address = Address::Tcp(upstream.local_addr().unwrap());
     let config = config(vec![address]);
-    let (mut asker, mut connection, mut client) = Asker::new().await;
+    let (asker, mut connection, mut client) = Asker::new().await;
     let proxy = Proxy::new(config.clone());
     let mut server = {
         let mut serving = pin!(proxy.serve(&mut connection));
@@ -206,7 +206,7 @@ async fn a_client_is_carried_only_after_its_whole_header() {
     let mut config = config(vec![address]);
     config.accept_header_from = vec!["127.0.0.0/8".parse().unwrap()];
     config.header_timeout = DEADLINE;
-    let (mut asker, mut connection, mut client) = Asker::new().await;
+    let (asker, mut connection, mut client) = Asker::new().await;
     // This is a LOCAL header with 4,000 bytes of additional fields (TLVs).
     let header = [b"\r\n\r\n\0\r\nQUIT\n\x20\0\x0f\xa0", &[0xee; 4_000][..]].concat();
     let proxy = Proxy::new(config.clone());

@@ -39,7 +39,15 @@ fn connection(stream: Stream, peer: Peer, drain: DrainWatch) -> Connection {
 
 fn admission(stream: Stream, peer: Peer, drain: DrainWatch) -> Admission {
     let (listener, first_request_grace) = ("web".into(), Duration::ZERO);
-    Admission { stream, peer, listener, drain, word: None, parcel: None, first_request_grace }
+    Admission {
+        stream,
+        peer,
+        listener,
+        drain,
+        carry_request: None,
+        parcel: None,
+        first_request_grace,
+    }
 }
 
 /// Returns a configuration with these upstreams and with defaults for all other settings.

@@ -1,0 +1,217 @@
+//! Tests of the order in which connections are asked to move.
+
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Poll, Wake};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::*;
+
+/// Returns whether the connection holds a permit.
+fn has_permit(slot: &CarrySlot) -> bool {
+    slot.request().state() == RequestState::AskedWithPermit
+}
+
+/// Adds connections to the scheduler, which asks none of them yet.
+fn waiting(scheduler: &Arc<CarryScheduler>, count: usize) -> Vec<CarrySlot> {
+    let all: Vec<_> = (0..count).map(|_| CarrySlot::new(Arc::clone(scheduler))).collect();
+    assert!(!all.iter().any(has_permit));
+    all
+}
+
+/// Starts the task of an idle connection. The task ends when the connection is asked to move.
+fn idle(mut slot: CarrySlot) -> JoinHandle<CarrySlot> {
+    tokio::spawn(async move {
+        poll_fn(|cx| if slot.watch(cx) { Poll::Ready(()) } else { Poll::Pending }).await;
+        slot
+    })
+}
+
+/// Waits until the task of a connection has seen that the connection is asked to move.
+async fn asked(idle: JoinHandle<CarrySlot>) -> CarrySlot {
+    timeout(Duration::from_secs(30), idle).await.expect("the connection is not asked").unwrap()
+}
+
+/// At most 64 connections hold a permit. A permit that is passed on or dropped goes to another
+/// connection.
+#[test]
+fn at_most_64_connections_hold_permits_at_once() {
+    let scheduler = Arc::default();
+    let mut all = waiting(&scheduler, AT_ONCE + 10);
+    scheduler.begin();
+    let have_permits = |all: &[CarrySlot]| all.iter().filter(|one| has_permit(one)).count();
+    assert_eq!(have_permits(&all), AT_ONCE);
+    assert_eq!(all.iter().filter(|one| one.request().carry_requested()).count(), AT_ONCE);
+    all[0].pass_on();
+    drop(all.remove(1));
+    assert_eq!(have_permits(&all), AT_ONCE);
+    for _ in 0..8 {
+        all.iter().find(|one| has_permit(one)).unwrap().pass_on();
+        assert_eq!(have_permits(&all), AT_ONCE);
+    }
+    assert!(all.iter().all(|one| one.request().carry_requested()));
+}
+
+/// Every end of a connection's turn gives its permit to another connection.
+#[test]
+fn a_permit_is_passed_on_whatever_becomes_of_its_connection() {
+    let scheduler: Arc<CarryScheduler> = Arc::default();
+    let mut all = waiting(&scheduler, 2 * AT_ONCE);
+    scheduler.begin();
+    let ends: [fn(CarrySlot) -> Option<CarrySlot>; 4] = [
+        |busy| {
+            busy.pass_on();
+            Some(busy)
+        },
+        |refused| {
+            refused.refused();
+            Some(refused)
+        },
+        |alone| {
+            alone.alone();
+            Some(alone)
+        },
+        |carried| {
+            carried.carried();
+            None
+        },
+    ];
+    let ended: Vec<_> = ends.into_iter().map(|end| end(all.remove(0))).collect();
+    assert!(ended.iter().flatten().all(|one| !has_permit(one)));
+    let have_permits = all.iter().filter(|one| has_permit(one)).count();
+    assert_eq!((have_permits, scheduler.carried()), (AT_ONCE, 1));
+}
+
+#[test]
+fn a_connection_that_arrives_in_a_round_is_asked_once() {
+    let scheduler: Arc<CarryScheduler> = Arc::default();
+    let _all = waiting(&scheduler, AT_ONCE);
+    scheduler.begin();
+    let one = CarrySlot::new(Arc::clone(&scheduler));
+    assert!(has_permit(&one) && one.request().carry_requested());
+    one.pass_on();
+    assert!(one.request().carry_requested() && !has_permit(&one));
+    one.refused();
+    assert!(one.request().is_refused() && one.request().was_asked() && !one.request().was_asked());
+}
+
+/// A connection whose service has opted out of moving counts as refused in every attempt to
+/// move all connections.
+#[tokio::test]
+async fn a_round_does_not_wait_for_a_connection_that_opts_out() {
+    let scheduler: Arc<CarryScheduler> = Arc::default();
+    let [early, late] = [(), ()].map(|()| CarrySlot::new(Arc::clone(&scheduler)));
+    early.request().opt_out();
+    for _ in 0..2 {
+        assert!(!early.request().is_refused());
+        scheduler.begin();
+        assert!(has_permit(&early) && has_permit(&late));
+        assert!(early.request().is_refused() && !early.request().carry_requested());
+        late.pass_on();
+        late.request().opt_out();
+        assert!(late.request().is_refused());
+        assert!(!scheduler.lock().is_over());
+        early.pass_on();
+        late.pass_on();
+        timeout(Duration::from_secs(30), scheduler.all_went()).await.expect("it is waited for");
+        scheduler.end();
+    }
+}
+
+/// A round waits for every connection that may still move: until it has moved, ended, or been
+/// refused.
+#[tokio::test]
+async fn a_round_waits_until_every_connection_went() {
+    let scheduler: Arc<CarryScheduler> = Arc::default();
+    let [carried, ended, refused, alone] = [(); 4].map(|()| CarrySlot::new(Arc::clone(&scheduler)));
+    scheduler.begin();
+    let waiting = Arc::clone(&scheduler);
+    let all_went = tokio::spawn(async move { waiting.all_went().await });
+    carried.carried();
+    drop((carried, ended));
+    refused.refused();
+    alone.alone();
+    tokio::task::yield_now().await;
+    assert!(!all_went.is_finished());
+    drop(alone);
+    timeout(Duration::from_secs(30), all_went).await.expect("the round is not over").unwrap();
+    assert_eq!(scheduler.carried(), 1);
+    scheduler.forget();
+    assert_eq!(scheduler.carried(), 0);
+}
+
+/// A round is one attempt to move all connections. Every connection is asked again in the next
+/// round, even if connections still hold permits of the last round.
+#[tokio::test]
+async fn a_leftover_permit_does_not_disturb_the_next_round() {
+    let scheduler: Arc<CarryScheduler> = Arc::default();
+    let all = waiting(&scheduler, AT_ONCE + 5);
+    scheduler.begin();
+    scheduler.end();
+    assert!(!all.iter().any(|one| one.request().is_asked()));
+    all.iter().for_each(CarrySlot::pass_on);
+    all[0].refused();
+    let idle: Vec<_> = all.into_iter().map(idle).collect();
+    tokio::task::yield_now().await;
+    scheduler.begin();
+    let mut permits = 0;
+    for one in idle {
+        let one = asked(one).await;
+        permits = permits.max(scheduler.lock().permits);
+        one.pass_on();
+    }
+    assert_eq!(permits, AT_ONCE);
+}
+
+/// A round is one attempt to move all connections. Its end withdraws all requests, and the next
+/// round asks again.
+#[tokio::test]
+async fn the_end_of_a_round_withdraws_its_requests() {
+    let scheduler: Arc<CarryScheduler> = Arc::default();
+    let one = CarrySlot::new(Arc::clone(&scheduler));
+    let request = Arc::clone(one.request());
+    let idle = idle(one);
+    tokio::task::yield_now().await;
+    scheduler.begin();
+    let one = asked(idle).await;
+    one.pass_on();
+    scheduler.end();
+    assert!(!request.carry_requested() && request.was_asked());
+    scheduler.begin();
+    timeout(Duration::from_secs(30), request.asked()).await.expect("it is not asked");
+    one.refused();
+    assert!(request.is_refused());
+    scheduler.end();
+    assert!(!request.is_refused());
+}
+
+/// Each change of a request wakes the connection's task, whose waker may change. A permit that is
+/// passed on wakes no task, because the request stays the same.
+#[test]
+fn the_task_of_a_connection_is_woken_when_its_request_changes() {
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let scheduler: Arc<CarryScheduler> = Arc::default();
+    let mut one = CarrySlot::new(Arc::clone(&scheduler));
+    for _ in 0..2 {
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&wakes));
+        let mut watch = || one.watch(&Context::from_waker(&waker));
+        assert!(!watch());
+        scheduler.begin();
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        assert!(watch());
+        one.pass_on();
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        scheduler.end();
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
+    }
+}

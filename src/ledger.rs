@@ -1,0 +1,203 @@
+//! A ledger of connections: a list of the open ones, and the sums over all of them so far.
+//!
+//! A connection locks its ledger briefly when it begins and when it ends. In between, it counts its
+//! bytes in its own [`Traffic`], and a reader adds the bytes of all open connections. The server
+//! and the proxy keep ledgers. Each has further counters of its own, which the ledger stores beside
+//! the sums.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use slab::Slab;
+
+use crate::net::Traffic;
+
+/// The open connections of one kind, and the sums over all connections of this kind. `C` holds the
+/// owner's further counters, and `N` is the owner's note on each open connection. Clones share the
+/// same data.
+#[derive(Debug)]
+pub(crate) struct Ledger<C, N = ()>(Arc<Mutex<Records<C, N>>>);
+
+#[derive(Debug)]
+struct Records<C, N> {
+    open: Slab<(Arc<Traffic>, N)>,
+    opened: u64,
+    /// The bytes of ended connections. The bytes that a predecessor has counted are subtracted when
+    /// their connection moves here. A sum can therefore wrap below zero until the bytes of open
+    /// connections are added.
+    received: u64,
+    sent: u64,
+    counters: C,
+}
+
+/// The origin of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// This process accepted the client or connected to the upstream.
+    New,
+    /// The connection moved here from the predecessor, which has already counted it and the bytes
+    /// that it transferred there.
+    Carried,
+}
+
+/// The entry of one open connection. Dropping this value removes the entry.
+#[derive(Debug)]
+pub(crate) struct LedgerEntry<C, N = ()> {
+    /// `None` after the entry has been removed.
+    ledger: Option<Ledger<C, N>>,
+    index: usize,
+}
+
+/// The contents of a ledger at one moment, including the bytes of open connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LedgerSums<C, N> {
+    pub(crate) opened: u64,
+    pub(crate) active: u64,
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+    /// The smallest note on an open connection.
+    pub(crate) least_note: Option<N>,
+    pub(crate) counters: C,
+}
+
+// Neither this nor `Default` is derived, because derived code would require the same of `N`.
+impl<C, N> Clone for Ledger<C, N> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<C: Default, N> Default for Ledger<C, N> {
+    fn default() -> Self {
+        let (open, counters) = (Slab::new(), C::default());
+        Self(Arc::new(Mutex::new(Records { open, opened: 0, received: 0, sent: 0, counters })))
+    }
+}
+
+impl<C, N> Ledger<C, N> {
+    /// Adds an open connection.
+    pub(crate) fn enter(
+        &self,
+        source: Source,
+        traffic: &Arc<Traffic>,
+        note: N,
+    ) -> LedgerEntry<C, N> {
+        let mut records = self.lock();
+        match source {
+            Source::New => records.opened += 1,
+            Source::Carried => {
+                records.received = records.received.wrapping_sub(traffic.received());
+                records.sent = records.sent.wrapping_sub(traffic.sent());
+            }
+        }
+        let index = records.open.insert((Arc::clone(traffic), note));
+        LedgerEntry { ledger: Some(self.clone()), index }
+    }
+
+    /// Changes the owner's counters.
+    pub(crate) fn count<T>(&self, change: impl FnOnce(&mut C) -> T) -> T {
+        change(&mut self.lock().counters)
+    }
+
+    /// Returns the number of open connections.
+    pub(crate) fn open(&self) -> usize {
+        self.lock().open.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Records<C, N>> {
+        // Use the data even if a thread panicked while it held the lock. No code panics there, and
+        // the data would still be consistent.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<C: Copy, N: Copy + Ord> Ledger<C, N> {
+    /// Returns the sums over all connections, and the owner's counters.
+    pub(crate) fn sums(&self) -> LedgerSums<C, N> {
+        let records = self.lock();
+        let Records { ref open, opened, received, sent, counters } = *records;
+        let least_note = open.iter().map(|(_, (_, note))| *note).min();
+        let active = open.len() as u64;
+        let sums = LedgerSums { opened, active, received, sent, least_note, counters };
+        open.iter().fold(sums, |sums, (_, (traffic, _))| LedgerSums {
+            received: sums.received.wrapping_add(traffic.received()),
+            sent: sums.sent.wrapping_add(traffic.sent()),
+            ..sums
+        })
+    }
+}
+
+impl<C, N> LedgerEntry<C, N> {
+    /// Changes the owner's counters.
+    pub(crate) fn count(&self, change: impl FnOnce(&mut C)) {
+        if let Some(ledger) = &self.ledger {
+            ledger.count(change);
+        }
+    }
+
+    /// Removes the entry, and changes the owner's counters at the same moment.
+    pub(crate) fn end(mut self, change: impl FnOnce(&mut C)) {
+        self.remove(change);
+    }
+
+    fn remove(&mut self, change: impl FnOnce(&mut C)) {
+        let Some(ledger) = self.ledger.take() else { return };
+        let mut records = ledger.lock();
+        if let Some((traffic, _)) = records.open.try_remove(self.index) {
+            records.received = records.received.wrapping_add(traffic.received());
+            records.sent = records.sent.wrapping_add(traffic.sent());
+        }
+        change(&mut records.counters);
+    }
+}
+
+impl<C, N: Copy> LedgerEntry<C, N> {
+    /// Returns the note on this connection.
+    pub(crate) fn note(&self) -> Option<N> {
+        self.ledger.as_ref()?.lock().open.get(self.index).map(|(_, note)| *note)
+    }
+}
+
+impl<C, N> Drop for LedgerEntry<C, N> {
+    fn drop(&mut self) {
+        self.remove(|_| {});
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sums include open and ended connections, and the entry of an ended connection is reused.
+    #[test]
+    fn open_and_ended_connections_are_summed() {
+        let ledger = Ledger::<u64, u8>::default();
+        let traffic = Arc::new(Traffic::so_far(3, 4));
+        let [first, second] = [7, 5].map(|note| ledger.enter(Source::New, &traffic, note));
+        assert_eq!((second.note(), ledger.open(), ledger.sums().least_note), (Some(5), 2, Some(5)));
+        second.end(|counter| *counter += 1);
+        let third = ledger.enter(Source::New, &Arc::default(), 9);
+        let LedgerSums { opened, active, received, sent, least_note, counters } = ledger.sums();
+        assert_eq!((opened, active, received, sent, counters), (3, 2, 6, 8, 1));
+        assert_eq!(least_note, Some(7));
+        third.count(|counter| *counter += 1);
+        drop((first, third));
+        let LedgerSums { active, received, sent, least_note, counters, .. } = ledger.sums();
+        assert_eq!((active, received, sent, least_note, counters), (0, 6, 8, None, 2));
+        assert!(ledger.lock().open.vacant_key() < 2, "an entry is not reused");
+    }
+
+    /// The bytes that the predecessor has counted are not counted again, whether the connection is
+    /// open or has ended.
+    #[test]
+    fn bytes_that_the_predecessor_has_counted_are_left_out() {
+        let ledger = Ledger::<(), ()>::default();
+        let carried = ledger.enter(Source::Carried, &Arc::new(Traffic::so_far(7, 8)), ());
+        let sums = || {
+            let LedgerSums { opened, active, received, sent, .. } = ledger.sums();
+            (opened, active, received, sent)
+        };
+        assert_eq!(sums(), (0, 1, 0, 0));
+        drop(carried);
+        assert_eq!(sums(), (0, 0, 0, 0));
+    }
+}

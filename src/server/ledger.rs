@@ -1,0 +1,162 @@
+//! The ledger of a listener: its open connections, its counters, and how its connections ended.
+//!
+//! Each worker has a separate ledger for each listener. A status request adds up all ledgers. This
+//! module does not end connections; the module `drain` does.
+
+use tokio::time::Instant;
+
+use crate::ledger::{Ledger, LedgerEntry, LedgerSums};
+use crate::report::{Connections, ListenerCounters};
+
+/// The connections of one listener on one worker. The ledger notes when each connection began.
+pub(super) type ListenerLedger = Ledger<ListenerEvents, Instant>;
+
+/// The entry of one connection in a [`ListenerLedger`].
+pub(super) type ListenerEntry = LedgerEntry<ListenerEvents, Instant>;
+
+/// The counters of a listener that a [`Ledger`] does not have.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ListenerEvents {
+    /// The counters. Those that the ledger itself has are zero here.
+    counters: ListenerCounters,
+    /// How many connections had moved to successors when the last drain began.
+    carried_before: u64,
+    /// Whether the successor of the last drain has died. If a connection that moved to this
+    /// successor is counted only after its death, it counts as lost too.
+    successor_is_lost: bool,
+}
+
+impl ListenerEvents {
+    /// Counts that a connection finished after a drain had asked it to end.
+    pub(super) const fn drained(&mut self) {
+        self.counters.drained += 1;
+    }
+
+    /// Counts that this process cut a connection.
+    pub(super) const fn cut(&mut self) {
+        self.counters.cut += 1;
+    }
+
+    /// Counts that a connection moved to the successor, which now serves it.
+    pub(super) const fn carried(&mut self) {
+        self.counters.carried += 1;
+        if self.successor_is_lost {
+            self.carried_before += 1;
+            self.counters.lost += 1;
+        }
+    }
+
+    /// Counts that the successor refused a connection.
+    pub(super) const fn refused(&mut self) {
+        self.counters.refused += 1;
+    }
+
+    /// Counts that the listener has paused accepting because of a lack of file descriptors. The
+    /// module `limit` counts the pauses because of the connection limit.
+    pub(super) const fn limited(&mut self) {
+        self.counters.limited += 1;
+    }
+
+    /// Records that a drain has begun. If the successor dies later, the connections that have moved
+    /// there since this call count as lost.
+    pub(super) const fn begin_drain(&mut self) {
+        self.carried_before = self.counters.carried;
+        self.successor_is_lost = false;
+    }
+
+    /// Records that the successor has died. Returns how many connections had moved there since the
+    /// drain began, because these connections are now lost.
+    pub(super) const fn successor_lost(&mut self) -> u64 {
+        let lost = self.counters.carried - self.carried_before;
+        self.carried_before = self.counters.carried;
+        self.counters.lost += lost;
+        self.successor_is_lost = true;
+        lost
+    }
+}
+
+impl ListenerLedger {
+    /// Returns the number, age and traffic of the open connections, for a status report.
+    pub(super) fn connections(&self) -> Connections {
+        let LedgerSums { active, received, sent, least_note, .. } = self.sums();
+        let oldest = least_note.map(|since| since.elapsed().as_millis());
+        Connections {
+            open: active,
+            oldest_ms: oldest.map(|age| u64::try_from(age).unwrap_or(u64::MAX)),
+            transferred: received + sent,
+        }
+    }
+
+    /// Returns the counters of all connections so far, including open ones.
+    pub(super) fn counters(&self) -> ListenerCounters {
+        let LedgerSums { opened: accepted, active, received, sent, counters, .. } = self.sums();
+        ListenerCounters { accepted, active, received, sent, ..counters.counters }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Source;
+    use crate::net::Traffic;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    /// The ledger reports the age of the oldest open connection.
+    #[test]
+    fn the_oldest_open_connection_determines_the_age() {
+        let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
+        let ledger = ListenerLedger::default();
+        let [first, second] =
+            [3000, 1000].map(|age| ledger.enter(Source::New, &Arc::default(), ago(age)));
+        let Connections { open, oldest_ms, transferred } = ledger.connections();
+        assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), transferred), (2, Some(3), 0));
+        drop(first);
+        let Connections { open, oldest_ms, .. } = ledger.connections();
+        assert_eq!((open, oldest_ms.map(|age| age / 1_000_000)), (1, Some(1)));
+        second.end(ListenerEvents::cut);
+        assert_eq!(
+            ledger.counters(),
+            ListenerCounters { accepted: 2, cut: 1, ..ListenerCounters::default() }
+        );
+        assert_eq!(ledger.connections(), Connections::default());
+    }
+
+    /// A connection that moved here from the predecessor keeps its age. Only the bytes that it
+    /// transfers in this process are counted.
+    #[test]
+    fn a_carried_connection_keeps_its_age() {
+        let (ledger, now) = (ListenerLedger::default(), Instant::now());
+        let _accepted = ledger.enter(Source::New, &Arc::default(), now);
+        let before = now - Duration::from_secs(1000);
+        let carried = ledger.enter(Source::Carried, &Arc::new(Traffic::so_far(7, 8)), before);
+        let Connections { open, oldest_ms, transferred } = ledger.connections();
+        assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), transferred), (2, Some(1), 0));
+        ledger.count(ListenerEvents::begin_drain);
+        carried.count(ListenerEvents::refused);
+        carried.end(ListenerEvents::carried);
+        let counters = ledger.counters();
+        assert_eq!(
+            (counters.accepted, counters.carried, counters.refused, counters.received),
+            (1, 1, 1, 0)
+        );
+        let lost = || ledger.count(ListenerEvents::successor_lost);
+        assert_eq!((lost(), lost(), ledger.counters().lost), (1, 0, 1));
+    }
+
+    /// A connection that moved to the successor counts as lost, even if it is counted only after
+    /// the successor has died.
+    #[test]
+    fn a_connection_counted_after_the_successors_death_is_lost() {
+        let ledger = ListenerLedger::default();
+        let [early, late] =
+            [(); 2].map(|()| ledger.enter(Source::New, &Arc::default(), Instant::now()));
+        ledger.count(ListenerEvents::begin_drain);
+        early.end(ListenerEvents::carried);
+        assert_eq!(ledger.count(ListenerEvents::successor_lost), 1);
+        late.end(ListenerEvents::carried);
+        assert_eq!((ledger.counters().carried, ledger.counters().lost), (2, 2));
+        ledger.count(ListenerEvents::begin_drain);
+        assert_eq!(ledger.count(ListenerEvents::successor_lost), 0);
+    }
+}

@@ -1,0 +1,99 @@
+//! A listener as the server sees it: where its connections are served, counted and limited.
+//!
+//! Connections come from an accept loop, from the backlog of a listener that is about to be closed,
+//! or from the predecessor. All of them start here. The socket itself belongs to the accept loop.
+
+use std::sync::Arc;
+
+use tokio::runtime::EnterGuard;
+use tokio::time::Instant;
+
+use super::connection::{ConnectionContext, ConnectionTask};
+use super::ledger::ListenerLedger;
+use super::limit::{ConnectionLimit, Permit};
+use super::slot::ConnectionSlot;
+use super::workers::Worker;
+use crate::carry::{CarriedState, CarrySlot};
+use crate::drain::{DrainEntry, OnDrain};
+use crate::ledger::Source;
+use crate::net::{Peer, Stream};
+use crate::service::{Admission, Connection, Service};
+
+/// The parts of the server that the connections of one listener need.
+#[derive(Clone, Debug)]
+pub(super) struct ListenerSlot<S> {
+    pub(super) name: Arc<str>,
+    pub(super) context: Arc<ConnectionContext<S>>,
+    pub(super) workers: Arc<[Worker]>,
+    /// The ledgers of this listener: one for each worker.
+    pub(super) ledgers: Vec<ListenerLedger>,
+    /// The connection limit of the listener, or `None` if it has no limit.
+    pub(super) limit: Option<Arc<ConnectionLimit>>,
+    /// What happens to the connections in a drain, and the entry that adds them to the drain.
+    pub(super) on_drain: OnDrain,
+    pub(super) entry: DrainEntry,
+}
+
+/// A connection that is about to be served.
+pub(super) struct IncomingConnection {
+    pub(super) stream: Stream,
+    pub(super) peer: Peer,
+    pub(super) since: Instant,
+    pub(super) permit: Option<Permit>,
+    /// The state that the predecessor has saved. `None` for a new client.
+    pub(super) state: Option<CarriedState>,
+}
+
+impl<S: Service> ListenerSlot<S> {
+    /// Enters the runtime of a worker, which then watches the sockets that the caller creates.
+    pub(super) fn enter(&self, worker: usize) -> EnterGuard<'_> {
+        self.workers[worker].handle().enter()
+    }
+
+    /// Serves a new client on a worker. The caller must have entered the worker's runtime before it
+    /// created the stream.
+    pub(super) fn serve(
+        &self,
+        worker: usize,
+        (stream, peer): (Stream, Peer),
+        permit: Option<Permit>,
+    ) {
+        let since = Instant::now();
+        let incoming = IncomingConnection { stream, peer, since, permit, state: None };
+        self.start(worker, self.prepare(worker, incoming));
+    }
+
+    /// Counts a connection, and prepares the task that serves it on a worker.
+    pub(super) fn prepare(
+        &self,
+        worker: usize,
+        IncomingConnection { stream, peer, since, permit, state }: IncomingConnection,
+    ) -> ConnectionTask<S> {
+        let source = if state.is_some() { Source::Carried } else { Source::New };
+        let (drain, guard) = self.entry.admit();
+        let carry = (self.on_drain == OnDrain::Carry)
+            .then(|| Box::new(CarrySlot::new(Arc::clone(self.context.scheduler()))));
+        let slot = ConnectionSlot {
+            entry: self.ledgers[worker].enter(source, stream.traffic(), since),
+            permit,
+            load: self.workers[worker].load(),
+            carry,
+            guard,
+        };
+        let connection = Connection::new(Admission {
+            stream,
+            peer,
+            listener: Arc::clone(&self.name),
+            drain,
+            carry_request: slot.carry_request(),
+            parcel: state,
+            first_request_grace: self.context.first_request_grace(),
+        });
+        ConnectionTask::new(Arc::clone(&self.context), connection, slot)
+    }
+
+    /// Starts a prepared task on its worker.
+    pub(super) fn start(&self, worker: usize, task: ConnectionTask<S>) {
+        self.workers[worker].handle().spawn(task.run());
+    }
+}

@@ -1,0 +1,100 @@
+//! The slot of a connection: everything by which the server counts the connection, and the guards
+//! that end with it.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::ledger::{ListenerEntry, ListenerEvents};
+use super::limit::Permit;
+use super::workers::Load;
+use crate::carry::{CarryRequest, CarrySlot};
+use crate::drain::DrainGuard;
+
+/// The slot of one connection. Dropping it stops counting the connection.
+#[derive(Debug)]
+pub(super) struct ConnectionSlot {
+    pub(super) entry: ListenerEntry,
+    /// The permit of this connection under the listener's connection limit.
+    pub(super) permit: Option<Permit>,
+    /// The share of this connection in the load of its worker.
+    pub(super) load: Load,
+    /// The place among the connections that may move to the successor. Boxed, because not every
+    /// connection may move, and the others should stay small.
+    pub(super) carry: Option<Box<CarrySlot>>,
+    /// The place among the connections for which a drain waits, and the signal of a cut.
+    pub(super) guard: DrainGuard,
+}
+
+/// How a connection ended.
+pub(super) enum ConnectionEnd {
+    /// The service finished the connection. `late` is the number of bytes that the peer sent too
+    /// late to be answered.
+    Finished { late: u64 },
+    /// The connection ended with an I/O error.
+    Broken(io::Error),
+    /// The connection moved to the successor. The token exists until the move has been counted.
+    Carried(TaskTrackerToken),
+    /// The connection was cut at the drain deadline or because of a signal.
+    Cut,
+}
+
+impl ConnectionSlot {
+    /// Returns how long ago the connection began.
+    pub(super) fn age(&self) -> Duration {
+        self.entry.note().map_or(Duration::ZERO, |since: Instant| since.elapsed())
+    }
+
+    /// Returns the request to move to the successor, or `None` if the connection cannot move.
+    pub(super) fn carry_request(&self) -> Option<Arc<CarryRequest>> {
+        self.carry.as_ref().map(|carry| Arc::clone(carry.request()))
+    }
+
+    /// Polls the future `serving`, which serves the connection, until it completes. Returns `None`
+    /// if the connection is cut. Meanwhile the scheduler may ask the connection to move to the
+    /// successor.
+    pub(super) fn serve<'a, F: Future>(
+        &'a mut self,
+        mut serving: Pin<&'a mut F>,
+    ) -> impl Future<Output = Option<F::Output>> + 'a {
+        let Self { carry, guard, .. } = self;
+        let in_turn = std::future::poll_fn(move |cx| {
+            let Some(carry) = carry else { return serving.as_mut().poll(cx) };
+            let is_asked = carry.watch(cx);
+            let served = serving.as_mut().poll(cx);
+            if is_asked && served.is_pending() {
+                // Let the scheduler ask another connection meanwhile, because this connection is in
+                // the middle of a message and cannot move yet.
+                carry.pass_on();
+            }
+            served
+        });
+        guard.unless_cut(in_turn)
+    }
+
+    /// Stops counting the connection as open, and counts how it ended. `was_told` is whether a
+    /// drain had asked it to end.
+    pub(super) fn end(self, end: ConnectionEnd, was_told: bool) {
+        let Self { entry, permit, load, carry, guard } = self;
+        entry.end(|events: &mut ListenerEvents| match end {
+            ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) if was_told => {
+                events.drained()
+            }
+            // The ledger counts such a connection only as accepted.
+            ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) => {}
+            ConnectionEnd::Carried(_) => events.carried(),
+            ConnectionEnd::Cut => events.cut(),
+        });
+        drop((permit, load, carry));
+        match end {
+            ConnectionEnd::Cut => guard.cut(),
+            // Release the guard last, because the process may exit when no guard is left.
+            ConnectionEnd::Carried(leaving) => drop((leaving, guard)),
+            ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) => drop(guard),
+        }
+    }
+}
