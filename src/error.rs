@@ -66,7 +66,7 @@ pub enum Error {
     #[error("no upstream is given")]
     NoUpstream,
     /// The configuration gives a proxy the same upstream twice.
-    #[error("the upstream {address} is there twice")]
+    #[error("the upstream {address} is given twice")]
     DuplicateUpstream {
         /// The address of the upstream that is given twice.
         address: String,
@@ -91,8 +91,8 @@ pub enum Error {
     /// change the environment (see getenv(3), "ATTRIBUTES") or to fork an init (see fork(2)).
     /// Either the program called [`crate::Inheritance::take`] too late, or a library has started a
     /// thread.
-    #[error("{threads} threads run already ({}){}, and one is needed \
-        here", escaped(names), preloaded_by(preloaded.as_ref()))]
+    #[error("{threads} threads are running ({}){}, but only one is \
+        allowed", escaped(names), preloaded_by(preloaded.as_ref()))]
     ThreadsRunning {
         /// How many threads the process has.
         threads: usize,
@@ -165,7 +165,7 @@ pub enum Error {
         reason: String,
     },
     /// The accept loops were started, but did not begin to accept before the time limit.
-    #[error("the accept loops did not run within {}", Seconds(*limit))]
+    #[error("the accept loops did not begin to accept within {}", Seconds(*limit))]
     NotAccepting {
         /// The time limit, which `--ready-timeout` sets.
         limit: Duration,
@@ -268,7 +268,7 @@ pub(crate) enum HandoffFailure {
         limit: Duration,
     },
     /// The handoff took longer than the operator's request allowed.
-    #[error("it was not done within {}, as was asked", Seconds(*limit))]
+    #[error("the handoff did not finish within the requested {}", Seconds(*limit))]
     OutOfTime {
         /// The time limit that the operator has requested.
         limit: Duration,
@@ -287,10 +287,10 @@ pub(crate) enum HandoffFailure {
         status: EndStatus,
     },
     /// The successor received a request to stop while it could still be rolled back.
-    #[error("the successor was told to stop while on probation")]
+    #[error("the successor received a stop request while on probation")]
     ToldToStop,
     /// The successor has sent an invalid message.
-    #[error("the successor sent what is not a message: {why}")]
+    #[error("the successor sent an invalid message: {why}")]
     Garbage {
         /// A description of what is wrong with the message.
         why: String,

@@ -289,7 +289,7 @@ fn a_carry_refuses_connections_with_changed_settings() {
             "no listener \"web\" takes connections over here",
         ),
         (String::new(), "no listener \"web\" takes connections over here"),
-        (proxy("web", "127.0.0.1:9"), "echo/1 is not known here"),
+        (proxy("web", "127.0.0.1:9"), "the format echo/1 is unknown"),
     ] {
         let line = serve(&format!("{CARRY}{}{other}", echo("web")), &[]);
         let (leaving, staying) = (clients(&line, "web", 5), clients(&line, "other", 3));
@@ -310,9 +310,9 @@ fn a_carry_refuses_connections_with_a_changed_upstream() {
     for (now, why) in [
         (
             proxy("web", &another.address()),
-            format!("{} is no upstream any more", upstream.address()),
+            format!("{} is no longer an upstream", upstream.address()),
         ),
-        (echo("web"), "proxy/1 with 1 descriptors is not known here".to_owned()),
+        (echo("web"), "the format proxy/1 with 1 descriptors is unknown".to_owned()),
     ] {
         let line = serve(&format!("{CARRY}{}", proxy("web", &upstream.address())), &[]);
         let mut pairs: Vec<_> = (0..5).map(|_| pair(&line, &upstream)).collect();

@@ -271,13 +271,13 @@ fn an_unservable_connection_is_refused_and_the_next_taken() {
     );
     predecessor.assert_refused(&plain, "echo/1 with 1 descriptors", &[&ours, &ours]);
     predecessor.assert_refused(&plain.replace("web", "other"), "no listener", &[&ours]);
-    predecessor.assert_refused(&plain, "without its socket", &[]);
+    predecessor.assert_refused(&plain, "has no socket", &[]);
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
     let (unix, _other) = UnixDatagram::pair().unwrap();
     let file = File::open("/").unwrap();
-    predecessor.assert_refused(&plain, "no stream socket", &[&datagrams]);
-    predecessor.assert_refused(&plain, "no stream socket", &[&unix]);
-    predecessor.assert_refused(&format!("\"peer\":null,{PLAIN}"), "no stream socket", &[&ours]);
+    predecessor.assert_refused(&plain, "not a stream socket", &[&datagrams]);
+    predecessor.assert_refused(&plain, "not a stream socket", &[&unix]);
+    predecessor.assert_refused(&format!("\"peer\":null,{PLAIN}"), "not a stream socket", &[&ours]);
     predecessor.assert_refused(&plain, "socket", &[&file]);
     // The successor did not keep, close or write to any of these connections.
     assert_becomes(&before, || kinds(pid));

@@ -85,7 +85,7 @@ fn an_unreadable_file_is_named() {
         ("gone", "No such file"),
         ("", "not a regular file"),
         ("pipe", "not a regular file"),
-        ("long", "more than 1 MiB"),
+        ("long", "larger than 1 MiB"),
     ] {
         check(folder.path(), &["--config", &path(name)])
             .names(78, &["cannot read the configuration", why]);
@@ -98,5 +98,5 @@ fn an_unreadable_file_is_named() {
     }
     Refusal::to(&["--config", &path("new\nline")]).names(78, &["new\\nline: cannot read"]);
     fs::write(path("latin"), b"# na\xefve\n").unwrap();
-    Refusal::to(&["--config", &path("latin")]).names(78, &["latin:1:5: this is not UTF-8"]);
+    Refusal::to(&["--config", &path("latin")]).names(78, &["latin:1:5: not UTF-8"]);
 }

@@ -19,8 +19,8 @@ fn every_error_has_a_line_and_a_column() {
         // Invalid TOML.
         ("bake", "1:5: key with no value, expected `=`"),
         ("# one\n\nbake = '1s", "3:11: invalid literal string"),
-        ("bake = 1\nbake = 2", "2:1: bake is there already, expected each once"),
-        ("bake = 1\n\n[listener.web]\n[listener.web]\n", "4:11: web is there already"),
+        ("bake = 1\nbake = 2", "2:1: bake is given twice, expected each once"),
+        ("bake = 1\n\n[listener.web]\n[listener.web]\n", "4:11: web is given twice"),
         // Invalid TOML values.
         ("bake = no", "1:8: bad value no: expected text in quotes, a number, true or false"),
         ("bake = no # not now\nx = 1", "1:8: bad value no: expected text in quotes"),
@@ -80,7 +80,7 @@ fn every_error_has_a_line_and_a_column() {
         ("metrics = 9100", "1:11: invalid type: integer `9100`, expected an address"),
         (
             &format!("metrics = '@b'\n{}", echo("").replace("web", "metrics")),
-            "1:11: the name of this listener is",
+            "1:11: the metrics listener is named",
         ),
         (
             &format!("metrics = '@a'\n{}", echo("")),
@@ -92,15 +92,15 @@ fn every_error_has_a_line_and_a_column() {
         ),
         // Listeners.
         ("bake = 1\n", "1:1: there is no listener, expected at least one, as in [listener.web]"),
-        ("listener = 5", "1:12: this is no table, expected a table with the listener's name"),
+        ("listener = 5", "1:12: not a table, expected a table with the listener's name"),
         (
             "[listener]\naddress = '@a'",
-            "2:11: this is no table, expected a table with the listener's name",
+            "2:11: not a table, expected a table with the listener's name",
         ),
-        ("[[listener.web]]\naddress = '@a'", "1:1: this is no table"),
+        ("[[listener.web]]\naddress = '@a'", "1:1: not a table"),
         (
             "[listener.web]\nservice = 'echo'",
-            "1:11: the listener \"web\" has no address, expected one",
+            "1:11: the listener \"web\" has no address, expected an address",
         ),
         (
             "[listener.web]\naddress = '@a'",
@@ -117,13 +117,13 @@ fn every_error_has_a_line_and_a_column() {
         ),
         (
             "[listener.control]\n",
-            "1:11: bad listener name \"control\": that is what the operator's socket is called",
+            "1:11: bad listener name \"control\": this name is reserved for the control socket",
         ),
         (&echo("carry = 'drain'"), "4:9: invalid type: string \"drain\", expected true or false"),
         (&echo("mode = 660"), "4:8: invalid type: integer `660`, expected octal digits as text"),
-        (&echo("mode = '0o660'"), "4:8: bad mode \"0o660\": expected three octal digits"),
+        (&echo("mode = '0o660'"), "4:8: bad mode \"0o660\": expected octal digits"),
         (&echo("group = ''"), "4:9: bad name \"\": expected a name or a number"),
-        (&echo("max_connections = 0"), "4:19: bad count 0: expected a whole number from 1"),
+        (&echo("max_connections = 0"), "4:19: bad count 0: expected a whole number, 1 or higher"),
         (
             &echo("  balance = 'in-order'"),
             "4:13: balance is a setting of a proxy, expected service = \"proxy\"",
@@ -141,12 +141,12 @@ fn every_error_has_a_line_and_a_column() {
         // Proxies.
         (
             "[listener.web]\naddress = '[::]:80'\nservice = 'proxy'\nupstreams = ['@b', '127.0.0.1:80']",
-            "4:20: the upstream 127.0.0.1:80 leads back to the listener \"web\", expected one that does not",
+            "4:20: the upstream 127.0.0.1:80 leads back to the listener \"web\", expected another upstream",
         ),
         (
             "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = ['@b']\n\
              [listener.api]\naddress = '@b'\nservice = 'proxy'\nupstreams = ['@a']",
-            "8:14: the upstream @a leads back to the listener \"web\", expected one that does not",
+            "8:14: the upstream @a leads back to the listener \"web\", expected another upstream",
         ),
         (
             "[listener.web]\naddress = '@a'\nservice = 'proxy'\n",
@@ -166,7 +166,7 @@ fn every_error_has_a_line_and_a_column() {
         ),
         (
             "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = ['127.0.0.1:0']",
-            "4:14: bad address \"127.0.0.1:0\": nobody can be reached at port 0",
+            "4:14: bad address \"127.0.0.1:0\": an upstream cannot have port 0",
         ),
         (
             "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = ['tcp6:[::1]:1']",
@@ -174,7 +174,7 @@ fn every_error_has_a_line_and_a_column() {
         ),
         (
             "[listener.web]\naddress = '@a'\nservice = 'proxy'\nupstreams = ['@b', '@c', '@b']",
-            "4:26: the upstream @b is there twice, expected each once",
+            "4:26: the upstream @b is given twice, expected each once",
         ),
         (
             &proxied("balance = 'fair'"),
@@ -197,7 +197,7 @@ fn every_error_has_a_line_and_a_column() {
         ),
         (
             &proxied("proxy_header_timeout = 1"),
-            "5:24: proxy_header_timeout says nothing alone, expected accept_proxy",
+            "5:24: proxy_header_timeout has no effect alone, expected accept_proxy",
         ),
         (
             &proxied("keep_alive = '10h'"),
@@ -206,11 +206,11 @@ fn every_error_has_a_line_and_a_column() {
         (&proxied("user_timeout = '1us'"), "5:16: bad time \"1us\": expected at least 1ms"),
         (
             &proxied("eject_after = -3"),
-            "5:15: invalid value: integer `-3`, expected a whole number from 0",
+            "5:15: invalid value: integer `-3`, expected a whole number, 0 or higher",
         ),
         (
             &proxied("check_timeout = 1"),
-            "5:17: check_timeout says nothing alone, expected check_interval",
+            "5:17: check_timeout has no effect alone, expected check_interval",
         ),
     ];
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

@@ -65,7 +65,7 @@ fn a_successor_that_dies_in_the_bake_is_a_rollback() {
         })
         .pid;
     signal(second, Signal::SIGTERM);
-    reload.wait().names(76, &["told to stop while on probation"]);
+    reload.wait().names(76, &["stop request while on probation"]);
     line.assert_serves();
 }
 
@@ -94,13 +94,13 @@ fn a_reload_with_an_outdated_expectation_does_nothing() {
 #[test]
 fn a_reload_that_times_out_is_cancelled() {
     let line = Line::serve_controlled(&["--bake", "1h"]);
-    line.asked(&["reload", "--timeout", "300ms"]).names(75, &["not done within 0.3 s"]);
+    line.asked(&["reload", "--timeout", "300ms"]).names(75, &["within the requested 0.3 s"]);
     line.wait_for(1, Event::SuccessorReady);
     line.put_script("exec sleep 1000");
-    line.asked(&["reload", "--timeout", "300ms"]).names(75, &["not done within 0.3 s"]);
+    line.asked(&["reload", "--timeout", "300ms"]).names(75, &["within the requested 0.3 s"]);
     line.assert_serves();
     let said = line.asked(&["status"]).well();
-    assert!(said.contains("last handoff: generation 2 was given up"), "{said}");
+    assert!(said.contains("last handoff: generation 2 timed out"), "{said}");
 }
 
 #[test]
@@ -161,10 +161,10 @@ fn a_reload_fails_when_all_generations_die() {
         reload.wait()
     };
     reload_that_meets("{\"started\":{\"successor\":2,\"within_ms\":0}}\n")
-        .names(70, &["has died", "nobody answers"]);
+        .names(70, &["has died", "no daemon answers"]);
     reload_that_meets("{\"started\":{\"succ").names(75, &["ended without an answer"]);
     reload_that_meets("").names(75, &["ended without an answer"]);
-    reload_that_meets("what?\n").names(77, &["cannot understand the answer", "what?"]);
+    reload_that_meets("what?\n").names(77, &["invalid answer", "what?"]);
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn a_stop_during_a_handoff_is_reported_to_the_client() {
     line.signal(1, Signal::SIGTERM);
     line.wait_for(1, Event::DrainStarted);
     gate.open();
-    reload.wait().names(70, &["the service was told to stop"]);
+    reload.wait().names(70, &["the service is stopping"]);
     line.wait_for_end();
 }
 
@@ -184,7 +184,7 @@ fn a_stop_during_a_handoff_is_reported_to_the_client() {
 fn commands_fail_without_a_daemon_or_a_socket() {
     let line = Line::serve(&[]);
     for command in ["reload", "status"] {
-        line.asked(&[command]).names(69, &["nobody answers on", "control", "No such file"]);
+        line.asked(&[command]).names(69, &["no daemon answers on", "control", "No such file"]);
     }
     drop(UnixListener::bind(line.control()).unwrap());
     line.asked(&["status"]).names(69, &["Connection refused"]);
@@ -258,7 +258,7 @@ fn a_watch_follows_a_stop_to_its_end() {
     let mut watch = line.ask(&["status", "--watch"]);
     let said = watch.line();
     assert!(said.starts_with("generation 1 stopping, 1 left, "), "{said}");
-    line.asked(&["reload"]).names(75, &["the service is told to stop"]);
+    line.asked(&["reload"]).names(75, &["the service is stopping"]);
     held.echo(b"still here").unwrap();
     watch.wait().well();
     line.wait_for_end();

@@ -83,7 +83,7 @@ fn a_unit_can_be_named_without_a_daemon() {
     assert_eq!(asked, "--user show --no-pager --all -- h.service", "{answered:?}");
     assert!(answered.out.contains("h.service under the user's systemd 257: "), "{answered:?}");
     let (answered, _) = examine(folder.path(), &["--user"]);
-    answered.names(69, &["nobody answers on"]);
+    answered.names(69, &["no daemon answers on"]);
 }
 
 #[test]

@@ -35,7 +35,7 @@ fn a_cancelled_successor_drains_its_connections() {
     let mut clients: Vec<_> = (0..100).map(|_| Client::connect(&line.address()).unwrap()).collect();
     clients.iter_mut().for_each(|client| client.echo(b"there").unwrap());
     thaw(line.first_pid());
-    reload.wait().names(75, &["not done within 3 s"]);
+    reload.wait().names(75, &["within the requested 3 s"]);
     clients.iter_mut().for_each(|client| client.expect_end().unwrap());
     assert_eq!(exit_code(successor), 0);
     line.wait_for(2, Event::GenerationEnded.with("ended", 100).with("carried", 0).with("cut", 0));
@@ -51,7 +51,7 @@ fn a_cancelled_successor_that_hangs_is_killed() {
     let line = Line::serve_controlled(&["--bake", "1h"]);
     let (reload, successor) = begin_in_vain(&line);
     freeze(successor);
-    reload.wait().names(75, &["not done within 3 s"]);
+    reload.wait().names(75, &["within the requested 3 s"]);
     assert_eq!(exit_code(successor), 128 + Signal::SIGKILL as i32);
     line.assert_serves();
 }

@@ -126,7 +126,7 @@ fn a_successor_that_ends_early_leaves_the_predecessor() {
 #[test]
 fn a_successor_with_invalid_messages_is_killed() {
     let line = Line::serve(&["--bake", "0"]);
-    let garbage = "the successor sent what is not a message";
+    let garbage = "the successor sent an invalid message";
     for (says, reason) in [
         ("say garbage", garbage),
         (r"say 'VERSION=2\nKIND=ready\nPI'", garbage),

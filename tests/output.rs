@@ -39,11 +39,11 @@ fn a_command_with_unwritable_output_exits_with_74() {
         (&[&["status", "--json"][..], &of_line].concat(), "the status"),
         (&[&["status", "--watch"][..], &of_line].concat(), "the status"),
         (&[&["doctor", "a.service"][..], &of_line].concat(), "the findings"),
-        (&["check", "--listen", "127.0.0.1:1"], "the outcome of the check, which is good"),
+        (&["check", "--listen", "127.0.0.1:1"], "the outcome of the check, which succeeded"),
         (&["completions", "bash"], "the completions"),
-        (&["--help"], "what was asked for"),
-        (&["status", "--help"], "what was asked for"),
-        (&["--version"], "what was asked for"),
+        (&["--help"], "the help or the version"),
+        (&["status", "--help"], "the help or the version"),
+        (&["--version"], "the help or the version"),
     ] {
         for (output, why) in unwritable() {
             let mut command = command(words);

@@ -188,9 +188,9 @@ fn a_pid_file_replaces_only_a_pid_file() {
     symlink(folder.path(), path("folder")).unwrap();
     let (socket, control) = (path("socket"), path("control"));
     for (pid_file, reason) in [
-        (path("precious"), "something else than a process id"),
+        (path("precious"), "something other than a pid"),
         (path("link"), "a symbolic link"),
-        ("/dev/null".to_owned(), "no file"),
+        ("/dev/null".to_owned(), "not a regular file"),
         (folder.path().to_str().unwrap().to_owned(), "is a directory"),
         (socket.clone(), "the listener web has the same path"),
         (path("folder/socket"), "the listener web has the same path"),

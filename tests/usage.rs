@@ -261,7 +261,7 @@ fn an_impossible_pid_file_is_rejected() {
         assert_refused(
             &["--pid-file", &path(no_file)],
             78,
-            &["pid file", &path(no_file), "no file"],
+            &["pid file", &path(no_file), "not a regular file"],
         );
         assert!(!fs::symlink_metadata(path(no_file)).unwrap().is_file());
     }
@@ -313,15 +313,12 @@ fn help_and_version_go_to_standard_output() {
 fn invalid_arguments_of_a_command_are_rejected() {
     for (arguments, words) in [
         (&["reload", "--timeout", "soon"][..], &["--timeout", "soon", "expected a time"][..]),
-        (&["reload", "--expect-generation", "0"], &["--expect-generation", "0", "from 1"]),
+        (&["reload", "--expect-generation", "0"], &["--expect-generation", "0", "1 or higher"]),
         (&["reload", "now"], &["unexpected argument 'now'"]),
         (&["status", "--bake", "1s"], &["unexpected argument '--bake'"]),
         (&["levitate"], &["levitate"]),
         (&["--control", "relative"], &["--control", "relative", "absolute path"]),
-        (
-            &["--listen", "control=127.0.0.1:0"],
-            &["control", "what the operator's socket is called"],
-        ),
+        (&["--listen", "control=127.0.0.1:0"], &["control", "reserved for the control socket"]),
     ] {
         Refusal::to(arguments).names(64, words);
     }

@@ -76,7 +76,7 @@ impl Incoming {
                     Err(why) => why.to_string(),
                 }
             }
-            Ok((Packet::Truncated, _)) => "it is too long".to_owned(),
+            Ok((Packet::Truncated, _)) => "the packet is too long".to_owned(),
             Ok((Packet::End, _)) => return Arrival::End,
             Err(error) => error.to_string(),
         };
@@ -127,7 +127,7 @@ fn arrived(head: PacketHead, bytes: Vec<u8>, rights: Rights) -> Arrival {
         return damaged("no descriptors are left");
     }
     if descriptors.is_empty() {
-        return damaged("it came without its socket");
+        return damaged("the packet has no socket");
     }
     let socket = descriptors.remove(0);
     let parcel = CarriedState { format: head.format.clone(), bytes, descriptors };

@@ -193,7 +193,7 @@ impl Outgoing {
                     }
                     Err(why) => why.to_string(),
                 },
-                Ok(Packet::Truncated) => "it is too long".to_owned(),
+                Ok(Packet::Truncated) => "the packet is too long".to_owned(),
                 Ok(Packet::End) => break,
                 // Retry after a pause. This loses nothing, because the answer is still in the
                 // queue.

@@ -90,7 +90,7 @@ pub(super) fn answer(id: u64, answer: CarryAnswer) -> Vec<u8> {
 /// # Errors
 /// Returns the reason why the packet is invalid.
 pub(super) fn read_connection(packet: &[u8]) -> Result<(PacketHead, &[u8]), Malformed> {
-    let end = packet.iter().position(|byte| *byte == b'\n').ok_or("a packet without a head")?;
+    let end = packet.iter().position(|byte| *byte == b'\n').ok_or("the packet has no header")?;
     let head = serde_json::from_slice(&packet[..end]).map_err(|error| error.to_string())?;
     Ok((head, &packet[end + 1..]))
 }

@@ -192,7 +192,7 @@ impl FromStr for ListenerName {
             return refuse("a name has at most 255 characters");
         }
         if text == CONTROL {
-            return refuse("that is what the operator's socket is called");
+            return refuse("this name is reserved for the control socket");
         }
         if !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':' && byte != b'=') {
             return refuse("a name is printable ASCII without spaces, colons and equals signs");

@@ -50,7 +50,7 @@ impl FromStr for SocketMode {
         bits.map(Self).ok_or_else(|| Error::Setting {
             setting: "mode",
             value: format!("{text:?}"),
-            why: "expected three octal digits, as in \"0660\"",
+            why: "expected octal digits from 000 to 777, as in \"0660\"",
         })
     }
 }

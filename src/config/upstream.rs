@@ -83,7 +83,7 @@ impl FromStr for UpstreamTarget {
             ["/", "@", "unix:", "tcp6:", "["].iter().any(|prefix| text.starts_with(prefix));
         match text.parse() {
             Ok(Address::Tcp(address)) if address.port() == 0 => {
-                Err(refuse("nobody can be reached at port 0"))
+                Err(refuse("an upstream cannot have port 0"))
             }
             Ok(Address::Tcp6Only(_)) => {
                 Err(refuse("tcp6: is for listeners; an upstream is [IPV6]:PORT"))
@@ -102,7 +102,7 @@ fn host(text: &str) -> Result<HostPort, &'static str> {
     let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
     let port: u16 = port.parse().ok().filter(|_| is_number).ok_or(EXPECTED)?;
     if port == 0 {
-        return Err("nobody can be reached at port 0");
+        return Err("an upstream cannot have port 0");
     }
     let labels = name.strip_suffix('.').unwrap_or(name);
     if labels.is_empty() || labels.parse::<IpAddr>().is_ok() {

@@ -98,7 +98,7 @@ impl Control {
             }
             if Instant::now() >= deadline {
                 return Err(ControlError::TryAgain {
-                    reason: "the generations change faster than they can be asked".into(),
+                    reason: "the active generation changes too often to answer".into(),
                 });
             }
         }
@@ -152,7 +152,10 @@ impl Control {
     /// Returns the error for a reply that refuses the request or does not match it.
     pub(super) fn unexpected(&self, reply: &Reply) -> ControlError {
         let Reply::Refused { why, reason } = reply else {
-            let reason = format!("{} answers what was not asked: {reply:?}", printable(&self.path));
+            let reason = format!(
+                "{} sent an answer that does not fit the request: {reply:?}",
+                printable(&self.path)
+            );
             return ControlError::Denied { reason: one_line(&reason) };
         };
         // Escape the reason, because any program may listen on this path and send any text.

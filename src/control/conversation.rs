@@ -53,7 +53,7 @@ impl<'a> Conversation<'a> {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::Other => {
                 let reason =
-                    format!("cannot understand {}: {error}", printable(&self.control.path));
+                    format!("invalid answer from {}: {error}", printable(&self.control.path));
                 return Err(ControlError::Denied { reason });
             }
             Err(source) => return Err(self.control.unreachable(source)),
@@ -62,7 +62,7 @@ impl<'a> Conversation<'a> {
         let Some(line) = line.strip_suffix(b"\n") else { return Ok(None) };
         serde_json::from_slice(line).map(Some).map_err(|error| ControlError::Denied {
             reason: one_line(&format!(
-                "cannot understand the answer ({error}): {}",
+                "invalid answer ({error}): {}",
                 String::from_utf8_lossy(line)
             )),
         })
@@ -91,7 +91,7 @@ impl<'a> Conversation<'a> {
             let length =
                 chunk.iter().position(|byte| *byte == b'\n').map_or(chunk.len(), |end| end + 1);
             if line.len() + length > ANSWER_MAX {
-                return Err(io::Error::other("an answer of more than 64 MiB"));
+                return Err(io::Error::other("it is longer than 64 MiB"));
             }
             line.extend_from_slice(&chunk[..length]);
             self.stream.consume(length);

@@ -11,7 +11,7 @@ use crate::text::printable;
 #[non_exhaustive]
 pub enum ControlError {
     /// No daemon answers on the control socket, or the control socket does not exist.
-    #[error("nobody answers on {}: {source}", printable(path))]
+    #[error("no daemon answers on {}: {source}", printable(path))]
     NobodyAnswers {
         /// The path of the control socket.
         path: PathBuf,

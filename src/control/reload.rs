@@ -95,7 +95,10 @@ impl Control {
                     if reason == self.no_answer() && began.elapsed() >= limit =>
                 {
                     ControlError::TryAgain {
-                        reason: format!("not done within {} s: {reason}", limit.as_secs_f64()),
+                        reason: format!(
+                            "the reload did not finish within the requested {} s: {reason}",
+                            limit.as_secs_f64()
+                        ),
                     }
                 }
                 (error, _) => error,
@@ -160,7 +163,7 @@ impl Control {
         deadline: Instant,
         news: &mut dyn FnMut(ReloadNews),
     ) -> Result<(), ControlError> {
-        let died = "the generation that was asked has died";
+        let died = "the generation that received the request has died";
         loop {
             match self.status_by(deadline.max(from_now(PAUSE))) {
                 Ok(status) if status.serving >= successor => {

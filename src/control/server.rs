@@ -245,7 +245,7 @@ fn refuse_at_once(stream: &Stream, reply: &Reply) {
 }
 
 fn denied(user: u32) -> String {
-    format!("user {user} may not ask; root and the user of the daemon may")
+    format!("uid {user} may not connect: only root and the daemon's user may connect")
 }
 
 /// Handles one client: reads the request and writes the replies.

@@ -31,9 +31,10 @@ impl<'a> Fields<'a> {
     pub(super) fn read(text: &'a str) -> Result<Self, Malformed> {
         let whole = text
             .strip_suffix('\n')
-            .ok_or_else(|| Malformed::from(format!("half a message: {}", excerpt(text))))?;
+            .ok_or_else(|| Malformed::from(format!("an incomplete message: {}", excerpt(text))))?;
         let fields = whole.split('\n').map(|line| {
-            line.split_once('=').ok_or_else(|| Malformed::from(format!("a line {}", excerpt(line))))
+            line.split_once('=')
+                .ok_or_else(|| Malformed::from(format!("no equals sign: {}", excerpt(line))))
         });
         fields.collect::<Result<_, _>>().map(Self)
     }

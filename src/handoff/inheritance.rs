@@ -119,7 +119,7 @@ impl Inheritance {
                 counted = count(environment);
                 counted.as_ref().copied().unwrap_or_default()
             })?;
-        sys::signals::hold_off().map_err(Error::system("hold off signals"))?;
+        sys::signals::hold_off().map_err(Error::system("block or ignore signals"))?;
         sys::fd::close_all_on_exec().map_err(Error::system("mark descriptors close-on-exec"))?;
         let Some(channel) = channel(&environment, &descriptors)? else {
             counted?;
@@ -240,7 +240,7 @@ fn take_from_predecessor(
         Ok(Received::Message(Message::Hello(hello))) => hello,
         Ok(Received::Message(Message::Unrecognised { version, .. })) => {
             return Err(wrong(format!(
-                "it speaks version {version} of the protocol, and {VERSION} is spoken here"
+                "it uses version {version} of the protocol, and this program uses {VERSION}"
             )));
         }
         Ok(other) => {
@@ -265,7 +265,7 @@ fn take_from_predecessor(
 
 /// Reads the generation number of this process from the environment.
 pub(super) fn ordinal(environment: &Environment) -> Result<Generation, Error> {
-    Ok(parse(environment, GENERATION, "the ordinal of a process")?.unwrap_or(Generation::FIRST))
+    Ok(parse(environment, GENERATION, "a generation number")?.unwrap_or(Generation::FIRST))
 }
 
 /// Checks the file descriptors that the hello message names. Each may be named only once. The

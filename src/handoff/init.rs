@@ -47,7 +47,7 @@ impl Init {
     /// Forks this process. The parent becomes the init process, and this function returns only in
     /// the child.
     pub(super) fn leave() -> Result<Self, Error> {
-        let failed = || Error::system("stay as an init");
+        let failed = || Error::system("start the init process");
         let (ours, lines) = channel_pair().map_err(failed())?;
         match fork_off().map_err(failed())? {
             Fork::Line => Ok(Self(lines)),
@@ -88,8 +88,8 @@ fn complain(error: &io::Error) {
     let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     if nix::poll::poll(&mut room, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
         // Ignore a failure to write, because the exit code reports the error too.
-        let _ =
-            (&stderr).write_all(format!("handoffd: the init cannot go on: {error}\n").as_bytes());
+        let _ = (&stderr)
+            .write_all(format!("handoffd: the init process cannot continue: {error}\n").as_bytes());
     }
 }
 

@@ -45,7 +45,7 @@ pub(super) fn announced(environment: &Environment) -> Result<usize, Error> {
     }
     let count =
         value.to_str().and_then(|text| text.parse().ok()).filter(|count| *count <= DESCRIPTORS_MAX);
-    count.ok_or_else(|| bad(LISTEN_FDS, value, "expected how many descriptors are passed"))
+    count.ok_or_else(|| bad(LISTEN_FDS, value, "expected the number of passed file descriptors"))
 }
 
 /// Returns whether the passed sockets are meant for this process. A child of the intended process
@@ -59,8 +59,7 @@ fn is_meant_for_us(environment: &Environment) -> Result<bool, Error> {
     {
         return Ok(false);
     }
-    let Some(id) = parse::<u64>(environment, LISTEN_PIDFDID, "the inode of a process descriptor")?
-    else {
+    let Some(id) = parse::<u64>(environment, LISTEN_PIDFDID, "the inode number of a pidfd")? else {
         return Ok(true);
     };
     let inode = PidFd::open(ours).ok().and_then(|process| process.inode());

@@ -48,7 +48,8 @@ fn check(config: &Config) -> Result<(), Error> {
     {
         can_be_made(path).map_err(|source| refuse(name.clone(), path, source))?;
         if let Some(other) = taken.insert(resolved(path), name.clone()) {
-            return Err(refuse(name, path, io::Error::other(format!("{other} has the same path"))));
+            let why = format!("the listener {other} has the same path");
+            return Err(refuse(name, path, io::Error::other(why)));
         }
     }
     pid_file::check(config)?;

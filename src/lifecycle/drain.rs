@@ -180,7 +180,7 @@ impl<P: DataPlane> Driver<P> {
         // Refuse a pending reload request last. When systemd stops a unit, it also ends a reload
         // command of the unit that still runs. If this refusal made the reload command fail
         // earlier, systemd would mark the unit as failed.
-        self.refuse_reload("the service was told to stop");
+        self.refuse_reload("the service is stopping");
     }
 
     /// Sends this generation's status report to the successor.

@@ -162,7 +162,7 @@ impl<P: DataPlane> Driver<P> {
             // Treat `Cut` as a protocol violation if the successor has not taken over yet. If this
             // generation ended now, no active generation would be left.
             SuccessorEvent::Cut => {
-                let why = "to cut a drain, before it has taken over".to_owned();
+                let why = "it asked to cut a drain before it had taken over".to_owned();
                 Some(HandoffFailure::Garbage { why }.into())
             }
             SuccessorEvent::Asked => {

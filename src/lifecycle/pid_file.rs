@@ -202,13 +202,13 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
     }
     if kind.is_symlink() {
         return Err(io::Error::other(
-            "what lies there is no file, but a symbolic link: name the file itself",
+            "not a regular file, but a symbolic link: name the file itself",
         ));
     }
     // Refuse devices and other special files, because a rename over /dev/null would remove it for
     // the whole system.
     if !kind.is_file() {
-        return Err(io::Error::other("what lies there is no file"));
+        return Err(io::Error::other("not a regular file"));
     }
     let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
@@ -218,7 +218,7 @@ fn named(path: &Path) -> io::Result<Option<u32>> {
     let is_number = bytes.len() as u64 <= LONGEST && text.iter().all(u8::is_ascii_digit);
     if !is_number {
         return Err(io::Error::other(
-            "it holds something else than a process id, and is not replaced",
+            "it contains something other than a pid, and is not replaced",
         ));
     }
     Ok(std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()))
@@ -238,7 +238,7 @@ fn remove_stale_drafts(pid_file: &Path) {
             let removed = fs::remove_file(&path).is_ok();
             tracing::debug!(
                 event = "pid_file.draft_removed", path = %path.display(), removed,
-                "found a draft of the pid file: its process has ended"
+                "found a temporary pid file: its process has ended"
             );
         }
     }

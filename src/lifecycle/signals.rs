@@ -129,7 +129,7 @@ pub(super) fn log_reload_without_effect(state: State) {
             tracing::warn!(event = "reload.ignored", "reload ignored: a newer generation serves")
         }
         State::Stopping => {
-            tracing::warn!(event = "reload.ignored", "reload ignored: the service was told to stop")
+            tracing::warn!(event = "reload.ignored", "reload ignored: the service is stopping")
         }
         State::Serving | State::Stopped => {}
     }

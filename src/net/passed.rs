@@ -58,7 +58,7 @@ impl Passed {
                 return refuse(name, "a datagram socket");
             }
             (Ok(_), Ok(Type::STREAM)) => {
-                return refuse(name, "a stream socket of a family that is not served");
+                return refuse(name, "a stream socket of an unsupported address family");
             }
             _ => return refuse(name, "a socket of another type"),
         }

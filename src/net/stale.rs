@@ -38,7 +38,9 @@ pub(super) fn replace(
         Ok(true) => {}
         // Report a configuration error, because the file is not a socket and a retry does not help.
         // The error has no errno, which marks it as a configuration error.
-        Ok(false) => return Err(io::Error::other("Address already in use, and not by a socket")),
+        Ok(false) => {
+            return Err(io::Error::other("Address already in use by a file that is not a socket"));
+        }
         // Bind again, because another process has removed the file in the meantime.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return bind(),
         Err(error) => return Err(error),

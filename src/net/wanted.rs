@@ -74,7 +74,7 @@ pub(super) fn name_obstacle(error: Error, want: &Address, unclaimed: &[Passed]) 
         // Return an error without an errno, which marks it as a configuration error, because only a
         // change of the configuration can help.
         Some(socket) if source.kind() == io::ErrorKind::AddrInUse => {
-            io::Error::other(format!("{source}: {socket}, and no listener claims it"))
+            io::Error::other(format!("{source}: {socket}, but no listener uses it"))
         }
         _ => source,
     };

@@ -230,7 +230,7 @@ impl fmt::Display for Report {
             GenerationState::Retiring => ("draining", true),
             GenerationState::Stopping => ("stopping", true),
             GenerationState::Stopped => ("stopped", false),
-            GenerationState::Unknown => ("silent", false),
+            GenerationState::Unknown => ("not responding", false),
         };
         write!(f, "{} {verb}", self.generation)?;
         match self.connections {

@@ -158,7 +158,9 @@ impl<S: Service> ConnectionTask<S> {
         let ConnectionSlot { entry, carry, guard, .. } = slot;
         let carry = carry.as_mut().and_then(|carry| carry.request().was_asked().then_some(carry));
         let (Some(carry), Some(parcel)) = (carry, connection.detached_state()) else {
-            return Some(ConnectionEnd::Broken(io::Error::other("it was given up unasked")));
+            return Some(ConnectionEnd::Broken(io::Error::other(
+                "the service detached the connection without a request to carry it",
+            )));
         };
         let leaving = context.leaving.token();
         let departing = OutgoingConnection {

@@ -81,7 +81,7 @@ impl<S: Service> TakingOver<S> {
                 // process did not take the connection.
                 tracing::error!(
                     event = "carry.answer_failed", reason = %error,
-                    "cannot answer the predecessor, taking no more: {error}"
+                    "cannot answer the predecessor, accepting no more connections: {error}"
                 );
                 break;
             }
@@ -146,7 +146,8 @@ impl<S: Service> TakingOver<S> {
         self.context.service().accepts(&slot.name, &parcel)?;
         let permit = match &slot.limit {
             Some(limit) => {
-                let full = |_| format!("{} has as many connections as it may have", slot.name);
+                let full =
+                    |_| format!("the listener {} has reached its connection limit", slot.name);
                 Some(limit.acquire_for_carried(head.max_connections).map_err(full)?)
             }
             None => None,

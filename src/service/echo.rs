@@ -70,7 +70,7 @@ impl Service for Echo {
             Ok(())
         } else {
             Err(format!(
-                "{} with {} descriptors is not known here",
+                "the format {} with {} descriptors is unknown",
                 parcel.format,
                 parcel.descriptors.len()
             )

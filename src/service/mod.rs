@@ -64,7 +64,7 @@ pub trait Service: Send + Sync + 'static {
     /// Returns the reason why the service refuses the connection, such as an unknown format. The
     /// connection then stays in the other process, which drains it.
     fn accepts(&self, _listener: &str, _parcel: &CarriedState) -> Result<(), Declined> {
-        Err("the service takes up no connections".into())
+        Err("the service does not take over connections".into())
     }
 
     /// Returns the counters of all upstreams, by listener name and upstream address. The map is

@@ -30,7 +30,7 @@ fn a_reload_that_waits_for_a_carry_keeps_its_timeout() {
     let successor = scene.take();
     let first = scene.line.first_pid();
     scene.line.put_real();
-    scene.line.asked(&["reload", "--timeout", "300ms"]).names(75, &["not done within 0.3 s"]);
+    scene.line.asked(&["reload", "--timeout", "300ms"]).names(75, &["within the requested 0.3 s"]);
     assert_eq!(scene.line.count(Event::HandoffStarted), 1);
     let reload = scene.line.ask(&["reload"]);
     scene.line.wait_for_count(2, Event::HandoffDelayed);
@@ -50,7 +50,7 @@ fn a_handoff_stops_waiting_for_a_hanging_generation() {
     scene.line.put_real();
     scene.line.asked(&["reload"]).names(75, &["connections were not taken over within 1 s"]);
     let status = scene.line.asked(&["status"]).well();
-    assert!(status.contains("last handoff: generation 3 was given up"), "{status}");
+    assert!(status.contains("last handoff: generation 3 timed out"), "{status}");
     assert_eq!(scene.line.count(Event::HandoffStarted), 1);
     scene.line.assert_serves();
     // The drain deadline of the first generation has passed too, so it cuts the connections that it

@@ -10,7 +10,7 @@ const ILLS: [(&str, &str, i32); 16] = [
     ("KillMode=mixed", "breaks  KillMode=mixed: ", 78),
     ("KillMode=process", "breaks  KillMode=process: ", 78),
     ("KillSignal=SIGHUP", "breaks  KillSignal=1: ", 78),
-    ("ExecReload=\nExecReload=kill -HUP $MAINPID", "breaks  ExecReload=: it returns at once", 78),
+    ("ExecReload=\nExecReload=kill -HUP $MAINPID", "breaks  ExecReload=: the command returns", 78),
     (
         "ExecReload=\nExecReload=-/usr/bin/env /proc/${MAINPID}/exe reload",
         "breaks  ExecReload=-: ",
@@ -20,7 +20,7 @@ const ILLS: [(&str, &str, i32); 16] = [
     ("TimeoutStopSec=20", "risks   TimeoutStopSec=20s: ", 0),
     (
         "ExecStartPre=true\nExecStartPre=-true",
-        "risks   ExecStartPre=: a command that fails there",
+        "risks   ExecStartPre=: systemd repeats a command that fails here",
         0,
     ),
     ("OOMPolicy=stop", "risks   OOMPolicy=stop: ", 0),
@@ -45,7 +45,10 @@ pub(crate) fn the_doctor_names_what_breaks_a_handoff(system: System) {
     for words in [&[PROGRAM, "doctor"][..], &[PROGRAM, "doctor", "handoffd.service"]] {
         let said = lab.run(words).well();
         assert!(said.starts_with("handoffd.service under systemd 2"), "{said}");
-        assert!(said.trim_end().ends_with(": 0 that break a handoff, 0 that risk one"), "{said}");
+        assert!(
+            said.trim_end().ends_with(": 0 settings that break a handoff, 0 that risk one"),
+            "{said}"
+        );
     }
     let name = "handoffd.service.d/ill.conf";
     for (setting, found, code) in ILLS {
@@ -59,7 +62,7 @@ pub(crate) fn the_doctor_names_what_breaks_a_handoff(system: System) {
     lab.install(name, "[Service]\n");
     lab.run(&[PROGRAM, "doctor", "no-such.service"]).names(71, &["no unit no-such.service"]);
     lab.systemctl(&["stop", "handoffd.socket", "handoffd.service"]).well();
-    lab.run(&[PROGRAM, "doctor"]).names(69, &["nobody answers on"]);
+    lab.run(&[PROGRAM, "doctor"]).names(69, &["no daemon answers on"]);
     // The doctor can also check a unit that does not run.
     lab.run(&[PROGRAM, "doctor", "handoffd.service"]).well();
 }

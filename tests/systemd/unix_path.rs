@@ -88,9 +88,7 @@ pub(crate) fn the_doctor_finds_a_path_that_clients_lose(system: System) {
     lab.systemctl(&["start", "handoffd.service"]).well();
     let said = lab.run(&[PROGRAM, "doctor"]).well();
     assert!(
-        said.contains(&format!(
-            "risks   RuntimeDirectoryPreserve=no: {PATH} is removed by a restart"
-        )),
+        said.contains(&format!("risks   RuntimeDirectoryPreserve=no: a restart removes {PATH}")),
         "{said}"
     );
     lab.install("handoffd.service.d/gone.conf", "[Service]\n");

@@ -15,7 +15,9 @@ pub(crate) fn run(arguments: &StartSettings) -> Result<(), Failure> {
         Inheritance::check_for_init()?;
     }
     let listeners = match &config.listeners {
-        Listeners::Inherited => format!("whatever is passed in, or {DEFAULT_ADDRESS}"),
+        Listeners::Inherited => {
+            format!("all sockets that are passed in, or {DEFAULT_ADDRESS} if there are none")
+        }
         Listeners::Named(named) => {
             let named = named.as_slice().iter().map(|listener| match &listener.name {
                 Some(name) => format!("{name}={}", listener.address),
@@ -25,7 +27,7 @@ pub(crate) fn run(arguments: &StartSettings) -> Result<(), Failure> {
         }
     };
     print(
-        "the outcome of the check, which is good",
+        "the outcome of the check, which succeeded",
         &format!("good: would listen on {listeners}\n"),
     )
 }

@@ -131,22 +131,23 @@ const AFTERWARDS: &str = "\
 Times are seconds, or a number with a unit: 500ms, 30s, 2m.
 
 Signals:
-  HUP        replace this process by whatever now lies at its path
-  TERM, INT  drain and end; a second INT cuts
-  QUIT       cut and end
+  HUP        start the current binary and configuration, and hand over to it
+  TERM, INT  drain and exit; a second INT cuts all connections
+  QUIT       cut all connections and exit
 
 Exit codes:
    0  done
   64  the command line is wrong
-  69  nobody answers on the control socket
-  70  the new generation did not take over; the old one serves on
-  71  the operating system refused
-  74  the command was carried out, and its output could not be written
-  75  try again: a handoff is under way, or time ran out; the old one serves on. Of the daemon: an
-      address is in use or not there yet, or of a successor: no upstream's name resolves
-  76  the new generation was ready, and was rolled back; the old one serves on
-  77  the control socket does not hear this user
-  78  the configuration or what was inherited cannot be served, or the unit breaks a handoff";
+  69  no daemon answers on the control socket
+  70  the new generation did not take over; the old one keeps serving
+  71  the operating system refused a call, or is short of a resource
+  74  the command was carried out, but its output could not be written
+  75  try again: a handoff is under way or time ran out, and the old generation keeps serving. When
+      the daemon starts: an address is in use or does not exist yet, or, during a handoff, no host
+      name of an upstream resolves
+  76  the new generation was ready, but was rolled back; the old one keeps serving
+  77  the control socket refused this user or this request
+  78  the configuration or the inherited state is invalid, or the unit would break a handoff";
 
 /// A parsed command.
 pub(crate) enum Command {
@@ -293,7 +294,7 @@ fn users_runtime_directory() -> PathBuf {
 }
 
 fn ordinal(text: &str) -> Result<Generation, &'static str> {
-    text.parse().map_err(|_| "expected the number of a generation, from 1")
+    text.parse().map_err(|_| "expected a generation number, 1 or higher")
 }
 
 fn shell(text: &str) -> Result<Shell, &'static str> {

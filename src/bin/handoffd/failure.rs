@@ -44,7 +44,7 @@ pub(crate) enum Failure {
     },
     /// All upstreams of a proxy are host names, and none of the names resolves. If there is a
     /// predecessor, it keeps serving with the addresses that it knows.
-    #[error("no upstream of a proxy has an address: none of its host names resolves")]
+    #[error("a proxy has no upstream address: none of its host names resolves")]
     Unresolved,
     /// A systemd unit has settings that break a handoff. The `doctor` command has already printed
     /// each of these settings.

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     let command = cli::parse(handoffd::control::runtime_directory().as_deref());
     let done = match command {
         Ok(Command::Serve(settings)) => return serve(*settings),
-        Ok(Command::Print(text)) => output::print("what was asked for", &text),
+        Ok(Command::Print(text)) => output::print("the help or the version", &text),
         Ok(Command::Check(settings)) => check::run(&settings),
         Ok(Command::Reload { control, options }) => reload::run(control, &options),
         Ok(Command::Status { control, form, span }) => status::run(control, form, span),
@@ -140,7 +140,7 @@ fn raise_descriptor_limit() {
                 event = "limit.unchanged",
                 soft,
                 hard,
-                "cannot raise the limit of open files to its maximum"
+                "cannot raise the soft limit of open files to the hard limit"
             );
         }
     }

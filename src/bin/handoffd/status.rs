@@ -130,7 +130,7 @@ fn refusals(counters: &Counters) -> String {
             if *resolve_failures > 0 {
                 let (listener, host) = (escaped(listener), escaped(host));
                 text += &format!(
-                    "{listener}: the host name {host} did not resolve {resolve_failures} times\n"
+                    "{listener}: the host name {host} failed to resolve {resolve_failures} times\n"
                 );
             }
         }
@@ -251,7 +251,7 @@ fn tell(last: &LastHandoff) -> String {
         Outcome::Committed => "took over",
         Outcome::Failed => "failed",
         Outcome::RolledBack => "was rolled back",
-        Outcome::TimedOut => "was given up",
+        Outcome::TimedOut => "timed out",
         Outcome::Unknown => "ended",
     };
     let when = humantime::format_rfc3339_seconds(

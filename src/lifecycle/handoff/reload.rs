@@ -46,7 +46,7 @@ impl<P: DataPlane> Driver<P> {
         let why_not = match self.state {
             State::Serving => None,
             State::HandingOff { .. } | State::Baking { .. } => Some("a handoff is under way"),
-            State::Stopping | State::Stopped => Some("the service is told to stop"),
+            State::Stopping | State::Stopped => Some("the service is stopping"),
             State::Starting { .. } | State::Probation { .. } | State::Retiring { .. } => {
                 answer.send(Reply::Moved {});
                 return None;

@@ -42,7 +42,7 @@ fn only_an_empty_file_or_a_pid_file_is_replaced() {
     for content in ["precious", "7 8", "-7", "[listener]\n", &"1".repeat(65)] {
         fs::write(&path, content).unwrap();
         let error = PidFile::new(&config(&path)).unwrap_err().to_string();
-        assert!(error.contains("something else than a process id"), "{error}");
+        assert!(error.contains("something other than a pid"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), content);
     }
 }

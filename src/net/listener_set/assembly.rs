@@ -116,7 +116,7 @@ fn log_unclaimed(socket: &Passed) {
         listener,
         address,
         descriptor = socket.descriptor,
-        "closed a passed socket that nothing claims"
+        "closed a passed socket: no listener in the configuration uses it"
     );
 }
 

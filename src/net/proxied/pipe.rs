@@ -77,7 +77,10 @@ impl Pipe {
         if [&read, &write].into_iter().all(|end| sys::fd::describe(end) == "a pipe") {
             Ok(Self { ends: Some(Ends { read, write }), held })
         } else {
-            Err(io::Error::new(io::ErrorKind::InvalidInput, "they are not the ends of a pipe"))
+            Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the descriptors are not the ends of a pipe",
+            ))
         }
     }
 

@@ -151,7 +151,7 @@ pub(super) fn check(parcel: &CarriedState, upstreams: &UpstreamPool) -> Result<(
         CarriedStage::Conversing(Conversing { upstream, .. })
             if !upstreams.is_configured(&upstream) =>
         {
-            Err(format!("{upstream} is no upstream any more").into())
+            Err(format!("{upstream} is no longer an upstream").into())
         }
         CarriedStage::Arriving { .. } | CarriedStage::Conversing(_) => Ok(()),
     }
@@ -204,7 +204,7 @@ pub(super) fn take_up(
 /// connection, and the offset at which the unwritten bytes begin.
 fn whole(parcel: &CarriedState) -> Result<(CarriedStage, usize), Declined> {
     if parcel.format != FORMAT {
-        return Err(format!("{} is not known here", parcel.format).into());
+        return Err(format!("the format {} is unknown", parcel.format).into());
     }
     let (stage, owed) = read(&parcel.bytes)?;
     let (bytes, descriptors) = match &stage {
@@ -218,7 +218,7 @@ fn whole(parcel: &CarriedState) -> Result<(CarriedStage, usize), Declined> {
         Ok((stage, parcel.bytes.len() - owed.len()))
     } else {
         Err(format!(
-            "{} bytes and {} descriptors are not what it speaks of",
+            "its {} bytes and {} descriptors do not match its header",
             owed.len(),
             parcel.descriptors.len()
         )
@@ -235,7 +235,7 @@ const fn peer(address: &Address) -> Peer {
 }
 
 pub(super) fn read(bytes: &[u8]) -> Result<(CarriedStage, &[u8]), Declined> {
-    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("a parcel without words")?;
+    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("the state has no header")?;
     let stage = serde_json::from_slice(&bytes[..end]).map_err(|error| error.to_string())?;
     Ok((stage, &bytes[end + 1..]))
 }

@@ -67,7 +67,7 @@ pub(super) async fn receive(
     };
     let ended = |error: io::Error| {
         let is_end = error.kind() == io::ErrorKind::UnexpectedEof;
-        if is_end { invalid("it ended within its PROXY header") } else { error }
+        if is_end { invalid("the connection ended within its PROXY header") } else { error }
     };
     let head = match stream.read_head(&mut buffer, look).await {
         Err(error) if is_silent => return Err(error),
@@ -97,7 +97,7 @@ pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<HeaderStart>> {
     } else if has_begun(b"PROXY ") {
         line(bytes)
     } else {
-        Err(invalid("it does not begin with a PROXY header"))
+        Err(invalid("the connection does not begin with a PROXY header"))
     }
 }
 
@@ -106,7 +106,7 @@ fn line(bytes: &[u8]) -> io::Result<Option<HeaderStart>> {
     let bytes = &bytes[..bytes.len().min(LONGEST_V1)];
     let Some(end) = bytes.windows(2).position(|pair| pair == b"\r\n") else {
         return if bytes.len() == LONGEST_V1 {
-            Err(invalid("its PROXY header is too long"))
+            Err(invalid("the PROXY header is too long"))
         } else {
             Ok(None)
         };
@@ -136,7 +136,7 @@ fn line(bytes: &[u8]) -> io::Result<Option<HeaderStart>> {
         (Some(source), Some(destination)) if source || destination => {}
         (None, _) | (_, None) => return Err(wrong("expected TCP4, TCP6 or UNKNOWN")),
         (Some(_), Some(_)) => {
-            return Err(wrong("its addresses are not of the family that it names"));
+            return Err(wrong("its addresses do not match its address family"));
         }
     }
     head(Some(Route::new((source, source_port), (destination, destination_port))))
@@ -172,7 +172,7 @@ fn binary(bytes: &[u8]) -> io::Result<Option<HeaderStart>> {
     let (family, transport) = (fixed[13] >> 4, fixed[13] & 0xf);
     match transport {
         0 | 1 => {}
-        2 => return Err(invalid("its PROXY header speaks of datagrams")),
+        2 => return Err(invalid("the PROXY header is for datagrams")),
         _ => return Err(wrong("its transport is not known")),
     }
     let addresses = match family {
@@ -236,7 +236,7 @@ fn canonical(Route { source, destination }: Route) -> [(IpAddr, u16); 2] {
 }
 
 fn wrong(why: &str) -> io::Error {
-    invalid(&format!("its PROXY header is wrong: {why}"))
+    invalid(&format!("the PROXY header is invalid: {why}"))
 }
 
 fn invalid(why: &str) -> io::Error {

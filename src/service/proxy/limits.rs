@@ -39,8 +39,8 @@ pub(super) enum Expired {
 impl From<Expired> for io::Error {
     fn from(expired: Expired) -> Self {
         let why = match expired {
-            Expired::Idle => "nothing moved for too long, and something was still to be taken",
-            Expired::Lifetime => "the connection was too old",
+            Expired::Idle => "idle_timeout: no byte has moved, and a peer left bytes unread",
+            Expired::Lifetime => "lifetime: the connection is too old",
         };
         Self::new(io::ErrorKind::TimedOut, why)
     }

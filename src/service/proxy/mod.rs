@@ -247,7 +247,7 @@ impl Proxy {
                 Ok(received) => received,
                 Err(_) => Err(io::Error::new(
                     io::ErrorKind::TimedOut,
-                    "its PROXY header did not come in time",
+                    "the PROXY header did not arrive in time",
                 )),
             };
             let refused = |error: &io::Error| self.refusals.refused(connection, error);

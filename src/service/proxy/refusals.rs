@@ -39,8 +39,8 @@ impl Refusals {
         tracing::warn!(
             event = "client.refused", listener = connection.listener(), peer = %connection.peer(),
             refused, reason = %error,
-            "a client is refused because of its PROXY header: {error} ({refused} since the last \
-            record)"
+            "refused a client because of its PROXY header: {error} ({refused} clients since the \
+            last record)"
         );
     }
 

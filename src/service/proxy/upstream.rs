@@ -91,7 +91,7 @@ impl Upstream {
         if !self.said.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 event = "upstream.unavailable", listener, upstream = %self.label, %reason,
-                "an upstream is passed over: {reason}"
+                "ejected an upstream: {reason}"
             );
         }
     }

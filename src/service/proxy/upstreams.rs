@@ -249,7 +249,7 @@ impl UpstreamPool {
         if !self.deserted.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 event = "upstream.none_available", listener, %reason,
-                "no upstream accepts connections, clients are turned away: {reason}"
+                "no upstream accepts connections, so clients are disconnected: {reason}"
             );
         }
     }
@@ -288,7 +288,7 @@ impl UpstreamPool {
             tracing::info!(
                 event = "upstream.available", listener, upstream = %upstream.label(),
                 reason = "it accepts",
-                "an upstream is back: it accepts connections"
+                "an upstream is available again: it accepts connections"
             );
         }
     }

@@ -51,7 +51,7 @@ pub(super) fn paths(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
         if bound.lies_in_runtime_directory(unit) {
             if !is_kept {
                 let why = format!(
-                    "{path} is removed by a restart, and clients are refused meanwhile; use restart"
+                    "a restart removes {path}, and clients are refused in the meantime; use restart"
                 );
                 add(
                     format!("RuntimeDirectoryPreserve={}", unit.get("RuntimeDirectoryPreserve")),

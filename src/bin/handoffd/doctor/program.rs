@@ -27,12 +27,12 @@ fn init(unit: &Unit) -> Option<Finding> {
     let (severity, why) = match unit.get("NotifyAccess") {
         "main" | "" => (
             Severity::Breaks,
-            "systemd does not hear the child of the main process that says that it is ready, and \
-            the start times out",
+            "systemd ignores the ready message, because a child of the main process sends it: the \
+            start times out",
         ),
         _ => (Severity::Risks, "systemd watches a process that does not serve"),
     };
-    let why = format!("{why}; leave {INIT} out, it is meant for other supervisors");
+    let why = format!("{why}; remove {INIT}, which is meant for other supervisors");
     Some(Finding { severity, setting: format!("Type={} with {INIT}", unit.get("Type")), why })
 }
 
@@ -46,9 +46,9 @@ fn capabilities(unit: &Unit) -> Option<Finding> {
     if !is_by_proc || is_privileged || !is_gained || !runs_as_user(unit) {
         return None;
     }
-    let why = "the program has file capabilities, so that its user may not follow \
-        /proc/${MAINPID}/exe: the reload fails; \
-               use the path of the program there, or AmbientCapabilities= in place of setcap(8)";
+    let why = "the program has file capabilities, so its user may not follow \
+        /proc/${MAINPID}/exe, and the reload fails; \
+               use the path of the program, or AmbientCapabilities= instead of setcap(8)";
     Some(Finding {
         severity: Severity::Breaks,
         setting: "ExecReload=".to_owned(),

@@ -91,7 +91,7 @@ pub(super) fn examine(unit: &Unit, daemon: &Daemon) -> Vec<Finding> {
         findings.push(Finding {
             severity: Risks,
             setting,
-            why: format!("nothing older than {OLDEST} was tried"),
+            why: format!("handoffs are not tested with systemd older than {OLDEST}"),
         });
     }
     findings.sort_by_key(|finding| finding.severity == Risks);
@@ -116,28 +116,39 @@ fn main_process(unit: &Unit, findings: &mut Vec<Finding>) {
     match unit.get("Type") {
         "notify" => {}
         "notify-reload" if unit.systemd < 253 => {
-            add(Breaks, "Type", "this systemd does not know it, and takes it for simple")
+            add(Breaks, "Type", "systemd before 253 does not know this type and uses simple")
         }
         "notify-reload" if unit.systemd < 259 => {
-            add(Breaks, "Type", "a reload whose end is not told hangs for ever before systemd 259");
+            add(
+                Breaks,
+                "Type",
+                "before systemd 259, a reload hangs forever if the daemon does not report its end",
+            );
         }
-        "notify-reload" => {
-            add(Risks, "Type", "a reload that failed ends with 0: only the status line says so")
-        }
+        "notify-reload" => add(
+            Risks,
+            "Type",
+            "systemctl reload exits with 0 even if the reload failed: only the status line says so",
+        ),
         "simple" | "exec" if program::keeps_first_process(unit) => {}
         _ => add(
             Breaks,
             "Type",
-            "systemd does not hear of a new main process, and ends the service with the first; use notify",
+            "systemd does not learn of a new main process, and stops the service when the first \
+            one exits; use notify",
         ),
     }
     match unit.get("NotifyAccess") {
         "main" => {}
-        "none" => add(Breaks, "NotifyAccess", "nothing is heard: the start times out; use main"),
+        "none" => add(
+            Breaks,
+            "NotifyAccess",
+            "systemd ignores all messages of the daemon, and the start times out; use main",
+        ),
         _ => add(
             Risks,
             "NotifyAccess",
-            "others than the main process are heard, and may stop the unit; use main",
+            "systemd also accepts messages of other processes, which may stop the unit; use main",
         ),
     }
 }
@@ -150,11 +161,11 @@ fn end_of_main_process(unit: &Unit, findings: &mut Vec<Finding>) {
         add(
             Breaks,
             "ExitType",
-            "while an old generation drains, the death of the main process is not seen; use main",
+            "while an old generation drains, systemd does not notice a dead main process; use main",
         );
     }
     if unit.is_yes("RemainAfterExit") {
-        add(Risks, "RemainAfterExit", "a service that has ended looks as if it ran");
+        add(Risks, "RemainAfterExit", "systemd shows a service that has ended as active");
     }
     if matches!(unit.get("Restart"), "no" | "on-success" | "on-watchdog") {
         add(
@@ -167,14 +178,14 @@ fn end_of_main_process(unit: &Unit, findings: &mut Vec<Finding>) {
         add(
             Risks,
             "OOMPolicy",
-            "one old generation that runs out of memory stops the new one too; use continue",
+            "if an old generation runs out of memory, systemd stops the new one too; use continue",
         );
     }
     if unit.is_yes("NeedDaemonReload") {
         add(
             Risks,
             "NeedDaemonReload",
-            "the unit file has changed: that takes effect with daemon-reload and a restart alone",
+            "the unit file has changed: this takes effect only after daemon-reload and a restart",
         );
     }
 }
@@ -197,24 +208,24 @@ fn reload(unit: &Unit, findings: &mut Vec<Finding>) {
         add(
             Breaks,
             "ExecReload=",
-            "with Type=notify-reload the signal is sent as well, also when this command fails"
+            "with Type=notify-reload, systemd sends the signal as well, even if this command fails"
                 .into(),
         );
     }
     if command.contains("kill ") || command.contains("/kill") {
-        let why = "it returns at once and always succeeds, whatever becomes of the handoff; use `handoffd reload`";
+        let why = "the command returns at once and always succeeds, even if the handoff fails; \
+            use `handoffd reload`";
         add(Breaks, "ExecReload=", why.into());
     }
     if command.contains("ignore_errors=yes") {
-        add(Breaks, "ExecReload=-", "a reload that failed is reported as one that did not".into());
+        add(Breaks, "ExecReload=-", "systemd reports a failed reload as a success".into());
     }
     if command.contains(" reload")
         && unit.get("RuntimeDirectory").is_empty()
         && !unit.get("ExecStart").contains("--control")
     {
         let why =
-            "there is nowhere to listen for `handoffd reload`; set it, or --control on both sides"
-                .into();
+            "`handoffd reload` finds no control socket; set it, or --control on both sides".into();
         add(Breaks, "RuntimeDirectory=", why);
     }
     if by_signal && !matches!(unit.get("ReloadSignal"), "" | "1") {
@@ -229,7 +240,8 @@ fn reload_timeout(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     );
     if let Some(limit) = unit.time("TimeoutStartUSec").filter(|limit| *limit <= handoff) {
         let why = format!(
-            "it bounds a reload, and --ready-timeout and --bake together are {}: one that would succeed is called a failure",
+            "this also limits a reload, and --ready-timeout and --bake together are {}: systemd \
+            reports a reload that would succeed as a failure",
             humantime::format_duration(handoff)
         );
         let setting = format!("TimeoutStartSec={}", humantime::format_duration(limit));
@@ -251,24 +263,22 @@ fn stop(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
         _ => add(
             Breaks,
             "KillMode",
-            "old generations are not told to stop, and are left behind; use control-group",
+            "systemd does not stop old generations, and leaves them running; use control-group",
         ),
     }
     match unit.get("KillSignal") {
         "15" | "2" | "" => {}
-        "1" => {
-            add(Breaks, "KillSignal", "SIGHUP asks for a handoff, and not for an end; use SIGTERM")
-        }
+        "1" => add(Breaks, "KillSignal", "SIGHUP requests a handoff, not a stop; use SIGTERM"),
         "3" => add(Breaks, "KillSignal", "SIGQUIT cuts every connection; use SIGTERM"),
-        _ => add(Breaks, "KillSignal", "the daemon does not take it for a stop; use SIGTERM"),
+        _ => add(Breaks, "KillSignal", "the daemon does not drain on this signal; use SIGTERM"),
     }
     if unit.is_yes("SendSIGHUP") {
-        add(Risks, "SendSIGHUP", "a stop also asks for a handoff");
+        add(Risks, "SendSIGHUP", "systemd also sends SIGHUP on a stop, which requests a handoff");
     }
     let drain = Duration::from_millis(daemon.settings.drain_timeout_ms);
     if let Some(limit) = unit.time("TimeoutStopUSec").filter(|limit| *limit <= drain) {
         let why = format!(
-            "--drain-timeout is {}: a stop that makes no progress is killed before its time",
+            "--drain-timeout is {}: systemd kills a stop without progress before that time is over",
             humantime::format_duration(drain)
         );
         let setting = format!("TimeoutStopSec={}", humantime::format_duration(limit));
@@ -281,14 +291,14 @@ fn stop(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
 fn sockets(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     if !unit.sockets.is_empty() && unit.get("NonBlocking") == "no" {
         let why =
-            "whatever else starts on the same socket turns it blocking while we serve; use true";
+            "another process that starts on the socket makes it blocking for the daemon; use true";
         findings.push(unit.finding(Risks, "NonBlocking", why));
     }
     for (name, socket) in &unit.sockets {
         if socket.get("Accept").is_some_and(|accept| accept == "yes") {
             let (setting, why) = (
                 format!("Accept=yes in {name}"),
-                "systemd passes connections, and no listener".into(),
+                "systemd passes connections, not a listening socket; use no".into(),
             );
             findings.push(Finding { severity: Breaks, setting, why });
         }
@@ -296,7 +306,7 @@ fn sockets(unit: &Unit, daemon: &Daemon, findings: &mut Vec<Finding>) {
     let room: usize = unit.get("FileDescriptorStoreMax").parse().unwrap_or(usize::MAX);
     if room < daemon.bound {
         let why = format!(
-            "the daemon has bound {} sockets: who comes after a crash is refused",
+            "the daemon has bound {} sockets, more than this: after a crash, clients are refused",
             daemon.bound
         );
         findings.push(Finding { why, ..unit.finding(Risks, "FileDescriptorStoreMax", "") });
@@ -312,14 +322,14 @@ fn sandbox(unit: &Unit, findings: &mut Vec<Finding>) {
         add(
             Breaks,
             "PrivatePIDs",
-            "the main process is process 1 of its own namespace, and all others end with it",
+            "the main process is process 1 of a pid namespace, so all generations end with it",
         );
     }
     if !matches!(unit.get("PrivateUsers"), "no" | "") {
         add(
             Risks,
             "PrivateUsers",
-            "root is nobody in there, so that `handoffd status` by root is refused",
+            "root is mapped to nobody in the unit, so `handoffd status` as root is refused",
         );
     }
     let families = unit.get("RestrictAddressFamilies");
@@ -330,7 +340,7 @@ fn sandbox(unit: &Unit, findings: &mut Vec<Finding>) {
         add(
             Breaks,
             "RestrictAddressFamilies",
-            "without AF_UNIX nothing can be said to systemd: the start times out",
+            "without AF_UNIX the daemon cannot notify systemd: the start times out",
         );
     }
     let filter = unit.get("SystemCallFilter");

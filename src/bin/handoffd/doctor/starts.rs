@@ -15,9 +15,9 @@ pub(super) fn failed_starts(unit: &Unit, findings: &mut Vec<Finding>) {
     let is_bounded =
         unit.get("StartLimitIntervalUSec") != "0" || !matches!(unit.get("RestartSteps"), "" | "0");
     if !unit.get("ExecStartPre").is_empty() && can_fail && is_restarted && !is_bounded {
-        let why = "a command that fails there is started again every RestartSec= for ever, because \
-                   RestartPreventExitStatus= does not apply to it; leave it away, or set \
-                   RestartSteps=";
+        let why = "systemd repeats a command that fails here forever, after each RestartSec=, \
+                   because RestartPreventExitStatus= does not apply to it; remove the command, or \
+                   set RestartSteps=";
         findings.push(Finding {
             severity: Severity::Risks,
             setting: "ExecStartPre=".to_owned(),

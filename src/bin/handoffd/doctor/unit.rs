@@ -37,8 +37,9 @@ impl Unit {
             .split_whitespace()
             .nth(1)
             .and_then(|word| word.split(['.', '~', '-']).next()?.parse().ok());
-        let systemd =
-            systemd.ok_or_else(|| unreadable(format!("systemctl --version says {version:?}")))?;
+        let systemd = systemd.ok_or_else(|| {
+            unreadable(format!("systemctl --version prints no version number: {version:?}"))
+        })?;
         let properties = show(manager, name)?;
         if properties.get("LoadState").map(String::as_str) != Some("loaded") {
             return Err(unreadable(format!("{manager} has no unit {name}")));
@@ -120,14 +121,14 @@ impl Place {
             return Ok(place);
         }
         let pid = head.and_then(|report| report.pid);
-        let pid =
-            pid.ok_or_else(|| unreadable("the serving process has not said who it is".to_owned()))?;
+        let pid = pid
+            .ok_or_else(|| unreadable("the serving process has not reported its pid".to_owned()))?;
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(|source| {
             Failure::System { doing: "read the control group of the serving process", source }
         })?;
         let place = groups.lines().find_map(|line| Self::of_group(line, asking));
         place.ok_or_else(|| {
-            unreadable("the serving process runs in no service of systemd".to_owned())
+            unreadable("the serving process does not run in a systemd service".to_owned())
         })
     }
 

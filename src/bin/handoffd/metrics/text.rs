@@ -66,7 +66,7 @@ const OF_LISTENERS: [OfListener; 11] = [
     ),
     (
         "refused_connections",
-        "Connections that a successor would not take",
+        "Connections that a successor refused to take over",
         MetricType::Counter,
         |one| one.refused,
     ),
@@ -96,13 +96,13 @@ const OF_UPSTREAMS: [OfUpstream; 7] = [
     ),
     (
         "upstream_failures",
-        "Connections to an upstream that were not made",
+        "Failed attempts to connect to an upstream",
         MetricType::Counter,
         |one| one.failed,
     ),
     (
         "upstream_ejections",
-        "Times an upstream was passed over from then on",
+        "Times that an upstream was ejected: it got no connections for a while",
         MetricType::Counter,
         |one| one.ejected,
     ),

@@ -85,7 +85,7 @@ impl ConfigFile {
     pub(crate) fn parse(&self) -> Result<FileSettings, Failure> {
         let text = std::str::from_utf8(&self.bytes).map_err(|error| {
             let place = error.valid_up_to();
-            self.failure(Mistake::at(place, "this is not UTF-8, expected text"))
+            self.failure(Mistake::at(place, "not UTF-8, expected UTF-8 text"))
         })?;
         parse(text).map_err(|mistake| self.failure(mistake))
     }
@@ -101,7 +101,7 @@ impl ConfigFile {
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let no_file = || io::Error::other("not a regular file: each generation reads it again");
+    let no_file = || io::Error::other("not a regular file, but each generation must read it again");
     // Check the type of the file before opening it, because opening a device may have side
     // effects.
     if !fs::metadata(path)?.is_file() {
@@ -121,7 +121,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(LONGEST + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LONGEST {
-        return Err(io::Error::other("it has more than 1 MiB"));
+        return Err(io::Error::other("the file is larger than 1 MiB"));
     }
     Ok(bytes)
 }
@@ -160,7 +160,7 @@ fn check_metrics(
     listeners::take(taken, metrics, &name)?;
     if listeners.iter().any(|listener| *listener.name() == name) {
         let what = format!(
-            "the name of this listener is {METRICS_LISTENER:?}, expected no other of that name"
+            "the metrics listener is named {METRICS_LISTENER:?}, expected no other of that name"
         );
         return Err(Mistake::at(metrics.offset, what));
     }

@@ -34,11 +34,11 @@ pub(super) fn parse_log_filter(text: &str) -> Result<Targets, Expected> {
         };
         if !is_target(target) {
             return Err(
-                format!("{target:?} is not a target, expected one as in handoffd=debug").into()
+                format!("{target:?} is not a target, expected for example handoffd=debug").into()
             );
         }
         if targets.iter().any(|(other, _)| *other == target) {
-            return Err(format!("the target {target:?} is there twice, expected each once").into());
+            return Err(format!("the target {target:?} is given twice, expected each once").into());
         }
         targets.push((target, level));
     }

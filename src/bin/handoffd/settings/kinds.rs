@@ -158,11 +158,11 @@ pub(super) enum Count {}
 impl Kind for Count {
     type Value = NonZeroUsize;
     const NOUN: &'static str = "count";
-    const EXPECTED: &'static str = "a whole number from 1";
+    const EXPECTED: &'static str = "a whole number, 1 or higher";
 
     fn number(number: u64) -> Option<Result<NonZeroUsize, Expected>> {
         let count = usize::try_from(number).ok().and_then(NonZeroUsize::new);
-        Some(count.ok_or("expected a whole number from 1".into()))
+        Some(count.ok_or("expected a whole number, 1 or higher".into()))
     }
 }
 
@@ -172,7 +172,7 @@ pub(super) enum Failures {}
 impl Kind for Failures {
     type Value = u32;
     const NOUN: &'static str = "count";
-    const EXPECTED: &'static str = "a whole number from 0";
+    const EXPECTED: &'static str = "a whole number, 0 or higher";
 
     fn number(number: u64) -> Option<Result<u32, Expected>> {
         let count = u32::try_from(number);
@@ -216,7 +216,7 @@ impl Kind for FilePath {
     fn text(text: &str) -> Option<Result<PathBuf, Expected>> {
         // Refuse empty paths and paths with a zero byte, as every system call would.
         let is_path = !text.is_empty() && !text.contains('\0');
-        Some(is_path.then(|| text.into()).ok_or("expected a path of some length".into()))
+        Some(is_path.then(|| text.into()).ok_or("expected a path that is not empty".into()))
     }
 }
 

@@ -28,16 +28,18 @@ pub(crate) struct ListenerSettings {
     #[arg(long, value_name = "COUNT", requires = "listen")]
     max_connections: Option<Given<Count>>,
 
-    /// Permissions of the paths of --listen, in octal digits, as in 0660 [default: 0777
-    /// minus the umask]
+    /// Permissions of the Unix socket paths in --listen, in octal digits, as in 0660
+    /// [default: 0777 minus the umask]
     #[arg(id = "mode", long = "socket-mode", value_name = "MODE", requires = "listen")]
     mode: Option<Given<SocketMode>>,
 
-    /// User of the paths of --listen: a name or a number [default: the user of the daemon]
+    /// Owner of the Unix socket paths in --listen: a user name or a number [default: the user of
+    /// the daemon]
     #[arg(id = "user", long = "socket-user", value_name = "USER", requires = "listen")]
     user: Option<Given<UserOrGroup>>,
 
-    /// Group of the paths of --listen: a name or a number [default: the group of the daemon]
+    /// Group of the Unix socket paths in --listen: a group name or a number [default: the group of
+    /// the daemon]
     #[arg(id = "group", long = "socket-group", value_name = "GROUP", requires = "listen")]
     group: Option<Given<UserOrGroup>>,
 }

@@ -56,7 +56,7 @@ impl CheckedListener {
 /// else under the key `listener`, which is not a setting of the daemon.
 pub(super) fn take_tables<'a>(file: &mut DeTable<'a>) -> Result<Vec<ListenerTable<'a>>, Mistake> {
     let no_table =
-        |place: Range<usize>| Mistake::at(place.start, format!("this is no table, {A_LISTENER}"));
+        |place: Range<usize>| Mistake::at(place.start, format!("not a table, {A_LISTENER}"));
     let table = |value: Spanned<DeValue<'a>>| {
         let span = value.span();
         let DeValue::Table(table) = value.into_inner() else { return Err(no_table(span)) };
@@ -97,7 +97,7 @@ fn check_loops(listeners: &[CheckedListener]) -> Result<(), Mistake> {
         return Ok(());
     };
     let what = format!(
-        "the upstream {} leads back to the listener {:?}, expected one that does not",
+        "the upstream {} leads back to the listener {:?}, expected another upstream",
         listeners[listener].upstreams()[upstream],
         listeners[leads_to].name.as_str()
     );
@@ -140,8 +140,8 @@ fn one(
     let parsed = parsed.map_err(|error| Mistake::at(place, error.to_string()))?;
     let (mut settings, proxy) = split(table, text)?;
     let address = settings.address.take();
-    let address =
-        address.ok_or_else(|| lacks("address", "one, as in address = \"127.0.0.1:8080\""))?;
+    let address = address
+        .ok_or_else(|| lacks("address", "an address, as in address = \"127.0.0.1:8080\""))?;
     take(taken, &address, &parsed)?;
     let address = address.value;
     let service = settings.service.take().map(|service| service.value);
@@ -155,7 +155,7 @@ fn one(
             let list = proxy.get_ref().get("upstreams").map(|list| list.span().start);
             let proxy = read_proxy(proxy, text)?;
             let Some(upstreams) = &proxy.upstreams else {
-                return Err(lacks("upstreams", "some, as in upstreams = [\"127.0.0.1:9000\"]"));
+                return Err(lacks("upstreams", "a list, as in upstreams = [\"127.0.0.1:9000\"]"));
             };
             if upstreams.is_empty() {
                 let what = "no upstream is given, expected at least one";

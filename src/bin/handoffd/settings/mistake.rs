@@ -51,7 +51,7 @@ impl Mistake {
         let what = match error.message() {
             "duplicate key" => {
                 let key = text.get(span.clone()).unwrap_or_default();
-                format!("{key} is there already, expected each once")
+                format!("{key} is given twice, expected each once")
             }
             other => other.to_owned(),
         };

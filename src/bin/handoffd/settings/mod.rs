@@ -154,7 +154,7 @@ fn check_loop(addresses: &[&Address], upstreams: &Upstreams) -> Result<(), Failu
     let all: Vec<_> = addresses.iter().map(|address| (*address, upstreams.as_slice())).collect();
     let Some(Loop { upstream, leads_to, .. }) = find_loop(&all) else { return Ok(()) };
     Err(Failure::Usage(format!(
-        "the upstream {} leads back to the listener {}: connections would be passed on without end",
+        "the upstream {} leads back to the listener {}: connections would loop forever",
         upstreams.as_slice()[upstream],
         addresses[leads_to]
     )))
@@ -214,13 +214,13 @@ fn add_metrics(config: &mut Config, address: Given<Address>) -> Result<(), Mista
             None => ("--metrics", "expected --control PATH"),
         };
         return Err(refuse(format!(
-            "{metrics} needs a control socket, over which it asks for the counters: {control}"
+            "{metrics} needs a control socket, to read the counters: {control}"
         )));
     }
     let mut listeners = match &config.listeners {
         Listeners::Named(named) => named.as_slice().to_vec(),
         Listeners::Inherited => {
-            return Err(refuse("--metrics needs --listen beside it, or --config".to_owned()));
+            return Err(refuse("--metrics needs --listen or --config".to_owned()));
         }
     };
     let mut listener = ListenerConfig::new(address);

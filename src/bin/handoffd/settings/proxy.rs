@@ -135,7 +135,7 @@ impl ProxySettings {
     fn check_pairs(&self, source: SettingSource) -> Result<(), Mistake> {
         let alone = |timeout: &Given<Wait>, setting, other| {
             let (setting, other) = (source.name(setting), source.name(other));
-            let what = format!("{setting} says nothing alone, expected {other} beside it");
+            let what = format!("{setting} has no effect alone, expected {other} as well");
             Err(Mistake::at(timeout.offset, what))
         };
         if let (Some(timeout), None) = (&self.proxy_header_timeout, &self.accept_proxy_header_from)
@@ -163,7 +163,7 @@ impl HealthSettings {
 fn upstreams(list: Vec<Given<UpstreamTarget>>) -> Result<Upstreams, Mistake> {
     let mut seen = HashSet::new();
     if let Some(second) = list.iter().find(|upstream| !seen.insert(&upstream.value)) {
-        let what = format!("the upstream {} is there twice, expected each once", second.value);
+        let what = format!("the upstream {} is given twice, expected each once", second.value);
         return Err(Mistake::at(second.offset, what));
     }
     let upstreams = Upstreams::new(list.into_iter().map(|upstream| upstream.value).collect());
@@ -184,7 +184,7 @@ fn check_networks(networks: &[Given<Network>], addresses: &[&Address]) -> Result
     let what = if addresses.iter().all(|address| address.is_unix()) {
         "clients of a Unix socket have no address, expected \"unix\" among these networks"
     } else {
-        "no client of this address comes by a Unix socket, expected a network of IP addresses"
+        "no client connects to a Unix socket here, expected a network of IP addresses"
     };
     Err(Mistake::at(first.offset, what))
 }

@@ -267,7 +267,7 @@ fn a_byte_order_mark_does_not_count_as_a_character() {
     assert!(said.starts_with("a.toml:1:8: "), "{said}");
     let file = ConfigFile::of("a.toml".into(), b"# \xc3\xbc\nx\xff".to_vec());
     let said = file.parse().unwrap_err().to_string();
-    assert_eq!(said, "a.toml:2:2: this is not UTF-8, expected text");
+    assert_eq!(said, "a.toml:2:2: not UTF-8, expected UTF-8 text");
 }
 
 /// Returns all files of the fuzzing corpus.

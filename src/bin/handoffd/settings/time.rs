@@ -33,7 +33,7 @@ pub(super) fn keep_alive(time: Duration) -> Result<Duration, Expected> {
     if fits {
         Ok(time)
     } else {
-        Err("expected whole seconds, 1s to 9h: the kernel takes no other".into())
+        Err("expected whole seconds, 1s to 9h: the kernel accepts no other value".into())
     }
 }
 

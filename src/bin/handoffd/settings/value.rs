@@ -177,7 +177,7 @@ impl<'de, K: Kind> Visitor<'de> for ListOf<K> {
     type Value = Vec<Given<K>>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a list in brackets, and in it {}", K::EXPECTED)
+        write!(f, "a list in brackets, each element {}", K::EXPECTED)
     }
 
     fn visit_seq<S: SeqAccess<'de>>(self, mut elements: S) -> Result<Self::Value, S::Error> {
