@@ -35,10 +35,12 @@ pub(crate) struct Drain {
 #[derive(Debug, Default)]
 struct DrainState {
     cut: CancellationToken,
-    /// The number of connections that have arrived since the drain began, and the number that were
-    /// cut. These counters protect no other memory, so relaxed ordering is enough.
+    /// The number of connections that have arrived since the drain began, and the numbers that were
+    /// cut or moved to the successor. These counters protect no other memory, so relaxed ordering
+    /// is enough.
     came: AtomicUsize,
     were_cut: AtomicUsize,
+    carried: AtomicUsize,
 }
 
 /// What happens to a connection when a drain begins.
@@ -81,6 +83,7 @@ impl Drain {
         self.at_start = self.connections.len();
         self.shared.came.store(0, Ordering::Relaxed);
         self.shared.were_cut.store(0, Ordering::Relaxed);
+        self.shared.carried.store(0, Ordering::Relaxed);
         self.connections.close();
         self.told.cancel();
     }
@@ -116,13 +119,14 @@ impl Drain {
     }
 
     /// Returns how the connections of this drain ended, including those that arrived after its
-    /// beginning. `carried` is the number of connections that moved to the successor.
+    /// beginning.
     #[must_use]
-    pub(crate) fn report(&self, carried: usize) -> DrainReport {
+    pub(crate) fn report(&self) -> DrainReport {
         let all = self.at_start + self.shared.came.load(Ordering::Relaxed);
         // Count the remaining connections as cut, even if their tasks have not noticed the cut yet.
         let left = if self.shared.cut.is_cancelled() { self.connections.len() } else { 0 };
         let cut = self.shared.were_cut.load(Ordering::Relaxed) + left;
+        let carried = self.shared.carried.load(Ordering::Relaxed);
         DrainReport { ended: all.saturating_sub(cut + carried), carried, cut }
     }
 }
@@ -190,6 +194,11 @@ impl DrainGuard {
         }
     }
 
+    /// Counts the connection as moved to the successor, and removes it from the drain.
+    pub(crate) fn carried(self) {
+        self.shared.carried.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts the connection as cut, and removes it from the drain.
     pub(crate) fn cut(self) {
         self.shared.were_cut.fetch_add(1, Ordering::Relaxed);
@@ -235,7 +244,7 @@ mod tests {
         drain.cut();
         drain.drained().await;
         assert_eq!(deaf.await.unwrap(), None);
-        assert_eq!(drain.report(0), DrainReport { ended: 10, carried: 0, cut: 1 });
+        assert_eq!(drain.report(), DrainReport { ended: 10, carried: 0, cut: 1 });
     }
 
     #[tokio::test]
@@ -257,9 +266,9 @@ mod tests {
         let (carried, one) = drain.entry(OnDrain::Carry).admit();
         let (left, _two) = drain.entry(OnDrain::Carry).admit();
         drain.begin();
-        drop(one);
+        one.carried();
         assert!(!carried.is_told() && !left.is_told());
-        assert_eq!(drain.report(1), DrainReport { ended: 1, carried: 1, cut: 0 });
+        assert_eq!(drain.report(), DrainReport { ended: 1, carried: 1, cut: 0 });
         // The successor does not take the connection `left`, and this process accepts connections
         // again.
         drain.resume();
@@ -276,11 +285,13 @@ mod tests {
         let mut drain = Drain::new();
         let entry = drain.entry(OnDrain::Carry);
         for times in 0..2 {
-            let guards: Vec<_> = (0..3).map(|_| entry.admit().1).collect();
+            let [one, two, three] = [(); 3].map(|()| entry.admit().1);
             drain.begin();
             let late = entry.admit().1;
-            drop((guards, late));
-            assert_eq!(drain.report(2), DrainReport { ended: 2, carried: 2, cut: 0 }, "{times}");
+            one.carried();
+            late.carried();
+            drop((two, three));
+            assert_eq!(drain.report(), DrainReport { ended: 2, carried: 2, cut: 0 }, "{times}");
             drain.resume();
         }
     }

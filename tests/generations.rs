@@ -37,15 +37,11 @@ fn a_busy_connection_outlives_many_handoffs() {
     assert_eq!(line.processes().len(), 1 + clients.len());
     signal(head.pid, Signal::SIGTERM);
     // Every request that the server has read is answered. Over TCP, bytes still queued in the
-    // client's kernel may arrive too late.
+    // client's kernel may arrive too late; these do not count as received.
     let answered = first.read_until_end();
     let record = line.wait_for(1, Event::ConnectionEnded);
     let number = |name| record.field(name).and_then(|value| value.parse::<usize>().ok()).unwrap();
-    assert_eq!(
-        (number("received") - number("late"), number("sent")),
-        (answered, answered),
-        "{record:?}"
-    );
+    assert_eq!((number("received"), number("sent")), (answered, answered), "{record:?}");
     let ended = line.wait_for(1, Event::GenerationEnded);
     assert_eq!((ended.field("ended"), ended.field("cut")), (Some("1"), Some("0")), "{ended:?}");
     for (client, generation) in clients.into_iter().zip(2..) {

@@ -35,17 +35,6 @@ pub(super) enum RequestState {
     Refused = 3,
 }
 
-impl From<u8> for RequestState {
-    fn from(state: u8) -> Self {
-        match state {
-            1 => Self::AskedWithPermit,
-            2 => Self::Asked,
-            3 => Self::Refused,
-            _ => Self::Nothing,
-        }
-    }
-}
-
 impl CarryRequest {
     /// Returns whether the connection is asked to pause at its next message boundary, so that it
     /// can move to the successor.
@@ -90,16 +79,20 @@ impl CarryRequest {
     }
 
     pub(super) fn state(&self) -> RequestState {
-        RequestState::from(self.state.load(Ordering::Acquire))
+        match self.state.load(Ordering::Acquire) {
+            1 => RequestState::AskedWithPermit,
+            2 => RequestState::Asked,
+            3 => RequestState::Refused,
+            _ => RequestState::Nothing,
+        }
     }
 
-    /// Sets the state and returns the last one.
-    pub(super) fn set(&self, state: RequestState) -> RequestState {
+    pub(super) fn set(&self, state: RequestState) {
         if state == RequestState::AskedWithPermit {
             // A task that sees the state must see this too, hence the orderings of the state.
             self.was_asked.store(true, Ordering::Relaxed);
         }
-        RequestState::from(self.state.swap(state as u8, Ordering::AcqRel))
+        self.state.store(state as u8, Ordering::Release);
     }
 
     /// Makes each later change wake the task with this waker.

@@ -29,14 +29,14 @@ const AT_ONCE: usize = 64;
 /// successor.
 #[derive(Debug, Default)]
 pub(crate) struct CarryScheduler {
-    round: Mutex<Round>,
+    round: Mutex<CarryRound>,
     /// Notified when no connection can move any more.
     all_went: Notify,
 }
 
 /// One attempt to move all connections to a successor.
 #[derive(Debug, Default)]
-struct Round {
+struct CarryRound {
     /// The requests to all connections that can move.
     requests: Slab<Arc<CarryRequest>>,
     is_in_progress: bool,
@@ -46,8 +46,6 @@ struct Round {
     permits: usize,
     /// How many connections are refused in this round. It does not wait for them.
     refused: usize,
-    /// How many connections moved to the successor in the current or the last round.
-    carried: usize,
     /// The connections to wake, because their request has changed.
     changed: Vec<Arc<CarryRequest>>,
 }
@@ -58,14 +56,8 @@ impl CarryScheduler {
     pub(crate) fn begin(&self) {
         self.change(|round| {
             round.withdraw_all();
-            (round.is_in_progress, round.next, round.carried) = (true, 0, 0);
+            (round.is_in_progress, round.next) = (true, 0);
         });
-    }
-
-    /// Resets the number of connections that moved to the successor. [`CarryScheduler::begin`] also
-    /// does so; call this function for a drain in which no connection can move.
-    pub(crate) fn forget(&self) {
-        self.lock().carried = 0;
     }
 
     /// Ends the attempt to move all connections. No connection is asked to pause any more.
@@ -88,14 +80,9 @@ impl CarryScheduler {
         }
     }
 
-    /// Returns how many connections moved to the successor in the current or the last attempt.
-    pub(crate) fn carried(&self) -> usize {
-        self.lock().carried
-    }
-
     /// Changes the round, asks more connections if permits are free as a result, and wakes each
     /// connection whose request has changed.
-    fn change<T>(&self, change: impl FnOnce(&mut Round) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut CarryRound) -> T) -> T {
         let mut round = self.lock();
         let result = change(&mut round);
         round.ask_more();
@@ -108,13 +95,13 @@ impl CarryScheduler {
         result
     }
 
-    fn lock(&self) -> MutexGuard<'_, Round> {
+    fn lock(&self) -> MutexGuard<'_, CarryRound> {
         // No code panics while it holds the lock. Even if it did, the round would be consistent.
         self.round.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Round {
+impl CarryRound {
     /// Returns whether a round is in progress and need not wait for any connection.
     fn is_over(&self) -> bool {
         self.is_in_progress && self.refused == self.requests.len()
@@ -139,7 +126,8 @@ impl Round {
 
     fn withdraw_all(&mut self) {
         for (_, request) in &self.requests {
-            if request.set(RequestState::Nothing) != RequestState::Nothing {
+            if request.state() != RequestState::Nothing {
+                request.set(RequestState::Nothing);
                 self.changed.push(Arc::clone(request));
             }
         }
@@ -148,7 +136,8 @@ impl Round {
 
     fn set(&mut self, index: usize, state: RequestState) {
         let Some(request) = self.requests.get(index) else { return };
-        let last = request.set(state);
+        let last = request.state();
+        request.set(state);
         for (counter, counted) in [
             (&mut self.permits, RequestState::AskedWithPermit),
             (&mut self.refused, RequestState::Refused),
@@ -188,11 +177,6 @@ impl CarrySlot {
     /// Returns the request to this connection to move, so that the service can read it.
     pub(crate) const fn request(&self) -> &Arc<CarryRequest> {
         &self.request
-    }
-
-    /// Records that the connection has moved to the successor.
-    pub(crate) fn carried(&self) {
-        self.scheduler.lock().carried += 1;
     }
 
     /// Records that the successor refused the connection. The connection is not asked to move again

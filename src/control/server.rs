@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::message::{Refusal, Reply, Request};
 use super::seats::{Seat, Seats, User};
 use crate::error::Malformed;
-use crate::net::{Acceptor, Listener, Stream};
+use crate::net::{Listener, Stream, WatchedListener};
 use crate::sys;
 use crate::text::one_line;
 
@@ -194,10 +194,10 @@ async fn accept(listener: Listener, ask: mpsc::Sender<(Request, Answer)>, client
 
 /// Registers the control socket with the tokio runtime. Retries while the kernel is out of memory,
 /// because without the control socket an operator cannot control this generation.
-async fn watch(listener: Listener) -> Acceptor {
+async fn watch(listener: Listener) -> WatchedListener {
     let mut has_failed = false;
     loop {
-        match Acceptor::new(listener.clone()) {
+        match WatchedListener::new(listener.clone()) {
             Ok(acceptor) => {
                 if has_failed {
                     tracing::info!(event = "control.open", "the control socket is open");

@@ -80,7 +80,7 @@ pub enum AfterDrain {
 /// that is, stops accepting.
 #[derive(Debug)]
 pub struct Acceptor {
-    acceptor: net::Acceptor,
+    acceptor: net::WatchedListener,
     retired: Signal,
     awaiting_first_byte: TaskTracker,
     open: TaskTracker,
@@ -185,7 +185,7 @@ impl Serving {
     /// Returns [`Error::NoSuchListener`] if the name is unknown, or an error of the kernel if the
     /// socket cannot be registered for events.
     pub fn acceptor(&self, name: &str) -> Result<Acceptor, Error> {
-        let acceptor = net::Acceptor::new(self.listeners.get(name)?.clone())
+        let acceptor = net::WatchedListener::new(self.listeners.get(name)?.clone())
             .map_err(Error::system("watch a listener"))?;
         let (awaiting_first_byte, open) =
             (self.handle.awaiting_first_byte.clone(), self.handle.open.clone());

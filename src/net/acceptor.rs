@@ -1,12 +1,12 @@
 //! An accept loop for one listener. Errors of accept(2) do not end the loop.
 //!
-//! The listener is registered with the tokio runtime only while the [`Acceptor`] lives. A longer
-//! registration would wake this process for connections that another generation accepts. Closing
-//! the listener would not end the registration, because other processes may hold the same socket
-//! (see epoll(7), question 6).
+//! The listener is registered with the tokio runtime only while the [`WatchedListener`] lives. A
+//! longer registration would wake this process for connections that another generation accepts.
+//! Closing the listener would not end the registration, because other processes may hold the same
+//! socket (see epoll(7), question 6).
 //!
 //! When file descriptors or memory run out, the loop waits and retries, and clients wait in the
-//! backlog. The caller stops the loop by dropping the [`Acceptor`].
+//! backlog. The caller stops the loop by dropping the [`WatchedListener`].
 
 use std::io;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// An accept loop for one listener.
 #[derive(Debug)]
-pub(crate) struct Acceptor {
+pub(crate) struct WatchedListener {
     listener: Listener,
     watch: AsyncFd<Arc<Socket>>,
     /// The last retry delay during a shortage of file descriptors or memory. `None` if there is no
@@ -44,7 +44,7 @@ pub(crate) struct Acceptor {
     share: Share,
 }
 
-impl Acceptor {
+impl WatchedListener {
     /// Creates an accept loop and registers the listener with the tokio runtime. Must be called
     /// within a tokio runtime.
     pub(crate) fn new(listener: Listener) -> io::Result<Self> {

@@ -13,15 +13,15 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::deaths::{Deaths, panic_text};
 use super::ledger::ListenerEvents;
-use super::limit::{ConnectionLimit, Permit};
+use super::limit::Permit;
 use super::listener::ListenerSlot;
 use super::workers::choose;
-use crate::net::{Accepted, Acceptor};
+use crate::net::{Accepted, WatchedListener};
 use crate::service::Service;
 
 /// An accept loop. It accepts the clients of one listener, and runs on one worker.
 pub(super) struct Accepting<S> {
-    pub(super) acceptor: Acceptor,
+    pub(super) acceptor: WatchedListener,
     pub(super) slot: Arc<ListenerSlot<S>>,
     /// The index of the worker that runs this loop.
     pub(super) own: usize,
@@ -64,19 +64,24 @@ impl<S: Service> Accepting<S> {
     /// Accepts connections until the loop is stopped. Also drops each heartbeat token that it
     /// receives, which shows that the loop runs.
     pub(super) async fn run(mut self) {
+        // The permit for the next client is here, so that a heartbeat does not lose it.
         let mut permit = None;
         loop {
-            let limit = self.slot.limit.as_ref();
             // If this process has no free file descriptor, clients wait just as they do when the
             // listener is full. So count that case in the same counter.
-            let on_shortage = || self.slot.ledgers[self.own].count(ListenerEvents::limited);
+            let limited = |events: &mut ListenerEvents| events.counters.limited += 1;
+            let on_shortage = || self.slot.ledgers[self.own].count(limited);
+            let next = async {
+                if let (Some(limit), None) = (&self.slot.limit, &permit) {
+                    permit = Some(limit.take().await);
+                }
+                self.acceptor.accept(on_shortage).await
+            };
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
                 Some(beat) = self.beats.recv() => drop(beat),
-                accepted = next(&mut self.acceptor, limit, on_shortage, &mut permit) => {
-                    self.admit(accepted, permit.take());
-                }
+                accepted = next => self.admit(accepted, permit.take()),
             }
         }
     }
@@ -89,19 +94,4 @@ impl<S: Service> Accepting<S> {
             self.slot.serve(worker, client, permit.map(Permit::used));
         }
     }
-}
-
-/// Waits for a permit if the listener has a connection limit, and then for a client. Keeps the
-/// permit in `place`, so that a cancelled call does not lose it. Calls `on_shortage` when the
-/// process has no free file descriptor for the client. Cancel safe.
-async fn next(
-    acceptor: &mut Acceptor,
-    limit: Option<&Arc<ConnectionLimit>>,
-    on_shortage: impl Fn(),
-    place: &mut Option<Permit>,
-) -> Accepted {
-    if let (Some(limit), None) = (limit, &place) {
-        *place = Some(limit.take().await);
-    }
-    acceptor.accept(on_shortage).await
 }

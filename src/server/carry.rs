@@ -71,21 +71,21 @@ impl<S: Service> CarryPlane for Server<S> {
         let names: Vec<_> = names.cloned().collect();
         let slots = names.iter().map(|name| (name.to_string(), self.slot(name, OnDrain::Carry)));
         let (slots, context) = (slots.collect(), Arc::clone(&self.context));
-        let stop = self.stop_taking.clone();
-        self.taking.spawn(TakingOver { incoming, context, slots, stop }.run());
+        let stop = self.taking.stop.clone();
+        self.taking.all.spawn(TakingOver { incoming, context, slots, stop }.run());
         Ok(())
     }
 
     fn is_taking_over(&self) -> bool {
-        !self.taking.is_empty()
+        !self.taking.all.is_empty()
     }
 
     async fn taken_over(&self) {
-        self.taking.wait().await;
+        self.taking.all.wait().await;
     }
 
     async fn carry_ended(&self) -> CarryEnd {
-        if let Some(mut ended) = self.carry_ended.clone() {
+        if let Some(mut ended) = self.carrying.ended.clone() {
             if let Ok(end) = ended.wait_for(Option::is_some).await {
                 return end.unwrap_or(CarryEnd::ReceiverGone);
             }
@@ -96,7 +96,7 @@ impl<S: Service> CarryPlane for Server<S> {
     fn drain_uncarried(&mut self) {
         // Take no more connections from the predecessor, because they could no longer move on to
         // the successor.
-        self.stop_taking.cancel();
+        self.taking.stop.cancel();
         // Ask the connections to finish before the request to move is withdrawn. In the reverse
         // order, a connection that the successor has refused would have no request for a moment,
         // and might start another message.
@@ -117,21 +117,21 @@ impl<S: Service> Server<S> {
     /// Stops moving connections to the successor.
     pub(super) fn end_carry(&mut self) {
         self.context.carry_to(None);
-        self.context.scheduler().end();
+        self.context.scheduler.end();
         // Drop only the receiver of the result. The task in `carrying` continues until the
         // successor has answered for every connection that was sent.
-        self.carry_ended = None;
+        self.carrying.ended = None;
     }
 
     /// Asks every connection that can move to the successor to do so.
     pub(super) fn begin_carry(&mut self, outgoing: Arc<Outgoing>) {
         self.context.carry_to(Some(Arc::clone(&outgoing)));
-        let scheduler = Arc::clone(self.context.scheduler());
+        let scheduler = Arc::clone(&self.context.scheduler);
         scheduler.begin();
-        let (taking, context) = (self.taking.clone(), Arc::clone(&self.context));
+        let (taking, context) = (self.taking.all.clone(), Arc::clone(&self.context));
         let (ended, carry_ended) = watch::channel(None);
-        self.carry_ended = Some(carry_ended);
-        self.carrying.spawn(async move {
+        self.carrying.ended = Some(carry_ended);
+        self.carrying.all.spawn(async move {
             // Wait for connections that still arrive from the predecessor too, because they must
             // move on to the successor.
             let all_went = async {

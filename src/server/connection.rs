@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
-use super::ledger::ListenerEvents;
 use super::slot::{ConnectionEnd, ConnectionSlot};
 use crate::carry::{CarryScheduler, Outgoing, OutgoingConnection, Verdict};
 use crate::service::{Connection, Service};
@@ -26,13 +25,14 @@ const LINGER: Duration = Duration::from_secs(1);
 /// The state that all connections of a server share.
 #[derive(Debug)]
 pub(super) struct ConnectionContext<S> {
-    service: S,
-    first_request_grace: Duration,
+    pub(super) service: S,
+    /// How long a silent client may still send its first request during a drain.
+    pub(super) first_request_grace: Duration,
     /// The connection limits of the listeners. A listener without a limit is not in this map.
     limits: HashMap<String, NonZeroUsize>,
     /// The scheduler that asks connections to move to the successor, and the channel through which
     /// they move.
-    scheduler: Arc<CarryScheduler>,
+    pub(super) scheduler: Arc<CarryScheduler>,
     successor: Mutex<Option<Arc<Outgoing>>>,
     /// Counts the connections that are being sent to the successor, until each is taken or stays
     /// here.
@@ -49,21 +49,6 @@ impl<S: Service> ConnectionContext<S> {
             (Arc::default(), Mutex::default(), TaskTracker::new());
         leaving.close();
         Self { service, first_request_grace, limits, scheduler, successor, leaving }
-    }
-
-    /// Returns the service.
-    pub(super) const fn service(&self) -> &S {
-        &self.service
-    }
-
-    /// Returns how long a silent client may still send its first request during a drain.
-    pub(super) const fn first_request_grace(&self) -> Duration {
-        self.first_request_grace
-    }
-
-    /// Returns the scheduler that asks connections to move to the successor.
-    pub(super) const fn scheduler(&self) -> &Arc<CarryScheduler> {
-        &self.scheduler
     }
 
     /// Waits until every connection that is being sent to the successor has been taken or stays
@@ -175,17 +160,14 @@ impl<S: Service> ConnectionTask<S> {
             return Some(ConnectionEnd::Cut);
         };
         match verdict {
-            Verdict::Taken => {
-                carry.carried();
-                return Some(ConnectionEnd::Carried(leaving));
-            }
+            Verdict::Taken => return Some(ConnectionEnd::Carried(leaving)),
             Verdict::Refused(why) => {
                 let (listener, peer) = (connection.listener(), connection.peer());
                 tracing::debug!(
                     event = "carry.connection_declined", listener, %peer, reason = why,
                     "the successor refused a connection, which stays here: {why}"
                 );
-                entry.count(ListenerEvents::refused);
+                entry.count(|events| events.counters.refused += 1);
                 carry.refused();
             }
             Verdict::NoReceiver => carry.alone(),

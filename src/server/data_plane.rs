@@ -19,7 +19,7 @@ use super::ledger::{ListenerEvents, ListenerLedger};
 use crate::data_plane::DataPlane;
 use crate::drain::{DrainReport, OnDrain};
 use crate::error::Error;
-use crate::net::{Acceptor, Listener, pending};
+use crate::net::{Listener, WatchedListener, pending};
 use crate::report::{self, Counters};
 use crate::service::Service;
 
@@ -39,8 +39,8 @@ impl<S: Service> DataPlane for Server<S> {
         }
         self.drain.resume();
         self.end_carry();
-        if self.stop_taking.is_cancelled() {
-            self.stop_taking = CancellationToken::new();
+        if self.taking.stop.is_cancelled() {
+            self.taking.stop = CancellationToken::new();
         }
         self.names.extend(listeners.iter().map(|listener| Arc::clone(listener.name())));
         self.stop = CancellationToken::new();
@@ -54,8 +54,8 @@ impl<S: Service> DataPlane for Server<S> {
             let _within = worker.handle().enter();
             let (mut loops, stop) = (Vec::new(), CancellationToken::new());
             for (listener, slot) in listeners.iter().zip(&slots) {
-                let acceptor =
-                    Acceptor::new(listener.clone()).map_err(Error::system("watch a listener"))?;
+                let acceptor = WatchedListener::new(listener.clone())
+                    .map_err(Error::system("watch a listener"))?;
                 // Use a channel for two heartbeats: the first heartbeat, which `started` awaits,
                 // and one that the watchdog requests.
                 let (heart, beats) = mpsc::channel(2);
@@ -129,34 +129,31 @@ impl<S: Service> DataPlane for Server<S> {
             // Ask these connections to finish, because they arrive too late to move to the
             // successor.
             let slot = self.slot(listener.name(), OnDrain::Finish);
-            let latecomers = Latecomers { listener, slot, worker, stop: self.stop_late.clone() };
-            self.late.spawn_on(latecomers.run(), workers[worker].handle());
+            let latecomers = Latecomers { listener, slot, worker, stop: self.late.stop.clone() };
+            self.late.all.spawn_on(latecomers.run(), workers[worker].handle());
         }
     }
 
     fn drain(&mut self, successor: Option<OwnedFd>) {
         self.ledgers.values().for_each(|ledger| ledger.count(ListenerEvents::begin_drain));
-        // Reset the count of moved connections, because it may include connections that moved to an
-        // earlier successor, which has died.
-        self.context.scheduler().forget();
         self.drain.begin();
         if let Some(outgoing) = successor.and_then(outgoing) {
             self.begin_carry(outgoing);
         } else {
-            self.stop_taking.cancel();
+            self.taking.stop.cancel();
             self.drain.drain_uncarried();
         }
     }
 
     async fn drained(&self) {
-        self.taking.wait().await;
-        self.late.wait().await;
+        self.taking.all.wait().await;
+        self.late.all.wait().await;
         self.drain.drained().await;
     }
 
     fn cut(&mut self) {
-        self.stop_taking.cancel();
-        self.stop_late.cancel();
+        self.taking.stop.cancel();
+        self.late.stop.cancel();
         // Stop moving connections before the cut. No service then detaches another connection for a
         // move, and connections that are not sent yet are cut like all others.
         self.end_carry();
@@ -173,7 +170,7 @@ impl<S: Service> DataPlane for Server<S> {
     }
 
     fn counters(&self) -> Counters {
-        let service = self.context.service();
+        let service = &self.context.service;
         let mut counters = Counters { upstreams: service.upstreams(), ..Counters::default() };
         for ((_, listener), ledger) in &self.ledgers {
             counters.listeners.entry(listener.to_string()).or_default().add(ledger.counters());
@@ -190,6 +187,6 @@ impl<S: Service> DataPlane for Server<S> {
     }
 
     fn report(&self) -> DrainReport {
-        self.drain.report(self.context.scheduler().carried())
+        self.drain.report()
     }
 }

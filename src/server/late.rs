@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::listener::ListenerSlot;
-use crate::net::{Acceptor, Listener, pending};
+use crate::net::{Listener, WatchedListener, pending};
 use crate::service::Service;
 
 /// How long a TCP handshake may take. The kernel resends a lost packet for the first time after one
@@ -33,7 +33,7 @@ impl<S: Service> Latecomers<S> {
     pub(super) async fn run(self) {
         let serve = |client| self.slot.serve(self.worker, client, None);
         let mut end = pin!(sleep(HANDSHAKE_TIMEOUT));
-        match Acceptor::new(self.listener.clone()) {
+        match WatchedListener::new(self.listener.clone()) {
             Ok(mut acceptor) => loop {
                 tokio::select! {
                     biased;

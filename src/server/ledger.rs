@@ -17,8 +17,9 @@ pub(super) type ListenerEntry = LedgerEntry<ListenerEvents, Instant>;
 /// The counters of a listener that a [`Ledger`] does not have.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ListenerEvents {
-    /// The counters. Those that the ledger itself has are zero here.
-    counters: ListenerCounters,
+    /// The counters, except those that the ledger itself has. `limited` counts only a lack of file
+    /// descriptors, because the module `limit` counts the rest.
+    pub(super) counters: ListenerCounters,
     /// How many connections had moved to successors when the last drain began.
     carried_before: u64,
     /// Whether the successor of the last drain has died. If a connection that moved to this
@@ -27,16 +28,6 @@ pub(super) struct ListenerEvents {
 }
 
 impl ListenerEvents {
-    /// Counts that a connection finished after a drain had asked it to end.
-    pub(super) const fn drained(&mut self) {
-        self.counters.drained += 1;
-    }
-
-    /// Counts that this process cut a connection.
-    pub(super) const fn cut(&mut self) {
-        self.counters.cut += 1;
-    }
-
     /// Counts that a connection moved to the successor, which now serves it.
     pub(super) const fn carried(&mut self) {
         self.counters.carried += 1;
@@ -44,17 +35,6 @@ impl ListenerEvents {
             self.carried_before += 1;
             self.counters.lost += 1;
         }
-    }
-
-    /// Counts that the successor refused a connection.
-    pub(super) const fn refused(&mut self) {
-        self.counters.refused += 1;
-    }
-
-    /// Counts that the listener has paused accepting because of a lack of file descriptors. The
-    /// module `limit` counts the pauses because of the connection limit.
-    pub(super) const fn limited(&mut self) {
-        self.counters.limited += 1;
     }
 
     /// Records that a drain has begun. If the successor dies later, the connections that have moved
@@ -114,7 +94,7 @@ mod tests {
         drop(first);
         let Connections { open, oldest_ms, .. } = ledger.connections();
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000)), (1, Some(1)));
-        second.end(ListenerEvents::cut);
+        second.end(|events| events.counters.cut += 1);
         assert_eq!(
             ledger.counters(),
             ListenerCounters { accepted: 2, cut: 1, ..ListenerCounters::default() }
@@ -133,7 +113,7 @@ mod tests {
         let Connections { open, oldest_ms, transferred } = ledger.connections();
         assert_eq!((open, oldest_ms.map(|age| age / 1_000_000), transferred), (2, Some(1), 0));
         ledger.count(ListenerEvents::begin_drain);
-        carried.count(ListenerEvents::refused);
+        carried.count(|events| events.counters.refused += 1);
         carried.end(ListenerEvents::carried);
         let counters = ledger.counters();
         assert_eq!(

@@ -23,10 +23,6 @@ pub(super) struct Permit {
     is_used: bool,
 }
 
-/// The error for a listener that already has as many connections as its limit allows.
-#[derive(Debug)]
-pub(super) struct Full;
-
 /// The connection limit of one listener, shared by its accept loops.
 #[derive(Debug)]
 pub(super) struct ConnectionLimit {
@@ -85,22 +81,19 @@ impl ConnectionLimit {
     /// limit. If that limit is not higher than the limit here, a permit is always granted, because
     /// the move does not raise the total number of connections. Otherwise a permit is granted if
     /// one is reserved or free, or if fewer connections use a permit than the limit here allows.
-    ///
-    /// # Errors
-    /// Returns [`Full`] when the limit here is lower than the predecessor's limit, and is reached.
     pub(super) fn acquire_for_carried(
         self: &Arc<Self>,
         there: Option<NonZeroUsize>,
-    ) -> Result<Permit, Full> {
+    ) -> Option<Permit> {
         let mut permits = self.lock();
         let were_more = there.is_none_or(|there| there.get() > self.limit);
         if permits.reserved > 0 {
             permits.reserved -= 1;
         } else if were_more && permits.used >= self.limit {
-            return Err(Full);
+            return None;
         }
         self.use_one(permits);
-        Ok(Permit { limit: Arc::clone(self), is_used: true })
+        Some(Permit { limit: Arc::clone(self), is_used: true })
     }
 
     /// Reserves up to `count` free permits for connections that may move here from the predecessor.
@@ -220,7 +213,7 @@ mod tests {
         let _loops = limit.try_take().unwrap();
         let _carried = limit.acquire_for_carried(None).unwrap();
         for fewer in [None, NonZeroUsize::new(2)] {
-            assert!(limit.acquire_for_carried(fewer).is_err());
+            assert!(limit.acquire_for_carried(fewer).is_none());
         }
     }
 

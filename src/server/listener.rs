@@ -34,16 +34,6 @@ pub(super) struct ListenerSlot<S> {
     pub(super) entry: DrainEntry,
 }
 
-/// A connection that is about to be served.
-pub(super) struct IncomingConnection {
-    pub(super) stream: Stream,
-    pub(super) peer: Peer,
-    pub(super) since: Instant,
-    pub(super) permit: Option<Permit>,
-    /// The state that the predecessor has saved. `None` for a new client.
-    pub(super) state: Option<CarriedState>,
-}
-
 impl<S: Service> ListenerSlot<S> {
     /// Enters the runtime of a worker, which then watches the sockets that the caller creates.
     pub(super) fn enter(&self, worker: usize) -> EnterGuard<'_> {
@@ -52,43 +42,37 @@ impl<S: Service> ListenerSlot<S> {
 
     /// Serves a new client on a worker. The caller must have entered the worker's runtime before it
     /// created the stream.
-    pub(super) fn serve(
-        &self,
-        worker: usize,
-        (stream, peer): (Stream, Peer),
-        permit: Option<Permit>,
-    ) {
-        let since = Instant::now();
-        let incoming = IncomingConnection { stream, peer, since, permit, state: None };
-        self.start(worker, self.prepare(worker, incoming));
+    pub(super) fn serve(&self, worker: usize, client: (Stream, Peer), permit: Option<Permit>) {
+        self.start(worker, self.prepare(worker, client, Instant::now(), permit, None));
     }
 
-    /// Counts a connection, and prepares the task that serves it on a worker.
+    /// Counts a connection that began at `since`, and prepares the task that serves it on a worker.
+    /// `state` is the state that the predecessor has saved, or `None` for a new client.
     pub(super) fn prepare(
         &self,
         worker: usize,
-        IncomingConnection { stream, peer, since, permit, state }: IncomingConnection,
+        (stream, peer): (Stream, Peer),
+        since: Instant,
+        permit: Option<Permit>,
+        state: Option<CarriedState>,
     ) -> ConnectionTask<S> {
         let source = if state.is_some() { Source::Carried } else { Source::New };
         let (drain, guard) = self.entry.admit();
         let carry = (self.on_drain == OnDrain::Carry)
-            .then(|| Box::new(CarrySlot::new(Arc::clone(self.context.scheduler()))));
-        let slot = ConnectionSlot {
-            entry: self.ledgers[worker].enter(source, stream.traffic(), since),
-            permit,
-            load: self.workers[worker].load(),
-            carry,
-            guard,
-        };
+            .then(|| Box::new(CarrySlot::new(Arc::clone(&self.context.scheduler))));
+        let carry_request = carry.as_ref().map(|carry| Arc::clone(carry.request()));
+        let entry = self.ledgers[worker].enter(source, stream.traffic(), since);
+        let load = self.workers[worker].load();
         let connection = Connection::new(Admission {
             stream,
             peer,
             listener: Arc::clone(&self.name),
             drain,
-            carry_request: slot.carry_request(),
+            carry_request,
             parcel: state,
-            first_request_grace: self.context.first_request_grace(),
+            first_request_grace: self.context.first_request_grace,
         });
+        let slot = ConnectionSlot { entry, permit, load, carry, guard };
         ConnectionTask::new(Arc::clone(&self.context), connection, slot)
     }
 

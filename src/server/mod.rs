@@ -66,26 +66,40 @@ pub(crate) struct Server<S> {
     starting: TaskTracker,
     /// The names of all listeners that the server has ever accepted on.
     names: BTreeSet<Arc<str>>,
-    /// The tasks that read the successor's answers while connections move there, and the result of
-    /// the latest of these tasks.
-    carrying: JoinSet<()>,
-    carry_ended: Option<watch::Receiver<Option<CarryEnd>>>,
-    /// The tasks that take over connections from the predecessor, and the token that stops them.
-    taking: TaskTracker,
-    stop_taking: CancellationToken,
-    /// The tasks that accept the last clients of listeners that the successor has replaced, and the
-    /// token that stops them.
-    late: TaskTracker,
-    stop_late: CancellationToken,
+    carrying: CarryTasks,
+    /// The tasks that take over connections from the predecessor.
+    taking: StoppableTasks,
+    /// The tasks that accept the last clients of listeners that the successor has replaced.
+    late: StoppableTasks,
+}
+
+/// Tasks that end by themselves, or when they are stopped.
+#[derive(Debug)]
+struct StoppableTasks {
+    all: TaskTracker,
+    /// The token that stops them.
+    stop: CancellationToken,
+}
+
+impl Default for StoppableTasks {
+    fn default() -> Self {
+        let all = TaskTracker::new();
+        all.close();
+        Self { all, stop: CancellationToken::new() }
+    }
+}
+
+/// The tasks that read the successor's answers while connections move there.
+#[derive(Debug, Default)]
+struct CarryTasks {
+    all: JoinSet<()>,
+    /// The result of the latest of these tasks.
+    ended: Option<watch::Receiver<Option<CarryEnd>>>,
 }
 
 impl<S: Service> Server<S> {
     /// Creates a server that does not accept yet.
     pub(crate) fn new(service: S, workers: Workers, config: Config) -> Self {
-        let taking = TaskTracker::new();
-        taking.close();
-        let late = TaskTracker::new();
-        late.close();
         let limits = config.listeners.limits();
         let limit = limits
             .iter()
@@ -102,12 +116,9 @@ impl<S: Service> Server<S> {
             hearts: Vec::new(),
             starting: TaskTracker::new(),
             names: BTreeSet::new(),
-            carrying: JoinSet::new(),
-            carry_ended: None,
-            taking,
-            stop_taking: CancellationToken::new(),
-            late,
-            stop_late: CancellationToken::new(),
+            carrying: CarryTasks::default(),
+            taking: StoppableTasks::default(),
+            late: StoppableTasks::default(),
             config,
         }
     }
@@ -131,7 +142,7 @@ impl<S: Service> Server<S> {
     /// Returns whether a drain ends the connections of a listener or moves them to the successor.
     fn on_drain(&self, listener: &str) -> OnDrain {
         match self.on_handoff.get(listener).copied().unwrap_or(self.config.on_handoff) {
-            OnHandoff::Carry if self.context.service().carries(listener) => OnDrain::Carry,
+            OnHandoff::Carry if self.context.service.carries(listener) => OnDrain::Carry,
             OnHandoff::Carry | OnHandoff::Drain => OnDrain::Finish,
         }
     }

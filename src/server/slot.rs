@@ -3,16 +3,14 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::ledger::{ListenerEntry, ListenerEvents};
+use super::ledger::ListenerEntry;
 use super::limit::Permit;
 use super::workers::Load;
-use crate::carry::{CarryRequest, CarrySlot};
+use crate::carry::CarrySlot;
 use crate::drain::DrainGuard;
 
 /// The slot of one connection. Dropping it stops counting the connection.
@@ -46,12 +44,7 @@ pub(super) enum ConnectionEnd {
 impl ConnectionSlot {
     /// Returns how long ago the connection began.
     pub(super) fn age(&self) -> Duration {
-        self.entry.note().map_or(Duration::ZERO, |since: Instant| since.elapsed())
-    }
-
-    /// Returns the request to move to the successor, or `None` if the connection cannot move.
-    pub(super) fn carry_request(&self) -> Option<Arc<CarryRequest>> {
-        self.carry.as_ref().map(|carry| Arc::clone(carry.request()))
+        self.entry.note().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Polls the future `serving`, which serves the connection, until it completes. Returns `None`
@@ -80,21 +73,24 @@ impl ConnectionSlot {
     /// drain had asked it to end.
     pub(super) fn end(self, end: ConnectionEnd, was_told: bool) {
         let Self { entry, permit, load, carry, guard } = self;
-        entry.end(|events: &mut ListenerEvents| match end {
+        entry.end(|events| match end {
             ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) if was_told => {
-                events.drained()
+                events.counters.drained += 1;
             }
             // The ledger counts such a connection only as accepted.
             ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) => {}
             ConnectionEnd::Carried(_) => events.carried(),
-            ConnectionEnd::Cut => events.cut(),
+            ConnectionEnd::Cut => events.counters.cut += 1,
         });
         drop((permit, load, carry));
+        // Release the guard last, because the process may exit when no guard is left.
         match end {
-            ConnectionEnd::Cut => guard.cut(),
-            // Release the guard last, because the process may exit when no guard is left.
-            ConnectionEnd::Carried(leaving) => drop((leaving, guard)),
             ConnectionEnd::Finished { .. } | ConnectionEnd::Broken(_) => drop(guard),
+            ConnectionEnd::Carried(leaving) => {
+                drop(leaving);
+                guard.carried();
+            }
+            ConnectionEnd::Cut => guard.cut(),
         }
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{ConnectionContext, ConnectionTask};
-use super::listener::{IncomingConnection, ListenerSlot};
+use super::listener::ListenerSlot;
 use super::workers::choose;
 use crate::carry::{Arrival, CarriedConnection, CarryAnswer, Declined, Incoming};
 use crate::net::{Peer, Stream, Traffic};
@@ -143,12 +143,12 @@ impl<S: Service> TakingOver<S> {
         let slot = slot.ok_or_else(|| {
             format!("no listener {:?} takes connections over here", head.listener)
         })?;
-        self.context.service().accepts(&slot.name, &parcel)?;
+        self.context.service.accepts(&slot.name, &parcel)?;
         let permit = match &slot.limit {
             Some(limit) => {
                 let full =
-                    |_| format!("the listener {} has reached its connection limit", slot.name);
-                Some(limit.acquire_for_carried(head.max_connections).map_err(full)?)
+                    || format!("the listener {} has reached its connection limit", slot.name);
+                Some(limit.acquire_for_carried(head.max_connections).ok_or_else(full)?)
             }
             None => None,
         };
@@ -160,8 +160,8 @@ impl<S: Service> TakingOver<S> {
             .map_err(|error| error.to_string())?;
         let now = Instant::now();
         let since = now.checked_sub(Duration::from_millis(head.age_ms)).unwrap_or(now);
-        let incoming = IncomingConnection { stream, peer, since, permit, state: Some(parcel) };
-        Ok(PreparedConnection { slot, worker, task: slot.prepare(worker, incoming) })
+        let task = slot.prepare(worker, (stream, peer), since, permit, Some(parcel));
+        Ok(PreparedConnection { slot, worker, task })
     }
 }
 

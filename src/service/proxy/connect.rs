@@ -44,7 +44,7 @@ pub(super) struct Connected {
 impl Connected {
     /// Returns the upstream's label, which names it in the log and in the counters.
     pub(super) fn label(&self) -> &str {
-        self.load.upstream().label()
+        self.load.0.label()
     }
 }
 

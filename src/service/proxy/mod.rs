@@ -141,18 +141,7 @@ impl Proxy {
         };
         let mut arriving = match begun {
             Begun::Arriving(arriving) => arriving,
-            Begun::Conversing(Resumed { upstream, mut stream, relay, used }) => {
-                // Set the socket options again, because this process may have another configuration
-                // than the predecessor.
-                self.options.set(&mut connection.stream, Side::Client, &connection.listener);
-                self.options.set(&mut stream, Side::Upstream, &connection.listener);
-                let upstream = self.reconnected(&connection.listener, &upstream, stream);
-                return Ok(Some(Beginning {
-                    upstream,
-                    relay,
-                    limits: Limits::new(&self.config, used),
-                }));
-            }
+            Begun::Conversing(resumed) => return Ok(Some(self.resume(connection, resumed))),
         };
         let request = connection.carry_request();
         // Do not move the connection while the proxy reads a PROXY header, because the successor
@@ -182,6 +171,17 @@ impl Proxy {
         };
         let limits = Limits::new(&self.config, Used::default());
         Ok(Some(Beginning { upstream, relay: Relay::default(), limits }))
+    }
+
+    /// Continues a conversation that has moved here from another process.
+    fn resume(&self, connection: &mut Connection, resumed: Resumed) -> Beginning {
+        let Resumed { upstream, mut stream, relay, used } = resumed;
+        // Set the socket options again, because this process may have another configuration than
+        // the predecessor.
+        self.options.set(&mut connection.stream, Side::Client, &connection.listener);
+        self.options.set(&mut stream, Side::Upstream, &connection.listener);
+        let upstream = self.reconnected(&connection.listener, &upstream, stream);
+        Beginning { upstream, relay, limits: Limits::new(&self.config, used) }
     }
 
     /// Connects a client to an upstream. Cancel safe: `arriving` records the progress, and the next

@@ -109,16 +109,12 @@ pub(super) fn read_label(label: &str) -> Option<(Option<&str>, Address)> {
 
 /// A guard that counts as one connection to an upstream until it is dropped.
 #[derive(Debug)]
-pub(super) struct UpstreamLoad(Arc<Upstream>);
+pub(super) struct UpstreamLoad(pub(super) Arc<Upstream>);
 
 impl UpstreamLoad {
     pub(super) fn take(upstream: &Arc<Upstream>) -> Self {
         upstream.active.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(upstream))
-    }
-
-    pub(super) const fn upstream(&self) -> &Arc<Upstream> {
-        &self.0
     }
 }
 
