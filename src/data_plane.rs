@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::net::Listener;
-use crate::report::{CarryForecast, Connections, Counters};
+use crate::report::{CarryForecast, Connections, Counters, ProgramReport};
 
 /// A server that accepts and serves the clients of listeners. The lifecycle of a generation starts
 /// and stops it.
@@ -70,10 +70,72 @@ pub(crate) trait DataPlane: CarryPlane {
     /// Returns how the connections of the last drain ended, including those that arrived during the
     /// drain.
     fn report(&self) -> DrainReport;
+
+    /// Records that this generation has become the active one, so that it cannot be rolled back any
+    /// more.
+    fn committed(&mut self) {}
+
+    /// Returns the processes of the program that this data plane runs, if it runs one.
+    fn programs(&self) -> Vec<ProgramReport> {
+        Vec::new()
+    }
+
+    /// Waits for the next event whose flag is set in `awaited`. Waits forever if no flag is set.
+    /// Cancel safe.
+    ///
+    /// A data plane that has to act between its events, for example to start to accept when a
+    /// program is ready, does so here.
+    fn next(&mut self, awaited: Awaited) -> impl Future<Output = PlaneEvent> + Send {
+        next_event(self, awaited)
+    }
+}
+
+/// The events of the data plane for which the driver waits now. Each flag stands for one event of
+/// [`PlaneEvent`].
+#[expect(clippy::struct_excessive_bools, reason = "one for each branch of the select")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Awaited {
+    pub(crate) start: bool,
+    pub(crate) death: bool,
+    pub(crate) carry_end: bool,
+    pub(crate) taken_over: bool,
+    pub(crate) drained: bool,
+}
+
+/// An event of the data plane, the server that accepts and serves connections.
+#[derive(Debug)]
+pub(crate) enum PlaneEvent {
+    /// The data plane accepts connections on all listeners.
+    Started,
+    /// A part of the data plane has died, or the data plane cannot start.
+    Died(Error),
+    /// No more connections move from this process to the successor.
+    CarryEnded(CarryEnd),
+    /// No predecessor moves connections to this process any more.
+    TakenOver,
+    /// The last connection has ended.
+    Drained,
+}
+
+/// Waits for the next event of `plane` whose flag is set in `awaited`. Waits forever if no flag is
+/// set. Cancel safe.
+pub(crate) async fn next_event(plane: &impl DataPlane, awaited: Awaited) -> PlaneEvent {
+    tokio::select! {
+        biased;
+        error = plane.died(), if awaited.death => PlaneEvent::Died(error),
+        started = plane.started(), if awaited.start => match started {
+            Ok(()) => PlaneEvent::Started,
+            Err(error) => PlaneEvent::Died(error),
+        },
+        end = plane.carry_ended(), if awaited.carry_end => PlaneEvent::CarryEnded(end),
+        () = plane.taken_over(), if awaited.taken_over => PlaneEvent::TakenOver,
+        () = plane.drained(), if awaited.drained => PlaneEvent::Drained,
+        else => pending().await,
+    }
 }
 
 /// The part of a data plane that moves connections between generations.
-pub(crate) trait CarryPlane: Send + 'static {
+pub(crate) trait CarryPlane: Send + Sync + Sized + 'static {
     /// Returns how many connections may move to a successor, or `None` if connections cannot move.
     fn forecast(&self) -> Option<CarryForecast> {
         None

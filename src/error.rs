@@ -170,6 +170,20 @@ pub enum Error {
         /// The time limit, which `--ready-timeout` sets.
         limit: Duration,
     },
+    /// The program that shall serve the listeners cannot be started.
+    #[error("cannot start {what}: {source}")]
+    ProgramNotStarted {
+        /// The program, or the file that it needs.
+        what: String,
+        /// The error that the kernel has returned.
+        source: io::Error,
+    },
+    /// The program that shall serve the listeners has ended, or is not well.
+    #[error("the program {what}")]
+    ProgramFailed {
+        /// What has happened, as a part of the error message.
+        what: String,
+    },
     /// A system call has failed, and no setting can fix the cause.
     #[error("cannot {doing}: {source}")]
     System {
@@ -198,10 +212,13 @@ impl Error {
             | Self::NotAListener { .. }
             | Self::ThreadsRunning { .. }
             | Self::Predecessor { .. } => ExitStatus::Configuration,
-            Self::Bind { source, .. } | Self::PidFile { source, .. } => ExitStatus::of_io(source),
+            Self::Bind { source, .. }
+            | Self::PidFile { source, .. }
+            | Self::ProgramNotStarted { source, .. } => ExitStatus::of_io(source),
             Self::AlreadyTaken
             | Self::Program { .. }
             | Self::Died { .. }
+            | Self::ProgramFailed { .. }
             | Self::NotAccepting { .. }
             | Self::System { .. } => ExitStatus::System,
         }

@@ -114,6 +114,9 @@ pub mod listen {
     pub use crate::net::{Binding, Listener, ListenerSet, Origin, Peer, Stream};
 }
 
+#[cfg(feature = "program")]
+pub mod program;
+
 /// A service that forwards each connection to an upstream.
 #[cfg(feature = "proxy")]
 pub mod proxy {
@@ -129,6 +132,7 @@ pub mod status {
     pub use crate::lifecycle::RunReport;
     pub use crate::report::{
         Connections, Counters, GenerationState, HandoffCounters, Identity, LastHandoff,
-        ListenerCounters, ListenerReport, Outcome, Report, Settings, Status, UpstreamCounters,
+        ListenerCounters, ListenerReport, Outcome, ProgramCounters, ProgramReport, ProgramState,
+        Report, Settings, Status, UpstreamCounters,
     };
 }

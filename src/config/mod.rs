@@ -5,6 +5,8 @@
 
 mod listeners;
 mod overlap;
+#[cfg(feature = "program")]
+mod program;
 #[cfg(feature = "proxy")]
 mod proxy;
 mod socket_access;
@@ -21,6 +23,8 @@ use crate::report::{Identity, Settings};
 
 pub use listeners::{ListenerConfig, ListenerName, Listeners, UniqueListeners};
 pub use overlap::TakenAddresses;
+#[cfg(feature = "program")]
+pub use program::{Attach, ProgramConfig, Ready, Restart, StopSignal, Umask};
 #[cfg(feature = "proxy")]
 pub use proxy::{Balance, Check, Ejection, HeaderVersion, Network, ProxyConfig};
 pub use socket_access::{SocketAccess, SocketMode};

@@ -151,6 +151,7 @@ mod seeds {
             connections: Some(Connections { open: 1, oldest_ms: Some(5), transferred: 6 }),
             counters: counters.clone(),
             drain_left_ms: Some(2),
+            programs: Vec::new(),
         };
         vec![
             Message::Hello(hello()),

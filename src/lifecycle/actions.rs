@@ -110,6 +110,7 @@ impl<P: DataPlane> Driver<P> {
         if let Some(control) = self.listeners.set.control() {
             self.operators.control.open(control.clone());
         }
+        self.plane.committed();
         if !self.plane.is_taking_over() {
             // Release the permits that are reserved for connections of the predecessor. None will
             // arrive, because a predecessor starts to move connections before it commits the

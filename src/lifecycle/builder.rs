@@ -2,9 +2,13 @@
 
 use super::driver::{Driver, RunReport};
 use super::embed::Starting;
+#[cfg(feature = "program")]
+use crate::config::ProgramConfig;
 use crate::config::{Config, Listeners};
 use crate::error::Error;
 use crate::handoff::Inheritance;
+#[cfg(feature = "program")]
+use crate::program::ProgramPlane;
 use crate::server::{Server, Workers};
 use crate::service::Service;
 
@@ -67,6 +71,18 @@ impl Builder {
         Ok(self)
     }
 
+    /// Returns what this process has inherited.
+    #[must_use]
+    pub const fn inheritance(&self) -> &Inheritance {
+        &self.inheritance
+    }
+
+    /// Tells the predecessor, if one exists, why this process cannot serve. The predecessor then
+    /// keeps serving.
+    pub fn refuse(self, reason: &dyn std::fmt::Display) {
+        self.inheritance.refuse(reason);
+    }
+
     /// Changes the other settings.
     #[must_use]
     pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
@@ -91,6 +107,27 @@ impl Builder {
         let workers = self.workers.unwrap_or_else(Workers::here);
         let server = Server::new(service, workers, self.config.clone());
         Driver::start(self.config, self.inheritance, server)?.live()?.run().await
+    }
+
+    /// Runs the generation with a program that serves the listeners. The caller must be the main
+    /// thread, because the kernel stops the program when the thread that started it ends.
+    ///
+    /// # Errors
+    /// Fails when the program does not become ready, or the generation ends early. A predecessor
+    /// that has not handed over yet receives the reason and keeps serving.
+    #[cfg(feature = "program")]
+    pub async fn run_program(self, program: ProgramConfig) -> Result<RunReport, Error> {
+        let Self { inheritance, config, workers } = self;
+        let workers = workers.unwrap_or_else(Workers::here);
+        let generation = inheritance.generation();
+        let folder = inheritance.runtime_directory();
+        match ProgramPlane::new(program, generation, &config, workers, folder) {
+            Ok(plane) => Driver::start(config, inheritance, plane)?.live()?.run().await,
+            Err(error) => {
+                inheritance.refuse(&error);
+                Err(error)
+            }
+        }
     }
 
     /// Starts the generation for a server that accepts connections itself, as [`Starting::new`]

@@ -19,7 +19,6 @@ mod head;
 mod machine;
 mod messages;
 mod pid_file;
-mod plane_events;
 mod process;
 mod signals;
 mod startup;

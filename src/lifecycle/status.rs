@@ -181,6 +181,7 @@ impl<P: DataPlane> Driver<P> {
             connections: self.plane.connections(),
             counters: Counters { handoffs: self.history.handoffs, ..self.plane.counters() },
             drain_left_ms: left.map(milliseconds),
+            programs: self.plane.programs(),
         }
     }
 

@@ -5,10 +5,9 @@ use super::driver::{Driver, Occurrence};
 use super::head::{ActiveRole, Duty};
 use super::machine::{Event, State};
 use super::pid_file::PidFile;
-use super::plane_events::{Awaited, PlaneEvent, next_of_plane};
 use super::timers::{Timer, due};
 use crate::control::{Answer, Request};
-use crate::data_plane::DataPlane;
+use crate::data_plane::{Awaited, DataPlane, PlaneEvent};
 use crate::error::{Error, HandoffFailure};
 use crate::handoff::{PredecessorEvent, Successor, SuccessorEvent};
 
@@ -42,7 +41,7 @@ impl<P: DataPlane> Driver<P> {
                 event = self.predecessors.next() => Wakeup::Predecessor(event),
                 event = next_of_successor(successor) => Wakeup::Successor(event),
                 event = self.signals.next() => Wakeup::Signal(event),
-                event = next_of_plane(&self.plane, awaited) => Wakeup::Plane(event),
+                event = self.plane.next(awaited) => Wakeup::Plane(event),
                 timer = due(timer) => Wakeup::Due(timer),
                 (request, answer) = self.operators.control.next() => Wakeup::Asked(request, answer),
                 duty = next_duty(self.head.as_mut()) => Wakeup::Duty(duty),

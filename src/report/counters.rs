@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use super::program::ProgramCounters;
 use serde::{Deserialize, Serialize};
 
 /// All counters of a generation or of the whole service.
@@ -23,6 +24,9 @@ pub struct Counters {
     pub upstreams: BTreeMap<String, BTreeMap<String, UpstreamCounters>>,
     /// The number of handoffs by outcome.
     pub handoffs: HandoffCounters,
+    /// The counters of the program that serves the listeners, if there is one.
+    #[serde(skip_serializing_if = "ProgramCounters::is_empty")]
+    pub program: ProgramCounters,
 }
 
 /// The counters of one listener.
@@ -115,6 +119,7 @@ impl Counters {
             }
         }
         self.handoffs.add(other.handoffs);
+        self.program.add(&other.program);
     }
 
     /// Removes the counters of addresses that a host name no longer has, and adds them to the

@@ -7,6 +7,7 @@
 
 mod counters;
 mod forecast;
+mod program;
 
 use std::fmt;
 
@@ -16,6 +17,7 @@ use crate::generation::Generation;
 
 pub use counters::{Counters, HandoffCounters, ListenerCounters, UpstreamCounters};
 pub(crate) use forecast::CarryForecast;
+pub use program::{ProgramCounters, ProgramReport, ProgramState};
 
 /// The status of one generation, as sent to other generations and to an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +47,9 @@ pub struct Report {
     /// The time in milliseconds until the drain deadline, when the open connections are cut. `None`
     /// if the generation does not drain.
     pub drain_left_ms: Option<u64>,
+    /// The processes of the program that this generation runs. Empty if it serves by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub programs: Vec<ProgramReport>,
 }
 
 impl Report {
@@ -61,6 +66,7 @@ impl Report {
             connections: None,
             counters: Counters::default(),
             drain_left_ms: None,
+            programs: Vec::new(),
         }
     }
 }

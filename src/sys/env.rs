@@ -105,6 +105,12 @@ pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
+/// Returns the environment of this process.
+#[cfg(feature = "program")]
+pub(crate) fn all() -> Vec<(OsString, OsString)> {
+    std::env::vars_os().collect()
+}
+
 /// Returns the first directory of a list in which colons separate the directories, as systemd
 /// writes it. Returns `None` if the path is not absolute.
 pub(crate) fn first_folder(folders: &OsStr) -> Option<PathBuf> {

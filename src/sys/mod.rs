@@ -10,6 +10,8 @@
 )]
 
 pub(crate) mod ancillary;
+#[cfg(feature = "program")]
+pub(crate) mod child;
 pub(crate) mod env;
 pub(crate) mod fd;
 pub(crate) mod init;

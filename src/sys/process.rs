@@ -194,6 +194,26 @@ pub(crate) fn is_in_our_group(pid: u32) -> bool {
     group == Some(getpgrp())
 }
 
+/// Returns whether a process is in the process group that `leader` leads.
+#[cfg(feature = "program")]
+pub(crate) fn is_in_group(pid: u32, leader: u32) -> bool {
+    let group = i32::try_from(pid).ok().and_then(|pid| getpgid(Some(Pid::from_raw(pid))).ok());
+    group.is_some_and(|group| group.as_raw().unsigned_abs() == leader)
+}
+
+/// Returns whether `ancestor` is the parent of a process, or the parent of its parent, and so on.
+#[cfg(feature = "program")]
+pub(crate) fn is_below(pid: u32, ancestor: u32) -> bool {
+    let parent = |pid: u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (_, fields) = text.rsplit_once(") ")?;
+        fields.split(' ').nth(1)?.parse::<u32>().ok()
+    };
+    // The kernel allows no deeper tree than it has pids. A short limit is enough, and holds even if
+    // pids are reused meanwhile.
+    std::iter::successors(Some(pid), |pid| parent(*pid)).take(64).any(|pid| pid == ancestor)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -95,11 +95,22 @@ pub(crate) fn has_handler(signal: c_int) -> io::Result<bool> {
 }
 
 /// Makes this process ignore a signal. Async-signal-safe.
+pub(super) fn ignore(signal: c_int) -> Result<(), Errno> {
+    set(signal, libc::SIG_IGN)
+}
+
+/// Gives a signal its default effect. Async-signal-safe.
+#[cfg(feature = "program")]
+pub(super) fn reset(signal: c_int) -> Result<(), Errno> {
+    set(signal, libc::SIG_DFL)
+}
+
+/// Sets what a signal does, without a handler. Async-signal-safe.
 ///
 /// This function calls the kernel directly, because the C library refuses to change the signals
 /// that it reserves.
-pub(super) fn ignore(signal: c_int) -> Result<(), Errno> {
-    let action = KernelAction { handler: libc::SIG_IGN, rest: [0; 3] };
+fn set(signal: c_int, handler: libc::sighandler_t) -> Result<(), Errno> {
+    let action = KernelAction { handler, rest: [0; 3] };
     // SAFETY: rt_sigaction(2) reads an action that lives until the call returns. No handler is
     // installed, so the flags for handlers do not matter.
     let done = unsafe {

@@ -113,13 +113,13 @@ pub(crate) fn launch(launch: &Launch<'_>) -> io::Result<()> {
 
 /// Whether a new process shares the descriptor table of its parent or gets a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Descriptors {
+pub(super) enum Descriptors {
     Shared,
     Copied,
 }
 
 /// Whether this process is the parent or the child after a fork.
-enum Forked {
+pub(super) enum Forked {
     Parent { child: Pid },
     Child,
 }
@@ -129,7 +129,7 @@ enum Forked {
 /// # Safety
 /// The child may make only async-signal-safe calls. A child that shares our descriptor table must
 /// not open or close descriptors before it has stopped sharing the table.
-unsafe fn fork(descriptors: Descriptors) -> Result<Forked, Errno> {
+pub(super) unsafe fn fork(descriptors: Descriptors) -> Result<Forked, Errno> {
     let flags = match descriptors {
         Descriptors::Shared => libc::CLONE_FILES | libc::SIGCHLD,
         Descriptors::Copied => libc::SIGCHLD,
@@ -172,7 +172,7 @@ struct Prepared<'a> {
     ignored: Vec<libc::c_int>,
 }
 
-fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+pub(super) fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
 

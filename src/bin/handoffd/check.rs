@@ -5,13 +5,16 @@ use handoffd::listen::{DEFAULT_ADDRESS, Listeners};
 
 use crate::failure::Failure;
 use crate::output::print;
-use crate::settings::{StartSettings, Watched};
+use crate::settings::{Served, StartSettings, Watched};
 
 /// Checks the configuration file. The parser has already reported errors in the command line.
-pub(crate) fn run(arguments: &StartSettings) -> Result<(), Failure> {
-    let config = &arguments.config;
+pub(crate) fn run(settings: &StartSettings) -> Result<(), Failure> {
+    let config = &settings.config;
     config.check()?;
-    if arguments.watched == Watched::ThisProcess || std::process::id() == 1 {
+    if let Served::Program(program) = &settings.served {
+        handoffd::program::check(program, &config.listeners)?;
+    }
+    if settings.watched == Watched::ThisProcess || std::process::id() == 1 {
         Inheritance::check_for_init()?;
     }
     let listeners = match &config.listeners {

@@ -11,7 +11,7 @@ use handoffd::control::{ReloadOptions, default_control_path};
 use handoffd::text::escaped;
 
 use crate::failure::Failure;
-use crate::settings::{ProxyFlags, ServeFlags, StartSettings, parse_time};
+use crate::settings::{ProxyFlags, RunFlags, ServeFlags, StartSettings, parse_time};
 
 /// Zero-downtime TCP proxy and socket-handoff daemon. Without `proxy` or --config it is an echo
 /// server
@@ -35,6 +35,8 @@ enum CommandLine {
     Reload(ReloadFlags),
     /// Show every generation: its process, version, state and connections
     Status(StatusFlags),
+    /// Run a program that serves the listeners, and replace it
+    Run(Box<RunFlags>),
     /// Forward every connection to an upstream
     Proxy(Box<ProxyFlags>),
     /// Read the configuration and report what is wrong with it; bind and change nothing
@@ -69,6 +71,8 @@ struct CheckFlags {
 
 #[derive(Debug, Subcommand)]
 enum Checked {
+    /// Run a program that serves the listeners
+    Run(Box<RunFlags>),
     /// Forward every connection to an upstream
     Proxy(Box<ProxyFlags>),
 }
@@ -98,6 +102,17 @@ struct ReloadFlags {
     /// cut
     #[arg(long)]
     wait_drained: bool,
+}
+
+impl ReloadFlags {
+    fn options(&self) -> ReloadOptions {
+        let milliseconds = |limit: Duration| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let mut options = ReloadOptions::default();
+        options.expect_generation = self.expect_generation;
+        options.timeout_ms = self.timeout.map(milliseconds);
+        options.wait_drained = self.wait_drained;
+        options
+    }
 }
 
 #[derive(Debug, Args)]
@@ -214,17 +229,15 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Failure
         |daemon: Where| daemon.control.unwrap_or_else(|| default_control_path(runtime_directory));
     Ok(match arguments.command {
         None => Command::Serve(arguments.serve.read(runtime_directory)?.into()),
+        Some(CommandLine::Run(flags)) => Command::Serve(flags.read(runtime_directory)?.into()),
         Some(CommandLine::Proxy(flags)) => Command::Serve(flags.read(runtime_directory)?.into()),
         Some(CommandLine::Check(flags)) => Command::Check(match flags.command {
             None => flags.serve.read(runtime_directory)?.into(),
+            Some(Checked::Run(run)) => run.read(runtime_directory)?.into(),
             Some(Checked::Proxy(proxy)) => proxy.read(runtime_directory)?.into(),
         }),
         Some(CommandLine::Reload(flags)) => {
-            let mut options = ReloadOptions::default();
-            options.expect_generation = flags.expect_generation;
-            let milliseconds = |limit: Duration| u64::try_from(limit.as_millis());
-            options.timeout_ms = flags.timeout.map(|limit| milliseconds(limit).unwrap_or(u64::MAX));
-            options.wait_drained = flags.wait_drained;
+            let options = flags.options();
             Command::Reload { control: find(flags.daemon), options }
         }
         Some(CommandLine::Doctor(flags)) if flags.user => Command::Doctor {

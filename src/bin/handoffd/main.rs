@@ -22,11 +22,12 @@ use std::sync::Arc;
 
 use cli::Command;
 use failure::Failure;
+use handoffd::program::ProgramConfig;
 use handoffd::text::one_line;
 use handoffd::{Builder, Config, Error, ExitStatus, Inheritance, Workers};
 use logging::Destination;
 use metrics::WithMetrics;
-use settings::{StartSettings, Watched};
+use settings::{Served, StartSettings, Watched};
 
 /// The number of entries to which the process grows its file descriptor table. This takes 128 KiB
 /// in the kernel. A connection uses one file descriptor, a proxied connection two, and a connection
@@ -78,11 +79,16 @@ fn serve(settings: StartSettings) -> ExitCode {
     };
     let generation = inheritance.generation();
     logging::start(destination, &settings.log, settings.log_format, generation);
-    let mut config = settings.config;
-    config.identity = identity::identity(&settings.file);
-    let control = config.control.clone().filter(|_| settings.metrics);
-    let service = WithMetrics::new(settings.routes, control);
-    let ended = match run(config, inheritance, service, settings.workers) {
+    let StartSettings { mut config, served, metrics, workers, file, .. } = settings;
+    config.identity = identity::identity(&file);
+    let ended = match served {
+        Served::Services(routes) => {
+            let control = config.control.clone().filter(|_| metrics);
+            run(config, inheritance, WithMetrics::new(routes, control), workers)
+        }
+        Served::Program(program) => run_program(config, inheritance, *program, workers),
+    };
+    let ended = match ended {
         Ok(()) => code(ExitStatus::Done),
         Err(error) => fail(&error),
     };
@@ -96,38 +102,56 @@ fn run(
     service: WithMetrics,
     workers: Option<NonZeroUsize>,
 ) -> Result<(), Failure> {
+    let (runtime, server) = prepare(config, inheritance, workers)?;
+    let service = Arc::new(service);
+    runtime.block_on(async {
+        // Let the predecessor keep serving, if there is one. It may still have addresses for host
+        // names that do not resolve now.
+        if !service.routes.resolve().await && server.inheritance().has_predecessor() {
+            let error = Failure::Unresolved;
+            server.refuse(&error);
+            return Err(error);
+        }
+        tokio::select! {
+            served = server.run(Arc::clone(&service)) => Ok(served.map(drop)?),
+            never = service.routes.watch() => match never {},
+        }
+    })
+}
+
+fn run_program(
+    config: Config,
+    inheritance: Inheritance,
+    program: ProgramConfig,
+    workers: Option<NonZeroUsize>,
+) -> Result<(), Failure> {
+    // A program that accepts by itself needs no workers of ours.
+    let workers = if program.attach.is_private() { workers } else { Some(NonZeroUsize::MIN) };
+    let (runtime, server) = prepare(config, inheritance, workers)?;
+    Ok(runtime.block_on(server.run_program(program)).map(drop)?)
+}
+
+/// Starts the runtime and the workers, and makes room for file descriptors.
+fn prepare(
+    config: Config,
+    inheritance: Inheritance,
+    workers: Option<NonZeroUsize>,
+) -> Result<(tokio::runtime::Runtime, Builder), Failure> {
     raise_descriptor_limit();
     make_room_for_descriptors();
     let count = workers
         .unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let (runtime, workers) = match runtime.and_then(|runtime| Ok((runtime, Workers::start(count)?)))
-    {
-        Ok(started) => started,
+    let started = runtime.and_then(|runtime| Ok((runtime, Workers::start(count)?)));
+    let server = Builder::new(inheritance).configure(|settings| *settings = config);
+    match started {
+        Ok((runtime, workers)) => Ok((runtime, server.workers(workers))),
         Err(source) => {
             let error = Error::System { doing: "start the runtime", source };
-            inheritance.refuse(&error);
-            return Err(error.into());
+            server.refuse(&error);
+            Err(error.into())
         }
-    };
-    let service = Arc::new(service);
-    runtime.block_on(async {
-        // Let the predecessor keep serving, if there is one. It may still have addresses for host
-        // names that do not resolve now.
-        if !service.routes.resolve().await && inheritance.has_predecessor() {
-            let error = Failure::Unresolved;
-            inheritance.refuse(&error);
-            return Err(error);
-        }
-        let server = Builder::new(inheritance).configure(|settings| *settings = config);
-        let server = server.workers(workers);
-        tokio::select! {
-            served = server.run(Arc::clone(&service)) => {
-                Ok(served.map(drop)?)
-            }
-            never = service.routes.watch() => match never {},
-        }
-    })
+    }
 }
 
 /// Raises the soft limit of open files to the hard limit, because each connection needs a file

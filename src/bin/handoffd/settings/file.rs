@@ -12,15 +12,18 @@ use std::path::{Path, PathBuf};
 
 use handoffd::Error;
 use handoffd::listen::{ListenerName, Listeners, METRICS_LISTENER};
+use handoffd::program::ProgramConfig;
 use handoffd::proxy::ProxyConfig;
 use nix::fcntl::OFlag;
 use nix::sys::statfs::{self, FsType, fstatfs};
 use serde::Deserialize;
-use toml::de::DeTable;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 use super::daemon::DaemonSettings;
 use super::listeners::{self, CheckedListener, TakenBy};
 use super::mistake::Mistake;
+use super::program::ProgramSettings;
 use crate::failure::Failure;
 
 /// The maximum size of a configuration file in bytes. A larger file is probably not a configuration
@@ -46,6 +49,8 @@ pub(crate) struct FileSettings {
     /// The service of each listener, in the order of the file. Each listener in `listeners` has one
     /// entry, and the list is never empty.
     pub(crate) services: Vec<(ListenerName, ServiceConfig)>,
+    /// The program that serves the listeners instead of these services.
+    pub(crate) program: Option<ProgramConfig>,
 }
 
 /// The service that runs on a listener.
@@ -55,6 +60,8 @@ pub(crate) enum ServiceConfig {
     Echo,
     /// The proxy service, which forwards connections to upstreams.
     Proxy(Box<ProxyConfig>),
+    /// The program in the table `[program]`.
+    Program,
 }
 
 impl ConfigFile {
@@ -135,17 +142,37 @@ fn parse(text: &str) -> Result<FileSettings, Mistake> {
         return Err(Mistake::of_toml(first, text));
     }
     let tables = listeners::take_tables(file.get_mut())?;
+    let program = take_program(file.get_mut(), text)?;
     let daemon = DaemonSettings::deserialize(toml::Deserializer::from(file));
     let daemon = daemon.map_err(|error| Mistake::of_toml(&error, text))?;
     let mut taken = TakenBy::default();
-    let listeners = listeners::read(tables, text, &mut taken)?;
+    let listeners = listeners::read(tables, text, program.is_some(), &mut taken)?;
     check_metrics(&daemon, &listeners, &mut taken)?;
     let (listeners, services): (Vec<_>, Vec<_>) =
         listeners.into_iter().map(CheckedListener::split).unzip();
     // This call never fails, because the names and the addresses were checked above. Only there,
     // their positions in the file are known.
     let listeners = Listeners::new(listeners).map_err(|error| Mistake::at(0, error.to_string()))?;
-    Ok(FileSettings { daemon, listeners, services })
+    Ok(FileSettings { daemon, listeners, services, program })
+}
+
+/// Removes the table of the program from the file, and reads it.
+fn take_program(file: &mut DeTable<'_>, text: &str) -> Result<Option<ProgramConfig>, Mistake> {
+    let Some(program) = file.remove("program") else { return Ok(None) };
+    let span = program.span();
+    let DeValue::Table(table) = program.into_inner() else {
+        let what = "this is no table, expected the settings of a program, as in [program]";
+        return Err(Mistake::at(span.start, what));
+    };
+    let settings =
+        ProgramSettings::deserialize(toml::Deserializer::from(Spanned::new(span.clone(), table)));
+    let settings = settings.map_err(|error| Mistake::of_toml(&error, text))?;
+    if settings.command.is_none() {
+        let what =
+            "the program has no command, expected one, as in command = [\"gunicorn\", \"app:app\"]";
+        return Err(Mistake::at(span.start, what));
+    }
+    settings.into_config().map(Some)
 }
 
 /// Checks that the metrics listener has a name and an address of its own.

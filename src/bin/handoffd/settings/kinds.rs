@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use handoffd::listen::{Address, OnHandoff, SocketMode};
+use handoffd::program::{StopSignal, Umask};
 use handoffd::proxy::{Balance, HeaderVersion, Network, UpstreamTarget};
 use handoffd::{Error, MaxGenerations};
 use tracing_subscriber::filter::Targets;
@@ -71,6 +72,8 @@ texts! {
         \"/PATH\" or \"@NAME\"";
     Balance: "balance", "\"round-robin\", \"least-connections\" or \"in-order\"";
     HeaderVersion: "PROXY header", "\"v1\" or \"v2\"";
+    StopSignal: "signal", "the name of a signal, as in \"TERM\"";
+    Umask: "umask", "octal digits as text, as in \"0027\"";
     SocketMode: "mode", "octal digits as text, as in \"0660\"";
     UpstreamTarget: "address", "an upstream: \"IP:PORT\", \"[IPV6]:PORT\", \"HOST:PORT\", \
         \"/PATH\" or \"@NAME\"";
@@ -78,7 +81,7 @@ texts! {
 }
 
 /// Returns the part of an error that says what was expected.
-fn why(error: Error) -> Expected {
+pub(super) fn why(error: Error) -> Expected {
     if let Error::Address { why, .. } | Error::Setting { why, .. } = error {
         return why.into();
     }
@@ -102,6 +105,8 @@ impl Kind for OnHandoff {
 pub(super) enum ServiceName {
     Echo,
     Proxy,
+    /// The program of the table `[program]`. It has no name in the file.
+    Program,
 }
 
 impl Kind for ServiceName {

@@ -47,7 +47,7 @@ impl CheckedListener {
     fn upstreams(&self) -> &[UpstreamTarget] {
         match &self.service {
             ServiceConfig::Proxy(proxy) => proxy.upstreams.as_slice(),
-            ServiceConfig::Echo => &[],
+            ServiceConfig::Echo | ServiceConfig::Program => &[],
         }
     }
 }
@@ -76,6 +76,7 @@ pub(super) fn take_tables<'a>(file: &mut DeTable<'a>) -> Result<Vec<ListenerTabl
 pub(super) fn read(
     tables: Vec<ListenerTable<'_>>,
     text: &str,
+    has_program: bool,
     taken: &mut TakenBy,
 ) -> Result<Vec<CheckedListener>, Mistake> {
     if tables.is_empty() {
@@ -84,8 +85,10 @@ pub(super) fn read(
         let what = "there is no listener, expected at least one, as in [listener.web]";
         return Err(Mistake::at(0, what));
     }
-    let listeners: Vec<_> =
-        tables.into_iter().map(|table| one(table, text, taken)).collect::<Result<_, _>>()?;
+    let listeners: Vec<_> = tables
+        .into_iter()
+        .map(|table| one(table, text, has_program, taken))
+        .collect::<Result<_, _>>()?;
     check_loops(&listeners)?;
     Ok(listeners)
 }
@@ -129,6 +132,7 @@ pub(super) fn take(
 fn one(
     (name, table): ListenerTable<'_>,
     text: &str,
+    has_program: bool,
     taken: &mut TakenBy,
 ) -> Result<CheckedListener, Mistake> {
     let place = name.span().start;
@@ -144,9 +148,13 @@ fn one(
         .ok_or_else(|| lacks("address", "an address, as in address = \"127.0.0.1:8080\""))?;
     take(taken, &address, &parsed)?;
     let address = address.value;
-    let service = settings.service.take().map(|service| service.value);
     let mut upstream_places = Vec::new();
+    let service = service_name(has_program, &settings)?;
     let service = match service.ok_or_else(|| lacks("service", ServiceName::EXPECTED))? {
+        ServiceName::Program => {
+            check_no_proxy_setting(proxy.get_ref())?;
+            ServiceConfig::Program
+        }
         ServiceName::Echo => {
             check_no_proxy_setting(proxy.get_ref())?;
             ServiceConfig::Echo
@@ -169,6 +177,21 @@ fn one(
     config.name = Some(parsed.clone());
     settings.apply(&mut config);
     Ok(CheckedListener { name: parsed, config, service, upstream_places })
+}
+
+/// Returns the service of a listener, which a program replaces.
+fn service_name(
+    has_program: bool,
+    settings: &ListenerSettings,
+) -> Result<Option<ServiceName>, Mistake> {
+    match &settings.service {
+        Some(service) if has_program => {
+            let what = "the program serves this listener, expected no service beside [program]";
+            Err(Mistake::at(service.offset, what))
+        }
+        Some(service) => Ok(Some(service.value)),
+        None => Ok(has_program.then_some(ServiceName::Program)),
+    }
 }
 
 /// Reads the settings that every listener has, and returns the settings of a proxy unread. Values

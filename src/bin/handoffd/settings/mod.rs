@@ -14,6 +14,8 @@ mod kinds;
 mod listener;
 mod listeners;
 mod mistake;
+mod program;
+mod program_kinds;
 mod proxy;
 #[cfg(test)]
 mod tests;
@@ -25,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use handoffd::listen::{Address, ListenerConfig, Listeners, METRICS_LISTENER, OnHandoff};
+use handoffd::program::ProgramConfig;
 use handoffd::proxy::{Loop, Proxy, Upstreams, find_loop};
 use handoffd::{Config, Echo};
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -33,6 +36,7 @@ use self::daemon::DaemonSettings;
 use self::file::{ConfigFile, FileSettings, ServiceConfig};
 use self::listener::ListenFlags;
 use self::mistake::{Mistake, SettingSource};
+use self::program::ProgramSettings;
 use self::proxy::ProxySettings;
 use self::value::{Given, value};
 use crate::failure::Failure;
@@ -81,6 +85,22 @@ pub(crate) struct ProxyFlags {
     init: InitFlag,
 }
 
+/// The flags of the command `run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunFlags {
+    #[command(flatten)]
+    program: ProgramSettings,
+
+    #[command(flatten)]
+    listen: ListenFlags,
+
+    #[command(flatten)]
+    daemon: DaemonSettings,
+
+    #[command(flatten)]
+    init: InitFlag,
+}
+
 #[derive(Debug, Args)]
 struct InitFlag {
     /// Stay as a small init that ends with the service, for a supervisor that watches one process;
@@ -92,7 +112,7 @@ struct InitFlag {
 /// Everything with which the daemon starts, merged from its flags and its file.
 pub(crate) struct StartSettings {
     pub(crate) config: Config,
-    pub(crate) routes: Routes,
+    pub(crate) served: Served,
     /// Whether one of the listeners serves metrics.
     pub(crate) metrics: bool,
     pub(crate) workers: Option<NonZeroUsize>,
@@ -101,6 +121,14 @@ pub(crate) struct StartSettings {
     /// The contents of the configuration file. Empty if no file is used.
     pub(crate) file: Vec<u8>,
     pub(crate) watched: Watched,
+}
+
+/// What serves the clients of the listeners.
+pub(crate) enum Served {
+    /// The services of this daemon.
+    Services(Routes),
+    /// A program that this daemon runs.
+    Program(Box<ProgramConfig>),
 }
 
 /// The process that the parent of the daemon, such as systemd, watches as the main process.
@@ -119,14 +147,17 @@ impl ServeFlags {
     pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<StartSettings, Failure> {
         let Self { config, listen, daemon, init } = self;
         let Some(path) = config else {
-            let routes = Routes::all(BuiltinService::Echo(Echo));
-            return start(daemon, listen.read()?, routes, init, runtime_directory)
+            let echo = Served::Services(Routes::all(BuiltinService::Echo(Echo)));
+            return start(daemon, listen.read()?, echo, init, runtime_directory)
                 .map_err(Mistake::in_flags);
         };
         let file = ConfigFile::open(path)?;
-        let FileSettings { daemon: in_file, listeners, services } = file.parse()?;
-        let routes = routes(&services);
-        let start = start(daemon.or(in_file), listeners, routes, init, runtime_directory);
+        let FileSettings { daemon: in_file, listeners, services, program } = file.parse()?;
+        let served = match program {
+            Some(program) => Served::Program(Box::new(program)),
+            None => Served::Services(routes(&services)),
+        };
+        let start = start(daemon.or(in_file), listeners, served, init, runtime_directory);
         let start = start.map_err(|mistake| file.failure(mistake))?;
         Ok(StartSettings { file: file.into_bytes(), ..start })
     }
@@ -144,7 +175,18 @@ impl ProxyFlags {
         let proxy = proxy.map_err(Mistake::in_flags)?;
         check_loop(&addresses, &proxy.upstreams)?;
         let routes = Routes::all(BuiltinService::Proxy(Box::new(Proxy::new(proxy))));
-        start(self.daemon, listeners, routes, self.init, runtime_directory)
+        let served = Served::Services(routes);
+        start(self.daemon, listeners, served, self.init, runtime_directory)
+            .map_err(Mistake::in_flags)
+    }
+}
+
+impl RunFlags {
+    /// Merges the flags of the command `run`, as [`ServeFlags::read`] does for the daemon.
+    pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<StartSettings, Failure> {
+        let program = self.program.into_config().map_err(Mistake::in_flags)?;
+        let served = Served::Program(Box::new(program));
+        start(self.daemon, self.listen.read()?, served, self.init, runtime_directory)
             .map_err(Mistake::in_flags)
     }
 }
@@ -170,6 +212,7 @@ fn routes(services: &[(handoffd::listen::ListenerName, ServiceConfig)]) -> Route
             ServiceConfig::Proxy(proxy) => {
                 BuiltinService::Proxy(Box::new(Proxy::new((**proxy).clone())))
             }
+            ServiceConfig::Program => return routes,
         };
         routes.with(name, service)
     })
@@ -179,7 +222,7 @@ fn routes(services: &[(handoffd::listen::ListenerName, ServiceConfig)]) -> Route
 fn start(
     daemon: DaemonSettings,
     listeners: Listeners,
-    routes: Routes,
+    served: Served,
     InitFlag { init }: InitFlag,
     runtime_directory: Option<&Path>,
 ) -> Result<StartSettings, Mistake> {
@@ -190,11 +233,15 @@ fn start(
     let mut config = daemon.into_config(listeners, runtime_directory);
     let shows_metrics = metrics.is_some();
     if let Some(address) = metrics {
+        if let Served::Program(_) = served {
+            let what = "metrics are not served beside a program: ask with `handoffd status --json`";
+            return Err(Mistake::at(address.offset, what));
+        }
         add_metrics(&mut config, address)?;
     }
     Ok(StartSettings {
         config,
-        routes,
+        served,
         metrics: shows_metrics,
         workers,
         log: log.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO)),

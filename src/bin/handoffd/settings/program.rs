@@ -1,0 +1,154 @@
+//! The settings of a program that serves the listeners: each is a key of the table `[program]`, and
+//! a flag of the command `run`.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use clap::Args;
+use handoffd::program::{Attach, ProgramConfig, Ready};
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+
+use super::kinds::{Count, FilePath, Time, Wait};
+use super::mistake::Mistake;
+use super::program_kinds::{Ending, ListenerKey, ProgramArgument, Variable};
+use super::value::{Given, list, set, value};
+
+/// The settings of a program. A field that is `None` was not given.
+///
+/// A field is declared once: its name is the key, and with dashes the flag. Its comment is the help
+/// text, which ends with the default. `docs/handoffd.toml` gives the reasons.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ProgramSettings {
+    /// The program and its arguments
+    ///
+    /// These placeholders are replaced in the arguments: {fd} and {fd:NAME} by the number of a
+    /// listener, {address} and {address:NAME} by its address, {port} by a private port, {socket} by
+    /// the path of a private Unix socket, {generation} and {instance} by their numbers.
+    #[arg(id = "command", last = true, required = true, value_name = "PROGRAM")]
+    #[serde(deserialize_with = "list")]
+    pub(super) command: Option<Vec<Given<ProgramArgument>>>,
+
+    /// How the program gets its clients: inherit (it accepts on the listeners), port or socket (it
+    /// listens on a private one, and handoffd forwards), or detect [default: what the command
+    /// mentions, else detect]
+    #[arg(long, value_name = "WAY")]
+    attach: Option<Given<Attach>>,
+
+    /// How the program says that it is ready: notify, alive, connect, http:/PATH, descriptor:N or
+    /// after:TIME [default: notify or alive; a private program: connect]
+    #[arg(long, value_name = "SIGN")]
+    ready: Option<Given<Ready>>,
+
+    /// A command that succeeds when the program is ready, instead of --ready [default: none]
+    #[arg(long, value_name = "WORD", num_args = 1.., value_terminator = ";")]
+    #[arg(allow_hyphen_values = true)]
+    #[serde(deserialize_with = "list")]
+    ready_command: Option<Vec<Given<ProgramArgument>>>,
+
+    /// How often to ask a ready program again; a check that fails in the bake rolls back
+    /// [default: never]
+    #[arg(long, value_name = "TIME")]
+    check_interval: Option<Given<Wait>>,
+
+    /// What happens when the program ends: always (it is started again) or never
+    /// [default: always]
+    #[arg(long, value_name = "WHEN")]
+    restart: Option<Given<Ending>>,
+
+    /// The signal that asks the program to end [default: TERM]
+    #[arg(long, value_name = "SIGNAL")]
+    stop_signal: Option<Given<handoffd::program::StopSignal>>,
+
+    /// How long the program may take to end after the signal, before it is killed [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    stop_timeout: Option<Given<Time>>,
+
+    /// How many processes of the program run at once [default: 1]
+    #[arg(long, value_name = "COUNT")]
+    instances: Option<Given<Count>>,
+
+    /// A variable for the program, NAME=VALUE, with placeholders; may be given several times
+    /// [default: none]
+    #[arg(id = "environment", long = "env", value_name = "NAME=VALUE")]
+    #[serde(deserialize_with = "variables")]
+    environment: Option<Vec<Given<Variable>>>,
+
+    /// A file of variables for the program, read again at each start [default: none]
+    #[arg(long = "env-file", id = "environment_file", value_name = "FILE")]
+    environment_file: Option<Given<FilePath>>,
+
+    /// The working directory of the program; its links are resolved at each start
+    /// [default: that of handoffd]
+    #[arg(long, value_name = "PATH")]
+    working_directory: Option<Given<FilePath>>,
+
+    /// The file mode creation mask of the program, as in 0027 [default: that of handoffd]
+    #[arg(long, value_name = "MASK")]
+    umask: Option<Given<handoffd::program::Umask>>,
+
+    /// The listener that the program gets as its standard input [default: none]
+    #[arg(long, value_name = "NAME")]
+    stdin: Option<Given<ListenerKey>>,
+}
+
+impl ProgramSettings {
+    /// Returns the configuration of the program.
+    pub(super) fn into_config(self) -> Result<ProgramConfig, Mistake> {
+        let words = |list: Vec<Given<ProgramArgument>>| -> Vec<String> {
+            list.into_iter().map(|word| word.value).collect()
+        };
+        let place = self.command.as_ref().and_then(|command| command.first()?.offset);
+        let command = words(self.command.unwrap_or_default());
+        let mut config =
+            ProgramConfig::new(command).map_err(|error| Mistake::at(place, error.to_string()))?;
+        set(&mut config.attach, self.attach);
+        let ready_place = self.ready.as_ref().and_then(|ready| ready.offset);
+        config.ready = value(self.ready).or(self.ready_command.map(words).map(Ready::Command));
+        config.check_interval = value(self.check_interval);
+        set(&mut config.restart, self.restart);
+        set(&mut config.stop_signal, self.stop_signal);
+        set(&mut config.stop_timeout, self.stop_timeout);
+        set(&mut config.instances, self.instances);
+        config.environment =
+            self.environment.unwrap_or_default().into_iter().map(|one| one.value).collect();
+        config.environment_file = value(self.environment_file);
+        config.working_directory = value(self.working_directory);
+        config.umask = value(self.umask);
+        config.stdin = value(self.stdin);
+        if config.attach == Attach::Inherit
+            && matches!(config.ready, Some(Ready::Connect | Ready::Http(_)))
+        {
+            let what = "a program that inherits the listeners cannot be asked by a connection: the \
+                old one may answer; expected another sign, or attach = \"port\"";
+            return Err(Mistake::at(ready_place, what));
+        }
+        Ok(config)
+    }
+}
+
+/// Deserializes a table of variables.
+fn variables<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<Given<Variable>>>, D::Error> {
+    deserializer.deserialize_any(VariableTable(PhantomData)).map(Some)
+}
+
+struct VariableTable(PhantomData<Variable>);
+
+impl<'de> Visitor<'de> for VariableTable {
+    type Value = Vec<Given<Variable>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table of variables, as in { NAME = \"value\" }")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut variables: M) -> Result<Self::Value, M::Error> {
+        let mut all = Vec::new();
+        while let Some((name, value)) = variables.next_entry::<String, Given<ProgramArgument>>()? {
+            all.push(Given { value: (name, value.value), offset: value.offset });
+        }
+        Ok(all)
+    }
+}

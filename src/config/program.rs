@@ -1,0 +1,252 @@
+//! The configuration of a program that serves the listeners, in any language.
+//!
+//! Every value is checked when it is created. The module `program` starts the program and replaces
+//! it at a handoff.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::ListenerName;
+use super::proxy::ProxyConfig;
+use crate::error::Error;
+
+/// The configuration of a program that serves the listeners.
+///
+/// ```
+/// use handoffd::program::ProgramConfig;
+///
+/// let config = ProgramConfig::new(vec!["gunicorn".into(), "app:app".into()])?;
+/// # Ok::<(), handoffd::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ProgramConfig {
+    /// The program and its arguments, with placeholders such as `{fd}` and `{port}`.
+    pub command: Vec<String>,
+    /// How the program gets the clients of the listeners.
+    pub attach: Attach,
+    /// How a started program reports that it is ready. `None` is the default of the attachment.
+    pub ready: Option<Ready>,
+    /// How often to check a private program that is ready. Default: never. A check that fails
+    /// during the bake rolls back.
+    pub check_interval: Option<Duration>,
+    /// What happens when a program that was ready ends. Default: it is started again.
+    pub restart: Restart,
+    /// The signal that asks the program to end. Default SIGTERM.
+    pub stop_signal: StopSignal,
+    /// How long the program may take to end after the signal. Default 10 s.
+    pub stop_timeout: Duration,
+    /// How many processes of the program run at once. Default 1.
+    pub instances: NonZeroUsize,
+    /// Variables that are added to the environment, with placeholders.
+    pub environment: Vec<(String, String)>,
+    /// A file of variables in the format of systemd's `EnvironmentFile=`. It is read again at each
+    /// start of the program.
+    pub environment_file: Option<PathBuf>,
+    /// The working directory. Its symbolic links are resolved at each start of the program.
+    pub working_directory: Option<PathBuf>,
+    /// The file mode creation mask of the program. Default: that of this process.
+    pub umask: Option<Umask>,
+    /// The listener that the program gets as its standard input.
+    pub stdin: Option<ListenerName>,
+    /// How connections are forwarded to a private program. Its upstreams are not used.
+    pub relay: Option<Box<ProxyConfig>>,
+}
+
+impl ProgramConfig {
+    /// Returns the configuration of a program with its arguments, and with defaults for everything
+    /// else. The attachment follows from the placeholders.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the command is empty or names no program.
+    pub fn new(command: Vec<String>) -> Result<Self, Error> {
+        if command.first().is_none_or(|program| program.is_empty()) {
+            let value = format!("{command:?}");
+            let why = "expected a program, as in [\"gunicorn\", \"app:app\"]";
+            return Err(Error::Setting { setting: "command", value, why });
+        }
+        Ok(Self {
+            attach: Attach::of_command(&command),
+            command,
+            ready: None,
+            check_interval: None,
+            restart: Restart::Always,
+            stop_signal: StopSignal(Signal::SIGTERM),
+            stop_timeout: Duration::from_secs(10),
+            instances: NonZeroUsize::MIN,
+            environment: Vec::new(),
+            environment_file: None,
+            working_directory: None,
+            umask: None,
+            stdin: None,
+            relay: None,
+        })
+    }
+
+    /// Returns how a started program reports that it is ready.
+    #[must_use]
+    pub fn ready(&self) -> Ready {
+        self.ready.clone().unwrap_or(match self.attach {
+            Attach::Inherit => Ready::NotifyOrAlive,
+            Attach::Detect => Ready::NotifyOrConnect,
+            Attach::PrivatePort | Attach::PrivateSocket => Ready::Connect,
+        })
+    }
+}
+
+/// How a program gets the clients of the listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    /// The program is offered both, the listeners and a private port. If it accepts connections on
+    /// the port, it is private. If it sends `READY=1` before, it inherits.
+    Detect,
+    /// The program accepts on the listeners, which it inherits.
+    Inherit,
+    /// The program listens on a private port of 127.0.0.1, and this process forwards to it.
+    PrivatePort,
+    /// The program listens on a private Unix socket, and this process forwards to it.
+    PrivateSocket,
+}
+
+impl Attach {
+    /// Returns the attachment that the placeholders of a command stand for. A command without
+    /// placeholders is offered both ways.
+    #[must_use]
+    pub fn of_command(command: &[String]) -> Self {
+        let mentions = |word: &str| command.iter().any(|argument| argument.contains(word));
+        if mentions("{socket}") {
+            Self::PrivateSocket
+        } else if mentions("{port}") {
+            Self::PrivatePort
+        } else if mentions("{fd}") || mentions("{fd:") {
+            Self::Inherit
+        } else {
+            Self::Detect
+        }
+    }
+
+    /// Returns whether this process may have to accept the clients and forward them to the program.
+    #[must_use]
+    pub const fn is_private(self) -> bool {
+        matches!(self, Self::Detect | Self::PrivatePort | Self::PrivateSocket)
+    }
+}
+
+/// How a started program reports that it is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ready {
+    /// It sends `READY=1` to its `NOTIFY_SOCKET` (see sd_notify(3)).
+    Notify,
+    /// It sends `READY=1`, or is alive for one second. This is a guess, for programs that cannot
+    /// report anything.
+    NotifyOrAlive,
+    /// It sends `READY=1`, or accepts connections on its private port.
+    NotifyOrConnect,
+    /// It writes a newline to this descriptor, as programs for s6 do.
+    Descriptor(u8),
+    /// This command succeeds.
+    Command(Vec<String>),
+    /// A private program accepts a connection.
+    Connect,
+    /// A private program answers a request for this path with a status below 400.
+    Http(String),
+    /// It is alive for this time.
+    After(Duration),
+}
+
+/// What happens when a program that was ready ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Restart {
+    /// The program is started again, after a pause that grows from 100 ms to 10 s.
+    #[default]
+    Always,
+    /// The generation ends too.
+    Never,
+}
+
+/// The signal that asks a program to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopSignal(pub(crate) Signal);
+
+impl FromStr for StopSignal {
+    type Err = Error;
+
+    /// Parses the name of a signal, with or without `SIG`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let name = text.to_ascii_uppercase();
+        let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+        let why = "expected a signal that ends a program, as in TERM, INT, QUIT or USR2";
+        let refused = || Error::Setting { setting: "signal", value: format!("{text:?}"), why };
+        let signal: Signal = name.parse().map_err(|_| refused())?;
+        if matches!(signal, Signal::SIGSTOP | Signal::SIGCONT | Signal::SIGCHLD) {
+            return Err(refused());
+        }
+        Ok(Self(signal))
+    }
+}
+
+impl fmt::Display for StopSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str())
+    }
+}
+
+/// A file mode creation mask (see umask(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Umask(pub(crate) u32);
+
+impl FromStr for Umask {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let digits =
+            (3..=4).contains(&text.len()) && text.bytes().all(|digit| digit.is_ascii_digit());
+        let mask = u32::from_str_radix(text, 8).ok().filter(|mask| digits && *mask <= 0o777);
+        let why = "expected three octal digits, as in 0027";
+        let refused = || Error::Setting { setting: "umask", value: format!("{text:?}"), why };
+        mask.map(Self).ok_or_else(refused)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attach(command: &[&str]) -> Attach {
+        Attach::of_command(&command.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn the_placeholders_decide_how_a_program_attaches() {
+        assert_eq!(attach(&["gunicorn", "app:app"]), Attach::Detect);
+        assert_eq!(attach(&["uvicorn", "--fd", "{fd}"]), Attach::Inherit);
+        assert_eq!(attach(&["node", "server.js", "--port={port}"]), Attach::PrivatePort);
+        assert_eq!(attach(&["uvicorn", "--uds", "{socket}"]), Attach::PrivateSocket);
+    }
+
+    #[test]
+    fn a_stop_signal_has_a_name() {
+        for (text, signal) in
+            [("TERM", Signal::SIGTERM), ("SIGQUIT", Signal::SIGQUIT), ("usr2", Signal::SIGUSR2)]
+        {
+            assert_eq!(text.parse::<StopSignal>().unwrap(), StopSignal(signal));
+        }
+        for text in ["", "15", "STOP", "NOPE"] {
+            assert!(text.parse::<StopSignal>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_umask_is_octal() {
+        assert_eq!("0027".parse::<Umask>().unwrap(), Umask(0o27));
+        for text in ["", "27", "0999", "07777"] {
+            assert!(text.parse::<Umask>().is_err(), "{text}");
+        }
+    }
+}

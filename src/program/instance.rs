@@ -1,0 +1,376 @@
+//! One process of a program: it is started, watched, started again when it ends, and stopped.
+//!
+//! The task of an instance owns its process. The data plane gives orders and reads the state. If
+//! the task is dropped, the process and its group are killed, so no program outlives its
+//! generation.
+
+use std::io;
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::launch::{Launched, ProgramLaunch};
+use super::notify::{Notification, NotifySocket};
+use super::output::LastWords;
+use super::ready::{self, ReadyBy};
+use crate::address::Address;
+use crate::config::{ProgramConfig, Restart};
+use crate::error::Error;
+use crate::generation::Generation;
+use crate::net::Listener;
+use crate::report::ProgramCounters;
+use crate::sys::child::Child;
+
+/// The pauses before a program is started again: the first, and the longest. Each is twice as long
+/// as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long the last words of a program that has ended may take to arrive.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
+/// The pause between two looks at a process group that shall end.
+const GROUP_PAUSE: Duration = Duration::from_millis(20);
+
+/// What an instance shall do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Run. If the program fails, the generation fails too, because it is on probation.
+    Prove,
+    /// Run. If the program fails, start it again.
+    Run,
+    /// End, as the program itself ends.
+    Stop,
+    /// End at once.
+    Kill,
+}
+
+/// What an instance does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InstanceState {
+    Starting,
+    Ready(ReadyBy),
+    /// It has ended, and is about to be started again.
+    Restarting,
+    /// It has failed, and is not started again.
+    Failed,
+    /// No process of it is left.
+    Ended,
+}
+
+/// What an operator sees of an instance.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Facts {
+    pub(super) pid: Option<u32>,
+    pub(super) status: Option<String>,
+    pub(super) counters: ProgramCounters,
+}
+
+/// One process of a program.
+pub(super) struct Instance {
+    pub(super) config: Arc<ProgramConfig>,
+    pub(super) generation: Generation,
+    pub(super) number: usize,
+    pub(super) listeners: Vec<Listener>,
+    pub(super) private: Option<Address>,
+    pub(super) notify: NotifySocket,
+    pub(super) orders: watch::Receiver<Order>,
+    pub(super) failures: watch::Sender<Option<String>>,
+    pub(super) state: watch::Sender<InstanceState>,
+    pub(super) facts: Arc<Mutex<Facts>>,
+}
+
+/// How the life of one process has ended.
+enum Lived {
+    /// It was told to stop.
+    Stopped,
+    /// It ended by itself, or could not start. The text is the reason.
+    Failed(String),
+}
+
+/// A running process, whose group is killed when this value is dropped.
+struct Running {
+    child: Child,
+    words: LastWords,
+    written: tokio::sync::oneshot::Receiver<std::convert::Infallible>,
+}
+
+impl Running {
+    async fn kill(&self) {
+        self.child.signal_group(Signal::SIGKILL);
+        let _ = self.child.wait().await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.child.signal_group(Signal::SIGKILL);
+    }
+}
+
+impl Instance {
+    /// Runs the program as ordered, until the data plane is gone.
+    pub(super) async fn run(mut self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            if self.is_to_run() {
+                let began = Instant::now();
+                self.state.send_replace(InstanceState::Starting);
+                match self.live().await {
+                    Lived::Stopped => pause = FIRST_PAUSE,
+                    Lived::Failed(reason) => {
+                        if began.elapsed() > LONGEST_PAUSE {
+                            pause = FIRST_PAUSE;
+                        }
+                        self.failed(reason, pause).await;
+                        pause = (pause * 2).min(LONGEST_PAUSE);
+                        continue;
+                    }
+                }
+            }
+            self.state.send_replace(InstanceState::Ended);
+            if self.orders.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn is_to_run(&self) -> bool {
+        matches!(*self.orders.borrow(), Order::Prove | Order::Run)
+    }
+
+    /// Waits before the program is started again, or until it is told to stop if it is not.
+    async fn failed(&mut self, reason: String, pause: Duration) {
+        let is_final =
+            *self.orders.borrow() == Order::Prove || self.config.restart == Restart::Never;
+        if is_final {
+            self.state.send_replace(InstanceState::Failed);
+            self.failures.send_replace(Some(reason));
+            let _ = self.orders.wait_for(|order| matches!(order, Order::Stop | Order::Kill)).await;
+            return;
+        }
+        let seconds = pause.as_secs_f64();
+        tracing::error!(
+            event = "program.restarting",
+            instance = self.number,
+            pause = seconds,
+            reason,
+            "the program {reason}; starting it again in {seconds} s"
+        );
+        self.state.send_replace(InstanceState::Restarting);
+        let stop = self.orders.wait_for(|order| matches!(order, Order::Stop | Order::Kill));
+        let _ = timeout(pause, stop).await;
+    }
+
+    /// Starts the program once, and waits until it has ended.
+    async fn live(&self) -> Lived {
+        let started = self.launch().start().and_then(|launched| {
+            let Launched { child, errors, ready } = launched;
+            let words = LastWords::default();
+            let written = words.follow(errors).map_err(Error::system("start a thread"))?;
+            Ok((Running { child, words, written }, ready))
+        });
+        let (mut running, pipe) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                self.count(|counters| counters.failed_starts += 1);
+                return Lived::Failed(format!("did not start: {error}"));
+            }
+        };
+        let pid = running.child.pid();
+        self.count(|counters| counters.starts += 1);
+        self.facts().pid = Some(pid);
+        tracing::info!(
+            event = "program.started",
+            instance = self.number,
+            program_pid = pid,
+            program = self.config.command[0],
+            "started the program as process {pid}"
+        );
+        let lived = self.watch(&mut running, pipe).await;
+        self.facts().pid = None;
+        lived
+    }
+
+    /// Watches a running program until it has ended.
+    async fn watch(&self, running: &mut Running, pipe: Option<std::os::fd::OwnedFd>) -> Lived {
+        let (pid, mut orders) = (running.child.pid(), self.orders.clone());
+        let launch = self.launch();
+        let mut is_ready = false;
+        let mut ready = Box::pin(ready::wait(&launch, pid, pipe));
+        let mut check_at = None;
+        loop {
+            tokio::select! {
+                biased;
+                status = running.child.wait() => {
+                    let when = if is_ready { "" } else { " before it was ready" };
+                    let how = self.end_of(status, running).await;
+                    return Lived::Failed(format!("ended{when}, {how}"));
+                }
+                changed = orders.changed() => {
+                    let order = *orders.borrow_and_update();
+                    if changed.is_err() || order == Order::Kill {
+                        running.kill().await;
+                        return Lived::Stopped;
+                    }
+                    if order == Order::Stop {
+                        self.stop(running).await;
+                        return Lived::Stopped;
+                    }
+                }
+                by = &mut ready, if !is_ready => {
+                    is_ready = true;
+                    check_at = self.became_ready(by);
+                }
+                said = self.notify.next(pid) => {
+                    if said.ready && !is_ready && accepts_report(&self.config) {
+                        is_ready = true;
+                        check_at = self.became_ready(ReadyBy::Report);
+                    }
+                    self.note(said);
+                }
+                () = sleep_until(check_at.unwrap_or_else(Instant::now)), if check_at.is_some() => {
+                    if !ready::check(&launch, pid, self.config.ready()).await {
+                        running.kill().await;
+                        return Lived::Failed("failed its check".to_owned());
+                    }
+                    check_at = self.next_check();
+                }
+            }
+        }
+    }
+
+    /// Returns how the program ended, with its last words, as a part of a sentence.
+    async fn end_of(&self, status: io::Result<ExitStatus>, running: &mut Running) -> String {
+        let status = match status {
+            Ok(status) => {
+                self.count(|counters| counters.ended(status));
+                ended(status)
+            }
+            Err(error) => error.to_string(),
+        };
+        let _ = timeout(LAST_WORDS_TIMEOUT, &mut running.written).await;
+        format!("with {status}{}", running.words.quoted())
+    }
+
+    /// Records that the program is ready, and returns when to check it.
+    fn became_ready(&self, by: ReadyBy) -> Option<Instant> {
+        let pid = self.facts().pid;
+        tracing::info!(
+            event = "program.ready",
+            instance = self.number,
+            program_pid = pid,
+            "the program is ready"
+        );
+        if by == ReadyBy::Guess {
+            tracing::warn!(
+                event = "program.ready_guessed",
+                instance = self.number,
+                "the program has not said that it is ready: this is a guess, because it is alive. \
+                Let it send READY=1, or choose another sign with --ready"
+            );
+        }
+        self.state.send_replace(InstanceState::Ready(by));
+        self.next_check()
+    }
+
+    fn next_check(&self) -> Option<Instant> {
+        self.config.check_interval.and_then(|time| Instant::now().checked_add(time))
+    }
+
+    /// Asks the program to end. Kills its whole group if it does not end in time.
+    async fn stop(&self, running: &mut Running) {
+        let (pid, signal) = (running.child.pid(), self.config.stop_signal);
+        tracing::info!(
+            event = "program.stopping", instance = self.number, program_pid = pid, %signal,
+            "telling the program to stop: {signal}"
+        );
+        running.child.signal(signal.0);
+        let mut until = Instant::now() + self.config.stop_timeout;
+        let (mut has_ended, mut orders) = (false, self.orders.clone());
+        loop {
+            tokio::select! {
+                biased;
+                status = running.child.wait(), if !has_ended => {
+                    if let Ok(status) = status {
+                        self.count(|counters| counters.ended(status));
+                    }
+                    has_ended = true;
+                    // Processes that the program leaves behind are told to stop as well.
+                    running.child.signal_group(signal.0);
+                }
+                _ = orders.wait_for(|order| *order == Order::Kill) => break,
+                () = sleep_until(until) => {
+                    tracing::warn!(
+                        event = "program.killed", instance = self.number, program_pid = pid,
+                        "the program did not end in time: killing it and its children"
+                    );
+                    break;
+                }
+                said = self.notify.next(pid), if !has_ended => {
+                    if let Some(extension) = said.extend {
+                        until = until.max(Instant::now() + extension);
+                    }
+                    self.note(said);
+                }
+                () = sleep(GROUP_PAUSE), if has_ended => {
+                    if !running.child.has_group() {
+                        return;
+                    }
+                }
+            }
+        }
+        running.child.signal_group(Signal::SIGKILL);
+        if !has_ended {
+            if let Ok(status) = running.child.wait().await {
+                self.count(|counters| counters.ended(status));
+            }
+        }
+    }
+
+    fn launch(&self) -> ProgramLaunch<'_> {
+        ProgramLaunch {
+            config: &self.config,
+            generation: self.generation,
+            instance: self.number,
+            listeners: &self.listeners,
+            private: self.private.as_ref(),
+            notify: self.notify.path(),
+        }
+    }
+
+    fn note(&self, said: Notification) {
+        if let Some(status) = said.status {
+            self.facts().status = Some(status);
+        }
+    }
+
+    fn count(&self, count: impl FnOnce(&mut ProgramCounters)) {
+        count(&mut self.facts().counters);
+    }
+
+    fn facts(&self) -> std::sync::MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns whether `READY=1` makes a program ready.
+fn accepts_report(config: &ProgramConfig) -> bool {
+    use crate::config::Ready;
+    matches!(config.ready(), Ready::Notify | Ready::NotifyOrAlive | Ready::NotifyOrConnect)
+}
+
+/// Returns how a process ended, as a part of a sentence.
+fn ended(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => match Signal::try_from(signal) {
+            Ok(signal) => signal.to_string(),
+            Err(_) => format!("signal {signal}"),
+        },
+        (None, None) => status.to_string(),
+    }
+}

@@ -1,0 +1,140 @@
+//! What a program writes to standard error: it is passed on, and the last lines are kept.
+//!
+//! If the program does not become ready, its last lines say why better than its exit code does.
+//! Standard output is not read; the program has that of this process.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::io::Interest;
+use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
+
+use crate::text::cut_line;
+
+/// How many lines are kept, and how much of each, in bytes.
+const LINES: usize = 5;
+const LONGEST: usize = 300;
+
+/// The last lines that a program wrote to standard error. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LastWords(Arc<Mutex<VecDeque<String>>>);
+
+impl LastWords {
+    /// Returns the last lines as a part of an error message, or an empty text if there are none.
+    pub(super) fn quoted(&self) -> String {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines: Vec<_> = lines.iter().map(String::as_str).collect();
+        if lines.is_empty() { String::new() } else { format!("; it wrote: {}", lines.join(" | ")) }
+    }
+
+    /// Passes on everything that arrives on `pipe`, in a thread of its own, because standard error
+    /// may block. The returned channel closes when the program and all its children have closed the
+    /// pipe.
+    ///
+    /// # Errors
+    /// When the system has no thread left.
+    pub(super) fn follow(&self, pipe: OwnedFd) -> io::Result<oneshot::Receiver<Infallible>> {
+        let (follows, followed) = oneshot::channel();
+        let words = self.clone();
+        std::thread::Builder::new().name("program-output".to_owned()).spawn(move || {
+            let _follows: oneshot::Sender<Infallible> = follows;
+            words.pass_on(File::from(pipe));
+        })?;
+        Ok(followed)
+    }
+
+    fn pass_on(&self, mut pipe: File) {
+        let (mut buffer, mut line) = (vec![0; 16 * 1024], Vec::new());
+        while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+            // Whole chunks go out in one write each, so that lines of several programs rarely mix.
+            // An error is ignored: standard error may be closed, and the program must not stop.
+            let _ = io::stderr().write_all(&buffer[..count]);
+            for byte in &buffer[..count] {
+                match byte {
+                    b'\n' => self.keep(&std::mem::take(&mut line)),
+                    _ if line.len() < LONGEST => line.push(*byte),
+                    _ => {}
+                }
+            }
+        }
+        self.keep(&line);
+    }
+
+    fn keep(&self, line: &[u8]) {
+        let line = cut_line(String::from_utf8_lossy(line).trim(), LONGEST);
+        if line.is_empty() {
+            return;
+        }
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == LINES {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
+}
+
+/// Returns a pipe: the end that this process reads, and the end that a program writes.
+pub(super) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    Ok((read, write))
+}
+
+/// Waits until a newline arrives on `pipe`. Returns false if the pipe closes without one.
+pub(super) async fn newline(pipe: OwnedFd) -> bool {
+    let Ok(pipe) = pipe::Receiver::from_owned_fd(pipe) else { return false };
+    let mut buffer = [0; 64];
+    loop {
+        let Ok(_) = pipe.ready(Interest::READABLE).await else { return false };
+        match pipe.try_read(&mut buffer) {
+            Ok(0) => return false,
+            Ok(count) if buffer[..count].contains(&b'\n') => return true,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_lines_of_a_program_are_kept() {
+        let words = LastWords::default();
+        let (read, write) = pipe().unwrap();
+        let mut program = File::from(write);
+        for line in 1..=7 {
+            writeln!(program, "line {line}\u{1b}[1m").unwrap();
+        }
+        write!(program, "\n\nno end").unwrap();
+        drop(program);
+        assert!(words.follow(read).unwrap().await.is_err());
+        let escaped = "\\u{1b}[1m";
+        assert_eq!(
+            words.quoted(),
+            format!(
+                "; it wrote: line 4{escaped} | line 5{escaped} | line 6{escaped} | \
+                 line 7{escaped} | no end"
+            )
+        );
+    }
+
+    #[tokio::test]
+    async fn a_newline_is_waited_for() {
+        let (read, write) = pipe().unwrap();
+        let mut program = File::from(write);
+        let waiting = tokio::spawn(newline(read));
+        program.write_all(b"ready").unwrap();
+        program.write_all(b"\n").unwrap();
+        assert!(waiting.await.unwrap());
+        let (read, write) = pipe().unwrap();
+        drop(write);
+        assert!(!newline(read).await);
+    }
+}

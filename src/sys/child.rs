@@ -1,0 +1,349 @@
+//! The start of a program as a child process, in a process group of its own.
+//!
+//! The program starts as if a shell had started it: no signal is ignored or blocked, and only the
+//! standard streams and the given descriptors are open. The kernel sends it a signal when this
+//! process dies (`PR_SET_PDEATHSIG`, see prctl(2)), because nothing else would then stop it.
+//!
+//! Only async-signal-safe calls are allowed between fork and exec (see signal-safety(7)). So all
+//! memory is allocated before the fork. The module `spawn` starts successors, which are no
+//! children.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::ptr;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::libc;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{Pid, pipe2};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::fd::{CLOSE_ON_EXEC, FIRST_PASSED, watch};
+use super::process::PidFd;
+use super::signals;
+use super::spawn::{Descriptors, Forked, fork, pointers};
+
+/// The variable whose value is the pid of the program itself (see sd_listen_fds(3)). Only the child
+/// knows this pid.
+const LISTEN_PID: &[u8] = b"LISTEN_PID=";
+
+/// A program to start, with everything that it is given.
+pub(crate) struct ChildProgram<'a> {
+    /// The absolute path of the program.
+    pub(crate) program: &'a CString,
+    /// All arguments of the program, including `argv[0]`.
+    pub(crate) arguments: &'a [CString],
+    /// The complete environment, without `LISTEN_PID`.
+    pub(crate) environment: &'a [CString],
+    /// Whether to add `LISTEN_PID`.
+    pub(crate) listen_pid: bool,
+    /// The descriptors that the program gets, each with its number there.
+    pub(crate) descriptors: &'a [(BorrowedFd<'a>, RawFd)],
+    pub(crate) directory: Option<&'a CString>,
+    pub(crate) umask: Option<u32>,
+    /// The signal that the kernel sends to the program when this process dies.
+    pub(crate) on_our_death: Signal,
+}
+
+/// A child process and its process group. Dropping this value neither stops nor reaps it.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pid: Pid,
+    pidfd: AsyncFd<PidFd>,
+}
+
+impl Child {
+    /// Returns the pid of the child, which is also the id of its process group.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid.as_raw().unsigned_abs()
+    }
+
+    /// Sends a signal to the child alone. Does nothing if it has ended.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let _ = nix::sys::signal::kill(self.pid, signal);
+    }
+
+    /// Sends a signal to every process of the child's group, even if the child itself has ended.
+    pub(crate) fn signal_group(&self, signal: Signal) {
+        let _ = nix::sys::signal::killpg(self.pid, signal);
+    }
+
+    /// Returns whether any process of the group is left.
+    pub(crate) fn has_group(&self) -> bool {
+        nix::sys::signal::killpg(self.pid, None).is_ok()
+    }
+
+    /// Waits until the child has ended, and reaps it. Cancel safe.
+    ///
+    /// # Errors
+    /// When the tokio runtime is shutting down, or the child was reaped elsewhere.
+    pub(crate) async fn wait(&self) -> io::Result<ExitStatus> {
+        loop {
+            let mut ready = self.pidfd.readable().await?;
+            match waitid(
+                Id::PIDFd(self.pidfd.get_ref().as_fd()),
+                WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
+            ) {
+                Ok(WaitStatus::Exited(_, code)) => return Ok(ExitStatus::from_raw(code << 8)),
+                Ok(WaitStatus::Signaled(_, signal, _)) => {
+                    return Ok(ExitStatus::from_raw(signal as i32));
+                }
+                Ok(_) | Err(Errno::EINTR) => ready.clear_ready(),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+/// Starts a program. Returns once the program runs. Must be called in the main thread, whose death
+/// counts as the death of this process, and within a tokio runtime.
+///
+/// # Errors
+/// The error of the fork, of a step of the preparation, or of execve(2).
+pub(crate) fn start(child: &ChildProgram<'_>) -> io::Result<Child> {
+    // Lift all descriptors above their targets, so that no target overwrites one of them.
+    let above = child.descriptors.iter().map(|(_, target)| target + 1).max().unwrap_or(0);
+    let above = above.max(FIRST_PASSED);
+    let lift = |descriptor: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(descriptor, above);
+    let lifted =
+        child.descriptors.iter().map(|(descriptor, target)| Ok((lift(*descriptor)?, *target)));
+    let lifted: Vec<(OwnedFd, RawFd)> = lifted.collect::<io::Result<_>>()?;
+    let (failures, low) = pipe2(OFlag::O_CLOEXEC)?;
+    let failed = lift(low.as_fd())?;
+    // No copy may stay open here, because the end of the pipe says that the program runs.
+    drop(low);
+    let mut pid_variable = child.listen_pid.then(|| [LISTEN_PID, &[0; 12]].concat());
+    let mut environment = pointers(child.environment);
+    if let Some(variable) = &mut pid_variable {
+        environment.insert(0, variable.as_mut_ptr().cast_const().cast());
+    }
+    let prepared = PreparedChild {
+        program: child.program.as_ptr(),
+        arguments: pointers(child.arguments),
+        environment,
+        pid_variable: pid_variable.as_mut().map_or(ptr::null_mut(), |text| text.as_mut_ptr()),
+        descriptors: lifted.iter().map(|(from, to)| (from.as_raw_fd(), *to)).collect(),
+        directory: child.directory.map_or(ptr::null(), |directory| directory.as_ptr()),
+        umask: child.umask,
+        on_our_death: child.on_our_death,
+        parent: nix::unistd::getpid().as_raw(),
+        failed: failed.as_raw_fd(),
+    };
+    let mut before = SigSet::empty();
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    // SAFETY: the child makes only async-signal-safe calls until it execs or exits (see `exec`),
+    // and has a descriptor table of its own.
+    let forked = unsafe { fork(Descriptors::Copied) };
+    if let Ok(Forked::Child) = forked {
+        exec(&prepared);
+    }
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    let Forked::Parent { child: pid } = forked? else { return Err(Errno::ECHILD.into()) };
+    drop(failed);
+    let mut errno = Vec::new();
+    File::from(failures).read_to_end(&mut errno)?;
+    if let Ok(errno) = errno.try_into().map(i32::from_ne_bytes) {
+        nix::sys::wait::waitpid(pid, None)?;
+        return Err(io::Error::from_raw_os_error(errno));
+    }
+    let pidfd = PidFd::open(pid.as_raw().unsigned_abs())?;
+    Ok(Child { pid, pidfd: watch(pidfd, Interest::READABLE)? })
+}
+
+/// Everything that the child needs, allocated before the fork.
+struct PreparedChild {
+    program: *const libc::c_char,
+    arguments: Vec<*const libc::c_char>,
+    environment: Vec<*const libc::c_char>,
+    /// The variable `LISTEN_PID=` with room for a number, or null.
+    pid_variable: *mut u8,
+    /// The descriptors, each with its number in the program. All numbers here are above all numbers
+    /// there.
+    descriptors: Vec<(RawFd, RawFd)>,
+    directory: *const libc::c_char,
+    umask: Option<u32>,
+    on_our_death: Signal,
+    parent: libc::pid_t,
+    /// The end of a pipe on which the child reports an error. The exec closes it.
+    failed: RawFd,
+}
+
+/// Prepares this process and executes the program. The child runs this function.
+/// Async-signal-safe.
+fn exec(prepared: &PreparedChild) -> ! {
+    if prepare(prepared).is_ok() {
+        // SAFETY: the path is null-terminated, and both arrays end in a null pointer. All of them
+        // are in memory that the fork copied.
+        unsafe {
+            libc::execve(
+                prepared.program,
+                prepared.arguments.as_ptr(),
+                prepared.environment.as_ptr(),
+            )
+        };
+    }
+    let errno = Errno::last_raw().to_ne_bytes();
+    // SAFETY: write(2) reads four bytes of an array on the stack. The result is ignored, because
+    // nothing can be done if the parent is gone.
+    unsafe { libc::write(prepared.failed, errno.as_ptr().cast(), errno.len()) };
+    // SAFETY: _exit(2) is async-signal-safe and runs no destructors of the parent.
+    unsafe { libc::_exit(127) }
+}
+
+/// Gives this process the group, the signals, the directory and the descriptors of the program.
+/// Async-signal-safe.
+fn prepare(prepared: &PreparedChild) -> Result<(), Errno> {
+    // SAFETY: setpgid(2) makes this process the leader of a new group.
+    Errno::result(unsafe { libc::setpgid(0, 0) })?;
+    for signal in 1..=libc::SIGRTMAX() {
+        // An error is ignored, because SIGKILL and SIGSTOP cannot be changed.
+        let _ = signals::reset(signal);
+    }
+    // SAFETY: this option of prctl(2) takes a signal and changes this process only.
+    Errno::result(unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, prepared.on_our_death as libc::c_ulong)
+    })?;
+    // SAFETY: getppid(2) takes no arguments and cannot fail.
+    if unsafe { libc::getppid() } != prepared.parent {
+        // The parent died before the kernel knew that this process wants to know.
+        Errno::set_raw(libc::ESRCH);
+        return Err(Errno::ESRCH);
+    }
+    if !prepared.directory.is_null() {
+        // SAFETY: the path is null-terminated.
+        Errno::result(unsafe { libc::chdir(prepared.directory) })?;
+    }
+    if let Some(umask) = prepared.umask {
+        // SAFETY: umask(2) cannot fail, and changes this process only.
+        unsafe { libc::umask(umask) };
+    }
+    // SAFETY: with CLOSE_RANGE_CLOEXEC, close_range(2) only sets a flag.
+    Errno::result(unsafe {
+        libc::close_range(FIRST_PASSED.unsigned_abs(), libc::c_uint::MAX, CLOSE_ON_EXEC)
+    })?;
+    for (from, to) in &prepared.descriptors {
+        // SAFETY: no descriptor that is still needed has the number `to`, because all of them were
+        // lifted above it.
+        Errno::result(unsafe { libc::dup2(*from, *to) })?;
+    }
+    if !prepared.pid_variable.is_null() {
+        write_pid(prepared.pid_variable);
+    }
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+}
+
+/// Writes the pid of this process behind `LISTEN_PID=`, with a zero byte at the end.
+/// Async-signal-safe.
+fn write_pid(variable: *mut u8) {
+    // SAFETY: getpid(2) takes no arguments and cannot fail.
+    let pid = unsafe { libc::getpid() }.unsigned_abs();
+    let mut power = 1_000_000_000_u32;
+    while power > pid.max(1) {
+        power /= 10;
+    }
+    let mut place = LISTEN_PID.len();
+    while power > 0 {
+        let digit = b'0' + u8::try_from(pid / power % 10).unwrap_or(0);
+        // SAFETY: a pid has at most ten digits, and the variable has room for twelve bytes.
+        let place_of_digit = unsafe { variable.add(place) };
+        // SAFETY: the place is within the variable, which nothing else uses.
+        unsafe { place_of_digit.write(digit) };
+        (place, power) = (place + 1, power / 10);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> CString {
+        CString::new(text).unwrap()
+    }
+
+    /// Starts `script` in a shell with a pipe as descriptor 5, and returns what it wrote there and
+    /// how it ended.
+    async fn run(script: &str, environment: &[CString], listen_pid: bool) -> (String, ExitStatus) {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let child = start(&ChildProgram {
+            program: &text("/bin/sh"),
+            arguments: &["sh", "-c", script].map(text),
+            environment,
+            listen_pid,
+            descriptors: &[(write.as_fd(), 5)],
+            directory: Some(&text("/proc")),
+            umask: Some(0o027),
+            on_our_death: Signal::SIGTERM,
+        })
+        .unwrap();
+        drop(write);
+        let status = child.wait().await.unwrap();
+        let mut said = String::new();
+        File::from(read).read_to_string(&mut said).unwrap();
+        (said, status)
+    }
+
+    #[tokio::test]
+    async fn a_program_gets_what_it_is_given() {
+        let script = "echo $$ $LISTEN_PID $A $PWD >&5; umask >&5";
+        let environment = ["A=b", "PATH=/usr/bin:/bin"].map(text);
+        let (said, status) = run(script, &environment, true).await;
+        let words: Vec<_> = said.split_whitespace().collect();
+        assert_eq!(words[0], words[1], "{said}");
+        assert_eq!(&words[2..], ["b", "/proc", "0027"], "{said}");
+        assert!(status.success());
+    }
+
+    #[tokio::test]
+    async fn a_program_gets_no_other_descriptor() {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let child = start(&ChildProgram {
+            program: &text("/bin/ls"),
+            arguments: &["ls", "/proc/self/fd"].map(text),
+            environment: &[],
+            listen_pid: false,
+            descriptors: &[(write.as_fd(), 1)],
+            directory: None,
+            umask: None,
+            on_our_death: Signal::SIGTERM,
+        });
+        drop(write);
+        assert!(child.unwrap().wait().await.unwrap().success());
+        let mut said = String::new();
+        File::from(read).read_to_string(&mut said).unwrap();
+        // The last one is the folder that ls(1) reads.
+        assert_eq!(said, "0\n1\n2\n3\n");
+    }
+
+    #[tokio::test]
+    async fn a_program_starts_with_the_default_signals() {
+        SigSet::all().thread_block().unwrap();
+        let script = "grep -E 'Sig(Blk|Ign)' /proc/$$/status | cut -f 2 >&5; kill -TERM $$";
+        let (said, status) = run(script, &[text("PATH=/usr/bin:/bin")], false).await;
+        let none = "0000000000000000\n";
+        assert_eq!(said, format!("{none}{none}"));
+        assert_eq!(status.signal(), Some(15));
+    }
+
+    #[tokio::test]
+    async fn the_reason_of_a_failed_start_is_returned() {
+        let nothing = text("/nonexistent/program");
+        let failed = start(&ChildProgram {
+            program: &nothing,
+            arguments: &[text("x")],
+            environment: &[],
+            listen_pid: false,
+            descriptors: &[],
+            directory: None,
+            umask: None,
+            on_our_death: Signal::SIGTERM,
+        });
+        assert_eq!(failed.unwrap_err().raw_os_error(), Some(libc::ENOENT));
+    }
+}

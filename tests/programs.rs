@@ -1,0 +1,248 @@
+//! Tests of programs that the daemon runs: they are replaced under load, and a bad one is rolled
+//! back.
+//!
+//! The programs are shell scripts, and this daemon itself as an ordinary echo server.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Callers, Client, Event, Line, REAL, Refusal, exit_code, signal};
+
+/// The arguments of an echo server that listens on a private port and logs nothing.
+const PRIVATE: [&str; 5] = ["--listen", "127.0.0.1:{port}", "--log", "off", "--no-carry"];
+/// The arguments of an echo server that takes the listener by name and logs nothing.
+const INHERITING: [&str; 5] = ["--listen", "web=127.0.0.1:9", "--log", "off", "--no-carry"];
+
+/// Runs a program on a listener `web`. `prepare` adds the flags and the program.
+fn run(prepare: impl FnOnce(&mut Command, &Path)) -> Line {
+    Line::start_by(|folder| {
+        let mut command = Command::new(folder.join("handoffd"));
+        command.args(["run", "--listen", "web=127.0.0.1:0", "--log", "debug", "--control"]);
+        command.arg(folder.join("control"));
+        prepare(&mut command, folder);
+        command
+    })
+}
+
+/// Runs the program `FOLDER/app`, which the test can replace, with these flags and arguments.
+fn run_app(script: &str, flags: &[&str], arguments: &[&str]) -> Line {
+    let line = run(|command, folder| {
+        put(folder, script);
+        command.args(flags).arg("--").arg(folder.join("app")).args(arguments);
+    });
+    line.wait_for(1, Event::GenerationServing);
+    line
+}
+
+/// Writes the program of [`run_app`].
+fn put(folder: &Path, script: &str) {
+    let new = folder.join("app.new");
+    fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(new, folder.join("app")).unwrap();
+}
+
+/// A program that serves, with the arguments that it is given.
+fn good() -> String {
+    format!("exec {REAL} \"$@\"")
+}
+
+/// Returns the pid of the program that was started as the `count`th.
+fn started(line: &Line, count: usize) -> u32 {
+    line.wait_for_count(count, Event::ProgramStarted);
+    let records = line.records();
+    let starts: Vec<_> =
+        records.iter().filter(|record| record.is_event(Event::ProgramStarted)).collect();
+    starts[count - 1].field("program_pid").unwrap().parse().unwrap()
+}
+
+/// Replaces a program again and again under load, and loses nothing.
+fn survives_replacement(arguments: &[&str]) {
+    const HANDOFFS: u64 = 10;
+    let line = run_app(&good(), &["--bake", "0"], arguments);
+    let callers = Callers::start(&line.address(), 4);
+    for generation in 1..=HANDOFFS {
+        let answer = line.asked(&["reload"]).well();
+        assert!(answer.contains(&format!("generation {} serves", generation + 1)), "{answer}");
+    }
+    let calls = callers.finish();
+    assert!(calls.served > 10 && calls.refused == 0 && calls.broken == 0, "{calls:?}");
+    line.signal(HANDOFFS + 1, Signal::SIGTERM);
+    line.wait_for_end();
+}
+
+#[test]
+fn a_private_program_is_replaced_and_loses_nothing() {
+    survives_replacement(&PRIVATE);
+}
+
+#[test]
+fn an_inheriting_program_is_replaced_and_loses_nothing() {
+    survives_replacement(&INHERITING);
+}
+
+/// An established connection stays with the program that serves it until the client ends it.
+#[test]
+fn a_connection_stays_with_its_private_program() {
+    let line = run_app(&good(), &["--bake", "0"], &PRIVATE);
+    let mut old = Client::connect(&line.address()).unwrap();
+    old.echo(b"before").unwrap();
+    line.asked(&["reload"]).well();
+    old.echo(b"after").unwrap();
+    line.assert_serves();
+    old.half_close().unwrap();
+    old.expect_end().unwrap();
+    line.wait_for(1, Event::GenerationEnded);
+}
+
+/// The reload fails with what the program wrote last, and the old program serves on.
+#[test]
+fn a_program_that_fails_to_start_fails_the_reload() {
+    let line = run_app(&good(), &[], &PRIVATE);
+    for (script, reason) in [
+        (
+            "echo no database >&2; exit 3",
+            "ended before it was ready, with exit code 3; it wrote: no database",
+        ),
+        ("kill -SEGV $$", "ended before it was ready, with SIGSEGV"),
+    ] {
+        put(line.folder(), script);
+        line.asked(&["reload"]).names(70, &[reason]);
+        line.assert_serves();
+    }
+    fs::remove_file(line.folder().join("app")).unwrap();
+    line.asked(&["reload"]).names(70, &["app: No such file or directory"]);
+    line.assert_serves();
+}
+
+#[test]
+fn a_program_that_is_never_ready_fails_the_reload() {
+    let line = run_app(&good(), &["--ready-timeout", "500ms"], &PRIVATE);
+    put(line.folder(), "exec sleep 1000");
+    line.asked(&["reload"]).names(70, &["was not ready within 0.5 s"]);
+    line.assert_serves();
+}
+
+#[test]
+fn a_program_that_dies_in_the_bake_is_rolled_back() {
+    let line = run_app(&good(), &["--bake", "60s"], &PRIVATE);
+    put(
+        line.folder(),
+        &format!("{REAL} \"$@\" & sleep 0.5; echo out of memory >&2; kill $!; exit 9"),
+    );
+    line.asked(&["reload"]).names(76, &["ended, with exit code 9; it wrote: out of memory"]);
+    line.assert_serves();
+}
+
+/// Clients that come while no program runs wait for the next one.
+#[test]
+fn a_program_that_dies_is_started_again() {
+    let line = run_app(&good(), &[], &PRIVATE);
+    for death in 1..=3 {
+        signal(started(&line, death), Signal::SIGKILL);
+        line.wait_for_count(death, Event::ProgramRestarting);
+        line.assert_serves();
+    }
+    let status = line.asked(&["status", "--json"]).well();
+    assert!(status.contains("\"exits_by_signal\":{\"9\":"), "{status}");
+}
+
+#[test]
+fn without_restart_the_generation_ends_with_its_program() {
+    let line = run_app(&good(), &["--restart", "never"], &PRIVATE);
+    signal(started(&line, 1), Signal::SIGKILL);
+    assert_eq!(line.exit_code(1), 71);
+    assert!(line.text().contains("the program ended, with SIGKILL"), "{}", line.text());
+}
+
+/// A program that ignores the stop signal is killed with all its children.
+#[test]
+fn a_program_that_ignores_the_stop_is_killed() {
+    let line = run(|command, folder| {
+        put(folder, "trap '' TERM; sleep 1000 & sleep 1000");
+        command.args(["--attach", "inherit", "--ready", "after:0", "--stop-timeout", "200ms"]);
+        command.arg("--").arg(folder.join("app"));
+    });
+    line.wait_for(1, Event::GenerationServing);
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for(1, Event::ProgramKilled);
+    // The log ends only when the last process with its standard error has ended.
+    line.wait_for_end();
+}
+
+/// The kernel tells the program to stop when its generation is killed.
+#[test]
+fn a_program_stops_when_its_generation_dies() {
+    let line = run_app(&good(), &[], &PRIVATE);
+    let program = started(&line, 1);
+    line.signal(1, Signal::SIGKILL);
+    assert_eq!(exit_code(program), 0);
+}
+
+/// A changed environment file and a changed link to the working directory take effect.
+#[test]
+fn a_reload_reads_the_environment_and_the_directory_again() {
+    let line = run(|command, folder| {
+        for release in ["one", "two"] {
+            fs::create_dir(folder.join(release)).unwrap();
+        }
+        symlink("one", folder.join("current")).unwrap();
+        fs::write(folder.join("env"), "COLOUR='dark red'\n").unwrap();
+        put(folder, &format!("echo \"$COLOUR in $(pwd -P)\" >> \"$OUT\"; {}", good()));
+        command.arg("--env-file").arg(folder.join("env"));
+        command.arg("--working-directory").arg(folder.join("current"));
+        command.arg("--env").arg(format!("OUT={}", folder.join("out").display()));
+        command.arg("--").arg(folder.join("app")).args(PRIVATE);
+    });
+    line.wait_for(1, Event::GenerationServing);
+    fs::write(line.folder().join("env"), "COLOUR=blue\n").unwrap();
+    symlink("two", line.folder().join("next")).unwrap();
+    fs::rename(line.folder().join("next"), line.folder().join("current")).unwrap();
+    line.asked(&["reload"]).well();
+    let folder = fs::canonicalize(line.folder()).unwrap();
+    let expected = format!("dark red in {0}/one\nblue in {0}/two\n", folder.display());
+    assert_eq!(fs::read_to_string(folder.join("out")).unwrap(), expected);
+}
+
+/// Each sign of readiness is waited for: the reload succeeds, and not before.
+#[test]
+fn every_sign_of_readiness_is_understood() {
+    let inherit = ["--attach", "inherit"];
+    for (sign, script) in [
+        (&["--ready", "descriptor:5"][..], "echo ready >&5; exec 5>&-; exec sleep 1000"),
+        (&["--ready", "alive"], "exec sleep 1000"),
+        (&["--ready", "after:10ms"], "exec sleep 1000"),
+        (&["--ready-command", "test", "-e", "/proc/self", ";"], "exec sleep 1000"),
+    ] {
+        let line = run_app(script, &[&inherit[..], &["--bake", "0"], sign].concat(), &[]);
+        line.asked(&["reload"]).well();
+    }
+}
+
+#[test]
+fn check_names_what_is_wrong_with_a_program() {
+    for (arguments, words) in [
+        (&["--", "no-such-program"][..], &["no-such-program", "not found in PATH"][..]),
+        (&["--", "/etc/passwd"], &["/etc/passwd", "Permission denied"]),
+        (&["--env-file", "/nonexistent", "--", "true"], &["/nonexistent", "No such file"]),
+        (&["--working-directory", "/nonexistent", "--", "true"], &["/nonexistent"]),
+    ] {
+        let line = ["check", "run", "--listen", "web=127.0.0.1:0"];
+        Refusal::to(&[&line[..], arguments].concat()).names(78, words);
+    }
+    for (arguments, code, words) in [
+        (&["--", "true", "{fd:api}"][..], 78, &["api"][..]),
+        (&["--attach", "inherit", "--ready", "connect", "--", "true"], 64, &["the old one may"]),
+        (&["--ready", "soon", "--", "true"], 64, &["--ready", "expected notify"]),
+        (&["--stop-signal", "STOP", "--", "true"], 64, &["--stop-signal"]),
+        (&["--env", "=x", "--", "true"], 64, &["--env", "NAME=VALUE"]),
+        (&[], 64, &["PROGRAM"]),
+    ] {
+        let line = ["check", "run", "--listen", "web=127.0.0.1:0"];
+        Refusal::to(&[&line[..], arguments].concat()).names(code, words);
+    }
+}
