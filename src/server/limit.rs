@@ -241,17 +241,26 @@ mod tests {
         limit.release_reserved();
         let _late = limit.try_take().unwrap();
         assert!(limit.try_take().is_none());
+    }
+
+    /// A full listener has no permits to reserve.
+    #[test]
+    fn only_free_permits_are_reserved() {
+        let limit = limit(1);
+        let _full = limit.try_take().unwrap().used();
         limit.reserve(9);
-        limit.release_reserved();
-        assert!(limit.try_take().is_none());
+        assert!(limit.acquire_for_carried(None).is_none());
     }
 
     /// Every accept loop that waits gets a permit when there are enough, whether connections have
-    /// ended, the reservation was released, or another loop stopped waiting.
+    /// ended, another loop has stopped waiting, or the reservation was released.
     #[tokio::test]
     async fn every_loop_that_waits_gets_a_free_permit() {
+        async fn permit(loops: &mut JoinSet<Permit>) -> Option<Permit> {
+            timeout(Duration::from_secs(30), loops.join_next()).await.unwrap()?.ok()
+        }
         let limit = limit(3);
-        let ends = [(); 2].map(|()| limit.try_take().unwrap().used());
+        let [first, second] = [(); 2].map(|()| limit.try_take().unwrap().used());
         limit.reserve(1);
         let mut loops = JoinSet::new();
         let wait = |loops: &mut JoinSet<_>| {
@@ -259,18 +268,16 @@ mod tests {
             loops.spawn(async move { limit.take().await })
         };
         let stops = wait(&mut loops);
-        for _ in 0..3 {
-            wait(&mut loops);
-        }
+        (0..3).for_each(|_| drop(wait(&mut loops)));
         tokio::task::yield_now().await;
-        // The first loop is woken, but has ended before it runs.
-        drop(ends);
+        // This wakes the loop that waits longest, but it ends before it runs.
+        drop(first);
         stops.abort();
+        let mut permits: Vec<_> = [permit(&mut loops).await, permit(&mut loops).await].into();
+        drop(second);
+        permits.push(permit(&mut loops).await);
         limit.release_reserved();
-        let mut permits = Vec::new();
-        while let Some(ended) = timeout(Duration::from_secs(30), loops.join_next()).await.unwrap() {
-            permits.extend(ended);
-        }
-        assert_eq!(permits.len(), 3);
+        permits.push(permit(&mut loops).await);
+        assert_eq!(permits.iter().flatten().count(), 3);
     }
 }
