@@ -10,7 +10,7 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Callers, Client, Event, Line, REAL, Refusal, exit_code, signal};
+use crate::support::{Callers, Client, Event, Line, REAL, Refusal, example, exit_code, signal};
 
 /// The arguments of an echo server that listens on a private port and logs nothing.
 const PRIVATE: [&str; 5] = ["--listen", "127.0.0.1:{port}", "--log", "off", "--no-carry"];
@@ -223,6 +223,142 @@ fn every_sign_of_readiness_is_understood() {
     }
 }
 
+/// A private program answers a request over HTTP before it counts as ready, and again after that.
+#[test]
+fn a_check_over_http_is_asked_until_it_succeeds() {
+    // An echo sends the request back, which is no reply of HTTP.
+    let line = run(|command, folder| {
+        put(folder, &good());
+        command.args(["--ready", "http:/up", "--ready-timeout", "500ms"]);
+        command.arg("--").arg(folder.join("app")).args(PRIVATE);
+    });
+    assert_eq!(line.exit_code(1), 71);
+    assert_eq!(line.count(Event::ProgramReady), 0);
+    let axum = example("axum");
+    let script = format!("exec {} \"$1\"", axum.display());
+    let line = run_app(&script, &["--ready", "http:/"], &["127.0.0.1:{port}"]);
+    Client::connect(&line.address()).unwrap().get().unwrap();
+}
+
+/// A check that fails in the bake rolls back; a check that fails later starts the program again.
+#[test]
+fn a_ready_program_is_checked_again() {
+    let script = format!("touch \"$WELL\"; {}", good());
+    let line = run(|command, folder| {
+        put(folder, &script);
+        let well = folder.join("well");
+        command.args(["--attach", "port", "--bake", "60s", "--check-interval", "20ms"]);
+        command.arg("--env").arg(format!("WELL={}", well.display()));
+        command.args(["--ready-command", "test", "-e"]).arg(well).arg(";");
+        command.arg("--").arg(folder.join("app")).args(PRIVATE);
+    });
+    line.wait_for(1, Event::GenerationServing);
+    fs::remove_file(line.folder().join("well")).unwrap();
+    line.wait_for_count(1, Event::ProgramRestarting);
+    line.wait_for_count(2, Event::ProgramReady);
+    let reload = line.ask(&["reload"]);
+    line.wait_for(2, Event::ProgramReady);
+    fs::remove_file(line.folder().join("well")).unwrap();
+    reload.wait().names(76, &["the program failed its check"]);
+    line.assert_serves();
+}
+
+/// A check that hangs does not keep the generation from giving up in time.
+#[test]
+fn a_check_that_hangs_is_given_up() {
+    let line = run(|command, folder| {
+        put(folder, "exec sleep 1000");
+        command.args(["--attach", "inherit", "--ready-timeout", "300ms"]);
+        command.args(["--ready-command", "sleep", "1000", ";", "--"]).arg(folder.join("app"));
+    });
+    assert_eq!(line.exit_code(1), 71);
+    line.wait_for_end();
+}
+
+/// After its successor has died, the old generation serves with its program again.
+#[test]
+fn a_private_program_serves_again_when_its_successor_dies() {
+    let line = run_app(&good(), &["--bake", "0"], &PRIVATE);
+    let mut old = Client::connect(&line.address()).unwrap();
+    old.echo(b"before").unwrap();
+    line.asked(&["reload"]).well();
+    line.signal(2, Signal::SIGKILL);
+    line.wait_for(1, Event::GenerationResumed);
+    line.assert_serves();
+    old.echo(b"after").unwrap();
+    // The same program serves: it was not told to stop while a connection was left.
+    assert_eq!(line.count(Event::ProgramStarted), 2);
+}
+
+/// The program was told to stop, so it is started again when its successor dies.
+#[test]
+fn an_inheriting_program_starts_again_when_its_successor_dies() {
+    let line = run_app(&good(), &["--bake", "0", "--stop-timeout", "300ms"], &INHERITING);
+    let mut old = Client::connect(&line.address()).unwrap();
+    old.echo(b"before").unwrap();
+    line.asked(&["reload"]).well();
+    line.signal(2, Signal::SIGKILL);
+    line.wait_for(1, Event::GenerationResumed);
+    line.wait_for_count(3, Event::ProgramReady);
+    line.assert_serves();
+}
+
+/// A service that stops refuses new clients at once, while a program finishes its connections.
+#[test]
+fn a_stopping_service_keeps_no_listener_open() {
+    let line = run_app(&good(), &[], &PRIVATE);
+    let (address, mut client) = (line.address(), Client::connect(&line.address()).unwrap());
+    client.echo(b"before").unwrap();
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for(1, Event::DrainStarted);
+    assert!(Client::connect(&address).is_err(), "the listener is still open");
+    client.echo(b"after").unwrap();
+    drop(client);
+    line.wait_for_end();
+}
+
+#[test]
+fn every_instance_serves() {
+    let line = run_app(&good(), &["--instances", "3", "--bake", "0"], &PRIVATE);
+    line.wait_for_count(3, Event::ProgramReady);
+    let status = line.asked(&["status", "--json"]).well();
+    assert_eq!(status.matches("\"state\":\"ready\"").count(), 3, "{status}");
+    let callers = Callers::start(&line.address(), 4);
+    line.asked(&["reload"]).well();
+    let calls = callers.finish();
+    assert!(calls.served > 3 && calls.refused + calls.broken == 0, "{calls:?}");
+}
+
+/// The listener of `--stdin` is descriptor 0, and `{address}` is its address.
+#[test]
+fn a_program_may_get_a_listener_as_standard_input() {
+    let script = "readlink /proc/$$/fd/0 > \"$OUT\"; echo \"$1 $2\" >> \"$OUT\"; exec sleep 1000";
+    let line = run(|command, folder| {
+        put(folder, script);
+        command.args(["--attach", "inherit", "--ready", "after:100ms", "--stdin", "web"]);
+        command.arg("--env").arg(format!("OUT={}", folder.join("out").display()));
+        command.arg("--").arg(folder.join("app")).args(["{address}", "{fd:web}{generation}"]);
+    });
+    line.wait_for(1, Event::GenerationServing);
+    let said = fs::read_to_string(line.folder().join("out")).unwrap();
+    assert!(said.starts_with("socket:["), "{said}");
+    assert!(said.ends_with(&format!("]\n{} 31\n", line.address())), "{said}");
+}
+
+#[test]
+fn a_broken_environment_file_fails_the_reload() {
+    let line = run(|command, folder| {
+        put(folder, &good());
+        fs::write(folder.join("env"), "A=b\n").unwrap();
+        command.arg("--env-file").arg(folder.join("env"));
+        command.arg("--").arg(folder.join("app")).args(PRIVATE);
+    });
+    line.wait_for(1, Event::GenerationServing);
+    fs::write(line.folder().join("env"), "A=b\nwhat\n").unwrap();
+    line.asked(&["reload"]).names(70, &["env: line 2 is not NAME=VALUE"]);
+    line.assert_serves();
+}
+
 #[test]
 fn check_names_what_is_wrong_with_a_program() {
     for (arguments, words) in [
@@ -230,12 +366,19 @@ fn check_names_what_is_wrong_with_a_program() {
         (&["--", "/etc/passwd"], &["/etc/passwd", "Permission denied"]),
         (&["--env-file", "/nonexistent", "--", "true"], &["/nonexistent", "No such file"]),
         (&["--working-directory", "/nonexistent", "--", "true"], &["/nonexistent"]),
+        (&["--ready-command", "no-such-check", ";", "--", "true"], &["no-such-check"]),
     ] {
         let line = ["check", "run", "--listen", "web=127.0.0.1:0"];
         Refusal::to(&[&line[..], arguments].concat()).names(78, words);
     }
     for (arguments, code, words) in [
         (&["--", "true", "{fd:api}"][..], 78, &["api"][..]),
+        (&["--attach", "port", "--", "true", "{fd}"], 64, &["{fd}", "inherits the listeners"]),
+        (&["--attach", "socket", "--", "true", "{port}"], 64, &["{port}", "private port"]),
+        (&["--ready", "descriptor:3", "--", "true", "{fd}"], 64, &["descriptor:3", "above"]),
+        (&["--stdin", "api", "--", "true"], 78, &["api"]),
+        (&["--instances", "0", "--", "true"], 64, &["--instances"]),
+        (&["--instances", "1025", "--", "true"], 64, &["--instances"]),
         (&["--attach", "inherit", "--ready", "connect", "--", "true"], 64, &["the old one may"]),
         (&["--ready", "soon", "--", "true"], 64, &["--ready", "expected notify"]),
         (&["--stop-signal", "STOP", "--", "true"], 64, &["--stop-signal"]),

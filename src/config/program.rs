@@ -130,6 +130,12 @@ impl Attach {
         }
     }
 
+    /// Returns whether the program gets the listeners.
+    #[must_use]
+    pub const fn inherits(self) -> bool {
+        matches!(self, Self::Inherit | Self::Detect)
+    }
+
     /// Returns whether this process may have to accept the clients and forward them to the program.
     #[must_use]
     pub const fn is_private(self) -> bool {

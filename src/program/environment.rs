@@ -2,8 +2,8 @@
 //! order.
 //!
 //! The file is read at each start of the program, so that a change takes effect with a handoff.
-//! ProgramEnvironment that are meant for this process alone, such as the channel to the
-//! predecessor, are left out.
+//! Variables that are meant for this process alone, such as the channel to the predecessor, are
+//! left out.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -4,19 +4,22 @@
 //! the task is dropped, the process and its group are killed, so no program outlives its
 //! generation.
 
+use std::convert::Infallible;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::launch::{Launched, ProgramLaunch};
 use super::notify::{Notification, NotifySocket};
 use super::output::LastWords;
-use super::ready::{self, ReadyBy};
+use super::ready::{Probe, ReadyBy};
 use crate::address::Address;
 use crate::config::{ProgramConfig, Restart};
 use crate::error::Error;
@@ -41,10 +44,19 @@ pub(super) enum Order {
     Prove,
     /// Run. If the program fails, start it again.
     Run,
+    /// Serve the connections that are left. If the program ends, do not start it again.
+    Finish,
     /// End, as the program itself ends.
     Stop,
     /// End at once.
     Kill,
+}
+
+impl Order {
+    /// Returns whether a program that is not running is to be started.
+    pub(super) const fn runs(self) -> bool {
+        matches!(self, Self::Prove | Self::Run)
+    }
 }
 
 /// What an instance does.
@@ -52,6 +64,7 @@ pub(super) enum Order {
 pub(super) enum InstanceState {
     Starting,
     Ready(ReadyBy),
+    Stopping,
     /// It has ended, and is about to be started again.
     Restarting,
     /// It has failed, and is not started again.
@@ -68,12 +81,16 @@ pub(super) struct Facts {
     pub(super) counters: ProgramCounters,
 }
 
+/// The listeners that a program is started with. The data plane empties the list when it stops
+/// accepting, so that no copy keeps a closed listener open.
+pub(super) type SharedListeners = Arc<Mutex<Vec<Listener>>>;
+
 /// One process of a program.
 pub(super) struct Instance {
     pub(super) config: Arc<ProgramConfig>,
     pub(super) generation: Generation,
     pub(super) number: usize,
-    pub(super) listeners: Vec<Listener>,
+    pub(super) listeners: SharedListeners,
     pub(super) private: Option<Address>,
     pub(super) notify: NotifySocket,
     pub(super) orders: watch::Receiver<Order>,
@@ -94,7 +111,8 @@ enum Lived {
 struct Running {
     child: Child,
     words: LastWords,
-    written: tokio::sync::oneshot::Receiver<std::convert::Infallible>,
+    /// A channel that closes when the last words have arrived.
+    written: oneshot::Receiver<Infallible>,
 }
 
 impl Running {
@@ -120,7 +138,7 @@ impl Instance {
                 self.state.send_replace(InstanceState::Starting);
                 match self.live().await {
                     Lived::Stopped => pause = FIRST_PAUSE,
-                    Lived::Failed(reason) => {
+                    Lived::Failed(reason) if self.is_to_run() => {
                         if began.elapsed() > LONGEST_PAUSE {
                             pause = FIRST_PAUSE;
                         }
@@ -128,6 +146,12 @@ impl Instance {
                         pause = (pause * 2).min(LONGEST_PAUSE);
                         continue;
                     }
+                    Lived::Failed(reason) => tracing::warn!(
+                        event = "program.ended",
+                        instance = self.number,
+                        reason,
+                        "the program {reason}"
+                    ),
                 }
             }
             self.state.send_replace(InstanceState::Ended);
@@ -138,7 +162,7 @@ impl Instance {
     }
 
     fn is_to_run(&self) -> bool {
-        matches!(*self.orders.borrow(), Order::Prove | Order::Run)
+        self.orders.borrow().runs()
     }
 
     /// Waits before the program is started again, or until it is told to stop if it is not.
@@ -148,7 +172,7 @@ impl Instance {
         if is_final {
             self.state.send_replace(InstanceState::Failed);
             self.failures.send_replace(Some(reason));
-            let _ = self.orders.wait_for(|order| matches!(order, Order::Stop | Order::Kill)).await;
+            let _ = self.orders.wait_for(|order| !order.runs()).await;
             return;
         }
         let seconds = pause.as_secs_f64();
@@ -160,19 +184,12 @@ impl Instance {
             "the program {reason}; starting it again in {seconds} s"
         );
         self.state.send_replace(InstanceState::Restarting);
-        let stop = self.orders.wait_for(|order| matches!(order, Order::Stop | Order::Kill));
-        let _ = timeout(pause, stop).await;
+        let _ = timeout(pause, self.orders.wait_for(|order| !order.runs())).await;
     }
 
     /// Starts the program once, and waits until it has ended.
     async fn live(&self) -> Lived {
-        let started = self.launch().start().and_then(|launched| {
-            let Launched { child, errors, ready } = launched;
-            let words = LastWords::default();
-            let written = words.follow(errors).map_err(Error::system("start a thread"))?;
-            Ok((Running { child, words, written }, ready))
-        });
-        let (mut running, pipe) = match started {
+        let (mut running, probe, pipe) = match self.start() {
             Ok(started) => started,
             Err(error) => {
                 self.count(|counters| counters.failed_starts += 1);
@@ -189,18 +206,36 @@ impl Instance {
             program = self.config.command[0],
             "started the program as process {pid}"
         );
-        let lived = self.watch(&mut running, pipe).await;
+        let lived = self.watch(&mut running, &probe, pipe).await;
         self.facts().pid = None;
         lived
     }
 
+    fn start(&self) -> Result<(Running, Probe, Option<OwnedFd>), Error> {
+        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let launch = ProgramLaunch {
+            config: &self.config,
+            generation: self.generation,
+            instance: self.number,
+            listeners: &listeners,
+            private: self.private.as_ref(),
+            notify: self.notify.path(),
+        };
+        let Launched { child, errors, ready, probe } = launch.start()?;
+        let words = LastWords::default();
+        let written = words.follow(errors).map_err(|source| {
+            child.signal_group(Signal::SIGKILL);
+            Error::System { doing: "start a thread", source }
+        })?;
+        Ok((Running { child, words, written }, probe, ready))
+    }
+
     /// Watches a running program until it has ended.
-    async fn watch(&self, running: &mut Running, pipe: Option<std::os::fd::OwnedFd>) -> Lived {
+    async fn watch(&self, running: &mut Running, probe: &Probe, pipe: Option<OwnedFd>) -> Lived {
         let (pid, mut orders) = (running.child.pid(), self.orders.clone());
-        let launch = self.launch();
         let mut is_ready = false;
-        let mut ready = Box::pin(ready::wait(&launch, pid, pipe));
-        let mut check_at = None;
+        let mut ready = Box::pin(probe.ready(pipe));
+        let mut failed_check = Box::pin(probe.failure());
         loop {
             tokio::select! {
                 biased;
@@ -222,21 +257,18 @@ impl Instance {
                 }
                 by = &mut ready, if !is_ready => {
                     is_ready = true;
-                    check_at = self.became_ready(by);
+                    self.became_ready(by);
                 }
                 said = self.notify.next(pid) => {
-                    if said.ready && !is_ready && accepts_report(&self.config) {
+                    if said.ready && !is_ready && probe.accepts_report() {
                         is_ready = true;
-                        check_at = self.became_ready(ReadyBy::Report);
+                        self.became_ready(ReadyBy::Report);
                     }
                     self.note(said);
                 }
-                () = sleep_until(check_at.unwrap_or_else(Instant::now)), if check_at.is_some() => {
-                    if !ready::check(&launch, pid, self.config.ready()).await {
-                        running.kill().await;
-                        return Lived::Failed("failed its check".to_owned());
-                    }
-                    check_at = self.next_check();
+                () = &mut failed_check, if is_ready => {
+                    running.kill().await;
+                    return Lived::Failed("failed its check".to_owned());
                 }
             }
         }
@@ -255,8 +287,8 @@ impl Instance {
         format!("with {status}{}", running.words.quoted())
     }
 
-    /// Records that the program is ready, and returns when to check it.
-    fn became_ready(&self, by: ReadyBy) -> Option<Instant> {
+    /// Records that the program is ready.
+    fn became_ready(&self, by: ReadyBy) {
         let pid = self.facts().pid;
         tracing::info!(
             event = "program.ready",
@@ -273,11 +305,6 @@ impl Instance {
             );
         }
         self.state.send_replace(InstanceState::Ready(by));
-        self.next_check()
-    }
-
-    fn next_check(&self) -> Option<Instant> {
-        self.config.check_interval.and_then(|time| Instant::now().checked_add(time))
     }
 
     /// Asks the program to end. Kills its whole group if it does not end in time.
@@ -287,6 +314,7 @@ impl Instance {
             event = "program.stopping", instance = self.number, program_pid = pid, %signal,
             "telling the program to stop: {signal}"
         );
+        self.state.send_replace(InstanceState::Stopping);
         running.child.signal(signal.0);
         let mut until = Instant::now() + self.config.stop_timeout;
         let (mut has_ended, mut orders) = (false, self.orders.clone());
@@ -330,17 +358,6 @@ impl Instance {
         }
     }
 
-    fn launch(&self) -> ProgramLaunch<'_> {
-        ProgramLaunch {
-            config: &self.config,
-            generation: self.generation,
-            instance: self.number,
-            listeners: &self.listeners,
-            private: self.private.as_ref(),
-            notify: self.notify.path(),
-        }
-    }
-
     fn note(&self, said: Notification) {
         if let Some(status) = said.status {
             self.facts().status = Some(status);
@@ -356,15 +373,8 @@ impl Instance {
     }
 }
 
-/// Returns whether `READY=1` makes a program ready.
-fn accepts_report(config: &ProgramConfig) -> bool {
-    use crate::config::Ready;
-    matches!(config.ready(), Ready::Notify | Ready::NotifyOrAlive | Ready::NotifyOrConnect)
-}
-
 /// Returns how a process ended, as a part of a sentence.
 fn ended(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => match Signal::try_from(signal) {

@@ -6,15 +6,17 @@
 //!
 //! A program either inherits the listeners and accepts by itself, or it listens on a private
 //! address, and this process forwards the clients to it. `plane` is the data plane, `instance`
-//! runs one process of the program, `launch` puts together what it is started with, `environment`
-//! reads its variables, `ready` and `notify` find out when it is ready, and `output` keeps its last
-//! words.
+//! runs one process of the program, and `launch` puts together what it is started with, with
+//! `command`, `environment` and `placeholder`. `ready` and `notify` find out when it is ready, and
+//! `output` keeps its last words.
 
+mod command;
 mod environment;
 mod instance;
 mod launch;
 mod notify;
 mod output;
+mod placeholder;
 mod plane;
 mod private;
 mod ready;

@@ -31,10 +31,7 @@ pub(super) struct NotifySocket {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Notification {
     pub(super) ready: bool,
-    pub(super) stopping: bool,
     pub(super) status: Option<String>,
-    pub(super) main_pid: Option<u32>,
-    pub(super) watchdog: bool,
     pub(super) extend: Option<Duration>,
 }
 
@@ -100,10 +97,7 @@ impl Notification {
         for line in text.lines() {
             match line.split_once('=') {
                 Some(("READY", "1")) => all.ready = true,
-                Some(("STOPPING", "1")) => all.stopping = true,
-                Some(("WATCHDOG", "1")) => all.watchdog = true,
                 Some(("STATUS", status)) => all.status = Some(crate::text::one_line(status)),
-                Some(("MAINPID", pid)) => all.main_pid = pid.parse().ok(),
                 Some(("EXTEND_TIMEOUT_USEC", time)) => {
                     all.extend = time.parse().ok().map(Duration::from_micros);
                 }
@@ -124,9 +118,7 @@ mod tests {
         let expected = Notification {
             ready: true,
             status: Some("up\\u{7}".to_owned()),
-            main_pid: Some(7),
             extend: Some(Duration::from_secs(5)),
-            ..Notification::default()
         };
         assert_eq!(Notification::parse(text), expected);
     }

@@ -5,7 +5,7 @@
 //! the program is told to stop when its last connection has ended.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
-use super::instance::{Facts, Instance, InstanceState, Order};
+use super::instance::{Facts, Instance, InstanceState, Order, SharedListeners};
 use super::notify::NotifySocket;
 use super::private::{self, Folder};
 use super::ready::ReadyBy;
@@ -44,7 +44,8 @@ pub(crate) struct ProgramPlane {
     /// Whether the relay serves the listeners, because the program turned out to be private.
     relays: bool,
     private: Vec<Option<Address>>,
-    listeners: Vec<Listener>,
+    listeners: SharedListeners,
+    phase: Phase,
     orders: watch::Sender<Order>,
     instances: Vec<Observed>,
     tasks: JoinSet<()>,
@@ -55,6 +56,17 @@ pub(crate) struct ProgramPlane {
     is_committed: bool,
     /// When to tell a private program to stop although connections are left.
     stop_at: Option<Instant>,
+}
+
+/// How far a start of the data plane has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The program is not ready yet.
+    Starting,
+    /// The program is ready. The relay, if it serves the listeners, has begun to accept.
+    Accepting,
+    /// The data plane serves, or it was never started.
+    Settled,
 }
 
 /// What the data plane sees of an instance.
@@ -103,7 +115,8 @@ impl ProgramPlane {
             relay,
             relays: false,
             private,
-            listeners: Vec::new(),
+            listeners: SharedListeners::default(),
+            phase: Phase::Settled,
             orders: watch::Sender::new(Order::Stop),
             failures: watch::Sender::new(None),
             instances: Vec::new(),
@@ -126,7 +139,7 @@ impl ProgramPlane {
                 config: Arc::clone(&self.config),
                 generation: self.generation,
                 number,
-                listeners: self.listeners.clone(),
+                listeners: Arc::clone(&self.listeners),
                 private: private.clone(),
                 notify,
                 orders: self.orders.subscribe(),
@@ -157,18 +170,31 @@ impl ProgramPlane {
         }
     }
 
-    /// Waits until the program is ready, and a private program is reachable.
+    /// Waits until the program is ready, and the relay accepts for a private program. Cancel safe.
     async fn start_serving(&mut self) -> Result<(), Error> {
-        if !self.relays && self.all_ready().await {
-            if let Some(relay) = &mut self.relay {
-                relay.start(&self.listeners)?;
-                self.relays = true;
+        if self.phase == Phase::Starting {
+            self.relays = self.all_ready().await;
+            if let Some(relay) = self.relay.as_mut().filter(|_| self.relays) {
+                relay.start(&listeners(&self.listeners))?;
             }
+            self.phase = Phase::Accepting;
         }
-        match self.relaying() {
-            Some(relay) => relay.started().await,
-            None => Ok(()),
+        if let Some(relay) = self.relaying() {
+            relay.started().await?;
         }
+        self.phase = Phase::Settled;
+        Ok(())
+    }
+
+    /// Gives the order `new` if the last one was `old`.
+    fn replace(&self, old: Order, new: Order) {
+        self.orders.send_if_modified(|order| {
+            let is_old = *order == old;
+            if is_old {
+                *order = new;
+            }
+            is_old
+        });
     }
 
     fn relaying(&self) -> Option<&Server<Proxy>> {
@@ -182,13 +208,13 @@ impl ProgramPlane {
 
 impl DataPlane for ProgramPlane {
     fn start(&mut self, listeners: &[Listener]) -> Result<(), Error> {
-        self.listeners = listeners.to_vec();
+        *self::listeners(&self.listeners) = listeners.to_vec();
         if self.instances.is_empty() {
             self.prepare()?;
         }
         self.failures.send_replace(None);
         self.stop_at = None;
-        self.relays = false;
+        self.phase = Phase::Starting;
         let order = if self.is_committed { Order::Run } else { Order::Prove };
         self.orders.send_replace(order);
         Ok(())
@@ -196,13 +222,7 @@ impl DataPlane for ProgramPlane {
 
     fn committed(&mut self) {
         self.is_committed = true;
-        self.orders.send_if_modified(|order| {
-            let proves = *order == Order::Prove;
-            if proves {
-                *order = Order::Run;
-            }
-            proves
-        });
+        self.replace(Order::Prove, Order::Run);
     }
 
     async fn started(&self) -> Result<(), Error> {
@@ -254,12 +274,16 @@ impl DataPlane for ProgramPlane {
         let last = self.drain_timeout.saturating_sub(self.config.stop_timeout);
         let last = last.max(self.drain_timeout / 2);
         self.stop_at = Instant::now().checked_add(last);
-        match self.relaying_mut() {
-            Some(relay) => relay.drain(None),
-            None => {
-                self.orders.send_replace(Order::Stop);
+        // A copy would keep a listener open that is closed now.
+        listeners(&self.listeners).clear();
+        let order = match self.relaying_mut() {
+            Some(relay) => {
+                relay.drain(None);
+                Order::Finish
             }
-        }
+            None => Order::Stop,
+        };
+        self.orders.send_replace(order);
     }
 
     async fn drained(&self) {
@@ -274,13 +298,7 @@ impl DataPlane for ProgramPlane {
                 () = relay.drained() => {}
                 () = late => {}
             }
-            self.orders.send_if_modified(|order| {
-                let runs = matches!(order, Order::Prove | Order::Run);
-                if runs {
-                    *order = Order::Stop;
-                }
-                runs
-            });
+            self.replace(Order::Finish, Order::Stop);
             relay.drained().await;
         }
         for observed in &self.instances {
@@ -316,6 +334,7 @@ impl DataPlane for ProgramPlane {
             let state = match &*observed.state.borrow() {
                 InstanceState::Starting => ProgramState::Starting,
                 InstanceState::Ready(_) => ProgramState::Ready,
+                InstanceState::Stopping => ProgramState::Stopping,
                 InstanceState::Restarting => ProgramState::Restarting,
                 InstanceState::Failed => ProgramState::Failed,
                 InstanceState::Ended => ProgramState::Ended,
@@ -340,15 +359,17 @@ impl DataPlane for ProgramPlane {
             return PlaneEvent::TakenOver;
         }
         let failed = failure(self.failures.subscribe());
-        if awaited.start {
-            return tokio::select! {
+        // The program may be started again without being awaited, after the successor has died.
+        if self.phase != Phase::Settled && !awaited.drained {
+            tokio::select! {
                 biased;
-                error = failed, if awaited.death => PlaneEvent::Died(error),
+                error = failed, if awaited.death => return PlaneEvent::Died(error),
                 started = self.start_serving() => match started {
-                    Ok(()) => PlaneEvent::Started,
-                    Err(error) => PlaneEvent::Died(error),
+                    Ok(()) if awaited.start => return PlaneEvent::Started,
+                    Ok(()) => {}
+                    Err(error) => return PlaneEvent::Died(error),
                 },
-            };
+            }
         }
         tokio::select! {
             biased;
@@ -357,6 +378,10 @@ impl DataPlane for ProgramPlane {
             else => std::future::pending().await,
         }
     }
+}
+
+fn listeners(shared: &SharedListeners) -> MutexGuard<'_, Vec<Listener>> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits until an instance has failed for good, and returns the reason.

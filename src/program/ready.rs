@@ -4,18 +4,23 @@
 //! that is given the pid and the address of the new program. On a shared listener a connection
 //! could reach the old program.
 
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::time::{sleep, timeout};
 
-use super::launch::ProgramLaunch;
+use super::command::{PreparedCommand, not_started};
+use super::environment::ProgramEnvironment;
 use super::output::newline;
 use crate::address::Address;
-use crate::config::Ready;
+use crate::config::{ProgramConfig, Ready};
+use crate::error::Error;
 use crate::net::dial;
+use crate::sys::child::Child;
 
 /// The pause between two checks of a program that is not ready yet.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -35,65 +40,134 @@ pub(super) enum ReadyBy {
     Guess,
 }
 
-/// Waits until the program is ready in a way that needs no notification. Never returns if only a
-/// notification counts. Cancel safe.
-pub(super) async fn wait(launch: &ProgramLaunch<'_>, pid: u32, pipe: Option<OwnedFd>) -> ReadyBy {
-    match launch.config.ready() {
-        Ready::Notify => std::future::pending().await,
-        Ready::NotifyOrAlive => {
-            sleep(GUESS).await;
-            ReadyBy::Guess
-        }
-        Ready::Descriptor(_) => {
-            let written = match pipe {
-                Some(pipe) => newline(pipe).await,
-                None => false,
-            };
-            if written { ReadyBy::Report } else { std::future::pending().await }
-        }
-        Ready::After(time) => {
-            sleep(time).await;
-            ReadyBy::Report
-        }
-        Ready::NotifyOrConnect => {
-            until(|| check(launch, pid, Ready::Connect)).await;
-            ReadyBy::Connect
-        }
-        Ready::Connect => {
-            until(|| check(launch, pid, Ready::Connect)).await;
-            ReadyBy::Connect
-        }
-        ready @ (Ready::Command(_) | Ready::Http(_)) => {
-            until(|| check(launch, pid, ready.clone())).await;
-            ReadyBy::Report
-        }
-    }
+/// How to find out whether one process of a program is ready. It keeps no listener open.
+#[derive(Debug)]
+pub(super) struct Probe {
+    config: Arc<ProgramConfig>,
+    ready: Ready,
+    private: Option<Address>,
+    /// The command that checks the program, with its environment.
+    command: Option<(Vec<String>, ProgramEnvironment)>,
+    /// The pid of the program.
+    pub(super) pid: u32,
 }
 
-async fn until<F: Future<Output = bool>>(mut check: impl FnMut() -> F) {
-    while !check().await {
-        sleep(PAUSE).await;
+impl Probe {
+    pub(super) const fn new(
+        config: Arc<ProgramConfig>,
+        ready: Ready,
+        private: Option<Address>,
+        command: Option<(Vec<String>, ProgramEnvironment)>,
+    ) -> Self {
+        Self { config, ready, private, command, pid: 0 }
     }
-}
 
-/// Checks once whether the program is ready. Returns true for kinds of readiness that cannot be
-/// checked again.
-pub(super) async fn check(launch: &ProgramLaunch<'_>, pid: u32, ready: Ready) -> bool {
-    let checked = async {
-        match ready {
-            Ready::Connect | Ready::NotifyOrConnect => match launch.private {
-                Some(address) => dial(address).await.is_ok(),
-                None => true,
-            },
-            Ready::Http(path) => match launch.private {
-                Some(address) => answers(address, &path).await.unwrap_or(false),
-                None => true,
-            },
-            Ready::Command(command) => succeeds(launch, pid, &command).await,
-            Ready::Notify | Ready::NotifyOrAlive | Ready::Descriptor(_) | Ready::After(_) => true,
+    /// Returns whether `READY=1` makes the program ready.
+    pub(super) const fn accepts_report(&self) -> bool {
+        matches!(self.ready, Ready::Notify | Ready::NotifyOrAlive | Ready::NotifyOrConnect)
+    }
+
+    /// Waits until the program is ready in a way that needs no notification. Never returns if only
+    /// a notification counts.
+    pub(super) async fn ready(&self, pipe: Option<OwnedFd>) -> ReadyBy {
+        match self.ready {
+            Ready::Notify => std::future::pending().await,
+            Ready::NotifyOrAlive => {
+                sleep(GUESS).await;
+                ReadyBy::Guess
+            }
+            Ready::Descriptor(_) => {
+                let is_written = match pipe {
+                    Some(pipe) => newline(pipe).await,
+                    None => false,
+                };
+                if is_written { ReadyBy::Report } else { std::future::pending().await }
+            }
+            Ready::After(time) => {
+                sleep(time).await;
+                ReadyBy::Report
+            }
+            Ready::NotifyOrConnect | Ready::Connect => {
+                self.until_it_succeeds().await;
+                ReadyBy::Connect
+            }
+            Ready::Command(_) | Ready::Http(_) => {
+                self.until_it_succeeds().await;
+                ReadyBy::Report
+            }
         }
-    };
-    timeout(CHECK_TIMEOUT, checked).await.unwrap_or(false)
+    }
+
+    async fn until_it_succeeds(&self) {
+        while !self.check().await {
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Checks a ready program again and again, and returns when a check fails. Never returns if the
+    /// program is not to be checked.
+    pub(super) async fn failure(&self) {
+        let Some(interval) = self.config.check_interval else {
+            return std::future::pending().await;
+        };
+        loop {
+            sleep(interval).await;
+            if !self.check().await {
+                return;
+            }
+        }
+    }
+
+    /// Checks once whether the program is ready. Returns true for kinds of readiness that cannot be
+    /// checked again.
+    async fn check(&self) -> bool {
+        let checked = async {
+            match (&self.ready, &self.private) {
+                (Ready::Connect | Ready::NotifyOrConnect, Some(address)) => {
+                    dial(address).await.is_ok()
+                }
+                (Ready::Http(path), Some(address)) => answers(address, path).await.unwrap_or(false),
+                (Ready::Command(_), _) => self.succeeds().await,
+                _ => true,
+            }
+        };
+        timeout(CHECK_TIMEOUT, checked).await.unwrap_or(false)
+    }
+
+    /// Returns whether the command succeeds. A command that takes too long is killed.
+    async fn succeeds(&self) -> bool {
+        let command = match self.start_command() {
+            Ok(command) => command,
+            Err(error) => {
+                tracing::debug!(
+                    event = "program.check_failed", program_pid = self.pid, reason = %error,
+                    "cannot run the readiness check: {error}"
+                );
+                return false;
+            }
+        };
+        // The task reaps the command even if nobody waits for the result any more.
+        let ended = tokio::spawn(async move {
+            match timeout(CHECK_TIMEOUT, command.wait()).await {
+                Ok(status) => status.is_ok_and(|status| status.success()),
+                Err(_) => {
+                    command.signal_group(Signal::SIGKILL);
+                    let _ = command.wait().await;
+                    false
+                }
+            }
+        });
+        ended.await.unwrap_or(false)
+    }
+
+    fn start_command(&self) -> Result<Child, Error> {
+        let (words, mut variables) = self.command.clone().unwrap_or_default();
+        variables.insert("HANDOFFD_PROGRAM_PID".into(), self.pid.to_string().into());
+        let nothing = File::open("/dev/null")
+            .map_err(|source| not_started("the readiness check".to_owned(), source))?;
+        let command = PreparedCommand::new(&self.config, &words, variables)?;
+        command.start(&[(nothing.as_fd(), 0)], false, Signal::SIGKILL)
+    }
 }
 
 /// Returns whether the program answers a request for `path` with a status below 400.
@@ -105,31 +179,4 @@ async fn answers(address: &Address, path: &str) -> std::io::Result<bool> {
     BufReader::new(stream).read_line(&mut line).await?;
     let status = line.split(' ').nth(1).and_then(|status| status.parse::<u16>().ok());
     Ok(line.starts_with("HTTP/") && status.is_some_and(|status| (100..400).contains(&status)))
-}
-
-/// Returns whether a command succeeds. It gets the environment of the program, and its pid and
-/// private address. A command that takes too long is killed.
-async fn succeeds(launch: &ProgramLaunch<'_>, pid: u32, command: &[String]) -> bool {
-    let command = match launch.start_check(command, pid) {
-        Ok(command) => command,
-        Err(error) => {
-            tracing::debug!(
-                event = "program.check_failed", program_pid = pid, reason = %error,
-                "cannot run the readiness check: {error}"
-            );
-            return false;
-        }
-    };
-    // The task reaps the command even if nobody waits for the result any more.
-    let ended = tokio::spawn(async move {
-        match timeout(CHECK_TIMEOUT, command.wait()).await {
-            Ok(status) => status.is_ok_and(|status| status.success()),
-            Err(_) => {
-                command.signal_group(Signal::SIGKILL);
-                let _ = command.wait().await;
-                false
-            }
-        }
-    });
-    ended.await.unwrap_or(false)
 }

@@ -77,6 +77,8 @@ pub enum ProgramState {
     Starting,
     /// It serves.
     Ready,
+    /// It was told to stop and has not ended yet.
+    Stopping,
     /// It has ended and is about to be started again.
     Restarting,
     /// It has ended and is not started again.
@@ -95,6 +97,7 @@ impl ProgramState {
         match self {
             Self::Starting => "starting",
             Self::Ready => "ready",
+            Self::Stopping => "stopping",
             Self::Restarting => "restarting",
             Self::Failed => "failed",
             Self::Ended => "ended",

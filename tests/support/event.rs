@@ -98,6 +98,7 @@ events! {
     ProcessPanicked = "process.panicked",
     ProcessUnwatched = "process.unwatched",
     ProgramCheckFailed = "program.check_failed",
+    ProgramEnded = "program.ended",
     ProgramKilled = "program.killed",
     ProgramNotificationIgnored = "program.notification_ignored",
     ProgramReady = "program.ready",

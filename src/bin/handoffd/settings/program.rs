@@ -9,9 +9,9 @@ use handoffd::program::{Attach, ProgramConfig, Ready};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
-use super::kinds::{Count, FilePath, Time, Wait};
+use super::kinds::{FilePath, Time, Wait};
 use super::mistake::Mistake;
-use super::program_kinds::{Ending, ListenerKey, ProgramArgument, Variable};
+use super::program_kinds::{Ending, InstanceCount, ListenerKey, ProgramArgument, Variable};
 use super::value::{Given, list, set, value};
 
 /// The settings of a program. A field that is `None` was not given.
@@ -67,7 +67,7 @@ pub(crate) struct ProgramSettings {
 
     /// How many processes of the program run at once [default: 1]
     #[arg(long, value_name = "COUNT")]
-    instances: Option<Given<Count>>,
+    instances: Option<Given<InstanceCount>>,
 
     /// A variable for the program, NAME=VALUE, with placeholders; may be given several times
     /// [default: none]

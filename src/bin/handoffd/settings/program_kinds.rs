@@ -1,5 +1,7 @@
 //! The kinds of values that the settings of a program have, each with its parser.
 
+use std::num::NonZeroUsize;
+
 use handoffd::listen::ListenerName;
 use handoffd::program::{Attach, Ready, Restart};
 
@@ -95,6 +97,21 @@ impl Kind for Ending {
             "never" => Ok(Restart::Never),
             _ => Err("expected always or never".into()),
         })
+    }
+}
+
+/// The number of processes of a program. More than 1024 is probably a mistake.
+pub(super) enum InstanceCount {}
+
+impl Kind for InstanceCount {
+    type Value = NonZeroUsize;
+    const NOUN: &'static str = "count";
+    const EXPECTED: &'static str = "a whole number from 1 to 1024";
+
+    fn number(number: u64) -> Option<Result<NonZeroUsize, Expected>> {
+        let count = usize::try_from(number).ok().filter(|count| *count <= 1024);
+        let count = count.and_then(NonZeroUsize::new);
+        Some(count.ok_or("expected a whole number from 1 to 1024".into()))
     }
 }
 
