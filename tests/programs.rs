@@ -323,6 +323,9 @@ fn every_instance_serves() {
     line.wait_for_count(3, Event::ProgramReady);
     let status = line.asked(&["status", "--json"]).well();
     assert_eq!(status.matches("\"state\":\"ready\"").count(), 3, "{status}");
+    let table = line.asked(&["status"]).well();
+    let rows = table.lines().filter(|row| row.split_whitespace().nth(2) == Some("ready"));
+    assert_eq!(rows.count(), 3, "{table}");
     let callers = Callers::start(&line.address(), 4);
     line.asked(&["reload"]).well();
     let calls = callers.finish();

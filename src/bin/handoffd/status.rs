@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use handoffd::Generation;
 use handoffd::control::{Control, ControlError};
 use handoffd::status::{
     Counters, GenerationState, HandoffCounters, LastHandoff, ListenerCounters, ListenerReport,
-    Outcome, Report, Status, UpstreamCounters,
+    Outcome, ProgramReport, Report, Status, UpstreamCounters,
 };
 use handoffd::text::{escaped, one_line};
 
@@ -64,8 +65,8 @@ fn is_quiet(status: &Status) -> bool {
     matches!(&status.generations[..], [alone] if alone.state == GenerationState::Serving)
 }
 
-/// Formats the status as a table with a row for each generation, listener and upstream. The last
-/// row describes the last handoff.
+/// Formats the status as tables with a row for each generation, program, listener and upstream. The
+/// last row describes the last handoff.
 fn table(status: &Status) -> String {
     let head = [
         "GENERATION",
@@ -80,6 +81,7 @@ fn table(status: &Status) -> String {
         "CONFIG",
     ];
     let mut text = aligned(head, status.generations.iter().map(row));
+    text += &program_table(&status.generations);
     let head = [
         "LISTENER", "ADDRESS", "ACCEPTED", "OPEN", "FULL", "RECEIVED", "SENT", "DRAINED", "CUT",
         "CARRIED", "REFUSED",
@@ -99,6 +101,32 @@ fn table(status: &Status) -> String {
         text += &format!("last handoff: {}\n", tell(last));
     }
     text
+}
+
+/// Formats a row for each process of a program, after an empty line. Returns no text if there is no
+/// program.
+fn program_table(generations: &[Report]) -> String {
+    let mut rows = generations
+        .iter()
+        .flat_map(|report| {
+            report.programs.iter().map(|program| program_row(report.generation, program))
+        })
+        .peekable();
+    if rows.peek().is_none() {
+        return String::new();
+    }
+    let head = ["GENERATION", "PROGRAM", "STATE", "STARTS", "STATUS"];
+    "\n".to_owned() + &aligned(head, rows)
+}
+
+fn program_row(generation: Generation, program: &ProgramReport) -> [String; 5] {
+    [
+        generation.to_string(),
+        program.pid.map_or_else(none, |pid| pid.to_string()),
+        program.state.name().to_owned(),
+        program.starts.to_string(),
+        program.status.clone().unwrap_or_else(none),
+    ]
 }
 
 /// Formats a row for each upstream, after an empty line. Returns no text if there is no upstream.
