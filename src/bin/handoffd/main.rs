@@ -62,8 +62,8 @@ fn main() -> ExitCode {
 
 fn serve(settings: StartSettings) -> ExitCode {
     // Take the inheritance before anything can start a thread or open a file descriptor. Threads of
-    // a preloaded library are allowed, because the daemon does not start other programs. Only an
-    // init must be the single thread of the process.
+    // a preloaded library are allowed, because each process that the daemon starts sets its own
+    // environment. Only an init must be the single thread of the process.
     let taken = match settings.watched {
         Watched::ActiveGeneration => Inheritance::take_beside_threads(),
         Watched::ThisProcess => Inheritance::take_under_init(),
