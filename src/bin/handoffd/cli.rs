@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use handoffd::Generation;
 use handoffd::control::{ReloadOptions, default_control_path};
@@ -36,13 +37,13 @@ enum CommandLine {
     /// Show every generation: its process, version, state and connections
     Status(StatusFlags),
     /// Run a program that serves the listeners, and replace it
-    Run(Box<RunFlags>),
+    Run(Box<Deferred<RunFlags>>),
     /// Forward every connection to an upstream
-    Proxy(Box<ProxyFlags>),
+    Proxy(Box<Deferred<ProxyFlags>>),
     /// Read the configuration and report what is wrong with it; bind and change nothing
     ///
     /// Takes the same arguments as the daemon: flags, a file, or `proxy` and its flags.
-    Check(Box<CheckFlags>),
+    Check(Box<Deferred<CheckFlags>>),
     /// Report which settings of the systemd unit would break a handoff, and why
     Doctor(DoctorFlags),
     /// Print the completions of all commands and flags for a shell
@@ -72,9 +73,39 @@ struct CheckFlags {
 #[derive(Debug, Subcommand)]
 enum Checked {
     /// Run a program that serves the listeners
-    Run(Box<RunFlags>),
+    Run(Box<Deferred<RunFlags>>),
     /// Forward every connection to an upstream
-    Proxy(Box<ProxyFlags>),
+    Proxy(Box<Deferred<ProxyFlags>>),
+}
+
+/// The flags of a command that are declared only when the command is given. Every generation parses
+/// a command line while its predecessor waits, and needs the flags of one command alone.
+#[derive(Debug)]
+struct Deferred<T>(T);
+
+impl<T: Args> Args for Deferred<T> {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command.defer(|command| {
+            // The help text of the command wins over the documentation of the type.
+            let about = Resettable::from(command.get_about().cloned());
+            let long_about = Resettable::from(command.get_long_about().cloned());
+            T::augment_args(command).about(about).long_about(long_about)
+        })
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<T: Args> FromArgMatches for Deferred<T> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        T::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -229,12 +260,12 @@ pub(crate) fn parse(runtime_directory: Option<&Path>) -> Result<Command, Failure
         |daemon: Where| daemon.control.unwrap_or_else(|| default_control_path(runtime_directory));
     Ok(match arguments.command {
         None => Command::Serve(arguments.serve.read(runtime_directory)?.into()),
-        Some(CommandLine::Run(flags)) => Command::Serve(flags.read(runtime_directory)?.into()),
-        Some(CommandLine::Proxy(flags)) => Command::Serve(flags.read(runtime_directory)?.into()),
-        Some(CommandLine::Check(flags)) => Command::Check(match flags.command {
-            None => flags.serve.read(runtime_directory)?.into(),
-            Some(Checked::Run(run)) => run.read(runtime_directory)?.into(),
-            Some(Checked::Proxy(proxy)) => proxy.read(runtime_directory)?.into(),
+        Some(CommandLine::Run(flags)) => Command::Serve(flags.0.read(runtime_directory)?.into()),
+        Some(CommandLine::Proxy(flags)) => Command::Serve(flags.0.read(runtime_directory)?.into()),
+        Some(CommandLine::Check(flags)) => Command::Check(match flags.0.command {
+            None => flags.0.serve.read(runtime_directory)?.into(),
+            Some(Checked::Run(run)) => run.0.read(runtime_directory)?.into(),
+            Some(Checked::Proxy(proxy)) => proxy.0.read(runtime_directory)?.into(),
         }),
         Some(CommandLine::Reload(flags)) => {
             let options = flags.options();
