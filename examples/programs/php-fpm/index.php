@@ -1,0 +1,1 @@
+<?php echo "generation ", getenv("GENERATION"), "\n";
