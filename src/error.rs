@@ -183,6 +183,8 @@ pub enum Error {
     ProgramFailed {
         /// What has happened, as a part of the error message.
         what: String,
+        /// The exit code of the program, if this process shall end as the program did.
+        code: Option<u8>,
     },
     /// A system call has failed, and no setting can fix the cause.
     #[error("cannot {doing}: {source}")]

@@ -13,12 +13,14 @@ use nix::sys::signal::Signal;
 use crate::support::{Callers, Client, Event, Line, REAL, Refusal, example, exit_code, signal};
 
 /// The arguments of an echo server that listens on a private port and logs nothing.
-const PRIVATE: [&str; 5] = ["--listen", "127.0.0.1:{port}", "--log", "off", "--no-carry"];
+pub(crate) const PRIVATE: [&str; 5] =
+    ["--listen", "127.0.0.1:{port}", "--log", "off", "--no-carry"];
 /// The arguments of an echo server that takes the listener by name and logs nothing.
-const INHERITING: [&str; 5] = ["--listen", "web=127.0.0.1:9", "--log", "off", "--no-carry"];
+pub(crate) const INHERITING: [&str; 5] =
+    ["--listen", "web=127.0.0.1:9", "--log", "off", "--no-carry"];
 
 /// Runs a program on a listener `web`. `prepare` adds the flags and the program.
-fn run(prepare: impl FnOnce(&mut Command, &Path)) -> Line {
+pub(crate) fn run(prepare: impl FnOnce(&mut Command, &Path)) -> Line {
     Line::start_by(|folder| {
         let mut command = Command::new(folder.join("handoffd"));
         command.args(["run", "--listen", "web=127.0.0.1:0", "--log", "debug", "--control"]);
@@ -29,7 +31,7 @@ fn run(prepare: impl FnOnce(&mut Command, &Path)) -> Line {
 }
 
 /// Runs the program `FOLDER/app`, which the test can replace, with these flags and arguments.
-fn run_app(script: &str, flags: &[&str], arguments: &[&str]) -> Line {
+pub(crate) fn run_app(script: &str, flags: &[&str], arguments: &[&str]) -> Line {
     let line = run(|command, folder| {
         put(folder, script);
         command.args(flags).arg("--").arg(folder.join("app")).args(arguments);
@@ -39,7 +41,7 @@ fn run_app(script: &str, flags: &[&str], arguments: &[&str]) -> Line {
 }
 
 /// Writes the program of [`run_app`].
-fn put(folder: &Path, script: &str) {
+pub(crate) fn put(folder: &Path, script: &str) {
     let new = folder.join("app.new");
     fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
@@ -47,12 +49,12 @@ fn put(folder: &Path, script: &str) {
 }
 
 /// A program that serves, with the arguments that it is given.
-fn good() -> String {
+pub(crate) fn good() -> String {
     format!("exec {REAL} \"$@\"")
 }
 
 /// Returns the pid of the program that was started as the `count`th.
-fn started(line: &Line, count: usize) -> u32 {
+pub(crate) fn started(line: &Line, count: usize) -> u32 {
     line.wait_for_count(count, Event::ProgramStarted);
     let records = line.records();
     let starts: Vec<_> =
@@ -155,7 +157,7 @@ fn a_program_that_dies_is_started_again() {
 fn without_restart_the_generation_ends_with_its_program() {
     let line = run_app(&good(), &["--restart", "never"], &PRIVATE);
     signal(started(&line, 1), Signal::SIGKILL);
-    assert_eq!(line.exit_code(1), 71);
+    assert_eq!(line.exit_code(1), 128 + 9);
     assert!(line.text().contains("the program ended, with SIGKILL"), "{}", line.text());
 }
 
@@ -383,6 +385,8 @@ fn check_names_what_is_wrong_with_a_program() {
         (&["--instances", "0", "--", "true"], 64, &["--instances"]),
         (&["--instances", "1025", "--", "true"], 64, &["--instances"]),
         (&["--attach", "inherit", "--ready", "connect", "--", "true"], 64, &["the old one may"]),
+        (&["--check-interval", "1s", "--", "true", "{fd}"], 64, &["cannot be asked again"]),
+        (&["--lifetime", "1s", "--", "true", "{fd}"], 64, &["--lifetime has no effect"]),
         (&["--ready", "soon", "--", "true"], 64, &["--ready", "expected notify"]),
         (&["--stop-signal", "STOP", "--", "true"], 64, &["--stop-signal"]),
         (&["--env", "=x", "--", "true"], 64, &["--env", "NAME=VALUE"]),

@@ -13,7 +13,12 @@ use nix::sys::signal::Signal;
 
 use super::ListenerName;
 use super::proxy::ProxyConfig;
+use super::upstream::Upstreams;
 use crate::error::Error;
+
+/// How long a client waits for a private program that is not there. Clients have shorter timeouts of
+/// their own.
+const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// The configuration of a program that serves the listeners.
 ///
@@ -54,8 +59,10 @@ pub struct ProgramConfig {
     pub umask: Option<Umask>,
     /// The listener that the program gets as its standard input.
     pub stdin: Option<ListenerName>,
-    /// How connections are forwarded to a private program. Its upstreams are not used.
-    pub relay: Option<Box<ProxyConfig>>,
+    /// How connections are forwarded to a private program. The upstreams are not used, because each
+    /// start of the program has addresses of its own. By default, a client waits for an hour while
+    /// the program is started again.
+    pub relay: Box<ProxyConfig>,
 }
 
 impl ProgramConfig {
@@ -84,7 +91,10 @@ impl ProgramConfig {
             working_directory: None,
             umask: None,
             stdin: None,
-            relay: None,
+            relay: Box::new(ProxyConfig {
+                connect_patience: PATIENCE,
+                ..ProxyConfig::to(Upstreams::unknown())
+            }),
         })
     }
 
@@ -164,6 +174,17 @@ pub enum Ready {
     Http(String),
     /// It is alive for this time.
     After(Duration),
+}
+
+impl Ready {
+    /// Returns whether a program that is ready can be asked again, as `check_interval` does.
+    #[must_use]
+    pub const fn is_repeatable(&self) -> bool {
+        match self {
+            Self::NotifyOrConnect | Self::Connect | Self::Http(_) | Self::Command(_) => true,
+            Self::Notify | Self::NotifyOrAlive | Self::Descriptor(_) | Self::After(_) => false,
+        }
+    }
 }
 
 /// What happens when a program that was ready ends.

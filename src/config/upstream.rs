@@ -155,6 +155,11 @@ impl Upstreams {
         Ok(Self(upstreams))
     }
 
+    /// Returns an empty list, in place of addresses that are known only later.
+    pub(super) const fn unknown() -> Self {
+        Self(Vec::new())
+    }
+
     /// Returns the upstreams in the order in which they were given.
     #[must_use]
     pub fn as_slice(&self) -> &[UpstreamTarget] {

@@ -2,14 +2,16 @@
 
 use super::driver::{Driver, RunReport};
 use super::embed::Starting;
-#[cfg(feature = "program")]
-use crate::config::ProgramConfig;
 use crate::config::{Config, Listeners};
+#[cfg(feature = "program")]
+use crate::config::{ListenerName, ProgramConfig};
 use crate::error::Error;
 use crate::handoff::Inheritance;
 #[cfg(feature = "program")]
-use crate::program::ProgramPlane;
+use crate::program::{ProgramHost, ProgramPlane};
 use crate::server::{Server, Workers};
+#[cfg(feature = "program")]
+use crate::service::Echo;
 use crate::service::Service;
 
 /// The settings of a generation that has not started yet.
@@ -117,11 +119,29 @@ impl Builder {
     /// that has not handed over yet receives the reason and keeps serving.
     #[cfg(feature = "program")]
     pub async fn run_program(self, program: ProgramConfig) -> Result<RunReport, Error> {
+        self.run_program_beside(program, Echo, Vec::new()).await
+    }
+
+    /// Runs the generation as [`Builder::run_program`] does, but serves the listeners `names` with
+    /// a service of this process.
+    ///
+    /// # Errors
+    /// Those of [`Builder::run_program`].
+    #[cfg(feature = "program")]
+    pub async fn run_program_beside(
+        self,
+        program: ProgramConfig,
+        service: impl Service,
+        names: Vec<ListenerName>,
+    ) -> Result<RunReport, Error> {
         let Self { inheritance, config, workers } = self;
         let workers = workers.unwrap_or_else(Workers::here);
-        let generation = inheritance.generation();
-        let folder = inheritance.runtime_directory();
-        match ProgramPlane::new(program, generation, &config, workers, folder) {
+        let host = ProgramHost {
+            generation: inheritance.generation(),
+            runtime_directory: inheritance.runtime_directory(),
+            watchdog: inheritance.program.watchdog(),
+        };
+        match ProgramPlane::new(program, &host, &config, workers, (service, names)) {
             Ok(plane) => Driver::start(config, inheritance, plane)?.live()?.run().await,
             Err(error) => {
                 inheritance.refuse(&error);

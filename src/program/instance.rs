@@ -4,36 +4,34 @@
 //! the task is dropped, the process and its group are killed, so no program outlives its
 //! generation.
 
-use std::convert::Infallible;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::launch::{Launched, ProgramLaunch};
 use super::notify::{Notification, NotifySocket};
-use super::output::LastWords;
+use super::observed::{Facts, ProgramFailure};
 use super::ready::{Probe, ReadyBy};
+use super::running::{Running, exit_code};
 use crate::address::Address;
 use crate::config::{ProgramConfig, Restart};
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::net::Listener;
 use crate::report::ProgramCounters;
-use crate::sys::child::Child;
 
 /// The pauses before a program is started again: the first, and the longest. Each is twice as long
 /// as the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// How long the last words of a program that has ended may take to arrive.
-const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a program that no longer answers its watchdog may take to end after SIGABRT.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause between two looks at a process group that shall end.
 const GROUP_PAUSE: Duration = Duration::from_millis(20);
 
@@ -73,14 +71,6 @@ pub(super) enum InstanceState {
     Ended,
 }
 
-/// What an operator sees of an instance.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Facts {
-    pub(super) pid: Option<u32>,
-    pub(super) status: Option<String>,
-    pub(super) counters: ProgramCounters,
-}
-
 /// The listeners that a program is started with. The data plane empties the list when it stops
 /// accepting, so that no copy keeps a closed listener open.
 pub(super) type SharedListeners = Arc<Mutex<Vec<Listener>>>;
@@ -92,9 +82,11 @@ pub(super) struct Instance {
     pub(super) number: usize,
     pub(super) listeners: SharedListeners,
     pub(super) private: Option<Address>,
+    /// How often the program must answer a watchdog.
+    pub(super) watchdog: Option<Duration>,
     pub(super) notify: NotifySocket,
     pub(super) orders: watch::Receiver<Order>,
-    pub(super) failures: watch::Sender<Option<String>>,
+    pub(super) failures: watch::Sender<Option<ProgramFailure>>,
     pub(super) state: watch::Sender<InstanceState>,
     pub(super) facts: Arc<Mutex<Facts>>,
 }
@@ -103,28 +95,13 @@ pub(super) struct Instance {
 enum Lived {
     /// It was told to stop.
     Stopped,
-    /// It ended by itself, or could not start. The text is the reason.
-    Failed(String),
+    /// It ended by itself, or could not start.
+    Failed(ProgramFailure),
 }
 
-/// A running process, whose group is killed when this value is dropped.
-struct Running {
-    child: Child,
-    words: LastWords,
-    /// A channel that closes when the last words have arrived.
-    written: oneshot::Receiver<Infallible>,
-}
-
-impl Running {
-    async fn kill(&self) {
-        self.child.signal_group(Signal::SIGKILL);
-        let _ = self.child.wait().await;
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.child.signal_group(Signal::SIGKILL);
+impl Lived {
+    fn failed(what: String) -> Self {
+        Self::Failed(ProgramFailure { what, code: None })
     }
 }
 
@@ -138,19 +115,19 @@ impl Instance {
                 self.state.send_replace(InstanceState::Starting);
                 match self.live().await {
                     Lived::Stopped => pause = FIRST_PAUSE,
-                    Lived::Failed(reason) if self.is_to_run() => {
+                    Lived::Failed(failure) if self.is_to_run() => {
                         if began.elapsed() > LONGEST_PAUSE {
                             pause = FIRST_PAUSE;
                         }
-                        self.failed(reason, pause).await;
+                        self.failed(failure, pause).await;
                         pause = (pause * 2).min(LONGEST_PAUSE);
                         continue;
                     }
-                    Lived::Failed(reason) => tracing::warn!(
+                    Lived::Failed(ProgramFailure { what, .. }) => tracing::warn!(
                         event = "program.ended",
                         instance = self.number,
-                        reason,
-                        "the program {reason}"
+                        reason = what,
+                        "the program {what}"
                     ),
                 }
             }
@@ -166,16 +143,18 @@ impl Instance {
     }
 
     /// Waits before the program is started again, or until it is told to stop if it is not.
-    async fn failed(&mut self, reason: String, pause: Duration) {
-        let is_final =
-            *self.orders.borrow() == Order::Prove || self.config.restart == Restart::Never;
-        if is_final {
+    async fn failed(&mut self, mut failure: ProgramFailure, pause: Duration) {
+        let is_proving = *self.orders.borrow() == Order::Prove;
+        if is_proving || self.config.restart == Restart::Never {
+            if is_proving {
+                failure.code = None;
+            }
             self.state.send_replace(InstanceState::Failed);
-            self.failures.send_replace(Some(reason));
+            self.failures.send_replace(Some(failure));
             let _ = self.orders.wait_for(|order| !order.runs()).await;
             return;
         }
-        let seconds = pause.as_secs_f64();
+        let (seconds, reason) = (pause.as_secs_f64(), failure.what);
         tracing::error!(
             event = "program.restarting",
             instance = self.number,
@@ -193,10 +172,10 @@ impl Instance {
             Ok(started) => started,
             Err(error) => {
                 self.count(|counters| counters.failed_starts += 1);
-                return Lived::Failed(format!("did not start: {error}"));
+                return Lived::failed(format!("did not start: {error}"));
             }
         };
-        let pid = running.child.pid();
+        let pid = running.pid();
         self.count(|counters| counters.starts += 1);
         self.facts().pid = Some(pid);
         tracing::info!(
@@ -207,7 +186,9 @@ impl Instance {
             "started the program as process {pid}"
         );
         let lived = self.watch(&mut running, &probe, pipe).await;
-        self.facts().pid = None;
+        let mut facts = self.facts();
+        facts.pid = None;
+        facts.forget_watchdog();
         lived
     }
 
@@ -219,31 +200,25 @@ impl Instance {
             instance: self.number,
             listeners: &listeners,
             private: self.private.as_ref(),
+            watchdog: self.watchdog,
             notify: self.notify.path(),
         };
         let Launched { child, errors, ready, probe } = launch.start()?;
-        let words = LastWords::default();
-        let written = words.follow(errors).map_err(|source| {
-            child.signal_group(Signal::SIGKILL);
-            Error::System { doing: "start a thread", source }
-        })?;
-        Ok((Running { child, words, written }, probe, ready))
+        let running = Running::new(child, errors).map_err(Error::system("start a thread"))?;
+        Ok((running, probe, ready))
     }
 
     /// Watches a running program until it has ended.
     async fn watch(&self, running: &mut Running, probe: &Probe, pipe: Option<OwnedFd>) -> Lived {
-        let (pid, mut orders) = (running.child.pid(), self.orders.clone());
+        let mut orders = self.orders.clone();
         let mut is_ready = false;
         let mut ready = Box::pin(probe.ready(pipe));
         let mut failed_check = Box::pin(probe.failure());
+        // When the program must have answered its watchdog. `None` until it answers once.
+        let mut silent_at = None;
         loop {
             tokio::select! {
                 biased;
-                status = running.child.wait() => {
-                    let when = if is_ready { "" } else { " before it was ready" };
-                    let how = self.end_of(status, running).await;
-                    return Lived::Failed(format!("ended{when}, {how}"));
-                }
                 changed = orders.changed() => {
                     let order = *orders.borrow_and_update();
                     if changed.is_err() || order == Order::Kill {
@@ -255,36 +230,65 @@ impl Instance {
                         return Lived::Stopped;
                     }
                 }
-                by = &mut ready, if !is_ready => {
-                    is_ready = true;
-                    self.became_ready(by);
-                }
-                said = self.notify.next(pid) => {
+                // Hear a wrapper that names its main process before it ends.
+                said = self.notify.next(|pid| running.owns(pid)) => {
                     if said.ready && !is_ready && probe.accepts_report() {
                         is_ready = true;
                         self.became_ready(ReadyBy::Report);
                     }
-                    self.note(said);
+                    if said.alive {
+                        silent_at = self.watchdog.and_then(|time| Instant::now().checked_add(time));
+                    }
+                    self.note(said, running);
+                }
+                status = running.ended() => return self.ended(status, running, is_ready).await,
+                by = &mut ready, if !is_ready => {
+                    is_ready = true;
+                    self.became_ready(by);
                 }
                 () = &mut failed_check, if is_ready => {
                     running.kill().await;
-                    return Lived::Failed("failed its check".to_owned());
+                    return Lived::failed("failed its check".to_owned());
+                }
+                () = sleep_until(silent_at.unwrap_or_else(Instant::now)), if silent_at.is_some() => {
+                    return self.abort(running).await;
                 }
             }
         }
     }
 
-    /// Returns how the program ended, with its last words, as a part of a sentence.
-    async fn end_of(&self, status: io::Result<ExitStatus>, running: &mut Running) -> String {
-        let status = match status {
-            Ok(status) => {
-                self.count(|counters| counters.ended(status));
-                ended(status)
+    /// Cleans up after a main process that has ended by itself, and says how it ended.
+    async fn ended(
+        &self,
+        status: io::Result<Option<ExitStatus>>,
+        running: &mut Running,
+        is_ready: bool,
+    ) -> Lived {
+        let status = status.ok().flatten();
+        self.count_end(status);
+        let how = running.described(status).await;
+        // Nothing that the program leaves behind may accept clients or hold its port.
+        running.kill().await;
+        let when = if is_ready { "" } else { " before it was ready" };
+        let hint = match status {
+            Some(status) if status.success() && !is_ready => {
+                "; it must stay in the foreground, or name its process with MAINPID="
             }
-            Err(error) => error.to_string(),
+            Some(_) | None => "",
         };
-        let _ = timeout(LAST_WORDS_TIMEOUT, &mut running.written).await;
-        format!("with {status}{}", running.words.quoted())
+        let what = format!("ended{when}, {how}{hint}");
+        Lived::Failed(ProgramFailure { what, code: status.and_then(exit_code) })
+    }
+
+    /// Ends a program that no longer answers its watchdog, as systemd does: with SIGABRT, so that
+    /// it can leave a core.
+    async fn abort(&self, running: &mut Running) -> Lived {
+        self.facts().forget_watchdog();
+        running.signal(Signal::SIGABRT);
+        let status = timeout(ABORT_TIMEOUT, running.ended()).await;
+        self.count_end(status.ok().and_then(Result::ok).flatten());
+        running.kill().await;
+        Lived::failed("stopped answering its watchdog".to_owned())
     }
 
     /// Records that the program is ready.
@@ -307,29 +311,28 @@ impl Instance {
         self.state.send_replace(InstanceState::Ready(by));
     }
 
-    /// Asks the program to end. Kills its whole group if it does not end in time.
+    /// Asks the program to end. Kills all its processes if it does not end in time.
     async fn stop(&self, running: &mut Running) {
-        let (pid, signal) = (running.child.pid(), self.config.stop_signal);
+        let (pid, signal) = (running.pid(), self.config.stop_signal);
         tracing::info!(
             event = "program.stopping", instance = self.number, program_pid = pid, %signal,
             "telling the program to stop: {signal}"
         );
         self.state.send_replace(InstanceState::Stopping);
-        running.child.signal(signal.0);
+        self.facts().forget_watchdog();
+        running.signal(signal.0);
         let mut until = Instant::now() + self.config.stop_timeout;
         let (mut has_ended, mut orders) = (false, self.orders.clone());
         loop {
             tokio::select! {
                 biased;
-                status = running.child.wait(), if !has_ended => {
-                    if let Ok(status) = status {
-                        self.count(|counters| counters.ended(status));
-                    }
+                status = running.ended(), if !has_ended => {
+                    self.count_end(status.ok().flatten());
                     has_ended = true;
                     // Processes that the program leaves behind are told to stop as well.
-                    running.child.signal_group(signal.0);
+                    running.signal_all(signal.0);
                 }
-                _ = orders.wait_for(|order| *order == Order::Kill) => break,
+                () = async { drop(orders.wait_for(|order| *order == Order::Kill).await) } => break,
                 () = sleep_until(until) => {
                     tracing::warn!(
                         event = "program.killed", instance = self.number, program_pid = pid,
@@ -337,30 +340,53 @@ impl Instance {
                     );
                     break;
                 }
-                said = self.notify.next(pid), if !has_ended => {
+                said = self.notify.next(|pid| running.owns(pid)), if !has_ended => {
                     if let Some(extension) = said.extend {
                         until = until.max(Instant::now() + extension);
                     }
-                    self.note(said);
+                    self.note(said, running);
                 }
                 () = sleep(GROUP_PAUSE), if has_ended => {
-                    if !running.child.has_group() {
+                    if !running.is_left().await {
                         return;
                     }
                 }
             }
         }
-        running.child.signal_group(Signal::SIGKILL);
+        running.signal_all(Signal::SIGKILL);
         if !has_ended {
-            if let Ok(status) = running.child.wait().await {
-                self.count(|counters| counters.ended(status));
-            }
+            self.count_end(running.ended().await.ok().flatten());
+        }
+        running.kill().await;
+    }
+
+    /// Takes note of what the program says besides that it is ready.
+    fn note(&self, said: Notification, running: &mut Running) {
+        let mut facts = self.facts();
+        if let Some(status) = said.status {
+            facts.status = Some(status);
+        }
+        if said.alive {
+            facts.answer();
+        }
+        if let Some(main) = said.main.filter(|main| running.name_main(*main)) {
+            facts.pid = Some(main);
+            tracing::info!(
+                event = "program.main_process",
+                instance = self.number,
+                program_pid = main,
+                "the main process of the program is now {main}, as the program says"
+            );
+        }
+        if said.stopping && matches!(*self.state.borrow(), InstanceState::Ready(_)) {
+            drop(facts);
+            self.state.send_replace(InstanceState::Stopping);
         }
     }
 
-    fn note(&self, said: Notification) {
-        if let Some(status) = said.status {
-            self.facts().status = Some(status);
+    fn count_end(&self, status: Option<ExitStatus>) {
+        if let Some(status) = status {
+            self.count(|counters| counters.ended(status));
         }
     }
 
@@ -370,17 +396,5 @@ impl Instance {
 
     fn facts(&self) -> std::sync::MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Returns how a process ended, as a part of a sentence.
-fn ended(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit code {code}"),
-        (None, Some(signal)) => match Signal::try_from(signal) {
-            Ok(signal) => signal.to_string(),
-            Err(_) => format!("signal {signal}"),
-        },
-        (None, None) => status.to_string(),
     }
 }

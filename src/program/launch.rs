@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::unistd::{AccessFlags, eaccess};
 
@@ -34,6 +35,8 @@ pub(super) struct ProgramLaunch<'a> {
     pub(super) listeners: &'a [Listener],
     /// The address on which the program shall listen, if it does not inherit the listeners.
     pub(super) private: Option<&'a Address>,
+    /// How often the program must answer a watchdog.
+    pub(super) watchdog: Option<Duration>,
     /// The path of the notification socket.
     pub(super) notify: &'a Path,
 }
@@ -93,7 +96,7 @@ impl ProgramLaunch<'_> {
         let mut command = None;
         if let Ready::Command(words) = &ready {
             let mut variables = variables.clone();
-            for ours in ["LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET"] {
+            for ours in ["LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC"] {
                 variables.remove(OsStr::new(ours));
             }
             let mut set = |name: &str, value: String| variables.insert(name.into(), value.into());
@@ -130,6 +133,9 @@ impl ProgramLaunch<'_> {
             set("PORT", address.port().to_string());
         }
         set("NOTIFY_SOCKET", self.notify.to_string_lossy().into_owned());
+        if let Some(watchdog) = self.watchdog {
+            set("WATCHDOG_USEC", watchdog.as_micros().to_string());
+        }
         set("HANDOFFD_INSTANCE", self.instance.to_string());
         variables.extend(of_file(self.config)?);
         for (name, value) in &self.config.environment {

@@ -33,6 +33,11 @@ pub(super) struct Notification {
     pub(super) ready: bool,
     pub(super) status: Option<String>,
     pub(super) extend: Option<Duration>,
+    /// The pid of the main process, if it is not the one that was started.
+    pub(super) main: Option<u32>,
+    /// An answer to the watchdog.
+    pub(super) alive: bool,
+    pub(super) stopping: bool,
 }
 
 impl NotifySocket {
@@ -50,8 +55,9 @@ impl NotifySocket {
         &self.path
     }
 
-    /// Waits for the next message of a process of the program `pid`. Cancel safe.
-    pub(super) async fn next(&self, pid: u32) -> Notification {
+    /// Waits for the next message of a process of the program, which `owns` says by its pid. Cancel
+    /// safe.
+    pub(super) async fn next(&self, owns: impl Fn(u32) -> bool) -> Notification {
         let mut buffer = [0; LONGEST];
         loop {
             let received = self.socket.async_io(Interest::READABLE, |socket| {
@@ -61,14 +67,13 @@ impl NotifySocket {
                 // Descriptors that came with the message are closed here. The sender of a barrier
                 // waits for that (see sd_notify_barrier(3)).
                 Ok((Packet::Whole(length), attached)) => {
-                    let is_ours = attached.sender.is_some_and(|sender| is_of(&sender, pid));
+                    let is_ours = attached.sender.is_some_and(|sender| is_of(&sender, &owns));
                     let text = String::from_utf8_lossy(&buffer[..length]);
                     if is_ours {
                         return Notification::parse(&text);
                     }
                     tracing::debug!(
                         event = "program.notification_ignored",
-                        program_pid = pid,
                         "ignored a notification of a process that does not belong to the program"
                     );
                 }
@@ -79,15 +84,12 @@ impl NotifySocket {
     }
 }
 
-/// Returns whether the sender of a message belongs to the program `pid`.
-fn is_of(sender: &Sender, pid: u32) -> bool {
+/// Returns whether the sender of a message belongs to the program.
+fn is_of(sender: &Sender, owns: impl Fn(u32) -> bool) -> bool {
     let Some(from) = sender.pid else { return false };
-    if from == pid || sys::process::is_in_group(from, pid) {
-        return true;
-    }
     match sender.process {
         SenderProcess::Ended => true,
-        SenderProcess::Held(_) | SenderProcess::Unknown => sys::process::is_below(from, pid),
+        SenderProcess::Held(_) | SenderProcess::Unknown => owns(from),
     }
 }
 
@@ -97,6 +99,9 @@ impl Notification {
         for line in text.lines() {
             match line.split_once('=') {
                 Some(("READY", "1")) => all.ready = true,
+                Some(("STOPPING", "1")) => all.stopping = true,
+                Some(("WATCHDOG", "1")) => all.alive = true,
+                Some(("MAINPID", pid)) => all.main = pid.parse().ok(),
                 Some(("STATUS", status)) => all.status = Some(crate::text::one_line(status)),
                 Some(("EXTEND_TIMEOUT_USEC", time)) => {
                     all.extend = time.parse().ok().map(Duration::from_micros);
@@ -114,11 +119,15 @@ mod tests {
 
     #[test]
     fn a_message_may_report_several_things() {
-        let text = "READY=1\nSTATUS=up\u{7}\nMAINPID=7\nX=y\nEXTEND_TIMEOUT_USEC=5000000\nnothing";
+        let text = "READY=1\nSTATUS=up\u{7}\nMAINPID=7\nX=y\nWATCHDOG=1\n\
+                    EXTEND_TIMEOUT_USEC=5000000\nnothing\nSTOPPING=1";
         let expected = Notification {
             ready: true,
             status: Some("up\\u{7}".to_owned()),
             extend: Some(Duration::from_secs(5)),
+            main: Some(7),
+            alive: true,
+            stopping: true,
         };
         assert_eq!(Notification::parse(text), expected);
     }
@@ -128,14 +137,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let socket = NotifySocket::bind(&folder.path().join("notify")).unwrap();
         let sender = std::os::unix::net::UnixDatagram::unbound().unwrap();
-        // This process is not below the program with its parent's number, unless it is the parent.
-        let mut other = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let strangers = tokio::time::timeout(Duration::from_millis(200), socket.next(|_| false));
         sender.send_to(b"READY=1", socket.path()).unwrap();
-        let heard = tokio::time::timeout(Duration::from_millis(200), socket.next(other.id())).await;
-        assert!(heard.is_err(), "a stranger was heard");
+        assert!(strangers.await.is_err(), "a stranger was heard");
         sender.send_to(b"READY=1", socket.path()).unwrap();
-        assert!(socket.next(std::process::id()).await.ready);
-        other.kill().unwrap();
-        other.wait().unwrap();
+        assert!(socket.next(|pid| pid == std::process::id()).await.ready);
     }
 }

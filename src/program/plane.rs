@@ -2,9 +2,11 @@
 //!
 //! It starts the program, and is ready when the program is. A program that inherits the listeners
 //! accepts by itself. For a private program, the built-in server accepts and forwards to it, and
-//! the program is told to stop when its last connection has ended.
+//! the program is told to stop when its last connection has ended. The built-in server also serves
+//! the listeners that are not the program's, such as that of the metrics.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,35 +15,51 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
-use super::instance::{Facts, Instance, InstanceState, Order, SharedListeners};
+use super::instance::{Instance, InstanceState, Order, SharedListeners};
 use super::notify::NotifySocket;
+use super::observed::{Facts, Observed, ProgramFailure, failure};
 use super::private::{self, Folder};
 use super::ready::ReadyBy;
+use super::service::{ProgramService, contains};
 use crate::address::Address;
-use crate::config::{Attach, Config, OnHandoff, ProgramConfig, ProxyConfig, Upstreams};
+use crate::config::{
+    Attach, Config, ListenerName, OnHandoff, ProgramConfig, ProxyConfig, Upstreams,
+};
 use crate::data_plane::{Awaited, CarryPlane, DataPlane, PlaneEvent};
 use crate::drain::DrainReport;
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::net::Listener;
-use crate::report::{Connections, Counters, ProgramReport, ProgramState};
+use crate::report::{Connections, Counters, ProgramReport};
 use crate::server::{Server, Workers};
-use crate::service::Proxy;
+use crate::service::Service;
 
-/// How long a client waits for a private program that is not there, if nothing else is configured.
-/// Clients have shorter timeouts of their own.
-const PATIENCE: Duration = Duration::from_secs(3600);
+/// The process that runs a program.
+#[derive(Debug)]
+pub(crate) struct ProgramHost<'a> {
+    pub(crate) generation: Generation,
+    /// Where to create the folder of the generation, if not in the folder for temporary files.
+    pub(crate) runtime_directory: Option<&'a Path>,
+    /// The timeout of the service manager's watchdog.
+    pub(crate) watchdog: Option<Duration>,
+}
 
 /// The data plane of a generation that runs a program.
 #[derive(Debug)]
-pub(crate) struct ProgramPlane {
+pub(crate) struct ProgramPlane<S> {
     config: Arc<ProgramConfig>,
     generation: Generation,
+    watchdog: Option<Duration>,
     drain_timeout: Duration,
     folder: Folder,
-    /// The server that forwards to a private program.
-    relay: Option<Server<Proxy>>,
-    /// Whether the relay serves the listeners, because the program turned out to be private.
+    /// The built-in server. It forwards to a private program, and serves the other listeners.
+    server: Server<ProgramService<S>>,
+    /// The listeners that are not the program's.
+    other_names: Vec<ListenerName>,
+    /// The open listeners of these names.
+    others: Vec<Listener>,
+    /// Whether the built-in server serves the listeners of the program, because the program turned
+    /// out to be private.
     relays: bool,
     private: Vec<Option<Address>>,
     listeners: SharedListeners,
@@ -50,7 +68,7 @@ pub(crate) struct ProgramPlane {
     instances: Vec<Observed>,
     tasks: JoinSet<()>,
     /// Why an instance has failed for good, if one has.
-    failures: watch::Sender<Option<String>>,
+    failures: watch::Sender<Option<ProgramFailure>>,
     /// Whether the handoff to this generation is committed. Before, a program that fails is not
     /// started again: the handoff is rolled back.
     is_committed: bool,
@@ -69,50 +87,38 @@ enum Phase {
     Settled,
 }
 
-/// What the data plane sees of an instance.
-#[derive(Debug)]
-struct Observed {
-    state: watch::Receiver<InstanceState>,
-    facts: Arc<Mutex<Facts>>,
-}
-
-impl ProgramPlane {
-    /// Creates a data plane that has started nothing yet.
+impl<S: Service> ProgramPlane<S> {
+    /// Creates a data plane that has started nothing yet. `service` serves the listeners of these
+    /// names, and the program all others.
     ///
     /// # Errors
     /// [`Error::System`] if the folder of the generation or a private address cannot be had.
     pub(crate) fn new(
         program: ProgramConfig,
-        generation: Generation,
+        host: &ProgramHost<'_>,
         config: &Config,
         workers: Workers,
-        runtime_directory: Option<&std::path::Path>,
+        (service, other_names): (S, Vec<ListenerName>),
     ) -> Result<Self, Error> {
-        let folder = Folder::create(runtime_directory)
+        let folder = Folder::create(host.runtime_directory)
             .map_err(Error::system("create a folder for the program's sockets"))?;
         let address = |instance| private::address(program.attach, &folder, instance);
         let private = (0..program.instances.get()).map(address).collect::<Result<Vec<_>, _>>();
         let private = private.map_err(Error::system("find a private address"))?;
-        let relay = if program.attach.is_private() {
-            let upstreams = private.iter().flatten().cloned().map(Into::into).collect();
-            let upstreams = Upstreams::new(upstreams)?;
-            let proxy = match &program.relay {
-                Some(relay) => ProxyConfig { upstreams, ..(**relay).clone() },
-                // Clients wait while the program is started again.
-                None => ProxyConfig { connect_patience: PATIENCE, ..ProxyConfig::to(upstreams) },
-            };
-            // A connection stays with the program that has answered it so far.
-            let config = Config { on_handoff: OnHandoff::Drain, ..config.clone() };
-            Some(Server::new(Proxy::new(proxy), workers, config))
-        } else {
-            None
-        };
+        let proxy =
+            if program.attach.is_private() { Some(proxy(&program, &private)?) } else { None };
+        let service = ProgramService::new(proxy, service, other_names.clone(), private.clone());
+        // A connection stays with the program that has answered it so far.
+        let server_config = Config { on_handoff: OnHandoff::Drain, ..config.clone() };
         Ok(Self {
             config: Arc::new(program),
-            generation,
+            generation: host.generation,
+            watchdog: host.watchdog,
             drain_timeout: config.drain_timeout,
             folder,
-            relay,
+            server: Server::new(service, workers, server_config),
+            other_names,
+            others: Vec::new(),
             relays: false,
             private,
             listeners: SharedListeners::default(),
@@ -141,6 +147,7 @@ impl ProgramPlane {
                 number,
                 listeners: Arc::clone(&self.listeners),
                 private: private.clone(),
+                watchdog: self.watchdog.map(|limit| limit / 2),
                 notify,
                 orders: self.orders.subscribe(),
                 failures: self.failures.clone(),
@@ -170,20 +177,39 @@ impl ProgramPlane {
         }
     }
 
-    /// Waits until the program is ready, and the relay accepts for a private program. Cancel safe.
+    /// Waits until the program is ready, and the built-in server accepts on its listeners. Cancel
+    /// safe.
     async fn start_serving(&mut self) -> Result<(), Error> {
         if self.phase == Phase::Starting {
             self.relays = self.all_ready().await;
-            if let Some(relay) = self.relay.as_mut().filter(|_| self.relays) {
-                relay.start(&listeners(&self.listeners))?;
+            let mut served = self.others.clone();
+            if self.relays {
+                served.extend(listeners(&self.listeners).iter().cloned());
             }
+            self.server.start(&served)?;
             self.phase = Phase::Accepting;
         }
-        if let Some(relay) = self.relaying() {
-            relay.started().await?;
+        if self.is_accepting() {
+            self.server.started().await?;
         }
         self.phase = Phase::Settled;
         Ok(())
+    }
+
+    /// Returns whether the built-in server accepts on any listener.
+    fn is_accepting(&self) -> bool {
+        self.relays || !self.others.is_empty()
+    }
+
+    /// Returns those of these listeners on which the built-in server accepts.
+    fn served(&self, listeners: &[Listener]) -> Vec<Listener> {
+        let is_served = |listener: &&Listener| self.relays || self.is_other(listener);
+        listeners.iter().filter(is_served).cloned().collect()
+    }
+
+    /// Returns whether a listener is not the program's.
+    fn is_other(&self, listener: &Listener) -> bool {
+        contains(&self.other_names, listener.name())
     }
 
     /// Gives the order `new` if the last one was `old`.
@@ -196,19 +222,13 @@ impl ProgramPlane {
             is_old
         });
     }
-
-    fn relaying(&self) -> Option<&Server<Proxy>> {
-        self.relay.as_ref().filter(|_| self.relays)
-    }
-
-    fn relaying_mut(&mut self) -> Option<&mut Server<Proxy>> {
-        self.relay.as_mut().filter(|_| self.relays)
-    }
 }
 
-impl DataPlane for ProgramPlane {
+impl<S: Service> DataPlane for ProgramPlane<S> {
     fn start(&mut self, listeners: &[Listener]) -> Result<(), Error> {
-        *self::listeners(&self.listeners) = listeners.to_vec();
+        let (others, own) = listeners.iter().cloned().partition(|listener| self.is_other(listener));
+        self.others = others;
+        *self::listeners(&self.listeners) = own;
         if self.instances.is_empty() {
             self.prepare()?;
         }
@@ -231,42 +251,37 @@ impl DataPlane for ProgramPlane {
     }
 
     async fn died(&self) -> Error {
-        match self.relaying() {
-            Some(relay) => tokio::select! {
-                error = failure(self.failures.subscribe()) => error,
-                error = relay.died() => error,
-            },
-            None => failure(self.failures.subscribe()).await,
+        tokio::select! {
+            error = failure(self.failures.subscribe()) => error,
+            error = self.server.died() => error,
         }
     }
 
     fn heartbeat(&self) -> TaskTracker {
-        match self.relaying() {
-            Some(relay) => relay.heartbeat(),
-            None => {
-                let beat = TaskTracker::new();
-                beat.close();
-                beat
-            }
+        let beat = if self.is_accepting() {
+            self.server.heartbeat()
+        } else {
+            let beat = TaskTracker::new();
+            beat.close();
+            beat
+        };
+        for observed in &self.instances {
+            observed.facts().ask(&beat);
         }
+        beat
     }
 
     async fn stop_accepting(&mut self) {
-        if let Some(relay) = self.relaying_mut() {
-            relay.stop_accepting().await;
-        }
+        self.server.stop_accepting().await;
     }
 
     fn accept_backlog(&mut self, listeners: &[Listener]) {
-        if let Some(relay) = self.relaying_mut() {
-            relay.accept_backlog(listeners);
-        }
+        self.server.accept_backlog(&self.served(listeners));
     }
 
     fn accept_late(&mut self, replaced: Vec<Listener>) {
-        if let Some(relay) = self.relaying_mut() {
-            relay.accept_late(replaced);
-        }
+        let served = self.served(&replaced);
+        self.server.accept_late(served);
     }
 
     fn drain(&mut self, _successor: Option<OwnedFd>) {
@@ -276,31 +291,25 @@ impl DataPlane for ProgramPlane {
         self.stop_at = Instant::now().checked_add(last);
         // A copy would keep a listener open that is closed now.
         listeners(&self.listeners).clear();
-        let order = match self.relaying_mut() {
-            Some(relay) => {
-                relay.drain(None);
-                Order::Finish
-            }
-            None => Order::Stop,
-        };
-        self.orders.send_replace(order);
+        self.others.clear();
+        self.server.drain(None);
+        // A private program serves the connections that are left.
+        self.orders.send_replace(if self.relays { Order::Finish } else { Order::Stop });
     }
 
     async fn drained(&self) {
-        if let Some(relay) = self.relaying() {
-            let late = async {
-                match self.stop_at {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = relay.drained() => {}
-                () = late => {}
+        let late = async {
+            match self.stop_at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
             }
-            self.replace(Order::Finish, Order::Stop);
-            relay.drained().await;
+        };
+        tokio::select! {
+            () = self.server.drained() => {}
+            () = late => {}
         }
+        self.replace(Order::Finish, Order::Stop);
+        self.server.drained().await;
         for observed in &self.instances {
             let mut state = observed.state.clone();
             // An error means that the task is gone, and with it the process.
@@ -309,49 +318,29 @@ impl DataPlane for ProgramPlane {
     }
 
     fn cut(&mut self) {
-        if let Some(relay) = self.relaying_mut() {
-            relay.cut();
-        }
+        self.server.cut();
         self.orders.send_replace(Order::Kill);
     }
 
     fn connections(&self) -> Option<Connections> {
-        self.relaying().and_then(DataPlane::connections)
+        // A program that accepts by itself counts its connections, and does not tell.
+        if self.relays { self.server.connections() } else { None }
     }
 
     fn counters(&self) -> Counters {
-        let mut counters = self.relaying().map(DataPlane::counters).unwrap_or_default();
+        let mut counters = self.server.counters();
         for observed in &self.instances {
-            let facts = observed.facts.lock().unwrap_or_else(PoisonError::into_inner);
-            counters.program.add(&facts.counters);
+            counters.program.add(&observed.facts().counters);
         }
         counters
     }
 
     fn programs(&self) -> Vec<ProgramReport> {
-        let report = |observed: &Observed| {
-            let facts = observed.facts.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let state = match &*observed.state.borrow() {
-                InstanceState::Starting => ProgramState::Starting,
-                InstanceState::Ready(_) => ProgramState::Ready,
-                InstanceState::Stopping => ProgramState::Stopping,
-                InstanceState::Restarting => ProgramState::Restarting,
-                InstanceState::Failed => ProgramState::Failed,
-                InstanceState::Ended => ProgramState::Ended,
-            };
-            ProgramReport {
-                pid: facts.pid,
-                state,
-                starts: facts.counters.starts,
-                status: facts.status,
-            }
-        };
-        self.instances.iter().map(report).collect()
+        self.instances.iter().map(Observed::report).collect()
     }
 
     fn report(&self) -> DrainReport {
-        let none = DrainReport { ended: 0, carried: 0, cut: 0 };
-        self.relaying().map_or(none, DataPlane::report)
+        self.server.report()
     }
 
     async fn next(&mut self, awaited: Awaited) -> PlaneEvent {
@@ -384,11 +373,11 @@ fn listeners(shared: &SharedListeners) -> MutexGuard<'_, Vec<Listener>> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits until an instance has failed for good, and returns the reason.
-async fn failure(mut failures: watch::Receiver<Option<String>>) -> Error {
-    let what = failures.wait_for(Option::is_some).await.ok().and_then(|what| what.clone());
-    Error::ProgramFailed { what: what.unwrap_or_default() }
+/// Returns how to forward to the program at these addresses.
+fn proxy(program: &ProgramConfig, private: &[Option<Address>]) -> Result<ProxyConfig, Error> {
+    let upstreams = Upstreams::new(private.iter().flatten().cloned().map(Into::into).collect())?;
+    Ok(ProxyConfig { upstreams, ..(*program.relay).clone() })
 }
 
 /// No connections move to the successor, because only the program knows their state.
-impl CarryPlane for ProgramPlane {}
+impl<S: Service> CarryPlane for ProgramPlane<S> {}

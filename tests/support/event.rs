@@ -100,6 +100,7 @@ events! {
     ProgramCheckFailed = "program.check_failed",
     ProgramEnded = "program.ended",
     ProgramKilled = "program.killed",
+    ProgramMainProcess = "program.main_process",
     ProgramNotificationIgnored = "program.notification_ignored",
     ProgramReady = "program.ready",
     ProgramReadyGuessed = "program.ready_guessed",

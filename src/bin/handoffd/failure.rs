@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use handoffd::control::ControlError;
 use handoffd::text::printable;
@@ -75,7 +76,14 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// Returns the exit code of the process that ends because of this failure.
-    pub(crate) fn exit(&self) -> ExitStatus {
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        if let Self::Daemon(Error::ProgramFailed { code: Some(code), .. }) = self {
+            return ExitCode::from(*code);
+        }
+        ExitCode::from(self.exit() as u8)
+    }
+
+    fn exit(&self) -> ExitStatus {
         match self {
             Self::Daemon(error) => error.exit(),
             Self::Control(error) => error.exit(),

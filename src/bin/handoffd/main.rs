@@ -17,16 +17,19 @@ mod status;
 
 use std::fmt::Display;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use cli::Command;
 use failure::Failure;
+use handoffd::listen::METRICS_LISTENER;
 use handoffd::program::ProgramConfig;
 use handoffd::text::one_line;
-use handoffd::{Builder, Config, Error, ExitStatus, Inheritance, Workers};
+use handoffd::{Builder, Config, Echo, Error, Inheritance, Workers};
 use logging::Destination;
 use metrics::WithMetrics;
+use routes::{BuiltinService, Routes};
 use settings::{Served, StartSettings, Watched};
 
 /// The number of entries to which the process grows its file descriptor table. This takes 128 KiB
@@ -55,8 +58,8 @@ fn main() -> ExitCode {
         }
     };
     match done {
-        Ok(()) => code(ExitStatus::Done),
-        Err(error) => complain(&error, error.exit()),
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&error, error.exit_code()),
     }
 }
 
@@ -86,10 +89,13 @@ fn serve(settings: StartSettings) -> ExitCode {
             let control = config.control.clone().filter(|_| metrics);
             run(config, inheritance, WithMetrics::new(routes, control), workers)
         }
-        Served::Program(program) => run_program(config, inheritance, *program, workers),
+        Served::Program(program) => {
+            let control = config.control.clone().filter(|_| metrics);
+            run_program(config, inheritance, *program, control, workers)
+        }
     };
     let ended = match ended {
-        Ok(()) => code(ExitStatus::Done),
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     };
     logging::finish();
@@ -123,12 +129,17 @@ fn run_program(
     config: Config,
     inheritance: Inheritance,
     program: ProgramConfig,
+    metrics: Option<PathBuf>,
     workers: Option<NonZeroUsize>,
 ) -> Result<(), Failure> {
     // A program that accepts by itself needs no workers of ours.
     let workers = if program.attach.is_private() { workers } else { Some(NonZeroUsize::MIN) };
     let (runtime, server) = prepare(config, inheritance, workers)?;
-    Ok(runtime.block_on(server.run_program(program)).map(drop)?)
+    let names = metrics.is_some().then(|| METRICS_LISTENER.parse()).transpose()?;
+    // The program serves all listeners but that of the metrics, so no client meets the echo.
+    let service = WithMetrics::new(Routes::all(BuiltinService::Echo(Echo)), metrics);
+    let names = names.into_iter().collect();
+    Ok(runtime.block_on(server.run_program_beside(program, service, names)).map(drop)?)
 }
 
 /// Starts the runtime and the workers, and makes room for file descriptors.
@@ -192,18 +203,14 @@ fn fail(error: &Failure) -> ExitCode {
     if tracing::enabled!(tracing::Level::ERROR) {
         let why = one_line(&error.to_string());
         tracing::error!(event = "process.failed", reason = why, "cannot serve: {why}");
-        return code(error.exit());
+        return error.exit_code();
     }
-    complain(error, error.exit())
+    complain(error, error.exit_code())
 }
 
-fn complain(why: &dyn Display, exit: ExitStatus) -> ExitCode {
+fn complain(why: &dyn Display, code: ExitCode) -> ExitCode {
     // Write the line in one piece, because a predecessor writes to the same standard error. If
     // standard error is closed, only the exit code reports the failure.
     logging::complain(&format!("handoffd: {}\n", one_line(&why.to_string())));
-    code(exit)
-}
-
-fn code(exit: ExitStatus) -> ExitCode {
-    ExitCode::from(exit as u8)
+    code
 }

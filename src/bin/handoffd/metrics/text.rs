@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use handoffd::listen::Address;
-use handoffd::status::{Counters, HandoffCounters, ListenerCounters, Status, UpstreamCounters};
+use handoffd::status::{
+    Counters, HandoffCounters, ListenerCounters, ProgramCounters, Status, UpstreamCounters,
+};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::MetricType;
@@ -123,7 +125,7 @@ impl Collector for StatusCollector {
         let Self(Status {
             serving,
             generations,
-            counters: Counters { listeners, upstreams, handoffs, .. },
+            counters: Counters { listeners, upstreams, handoffs, program, .. },
             ..
         }) = self;
         let numbers = [
@@ -140,8 +142,33 @@ impl Collector for StatusCollector {
         }
         encode_handoffs(&mut encoder, handoffs)?;
         encode_listeners(&mut encoder, listeners)?;
-        encode_upstreams(&mut encoder, upstreams)
+        encode_upstreams(&mut encoder, upstreams)?;
+        if program.is_empty() { Ok(()) } else { encode_program(&mut encoder, program) }
     }
+}
+
+fn encode_program(encoder: &mut DescriptorEncoder<'_>, counters: &ProgramCounters) -> fmt::Result {
+    let numbers = [
+        ("program_starts", "Processes of the program that were started", counters.starts),
+        (
+            "program_failed_starts",
+            "Starts of the program that failed, because it could not be executed",
+            counters.failed_starts,
+        ),
+    ];
+    for (name, help, number) in numbers {
+        let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        ConstCounter::new(number).encode(counter)?;
+    }
+    let help = "Processes of the program that ended, by exit code or signal";
+    let mut family = encoder.encode_descriptor("program_exits", help, None, MetricType::Counter)?;
+    let codes = counters.exits_by_code.iter().map(|exit| ("code", exit));
+    let signals = counters.exits_by_signal.iter().map(|exit| ("signal", exit));
+    for (label, (number, count)) in codes.chain(signals) {
+        let number = number.to_string();
+        ConstCounter::new(*count).encode(family.encode_family(&[(label, number.as_str())])?)?;
+    }
+    Ok(())
 }
 
 fn encode_handoffs(encoder: &mut DescriptorEncoder<'_>, handoffs: &HandoffCounters) -> fmt::Result {
@@ -198,8 +225,10 @@ fn encode_upstreams(
 /// Splits the name of an upstream in the counters into a host name, if it has one, and an address.
 /// The entry for a host name's former addresses has no address, so the host name takes its place.
 fn host_and_address(upstream: &str) -> (Option<&str>, &str) {
-    let is_name =
-        |text: &str| !text.starts_with(['/', '@', '[']) && text.parse::<Address>().is_err();
+    // The instance of a program has neither a slash nor a port.
+    let is_name = |text: &str| {
+        !text.starts_with(['/', '@', '[']) && text.contains(':') && text.parse::<Address>().is_err()
+    };
     match upstream.split_once('/') {
         Some((host, address)) if is_name(upstream) => (Some(host), address),
         _ if is_name(upstream) => (Some(upstream), upstream),

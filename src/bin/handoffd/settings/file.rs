@@ -21,9 +21,10 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::daemon::DaemonSettings;
-use super::listeners::{self, CheckedListener, TakenBy};
-use super::mistake::Mistake;
+use super::listeners::{self, CheckedListener, Keys, TakenBy};
+use super::mistake::{Mistake, SettingSource};
 use super::program::ProgramSettings;
+use super::relay::RelaySettings;
 use crate::failure::Failure;
 
 /// The maximum size of a configuration file in bytes. A larger file is probably not a configuration
@@ -148,6 +149,9 @@ fn parse(text: &str) -> Result<FileSettings, Mistake> {
     let mut taken = TakenBy::default();
     let listeners = listeners::read(tables, text, program.is_some(), &mut taken)?;
     check_metrics(&daemon, &listeners, &mut taken)?;
+    let addresses: Vec<_> = listeners.iter().map(CheckedListener::address).collect();
+    let program = program.map(|program| program.into_config(SettingSource::File, &addresses));
+    let program = program.transpose()?;
     let (listeners, services): (Vec<_>, Vec<_>) =
         listeners.into_iter().map(CheckedListener::split).unzip();
     // This call never fails, because the names and the addresses were checked above. Only there,
@@ -157,22 +161,22 @@ fn parse(text: &str) -> Result<FileSettings, Mistake> {
 }
 
 /// Removes the table of the program from the file, and reads it.
-fn take_program(file: &mut DeTable<'_>, text: &str) -> Result<Option<ProgramConfig>, Mistake> {
+fn take_program(file: &mut DeTable<'_>, text: &str) -> Result<Option<ProgramSettings>, Mistake> {
     let Some(program) = file.remove("program") else { return Ok(None) };
     let span = program.span();
     let DeValue::Table(table) = program.into_inner() else {
         let what = "this is no table, expected the settings of a program, as in [program]";
         return Err(Mistake::at(span.start, what));
     };
-    let settings =
-        ProgramSettings::deserialize(toml::Deserializer::from(Spanned::new(span.clone(), table)));
-    let settings = settings.map_err(|error| Mistake::of_toml(&error, text))?;
+    let (relay, other) = Keys::of::<RelaySettings>().partition(Spanned::new(span.clone(), table));
+    let mut settings: ProgramSettings = listeners::deserialize(other, text)?;
+    settings.relay = listeners::deserialize(relay, text)?;
     if settings.command.is_none() {
         let what =
             "the program has no command, expected one, as in command = [\"gunicorn\", \"app:app\"]";
         return Err(Mistake::at(span.start, what));
     }
-    settings.into_config().map(Some)
+    Ok(Some(settings))
 }
 
 /// Checks that the metrics listener has a name and an address of its own.

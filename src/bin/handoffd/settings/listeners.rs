@@ -16,6 +16,7 @@ use super::kinds::ServiceName;
 use super::listener::ListenerSettings;
 use super::mistake::{Mistake, SettingSource};
 use super::proxy::{HealthSettings, ProxySettings};
+use super::relay::RelaySettings;
 use super::value::{Given, Kind};
 
 const A_LISTENER: &str = "expected a table with the listener's name, as in [listener.web]";
@@ -38,6 +39,10 @@ pub(super) struct CheckedListener {
 impl CheckedListener {
     pub(super) const fn name(&self) -> &ListenerName {
         &self.name
+    }
+
+    pub(super) const fn address(&self) -> &Address {
+        &self.config.address
     }
 
     pub(super) fn split(self) -> (ListenerConfig, (ListenerName, ServiceConfig)) {
@@ -85,9 +90,10 @@ pub(super) fn read(
         let what = "there is no listener, expected at least one, as in [listener.web]";
         return Err(Mistake::at(0, what));
     }
+    let keys = ListenerKeys::all();
     let listeners: Vec<_> = tables
         .into_iter()
-        .map(|table| one(table, text, has_program, taken))
+        .map(|table| one(table, &keys, text, has_program, taken))
         .collect::<Result<_, _>>()?;
     check_loops(&listeners)?;
     Ok(listeners)
@@ -131,6 +137,7 @@ pub(super) fn take(
 /// Reads one listener from its table in the file.
 fn one(
     (name, table): ListenerTable<'_>,
+    keys: &ListenerKeys,
     text: &str,
     has_program: bool,
     taken: &mut TakenBy,
@@ -142,7 +149,7 @@ fn one(
     };
     let parsed: Result<ListenerName, Error> = name.get_ref().parse();
     let parsed = parsed.map_err(|error| Mistake::at(place, error.to_string()))?;
-    let (mut settings, proxy) = split(table, text)?;
+    let (mut settings, proxy) = split(table, keys, text)?;
     let address = settings.address.take();
     let address = address
         .ok_or_else(|| lacks("address", "an address, as in address = \"127.0.0.1:8080\""))?;
@@ -161,7 +168,7 @@ fn one(
         }
         ServiceName::Proxy => {
             let list = proxy.get_ref().get("upstreams").map(|list| list.span().start);
-            let proxy = read_proxy(proxy, text)?;
+            let proxy = read_proxy(proxy, keys, text)?;
             let Some(upstreams) = &proxy.upstreams else {
                 return Err(lacks("upstreams", "a list, as in upstreams = [\"127.0.0.1:9000\"]"));
             };
@@ -198,9 +205,10 @@ fn service_name(
 /// of both kinds stand in one table, and only the service says whether both may.
 fn split<'a>(
     table: Spanned<DeTable<'a>>,
+    keys: &ListenerKeys,
     text: &str,
 ) -> Result<(ListenerSettings, Spanned<DeTable<'a>>), Mistake> {
-    let (proxy, other) = partition::<ProxySettings>(table);
+    let (proxy, other) = keys.proxy.partition(table);
     Ok((deserialize(other, text)?, proxy))
 }
 
@@ -215,27 +223,61 @@ fn check_no_proxy_setting(table: &DeTable<'_>) -> Result<(), Mistake> {
     Err(Mistake::at(value.span().start, what))
 }
 
-fn read_proxy(table: Spanned<DeTable<'_>>, text: &str) -> Result<ProxySettings, Mistake> {
-    let (health, other) = partition::<HealthSettings>(table);
+fn read_proxy(
+    table: Spanned<DeTable<'_>>,
+    keys: &ListenerKeys,
+    text: &str,
+) -> Result<ProxySettings, Mistake> {
+    let (health, other) = keys.health.partition(table);
+    let (relay, other) = keys.relay.partition(other);
     let mut proxy: ProxySettings = deserialize(other, text)?;
     proxy.health = deserialize(health, text)?;
+    proxy.relay = deserialize(relay, text)?;
     Ok(proxy)
 }
 
-/// Splits a table into the settings that `S` declares and all others.
-fn partition<'a, S: Args>(
-    table: Spanned<DeTable<'a>>,
-) -> (Spanned<DeTable<'a>>, Spanned<DeTable<'a>>) {
-    let span = table.span();
-    let flags = S::augment_args(clap::Command::default());
-    let is_declared =
-        |key: &DeString<'_>| flags.get_arguments().any(|flag| flag.get_id() == &**key);
-    let (declared, other) =
-        table.into_inner().into_iter().partition(|(key, _)| is_declared(key.get_ref()));
-    (Spanned::new(span.clone(), declared), Spanned::new(span, other))
+/// The keys of the settings that share the table of a listener.
+struct ListenerKeys {
+    proxy: Keys,
+    relay: Keys,
+    health: Keys,
 }
 
-fn deserialize<T: for<'de> Deserialize<'de>>(
+impl ListenerKeys {
+    fn all() -> Self {
+        Self {
+            proxy: Keys::of::<ProxySettings>(),
+            relay: Keys::of::<RelaySettings>(),
+            health: Keys::of::<HealthSettings>(),
+        }
+    }
+}
+
+/// The keys of one kind of settings. Computing them takes longer than reading a listener, so it is
+/// done once for a file.
+pub(super) struct Keys(Vec<String>);
+
+impl Keys {
+    /// Returns the keys that `S` declares.
+    pub(super) fn of<S: Args>() -> Self {
+        let flags = S::augment_args(clap::Command::default());
+        Self(flags.get_arguments().map(|flag| flag.get_id().to_string()).collect())
+    }
+
+    /// Splits a table into the settings of these keys and all others.
+    pub(super) fn partition<'a>(
+        &self,
+        table: Spanned<DeTable<'a>>,
+    ) -> (Spanned<DeTable<'a>>, Spanned<DeTable<'a>>) {
+        let span = table.span();
+        let is_declared = |key: &DeString<'_>| self.0.iter().any(|known| **known == **key);
+        let (declared, other) =
+            table.into_inner().into_iter().partition(|(key, _)| is_declared(key.get_ref()));
+        (Spanned::new(span.clone(), declared), Spanned::new(span, other))
+    }
+}
+
+pub(super) fn deserialize<T: for<'de> Deserialize<'de>>(
     table: Spanned<DeTable<'_>>,
     text: &str,
 ) -> Result<T, Mistake> {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use handoffd::text::cut_line;
 
+use super::value::{Given, Kind};
 use crate::failure::Failure;
 
 /// The maximum length of an error message in bytes. A longer message is cut, so that it stays
@@ -25,6 +26,15 @@ impl SettingSource {
             Self::Flags => format!("--{}", setting.replace('_', "-")),
             Self::File => setting.to_owned(),
         }
+    }
+
+    /// Returns the mistake that a setting was given without `other`, which it needs.
+    pub(super) fn alone<K: Kind>(self, given: &Given<K>, setting: &str, other: &str) -> Mistake {
+        let (setting, other) = (self.name(setting), self.name(other));
+        Mistake::at(
+            given.offset,
+            format!("{setting} has no effect alone, expected {other} as well"),
+        )
     }
 }
 

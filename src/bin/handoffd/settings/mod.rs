@@ -17,6 +17,7 @@ mod mistake;
 mod program;
 mod program_kinds;
 mod proxy;
+mod relay;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -167,10 +168,7 @@ impl ProxyFlags {
     /// Merges the flags of the command `proxy`, as [`ServeFlags::read`] does for the daemon.
     pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<StartSettings, Failure> {
         let listeners = self.listen.read()?;
-        let addresses: Vec<&Address> = match &listeners {
-            Listeners::Inherited => Vec::new(),
-            Listeners::Named(named) => named.as_slice().iter().map(|one| &one.address).collect(),
-        };
+        let addresses = addresses(&listeners);
         let proxy = self.proxy.into_config(SettingSource::Flags, &addresses);
         let proxy = proxy.map_err(Mistake::in_flags)?;
         check_loop(&addresses, &proxy.upstreams)?;
@@ -184,10 +182,19 @@ impl ProxyFlags {
 impl RunFlags {
     /// Merges the flags of the command `run`, as [`ServeFlags::read`] does for the daemon.
     pub(crate) fn read(self, runtime_directory: Option<&Path>) -> Result<StartSettings, Failure> {
-        let program = self.program.into_config().map_err(Mistake::in_flags)?;
-        let served = Served::Program(Box::new(program));
-        start(self.daemon, self.listen.read()?, served, self.init, runtime_directory)
+        let listeners = self.listen.read()?;
+        let program = self.program.into_config(SettingSource::Flags, &addresses(&listeners));
+        let served = Served::Program(Box::new(program.map_err(Mistake::in_flags)?));
+        start(self.daemon, listeners, served, self.init, runtime_directory)
             .map_err(Mistake::in_flags)
+    }
+}
+
+/// Returns the configured addresses of listeners.
+fn addresses(listeners: &Listeners) -> Vec<&Address> {
+    match listeners {
+        Listeners::Inherited => Vec::new(),
+        Listeners::Named(named) => named.as_slice().iter().map(|one| &one.address).collect(),
     }
 }
 
@@ -233,10 +240,6 @@ fn start(
     let mut config = daemon.into_config(listeners, runtime_directory);
     let shows_metrics = metrics.is_some();
     if let Some(address) = metrics {
-        if let Served::Program(_) = served {
-            let what = "metrics are not served beside a program: ask with `handoffd status --json`";
-            return Err(Mistake::at(address.offset, what));
-        }
         add_metrics(&mut config, address)?;
     }
     Ok(StartSettings {

@@ -5,13 +5,15 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use clap::Args;
+use handoffd::listen::Address;
 use handoffd::program::{Attach, ProgramConfig, Ready};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::kinds::{FilePath, Time, Wait};
-use super::mistake::Mistake;
+use super::mistake::{Mistake, SettingSource};
 use super::program_kinds::{Ending, InstanceCount, ListenerKey, ProgramArgument, Variable};
+use super::relay::RelaySettings;
 use super::value::{Given, list, set, value};
 
 /// The settings of a program. A field that is `None` was not given.
@@ -91,11 +93,19 @@ pub(crate) struct ProgramSettings {
     /// The listener that the program gets as its standard input [default: none]
     #[arg(long, value_name = "NAME")]
     stdin: Option<Given<ListenerKey>>,
+
+    #[command(flatten, next_help_heading = "Forwarding to a private program")]
+    #[serde(skip)]
+    pub(super) relay: RelaySettings,
 }
 
 impl ProgramSettings {
-    /// Returns the configuration of the program.
-    pub(super) fn into_config(self) -> Result<ProgramConfig, Mistake> {
+    /// Returns the configuration of a program whose listeners have these addresses.
+    pub(super) fn into_config(
+        self,
+        source: SettingSource,
+        addresses: &[&Address],
+    ) -> Result<ProgramConfig, Mistake> {
         let words = |list: Vec<Given<ProgramArgument>>| -> Vec<String> {
             list.into_iter().map(|word| word.value).collect()
         };
@@ -106,6 +116,7 @@ impl ProgramSettings {
         set(&mut config.attach, self.attach);
         let ready_place = self.ready.as_ref().and_then(|ready| ready.offset);
         config.ready = value(self.ready).or(self.ready_command.map(words).map(Ready::Command));
+        let interval_place = self.check_interval.as_ref().map(|interval| interval.offset);
         config.check_interval = value(self.check_interval);
         set(&mut config.restart, self.restart);
         set(&mut config.stop_signal, self.stop_signal);
@@ -124,6 +135,21 @@ impl ProgramSettings {
                 old one may answer; expected another sign, or attach = \"port\"";
             return Err(Mistake::at(ready_place, what));
         }
+        if let Some(place) = interval_place.filter(|_| !config.ready().is_repeatable()) {
+            let what = "a program with this sign of readiness cannot be asked again; expected \
+                connect, http:/PATH or a ready command";
+            return Err(Mistake::at(place, what));
+        }
+        if let (Attach::Inherit, Some((setting, place))) = (config.attach, self.relay.first_given())
+        {
+            let (setting, attach) = (source.name(setting), source.name("attach"));
+            let what = format!(
+                "{setting} has no effect, because the program accepts by itself; expected \
+                {attach} port or socket as well"
+            );
+            return Err(Mistake::at(place, what));
+        }
+        self.relay.apply(&mut config.relay, source, addresses)?;
         Ok(config)
     }
 }

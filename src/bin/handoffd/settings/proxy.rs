@@ -5,16 +5,16 @@ use std::collections::HashSet;
 
 use clap::Args;
 use handoffd::listen::Address;
-use handoffd::proxy::{
-    Balance, Check, HeaderVersion, Network, ProxyConfig, UpstreamTarget, Upstreams,
-};
+use handoffd::proxy::{Check, ProxyConfig, UpstreamTarget, Upstreams};
 use serde::Deserialize;
 
-use super::kinds::{Failures, KeepAlive, Time, UserTimeout, Wait};
+use super::kinds::{Failures, Wait};
 use super::mistake::{Mistake, SettingSource};
+use super::relay::RelaySettings;
 use super::value::{Given, list, set, value};
 
-/// The settings of a proxy. A field that is `None` was not given.
+/// The settings of a proxy. A field that is `None` was not given. `relay` and `health` are read
+/// apart from the others, because `serde(flatten)` loses the positions of the values.
 ///
 /// A field is declared once: its name is the key, and with dashes the flag. Its comment is the help
 /// text, which ends with the default. `docs/handoffd.toml` gives the reasons.
@@ -33,58 +33,16 @@ pub(crate) struct ProxySettings {
     #[arg(long, value_name = "TIME")]
     resolve_interval: Option<Given<Wait>>,
 
-    /// Which upstream is tried first: round-robin, least-connections or in-order
-    /// [default: round-robin]
-    #[arg(long, value_name = "ORDER")]
-    balance: Option<Given<Balance>>,
-
-    /// How long one upstream may take to accept a connection [default: 5s]
-    #[arg(long, value_name = "TIME")]
-    connect_timeout: Option<Given<Wait>>,
-
-    /// How long a client waits while no upstream accepts [default: 10s]
-    #[arg(long, value_name = "TIME")]
-    connect_patience: Option<Given<Time>>,
-
-    /// Close a connection that has been idle for this long [default: never]
-    #[arg(long, value_name = "TIME")]
-    idle_timeout: Option<Given<Wait>>,
-
-    /// Close a connection that is older than this [default: never]
-    #[arg(long, value_name = "TIME")]
-    lifetime: Option<Given<Wait>>,
-
-    /// Send the client's address to the upstream in a PROXY header: v1 or v2 [default: no
-    /// header]
-    #[arg(long, value_name = "VERSION")]
-    send_proxy_header: Option<Given<HeaderVersion>>,
-
-    /// Expect a PROXY header from clients in this network, or from all clients of a Unix socket
-    /// (unix); may be given several times [default: none]
-    #[arg(long, value_name = "NETWORK")]
-    #[serde(deserialize_with = "list")]
-    accept_proxy_header_from: Option<Vec<Given<Network>>>,
-
-    /// How long a client may take to send its PROXY header [default: 3s]
-    #[arg(long, value_name = "TIME")]
-    proxy_header_timeout: Option<Given<Wait>>,
-
-    /// How long a peer may be silent before the kernel probes it [default: never]
-    #[arg(long, value_name = "TIME")]
-    keep_alive: Option<Given<KeepAlive>>,
-
-    /// How long sent data may stay unacknowledged [default: the default of the
-    /// kernel, about 15 minutes]
-    #[arg(long, value_name = "TIME")]
-    user_timeout: Option<Given<UserTimeout>>,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub(super) relay: RelaySettings,
 
     #[command(flatten)]
     #[serde(skip)]
     pub(super) health: HealthSettings,
 }
 
-/// The settings of a proxy that say how it finds out that an upstream fails. They are read apart
-/// from [`ProxySettings`], because `serde(flatten)` loses the positions of the values.
+/// The settings of a proxy that say how it finds out that an upstream fails.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct HealthSettings {
@@ -112,40 +70,14 @@ impl ProxySettings {
         source: SettingSource,
         addresses: &[&Address],
     ) -> Result<ProxyConfig, Mistake> {
-        self.check_pairs(source)?;
-        let networks = self.accept_proxy_header_from.unwrap_or_default();
-        check_networks(&networks, addresses)?;
+        if let (Some(timeout), None) = (&self.health.check_timeout, &self.health.check_interval) {
+            return Err(source.alone(timeout, "check_timeout", "check_interval"));
+        }
         let mut config = ProxyConfig::to(upstreams(self.upstreams.unwrap_or_default())?);
         set(&mut config.resolve_interval, self.resolve_interval);
-        set(&mut config.balance, self.balance);
-        set(&mut config.connect_timeout, self.connect_timeout);
-        set(&mut config.connect_patience, self.connect_patience);
-        config.idle_timeout = value(self.idle_timeout);
-        config.lifetime = value(self.lifetime);
-        config.send_header = value(self.send_proxy_header);
-        config.accept_header_from = networks.into_iter().map(|network| network.value).collect();
-        set(&mut config.header_timeout, self.proxy_header_timeout);
-        config.keep_alive = value(self.keep_alive);
-        config.user_timeout = value(self.user_timeout);
+        self.relay.apply(&mut config, source, addresses)?;
         self.health.apply(&mut config);
         Ok(config)
-    }
-
-    /// Checks that each setting that has no effect alone is given beside the other.
-    fn check_pairs(&self, source: SettingSource) -> Result<(), Mistake> {
-        let alone = |timeout: &Given<Wait>, setting, other| {
-            let (setting, other) = (source.name(setting), source.name(other));
-            let what = format!("{setting} has no effect alone, expected {other} as well");
-            Err(Mistake::at(timeout.offset, what))
-        };
-        if let (Some(timeout), None) = (&self.proxy_header_timeout, &self.accept_proxy_header_from)
-        {
-            return alone(timeout, "proxy_header_timeout", "accept_proxy_header_from");
-        }
-        if let (Some(timeout), None) = (&self.health.check_timeout, &self.health.check_interval) {
-            return alone(timeout, "check_timeout", "check_interval");
-        }
-        Ok(())
     }
 }
 
@@ -168,23 +100,4 @@ fn upstreams(list: Vec<Given<UpstreamTarget>>) -> Result<Upstreams, Mistake> {
     }
     let upstreams = Upstreams::new(list.into_iter().map(|upstream| upstream.value).collect());
     upstreams.map_err(|error| Mistake::at(None, error.to_string()))
-}
-
-/// Checks that clients from at least one of the networks can reach one of the addresses. If none
-/// can, the setting is a mistake, and the proxy would forward PROXY headers to the upstream as
-/// data.
-fn check_networks(networks: &[Given<Network>], addresses: &[&Address]) -> Result<(), Mistake> {
-    let reach = |network: &Given<Network>| {
-        addresses.iter().any(|address| address.is_unix() == network.value.is_unix())
-    };
-    let Some(first) = networks.first().filter(|_| !addresses.is_empty()) else { return Ok(()) };
-    if networks.iter().any(reach) {
-        return Ok(());
-    }
-    let what = if addresses.iter().all(|address| address.is_unix()) {
-        "clients of a Unix socket have no address, expected \"unix\" among these networks"
-    } else {
-        "no client connects to a Unix socket here, expected a network of IP addresses"
-    };
-    Err(Mistake::at(first.offset, what))
 }

@@ -1,6 +1,8 @@
 //! Tests that flags, the configuration file and the documented example agree, and that every
 //! setting arrives.
 
+mod program;
+
 use std::fs;
 use std::path::PathBuf;
 
@@ -86,16 +88,6 @@ fn flags<T: Args>() -> Vec<(String, String, String)> {
         (flag.get_id().to_string(), format!("--{}", flag.get_long().unwrap()), help)
     });
     told.filter(|(key, ..)| key != "no_carry").collect()
-}
-
-/// The flags of a kind of settings, with those that have no name but a place.
-fn all_flags<T: Args>() -> Vec<(String, String, String)> {
-    let flags = T::augment_args(Command::default());
-    let told = flags.get_arguments().map(|flag| {
-        let help = flag.get_help().map(ToString::to_string).unwrap_or_default();
-        (flag.get_id().to_string(), flag.get_long().unwrap_or_default().to_owned(), help)
-    });
-    told.collect()
 }
 
 fn values(value: &toml::Value) -> Vec<String> {
@@ -204,109 +196,6 @@ fn the_example_and_the_help_name_the_same_defaults() {
         }
     }
     assert!(different.is_empty(), "{different:#?}");
-}
-
-/// The documented example of the settings of a program.
-const PROGRAM: &str = include_str!("../../../../docs/handoffd-run.toml");
-
-/// A program with every setting, and with another value than the default.
-const EVERY_PROGRAM_SETTING: &str = "\
-[listener.web]
-address = '127.0.0.1:0'
-[program]
-command = ['a', '{fd}']
-attach = 'port'
-ready = 'http:/up'
-check_interval = '1s'
-restart = 'never'
-stop_signal = 'INT'
-stop_timeout = '2s'
-instances = 3
-environment = { A = 'b' }
-environment_file = '/e'
-working_directory = '/w'
-umask = '0027'
-stdin = 'web'
-";
-
-#[derive(Parser)]
-struct RunLine {
-    #[command(flatten)]
-    flags: RunFlags,
-}
-
-#[test]
-fn every_setting_of_a_program_is_a_flag_and_has_an_effect() {
-    let with_all = parse(EVERY_PROGRAM_SETTING).unwrap();
-    let line = [
-        "run",
-        "--listen=web=127.0.0.1:0",
-        "--attach=port",
-        "--ready=http:/up",
-        "--check-interval=1s",
-        "--restart=never",
-        "--stop-signal=INT",
-        "--stop-timeout=2s",
-        "--instances=3",
-        "--env=A=b",
-        "--env-file=/e",
-        "--working-directory=/w",
-        "--umask=0027",
-        "--stdin=web",
-        "--",
-        "a",
-        "{fd}",
-    ];
-    let by_flags = RunLine::parse_from(line).flags.program.into_config().unwrap();
-    assert_eq!(format!("{by_flags:?}"), format!("{:?}", with_all.program.as_ref().unwrap()));
-    let with_all = described(with_all);
-    for line in EVERY_PROGRAM_SETTING.lines().skip(4) {
-        let without = parse(&EVERY_PROGRAM_SETTING.replace(&format!("{line}\n"), ""));
-        assert!(without.map_or(true, |file| described(file) != with_all), "{line} has no effect");
-    }
-    let command =
-        parse("[listener.web]\naddress = '@a'\n[program]\ncommand = ['a']\nready_command = ['b']");
-    let ready = command.unwrap().program.unwrap().ready();
-    assert_eq!(format!("{ready:?}"), "Command([\"b\"])");
-}
-
-#[test]
-fn the_example_of_a_program_shows_and_explains_every_setting() {
-    let short =
-        "[listener.web]\naddress = '0.0.0.0:8080'\n[program]\ncommand = ['gunicorn', 'app:app']";
-    assert_eq!(described(parse(PROGRAM).unwrap()), described(parse(short).unwrap()));
-    let lines: Vec<_> = PROGRAM.lines().map(|line| line.trim_start_matches('#')).collect();
-    for (key, flag, help) in all_flags::<ProgramSettings>() {
-        let place = lines.iter().position(|line| line.starts_with(&format!("{key} = ")));
-        let place = place.unwrap_or_else(|| panic!("the example has no {key}"));
-        let comment = lines[..place].iter().rev().take_while(|line| line.starts_with(' '));
-        let comment: Vec<_> = comment.map(|line| line.trim()).collect();
-        let comment = comment.into_iter().rev().collect::<Vec<_>>().join(" ");
-        match comment.rsplit_once("Default: ") {
-            Some((_, default)) => {
-                let default = format!("[default: {}]", default.strip_suffix('.').unwrap());
-                assert!(help.ends_with(&default), "{flag} {key}: {default} is not in {help}");
-            }
-            None => assert!(comment.ends_with("Required."), "{key} has no default"),
-        }
-    }
-}
-
-#[test]
-fn a_wrong_program_is_refused_at_its_place() {
-    for (text, expected) in [
-        ("[program]\n", "1:1: the program has no command"),
-        ("program = 1\n", "1:11: this is no table"),
-        ("[program]\ncommand = []\n", "bad command []"),
-        ("[program]\ncommand = ['a']\nready = 'soon'", "3:9: bad sign \"soon\": expected notify"),
-        (
-            "[program]\ncommand = ['a']\n[listener.web]\naddress = '@a'\nservice = 'echo'",
-            "5:11: the program serves this listener",
-        ),
-    ] {
-        let said = parse(text).unwrap_err().to_string();
-        assert!(said.contains(expected), "{text:?}: {said}");
-    }
 }
 
 /// Returns the documents for users, each with its path.

@@ -1,0 +1,117 @@
+//! What the data plane sees of the instances of a program: their states, and why one has failed.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::instance::InstanceState;
+use crate::error::Error;
+use crate::report::{ProgramCounters, ProgramReport, ProgramState};
+
+/// What an operator and the service manager's watchdog see of an instance.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    pub(super) pid: Option<u32>,
+    pub(super) status: Option<String>,
+    pub(super) counters: ProgramCounters,
+    /// Whether the program answers its watchdog.
+    answers: bool,
+    /// The heartbeats that it has not answered yet.
+    beats: Vec<TaskTrackerToken>,
+}
+
+impl Facts {
+    /// Keeps `beat` from completing until the program answers its watchdog, if it ever does.
+    pub(super) fn ask(&mut self, beat: &TaskTracker) {
+        if self.answers {
+            self.beats.push(beat.token());
+        }
+    }
+
+    pub(super) fn answer(&mut self) {
+        self.answers = true;
+        self.beats.clear();
+    }
+
+    /// Lets all heartbeats complete, because the program is being replaced.
+    pub(super) fn forget_watchdog(&mut self) {
+        self.answers = false;
+        self.beats.clear();
+    }
+}
+
+/// Why an instance has failed for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ProgramFailure {
+    /// What has happened, as a part of a sentence.
+    pub(super) what: String,
+    /// The exit code for the generation, if it ends as its program did.
+    pub(super) code: Option<u8>,
+}
+
+/// What the data plane sees of an instance.
+#[derive(Debug)]
+pub(super) struct Observed {
+    pub(super) state: watch::Receiver<InstanceState>,
+    pub(super) facts: Arc<Mutex<Facts>>,
+}
+
+impl Observed {
+    pub(super) fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what an operator sees of the instance.
+    pub(super) fn report(&self) -> ProgramReport {
+        let state = match &*self.state.borrow() {
+            InstanceState::Starting => ProgramState::Starting,
+            InstanceState::Ready(_) => ProgramState::Ready,
+            InstanceState::Stopping => ProgramState::Stopping,
+            InstanceState::Restarting => ProgramState::Restarting,
+            InstanceState::Failed => ProgramState::Failed,
+            InstanceState::Ended => ProgramState::Ended,
+        };
+        let facts = self.facts();
+        ProgramReport {
+            pid: facts.pid,
+            state,
+            starts: facts.counters.starts,
+            status: facts.status.clone(),
+        }
+    }
+}
+
+/// Waits until an instance has failed for good, and returns the reason.
+pub(super) async fn failure(mut failures: watch::Receiver<Option<ProgramFailure>>) -> Error {
+    match failures.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone()) {
+        Some(ProgramFailure { what, code }) => Error::ProgramFailed { what, code },
+        // The data plane is gone, so nobody waits for its end.
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_waits_for_the_answer_of_the_program() {
+        let mut facts = Facts::default();
+        let ask = |facts: &mut Facts| {
+            let beat = TaskTracker::new();
+            facts.ask(&beat);
+            beat
+        };
+        assert!(ask(&mut facts).is_empty(), "a program that never answers is not waited for");
+        facts.answer();
+        let beat = ask(&mut facts);
+        assert!(!beat.is_empty());
+        facts.answer();
+        assert!(beat.is_empty());
+        let beat = ask(&mut facts);
+        facts.forget_watchdog();
+        assert!(beat.is_empty(), "a program that is replaced is not waited for");
+    }
+}

@@ -1,0 +1,173 @@
+//! The running processes of one start of a program, and which of them is the main process.
+//!
+//! The main process is the one that was started, until the program names another one with
+//! `MAINPID=` (see sd_notify(3)), as a wrapper does. The main process gets the stop signal, and the
+//! program has ended when it has.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::output::LastWords;
+use crate::sys::child::Child;
+use crate::sys::fd::watch;
+use crate::sys::process::{PidFd, is_below, is_in_group};
+
+/// How long the last words of a program that has ended may take to arrive.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The processes of a program, which are killed when this value is dropped.
+pub(super) struct Running {
+    child: Child,
+    /// The main process, if it is not the child.
+    named: Option<NamedProcess>,
+    words: LastWords,
+    /// A channel that closes when the last words have arrived.
+    written: oneshot::Receiver<Infallible>,
+    /// Whether no process is left that could be signalled. The kernel may then give the id of the
+    /// process group to another one.
+    is_gone: bool,
+}
+
+struct NamedProcess {
+    pid: u32,
+    process: AsyncFd<PidFd>,
+}
+
+impl Running {
+    /// Takes over a child that was just started. `errors` is the pipe of its standard error.
+    ///
+    /// # Errors
+    /// When no thread for its standard error can be started. The child is killed then.
+    pub(super) fn new(child: Child, errors: OwnedFd) -> io::Result<Self> {
+        let words = LastWords::default();
+        match words.follow(errors) {
+            Ok(written) => Ok(Self { child, named: None, words, written, is_gone: false }),
+            Err(error) => {
+                child.signal_group(Signal::SIGKILL);
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns the pid of the main process.
+    pub(super) fn pid(&self) -> u32 {
+        self.named.as_ref().map_or(self.child.pid(), |named| named.pid)
+    }
+
+    /// Returns whether a process belongs to the program.
+    pub(super) fn owns(&self, pid: u32) -> bool {
+        let is_of = |ours: u32| is_in_group(pid, ours) || is_below(pid, ours);
+        is_of(self.child.pid()) || self.named.as_ref().is_some_and(|named| is_of(named.pid))
+    }
+
+    /// Makes `pid` the main process, and returns whether it was another one before. A process that
+    /// does not belong to the program, or has ended, is ignored.
+    pub(super) fn name_main(&mut self, pid: u32) -> bool {
+        let is_new = pid != self.pid();
+        if is_new && pid == self.child.pid() {
+            self.named = None;
+            return true;
+        }
+        let process = PidFd::open(pid).ok().filter(|_| is_new && self.owns(pid));
+        let process = process.and_then(|process| watch(process, Interest::READABLE).ok());
+        match process {
+            Some(process) => {
+                self.named = Some(NamedProcess { pid, process });
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Waits until the main process has ended. The status is `None` if it is not a child and the
+    /// kernel does not tell. Cancel safe.
+    ///
+    /// # Errors
+    /// When the tokio runtime is shutting down.
+    pub(super) async fn ended(&self) -> io::Result<Option<ExitStatus>> {
+        match &self.named {
+            None => self.child.wait().await.map(Some),
+            Some(NamedProcess { pid, process }) => {
+                process.readable().await?.retain_ready();
+                Ok(process.get_ref().exit_status(*pid))
+            }
+        }
+    }
+
+    /// Sends a signal to the main process.
+    pub(super) fn signal(&self, signal: Signal) {
+        match &self.named {
+            None => self.child.signal(signal),
+            // An error means that the process has ended.
+            Some(named) => drop(named.process.get_ref().signal(signal)),
+        }
+    }
+
+    /// Sends a signal to all processes of the program.
+    pub(super) fn signal_all(&self, signal: Signal) {
+        self.child.signal_group(signal);
+        if self.named.is_some() {
+            self.signal(signal);
+        }
+    }
+
+    /// Returns whether a process of the program is left. Reaps the child if it has ended.
+    pub(super) async fn is_left(&mut self) -> bool {
+        let _ = timeout(Duration::ZERO, self.child.wait()).await;
+        let is_named_left =
+            || self.named.as_ref().is_some_and(|named| !named.process.get_ref().has_ended());
+        self.is_gone = !self.child.has_group() && !is_named_left();
+        !self.is_gone
+    }
+
+    /// Kills all processes of the program, and reaps the child.
+    pub(super) async fn kill(&mut self) {
+        self.signal_all(Signal::SIGKILL);
+        self.is_gone = true;
+        // An error means that the child was reaped before.
+        let _ = self.child.wait().await;
+    }
+
+    /// Returns how the program ended, with its last words, as a part of a sentence.
+    pub(super) async fn described(&mut self, status: Option<ExitStatus>) -> String {
+        let _ = timeout(LAST_WORDS_TIMEOUT, &mut self.written).await;
+        format!("with {}{}", describe(status), self.words.quoted())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.is_gone {
+            self.signal_all(Signal::SIGKILL);
+        }
+    }
+}
+
+/// Returns how a process ended, as a part of a sentence.
+fn describe(status: Option<ExitStatus>) -> String {
+    let Some(status) = status else { return "an unknown exit code".to_owned() };
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => match Signal::try_from(signal) {
+            Ok(signal) => signal.to_string(),
+            Err(_) => format!("signal {signal}"),
+        },
+        (None, None) => status.to_string(),
+    }
+}
+
+/// Returns the exit code of a shell for a status: the code itself, or 128 and the signal.
+pub(super) fn exit_code(status: ExitStatus) -> Option<u8> {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok())
+}

@@ -1,0 +1,78 @@
+//! The service of the connections that this process accepts itself: it forwards the clients of a
+//! private program, and serves the listeners that are not the program's.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use crate::address::Address;
+use crate::config::{ListenerName, ProxyConfig};
+use crate::report::UpstreamCounters;
+use crate::service::{Connection, Proxy, Service};
+
+/// A service that forwards the connections of a private program, and gives those of other listeners
+/// to another service.
+///
+/// No connection moves to a successor: one that is forwarded stays with the program that has
+/// answered it so far.
+#[derive(Debug)]
+pub(crate) struct ProgramService<S> {
+    /// `None` if the program accepts by itself.
+    proxy: Option<Proxy>,
+    others: S,
+    other_listeners: Vec<ListenerName>,
+    /// The private address of each instance.
+    private: Vec<Option<Address>>,
+}
+
+impl<S> ProgramService<S> {
+    /// Creates a service that forwards as `proxy` says, and serves `other_listeners` with `others`.
+    pub(super) fn new(
+        proxy: Option<ProxyConfig>,
+        others: S,
+        other_listeners: Vec<ListenerName>,
+        private: Vec<Option<Address>>,
+    ) -> Self {
+        Self { proxy: proxy.map(Proxy::new), others, other_listeners, private }
+    }
+
+    /// Returns the name of the instance that has a private address. The counters must not name the
+    /// address: each generation has another one, so their number would grow with each handoff.
+    fn instance(&self, upstream: String) -> String {
+        let is_at = |address: &Option<Address>| {
+            address.as_ref().is_some_and(|address| address.to_string() == upstream)
+        };
+        let number = self.private.iter().position(is_at);
+        number.map_or(upstream, |number| format!("instance-{number}"))
+    }
+}
+
+impl<S: Service> Service for ProgramService<S> {
+    async fn serve(&self, connection: &mut Connection) -> io::Result<()> {
+        let is_other = contains(&self.other_listeners, connection.listener());
+        match &self.proxy {
+            Some(proxy) if !is_other => proxy.serve(connection).await,
+            // Box this future, because it would otherwise enlarge that of every client.
+            _ => Box::pin(self.others.serve(connection)).await,
+        }
+    }
+
+    fn upstreams(&self) -> BTreeMap<String, BTreeMap<String, UpstreamCounters>> {
+        let mut all = self.others.upstreams();
+        for (listener, upstreams) in self.proxy.iter().flat_map(Proxy::upstreams) {
+            let named = upstreams.into_iter().map(|(name, one)| (self.instance(name), one));
+            all.insert(listener, named.collect());
+        }
+        all
+    }
+
+    fn header_errors(&self) -> BTreeMap<String, u64> {
+        let mut all = self.others.header_errors();
+        all.extend(self.proxy.as_ref().map(Proxy::header_errors).unwrap_or_default());
+        all
+    }
+}
+
+/// Returns whether a listener is one of `names`.
+pub(super) fn contains(names: &[ListenerName], listener: &str) -> bool {
+    names.iter().any(|name| name.as_str() == listener)
+}

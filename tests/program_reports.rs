@@ -1,0 +1,112 @@
+//! Tests of what a program reports to the daemon and to the service manager: its notifications, its
+//! watchdog, its counters, and its exit code.
+
+use nix::sys::signal::Signal;
+
+use crate::counters::request;
+use crate::programs::{INHERITING, PRIVATE, good, put, run, run_app, started};
+use crate::support::{Client, Event, Line, Manager, REAL, signal};
+
+/// Runs the echo program with a service manager whose watchdog waits for this many milliseconds.
+fn run_watched(manager: &Manager, milliseconds: u64) -> Line {
+    let line = run(|command, folder| {
+        put(folder, &good());
+        command.env("NOTIFY_SOCKET", manager.path());
+        command.env("WATCHDOG_USEC", (milliseconds * 1000).to_string());
+        command.arg("--").arg(folder.join("app")).args(PRIVATE);
+    });
+    line.wait_for(1, Event::GenerationServing);
+    line
+}
+
+/// The program is a daemon of ours, and answers its watchdog as such.
+#[test]
+fn a_program_that_stops_answering_is_started_again() {
+    let manager = Manager::new();
+    let line = run_watched(&manager, 4000);
+    signal(started(&line, 1), Signal::SIGSTOP);
+    line.wait_for(1, Event::ProgramRestarting);
+    assert!(line.text().contains("the program stopped answering its watchdog"), "{}", line.text());
+    started(&line, 2);
+    line.assert_serves();
+}
+
+/// A heartbeat waits for the answer of the program, and arrives in time all the same.
+#[test]
+fn the_watchdog_is_answered_beside_a_program() {
+    let manager = Manager::new();
+    let line = run_watched(&manager, 4000);
+    for _ in 0..2 {
+        let (alive, _) = manager.hear_until("WATCHDOG=1");
+        assert_eq!(alive.pid, line.pid_of(1));
+    }
+}
+
+/// A wrapper starts the program, names it, and ends.
+#[test]
+fn a_wrapper_may_name_the_main_process() {
+    let script =
+        format!("{REAL} \"$@\" & systemd-notify --ready MAINPID=$! STATUS='well and up'; exit 0");
+    let line = run_app(&script, &["--ready", "notify"], &PRIVATE);
+    let named = line.wait_for(1, Event::ProgramMainProcess);
+    let main: u32 = named.field("program_pid").unwrap().parse().unwrap();
+    assert_ne!(main, started(&line, 1));
+    line.assert_serves();
+    let table = line.asked(&["status"]).well();
+    let row = table.lines().find(|row| row.ends_with("  1       well and up"));
+    let shown =
+        row.and_then(|row| row.split_whitespace().nth(1)).unwrap_or_else(|| panic!("{table}"));
+    assert_eq!(shown, main.to_string(), "{table}");
+    signal(main, Signal::SIGKILL);
+    line.wait_for(1, Event::ProgramRestarting);
+    assert!(line.text().contains("the program ended, with SIGKILL"), "{}", line.text());
+    line.wait_for_count(2, Event::ProgramMainProcess);
+    line.assert_serves();
+    line.signal(1, Signal::SIGTERM);
+    line.wait_for_end();
+}
+
+#[test]
+fn a_program_that_leaves_the_foreground_fails_the_reload() {
+    let line = run_app(&good(), &[], &PRIVATE);
+    put(line.folder(), &format!("{REAL} \"$@\" & exit 0"));
+    line.asked(&["reload"]).names(70, &["exit code 0; it must stay in the foreground"]);
+    line.assert_serves();
+}
+
+#[test]
+fn without_restart_the_exit_code_is_that_of_the_program() {
+    let script = format!("trap 'kill $!; exit 7' TERM; {REAL} \"$@\" & wait; exit 1");
+    let line = run_app(&script, &["--restart", "never"], &PRIVATE);
+    line.assert_serves();
+    signal(started(&line, 1), Signal::SIGTERM);
+    assert_eq!(line.exit_code(1), 7);
+}
+
+/// The counters of a private program do not name its address, which each generation changes.
+#[test]
+fn metrics_are_served_beside_a_program() {
+    for (arguments, clients) in [(PRIVATE, true), (INHERITING, false)] {
+        let line = run_app(&good(), &["--metrics", "127.0.0.1:0", "--bake", "0"], &arguments);
+        for _ in 0..3 {
+            Client::once(&line.address(), b"12345").unwrap();
+            line.asked(&["reload", "--wait-drained"]).well();
+        }
+        let metrics = request(&line.address_of("metrics"), "GET /metrics HTTP/1.1");
+        assert!(metrics.contains("\nhandoffd_program_starts_total 4\n"), "{metrics}");
+        assert!(metrics.contains("\nhandoffd_program_exits_total{code=\"0\"} 3\n"), "{metrics}");
+        let of_upstream = "\nhandoffd_upstream_connections_total{listener=\"web\",upstream=";
+        let counted = format!("{of_upstream}\"instance-0\"}} 3\n");
+        assert_eq!(metrics.contains(&counted), clients, "{metrics}");
+        assert!(metrics.matches(of_upstream).count() < 2, "{metrics}");
+    }
+}
+
+/// The settings of forwarded connections apply to those of a private program.
+#[test]
+fn an_idle_connection_to_a_program_is_closed() {
+    let line = run_app(&good(), &["--idle-timeout", "100ms"], &PRIVATE);
+    let mut client = Client::connect(&line.address()).unwrap();
+    client.echo(b"12345").unwrap();
+    client.expect_end().unwrap();
+}
