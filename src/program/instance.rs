@@ -1,8 +1,9 @@
-//! One process of a program: it is started, watched, started again when it ends, and stopped.
+//! One process of a program. This module starts the process, watches it, restarts it when it ends,
+//! and stops it.
 //!
-//! The task of an instance owns its process. The data plane gives orders and reads the state. If
-//! the task is dropped, the process and its group are killed, so no program outlives its
-//! generation.
+//! Each instance has a task that owns the process. The data plane gives orders to the task and
+//! reads its state. If the task is dropped, the process and its group are killed, so no program
+//! outlives its generation.
 
 use std::convert::Infallible;
 use std::io;
@@ -28,52 +29,52 @@ use crate::net::Listener;
 use crate::report::ProgramCounters;
 use crate::sys::child::Child;
 
-/// The pauses before a program is started again: the first, and the longest. Each is twice as long
-/// as the one before.
+/// The first and the longest pause before a program is restarted. Each pause is twice as long as
+/// the previous one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// How long the last words of a program that has ended may take to arrive.
+/// How long to wait for the last lines of standard error after a program has ended.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
-/// The pause between two looks at a process group that shall end.
+/// The pause between two checks whether a process group has ended.
 const GROUP_PAUSE: Duration = Duration::from_millis(20);
 
-/// What an instance shall do.
+/// An order from the data plane to an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// Run. If the program fails, the generation fails too, because it is on probation.
+    /// Run the program. If the program fails, the generation fails too, because it is on probation.
     Prove,
-    /// Run. If the program fails, start it again.
+    /// Run the program. If the program fails, start it again.
     Run,
-    /// Serve the connections that are left. If the program ends, do not start it again.
+    /// Let the program serve its remaining connections. If the program ends, do not start it again.
     Finish,
-    /// End, as the program itself ends.
+    /// Ask the program to end, and give it time to do so.
     Stop,
-    /// End at once.
+    /// Kill the program at once.
     Kill,
 }
 
 impl Order {
-    /// Returns whether a program that is not running is to be started.
+    /// Returns whether to start the program if it is not running.
     pub(super) const fn runs(self) -> bool {
         matches!(self, Self::Prove | Self::Run)
     }
 }
 
-/// What an instance does.
+/// The state of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InstanceState {
     Starting,
     Ready(ReadyBy),
     Stopping,
-    /// It has ended, and is about to be started again.
+    /// The process has ended and is about to be started again.
     Restarting,
-    /// It has failed, and is not started again.
+    /// The process has failed and will not be started again.
     Failed,
-    /// No process of it is left.
+    /// No process of the instance is left.
     Ended,
 }
 
-/// What an operator sees of an instance.
+/// The details of an instance that status reports show.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
     pub(super) pid: Option<u32>,
@@ -81,8 +82,8 @@ pub(super) struct Facts {
     pub(super) counters: ProgramCounters,
 }
 
-/// The listeners that a program is started with. The data plane empties the list when it stops
-/// accepting, so that no copy keeps a closed listener open.
+/// The listeners that a program inherits when it starts. The data plane empties the list at the
+/// start of a drain, so that no copy keeps a closed listener open.
 pub(super) type SharedListeners = Arc<Mutex<Vec<Listener>>>;
 
 /// One process of a program.
@@ -99,19 +100,20 @@ pub(super) struct Instance {
     pub(super) facts: Arc<Mutex<Facts>>,
 }
 
-/// How the life of one process has ended.
+/// How one run of the program ended.
 enum Lived {
-    /// It was told to stop.
+    /// The program was told to stop.
     Stopped,
-    /// It ended by itself, or could not start. The text is the reason.
+    /// The program ended by itself, failed its check, or could not be started. The text is the
+    /// reason.
     Failed(String),
 }
 
-/// A running process, whose group is killed when this value is dropped.
+/// A running process. Dropping this value kills the process group.
 struct Running {
     child: Child,
     words: LastWords,
-    /// A channel that closes when the last words have arrived.
+    /// A channel that closes when standard error has been read to its end.
     written: oneshot::Receiver<Infallible>,
 }
 
@@ -129,7 +131,7 @@ impl Drop for Running {
 }
 
 impl Instance {
-    /// Runs the program as ordered, until the data plane is gone.
+    /// Follows the orders of the data plane until the data plane is dropped.
     pub(super) async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -165,7 +167,8 @@ impl Instance {
         self.orders.borrow().runs()
     }
 
-    /// Waits before the program is started again, or until it is told to stop if it is not.
+    /// Reports a failure of the program. Then waits before the next start, or, if there is none,
+    /// until the program is told to stop.
     async fn failed(&mut self, reason: String, pause: Duration) {
         let is_final =
             *self.orders.borrow() == Order::Prove || self.config.restart == Restart::Never;
@@ -187,7 +190,7 @@ impl Instance {
         let _ = timeout(pause, self.orders.wait_for(|order| !order.runs())).await;
     }
 
-    /// Starts the program once, and waits until it has ended.
+    /// Starts the program once, and waits until that process has ended.
     async fn live(&self) -> Lived {
         let (mut running, probe, pipe) = match self.start() {
             Ok(started) => started,
@@ -274,7 +277,7 @@ impl Instance {
         }
     }
 
-    /// Returns how the program ended, with its last words, as a part of a sentence.
+    /// Describes how the program ended, with its last lines of output, as a part of a message.
     async fn end_of(&self, status: io::Result<ExitStatus>, running: &mut Running) -> String {
         let status = match status {
             Ok(status) => {
@@ -307,7 +310,8 @@ impl Instance {
         self.state.send_replace(InstanceState::Ready(by));
     }
 
-    /// Asks the program to end. Kills its whole group if it does not end in time.
+    /// Asks the program to end. Kills the whole process group if the program does not end before
+    /// the timeout.
     async fn stop(&self, running: &mut Running) {
         let (pid, signal) = (running.child.pid(), self.config.stop_signal);
         tracing::info!(
@@ -326,7 +330,7 @@ impl Instance {
                         self.count(|counters| counters.ended(status));
                     }
                     has_ended = true;
-                    // Processes that the program leaves behind are told to stop as well.
+                    // Ask the processes that the program has left behind to end too.
                     running.child.signal_group(signal.0);
                 }
                 _ = orders.wait_for(|order| *order == Order::Kill) => break,
@@ -373,7 +377,7 @@ impl Instance {
     }
 }
 
-/// Returns how a process ended, as a part of a sentence.
+/// Describes how a process ended, as a part of a message.
 fn ended(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),

@@ -1,8 +1,9 @@
-//! The data plane whose server is a program.
+//! The data plane of a generation whose server is an external program.
 //!
-//! It starts the program, and is ready when the program is. A program that inherits the listeners
-//! accepts by itself. For a private program, the built-in server accepts and forwards to it, and
-//! the program is told to stop when its last connection has ended.
+//! The data plane starts the program, and is ready when the program is. A program that inherits the
+//! listeners accepts connections itself. For a program with a private address, the built-in server
+//! accepts connections and forwards them. The program is told to stop when its last connection has
+//! ended.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,8 +29,8 @@ use crate::report::{Connections, Counters, ProgramReport, ProgramState};
 use crate::server::{Server, Workers};
 use crate::service::Proxy;
 
-/// How long a client waits for a private program that is not there, if nothing else is configured.
-/// Clients have shorter timeouts of their own.
+/// How long a client waits, by default, while a private program is not running. The client's own
+/// timeout is normally much shorter.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// The data plane of a generation that runs a program.
@@ -39,9 +40,10 @@ pub(crate) struct ProgramPlane {
     generation: Generation,
     drain_timeout: Duration,
     folder: Folder,
-    /// The server that forwards to a private program.
+    /// The built-in server that forwards connections to a private program.
     relay: Option<Server<Proxy>>,
-    /// Whether the relay serves the listeners, because the program turned out to be private.
+    /// Whether the relay serves the listeners. This is decided when the program is ready, because
+    /// only then is it known whether the program is private.
     relays: bool,
     private: Vec<Option<Address>>,
     listeners: SharedListeners,
@@ -49,27 +51,28 @@ pub(crate) struct ProgramPlane {
     orders: watch::Sender<Order>,
     instances: Vec<Observed>,
     tasks: JoinSet<()>,
-    /// Why an instance has failed for good, if one has.
+    /// The reason why an instance has failed and is not restarted. `None` while there is no such
+    /// instance.
     failures: watch::Sender<Option<String>>,
-    /// Whether the handoff to this generation is committed. Before, a program that fails is not
-    /// started again: the handoff is rolled back.
+    /// Whether the handoff to this generation is committed. Before the commit, a failure of the
+    /// program rolls back the handoff instead of restarting the program.
     is_committed: bool,
-    /// When to tell a private program to stop although connections are left.
+    /// When to tell a private program to stop even if it still has connections.
     stop_at: Option<Instant>,
 }
 
-/// How far a start of the data plane has come.
+/// The progress of starting the data plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// The program is not ready yet.
     Starting,
     /// The program is ready. The relay, if it serves the listeners, has begun to accept.
     Accepting,
-    /// The data plane serves, or it was never started.
+    /// The start is complete, or the data plane was never started.
     Settled,
 }
 
-/// What the data plane sees of an instance.
+/// The data plane's view of an instance.
 #[derive(Debug)]
 struct Observed {
     state: watch::Receiver<InstanceState>,
@@ -80,7 +83,8 @@ impl ProgramPlane {
     /// Creates a data plane that has started nothing yet.
     ///
     /// # Errors
-    /// [`Error::System`] if the folder of the generation or a private address cannot be had.
+    /// [`Error::System`] if the generation's folder cannot be created, or no private address is
+    /// available.
     pub(crate) fn new(
         program: ProgramConfig,
         generation: Generation,
@@ -98,10 +102,11 @@ impl ProgramPlane {
             let upstreams = Upstreams::new(upstreams)?;
             let proxy = match &program.relay {
                 Some(relay) => ProxyConfig { upstreams, ..(**relay).clone() },
-                // Clients wait while the program is started again.
+                // Let clients wait while the program is started again.
                 None => ProxyConfig { connect_patience: PATIENCE, ..ProxyConfig::to(upstreams) },
             };
-            // A connection stays with the program that has answered it so far.
+            // Drain the connections at a handoff, because a connection cannot move to another
+            // process of the program.
             let config = Config { on_handoff: OnHandoff::Drain, ..config.clone() };
             Some(Server::new(Proxy::new(proxy), workers, config))
         } else {
@@ -126,7 +131,7 @@ impl ProgramPlane {
         })
     }
 
-    /// Starts the task of each instance, which waits for orders.
+    /// Starts the task of each instance. The tasks then wait for orders.
     fn prepare(&mut self) -> Result<(), Error> {
         for (number, private) in self.private.iter().enumerate() {
             let path = self.folder.path().join(format!("notify-{number}"));
@@ -152,7 +157,8 @@ impl ProgramPlane {
         Ok(())
     }
 
-    /// Waits until every instance is ready, and returns whether any accepts on its private address.
+    /// Waits until every instance is ready. Returns whether the program is private, so that the
+    /// relay must serve the listeners.
     async fn all_ready(&self) -> bool {
         let mut is_private = false;
         for observed in &self.instances {
@@ -170,7 +176,8 @@ impl ProgramPlane {
         }
     }
 
-    /// Waits until the program is ready, and the relay accepts for a private program. Cancel safe.
+    /// Waits until the program is ready and, if it is private, until the relay accepts connections.
+    /// Cancel safe.
     async fn start_serving(&mut self) -> Result<(), Error> {
         if self.phase == Phase::Starting {
             self.relays = self.all_ready().await;
@@ -186,7 +193,7 @@ impl ProgramPlane {
         Ok(())
     }
 
-    /// Gives the order `new` if the last one was `old`.
+    /// Gives the order `new`, but only if the current order is `old`.
     fn replace(&self, old: Order, new: Order) {
         self.orders.send_if_modified(|order| {
             let is_old = *order == old;
@@ -274,7 +281,7 @@ impl DataPlane for ProgramPlane {
         let last = self.drain_timeout.saturating_sub(self.config.stop_timeout);
         let last = last.max(self.drain_timeout / 2);
         self.stop_at = Instant::now().checked_add(last);
-        // A copy would keep a listener open that is closed now.
+        // Drop our copies of the listeners, because a copy would keep a closed listener open.
         listeners(&self.listeners).clear();
         let order = match self.relaying_mut() {
             Some(relay) => {
@@ -303,7 +310,7 @@ impl DataPlane for ProgramPlane {
         }
         for observed in &self.instances {
             let mut state = observed.state.clone();
-            // An error means that the task is gone, and with it the process.
+            // An error means that the task has ended, and so has its process.
             let _ = state.wait_for(|state| *state == InstanceState::Ended).await;
         }
     }
@@ -359,7 +366,8 @@ impl DataPlane for ProgramPlane {
             return PlaneEvent::TakenOver;
         }
         let failed = failure(self.failures.subscribe());
-        // The program may be started again without being awaited, after the successor has died.
+        // Continue the start even if the caller does not await it. This happens when the program is
+        // started again because the successor has died.
         if self.phase != Phase::Settled && !awaited.drained {
             tokio::select! {
                 biased;
@@ -384,7 +392,7 @@ fn listeners(shared: &SharedListeners) -> MutexGuard<'_, Vec<Listener>> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits until an instance has failed for good, and returns the reason.
+/// Waits until an instance has failed and is not started again. Returns the reason.
 async fn failure(mut failures: watch::Receiver<Option<String>>) -> Error {
     let what = failures.wait_for(Option::is_some).await.ok().and_then(|what| what.clone());
     Error::ProgramFailed { what: what.unwrap_or_default() }

@@ -1,5 +1,5 @@
-//! The settings of a proxy: each is a key of a table `[listener.NAME]`, and a flag of the command
-//! `proxy`.
+//! The settings of a proxy. Each is both a key of a table `[listener.NAME]` and a flag of the
+//! command `proxy`.
 
 use std::collections::HashSet;
 
@@ -16,8 +16,9 @@ use super::value::{Given, list, set, value};
 
 /// The settings of a proxy. A field that is `None` was not given.
 ///
-/// A field is declared once: its name is the key, and with dashes the flag. Its comment is the help
-/// text, which ends with the default. `docs/handoffd.toml` gives the reasons.
+/// Each field declares both a key and a flag. The key has the field's name, and the flag has the
+/// same name with dashes. The field's comment is the help text, which ends with the default.
+/// `docs/handoffd.toml` explains each setting.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ProxySettings {
@@ -83,8 +84,8 @@ pub(crate) struct ProxySettings {
     pub(super) health: HealthSettings,
 }
 
-/// The settings of a proxy that say how it finds out that an upstream fails. They are read apart
-/// from [`ProxySettings`], because `serde(flatten)` loses the positions of the values.
+/// The settings of a proxy for the detection of failing upstreams. They are parsed separately from
+/// [`ProxySettings`], because `serde(flatten)` loses the positions of the values.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct HealthSettings {
@@ -131,7 +132,7 @@ impl ProxySettings {
         Ok(config)
     }
 
-    /// Checks that each setting that has no effect alone is given beside the other.
+    /// Checks that no setting is given without the other setting that it depends on.
     fn check_pairs(&self, source: SettingSource) -> Result<(), Mistake> {
         let alone = |timeout: &Given<Wait>, setting, other| {
             let (setting, other) = (source.name(setting), source.name(other));
@@ -170,8 +171,8 @@ fn upstreams(list: Vec<Given<UpstreamTarget>>) -> Result<Upstreams, Mistake> {
     upstreams.map_err(|error| Mistake::at(None, error.to_string()))
 }
 
-/// Checks that clients from at least one of the networks can reach one of the addresses. If none
-/// can, the setting is a mistake, and the proxy would forward PROXY headers to the upstream as
+/// Checks that clients from at least one of the networks can reach one of the addresses. If none of
+/// them can, the setting is a mistake, and the proxy would forward PROXY headers to the upstream as
 /// data.
 fn check_networks(networks: &[Given<Network>], addresses: &[&Address]) -> Result<(), Mistake> {
     let reach = |network: &Given<Network>| {
